@@ -1,0 +1,62 @@
+# Every target makes the virtual environment that it needs, once. Another Python: make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
+
+# Files that say what the environment holds; `.venv/.dev` stands for everything in `.venv/.local`, too.
+MADE := $(VENV)/.made
+LOCAL := $(VENV)/.local
+DEV := $(VENV)/.dev
+PINS := pyproject.toml constraints.txt
+
+# An environment whose Python is gone, or that was made in another folder, is made anew.
+_ := $(shell "$(BIN)/python" -c "" 2>/dev/null && [ "`cat $(MADE) 2>/dev/null`" = "$(CURDIR)" ] \
+	|| rm -f $(MADE) $(LOCAL) $(DEV))
+
+.NOTPARALLEL:
+.PHONY: help demo test up lint bench venv
+
+help:
+	@echo "make demo    start everything, ingest examples/documents, ask two questions, stop"
+	@echo "make up      start everything on this machine and keep it running"
+	@echo "make test    run the tests"
+	@echo "make lint    check style, types and import contracts"
+	@echo "make bench   measure ingestion and submission"
+	@echo "make venv    only make the virtual environment"
+
+demo: $(LOCAL)
+	@$(BIN)/python examples/demo.py
+
+up: $(LOCAL)
+	@exec $(BIN)/sluice up
+
+test: $(DEV)
+	$(BIN)/python -m pytest
+
+lint: $(DEV)
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+bench: $(DEV)
+	$(BIN)/python bench/ingest.py
+	$(BIN)/python bench/submit.py
+
+venv: $(DEV)
+
+$(MADE):
+	@sh deploy/preflight.sh before "$(PYTHON)"
+	@"$(PYTHON)" -m venv --clear $(VENV)
+	@printf '%s' "$(CURDIR)" > $@
+
+$(LOCAL): $(MADE) $(PINS)
+	@echo "Installing Sluice into $(VENV) (some minutes the first time) ..."
+	@$(PIP) -e ".[local]" || sh deploy/preflight.sh after "$(PYTHON)"
+	@touch $@
+
+$(DEV): $(MADE) $(PINS)
+	@echo "Installing Sluice and its tools into $(VENV) (some minutes the first time) ..."
+	@$(PIP) -e ".[dev]" || sh deploy/preflight.sh after "$(PYTHON)"
+	@touch $(LOCAL) $@

@@ -1,0 +1,93 @@
+"""Exceptions become problems here, and nowhere else. No answer shows a stack trace."""
+
+import logging
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from psycopg.errors import UndefinedColumn, UndefinedTable
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from api.cursors import BadCursor
+from api.problems import problem
+from api.validation import refusal
+from shared.errors import (
+    Conflict,
+    InvalidInput,
+    NotFound,
+    QueueFull,
+    SluiceError,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
+
+log = logging.getLogger(__name__)
+
+STATUS: dict[type[SluiceError], int] = {
+    NotFound: 404,
+    Conflict: 409,
+    InvalidInput: 422,
+    TooLarge: 413,
+    QueueFull: 429,
+    Unauthorized: 401,
+    Unavailable: 503,
+    BadCursor: 400,
+}
+NOT_FOUND = "There is nothing at {path}. The paths are listed at /docs."
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(SluiceError, _domain)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(DBAPIError, _database)
+    app.add_exception_handler(PoolTimeout, _database)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _domain(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, SluiceError)
+    status = next((code for type_, code in STATUS.items() if isinstance(error, type_)), 500)
+    headers = {}
+    if isinstance(error, QueueFull):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem(status, error.message, headers=headers)
+
+
+def _validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return refusal(request, error)
+
+
+def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = str(error.detail)
+    if error.status_code == 404:
+        detail = NOT_FOUND.format(path=request.url.path)
+    elif error.status_code == 405:
+        detail = f"{request.method} is not a method of {request.url.path}."
+    return problem(error.status_code, detail, headers=error.headers)
+
+
+def _database(request: Request, error: Exception) -> Response:
+    """Postgres is down, unreachable or too slow; anything else of the database is our fault."""
+    if isinstance(error, DBAPIError) and isinstance(error.orig, UndefinedTable | UndefinedColumn):
+        return problem(503, "The database lacks tables of this version; run `sluice migrate`.")
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    if not lost and not isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        log.error("database error in %s %s", request.method, request.url.path, exc_info=error)
+        return _unexpected(request, error)
+    log.warning("database unavailable: %s", error)
+    return problem(
+        503,
+        "The database (SLUICE_DATABASE_URL) does not answer. Try again shortly.",
+        headers={"Retry-After": "1"},
+    )
+
+
+def _unexpected(_request: Request, _error: Exception) -> Response:
+    return problem(500, "The API failed; its log tells why. Please report this.")

@@ -1,0 +1,284 @@
+"""The shapes that clients send and get, apart from the inputs of kinds (`shared/payloads.py`)."""
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from uuid import UUID
+
+from pydantic import AnyHttpUrl, AwareDatetime, BaseModel, ConfigDict, Field
+
+from shared.config import Settings
+from shared.documents import ChunkView, DocumentView
+from shared.estimates import Estimate
+from shared.jobs import State
+from shared.models import File, Job
+from shared.payloads import (
+    EmbedInput,
+    EraseInput,
+    IngestInput,
+    Kind,
+    RagInput,
+    SearchInput,
+    Shape,
+)
+from shared.queue import Lane, LaneRank
+
+YEAR_S = 366 * 86_400
+
+
+class Webhook(Shape):
+    """Where to POST when the job has ended; with a secret, signed as Standard Webhooks are."""
+
+    url: AnyHttpUrl
+    secret: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+
+
+class NewJobBase(Shape):
+    lane: Lane | None = None
+    """`normal` unless set; `interactive` with `Prefer: wait`."""
+    metadata: dict[str, Any] = {}
+    webhook: Webhook | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=YEAR_S)] | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=20)] | None = None
+    run_after: AwareDatetime | None = None
+
+
+class NewIngest(NewJobBase):
+    kind: Literal[Kind.INGEST]
+    input: IngestInput
+
+
+class NewEmbed(NewJobBase):
+    kind: Literal[Kind.EMBED]
+    input: EmbedInput
+
+
+class NewSearch(NewJobBase):
+    kind: Literal[Kind.SEARCH]
+    input: SearchInput
+
+
+class NewRag(NewJobBase):
+    kind: Literal[Kind.RAG]
+    input: RagInput
+
+
+class NewErase(NewJobBase):
+    kind: Literal[Kind.ERASE]
+    input: EraseInput
+
+
+JobRequest = Annotated[
+    NewIngest | NewEmbed | NewSearch | NewRag | NewErase, Field(discriminator="kind")
+]
+
+
+class BatchRequest(Shape):
+    jobs: Annotated[list[JobRequest], Field(min_length=1)]
+
+
+class BatchView(BaseModel):
+    ids: list[UUID]
+
+
+class ErrorView(BaseModel):
+    type: str
+    message: str
+
+
+class ProgressView(BaseModel):
+    done: int
+    total: int | None
+    unit: str | None
+
+
+class JobView(BaseModel):
+    """A job. `position` counts the steps that are served before it; both estimates may be null."""
+
+    id: UUID
+    kind: str
+    state: State
+    lane: Lane
+    queue: str
+    input: dict[str, Any]
+    result: dict[str, Any] | None = None
+    error: ErrorView | None = None
+    progress: ProgressView
+    position: int | None = None
+    eta_s: float | None = None
+    attempt: int
+    max_attempts: int
+    metadata: dict[str, Any]
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @classmethod
+    def of(cls, job: Job, estimate: Estimate) -> "JobView":
+        error = job.error or {}
+        return cls.model_construct(
+            id=job.id,
+            kind=job.kind,
+            state=State(job.state),
+            lane=LaneRank(job.lane).lane,
+            queue=job.queue,
+            input=job.input,
+            result=job.result,
+            error=ErrorView(type=str(error.get("type", "")), message=str(error.get("message", "")))
+            if job.error
+            else None,
+            progress=ProgressView(
+                done=job.progress_done, total=job.progress_total, unit=job.progress_unit
+            ),
+            position=estimate.position,
+            eta_s=estimate.eta_s,
+            attempt=job.attempt,
+            max_attempts=job.max_attempts,
+            metadata=job.meta,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+        )
+
+
+ItemT = TypeVar("ItemT")
+
+
+class Items(BaseModel, Generic[ItemT]):
+    items: list[ItemT]
+
+
+class Page(Items[ItemT], Generic[ItemT]):
+    next_cursor: str | None = None
+    """Pass it as `cursor` for the next page; null on the last."""
+
+
+class CollectionSpec(Shape):
+    """What a new collection is to be; the server's embedding model unless one is named."""
+
+    embedding_model: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    dimension: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    distance: Literal["cosine", "l2", "ip"] = "cosine"
+
+
+class CollectionView(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    embedding_model: str
+    dimension: int | None
+    distance: str
+    documents: int
+    chunks: int
+    created_at: datetime
+
+
+class DocumentOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    collection: str
+    source: str
+    sha256: str
+    content_hash: str
+    size_bytes: int
+    chunks: int
+    metadata: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, view: DocumentView) -> "DocumentOut":
+        return cls.model_validate(view)
+
+
+class ChunkOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    ordinal: int
+    start: int
+    text: str
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(cls, view: ChunkView) -> "ChunkOut":
+        return cls.model_validate(view)
+
+
+class FileView(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    name: str
+    size_bytes: int
+    sha256: str
+    content_type: str | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, file: File) -> "FileView":
+        return cls.model_validate(file)
+
+
+class ModelView(BaseModel):
+    """A model that can run here; `default` says that its kinds use it unless told otherwise."""
+
+    reference: str
+    kinds: list[Kind]
+    default: bool
+
+
+class QueueView(BaseModel):
+    """`messages` is null where Redis does not answer."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    queued: int
+    running: int
+    paused: bool
+    messages: int | None
+
+
+class WorkerView(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    hostname: str
+    pid: int
+    queues: list[str]
+    concurrency: int
+    started_at: datetime
+    last_seen_at: datetime
+    alive: bool
+
+
+class CheckView(BaseModel):
+    ok: bool
+    detail: str
+
+
+class ReadinessView(BaseModel):
+    status: Literal["ready", "not ready"]
+    checks: dict[str, CheckView]
+
+
+class ProblemView(BaseModel):
+    """RFC 9457, `application/problem+json`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, str]] | None = None
+
+
+def models(settings: Settings) -> list[ModelView]:
+    """What can run: the configured embedding model, and the answerer of this version."""
+    return [
+        ModelView(
+            reference=settings.embedding_model,
+            kinds=[Kind.EMBED, Kind.INGEST, Kind.SEARCH, Kind.RAG],
+            default=True,
+        ),
+    ]

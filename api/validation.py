@@ -1,0 +1,70 @@
+"""What pydantic found wrong with a request, in words that name the field and the remedy."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+
+from api.problems import problem
+from shared.payloads import Kind
+
+SHOWN = 3
+# What pydantic says of these does not tell the user what to do.
+REMEDIES = {
+    "timezone_aware": "give a time zone, as in 2026-11-24T12:00:00Z",
+    "extra_forbidden": "there is no such field; check its name",
+    "missing": "is required",
+}
+PLACES = {"body", "query", "path", "header"}
+# Members of unions show in pydantic's places, but not in the document that the user sent.
+KIND_TAGS = set(Kind)
+ITEM_TAGS = {*Kind, "file", "text"}
+
+
+def refusal(request: Request, error: RequestValidationError) -> Response:
+    """422 with an entry for each field; 415 where the whole body is of another type."""
+    found = error.errors()
+    if any(tuple(entry["loc"]) in {("body",), ("body", "file")} for entry in found):
+        other = _other_content_type(request)
+        if other is not None:
+            return other
+    entries = [{"field": _field(e["loc"]), "message": _message(e)} for e in found]
+    lines = [f"{entry['field']}: {entry['message']}" for entry in entries[:SHOWN]]
+    more = f"; and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""
+    return problem(422, "; ".join(lines) + more, errors=entries)
+
+
+def _other_content_type(request: Request) -> Response | None:
+    """Of a body of another type, validation would only say that it is no object."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    wants_file = request.url.path == "/v1/files"
+    wanted = "multipart/form-data" if wants_file else "application/json"
+    is_json = given == "application/json" or given.endswith("+json")
+    if (given == wanted) if wants_file else is_json:
+        return None
+    if request.headers.get("content-length", "0") == "0" and not given:
+        return None
+    detail = f"Send this body with Content-Type: {wanted}; it came with {given or 'none'}."
+    return problem(415, detail, headers={"Accept": wanted})
+
+
+def _field(loc: Sequence[str | int]) -> str:
+    parts: list[str] = []
+    for n, part in enumerate(loc):
+        if n == 0 and part in PLACES:
+            continue
+        if (n == 1 and part in KIND_TAGS) or (isinstance(loc[n - 1], int) and part in ITEM_TAGS):
+            continue
+        parts.append(str(part))
+    return ".".join(parts) or "body"
+
+
+def _message(entry: Mapping[str, Any]) -> str:
+    if entry["type"] == "union_tag_invalid":
+        context = entry["ctx"]
+        return f"{context['tag']!r} is none of {context['expected_tags']}"
+    if entry["type"] == "union_tag_not_found":
+        return f"{entry['ctx']['discriminator']} is required"
+    text = str(REMEDIES.get(entry["type"], entry["msg"]))
+    return text.removeprefix("Value error, ")

@@ -1,0 +1,83 @@
+"""Progress of long work on stderr: bars with rate and remaining time, or a line now and then."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from cli.output import say, stderr
+from cli.sending import Advance, Phase
+
+_LINE_EVERY_S = 10.0
+_NAMES: Mapping[Phase, str] = {"check": "Checking", "upload": "Uploading", "ingest": "Ingesting"}
+
+
+class _Count(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        total = "" if task.total is None else f"/{task.total:,.0f}"
+        return Text(f"{task.completed:,.0f}{total} {task.fields['unit']}")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f}/s", style="dim")
+
+
+@contextmanager
+def bars(names: Mapping[Phase, str] = _NAMES) -> Iterator[Callable[[Advance], None]]:
+    """What to call with each `Advance`."""
+    console = stderr()
+    if not console.is_terminal:
+        yield _lines(names)
+        return
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        _Count(),
+        _Rate(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console) as progress:
+        tasks = {}
+
+        def show(advance: Advance) -> None:
+            if advance.phase not in tasks:
+                name = names[advance.phase]
+                tasks[advance.phase] = progress.add_task(name, total=None, unit=advance.unit)
+            progress.update(
+                tasks[advance.phase],
+                completed=advance.done,
+                total=advance.total,
+                unit=advance.unit,
+            )
+
+        yield show
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A sign of life on a terminal, for what has no measure of progress."""
+    console = stderr()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(f"{what} …"):
+        yield
+
+
+def _lines(names: Mapping[Phase, str]) -> Callable[[Advance], None]:
+    """For logs: a line every ten seconds."""
+    last = time.monotonic()
+
+    def show(advance: Advance) -> None:
+        nonlocal last
+        if time.monotonic() - last < _LINE_EVERY_S:
+            return
+        last = time.monotonic()
+        total = "" if advance.total is None else f" of {advance.total:,}"
+        say(f"{names[advance.phase]}: {advance.done:,}{total} {advance.unit}")
+
+    return show

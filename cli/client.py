@@ -1,0 +1,170 @@
+"""The Python client of Sluice's HTTP API: typed, synchronous, safe to share between threads.
+
+    with Client() as sluice:
+        sluice.ingest("handbook", ["docs/"])
+        print(sluice.ask("handbook", "How do I renew my pass?").answer)
+
+Every submit carries an `Idempotency-Key`, so that a repeated request is the same job. Errors are
+`cli.errors`, all of them `SluiceError`. This module knows the calls; `cli/transport.py` does HTTP
+and retries, `cli/follow.py` events, `cli/ingest.py` bulk uploads.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from cli import ingest as bulk
+from cli.calls import Calls
+from cli.errors import WaitTimeout
+from cli.sending import PARALLEL_UPLOADS
+from cli.settings import ClientSettings, find_url
+from cli.sources import discover, given
+from cli.transport import Retries, Transport
+from cli.wire import Answer, Embeddings, Hit
+
+_PREFER_S = 20.0
+"""How long one answer is held back; what takes longer is followed through its events."""
+
+
+class Client(Calls):
+    """A connection to one API: `url`, else `SLUICE_URL`, else the running local stack.
+
+    `timeout_s` bounds each answer, `retries` how long failing calls are repeated; `notify` is
+    told what the client waits for, in sentences.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        retries: Retries | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
+        settings = ClientSettings()
+        if api_key is None and settings.api_key is not None:
+            api_key = settings.api_key.get_secret_value()
+        told = notify or (lambda _: None)
+        transport = Transport(
+            url or find_url(settings),
+            api_key=api_key,
+            timeout_s=timeout_s,
+            retries=retries or Retries(),
+            notify=told,
+        )
+        super().__init__(transport, told)
+
+    def close(self) -> None:
+        self.transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Whole tasks: submit, wait, and the result
+
+    def ingest(
+        self,
+        collection: str,
+        paths: Sequence[str | Path] = (),
+        *,
+        texts: Mapping[str, str] | None = None,
+        splitter: Mapping[str, Any] | None = None,
+        csv: Mapping[str, Any] | None = None,
+        on_existing: Literal["skip", "replace"] = "skip",
+        metadata: Mapping[str, Any] | None = None,
+        lane: str | None = None,
+        parallel_uploads: int = PARALLEL_UPLOADS,
+        wait: bool = True,
+        timeout_s: float | None = None,
+    ) -> bulk.IngestReport:
+        """Files, folders, globs, and `texts` by name into a collection, made where it is missing.
+
+        A file that is refused is an entry in the report's `errors`. Raises `JobFailed`,
+        `JobCancelled` or `WaitTimeout` for the job as a whole.
+        """
+        found = discover([str(path) for path in paths])
+        options = bulk.IngestOptions(
+            splitter=splitter, csv=csv, on_existing=on_existing, metadata=metadata, lane=lane
+        )
+        return bulk.ingest(
+            self,
+            collection,
+            [*found.documents, *given(texts or {})],
+            options=options,
+            parallel_uploads=parallel_uploads,
+            wait=wait,
+            timeout_s=timeout_s,
+        )
+
+    def search(
+        self,
+        collection: str,
+        query: str,
+        *,
+        k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Hit]:
+        asked = {"collection": collection, "query": query} | _retrieval(k, filter)
+        result = self._result("search", asked, timeout_s)
+        return [Hit.model_validate(hit) for hit in result["hits"]]
+
+    def ask(
+        self,
+        collection: str,
+        question: str,
+        *,
+        k: int | None = None,
+        model: str | None = None,
+        filter: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """An answer from the documents of a collection, with its citations."""
+        asked = {"collection": collection, "question": question} | _retrieval(k, filter)
+        if model is not None:
+            asked["model"] = model
+        return Answer.model_validate(self._result("rag", asked, timeout_s))
+
+    def embed(
+        self, texts: Sequence[str], *, model: str | None = None, timeout_s: float | None = None
+    ) -> Embeddings:
+        asked: dict[str, Any] = {"texts": list(texts)}
+        if model is not None:
+            asked["model"] = model
+        return Embeddings.model_validate(self._result("embed", asked, timeout_s))
+
+    def _result(
+        self, kind: str, asked: Mapping[str, Any], timeout_s: float | None
+    ) -> dict[str, Any]:
+        """Submit in the lane of those who wait, and wait."""
+        started = time.monotonic()
+        wait_s = _PREFER_S if timeout_s is None else min(_PREFER_S, timeout_s)
+        job = self.submit(kind, asked, lane="interactive", wait_s=wait_s)
+        if not job.ended and timeout_s is None:
+            job = self.wait(job.id)
+        elif not job.ended and timeout_s is not None:
+            left_s = timeout_s - (time.monotonic() - started)
+            try:
+                job = self.wait(job.id, timeout_s=max(0.0, left_s))
+            except WaitTimeout:
+                raise WaitTimeout(job.id, timeout_s) from None
+        return job.require_success().result or {}
+
+
+def _retrieval(k: int | None, filter: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is not given is left to the server's defaults."""
+    asked: dict[str, Any] = {} if k is None else {"k": k}
+    if filter:
+        asked["search"] = {"type": "similarity", "filter": dict(filter)}
+    return asked

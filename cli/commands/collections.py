@@ -1,0 +1,97 @@
+"""`sluice collections`: list, make, show and delete collections."""
+
+import click
+
+from cli.bars import waiting
+from cli.client import Client
+from cli.options import ListByDefault, confirm, with_client
+from cli.output import ago, plural, print_json, print_table, print_text, say
+from cli.wire import Collection
+
+
+@click.group(cls=ListByDefault)
+def collections() -> None:
+    """List, create, show and delete collections (alone: list)."""
+
+
+@collections.command("list")
+@with_client
+def list_collections(client: Client, *, as_json: bool) -> int:
+    """All collections with their counts."""
+    found = list(client.collections())
+    if as_json:
+        print_json({"items": found})
+        return 0
+    print_table(
+        ("name", "documents", "chunks", "model", "created"),
+        [
+            (c.name, f"{c.documents:,}", f"{c.chunks:,}", c.embedding_model, ago(c.created_at))
+            for c in found
+        ],
+    )
+    if not found:
+        say("No collections. `sluice ingest PATHS --collection NAME` makes one.")
+    return 0
+
+
+@collections.command()
+@click.argument("name")
+@click.option("--embedding-model", metavar="NAME", help="Else the server's default.")
+@click.option("--dimension", type=click.IntRange(min=1), help="Must be the model's own.")
+@click.option("--distance", metavar="NAME", help="Such as cosine.")
+@with_client
+def create(
+    client: Client,
+    *,
+    name: str,
+    embedding_model: str | None,
+    dimension: int | None,
+    distance: str | None,
+    as_json: bool,
+) -> int:
+    """Make a collection. The same again changes nothing; a different one is refused."""
+    made = client.put_collection(
+        name, embedding_model=embedding_model, dimension=dimension, distance=distance
+    )
+    return _tell(made, as_json)
+
+
+@collections.command()
+@click.argument("name")
+@with_client
+def show(client: Client, *, name: str, as_json: bool) -> int:
+    """One collection."""
+    return _tell(client.collection(name), as_json)
+
+
+@collections.command()
+@click.argument("name")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@with_client
+def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
+    """Delete a collection with its documents, their text and their vectors."""
+    there = client.collection(name)
+    confirm(f"Delete {name} with {plural(there.documents, 'document')}?", yes=yes)
+    with waiting(f"Deleting {name}"):
+        job = client.delete_collection(name)
+    if as_json:
+        print_json(job)
+    else:
+        removed = job.result or {}
+        print_text(
+            f"Deleted {name}: {plural(removed.get('documents', 0), 'document')}, "
+            f"{plural(removed.get('chunks', 0), 'chunk')}."
+        )
+    return 0
+
+
+def _tell(collection: Collection, as_json: bool) -> int:
+    if as_json:
+        print_json(collection)
+        return 0
+    print_text(f"name       {collection.name}")
+    print_text(f"model      {collection.embedding_model} ({collection.dimension} dimensions)")
+    print_text(f"distance   {collection.distance}")
+    print_text(f"documents  {collection.documents:,}")
+    print_text(f"chunks     {collection.chunks:,}")
+    return 0

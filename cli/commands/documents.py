@@ -1,0 +1,102 @@
+"""`sluice documents`: list, show and delete the documents of a collection."""
+
+import itertools
+
+import click
+
+from cli.bars import waiting
+from cli.client import Client
+from cli.options import ListByDefault, confirm, with_client
+from cli.output import ago, first_words, print_json, print_table, print_text, say
+from cli.wire import Document
+from shared.errors import NotFound
+
+
+@click.group(cls=ListByDefault)
+def documents() -> None:
+    """List, show and delete documents (alone: list)."""
+
+
+_collection = click.option(
+    "--collection", "-c", metavar="NAME", help="With it, documents may be given by their source."
+)
+
+
+@documents.command("list")
+@click.option("--collection", "-c", required=True, metavar="NAME")
+@click.option("--limit", type=click.IntRange(min=1), help="Else all.")
+@with_client
+def list_documents(client: Client, *, collection: str, limit: int | None, as_json: bool) -> int:
+    """The documents of a collection."""
+    found = list(itertools.islice(client.documents(collection), limit))
+    if as_json:
+        print_json({"items": found})
+        return 0
+    print_table(
+        ("id", "source", "chunks", "bytes", "updated"),
+        [
+            (d.id, d.source, d.chunks, d.size_bytes, ago(d.updated_at or d.created_at))
+            for d in found
+        ],
+    )
+    if not found:
+        say(f"No documents in {collection}.")
+    return 0
+
+
+@documents.command()
+@click.argument("document", metavar="ID|SOURCE")
+@_collection
+@click.option("--chunks", "with_chunks", is_flag=True, help="Show its text, chunk by chunk.")
+@with_client
+def show(
+    client: Client, *, document: str, collection: str | None, with_chunks: bool, as_json: bool
+) -> int:
+    """One document."""
+    found = _find(client, document, collection)
+    chunks = list(client.chunks(found.id)) if with_chunks else []
+    if as_json:
+        print_json({"document": found, "chunks": chunks} if with_chunks else found)
+        return 0
+    print_text(f"id          {found.id}")
+    print_text(f"source      {found.source}")
+    print_text(f"collection  {found.collection}")
+    print_text(f"sha256      {found.sha256}")
+    print_text(f"bytes       {found.size_bytes}")
+    print_text(f"chunks      {found.chunks}")
+    for key, value in found.metadata.items():
+        print_text(f"metadata    {key}={first_words(str(value), 200)}")
+    for chunk in chunks:
+        print_text()
+        print_text(f"{chunk.ordinal}, from character {chunk.start}", style="bold")
+        print_text(chunk.text)
+    return 0
+
+
+@documents.command()
+@click.argument("document", metavar="ID|SOURCE")
+@_collection
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@with_client
+def delete(
+    client: Client, *, document: str, collection: str | None, yes: bool, as_json: bool
+) -> int:
+    """Delete a document, its text and its vectors."""
+    found = _find(client, document, collection)
+    confirm(f"Delete {found.source} from {found.collection}?", yes=yes)
+    with waiting(f"Deleting {found.source}"):
+        job = client.delete_document(found.id)
+    if as_json:
+        print_json(job)
+    else:
+        print_text(f"Deleted {found.source} from {found.collection}.")
+    return 0
+
+
+def _find(client: Client, document: str, collection: str | None) -> Document:
+    if collection is None:
+        return client.document(document)
+    for candidate in client.documents(collection):
+        if document in (candidate.id, candidate.source):
+            return candidate
+    raise NotFound(f"{collection} has no document {document}.")

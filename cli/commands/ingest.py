@@ -1,0 +1,194 @@
+"""`sluice ingest`: files, folders, globs and standard input into a collection."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import click
+
+from cli.bars import bars
+from cli.client import Client
+from cli.exits import Exit
+from cli.ingest import IngestOptions, IngestReport
+from cli.ingest import ingest as ingest_documents
+from cli.options import column_names, key_values, with_client
+from cli.output import duration, jsonable, plural, print_json, print_text, say
+from cli.sending import PARALLEL_UPLOADS
+from cli.sources import LocalDocument, TextDocument, discover
+from cli.wire import Job
+from shared.errors import InvalidInput
+from shared.payloads import SplitterType
+
+SHOWN_ERRORS = 20
+# Named again here, for `shared.queue` loads Celery.
+LANES = ("interactive", "normal", "bulk")
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATHS|GLOBS|-")
+@click.option("--collection", "-c", required=True, metavar="NAME", help="Made if missing.")
+@click.option("--name", default="stdin", show_default=True, help="What `-` is called.")
+@click.option("--splitter", type=click.Choice([s.value for s in SplitterType]))
+@click.option("--chunk-size", type=int, help="In characters; in tokens for `token`.")
+@click.option("--chunk-overlap", type=int, help="In the same unit.")
+@click.option(
+    "--on-existing", type=click.Choice(["skip", "replace"]), default="skip", show_default=True,
+    help="What to do with documents whose content is unchanged.",
+)  # fmt: skip
+@click.option("--lane", type=click.Choice(LANES))
+@click.option(
+    "--metadata", multiple=True, metavar="KEY=VALUE", callback=key_values,
+    help="Noted with every document; may be repeated.",
+)  # fmt: skip
+@click.option("--csv-encoding", metavar="NAME", help="Such as cp949; else it is detected.")
+@click.option("--content-columns", metavar="NAME,…", callback=column_names,
+              help="CSV columns that are text.")  # fmt: skip
+@click.option("--metadata-columns", metavar="NAME,…", callback=column_names,
+              help="CSV columns that are metadata.")  # fmt: skip
+@click.option("--uploads", type=click.IntRange(1, 64), default=PARALLEL_UPLOADS,
+              show_default=True, help="Files to send at the same time.")  # fmt: skip
+@click.option("--no-wait", is_flag=True, help="Submit the job and leave.")
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    help="Stop waiting after this time; the job goes on.",
+)  # fmt: skip
+@with_client
+def ingest(
+    client: Client,
+    *,
+    paths: tuple[str, ...],
+    collection: str,
+    name: str,
+    splitter: str | None,
+    chunk_size: int | None,
+    chunk_overlap: int | None,
+    on_existing: Literal["skip", "replace"],
+    lane: str | None,
+    metadata: dict[str, str | int | float | bool],
+    csv_encoding: str | None,
+    content_columns: list[str] | None,
+    metadata_columns: list[str] | None,
+    uploads: int,
+    no_wait: bool,
+    timeout_s: float | None,
+    as_json: bool,
+) -> int:
+    """Put documents into a collection.
+
+    Folders are searched for text, Markdown, HTML, CSV and JSON files; files that are named are
+    always sent; `-` reads a text from standard input. Running it again sends only what is new.
+    """
+    found = discover(path for path in paths if path != "-")
+    documents: list[LocalDocument] = list(found.documents)
+    if "-" in paths:
+        documents.append(_standard_input(name))
+    left_out = sum(found.left_out.values())
+    if left_out:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in found.left_out.items())
+        say(f"Left out {plural(left_out, 'file')} of other types ({kinds}).")
+    if not documents:
+        raise InvalidInput(f"Nothing to ingest in {', '.join(paths)}.")
+
+    options = IngestOptions(
+        splitter=_given(type=splitter, chunk_size=chunk_size, chunk_overlap=chunk_overlap),
+        csv=_given(
+            encoding=csv_encoding,
+            content_columns=content_columns,
+            metadata_columns=metadata_columns,
+        ),
+        on_existing=on_existing,
+        metadata=metadata,
+        lane=lane,
+    )
+    jobs: list[Job] = []
+    try:
+        with bars() as show:
+            report = ingest_documents(
+                client,
+                collection,
+                documents,
+                options=options,
+                parallel_uploads=uploads,
+                wait=not no_wait,
+                timeout_s=timeout_s,
+                on_advance=show,
+                on_submit=jobs.append,
+            )
+    except KeyboardInterrupt:
+        say(_interrupted(jobs))
+        return Exit.INTERRUPTED
+    if as_json:
+        print_json(_document(report, found.left_out))
+    else:
+        _show(report)
+    return Exit.FAILED if report.documents.failed else Exit.OK
+
+
+def _standard_input(name: str) -> TextDocument:
+    if sys.stdin.isatty():
+        say("Reading a text from the terminal; end it with Ctrl-D.")
+    try:
+        # Not `sys.stdin.read()`, which guesses by the locale.
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            "Standard input is not UTF-8 text. Save it to a file and ingest that; "
+            "the encoding of files is detected."
+        ) from error
+    if not text.strip():
+        raise InvalidInput("Standard input is empty.")
+    return TextDocument(name=name, text=text)
+
+
+def _given(**values: Any) -> dict[str, Any] | None:
+    return {key: value for key, value in values.items() if value is not None} or None
+
+
+def _interrupted(jobs: list[Job]) -> str:
+    if not jobs:
+        return (
+            "Interrupted before the job was submitted. Run the same command again to go on; "
+            "files that have arrived are not sent again."
+        )
+    ids = " ".join(job.id for job in jobs)
+    return (
+        f"Stopped waiting; the work goes on. Watch it with `sluice jobs watch {jobs[-1].id}`, "
+        f"cancel it with `sluice jobs cancel {ids}`."
+    )
+
+
+def _document(report: IngestReport, left_out: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "collection": report.collection,
+        "collection_created": report.collection_created,
+        "job_ids": report.job_ids,
+        "finished": report.finished,
+        "documents": jsonable(report.documents),
+        "chunks": report.chunks,
+        "errors": jsonable(report.errors),
+        "uploaded_files": report.uploaded_files,
+        "reused_files": report.reused_files,
+        "left_out": dict(left_out),
+        "elapsed_s": round(report.elapsed_s, 3),
+    }
+
+
+def _show(report: IngestReport) -> None:
+    for error in report.errors[:SHOWN_ERRORS]:
+        say(f"Failed: {error.source}: {error.message}")
+    if len(report.errors) > SHOWN_ERRORS:
+        say(f"… and {len(report.errors) - SHOWN_ERRORS:,} more; --json lists all.")
+    if not report.finished:
+        for job_id in report.job_ids:
+            print_text(job_id)
+        if report.job_ids:
+            say(f"Submitted. Follow it with `sluice jobs watch {report.job_ids[-1]}`.")
+        return
+    counts = report.documents
+    done = counts.added + counts.replaced + counts.skipped
+    rate = done / report.elapsed_s if report.elapsed_s > 0 else 0.0
+    print_text(
+        f"{report.collection}: {counts.added:,} added, {counts.replaced:,} replaced, "
+        f"{counts.skipped:,} skipped, {counts.failed:,} failed; {plural(report.chunks, 'chunk')} "
+        f"in {duration(report.elapsed_s)} ({rate:,.1f} documents/s)"
+    )

@@ -1,0 +1,199 @@
+"""`sluice jobs`: list, show, watch, cancel and redrive jobs."""
+
+import itertools
+from collections.abc import Iterator
+
+import click
+
+from cli.bars import bars
+from cli.client import Client
+from cli.exits import OF_STATE, Exit
+from cli.options import ListByDefault, with_client
+from cli.output import (
+    ago,
+    duration,
+    first_words,
+    print_json,
+    print_json_line,
+    print_table,
+    print_text,
+    say,
+)
+from cli.sending import Advance
+from cli.wire import Job, State
+from shared.payloads import Kind
+
+_ERROR_CELLS = 60
+
+
+@click.group(cls=ListByDefault)
+def jobs() -> None:
+    """List, show, watch, cancel and redrive jobs (alone: list)."""
+
+
+@jobs.command("list")
+@click.option("--state", type=click.Choice([state.value for state in State]))
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]))
+@click.option("--collection", "-c", metavar="NAME")
+@click.option("--dead", is_flag=True, help="Only those that have used up their attempts.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+@with_client
+def list_jobs(
+    client: Client,
+    *,
+    state: str | None,
+    kind: str | None,
+    collection: str | None,
+    dead: bool,
+    limit: int,
+    as_json: bool,
+) -> int:
+    """The newest jobs."""
+    found = client.jobs(
+        state=state,
+        kind=kind,
+        collection=collection,
+        dead=True if dead else None,
+        page_items=min(limit, 100),
+    )
+    shown = list(itertools.islice(found, limit))
+    if as_json:
+        print_json({"items": shown})
+        return 0
+    print_table(
+        ("id", "kind", "state", "progress", "created", "error"),
+        [(j.id, j.kind, j.state, _progress(j), ago(j.created_at), _error(j)) for j in shown],
+    )
+    if not shown:
+        say("No jobs.")
+    elif len(shown) == limit:
+        say(f"The newest {limit:,}; --limit shows more.")
+    return 0
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID")
+@with_client
+def show(client: Client, *, job_id: str, as_json: bool) -> int:
+    """One job: its state, progress, result or error."""
+    job = client.job(job_id)
+    if as_json:
+        print_json(job)
+    else:
+        _show(job)
+    return 0
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID")
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS"
+)
+@with_client
+def watch(client: Client, *, job_id: str, timeout_s: float | None, as_json: bool) -> int:
+    """Follow a job until it ends; the exit code tells how it did.
+
+    With --json each event is one line, and the last one holds the whole job.
+    """
+    if as_json:
+        for event in client.events(job_id, timeout_s=timeout_s):
+            print_json_line(event)
+            if event.event == "end":
+                return OF_STATE.get(Job.model_validate(event.data).state, Exit.OK)
+        return Exit.OK
+    try:
+        job = _watch(client, job_id, timeout_s)
+    except KeyboardInterrupt:
+        say(f"Stopped watching; the job goes on. Cancel it with `sluice jobs cancel {job_id}`.")
+        return Exit.INTERRUPTED
+    _show(job)
+    return OF_STATE.get(job.state, Exit.OK)
+
+
+@jobs.command()
+@click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
+@with_client
+def cancel(client: Client, *, job_ids: tuple[str, ...], as_json: bool) -> int:
+    """Cancel queued or running jobs."""
+    return _tell([client.cancel(job_id) for job_id in job_ids], as_json)
+
+
+@jobs.command()
+@click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
+@with_client
+def retry(client: Client, *, job_ids: tuple[str, ...], as_json: bool) -> int:
+    """Run failed or cancelled jobs again."""
+    return _tell([client.retry(job_id) for job_id in job_ids], as_json)
+
+
+def _watch(client: Client, job_id: str, timeout_s: float | None) -> Job:
+    job = client.job(job_id)
+    with bars({"ingest": job.kind.capitalize()}) as advance:
+        if job.progress is not None and job.progress.total:
+            advance(Advance.of(job.progress.model_dump()))
+        elif job.position is not None:
+            say(f"Queued at position {job.position:,}{_eta(job)}.")
+        for event in client.events(job_id, timeout_s=timeout_s):
+            if event.event == "progress":
+                advance(Advance.of(event.data))
+            elif event.event == "state":
+                say(f"{job_id} is {event.data.get('state')}")
+            elif event.event == "end":
+                return Job.model_validate(event.data)
+    return client.job(job_id)
+
+
+def _tell(changed: list[Job], as_json: bool) -> int:
+    if as_json:
+        print_json({"items": changed})
+    else:
+        for job in changed:
+            print_text(f"{job.id} is {job.state}")
+    return 0
+
+
+def _show(job: Job) -> None:
+    for name, value in _lines(job):
+        if value:
+            print_text(f"{name:<10} {value}")
+    if job.kind == Kind.RAG and job.result and "answer" in job.result:
+        print_text()
+        print_text(str(job.result["answer"]))
+
+
+def _lines(job: Job) -> Iterator[tuple[str, str]]:
+    yield "id", job.id
+    yield "kind", job.kind
+    yield "state", str(job.state)
+    yield "queue", f"{job.queue or ''} ({job.lane or 'normal'})"
+    yield "position", "" if job.position is None else f"{job.position:,}{_eta(job)}"
+    yield "progress", _progress(job)
+    yield "attempt", "" if job.attempt is None else f"{job.attempt} of {job.max_attempts}"
+    yield "created", ago(job.created_at)
+    if job.started_at and job.finished_at:
+        yield "took", duration((job.finished_at - job.started_at).total_seconds())
+    yield "error", job.error.message if job.error else ""
+    for key, value in (job.result or {}).items():
+        # Long lists (embeddings, hits) are for --json.
+        yield key, f"{len(value):,}" if isinstance(value, list) else _short(value)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{inner} {key}" for key, inner in value.items())
+    return first_words(str(value), 200)
+
+
+def _progress(job: Job) -> str:
+    progress = job.progress
+    if progress is None or not progress.total:
+        return ""
+    return f"{progress.done:,}/{progress.total:,} {progress.unit or ''}".rstrip()
+
+
+def _eta(job: Job) -> str:
+    return "" if job.eta_s is None else f", done in about {duration(job.eta_s)}"
+
+
+def _error(job: Job) -> str:
+    return first_words(job.error.message, _ERROR_CELLS) if job.error else ""

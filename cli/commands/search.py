@@ -1,0 +1,48 @@
+"""`sluice search`: the passages nearest to a query."""
+
+import click
+
+from cli.bars import waiting
+from cli.client import Client
+from cli.options import key_values, with_client
+from cli.output import first_words, print_json, print_text, say, stdout
+
+_LINES = 3
+
+
+@click.command()
+@click.argument("query")
+@click.option("--collection", "-c", required=True, metavar="NAME", help="Where to look.")
+@click.option("--k", type=click.IntRange(1, 100), help="How many passages to show.")
+@click.option(
+    "--filter", "conditions", multiple=True, metavar="KEY=VALUE", callback=key_values,
+    help="Only documents with this metadata; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=120.0,
+    show_default=True, metavar="SECONDS", help="Give up waiting after this time.",
+)  # fmt: skip
+@with_client
+def search(
+    client: Client,
+    *,
+    query: str,
+    collection: str,
+    k: int | None,
+    conditions: dict[str, str | int | float | bool],
+    timeout_s: float,
+    as_json: bool,
+) -> int:
+    """Show the passages of a collection that are nearest to QUERY."""
+    with waiting("Searching"):
+        hits = client.search(collection, query, k=k, filter=conditions, timeout_s=timeout_s)
+    if as_json:
+        print_json({"hits": hits})
+        return 0
+    if not hits:
+        say("Nothing found.")
+    for number, hit in enumerate(hits, start=1):
+        where = "" if hit.start is None else f", from character {hit.start:,}"
+        print_text(f"{number}. {hit.source} ({hit.score:.2f}{where})", style="bold")
+        print_text(f"   {first_words(hit.text, (stdout().width - 4) * _LINES)}")
+    return 0

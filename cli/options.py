@@ -1,0 +1,115 @@
+"""What commands have in common: the connection options, `--json`, and parsing of values."""
+
+import csv
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec
+
+import click
+
+from cli.client import Client
+from cli.output import say
+
+P = ParamSpec("P")
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where the global options point."""
+
+    url: str | None
+    api_key: str | None
+
+
+def json_option(function: Callable[P, int]) -> Callable[P, int]:
+    text = "Print one JSON document on stdout, and nothing else there."
+    return click.option("--json", "as_json", is_flag=True, help=text)(function)
+
+
+def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--url` and `--api-key`, which are taken before and after a command's name."""
+    options = (
+        click.option("--url", metavar="URL", help="The API; else SLUICE_URL, or the local stack."),
+        click.option("--api-key", metavar="KEY", help="Else SLUICE_API_KEY, which `ps` hides."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def with_client(function: Callable[Concatenate[Client, P], int]) -> Callable[..., int]:
+    """Run a command with a client, closed at its end; adds the connection options and --json."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> int:
+        url, api_key = kwargs.pop("url", None), kwargs.pop("api_key", None)
+        with Client(*target(url, api_key), notify=say) as client:
+            return function(client, *args, **kwargs)
+
+    return json_option(connection_options(run))
+
+
+def target(url: str | None, api_key: str | None) -> tuple[str | None, str | None]:
+    """A command's own connection options, else the global ones."""
+    root = click.get_current_context().find_object(Target)
+    return (url, api_key) if root is None else (url or root.url, api_key or root.api_key)
+
+
+class ListByDefault(click.Group):
+    """A group whose bare name means its command `list`: `sluice jobs --state failed`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        asks_help = any(name in args[:1] for name in CONTEXT["help_option_names"])
+        if not asks_help and (not args or args[0].startswith("-")):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before what cannot be undone; a script must say --yes."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError("This cannot be undone. Confirm it with --yes.")
+    click.confirm(question, abort=True, err=True)
+
+
+def key_values(
+    _ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]
+) -> dict[str, str | int | float | bool]:
+    """`year=2024` is a number, `draft=true` a truth value, `year="2024"` and all else text."""
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise click.BadParameter(f"{pair!r} does not read KEY=VALUE.")
+        values[key.strip()] = _scalar(text)
+    return values
+
+
+def column_names(
+    _ctx: click.Context, _param: click.Parameter, text: str | None
+) -> list[str] | None:
+    """Names by comma; one that holds a comma is put in double quotes."""
+    if text is None:
+        return None
+    names = next(csv.reader([text], skipinitialspace=True), [])
+    if not all(names) or not names:
+        raise click.BadParameter(f"{text!r} does not read NAME,NAME,…")
+    return names
+
+
+def _scalar(text: str) -> str | int | float | bool:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    if isinstance(value, float) and not math.isfinite(value):
+        return text
+    return value if isinstance(value, str | int | float | bool) else text

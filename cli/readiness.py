@@ -1,0 +1,89 @@
+"""Whether a server serves: None when it does, else why not, in words. Each check takes 5 s at most.
+
+Checks ask for the real thing (a query, a PING, a heartbeat); an open port proves nothing.
+"""
+
+from typing import Any
+
+TIMEOUT_S = 2.0
+
+
+def database_ready(url: str) -> str | None:
+    import psycopg
+
+    # libpq does not know SQLAlchemy's `postgresql+driver://`.
+    scheme, separator, rest = url.partition("://")
+    url = scheme.partition("+")[0] + separator + rest
+    try:
+        with psycopg.connect(url, connect_timeout=int(TIMEOUT_S), autocommit=True) as connection:
+            connection.execute("SELECT 1")
+    except psycopg.Error as error:
+        return _words(error)
+    return None
+
+
+def redis_ready(url: str) -> str | None:
+    from redis import Redis, RedisError
+
+    try:
+        with Redis.from_url(
+            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+        ) as client:
+            client.ping()
+    except (RedisError, OSError) as error:
+        return _words(error)
+    return None
+
+
+def http_ready(url: str) -> str | None:
+    """For Chroma's heartbeat and the API's /healthz: 200 is yes."""
+    answer = fetch(url)
+    return answer if isinstance(answer, str) else None
+
+
+def chroma_ready(url: str) -> str | None:
+    return http_ready(f"{url.rstrip('/')}/api/v2/heartbeat")
+
+
+def worker_ready(api_url: str, name: str, pid: int, key: str | None) -> str | None:
+    """The API must know this very process as alive, not an earlier one of the same name."""
+    answer = fetch(f"{api_url}/v1/workers", key)
+    if isinstance(answer, str):
+        return f"the API cannot say ({answer})"
+    for worker in answer["items"]:
+        if worker["name"] == name and worker["pid"] == pid and worker["alive"]:
+            return None
+    return "has not reported to the API yet"
+
+
+def sweeper_ready(api_url: str, key: str | None) -> str | None:
+    """Beat shows in what it causes: the sweeper runs."""
+    answer = fetch(f"{api_url}/readyz", key, accept=(200, 503))
+    if isinstance(answer, str):
+        return f"the API cannot say ({answer})"
+    sweeper = answer["checks"]["sweeper"]
+    return None if sweeper["ok"] else str(sweeper["detail"])
+
+
+def fetch(url: str, key: str | None = None, accept: tuple[int, ...] = (200,)) -> Any:
+    """The decoded JSON of the answer; a string says why there is none."""
+    import httpx
+
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        # No proxy from the environment stands between the parts of one machine.
+        with httpx.Client(timeout=TIMEOUT_S, trust_env=False, headers=headers) as client:
+            answer = client.get(url)
+        if answer.status_code not in accept:
+            return f"{url} answers {answer.status_code}"
+        return answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return f"{url}: {_words(error)}"
+    except ValueError:
+        return f"{url} does not answer with JSON"
+
+
+def _words(error: Exception) -> str:
+    """The last line of a message: libpq puts what it tried first and the reason last."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

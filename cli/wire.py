@@ -1,0 +1,213 @@
+"""What the API answers, as typed, frozen values.
+
+Fields that this version does not know are kept and dumped again, so that a newer server does not
+break an older client and `--json` shows everything. Nothing here talks to the network.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from cli.errors import JobCancelled, JobFailed
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+
+class Wire(BaseModel):
+    """Base of all answers."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Progress(Wire):
+    done: int = 0
+    total: int | None = None
+    unit: str | None = None
+
+
+class JobError(Wire):
+    type: str = ""
+    message: str = ""
+
+
+class Job(Wire):
+    id: str
+    kind: str
+    state: State
+    lane: str | None = None
+    queue: str | None = None
+    input: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    error: JobError | None = None
+    progress: Progress | None = None
+    position: int | None = None
+    eta_s: float | None = None
+    attempt: int | None = None
+    max_attempts: int | None = None
+    metadata: dict[str, Any] | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    def require_success(self) -> "Job":
+        """This job, or `JobFailed` or `JobCancelled`."""
+        if self.state is State.FAILED:
+            raise JobFailed(self)
+        if self.state is State.CANCELLED:
+            raise JobCancelled(self)
+        return self
+
+
+class Event(Wire):
+    """One Server-Sent Event of a job: `state`, `progress`, `token` or `end`."""
+
+    id: str | None = None
+    event: str
+    data: dict[str, Any]
+
+
+class Collection(Wire):
+    name: str
+    embedding_model: str | None = None
+    dimension: int | None = None
+    distance: str | None = None
+    documents: int = 0
+    chunks: int = 0
+    created_at: datetime | None = None
+
+
+class Document(Wire):
+    id: str
+    collection: str
+    source: str
+    sha256: str | None = None
+    content_hash: str | None = None
+    size_bytes: int | None = None
+    chunks: int = 0
+    metadata: dict[str, Any] = {}
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class Chunk(Wire):
+    id: str
+    ordinal: int
+    start: int | None = None
+    text: str
+    metadata: dict[str, Any] = {}
+
+
+class StoredFile(Wire):
+    id: str
+    name: str
+    size_bytes: int
+    sha256: str
+    content_type: str | None = None
+    created_at: datetime | None = None
+
+
+class Hit(Wire):
+    chunk_id: str
+    document_id: str
+    source: str
+    text: str
+    start: int | None = None
+    score: float
+    metadata: dict[str, Any] = {}
+
+
+class Citation(Hit):
+    marker: str
+
+
+class Answer(Wire):
+    answer: str
+    citations: list[Citation] = []
+    model: str
+    usage: dict[str, Any] = {}
+
+
+class Embeddings(Wire):
+    model: str
+    dimension: int
+    embeddings: list[list[float]]
+
+
+class SourceError(Wire):
+    source: str
+    message: str
+
+
+class DocumentCounts(Wire):
+    added: int = 0
+    replaced: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+    def __add__(self, other: "DocumentCounts") -> "DocumentCounts":
+        return DocumentCounts(
+            added=self.added + other.added,
+            replaced=self.replaced + other.replaced,
+            skipped=self.skipped + other.skipped,
+            failed=self.failed + other.failed,
+        )
+
+
+class IngestResult(Wire):
+    documents: DocumentCounts = DocumentCounts()
+    chunks: int = 0
+    errors: list[SourceError] = []
+
+
+class Queue(Wire):
+    name: str
+    queued: int = 0
+    running: int = 0
+    paused: bool = False
+    messages: int | None = None
+
+
+class Worker(Wire):
+    name: str
+    hostname: str | None = None
+    pid: int | None = None
+    queues: list[str] = []
+    concurrency: int | None = None
+    started_at: datetime | None = None
+    last_seen_at: datetime | None = None
+    alive: bool = True
+
+
+class Model(Wire):
+    reference: str
+    kinds: list[str] = []
+    default: bool | list[str] = False
+
+
+class Check(Wire):
+    ok: bool
+    detail: str | None = None
+
+
+class Readiness(Wire):
+    status: str
+    checks: dict[str, Check] = {}
+
+    @property
+    def ready(self) -> bool:
+        return self.status == "ready"

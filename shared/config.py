@@ -1,0 +1,134 @@
+"""Settings, read from the environment (prefix `SLUICE_`) and from `.env`.
+
+Nothing here is read at import: a process calls `load_settings()` once, at start, and hands the
+result on. Every duration and size carries its unit in its name. Secrets have no default.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from shared.errors import ConfigurationError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+DEFAULT_EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+EXTRACTIVE = "extractive"
+
+
+class Settings(BaseSettings):
+    """All settings of all processes; `docs/settings.md` lists them for users."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SLUICE_", env_file=".env", extra="ignore", frozen=True
+    )
+
+    # Places
+    home: Path = Path("~/.sluice")
+    database_url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+    chroma_url: str | None = None
+    storage_url: str | None = None
+
+    # API
+    api_host: str = "127.0.0.1"
+    api_port: int = 8000
+    api_keys: Annotated[dict[str, SecretStr], NoDecode] = {}
+    api_allow_anonymous: bool = False
+    api_threads: PositiveInt = 40
+    max_body_bytes: PositiveInt = 16 * 2**20
+    max_file_bytes: PositiveInt = 32 * 2**20
+    max_wait_s: PositiveFloat = 60
+    sse_poll_s: PositiveFloat = 2
+    sse_heartbeat_s: PositiveFloat = 15
+    api_shutdown_s: PositiveInt = 10
+    batch_limit_jobs: PositiveInt = 1000
+    queue_limit_steps: PositiveInt = 100_000
+    queue_full_retry_after_s: PositiveInt = 5
+
+    # Models
+    embedding_model: str = DEFAULT_EMBEDDING_MODEL
+    generation_model: str = EXTRACTIVE
+    embedding_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    embedding_batch_tokens: PositiveInt = 4096
+    embedding_threads: PositiveInt = 1
+
+    # Steps: claiming, retrying, recovery
+    step_lease_s: PositiveFloat = 15
+    step_heartbeat_s: PositiveFloat = 0.5
+    step_soft_limit_s: PositiveInt = 300
+    step_hard_limit_s: PositiveInt = 330
+    max_attempts: PositiveInt = 3
+    retry_base_s: PositiveFloat = 1
+    retry_cap_s: PositiveFloat = 60
+    unavailable_retry_for_s: PositiveFloat = 3600
+    sweep_interval_s: PositiveFloat = 1
+    retention_days: PositiveFloat = 30
+    events_limit_entries: PositiveInt = 1000
+    events_keep_s: PositiveInt = 86_400
+
+    # Workers
+    worker_concurrency: PositiveInt = 2
+    generate_concurrency: PositiveInt = 16
+    worker_max_memory_mib: PositiveInt = 3072
+    worker_heartbeat_s: PositiveFloat = 5
+
+    webhook_timeout_s: PositiveFloat = 10
+
+    # Connections
+    connect_timeout_s: PositiveFloat = 5
+    request_timeout_s: PositiveFloat = 30
+    database_pool_connections: PositiveInt = 10
+    database_statement_timeout_s: PositiveFloat = 60
+
+    # Ingestion
+    max_sources_per_job: PositiveInt = 10_000
+    load_step_documents: PositiveInt = 16
+    embed_step_chunks: PositiveInt = 128
+    max_document_chars: PositiveInt = 20_000_000
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        """`name:secret,name:secret` -> a mapping; the name is what fair share goes by."""
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition(":") for pair in value.split(",") if pair.strip()]
+        if any(not name.strip() or not secret.strip() for name, _, secret in pairs):
+            raise ValueError("SLUICE_API_KEYS must read 'name:secret,name:secret'")
+        return {name.strip(): secret.strip() for name, _, secret in pairs}
+
+    @property
+    def home_path(self) -> Path:
+        return self.home.expanduser().resolve()
+
+    def require_database_url(self) -> str:
+        return _required(self.database_url, "SLUICE_DATABASE_URL")
+
+    def require_redis_url(self) -> str:
+        return _required(self.redis_url, "SLUICE_REDIS_URL")
+
+    def require_chroma_url(self) -> str:
+        return _required(self.chroma_url, "SLUICE_CHROMA_URL")
+
+    def storage(self) -> str:
+        """Where uploads lie: an fsspec URL or a folder; the local stack's own unless set."""
+        return self.storage_url or str(self.home_path / "files")
+
+
+def load_settings() -> Settings:
+    return Settings()
+
+
+def _required(value: SecretStr | str | None, name: str) -> str:
+    if value is None:
+        raise ConfigurationError(
+            f"{name} is not set. Set it to a running server, or start everything on this "
+            "machine with `sluice up`."
+        )
+    return value.get_secret_value() if isinstance(value, SecretStr) else value

@@ -1,0 +1,69 @@
+"""Job events in Redis streams of bounded length: live news, never the truth.
+
+An event that cannot be written is logged and forgotten; readers fall back to Postgres. Entry ids
+are Redis' own (`milliseconds-sequence`), which is what `Last-Event-ID` carries.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+log = logging.getLogger(__name__)
+
+
+class EventType(StrEnum):
+    STATE = "state"
+    PROGRESS = "progress"
+    TOKEN = "token"
+    END = "end"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    job_id: UUID
+    type: EventType
+    data: dict[str, Any]
+
+
+def stream_key(job_id: UUID) -> str:
+    return f"sluice:events:{job_id}"
+
+
+class Events:
+    """Writes events; the API reads the streams on its own asynchronous connection."""
+
+    def __init__(self, redis: Redis, *, limit_entries: int, keep_s: int) -> None:
+        self._redis = redis
+        self._limit_entries = limit_entries
+        self._keep_s = keep_s
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def publish(self, events: Sequence[Event]) -> bool:
+        """Append the events; False where Redis does not take them."""
+        if not events:
+            return True
+        try:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for event in events:
+                    fields: dict[Any, Any] = {
+                        "type": event.type.value,
+                        "data": json.dumps(event.data, ensure_ascii=False),
+                    }
+                    key = stream_key(event.job_id)
+                    pipe.xadd(key, fields, maxlen=self._limit_entries, approximate=True)
+                for job_id in {event.job_id for event in events}:
+                    pipe.expire(stream_key(job_id), self._keep_s)
+                pipe.execute()
+        except (RedisError, OSError) as error:
+            log.warning("events not published (readers fall back to the database): %s", error)
+            return False
+        return True

@@ -1,0 +1,337 @@
+"""Jobs: submit, find, cancel, redrive. With `shared/steps.py`, the only writer of job state.
+
+Every function takes a session inside a transaction and never commits; what is to be announced
+goes out after the commit (`shared/ledger.py`). Locks are always taken in the order job, then
+queued steps (skipping locked ones), so that no two of these calls wait for each other.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple, cast
+from uuid import UUID
+
+from sqlalchemy import Select, Table, delete, func, insert, literal, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from shared.errors import Conflict, NotFound
+from shared.events import EventType
+from shared.ids import new_id
+from shared.ledger import ring_after_commit, tell_after_commit
+from shared.models import IngestItem, Job, Step
+from shared.payloads import Kind
+from shared.queue import Lane, LaneRank, Queue
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OPEN = (State.QUEUED, State.RUNNING)
+
+# The bare tables: submitting is the hottest path, and needs nothing of the ORM.
+JOBS = cast(Table, Job.__table__)
+STEPS = cast(Table, Step.__table__)
+
+FIRST_STEP: dict[Kind, tuple[str, Queue]] = {
+    Kind.INGEST: ("ingest.plan", Queue.INGEST),
+    Kind.EMBED: ("embed", Queue.EMBED),
+    Kind.SEARCH: ("search", Queue.QUERY),
+    Kind.RAG: ("rag.find", Queue.QUERY),
+    Kind.ERASE: ("erase", Queue.CONTROL),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """What a client asks for, validated. Durations in seconds."""
+
+    kind: Kind
+    input: dict[str, Any]
+    fair_key: str
+    lane: Lane = Lane.NORMAL
+    metadata: dict[str, Any] = field(default_factory=dict)
+    webhook: dict[str, Any] | None = None
+    timeout_s: float | None = None
+    max_attempts: int = 3
+    run_after: datetime | None = None
+    idempotency_key: str | None = None
+    body_hash: str | None = None
+    """Of what the client sent, where that is known: defaults may change, a body does not."""
+
+    def request_hash(self) -> str:
+        """Of the request, so that a reused key with another body is noticed."""
+        if self.body_hash is not None:
+            return self.body_hash
+        parts = [
+            self.kind, self.input, self.lane, self.metadata, self.webhook,
+            self.timeout_s, self.max_attempts, str(self.run_after),
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class Submitted(NamedTuple):
+    """A job that a submit made, or that it found under its idempotency key."""
+
+    id: UUID
+    is_new: bool
+    created_at: datetime
+
+
+def submit(session: Session, new: NewJob) -> Submitted:
+    """Add a job and its first step, in one statement.
+
+    Raises Conflict where the idempotency key stands for another request.
+    """
+    job_id = new_id()
+    statement = upsert(JOBS).values(_job_row(job_id, new))
+    if new.idempotency_key is not None:
+        # Waits for a concurrent submit with the same key, then yields to it.
+        statement = statement.on_conflict_do_nothing()
+    job = statement.returning(JOBS.c.id).cte("job")
+    step = _first_step(job_id, new)
+    values = [literal(value, STEPS.c[name].type) for name, value in step.items()]
+    row = session.execute(
+        insert(STEPS)
+        .from_select(list(step), select(*values).select_from(job))
+        .returning(STEPS.c.created_at)
+    ).first()
+    if row is None:
+        return _job_of_key(session, new)
+    if new.run_after is None:
+        ring_after_commit(session, FIRST_STEP[new.kind][1].value)
+    return Submitted(job_id, True, row.created_at)
+
+
+def submit_batch(session: Session, new_jobs: list[NewJob]) -> list[UUID]:
+    """Add many jobs in one transaction: all or none. Idempotency keys are not for batches."""
+    rows = [(new_id(), new) for new in new_jobs]
+    session.execute(insert(JOBS), [_job_row(job_id, new) for job_id, new in rows])
+    session.execute(insert(Step), [_first_step(job_id, new) for job_id, new in rows])
+    for _, new in rows:
+        if new.run_after is None:
+            ring_after_commit(session, FIRST_STEP[new.kind][1].value)
+    return [job_id for job_id, _ in rows]
+
+
+def _job_row(job_id: UUID, new: NewJob) -> dict[str, Any]:
+    name_and_queue = FIRST_STEP[new.kind]
+    return {
+        "id": job_id,
+        "kind": new.kind.value,
+        "state": State.QUEUED.value,
+        "lane": new.lane.rank,
+        "queue": name_and_queue[1].value,
+        "fair_key": new.fair_key,
+        "collection": new.input.get("collection"),
+        "input": new.input,
+        "open_steps": 1,
+        "max_attempts": new.max_attempts,
+        "timeout_s": new.timeout_s,
+        "metadata": new.metadata,
+        "webhook": new.webhook,
+        "run_after": new.run_after,
+        "idempotency_key": new.idempotency_key,
+        "request_hash": new.request_hash() if new.idempotency_key else None,
+    }
+
+
+def _first_step(job_id: UUID, new: NewJob) -> dict[str, Any]:
+    name, queue = FIRST_STEP[new.kind]
+    step = {
+        "job_id": job_id,
+        "name": name,
+        "queue": queue.value,
+        "lane": new.lane.rank,
+        "fair_key": new.fair_key,
+        "state": State.QUEUED.value,
+        "max_attempts": new.max_attempts,
+    }
+    return step if new.run_after is None else step | {"run_after": new.run_after}
+
+
+def _job_of_key(session: Session, new: NewJob) -> Submitted:
+    row = session.execute(
+        select(Job.id, Job.request_hash, Job.created_at).where(
+            Job.fair_key == new.fair_key, Job.idempotency_key == new.idempotency_key
+        )
+    ).one()
+    if row.request_hash != new.request_hash():
+        raise Conflict(
+            f"Idempotency-Key {new.idempotency_key!r} was used for another request "
+            f"(job {row.id}); send a new key with a new body."
+        )
+    return Submitted(row.id, False, row.created_at)
+
+
+def get(session: Session, job_id: UUID) -> Job:
+    """Raises NotFound."""
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"There is no job {job_id}; it may have been removed by retention.")
+    return job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    state: State | None = None
+    kind: Kind | None = None
+    collection: str | None = None
+    dead: bool | None = None
+
+
+def page(session: Session, where: Filter, *, limit: int, before: UUID | None) -> list[Job]:
+    """The newest jobs that match, newest first, older than `before`."""
+    query: Select[Job] = select(Job).order_by(Job.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(Job.id < before)
+    if where.state is not None:
+        query = query.where(Job.state == where.state.value)
+    if where.kind is not None:
+        query = query.where(Job.kind == where.kind.value)
+    if where.collection is not None:
+        query = query.where(Job.collection == where.collection)
+    if where.dead is not None:
+        query = query.where(Job.dead.is_(where.dead))
+    return list(session.scalars(query))
+
+
+def cancel(session: Session, job_id: UUID) -> None:
+    """End a job: queued steps now, running ones when their workers notice (within 2 s).
+
+    Cancelling a job that has ended changes nothing.
+    """
+    stop(session, job_id, State.CANCELLED, error=None)
+
+
+def stop(
+    session: Session, job_id: UUID, ending: State, error: dict[str, Any] | None, dead: bool = False
+) -> None:
+    """Let an open job end as `ending`, as soon as none of its steps runs any more."""
+    job = _locked(session, job_id)
+    if job.state not in OPEN or job.ending is not None:
+        return
+    job.ending = ending.value
+    job.error = error
+    job.dead = dead
+    # Steps that a worker is claiming this moment are skipped; that worker sees `ending`.
+    queued = (
+        select(Step.id)
+        .where(Step.job_id == job_id, Step.state == State.QUEUED, ~Step.after_end)
+        .with_for_update(skip_locked=True)
+    )
+    stopped = session.execute(
+        update(Step)
+        .where(Step.id.in_(queued))
+        .values(state=State.CANCELLED.value, finished_at=func.now())
+        .returning(Step.id)
+    ).all()
+    job.open_steps -= len(stopped)
+    if job.open_steps == 0:
+        end(session, job, result=None)
+
+
+def end(session: Session, job: Job, result: dict[str, Any] | None) -> None:
+    """Write the final state of a locked job that has no open step."""
+    job.state = job.ending or State.SUCCEEDED.value
+    job.ending = None
+    job.result = result if job.state == State.SUCCEEDED else None
+    job.finished_at = func.now()
+    session.flush()
+    if job.webhook is not None:
+        webhook = {
+            "job_id": job.id, "name": "webhook", "queue": Queue.CONTROL.value, "lane": job.lane,
+            "fair_key": job.fair_key, "state": State.QUEUED.value, "after_end": True,
+            "max_attempts": job.max_attempts,
+        }  # fmt: skip
+        session.execute(insert(Step), [webhook])
+        ring_after_commit(session, Queue.CONTROL.value)
+    tell_after_commit(session, job.id, EventType.END, {"state": job.state})
+
+
+def redrive(session: Session, job_id: UUID) -> None:
+    """Run a failed or cancelled job again from its start. Raises Conflict for other states."""
+    job = _locked(session, job_id)
+    if job.state not in (State.FAILED, State.CANCELLED):
+        raise Conflict(
+            f"Job {job_id} is {job.state}; only failed and cancelled jobs can be retried."
+        )
+    session.execute(delete(Step).where(Step.job_id == job_id))
+    session.execute(delete(IngestItem).where(IngestItem.job_id == job_id))
+    new = NewJob(
+        kind=Kind(job.kind), input=job.input, fair_key=job.fair_key,
+        lane=LaneRank(job.lane).lane, max_attempts=job.max_attempts,
+    )  # fmt: skip
+    job.state = State.QUEUED.value
+    job.queue = FIRST_STEP[new.kind][1].value
+    job.error = job.result = job.started_at = job.finished_at = job.deadline_at = None
+    job.dead = False
+    job.attempt = job.progress_done = 0
+    job.progress_total = job.progress_unit = None
+    job.open_steps = 1
+    session.execute(insert(Step), [_first_step(job_id, new)])
+    ring_after_commit(session, job.queue)
+    tell_after_commit(session, job_id, EventType.STATE, {"state": State.QUEUED.value})
+
+
+def news(job: Job) -> dict[str, Any]:
+    """What a webhook tells of a job."""
+    return {
+        "id": str(job.id),
+        "kind": job.kind,
+        "state": job.state,
+        "error": job.error,
+        "metadata": job.meta,
+        "created_at": job.created_at.isoformat(),
+        "finished_at": job.finished_at.isoformat() if job.finished_at else None,
+    }
+
+
+def set_total(session: Session, job_id: UUID, total: int, unit: str) -> None:
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(progress_done=0, progress_total=total, progress_unit=unit)
+    )
+    _tell_progress(session, job_id, 0, total, unit)
+
+
+def advance(session: Session, job_id: UUID, done: int) -> None:
+    """Count `done` more units as done."""
+    row = session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(progress_done=Job.progress_done + literal(done))
+        .returning(Job.progress_done, Job.progress_total, Job.progress_unit)
+    ).one()
+    _tell_progress(session, job_id, row.progress_done, row.progress_total, row.progress_unit)
+
+
+def _tell_progress(
+    session: Session, job_id: UUID, done: int, total: int | None, unit: str | None
+) -> None:
+    data = {"done": done, "total": total, "unit": unit}
+    tell_after_commit(session, job_id, EventType.PROGRESS, data)
+
+
+def lock(session: Session, job_id: UUID) -> Job | None:
+    return session.scalars(
+        select(Job)
+        .where(Job.id == job_id)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    ).first()
+
+
+def _locked(session: Session, job_id: UUID) -> Job:
+    job = lock(session, job_id)
+    if job is None:
+        raise NotFound(f"There is no job {job_id}; it may have been removed by retention.")
+    return job

@@ -1,0 +1,113 @@
+"""Transactions of the job ledger: commit first, then ring and publish.
+
+Functions of `shared/jobs.py` and `shared/steps.py` take a session and note on it what is to be
+announced; `Ledger.begin()` commits and only then announces. A ring that fails is logged: the step
+is committed, and the sweeper rings for it.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from redis.exceptions import RedisError
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.config import Settings
+from shared.db import make_engine, make_sessions
+from shared.events import Event, Events, EventType
+from shared.outage import Outage
+from shared.queue import Bell, make_celery, make_redis
+
+log = logging.getLogger(__name__)
+
+EFFECTS = "sluice.effects"
+
+
+@dataclass
+class Effects:
+    """What is announced once the transaction has been committed."""
+
+    rings: Counter[str] = field(default_factory=Counter)
+    events: list[Event] = field(default_factory=list)
+
+
+def ring_after_commit(session: Session, queue: str, times: int = 1) -> None:
+    _effects(session).rings[queue] += times
+
+
+def tell_after_commit(
+    session: Session, job_id: UUID, type_: EventType, data: dict[str, Any]
+) -> None:
+    _effects(session).events.append(Event(job_id=job_id, type=type_, data=data))
+
+
+def _effects(session: Session) -> Effects:
+    effects = session.info.setdefault(EFFECTS, Effects())
+    assert isinstance(effects, Effects)
+    return effects
+
+
+class Ledger:
+    """The database's sessions together with the doorbell and the event streams."""
+
+    def __init__(self, sessions: sessionmaker[Session], bell: Bell, events: Events) -> None:
+        self._sessions = sessions
+        self.bell = bell
+        self.events = events
+        self._outage = Outage()
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        """One transaction; its announcements go out after the commit, or not at all."""
+        with self._sessions.begin() as session:
+            yield session
+        self._announce(_effects(session))
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session for reading alone; nothing is announced, nothing is kept."""
+        with self._sessions() as session:
+            yield session
+
+    def close(self) -> None:
+        """Close all connections; the next use opens new ones."""
+        engine = self._sessions.kw["bind"]
+        engine.dispose()
+        self.bell.close()
+        self.events.close()
+
+    def _announce(self, effects: Effects) -> None:
+        if not (effects.rings or effects.events):
+            return
+        if not self._outage.passes():
+            log.debug("Redis does not answer; the sweeper will ring")
+            return
+        try:
+            for queue, times in effects.rings.items():
+                self.bell.ring(queue, times)
+        except (RedisError, OSError) as error:
+            log.warning("could not ring; the sweeper will: %s", error)
+            self._outage.begins()
+            return
+        if self.events.publish(effects.events):
+            self._outage.over()
+        else:
+            self._outage.begins()
+
+
+def make_ledger(settings: Settings) -> Ledger:
+    """Build all connections; nothing connects before its first use."""
+    redis = make_redis(settings)
+    return Ledger(
+        make_sessions(make_engine(settings)),
+        Bell(make_celery(settings), redis),
+        Events(
+            redis,
+            limit_entries=settings.events_limit_entries,
+            keep_s=settings.events_keep_s,
+        ),
+    )

@@ -1,0 +1,307 @@
+"""The tables. Postgres holds the truth: jobs and their steps, documents and their text.
+
+State columns are written only by `shared/jobs.py`, `shared/steps.py` (jobs and steps) and
+`shared/documents.py` (documents and versions).
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    func,
+)
+from sqlalchemy import text as sql
+from sqlalchemy.dialects.postgresql import ARRAY, INT4MULTIRANGE, JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from shared.ids import new_id
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's own interface)
+        datetime: TIMESTAMP(timezone=True),
+        dict[str, Any]: JSONB(none_as_null=True),
+        str: Text,
+    }
+
+
+class Job(Base):
+    """What a client submits, polls and cancels."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    kind: Mapped[str]
+    state: Mapped[str]
+    ending: Mapped[str | None]
+    """The state the job goes to once its running steps have stopped: `failed` or `cancelled`."""
+    lane: Mapped[int] = mapped_column(SmallInteger)
+    queue: Mapped[str]
+    fair_key: Mapped[str]
+    collection: Mapped[str | None]
+    input: Mapped[dict[str, Any]]
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    dead: Mapped[bool] = mapped_column(server_default=sql("false"))
+    progress_done: Mapped[int] = mapped_column(server_default=sql("0"))
+    progress_total: Mapped[int | None]
+    progress_unit: Mapped[str | None]
+    open_steps: Mapped[int] = mapped_column(server_default=sql("0"))
+    attempt: Mapped[int] = mapped_column(server_default=sql("0"))
+    max_attempts: Mapped[int]
+    timeout_s: Mapped[float | None]
+    deadline_at: Mapped[datetime | None]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
+    webhook: Mapped[dict[str, Any] | None]
+    idempotency_key: Mapped[str | None]
+    request_hash: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    run_after: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index(
+            "uq_jobs_fair_key_idempotency_key",
+            "fair_key",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=sql("idempotency_key IS NOT NULL"),
+        ),
+        Index("ix_jobs_state_id", "state", "id"),
+        Index("ix_jobs_kind_id", "kind", "id"),
+        Index("ix_jobs_collection_id", "collection", "id"),
+        Index("ix_jobs_dead_id", "id", postgresql_where=sql("dead")),
+        Index(
+            "ix_jobs_deadline_at",
+            "deadline_at",
+            postgresql_where=sql("state IN ('queued', 'running') AND deadline_at IS NOT NULL"),
+        ),
+        Index("ix_jobs_finished_at", "finished_at"),
+    )
+
+
+class Step(Base):
+    """A unit of work inside a job: what workers claim, retry and recover."""
+
+    __tablename__ = "steps"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    queue: Mapped[str]
+    lane: Mapped[int] = mapped_column(SmallInteger)
+    fair_key: Mapped[str]
+    state: Mapped[str]
+    after_end: Mapped[bool] = mapped_column(server_default=sql("false"))
+    """Housekeeping of a job that has ended (clean-up, webhook); not counted in `open_steps`."""
+    payload: Mapped[dict[str, Any]] = mapped_column(server_default=sql("'{}'"))
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    attempt: Mapped[int] = mapped_column(server_default=sql("0"))
+    max_attempts: Mapped[int]
+    run_after: Mapped[datetime] = mapped_column(server_default=func.now())
+    lease_until: Mapped[datetime | None]
+    worker: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index(
+            "ix_steps_claim",
+            "queue",
+            "lane",
+            "fair_key",
+            "job_id",
+            "id",
+            "run_after",
+            postgresql_where=sql("state = 'queued'"),
+        ),
+        Index(
+            "ix_steps_lease",
+            "queue",
+            "lease_until",
+            "fair_key",
+            postgresql_where=sql("state = 'running'"),
+        ),
+        Index("ix_steps_job_id", "job_id"),
+        Index(
+            "ix_steps_queue_finished_at",
+            "queue",
+            "finished_at",
+            postgresql_where=sql("state = 'succeeded'"),
+        ),
+    )
+
+
+class Turn(Base):
+    """When a key was last served in a queue: fair share breaks ties by it."""
+
+    __tablename__ = "turns"
+
+    queue: Mapped[str] = mapped_column(primary_key=True)
+    fair_key: Mapped[str] = mapped_column(primary_key=True)
+    served_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = ({"prefixes": ["UNLOGGED"]},)
+
+
+class QueueState(Base):
+    """Whether a queue is paused; and, for `control`, when the sweeper last ran."""
+
+    __tablename__ = "queues"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    paused_at: Mapped[datetime | None]
+    swept_at: Mapped[datetime | None]
+
+
+class Worker(Base):
+    """A live or recent worker process."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    hostname: Mapped[str]
+    pid: Mapped[int]
+    queues: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    concurrency: Mapped[int]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Collection(Base):
+    """A named set of documents with one embedding model and one dimension."""
+
+    __tablename__ = "collections"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    embedding_model: Mapped[str]
+    dimension: Mapped[int | None]
+    distance: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    erasing_at: Mapped[datetime | None]
+
+
+class Document(Base):
+    """A source item. Readers see it, and its chunks, only through `live_version_id`."""
+
+    __tablename__ = "documents"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    collection_id: Mapped[UUID] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"))
+    source: Mapped[str]
+    live_version_id: Mapped[UUID | None]
+    erasing_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        UniqueConstraint("collection_id", "source"),
+        Index("ix_documents_collection_id_id", "collection_id", "id"),
+    )
+
+
+class Version(Base):
+    """One content of a document: `pending` until embedded whole, then `live`, then `retired`."""
+
+    __tablename__ = "versions"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    document_id: Mapped[UUID] = mapped_column(ForeignKey("documents.id", ondelete="CASCADE"))
+    state: Mapped[str]
+    sha256: Mapped[str]
+    """Of the raw bytes."""
+    content_hash: Mapped[str]
+    """Of the raw bytes and of everything else that decides the chunks and their metadata."""
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
+    chunk_count: Mapped[int]
+    embedded: Mapped[Any] = mapped_column(INT4MULTIRANGE, server_default=sql("'{}'"))
+    """The ordinals whose vectors are in Chroma."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        Index("ix_versions_document_id", "document_id"),
+        Index(
+            "uq_versions_pending",
+            "document_id",
+            "content_hash",
+            unique=True,
+            postgresql_where=sql("state = 'pending'"),
+        ),
+        Index("ix_versions_not_live", "created_at", postgresql_where=sql("state <> 'live'")),
+    )
+
+
+class Chunk(Base):
+    """A piece of a version's text. Its public id is `chunk_id(version_id, ordinal)`."""
+
+    __tablename__ = "chunks"
+
+    version_id: Mapped[UUID] = mapped_column(
+        ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    ordinal: Mapped[int] = mapped_column(primary_key=True)
+    start: Mapped[int]
+    text: Mapped[str]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
+
+
+class IngestItem(Base):
+    """One source of one ingest job, and what became of it."""
+
+    __tablename__ = "ingest_items"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    ordinal: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    outcome: Mapped[str | None]
+    message: Mapped[str | None]
+    version_id: Mapped[UUID | None]
+    chunks: Mapped[int] = mapped_column(server_default=sql("0"))
+
+    __table_args__ = (
+        Index(
+            "ix_ingest_items_version_id",
+            "version_id",
+            postgresql_where=sql("version_id IS NOT NULL"),
+        ),
+    )
+
+
+class File(Base):
+    """An upload; its bytes lie in the storage under `path`."""
+
+    __tablename__ = "files"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    content_type: Mapped[str | None]
+    path: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_files_sha256", "sha256"),)

@@ -1,0 +1,31 @@
+"""Remembers that a server does not answer, so that not every caller waits to find that out."""
+
+import time
+from threading import Lock
+
+
+class Outage:
+    """After a failure, one caller in `pause_s` tries again; the others are told not to."""
+
+    def __init__(self, pause_s: float = 1.0) -> None:
+        self._pause_s = pause_s
+        self._lock = Lock()
+        self._retry_at: float | None = None
+
+    def passes(self) -> bool:
+        """Whether the caller may try; one that may reports back with `over` or `begins`."""
+        with self._lock:
+            if self._retry_at is None:
+                return True
+            now = time.monotonic()
+            if now < self._retry_at:
+                return False
+            self._retry_at = now + self._pause_s
+            return True
+
+    def begins(self) -> None:
+        with self._lock:
+            self._retry_at = time.monotonic() + self._pause_s
+
+    def over(self) -> None:
+        self._retry_at = None

@@ -1,0 +1,156 @@
+"""Queues, lanes and the doorbell: how work is announced, never where it is kept.
+
+A message says "there is work in this queue" and nothing else; Postgres says which. Losing or
+doubling messages is therefore harmless. This module never touches the database.
+"""
+
+import json
+from enum import IntEnum, StrEnum
+from typing import Any
+from uuid import uuid4
+
+from celery import Celery
+from kombu.connection import Connection
+from kombu.entity import Queue as KombuQueue
+from kombu.messaging import Producer
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
+
+from shared.config import Settings
+
+RING = "sluice.ring"
+SWEEP = "sluice.sweep"
+
+
+class Queue(StrEnum):
+    """A named Celery queue; on Redis, a list of the same name."""
+
+    INGEST = "ingest"
+    EMBED = "embed"
+    QUERY = "query"
+    HF = "hf"
+    GENERATE = "generate"
+    CONTROL = "control"
+
+
+class Lane(StrEnum):
+    """Priority inside a queue."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BULK = "bulk"
+
+    @property
+    def rank(self) -> int:
+        return LaneRank[self.name].value
+
+
+class LaneRank(IntEnum):
+    """How lanes are stored: lower is served first."""
+
+    INTERACTIVE = 0
+    NORMAL = 1
+    BULK = 2
+
+    @property
+    def lane(self) -> Lane:
+        return Lane[self.name]
+
+
+def make_celery(settings: Settings) -> Celery:
+    """The Celery application of publishers and workers alike: JSON only, no result backend.
+
+    Early acknowledgement and no retries of Celery's own: recovery is the ledger's (leases), so
+    that there is one retry policy.
+    """
+    app = Celery("sluice", broker=settings.require_redis_url(), set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_create_missing_queues=False,
+        task_queues=[KombuQueue(name.value) for name in Queue],
+        task_default_queue=Queue.CONTROL.value,
+        task_publish_retry=False,
+        worker_prefetch_multiplier=1,
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        broker_connection_timeout=settings.connect_timeout_s,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "socket_timeout": settings.request_timeout_s,
+            "socket_connect_timeout": settings.connect_timeout_s,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            "global_keyprefix": "",
+        },
+    )
+    return app
+
+
+class Bell:
+    """Rings for work and counts the messages that still wait.
+
+    A ring is one LPUSH: kombu's own way takes twenty times as long, and tries for minutes to
+    reach a Redis that is down. The messages are nevertheless Celery's own (`_caught`).
+    """
+
+    def __init__(self, celery: Celery, redis: Redis) -> None:
+        self._celery = celery
+        self._redis = redis
+        self._templates: dict[str, dict[str, Any]] = {}
+
+    def ring(self, queue: str, times: int = 1) -> None:
+        """Publish `times` messages. Raises redis' errors."""
+        if times > 0:
+            self._redis.lpush(queue, *(self._message(queue) for _ in range(times)))
+
+    def _message(self, queue: str) -> str:
+        if queue not in self._templates:
+            self._templates[queue] = _caught(self._celery, queue)
+        template, task_id = self._templates[queue], str(uuid4())
+        new_headers = {"id": task_id, "root_id": task_id}
+        new_properties = {"correlation_id": task_id, "delivery_tag": str(uuid4())}
+        return json.dumps(
+            template
+            | {"headers": template["headers"] | new_headers}
+            | {"properties": template["properties"] | new_properties}
+        )
+
+    def close(self) -> None:
+        self._celery.close()
+        self._redis.close()
+
+    def waiting(self, queue: str) -> int:
+        """How many messages lie in the queue's list."""
+        length = self._redis.llen(queue)
+        assert isinstance(length, int)
+        return length
+
+
+def _caught(celery: Celery, queue: str) -> dict[str, Any]:
+    """A message as Celery publishes it, caught in kombu's in-memory broker."""
+    with Connection("memory://") as connection, connection.channel() as channel:
+        producer = Producer(channel, serializer="json")
+        celery.send_task(RING, args=(queue,), queue=queue, producer=producer)
+        message = channel._get(queue)
+    assert isinstance(message, dict)
+    return message
+
+
+def make_redis(settings: Settings) -> Redis:
+    """A client that soon gives up: what it carries is news, and nobody may wait for that."""
+    return Redis.from_url(
+        settings.require_redis_url(),
+        socket_timeout=settings.connect_timeout_s,
+        socket_connect_timeout=settings.connect_timeout_s,
+        health_check_interval=10,
+        decode_responses=True,
+        # Once more, for a pooled connection that a restart of Redis has broken.
+        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+    )

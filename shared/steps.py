@@ -1,0 +1,353 @@
+"""Steps: claim, heartbeat, record, recover. With `shared/jobs.py`, the only writer of state.
+
+Claiming raises the attempt number before any work starts. Every later write names that attempt
+and changes nothing if it is no longer the running one; such a write is logged and answered with
+False, so that a worker that lost its lease cannot undo what its successor did.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from shared import jobs
+from shared.events import EventType
+from shared.jobs import State
+from shared.ledger import ring_after_commit, tell_after_commit
+from shared.models import Job, Step
+from shared.queue import Queue
+
+log = logging.getLogger(__name__)
+
+Finish = Callable[[Session, UUID], dict[str, Any] | None]
+"""Computes a job's result when its last step has succeeded, inside that transaction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A running attempt of a step; (`step_id`, `attempt`) is the fencing token."""
+
+    step_id: int
+    job_id: UUID
+    name: str
+    queue: str
+    kind: str
+    payload: dict[str, Any]
+    attempt: int
+    max_attempts: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewStep:
+    name: str
+    queue: Queue
+    payload: dict[str, Any] = field(default_factory=dict)
+
+
+class Pulse(StrEnum):
+    """What a heartbeat learns."""
+
+    GO_ON = "go on"
+    STOP = "stop"
+    LOST = "lost"
+
+
+# The best runnable step of a queue: lane, then fair share between keys (fewest running, then
+# longest unserved), then age. `heads` is a loose index scan over (lane, key), so that a claim
+# costs the same with ten queued steps as with a million; the row is locked last, in the order of
+# `turns`, which is why that is materialized.
+CLAIM = text("""
+WITH RECURSIVE heads AS (
+    (SELECT lane, fair_key FROM steps WHERE queue = :queue AND state = 'queued'
+     ORDER BY lane, fair_key LIMIT 1)
+    UNION ALL
+    SELECT n.lane, n.fair_key FROM heads h CROSS JOIN LATERAL (
+        SELECT s.lane, s.fair_key FROM steps s
+        WHERE s.queue = :queue AND s.state = 'queued'
+          AND (s.lane, s.fair_key) > (h.lane, h.fair_key)
+        ORDER BY s.lane, s.fair_key LIMIT 1) n
+), busy AS (
+    SELECT fair_key, count(*) AS running FROM steps
+    WHERE queue = :queue AND state = 'running' GROUP BY fair_key
+), ordered AS MATERIALIZED (
+    SELECT h.lane, h.fair_key FROM heads h
+    LEFT JOIN busy b ON b.fair_key = h.fair_key
+    LEFT JOIN turns t ON t.queue = :queue AND t.fair_key = h.fair_key
+    WHERE NOT EXISTS (SELECT FROM queues WHERE name = :queue AND paused_at IS NOT NULL)
+    ORDER BY h.lane, coalesce(b.running, 0), t.served_at NULLS FIRST, h.fair_key
+), picked AS MATERIALIZED (
+    SELECT s.id FROM ordered o CROSS JOIN LATERAL (
+        SELECT id FROM steps
+        WHERE queue = :queue AND state = 'queued' AND lane = o.lane AND fair_key = o.fair_key
+          AND run_after <= now()
+        ORDER BY job_id, id LIMIT 1
+        FOR UPDATE SKIP LOCKED) s
+    LIMIT 1
+), claimed AS (
+    UPDATE steps SET state = 'running', attempt = attempt + 1, worker = :worker, error = NULL,
+        started_at = now(), lease_until = now() + make_interval(secs => :lease_s)
+    FROM picked WHERE steps.id = picked.id
+    RETURNING steps.*
+), started AS (
+    UPDATE jobs SET state = 'running', started_at = coalesce(jobs.started_at, now()),
+        attempt = greatest(jobs.attempt, c.attempt), queue = c.queue,
+        deadline_at = coalesce(deadline_at, now() + make_interval(secs => timeout_s))
+    FROM claimed c
+    WHERE jobs.id = c.job_id AND NOT c.after_end
+      AND (jobs.state = 'queued' OR jobs.attempt < c.attempt OR jobs.queue <> c.queue)
+    RETURNING jobs.id
+)
+SELECT c.id, c.job_id, c.name, c.queue, c.fair_key, c.payload, c.attempt, c.max_attempts,
+    c.created_at, j.kind, j.state AS job_state
+FROM claimed c JOIN jobs j ON j.id = c.job_id
+""")
+
+# Best effort: fair share's memory must not make claims wait for each other.
+SERVED = text("""
+WITH locked AS (
+    SELECT queue, fair_key FROM turns WHERE queue = :queue AND fair_key = :fair_key
+    FOR UPDATE SKIP LOCKED
+), moved AS (
+    UPDATE turns t SET served_at = clock_timestamp() FROM locked
+    WHERE t.queue = locked.queue AND t.fair_key = locked.fair_key
+)
+INSERT INTO turns (queue, fair_key, served_at)
+SELECT :queue, :fair_key, clock_timestamp()
+WHERE NOT EXISTS (SELECT FROM turns WHERE queue = :queue AND fair_key = :fair_key)
+ON CONFLICT DO NOTHING
+""")
+
+
+def claim(session: Session, queue: str, *, worker: str, lease_s: float) -> Claim | None:
+    """Take the best runnable step of the queue for `lease_s` seconds, or None."""
+    values = {"queue": queue, "worker": worker, "lease_s": lease_s}
+    row = session.execute(CLAIM, values).first()
+    if row is None:
+        return None
+    session.execute(SERVED, {"queue": queue, "fair_key": row.fair_key})
+    if row.job_state == State.QUEUED:
+        tell_after_commit(session, row.job_id, EventType.STATE, {"state": State.RUNNING.value})
+    return Claim(
+        step_id=row.id, job_id=row.job_id, name=row.name, queue=row.queue, kind=row.kind,
+        payload=row.payload, attempt=row.attempt, max_attempts=row.max_attempts,
+        created_at=row.created_at,
+    )  # fmt: skip
+
+
+def heartbeat(session: Session, claim: Claim, *, lease_s: float, extend: bool) -> Pulse:
+    """Extend the lease (when `extend`), and learn whether to go on."""
+    if extend:
+        session.execute(
+            update(Step)
+            .where(*_is_running(claim))
+            .values(lease_until=func.now() + timedelta(seconds=lease_s))
+        )
+    row = session.execute(
+        select(Job.ending).join(Step, Step.job_id == Job.id).where(*_is_running(claim))
+    ).first()
+    if row is None:
+        return Pulse.LOST
+    return Pulse.GO_ON if row.ending is None else Pulse.STOP
+
+
+def hold(session: Session, claim: Claim) -> bool:
+    """Whether the attempt still runs; if so, it cannot be taken away before the commit."""
+    held = session.execute(
+        select(Step.id).where(*_is_running(claim)).with_for_update(read=True)
+    ).first()
+    return held is not None or _no_op(claim, "hold")
+
+
+def succeed(
+    session: Session,
+    claim: Claim,
+    *,
+    result: dict[str, Any] | None = None,
+    children: Iterable[NewStep] = (),
+    record: Callable[[Session], None] | None = None,
+    finish: Finish | None = None,
+) -> bool:
+    """Record a success: what `record` writes, the next steps, and the job's end if it was last.
+
+    A step that has no successor and no `finish` gives its own result to the job.
+    """
+    if not _leave_running(session, claim, State.SUCCEEDED, result=result):
+        return _no_op(claim, "succeed")
+    if record is not None:
+        record(session)
+    job = jobs.lock(session, claim.job_id)
+    if job is None or _is_after_end(session, claim):
+        return True
+    new = list(children) if job.ending is None else []
+    _add(session, job, new)
+    _settle(session, job, finish or (lambda _session, _job_id: result))
+    return True
+
+
+def fail(
+    session: Session,
+    claim: Claim,
+    error: dict[str, Any],
+    *,
+    absorb: Callable[[Session], None] | None = None,
+    finish: Finish | None = None,
+    dead: bool = False,
+) -> bool:
+    """Record a final failure. `absorb`, if given, books it in the job, which then goes on."""
+    if not _leave_running(session, claim, State.FAILED, error=error):
+        return _no_op(claim, "fail")
+    if absorb is not None:
+        absorb(session)
+    job = jobs.lock(session, claim.job_id)
+    if job is None or _is_after_end(session, claim):
+        return True
+    if absorb is None:
+        jobs.stop(session, claim.job_id, State.FAILED, error, dead)
+    _settle(session, job, finish or (lambda _session, _job_id: None))
+    return True
+
+
+def abandon(session: Session, claim: Claim) -> bool:
+    """Record that a running step stopped because its job is ending."""
+    if not _leave_running(session, claim, State.CANCELLED):
+        return _no_op(claim, "abandon")
+    job = jobs.lock(session, claim.job_id)
+    if job is not None:
+        _settle(session, job, lambda _session, _job_id: None)
+    return True
+
+
+def retry(
+    session: Session, claim: Claim, error: dict[str, Any], *, in_s: float, free: bool
+) -> bool:
+    """Queue the step again after `in_s` seconds; `free` does not count the attempt.
+
+    A step whose job is ending is not tried again.
+    """
+    if is_ending(session, claim):
+        return abandon(session, claim)
+    row = session.execute(
+        update(Step)
+        .where(*_is_running(claim))
+        .values(
+            state=State.QUEUED.value,
+            error=error,
+            lease_until=None,
+            worker=None,
+            max_attempts=Step.max_attempts + (1 if free else 0),
+            run_after=func.now() + timedelta(seconds=in_s),
+        )
+        .returning(Step.id)
+    ).first()
+    return row is not None or _no_op(claim, "retry")
+
+
+def is_ending(session: Session, claim: Claim) -> bool:
+    return session.scalar(select(Job.ending).where(Job.id == claim.job_id)) is not None
+
+
+def expired(session: Session, *, limit: int) -> list[Claim]:
+    """Running attempts whose lease has ended, locked until the commit."""
+    rows = session.execute(
+        select(Step, Job.kind)
+        .join(Job, Job.id == Step.job_id)
+        .where(Step.state == State.RUNNING, Step.lease_until < func.now())
+        .order_by(Step.lease_until)
+        .limit(limit)
+        .with_for_update(of=Step, skip_locked=True)
+    ).all()
+    return [
+        Claim(
+            step_id=step.id, job_id=step.job_id, name=step.name, queue=step.queue, kind=kind,
+            payload=step.payload, attempt=step.attempt, max_attempts=step.max_attempts,
+            created_at=step.created_at,
+        )
+        for step, kind in rows
+    ]  # fmt: skip
+
+
+def runnable(session: Session) -> dict[str, int]:
+    """How many steps of each queue could be claimed now; paused queues have none."""
+    rows = session.execute(
+        text("""
+        SELECT queue, count(*) FROM steps
+        WHERE state = 'queued' AND run_after <= now()
+          AND queue NOT IN (SELECT name FROM queues WHERE paused_at IS NOT NULL)
+        GROUP BY queue
+    """)
+    )
+    return dict(rows.all())
+
+
+def result_of(session: Session, job_id: UUID, name: str) -> dict[str, Any]:
+    """What an earlier step of the same job recorded. Raises NoResultFound."""
+    value = session.execute(
+        select(Step.result).where(
+            Step.job_id == job_id, Step.name == name, Step.state == State.SUCCEEDED
+        )
+    ).scalar_one()
+    assert isinstance(value, dict)
+    return value
+
+
+def _is_running(claim: Claim) -> tuple[Any, ...]:
+    return (
+        Step.id == claim.step_id,
+        Step.attempt == claim.attempt,
+        Step.state == State.RUNNING.value,
+    )
+
+
+def _leave_running(session: Session, claim: Claim, state: State, **values: Any) -> bool:
+    row = session.execute(
+        update(Step)
+        .where(*_is_running(claim))
+        .values(state=state.value, lease_until=None, finished_at=func.now(), **values)
+        .returning(Step.id)
+    ).first()
+    return row is not None
+
+
+def _is_after_end(session: Session, claim: Claim) -> bool:
+    return bool(session.scalar(select(Step.after_end).where(Step.id == claim.step_id)))
+
+
+def _add(session: Session, job: Job, children: list[NewStep]) -> None:
+    if not children:
+        return
+    job.open_steps += len(children)
+    rows = [
+        {
+            "job_id": job.id, "name": child.name, "queue": child.queue.value, "lane": job.lane,
+            "fair_key": job.fair_key, "state": State.QUEUED.value, "payload": child.payload,
+            "max_attempts": job.max_attempts,
+        }
+        for child in children
+    ]  # fmt: skip
+    session.execute(insert(Step), rows)
+    for child in children:
+        ring_after_commit(session, child.queue.value)
+
+
+def _settle(session: Session, job: Job, finish: Finish) -> None:
+    """One step fewer is open; the last one ends the job."""
+    job.open_steps -= 1
+    if job.open_steps > 0:
+        return
+    result = finish(session, job.id) if job.ending is None else None
+    jobs.end(session, job, result)
+
+
+def _no_op(claim: Claim, what: str) -> bool:
+    log.warning(
+        "%s of step %s (%s) attempt %s ignored: the attempt is no longer running",
+        what, claim.step_id, claim.name, claim.attempt,
+    )  # fmt: skip
+    return False

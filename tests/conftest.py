@@ -1,0 +1,130 @@
+"""Fixtures of all tiers: real servers, a database built by the migrations, a real API.
+
+Servers start once a session, on first use. Each test module has a database of its own; `ledger`
+(and what is built on it) empties tables and Redis before each test. Where a server cannot start,
+the test is skipped with the reason on a desk and fails in CI (variable `CI` set).
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+from redis import Redis
+
+from shared.config import Settings
+from shared.db import upgrade
+from shared.ledger import Ledger, make_ledger
+from tests.servers import Server, start_chroma, start_postgres, start_redis
+
+_databases = count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment() -> Iterator[None]:
+    """No setting of the desk's own environment reaches a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith("SLUICE_"):
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def server_home() -> Iterator[Path]:
+    """A folder that PostgreSQL's system user can reach, which pytest's own folders are not."""
+    folder = Path(tempfile.mkdtemp(prefix="sluice-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _started(start: Callable[[Path], Server], folder: Path) -> Iterator[Server]:
+    try:
+        server = start(folder)
+    except Exception as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"{folder.name} cannot start here: {error}")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(server_home: Path) -> Iterator[Server]:
+    yield from _started(start_postgres, server_home / "postgres")
+
+
+@pytest.fixture(scope="session")
+def redis_server(server_home: Path) -> Iterator[Server]:
+    yield from _started(start_redis, server_home / "redis")
+
+
+@pytest.fixture(scope="session")
+def chroma_server(server_home: Path) -> Iterator[Server]:
+    yield from _started(start_chroma, server_home / "chroma")
+
+
+@pytest.fixture(scope="module")
+def postgres_url(postgres_server: Server) -> Iterator[str]:
+    """A new database of this test module, at the newest revision."""
+    name = f"test_{next(_databases)}"
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]  # our own name
+    url = postgres_server.url.rpartition("/")[0] + f"/{name}"
+    upgrade(url)
+    yield url
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_server: Server) -> str:
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def chroma_url(chroma_server: Server) -> str:
+    return chroma_server.url
+
+
+@pytest.fixture(scope="module")
+def settings(
+    postgres_url: str,
+    redis_url: str,
+    chroma_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Settings:
+    """Of this module: its database, the session's Redis and Chroma, a home of its own."""
+    return Settings(
+        _env_file=None,
+        home=tmp_path_factory.mktemp("home"),
+        database_url=postgres_url,
+        redis_url=redis_url,
+        chroma_url=chroma_url,
+    )
+
+
+@pytest.fixture
+def clean(postgres_url: str, redis_url: str) -> None:
+    """Empty tables and an empty Redis."""
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        tables = connection.execute(
+            "SELECT string_agg(quote_ident(tablename), ', ') FROM pg_tables "
+            "WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+        ).fetchone()
+        assert tables is not None
+        connection.execute(f"TRUNCATE {tables[0]} RESTART IDENTITY")
+    with Redis.from_url(redis_url) as redis:
+        redis.flushall()
+
+
+@pytest.fixture
+def ledger(settings: Settings, clean: None) -> Iterator[Ledger]:
+    ledger = make_ledger(settings)
+    yield ledger
+    ledger.close()

@@ -1,0 +1,334 @@
+"""A small stand-in for the API, served over real HTTP on the loopback, for tests of the client.
+
+It keeps the contract's shapes and codes in memory and does no work. Tests steer it through the
+public fields of `State`. The real API is tested in `tests/integration` and `tests/e2e`.
+"""
+
+import hashlib
+import json
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+NOW = "2026-11-24T00:00:00Z"
+LONG_KOREAN = "여권 갱신은 만료 여섯 달 전부터 신청할 수 있습니다.\n신분증을 가져오세요. " * 8
+
+
+@dataclass(kw_only=True)
+class State:
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    collections: set[str] = field(default_factory=set)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    last_event_ids: list[str | None] = field(default_factory=list)
+    api_key: str | None = None
+    busy_times: int = 0
+    """So many submits are answered 429 first."""
+    lost_answers: int = 0
+    """So many submits are carried out, and their connection is dropped without an answer."""
+    dropped_streams: int = 0
+    """So many event streams end after their first event."""
+    outcome: str = "succeeded"
+    """How jobs end; `running` ones never do."""
+    max_file_bytes: int = 1000
+    job_errors: list[dict[str, str]] = field(default_factory=list)
+    ready: bool = True
+
+    def count(self, method: str, path: str) -> int:
+        return self.requests.count((method, path))
+
+
+def make_app(state: State) -> FastAPI:
+    def note(request: Request) -> None:
+        state.requests.append((request.method, request.url.path))
+        wanted = f"Bearer {state.api_key}"
+        if state.api_key and request.headers.get("Authorization") != wanted:
+            raise HTTPException(401, "Send a valid API key.")
+
+    app = FastAPI(dependencies=[Depends(note)])
+
+    @app.post("/v1/jobs")
+    async def submit(request: Request) -> Response:
+        if state.busy_times:
+            state.busy_times -= 1
+            return problem(429, "Queue full", "The queue is full.", {"Retry-After": "0"})
+        body = await request.json()
+        if body["kind"] == "nonsense":
+            entry = {"loc": ["body", "kind"], "msg": "unknown kind"}
+            return problem(422, "Invalid", "The request is not valid.", errors=[entry])
+        key = request.headers["Idempotency-Key"]
+        job_id = state.keys.setdefault(key, str(uuid.uuid4()))
+        state.jobs.setdefault(job_id, make_job(job_id, body))
+        if state.lost_answers:
+            state.lost_answers -= 1
+            return StreamingResponse(broken())
+        if "Prefer" in request.headers and state.outcome != "running":
+            return JSONResponse(finish(state, job_id))
+        return JSONResponse(state.jobs[job_id], 202)
+
+    @app.post("/v1/jobs/batch")
+    async def submit_batch(request: Request) -> Response:
+        ids = [str(uuid.uuid4()) for _ in (await request.json())["jobs"]]
+        return JSONResponse({"ids": ids}, 202)
+
+    @app.get("/v1/jobs")
+    def list_jobs(limit: int, cursor: int = 0) -> Response:
+        return page(list(reversed(state.jobs.values())), limit, cursor)
+
+    @app.get("/v1/jobs/{job_id}")
+    def one_job(job_id: str) -> Response:
+        job = state.jobs.get(job_id)
+        return JSONResponse(job) if job else problem(404, "Not found", f"No job {job_id}.")
+
+    @app.get("/v1/jobs/{job_id}/events")
+    def events(job_id: str, request: Request) -> Response:
+        if job_id not in state.jobs:
+            return problem(404, "Not found", f"No job {job_id}.")
+        last = request.headers.get("Last-Event-ID")
+        state.last_event_ids.append(last)
+        return StreamingResponse(stream(state, job_id, last), media_type="text/event-stream")
+
+    @app.post("/v1/jobs/{job_id}/cancel")
+    def cancel(job_id: str) -> Response:
+        if job_id not in state.jobs:
+            return problem(404, "Not found", f"No job {job_id}.")
+        state.jobs[job_id] |= {"state": "cancelled", "finished_at": NOW}
+        return JSONResponse(state.jobs[job_id])
+
+    @app.post("/v1/jobs/{job_id}/retry")
+    def retry(job_id: str) -> Response:
+        return problem(409, "Conflict", f"Job {job_id} has not failed.")
+
+    @app.put("/v1/collections/{name}")
+    def put_collection(name: str) -> Response:
+        state.collections.add(name)
+        return JSONResponse(make_collection(name), 201)
+
+    @app.get("/v1/collections")
+    def list_collections(limit: int, cursor: int = 0) -> Response:
+        return page([make_collection(name) for name in sorted(state.collections)], limit, cursor)
+
+    @app.get("/v1/collections/{name}")
+    def one_collection(name: str) -> Response:
+        if name not in state.collections:
+            return problem(404, "Not found", f"There is no collection {name}.")
+        return JSONResponse(make_collection(name))
+
+    @app.delete("/v1/collections/{name}")
+    def delete_collection(name: str) -> Response:
+        state.collections.remove(name)
+        job_id = str(uuid.uuid4())
+        state.jobs[job_id] = make_job(job_id, {"kind": "erase", "input": {"collection": name}})
+        return JSONResponse(state.jobs[job_id], 202)
+
+    @app.get("/v1/collections/{name}/documents")
+    def documents(name: str, limit: int, cursor: int = 0) -> Response:
+        return page([make_document(name, number) for number in range(3)], limit, cursor)
+
+    @app.get("/v1/documents/{document_id}")
+    def document(document_id: str) -> Response:
+        return problem(404, "Not found", f"There is no document {document_id}.")
+
+    @app.get("/v1/files")
+    def files_by_hash(request: Request) -> Response:
+        wanted = set(request.query_params.getlist("sha256"))
+        found = [file for file in state.files.values() if file["sha256"] in wanted]
+        return JSONResponse({"items": found})
+
+    @app.post("/v1/files")
+    async def upload(request: Request) -> Response:
+        if int(request.headers["Content-Length"]) > state.max_file_bytes + 1000:
+            # As the real one does: refused before the body is read.
+            return problem(413, "Too large", "The file is larger than the server accepts.")
+        async with request.form() as form:
+            return await store(state, form["file"])
+
+    @app.get("/v1/queues")
+    def queues() -> Response:
+        item = {"name": "ingest", "queued": 3, "running": 1, "paused": True, "messages": 3}
+        return JSONResponse({"items": [item]})
+
+    @app.get("/v1/workers")
+    def workers() -> Response:
+        item = {"name": "cpu-1", "queues": ["ingest"], "concurrency": 2, "last_seen_at": NOW}
+        return JSONResponse({"items": [{**item, "alive": True}]})
+
+    @app.get("/readyz")
+    def ready() -> Response:
+        checks = {"database": {"ok": state.ready, "detail": "no answer"}}
+        status = "ready" if state.ready else "not ready"
+        return JSONResponse({"status": status, "checks": checks}, 200 if state.ready else 503)
+
+    return app
+
+
+async def store(state: State, upload: Any) -> Response:
+    data = await upload.read()
+    if not data:
+        return problem(422, "Invalid", f"{upload.filename} is empty.")
+    file_id = str(uuid.uuid4())
+    state.files[file_id] = {
+        "id": file_id,
+        "name": upload.filename,
+        "size_bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "content_type": upload.content_type,
+        "created_at": NOW,
+    }
+    return JSONResponse(state.files[file_id], 201)
+
+
+def stream(state: State, job_id: str, last: str | None) -> Iterator[bytes]:
+    if last is None:
+        yield b': hello\n\nid: 1-0\nevent: state\ndata: {"state": "running"}\n\n'
+        if state.dropped_streams:
+            state.dropped_streams -= 1
+            raise ConnectionError("dropped on purpose")
+    yield b'id: 2-0\nevent: progress\ndata: {"done": 1, "total": 2, "unit": "documents"}\n\n'
+    while state.outcome == "running" and state.jobs[job_id]["state"] != "cancelled":
+        time.sleep(0.02)
+        yield b": still here\n"
+    data = json.dumps(finish(state, job_id), ensure_ascii=False)
+    yield f"id: 3-0\nevent: end\ndata: {data}\n\n".encode()
+
+
+def broken() -> Iterator[bytes]:
+    yield b"{"
+    raise ConnectionError("dropped on purpose")
+
+
+def finish(state: State, job_id: str) -> dict[str, Any]:
+    job = state.jobs[job_id]
+    if job["state"] == "cancelled":
+        return job
+    job |= {"state": state.outcome, "finished_at": NOW}
+    if state.outcome == "failed":
+        job["error"] = {"type": "Permanent", "message": "The model is not there."}
+    elif state.outcome == "succeeded":
+        job["result"] = RESULTS[job["kind"]](state, job["input"])
+    return job
+
+
+def ingested(state: State, asked: dict[str, Any]) -> dict[str, Any]:
+    failed = len(state.job_errors)
+    added = len(asked["sources"]) - failed
+    counts = {"added": added, "replaced": 0, "skipped": 0, "failed": failed}
+    return {"documents": counts, "chunks": 2 * added, "errors": state.job_errors}
+
+
+def answered(_state: State, _asked: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "answer": "만료 여섯 달 전부터 신청할 수 있습니다 [1].\x1b[31m",
+        "citations": [{**HIT, "marker": "[1]"}],
+        "model": "extractive",
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0},
+    }
+
+
+HIT = {
+    "chunk_id": "c1",
+    "document_id": "d1",
+    "source": "안내/여권.md",
+    "text": LONG_KOREAN,
+    "start": 1200,
+    "score": 0.8125,
+    "metadata": {},
+}
+RESULTS: dict[str, Any] = {
+    "ingest": ingested,
+    "rag": answered,
+    "search": lambda _state, _asked: {"hits": [HIT]},
+    "embed": lambda _state, asked: {
+        "model": "m", "dimension": 2, "embeddings": [[0.0, 1.0] for _ in asked["texts"]],
+    },
+    "erase": lambda _state, _asked: {"documents": 3, "chunks": 6, "vectors": 6},
+}  # fmt: skip
+
+
+def make_job(job_id: str, body: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": job_id,
+        "kind": body["kind"],
+        "state": "queued",
+        "lane": body.get("lane", "normal"),
+        "queue": "ingest",
+        "input": body["input"],
+        "result": None,
+        "error": None,
+        "progress": {"done": 0, "total": None, "unit": "documents"},
+        "position": 1,
+        "eta_s": 2.5,
+        "attempt": 1,
+        "max_attempts": 3,
+        "metadata": body.get("metadata", {}),
+        "created_at": NOW,
+        "started_at": None,
+        "finished_at": None,
+        "a_field_of_a_newer_server": True,
+    }
+
+
+def make_collection(name: str) -> dict[str, Any]:
+    shape = {"embedding_model": "all-MiniLM-L6-v2", "dimension": 384, "distance": "cosine"}
+    return {"name": name, **shape, "documents": 3, "chunks": 6, "created_at": NOW}
+
+
+def make_document(collection: str, number: int) -> dict[str, Any]:
+    return {
+        "id": f"d{number}",
+        "collection": collection,
+        "source": f"docs/{number}.md",
+        "sha256": "0" * 64,
+        "content_hash": "1" * 64,
+        "size_bytes": 10,
+        "chunks": 2,
+        "metadata": {},
+        "created_at": NOW,
+        "updated_at": NOW,
+    }
+
+
+def page(items: list[dict[str, Any]], limit: int, cursor: int) -> Response:
+    following = cursor + limit
+    next_cursor = str(following) if following < len(items) else None
+    return JSONResponse({"items": items[cursor:following], "next_cursor": next_cursor})
+
+
+def problem(
+    status: int,
+    title: str,
+    detail: str,
+    headers: dict[str, str] | None = None,
+    errors: list[dict[str, Any]] | None = None,
+) -> Response:
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    content = body if errors is None else {**body, "errors": errors}
+    return JSONResponse(content, status, headers, "application/problem+json")
+
+
+@contextmanager
+def serving(state: State, port: int = 0) -> Iterator[str]:
+    """Serve until the end of the block; yields the URL."""
+    config = uvicorn.Config(
+        make_app(state), port=port, log_level="critical", ws="none", lifespan="off",
+        timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

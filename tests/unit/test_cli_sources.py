@@ -1,0 +1,101 @@
+"""Which files a list of paths stands for, and what they are called."""
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from cli.sources import discover, document_name
+from shared.errors import InvalidInput
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "docs/guide.md", "docs/deep/er/page.html", "docs/photo.png", "docs/Makefile",
+        "docs/.hidden.md", "docs/.git/config.txt", "docs/TABLE.CSV", "notes.log",
+    ):  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("text")
+
+
+def names(*paths: str) -> list[str]:
+    return [document.name for document in discover(paths).documents]
+
+
+def test_folders_are_searched_for_what_can_be_read() -> None:
+    found = discover(["docs"])
+    assert [document.name for document in found.documents] == [
+        "docs/TABLE.CSV", "docs/deep/er/page.html", "docs/guide.md",
+    ]  # fmt: skip
+    assert found.left_out == {".png": 1, "no extension": 1}
+
+
+@pytest.mark.parametrize("spelling", ["docs", "docs/", "./docs", "../{here}/docs", "docs/deep/.."])
+def test_a_folder_has_one_name_however_it_is_spelled(spelling: str) -> None:
+    assert "docs/guide.md" in names(spelling.format(here=Path.cwd().name))
+
+
+def test_the_folder_one_stands_in_has_a_name_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("docs")
+    assert "docs/guide.md" in names(".")
+
+
+def test_named_files_are_always_sent_under_the_path_given() -> None:
+    assert names("notes.log", "./docs//photo.png") == ["docs/photo.png", "notes.log"]
+    absolute = str(Path("notes.log").absolute())
+    assert names(absolute) == [absolute]
+
+
+def test_globs_are_expanded_where_the_shell_did_not() -> None:
+    assert names("docs/*.md") == ["docs/guide.md"]
+    assert names("docs/**") == names("docs/**/*") == names("docs")
+    assert names("*.log") == ["notes.log"]
+    assert names("do*") == names("docs")
+
+
+def test_a_file_given_twice_is_one_document() -> None:
+    assert names("docs", "docs/guide.md", "docs/*.md") == names("docs")
+
+
+def test_two_files_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:
+    other = tmp_path / "other" / "docs"
+    other.mkdir(parents=True)
+    (other / "guide.md").write_text("another")
+    with pytest.raises(InvalidInput, match=r"docs/guide\.md would stand for both"):
+        discover(["docs", "other/docs"])
+
+
+@pytest.mark.parametrize("path", ["nowhere", "nowhere/*.md"])
+def test_a_path_that_stands_for_nothing_is_an_error(path: str) -> None:
+    with pytest.raises(InvalidInput, match="nowhere"):
+        discover([path])
+
+
+def test_what_looks_like_a_glob_but_exists_is_a_file() -> None:
+    Path("a[1].txt").write_text("text")
+    assert names("a[1].txt") == ["a[1].txt"]
+
+
+def test_pipes_in_folders_are_left_out_and_refused_as_arguments() -> None:
+    os.mkfifo("docs/pipe.txt")
+    assert "docs/pipe.txt" not in names("docs")
+    with pytest.raises(InvalidInput, match="no regular file"):
+        discover(["docs/pipe.txt"])
+
+
+def test_broken_links_are_reported_later_and_loops_end() -> None:
+    Path("docs/gone.md").symlink_to("nothing")
+    Path("docs/loop").symlink_to("..")
+    assert "docs/gone.md" in names("docs")
+    assert not [name for name in names("docs") if "loop" in name]
+
+
+def test_names_are_nfc_and_fit_into_an_upload() -> None:
+    decomposed = unicodedata.normalize("NFD", "여권.md")
+    assert document_name(decomposed) == "여권.md"
+    assert document_name('a"b\n.txt') == "a%22b%0A.txt"
+    assert document_name(os.fsdecode(b"caf\xe9.txt")) == "caf\\xe9.txt"

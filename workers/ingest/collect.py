@@ -1,0 +1,40 @@
+"""Removes what readers no longer see: vectors first, rows last, so that nothing is forgotten."""
+
+from collections.abc import Iterable, Sequence
+
+from shared import versions
+from shared.versions import Part, Remains
+from workers.process import Process
+
+BATCH_VERSIONS = 200
+
+
+def collect_forsaken(process: Process) -> int:
+    """Collect retired versions, and pending ones that no open job works on. Returns how many."""
+    with process.ledger.begin() as session:
+        found = versions.forsaken(session, limit=BATCH_VERSIONS)
+    collect(process, found)
+    return len(found)
+
+
+def collect(process: Process, found: Iterable[Remains]) -> int:
+    """Delete the vectors of these versions, verified, then their rows. Returns the vectors."""
+    by_collection: dict[str, list[Remains]] = {}
+    for each in found:
+        by_collection.setdefault(each.collection, []).append(each)
+    vectors = 0
+    for collection, group in by_collection.items():
+        ids = [id_ for each in group for id_ in each.chunk_ids()]
+        vectors += process.store.delete(collection, ids)
+        with process.ledger.begin() as session:
+            versions.remove(session, [each.version_id for each in group])
+    return vectors
+
+
+def delete_orphans(process: Process, collection: str, parts: Sequence[Part]) -> None:
+    """Delete the vectors of those parts whose version no longer exists."""
+    with process.ledger.read() as session:
+        known = versions.chunk_counts(session, {part.version_id for part in parts})
+    ids = [id_ for part in parts if part.version_id not in known for id_ in part.chunk_ids()]
+    if ids:
+        process.store.delete(collection, ids)

@@ -1,0 +1,246 @@
+"""Bytes of a document -> text, or a `DocumentError` that says what is wrong and what to do.
+
+The order: byte order mark, an encoding the caller names, strict UTF-8, the encoding the document
+declares, Korean CP949 (a superset of EUC-KR), Windows-1252, and last `charset-normalizer`. A guess
+is taken only when the result looks like real text: a UTF-8 file with damaged bytes is an error
+that names the first bad offset, and never mojibake.
+"""
+
+import codecs
+import re
+from dataclasses import dataclass
+
+from charset_normalizer import from_bytes
+
+from shared.errors import DocumentError
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    # UTF-32 first: its little-endian mark begins with the one of UTF-16.
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+_MAGIC = (
+    (b"%PDF-", "a PDF"),
+    (b"PK\x03\x04", "a ZIP archive or an Office document (.docx, .xlsx, .pptx, .hwpx)"),
+    (b"PK\x05\x06", "an empty ZIP archive"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office or HWP document (.doc, .xls, .hwp)"),
+    (b"HWP Document File", "an HWP document"),
+    (b"{\\rtf", "an RTF document"),
+    (b"%!PS", "a PostScript document"),
+    (b"\x89PNG\r\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF87a", "a GIF image"),
+    (b"GIF89a", "a GIF image"),
+    (b"II*\x00", "a TIFF image"),
+    (b"MM\x00*", "a TIFF image"),
+    (b"\x7fELF", "a Linux program (ELF)"),
+    (b"\xcf\xfa\xed\xfe", "a macOS program"),
+    (b"\xca\xfe\xba\xbe", "a Java class or a macOS program"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ\x00", "an xz archive"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
+    (b"Rar!\x1a\x07", "a RAR archive"),
+    (b"SQLite format 3\x00", "an SQLite database"),
+    (b"\x00asm", "a WebAssembly program"),
+)
+# These marks are also how plain text may begin ("BM25 is ..."), so they count only beside NULs.
+_MAGIC_WITH_NUL = (
+    (b"MZ", "a Windows program"),
+    (b"BM", "a BMP image"),
+    (b"RIFF", "a WAV, AVI or WebP file"),
+    (b"OggS", "an Ogg file"),
+    (b"ID3", "an MP3 file"),
+    (b"fLaC", "a FLAC file"),
+    (b"PAR1", "a Parquet file"),
+)
+SUPPORTED = "text, Markdown, HTML, CSV/TSV, JSON and JSON Lines"
+
+# What people and pages call an encoding, and the codec that reads what they mean by it.
+_ALIASES = {
+    "euc-kr": "cp949",
+    "euc_kr": "cp949",
+    "ks_c_5601-1987": "cp949",
+    "ksc5601": "cp949",
+    "ks_c_5601": "cp949",
+    "windows-949": "cp949",
+    "x-windows-949": "cp949",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "shift_jis": "cp932",
+    "shift-jis": "cp932",
+    "sjis": "cp932",
+    "x-sjis": "cp932",
+    "iso-8859-1": "cp1252",
+    "latin-1": "cp1252",
+    "latin1": "cp1252",
+    "us-ascii": "cp1252",
+    "ascii": "cp1252",
+    # A page whose bytes say "utf-16" in ASCII is not UTF-16 (the HTML standard says the same).
+    "utf-16": "utf-8",
+}
+
+# The most frequent syllables: at least half of real Korean text, a small part of any mojibake.
+_COMMON_HANGUL = frozenset(
+    "이다는에고을지가의하은한로시도어기니사있해리인을를자서대나요습수과들정으전일"
+    "여아부안보주장만그라구게공원생국중간연제스되했모면성동소상화업용비마금년실"
+    "무내와위치문할거조관방경트오학신세바적우유관분계선당개적것교재추각입료회월최"
+    "드레데호러미터름포체명민합니까등및때던된될됩없않었였겠죠네"
+)
+_HANGUL = re.compile(r"[가-힣]")
+_HIGH = re.compile(r"[^\x00-\x7f]")
+# Characters of Windows-1252 text where they belong: accented letters beside letters (no capital
+# inside a lower-case word), typographic marks, signs before or after a number. What is left over
+# after these is a sign of another encoding or of damage.
+_LATIN = re.compile(
+    r"(?<![\x80-\uffff])(?:"
+    r"[à-öø-üœšž](?=[A-Za-z\W_]|$)"
+    r"|ß(?=[a-z\W]|$)"
+    r"|(?<![a-z])[À-ÖØ-ÜŒŠŽ](?=[A-Za-z])"
+    r"|(?<=[A-Z])[À-ÖØ-ÜŒŠŽ](?![a-z])"
+    r"|(?<=\w)[’‘](?=\w|\s|[.,;:!?)]|$)"
+    r"|(?<!\w)‘(?=\w)"
+    r"|(?<![^\s(\[])[“„«](?=\S)|[“„«](?=\s?\w)"
+    r"|(?<=[\w.,;:!?)\s])[”»](?!\w)"
+    r"|[–—](?=[\w\s])|…|•(?=\s)|\xa0(?=[\w\s:;!?])"
+    r"|[€£¥](?=\s?\d)|(?<=\d)[€£¥°½¼¾²³](?!\w)|(?<=\d )[€£](?!\w)"
+    r"|[§©®](?=[\s\d])|(?<=\w)[®™©](?!\w)|[¿¡](?=\w)"
+    r")"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    text: str
+    encoding: str
+
+
+def decode(
+    data: bytes, *, name: str, encoding: str | None = None, declared: str | None = None, hint: str
+) -> Decoded:
+    """`encoding` is binding, `declared` is believed after UTF-8; `hint` ends the error's remedy."""
+    marked = _by_mark(data)
+    if marked is None:
+        _refuse_binary(data, name)
+    if encoding is not None:
+        return _strict(data, encoding, name=name, why=f"csv.encoding is {encoding!r}")
+    if marked is not None:
+        return _strict(data, marked, name=name, why="its byte order mark says so")
+    if declared and declared.lower().startswith("iso-2022"):
+        # A seven-bit encoding: its bytes are all valid UTF-8, and not what is meant.
+        return _strict(data, declared, name=name, why="the document declares it")
+    try:
+        return Decoded(text=data.decode("utf-8"), encoding="utf-8")
+    except UnicodeDecodeError as broken:
+        bad = f"byte 0x{data[broken.start]:02x} at offset {broken.start:,} is not valid UTF-8"
+        cause = broken
+    codec = _codec(declared)
+    if codec is not None and codec != "utf-8":
+        return _strict(data, codec, name=name, why=f"the document declares {declared!r}")
+    guess = None if codec == "utf-8" or _is_damaged_utf8(data) else _guess(data)
+    if guess is None:
+        raise DocumentError(f"{name}: {bad}, and no other encoding fits. {hint}") from cause
+    return guess
+
+
+def _by_mark(data: bytes) -> str | None:
+    return next((codec for mark, codec in _BOMS if data.startswith(mark)), None)
+
+
+def _codec(label: str | None) -> str | None:
+    """The codec for a declared encoding; None when there is none of that name."""
+    if not label:
+        return None
+    label = label.strip().lower()
+    try:
+        return codecs.lookup(_ALIASES.get(label, label)).name
+    except (LookupError, ValueError):
+        return None
+
+
+def _strict(data: bytes, encoding: str, *, name: str, why: str) -> Decoded:
+    # "utf-16" named by the caller is meant: without its mark it needs an order, with it none.
+    label = encoding.strip().lower()
+    codec = label if label == "utf-16" else _codec(label)
+    if codec is None:
+        raise DocumentError(f"{name}: there is no encoding called {encoding!r} ({why}).")
+    try:
+        text = data.decode(codec)
+    except UnicodeDecodeError as broken:
+        raise DocumentError(
+            f"{name}: cannot be read as {codec} ({why}): byte 0x{data[broken.start]:02x} at "
+            f"offset {broken.start:,} does not fit. Save the file as UTF-8."
+        ) from broken
+    except ValueError as wrong:  # codecs that are not text encodings, such as "hex"
+        raise DocumentError(f"{name}: {encoding!r} is not a text encoding ({why}).") from wrong
+    except LookupError as wrong:
+        raise DocumentError(f"{name}: {encoding!r} is not a text encoding ({why}).") from wrong
+    return Decoded(text=text.removeprefix("\ufeff"), encoding=codec)
+
+
+def _refuse_binary(data: bytes, name: str) -> None:
+    nul = data.find(b"\x00")
+    known = _MAGIC if nul < 0 else _MAGIC + _MAGIC_WITH_NUL
+    for mark, what in known:
+        if data.startswith(mark):
+            raise DocumentError(
+                f"{name}: looks like {what}, not text. Supported are {SUPPORTED}; convert it first."
+            )
+    if nul < 0:
+        return
+    pairs = data[: 4096 & ~1]
+    zeros = max(pairs[0::2].count(0), pairs[1::2].count(0))
+    if zeros > 0.8 * (len(pairs) // 2):
+        raise DocumentError(
+            f"{name}: looks like UTF-16 without a byte order mark. Save the file as UTF-8."
+        )
+    raise DocumentError(
+        f"{name}: looks like binary data, not text: there is a NUL byte at offset {nul:,}. "
+        f"Supported are {SUPPORTED}."
+    )
+
+
+def _is_damaged_utf8(data: bytes) -> bool:
+    """Whether at least as many characters are sound multi-byte UTF-8 as bytes are bad.
+
+    In Korean or Chinese text of another encoding only about one byte pair in six happens to be
+    valid UTF-8; in a damaged UTF-8 file nearly all are.
+    """
+    high: list[str] = _HIGH.findall(data.decode("utf-8", "surrogateescape"))
+    bad = sum("\udc80" <= char <= "\udcff" for char in high)
+    sound = len(high) - bad
+    return sound >= bad
+
+
+def _guess(data: bytes) -> Decoded | None:
+    for codec, plausible in (("cp949", _is_korean), ("cp1252", _is_latin)):
+        try:
+            text = data.decode(codec)
+        except UnicodeDecodeError:
+            continue
+        if plausible(text):
+            return Decoded(text=text, encoding=codec)
+    best = from_bytes(data).best()
+    # No recognized language means a guess from byte statistics alone: that is how mojibake starts.
+    # The Latin ones were tried above, and short texts fit too many of them.
+    if best is None or best.percent_coherence < 20 or best.percent_chaos > 10:
+        return None
+    text = str(best)
+    high = len(_HIGH.findall(text))
+    return Decoded(text=text, encoding=best.encoding) if high >= 10 else None
+
+
+def _is_korean(text: str) -> bool:
+    hangul = _HANGUL.findall(text)
+    common = sum(char in _COMMON_HANGUL for char in hangul)
+    return len(hangul) >= 0.5 * len(_HIGH.findall(text)) and common >= 0.4 * len(hangul)
+
+
+def _is_latin(text: str) -> bool:
+    high = len(_HIGH.findall(text))
+    return len(_LATIN.findall(text)) >= 0.95 * high

@@ -1,0 +1,190 @@
+"""The steps of an ingest job: plan, load, embed.
+
+`plan` writes one item for each source and makes load steps of a few sources each; `load` reads,
+splits and writes pending versions; `embed` writes vectors and makes versions live. A bad source
+is one failed item, never a failed job. Each step may run any number of times.
+"""
+
+from collections.abc import Iterable, Iterator
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from shared import collections, files, items, jobs, versions
+from shared.errors import DocumentError, NotFound
+from shared.items import Outcome
+from shared.payloads import IngestInput
+from shared.queue import Queue
+from shared.steps import Claim, NewStep
+from shared.versions import Part, VersionState
+from workers.ingest.collect import collect, delete_orphans
+from workers.ingest.content import Order, Raw, make, read, source_name
+from workers.ingest.vectors import write_vectors
+from workers.ingest.writer import Writer
+from workers.process import Process
+from workers.step import Context, Done, Handler
+
+
+def plan(context: Context) -> Done:
+    """Name the sources and spread them over load steps."""
+    job_id = context.claim.job_id
+    process = context.process
+    with process.ledger.read() as session:
+        wanted = IngestInput.model_validate(jobs.get(session, job_id).input)
+        collection = collections.get(session, wanted.collection)
+        sources = [source.model_dump() for source in wanted.sources]
+        uploads = files.of_sources(session, sources)
+        names = [source_name(source, uploads) for source in sources]
+    process.store.make(collection.name, collection.distance)
+
+    def record(session: Session) -> None:
+        jobs.set_total(session, job_id, len(names), "documents")
+        items.add_all(session, job_id, names)
+
+    size = process.settings.load_step_documents
+    children = [
+        _load_step(range(first, min(first + size, len(names))))
+        for first in range(0, len(names), size)
+    ]
+    return Done(children=children, record=record)
+
+
+def load(context: Context) -> Done:
+    """Read and split the step's sources, write them as pending versions, order their embedding.
+
+    After a failed attempt the step only breaks itself up, so that a source that kills its worker
+    ends alone.
+    """
+    claim, process = context.claim, context.process
+    ordinals: list[int] = claim.payload["ordinals"]
+    if claim.attempt > 1 and len(ordinals) > 1:
+        return Done(children=[_load_step([ordinal]) for ordinal in ordinals])
+    with process.ledger.read() as session:
+        order = Order.of_job(session, claim.job_id)
+        todo = items.still_open(session, claim.job_id, ordinals)
+        uploads = files.of_sources(session, [item.source for item in todo])
+    writer = Writer(context, order)
+    for item in todo:
+        context.check()
+        try:
+            raw = read(process, order, item.source, uploads)
+            if _is_settled(process, order, raw):
+                writer.add_skipped(item.ordinal)
+            else:
+                writer.add(item.ordinal, make(process, order, raw))
+        except (DocumentError, NotFound) as error:
+            writer.add_failed(item.ordinal, error.message)
+    writer.flush()
+    with process.ledger.read() as session:
+        written = [item.version_id for item in items.still_open(session, claim.job_id, ordinals)]
+        counts = versions.chunk_counts(session, [v for v in written if v is not None])
+    return Done(children=_embed_steps(counts, process.settings.embed_step_chunks))
+
+
+def embed(context: Context) -> Done:
+    """Write the vectors of the step's chunks, then make complete versions live."""
+    claim, process = context.claim, context.process
+    parts = _parts(claim)
+    if claim.attempt > 1 and len(parts) > 1:
+        return Done(children=[_embed_step([part]) for part in parts])
+    with process.ledger.read() as session:
+        order = Order.of_job(session, claim.job_id)
+    # Vectors whose version is gone must not stay, whatever happens from here on.
+    context.on_lost.append(lambda: delete_orphans(process, order.collection, parts))
+    write_vectors(context, order, parts)
+    noted: list[versions.Embedded] = []
+
+    def record(session: Session) -> None:
+        versions.lock_documents_of(session, [part.version_id for part in parts])
+        noted.extend(_note(session, claim, part) for part in parts)
+
+    def after() -> None:
+        if any(each.state is None for each in noted):
+            delete_orphans(process, order.collection, parts)
+        collect(process, [each.replaced for each in noted if each.replaced is not None])
+
+    return Done(record=record, after=after)
+
+
+def _is_settled(process: Process, order: Order, raw: Raw) -> bool:
+    """Asked before loading and splitting, which unchanged documents need not."""
+    with process.ledger.read() as session:
+        return versions.is_settled(
+            session,
+            order.collection_id,
+            raw.name,
+            raw.content_hash,
+            skip_existing=order.skip_existing,
+        )
+
+
+def _note(session: Session, claim: Claim, part: Part) -> versions.Embedded:
+    """Book a part's vectors, and the outcome of its document where that is now decided."""
+    noted = versions.note_embedded(session, part)
+    job_id, version_id = claim.job_id, part.version_id
+    if noted.state is VersionState.LIVE:
+        outcome = Outcome.REPLACED if noted.replaced else Outcome.ADDED
+        if noted.by_another:
+            outcome = Outcome.SKIPPED  # another job was first with the same content
+        items.settle_version(session, job_id, version_id, outcome, chunks=noted.chunk_count)
+    elif noted.state is VersionState.RETIRED and noted.superseded:
+        items.settle_version(session, job_id, version_id, Outcome.SKIPPED)
+    elif noted.state is not VersionState.PENDING:
+        message = "The document was erased while it was ingested; ingest it again if need be."
+        items.settle_version(session, job_id, version_id, Outcome.FAILED, message=message)
+    return noted
+
+
+def _absorb_load(session: Session, claim: Claim, message: str) -> None:
+    items.settle(session, claim.job_id, claim.payload["ordinals"], Outcome.FAILED, message)
+
+
+def _absorb_embed(session: Session, claim: Claim, message: str) -> None:
+    for part in _parts(claim):
+        items.settle_version(
+            session, claim.job_id, part.version_id, Outcome.FAILED, message=message
+        )
+
+
+def _load_step(ordinals: Iterable[int]) -> NewStep:
+    return NewStep(name="ingest.load", queue=Queue.INGEST, payload={"ordinals": list(ordinals)})
+
+
+def _embed_steps(counts: dict[UUID, int], size: int) -> list[NewStep]:
+    """Steps of at most `size` chunks: small documents together, large ones in several parts."""
+    steps: list[NewStep] = []
+    batch: list[Part] = []
+    room = size
+    for part in _cut(counts, size):
+        length = part.end - part.first
+        if batch and length > room:
+            steps.append(_embed_step(batch))
+            batch, room = [], size
+        batch.append(part)
+        room -= length
+    if batch:
+        steps.append(_embed_step(batch))
+    return steps
+
+
+def _cut(counts: dict[UUID, int], size: int) -> Iterator[Part]:
+    for version_id, count in counts.items():
+        for first in range(0, count, size):
+            yield Part(version_id=version_id, first=first, end=min(first + size, count))
+
+
+def _embed_step(parts: list[Part]) -> NewStep:
+    payload = {"parts": [[str(part.version_id), part.first, part.end] for part in parts]}
+    return NewStep(name="ingest.embed", queue=Queue.EMBED, payload=payload)
+
+
+def _parts(claim: Claim) -> list[Part]:
+    return [
+        Part(version_id=UUID(version_id), first=first, end=end)
+        for version_id, first, end in claim.payload["parts"]
+    ]
+
+
+PLAN = Handler(run=plan)
+LOAD = Handler(run=load, absorb=_absorb_load, finish=items.result)
+EMBED = Handler(run=embed, absorb=_absorb_embed, finish=items.result)

@@ -1,0 +1,55 @@
+"""Retrieval: the nearest chunks of a collection that are live in Postgres."""
+
+from shared import collections, documents
+from shared.errors import Permanent
+from shared.payloads import Hit, Metadata
+from workers.process import Process
+from workers.retrieval.store import Match
+
+WIDEN_TIMES = 4
+
+
+def find(
+    process: Process, collection_name: str, query: str, *, k: int, where: Metadata | None
+) -> list[Hit]:
+    """The k best hits, best first; fewer where the collection has fewer.
+
+    Chroma may know chunks that Postgres no longer counts as live, and for a moment the other way
+    round. Where such chunks leave fewer than k hits, more are asked for.
+    """
+    with process.ledger.read() as session:
+        collection = collections.get(session, collection_name)
+        model, dimension, collection_id = (
+            collection.embedding_model, collection.dimension, collection.id,
+        )  # fmt: skip
+    if dimension is None:
+        return []  # nothing has been embedded yet
+    embedder = process.embedders.get(model)
+    if embedder.dimension != dimension:
+        raise Permanent(
+            f"Collection {collection_name!r} has {dimension} dimensions, but {model!r} now gives "
+            f"{embedder.dimension}. Put the model back, or ingest into a new collection."
+        )
+    vector = embedder.encode([query], between=lambda: None)[0]
+    limit = k
+    for _ in range(WIDEN_TIMES):
+        matches = process.store.query(collection_name, vector, limit=limit, where=where)
+        with process.ledger.read() as session:
+            live = documents.live_chunks(session, collection_id, [match.id for match in matches])
+        hits = [_hit(live[match.id], match) for match in matches if match.id in live]
+        if len(hits) >= k or len(matches) == len(hits):
+            break
+        limit *= 4
+    return hits[:k]
+
+
+def _hit(chunk: documents.ChunkView, match: Match) -> Hit:
+    return Hit(
+        chunk_id=chunk.id,
+        document_id=str(chunk.document_id),
+        source=chunk.source,
+        text=chunk.text,
+        start=chunk.start,
+        score=round(match.score, 6),
+        metadata=chunk.metadata,
+    )

@@ -1,0 +1,198 @@
+"""Claim, run, record: the life of one attempt, and the one retry policy for all kinds.
+
+- Success is recorded in one transaction with whatever the handler asks to be written.
+- `Retryable`, unknown errors and worker loss are tried again with backoff and jitter until the
+  step's attempts are used up; then it is a dead letter. `Unavailable` does not use up attempts
+  for as long as a setting says. `Permanent` fails at once.
+- The attempt was counted when it was claimed, so a step that kills its worker ends here too.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from billiard.exceptions import SoftTimeLimitExceeded
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import Session
+
+from shared import steps
+from shared.config import Settings
+from shared.errors import (
+    Cancelled,
+    ConfigurationError,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Permanent,
+    Retryable,
+    SluiceError,
+    Unavailable,
+    WorkerLost,
+)
+from shared.steps import Claim
+from workers.process import Process
+from workers.pulse import Heartbeat
+from workers.step import Context, Done, Handler
+
+log = logging.getLogger(__name__)
+
+Handlers = Mapping[str, Handler]
+
+FINAL = (Permanent, NotFound, InvalidInput, Conflict, ConfigurationError)
+"""Errors that another attempt would only repeat."""
+
+
+def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
+    """Run the best runnable step of the queue; False if there is none."""
+    with process.ledger.begin() as session:
+        claim = steps.claim(
+            session, queue, worker=process.worker_name, lease_s=process.settings.step_lease_s
+        )
+    if claim is None:
+        return False
+    run(process, handlers, claim)
+    return True
+
+
+def run(process: Process, handlers: Handlers, claim: Claim) -> None:
+    """Run a claimed step to its record, whatever happens in it."""
+    context = Context(process, claim)
+    handler = handlers.get(claim.name)
+    try:
+        with Heartbeat(context) as heartbeat:
+            if handler is None:
+                raise Permanent(
+                    f"This worker does not know the step {claim.name!r}; API and workers must be "
+                    "of one version."
+                )
+            done = handler.run(context)
+            recorded = _record(process, handler, claim, done)
+    except Cancelled as error:
+        _stopped(process, handler, claim, context, error, lost=heartbeat.lost)
+        return
+    except SoftTimeLimitExceeded:
+        limit = process.settings.step_soft_limit_s
+        slow = Retryable(f"The step took longer than {limit} s (SLUICE_STEP_SOFT_LIMIT_S).")
+        _failed(process, handler, claim, slow)
+        return
+    except Exception as error:
+        if not isinstance(error, SluiceError):
+            log.exception("step %s (%s) failed", claim.step_id, claim.name)
+        _failed(process, handler, claim, error)
+        return
+    if not recorded:
+        _undo(context)
+    elif done.after is not None:
+        done.after()
+
+
+def _record(process: Process, handler: Handler, claim: Claim, done: Done) -> bool:
+    with process.ledger.begin() as session:
+        return steps.succeed(
+            session,
+            claim,
+            result=done.result,
+            children=done.children,
+            record=done.record,
+            finish=handler.finish,
+        )
+
+
+def _stopped(
+    process: Process,
+    handler: Handler | None,
+    claim: Claim,
+    context: Context,
+    error: Cancelled,
+    *,
+    lost: bool,
+) -> None:
+    """The heartbeat asked to stop: the job ends, the lease was lost, or the time was up."""
+    if lost:
+        _undo(context)
+        return
+    with process.ledger.begin() as session:
+        if steps.is_ending(session, claim):
+            steps.abandon(session, claim)
+        else:
+            settle_failure(session, process.settings, handler, claim, Retryable(error.message))
+
+
+def _failed(process: Process, handler: Handler | None, claim: Claim, error: Exception) -> None:
+    with process.ledger.begin() as session:
+        settle_failure(session, process.settings, handler, claim, error)
+
+
+def settle_failure(
+    session: Session,
+    settings: Settings,
+    handler: Handler | None,
+    claim: Claim,
+    error: Exception,
+) -> None:
+    """The retry policy: again later, or for good."""
+    told = {"type": type(error).__name__, "message": _message(error)}
+    if _is_free(settings, claim, error):
+        steps.retry(session, claim, told, in_s=_delay_s(settings, claim.attempt), free=True)
+        return
+    final = isinstance(error, FINAL)
+    if not final and claim.attempt < claim.max_attempts:
+        steps.retry(session, claim, told, in_s=_delay_s(settings, claim.attempt), free=False)
+        return
+    log.warning("step %s (%s) failed for good: %s", claim.step_id, claim.name, told["message"])
+    steps.fail(
+        session,
+        claim,
+        told,
+        absorb=_absorb(handler, claim, told["message"]),
+        finish=handler.finish if handler else None,
+        dead=not final,
+    )
+
+
+def _absorb(
+    handler: Handler | None, claim: Claim, message: str
+) -> Callable[[Session], None] | None:
+    if handler is None or handler.absorb is None:
+        return None
+    absorb = handler.absorb
+    return lambda session: absorb(session, claim, message)
+
+
+def _is_free(settings: Settings, claim: Claim, error: Exception) -> bool:
+    """Outages of servers are not the step's fault; they may last a while."""
+    if not isinstance(error, Unavailable | OperationalError):
+        return False
+    age_s = (datetime.now(UTC) - claim.created_at).total_seconds()
+    return age_s < settings.unavailable_retry_for_s
+
+
+def _delay_s(settings: Settings, attempt: int) -> float:
+    """Exponential backoff with full jitter on its upper half."""
+    limit: float = min(settings.retry_cap_s, settings.retry_base_s * 2 ** min(attempt - 1, 30))
+    return limit / 2 + random.uniform(0, limit / 2)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, SluiceError):
+        return error.message
+    if isinstance(error, DBAPIError):
+        return f"The database failed: {error.orig}"
+    return f"{type(error).__name__}: {error}"
+
+
+def _undo(context: Context) -> None:
+    for callback in context.on_lost:
+        try:
+            callback()
+        except SluiceError as error:
+            # What stays behind is invisible to readers, and deleted with its document.
+            log.warning("could not undo step %s: %s", context.claim.step_id, error)
+
+
+def lost_worker(claim: Claim) -> WorkerLost:
+    return WorkerLost(
+        f"The worker that ran {claim.name} (attempt {claim.attempt}) died or hung: its lease "
+        "ended. Look at the worker's log; if it ran out of memory, lower the size of the input."
+    )

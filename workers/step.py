@@ -1,0 +1,59 @@
+"""What a step's handler is given, and what it gives back."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from shared.errors import Cancelled
+from shared.steps import Claim, Finish, NewStep
+from workers.process import Process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A handler's success. `record` runs in the transaction that records it, `after` behind it."""
+
+    result: dict[str, Any] | None = None
+    children: Sequence[NewStep] = ()
+    record: Callable[[Session], None] | None = None
+    after: Callable[[], None] | None = None
+
+
+class Context:
+    """One running attempt, as its handler sees it."""
+
+    def __init__(self, process: Process, claim: Claim) -> None:
+        self.process = process
+        self.claim = claim
+        self.stop = threading.Event()
+        self.stop_reason = ""
+        self.on_lost: list[Callable[[], None]] = []
+        """Called if the attempt turns out not to be this worker's any more, to undo its writes."""
+
+    def check(self) -> None:
+        """Raises Cancelled once the attempt has to stop. Call it between units of work."""
+        if self.stop.is_set():
+            raise Cancelled(self.stop_reason)
+
+    def must_stop(self, reason: str) -> None:
+        self.stop_reason = reason
+        self.stop.set()
+
+
+Absorb = Callable[[Session, Claim, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handler:
+    """How steps of one name are run.
+
+    `absorb` books a step's final failure inside its job, which then goes on; without it the job
+    fails. `finish` computes the job's result when this was its last step.
+    """
+
+    run: Callable[[Context], Done]
+    absorb: Absorb | None = None
+    finish: Finish | None = field(default=None)

@@ -1,0 +1,128 @@
+"""The sweeper: takes back expired leases, ends overdue jobs, rings for unrung steps, tidies up.
+
+Beat rings it every `SLUICE_SWEEP_INTERVAL_S`; one sweep runs at a time, wherever it runs.
+Whatever was lost with Redis or with a worker is found here, in Postgres.
+"""
+
+import logging
+from datetime import timedelta
+
+from redis.exceptions import RedisError
+from sqlalchemy import delete, func, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from shared import jobs, steps
+from shared.config import Settings
+from shared.errors import SluiceError
+from shared.jobs import OPEN, State
+from shared.models import File, Job, QueueState, Worker
+from shared.queue import Queue
+from workers.ingest.collect import collect_forsaken
+from workers.process import Process
+from workers.runner import Handlers, lost_worker, settle_failure
+
+log = logging.getLogger(__name__)
+
+LOCK = 0x51CE_5EEE  # any fixed number
+BATCH = 100
+TIDY_EVERY_SWEEPS = 60
+WORKERS_KEPT = timedelta(days=1)
+
+
+class Sweeper:
+    def __init__(self, process: Process, handlers: Handlers) -> None:
+        self._process = process
+        self._handlers = handlers
+        self._sweeps = 0
+
+    def sweep(self) -> bool:
+        """One round; False if another sweeper is at it."""
+        with self._process.ledger.read() as session:
+            if not session.scalar(select(func.pg_try_advisory_lock(LOCK))):
+                return False
+            try:
+                self._round()
+            finally:
+                session.execute(select(func.pg_advisory_unlock(LOCK)))
+        return True
+
+    def _round(self) -> None:
+        settings, ledger = self._process.settings, self._process.ledger
+        with ledger.begin() as session:
+            _note_sweep(session)
+            take_back(session, settings, self._handlers)
+            end_overdue(session)
+        self._ring()
+        try:
+            collect_forsaken(self._process)
+        except SluiceError as error:
+            log.warning("could not tidy up vectors; tried again in the next sweep: %s", error)
+        if self._sweeps % TIDY_EVERY_SWEEPS == 0:
+            with ledger.begin() as session:
+                paths = apply_retention(session, settings)
+            for path in paths:
+                self._process.storage.delete(path)
+        self._sweeps += 1
+
+    def _ring(self) -> None:
+        """Ring where fewer messages wait than steps are runnable. Too many rings do no harm."""
+        with self._process.ledger.read() as session:
+            runnable = steps.runnable(session)
+        bell = self._process.ledger.bell
+        for queue, count in runnable.items():
+            try:
+                missing = count - bell.waiting(queue)
+                if missing > 0:
+                    bell.ring(queue, missing)
+            except (RedisError, OSError) as error:
+                log.warning("could not ring %s: %s", queue, error)
+
+
+def _note_sweep(session: Session) -> None:
+    row = insert(QueueState).values(name=Queue.CONTROL.value, swept_at=func.now())
+    changed = {"swept_at": func.now()}
+    session.execute(row.on_conflict_do_update(index_elements=["name"], set_=changed))
+
+
+def take_back(session: Session, settings: Settings, handlers: Handlers) -> None:
+    """Hand expired attempts to the retry policy."""
+    for claim in steps.expired(session, limit=BATCH):
+        log.warning("lease of step %s (%s) has ended", claim.step_id, claim.name)
+        settle_failure(session, settings, handlers.get(claim.name), claim, lost_worker(claim))
+
+
+def end_overdue(session: Session) -> None:
+    """Fail the jobs that ran longer than their `timeout_s`."""
+    overdue = session.execute(
+        select(Job.id, Job.timeout_s)
+        .where(Job.state.in_(OPEN), Job.deadline_at < func.now(), Job.ending.is_(None))
+        .limit(BATCH)
+    ).all()
+    for job_id, timeout_s in overdue:
+        error = {
+            "type": "Timeout",
+            "message": f"The job ran longer than its timeout_s of {timeout_s:g} s. Raise it, or "
+            "give the job less to do.",
+        }
+        jobs.stop(session, job_id, State.FAILED, error)
+
+
+def apply_retention(session: Session, settings: Settings) -> list[str]:
+    """Forget jobs that ended, and uploads nobody uses, `retention_days` ago.
+
+    Returns the storage paths to delete. Documents stay until they are erased.
+    """
+    kept = timedelta(days=settings.retention_days)
+    session.execute(delete(Job).where(Job.finished_at < func.now() - kept))
+    session.execute(delete(Worker).where(Worker.last_seen_at < func.now() - WORKERS_KEPT))
+    unused = text("""
+        NOT EXISTS (SELECT FROM jobs j, jsonb_array_elements(j.input -> 'sources') s
+                WHERE j.kind = 'ingest' AND j.state IN ('queued', 'running')
+                  AND s ->> 'file_id' = files.id::text)
+    """)
+    return list(
+        session.scalars(
+            delete(File).where(File.created_at < func.now() - kept, unused).returning(File.path)
+        )
+    )

@@ -1,0 +1,63 @@
+"""The `webhook` step: tell a client's server that its job has ended.
+
+Signed as the Standard Webhooks specification says (standardwebhooks.com): headers `webhook-id`,
+`webhook-timestamp` and, where the job names a secret, `webhook-signature` = `v1,` and the base64
+HMAC-SHA256 of `id.timestamp.body`. The id is the same for every try, so receivers can ignore
+doubles. The body names the job; results are fetched with `GET /v1/jobs/{id}`.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+
+import httpx
+
+from shared import jobs
+from shared.errors import Permanent, Retryable
+from workers.step import Context, Done, Handler
+
+
+def deliver(context: Context) -> Done:
+    with context.process.ledger.read() as session:
+        job = jobs.get(session, context.claim.job_id)
+        target, told = job.webhook, jobs.news(job)
+    if target is None:
+        return Done()
+    now = int(time.time())
+    body = json.dumps({"type": "job.ended", "timestamp": now, "data": told}, ensure_ascii=False)
+    headers = {
+        "content-type": "application/json",
+        "webhook-id": f"{job.id}-{job.state}",
+        "webhook-timestamp": str(now),
+    }
+    if target.get("secret"):
+        headers["webhook-signature"] = sign(target["secret"], headers["webhook-id"], str(now), body)
+    try:
+        answer = httpx.post(
+            target["url"],
+            content=body.encode(),
+            headers=headers,
+            timeout=context.process.settings.webhook_timeout_s,
+        )
+    except httpx.InvalidURL as error:
+        raise Permanent(f"The webhook's url is not valid: {error}") from error
+    except httpx.HTTPError as error:
+        raise Retryable(f"The webhook at {target['url']} failed: {error}") from error
+    if answer.status_code == 410:
+        raise Permanent(f"The webhook at {target['url']} is gone (410).")
+    if not answer.is_success:
+        raise Retryable(f"The webhook at {target['url']} answered {answer.status_code}.")
+    return Done()
+
+
+def sign(secret: str, message_id: str, timestamp: str, body: str) -> str:
+    """The `webhook-signature` header. A secret `whsec_...` is base64, others are taken raw."""
+    is_encoded = secret.startswith("whsec_")
+    key = base64.b64decode(secret.removeprefix("whsec_")) if is_encoded else secret.encode()
+    digest = hmac.new(key, f"{message_id}.{timestamp}.{body}".encode(), hashlib.sha256).digest()
+    return "v1," + base64.b64encode(digest).decode()
+
+
+WEBHOOK = Handler(run=deliver)
