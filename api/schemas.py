@@ -1,79 +1,17 @@
-"""The shapes that clients send and get, apart from the inputs of kinds (`shared/payloads.py`)."""
+"""The shapes that clients get. What they send is in `api/requests.py`."""
 
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import AnyHttpUrl, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from shared.config import Settings
 from shared.documents import ChunkView, DocumentView
 from shared.estimates import Estimate
 from shared.jobs import State
 from shared.models import File, Job
-from shared.payloads import (
-    EmbedInput,
-    EraseInput,
-    IngestInput,
-    Kind,
-    RagInput,
-    SearchInput,
-    Shape,
-)
+from shared.payloads import Kind
 from shared.queue import Lane, LaneRank
-
-YEAR_S = 366 * 86_400
-
-
-class Webhook(Shape):
-    """Where to POST when the job has ended; with a secret, signed as Standard Webhooks are."""
-
-    url: AnyHttpUrl
-    secret: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-
-
-class NewJobBase(Shape):
-    lane: Lane | None = None
-    """`normal` unless set; `interactive` with `Prefer: wait`."""
-    metadata: dict[str, Any] = {}
-    webhook: Webhook | None = None
-    timeout_s: Annotated[float, Field(gt=0, le=YEAR_S)] | None = None
-    max_attempts: Annotated[int, Field(ge=1, le=20)] | None = None
-    run_after: AwareDatetime | None = None
-
-
-class NewIngest(NewJobBase):
-    kind: Literal[Kind.INGEST]
-    input: IngestInput
-
-
-class NewEmbed(NewJobBase):
-    kind: Literal[Kind.EMBED]
-    input: EmbedInput
-
-
-class NewSearch(NewJobBase):
-    kind: Literal[Kind.SEARCH]
-    input: SearchInput
-
-
-class NewRag(NewJobBase):
-    kind: Literal[Kind.RAG]
-    input: RagInput
-
-
-class NewErase(NewJobBase):
-    kind: Literal[Kind.ERASE]
-    input: EraseInput
-
-
-JobRequest = Annotated[
-    NewIngest | NewEmbed | NewSearch | NewRag | NewErase, Field(discriminator="kind")
-]
-
-
-class BatchRequest(Shape):
-    jobs: Annotated[list[JobRequest], Field(min_length=1)]
 
 
 class BatchView(BaseModel):
@@ -150,14 +88,6 @@ class Items(BaseModel, Generic[ItemT]):
 class Page(Items[ItemT], Generic[ItemT]):
     next_cursor: str | None = None
     """Pass it as `cursor` for the next page; null on the last."""
-
-
-class CollectionSpec(Shape):
-    """What a new collection is to be; the server's embedding model unless one is named."""
-
-    embedding_model: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    dimension: Annotated[int, Field(ge=1, le=65_535)] | None = None
-    distance: Literal["cosine", "l2", "ip"] = "cosine"
 
 
 class CollectionView(BaseModel):
@@ -271,14 +201,3 @@ class ProblemView(BaseModel):
     status: int
     detail: str
     errors: list[dict[str, str]] | None = None
-
-
-def models(settings: Settings) -> list[ModelView]:
-    """What can run: the configured embedding model, and the answerer of this version."""
-    return [
-        ModelView(
-            reference=settings.embedding_model,
-            kinds=[Kind.EMBED, Kind.INGEST, Kind.SEARCH, Kind.RAG],
-            default=True,
-        ),
-    ]

@@ -1,5 +1,6 @@
 """What pydantic found wrong with a request, in words that name the field and the remedy."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,8 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from api.problems import problem
-from shared.payloads import Kind
+from api.requests import PRINTABLE, SHA256
+from shared.payloads import COLLECTION_NAME, Kind
 
 SHOWN = 3
 # What pydantic says of these does not tell the user what to do.
@@ -15,9 +17,17 @@ REMEDIES = {
     "timezone_aware": "give a time zone, as in 2026-11-24T12:00:00Z",
     "extra_forbidden": "there is no such field; check its name",
     "missing": "is required",
+    "union_tag_not_found": "is required",
+}
+PATTERNS = {
+    COLLECTION_NAME: "use 3 to 63 letters (a-z), digits, '.', '_' and '-', a letter or digit first "
+    "and last",
+    SHA256: "give a SHA-256 as 64 hexadecimal digits",
+    PRINTABLE: "use printable ASCII characters without spaces",
 }
 PLACES = {"body", "query", "path", "header"}
 # Members of unions show in pydantic's places, but not in the document that the user sent.
+QUOTED = re.compile(r"'(\w+)'")
 KIND_TAGS = set(Kind)
 ITEM_TAGS = {*Kind, "file", "text"}
 
@@ -29,7 +39,7 @@ def refusal(request: Request, error: RequestValidationError) -> Response:
         other = _other_content_type(request)
         if other is not None:
             return other
-    entries = [{"field": _field(e["loc"]), "message": _message(e)} for e in found]
+    entries = [{"field": _field(e), "message": _message(e)} for e in found]
     lines = [f"{entry['field']}: {entry['message']}" for entry in entries[:SHOWN]]
     more = f"; and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""
     return problem(422, "; ".join(lines) + more, errors=entries)
@@ -49,8 +59,11 @@ def _other_content_type(request: Request) -> Response | None:
     return problem(415, detail, headers={"Accept": wanted})
 
 
-def _field(loc: Sequence[str | int]) -> str:
+def _field(entry: Mapping[str, Any]) -> str:
     parts: list[str] = []
+    loc: Sequence[str | int] = entry["loc"]
+    if entry["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        loc = [*loc, entry["ctx"]["discriminator"].strip("'")]
     for n, part in enumerate(loc):
         if n == 0 and part in PLACES:
             continue
@@ -61,10 +74,12 @@ def _field(loc: Sequence[str | int]) -> str:
 
 
 def _message(entry: Mapping[str, Any]) -> str:
+    context = entry.get("ctx", {})
     if entry["type"] == "union_tag_invalid":
-        context = entry["ctx"]
-        return f"{context['tag']!r} is none of {context['expected_tags']}"
-    if entry["type"] == "union_tag_not_found":
-        return f"{entry['ctx']['discriminator']} is required"
+        return (
+            f"{context['tag']!r} is none of {', '.join(QUOTED.findall(context['expected_tags']))}"
+        )
+    if entry["type"] == "string_pattern_mismatch" and context["pattern"] in PATTERNS:
+        return PATTERNS[context["pattern"]]
     text = str(REMEDIES.get(entry["type"], entry["msg"]))
     return text.removeprefix("Value error, ")

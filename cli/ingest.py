@@ -153,4 +153,6 @@ def _finish(
 
     left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
     ended = calls.wait(job.id, timeout_s=left_s, on_event=tell).require_success()
+    if ended.progress is not None:
+        on_advance(Advance.of(ended.progress.model_dump()))
     return IngestResult.model_validate(ended.result or {})

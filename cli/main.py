@@ -70,7 +70,13 @@ def run(args: Sequence[str]) -> int:
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == Exit.INTERRUPTED:
+        # The usual way out would wait for the uploads that other threads still have under way.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _told(message: str, code: Exit) -> Exit:

@@ -71,10 +71,8 @@ class ListByDefault(click.Group):
         return super().parse_args(ctx, args)
 
 
-def confirm(question: str, *, yes: bool) -> None:
+def confirm(question: str) -> None:
     """Ask before what cannot be undone; a script must say --yes."""
-    if yes:
-        return
     if not sys.stdin.isatty():
         raise click.UsageError("This cannot be undone. Confirm it with --yes.")
     click.confirm(question, abort=True, err=True)

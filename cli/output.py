@@ -13,12 +13,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 # Escape sequences of a document or a server must not reach the terminal.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+_COPIED_CELLS = 36
 
 
 class ClosedPipe(Exception):
@@ -70,8 +74,14 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        # The first column is what one copies; it must not be broken.
-        table.add_column(column, no_wrap=number == 0, overflow="fold")
+        # The first column is what one copies; only the last may run over several lines.
+        width = max([cell_len(column), *(cell_len(row[number]) for row in cells)])
+        table.add_column(
+            column,
+            min_width=min(width, _COPIED_CELLS) if number == 0 else None,
+            no_wrap=number < len(columns) - 1,
+            overflow="fold" if number == len(columns) - 1 else "ellipsis",
+        )
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)

@@ -33,6 +33,8 @@ class Part:
     account: Account | None = None
     stop_signal: Signals = SIGTERM
     ready_timeout_s: float = 60
+    first_attempts: int = 3
+    """So often may it end before it was ever ready."""
     stop_grace_s: float = 10
     quiet_start: bool = False
     """What it prints before it is ready is for its log file only."""

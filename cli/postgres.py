@@ -99,6 +99,9 @@ def postgres_part(cluster: Cluster, port: int) -> Part:
         account=cluster.account,
         stop_signal=signal.SIGINT,  # "fast": ends sessions, then writes everything down
         ready_timeout_s=300,  # recovery after a crash of the machine takes its time
+        # A killed server is outlived by sessions that are in the middle of a statement, and no
+        # new one starts before them. With backoff this is longer than statements may take.
+        first_attempts=12,
         stop_grace_s=30,
         hint=f"read the log; free space on the disk of {cluster.data} if it is full; "
         f"do not delete that folder, it holds the jobs and documents; {OTHER_WAYS}.",

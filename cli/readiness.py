@@ -86,4 +86,4 @@ def fetch(url: str, key: str | None = None, accept: tuple[int, ...] = (200,)) ->
 def _words(error: Exception) -> str:
     """The last line of a message: libpq puts what it tried first and the reason last."""
     lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+    return lines[-1].strip(" .") if lines else type(error).__name__

@@ -50,6 +50,7 @@ def redis_part(home: Path, port: int, password: str) -> Part:
         ready=lambda _pid: redis_ready(redis_url(port, password)),
         port=port,
         cwd=folder,
+        quiet_start=True,  # advice for the administrators of large servers
         hint=f"if the log speaks of a bad or unreadable file, delete the folder {folder}: it holds "
         "only signals and live progress, no job is lost. Or set SLUICE_REDIS_URL to a Redis "
         "server that you run.",
@@ -91,7 +92,8 @@ def chroma_part(home: Path, port: int) -> Part:
         # What its `chroma` script does, wherever that script was installed.
         argv=(sys.executable, "-P", "-c", CHROMA, *run),
         ready=lambda _pid: chroma_ready(chroma_url(port)),
-        env=QUIET,
+        # Its own level writes six lines for each request.
+        env=QUIET | {"RUST_LOG": "warn"},
         quiet_start=True,  # a large logo and an advertisement
         port=port,
         # Not where the user is: Chroma would read a `.env` there.

@@ -8,13 +8,18 @@ the files or talks to the network.
 import glob
 import os
 import posixpath
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from shared.errors import InvalidInput
+
+# What a multipart header cannot carry, or the server would take out: two names must not become one.
+_UNSENDABLE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029"]|^\s+|\s+$')
 
 SUPPORTED = frozenset(
     {
@@ -73,8 +78,7 @@ def document_name(path: str) -> str:
     # Bytes of a file name that are not UTF-8 stay distinct, and become text.
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     text = posixpath.normpath(text.replace(os.sep, "/"))
-    # What a multipart header cannot carry is written as browsers write it.
-    text = "".join(f"%{ord(c):02X}" if c == '"' or ord(c) < 32 else c for c in text)
+    text = _UNSENDABLE.sub(lambda match: quote(match[0], safe=""), text)
     return unicodedata.normalize("NFC", text)
 
 

@@ -23,8 +23,6 @@ class Timing:
     backoff_cap_s: float = 10
     stable_after_s: float = 30
     """A part that stayed up so long begins again with the shortest backoff."""
-    first_attempts: int = 3
-    """So often may a part end before it was ever ready."""
     ready_pause_s: float = 0.05
     ready_pause_cap_s: float = 1
 
@@ -141,7 +139,7 @@ class Supervisor:
             if self._stop.is_set():
                 break
             failures = 1 if clock() - began >= self._timing.stable_after_s else failures + 1
-            if not run.first_ready.done() and failures >= self._timing.first_attempts:
+            if not run.first_ready.done() and failures >= run.part.first_attempts:
                 self._fail(run, reason)
                 break
             delay_s = self._timing.backoff_s(failures)

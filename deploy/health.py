@@ -11,7 +11,6 @@ import urllib.request
 from datetime import timedelta
 
 TIMEOUT_S = 4
-BEATS_MISSED = 6
 SWEEPS_MISSED = 30
 
 
@@ -24,20 +23,20 @@ def api() -> str | None:
 
 
 def worker() -> str | None:
-    from sqlalchemy import func, select
+    from sqlalchemy import select
 
     from shared.config import load_settings
     from shared.db import make_engine
+    from shared.estimates import alive
     from shared.models import Worker
 
     settings = load_settings()
-    limit = timedelta(seconds=BEATS_MISSED * settings.worker_heartbeat_s)
-    lately = select(Worker.name).where(
-        Worker.hostname == socket.gethostname(), Worker.last_seen_at > func.now() - limit
+    living = select(Worker.name).where(
+        Worker.hostname == socket.gethostname(), alive(settings.worker_heartbeat_s)
     )
     with make_engine(settings).connect() as connection:
-        if connection.execute(lately).first() is None:
-            return f"no worker of this host has reported within {limit}"
+        if connection.execute(living).first() is None:
+            return "no worker of this host has reported lately"
     return None
 
 

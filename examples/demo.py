@@ -6,6 +6,7 @@ reads neither `SLUICE_*` variables nor `.env`. SLUICE_DEMO_KEEP=1 keeps the home
 """
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -28,7 +29,9 @@ QUESTIONS = ("How long are nightly backups kept?", "연차 휴가는 1년에 며
 COLLECTION = "demo"
 SLUICE = Path(sys.executable).with_name("sluice")
 STOP_LIMIT_S = 60
+TOLD_LIMIT_S = 1
 TAIL_LINES = 30
+LOG_LINE = re.compile(r"(\S+) +\| ?(.*)")
 
 
 class DemoFailed(Exception):
@@ -40,7 +43,7 @@ class Stack:
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._shown = True
+        self._told = threading.Event()
         self._process = subprocess.Popen(
             # With --json, stdout says one thing: that it is ready. The log goes to stderr.
             launch_argv([str(SLUICE), "up", "--json"]),
@@ -62,8 +65,9 @@ class Stack:
         line = self._process.stdout.readline()
         if not line:
             self._reader.join()
-            raise DemoFailed("The stack could not be started.")
-        self._shown = False
+            self.tail.clear()  # The stack has said why, and that has been shown.
+            raise DemoFailed("The stack could not be started. The reason is above.")
+        self._told.wait(TOLD_LIMIT_S)
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
@@ -77,14 +81,20 @@ class Stack:
     def _read(self, log: Path) -> None:
         """Keep the whole log; show what the stack says of itself until it is ready."""
         assert self._process.stderr is not None
+        part = ""
         with log.open("w", encoding="utf-8") as file:
             for line in self._process.stderr:
                 file.write(line)
                 file.flush()
                 self.tail.append(line.rstrip())
-                part, _, text = line.partition("|")
-                if self._shown and part.strip() == "sluice":
-                    print(f"   {text.strip()}", flush=True)
+                text = line.rstrip()
+                if prefixed := LOG_LINE.match(text):
+                    part, text = prefixed.groups()
+                # A line without a prefix goes on with what the line above it says.
+                if part == "sluice" and not self._told.is_set():
+                    print(f"   {text}", flush=True)
+                    if text.startswith("ready:"):
+                        self._told.set()
 
 
 def main() -> int:
@@ -116,8 +126,10 @@ def _demo(home: Path) -> int:
             if "[1]" not in answer:
                 raise DemoFailed("The answer cites no passage.")
     except DemoFailed as error:
-        print(f"\nThe demo failed: {error}\nThe last lines of the stack:", file=sys.stderr)
-        print(*(f"   {line}" for line in stack.tail), sep="\n", file=sys.stderr)
+        print(f"\nThe demo failed: {error}", file=sys.stderr)
+        if stack.tail:
+            print("The last lines of the stack:", file=sys.stderr)
+            print(*(f"   {line}" for line in stack.tail), sep="\n", file=sys.stderr)
         print(
             "What to do: read the reason above, then run `SLUICE_DEMO_KEEP=1 make demo` to keep "
             "all logs, or `make up` and `.venv/bin/sluice doctor`.",
@@ -139,7 +151,7 @@ def _sluice(environment: Mapping[str, str], *arguments: str) -> str:
     """Run a command as a person would, show what it prints, and return that."""
     print(f"   $ sluice {shlex.join(arguments)}", flush=True)
     with subprocess.Popen(
-        [SLUICE, *arguments],
+        launch_argv([str(SLUICE), *arguments]),
         env=environment,
         cwd=EXAMPLES,
         stdin=subprocess.DEVNULL,
@@ -149,9 +161,13 @@ def _sluice(environment: Mapping[str, str], *arguments: str) -> str:
     ) as process:
         assert process.stdout is not None
         lines = []
-        for line in process.stdout:
-            lines.append(line)
-            print(f"   {line}", end="", flush=True)
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                print(f"   {line}", end="", flush=True)
+        except KeyboardInterrupt:
+            process.terminate()
+            raise
     if process.returncode != 0:
         raise DemoFailed(f"`sluice {arguments[0]}` ended with exit code {process.returncode}.")
     return "".join(lines)

@@ -20,6 +20,18 @@ class Extent:
     chunks: int
 
 
+def require_document(session: Session, document_id: UUID) -> None:
+    """Raises NotFound. A document that is being erased is there: it may have to be done again."""
+    if session.scalar(select(Document.id).where(Document.id == document_id)) is None:
+        raise NotFound(f"There is no document {document_id}.")
+
+
+def require_collection(session: Session, name: str) -> None:
+    """Raises NotFound. A collection that is being erased is there."""
+    if session.scalar(select(Collection.id).where(Collection.name == name)) is None:
+        raise NotFound(f"There is no collection {name!r}.")
+
+
 def hide_documents(session: Session, document_ids: Sequence[UUID]) -> list[UUID]:
     """Hide documents from readers and retire all their versions. Returns those that exist."""
     found = list(

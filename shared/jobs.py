@@ -10,10 +10,23 @@ import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import Select, Table, delete, func, insert, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Insert,
+    Select,
+    Table,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -91,23 +104,43 @@ def submit(session: Session, new: NewJob) -> Submitted:
     Raises Conflict where the idempotency key stands for another request.
     """
     job_id = new_id()
-    statement = upsert(JOBS).values(_job_row(job_id, new))
-    if new.idempotency_key is not None:
-        # Waits for a concurrent submit with the same key, then yields to it.
-        statement = statement.on_conflict_do_nothing()
-    job = statement.returning(JOBS.c.id).cte("job")
-    step = _first_step(job_id, new)
-    values = [literal(value, STEPS.c[name].type) for name, value in step.items()]
-    row = session.execute(
-        insert(STEPS)
-        .from_select(list(step), select(*values).select_from(job))
-        .returning(STEPS.c.created_at)
-    ).first()
+    values = {f"job_{name}": value for name, value in _job_row(job_id, new).items()}
+    values |= {f"step_{name}": value for name, value in _first_step(job_id, new).items()}
+    row = session.execute(_submit_statement(), values | {"step_run_after": new.run_after}).first()
     if row is None:
         return _job_of_key(session, new)
     if new.run_after is None:
         ring_after_commit(session, FIRST_STEP[new.kind][1].value)
     return Submitted(job_id, True, row.created_at)
+
+
+@cache
+def _submit_statement() -> Insert:
+    """Built once: building it takes longer than running it.
+
+    A conflict of idempotency keys waits for the other submit and then yields to it.
+    """
+    example = NewJob(kind=Kind.EMBED, input={}, fair_key="")
+    job = (
+        upsert(JOBS)
+        .values({name: _parameter("job", JOBS, name) for name in _job_row(UUID(int=0), example)})
+        .on_conflict_do_nothing()
+        .returning(JOBS.c.id)
+        .cte("job")
+    )
+    step: dict[str, ColumnElement[Any]] = {
+        name: _parameter("step", STEPS, name) for name in _first_step(UUID(int=0), example)
+    }
+    step["run_after"] = func.coalesce(_parameter("step", STEPS, "run_after"), func.now())
+    return (
+        insert(STEPS)
+        .from_select(list(step), select(*step.values()).select_from(job))
+        .returning(STEPS.c.created_at)
+    )
+
+
+def _parameter(prefix: str, table: Table, name: str) -> ColumnElement[Any]:
+    return bindparam(f"{prefix}_{name}", type_=table.c[name].type)
 
 
 def submit_batch(session: Session, new_jobs: list[NewJob]) -> list[UUID]:
@@ -175,8 +208,16 @@ def get(session: Session, job_id: UUID) -> Job:
     """Raises NotFound."""
     job = session.get(Job, job_id)
     if job is None:
-        raise NotFound(f"There is no job {job_id}; it may have been removed by retention.")
+        raise _unknown(job_id)
     return job
+
+
+def state_of(session: Session, job_id: UUID) -> State:
+    """Raises NotFound."""
+    state = session.scalar(select(Job.state).where(Job.id == job_id))
+    if state is None:
+        raise _unknown(job_id)
+    return State(state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,5 +374,9 @@ def lock(session: Session, job_id: UUID) -> Job | None:
 def _locked(session: Session, job_id: UUID) -> Job:
     job = lock(session, job_id)
     if job is None:
-        raise NotFound(f"There is no job {job_id}; it may have been removed by retention.")
+        raise _unknown(job_id)
     return job
+
+
+def _unknown(job_id: UUID) -> NotFound:
+    return NotFound(f"There is no job {job_id}; it may have been removed by retention.")

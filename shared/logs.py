@@ -8,6 +8,7 @@ QUIET = (
     "alembic.runtime",
     "celery.app.trace",  # a line for each ring
     "celery.beat",
+    "celery.worker.request",
     "celery.worker.strategy",
     "chromadb",
     "filelock",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 from redis import Redis
@@ -74,12 +75,12 @@ def postgres_url(postgres_server: Server) -> Iterator[str]:
     """A new database of this test module, at the newest revision."""
     name = f"test_{next(_databases)}"
     with psycopg.connect(postgres_server.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]  # our own name
+        connection.execute(f"CREATE DATABASE {name}")
     url = postgres_server.url.rpartition("/")[0] + f"/{name}"
     upgrade(url)
     yield url
     with psycopg.connect(postgres_server.url, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +125,37 @@ def clean(postgres_url: str, redis_url: str) -> None:
 
 
 @pytest.fixture
-def ledger(settings: Settings, clean: None) -> Iterator[Ledger]:
+def ledger(settings: Settings, clean: None) -> Iterator[Ledger]:  # noqa: ARG001 (order)
     ledger = make_ledger(settings)
     yield ledger
     ledger.close()
+
+
+@pytest.fixture(scope="module")
+def api_url(settings: Settings) -> Iterator[str]:
+    """The API in this process, behind a real port; once a module."""
+    from tests.api_server import served
+
+    with served(settings) as url:
+        yield url
+
+
+@pytest.fixture
+def api(api_url: str, ledger: Ledger) -> Iterator[httpx.Client]:  # noqa: ARG001 (empty tables)
+    """A client of the API, with empty tables behind it."""
+    with httpx.Client(base_url=api_url, timeout=30, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def live_api(
+    settings: Settings,
+    ledger: Ledger,  # noqa: ARG001 (empty tables)
+    tmp_path: Path,
+) -> Iterator[Server]:
+    """The API as a process of its own."""
+    from tests.api_server import start_api
+
+    server = start_api(settings, tmp_path / "api")
+    yield server
+    server.stop()

@@ -95,8 +95,8 @@ class Server:
             self._process = None
 
 
-def start_postgres(folder: Path) -> Server:
-    """PostgreSQL from its wheel, without fsync; `url` names the database `postgres`.
+def start_postgres(folder: Path, *, durable: bool = False) -> Server:
+    """PostgreSQL from its wheel; `url` names the database `postgres`. Tests do without fsync.
 
     PostgreSQL refuses to run as root, so root runs it as a system user; `folder` and what leads
     to it must then be open to others.
@@ -114,11 +114,12 @@ def start_postgres(folder: Path) -> Server:
         check=True, capture_output=True, cwd=folder, user=user,
         extra_groups=[] if user else None,
     )  # fmt: skip
-    settings = {
+    settings: dict[str, object] = {
         "port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "",
-        "fsync": "off", "synchronous_commit": "off", "full_page_writes": "off",
         "max_connections": 200,
     }  # fmt: skip
+    if not durable:
+        settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
     argv = [str(binaries / "postgres"), "-D", str(data)]
     for name, value in settings.items():
         argv += ["-c", f"{name}={value}"]

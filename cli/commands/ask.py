@@ -1,6 +1,7 @@
 """`sluice ask`: a question, its answer, and the passages that the answer rests on."""
 
 import click
+from rich.cells import cell_len
 
 from cli.bars import waiting
 from cli.client import Client
@@ -56,7 +57,7 @@ def _show(answer: Answer) -> None:
     for citation in answer.citations:
         head = f"{_marker(citation.marker)} {citation.source} ({citation.score:.2f}) — "
         console = stdout()
-        room = console.width - len(head) if console.is_terminal else PASSAGE_CELLS
+        room = console.width - cell_len(head) if console.is_terminal else PASSAGE_CELLS
         print_text(head + first_words(citation.text, max(room, 20)))
 
 

@@ -70,8 +70,10 @@ def show(client: Client, *, name: str, as_json: bool) -> int:
 @with_client
 def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
     """Delete a collection with its documents, their text and their vectors."""
-    there = client.collection(name)
-    confirm(f"Delete {name} with {plural(there.documents, 'document')}?", yes=yes)
+    # Not with --yes: a deletion that was cut off hides the collection, and may be repeated.
+    if not yes:
+        there = client.collection(name)
+        confirm(f"Delete {name} with {plural(there.documents, 'document')}?")
     with waiting(f"Deleting {name}"):
         job = client.delete_collection(name)
     if as_json:

@@ -82,14 +82,19 @@ def delete(
     client: Client, *, document: str, collection: str | None, yes: bool, as_json: bool
 ) -> int:
     """Delete a document, its text and its vectors."""
-    found = _find(client, document, collection)
-    confirm(f"Delete {found.source} from {found.collection}?", yes=yes)
-    with waiting(f"Deleting {found.source}"):
-        job = client.delete_document(found.id)
+    document_id = document
+    # Not with --yes: a deletion that was cut off hides the document, and may be repeated.
+    if collection is not None or not yes:
+        found = _find(client, document, collection)
+        document_id = found.id
+        if not yes:
+            confirm(f"Delete {found.source} from {found.collection}?")
+    with waiting(f"Deleting {document}"):
+        job = client.delete_document(document_id)
     if as_json:
         print_json(job)
     else:
-        print_text(f"Deleted {found.source} from {found.collection}.")
+        print_text(f"Deleted {document}.")
     return 0
 
 

@@ -175,7 +175,9 @@ def _document(report: IngestReport, left_out: Mapping[str, int]) -> dict[str, An
 
 def _show(report: IngestReport) -> None:
     for error in report.errors[:SHOWN_ERRORS]:
-        say(f"Failed: {error.source}: {error.message}")
+        # Most messages name the source already.
+        named = error.message.startswith(error.source)
+        say(f"Failed: {error.message if named else f'{error.source}: {error.message}'}")
     if len(report.errors) > SHOWN_ERRORS:
         say(f"… and {len(report.errors) - SHOWN_ERRORS:,} more; --json lists all.")
     if not report.finished:

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
+from pydantic import SecretStr
 from redis import AuthenticationError, Redis
 
 from cli.logstream import LogStream
@@ -28,7 +29,7 @@ PATIENCE_S = 60
 def stack_settings(tmp_path: Path) -> Settings:
     home = tmp_path / "내 집 'of\" jobs"
     make_home(home)
-    return Settings(home=home)
+    return Settings(_env_file=None, home=home)
 
 
 def plan_of(settings: Settings) -> Plan:
@@ -172,7 +173,11 @@ def test_a_server_of_ones_own_that_does_not_answer_is_named(
         "redis_url": "redis://127.0.0.1:1/0",
         "chroma_url": "http://127.0.0.1:1",
     }
-    settings = Settings.model_validate({"home": stack_settings.home, name: urls[name]})
+    settings = stack_settings.model_copy(update={name: _secret(name, urls[name])})
     with pytest.raises(ConfigurationError, match=f"SLUICE_{name.upper()}"):
         plan_of(settings)
     assert not (stack_settings.home_path / "postgres").exists()
+
+
+def _secret(name: str, url: str) -> str | SecretStr:
+    return url if name == "chroma_url" else SecretStr(url)

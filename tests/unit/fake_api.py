@@ -4,6 +4,7 @@ It keeps the contract's shapes and codes in memory and does no work. Tests steer
 public fields of `State`. The real API is tested in `tests/integration` and `tests/e2e`.
 """
 
+import asyncio
 import hashlib
 import json
 import threading
@@ -18,8 +19,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-NOW = "2026-11-24T00:00:00Z"
-LONG_KOREAN = "여권 갱신은 만료 여섯 달 전부터 신청할 수 있습니다.\n신분증을 가져오세요. " * 8
+from tests.unit.fake_shapes import NOW, make_collection, make_document, make_job, result_of
 
 
 @dataclass(kw_only=True)
@@ -37,6 +37,10 @@ class State:
     """So many submits are carried out, and their connection is dropped without an answer."""
     dropped_streams: int = 0
     """So many event streams end after their first event."""
+    held_uploads: bool = False
+    """Uploads after the first are not answered."""
+    broken_uploads: int = 0
+    """So many uploads lose their connection."""
     outcome: str = "succeeded"
     """How jobs end; `running` ones never do."""
     max_file_bytes: int = 1000
@@ -77,6 +81,8 @@ def make_app(state: State) -> FastAPI:
 
     @app.post("/v1/jobs/batch")
     async def submit_batch(request: Request) -> Response:
+        if state.lost_answers:
+            return StreamingResponse(broken())
         ids = [str(uuid.uuid4()) for _ in (await request.json())["jobs"]]
         return JSONResponse({"ids": ids}, 202)
 
@@ -149,6 +155,11 @@ def make_app(state: State) -> FastAPI:
         if int(request.headers["Content-Length"]) > state.max_file_bytes + 1000:
             # As the real one does: refused before the body is read.
             return problem(413, "Too large", "The file is larger than the server accepts.")
+        while state.held_uploads and state.files:
+            await asyncio.sleep(0.02)
+        if state.broken_uploads:
+            state.broken_uploads -= 1
+            return StreamingResponse(broken())
         async with request.form() as form:
             return await store(state, form["file"])
 
@@ -214,87 +225,8 @@ def finish(state: State, job_id: str) -> dict[str, Any]:
     if state.outcome == "failed":
         job["error"] = {"type": "Permanent", "message": "The model is not there."}
     elif state.outcome == "succeeded":
-        job["result"] = RESULTS[job["kind"]](state, job["input"])
+        job["result"] = result_of(job, state.job_errors)
     return job
-
-
-def ingested(state: State, asked: dict[str, Any]) -> dict[str, Any]:
-    failed = len(state.job_errors)
-    added = len(asked["sources"]) - failed
-    counts = {"added": added, "replaced": 0, "skipped": 0, "failed": failed}
-    return {"documents": counts, "chunks": 2 * added, "errors": state.job_errors}
-
-
-def answered(_state: State, _asked: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "answer": "만료 여섯 달 전부터 신청할 수 있습니다 [1].\x1b[31m",
-        "citations": [{**HIT, "marker": "[1]"}],
-        "model": "extractive",
-        "usage": {"prompt_tokens": 0, "completion_tokens": 0},
-    }
-
-
-HIT = {
-    "chunk_id": "c1",
-    "document_id": "d1",
-    "source": "안내/여권.md",
-    "text": LONG_KOREAN,
-    "start": 1200,
-    "score": 0.8125,
-    "metadata": {},
-}
-RESULTS: dict[str, Any] = {
-    "ingest": ingested,
-    "rag": answered,
-    "search": lambda _state, _asked: {"hits": [HIT]},
-    "embed": lambda _state, asked: {
-        "model": "m", "dimension": 2, "embeddings": [[0.0, 1.0] for _ in asked["texts"]],
-    },
-    "erase": lambda _state, _asked: {"documents": 3, "chunks": 6, "vectors": 6},
-}  # fmt: skip
-
-
-def make_job(job_id: str, body: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "id": job_id,
-        "kind": body["kind"],
-        "state": "queued",
-        "lane": body.get("lane", "normal"),
-        "queue": "ingest",
-        "input": body["input"],
-        "result": None,
-        "error": None,
-        "progress": {"done": 0, "total": None, "unit": "documents"},
-        "position": 1,
-        "eta_s": 2.5,
-        "attempt": 1,
-        "max_attempts": 3,
-        "metadata": body.get("metadata", {}),
-        "created_at": NOW,
-        "started_at": None,
-        "finished_at": None,
-        "a_field_of_a_newer_server": True,
-    }
-
-
-def make_collection(name: str) -> dict[str, Any]:
-    shape = {"embedding_model": "all-MiniLM-L6-v2", "dimension": 384, "distance": "cosine"}
-    return {"name": name, **shape, "documents": 3, "chunks": 6, "created_at": NOW}
-
-
-def make_document(collection: str, number: int) -> dict[str, Any]:
-    return {
-        "id": f"d{number}",
-        "collection": collection,
-        "source": f"docs/{number}.md",
-        "sha256": "0" * 64,
-        "content_hash": "1" * 64,
-        "size_bytes": 10,
-        "chunks": 2,
-        "metadata": {},
-        "created_at": NOW,
-        "updated_at": NOW,
-    }
 
 
 def page(items: list[dict[str, Any]], limit: int, cursor: int) -> Response:

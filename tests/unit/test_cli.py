@@ -1,21 +1,14 @@
 """The command line against a real HTTP server: what goes to stdout and stderr, and exit codes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cli.main import run
+from tests.unit.cli_process import document, started
 from tests.unit.fake_api import State, serving
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -44,116 +37,6 @@ def docs(tmp_path: Path) -> Path:
 Captured = pytest.CaptureFixture[str]
 
 
-def document(capsys: Captured) -> Any:
-    return json.loads(capsys.readouterr().out)
-
-
-def start(*args: str, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "cli.main", *args],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-# ingest
-
-
-def test_ingest_makes_the_collection_uploads_and_reports(
-    docs: Path, state: State, capsys: Captured
-) -> None:
-    (docs / "photo.png").write_bytes(b"\x89PNG")
-    assert run(["ingest", "docs", "--collection", "handbook"]) == 0
-    out, err = capsys.readouterr()
-    assert out.startswith("handbook: 5 added, 0 replaced, 0 skipped, 0 failed; 10 chunks in ")
-    assert "Created the collection handbook" in err
-    assert "Left out 1 file of other types (.png 1)." in err
-    assert sorted(file["name"] for file in state.files.values()) == [
-        f"docs/{number}.md" for number in range(5)
-    ]
-    assert state.count("POST", "/v1/jobs") == 1
-
-
-def test_a_second_run_uploads_only_what_is_new(docs: Path, state: State, capsys: Captured) -> None:
-    assert run(["ingest", "docs", "-c", "handbook", "--json"]) == 0
-    assert document(capsys)["uploaded_files"] == 5
-    (docs / "0.md").write_text("changed")
-    # The same content under another name is another document.
-    (docs / "copy.md").write_text("# 1")
-    assert run(["ingest", "docs", "-c", "handbook", "--json"]) == 0
-    report = document(capsys)
-    assert (report["uploaded_files"], report["reused_files"]) == (2, 4)
-    assert not report["collection_created"]
-    assert report["documents"]["added"] == 6
-    assert len(state.files) == 7
-
-
-def test_refused_files_are_entries_and_the_rest_goes_on(
-    docs: Path, state: State, capsys: Captured
-) -> None:
-    (docs / "big.txt").write_bytes(b"x" * 300_000)
-    (docs / "empty.txt").touch()
-    (docs / "gone.txt").symlink_to("nowhere")
-    state.job_errors = [{"source": "docs/0.md", "message": "no text in it"}]
-    assert run(["ingest", "docs", "-c", "handbook", "--json"]) == 1
-    report = document(capsys)
-    assert report["documents"] == {"added": 4, "replaced": 0, "skipped": 0, "failed": 4}
-    assert {error["source"]: error["message"] for error in report["errors"]} == {
-        "docs/big.txt": "The file is larger than the server accepts.",
-        "docs/empty.txt": "docs/empty.txt is empty.",
-        "docs/gone.txt": "Cannot read docs/gone.txt: No such file or directory.",
-        "docs/0.md": "no text in it",
-    }
-
-
-def test_when_every_file_is_refused_there_is_no_job(
-    tmp_path: Path, state: State, capsys: Captured
-) -> None:
-    (tmp_path / "empty.txt").touch()
-    assert run(["ingest", "empty.txt", "-c", "handbook"]) == 1
-    assert "Failed: empty.txt: empty.txt is empty." in capsys.readouterr().err
-    assert not state.jobs
-
-
-def test_only_twenty_errors_are_shown(docs: Path, state: State, capsys: Captured) -> None:
-    state.job_errors = [{"source": f"docs/{n}.md", "message": "bad"} for n in range(25)]
-    assert run(["ingest", str(docs), "-c", "handbook"]) == 1
-    err = capsys.readouterr().err
-    assert err.count("Failed: ") == 20
-    assert "and 5 more; --json lists all" in err
-
-
-@pytest.mark.usefixtures("docs")
-def test_options_reach_the_job_and_only_those(state: State, capsys: Captured) -> None:
-    args = "--splitter token --chunk-size 64 --on-existing replace --lane bulk --no-wait"
-    meta = ["--metadata", "year=2024", "--metadata", "draft=false", "--metadata", 'n="7"']
-    columns = ["--content-columns", 'title,"a, b"']
-    assert run(["ingest", "docs/0.md", "-c", "handbook", *args.split(), *meta, *columns]) == 0
-    [job] = state.jobs.values()
-    sources = job["input"].pop("sources")
-    assert [state.files[source["file_id"]]["name"] for source in sources] == ["docs/0.md"]
-    assert job["lane"] == "bulk"
-    assert job["input"] == {
-        "collection": "handbook",
-        "on_existing": "replace",
-        "splitter": {"type": "token", "chunk_size": 64},
-        "csv": {"content_columns": ["title", "a, b"]},
-        "metadata": {"year": 2024, "draft": False, "n": "7"},
-    }
-    assert capsys.readouterr().out == f"{job['id']}\n"
-
-
-def test_standard_input_is_a_text_document(state: State) -> None:
-    done = start("ingest", "-", "-c", "handbook", "--name", "note", stdin=subprocess.PIPE)
-    done.communicate("안녕하세요")
-    assert done.returncode == 0
-    [job] = state.jobs.values()
-    assert job["input"]["sources"] == [{"type": "text", "text": "안녕하세요", "name": "note"}]
-
-
 @pytest.mark.parametrize(
     "args",
     [
@@ -176,23 +59,6 @@ def test_usage_errors_are_2_and_say_why(args: list[str], state: State, capsys: C
     assert out == ""
     assert err
     assert "Traceback" not in err
-
-
-def test_interrupting_the_wait_leaves_the_job_and_says_how_to_go_on(
-    docs: Path, state: State
-) -> None:
-    state.outcome = "running"
-    running = start("ingest", str(docs), "-c", "handbook")
-    while not state.last_event_ids:
-        time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate()
-    [job_id] = state.jobs
-    state.jobs[job_id]["state"] = "cancelled"
-    assert running.returncode == 130
-    assert out == ""
-    assert f"sluice jobs watch {job_id}" in err
-    assert f"sluice jobs cancel {job_id}" in err
 
 
 # ask, search
@@ -358,18 +224,17 @@ def test_a_wrong_setting_of_the_stack_is_named(
 def test_a_reader_that_leaves_is_no_error(state: State) -> None:
     for number in range(3000):
         state.collections.add(f"collection-{number}")
-    running = start("collections", "--json")
-    assert running.stdout is not None
-    running.stdout.close()
-    assert running.stderr is not None
-    with running.stderr as stderr:
-        assert stderr.read() == ""
-    assert running.wait() == 141
+    with started("collections", "--json") as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == ""
+        assert running.wait() == 141
 
 
 def test_pipes_get_no_colours() -> None:
-    done = start("status")
-    out, _ = done.communicate()
+    with started("status") as running:
+        out, _ = running.communicate()
     assert "\x1b" not in out
     assert "ingest\t3\t1\tpaused" in out
 

@@ -98,4 +98,5 @@ def test_names_are_nfc_and_fit_into_an_upload() -> None:
     decomposed = unicodedata.normalize("NFD", "여권.md")
     assert document_name(decomposed) == "여권.md"
     assert document_name('a"b\n.txt') == "a%22b%0A.txt"
+    assert document_name(" a\u2028 b ") == "%20a%E2%80%A8 b%20"
     assert document_name(os.fsdecode(b"caf\xe9.txt")) == "caf\\xe9.txt"

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from cli.client import Client
-from cli.errors import ApiError, ConnectionFailed, JobCancelled, JobFailed, WaitTimeout
+from cli.errors import (
+    ApiError,
+    ConnectionBroken,
+    ConnectionFailed,
+    JobCancelled,
+    JobFailed,
+    WaitTimeout,
+)
 from cli.transport import Retries
 from shared.errors import ConfigurationError, InvalidInput, SluiceError
 from tests.unit.fake_api import State, serving
@@ -52,6 +59,15 @@ def test_a_submit_whose_answer_was_lost_is_repeated_without_a_second_job(
     job = client.submit("embed", ASKED)
     assert list(state.jobs) == [job.id]
     assert state.count("POST", "/v1/jobs") == 3
+
+
+def test_a_batch_whose_answer_was_lost_is_not_repeated(client: Client, state: State) -> None:
+    batch = [{"kind": "embed", "input": ASKED}] * 2
+    assert len(client.submit_batch(batch)) == 2
+    state.lost_answers = 1
+    with pytest.raises(ConnectionBroken, match="may or may not"):
+        client.submit_batch(batch)
+    assert state.count("POST", "/v1/jobs/batch") == 2
 
 
 def test_retry_is_not_repeated_blindly_but_a_refusal_is_shown(client: Client) -> None:

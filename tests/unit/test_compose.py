@@ -4,8 +4,12 @@ No Docker here: these read the files. `docker compose config` checks the syntax 
 """
 
 import importlib.util
+import os
 import re
 import shlex
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +186,27 @@ def test_the_build_context_holds_all_packages() -> None:
     sent = {line[1:] for line in ignore if line.startswith("!")}
     assert {"api", "cli", "migrations", "shared", "workers", "deploy/health.py"} <= sent
     assert not any(name.startswith(".env") for name in sent)
+
+
+@pytest.mark.parametrize(
+    ("check", "code", "said"),
+    [("api", 1, "URLError"), ("worker", 1, "SLUICE_DATABASE_URL"), ("nonsense", 2, "usage:")],
+)
+def test_health_check_fails_and_says_why(tmp_path: Path, check: str, code: int, said: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # It does not listen, so nothing answers there.
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")},
+            "PYTHONPATH": str(ROOT),
+            "SLUICE_API_PORT": str(unused.getsockname()[1]),
+        }
+        ended = subprocess.run(
+            [sys.executable, ROOT / "deploy" / "health.py", check],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == code
+    assert said in ended.stderr

@@ -1,6 +1,8 @@
 """Packaging and prose that could drift from the code: pins, settings page, examples, demo."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from itertools import chain
@@ -150,3 +152,24 @@ def test_makefile_has_the_documented_targets() -> None:
     assert {"demo", "test", "up", "lint", "bench", "venv"} <= targets
     recipe = text.partition("\ntest:")[2].splitlines()[1]
     assert recipe.strip() == "$(BIN)/python -m pytest"
+
+
+def _preflight(python: str | Path) -> subprocess.CompletedProcess[str]:
+    command = ["sh", ROOT / "deploy" / "preflight.sh", "before", python]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_preflight_accepts_this_python() -> None:
+    assert _preflight(sys.executable).returncode == 0
+
+
+def test_preflight_says_that_python_is_missing_or_old(tmp_path: Path) -> None:
+    missing = _preflight(tmp_path / "python3")
+    assert missing.returncode == 1
+    assert "Python 3.11 or newer" in missing.stderr
+
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.4 || exit 1\n')
+    old.chmod(0o755)
+    assert _preflight(old).returncode == 1
+    assert "is Python 3.10.4" in _preflight(old).stderr

@@ -10,369 +10,93 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-_WORD: Final = re.compile(r"[가-힣]+|[぀-ヿ一-鿿]+|[^\W_가-힣぀-ヿ一-鿿]+(?:['’][a-z]+)?")
+Word = tuple[str, ...]
+"""The terms of one word: one in English, the pairs of syllables in Korean."""
 
-_ENGLISH_STOP: Final = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "it",
-        "its",
-        "it's",
-        "he",
-        "him",
-        "his",
-        "she",
-        "her",
-        "hers",
-        "they",
-        "them",
-        "their",
-        "theirs",
-        "we",
-        "us",
-        "our",
-        "ours",
-        "you",
-        "your",
-        "yours",
-        "i",
-        "me",
-        "my",
-        "mine",
-        "who",
-        "whom",
-        "whose",
-        "which",
-        "what",
-        "when",
-        "where",
-        "why",
-        "how",
-        "is",
-        "am",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "do",
-        "does",
-        "did",
-        "done",
-        "doing",
-        "have",
-        "has",
-        "had",
-        "having",
-        "can",
-        "could",
-        "will",
-        "would",
-        "shall",
-        "should",
-        "may",
-        "might",
-        "must",
-        "of",
-        "in",
-        "on",
-        "at",
-        "by",
-        "to",
-        "from",
-        "for",
-        "with",
-        "without",
-        "into",
-        "onto",
-        "about",
-        "as",
-        "than",
-        "then",
-        "there",
-        "here",
-        "and",
-        "or",
-        "but",
-        "nor",
-        "not",
-        "no",
-        "so",
-        "if",
-        "because",
-        "while",
-        "during",
-        "between",
-        "among",
-        "through",
-        "over",
-        "under",
-        "after",
-        "before",
-        "up",
-        "down",
-        "out",
-        "off",
-        "again",
-        "also",
-        "just",
-        "only",
-        "very",
-        "too",
-        "any",
-        "some",
-        "each",
-        "every",
-        "all",
-        "both",
-        "many",
-        "much",
-        "more",
-        "most",
-        "other",
-        "another",
-        "such",
-        "own",
-        "same",
-        "s",
-        "t",
-        "d",
-        "ll",
-        "m",
-        "re",
-        "ve",
-        "don't",
-        "doesn't",
-        "didn't",
-        "isn't",
-        "aren't",
-        "wasn't",
-        "weren't",
-        "can't",
-        "won't",
-        "one",
-        "ones",
-        "please",
-        "tell",
-        "give",
-        "name",
-        "list",
-        "explain",
-        "describe",
-        "show",
-        "find",
-        "mean",
-        "means",
-        "called",
-    ]
+_WORD: Final = re.compile(
+    r"\d+(?:[.,]\d+)+|[가-힣]+|[぀-ヿ一-鿿]+|[^\W_가-힣぀-ヿ一-鿿]+(?:['’][a-z]+)?"
 )
+
+_ENGLISH_STOP_WORDS: Final = (
+    "a an the this that these those it its it's he him his she her hers they them their theirs "
+    "we us our ours you your yours i me my mine who whom whose which what when where why how is "
+    "am are was were be been being do does did done doing have has had having can could will "
+    "would shall should may might must of in on at by to from for with without into onto about "
+    "as than then there here and or but nor not no so if because while during between among "
+    "through over under after before up down out off again also just only very too any some "
+    "each every all both many much more most other another such own same s t d ll m re ve don't "
+    "doesn't didn't isn't aren't wasn't weren't can't won't one ones please tell give name list "
+    "explain describe show find mean means called"
+)
+_ENGLISH_STOP: Final = frozenset(_ENGLISH_STOP_WORDS.split())
 # Words so frequent that sharing them says little; they count, but less.
-_ENGLISH_COMMON: Final = frozenset(
-    [
-        "use",
-        "used",
-        "using",
-        "make",
-        "made",
-        "take",
-        "took",
-        "get",
-        "got",
-        "go",
-        "went",
-        "come",
-        "came",
-        "see",
-        "say",
-        "said",
-        "know",
-        "known",
-        "think",
-        "thing",
-        "way",
-        "time",
-        "year",
-        "day",
-        "people",
-        "person",
-        "place",
-        "part",
-        "number",
-        "number",
-        "kind",
-        "type",
-        "example",
-        "new",
-        "old",
-        "first",
-        "last",
-        "long",
-        "large",
-        "great",
-        "good",
-        "well",
-        "high",
-        "small",
-        "different",
-        "important",
-        "world",
-        "life",
-        "work",
-        "state",
-        "become",
-        "became",
-        "call",
-        "include",
-        "including",
-        "since",
-        "until",
-        "within",
-        "however",
-        "often",
-        "usually",
-        "still",
-        "even",
-        "several",
-        "various",
-        "certain",
-        "two",
-        "three",
-        "1",
-        "2",
-        "3",
-        "become",
-        "like",
-        "need",
-        "want",
-        "happen",
-        "help",
-        "possible",
-    ]
+_ENGLISH_COMMON_WORDS: Final = (
+    "use used using make made take took get got go went come came see say said know known think "
+    "thing way time year day people person place part number number kind type example new old "
+    "first last long large great good well high small different important world life work state "
+    "become became call include including since until within however often usually still even "
+    "several various certain two three 1 2 3 become like need want happen help possible"
 )
-_KOREAN_STOP: Final = frozenset(
-    [
-        "무엇",
-        "무엇인가",
-        "무엇인가요",
-        "무엇입니까",
-        "무엇을",
-        "뭐",
-        "뭔가",
-        "뭔가요",
-        "뭘",
-        "뭐야",
-        "뭐예요",
-        "뭐죠",
-        "무슨",
-        "누구",
-        "누가",
-        "누구인가",
-        "누구인가요",
-        "누구입니까",
-        "언제",
-        "언제인가",
-        "언제인가요",
-        "언제입니까",
-        "어디",
-        "어디인가",
-        "어디인가요",
-        "어디에",
-        "어디에서",
-        "어디서",
-        "어디입니까",
-        "왜",
-        "어떻게",
-        "어떤",
-        "어느",
-        "얼마",
-        "얼마나",
-        "얼마인가요",
-        "얼마입니까",
-        "몇",
-        "그리고",
-        "그러나",
-        "하지만",
-        "또는",
-        "및",
-        "이",
-        "그",
-        "저",
-        "것",
-        "수",
-        "등",
-        "때",
-        "더",
-        "가장",
-        "매우",
-        "아주",
-        "잘",
-        "못",
-        "안",
-        "좀",
-        "알려줘",
-        "알려주세요",
-        "설명해줘",
-        "설명해주세요",
-        "있나요",
-        "있습니까",
-        "있는가",
-        "있는",
-        "있다",
-        "있습니다",
-        "있을까",
-        "있을까요",
-        "없나요",
-        "없다",
-        "없습니다",
-        "하나요",
-        "합니까",
-        "하는가",
-        "하는",
-        "한다",
-        "합니다",
-        "할까",
-        "할까요",
-        "했나요",
-        "했습니까",
-        "하면",
-        "되나요",
-        "됩니까",
-        "되는",
-        "된다",
-        "됩니다",
-        "되었나요",
-        "됐나요",
-        "인가",
-        "인가요",
-        "입니까",
-        "이다",
-        "입니다",
-        "대해",
-        "대한",
-        "대하여",
-        "관해",
-        "관한",
-        "위해",
-        "위한",
-        "통해",
-        "따라",
-        "경우",
-        "무엇이",
-        "무엇이며",
-        "해야",
-        "해야하나요",
-        "하려면",
-        "주세요",
-        "줘",
-    ]
+_ENGLISH_COMMON: Final = frozenset(_ENGLISH_COMMON_WORDS.split())
+_KOREAN_COMMON: Final = frozenset(
+    {
+        "필요",
+        "이상",
+        "이하",
+        "전체",
+        "최소",
+        "최대",
+        "전",
+        "후",
+        "이용",
+        "가능",
+        "사용",
+        "방법",
+        "시간",
+    }
+    | {
+        "사람",
+        "제일",
+        "정도",
+        "많은",
+        "많이",
+        "많",
+        "생각",
+        "지금",
+        "정말",
+        "여기",
+        "기준",
+        "종류",
+        "처음",
+    }
+    | {
+        "사항",
+        "내용",
+        "문제",
+        "부분",
+        "현재",
+        "모두",
+        "다른",
+        "같은",
+        "바로",
+        "우리",
+        "사이",
+        "관련",
+        "기간",
+    }
 )
+_KOREAN_STOP_WORDS: Final = (
+    "무엇 무엇인가 무엇인가요 무엇입니까 무엇을 뭐 뭔가 뭔가요 뭘 뭐야 뭐예요 뭐죠 무슨 누구 "
+    "누가 누구인가 누구인가요 누구입니까 언제 언제인가 언제인가요 언제입니까 어디 어디인가 "
+    "어디인가요 어디에 어디에서 어디서 어디입니까 왜 어떻게 어떤 어느 얼마 얼마나 얼마인가요 "
+    "얼마입니까 몇 그리고 그러나 하지만 또는 및 이 그 저 것 수 등 때 더 가장 매우 아주 잘 못 "
+    "안 좀 알려줘 알려주세요 설명해줘 설명해주세요 있나요 있습니까 있는가 있는 있다 있습니다 "
+    "있을까 있을까요 없나요 없다 없습니다 하나요 합니까 하는가 하는 한다 합니다 할까 할까요 "
+    "했나요 했습니까 하면 되나요 됩니까 되는 된다 됩니다 되었나요 됐나요 인가 인가요 입니까 "
+    "이다 입니다 대해 대한 대하여 관해 관한 위해 위한 통해 따라 경우 무엇이 무엇이며 해야 "
+    "해야하나요 하려면 주세요 줘"
+)
+_KOREAN_STOP: Final = frozenset(_KOREAN_STOP_WORDS.split())
 # What may follow the root of a noun (particles), or of a verb or an adjective (endings).
 _KOREAN_ENDING: Final = re.compile(
     "(?:들|님)?(?:"
@@ -389,29 +113,12 @@ _KOREAN_ENDING: Final = re.compile(
     ")$"
 )
 _KOREAN_PARTICLES: Final = frozenset("은는이가을를의에도만로와과")
-_NUMBER_WORDS: Final = {
-    word: str(value)
-    for value, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-        ]
-    )
-}
+_KOREAN_ASKING: Final = re.compile(r"(?:무엇|누구|언제|어디|얼마|며칠|몇)")
+_NUMBERS: Final = "zero one two three four five six seven eight nine ten eleven twelve"
+_NUMBER_WORDS: Final = {word: str(value) for value, word in enumerate(_NUMBERS.split())}
 
 
-def words(text: str) -> Iterator[tuple[str, ...]]:
+def words(text: str) -> Iterator[Word]:
     """One tuple of terms for each word that means something: several where a word is Korean."""
     for match in _WORD.finditer(text):
         word = match[0].lower()
@@ -419,18 +126,19 @@ def words(text: str) -> Iterator[tuple[str, ...]]:
             if word in _KOREAN_STOP:
                 continue
             root = korean_root(word)
-            if root not in _KOREAN_STOP:
+            if root not in _KOREAN_STOP and not _KOREAN_ASKING.match(root):
                 yield _pairs(root)
         elif word[0] >= "぀":
             yield from ((pair,) for pair in _pairs(word))
         else:
-            word = word.replace("’", "'").removesuffix("'s")
+            word = word.replace("’", "'").removesuffix("'s").replace(",", "")
             if word not in _ENGLISH_STOP:
                 yield (english_stem(word),)
 
 
 def is_common(term: str) -> bool:
-    return term in _COMMON_STEMS
+    """Whether sharing the term says little, though it is no function word."""
+    return term in _COMMON_STEMS or term in _KOREAN_COMMON
 
 
 def english_stem(word: str) -> str:

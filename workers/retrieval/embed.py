@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import Permanent
@@ -67,7 +68,9 @@ class Embedder:
                 show_progress_bar=False,
             )
         # In float32, whatever the model computed in: scores are cosines.
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: Vectors = vectors / lengths.clip(min=1e-12)
+        return unit
 
     def _batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """Indices by falling length, each batch under the token budget when padded."""
@@ -106,6 +109,7 @@ class Embedders:
 
     def _load(self, name: str) -> Embedder:
         torch.set_num_threads(self._settings.embedding_threads)
+        disable_progress_bar()
         try:
             model = SentenceTransformer(
                 locate(name), device="cpu", model_kwargs={"dtype": self._dtype()}

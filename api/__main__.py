@@ -1,0 +1,76 @@
+"""`python -m api`: the HTTP server, with its settings from the environment."""
+
+import ipaddress
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from api.deps import Parts
+from shared.config import Settings, load_settings
+from shared.errors import ConfigurationError
+from shared.logs import set_up_logging
+
+EXIT_CONFIGURATION = 2
+
+
+class Server(uvicorn.Server):
+    """Tells streams and waits that the server stops, so that they end and do not hold it up."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        parts = getattr(self._app.state, "parts", None)
+        if isinstance(parts, Parts):
+            parts.stopping.set()
+        super().handle_exit(sig, frame)
+
+
+def main() -> int:
+    try:
+        settings = load_settings()
+        check_exposure(settings)
+        app = create_app(settings)
+    except (ConfigurationError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    set_up_logging(settings.log_level)
+    config = uvicorn.Config(
+        app,
+        host=settings.api_host,
+        port=settings.api_port,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=settings.api_shutdown_s,
+    )
+    server = Server(config, app)
+    server.run()
+    return 0 if server.started else 1
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raises ConfigurationError where strangers could reach an API that asks for no key."""
+    if settings.api_keys or settings.api_allow_anonymous or is_loopback(settings.api_host):
+        return
+    raise ConfigurationError(
+        f"SLUICE_API_HOST={settings.api_host} can be reached from other machines, and "
+        "SLUICE_API_KEYS is not set. Set SLUICE_API_KEYS=name:secret, or "
+        "SLUICE_API_ALLOW_ANONYMOUS=1 if anyone who reaches it may use it."
+    )
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Answers from prepared views: serialized once, by pydantic, without another validation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from api.problems import MEDIA_TYPE
+from api.schemas import ProblemView
+
+
+def answer(
+    view: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    return Response(
+        view.model_dump_json(),
+        status_code=status,
+        headers=dict(headers) if headers else None,
+        media_type="application/json",
+    )
+
+
+def documented(
+    views: Mapping[int, type[BaseModel]], *problems: int
+) -> dict[int | str, dict[str, Any]]:
+    """What a route answers, for its entry in /docs."""
+    found: dict[int | str, dict[str, Any]] = {code: {"model": v} for code, v in views.items()}
+    schema = {"$ref": f"#/components/schemas/{ProblemView.__name__}"}
+    for code in problems:
+        found[code] = {"description": PROBLEMS[code], "content": {MEDIA_TYPE: {"schema": schema}}}
+    return found
+
+
+PROBLEMS = {
+    400: "Not JSON, or a cursor of another list",
+    404: "No such thing",
+    409: "Contradicts the present state",
+    413: "Too large",
+    415: "Another content type is wanted",
+    422: "Not valid; `errors` names the fields",
+    429: "The queue is full; see Retry-After",
+}

@@ -1,0 +1,65 @@
+"""The HTTP application: a factory, so that importing this module does nothing."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+from fastapi import FastAPI
+
+from api import errors
+from api.deps import open_parts
+from api.limits import BodyLimit, Keys
+from api.metrics import Metrics
+from api.routes import collections, docs, documents, events, files, health, jobs, models, queues
+from api.schemas import ProblemView
+from shared.config import Settings
+
+DESCRIPTION = """An asynchronous job queue for small-language-model work.
+
+Submit a job, poll it or follow its events. Errors are `application/problem+json` (RFC 9457).
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = settings.api_threads
+        async with open_parts(settings) as parts:
+            app.state.parts = parts
+            app.state.metrics = Metrics(worker_heartbeat_s=settings.worker_heartbeat_s)
+            yield
+
+    app = FastAPI(
+        title="Sluice",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    errors.install(app)
+    for module in (jobs, events, collections, documents, files, models, queues, health):
+        app.include_router(module.router)
+    docs.install(app)
+    _describe_problems(app)
+    # The last added is the first asked: who it is comes before how much it sends.
+    app.add_middleware(BodyLimit, settings=settings)
+    app.add_middleware(Keys, settings=settings)
+    return app
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Every route refers to the one schema of problems; FastAPI knows only schemas of answers."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, object]:
+        if app.openapi_schema is None:
+            schema = generate()
+            schemas = schema["components"]["schemas"]
+            schemas[ProblemView.__name__] = ProblemView.model_json_schema()
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it

@@ -1,0 +1,108 @@
+"""What routes work with: the parts that the application holds open, and who is asking."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Annotated
+from uuid import UUID
+
+import redis.asyncio
+from fastapi import Depends, Header, Query, Request
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from api.gate import QueueGate
+from shared.config import Settings
+from shared.errors import NotFound
+from shared.files import Storage, make_storage
+from shared.ledger import Ledger, make_ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Made when the application starts, closed when it stops."""
+
+    settings: Settings
+    ledger: Ledger
+    storage: Storage
+    redis: redis.asyncio.Redis
+    gate: QueueGate
+    stopping: Event = field(default_factory=Event)
+    """Set when the server is to stop, so that streams and waits end by themselves."""
+
+
+@asynccontextmanager
+async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
+    """Nothing connects here: the API starts, and says what is missing, without its servers."""
+    parts = Parts(
+        settings=settings,
+        ledger=make_ledger(settings),
+        storage=make_storage(settings),
+        redis=_async_redis(settings),
+        gate=QueueGate(settings),
+    )
+    try:
+        yield parts
+    finally:
+        await parts.redis.aclose()
+        parts.ledger.close()
+
+
+def _async_redis(settings: Settings) -> redis.asyncio.Redis:
+    return redis.asyncio.Redis.from_url(
+        settings.require_redis_url(),
+        # Reads block for `sse_poll_s` at most; what takes much longer is a server that hangs.
+        socket_timeout=settings.sse_poll_s + settings.connect_timeout_s,
+        socket_connect_timeout=settings.connect_timeout_s,
+        decode_responses=True,
+        protocol=2,  # one shape of answers for all versions of the client
+        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+    )
+
+
+async def _parts(request: Request) -> Parts:
+    parts = request.app.state.parts
+    assert isinstance(parts, Parts)
+    return parts
+
+
+async def _fair_key(request: Request) -> str:
+    """The name of the caller's API key (`api/limits.py` noted it)."""
+    return str(request.state.fair_key)
+
+
+async def _job_id(job_id: str) -> UUID:
+    return as_id(job_id, "job")
+
+
+async def _document_id(document_id: str) -> UUID:
+    return as_id(document_id, "document")
+
+
+async def _file_id(file_id: str) -> UUID:
+    return as_id(file_id, "file")
+
+
+def as_id(value: str, what: str) -> UUID:
+    try:
+        return UUID(value)
+    except ValueError:
+        raise NotFound(f"There is no {what} {value!r}; ids are UUIDs.") from None
+
+
+PartsDep = Annotated[Parts, Depends(_parts)]
+FairKey = Annotated[str, Depends(_fair_key)]
+JobId = Annotated[UUID, Depends(_job_id)]
+DocumentId = Annotated[UUID, Depends(_document_id)]
+FileId = Annotated[UUID, Depends(_file_id)]
+Limit = Annotated[int, Query(ge=1, le=200, description="How many items a page has.")]
+Cursor = Annotated[str | None, Query(max_length=2048, description="`next_cursor` of a page.")]
+Prefer = Annotated[
+    list[str] | None,
+    Header(
+        alias="Prefer",
+        description="`wait=N`: answer 200 with the finished job if it ends in N seconds.",
+    ),
+]

@@ -1,0 +1,121 @@
+"""Checks of the parts that jobs need: each by name, each bounded in time, in words that help."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+
+import httpx
+from redis.exceptions import RedisError
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+
+from api.deps import Parts
+from api.schemas import CheckView, ReadinessView
+from shared import queues
+from shared.db import is_current
+from shared.jobs import FIRST_STEP
+from shared.models import QueueState
+from shared.queue import Queue
+
+CHECK_S = 5.0
+STALE_SWEEPS = 10
+STALE_AT_LEAST_S = 10.0
+Check = Callable[[Parts], str]
+"""Says what is well, or raises."""
+
+
+class NotWell(Exception):
+    """A check that failed, in words."""
+
+
+async def readiness(parts: Parts) -> ReadinessView:
+    names = list(CHECKS)
+    found = await asyncio.gather(*(_run(parts, CHECKS[name]) for name in names))
+    checks = dict(zip(names, found, strict=True))
+    ready = all(check.ok for check in checks.values())
+    return ReadinessView(status="ready" if ready else "not ready", checks=checks)
+
+
+async def _run(parts: Parts, check: Check) -> CheckView:
+    try:
+        async with asyncio.timeout(CHECK_S):
+            detail = await run_in_threadpool(check, parts)
+    except TimeoutError:
+        return CheckView(ok=False, detail=f"no answer within {CHECK_S:g} s")
+    except (NotWell, SQLAlchemyError, RedisError, httpx.HTTPError, OSError) as error:
+        return CheckView(ok=False, detail=_words(error))
+    return CheckView(ok=True, detail=detail)
+
+
+def _database(parts: Parts) -> str:
+    with parts.ledger.read() as session:
+        session.execute(text("SELECT 1"))
+    if not is_current(parts.ledger.engine):
+        raise NotWell("not at this version's revision; run `sluice migrate`")
+    return "at the newest revision"
+
+
+def _redis(parts: Parts) -> str:
+    parts.ledger.bell.waiting(Queue.CONTROL.value)
+    return "answers"
+
+
+def _chroma(parts: Parts) -> str:
+    url = parts.settings.chroma_url
+    if url is None:
+        raise NotWell("SLUICE_CHROMA_URL is not set")
+    answer = httpx.get(f"{url.rstrip('/')}/api/v2/heartbeat", timeout=CHECK_S / 2, trust_env=False)
+    answer.raise_for_status()
+    return "answers"
+
+
+def _storage(parts: Parts) -> str:
+    parts.storage.check()
+    return "can be written"
+
+
+def _workers(parts: Parts) -> str:
+    with parts.ledger.read() as session:
+        found = queues.workers(session, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
+    living = [worker for worker in found if worker.alive]
+    needed = {queue.value for _, queue in FIRST_STEP.values()} | {Queue.GENERATE.value}
+    missing = sorted(needed - {queue for worker in living for queue in worker.queues})
+    if missing:
+        raise NotWell(
+            f"no living worker serves {', '.join(missing)}; start `python -m workers cpu` and "
+            "`python -m workers generate`"
+        )
+    return f"{len(living)} alive"
+
+
+def _sweeper(parts: Parts) -> str:
+    settings = parts.settings
+    limit_s = max(STALE_AT_LEAST_S, STALE_SWEEPS * settings.sweep_interval_s)
+    with parts.ledger.read() as session:
+        age = session.execute(
+            select(func.clock_timestamp() - QueueState.swept_at).where(
+                QueueState.name == Queue.CONTROL.value
+            )
+        ).scalar_one_or_none()
+    if age is None:
+        raise NotWell("has never run; start `python -m workers beat` and a CPU worker")
+    if age > timedelta(seconds=limit_s):
+        raise NotWell(f"last ran {age.total_seconds():.0f} s ago; are beat and a CPU worker up?")
+    return f"ran {max(0.0, age.total_seconds()):.1f} s ago"
+
+
+def _words(error: Exception) -> str:
+    """The first line of a message: the rest is SQL, or a page to read."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+CHECKS: dict[str, Check] = {
+    "database": _database,
+    "redis": _redis,
+    "chroma": _chroma,
+    "storage": _storage,
+    "workers": _workers,
+    "sweeper": _sweeper,
+}

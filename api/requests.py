@@ -1,0 +1,117 @@
+"""The shapes that clients send; the inputs of kinds are those of `shared/payloads.py`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AnyHttpUrl, AwareDatetime, Field
+
+from shared.payloads import (
+    EmbedInput,
+    EraseInput,
+    IngestInput,
+    Kind,
+    RagInput,
+    SearchInput,
+    Shape,
+)
+from shared.queue import Lane
+
+YEAR_S = 366 * 86_400
+SHA256 = r"^[0-9a-fA-F]{64}$"
+PRINTABLE = r"^[\x21-\x7e]+$"
+
+
+class Webhook(Shape):
+    """Where to POST when the job has ended; with a secret, signed as Standard Webhooks are."""
+
+    url: AnyHttpUrl
+    secret: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+
+
+class NewJobBase(Shape):
+    lane: Lane | None = None
+    """`normal` unless set; `interactive` with `Prefer: wait`."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    webhook: Webhook | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=YEAR_S)] | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=20)] | None = None
+    run_after: AwareDatetime | None = None
+
+
+class NewIngest(NewJobBase):
+    kind: Literal[Kind.INGEST]
+    input: IngestInput
+
+
+class NewEmbed(NewJobBase):
+    kind: Literal[Kind.EMBED]
+    input: EmbedInput
+
+
+class NewSearch(NewJobBase):
+    kind: Literal[Kind.SEARCH]
+    input: SearchInput
+
+
+class NewRag(NewJobBase):
+    kind: Literal[Kind.RAG]
+    input: RagInput
+
+
+class NewErase(NewJobBase):
+    kind: Literal[Kind.ERASE]
+    input: EraseInput
+
+
+JobRequest = Annotated[
+    NewIngest | NewEmbed | NewSearch | NewRag | NewErase, Field(discriminator="kind")
+]
+
+
+class BatchRequest(Shape):
+    jobs: Annotated[list[JobRequest], Field(min_length=1)]
+
+
+class CollectionSpec(Shape):
+    """What a new collection is to be; the server's embedding model unless one is named."""
+
+    embedding_model: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    dimension: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    distance: Literal["cosine", "l2", "ip"] = "cosine"
+
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    Kind.INGEST: {
+        "summary": "ingest: put documents into a collection",
+        "value": {
+            "kind": "ingest",
+            "input": {
+                "collection": "handbook",
+                "sources": [
+                    {"type": "text", "name": "opening-hours.md", "text": "We open at nine."}
+                ],
+            },
+        },
+    },
+    Kind.EMBED: {
+        "summary": "embed: vectors of texts",
+        "value": {"kind": "embed", "input": {"texts": ["We open at nine.", "아홉 시에 엽니다."]}},
+    },
+    Kind.SEARCH: {
+        "summary": "search: the passages nearest to a query",
+        "value": {
+            "kind": "search",
+            "input": {"collection": "handbook", "query": "When do you open?", "k": 3},
+        },
+    },
+    Kind.RAG: {
+        "summary": "rag: an answer with citations",
+        "value": {
+            "kind": "rag",
+            "input": {"collection": "handbook", "question": "When do you open?"},
+        },
+    },
+    Kind.ERASE: {
+        "summary": "erase: remove documents or a whole collection, verified",
+        "value": {"kind": "erase", "input": {"collection": "handbook"}},
+    },
+}

@@ -1,0 +1,100 @@
+"""Collections, and the documents that they hold."""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Depends, Path, Response
+
+from api import cursors, removal
+from api.answers import answer, documented
+from api.body import StrictRoute
+from api.deps import Cursor, FairKey, Limit, PartsDep, Prefer
+from api.requests import CollectionSpec
+from api.schemas import CollectionView, DocumentOut, JobView, Page
+from shared import collections, documents, erasure
+from shared.errors import NotFound
+from shared.payloads import COLLECTION_NAME, CollectionName, EraseInput
+
+router = APIRouter(prefix="/v1/collections", tags=["collections"], route_class=StrictRoute)
+
+NewName = Annotated[CollectionName, Path(description="3 to 63 letters, digits, `.`, `_` or `-`.")]
+
+
+async def _name(name: str) -> str:
+    if re.fullmatch(COLLECTION_NAME, name) is None:
+        raise NotFound(f"There is no collection {name!r}; that is not a name of one.")
+    return name
+
+
+Name = Annotated[str, Depends(_name)]
+
+
+@router.put(
+    "/{name}",
+    responses=documented({200: CollectionView, 201: CollectionView}, 400, 409, 415, 422),
+)
+def put(
+    parts: PartsDep, name: NewName, spec: Annotated[CollectionSpec | None, Body()] = None
+) -> Response:
+    """Make a collection: 201, or 200 if it is there already and the same."""
+    wanted = spec or CollectionSpec()
+    with parts.ledger.begin() as session:
+        is_new = collections.put(
+            session,
+            name,
+            collections.Spec(
+                embedding_model=wanted.embedding_model or parts.settings.embedding_model,
+                dimension=wanted.dimension,
+                distance=wanted.distance,
+            ),
+        )
+        summary = collections.summary(session, collections.get(session, name))
+    return answer(CollectionView.model_validate(summary), 201 if is_new else 200)
+
+
+@router.get("/{name}", responses=documented({200: CollectionView}, 404))
+def get(parts: PartsDep, name: Name) -> Response:
+    """A collection with its counts of documents and chunks."""
+    with parts.ledger.read() as session:
+        summary = collections.summary(session, collections.get(session, name))
+    return answer(CollectionView.model_validate(summary))
+
+
+@router.get("", responses=documented({200: Page[CollectionView]}, 400, 422))
+def list_collections(parts: PartsDep, limit: Limit = 50, cursor: Cursor = None) -> Response:
+    """Collections by name."""
+    after = cursors.decode("collections", cursor)
+    with parts.ledger.read() as session:
+        found = collections.page(session, limit=limit + 1, after=after)
+    shown = [CollectionView.model_validate(summary) for summary in found[:limit]]
+    more = cursors.encode("collections", shown[-1].name) if len(found) > limit else None
+    return answer(Page[CollectionView](items=shown, next_cursor=more))
+
+
+@router.delete("/{name}", responses=documented({200: JobView, 202: JobView}, 404))
+async def delete(
+    parts: PartsDep, fair_key: FairKey, name: Name, preferences: Prefer = None
+) -> Response:
+    """Erase a collection with all its text and vectors; waits up to 30 s, or `Prefer: wait=N`."""
+    return await removal.erase(
+        parts,
+        EraseInput(collection=name),
+        fair_key=fair_key,
+        preferences=preferences,
+        require=lambda session: erasure.require_collection(session, name),
+        hide=lambda session: erasure.hide_collection(session, name),
+    )
+
+
+@router.get("/{name}/documents", responses=documented({200: Page[DocumentOut]}, 400, 404, 422))
+def list_documents(
+    parts: PartsDep, name: Name, limit: Limit = 50, cursor: Cursor = None
+) -> Response:
+    """The documents of a collection, oldest first."""
+    after = cursors.decode_id("documents", cursor)
+    with parts.ledger.read() as session:
+        collection = collections.get(session, name)
+        found = documents.page(session, collection.id, limit=limit + 1, after=after)
+    shown = [DocumentOut.of(view) for view in found[:limit]]
+    more = cursors.encode("documents", str(shown[-1].id)) if len(found) > limit else None
+    return answer(Page[DocumentOut](items=shown, next_cursor=more))

@@ -1,0 +1,51 @@
+"""Documents and their chunks."""
+
+from fastapi import APIRouter, Response
+
+from api import cursors, removal
+from api.answers import answer, documented
+from api.deps import Cursor, DocumentId, FairKey, Limit, PartsDep, Prefer
+from api.schemas import ChunkOut, DocumentOut, JobView, Page
+from shared import documents, erasure
+from shared.payloads import EraseInput
+
+router = APIRouter(prefix="/v1/documents", tags=["documents"])
+
+
+@router.get("/{document_id}", responses=documented({200: DocumentOut}, 404))
+def get(parts: PartsDep, document_id: DocumentId) -> Response:
+    """A document as readers see it."""
+    with parts.ledger.read() as session:
+        view = documents.get(session, document_id)
+    return answer(DocumentOut.of(view))
+
+
+@router.get("/{document_id}/chunks", responses=documented({200: Page[ChunkOut]}, 400, 404, 409))
+def list_chunks(
+    parts: PartsDep, document_id: DocumentId, limit: Limit = 50, cursor: Cursor = None
+) -> Response:
+    """The pieces of a document's text, in order; 409 if it was replaced between two pages."""
+    after = cursors.decode("chunks", cursor)
+    if after is not None and documents.parse_chunk_id(after) is None:
+        raise cursors.BadCursor
+    with parts.ledger.read() as session:
+        documents.get(session, document_id)
+        found = documents.chunk_page(session, document_id, limit=limit + 1, after=after)
+    shown = [ChunkOut.of(view) for view in found[:limit]]
+    more = cursors.encode("chunks", shown[-1].id) if len(found) > limit else None
+    return answer(Page[ChunkOut](items=shown, next_cursor=more))
+
+
+@router.delete("/{document_id}", responses=documented({200: JobView, 202: JobView}, 404))
+async def delete(
+    parts: PartsDep, fair_key: FairKey, document_id: DocumentId, preferences: Prefer = None
+) -> Response:
+    """Erase a document with its text and vectors; waits up to 30 s, or `Prefer: wait=N`."""
+    return await removal.erase(
+        parts,
+        EraseInput(document_ids=[str(document_id)]),
+        fair_key=fair_key,
+        preferences=preferences,
+        require=lambda session: erasure.require_document(session, document_id),
+        hide=lambda session: erasure.hide_documents(session, [document_id]),
+    )

@@ -1,0 +1,36 @@
+"""The events of a job, as a stream."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from api import sse, streams
+from api.answers import documented
+from api.deps import JobId, PartsDep
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+RESPONSES = documented({}, 404) | {
+    200: {
+        "description": "`state`, `progress`, `token` and `end` events; `end` carries the job",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    },
+    204: {"description": "The client has had the `end` already"},
+}
+
+
+@router.get("/{job_id}/events", responses=RESPONSES)
+async def events(
+    parts: PartsDep, job_id: JobId, last_event_id: Annotated[str | None, Header()] = None
+) -> Response:
+    """Server-Sent Events; resumes after `Last-Event-ID`."""
+    job = await run_in_threadpool(streams.view, parts, job_id)
+    if sse.is_over(job, last_event_id):
+        return Response(status_code=204)
+    return StreamingResponse(
+        sse.events(parts, job, last_event_id),
+        media_type="text/event-stream",
+        headers=sse.HEADERS,
+    )

@@ -1,0 +1,97 @@
+"""Files: streamed into the storage, listed by hash, streamed back, forgotten."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Annotated
+
+from fastapi import APIRouter, File, Query, Response, UploadFile
+from starlette.responses import StreamingResponse
+
+from api import uploads
+from api.answers import answer, documented
+from api.deps import FileId, Parts, PartsDep
+from api.requests import SHA256
+from api.schemas import FileView, Items
+from shared import files
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+Sha256 = Annotated[str, Query(pattern=SHA256)]
+
+
+@router.post("", status_code=201, responses=documented({201: FileView}, 413, 415, 422))
+def upload(parts: PartsDep, file: Annotated[UploadFile, File()]) -> Response:
+    """Upload one file as the multipart part `file`; its name becomes the document's source."""
+    name = uploads.clean_name(file.filename)
+    stored = parts.storage.store(file.file, name=name, limit_bytes=parts.settings.max_file_bytes)
+    try:
+        with parts.ledger.begin() as session:
+            row = files.record(
+                session,
+                stored,
+                name=name,
+                content_type=uploads.clean_content_type(file.content_type),
+            )
+            view = FileView.of(row)
+    except BaseException:
+        _forget(parts, stored.path)
+        raise
+    return answer(view, 201, {"Location": f"/v1/files/{view.id}"})
+
+
+@router.get("", responses=documented({200: Items[FileView]}, 422))
+def with_hashes(
+    parts: PartsDep,
+    sha256: Annotated[list[Sha256], Query(min_length=1, max_length=200)],
+) -> Response:
+    """The stored files with these hashes: what need not be uploaded again."""
+    with parts.ledger.read() as session:
+        found = files.with_hashes(session, [value.lower() for value in sha256])
+    return answer(Items[FileView](items=[FileView.of(file) for file in found]))
+
+
+@router.get("/{file_id}", responses=documented({200: FileView}, 404))
+def get(parts: PartsDep, file_id: FileId) -> Response:
+    """What is known of a file."""
+    with parts.ledger.read() as session:
+        return answer(FileView.of(files.get(session, file_id)))
+
+
+@router.get("/{file_id}/content", responses=documented({}, 404))
+def content(parts: PartsDep, file_id: FileId) -> Response:
+    """The bytes, as an attachment."""
+    with parts.ledger.read() as session:
+        file = files.get(session, file_id)
+    blocks = iter(parts.storage.blocks(file.path))
+    # The first is read here, so that a lost file is an error and not a cut answer.
+    first = next(blocks, b"")
+    return StreamingResponse(
+        _chain(first, blocks),
+        media_type=file.content_type or uploads.DEFAULT_TYPE,
+        headers={
+            "Content-Length": str(file.size_bytes),
+            "Content-Disposition": uploads.disposition(file.name),
+            "X-Content-Type-Options": "nosniff",
+            "ETag": f'"{file.sha256}"',
+        },
+    )
+
+
+@router.delete("/{file_id}", status_code=204, responses=documented({}, 404))
+def delete(parts: PartsDep, file_id: FileId) -> Response:
+    """Forget a file. Documents that were made of it stay."""
+    with parts.ledger.begin() as session:
+        path = files.delete(session, file_id)
+    _forget(parts, path)
+    return Response(status_code=204)
+
+
+def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _forget(parts: Parts, path: str) -> None:
+    """Bytes without a row harm nobody; failing to remove them is no error of the request."""
+    with suppress(OSError):
+        parts.storage.delete(path)

@@ -1,0 +1,140 @@
+"""Jobs: submit, find, cancel, redrive. Their events are in `api/routes/events.py`."""
+
+from collections.abc import Mapping
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Body, Header, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from api import cursors, prefer, streams, submission
+from api.answers import answer, documented
+from api.body import StrictRoute
+from api.deps import Cursor, FairKey, JobId, Limit, Parts, PartsDep, Prefer
+from api.requests import EXAMPLES, PRINTABLE, BatchRequest, JobRequest
+from api.schemas import BatchView, JobView, Page
+from shared import jobs
+from shared.errors import InvalidInput
+from shared.estimates import Estimate, estimate
+from shared.jobs import Filter, State
+from shared.payloads import CollectionName, Kind
+from shared.queue import Lane
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
+
+Key = Annotated[
+    str | None,
+    Header(
+        max_length=255,
+        pattern=PRINTABLE,
+        description="The same key and body return the same job; another body is 409.",
+    ),
+]
+JobBody = Annotated[JobRequest, Body(openapi_examples=EXAMPLES)]
+
+
+@router.post(
+    "",
+    status_code=202,
+    responses=documented({202: JobView, 200: JobView}, 400, 404, 409, 413, 415, 422, 429),
+)
+async def submit(
+    http: Request,
+    parts: PartsDep,
+    fair_key: FairKey,
+    request: JobBody,
+    idempotency_key: Key = None,
+    preferences: Prefer = None,
+) -> Response:
+    """Submit a job. It exists once this is answered."""
+    wait_s = prefer.wait_s(preferences, at_most=parts.settings.max_wait_s)
+    new = submission.new_job(
+        request,
+        parts.settings,
+        fair_key=fair_key,
+        lane=Lane.NORMAL if wait_s is None else Lane.INTERACTIVE,
+        idempotency_key=idempotency_key,
+        body=await http.json() if idempotency_key else None,
+    )
+    made = await run_in_threadpool(submission.submit, parts, new)
+    headers = {"Location": f"/v1/jobs/{made.id}"} | prefer.applied(wait_s)
+    if not made.is_new:
+        headers["Idempotent-Replayed"] = "true"
+    if wait_s is not None:
+        return await after_waiting(parts, made.id, wait_s, headers)
+    if made.is_new:
+        return answer(submission.view_of_new(new, made), 202, headers)
+    return answer(await run_in_threadpool(streams.view, parts, made.id), 202, headers)
+
+
+@router.post(
+    "/batch",
+    status_code=202,
+    responses=documented({202: BatchView}, 400, 404, 413, 415, 422, 429),
+)
+def submit_batch(parts: PartsDep, fair_key: FairKey, batch: BatchRequest) -> Response:
+    """Submit up to 1,000 jobs in one transaction: all or nothing."""
+    limit = parts.settings.batch_limit_jobs
+    if len(batch.jobs) > limit:
+        raise InvalidInput(
+            f"jobs has {len(batch.jobs)} entries; a batch takes {limit} (SLUICE_BATCH_LIMIT_JOBS)."
+        )
+    new = [submission.new_job(each, parts.settings, fair_key=fair_key) for each in batch.jobs]
+    return answer(BatchView(ids=submission.submit_batch(parts, new)), 202)
+
+
+@router.get("", responses=documented({200: Page[JobView]}, 400, 422))
+def list_jobs(
+    parts: PartsDep,
+    state: State | None = None,
+    kind: Kind | None = None,
+    collection: Annotated[CollectionName | None, Query()] = None,
+    dead: Annotated[
+        bool | None, Query(description="`true`: dead letters, out of attempts.")
+    ] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Response:
+    """Jobs, newest first. A page of very large jobs may hold fewer than `limit`."""
+    where = Filter(state=state, kind=kind, collection=collection, dead=dead)
+    with parts.ledger.read() as session:
+        found = jobs.page(session, where, limit=limit + 1, before=cursors.decode_id("jobs", cursor))
+        shown = found[:limit]
+        estimates = estimate(session, shown, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
+    return answer(
+        Page[JobView].model_construct(
+            items=[JobView.of(job, estimates.get(job.id, Estimate())) for job in shown],
+            next_cursor=cursors.encode("jobs", str(shown[-1].id)) if len(found) > limit else None,
+        )
+    )
+
+
+@router.get("/{job_id}", responses=documented({200: JobView}, 404))
+def get_job(parts: PartsDep, job_id: JobId) -> Response:
+    """The job as it is now."""
+    return answer(streams.view(parts, job_id))
+
+
+@router.post("/{job_id}/cancel", responses=documented({200: JobView}, 404))
+def cancel(parts: PartsDep, job_id: JobId) -> Response:
+    """Cancel a job: at once while it is queued, within 2 s while it runs."""
+    with parts.ledger.begin() as session:
+        jobs.cancel(session, job_id)
+    return answer(streams.view(parts, job_id))
+
+
+@router.post("/{job_id}/retry", responses=documented({200: JobView}, 404, 409))
+def retry(parts: PartsDep, job_id: JobId) -> Response:
+    """Run a failed or cancelled job again, from its start."""
+    with parts.ledger.begin() as session:
+        jobs.redrive(session, job_id)
+    return answer(streams.view(parts, job_id))
+
+
+async def after_waiting(
+    parts: Parts, job_id: UUID, wait_s: float, headers: Mapping[str, str]
+) -> Response:
+    """200 with the finished job if it ends in time, else 202 with the job as it is."""
+    ended = await streams.until_end(parts, job_id, wait_s=wait_s)
+    view = await run_in_threadpool(streams.view, parts, job_id)
+    return answer(view, 200 if ended else 202, headers)

@@ -1,0 +1,65 @@
+"""Queues and workers: how busy they are; pausing and resuming."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+
+from api.answers import answer, documented
+from api.deps import Parts, PartsDep
+from api.schemas import Items, QueueView, WorkerView
+from shared import queues
+from shared.errors import NotFound
+from shared.queue import Queue
+
+router = APIRouter(prefix="/v1", tags=["queues"])
+
+
+async def _queue(name: str) -> Queue:
+    try:
+        return Queue(name)
+    except ValueError:
+        names = ", ".join(Queue)
+        raise NotFound(f"There is no queue {name!r}; there are {names}.") from None
+
+
+QueueName = Annotated[Queue, Depends(_queue)]
+
+
+@router.get("/queues", responses=documented({200: Items[QueueView]}))
+def list_queues(parts: PartsDep) -> Response:
+    """All queues: steps that wait and run, messages that wait in Redis."""
+    return answer(Items[QueueView](items=_overview(parts)))
+
+
+@router.post("/queues/{name}/pause", responses=documented({200: QueueView}, 404))
+def pause(parts: PartsDep, queue: QueueName) -> Response:
+    """Start no more steps of a queue; running ones go on, jobs are still taken."""
+    with parts.ledger.begin() as session:
+        queues.pause(session, queue)
+    return _one(parts, queue)
+
+
+@router.post("/queues/{name}/resume", responses=documented({200: QueueView}, 404))
+def resume(parts: PartsDep, queue: QueueName) -> Response:
+    """Go on with a paused queue."""
+    with parts.ledger.begin() as session:
+        queues.resume(session, parts.ledger.bell, queue)
+    return _one(parts, queue)
+
+
+@router.get("/workers", responses=documented({200: Items[WorkerView]}))
+def list_workers(parts: PartsDep) -> Response:
+    """The workers that were seen lately."""
+    with parts.ledger.read() as session:
+        found = queues.workers(session, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
+    return answer(Items[WorkerView](items=[WorkerView.model_validate(worker) for worker in found]))
+
+
+def _overview(parts: Parts) -> list[QueueView]:
+    with parts.ledger.read() as session:
+        found = queues.overview(session, parts.ledger.bell)
+    return [QueueView.model_validate(summary) for summary in found]
+
+
+def _one(parts: Parts, queue: Queue) -> Response:
+    return answer(next(view for view in _overview(parts) if view.name == queue.value))

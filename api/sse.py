@@ -1,0 +1,89 @@
+"""A job's events as Server-Sent Events: `state`, `progress`, `token`, `end`.
+
+Ids are those of the job's Redis stream, so that `Last-Event-ID` resumes it. What comes from
+Postgres instead carries the id to resume from: of the last entry seen, or the stream's start.
+`end` has an id of its own, made from the job's end, by which a client that has it is known.
+"""
+
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+
+from api import streams
+from api.deps import Parts
+from api.schemas import JobView
+from shared.errors import NotFound
+from shared.events import EventType
+from shared.jobs import OPEN
+
+STREAM_ID = re.compile(r"\d{1,20}-\d{1,20}")
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+HEARTBEAT = b": still here\n\n"
+
+
+def end_id(job: JobView) -> str:
+    assert job.finished_at is not None
+    return f"{int(job.finished_at.timestamp() * 1000)}-end"
+
+
+def is_over(job: JobView, last_event_id: str | None) -> bool:
+    """Whether the client has already had the job's `end`."""
+    return job.state not in OPEN and last_event_id == end_id(job)
+
+
+async def events(parts: Parts, job: JobView, last_event_id: str | None) -> AsyncIterator[bytes]:
+    """All events after an id, up to `end`; then the stream closes."""
+    job_id = job.id
+    at = streams.START
+    if last_event_id is not None and STREAM_ID.fullmatch(last_event_id):
+        at = last_event_id
+    told: dict[str, Any] = {}
+    was_open, block_s, heard_at = job.state in OPEN, 0.0, time.monotonic()
+    while not parts.stopping.is_set():
+        entries = await streams.read(parts, job_id, at, block_s=block_s)
+        if was_open:
+            block_s = min(parts.settings.sse_poll_s, parts.settings.sse_heartbeat_s)
+        has_end = False
+        for entry in entries or ():
+            at = entry.id
+            if entry.type == EventType.END:
+                has_end = True
+                continue
+            told[entry.type] = json.loads(entry.data)
+            heard_at = time.monotonic()
+            yield encode(entry.type, entry.data, at)
+        if has_end or not entries:
+            try:
+                job = await run_in_threadpool(streams.view, parts, job_id)
+            except NotFound:  # removed by retention meanwhile
+                return
+            # A job that was redriven has an old `end` in its stream, and goes on.
+            if job.state not in OPEN:
+                yield encode(EventType.END, job.model_dump_json(), end_id(job))
+                return
+            for type_, data in _unheard(job, told):
+                told[type_] = data
+                heard_at = time.monotonic()
+                yield encode(type_, json.dumps(data, ensure_ascii=False), at)
+        if entries is None:
+            await streams.pause(parts)
+        if time.monotonic() - heard_at >= parts.settings.sse_heartbeat_s:
+            heard_at = time.monotonic()
+            yield HEARTBEAT
+
+
+def _unheard(job: JobView, told: dict[str, Any]) -> list[tuple[EventType, dict[str, Any]]]:
+    """What Postgres knows and the stream did not tell, or told otherwise."""
+    now: list[tuple[EventType, dict[str, Any]]] = [(EventType.STATE, {"state": job.state.value})]
+    if job.progress.unit is not None:
+        now.append((EventType.PROGRESS, job.progress.model_dump()))
+    return [(type_, data) for type_, data in now if told.get(type_) != data]
+
+
+def encode(type_: str, data: str, id_: str) -> bytes:
+    """`data` is JSON, which has no line breaks."""
+    return f"id: {id_}\nevent: {type_}\ndata: {data}\n\n".encode()

@@ -1,0 +1,132 @@
+"""From a request to a committed job: defaults, checks that need the database, one transaction."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from api.deps import Parts
+from api.requests import JobRequest
+from api.schemas import JobView, ProgressView
+from shared import collections, erasure, jobs
+from shared.config import EXTRACTIVE, Settings
+from shared.errors import InvalidInput, NotFound
+from shared.jobs import FIRST_STEP, NewJob, State, Submitted
+from shared.payloads import EraseInput, IngestInput, Kind, RagInput
+from shared.queue import Lane
+
+
+def new_job(
+    request: JobRequest,
+    settings: Settings,
+    *,
+    fair_key: str,
+    lane: Lane = Lane.NORMAL,
+    idempotency_key: str | None = None,
+    body: Any = None,
+) -> NewJob:
+    """The job that is asked for; `lane` is where it goes unless the request says. Raises
+    InvalidInput for what this server cannot run."""
+    _check_input(request, settings)
+    webhook = request.webhook
+    return NewJob(
+        kind=request.kind,
+        input=request.input.model_dump(mode="json"),
+        fair_key=fair_key,
+        lane=request.lane or lane,
+        metadata=request.metadata,
+        webhook=webhook.model_dump(mode="json", exclude_none=True) if webhook else None,
+        timeout_s=request.timeout_s,
+        max_attempts=request.max_attempts or settings.max_attempts,
+        run_after=request.run_after,
+        idempotency_key=idempotency_key,
+        body_hash=_hash(body) if idempotency_key is not None else None,
+    )
+
+
+def submit(parts: Parts, new: NewJob) -> Submitted:
+    """Commit one job. Raises QueueFull, NotFound for its collection, Conflict for its key."""
+    with parts.ledger.begin_single() as session:
+        parts.gate.admit(session, FIRST_STEP[new.kind][1])
+        _require_collection(session, new)
+        return jobs.submit(session, new)
+
+
+def submit_batch(parts: Parts, new: list[NewJob]) -> list[UUID]:
+    """Commit all of the jobs, or none. Raises what `submit` does, naming the job."""
+    with parts.ledger.begin() as session:
+        for queue, count in Counter(FIRST_STEP[each.kind][1] for each in new).items():
+            parts.gate.admit(session, queue, count)
+        # One look for each kind and collection, at the first job that names it.
+        wanted = {(each.kind, each.input.get("collection")): n for n, each in _backwards(new)}
+        for n in wanted.values():
+            try:
+                _require_collection(session, new[n])
+            except NotFound as error:
+                raise NotFound(f"jobs.{n}: {error.message}") from error
+        return jobs.submit_batch(session, new)
+
+
+def view_of_new(new: NewJob, made: Submitted) -> JobView:
+    """What reading the job back would give, less position and ETA, which take queries."""
+    return JobView.model_construct(
+        id=made.id,
+        kind=new.kind.value,
+        state=State.QUEUED,
+        lane=new.lane,
+        queue=FIRST_STEP[new.kind][1].value,
+        input=new.input,
+        progress=ProgressView.model_construct(done=0, total=None, unit=None),
+        attempt=0,
+        max_attempts=new.max_attempts,
+        metadata=new.metadata,
+        created_at=made.created_at,
+    )
+
+
+def _backwards(new: list[NewJob]) -> Iterator[tuple[int, NewJob]]:
+    return zip(reversed(range(len(new))), reversed(new), strict=True)
+
+
+def _require_collection(session: Session, new: NewJob) -> None:
+    name = new.input.get("collection")
+    if name is None:
+        return
+    if new.kind is Kind.ERASE:
+        erasure.require_collection(session, name)
+    else:
+        collections.get(session, name)
+
+
+def _check_input(request: JobRequest, settings: Settings) -> None:
+    asked = request.input
+    if isinstance(asked, IngestInput) and len(asked.sources) > settings.max_sources_per_job:
+        raise InvalidInput(
+            f"input.sources has {len(asked.sources)} entries; a job takes "
+            f"{settings.max_sources_per_job} (SLUICE_MAX_SOURCES_PER_JOB). Submit several jobs."
+        )
+    if isinstance(asked, RagInput):
+        model = asked.model or settings.generation_model
+        if model != EXTRACTIVE:
+            where = "input.model" if asked.model else "SLUICE_GENERATION_MODEL"
+            raise InvalidInput(
+                f"{where} is {model!r}, which this version cannot run. Leave input.model out, and "
+                f"set SLUICE_GENERATION_MODEL={EXTRACTIVE} on API and workers."
+            )
+    if isinstance(asked, EraseInput):
+        for n, document_id in enumerate(asked.document_ids or ()):
+            try:
+                UUID(document_id)
+            except ValueError:
+                raise InvalidInput(
+                    f"input.document_ids.{n} is {document_id!r}; ids are UUIDs, as "
+                    "`GET /v1/collections/{name}/documents` lists them."
+                ) from None
+
+
+def _hash(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,36 @@
+"""Names and content types of uploads, made fit to be stored and sent again.
+
+A name is a document's identity (`docs/guide.md`), so slashes and all scripts stay; only what no
+name can hold is taken out. No name is ever used as a path.
+"""
+
+import re
+from urllib.parse import quote
+
+from shared.errors import InvalidInput
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+CONTENT_TYPE = re.compile(
+    r"[\w.+-]{1,64}/[\w.+-]{1,64}(\s*;\s*[\w.-]{1,64}=[\w.\"-]{1,64}){0,4}", re.A
+)
+NAME_CHARS = 1024
+DEFAULT_TYPE = "application/octet-stream"
+
+
+def clean_name(name: str | None) -> str:
+    """Raises InvalidInput where nothing is left, or too much."""
+    cleaned = CONTROL.sub("", name or "").strip()
+    if not cleaned:
+        raise InvalidInput("The part `file` has no file name; give it one (`filename=`).")
+    if len(cleaned) > NAME_CHARS:
+        raise InvalidInput(f"The file name is longer than {NAME_CHARS} characters; shorten it.")
+    return cleaned
+
+
+def clean_content_type(value: str | None) -> str | None:
+    return value if value and CONTENT_TYPE.fullmatch(value) else None
+
+
+def disposition(name: str) -> str:
+    """`attachment`, so that an uploaded page never runs as one of the API's own."""
+    return f"attachment; filename*=UTF-8''{quote(name, safe='')}"

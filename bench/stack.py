@@ -1,0 +1,71 @@
+"""A local stack of its own for a benchmark: `sluice up` in a new home, with its memory's peaks."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from cli.client import Client
+from cli.stackfile import Stack, StackState, find_stack
+
+READY_S = 180.0
+
+
+@contextmanager
+def running_stack(**settings: str) -> Iterator[tuple[Stack, Client]]:
+    """Start a stack, wait until all its parts are ready, and stop it in the end."""
+    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:
+        home = Path(folder)
+        home.chmod(0o755)  # PostgreSQL's own user must reach its part of it
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SLUICE_")}
+        environment |= {"SLUICE_HOME": folder, **settings}
+        log = (home / "up.log").open("w")
+        up = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "up"], env=environment, stdout=log, stderr=log
+        )
+        try:
+            stack = _ready(home, up)
+            with Client(stack.api_url) as client:
+                yield stack, client
+        except BaseException:
+            sys.stderr.write((home / "up.log").read_text()[-4000:])
+            raise
+        finally:
+            up.terminate()
+            up.wait(60)
+
+
+def _ready(home: Path, up: "subprocess.Popen[bytes]") -> Stack:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline and up.poll() is None:
+        stack = find_stack(home)
+        if stack is not None and stack.state is StackState.READY:
+            return stack
+        time.sleep(0.2)
+    raise RuntimeError("the stack did not become ready")
+
+
+def peaks_mib(stack: Stack) -> dict[str, float]:
+    """The highest resident memory that any one process of each part has had, in MiB."""
+    peaks: dict[str, float] = defaultdict(float)
+    for part in stack.parts:
+        if part.pid is None:
+            continue
+        main = psutil.Process(part.pid)
+        for process in [main, *main.children(recursive=True)]:
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+            except OSError:
+                continue  # it has ended
+            peak_kib = next(
+                int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")
+            )
+            peaks[part.name] = max(peaks[part.name], peak_kib / 1024)
+    return dict(peaks)

@@ -1,0 +1,146 @@
+"""How fast jobs are submitted: `POST /v1/jobs` against a bare FastAPI route over `apply_async`.
+
+Both run as uvicorn processes on one Redis; ours also commits to a PostgreSQL with fsync on. For
+1, 8 and 32 clients the two take turns, several times. No worker runs. The servers are started
+here, in a temporary folder, and stopped at the end: `python -m bench.submit --seconds 3`.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.db import upgrade
+from tests.servers import Server, free_port, start_postgres, start_redis
+
+BODY = json.dumps(
+    {"kind": "embed", "input": {"texts": ["How do I restore a dump of one table?"]}}
+).encode()
+ROOT = Path(__file__).resolve().parent.parent
+READY_PATH = {"sluice": "/healthz", "bare": "/docs"}
+
+
+@dataclass
+class Tally:
+    """Seconds that each request took, over all rounds."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", default="1,8,32")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="sluice-bench-"))
+    folder.chmod(0o755)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        urls = _start(folder, lambda server: stack.callback(server.stop))
+        for url in urls.values():
+            asyncio.run(_load(url, 4, 1.0))  # warm up
+        print(f"{'clients':>7} {'':8} {'jobs/s':>8} {'p50 ms':>8} {'p99 ms':>8} {'ratio':>7}")
+        for clients in map(int, options.clients.split(",")):
+            tallies = {name: Tally() for name in urls}
+            for _ in range(options.rounds):
+                for name, url in urls.items():
+                    latencies, elapsed_s = asyncio.run(_load(url, clients, options.seconds))
+                    tallies[name].latencies_s += latencies
+                    tallies[name].rates.append(len(latencies) / elapsed_s)
+            _report(clients, tallies)
+    return 0
+
+
+def _start(folder: Path, started: Callable[[Server], object]) -> dict[str, str]:
+    postgres = start_postgres(folder / "postgres", durable=True)
+    started(postgres)
+    redis = start_redis(folder / "redis")
+    started(redis)
+    upgrade(postgres.url)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")} | {
+        "PYTHONPATH": str(ROOT),
+        "SLUICE_DATABASE_URL": postgres.url,
+        "SLUICE_REDIS_URL": redis.url,
+        "SLUICE_HOME": str(folder / "home"),
+        "SLUICE_QUEUE_LIMIT_STEPS": "100000000",
+    }
+    bare = ["uvicorn", "--factory", "bench.bare:create_app", "--no-access-log"]
+    urls = {}
+    for name, argv in (("bare", bare), ("sluice", ["api"])):
+        port = free_port()
+        if name == "bare":
+            argv = [*argv, "--port", str(port), "--log-level", "warning"]
+        url = f"http://127.0.0.1:{port}"
+        (folder / name).mkdir()
+        server = Server(
+            [sys.executable, "-m", *argv],
+            url=url,
+            folder=folder / name,
+            is_ready=lambda url=url, path=READY_PATH[name]: _answers(url + path),  # type: ignore[misc]
+            env=env | {"SLUICE_API_PORT": str(port)},
+        )
+        started(server)
+        urls[name] = url
+    return urls
+
+
+async def _load(url: str, clients: int, seconds: float) -> tuple[list[float], float]:
+    """Requests one after another on each of so many connections; latencies and time taken."""
+    port = int(url.rpartition(":")[2])
+    begin = time.perf_counter()
+    each = await asyncio.gather(*(_client(port, begin + seconds) for _ in range(clients)))
+    return [latency for found in each for latency in found], time.perf_counter() - begin
+
+
+async def _client(port: int, until: float) -> list[float]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = (
+        f"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(BODY)}\r\n\r\n"
+    ).encode()
+    latencies = []
+    while (sent_at := time.perf_counter()) < until:
+        writer.write(head + BODY)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 202"), answer
+        length = int(answer.lower().partition(b"content-length:")[2].partition(b"\r")[0])
+        await reader.readexactly(length)
+        latencies.append(time.perf_counter() - sent_at)
+    writer.close()
+    return latencies
+
+
+def _report(clients: int, tallies: dict[str, Tally]) -> None:
+    bare = statistics.median(tallies["bare"].rates)
+    for name, tally in tallies.items():
+        rate = statistics.median(tally.rates)
+        cuts = statistics.quantiles(tally.latencies_s, n=100)
+        print(
+            f"{clients:>7} {name:8} {rate:8.0f} {cuts[49] * 1e3:8.2f} {cuts[98] * 1e3:8.2f} "
+            f"{rate / bare:7.2f}",
+            flush=True,
+        )
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Architecture is executable: style, types, import contracts and module sizes are tests."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LONGEST_MODULE_LINES = 300
+
+CHECKS = {
+    "lint": [sys.executable, "-m", "ruff", "check", "--no-cache", "."],
+    "format": [sys.executable, "-m", "ruff", "format", "--no-cache", "--check", "."],
+    "types": [sys.executable, "-m", "mypy"],
+    "import contracts": [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command; lint_imports_command()",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_check_passes(name: str) -> None:
+    done = subprocess.run(CHECKS[name], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_modules_stay_short() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    lengths = {name: len((ROOT / name).read_text().splitlines()) for name in tracked if name}
+    too_long = {name: n for name, n in lengths.items() if n > LONGEST_MODULE_LINES}
+    assert lengths
+    assert not {name: n for name, n in too_long.items() if "migrations/versions" not in name}
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("api.app", ("torch", "transformers", "chromadb", "langchain_core", "workers", "cli")),
+        ("cli.main", ("torch", "transformers", "chromadb", "langchain_core", "workers", "api")),
+        ("cli.client", ("sqlalchemy", "celery", "workers", "api")),
+        ("workers.generation.steps", ("torch", "transformers", "chromadb")),
+    ],
+)
+def test_importing_a_part_loads_nothing_that_it_must_not_have(
+    module: str, forbidden: tuple[str, ...]
+) -> None:
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & set({forbidden!r})))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []
