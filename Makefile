@@ -41,8 +41,8 @@ lint: $(DEV)
 	$(BIN)/lint-imports
 
 bench: $(DEV)
-	$(BIN)/python bench/ingest.py
-	$(BIN)/python bench/submit.py
+	$(BIN)/python -m bench.ingest
+	$(BIN)/python -m bench.submit
 
 venv: $(DEV)
 

@@ -91,7 +91,7 @@ def test_when_every_file_is_refused_there_is_no_job(
 ) -> None:
     (tmp_path / "empty.txt").touch()
     assert run(["ingest", "empty.txt", "-c", "handbook"]) == 1
-    assert "Failed: empty.txt: empty.txt is empty." in capsys.readouterr().err
+    assert "Failed: empty.txt is empty." in capsys.readouterr().err
     assert not state.jobs
 
 

@@ -17,6 +17,10 @@ KOREAN = (
     "작업 큐는 알림만 보내고 작업의 상태는 모두 데이터베이스에 저장합니다. 그래서 알림이 사라져도 "
     "작업은 잃지 않습니다. 정리 프로그램이 밀린 작업을 다시 알립니다."
 )
+CHINESE = (
+    "这是一个中文文档。数据库支持事务，所以任务的状态不会丢失。我们可以搜索文件的内容，也可以在以后"
+    "查看结果。如果通知消失了，清理程序会再次发出通知，这样所有的工作都会完成。"
+)
 LIMIT_CHARS = 1_000_000
 
 
@@ -115,7 +119,7 @@ def test_byte_order_marks(mark: bytes, encoding: str) -> None:
         ("It costs £5 – don’t wait… “Buy now”, he said.", "cp1252"),
         ("El niño comió piñas y tomó café. ¿Qué más?", "cp1252"),
         ("これは日本語の文書です。データベースを使います。検索もできます。", "cp932"),
-        ("这是一个中文文档。数据库支持事务。我们可以搜索文件的内容。", "gb18030"),
+        (CHINESE, "gb18030"),
         ("Это русский текст, база данных поддерживает транзакции.", "cp1251"),
     ],
 )
@@ -174,11 +178,15 @@ def test_one_bad_byte_never_makes_mojibake(at: int, bad: int) -> None:
         (b"\x1f\x8b\x08\x00", "gzip"),
         (b"MZ\x90\x00\x03", "Windows program"),
         (b"some text\x00and more", "NUL byte at offset 9"),
-        ("No mark".encode("utf-16-le"), "UTF-16"),
     ],
 )
 def test_binary_with_a_text_name_says_what_it_is(head: bytes, what: str) -> None:
     assert what in refusal(head + b"\x01\x02\x03 rest")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_needs_its_mark(encoding: str) -> None:
+    assert "UTF-16 without a byte order mark" in refusal("No mark here".encode(encoding))
 
 
 def test_text_that_begins_like_a_binary_is_text() -> None:
@@ -220,11 +228,9 @@ def f():
     loaded = read(page.encode(), "a.html")
     assert loaded.metadata["title"] == "A page"
     assert loaded.text == (
-        "Top & first\n\nOne bold line.\nAfter a break.\n\n- first\n- second\n\n"
+        "Top & first\n\nOne bold line.\nAfter a break.\n\n- first\n\n- second\n\n"
         "Name | Age\n\nKim |  | 3\n\ndef f():\n    return 1\n\ntail"
-    ) or loaded.text.replace("Age\n\nKim", "Age\nKim")
-    assert "Name | Age" in loaded.text
-    assert "no" not in loaded.text.replace("", "").split()
+    )
 
 
 def test_html_charset_declarations() -> None:
@@ -302,15 +308,13 @@ def test_the_whole_file_decides_about_the_dialect() -> None:
         ("\n\na,b\n\n1,2\n\n", ["a: 1\nb: 2"]),
         ("a,b\n1,2,,\n", ["a: 1\nb: 2"]),
         ("a,a,\n1,2,3\n", ["a: 1\na (2): 2\ncolumn 3: 3"]),
-        ('a,b\n5" pipe,1\n"6" pipe,2\n', ['a: 5" pipe\nb: 1', 'a: 6" pipe\nb: 2']),
+        ('a,b\n5" pipe,1\n6" pipe,2\n', ['a: 5" pipe\nb: 1', 'a: 6" pipe\nb: 2']),
+        # Without any quoted field, a lone quote is a character like others.
+        ('a,b\n"6 inch,1\n7,2\n', ['a: "6 inch\nb: 1', "a: 7\nb: 2"]),
     ],
 )
 def test_csv_as_people_write_it(text: str, expected: list[str]) -> None:
-    found = [passage.text for passage in read(text, "a.csv").passages]
-    if '"6"' in text:  # the lenient reading may drop the stray quote, not the text
-        assert [part.replace('"', "") for part in found] == [e.replace('"', "") for e in expected]
-    else:
-        assert found == expected
+    assert [passage.text for passage in read(text, "a.csv").passages] == expected
 
 
 def test_ragged_rows_name_the_line_and_the_counts() -> None:
@@ -321,7 +325,7 @@ def test_ragged_rows_name_the_line_and_the_counts() -> None:
 
 
 def test_an_open_quote_names_the_line_it_opens_on() -> None:
-    message = refusal('a,b\n1,2\n3,"open\n4,5\n6,7\n', "a.csv")
+    message = refusal('a,b\n1,"x,y"\n3,"open\n4,5\n6,7\n', "a.csv")
     assert "line 3" in message
     assert "never closed" in message
 

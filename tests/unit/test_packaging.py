@@ -155,7 +155,7 @@ def test_makefile_has_the_documented_targets() -> None:
 
 
 def _preflight(python: str | Path) -> subprocess.CompletedProcess[str]:
-    command = ["sh", ROOT / "deploy" / "preflight.sh", "before", python]
+    command: list[str | Path] = ["sh", ROOT / "deploy" / "preflight.sh", "before", python]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -8,6 +8,7 @@ that names the first bad offset, and never mojibake.
 
 import codecs
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from charset_normalizer import from_bytes
@@ -87,41 +88,27 @@ _ALIASES = {
 
 # The most frequent syllables of Korean text and names: nearly all of any real text, and about a
 # fifth of what other encodings look like when they are read as CP949.
-_COMMON_HANGUL = frozenset(
-    "가각간갈감강같개거건걸검것게겠격결경계고곳공과곽관광교구국권규그근글금급기긴길김까깨께꽃끗"
-    "나난날남내너네년노느는능니님다단달담답당대더덕던데도동되된될두드든들등디따때떻또라람랑래량"
-    "러레려력령로록론료루류르른를름리립마만많말망매맹머먼메며면명모목무문물뭐미민및바박반받발밝"
-    "방배백버번법베벽변별보복본봉부분불비빈빛사산살상새생서석선설성세센소속손송수숙술숲스습시식"
-    "신실심십싶쓰아안않알았앤야약양어억언얼엄업없엇었에엘여역연열염였영예오옥온올와완왕외요욕용"
-    "우운울워원월웠위유육윤으은을음응의이인일임입있자작잘장재저적전절점접정제조족좀종좋주준줄중"
-    "줘증지직진집짜차채책처천철청체최추축출츠층치친침카커컨코크큰키타탁태택터테토통트특티파페편"
-    "평포표품프플피필하학한할함합해했행허험현형혜호홍화확환활황회획훈희히"
-)
-_HANGUL = frozenset(
-    "이다는에고을지가의하은한로시도어기니사있해리인을를자서대나요습수과들정으전일"
-    "여아부안보주장만그라구게공원생국중간연제스되했모면성동소상화업용비마금년실"
-    "무내와위치문할거조관방경트오학신세바적우유관분계선당개적것교재추각입료회월최"
-    "드레데호러미터름포체명민합니까등및때던된될됩없않었였겠죠네"
-)
-# With fewer characters beyond ASCII, damage and another encoding look alike.
+_COMMON  # With fewer characters beyond ASCII, damage and another encoding look alike.
 _FEW_CHARS = 3
 _SOME_CHARS = 10
 # What charset-normalizer may find. Other Latin alphabets are left out: too much fits into them.
 _GUESSED = frozenset(
-    {"cp932", "shift_jis", "euc_jp", "gb18030", "gb2312", "gbk", "big5", "big5hkscs", "cp950"}
+    {"cp932", "shift_jis", "shift_jis_2004", "euc_jp", "euc_jis_2004", "iso2022_jp"}
+    | {"gb18030", "gb2312", "gbk", "big5", "big5hkscs", "cp950"}
     | {"cp1251", "koi8_r", "koi8_u", "cp1253", "cp1255", "cp1256", "cp874", "tis_620", "johab"}
 )
 _HANGUL = re.compile(r"[가-힣]")
+_KANA = re.compile(r"[぀-ヿ]")
 _HIGH = re.compile(r"[^\x00-\x7f]")
 # Characters of Windows-1252 text where they belong: accented letters beside letters (no capital
 # inside a lower-case word), typographic marks, signs before or after a number. What is left over
 # after these is a sign of another encoding or of damage.
 _LATIN = re.compile(
-    r"(?<![\x80-\uffff])(?:"
-    r"[à-öø-üœšž](?=[A-Za-z\W_]|$)"
-    r"|ß(?=[a-z\W]|$)"
-    r"|(?<![a-z])[À-ÖØ-ÜŒŠŽ](?=[A-Za-z])"
-    r"|(?<=[A-Z])[À-ÖØ-ÜŒŠŽ](?![a-z])"
+    r"(?:"
+    r"(?<![À-ÿœŒšŠžŽ])[à-öø-üœšž](?=[A-Za-zß\W_]|$)"
+    r"|(?<![À-ÖØ-ÞŒŠŽ])ß(?=[a-z\W]|$)"
+    r"|(?<![a-zÀ-ÿœŒšŠžŽ])[À-ÖØ-ÜŒŠŽ](?=[A-Za-z])"
+    r"|(?<=[A-Z])[À-ÖØ-ÜŒŠŽ](?![a-zÀ-ÿ])"
     r"|(?<=\w)[’‘](?=\w|\s|[.,;:!?)]|$)"
     r"|(?<!\w)‘(?=\w)"
     r"|(?<![^\s(\[])[“„«](?=\S)|[“„«](?=\s?\w)"
@@ -161,7 +148,7 @@ def decode(
     codec = _codec(declared)
     if codec is not None and codec != "utf-8":
         return _strict(data, codec, name=name, why=f"the document declares {declared!r}")
-    guess = None if codec == "utf-8" or _is_damaged_utf8(data) else _guess(data)
+    guess = None if codec == "utf-8" else _guess(data)
     if guess is None:
         raise DocumentError(f"{name}: {bad}, and no other encoding fits. {hint}") from cause
     return guess
@@ -224,41 +211,46 @@ def _refuse_binary(data: bytes, name: str) -> None:
     )
 
 
-def _is_damaged_utf8(data: bytes) -> bool:
-    """Whether at least as many characters are sound multi-byte UTF-8 as bytes are bad.
-
-    In Korean or Chinese text of another encoding only about one byte pair in six happens to be
-    valid UTF-8; in a damaged UTF-8 file nearly all are.
-    """
+def _guess(data: bytes) -> Decoded | None:
     high: list[str] = _HIGH.findall(data.decode("utf-8", "surrogateescape"))
     bad = sum("\udc80" <= char <= "\udcff" for char in high)
     sound = len(high) - bad
-    return sound >= bad
-
-
-def _guess(data: bytes) -> Decoded | None:
-    for codec, plausible in (("cp949", _is_korean), ("cp1252", _is_latin)):
-        try:
-            text = data.decode(codec)
-        except UnicodeDecodeError:
-            continue
-        if plausible(text):
-            return Decoded(text=text, encoding=codec)
+    # In text of another encoding few byte pairs happen to be valid UTF-8, and in a UTF-8 file with
+    # damage most are. Short Korean words can come out even, but then they read as Korean.
+    if sound > 2 * bad:
+        return None
+    korean = _if(_is_korean, data, "cp949")
+    if korean is not None and (sound < bad or bad >= _FEW_CHARS):
+        return korean
+    if sound >= bad:
+        return None
+    if (latin := _if(_is_latin, data, "cp1252")) is not None:
+        return latin
     best = from_bytes(data).best()
     if best is None or best.encoding not in _GUESSED:
         return None
     # No recognized language means a guess from byte statistics alone: that is how mojibake starts.
-    if best.percent_coherence < 20 or best.percent_chaos > 10:
-        return None
+    # (Japanese it never recognizes; syllable letters among the characters tell it well enough.)
     text = str(best)
-    is_enough = len(_HIGH.findall(text)) >= _SOME_CHARS
-    return Decoded(text=text, encoding=best.encoding) if is_enough else None
+    many = len(_HIGH.findall(text))
+    is_known = best.percent_coherence >= 20 or len(_KANA.findall(text)) >= 0.2 * many
+    if many < _SOME_CHARS or best.percent_chaos > 10 or not is_known:
+        return None
+    return Decoded(text=text, encoding=best.encoding)
+
+
+def _if(is_plausible: Callable[[str], bool], data: bytes, codec: str) -> Decoded | None:
+    try:
+        text = data.decode(codec)
+    except UnicodeDecodeError:
+        return None
+    return Decoded(text=text, encoding=codec) if is_plausible(text) else None
 
 
 def _is_korean(text: str) -> bool:
     hangul = _HANGUL.findall(text)
     common = sum(char in _COMMON_HANGUL for char in hangul)
-    return len(hangul) >= 0.5 * len(_HIGH.findall(text)) and common >= 0.6 * len(hangul)
+    return len(hangul) >= 0.6 * len(_HIGH.findall(text)) and common >= 0.6 * len(hangul)
 
 
 def _is_latin(text: str) -> bool:

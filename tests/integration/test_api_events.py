@@ -1,0 +1,203 @@
+"""`GET /v1/jobs/{id}/events`: order, resuming, ends, and life without Redis' memory."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from redis import Redis
+
+from shared import jobs, steps
+from shared.config import Settings
+from shared.events import Event, EventType, stream_key
+from shared.ledger import Ledger
+from shared.steps import Claim
+
+EMBED = {"kind": "embed", "input": {"texts": ["a"]}}
+
+
+@pytest.fixture(scope="module")
+def settings(settings: Settings) -> Settings:
+    """Postgres is asked often, so that the tests need not wait long for what Redis lost."""
+    return settings.model_copy(update={"sse_poll_s": 0.2, "sse_heartbeat_s": 0.3})
+
+
+@pytest.fixture
+def job_id(api: httpx.Client) -> str:
+    return str(api.post("/v1/jobs", json=EMBED).json()["id"])
+
+
+class Reader:
+    """An open stream; `next` is the next event as (id, event, data)."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self.comments = 0
+        self._lines = response.iter_lines()
+
+    def __iter__(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        return self
+
+    def __next__(self) -> tuple[str, str, dict[str, Any]]:
+        fields: dict[str, str] = {}
+        for line in self._lines:
+            if line.startswith(":"):
+                self.comments += 1
+            elif line:
+                name, _, value = line.partition(": ")
+                fields[name] = value
+            elif fields:
+                return fields["id"], fields["event"], json.loads(fields["data"])
+        raise StopIteration
+
+
+@pytest.fixture
+def follow(api: httpx.Client) -> Iterator[Callable[..., Reader]]:
+    open_: list[httpx.Response] = []
+
+    def start(job_id: str, last_event_id: str | None = None) -> Reader:
+        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+        request = api.build_request("GET", f"/v1/jobs/{job_id}/events", headers=headers)
+        open_.append(api.send(request, stream=True))
+        return Reader(open_[-1])
+
+    yield start
+    for response in open_:
+        response.close()
+
+
+def progress(ledger: Ledger, job_id: str, done: int) -> None:
+    with ledger.begin() as session:
+        if done == 0:
+            jobs.set_total(session, UUID(job_id), 3, "texts")
+        else:
+            jobs.advance(session, UUID(job_id), 1)
+
+
+def test_a_job_is_followed_from_queued_to_its_end(
+    job_id: str,
+    follow: Callable[..., Reader],
+    claim: Callable[[str], Claim],
+    ledger: Ledger,
+    api: httpx.Client,
+) -> None:
+    reader = follow(job_id)
+    assert reader.response.headers["content-type"].startswith("text/event-stream")
+    assert reader.response.headers["cache-control"] == "no-store"
+    assert reader.response.headers["x-accel-buffering"] == "no"
+
+    assert next(reader)[1:] == ("state", {"state": "queued"})
+    step = claim("embed")
+    assert next(reader)[1:] == ("state", {"state": "running"})
+    for done in range(2):
+        progress(ledger, job_id, done)
+        assert next(reader)[1:] == ("progress", {"done": done, "total": 3, "unit": "texts"})
+    ledger.events.publish([Event(job_id=UUID(job_id), type=EventType.TOKEN, data={"text": "글\n"})])
+    assert next(reader)[1:] == ("token", {"text": "글\n"})
+    with ledger.begin() as session:
+        steps.succeed(session, step, result={"model": "m"})
+    _, event, data = next(reader)
+    assert event == "end"
+    assert data == api.get(f"/v1/jobs/{job_id}").json()
+    assert list(reader) == []
+
+
+def test_a_stream_is_resumed_after_the_last_event_seen(
+    job_id: str, follow: Callable[..., Reader], claim: Callable[[str], Claim], ledger: Ledger
+) -> None:
+    claim("embed")
+    progress(ledger, job_id, 0)
+    first = follow(job_id)
+    assert next(first)[1] == "state"
+    seen, event, _ = next(first)
+    assert event == "progress"
+    first.response.close()
+    for done in (1, 2):
+        progress(ledger, job_id, done)
+
+    again = follow(job_id, seen)
+
+    assert [next(again)[2]["done"] for _ in range(2)] == [1, 2]
+
+
+def test_an_ended_job_gets_its_end_at_once_and_then_204(
+    job_id: str, follow: Callable[..., Reader], finish: Callable[..., Claim], redis_url: str
+) -> None:
+    finish("embed", {"model": "m"})
+
+    for lose in (False, True):
+        if lose:
+            with Redis.from_url(redis_url) as redis:
+                redis.flushall()
+        found = list(follow(job_id))
+        assert [event for _, event, _ in found][-1] == "end"
+        assert found[-1][2]["result"] == {"model": "m"}
+        assert follow(job_id, found[-1][0]).response.status_code == 204
+
+
+def test_what_redis_lost_comes_from_postgres(
+    job_id: str,
+    follow: Callable[..., Reader],
+    claim: Callable[[str], Claim],
+    ledger: Ledger,
+    redis_url: str,
+) -> None:
+    reader = follow(job_id)
+    assert next(reader)[1:] == ("state", {"state": "queued"})
+    step = claim("embed")
+    assert next(reader)[1:] == ("state", {"state": "running"})
+    with Redis.from_url(redis_url) as redis:
+        progress(ledger, job_id, 0)
+        progress(ledger, job_id, 1)
+        redis.delete(stream_key(UUID(job_id)))
+        # Whether or not the reader was quick enough for the stream, it learns how far it is.
+        while next(reader)[2] != {"done": 1, "total": 3, "unit": "texts"}:
+            pass
+        with ledger.begin() as session:
+            steps.succeed(session, step, result={})
+        redis.delete(stream_key(UUID(job_id)))
+
+    assert next(reader)[1] == "end"
+
+
+def test_a_redriven_job_is_followed_to_its_new_end(
+    job_id: str,
+    follow: Callable[..., Reader],
+    finish: Callable[..., Claim],
+    api: httpx.Client,
+) -> None:
+    api.post(f"/v1/jobs/{job_id}/cancel")
+    old_end, event, data = list(follow(job_id))[-1]
+    assert (event, data["state"]) == ("end", "cancelled")
+    api.post(f"/v1/jobs/{job_id}/retry")
+
+    reader = follow(job_id, old_end)
+    assert next(reader)[1:] == ("state", {"state": "queued"})
+    finish("embed", {"model": "m"})
+
+    events = list(reader)
+    assert [event for _, event, _ in events] == ["state", "end"]
+    assert events[-1][2]["state"] == "succeeded"
+
+
+def test_silence_is_broken_by_comments(
+    job_id: str, follow: Callable[..., Reader], api: httpx.Client
+) -> None:
+    reader = follow(job_id)
+    next(reader)
+    lines = reader.response.iter_lines  # the same stream goes on below
+    assert lines is not None
+    while reader.comments < 2:
+        line = next(reader._lines)
+        reader.comments += line.startswith(":")
+    api.post(f"/v1/jobs/{job_id}/cancel")
+    assert next(reader)[1] == "end"
+
+
+@pytest.mark.parametrize("last", ["nonsense", "0", "99999999999999999999999-1"])
+def test_a_last_event_id_of_nobody_starts_from_the_beginning(
+    job_id: str, follow: Callable[..., Reader], last: str
+) -> None:
+    assert next(follow(job_id, last))[1:] == ("state", {"state": "queued"})
