@@ -81,7 +81,7 @@ class Client(Calls):
         texts: Mapping[str, str] | None = None,
         splitter: Mapping[str, Any] | None = None,
         csv: Mapping[str, Any] | None = None,
-        on_existing: Literal["skip", "replace"] = "skip",
+        on_existing: Literal["skip", "replace"] = "replace",
         metadata: Mapping[str, Any] | None = None,
         lane: str | None = None,
         parallel_uploads: int = PARALLEL_UPLOADS,

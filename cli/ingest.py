@@ -25,7 +25,7 @@ class IngestOptions:
 
     splitter: Mapping[str, Any] | None = None
     csv: Mapping[str, Any] | None = None
-    on_existing: Literal["skip", "replace"] = "skip"
+    on_existing: Literal["skip", "replace"] = "replace"
     metadata: Mapping[str, Any] | None = None
     lane: str | None = None
 

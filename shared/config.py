@@ -35,7 +35,7 @@ class Settings(BaseSettings):
 
     # API
     api_host: str = "127.0.0.1"
-    api_port: int = 8000
+    api_port: Annotated[int, Field(ge=1, le=65535)] = 8000
     api_keys: Annotated[dict[str, SecretStr], NoDecode] = {}
     api_allow_anonymous: bool = False
     api_threads: PositiveInt = 40

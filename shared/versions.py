@@ -69,16 +69,14 @@ class Remains:
         return [chunk_id(self.version_id, n) for n in range(self.chunk_count)]
 
 
-def is_settled(
-    session: Session, collection_id: UUID, source: str, content_hash: str, *, skip_existing: bool
-) -> bool:
-    """Whether the live version is already the wanted one, or must not be touched."""
-    live_hash = session.scalar(
-        select(Version.content_hash)
-        .join(Document, Document.live_version_id == Version.id)
-        .where(Document.collection_id == collection_id, Document.source == source)
+def live_hashes(session: Session, collection_id: UUID, sources: Iterable[str]) -> dict[str, str]:
+    """The content hashes of those of the documents that are live, by source."""
+    rows = session.execute(
+        select(Document.source, Version.content_hash)
+        .join(Version, Version.id == Document.live_version_id)
+        .where(Document.collection_id == collection_id, Document.source.in_(set(sources)))
     )
-    return live_hash is not None and (skip_existing or live_hash == content_hash)
+    return dict(rows.all())
 
 
 def lock_documents(

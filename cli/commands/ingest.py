@@ -32,8 +32,8 @@ LANES = ("interactive", "normal", "bulk")
 @click.option("--chunk-size", type=int, help="In characters; in tokens for `token`.")
 @click.option("--chunk-overlap", type=int, help="In the same unit.")
 @click.option(
-    "--on-existing", type=click.Choice(["skip", "replace"]), default="skip", show_default=True,
-    help="What to do with documents whose content is unchanged.",
+    "--on-existing", type=click.Choice(["skip", "replace"]), default="replace",
+    show_default=True, help="What to do with documents that are there with other content.",
 )  # fmt: skip
 @click.option("--lane", type=click.Choice(LANES))
 @click.option(

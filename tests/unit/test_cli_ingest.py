@@ -105,7 +105,7 @@ def test_only_twenty_errors_are_shown(docs: Path, state: State, capsys: Captured
 
 @pytest.mark.usefixtures("docs")
 def test_options_reach_the_job_and_only_those(state: State, capsys: Captured) -> None:
-    args = "--splitter token --chunk-size 64 --on-existing replace --lane bulk --no-wait"
+    args = "--splitter token --chunk-size 64 --on-existing skip --lane bulk --no-wait"
     meta = ["--metadata", "year=2024", "--metadata", "draft=false", "--metadata", 'n="7"']
     columns = ["--content-columns", 'title,"a, b"']
     assert run(["ingest", "docs/0.md", "-c", "handbook", *args.split(), *meta, *columns]) == 0
@@ -115,7 +115,7 @@ def test_options_reach_the_job_and_only_those(state: State, capsys: Captured) ->
     assert job["lane"] == "bulk"
     assert job["input"] == {
         "collection": "handbook",
-        "on_existing": "replace",
+        "on_existing": "skip",
         "splitter": {"type": "token", "chunk_size": 64},
         "csv": {"content_columns": ["title", "a, b"]},
         "metadata": {"year": 2024, "draft": False, "n": "7"},

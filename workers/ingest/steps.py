@@ -18,10 +18,9 @@ from shared.queue import Queue
 from shared.steps import Claim, NewStep
 from shared.versions import Part, VersionState
 from workers.ingest.collect import collect, delete_orphans
-from workers.ingest.content import Order, Raw, make, read, source_name
+from workers.ingest.content import Order, make, read, source_name
 from workers.ingest.vectors import write_vectors
 from workers.ingest.writer import Writer
-from workers.process import Process
 from workers.step import Context, Done, Handler
 
 
@@ -63,12 +62,18 @@ def load(context: Context) -> Done:
         order = Order.of_job(session, claim.job_id)
         todo = items.still_open(session, claim.job_id, ordinals)
         uploads = files.of_sources(session, [item.source for item in todo])
+        names = [source_name(item.source, uploads) for item in todo]
+        live = versions.live_hashes(session, order.collection_id, names)
     writer = Writer(context, order)
-    for item in todo:
+    for item, name in zip(todo, names, strict=True):
         context.check()
         try:
+            if order.skip_existing and name in live:
+                writer.add_skipped(item.ordinal)
+                continue
             raw = read(process, order, item.source, uploads)
-            if _is_settled(process, order, raw):
+            # Asked before loading and splitting, which unchanged documents need not.
+            if live.get(name) == raw.content_hash:
                 writer.add_skipped(item.ordinal)
             else:
                 writer.add(item.ordinal, make(process, order, raw))
@@ -104,18 +109,6 @@ def embed(context: Context) -> Done:
         collect(process, [each.replaced for each in noted if each.replaced is not None])
 
     return Done(record=record, after=after)
-
-
-def _is_settled(process: Process, order: Order, raw: Raw) -> bool:
-    """Asked before loading and splitting, which unchanged documents need not."""
-    with process.ledger.read() as session:
-        return versions.is_settled(
-            session,
-            order.collection_id,
-            raw.name,
-            raw.content_hash,
-            skip_existing=order.skip_existing,
-        )
 
 
 def _note(session: Session, claim: Claim, part: Part) -> versions.Embedded:
