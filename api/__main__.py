@@ -33,9 +33,11 @@ class Server(uvicorn.Server):
 def main() -> int:
     try:
         settings = load_settings()
+        settings.require_database_url()
+        settings.require_redis_url()
         check_exposure(settings)
         app = create_app(settings)
-    except (ConfigurationError, ValueError) as error:
+    except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
     set_up_logging(settings.log_level)

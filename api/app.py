@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
 
 from api import errors
+from api.answers import documented
 from api.deps import open_parts
 from api.limits import BodyLimit, Keys
 from api.metrics import Metrics
@@ -49,16 +51,20 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """Every route refers to the one schema of problems; FastAPI knows only schemas of answers."""
+    """In the document, as in fact, every error is a problem; FastAPI knows only its own shape."""
     generate = app.openapi
 
-    def openapi() -> dict[str, object]:
+    def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = generate()
             schemas = schema["components"]["schemas"]
             schemas[ProblemView.__name__] = ProblemView.model_json_schema()
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    if "422" in operation["responses"]:
+                        operation["responses"]["422"] = documented({}, 422)[422]
             app.openapi_schema = schema
         return app.openapi_schema
 

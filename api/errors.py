@@ -81,7 +81,9 @@ def _database(request: Request, error: Exception) -> Response:
     if not lost and not isinstance(error, OperationalError | InterfaceError | PoolTimeout):
         log.error("database error in %s %s", request.method, request.url.path, exc_info=error)
         return _unexpected(request, error)
-    log.warning("database unavailable: %s", error)
+    # Without the statement and its parameters, which hold what users sent.
+    reason = error.orig if isinstance(error, DBAPIError) else error
+    log.warning("database unavailable: %s", str(reason).strip().partition("\n")[0])
     return problem(
         503,
         "The database (SLUICE_DATABASE_URL) does not answer. Try again shortly.",

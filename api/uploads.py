@@ -19,7 +19,8 @@ DEFAULT_TYPE = "application/octet-stream"
 
 def clean_name(name: str | None) -> str:
     """Raises InvalidInput where nothing is left, or too much."""
-    cleaned = CONTROL.sub("", name or "").strip()
+    # Browsers, curl and httpx write a quotation mark so, and nothing else but line breaks.
+    cleaned = CONTROL.sub("", (name or "").replace("%22", '"')).strip()
     if not cleaned:
         raise InvalidInput("The part `file` has no file name; give it one (`filename=`).")
     if len(cleaned) > NAME_CHARS:

@@ -7,7 +7,7 @@ result on. Every duration and size carries its unit in its name. Secrets have no
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import ConfigurationError
@@ -122,7 +122,15 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    return Settings()
+    """Raises ConfigurationError, which names each wrong setting and shows no value of one."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = (
+            f"SLUICE_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}"
+            for e in error.errors(include_input=False)
+        )
+        raise ConfigurationError("; ".join(wrong)) from None
 
 
 def _required(value: SecretStr | str | None, name: str) -> str:

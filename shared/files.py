@@ -4,7 +4,8 @@ A file exists once its row is committed; bytes without a row are never seen by a
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
@@ -48,7 +49,7 @@ class Storage:
         path = f"{file_id.hex[-2:]}/{file_id}"
         digest, size = hashlib.sha256(), 0
         try:
-            with self._fs.open(self._full(path), "wb") as target:
+            with _storage_errors(path), self._fs.open(self._full(path), "wb") as target:
                 while block := source.read(BLOCK_BYTES):
                     size += len(block)
                     if size > limit_bytes:
@@ -64,19 +65,13 @@ class Storage:
 
     def read(self, path: str) -> bytes:
         """Raises Unavailable where the storage does not answer, NotFound where it lost the file."""
-        try:
+        with _storage_errors(path):
             data: bytes = self._fs.cat_file(self._full(path))
-        except FileNotFoundError as error:
-            raise NotFound(
-                f"The storage no longer has {path}; upload the file again. Do API and workers "
-                "share one SLUICE_STORAGE_URL?"
-            ) from error
-        except OSError as error:
-            raise Unavailable(f"Storage (SLUICE_STORAGE_URL) failed: {error}") from error
         return data
 
-    def blocks(self, path: str) -> Iterable[bytes]:
-        with self._fs.open(self._full(path), "rb") as stream:
+    def blocks(self, path: str) -> Iterator[bytes]:
+        """The file in pieces. Raises as `read` does."""
+        with _storage_errors(path), self._fs.open(self._full(path), "rb") as stream:
             while block := stream.read(BLOCK_BYTES):
                 yield block
 
@@ -95,6 +90,19 @@ class Storage:
 
     def _full(self, path: str) -> str:
         return f"{self._root.rstrip('/')}/{path}"
+
+
+@contextmanager
+def _storage_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"The storage no longer has {path}; upload the file again. Do API and workers "
+            "share one SLUICE_STORAGE_URL?"
+        ) from error
+    except OSError as error:
+        raise Unavailable(f"Storage (SLUICE_STORAGE_URL) failed: {error}") from error
 
 
 def make_storage(settings: Settings) -> Storage:

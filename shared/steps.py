@@ -8,7 +8,7 @@ False, so that a worker that lost its lease cannot undo what its successor did.
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -41,7 +41,8 @@ class Claim:
     payload: dict[str, Any]
     attempt: int
     max_attempts: int
-    created_at: datetime
+    error_before: dict[str, Any] | None = None
+    """Why the attempt before this one is tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ WITH RECURSIVE heads AS (
         FOR UPDATE SKIP LOCKED) s
     LIMIT 1
 ), claimed AS (
-    UPDATE steps SET state = 'running', attempt = attempt + 1, worker = :worker, error = NULL,
+    UPDATE steps SET state = 'running', attempt = attempt + 1, worker = :worker,
         started_at = now(), lease_until = now() + make_interval(secs => :lease_s)
     FROM picked WHERE steps.id = picked.id
     RETURNING steps.*
@@ -105,7 +106,7 @@ WITH RECURSIVE heads AS (
     RETURNING jobs.id
 )
 SELECT c.id, c.job_id, c.name, c.queue, c.fair_key, c.payload, c.attempt, c.max_attempts,
-    c.created_at, j.kind, j.state AS job_state
+    c.error, j.kind, j.state AS job_state
 FROM claimed c JOIN jobs j ON j.id = c.job_id
 """)
 
@@ -137,7 +138,7 @@ def claim(session: Session, queue: str, *, worker: str, lease_s: float) -> Claim
     return Claim(
         step_id=row.id, job_id=row.job_id, name=row.name, queue=row.queue, kind=row.kind,
         payload=row.payload, attempt=row.attempt, max_attempts=row.max_attempts,
-        created_at=row.created_at,
+        error_before=row.error,
     )  # fmt: skip
 
 
@@ -178,12 +179,12 @@ def succeed(
 
     A step that has no successor and no `finish` gives its own result to the job.
     """
-    if not _leave_running(session, claim, State.SUCCEEDED, result=result):
+    if not _leave_running(session, claim, State.SUCCEEDED, result=result, error=None):
         return _no_op(claim, "succeed")
     if record is not None:
         record(session)
-    job = jobs.lock(session, claim.job_id)
-    if job is None or _is_after_end(session, claim):
+    job = _lock_job(session, claim)
+    if job is None:
         return True
     new = list(children) if job.ending is None else []
     _add(session, job, new)
@@ -205,8 +206,8 @@ def fail(
         return _no_op(claim, "fail")
     if absorb is not None:
         absorb(session)
-    job = jobs.lock(session, claim.job_id)
-    if job is None or _is_after_end(session, claim):
+    job = _lock_job(session, claim)
+    if job is None:
         return True
     if absorb is None:
         jobs.stop(session, claim.job_id, State.FAILED, error, dead)
@@ -218,7 +219,7 @@ def abandon(session: Session, claim: Claim) -> bool:
     """Record that a running step stopped because its job is ending."""
     if not _leave_running(session, claim, State.CANCELLED):
         return _no_op(claim, "abandon")
-    job = jobs.lock(session, claim.job_id)
+    job = _lock_job(session, claim)
     if job is not None:
         _settle(session, job, lambda _session, _job_id: None)
     return True
@@ -231,9 +232,14 @@ def retry(
 
     A step whose job is ending is not tried again.
     """
-    if is_ending(session, claim):
+    running = select(Step.id).where(*_is_running(claim)).with_for_update()
+    if session.execute(running).first() is None:
+        return _no_op(claim, "retry")
+    # Under the job's lock: a cancel that comes now waits, and then finds the step queued.
+    job = _lock_job(session, claim)
+    if job is not None and job.ending is not None:
         return abandon(session, claim)
-    row = session.execute(
+    session.execute(
         update(Step)
         .where(*_is_running(claim))
         .values(
@@ -244,9 +250,8 @@ def retry(
             max_attempts=Step.max_attempts + (1 if free else 0),
             run_after=func.now() + timedelta(seconds=in_s),
         )
-        .returning(Step.id)
-    ).first()
-    return row is not None or _no_op(claim, "retry")
+    )
+    return True
 
 
 def is_ending(session: Session, claim: Claim) -> bool:
@@ -267,7 +272,7 @@ def expired(session: Session, *, limit: int) -> list[Claim]:
         Claim(
             step_id=step.id, job_id=step.job_id, name=step.name, queue=step.queue, kind=kind,
             payload=step.payload, attempt=step.attempt, max_attempts=step.max_attempts,
-            created_at=step.created_at,
+            error_before=step.error,
         )
         for step, kind in rows
     ]  # fmt: skip
@@ -315,8 +320,13 @@ def _leave_running(session: Session, claim: Claim, state: State, **values: Any) 
     return row is not None
 
 
-def _is_after_end(session: Session, claim: Claim) -> bool:
-    return bool(session.scalar(select(Step.after_end).where(Step.id == claim.step_id)))
+def _lock_job(session: Session, claim: Claim) -> Job | None:
+    """The job that the step counts in, locked; None for a step that runs after its job's end.
+
+    Those take no lock on the job: a redrive locks it first and deletes its steps then.
+    """
+    after_end = session.scalar(select(Step.after_end).where(Step.id == claim.step_id))
+    return None if after_end else jobs.lock(session, claim.job_id)
 
 
 def _add(session: Session, job: Job, children: list[NewStep]) -> None:

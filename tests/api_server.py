@@ -64,11 +64,12 @@ def start_api(settings: Settings, folder: Path) -> Server:
     )
 
 
-def run_api(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def run_api(env: dict[str, str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`python -m api` where it is to end by itself, with nothing but this environment."""
     return subprocess.run(
         [sys.executable, "-m", "api"],
         env=_base() | env,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=60,

@@ -75,6 +75,11 @@ class Server:
                 raise RuntimeError(f"{self._argv[0]} did not start:\n{tail}")
             time.sleep(0.03)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal and do not wait for what comes of it."""
+        assert self._process is not None, "the server is stopped"
+        self._process.send_signal(number)
+
     def stop(self) -> None:
         """End it in good order; stopping what is stopped is no error."""
         if self._process is None:
@@ -96,7 +101,9 @@ class Server:
 
 
 def start_postgres(folder: Path, *, durable: bool = False) -> Server:
-    """PostgreSQL from its wheel; `url` names the database `postgres`. Tests do without fsync.
+    """PostgreSQL from its wheel; `url` names the database `postgres`.
+
+    Not `durable`: it survives `kill`, but not a crash of the machine.
 
     PostgreSQL refuses to run as root, so root runs it as a system user; `folder` and what leads
     to it must then be open to others.
@@ -119,7 +126,7 @@ def start_postgres(folder: Path, *, durable: bool = False) -> Server:
         "max_connections": 200,
     }  # fmt: skip
     if not durable:
-        settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        settings |= {"fsync": "off", "full_page_writes": "off"}
     argv = [str(binaries / "postgres"), "-D", str(data)]
     for name, value in settings.items():
         argv += ["-c", f"{name}={value}"]

@@ -9,11 +9,11 @@
 
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from billiard.exceptions import SoftTimeLimitExceeded
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from shared import steps
@@ -42,6 +42,8 @@ Handlers = Mapping[str, Handler]
 FINAL = (Permanent, NotFound, InvalidInput, Conflict, ConfigurationError)
 """Errors that another attempt would only repeat."""
 
+UNAVAILABLE_SINCE = "unavailable_since"
+
 
 def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
     """Run the best runnable step of the queue; False if there is none."""
@@ -67,24 +69,22 @@ def run(process: Process, handlers: Handlers, claim: Claim) -> None:
                     "of one version."
                 )
             done = handler.run(context)
-            recorded = _record(process, handler, claim, done)
+            recorded, after = _record(process, handler, claim, done), done.after
     except Cancelled as error:
-        _stopped(process, handler, claim, context, error, lost=heartbeat.lost)
-        return
+        recorded = not heartbeat.lost and _stopped(process, handler, claim, error)
+        after = None
     except SoftTimeLimitExceeded:
         limit = process.settings.step_soft_limit_s
         slow = Retryable(f"The step took longer than {limit} s (SLUICE_STEP_SOFT_LIMIT_S).")
-        _failed(process, handler, claim, slow)
-        return
+        recorded, after = _failed(process, handler, claim, slow), None
     except Exception as error:
         if not isinstance(error, SluiceError):
             log.exception("step %s (%s) failed", claim.step_id, claim.name)
-        _failed(process, handler, claim, error)
-        return
+        recorded, after = _failed(process, handler, claim, error), None
     if not recorded:
-        _undo(context)
-    elif done.after is not None:
-        done.after()
+        _tidy(claim, context.on_lost)
+    elif after is not None:
+        _tidy(claim, [after])
 
 
 def _record(process: Process, handler: Handler, claim: Claim, done: Done) -> bool:
@@ -99,29 +99,18 @@ def _record(process: Process, handler: Handler, claim: Claim, done: Done) -> boo
         )
 
 
-def _stopped(
-    process: Process,
-    handler: Handler | None,
-    claim: Claim,
-    context: Context,
-    error: Cancelled,
-    *,
-    lost: bool,
-) -> None:
-    """The heartbeat asked to stop: the job ends, the lease was lost, or the time was up."""
-    if lost:
-        _undo(context)
-        return
+def _stopped(process: Process, handler: Handler | None, claim: Claim, error: Cancelled) -> bool:
+    """The heartbeat asked to stop: the job ends, or the time was up."""
     with process.ledger.begin() as session:
         if steps.is_ending(session, claim):
-            steps.abandon(session, claim)
-        else:
-            settle_failure(session, process.settings, handler, claim, Retryable(error.message))
+            return steps.abandon(session, claim)
+        late = Retryable(error.message)
+        return settle_failure(session, process.settings, handler, claim, late)
 
 
-def _failed(process: Process, handler: Handler | None, claim: Claim, error: Exception) -> None:
+def _failed(process: Process, handler: Handler | None, claim: Claim, error: Exception) -> bool:
     with process.ledger.begin() as session:
-        settle_failure(session, process.settings, handler, claim, error)
+        return settle_failure(session, process.settings, handler, claim, error)
 
 
 def settle_failure(
@@ -130,18 +119,18 @@ def settle_failure(
     handler: Handler | None,
     claim: Claim,
     error: Exception,
-) -> None:
-    """The retry policy: again later, or for good."""
+) -> bool:
+    """The retry policy: again later, or for good. False if the attempt runs no longer."""
     told = {"type": type(error).__name__, "message": _message(error)}
-    if _is_free(settings, claim, error):
-        steps.retry(session, claim, told, in_s=_delay_s(settings, claim.attempt), free=True)
-        return
+    since = _unavailable_since(claim, error)
+    is_free = since is not None and _age_s(since) < settings.unavailable_retry_for_s
     final = isinstance(error, FINAL)
-    if not final and claim.attempt < claim.max_attempts:
-        steps.retry(session, claim, told, in_s=_delay_s(settings, claim.attempt), free=False)
-        return
+    if is_free or (not final and claim.attempt < claim.max_attempts):
+        noted = told if since is None else told | {UNAVAILABLE_SINCE: since.isoformat()}
+        in_s = _delay_s(settings, claim.attempt)
+        return steps.retry(session, claim, noted, in_s=in_s, free=is_free)
     log.warning("step %s (%s) failed for good: %s", claim.step_id, claim.name, told["message"])
-    steps.fail(
+    return steps.fail(
         session,
         claim,
         told,
@@ -160,12 +149,20 @@ def _absorb(
     return lambda session: absorb(session, claim, message)
 
 
-def _is_free(settings: Settings, claim: Claim, error: Exception) -> bool:
-    """Outages of servers are not the step's fault; they may last a while."""
+def _unavailable_since(claim: Claim, error: Exception) -> datetime | None:
+    """When the outage began that the step meets; None for errors that are of its own making.
+
+    An outage lasts for as long as each attempt meets it. How long the step waited before its
+    first attempt is of no account.
+    """
     if not isinstance(error, Unavailable | OperationalError):
-        return False
-    age_s = (datetime.now(UTC) - claim.created_at).total_seconds()
-    return age_s < settings.unavailable_retry_for_s
+        return None
+    before = (claim.error_before or {}).get(UNAVAILABLE_SINCE)
+    return datetime.fromisoformat(before) if before else datetime.now(UTC)
+
+
+def _age_s(moment: datetime) -> float:
+    return (datetime.now(UTC) - moment).total_seconds()
 
 
 def _delay_s(settings: Settings, attempt: int) -> float:
@@ -182,13 +179,13 @@ def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _undo(context: Context) -> None:
-    for callback in context.on_lost:
+def _tidy(claim: Claim, callbacks: Iterable[Callable[[], None]]) -> None:
+    for callback in callbacks:
         try:
             callback()
-        except SluiceError as error:
-            # What stays behind is invisible to readers, and deleted with its document.
-            log.warning("could not undo step %s: %s", context.claim.step_id, error)
+        except (SluiceError, SQLAlchemyError) as error:
+            # What stays behind is invisible to readers, and the sweeper looks for it.
+            log.warning("could not tidy up after step %s: %s", claim.step_id, error)
 
 
 def lost_worker(claim: Claim) -> WorkerLost:

@@ -62,13 +62,14 @@ def content(parts: PartsDep, file_id: FileId) -> Response:
     """The bytes, as an attachment."""
     with parts.ledger.read() as session:
         file = files.get(session, file_id)
-    blocks = iter(parts.storage.blocks(file.path))
+    blocks = parts.storage.blocks(file.path)
     # The first is read here, so that a lost file is an error and not a cut answer.
     first = next(blocks, b"")
     return StreamingResponse(
         _chain(first, blocks),
-        media_type=file.content_type or uploads.DEFAULT_TYPE,
         headers={
+            # Not as `media_type`, to which a charset would be added that may be wrong.
+            "Content-Type": file.content_type or uploads.DEFAULT_TYPE,
             "Content-Length": str(file.size_bytes),
             "Content-Disposition": uploads.disposition(file.name),
             "X-Content-Type-Options": "nosniff",

@@ -1,6 +1,7 @@
 """Loading: every type, every encoding, and the errors that people see."""
 
 import codecs
+import contextlib
 import json
 import zipfile
 from io import BytesIO
@@ -46,6 +47,14 @@ def refusal(data: bytes | str, name: str = "note.txt", **options: object) -> str
         read(data, name, **options)  # type: ignore[arg-type]  # passed through as they are
     assert name in caught.value.message
     return caught.value.message
+
+
+def first_bad_offset(data: bytes) -> int | None:
+    try:
+        data.decode()
+    except UnicodeDecodeError as broken:
+        return broken.start
+    return None
 
 
 # Types
@@ -146,10 +155,8 @@ def test_legacy_encodings_are_read(text: str, encoding: str) -> None:
     ],
 )
 def test_broken_utf8_is_an_error_that_names_the_offset(data: bytes) -> None:
-    with pytest.raises(UnicodeDecodeError) as broken:
-        data.decode()
     message = refusal(data)
-    assert f"at offset {broken.value.start:,}" in message
+    assert f"at offset {first_bad_offset(data):,}" in message
     assert "UTF-8" in message
 
 
@@ -159,12 +166,11 @@ def test_one_bad_byte_never_makes_mojibake(at: int, bad: int) -> None:
     """Whatever byte is damaged, and however: an error, or valid UTF-8 after all."""
     data = bytearray(KOREAN.encode())
     data[at] = bad
-    try:
-        data.decode()
-    except UnicodeDecodeError as broken:
-        assert f"at offset {broken.start:,}" in refusal(bytes(data))
-    else:
+    offset = first_bad_offset(bytes(data))
+    if offset is None:
         assert read(bytes(data)).metadata["encoding"] == "utf-8"
+    else:
+        assert f"at offset {offset:,}" in refusal(bytes(data))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +234,7 @@ def f():
     loaded = read(page.encode(), "a.html")
     assert loaded.metadata["title"] == "A page"
     assert loaded.text == (
-        "Top & first\n\nOne bold line.\nAfter a break.\n\n- first\n\n- second\n\n"
+        "Top & first\n\nOne bold line.\nAfter a break.\n\n- first\n- second\n\n"
         "Name | Age\n\nKim |  | 3\n\ndef f():\n    return 1\n\ntail"
     )
 
@@ -267,10 +273,8 @@ def test_html_that_nests_too_deep_is_an_error_and_no_crash() -> None:
 
 @given(st.text(st.sampled_from("<>/ab &;!-'\"=\n가ptdrli"), max_size=60))
 def test_malformed_html_never_crashes(text: str) -> None:
-    try:
-        read(text, "a.html")
-    except DocumentError as refused:
-        assert "a.html" in refused.message
+    with contextlib.suppress(DocumentError):
+        assert read(text, "a.html").text
 
 
 # CSV

@@ -43,7 +43,7 @@ _HEADING_MARK: Final = re.compile(r"\s*#{1,6}\s+\S")
 _TABLE_ROW: Final = re.compile(r".*\S\s*\|\s*\S|\s*\|")
 _RECORD_LINE: Final = re.compile(r"[^\s:.?!|#-][^:.?!|]{0,39}: \S")
 _ENDED: Final = re.compile(r"[.!?。！？…:;][\"'”’)\]」』»*_`]*$")
-_WRAPPED_FROM_CHARS: Final = 45
+_WRAPPED_FROM_CHARS: Final = 40
 _HEADING_UP_TO_CHARS: Final = 80
 
 

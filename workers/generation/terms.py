@@ -38,53 +38,12 @@ _ENGLISH_COMMON_WORDS: Final = (
     "several various certain two three 1 2 3 become like need want happen help possible"
 )
 _ENGLISH_COMMON: Final = frozenset(_ENGLISH_COMMON_WORDS.split())
-_KOREAN_COMMON: Final = frozenset(
-    {
-        "필요",
-        "이상",
-        "이하",
-        "전체",
-        "최소",
-        "최대",
-        "전",
-        "후",
-        "이용",
-        "가능",
-        "사용",
-        "방법",
-        "시간",
-    }
-    | {
-        "사람",
-        "제일",
-        "정도",
-        "많은",
-        "많이",
-        "많",
-        "생각",
-        "지금",
-        "정말",
-        "여기",
-        "기준",
-        "종류",
-        "처음",
-    }
-    | {
-        "사항",
-        "내용",
-        "문제",
-        "부분",
-        "현재",
-        "모두",
-        "다른",
-        "같은",
-        "바로",
-        "우리",
-        "사이",
-        "관련",
-        "기간",
-    }
+_KOREAN_COMMON_WORDS: Final = (
+    "필요 이상 이하 전체 최소 최대 전 후 이용 가능 사용 방법 시간 사람 제일 정도 많은 많이 많 "
+    "생각 지금 정말 여기 기준 종류 처음 사항 내용 문제 부분 현재 모두 다른 같은 바로 우리 사이 "
+    "관련 기간"
 )
+_KOREAN_COMMON: Final = frozenset(_KOREAN_COMMON_WORDS.split())
 _KOREAN_STOP_WORDS: Final = (
     "무엇 무엇인가 무엇인가요 무엇입니까 무엇을 뭐 뭔가 뭔가요 뭘 뭐야 뭐예요 뭐죠 무슨 누구 "
     "누가 누구인가 누구인가요 누구입니까 언제 언제인가 언제인가요 언제입니까 어디 어디인가 "
@@ -94,7 +53,8 @@ _KOREAN_STOP_WORDS: Final = (
     "있을까 있을까요 없나요 없다 없습니다 하나요 합니까 하는가 하는 한다 합니다 할까 할까요 "
     "했나요 했습니까 하면 되나요 됩니까 되는 된다 됩니다 되었나요 됐나요 인가 인가요 입니까 "
     "이다 입니다 대해 대한 대하여 관해 관한 위해 위한 통해 따라 경우 무엇이 무엇이며 해야 "
-    "해야하나요 하려면 주세요 줘"
+    "해야하나요 하려면 주세요 줘 뭐라고 뭐라 몇몇 개 번 명 살 대 않은 않는 않고 않다 않나요 아닌 "
+    "이유 궁금 궁금합니다 궁금해요 가요 나요"
 )
 _KOREAN_STOP: Final = frozenset(_KOREAN_STOP_WORDS.split())
 # What may follow the root of a noun (particles), or of a verb or an adjective (endings).
@@ -120,6 +80,7 @@ _NUMBER_WORDS: Final = {word: str(value) for value, word in enumerate(_NUMBERS.s
 
 def words(text: str) -> Iterator[Word]:
     """One tuple of terms for each word that means something: several where a word is Korean."""
+    shouted = text.isupper()
     for match in _WORD.finditer(text):
         word = match[0].lower()
         if "가" <= word[0] <= "힣":
@@ -132,7 +93,9 @@ def words(text: str) -> Iterator[Word]:
             yield from ((pair,) for pair in _pairs(word))
         else:
             word = word.replace("’", "'").removesuffix("'s").replace(",", "")
-            if word not in _ENGLISH_STOP:
+            # US, IT and WHO are names, unless all of the text is in capitals.
+            is_name = len(word) > 1 and match[0].isupper() and not shouted
+            if is_name or word not in _ENGLISH_STOP:
                 yield (english_stem(word),)
 
 

@@ -65,6 +65,8 @@ class Raw:
 
     name: str
     data: bytes
+    text: str | None
+    """What the client sent as text, which needs no decoding."""
     content_type: str | None
     content_hash: str
 
@@ -81,8 +83,11 @@ def source_name(source: dict[str, Any], uploads: dict[str, File]) -> str:
 def read(process: Process, order: Order, source: dict[str, Any], uploads: dict[str, File]) -> Raw:
     """Raises DocumentError for an unknown file, NotFound for one that the storage lost."""
     name = source_name(source, uploads)
+    text: str | None = None
+    content_type: str | None = None
     if source["type"] == "text":
-        data, content_type = source["text"].encode(), None
+        text = source["text"]
+        data = source["text"].encode()
     else:
         upload = uploads.get(source["file_id"])
         if upload is None:
@@ -91,14 +96,18 @@ def read(process: Process, order: Order, source: dict[str, Any], uploads: dict[s
             )
         data, content_type = process.storage.read(upload.path), upload.content_type
     return Raw(
-        name=name, data=data, content_type=content_type, content_hash=order.content_hash(data)
+        name=name,
+        data=data,
+        text=text,
+        content_type=content_type,
+        content_hash=order.content_hash(data),
     )
 
 
 def make(process: Process, order: Order, raw: Raw) -> Content:
     """Load and split. Raises DocumentError, naming the document and the remedy."""
     loaded = load(
-        raw.data,
+        raw.data if raw.text is None else raw.text,
         name=raw.name,
         content_type=raw.content_type,
         csv=order.csv,

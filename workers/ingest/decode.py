@@ -88,7 +88,17 @@ _ALIASES = {
 
 # The most frequent syllables of Korean text and names: nearly all of any real text, and about a
 # fifth of what other encodings look like when they are read as CP949.
-_COMMON  # With fewer characters beyond ASCII, damage and another encoding look alike.
+_COMMON_HANGUL = frozenset(
+    "가각간갈감강같개거건걸검것게겠격결경계고곳공과곽관광교구국권규그근글금급기긴길김까깨께꽃끗"
+    "나난날남내너네년노느는능니님다단달담답당대더덕던데도동되된될됩두드든들등디따때떻또라람랑래량"
+    "러레려력령로록론료루류르른를름리립마만많말망매맹머먼메며면명모목무문물뭐미민및바박반받발밝"
+    "방배백버번법베벽변별보복본봉부분불비빈빛사산살상새생서석선설성세센소속손송수숙술숲스습시식"
+    "신실심십싶쓰아안않알았앤야약양어억언얼엄업없었엇에엘여역연열염였영예오옥온올와완왕외요욕용"
+    "우운울워원월웠위유육윤으은을음응의이인일임입있자작잘장재저적전절점접정제조족좀종좋죠주준줄중"
+    "줘증지직진집짜차참채책처천철청체최총추축출츠층치친침카커컨코크큰키타탁태택터테토통트특티파페"
+    "편평포표품프플피필하학한할함합해했행허험현형혜호홍화확환활황회획훈희히"
+)
+# With fewer characters beyond ASCII, damage and another encoding look alike.
 _FEW_CHARS = 3
 _SOME_CHARS = 10
 # What charset-normalizer may find. Other Latin alphabets are left out: too much fits into them.

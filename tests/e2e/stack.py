@@ -1,0 +1,307 @@
+"""A local stack of real processes for the end-to-end tests: started, looked into, and shot at.
+
+`LiveStack` is one `sluice up` in a home of its own. It names the processes of the parts, kills
+them without asking, runs the CLI against the stack, and reads its stores directly. Waiting is
+always for a state, with a deadline that only a broken system reaches.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+import psycopg
+from redis import Redis
+
+from cli.client import Client
+from cli.launch import launch_argv
+from cli.parts import PartReport, PartState
+from cli.stackfile import Stack, StackState, find_stack
+from cli.transport import Retries
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEADLINE_S = 120.0
+COMMAND_S = 240.0
+PAUSE_S = 0.05
+CHROMA = "/api/v2/tenants/default_tenant/databases/default_database/collections"
+
+T = TypeVar("T")
+
+
+def until(look: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T:
+    """Look again and again until what is seen is true; returns it."""
+    deadline = time.monotonic() + deadline_s
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"waited {deadline_s:g} s in vain: {what}"
+        time.sleep(PAUSE_S)
+    return seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """What `--json` printed."""
+        return json.loads(self.out)
+
+
+class Running:
+    """A command of the CLI that runs in the background."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+
+    def finish(self) -> Finished:
+        out, err = self.process.communicate(timeout=COMMAND_S)
+        return Finished(code=self.process.returncode, out=out, err=err)
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+
+class LiveStack:
+    def __init__(self, home: Path, settings: Mapping[str, str]) -> None:
+        self.home = home
+        self._log = home.parent / "up.log"
+        own = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
+        self.environment = {
+            **own,
+            "SLUICE_HOME": str(home),
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUTF8": "1",
+        }
+        with self._log.open("ab") as log:
+            # The shim ends the stack when this process is killed and can end nothing itself.
+            self.up = subprocess.Popen(
+                launch_argv([sys.executable, "-P", "-m", "cli.main", "up"]),
+                env={**self.environment, **settings},
+                cwd=home.parent,  # with no `.env` in it
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def log_tail(self) -> str:
+        return self._log.read_text(errors="replace")[-6000:]
+
+    def wait_until_ready(self) -> None:
+        def ready() -> bool:
+            assert self.up.poll() is None, f"`sluice up` has ended:\n{self.log_tail()}"
+            found = find_stack(self.home)
+            return found is not None and found.state is StackState.READY
+
+        until(ready, "the stack is ready", 300)
+
+    def stop(self) -> None:
+        """End it however it stands."""
+        self.up.terminate()
+        try:
+            self.up.wait(90)
+        except subprocess.TimeoutExpired:
+            self.up.kill()
+            self.up.wait()
+
+    # The processes
+
+    @property
+    def noted(self) -> Stack:
+        """The stack file, as the supervisor has it now."""
+        found = find_stack(self.home)
+        assert found is not None, f"the stack has ended:\n{self.log_tail()}"
+        return found
+
+    def part(self, name: str) -> PartReport:
+        return next(part for part in self.noted.parts if part.name == name)
+
+    def pid(self, name: str) -> int:
+        """Of a part that runs."""
+
+        def pid() -> int | None:
+            part = self.part(name)
+            return part.pid if part.state is PartState.READY else None
+
+        return until(pid, f"{name} runs") or 0
+
+    def pool(self, name: str = "cpu-1") -> list[psutil.Process]:
+        """The pool processes of a worker."""
+        return psutil.Process(self.pid(name)).children()
+
+    def processes(self) -> list[psutil.Process]:
+        """The supervisor and everything below it."""
+        top = psutil.Process(self.noted.pid)
+        return [top, *top.children(recursive=True)]
+
+    def kill(self, name: str, *, group: bool = False) -> int:
+        """SIGKILL, as a crash would; returns how often the part had been restarted before."""
+        before, pid = self.part(name).restarts, self.pid(name)
+        if group:
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGKILL)
+        return before
+
+    def kill_pool(self, name: str = "cpu-1", *, at_most: int | None = None) -> None:
+        """SIGKILL to the pool processes of a worker, which itself lives on."""
+        for process in self.pool(name)[:at_most]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def kill_and_await(self, name: str, *, group: bool = False) -> None:
+        """Kill a part and wait until the supervisor has it up again."""
+        before = self.kill(name, group=group)
+        until(lambda: self.part(name).restarts > before, f"{name} is started again")
+        self.pid(name)
+
+    def until_whole(self) -> None:
+        """Wait until every part is up and the API says that everything is ready."""
+
+        def whole() -> bool:
+            return all(part.state is PartState.READY for part in self.noted.parts)
+
+        until(whole, "all parts run")
+        with self.client() as client:
+            until(lambda: client.ready().ready, "the API is ready")
+
+    # Its users
+
+    def client(self) -> Client:
+        """Patient from the first call on: in these tests the API is known to exist."""
+        return Client(self.noted.api_url, retries=Retries(connect_for_s=60))
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.noted.api_url, timeout=60, trust_env=False)
+
+    def start(self, *arguments: str, cwd: Path | None = None) -> Running:
+        """A command of the CLI, in the background."""
+        return Running(
+            subprocess.Popen(
+                launch_argv([sys.executable, "-P", "-m", "cli.main", *arguments]),
+                env=self.environment,
+                cwd=cwd or self.home.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+            )
+        )
+
+    def sluice(self, *arguments: str, cwd: Path | None = None) -> Finished:
+        return self.start(*arguments, cwd=cwd).finish()
+
+    def sluice_json(self, *arguments: str, cwd: Path | None = None) -> Any:
+        """The document of a command that succeeds."""
+        done = self.sluice(*arguments, "--json", cwd=cwd)
+        assert done.code == 0, f"{arguments} ended with {done.code}:\n{done.out}\n{done.err}"
+        return done.document
+
+    # Its stores
+
+    def sql(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.noted.database_url, autocommit=True) as connection:
+            return connection.execute(query, values).fetchall()
+
+    def value(self, query: str, *values: object) -> Any:
+        """The first column of the first row; None where there is no row."""
+        rows = self.sql(query, *values)
+        return rows[0][0] if rows else None
+
+    def redis(self) -> Redis:
+        return Redis.from_url(self.noted.redis_url, decode_responses=True)
+
+    def ledger_ids(self, collection: str) -> list[str]:
+        """The ids of all chunks of a collection in Postgres, whether readers see them or not."""
+        rows = self.sql(
+            """
+            SELECT replace(v.id::text, '-', '') || '-' || lpad(k.ordinal::text, 6, '0')
+            FROM chunks k JOIN versions v ON v.id = k.version_id
+            JOIN documents d ON d.id = v.document_id
+            JOIN collections c ON c.id = d.collection_id WHERE c.name = %s ORDER BY 1
+            """,
+            collection,
+        )
+        return [id_ for (id_,) in rows]
+
+    def vector_ids(self, collection: str) -> list[str]:
+        """The ids of all vectors of a collection in Chroma."""
+        with httpx.Client(base_url=self.noted.chroma_url, timeout=60, trust_env=False) as chroma:
+            found = chroma.get(f"{CHROMA}/{collection}")
+            if found.status_code == 404:
+                return []
+            found.raise_for_status()
+            answer = chroma.post(f"{CHROMA}/{found.json()['id']}/get", json={"include": []})
+            answer.raise_for_status()
+            return sorted(answer.json()["ids"])
+
+    def until_tidy(self, collection: str) -> None:
+        """Wait until the sweeper has removed what readers no longer see."""
+        left = """
+            SELECT count(*) FROM versions v JOIN documents d ON d.id = v.document_id
+            JOIN collections c ON c.id = d.collection_id
+            WHERE c.name = %s AND v.state <> 'live'
+        """
+        until(lambda: self.value(left, collection) == 0, "only live versions are left")
+
+    def check_agreement(self, collection: str, chunks: int | None = None) -> None:
+        """Ledger and vectors hold the same chunks; each document once, and whole."""
+        ledger, vectors = self.ledger_ids(collection), self.vector_ids(collection)
+        assert set(vectors) == set(ledger)
+        assert len(vectors) == len(ledger)
+        if chunks is not None:
+            assert len(ledger) == chunks
+        broken = self.sql(
+            """
+            SELECT d.source, v.state, v.chunk_count, count(k.ordinal)
+            FROM documents d JOIN collections c ON c.id = d.collection_id
+            LEFT JOIN versions v ON v.document_id = d.id
+            LEFT JOIN chunks k ON k.version_id = v.id
+            WHERE c.name = %s GROUP BY d.id, d.source, v.id
+            HAVING v.id IS DISTINCT FROM d.live_version_id OR v.chunk_count <> count(k.ordinal)
+                OR v.state <> 'live' OR v.id IS NULL
+            """,
+            collection,
+        )
+        assert broken == []
+
+    def progress(self, job_id: str) -> int:
+        return int(self.value("SELECT progress_done FROM jobs WHERE id = %s", job_id) or 0)
+
+    def state(self, job_id: str) -> str:
+        return str(self.value("SELECT state FROM jobs WHERE id = %s", job_id))
+
+    def running_steps(self, job_id: str) -> int:
+        query = "SELECT count(*) FROM steps WHERE job_id = %s AND state = 'running'"
+        return int(self.value(query, job_id))
+
+    def until_job_of(self, collection: str, kind: str = "ingest") -> str:
+        """The id of the first job of a collection, once there is one."""
+        query = "SELECT id::text FROM jobs WHERE collection = %s AND kind = %s ORDER BY id"
+        return str(until(lambda: self.value(query, collection, kind), f"a job of {collection}"))
+
+
+def remote_addresses(processes: Sequence[psutil.Process]) -> list[tuple[str, str, str]]:
+    """Process, and both ends, of each internet socket that is not on the loopback alone."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            name = " ".join(process.cmdline()[:6])
+            for connection in process.net_connections("inet"):
+                ends = (connection.laddr, connection.raddr)
+                if any(end and end.ip not in {"127.0.0.1", "::1"} for end in ends):
+                    found.append((name, str(connection.laddr), str(connection.raddr)))
+    return found

@@ -1,0 +1,74 @@
+"""Cancelling an ingest job in the middle: it stops, leaves nothing half, and can be redriven."""
+
+from cli.client import Client
+from cli.wire import State
+from tests.e2e import corpus
+from tests.e2e.stack import LiveStack, until
+
+DOCUMENTS = 200
+COLLECTION = "cancelled"
+
+
+def test_a_cancelled_ingest_job_leaves_whole_documents_only(
+    stack: LiveStack, client: Client
+) -> None:
+    documents = corpus.samples(DOCUMENTS, seed=COLLECTION)
+    client.put_collection(COLLECTION)
+    job = client.submit(
+        "ingest",
+        {
+            "collection": COLLECTION,
+            "sources": corpus.as_sources(documents),
+            "splitter": corpus.CHUNKING,
+        },
+    )
+    until(lambda: stack.progress(job.id) >= 16 and stack.running_steps(job.id), "it is at work")
+    asked_at = stack.value("SELECT clock_timestamp()")
+    client.cancel(job.id)
+    answered_at = stack.value("SELECT clock_timestamp()")
+
+    ended = client.wait(job.id)
+    assert ended.state is State.CANCELLED
+    assert ended.finished_at is not None
+    assert ended.finished_at >= asked_at
+    assert stack.value("SELECT count(*) FROM steps WHERE job_id = %s", job.id)
+    # The job has not ended before its steps have, and none was begun after the answer.
+    assert stack.sql(
+        "SELECT name, state FROM steps WHERE job_id = %s AND (state IN ('queued', 'running') "
+        "OR finished_at > %s OR started_at > %s)",
+        job.id, ended.finished_at, answered_at,
+    ) == []  # fmt: skip
+    # A step that ran did not go on to its own end: it was given up, or just done.
+    gave_up = "SELECT count(*) FROM steps WHERE job_id = %s AND state = 'cancelled'"
+    assert stack.value(gave_up, job.id) > 0
+
+    stack.until_tidy(COLLECTION)
+    # Settled: vectors that a stopped step had under way are taken out again.
+    until(lambda: stack.vector_ids(COLLECTION) == stack.ledger_ids(COLLECTION), "the stores agree")
+    stack.check_agreement(COLLECTION)
+    chunks = {document.name: document.chunks for document in documents}
+    whole = {document.source: document.chunks for document in client.documents(COLLECTION)}
+    assert 16 <= len(whole) < DOCUMENTS
+    assert whole == {name: chunks[name] for name in whole}
+
+    assert client.cancel(job.id).state is State.CANCELLED  # changes nothing
+    assert client.retry(job.id).state is State.QUEUED
+    redone = client.wait(job.id).require_success().result or {}
+    assert redone["documents"] == {
+        "added": DOCUMENTS - len(whole),
+        "replaced": 0,
+        "skipped": len(whole),
+        "failed": 0,
+    }
+    stack.until_tidy(COLLECTION)
+    stack.check_agreement(COLLECTION, chunks=sum(chunks.values()))
+
+
+def test_a_queued_job_is_cancelled_at_once(stack: LiveStack, client: Client) -> None:
+    client.pause("embed")
+    try:
+        job = client.submit("embed", {"texts": ["never embedded"]})
+        assert client.cancel(job.id).state is State.CANCELLED
+    finally:
+        client.resume("embed")
+    assert stack.value("SELECT count(*) FROM steps WHERE job_id = %s AND attempt > 0", job.id) == 0

@@ -1,0 +1,112 @@
+"""What a new user does first: ingest the examples, ask in two languages, look around."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.e2e.stack import ROOT, LiveStack
+
+EXAMPLES = ROOT / "examples"
+COLLECTION = "demo"
+QUESTIONS = (
+    ("How long are nightly backups kept?", "operations-handbook.md"),
+    ("연차 휴가는 1년에 며칠인가요?", "휴가-규정.md"),
+)
+
+
+@pytest.fixture(scope="module")
+def _ingested(live_stack: LiveStack) -> None:
+    done = live_stack.sluice_json("ingest", "documents", "-c", COLLECTION, cwd=EXAMPLES)
+    files = [path for path in (EXAMPLES / "documents").iterdir() if path.is_file()]
+    assert done["documents"] == {"added": len(files), "replaced": 0, "skipped": 0, "failed": 0}
+    assert done["collection_created"]
+    assert done["uploaded_files"] == len(files)
+
+
+@pytest.mark.usefixtures("_ingested")
+@pytest.mark.parametrize(("question", "source"), QUESTIONS)
+def test_a_question_gets_a_cited_answer(stack: LiveStack, question: str, source: str) -> None:
+    shown = stack.sluice("ask", question, "--collection", COLLECTION)
+    assert shown.code == 0, shown.err
+    assert "[1]" in shown.out
+
+    answer = stack.sluice_json("ask", question, "--collection", COLLECTION)
+    assert answer["model"] == "extractive"
+    markers = set(re.findall(r"\[\d+\]", answer["answer"]))
+    cited = {citation["marker"]: citation for citation in answer["citations"]}
+    assert markers
+    assert markers <= {marker if marker.startswith("[") else f"[{marker}]" for marker in cited}
+    assert any(citation["source"].endswith(source) for citation in cited.values())
+    assert all(citation["text"] for citation in cited.values())
+
+
+@pytest.mark.usefixtures("_ingested")
+def test_ingesting_again_skips_all_and_uploads_nothing(stack: LiveStack) -> None:
+    before = stack.vector_ids(COLLECTION)
+    again = stack.sluice_json("ingest", "documents", "-c", COLLECTION, cwd=EXAMPLES)
+    assert again["documents"]["skipped"] == sum(again["documents"].values())
+    assert again["uploaded_files"] == 0
+    assert stack.vector_ids(COLLECTION) == before
+    stack.check_agreement(COLLECTION)
+
+
+@pytest.mark.usefixtures("_ingested")
+def test_search_and_the_lists_parse(stack: LiveStack) -> None:
+    found = stack.sluice_json("search", "nightly backups", "-c", COLLECTION)
+    assert found["hits"][0]["score"] == max(hit["score"] for hit in found["hits"])
+    listed = stack.sluice_json("documents", "-c", COLLECTION)["items"]
+    assert {hit["document_id"] for hit in found["hits"]} <= {each["id"] for each in listed}
+    names = [each["name"] for each in stack.sluice_json("collections")["items"]]
+    assert COLLECTION in names
+    jobs = stack.sluice_json("jobs", "--kind", "ingest", "-c", COLLECTION)["items"]
+    assert jobs[0]["state"] == "succeeded"
+
+
+def test_changed_content_replaces_the_old(stack: LiveStack) -> None:
+    """Through the CLI as it is by default: what a user edits is what is found afterwards."""
+    folder = stack.home.parent / "edited"
+    folder.mkdir()
+    note = folder / "note.md"
+    note.write_text("The harbour opens at seven.\n", encoding="utf-8")
+    stack.sluice_json("ingest", "edited", "-c", "edited", cwd=folder.parent)
+    note.write_text("The harbour opens at nine, but only in winter.\n", encoding="utf-8")
+    again = stack.sluice_json("ingest", "edited", "-c", "edited", cwd=folder.parent)
+    assert again["documents"] == {"added": 0, "replaced": 1, "skipped": 0, "failed": 0}
+    stack.until_tidy("edited")
+    stack.check_agreement("edited", chunks=1)
+    hits = stack.sluice_json("search", "When does the harbour open?", "-c", "edited")["hits"]
+    assert [hit["text"] for hit in hits] == ["The harbour opens at nine, but only in winter."]
+
+
+def test_the_api_pages_need_no_other_server(stack: LiveStack) -> None:
+    with stack.http() as http:
+        page = http.get("/docs")
+        assert page.status_code == 200
+        found = _References()
+        found.feed(page.text)
+        assert found.urls
+        for url in found.urls:
+            assert url.startswith("/"), f"{url} is on another server"
+            assert http.get(url).status_code == 200, url
+        inline = "".join(found.inline)
+        assert re.findall(r"https?://", inline) == []
+        document = http.get("/openapi.json").json()
+    posted = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
+    assert set(posted["examples"]) == {"ingest", "embed", "search", "rag", "erase"}
+
+
+class _References(HTMLParser):
+    """What a page loads, and its own scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+        self.inline: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in {"script", "link", "img", "iframe"}:
+            self.urls += [value for name, value in attrs if name in {"src", "href"} and value]
+
+    def handle_data(self, data: str) -> None:
+        self.inline.append(data)

@@ -1,0 +1,88 @@
+"""Waiting for a job while what carries the news is killed: its end is told all the same."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+from cli.client import Client
+from cli.wire import State
+from tests.e2e.stack import LiveStack, until
+
+
+def test_waiting_survives_restarts_of_the_api_and_of_redis(
+    stack: LiveStack, client: Client
+) -> None:
+    client.pause("embed")  # so that the job cannot end before the servers have been killed
+    try:
+        job = client.submit("embed", {"texts": ["news"]})
+        with ThreadPoolExecutor(1) as pool:
+            waited = pool.submit(client.wait, job.id)
+            watched = stack.start("jobs", "watch", job.id)
+            scripted = stack.start("jobs", "watch", job.id, "--json")
+            # Each of the three has its stream open by now, or is about to open it.
+            until(lambda: _streams(stack) >= 3, "three streams are open")
+            stack.kill_and_await("api")
+            until(lambda: _streams(stack) >= 3, "the streams were opened again")
+            shutil.rmtree(stack.home / "redis" / "appendonlydir")
+            stack.kill_and_await("redis")
+            assert not waited.done()
+            assert watched.is_running()
+            client.resume("embed")
+            ended = waited.result()
+    finally:
+        client.resume("embed")
+    assert ended.state is State.SUCCEEDED
+    assert ended.result is not None
+    shown = watched.finish()
+    assert shown.code == 0, shown.err
+    assert "succeeded" in shown.out
+    lines = scripted.finish()
+    assert lines.code == 0, lines.err
+    assert '"end"' in lines.out.splitlines()[-1]
+    assert '"succeeded"' in lines.out.splitlines()[-1]
+
+
+def test_prefer_wait_answers_with_the_end_or_with_the_job_as_it_is(
+    stack: LiveStack, client: Client
+) -> None:
+    body = {"kind": "embed", "input": {"texts": ["at once"]}}
+    with stack.http() as http:
+        done = http.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"})
+        assert done.status_code == 200, done.text
+        assert done.json()["state"] == "succeeded"
+        assert done.json()["lane"] == "interactive"
+        assert done.headers["preference-applied"] == "wait=60"
+        client.pause("embed")
+        try:
+            late = http.post("/v1/jobs", json=body, headers={"Prefer": "wait=1"})
+            assert late.status_code == 202, late.text
+            assert late.json()["state"] == "queued"
+            assert late.headers["location"] == f"/v1/jobs/{late.json()['id']}"
+        finally:
+            client.resume("embed")
+    assert client.wait(late.json()["id"]).state is State.SUCCEEDED
+
+
+def test_waiting_ends_without_redis_news(stack: LiveStack, client: Client) -> None:
+    """The stream of a job that has ended is gone; its end is still told, from Postgres."""
+    job = client.submit("embed", {"texts": ["old news"]}, wait_s=60).require_success()
+    with stack.redis() as redis:
+        redis.flushall()
+    events = list(client.events(job.id))
+    assert events[-1].event == "end"
+    assert events[-1].data["state"] == "succeeded"
+    assert client.wait(job.id).result == job.result
+
+
+def _streams(stack: LiveStack) -> int:
+    """How many connections to the API are open, apart from those that wait for nothing."""
+    import psutil
+
+    api = psutil.Process(stack.pid("api"))
+    port = stack.part("api").port
+    return len(
+        {
+            connection.raddr.port
+            for connection in api.net_connections("tcp")
+            if connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == port
+        }
+    )

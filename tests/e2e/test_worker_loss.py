@@ -1,0 +1,94 @@
+"""Workers that die in the middle of a step: tried again, and in the end given up with a reason."""
+
+import pytest
+
+from cli.client import Client
+from cli.wire import Job, State
+from tests.e2e.stack import LiveStack, until
+
+TEXTS = [f"Sentence {n} about lanterns, harbours and the river in the spring." for n in range(600)]
+
+
+def test_a_step_whose_worker_was_killed_runs_again(stack: LiveStack, client: Client) -> None:
+    job = client.submit("embed", {"texts": TEXTS})
+    _kill_while_running(stack, job, attempt=1)
+    ended = client.wait(job.id)
+    assert ended.state is State.SUCCEEDED, ended.error
+    assert ended.attempt == 2
+    assert len((ended.result or {})["embeddings"]) == len(TEXTS)
+
+
+def test_a_step_that_kills_its_worker_ends_as_a_dead_letter(
+    stack: LiveStack, client: Client
+) -> None:
+    job = client.submit("embed", {"texts": TEXTS}, max_attempts=2)
+    _kill_while_running(stack, job, attempt=1)
+    _kill_while_running(stack, job, attempt=2)
+    ended = client.wait(job.id)
+    assert ended.state is State.FAILED
+    assert ended.attempt == 2
+    assert ended.error is not None
+    assert ended.error.type == "WorkerLost"
+    assert "worker" in ended.error.message
+    dead = stack.sluice_json("jobs", "--dead")["items"]
+    assert job.id in [each["id"] for each in dead]
+
+    done = stack.sluice("jobs", "retry", job.id)
+    assert done.code == 0, done.err
+    assert client.wait(job.id).state is State.SUCCEEDED
+    assert job.id not in [each.id for each in client.jobs(dead=True)]
+
+
+def test_answers_wait_for_a_killed_generation_worker(stack: LiveStack, client: Client) -> None:
+    client.ingest("generation", texts={"note.md": "The archive opens at nine every morning."})
+    client.pause("generate")  # so that the answers are still to be made when the worker dies
+    try:
+        asked = {"collection": "generation", "question": "When does the archive open?"}
+        jobs = [client.submit("rag", asked) for _ in range(5)]
+        waiting = "SELECT count(*) FROM steps WHERE name = 'rag.answer' AND state = 'queued'"
+        until(lambda: stack.value(waiting) == len(jobs), "the passages have been found")
+        before = stack.kill("generate-1", group=True)
+    finally:
+        client.resume("generate")
+    for job in jobs:
+        ended = client.wait(job.id)
+        assert ended.state is State.SUCCEEDED, ended.error
+        assert "nine" in (ended.result or {})["answer"]
+    assert stack.part("generate-1").restarts > before
+
+
+def test_a_killed_beat_comes_back_and_sweeps(stack: LiveStack, client: Client) -> None:
+    stack.kill_and_await("beat")
+    swept = "SELECT swept_at FROM queues WHERE name = 'control'"
+    back = stack.value(swept)
+    until(lambda: stack.value(swept) > back, "the sweeper runs again")
+    # Only the sweeper rings for a job that is to run later.
+    with stack.redis() as redis:
+        redis.flushall()
+    job = client.submit("embed", {"texts": ["after beat came back"]})
+    assert client.wait(job.id).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("name", ["chroma", "redis", "postgres"])
+def test_a_search_waits_for_a_killed_server(stack: LiveStack, client: Client, name: str) -> None:
+    collection = f"outage-{name}"
+    client.ingest(collection, texts={"note.md": "The orchard is behind the mill."})
+    client.pause("query")
+    try:
+        asked = {"collection": collection, "query": "Where is the orchard?"}
+        job = client.submit("search", asked)
+        stack.kill(name)
+    finally:
+        client.resume("query")
+    ended = client.wait(job.id)
+    assert ended.state is State.SUCCEEDED, ended.error
+    assert [hit["source"] for hit in (ended.result or {})["hits"]] == ["note.md"]
+    stack.until_whole()
+    stack.check_agreement(collection, chunks=1)
+
+
+def _kill_while_running(stack: LiveStack, job: Job, *, attempt: int) -> None:
+    """Kill what runs the job's step, as often as it takes for the kill to hit."""
+    running = "SELECT count(*) FROM steps WHERE job_id = %s AND state = 'running' AND attempt = %s"
+    until(lambda: stack.value(running, job.id, attempt), f"attempt {attempt} runs")
+    stack.kill_pool()

@@ -1,0 +1,217 @@
+"""`/v1/collections` and `/v1/documents`: the ledger as readers see it, and deletions."""
+
+import threading
+from collections.abc import Callable
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from redis import Redis
+from sqlalchemy import select
+
+from shared import collections
+from shared.ledger import Ledger
+from shared.models import Chunk, Document, Version
+from shared.steps import Claim
+from tests.integration.test_api_jobs import problem
+
+
+@pytest.fixture
+def handbook(api: httpx.Client) -> str:
+    assert api.put("/v1/collections/handbook").status_code == 201
+    return "handbook"
+
+
+def put_document(ledger: Ledger, source: str, chunks: int = 2) -> None:
+    """A live document of so many chunks; its old version, if it has one, is retired."""
+    with ledger.begin() as session:
+        collection = collections.get(session, "handbook")
+        document = session.scalars(select(Document).where(Document.source == source)).first()
+        if document is None:
+            document = Document(collection_id=collection.id, source=source)
+            session.add(document)
+            session.flush()
+        version = Version(
+            document_id=document.id,
+            state="live",
+            sha256="0" * 64,
+            content_hash=uuid4().hex,
+            size_bytes=10,
+            meta={"lang": "ko"},
+            chunk_count=chunks,
+        )
+        session.add(version)
+        session.flush()
+        document.live_version_id = version.id
+        for n in range(chunks):
+            session.add(
+                Chunk(version_id=version.id, ordinal=n, start=5 * n, text=f"text {n}", meta={})
+            )
+
+
+class TestCollections:
+    def test_put_is_201_then_200_and_409_when_it_differs(self, api: httpx.Client) -> None:
+        first = api.put("/v1/collections/abc", json={"dimension": 3})
+        assert first.status_code == 201
+        assert first.json() | {"created_at": ""} == {
+            "name": "abc",
+            "embedding_model": "sentence-transformers/all-MiniLM-L6-v2",
+            "dimension": 3,
+            "distance": "cosine",
+            "documents": 0,
+            "chunks": 0,
+            "created_at": "",
+        }
+        for same in ({}, {"dimension": 3}, {"distance": "cosine"}):
+            assert api.put("/v1/collections/abc", json=same).status_code == 200
+        for other in ({"dimension": 4}, {"embedding_model": "x"}, {"distance": "l2"}):
+            assert "'abc'" in problem(api.put("/v1/collections/abc", json=other), 409)["detail"]
+
+    @pytest.mark.parametrize("name", ["ab", "a" * 64, "-abc", "한국어", "a%20b", "a%00b"])
+    def test_a_bad_name_cannot_be_made_and_is_nowhere(self, api: httpx.Client, name: str) -> None:
+        path = f"/v1/collections/{name}"
+        assert "letters" in problem(api.put(path), 422)["detail"]
+        for answer in (api.get(path), api.get(f"{path}/documents"), api.delete(path)):
+            problem(answer, 404)
+
+    def test_a_bad_spec_is_422(self, api: httpx.Client) -> None:
+        found = problem(api.put("/v1/collections/abc", json={"dimensions": 3}), 422)
+
+        assert found["errors"][0]["field"] == "dimensions"
+
+    def test_the_list_goes_by_name_in_pages(self, api: httpx.Client) -> None:
+        for name in ("ccc", "aaa", "bbb"):
+            api.put(f"/v1/collections/{name}")
+
+        first = api.get("/v1/collections?limit=2").json()
+        second = api.get(f"/v1/collections?limit=2&cursor={first['next_cursor']}").json()
+
+        names = [item["name"] for page in (first, second) for item in page["items"]]
+        assert names == ["aaa", "bbb", "ccc"]
+        assert second["next_cursor"] is None
+
+    def test_counts(self, api: httpx.Client, handbook: str, ledger: Ledger) -> None:
+        put_document(ledger, "a.md", 2)
+        put_document(ledger, "b.md", 3)
+
+        found = api.get(f"/v1/collections/{handbook}").json()
+
+        assert (found["documents"], found["chunks"]) == (2, 5)
+
+
+class TestDocuments:
+    def test_documents_and_chunks_in_pages(
+        self, api: httpx.Client, handbook: str, ledger: Ledger
+    ) -> None:
+        put_document(ledger, "docs/한국어.md", 3)
+        put_document(ledger, "b.md")
+
+        first = api.get(f"/v1/collections/{handbook}/documents?limit=1").json()
+        cursor = first["next_cursor"]
+        second = api.get(f"/v1/collections/{handbook}/documents?limit=1&cursor={cursor}").json()
+        assert [p["items"][0]["source"] for p in (first, second)] == ["docs/한국어.md", "b.md"]
+        assert second["next_cursor"] is None
+        document = first["items"][0]
+        assert set(document) == {
+            "id", "collection", "source", "sha256", "content_hash", "size_bytes", "chunks",
+            "metadata", "created_at", "updated_at",
+        }  # fmt: skip
+        assert api.get(f"/v1/documents/{document['id']}").json() == document
+        path = f"/v1/documents/{document['id']}/chunks"
+        page = api.get(f"{path}?limit=2").json()
+        assert set(page["items"][0]) == {"id", "ordinal", "start", "text", "metadata"}
+        rest = api.get(f"{path}?limit=2&cursor={page['next_cursor']}").json()
+        assert [c["ordinal"] for c in page["items"] + rest["items"]] == [0, 1, 2]
+        assert rest["next_cursor"] is None
+
+    def test_a_document_replaced_between_two_pages_is_409(
+        self, api: httpx.Client, handbook: str, ledger: Ledger
+    ) -> None:
+        put_document(ledger, "a.md", 3)
+        document = api.get(f"/v1/collections/{handbook}/documents").json()["items"][0]
+        path = f"/v1/documents/{document['id']}/chunks"
+        cursor = api.get(f"{path}?limit=1").json()["next_cursor"]
+        put_document(ledger, "a.md", 3)
+
+        problem(api.get(f"{path}?cursor={cursor}"), 409)
+
+    @pytest.mark.parametrize("id_", ["nonsense", str(uuid4())])
+    def test_an_unknown_document_is_404(self, api: httpx.Client, id_: str) -> None:
+        for answer in (
+            api.get(f"/v1/documents/{id_}"),
+            api.get(f"/v1/documents/{id_}/chunks"),
+            api.delete(f"/v1/documents/{id_}"),
+        ):
+            problem(answer, 404)
+
+    @pytest.mark.parametrize("path", ["documents/{}/chunks", "collections/handbook/documents"])
+    def test_cursors_of_other_lists_are_400(
+        self, api: httpx.Client, handbook: str, ledger: Ledger, path: str
+    ) -> None:
+        put_document(ledger, "a.md")
+        document = api.get(f"/v1/collections/{handbook}/documents").json()["items"][0]
+        for _ in range(2):
+            api.post("/v1/jobs", json={"kind": "embed", "input": {"texts": ["a"]}})
+        cursor = api.get("/v1/jobs?limit=1").json()["next_cursor"]
+
+        problem(api.get(f"/v1/{path.format(document['id'])}?cursor={cursor}"), 400)
+
+
+class TestDeletion:
+    @pytest.fixture
+    def paths(self, api: httpx.Client, handbook: str, ledger: Ledger) -> list[str]:
+        put_document(ledger, "a.md")
+        document = api.get(f"/v1/collections/{handbook}/documents").json()["items"][0]
+        return [f"/v1/documents/{document['id']}", f"/v1/collections/{handbook}"]
+
+    def test_it_waits_for_the_job(
+        self,
+        api: httpx.Client,
+        paths: list[str],
+        finish: Callable[..., Claim],
+        ledger: Ledger,
+        redis_url: str,
+    ) -> None:
+        result = {"documents": 1, "chunks": 2, "vectors": 2}
+
+        def work() -> None:
+            while not ledger.bell.waiting("control"):
+                threading.Event().wait(0.01)
+            finish("control", result)
+
+        for path in paths:
+            with Redis.from_url(redis_url) as redis:
+                redis.delete("control")
+            worker = threading.Thread(target=work)
+            worker.start()
+            answer = api.delete(path)
+            worker.join()
+
+            assert answer.status_code == 200
+            job = answer.json()
+            assert (job["kind"], job["lane"], job["state"]) == ("erase", "interactive", "succeeded")
+            assert job["result"] == result
+
+    def test_what_is_not_erased_in_time_is_hidden_at_once(
+        self, api: httpx.Client, paths: list[str]
+    ) -> None:
+        for path in paths:
+            answer = api.delete(path, headers={"Prefer": "wait=0"})
+
+            assert answer.status_code == 202
+            assert answer.headers["location"] == f"/v1/jobs/{answer.json()['id']}"
+            assert answer.json()["state"] == "queued"
+            problem(api.get(path), 404)
+
+    def test_what_is_being_erased_can_be_deleted_again(
+        self, api: httpx.Client, paths: list[str]
+    ) -> None:
+        """A cancelled erasure would otherwise leave it hidden for ever."""
+        for path in paths:
+            job = api.delete(path, headers={"Prefer": "wait=0"}).json()
+            api.post(f"/v1/jobs/{job['id']}/cancel")
+
+            again = api.delete(path, headers={"Prefer": "wait=0"})
+
+            assert again.status_code == 202
+            assert UUID(again.json()["id"]) != UUID(job["id"])

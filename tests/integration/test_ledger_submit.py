@@ -1,0 +1,256 @@
+"""Submitting: idempotency, batches, and what is announced after the commit and never before."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from redis import Redis
+from sqlalchemy import func, select
+
+from shared import jobs
+from shared.config import Settings
+from shared.errors import Conflict
+from shared.events import stream_key
+from shared.jobs import NewJob
+from shared.ledger import Ledger
+from shared.models import Job, Step
+from shared.payloads import Kind
+from shared.queue import Queue
+from tests.integration.workbench import (
+    cancel,
+    claimed,
+    doing,
+    drain,
+    in_threads,
+    invariants_hold,
+    job_of,
+    make_process,
+    submit,
+    succeed,
+)
+from tests.servers import Server, start_redis
+from workers.handlers import cpu_handlers
+from workers.process import Process
+from workers.step import Context, Done
+from workers.sweep import Sweeper
+
+
+@pytest.fixture
+def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
+    process = make_process(settings)
+    yield process
+    process.ledger.close()
+
+
+def asked(**fields: Any) -> NewJob:
+    return NewJob(**{"kind": Kind.EMBED, "input": {"texts": ["a"]}, "fair_key": "k", **fields})
+
+
+def count_of(process: Process, table: type[Job] | type[Step]) -> int:
+    with process.ledger.read() as session:
+        return session.scalar(select(func.count()).select_from(table)) or 0
+
+
+def events_of(process: Process, job_id: UUID) -> list[tuple[str, dict[str, Any]]]:
+    with Redis.from_url(
+        process.settings.require_redis_url(), decode_responses=True
+    ) as redis:
+        entries = redis.xrange(stream_key(job_id))
+    return [(fields["type"], json.loads(fields["data"])) for _, fields in entries]
+
+
+def test_the_same_key_and_body_give_the_same_job(process: Process) -> None:
+    with process.ledger.begin() as session:
+        first = jobs.submit(session, asked(idempotency_key="once"))
+    with process.ledger.begin() as session:
+        second = jobs.submit(session, asked(idempotency_key="once"))
+
+    assert (first.is_new, second.is_new) == (True, False)
+    assert (second.id, second.created_at) == (first.id, first.created_at)
+    assert count_of(process, Step) == 1
+    assert process.ledger.bell.waiting("embed") == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"input": {"texts": ["b"]}},
+        {"metadata": {"ticket": 1}},
+        {"timeout_s": 3.0},
+        {"max_attempts": 7},
+        {"webhook": {"url": "http://127.0.0.1:9/"}},
+        {"run_after": datetime(2030, 1, 1, tzinfo=UTC)},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_the_same_key_with_another_body_is_refused(
+    process: Process, changed: dict[str, Any]
+) -> None:
+    with process.ledger.begin() as session:
+        jobs.submit(session, asked(idempotency_key="once"))
+
+    with pytest.raises(Conflict, match="once"), process.ledger.begin() as session:
+        jobs.submit(session, asked(idempotency_key="once", **changed))
+    assert count_of(process, Job) == 1
+
+
+def test_keys_of_different_clients_do_not_meet(process: Process) -> None:
+    with process.ledger.begin() as session:
+        one = jobs.submit(session, asked(idempotency_key="once", fair_key="anna"))
+        other = jobs.submit(session, asked(idempotency_key="once", fair_key="ben"))
+
+    assert one.id != other.id
+
+
+def test_sixteen_concurrent_submits_with_one_key_make_one_job(
+    process: Process, settings: Settings
+) -> None:
+    def work(own: Process, _: int) -> set[UUID]:
+        found = set()
+        for n in range(5):
+            with own.ledger.begin() as session:
+                found.add(jobs.submit(session, asked(idempotency_key=f"key {n}")).id)
+        return found
+
+    answers = in_threads(16, settings, work)
+
+    assert len(set.union(*answers)) == 5
+    assert all(len(each) == 5 for each in answers)
+    assert (count_of(process, Job), count_of(process, Step)) == (5, 5)
+
+
+def test_a_key_whose_first_submit_was_rolled_back_is_free(process: Process) -> None:
+    with pytest.raises(ZeroDivisionError), process.ledger.begin() as session:
+        jobs.submit(session, asked(idempotency_key="once"))
+        raise ZeroDivisionError
+
+    with process.ledger.begin() as session:
+        assert jobs.submit(session, asked(idempotency_key="once", metadata={"n": 2})).is_new
+
+
+def test_a_batch_is_committed_whole_or_not_at_all(process: Process) -> None:
+    with process.ledger.begin() as session:
+        ids = jobs.submit_batch(session, [asked(metadata={"n": n}) for n in range(20)])
+    assert [job_of(process, id_).meta["n"] for id_ in ids] == list(range(20))
+    assert process.ledger.bell.waiting("embed") == 20
+    invariants_hold(process)
+
+    bad = asked(metadata={"of": {1, 2}})  # a set is no JSON
+    with pytest.raises(Exception, match="JSON"), process.ledger.begin() as session:
+        jobs.submit_batch(session, [asked(), bad])
+    assert count_of(process, Job) == 20
+
+
+def test_nothing_is_announced_before_the_commit_nor_after_a_rollback(process: Process) -> None:
+    with process.ledger.begin() as session:
+        job_id = jobs.submit(session, asked()).id
+        jobs.advance(session, job_id, 1)
+        assert process.ledger.bell.waiting("embed") == 0
+        assert events_of(process, job_id) == []
+    assert process.ledger.bell.waiting("embed") == 1
+    assert [type_ for type_, _ in events_of(process, job_id)] == ["progress"]
+
+    with pytest.raises(ZeroDivisionError), process.ledger.begin() as session:
+        other = jobs.submit(session, asked()).id
+        jobs.advance(session, other, 1)
+        raise ZeroDivisionError
+    assert process.ledger.bell.waiting("embed") == 1
+    assert events_of(process, other) == []
+
+
+def test_a_job_that_runs_later_does_not_ring_yet(process: Process) -> None:
+    submit(process, run_after=datetime.now(UTC) + timedelta(hours=1))
+
+    assert process.ledger.bell.waiting("embed") == 0
+
+
+def test_the_stream_tells_of_start_progress_and_end(process: Process) -> None:
+    job_id = submit(process)
+
+    def run(context: Context) -> Done:
+        with context.process.ledger.begin() as session:
+            jobs.set_total(session, job_id, 2, "things")
+        return Done(result={}, record=lambda session: jobs.advance(session, job_id, 2))
+
+    drain(process, doing(run))
+
+    assert events_of(process, job_id) == [
+        ("state", {"state": "running"}),
+        ("progress", {"done": 0, "total": 2, "unit": "things"}),
+        ("progress", {"done": 2, "total": 2, "unit": "things"}),
+        ("end", {"state": "succeeded"}),
+    ]
+
+
+def test_the_stream_tells_of_a_cancel_and_a_redrive(process: Process) -> None:
+    job_id = submit(process)
+    cancel(process, job_id)
+    with process.ledger.begin() as session:
+        jobs.redrive(session, job_id)
+
+    assert events_of(process, job_id) == [
+        ("end", {"state": "cancelled"}),
+        ("state", {"state": "queued"}),
+    ]
+
+
+@pytest.fixture
+def own_redis(server_home: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    server = start_redis(server_home / request.node.name[:30])
+    yield server
+    server.stop()
+
+
+def test_without_redis_jobs_are_taken_and_later_rung(
+    settings: Settings,
+    ledger: Ledger,  # noqa: ARG001 (empty tables)
+    own_redis: Server,
+) -> None:
+    process = make_process(settings.model_copy(update={"redis_url": _secret(own_redis.url)}))
+    own_redis.stop()
+    ids = [submit(process) for _ in range(3)]
+    succeed(process, claimed(process), result={})
+
+    # A sweep without Redis does its other work.
+    assert Sweeper(process, cpu_handlers()).sweep()
+
+    own_redis.start()
+    assert process.ledger.bell.waiting("embed") == 0
+    sweeper = Sweeper(process, cpu_handlers())
+    assert sweeper.sweep()
+    assert process.ledger.bell.waiting("embed") == 2
+    assert sweeper.sweep()
+    assert process.ledger.bell.waiting("embed") == 2
+    assert {job_of(process, id_).state for id_ in ids[1:]} == {"queued"}
+    process.ledger.close()
+
+
+def test_after_losing_every_key_of_redis_all_jobs_are_rung_for_again(process: Process) -> None:
+    for _ in range(4):
+        submit(process)
+    submit(process, Kind.SEARCH, {"collection": "some", "query": "q"})
+    submit(process, run_after=datetime.now(UTC) + timedelta(hours=1))
+    with Redis.from_url(process.settings.require_redis_url()) as redis:
+        redis.flushall()
+
+    assert Sweeper(process, cpu_handlers()).sweep()
+
+    assert process.ledger.bell.waiting("embed") == 4
+    assert process.ledger.bell.waiting("query") == 1
+
+
+def test_a_ring_is_a_message_that_celery_can_read(process: Process) -> None:
+    submit(process)
+    with Redis.from_url(process.settings.require_redis_url()) as redis:
+        message = json.loads(redis.lindex(Queue.EMBED.value, 0))
+
+    assert message["headers"]["task"] == "sluice.ring"
+    assert message["properties"]["delivery_info"]["routing_key"] == "embed"
+
+
+def _secret(url: str) -> Any:
+    return Settings(_env_file=None, redis_url=url).redis_url

@@ -1,0 +1,312 @@
+"""Jobs run in this process against the real stores: no Celery, one step after the other.
+
+`drain` plays all workers at once. The embedding model is loaded once for the whole test session.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import func, select, text, update
+
+from shared import collections, documents, jobs, steps
+from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
+from shared.jobs import OPEN, NewJob, State
+from shared.models import Chunk, Collection, Document, Job, Step, Version
+from shared.payloads import Hit, IngestInput, Kind, SearchInput
+from shared.queue import Lane, Queue
+from shared.steps import Claim
+from workers.handlers import cpu_handlers, generate_handlers
+from workers.process import Process
+from workers.retrieval.embed import Embedders
+from workers.runner import Handlers, run_next
+from workers.step import Context, Done, Handler
+from workers.sweep import take_back
+
+QUICK = {
+    "step_lease_s": 10,
+    "step_heartbeat_s": 0.02,
+    "retry_base_s": 0.01,
+    "retry_cap_s": 0.02,
+    "load_step_documents": 4,
+    "embed_step_chunks": 6,
+}
+SMALL_PIECES = {"type": "recursive", "chunk_size": 60, "chunk_overlap": 10}
+
+
+@cache
+def embedders() -> Embedders:
+    return Embedders(Settings(_env_file=None))
+
+
+@cache
+def handlers() -> Handlers:
+    return {**cpu_handlers(), **generate_handlers()}
+
+
+def make_process(settings: Settings, name: str = "test", **changes: Any) -> Process:
+    """A worker process with quick settings; close its ledger when done."""
+    process = Process(settings.model_copy(update=QUICK | changes), name)
+    process.__dict__["embedders"] = embedders()  # a cached property, filled before its first use
+    return process
+
+
+def submit(
+    process: Process, kind: Kind = Kind.EMBED, input_: dict[str, Any] | None = None, **fields: Any
+) -> UUID:
+    new = NewJob(kind=kind, input=input_ or {"texts": ["a"]}, **{"fair_key": "someone", **fields})
+    with process.ledger.begin() as session:
+        return jobs.submit(session, new).id
+
+
+def submit_many(process: Process, count: int, key: str, lane: Lane = Lane.NORMAL) -> list[UUID]:
+    new = NewJob(kind=Kind.EMBED, input={"texts": ["a"]}, fair_key=key, lane=lane)
+    with process.ledger.begin() as session:
+        return jobs.submit_batch(session, [new] * count)
+
+
+def claim(process: Process, queue: Queue = Queue.EMBED, *, lease_s: float = 60) -> Claim | None:
+    with process.ledger.begin() as session:
+        return steps.claim(session, queue.value, worker=process.worker_name, lease_s=lease_s)
+
+
+def claimed(process: Process, queue: Queue = Queue.EMBED) -> Claim:
+    found = claim(process, queue)
+    assert found is not None, f"nothing to claim in {queue}"
+    return found
+
+
+def succeed(process: Process, claim_: Claim, **details: Any) -> bool:
+    with process.ledger.begin() as session:
+        return steps.succeed(session, claim_, **details)
+
+
+def cancel(process: Process, job_id: UUID) -> None:
+    with process.ledger.begin() as session:
+        jobs.cancel(session, job_id)
+
+
+def drain(process: Process, table: Handlers | None = None, *, hurry: bool = True) -> int:
+    """Run all steps that can run, until none is left; `hurry`: also those that wait to be tried
+    again. Returns how many were run."""
+    count = 0
+    while True:
+        ran = sum(
+            run_next(process, table if table is not None else handlers(), queue.value)
+            for queue in Queue
+        )
+        if not ran and not (hurry and make_due(process)):
+            return count
+        count += ran
+
+
+def make_due(process: Process) -> int:
+    """End the waiting of queued steps; returns how many there were."""
+    with process.ledger.begin() as session:
+        return len(
+            session.execute(
+                update(Step)
+                .where(Step.state == State.QUEUED, Step.run_after > func.now())
+                .values(run_after=func.now())
+                .returning(Step.id)
+            ).all()
+        )
+
+
+def lose_workers(process: Process, table: Handlers | None = None) -> None:
+    """What the sweeper does once the leases of all running steps have ended."""
+    with process.ledger.begin() as session:
+        session.execute(
+            text("""
+                UPDATE steps SET lease_until = now() - interval '1 s' WHERE id IN
+                (SELECT id FROM steps WHERE state = 'running' FOR UPDATE SKIP LOCKED)
+            """)
+        )
+    with process.ledger.begin() as session:
+        take_back(session, process.settings, table if table is not None else handlers())
+
+
+def job_of(process: Process, job_id: UUID) -> Job:
+    with process.ledger.read() as session:
+        return jobs.get(session, job_id)
+
+
+def steps_of(process: Process, job_id: UUID) -> list[Step]:
+    with process.ledger.read() as session:
+        return list(session.scalars(select(Step).where(Step.job_id == job_id).order_by(Step.id)))
+
+
+def invariants_hold(process: Process, *, all_ended: bool = False) -> None:
+    """What is true of the ledger between any two transactions."""
+    with process.ledger.read() as session:
+        rows = session.execute(
+            select(Job, func.count(Step.id))
+            .outerjoin(
+                Step,
+                (Step.job_id == Job.id) & Step.state.in_(OPEN) & ~Step.after_end,
+            )
+            .group_by(Job.id)
+        ).all()
+        for job, open_steps in rows:
+            assert job.open_steps == open_steps, (job.id, job.state, job.open_steps, open_steps)
+            if job.state in OPEN:
+                assert open_steps > 0, f"{job.id} is {job.state} and has nothing left to run"
+                assert not all_ended, f"{job.id} is still {job.state}"
+                assert job.finished_at is None
+            else:
+                assert open_steps == 0
+                assert job.ending is None
+                assert job.finished_at is not None
+
+
+def in_threads(
+    count: int, settings: Settings, work: Callable[[Process, int], Any], **changes: Any
+) -> list[Any]:
+    """Run `work(process, n)` in threads, each with a process (and connections) of its own."""
+
+    def run(n: int) -> Any:
+        process = make_process(settings, f"thread-{n}", **changes)
+        try:
+            return work(process, n)
+        finally:
+            process.ledger.close()
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+def doing(run: Callable[[Context], Any], name: str = "embed") -> Mapping[str, Handler]:
+    """A table of one handler; what `run` returns is the step's result, if it is a mapping."""
+
+    def handler(context: Context) -> Done:
+        found = run(context)
+        return found if isinstance(found, Done) else Done(result=found)
+
+    return {name: Handler(run=handler)}
+
+
+# Ingestion
+
+
+def new_collection(process: Process, **spec: Any) -> str:
+    """A collection with a name that no other test has in Chroma."""
+    name = f"test-{uuid4().hex[:12]}"
+    with process.ledger.begin() as session:
+        collections.put(
+            session, name, collections.Spec(embedding_model=DEFAULT_EMBEDDING_MODEL, **spec)
+        )
+    return name
+
+
+def order(
+    process: Process,
+    collection: str,
+    texts: Mapping[str, str] | Sequence[tuple[str, str]],
+    *,
+    fields: Mapping[str, Any] | None = None,
+    **wanted: Any,
+) -> UUID:
+    """Submit an ingest job of inline texts; pairs where a name is to come twice."""
+    pairs = texts.items() if isinstance(texts, Mapping) else texts
+    sources = [{"type": "text", "name": name, "text": text_} for name, text_ in pairs]
+    return order_sources(process, collection, sources, fields=fields, **wanted)
+
+
+def order_sources(
+    process: Process,
+    collection: str,
+    sources: list[dict[str, Any]],
+    *,
+    fields: Mapping[str, Any] | None = None,
+    **wanted: Any,
+) -> UUID:
+    settings = {"collection": collection, "sources": sources, "splitter": SMALL_PIECES} | wanted
+    input_ = IngestInput.model_validate(settings).model_dump(mode="json")
+    return submit(process, Kind.INGEST, input_, **(fields or {}))
+
+
+def ingest(
+    process: Process, collection: str, texts: Any, **wanted: Any
+) -> tuple[dict[str, int], Job]:
+    """Ingest to the end; returns the counts of documents by outcome (zeros left out), the job."""
+    job_id = order(process, collection, texts, **wanted)
+    drain(process)
+    return counts(process, job_id), job_of(process, job_id)
+
+
+def counts(process: Process, job_id: UUID) -> dict[str, int]:
+    job = job_of(process, job_id)
+    assert job.state == State.SUCCEEDED, (job.state, job.error)
+    assert job.result is not None
+    return {name: n for name, n in job.result["documents"].items() if n}
+
+
+def search(process: Process, collection: str, query: str, **wanted: Any) -> list[Hit]:
+    """The hits of a search job."""
+    input_ = SearchInput(collection=collection, query=query, **wanted).model_dump(mode="json")
+    job_id = submit(process, Kind.SEARCH, input_, lane=Lane.INTERACTIVE)
+    while job_of(process, job_id).state in OPEN:
+        run_next(process, handlers(), Queue.QUERY.value)
+    job = job_of(process, job_id)
+    assert job.state == State.SUCCEEDED, job.error
+    assert job.result is not None
+    return [Hit.model_validate(hit) for hit in job.result["hits"]]
+
+
+def live_texts(process: Process, collection: str) -> dict[str, list[str]]:
+    """Source -> the texts of its chunks, as the document list gives them."""
+    with process.ledger.read() as session:
+        found = collections.get(session, collection)
+        listed = documents.page(session, found.id, limit=1000, after=None)
+        return {
+            each.source: [
+                chunk.text
+                for chunk in documents.chunk_page(session, each.id, limit=100_000, after=None)
+            ]
+            for each in listed
+        }
+
+
+def document_id(process: Process, collection: str, source: str) -> UUID:
+    with process.ledger.read() as session:
+        found = collections.get(session, collection)
+        (id_,) = [
+            each.id
+            for each in documents.page(session, found.id, limit=1000, after=None)
+            if each.source == source
+        ]
+        return id_
+
+
+def live_chunk_ids(process: Process, collection: str) -> set[str]:
+    with process.ledger.read() as session:
+        rows = session.execute(
+            select(Chunk.version_id, Chunk.ordinal)
+            .join(Document, Document.live_version_id == Chunk.version_id)
+            .join(Collection, Collection.id == Document.collection_id)
+            .where(Collection.name == collection)
+        ).all()
+    return {documents.chunk_id(version_id, ordinal) for version_id, ordinal in rows}
+
+
+def stores_agree(process: Process, collection: str) -> None:
+    """Chroma holds exactly the live chunks of Postgres, and Postgres holds nothing but these."""
+    live = live_chunk_ids(process, collection)
+    assert process.store.ids(collection) == live
+    with process.ledger.read() as session:
+        mine = select(Document.id).join(Collection).where(Collection.name == collection)
+        states = session.scalars(select(Version.state).where(Version.document_id.in_(mine))).all()
+        assert set(states) <= {"live"}, states
+        empty = session.scalars(
+            select(Document.source).where(Document.id.in_(mine), Document.live_version_id.is_(None))
+        ).all()
+        assert list(empty) == []
+        count = session.scalar(
+            select(func.count())
+            .select_from(Chunk)
+            .join(Version)
+            .where(Version.document_id.in_(mine))
+        )
+    assert count == len(live)

