@@ -20,6 +20,7 @@ DESCRIPTION = """An asynchronous job queue for small-language-model work.
 
 Submit a job, poll it or follow its events. Errors are `application/problem+json` (RFC 9457).
 """
+BEARER = {"type": "http", "scheme": "bearer", "description": "One of SLUICE_API_KEYS."}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -43,15 +44,15 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (jobs, events, collections, documents, files, models, queues, health):
         app.include_router(module.router)
     docs.install(app)
-    _describe_problems(app)
+    _complete_openapi(app, asks_for_keys=bool(settings.api_keys))
     # The last added is the first asked: who it is comes before how much it sends.
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(Keys, settings=settings)
     return app
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """In the document, as in fact, every error is a problem; FastAPI knows only its own shape."""
+def _complete_openapi(app: FastAPI, *, asks_for_keys: bool) -> None:
+    """What FastAPI cannot see: every error is a problem, and keys are checked by middleware."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -65,6 +66,9 @@ def _describe_problems(app: FastAPI) -> None:
                 for operation in path.values():
                     if "422" in operation["responses"]:
                         operation["responses"]["422"] = documented({}, 422)[422]
+            if asks_for_keys:
+                schema["components"]["securitySchemes"] = {"key": BEARER}
+                schema["security"] = [{"key": []}]
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 # In strict JSON these characters can only be written as escapes, so most bodies need no walk.
-SUSPECT = re.compile(rb"\\u(0000|[dD][89abAB])")
+SUSPECT = re.compile(rb"\\u(0000|[dD][89a-fA-F])")
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 

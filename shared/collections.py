@@ -75,6 +75,17 @@ def get(session: Session, name: str) -> Collection:
     return found
 
 
+def hold(session: Session, collection_id: UUID) -> None:
+    """Let no erasure of the collection begin before the commit. Raises NotFound if one has."""
+    held = session.scalar(
+        select(Collection.name)
+        .where(Collection.id == collection_id, Collection.erasing_at.is_(None))
+        .with_for_update(read=True)
+    )
+    if held is None:
+        raise NotFound("The collection was erased.")
+
+
 def fix_dimension(session: Session, collection_id: UUID, dimension: int) -> int:
     """Set the dimension if none is set yet; return the one that holds."""
     session.execute(

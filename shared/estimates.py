@@ -1,10 +1,12 @@
 """Position and ETA of queued jobs, read from the ordering by which steps are claimed.
 
-If nothing new came, the claims of a lane would go through its keys by turns: the n-th queued step
-of a key with r running ones has turn r + n. Steps are taken by (lane, turn, key), so the steps
-ahead of one are those of better lanes, and of each other key as many as have a smaller turn.
+If nothing new came and nothing ended, the claims of a lane would go through its keys by turns: the
+n-th queued step of a key with r running ones has turn r + n. Steps are taken by (lane, turn, key),
+so the steps ahead of one are those of better lanes, and of each other key as many as have a smaller
+turn. Better lanes change what is running, so that is followed from lane to lane.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +21,7 @@ from shared.models import Job, Step, Worker
 
 RECENT_STEPS = 50
 ALIVE_FACTOR = 3
+FEW_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +43,13 @@ def estimate(
         )
     ).all()
     queues: dict[str, _Queue] = {}
+    ranks = _ranks(session, steps)
     found = {job.id: _of_running(job, session) for job in jobs if job.state == State.RUNNING}
     for step in steps:
         if step.queue not in queues:
             queues[step.queue] = _queue(session, step.queue, worker_heartbeat_s)
         queue = queues[step.queue]
-        ahead = queue.ahead(step, _rank(session, step))
+        ahead = queue.ahead(step, ranks[step.id])
         pace = queue.seconds_per_step
         eta = None if pace is None else round((ahead + 1) * pace, 1)
         found[step.job_id] = Estimate(position=ahead, eta_s=eta)
@@ -53,38 +57,58 @@ def estimate(
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Lane:
+    """A lane as it stands once the better ones are empty."""
+
+    queued: dict[str, int]
+    running: Counter[str]
+    served: dict[str, int]
+    """The place of each key in the order in which they were last served."""
+
+    def ahead(self, key: str, rank: int) -> int:
+        """How many steps of this lane are claimed before the step of this rank."""
+        turn, place = self.running[key] + rank, self.place(key)
+        total = rank
+        for other, count in self.queued.items():
+            if other != key:
+                ties = self.place(other) < place
+                total += min(count, max(0, turn - self.running[other] + ties))
+        return total
+
+    def place(self, key: str) -> tuple[int, int]:
+        """The order of keys that have as many running: a key that came to it by being served in
+        this lane was served later than one that had so many all the time."""
+        return -self.running[key], self.served[key]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Queue:
-    queued: dict[tuple[int, str], int]
-    running: dict[str, int]
-    unserved_first: dict[str, int]
+    lanes: dict[int, _Lane]
     seconds_per_step: float | None
 
     def ahead(self, step: Any, rank: int) -> int:
-        own_turn = self.running.get(step.fair_key, 0) + rank
-        total = rank
-        for (lane, key), count in self.queued.items():
-            if lane < step.lane:
-                total += count
-            elif lane == step.lane and key != step.fair_key:
-                before = own_turn - self.running.get(key, 0)
-                if self._order(key) < self._order(step.fair_key):
-                    before += 1
-                total += min(count, max(0, before))
-        return total
-
-    def _order(self, key: str) -> tuple[int, str]:
-        return self.unserved_first.get(key, -1), key
+        better = (lane for number, lane in self.lanes.items() if number < step.lane)
+        total = sum(sum(lane.queued.values()) for lane in better)
+        own = self.lanes.get(step.lane)  # None or without the key: claimed this moment
+        return total + (
+            own.ahead(step.fair_key, rank) if own and step.fair_key in own.queued else 0
+        )
 
 
 def _queue(session: Session, name: str, worker_heartbeat_s: float) -> _Queue:
-    queued = session.execute(
+    queued: dict[int, dict[str, int]] = {}
+    keys: dict[str, None] = {}
+    # By key as the database sorts keys, which need not be as Python does.
+    for lane, key, count in session.execute(
         text("""
             SELECT lane, fair_key, count(*) FROM steps
             WHERE queue = :queue AND state = 'queued' AND run_after <= now()
-            GROUP BY lane, fair_key
+            GROUP BY lane, fair_key ORDER BY fair_key
         """),
         {"queue": name},
-    )
+    ):
+        queued.setdefault(lane, {})[key] = count
+        keys[key] = None
     running = session.execute(
         text("""
             SELECT fair_key, count(*) FROM steps
@@ -92,16 +116,35 @@ def _queue(session: Session, name: str, worker_heartbeat_s: float) -> _Queue:
         """),
         {"queue": name},
     )
-    served = session.execute(
-        text("SELECT fair_key FROM turns WHERE queue = :queue ORDER BY served_at"),
+    served = session.scalars(
+        text("SELECT fair_key FROM turns WHERE queue = :queue ORDER BY served_at, fair_key"),
         {"queue": name},
     )
+    last = dict.fromkeys(served)
+    order = [key for key in keys if key not in last] + list(last)
     return _Queue(
-        queued={(lane, key): count for lane, key, count in queued},
-        running=dict(running.all()),
-        unserved_first={key: n for n, (key,) in enumerate(served)},
+        lanes=_lanes(queued, Counter(dict(running.all())), order),
         seconds_per_step=_pace(session, name, worker_heartbeat_s),
     )
+
+
+def _lanes(
+    queued: dict[int, dict[str, int]], running: Counter[str], order: list[str]
+) -> dict[int, _Lane]:
+    """The lanes by number, from who has how many running, and who was served longest ago."""
+    lanes: dict[int, _Lane] = {}
+    for number, keys in sorted(queued.items()):
+        lane = _Lane(
+            queued=keys,
+            running=running.copy(),
+            served={key: n for n, key in enumerate(order)},
+        )
+        lanes[number] = lane
+        running = running + Counter(keys)
+        # Who has most running at the end of the lane was served in its last round.
+        last = sorted(keys, key=lambda key: (running[key], lane.place(key)))
+        order = [key for key in order if key not in keys] + last
+    return lanes
 
 
 def _pace(session: Session, queue: str, worker_heartbeat_s: float) -> float | None:
@@ -127,6 +170,26 @@ def _pace(session: Session, queue: str, worker_heartbeat_s: float) -> float | No
 def alive(worker_heartbeat_s: float) -> Any:
     """The condition under which a worker counts as living."""
     return Worker.last_seen_at > func.now() - timedelta(seconds=ALIVE_FACTOR * worker_heartbeat_s)
+
+
+def _ranks(session: Session, steps: Sequence[Any]) -> dict[int, int]:
+    """The rank of each step; many are ranked in one pass over their queues, a few one by one."""
+    if len(steps) <= FEW_STEPS:
+        return {step.id: _rank(session, step) for step in steps}
+    rows = session.execute(
+        text("""
+            SELECT id, rank FROM (
+                SELECT id, row_number() OVER (
+                    PARTITION BY queue, lane, fair_key ORDER BY job_id, id) - 1 AS rank
+                FROM steps
+                WHERE queue = ANY(:queues) AND state = 'queued' AND run_after <= now()) ranked
+            WHERE id = ANY(:ids)
+        """),
+        {"queues": list({s.queue for s in steps}), "ids": [s.id for s in steps]},
+    )
+    found = {row.id: row.rank for row in rows}
+    # One that has been claimed meanwhile is no longer among them: it is next.
+    return {step.id: found.get(step.id, 0) for step in steps}
 
 
 def _rank(session: Session, step: Any) -> int:

@@ -13,12 +13,12 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, exists, func, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, delete, exists, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from shared.documents import chunk_id
-from shared.errors import Retryable
+from shared.errors import Unavailable
 from shared.ids import new_id
 from shared.jobs import OPEN
 from shared.models import Chunk, Collection, Document, IngestItem, Job, Version
@@ -84,7 +84,8 @@ def lock_documents(
 ) -> dict[str, Document]:
     """The documents of these sources, made where missing, locked until the commit.
 
-    Always in the same order, so that two steps with the same documents do not deadlock.
+    Always in the same order, so that two steps with the same documents do not deadlock. Raises
+    Unavailable where documents are removed at the same time.
     """
     wanted = sorted(set(sources))
     rows = [{"id": new_id(), "collection_id": collection_id, "source": name} for name in wanted]
@@ -95,7 +96,9 @@ def lock_documents(
         .order_by(Document.id)
         .with_for_update()
         .execution_options(populate_existing=True)
-    )
+    ).all()
+    if len(documents) < len(wanted):
+        raise Unavailable("A document was removed at this moment; it is ingested again after that.")
     return {document.source: document for document in documents}
 
 
@@ -104,11 +107,11 @@ def begin(
 ) -> UUID | None:
     """Write a pending version of a locked document, or join the one with the same content.
 
-    None where the live version is already the wanted one. Raises Retryable while the document is
-    being erased.
+    It is joined only if it is the newest: an older one would not become live any more. None where
+    the live version is already the wanted one. Raises Unavailable while the document is being erased.
     """
     if document.erasing_at is not None:
-        raise Retryable(f"{content.source} is being erased; it is ingested again after that.")
+        raise Unavailable(f"{content.source} is being erased; it is ingested again after that.")
     live_hash = session.scalar(
         select(Version.content_hash).where(Version.id == document.live_version_id)
     )
@@ -123,9 +126,17 @@ def begin(
         )
         .with_for_update()
     )
+    newest = session.scalar(
+        select(Version.id)
+        .where(Version.document_id == document.id)
+        .order_by(Version.id.desc())
+        .limit(1)
+    )
     if pending is not None:
-        return pending
-    version_id = new_id()
+        if pending == newest:
+            return pending
+        _set_state(session, pending, VersionState.RETIRED)
+    version_id = new_id(after=newest)
     session.execute(
         insert(Version).values(
             id=version_id,
@@ -146,9 +157,22 @@ def begin(
     return version_id
 
 
+def wanted(session: Session, version_ids: Iterable[UUID]) -> set[UUID]:
+    """Those of the versions that are live or may become so."""
+    rows = session.scalars(
+        select(Version.id).where(
+            Version.id.in_(list(version_ids)), Version.state != VersionState.RETIRED
+        )
+    )
+    return set(rows)
+
+
 def chunk_counts(session: Session, version_ids: Iterable[UUID]) -> dict[UUID, int]:
+    """The number of chunks of each version that exists, the oldest version first."""
     rows = session.execute(
-        select(Version.id, Version.chunk_count).where(Version.id.in_(list(version_ids)))
+        select(Version.id, Version.chunk_count)
+        .where(Version.id.in_(list(version_ids)))
+        .order_by(Version.id)
     )
     return dict(rows.all())
 
@@ -286,11 +310,12 @@ def forsaken(session: Session, *, limit: int) -> list[Remains]:
 
 
 def remains(session: Session, *, limit: int) -> list[Remains]:
-    """Retired versions, but for those that an erasure is at work on."""
+    """Retired versions, but for those that an erasure or an open item is at work on."""
     left_alone = func.coalesce(Document.erasing_at, Collection.erasing_at)
     return _remains(
         session,
         Version.state == VersionState.RETIRED,
+        ~_awaited(),
         or_(left_alone.is_(None), left_alone < func.now() - ERASURE_GIVEN_UP_AFTER),
         limit=limit,
     )
@@ -299,6 +324,23 @@ def remains(session: Session, *, limit: int) -> list[Remains]:
 def remains_of_documents(session: Session, document_ids: Sequence[UUID]) -> list[Remains]:
     return _remains(
         session, Version.state == VersionState.RETIRED, Version.document_id.in_(document_ids)
+    )
+
+
+def unawaited(session: Session, found: Sequence[Remains]) -> list[Remains]:
+    """Those that no open item waits for, which would take its version for an erased one."""
+    ids = session.scalars(
+        select(Version.id).where(Version.id.in_([each.version_id for each in found]), ~_awaited())
+    ).all()
+    return [each for each in found if each.version_id in ids]
+
+
+def _awaited() -> ColumnElement[bool]:
+    return exists().where(
+        IngestItem.version_id == Version.id,
+        IngestItem.outcome.is_(None),
+        Job.id == IngestItem.job_id,
+        Job.state.in_(OPEN),
     )
 
 
@@ -318,6 +360,8 @@ def remove(session: Session, version_ids: Sequence[UUID]) -> int:
 
     Returns the number of chunks deleted. Call it once their vectors are gone.
     """
+    # Before anything else, as everywhere; and so that no step is just adding a version.
+    lock_documents_of(session, version_ids)
     gone = session.execute(
         delete(Version)
         .where(Version.id.in_(version_ids), Version.state == VersionState.RETIRED)

@@ -36,7 +36,9 @@ def make_worker_app(
 ) -> Celery:
     """A Celery application whose worker runs the steps of these queues."""
     app = make_celery(settings)
+    order = {"queue_order_strategy": "workers.turns:ControlFirst"}
     app.conf.update(
+        broker_transport_options={**app.conf.broker_transport_options, **order},
         worker_pool=pool,
         worker_concurrency=concurrency,
         task_soft_time_limit=settings.step_soft_limit_s if pool == PREFORK else None,

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 LOCK = 0x51CE_5EEE  # any fixed number
 BATCH = 100
+RINGS = 1000
+"""Messages that may wait; more than all workers take until the next sweep is of no use."""
 TIDY_EVERY_SWEEPS = 60
 WORKERS_KEPT = timedelta(days=1)
 
@@ -72,7 +74,7 @@ class Sweeper:
         bell = self._process.ledger.bell
         for queue, count in runnable.items():
             try:
-                missing = count - bell.waiting(queue)
+                missing = min(count, RINGS) - bell.waiting(queue)
                 if missing > 0:
                     bell.ring(queue, missing)
             except (RedisError, OSError) as error:

@@ -3,7 +3,8 @@
 Signed as the Standard Webhooks specification says (standardwebhooks.com): headers `webhook-id`,
 `webhook-timestamp` and, where the job names a secret, `webhook-signature` = `v1,` and the base64
 HMAC-SHA256 of `id.timestamp.body`. The id is the same for every try, so receivers can ignore
-doubles. The body names the job; results are fetched with `GET /v1/jobs/{id}`.
+doubles, and another one where a redriven job ends again. The body names the job; results are
+fetched with `GET /v1/jobs/{id}`.
 """
 
 import base64
@@ -26,10 +27,11 @@ def deliver(context: Context) -> Done:
     if target is None:
         return Done()
     now = int(time.time())
-    body = json.dumps({"type": "job.ended", "timestamp": now, "data": told}, ensure_ascii=False)
+    event = {"type": "job.ended", "timestamp": told["finished_at"], "data": told}
+    body = json.dumps(event, ensure_ascii=False)
     headers = {
         "content-type": "application/json",
-        "webhook-id": f"{job.id}-{job.state}",
+        "webhook-id": f"{job.id}-{context.claim.step_id}",
         "webhook-timestamp": str(now),
     }
     if target.get("secret"):
@@ -55,7 +57,10 @@ def deliver(context: Context) -> Done:
 def sign(secret: str, message_id: str, timestamp: str, body: str) -> str:
     """The `webhook-signature` header. A secret `whsec_...` is base64, others are taken raw."""
     is_encoded = secret.startswith("whsec_")
-    key = base64.b64decode(secret.removeprefix("whsec_")) if is_encoded else secret.encode()
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_")) if is_encoded else secret.encode()
+    except ValueError as error:
+        raise Permanent(f"The webhook's secret is not base64 after whsec_: {error}.") from error
     digest = hmac.new(key, f"{message_id}.{timestamp}.{body}".encode(), hashlib.sha256).digest()
     return "v1," + base64.b64encode(digest).decode()
 

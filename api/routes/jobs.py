@@ -25,6 +25,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 Key = Annotated[
     str | None,
     Header(
+        alias="Idempotency-Key",
         max_length=255,
         pattern=PRINTABLE,
         description="The same key and body return the same job; another body is 409.",

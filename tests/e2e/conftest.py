@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,18 @@ LAST = "test_stack_end.py"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What ends the stack comes after all that use it."""
     items.sort(key=lambda item: item.path.name == LAST)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure is shown with what the stack said last."""
+    report = yield
+    stack = getattr(item, "funcargs", {}).get("live_stack")
+    if report.failed and isinstance(stack, LiveStack):
+        report.sections.append(("log of the stack", stack.log_tail()))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ always for a state, with a deadline that only a broken system reaches.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 import psutil
@@ -31,7 +32,7 @@ from cli.transport import Retries
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_S = 120.0
 COMMAND_S = 240.0
-PAUSE_S = 0.05
+PAUSE_S = 0.1
 CHROMA = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 
 T = TypeVar("T")
@@ -61,23 +62,32 @@ class Finished:
 
 
 class Running:
-    """A command of the CLI that runs in the background."""
+    """A command of the CLI in the background; it ends with the `with` block at the latest."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self.process = process
+        self._process = process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_running():
+            self._process.kill()
+            self._process.communicate()
 
     def finish(self) -> Finished:
-        out, err = self.process.communicate(timeout=COMMAND_S)
-        return Finished(code=self.process.returncode, out=out, err=err)
+        out, err = self._process.communicate(timeout=COMMAND_S)
+        return Finished(code=self._process.returncode, out=out, err=err)
 
     def is_running(self) -> bool:
-        return self.process.poll() is None
+        return self._process.poll() is None
 
 
 class LiveStack:
     def __init__(self, home: Path, settings: Mapping[str, str]) -> None:
         self.home = home
         self._log = home.parent / "up.log"
+        self._database: psycopg.Connection[tuple[Any, ...]] | None = None
         own = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
         self.environment = {
             **own,
@@ -110,6 +120,8 @@ class LiveStack:
 
     def stop(self) -> None:
         """End it however it stands."""
+        if self._database is not None:
+            self._database.close()
         self.up.terminate()
         try:
             self.up.wait(90)
@@ -168,6 +180,16 @@ class LiveStack:
         until(lambda: self.part(name).restarts > before, f"{name} is started again")
         self.pid(name)
 
+    def lose_redis(self) -> None:
+        """Kill Redis and throw its data away: unlinked first, so that it finds nothing."""
+        with self.redis() as redis:
+            redis.set("sluice:test:lost", "yes")
+        for path in (self.home / "redis").iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.kill_and_await("redis")
+        with self.redis() as redis:
+            assert redis.get("sluice:test:lost") is None
+
     def until_whole(self) -> None:
         """Wait until every part is up and the API says that everything is ready."""
 
@@ -202,7 +224,8 @@ class LiveStack:
         )
 
     def sluice(self, *arguments: str, cwd: Path | None = None) -> Finished:
-        return self.start(*arguments, cwd=cwd).finish()
+        with self.start(*arguments, cwd=cwd) as running:
+            return running.finish()
 
     def sluice_json(self, *arguments: str, cwd: Path | None = None) -> Any:
         """The document of a command that succeeds."""
@@ -213,8 +236,13 @@ class LiveStack:
     # Its stores
 
     def sql(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.noted.database_url, autocommit=True) as connection:
-            return connection.execute(query, values).fetchall()
+        """Rows of a statement; the connection is kept, for tests ask again and again."""
+        if self._database is not None:
+            with suppress(psycopg.OperationalError):
+                return self._database.execute(query, values).fetchall()
+            self._database.close()  # The server was killed meanwhile.
+        self._database = psycopg.connect(self.noted.database_url, autocommit=True)
+        return self._database.execute(query, values).fetchall()
 
     def value(self, query: str, *values: object) -> Any:
         """The first column of the first row; None where there is no row."""

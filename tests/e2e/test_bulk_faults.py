@@ -1,13 +1,10 @@
 """A bulk job while its servers and workers are killed: it completes by itself, exactly."""
 
-import shutil
-
 from tests.e2e import corpus
 from tests.e2e.stack import LiveStack, until
 
 DOCUMENTS = 250
 COLLECTION = "faults"
-KEPT = "sluice:test:kept"
 
 
 def test_a_bulk_job_survives_the_loss_of_everything_but_postgres(stack: LiveStack) -> None:
@@ -17,29 +14,29 @@ def test_a_bulk_job_survives_the_loss_of_everything_but_postgres(stack: LiveStac
     expected_chunks = sum(document.chunks for document in documents)
     command = ("ingest", COLLECTION, "-c", COLLECTION, *corpus.CHUNKING_OPTIONS, "--json")
 
-    run = stack.start(*command)
-    job_id = stack.until_job_of(COLLECTION)
+    with stack.start(*command) as run:
+        job_id = stack.until_job_of(COLLECTION)
 
-    def at(done: int) -> None:
-        """Wait until so many documents are done; a job that has ended leaves nothing to test."""
-        until(lambda: stack.progress(job_id) >= done, f"{done} documents are done")
-        assert stack.state(job_id) == "running"
-        assert run.is_running()
+        def at(done: int) -> None:
+            """Wait until so many documents are done; the job must still be at it."""
+            until(lambda: stack.progress(job_id) >= done, f"{done} documents are done")
+            assert stack.state(job_id) == "running"
+            assert run.is_running()
 
-    at(8)
-    stack.kill("cpu-1", group=True)
-    at(40)
-    stack.kill_pool(at_most=1)
-    at(70)
-    _lose_redis(stack)
-    at(100)
-    stack.kill_and_await("api")
-    at(130)
-    stack.kill_and_await("chroma")
-    at(160)
-    stack.kill("cpu-1")
+        at(8)
+        stack.kill("cpu-1", group=True)
+        at(40)
+        stack.kill_pool(at_most=1)
+        at(70)
+        stack.lose_redis()
+        at(100)
+        stack.kill_and_await("api")
+        at(130)
+        stack.kill_and_await("chroma")
+        at(160)
+        stack.kill("cpu-1")
 
-    done = run.finish()
+        done = run.finish()
     assert done.code == 0, done.err
     report = done.document
     assert report["documents"] == {"added": DOCUMENTS, "replaced": 0, "skipped": 0, "failed": 0}
@@ -62,13 +59,3 @@ def test_a_bulk_job_survives_the_loss_of_everything_but_postgres(stack: LiveStac
     assert again.document["uploaded_files"] == 0
     assert again.document["reused_files"] == DOCUMENTS
     stack.check_agreement(COLLECTION, chunks=expected_chunks)
-
-
-def _lose_redis(stack: LiveStack) -> None:
-    """Kill Redis and throw its data away: what it wrote is unlinked before it can come back."""
-    with stack.redis() as redis:
-        redis.set(KEPT, "until now")
-    shutil.rmtree(stack.home / "redis" / "appendonlydir")
-    stack.kill_and_await("redis")
-    with stack.redis() as redis:
-        assert redis.get(KEPT) is None

@@ -25,7 +25,7 @@ FIELDS = set(JobView.model_fields)
 def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
-    body = answer.json()
+    body: dict[str, Any] = answer.json()
     assert set(body) - {"errors"} == {"type", "title", "status", "detail"}
     assert body["status"] == status
     return body
@@ -221,7 +221,7 @@ class TestIdempotency:
     def test_a_bad_key_is_422(self, api: httpx.Client, key: str) -> None:
         answer = api.post("/v1/jobs", json=EMBED, headers={"Idempotency-Key": key})
 
-        assert problem(answer, 422)["errors"][0]["field"] == "idempotency-key"
+        assert problem(answer, 422)["errors"][0]["field"] == "Idempotency-Key"
 
 
 class TestWaiting:
@@ -384,3 +384,13 @@ def test_position_and_eta_follow_the_queue(api: httpx.Client, finish: Callable[.
     assert [api.get(f"/v1/jobs/{id_}").json()["position"] for id_ in ids] == [0, 1, 2]
     finish("embed", {})
     assert [api.get(f"/v1/jobs/{id_}").json()["position"] for id_ in ids] == [None, 0, 1]
+
+
+def test_a_list_has_the_same_positions_as_the_jobs_one_by_one(api: httpx.Client) -> None:
+    for lane in ["normal", "bulk", "interactive", "normal", "bulk", "normal"]:
+        api.post("/v1/jobs", json=EMBED | {"lane": lane})
+
+    listed = {job["id"]: job["position"] for job in api.get("/v1/jobs").json()["items"]}
+
+    assert sorted(listed.values()) == list(range(6))
+    assert listed == {id_: api.get(f"/v1/jobs/{id_}").json()["position"] for id_ in listed}

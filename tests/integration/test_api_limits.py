@@ -124,6 +124,12 @@ class TestKeys:
         assert ledger is not None
         assert httpx.get(url + path, trust_env=False).status_code == 200
 
+    def test_the_docs_let_one_give_a_key(self, url: str) -> None:
+        document = httpx.get(f"{url}/openapi.json", trust_env=False).json()
+
+        assert document["security"] == [{"key": []}]
+        assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+
     def test_keys_have_idempotency_keys_of_their_own(self, url: str, ledger: Ledger) -> None:
         assert ledger is not None
         ids = []

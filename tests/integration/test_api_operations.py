@@ -172,7 +172,7 @@ class TestDocs:
         examples = submit["requestBody"]["content"]["application/json"]["examples"]
         assert set(examples) == set(Kind)
         names = {p["name"] for p in submit["parameters"]}
-        assert names == {"idempotency-key", "Prefer"}
+        assert names == {"Idempotency-Key", "Prefer"}
         refs = set(re.findall(r'"#/components/schemas/([^"]+)"', api.get("/openapi.json").text))
         assert refs <= set(document["components"]["schemas"])
         for path in ("/v1/jobs/{job_id}/events", "/v1/files/{file_id}/content", "/readyz"):

@@ -56,9 +56,7 @@ def order_of_claims(process: Process, *, finish: bool) -> dict[UUID, int]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_positions_are_the_order_of_claims_over_lanes_and_keys(
-    process: Process, seed: int
-) -> None:
+def test_positions_are_the_order_of_claims_over_lanes_and_keys(process: Process, seed: int) -> None:
     """Random histories: keys that were served, keys that hold slots, keys that are new."""
     chance = random.Random(seed)
     keys = "abcd"[: chance.randint(1, 4)]
@@ -106,9 +104,7 @@ def test_the_eta_is_the_recent_pace_over_the_slots_of_living_workers(process: Pr
         submit(process)
         succeed(process, claimed(process))
     with process.ledger.begin() as session:
-        session.execute(
-            text("UPDATE steps SET started_at = finished_at - interval '6 seconds'")
-        )
+        session.execute(text("UPDATE steps SET started_at = finished_at - interval '6 seconds'"))
     first, second = submit(process), submit(process)
     assert estimates(process)[first].eta_s is None  # nobody is there to do it
 

@@ -56,9 +56,7 @@ def count_of(process: Process, table: type[Job] | type[Step]) -> int:
 
 
 def events_of(process: Process, job_id: UUID) -> list[tuple[str, dict[str, Any]]]:
-    with Redis.from_url(
-        process.settings.require_redis_url(), decode_responses=True
-    ) as redis:
+    with Redis.from_url(process.settings.require_redis_url(), decode_responses=True) as redis:
         entries = redis.xrange(stream_key(job_id))
     return [(fields["type"], json.loads(fields["data"])) for _, fields in entries]
 

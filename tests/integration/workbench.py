@@ -93,11 +93,13 @@ def drain(process: Process, table: Handlers | None = None, *, hurry: bool = True
     again. Returns how many were run."""
     count = 0
     while True:
+        if hurry:
+            make_due(process)
         ran = sum(
             run_next(process, table if table is not None else handlers(), queue.value)
             for queue in Queue
         )
-        if not ran and not (hurry and make_due(process)):
+        if not ran:
             return count
         count += ran
 

@@ -17,6 +17,13 @@ def collect_forsaken(process: Process) -> int:
     return len(found)
 
 
+def collect_replaced(process: Process, replaced: Sequence[Remains]) -> None:
+    """Collect what has just been replaced, less what the sweeper has to leave for now."""
+    with process.ledger.read() as session:
+        found = versions.unawaited(session, replaced) if replaced else []
+    collect(process, found)
+
+
 def collect(process: Process, found: Iterable[Remains]) -> int:
     """Delete the vectors of these versions, verified, then their rows. Returns the vectors."""
     by_collection: dict[str, list[Remains]] = {}
@@ -32,9 +39,12 @@ def collect(process: Process, found: Iterable[Remains]) -> int:
 
 
 def delete_orphans(process: Process, collection: str, parts: Sequence[Part]) -> None:
-    """Delete the vectors of those parts whose version no longer exists."""
+    """Delete the vectors of those parts whose version is gone or retired.
+
+    Of a retired one as well: its rows may be removed by who has looked for its vectors before.
+    """
     with process.ledger.read() as session:
-        known = versions.chunk_counts(session, {part.version_id for part in parts})
-    ids = [id_ for part in parts if part.version_id not in known for id_ in part.chunk_ids()]
+        wanted = versions.wanted(session, {part.version_id for part in parts})
+    ids = [id_ for part in parts if part.version_id not in wanted for id_ in part.chunk_ids()]
     if ids:
         process.store.delete(collection, ids)

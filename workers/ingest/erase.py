@@ -42,7 +42,12 @@ def _erase_documents(context: Context, ids: list[str]) -> Done:
     def record(session: Session) -> None:
         erasure.delete_documents(session, found)
 
-    return _done(extent, vectors, record)
+    def again() -> None:
+        """What an embedding step wrote in between, whose rows are now gone."""
+        for each in remains:
+            process.store.delete(each.collection, each.chunk_ids())
+
+    return _done(extent, vectors, record, again)
 
 
 def _erase_collection(context: Context, name: str) -> Done:
@@ -58,9 +63,14 @@ def _erase_collection(context: Context, name: str) -> Done:
     return _done(extent, vectors, record)
 
 
-def _done(extent: erasure.Extent, vectors: int, record: Callable[[Session], None]) -> Done:
+def _done(
+    extent: erasure.Extent,
+    vectors: int,
+    record: Callable[[Session], None],
+    after: Callable[[], None] | None = None,
+) -> Done:
     result = EraseResult(documents=extent.documents, chunks=extent.chunks, vectors=vectors)
-    return Done(result=result.model_dump(), record=record)
+    return Done(result=result.model_dump(), record=record, after=after)
 
 
 ERASE = Handler(run=erase)

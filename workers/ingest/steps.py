@@ -11,13 +11,13 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from shared import collections, files, items, jobs, versions
-from shared.errors import DocumentError, NotFound
+from shared.errors import DocumentError, NotFound, Permanent
 from shared.items import Outcome
 from shared.payloads import IngestInput
 from shared.queue import Queue
 from shared.steps import Claim, NewStep
 from shared.versions import Part, VersionState
-from workers.ingest.collect import collect, delete_orphans
+from workers.ingest.collect import collect_replaced, delete_orphans
 from workers.ingest.content import Order, make, read, source_name
 from workers.ingest.vectors import write_vectors
 from workers.ingest.writer import Writer
@@ -34,7 +34,9 @@ def plan(context: Context) -> Done:
         sources = [source.model_dump() for source in wanted.sources]
         uploads = files.of_sources(session, sources)
         names = [source_name(source, uploads) for source in sources]
-    process.store.make(collection.name, collection.distance)
+    with process.ledger.begin() as session:
+        collections.hold(session, collection.id)
+        process.store.make(collection.name, collection.distance)
 
     def record(session: Session) -> None:
         jobs.set_total(session, job_id, len(names), "documents")
@@ -96,7 +98,13 @@ def embed(context: Context) -> Done:
         order = Order.of_job(session, claim.job_id)
     # Vectors whose version is gone must not stay, whatever happens from here on.
     context.on_lost.append(lambda: delete_orphans(process, order.collection, parts))
-    write_vectors(context, order, parts)
+    try:
+        write_vectors(context, order, parts)
+    except Permanent:
+        if len(parts) == 1:
+            raise
+        return Done(children=[_embed_step([part]) for part in parts])  # only one is to blame
+    delete_orphans(process, order.collection, parts)
     noted: list[versions.Embedded] = []
 
     def record(session: Session) -> None:
@@ -104,9 +112,9 @@ def embed(context: Context) -> Done:
         noted.extend(_note(session, claim, part) for part in parts)
 
     def after() -> None:
-        if any(each.state is None for each in noted):
+        if any(each.state in (None, VersionState.RETIRED) for each in noted):
             delete_orphans(process, order.collection, parts)
-        collect(process, [each.replaced for each in noted if each.replaced is not None])
+        collect_replaced(process, [each.replaced for each in noted if each.replaced])
 
     return Done(record=record, after=after)
 
@@ -116,10 +124,12 @@ def _note(session: Session, claim: Claim, part: Part) -> versions.Embedded:
     noted = versions.note_embedded(session, part)
     job_id, version_id = claim.job_id, part.version_id
     if noted.state is VersionState.LIVE:
-        outcome = Outcome.REPLACED if noted.replaced else Outcome.ADDED
+        outcome, chunks = Outcome.ADDED, noted.chunk_count
         if noted.by_another:
-            outcome = Outcome.SKIPPED  # another job was first with the same content
-        items.settle_version(session, job_id, version_id, outcome, chunks=noted.chunk_count)
+            outcome, chunks = Outcome.SKIPPED, 0  # another job was first with the same content
+        elif noted.replaced:
+            outcome = Outcome.REPLACED
+        items.settle_version(session, job_id, version_id, outcome, chunks=chunks)
     elif noted.state is VersionState.RETIRED and noted.superseded:
         items.settle_version(session, job_id, version_id, Outcome.SKIPPED)
     elif noted.state is not VersionState.PENDING:

@@ -4,7 +4,7 @@ from shared import collections, documents
 from shared.errors import Permanent
 from shared.payloads import Hit, Metadata
 from workers.process import Process
-from workers.retrieval.store import Match
+from workers.retrieval.store import Match, Missing
 
 WIDEN_TIMES = 4
 
@@ -33,7 +33,12 @@ def find(
     vector = embedder.encode([query], between=lambda: None)[0]
     limit = k
     for _ in range(WIDEN_TIMES):
-        matches = process.store.query(collection_name, vector, limit=limit, where=where)
+        try:
+            matches = process.store.query(collection_name, vector, limit=limit, where=where)
+        except Missing:
+            if _is_empty(process, collection_name):
+                return []
+            raise
         with process.ledger.read() as session:
             live = documents.live_chunks(session, collection_id, [match.id for match in matches])
         hits = [_hit(live[match.id], match) for match in matches if match.id in live]
@@ -41,6 +46,13 @@ def find(
             break
         limit *= 4
     return hits[:k]
+
+
+def _is_empty(process: Process, collection_name: str) -> bool:
+    """Whether there is nothing to find. Raises NotFound where the collection was just erased."""
+    with process.ledger.read() as session:
+        collection = collections.get(session, collection_name)
+        return not documents.page(session, collection.id, limit=1, after=None)
 
 
 def _hit(chunk: documents.ChunkView, match: Match) -> Hit:
