@@ -14,9 +14,9 @@ from api.deps import Parts
 from api.schemas import CheckView, ReadinessView
 from shared import queues
 from shared.db import is_current
-from shared.jobs import FIRST_STEP
 from shared.models import QueueState
 from shared.queue import Queue
+from shared.submission import FIRST_STEP
 
 CHECK_S = 5.0
 STALE_SWEEPS = 10

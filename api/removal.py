@@ -13,11 +13,11 @@ from starlette.concurrency import run_in_threadpool
 from api import prefer, streams
 from api.answers import answer
 from api.deps import Parts
-from shared import jobs
+from shared import submission
 from shared.errors import NotFound
-from shared.jobs import NewJob
 from shared.payloads import EraseInput, Kind
 from shared.queue import Lane
+from shared.submission import NewJob, Submitted
 
 WAIT_S = 30.0
 
@@ -41,10 +41,10 @@ async def erase(
         max_attempts=parts.settings.max_attempts,
     )
 
-    def add() -> jobs.Submitted:
+    def add() -> Submitted:
         with parts.ledger.begin() as session:
             require(session)
-            return jobs.submit(session, new)
+            return submission.submit(session, new)
 
     def hide_now() -> None:
         # Not found: the job has ended since it was last looked at.

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict
 
 from shared.documents import ChunkView, DocumentView
 from shared.estimates import Estimate
-from shared.jobs import State
 from shared.models import File, Job
 from shared.payloads import Kind
 from shared.queue import Lane, LaneRank
+from shared.states import State
 
 
 class BatchView(BaseModel):

@@ -18,7 +18,7 @@ from api.deps import Parts
 from api.schemas import JobView
 from shared.errors import NotFound
 from shared.events import EventType
-from shared.jobs import OPEN
+from shared.states import OPEN
 
 STREAM_ID = re.compile(r"\d{1,20}-\d{1,20}")
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

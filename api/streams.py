@@ -20,7 +20,7 @@ from api.schemas import JobView
 from shared import jobs
 from shared.estimates import Estimate, estimate
 from shared.events import EventType, stream_key
-from shared.jobs import OPEN
+from shared.states import OPEN
 
 START = "0-0"
 READ_ENTRIES = 100

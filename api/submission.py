@@ -12,12 +12,13 @@ from sqlalchemy.orm import Session
 from api.deps import Parts
 from api.requests import JobRequest
 from api.schemas import JobView, ProgressView
-from shared import collections, erasure, jobs
+from shared import collections, erasure, submission
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput, NotFound
-from shared.jobs import FIRST_STEP, NewJob, State, Submitted
 from shared.payloads import EraseInput, IngestInput, Kind, RagInput
 from shared.queue import Lane
+from shared.states import State
+from shared.submission import FIRST_STEP, NewJob, Submitted
 
 
 def new_job(
@@ -53,7 +54,7 @@ def submit(parts: Parts, new: NewJob) -> Submitted:
     with parts.ledger.begin_single() as session:
         parts.gate.admit(session, FIRST_STEP[new.kind][1])
         _require_collection(session, new)
-        return jobs.submit(session, new)
+        return submission.submit(session, new)
 
 
 def submit_batch(parts: Parts, new: list[NewJob]) -> list[UUID]:
@@ -68,7 +69,7 @@ def submit_batch(parts: Parts, new: list[NewJob]) -> list[UUID]:
                 _require_collection(session, new[n])
             except NotFound as error:
                 raise NotFound(f"jobs.{n}: {error.message}") from error
-        return jobs.submit_batch(session, new)
+        return submission.submit_batch(session, new)
 
 
 def view_of_new(new: NewJob, made: Submitted) -> JobView:

@@ -20,6 +20,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psycopg
+
 from shared.db import upgrade
 from tests.servers import Server, free_port, start_postgres, start_redis
 
@@ -27,6 +29,7 @@ BODY = json.dumps(
     {"kind": "embed", "input": {"texts": ["How do I restore a dump of one table?"]}}
 ).encode()
 ROOT = Path(__file__).resolve().parent.parent
+COMMITS = 200
 READY_PATH = {"sluice": "/healthz", "bare": "/docs"}
 
 
@@ -48,7 +51,9 @@ def main() -> int:
     folder.chmod(0o755)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        urls = _start(folder, lambda server: stack.callback(server.stop))
+        postgres = start_postgres(folder / "postgres", durable=True)
+        stack.callback(postgres.stop)
+        urls = _start(folder, postgres, lambda server: stack.callback(server.stop))
         for url in urls.values():
             asyncio.run(_load(url, 4, 1.0))  # warm up
         print(f"{'clients':>7} {'':8} {'jobs/s':>8} {'p50 ms':>8} {'p99 ms':>8} {'ratio':>7}")
@@ -60,12 +65,11 @@ def main() -> int:
                     tallies[name].latencies_s += latencies
                     tallies[name].rates.append(len(latencies) / elapsed_s)
             _report(clients, tallies)
+            print(f"        one durable commit by itself, then: {_commit_ms(postgres.url):.2f} ms")
     return 0
 
 
-def _start(folder: Path, started: Callable[[Server], object]) -> dict[str, str]:
-    postgres = start_postgres(folder / "postgres", durable=True)
-    started(postgres)
+def _start(folder: Path, postgres: Server, started: Callable[[Server], object]) -> dict[str, str]:
     redis = start_redis(folder / "redis")
     started(redis)
     upgrade(postgres.url)
@@ -94,6 +98,16 @@ def _start(folder: Path, started: Callable[[Server], object]) -> dict[str, str]:
         started(server)
         urls[name] = url
     return urls
+
+
+def _commit_ms(url: str) -> float:
+    """The floor of ours with one client: what the disk takes, which others may use as well."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS probe (n int)")
+        begin = time.perf_counter()
+        for n in range(COMMITS):
+            connection.execute("INSERT INTO probe VALUES (%s)", (n,))
+        return (time.perf_counter() - begin) / COMMITS * 1e3
 
 
 async def _load(url: str, clients: int, seconds: float) -> tuple[list[float], float]:

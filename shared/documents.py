@@ -1,7 +1,7 @@
 """Documents as readers see them: only what is live, only text that Postgres still has."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -85,6 +85,16 @@ def chunk_page(
             raise Conflict(f"Document {document_id} was replaced while it was read; start again.")
         query = query.where(Chunk.version_id == position[0], Chunk.ordinal > position[1])
     return [_chunk_view(*row) for row in session.execute(query)]
+
+
+def live_hashes(session: Session, collection_id: UUID, sources: Iterable[str]) -> dict[str, str]:
+    """The content hashes of those of the documents that are live, by source."""
+    rows = session.execute(
+        select(Document.source, Version.content_hash)
+        .join(Version, Version.id == Document.live_version_id)
+        .where(Document.collection_id == collection_id, Document.source.in_(set(sources)))
+    )
+    return dict(rows.all())
 
 
 def live_chunks(session: Session, collection_id: UUID, ids: Sequence[str]) -> dict[str, ChunkView]:

@@ -16,8 +16,8 @@ from uuid import UUID
 from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.orm import Session
 
-from shared.jobs import State
 from shared.models import Job, Step, Worker
+from shared.states import State
 
 RECENT_STEPS = 50
 ALIVE_FACTOR = 3

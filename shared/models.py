@@ -13,33 +13,17 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
-    MetaData,
     SmallInteger,
     Text,
     UniqueConstraint,
     func,
 )
 from sqlalchemy import text as sql
-from sqlalchemy.dialects.postgresql import ARRAY, INT4MULTIRANGE, JSONB, TIMESTAMP
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.dialects.postgresql import ARRAY, INT4MULTIRANGE
+from sqlalchemy.orm import Mapped, mapped_column
 
+from shared.base import Base as Base  # of which the migrations read all tables
 from shared.ids import new_id
-
-NAMING = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
-
-class Base(DeclarativeBase):
-    metadata = MetaData(naming_convention=NAMING)
-    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's own interface)
-        datetime: TIMESTAMP(timezone=True),
-        dict[str, Any]: JSONB(none_as_null=True),
-        str: Text,
-    }
 
 
 class Job(Base):

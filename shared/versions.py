@@ -8,23 +8,18 @@ and rows last. The document row is the lock that serializes all of this.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, exists, func, insert, or_, select, text, update
+from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from shared.documents import chunk_id
 from shared.errors import Unavailable
 from shared.ids import new_id
-from shared.jobs import OPEN
-from shared.models import Chunk, Collection, Document, IngestItem, Job, Version
-
-ERASURE_GIVEN_UP_AFTER = timedelta(hours=1)
-"""When the collector ends an erasure whose own job did not."""
+from shared.models import Chunk, Collection, Document, Version
 
 
 class VersionState(StrEnum):
@@ -69,16 +64,6 @@ class Remains:
         return [chunk_id(self.version_id, n) for n in range(self.chunk_count)]
 
 
-def live_hashes(session: Session, collection_id: UUID, sources: Iterable[str]) -> dict[str, str]:
-    """The content hashes of those of the documents that are live, by source."""
-    rows = session.execute(
-        select(Document.source, Version.content_hash)
-        .join(Version, Version.id == Document.live_version_id)
-        .where(Document.collection_id == collection_id, Document.source.in_(set(sources)))
-    )
-    return dict(rows.all())
-
-
 def lock_documents(
     session: Session, collection_id: UUID, sources: Iterable[str]
 ) -> dict[str, Document]:
@@ -108,7 +93,7 @@ def begin(
     """Write a pending version of a locked document, or join the one with the same content.
 
     It is joined only if it is the newest: an older one would not become live any more. None where
-    the live version is already the wanted one. Raises Unavailable while the document is being erased.
+    the live version is already the wanted one. Raises Unavailable while the document is erased.
     """
     if document.erasing_at is not None:
         raise Unavailable(f"{content.source} is being erased; it is ingested again after that.")
@@ -286,65 +271,11 @@ def note_embedded(session: Session, part: Part) -> Embedded:
     return Embedded(
         state=VersionState.LIVE,
         chunk_count=row.chunk_count,
-        replaced=next(iter(_remains(session, Version.id == old)), None),
+        replaced=next(iter(remains_where(session, Version.id == old)), None),
     )
 
 
-def forsaken(session: Session, *, limit: int) -> list[Remains]:
-    """Retire pending versions that no open job works on; return all that are retired."""
-    in_work = exists().where(
-        IngestItem.version_id == Version.id, Job.id == IngestItem.job_id, Job.state.in_(OPEN)
-    )
-    pending = Version.state == VersionState.PENDING
-    # Locked first and looked at again after: a job that joins a version holds this lock.
-    idle = session.scalars(
-        select(Version.id).where(pending, ~in_work).limit(limit).with_for_update(skip_locked=True)
-    ).all()
-    session.execute(
-        update(Version)
-        .where(Version.id.in_(idle), pending, ~in_work)
-        .values(state=VersionState.RETIRED.value)
-        .execution_options(synchronize_session=False)
-    )
-    return remains(session, limit=limit)
-
-
-def remains(session: Session, *, limit: int) -> list[Remains]:
-    """Retired versions, but for those that an erasure or an open item is at work on."""
-    left_alone = func.coalesce(Document.erasing_at, Collection.erasing_at)
-    return _remains(
-        session,
-        Version.state == VersionState.RETIRED,
-        ~_awaited(),
-        or_(left_alone.is_(None), left_alone < func.now() - ERASURE_GIVEN_UP_AFTER),
-        limit=limit,
-    )
-
-
-def remains_of_documents(session: Session, document_ids: Sequence[UUID]) -> list[Remains]:
-    return _remains(
-        session, Version.state == VersionState.RETIRED, Version.document_id.in_(document_ids)
-    )
-
-
-def unawaited(session: Session, found: Sequence[Remains]) -> list[Remains]:
-    """Those that no open item waits for, which would take its version for an erased one."""
-    ids = session.scalars(
-        select(Version.id).where(Version.id.in_([each.version_id for each in found]), ~_awaited())
-    ).all()
-    return [each for each in found if each.version_id in ids]
-
-
-def _awaited() -> ColumnElement[bool]:
-    return exists().where(
-        IngestItem.version_id == Version.id,
-        IngestItem.outcome.is_(None),
-        Job.id == IngestItem.job_id,
-        Job.state.in_(OPEN),
-    )
-
-
-def _remains(session: Session, *where: Any, limit: int | None = None) -> list[Remains]:
+def remains_where(session: Session, *where: Any, limit: int | None = None) -> list[Remains]:
     rows = session.execute(
         select(Version.id, Version.chunk_count, Collection.name)
         .join(Document, Document.id == Version.document_id)
@@ -353,28 +284,6 @@ def _remains(session: Session, *where: Any, limit: int | None = None) -> list[Re
         .limit(limit)
     )
     return [Remains(version_id=i, chunk_count=n, collection=name) for i, n, name in rows]
-
-
-def remove(session: Session, version_ids: Sequence[UUID]) -> int:
-    """Delete retired versions with their text, and documents that have none left.
-
-    Returns the number of chunks deleted. Call it once their vectors are gone.
-    """
-    # Before anything else, as everywhere; and so that no step is just adding a version.
-    lock_documents_of(session, version_ids)
-    gone = session.execute(
-        delete(Version)
-        .where(Version.id.in_(version_ids), Version.state == VersionState.RETIRED)
-        .returning(Version.document_id, Version.chunk_count)
-    ).all()
-    session.execute(
-        delete(Document).where(
-            Document.id.in_({row.document_id for row in gone}),
-            Document.live_version_id.is_(None),
-            ~exists().where(Version.document_id == Document.id),
-        )
-    )
-    return sum(row.chunk_count for row in gone)
 
 
 def _set_state(session: Session, version_id: UUID, state: VersionState) -> None:

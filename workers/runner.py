@@ -16,7 +16,8 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from shared import steps
+from shared import claims, steps
+from shared.claims import Claim
 from shared.config import Settings
 from shared.errors import (
     Cancelled,
@@ -30,7 +31,6 @@ from shared.errors import (
     Unavailable,
     WorkerLost,
 )
-from shared.steps import Claim
 from workers.process import Process
 from workers.pulse import Heartbeat
 from workers.step import Context, Done, Handler
@@ -48,7 +48,7 @@ UNAVAILABLE_SINCE = "unavailable_since"
 def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
     """Run the best runnable step of the queue; False if there is none."""
     with process.ledger.begin() as session:
-        claim = steps.claim(
+        claim = claims.claim(
             session, queue, worker=process.worker_name, lease_s=process.settings.step_lease_s
         )
     if claim is None:

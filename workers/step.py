@@ -7,8 +7,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from shared.claims import Claim
 from shared.errors import Cancelled
-from shared.steps import Claim, Finish, NewStep
+from shared.steps import Finish, NewStep
 from workers.process import Process
 
 

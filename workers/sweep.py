@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 from shared import jobs, steps
 from shared.config import Settings
 from shared.errors import SluiceError
-from shared.jobs import OPEN, State
 from shared.models import File, Job, QueueState, Worker
 from shared.queue import Queue
+from shared.states import OPEN, State
 from workers.ingest.collect import collect_forsaken
 from workers.process import Process
 from workers.runner import Handlers, lost_worker, settle_failure

@@ -16,9 +16,10 @@ from api.schemas import BatchView, JobView, Page
 from shared import jobs
 from shared.errors import InvalidInput
 from shared.estimates import Estimate, estimate
-from shared.jobs import Filter, State
+from shared.jobs import Filter
 from shared.payloads import CollectionName, Kind
 from shared.queue import Lane
+from shared.states import State
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 

@@ -38,9 +38,8 @@ def test_a_cancelled_ingest_job_leaves_whole_documents_only(
         "OR finished_at > %s OR started_at > %s)",
         job.id, ended.finished_at, answered_at,
     ) == []  # fmt: skip
-    # A step that ran did not go on to its own end: it was given up, or just done.
-    gave_up = "SELECT count(*) FROM steps WHERE job_id = %s AND state = 'cancelled'"
-    assert stack.value(gave_up, job.id) > 0
+    not_begun = "SELECT count(*) FROM steps WHERE job_id = %s AND state = 'cancelled'"
+    assert stack.value(not_begun, job.id) > 0
 
     stack.until_tidy(COLLECTION)
     # Settled: vectors that a stopped step had under way are taken out again.
@@ -62,6 +61,19 @@ def test_a_cancelled_ingest_job_leaves_whole_documents_only(
     }
     stack.until_tidy(COLLECTION)
     stack.check_agreement(COLLECTION, chunks=sum(chunks.values()))
+
+
+def test_a_running_step_is_given_up_before_its_end(stack: LiveStack, client: Client) -> None:
+    text = "lanterns, harbours and the river in spring. " * 6
+    job = client.submit("embed", {"texts": [f"{n}: {text}" for n in range(5000)]})
+    until(lambda: stack.running_steps(job.id), "it is at work")
+    client.cancel(job.id)
+    ended = client.wait(job.id)
+    assert ended.state is State.CANCELLED
+    assert ended.result is None
+    # It was begun, and not carried through.
+    steps = stack.sql("SELECT state, attempt, result FROM steps WHERE job_id = %s", job.id)
+    assert steps == [("cancelled", 1, None)]
 
 
 def test_a_queued_job_is_cancelled_at_once(stack: LiveStack, client: Client) -> None:

@@ -6,7 +6,8 @@ from cli.client import Client
 from cli.wire import Job, State
 from tests.e2e.stack import LiveStack, until
 
-TEXTS = [f"Sentence {n} about lanterns, harbours and the river in the spring." for n in range(600)]
+# Long enough to be caught at it, small enough to be done soon.
+TEXTS = [f"Text {n}: " + "lanterns, harbours and the river in spring. " * 6 for n in range(500)]
 
 
 def test_a_step_whose_worker_was_killed_runs_again(stack: LiveStack, client: Client) -> None:
@@ -88,7 +89,7 @@ def test_a_search_waits_for_a_killed_server(stack: LiveStack, client: Client, na
 
 
 def _kill_while_running(stack: LiveStack, job: Job, *, attempt: int) -> None:
-    """Kill what runs the job's step, as often as it takes for the kill to hit."""
+    """Kill what runs this attempt of the job's step."""
     running = "SELECT count(*) FROM steps WHERE job_id = %s AND state = 'running' AND attempt = %s"
     until(lambda: stack.value(running, job.id, attempt), f"attempt {attempt} runs")
     stack.kill_pool()

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from shared import steps
+from shared import claims, steps
+from shared.claims import Claim
 from shared.ledger import Ledger
-from shared.steps import Claim
 
 Finish = Callable[[str, dict[str, Any]], Claim]
 
@@ -18,7 +18,7 @@ def claim(ledger: Ledger) -> Callable[[str], Claim]:
 
     def start(queue: str) -> Claim:
         with ledger.begin() as session:
-            found = steps.claim(session, queue, worker="a test", lease_s=60)
+            found = claims.claim(session, queue, worker="a test", lease_s=60)
         assert found is not None, f"nothing to claim in {queue}"
         return found
 

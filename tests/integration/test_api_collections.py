@@ -10,10 +10,10 @@ from redis import Redis
 from sqlalchemy import select
 
 from shared import collections
+from shared.claims import Claim
 from shared.ledger import Ledger
 from shared.models import Chunk, Document, Version
-from shared.steps import Claim
-from tests.integration.test_api_jobs import problem
+from tests.integration.answers import problem
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 from redis import Redis
 
 from shared import jobs, steps
+from shared.claims import Claim
 from shared.config import Settings
 from shared.events import Event, EventType, stream_key
 from shared.ledger import Ledger
-from shared.steps import Claim
 
 EMBED = {"kind": "embed", "input": {"texts": ["a"]}}
 

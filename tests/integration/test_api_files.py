@@ -10,14 +10,9 @@ import httpx
 import pytest
 
 from shared.config import Settings
-from tests.integration.test_api_jobs import problem
+from tests.integration.answers import problem, stored
 
 NAMES = ["plain.txt", "docs/한국어 안내.md", 'a "quoted" name.txt', "ends with dot.", "🙂.html"]
-
-
-def stored(settings: Settings) -> list[Path]:
-    root = Path(settings.storage())
-    return [path for path in root.rglob("*") if path.is_file()] if root.exists() else []
 
 
 @pytest.mark.parametrize("name", NAMES)

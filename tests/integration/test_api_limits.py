@@ -11,8 +11,7 @@ from pydantic import SecretStr
 from shared.config import Settings
 from shared.ledger import Ledger
 from tests.api_server import served
-from tests.integration.test_api_files import stored
-from tests.integration.test_api_jobs import EMBED, problem
+from tests.integration.answers import EMBED, problem, stored
 
 MIB = 2**20
 MULTIPART_HEAD = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'

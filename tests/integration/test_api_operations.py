@@ -9,13 +9,13 @@ import httpx
 import pytest
 from redis import Redis
 
-from shared import steps
+from shared import claims
+from shared.claims import Claim
 from shared.ledger import Ledger
 from shared.models import QueueState, Worker
 from shared.payloads import Kind
 from shared.queue import Queue
-from shared.steps import Claim
-from tests.integration.test_api_jobs import EMBED, problem
+from tests.integration.answers import EMBED, problem
 
 
 def queue(api: httpx.Client, name: str) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class TestQueues:
         api.post("/v1/jobs", json=EMBED)
         api.post("/v1/jobs", json=EMBED)
         with ledger.begin() as session:
-            assert steps.claim(session, "embed", worker="w", lease_s=5) is None
+            assert claims.claim(session, "embed", worker="w", lease_s=5) is None
         # Workers take the messages, find nothing to do, and forget them.
         with Redis.from_url(redis_url) as redis:
             redis.delete("embed")

@@ -9,12 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shared import steps
+from shared import claims, steps
 from shared.config import Settings
 from shared.db import upgrade
 from shared.ledger import Ledger, make_ledger
 from tests.api_server import run_api, served
-from tests.integration.test_api_jobs import EMBED, problem
+from tests.integration.answers import EMBED, problem
 from tests.servers import Server, start_postgres, start_redis
 
 URLS = {"SLUICE_DATABASE_URL": "postgresql://x/x", "SLUICE_REDIS_URL": "redis://x"}
@@ -77,7 +77,7 @@ class TestRedisDown:
         def work() -> None:
             told.wait(30)
             with ledger.begin() as session:
-                claim = steps.claim(session, "embed", worker="w", lease_s=60)
+                claim = claims.claim(session, "embed", worker="w", lease_s=60)
             assert claim is not None
             with ledger.begin() as session:
                 steps.succeed(session, claim, result={"model": "m"})

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from shared import remains
 from shared.config import Settings
 from shared.errors import NotFound
-from shared.jobs import OPEN
 from shared.ids import new_id
 from shared.ledger import Ledger
 from shared.models import Version
 from shared.queue import Queue
+from shared.states import OPEN
 from tests.integration.workbench import (
     claimed,
     counts,
@@ -307,7 +308,7 @@ def test_the_collector_waits_for_who_just_locks_a_document(
     load_all(process)
     cancel(process, job_id)
     with process.ledger.begin() as session:
-        found = versions.forsaken(session, limit=10)
+        found = remains.forsaken(session, limit=10)
     content = Content(
         source="d", sha256="0", content_hash="1", size_bytes=1, metadata={},
         chunks=[(0, "new", {})],
@@ -327,10 +328,9 @@ def test_the_collector_waits_for_who_just_locks_a_document(
 
 
 def _remove(process: Process, found: list[object]) -> None:
-    from shared import versions
 
     with process.ledger.begin() as session:
-        versions.remove(session, [each.version_id for each in found])  # type: ignore[attr-defined]
+        remains.remove(session, [each.version_id for each in found])  # type: ignore[attr-defined]
 
 
 def test_an_erased_collection_is_not_made_again_by_a_job_that_was_just_starting(

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from shared import collections, documents, steps
+from shared import claims, collections, documents, steps
 from shared.collections import Spec
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import Conflict, NotFound
@@ -342,7 +342,7 @@ def test_a_collection_erased_while_it_is_filled_leaves_nothing(
             assert session.scalar(text(f"SELECT count(*) FROM {table}")) == 0
 
 
-def _write_vectors_again(process: Process, collection: str, claim: steps.Claim) -> None:
+def _write_vectors_again(process: Process, collection: str, claim: claims.Claim) -> None:
     import numpy as np
 
     from workers.retrieval.store import Entry

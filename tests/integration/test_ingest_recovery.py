@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import select, text
 
-from shared import steps
+from shared import claims, steps
+from shared.claims import Claim
 from shared.config import Settings
 from shared.errors import Permanent, Unavailable
 from shared.ledger import Ledger
 from shared.models import Version
 from shared.queue import Queue
-from shared.steps import Claim
 from tests.integration.workbench import (
     cancel,
     claimed,
@@ -203,7 +203,7 @@ def test_a_document_that_kills_its_worker_fails_alone(process: Process, collecti
     while True:
         make_due(process)
         with process.ledger.begin() as session:
-            claim = steps.claim(session, "ingest", worker="doomed", lease_s=60)
+            claim = claims.claim(session, "ingest", worker="doomed", lease_s=60)
         if claim is None:
             break
         is_broken_up = claim.attempt > 1 and len(claim.payload["ordinals"]) > 1
@@ -239,7 +239,7 @@ def test_a_document_that_kills_its_embedding_step_fails_alone(
     while True:
         make_due(process)
         with process.ledger.begin() as session:
-            claim = steps.claim(session, "embed", worker="doomed", lease_s=60)
+            claim = claims.claim(session, "embed", worker="doomed", lease_s=60)
         if claim is None:
             break
         mine = [part[0] for part in claim.payload["parts"]]

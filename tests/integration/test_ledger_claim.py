@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import text
 
-from shared import jobs, queues, steps
+from shared import claims, queues, steps, submission
 from shared.config import Settings
-from shared.jobs import NewJob
 from shared.ledger import Ledger
 from shared.payloads import Kind
 from shared.queue import Lane, Queue
+from shared.submission import NewJob
 from tests.integration.workbench import (
     claim,
     claimed,
@@ -194,7 +194,7 @@ BLOCKS = re.compile(r"Buffers: shared hit=(\d+)(?: read=(\d+))?")
 def blocks_of_a_claim(process: Process) -> tuple[int, str]:
     """Blocks that a claim touches, and its plan. The claim itself is undone."""
     values = {"queue": "embed", "worker": "test", "lease_s": 60}
-    explain = text(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF) {steps.CLAIM.text}")
+    explain = text(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF) {claims.CLAIM.text}")
     with process.ledger.read() as session:
         plan = "\n".join(line for (line,) in session.execute(explain, values))
         session.rollback()
@@ -206,7 +206,7 @@ def blocks_of_a_claim(process: Process) -> tuple[int, str]:
 def add_steps(process: Process, count: int, keys: int) -> None:
     each = NewJob(kind=Kind.EMBED, input={"texts": ["a"]}, fair_key="")
     with process.ledger.begin() as session:
-        job_id = jobs.submit(session, each).id
+        job_id = submission.submit(session, each).id
         session.execute(
             text("""
                 INSERT INTO steps (job_id, name, queue, lane, fair_key, state, max_attempts)

@@ -8,10 +8,11 @@ import pytest
 from sqlalchemy import text
 
 from shared import jobs, steps
+from shared.claims import Claim
 from shared.config import Settings
 from shared.ledger import Ledger
 from shared.queue import Queue
-from shared.steps import Claim, NewStep, Pulse
+from shared.steps import NewStep, Pulse
 from tests.integration.workbench import (
     cancel,
     claim,

@@ -9,13 +9,14 @@ import pytest
 from sqlalchemy import text
 
 from shared import jobs, steps
+from shared.claims import Claim
 from shared.config import Settings
 from shared.errors import Conflict
 from shared.ids import new_id
 from shared.ledger import Ledger
 from shared.models import Job
 from shared.queue import Lane, Queue
-from shared.steps import Claim, NewStep
+from shared.steps import NewStep
 from tests.integration.workbench import (
     cancel,
     claim,

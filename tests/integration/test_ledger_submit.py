@@ -11,15 +11,15 @@ import pytest
 from redis import Redis
 from sqlalchemy import func, select
 
-from shared import jobs
+from shared import jobs, submission
 from shared.config import Settings
 from shared.errors import Conflict
 from shared.events import stream_key
-from shared.jobs import NewJob
 from shared.ledger import Ledger
 from shared.models import Job, Step
 from shared.payloads import Kind
 from shared.queue import Queue
+from shared.submission import NewJob
 from tests.integration.workbench import (
     cancel,
     claimed,
@@ -63,9 +63,9 @@ def events_of(process: Process, job_id: UUID) -> list[tuple[str, dict[str, Any]]
 
 def test_the_same_key_and_body_give_the_same_job(process: Process) -> None:
     with process.ledger.begin() as session:
-        first = jobs.submit(session, asked(idempotency_key="once"))
+        first = submission.submit(session, asked(idempotency_key="once"))
     with process.ledger.begin() as session:
-        second = jobs.submit(session, asked(idempotency_key="once"))
+        second = submission.submit(session, asked(idempotency_key="once"))
 
     assert (first.is_new, second.is_new) == (True, False)
     assert (second.id, second.created_at) == (first.id, first.created_at)
@@ -89,17 +89,17 @@ def test_the_same_key_with_another_body_is_refused(
     process: Process, changed: dict[str, Any]
 ) -> None:
     with process.ledger.begin() as session:
-        jobs.submit(session, asked(idempotency_key="once"))
+        submission.submit(session, asked(idempotency_key="once"))
 
     with pytest.raises(Conflict, match="once"), process.ledger.begin() as session:
-        jobs.submit(session, asked(idempotency_key="once", **changed))
+        submission.submit(session, asked(idempotency_key="once", **changed))
     assert count_of(process, Job) == 1
 
 
 def test_keys_of_different_clients_do_not_meet(process: Process) -> None:
     with process.ledger.begin() as session:
-        one = jobs.submit(session, asked(idempotency_key="once", fair_key="anna"))
-        other = jobs.submit(session, asked(idempotency_key="once", fair_key="ben"))
+        one = submission.submit(session, asked(idempotency_key="once", fair_key="anna"))
+        other = submission.submit(session, asked(idempotency_key="once", fair_key="ben"))
 
     assert one.id != other.id
 
@@ -111,7 +111,7 @@ def test_sixteen_concurrent_submits_with_one_key_make_one_job(
         found = set()
         for n in range(5):
             with own.ledger.begin() as session:
-                found.add(jobs.submit(session, asked(idempotency_key=f"key {n}")).id)
+                found.add(submission.submit(session, asked(idempotency_key=f"key {n}")).id)
         return found
 
     answers = in_threads(16, settings, work)
@@ -123,29 +123,29 @@ def test_sixteen_concurrent_submits_with_one_key_make_one_job(
 
 def test_a_key_whose_first_submit_was_rolled_back_is_free(process: Process) -> None:
     with pytest.raises(ZeroDivisionError), process.ledger.begin() as session:
-        jobs.submit(session, asked(idempotency_key="once"))
+        submission.submit(session, asked(idempotency_key="once"))
         raise ZeroDivisionError
 
     with process.ledger.begin() as session:
-        assert jobs.submit(session, asked(idempotency_key="once", metadata={"n": 2})).is_new
+        assert submission.submit(session, asked(idempotency_key="once", metadata={"n": 2})).is_new
 
 
 def test_a_batch_is_committed_whole_or_not_at_all(process: Process) -> None:
     with process.ledger.begin() as session:
-        ids = jobs.submit_batch(session, [asked(metadata={"n": n}) for n in range(20)])
+        ids = submission.submit_batch(session, [asked(metadata={"n": n}) for n in range(20)])
     assert [job_of(process, id_).meta["n"] for id_ in ids] == list(range(20))
     assert process.ledger.bell.waiting("embed") == 20
     invariants_hold(process)
 
     bad = asked(metadata={"of": {1, 2}})  # a set is no JSON
     with pytest.raises(Exception, match="JSON"), process.ledger.begin() as session:
-        jobs.submit_batch(session, [asked(), bad])
+        submission.submit_batch(session, [asked(), bad])
     assert count_of(process, Job) == 20
 
 
 def test_nothing_is_announced_before_the_commit_nor_after_a_rollback(process: Process) -> None:
     with process.ledger.begin() as session:
-        job_id = jobs.submit(session, asked()).id
+        job_id = submission.submit(session, asked()).id
         jobs.advance(session, job_id, 1)
         assert process.ledger.bell.waiting("embed") == 0
         assert events_of(process, job_id) == []
@@ -153,7 +153,7 @@ def test_nothing_is_announced_before_the_commit_nor_after_a_rollback(process: Pr
     assert [type_ for type_, _ in events_of(process, job_id)] == ["progress"]
 
     with pytest.raises(ZeroDivisionError), process.ledger.begin() as session:
-        other = jobs.submit(session, asked()).id
+        other = submission.submit(session, asked()).id
         jobs.advance(session, other, 1)
         raise ZeroDivisionError
     assert process.ledger.bell.waiting("embed") == 1

@@ -9,7 +9,7 @@ from chromadb.config import Settings as ChromaSettings
 from langchain_chroma import Chroma
 from langchain_core.embeddings import Embeddings
 
-from shared import versions
+from shared import remains
 from shared.config import Settings
 from shared.ledger import Ledger
 from shared.payloads import Kind
@@ -120,7 +120,7 @@ def test_the_document_list_follows_the_ledger_and_not_the_store(process: Process
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
     with process.ledger.read() as session:
-        assert versions.remains(session, limit=10) == []
+        assert remains.remains(session, limit=10) == []
     stores_agree(process, collection)
 
 

@@ -11,13 +11,14 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import func, select, text, update
 
-from shared import collections, documents, jobs, steps
+from shared import claims, collections, documents, jobs, steps, submission
+from shared.claims import Claim
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
-from shared.jobs import OPEN, NewJob, State
 from shared.models import Chunk, Collection, Document, Job, Step, Version
 from shared.payloads import Hit, IngestInput, Kind, SearchInput
 from shared.queue import Lane, Queue
-from shared.steps import Claim
+from shared.states import OPEN, State
+from shared.submission import NewJob
 from workers.handlers import cpu_handlers, generate_handlers
 from workers.process import Process
 from workers.retrieval.embed import Embedders
@@ -58,18 +59,18 @@ def submit(
 ) -> UUID:
     new = NewJob(kind=kind, input=input_ or {"texts": ["a"]}, **{"fair_key": "someone", **fields})
     with process.ledger.begin() as session:
-        return jobs.submit(session, new).id
+        return submission.submit(session, new).id
 
 
 def submit_many(process: Process, count: int, key: str, lane: Lane = Lane.NORMAL) -> list[UUID]:
     new = NewJob(kind=Kind.EMBED, input={"texts": ["a"]}, fair_key=key, lane=lane)
     with process.ledger.begin() as session:
-        return jobs.submit_batch(session, [new] * count)
+        return submission.submit_batch(session, [new] * count)
 
 
 def claim(process: Process, queue: Queue = Queue.EMBED, *, lease_s: float = 60) -> Claim | None:
     with process.ledger.begin() as session:
-        return steps.claim(session, queue.value, worker=process.worker_name, lease_s=lease_s)
+        return claims.claim(session, queue.value, worker=process.worker_name, lease_s=lease_s)
 
 
 def claimed(process: Process, queue: Queue = Queue.EMBED) -> Claim:

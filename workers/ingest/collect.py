@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from shared import versions
+from shared import remains, versions
 from shared.versions import Part, Remains
 from workers.process import Process
 
@@ -12,7 +12,7 @@ BATCH_VERSIONS = 200
 def collect_forsaken(process: Process) -> int:
     """Collect retired versions, and pending ones that no open job works on. Returns how many."""
     with process.ledger.begin() as session:
-        found = versions.forsaken(session, limit=BATCH_VERSIONS)
+        found = remains.forsaken(session, limit=BATCH_VERSIONS)
     collect(process, found)
     return len(found)
 
@@ -20,7 +20,7 @@ def collect_forsaken(process: Process) -> int:
 def collect_replaced(process: Process, replaced: Sequence[Remains]) -> None:
     """Collect what has just been replaced, less what the sweeper has to leave for now."""
     with process.ledger.read() as session:
-        found = versions.unawaited(session, replaced) if replaced else []
+        found = remains.unawaited(session, replaced) if replaced else []
     collect(process, found)
 
 
@@ -34,7 +34,7 @@ def collect(process: Process, found: Iterable[Remains]) -> int:
         ids = [id_ for each in group for id_ in each.chunk_ids()]
         vectors += process.store.delete(collection, ids)
         with process.ledger.begin() as session:
-            versions.remove(session, [each.version_id for each in group])
+            remains.remove(session, [each.version_id for each in group])
     return vectors
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from shared import erasure, jobs, versions
+from shared import erasure, jobs, remains
 from shared.errors import Permanent
 from shared.payloads import EraseInput, EraseResult
 from workers.step import Context, Done, Handler
@@ -33,9 +33,9 @@ def _erase_documents(context: Context, ids: list[str]) -> Done:
     with process.ledger.begin() as session:
         found = erasure.hide_documents(session, document_ids)
         extent = erasure.extent_of_documents(session, found)
-        remains = versions.remains_of_documents(session, found)
+        retired = remains.remains_of_documents(session, found)
     vectors = 0
-    for each in remains:
+    for each in retired:
         context.check()
         vectors += process.store.delete(each.collection, each.chunk_ids())
 
@@ -44,7 +44,7 @@ def _erase_documents(context: Context, ids: list[str]) -> Done:
 
     def again() -> None:
         """What an embedding step wrote in between, whose rows are now gone."""
-        for each in remains:
+        for each in retired:
             process.store.delete(each.collection, each.chunk_ids())
 
     return _done(extent, vectors, record, again)

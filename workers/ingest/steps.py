@@ -10,12 +10,13 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from shared import collections, files, items, jobs, versions
+from shared import collections, documents, files, items, jobs, versions
+from shared.claims import Claim
 from shared.errors import DocumentError, NotFound, Permanent
 from shared.items import Outcome
 from shared.payloads import IngestInput
 from shared.queue import Queue
-from shared.steps import Claim, NewStep
+from shared.steps import NewStep
 from shared.versions import Part, VersionState
 from workers.ingest.collect import collect_replaced, delete_orphans
 from workers.ingest.content import Order, make, read, source_name
@@ -65,7 +66,7 @@ def load(context: Context) -> Done:
         todo = items.still_open(session, claim.job_id, ordinals)
         uploads = files.of_sources(session, [item.source for item in todo])
         names = [source_name(item.source, uploads) for item in todo]
-        live = versions.live_hashes(session, order.collection_id, names)
+        live = documents.live_hashes(session, order.collection_id, names)
     writer = Writer(context, order)
     for item, name in zip(todo, names, strict=True):
         context.check()

@@ -1,0 +1,113 @@
+"""Claiming: the best runnable step of a queue, in one statement.
+
+Claiming raises the attempt number and sets a lease before any work starts.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from shared.events import EventType
+from shared.ledger import tell_after_commit
+from shared.states import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A running attempt of a step; (`step_id`, `attempt`) is the fencing token."""
+
+    step_id: int
+    job_id: UUID
+    name: str
+    queue: str
+    kind: str
+    payload: dict[str, Any]
+    attempt: int
+    max_attempts: int
+    error_before: dict[str, Any] | None = None
+    """Why the attempt before this one is tried again."""
+
+
+# The best runnable step of a queue: lane, then fair share between keys (fewest running, then
+# longest unserved), then age. `heads` is a loose index scan over (lane, key), so that a claim
+# costs the same with ten queued steps as with a million; the row is locked last, in the order of
+# `turns`, which is why that is materialized.
+CLAIM = text("""
+WITH RECURSIVE heads AS (
+    (SELECT lane, fair_key FROM steps WHERE queue = :queue AND state = 'queued'
+     ORDER BY lane, fair_key LIMIT 1)
+    UNION ALL
+    SELECT n.lane, n.fair_key FROM heads h CROSS JOIN LATERAL (
+        SELECT s.lane, s.fair_key FROM steps s
+        WHERE s.queue = :queue AND s.state = 'queued'
+          AND (s.lane, s.fair_key) > (h.lane, h.fair_key)
+        ORDER BY s.lane, s.fair_key LIMIT 1) n
+), busy AS (
+    SELECT fair_key, count(*) AS running FROM steps
+    WHERE queue = :queue AND state = 'running' GROUP BY fair_key
+), ordered AS MATERIALIZED (
+    SELECT h.lane, h.fair_key FROM heads h
+    LEFT JOIN busy b ON b.fair_key = h.fair_key
+    LEFT JOIN turns t ON t.queue = :queue AND t.fair_key = h.fair_key
+    WHERE NOT EXISTS (SELECT FROM queues WHERE name = :queue AND paused_at IS NOT NULL)
+    ORDER BY h.lane, coalesce(b.running, 0), t.served_at NULLS FIRST, h.fair_key
+), picked AS MATERIALIZED (
+    SELECT s.id FROM ordered o CROSS JOIN LATERAL (
+        SELECT id FROM steps
+        WHERE queue = :queue AND state = 'queued' AND lane = o.lane AND fair_key = o.fair_key
+          AND run_after <= now()
+        ORDER BY job_id, id LIMIT 1
+        FOR UPDATE SKIP LOCKED) s
+    LIMIT 1
+), claimed AS (
+    UPDATE steps SET state = 'running', attempt = attempt + 1, worker = :worker,
+        started_at = now(), lease_until = now() + make_interval(secs => :lease_s)
+    FROM picked WHERE steps.id = picked.id
+    RETURNING steps.*
+), started AS (
+    UPDATE jobs SET state = 'running', started_at = coalesce(jobs.started_at, now()),
+        attempt = greatest(jobs.attempt, c.attempt), queue = c.queue,
+        deadline_at = coalesce(deadline_at, now() + make_interval(secs => timeout_s))
+    FROM claimed c
+    WHERE jobs.id = c.job_id AND NOT c.after_end
+      AND (jobs.state = 'queued' OR jobs.attempt < c.attempt OR jobs.queue <> c.queue)
+    RETURNING jobs.id
+)
+SELECT c.id, c.job_id, c.name, c.queue, c.fair_key, c.payload, c.attempt, c.max_attempts,
+    c.error, j.kind, j.state AS job_state
+FROM claimed c JOIN jobs j ON j.id = c.job_id
+""")
+
+# Best effort: fair share's memory must not make claims wait for each other.
+SERVED = text("""
+WITH locked AS (
+    SELECT queue, fair_key FROM turns WHERE queue = :queue AND fair_key = :fair_key
+    FOR UPDATE SKIP LOCKED
+), moved AS (
+    UPDATE turns t SET served_at = clock_timestamp() FROM locked
+    WHERE t.queue = locked.queue AND t.fair_key = locked.fair_key
+)
+INSERT INTO turns (queue, fair_key, served_at)
+SELECT :queue, :fair_key, clock_timestamp()
+WHERE NOT EXISTS (SELECT FROM turns WHERE queue = :queue AND fair_key = :fair_key)
+ON CONFLICT DO NOTHING
+""")
+
+
+def claim(session: Session, queue: str, *, worker: str, lease_s: float) -> Claim | None:
+    """Take the best runnable step of the queue for `lease_s` seconds, or None."""
+    values = {"queue": queue, "worker": worker, "lease_s": lease_s}
+    row = session.execute(CLAIM, values).first()
+    if row is None:
+        return None
+    session.execute(SERVED, {"queue": queue, "fair_key": row.fair_key})
+    if row.job_state == State.QUEUED:
+        tell_after_commit(session, row.job_id, EventType.STATE, {"state": State.RUNNING.value})
+    return Claim(
+        step_id=row.id, job_id=row.job_id, name=row.name, queue=row.queue, kind=row.kind,
+        payload=row.payload, attempt=row.attempt, max_attempts=row.max_attempts,
+        error_before=row.error,
+    )  # fmt: skip

@@ -1,0 +1,91 @@
+"""Remains: versions that readers no longer see, until their vectors and rows are deleted."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from shared.models import Collection, Document, IngestItem, Job, Version
+from shared.states import OPEN
+from shared.versions import Remains, VersionState, lock_documents_of, remains_where
+
+ERASURE_GIVEN_UP_AFTER = timedelta(hours=1)
+"""When the collector ends an erasure whose own job did not."""
+
+
+def forsaken(session: Session, *, limit: int) -> list[Remains]:
+    """Retire pending versions that no open job works on; return all that are retired."""
+    in_work = exists().where(
+        IngestItem.version_id == Version.id, Job.id == IngestItem.job_id, Job.state.in_(OPEN)
+    )
+    pending = Version.state == VersionState.PENDING
+    # Locked first and looked at again after: a job that joins a version holds this lock.
+    idle = session.scalars(
+        select(Version.id).where(pending, ~in_work).limit(limit).with_for_update(skip_locked=True)
+    ).all()
+    session.execute(
+        update(Version)
+        .where(Version.id.in_(idle), pending, ~in_work)
+        .values(state=VersionState.RETIRED.value)
+        .execution_options(synchronize_session=False)
+    )
+    return remains(session, limit=limit)
+
+
+def remains(session: Session, *, limit: int) -> list[Remains]:
+    """Retired versions, but for those that an erasure or an open item is at work on."""
+    left_alone = func.coalesce(Document.erasing_at, Collection.erasing_at)
+    return remains_where(
+        session,
+        Version.state == VersionState.RETIRED,
+        ~_awaited(),
+        or_(left_alone.is_(None), left_alone < func.now() - ERASURE_GIVEN_UP_AFTER),
+        limit=limit,
+    )
+
+
+def remains_of_documents(session: Session, document_ids: Sequence[UUID]) -> list[Remains]:
+    return remains_where(
+        session, Version.state == VersionState.RETIRED, Version.document_id.in_(document_ids)
+    )
+
+
+def unawaited(session: Session, found: Sequence[Remains]) -> list[Remains]:
+    """Those that no open item waits for, which would take its version for an erased one."""
+    ids = session.scalars(
+        select(Version.id).where(Version.id.in_([each.version_id for each in found]), ~_awaited())
+    ).all()
+    return [each for each in found if each.version_id in ids]
+
+
+def _awaited() -> ColumnElement[bool]:
+    return exists().where(
+        IngestItem.version_id == Version.id,
+        IngestItem.outcome.is_(None),
+        Job.id == IngestItem.job_id,
+        Job.state.in_(OPEN),
+    )
+
+
+def remove(session: Session, version_ids: Sequence[UUID]) -> int:
+    """Delete retired versions with their text, and documents that have none left.
+
+    Returns the number of chunks deleted. Call it once their vectors are gone.
+    """
+    # Before anything else, as everywhere; and so that no step is just adding a version.
+    lock_documents_of(session, version_ids)
+    gone = session.execute(
+        delete(Version)
+        .where(Version.id.in_(version_ids), Version.state == VersionState.RETIRED)
+        .returning(Version.document_id, Version.chunk_count)
+    ).all()
+    session.execute(
+        delete(Document).where(
+            Document.id.in_({row.document_id for row in gone}),
+            Document.live_version_id.is_(None),
+            ~exists().where(Version.document_id == Document.id),
+        )
+    )
+    return sum(row.chunk_count for row in gone)

@@ -1,0 +1,178 @@
+"""Submitting: new jobs and their first steps. With `jobs.py`, `claims.py` and `steps.py`, the only
+writer of job and step state.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import Any, NamedTuple, cast
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Insert, Table, bindparam, func, insert, select
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from shared.errors import Conflict
+from shared.ids import new_id
+from shared.ledger import ring_after_commit
+from shared.models import Job, Step
+from shared.payloads import Kind
+from shared.queue import Lane, Queue
+from shared.states import State
+
+# The bare tables: submitting is the hottest path, and needs nothing of the ORM.
+JOBS = cast(Table, Job.__table__)
+STEPS = cast(Table, Step.__table__)
+
+FIRST_STEP: dict[Kind, tuple[str, Queue]] = {
+    Kind.INGEST: ("ingest.plan", Queue.INGEST),
+    Kind.EMBED: ("embed", Queue.EMBED),
+    Kind.SEARCH: ("search", Queue.QUERY),
+    Kind.RAG: ("rag.find", Queue.QUERY),
+    Kind.ERASE: ("erase", Queue.CONTROL),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """What a client asks for, validated. Durations in seconds."""
+
+    kind: Kind
+    input: dict[str, Any]
+    fair_key: str
+    lane: Lane = Lane.NORMAL
+    metadata: dict[str, Any] = field(default_factory=dict)
+    webhook: dict[str, Any] | None = None
+    timeout_s: float | None = None
+    max_attempts: int = 3
+    run_after: datetime | None = None
+    idempotency_key: str | None = None
+    body_hash: str | None = None
+    """Of what the client sent, where that is known: defaults may change, a body does not."""
+
+    def request_hash(self) -> str:
+        """Of the request, so that a reused key with another body is noticed."""
+        if self.body_hash is not None:
+            return self.body_hash
+        parts = [
+            self.kind, self.input, self.lane, self.metadata, self.webhook,
+            self.timeout_s, self.max_attempts, str(self.run_after),
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class Submitted(NamedTuple):
+    """A job that a submit made, or that it found under its idempotency key."""
+
+    id: UUID
+    is_new: bool
+    created_at: datetime
+
+
+def submit(session: Session, new: NewJob) -> Submitted:
+    """Add a job and its first step, in one statement.
+
+    Raises Conflict where the idempotency key stands for another request.
+    """
+    job_id = new_id()
+    values = {f"job_{name}": value for name, value in _job_row(job_id, new).items()}
+    values |= {f"step_{name}": value for name, value in first_step(job_id, new).items()}
+    row = session.execute(_submit_statement(), values | {"step_run_after": new.run_after}).first()
+    if row is None:
+        return _job_of_key(session, new)
+    if new.run_after is None:
+        ring_after_commit(session, FIRST_STEP[new.kind][1].value)
+    return Submitted(job_id, True, row.created_at)
+
+
+@cache
+def _submit_statement() -> Insert:
+    """Built once: building it takes longer than running it.
+
+    A conflict of idempotency keys waits for the other submit and then yields to it.
+    """
+    example = NewJob(kind=Kind.EMBED, input={}, fair_key="")
+    job = (
+        upsert(JOBS)
+        .values({name: _parameter("job", JOBS, name) for name in _job_row(UUID(int=0), example)})
+        .on_conflict_do_nothing()
+        .returning(JOBS.c.id)
+        .cte("job")
+    )
+    step: dict[str, ColumnElement[Any]] = {
+        name: _parameter("step", STEPS, name) for name in first_step(UUID(int=0), example)
+    }
+    step["run_after"] = func.coalesce(_parameter("step", STEPS, "run_after"), func.now())
+    return (
+        insert(STEPS)
+        .from_select(list(step), select(*step.values()).select_from(job))
+        .returning(STEPS.c.created_at)
+    )
+
+
+def _parameter(prefix: str, table: Table, name: str) -> ColumnElement[Any]:
+    return bindparam(f"{prefix}_{name}", type_=table.c[name].type)
+
+
+def submit_batch(session: Session, new_jobs: list[NewJob]) -> list[UUID]:
+    """Add many jobs in one transaction: all or none. Idempotency keys are not for batches."""
+    rows = [(new_id(), new) for new in new_jobs]
+    session.execute(insert(JOBS), [_job_row(job_id, new) for job_id, new in rows])
+    session.execute(insert(Step), [first_step(job_id, new) for job_id, new in rows])
+    for _, new in rows:
+        if new.run_after is None:
+            ring_after_commit(session, FIRST_STEP[new.kind][1].value)
+    return [job_id for job_id, _ in rows]
+
+
+def _job_row(job_id: UUID, new: NewJob) -> dict[str, Any]:
+    name_and_queue = FIRST_STEP[new.kind]
+    return {
+        "id": job_id,
+        "kind": new.kind.value,
+        "state": State.QUEUED.value,
+        "lane": new.lane.rank,
+        "queue": name_and_queue[1].value,
+        "fair_key": new.fair_key,
+        "collection": new.input.get("collection"),
+        "input": new.input,
+        "open_steps": 1,
+        "max_attempts": new.max_attempts,
+        "timeout_s": new.timeout_s,
+        "metadata": new.metadata,
+        "webhook": new.webhook,
+        "run_after": new.run_after,
+        "idempotency_key": new.idempotency_key,
+        "request_hash": new.request_hash() if new.idempotency_key else None,
+    }
+
+
+def first_step(job_id: UUID, new: NewJob) -> dict[str, Any]:
+    """The row of the step that such a job begins with."""
+    name, queue = FIRST_STEP[new.kind]
+    step = {
+        "job_id": job_id,
+        "name": name,
+        "queue": queue.value,
+        "lane": new.lane.rank,
+        "fair_key": new.fair_key,
+        "state": State.QUEUED.value,
+        "max_attempts": new.max_attempts,
+    }
+    return step if new.run_after is None else step | {"run_after": new.run_after}
+
+
+def _job_of_key(session: Session, new: NewJob) -> Submitted:
+    row = session.execute(
+        select(Job.id, Job.request_hash, Job.created_at).where(
+            Job.fair_key == new.fair_key, Job.idempotency_key == new.idempotency_key
+        )
+    ).one()
+    if row.request_hash != new.request_hash():
+        raise Conflict(
+            f"Idempotency-Key {new.idempotency_key!r} was used for another request "
+            f"(job {row.id}); send a new key with a new body."
+        )
+    return Submitted(row.id, False, row.created_at)

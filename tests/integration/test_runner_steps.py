@@ -1,0 +1,397 @@
+"""The life of an attempt: how it runs, how it ends, and what is tried again."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from shared.config import Settings
+from shared.errors import (
+    ConfigurationError,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Permanent,
+    Retryable,
+    Unavailable,
+)
+from shared.ledger import Ledger
+from shared.queue import Queue
+from shared.claims import Claim
+from shared.steps import NewStep
+from tests.integration.workbench import (
+    claimed,
+    doing,
+    drain,
+    invariants_hold,
+    job_of,
+    lose_workers,
+    make_due,
+    make_process,
+    steps_of,
+    submit,
+)
+from workers.process import Process
+from workers.runner import run, run_next
+from workers.step import Context, Done, Handler
+
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
+    process = make_process(settings)
+    yield process
+    process.ledger.close()
+
+
+def raising(*errors: Exception | None) -> Any:
+    """A handler that raises these in turn, and succeeds at None and from then on."""
+    left = list(errors)
+
+    def handler(_: Context) -> dict[str, str]:
+        error = left.pop(0) if left else None
+        if error is not None:
+            raise error
+        return {"done": "well"}
+
+    return doing(handler)
+
+
+def test_an_empty_queue_is_no_work(process: Process) -> None:
+    assert run_next(process, {}, "embed") is False
+
+
+def test_success_is_recorded_with_what_the_handler_writes(process: Process) -> None:
+    job_id = submit(process)
+    after: list[str] = []
+
+    def record(session: Session) -> None:
+        session.execute(text("UPDATE jobs SET progress_done = 5"))
+
+    drain(
+        process,
+        doing(lambda _: Done(result={"n": 1}, record=record, after=lambda: after.append("ran"))),
+    )
+
+    job = job_of(process, job_id)
+    assert (job.state, job.result, job.progress_done) == ("succeeded", {"n": 1}, 5)
+    assert after == ["ran"]
+
+
+def test_a_record_that_fails_leaves_nothing_and_is_tried_again(process: Process) -> None:
+    job_id = submit(process)
+    left = [1]
+
+    def record(session: Session) -> None:
+        session.execute(text("UPDATE jobs SET progress_done = progress_done + 1"))
+        if left:
+            left.pop()
+            raise Retryable("half way")
+
+    children = [NewStep(name="embed", queue=Queue.EMBED)]
+    run_next(process, doing(lambda _: Done(record=record, children=children)), "embed")
+    assert (len(steps_of(process, job_id)), job_of(process, job_id).progress_done) == (1, 0)
+    make_due(process)
+    run_next(process, doing(lambda _: Done(record=record, children=children)), "embed")
+
+    assert (len(steps_of(process, job_id)), job_of(process, job_id).progress_done) == (2, 1)
+    invariants_hold(process)
+
+
+def test_what_is_tidied_up_afterwards_may_fail(
+    process: Process, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = submit(process)
+
+    def after() -> None:
+        raise Unavailable("Chroma is away")
+
+    with caplog.at_level(logging.WARNING, "workers.runner"):
+        drain(process, doing(lambda _: Done(result={}, after=after)))
+
+    assert job_of(process, job_id).state == "succeeded"
+    assert "Chroma is away" in caplog.text
+
+
+@pytest.mark.parametrize("error", [Retryable("may pass"), RuntimeError("a bug"), KeyError("x")])
+def test_what_may_pass_and_what_nobody_knows_is_tried_again(
+    process: Process, error: Exception
+) -> None:
+    job_id = submit(process)
+
+    drain(process, raising(error, error))
+
+    job = job_of(process, job_id)
+    assert (job.state, job.attempt, job.error) == ("succeeded", 3, None)
+    (step,) = steps_of(process, job_id)
+    assert step.error is None
+
+
+def test_when_the_attempts_are_used_up_it_is_a_dead_letter(process: Process) -> None:
+    job_id = submit(process, max_attempts=3)
+
+    drain(process, raising(*[Retryable(f"number {n}") for n in (1, 2, 3)]))
+
+    job = job_of(process, job_id)
+    assert (job.state, job.dead, job.attempt) == ("failed", True, 3)
+    assert job.error == {"type": "Retryable", "message": "number 3"}
+    invariants_hold(process, all_ended=True)
+
+
+@pytest.mark.parametrize(
+    "error", [Permanent, NotFound, InvalidInput, Conflict, ConfigurationError]
+)
+def test_what_another_attempt_would_only_repeat_fails_at_once(
+    process: Process, error: type[Exception]
+) -> None:
+    job_id = submit(process)
+
+    drain(process, raising(error("do this instead")))
+
+    job = job_of(process, job_id)
+    assert (job.state, job.dead, job.attempt) == ("failed", False, 1)
+    assert job.error == {"type": error.__name__, "message": "do this instead"}
+
+
+def test_an_outage_does_not_use_up_attempts(process: Process) -> None:
+    job_id = submit(process, max_attempts=1)
+
+    drain(process, raising(*[Unavailable("no answer")] * 6))
+
+    job = job_of(process, job_id)
+    assert (job.state, job.attempt) == ("succeeded", 7)
+
+
+def test_an_outage_that_lasts_too_long_uses_up_attempts_after_all(
+    process: Process, settings: Settings
+) -> None:
+    job_id = submit(process, max_attempts=2)
+    impatient = make_process(settings, unavailable_retry_for_s=0.000001)
+
+    drain(impatient, raising(*[Unavailable("no answer")] * 9))
+
+    impatient.ledger.close()
+    job = job_of(process, job_id)
+    assert job.error == {"type": "Unavailable", "message": "no answer"}
+    assert (job.state, job.dead, job.attempt) == ("failed", True, 2)
+
+
+def test_an_outage_counts_from_its_first_failure_not_from_the_submit(process: Process) -> None:
+    """A step that waited for hours in a long queue can sit out an outage like any other."""
+    job_id = submit(process, max_attempts=1)
+    with process.ledger.begin() as session:
+        session.execute(text("UPDATE steps SET created_at = now() - interval '9 h'"))
+
+    drain(process, raising(*[Unavailable("no answer")] * 3))
+
+    assert job_of(process, job_id).state == "succeeded"
+
+
+def test_an_outage_that_began_long_ago_is_remembered_over_attempts(process: Process) -> None:
+    job_id = submit(process, max_attempts=2)
+    table = raising(*[Unavailable("no answer")] * 9)
+    run_next(process, table, "embed")
+    with process.ledger.begin() as session:
+        session.execute(
+            text(
+                """UPDATE steps SET error = jsonb_set(error, '{unavailable_since}',
+                to_jsonb(now() - interval '9 h'))"""
+            )
+        )
+
+    drain(process, table)
+
+    job = job_of(process, job_id)
+    assert (job.state, job.dead) == ("failed", True)
+    # The first attempt was free, the two after it are all it had.
+    assert job.attempt == 3
+
+
+def test_another_error_ends_an_outage(process: Process) -> None:
+    job_id = submit(process, max_attempts=3)
+
+    drain(process, raising(Unavailable("away"), Retryable("else"), Unavailable("away"), None))
+
+    assert job_of(process, job_id).state == "succeeded"
+    assert steps_of(process, job_id)[0].max_attempts == 3 + 2
+
+
+def test_a_step_that_this_worker_does_not_know_fails_and_says_so(process: Process) -> None:
+    job_id = submit(process)
+
+    run_next(process, {}, "embed")
+
+    error = job_of(process, job_id).error
+    assert error is not None
+    assert "of one version" in error["message"]
+
+
+def test_a_failure_that_is_absorbed_lets_the_job_go_on(process: Process) -> None:
+    job_id = submit(process, max_attempts=1)
+    absorbed: list[str] = []
+
+    def fail(_: Context) -> Done:
+        raise Permanent("this part cannot be done")
+
+    def absorb(_: Session, claim: Claim, message: str) -> None:
+        absorbed.append(f"{claim.name}: {message}")
+
+    table = {"embed": Handler(run=fail, absorb=absorb, finish=lambda _, id_: {"of": str(id_)})}
+    drain(process, table)
+
+    job = job_of(process, job_id)
+    assert (job.state, job.error) == ("succeeded", None)
+    assert job.result == {"of": str(job_id)}
+    assert absorbed == ["embed: this part cannot be done"]
+
+
+def test_one_failed_step_stops_the_others_of_its_job(process: Process) -> None:
+    job_id = submit(process)
+
+    def run_(context: Context) -> Done:
+        if context.claim.payload.get("n") is None:
+            return Done(
+                children=[
+                    NewStep(name="embed", queue=Queue.EMBED, payload={"n": n}) for n in range(4)
+                ]
+            )
+        raise Permanent("no")
+
+    drain(process, doing(run_))
+
+    assert job_of(process, job_id).state == "failed"
+    states = [step.state for step in steps_of(process, job_id)]
+    assert states == ["succeeded", "failed", "cancelled", "cancelled", "cancelled"]
+    invariants_hold(process, all_ended=True)
+
+
+def test_the_last_of_several_steps_ends_the_job_with_its_finish(process: Process) -> None:
+    job_id = submit(process)
+
+    def run_(context: Context) -> Done:
+        if context.claim.payload.get("n") is None:
+            return Done(
+                children=[
+                    NewStep(name="embed", queue=Queue.EMBED, payload={"n": n}) for n in range(3)
+                ]
+            )
+        return Done(result={"n": context.claim.payload["n"]})
+
+    calls: list[str] = []
+
+    def finish(_: Session, id_: object) -> dict[str, Any]:
+        calls.append(str(id_))
+        return {"all": "done"}
+
+    drain(process, {"embed": Handler(run=run_, finish=finish)})
+
+    assert job_of(process, job_id).result == {"all": "done"}
+    assert calls == [str(job_id)]
+
+
+def test_the_heartbeat_keeps_a_long_step_and_stops_a_too_long_one(settings: Settings,
+    process: Process) -> None:  # fmt: skip
+    submit(process)
+    own = make_process(settings, step_lease_s=0.2, step_soft_limit_s=1)
+    seen: list[int] = []
+
+    def slow(context: Context) -> None:
+        while True:
+            lose_nothing(own, seen)
+            if context.stop.wait(0.05):
+                context.check()
+
+    run_next(own, doing(slow), "embed")
+    own.ledger.close()
+
+    assert len(seen) > 4  # several leases long
+    assert set(seen) == {0}
+
+
+def lose_nothing(process: Process, seen: list[int]) -> None:
+    from shared import steps
+
+    with process.ledger.read() as session:
+        seen.append(len(steps.expired(session, limit=9)))
+        session.rollback()
+
+
+def test_a_step_over_its_soft_limit_is_tried_again(process: Process, settings: Settings) -> None:
+    job_id = submit(process, max_attempts=1)
+    own = make_process(settings, step_soft_limit_s=0)
+
+    def slow(context: Context) -> None:
+        assert context.stop.wait(PATIENCE_S)
+        context.check()
+
+    run_next(own, doing(slow), "embed")
+    own.ledger.close()
+
+    job = job_of(process, job_id)
+    assert job.error is not None
+    assert (job.dead, job.error["type"]) == (True, "Retryable")
+    assert "SLUICE_STEP_SOFT_LIMIT_S" in job.error["message"]
+
+
+def test_a_step_that_lost_its_lease_stops_and_undoes_what_it_wrote(process: Process) -> None:
+    job_id = submit(process)
+    undone: list[str] = []
+
+    def slow(context: Context) -> None:
+        context.on_lost.append(lambda: undone.append("vectors"))
+        lose_workers(process, {})
+        assert context.stop.wait(PATIENCE_S)
+        context.check()
+
+    run_next(process, doing(slow), "embed")
+
+    assert undone == ["vectors"]
+    (step,) = steps_of(process, job_id)
+    assert (step.state, step.attempt) == ("queued", 1)
+
+
+@pytest.mark.parametrize("ending", ["succeeds", "fails", "is refused"])
+def test_a_lost_step_undoes_its_writes_however_it_ends(process: Process, ending: str) -> None:
+    submit(process)
+    undone: list[str] = []
+    errors = {"fails": RuntimeError("a bug"), "is refused": Permanent("no")}
+
+    def slow(context: Context) -> dict[str, str]:
+        context.on_lost.append(lambda: undone.append("vectors"))
+        lose_workers(process, {})
+        if ending in errors:
+            raise errors[ending]
+        return {}
+
+    run(process, doing(slow), claimed(process))
+
+    assert undone == ["vectors"]
+
+
+def test_an_undo_that_fails_does_not_keep_the_others_from_running(process: Process) -> None:
+    submit(process)
+    undone: list[str] = []
+
+    def bad() -> None:
+        raise Unavailable("Chroma is away")
+
+    def slow(context: Context) -> None:
+        context.on_lost += [bad, lambda: undone.append("second")]
+        lose_workers(process, {})
+
+    run_next(process, doing(slow), "embed")
+
+    assert undone == ["second"]
+
+
+def test_heartbeats_end_with_their_step(process: Process) -> None:
+    for _ in range(5):
+        submit(process)
+    drain(process, doing(lambda _: {}))
+
+    assert not [each for each in threading.enumerate() if each.name == "heartbeat"]

@@ -1,0 +1,221 @@
+"""The webhook step against a real HTTP server on the loopback."""
+
+import base64
+import hashlib
+import hmac
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from shared import jobs
+from shared.config import Settings
+from shared.ledger import Ledger
+from tests.integration.workbench import (
+    cancel,
+    doing,
+    drain,
+    handlers,
+    invariants_hold,
+    job_of,
+    make_process,
+    steps_of,
+    submit,
+)
+from tests.servers import free_port
+from workers.process import Process
+from workers.runner import Handlers
+
+KEY = b"a key of twenty-four byt"
+SECRET = "whsec_" + base64.b64encode(KEY).decode()
+
+
+@dataclass
+class Receiver:
+    url: str
+    answers: list[int] = field(default_factory=list)
+    """What to answer, in turn; 200 when used up."""
+    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            found.got.append(({k.lower(): v for k, v in self.headers.items()}, body))
+            self.send_response(found.answers.pop(0) if found.answers else 200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    found = Receiver(f"http://127.0.0.1:{server.server_port}/hook?a=b")
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield found
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
+    process = make_process(settings)
+    yield process
+    process.ledger.close()
+
+
+def table() -> Handlers:
+    """Embedding that does nothing, and the real webhook."""
+    return {**handlers(), **doing(lambda _: {"big": "result"})}
+
+
+def is_signed(headers: dict[str, str], body: bytes, key: bytes) -> bool:
+    """As the specification says a receiver checks: any of the signatures may match."""
+    content = b".".join(
+        [headers["webhook-id"].encode(), headers["webhook-timestamp"].encode(), body]
+    )
+    wanted = base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+    given = [each.split(",", 1) for each in headers["webhook-signature"].split(" ")]
+    return any(version == "v1" and hmac.compare_digest(wanted, sig) for version, sig in given)
+
+
+def test_the_end_of_a_job_is_told_once_and_signed(process: Process, receiver: Receiver) -> None:
+    job_id = submit(
+        process, webhook={"url": receiver.url, "secret": SECRET}, metadata={"ticket": "대한 7"}
+    )
+    drain(process, table())
+
+    ((headers, body),) = receiver.got
+    assert headers["content-type"] == "application/json"
+    assert is_signed(headers, body, KEY)
+    assert not is_signed(headers, body + b" ", KEY)
+    assert not is_signed(headers, body, b"another key")
+    event = json.loads(body)
+    assert event["type"] == "job.ended"
+    assert event["data"]["id"] == str(job_id)
+    assert event["data"]["state"] == "succeeded"
+    assert event["data"]["metadata"] == {"ticket": "대한 7"}
+    assert "result" not in event["data"]
+    assert datetime.fromisoformat(event["timestamp"]) == job_of(process, job_id).finished_at
+    invariants_hold(process, all_ended=True)
+
+
+def test_a_secret_that_is_not_base64_is_the_key_itself(
+    process: Process, receiver: Receiver
+) -> None:
+    submit(process, webhook={"url": receiver.url, "secret": "plain words"})
+    drain(process, table())
+
+    ((headers, body),) = receiver.got
+    assert is_signed(headers, body, b"plain words")
+
+
+def test_without_a_secret_there_is_no_signature(process: Process, receiver: Receiver) -> None:
+    submit(process, webhook={"url": receiver.url})
+    drain(process, table())
+
+    ((headers, _),) = receiver.got
+    assert "webhook-signature" not in headers
+    assert headers["webhook-id"]
+
+
+@pytest.mark.parametrize("first", [500, 404, 302, 429])
+def test_what_is_not_taken_is_sent_again_under_the_same_id(
+    process: Process, receiver: Receiver, first: int
+) -> None:
+    receiver.answers = [first, 200]
+    job_id = submit(process, webhook={"url": receiver.url, "secret": SECRET})
+    drain(process, table())
+
+    assert len(receiver.got) == 2
+    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
+    assert all(is_signed(headers, body, KEY) for headers, body in receiver.got)
+    assert [step.state for step in steps_of(process, job_id)] == ["succeeded", "succeeded"]
+
+
+def test_a_receiver_that_says_gone_is_left_alone(process: Process, receiver: Receiver) -> None:
+    receiver.answers = [410]
+    job_id = submit(process, webhook={"url": receiver.url})
+    drain(process, table())
+
+    assert len(receiver.got) == 1
+    hook = steps_of(process, job_id)[1]
+    assert hook.error is not None
+    assert (hook.state, hook.error["type"]) == ("failed", "Permanent")
+    assert job_of(process, job_id).state == "succeeded"
+
+
+def test_a_receiver_that_never_takes_it_does_not_change_the_job(
+    process: Process, receiver: Receiver
+) -> None:
+    receiver.answers = [500] * 99
+    job_id = submit(process, webhook={"url": receiver.url}, max_attempts=3)
+    drain(process, table())
+
+    assert len(receiver.got) == 3
+    job = job_of(process, job_id)
+    assert (job.state, job.dead, job.error, job.open_steps) == ("succeeded", False, None, 0)
+    invariants_hold(process, all_ended=True)
+
+
+def test_nobody_at_the_address_is_tried_again(process: Process) -> None:
+    job_id = submit(process, webhook={"url": f"http://127.0.0.1:{free_port()}/"}, max_attempts=2)
+    drain(process, table())
+
+    hook = steps_of(process, job_id)[1]
+    assert (hook.state, hook.attempt) == ("failed", 2)
+    assert job_of(process, job_id).state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    "webhook",
+    [{"url": "http://127.0.0.1:port/"}, {"url": "http://127.0.0.1:9/", "secret": "whsec_abc"}],
+    ids=["url", "secret"],
+)
+def test_what_cannot_work_is_not_tried_again(process: Process, webhook: dict[str, str]) -> None:
+    job_id = submit(process, webhook=webhook)
+    drain(process, table())
+
+    hook = steps_of(process, job_id)[1]
+    assert hook.error is not None
+    assert (hook.state, hook.attempt, hook.error["type"]) == ("failed", 1, "Permanent")
+
+
+def test_cancels_and_failures_are_told_too(process: Process, receiver: Receiver) -> None:
+    cancelled = submit(process, webhook={"url": receiver.url})
+    cancel(process, cancelled)
+    drain(process, table())
+    submit(process, webhook={"url": receiver.url}, max_attempts=1)
+
+    def fail(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    drain(process, {**handlers(), **doing(fail)})
+
+    told = [json.loads(body)["data"] for _, body in receiver.got]
+    assert [each["state"] for each in told] == ["cancelled", "failed"]
+    assert told[1]["error"] == {"type": "RuntimeError", "message": "RuntimeError: a bug"}
+
+
+def test_the_end_of_a_redriven_job_is_another_message(
+    process: Process, receiver: Receiver
+) -> None:
+    """Receivers drop what has an id that they know; a second failure is no double."""
+    job_id = submit(process, webhook={"url": receiver.url})
+    for _ in range(2):
+        cancel(process, job_id)
+        drain(process, table())
+        with process.ledger.begin() as session:
+            jobs.redrive(session, job_id)
+    drain(process, table())
+
+    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 3
