@@ -7,8 +7,9 @@ counts tokens of the embedding model.
 
 from enum import StrEnum
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 COLLECTION_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]$"
 """Chroma's rule for names: any LangChain program can open the collection under its name."""
@@ -33,9 +34,17 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _canonical_id(value: str) -> str:
+    """UUIDs are written in several ways; what is none is told of when the source is read."""
+    try:
+        return str(UUID(value))
+    except ValueError:
+        return value
+
+
 class FileSource(Shape):
     type: Literal["file"]
-    file_id: str
+    file_id: Annotated[str, AfterValidator(_canonical_id)]
 
 
 class TextSource(Shape):
@@ -76,7 +85,14 @@ class CsvOptions(Shape):
     metadata_columns: list[str] | None = None
 
 
-Metadata = dict[str, str | int | float | bool]
+def _fits(metadata: dict[str, Any]) -> dict[str, Any]:
+    for key, value in metadata.items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{key} is an integer of more than 64 bits; send it as a string")
+    return metadata
+
+
+Metadata = Annotated[dict[str, str | int | float | bool], AfterValidator(_fits)]
 
 
 class IngestInput(Shape):

@@ -97,7 +97,7 @@ def list_jobs(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
-    """Jobs, newest first. A page of very large jobs may hold fewer than `limit`."""
+    """Jobs, newest first."""
     where = Filter(state=state, kind=kind, collection=collection, dead=dead)
     with parts.ledger.read() as session:
         found = jobs.page(session, where, limit=limit + 1, before=cursors.decode_id("jobs", cursor))

@@ -2,18 +2,21 @@
 
 import threading
 from collections.abc import Iterator
+from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
-from shared import remains
+from shared import collections, erasure, remains, versions
 from shared.config import Settings
 from shared.errors import NotFound
 from shared.ids import new_id
 from shared.ledger import Ledger
-from shared.models import Version
 from shared.queue import Queue
 from shared.states import OPEN
+from shared.versions import Content
 from tests.integration.workbench import (
+    cancel,
     claimed,
     counts,
     drain,
@@ -76,7 +79,7 @@ def test_readers_see_the_old_or_the_new_text_never_a_mix_and_never_nothing(
     def work(own: Process, n: int) -> None:
         if n == 0:
             try:
-                for round_ in range(6):
+                for round_ in range(4):
                     order(own, collection, {"d": pages(["banana", "apple"][round_ % 2], 8)})
                     drain(own)
             finally:
@@ -184,10 +187,8 @@ def test_a_version_made_where_the_clock_is_ahead_does_not_block_later_ones(
     process: Process, collection: str
 ) -> None:
     ingest(process, collection, {"d": "of the fast clock"})
-    ahead = Version.id.type.python_type(int=new_id().int + (3_600_000 << 80))
+    ahead = UUID(int=new_id().int + (3_600_000 << 80))
     with process.ledger.begin() as session:
-        from sqlalchemy import text
-
         session.execute(text("SET CONSTRAINTS ALL DEFERRED"))
         session.execute(
             text("""
@@ -210,7 +211,6 @@ def test_a_version_made_where_the_clock_is_ahead_does_not_block_later_ones(
 def test_a_job_that_joins_a_version_keeps_it_when_the_first_is_cancelled(
     process: Process, collection: str
 ) -> None:
-    from tests.integration.workbench import cancel
 
     first = order(process, collection, {"d": pages("apple", 20)})
     load_all(process)
@@ -265,9 +265,8 @@ def test_ingesting_while_forsaken_documents_are_collected_fails_nothing(
     process: Process, settings: Settings, collection: str
 ) -> None:
     """Documents without a live version vanish under load steps that just want to write them."""
-    from tests.integration.workbench import cancel
 
-    rounds = 12
+    rounds = 6
     barrier = threading.Barrier(2)
     kept: list[object] = []
 
@@ -300,9 +299,6 @@ def test_the_collector_waits_for_who_just_locks_a_document(
     process: Process, collection: str
 ) -> None:
     """A load step is adding a version to a document that the collector takes for empty."""
-    from shared import collections, versions
-    from shared.versions import Content
-    from tests.integration.workbench import cancel
 
     job_id = order(process, collection, {"d": "never ready"})
     load_all(process)
@@ -336,7 +332,6 @@ def _remove(process: Process, found: list[object]) -> None:
 def test_an_erased_collection_is_not_made_again_by_a_job_that_was_just_starting(
     process: Process, collection: str
 ) -> None:
-    from shared import collections, erasure
 
     order(process, collection, {"d": "text"})
     with process.ledger.begin() as session:
@@ -346,6 +341,27 @@ def test_an_erased_collection_is_not_made_again_by_a_job_that_was_just_starting(
     with pytest.raises(NotFound), process.ledger.begin() as session:
         collections.get(session, collection)
     assert process.store.drop(collection) == 0
+
+
+def test_an_erasure_waits_for_a_plan_that_is_just_making_the_chroma_collection(
+    process: Process, collection: str
+) -> None:
+    """Else it would drop the collection first, and leave behind the one that is made then."""
+    with process.ledger.begin() as session:
+        collections.hold(session, collections.get(session, collection).id)
+        eraser = threading.Thread(target=_hide, args=(process, collection))
+        eraser.start()
+        eraser.join(0.3)
+        assert eraser.is_alive()
+    eraser.join(PATIENCE_S)
+
+    with pytest.raises(NotFound), process.ledger.begin() as session:
+        collections.get(session, collection)
+
+
+def _hide(process: Process, collection: str) -> None:
+    with process.ledger.begin() as session:
+        erasure.hide_collection(session, collection)
 
 
 def test_search_goes_on_while_a_step_embeds(process: Process, collection: str) -> None:

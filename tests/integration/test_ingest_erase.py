@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
 from sqlalchemy import text
 
@@ -39,6 +40,7 @@ from workers.ingest import steps as ingest_steps
 from workers.ingest.collect import collect_forsaken
 from workers.process import Process
 from workers.retrieval.search import find
+from workers.retrieval.store import Entry
 from workers.runner import run, run_next
 from workers.step import Context, Done, Handler
 
@@ -91,9 +93,7 @@ def test_erased_documents_are_gone_from_both_stores_and_counted(
                 documents.get(session, id_)
             assert documents.chunk_page(session, id_, limit=5, after=None) == []
         assert not session.scalar(text("SELECT count(*) FROM chunks WHERE text LIKE '%lemons%'"))
-    assert {hit.source for hit in search(process, collection, "secret recipe lemons")} == {
-        "public"
-    }
+    assert {hit.source for hit in search(process, collection, "secret recipe lemons")} == {"public"}
 
 
 def test_what_is_erased_twice_is_erased_once(process: Process, collection: str) -> None:
@@ -141,9 +141,7 @@ def test_an_unknown_collection_cannot_be_erased(process: Process) -> None:
     assert error["type"] == "NotFound"
 
 
-def test_from_its_first_moment_an_erasure_hides_the_text(
-    process: Process, collection: str
-) -> None:
+def test_from_its_first_moment_an_erasure_hides_the_text(process: Process, collection: str) -> None:
     """Whatever is still in the stores while the step is at work."""
     ingest(process, collection, {"secret": SECRET, "public": PUBLIC})
     other = new_collection(process)
@@ -160,9 +158,7 @@ def test_from_its_first_moment_an_erasure_hides_the_text(
             collections.get(session, other)
         with pytest.raises(Conflict):
             collections.put(session, other, Spec(embedding_model=DEFAULT_EMBEDDING_MODEL))
-        assert other not in {
-            each.name for each in collections.page(session, limit=100, after=None)
-        }
+        assert other not in {each.name for each in collections.page(session, limit=100, after=None)}
 
 
 def test_a_search_that_runs_during_erasures_returns_no_erased_text(
@@ -176,7 +172,7 @@ def test_a_search_that_runs_during_erasures_returns_no_erased_text(
     def work(own: Process, n: int) -> None:
         if n == 0:
             try:
-                for _ in range(6):
+                for _ in range(4):
                     ingest(own, collection, {"secret": SECRET})
                     id_ = document_id(own, collection, "secret")
                     erase(own, document_ids=[id_])
@@ -253,9 +249,7 @@ def test_vectors_written_in_the_middle_of_an_erasure_are_deleted_with_it(
     while run_next(process, handlers(), "ingest"):
         pass
     with process.ledger.read() as session:
-        id_ = session.execute(
-            text("SELECT id FROM documents WHERE source = 'secret'")
-        ).scalar_one()
+        id_ = session.execute(text("SELECT id FROM documents WHERE source = 'secret'")).scalar_one()
     embedding = claimed(process, Queue.EMBED)
     order_erasure(process, document_ids=[id_])
     claim = claimed(process, Queue.CONTROL)
@@ -315,7 +309,10 @@ def test_an_erasure_that_was_given_up_is_ended_by_the_collector(
     assert collect_forsaken(process) == 0
     with process.ledger.begin() as session:
         session.execute(
-            text("UPDATE documents SET erasing_at = now() - interval '2 h' WHERE erasing_at IS NOT NULL")
+            text("""
+                UPDATE documents SET erasing_at = now() - interval '2 h'
+                WHERE erasing_at IS NOT NULL
+            """)
         )
 
     assert collect_forsaken(process) == 1
@@ -343,9 +340,6 @@ def test_a_collection_erased_while_it_is_filled_leaves_nothing(
 
 
 def _write_vectors_again(process: Process, collection: str, claim: claims.Claim) -> None:
-    import numpy as np
-
-    from workers.retrieval.store import Entry
 
     ids = [
         documents.chunk_id(UUID(version), n)

@@ -1,7 +1,9 @@
 """Ingestion when workers die or hang: both stores end exact, whatever was half done."""
 
 from collections.abc import Iterator
+from uuid import UUID
 
+import numpy as np
 import pytest
 from sqlalchemy import select, text
 
@@ -11,6 +13,7 @@ from shared.config import Settings
 from shared.errors import Permanent, Unavailable
 from shared.ledger import Ledger
 from shared.models import Version
+from shared.payloads import Kind
 from shared.queue import Queue
 from tests.integration.workbench import (
     cancel,
@@ -31,10 +34,12 @@ from tests.integration.workbench import (
     order,
     search,
     stores_agree,
+    submit,
 )
 from workers.ingest import steps as ingest_steps
 from workers.ingest.collect import collect_forsaken
 from workers.process import Process
+from workers.retrieval.store import Entry
 from workers.runner import run, run_next
 from workers.step import Context, Done, Handler
 
@@ -179,7 +184,7 @@ def test_the_vectors_of_a_zombie_that_fails_are_deleted_too(
 def test_vectors_that_a_step_writes_while_its_version_is_collected_are_deleted(
     process: Process, collection: str
 ) -> None:
-    """The collector has deleted the vectors, and removes the rows only after the step's own look."""
+    """The collector has looked for them before, and removes the rows after the step's own look."""
     ingest(process, collection, {"d": "old"})
     order(process, collection, {"d": "new"})
     load_all(process)
@@ -310,9 +315,6 @@ def test_a_collection_whose_chroma_data_was_lost_is_a_clear_error(
     ingest(process, collection, {"a": "one"})
     process.store.drop(collection)
 
-    from shared.payloads import Kind
-    from tests.integration.workbench import submit
-
     job_id = submit(process, Kind.SEARCH, {"collection": collection, "query": "one"})
     drain(process)
 
@@ -338,11 +340,6 @@ def test_readers_never_see_text_whose_version_is_not_live(
 
 def _write_again(process: Process, collection: str, context: Context) -> None:
     """The vectors of the step's parts, as its last batch would write them."""
-    from uuid import UUID
-
-    import numpy as np
-
-    from workers.retrieval.store import Entry
 
     parts = context.claim.payload["parts"]
     ids = [
@@ -353,9 +350,6 @@ def _write_again(process: Process, collection: str, context: Context) -> None:
 
 
 def test_permanent_is_what_the_store_says_of_a_refusal(process: Process, collection: str) -> None:
-    import numpy as np
-
-    from workers.retrieval.store import Entry
 
     ingest(process, collection, {"a": "one"})
     entry = Entry(id="x", text="x", metadata={"source": "x"})

@@ -157,7 +157,7 @@ def race_with_cancel(settings: Settings, run: Callable[[Context], None]) -> list
     barrier = threading.Barrier(2)
 
     def work(own: Process, n: int) -> None:
-        for _ in range(40):
+        for _ in range(25):
             if n == 0:
                 ids.append(submit(own))
             barrier.wait(PATIENCE_S)

@@ -160,7 +160,7 @@ def test_pausing_one_queue_leaves_the_others_alone(process: Process) -> None:
 
 
 def test_eight_claimers_claim_every_step_once(process: Process, settings: Settings) -> None:
-    wanted = {id_ for n in range(6) for id_ in submit_many(process, 50, f"key-{n}")}
+    wanted = {id_ for n in range(6) for id_ in submit_many(process, 25, f"key-{n}")}
 
     def work(own: Process, _: int) -> list[tuple[int, str]]:
         found = []

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from shared import jobs, steps
 from shared.claims import Claim
 from shared.config import Settings
+from shared.errors import Conflict
 from shared.ledger import Ledger
 from shared.queue import Queue
 from shared.steps import NewStep, Pulse
@@ -210,7 +211,7 @@ def test_only_jobs_that_failed_or_were_cancelled_can_be_redriven(process: Proces
     succeed(process, claimed(process))
 
     for job_id in (open_, done):
-        with pytest.raises(jobs.Conflict), process.ledger.begin() as session:
+        with pytest.raises(Conflict), process.ledger.begin() as session:
             jobs.redrive(session, job_id)
     with process.ledger.begin() as session:
         jobs.redrive(session, cancelled)

@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import text
@@ -14,7 +15,6 @@ from shared.config import Settings
 from shared.errors import Conflict
 from shared.ids import new_id
 from shared.ledger import Ledger
-from shared.models import Job
 from shared.queue import Lane, Queue
 from shared.steps import NewStep
 from tests.integration.workbench import (
@@ -32,7 +32,7 @@ from tests.integration.workbench import (
 from workers.process import Process
 
 ERROR = {"type": "Random", "message": "as it happens"}
-OPERATIONS = 120
+OPERATIONS = 80
 only_one_sweeper = threading.Lock()
 
 
@@ -45,9 +45,10 @@ def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: A
 
 def deadlocks(process: Process) -> int:
     with process.ledger.read() as session:
-        return session.execute(
+        found: int = session.execute(
             text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
         ).scalar_one()
+        return found
 
 
 def some_job(process: Process, chance: random.Random) -> Any:
@@ -126,7 +127,7 @@ def test_eight_threads_at_random_leave_a_sound_ledger(
 
     invariants_hold(process)
     lose_workers(process, {})
-    everything = doing(lambda _: {}, "embed") | doing(lambda _: {}, "webhook")
+    everything = {**doing(lambda _: {}, "embed"), **doing(lambda _: {}, "webhook")}
     drain(process, everything)
     invariants_hold(process, all_ended=True)
     assert deadlocks(process) == before
@@ -166,7 +167,7 @@ def test_ids_of_many_threads_are_distinct_and_of_one_thread_in_order() -> None:
 
 
 def test_an_id_sorts_after_the_one_it_is_to_follow_even_of_a_clock_that_is_ahead() -> None:
-    ahead = Job.id.type.python_type(int=new_id().int + (60_000 << 80))
+    ahead = UUID(int=new_id().int + (60_000 << 80))
 
     following = new_id(after=ahead)
 

@@ -1,7 +1,7 @@
 """Submitting: idempotency, batches, and what is announced after the commit and never before."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from redis import Redis
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from shared import jobs, submission
 from shared.config import Settings
@@ -53,6 +54,18 @@ def asked(**fields: Any) -> NewJob:
 def count_of(process: Process, table: type[Job] | type[Step]) -> int:
     with process.ledger.read() as session:
         return session.scalar(select(func.count()).select_from(table)) or 0
+
+
+def roll_back(process: Process, work: Callable[[Session], object]) -> None:
+    """Do the work in a transaction that fails."""
+
+    def fail() -> None:
+        with process.ledger.begin() as session:
+            work(session)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
 
 
 def events_of(process: Process, job_id: UUID) -> list[tuple[str, dict[str, Any]]]:
@@ -122,9 +135,7 @@ def test_sixteen_concurrent_submits_with_one_key_make_one_job(
 
 
 def test_a_key_whose_first_submit_was_rolled_back_is_free(process: Process) -> None:
-    with pytest.raises(ZeroDivisionError), process.ledger.begin() as session:
-        submission.submit(session, asked(idempotency_key="once"))
-        raise ZeroDivisionError
+    roll_back(process, lambda session: submission.submit(session, asked(idempotency_key="once")))
 
     with process.ledger.begin() as session:
         assert submission.submit(session, asked(idempotency_key="once", metadata={"n": 2})).is_new
@@ -152,12 +163,15 @@ def test_nothing_is_announced_before_the_commit_nor_after_a_rollback(process: Pr
     assert process.ledger.bell.waiting("embed") == 1
     assert [type_ for type_, _ in events_of(process, job_id)] == ["progress"]
 
-    with pytest.raises(ZeroDivisionError), process.ledger.begin() as session:
-        other = submission.submit(session, asked()).id
-        jobs.advance(session, other, 1)
-        raise ZeroDivisionError
+    made: list[UUID] = []
+
+    def submit_more(session: Session) -> None:
+        made.append(submission.submit(session, asked()).id)
+        jobs.advance(session, made[0], 1)
+
+    roll_back(process, submit_more)
     assert process.ledger.bell.waiting("embed") == 1
-    assert events_of(process, other) == []
+    assert events_of(process, made[0]) == []
 
 
 def test_a_job_that_runs_later_does_not_ring_yet(process: Process) -> None:

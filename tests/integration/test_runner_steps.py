@@ -9,6 +9,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from shared import steps
+from shared.claims import Claim
 from shared.config import Settings
 from shared.errors import (
     ConfigurationError,
@@ -21,7 +23,6 @@ from shared.errors import (
 )
 from shared.ledger import Ledger
 from shared.queue import Queue
-from shared.claims import Claim
 from shared.steps import NewStep
 from tests.integration.workbench import (
     claimed,
@@ -143,9 +144,7 @@ def test_when_the_attempts_are_used_up_it_is_a_dead_letter(process: Process) -> 
     invariants_hold(process, all_ended=True)
 
 
-@pytest.mark.parametrize(
-    "error", [Permanent, NotFound, InvalidInput, Conflict, ConfigurationError]
-)
+@pytest.mark.parametrize("error", [Permanent, NotFound, InvalidInput, Conflict, ConfigurationError])
 def test_what_another_attempt_would_only_repeat_fails_at_once(
     process: Process, error: type[Exception]
 ) -> None:
@@ -314,7 +313,6 @@ def test_the_heartbeat_keeps_a_long_step_and_stops_a_too_long_one(settings: Sett
 
 
 def lose_nothing(process: Process, seen: list[int]) -> None:
-    from shared import steps
 
     with process.ledger.read() as session:
         seen.append(len(steps.expired(session, limit=9)))

@@ -13,10 +13,13 @@ from shared import remains
 from shared.config import Settings
 from shared.ledger import Ledger
 from shared.payloads import Kind
+from shared.queue import Queue
 from tests.integration.workbench import (
+    claimed,
     document_id,
     drain,
     embedders,
+    handlers,
     ingest,
     job_of,
     make_process,
@@ -48,9 +51,7 @@ def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: A
 
 
 @pytest.mark.parametrize("distance", ["cosine", "l2", "ip"])
-def test_scores_are_cosines_and_fall_whatever_the_distance(
-    process: Process, distance: str
-) -> None:
+def test_scores_are_cosines_and_fall_whatever_the_distance(process: Process, distance: str) -> None:
     collection = new_collection(process, distance=distance)
     ingest(process, collection, TEXTS)
     query = "When does the train to Busan leave?"
@@ -128,9 +129,7 @@ class Adapter(Embeddings):
     """What a LangChain program would use; here the very model of the workers."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        found: list[list[float]] = (
-            embedders().get().encode(texts, between=lambda: None).tolist()
-        )
+        found: list[list[float]] = embedders().get().encode(texts, between=lambda: None).tolist()
         return found
 
     def embed_query(self, text: str) -> list[float]:
@@ -181,7 +180,6 @@ def test_an_answer_quotes_what_is_there_and_cites_it(process: Process) -> None:
 def test_text_that_is_erased_between_finding_and_answering_is_not_quoted(
     process: Process,
 ) -> None:
-    from tests.integration.workbench import handlers
 
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
@@ -190,6 +188,7 @@ def test_text_that_is_erased_between_finding_and_answering_is_not_quoted(
     assert run_next(process, handlers(), "query")
     id_ = document_id(process, collection, "trains")
     submit(process, Kind.ERASE, {"document_ids": [str(id_)]})
+    assert run_next(process, handlers(), "control")
     drain(process)
 
     job = job_of(process, job_id)
@@ -203,7 +202,6 @@ def test_text_that_is_erased_between_finding_and_answering_is_not_quoted(
 def test_text_that_is_replaced_between_finding_and_answering_is_not_quoted(
     process: Process,
 ) -> None:
-    from tests.integration.workbench import handlers
 
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
@@ -223,8 +221,6 @@ def test_text_that_is_replaced_between_finding_and_answering_is_not_quoted(
 def test_a_question_about_a_collection_that_is_being_erased_finds_no_collection(
     process: Process,
 ) -> None:
-    from shared.queue import Queue
-    from tests.integration.workbench import claimed, handlers
 
     collection = new_collection(process)
     ingest(process, collection, TEXTS)

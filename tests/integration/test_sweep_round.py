@@ -7,14 +7,18 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
+from redis import Redis
 from sqlalchemy import func, select, text
 
-from shared import files, jobs
+from shared import files, jobs, queues
+from shared.claims import Claim
 from shared.config import Settings
 from shared.errors import NotFound
 from shared.ledger import Ledger
 from shared.models import File, Job, QueueState, Step, Worker
 from shared.payloads import Kind
+from shared.queue import Queue
+from shared.steps import NewStep
 from tests.integration.workbench import (
     cancel,
     claimed,
@@ -22,6 +26,7 @@ from tests.integration.workbench import (
     invariants_hold,
     job_of,
     lose_workers,
+    make_due,
     make_process,
     new_collection,
     order,
@@ -89,8 +94,6 @@ def test_a_job_that_runs_too_long_fails_as_a_timeout(process: Process) -> None:
 
 
 def test_a_job_that_waits_between_two_steps_times_out_as_well(process: Process) -> None:
-    from shared.queue import Queue
-    from shared.steps import NewStep
 
     job_id = submit(process, timeout_s=0.5)
     succeed(process, claimed(process), children=[NewStep(name="embed", queue=Queue.EMBED)])
@@ -123,8 +126,7 @@ def test_the_sweeper_takes_back_what_lost_workers_held_and_rings_for_it(
     assert claimed_again(process).attempt == 2
 
 
-def claimed_again(process: Process) -> object:
-    from tests.integration.workbench import make_due
+def claimed_again(process: Process) -> Claim:
 
     make_due(process)
     return claimed(process)
@@ -134,9 +136,7 @@ def test_the_sweep_is_noted_for_readiness(process: Process) -> None:
     sweep(process)
 
     with process.ledger.read() as session:
-        swept_at = session.scalar(
-            select(QueueState.swept_at).where(QueueState.name == "control")
-        )
+        swept_at = session.scalar(select(QueueState.swept_at).where(QueueState.name == "control"))
     assert swept_at is not None
     assert datetime.now(UTC) - swept_at < timedelta(minutes=1)
 
@@ -215,7 +215,6 @@ def test_versions_that_nobody_works_on_are_collected(process: Process) -> None:
 
 
 def claimed_embed(process: Process) -> None:
-    from shared.queue import Queue
 
     claimed(process, Queue.EMBED)
 
@@ -272,7 +271,6 @@ def test_many_sweepers_at_once_take_each_lease_back_once(
 
 
 def test_the_bell_does_not_ring_for_more_than_workers_can_take(process: Process) -> None:
-    from redis import Redis
 
     submit_many(process, 1500, "a")
     with Redis.from_url(process.settings.require_redis_url()) as redis:
@@ -286,10 +284,6 @@ def test_the_bell_does_not_ring_for_more_than_workers_can_take(process: Process)
 
 
 def test_a_paused_queue_is_not_rung_for(process: Process) -> None:
-    from redis import Redis
-
-    from shared import queues
-    from shared.queue import Queue
 
     submit(process)
     with process.ledger.begin() as session:
@@ -323,7 +317,6 @@ def test_a_sweep_goes_on_without_chroma(process: Process) -> None:
 
 def test_a_kind_that_is_unknown_to_the_sweeper_is_taken_back_too(process: Process) -> None:
     job_id = submit(process, Kind.SEARCH, {"collection": "c", "query": "q"}, max_attempts=1)
-    from shared.queue import Queue
 
     claimed(process, Queue.QUERY)
     change(process, "UPDATE steps SET lease_until = now() - interval '1 s'")

@@ -206,9 +206,7 @@ def test_cancels_and_failures_are_told_too(process: Process, receiver: Receiver)
     assert told[1]["error"] == {"type": "RuntimeError", "message": "RuntimeError: a bug"}
 
 
-def test_the_end_of_a_redriven_job_is_another_message(
-    process: Process, receiver: Receiver
-) -> None:
+def test_the_end_of_a_redriven_job_is_another_message(process: Process, receiver: Receiver) -> None:
     """Receivers drop what has an id that they know; a second failure is no double."""
     job_id = submit(process, webhook={"url": receiver.url})
     for _ in range(2):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.config import Settings
 from shared.claims import Claim
+from shared.config import Settings
 from workers import runner
 
 

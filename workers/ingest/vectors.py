@@ -1,5 +1,6 @@
 """The vectors of an embedding step: read texts, encode, write to the store."""
 
+import re
 from collections.abc import Sequence
 
 from shared import collections, versions
@@ -12,6 +13,8 @@ from workers.ingest.content import Order
 from workers.retrieval.store import Entry
 from workers.step import Context
 
+REFUSED_KEY = re.compile(r"$|[$#]|chroma:")
+
 
 def write_vectors(context: Context, order: Order, parts: Sequence[Part]) -> None:
     """Embed those chunks of the parts that still need it. No transaction is open meanwhile."""
@@ -19,6 +22,7 @@ def write_vectors(context: Context, order: Order, parts: Sequence[Part]) -> None
     with process.ledger.read() as session:
         chunks = versions.unembedded(session, parts)
         origins = versions.origins(session, {chunk.version_id for chunk in chunks})
+    chunks = [chunk for chunk in chunks if chunk.version_id in origins]  # others just vanished
     if not chunks:
         return
     embedder = process.embedders.get(order.model)
@@ -36,8 +40,9 @@ def write_vectors(context: Context, order: Order, parts: Sequence[Part]) -> None
 
 
 def _entry(chunk: Chunk, origin: Origin) -> Entry:
+    """Less the metadata that Chroma would refuse the whole chunk for; hits have it all."""
     metadata: Metadata = {
-        **chunk.meta,
+        **{key: value for key, value in chunk.meta.items() if not REFUSED_KEY.match(key)},
         "source": origin.source,
         "document_id": str(origin.document_id),
         "start_index": chunk.start,

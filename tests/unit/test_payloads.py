@@ -1,0 +1,191 @@
+"""The shapes of inputs and results: what is taken, what is refused, and with which words."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from shared.payloads import (
+    COLLECTION_NAME,
+    INPUTS,
+    CollectionName,
+    CsvOptions,
+    EmbedInput,
+    EraseInput,
+    FileSource,
+    Hit,
+    IngestInput,
+    IngestResult,
+    Kind,
+    RagInput,
+    SearchInput,
+    Splitter,
+    SplitterType,
+    TextSource,
+    parse_input,
+)
+
+ID = "0197a0a0-1234-7000-8000-00000000abcd"
+TEXT = {"type": "text", "text": "Some text."}
+INGEST = {"collection": "handbook", "sources": [TEXT]}
+
+GOOD: dict[Kind, list[dict[str, Any]]] = {
+    Kind.INGEST: [
+        INGEST,
+        INGEST | {"sources": [{"type": "file", "file_id": ID}, TEXT | {"name": "한글 이름.md"}]},
+        INGEST | {"splitter": {"type": "token", "chunk_size": 256, "chunk_overlap": 0}},
+        INGEST | {"on_existing": "skip", "metadata": {"a": 1, "b": 1.5, "c": True, "d": "x"}},
+        INGEST | {"csv": {"encoding": "cp949", "content_columns": ["a"]}},
+    ],
+    Kind.EMBED: [{"texts": ["a", "b"]}, {"texts": ["a"], "model": "some/model"}],
+    Kind.SEARCH: [
+        {"collection": "handbook", "query": "q"},
+        {"collection": "handbook", "query": "q", "k": 100, "search": {"filter": {"team": "a"}}},
+    ],
+    Kind.RAG: [{"collection": "handbook", "question": "q", "model": "extractive"}],
+    Kind.ERASE: [{"collection": "handbook"}, {"document_ids": [ID]}],
+}
+BAD: list[tuple[Kind, dict[str, Any], str]] = [
+    (Kind.INGEST, {"collection": "handbook"}, "sources"),
+    (Kind.INGEST, INGEST | {"sources": []}, "sources"),
+    (Kind.INGEST, INGEST | {"sources": [{"type": "web", "url": "x"}]}, "web"),
+    (Kind.INGEST, INGEST | {"sources": [{"text": "no type"}]}, "type"),
+    (Kind.INGEST, INGEST | {"sources": [TEXT | {"file_id": ID}]}, "file_id"),
+    (Kind.INGEST, INGEST | {"sources": [TEXT | {"name": ""}]}, "name"),
+    (Kind.INGEST, INGEST | {"on_existing": "replaced"}, "on_existing"),
+    (Kind.INGEST, INGEST | {"on_exists": "skip"}, "on_exists"),
+    (Kind.INGEST, INGEST | {"metadata": {"a": None}}, "metadata"),
+    (Kind.INGEST, INGEST | {"metadata": {"a": [1]}}, "metadata"),
+    (Kind.INGEST, INGEST | {"metadata": {"a": 2**63}}, "64 bits"),
+    (Kind.INGEST, INGEST | {"splitter": {"chunk_size": 0}}, "chunk_size"),
+    (Kind.INGEST, INGEST | {"splitter": {"chunk_size": 100}}, "chunk_overlap"),
+    (Kind.INGEST, INGEST | {"splitter": {"type": "semantic"}}, "splitter"),
+    (Kind.EMBED, {"texts": []}, "texts"),
+    (Kind.EMBED, {"texts": [""]}, "texts"),
+    (Kind.EMBED, {"texts": "a"}, "texts"),
+    (Kind.EMBED, {"texts": ["a"] * 10_001}, "texts"),
+    (Kind.EMBED, {"texts": ["a" * 1_000_001]}, "texts"),
+    (Kind.SEARCH, {"collection": "handbook", "query": ""}, "query"),
+    (Kind.SEARCH, {"collection": "handbook", "query": "q", "k": 0}, "k"),
+    (Kind.SEARCH, {"collection": "handbook", "query": "q", "k": 101}, "k"),
+    (Kind.SEARCH, {"collection": "handbook", "query": "q", "search": {"type": "mmr"}}, "type"),
+    (
+        Kind.SEARCH,
+        {"collection": "handbook", "query": "q", "search": {"filter": {"a": -(2**63) - 1}}},
+        "64 bits",
+    ),
+    (Kind.RAG, {"collection": "handbook", "question": "q", "prompt": "x"}, "prompt"),
+    (Kind.ERASE, {}, "either"),
+    (Kind.ERASE, {"collection": "handbook", "document_ids": [ID]}, "either"),
+    (Kind.ERASE, {"document_ids": []}, "document_ids"),
+]
+
+
+def test_every_kind_has_an_input() -> None:
+    assert set(INPUTS) == set(Kind) == set(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(kind, value) for kind, values in GOOD.items() for value in values]
+)
+def test_what_is_taken_comes_back_the_same_from_the_database(
+    kind: Kind, value: dict[str, Any]
+) -> None:
+    parsed = parse_input(kind, value)
+
+    stored = parsed.model_dump(mode="json")
+    assert parse_input(kind, stored) == parsed
+    assert stored.items() >= {k: v for k, v in value.items() if isinstance(v, str)}.items()
+
+
+@pytest.mark.parametrize(("kind", "value", "named"), BAD)
+def test_what_is_refused_is_named(kind: Kind, value: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        parse_input(kind, value)
+
+
+@pytest.mark.parametrize("name", ["abc", "a-b", "a.b_c", "A1z", "0" * 63, "handbook-2024.v1"])
+def test_names_of_collections(name: str) -> None:
+    assert TypeAdapter(CollectionName).validate_python(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "ab", "-abc", "abc-", ".abc", "a b", "a/b", "핸드북", "a" * 64, "abc\n", "../x", "a\x00b"],
+)
+def test_what_is_no_name_of_a_collection(name: str) -> None:
+    with pytest.raises(ValidationError):
+        SearchInput(collection=name, query="q")
+
+
+def test_the_pattern_is_one_that_json_schema_can_carry() -> None:
+    schema = SearchInput.model_json_schema()
+
+    assert schema["properties"]["collection"]["pattern"] == COLLECTION_NAME
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    wanted = IngestInput.model_validate(INGEST)
+
+    assert (wanted.splitter.type, wanted.splitter.chunk_size) == (SplitterType.RECURSIVE, 1000)
+    assert wanted.splitter.chunk_overlap == 200
+    assert (wanted.on_existing, wanted.metadata, wanted.csv) == ("replace", {}, CsvOptions())
+    assert SearchInput(collection="handbook", query="q").k == 6
+    assert RagInput(collection="handbook", question="q").model is None
+    assert EmbedInput(texts=["a"]).model is None
+
+
+def test_metadata_keeps_the_types_of_its_values() -> None:
+    given_ = {"bool": True, "int": 1, "float": 1.0, "text": "1", "big": 2**63 - 1}
+
+    found = IngestInput.model_validate(INGEST | {"metadata": given_}).metadata
+
+    assert [type(value) for value in found.values()] == [bool, int, float, str, int]
+    assert found == given_
+
+
+@pytest.mark.parametrize(
+    "written", [ID, ID.upper(), ID.replace("-", ""), f"urn:uuid:{ID}", f"{{{ID}}}"]
+)
+def test_an_id_of_a_file_is_the_same_however_it_is_written(written: str) -> None:
+    assert FileSource(type="file", file_id=written).file_id == ID
+
+
+def test_what_is_no_id_of_a_file_is_kept_for_the_message_about_it() -> None:
+    assert FileSource(type="file", file_id="report.pdf").file_id == "report.pdf"
+
+
+@given(size=st.integers(16, 100_000), overlap=st.integers(0, 50_000))
+def test_an_overlap_is_always_smaller_than_its_chunk(size: int, overlap: int) -> None:
+    if overlap < size:
+        assert Splitter(chunk_size=size, chunk_overlap=overlap).chunk_overlap == overlap
+    else:
+        with pytest.raises(ValidationError, match="chunk_overlap must be smaller"):
+            Splitter(chunk_size=size, chunk_overlap=overlap)
+
+
+def test_shapes_are_frozen() -> None:
+    wanted = EraseInput(collection="handbook")
+
+    with pytest.raises(ValidationError, match="frozen"):
+        wanted.collection = "another"  # type: ignore[misc]
+
+
+def test_results_refuse_fields_that_the_contract_does_not_have() -> None:
+    good = {"documents": {"added": 1, "replaced": 0, "skipped": 0, "failed": 0}, "chunks": 1}
+    IngestResult.model_validate(good | {"errors": []})
+
+    with pytest.raises(ValidationError):
+        IngestResult.model_validate(good | {"errors": [], "vectors": 1})
+
+
+def test_a_hit_has_the_fields_of_the_contract() -> None:
+    assert list(Hit.model_fields) == [
+        "chunk_id", "document_id", "source", "text", "start", "score", "metadata",
+    ]  # fmt: skip
+
+
+def test_a_text_source_may_be_as_long_as_a_book() -> None:
+    assert len(TextSource(type="text", text="a" * 3_000_000).text) == 3_000_000

@@ -1,0 +1,147 @@
+"""The real model: its vectors against plain SentenceTransformer, its batches, its errors."""
+
+import random
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
+from shared.errors import Cancelled, Permanent
+from tests.integration.workbench import embedders
+from workers.retrieval.embed import Embedder, Embedders, Vectors, locate
+
+PAIRS = [
+    ("A man is eating food.", "A man is eating a piece of bread."),
+    ("The new movie is awesome.", "The new film is so great."),
+    ("When does the museum open?", "The museum opens at ten in the morning."),
+    ("The cat sits outside.", "The stock market fell by two percent."),
+    ("부산행 기차는 아홉 시에 출발한다.", "기차는 아홉 시에 부산으로 떠난다."),
+]
+TEXTS = [text for pair in PAIRS for text in pair]
+
+
+@cache
+def plain() -> SentenceTransformer:
+    """What everyone uses, in float32."""
+    return SentenceTransformer(
+        locate(DEFAULT_EMBEDDING_MODEL), device="cpu", model_kwargs={"dtype": torch.float32}
+    )
+
+
+def encode(texts: list[str], embedder: Embedder | None = None) -> Vectors:
+    return (embedder or embedders().get()).encode(texts, between=lambda: None)
+
+
+def with_settings(**changes: Any) -> Embedder:
+    return Embedders(Settings(_env_file=None, **changes)).get()
+
+
+def test_vectors_are_those_of_the_plain_model() -> None:
+    ours, theirs = encode(TEXTS), plain().encode(TEXTS, normalize_embeddings=True)
+
+    assert ours.dtype == np.float32
+    assert ours.shape == (len(TEXTS), 384)
+    assert (ours * theirs).sum(axis=1) == pytest.approx(np.ones(len(TEXTS)), abs=1e-2)
+
+
+def test_scores_of_pairs_are_those_of_the_plain_model_and_mean_something() -> None:
+    ours, theirs = encode(TEXTS), plain().encode(TEXTS, normalize_embeddings=True)
+
+    scores = (ours[::2] * ours[1::2]).sum(axis=1)
+    assert scores == pytest.approx((theirs[::2] * theirs[1::2]).sum(axis=1), abs=1e-2)
+    assert min(scores[:3]) > 0.6 > 0.2 > scores[3]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_vector_has_length_one(dtype: str) -> None:
+    vectors = encode([*TEXTS, " ", "x", "word " * 2000], with_settings(embedding_dtype=dtype))
+
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(len(vectors)), abs=1e-5)
+
+
+def test_a_text_has_its_vector_whatever_it_is_sent_with() -> None:
+    """Batches are made by length; the answer is in the order of the question."""
+    chance = random.Random(1)
+    texts = [
+        " ".join(chance.choices(["apple", "sea", "train", "고양이", "year"], k=n % 40 + 1))
+        for n in range(120)
+    ]
+    chance.shuffle(texts)
+    small = with_settings(embedding_batch_tokens=256, embedding_dtype="float32")
+
+    together = encode(texts, small)
+
+    theirs = plain().encode(texts, normalize_embeddings=True)
+    assert (together * theirs).sum(axis=1) == pytest.approx(np.ones(120), abs=1e-4)
+
+
+@pytest.mark.parametrize("word", ["year", "고양이는", "naïve"])
+def test_batches_hold_every_text_once_and_keep_to_the_budget(word: str) -> None:
+    budget = 1024
+    embedder = with_settings(embedding_batch_tokens=budget)
+    texts = [" ".join([word] * (n % 60 + 1)) for n in range(200)]
+
+    batches = list(embedder._batches(texts))
+
+    assert sorted(n for batch in batches for n in batch) == list(range(200))
+    assert len(batches) > 1
+    for batch in batches:
+        longest = max(min(256, len(embedder.tokenizer.encode(texts[n]).ids)) for n in batch)
+        assert len(batch) == 1 or longest * len(batch) <= budget
+
+
+def test_one_text_above_the_budget_is_a_batch_of_its_own() -> None:
+    embedder = with_settings(embedding_batch_tokens=1)
+
+    assert list(embedder._batches(["a", "b"])) == [[0], [1]]
+
+
+def test_nothing_gives_nothing() -> None:
+    assert encode([]).shape == (0, 384)
+
+
+def test_it_can_be_stopped_between_two_batches() -> None:
+    calls: list[None] = []
+
+    def between() -> None:
+        calls.append(None)
+        if len(calls) == 3:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        with_settings(embedding_batch_tokens=1).encode(["a"] * 9, between=between)
+    assert len(calls) == 3
+
+
+def test_the_tokenizer_neither_truncates_nor_pads() -> None:
+    tokenizer = embedders().get().tokenizer
+
+    assert len(tokenizer.encode("word " * 1000).ids) == 1002
+    assert len(tokenizer.encode("word").ids) == 3
+
+
+def test_a_model_is_loaded_once_and_only_the_last_ones_are_kept() -> None:
+    kept = Embedders(Settings(_env_file=None))
+    by_path = locate(DEFAULT_EMBEDDING_MODEL)
+
+    first = kept.get()
+
+    assert kept.get(DEFAULT_EMBEDDING_MODEL) is first
+    assert kept.get(by_path) is not first
+    assert kept.get() is first
+    kept.get(f"{by_path}/.")  # a third name, for which the least recently used goes
+    assert kept.get() is first
+
+
+def test_a_model_that_cannot_be_loaded_names_the_setting(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(Permanent, match="SLUICE_EMBEDDING_MODEL"):
+        embedders().get(str(tmp_path / "empty"))
