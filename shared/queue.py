@@ -88,6 +88,10 @@ def make_celery(settings: Settings) -> Celery:
             "socket_keepalive": True,
             "health_check_interval": 10,
             "global_keyprefix": "",
+            # Messages are not noted in Redis as unacknowledged: they may be lost, the sweeper rings
+            # again. With notes, a worker that has fetched all it may when Redis goes away cannot
+            # acknowledge, never fetches again, and so never notices that it must reconnect.
+            "ack_emulation": True,
         },
     )
     return app

@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -179,6 +179,16 @@ class LiveStack:
         before = self.kill(name, group=group)
         until(lambda: self.part(name).restarts > before, f"{name} is started again")
         self.pid(name)
+
+    @contextmanager
+    def supervisor_held(self) -> Iterator[None]:
+        """What is killed meanwhile stays away until the end of the block."""
+        pid = self.noted.pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def lose_redis(self) -> None:
         """Kill Redis and throw its data away: unlinked first, so that it finds nothing."""

@@ -40,6 +40,20 @@ def test_a_step_that_kills_its_worker_ends_as_a_dead_letter(
     assert job.id not in [each.id for each in client.jobs(dead=True)]
 
 
+def test_a_busy_worker_notices_that_redis_was_away(stack: LiveStack, client: Client) -> None:
+    """Its slots are taken when Redis goes, and it begins what it has fetched while Redis is away."""
+    jobs = [client.submit("embed", {"texts": TEXTS[:200]}) for _ in range(8)]
+    running = "SELECT count(*) FROM steps WHERE queue = 'embed' AND state = 'running'"
+    until(lambda: stack.value(running) == 2, "both slots are taken")
+    ended = "SELECT count(*) FROM jobs WHERE id = ANY(%s::uuid[]) AND finished_at IS NOT NULL"
+    with stack.supervisor_held():
+        stack.kill("redis")
+        until(lambda: stack.value(ended, [job.id for job in jobs]) >= 2, "two are done")
+        until(lambda: stack.value(running) == 0, "what had been fetched is done")
+    for job in jobs:
+        assert client.wait(job.id).state is State.SUCCEEDED
+
+
 def test_answers_wait_for_a_killed_generation_worker(stack: LiveStack, client: Client) -> None:
     client.ingest("generation", texts={"note.md": "The archive opens at nine every morning."})
     client.pause("generate")  # so that the answers are still to be made when the worker dies

@@ -116,6 +116,23 @@ def test_a_kill_between_the_load_steps_writes_and_its_record_duplicates_nothing(
     stores_agree(process, collection)
 
 
+def test_a_zombie_that_loads_after_its_lease_writes_nothing(
+    process: Process, collection: str
+) -> None:
+    job_id = order(process, collection, {"a": "one", "b": "two"})
+    assert run_next(process, handlers(), "ingest")
+    claim = claimed(process, Queue.INGEST)
+    lose_workers(process)
+    cancel(process, job_id)
+
+    run(process, handlers(), claim)
+
+    with process.ledger.read() as session:
+        assert session.scalar(text("SELECT count(*) FROM documents")) == 0
+        assert session.scalar(text("SELECT count(*) FROM versions")) == 0
+    assert job_of(process, job_id).state == "cancelled"
+
+
 def test_a_zombie_that_records_after_its_successor_changes_nothing(
     process: Process, collection: str
 ) -> None:

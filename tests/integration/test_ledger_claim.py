@@ -176,6 +176,22 @@ def test_eight_claimers_claim_every_step_once(process: Process, settings: Settin
     assert {job for _, job in taken} == {str(id_) for id_ in wanted}
 
 
+def test_a_claim_does_not_wait_for_one_that_is_not_committed_yet(process: Process) -> None:
+    submit(process, fair_key="a")
+    succeed(process, claimed(process))  # a key that was never served waits once, for its turn's row
+    first, second = submit_many(process, 2, "a")
+
+    with process.ledger.begin() as slow:
+        one = claims.claim(slow, "embed", worker="slow", lease_s=60)
+        with process.ledger.begin() as quick:
+            quick.execute(text("SET LOCAL lock_timeout = '2s'"))
+            other = claims.claim(quick, "embed", worker="quick", lease_s=60)
+
+    assert one is not None
+    assert other is not None
+    assert [one.job_id, other.job_id] == [first, second]
+
+
 def test_concurrent_claimers_share_one_key_without_missing_any(
     process: Process, settings: Settings
 ) -> None:
