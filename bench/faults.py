@@ -74,12 +74,20 @@ def kill_at_each_fifth(stack: Stack, client: Client, total: int) -> None:
         pid = next(each.pid for each in now.parts if each.name == part) if now else None
         if pid is None:
             raise RuntimeError(f"{part} does not run")
-        os.killpg(pid, signal.SIGKILL)
         if part == "redis":
-            for folder in (stack.home / "redis").glob("appendonly*"):
-                shutil.rmtree(folder)
+            throw_away(stack.home / "redis")
+        os.killpg(pid, signal.SIGKILL)
         print(f"killed {part} (process group {pid}) after {done} documents", flush=True)
         time.sleep(1)
+
+
+def throw_away(folder: Path) -> None:
+    """Before the kill, so that nothing is left for the restart to read."""
+    for left in [*folder.glob("appendonly*"), *folder.glob("*.rdb")]:
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 def progress(client: Client) -> int:

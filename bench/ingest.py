@@ -5,11 +5,13 @@
 In one run, on one corpus (pages of PostgreSQL's documentation), in turns: the plain script
 (`bench/plain_ingest.py`) and this system (local stack, real API and workers, timed from the first
 upload to the end of the job). Prints chunks/s of both, their ratio, and peak memory. With
-`--memory`, instead, ingests the corpus and a tenth of it in new stacks and compares the peaks.
+`--memory`, instead, ingests the pages once and ten copies of each, in new stacks, and compares the
+peaks.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,6 +23,8 @@ from pathlib import Path
 from bench.corpus import NoCorpus, pages
 from bench.stack import peaks_mib, running_stack
 from shared.config import DEFAULT_EMBEDDING_MODEL
+
+COPIES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +85,18 @@ def compare_speed(paths: list[Path], rounds: int) -> None:
 
 
 def compare_memory(paths: list[Path]) -> None:
-    few = sluice(paths[::10])
-    many = sluice(paths)
-    print(
-        f"peak resident memory in MiB of the largest process of each part; {len(paths[::10])} "
-        f"and {len(paths)} pages"
-    )
+    """Ten copies of each page against one: the same sizes, ten times as many documents."""
+    with tempfile.TemporaryDirectory() as folder:
+        copies = []
+        for path in paths:
+            for number in range(COPIES):
+                copies.append(Path(folder) / f"{path.stem}-{number}.html")
+                shutil.copy(path, copies[-1])
+        few, many = sluice(copies[::COPIES]), sluice(copies)
+    print(f"peak MiB of the largest process of each part: {len(paths)} and {len(copies)} documents")
     for part, mib in many.peaks_mib.items():
-        print(f"  {part:12}{few.peaks_mib[part]:8.0f}{mib:8.0f}  x {mib / few.peaks_mib[part]:.2f}")
+        before = few.peaks_mib[part]
+        print(f"  {part:12}{before:8.0f}{mib:8.0f}  x {mib / before:.2f}")
 
 
 def main() -> None:

@@ -79,6 +79,8 @@ def make_celery(settings: Settings) -> Celery:
         worker_send_task_events=False,
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
+        # Concerns late acknowledgement only, which is off; unset, it warns at each lost connection.
+        worker_cancel_long_running_tasks_on_connection_loss=True,
         broker_connection_timeout=settings.connect_timeout_s,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
