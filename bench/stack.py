@@ -55,7 +55,8 @@ def _ready(home: Path, up: "subprocess.Popen[bytes]") -> Stack:
 def peaks_mib(stack: Stack) -> dict[str, float]:
     """The highest resident memory that any one process of each part has had, in MiB."""
     peaks: dict[str, float] = defaultdict(float)
-    for part in stack.parts:
+    now = find_stack(stack.home) or stack  # parts may have been restarted
+    for part in now.parts:
         if part.pid is None:
             continue
         main = psutil.Process(part.pid)

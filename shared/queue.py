@@ -93,7 +93,7 @@ def make_celery(settings: Settings) -> Celery:
             # Messages are not noted in Redis as unacknowledged: they may be lost, the sweeper rings
             # again. With notes, a worker that has fetched all it may when Redis goes away cannot
             # acknowledge, never fetches again, and so never notices that it must reconnect.
-            "ack_emulation": True,
+            "ack_emulation": False,
         },
     )
     return app

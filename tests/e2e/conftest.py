@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from cli.client import Client
-from tests.e2e.stack import LiveStack, remote_addresses
+from tests.e2e.running import remote_addresses
+from tests.e2e.stack import LiveStack
 
 SETTINGS = {
     "SLUICE_WORKER_CONCURRENCY": "2",

@@ -5,18 +5,15 @@ them without asking, runs the CLI against the stack, and reads its stores direct
 always for a state, with a deadline that only a broken system reaches.
 """
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
 import httpx
 import psutil
@@ -28,59 +25,10 @@ from cli.launch import launch_argv
 from cli.parts import PartReport, PartState
 from cli.stackfile import Stack, StackState, find_stack
 from cli.transport import Retries
+from tests.e2e.running import Finished, Running, until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-DEADLINE_S = 120.0
-COMMAND_S = 240.0
-PAUSE_S = 0.1
 CHROMA = "/api/v2/tenants/default_tenant/databases/default_database/collections"
-
-T = TypeVar("T")
-
-
-def until(look: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T:
-    """Look again and again until what is seen is true; returns it."""
-    deadline = time.monotonic() + deadline_s
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"waited {deadline_s:g} s in vain: {what}"
-        time.sleep(PAUSE_S)
-    return seen
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """What `--json` printed."""
-        return json.loads(self.out)
-
-
-class Running:
-    """A command of the CLI in the background; it ends with the `with` block at the latest."""
-
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.is_running():
-            self._process.kill()
-            self._process.communicate()
-
-    def finish(self) -> Finished:
-        out, err = self._process.communicate(timeout=COMMAND_S)
-        return Finished(code=self._process.returncode, out=out, err=err)
-
-    def is_running(self) -> bool:
-        return self._process.poll() is None
 
 
 class LiveStack:
@@ -330,16 +278,3 @@ class LiveStack:
         """The id of the first job of a collection, once there is one."""
         query = "SELECT id::text FROM jobs WHERE collection = %s AND kind = %s ORDER BY id"
         return str(until(lambda: self.value(query, collection, kind), f"a job of {collection}"))
-
-
-def remote_addresses(processes: Sequence[psutil.Process]) -> list[tuple[str, str, str]]:
-    """Process, and both ends, of each internet socket that is not on the loopback alone."""
-    found = []
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            name = " ".join(process.cmdline()[:6])
-            for connection in process.net_connections("inet"):
-                ends = (connection.laddr, connection.raddr)
-                if any(end and end.ip not in {"127.0.0.1", "::1"} for end in ends):
-                    found.append((name, str(connection.laddr), str(connection.raddr)))
-    return found

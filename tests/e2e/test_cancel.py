@@ -3,7 +3,8 @@
 from cli.client import Client
 from cli.wire import State
 from tests.e2e import corpus
-from tests.e2e.stack import LiveStack, until
+from tests.e2e.running import until
+from tests.e2e.stack import LiveStack
 
 DOCUMENTS = 200
 COLLECTION = "cancelled"

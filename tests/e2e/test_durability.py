@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from cli.client import Client
 from cli.wire import Job
-from tests.e2e.stack import LiveStack, until
+from tests.e2e.running import until
+from tests.e2e.stack import LiveStack
 
 JOBS = 200
 THREADS = 8

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cli.client import Client
 from cli.wire import State
-from tests.e2e.stack import LiveStack, until
+from tests.e2e.running import until
+from tests.e2e.stack import LiveStack
 
 
 def test_waiting_survives_restarts_of_the_api_and_of_redis(

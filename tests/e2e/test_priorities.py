@@ -5,7 +5,8 @@ from datetime import datetime
 from cli.client import Client
 from cli.wire import Job, State
 from tests.e2e import corpus
-from tests.e2e.stack import LiveStack, until
+from tests.e2e.running import until
+from tests.e2e.stack import LiveStack
 
 DOCUMENTS = 150
 COLLECTION = "priorities"

@@ -4,7 +4,8 @@ import pytest
 
 from cli.client import Client
 from cli.wire import Job, State
-from tests.e2e.stack import LiveStack, until
+from tests.e2e.running import until
+from tests.e2e.stack import LiveStack
 
 # Long enough to be caught at it, small enough to be done soon.
 TEXTS = [f"Text {n}: " + "lanterns, harbours and the river in spring. " * 6 for n in range(500)]
@@ -41,8 +42,8 @@ def test_a_step_that_kills_its_worker_ends_as_a_dead_letter(
 
 
 def test_a_busy_worker_notices_that_redis_was_away(stack: LiveStack, client: Client) -> None:
-    """Its slots are taken when Redis goes, and it begins what it has fetched while Redis is away."""
-    jobs = [client.submit("embed", {"texts": TEXTS[:200]}) for _ in range(8)]
+    """Its slots are taken when Redis goes, and what it has fetched begins while that is away."""
+    jobs = [client.submit("embed", {"texts": TEXTS[:120]}) for _ in range(7)]
     running = "SELECT count(*) FROM steps WHERE queue = 'embed' AND state = 'running'"
     until(lambda: stack.value(running) == 2, "both slots are taken")
     ended = "SELECT count(*) FROM jobs WHERE id = ANY(%s::uuid[]) AND finished_at IS NOT NULL"
