@@ -23,10 +23,10 @@ from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import ConfigurationError
 
 PACKAGES = {
-    "api": ("fastapi", "multipart", "swagger_ui_bundle", "uvicorn"),
+    "api": ("fastapi", "multipart", "fastapi_swagger", "uvicorn"),
     "worker": (
-        *("bs4", "charset_normalizer", "chromadb", "langchain", "langchain_chroma"),
-        *("langchain_community", "langchain_text_splitters", "lxml", "psutil"),
+        *("charset_normalizer", "chromadb", "langchain", "langchain_chroma"),
+        *("langchain_community", "langchain_text_splitters", "lxml"),
         *("sentence_transformers", "torch", "transformers"),
     ),
 }
