@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import Permanent
+from workers.memory import return_freed_blocks
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Embedder:
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         for batch in self._batches(texts):
             between()
+            return_freed_blocks()
             vectors[batch] = self._model.encode(
                 [texts[n] for n in batch],
                 batch_size=len(batch),
