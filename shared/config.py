@@ -56,6 +56,47 @@ class Settings(BaseSettings):
     embedding_batch_tokens: PositiveInt = 4096
     embedding_threads: PositiveInt = 1
 
+    # Generation: what jobs may ask for
+    max_tokens_default: PositiveInt = 512
+    max_tokens_limit: PositiveInt = 8192
+    agent_limit_turns: PositiveInt = 8
+    model_missing_fail_s: PositiveFloat = 600
+    generation_limit_s: PositiveInt = 1800
+    generation_flush_s: PositiveFloat = 0.2
+
+    # Generation: models of this process (hf/...)
+    generation_precision: Literal["auto", "nf4", "int8", "bfloat16", "float32"] = "auto"
+    generation_device: str = "auto"
+    generation_revision: str | None = None
+    generation_adapter: str | None = None
+    generation_trust_remote_code: bool = False
+    generation_threads: PositiveInt | None = None
+    generation_batch_requests: PositiveInt = 32
+    generation_prefill_tokens: PositiveInt = 512
+    generation_window_tokens: PositiveInt | None = None
+    generation_kv_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8
+    generation_kv_mib: PositiveInt | None = None
+    generation_prefix_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    generation_cuda_graphs: bool = False
+
+    # Generation: models of other servers
+    ollama_url: str = "http://127.0.0.1:11434"
+    ollama_pull: bool = False
+    ollama_parallel_requests: PositiveInt = 4
+    openai_base_url: str | None = None
+    openai_api_key: SecretStr | None = None
+    openai_parallel_requests: PositiveInt = 16
+    openai_resume: Literal["instruct", "prefill"] = "instruct"
+    remote_window_tokens: PositiveInt = 8192
+    remote_read_timeout_s: PositiveFloat = 120
+    remote_retry_after_limit_s: PositiveFloat = 300
+
+    # Tools of agents
+    fetch_timeout_s: PositiveFloat = 10
+    fetch_limit_bytes: PositiveInt = 1_000_000
+    fetch_allow_private: bool = False
+    tool_result_limit_chars: PositiveInt = 8000
+
     # Steps: claiming, retrying, recovery
     step_lease_s: PositiveFloat = 15
     step_heartbeat_s: PositiveFloat = 0.5
@@ -72,7 +113,7 @@ class Settings(BaseSettings):
 
     # Workers
     worker_concurrency: PositiveInt = 2
-    generate_concurrency: PositiveInt = 16
+    generate_concurrency: PositiveInt = 64
     worker_max_memory_mib: PositiveInt = 3072
     worker_heartbeat_s: PositiveFloat = 5
 

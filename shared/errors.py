@@ -59,6 +59,11 @@ class Retryable(StepError):
 class Unavailable(Retryable):
     """A server that the step needs does not answer; the attempt is not counted against it."""
 
+    def __init__(self, message: str | None = None, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """What the server asked for (`Retry-After`); the next attempt comes no sooner."""
+
 
 class WorkerLost(Retryable):
     """The worker that ran the step died or hung."""

@@ -9,13 +9,22 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from shared.generation import (
+    ChatInput,
+    ModelReference,
+    Parameters,
+    PromptTemplate,
+    ResponseFormat,
+    Usage,
+)
+from shared.shapes import Shape, Text
 
 COLLECTION_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]$"
 """Chroma's rule for names: any LangChain program can open the collection under its name."""
 
 CollectionName = Annotated[str, Field(pattern=COLLECTION_NAME)]
-Text = Annotated[str, Field(min_length=1, max_length=1_000_000)]
 
 
 class Kind(StrEnum):
@@ -25,13 +34,9 @@ class Kind(StrEnum):
     EMBED = "embed"
     SEARCH = "search"
     RAG = "rag"
+    CHAT = "chat"
     ERASE = "erase"
-
-
-class Shape(BaseModel):
-    """Base of all payloads: unknown fields are errors, so that a typing mistake is seen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    MODEL = "model"
 
 
 def _canonical_id(value: str) -> str:
@@ -171,23 +176,29 @@ class RagInput(Shape):
     question: Text
     k: PassageCount = 6
     search: SearchOptions = SearchOptions()
-    model: str | None = None
+    model: ModelReference | None = None
+    prompt: PromptTemplate | None = None
+    conversation_id: UUID | None = None
+    parameters: Parameters = Parameters()
+    response_format: ResponseFormat = ResponseFormat()
 
 
 class Citation(Hit):
     marker: str
 
 
-class Usage(Shape):
-    prompt_tokens: int
-    completion_tokens: int
-
-
 class RagResult(Shape):
+    """`passages_dropped` found no room in the model's window; `markers_removed` cited nothing."""
+
     answer: str
     citations: list[Citation]
     model: str
     usage: Usage
+    finish_reason: str = "stop"
+    passages_dropped: int = 0
+    markers_removed: int = 0
+    parsed: Any = None
+    """The answer as JSON, where `response_format` asked for that."""
 
 
 class EraseInput(Shape):
@@ -207,12 +218,40 @@ class EraseResult(Shape):
     vectors: int
 
 
+class ModelInput(Shape):
+    """What to do with a model of the Ollama server: `create` makes `name` of `from`."""
+
+    action: Literal["pull", "create", "delete"]
+    name: ModelReference
+    from_: str | None = Field(default=None, alias="from", min_length=1, max_length=1024)
+    system: str | None = None
+    template: str | None = None
+    parameters: dict[str, str | int | float | bool | list[str]] = {}
+
+    @model_validator(mode="after")
+    def _fits_the_action(self) -> "ModelInput":
+        if not self.name.startswith("ollama/"):
+            raise ValueError("name must be a model of Ollama, as `ollama/llama3.2`")
+        if (self.action == "create") != (self.from_ is not None):
+            raise ValueError("`from` goes with the action `create`, which needs it")
+        if self.action != "create" and (self.system or self.template or self.parameters):
+            raise ValueError("system, template and parameters go with the action `create`")
+        return self
+
+
+class ModelResult(Shape):
+    action: str
+    name: str
+
+
 INPUTS: dict[Kind, type[Shape]] = {
     Kind.INGEST: IngestInput,
     Kind.EMBED: EmbedInput,
     Kind.SEARCH: SearchInput,
     Kind.RAG: RagInput,
+    Kind.CHAT: ChatInput,
     Kind.ERASE: EraseInput,
+    Kind.MODEL: ModelInput,
 }
 
 
