@@ -12,7 +12,18 @@ from api.answers import documented
 from api.deps import open_parts
 from api.limits import BodyLimit, Keys
 from api.metrics import Metrics
-from api.routes import collections, docs, documents, events, files, health, jobs, models, queues
+from api.routes import (
+    collections,
+    conversations,
+    docs,
+    documents,
+    events,
+    files,
+    health,
+    jobs,
+    models,
+    queues,
+)
 from api.schemas import ProblemView
 from shared.config import Settings
 
@@ -41,7 +52,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     errors.install(app)
-    for module in (jobs, events, collections, documents, files, models, queues, health):
+    answering = (jobs, events, conversations, collections, documents, files, models, queues)
+    for module in (*answering, health):
         app.include_router(module.router)
     docs.install(app)
     _complete_openapi(app, asks_for_keys=bool(settings.api_keys))

@@ -4,16 +4,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AnyHttpUrl, AwareDatetime, Field
 
+from shared.generation import ChatInput
 from shared.payloads import (
     EmbedInput,
     EraseInput,
     IngestInput,
     Kind,
+    ModelInput,
     RagInput,
     SearchInput,
-    Shape,
 )
 from shared.queue import Lane
+from shared.shapes import Shape
 
 YEAR_S = 366 * 86_400
 SHA256 = r"^[0-9a-fA-F]{64}$"
@@ -57,18 +59,36 @@ class NewRag(NewJobBase):
     input: RagInput
 
 
+class NewChat(NewJobBase):
+    kind: Literal[Kind.CHAT]
+    input: ChatInput
+
+
+class NewModel(NewJobBase):
+    kind: Literal[Kind.MODEL]
+    input: ModelInput
+
+
 class NewErase(NewJobBase):
     kind: Literal[Kind.ERASE]
     input: EraseInput
 
 
 JobRequest = Annotated[
-    NewIngest | NewEmbed | NewSearch | NewRag | NewErase, Field(discriminator="kind")
+    NewIngest | NewEmbed | NewSearch | NewRag | NewChat | NewErase | NewModel,
+    Field(discriminator="kind"),
 ]
 
 
 class BatchRequest(Shape):
     jobs: Annotated[list[JobRequest], Field(min_length=1)]
+
+
+class NewConversation(Shape):
+    """`summarize`: what of a long conversation finds no room in the model's window is summed up."""
+
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    summarize: bool = False
 
 
 class CollectionSpec(Shape):
@@ -108,6 +128,30 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "value": {
             "kind": "rag",
             "input": {"collection": "handbook", "question": "When do you open?"},
+        },
+    },
+    Kind.CHAT: {
+        "summary": "chat: an answer of a model",
+        "value": {
+            "kind": "chat",
+            "input": {
+                "model": "ollama/llama3.2",
+                "messages": [{"role": "user", "content": "Say good morning in Korean."}],
+                "parameters": {"max_tokens": 64, "temperature": 0.7},
+            },
+        },
+    },
+    Kind.MODEL: {
+        "summary": "model: pull, create or delete a model of Ollama",
+        "value": {
+            "kind": "model",
+            "input": {
+                "action": "create",
+                "name": "ollama/helpdesk",
+                "from": "llama3.2",
+                "system": "You answer for the helpdesk, in two sentences at most.",
+                "parameters": {"temperature": 0.2},
+            },
         },
     },
     Kind.ERASE: {

@@ -6,6 +6,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
+from shared.conversations import Listed
+from shared.dialogue_models import ConversationMessage
 from shared.documents import ChunkView, DocumentView
 from shared.estimates import Estimate
 from shared.models import File, Job
@@ -30,7 +32,10 @@ class ProgressView(BaseModel):
 
 
 class JobView(BaseModel):
-    """A job. `position` counts the steps that are served before it; both estimates may be null."""
+    """A job. `position` counts the steps that are served before it; both estimates may be null.
+
+    `waiting_for` says what a queued job waits for that no worker can do anything about.
+    """
 
     id: UUID
     kind: str
@@ -43,6 +48,7 @@ class JobView(BaseModel):
     progress: ProgressView
     position: int | None = None
     eta_s: float | None = None
+    waiting_for: str | None = None
     attempt: int
     max_attempts: int
     metadata: dict[str, Any]
@@ -69,6 +75,7 @@ class JobView(BaseModel):
             ),
             position=estimate.position,
             eta_s=estimate.eta_s,
+            waiting_for=estimate.waiting_for,
             attempt=job.attempt,
             max_attempts=job.max_attempts,
             metadata=job.meta,
@@ -151,11 +158,56 @@ class FileView(BaseModel):
 
 
 class ModelView(BaseModel):
-    """A model that can run here; `default` says that its kinds use it unless told otherwise."""
+    """A model that can run here; `default` says that its kinds use it unless told otherwise.
+
+    `workers` counts the living generation workers that serve it; null for embedding models.
+    """
 
     reference: str
     kinds: list[Kind]
     default: bool
+    workers: int | None = None
+
+
+class ModelDetails(ModelView):
+    details: dict[str, Any]
+
+
+class ConversationView(BaseModel):
+    """`summary` stands for messages that found no room in the model's window."""
+
+    id: UUID
+    metadata: dict[str, Any]
+    summarize: bool
+    summary: str | None
+    messages: int
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, listed: Listed) -> "ConversationView":
+        found = listed.conversation
+        return cls(
+            id=found.id,
+            metadata=found.meta,
+            summarize=found.summarize,
+            summary=found.summary,
+            messages=listed.messages,
+            created_at=found.created_at,
+            updated_at=found.updated_at,
+        )
+
+
+class MessageView(BaseModel):
+    """A stored message, in the shape that `chat` takes, and the job whose turn it was."""
+
+    message: dict[str, Any]
+    job_id: UUID | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: ConversationMessage) -> "MessageView":
+        return cls(message=row.message, job_id=row.job_id, created_at=row.created_at)
 
 
 class QueueView(BaseModel):
@@ -177,6 +229,7 @@ class WorkerView(BaseModel):
     hostname: str
     pid: int
     queues: list[str]
+    models: list[str]
     concurrency: int
     started_at: datetime
     last_seen_at: datetime

@@ -1,8 +1,9 @@
-"""A job's events as Server-Sent Events: `state`, `progress`, `token`, `end`.
+"""A job's events as Server-Sent Events: `state`, `progress`, `token`, `tool`, `end`.
 
-Ids are those of the job's Redis stream, so that `Last-Event-ID` resumes it. What comes from
-Postgres instead carries the id to resume from: of the last entry seen, or the stream's start.
-`end` has an id of its own, made from the job's end, by which a client that has it is known.
+Ids are those of the job's Redis stream, so that `Last-Event-ID` resumes it; once text was told,
+with the place in it behind a `~`. What comes from Postgres instead carries the id to resume from:
+of the last entry seen, or the stream's start. `end` has an id of its own, made from the job's end,
+by which a client that has it is known.
 """
 
 import json
@@ -16,11 +17,12 @@ from starlette.concurrency import run_in_threadpool
 from api import streams
 from api.deps import Parts
 from api.schemas import JobView
+from api.telling import Place, Telling
 from shared.errors import NotFound
 from shared.events import EventType
 from shared.states import OPEN
 
-STREAM_ID = re.compile(r"\d{1,20}-\d{1,20}")
+EVENT_ID = re.compile(r"(\d{1,20}-\d{1,20})(?:~(\d{1,18})\.(\d{1,18}))?")
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 HEARTBEAT = b": still here\n\n"
 
@@ -38,9 +40,8 @@ def is_over(job: JobView, last_event_id: str | None) -> bool:
 async def events(parts: Parts, job: JobView, last_event_id: str | None) -> AsyncIterator[bytes]:
     """All events after an id, up to `end`; then the stream closes."""
     job_id = job.id
-    at = streams.START
-    if last_event_id is not None and STREAM_ID.fullmatch(last_event_id):
-        at = last_event_id
+    at, place = _resumed(last_event_id)
+    telling = Telling(parts, job_id, place)
     told: dict[str, Any] = {}
     was_open, block_s, heard_at = job.state in OPEN, 0.0, time.monotonic()
     while not parts.stopping.is_set():
@@ -53,14 +54,23 @@ async def events(parts: Parts, job: JobView, last_event_id: str | None) -> Async
             if entry.type == EventType.END:
                 has_end = True
                 continue
-            told[entry.type] = json.loads(entry.data)
+            data = json.loads(entry.data)
             heard_at = time.monotonic()
-            yield encode(entry.type, entry.data, at)
+            if entry.type == EventType.TOKEN:
+                for token in await telling.hear(data):
+                    yield encode(EventType.TOKEN, _json(token.data), token.id(at))
+                continue
+            told[entry.type] = data
+            yield encode(entry.type, entry.data, telling.id(at))
         if has_end or not entries:
             try:
                 job = await run_in_threadpool(streams.view, parts, job_id)
             except NotFound:  # removed by retention meanwhile
                 return
+            if job.kind in telling.KINDS:
+                for token in await telling.catch_up():
+                    heard_at = time.monotonic()
+                    yield encode(EventType.TOKEN, _json(token.data), token.id(at))
             # A job that was redriven has an old `end` in its stream, and goes on.
             if job.state not in OPEN:
                 yield encode(EventType.END, job.model_dump_json(), end_id(job))
@@ -68,12 +78,19 @@ async def events(parts: Parts, job: JobView, last_event_id: str | None) -> Async
             for type_, data in _unheard(job, told):
                 told[type_] = data
                 heard_at = time.monotonic()
-                yield encode(type_, json.dumps(data, ensure_ascii=False), at)
+                yield encode(type_, _json(data), telling.id(at))
         if entries is None:
             await streams.pause(parts)
         if time.monotonic() - heard_at >= parts.settings.sse_heartbeat_s:
             heard_at = time.monotonic()
             yield HEARTBEAT
+
+
+def _resumed(last_event_id: str | None) -> tuple[str, Place]:
+    found = EVENT_ID.fullmatch(last_event_id or "")
+    if found is None:
+        return streams.START, Place()
+    return found[1], Place(step_id=int(found[2] or 0), offset=int(found[3] or 0))
 
 
 def _unheard(job: JobView, told: dict[str, Any]) -> list[tuple[EventType, dict[str, Any]]]:
@@ -82,6 +99,10 @@ def _unheard(job: JobView, told: dict[str, Any]) -> list[tuple[EventType, dict[s
     if job.progress.unit is not None:
         now.append((EventType.PROGRESS, job.progress.model_dump()))
     return [(type_, data) for type_, data in now if told.get(type_) != data]
+
+
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, ensure_ascii=False)
 
 
 def encode(type_: str, data: str, id_: str) -> bytes:

@@ -17,10 +17,11 @@ from starlette.concurrency import run_in_threadpool
 
 from api.deps import Parts
 from api.schemas import JobView
-from shared import jobs
+from shared import jobs, transcripts
 from shared.estimates import Estimate, estimate
 from shared.events import EventType, stream_key
 from shared.states import OPEN
+from shared.transcripts import Shown
 
 START = "0-0"
 READ_ENTRIES = 100
@@ -79,6 +80,12 @@ async def until_end(parts: Parts, job_id: UUID, *, wait_s: float) -> bool:
 async def pause(parts: Parts) -> None:
     """Between two looks at Postgres while Redis does not answer."""
     await asyncio.sleep(min(parts.settings.sse_poll_s, DOWN_POLL_S))
+
+
+def shown_text(parts: Parts, job_id: UUID, *, step_id: int, offset: int) -> list[Shown]:
+    """What the job has generated behind a place of its text."""
+    with parts.ledger.read() as session:
+        return transcripts.shown_of_job(session, job_id, step_id=step_id, offset=offset)
 
 
 def has_ended(parts: Parts, job_id: UUID) -> bool:

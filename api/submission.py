@@ -12,9 +12,10 @@ from sqlalchemy.orm import Session
 from api.deps import Parts
 from api.requests import JobRequest
 from api.schemas import JobView, ProgressView
-from shared import collections, erasure, submission
+from shared import collections, conversations, erasure, submission
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput, NotFound
+from shared.generation import ChatInput
 from shared.payloads import EraseInput, IngestInput, Kind, RagInput
 from shared.queue import Lane
 from shared.states import State
@@ -36,7 +37,7 @@ def new_job(
     webhook = request.webhook
     return NewJob(
         kind=request.kind,
-        input=request.input.model_dump(mode="json"),
+        input=request.input.model_dump(mode="json") | _model(request, settings),
         fair_key=fair_key,
         lane=request.lane or lane,
         metadata=request.metadata,
@@ -44,6 +45,7 @@ def new_job(
         timeout_s=request.timeout_s,
         max_attempts=request.max_attempts or settings.max_attempts,
         run_after=request.run_after,
+        conversation_id=getattr(request.input, "conversation_id", None),
         idempotency_key=idempotency_key,
         body_hash=_hash(body) if idempotency_key is not None else None,
     )
@@ -51,9 +53,12 @@ def new_job(
 
 def submit(parts: Parts, new: NewJob) -> Submitted:
     """Commit one job. Raises QueueFull, NotFound for its collection, Conflict for its key."""
-    with parts.ledger.begin_single() as session:
+    # A turn of a conversation takes a lock and several statements.
+    single = new.conversation_id is None
+    with parts.ledger.begin_single() if single else parts.ledger.begin() as session:
         parts.gate.admit(session, FIRST_STEP[new.kind][1])
         _require_collection(session, new)
+        _require_talk(session, new)
         return submission.submit(session, new)
 
 
@@ -69,6 +74,8 @@ def submit_batch(parts: Parts, new: list[NewJob]) -> list[UUID]:
                 _require_collection(session, new[n])
             except NotFound as error:
                 raise NotFound(f"jobs.{n}: {error.message}") from error
+        for each in new:
+            _require_talk(session, each)
         return submission.submit_batch(session, new)
 
 
@@ -103,6 +110,22 @@ def _require_collection(session: Session, new: NewJob) -> None:
         collections.get(session, name)
 
 
+def _require_talk(session: Session, new: NewJob) -> None:
+    """The conversation is the caller's own, and the collections of its tools are there."""
+    if new.conversation_id is not None:
+        conversations.get(session, new.conversation_id, new.fair_key)
+    for tool in new.input.get("tools", ()) if new.kind is Kind.CHAT else ():
+        if tool.get("collection") is not None:
+            collections.get(session, tool["collection"])
+
+
+def _model(request: JobRequest, settings: Settings) -> dict[str, str]:
+    """The model that the job runs with, whatever the default is when it does."""
+    if not isinstance(request.input, RagInput | ChatInput):
+        return {}
+    return {"model": request.input.model or settings.generation_model}
+
+
 def _check_input(request: JobRequest, settings: Settings) -> None:
     asked = request.input
     if isinstance(asked, IngestInput) and len(asked.sources) > settings.max_sources_per_job:
@@ -110,14 +133,8 @@ def _check_input(request: JobRequest, settings: Settings) -> None:
             f"input.sources has {len(asked.sources)} entries; a job takes "
             f"{settings.max_sources_per_job} (SLUICE_MAX_SOURCES_PER_JOB). Submit several jobs."
         )
-    if isinstance(asked, RagInput):
-        model = asked.model or settings.generation_model
-        if model != EXTRACTIVE:
-            where = "input.model" if asked.model else "SLUICE_GENERATION_MODEL"
-            raise InvalidInput(
-                f"{where} is {model!r}, which this version cannot run. Leave input.model out, and "
-                f"set SLUICE_GENERATION_MODEL={EXTRACTIVE} on API and workers."
-            )
+    if isinstance(asked, RagInput | ChatInput):
+        _check_generation(asked, settings)
     if isinstance(asked, EraseInput):
         for n, document_id in enumerate(asked.document_ids or ()):
             try:
@@ -127,6 +144,37 @@ def _check_input(request: JobRequest, settings: Settings) -> None:
                     f"input.document_ids.{n} is {document_id!r}; ids are UUIDs, as "
                     "`GET /v1/collections/{name}/documents` lists them."
                 ) from None
+
+
+def _check_generation(asked: RagInput | ChatInput, settings: Settings) -> None:
+    model = asked.model or settings.generation_model
+    where = "input.model" if asked.model else "SLUICE_GENERATION_MODEL"
+    if model == EXTRACTIVE and isinstance(asked, ChatInput):
+        raise InvalidInput(
+            f"{where} is {EXTRACTIVE!r}, which answers `rag` jobs only. Name a model that can "
+            "chat, as `ollama/llama3.2` or `hf/Qwen/Qwen3-4B-Instruct-2507`."
+        )
+    if model == EXTRACTIVE and isinstance(asked, RagInput):
+        ignored = [
+            name for name in ("prompt", "parameters", "response_format")
+            if name in asked.model_fields_set
+        ]  # fmt: skip
+        if ignored:
+            raise InvalidInput(
+                f"input.{ignored[0]} is for models that generate text; {where} is {EXTRACTIVE!r}, "
+                "which quotes passages. Name another model or leave it out."
+            )
+    if model.startswith("openai/") and settings.openai_base_url is None:
+        raise InvalidInput(
+            f"{where} is {model!r}, but no server is set for such models: set "
+            "SLUICE_OPENAI_BASE_URL for the API and the generation workers."
+        )
+    wanted, limit = asked.parameters.max_tokens, settings.max_tokens_limit
+    if wanted is not None and wanted > limit:
+        raise InvalidInput(
+            f"input.parameters.max_tokens is {wanted:,}; this server allows {limit:,} "
+            "(SLUICE_MAX_TOKENS_LIMIT)."
+        )
 
 
 def _hash(body: Any) -> str:

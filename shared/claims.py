@@ -3,6 +3,7 @@
 Claiming raises the attempt number and sets a lease before any work starts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -24,6 +25,8 @@ class Claim:
     name: str
     queue: str
     kind: str
+    lane: int
+    fair_key: str
     payload: dict[str, Any]
     attempt: int
     max_attempts: int
@@ -32,33 +35,34 @@ class Claim:
 
 
 # The best runnable step of a queue: lane, then fair share between keys (fewest running, then
-# longest unserved), then age. `heads` is a loose index scan over (lane, key), so that a claim
+# longest unserved), then age. `heads` is a loose index scan over (lane, key, door), so that a claim
 # costs the same with ten queued steps as with a million; the row is locked last, in the order of
 # `turns`, which is why that is materialized.
 CLAIM = text("""
 WITH RECURSIVE heads AS (
-    (SELECT lane, fair_key FROM steps WHERE queue = :queue AND state = 'queued'
-     ORDER BY lane, fair_key LIMIT 1)
+    (SELECT lane, fair_key, door, job_id FROM steps WHERE queue = :queue AND state = 'queued'
+     ORDER BY lane, fair_key, door, job_id LIMIT 1)
     UNION ALL
-    SELECT n.lane, n.fair_key FROM heads h CROSS JOIN LATERAL (
-        SELECT s.lane, s.fair_key FROM steps s
+    SELECT n.lane, n.fair_key, n.door, n.job_id FROM heads h CROSS JOIN LATERAL (
+        SELECT s.lane, s.fair_key, s.door, s.job_id FROM steps s
         WHERE s.queue = :queue AND s.state = 'queued'
-          AND (s.lane, s.fair_key) > (h.lane, h.fair_key)
-        ORDER BY s.lane, s.fair_key LIMIT 1) n
+          AND (s.lane, s.fair_key, s.door) > (h.lane, h.fair_key, h.door)
+        ORDER BY s.lane, s.fair_key, s.door, s.job_id LIMIT 1) n
 ), busy AS (
     SELECT fair_key, count(*) AS running FROM steps
     WHERE queue = :queue AND state = 'running' GROUP BY fair_key
 ), ordered AS MATERIALIZED (
-    SELECT h.lane, h.fair_key FROM heads h
+    SELECT h.lane, h.fair_key, h.door FROM heads h
     LEFT JOIN busy b ON b.fair_key = h.fair_key
     LEFT JOIN turns t ON t.queue = :queue AND t.fair_key = h.fair_key
-    WHERE NOT EXISTS (SELECT FROM queues WHERE name = :queue AND paused_at IS NOT NULL)
-    ORDER BY h.lane, coalesce(b.running, 0), t.served_at NULLS FIRST, h.fair_key
+    WHERE h.door = ANY(:doors)
+      AND NOT EXISTS (SELECT FROM queues WHERE name = :queue AND paused_at IS NOT NULL)
+    ORDER BY h.lane, coalesce(b.running, 0), t.served_at NULLS FIRST, h.fair_key, h.job_id
 ), picked AS MATERIALIZED (
     SELECT s.id FROM ordered o CROSS JOIN LATERAL (
         SELECT id FROM steps
         WHERE queue = :queue AND state = 'queued' AND lane = o.lane AND fair_key = o.fair_key
-          AND run_after <= now()
+          AND door = o.door AND run_after <= now()
         ORDER BY job_id, id LIMIT 1
         FOR UPDATE SKIP LOCKED) s
     LIMIT 1
@@ -76,8 +80,8 @@ WITH RECURSIVE heads AS (
       AND (jobs.state = 'queued' OR jobs.attempt < c.attempt OR jobs.queue <> c.queue)
     RETURNING jobs.id
 )
-SELECT c.id, c.job_id, c.name, c.queue, c.fair_key, c.payload, c.attempt, c.max_attempts,
-    c.error, j.kind, j.state AS job_state
+SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.attempt,
+    c.max_attempts, c.error, j.kind, j.state AS job_state
 FROM claimed c JOIN jobs j ON j.id = c.job_id
 """)
 
@@ -97,9 +101,14 @@ ON CONFLICT DO NOTHING
 """)
 
 
-def claim(session: Session, queue: str, *, worker: str, lease_s: float) -> Claim | None:
-    """Take the best runnable step of the queue for `lease_s` seconds, or None."""
-    values = {"queue": queue, "worker": worker, "lease_s": lease_s}
+def claim(
+    session: Session, queue: str, *, worker: str, lease_s: float, doors: Sequence[str] = ()
+) -> Claim | None:
+    """Take the best runnable step of the queue for `lease_s` seconds, or None.
+
+    Steps that only some workers can run are taken by those that have their door.
+    """
+    values = {"queue": queue, "worker": worker, "lease_s": lease_s, "doors": ["", *doors]}
     row = session.execute(CLAIM, values).first()
     if row is None:
         return None
@@ -108,6 +117,6 @@ def claim(session: Session, queue: str, *, worker: str, lease_s: float) -> Claim
         tell_after_commit(session, row.job_id, EventType.STATE, {"state": State.RUNNING.value})
     return Claim(
         step_id=row.id, job_id=row.job_id, name=row.name, queue=row.queue, kind=row.kind,
-        payload=row.payload, attempt=row.attempt, max_attempts=row.max_attempts,
-        error_before=row.error,
+        lane=row.lane, fair_key=row.fair_key, payload=row.payload, attempt=row.attempt,
+        max_attempts=row.max_attempts, error_before=row.error,
     )  # fmt: skip

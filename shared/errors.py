@@ -73,6 +73,14 @@ class Permanent(StepError):
     """The step cannot succeed as it is; it fails at once."""
 
 
+class Timeout(Permanent):
+    """The job ran longer than its `timeout_s`."""
+
+
+class ModelNotServed(Permanent):
+    """No worker holds the model that the job asks for."""
+
+
 class Cancelled(StepError):
     """The job was cancelled, or the attempt is no longer this worker's."""
 

@@ -8,7 +8,7 @@ turn. Better lanes change what is running, so that is followed from lane to lane
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -16,20 +16,27 @@ from uuid import UUID
 from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.orm import Session
 
+from shared.conversations import HELD
 from shared.models import Job, Step, Worker
 from shared.states import State
 
 RECENT_STEPS = 50
+LATEST_STEPS = 500
+"""Among how many of a queue the recent ones of a door are looked for."""
 ALIVE_FACTOR = 3
 FEW_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """`position` is the number of steps that are claimed before this one; `eta_s` in seconds."""
+    """`position` is the number of steps that are claimed before this one; `eta_s` in seconds.
+
+    `waiting_for` says what a step waits for that no worker can do anything about.
+    """
 
     position: int | None = None
     eta_s: float | None = None
+    waiting_for: str | None = None
 
 
 def estimate(
@@ -37,23 +44,48 @@ def estimate(
 ) -> dict[UUID, Estimate]:
     """Estimates for those of the jobs that are open."""
     waiting = {job.id for job in jobs if job.state == State.QUEUED}
-    steps = session.execute(
-        select(Step.id, Step.job_id, Step.queue, Step.lane, Step.fair_key).where(
-            Step.job_id.in_(waiting), Step.state == State.QUEUED, Step.run_after <= func.now()
+    running = {job.id for job in jobs if job.state == State.RUNNING}
+    rows = session.execute(
+        select(
+            Step.id, Step.job_id, Step.queue, Step.door, Step.lane, Step.fair_key, Step.run_after,
+            (Step.run_after <= func.now()).label("due"),
+        ).where(
+            Step.state == State.QUEUED,
+            # A running job, too, may wait for a model with its next step.
+            Step.job_id.in_(waiting) | (Step.job_id.in_(running) & (Step.door != "")),
         )
-    ).all()
-    queues: dict[str, _Queue] = {}
+    ).all()  # fmt: skip
+    steps = [row for row in rows if row.due and row.job_id in waiting]
+    queues: dict[tuple[str, str], _Queue] = {}
     ranks = _ranks(session, steps)
     found = {job.id: _of_running(job, session) for job in jobs if job.state == State.RUNNING}
-    for step in steps:
-        if step.queue not in queues:
-            queues[step.queue] = _queue(session, step.queue, worker_heartbeat_s)
-        queue = queues[step.queue]
+    for row in rows:
+        if row.run_after == HELD:
+            found[row.job_id] = Estimate(waiting_for="an earlier turn of the conversation")
+    for step in rows:
+        if not step.due:
+            continue
+        place = (step.queue, step.door)
+        if place not in queues:
+            queues[place] = _queue(session, *place, worker_heartbeat_s)
+        queue = queues[place]
+        lacking = None if queue.is_served else lacks_worker(step.door)
+        if step.job_id in running:
+            found[step.job_id] = replace(found[step.job_id], waiting_for=lacking)
+            continue
         ahead = queue.ahead(step, ranks[step.id])
         pace = queue.seconds_per_step
         eta = None if pace is None else round((ahead + 1) * pace, 1)
-        found[step.job_id] = Estimate(position=ahead, eta_s=eta)
+        found[step.job_id] = Estimate(position=ahead, eta_s=eta, waiting_for=lacking)
     return found
+
+
+def lacks_worker(model: str) -> str:
+    """What is to be done about steps of a model that no living worker serves."""
+    return (
+        f"No living worker serves the model {model!r}; start one with "
+        f"`sluice worker generate --model {model}`."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +117,8 @@ class _Lane:
 class _Queue:
     lanes: dict[int, _Lane]
     seconds_per_step: float | None
+    is_served: bool
+    """Whether any worker lives that takes these steps."""
 
     def ahead(self, step: Any, rank: int) -> int:
         better = (lane for number, lane in self.lanes.items() if number < step.lane)
@@ -95,17 +129,17 @@ class _Queue:
         )
 
 
-def _queue(session: Session, name: str, worker_heartbeat_s: float) -> _Queue:
+def _queue(session: Session, name: str, door: str, worker_heartbeat_s: float) -> _Queue:
     queued: dict[int, dict[str, int]] = {}
     keys: dict[str, None] = {}
     # By key as the database sorts keys, which need not be as Python does.
     for lane, key, count in session.execute(
         text("""
             SELECT lane, fair_key, count(*) FROM steps
-            WHERE queue = :queue AND state = 'queued' AND run_after <= now()
+            WHERE queue = :queue AND door = :door AND state = 'queued' AND run_after <= now()
             GROUP BY lane, fair_key ORDER BY fair_key
         """),
-        {"queue": name},
+        {"queue": name, "door": door},
     ):
         queued.setdefault(lane, {})[key] = count
         keys[key] = None
@@ -122,9 +156,12 @@ def _queue(session: Session, name: str, worker_heartbeat_s: float) -> _Queue:
     )
     last = dict.fromkeys(served)
     order = [key for key in keys if key not in last] + list(last)
+    slots = _slots(session, name, door, worker_heartbeat_s)
     return _Queue(
         lanes=_lanes(queued, Counter(dict(running.all())), order),
-        seconds_per_step=_pace(session, name, worker_heartbeat_s),
+        seconds_per_step=_pace(session, name, door, slots),
+        # Queues without doors: `readyz` tells of those that nobody serves.
+        is_served=slots > 0 or not door,
     )
 
 
@@ -147,24 +184,28 @@ def _lanes(
     return lanes
 
 
-def _pace(session: Session, queue: str, worker_heartbeat_s: float) -> float | None:
+def _pace(session: Session, queue: str, door: str, slots: int) -> float | None:
     """Seconds between two steps that end: mean duration of recent ones over all slots."""
     mean_s = session.scalar(
         text("""
             SELECT extract(epoch FROM avg(finished_at - started_at)) FROM (
-                SELECT started_at, finished_at FROM steps
-                WHERE queue = :queue AND state = 'succeeded'
-                ORDER BY finished_at DESC LIMIT :recent) recent
+                SELECT started_at, finished_at FROM (
+                    SELECT started_at, finished_at, door FROM steps
+                    WHERE queue = :queue AND state = 'succeeded'
+                    ORDER BY finished_at DESC LIMIT :looked_at) latest
+                WHERE door = :door LIMIT :recent) recent
         """),
-        {"queue": queue, "recent": RECENT_STEPS},
-    )
-    slots = session.scalar(
-        select(func.sum(Worker.concurrency)).where(
-            Worker.queues.contains([queue]),
-            alive(worker_heartbeat_s),
-        )
+        {"queue": queue, "door": door, "looked_at": LATEST_STEPS, "recent": RECENT_STEPS},
     )
     return float(mean_s) / slots if mean_s is not None and slots else None
+
+
+def _slots(session: Session, queue: str, door: str, worker_heartbeat_s: float) -> int:
+    """How many steps the living workers of a door run at the same time."""
+    serving = [Worker.queues.contains([queue]), alive(worker_heartbeat_s)]
+    if door:
+        serving.append(Worker.doors.contains([door]))
+    return session.scalar(select(func.sum(Worker.concurrency)).where(*serving)) or 0
 
 
 def alive(worker_heartbeat_s: float) -> Any:
@@ -180,7 +221,7 @@ def _ranks(session: Session, steps: Sequence[Any]) -> dict[int, int]:
         text("""
             SELECT id, rank FROM (
                 SELECT id, row_number() OVER (
-                    PARTITION BY queue, lane, fair_key ORDER BY job_id, id) - 1 AS rank
+                    PARTITION BY queue, door, lane, fair_key ORDER BY job_id, id) - 1 AS rank
                 FROM steps
                 WHERE queue = ANY(:queues) AND state = 'queued' AND run_after <= now()) ranked
             WHERE id = ANY(:ids)
@@ -197,6 +238,7 @@ def _rank(session: Session, step: Any) -> int:
     count = session.scalar(
         select(func.count()).where(
             Step.queue == step.queue,
+            Step.door == step.door,
             Step.state == "queued",
             Step.lane == step.lane,
             Step.fair_key == step.fair_key,

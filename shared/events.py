@@ -22,6 +22,7 @@ class EventType(StrEnum):
     STATE = "state"
     PROGRESS = "progress"
     TOKEN = "token"
+    TOOL = "tool"
     END = "end"
 
 

@@ -157,13 +157,14 @@ class ChatInput(Shape):
 
 
 class ChatResult(Shape):
-    """`turns` counts how often the model was asked; `messages_dropped` of the history found no
-    room in its window."""
+    """`turns` counts how often the model was asked, `steps` are its calls of tools and their
+    results; `messages_dropped` of the history found no room in its window."""
 
     message: dict[str, Any]
     model: str
     usage: Usage
     finish_reason: str = "stop"
     turns: int = 1
+    steps: list[dict[str, Any]] = []
     messages_dropped: int = 0
     parsed: Any = None

@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import Select, delete, func, insert, literal, select, update
 from sqlalchemy.orm import Session
 
+from shared import conversations
 from shared.errors import Conflict, NotFound
 from shared.events import EventType
 from shared.ledger import ring_after_commit, tell_after_commit
@@ -20,7 +21,7 @@ from shared.models import IngestItem, Job, Step
 from shared.payloads import Kind
 from shared.queue import LaneRank, Queue
 from shared.states import OPEN, State
-from shared.submission import FIRST_STEP, NewJob, first_step
+from shared.submission import FIRST_STEP, NewJob, first_list, first_step
 
 
 def get(session: Session, job_id: UUID) -> Job:
@@ -113,6 +114,8 @@ def end(session: Session, job: Job, result: dict[str, Any] | None) -> None:
         }  # fmt: skip
         session.execute(insert(Step), [webhook])
         ring_after_commit(session, Queue.CONTROL.value)
+    if job.conversation_id is not None:
+        conversations.let_next_go(session, job.conversation_id)
     tell_after_commit(session, job.id, EventType.END, {"state": job.state})
 
 
@@ -129,6 +132,8 @@ def redrive(session: Session, job_id: UUID) -> None:
         kind=Kind(job.kind), input=job.input, fair_key=job.fair_key,
         lane=LaneRank(job.lane).lane, max_attempts=job.max_attempts,
     )  # fmt: skip
+    talks = job.conversation_id
+    held = talks is not None and not conversations.is_free(session, talks)
     job.state = State.QUEUED.value
     job.queue = FIRST_STEP[new.kind][1].value
     job.error = job.result = job.started_at = job.finished_at = job.deadline_at = None
@@ -136,8 +141,10 @@ def redrive(session: Session, job_id: UUID) -> None:
     job.attempt = job.progress_done = 0
     job.progress_total = job.progress_unit = None
     job.open_steps = 1
-    session.execute(insert(Step), [first_step(job_id, new)])
-    ring_after_commit(session, job.queue)
+    due = {"run_after": conversations.HELD} if held else {}
+    session.execute(insert(Step), [first_step(job_id, new) | due])
+    if not held:
+        ring_after_commit(session, first_list(new))
     tell_after_commit(session, job_id, EventType.STATE, {"state": State.QUEUED.value})
 
 
@@ -172,6 +179,22 @@ def advance(session: Session, job_id: UUID, done: int) -> None:
         .returning(Job.progress_done, Job.progress_total, Job.progress_unit)
     ).one()
     _tell_progress(session, job_id, row.progress_done, row.progress_total, row.progress_unit)
+
+
+def report(session: Session, job_id: UUID, done: int, total: int, unit: str) -> None:
+    """Set what is done and of how much, both of which may only grow: a later attempt that begins
+    anew takes nothing back."""
+    row = session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(
+            progress_done=func.greatest(Job.progress_done, done),
+            progress_total=func.greatest(func.coalesce(Job.progress_total, 0), total),
+            progress_unit=unit,
+        )
+        .returning(Job.progress_done, Job.progress_total)
+    ).one()
+    _tell_progress(session, job_id, row.progress_done, row.progress_total, unit)
 
 
 def _tell_progress(

@@ -1,7 +1,8 @@
 """The tables. Postgres holds the truth: jobs and their steps, documents and their text.
 
 State columns are written only by `shared/jobs.py`, `shared/steps.py` (jobs and steps) and
-`shared/documents.py` (documents and versions).
+`shared/documents.py` (documents and versions). `shared/dialogue_models.py` has the tables of
+generated text.
 """
 
 from datetime import datetime
@@ -23,6 +24,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, INT4MULTIRANGE
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.base import Base as Base  # of which the migrations read all tables
+from shared.dialogue_models import Conversation as Conversation  # so that they read these, too
 from shared.ids import new_id
 
 
@@ -40,6 +42,9 @@ class Job(Base):
     queue: Mapped[str]
     fair_key: Mapped[str]
     collection: Mapped[str | None]
+    conversation_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("conversations.id", ondelete="SET NULL")
+    )
     input: Mapped[dict[str, Any]]
     result: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
@@ -74,6 +79,12 @@ class Job(Base):
         Index("ix_jobs_collection_id", "collection", "id"),
         Index("ix_jobs_dead_id", "id", postgresql_where=sql("dead")),
         Index(
+            "ix_jobs_conversation_id",
+            "conversation_id",
+            "id",
+            postgresql_where=sql("conversation_id IS NOT NULL"),
+        ),
+        Index(
             "ix_jobs_deadline_at",
             "deadline_at",
             postgresql_where=sql("state IN ('queued', 'running') AND deadline_at IS NOT NULL"),
@@ -91,6 +102,8 @@ class Step(Base):
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     name: Mapped[str]
     queue: Mapped[str]
+    door: Mapped[str] = mapped_column(server_default=sql("''"))
+    """Which workers of the queue can run it: of `generate`, those that serve this model."""
     lane: Mapped[int] = mapped_column(SmallInteger)
     fair_key: Mapped[str]
     state: Mapped[str]
@@ -114,6 +127,7 @@ class Step(Base):
             "queue",
             "lane",
             "fair_key",
+            "door",
             "job_id",
             "id",
             "run_after",
@@ -167,6 +181,8 @@ class Worker(Base):
     hostname: Mapped[str]
     pid: Mapped[int]
     queues: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    doors: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=sql("'{}'"))
+    """The models that it serves, as `shared.generation.door_of` writes them."""
     concurrency: Mapped[int]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())

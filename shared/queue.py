@@ -5,6 +5,7 @@ doubling messages is therefore harmless. This module never touches the database.
 """
 
 import json
+from collections.abc import Sequence
 from enum import IntEnum, StrEnum
 from typing import Any
 from uuid import uuid4
@@ -59,11 +60,20 @@ class LaneRank(IntEnum):
         return Lane[self.name]
 
 
-def make_celery(settings: Settings) -> Celery:
+def list_of(queue: str, door: str = "") -> str:
+    """The Redis list in which messages for a queue wait; each door of a queue has one."""
+    return f"{queue}.{door}" if door else queue
+
+
+def queue_of(list_: str) -> Queue:
+    return Queue(list_.partition(".")[0])
+
+
+def make_celery(settings: Settings, lists: Sequence[str] = ()) -> Celery:
     """The Celery application of publishers and workers alike: JSON only, no result backend.
 
     Early acknowledgement and no retries of Celery's own: recovery is the ledger's (leases), so
-    that there is one retry policy.
+    that there is one retry policy. `lists` are those of doors, for workers that listen at them.
     """
     app = Celery("sluice", broker=settings.require_redis_url(), set_as_current=False)
     app.conf.update(
@@ -72,7 +82,7 @@ def make_celery(settings: Settings) -> Celery:
         task_ignore_result=True,
         task_acks_late=False,
         task_create_missing_queues=False,
-        task_queues=[KombuQueue(name.value) for name in Queue],
+        task_queues=[KombuQueue(name) for name in (*(each.value for each in Queue), *lists)],
         task_default_queue=Queue.CONTROL.value,
         task_publish_retry=False,
         worker_prefetch_multiplier=1,
@@ -143,8 +153,9 @@ def _caught(celery: Celery, queue: str) -> dict[str, Any]:
     """A message as Celery publishes it, caught in kombu's in-memory broker."""
     with Connection("memory://") as connection, connection.channel() as channel:
         producer = Producer(channel, serializer="json")
-        celery.send_task(RING, args=(queue,), queue=queue, producer=producer)
-        message = channel._get(queue)
+        bare = queue_of(queue).value  # the worker claims from the queue, whatever door it rang at
+        celery.send_task(RING, args=(bare,), queue=bare, producer=producer)
+        message = channel._get(bare)
     assert isinstance(message, dict)
     return message
 

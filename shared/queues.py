@@ -3,6 +3,7 @@
 Pausing is a row in Postgres that claiming looks at; nothing is moved and nothing is lost.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,7 +16,7 @@ from shared import steps
 from shared.estimates import alive
 from shared.ledger import ring_after_commit
 from shared.models import QueueState, Worker
-from shared.queue import Bell, Queue
+from shared.queue import Bell, Queue, queue_of
 
 RESUME_RINGS = 1000
 """Enough for all workers at once; the sweeper rings for the rest as these are used up."""
@@ -38,6 +39,7 @@ class WorkerSummary:
     hostname: str
     pid: int
     queues: list[str]
+    models: list[str]
     concurrency: int
     started_at: datetime
     last_seen_at: datetime
@@ -56,7 +58,7 @@ def overview(session: Session, bell: Bell) -> list[QueueSummary]:
         )
     }
     paused = set(session.scalars(select(QueueState.name).where(QueueState.paused_at.is_not(None))))
-    messages = _messages(bell)
+    messages = _messages(session, bell)
     return [
         QueueSummary(
             name=queue.value,
@@ -100,9 +102,11 @@ def resume(session: Session, bell: Bell, queue: Queue) -> None:
         .values(name=queue.value, paused_at=None)
         .on_conflict_do_update(index_elements=[QueueState.name], set_={"paused_at": None})
     )
-    unrung = steps.runnable(session).get(queue.value, 0) - _messages(bell).get(queue, 0)
-    if unrung > 0:
-        ring_after_commit(session, queue.value, min(unrung, RESUME_RINGS))
+    for name, count in steps.runnable(session).items():
+        if queue_of(name) == queue:
+            unrung = count - _waiting(bell, name)
+            if unrung > 0:
+                ring_after_commit(session, name, min(unrung, RESUME_RINGS))
 
 
 def workers(session: Session, *, worker_heartbeat_s: float) -> list[WorkerSummary]:
@@ -116,6 +120,7 @@ def workers(session: Session, *, worker_heartbeat_s: float) -> list[WorkerSummar
             hostname=worker.hostname,
             pid=worker.pid,
             queues=list(worker.queues),
+            models=list(worker.doors),
             concurrency=worker.concurrency,
             started_at=worker.started_at,
             last_seen_at=worker.last_seen_at,
@@ -125,8 +130,21 @@ def workers(session: Session, *, worker_heartbeat_s: float) -> list[WorkerSummar
     ]
 
 
-def _messages(bell: Bell) -> dict[Queue, int]:
+def _messages(session: Session, bell: Bell) -> dict[Queue, int]:
+    """By queue, with the lists of all doors that anybody waits at."""
+    lists = {queue.value for queue in Queue} | set(steps.runnable(session))
     try:
-        return {queue: bell.waiting(queue.value) for queue in Queue}
+        counts = [(queue_of(name), bell.waiting(name)) for name in lists]
     except (RedisError, OSError):
         return {}
+    found: Counter[Queue] = Counter(dict.fromkeys(Queue, 0))
+    for queue, count in counts:
+        found[queue] += count
+    return found
+
+
+def _waiting(bell: Bell, name: str) -> int:
+    try:
+        return bell.waiting(name)
+    except (RedisError, OSError):
+        return 0

@@ -6,7 +6,7 @@ False, so that a worker that lost its lease cannot undo what its successor did.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -20,7 +20,7 @@ from shared import jobs
 from shared.claims import Claim
 from shared.ledger import ring_after_commit
 from shared.models import Job, Step
-from shared.queue import Queue
+from shared.queue import Queue, list_of
 from shared.states import State
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ Finish = Callable[[Session, UUID], dict[str, Any] | None]
 class NewStep:
     name: str
     queue: Queue
+    door: str = ""
     payload: dict[str, Any] = field(default_factory=dict)
 
 
@@ -44,20 +45,44 @@ class Pulse(StrEnum):
     LOST = "lost"
 
 
-def heartbeat(session: Session, claim: Claim, *, lease_s: float, extend: bool) -> Pulse:
-    """Extend the lease (when `extend`), and learn whether to go on."""
+# Rows are locked in the order of their ids, as by all that lock several running steps.
+EXTEND = text("""
+    WITH mine AS (
+        SELECT s.id FROM steps s
+        JOIN unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[])) m(id, attempt)
+          ON s.id = m.id AND s.attempt = m.attempt AND s.state = 'running'
+        ORDER BY s.id FOR NO KEY UPDATE OF s)
+    UPDATE steps SET lease_until = now() + make_interval(secs => :lease_s)
+    FROM mine WHERE steps.id = mine.id
+""")
+PULSES = text("""
+    SELECT s.id, j.ending FROM steps s
+    JOIN unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[])) m(id, attempt)
+      ON s.id = m.id AND s.attempt = m.attempt AND s.state = 'running'
+    JOIN jobs j ON j.id = s.job_id
+""")
+
+
+def heartbeats(
+    session: Session, claims: Sequence[Claim], *, lease_s: float, extend: Sequence[Claim]
+) -> list[Pulse]:
+    """Extend the leases of `extend`, and learn of each of `claims` whether to go on."""
     if extend:
-        session.execute(
-            update(Step)
-            .where(*_is_running(claim))
-            .values(lease_until=func.now() + timedelta(seconds=lease_s))
-        )
-    row = session.execute(
-        select(Job.ending).join(Step, Step.job_id == Job.id).where(*_is_running(claim))
-    ).first()
-    if row is None:
-        return Pulse.LOST
-    return Pulse.GO_ON if row.ending is None else Pulse.STOP
+        session.execute(EXTEND, _tokens(extend) | {"lease_s": lease_s})
+    endings = {row.id: row.ending for row in session.execute(PULSES, _tokens(claims))}
+    return [
+        Pulse.LOST
+        if claim.step_id not in endings
+        else (Pulse.GO_ON if endings[claim.step_id] is None else Pulse.STOP)
+        for claim in claims
+    ]
+
+
+def _tokens(claims: Sequence[Claim]) -> dict[str, Any]:
+    return {
+        "ids": [claim.step_id for claim in claims],
+        "attempts": [claim.attempt for claim in claims],
+    }
 
 
 def hold(session: Session, claim: Claim) -> bool:
@@ -173,24 +198,24 @@ def expired(session: Session, *, limit: int) -> list[Claim]:
     return [
         Claim(
             step_id=step.id, job_id=step.job_id, name=step.name, queue=step.queue, kind=kind,
-            payload=step.payload, attempt=step.attempt, max_attempts=step.max_attempts,
-            error_before=step.error,
+            lane=step.lane, fair_key=step.fair_key, payload=step.payload, attempt=step.attempt,
+            max_attempts=step.max_attempts, error_before=step.error,
         )
         for step, kind in rows
     ]  # fmt: skip
 
 
 def runnable(session: Session) -> dict[str, int]:
-    """How many steps of each queue could be claimed now; paused queues have none."""
+    """How many steps could be claimed now, by the list that rings for them; none when paused."""
     rows = session.execute(
         text("""
-        SELECT queue, count(*) FROM steps
+        SELECT queue, door, count(*) FROM steps
         WHERE state = 'queued' AND run_after <= now()
           AND queue NOT IN (SELECT name FROM queues WHERE paused_at IS NOT NULL)
-        GROUP BY queue
+        GROUP BY queue, door
     """)
     )
-    return dict(rows.all())
+    return {list_of(queue, door): count for queue, door, count in rows}
 
 
 def result_of(session: Session, job_id: UUID, name: str) -> dict[str, Any]:
@@ -237,15 +262,15 @@ def _add(session: Session, job: Job, children: list[NewStep]) -> None:
     job.open_steps += len(children)
     rows = [
         {
-            "job_id": job.id, "name": child.name, "queue": child.queue.value, "lane": job.lane,
-            "fair_key": job.fair_key, "state": State.QUEUED.value, "payload": child.payload,
-            "max_attempts": job.max_attempts,
+            "job_id": job.id, "name": child.name, "queue": child.queue.value, "door": child.door,
+            "lane": job.lane, "fair_key": job.fair_key, "state": State.QUEUED.value,
+            "payload": child.payload, "max_attempts": job.max_attempts,
         }
         for child in children
     ]  # fmt: skip
     session.execute(insert(Step), rows)
     for child in children:
-        ring_after_commit(session, child.queue.value)
+        ring_after_commit(session, list_of(child.queue, child.door))
 
 
 def _settle(session: Session, job: Job, finish: Finish) -> None:

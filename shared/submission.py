@@ -14,12 +14,14 @@ from sqlalchemy import ColumnElement, Insert, Table, bindparam, func, insert, se
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from shared import conversations
 from shared.errors import Conflict
+from shared.generation import door_of
 from shared.ids import new_id
 from shared.ledger import ring_after_commit
 from shared.models import Job, Step
 from shared.payloads import Kind
-from shared.queue import Lane, Queue
+from shared.queue import Lane, Queue, list_of
 from shared.states import State
 
 # The bare tables: submitting is the hottest path, and needs nothing of the ORM.
@@ -31,7 +33,9 @@ FIRST_STEP: dict[Kind, tuple[str, Queue]] = {
     Kind.EMBED: ("embed", Queue.EMBED),
     Kind.SEARCH: ("search", Queue.QUERY),
     Kind.RAG: ("rag.find", Queue.QUERY),
+    Kind.CHAT: ("chat.answer", Queue.GENERATE),
     Kind.ERASE: ("erase", Queue.CONTROL),
+    Kind.MODEL: ("model.apply", Queue.GENERATE),
 }
 
 
@@ -48,6 +52,7 @@ class NewJob:
     timeout_s: float | None = None
     max_attempts: int = 3
     run_after: datetime | None = None
+    conversation_id: UUID | None = None
     idempotency_key: str | None = None
     body_hash: str | None = None
     """Of what the client sent, where that is known: defaults may change, a body does not."""
@@ -74,17 +79,34 @@ class Submitted(NamedTuple):
 def submit(session: Session, new: NewJob) -> Submitted:
     """Add a job and its first step, in one statement.
 
-    Raises Conflict where the idempotency key stands for another request.
+    Raises Conflict where the idempotency key stands for another request. A turn of a conversation
+    waits for the turns before it, and needs a transaction around.
     """
     job_id = new_id()
+    held = new.conversation_id is not None and not conversations.is_free(
+        session, new.conversation_id
+    )
+    due = conversations.HELD if held else new.run_after
     values = {f"job_{name}": value for name, value in _job_row(job_id, new).items()}
     values |= {f"step_{name}": value for name, value in first_step(job_id, new).items()}
-    row = session.execute(_submit_statement(), values | {"step_run_after": new.run_after}).first()
+    row = session.execute(_submit_statement(), values | {"step_run_after": due}).first()
     if row is None:
         return _job_of_key(session, new)
-    if new.run_after is None:
-        ring_after_commit(session, FIRST_STEP[new.kind][1].value)
+    if due is None:
+        ring_after_commit(session, first_list(new))
     return Submitted(job_id, True, row.created_at)
+
+
+def first_list(new: NewJob) -> str:
+    """The list that rings for the job's first step."""
+    return list_of(FIRST_STEP[new.kind][1], first_door(new.kind, new.input))
+
+
+def first_door(kind: Kind, input_: dict[str, Any]) -> str:
+    """The workers that can run the job's first step: those that serve the model it asks for."""
+    if FIRST_STEP[kind][1] is not Queue.GENERATE:
+        return ""
+    return door_of(input_.get("model") or input_["name"])
 
 
 @cache
@@ -118,12 +140,15 @@ def _parameter(prefix: str, table: Table, name: str) -> ColumnElement[Any]:
 
 def submit_batch(session: Session, new_jobs: list[NewJob]) -> list[UUID]:
     """Add many jobs in one transaction: all or none. Idempotency keys are not for batches."""
+    if any(new.conversation_id is not None for new in new_jobs):
+        # Each turn of a conversation waits for those before it, also for those of this batch.
+        return [submit(session, new).id for new in new_jobs]
     rows = [(new_id(), new) for new in new_jobs]
     session.execute(insert(JOBS), [_job_row(job_id, new) for job_id, new in rows])
     session.execute(insert(Step), [first_step(job_id, new) for job_id, new in rows])
     for _, new in rows:
         if new.run_after is None:
-            ring_after_commit(session, FIRST_STEP[new.kind][1].value)
+            ring_after_commit(session, first_list(new))
     return [job_id for job_id, _ in rows]
 
 
@@ -137,6 +162,7 @@ def _job_row(job_id: UUID, new: NewJob) -> dict[str, Any]:
         "queue": name_and_queue[1].value,
         "fair_key": new.fair_key,
         "collection": new.input.get("collection"),
+        "conversation_id": new.conversation_id,
         "input": new.input,
         "open_steps": 1,
         "max_attempts": new.max_attempts,
@@ -156,6 +182,7 @@ def first_step(job_id: UUID, new: NewJob) -> dict[str, Any]:
         "job_id": job_id,
         "name": name,
         "queue": queue.value,
+        "door": first_door(new.kind, new.input),
         "lane": new.lane.rank,
         "fair_key": new.fair_key,
         "state": State.QUEUED.value,

@@ -3,15 +3,21 @@
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import warnings
+from collections.abc import Sequence
 
+from celery import Celery
 from celery.platforms import SecurityWarning
 
-from shared.config import Settings, load_settings
-from shared.errors import ConfigurationError
+from shared.config import EXTRACTIVE, Settings, load_settings
+from shared.errors import ConfigurationError, SluiceError
+from shared.generation import door_of
 from shared.logs import set_up_logging
+from shared.queue import list_of
 from workers.app import (
     CPU_QUEUES,
     GENERATE_QUEUES,
@@ -20,6 +26,7 @@ from workers.app import (
     make_beat_app,
     make_worker_app,
 )
+from workers.process import Process
 
 NO_TELEMETRY = {
     "ANONYMIZED_TELEMETRY": "False",
@@ -29,6 +36,8 @@ NO_TELEMETRY = {
     "LANGCHAIN_TRACING_V2": "false",
     "TOKENIZERS_PARALLELISM": "false",
 }
+FATAL = 70
+"""The exit code of a worker whose device is broken: whoever keeps it up starts it anew."""
 
 
 def main() -> int:
@@ -42,10 +51,15 @@ def main() -> int:
         settings.require_database_url()
         if arguments.role == "beat":
             return _beat(settings)
-        return _work(settings, arguments)
+        if arguments.role == "cpu":
+            return _retrieve(settings, arguments)
+        return _generate(settings, arguments)
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except SluiceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _parse() -> argparse.Namespace:
@@ -55,31 +69,88 @@ def _parse() -> argparse.Namespace:
         worker = roles.add_parser(role)
         worker.add_argument("--name", default=f"{role}@{socket.gethostname()}")
         worker.add_argument("--concurrency", type=int)
+        if role == "generate":
+            worker.add_argument(
+                "--model", action="append", metavar="REFERENCE",
+                help="serve this model reference (repeatable); unless given: the default model, "
+                "extractive, and the models of Ollama and of the OpenAI-compatible server",
+            )  # fmt: skip
+            worker.add_argument("--device", help="auto, cpu, cuda, cuda:1, ...")
     roles.add_parser("beat")
     return parser.parse_args()
 
 
-def _work(settings: Settings, arguments: argparse.Namespace) -> int:
+def _retrieve(settings: Settings, arguments: argparse.Namespace) -> int:
     # Imported late: the tables decide what a worker has to load, and telemetry is off by now.
-    from workers.handlers import cpu_handlers, generate_handlers
+    from workers.handlers import cpu_handlers
 
-    is_cpu = arguments.role == "cpu"
-    queues = CPU_QUEUES if is_cpu else GENERATE_QUEUES
-    if is_cpu:
-        settings.require_chroma_url()
-    default = settings.worker_concurrency if is_cpu else settings.generate_concurrency
+    settings.require_chroma_url()
     app = make_worker_app(
         settings,
-        cpu_handlers() if is_cpu else generate_handlers(),
+        cpu_handlers(),
         name=arguments.name,
-        queues=queues,
-        pool=PREFORK if is_cpu else THREADS,
-        concurrency=arguments.concurrency or default,
+        queues=CPU_QUEUES,
+        pool=PREFORK,
+        concurrency=arguments.concurrency or settings.worker_concurrency,
     )
-    logging.getLogger(__name__).info("worker %s: queues %s", arguments.name, ", ".join(queues))
+    return _run(app, settings, arguments.name, [queue.value for queue in CPU_QUEUES])
+
+
+def _generate(settings: Settings, arguments: argparse.Namespace) -> int:
+    from workers.handlers import generate_handlers
+
+    if arguments.device:
+        settings = settings.model_copy(update={"generation_device": arguments.device})
+    models = _models(settings, arguments.model)
+    doors = list(dict.fromkeys(map(door_of, models)))
+    fatal = threading.Event()
+
+    def give_up() -> None:
+        """The requests are handed back by now. Celery's own way out first, the hard one behind."""
+        fatal.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Timer(settings.step_lease_s, os._exit, [FATAL]).start()
+
+    process = Process(settings, arguments.name, doors=doors, on_fatal=give_up)
+    for model in models:
+        process.generators.prepare(model)  # a worker that is ready has its models loaded
+    app = make_worker_app(
+        settings,
+        generate_handlers(),
+        name=arguments.name,
+        queues=GENERATE_QUEUES,
+        pool=THREADS,
+        concurrency=arguments.concurrency or settings.generate_concurrency,
+        doors=doors,
+        process=process,
+    )
+    lists = [list_of(queue, door) for queue in GENERATE_QUEUES for door in doors]
+    code = _run(app, settings, arguments.name, lists)
+    process.generators.close()
+    if fatal.is_set():
+        os._exit(FATAL)  # what a broken device left behind must not delay the end
+    return code
+
+
+def _models(settings: Settings, given: Sequence[str] | None) -> list[str]:
+    """The model references that a worker serves; `ollama` and `openai` are all of that server."""
+    if given:
+        for model in given:
+            if model not in (EXTRACTIVE, "ollama", "openai") and "/" not in model:
+                raise ConfigurationError(
+                    f"--model {model}: a model reference is hf/<repository or path>, "
+                    "ollama/<name>, openai/<name> or extractive."
+                )
+        return list(given)
+    models = [settings.generation_model, EXTRACTIVE, "ollama"]
+    return [*models, "openai"] if settings.openai_base_url else models
+
+
+def _run(app: Celery, settings: Settings, name: str, lists: list[str]) -> int:
+    logging.getLogger(__name__).info("worker %s: queues %s", name, ", ".join(lists))
     worker = app.Worker(
-        hostname=arguments.name,
-        queues=[queue.value for queue in queues],
+        hostname=name,
+        queues=lists,
         loglevel=settings.log_level,
         quiet=True,
         without_gossip=True,

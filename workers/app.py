@@ -5,12 +5,12 @@ Its own retries, results and late acknowledgements are off.
 """
 
 import logging
-from typing import Any
+from collections.abc import Sequence
 
 from celery import Celery, signals
 
 from shared.config import Settings
-from shared.queue import RING, SWEEP, Queue, make_celery
+from shared.queue import RING, SWEEP, Queue, list_of, make_celery
 from workers.presence import Presence
 from workers.process import Process
 from workers.runner import Handlers, run_next
@@ -33,9 +33,15 @@ def make_worker_app(
     queues: list[Queue],
     pool: str,
     concurrency: int,
+    doors: Sequence[str] = (),
+    process: Process | None = None,
 ) -> Celery:
-    """A Celery application whose worker runs the steps of these queues."""
-    app = make_celery(settings)
+    """A Celery application whose worker runs the steps of these queues.
+
+    `process` is what all threads of a worker share; the children of a forking one make their own.
+    """
+    lists = [list_of(queue, door) for queue in queues for door in doors]
+    app = make_celery(settings, lists)
     order = {"queue_order_strategy": "workers.turns:ControlFirst"}
     app.conf.update(
         broker_transport_options={**app.conf.broker_transport_options, **order},
@@ -47,27 +53,25 @@ def make_worker_app(
             settings.worker_max_memory_mib * 1024 if pool == PREFORK else None
         ),
     )
-    # Each pool process makes its own when first used, after the fork.
-    held: dict[str, Any] = {}
+    own: list[Process] = [] if process is None else [process]
+    sweepers: list[Sweeper] = []
 
-    def process() -> Process:
-        if "process" not in held:
-            held["process"] = Process(settings, name)
-            held["sweeper"] = Sweeper(held["process"], handlers)
-        found = held["process"]
-        assert isinstance(found, Process)
-        return found
+    def mine() -> Process:
+        if not own:  # after the fork; a child runs one task at a time
+            own.append(Process(settings, name))
+        return own[0]
 
     def ring(queue: str) -> None:
-        run_next(process(), handlers, queue)
+        run_next(mine(), handlers, queue)
 
     def sweep() -> None:
-        process()
-        held["sweeper"].sweep()
+        if not sweepers:
+            sweepers.append(Sweeper(mine(), handlers))
+        sweepers[0].sweep()
 
     app.task(ring, name=RING)
     app.task(sweep, name=SWEEP)
-    presence = Presence(settings, name, [queue.value for queue in queues], concurrency)
+    presence = Presence(settings, name, [queue.value for queue in queues], concurrency, doors)
     # weak=False: the connections live as long as the process.
     signals.worker_ready.connect(lambda **_: presence.start(), weak=False)
     signals.worker_shutdown.connect(lambda **_: presence.stop(), weak=False)

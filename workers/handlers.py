@@ -6,6 +6,7 @@ from workers.runner import Handlers
 def cpu_handlers() -> Handlers:
     """Loading, embedding, retrieval, erasure: imports torch, and so does it before any fork."""
     from workers import webhook
+    from workers.generation import chat
     from workers.ingest import erase
     from workers.ingest import steps as ingest
     from workers.retrieval import steps as retrieval
@@ -17,6 +18,7 @@ def cpu_handlers() -> Handlers:
         "embed": retrieval.EMBED,
         "search": retrieval.SEARCH,
         "rag.find": retrieval.RAG_FIND,
+        "chat.tools": chat.CHAT_TOOLS,
         "erase": erase.ERASE,
         "webhook": webhook.WEBHOOK,
     }
@@ -24,6 +26,10 @@ def cpu_handlers() -> Handlers:
 
 def generate_handlers() -> Handlers:
     """Answering only: retrieval and embedding happen on CPU workers."""
-    from workers.generation import steps as generation
+    from workers.generation import admin, chat, rag
 
-    return {"rag.answer": generation.RAG_ANSWER}
+    return {
+        "rag.answer": rag.RAG_ANSWER,
+        "chat.answer": chat.CHAT_ANSWER,
+        "model.apply": admin.APPLY,
+    }

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Sequence
 
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
@@ -21,13 +22,21 @@ log = logging.getLogger(__name__)
 
 
 class Presence:
-    def __init__(self, settings: Settings, name: str, queues: list[str], concurrency: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        queues: list[str],
+        concurrency: int,
+        doors: Sequence[str] = (),
+    ) -> None:
         self._settings = settings
         self._row = {
             "name": name,
             "hostname": socket.gethostname(),
             "pid": os.getpid(),
             "queues": queues,
+            "doors": list(doors),
             "concurrency": concurrency,
         }
         self._ended = threading.Event()

@@ -1,29 +1,48 @@
 """What one worker process holds: its settings and its connections, each made at first use.
 
-Built after the fork, never before: connections and models do not survive one.
+Built after the fork, never before: connections and models do not survive one. Threads share it.
 """
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from shared.config import Settings
 from shared.files import Storage, make_storage
 from shared.ledger import Ledger, make_ledger
+from workers.pulse import Heart
 
 if TYPE_CHECKING:
     # Imported late below: a generation worker of `extractive` needs neither Chroma nor torch.
+    from workers.generation.generators import Generators
+    from workers.generation.scribe import Scribe
     from workers.retrieval.embed import Embedders
     from workers.retrieval.store import Store
 
 
 class Process:
-    def __init__(self, settings: Settings, worker_name: str) -> None:
+    """`doors` are the models whose steps it takes; `on_fatal` ends it where it cannot go on."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        worker_name: str,
+        *,
+        doors: Sequence[str] = (),
+        on_fatal: Callable[[], None] = lambda: None,
+    ) -> None:
         self.settings = settings
         self.worker_name = worker_name
+        self.doors = tuple(doors)
+        self._on_fatal = on_fatal
 
     @cached_property
     def ledger(self) -> Ledger:
         return make_ledger(self.settings)
+
+    @cached_property
+    def heart(self) -> Heart:
+        return Heart(self.settings, self.ledger)
 
     @cached_property
     def storage(self) -> Storage:
@@ -40,3 +59,15 @@ class Process:
         from workers.retrieval.embed import Embedders
 
         return Embedders(self.settings)
+
+    @cached_property
+    def generators(self) -> "Generators":
+        from workers.generation.generators import Generators
+
+        return Generators(self.settings, on_fatal=self._on_fatal)
+
+    @cached_property
+    def scribe(self) -> "Scribe":
+        from workers.generation.scribe import Scribe
+
+        return Scribe(self.settings, self.ledger)

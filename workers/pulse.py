@@ -1,74 +1,117 @@
-"""The heartbeat of a running step: extends the lease, and learns when to stop.
+"""The heartbeat of running steps: extends their leases, and learns when to stop.
 
-One thread for each running step. It never ends the step itself; it tells the context, which the
-handler looks at between units of work.
+One thread and one transaction for all steps that a process runs, however many: a generation worker
+runs dozens. It never ends a step itself; it tells the step's context, which the handler looks at
+between units of work.
 """
 
 import logging
 import threading
 import time
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared import steps
+from shared.config import Settings
+from shared.ledger import Ledger
+from shared.queue import Queue
 from shared.steps import Pulse
 from workers.step import Context
 
 log = logging.getLogger(__name__)
 
 
-class Heartbeat:
-    """Beats while the `with` block runs."""
+@dataclass
+class Beat:
+    """One running step; `lost` is set once it is another worker's."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self.lost = False
+    context: Context
+    lost: bool = False
+    started: float = field(default_factory=time.monotonic)
+    extended: float = field(default_factory=time.monotonic)
 
-    def __enter__(self) -> "Heartbeat":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        settings = self._context.process.settings
-        lease_s = settings.step_lease_s
-        started = extended = time.monotonic()
-        while not self._ended.wait(settings.step_heartbeat_s):
-            now = time.monotonic()
-            if now - started > settings.step_soft_limit_s:
-                self._context.must_stop(
-                    f"The step took longer than {settings.step_soft_limit_s} s "
-                    "(SLUICE_STEP_SOFT_LIMIT_S)."
-                )
-            extend = now - extended > lease_s / 3
-            try:
-                with self._context.process.ledger.begin() as session:
-                    pulse = steps.heartbeat(
-                        session, self._context.claim, lease_s=lease_s, extend=extend
-                    )
-            except SQLAlchemyError as error:
-                log.warning("heartbeat failed: %s", error)
-                if now - extended > lease_s:
-                    self._lose()
-                continue
-            if extend:
-                extended = now
-            if pulse is Pulse.LOST:
-                self._lose()
-            elif pulse is Pulse.STOP:
-                self._context.must_stop("The job is ending.")
-
-    def _lose(self) -> None:
+    def lose(self) -> None:
         self.lost = True
-        self._context.must_stop("The lease was lost; another worker has the step.")
+        self.context.must_stop("The lease was lost; another worker has the step.")
+
+
+class Heart:
+    """Beats for as long as any step of the process runs."""
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._lock = threading.Lock()
+        self._beats: list[Beat] = []
+        self._thread: threading.Thread | None = None
+        self._idle = threading.Event()
+
+    @contextmanager
+    def beating(self, context: Context) -> Iterator[Beat]:
+        """The step is kept, and watched, while the block runs."""
+        beat = Beat(context)
+        with self._lock:
+            self._beats.append(beat)
+            if self._thread is None:
+                self._idle = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._idle,), name="heartbeat", daemon=True
+                )
+                self._thread.start()
+        try:
+            yield beat
+        finally:
+            with self._lock:
+                self._beats.remove(beat)
+                last = None if self._beats else self._thread
+                if last is not None:
+                    self._thread = None
+                    self._idle.set()
+            if last is not None:
+                last.join()
+
+    def _run(self, idle: threading.Event) -> None:
+        while not idle.wait(self._settings.step_heartbeat_s):
+            with self._lock:
+                beats = list(self._beats)
+            self._beat(beats)
+
+    def _beat(self, beats: list[Beat]) -> None:
+        lease_s = self._settings.step_lease_s
+        now = time.monotonic()
+        for beat in beats:
+            self._watch(beat, now)
+        due = [beat for beat in beats if now - beat.extended > lease_s / 3]
+        try:
+            with self._ledger.begin() as session:
+                pulses = steps.heartbeats(
+                    session,
+                    [beat.context.claim for beat in beats],
+                    lease_s=lease_s,
+                    extend=[beat.context.claim for beat in due],
+                )
+        except SQLAlchemyError as error:
+            log.warning("heartbeat failed: %s", error)
+            for beat in beats:
+                if now - beat.extended > lease_s:
+                    beat.lose()
+            return
+        for beat in due:
+            beat.extended = now
+        for beat, pulse in zip(beats, pulses, strict=True):
+            if pulse is Pulse.LOST:
+                beat.lose()
+            elif pulse is Pulse.STOP:
+                beat.context.must_stop("The job is ending.")
+
+    def _watch(self, beat: Beat, now: float) -> None:
+        generates = beat.context.claim.queue == Queue.GENERATE
+        limit_s = self._settings.step_soft_limit_s
+        setting = "SLUICE_STEP_SOFT_LIMIT_S"
+        if generates:
+            limit_s, setting = self._settings.generation_limit_s, "SLUICE_GENERATION_LIMIT_S"
+        if now - beat.started > limit_s:
+            beat.context.must_stop(f"The step took longer than {limit_s} s ({setting}).")

@@ -32,7 +32,6 @@ from shared.errors import (
     WorkerLost,
 )
 from workers.process import Process
-from workers.pulse import Heartbeat
 from workers.step import Context, Done, Handler
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,11 @@ def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
     """Run the best runnable step of the queue; False if there is none."""
     with process.ledger.begin() as session:
         claim = claims.claim(
-            session, queue, worker=process.worker_name, lease_s=process.settings.step_lease_s
+            session,
+            queue,
+            worker=process.worker_name,
+            lease_s=process.settings.step_lease_s,
+            doors=process.doors,
         )
     if claim is None:
         return False
@@ -62,7 +65,7 @@ def run(process: Process, handlers: Handlers, claim: Claim) -> None:
     context = Context(process, claim)
     handler = handlers.get(claim.name)
     try:
-        with Heartbeat(context) as heartbeat:
+        with process.heart.beating(context) as beat:
             if handler is None:
                 raise Permanent(
                     f"This worker does not know the step {claim.name!r}; API and workers must be "
@@ -71,7 +74,7 @@ def run(process: Process, handlers: Handlers, claim: Claim) -> None:
             done = handler.run(context)
             recorded, after = _record(process, handler, claim, done), done.after
     except Cancelled as error:
-        recorded = not heartbeat.lost and _stopped(process, handler, claim, error)
+        recorded = not beat.lost and _stopped(process, handler, claim, error)
         after = None
     except SoftTimeLimitExceeded:
         limit = process.settings.step_soft_limit_s
@@ -127,7 +130,7 @@ def settle_failure(
     final = isinstance(error, FINAL)
     if is_free or (not final and claim.attempt < claim.max_attempts):
         noted = told if since is None else told | {UNAVAILABLE_SINCE: since.isoformat()}
-        in_s = _delay_s(settings, claim.attempt)
+        in_s = max(_delay_s(settings, claim.attempt), _asked_delay_s(error))
         return steps.retry(session, claim, noted, in_s=in_s, free=is_free)
     log.warning("step %s (%s) failed for good: %s", claim.step_id, claim.name, told["message"])
     return steps.fail(
@@ -169,6 +172,12 @@ def _delay_s(settings: Settings, attempt: int) -> float:
     """Exponential backoff with full jitter on its upper half."""
     limit: float = min(settings.retry_cap_s, settings.retry_base_s * 2 ** min(attempt - 1, 30))
     return limit / 2 + random.uniform(0, limit / 2)
+
+
+def _asked_delay_s(error: Exception) -> float:
+    """What a server asked for that has too much to do."""
+    asked = error.retry_after_s if isinstance(error, Unavailable) else None
+    return asked or 0.0
 
 
 def _message(error: Exception) -> str:

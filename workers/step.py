@@ -3,14 +3,17 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
 from shared.claims import Claim
 from shared.errors import Cancelled
+from shared.events import Event, EventType
 from shared.steps import Finish, NewStep
-from workers.process import Process
+
+if TYPE_CHECKING:
+    from workers.process import Process  # which holds the heart, which knows contexts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class Done:
 class Context:
     """One running attempt, as its handler sees it."""
 
-    def __init__(self, process: Process, claim: Claim) -> None:
+    def __init__(self, process: "Process", claim: Claim) -> None:
         self.process = process
         self.claim = claim
         self.stop = threading.Event()
@@ -38,6 +41,12 @@ class Context:
         """Raises Cancelled once the attempt has to stop. Call it between units of work."""
         if self.stop.is_set():
             raise Cancelled(self.stop_reason)
+
+    def tell(self, id_: str, data: dict[str, Any]) -> None:
+        """Let those who follow the job know that a tool is run, and what came of it."""
+        told = {"id": id_, "step": self.claim.step_id, **data}
+        event = Event(job_id=self.claim.job_id, type=EventType.TOOL, data=told)
+        self.process.ledger.events.publish([event])
 
     def must_stop(self, reason: str) -> None:
         self.stop_reason = reason

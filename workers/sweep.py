@@ -12,9 +12,10 @@ from sqlalchemy import delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared import jobs, steps
+from shared import conversations, jobs, steps
 from shared.config import Settings
-from shared.errors import SluiceError
+from shared.errors import ModelNotServed, SluiceError, Timeout
+from shared.estimates import lacks_worker
 from shared.models import File, Job, QueueState, Worker
 from shared.queue import Queue
 from shared.states import OPEN, State
@@ -55,6 +56,9 @@ class Sweeper:
             _note_sweep(session)
             take_back(session, settings, self._handlers)
             end_overdue(session)
+            fail_unserved(session, settings)
+            for conversation_id in conversations.with_held_turns(session, limit=BATCH):
+                conversations.let_next_go(session, conversation_id)
         self._ring()
         try:
             collect_forsaken(self._process)
@@ -103,10 +107,34 @@ def end_overdue(session: Session) -> None:
     ).all()
     for job_id, timeout_s in overdue:
         error = {
-            "type": "Timeout",
+            "type": Timeout.__name__,
             "message": f"The job ran longer than its timeout_s of {timeout_s:g} s. Raise it, or "
             "give the job less to do.",
         }
+        jobs.stop(session, job_id, State.FAILED, error)
+
+
+def fail_unserved(session: Session, settings: Settings) -> None:
+    """Fail the jobs whose model no worker has served for `model_missing_fail_s`."""
+    limit_s = settings.model_missing_fail_s
+    rows = session.execute(
+        text("""
+            SELECT s.job_id, s.door FROM steps s
+            WHERE s.state = 'queued' AND s.door <> ''
+              AND s.run_after < now() - make_interval(secs => :limit_s)
+              AND NOT EXISTS (SELECT FROM workers w WHERE s.door = ANY(w.doors)
+                  AND w.last_seen_at > now() - make_interval(secs => :limit_s))
+              AND s.queue NOT IN (SELECT name FROM queues WHERE paused_at IS NOT NULL)
+            LIMIT :batch
+        """),
+        {"limit_s": limit_s, "batch": BATCH},
+    ).all()
+    for job_id, door in rows:
+        message = (
+            f"{lacks_worker(door)} The job has waited for one for {limit_s:g} s "
+            "(SLUICE_MODEL_MISSING_FAIL_S); retry it when there is one."
+        )
+        error = {"type": ModelNotServed.__name__, "message": message}
         jobs.stop(session, job_id, State.FAILED, error)
 
 

@@ -1,26 +1,86 @@
 """The models that can run here."""
 
+import asyncio
+
 from fastapi import APIRouter, Response
 
+from api import modelservers
 from api.answers import answer, documented
 from api.deps import PartsDep
-from api.schemas import Items, ModelView
+from api.schemas import Items, ModelDetails, ModelView
+from shared import queues
 from shared.config import EXTRACTIVE
+from shared.errors import NotFound
+from shared.generation import PROVIDERS
 from shared.payloads import Kind
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
+GENERATING = [Kind.RAG, Kind.CHAT]
+
 
 @router.get("", responses=documented({200: Items[ModelView]}))
 async def list_models(parts: PartsDep) -> Response:
-    """The embedding model of the server, and what answers questions."""
+    """The embedding model, what living workers hold, and what the servers behind them offer.
+
+    A server that does not answer offers nothing.
+    """
     settings = parts.settings
+    served, ollama, openai = await asyncio.gather(
+        asyncio.to_thread(_served, parts),
+        modelservers.ollama_models(settings),
+        modelservers.openai_models(settings),
+    )
+    default = settings.generation_model
+    references = dict.fromkeys(
+        [EXTRACTIVE, *(door for door in served if door.startswith("hf/")), *ollama, *openai]
+    )
+    if default not in references:
+        references[default] = None
     embedding = ModelView(
         reference=settings.embedding_model,
         kinds=[Kind.INGEST, Kind.EMBED, Kind.SEARCH],
         default=True,
     )
-    extractive = ModelView(
-        reference=EXTRACTIVE, kinds=[Kind.RAG], default=settings.generation_model == EXTRACTIVE
+    return answer(
+        Items[ModelView](
+            items=[embedding, *(_view(reference, default, served) for reference in references)]
+        )
     )
-    return answer(Items[ModelView](items=[embedding, extractive]))
+
+
+@router.get("/{reference:path}", responses=documented({200: ModelDetails}, 404))
+async def show_model(parts: PartsDep, reference: str) -> Response:
+    """One model; of those of Ollama, what that server tells of it."""
+    settings = parts.settings
+    served = await asyncio.to_thread(_served, parts)
+    details = {}
+    if reference.startswith("ollama/"):
+        details = await modelservers.ollama_details(settings, reference)
+    elif reference.partition("/")[0] not in (*PROVIDERS, EXTRACTIVE):
+        raise NotFound(
+            f"There is no model {reference!r}; `GET /v1/models` lists those that there are."
+        )
+    view = _view(reference, settings.generation_model, served)
+    return answer(ModelDetails(**view.model_dump(), details=details))
+
+
+def _view(reference: str, default: str, served: dict[str, int]) -> ModelView:
+    door = reference if reference in served else reference.partition("/")[0]
+    return ModelView(
+        reference=reference,
+        kinds=[Kind.RAG] if reference == EXTRACTIVE else GENERATING,
+        default=reference == default,
+        workers=served.get(door, 0),
+    )
+
+
+def _served(parts: PartsDep) -> dict[str, int]:
+    """How many living workers serve each model."""
+    with parts.ledger.read() as session:
+        found = queues.workers(session, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
+    counts: dict[str, int] = {}
+    for worker in found:
+        for door in worker.models if worker.alive else ():
+            counts[door] = counts.get(door, 0) + 1
+    return counts

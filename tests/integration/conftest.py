@@ -1,15 +1,31 @@
-"""A worker's part, played by tests: claim the next step of a queue and record how it ended."""
+"""A worker's part, played by tests: a process, claims of its next steps, and how they ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from shared import claims, steps
 from shared.claims import Claim
+from shared.config import Settings
 from shared.ledger import Ledger
+from tests.integration.ingestion import new_collection
+from tests.integration.workbench import make_process
+from workers.process import Process
 
 Finish = Callable[[str, dict[str, Any]], Claim]
+
+
+@pytest.fixture
+def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
+    process = make_process(settings)
+    yield process
+    process.ledger.close()
+
+
+@pytest.fixture
+def collection(process: Process) -> str:
+    return new_collection(process)
 
 
 @pytest.fixture

@@ -94,8 +94,9 @@ def test_a_job_is_followed_from_queued_to_its_end(
     for done in range(2):
         progress(ledger, job_id, done)
         assert next(reader)[1:] == ("progress", {"done": done, "total": 3, "unit": "texts"})
-    ledger.events.publish([Event(job_id=UUID(job_id), type=EventType.TOKEN, data={"text": "글\n"})])
-    assert next(reader)[1:] == ("token", {"text": "글\n"})
+    called = {"id": "call_0", "name": "calculator", "result": "글\n"}
+    ledger.events.publish([Event(job_id=UUID(job_id), type=EventType.TOOL, data=called)])
+    assert next(reader)[1:] == ("tool", called)
     with ledger.begin() as session:
         steps.succeed(session, step, result={"model": "m"})
     _, event, data = next(reader)

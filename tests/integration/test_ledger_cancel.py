@@ -1,7 +1,7 @@
 """Cancelling: at once where nothing runs, within a heartbeat where something does."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from uuid import UUID
 
 import pytest
@@ -10,10 +10,10 @@ from shared import jobs
 from shared.config import Settings
 from shared.errors import NotFound, Retryable
 from shared.ids import new_id
-from shared.ledger import Ledger
 from shared.queue import Queue
 from shared.steps import NewStep
 from tests.integration.workbench import (
+    PATIENCE_S,
     cancel,
     claim,
     claimed,
@@ -24,7 +24,6 @@ from tests.integration.workbench import (
     job_of,
     lose_workers,
     make_due,
-    make_process,
     steps_of,
     submit,
     succeed,
@@ -32,15 +31,6 @@ from tests.integration.workbench import (
 from workers.process import Process
 from workers.runner import run_next
 from workers.step import Context, Done
-
-PATIENCE_S = 60
-
-
-@pytest.fixture
-def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
-    process = make_process(settings)
-    yield process
-    process.ledger.close()
 
 
 def test_a_queued_job_is_cancelled_at_once(process: Process) -> None:

@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,7 +9,6 @@ from sqlalchemy import text
 
 from shared import claims, queues, steps, submission
 from shared.config import Settings
-from shared.ledger import Ledger
 from shared.payloads import Kind
 from shared.queue import Lane, Queue
 from shared.submission import NewJob
@@ -20,19 +18,11 @@ from tests.integration.workbench import (
     in_threads,
     job_of,
     make_due,
-    make_process,
     submit,
     submit_many,
     succeed,
 )
 from workers.process import Process
-
-
-@pytest.fixture
-def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
-    process = make_process(settings)
-    yield process
-    process.ledger.close()
 
 
 def keys_in_turn(process: Process, *, at_once: int = 1) -> str:
@@ -209,7 +199,7 @@ BLOCKS = re.compile(r"Buffers: shared hit=(\d+)(?: read=(\d+))?")
 
 def blocks_of_a_claim(process: Process) -> tuple[int, str]:
     """Blocks that a claim touches, and its plan. The claim itself is undone."""
-    values = {"queue": "embed", "worker": "test", "lease_s": 60}
+    values = {"queue": "embed", "worker": "test", "lease_s": 60, "doors": [""]}
     explain = text(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF) {claims.CLAIM.text}")
     with process.ledger.read() as session:
         plan = "\n".join(line for (line,) in session.execute(explain, values))

@@ -1,35 +1,24 @@
 """Positions and ETAs against what really happens when nothing new comes."""
 
 import random
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
 from sqlalchemy import select, text
 
-from shared.config import Settings
 from shared.estimates import Estimate, estimate
-from shared.ledger import Ledger
 from shared.models import Job, Worker
 from shared.queue import Lane
 from tests.integration.workbench import (
     claim,
     claimed,
     job_of,
-    make_process,
     submit,
     submit_many,
     succeed,
 )
 from workers.process import Process
-
-
-@pytest.fixture
-def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
-    process = make_process(settings)
-    yield process
-    process.ledger.close()
 
 
 def estimates(process: Process) -> dict[UUID, Estimate]:

@@ -1,7 +1,7 @@
 """Fencing: what an attempt writes once it is no longer the running one changes nothing."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,9 +9,7 @@ from sqlalchemy import text
 
 from shared import jobs, steps
 from shared.claims import Claim
-from shared.config import Settings
 from shared.errors import Conflict
-from shared.ledger import Ledger
 from shared.queue import Queue
 from shared.steps import NewStep, Pulse
 from tests.integration.workbench import (
@@ -24,7 +22,6 @@ from tests.integration.workbench import (
     job_of,
     lose_workers,
     make_due,
-    make_process,
     steps_of,
     submit,
     succeed,
@@ -32,13 +29,6 @@ from tests.integration.workbench import (
 from workers.process import Process
 
 ERROR = {"type": "Wrong", "message": "of the first attempt"}
-
-
-@pytest.fixture
-def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
-    process = make_process(settings)
-    yield process
-    process.ledger.close()
 
 
 def overtaken(process: Process) -> tuple[Claim, Claim]:
@@ -115,11 +105,11 @@ def test_the_heartbeat_of_an_overtaken_attempt_learns_it_and_extends_nothing(
     before = snapshot(process)
 
     with process.ledger.begin() as session:
-        assert steps.heartbeat(session, first, lease_s=999, extend=True) is Pulse.LOST
+        assert steps.heartbeats(session, [first], lease_s=999, extend=[first]) == [Pulse.LOST]
     assert snapshot(process) == before
 
     with process.ledger.begin() as session:
-        assert steps.heartbeat(session, second, lease_s=999, extend=True) is Pulse.GO_ON
+        assert steps.heartbeats(session, [second], lease_s=999, extend=[second]) == [Pulse.GO_ON]
     assert snapshot(process) != before
 
 
@@ -129,7 +119,7 @@ def test_a_heartbeat_extends_the_lease_only_when_asked(process: Process) -> None
     before = snapshot(process)
 
     with process.ledger.begin() as session:
-        assert steps.heartbeat(session, only, lease_s=999, extend=False) is Pulse.GO_ON
+        assert steps.heartbeats(session, [only], lease_s=999, extend=[]) == [Pulse.GO_ON]
 
     assert snapshot(process) == before
 
@@ -140,7 +130,7 @@ def test_the_heartbeat_learns_that_the_job_is_ending(process: Process) -> None:
     cancel(process, job_id)
 
     with process.ledger.begin() as session:
-        assert steps.heartbeat(session, only, lease_s=9, extend=True) is Pulse.STOP
+        assert steps.heartbeats(session, [only], lease_s=9, extend=[only]) == [Pulse.STOP]
 
 
 def test_a_lease_that_has_not_ended_is_left_alone(process: Process) -> None:

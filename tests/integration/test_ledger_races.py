@@ -2,7 +2,6 @@
 
 import random
 import threading
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +13,6 @@ from shared.claims import Claim
 from shared.config import Settings
 from shared.errors import Conflict
 from shared.ids import new_id
-from shared.ledger import Ledger
 from shared.queue import Lane, Queue
 from shared.steps import NewStep
 from tests.integration.workbench import (
@@ -25,7 +23,6 @@ from tests.integration.workbench import (
     in_threads,
     invariants_hold,
     lose_workers,
-    make_process,
     submit,
     succeed,
 )
@@ -34,13 +31,6 @@ from workers.process import Process
 ERROR = {"type": "Random", "message": "as it happens"}
 OPERATIONS = 80
 only_one_sweeper = threading.Lock()
-
-
-@pytest.fixture
-def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
-    process = make_process(settings)
-    yield process
-    process.ledger.close()
 
 
 def deadlocks(process: Process) -> int:
@@ -105,7 +95,7 @@ def end(own: Process, what: str, mine: Claim) -> None:
         elif what == "retry":
             steps.retry(session, mine, ERROR, in_s=0, free=False)
         elif what == "beat":
-            steps.heartbeat(session, mine, lease_s=5, extend=True)
+            steps.heartbeats(session, [mine], lease_s=5, extend=[mine])
         elif steps.is_ending(session, mine):
             steps.abandon(session, mine)
 

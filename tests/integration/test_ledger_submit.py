@@ -40,13 +40,6 @@ from workers.step import Context, Done
 from workers.sweep import Sweeper
 
 
-@pytest.fixture
-def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
-    process = make_process(settings)
-    yield process
-    process.ledger.close()
-
-
 def asked(**fields: Any) -> NewJob:
     return NewJob(**{"kind": Kind.EMBED, "input": {"texts": ["a"]}, "fair_key": "k", **fields})
 

@@ -1,8 +1,7 @@
-"""The life of an attempt: how it runs, how it ends, and what is tried again."""
+"""The life of an attempt: how it runs, and how it ends."""
 
 import logging
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,18 +12,14 @@ from shared import steps
 from shared.claims import Claim
 from shared.config import Settings
 from shared.errors import (
-    ConfigurationError,
-    Conflict,
-    InvalidInput,
-    NotFound,
     Permanent,
     Retryable,
     Unavailable,
 )
-from shared.ledger import Ledger
 from shared.queue import Queue
 from shared.steps import NewStep
 from tests.integration.workbench import (
+    PATIENCE_S,
     claimed,
     doing,
     drain,
@@ -39,28 +34,6 @@ from tests.integration.workbench import (
 from workers.process import Process
 from workers.runner import run, run_next
 from workers.step import Context, Done, Handler
-
-PATIENCE_S = 60
-
-
-@pytest.fixture
-def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
-    process = make_process(settings)
-    yield process
-    process.ledger.close()
-
-
-def raising(*errors: Exception | None) -> Any:
-    """A handler that raises these in turn, and succeeds at None and from then on."""
-    left = list(errors)
-
-    def handler(_: Context) -> dict[str, str]:
-        error = left.pop(0) if left else None
-        if error is not None:
-            raise error
-        return {"done": "well"}
-
-    return doing(handler)
 
 
 def test_an_empty_queue_is_no_work(process: Process) -> None:
@@ -117,107 +90,6 @@ def test_what_is_tidied_up_afterwards_may_fail(
 
     assert job_of(process, job_id).state == "succeeded"
     assert "Chroma is away" in caplog.text
-
-
-@pytest.mark.parametrize("error", [Retryable("may pass"), RuntimeError("a bug"), KeyError("x")])
-def test_what_may_pass_and_what_nobody_knows_is_tried_again(
-    process: Process, error: Exception
-) -> None:
-    job_id = submit(process)
-
-    drain(process, raising(error, error))
-
-    job = job_of(process, job_id)
-    assert (job.state, job.attempt, job.error) == ("succeeded", 3, None)
-    (step,) = steps_of(process, job_id)
-    assert step.error is None
-
-
-def test_when_the_attempts_are_used_up_it_is_a_dead_letter(process: Process) -> None:
-    job_id = submit(process, max_attempts=3)
-
-    drain(process, raising(*[Retryable(f"number {n}") for n in (1, 2, 3)]))
-
-    job = job_of(process, job_id)
-    assert (job.state, job.dead, job.attempt) == ("failed", True, 3)
-    assert job.error == {"type": "Retryable", "message": "number 3"}
-    invariants_hold(process, all_ended=True)
-
-
-@pytest.mark.parametrize("error", [Permanent, NotFound, InvalidInput, Conflict, ConfigurationError])
-def test_what_another_attempt_would_only_repeat_fails_at_once(
-    process: Process, error: type[Exception]
-) -> None:
-    job_id = submit(process)
-
-    drain(process, raising(error("do this instead")))
-
-    job = job_of(process, job_id)
-    assert (job.state, job.dead, job.attempt) == ("failed", False, 1)
-    assert job.error == {"type": error.__name__, "message": "do this instead"}
-
-
-def test_an_outage_does_not_use_up_attempts(process: Process) -> None:
-    job_id = submit(process, max_attempts=1)
-
-    drain(process, raising(*[Unavailable("no answer")] * 6))
-
-    job = job_of(process, job_id)
-    assert (job.state, job.attempt) == ("succeeded", 7)
-
-
-def test_an_outage_that_lasts_too_long_uses_up_attempts_after_all(
-    process: Process, settings: Settings
-) -> None:
-    job_id = submit(process, max_attempts=2)
-    impatient = make_process(settings, unavailable_retry_for_s=0.000001)
-
-    drain(impatient, raising(*[Unavailable("no answer")] * 9))
-
-    impatient.ledger.close()
-    job = job_of(process, job_id)
-    assert job.error == {"type": "Unavailable", "message": "no answer"}
-    assert (job.state, job.dead, job.attempt) == ("failed", True, 2)
-
-
-def test_an_outage_counts_from_its_first_failure_not_from_the_submit(process: Process) -> None:
-    """A step that waited for hours in a long queue can sit out an outage like any other."""
-    job_id = submit(process, max_attempts=1)
-    with process.ledger.begin() as session:
-        session.execute(text("UPDATE steps SET created_at = now() - interval '9 h'"))
-
-    drain(process, raising(*[Unavailable("no answer")] * 3))
-
-    assert job_of(process, job_id).state == "succeeded"
-
-
-def test_an_outage_that_began_long_ago_is_remembered_over_attempts(process: Process) -> None:
-    job_id = submit(process, max_attempts=2)
-    table = raising(*[Unavailable("no answer")] * 9)
-    run_next(process, table, "embed")
-    with process.ledger.begin() as session:
-        session.execute(
-            text(
-                """UPDATE steps SET error = jsonb_set(error, '{unavailable_since}',
-                to_jsonb(now() - interval '9 h'))"""
-            )
-        )
-
-    drain(process, table)
-
-    job = job_of(process, job_id)
-    assert (job.state, job.dead) == ("failed", True)
-    # The first attempt was free, the two after it are all it had.
-    assert job.attempt == 3
-
-
-def test_another_error_ends_an_outage(process: Process) -> None:
-    job_id = submit(process, max_attempts=3)
-
-    drain(process, raising(Unavailable("away"), Retryable("else"), Unavailable("away"), None))
-
-    assert job_of(process, job_id).state == "succeeded"
-    assert steps_of(process, job_id)[0].max_attempts == 3 + 2
 
 
 def test_a_step_that_this_worker_does_not_know_fails_and_says_so(process: Process) -> None:

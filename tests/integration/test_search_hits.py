@@ -1,7 +1,5 @@
 """Search: what is found, in what order, with which scores; LangChain on the same store."""
 
-from collections.abc import Iterator
-
 import chromadb
 import numpy as np
 import pytest
@@ -10,25 +8,17 @@ from langchain_chroma import Chroma
 from langchain_core.embeddings import Embeddings
 
 from shared import remains
-from shared.config import Settings
-from shared.ledger import Ledger
 from shared.payloads import Kind
 from shared.queue import Queue
-from tests.integration.workbench import (
-    claimed,
+from tests.integration.ingestion import (
     document_id,
-    drain,
-    embedders,
-    handlers,
     ingest,
-    job_of,
-    make_process,
     new_collection,
     order,
     search,
     stores_agree,
-    submit,
 )
+from tests.integration.workbench import claimed, drain, embedders, handlers, job_of, submit
 from workers.ingest import erase as erasing
 from workers.process import Process
 from workers.retrieval.store import Entry
@@ -41,13 +31,6 @@ TEXTS = {
     "bread": "Bread is baked from flour, water, salt and yeast.",
     "stars": "A star is a ball of hot gas held together by gravity.",
 }
-
-
-@pytest.fixture
-def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
-    process = make_process(settings)
-    yield process
-    process.ledger.close()
 
 
 @pytest.mark.parametrize("distance", ["cosine", "l2", "ip"])

@@ -1,79 +1,33 @@
 """The sweeper: overdue jobs, what is too old, what nobody works on; one sweep at a time."""
 
-import io
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
-import pytest
 from redis import Redis
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text
 
-from shared import files, jobs, queues
+from shared import jobs, queues
 from shared.claims import Claim
 from shared.config import Settings
-from shared.errors import NotFound
-from shared.ledger import Ledger
-from shared.models import File, Job, QueueState, Step, Worker
+from shared.models import QueueState
 from shared.payloads import Kind
 from shared.queue import Queue
 from shared.steps import NewStep
+from tests.integration.sweeps import change, sweep
 from tests.integration.workbench import (
-    cancel,
+    PATIENCE_S,
     claimed,
     in_threads,
     invariants_hold,
     job_of,
-    lose_workers,
     make_due,
-    make_process,
-    new_collection,
-    order,
-    order_sources,
-    stores_agree,
     submit,
     submit_many,
     succeed,
 )
 from workers.handlers import cpu_handlers
 from workers.process import Process
-from workers.runner import run_next
 from workers.sweep import Sweeper
-
-PATIENCE_S = 60
-OLD = "now() - interval '40 days'"
-
-
-@pytest.fixture
-def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
-    process = make_process(settings)
-    yield process
-    process.ledger.close()
-
-
-def sweep(process: Process) -> None:
-    assert Sweeper(process, cpu_handlers()).sweep()
-
-
-def change(process: Process, statement: str) -> None:
-    with process.ledger.begin() as session:
-        session.execute(text(statement))
-
-
-def exists(process: Process, job_id: UUID) -> bool:
-    try:
-        job_of(process, job_id)
-    except NotFound:
-        return False
-    return True
-
-
-def upload(process: Process, name: str) -> tuple[str, str]:
-    stored = process.storage.store(io.BytesIO(b"bytes"), name=name, limit_bytes=100)
-    with process.ledger.begin() as session:
-        file = files.record(session, stored, name=name, content_type=None)
-        return str(file.id), file.path
 
 
 def test_a_job_that_runs_too_long_fails_as_a_timeout(process: Process) -> None:
@@ -139,84 +93,6 @@ def test_the_sweep_is_noted_for_readiness(process: Process) -> None:
         swept_at = session.scalar(select(QueueState.swept_at).where(QueueState.name == "control"))
     assert swept_at is not None
     assert datetime.now(UTC) - swept_at < timedelta(minutes=1)
-
-
-def test_jobs_that_ended_long_ago_are_forgotten_with_their_steps(process: Process) -> None:
-    old, new, open_ = submit(process), submit(process), submit(process)
-    cancel(process, old)
-    cancel(process, new)
-    change(process, f"UPDATE jobs SET created_at = {OLD}")
-    change(process, f"UPDATE jobs SET finished_at = {OLD} WHERE id = '{old}'")
-
-    sweep(process)
-
-    assert [exists(process, id_) for id_ in (old, new, open_)] == [False, True, True]
-    with process.ledger.read() as session:
-        assert session.scalar(select(func.count()).where(Step.job_id == old)) == 0
-        assert session.scalar(select(func.count()).select_from(Job)) == 2
-
-
-def test_uploads_are_kept_while_an_open_job_needs_them(process: Process) -> None:
-    collection = new_collection(process)
-    needed, unused, done = (upload(process, name) for name in ("needed", "unused", "done"))
-    order_sources(process, collection, [{"type": "file", "file_id": needed[0]}])
-    finished = order_sources(process, collection, [{"type": "file", "file_id": done[0]}])
-    cancel(process, finished)
-    change(process, f"UPDATE files SET created_at = {OLD}")
-    recent = upload(process, "recent")
-
-    sweep(process)
-
-    with process.ledger.read() as session:
-        assert {str(id_) for id_ in session.scalars(select(File.id))} == {needed[0], recent[0]}
-    assert process.storage.read(needed[1]) == b"bytes"
-    for path in (unused[1], done[1]):
-        with pytest.raises(NotFound):
-            process.storage.read(path)
-
-
-def test_workers_that_are_long_gone_are_taken_off_the_list(process: Process) -> None:
-    with process.ledger.begin() as session:
-        for name, age in (("here", 0), ("gone", 3)):
-            session.add(
-                Worker(
-                    name=name, hostname="h", pid=1, queues=["embed"], concurrency=1,
-                    last_seen_at=datetime.now(UTC) - timedelta(days=age),
-                )
-            )  # fmt: skip
-
-    sweep(process)
-
-    with process.ledger.read() as session:
-        assert list(session.scalars(select(Worker.name))) == ["here"]
-
-
-def test_versions_that_nobody_works_on_are_collected(process: Process) -> None:
-    collection = new_collection(process)
-    order(process, collection, {"a": "one", "b": "two"}, fields={"max_attempts": 1})
-    for _ in range(2):
-        assert run_next(process, cpu_handlers(), "ingest")
-    kept = order(process, collection, {"c": "three"})
-    for _ in range(2):
-        assert run_next(process, cpu_handlers(), "ingest")
-    claimed_embed(process)
-    lose_workers(process)
-
-    sweep(process)
-
-    with process.ledger.read() as session:
-        assert session.scalar(text("SELECT count(*) FROM versions")) == 1  # that of the open job
-        assert session.scalar(text("SELECT count(*) FROM documents")) == 1
-    cancel(process, kept)
-    sweep(process)
-    stores_agree(process, collection)
-    with process.ledger.read() as session:
-        assert session.scalar(text("SELECT count(*) FROM documents")) == 0
-
-
-def claimed_embed(process: Process) -> None:
-
-    claimed(process, Queue.EMBED)
 
 
 def test_one_sweep_at_a_time(process: Process, settings: Settings) -> None:
@@ -294,25 +170,6 @@ def test_a_paused_queue_is_not_rung_for(process: Process) -> None:
     sweep(process)
 
     assert process.ledger.bell.waiting("embed") == 0
-
-
-def test_a_sweep_goes_on_without_chroma(process: Process) -> None:
-    collection = new_collection(process)
-    ended = order(process, collection, {"a": "one"})
-    for _ in range(2):
-        assert run_next(process, cpu_handlers(), "ingest")
-    cancel(process, ended)
-    change(process, f"UPDATE jobs SET finished_at = {OLD}")
-    away = make_process(
-        process.settings.model_copy(update={"chroma_url": "http://127.0.0.1:9"}), "away"
-    )
-
-    sweep(away)
-    away.ledger.close()
-
-    assert not exists(process, ended)
-    sweep(process)
-    stores_agree(process, collection)
 
 
 def test_a_kind_that_is_unknown_to_the_sweeper_is_taken_back_too(process: Process) -> None:

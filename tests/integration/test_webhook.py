@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 
 from shared import jobs
-from shared.config import Settings
-from shared.ledger import Ledger
 from tests.integration.workbench import (
     cancel,
     doing,
@@ -23,7 +21,6 @@ from tests.integration.workbench import (
     handlers,
     invariants_hold,
     job_of,
-    make_process,
     steps_of,
     submit,
 )
@@ -64,13 +61,6 @@ def receiver() -> Iterator[Receiver]:
     server.shutdown()
     thread.join()
     server.server_close()
-
-
-@pytest.fixture
-def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
-    process = make_process(settings)
-    yield process
-    process.ledger.close()
 
 
 def table() -> Handlers:

@@ -3,19 +3,19 @@
 `drain` plays all workers at once. The embedding model is loaded once for the whole test session.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from sqlalchemy import func, select, text, update
 
-from shared import claims, collections, documents, jobs, steps, submission
+from shared import claims, jobs, steps, submission
 from shared.claims import Claim
-from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
-from shared.models import Chunk, Collection, Document, Job, Step, Version
-from shared.payloads import Hit, IngestInput, Kind, SearchInput
+from shared.config import Settings
+from shared.models import Job, Step
+from shared.payloads import Kind
 from shared.queue import Lane, Queue
 from shared.states import OPEN, State
 from shared.submission import NewJob
@@ -26,6 +26,8 @@ from workers.runner import Handlers, run_next
 from workers.step import Context, Done, Handler
 from workers.sweep import take_back
 
+PATIENCE_S = 60
+DOORS = ("extractive", "ollama", "openai")
 QUICK = {
     "step_lease_s": 10,
     "step_heartbeat_s": 0.02,
@@ -34,7 +36,6 @@ QUICK = {
     "load_step_documents": 4,
     "embed_step_chunks": 6,
 }
-SMALL_PIECES = {"type": "recursive", "chunk_size": 60, "chunk_overlap": 10}
 
 
 @cache
@@ -49,7 +50,7 @@ def handlers() -> Handlers:
 
 def make_process(settings: Settings, name: str = "test", **changes: Any) -> Process:
     """A worker process with quick settings; close its ledger when done."""
-    process = Process(settings.model_copy(update=QUICK | changes), name)
+    process = Process(settings.model_copy(update=QUICK | changes), name, doors=DOORS)
     process.__dict__["embedders"] = embedders()  # a cached property, filled before its first use
     return process
 
@@ -70,7 +71,9 @@ def submit_many(process: Process, count: int, key: str, lane: Lane = Lane.NORMAL
 
 def claim(process: Process, queue: Queue = Queue.EMBED, *, lease_s: float = 60) -> Claim | None:
     with process.ledger.begin() as session:
-        return claims.claim(session, queue.value, worker=process.worker_name, lease_s=lease_s)
+        return claims.claim(
+            session, queue.value, worker=process.worker_name, lease_s=lease_s, doors=process.doors
+        )
 
 
 def claimed(process: Process, queue: Queue = Queue.EMBED) -> Claim:
@@ -188,128 +191,3 @@ def doing(run: Callable[[Context], Any], name: str = "embed") -> Mapping[str, Ha
         return found if isinstance(found, Done) else Done(result=found)
 
     return {name: Handler(run=handler)}
-
-
-# Ingestion
-
-
-def new_collection(process: Process, **spec: Any) -> str:
-    """A collection with a name that no other test has in Chroma."""
-    name = f"test-{uuid4().hex[:12]}"
-    with process.ledger.begin() as session:
-        collections.put(
-            session, name, collections.Spec(embedding_model=DEFAULT_EMBEDDING_MODEL, **spec)
-        )
-    return name
-
-
-def order(
-    process: Process,
-    collection: str,
-    texts: Mapping[str, str] | Sequence[tuple[str, str]],
-    *,
-    fields: Mapping[str, Any] | None = None,
-    **wanted: Any,
-) -> UUID:
-    """Submit an ingest job of inline texts; pairs where a name is to come twice."""
-    pairs = texts.items() if isinstance(texts, Mapping) else texts
-    sources = [{"type": "text", "name": name, "text": text_} for name, text_ in pairs]
-    return order_sources(process, collection, sources, fields=fields, **wanted)
-
-
-def order_sources(
-    process: Process,
-    collection: str,
-    sources: list[dict[str, Any]],
-    *,
-    fields: Mapping[str, Any] | None = None,
-    **wanted: Any,
-) -> UUID:
-    settings = {"collection": collection, "sources": sources, "splitter": SMALL_PIECES} | wanted
-    input_ = IngestInput.model_validate(settings).model_dump(mode="json")
-    return submit(process, Kind.INGEST, input_, **(fields or {}))
-
-
-def ingest(
-    process: Process, collection: str, texts: Any, **wanted: Any
-) -> tuple[dict[str, int], Job]:
-    """Ingest to the end; returns the counts of documents by outcome (zeros left out), the job."""
-    job_id = order(process, collection, texts, **wanted)
-    drain(process)
-    return counts(process, job_id), job_of(process, job_id)
-
-
-def counts(process: Process, job_id: UUID) -> dict[str, int]:
-    job = job_of(process, job_id)
-    assert job.state == State.SUCCEEDED, (job.state, job.error)
-    assert job.result is not None
-    return {name: n for name, n in job.result["documents"].items() if n}
-
-
-def search(process: Process, collection: str, query: str, **wanted: Any) -> list[Hit]:
-    """The hits of a search job."""
-    input_ = SearchInput(collection=collection, query=query, **wanted).model_dump(mode="json")
-    job_id = submit(process, Kind.SEARCH, input_, lane=Lane.INTERACTIVE)
-    while job_of(process, job_id).state in OPEN:
-        run_next(process, handlers(), Queue.QUERY.value)
-    job = job_of(process, job_id)
-    assert job.state == State.SUCCEEDED, job.error
-    assert job.result is not None
-    return [Hit.model_validate(hit) for hit in job.result["hits"]]
-
-
-def live_texts(process: Process, collection: str) -> dict[str, list[str]]:
-    """Source -> the texts of its chunks, as the document list gives them."""
-    with process.ledger.read() as session:
-        found = collections.get(session, collection)
-        listed = documents.page(session, found.id, limit=1000, after=None)
-        return {
-            each.source: [
-                chunk.text
-                for chunk in documents.chunk_page(session, each.id, limit=100_000, after=None)
-            ]
-            for each in listed
-        }
-
-
-def document_id(process: Process, collection: str, source: str) -> UUID:
-    with process.ledger.read() as session:
-        found = collections.get(session, collection)
-        (id_,) = [
-            each.id
-            for each in documents.page(session, found.id, limit=1000, after=None)
-            if each.source == source
-        ]
-        return id_
-
-
-def live_chunk_ids(process: Process, collection: str) -> set[str]:
-    with process.ledger.read() as session:
-        rows = session.execute(
-            select(Chunk.version_id, Chunk.ordinal)
-            .join(Document, Document.live_version_id == Chunk.version_id)
-            .join(Collection, Collection.id == Document.collection_id)
-            .where(Collection.name == collection)
-        ).all()
-    return {documents.chunk_id(version_id, ordinal) for version_id, ordinal in rows}
-
-
-def stores_agree(process: Process, collection: str) -> None:
-    """Chroma holds exactly the live chunks of Postgres, and Postgres holds nothing but these."""
-    live = live_chunk_ids(process, collection)
-    assert process.store.ids(collection) == live
-    with process.ledger.read() as session:
-        mine = select(Document.id).join(Collection).where(Collection.name == collection)
-        states = session.scalars(select(Version.state).where(Version.document_id.in_(mine))).all()
-        assert set(states) <= {"live"}, states
-        empty = session.scalars(
-            select(Document.source).where(Document.id.in_(mine), Document.live_version_id.is_(None))
-        ).all()
-        assert list(empty) == []
-        count = session.scalar(
-            select(func.count())
-            .select_from(Chunk)
-            .join(Version)
-            .where(Version.document_id.in_(mine))
-        )
-    assert count == len(live)

@@ -223,7 +223,7 @@ class Generator(ABC):
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         """How many tokens the messages take as a prompt; an estimate where the model is remote."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (there may be nothing to give back)
         """End what runs and give everything back."""
 
 

@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import Permanent
 from workers.memory import return_freed_blocks
+from workers.processor import cpu_is_fast_in_bfloat16
 
 log = logging.getLogger(__name__)
 
@@ -148,15 +149,6 @@ def locate(name: str) -> str:
             )
         return str(folder)
     return name
-
-
-def cpu_is_fast_in_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 natively; elsewhere it is slower than float32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def _sha256(path: Path) -> str:

@@ -1,6 +1,7 @@
 """The steps `embed` (texts to vectors), `search`, and `rag.find` (the retrieval half of `rag`)."""
 
 from shared import jobs
+from shared.generation import door_of
 from shared.payloads import (
     EmbedInput,
     EmbedResult,
@@ -37,9 +38,9 @@ def rag_find(context: Context) -> Done:
     wanted = RagInput.model_validate(_input(context))
     hits = _find(context, wanted.collection, wanted.question, wanted.k, wanted.search)
     found = [{"id": hit.chunk_id, "score": hit.score} for hit in hits]
-    return Done(
-        result={"found": found}, children=[NewStep(name="rag.answer", queue=Queue.GENERATE)]
-    )
+    model = wanted.model or context.process.settings.generation_model
+    answer = NewStep(name="rag.answer", queue=Queue.GENERATE, door=door_of(model))
+    return Done(result={"found": found}, children=[answer])
 
 
 def _find(

@@ -1,0 +1,89 @@
+"""Conversations: stored turns with a model. Their turns are jobs with a `conversation_id`."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Body, Depends, Response
+
+from api import cursors
+from api.answers import answer, documented
+from api.body import StrictRoute
+from api.deps import Cursor, FairKey, Limit, PartsDep, as_id
+from api.requests import NewConversation
+from api.schemas import ConversationView, Items, MessageView, Page
+from shared import conversations
+from shared.conversations import Listed
+
+router = APIRouter(prefix="/v1/conversations", tags=["conversations"], route_class=StrictRoute)
+
+
+async def _conversation_id(conversation_id: str) -> UUID:
+    return as_id(conversation_id, "conversation")
+
+
+ConversationId = Annotated[UUID, Depends(_conversation_id)]
+
+
+@router.post("", status_code=201, responses=documented({201: ConversationView}, 400, 413, 422))
+def start(
+    parts: PartsDep,
+    fair_key: FairKey,
+    wanted: Annotated[NewConversation | None, Body()] = None,
+) -> Response:
+    """Start a conversation; name its id as `conversation_id` in `chat` and `rag` jobs."""
+    wanted = wanted or NewConversation()
+    with parts.ledger.begin() as session:
+        id_ = conversations.make(
+            session, fair_key, metadata=wanted.metadata, summarize=wanted.summarize
+        )
+        made = conversations.get(session, id_)
+        view = ConversationView.of(Listed(conversation=made, messages=0))
+    return answer(view, 201, {"Location": f"/v1/conversations/{id_}"})
+
+
+@router.get("", responses=documented({200: Page[ConversationView]}, 400, 422))
+def list_conversations(
+    parts: PartsDep, fair_key: FairKey, limit: Limit = 50, cursor: Cursor = None
+) -> Response:
+    """The caller's conversations, newest first."""
+    before = cursors.decode_id("conversations", cursor)
+    with parts.ledger.read() as session:
+        found = conversations.page(session, fair_key, limit=limit + 1, before=before)
+    shown = found[:limit]
+    last = str(shown[-1].conversation.id) if len(found) > limit else None
+    return answer(
+        Page[ConversationView](
+            items=[ConversationView.of(each) for each in shown],
+            next_cursor=cursors.encode("conversations", last) if last else None,
+        )
+    )
+
+
+@router.get("/{conversation_id}", responses=documented({200: ConversationView}, 404))
+def get_conversation(
+    parts: PartsDep, fair_key: FairKey, conversation_id: ConversationId
+) -> Response:
+    with parts.ledger.read() as session:
+        found = conversations.get(session, conversation_id, fair_key)
+        count = len(conversations.messages(session, conversation_id))
+    return answer(ConversationView.of(Listed(conversation=found, messages=count)))
+
+
+@router.get("/{conversation_id}/messages", responses=documented({200: Items[MessageView]}, 404))
+def list_messages(parts: PartsDep, fair_key: FairKey, conversation_id: ConversationId) -> Response:
+    """All messages, oldest first. Those of a turn are stored together when its job has ended."""
+    with parts.ledger.read() as session:
+        conversations.get(session, conversation_id, fair_key)
+        found = conversations.messages(session, conversation_id)
+    return answer(Items[MessageView](items=[MessageView.of(each) for each in found]))
+
+
+@router.delete("/{conversation_id}", status_code=204, responses=documented({}, 404))
+def erase(parts: PartsDep, fair_key: FairKey, conversation_id: ConversationId) -> Response:
+    """Erase a conversation with its messages. Turns that are open end, and are not stored.
+
+    Its jobs keep their own input and result until they are removed by retention.
+    """
+    with parts.ledger.begin() as session:
+        conversations.erase(session, conversation_id, fair_key)
+    return Response(status_code=204)

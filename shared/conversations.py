@@ -1,0 +1,180 @@
+"""Conversations: turns with a model that are stored, one at a time.
+
+A turn is a job with a `conversation_id`. While one is open, later ones are held: their first step
+is due at `HELD`, and is let go when the turn before has ended. Locks are taken in the order job,
+conversation, so that no two of these calls wait for each other. Helpers never commit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from shared.dialogue_models import Conversation, ConversationMessage
+from shared.errors import NotFound
+from shared.ids import new_id
+from shared.ledger import ring_after_commit
+from shared.queue import list_of
+
+HELD = datetime(9999, 1, 1, tzinfo=UTC)
+"""When a step is due that waits for something else than time."""
+
+
+def make(session: Session, fair_key: str, *, metadata: dict[str, Any], summarize: bool) -> UUID:
+    id_ = new_id()
+    session.execute(
+        insert(Conversation).values(id=id_, fair_key=fair_key, meta=metadata, summarize=summarize)
+    )
+    return id_
+
+
+def get(session: Session, conversation_id: UUID, fair_key: str | None = None) -> Conversation:
+    """Raises NotFound, also where it belongs to another key than `fair_key`."""
+    found = session.get(Conversation, conversation_id)
+    if found is None or fair_key not in (None, found.fair_key):
+        raise NotFound(
+            f"There is no conversation {conversation_id}; start one with POST /v1/conversations."
+        )
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    conversation: Conversation
+    messages: int
+
+
+def page(session: Session, fair_key: str, *, limit: int, before: UUID | None) -> list[Listed]:
+    """The key's newest conversations, newest first, older than `before`."""
+    count = (
+        select(func.count())
+        .where(ConversationMessage.conversation_id == Conversation.id)
+        .scalar_subquery()
+    )
+    query = (
+        select(Conversation, count)
+        .where(Conversation.fair_key == fair_key)
+        .order_by(Conversation.id.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        query = query.where(Conversation.id < before)
+    return [Listed(conversation=row[0], messages=row[1]) for row in session.execute(query)]
+
+
+def messages(
+    session: Session, conversation_id: UUID, *, after: int = -1, limit: int | None = None
+) -> list[ConversationMessage]:
+    """The stored messages behind the ordinal `after`, oldest first."""
+    return list(
+        session.scalars(
+            select(ConversationMessage)
+            .where(
+                ConversationMessage.conversation_id == conversation_id,
+                ConversationMessage.ordinal > after,
+            )
+            .order_by(ConversationMessage.ordinal)
+            .limit(limit)
+        )
+    )
+
+
+def append(
+    session: Session, conversation_id: UUID, new: Sequence[dict[str, Any]], job_id: UUID
+) -> None:
+    """Store a turn's messages behind the others; nothing where the conversation is gone."""
+    if _lock(session, conversation_id) is None:
+        return
+    last = session.scalar(
+        select(func.max(ConversationMessage.ordinal)).where(
+            ConversationMessage.conversation_id == conversation_id
+        )
+    )
+    first = 0 if last is None else last + 1
+    rows = [
+        {"conversation_id": conversation_id, "ordinal": n, "message": message, "job_id": job_id}
+        for n, message in enumerate(new, start=first)
+    ]
+    session.execute(insert(ConversationMessage), rows)
+    session.execute(
+        update(Conversation).where(Conversation.id == conversation_id).values(updated_at=func.now())
+    )
+
+
+def sum_up(session: Session, conversation_id: UUID, summary: str, upto: int) -> None:
+    """Note a summary of the first `upto` messages."""
+    session.execute(
+        update(Conversation)
+        .where(Conversation.id == conversation_id, Conversation.summary_upto < upto)
+        .values(summary=summary, summary_upto=upto)
+    )
+
+
+def erase(session: Session, conversation_id: UUID, fair_key: str) -> None:
+    """Remove a conversation with all its messages. Raises NotFound. Its jobs stay, without it."""
+    get(session, conversation_id, fair_key)
+    session.execute(delete(Conversation).where(Conversation.id == conversation_id))
+
+
+def is_free(session: Session, conversation_id: UUID) -> bool:
+    """Whether no turn is open. Locks the conversation, so that the answer holds until the commit.
+
+    Raises NotFound.
+    """
+    if _lock(session, conversation_id) is None:
+        get(session, conversation_id)
+    return not session.execute(
+        text("""
+            SELECT EXISTS (SELECT FROM jobs WHERE conversation_id = :id
+                AND state IN ('queued', 'running'))
+        """),
+        {"id": conversation_id},
+    ).scalar_one()
+
+
+def let_next_go(session: Session, conversation_id: UUID) -> bool:
+    """Let the oldest held turn run, if no turn is at it; whether one was let go."""
+    if _lock(session, conversation_id) is None:
+        return False
+    released = session.execute(RELEASE, {"id": conversation_id, "held": HELD}).all()
+    for row in released:
+        ring_after_commit(session, list_of(row.queue, row.door))
+    return bool(released)
+
+
+RELEASE = text("""
+    WITH next AS (
+        SELECT id, run_after FROM jobs
+        WHERE conversation_id = :id AND state IN ('queued', 'running') ORDER BY id LIMIT 1
+    )
+    UPDATE steps SET run_after = greatest(next.run_after, now())
+    FROM next WHERE steps.job_id = next.id AND steps.state = 'queued' AND steps.run_after = :held
+    RETURNING steps.queue, steps.door
+""")
+
+
+def with_held_turns(session: Session, *, limit: int) -> list[UUID]:
+    """Conversations of which turns wait while none is at work: the one before was lost."""
+    return list(
+        session.scalars(
+            text("""
+                SELECT DISTINCT j.conversation_id FROM jobs j JOIN steps s ON s.job_id = j.id
+                WHERE j.conversation_id IS NOT NULL AND j.state = 'queued'
+                  AND s.state = 'queued' AND s.run_after = :held
+                  AND NOT EXISTS (SELECT FROM jobs o WHERE o.conversation_id = j.conversation_id
+                      AND o.id < j.id AND o.state IN ('queued', 'running'))
+                LIMIT :limit
+            """),
+            {"held": HELD, "limit": limit},
+        )
+    )
+
+
+def _lock(session: Session, conversation_id: UUID) -> UUID | None:
+    return session.scalar(
+        select(Conversation.id).where(Conversation.id == conversation_id).with_for_update()
+    )

@@ -1,0 +1,28 @@
+"""Erasures on the workbench: what is erased, and what stays."""
+
+from typing import Any
+from uuid import UUID
+
+from shared.payloads import Kind
+from shared.queue import Lane
+from tests.integration.workbench import drain, job_of, submit
+from workers.process import Process
+
+SECRET = "The secret recipe needs nine lemons."
+PUBLIC = "The museum opens at ten."
+
+
+def order_erasure(process: Process, **target: Any) -> UUID:
+    if "document_ids" in target:
+        target["document_ids"] = [str(id_) for id_ in target["document_ids"]]
+    return submit(process, Kind.ERASE, target, lane=Lane.INTERACTIVE)
+
+
+def erase(process: Process, **target: Any) -> dict[str, Any]:
+    """Erase to the end; returns the job's result."""
+    job_id = order_erasure(process, **target)
+    drain(process)
+    job = job_of(process, job_id)
+    assert job.state == "succeeded", job.error
+    assert job.result is not None
+    return job.result

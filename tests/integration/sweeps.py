@@ -1,0 +1,16 @@
+"""Sweeps on the workbench: one whole sweep, and the past that it is to find."""
+
+from sqlalchemy import text
+
+from workers.handlers import cpu_handlers
+from workers.process import Process
+from workers.sweep import Sweeper
+
+
+def sweep(process: Process) -> None:
+    assert Sweeper(process, cpu_handlers()).sweep()
+
+
+def change(process: Process, statement: str) -> None:
+    with process.ledger.begin() as session:
+        session.execute(text(statement))

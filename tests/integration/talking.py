@@ -1,0 +1,68 @@
+"""Chats on the workbench: a process whose models are those of a real HTTP server on loopback."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from shared import conversations
+from shared.generation import ChatInput
+from shared.models import Job
+from shared.payloads import Kind
+from shared.states import State
+from tests.integration.workbench import drain, job_of, submit
+from workers.process import Process
+
+MODEL = "ollama/tiny"
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def say(process: Process, content: str, **fields: Any) -> UUID:
+    """Submit a chat of one message of the user."""
+    return say_all(process, [user(content)], **fields)
+
+
+def say_all(process: Process, messages: Sequence[dict[str, Any]], **fields: Any) -> UUID:
+    talk = fields.pop("conversation_id", None)
+    own = {
+        name: fields.pop(name) for name in ("lane", "timeout_s", "max_attempts") if name in fields
+    }
+    asked = {"model": MODEL, "messages": list(messages), "conversation_id": talk} | fields
+    input_ = ChatInput.model_validate(asked).model_dump(mode="json")
+    return submit(process, Kind.CHAT, input_, conversation_id=talk, **own)
+
+
+def answered(process: Process, job_id: UUID) -> dict[str, Any]:
+    """The result of a job that is run to its end."""
+    drain(process)
+    job = job_of(process, job_id)
+    assert job.state == State.SUCCEEDED, job.error
+    assert job.result is not None
+    return job.result
+
+
+def failed(process: Process, job_id: UUID) -> dict[str, Any]:
+    """The error of a job that is run to its end."""
+    drain(process)
+    job: Job = job_of(process, job_id)
+    assert job.state == State.FAILED, job.result
+    assert job.error is not None
+    return job.error
+
+
+def chat(process: Process, content: str, **fields: Any) -> str:
+    result = answered(process, say(process, content, **fields))
+    return str(result["message"]["content"])
+
+
+def conversation(process: Process, *, summarize: bool = False) -> UUID:
+    with process.ledger.begin() as session:
+        return conversations.make(session, "someone", metadata={}, summarize=summarize)
+
+
+def stored(process: Process, conversation_id: UUID) -> list[tuple[str, str]]:
+    with process.ledger.read() as session:
+        rows = conversations.messages(session, conversation_id)
+    return [(row.message["role"], row.message["content"]) for row in rows]

@@ -1,0 +1,196 @@
+"""Generated text in event streams: each character once, in order, whatever is lost or resumed."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from redis import Redis
+
+from shared import claims, jobs, steps, transcripts
+from shared.claims import Claim
+from shared.config import Settings
+from shared.events import stream_key
+from shared.ledger import Ledger
+from shared.transcripts import Addition
+from tests.integration.test_api_events import Reader
+
+TEXT = "안녕하세요. This answer is told in pieces, and each of them once."
+CHAT = {
+    "kind": "chat",
+    "input": {"model": "hf/m", "messages": [{"role": "user", "content": "Hello"}]},
+}
+
+
+@pytest.fixture(scope="module")
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"sse_poll_s": 0.2, "sse_heartbeat_s": 0.3})
+
+
+@pytest.fixture
+def job_id(api: httpx.Client) -> str:
+    answer = api.post("/v1/jobs", json=CHAT)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+@pytest.fixture
+def follow(api: httpx.Client) -> Iterator[Callable[..., Reader]]:
+    open_: list[httpx.Response] = []
+
+    def start(job_id: str, last_event_id: str | None = None) -> Reader:
+        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+        request = api.build_request("GET", f"/v1/jobs/{job_id}/events", headers=headers)
+        open_.append(api.send(request, stream=True))
+        return Reader(open_[-1])
+
+    yield start
+    for response in open_:
+        response.close()
+
+
+def claimed(ledger: Ledger) -> Claim:
+    with ledger.begin() as session:
+        claim = claims.claim(session, "generate", worker="w", lease_s=60, doors=["hf/m"])
+    assert claim is not None
+    return claim
+
+
+def write(ledger: Ledger, claim: Claim, text: str, offset: int) -> bool:
+    addition = Addition(claim=claim, text=text, shown=text, token_ids=(1, 2), offset=offset)
+    with ledger.begin() as session:
+        return claim.step_id in transcripts.append(session, [addition])
+
+
+def write_all(ledger: Ledger, claim: Claim, text: str, *, size: int = 5) -> None:
+    for offset in range(0, len(text), size):
+        assert write(ledger, claim, text[offset : offset + size], offset)
+
+
+def succeed(ledger: Ledger, claim: Claim) -> None:
+    with ledger.begin() as session:
+        steps.succeed(session, claim, result={"message": {"role": "assistant", "content": "x"}})
+
+
+def tokens(reader: Reader) -> list[tuple[str, dict[str, Any]]]:
+    """Ids and data of all tokens up to the end."""
+    return [(id_, data) for id_, event, data in reader if event == "token"]
+
+
+def text_of(found: list[tuple[str, dict[str, Any]]]) -> str:
+    return "".join(data["text"] for _, data in found)
+
+
+def test_tokens_come_as_they_are_written(
+    job_id: str, ledger: Ledger, follow: Callable[..., Reader]
+) -> None:
+    reader = follow(job_id)
+    claim = claimed(ledger)
+    write_all(ledger, claim, TEXT)
+    succeed(ledger, claim)
+    found = tokens(reader)
+    assert text_of(found) == TEXT
+    assert len(found) > 1
+    assert [data["offset"] for _, data in found] == [
+        sum(len(each["text"]) for _, each in found[:n]) for n in range(len(found))
+    ]
+
+
+def test_a_stream_resumed_at_any_token_goes_on_exactly_there(
+    job_id: str, ledger: Ledger, follow: Callable[..., Reader]
+) -> None:
+    claim = claimed(ledger)
+    write_all(ledger, claim, TEXT)
+    succeed(ledger, claim)
+    found = tokens(follow(job_id))
+    for n, (id_, _) in enumerate(found):
+        assert text_of(found[: n + 1]) + text_of(tokens(follow(job_id, id_))) == TEXT
+
+
+def test_what_redis_lost_or_tells_twice_is_told_once(
+    job_id: str, ledger: Ledger, follow: Callable[..., Reader], redis_url: str
+) -> None:
+    claim = claimed(ledger)
+    reader = follow(job_id)
+    write_all(ledger, claim, TEXT[:20])
+    with Redis.from_url(redis_url, decode_responses=True) as redis:
+        key = stream_key(UUID(job_id))
+        entries = redis.xrange(key)
+        redis.delete(key)
+        write_all_from(ledger, claim, TEXT, 20, 40)
+        lost = [id_ for id_, fields in redis.xrange(key) if fields["type"] == "token"][:2]
+        redis.xdel(key, *lost)
+        for _, fields in entries:
+            redis.xadd(key, fields)
+    write_all_from(ledger, claim, TEXT, 40, len(TEXT))
+    succeed(ledger, claim)
+    assert text_of(tokens(reader)) == TEXT
+
+
+def write_all_from(ledger: Ledger, claim: Claim, text: str, start: int, end: int) -> None:
+    for offset in range(start, end, 5):
+        assert write(ledger, claim, text[offset : min(offset + 5, end)], offset)
+
+
+def test_text_is_told_without_redis_memory(
+    job_id: str, ledger: Ledger, follow: Callable[..., Reader], redis_url: str
+) -> None:
+    claim = claimed(ledger)
+    write_all(ledger, claim, TEXT)
+    succeed(ledger, claim)
+    with Redis.from_url(redis_url) as redis:
+        redis.flushall()
+    assert text_of(tokens(follow(job_id))) == TEXT
+
+
+def test_an_overtaken_attempt_adds_nothing_and_the_next_goes_on_behind(
+    job_id: str, ledger: Ledger, follow: Callable[..., Reader]
+) -> None:
+    first = claimed(ledger)
+    write_all(ledger, first, TEXT[:10])
+    with ledger.begin() as session:
+        steps.retry(session, first, {"type": "x", "message": "x"}, in_s=0, free=False)
+    second = claimed(ledger)
+    assert not write(ledger, first, "LATE", 10)
+    with ledger.read() as session:
+        before = transcripts.of_step(session, second.step_id)
+    assert before is not None
+    assert (before.text, before.shown, before.token_ids) == (TEXT[:10], TEXT[:10], [1, 2, 1, 2])
+    write_all_from(ledger, second, TEXT, 10, len(TEXT))
+    succeed(ledger, second)
+    assert text_of(tokens(follow(job_id))) == TEXT
+
+
+def test_a_redriven_job_tells_only_its_new_text(
+    job_id: str, ledger: Ledger, follow: Callable[..., Reader]
+) -> None:
+    first = claimed(ledger)
+    write_all(ledger, first, "old text")
+    with ledger.begin() as session:
+        steps.fail(session, first, {"type": "x", "message": "x"})
+    with ledger.begin() as session:
+        jobs.redrive(session, UUID(job_id))
+    second = claimed(ledger)
+    write_all(ledger, second, "the new text")
+    succeed(ledger, second)
+    assert text_of(tokens(follow(job_id))) == "the new text"
+
+
+def test_the_steps_of_an_agent_follow_each_other(
+    job_id: str, ledger: Ledger, follow: Callable[..., Reader]
+) -> None:
+    claim = claimed(ledger)
+    write_all(ledger, claim, "Let me see. ")
+    with ledger.begin() as session:
+        child = steps.NewStep(name="chat.answer", queue=steps.Queue.GENERATE, door="hf/m")
+        steps.succeed(session, claim, children=[child])
+    second = claimed(ledger)
+    write_all(ledger, second, "It is 144.")
+    succeed(ledger, second)
+    found = tokens(follow(job_id))
+    assert text_of(found) == "Let me see. It is 144."
+    assert {data["step"] for _, data in found} == {claim.step_id, second.step_id}
+    for n, (id_, _) in enumerate(found):
+        rest = text_of(tokens(follow(job_id, id_)))
+        assert text_of(found[: n + 1]) + rest == "Let me see. It is 144."

@@ -1,0 +1,247 @@
+"""The kind `chat`, step by step: answers, tools, JSON, what goes wrong, and what is told of it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from shared.config import Settings
+from shared.ledger import Ledger
+from shared.queue import Queue
+from tests.integration.talking import answered, chat, failed, say, say_all, user
+from tests.integration.workbench import (
+    cancel,
+    claimed,
+    drain,
+    handlers,
+    job_of,
+    lose_workers,
+    make_process,
+    steps_of,
+)
+from tests.wire.behaviour import Wire
+from tests.wire.ollama_server import served_ollama
+from workers.process import Process
+from workers.runner import run
+
+CALCULATOR: dict[str, Any] = {"type": "calculator"}
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Wire]:
+    with served_ollama() as wire:
+        yield wire
+
+
+@pytest.fixture
+def process(settings: Settings, ledger: Ledger, wire: Wire) -> Iterator[Process]:  # noqa: ARG001
+    wire.behaviours.clear()
+    wire.requests.clear()
+    process = make_process(settings, ollama_url=wire.url, generation_flush_s=0.01)
+    yield process
+    process.generators.close()
+    process.ledger.close()
+
+
+def test_a_chat_is_one_step_with_an_answer_and_its_usage(process: Process) -> None:
+    job_id = say(process, "count to 5")
+
+    result = answered(process, job_id)
+
+    assert result["message"] == {"role": "assistant", "content": "1 2 3 4 5"}
+    assert result["model"] == "ollama/tiny"
+    assert result["finish_reason"] == "stop"
+    assert result["usage"] == {"prompt_tokens": 3, "completion_tokens": 5}
+    assert [step.name for step in steps_of(process, job_id)] == ["chat.answer"]
+
+
+def test_parameters_reach_the_model(process: Process, wire: Wire) -> None:
+    parameters = {
+        "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "stop": ["x"], "seed": 11,
+        "repetition_penalty": 1.2,
+    }  # fmt: skip
+
+    result = answered(process, say(process, "count to 9", parameters=parameters))
+
+    assert result["message"]["content"] == "1 2 3"
+    assert result["finish_reason"] == "length"
+    options = wire.asked("/api/chat")[0]["options"]
+    assert options["num_predict"] == 3
+    assert (options["temperature"], options["top_p"], options["top_k"]) == (0.5, 0.9, 7)
+    assert (options["stop"], options["seed"], options["repeat_penalty"]) == (["x"], 11, 1.2)
+
+
+def test_a_retried_step_draws_with_the_same_seed(process: Process, wire: Wire) -> None:
+    wire.of("tiny").refuse_times = 1
+    answered(process, say(process, "hello", parameters={"temperature": 1}))
+
+    seeds = [asked["options"]["seed"] for asked in wire.asked("/api/chat")]
+    assert len(seeds) == 2
+    assert len(set(seeds)) == 1
+
+
+def test_an_agent_computes_with_a_step_for_each_turn(process: Process) -> None:
+    job_id = say(process, 'call calculator {"expression": "12*12"}', tools=[CALCULATOR])
+
+    result = answered(process, job_id)
+
+    assert result["message"]["content"] == "The tool says 144"
+    assert result["turns"] == 2
+    assert [step["role"] for step in result["steps"]] == ["assistant", "tool"]
+    assert result["steps"][0]["tool_calls"][0]["function"] == {
+        "name": "calculator",
+        "arguments": {"expression": "12*12"},
+    }
+    steps = steps_of(process, job_id)
+    assert [(step.name, step.queue) for step in steps] == [
+        ("chat.answer", "generate"),
+        ("chat.tools", "query"),
+        ("chat.answer", "generate"),
+    ]
+
+
+def test_calls_of_declared_tools_go_to_the_client_and_come_back(process: Process) -> None:
+    weather = {
+        "type": "function",
+        "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+    }
+    asked = user('call weather {"city": "부산"}')
+
+    first = answered(process, say_all(process, [asked], tools=[weather]))
+
+    (call,) = first["message"]["tool_calls"]
+    assert call["function"] == {"name": "weather", "arguments": {"city": "부산"}}
+    told = {"role": "tool", "tool_call_id": call["id"], "content": "맑음"}
+    result = answered(process, say_all(process, [asked, first["message"], told], tools=[weather]))
+    assert result["message"]["content"] == "The tool says 맑음"
+
+
+def test_an_agent_that_never_ends_is_asked_without_tools_in_its_last_turn(
+    settings: Settings,
+    ledger: Ledger,  # noqa: ARG001 (empty tables)
+    wire: Wire,
+) -> None:
+    process = make_process(settings, ollama_url=wire.url, agent_limit_turns=1)
+    result = answered(
+        process, say(process, 'call calculator {"expression": "1"}', tools=[CALCULATOR])
+    )
+    assert result["turns"] == 1
+    assert result["message"]["content"].startswith("call calculator")
+    process.generators.close()
+    process.ledger.close()
+
+
+def test_json_is_checked_and_asked_for_again(process: Process, wire: Wire) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    good = say(process, '{"n": 3}', response_format={"type": "json", "schema": schema})
+    assert answered(process, good)["parsed"] == {"n": 3}
+
+    wire.requests.clear()
+    bad = say(process, '{"n": "three"}', response_format={"type": "json", "schema": schema})
+    error = failed(process, bad)
+    assert error["type"] == "NotJson"
+    assert len(wire.asked("/api/chat")) == 2
+
+
+def test_an_interrupted_answer_goes_on_where_it_stopped(process: Process, wire: Wire) -> None:
+    wire.of("tiny").break_after = 4
+    job_id = say(process, "count to 9")
+    run(process, handlers(), claimed(process, Queue.GENERATE))
+    assert job_of(process, job_id).state == "running"
+    wire.behaviours.clear()
+
+    result = answered(process, job_id)
+
+    assert result["message"]["content"] == "1 2 3 4 5 6 7 8 9"
+    first, second = wire.asked("/api/chat")
+    assert second["messages"][:-1] == first["messages"]
+    begun = second["messages"][-1]
+    assert begun["role"] == "assistant"
+    assert begun["content"]
+    assert "1 2 3 4 5 6 7 8 9".startswith(begun["content"])
+
+
+def test_what_an_overtaken_attempt_generates_is_not_shown(process: Process, wire: Wire) -> None:
+    job_id = say(process, "count to 5")
+    late = claimed(process, Queue.GENERATE)
+    lose_workers(process)
+
+    result = answered(process, job_id)
+    run(process, handlers(), late)
+
+    assert result["message"]["content"] == "1 2 3 4 5"
+    assert shown(process, job_id) == "1 2 3 4 5"
+    assert wire.running == 0
+
+
+def shown(process: Process, job_id: Any) -> str:
+    from shared import transcripts
+
+    with process.ledger.read() as session:
+        found = transcripts.shown_of_job(session, job_id, step_id=0, offset=0)
+    return "".join(each.text for each in found)
+
+
+def test_a_running_chat_is_cancelled_in_the_middle(process: Process, wire: Wire) -> None:
+    wire.of("tiny").hang_after = 3
+    job_id = say(process, "count to 9")
+    claim = claimed(process, Queue.GENERATE)
+    cancel(process, job_id)
+
+    run(process, handlers(), claim)
+
+    job = job_of(process, job_id)
+    assert job.state == "cancelled"
+    assert "1 2 3 4 5 6 7 8 9".startswith(shown(process, job_id))
+
+
+def test_a_chat_past_its_time_fails_and_says_so(process: Process, wire: Wire) -> None:
+    wire.of("tiny").hang_after = 2
+    job_id = say(process, "count to 9", timeout_s=0.3)
+    error = failed(process, job_id)
+    assert error["type"] == "Timeout"
+    assert "timeout_s" in error["message"]
+
+
+def test_a_busy_server_is_asked_again_after_what_it_asked_for(process: Process, wire: Wire) -> None:
+    wire.of("tiny").refuse_times = 2
+    wire.of("tiny").refuse_status = 429
+    wire.of("tiny").retry_after = "7"
+    job_id = say(process, "hello", max_attempts=1)
+    run(process, handlers(), claimed(process, Queue.GENERATE))
+
+    (step,) = steps_of(process, job_id)
+    assert step.error is not None
+    assert step.error["type"] == "Unavailable"
+    assert (step.run_after - step.started_at).total_seconds() >= 7  # type: ignore[operator]
+    assert chat(process, "hello") == "hello"
+    assert job_of(process, job_id).state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"messages": [user("x" * 200_000)]}, "tokens"),
+        ({"messages": [user("a")], "model": "ollama/unknown"}, "ollama pull unknown"),
+        (
+            {"messages": [user("a"), {"role": "tool", "tool_call_id": "no", "content": "b"}]},
+            "tool_call_id",
+        ),
+        ({"messages": [user("a")], "tools": [CALCULATOR, CALCULATOR, CALCULATOR]}, ""),
+        (
+            {"messages": [user("a")], "response_format": {"type": "json", "schema": {"type": 3}}},
+            "schema",
+        ),
+    ],
+    ids=["too long", "unknown model", "result without call", "tool named twice", "bad schema"],
+)
+def test_what_cannot_be_answered_says_why_and_the_worker_lives_on(
+    process: Process, fields: dict[str, Any], told: str
+) -> None:
+    job_id = say_all(process, fields.pop("messages"), **fields)
+    drain(process)
+    job = job_of(process, job_id)
+    if told:
+        assert job.state == "failed", job.result
+        assert told.lower() in (job.error or {})["message"].lower()
+    assert chat(process, "still there") == "still there"

@@ -1,0 +1,241 @@
+"""Jobs of the kind `model`, against a server that speaks Ollama's protocol."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from redis import Redis
+
+from shared.config import Settings
+from shared.events import EventType, stream_key
+from shared.ledger import Ledger
+from shared.payloads import Kind
+from tests.integration.workbench import (
+    PATIENCE_S,
+    cancel,
+    drain,
+    invariants_hold,
+    job_of,
+    make_process,
+    submit,
+)
+from tests.wire.behaviour import Behaviour, Wire
+from tests.wire.ollama_server import LAYERS, MODEL, served_ollama
+from workers.generation import library
+from workers.generation.admin import APPLY
+from workers.generation.ollama import ModelMissing, OllamaServer
+from workers.process import Process
+
+TABLE = {"model.apply": APPLY}
+TOTAL = sum(total for _, total in LAYERS)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Wire]:
+    with served_ollama() as wire:
+        yield wire
+
+
+@pytest.fixture
+def wire(server: Wire) -> Wire:
+    """The server as if nothing had happened."""
+    server.behaviours.clear()
+    server.requests.clear()
+    server.models.clear()
+    server.models[MODEL] = {}
+    return server
+
+
+@pytest.fixture
+def process(
+    settings: Settings,
+    ledger: Ledger,  # noqa: ARG001 (empty tables)
+    wire: Wire,
+) -> Iterator[Process]:
+    process = make_process(settings, ollama_url=wire.url, remote_read_timeout_s=5)
+    yield process
+    process.ledger.close()
+
+
+def ask(process: Process, action: str, name: str = "new", **more: Any) -> UUID:
+    return submit(process, Kind.MODEL, {"action": action, "name": f"ollama/{name}", **more})
+
+
+def progress_of(redis_url: str, job_id: UUID) -> list[dict[str, Any]]:
+    """All progress that was announced, oldest first."""
+    with Redis.from_url(redis_url, decode_responses=True) as redis:
+        entries = redis.xrange(stream_key(job_id))
+    return [
+        json.loads(fields["data"])
+        for _, fields in entries  # type: ignore[union-attr]  # this client does not wait
+        if fields["type"] == EventType.PROGRESS
+    ]
+
+
+def test_a_pull_tells_its_progress(process: Process, wire: Wire, redis_url: str) -> None:
+    wire.of("new").delay_s = 0.01
+    job_id = ask(process, "pull")
+
+    drain(process, TABLE)
+
+    job = job_of(process, job_id)
+    assert (job.state, job.result) == ("succeeded", {"action": "pull", "name": "ollama/new"})
+    assert (job.progress_done, job.progress_total, job.progress_unit) == (TOTAL, TOTAL, "bytes")
+    told = progress_of(redis_url, job_id)
+    assert len(told) > 2
+    assert [each["done"] for each in told] == sorted(each["done"] for each in told)
+    assert all(each["done"] <= each["total"] for each in told)
+    assert "new" in wire.models
+    invariants_hold(process, all_ended=True)
+
+
+def test_a_pull_that_breaks_off_goes_on_and_takes_nothing_back(
+    process: Process, wire: Wire, redis_url: str
+) -> None:
+    wire.of("new").break_after = 5
+    wire.of("new").delay_s = 0.03
+    job_id = ask(process, "pull")
+    drain(process, TABLE, hurry=False)
+    broken = job_of(process, job_id)
+    assert broken.state != "succeeded"
+    assert broken.progress_done > 0
+
+    wire.behaviours["new"] = Behaviour(delay_s=0.03)
+    drain(process, TABLE)
+
+    assert job_of(process, job_id).state == "succeeded"
+    told = [each["done"] for each in progress_of(redis_url, job_id)]
+    assert told == sorted(told)
+    assert len(wire.asked("/api/pull")) > 1
+
+
+def test_a_pull_without_its_success_is_not_done(process: Process, wire: Wire) -> None:
+    wire.of("new").ends_without_marker = True
+    job_id = ask(process, "pull")
+
+    drain(process, TABLE)
+
+    job = job_of(process, job_id)
+    assert job.state == "failed"
+    assert "writing manifest" in job.error["message"]
+    assert len(wire.asked("/api/pull")) == job.max_attempts
+
+
+def test_a_model_that_nobody_has_fails_at_once(process: Process, wire: Wire) -> None:
+    job_id = ask(process, "pull", "nosuchmodel")
+
+    drain(process, TABLE)
+
+    job = job_of(process, job_id)
+    assert job.state == "failed"
+    assert "nosuchmodel" in job.error["message"]
+    assert "ollama.com/library" in job.error["message"]
+    assert len(wire.asked("/api/pull")) == 1
+
+
+def test_an_error_of_the_servers_own_is_tried_again(process: Process, wire: Wire) -> None:
+    wire.of("new").error_after = 3
+    job_id = ask(process, "pull")
+
+    drain(process, TABLE)
+
+    job = job_of(process, job_id)
+    assert (job.state, job.error["type"]) == ("failed", "Retryable")
+    assert "the runner has stopped" in job.error["message"]
+
+
+@pytest.mark.parametrize("fault", ["hang", "hang_after"])
+def test_a_pull_that_hangs_is_cancelled(process: Process, wire: Wire, fault: str) -> None:
+    setattr(wire.of("new"), fault, 4)  # For `hang`, any number is a yes.
+    job_id = ask(process, "pull")
+    worker = threading.Thread(target=drain, args=(process, TABLE))
+    worker.start()
+    limit = time.monotonic() + PATIENCE_S
+    while not wire.asked("/api/pull"):
+        assert time.monotonic() < limit, "the server was never asked"
+        time.sleep(0.01)
+
+    cancel(process, job_id)
+    worker.join(PATIENCE_S)
+
+    assert not worker.is_alive()
+    assert job_of(process, job_id).state == "cancelled"
+    while not wire.dropped:
+        assert time.monotonic() < limit, "the connection stays open"
+        time.sleep(0.01)
+    invariants_hold(process, all_ended=True)
+
+
+def test_a_server_that_is_down_is_waited_for(process: Process, wire: Wire) -> None:
+    wire.of("new").refuse_times, wire.of("new").refuse_status = 1, 503
+    job_id = ask(process, "pull")
+    drain(process, TABLE, hurry=False)
+
+    drain(process, TABLE)
+
+    job = job_of(process, job_id)
+    assert job.state == "succeeded"
+    assert len(wire.asked("/api/pull")) == 2
+
+
+def test_a_model_is_created_from_another(process: Process, wire: Wire) -> None:
+    job_id = ask(
+        process, "create", "mine", **{"from": f"ollama/{MODEL}"}, system="Be brief.",
+        template="{{ .Prompt }}", parameters={"temperature": 0.2, "stop": ["END"]},
+    )  # fmt: skip
+
+    drain(process, TABLE)
+
+    assert job_of(process, job_id).state == "succeeded"
+    assert wire.models["mine"] == {
+        "from": MODEL, "system": "Be brief.", "template": "{{ .Prompt }}",
+        "parameters": {"temperature": 0.2, "stop": ["END"]},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"from": "gone"}, "file does not exist"),
+        ({"from": MODEL, "parameters": {"no_such_parameter": 1}}, "no_such_parameter"),
+    ],
+)
+def test_a_wrong_description_is_a_clear_error(
+    process: Process, wire: Wire, more: dict[str, Any], words: str
+) -> None:
+    job_id = ask(process, "create", "mine", **more)
+
+    drain(process, TABLE)
+
+    job = job_of(process, job_id)
+    assert (job.state, job.error["type"]) == ("failed", "Permanent")
+    assert words in job.error["message"]
+    assert "'mine'" in job.error["message"]
+    assert len(wire.asked("/api/create")) == 1
+
+
+def test_a_model_is_deleted(process: Process, wire: Wire) -> None:
+    first = ask(process, "delete", MODEL)
+    drain(process, TABLE)
+    again = ask(process, "delete", MODEL)
+    drain(process, TABLE)
+
+    assert job_of(process, first).state == "succeeded"
+    assert wire.models == {}
+    job = job_of(process, again)
+    assert job.state == "failed"
+    assert MODEL in job.error["message"]
+
+
+def test_models_are_listed_and_shown(process: Process, wire: Wire) -> None:
+    wire.models["other"] = {}
+    server = OllamaServer(process.settings)
+    assert library.list_models(server) == ["other", MODEL]
+    assert library.show(server, MODEL).capabilities == ["completion", "tools"]
+    with pytest.raises(ModelMissing):
+        library.show(server, "gone")
+    server.close()

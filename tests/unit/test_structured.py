@@ -1,0 +1,176 @@
+"""JSON answers: what is accepted, and what the errors say."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import InvalidInput
+from workers.generation.engine import Message, Role
+from workers.generation.structured import (
+    NotJson,
+    check_schema,
+    instructions,
+    parse,
+    repair_messages,
+)
+
+CITY = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "people": {"type": "integer"}},
+    "required": ["name", "people"],
+}
+SEOUL = {"name": "서울", "people": 9_600_000}
+WRITTEN = json.dumps(SEOUL, ensure_ascii=False)
+
+
+def refusal(text: str, schema: dict[str, Any] | None = None) -> str:
+    with pytest.raises(NotJson) as caught:
+        parse(text, schema)
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        WRITTEN,
+        f"\n {WRITTEN} \n",
+        f"```json\n{WRITTEN}\n```",
+        f"```\n{WRITTEN}\n```",
+        f"Here it is:\n\n```json\n{WRITTEN}\n```\nIs that right?",
+        f"The answer is {WRITTEN}. Good luck!",
+        f"As passage [1] says: {WRITTEN} [2]",
+        f"Use {{name}} like this: {WRITTEN}",
+        f"<think>Perhaps {{}} or {{'a'}}?</think>\n{WRITTEN}",
+    ],
+)
+def test_json_is_found(text: str) -> None:
+    assert parse(text, CITY) == SEOUL
+    assert parse(text, None) == SEOUL
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("[1, 2]", [1, 2]), ("Values: [1, 2].", [1, 2]), ("42", 42), ('"a"', "a"), ("null", None)],
+)
+def test_other_values_than_objects(text: str, value: Any) -> None:
+    assert parse(text, None) == value
+
+
+def test_line_ends_in_strings_are_let_pass() -> None:
+    assert parse('{"a": "one\ntwo"}', None) == {"a": "one\ntwo"}
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"])),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner),
+        max_leaves=8,
+    )
+)
+def test_whatever_is_json_is_read(value: Any) -> None:
+    text = json.dumps({"value": value}).replace("\\u0000", "")
+    assert parse(text, None) == json.loads(text)
+    assert parse(f"Sure:\n```json\n{text}\n```", None) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ("I do not know.", "no JSON object or array"),
+        (WRITTEN[:-1], "not valid JSON"),
+        (f"Sure! {WRITTEN[:-4]}", "not valid JSON"),
+        ('[{"a": 1}, {"a": 2}', "not valid JSON"),
+        ('[{"a": 1}', "not valid JSON"),
+        ("```json\n" + WRITTEN[:-1] + "\n```", "not valid JSON"),
+        ("{'a': 1}", "no JSON"),
+        ('{"a": 1} or {"a": 2}', "2 JSON values"),
+        ('{"a": NaN}', "NaN"),
+        ('{"a": 1e999}', "too large"),
+        ('{"a": "\\u0000"}', "NUL"),
+        ('{"a\\u0000": 1}', "NUL"),
+        ('{"a": "\\ud800"}', "surrogate"),
+        ('{"a":' * 50_000, "nested too deep"),
+    ],
+)
+def test_what_is_not_json_is_told(text: str, said: str) -> None:
+    assert said in refusal(text)
+
+
+def test_an_escaped_backslash_before_u0000_is_no_nul() -> None:
+    assert parse('{"a": "\\\\u0000"}', None) == {"a": "\\u0000"}
+
+
+def test_what_does_not_fit_the_schema_is_told_with_its_place() -> None:
+    message = refusal('{"people": "many"}', CITY)
+    assert "at $.people: 'many' is not of type 'integer'" in message
+    assert "'name' is a required property" in message
+    long = refusal(json.dumps({"name": "x", "people": "y" * 9999}), CITY)
+    assert len(long) < 600
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "nonsense"}, "$.type"),
+        ({"properties": []}, "$.properties"),
+        ({"pattern": "("}, "$.pattern"),
+        ({"$ref": "http://127.0.0.1:9/schema.json"}, "http://127.0.0.1:9/schema.json"),
+        ({"properties": {"a": {"$ref": "file:///etc/passwd"}}}, "file:///etc/passwd"),
+        ({"items": {"$ref": "#/$defs/none"}}, "#/$defs/none"),
+        ({"$schema": "http://example.org/other"}, "$schema"),
+        ({"$schema": 7}, "$schema"),
+    ],
+)
+def test_a_wrong_schema_is_an_error_of_the_user(schema: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_schema(schema)
+    assert said in caught.value.message
+    with pytest.raises(InvalidInput):
+        instructions(schema)
+
+
+def test_a_schema_that_refers_to_itself() -> None:
+    tree = {
+        "$ref": "#/$defs/node",
+        "$defs": {
+            "node": {
+                "type": "object",
+                "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/node"}}},
+            }
+        },
+    }
+    assert parse('{"kids": [{"kids": []}]}', tree) == {"kids": [{"kids": []}]}
+    assert "$.kids[0].kids" in refusal('{"kids": [{"kids": 1}]}', tree)
+    with pytest.raises(InvalidInput, match="without end"):
+        parse("{}", {"$ref": "#"})
+
+
+def test_an_older_draft_counts_where_it_is_named() -> None:
+    draft4 = {"$schema": "http://json-schema.org/draft-04/schema#", "maximum": 3,
+              "exclusiveMaximum": True}  # fmt: skip
+    assert parse("2", draft4) == 2
+    refusal("3", draft4)
+
+
+def test_models_are_told_the_schema() -> None:
+    assert json.dumps(CITY) in instructions(CITY)
+    assert "JSON object" in instructions(None)
+
+
+def test_the_repair_round_shows_the_answer_and_the_problem() -> None:
+    asked = [Message(role=Role.USER, content="Seoul?")]
+    problem = refusal(WRITTEN[:-1], CITY)
+    repair = repair_messages(asked, WRITTEN[:-1], problem)
+    assert repair[:1] == asked
+    assert (repair[1].role, repair[1].content) == (Role.ASSISTANT, WRITTEN[:-1])
+    assert repair[2].role == Role.USER
+    assert problem in repair[2].content
+    assert repair_messages(asked, "", problem)[1].content

@@ -1,0 +1,254 @@
+"""The step `chat.answer`: one time that the model is asked, in a chat or on an agent's way.
+
+A chat without tools is one step. With tools, a model that calls some hands over to `chat.tools` on
+a CPU worker, which hands back with what came of them: each time the model is asked is a step of its
+own, claimed, fenced and recovered like any other. Calls of tools that the client declared end the
+job; the client runs them and sends what came of them. The last turn allowed is asked without tools.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from shared import conversations, jobs
+from shared.errors import InvalidInput
+from shared.generation import BuiltInTool, ChatInput, ChatMessage, ChatResult, Usage, door_of
+from shared.models import Job
+from shared.queue import Queue
+from shared.steps import NewStep
+from workers.generation import dialogue, history, summary, toolcalls
+from workers.generation.answers import instructed, read_json
+from workers.generation.demand import on_demand
+from workers.generation.dialogue import Dialogue, to_message, to_stored
+from workers.generation.engine import Completion, Generator, Message, Request, Role, Tool, ToolCall
+from workers.generation.toolgate import ToolCallGate
+from workers.generation.toolprompt import spell_out
+from workers.generation.writing import (
+    Gate,
+    OpenGate,
+    deadline,
+    prompt_budget,
+    sampling,
+    show_at_once,
+    write,
+    write_quietly,
+)
+from workers.step import Context, Done, Handler
+from workers.tools import table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How far an agent has come: `later` is what was said since the client's messages."""
+
+    turn: int = 1
+    later: tuple[Message, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @classmethod
+    def of(cls, payload: dict[str, Any]) -> "Way":
+        later = (
+            to_message(ChatMessage.model_validate(each)) for each in payload.get("messages", [])
+        )
+        return cls(
+            turn=payload.get("turn", 1),
+            later=tuple(later),
+            prompt_tokens=payload.get("prompt_tokens", 0),
+            completion_tokens=payload.get("completion_tokens", 0),
+        )
+
+    def payload(self) -> dict[str, Any]:
+        return {
+            "turn": self.turn,
+            "messages": [to_stored(message) for message in self.later],
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+        }
+
+    def after(self, completion: Completion, said: Sequence[Message]) -> "Way":
+        return Way(
+            turn=self.turn + 1,
+            later=(*self.later, *said),
+            prompt_tokens=self.prompt_tokens + completion.prompt_tokens,
+            completion_tokens=self.completion_tokens + completion.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the model wrote when asked: text for the client, and calls of tools."""
+
+    text: str
+    calls: tuple[ToolCall, ...]
+    completion: Completion
+    dropped: int
+    record: Callable[[Session], None]
+    parsed: Any = None
+
+
+def chat_answer(context: Context) -> Done:
+    process = context.process
+    with process.ledger.read() as session:
+        job = jobs.get(session, context.claim.job_id)
+        wanted = ChatInput.model_validate(job.input)
+        before = dialogue.load(session, job.conversation_id)
+    way = Way.of(context.claim.payload)
+    generator = process.generators.get(wanted.model or process.settings.generation_model)
+    tools = _tools(wanted) if way.turn < process.settings.agent_limit_turns else ()
+    asked = _ask(context, generator, job, wanted, before, way, tools)
+    built_in = {tool.name for tool in table.tools(_built_in(wanted))}
+    own = tuple(call for call in asked.calls if call.name in built_in)
+    foreign = tuple(call for call in asked.calls if call.name not in built_in)
+    if own and not foreign:
+        said = Message(role=Role.ASSISTANT, content=asked.text, tool_calls=own)
+        after = way.after(asked.completion, [said])
+        step = NewStep(name="chat.tools", queue=Queue.QUERY, payload=after.payload())
+        return Done(children=[step], record=asked.record)
+    return _end(job, wanted, before, way, generator.reference, replace(asked, calls=foreign))
+
+
+def _tools(wanted: ChatInput) -> tuple[Tool, ...]:
+    declared = (
+        Tool(
+            name=each.function.name,
+            description=each.function.description,
+            parameters=each.function.parameters,
+        )
+        for each in wanted.tools
+        if not isinstance(each, BuiltInTool)
+    )
+    tools = (*table.tools(_built_in(wanted)), *declared)
+    if len({tool.name for tool in tools}) < len(tools):
+        raise InvalidInput("input.tools names a tool twice.")
+    return tools
+
+
+def _built_in(wanted: ChatInput) -> list[BuiltInTool]:
+    return [each for each in wanted.tools if isinstance(each, BuiltInTool)]
+
+
+def _ask(
+    context: Context,
+    generator: Generator,
+    job: Job,
+    wanted: ChatInput,
+    before: Dialogue,
+    way: Way,
+    tools: tuple[Tool, ...],
+) -> Asked:
+    chosen = sampling(wanted.parameters, context.process.settings, step_id=context.claim.step_id)
+    given = [to_message(message) for message in wanted.messages]
+    messages = (*_in_order(before, given), *way.later)
+    history.check(messages)
+    as_json = wanted.response_format.type == "json"
+    if as_json:
+        messages = instructed(messages, wanted.response_format)
+    offered = tools if generator.has_native_tools else ()
+
+    def spelled(these: Sequence[Message]) -> Sequence[Message]:
+        return these if generator.has_native_tools else spell_out(these, tools)
+
+    def count(these: Sequence[Message]) -> int:
+        return generator.count_tokens(spelled(these), offered)
+
+    budget = prompt_budget(generator, chosen.max_tokens)
+    fitted = summary.fit(context, generator, before, messages, budget_tokens=budget, count=count,
+                         conversation_id=job.conversation_id)  # fmt: skip
+    request = Request(
+        messages=tuple(spelled(fitted.messages)),
+        tools=offered,
+        sampling=chosen,
+        deadline=deadline(job),
+        lane=context.claim.lane,
+        fair_key=context.claim.fair_key,
+    )
+    names = {tool.name for tool in tools}
+    if as_json:
+        completion = write_quietly(context, generator, request)
+        text, calls = _calls(completion, names, way)
+        if calls:
+            return Asked(
+                text=text, calls=calls, completion=completion, dropped=fitted.dropped,
+                record=show_at_once(context, text),
+            )  # fmt: skip
+        answer = read_json(context, generator, request, completion, wanted.response_format)
+        return Asked(
+            text=answer.text, calls=(), completion=answer.completion, dropped=fitted.dropped,
+            parsed=answer.value, record=show_at_once(context, answer.text),
+        )  # fmt: skip
+    gate: Gate = ToolCallGate(names=names) if tools else OpenGate()
+    written = write(context, generator, request, gate)
+    _, calls = _calls(written.completion, names, way)
+    return Asked(
+        text=written.shown, calls=calls, completion=written.completion, dropped=fitted.dropped,
+        record=written.record,
+    )  # fmt: skip
+
+
+def _in_order(before: Dialogue, given: Sequence[Message]) -> list[Message]:
+    """The newest system prompt in front, where models look for it; then all that was said."""
+    system = [message for message in given if message.role == Role.SYSTEM] or before.system[-1:]
+    spoken = [message for message in given if message.role != Role.SYSTEM]
+    return [*system, *before.spoken, *spoken]
+
+
+def _calls(completion: Completion, names: set[str], way: Way) -> tuple[str, tuple[ToolCall, ...]]:
+    """What the server told of calls, or what the text holds of them."""
+    if completion.tool_calls or not names:
+        return completion.text, completion.tool_calls
+    first = sum(len(message.tool_calls) for message in way.later)
+    return toolcalls.parse(completion.text, names=names, first=first)
+
+
+def _end(job: Job, wanted: ChatInput, before: Dialogue, way: Way, model: str, asked: Asked) -> Done:
+    said = Message(role=Role.ASSISTANT, content=asked.text, tool_calls=asked.calls)
+    whole = way.after(asked.completion, [said])
+    result = ChatResult(
+        message=to_stored(said),
+        model=model,
+        usage=Usage(prompt_tokens=whole.prompt_tokens, completion_tokens=whole.completion_tokens),
+        finish_reason=asked.completion.finish_reason.value,
+        turns=way.turn,
+        steps=[to_stored(message) for message in way.later],
+        messages_dropped=asked.dropped,
+        parsed=asked.parsed,
+    )
+    known = {message.content for message in before.system[-1:]}
+    stored = [
+        to_stored(message)
+        for message in [*map(to_message, wanted.messages), *whole.later]
+        if message.role != Role.SYSTEM or message.content not in known
+    ]
+
+    def record(session: Session) -> None:
+        asked.record(session)
+        if job.conversation_id is not None:
+            conversations.append(session, job.conversation_id, stored, job.id)
+
+    return Done(result=result.model_dump(mode="json"), record=record)
+
+
+def chat_tools(context: Context) -> Done:
+    """Runs on CPU workers: the calls of the turn before, and what came of them."""
+    with context.process.ledger.read() as session:
+        wanted = ChatInput.model_validate(jobs.get(session, context.claim.job_id).input)
+    way = Way.of(context.claim.payload)
+    results = []
+    for call in way.later[-1].tool_calls:
+        context.tell(call.id, {"name": call.name, "arguments": call.arguments})
+        text = table.run(context, call, _built_in(wanted))
+        context.tell(call.id, {"name": call.name, "result": text})
+        results.append(Message(role=Role.TOOL, content=text, tool_call_id=call.id))
+    after = replace(way, later=(*way.later, *results))
+    model = wanted.model or context.process.settings.generation_model
+    step = NewStep(
+        name="chat.answer", queue=Queue.GENERATE, door=door_of(model), payload=after.payload()
+    )
+    return Done(children=[step])
+
+
+CHAT_ANSWER = Handler(run=on_demand(chat_answer))
+CHAT_TOOLS = Handler(run=chat_tools)

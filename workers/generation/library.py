@@ -1,0 +1,162 @@
+"""The models that an Ollama server holds: pull, create, delete, list, show.
+
+All of it is for threads that can wait. `check` is called at least every heartbeat while a server
+works, and ends the work by raising: the connection is closed, and the server stops.
+"""
+
+import queue
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Final
+
+import ollama
+from ollama import ProgressResponse, ShowResponse
+
+from shared.errors import Permanent
+from workers.generation.ollama import OllamaServer, closable
+from workers.generation.refusals import broken_off
+
+Progress = Callable[[ProgressResponse], None]
+Check = Callable[[], None]
+
+_SUCCESS: Final = "success"
+_NO_SUCH_MODEL: Final = ("file does not exist", "not found", "does not exist")
+
+
+class _End:
+    """Behind the last part of a stream."""
+
+
+def pull(server: OllamaServer, name: str, *, on_progress: Progress, check: Check) -> None:
+    """Have the server fetch the model. Interrupted, it goes on where it was the next time."""
+
+    def ask() -> Awaitable[AsyncIterator[ProgressResponse]]:
+        return server.client.pull(name, stream=True)
+
+    try:
+        _to_success(server, ask, on_progress, check)
+    except ollama.ResponseError as error:
+        if any(words in error.error for words in _NO_SUCH_MODEL):
+            raise Permanent(
+                f"{server.place} cannot pull {name!r}: {error.error}. Look for its name at "
+                "https://ollama.com/library."
+            ) from error
+        raise _known(server, error) from error
+
+
+def create(
+    server: OllamaServer,
+    name: str,
+    *,
+    from_: str,
+    system: str | None,
+    template: str | None,
+    parameters: Mapping[str, Any],
+    on_progress: Progress,
+    check: Check,
+) -> None:
+    """Make a model of another one, as a Modelfile does."""
+
+    def ask() -> Awaitable[AsyncIterator[ProgressResponse]]:
+        return server.client.create(
+            name,
+            from_=from_,
+            system=system,
+            template=template,
+            parameters=dict(parameters) or None,
+            stream=True,
+        )
+
+    try:
+        _to_success(server, ask, on_progress, check)
+    except ollama.ResponseError as error:
+        raise Permanent(
+            f"{server.place} cannot create {name!r} from {from_!r}: {error.error}"
+        ) from error
+
+
+def delete(server: OllamaServer, name: str) -> None:
+    """Raises ModelMissing where there is none."""
+    server.call(_delete(server, name))
+
+
+def list_models(server: OllamaServer) -> list[str]:
+    """Their names."""
+    return [each.model for each in server.call(_list(server)) if each.model is not None]
+
+
+def show(server: OllamaServer, name: str) -> ShowResponse:
+    """Raises ModelMissing where there is none."""
+    return server.call(_show(server, name))
+
+
+# The client is made at its first use, which has to happen on the loop.
+async def _delete(server: OllamaServer, name: str) -> None:
+    await server.client.delete(name)
+
+
+async def _list(server: OllamaServer) -> Sequence[ollama.ListResponse.Model]:
+    return (await server.client.list()).models
+
+
+async def _show(server: OllamaServer, name: str) -> ShowResponse:
+    return await server.client.show(name)
+
+
+def _to_success(
+    server: OllamaServer,
+    ask: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
+    on_progress: Progress,
+    check: Check,
+) -> None:
+    """Raises ollama.ResponseError where the server reports in its stream that it failed."""
+    status: str | None = None
+    for part in _parts(server, ask, check):
+        status = part.status
+        on_progress(part)
+    if status != _SUCCESS:
+        raise broken_off(server.place, f"it ended with {status!r} instead of {_SUCCESS!r}")
+
+
+def _parts(
+    server: OllamaServer,
+    ask: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
+    check: Check,
+) -> Iterator[ProgressResponse]:
+    """What a stream on the loop tells, read in this thread."""
+    parts: queue.SimpleQueue[ProgressResponse | Exception | type[_End]] = queue.SimpleQueue()
+    reading = server.spawn(_read(ask, parts.put))
+    try:
+        while True:
+            check()
+            try:
+                part = parts.get(timeout=server.settings.step_heartbeat_s)
+            except queue.Empty:
+                continue
+            if isinstance(part, ollama.ResponseError):
+                raise part
+            if isinstance(part, Exception):
+                raise _known(server, part) from part
+            if isinstance(part, ProgressResponse):
+                yield part
+            else:
+                return
+    finally:
+        reading.cancel()
+
+
+async def _read(
+    ask: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
+    put: Callable[[ProgressResponse | Exception | type[_End]], None],
+) -> None:
+    try:
+        async with aclosing(closable(await ask())) as parts:
+            async for part in parts:
+                put(part)
+        put(_End)
+    except Exception as error:
+        put(error)
+
+
+def _known(server: OllamaServer, error: Exception) -> Exception:
+    return server.translated(error, has_begun=False) or error

@@ -1,0 +1,198 @@
+"""The step `rag.answer`: an answer from the passages that `rag.find` found, with citations."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from shared import collections, conversations, documents, jobs, steps
+from shared.config import EXTRACTIVE
+from shared.documents import ChunkView
+from shared.generation import Usage
+from shared.models import Job
+from shared.payloads import Citation, RagInput, RagResult
+from workers.generation import dialogue, extractive
+from workers.generation.answers import instructed, read_json
+from workers.generation.citations import MarkerFilter, says_not_found
+from workers.generation.demand import on_demand
+from workers.generation.engine import Completion, Generator, Request
+from workers.generation.prompt import Passage, RagPrompt, build
+from workers.generation.wording import wording_for
+from workers.generation.writing import (
+    deadline,
+    prompt_budget,
+    sampling,
+    show_at_once,
+    write,
+    write_quietly,
+)
+from workers.step import Context, Done, Handler
+
+HISTORY_SHARE = 3
+"""A conversation may take a third of the prompt; the passages have the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A passage that `rag.find` found, and its score."""
+
+    chunk: ChunkView
+    score: float
+
+
+def rag_answer(context: Context) -> Done:
+    with context.process.ledger.read() as session:
+        job = jobs.get(session, context.claim.job_id)
+        wanted = RagInput.model_validate(job.input)
+        found = _found(session, job.id, wanted.collection)
+    model = wanted.model or context.process.settings.generation_model
+    if model == EXTRACTIVE:
+        return _quote(context, job, wanted, found)
+    if not found:
+        # Nothing to rest an answer on: no model is asked.
+        return _done(context, job, _nothing(wanted, model))
+    return _generate(context, job, wanted, model, found)
+
+
+def _found(session: Session, job_id: UUID, collection_name: str) -> list[Found]:
+    """What was found and is still there: text erased or replaced since is not quoted."""
+    hits = steps.result_of(session, job_id, "rag.find")["found"]
+    collection = collections.get(session, collection_name)
+    live = documents.live_chunks(session, collection.id, [hit["id"] for hit in hits])
+    return [Found(chunk=live[hit["id"]], score=hit["score"]) for hit in hits if hit["id"] in live]
+
+
+def _quote(context: Context, job: Job, wanted: RagInput, found: Sequence[Found]) -> Done:
+    answered = extractive.answer(
+        wanted.question, [each.chunk.text for each in found], [each.score for each in found]
+    )
+    result = RagResult(
+        answer=answered.answer,
+        citations=[
+            _citation(number, found[index]) for number, index in enumerate(answered.cited, start=1)
+        ],
+        model=EXTRACTIVE,
+        usage=Usage(prompt_tokens=0, completion_tokens=0),
+    )
+    return _done(context, job, result)
+
+
+def _nothing(wanted: RagInput, model: str) -> RagResult:
+    return RagResult(
+        answer=wording_for(wanted.question).not_found,
+        citations=[],
+        model=model,
+        usage=Usage(prompt_tokens=0, completion_tokens=0),
+    )
+
+
+def _generate(
+    context: Context, job: Job, wanted: RagInput, model: str, found: Sequence[Found]
+) -> Done:
+    process = context.process
+    generator = process.generators.get(model)
+    chosen = sampling(wanted.parameters, process.settings, step_id=context.claim.step_id)
+    budget = prompt_budget(generator, chosen.max_tokens)
+    with process.ledger.read() as session:
+        before = dialogue.load(session, job.conversation_id).spoken
+    prompt = build(
+        wanted.question,
+        [Passage(text=each.chunk.text, source=each.chunk.source) for each in found],
+        template=wanted.prompt,
+        budget_tokens=budget,
+        count=generator.count_tokens,
+        history=dialogue.newest(
+            before, budget_tokens=budget // HISTORY_SHARE, count=generator.count_tokens
+        ),
+    )
+    gate = MarkerFilter(prompt.used)
+    request = Request(
+        messages=prompt.messages,
+        sampling=chosen,
+        deadline=deadline(job),
+        lane=context.claim.lane,
+        fair_key=context.claim.fair_key,
+    )
+    if wanted.response_format.type == "json":
+        return _generate_json(context, job, wanted, generator, request, prompt, found)
+    written = write(context, generator, request, gate)
+    result = _result(prompt, gate, found, written.completion, written.shown, model)
+    return _done(context, job, result, record=written.record)
+
+
+def _generate_json(
+    context: Context,
+    job: Job,
+    wanted: RagInput,
+    generator: Generator,
+    request: Request,
+    prompt: RagPrompt,
+    found: Sequence[Found],
+) -> Done:
+    """Markers in strings of the JSON count as citations; the JSON itself is left as it is."""
+    format_ = wanted.response_format
+    request = replace(request, messages=instructed(request.messages, format_))
+    first = write_quietly(context, generator, request)
+    answer = read_json(context, generator, request, first, format_)
+    gate = MarkerFilter(prompt.used)
+    gate.feed(answer.text)
+    gate.close()
+    result = _result(prompt, gate, found, answer.completion, answer.text, generator.reference)
+    return _done(context, job, result.model_copy(update={"parsed": answer.value}))
+
+
+def _result(
+    prompt: RagPrompt,
+    gate: MarkerFilter,
+    found: Sequence[Found],
+    completion: Completion,
+    answer: str,
+    model: str,
+) -> RagResult:
+    cited = () if says_not_found(answer) else gate.cited
+    return RagResult(
+        answer=answer,
+        citations=[_citation(number, found[number - 1]) for number in cited],
+        model=model,
+        usage=Usage(
+            prompt_tokens=completion.prompt_tokens, completion_tokens=completion.completion_tokens
+        ),
+        finish_reason=completion.finish_reason.value,
+        passages_dropped=prompt.dropped,
+        markers_removed=gate.removed,
+    )
+
+
+def _done(
+    context: Context, job: Job, result: RagResult, record: Callable[[Session], None] | None = None
+) -> Done:
+    write_down = record or show_at_once(context, result.answer)
+    turn = [
+        {"role": "user", "content": job.input["question"]},
+        {"role": "assistant", "content": result.answer},
+    ]
+
+    def record_all(session: Session) -> None:
+        write_down(session)
+        if job.conversation_id is not None:
+            conversations.append(session, job.conversation_id, turn, job.id)
+
+    return Done(result=result.model_dump(mode="json"), record=record_all)
+
+
+def _citation(number: int, found: Found) -> Citation:
+    chunk = found.chunk
+    return Citation(
+        marker=f"[{number}]",
+        chunk_id=chunk.id,
+        document_id=str(chunk.document_id),
+        source=chunk.source,
+        text=chunk.text,
+        start=chunk.start,
+        score=found.score,
+        metadata=chunk.metadata,
+    )
+
+
+RAG_ANSWER = Handler(run=on_demand(rag_answer))

@@ -1,0 +1,105 @@
+"""What goes wrong with another server, as the errors that the runner's retry policy goes by.
+
+- It does not answer, or answers that it cannot now: `Unavailable`, with the server's Retry-After.
+- Its stream breaks off in the middle: `Retryable`, and the next attempt goes on from there.
+- It says that the request is wrong: `Permanent`, with its own words and what to do.
+"""
+
+import ipaddress
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit, urlunsplit
+
+from shared.errors import ConfigurationError, Permanent, Retryable, StepError, Unavailable
+
+_TRY_LATER = (408, 425, 429)
+_MESSAGE_LIMIT_CHARS = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A server as error messages name it; `url` carries no credentials.
+
+    `remedy` is a sentence that says how to get it running.
+    """
+
+    name: str
+    url: str
+    setting: str
+    remedy: str
+    key_setting: str
+    retry_after_limit_s: float
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.url} ({self.setting})"
+
+
+def shown(url: str, setting: str) -> str:
+    """The URL without user and password. Raises ConfigurationError where it is not one of HTTP."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"{setting} is not a URL: {error}.") from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigurationError(f"{setting} must be a URL such as http://127.0.0.1:8080.")
+    address = f"[{host}]" if ":" in host else host
+    return urlunsplit(
+        (parts.scheme, address if port is None else f"{address}:{port}", parts.path, "", "")
+    )
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the server is on this machine, where no proxy may stand between."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def unreachable(place: Place, why: str) -> Unavailable:
+    return Unavailable(f"{place} does not answer: {why}. {place.remedy}")
+
+
+def broken_off(place: Place, why: str) -> Retryable:
+    return Retryable(f"{place} broke off its answer: {why}.")
+
+
+def refused(place: Place, status: int, message: str, retry_after: str | None) -> StepError:
+    """For an answer with a status from 400."""
+    said = _shortened(message)
+    if status in _TRY_LATER or status >= 500:
+        asked = retry_after_s(retry_after)
+        capped = None if asked is None else min(asked, place.retry_after_limit_s)
+        return Unavailable(f"{place} answered {status}: {said}", retry_after_s=capped)
+    if status in (401, 403):
+        return Permanent(
+            f"{place} answered {status}: {said} Set {place.key_setting} to a key that it takes."
+        )
+    return Permanent(f"{place} answered {status}: {said}")
+
+
+def retry_after_s(header: str | None) -> float | None:
+    """Seconds from a Retry-After header, which has seconds or a date; None if it has neither."""
+    if not header:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(header)
+        except ValueError:
+            return None
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        seconds = (moment - datetime.now(UTC)).total_seconds()
+    return None if math.isnan(seconds) else max(0.0, seconds)
+
+
+def _shortened(message: str) -> str:
+    said = " ".join(message.split()) or "(no message)"
+    said = said if len(said) <= _MESSAGE_LIMIT_CHARS else said[:_MESSAGE_LIMIT_CHARS] + "…"
+    return said if said.endswith((".", "!", "?", "…", ")")) else said + "."

@@ -1,0 +1,143 @@
+"""A server beside Sluice, as the requests to it need it: one asyncio loop, and a gate before it.
+
+The loop runs in a daemon thread that starts with the first request and ends with `close()`, so
+that a server that hangs holds up neither a caller nor the end of the process. At most so many
+requests as a setting says are with the server at once; the others wait here.
+"""
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import CancelledError, Future
+from contextlib import asynccontextmanager
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, TypeVar
+
+from shared.errors import SluiceError, Unavailable
+from workers.generation.refusals import Place
+
+T = TypeVar("T")
+
+
+class Gate:
+    """Lets so many through at a time; the others go by lane, then by age. Belongs to one loop."""
+
+    def __init__(self, width: int) -> None:
+        self._free = width
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._ages = count()
+
+    @asynccontextmanager
+    async def passed(self, lane: int) -> AsyncIterator[None]:
+        await self._enter(lane)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def _enter(self, lane: int) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        heappush(self._waiting, (lane, next(self._ages), turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                # Its turn had come in the same moment; the next one takes it.
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        while self._waiting:
+            turn = heappop(self._waiting)[2]
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
+class Server(ABC):
+    """One server and its client. Thread-safe; generators of several models share it."""
+
+    def __init__(self, place: Place, *, parallel_requests: int) -> None:
+        self.place = place
+        self.gate = Gate(parallel_requests)
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    @abstractmethod
+    def translated(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
+        """What an error of the client means; None for one that it does not know.
+
+        `has_begun` tells whether an answer was on its way.
+        """
+
+    @abstractmethod
+    async def disconnect(self) -> None:
+        """Close the client."""
+
+    def post(self, callback: Callable[[], object]) -> None:
+        """Have the callback run on the loop, soon. Raises Unavailable after `close()`."""
+        with self._lock:
+            self._started().call_soon_threadsafe(callback)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run the coroutine on the loop. Raises Unavailable after `close()`."""
+        with self._lock:
+            try:
+                loop = self._started()
+            except Unavailable:
+                coroutine.close()
+                raise
+            return asyncio.run_coroutine_threadsafe(coroutine, loop)
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run the coroutine to its end, for a thread that can wait; its errors are translated."""
+        try:
+            return self.spawn(coroutine).result()
+        except CancelledError:
+            raise Unavailable(f"{self.place} is asked no more: this worker is ending.") from None
+        except SluiceError:
+            raise
+        except Exception as error:
+            known = self.translated(error, has_begun=False)
+            if known is None:
+                raise
+            raise known from error
+
+    def close(self) -> None:
+        """End all requests, whose generations fail with Unavailable, and the loop."""
+        with self._lock:
+            loop, thread, self._is_closed = self._loop, self._thread, True
+            self._loop = self._thread = None
+        if loop is None or thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._wind_up(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    async def _wind_up(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.disconnect()
+        await asyncio.get_running_loop().shutdown_asyncgens()
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        if self._is_closed:
+            raise Unavailable(f"{self.place} is asked no more: this worker is ending.")
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=self._loop.run_forever, name=self.place.name, daemon=True
+            )
+            self._thread.start()
+        return self._loop

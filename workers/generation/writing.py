@@ -1,0 +1,193 @@
+"""Runs a generator for a step: what it writes is noted, shown, and gone on with after a loss.
+
+A step's text is durable as it grows (`scribe.py`). An attempt that finds text of its predecessor
+goes on behind it. What clients see goes through a gate, which may hold back or take out parts of
+it; a gate gives equal text for equal text, however that comes in pieces.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Protocol
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from shared import transcripts
+from shared.config import Settings
+from shared.errors import InvalidInput, Timeout
+from shared.generation import Parameters
+from shared.models import Job
+from workers.generation.engine import (
+    Completion,
+    Delta,
+    FinishReason,
+    Generator,
+    Request,
+    Resume,
+    Sampling,
+)
+from workers.generation.scribe import Script, write_rest
+from workers.step import Context
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = (FinishReason.CANCELLED, FinishReason.DEADLINE)
+LOOK_S = 0.25
+"""How often a step looks whether it has to stop while no text comes."""
+
+
+class Gate(Protocol):
+    """Between what a model writes and what clients see."""
+
+    def feed(self, text: str) -> str: ...
+
+    def close(self) -> str: ...
+
+
+class OpenGate:
+    """All that is written is shown."""
+
+    def feed(self, text: str) -> str:
+        return text
+
+    def close(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A completion, the text that clients saw of it, and what is left to write with the step."""
+
+    completion: Completion
+    shown: str
+    record: Callable[[Session], None]
+
+
+def write(context: Context, generator: Generator, request: Request, gate: Gate) -> Written:
+    """Generate to the end. Raises Cancelled where the step has to stop, Timeout at its deadline."""
+    process = context.process
+    script = Script(context)
+    shown: list[str] = []
+
+    def show(text: str, shown_text: str, token_ids: tuple[int, ...] = ()) -> None:
+        shown.append(shown_text)
+        script.add(text, shown_text, token_ids)
+
+    with process.ledger.read() as session:
+        before = transcripts.of_step(session, context.claim.step_id)
+    if before is not None:
+        ids = tuple(before.token_ids)
+        request = replace(request, resume=Resume(text=before.text, token_ids=ids))
+        again = gate.feed(before.text)
+        shown.append(again[: len(before.shown)])
+        script.offset = len(before.shown)
+        show("", again[len(before.shown) :])
+    process.scribe.open(script)
+    try:
+        completion = _follow(
+            context,
+            generator,
+            request,
+            lambda delta: show(delta.text, gate.feed(delta.text), delta.token_ids),
+        )
+    except BaseException:
+        process.scribe.close(script)
+        _keep(context, script)
+        raise
+    process.scribe.close(script)
+    show("", gate.close())
+    if completion.finish_reason in INTERRUPTED:
+        _keep(context, script)
+        context.check()
+        raise Timeout
+    return Written(
+        completion=completion, shown="".join(shown), record=partial(write_rest, script=script)
+    )
+
+
+def _keep(context: Context, script: Script) -> None:
+    """Note what there is of a text that does not end now: for the next attempt, and for clients."""
+    try:
+        with context.process.ledger.begin() as session:
+            write_rest(session, script)
+    except SQLAlchemyError as error:
+        log.warning("the last words of step %s are lost: %s", context.claim.step_id, error)
+
+
+def write_quietly(context: Context, generator: Generator, request: Request) -> Completion:
+    """Generate what no client sees; an attempt after a loss begins anew. Raises as `write`."""
+    completion = _follow(context, generator, request, lambda _delta: None)
+    if completion.finish_reason in INTERRUPTED:
+        context.check()
+        raise Timeout
+    return completion
+
+
+def _follow(
+    context: Context, generator: Generator, request: Request, take: Callable[[Delta], None]
+) -> Completion:
+    generation = generator.start(request)
+    try:
+        while not generation.is_over:
+            delta = generation.read(timeout_s=LOOK_S)
+            if delta is not None:
+                take(delta)
+            if context.stop.is_set() and not generation.is_cancelled:
+                generation.cancel()
+    except BaseException:
+        generation.cancel()  # nobody reads it any more
+        raise
+    assert generation.completion is not None
+    return generation.completion
+
+
+def show_at_once(context: Context, text: str) -> Callable[[Session], None]:
+    """What records a text that was not written bit by bit, so that streams have it, too."""
+    with context.process.ledger.read() as session:
+        before = transcripts.of_step(session, context.claim.step_id)
+    script = Script(context, offset=len(before.shown) if before else 0)
+    script.add(text, text[script.offset :], ())
+    return partial(write_rest, script=script)
+
+
+def sampling(parameters: Parameters, settings: Settings, *, step_id: int) -> Sampling:
+    """Raises InvalidInput where more tokens are asked for than the server allows.
+
+    Without a seed the step's id is one: the next attempt has to draw as this one did.
+    """
+    wanted = parameters.max_tokens or settings.max_tokens_default
+    check_max_tokens(wanted, settings)
+    return Sampling(
+        max_tokens=wanted,
+        temperature=parameters.temperature,
+        top_p=parameters.top_p,
+        top_k=parameters.top_k,
+        stop=tuple(parameters.stop),
+        seed=step_id if parameters.seed is None else parameters.seed,
+        repetition_penalty=parameters.repetition_penalty,
+    )
+
+
+def check_max_tokens(wanted: int, settings: Settings) -> None:
+    limit = settings.max_tokens_limit
+    if wanted > limit:
+        raise InvalidInput(
+            f"parameters.max_tokens is {wanted:,}; this server allows {limit:,} "
+            "(SLUICE_MAX_TOKENS_LIMIT)."
+        )
+
+
+def prompt_budget(generator: Generator, max_tokens: int) -> int:
+    """How many tokens a prompt may have: an answer keeps its room, but never most of the window."""
+    return generator.window_tokens - min(max_tokens, generator.window_tokens // 2)
+
+
+def deadline(job: Job) -> float | None:
+    """When the job's `timeout_s` ends, by `time.monotonic()`."""
+    if job.deadline_at is None:
+        return None
+    return time.monotonic() + (job.deadline_at - datetime.now(UTC)).total_seconds()

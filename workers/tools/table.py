@@ -1,0 +1,168 @@
+"""The built-in tools: what models are told of them, and how a call is run.
+
+Whatever a model asks for gets a text back; what it got wrong, it reads as `error: ...` and can put
+right. Only trouble of Sluice's own is raised: a store that does not answer, a job that is to stop.
+This module is light, so that generation workers can describe the tools that CPU workers run.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+from pydantic import Field, ValidationError
+
+from shared.errors import InvalidInput, NotFound
+from shared.generation import BuiltInTool
+from shared.shapes import Shape
+from workers.generation.engine import Tool, ToolCall
+from workers.generation.fence import code_for, cut_block
+from workers.step import Context
+
+CALCULATOR: Final = "calculator"
+FETCH_URL: Final = "fetch_url"
+SEARCH: Final = "search_collection"
+
+_CUT_NOTE: Final = " (cut: the rest is too long)"
+
+
+class CalculatorArguments(Shape):
+    expression: Annotated[
+        str, Field(description="Arithmetic such as (3 + 4) * 2 ** 0.5, with functions like sqrt")
+    ]
+
+
+class FetchArguments(Shape):
+    url: Annotated[str, Field(description="A whole address with http:// or https://")]
+
+
+class SearchArguments(Shape):
+    query: Annotated[str, Field(min_length=1, description="What to look for, as a phrase")]
+    k: Annotated[int, Field(ge=1, le=20, description="How many passages")] = 5
+    collection: Annotated[str | None, Field(description="Where to look")] = None
+
+
+def tools(allowed: Sequence[BuiltInTool]) -> tuple[Tool, ...]:
+    """What a model is told of the tools that it may use, in the order of `allowed`."""
+    described: dict[str, Tool] = {}
+    for each in allowed:
+        if each.type == CALCULATOR:
+            tool = Tool(
+                name=CALCULATOR,
+                description="Computes an arithmetic expression.",
+                parameters=_parameters(CalculatorArguments),
+            )
+        elif each.type == FETCH_URL:
+            tool = Tool(
+                name=FETCH_URL,
+                description="Reads a public web page and returns its text.",
+                parameters=_parameters(FetchArguments),
+            )
+        else:
+            tool = _search_tool(_collections(allowed))
+        described.setdefault(tool.name, tool)
+    return tuple(described.values())
+
+
+def run(context: Context, call: ToolCall, allowed: Sequence[BuiltInTool]) -> str:
+    """What the model reads as the result of its call, at most `tool_result_limit_chars` long.
+
+    Raises Cancelled where the step is to stop, and what the stores raise.
+    """
+    context.check()
+    limit_chars = context.process.settings.tool_result_limit_chars
+    try:
+        if call.name not in {each.type for each in allowed}:
+            known = ", ".join(dict.fromkeys(each.type for each in allowed)) or "none"
+            raise InvalidInput(f"there is no tool {call.name!r}; the tools are: {known}.")
+        if call.name == CALCULATOR:
+            result = _calculate(call)
+        elif call.name == FETCH_URL:
+            return _fetch(context, call, limit_chars)
+        else:
+            return _search(context, call, _collections(allowed), limit_chars)
+    except ValidationError as error:
+        result = f"error: the arguments of {call.name} are wrong: {_problems(error)}"
+    except (InvalidInput, NotFound) as error:
+        result = f"error: {error.message}"
+    return _cut(result, limit_chars)
+
+
+def _calculate(call: ToolCall) -> str:
+    from workers.tools.calculator import calculate
+
+    return calculate(CalculatorArguments.model_validate(call.arguments).expression)
+
+
+def _fetch(context: Context, call: ToolCall, limit_chars: int) -> str:
+    from workers.tools.fetch import fetch
+
+    wanted = FetchArguments.model_validate(call.arguments)
+    page = fetch(wanted.url, context.process.settings, context.stop)
+    attributes = {"url": page.url} | ({"title": page.title} if page.title else {})
+    if page.is_cut:
+        attributes["note"] = "only the beginning of the page"
+    return cut_block("page", code_for([page.text]), page.text, limit_chars, **attributes)
+
+
+def _search(context: Context, call: ToolCall, collections: Sequence[str], limit_chars: int) -> str:
+    # Imported here, since it brings Chroma and the embedding library.
+    from workers.tools.search import search_collection
+
+    wanted = SearchArguments.model_validate(call.arguments)
+    collection = wanted.collection or (collections[0] if len(collections) == 1 else "")
+    if collection not in collections:
+        raise InvalidInput(f"collection must be one of: {', '.join(collections)}.")
+    return search_collection(
+        context.process, collection, wanted.query, wanted.k, limit_chars=limit_chars
+    )
+
+
+def _collections(allowed: Sequence[BuiltInTool]) -> list[str]:
+    return list(dict.fromkeys(each.collection for each in allowed if each.collection is not None))
+
+
+def _search_tool(collections: Sequence[str]) -> Tool:
+    parameters = _parameters(SearchArguments)
+    if len(collections) == 1:
+        del parameters["properties"]["collection"]
+        where = f"the collection {collections[0]!r}"
+    else:
+        parameters["properties"]["collection"] = {
+            "type": "string",
+            "enum": list(collections),
+            "description": "Where to look",
+        }
+        parameters["required"].append("collection")
+        where = "a collection"
+    return Tool(
+        name=SEARCH,
+        description=f"Finds the passages of {where} of documents that fit a query best.",
+        parameters=parameters,
+    )
+
+
+def _parameters(shape: type[Shape]) -> dict[str, Any]:
+    """The JSON Schema without the titles that pydantic makes of the names."""
+    schema = shape.model_json_schema()
+    properties = {
+        name: {key: value for key, value in each.items() if key != "title"}
+        for name, each in schema["properties"].items()
+    }
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": schema.get("required", []),
+        "additionalProperties": False,
+    }
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc'])) or 'arguments'}: {each['msg']}"
+        for each in error.errors(include_url=False, include_input=False)
+    )
+
+
+def _cut(text: str, limit_chars: int) -> str:
+    if len(text) <= limit_chars:
+        return text
+    return text[: max(0, limit_chars - len(_CUT_NOTE))] + _CUT_NOTE
