@@ -46,8 +46,8 @@ def test_a_wrong_body_is_422_with_the_field_and_the_remedy(
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ({"kind": "rag", "input": {"collection": "abc", "question": "q", "model": "hf/x"}},
-         "SLUICE_GENERATION_MODEL"),
+        ({"kind": "rag", "input": {"collection": "abc", "question": "q", "model": "openai/x"}},
+         "SLUICE_OPENAI_BASE_URL"),
         ({"kind": "erase", "input": {"document_ids": ["x"]}}, "ids are UUIDs"),
         ({"kind": "ingest", "input": {"collection": "abc", "sources":
          [{"type": "text", "text": "a"}] * 10_001}}, "SLUICE_MAX_SOURCES_PER_JOB"),

@@ -88,7 +88,8 @@ def test_workers_are_alive_or_not(api: httpx.Client, ledger: Ledger) -> None:
 
     assert [(item["name"], item["alive"]) for item in items] == [("cpu", False), ("g", False)]
     assert set(items[0]) == {
-        "name", "hostname", "pid", "queues", "concurrency", "started_at", "last_seen_at", "alive",
+        "name", "hostname", "pid", "queues", "models", "concurrency", "started_at",
+        "last_seen_at", "alive",
     }  # fmt: skip
 
 
@@ -99,7 +100,8 @@ def test_models_are_the_configured_ones(api: httpx.Client) -> None:
         ("sentence-transformers/all-MiniLM-L6-v2", True),
         ("extractive", True),
     }
-    assert {kind for item in items for kind in item["kinds"]} == set(Kind) - {Kind.ERASE}
+    kinds = {kind for item in items for kind in item["kinds"]}
+    assert kinds == set(Kind) - {Kind.ERASE, Kind.MODEL, Kind.CHAT}
 
 
 class TestHealth:
