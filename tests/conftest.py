@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import psycopg
@@ -21,6 +22,9 @@ from shared.config import Settings
 from shared.db import upgrade
 from shared.ledger import Ledger, make_ledger
 from tests.servers import Server, start_chroma, start_postgres, start_redis
+
+if TYPE_CHECKING:
+    from tests.tiny_models import Answerer
 
 _databases = count(1)
 
@@ -145,6 +149,16 @@ def api(api_url: str, ledger: Ledger) -> Iterator[httpx.Client]:  # noqa: ARG001
     """A client of the API, with empty tables behind it."""
     with httpx.Client(base_url=api_url, timeout=30, trust_env=False) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def answerer() -> "Answerer":
+    """A tiny model that answers exactly; trained once for each version of what it is made from."""
+    from tests.tiny_models import kept_answerer  # imports torch
+
+    cache = Path(tempfile.gettempdir()) / "sluice-test-models"
+    cache.mkdir(exist_ok=True)
+    return kept_answerer(cache)
 
 
 @pytest.fixture

@@ -56,7 +56,9 @@ class LiveStack:
             )
 
     def log_tail(self) -> str:
-        return self._log.read_text(errors="replace")[-6000:]
+        with suppress(FileNotFoundError):  # the stack is gone, as at the end of the session
+            return self._log.read_text(errors="replace")[-6000:]
+        return ""
 
     def wait_until_ready(self) -> None:
         def ready() -> bool:
