@@ -4,26 +4,36 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from cli.output import say, stderr
 from cli.sending import Advance, Phase
 
+BYTES = "bytes"
 _LINE_EVERY_S = 10.0
 _NAMES: Mapping[Phase, str] = {"check": "Checking", "upload": "Uploading", "ingest": "Ingesting"}
 
 
+def _amount(number: float, unit: str) -> str:
+    return decimal(int(number)) if unit == BYTES else f"{number:,.0f}"
+
+
 class _Count(ProgressColumn):
     def render(self, task: Task) -> Text:
-        total = "" if task.total is None else f"/{task.total:,.0f}"
-        return Text(f"{task.completed:,.0f}{total} {task.fields['unit']}")
+        unit = task.fields["unit"]
+        total = "" if task.total is None else f"/{_amount(task.total, unit)}"
+        return Text(f"{_amount(task.completed, unit)}{total} {'' if unit == BYTES else unit}")
 
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.1f}/s", style="dim")
+        if speed is None:
+            return Text("")
+        amount = decimal(int(speed)) if task.fields["unit"] == BYTES else f"{speed:,.1f}"
+        return Text(f"{amount}/s", style="dim")
 
 
 @contextmanager

@@ -16,13 +16,14 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from cli import ingest as bulk
+from cli.asking import Messages, Tools, chat_input, rag_input, search_input
 from cli.calls import Calls
 from cli.errors import WaitTimeout
 from cli.sending import PARALLEL_UPLOADS
 from cli.settings import ClientSettings, find_url
 from cli.sources import discover, given
 from cli.transport import Retries, Transport
-from cli.wire import Answer, Embeddings, Hit
+from cli.wire import Answer, ChatAnswer, Embeddings, Hit
 
 _PREFER_S = 20.0
 """How long one answer is held back; what takes longer is followed through its events."""
@@ -116,7 +117,7 @@ class Client(Calls):
         filter: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
     ) -> list[Hit]:
-        asked = {"collection": collection, "query": query} | _retrieval(k, filter)
+        asked = search_input(collection, query, k=k, filter=filter)
         result = self._result("search", asked, timeout_s)
         return [Hit.model_validate(hit) for hit in result["hits"]]
 
@@ -126,15 +127,57 @@ class Client(Calls):
         question: str,
         *,
         k: int | None = None,
-        model: str | None = None,
         filter: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        prompt: str | None = None,
+        conversation_id: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
-        """An answer from the documents of a collection, with its citations."""
-        asked = {"collection": collection, "question": question} | _retrieval(k, filter)
-        if model is not None:
-            asked["model"] = model
+        """An answer from the documents of a collection, with its citations.
+
+        `prompt` is a template with the places {context} and {question}; `parameters` are such as
+        max_tokens and temperature.
+        """
+        asked = rag_input(
+            collection,
+            question,
+            k=k,
+            filter=filter,
+            model=model,
+            prompt=prompt,
+            conversation_id=conversation_id,
+            parameters=parameters,
+            response_format=response_format,
+        )
         return Answer.model_validate(self._result("rag", asked, timeout_s))
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        conversation_id: str | None = None,
+        tools: Tools = (),
+        parameters: Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> ChatAnswer:
+        """A model's answer to a text or to messages.
+
+        `tools` are names (calculator, fetch_url, search_collection:NAME) or whole specs. To get
+        the text as it comes, `submit` the job and `stream` it.
+        """
+        asked = chat_input(
+            messages,
+            model=model,
+            conversation_id=conversation_id,
+            tools=tools,
+            parameters=parameters,
+            response_format=response_format,
+        )
+        return ChatAnswer.model_validate(self._result("chat", asked, timeout_s))
 
     def embed(
         self, texts: Sequence[str], *, model: str | None = None, timeout_s: float | None = None
@@ -160,11 +203,3 @@ class Client(Calls):
             except WaitTimeout:
                 raise WaitTimeout(job.id, timeout_s) from None
         return job.require_success().result or {}
-
-
-def _retrieval(k: int | None, filter: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is not given is left to the server's defaults."""
-    asked: dict[str, Any] = {} if k is None else {"k": k}
-    if filter:
-        asked["search"] = {"type": "similarity", "filter": dict(filter)}
-    return asked

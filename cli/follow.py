@@ -1,7 +1,8 @@
 """Following a job through its Server-Sent Events until it ends.
 
-A stream that drops, stays silent, or loses its server for a while is resumed from the last event;
-between streams the job itself is asked, so its end is seen even where a proxy holds events back.
+A stream that drops, stays silent, or loses its server for a while is resumed from the last event.
+Between streams the job itself is asked, so its end is seen even where a proxy holds events back:
+the stream of a job that has ended is complete, and closes.
 """
 
 import json
@@ -16,6 +17,8 @@ from cli.wire import Event, Job
 
 SILENCE_S = 15.0
 """After so long without a byte, the job is asked directly."""
+LAST_TRIES = 3
+"""So often the stream of a job that has ended is asked for; then the job itself has to do."""
 _PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -28,7 +31,7 @@ def follow(
     stays away for longer than the transport's patience.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    fruitless = 0
+    fruitless = last_tries = 0
     while True:
         try:
             headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
@@ -53,6 +56,11 @@ def follow(
             if error.status != 429 and error.status < 500:
                 raise
         job = Job.model_validate(transport.json("GET", f"/v1/jobs/{job_id}"))
+        if job.ended and last_tries < LAST_TRIES:
+            # What it told since the stream broke is still to come.
+            time.sleep(_PAUSES_S[last_tries])
+            last_tries += 1
+            continue
         if job.ended:
             data = job.model_dump(mode="json")
             yield Event(id=last_event_id, event="end", data=data)

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 import click
 
 from cli.commands.ask import ask
+from cli.commands.chat import chat
 from cli.commands.collections import collections
+from cli.commands.conversations import conversations
 from cli.commands.documents import documents
 from cli.commands.ingest import ingest
 from cli.commands.jobs import jobs
+from cli.commands.models import models
 from cli.commands.search import search
 from cli.commands.stack import doctor, down, migrate, status, up
+from cli.commands.worker import worker
 from cli.exits import Exit, of_error
 from cli.options import CONTEXT, Target, connection_options
 from cli.output import ClosedPipe, say
@@ -27,7 +31,7 @@ from shared.errors import SluiceError
 @click.version_option(package_name="sluice", message="%(version)s")
 @click.pass_context
 def sluice(ctx: click.Context, /, url: str | None, api_key: str | None) -> None:
-    """Ingest documents, ask questions about them, and watch the jobs that do it.
+    """Ingest documents, ask questions about them, chat, and watch the jobs that do it.
 
     Start everything on this machine with `sluice up`, then try
     `sluice ingest docs/ --collection handbook` and
@@ -37,8 +41,8 @@ def sluice(ctx: click.Context, /, url: str | None, api_key: str | None) -> None:
 
 
 for _command in (
-    *(up, down, status, doctor, migrate),
-    *(ingest, ask, search, jobs, collections, documents),
+    *(up, down, status, doctor, migrate, worker),
+    *(ingest, ask, search, chat, jobs, collections, documents, conversations, models),
 ):
     sluice.add_command(_command)
 

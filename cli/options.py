@@ -43,6 +43,31 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--max-tokens` and `--temperature`; the command gets them as `parameters`."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        names = ("max_tokens", "temperature")
+        given = {name: kwargs.pop(name) for name in names}
+        parameters = {name: value for name, value in given.items() if value is not None}
+        return function(*args, parameters=parameters, **kwargs)
+
+    options = (
+        click.option(
+            "--max-tokens", type=click.IntRange(min=1), metavar="N",
+            help="How long an answer may be.",
+        ),
+        click.option(
+            "--temperature", type=click.FloatRange(0, 2), metavar="0…2",
+            help="0 always takes the likeliest word.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        run = option(run)
+    return run
+
+
 def with_client(function: Callable[Concatenate[Client, P], int]) -> Callable[..., int]:
     """Run a command with a client, closed at its end; adds the connection options and --json."""
 

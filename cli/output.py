@@ -20,8 +20,6 @@ from rich.text import Text
 
 # Escape sequences of a document or a server must not reach the terminal.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
 _COPIED_CELLS = 36
 
 
@@ -44,15 +42,21 @@ def stderr() -> Console:
     return _Pipe(stderr=True, markup=False, highlight=False, emoji=False)
 
 
-def say(message: str) -> None:
+def say(message: str, *, style: str = "") -> None:
     """A message to the person; never part of the result."""
-    stderr().print(Text(clean(message)), soft_wrap=True)
+    stderr().print(Text(clean(message), style=style), soft_wrap=True)
 
 
 def print_text(text: str = "", *, style: str = "") -> None:
     """A line of the result. A terminal wraps it at words, a pipe gets it whole."""
     console = stdout()
     console.print(Text(clean(text), style=style), soft_wrap=not console.is_terminal)
+
+
+def write_text(text: str) -> None:
+    """A piece of the result, shown at once."""
+    encoding = sys.stdout.encoding or "utf-8"
+    _write(clean(text).encode(encoding, "replace").decode(encoding), end="")
 
 
 def print_json(value: Any) -> None:
@@ -129,9 +133,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
 
 
-def _write(line: str) -> None:
+def _write(line: str, *, end: str = "\n") -> None:
     try:
-        sys.stdout.write(line + "\n")
+        sys.stdout.write(line + end)
         # A watcher's lines are wanted now, and a closed pipe is noticed here.
         sys.stdout.flush()
     except BrokenPipeError as error:

@@ -3,14 +3,14 @@
 Making a plan makes what the parts need on disk. It starts nothing that stays.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cli.parts import Part
 from cli.ports import api_port, free_ports
 from cli.postgres import postgres_part, postgres_url, prepare
-from cli.programs import Places, program_parts
+from cli.programs import Crew, Places, program_parts
 from cli.readiness import chroma_ready, database_ready, redis_ready
 from cli.servers import chroma_part, chroma_url, new_password, redis_part, redis_url
 from cli.stackfile import run_folder
@@ -41,7 +41,13 @@ def make_home(home: Path) -> None:
 
 
 def make_plan(
-    settings: Settings, *, gpu_workers: int, cpu_workers: int, say: Callable[[str], None]
+    settings: Settings,
+    *,
+    gpu_workers: int,
+    cpu_workers: int,
+    models: Sequence[str] = (),
+    device: str | None = None,
+    say: Callable[[str], None],
 ) -> Plan:
     """Decide everything before anything is started. Takes seconds the first time."""
     home = settings.home_path
@@ -78,7 +84,10 @@ def make_plan(
         api_host=settings.api_host,
         api_port=port,
     )
-    programs = program_parts(settings, places, gpu_workers=gpu_workers, cpu_workers=cpu_workers)
+    crew = Crew(
+        cpu_workers=cpu_workers, gpu_workers=gpu_workers, models=tuple(models), device=device
+    )
+    programs = program_parts(settings, places, crew)
     return Plan(servers=tuple(servers), programs=tuple(programs), places=places)
 
 

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import shared
+from cli.devices import cuda_devices
 from cli.parts import Part
 from cli.readiness import http_ready, sweeper_ready, worker_ready
 from cli.servers import QUIET
-from shared.config import Settings
+from cli.stackfile import Stack
+from shared.config import EXTRACTIVE, Settings
 
+AUTO = "auto"
 LOOPBACK = "127.0.0.1,localhost,::1"
 
 
@@ -39,11 +42,22 @@ def api_address(host: str, port: int) -> str:
     return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
 
 
-def program_parts(
-    settings: Settings, places: Places, *, gpu_workers: int, cpu_workers: int
-) -> list[Part]:
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """How many workers of each sort; `models` and `device` are for those that generate.
+
+    Without `models` each serves what `python -m workers generate` serves by itself.
+    """
+
+    cpu_workers: int = 1
+    gpu_workers: int = 1
+    models: tuple[str, ...] = ()
+    device: str | None = None
+
+
+def program_parts(settings: Settings, places: Places, crew: Crew) -> list[Part]:
     """The API, as many workers of each sort as asked for, and beat."""
-    env = _environment(settings, places)
+    env = _environment(settings, places) | _default_model(settings, crew)
     key = first_key(settings)
     api = Part(
         name="api",
@@ -62,9 +76,38 @@ def program_parts(
         ready_timeout_s=180,
         hint="read its log and that of the CPU worker, which does what beat asks for.",
     )
-    cpu = [_worker("cpu", number, env, places, key) for number in range(1, cpu_workers + 1)]
-    gpu = [_worker("generate", number, env, places, key) for number in range(1, gpu_workers + 1)]
+    cpu = [_worker("cpu", number, (), env, places, key) for number in _numbers(crew.cpu_workers)]
+    models = [argument for model in crew.models for argument in ("--model", model)]
+    devices = _devices(settings, crew)
+    gpu = [
+        _worker("generate", number, (*models, *devices[number - 1]), env, places, key)
+        for number in _numbers(crew.gpu_workers)
+    ]
     return [api, *cpu, *gpu, beat]
+
+
+def _numbers(count: int) -> range:
+    return range(1, count + 1)
+
+
+def _default_model(settings: Settings, crew: Crew) -> dict[str, str]:
+    """What is served is what answers where a job names no model, unless a setting says so."""
+    whole = [model for model in crew.models if "/" in model or model == EXTRACTIVE]
+    if not whole or "generation_model" in settings.model_fields_set:
+        return {}
+    return {"SLUICE_GENERATION_MODEL": whole[0]}
+
+
+def _devices(settings: Settings, crew: Crew) -> list[tuple[str, ...]]:
+    """The arguments for each generation worker: several share out the GPUs, one to each.
+
+    A single one may spread a large model over all of them.
+    """
+    device = crew.device or settings.generation_device
+    count = cuda_devices() if device == AUTO and crew.gpu_workers > 1 else 0
+    if count > 1:
+        return [("--device", f"cuda:{number % count}") for number in range(crew.gpu_workers)]
+    return [("--device", crew.device) if crew.device else ()] * crew.gpu_workers
 
 
 def first_key(settings: Settings) -> str | None:
@@ -72,22 +115,53 @@ def first_key(settings: Settings) -> str | None:
     return next((key.get_secret_value() for key in settings.api_keys.values()), None)
 
 
-def _worker(kind: str, number: int, env: dict[str, str], places: Places, key: str | None) -> Part:
+def _worker(
+    kind: str,
+    number: int,
+    arguments: tuple[str, ...],
+    env: dict[str, str],
+    places: Places,
+    key: str | None,
+) -> Part:
     part_name = f"{kind}-{number}"
     # Several machines may share a database, and workers are known in it by name.
     worker_name = f"{part_name}@{socket.gethostname()}"
     return Part(
         name=part_name,
-        argv=_python("workers", kind, "--name", worker_name),
+        argv=_python("workers", kind, "--name", worker_name, *arguments),
         ready=lambda pid: worker_ready(places.api_url, worker_name, pid, key),
         env=env,
-        ready_timeout_s=180,  # models are loaded, and may be fetched first
+        # Models are loaded, and may be fetched first: gigabytes, where they generate.
+        ready_timeout_s=180 if kind == "cpu" else 1800,
         stop_grace_s=15,
         hint="read the log; `sluice doctor` checks the packages and the models.",
     )
 
 
 def _environment(settings: Settings, places: Places) -> dict[str, str]:
+    return {
+        **common_environment(),
+        "SLUICE_HOME": str(settings.home_path),
+        "SLUICE_DATABASE_URL": places.database_url,
+        "SLUICE_REDIS_URL": places.redis_url,
+        "SLUICE_CHROMA_URL": places.chroma_url,
+        "SLUICE_API_HOST": places.api_host,
+        "SLUICE_API_PORT": str(places.api_port),
+    }
+
+
+def stack_environment(stack: Stack) -> dict[str, str]:
+    """What tells one more worker where the servers of a running stack are."""
+    return {
+        **common_environment(),
+        "SLUICE_HOME": str(stack.home),
+        "SLUICE_DATABASE_URL": stack.database_url,
+        "SLUICE_REDIS_URL": stack.redis_url,
+        "SLUICE_CHROMA_URL": stack.chroma_url,
+    }
+
+
+def common_environment() -> dict[str, str]:
     # Found wherever the stack was started from; `-P` keeps that folder's own `api/` out.
     root = str(Path(shared.__file__).resolve().parent.parent)
     proxies = {
@@ -99,12 +173,6 @@ def _environment(settings: Settings, places: Places) -> dict[str, str]:
         **proxies,
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
-        "SLUICE_HOME": str(settings.home_path),
-        "SLUICE_DATABASE_URL": places.database_url,
-        "SLUICE_REDIS_URL": places.redis_url,
-        "SLUICE_CHROMA_URL": places.chroma_url,
-        "SLUICE_API_HOST": places.api_host,
-        "SLUICE_API_PORT": str(places.api_port),
     }
 
 

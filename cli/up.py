@@ -11,9 +11,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from cli.detached import run_detached
 from cli.down import stop_leftovers, stop_stack
@@ -47,6 +47,8 @@ def run_stack(
     *,
     gpu_workers: int = 1,
     cpu_workers: int = 1,
+    models: Sequence[str] = (),
+    device: str | None = None,
     detach: bool = False,
     on_ready: Callable[[Stack], None] | None = None,
 ) -> int:
@@ -64,13 +66,19 @@ def run_stack(
             "SLUICE_URL to a Sluice that runs on another machine."
         )
     make_home(home)
+    workers = {
+        "gpu_workers": gpu_workers,
+        "cpu_workers": cpu_workers,
+        "models": models,
+        "device": device,
+    }
 
     def body(stream: TextIO, started: Callable[[], None] | None) -> int:
         colour = stream.isatty() and "NO_COLOR" not in os.environ
         log = LogStream(
             home / "logs", Console(stream), colour=colour, parts_on_console=started is None
         )
-        order = _Order(settings, gpu_workers, cpu_workers, log, None if detach else on_ready)
+        order = _Order(settings, workers, log, None if detach else on_ready)
         order.started = started
         try:
             return order.carry_out()
@@ -95,14 +103,13 @@ class _Order:
     def __init__(
         self,
         settings: Settings,
-        gpu_workers: int,
-        cpu_workers: int,
+        workers: Mapping[str, Any],
         log: LogStream,
         on_ready: Callable[[Stack], None] | None,
     ) -> None:
         self._settings = settings
         self._home: Path = settings.home_path
-        self._workers = {"gpu_workers": gpu_workers, "cpu_workers": cpu_workers}
+        self._workers = workers
         self._log = log
         self._on_ready = on_ready
         self._state = StackState.STARTING

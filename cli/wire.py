@@ -53,6 +53,7 @@ class Job(Wire):
     progress: Progress | None = None
     position: int | None = None
     eta_s: float | None = None
+    waiting_for: str | None = None
     attempt: int | None = None
     max_attempts: int | None = None
     metadata: dict[str, Any] | None = None
@@ -74,7 +75,7 @@ class Job(Wire):
 
 
 class Event(Wire):
-    """One Server-Sent Event of a job: `state`, `progress`, `token` or `end`."""
+    """One Server-Sent Event of a job: `state`, `progress`, `token`, `tool` or `end`."""
 
     id: str | None = None
     event: str
@@ -140,6 +141,32 @@ class Answer(Wire):
     citations: list[Citation] = []
     model: str
     usage: dict[str, Any] = {}
+    finish_reason: str = "stop"
+    passages_dropped: int = 0
+    markers_removed: int = 0
+    parsed: Any = None
+
+
+class ChatAnswer(Wire):
+    """`message` is in the shape that `chat` takes; `steps` are an agent's way to it."""
+
+    message: dict[str, Any]
+    model: str
+    usage: dict[str, Any] = {}
+    finish_reason: str = "stop"
+    turns: int = 1
+    steps: list[dict[str, Any]] = []
+    messages_dropped: int = 0
+    parsed: Any = None
+
+    @property
+    def text(self) -> str:
+        return str(self.message.get("content") or "")
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """Calls of tools that were declared; the caller runs them."""
+        return list(self.message.get("tool_calls") or [])
 
 
 class Embeddings(Wire):
@@ -187,6 +214,7 @@ class Worker(Wire):
     hostname: str | None = None
     pid: int | None = None
     queues: list[str] = []
+    models: list[str] = []
     concurrency: int | None = None
     started_at: datetime | None = None
     last_seen_at: datetime | None = None
@@ -197,6 +225,27 @@ class Model(Wire):
     reference: str
     kinds: list[str] = []
     default: bool | list[str] = False
+    workers: int | None = None
+
+
+class ModelDetails(Model):
+    details: dict[str, Any] = {}
+
+
+class Conversation(Wire):
+    id: str
+    metadata: dict[str, Any] = {}
+    summarize: bool = False
+    summary: str | None = None
+    messages: int = 0
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class ConversationMessage(Wire):
+    message: dict[str, Any]
+    job_id: str | None = None
+    created_at: datetime | None = None
 
 
 class Check(Wire):

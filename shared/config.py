@@ -23,7 +23,11 @@ class Settings(BaseSettings):
     """All settings of all processes; `docs/settings.md` lists them for users."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SLUICE_", env_file=".env", extra="ignore", frozen=True
+        env_prefix="SLUICE_",
+        env_file=".env",
+        env_ignore_empty=True,  # compose passes variables on that `.env` leaves empty
+        extra="ignore",
+        frozen=True,
     )
 
     # Places

@@ -9,7 +9,7 @@ from api.answers import answer, documented
 from api.deps import PartsDep
 from api.schemas import Items, ModelDetails, ModelView
 from shared import queues
-from shared.config import EXTRACTIVE
+from shared.config import EXTRACTIVE, Settings
 from shared.errors import NotFound
 from shared.generation import PROVIDERS
 from shared.payloads import Kind
@@ -37,22 +37,16 @@ async def list_models(parts: PartsDep) -> Response:
     )
     if default not in references:
         references[default] = None
-    embedding = ModelView(
-        reference=settings.embedding_model,
-        kinds=[Kind.INGEST, Kind.EMBED, Kind.SEARCH],
-        default=True,
-    )
-    return answer(
-        Items[ModelView](
-            items=[embedding, *(_view(reference, default, served) for reference in references)]
-        )
-    )
+    generating = [_view(reference, default, served) for reference in references]
+    return answer(Items[ModelView](items=[_embedding(settings), *generating]))
 
 
 @router.get("/{reference:path}", responses=documented({200: ModelDetails}, 404))
 async def show_model(parts: PartsDep, reference: str) -> Response:
     """One model; of those of Ollama, what that server tells of it."""
     settings = parts.settings
+    if reference == settings.embedding_model:
+        return answer(ModelDetails(**_embedding(settings).model_dump(), details={}))
     served = await asyncio.to_thread(_served, parts)
     details = {}
     if reference.startswith("ollama/"):
@@ -63,6 +57,14 @@ async def show_model(parts: PartsDep, reference: str) -> Response:
         )
     view = _view(reference, settings.generation_model, served)
     return answer(ModelDetails(**view.model_dump(), details=details))
+
+
+def _embedding(settings: Settings) -> ModelView:
+    return ModelView(
+        reference=settings.embedding_model,
+        kinds=[Kind.INGEST, Kind.EMBED, Kind.SEARCH],
+        default=True,
+    )
 
 
 def _view(reference: str, default: str, served: dict[str, int]) -> ModelView:

@@ -1,12 +1,17 @@
 """`sluice ask`: a question, its answer, and the passages that the answer rests on."""
 
+from pathlib import Path
+from typing import Any
+
 import click
 from rich.cells import cell_len
 
+from cli.asking import rag_input
 from cli.bars import waiting
 from cli.client import Client
-from cli.options import key_values, with_client
+from cli.options import key_values, sampling_options, with_client
 from cli.output import first_words, print_json, print_text, stdout
+from cli.showing import show_answer, tell_remarks
 from cli.wire import Answer
 
 PASSAGE_CELLS = 100
@@ -17,10 +22,19 @@ PASSAGE_CELLS = 100
 @click.argument("question")
 @click.option("--collection", "-c", required=True, metavar="NAME", help="Where to look.")
 @click.option("--k", type=click.IntRange(1, 100), help="How many passages to use.")
-@click.option("--model", metavar="REFERENCE", help="A model reference, such as extractive.")
+@click.option("--model", metavar="REFERENCE", help="Such as extractive or ollama/llama3.2.")
+@sampling_options
+@click.option(
+    "--prompt-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PATH",
+    help="A prompt of your own, with the places {context} and {question}.",
+)  # fmt: skip
 @click.option(
     "--filter", "conditions", multiple=True, metavar="KEY=VALUE", callback=key_values,
     help="Only documents with this metadata; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--stream/--no-stream", default=None,
+    help="Show the answer as it comes; on a terminal unless told otherwise.",
 )  # fmt: skip
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=300.0,
@@ -34,24 +48,47 @@ def ask(
     collection: str,
     k: int | None,
     model: str | None,
+    parameters: dict[str, Any],
+    prompt_file: Path | None,
     conditions: dict[str, str | int | float | bool],
+    stream: bool | None,
     timeout_s: float,
     as_json: bool,
 ) -> int:
     """Answer QUESTION from the documents of a collection, with sources."""
+    options: dict[str, Any] = {
+        "k": k,
+        "model": model,
+        "filter": conditions,
+        "parameters": parameters,
+        "prompt": None if prompt_file is None else _prompt(prompt_file),
+    }
+    if not as_json and (stdout().is_terminal if stream is None else stream):
+        wanted = rag_input(collection, question, **options)
+        job = client.submit("rag", wanted, lane="interactive")
+        job = show_answer(client, job, timeout_s=timeout_s)
+        _show_sources(Answer.model_validate(job.result))
+        tell_remarks(job.result)
+        return 0
     with waiting("Looking for the answer"):
-        answer = client.ask(
-            collection, question, k=k, model=model, filter=conditions, timeout_s=timeout_s
-        )
+        answer = client.ask(collection, question, timeout_s=timeout_s, **options)
     if as_json:
         print_json(answer)
-    else:
-        _show(answer)
+        return 0
+    print_text(answer.answer)
+    _show_sources(answer)
+    tell_remarks(answer.model_dump())
     return 0
 
 
-def _show(answer: Answer) -> None:
-    print_text(answer.answer)
+def _prompt(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{path} is no UTF-8 text ({error}).") from error
+
+
+def _show_sources(answer: Answer) -> None:
     if answer.citations:
         print_text()
     for citation in answer.citations:

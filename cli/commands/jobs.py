@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import click
 
-from cli.bars import bars
 from cli.client import Client
 from cli.exits import OF_STATE, Exit
 from cli.options import ListByDefault, with_client
@@ -19,11 +18,12 @@ from cli.output import (
     print_text,
     say,
 )
-from cli.sending import Advance
+from cli.streaming import answer_of
+from cli.watching import eta, watch_job
 from cli.wire import Job, State
 from shared.payloads import Kind
 
-_ERROR_CELLS = 60
+_NOTE_CELLS = 60
 
 
 @click.group(cls=ListByDefault)
@@ -62,7 +62,7 @@ def list_jobs(
         return 0
     print_table(
         ("id", "kind", "state", "progress", "created", "error"),
-        [(j.id, j.kind, j.state, _progress(j), ago(j.created_at), _error(j)) for j in shown],
+        [(j.id, j.kind, j.state, _progress(j), ago(j.created_at), _note(j)) for j in shown],
     )
     if not shown:
         say("No jobs.")
@@ -102,7 +102,7 @@ def watch(client: Client, *, job_id: str, timeout_s: float | None, as_json: bool
                 return OF_STATE.get(Job.model_validate(event.data).state, Exit.OK)
         return Exit.OK
     try:
-        job = _watch(client, job_id, timeout_s)
+        job = watch_job(client, client.job(job_id), timeout_s=timeout_s)
     except KeyboardInterrupt:
         say(f"Stopped watching; the job goes on. Cancel it with `sluice jobs cancel {job_id}`.")
         return Exit.INTERRUPTED
@@ -126,23 +126,6 @@ def retry(client: Client, *, job_ids: tuple[str, ...], as_json: bool) -> int:
     return _tell([client.retry(job_id) for job_id in job_ids], as_json)
 
 
-def _watch(client: Client, job_id: str, timeout_s: float | None) -> Job:
-    job = client.job(job_id)
-    with bars({"ingest": job.kind.capitalize()}) as advance:
-        if job.progress is not None and job.progress.total:
-            advance(Advance.of(job.progress.model_dump()))
-        elif job.position is not None:
-            say(f"Queued at position {job.position:,}{_eta(job)}.")
-        for event in client.events(job_id, timeout_s=timeout_s):
-            if event.event == "progress":
-                advance(Advance.of(event.data))
-            elif event.event == "state":
-                say(f"{job_id} is {event.data.get('state')}")
-            elif event.event == "end":
-                return Job.model_validate(event.data)
-    return client.job(job_id)
-
-
 def _tell(changed: list[Job], as_json: bool) -> int:
     if as_json:
         print_json({"items": changed})
@@ -156,9 +139,9 @@ def _show(job: Job) -> None:
     for name, value in _lines(job):
         if value:
             print_text(f"{name:<10} {value}")
-    if job.kind == Kind.RAG and job.result and "answer" in job.result:
+    if answer := answer_of(job):
         print_text()
-        print_text(str(job.result["answer"]))
+        print_text(answer)
 
 
 def _lines(job: Job) -> Iterator[tuple[str, str]]:
@@ -166,7 +149,8 @@ def _lines(job: Job) -> Iterator[tuple[str, str]]:
     yield "kind", job.kind
     yield "state", str(job.state)
     yield "queue", f"{job.queue or ''} ({job.lane or 'normal'})"
-    yield "position", "" if job.position is None else f"{job.position:,}{_eta(job)}"
+    yield "position", "" if job.position is None else f"{job.position:,}{eta(job)}"
+    yield "waiting", job.waiting_for or ""
     yield "progress", _progress(job)
     yield "attempt", "" if job.attempt is None else f"{job.attempt} of {job.max_attempts}"
     yield "created", ago(job.created_at)
@@ -191,9 +175,7 @@ def _progress(job: Job) -> str:
     return f"{progress.done:,}/{progress.total:,} {progress.unit or ''}".rstrip()
 
 
-def _eta(job: Job) -> str:
-    return "" if job.eta_s is None else f", done in about {duration(job.eta_s)}"
-
-
-def _error(job: Job) -> str:
-    return first_words(job.error.message, _ERROR_CELLS) if job.error else ""
+def _note(job: Job) -> str:
+    if job.waiting_for:
+        return first_words(f"waits: {job.waiting_for}", _NOTE_CELLS)
+    return first_words(job.error.message, _NOTE_CELLS) if job.error else ""

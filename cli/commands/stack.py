@@ -6,10 +6,10 @@ command that needs it: the others start faster without.
 
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import ValidationError
 
 from cli.client import Client
 from cli.errors import ApiError, ConnectionFailed
@@ -17,8 +17,8 @@ from cli.exits import Exit
 from cli.options import connection_options, json_option, target
 from cli.output import ago, print_json, print_json_line, print_table, print_text, say
 from cli.settings import ClientSettings
-from shared.config import Settings, load_settings
-from shared.errors import ConfigurationError, Unavailable
+from shared.config import load_settings
+from shared.errors import Unavailable
 
 if TYPE_CHECKING:
     from cli.stackfile import PartStatus, Stack
@@ -28,9 +28,22 @@ if TYPE_CHECKING:
 @click.option("--cpu-workers", type=click.IntRange(min=0), default=1, show_default=True)
 @click.option("--gpu-workers", type=click.IntRange(min=0), default=1, show_default=True,
               help="Generation workers; they run without a GPU, too.")  # fmt: skip
+@click.option("--model", "models", multiple=True, metavar="REFERENCE",
+              help="What these serve; may be repeated. Else the default model, extractive, and "
+              "those of Ollama and of the OpenAI-compatible server.")  # fmt: skip
+@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, …; with auto several "
+              "workers share out the GPUs.")  # fmt: skip
 @click.option("--detach", "-d", is_flag=True, help="Leave it running in the background.")
 @json_option
-def up(*, cpu_workers: int, gpu_workers: int, detach: bool, as_json: bool) -> int:
+def up(
+    *,
+    cpu_workers: int,
+    gpu_workers: int,
+    models: tuple[str, ...],
+    device: str | None,
+    detach: bool,
+    as_json: bool,
+) -> int:
     """Start everything on this machine, and stay until Ctrl-C.
 
     With --json stdout gets one document, as soon as all is ready; the log goes to stderr.
@@ -43,18 +56,19 @@ def up(*, cpu_workers: int, gpu_workers: int, detach: bool, as_json: bool) -> in
         with redirect_stdout(results):
             print_json_line({"url": stack.api_url, "home": str(stack.home), "pid": stack.pid})
 
+    started = partial(
+        run_stack,
+        load_settings(),
+        cpu_workers=cpu_workers,
+        gpu_workers=gpu_workers,
+        models=models,
+        device=device,
+        detach=detach,
+    )
     if not as_json:
-        return run_stack(
-            _settings(), cpu_workers=cpu_workers, gpu_workers=gpu_workers, detach=detach
-        )
+        return started()
     with redirect_stdout(sys.stderr):
-        return run_stack(
-            _settings(),
-            cpu_workers=cpu_workers,
-            gpu_workers=gpu_workers,
-            detach=detach,
-            on_ready=tell,
-        )
+        return started(on_ready=tell)
 
 
 @click.command()
@@ -106,7 +120,7 @@ def doctor(*, as_json: bool) -> int:
     """Check every part, and say what to do about what is wrong."""
     from cli.doctor import check
 
-    checks = check(_settings())
+    checks = check(load_settings())
     if as_json:
         print_json(
             {
@@ -132,7 +146,7 @@ def migrate(*, as_json: bool) -> int:
 
     from shared.db import upgrade
 
-    url = _settings().require_database_url()
+    url = load_settings().require_database_url()
     try:
         with redirect_stdout(sys.stderr):
             upgrade(url)
@@ -144,15 +158,6 @@ def migrate(*, as_json: bool) -> int:
     else:
         say("The database is up to date.")
     return Exit.OK
-
-
-def _settings() -> Settings:
-    try:
-        return load_settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "SLUICE_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise ConfigurationError(f"{name}: {first['msg']}.") from error
 
 
 def _parts() -> "list[PartStatus]":
@@ -190,11 +195,12 @@ def _show_status(document: dict[str, Any]) -> None:
     if document["workers"]:
         print_text()
     print_table(
-        ("worker", "queues", "slots", "last seen"),
+        ("worker", "queues", "models", "slots", "last seen"),
         [
             (
                 w.name,
                 " ".join(w.queues),
+                " ".join(w.models),
                 w.concurrency or "",
                 ago(w.last_seen_at) if w.alive else f"LOST {ago(w.last_seen_at)}",
             )

@@ -19,7 +19,16 @@ import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from tests.unit.fake_shapes import NOW, make_collection, make_document, make_job, result_of
+from tests.unit.fake_generation import generation_routes
+from tests.unit.fake_shapes import (
+    NOW,
+    make_collection,
+    make_document,
+    make_job,
+    page,
+    problem,
+    result_of,
+)
 
 
 @dataclass(kw_only=True)
@@ -46,6 +55,14 @@ class State:
     max_file_bytes: int = 1000
     job_errors: list[dict[str, str]] = field(default_factory=list)
     ready: bool = True
+    script: list[dict[str, Any]] = field(default_factory=list)
+    """What jobs that generate tell, as `token` and `tool` events in order."""
+    cuts: list[int] = field(default_factory=list)
+    """So many events of the script each connection gets, until these are used up; the jobs end
+    while nobody listens."""
+    waiting_for: str | None = None
+    conversations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def count(self, method: str, path: str) -> int:
         return self.requests.count((method, path))
@@ -59,6 +76,7 @@ def make_app(state: State) -> FastAPI:
             raise HTTPException(401, "Send a valid API key.")
 
     app = FastAPI(dependencies=[Depends(note)])
+    app.include_router(generation_routes(state))
 
     @app.post("/v1/jobs")
     async def submit(request: Request) -> Response:
@@ -93,7 +111,9 @@ def make_app(state: State) -> FastAPI:
     @app.get("/v1/jobs/{job_id}")
     def one_job(job_id: str) -> Response:
         job = state.jobs.get(job_id)
-        return JSONResponse(job) if job else problem(404, "Not found", f"No job {job_id}.")
+        if job is None:
+            return problem(404, "Not found", f"No job {job_id}.")
+        return JSONResponse({**job, "waiting_for": state.waiting_for})
 
     @app.get("/v1/jobs/{job_id}/events")
     def events(job_id: str, request: Request) -> Response:
@@ -171,7 +191,7 @@ def make_app(state: State) -> FastAPI:
     @app.get("/v1/workers")
     def workers() -> Response:
         item = {"name": "cpu-1", "queues": ["ingest"], "concurrency": 2, "last_seen_at": NOW}
-        return JSONResponse({"items": [{**item, "alive": True}]})
+        return JSONResponse({"items": [{**item, "models": ["ollama"], "alive": True}]})
 
     @app.get("/readyz")
     def ready() -> Response:
@@ -204,12 +224,30 @@ def stream(state: State, job_id: str, last: str | None) -> Iterator[bytes]:
         if state.dropped_streams:
             state.dropped_streams -= 1
             raise ConnectionError("dropped on purpose")
-    yield b'id: 2-0\nevent: progress\ndata: {"done": 1, "total": 2, "unit": "documents"}\n\n'
+    if state.script:
+        yield from told(state, job_id, last)
+    else:
+        yield b'id: 2-0\nevent: progress\ndata: {"done": 1, "total": 2, "unit": "documents"}\n\n'
     while state.outcome == "running" and state.jobs[job_id]["state"] != "cancelled":
         time.sleep(0.02)
         yield b": still here\n"
     data = json.dumps(finish(state, job_id), ensure_ascii=False)
     yield f"id: 3-0\nevent: end\ndata: {data}\n\n".encode()
+
+
+def told(state: State, job_id: str, last: str | None) -> Iterator[bytes]:
+    """The script from where the client has it; ids are the number of the event."""
+    first = int(last.partition("-")[0]) - 9 if last and last != "1-0" else 0
+    cut = state.cuts.pop(0) if state.cuts else None
+    for number, event in enumerate(state.script[first:]):
+        if number == cut:
+            break
+        data = {key: value for key, value in event.items() if key != "event"}
+        text = json.dumps(data, ensure_ascii=False)
+        yield f"id: {first + number + 10}-0\nevent: {event['event']}\ndata: {text}\n\n".encode()
+    if cut is not None:
+        finish(state, job_id)
+        raise ConnectionError("dropped on purpose")
 
 
 def broken() -> Iterator[bytes]:
@@ -225,26 +263,8 @@ def finish(state: State, job_id: str) -> dict[str, Any]:
     if state.outcome == "failed":
         job["error"] = {"type": "Permanent", "message": "The model is not there."}
     elif state.outcome == "succeeded":
-        job["result"] = result_of(job, state.job_errors)
+        job["result"] = result_of(job, state.job_errors, state.script)
     return job
-
-
-def page(items: list[dict[str, Any]], limit: int, cursor: int) -> Response:
-    following = cursor + limit
-    next_cursor = str(following) if following < len(items) else None
-    return JSONResponse({"items": items[cursor:following], "next_cursor": next_cursor})
-
-
-def problem(
-    status: int,
-    title: str,
-    detail: str,
-    headers: dict[str, str] | None = None,
-    errors: list[dict[str, Any]] | None = None,
-) -> Response:
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    content = body if errors is None else {**body, "errors": errors}
-    return JSONResponse(content, status, headers, "application/problem+json")
 
 
 @contextmanager

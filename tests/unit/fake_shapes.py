@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from fastapi import Response
+from fastapi.responses import JSONResponse
+
 NOW = "2026-11-24T00:00:00Z"
 LONG_KOREAN = "여권 갱신은 만료 여섯 달 전부터 신청할 수 있습니다.\n신분증을 가져오세요. " * 8
 HIT = {
@@ -22,9 +25,16 @@ ANSWER = {
 }
 
 
-def result_of(job: dict[str, Any], errors: list[dict[str, str]]) -> dict[str, Any]:
-    """What a job of this kind ends with; `errors` are those of an ingest job."""
+def result_of(
+    job: dict[str, Any], errors: list[dict[str, str]], script: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What a job of this kind ends with; `errors` are those of an ingest job, `script` is what
+    one that generates has told."""
     asked = job["input"]
+    if job["kind"] == "chat":
+        return chat_result(asked, script)
+    if job["kind"] == "model":
+        return {"action": asked["action"], "name": asked["name"]}
     if job["kind"] == "ingest":
         added = len(asked["sources"]) - len(errors)
         counts = {"added": added, "replaced": 0, "skipped": 0, "failed": len(errors)}
@@ -36,7 +46,30 @@ def result_of(job: dict[str, Any], errors: list[dict[str, str]]) -> dict[str, An
         return {"hits": [HIT]}
     if job["kind"] == "erase":
         return {"documents": 3, "chunks": 6, "vectors": 6}
+    if script:
+        answer = text_of(script)
+        return {**ANSWER, "answer": answer, "passages_dropped": 2, "markers_removed": 1}
     return ANSWER
+
+
+def text_of(script: list[dict[str, Any]]) -> str:
+    """What the last step of the script says."""
+    tokens = [event for event in script if event["event"] == "token"]
+    return "".join(token["text"] for token in tokens if token["step"] == tokens[-1]["step"])
+
+
+def chat_result(asked: dict[str, Any], script: list[dict[str, Any]]) -> dict[str, Any]:
+    said = text_of(script) if script else asked["messages"][-1]["content"].upper()
+    return {
+        "message": {"role": "assistant", "content": said},
+        "model": asked.get("model", "ollama/tiny"),
+        "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+        "finish_reason": "length" if asked.get("parameters", {}).get("max_tokens") else "stop",
+        "turns": 1,
+        "steps": [],
+        "messages_dropped": 0,
+        "parsed": None,
+    }
 
 
 def make_job(job_id: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -80,3 +113,21 @@ def make_document(collection: str, number: int) -> dict[str, Any]:
         "created_at": NOW,
         "updated_at": NOW,
     }
+
+
+def page(items: list[dict[str, Any]], limit: int, cursor: int) -> Response:
+    following = cursor + limit
+    next_cursor = str(following) if following < len(items) else None
+    return JSONResponse({"items": items[cursor:following], "next_cursor": next_cursor})
+
+
+def problem(
+    status: int,
+    title: str,
+    detail: str,
+    headers: dict[str, str] | None = None,
+    errors: list[dict[str, Any]] | None = None,
+) -> Response:
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    content = body if errors is None else {**body, "errors": errors}
+    return JSONResponse(content, status, headers, "application/problem+json")

@@ -244,7 +244,9 @@ def test_pipes_get_no_colours() -> None:
     ["up", "down", "status", "doctor", "migrate", "ingest", "ask", "search", "jobs list",
      "jobs show", "jobs watch", "jobs cancel", "jobs retry", "collections list",
      "collections create", "collections show", "collections delete", "documents list",
-     "documents show", "documents delete"],
+     "documents show", "documents delete", "chat", "conversations list", "conversations show",
+     "conversations erase", "models list", "models show", "models pull", "models create",
+     "models delete"],
 )  # fmt: skip
 def test_every_command_has_json_and_help(command: str, capsys: Captured) -> None:
     assert run([*command.split(), "--help"]) == 0

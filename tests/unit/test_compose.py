@@ -27,6 +27,12 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name for name, service in SERVICES.items() if "build" in service}
 ONE_SHOT = {"migrate"}
 SCALED = {"worker-cpu", "worker-gpu", "worker-generate"}
+FIXED_IN_CONTAINERS = {"generation_device", "generation_flush_s"}
+"""Each container has its own GPU; how often text is written down is no matter of the host."""
+NOT_OURS = {"HF_TOKEN"}
+"""Read by libraries, not by Sluice."""
+OTHER_IN_CONTAINERS = {"OLLAMA_URL"}
+"""There the loopback is the container's own."""
 ROLES = {"worker-cpu": "cpu", "worker-generate": "generate", "worker-gpu": "generate"}
 
 
@@ -83,14 +89,53 @@ def test_command_is_a_real_module(name: str) -> None:
     assert command[:2] == ["python", "-m"]
     assert importlib.util.find_spec(f"{command[2]}.__main__") is not None
     if name in ROLES:
-        assert command[2:] == ["workers", ROLES[name]]
+        assert command[2:4] == ["workers", ROLES[name]]
+
+
+def test_a_gpu_worker_serves_its_model_and_what_needs_no_gpu() -> None:
+    """So that nothing waits for a worker where `worker-generate` is scaled to none."""
+    models = [argument.removeprefix("--model=") for argument in SERVICES["worker-gpu"]["command"]]
+    assert models[4:] == [
+        "${SLUICE_GENERATION_MODEL:-extractive}",
+        "extractive",
+        "ollama",
+        "openai",
+    ]
+    assert SERVICES["worker-generate"]["command"][4:] == [], "what a worker serves by itself"
+
+
+@pytest.mark.parametrize("name", ["worker-generate", "worker-gpu"])
+def test_generation_workers_get_every_setting_of_generation(name: str) -> None:
+    given = SERVICES[name]["environment"]
+    of_generation = {
+        f"SLUICE_{field.upper()}"
+        for field in Settings.model_fields
+        if field.startswith("generation_") and field not in FIXED_IN_CONTAINERS
+    }
+    assert of_generation <= set(given)
+    assert {"HF_TOKEN", "SLUICE_OLLAMA_URL", "SLUICE_OPENAI_BASE_URL"} <= set(given)
+    assert "models:/data/models" in SERVICES[name]["volumes"]
+    assert "HF_HOME=/data/models" in _lineage(SERVICES[name]["build"]["target"])
+
+
+def test_the_api_lists_the_models_that_workers_ask() -> None:
+    shared_by_both = {"SLUICE_OLLAMA_URL", "SLUICE_OPENAI_BASE_URL", "SLUICE_OPENAI_API_KEY"}
+    given = [SERVICES[name]["environment"] for name in ("api", "worker-generate", "worker-gpu")]
+    assert all(shared_by_both <= set(each) for each in given)
+    assert len({each["SLUICE_OLLAMA_URL"] for each in given}) == 1
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_a_server_on_the_host_can_be_reached(name: str) -> None:
+    assert SERVICES[name]["extra_hosts"] == ["host.docker.internal:host-gateway"]
+    assert "default" in SERVICES[name]["networks"]
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
 def test_environment_names_are_settings(name: str) -> None:
     known = {f"SLUICE_{field.upper()}" for field in Settings.model_fields}
     given = SERVICES[name]["environment"]
-    assert set(given) <= known
+    assert set(given) - NOT_OURS <= known
     # Anything not given here would be looked for on the container's own loopback.
     assert {f"SLUICE_{what}_URL" for what in ("DATABASE", "REDIS", "CHROMA", "STORAGE")} <= set(
         given
@@ -128,6 +173,7 @@ def test_only_the_api_is_published_and_on_loopback() -> None:
 
 def test_secrets_have_no_default_and_the_example_names_every_variable() -> None:
     used = dict(re.findall(r"\$\{(\w+)(:[?-])", TEXT))
+    used |= dict.fromkeys(_passed_on(), "")
     assert {name for name, how in used.items() if how == ":?"} == {
         "POSTGRES_PASSWORD",
         "SLUICE_API_KEYS",
@@ -141,8 +187,18 @@ def test_secrets_have_no_default_and_the_example_names_every_variable() -> None:
 def test_defaults_of_the_file_are_those_of_the_settings() -> None:
     for name, default in re.findall(r"\$\{SLUICE_(\w+):-([^}]*)\}", TEXT):
         field = Settings.model_fields.get(name.lower())
-        if field is not None:
+        if field is not None and name not in OTHER_IN_CONTAINERS:
             assert default == str(field.default), name
+
+
+def _passed_on() -> set[str]:
+    """Variables without a value: set where .env or the shell sets them."""
+    environments = [SERVICES[name]["environment"] for name in OURS]
+    return {name for each in environments for name, value in each.items() if value is None}
+
+
+def test_settings_that_have_a_default_here_are_not_passed_on_as_well() -> None:
+    assert not _passed_on() & {name for name, _ in re.findall(r"\$\{(\w+)(:[?-])", TEXT)}
 
 
 @pytest.mark.parametrize("name", sorted(OURS))

@@ -1,6 +1,7 @@
 """Generators as LangChain chat models: chains, streams, tools and an agent."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -91,9 +92,14 @@ def test_sampling_of_the_model_and_of_a_call(server: Remote, model: GeneratorCha
 
 def test_a_stream_that_is_left_is_cancelled(server: Remote, model: GeneratorChatModel) -> None:
     server.wire.of(MODEL).delay_s = 0.01
+    before = server.wire.dropped
     stream = model.stream("count to 1000")
     assert next(stream).content == "1"
     stream.close()  # type: ignore[attr-defined]  # it is a generator
+    limit = time.monotonic() + 5
+    while server.wire.dropped == before:
+        assert time.monotonic() < limit, "the server goes on"
+        time.sleep(0.01)
     server.wire.of(MODEL).delay_s = 0
     assert model.invoke("count to 2").content == "1 2"
 

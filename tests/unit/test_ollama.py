@@ -122,6 +122,9 @@ def test_a_text_goes_back_as_the_assistants_last_message(
     completion, deltas = ended(generator.start(request))
     assert completion.text == "1 2 3 4 5 6 7 8 9"
     assert deltas[0].text == " 5"
+    # What was resumed is of the answer, with its tokens by estimate: 2 for 7 characters.
+    assert completion.completion_tokens == 2 + 5
+    assert completion.prompt_tokens == 3 + 4 - 2
     body = fresh.wire.asked("/api/chat")[0]
     assert body["messages"][-1] == {"role": "assistant", "content": "1 2 3 4"}
     assert body["options"]["num_predict"] < 50

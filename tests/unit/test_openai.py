@@ -129,6 +129,19 @@ def test_a_text_goes_on_in_either_way(fresh: Remote, mode: str) -> None:
         assert "continue_final_message" not in body
 
 
+@pytest.mark.parametrize("again", [12, 20, 26])
+def test_what_a_model_repeats_when_told_to_go_on_is_dropped(
+    fresh: Remote, generator: RemoteGenerator, again: int
+) -> None:
+    fresh.wire.of(MODEL).repeats_chars = again
+    begun = " ".join(str(number) for number in range(1, 13))
+    assert len(begun) == 26
+    request = Request(messages=said("count to 20"), resume=Resume(text=begun))
+    completion, deltas = ended(generator.start(request))
+    assert completion.text == " ".join(str(number) for number in range(1, 21))
+    assert completion.text == begun + "".join(delta.text for delta in deltas)
+
+
 def test_usage_is_the_servers(generator: RemoteGenerator) -> None:
     completion, _ = ended(generator.start(Request(messages=said("one two three"))))
     assert (completion.prompt_tokens, completion.completion_tokens) == (3, 3)

@@ -1,5 +1,6 @@
 """What the remote back ends share: queueing before a server, closing, and the small parts."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from workers.generation.engine import FinishReason, Message, Request, Role, Samp
 from workers.generation.estimate import tokens_of, tokens_of_prompt
 from workers.generation.ollama import OllamaGenerator, OllamaServer
 from workers.generation.refusals import is_loopback, retry_after_s
+from workers.generation.seam import Seam
+from workers.generation.server import Gate
 from workers.generation.stopping import StopFilter
 
 LONG = Request(messages=said("count to 2000"), sampling=Sampling(max_tokens=2000))
@@ -125,6 +128,25 @@ def test_a_server_never_asked_closes_too(server: Remote) -> None:
         pass
 
 
+def test_a_turn_that_comes_with_a_cancellation_is_passed_on() -> None:
+    async def run() -> None:
+        gate = Gate(1)
+
+        async def wait() -> None:
+            async with gate.passed(1):
+                raise AssertionError("it was cancelled")
+
+        async with gate.passed(1):
+            waiting = asyncio.create_task(wait())
+            await asyncio.sleep(0)
+        waiting.cancel()  # Its turn has come in this moment, and it has not run since.
+        async with asyncio.timeout(5), gate.passed(1):
+            pass
+        assert waiting.cancelled()
+
+    asyncio.run(run())
+
+
 def test_models_of_a_server_share_its_limit() -> None:
     with remote("ollama") as server:
         server.wire.models["other"] = {}
@@ -159,6 +181,25 @@ def test_nothing_is_held_back_without_need() -> None:
     assert stops.feed("N") == ""
     assert stops.feed("ough") == "ENough"
     assert not stops.has_stopped
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "new"),
+    [
+        ("the cat sat on the mat", " and slept.", " and slept."),
+        ("the cat sat on the mat", "sat on the mat and slept.", " and slept."),
+        ("the cat sat on the mat", "the cat sat on the mat and slept.", " and slept."),
+        ("the cat sat on the mat", "the cat sat on a dog", "the cat sat on a dog"),
+        ("the cat sat on the mat", "the cat sat on the mat", ""),
+        ("the cat sat on the mat", "the cat", "the cat"),
+        ("ha ha", " ha ha", " ha ha"),
+        ("", "all of it", "all of it"),
+    ],
+)
+def test_a_seam_drops_what_is_said_again(before: str, after: str, new: str) -> None:
+    at_once, one_by_one = Seam(before), Seam(before)
+    assert at_once.feed(after) + at_once.flush() == new
+    assert "".join(one_by_one.feed(char) for char in after) + one_by_one.flush() == new
 
 
 def test_hangul_counts_more() -> None:

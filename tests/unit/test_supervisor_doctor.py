@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from cli.doctor import Check, check
+from cli.checks import Check
+from cli.doctor import check
 from cli.ports import free_ports
 from shared.config import Settings
 
@@ -29,6 +30,8 @@ def test_what_is_wrong_is_named_with_its_setting(tmp_path: Path) -> None:
     found = checks(
         tmp_path / "file" / "home",
         embedding_model="nobody/has-this",
+        generation_model="ollama/tiny",
+        ollama_url="http://127.0.0.1:1",
         api_host="0.0.0.0",
         api_port=free_ports(1)[0],
         redis_url=SecretStr("redis://127.0.0.1:1/0"),
@@ -38,6 +41,7 @@ def test_what_is_wrong_is_named_with_its_setting(tmp_path: Path) -> None:
     for name, setting in {
         "home": "SLUICE_HOME",
         "embedding model": "SLUICE_EMBEDDING_MODEL",
+        "generation model": "SLUICE_OLLAMA_URL",
         "API keys": "SLUICE_API_KEYS",
         "redis": "SLUICE_REDIS_URL",
         "chroma": "SLUICE_CHROMA_URL",

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from shared.config import Settings
+from shared.errors import Permanent
 from tests.api_server import environment
 from tests.generation.contract import ended, said
 from tests.servers import Server, free_port
@@ -45,7 +46,7 @@ def test_a_server_alone_is_steered_over_http(
             assert ended(model.start(Request(messages=said("count to 3"))))[0].text == "1 2 3"
             faults = {"refuse_times": 1, "refuse_status": 400, "refuse_message": "by control"}
             control.put(f"/control/{MODEL}", json=faults).raise_for_status()
-            with pytest.raises(Exception, match="by control"):
+            with pytest.raises(Permanent, match="by control"):
                 ended(model.start(Request(messages=said("count to 3"))))
             paths = [each["path"] for each in control.get("/control").json()["requests"]]
             assert sum("chat" in path for path in paths) == 2

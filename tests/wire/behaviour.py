@@ -46,6 +46,8 @@ class Behaviour:
     refuse_message: str = "out of order"
     refuse_code: str | None = None
     retry_after: str | None = None
+    repeats_chars: int = 0
+    """A model that is told to go on begins with so much of what was there."""
     ignores_stop: bool = False
     tells_usage: bool = True
 

@@ -41,7 +41,7 @@ def make_app(wire: Wire) -> Starlette:
         if begun != bool(body.get("continue_final_message")):
             return JSONResponse(_error("the last message may not be the assistant's"), 400)
         answer = script.to_messages(
-            body["messages"],
+            _forgetful(wire, body),
             has_tools=bool(body.get("tools")),
             max_tokens=body.get("max_tokens", body.get("max_completion_tokens")),
             stop=_stop(wire, body),
@@ -131,6 +131,16 @@ def make_app(wire: Wire) -> Starlette:
 
 def _wire() -> Wire:
     return Wire(models={MODEL: {}, KEY_WANTED: {}})
+
+
+def _forgetful(wire: Wire, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The conversation as a model remembers it that repeats some of its own words."""
+    messages: list[dict[str, Any]] = body["messages"]
+    again = wire.of(body["model"]).repeats_chars
+    if not again or len(messages) < 3 or messages[-2]["role"] != "assistant":
+        return messages
+    begun = messages[-2]
+    return [*messages[:-2], begun | {"content": begun["content"][:-again]}, messages[-1]]
 
 
 def _call_deltas(index: int, name: str, arguments: str) -> list[dict[str, Any]]:

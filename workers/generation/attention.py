@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 SLUICE: Final = "sluice"
+# What it costs on a processor to compute a row's attention alone, as columns that are read.
+ROW_COST_COLUMNS: Final = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,28 +74,50 @@ class Layout(ABC):
 class DecodeLayout(Layout):
     """One token for each of the slots 0..n, which see the columns 0..span.
 
-    `lowest` is the smallest of the columns, where the caller knows it: what lies before every
-    row's sliding window is not read.
+    `known` are the columns as the caller knows them, where they may shape the computation: what
+    lies before every row's sliding window is not read then, and on a processor, rows of very
+    unequal lengths are computed one by one, each over its own length alone.
     """
 
-    def __init__(self, slots: Tensor, columns: Tensor, span: int, lowest: int = 0) -> None:
+    def __init__(
+        self, slots: Tensor, columns: Tensor, span: int, known: Sequence[int] | None = None
+    ) -> None:
         super().__init__(slots, columns)
         self._rows = len(slots)
         self._span = span
-        self._lowest = lowest
+        self._known = known
+        self._lowest = min(known) if known else 0
+        self._is_uneven = (
+            known is not None
+            and columns.device.type == "cpu"
+            and sum(known) + ROW_COST_COLUMNS * len(known) < span * len(known)
+        )
 
     def visible(self, slab: Tensor) -> Tensor:
         return slab[: self._rows, :, : self._span]
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, options: Options) -> Tensor:
         rows, heads, _, _ = query.shape
+        folded = query.reshape(rows, keys.shape[1], -1, query.shape[-1])
+        if self._is_uneven and self._known is not None:
+            each = [
+                self._attend_one(folded, keys, values, row, column, options)
+                for row, column in enumerate(self._known)
+            ]
+            return torch.cat(each).reshape(rows, 1, heads, -1)
         if options.window is not None and (first := self._lowest - options.window + 1) > 0:
             keys, values = keys[:, :, first:], values[:, :, first:]
         else:
             first = 0
         mask = self._mask(query, first, options.window)
-        folded = query.reshape(rows, keys.shape[1], -1, query.shape[-1])
         return attention(folded, keys, values, mask, options).reshape(rows, 1, heads, -1)
+
+    def _attend_one(
+        self, query: Tensor, keys: Tensor, values: Tensor, row: int, column: int, options: Options
+    ) -> Tensor:
+        first = 0 if options.window is None else max(0, column - options.window + 1)
+        seen = (slice(row, row + 1), slice(None), slice(first, column + 1))
+        return attention(query[row : row + 1], keys[seen], values[seen], None, options)
 
     def _mask(self, like: Tensor, first: int, window: int | None) -> Tensor:
         """`[rows, 1, 1, span - first]`."""
@@ -158,7 +182,7 @@ def register() -> None:
 
 
 def attention(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, options: Options
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, options: Options
 ) -> Tensor:
     """`[batch, key heads, group * length, dim]`, with a mask that is added to the scores."""
     if options.softcap is None and options.sinks is None:
@@ -169,7 +193,7 @@ def attention(
     scores = query @ keys.transpose(-1, -2) * scaling
     if options.softcap is not None:
         scores = torch.tanh(scores / options.softcap) * options.softcap
-    scores = (scores + mask).float()
+    scores = (scores if mask is None else scores + mask).float()
     if options.sinks is not None:
         heads = scores.shape[1]
         length = scores.shape[2] * heads // len(options.sinks)

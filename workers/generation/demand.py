@@ -60,9 +60,7 @@ def _awaited(context: Context, model: str) -> Exception:
                 max_attempts=context.claim.max_attempts,
             )
             pull_id = submission.submit(session, new).id
-    return Unavailable(
-        f"{model} is being pulled by the job {pull_id}.", retry_after_s=LOOK_AGAIN_S
-    )
+    return Unavailable(f"{model} is being pulled by the job {pull_id}.", retry_after_s=LOOK_AGAIN_S)
 
 
 def _newest_pull(session: Session, model: str) -> Job | None:

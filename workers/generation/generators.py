@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import Permanent
@@ -14,15 +14,14 @@ ServerT = TypeVar("ServerT", bound=Server)
 
 
 class Generators:
-    """Thread-safe. `on_fatal` is called where a device is broken and its requests are handed back.
-    """
+    """Thread-safe. `on_fatal` is called where a device is broken, its requests handed back."""
 
     def __init__(self, settings: Settings, *, on_fatal: Callable[[], None]) -> None:
         self._settings = settings
         self._on_fatal = on_fatal
         self._lock = threading.Lock()
         self._made: dict[str, Generator] = {}
-        self._servers: dict[type[Server], Server] = {}
+        self._servers: dict[str, Server] = {}
 
     def get(self, reference: str) -> Generator:
         """Raises ConfigurationError or Permanent where there can be no such generator."""
@@ -38,8 +37,10 @@ class Generators:
 
     def close(self) -> None:
         with self._lock:
-            for ended in (*self._made.values(), *self._servers.values()):
-                ended.close()
+            for generator in self._made.values():
+                generator.close()
+            for server in self._servers.values():
+                server.close()
             self._made.clear()
             self._servers.clear()
 
@@ -53,20 +54,18 @@ class Generators:
         if provider == "ollama":
             from workers.generation.ollama import OllamaGenerator, OllamaServer
 
-            return OllamaGenerator(self._server(OllamaServer), name)
+            return OllamaGenerator(self._server(provider, OllamaServer), name)
         if provider == "openai":
             from workers.generation.openai import OpenAIGenerator, OpenAIServer
 
-            return OpenAIGenerator(self._server(OpenAIServer), name)
+            return OpenAIGenerator(self._server(provider, OpenAIServer), name)
         raise Permanent(
             f"The model {reference!r} cannot generate text. Name one of {', '.join(PROVIDERS)}, as "
             f"`ollama/llama3.2`; {EXTRACTIVE} answers `rag` jobs only."
         )
 
-    def _server(self, kind: type[ServerT]) -> ServerT:
+    def _server(self, provider: str, make: Callable[[Settings], ServerT]) -> ServerT:
         """All models of a server share its connections and its limit."""
-        if kind not in self._servers:
-            self._servers[kind] = kind(self._settings)  # type: ignore[call-arg]  # of subclasses
-        found = self._servers[kind]
-        assert isinstance(found, kind)
-        return found
+        if provider not in self._servers:
+            self._servers[provider] = make(self._settings)
+        return cast(ServerT, self._servers[provider])

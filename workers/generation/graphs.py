@@ -80,7 +80,7 @@ class StaticSteps:
 
         if device.type != "cuda":
             return _Step(tokens=tokens, run=run)
-        stream = torch.cuda.Stream(device)
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types for it
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP_RUNS):

@@ -21,8 +21,10 @@ class Network:
 
     def __init__(self, model: PreTrainedModel, slab: Slab) -> None:
         self.slab = slab
-        self.device = model.get_input_embeddings().weight.device
-        self.vocabulary_tokens = int(model.get_input_embeddings().weight.shape[0])
+        embedding = model.get_input_embeddings().weight
+        assert isinstance(embedding, Tensor)
+        self.device = embedding.device
+        self.vocabulary_tokens = len(embedding)
         self._model = model
 
     def prefill(self, chunks: Sequence[Chunk], wanted: Sequence[bool]) -> Tensor:
@@ -43,7 +45,7 @@ class Network:
         span = min(-(-(max(columns) + 1) // SPAN_STEP) * SPAN_STEP, self.slab.columns)
         tokens = torch.tensor([ids, columns], device=self.device)
         slots = torch.arange(len(ids), device=self.device)
-        layout = DecodeLayout(slots, tokens[1], span, min(columns))
+        layout = DecodeLayout(slots, tokens[1], span, columns)
         return self.run(layout, tokens[0][:, None], tokens[1][:, None], 1)[:, -1]
 
     def run(self, layout: Layout, ids: Tensor, positions: Tensor, keep: int | Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from workers.generation import openai_wire as wire
 from workers.generation.engine import Request
 from workers.generation.refusals import Place, broken_off, is_loopback, refused, shown, unreachable
 from workers.generation.remote import RemoteGenerator, Reply
+from workers.generation.seam import Seam
 from workers.generation.server import Server
 
 SETTING: Final = "SLUICE_OPENAI_BASE_URL"
@@ -124,10 +125,12 @@ class OpenAIGenerator(RemoteGenerator):
             **wire.sampling(request, limit=self._limit_name),
         )
         calls = wire.Calls()
+        seam = Seam(resumed if mode == "instruct" else "")
         async with chunks:
             async for chunk in chunks:
                 reply.has_begun = True
-                yield wire.piece_of(chunk, reply, calls)
+                yield seam.feed(wire.piece_of(chunk, reply, calls))
+        yield seam.flush()
         reply.tool_calls.extend(calls.assembled())
 
     @property

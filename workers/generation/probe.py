@@ -29,13 +29,14 @@ def adapt(model: PreTrainedModel, row_limit: int) -> Network:
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     if strange := kinds - KNOWN_LAYERS:
         raise _unsupported(name, f"it has layers of the kind {', '.join(sorted(strange))}")
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    ids = [number * 7919 % vocabulary for number in range(1, TOKENS + 1)]
+    network = Network(model, Slab(row_limit))
+    ids = [number * 7919 % network.vocabulary_tokens for number in range(1, TOKENS + 1)]
     try:
         expected = _alone(model, ids)
         attention.register()
         model.set_attn_implementation(SLUICE)
-        network = Network(model, Slab(row_limit))
+        if model.config.get_text_config()._attn_implementation != SLUICE:
+            raise _unsupported(name, "its attention cannot be exchanged")
         found = _over_slab(network, ids)
     except (TypeError, ValueError, AttributeError, KeyError, NotImplementedError) as error:
         raise _unsupported(name, str(error)) from error
@@ -46,6 +47,8 @@ def adapt(model: PreTrainedModel, row_limit: int) -> Network:
 
 
 def _alone(model: PreTrainedModel, ids: list[int]) -> Tensor:
+    if model.config._attn_implementation == SLUICE:
+        model.set_attn_implementation("eager")
     with torch.inference_mode():
         logits: Tensor = model(torch.tensor([ids], device=model.device), use_cache=False).logits
     return logits[0, -1].float()

@@ -61,13 +61,13 @@ def load(name: str, settings: Settings) -> Loaded:
         config = AutoConfig.from_pretrained(place, **source)
         precision = _precision(settings.generation_precision, device, config)
         tokenizer = AutoTokenizer.from_pretrained(place, **source)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             place, config=config, **source, **_options(precision, device)
         )
-        if settings.generation_adapter is not None:
-            model = _with_adapter(model, settings.generation_adapter, precision)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise ConfigurationError(_advice(name, settings, error)) from error
+        raise ConfigurationError(_advice(name, error)) from error
+    if settings.generation_adapter is not None:
+        model = _with_adapter(model, settings.generation_adapter, precision)
     log.info("model %s loaded in %s on %s", name, precision, model.device)
     return Loaded(
         model=model.eval(),
@@ -130,13 +130,18 @@ def _options(precision: str, device: str) -> dict[str, Any]:
 def _with_adapter(model: PreTrainedModel, adapter: str, precision: str) -> PreTrainedModel:
     from peft import PeftModel
 
-    tuned = PeftModel.from_pretrained(model, str(Path(adapter).expanduser()))
-    if precision in ("bfloat16", "float32"):
-        merged: PreTrainedModel = tuned.merge_and_unload()
-        return merged
-    # Merging into quantized weights would round twice; the adapter runs beside them.
-    base: PreTrainedModel = tuned.get_base_model()
-    return base
+    try:
+        tuned = PeftModel.from_pretrained(model, str(Path(adapter).expanduser()))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ConfigurationError(
+            f"The adapter {adapter!r} cannot be loaded over this model ({error}). Set "
+            "SLUICE_GENERATION_ADAPTER to the folder of an adapter that was trained for it."
+        ) from error
+    # Merging into quantized weights would round twice; there the adapter runs beside them.
+    is_plain = precision in ("bfloat16", "float32")
+    found = tuned.merge_and_unload() if is_plain else tuned.get_base_model()
+    assert isinstance(found, PreTrainedModel)
+    return found
 
 
 def _window_tokens(config: PreTrainedConfig, settings: Settings) -> int:
@@ -162,7 +167,7 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozens
     return frozenset(each for each in found if each is not None)
 
 
-def _advice(name: str, settings: Settings, error: Exception) -> str:
+def _advice(name: str, error: Exception) -> str:
     if isinstance(error, ConfigurationError):
         return error.message
     causes: list[BaseException] = [error]
@@ -178,10 +183,7 @@ def _advice(name: str, settings: Settings, error: Exception) -> str:
             f"There is no model {name!r}: neither a local folder nor a repository that the hub "
             "shows. Check the spelling, and set HF_TOKEN if it is private."
         )
-    adapter = settings.generation_adapter
     return (
-        f"The model {name!r}{f' with the adapter {adapter!r}' if adapter else ''} cannot be loaded "
-        f"({error}). Name a local path or a model that the hub serves "
-        "(SLUICE_GENERATION_MODEL), with its revision in SLUICE_GENERATION_REVISION if it needs "
-        "one."
+        f"The model {name!r} cannot be loaded ({error}). Name a local path or a model that the hub "
+        "serves (SLUICE_GENERATION_MODEL), with SLUICE_GENERATION_REVISION if it needs one."
     )

@@ -1,7 +1,7 @@
 """The back end `hf/...`: one model in this process, whose batch requests join and leave.
 
-`loop.py` runs the model; here requests become rows for it, in the caller's thread. Calls of tools
-stay in the text, for `toolcalls.py` to find.
+`scheduler.py` runs the model, in the thread of `loop.py`; here requests become rows for it, in the
+caller's thread. Calls of tools stay in the text, for `toolcalls.py` to find.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from dataclasses import replace
 from shared.config import Settings
 from shared.errors import ConfigurationError
 from workers.generation.budget import kv_budget_bytes
+from workers.generation.counters import Counters
 from workers.generation.engine import (
     FinishReason,
     Generation,
@@ -20,10 +21,12 @@ from workers.generation.engine import (
 )
 from workers.generation.graphs import StaticSteps
 from workers.generation.intake import Bounds, Intake
-from workers.generation.loop import Counters, Limits, Loop
+from workers.generation.loop import Loop
+from workers.generation.packing import pack
 from workers.generation.prefixes import Prefixes
 from workers.generation.probe import adapt
 from workers.generation.quantized import Loaded, load
+from workers.generation.scheduler import Limits, Scheduler
 from workers.generation.slab import COLUMNS_STEP
 from workers.generation.templates import Prompts
 
@@ -50,6 +53,7 @@ class RollingGenerator(Generator):
         self.reference = reference
         self._prompts = Prompts(loaded.tokenizer)
         self.has_native_tools = self._prompts.has_tools
+        pack(loaded.model)
         network = adapt(loaded.model, settings.generation_batch_requests)
         slab = network.slab
         budget = kv_budget_bytes(settings, network.device) // slab.bytes_per_token
@@ -59,7 +63,7 @@ class RollingGenerator(Generator):
         bounds = _bounds(loaded.window_tokens, slab.token_limit, network.vocabulary_tokens)
         self.window_tokens = bounds.window_tokens
         self._intake = Intake(self._prompts, bounds)
-        self._loop = Loop(
+        self._scheduler = Scheduler(
             network,
             limits=Limits(
                 rows=settings.generation_batch_requests,
@@ -68,13 +72,13 @@ class RollingGenerator(Generator):
             ends=loaded.ends,
             prefixes=prefixes,
             static=StaticSteps(network) if settings.generation_cuda_graphs else None,
-            on_fatal=on_fatal,
         )
+        self._loop = Loop(self._scheduler, on_fatal)
 
     @property
     def counters(self) -> Counters:
         """What has been done so far."""
-        return replace(self._loop.counters)
+        return replace(self._scheduler.counters)
 
     def start(self, request: Request) -> Generation:
         generation = Generation()
@@ -104,7 +108,7 @@ def _bounds(window_tokens: int, slab_tokens: int, vocabulary_tokens: int) -> Bou
             "SLUICE_GENERATION_KV_FRACTION, or use a smaller model."
         )
     if held < window_tokens:
-        reason = f"memory holds {held} (see SLUICE_GENERATION_KV_MIB)"
+        reason = f"memory bounds the window to {held} (see SLUICE_GENERATION_KV_MIB)"
     else:
         reason = f"the model's window is {window_tokens}"
     return Bounds(

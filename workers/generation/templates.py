@@ -75,7 +75,8 @@ class Prompts:
     def _text(self, ids: list[int]) -> str:
         # Straight to the tokenizer's own library where there is one: this runs for every token.
         decode = self._backend.decode if self._backend is not None else self._tokenizer.decode
-        text: str = decode(ids, skip_special_tokens=False)
+        text = decode(ids, skip_special_tokens=False)
+        assert isinstance(text, str)
         return text
 
     def _ids(self, text: str, *, with_special: bool) -> list[int]:

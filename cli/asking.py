@@ -1,0 +1,125 @@
+"""What jobs are asked for: the `input` of chat, rag, search and model jobs.
+
+What is not given is left to the server's defaults. Nothing here talks to the network.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shared.errors import InvalidInput
+
+PROVIDER = "ollama/"
+OTHER_PROVIDERS = ("hf/", "openai/")
+SEARCH = "search_collection"
+
+Messages = str | Sequence[Mapping[str, Any]]
+Tools = Sequence[str | Mapping[str, Any]]
+
+
+def chat_input(
+    messages: Messages,
+    *,
+    model: str | None = None,
+    conversation_id: str | None = None,
+    tools: Tools = (),
+    parameters: Mapping[str, Any] | None = None,
+    response_format: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A text is one message of the user."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    return {"messages": [dict(message) for message in messages]} | _given(
+        model=model,
+        conversation_id=conversation_id,
+        tools=[_tool(each) for each in tools],
+        parameters=dict(parameters or {}),
+        response_format=response_format and dict(response_format),
+    )
+
+
+def turn(text: str, system: str | None) -> Sequence[Mapping[str, Any]]:
+    """The messages of a turn. The server stores a system prompt once, however often it comes."""
+    said = [{"role": "user", "content": text}]
+    return said if system is None else [{"role": "system", "content": system}, *said]
+
+
+def rag_input(
+    collection: str,
+    question: str,
+    *,
+    k: int | None = None,
+    filter: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    prompt: str | None = None,
+    conversation_id: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    response_format: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    return {"collection": collection, "question": question} | _given(
+        k=k,
+        search=_search(filter),
+        model=model,
+        prompt=prompt,
+        conversation_id=conversation_id,
+        parameters=dict(parameters or {}),
+        response_format=response_format and dict(response_format),
+    )
+
+
+def search_input(
+    collection: str, query: str, *, k: int | None = None, filter: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    return {"collection": collection, "query": query} | _given(k=k, search=_search(filter))
+
+
+def pull_input(name: str) -> dict[str, Any]:
+    return {"action": "pull", "name": of_ollama(name)}
+
+
+def create_input(
+    name: str,
+    from_: str,
+    *,
+    system: str | None = None,
+    template: str | None = None,
+    parameters: Mapping[str, Any],
+) -> dict[str, Any]:
+    return {"action": "create", "name": of_ollama(name), "from": of_ollama(from_)} | _given(
+        system=system, template=template, parameters=dict(parameters)
+    )
+
+
+def delete_input(name: str) -> dict[str, Any]:
+    return {"action": "delete", "name": of_ollama(name)}
+
+
+def of_ollama(name: str) -> str:
+    """`llama3.2` and `ollama/llama3.2` are the same model. Raises InvalidInput for other ones."""
+    if name.startswith(OTHER_PROVIDERS) or not name.removeprefix(PROVIDER):
+        raise InvalidInput(
+            f"{name!r} is no model of Ollama. Only these are pulled, made and deleted here; "
+            "name one as llama3.2 or ollama/llama3.2."
+        )
+    return name if name.startswith(PROVIDER) else PROVIDER + name
+
+
+def _tool(tool: str | Mapping[str, Any]) -> dict[str, Any]:
+    """`search_collection:NAME` and the bare names of the other built-in tools, or a whole spec."""
+    if not isinstance(tool, str):
+        return dict(tool)
+    name, colon, collection = tool.partition(":")
+    if (name == SEARCH) != bool(colon and collection):
+        raise InvalidInput(
+            f"{tool!r} does not name a tool; write calculator, fetch_url or {SEARCH}:COLLECTION."
+        )
+    return {"type": name, "collection": collection} if colon else {"type": name}
+
+
+def _search(filter: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return {"type": "similarity", "filter": dict(filter)} if filter else None
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """Without what is None or empty."""
+    return {name: value for name, value in fields.items() if value is not None and value != {}
+            and value != []}  # fmt: skip

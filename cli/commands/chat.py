@@ -1,0 +1,85 @@
+"""`sluice chat`: an answer of a model as it comes, or a whole conversation on the terminal."""
+
+import sys
+from typing import Any
+
+import click
+
+from cli.asking import chat_input, turn
+from cli.bars import waiting
+from cli.client import Client
+from cli.options import sampling_options, with_client
+from cli.output import print_json, say, stdout
+from cli.showing import show_answer, tell_remarks
+from cli.talk import talk
+
+NEW = "new"
+
+
+@click.command()
+@click.argument("text", required=False, metavar="[TEXT|-]")
+@click.option("--model", metavar="REFERENCE", help="Such as ollama/llama3.2; else the default.")
+@click.option("--conversation", metavar="ID|new", help="Go on with one, or start one.")
+@click.option("--system", metavar="TEXT", help="The system prompt.")
+@sampling_options
+@click.option(
+    "--tool", "tools", multiple=True, metavar="NAME",
+    help="calculator, fetch_url or search_collection:COLLECTION; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    help="Give up waiting for an answer after this time.",
+)  # fmt: skip
+@with_client
+def chat(
+    client: Client,
+    *,
+    text: str | None,
+    model: str | None,
+    conversation: str | None,
+    system: str | None,
+    parameters: dict[str, Any],
+    tools: tuple[str, ...],
+    timeout_s: float | None,
+    as_json: bool,
+) -> int:
+    """Have a model answer TEXT (- reads it from standard input).
+
+    Without TEXT on a terminal: a chat in one conversation, line by line.
+    """
+    options: dict[str, Any] = {"model": model, "tools": tools, "parameters": parameters}
+    known = None if conversation == NEW else conversation
+    if text is None and sys.stdin.isatty():
+        if as_json or not stdout().is_terminal:
+            raise click.UsageError("Give a TEXT, or - to read one from standard input.")
+        if known is not None:
+            client.conversation(known)  # Not found is better told now than at the first line.
+        talked = talk(client, system=system, conversation_id=known, options=options)
+        if talked is not None:
+            say(f"Go on with `sluice chat --conversation {talked}`.")
+        return 0
+    asked = _text(text)
+    if conversation == NEW:
+        known = client.start_conversation().id
+        say(f"Conversation {known}")
+    wanted = chat_input(turn(asked, system), conversation_id=known, **options)
+    job = client.submit("chat", wanted, lane="interactive")
+    if not as_json:
+        tell_remarks(show_answer(client, job, timeout_s=timeout_s).result)
+        return 0
+    with waiting("Waiting for the model"):
+        job = client.wait(job.id, timeout_s=timeout_s).require_success()
+    print_json({"job_id": job.id, "conversation_id": known, **(job.result or {})})
+    return 0
+
+
+def _text(text: str | None) -> str:
+    if text not in (None, "-"):
+        return str(text)
+    try:
+        read = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"Standard input is no UTF-8 text ({error}).") from error
+    if not read.strip():
+        raise click.UsageError("Standard input holds no text.")
+    return read

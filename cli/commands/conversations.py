@@ -1,0 +1,88 @@
+"""`sluice conversations`: list, show and erase stored conversations with models."""
+
+import itertools
+import json
+
+import click
+
+from cli.client import Client
+from cli.options import ListByDefault, confirm, with_client
+from cli.output import ago, first_words, plural, print_json, print_table, print_text, say
+from cli.wire import Conversation
+
+_NOTE_CELLS = 60
+
+
+@click.group(cls=ListByDefault)
+def conversations() -> None:
+    """List, show and erase conversations (alone: list)."""
+
+
+@conversations.command("list")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+@with_client
+def list_conversations(client: Client, *, limit: int, as_json: bool) -> int:
+    """The newest conversations of your key."""
+    found = list(itertools.islice(client.conversations(page_items=min(limit, 100)), limit))
+    if as_json:
+        print_json({"items": found})
+        return 0
+    print_table(
+        ("id", "messages", "last turn", "metadata"),
+        [(c.id, f"{c.messages:,}", ago(c.updated_at), _metadata(c)) for c in found],
+    )
+    if not found:
+        say("No conversations. `sluice chat` on a terminal starts one.")
+    return 0
+
+
+@conversations.command()
+@click.argument("conversation_id", metavar="ID")
+@with_client
+def show(client: Client, *, conversation_id: str, as_json: bool) -> int:
+    """One conversation with all its messages."""
+    found = client.conversation(conversation_id)
+    messages = client.conversation_messages(conversation_id)
+    if as_json:
+        print_json({"conversation": found, "messages": list(messages)})
+        return 0
+    print_text(f"id         {found.id}")
+    print_text(f"messages   {found.messages}")
+    print_text(f"last turn  {ago(found.updated_at)}")
+    if found.metadata:
+        print_text(f"metadata   {_metadata(found)}")
+    if found.summary:
+        print_text(f"summary    {found.summary}")
+    for each in messages:
+        print_text()
+        print_text(str(each.message.get("role")), style="bold")
+        if content := each.message.get("content"):
+            print_text(str(content))
+        for call in each.message.get("tool_calls") or []:
+            function = call["function"]
+            arguments = json.dumps(function["arguments"], ensure_ascii=False)
+            print_text(f"> {function['name']} {arguments}", style="dim")
+    return 0
+
+
+@conversations.command()
+@click.argument("conversation_id", metavar="ID")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@with_client
+def erase(client: Client, *, conversation_id: str, yes: bool, as_json: bool) -> int:
+    """Erase a conversation with all its messages. Its jobs stay until retention removes them."""
+    if not yes:
+        found = client.conversation(conversation_id)
+        confirm(f"Erase the conversation with its {plural(found.messages, 'message')}?")
+    client.erase_conversation(conversation_id)
+    if as_json:
+        print_json({"erased": conversation_id})
+    else:
+        print_text(f"Erased {conversation_id}.")
+    return 0
+
+
+def _metadata(conversation: Conversation) -> str:
+    if not conversation.metadata:
+        return ""
+    return first_words(json.dumps(conversation.metadata, ensure_ascii=False), _NOTE_CELLS)

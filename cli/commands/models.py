@@ -1,0 +1,171 @@
+"""`sluice models`: what can answer, and the models of the Ollama server."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.asking import create_input, delete_input, of_ollama, pull_input
+from cli.client import Client
+from cli.exits import Exit
+from cli.modelfile import Description, Value, parameters_of, read_modelfile
+from cli.options import ListByDefault, confirm, with_client
+from cli.output import print_json, print_table, print_text, say
+from cli.watching import watch_job
+from cli.wire import Model
+
+_DOING = {"pull": "Pulling", "create": "Creating", "delete": "Deleting"}
+_DONE = {"pull": "Pulled", "create": "Created", "delete": "Deleted"}
+_SHOWN = ("details", "capabilities", "parameters", "system", "template")
+
+
+@click.group(cls=ListByDefault)
+def models() -> None:
+    """List models; pull, create and delete those of the Ollama server (alone: list)."""
+
+
+@models.command("list")
+@with_client
+def list_models(client: Client, *, as_json: bool) -> int:
+    """All model references, and how many workers serve each."""
+    found = client.models()
+    if as_json:
+        print_json({"items": found})
+        return 0
+    print_table(
+        ("model", "kinds", "default", "workers"),
+        [(m.reference, " ".join(m.kinds), "yes" if m.default else "", _workers(m)) for m in found],
+    )
+    return 0
+
+
+@models.command()
+@click.argument("reference")
+@with_client
+def show(client: Client, *, reference: str, as_json: bool) -> int:
+    """One model; of those of Ollama, what that server tells of it."""
+    is_short = "/" not in reference and reference not in {m.reference for m in client.models()}
+    found = client.model(of_ollama(reference) if is_short else reference)
+    if as_json:
+        print_json(found)
+        return 0
+    print_text(f"model    {found.reference}")
+    print_text(f"kinds    {' '.join(found.kinds)}")
+    print_text(f"default  {'yes' if found.default else 'no'}")
+    if found.workers is not None:
+        print_text(f"workers  {found.workers}")
+    for name in _SHOWN:
+        if value := found.details.get(name):
+            print_text()
+            print_text(name, style="bold")
+            print_text(_shown(value))
+    return 0
+
+
+@models.command()
+@click.argument("name")
+@with_client
+def pull(client: Client, *, name: str, as_json: bool) -> int:
+    """Have the Ollama server fetch the model NAME, as llama3.2 or ollama/llama3.2."""
+    return _carry_out(client, pull_input(name), as_json)
+
+
+@models.command()
+@click.argument("name")
+@click.option("--from", "from_", metavar="MODEL", help="The model that it is made from.")
+@click.option("--system", metavar="TEXT", help="Its system prompt.")
+@click.option("--template", metavar="TEXT", help="Its prompt template, in Ollama's language.")
+@click.option(
+    "--parameter", "pairs", multiple=True, metavar="KEY=VALUE",
+    help="Such as temperature=0.2 or stop=END; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--file", "-f", "path", type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    metavar="MODELFILE", help="A description with FROM, SYSTEM, TEMPLATE and PARAMETER lines.",
+)  # fmt: skip
+@with_client
+def create(
+    client: Client,
+    *,
+    name: str,
+    from_: str | None,
+    system: str | None,
+    template: str | None,
+    pairs: tuple[str, ...],
+    path: str | None,
+    as_json: bool,
+) -> int:
+    """Make the model NAME of another one, on the Ollama server.
+
+    What options say goes before what the file says.
+    """
+    described = Description() if path is None else read_modelfile(_read(path))
+    origin = from_ or described.from_
+    if origin is None:
+        raise click.UsageError("Say what it is made from: --from MODEL, or FROM in the --file.")
+    wanted = create_input(
+        name,
+        origin,
+        system=described.system if system is None else system,
+        template=described.template if template is None else template,
+        parameters={**described.parameters, **_parameters(pairs)},
+    )
+    return _carry_out(client, wanted, as_json)
+
+
+@models.command()
+@click.argument("name")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@with_client
+def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
+    """Delete the model NAME from the Ollama server."""
+    wanted = delete_input(name)
+    if not yes:
+        confirm(f"Delete {wanted['name']} from the Ollama server?")
+    return _carry_out(client, wanted, as_json)
+
+
+def _carry_out(client: Client, wanted: Mapping[str, Any], as_json: bool) -> int:
+    action = wanted["action"]
+    job = client.submit("model", wanted, lane="interactive")
+    try:
+        job = client.wait(job.id) if as_json else watch_job(client, job, name=_DOING[action])
+    except KeyboardInterrupt:
+        say(f"The job goes on. Cancel it with `sluice jobs cancel {job.id}`.")
+        return Exit.INTERRUPTED
+    job.require_success()
+    if as_json:
+        print_json(job)
+    else:
+        print_text(f"{_DONE[action]} {wanted['name']}.")
+    return Exit.OK
+
+
+def _parameters(pairs: tuple[str, ...]) -> dict[str, Value]:
+    split = [pair.partition("=") for pair in pairs]
+    for pair, (key, equals, _) in zip(pairs, split, strict=True):
+        if not key.strip() or not equals:
+            raise click.BadParameter(f"{pair!r} does not read KEY=VALUE.", param_hint="--parameter")
+    return parameters_of([(key.strip(), value) for key, _, value in split])
+
+
+def _read(path: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{path} is no UTF-8 text ({error}).") from error
+
+
+def _workers(model: Model) -> str:
+    return "" if model.workers is None else str(model.workers)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {_shown(each)}" for key, each in value.items() if each)
+    if isinstance(value, list):
+        return ", ".join(str(each) for each in value)
+    return str(value)

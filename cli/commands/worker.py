@@ -1,0 +1,94 @@
+"""`sluice worker`: one worker of this machine in the foreground, as `python -m workers` runs it.
+
+It becomes that program. With no SLUICE_DATABASE_URL but a local stack that runs under SLUICE_HOME,
+it joins that one: a worker with another model, beside those of `sluice up`.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+
+import click
+
+from cli.output import say
+from cli.packages import PACKAGES
+from shared.config import Settings, load_settings
+from shared.errors import ConfigurationError
+
+
+@click.group()
+def worker() -> None:
+    """Run one more worker, here or on another machine, until Ctrl-C."""
+
+
+_name = click.option("--name", metavar="NAME", help="How it is known; else by its process id.")
+_concurrency = click.option(
+    "--concurrency", type=click.IntRange(min=1), metavar="N", help="How many steps at once."
+)
+
+
+@worker.command()
+@click.option(
+    "--model", "models", multiple=True, metavar="REFERENCE",
+    help="Serve this one; may be repeated. Else the default model, extractive, and those of Ollama "
+    "and of the OpenAI-compatible server.",
+)  # fmt: skip
+@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, …")
+@_concurrency
+@_name
+def generate(
+    *, models: tuple[str, ...], device: str | None, concurrency: int | None, name: str | None
+) -> int:
+    """A worker that generates: it holds or asks the models that it serves."""
+    arguments = [argument for model in models for argument in ("--model", model)]
+    if device is not None:
+        arguments += ["--device", device]
+    _become("generate", arguments, concurrency, name)
+    return 0
+
+
+@worker.command()
+@_concurrency
+@_name
+def cpu(*, concurrency: int | None, name: str | None) -> int:
+    """A worker that loads, embeds and searches; --concurrency is its number of processes."""
+    _become("cpu", [], concurrency, name)
+    return 0
+
+
+def _become(role: str, arguments: Sequence[str], concurrency: int | None, name: str | None) -> None:
+    """Never returns: this process is the worker from here on."""
+    if missing := [module for module in PACKAGES["worker"] if find_spec(module) is None]:
+        raise ConfigurationError(
+            f"A worker needs packages that are not installed ({', '.join(missing)}): "
+            "pip install 'sluice[worker]', or 'sluice[gpu]' for 4-bit models."
+        )
+    environment = _environment(load_settings())
+    # A process keeps its id when it becomes another program.
+    name = name or f"{role}-{os.getpid()}@{socket.gethostname()}"
+    argv = [sys.executable, "-P", "-m", "workers", role, "--name", name, *arguments]
+    if concurrency is not None:
+        argv += ["--concurrency", str(concurrency)]
+    sys.stdout.flush()
+    os.execve(sys.executable, argv, {**os.environ, **environment})
+
+
+def _environment(settings: Settings) -> Mapping[str, str]:
+    from cli.programs import common_environment, stack_environment
+
+    if settings.database_url is not None or sys.platform != "linux":
+        return common_environment()
+    from cli.stackfile import find_stack
+
+    stack = find_stack(settings.home_path)
+    if stack is None:
+        raise ConfigurationError(
+            "A worker has to be told where the servers are: set SLUICE_DATABASE_URL, "
+            "SLUICE_REDIS_URL and, for cpu, SLUICE_CHROMA_URL and SLUICE_STORAGE_URL. Or start "
+            f"everything on this machine with `sluice up`; no stack runs under "
+            f"{settings.home_path}."
+        )
+    say(f"Joining the stack at {stack.api_url}.")
+    return stack_environment(stack)

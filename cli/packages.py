@@ -1,0 +1,11 @@
+"""Which packages each part needs, by the names of their modules. They are looked for, never
+imported: some of them take seconds."""
+
+PACKAGES = {
+    "api": ("fastapi", "multipart", "fastapi_swagger", "uvicorn"),
+    "worker": (
+        *("charset_normalizer", "chromadb", "jsonschema", "langchain", "langchain_chroma"),
+        *("langchain_community", "langchain_text_splitters", "lxml", "ollama", "openai"),
+        *("sentence_transformers", "torch", "transformers"),
+    ),
+}

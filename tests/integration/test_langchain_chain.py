@@ -1,0 +1,79 @@
+"""A LangChain program on a collection of Sluice's: retriever | prompt | model | parser."""
+
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import chromadb
+import pytest
+from langchain_chroma import Chroma
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda, RunnablePassthrough
+
+from shared.config import Settings
+from shared.ledger import Ledger
+from tests.integration.ingestion import ingest, new_collection
+from tests.integration.workbench import make_process
+from tests.wire.behaviour import Wire
+from tests.wire.ollama_server import served_ollama
+from workers.generation.langchain_model import GeneratorChatModel
+from workers.process import Process
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    with served_ollama() as wire:
+        yield wire
+
+
+@pytest.fixture
+def process(settings: Settings, ledger: Ledger, wire: Wire) -> Iterator[Process]:  # noqa: ARG001
+    process = make_process(settings, ollama_url=wire.url)
+    yield process
+    process.generators.close()
+    process.ledger.close()
+
+
+class OwnEmbeddings(Embeddings):
+    """The embedding model of the worker."""
+
+    def __init__(self, process: Process) -> None:
+        self._embedder = process.embedders.get()
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        found: list[list[float]] = self._embedder.encode(texts, between=lambda: None).tolist()
+        return found
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
+def test_a_chain_answers_from_a_collection(process: Process, wire: Wire) -> None:
+    name = new_collection(process)
+    ingest(process, name, {"cats": "Cats sleep fifteen hours a day.", "trains": "Trains run."})
+    url = urlsplit(process.settings.require_chroma_url())
+    store = Chroma(
+        client=chromadb.HttpClient(host=str(url.hostname), port=url.port or 80),
+        collection_name=name,
+        embedding_function=OwnEmbeddings(process),
+    )
+
+    def joined(documents: list[Document]) -> str:
+        return " ".join(document.page_content for document in documents)
+
+    prompt = ChatPromptTemplate.from_messages([("human", "{context} Q: {question}")])
+    model = GeneratorChatModel(generator=process.generators.get("ollama/tiny"))
+    retriever = store.as_retriever(search_kwargs={"k": 1})
+    chain = (
+        {"context": retriever | RunnableLambda(joined), "question": RunnablePassthrough()}
+        | prompt
+        | model
+        | StrOutputParser()
+    )
+
+    told = "Cats sleep fifteen hours a day. Q: How long do cats sleep?"
+    assert chain.invoke("How long do cats sleep?") == told
+    assert "".join(chain.stream("How long do cats sleep?")) == told
+    assert wire.asked("/api/chat")[0]["messages"] == [{"role": "user", "content": told}]
