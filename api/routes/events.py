@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 RESPONSES = documented({}, 404) | {
     200: {
-        "description": "`state`, `progress`, `token`, `tool` and `end` events; `end` carries the job",
+        "description": "`state`, `progress`, `token`, `tool`, `end`; the last carries the job",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
     204: {"description": "The client has had the `end` already"},
