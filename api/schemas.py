@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict
 
 from shared.conversations import Listed
 from shared.dialogue_models import ConversationMessage
+from shared.document_models import File
 from shared.documents import ChunkView, DocumentView
 from shared.estimates import Estimate
-from shared.models import File, Job
+from shared.models import Job
 from shared.payloads import Kind
 from shared.queue import Lane, LaneRank
 from shared.states import State

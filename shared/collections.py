@@ -8,9 +8,9 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared.document_models import Collection, Document, Version
 from shared.errors import Conflict, NotFound
 from shared.ids import new_id
-from shared.models import Collection, Document, Version
 
 
 @dataclass(frozen=True, kw_only=True)

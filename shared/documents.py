@@ -10,8 +10,8 @@ from uuid import UUID
 from sqlalchemy import Select, select, tuple_
 from sqlalchemy.orm import Session
 
+from shared.document_models import Chunk, Collection, Document, Version
 from shared.errors import Conflict, NotFound
-from shared.models import Chunk, Collection, Document, Version
 
 CHUNK_ID = re.compile(r"([0-9a-f]{32})-([0-9]{6,})")
 

@@ -7,8 +7,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, delete, func, select, text, update
 from sqlalchemy.orm import Session
 
+from shared.document_models import Collection, Document, Version
 from shared.errors import NotFound
-from shared.models import Collection, Document, Version
 from shared.versions import VersionState
 
 

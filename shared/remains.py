@@ -7,7 +7,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from shared.models import Collection, Document, IngestItem, Job, Version
+from shared.document_models import Collection, Document, Version
+from shared.models import IngestItem, Job
 from shared.states import OPEN
 from shared.versions import Remains, VersionState, lock_documents_of, remains_where
 

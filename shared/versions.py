@@ -16,10 +16,10 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from shared.document_models import Chunk, Collection, Document, Version
 from shared.documents import chunk_id
 from shared.errors import Unavailable
 from shared.ids import new_id
-from shared.models import Chunk, Collection, Document, Version
 
 
 class VersionState(StrEnum):

@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 
 from shared import conversations, jobs, steps
 from shared.config import Settings
+from shared.document_models import File
 from shared.errors import ModelNotServed, SluiceError, Timeout
 from shared.estimates import lacks_worker
-from shared.models import File, Job, QueueState, Worker
+from shared.models import Job, QueueState, Worker
 from shared.queue import Queue
 from shared.states import OPEN, State
 from workers.ingest.collect import collect_forsaken

@@ -9,7 +9,8 @@ from sqlalchemy import func, select
 
 from shared import collections, documents, files
 from shared.config import DEFAULT_EMBEDDING_MODEL
-from shared.models import Chunk, Collection, Document, Job, Version
+from shared.document_models import Chunk, Collection, Document, Version
+from shared.models import Job
 from shared.payloads import Hit, IngestInput, Kind, SearchInput
 from shared.queue import Lane, Queue
 from shared.states import OPEN, State

@@ -11,8 +11,8 @@ from sqlalchemy import select
 
 from shared import collections
 from shared.claims import Claim
+from shared.document_models import Chunk, Document, Version
 from shared.ledger import Ledger
-from shared.models import Chunk, Document, Version
 from tests.integration.answers import problem
 
 

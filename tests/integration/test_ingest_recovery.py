@@ -8,8 +8,8 @@ from sqlalchemy import select, text
 
 from shared import steps
 from shared.claims import Claim
+from shared.document_models import Version
 from shared.errors import Unavailable
-from shared.models import Version
 from shared.queue import Queue
 from tests.integration.ingestion import (
     counts,

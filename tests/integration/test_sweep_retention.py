@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import func, select, text
 
 from shared import files
+from shared.document_models import File
 from shared.errors import NotFound
-from shared.models import File, Job, Step, Worker
+from shared.models import Job, Step, Worker
 from shared.queue import Queue
 from tests.integration.ingestion import new_collection, order, order_sources, stores_agree
 from tests.integration.sweeps import change, sweep

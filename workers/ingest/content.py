@@ -9,8 +9,8 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from shared import collections, items
+from shared.document_models import File
 from shared.errors import DocumentError
-from shared.models import File
 from shared.payloads import CsvOptions, Metadata, Splitter, SplitterType
 from shared.versions import Content
 from workers.ingest.load import load

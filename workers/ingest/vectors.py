@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 
 from shared import collections, versions
+from shared.document_models import Chunk
 from shared.documents import chunk_id
 from shared.errors import Permanent
-from shared.models import Chunk
 from shared.payloads import Metadata
 from shared.versions import Origin, Part
 from workers.ingest.content import Order
