@@ -75,3 +75,7 @@ class GenerationWorker:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
         return self._process.wait(60)
+
+    def wait(self) -> int:
+        """Until it has ended by itself; its exit code."""
+        return self._process.wait(120)

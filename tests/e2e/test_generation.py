@@ -17,6 +17,7 @@ import pytest
 
 from cli.client import Client
 from cli.wire import State
+from tests.e2e.breaking_model import make_breaking_model
 from tests.e2e.generators import GenerationWorker
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack
@@ -24,6 +25,8 @@ from tests.tiny_lessons import GROUNDED, TOOL_ANSWER, TOOL_QUESTION, TOOL_RESULT
 from tests.tiny_models import Answerer
 
 JOBS = 200
+DEVICE_BROKEN = 70
+"""The exit code of a worker that cannot go on (`docs/generation.md`)."""
 SETTINGS = {
     "SLUICE_GENERATION_PRECISION": "nf4",
     "SLUICE_GENERATION_THREADS": "1",
@@ -233,3 +236,29 @@ def _frozen_in_the_middle(
             return job.id, found[0][0]
         worker.thaw()  # it was quicker
     raise AssertionError("every answer was complete at once")
+
+
+def test_a_worker_whose_device_breaks_hands_its_jobs_back_and_ends(
+    stack: LiveStack, client: Client, answerer: Answerer, tmp_path: Path
+) -> None:
+    fault = tmp_path / "fault"
+    make_breaking_model(answerer.path, tmp_path / "model", fault)
+    own = {**SETTINGS, "SLUICE_GENERATION_TRUST_REMOTE_CODE": "true"}
+    model = f"hf/{tmp_path / 'model'}"
+    breaking = GenerationWorker(stack, model, "breaking", tmp_path / "log", **own)
+    breaking.until_ready()
+    questions = sorted(answerer.questions, key=lambda each: len(answerer.questions[each]))[-3:]
+    jobs = {
+        question: client.submit("chat", ask(answerer, question) | {"model": model})
+        for question in questions
+    }
+    assert breaking.wait() == DEVICE_BROKEN, breaking.log_tail()
+    assert all(client.job(job.id).state is not State.FAILED for job in jobs.values())
+    assert stack.sql("SELECT name FROM workers WHERE name = 'breaking'") == []
+
+    fault.unlink()
+    breaking.start()
+    for question, job in jobs.items():
+        ended = client.wait(job.id).require_success()
+        assert (ended.result or {})["message"]["content"] == answerer.questions[question]
+    assert breaking.stop() == 0

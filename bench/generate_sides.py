@@ -1,0 +1,133 @@
+"""The three ways of generating that `bench/generate.py` compares: each takes a load of jobs and
+returns the seconds until the last one is done."""
+
+import random
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from celery import Celery
+
+from bench.plain_generate import TASK, make_app
+from bench.stack import running_stack
+from cli.client import Client
+from cli.wire import State
+from shared.config import Settings
+from tests.servers import start_redis
+from workers.generation.quantized import load
+
+PATIENCE_S = 600.0
+PROMPT_TOKENS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    prompt: str
+    tokens: int
+
+
+def jobs(chance: random.Random, lengths: Sequence[int]) -> list[Job]:
+    """Prompts that have nothing in common: no side can reuse what it has computed."""
+    letters = string.ascii_letters + " "
+    return [
+        Job(prompt="".join(chance.choices(letters, k=PROMPT_TOKENS)), tokens=length)
+        for length in lengths
+    ]
+
+
+class PlainCelery:
+    """One at a time, in a worker with the model in a pipeline."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def run(self, load: Sequence[Job]) -> float:
+        started = time.perf_counter()
+        sent = [self._app.send_task(TASK, (job.prompt, job.tokens)) for job in load]
+        for each in sent:
+            each.get(timeout=PATIENCE_S)
+        return time.perf_counter() - started
+
+
+@contextmanager
+def plain_celery(folder: Path, model: Path, precision: str) -> Iterator[PlainCelery]:
+    redis = start_redis(folder / f"redis-{precision}")
+    argv = [sys.executable, "-W", "ignore", "-m", "bench.plain_generate"]
+    with (folder / "plain.log").open("ab") as log:
+        worker = subprocess.Popen([*argv, redis.url, str(model), precision], stdout=log, stderr=log)
+    try:
+        yield PlainCelery(make_app(redis.url))
+    finally:
+        worker.terminate()
+        worker.wait(60)
+        redis.stop()
+
+
+class StaticBatch:
+    """As many as `rows` at a time through `generate()`, which runs until the longest is done."""
+
+    def __init__(self, model: Path, precision: str, rows: int) -> None:
+        settings = Settings(_env_file=None, generation_precision=precision)  # type: ignore[arg-type]  # checked by pydantic
+        self._loaded = load(str(model), settings)
+        self._rows = rows
+
+    def run(self, load: Sequence[Job]) -> float:
+        started = time.perf_counter()
+        for first in range(0, len(load), self._rows):
+            batch = load[first : first + self._rows]
+            inputs = self._loaded.tokenizer(
+                [job.prompt for job in batch], return_tensors="pt", padding=True
+            )
+            longest = max(job.tokens for job in batch)
+            with torch.inference_mode():
+                ids = self._loaded.model.generate(**inputs, max_new_tokens=longest, do_sample=False)
+            texts = self._loaded.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
+            if len(texts) != len(batch) or ids.shape[1] != PROMPT_TOKENS + longest:
+                raise RuntimeError("generate() did not generate what it was asked for")
+        return time.perf_counter() - started
+
+
+class Sluice:
+    """The whole system: HTTP, PostgreSQL, generation worker, results by HTTP."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def run(self, load: Sequence[Job]) -> float:
+        bodies = [
+            {
+                "kind": "chat",
+                "input": {
+                    "messages": [{"role": "user", "content": job.prompt}],
+                    "parameters": {"max_tokens": job.tokens},
+                },
+            }
+            for job in load
+        ]
+        started = time.perf_counter()
+        ids = self._client.submit_batch(bodies)
+        # By the time that the last one has ended, so have most others.
+        ended = [self._client.wait(each, timeout_s=PATIENCE_S) for each in reversed(ids)]
+        seconds = time.perf_counter() - started
+        for job, found in zip(reversed(load), ended, strict=True):
+            told = (found.result or {}).get("usage", {}).get("completion_tokens")
+            if found.state is not State.SUCCEEDED or told != job.tokens:
+                raise RuntimeError(f"a job ended as {found.state}, with {told} tokens: {found}")
+        return seconds
+
+
+@contextmanager
+def sluice(model: Path, precision: str, rows: int) -> Iterator[Sluice]:
+    settings = {
+        "SLUICE_GENERATION_MODEL": f"hf/{model}",
+        "SLUICE_GENERATION_PRECISION": precision,
+        "SLUICE_GENERATION_BATCH_REQUESTS": str(rows),
+    }
+    with running_stack(**settings) as (_, client):
+        yield Sluice(client)

@@ -1,0 +1,68 @@
+"""The rolling batch on a GPU: in 4 bits and in bfloat16, with CUDA graphs and without."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.config import Settings
+from tests.tiny_models import Answerer
+from workers.generation.engine import Message, Request, Role, Sampling
+from workers.generation.rolling import RollingGenerator, make_rolling
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
+]
+
+
+def made(answerer: Answerer, precision: str, *, graphs: bool) -> RollingGenerator:
+    settings = Settings(
+        _env_file=None,
+        generation_precision=precision,  # type: ignore[arg-type]  # checked by pydantic
+        generation_device="cuda",
+        generation_cuda_graphs=graphs,
+        generation_kv_mib=256,
+    )
+    return make_rolling(str(Path(answerer.path)), settings, on_fatal=lambda: None)
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphs"])
+@pytest.mark.parametrize("precision", ["nf4", "int8", "bfloat16", "float32"])
+def test_every_question_is_answered_right_in_a_crowd(
+    answerer: Answerer, precision: str, graphs: bool
+) -> None:
+    generator = made(answerer, precision, graphs=graphs)
+    try:
+        asked = list(answerer.questions) * 4
+        running = [
+            generator.start(
+                Request(
+                    messages=(Message(role=Role.USER, content=question),),
+                    sampling=Sampling(max_tokens=300),
+                )
+            )
+            for question in asked
+        ]
+        answers = [each.result().text for each in running]
+        assert answers == [answerer.questions[question] for question in asked]
+        assert generator.counters.largest_batch > 8
+    finally:
+        generator.close()
+
+
+def test_out_of_memory_fails_nobody(answerer: Answerer) -> None:
+    """All but a little of the device is taken while the batch runs."""
+    generator = made(answerer, "nf4", graphs=False)
+    free, _ = torch.cuda.mem_get_info()
+    hog = torch.empty(max(0, free - 64 * 2**20), dtype=torch.uint8, device="cuda")
+    try:
+        running = [
+            generator.start(Request(prompt=question, sampling=Sampling(max_tokens=200)))
+            for question in list(answerer.questions) * 8
+        ]
+        assert all(each.result().completion_tokens >= 0 for each in running)
+    finally:
+        del hog
+        torch.cuda.empty_cache()
+        generator.close()
