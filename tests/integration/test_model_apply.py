@@ -27,9 +27,9 @@ from tests.integration.workbench import (
 )
 from tests.wire.behaviour import Behaviour, Wire
 from tests.wire.ollama_server import LAYERS, MODEL, served_ollama
-from workers.generation import library
 from workers.generation.admin import APPLY
 from workers.generation.ollama import ModelMissing, OllamaServer
+from workers.generation.remote import library
 from workers.process import Process
 from workers.runner import run_next
 

@@ -16,7 +16,7 @@ from tests.integration.talking import MODEL, answered, failed
 from tests.integration.workbench import handlers, make_process, submit
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
-from workers.generation.wording import NOT_FOUND, NOT_FOUND_KOREAN
+from workers.generation.prompts.wording import NOT_FOUND, NOT_FOUND_KOREAN
 from workers.process import Process
 from workers.runner import run_next
 

@@ -11,7 +11,7 @@ from tests.wire.ollama_server import served_ollama
 from tests.wire.openai_server import served_openai
 from workers.generation.ollama import OllamaGenerator, OllamaServer
 from workers.generation.openai import OpenAIGenerator, OpenAIServer
-from workers.generation.remote import RemoteGenerator
+from workers.generation.remote.generator import RemoteGenerator
 
 MODEL = "tiny"
 QUICK: dict[str, Any] = {

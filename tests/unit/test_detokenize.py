@@ -3,8 +3,8 @@
 import pytest
 
 from tests.unit import tiny
-from workers.generation.detokenize import HALF_CHARACTER, TextStream
-from workers.generation.templates import Prompts
+from workers.generation.batch.detokenize import HALF_CHARACTER, TextStream
+from workers.generation.batch.templates import Prompts
 
 TEXT = "The quick 갈색 여우가, 뷁! 👩🏽‍🚀 jumps  over\n\n안녕하세요 ñandú"
 PROMPTS = Prompts(tiny.tokenizer())

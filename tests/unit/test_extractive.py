@@ -9,8 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.extractive import DATA, korean, measure, same_score, xquad
-from workers.generation import sentences
-from workers.generation.expected import answer_pattern
 from workers.generation.extractive import (
     NOTHING_ENGLISH,
     NOTHING_KOREAN,
@@ -18,7 +16,9 @@ from workers.generation.extractive import (
     answer,
     quotes,
 )
-from workers.generation.terms import english_stem, korean_root, words
+from workers.generation.quoting import sentences
+from workers.generation.quoting.expected import answer_pattern
+from workers.generation.quoting.terms import english_stem, korean_root, words
 
 HANDBOOK = (
     "The office opens at 8 a.m. and closes at 7 p.m. on weekdays. Visitors must sign in at the "

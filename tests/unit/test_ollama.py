@@ -21,7 +21,7 @@ from workers.generation.engine import (
     ToolCall,
 )
 from workers.generation.ollama import ModelMissing, OllamaServer
-from workers.generation.remote import RemoteGenerator
+from workers.generation.remote.generator import RemoteGenerator
 
 ADD = Tool(
     name="add",

@@ -21,7 +21,7 @@ from workers.generation.engine import (
     ToolCall,
 )
 from workers.generation.openai import OpenAIServer
-from workers.generation.remote import RemoteGenerator
+from workers.generation.remote.generator import RemoteGenerator
 
 CHAT = "/v1/chat/completions"
 NESTED = {

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from shared.errors import InvalidInput
 from workers.generation.engine import Message, Role
-from workers.generation.fence import block, code_for, cut_block, disarm
 from workers.generation.prompt import Passage, RagPrompt, build
-from workers.generation.wording import NOT_FOUND, NOT_FOUND_KOREAN
+from workers.generation.prompts.fence import block, code_for, cut_block, disarm
+from workers.generation.prompts.wording import NOT_FOUND, NOT_FOUND_KOREAN
 
 PLENTY = 100_000
 QUESTION = "Which port does the API use?"

@@ -15,11 +15,11 @@ from tests.generation.contract import ended, first_text, said
 from tests.unit.remotes import MODEL, Remote, remote
 from tests.wire.behaviour import Behaviour
 from workers.generation.engine import FinishReason, Message, Request, Role, Sampling
-from workers.generation.estimate import tokens_of, tokens_of_prompt
 from workers.generation.ollama import OllamaGenerator, OllamaServer
-from workers.generation.refusals import is_loopback, retry_after_s
-from workers.generation.seam import Seam
-from workers.generation.server import Gate
+from workers.generation.remote.estimate import tokens_of, tokens_of_prompt
+from workers.generation.remote.refusals import is_loopback, retry_after_s
+from workers.generation.remote.seam import Seam
+from workers.generation.remote.server import Gate
 from workers.generation.stopping import StopFilter
 
 LONG = Request(messages=said("count to 2000"), sampling=Sampling(max_tokens=2000))

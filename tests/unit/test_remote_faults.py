@@ -14,7 +14,7 @@ from tests.generation.contract import ended, first_text, said, text_of
 from tests.unit.remotes import MODEL, Remote, remote
 from tests.wire.behaviour import Behaviour
 from workers.generation.engine import FinishReason, Request, Resume, Sampling
-from workers.generation.remote import RemoteGenerator
+from workers.generation.remote.generator import RemoteGenerator
 
 COUNT = Request(messages=said("count to 30"))
 WHOLE = " ".join(str(number) for number in range(1, 31))

@@ -5,13 +5,13 @@ import pytest
 from shared.errors import ConfigurationError, InvalidInput
 from tests.unit import tiny
 from tests.unit.tiny import TEXTS, Reference, asks, ids_of, rolling
-from workers.generation.detokenize import TextStream
+from workers.generation.batch.detokenize import TextStream
+from workers.generation.batch.prefixes import SHORTEST_TOKENS, Prefixes
+from workers.generation.batch.reading import shares
+from workers.generation.batch.rows import Batch, Row
+from workers.generation.batch.sampling import Chooser
+from workers.generation.batch.slab import Slab
 from workers.generation.engine import Generation, Request, Sampling
-from workers.generation.prefixes import SHORTEST_TOKENS, Prefixes
-from workers.generation.reading import shares
-from workers.generation.rows import Batch, Row
-from workers.generation.sampling import Chooser
-from workers.generation.slab import Slab
 
 # Keys and values of a token take 2 KiB in this one: 1 MiB holds 512 tokens.
 LARGE = {"num_key_value_heads": 4, "head_dim": 32}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shared.errors import InvalidInput
 from workers.generation.engine import Message, Role
-from workers.generation.structured import (
+from workers.generation.parsing.structured import (
     NotJson,
     check_schema,
     instructions,

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.generation.engine import Message, Role, Tool, ToolCall
-from workers.generation.toolcalls import parse
-from workers.generation.toolgate import ToolCallGate
-from workers.generation.toolprompt import describe, spell_out
+from workers.generation.parsing.toolcalls import parse
+from workers.generation.parsing.toolgate import ToolCallGate
+from workers.generation.parsing.toolprompt import describe, spell_out
 
 ADD = '{"name": "add", "arguments": {"a": 1}}'
 LLAMA = '{"name": "add", "parameters": {"a": 1}}'

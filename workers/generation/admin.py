@@ -12,8 +12,8 @@ from ollama import ProgressResponse
 
 from shared import jobs
 from shared.payloads import ModelInput, ModelResult
-from workers.generation import library
 from workers.generation.ollama import PROVIDER, ModelMissing, OllamaServer
+from workers.generation.remote import library
 from workers.step import Context, Done, Handler
 
 UNIT: Final = "bytes"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shared.generation import ResponseFormat
-from workers.generation import structured
 from workers.generation.engine import Completion, Generator, Message, Request, Role
+from workers.generation.parsing import structured
 from workers.generation.writing import write_quietly
 from workers.step import Context
 

@@ -18,13 +18,15 @@ from shared.generation import BuiltInTool, ChatInput, ChatMessage, ChatResult, U
 from shared.models import Job
 from shared.queue import Queue
 from shared.steps import NewStep
-from workers.generation import dialogue, history, summary, toolcalls
+from workers.generation import dialogue, summary
 from workers.generation.answers import instructed, read_json
 from workers.generation.demand import on_demand
 from workers.generation.dialogue import Dialogue, to_message, to_stored
 from workers.generation.engine import Completion, Generator, Message, Request, Role, Tool, ToolCall
-from workers.generation.toolgate import ToolCallGate
-from workers.generation.toolprompt import spell_out
+from workers.generation.parsing import toolcalls
+from workers.generation.parsing.toolgate import ToolCallGate
+from workers.generation.parsing.toolprompt import spell_out
+from workers.generation.prompts import history
 from workers.generation.writing import (
     Gate,
     OpenGate,

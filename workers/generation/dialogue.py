@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from shared import conversations
 from shared.generation import ChatMessage
 from workers.generation.engine import Message, Role, ToolCall
-from workers.generation.fitting import most
+from workers.generation.prompts.fitting import most
 
 Count = Callable[[Sequence[Message]], int]
 

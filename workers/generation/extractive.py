@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from workers.generation import expected, sentences, terms
-from workers.generation.sentences import Sentence
-from workers.generation.terms import Word
+from workers.generation.quoting import expected, sentences, terms
+from workers.generation.quoting.sentences import Sentence
+from workers.generation.quoting.terms import Word
 
 MOST_QUOTES: Final = 3
 QUOTE_CHARS: Final = 400

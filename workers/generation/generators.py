@@ -8,7 +8,7 @@ from shared.config import EXTRACTIVE, Settings
 from shared.errors import Permanent
 from shared.generation import PROVIDERS
 from workers.generation.engine import Generator
-from workers.generation.server import Server
+from workers.generation.remote.server import Server
 
 ServerT = TypeVar("ServerT", bound=Server)
 

@@ -31,7 +31,6 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field
 
 from shared.errors import InvalidInput
-from workers.generation import toolcalls
 from workers.generation.engine import (
     Completion,
     Generator,
@@ -42,8 +41,9 @@ from workers.generation.engine import (
     Tool,
     ToolCall,
 )
-from workers.generation.toolgate import ToolCallGate
-from workers.generation.toolprompt import spell_out
+from workers.generation.parsing import toolcalls
+from workers.generation.parsing.toolgate import ToolCallGate
+from workers.generation.parsing.toolprompt import spell_out
 
 _OF_SAMPLING: Final = (
     "max_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty",

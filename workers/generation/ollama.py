@@ -17,11 +17,18 @@ import ollama
 
 from shared.config import Settings
 from shared.errors import Permanent, Retryable, SluiceError
-from workers.generation import ollama_wire as wire
 from workers.generation.engine import Request
-from workers.generation.refusals import Place, broken_off, is_loopback, refused, shown, unreachable
-from workers.generation.remote import RemoteGenerator, Reply
-from workers.generation.server import Server
+from workers.generation.remote import ollama_wire as wire
+from workers.generation.remote.generator import RemoteGenerator, Reply
+from workers.generation.remote.refusals import (
+    Place,
+    broken_off,
+    is_loopback,
+    refused,
+    shown,
+    unreachable,
+)
+from workers.generation.remote.server import Server
 
 P = TypeVar("P")
 

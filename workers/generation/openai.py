@@ -16,12 +16,19 @@ import openai
 
 from shared.config import Settings
 from shared.errors import ConfigurationError, Permanent, Retryable, SluiceError
-from workers.generation import openai_wire as wire
 from workers.generation.engine import Request
-from workers.generation.refusals import Place, broken_off, is_loopback, refused, shown, unreachable
-from workers.generation.remote import RemoteGenerator, Reply
-from workers.generation.seam import Seam
-from workers.generation.server import Server
+from workers.generation.remote import openai_wire as wire
+from workers.generation.remote.generator import RemoteGenerator, Reply
+from workers.generation.remote.refusals import (
+    Place,
+    broken_off,
+    is_loopback,
+    refused,
+    shown,
+    unreachable,
+)
+from workers.generation.remote.seam import Seam
+from workers.generation.remote.server import Server
 
 SETTING: Final = "SLUICE_OPENAI_BASE_URL"
 KEY_SETTING: Final = "SLUICE_OPENAI_API_KEY"

@@ -18,9 +18,9 @@ from langchain_core.prompts import PromptTemplate
 
 from shared.errors import InvalidInput
 from workers.generation.engine import Message, Role
-from workers.generation.fence import block, code_for
-from workers.generation.fitting import most
-from workers.generation.wording import Wording, wording_for
+from workers.generation.prompts.fence import block, code_for
+from workers.generation.prompts.fitting import most
+from workers.generation.prompts.wording import Wording, wording_for
 
 Count = Callable[[Sequence[Message]], int]
 

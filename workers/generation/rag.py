@@ -14,11 +14,11 @@ from shared.models import Job
 from shared.payloads import Citation, RagInput, RagResult
 from workers.generation import dialogue, extractive
 from workers.generation.answers import instructed, read_json
-from workers.generation.citations import MarkerFilter, says_not_found
 from workers.generation.demand import on_demand
 from workers.generation.engine import Completion, Generator, Request
+from workers.generation.parsing.citations import MarkerFilter, says_not_found
 from workers.generation.prompt import Passage, RagPrompt, build
-from workers.generation.wording import wording_for
+from workers.generation.prompts.wording import wording_for
 from workers.generation.writing import (
     deadline,
     prompt_budget,

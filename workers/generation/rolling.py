@@ -9,8 +9,17 @@ from dataclasses import replace
 
 from shared.config import Settings
 from shared.errors import ConfigurationError
-from workers.generation.budget import kv_budget_bytes
-from workers.generation.counters import Counters
+from workers.generation.batch.budget import kv_budget_bytes
+from workers.generation.batch.counters import Counters
+from workers.generation.batch.graphs import StaticSteps
+from workers.generation.batch.intake import Bounds, Intake
+from workers.generation.batch.loop import Loop
+from workers.generation.batch.packing import pack
+from workers.generation.batch.prefixes import Prefixes
+from workers.generation.batch.probe import adapt
+from workers.generation.batch.scheduler import Limits, Scheduler
+from workers.generation.batch.slab import COLUMNS_STEP
+from workers.generation.batch.templates import Prompts
 from workers.generation.engine import (
     FinishReason,
     Generation,
@@ -19,16 +28,7 @@ from workers.generation.engine import (
     Request,
     Tool,
 )
-from workers.generation.graphs import StaticSteps
-from workers.generation.intake import Bounds, Intake
-from workers.generation.loop import Loop
-from workers.generation.packing import pack
-from workers.generation.prefixes import Prefixes
-from workers.generation.probe import adapt
 from workers.generation.quantized import Loaded, load
-from workers.generation.scheduler import Limits, Scheduler
-from workers.generation.slab import COLUMNS_STEP
-from workers.generation.templates import Prompts
 
 
 def make_rolling(name: str, settings: Settings, on_fatal: Callable[[], None]) -> "RollingGenerator":

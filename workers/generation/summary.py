@@ -6,9 +6,9 @@ from uuid import UUID
 
 from shared import conversations
 from shared.errors import InvalidInput
-from workers.generation import history
 from workers.generation.dialogue import Dialogue
 from workers.generation.engine import Generator, Message, Request, Sampling
+from workers.generation.prompts import history
 from workers.generation.writing import write_quietly
 from workers.step import Context
 

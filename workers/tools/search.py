@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from workers.generation.fence import code_for, cut_block
+from workers.generation.prompts.fence import code_for, cut_block
 from workers.process import Process
 from workers.retrieval.search import find
 

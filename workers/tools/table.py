@@ -14,7 +14,7 @@ from shared.errors import InvalidInput, NotFound
 from shared.generation import BuiltInTool
 from shared.shapes import Shape
 from workers.generation.engine import Tool, ToolCall
-from workers.generation.fence import code_for, cut_block
+from workers.generation.prompts.fence import code_for, cut_block
 from workers.step import Context
 
 CALCULATOR: Final = "calculator"

@@ -9,7 +9,7 @@ was cut into pieces.
 import re
 from typing import Final
 
-from workers.generation.wording import NOT_FOUND, NOT_FOUND_KOREAN
+from workers.generation.prompts.wording import NOT_FOUND, NOT_FOUND_KOREAN
 
 _LONGEST_MARKER_CHARS: Final = 64
 _MARKER: Final = re.compile(r"\[ *(\d+(?: *[,;] *\d+)*) *\]", re.ASCII)

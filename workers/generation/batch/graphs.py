@@ -13,8 +13,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from workers.generation.attention import DecodeLayout
-from workers.generation.network import Network
+from workers.generation.batch.attention import DecodeLayout
+from workers.generation.batch.network import Network
 
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64)
 SPAN_LEAST: Final = 128

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from workers.generation.prefixes import SHORTEST_TOKENS, Prefix, Prefixes, common_tokens
-from workers.generation.rows import Batch, Row
+from workers.generation.batch.prefixes import SHORTEST_TOKENS, Prefix, Prefixes, common_tokens
+from workers.generation.batch.rows import Batch, Row
 
 PASSES_LIMIT: Final = 16
 

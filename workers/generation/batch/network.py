@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workers.generation.attention import Chunk, DecodeLayout, Layout, PackedLayout
-from workers.generation.slab import Slab
+from workers.generation.batch.attention import Chunk, DecodeLayout, Layout, PackedLayout
+from workers.generation.batch.slab import Slab
 
 SPAN_STEP = 64
 

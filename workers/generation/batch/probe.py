@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shared.errors import ConfigurationError
-from workers.generation import attention
-from workers.generation.attention import SLUICE, Chunk
-from workers.generation.network import Network
-from workers.generation.slab import Slab
+from workers.generation.batch import attention
+from workers.generation.batch.attention import SLUICE, Chunk
+from workers.generation.batch.network import Network
+from workers.generation.batch.slab import Slab
 
 TOKENS: Final = 12
 # Cosine of the two logits. Rounding in four bits leaves .999, a wrong attention below .9.

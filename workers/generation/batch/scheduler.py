@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from shared.errors import Permanent, Retryable
-from workers.generation.admission import Beginning, Waiting
-from workers.generation.attention import Chunk
-from workers.generation.counters import Counters
+from workers.generation.batch.admission import Beginning, Waiting
+from workers.generation.batch.attention import Chunk
+from workers.generation.batch.counters import Counters
+from workers.generation.batch.faults import is_fatal, is_out_of_memory
+from workers.generation.batch.graphs import StaticSteps
+from workers.generation.batch.network import Network
+from workers.generation.batch.prefixes import Prefixes
+from workers.generation.batch.reading import shares
+from workers.generation.batch.rows import Batch, Row
+from workers.generation.batch.sampling import NOT_A_NUMBER, choose
 from workers.generation.engine import FinishReason, is_past
-from workers.generation.faults import is_fatal, is_out_of_memory
-from workers.generation.graphs import StaticSteps
-from workers.generation.network import Network
-from workers.generation.prefixes import Prefixes
-from workers.generation.reading import shares
-from workers.generation.rows import Batch, Row
-from workers.generation.sampling import NOT_A_NUMBER, choose
 
 log = logging.getLogger(__name__)
 

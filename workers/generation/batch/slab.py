@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from workers.generation.attention import Layout
+from workers.generation.batch.attention import Layout
 
 COLUMNS_STEP: Final = 128
 

@@ -5,7 +5,7 @@ What comes out is what `toolcalls.parse` leaves of the whole text, however it wa
 
 from collections.abc import Collection
 
-from workers.generation.toolcalls import OPENINGS, may_be_bare, parse
+from workers.generation.parsing.toolcalls import OPENINGS, may_be_bare, parse
 
 
 class ToolCallGate:

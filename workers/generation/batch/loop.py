@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 
 from shared.errors import Retryable
-from workers.generation.rows import Row
-from workers.generation.scheduler import Scheduler
+from workers.generation.batch.rows import Row
+from workers.generation.batch.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shared.errors import SluiceError
-from workers.generation.detokenize import TextStream
+from workers.generation.batch.detokenize import TextStream
+from workers.generation.batch.sampling import Chooser
+from workers.generation.batch.slab import Slab
 from workers.generation.engine import Completion, Delta, FinishReason, Generation, Request
-from workers.generation.sampling import Chooser
-from workers.generation.slab import Slab
 
 SOON_TOKENS = 128
 """For so many more tokens a row should have room when it joins."""

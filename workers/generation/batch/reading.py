@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from workers.generation.rows import Row
+from workers.generation.batch.rows import Row
 
 
 def shares(rows: Sequence[Row], budget_tokens: int) -> list[tuple[Row, int]]:

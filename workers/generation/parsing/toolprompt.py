@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 
 from workers.generation.engine import Message, Role, Tool
-from workers.generation.fence import disarm
-from workers.generation.toolcalls import HERMES, HERMES_END
+from workers.generation.parsing.toolcalls import HERMES, HERMES_END
+from workers.generation.prompts.fence import disarm
 
 
 def describe(tools: Sequence[Tool]) -> str:

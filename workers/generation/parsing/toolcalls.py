@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from workers.generation.engine import ToolCall
-from workers.generation.modeljson import value_at
+from workers.generation.parsing.modeljson import value_at
 
 HERMES: Final = "<tool_call>"
 HERMES_END: Final = "</tool_call>"

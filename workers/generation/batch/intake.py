@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import count
 
 from shared.errors import InvalidInput
-from workers.generation.detokenize import TextStream
+from workers.generation.batch.detokenize import TextStream
+from workers.generation.batch.rows import Row
+from workers.generation.batch.sampling import Chooser
+from workers.generation.batch.templates import Prompts
 from workers.generation.engine import Generation, Request, Resume
-from workers.generation.rows import Row
-from workers.generation.sampling import Chooser
-from workers.generation.templates import Prompts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from workers.generation.slab import Saved
+from workers.generation.batch.slab import Saved
 
 SHORTEST_TOKENS: Final = 32
 """Shorter beginnings are read faster than they are looked up and copied."""

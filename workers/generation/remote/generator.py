@@ -24,9 +24,9 @@ from workers.generation.engine import (
     Tool,
     ToolCall,
 )
-from workers.generation.estimate import tokens_of, tokens_of_prompt
-from workers.generation.refusals import broken_off
-from workers.generation.server import Server
+from workers.generation.remote.estimate import tokens_of, tokens_of_prompt
+from workers.generation.remote.refusals import broken_off
+from workers.generation.remote.server import Server
 from workers.generation.stopping import StopFilter
 
 

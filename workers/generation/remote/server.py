@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from shared.errors import SluiceError, Unavailable
-from workers.generation.refusals import Place
+from workers.generation.remote.refusals import Place
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from openai.types.chat.chat_completion_chunk import ChoiceDeltaToolCall
 
 from shared.errors import Retryable
 from workers.generation.engine import FinishReason, Message, Request, Role, Tool, ToolCall
-from workers.generation.remote import Reply, tokens_left
+from workers.generation.remote.generator import Reply, tokens_left
 
 GO_ON: Final = (
     "Your answer was interrupted. Continue it exactly where it stopped, in the middle of the word "

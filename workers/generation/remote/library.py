@@ -14,7 +14,7 @@ from ollama import ProgressResponse, ShowResponse
 
 from shared.errors import Permanent
 from workers.generation.ollama import OllamaServer, closable
-from workers.generation.refusals import broken_off
+from workers.generation.remote.refusals import broken_off
 
 Progress = Callable[[ProgressResponse], None]
 Check = Callable[[], None]

@@ -8,7 +8,7 @@ from uuid import uuid4
 import ollama
 
 from workers.generation.engine import FinishReason, Message, Request, Role, Tool, ToolCall
-from workers.generation.remote import Reply, tokens_left
+from workers.generation.remote.generator import Reply, tokens_left
 
 
 def options(request: Request, window: int) -> dict[str, Any]:

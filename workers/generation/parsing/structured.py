@@ -22,7 +22,7 @@ from referencing.jsonschema import DRAFT202012
 
 from shared.errors import InvalidInput, Permanent
 from workers.generation.engine import Message, Role
-from workers.generation.modeljson import value_at
+from workers.generation.parsing.modeljson import value_at
 
 _FENCED: Final = re.compile(r"```[a-zA-Z]*[ \t]*\n(.*?)```", re.DOTALL)
 _THOUGHT: Final = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
