@@ -125,8 +125,8 @@ REFUSED: dict[str, tuple[str, str, Any, int, tuple[str, ...]]] = {
     ),
     "unknown model": (
         "POST", "/v1/jobs",
-        {"kind": "rag", "input": {"collection": "nowhere", "question": "a", "model": "hf/none"}},
-        422, ("hf/none", "input.model"),
+        {"kind": "rag", "input": {"collection": "nowhere", "question": "a", "model": "none"}},
+        422, ("input.model", "hf/<repository or path>"),
     ),
     "unknown job": ("GET", f"/v1/jobs/{UNKNOWN}", None, 404, (UNKNOWN,)),
     "cancel of an unknown job": ("POST", f"/v1/jobs/{UNKNOWN}/cancel", None, 404, (UNKNOWN,)),

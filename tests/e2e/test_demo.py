@@ -93,7 +93,8 @@ def test_the_api_pages_need_no_other_server(stack: LiveStack) -> None:
         assert re.findall(r"https?://", inline) == []
         document = http.get("/openapi.json").json()
     posted = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
-    assert set(posted["examples"]) == {"ingest", "embed", "search", "rag", "erase"}
+    kinds = {"ingest", "embed", "search", "rag", "chat", "erase", "model"}
+    assert set(posted["examples"]) == kinds
 
 
 class _References(HTMLParser):

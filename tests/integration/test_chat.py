@@ -21,6 +21,7 @@ from tests.integration.workbench import (
 )
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
+from tests.wire.script import UNSTORABLE
 from workers.process import Process
 from workers.runner import run
 
@@ -245,3 +246,10 @@ def test_what_cannot_be_answered_says_why_and_the_worker_lives_on(
         assert job.state == "failed", job.result
         assert told.lower() in (job.error or {})["message"].lower()
     assert chat(process, "still there") == "still there"
+
+
+def test_characters_that_postgres_keeps_in_no_text_are_replaced(process: Process) -> None:
+    job_id = say(process, UNSTORABLE)
+    assert answered(process, job_id)["message"]["content"] == "a\ufffdb c"
+    assert shown(process, job_id) == "a\ufffdb c"
+    assert job_of(process, job_id).attempt == 1

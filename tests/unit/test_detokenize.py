@@ -5,6 +5,7 @@ import pytest
 from tests.unit import tiny
 from workers.generation.batch.detokenize import HALF_CHARACTER, TextStream
 from workers.generation.batch.templates import Prompts
+from workers.generation.stopping import StopFilter
 
 TEXT = "The quick 갈색 여우가, 뷁! 👩🏽‍🚀 jumps  over\n\n안녕하세요 ñandú"
 PROMPTS = Prompts(tiny.tokenizer())
@@ -92,3 +93,8 @@ def test_a_sentencepiece_like_decoder_keeps_its_spaces() -> None:
     stream = TextStream(lambda ids: tokenizer.decode(list(ids)))
     pieces = [stream.feed(token) for token in (0, 1, 2, 3, 4, 5, 1)]
     assert pieces == ["the", " fox", "es", "", "", "가", " fox"]
+
+
+def test_characters_that_cannot_be_stored_are_replaced_before_anybody_sees_them() -> None:
+    filter_ = StopFilter(["END"])
+    assert filter_.feed("a\0b\ud83dc") + filter_.flush() == "a\ufffdb\ufffdc"

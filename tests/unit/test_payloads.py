@@ -44,7 +44,29 @@ GOOD: dict[Kind, list[dict[str, Any]]] = {
         {"collection": "handbook", "query": "q"},
         {"collection": "handbook", "query": "q", "k": 100, "search": {"filter": {"team": "a"}}},
     ],
-    Kind.RAG: [{"collection": "handbook", "question": "q", "model": "extractive"}],
+    Kind.RAG: [
+        {"collection": "handbook", "question": "q", "model": "extractive"},
+        {"collection": "handbook", "question": "q", "prompt": "{context} {question} {{}}"},
+        {"collection": "handbook", "question": "q", "conversation_id": ID},
+    ],
+    Kind.CHAT: [
+        {"messages": [{"role": "user", "content": "안녕"}], "model": "ollama/a:b"},
+        {
+            "messages": [{"role": "user", "content": "q"}],
+            "parameters": {"max_tokens": 5, "temperature": 0, "stop": ["a"], "seed": 2**62},
+            "response_format": {"type": "json", "schema": {"type": "object"}},
+            "tools": [
+                {"type": "calculator"},
+                {"type": "search_collection", "collection": "handbook"},
+                {"type": "function", "function": {"name": "weather"}},
+            ],
+        },
+    ],
+    Kind.MODEL: [
+        {"action": "pull", "name": "ollama/a"},
+        {"action": "create", "name": "ollama/a", "from": "b", "parameters": {"stop": ["x"]}},
+        {"action": "delete", "name": "ollama/a"},
+    ],
     Kind.ERASE: [{"collection": "handbook"}, {"document_ids": [ID]}],
 }
 BAD: list[tuple[Kind, dict[str, Any], str]] = [
@@ -77,6 +99,12 @@ BAD: list[tuple[Kind, dict[str, Any], str]] = [
         "64 bits",
     ),
     (Kind.RAG, {"collection": "handbook", "question": "q", "prompt": "x"}, "prompt"),
+    (Kind.RAG, {"collection": "handbook", "question": "q", "model": "gpt"}, "model reference"),
+    (Kind.CHAT, {"messages": []}, "messages"),
+    (Kind.CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "role"),
+    (Kind.CHAT, {"messages": [{"role": "system", "content": "a"}]}, "last message"),
+    (Kind.MODEL, {"action": "create", "name": "ollama/a"}, "from"),
+    (Kind.MODEL, {"action": "pull", "name": "openai/a"}, "ollama/"),
     (Kind.ERASE, {}, "either"),
     (Kind.ERASE, {"collection": "handbook", "document_ids": [ID]}, "either"),
     (Kind.ERASE, {"document_ids": []}, "document_ids"),

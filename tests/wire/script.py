@@ -63,7 +63,13 @@ def _split(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     return messages, ""
 
 
+UNSTORABLE = "say what no database keeps"
+"""Is answered with a character that PostgreSQL refuses."""
+
+
 def _reply(content: str) -> str:
+    if content == UNSTORABLE:
+        return "a\0b c"
     asked = _COUNT.search(content)
     if asked:
         return " ".join(str(number) for number in range(1, int(asked.group(1)) + 1))

@@ -1,8 +1,9 @@
 """The contract of a text generator: messages or a prompt in, text out as it comes.
 
 Every back end (`rolling.py`, `ollama.py`, `openai.py`) implements `Generator`, and passes
-`tests/generation/contract.py`; `extractive.py` quotes, and generates nothing. `start` returns at once; the
-text arrives in a `Generation`, which one thread writes and another one reads. No ledger in here.
+`tests/generation/contract.py`; `extractive.py` quotes, and generates nothing. `start` returns at
+once; the text arrives in a `Generation`, which one thread writes and another one reads. No ledger
+in here.
 """
 
 import queue

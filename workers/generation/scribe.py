@@ -45,9 +45,8 @@ class Script:
                 return None
             addition = Addition(
                 claim=self.context.claim,
-                # PostgreSQL's text has no NUL.
-                text="".join(self._text).replace("\0", "\ufffd"),
-                shown="".join(self._shown).replace("\0", "\ufffd"),
+                text="".join(self._text),
+                shown="".join(self._shown),
                 token_ids=tuple(self._token_ids),
                 offset=self.offset,
             )

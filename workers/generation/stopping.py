@@ -1,6 +1,14 @@
-"""Stop strings in a text that comes in pieces: none of them, nor a part of one, gets through."""
+"""Stop strings in a text that comes in pieces: none of them, nor a part of one, gets through.
 
+Nor do characters that PostgreSQL keeps in no text: NUL and halves of surrogate pairs, which models
+may write like any others, become U+FFFD here, before anybody has seen them.
+"""
+
+import re
 from collections.abc import Sequence
+from typing import Final
+
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
 class StopFilter:
@@ -15,7 +23,7 @@ class StopFilter:
         """The text that may be shown now. After a stop string there is none any more."""
         if self.has_stopped:
             return ""
-        text = self._held + piece
+        text = self._held + _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", piece)
         found = [at for string in self._stop if (at := text.find(string)) >= 0]
         if found:
             self.has_stopped = True
