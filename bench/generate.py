@@ -1,6 +1,7 @@
 """Generation for many jobs at once, end to end, against the ways that people generate.
 
     python -m bench.generate [--precision bfloat16,nf4] [--rounds 3] [--tokens 128] [--shape 90m]
+    python -m bench.generate --only mixed --mixed-jobs 320
 
 One model (Llama's architecture, random weights) in one run, on this machine's processor. In turns:
 this system (local stack, real API and workers, all jobs submitted at once, timed until the client
@@ -63,7 +64,15 @@ class Rates:
 
 
 def compare(
-    folder: Path, model: Path, precision: str, *, rounds: int, tokens: int, seed: int
+    folder: Path,
+    model: Path,
+    precision: str,
+    *,
+    rounds: int,
+    tokens: int,
+    mixed_jobs: int,
+    only_mixed: bool,
+    seed: int,
 ) -> None:
     chance = random.Random(seed)
     rates = Rates()
@@ -74,25 +83,27 @@ def compare(
         for side in (plain, ours, static):  # models are loaded, memory is taken
             side.run(jobs(chance, [16] * (1 if side is plain else ROWS)))
         for number in range(1, rounds + 1):
-            for count in COUNTS:
+            for count in () if only_mixed else COUNTS:
                 rates.measure(f"plain {count}", plain, jobs(chance, [tokens] * count))
                 rates.measure(f"ours {count}", ours, jobs(chance, [tokens] * count))
-            rates.measure("static", static, jobs(chance, [tokens] * ROWS))
-            mixed = [chance.randint(*MIXED_TOKENS) for _ in range(MIXED_JOBS)]
+            if not only_mixed:
+                rates.measure("static", static, jobs(chance, [tokens] * ROWS))
+            mixed = [chance.randint(*MIXED_TOKENS) for _ in range(mixed_jobs)]
             rates.measure("static mixed", static, jobs(chance, mixed))
             rates.measure("ours mixed", ours, jobs(chance, mixed))
             print(f"round {number} of {rounds} done", flush=True)
-    _report(rates, precision, tokens)
+    _report(rates, precision, tokens, mixed_jobs, only_mixed)
 
 
-def _report(rates: Rates, precision: str, tokens: int) -> None:
+def _report(rates: Rates, precision: str, tokens: int, mixed_jobs: int, only_mixed: bool) -> None:
     print(f"\n{precision}: tokens/s end to end, {tokens} tokens a job")
     print(f"{'':34}{'theirs':>9}{'sluice':>9}{'ratio':>8}")
-    for count in COUNTS:
+    for count in () if only_mixed else COUNTS:
         _row(rates, f"one at a time, {count} jobs", f"plain {count}", f"ours {count}")
-    _row(rates, f"static batch, {ROWS} jobs", "static", f"ours {ROWS}")
+    if not only_mixed:
+        _row(rates, f"static batch, {ROWS} jobs", "static", f"ours {ROWS}")
     least, most = MIXED_TOKENS
-    label = f"static batches, {MIXED_JOBS} jobs of {least}..{most}"
+    label = f"static batches, {mixed_jobs} jobs of {least}..{most}"
     _row(rates, label, "static mixed", "ours mixed")
 
 
@@ -199,6 +210,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="90m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--mixed-jobs", type=int, default=MIXED_JOBS)
+    parser.add_argument("--only", choices=["mixed"], help="leave the other rows out")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as name:
@@ -212,9 +225,12 @@ def main() -> None:
                 precision,
                 rounds=options.rounds,
                 tokens=options.tokens,
+                mixed_jobs=options.mixed_jobs,
+                only_mixed=options.only == "mixed",
                 seed=options.seed,
             )
-            measure_newcomers(folder / "model", precision, options.seed + 1)
+            if options.only is None:
+                measure_newcomers(folder / "model", precision, options.seed + 1)
 
 
 if __name__ == "__main__":

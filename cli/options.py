@@ -13,6 +13,7 @@ import click
 
 from cli.client import Client
 from cli.output import say
+from shared.generation import is_servable
 
 P = ParamSpec("P")
 
@@ -25,6 +26,19 @@ class Target:
 
     url: str | None
     api_key: str | None
+
+
+def served_models(
+    _context: click.Context, _parameter: click.Parameter, models: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Click's callback for the models that a worker is to serve."""
+    for model in models:
+        if not is_servable(model):
+            raise click.BadParameter(
+                f"{model!r} is no model reference: hf/<repository or path>, ollama/<name>, "
+                "openai/<name>, extractive; or ollama, openai for all of that server."
+            )
+    return models
 
 
 def json_option(function: Callable[P, int]) -> Callable[P, int]:

@@ -13,14 +13,24 @@ from shared.config import EXTRACTIVE
 from shared.shapes import Shape
 
 PROVIDERS = ("hf", "ollama", "openai")
+SERVERS = ("ollama", "openai")
 
 STOP_LIMIT = 16
 BUILT_IN_TOOLS = ("search_collection", "calculator", "fetch_url")
 
 
-def _reference(value: str) -> str:
+def is_reference(value: str) -> bool:
     provider, slash, name = value.partition("/")
-    if value == EXTRACTIVE or (provider in PROVIDERS and slash and name):
+    return value == EXTRACTIVE or bool(provider in PROVIDERS and slash and name)
+
+
+def is_servable(value: str) -> bool:
+    """What a worker may be told to serve: a model reference, or all models of a server."""
+    return is_reference(value) or value in SERVERS
+
+
+def _reference(value: str) -> str:
+    if is_reference(value):
         return value
     raise ValueError(
         "a model reference is `hf/<repository or path>`, `ollama/<name>`, `openai/<name>` or "

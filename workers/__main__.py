@@ -15,7 +15,7 @@ from celery.platforms import SecurityWarning
 
 from shared.config import EXTRACTIVE, Settings, load_settings
 from shared.errors import ConfigurationError, SluiceError
-from shared.generation import door_of
+from shared.generation import door_of, is_servable
 from shared.logs import set_up_logging
 from shared.queue import list_of
 from workers.app import (
@@ -136,7 +136,7 @@ def _models(settings: Settings, given: Sequence[str] | None) -> list[str]:
     """The model references that a worker serves; `ollama` and `openai` are all of that server."""
     if given:
         for model in given:
-            if model not in (EXTRACTIVE, "ollama", "openai") and "/" not in model:
+            if not is_servable(model):
                 raise ConfigurationError(
                     f"--model {model}: a model reference is hf/<repository or path>, "
                     "ollama/<name>, openai/<name> or extractive."

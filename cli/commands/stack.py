@@ -14,7 +14,7 @@ import click
 from cli.client import Client
 from cli.errors import ApiError, ConnectionFailed
 from cli.exits import Exit
-from cli.options import connection_options, json_option, target
+from cli.options import connection_options, json_option, served_models, target
 from cli.output import ago, print_json, print_json_line, print_table, print_text, say
 from cli.settings import ClientSettings
 from shared.config import load_settings
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--cpu-workers", type=click.IntRange(min=0), default=1, show_default=True)
 @click.option("--gpu-workers", type=click.IntRange(min=0), default=1, show_default=True,
               help="Generation workers; they run without a GPU, too.")  # fmt: skip
-@click.option("--model", "models", multiple=True, metavar="REFERENCE",
+@click.option("--model", "models", multiple=True, metavar="REFERENCE", callback=served_models,
               help="What these serve; may be repeated. Else the default model, extractive, and "
               "those of Ollama and of the OpenAI-compatible server.")  # fmt: skip
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, …; with auto several "

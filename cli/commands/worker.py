@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 import click
 
+from cli.options import served_models
 from cli.output import say
 from cli.packages import PACKAGES
 from shared.config import Settings, load_settings
@@ -31,7 +32,7 @@ _concurrency = click.option(
 
 @worker.command()
 @click.option(
-    "--model", "models", multiple=True, metavar="REFERENCE",
+    "--model", "models", multiple=True, metavar="REFERENCE", callback=served_models,
     help="Serve this one; may be repeated. Else the default model, extractive, and those of Ollama "
     "and of the OpenAI-compatible server.",
 )  # fmt: skip

@@ -253,3 +253,9 @@ def test_characters_that_postgres_keeps_in_no_text_are_replaced(process: Process
     assert answered(process, job_id)["message"]["content"] == "a\ufffdb c"
     assert shown(process, job_id) == "a\ufffdb c"
     assert job_of(process, job_id).attempt == 1
+
+
+def test_of_a_tool_that_there_is_not_the_model_reads_that(process: Process) -> None:
+    job_id = say(process, 'call abacus {"beads": 3}', tools=[CALCULATOR])
+    result = answered(process, job_id)
+    assert "there is no tool 'abacus'" in result["message"]["content"]

@@ -108,3 +108,12 @@ def test_joining_is_told_and_the_workers_errors_come_through(home: Path) -> None
     first, second = err.splitlines()
     assert first == "Joining the stack at http://127.0.0.1:9."
     assert second.startswith("error: --model nonsense")
+
+
+@pytest.mark.parametrize("command", [["up"], ["worker", "generate"]])
+@pytest.mark.parametrize("model", ["llama3.2", "hf/", "gpt/4", ""])
+def test_what_is_no_model_reference_is_refused_before_anything_starts(
+    command: list[str], model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--model", model]) == 2
+    assert "ollama/<name>" in capsys.readouterr().err

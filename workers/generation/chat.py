@@ -13,8 +13,16 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from shared import conversations, jobs
-from shared.errors import InvalidInput
-from shared.generation import BuiltInTool, ChatInput, ChatMessage, ChatResult, Usage, door_of
+from shared.errors import InvalidInput, Permanent
+from shared.generation import (
+    BuiltInTool,
+    ChatInput,
+    ChatMessage,
+    ChatResult,
+    DeclaredTool,
+    Usage,
+    door_of,
+)
 from shared.models import Job
 from shared.queue import Queue
 from shared.steps import NewStep
@@ -99,11 +107,17 @@ def chat_answer(context: Context) -> Done:
         before = dialogue.load(session, job.conversation_id)
     way = Way.of(context.claim.payload)
     generator = process.generators.get(wanted.model or process.settings.generation_model)
-    tools = _tools(wanted) if way.turn < process.settings.agent_limit_turns else ()
-    asked = _ask(context, generator, job, wanted, before, way, tools)
-    built_in = {tool.name for tool in table.tools(_built_in(wanted))}
-    own = tuple(call for call in asked.calls if call.name in built_in)
-    foreign = tuple(call for call in asked.calls if call.name not in built_in)
+    is_last = way.turn >= process.settings.agent_limit_turns
+    asked = _ask(context, generator, job, wanted, before, way, is_last=is_last)
+    if is_last and asked.calls:
+        raise Permanent(
+            f"The model was asked {way.turn} times and still calls tools instead of answering. Ask "
+            "for less at once, take a more able model, or raise SLUICE_AGENT_LIMIT_TURNS."
+        )
+    declared = {tool.function.name for tool in wanted.tools if isinstance(tool, DeclaredTool)}
+    foreign = tuple(call for call in asked.calls if call.name in declared)
+    # Of a tool that there is not, the model reads that there is none.
+    own = tuple(call for call in asked.calls if call.name not in declared)
     if own and not foreign:
         said = Message(role=Role.ASSISTANT, content=asked.text, tool_calls=own)
         after = way.after(asked.completion, [said])
@@ -139,8 +153,10 @@ def _ask(
     wanted: ChatInput,
     before: Dialogue,
     way: Way,
-    tools: tuple[Tool, ...],
+    *,
+    is_last: bool,
 ) -> Asked:
+    tools = _tools(wanted)
     chosen = sampling(wanted.parameters, context.process.settings, step_id=context.claim.step_id)
     given = [to_message(message) for message in wanted.messages]
     messages = (*_in_order(before, given), *way.later)
@@ -148,10 +164,11 @@ def _ask(
     as_json = wanted.response_format.type == "json"
     if as_json:
         messages = instructed(messages, wanted.response_format)
-    offered = tools if generator.has_native_tools else ()
+    told = () if is_last else tools
+    offered = told if generator.has_native_tools else ()
 
     def spelled(these: Sequence[Message]) -> Sequence[Message]:
-        return these if generator.has_native_tools else spell_out(these, tools)
+        return these if generator.has_native_tools else spell_out(these, told)
 
     def count(these: Sequence[Message]) -> int:
         return generator.count_tokens(spelled(these), offered)

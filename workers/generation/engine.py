@@ -142,6 +142,7 @@ class Generation:
     def __post_init__(self) -> None:
         self._items: queue.SimpleQueue[Delta | Completion | BaseException] = queue.SimpleQueue()
         self._cancelled = threading.Event()
+        self._ended = threading.Event()
         self._error: BaseException | None = None
 
     def put(self, delta: Delta) -> None:
@@ -149,10 +150,12 @@ class Generation:
 
     def finish(self, completion: Completion) -> None:
         self._items.put(completion)
+        self._ended.set()
 
     def fail(self, error: BaseException) -> None:
         """Ends the generation; `read` raises the error."""
         self._items.put(error)
+        self._ended.set()
 
     def cancel(self) -> None:
         """Ask the back end to stop: it finishes with `cancelled`, within a decode step."""
@@ -167,6 +170,10 @@ class Generation:
     @property
     def is_over(self) -> bool:
         return self.completion is not None or self._error is not None
+
+    def wait(self, timeout_s: float) -> None:
+        """Until the text has ended, or the time is up, however much comes meanwhile."""
+        self._ended.wait(timeout_s)
 
     def read(self, timeout_s: float | None = None) -> Delta | None:
         """The next delta; None when the text has ended or nothing came in time.

@@ -113,6 +113,8 @@ def _options(precision: str, device: str) -> dict[str, Any]:
             "set SLUICE_GENERATION_PRECISION to bfloat16 or float32."
         )
     options: dict[str, Any] = {"device_map": device}
+    # On processors it advises to install `kernels`, with which it would fetch code from the hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if precision == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -36,8 +36,6 @@ from workers.step import Context
 log = logging.getLogger(__name__)
 
 INTERRUPTED = (FinishReason.CANCELLED, FinishReason.DEADLINE)
-LOOK_S = 0.25
-"""How often a step looks whether it has to stop while no text comes."""
 
 
 class Gate(Protocol):
@@ -130,11 +128,13 @@ def write_quietly(context: Context, generator: Generator, request: Request) -> C
 def _follow(
     context: Context, generator: Generator, request: Request, take: Callable[[Delta], None]
 ) -> Completion:
+    # Dozens of threads that woke up for every token would take the model's own time.
+    pause_s = context.process.settings.generation_flush_s / 2
     generation = generator.start(request)
     try:
         while not generation.is_over:
-            delta = generation.read(timeout_s=LOOK_S)
-            if delta is not None:
+            generation.wait(pause_s)
+            while (delta := generation.read(timeout_s=0)) is not None:
                 take(delta)
             if context.stop.is_set() and not generation.is_cancelled:
                 generation.cancel()
