@@ -22,7 +22,7 @@ help:
 	@echo "make up      start everything on this machine and keep it running"
 	@echo "make test    run the tests"
 	@echo "make lint    check style, types and import contracts"
-	@echo "make bench   measure ingestion and submission"
+	@echo "make bench   measure ingestion, submission and generation"
 	@echo "make venv    only make the virtual environment"
 
 demo: $(LOCAL)
@@ -43,6 +43,7 @@ lint: $(DEV)
 bench: $(DEV)
 	$(BIN)/python -m bench.ingest
 	$(BIN)/python -m bench.submit
+	$(BIN)/python -m bench.generate --rounds 1
 
 venv: $(DEV)
 

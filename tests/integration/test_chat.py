@@ -128,6 +128,10 @@ def test_an_agent_that_never_ends_is_asked_without_tools_in_its_last_turn(
     )
     assert result["turns"] == 1
     assert result["message"]["content"].startswith("call calculator")
+
+    call = '<tool_call>{"name": "calculator", "arguments": {"expression": "1"}}</tool_call>'
+    error = failed(process, say(process, call, tools=[CALCULATOR]))
+    assert "SLUICE_AGENT_LIMIT_TURNS" in error["message"]
     process.generators.close()
     process.ledger.close()
 
