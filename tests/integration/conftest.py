@@ -3,14 +3,18 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from shared import claims, steps
 from shared.claims import Claim
 from shared.config import Settings
 from shared.ledger import Ledger
+from tests.integration.following import Reader
 from tests.integration.ingestion import new_collection
 from tests.integration.workbench import make_process
+from tests.wire.behaviour import Wire
+from tests.wire.ollama_server import served_ollama
 from workers.process import Process
 
 Finish = Callable[[str, dict[str, Any]], Claim]
@@ -52,3 +56,47 @@ def finish(ledger: Ledger, claim: Callable[[str], Claim]) -> Finish:
         return found
 
     return run
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Wire]:
+    """A server that speaks Ollama's wire format."""
+    with served_ollama() as wire:
+        yield wire
+
+
+@pytest.fixture
+def talker(
+    settings: Settings,
+    ledger: Ledger,  # noqa: ARG001 (empty tables)
+    wire: Wire,
+) -> Iterator[Callable[..., Process]]:
+    """Makes processes whose models are those of the server, with settings of their own."""
+    wire.behaviours.clear()
+    wire.requests.clear()
+    made: list[Process] = []
+
+    def make(**changes: Any) -> Process:
+        made.append(make_process(settings, ollama_url=wire.url, **changes))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.generators.close()
+        process.ledger.close()
+
+
+@pytest.fixture
+def follow(api: httpx.Client) -> Iterator[Callable[..., Reader]]:
+    """Opens streams of jobs' events."""
+    open_: list[httpx.Response] = []
+
+    def start(job_id: str, last_event_id: str | None = None) -> Reader:
+        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+        request = api.build_request("GET", f"/v1/jobs/{job_id}/events", headers=headers)
+        open_.append(api.send(request, stream=True))
+        return Reader(open_[-1])
+
+    yield start
+    for response in open_:
+        response.close()

@@ -1,8 +1,6 @@
 """`GET /v1/jobs/{id}/events`: order, resuming, ends, and life without Redis' memory."""
 
-import json
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 from uuid import UUID
 
 import httpx
@@ -14,6 +12,7 @@ from shared.claims import Claim
 from shared.config import Settings
 from shared.events import Event, EventType, stream_key
 from shared.ledger import Ledger
+from tests.integration.following import Reader
 
 EMBED = {"kind": "embed", "input": {"texts": ["a"]}}
 
@@ -27,45 +26,6 @@ def settings(settings: Settings) -> Settings:
 @pytest.fixture
 def job_id(api: httpx.Client) -> str:
     return str(api.post("/v1/jobs", json=EMBED).json()["id"])
-
-
-class Reader:
-    """An open stream; `next` is the next event as (id, event, data)."""
-
-    def __init__(self, response: httpx.Response) -> None:
-        self.response = response
-        self.comments = 0
-        self._lines = response.iter_lines()
-
-    def __iter__(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        return self
-
-    def __next__(self) -> tuple[str, str, dict[str, Any]]:
-        fields: dict[str, str] = {}
-        for line in self._lines:
-            if line.startswith(":"):
-                self.comments += 1
-            elif line:
-                name, _, value = line.partition(": ")
-                fields[name] = value
-            elif fields:
-                return fields["id"], fields["event"], json.loads(fields["data"])
-        raise StopIteration
-
-
-@pytest.fixture
-def follow(api: httpx.Client) -> Iterator[Callable[..., Reader]]:
-    open_: list[httpx.Response] = []
-
-    def start(job_id: str, last_event_id: str | None = None) -> Reader:
-        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
-        request = api.build_request("GET", f"/v1/jobs/{job_id}/events", headers=headers)
-        open_.append(api.send(request, stream=True))
-        return Reader(open_[-1])
-
-    yield start
-    for response in open_:
-        response.close()
 
 
 def progress(ledger: Ledger, job_id: str, done: int) -> None:

@@ -1,6 +1,6 @@
 """Generated text in event streams: each character once, in order, whatever is lost or resumed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from shared.config import Settings
 from shared.events import stream_key
 from shared.ledger import Ledger
 from shared.transcripts import Addition
-from tests.integration.test_api_events import Reader
+from tests.integration.following import Reader
 
 TEXT = "안녕하세요. This answer is told in pieces, and each of them once."
 CHAT = {
@@ -33,21 +33,6 @@ def job_id(api: httpx.Client) -> str:
     answer = api.post("/v1/jobs", json=CHAT)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
-
-
-@pytest.fixture
-def follow(api: httpx.Client) -> Iterator[Callable[..., Reader]]:
-    open_: list[httpx.Response] = []
-
-    def start(job_id: str, last_event_id: str | None = None) -> Reader:
-        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
-        request = api.build_request("GET", f"/v1/jobs/{job_id}/events", headers=headers)
-        open_.append(api.send(request, stream=True))
-        return Reader(open_[-1])
-
-    yield start
-    for response in open_:
-        response.close()
 
 
 def claimed(ledger: Ledger) -> Claim:

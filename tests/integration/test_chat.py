@@ -1,12 +1,10 @@
 """The kind `chat`, step by step: answers, tools, JSON, what goes wrong, and what is told of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from shared.config import Settings
-from shared.ledger import Ledger
 from shared.queue import Queue
 from tests.integration.talking import answered, chat, failed, say, say_all, user
 from tests.integration.workbench import (
@@ -16,11 +14,9 @@ from tests.integration.workbench import (
     handlers,
     job_of,
     lose_workers,
-    make_process,
     steps_of,
 )
 from tests.wire.behaviour import Wire
-from tests.wire.ollama_server import served_ollama
 from tests.wire.script import UNSTORABLE
 from workers.process import Process
 from workers.runner import run
@@ -28,20 +24,9 @@ from workers.runner import run
 CALCULATOR: dict[str, Any] = {"type": "calculator"}
 
 
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with served_ollama() as wire:
-        yield wire
-
-
 @pytest.fixture
-def process(settings: Settings, ledger: Ledger, wire: Wire) -> Iterator[Process]:  # noqa: ARG001
-    wire.behaviours.clear()
-    wire.requests.clear()
-    process = make_process(settings, ollama_url=wire.url, generation_flush_s=0.01)
-    yield process
-    process.generators.close()
-    process.ledger.close()
+def process(talker: Callable[..., Process]) -> Process:
+    return talker(generation_flush_s=0.01)
 
 
 def test_a_chat_is_one_step_with_an_answer_and_its_usage(process: Process) -> None:
@@ -118,11 +103,9 @@ def test_calls_of_declared_tools_go_to_the_client_and_come_back(process: Process
 
 
 def test_an_agent_that_never_ends_is_asked_without_tools_in_its_last_turn(
-    settings: Settings,
-    ledger: Ledger,  # noqa: ARG001 (empty tables)
-    wire: Wire,
+    talker: Callable[..., Process],
 ) -> None:
-    process = make_process(settings, ollama_url=wire.url, agent_limit_turns=1)
+    process = talker(agent_limit_turns=1)
     result = answered(
         process, say(process, 'call calculator {"expression": "1"}', tools=[CALCULATOR])
     )
@@ -132,8 +115,6 @@ def test_an_agent_that_never_ends_is_asked_without_tools_in_its_last_turn(
     call = '<tool_call>{"name": "calculator", "arguments": {"expression": "1"}}</tool_call>'
     error = failed(process, say(process, call, tools=[CALCULATOR]))
     assert "SLUICE_AGENT_LIMIT_TURNS" in error["message"]
-    process.generators.close()
-    process.ledger.close()
 
 
 def test_json_is_checked_and_asked_for_again(process: Process, wire: Wire) -> None:

@@ -1,16 +1,14 @@
 """Conversations: turns are stored, serialized, trimmed, summed up and erased."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from uuid import UUID
 
 import pytest
 from sqlalchemy import text
 
 from shared import conversations, jobs
-from shared.config import Settings
 from shared.errors import NotFound
 from shared.estimates import estimate
-from shared.ledger import Ledger
 from shared.payloads import Kind, RagInput
 from shared.queue import Queue
 from tests.integration.ingestion import ingest, new_collection
@@ -32,30 +30,17 @@ from tests.integration.workbench import (
     handlers,
     invariants_hold,
     job_of,
-    make_process,
     submit,
 )
 from tests.wire.behaviour import Wire
-from tests.wire.ollama_server import served_ollama
 from workers.process import Process
 from workers.runner import run
 from workers.sweep import Sweeper
 
 
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with served_ollama() as wire:
-        yield wire
-
-
 @pytest.fixture
-def process(settings: Settings, ledger: Ledger, wire: Wire) -> Iterator[Process]:  # noqa: ARG001
-    wire.behaviours.clear()
-    wire.requests.clear()
-    process = make_process(settings, ollama_url=wire.url, remote_window_tokens=256)
-    yield process
-    process.generators.close()
-    process.ledger.close()
+def process(talker: Callable[..., Process]) -> Process:
+    return talker(remote_window_tokens=256)
 
 
 def asked(wire: Wire) -> list[tuple[str, str]]:
@@ -221,11 +206,9 @@ def test_another_key_does_not_see_a_conversation(process: Process) -> None:
 
 
 def test_rag_in_a_conversation_knows_what_was_said(
-    settings: Settings,
-    ledger: Ledger,  # noqa: ARG001 (empty tables)
-    wire: Wire,
+    talker: Callable[..., Process], wire: Wire
 ) -> None:
-    process = make_process(settings, ollama_url=wire.url)
+    process = talker()
     talk = conversation(process)
     collection = new_collection(process)
     ingest(process, collection, {"cats": "Cats sleep fifteen hours a day."})
@@ -246,8 +229,6 @@ def test_rag_in_a_conversation_knows_what_was_said(
         "How long do cats sleep?",
         "And what else?",
     ]
-    process.generators.close()
-    process.ledger.close()
 
 
 def test_a_message_that_can_never_fit_fails_and_is_not_stored(process: Process) -> None:

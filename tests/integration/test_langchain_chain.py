@@ -1,6 +1,6 @@
 """A LangChain program on a collection of Sluice's: retriever | prompt | model | parser."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import chromadb
@@ -12,28 +12,15 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 
-from shared.config import Settings
-from shared.ledger import Ledger
 from tests.integration.ingestion import ingest, new_collection
-from tests.integration.workbench import make_process
 from tests.wire.behaviour import Wire
-from tests.wire.ollama_server import served_ollama
 from workers.generation.langchain_model import GeneratorChatModel
 from workers.process import Process
 
 
 @pytest.fixture
-def wire() -> Iterator[Wire]:
-    with served_ollama() as wire:
-        yield wire
-
-
-@pytest.fixture
-def process(settings: Settings, ledger: Ledger, wire: Wire) -> Iterator[Process]:  # noqa: ARG001
-    process = make_process(settings, ollama_url=wire.url)
-    yield process
-    process.generators.close()
-    process.ledger.close()
+def process(talker: Callable[..., Process]) -> Process:
+    return talker()
 
 
 class OwnEmbeddings(Embeddings):

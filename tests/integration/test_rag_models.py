@@ -1,21 +1,18 @@
 """The kind `rag` with a model that generates: prompts, citations, JSON, and room in the window."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from shared.config import Settings
-from shared.ledger import Ledger
 from shared.payloads import Kind, RagInput
 from shared.queue import Queue
 from tests.integration.erasures import order_erasure
 from tests.integration.ingestion import document_id, ingest, new_collection
 from tests.integration.talking import MODEL, answered, failed
-from tests.integration.workbench import handlers, make_process, submit
+from tests.integration.workbench import handlers, submit
 from tests.wire.behaviour import Wire
-from tests.wire.ollama_server import served_ollama
 from workers.generation.prompts.wording import NOT_FOUND, NOT_FOUND_KOREAN
 from workers.process import Process
 from workers.runner import run_next
@@ -23,20 +20,9 @@ from workers.runner import run_next
 ECHO = "{context}\nQ: {question}"
 
 
-@pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with served_ollama() as wire:
-        yield wire
-
-
 @pytest.fixture
-def process(settings: Settings, ledger: Ledger, wire: Wire) -> Iterator[Process]:  # noqa: ARG001
-    wire.behaviours.clear()
-    wire.requests.clear()
-    process = make_process(settings, ollama_url=wire.url, remote_window_tokens=2048)
-    yield process
-    process.generators.close()
-    process.ledger.close()
+def process(talker: Callable[..., Process]) -> Process:
+    return talker(remote_window_tokens=2048)
 
 
 @pytest.fixture
@@ -75,11 +61,9 @@ def test_the_model_is_given_the_passages_and_its_markers_become_citations(
 
 
 def test_passages_that_find_no_room_are_dropped_from_the_tail(
-    settings: Settings,
-    ledger: Ledger,  # noqa: ARG001 (empty tables)
-    wire: Wire,
+    talker: Callable[..., Process],
 ) -> None:
-    process = make_process(settings, ollama_url=wire.url, remote_window_tokens=480)
+    process = talker(remote_window_tokens=480)
     name = new_collection(process)
     ingest(
         process, name, {f"d{n}": f"The tower {n} is old. " * 12 for n in range(5)},
@@ -88,8 +72,6 @@ def test_passages_that_find_no_room_are_dropped_from_the_tail(
     asked = ask(process, name, "How old?", k=5, parameters={"max_tokens": 32})
     result = answered(process, asked)
     assert 0 < result["passages_dropped"] < 5
-    process.generators.close()
-    process.ledger.close()
 
 
 @pytest.mark.parametrize(
