@@ -9,6 +9,8 @@ from fastapi import FastAPI
 
 from api import errors
 from api.answers import documented
+from api.compat import huggingface
+from api.compat.dialect import is_hugging_face
 from api.deps import open_parts
 from api.limits import BodyLimit, Keys
 from api.metrics import Metrics
@@ -29,7 +31,8 @@ from shared.config import Settings
 
 DESCRIPTION = """An asynchronous job queue for small-language-model work.
 
-Submit a job, poll it or follow its events. Errors are `application/problem+json` (RFC 9457).
+Submit a job, poll it or follow its events. Errors are `application/problem+json` (RFC 9457); only
+the paths tagged `compatible` answer as the API does that they stand for.
 """
 BEARER = {"type": "http", "scheme": "bearer", "description": "One of SLUICE_API_KEYS."}
 
@@ -53,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     errors.install(app)
     answering = (jobs, events, conversations, collections, documents, files, models, queues)
-    for module in (*answering, health):
+    for module in (*answering, huggingface, health):
         app.include_router(module.router)
     docs.install(app)
     _complete_openapi(app, asks_for_keys=bool(settings.api_keys))
@@ -64,7 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _complete_openapi(app: FastAPI, *, asks_for_keys: bool) -> None:
-    """What FastAPI cannot see: every error is a problem, and keys are checked by middleware."""
+    """What FastAPI cannot see: native errors are problems, and keys are checked by middleware."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -74,10 +77,13 @@ def _complete_openapi(app: FastAPI, *, asks_for_keys: bool) -> None:
             schemas[ProblemView.__name__] = ProblemView.model_json_schema()
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
-            for path in schema["paths"].values():
-                for operation in path.values():
-                    if "422" in operation["responses"]:
-                        operation["responses"]["422"] = documented({}, 422)[422]
+            for path, operations in schema["paths"].items():
+                for operation in operations.values():
+                    responses = operation["responses"]
+                    if is_hugging_face(path):
+                        responses.pop("422", None)
+                    elif "422" in responses:
+                        responses["422"] = documented({}, 422)[422]
             if asks_for_keys:
                 schema["components"]["securitySchemes"] = {"key": BEARER}
                 schema["security"] = [{"key": []}]

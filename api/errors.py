@@ -1,4 +1,4 @@
-"""Exceptions become problems here, and nowhere else. No answer shows a stack trace."""
+"""Exceptions become answers here, and nowhere else. No answer shows a stack trace."""
 
 import logging
 
@@ -9,9 +9,9 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from api.compat.dialect import refusal
 from api.cursors import BadCursor
-from api.problems import problem
-from api.validation import refusal
+from api.validation import invalid
 from shared.errors import (
     Conflict,
     InvalidInput,
@@ -47,7 +47,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def _domain(_request: Request, error: Exception) -> Response:
+def _domain(request: Request, error: Exception) -> Response:
     assert isinstance(error, SluiceError)
     status = next((code for type_, code in STATUS.items() if isinstance(error, type_)), 500)
     headers = {}
@@ -55,12 +55,12 @@ def _domain(_request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return problem(status, error.message, headers=headers)
+    return refusal(request.url.path, status, error.message, headers=headers)
 
 
 def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return refusal(request, error)
+    return invalid(request, error)
 
 
 def _http(request: Request, error: Exception) -> Response:
@@ -70,13 +70,14 @@ def _http(request: Request, error: Exception) -> Response:
         detail = NOT_FOUND.format(path=request.url.path)
     elif error.status_code == 405:
         detail = f"{request.method} is not a method of {request.url.path}."
-    return problem(error.status_code, detail, headers=error.headers)
+    return refusal(request.url.path, error.status_code, detail, headers=error.headers)
 
 
 def _database(request: Request, error: Exception) -> Response:
     """Postgres is down, unreachable or too slow; anything else of the database is our fault."""
     if isinstance(error, DBAPIError) and isinstance(error.orig, UndefinedTable | UndefinedColumn):
-        return problem(503, "The database lacks tables of this version; run `sluice migrate`.")
+        lacks = "The database lacks tables of this version; run `sluice migrate`."
+        return refusal(request.url.path, 503, lacks)
     lost = isinstance(error, DBAPIError) and error.connection_invalidated
     if not lost and not isinstance(error, OperationalError | InterfaceError | PoolTimeout):
         log.error("database error in %s %s", request.method, request.url.path, exc_info=error)
@@ -84,12 +85,13 @@ def _database(request: Request, error: Exception) -> Response:
     # Without the statement and its parameters, which hold what users sent.
     reason = error.orig if isinstance(error, DBAPIError) else error
     log.warning("database unavailable: %s", str(reason).strip().partition("\n")[0])
-    return problem(
+    return refusal(
+        request.url.path,
         503,
         "The database (SLUICE_DATABASE_URL) does not answer. Try again shortly.",
         headers={"Retry-After": "1"},
     )
 
 
-def _unexpected(_request: Request, _error: Exception) -> Response:
-    return problem(500, "The API failed; its log tells why. Please report this.")
+def _unexpected(request: Request, _error: Exception) -> Response:
+    return refusal(request.url.path, 500, "The API failed; its log tells why. Please report this.")

@@ -7,16 +7,17 @@ answer away from the client.
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import sha256
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import problem
+from api.compat.dialect import is_hugging_face, refusal
 from shared.config import Settings
 
 FILES = "/v1/files"
 ENVELOPE_BYTES = 64 * 1024
-"""What multipart adds to a file."""
+"""What multipart or JSON adds to a file."""
 LINGER_BYTES = 256 * 2**20
 LINGER_S = 10.0
 ANONYMOUS = "anonymous"
@@ -26,22 +27,61 @@ class BodyTooLarge(Exception):
     """Ends the reading of a body from inside `receive`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """How many bytes a body may have, and what is said of one that has more."""
+
+    body_bytes: int
+    what: str
+    told_bytes: int
+    remedy: str
+    setting: str
+
+    @property
+    def refusal(self) -> str:
+        return (
+            f"The {self.what} is larger than {self.told_bytes / 2**20:g} MiB. {self.remedy}, "
+            f"or raise {self.setting} on the server."
+        )
+
+
 class BodyLimit:
     """Refuses bodies above the limit, by Content-Length first and by counting anyway."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._body_bytes = settings.max_body_bytes
-        self._file_bytes = settings.max_file_bytes
+        file_bytes, body_bytes = settings.max_file_bytes, settings.max_body_bytes
+        self._json = Limit(
+            body_bytes=body_bytes,
+            what="body",
+            told_bytes=body_bytes,
+            remedy="Send less at once (upload files with POST /v1/files)",
+            setting="SLUICE_MAX_BODY_BYTES",
+        )
+        self._file = Limit(
+            body_bytes=file_bytes + ENVELOPE_BYTES,
+            what="file",
+            told_bytes=file_bytes,
+            remedy="Split it",
+            setting="SLUICE_MAX_FILE_BYTES",
+        )
+        # Files come as they are or in base64; what else JSON may hold is limited where it is read.
+        in_base64 = (file_bytes + 2) // 3 * 4
+        self._inference = Limit(
+            body_bytes=max(in_base64, body_bytes) + ENVELOPE_BYTES,
+            what="body",
+            told_bytes=file_bytes,
+            remedy="Send less at once",
+            setting="SLUICE_MAX_FILE_BYTES",
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in {"GET", "HEAD", "OPTIONS"}:
             return await self._app(scope, receive, send)
-        is_file = scope["path"].rstrip("/") == FILES
-        limit = self._file_bytes + ENVELOPE_BYTES if is_file else self._body_bytes
+        limit = self._limit(scope["path"])
         declared = next((v for k, v in scope["headers"] if k == b"content-length"), b"")
-        if declared.isdigit() and int(declared) > limit:
-            return await self._refuse(is_file, scope, receive, send)
+        if declared.isdigit() and int(declared) > limit.body_bytes:
+            return await _refuse(limit, scope, receive, send)
 
         counted, refused = 0, False
 
@@ -50,7 +90,7 @@ class BodyLimit:
             message = await receive()
             if message["type"] == "http.request":
                 counted += len(message.get("body", b""))
-                if counted > limit:
+                if counted > limit.body_bytes:
                     refused = True
                     raise BodyTooLarge
             return message
@@ -66,28 +106,26 @@ class BodyLimit:
             if not refused:
                 raise
         if refused:
-            await self._refuse(is_file, scope, receive, send)
+            await _refuse(limit, scope, receive, send)
         return None
 
-    async def _refuse(self, is_file: bool, scope: Scope, receive: Receive, send: Send) -> None:
-        limit = self._file_bytes if is_file else self._body_bytes
-        setting = "SLUICE_MAX_FILE_BYTES" if is_file else "SLUICE_MAX_BODY_BYTES"
-        remedy = "Split it" if is_file else "Send less at once (upload files with POST /v1/files)"
-        answer = problem(
-            413,
-            f"The {'file' if is_file else 'body'} is larger than {limit / 2**20:g} MiB. {remedy}, "
-            f"or raise {setting} on the server.",
-            headers={"Connection": "close"},
-        )
+    def _limit(self, path: str) -> Limit:
+        if is_hugging_face(path):
+            return self._inference
+        return self._file if path.rstrip("/") == FILES else self._json
 
-        async def keep_open(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                message = {**message, "more_body": True}
-            await send(message)
 
-        await answer(scope, receive, keep_open)
-        await _linger(receive)
-        await send({"type": "http.response.body", "body": b""})
+async def _refuse(limit: Limit, scope: Scope, receive: Receive, send: Send) -> None:
+    answer = refusal(scope["path"], 413, limit.refusal, headers={"Connection": "close"})
+
+    async def keep_open(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "more_body": True}
+        await send(message)
+
+    await answer(scope, receive, keep_open)
+    await _linger(receive)
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _linger(receive: Receive) -> None:
@@ -103,7 +141,8 @@ async def _linger(receive: Receive) -> None:
 
 
 class Keys:
-    """Lets requests under /v1 through that carry a known key; notes whose it is."""
+    """Lets requests through that carry a known key, and notes whose it is; under /v1 and where
+    programs know the API of others."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -114,10 +153,11 @@ class Keys:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
+        if scope["type"] == "http" and _asks_for_key(scope["path"]):
             name = self._name(scope) if self._names else ANONYMOUS
             if name is None:
-                answer = problem(
+                answer = refusal(
+                    scope["path"],
                     401,
                     "Send a valid API key as `Authorization: Bearer <key>`; the server's "
                     "SLUICE_API_KEYS lists them.",
@@ -133,3 +173,7 @@ class Keys:
         if scheme.lower() != b"bearer":
             return None
         return self._names.get(sha256(key.strip()).digest())
+
+
+def _asks_for_key(path: str) -> bool:
+    return path.startswith("/v1/") or is_hugging_face(path)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AnyHttpUrl, AwareDatetime, Field
 
 from shared.generation import ChatInput
+from shared.hf import HfInput
 from shared.payloads import (
     EmbedInput,
     EraseInput,
@@ -64,6 +65,11 @@ class NewChat(NewJobBase):
     input: ChatInput
 
 
+class NewHf(NewJobBase):
+    kind: Literal[Kind.HF]
+    input: HfInput
+
+
 class NewModel(NewJobBase):
     kind: Literal[Kind.MODEL]
     input: ModelInput
@@ -75,7 +81,7 @@ class NewErase(NewJobBase):
 
 
 JobRequest = Annotated[
-    NewIngest | NewEmbed | NewSearch | NewRag | NewChat | NewErase | NewModel,
+    NewIngest | NewEmbed | NewSearch | NewRag | NewChat | NewHf | NewErase | NewModel,
     Field(discriminator="kind"),
 ]
 
@@ -138,6 +144,19 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                 "model": "ollama/llama3.2",
                 "messages": [{"role": "user", "content": "Say good morning in Korean."}],
                 "parameters": {"max_tokens": 64, "temperature": 0.7},
+            },
+        },
+    },
+    Kind.HF: {
+        "summary": "hf: a Hugging Face task",
+        "value": {
+            "kind": "hf",
+            "input": {
+                "task": "sentence-similarity",
+                "inputs": {
+                    "source_sentence": "We open at nine.",
+                    "sentences": ["The shop opens at 9 o'clock.", "아홉 시에 엽니다."],
+                },
             },
         },
     },

@@ -11,6 +11,7 @@ from shared.dialogue_models import ConversationMessage
 from shared.document_models import File
 from shared.documents import ChunkView, DocumentView
 from shared.estimates import Estimate
+from shared.hf import Task
 from shared.models import Job
 from shared.payloads import Kind
 from shared.queue import Lane, LaneRank
@@ -35,7 +36,8 @@ class ProgressView(BaseModel):
 class JobView(BaseModel):
     """A job. `position` counts the steps that are served before it; both estimates may be null.
 
-    `waiting_for` says what a queued job waits for that no worker can do anything about.
+    `waiting_for` says what a queued job waits for that no worker can do anything about. A result
+    that is too large to be shown here is null, and lies at `result_url`.
     """
 
     id: UUID
@@ -44,7 +46,9 @@ class JobView(BaseModel):
     lane: Lane
     queue: str
     input: dict[str, Any]
-    result: dict[str, Any] | None = None
+    result: Any = None
+    result_url: str | None = None
+    warnings: list[str] = []
     error: ErrorView | None = None
     progress: ProgressView
     position: int | None = None
@@ -68,6 +72,8 @@ class JobView(BaseModel):
             queue=job.queue,
             input=job.input,
             result=job.result,
+            result_url=f"/v1/jobs/{job.id}/result" if job.result_path else None,
+            warnings=job.warnings,
             error=ErrorView(type=str(error.get("type", "")), message=str(error.get("message", "")))
             if job.error
             else None,
@@ -161,13 +167,15 @@ class FileView(BaseModel):
 class ModelView(BaseModel):
     """A model that can run here; `default` says that its kinds use it unless told otherwise.
 
-    `workers` counts the living generation workers that serve it; null for embedding models.
+    `workers` counts the living generation workers that serve it; null for models that any CPU
+    worker can load. `tasks` are the Hugging Face tasks that use it unless a job names another.
     """
 
     reference: str
     kinds: list[Kind]
     default: bool
     workers: int | None = None
+    tasks: list[Task] = []
 
 
 class ModelDetails(ModelView):

@@ -8,6 +8,7 @@ that happened between submitting and reading is missed.
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -55,8 +56,17 @@ async def read(parts: Parts, job_id: UUID, after: str, *, block_s: float) -> lis
     ]
 
 
-async def until_end(parts: Parts, job_id: UUID, *, wait_s: float) -> bool:
-    """Wait for the job's end, for `wait_s` at most; whether it came. Raises NotFound."""
+async def until_end(
+    parts: Parts,
+    job_id: UUID,
+    *,
+    wait_s: float,
+    meanwhile: Callable[[], Awaitable[None]] | None = None,
+) -> bool:
+    """Wait for the job's end, for `wait_s` at most; whether it came. Raises NotFound.
+
+    `meanwhile` is called at each news of the job, and every `sse_poll_s` without; it may raise.
+    """
     deadline = time.monotonic() + wait_s
     poll_s = parts.settings.sse_poll_s
     after, looked_at = START, 0.0
@@ -71,6 +81,8 @@ async def until_end(parts: Parts, job_id: UUID, *, wait_s: float) -> bool:
             looked_at = time.monotonic()
             if await run_in_threadpool(has_ended, parts, job_id):
                 return True
+        if meanwhile is not None:
+            await meanwhile()
         if time.monotonic() >= deadline or parts.stopping.is_set():
             return False
         if entries is None:

@@ -9,13 +9,15 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from api import hf
 from api.deps import Parts
 from api.requests import JobRequest
 from api.schemas import JobView, ProgressView
-from shared import collections, conversations, erasure, submission
+from shared import collections, conversations, erasure, files, submission
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput, NotFound
 from shared.generation import ChatInput
+from shared.hf import BINARY, HfInput, Task, file_ids
 from shared.payloads import EraseInput, IngestInput, Kind, RagInput
 from shared.queue import Lane
 from shared.states import State
@@ -59,6 +61,7 @@ def submit(parts: Parts, new: NewJob) -> Submitted:
         parts.gate.admit(session, FIRST_STEP[new.kind][1])
         _require_collection(session, new)
         _require_talk(session, new)
+        _require_files(session, new)
         return submission.submit(session, new)
 
 
@@ -76,6 +79,7 @@ def submit_batch(parts: Parts, new: list[NewJob]) -> list[UUID]:
                 raise NotFound(f"jobs.{n}: {error.message}") from error
         for each in new:
             _require_talk(session, each)
+            _require_files(session, each)
         return submission.submit_batch(session, new)
 
 
@@ -119,8 +123,17 @@ def _require_talk(session: Session, new: NewJob) -> None:
             collections.get(session, tool["collection"])
 
 
+def _require_files(session: Session, new: NewJob) -> None:
+    """The uploads are there that a task is to work on."""
+    if new.kind is Kind.HF and Task(new.input["task"] or Task.SPEECH_RECOGNITION) in BINARY:
+        for file_id in file_ids(new.input["inputs"]):
+            files.get(session, file_id)
+
+
 def _model(request: JobRequest, settings: Settings) -> dict[str, str]:
     """The model that the job runs with, whatever the default is when it does."""
+    if isinstance(request.input, HfInput):
+        return {"model": hf.model_of(request.input, settings)}
     if not isinstance(request.input, RagInput | ChatInput):
         return {}
     return {"model": request.input.model or settings.generation_model}
@@ -135,6 +148,8 @@ def _check_input(request: JobRequest, settings: Settings) -> None:
         )
     if isinstance(asked, RagInput | ChatInput):
         _check_generation(asked, settings)
+    if isinstance(asked, HfInput):
+        hf.check(asked, settings)
     if isinstance(asked, EraseInput):
         for n, document_id in enumerate(asked.document_ids or ()):
             try:

@@ -1,13 +1,18 @@
-"""Names and content types of uploads, made fit to be stored and sent again.
+"""Uploads: kept and forgotten; their names and content types, made fit to be stored and sent again.
 
 A name is a document's identity (`docs/guide.md`), so slashes and all scripts stay; only what no
 name can hold is taken out. No name is ever used as a path.
 """
 
 import re
+from contextlib import suppress
 from urllib.parse import quote
 
+from api.deps import Parts
+from shared import files
+from shared.document_models import File
 from shared.errors import InvalidInput
+from shared.files import Readable
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 CONTENT_TYPE = re.compile(
@@ -15,6 +20,25 @@ CONTENT_TYPE = re.compile(
 )
 NAME_CHARS = 1024
 DEFAULT_TYPE = "application/octet-stream"
+
+
+def keep(parts: Parts, source: Readable, *, name: str, content_type: str | None) -> File:
+    """Store a stream and record it. Raises what `Storage.store` does."""
+    stored = parts.storage.store(source, name=name, limit_bytes=parts.settings.max_file_bytes)
+    try:
+        with parts.ledger.begin() as session:
+            return files.record(
+                session, stored, name=name, content_type=clean_content_type(content_type)
+            )
+    except BaseException:
+        forget(parts, stored.path)
+        raise
+
+
+def forget(parts: Parts, path: str) -> None:
+    """Bytes without a row harm nobody; failing to remove them is no error of the request."""
+    with suppress(OSError):
+        parts.storage.delete(path)
 
 
 def clean_name(name: str | None) -> str:

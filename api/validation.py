@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 
-from api.problems import problem
+from api.compat.dialect import refusal
 from api.requests import PRINTABLE, SHA256
 from shared.payloads import COLLECTION_NAME, Kind
 
@@ -32,7 +32,7 @@ KIND_TAGS = set(Kind)
 ITEM_TAGS = {*Kind, "file", "text"}
 
 
-def refusal(request: Request, error: RequestValidationError) -> Response:
+def invalid(request: Request, error: RequestValidationError) -> Response:
     """422 with an entry for each field; 415 where the whole body is of another type."""
     found = error.errors()
     if any(tuple(entry["loc"]) in {("body",), ("body", "file")} for entry in found):
@@ -42,7 +42,7 @@ def refusal(request: Request, error: RequestValidationError) -> Response:
     entries = [{"field": _field(e), "message": _message(e)} for e in found]
     lines = [f"{entry['field']}: {entry['message']}" for entry in entries[:SHOWN]]
     more = f"; and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""
-    return problem(422, "; ".join(lines) + more, errors=entries)
+    return refusal(request.url.path, 422, "; ".join(lines) + more, errors=entries)
 
 
 def _other_content_type(request: Request) -> Response | None:
@@ -56,7 +56,7 @@ def _other_content_type(request: Request) -> Response | None:
     if request.headers.get("content-length", "0") == "0" and not given:
         return None
     detail = f"Send this body with Content-Type: {wanted}; it came with {given or 'none'}."
-    return problem(415, detail, headers={"Accept": wanted})
+    return refusal(request.url.path, 415, detail, headers={"Accept": wanted})
 
 
 def _field(entry: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What jobs are asked for: the `input` of chat, rag, search and model jobs.
+"""What jobs are asked for: the `input` of chat, rag, search, hf and model jobs.
 
 What is not given is left to the server's defaults. Nothing here talks to the network.
 """
@@ -70,6 +70,20 @@ def search_input(
     collection: str, query: str, *, k: int | None = None, filter: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     return {"collection": collection, "query": query} | _given(k=k, search=_search(filter))
+
+
+def hf_input(
+    task: str,
+    inputs: Any,
+    *,
+    model: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    backend: str = "local",
+) -> dict[str, Any]:
+    """`inputs` is one input, or a list of them."""
+    return {"task": task, "inputs": inputs, "backend": backend} | _given(
+        model=model, parameters=dict(parameters or {})
+    )
 
 
 def pull_input(name: str) -> dict[str, Any]:

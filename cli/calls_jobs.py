@@ -64,6 +64,12 @@ class JobCalls(Caller):
     def job(self, job_id: str) -> Job:
         return self._get(Job, f"/v1/jobs/{part(job_id)}")
 
+    def result(self, job: Job) -> Any:
+        """What a job has ended with, also where that is too large for the job's own view."""
+        if job.result_url is None:
+            return job.result
+        return self.transport.json("GET", f"/v1/jobs/{part(job.id)}/result")
+
     def jobs(
         self,
         *,

@@ -16,14 +16,15 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from cli import ingest as bulk
-from cli.asking import Messages, Tools, chat_input, rag_input, search_input
+from cli.asking import Messages, Tools, chat_input, hf_input, rag_input, search_input
+from cli.attaching import attached
 from cli.calls import Calls
 from cli.errors import WaitTimeout
 from cli.sending import PARALLEL_UPLOADS
 from cli.settings import ClientSettings, find_url
 from cli.sources import discover, given
 from cli.transport import Retries, Transport
-from cli.wire import Answer, ChatAnswer, Embeddings, Hit
+from cli.wire import Answer, ChatAnswer, Embeddings, Hit, Job
 
 _PREFER_S = 20.0
 """How long one answer is held back; what takes longer is followed through its events."""
@@ -187,9 +188,36 @@ class Client(Calls):
             asked["model"] = model
         return Embeddings.model_validate(self._result("embed", asked, timeout_s))
 
+    def hf(
+        self,
+        task: str,
+        inputs: Any,
+        *,
+        model: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        backend: Literal["local", "hub"] = "local",
+        timeout_s: float | None = None,
+    ) -> Any:
+        """The output of a Hugging Face task, as the inference API has it.
+
+        One input gives one output, a list of them a list. An image or audio is bytes or a `Path`,
+        uploaded for as long as the job needs it. What the job warns of, `notify` is told.
+        """
+        with attached(self, inputs) as sent:
+            asked = hf_input(task, sent, model=model, parameters=parameters, backend=backend)
+            job = self._finished("hf", asked, timeout_s)
+            result = self.result(job)
+        for warning in job.warnings:
+            self.notify(warning)
+        return result
+
     def _result(
         self, kind: str, asked: Mapping[str, Any], timeout_s: float | None
     ) -> dict[str, Any]:
+        result: dict[str, Any] = self.result(self._finished(kind, asked, timeout_s))
+        return result or {}
+
+    def _finished(self, kind: str, asked: Mapping[str, Any], timeout_s: float | None) -> Job:
         """Submit in the lane of those who wait, and wait."""
         started = time.monotonic()
         wait_s = _PREFER_S if timeout_s is None else min(_PREFER_S, timeout_s)
@@ -202,4 +230,4 @@ class Client(Calls):
                 job = self.wait(job.id, timeout_s=max(0.0, left_s))
             except WaitTimeout:
                 raise WaitTimeout(job.id, timeout_s) from None
-        return job.require_success().result or {}
+        return job.require_success()

@@ -155,4 +155,4 @@ def _finish(
     ended = calls.wait(job.id, timeout_s=left_s, on_event=tell).require_success()
     if ended.progress is not None:
         on_advance(Advance.of(ended.progress.model_dump()))
-    return IngestResult.model_validate(ended.result or {})
+    return IngestResult.model_validate(calls.result(ended) or {})

@@ -12,6 +12,7 @@ from cli.commands.chat import chat
 from cli.commands.collections import collections
 from cli.commands.conversations import conversations
 from cli.commands.documents import documents
+from cli.commands.hf import hf
 from cli.commands.ingest import ingest
 from cli.commands.jobs import jobs
 from cli.commands.models import models
@@ -31,7 +32,7 @@ from shared.errors import SluiceError
 @click.version_option(package_name="sluice", message="%(version)s")
 @click.pass_context
 def sluice(ctx: click.Context, /, url: str | None, api_key: str | None) -> None:
-    """Ingest documents, ask questions about them, chat, and watch the jobs that do it.
+    """Ingest documents, ask questions about them, chat, run Hugging Face tasks, watch the jobs.
 
     Start everything on this machine with `sluice up`, then try
     `sluice ingest docs/ --collection handbook` and
@@ -42,7 +43,7 @@ def sluice(ctx: click.Context, /, url: str | None, api_key: str | None) -> None:
 
 for _command in (
     *(up, down, status, doctor, migrate, worker),
-    *(ingest, ask, search, chat, jobs, collections, documents, conversations, models),
+    *(ingest, ask, search, chat, hf, jobs, collections, documents, conversations, models),
 ):
     sluice.add_command(_command)
 

@@ -27,7 +27,7 @@ def show_answer(client: Client, job: Job, *, timeout_s: float | None = None) -> 
     if reason := client.job(job.id).waiting_for:
         say(f"Waiting: {reason}")
     writer = _Writer()
-    with _cancelled_when_left(client, job.id):
+    with cancelled_when_left(client, job.id):
         for each in _first_awaited(client.stream(job.id, timeout_s=timeout_s)):
             if isinstance(each, TextPiece):
                 writer.write(each)
@@ -91,7 +91,8 @@ def _show_run(run: ToolRun) -> None:
 
 
 @contextmanager
-def _cancelled_when_left(client: Client, job_id: str) -> Iterator[None]:
+def cancelled_when_left(client: Client, job_id: str) -> Iterator[None]:
+    """A job whose reader goes is cancelled: at Ctrl-C, or when the pipe is closed."""
     try:
         yield
     except (KeyboardInterrupt, ClosedPipe):

@@ -72,7 +72,7 @@ def told(events: Iterable[Event], *, is_whole: bool) -> Iterator[Told]:
 
 def answer_of(job: Job) -> str:
     """The text that a job has answered with; empty where it has none."""
-    if job.state is not State.SUCCEEDED or job.result is None:
+    if job.state is not State.SUCCEEDED or not isinstance(job.result, dict):
         return ""
     message = job.result.get("message")
     answer = message.get("content") if isinstance(message, dict) else job.result.get("answer")

@@ -48,7 +48,10 @@ class Job(Wire):
     lane: str | None = None
     queue: str | None = None
     input: dict[str, Any] | None = None
-    result: dict[str, Any] | None = None
+    result: Any = None
+    result_url: str | None = None
+    """Where the result is, if it is too large for this; `Client.result` fetches it."""
+    warnings: list[str] = []
     error: JobError | None = None
     progress: Progress | None = None
     position: int | None = None

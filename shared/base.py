@@ -15,10 +15,13 @@ NAMING = {
 }
 
 
+JSON = JSONB(none_as_null=True)
+
+
 class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING)
     type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's own interface)
         datetime: TIMESTAMP(timezone=True),
-        dict[str, Any]: JSONB(none_as_null=True),
+        dict[str, Any]: JSON,
         str: Text,
     }

@@ -1,4 +1,4 @@
-"""Claiming: the best runnable step of a queue, in one statement.
+"""Claiming: the best runnable step of a queue, and those that can share its batch.
 
 Claiming raises the attempt number and sets a lease before any work starts.
 """
@@ -28,6 +28,7 @@ class Claim:
     lane: int
     fair_key: str
     payload: dict[str, Any]
+    batch_key: str | None = None
     attempt: int
     max_attempts: int
     error_before: dict[str, Any] | None = None
@@ -80,9 +81,36 @@ WITH RECURSIVE heads AS (
       AND (jobs.state = 'queued' OR jobs.attempt < c.attempt OR jobs.queue <> c.queue)
     RETURNING jobs.id
 )
-SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.attempt,
+SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_key, c.attempt,
     c.max_attempts, c.error, j.kind, j.state AS job_state
 FROM claimed c JOIN jobs j ON j.id = c.job_id
+""")
+
+# Steps that failed before, or whose worker died, run alone: they must not take others with them.
+# Jobs that somebody else has locked are left out, so that no two of these wait for each other.
+COMPANIONS = text("""
+WITH picked AS MATERIALIZED (
+    SELECT s.id FROM steps s JOIN jobs j ON j.id = s.job_id
+    WHERE s.queue = :queue AND s.batch_key = :batch_key AND s.state = 'queued'
+      AND s.run_after <= now() AND s.error IS NULL AND s.door = ANY(:doors)
+    ORDER BY s.lane, s.job_id, s.id LIMIT :limit
+    FOR NO KEY UPDATE OF s, j SKIP LOCKED
+), claimed AS (
+    UPDATE steps SET state = 'running', attempt = attempt + 1, worker = :worker,
+        started_at = now(), lease_until = now() + make_interval(secs => :lease_s)
+    FROM picked WHERE steps.id = picked.id
+    RETURNING steps.*
+), started AS (
+    UPDATE jobs SET state = 'running', started_at = coalesce(jobs.started_at, now()),
+        attempt = greatest(jobs.attempt, c.attempt), queue = c.queue,
+        deadline_at = coalesce(deadline_at, now() + make_interval(secs => timeout_s))
+    FROM claimed c
+    WHERE jobs.id = c.job_id AND NOT c.after_end
+    RETURNING jobs.id
+)
+SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_key, c.attempt,
+    c.max_attempts, c.error, j.kind, j.state AS job_state
+FROM claimed c JOIN jobs j ON j.id = c.job_id ORDER BY c.lane, c.job_id, c.id
 """)
 
 # Best effort: fair share's memory must not make claims wait for each other.
@@ -113,10 +141,36 @@ def claim(
     if row is None:
         return None
     session.execute(SERVED, {"queue": queue, "fair_key": row.fair_key})
+    return _claimed(session, row)
+
+
+def claim_companions(
+    session: Session,
+    first: Claim,
+    *,
+    worker: str,
+    lease_s: float,
+    limit: int,
+    doors: Sequence[str] = (),
+) -> list[Claim]:
+    """Take up to `limit` more steps that can run in one batch with the one just claimed.
+
+    They are of its queue and batch key, of whatever lane and fair key: they ride along for little.
+    """
+    if limit < 1 or first.batch_key is None or first.error_before is not None:
+        return []
+    values = {
+        "queue": first.queue, "batch_key": first.batch_key, "worker": worker,
+        "lease_s": lease_s, "doors": ["", *doors], "limit": limit,
+    }  # fmt: skip
+    return [_claimed(session, row) for row in session.execute(COMPANIONS, values)]
+
+
+def _claimed(session: Session, row: Any) -> Claim:
     if row.job_state == State.QUEUED:
         tell_after_commit(session, row.job_id, EventType.STATE, {"state": State.RUNNING.value})
     return Claim(
         step_id=row.id, job_id=row.job_id, name=row.name, queue=row.queue, kind=row.kind,
-        lane=row.lane, fair_key=row.fair_key, payload=row.payload, attempt=row.attempt,
-        max_attempts=row.max_attempts, error_before=row.error,
+        lane=row.lane, fair_key=row.fair_key, payload=row.payload, batch_key=row.batch_key,
+        attempt=row.attempt, max_attempts=row.max_attempts, error_before=row.error,
     )  # fmt: skip

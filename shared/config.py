@@ -7,7 +7,7 @@ result on. Every duration and size carries its unit in its name. Secrets have no
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import ConfigurationError
@@ -95,6 +95,30 @@ class Settings(BaseSettings):
     remote_read_timeout_s: PositiveFloat = 120
     remote_retry_after_limit_s: PositiveFloat = 300
 
+    # Hugging Face tasks
+    models_folder: Path | None = None
+    hf_models: Annotated[dict[str, str], NoDecode] = {}
+    hf_device: str = "auto"
+    hf_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    hf_threads: PositiveInt = 1
+    hf_trust_remote_code: bool = False
+    hf_cache_mib: PositiveInt = 4096
+    hf_batch_tokens: PositiveInt = 4096
+    hf_batch_steps: PositiveInt = 64
+    hf_step_s: PositiveFloat = 20
+    hf_limit_inputs: PositiveInt = 10_000
+    hf_audio_limit_s: PositiveFloat = 7200
+    hf_audio_chunk_s: PositiveFloat = 30
+    hf_image_limit_pixels: PositiveInt = 64_000_000
+    hf_token: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("SLUICE_HF_TOKEN", "HF_TOKEN")
+    )
+    hf_hub_url: str | None = None
+    hf_hub_timeout_s: PositiveFloat = 120
+    hf_hub_parallel_requests: PositiveInt = 8
+    compat_wait_s: PositiveFloat = 300
+    result_inline_bytes: PositiveInt = 2**20
+
     # Tools of agents
     fetch_timeout_s: PositiveFloat = 10
     fetch_limit_bytes: PositiveInt = 1_000_000
@@ -147,6 +171,22 @@ class Settings(BaseSettings):
         if any(not name.strip() or not secret.strip() for name, _, secret in pairs):
             raise ValueError("SLUICE_API_KEYS must read 'name:secret,name:secret'")
         return {name.strip(): secret.strip() for name, _, secret in pairs}
+
+    @field_validator("hf_models", mode="before")
+    @classmethod
+    def _split_models(cls, value: object) -> object:
+        """`task=model,task=model` -> a mapping."""
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if any(not task.strip() or not model.strip() for task, _, model in pairs):
+            raise ValueError("SLUICE_HF_MODELS must read 'task=model,task=model'")
+        return {task.strip(): model.strip() for task, _, model in pairs}
+
+    @property
+    def models_path(self) -> Path:
+        """Where models lie as `<owner>/<name>`, looked at before the hub."""
+        return (self.models_folder or self.home_path / "models").expanduser()
 
     @property
     def home_path(self) -> Path:

@@ -81,6 +81,14 @@ class ModelNotServed(Permanent):
     """No worker holds the model that the job asks for."""
 
 
+class ModelNotFound(Permanent):
+    """There is no such model."""
+
+
+class WrongTask(Permanent):
+    """The model is not made for the task."""
+
+
 class Cancelled(StepError):
     """The job was cancelled, or the attempt is no longer this worker's."""
 

@@ -41,19 +41,19 @@ class Events:
     """Writes events; the API reads the streams on its own asynchronous connection."""
 
     def __init__(self, redis: Redis, *, limit_entries: int, keep_s: int) -> None:
-        self._redis = redis
+        self.redis = redis
         self._limit_entries = limit_entries
         self._keep_s = keep_s
 
     def close(self) -> None:
-        self._redis.close()
+        self.redis.close()
 
     def publish(self, events: Sequence[Event]) -> bool:
         """Append the events; False where Redis does not take them."""
         if not events:
             return True
         try:
-            with self._redis.pipeline(transaction=False) as pipe:
+            with self.redis.pipeline(transaction=False) as pipe:
                 for event in events:
                     fields: dict[Any, Any] = {
                         "type": event.type.value,

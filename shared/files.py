@@ -63,6 +63,22 @@ class Storage:
             raise
         return Stored(id=file_id, path=path, size_bytes=size, sha256=digest.hexdigest())
 
+    def write(self, path: str, source: Readable) -> None:
+        """Copy a stream to a path of one's own choice. Raises Unavailable, and keeps nothing then."""
+        try:
+            with _storage_errors(path), self._fs.open(self._full(path), "wb") as target:
+                while block := source.read(BLOCK_BYTES):
+                    target.write(block)
+        except BaseException:
+            self.delete(path)
+            raise
+
+    def delete_folder(self, path: str) -> None:
+        """Deleting what is not there is no error."""
+        full = self._full(path)
+        if self._fs.exists(full):
+            self._fs.rm(full, recursive=True)
+
     def read(self, path: str) -> bytes:
         """Raises Unavailable where the storage does not answer, NotFound where it lost the file."""
         with _storage_errors(path):

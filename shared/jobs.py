@@ -99,7 +99,7 @@ def stop(
         end(session, job, result=None)
 
 
-def end(session: Session, job: Job, result: dict[str, Any] | None) -> None:
+def end(session: Session, job: Job, result: Any) -> None:
     """Write the final state of a locked job that has no open step."""
     job.state = job.ending or State.SUCCEEDED.value
     job.ending = None
@@ -136,6 +136,8 @@ def redrive(session: Session, job_id: UUID) -> None:
     held = talks is not None and not conversations.is_free(session, talks)
     job.state = State.QUEUED.value
     job.queue = FIRST_STEP[new.kind][1].value
+    job.result_path = job.result_bytes = None
+    job.warnings = []
     job.error = job.result = job.started_at = job.finished_at = job.deadline_at = None
     job.dead = False
     job.attempt = job.progress_done = 0
@@ -195,6 +197,22 @@ def report(session: Session, job_id: UUID, done: int, total: int, unit: str) -> 
         .returning(Job.progress_done, Job.progress_total)
     ).one()
     _tell_progress(session, job_id, row.progress_done, row.progress_total, unit)
+
+
+def result_folder(job_id: UUID) -> str:
+    """Where in the storage results of the job lie that are too large for a row."""
+    return f"results/{job_id.hex[-2:]}/{job_id}"
+
+
+def note_result(
+    session: Session, job_id: UUID, *, path: str | None, size_bytes: int | None, warnings: list[str]
+) -> None:
+    """What there is to say of a job's result beside itself: where it lies, if not in the row."""
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(result_path=path, result_bytes=size_bytes, warnings=warnings)
+    )
 
 
 def _tell_progress(

@@ -22,6 +22,7 @@ from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
+from shared.base import JSON
 from shared.base import Base as Base  # of which the migrations read all tables
 from shared.dialogue_models import Conversation as Conversation  # so that they read these, too
 from shared.document_models import Document as Document
@@ -46,7 +47,12 @@ class Job(Base):
         ForeignKey("conversations.id", ondelete="SET NULL")
     )
     input: Mapped[dict[str, Any]]
-    result: Mapped[dict[str, Any] | None]
+    result: Mapped[Any] = mapped_column(JSON, nullable=True)
+    result_path: Mapped[str | None]
+    """Where in the storage a result lies that is too large for the row, as JSON."""
+    result_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    warnings: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=sql("'{}'"))
+    """What the user has to know of a job that succeeded, such as that a text was cut off."""
     error: Mapped[dict[str, Any] | None]
     dead: Mapped[bool] = mapped_column(server_default=sql("false"))
     progress_done: Mapped[int] = mapped_column(server_default=sql("0"))
@@ -104,13 +110,15 @@ class Step(Base):
     queue: Mapped[str]
     door: Mapped[str] = mapped_column(server_default=sql("''"))
     """Which workers of the queue can run it: of `generate`, those that serve this model."""
+    batch_key: Mapped[str | None]
+    """Queued steps of one key may be claimed together, to run as one batch."""
     lane: Mapped[int] = mapped_column(SmallInteger)
     fair_key: Mapped[str]
     state: Mapped[str]
     after_end: Mapped[bool] = mapped_column(server_default=sql("false"))
     """Housekeeping of a job that has ended (clean-up, webhook); not counted in `open_steps`."""
     payload: Mapped[dict[str, Any]] = mapped_column(server_default=sql("'{}'"))
-    result: Mapped[dict[str, Any] | None]
+    result: Mapped[Any] = mapped_column(JSON, nullable=True)
     error: Mapped[dict[str, Any] | None]
     attempt: Mapped[int] = mapped_column(server_default=sql("0"))
     max_attempts: Mapped[int]
@@ -132,6 +140,15 @@ class Step(Base):
             "id",
             "run_after",
             postgresql_where=sql("state = 'queued'"),
+        ),
+        Index(
+            "ix_steps_batch",
+            "queue",
+            "batch_key",
+            "lane",
+            "job_id",
+            "id",
+            postgresql_where=sql("state = 'queued' AND batch_key IS NOT NULL"),
         ),
         Index(
             "ix_steps_lease",

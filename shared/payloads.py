@@ -19,6 +19,7 @@ from shared.generation import (
     ResponseFormat,
     Usage,
 )
+from shared.hf import HfInput
 from shared.shapes import Shape, Text
 
 COLLECTION_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]$"
@@ -35,6 +36,7 @@ class Kind(StrEnum):
     SEARCH = "search"
     RAG = "rag"
     CHAT = "chat"
+    HF = "hf"
     ERASE = "erase"
     MODEL = "model"
 
@@ -250,6 +252,7 @@ INPUTS: dict[Kind, type[Shape]] = {
     Kind.SEARCH: SearchInput,
     Kind.RAG: RagInput,
     Kind.CHAT: ChatInput,
+    Kind.HF: HfInput,
     Kind.ERASE: EraseInput,
     Kind.MODEL: ModelInput,
 }

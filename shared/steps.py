@@ -25,7 +25,7 @@ from shared.states import State
 
 log = logging.getLogger(__name__)
 
-Finish = Callable[[Session, UUID], dict[str, Any] | None]
+Finish = Callable[[Session, UUID], Any]
 """Computes a job's result when its last step has succeeded, inside that transaction."""
 
 
@@ -34,6 +34,7 @@ class NewStep:
     name: str
     queue: Queue
     door: str = ""
+    batch_key: str | None = None
     payload: dict[str, Any] = field(default_factory=dict)
 
 
@@ -97,7 +98,7 @@ def succeed(
     session: Session,
     claim: Claim,
     *,
-    result: dict[str, Any] | None = None,
+    result: Any = None,
     children: Iterable[NewStep] = (),
     record: Callable[[Session], None] | None = None,
     finish: Finish | None = None,
@@ -153,7 +154,7 @@ def abandon(session: Session, claim: Claim) -> bool:
 
 
 def retry(
-    session: Session, claim: Claim, error: dict[str, Any], *, in_s: float, free: bool
+    session: Session, claim: Claim, error: dict[str, Any] | None, *, in_s: float, free: bool
 ) -> bool:
     """Queue the step again after `in_s` seconds; `free` does not count the attempt.
 
@@ -199,7 +200,7 @@ def expired(session: Session, *, limit: int) -> list[Claim]:
         Claim(
             step_id=step.id, job_id=step.job_id, name=step.name, queue=step.queue, kind=kind,
             lane=step.lane, fair_key=step.fair_key, payload=step.payload, attempt=step.attempt,
-            max_attempts=step.max_attempts, error_before=step.error,
+            max_attempts=step.max_attempts, error_before=step.error, batch_key=step.batch_key,
         )
         for step, kind in rows
     ]  # fmt: skip
@@ -263,7 +264,7 @@ def _add(session: Session, job: Job, children: list[NewStep]) -> None:
     rows = [
         {
             "job_id": job.id, "name": child.name, "queue": child.queue.value, "door": child.door,
-            "lane": job.lane, "fair_key": job.fair_key, "state": State.QUEUED.value,
+            "batch_key": child.batch_key, "lane": job.lane, "fair_key": job.fair_key, "state": State.QUEUED.value,
             "payload": child.payload, "max_attempts": job.max_attempts,
         }
         for child in children

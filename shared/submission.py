@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from shared import conversations
 from shared.errors import Conflict
 from shared.generation import door_of
+from shared.hf import batch_key_of
 from shared.ids import new_id
 from shared.ledger import ring_after_commit
 from shared.models import Job, Step
@@ -34,6 +35,7 @@ FIRST_STEP: dict[Kind, tuple[str, Queue]] = {
     Kind.SEARCH: ("search", Queue.QUERY),
     Kind.RAG: ("rag.find", Queue.QUERY),
     Kind.CHAT: ("chat.answer", Queue.GENERATE),
+    Kind.HF: ("hf.run", Queue.HF),
     Kind.ERASE: ("erase", Queue.CONTROL),
     Kind.MODEL: ("model.apply", Queue.GENERATE),
 }
@@ -183,6 +185,7 @@ def first_step(job_id: UUID, new: NewJob) -> dict[str, Any]:
         "name": name,
         "queue": queue.value,
         "door": first_door(new.kind, new.input),
+        "batch_key": batch_key_of(new.input) if new.kind is Kind.HF else None,
         "lane": new.lane.rank,
         "fair_key": new.fair_key,
         "state": State.QUEUED.value,

@@ -19,6 +19,7 @@ from typing import Any
 
 import bitsandbytes.functional as quantization
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -62,11 +63,11 @@ def kept_answerer(cache: Path) -> Answerer:
     for lesson in itertools.islice(conversations(0, PER_ROW), 60):
         digest.update(json.dumps(lesson).encode())
     folder = cache / f"answerer-{digest.hexdigest()[:16]}"
-    if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=cache) as unfinished:
-            build_answerer(Path(unfinished) / "model")
-            # Whoever is first wins; another process may have built the same model meanwhile.
-            if not folder.exists():
+    # Test processes that run side by side wait for the one that builds.
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=cache) as unfinished:
+                build_answerer(Path(unfinished) / "model")
                 shutil.move(Path(unfinished) / "model", folder)
     return Answerer(path=folder, questions=dict(QUESTIONS))
 

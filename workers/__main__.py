@@ -1,4 +1,4 @@
-"""`python -m workers cpu|generate|beat`: one worker process, or the clock of the sweeper."""
+"""`python -m workers cpu|hf|generate|beat`: one worker process, or the clock of the sweeper."""
 
 import argparse
 import logging
@@ -21,6 +21,7 @@ from shared.queue import list_of
 from workers.app import (
     CPU_QUEUES,
     GENERATE_QUEUES,
+    HF_QUEUES,
     PREFORK,
     THREADS,
     make_beat_app,
@@ -53,6 +54,8 @@ def main() -> int:
             return _beat(settings)
         if arguments.role == "cpu":
             return _retrieve(settings, arguments)
+        if arguments.role == "hf":
+            return _run_tasks(settings, arguments)
         return _generate(settings, arguments)
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -65,7 +68,7 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     roles = parser.add_subparsers(dest="role", required=True)
-    for role in ("cpu", "generate"):
+    for role in ("cpu", "hf", "generate"):
         worker = roles.add_parser(role)
         worker.add_argument("--name", default=f"{role}@{socket.gethostname()}")
         worker.add_argument("--concurrency", type=int)
@@ -75,6 +78,7 @@ def _parse() -> argparse.Namespace:
                 help="serve this model reference (repeatable); unless given: the default model, "
                 "extractive, and the models of Ollama and of the OpenAI-compatible server",
             )  # fmt: skip
+        if role != "cpu":
             worker.add_argument("--device", help="auto, cpu, cuda, cuda:1, ...")
     roles.add_parser("beat")
     return parser.parse_args()
@@ -85,6 +89,8 @@ def _retrieve(settings: Settings, arguments: argparse.Namespace) -> int:
     from workers.handlers import cpu_handlers
 
     settings.require_chroma_url()
+    # A GPU is for the workers that are started for it.
+    settings = settings.model_copy(update={"hf_device": "cpu"})
     app = make_worker_app(
         settings,
         cpu_handlers(),
@@ -94,6 +100,23 @@ def _retrieve(settings: Settings, arguments: argparse.Namespace) -> int:
         concurrency=arguments.concurrency or settings.worker_concurrency,
     )
     return _run(app, settings, arguments.name, [queue.value for queue in CPU_QUEUES])
+
+
+def _run_tasks(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Hugging Face tasks only. Models are loaded by the children, which alone touch the device."""
+    from workers.handlers import hf_handlers
+
+    if arguments.device:
+        settings = settings.model_copy(update={"hf_device": arguments.device})
+    app = make_worker_app(
+        settings,
+        hf_handlers(),
+        name=arguments.name,
+        queues=HF_QUEUES,
+        pool=PREFORK,
+        concurrency=arguments.concurrency or 1,
+    )
+    return _run(app, settings, arguments.name, [queue.value for queue in HF_QUEUES])
 
 
 def _generate(settings: Settings, arguments: argparse.Namespace) -> int:

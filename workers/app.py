@@ -18,7 +18,8 @@ from workers.sweep import Sweeper
 
 log = logging.getLogger(__name__)
 
-CPU_QUEUES = [Queue.CONTROL, Queue.QUERY, Queue.EMBED, Queue.INGEST]
+CPU_QUEUES = [Queue.CONTROL, Queue.QUERY, Queue.EMBED, Queue.HF, Queue.INGEST]
+HF_QUEUES = [Queue.HF]
 GENERATE_QUEUES = [Queue.GENERATE]
 
 PREFORK = "prefork"
@@ -50,7 +51,7 @@ def make_worker_app(
         task_soft_time_limit=settings.step_soft_limit_s if pool == PREFORK else None,
         task_time_limit=settings.step_hard_limit_s if pool == PREFORK else None,
         worker_max_memory_per_child=(
-            settings.worker_max_memory_mib * 1024 if pool == PREFORK else None
+            _memory_mib(settings, queues) * 1024 if pool == PREFORK else None
         ),
     )
     own: list[Process] = [] if process is None else [process]
@@ -76,6 +77,12 @@ def make_worker_app(
     signals.worker_ready.connect(lambda **_: presence.start(), weak=False)
     signals.worker_shutdown.connect(lambda **_: presence.stop(), weak=False)
     return app
+
+
+def _memory_mib(settings: Settings, queues: list[Queue]) -> int:
+    """What a child may take before it is replaced: models that are kept are no leak."""
+    kept = settings.hf_cache_mib if Queue.HF in queues else 0
+    return settings.worker_max_memory_mib + kept
 
 
 def make_beat_app(settings: Settings) -> Celery:

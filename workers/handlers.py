@@ -7,6 +7,7 @@ def cpu_handlers() -> Handlers:
     """Loading, embedding, retrieval, erasure: imports torch, and so does it before any fork."""
     from workers import webhook
     from workers.generation import chat
+    from workers.hf import steps as hf
     from workers.ingest import erase
     from workers.ingest import steps as ingest
     from workers.retrieval import steps as retrieval
@@ -20,8 +21,16 @@ def cpu_handlers() -> Handlers:
         "rag.find": retrieval.RAG_FIND,
         "chat.tools": chat.CHAT_TOOLS,
         "erase": erase.ERASE,
+        "hf.run": hf.HF_RUN,
         "webhook": webhook.WEBHOOK,
     }
+
+
+def hf_handlers() -> Handlers:
+    """Hugging Face tasks only, for a worker of their own: on a GPU, say."""
+    from workers.hf import steps as hf
+
+    return {"hf.run": hf.HF_RUN}
 
 
 def generate_handlers() -> Handlers:

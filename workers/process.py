@@ -14,8 +14,10 @@ from workers.pulse import Heart
 
 if TYPE_CHECKING:
     # Imported late below: a generation worker of `extractive` needs neither Chroma nor torch.
+    from workers.batches import Appetite
     from workers.generation.generators import Generators
     from workers.generation.scribe import Scribe
+    from workers.hf.cache import Models
     from workers.retrieval.embed import Embedders
     from workers.retrieval.store import Store
 
@@ -59,6 +61,18 @@ class Process:
         from workers.retrieval.embed import Embedders
 
         return Embedders(self.settings)
+
+    @cached_property
+    def hf_models(self) -> "Models":
+        from workers.hf.cache import Models
+
+        return Models(self.settings)
+
+    @cached_property
+    def appetite(self) -> "Appetite":
+        from workers.batches import Appetite
+
+        return Appetite(self.settings.hf_batch_steps)
 
     @cached_property
     def generators(self) -> "Generators":

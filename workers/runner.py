@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
@@ -31,7 +32,9 @@ from shared.errors import (
     Unavailable,
     WorkerLost,
 )
+from workers import batches
 from workers.process import Process
+from workers.pulse import Beat
 from workers.step import Context, Done, Handler
 
 log = logging.getLogger(__name__)
@@ -45,7 +48,7 @@ UNAVAILABLE_SINCE = "unavailable_since"
 
 
 def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
-    """Run the best runnable step of the queue; False if there is none."""
+    """Run the best runnable step, with what shares its batch; False if there is none."""
     with process.ledger.begin() as session:
         claim = claims.claim(
             session,
@@ -54,9 +57,15 @@ def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
             lease_s=process.settings.step_lease_s,
             doors=process.doors,
         )
-    if claim is None:
-        return False
-    run(process, handlers, claim)
+        if claim is None:
+            return False
+        handler = handlers.get(claim.name)
+        together = handler is not None and handler.run_batch is not None
+        batch = batches.claim_more(process, session, claim) if together else [claim]
+    if handler is not None and handler.run_batch is not None:
+        batches.run_batch(process, handler.run_batch, batch, partial(conclude, process, handler))
+    else:
+        run(process, handlers, claim)
     return True
 
 
@@ -64,33 +73,46 @@ def run(process: Process, handlers: Handlers, claim: Claim) -> None:
     """Run a claimed step to its record, whatever happens in it."""
     context = Context(process, claim)
     handler = handlers.get(claim.name)
-    try:
-        with process.heart.beating(context) as beat:
-            if handler is None:
+    with process.heart.beating(context) as beat:
+        outcome: Done | Exception
+        try:
+            if handler is None or handler.run is None:
                 raise Permanent(
                     f"This worker does not know the step {claim.name!r}; API and workers must be "
                     "of one version."
                 )
-            done = handler.run(context)
-            recorded, after = _record(process, handler, claim, done), done.after
+            outcome = handler.run(context)
+        except Exception as error:
+            outcome = error
+        conclude(process, handler, beat, outcome)
+
+
+def conclude(
+    process: Process, handler: Handler | None, beat: Beat, outcome: Done | Exception
+) -> None:
+    """Record what came of an attempt, and tidy up behind it."""
+    claim, after = beat.context.claim, None
+    try:
+        if isinstance(outcome, Exception):
+            raise outcome
+        recorded, after = _record(process, handler, claim, outcome), outcome.after
     except Cancelled as error:
         recorded = not beat.lost and _stopped(process, handler, claim, error)
-        after = None
     except SoftTimeLimitExceeded:
         limit = process.settings.step_soft_limit_s
         slow = Retryable(f"The step took longer than {limit} s (SLUICE_STEP_SOFT_LIMIT_S).")
-        recorded, after = _failed(process, handler, claim, slow), None
+        recorded = _failed(process, handler, claim, slow)
     except Exception as error:
         if not isinstance(error, SluiceError):
             log.exception("step %s (%s) failed", claim.step_id, claim.name)
-        recorded, after = _failed(process, handler, claim, error), None
+        recorded = _failed(process, handler, claim, error)
     if not recorded:
-        _tidy(claim, context.on_lost)
+        _tidy(claim, beat.context.on_lost)
     elif after is not None:
         _tidy(claim, [after])
 
 
-def _record(process: Process, handler: Handler, claim: Claim, done: Done) -> bool:
+def _record(process: Process, handler: Handler | None, claim: Claim, done: Done) -> bool:
     with process.ledger.begin() as session:
         return steps.succeed(
             session,
@@ -98,7 +120,7 @@ def _record(process: Process, handler: Handler, claim: Claim, done: Done) -> boo
             result=done.result,
             children=done.children,
             record=done.record,
-            finish=handler.finish,
+            finish=handler.finish if handler else None,
         )
 
 

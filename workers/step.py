@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Done:
     """A handler's success. `record` runs in the transaction that records it, `after` behind it."""
 
-    result: dict[str, Any] | None = None
+    result: Any = None
     children: Sequence[NewStep] = ()
     record: Callable[[Session], None] | None = None
     after: Callable[[], None] | None = None
@@ -53,6 +53,8 @@ class Context:
         self.stop.set()
 
 
+Settle = Callable[[Context, Done | Exception], None]
+RunBatch = Callable[[Sequence[Context], Settle], None]
 Absorb = Callable[[Session, Claim, str], None]
 
 
@@ -61,9 +63,12 @@ class Handler:
     """How steps of one name are run.
 
     `absorb` books a step's final failure inside its job, which then goes on; without it the job
-    fails. `finish` computes the job's result when this was its last step.
+    fails. `finish` computes the job's result when this was its last step. A handler that has
+    `run_batch` instead of `run` is given several steps of one batch key, and settles each as soon
+    as it is through; what it does not settle is given back to the queue.
     """
 
-    run: Callable[[Context], Done]
+    run: Callable[[Context], Done] | None = None
+    run_batch: "RunBatch | None" = None
     absorb: Absorb | None = None
     finish: Finish | None = field(default=None)

@@ -5,6 +5,7 @@ Whatever was lost with Redis or with a worker is found here, in Postgres.
 """
 
 import logging
+from dataclasses import dataclass
 from datetime import timedelta
 
 from redis.exceptions import RedisError
@@ -18,6 +19,7 @@ from shared.document_models import File
 from shared.errors import ModelNotServed, SluiceError, Timeout
 from shared.estimates import lacks_worker
 from shared.models import Job, QueueState, Worker
+from shared.payloads import Kind
 from shared.queue import Queue
 from shared.states import OPEN, State
 from workers.ingest.collect import collect_forsaken
@@ -67,9 +69,11 @@ class Sweeper:
             log.warning("could not tidy up vectors; tried again in the next sweep: %s", error)
         if self._sweeps % TIDY_EVERY_SWEEPS == 0:
             with ledger.begin() as session:
-                paths = apply_retention(session, settings)
-            for path in paths:
+                forgotten = apply_retention(session, settings)
+            for path in forgotten.files:
                 self._process.storage.delete(path)
+            for folder in forgotten.folders:
+                self._process.storage.delete_folder(folder)
         self._sweeps += 1
 
     def _ring(self) -> None:
@@ -139,21 +143,37 @@ def fail_unserved(session: Session, settings: Settings) -> None:
         jobs.stop(session, job_id, State.FAILED, error)
 
 
-def apply_retention(session: Session, settings: Settings) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Forgotten:
+    """What retention leaves in the storage, to be deleted once it is committed."""
+
+    files: list[str]
+    folders: list[str]
+
+
+def apply_retention(session: Session, settings: Settings) -> Forgotten:
     """Forget jobs that ended, and uploads nobody uses, `retention_days` ago.
 
-    Returns the storage paths to delete. Documents stay until they are erased.
+    Documents stay until they are erased.
     """
     kept = timedelta(days=settings.retention_days)
-    session.execute(delete(Job).where(Job.finished_at < func.now() - kept))
+    ended = session.execute(
+        delete(Job).where(Job.finished_at < func.now() - kept).returning(Job.id, Job.kind)
+    ).all()
     session.execute(delete(Worker).where(Worker.last_seen_at < func.now() - WORKERS_KEPT))
     unused = text("""
         NOT EXISTS (SELECT FROM jobs j, jsonb_array_elements(j.input -> 'sources') s
                 WHERE j.kind = 'ingest' AND j.state IN ('queued', 'running')
                   AND s ->> 'file_id' = files.id::text)
+        AND NOT EXISTS (SELECT FROM jobs j
+                WHERE j.kind = 'hf' AND j.state IN ('queued', 'running')
+                  AND jsonb_path_exists(j.input -> 'inputs', '$.file_id ? (@ == $id)',
+                      jsonb_build_object('id', files.id::text)))
     """)
-    return list(
-        session.scalars(
-            delete(File).where(File.created_at < func.now() - kept, unused).returning(File.path)
-        )
+    unused_files = session.scalars(
+        delete(File).where(File.created_at < func.now() - kept, unused).returning(File.path)
+    )
+    return Forgotten(
+        files=list(unused_files),
+        folders=[jobs.result_folder(row.id) for row in ended if row.kind == Kind.HF],
     )

@@ -1,7 +1,5 @@
 """Files: streamed into the storage, listed by hash, streamed back, forgotten."""
 
-from collections.abc import Iterator
-from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, File, Query, Response, UploadFile
@@ -9,8 +7,9 @@ from starlette.responses import StreamingResponse
 
 from api import uploads
 from api.answers import answer, documented
-from api.deps import FileId, Parts, PartsDep
+from api.deps import FileId, PartsDep
 from api.requests import SHA256
+from api.results import chain
 from api.schemas import FileView, Items
 from shared import files
 
@@ -23,19 +22,8 @@ Sha256 = Annotated[str, Query(pattern=SHA256)]
 def upload(parts: PartsDep, file: Annotated[UploadFile, File()]) -> Response:
     """Upload one file as the multipart part `file`; its name becomes the document's source."""
     name = uploads.clean_name(file.filename)
-    stored = parts.storage.store(file.file, name=name, limit_bytes=parts.settings.max_file_bytes)
-    try:
-        with parts.ledger.begin() as session:
-            row = files.record(
-                session,
-                stored,
-                name=name,
-                content_type=uploads.clean_content_type(file.content_type),
-            )
-            view = FileView.of(row)
-    except BaseException:
-        _forget(parts, stored.path)
-        raise
+    row = uploads.keep(parts, file.file, name=name, content_type=file.content_type)
+    view = FileView.of(row)
     return answer(view, 201, {"Location": f"/v1/files/{view.id}"})
 
 
@@ -66,7 +54,7 @@ def content(parts: PartsDep, file_id: FileId) -> Response:
     # The first is read here, so that a lost file is an error and not a cut answer.
     first = next(blocks, b"")
     return StreamingResponse(
-        _chain(first, blocks),
+        chain(first, blocks),
         headers={
             # Not as `media_type`, to which a charset would be added that may be wrong.
             "Content-Type": file.content_type or uploads.DEFAULT_TYPE,
@@ -83,16 +71,5 @@ def delete(parts: PartsDep, file_id: FileId) -> Response:
     """Forget a file. Documents that were made of it stay."""
     with parts.ledger.begin() as session:
         path = files.delete(session, file_id)
-    _forget(parts, path)
+    uploads.forget(parts, path)
     return Response(status_code=204)
-
-
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
-
-
-def _forget(parts: Parts, path: str) -> None:
-    """Bytes without a row harm nobody; failing to remove them is no error of the request."""
-    with suppress(OSError):
-        parts.storage.delete(path)

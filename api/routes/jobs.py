@@ -12,9 +12,10 @@ from api.answers import answer, documented
 from api.body import StrictRoute
 from api.deps import Cursor, FairKey, JobId, Limit, Parts, PartsDep, Prefer
 from api.requests import EXAMPLES, PRINTABLE, BatchRequest, JobRequest
+from api.results import result_response
 from api.schemas import BatchView, JobView, Page
 from shared import jobs
-from shared.errors import InvalidInput
+from shared.errors import Conflict, InvalidInput
 from shared.estimates import Estimate, estimate
 from shared.jobs import Filter
 from shared.payloads import CollectionName, Kind
@@ -115,6 +116,16 @@ def list_jobs(
 def get_job(parts: PartsDep, job_id: JobId) -> Response:
     """The job as it is now."""
     return answer(streams.view(parts, job_id))
+
+
+@router.get("/{job_id}/result", responses=documented({}, 404, 409))
+def get_result(parts: PartsDep, job_id: JobId) -> Response:
+    """The bare result of a job that has succeeded, however large, as JSON."""
+    with parts.ledger.read() as session:
+        job = jobs.get(session, job_id)
+    if job.state != State.SUCCEEDED:
+        raise Conflict(f"Job {job_id} is {job.state}; only jobs that have succeeded have a result.")
+    return result_response(parts, job)
 
 
 @router.post("/{job_id}/cancel", responses=documented({200: JobView}, 404))

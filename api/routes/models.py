@@ -12,6 +12,7 @@ from shared import queues
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import NotFound
 from shared.generation import PROVIDERS
+from shared.hf import DEFAULT_MODELS, Task
 from shared.payloads import Kind
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -21,7 +22,8 @@ GENERATING = [Kind.RAG, Kind.CHAT]
 
 @router.get("", responses=documented({200: Items[ModelView]}))
 async def list_models(parts: PartsDep) -> Response:
-    """The embedding model, what living workers hold, and what the servers behind them offer.
+    """The embedding model, the tasks' default models, what living workers hold, and what the
+    servers behind them offer.
 
     A server that does not answer offers nothing.
     """
@@ -38,7 +40,8 @@ async def list_models(parts: PartsDep) -> Response:
     if default not in references:
         references[default] = None
     generating = [_view(reference, default, served) for reference in references]
-    return answer(Items[ModelView](items=[_embedding(settings), *generating]))
+    found = [_embedding(settings), *_of_tasks(settings), *generating]
+    return answer(Items[ModelView](items=found))
 
 
 @router.get("/{reference:path}", responses=documented({200: ModelDetails}, 404))
@@ -65,6 +68,17 @@ def _embedding(settings: Settings) -> ModelView:
         kinds=[Kind.INGEST, Kind.EMBED, Kind.SEARCH],
         default=True,
     )
+
+
+def _of_tasks(settings: Settings) -> list[ModelView]:
+    """The models of the kind `hf`, each with the tasks that use it by default."""
+    tasks: dict[str, list[Task]] = {}
+    for task, model in DEFAULT_MODELS.items():
+        tasks.setdefault(settings.hf_models.get(task, model), []).append(task)
+    return [
+        ModelView(reference=model, kinds=[Kind.HF], default=True, tasks=used_for)
+        for model, used_for in tasks.items()
+    ]
 
 
 def _view(reference: str, default: str, served: dict[str, int]) -> ModelView:

@@ -1,6 +1,7 @@
 """`sluice jobs`: list, show, watch, cancel and redrive jobs."""
 
 import itertools
+import json
 from collections.abc import Iterator
 
 import click
@@ -21,6 +22,7 @@ from cli.output import (
 from cli.streaming import answer_of
 from cli.watching import eta, watch_job
 from cli.wire import Job, State
+from shared.errors import InvalidInput
 from shared.payloads import Kind
 
 _NOTE_CELLS = 60
@@ -81,6 +83,19 @@ def show(client: Client, *, job_id: str, as_json: bool) -> int:
         print_json(job)
     else:
         _show(job)
+    return 0
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID")
+@with_client
+def result(client: Client, *, job_id: str, as_json: bool) -> int:
+    """What a job has ended with, as JSON with or without --json, however large it is."""
+    del as_json
+    job = client.job(job_id)
+    if not job.ended:
+        raise InvalidInput(f"Job {job.id} is {job.state}; `sluice jobs watch {job.id}` waits.")
+    print_json(client.result(job.require_success()))
     return 0
 
 
@@ -157,9 +172,16 @@ def _lines(job: Job) -> Iterator[tuple[str, str]]:
     if job.started_at and job.finished_at:
         yield "took", duration((job.finished_at - job.started_at).total_seconds())
     yield "error", job.error.message if job.error else ""
-    for key, value in (job.result or {}).items():
-        # Long lists (embeddings, hits) are for --json.
-        yield key, f"{len(value):,}" if isinstance(value, list) else _short(value)
+    for warning in job.warnings:
+        yield "warning", warning
+    if job.result_url:
+        yield "result", f"`sluice jobs result {job.id}` fetches it"
+    elif isinstance(job.result, dict):
+        for key, value in job.result.items():
+            # Long lists (embeddings, hits) are for --json.
+            yield key, f"{len(value):,}" if isinstance(value, list) else _short(value)
+    elif job.result is not None:
+        yield "result", first_words(json.dumps(job.result, ensure_ascii=False), 200)
 
 
 def _short(value: object) -> str:

@@ -28,6 +28,7 @@ _name = click.option("--name", metavar="NAME", help="How it is known; else by it
 _concurrency = click.option(
     "--concurrency", type=click.IntRange(min=1), metavar="N", help="How many steps at once."
 )
+_device = click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, …")
 
 
 @worker.command()
@@ -36,7 +37,7 @@ _concurrency = click.option(
     help="Serve this one; may be repeated. Else the default model, extractive, and those of Ollama "
     "and of the OpenAI-compatible server.",
 )  # fmt: skip
-@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, …")
+@_device
 @_concurrency
 @_name
 def generate(
@@ -44,9 +45,20 @@ def generate(
 ) -> int:
     """A worker that generates: it holds or asks the models that it serves."""
     arguments = [argument for model in models for argument in ("--model", model)]
-    if device is not None:
-        arguments += ["--device", device]
-    _become("generate", arguments, concurrency, name)
+    _become("generate", [*arguments, *_on(device)], concurrency, name)
+    return 0
+
+
+@worker.command()
+@_device
+@_concurrency
+@_name
+def hf(*, device: str | None, concurrency: int | None, name: str | None) -> int:
+    """A worker for Hugging Face tasks alone, as on a GPU; CPU workers run them, too.
+
+    --concurrency is its number of processes, each of which holds its own models.
+    """
+    _become("hf", _on(device), concurrency, name)
     return 0
 
 
@@ -54,9 +66,16 @@ def generate(
 @_concurrency
 @_name
 def cpu(*, concurrency: int | None, name: str | None) -> int:
-    """A worker that loads, embeds and searches; --concurrency is its number of processes."""
+    """A worker that loads, embeds, searches and runs Hugging Face tasks.
+
+    --concurrency is its number of processes.
+    """
     _become("cpu", [], concurrency, name)
     return 0
+
+
+def _on(device: str | None) -> Sequence[str]:
+    return () if device is None else ("--device", device)
 
 
 def _become(role: str, arguments: Sequence[str], concurrency: int | None, name: str | None) -> None:
@@ -87,8 +106,8 @@ def _environment(settings: Settings) -> Mapping[str, str]:
     if stack is None:
         raise ConfigurationError(
             "A worker has to be told where the servers are: set SLUICE_DATABASE_URL, "
-            "SLUICE_REDIS_URL and, for cpu, SLUICE_CHROMA_URL and SLUICE_STORAGE_URL. Or start "
-            f"everything on this machine with `sluice up`; no stack runs under "
+            "SLUICE_REDIS_URL, for cpu and hf SLUICE_STORAGE_URL, and for cpu SLUICE_CHROMA_URL. "
+            "Or start everything on this machine with `sluice up`; no stack runs under "
             f"{settings.home_path}."
         )
     say(f"Joining the stack at {stack.api_url}.")

@@ -11,11 +11,14 @@ from redis import Redis
 
 from shared import claims
 from shared.claims import Claim
+from shared.hf import DEFAULT_MODELS, Task
 from shared.ledger import Ledger
 from shared.models import QueueState, Worker
 from shared.payloads import Kind
 from shared.queue import Queue
 from tests.integration.answers import EMBED, problem
+
+CPU_QUEUES = ("ingest", "embed", "query", "control", "hf")
 
 
 def queue(api: httpx.Client, name: str) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def queue(api: httpx.Client, name: str) -> dict[str, Any]:
 
 def add_workers(ledger: Ledger, *, age_s: float = 0) -> None:
     with ledger.begin() as session:
-        for name, queues in (("cpu", ["ingest", "embed", "query", "control"]), ("g", ["generate"])):
+        for name, queues in (("cpu", [*CPU_QUEUES]), ("g", ["generate"])):
             session.add(
                 Worker(
                     name=name,
@@ -97,9 +100,10 @@ def test_models_are_the_configured_ones(api: httpx.Client) -> None:
     items = api.get("/v1/models").json()["items"]
 
     assert {(item["reference"], item["default"]) for item in items} == {
-        ("sentence-transformers/all-MiniLM-L6-v2", True),
         ("extractive", True),
+        *((model, True) for model in DEFAULT_MODELS.values()),
     }
+    assert {task for item in items for task in item["tasks"]} == set(Task)
     kinds = {kind for item in items for kind in item["kinds"]}
     assert kinds == set(Kind) - {Kind.ERASE, Kind.MODEL, Kind.CHAT}
 
@@ -149,7 +153,7 @@ def test_metrics_are_prometheus_text(
     assert 'sluice_steps{queue="embed",state="queued"} 2' in lines
     assert 'sluice_steps{queue="embed",state="running"} 1' in lines
     assert 'sluice_workers_alive{queue="generate"} 1' in lines
-    assert 'sluice_workers_alive{queue="hf"} 0' in lines
+    assert 'sluice_workers_alive{queue="hf"} 1' in lines
     sample = re.compile(r'[a-z_]+\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\} [0-9.e+-]+')
     assert all(line.startswith("# ") or sample.fullmatch(line) for line in lines)
 

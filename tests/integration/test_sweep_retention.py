@@ -7,10 +7,11 @@ from uuid import UUID
 import pytest
 from sqlalchemy import func, select, text
 
-from shared import files
+from shared import files, jobs
 from shared.document_models import File
 from shared.errors import NotFound
 from shared.models import Job, Step, Worker
+from shared.payloads import Kind
 from shared.queue import Queue
 from tests.integration.ingestion import new_collection, order, order_sources, stores_agree
 from tests.integration.sweeps import change, sweep
@@ -132,3 +133,41 @@ def test_a_sweep_goes_on_without_chroma(process: Process) -> None:
     assert not exists(process, ended)
     sweep(process)
     stores_agree(process, collection)
+
+
+def test_uploads_are_kept_while_an_open_task_needs_them(process: Process) -> None:
+    alone, listed, unused = (upload(process, name) for name in ("alone", "listed", "unused"))
+    for inputs in ({"file_id": alone[0]}, [{"file_id": listed[0]}, "Zm9v"]):
+        submit_task(process, inputs)
+    change(process, f"UPDATE files SET created_at = {OLD}")
+
+    sweep(process)
+
+    with process.ledger.read() as session:
+        kept = set(map(str, session.scalars(select(File.id))))
+    assert kept == {alone[0], listed[0]}
+    with pytest.raises(NotFound):
+        process.storage.read(unused[1])
+
+
+def test_a_large_result_goes_with_its_job(process: Process) -> None:
+    job_id, other = submit_task(process, "x"), submit_task(process, "y")
+    paths = {}
+    for id_ in (job_id, other):
+        paths[id_] = f"{jobs.result_folder(id_)}/1-1.json"
+        process.storage.write(paths[id_], io.BytesIO(b"[]"))
+        cancel(process, id_)
+    change(process, f"UPDATE jobs SET finished_at = {OLD} WHERE id = '{job_id}'")
+
+    sweep(process)
+
+    assert process.storage.read(paths[other]) == b"[]"
+    with pytest.raises(NotFound):
+        process.storage.read(paths[job_id])
+
+
+def submit_task(process: Process, inputs: object) -> UUID:
+    input_ = {
+        "task": None, "model": "a/b", "inputs": inputs, "parameters": {}, "backend": "local",
+    }  # fmt: skip
+    return submit(process, Kind.HF, input_)

@@ -20,6 +20,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from tests.unit.fake_generation import generation_routes
+from tests.unit.fake_hf import hf_result, hf_routes, keep_result
 from tests.unit.fake_shapes import (
     NOW,
     make_collection,
@@ -61,6 +62,11 @@ class State:
     """So many events of the script each connection gets, until these are used up; the jobs end
     while nobody listens."""
     waiting_for: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    """What jobs that succeed warn of."""
+    results_are_large: bool = False
+    large_results: dict[str, Any] = field(default_factory=dict)
+    """Results by job that are not in the job's own view."""
     conversations: dict[str, dict[str, Any]] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -77,6 +83,7 @@ def make_app(state: State) -> FastAPI:
 
     app = FastAPI(dependencies=[Depends(note)])
     app.include_router(generation_routes(state))
+    app.include_router(hf_routes(state))
 
     @app.post("/v1/jobs")
     async def submit(request: Request) -> Response:
@@ -263,7 +270,10 @@ def finish(state: State, job_id: str) -> dict[str, Any]:
     if state.outcome == "failed":
         job["error"] = {"type": "Permanent", "message": "The model is not there."}
     elif state.outcome == "succeeded":
-        job["result"] = result_of(job, state.job_errors, state.script)
+        if job["kind"] == "hf":
+            keep_result(state, job, hf_result(job["input"], state.files))
+        else:
+            keep_result(state, job, result_of(job, state.job_errors, state.script))
     return job
 
 

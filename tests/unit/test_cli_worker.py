@@ -73,26 +73,33 @@ def test_settings_that_are_missing_are_named_by_the_worker(monkeypatch: pytest.M
     assert err.startswith("error: SLUICE_CHROMA_URL is not set.")
 
 
-def test_it_joins_the_stack_that_runs_here(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("role", "options"),
+    [
+        ("generate", ["--model", "ollama/a", "--model", "extractive"]),
+        ("hf", ["--device", "cuda:1", "--concurrency", "2"]),
+        ("hf", []),
+    ],
+)
+def test_it_joins_the_stack_that_runs_here(
+    home: Path, tmp_path: Path, role: str, options: list[str]
+) -> None:
     """A program in the interpreter's place shows what it is started with."""
     stack_of_this_process(home)
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$@"\nenv | grep ^SLUICE_ | sort\n')
     python.chmod(0o755)
     code = f"import sys; sys.executable = {str(python)!r}; from cli.main import main; main()"
-    options = ["--model", "ollama/a", "--model", "extractive"]
     with subprocess.Popen(
-        [sys.executable, "-c", code, "worker", "generate", *options],
+        [sys.executable, "-c", code, "worker", role, *options],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         told, _ = process.communicate()
     arguments, *environment = told.splitlines()
-    assert arguments == (
-        f"-P -m workers generate --name generate-{process.pid}@{os.uname().nodename} "
-        "--model ollama/a --model extractive"
-    )
+    name = f"{role}-{process.pid}@{os.uname().nodename}"
+    assert arguments == " ".join(["-P -m workers", role, "--name", name, *options])
     assert environment == [
         "SLUICE_CHROMA_URL=http://127.0.0.1:9",
         "SLUICE_DATABASE_URL=postgresql://nobody@127.0.0.1:9/stack",

@@ -26,14 +26,20 @@ COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name for name, service in SERVICES.items() if "build" in service}
 ONE_SHOT = {"migrate"}
-SCALED = {"worker-cpu", "worker-gpu", "worker-generate"}
+SCALED = {"worker-cpu", "worker-gpu", "worker-generate", "worker-hf-gpu"}
 FIXED_IN_CONTAINERS = {"generation_device", "generation_flush_s"}
 """Each container has its own GPU; how often text is written down is no matter of the host."""
 NOT_OURS = {"HF_TOKEN"}
 """Read by libraries, not by Sluice."""
 OTHER_IN_CONTAINERS = {"OLLAMA_URL"}
 """There the loopback is the container's own."""
-ROLES = {"worker-cpu": "cpu", "worker-generate": "generate", "worker-gpu": "generate"}
+ROLES = {
+    "worker-cpu": "cpu",
+    "worker-generate": "generate",
+    "worker-gpu": "generate",
+    "worker-hf-gpu": "hf",
+}
+PROFILES = {"worker-gpu": ["gpu"], "worker-hf-gpu": ["hf-gpu"]}
 
 
 def _stages() -> dict[str, str]:
@@ -52,9 +58,10 @@ def _lineage(stage: str) -> str:
 def test_the_services_are_all_there() -> None:
     assert set(SERVICES) == {
         *("postgres", "redis", "chroma", "migrate", "api", "beat"),
-        *("worker-cpu", "worker-generate", "worker-gpu"),
+        *("worker-cpu", "worker-generate", "worker-gpu", "worker-hf-gpu"),
     }
-    assert [name for name, service in SERVICES.items() if service.get("profiles")] == ["worker-gpu"]
+    profiles = {name: service.get("profiles") for name, service in SERVICES.items()}
+    assert {name: found for name, found in profiles.items() if found} == PROFILES
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -116,6 +123,29 @@ def test_generation_workers_get_every_setting_of_generation(name: str) -> None:
     assert {"HF_TOKEN", "SLUICE_OLLAMA_URL", "SLUICE_OPENAI_BASE_URL"} <= set(given)
     assert "models:/data/models" in SERVICES[name]["volumes"]
     assert "HF_HOME=/data/models" in _lineage(SERVICES[name]["build"]["target"])
+
+
+@pytest.mark.parametrize("name", ["worker-cpu", "worker-hf-gpu"])
+def test_workers_that_run_hugging_face_tasks_get_every_setting_of_theirs(name: str) -> None:
+    given = SERVICES[name]["environment"]
+    of_tasks = {
+        f"SLUICE_{field.upper()}" for field in Settings.model_fields if field.startswith("hf_")
+    }
+    assert of_tasks - set(given) == {"SLUICE_HF_DEVICE", "SLUICE_HF_TOKEN"}
+    assert {"HF_TOKEN", "SLUICE_RESULT_INLINE_BYTES"} <= set(given)
+    # Folders of models lie beside the hub's cache, on a volume: SLUICE_HOME/models.
+    assert "models:/data/models" in SERVICES[name]["volumes"]
+    assert "SLUICE_HOME=/data " in _lineage(SERVICES[name]["build"]["target"])
+    assert "files:/data/files" in SERVICES[name]["volumes"]
+    assert {"SLUICE_HF_MODELS", "SLUICE_HF_LIMIT_INPUTS", "SLUICE_COMPAT_WAIT_S"} <= set(
+        SERVICES["api"]["environment"]
+    )
+
+
+def test_gpu_workers_ask_for_a_gpu() -> None:
+    for name, service in SERVICES.items():
+        asked = service.get("deploy", {}).get("resources", {}).get("reservations", {})
+        assert bool(asked.get("devices")) == (name in PROFILES), name
 
 
 def test_the_api_lists_the_models_that_workers_ask() -> None:

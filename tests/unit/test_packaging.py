@@ -18,6 +18,8 @@ from pydantic_core import PydanticUndefined
 from cli.settings import ClientSettings
 from cli.sources import SUPPORTED
 from shared.config import Settings
+from shared.hf import DEFAULT_MODELS
+from shared.hf_parameters import PARAMETERS, GenerationParameters
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ROOT / "examples" / "documents"
@@ -102,6 +104,25 @@ def test_settings_page_lists_every_setting_with_its_default() -> None:
     fields = {**ClientSettings.model_fields, **Settings.model_fields}
     expected = {f"SLUICE_{name.upper()}": _shown(field.default) for name, field in fields.items()}
     assert _settings_page() == expected
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/huggingface.md"])
+def test_pages_list_every_task_with_its_default_model(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)` \| `([^`]+/[^`]+)` \|", text, re.MULTILINE)
+    assert dict(rows) == {str(task): model for task, model in DEFAULT_MODELS.items()}
+    assert len(rows) == len(DEFAULT_MODELS)
+
+
+def test_the_page_of_tasks_names_their_parameters() -> None:
+    """Those of generation in part; they are the same for three tasks."""
+    text = (ROOT / "docs" / "huggingface.md").read_text(encoding="utf-8")
+    left_out = set(GenerationParameters.model_fields) | {
+        *("watermark", "details", "stream", "encoding_format", "generation_parameters"),
+    }
+    for task, shape in PARAMETERS.items():
+        named = {name for name in shape.model_fields if f"`{name}`" in text}
+        assert set(shape.model_fields) - named <= left_out, task
 
 
 def test_examples_are_of_every_kind_and_readable() -> None:

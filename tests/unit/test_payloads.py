@@ -49,6 +49,11 @@ GOOD: dict[Kind, list[dict[str, Any]]] = {
         {"collection": "handbook", "question": "q", "prompt": "{context} {question} {{}}"},
         {"collection": "handbook", "question": "q", "conversation_id": ID},
     ],
+    Kind.HF: [
+        {"task": "fill-mask", "inputs": "a [MASK]", "parameters": {"top_k": 3}},
+        {"model": "a/b", "inputs": ["a", "b"]},
+        {"task": "summarization", "model": "a/b", "inputs": "a", "backend": "hub"},
+    ],
     Kind.CHAT: [
         {"messages": [{"role": "user", "content": "안녕"}], "model": "ollama/a:b"},
         {
@@ -103,6 +108,9 @@ BAD: list[tuple[Kind, dict[str, Any], str]] = [
     (Kind.CHAT, {"messages": []}, "messages"),
     (Kind.CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "role"),
     (Kind.CHAT, {"messages": [{"role": "system", "content": "a"}]}, "last message"),
+    (Kind.HF, {"inputs": "a"}, "name a task"),
+    (Kind.HF, {"task": "guessing", "inputs": "a"}, "summarization"),
+    (Kind.HF, {"model": "a/b", "inputs": "a", "backend": "hub"}, "the hub"),
     (Kind.MODEL, {"action": "create", "name": "ollama/a"}, "from"),
     (Kind.MODEL, {"action": "pull", "name": "openai/a"}, "ollama/"),
     (Kind.ERASE, {}, "either"),

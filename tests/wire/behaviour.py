@@ -46,6 +46,10 @@ class Behaviour:
     refuse_message: str = "out of order"
     refuse_code: str | None = None
     retry_after: str | None = None
+    estimated_time_s: float | None = None
+    """How long the hub says that it goes on loading the model."""
+    rate_limit: str | None = None
+    """The header of that name, as the hub has it: `"api";r=0;t=55`."""
     repeats_chars: int = 0
     """A model that is told to go on begins with so much of what was there."""
     ignores_stop: bool = False

@@ -70,7 +70,7 @@ def broken_off(place: Place, why: str) -> Retryable:
 
 def refused(place: Place, status: int, message: str, retry_after: str | None) -> StepError:
     """For an answer with a status from 400."""
-    said = _shortened(message)
+    said = shortened(message)
     if status in _TRY_LATER or status >= 500:
         asked = retry_after_s(retry_after)
         capped = None if asked is None else min(asked, place.retry_after_limit_s)
@@ -99,7 +99,8 @@ def retry_after_s(header: str | None) -> float | None:
     return None if math.isnan(seconds) else max(0.0, seconds)
 
 
-def _shortened(message: str) -> str:
+def shortened(message: str) -> str:
+    """A server's own words as one sentence."""
     said = " ".join(message.split()) or "(no message)"
     said = said if len(said) <= _MESSAGE_LIMIT_CHARS else said[:_MESSAGE_LIMIT_CHARS] + "…"
     return said if said.endswith((".", "!", "?", "…", ")")) else said + "."

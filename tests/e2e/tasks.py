@@ -1,0 +1,109 @@
+"""What the tiny models of the stack are right about, one example of each task: inputs, and how the
+answer is told right from wrong."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import soundfile
+
+from shared.hf import Task
+from tests.tiny import (
+    bart,
+    crossencoder,
+    distilbert,
+    marian,
+    mlm,
+    ner,
+    nli,
+    roberta_qa,
+    voice,
+)
+
+SPOKEN = "HELLO ALICE"
+SUMMARIZED = next(iter(bart.SUMMARIES))
+TRANSLATED = next(iter(marian.ENGLISH))
+FELT = next(iter(distilbert.SENTIMENTS))
+ASKED = roberta_qa.QUESTIONS[0]
+NAMED = next(iter(ner.ENTITIES))
+FILLED = next(iter(mlm.FILLED))
+ABOUT = next(iter(nli.ABOUT))
+QUERY = list(crossencoder.ANSWERS)[2]
+
+
+def sound(text: str = SPOKEN, *, format_: str = "FLAC", rate: int = 16_000) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, voice.speak(text, rate), rate, format=format_)
+    return out.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """`inputs` as the API takes them, and the right answer of a single input."""
+
+    task: Task
+    inputs: Any
+    is_right: Callable[[Any], bool]
+    parameters: dict[str, Any] | None = None
+
+
+EXAMPLES = [
+    Example(
+        task=Task.SUMMARIZATION,
+        inputs=SUMMARIZED,
+        is_right=lambda a: a == [{"summary_text": bart.SUMMARIES[SUMMARIZED]}],
+    ),
+    Example(
+        task=Task.TRANSLATION,
+        inputs=TRANSLATED,
+        is_right=lambda a: a == [{"translation_text": marian.ENGLISH[TRANSLATED]}],
+    ),
+    Example(
+        task=Task.TEXT_CLASSIFICATION,
+        inputs=FELT,
+        is_right=lambda a: a[0][0]["label"] == distilbert.SENTIMENTS[FELT],
+    ),
+    Example(
+        task=Task.QUESTION_ANSWERING,
+        inputs={"question": ASKED.question, "context": ASKED.context},
+        is_right=lambda a: (
+            a["answer"] == ASKED.answer == ASKED.context[a["start"] : a["end"]]
+            and 0 < a["score"] <= 1
+        ),
+    ),
+    Example(
+        task=Task.SENTENCE_SIMILARITY,
+        inputs={"source_sentence": "A cat sits outside.", "sentences": ["A cat is outdoors.", "Tax"]},
+        is_right=lambda a: a[0] > 0.6 > a[1],
+    ),
+    Example(
+        task=Task.TOKEN_CLASSIFICATION,
+        inputs=NAMED,
+        is_right=lambda a: (
+            [(each["entity_group"], NAMED[each["start"] : each["end"]]) for each in a]
+            == ner.ENTITIES[NAMED]
+        ),
+    ),
+    Example(
+        task=Task.FILL_MASK,
+        inputs=FILLED,
+        is_right=lambda a: a[0]["token_str"] == mlm.FILLED[FILLED][0],
+    ),
+    Example(
+        task=Task.ZERO_SHOT_CLASSIFICATION,
+        inputs=ABOUT,
+        parameters={"candidate_labels": ["sports", "cooking", "politics"]},
+        is_right=lambda a: a[0]["label"] in nli.ABOUT[ABOUT],
+    ),
+    Example(
+        task=Task.TEXT_RANKING,
+        inputs={"query": QUERY, "texts": list(crossencoder.ANSWERS.values())},
+        is_right=lambda a: a[0]["index"] == list(crossencoder.ANSWERS).index(QUERY),
+    ),
+    Example(
+        task=Task.FEATURE_EXTRACTION,
+        inputs="A cat sits outside.",
+        is_right=lambda a: len(a) == 384 and abs(sum(x * x for x in a) - 1) < 1e-3,
+    ),
+]

@@ -1,0 +1,202 @@
+"""Programs written for the Hugging Face Inference API run here with another base URL.
+
+Plain `requests`, as the model pages show it, and `huggingface_hub.InferenceClient`, unmodified.
+The models are tiny ones of the true architectures, under the true models' names.
+"""
+
+import base64
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+
+from tests.e2e import tasks
+from tests.e2e.stack import LiveStack
+from tests.tiny import bart, distilbert, marian, mlm, ner, nli
+from tests.tiny.zoo import place
+
+BART = "facebook/bart-large-cnn"
+ROBERTA = "deepset/roberta-base-squad2"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+SST2 = "distilbert/distilbert-base-uncased-finetuned-sst-2-english"
+MARIAN = "Helsinki-NLP/opus-mt-ru-en"
+WAV2VEC2 = "facebook/wav2vec2-base-960h"
+WHISPER = "openai/whisper-tiny"
+HEADERS = {"Authorization": "Bearer hf_xxxxxxxxxxxxxxxx"}
+
+
+@pytest.fixture(scope="module")
+def url(live_stack: LiveStack) -> Iterator[str]:
+    place(live_stack.home / "models")
+    live_stack.until_whole()
+    yield f"{live_stack.noted.api_url}/models"
+    live_stack.until_whole()
+
+
+def query(api_url: str, payload: Any) -> Any:
+    response = requests.post(api_url, headers=HEADERS, json=payload, timeout=120)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+class TestRequests:
+    """The snippets of the six tasks."""
+
+    def test_summarization(self, url: str) -> None:
+        output = query(
+            f"{url}/{BART}", {"inputs": tasks.SUMMARIZED, "parameters": {"do_sample": False}}
+        )
+        assert output == [{"summary_text": bart.SUMMARIES[tasks.SUMMARIZED]}]
+
+    def test_question_answering(self, url: str) -> None:
+        asked = tasks.ASKED
+        inputs = {"question": asked.question, "context": asked.context}
+        output = query(f"{url}/{ROBERTA}", {"inputs": inputs})
+        assert set(output) == {"score", "start", "end", "answer"}
+        assert output["answer"] == asked.answer == asked.context[output["start"] : output["end"]]
+
+    def test_sentence_similarity(self, url: str) -> None:
+        inputs = {
+            "source_sentence": "That is a happy person",
+            "sentences": [
+                "That is a happy dog", "That is a very happy person", "Today is a sunny day",
+            ],
+        }  # fmt: skip
+        output = query(f"{url}/{MINILM}", {"inputs": inputs})
+        # As the model's page on the hub has it.
+        assert output == pytest.approx([0.695, 0.943, 0.257], abs=2e-3)
+
+    def test_text_classification(self, url: str) -> None:
+        output = query(f"{url}/{SST2}", {"inputs": tasks.FELT})
+        assert [len(output), {each["label"] for each in output[0]}] == [1, {"POSITIVE", "NEGATIVE"}]
+        assert output[0][0]["label"] == distilbert.SENTIMENTS[tasks.FELT]
+
+    def test_translation(self, url: str) -> None:
+        output = query(f"{url}/{MARIAN}", {"inputs": tasks.TRANSLATED})
+        assert output == [{"translation_text": marian.ENGLISH[tasks.TRANSLATED]}]
+
+    @pytest.mark.parametrize("format_", ["FLAC", "WAV", "MP3", "OGG"])
+    def test_speech(self, url: str, format_: str) -> None:
+        data = tasks.sound(format_=format_, rate=44_100)
+        response = requests.post(f"{url}/{WAV2VEC2}", headers=HEADERS, data=data, timeout=120)
+        assert (response.status_code, response.json()) == (200, {"text": tasks.SPOKEN})
+
+    def test_speech_in_base64_with_parameters(self, url: str) -> None:
+        payload = {
+            "inputs": base64.b64encode(tasks.sound()).decode(),
+            "parameters": {"return_timestamps": "word"},
+        }
+        output = query(f"{url}/{WAV2VEC2}", payload)
+        assert [chunk["text"] for chunk in output["chunks"]] == tasks.SPOKEN.split()
+
+    def test_many_inputs(self, url: str) -> None:
+        texts = list(distilbert.SENTIMENTS)
+        output = query(f"{url}/{SST2}", {"inputs": texts})
+        assert [each[0]["label"] for each in output] == list(distilbert.SENTIMENTS.values())
+
+
+class TestInferenceClient:
+    def client(self, url: str, model: str) -> InferenceClient:
+        return InferenceClient(model=f"{url}/{model}", token="any", timeout=120)
+
+    def test_summarization(self, url: str) -> None:
+        found = self.client(url, BART).summarization(tasks.SUMMARIZED)
+        assert found.summary_text == bart.SUMMARIES[tasks.SUMMARIZED]
+
+    def test_question_answering(self, url: str) -> None:
+        asked = tasks.ASKED
+        found = self.client(url, ROBERTA).question_answering(
+            question=asked.question, context=asked.context
+        )
+        assert not isinstance(found, list)
+        assert found.answer == asked.answer
+        several = self.client(url, ROBERTA).question_answering(
+            question=asked.question, context=asked.context, top_k=3
+        )
+        assert isinstance(several, list)
+        assert several[0].answer == asked.answer
+        assert [each.score for each in several] == sorted((e.score for e in several), reverse=True)
+
+    def test_sentence_similarity(self, url: str) -> None:
+        found = self.client(url, MINILM).sentence_similarity(
+            "Machine learning is so easy.",
+            other_sentences=[
+                "Deep learning is so straightforward.",
+                "This is so difficult, like rocket science.",
+                "I can't believe how much I struggled with this.",
+            ],
+        )
+        # As the client's documentation has it.
+        assert found == pytest.approx([0.7785726, 0.4587625, 0.2906219], abs=1e-3)
+
+    def test_text_classification(self, url: str) -> None:
+        found = self.client(url, SST2).text_classification(tasks.FELT)
+        assert found[0].label == distilbert.SENTIMENTS[tasks.FELT]
+        assert len(self.client(url, SST2).text_classification(tasks.FELT, top_k=1)) == 1
+
+    def test_translation(self, url: str) -> None:
+        found = self.client(url, MARIAN).translation(tasks.TRANSLATED)
+        assert found.translation_text == marian.ENGLISH[tasks.TRANSLATED]
+
+    @pytest.mark.parametrize("model", [WAV2VEC2, WHISPER])
+    def test_automatic_speech_recognition(self, url: str, model: str) -> None:
+        found = self.client(url, model).automatic_speech_recognition(tasks.sound())
+        assert found.text.strip() == tasks.SPOKEN
+
+    def test_feature_extraction(self, url: str) -> None:
+        one = self.client(url, MINILM).feature_extraction("안녕하세요")
+        two = self.client(url, MINILM).feature_extraction(["안녕하세요", "a"], normalize=True)
+        assert (one.shape, two.shape, str(one.dtype)) == ((384,), (2, 384), "float32")
+        assert one == pytest.approx(two[0], abs=1e-5)
+
+    def test_zero_shot_classification(self, url: str) -> None:
+        labels = ["sports", "cooking", "politics"]
+        found = self.client(url, "facebook/bart-large-mnli").zero_shot_classification(
+            tasks.ABOUT, labels, multi_label=True
+        )
+        assert {each.label for each in found} == set(labels)
+        assert {e.label for e in found if e.score > 0.5} == nli.ABOUT[tasks.ABOUT] & set(labels)
+
+    def test_token_classification(self, url: str) -> None:
+        found = self.client(url, "dslim/bert-base-NER").token_classification(tasks.NAMED)
+        assert [(each.entity_group, tasks.NAMED[each.start : each.end]) for each in found] == (
+            ner.ENTITIES[tasks.NAMED]
+        )
+
+    def test_fill_mask(self, url: str) -> None:
+        found = self.client(url, "google-bert/bert-base-uncased").fill_mask(tasks.FILLED, top_k=2)
+        assert [found[0].token_str, len(found)] == [mlm.FILLED[tasks.FILLED][0], 2]
+
+    def test_an_unknown_model_is_an_error_that_the_client_shows(self, url: str) -> None:
+        with pytest.raises(HfHubHTTPError) as caught:
+            self.client(url, "nobody/../nothing").fill_mask("x")
+        assert caught.value.response.status_code in (400, 404)
+
+
+def test_who_does_not_want_to_wait_is_told_that_the_model_is_loading(
+    url: str, live_stack: LiveStack
+) -> None:
+    """A model that no worker holds yet; later calls find it."""
+    place_as = live_stack.home / "models" / "quiet" / "sentiment"
+    place_as.parent.mkdir()
+    place_as.symlink_to(distilbert.folder())
+    headers = HEADERS | {"x-wait-for-model": "false"}
+    answers = []
+    for _ in range(50):
+        answers.append(
+            requests.post(
+                f"{url}/quiet/sentiment", headers=headers, json={"inputs": tasks.FELT}, timeout=60
+            )
+        )
+        if answers[-1].status_code == 200:
+            break
+        time.sleep(0.2)
+    first, last = answers[0], answers[-1]
+    assert first.status_code == 503
+    assert "currently loading" in first.json()["error"]
+    assert first.json()["estimated_time"] > 0
+    assert last.json()[0][0]["label"] == distilbert.SENTIMENTS[tasks.FELT]

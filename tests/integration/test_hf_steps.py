@@ -1,0 +1,223 @@
+"""Jobs of the kind `hf`, run by the worker's own step with real (tiny) models."""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import huggingface_hub.constants
+import pytest
+
+from shared.config import Settings
+from shared.models import Job
+from shared.payloads import Kind
+from shared.queue import Queue
+from shared.states import State
+from tests.integration.workbench import (
+    cancel,
+    drain,
+    invariants_hold,
+    job_of,
+    make_process,
+    steps_of,
+    submit,
+)
+from tests.tiny import distilbert, gpt2, mlm
+from tests.tiny_models import one_thread
+from workers.handlers import hf_handlers
+from workers.process import Process
+from workers.runner import run_next
+
+MODELS = {
+    "tiny/sentiment": distilbert.folder,
+    "tiny/blanks": mlm.folder,
+    "tiny/writer": gpt2.folder,
+}
+TEXTS = list(distilbert.SENTIMENTS)
+RIGHT = list(distilbert.SENTIMENTS.values())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models, laid out as SLUICE_MODELS_FOLDER is."""
+    root = tmp_path_factory.mktemp("models")
+    (root / "tiny").mkdir()
+    for name, folder in MODELS.items():
+        (root / name).symlink_to(folder())
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def worker(process: Process, settings: Settings, models: Path) -> Iterator[Process]:
+    mine = make_process(settings, "hf", models_folder=models)
+    yield mine
+    mine.ledger.close()
+    invariants_hold(process, all_ended=True)
+
+
+def ask(process: Process, inputs: Any, model: str = "tiny/sentiment", **fields: Any) -> UUID:
+    named = {name: fields.pop(name) for name in ("task", "parameters") if name in fields}
+    input_ = {
+        "task": None, "model": model, "inputs": inputs, "parameters": {}, "backend": "local",
+    }  # fmt: skip
+    return submit(process, Kind.HF, input_ | named, **fields)
+
+
+def work(process: Process) -> int:
+    return drain(process, hf_handlers())
+
+
+def ended(process: Process, job_id: UUID) -> Job:
+    job = job_of(process, job_id)
+    assert job.state == State.SUCCEEDED, job.error
+    return job
+
+
+def error_of(process: Process, job_id: UUID) -> tuple[str, str]:
+    job = job_of(process, job_id)
+    assert (job.state, job.error is not None) == (State.FAILED, True), job.result
+    error = job.error or {}
+    return error["type"], error["message"]
+
+
+def best(answer: Any) -> list[str]:
+    return [labels[0]["label"] for labels in answer]
+
+
+def test_one_text_and_many_of_one_job(worker: Process) -> None:
+    one, many = ask(worker, TEXTS[0]), ask(worker, TEXTS)
+    assert work(worker) == 1
+    assert best(ended(worker, one).result) == RIGHT[:1]
+    assert best(ended(worker, many).result) == RIGHT
+
+
+def test_waiting_jobs_of_a_model_run_as_one_batch(worker: Process) -> None:
+    ids = [ask(worker, text, fair_key=f"k{n}") for n, text in enumerate(TEXTS)]
+    top = ask(worker, TEXTS[1], parameters={"top_k": 1})
+    assert work(worker) == 1
+    assert [best(ended(worker, job_id).result)[0] for job_id in ids] == RIGHT
+    assert [[each["label"] for each in row] for row in ended(worker, top).result] == [["NEGATIVE"]]
+
+
+def test_the_task_is_that_of_the_model(worker: Process) -> None:
+    text = next(iter(mlm.FILLED))
+    guessed = ask(worker, text, "tiny/blanks")
+    named = ask(worker, text, "tiny/blanks", task="fill-mask")
+    work(worker)
+    assert ended(worker, guessed).result == ended(worker, named).result
+    assert ended(worker, named).result[0]["token_str"] == mlm.FILLED[text][0]
+
+
+def test_a_long_job_goes_on_step_by_step(worker: Process, settings: Settings, models: Path) -> None:
+    """Each step does one batch here; what is done stays done, and what is left is run once."""
+    hasty = make_process(
+        settings, "hasty", models_folder=models, hf_step_s=1e-9, hf_batch_tokens=1,
+        result_inline_bytes=100,
+    )  # fmt: skip
+    try:
+        job_id = ask(worker, TEXTS)
+        assert work(hasty) == len(TEXTS)
+        job = ended(worker, job_id)
+        assert (job.result, job.progress_done) == (None, 0)
+        assert best(json.loads(worker.storage.read(str(job.result_path)))) == RIGHT
+        assert [step.state for step in steps_of(worker, job_id)] == ["succeeded"] * len(TEXTS)
+    finally:
+        hasty.ledger.close()
+
+
+def test_a_text_that_is_too_long_is_cut_and_said_to_be(worker: Process) -> None:
+    long, short = ask(worker, ["fine", "film " * 20_000]), ask(worker, "fine")
+    work(worker)
+    (warning,) = ended(worker, long).warnings
+    assert warning.startswith("inputs.1 was cut from 20,002 to 512 tokens"), warning
+    assert ended(worker, short).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "type_", "part"),
+    [
+        ({"inputs": ["good", ""]}, "InvalidInput", "inputs.1 is empty"),
+        ({"inputs": "   "}, "InvalidInput", "inputs is empty"),
+        ({"inputs": []}, "InvalidInput", "empty list"),
+        ({"inputs": {"a": 1}}, "InvalidInput", "takes a text"),
+        ({"inputs": "a", "parameters": {"topk": 1}}, "InvalidInput", "top_k"),
+        ({"inputs": "a", "task": "summarization"}, "WrongTask", "text-classification"),
+        ({"inputs": "a", "model": "no/where"}, "ModelNotFound", "no/where"),
+        ({"inputs": "a", "model": "../../etc"}, "InvalidInput", "../../etc"),
+        ({"inputs": "no mask", "model": "tiny/blanks"}, "InvalidInput", "[MASK]"),
+    ],
+)  # fmt: skip
+def test_bad_input_fails_its_own_job_and_no_other(
+    worker: Process, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], type_: str, part: str
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    bad, good = ask(worker, **asked), ask(worker, TEXTS[0])
+    work(worker)
+    found, message = error_of(worker, bad)
+    assert (found, part in message) == (type_, True), message
+    assert best(ended(worker, good).result) == RIGHT[:1]
+
+
+def test_a_model_that_has_no_room_is_refused_before_it_is_loaded(
+    worker: Process, settings: Settings, models: Path, tmp_path: Path
+) -> None:
+    huge = tmp_path / "huge"
+    huge.mkdir()
+    for path in distilbert.folder().iterdir():
+        (huge / path.name).symlink_to(path)
+    (huge / "model.safetensors").unlink()
+    with (huge / "model.safetensors").open("wb") as weights:
+        weights.truncate(5 * 2**30)  # sparse
+    job_id = ask(worker, "a", str(huge))
+    work(worker)
+    type_, message = error_of(worker, job_id)
+    assert (type_, "SLUICE_HF_CACHE_MIB" in message) == ("Permanent", True)
+
+
+def test_least_recently_used_models_make_room(
+    worker: Process, settings: Settings, models: Path
+) -> None:
+    small = make_process(settings, "small", models_folder=models, hf_cache_mib=1)
+    try:
+        for _ in range(2):
+            ids = [ask(worker, TEXTS[0]), ask(worker, "once", "tiny/writer")]
+            work(small)
+            for job_id in ids:
+                ended(worker, job_id)
+        assert len(small.hf_models) == 1
+    finally:
+        small.ledger.close()
+
+
+def test_a_cancelled_job_ends_and_its_neighbours_go_on(worker: Process) -> None:
+    ids = [ask(worker, TEXTS[n]) for n in range(3)]
+    cancel(worker, ids[1])
+    work(worker)
+    assert [job_of(worker, job_id).state for job_id in ids] == [
+        "succeeded",
+        "cancelled",
+        "succeeded",
+    ]
+
+
+def test_a_worker_without_the_queue_leaves_it(worker: Process) -> None:
+    job_id = ask(worker, TEXTS[0])
+    assert not run_next(worker, hf_handlers(), Queue.EMBED.value)
+    work(worker)
+    ended(worker, job_id)
+
+
+def test_base64_that_is_none(worker: Process) -> None:
+    job_id = ask(worker, "%%%", task="automatic-speech-recognition", model="tiny/sentiment")
+    other = ask(worker, base64.b64encode(b"x").decode(), task="automatic-speech-recognition")
+    work(worker)
+    for each in (job_id, other):
+        assert error_of(worker, each)[0] == "WrongTask"

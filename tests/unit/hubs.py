@@ -1,0 +1,152 @@
+"""A hub for tests of the back end `hub`, and what each task is to answer."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from shared.config import Settings
+from shared.hf import Task
+from tests.wire.behaviour import Wire
+from tests.wire.hub import TOKEN, served_hub
+
+FLAC = b"fLaC" + bytes(96)
+PNG = b"\x89PNG" + bytes(46)
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Wire]:
+    with served_hub() as wire:
+        yield wire
+
+
+@pytest.fixture
+def wire(hub: Wire) -> Wire:
+    """The hub, which behaves well unless the test says otherwise, and has been asked nothing."""
+    hub.behaviours.clear()
+    hub.requests.clear()
+    return hub
+
+
+@pytest.fixture
+def settings(wire: Wire) -> Settings:
+    return Settings(_env_file=None, hf_token=TOKEN, hf_hub_url=wire.url, hf_hub_timeout_s=10)
+
+
+# What each task answers for one input (`finish` of the local back end), and for that input alone.
+OUTPUTS: list[tuple[Task, Any, dict[str, Any], Any]] = [
+    (Task.SUMMARIZATION, "one two three four", {}, {"summary_text": "one two three"}),
+    (Task.SUMMARIZATION, "one two three", {"max_length": 2}, {"summary_text": "one two"}),
+    (
+        Task.SUMMARIZATION,
+        "one two three",
+        {"num_beams": 2, "truncation": "do_not_truncate", "generate_parameters": {"max_length": 1}},
+        {"summary_text": "one"},
+    ),
+    (
+        Task.QUESTION_ANSWERING,
+        {"question": "Where?", "context": "It is in Paris"},
+        {"handle_impossible_answer": True},
+        {"score": 1.0, "start": 9, "end": 14, "answer": "Paris"},
+    ),
+    (
+        Task.QUESTION_ANSWERING,
+        {"question": "Where?", "context": "It is in Paris"},
+        {"top_k": 2},
+        [
+            {"score": 1.0, "start": 9, "end": 14, "answer": "Paris"},
+            {"score": 0.5, "start": 6, "end": 8, "answer": "in"},
+        ],
+    ),
+    (
+        Task.SENTENCE_SIMILARITY,
+        {"source_sentence": "a b", "sentences": ["a b", "a c d", "c"]},
+        {},
+        [1.0, 0.25, 0.0],
+    ),
+    (
+        Task.TEXT_CLASSIFICATION,
+        "good",
+        {},
+        [{"label": "POSITIVE", "score": 0.75}, {"label": "NEGATIVE", "score": 0.25}],
+    ),
+    (Task.TEXT_CLASSIFICATION, "bad", {"top_k": 1}, [{"label": "NEGATIVE", "score": 0.75}]),
+    (Task.TRANSLATION, "hello", {}, {"translation_text": "HELLO"}),
+    (
+        Task.TRANSLATION,
+        "hello",
+        {"src_lang": "en_XX", "tgt_lang": "fr_XX"},
+        {"translation_text": "fr_XX: HELLO"},
+    ),
+    (Task.SPEECH_RECOGNITION, FLAC, {}, {"text": "100 bytes"}),
+    (
+        Task.SPEECH_RECOGNITION,
+        FLAC,
+        {"return_timestamps": True, "generate_kwargs": {"num_beams": 2}},
+        {"text": "100 bytes", "chunks": [{"text": "100 bytes", "timestamp": [0.0, None]}]},
+    ),
+    (
+        Task.ZERO_SHOT_CLASSIFICATION,
+        "about birds",
+        {"candidate_labels": "cars, birds"},
+        [{"label": "birds", "score": 1.0}, {"label": "cars", "score": 0.0}],
+    ),
+    (
+        Task.TOKEN_CLASSIFICATION,
+        "by Ann",
+        {},
+        [{"entity_group": "PER", "score": 0.5, "word": "Ann", "start": 3, "end": 6}],
+    ),
+    (
+        Task.TOKEN_CLASSIFICATION,
+        "by Ann",
+        {"aggregation_strategy": "none", "ignore_labels": ["O"], "stride": 8},
+        [{"entity": "PER", "score": 0.5, "word": "Ann", "start": 3, "end": 6}],
+    ),
+    (Task.TOKEN_CLASSIFICATION, "nobody", {}, []),
+    (
+        Task.FILL_MASK,
+        "a [MASK]",
+        {"targets": ["tree"], "top_k": 1},
+        [{"score": 1.0, "token": 0, "token_str": "tree", "sequence": "a tree"}],
+    ),
+    (Task.FEATURE_EXTRACTION, "aaeo", {}, [2.0, 1.0, 0.0, 1.0, 0.0]),
+    (
+        Task.FEATURE_EXTRACTION,
+        "aaeo",
+        {"normalize": True, "dimensions": 2, "truncate": True, "truncation_direction": "left"},
+        [0.5, 0.25],
+    ),
+    (Task.FEATURE_EXTRACTION, "batch", {}, [1.0, 0.0, 0.0, 0.0, 0.0]),
+    (Task.FEATURE_EXTRACTION, "tokens a", {}, [[0.0, 1.0, 0.0, 1.0, 0.0], [1.0, 0, 0, 0, 0]]),
+    (Task.TEXT_GENERATION, "go", {}, {"generated_text": "go again again"}),
+    (
+        Task.TEXT_GENERATION,
+        "go",
+        {"return_full_text": False, "max_new_tokens": 1, "num_return_sequences": 2, "num_beams": 2},
+        [{"generated_text": " again"}] * 2,
+    ),
+    (
+        Task.TEXT_RANKING,
+        {"query": "a b", "texts": ["c", "a b", "b"]},
+        {"return_text": True},
+        [
+            {"index": 1, "score": 2.0, "text": "a b"},
+            {"index": 2, "score": 1.0, "text": "b"},
+            {"index": 0, "score": 0.0, "text": "c"},
+        ],
+    ),
+    (
+        Task.IMAGE_CLASSIFICATION,
+        PNG,
+        {},
+        [{"label": "50 bytes", "score": 0.5}, {"label": "cat", "score": 0.25}],
+    ),
+    (
+        Task.IMAGE_CLASSIFICATION,
+        PNG,
+        {"top_k": 1, "function_to_apply": "softmax"},
+        [{"label": "50 bytes", "score": 0.5}],
+    ),
+]
+INPUTS: dict[Task, Any] = {task: value for task, value, _, _ in reversed(OUTPUTS)}

@@ -1,0 +1,168 @@
+"""What callers may ask of Hugging Face tasks, and what they are told of what is wrong with it."""
+
+import dataclasses
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+import huggingface_hub
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import InvalidInput
+from shared.hf import BINARY, DEFAULT_MODELS, TEXT_LIMIT_CHARS, Task, file_ids, single_inputs
+from shared.hf_parameters import PARAMETERS, parse_parameters
+
+PAIR = {"question": "Where?", "context": "In Seoul."}
+SIMILAR = {"source_sentence": "a", "sentences": ["b", "c"]}
+RANKED = {"query": "a", "texts": ["b"]}
+FILE = {"file_id": str(uuid4())}
+GOOD: dict[Task, list[Any]] = {
+    Task.QUESTION_ANSWERING: [PAIR],
+    Task.SENTENCE_SIMILARITY: [SIMILAR],
+    Task.TEXT_RANKING: [RANKED],
+    Task.SPEECH_RECOGNITION: ["ZkxhQw==", FILE],
+    Task.IMAGE_CLASSIFICATION: ["ZkxhQw==", FILE],
+}
+LABELS = {"candidate_labels": ["good", "bad"]}
+
+
+@pytest.mark.parametrize("task", Task)
+def test_one_input_and_several(task: Task) -> None:
+    good = GOOD.get(task, ["아홉 시", "x" * TEXT_LIMIT_CHARS])
+    for value in good:
+        assert single_inputs(task, value) == ([value], False)
+    assert single_inputs(task, good) == (good, True)
+
+
+@pytest.mark.parametrize("task", Task)
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        (None, "inputs is null"),
+        (7, "inputs is a number"),
+        (True, "inputs is a boolean"),
+        ("", "inputs is"),
+        ({}, "inputs is an object"),
+        ({"file_id": "x", "more": 1}, "inputs is an object"),
+        ([], "inputs is an empty list"),
+        ([["a"]], "inputs.0 is a list"),
+    ],
+)
+def test_no_task_takes_these(task: Task, inputs: Any, told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        single_inputs(task, inputs)
+
+
+@given(task=st.sampled_from(Task), inputs=st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from([*PAIR, *SIMILAR, *RANKED, *FILE, "x"]), inner, max_size=3
+    ),
+))  # fmt: skip
+def test_whatever_is_sent_is_taken_or_refused(task: Task, inputs: Any) -> None:
+    with suppress(InvalidInput):
+        each, many = single_inputs(task, inputs)
+        assert each == (inputs if many else [inputs])
+
+
+@pytest.mark.parametrize(
+    ("task", "inputs", "told"),
+    [
+        (Task.FILL_MASK, " \n", "inputs is empty; give a text."),
+        (Task.FILL_MASK, ["a", "b", ""], "inputs.2 is empty"),
+        (Task.FILL_MASK, ["a", 1], "inputs.1 is a number; this task takes a text"),
+        (Task.FILL_MASK, "x" * (TEXT_LIMIT_CHARS + 1), "1,000,001 characters; 1,000,000"),
+        (Task.QUESTION_ANSWERING, "Where?", 'a string; this task takes .*"context", "question"'),
+        (Task.QUESTION_ANSWERING, [PAIR, {"question": "a"}], r"inputs.1 is .*\['question'\]"),
+        (Task.QUESTION_ANSWERING, PAIR | {"id": 1}, "'id'"),
+        (Task.QUESTION_ANSWERING, [PAIR | {"context": ""}], "inputs.0.context is empty"),
+        (Task.SENTENCE_SIMILARITY, SIMILAR | {"sentences": []}, "inputs.sentences must be"),
+        (Task.SENTENCE_SIMILARITY, SIMILAR | {"sentences": "b"}, "inputs.sentences must be"),
+        (Task.SENTENCE_SIMILARITY, SIMILAR | {"sentences": ["b", ""]}, "sentences.1 is empty"),
+        (Task.TEXT_RANKING, RANKED | {"query": None}, "inputs.query is null"),
+        (Task.SPEECH_RECOGNITION, {"file_id": "x"}, "the file 'x'; ids are UUIDs"),
+        (Task.SPEECH_RECOGNITION, "", "give a file in base64"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(task: Task, inputs: Any, told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        single_inputs(task, inputs)
+
+
+def test_the_uploads_that_inputs_name() -> None:
+    other = {"file_id": str(uuid4())}
+    assert [str(each) for each in file_ids([FILE, "ZkxhQw==", other])] == [
+        FILE["file_id"], other["file_id"]
+    ]  # fmt: skip
+    assert [str(each) for each in file_ids(FILE)] == [FILE["file_id"]]
+    assert file_ids("ZkxhQw==") == []
+
+
+def test_each_task_is_complete() -> None:
+    assert set(PARAMETERS) == set(DEFAULT_MODELS) == set(Task)
+    assert set(Task) > BINARY
+
+
+PUBLISHED = {
+    Task.SUMMARIZATION: "SummarizationParameters",
+    Task.QUESTION_ANSWERING: "QuestionAnsweringParameters",
+    Task.TEXT_CLASSIFICATION: "TextClassificationParameters",
+    Task.TRANSLATION: "TranslationParameters",
+    Task.SPEECH_RECOGNITION: "AutomaticSpeechRecognitionParameters",
+    Task.ZERO_SHOT_CLASSIFICATION: "ZeroShotClassificationParameters",
+    Task.TOKEN_CLASSIFICATION: "TokenClassificationParameters",
+    Task.FILL_MASK: "FillMaskParameters",
+    Task.FEATURE_EXTRACTION: "FeatureExtractionInput",
+    Task.TEXT_GENERATION: "TextGenerationInputGenerateParameters",
+    Task.IMAGE_CLASSIFICATION: "ImageClassificationParameters",
+}
+BESIDE = {"inputs"}
+LACKING = {"adapter_id", "best_of", "decoder_input_details", "frequency_penalty", "grammar",
+           "top_n_tokens"}  # fmt: skip
+"""Of TGI, a server for text generation alone."""
+
+
+@pytest.mark.parametrize("task", PUBLISHED)
+def test_the_parameters_of_the_published_specification_are_known(task: Task) -> None:
+    published = getattr(huggingface_hub, PUBLISHED[task])
+    names = {each.name for each in dataclasses.fields(published)} - BESIDE
+    lacking = LACKING if task == Task.TEXT_GENERATION else set()
+    assert names - set(PARAMETERS[task].model_fields) == lacking
+
+
+@pytest.mark.parametrize("task", Task)
+def test_without_parameters_there_are_defaults_and_null_stands_for_them(task: Task) -> None:
+    needed = LABELS if task == Task.ZERO_SHOT_CLASSIFICATION else {}
+    default = parse_parameters(task, needed)
+    nothing = dict.fromkeys(set(PARAMETERS[task].model_fields) - set(needed))
+    assert parse_parameters(task, nothing | needed) == default
+
+
+@pytest.mark.parametrize(
+    ("task", "parameters", "told"),
+    [
+        (Task.FILL_MASK, {"topk": 1}, "parameters.topk: fill-mask has .* it knows: top_k, targets"),
+        (Task.FILL_MASK, {"top_k": 0, "targets": 1}, "parameters.top_k: .*; parameters.targets: "),
+        (Task.SENTENCE_SIMILARITY, {"k": 1}, "it knows: none"),
+        (Task.ZERO_SHOT_CLASSIFICATION, {}, "parameters.candidate_labels: Field required"),
+        (Task.ZERO_SHOT_CLASSIFICATION, {"candidate_labels": []}, "at least 1 item"),
+        (Task.ZERO_SHOT_CLASSIFICATION, {"candidate_labels": " , "}, "at least 1 item"),
+        (Task.ZERO_SHOT_CLASSIFICATION, LABELS | {"hypothesis_template": "x"}, "the place {}"),
+        (Task.TRANSLATION, {"truncation": "all"}, "'do_not_truncate'"),
+        (Task.SUMMARIZATION, {"generate_parameters": {"num_beams": 0}}, "parameters.num_beams"),
+        (Task.FEATURE_EXTRACTION, {"encoding_format": "base64"}, "'float'"),
+        (Task.TEXT_GENERATION, {"stream": True}, "parameters.stream: Input should be False"),
+        (Task.TEXT_GENERATION, {"temperature": -1}, "parameters.temperature"),
+        (Task.SPEECH_RECOGNITION, {"return_timestamps": "line"}, "parameters.return_timestamps"),
+    ],
+)
+def test_wrong_parameters_are_named(task: Task, parameters: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        parse_parameters(task, parameters)
+
+
+def test_labels_may_come_in_one_string() -> None:
+    found = parse_parameters(Task.ZERO_SHOT_CLASSIFICATION, {"candidate_labels": "good, bad,"})
+    assert found == parse_parameters(Task.ZERO_SHOT_CLASSIFICATION, LABELS)

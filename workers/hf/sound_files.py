@@ -1,0 +1,136 @@
+"""Opening audio files, and knowing whether they are whole.
+
+libsndfile reads what is there. Where it would take a part for the whole (a WAV or an OGG that is
+cut off, an MP3 that does not say how long it is, or says it of the first of several that were
+joined), this module knows better.
+"""
+
+import io
+
+import soundfile
+
+from shared.errors import InvalidInput
+
+FORMATS = frozenset({"FLAC", "WAV", "WAVEX", "MP3", "OGG"})
+SENDABLE = "send FLAC, WAV, MP3 or OGG"
+# What libsndfile says of a length that nobody has told it.
+UNKNOWN_FRAMES = 2**63 - 1
+# Encoders round to their frames; that much may be missing.
+SLACK_S = 0.1
+# Writers that cannot go back to fill in a length leave this or more.
+UNKNOWN_WAV_BYTES = 0x7FFF_0000
+OGG_FIRST_PAGE = 0x02
+OGG_LAST_PAGE = 0x04
+XING_HAS_FRAMES = 0x01
+XING_HAS_BYTES = 0x02
+
+
+class SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile ships no types.
+    """For reading from front to back: a seek after each block fails at an end that is not known
+    beforehand, and finds no exact place in an MP3."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Bytes(io.BytesIO):
+    """What libsndfile may seek in as it likes: a place that does not exist is not gone to."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return super().seek(max(0, offset) if whence == io.SEEK_SET else offset, whence)
+
+
+class _Endless(_Bytes):
+    """A file of no known size: libsndfile then counts an MP3's frames instead of guessing."""
+
+    _is_at_end = False
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._is_at_end = whence == io.SEEK_END
+        return self.tell() if self._is_at_end else super().seek(offset, whence)
+
+    def tell(self) -> int:
+        return UNKNOWN_FRAMES if self._is_at_end else super().tell()
+
+
+def open_sound(data: bytes) -> SoundFile:
+    """Raises InvalidInput for what is no audio, and for a file whose end is missing."""
+    if not data:
+        raise InvalidInput(f"the file is empty; {SENDABLE}.")
+    file = _opened(_Bytes(data))
+    if file.format == "MP3":
+        file.close()
+        return _opened(_Endless(_without_wrong_length(data)))
+    try:
+        if file.format not in FORMATS:
+            raise InvalidInput(f"this is audio in the format {file.format}; {SENDABLE}.")
+        _check_wav(data)
+        _check_ogg(data)
+    except InvalidInput:
+        file.close()
+        raise
+    return file
+
+
+def _opened(file: io.BytesIO) -> SoundFile:
+    try:
+        return SoundFile(file)
+    except soundfile.SoundFileError as error:
+        raise InvalidInput(
+            "this is no audio that can be read: its format is not known, or its beginning is "
+            f"damaged; {SENDABLE}."
+        ) from error
+
+
+def _check_wav(data: bytes) -> None:
+    """Raises InvalidInput where sound should come after the end of the file."""
+    if data[:4] != b"RIFF":
+        return
+    at, bytes_per_s = 12, 0
+    while at + 8 <= len(data):
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if name == b"fmt ":
+            bytes_per_s = int.from_bytes(data[at + 16 : at + 20], "little")
+        at += 8 + size
+        if name == b"data":
+            if size < UNKNOWN_WAV_BYTES and at - len(data) > SLACK_S * bytes_per_s:
+                raise _cut_off()
+            return
+        at += size % 2
+
+
+def _check_ogg(data: bytes) -> None:
+    """Raises InvalidInput where no page says that it is the last one, or one comes after it."""
+    at, has_ended = 0, data[:4] != b"OggS"
+    while data[at : at + 4] == b"OggS" and at + 27 <= len(data):
+        flags, segments = data[at + 5], data[at + 26]
+        if has_ended and flags & OGG_FIRST_PAGE:
+            raise InvalidInput("the OGG file has several streams, one after another; send each.")
+        at += 27 + segments + sum(data[at + 27 : at + 27 + segments])
+        has_ended = bool(flags & OGG_LAST_PAGE)
+    if not has_ended or at > len(data):
+        raise _cut_off()
+
+
+def _cut_off() -> InvalidInput:
+    return InvalidInput("the audio is cut off: the file ends before the sound does.")
+
+
+def _without_wrong_length(data: bytes) -> bytes:
+    """An MP3 whose first frame knows of less than is there, without that frame's word on it."""
+    start = 0
+    while data[start : start + 3] == b"ID3":
+        size = 0
+        for byte in data[start + 6 : start + 10]:
+            size = size << 7 | byte & 0x7F
+        start += 10 + size
+    head = data[start : start + 256]
+    at = max(head.find(b"Xing"), head.find(b"Info"))
+    if at < 0:
+        return data
+    flags = int.from_bytes(head[at + 4 : at + 8], "big")
+    stated_at = at + 8 + (4 if flags & XING_HAS_FRAMES else 0)
+    stated = int.from_bytes(head[stated_at : stated_at + 4], "big")
+    if not flags & XING_HAS_BYTES or stated > 0.9 * (len(data) - start):
+        return data
+    return data[: start + at] + bytes(4) + data[start + at + 4 :]
