@@ -93,7 +93,10 @@ WITH picked AS MATERIALIZED (
     SELECT s.id FROM steps s JOIN jobs j ON j.id = s.job_id
     WHERE s.queue = :queue AND s.batch_key = :batch_key AND s.state = 'queued'
       AND s.run_after <= now() AND s.error IS NULL AND s.door = ANY(:doors)
-    ORDER BY s.lane, s.job_id, s.id LIMIT :limit
+    ORDER BY s.lane, s.job_id, s.id
+    LIMIT least(:limit, (SELECT ceil((count(*) + 1.0) / :shared_by)::int - 1 FROM (
+        SELECT FROM steps WHERE queue = :queue AND batch_key = :batch_key AND state = 'queued'
+        LIMIT :limit * :shared_by) waiting))
     FOR NO KEY UPDATE OF s, j SKIP LOCKED
 ), claimed AS (
     UPDATE steps SET state = 'running', attempt = attempt + 1, worker = :worker,
@@ -151,9 +154,11 @@ def claim_companions(
     worker: str,
     lease_s: float,
     limit: int,
+    shared_by: int = 1,
     doors: Sequence[str] = (),
 ) -> list[Claim]:
-    """Take up to `limit` more steps that can run in one batch with the one just claimed.
+    """Take up to `limit` more steps that can run in one batch with the one just claimed; of few, no
+    more than one process' share where `shared_by` are at it.
 
     They are of its queue and batch key, of whatever lane and fair key: they ride along for little.
     """
@@ -162,6 +167,7 @@ def claim_companions(
     values = {
         "queue": first.queue, "batch_key": first.batch_key, "worker": worker,
         "lease_s": lease_s, "doors": ["", *doors], "limit": limit,
+        "shared_by": shared_by,
     }  # fmt: skip
     return [_claimed(session, row) for row in session.execute(COMPANIONS, values)]
 

@@ -64,7 +64,7 @@ class Storage:
         return Stored(id=file_id, path=path, size_bytes=size, sha256=digest.hexdigest())
 
     def write(self, path: str, source: Readable) -> None:
-        """Copy a stream to a path of one's own choice. Raises Unavailable, and keeps nothing then."""
+        """Copy a stream to a path of one's choice. Raises Unavailable, and keeps nothing then."""
         try:
             with _storage_errors(path), self._fs.open(self._full(path), "wb") as target:
                 while block := source.read(BLOCK_BYTES):

@@ -264,7 +264,8 @@ def _add(session: Session, job: Job, children: list[NewStep]) -> None:
     rows = [
         {
             "job_id": job.id, "name": child.name, "queue": child.queue.value, "door": child.door,
-            "batch_key": child.batch_key, "lane": job.lane, "fair_key": job.fair_key, "state": State.QUEUED.value,
+            "batch_key": child.batch_key, "lane": job.lane, "fair_key": job.fair_key,
+            "state": State.QUEUED.value,
             "payload": child.payload, "max_attempts": job.max_attempts,
         }
         for child in children

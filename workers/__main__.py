@@ -90,14 +90,15 @@ def _retrieve(settings: Settings, arguments: argparse.Namespace) -> int:
 
     settings.require_chroma_url()
     # A GPU is for the workers that are started for it.
-    settings = settings.model_copy(update={"hf_device": "cpu"})
+    concurrency = arguments.concurrency or settings.worker_concurrency
+    settings = settings.model_copy(update={"hf_device": "cpu", "worker_concurrency": concurrency})
     app = make_worker_app(
         settings,
         cpu_handlers(),
         name=arguments.name,
         queues=CPU_QUEUES,
         pool=PREFORK,
-        concurrency=arguments.concurrency or settings.worker_concurrency,
+        concurrency=concurrency,
     )
     return _run(app, settings, arguments.name, [queue.value for queue in CPU_QUEUES])
 
@@ -106,15 +107,19 @@ def _run_tasks(settings: Settings, arguments: argparse.Namespace) -> int:
     """Hugging Face tasks only. Models are loaded by the children, which alone touch the device."""
     from workers.handlers import hf_handlers
 
-    if arguments.device:
-        settings = settings.model_copy(update={"hf_device": arguments.device})
+    concurrency = arguments.concurrency or 1
+    changes = {
+        "worker_concurrency": concurrency,
+        "hf_device": arguments.device or settings.hf_device,
+    }
+    settings = settings.model_copy(update=changes)
     app = make_worker_app(
         settings,
         hf_handlers(),
         name=arguments.name,
         queues=HF_QUEUES,
         pool=PREFORK,
-        concurrency=arguments.concurrency or 1,
+        concurrency=concurrency,
     )
     return _run(app, settings, arguments.name, [queue.value for queue in HF_QUEUES])
 

@@ -1,11 +1,11 @@
-"""Several steps at once: claimed together, run by one call of their handler, recorded one by one.
+"""Several steps at once: claimed together, run by one call of their handler, recorded together.
 
 Each step keeps its own attempt, lease, heartbeat and cancellation. How many are claimed is learnt
 from how many were through in time: steps that are not even begun go back to the queue.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from sqlalchemy.orm import Session
@@ -19,7 +19,9 @@ from workers.step import Context, Done, RunBatch
 
 log = logging.getLogger(__name__)
 
-FIRST_STEPS = 16
+Conclude = Callable[[Sequence[tuple[Beat, Done | Exception]]], None]
+
+FIRST_STEPS = 32
 
 
 class Appetite:
@@ -48,48 +50,59 @@ def claim_more(process: Process, session: Session, first: Claim) -> list[Claim]:
         worker=process.worker_name,
         lease_s=process.settings.step_lease_s,
         limit=process.appetite.of(first.batch_key) - 1,
+        shared_by=process.settings.worker_concurrency,
         doors=process.doors,
     )
     return [first, *more]
 
 
-def run_batch(
-    process: Process,
-    run: RunBatch,
-    batch: Sequence[Claim],
-    conclude: Callable[[Beat, Done | Exception], None],
-) -> None:
-    """Run claimed steps to their records, which `conclude` makes, whatever happens in them."""
-    contexts = [Context(process, claim) for claim in batch]
-    hearts = {context.claim.step_id: ExitStack() for context in contexts}
+def run_batch(process: Process, run: RunBatch, batch: Sequence[Claim], conclude: Conclude) -> None:
+    """Run claimed steps to their records, whatever happens in them."""
     with ExitStack() as stack:
         beats = {}
-        for context in contexts:
-            step_id = context.claim.step_id
-            stack.push(hearts[step_id])
-            beats[step_id] = hearts[step_id].enter_context(process.heart.beating(context))
-
-        def settle(context: Context, outcome: Done | Exception) -> None:
-            step_id = context.claim.step_id
-            beat = beats.pop(step_id)
-            conclude(beat, outcome)
-            hearts[step_id].close()
-
-        failure: Exception | None = None
+        for claim in batch:
+            context = Context(process, claim)
+            beats[context] = stack.enter_context(process.heart.beating(context))
+        ledger = _Settlement(beats, conclude)
         try:
-            run(contexts, settle)
+            run(list(beats), ledger)
+            ledger.flush()
+            left = ledger.left()
         except Exception as error:
-            failure = error
-        left = [context for context in contexts if context.claim.step_id in beats]
-        for context in left:
-            if failure is not None:
-                settle(context, failure)
-        given_back = [] if failure is not None else left
-        if batch[0].batch_key is not None and failure is None:
+            ledger.flush()
+            for context in ledger.left():
+                ledger(context, error)
+            return
+        if batch[0].batch_key is not None:
             process.appetite.learn(
-                batch[0].batch_key, claimed=len(batch), through=len(batch) - len(given_back)
+                batch[0].batch_key, claimed=len(batch), through=len(batch) - len(left)
             )
-        _give_back(process, given_back)
+        _give_back(process, left)
+
+
+class _Settlement:
+    """What has come of each step of a batch. Successes are kept until `flush`, which records them
+    in one transaction; anything else is recorded at once."""
+
+    def __init__(self, beats: Mapping[Context, Beat], conclude: Conclude) -> None:
+        self._open = dict(beats)
+        self._done: list[tuple[Beat, Done | Exception]] = []
+        self._conclude = conclude
+
+    def __call__(self, context: Context, outcome: Done | Exception) -> None:
+        beat = self._open.pop(context)
+        if isinstance(outcome, Done):
+            self._done.append((beat, outcome))
+        else:
+            self._conclude([(beat, outcome)])
+
+    def flush(self) -> None:
+        done, self._done = self._done, []
+        if done:
+            self._conclude(done)
+
+    def left(self) -> list[Context]:
+        return list(self._open)
 
 
 def _give_back(process: Process, contexts: Sequence[Context]) -> None:

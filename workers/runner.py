@@ -9,7 +9,7 @@
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
@@ -63,7 +63,9 @@ def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
         together = handler is not None and handler.run_batch is not None
         batch = batches.claim_more(process, session, claim) if together else [claim]
     if handler is not None and handler.run_batch is not None:
-        batches.run_batch(process, handler.run_batch, batch, partial(conclude, process, handler))
+        batches.run_batch(
+            process, handler.run_batch, batch, partial(conclude_all, process, handler)
+        )
     else:
         run(process, handlers, claim)
     return True
@@ -112,16 +114,45 @@ def conclude(
         _tidy(claim, [after])
 
 
+def conclude_all(
+    process: Process, handler: Handler, outcomes: Sequence[tuple[Beat, Done | Exception]]
+) -> None:
+    """Record what came of several attempts: successes in one transaction, if that can be."""
+    done = [(beat, each) for beat, each in outcomes if isinstance(each, Done)]
+    # In the order of their ids, as by all that lock several jobs.
+    done.sort(key=lambda pair: pair[0].context.claim.job_id)
+    try:
+        with process.ledger.begin() as session:
+            recorded = [_succeed(session, handler, beat.context.claim, d) for beat, d in done]
+    except Exception as error:
+        log.warning("a batch is recorded step by step: %s", _message(error))
+        recorded = None
+    for n, (beat, each) in enumerate(done):
+        if recorded is None:
+            conclude(process, handler, beat, each)
+        elif not recorded[n]:
+            _tidy(beat.context.claim, beat.context.on_lost)
+        elif each.after is not None:
+            _tidy(beat.context.claim, [each.after])
+    for beat, outcome in outcomes:
+        if not isinstance(outcome, Done):
+            conclude(process, handler, beat, outcome)
+
+
 def _record(process: Process, handler: Handler | None, claim: Claim, done: Done) -> bool:
     with process.ledger.begin() as session:
-        return steps.succeed(
-            session,
-            claim,
-            result=done.result,
-            children=done.children,
-            record=done.record,
-            finish=handler.finish if handler else None,
-        )
+        return _succeed(session, handler, claim, done)
+
+
+def _succeed(session: Session, handler: Handler | None, claim: Claim, done: Done) -> bool:
+    return steps.succeed(
+        session,
+        claim,
+        result=done.result,
+        children=done.children,
+        record=done.record,
+        finish=handler.finish if handler else None,
+    )
 
 
 def _stopped(process: Process, handler: Handler | None, claim: Claim, error: Cancelled) -> bool:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy.orm import Session
 
@@ -53,7 +53,15 @@ class Context:
         self.stop.set()
 
 
-Settle = Callable[[Context, Done | Exception], None]
+class Settle(Protocol):
+    """Takes what came of each step of a batch."""
+
+    def __call__(self, context: Context, outcome: Done | Exception, /) -> None: ...
+
+    def flush(self) -> None:
+        """Record the successes so far, together: called where something slow comes next."""
+
+
 RunBatch = Callable[[Sequence[Context], Settle], None]
 Absorb = Callable[[Session, Claim, str], None]
 

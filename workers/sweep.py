@@ -108,6 +108,7 @@ def end_overdue(session: Session) -> None:
     overdue = session.execute(
         select(Job.id, Job.timeout_s)
         .where(Job.state.in_(OPEN), Job.deadline_at < func.now(), Job.ending.is_(None))
+        .order_by(Job.id)
         .limit(BATCH)
     ).all()
     for job_id, timeout_s in overdue:

@@ -29,6 +29,7 @@ from workers.sweep import take_back
 PATIENCE_S = 60
 DOORS = ("extractive", "ollama", "openai")
 QUICK = {
+    "worker_concurrency": 1,
     "step_lease_s": 10,
     "step_heartbeat_s": 0.02,
     "retry_base_s": 0.01,

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-LETTERS: Final = "ACEHILNORST안녕물"
+LETTERS: Final = "ACEHILNORSTUWY"
 LETTER_S: Final = 0.12
 TONE_S: Final = 0.08
 SPACE_S: Final = 0.1
@@ -37,10 +37,15 @@ def length_s(text: str) -> float:
 def speak(text: str, rate: int = 16_000) -> NDArray[np.float32]:
     """Raises ValueError for letters that have no tone."""
     sound = np.zeros(round(length_s(text) * rate), np.float32)
-    for letter, start, end in letters(text):
-        times = np.arange(round(start * rate), round(end * rate)) / rate - start
-        fade = np.clip(np.minimum(times, TONE_S - times) / FADE_S, 0, 1)
-        pitch = LOWEST_HZ + STEP_HZ * LETTERS.index(letter)
-        tone = 0.4 * fade * np.sin(2 * np.pi * pitch * times)
-        sound[round(start * rate) : round(start * rate) + len(tone)] = tone
+    for letter, start, _ in letters(text):
+        heard = tone(letter, TONE_S, rate)
+        sound[round(start * rate) :][: len(heard)] = heard
     return sound
+
+
+def tone(letter: str, length_s: float, rate: int) -> NDArray[np.float32]:
+    times = np.arange(round(length_s * rate)) / rate
+    fade = np.clip(np.minimum(times, length_s - times) / FADE_S, 0, 1)
+    pitch = LOWEST_HZ + STEP_HZ * LETTERS.index(letter)
+    sound: NDArray[np.float32] = 0.4 * fade * np.sin(2 * np.pi * pitch * times)
+    return sound.astype(np.float32)

@@ -25,6 +25,7 @@ def run(asked: Sequence[tuple[Context, HfInput]], settle: Settle) -> None:
             except Exception as error:
                 outcome = error
             settle(context, outcome)
+            settle.flush()
     finally:
         # A request that is under way when the step's time is up ends by its own timeout.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -8,9 +8,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from sqlalchemy import select
+
 from shared import jobs
 from shared.errors import Cancelled, InvalidInput, SluiceError
 from shared.hf import BINARY, HfInput
+from shared.models import Job
 from workers.hf import contents, hub_steps, results
 from workers.hf.batching import Budget, batches, run_rows
 from workers.hf.loading import load_for
@@ -46,10 +49,10 @@ def run_batch(contexts: Sequence[Context], settle: Settle) -> None:
 
 def _inputs(contexts: Sequence[Context]) -> list[HfInput]:
     with contexts[0].process.ledger.read() as session:
-        return [
-            HfInput.model_validate(jobs.get(session, context.claim.job_id).input)
-            for context in contexts
-        ]
+        ids = [context.claim.job_id for context in contexts]
+        rows = session.execute(select(Job.id, Job.input).where(Job.id.in_(ids)))
+        inputs = {row.id: row.input for row in rows}
+    return [HfInput.model_validate(inputs[job_id]) for job_id in ids]
 
 
 class _Run:
@@ -68,7 +71,8 @@ class _Run:
 
     def run(self) -> None:
         for work in list(self._open):
-            work.before, work.warnings_before = results.recorded_before(work.context)
+            if work.context.claim.payload:  # an earlier step of the job has done a part
+                work.before, work.warnings_before = results.recorded_before(work.context)
             self._advance(work)
         while self._open:
             places = list(self._round())
@@ -129,6 +133,7 @@ class _Run:
             part.outputs[place.k] = output
             if part.is_through:
                 self._finish(place.work, place.n)
+        self._settle.flush()
         self._tell()
 
     def _finish(self, work: Work, n: int) -> None:

@@ -1,0 +1,24 @@
+"""Automatic speech recognition: by a model with a CTC head, or by Whisper."""
+
+from pathlib import Path
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
+
+from shared.errors import Permanent
+from workers.hf import ctc, whisper
+from workers.hf.checkpoints import name_of
+from workers.hf.detect import read_config
+from workers.hf.task import LocalTask, Options
+
+
+def load(folder: Path, options: Options) -> LocalTask:
+    kind = read_config(folder).get("model_type")
+    if kind == "whisper":
+        return whisper.load(folder, options)
+    # Of a folder without a configuration, loading tells what it lacks.
+    if kind is None or kind in MODEL_FOR_CTC_MAPPING_NAMES:
+        return ctc.load(folder, options)
+    raise Permanent(
+        f"{name_of(folder)} is a {kind} model. For speech recognition use Whisper, or a model with "
+        "a CTC head on raw audio, such as wav2vec2, HuBERT or WavLM."
+    )
