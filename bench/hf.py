@@ -34,11 +34,12 @@ from workers.hf.batching import Budget, batches, run_rows
 from workers.hf.cache import Models
 from workers.hf.task import UNWATCHED
 
-WORDS = (
-    "the service was friendly and quick food arrived cold nobody answered our letters room quiet "
-    "clean view over river lovely staff helped us find train late refund never came would gladly "
-    "come again battery lasts two days screen broke after week works as described"
-).split()
+WORDS = [
+    "the", "service", "was", "friendly", "and", "quick", "food", "arrived", "cold", "nobody",
+    "answered", "our", "letters", "room", "quiet", "clean", "view", "over", "river", "lovely",
+    "staff", "helped", "us", "find", "train", "late", "refund", "never", "came", "would", "gladly",
+    "come", "again", "battery", "lasts", "two", "days", "screen", "broke", "after", "week", "works",
+]  # fmt: skip
 DISTILBERT = "bench/distilbert"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MODELS = {

@@ -20,6 +20,8 @@ from tests.e2e.running import remote_addresses
 from tests.e2e.stack import LiveStack
 
 SETTINGS = {
+    # There is no hub here: a model is on this machine, or there is none.
+    "HF_HUB_OFFLINE": "1",
     "SLUICE_WORKER_CONCURRENCY": "2",
     "SLUICE_STEP_LEASE_S": "3",
     "SLUICE_RETRY_BASE_S": "0.2",

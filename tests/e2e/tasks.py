@@ -74,7 +74,10 @@ EXAMPLES = [
     ),
     Example(
         task=Task.SENTENCE_SIMILARITY,
-        inputs={"source_sentence": "A cat sits outside.", "sentences": ["A cat is outdoors.", "Tax"]},
+        inputs={
+            "source_sentence": "A cat sits outside.",
+            "sentences": ["A cat is outdoors.", "Tax"],
+        },
         is_right=lambda a: a[0] > 0.6 > a[1],
     ),
     Example(

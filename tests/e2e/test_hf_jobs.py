@@ -118,7 +118,7 @@ def test_bad_input_is_told_clearly_and_the_worker_lives_on(
         ({"model": "google-bert/bert-base-uncased", "inputs": "no mask here"}, "[MASK]"),
         ({**speech, "inputs": "bm90IGF1ZGlv"}, "FLAC, WAV, MP3 or OGG"),
         ({**speech, "inputs": {"file_id": upload(client, corrupt_audio())}}, "audio"),
-        ({**speech, "inputs": {"file_id": upload(client, silence(0))}}, "empty"),
+        ({**speech, "inputs": {"file_id": upload(client, silence(0))}}, "length is zero"),
         ({"model": "nobody/nothing", "inputs": "a"}, "nobody/nothing"),
     ]
     for input_, words in wrong:
@@ -127,10 +127,12 @@ def test_bad_input_is_told_clearly_and_the_worker_lives_on(
         assert words in (ended.error.message if ended.error else ""), ended.error
     assert not (tmp_path / "sprung").exists()
 
-    long = client.wait(client.submit("hf", {"task": "summarization", "inputs": "word " * 20_000}).id)
+    asked = {"task": "summarization", "inputs": "word " * 20_000}
+    long = client.wait(client.submit("hf", asked).id)
     assert long.state is State.SUCCEEDED, long.error
     assert "cut from" in long.warnings[0]
-    fine = client.wait(client.submit("hf", {"task": "text-classification", "inputs": tasks.FELT}).id)
+    asked = {"task": "text-classification", "inputs": tasks.FELT}
+    fine = client.wait(client.submit("hf", asked).id)
     assert fine.state is State.SUCCEEDED
     assert {process.pid for process in stack.pool()} == before
 

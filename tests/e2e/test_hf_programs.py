@@ -173,8 +173,9 @@ class TestInferenceClient:
 
     def test_an_unknown_model_is_an_error_that_the_client_shows(self, url: str) -> None:
         with pytest.raises(HfHubHTTPError) as caught:
-            self.client(url, "nobody/../nothing").fill_mask("x")
-        assert caught.value.response.status_code in (400, 404)
+            self.client(url, "nobody/nothing").fill_mask("x")
+        assert caught.value.response.status_code == 404
+        assert "nobody/nothing" in str(caught.value)
 
 
 def test_who_does_not_want_to_wait_is_told_that_the_model_is_loading(

@@ -167,7 +167,7 @@ def test_bad_input_fails_its_own_job_and_no_other(
 
 
 def test_a_model_that_has_no_room_is_refused_before_it_is_loaded(
-    worker: Process, settings: Settings, models: Path, tmp_path: Path
+    worker: Process, tmp_path: Path
 ) -> None:
     huge = tmp_path / "huge"
     huge.mkdir()
