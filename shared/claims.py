@@ -86,6 +86,9 @@ SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_k
 FROM claimed c JOIN jobs j ON j.id = c.job_id
 """)
 
+FEW_STEPS = 16
+"""Not worth sharing between processes: halves of halves would be no batches any more."""
+
 # Steps that failed before, or whose worker died, run alone: they must not take others with them.
 # Jobs that somebody else has locked are left out, so that no two of these wait for each other.
 COMPANIONS = text("""
@@ -94,7 +97,7 @@ WITH picked AS MATERIALIZED (
     WHERE s.queue = :queue AND s.batch_key = :batch_key AND s.state = 'queued'
       AND s.run_after <= now() AND s.error IS NULL AND s.door = ANY(:doors)
     ORDER BY s.lane, s.job_id, s.id
-    LIMIT least(:limit, (SELECT ceil((count(*) + 1.0) / :shared_by)::int - 1 FROM (
+    LIMIT least(:limit, (SELECT greatest(:few, ceil((count(*) + 1.0) / :shared_by)) - 1 FROM (
         SELECT FROM steps WHERE queue = :queue AND batch_key = :batch_key AND state = 'queued'
         LIMIT :limit * :shared_by) waiting))
     FOR NO KEY UPDATE OF s, j SKIP LOCKED
@@ -167,7 +170,7 @@ def claim_companions(
     values = {
         "queue": first.queue, "batch_key": first.batch_key, "worker": worker,
         "lease_s": lease_s, "doors": ["", *doors], "limit": limit,
-        "shared_by": shared_by,
+        "shared_by": shared_by, "few": FEW_STEPS,
     }  # fmt: skip
     return [_claimed(session, row) for row in session.execute(COMPANIONS, values)]
 

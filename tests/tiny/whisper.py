@@ -1,21 +1,20 @@
-"""A tiny Whisper that knows a word for each tone of `tests.tiny.voice`, when it was said, and what the
-Korean ones are in English. Its window is of four seconds.
+"""A tiny Whisper that writes down what `tests.tiny.voice` says, and when; what it hears in Korean it
+can put into Latin letters. Its window is of four seconds.
 
-Where the decoder has to look is taught with the words: that is learnt within seconds, and makes
+The voice says a letter every 0.12 s and a letter is a token, so a token's place in the text is that
+of its sound. Where the decoder has to look is taught with the letters: that takes seconds, and makes
 the heads of alignment good ones.
 """
 
-import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, pre_tokenizers
 from torch import nn
 from transformers import (
     GenerationConfig,
@@ -25,67 +24,108 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from tests.tiny.voice import LETTERS, tone
+from tests.tiny.voice import LETTER_S, LETTERS, speak
 
-WORDS: Final = (
-    "apple cat east hello ice long north old rain star tree 안녕 물 water".split()
-)
-ENGLISH: Final = {"안녕": "hello", "물": "water"}
-"""What the Korean words are translated into."""
+LATIN: Final = {"안": "A", "녕": "N", "물": "L"}
+"""How the task `translate` writes Korean."""
 
-WORD_S: Final = 0.3
-GAP_S: Final = 0.14
-PAUSE_S: Final = 0.5
+PAUSE: Final = "   "
+"""So much silence parts segments."""
+
 RATE_HZ: Final = 16_000
 WINDOW_S: Final = 4
-POSITIONS: Final = WINDOW_S * 50
+CHUNK_S: Final = 3.6
+"""In pieces of this length, every piece of a long recording begins with a letter's own time."""
+
 POSITION_S: Final = 0.02
-IGNORED: Final = -100
-MERGES: Final = 28
+POSITIONS: Final = round(WINDOW_S / POSITION_S)
+SLOT: Final = round(LETTER_S / POSITION_S)
+SLOTS: Final = POSITIONS // SLOT
 SPECIALS: Final = (
-    "<|endoftext|> <|startoftranscript|> <|en|> <|ko|> <|translate|> <|transcribe|> "
-    "<|startoflm|> <|startofprev|> <|nospeech|> <|notimestamps|>"
+    "<|startoftranscript|> <|en|> <|ko|> <|translate|> <|transcribe|> <|startoflm|> "
+    "<|startofprev|> <|nospeech|> <|notimestamps|>"
 ).split()
-LENGTH_LIMIT: Final = 64
-TIME_SCALE: Final = 0.3
-GUIDED: Final = 1.0
+END: Final = "<|endoftext|>"
+PROMPT: Final = 4
+LENGTH_LIMIT: Final = 48
+IGNORED: Final = -100
+JITTER_S: Final = 0.01
 ROWS: Final = 8
 STEPS: Final = 400
 RATE: Final = 4e-3
-
-
-def timed(text: str, start_s: float = 0) -> Iterator[tuple[str, float, float]]:
-    """Each word of a text with its beginning and its end. Two spaces are a pause."""
-    at = start_s
-    for phrase in text.split("  "):
-        for word in phrase.split():
-            yield word, at, at + WORD_S
-            at += WORD_S + GAP_S
-        at += PAUSE_S
-
-
-def say(text: str, rate: int = RATE_HZ) -> NDArray[np.float32]:
-    words = list(timed(text))
-    sound = np.zeros(round((words[-1][2] + GAP_S) * rate), np.float32)
-    for word, start, _ in words:
-        heard = tone(LETTERS[WORDS.index(word)], WORD_S, rate)
-        sound[round(start * rate) :][: len(heard)] = heard
-    return sound
+EXAM_ROWS: Final = 32
+EXAM_FROM: Final = 100
+EXAM_EVERY: Final = 20
 
 
 def build(folder: Path) -> None:
     tokenizer = _tokenizer(folder)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIALS}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = _model(len(tokenizer), ids)
-        _train(model, tokenizer, ids)
-    extractor().save_pretrained(folder)
+        model = _model(tokenizer)
+        _train(model, tokenizer)
+    model.save_pretrained(folder)
+    _extractor().save_pretrained(folder)
+
+
+def _tokenizer(folder: Path) -> Any:
+    """Byte-level as Whisper's; each Korean letter's bytes are merged into one token."""
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = []
+    for letter in LATIN:
+        [(first, second, third)] = [
+            piece
+            for piece, _ in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(letter)
+        ]
+        merges += [(first, second), (first + second, third)]
+        pieces += [piece for piece in (first + second, first + second + third)]
+    pieces = list(dict.fromkeys(pieces))
+    tokenizer = WhisperTokenizer(
+        vocab={piece: n for n, piece in enumerate([*pieces, END])},
+        merges=list(dict.fromkeys(merges)),
+        model_max_length=LENGTH_LIMIT,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIALS})
+    times = [f"<|{n * POSITION_S:.2f}|>" for n in range(POSITIONS + 1)]
+    tokenizer.add_tokens([AddedToken(time, normalized=False) for time in times])
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _extractor() -> WhisperFeatureExtractor:
+    return WhisperFeatureExtractor(feature_size=80, chunk_length=WINDOW_S, sampling_rate=RATE_HZ)
+
+
+def _model(tokenizer: Any) -> WhisperForConditionalGeneration:
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (END, *SPECIALS)}
+    tokens = {
+        "decoder_start_token_id": ids["<|startoftranscript|>"],
+        "pad_token_id": ids[END],
+        "bos_token_id": ids[END],
+        "eos_token_id": ids[END],
+    }
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        max_source_positions=POSITIONS,
+        max_target_positions=LENGTH_LIMIT,
+        begin_suppress_tokens=None,
+        init_std=0.05,
+        attn_implementation="eager",
+        **tokens,
+    )
+    model = WhisperForConditionalGeneration(config)
+    decoder = model.model.decoder
+    first = ids["<|notimestamps|>"] + 1
+    for k in range(SLOTS+1):
+        decoder.embed_tokens.weight.data[first + SLOT*k] = decoder.embed_positions.weight.data[PROMPT - 1 + k]
     model.generation_config = GenerationConfig(
-        decoder_start_token_id=ids["<|startoftranscript|>"],
-        pad_token_id=ids["<|endoftext|>"],
-        eos_token_id=ids["<|endoftext|>"],
-        bos_token_id=ids["<|endoftext|>"],
         max_length=LENGTH_LIMIT,
         no_timestamps_token_id=ids["<|notimestamps|>"],
         prev_sot_token_id=ids["<|startofprev|>"],
@@ -94,194 +134,131 @@ def build(folder: Path) -> None:
         task_to_id={name: ids[f"<|{name}|>"] for name in ("transcribe", "translate")},
         forced_decoder_ids=[[1, None], [2, ids["<|transcribe|>"]]],
         alignment_heads=[[1, 0]],
+        **tokens,
     )
-    model.save_pretrained(folder)
-
-
-def extractor() -> WhisperFeatureExtractor:
-    return WhisperFeatureExtractor(feature_size=80, chunk_length=WINDOW_S, sampling_rate=RATE_HZ)
-
-
-def _tokenizer(folder: Path) -> WhisperTokenizer:
-    """Byte-level BPE as Whisper's, of so few merges that most words are several tokens."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=len(alphabet) + MERGES, initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator([f" {word}" for word in WORDS], trainer)
-    learnt = json.loads(bpe.to_str())["model"]
-    tokenizer = WhisperTokenizer(
-        vocab={**learnt["vocab"], "<|endoftext|>": len(learnt["vocab"])},
-        merges=[tuple(merge) for merge in learnt["merges"]],
-        model_max_length=LENGTH_LIMIT,
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIALS[1:])})
-    times = [f"<|{n * POSITION_S:.2f}|>" for n in range(POSITIONS + 1)]
-    tokenizer.add_tokens([AddedToken(time, normalized=False) for time in times])
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-def _model(tokens: int, ids: dict[str, int]) -> WhisperForConditionalGeneration:
-    end = ids["<|endoftext|>"]
-    config = WhisperConfig(
-        vocab_size=tokens,
-        d_model=64,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=128,
-        decoder_ffn_dim=128,
-        max_source_positions=POSITIONS,
-        max_target_positions=LENGTH_LIMIT,
-        decoder_start_token_id=ids["<|startoftranscript|>"],
-        pad_token_id=end,
-        bos_token_id=end,
-        eos_token_id=end,
-        begin_suppress_tokens=None,
-        init_std=0.05,
-        attn_implementation="eager",
-    )
-    model = WhisperForConditionalGeneration(config)
-    # A timestamp's token begins as the place that it stands for, as the encoder writes it.
-    first = ids["<|notimestamps|>"] + 1
-    places = model.model.encoder.embed_positions.weight.data
-    table = model.model.decoder.embed_tokens.weight.data
-    table[first : first + POSITIONS] = TIME_SCALE * places
     return model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    sound: NDArray[np.float32]
+    samples: np.ndarray
     tokens: Sequence[int]
-    """From the start of the transcript to the end of the text."""
-    first_wanted: int
-    """The prompt before it is given."""
-    heard: Sequence[tuple[float, float] | None]
-    """When each token was said; None where it says nothing."""
+    """The prompt, the text, and its end."""
 
 
-def _train(model: WhisperForConditionalGeneration, tokenizer: Any, ids: dict[str, int]) -> None:
+def _train(model: WhisperForConditionalGeneration, tokenizer: Any) -> None:
+    """Raises RuntimeError for a model that has not learnt to listen."""
+    global END_ID,SPACE_ID
+    END_ID=tokenizer.convert_tokens_to_ids(END); [SPACE_ID]=tokenizer(" ",add_special_tokens=False)["input_ids"]
     generator = random.Random(0)
-    listen = extractor()
+    exam = [_lesson(generator, tokenizer) for _ in range(EXAM_ROWS)]
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         betas=(0.9, 0.99),
         weight_decay=0.01,
     )
-    model.train()
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min((step + 1) / 20, max(0.05, 1 - step / STEPS))
-        lessons = [_lesson(generator, tokenizer, ids) for _ in range(ROWS)]
-        loss, told, guided, right = _losses(model, listen, lessons, ids)
-        loss.backward()
+        logits, wanted, looks = _listen(model, [_lesson(generator, tokenizer) for _ in range(ROWS)])
+        told = nn.functional.cross_entropy(
+            logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED
+        )
+        (told - looks.log().mean()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 20 == 0:
-            print(step, told.item(), guided.item(), right)
-    model.eval()
+        if step >= EXAM_FROM and step % EXAM_EVERY == 0:
+            p=_passes(model, exam)
+            print(step, told.item(), looks.mean().item(), p)
+            if p==1: return
+    raise RuntimeError(f"the tiny Whisper has not learnt its letters in {STEPS} steps")
 
 
-def _losses(model, listen, lessons, ids):
-    features = listen(
-        [lesson.sound for lesson in lessons], sampling_rate=RATE_HZ, return_tensors="pt"
+def _passes(model: WhisperForConditionalGeneration, exam: Sequence[Lesson]) -> bool:
+    with torch.inference_mode():
+        logits, wanted, _ = _listen(model, exam)
+    import collections
+    ok=collections.Counter(); n=collections.Counter()
+    for row,w in zip(logits.argmax(-1).tolist(),wanted.tolist()):
+        for i,(a,b) in enumerate(zip(row,w)):
+            if b==IGNORED: continue
+            c="lang" if i==0 else "end" if b==END_ID else "space" if b==SPACE_ID else "time0" if i<4 else "time" if b>END_ID else "letter"
+            n[c]+=1; ok[c]+= a==b
+    print({c:(ok[c],n[c]) for c in n})
+    return ((logits.argmax(-1) == wanted) | (wanted == IGNORED)).all(-1).float().mean().item()
+
+
+def _listen(
+    model: WhisperForConditionalGeneration, lessons: Sequence[Lesson]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The logits, the tokens that they should give, and how much of where it should look the head of
+    alignment looks at."""
+    features = _extractor()(
+        [lesson.samples for lesson in lessons], sampling_rate=RATE_HZ, return_tensors="pt"
     )["input_features"]
-    width = max(len(lesson.tokens) for lesson in lessons)
-    inputs = torch.full((len(lessons), width - 1), ids["<|endoftext|>"])
-    wanted = torch.full((len(lessons), width - 1), IGNORED)
-    now = torch.zeros(len(lessons), width - 1, POSITIONS)
-    before = torch.zeros(len(lessons), width - 1, POSITIONS)
-    for n, lesson in enumerate(lessons):
-        count = len(lesson.tokens) - 1
-        inputs[n, :count] = torch.tensor(lesson.tokens[:-1])
-        wanted[n, lesson.first_wanted - 1 : count] = torch.tensor(lesson.tokens[lesson.first_wanted :])
-        if lesson.first_wanted > 1:
-            wanted[n, 0] = lesson.tokens[1]
-        for t in range(count):
-            for guide, span in ((before, lesson.heard[t]), (now, lesson.heard[t + 1])):
-                if span is not None:
-                    guide[n, t, round(span[0] * 50) : max(round(span[1] * 50), round(span[0]*50)+1)] = 1
+    rows = [torch.tensor(lesson.tokens) for lesson in lessons]
+    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+    inputs = tokens[:, :-1].clamp(min=0)
+    wanted = tokens[:, 1:].clone()
+    # The language is told from the sound; the rest of the prompt is given.
+    wanted[:, 1 : PROMPT - 1] = IGNORED
     outputs = model(input_features=features, decoder_input_ids=inputs, output_attentions=True)
-    told = nn.functional.cross_entropy(outputs.logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
-    guided = _guided(outputs.cross_attentions[0][:, 0], before) + _guided(outputs.cross_attentions[1][:, 0], now)
-    m = wanted != IGNORED
-    right = (outputs.logits.argmax(-1) == wanted)[m].float().mean().item()
-    return told + GUIDED * guided, told, guided, right
+    attention = outputs.cross_attentions[1][:, 0, PROMPT - 1 :]
+    slots = min(attention.shape[1], SLOTS)
+    places = attention[:, :slots, : SLOTS * SLOT].unflatten(-1, (SLOTS, SLOT)).sum(-1)
+    return outputs.logits, wanted, places.diagonal(dim1=1, dim2=2) + 1e-6
 
 
-def _guided(attention: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
-    is_guided = guide.any(-1)
-    return -((attention * guide).sum(-1)[is_guided] + 1e-6).log().mean()
-
-
-def _lesson(generator: random.Random, tokenizer: Any, ids: dict[str, int]) -> Lesson:
-    """A window of some talk, which may begin and end in the middle of it."""
-    words = generator.sample(WORDS, k=len(WORDS))
-    count = generator.choice([0, 1, 2, 3, 4, 6, 8, 10])
-    text, phrases = "", []
-    for word in words[:count]:
-        text += ("  " if generator.random() < 0.25 else " ") + word
-    length_s = max((end for _, _, end in timed(text.strip())), default=0)
-    start_s = generator.uniform(0, WINDOW_S - length_s) if length_s < WINDOW_S else generator.uniform(WINDOW_S - length_s, 0)
-    if count == 10: start_s -= 0
-    sound = np.random.default_rng(generator.getrandbits(32)).standard_normal(WINDOW_S * RATE_HZ)
-    sound = (10 ** generator.uniform(-5, -3) * sound).astype(np.float32)
+def _lesson(generator: random.Random, tokenizer: Any) -> Lesson:
+    text = _text(generator)
+    samples = np.zeros(WINDOW_S * RATE_HZ, np.float32)
+    said = speak(text)
+    at = round(generator.uniform(-JITTER_S, JITTER_S) * RATE_HZ)
+    said = said[max(0, -at) : len(samples) - max(0, at)]
+    samples[max(0, at) :][: len(said)] = said
+    noise = np.random.default_rng(generator.getrandbits(32)).standard_normal(len(samples))
+    samples += generator.choice([0, 1e-5, 1e-4, 1e-3]) * noise.astype(np.float32)
+    language = "ko" if set(text) & set(LATIN) else "en"
+    task = generator.choice(["transcribe", "translate"])
+    written = text.translate(str.maketrans(LATIN)) if task == "translate" else text
     if generator.random() < 0.5:
-        sound[:] = 0
-    spans = []
-    if text:
-        said = say(text.strip())
-        at = round(start_s * RATE_HZ)
-        said = said[max(0, -at) :][: len(sound) - max(0, at)]
-        sound[max(0, at) :][: len(said)] += said
-        for phrase in _phrases(text.strip(), start_s):
-            inside = [(w, a, b) for w, a, b in phrase if a > -0.1 and b < WINDOW_S + 0.1]
-            inside = [(w, max(0., a), min(b, WINDOW_S)) for w, a, b in inside]
-            if inside:
-                spans.append(inside)
-    is_korean = any(word in ENGLISH for phrase in spans for word, _, _ in phrase)
-    language = "<|ko|>" if is_korean else "<|en|>"
-    is_translated = generator.random() < 0.3
-    task = "<|translate|>" if is_translated else "<|transcribe|>"
-    has_times = generator.random() < 0.5
-    tokens = [ids["<|startoftranscript|>"], ids[language], ids[task]]
-    heard = [None, None, None]
-    if not has_times:
-        tokens.append(ids["<|notimestamps|>"])
-        heard.append(None)
-    first = len(tokens)
-    zero = ids["<|notimestamps|>"] + 1
-    for phrase in spans:
-        if has_times:
-            n = round(phrase[0][1] / POSITION_S)
-            tokens.append(zero + n)
-            heard.append((max(0,phrase[0][1]-.04), phrase[0][1]+0.06))
-        for word, a, b in phrase:
-            written = ENGLISH.get(word, word) if is_translated else word
-            new = tokenizer(f" {written}", add_special_tokens=False)["input_ids"]
-            tokens += new
-            heard += [(a, b)] * len(new)
-        if has_times:
-            n = round(phrase[-1][2] / POSITION_S)
-            tokens.append(zero + n)
-            heard.append((phrase[-1][2] - 0.06, min(WINDOW_S,phrase[-1][2]+.04)))
-    tokens.append(ids["<|endoftext|>"])
-    heard.append(None)
-    return Lesson(sound=sound, tokens=tokens, first_wanted=first, heard=heard)
+        written = "<|notimestamps|>" + written
+    else:
+        written = _with_times(written)
+    prompt = f"<|startoftranscript|><|{language}|><|{task}|>"
+    tokens = tokenizer(prompt + written + END, add_special_tokens=False)["input_ids"]
+    return Lesson(samples=samples, tokens=tokens)
 
 
-def _phrases(text: str, start_s: float):
-    at = start_s
-    for phrase in text.split("  "):
-        spans = []
-        for word in phrase.split():
-            spans.append((word, at, at + WORD_S))
-            at += WORD_S + GAP_S
-        at += PAUSE_S
-        yield spans
+def _text(generator: random.Random) -> str:
+    """Words, pauses, and silence after them; a window may begin between two words."""
+    size, text = generator.randint(0, SLOTS), " " * generator.randint(0, 1)
+    letters = LETTERS if generator.random() < 0.5 else LETTERS[: -len(LATIN)]
+    while len(text) < size:
+        word = "".join(generator.choices(letters, k=generator.randint(1, 6)))
+        text += word + (PAUSE if generator.random() < 0.2 else " ")
+    return text[:size].rstrip()
+
+
+def _with_times(text: str) -> str:
+    """Of the three letters' silence between segments, two are the times that it begins and ends."""
+    if not text:
+        return _time(0)
+    written, at = "", 0
+    for segment in text.split(PAUSE):
+        if written:
+            written += _time(at)
+            at += 1
+            segment = " " + segment
+        else:
+            written += _time(0)
+        written += segment
+        at += len(segment)
+        written += _time(at)
+        at += 1
+    return written
+
+
+def _time(slot: int) -> str:
+    return f"<|{slot * LETTER_S:.2f}|>"

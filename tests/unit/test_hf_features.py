@@ -15,22 +15,15 @@ from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from tokenizers import Tokenizer
 from transformers import (
-    BartConfig,
-    BartModel,
     BertConfig,
     BertModel,
     BertTokenizer,
-    GPT2Config,
-    GPT2Model,
-    PreTrainedModel,
-    T5Config,
-    T5EncoderModel,
     pipeline,
 )
 
 from shared.errors import InvalidInput
 from shared.hf import Task
-from tests.tiny.roberta_qa import byte_level_tokenizer
+from shared.hf_parameters import FeatureParameters
 from tests.tiny.wordpiece import vocabulary
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS, outputs, warnings
@@ -232,43 +225,18 @@ def test_tokens_have_the_vectors_of_the_pipeline(tokens: TokenFeatures) -> None:
         outputs(tokens, FEATURES, TEXTS, dimensions=25)
 
 
-def _decoder() -> PreTrainedModel:
-    return GPT2Model(GPT2Config(vocab_size=400, n_embd=16, n_layer=1, n_head=2, n_positions=64))
-
-
-def _encoder_decoder() -> PreTrainedModel:
-    return BartModel(
-        BartConfig(
-            vocab_size=400, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16,
-            decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2,
-            max_position_embeddings=64, pad_token_id=1, bos_token_id=0, eos_token_id=2,
-            decoder_start_token_id=2, forced_eos_token_id=2,
-        )
-    )  # fmt: skip
-
-
-def _encoder_of_t5() -> PreTrainedModel:
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=400, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, pad_token_id=1
-        )
-    )
-
-
-@pytest.mark.parametrize("make", [_decoder, _encoder_decoder, _encoder_of_t5])
-def test_tokens_of_other_architectures_have_the_vectors_of_the_pipeline(
-    make: Any, tmp_path: Path
+def test_rows_that_are_cut_or_prompted_otherwise_share_no_batch(
+    sentences: SentenceFeatures,
 ) -> None:
-    torch.manual_seed(0)
-    made = make()
-    made.save_pretrained(tmp_path)
-    byte_level_tokenizer(TEXTS, vocabulary=400, window_tokens=64).save_pretrained(tmp_path)
-    task = features.load(tmp_path, OPTIONS)
-    assert isinstance(task, TokenFeatures)
-    assert type(task.model) is type(made)
-    extract = pipeline("feature-extraction", model=task.model, tokenizer=task.tokenizer)
-    for found, text in zip(outputs(task, FEATURES, TEXTS), TEXTS, strict=True):
-        _assert_close(found, extract(text))
+    given = [
+        FeatureParameters(),
+        FeatureParameters(truncation_direction="left"),
+        FeatureParameters(prompt_name="query"),
+        FeatureParameters(prompt_name="passage", normalize=True, dimensions=3),
+    ]
+    groups = [sentences.prepare("a", each).rows[0].group for each in given]
+    assert groups[0] == groups[3]
+    assert len(set(groups)) == 3
 
 
 def test_company_does_not_matter(sentences: SentenceFeatures, tokens: TokenFeatures) -> None:

@@ -2,12 +2,14 @@
 window, put together token by token: models of random weights, on real texts."""
 
 import json
+from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -28,6 +30,7 @@ from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS, outputs
 from tests.unit.spans_reference import Seen, Token, brute_force
 from workers.hf.question_answering import QuestionAnswering
+from workers.hf.task import UNWATCHED
 
 QA = Task.QUESTION_ANSWERING
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -179,18 +182,29 @@ def _assert_same(found: list[dict[str, Any]], wanted: list[Any], context: str) -
 @pytest.mark.data
 def test_models_that_are_padded_on_the_left_read_the_context_first() -> None:
     [value, *_] = values = _asked("en")
-    task = _random("bert", [text for each in values for text in each.values()])
-    task.tokenizer.padding_side = "left"
-    prepared = task.prepare(value, QuestionAnsweringParameters(max_seq_len=64, doc_stride=16))
+    made = _random("bert", [text for each in values for text in each.values()])
+    made.tokenizer.padding_side = "left"
+    made.tokenizer.truncation_side = "left"
+    task = QuestionAnswering(made.model, made.tokenizer, OPTIONS)
+    parameters = QuestionAnsweringParameters(max_seq_len=64, doc_stride=16)
+    prepared = task.prepare(value, parameters)
+    question = task.tokenizer(value["question"], add_special_tokens=False)["input_ids"]
     for row in prepared.rows:
-        text = task.tokenizer.decode(row.data.tokens.inputs["input_ids"])
-        question = task.tokenizer.decode(
-            task.tokenizer(value["question"], add_special_tokens=False)["input_ids"]
-        )
-        assert text.removesuffix("[SEP]").strip().endswith(question)
-        assert row.data.context.start == 1
-    for found in outputs(task, QA, values, top_k=3, max_seq_len=64, doc_stride=16):
-        assert len(found) == 3
+        ids = row.data.tokens.inputs["input_ids"]
+        assert ids[-len(question) - 1 : -1] == question
+        assert row.data.context == slice(1, len(ids) - len(question) - 2)
+    together = task.run(prepared.rows, UNWATCHED)
+    alone = [output for row in prepared.rows for output in task.run([row], UNWATCHED)]
+    for one, other in zip(together, alone, strict=True):
+        assert _logits(one) == pytest.approx(_logits(other), abs=1e-4)
+    # From the front of the context on, whatever side texts are usually cut on.
+    assert prepared.rest.text.starts[0] == 0
+    assert prepared.rest.text.starts.tolist() == sorted(prepared.rest.text.starts)
+
+
+def _logits(output: dict[str, Any]) -> list[float]:
+    numbers: list[float] = np.frombuffer(b64decode(output["logits"]), dtype="<f4").tolist()
+    return [*numbers, *output["no_answer"]]
 
 
 @pytest.mark.data

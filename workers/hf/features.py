@@ -160,7 +160,4 @@ def load(folder: Path, options: Options) -> SentenceFeatures | TokenFeatures:
     encoder = MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.get(family, "")
     auto = AutoModelForTextEncoding if encoder.endswith("EncoderModel") else AutoModel
     model = load_model(auto, folder, options, task=Task.FEATURE_EXTRACTION)
-    tokenizer = load_tokenizer(folder, options)
-    # Padding behind a text disturbs no model; before it, it moves the positions of some.
-    tokenizer.padding_side = "right"
-    return TokenFeatures(model, tokenizer, options)
+    return TokenFeatures(model, load_tokenizer(folder, options), options)

@@ -45,6 +45,10 @@ class QuestionAnswering(LocalTask):
     ) -> None:
         super().__init__(model, options)
         self.tokenizer = tokenizer
+        # As transformers 4 has it: models that are padded on the left read the context first.
+        self.is_question_first = tokenizer.padding_side == "right"
+        # Windows are cut from the front of a context on, wherever the model would cut a text off.
+        tokenizer.truncation_side = "right"
         self.window = window_tokens(model, tokenizer)
         self.taken = inspect.signature(model.forward).parameters
 
@@ -59,6 +63,7 @@ class QuestionAnswering(LocalTask):
             size=size,
             overlap=self._overlap(question, size, parameters),
             by_word=parameters.align_to_words,
+            is_question_first=self.is_question_first,
         )
         if not np.any(text.starts < text.ends):
             raise InvalidInput("the model's tokenizer finds nothing to read in the context.")
@@ -119,11 +124,7 @@ class QuestionAnswering(LocalTask):
         with torch.inference_mode():
             output = self.model(**given)
         logits = torch.stack([output.start_logits, output.end_logits], dim=1).float().cpu().numpy()
-        masks = inputs["attention_mask"].bool().cpu().numpy()
-        return [
-            _packed(row[:, mask], reading)
-            for row, mask, reading in zip(logits, masks, readings, strict=True)
-        ]
+        return [_packed(row, reading) for row, reading in zip(logits, readings, strict=True)]
 
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
         assert isinstance(parameters, QuestionAnsweringParameters)
@@ -186,6 +187,4 @@ def load(folder: Path, options: Options) -> QuestionAnswering:
             f"The tokenizer of the model ({type(tokenizer).__name__}) does not tell where tokens "
             "lie in a text. question-answering needs a fast one (tokenizer.json)."
         )
-    # Windows are cut from the front of a context on, wherever the model would cut a text off.
-    tokenizer.truncation_side = "right"
     return QuestionAnswering(model, tokenizer, options)

@@ -35,11 +35,10 @@ def read(
     size: int,
     overlap: int,
     by_word: bool,
+    is_question_first: bool,
 ) -> tuple[list[Reading], Text]:
     """Windows of at most `size` tokens, of which they share `overlap` of the context's; and the
     context's tokens, each once."""
-    # As transformers 4 has it: models that are padded on the left read the context first.
-    is_question_first = tokenizer.padding_side == "right"
     encoded = tokenizer(
         question if is_question_first else context,
         context if is_question_first else question,
