@@ -1,7 +1,6 @@
 """Hugging Face tasks as jobs: many at once, workers lost, cancelled, bad input; by API and CLI."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,8 @@ KNOWN = {str(example.task): example for example in tasks.EXAMPLES}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _models(live_stack: LiveStack) -> Iterator[None]:
+def _models(live_stack: LiveStack) -> None:
     place(live_stack.home / "models")
-    yield
 
 
 def test_mixed_jobs_at_once_all_come_out_right_though_workers_die(
