@@ -22,7 +22,7 @@ help:
 	@echo "make up      start everything on this machine and keep it running"
 	@echo "make test    run the tests"
 	@echo "make lint    check style, types and import contracts"
-	@echo "make bench   measure ingestion, submission and generation"
+	@echo "make bench   measure ingestion, submission, generation and tasks"
 	@echo "make venv    only make the virtual environment"
 
 demo: $(LOCAL)
@@ -32,7 +32,8 @@ up: $(LOCAL)
 	@exec $(BIN)/sluice up
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit tests/integration tests/gpu -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/e2e
 
 lint: $(DEV)
 	$(BIN)/python -m ruff check
@@ -44,6 +45,7 @@ bench: $(DEV)
 	$(BIN)/python -m bench.ingest
 	$(BIN)/python -m bench.submit
 	$(BIN)/python -m bench.generate --rounds 1
+	$(BIN)/python -m bench.hf --rounds 3
 
 venv: $(DEV)
 

@@ -4,7 +4,6 @@ import shutil
 import subprocess
 from hashlib import sha256
 from pathlib import Path
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -129,6 +128,6 @@ def test_a_file_that_the_storage_lost_is_404_with_the_remedy(
     assert "SLUICE_STORAGE_URL" in found["detail"]
 
 
-@pytest.mark.parametrize("id_", ["nonsense", str(uuid4())])
+@pytest.mark.parametrize("id_", ["nonsense", "0198f2c4-0000-7000-8000-00000000dead"])
 def test_an_unknown_file_is_404(api: httpx.Client, id_: str) -> None:
     problem(api.get(f"/v1/files/{id_}"), 404)

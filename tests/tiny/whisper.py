@@ -204,10 +204,13 @@ def _listen(
     # The language is told from the sound; the rest of the prompt is given.
     wanted[:, 1 : PROMPT - 1] = IGNORED
     outputs = model(input_features=features, decoder_input_ids=inputs, output_attentions=True)
-    attention = outputs.cross_attentions[1][:, 0, PROMPT - 1 :]
-    slots = min(attention.shape[1], SLOTS)
-    places = attention[:, :slots, : SLOTS * SLOT].unflatten(-1, (SLOTS, SLOT)).sum(-1)
-    return outputs.logits, wanted, places.diagonal(dim1=1, dim2=2) + 1e-6
+    attention = outputs.cross_attentions[1][..., : SLOTS * SLOT]
+    places = attention.unflatten(-1, (SLOTS, SLOT)).sum(-1)
+    text = places[:, :, PROMPT - 1 :][:, :, : SLOTS - 2]
+    heard = text[:, 0].diagonal(dim1=1, dim2=2)
+    ahead = sum(text[:, 1].diagonal(offset=n, dim1=1, dim2=2)[:, :text.shape[2]] for n in (1, 2))
+    first = places[:, 0, :1, :2].sum(-1)
+    return outputs.logits, wanted, torch.cat([heard, ahead, first], 1) + 1e-6
 
 
 def _lesson(generator: random.Random, tokenizer: Any) -> Lesson:
@@ -233,8 +236,8 @@ def _lesson(generator: random.Random, tokenizer: Any) -> Lesson:
 
 def _text(generator: random.Random) -> str:
     """Words, pauses, and silence after them; a window may begin between two words."""
-    size, text = generator.randint(0, SLOTS), " " * generator.randint(0, 1)
-    letters = LETTERS if generator.random() < 0.5 else LETTERS[: -len(LATIN)]
+    size, text = round(SLOTS * generator.random() ** 0.5), " " * generator.randint(0, 1)
+    letters = "".join(LATIN) if generator.random() < 0.3 else LETTERS[: -len(LATIN)]
     while len(text) < size:
         word = "".join(generator.choices(letters, k=generator.randint(1, 6)))
         text += word + (PAUSE if generator.random() < 0.2 else " ")
