@@ -35,11 +35,33 @@ class Claim:
     """Why the attempt before this one is tried again."""
 
 
+# What is `picked` runs from now on, and its job with it.
+TAKE = """), claimed AS (
+    UPDATE steps SET state = 'running', attempt = attempt + 1, worker = :worker,
+        started_at = now(), lease_until = now() + make_interval(secs => :lease_s)
+    FROM picked WHERE steps.id = picked.id
+    RETURNING steps.*
+), started AS (
+    UPDATE jobs SET state = 'running', started_at = coalesce(jobs.started_at, now()),
+        attempt = greatest(jobs.attempt, c.attempt), queue = c.queue,
+        deadline_at = coalesce(deadline_at, now() + make_interval(secs => timeout_s))
+    FROM claimed c
+    WHERE jobs.id = c.job_id AND NOT c.after_end
+      AND (jobs.state = 'queued' OR jobs.attempt < c.attempt OR jobs.queue <> c.queue)
+    RETURNING jobs.id
+)
+SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_key, c.attempt,
+    c.max_attempts, c.error, j.kind, j.state AS job_state
+FROM claimed c JOIN jobs j ON j.id = c.job_id
+ORDER BY c.lane, c.job_id, c.id
+"""
+
 # The best runnable step of a queue: lane, then fair share between keys (fewest running, then
 # longest unserved), then age. `heads` is a loose index scan over (lane, key, door), so that a claim
 # costs the same with ten queued steps as with a million; the row is locked last, in the order of
 # `turns`, which is why that is materialized.
-CLAIM = text("""
+CLAIM = text(
+    """
 WITH RECURSIVE heads AS (
     (SELECT lane, fair_key, door, job_id FROM steps WHERE queue = :queue AND state = 'queued'
      ORDER BY lane, fair_key, door, job_id LIMIT 1)
@@ -67,31 +89,17 @@ WITH RECURSIVE heads AS (
         ORDER BY job_id, id LIMIT 1
         FOR UPDATE SKIP LOCKED) s
     LIMIT 1
-), claimed AS (
-    UPDATE steps SET state = 'running', attempt = attempt + 1, worker = :worker,
-        started_at = now(), lease_until = now() + make_interval(secs => :lease_s)
-    FROM picked WHERE steps.id = picked.id
-    RETURNING steps.*
-), started AS (
-    UPDATE jobs SET state = 'running', started_at = coalesce(jobs.started_at, now()),
-        attempt = greatest(jobs.attempt, c.attempt), queue = c.queue,
-        deadline_at = coalesce(deadline_at, now() + make_interval(secs => timeout_s))
-    FROM claimed c
-    WHERE jobs.id = c.job_id AND NOT c.after_end
-      AND (jobs.state = 'queued' OR jobs.attempt < c.attempt OR jobs.queue <> c.queue)
-    RETURNING jobs.id
+"""
+    + TAKE
 )
-SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_key, c.attempt,
-    c.max_attempts, c.error, j.kind, j.state AS job_state
-FROM claimed c JOIN jobs j ON j.id = c.job_id
-""")
 
 FEW_STEPS = 16
 """Not worth sharing between processes: halves of halves would be no batches any more."""
 
 # Steps that failed before, or whose worker died, run alone: they must not take others with them.
 # Jobs that somebody else has locked are left out, so that no two of these wait for each other.
-COMPANIONS = text("""
+COMPANIONS = text(
+    """
 WITH picked AS MATERIALIZED (
     SELECT s.id FROM steps s JOIN jobs j ON j.id = s.job_id
     WHERE s.queue = :queue AND s.batch_key = :batch_key AND s.state = 'queued'
@@ -101,23 +109,9 @@ WITH picked AS MATERIALIZED (
         SELECT FROM steps WHERE queue = :queue AND batch_key = :batch_key AND state = 'queued'
         LIMIT :limit * :shared_by) waiting))
     FOR NO KEY UPDATE OF s, j SKIP LOCKED
-), claimed AS (
-    UPDATE steps SET state = 'running', attempt = attempt + 1, worker = :worker,
-        started_at = now(), lease_until = now() + make_interval(secs => :lease_s)
-    FROM picked WHERE steps.id = picked.id
-    RETURNING steps.*
-), started AS (
-    UPDATE jobs SET state = 'running', started_at = coalesce(jobs.started_at, now()),
-        attempt = greatest(jobs.attempt, c.attempt), queue = c.queue,
-        deadline_at = coalesce(deadline_at, now() + make_interval(secs => timeout_s))
-    FROM claimed c
-    WHERE jobs.id = c.job_id AND NOT c.after_end
-    RETURNING jobs.id
+"""
+    + TAKE
 )
-SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_key, c.attempt,
-    c.max_attempts, c.error, j.kind, j.state AS job_state
-FROM claimed c JOIN jobs j ON j.id = c.job_id ORDER BY c.lane, c.job_id, c.id
-""")
 
 # Best effort: fair share's memory must not make claims wait for each other.
 SERVED = text("""

@@ -165,23 +165,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split_keys(cls, value: object) -> object:
         """`name:secret,name:secret` -> a mapping; the name is what fair share goes by."""
-        if not isinstance(value, str):
-            return value
-        pairs = [pair.partition(":") for pair in value.split(",") if pair.strip()]
-        if any(not name.strip() or not secret.strip() for name, _, secret in pairs):
-            raise ValueError("SLUICE_API_KEYS must read 'name:secret,name:secret'")
-        return {name.strip(): secret.strip() for name, _, secret in pairs}
+        return _pairs(value, ":", "SLUICE_API_KEYS must read 'name:secret,name:secret'")
 
     @field_validator("hf_models", mode="before")
     @classmethod
     def _split_models(cls, value: object) -> object:
         """`task=model,task=model` -> a mapping."""
-        if not isinstance(value, str):
-            return value
-        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
-        if any(not task.strip() or not model.strip() for task, _, model in pairs):
-            raise ValueError("SLUICE_HF_MODELS must read 'task=model,task=model'")
-        return {task.strip(): model.strip() for task, _, model in pairs}
+        return _pairs(value, "=", "SLUICE_HF_MODELS must read 'task=model,task=model'")
 
     @property
     def models_path(self) -> Path:
@@ -216,6 +206,16 @@ def load_settings() -> Settings:
             for e in error.errors(include_input=False)
         )
         raise ConfigurationError("; ".join(wrong)) from None
+
+
+def _pairs(value: object, separator: str, rule: str) -> object:
+    """A mapping of what is written as pairs between commas; anything but a string as it is."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition(separator) for pair in value.split(",") if pair.strip()]
+    if any(not name.strip() or not content.strip() for name, _, content in pairs):
+        raise ValueError(rule)
+    return {name.strip(): content.strip() for name, _, content in pairs}
 
 
 def _required(value: SecretStr | str | None, name: str) -> str:

@@ -50,6 +50,8 @@ PROMPT: Final = 4
 LENGTH_LIMIT: Final = 48
 IGNORED: Final = -100
 JITTER_S: Final = 0.01
+INIT=0.05
+HEADS=2
 ROWS: Final = 8
 STEPS: Final = 400
 RATE: Final = 4e-3
@@ -109,14 +111,14 @@ def _model(tokenizer: Any) -> WhisperForConditionalGeneration:
         d_model=64,
         encoder_layers=1,
         decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
+        encoder_attention_heads=HEADS,
+        decoder_attention_heads=HEADS,
         encoder_ffn_dim=128,
         decoder_ffn_dim=128,
         max_source_positions=POSITIONS,
         max_target_positions=LENGTH_LIMIT,
         begin_suppress_tokens=None,
-        init_std=0.05,
+        init_std=INIT,
         attn_implementation="eager",
         **tokens,
     )
