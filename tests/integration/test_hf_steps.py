@@ -24,7 +24,7 @@ from tests.integration.workbench import (
     steps_of,
     submit,
 )
-from tests.tiny import distilbert, gpt2, mlm
+from tests.tiny import distilbert, gpt2, mlm, roberta_qa
 from tests.tiny_models import one_thread
 from workers.handlers import hf_handlers
 from workers.process import Process
@@ -34,6 +34,7 @@ MODELS = {
     "tiny/sentiment": distilbert.folder,
     "tiny/blanks": mlm.folder,
     "tiny/writer": gpt2.folder,
+    "tiny/reader": roberta_qa.folder,
 }
 TEXTS = list(distilbert.SENTIMENTS)
 RIGHT = list(distilbert.SENTIMENTS.values())
@@ -129,6 +130,25 @@ def test_a_long_job_goes_on_step_by_step(worker: Process, settings: Settings, mo
         assert (job.result, job.progress_done) == (None, 0)
         assert best(json.loads(worker.storage.read(str(job.result_path)))) == RIGHT
         assert [step.state for step in steps_of(worker, job_id)] == ["succeeded"] * len(TEXTS)
+    finally:
+        hasty.ledger.close()
+
+
+def test_an_input_of_many_windows_goes_on_between_them(
+    worker: Process, settings: Settings, models: Path
+) -> None:
+    """What windows gave is kept from step to step; the answer is that of one go."""
+    asked = roberta_qa.LONG
+    inputs = {"question": asked.question, "context": asked.context}
+    hasty = make_process(settings, "hasty", models_folder=models, hf_step_s=1e-9, hf_batch_tokens=1)
+    try:
+        whole = ask(worker, inputs, "tiny/reader")
+        work(worker)
+        in_steps = ask(worker, inputs, "tiny/reader")
+        assert work(hasty) > 2
+        found, wanted = ended(worker, in_steps).result, ended(worker, whole).result
+        assert found == wanted | {"score": pytest.approx(wanted["score"], abs=1e-5)}
+        assert wanted["answer"] == asked.answer
     finally:
         hasty.ledger.close()
 
