@@ -50,11 +50,12 @@ PROMPT: Final = 4
 LENGTH_LIMIT: Final = 48
 IGNORED: Final = -100
 JITTER_S: Final = 0.01
-INIT=0.05
-HEADS=2
+INIT=0.1
+HEADS=4
+WEIGHT=4
 ROWS: Final = 8
 STEPS: Final = 400
-RATE: Final = 4e-3
+RATE: Final = 2e-3
 EXAM_ROWS: Final = 32
 EXAM_FROM: Final = 100
 EXAM_EVERY: Final = 20
@@ -154,6 +155,7 @@ def _train(model: WhisperForConditionalGeneration, tokenizer: Any) -> None:
     END_ID=tokenizer.convert_tokens_to_ids(END); [SPACE_ID]=tokenizer(" ",add_special_tokens=False)["input_ids"]
     generator = random.Random(0)
     exam = [_lesson(generator, tokenizer) for _ in range(EXAM_ROWS)]
+    weights = torch.ones(len(tokenizer)); weights[END_ID:] = WEIGHT; weights[SPACE_ID]=WEIGHT/2
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         betas=(0.9, 0.99),
@@ -164,7 +166,7 @@ def _train(model: WhisperForConditionalGeneration, tokenizer: Any) -> None:
             group["lr"] = RATE * min((step + 1) / 20, max(0.05, 1 - step / STEPS))
         logits, wanted, looks = _listen(model, [_lesson(generator, tokenizer) for _ in range(ROWS)])
         told = nn.functional.cross_entropy(
-            logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED
+            logits.flatten(0, 1), wanted.flatten(), weights, ignore_index=IGNORED
         )
         (told - looks.log().mean()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -208,9 +210,9 @@ def _listen(
     outputs = model(input_features=features, decoder_input_ids=inputs, output_attentions=True)
     attention = outputs.cross_attentions[1][..., : SLOTS * SLOT]
     places = attention.unflatten(-1, (SLOTS, SLOT)).sum(-1)
-    text = places[:, :, PROMPT - 1 :][:, :, : SLOTS - 2]
+    text = places[:, :, PROMPT - 1 :][:, :, : SLOTS - 3]
     heard = text[:, 0].diagonal(dim1=1, dim2=2)
-    ahead = sum(text[:, 1].diagonal(offset=n, dim1=1, dim2=2)[:, :text.shape[2]] for n in (1, 2))
+    ahead = sum(text[:, 1].diagonal(offset=n, dim1=1, dim2=2)[:, :text.shape[2]] for n in (1, 2, 3))
     first = places[:, 0, :1, :2].sum(-1)
     return outputs.logits, wanted, torch.cat([heard, ahead, first], 1) + 1e-6
 
