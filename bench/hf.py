@@ -24,6 +24,7 @@ from transformers import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from bench.stack import running_stack
 from cli.client import Client
@@ -80,6 +81,7 @@ def _texts(count: int) -> list[str]:
 
 def save_distilbert(folder: Path) -> None:
     """The size of distilbert-base-uncased; its vocabulary is padded to that size as well."""
+    disable_progress_bar()
     torch.manual_seed(0)
     model = DistilBertForSequenceClassification(DistilBertConfig())
     model.save_pretrained(folder)
