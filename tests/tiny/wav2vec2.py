@@ -124,9 +124,8 @@ def _train(model: Wav2Vec2ForCTC) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step >= EXAM_FROM and step % EXAM_EVERY == 0:
-            if _passes(model, *exam):
-                return
+        if step >= EXAM_FROM and step % EXAM_EVERY == 0 and _passes(model, *exam):
+            return
     raise RuntimeError(f"the tiny Wav2Vec2 has not learnt its letters in {STEPS} steps")
 
 

@@ -71,15 +71,16 @@ def _mono(file: SoundFile, limit_s: float) -> Iterator[Samples]:
         yield block.mean(axis=1)
     if known is not None and known - done > SLACK_S * rate_hz:
         raise InvalidInput(
-            f"the audio is cut off: {known / rate_hz:.1f} s long by its header, {done / rate_hz:.1f} "
-            "s are there."
+            f"the audio is cut off: {known / rate_hz:.1f} s long by its header, "
+            f"{done / rate_hz:.1f} s are there."
         )
 
 
 def _check_length(length_s: float, limit_s: float) -> None:
     if length_s > limit_s:
         raise InvalidInput(
-            f"the audio is longer than {limit_s:,.0f} s (SLUICE_HF_AUDIO_LIMIT_S). Send it in parts."
+            f"the audio is longer than {limit_s:,.0f} s (SLUICE_HF_AUDIO_LIMIT_S). Send it in "
+            "parts."
         )
 
 

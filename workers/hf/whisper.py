@@ -9,13 +9,12 @@ The way of decoding is the model's own (greedy, unless its configuration says ot
 the caller asks for; the pipeline's default of five beams is not taken over.
 """
 
-import json
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -26,48 +25,25 @@ from transformers import (
     StoppingCriteriaList,
     WhisperTokenizer,
 )
-from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from shared.errors import InvalidInput, Permanent
 from shared.hf import Task
-from shared.hf_parameters import GenerationParameters, SpeechParameters, TaskParameters
-from workers.hf.arguments import Arguments, asked_settings, known_settings, settle
+from shared.hf_parameters import SpeechParameters, TaskParameters
 from workers.hf.audio import Samples
 from workers.hf.checkpoints import name_of
 from workers.hf.recordings import Recordings
 from workers.hf.task import LocalTask, Options, Prepared, Row, Watch
 from workers.hf.weights import load_feature_extractor, load_model, load_tokenizer
+from workers.hf.whisper_parameters import Wanted, wanted_of
 from workers.hf.windows import STRIDE_PART, Window, aligned, windows
 
-PROMPT_TOKENS: Final = 4
-"""Before the text: its start, the language, the task, and that there are no timestamps."""
 CHUNK_LEAST_S: Final = 1.0
-SHOWN_LANGUAGES: Final = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Wanted:
-    """How a window is to be transcribed; the same for all of a batch."""
-
-    arguments: Arguments
-    language: str | None
-    task: str | None
-    timestamps: bool | str
-    seed: int | None
-
-    @property
-    def group(self) -> str:
-        key = [self.arguments.key, self.language, self.task, self.timestamps]
-        # The dice are thrown for a whole batch, and words are aligned up to a batch's last token:
-        # neither may depend on a row's company.
-        is_alone = self.arguments.is_sampled or self.timestamps == "word"
-        return json.dumps([*key, secrets.token_hex(16) if is_alone else None])
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
     samples: Samples
-    wanted: _Wanted
+    wanted: Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +70,7 @@ class WhisperSpeech(LocalTask):
 
     def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
         assert isinstance(parameters, SpeechParameters)
-        wanted = self._wanted(parameters)
+        wanted = wanted_of(self.model, parameters)
         chunk_s = self._chunk_s(parameters)
         key, samples = self.recordings.take(value)
         cut = windows(
@@ -113,68 +89,6 @@ class WhisperSpeech(LocalTask):
         rest = _Recording(key=key, windows=cut, timestamps=wanted.timestamps)
         return Prepared(rows=rows, rest=rest, warnings=wanted.arguments.warnings)
 
-    def _wanted(self, parameters: SpeechParameters) -> _Wanted:
-        asked, seed = asked_settings(
-            parameters.generation_parameters or GenerationParameters(), parameters.generate_kwargs
-        )
-        own = known_settings(self.generation.to_dict())
-        room = self.model.config.max_target_positions - PROMPT_TOKENS
-        return _Wanted(
-            arguments=settle(asked, {}, own, given=PROMPT_TOKENS, room=room),
-            language=self._language(parameters.language),
-            task=self._task(parameters.task),
-            timestamps=self._timestamps(parameters.return_timestamps),
-            seed=seed,
-        )
-
-    def _language(self, language: str | None) -> str | None:
-        if language is None:
-            return None
-        known: dict[str, int] = getattr(self.generation, "lang_to_id", None) or {}
-        if not self._is_multilingual or not known:
-            raise InvalidInput(
-                "parameters.language: the model takes none, it was made for one. Leave it out."
-            )
-        name = language.strip().lower()
-        token = name if name in known else f"<|{TO_LANGUAGE_CODE.get(name, name)}|>"
-        if token not in known:
-            codes = [each.strip("<|>") for each in known]
-            more = len(codes) - SHOWN_LANGUAGES
-            raise InvalidInput(
-                f"parameters.language {language!r} is none that the model knows; it knows "
-                f"{', '.join(codes[:SHOWN_LANGUAGES])}{f' and {more} more' if more > 0 else ''}."
-            )
-        return token
-
-    def _task(self, task: str | None) -> str | None:
-        known = getattr(self.generation, "task_to_id", None) or {}
-        if task is None or (self._is_multilingual and task in known):
-            return task
-        raise InvalidInput("parameters.task: the model does nothing but transcribe. Leave it out.")
-
-    @property
-    def _is_multilingual(self) -> bool:
-        return bool(getattr(self.generation, "is_multilingual", True))
-
-    def _timestamps(self, wanted: bool | str) -> bool | str:
-        """Some models only write well with timestamps, and say so in their configuration."""
-        if wanted == "char":
-            raise InvalidInput(
-                'parameters.return_timestamps "char" is for models with a CTC head; ask Whisper '
-                'for true (segments) or "word".'
-            )
-        if wanted and not hasattr(self.generation, "no_timestamps_token_id"):
-            raise InvalidInput(
-                "parameters.return_timestamps: the model's generation_config.json does not name "
-                "its no_timestamps_token_id, so there are no timestamps."
-            )
-        if wanted == "word" and not hasattr(self.generation, "alignment_heads"):
-            raise InvalidInput(
-                'parameters.return_timestamps "word": the model\'s generation_config.json names '
-                "no alignment_heads, so words have no times; ask for true (segments)."
-            )
-        return wanted or bool(getattr(self.generation, "return_timestamps", False))
-
     def _chunk_s(self, parameters: SpeechParameters) -> float:
         window_s = self.extractor.n_samples / self.rate_hz
         asked = parameters.chunk_length_s
@@ -186,7 +100,7 @@ class WhisperSpeech(LocalTask):
         return asked or min(window_s, max(CHUNK_LEAST_S, self.options.audio_chunk_s))
 
     def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
-        wanted: _Wanted = rows[0].data.wanted
+        wanted: Wanted = rows[0].data.wanted
         inputs = self.extractor(
             [row.data.samples for row in rows],
             sampling_rate=self.rate_hz,
@@ -209,7 +123,7 @@ class WhisperSpeech(LocalTask):
                 self.model.set_attn_implementation(self.attention)
         return self._outputs(found)
 
-    def _generate_arguments(self, wanted: _Wanted) -> dict[str, Any]:
+    def _generate_arguments(self, wanted: Wanted) -> dict[str, Any]:
         settings = {
             name: value
             for name, value in wanted.arguments.settings.items()
@@ -281,7 +195,7 @@ class _Abandoned(StoppingCriteria):
         dropped = self.watch()
         is_over = len(dropped) > 0 and all(dropped)
         over = torch.full((input_ids.shape[0],), is_over, device=input_ids.device)
-        return over  # type: ignore[return-value] # It is one of booleans.
+        return cast(torch.BoolTensor, over)
 
 
 def _chunks(chunks: Sequence[dict[str, Any]], end_s: float) -> Iterator[dict[str, Any]]:
@@ -296,7 +210,7 @@ def _chunks(chunks: Sequence[dict[str, Any]], end_s: float) -> Iterator[dict[str
 
 
 @contextmanager
-def _dice(device: torch.device, wanted: _Wanted) -> Iterator[None]:
+def _dice(device: torch.device, wanted: Wanted) -> Iterator[None]:
     """The process's own generators of random numbers stay as they are."""
     if not wanted.arguments.is_sampled:
         yield
