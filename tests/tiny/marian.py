@@ -4,6 +4,7 @@ the text begins with `>>kor<<`; its vocabulary and tokenizer are made as those o
 
 import io
 import json
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -106,7 +107,16 @@ def _tokenizer(folder: Path) -> MarianTokenizer:
         names.extend(piece for piece in pieces if piece not in names)
     vocabulary = {piece: n for n, piece in enumerate([*names, "<pad>"])}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    tokenizer = MarianTokenizer(
+    # It recommends sacremoses, which transformers 5 then does not use.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*sacremoses", category=UserWarning)
+        tokenizer = _loaded(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _loaded(folder: Path) -> MarianTokenizer:
+    return MarianTokenizer(
         str(folder / "source.spm"),
         str(folder / "target.spm"),
         str(folder / "vocab.json"),
@@ -114,8 +124,6 @@ def _tokenizer(folder: Path) -> MarianTokenizer:
         target_lang="en",
         model_max_length=POSITIONS,
     )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 def _pieces(texts: Iterable[str]) -> tuple[bytes, list[str]]:

@@ -82,19 +82,17 @@ def _labelled(tokenizer: BertTokenizer, text: str) -> list[tuple[int, int]]:
 def _windows(
     rows: list[list[tuple[int, int]]], tokenizer: BertTokenizer
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Rows of sentences in any order, which begin and end anywhere, as windows of long texts do;
-    and each sentence alone."""
+    """Each sentence alone; the first one over and over, from each of its tokens on; and sentences
+    in any order, which begin and end anywhere, as windows of long texts do."""
     chance = random.Random(0)
-    ids = torch.full((WINDOWS, POSITIONS), tokenizer.pad_token_id)
-    labels = torch.full((WINDOWS, POSITIONS), IGNORED)
-    for n in range(WINDOWS):
-        row = (
-            rows[n]
-            if n < len(rows)
-            else [pair for other in chance.choices(rows, k=6) for pair in other]
-        )
-        start = 0 if n < len(rows) else chance.randrange(30)
-        part = row[start : start + POSITIONS - 2]
+    parts = [*rows, *((rows[0] * POSITIONS)[start:] for start in range(len(rows[0])))]
+    for _ in range(WINDOWS):
+        some = [pair for other in chance.choices(rows, k=6) for pair in other]
+        parts.append(some[chance.randrange(30) :])
+    ids = torch.full((len(parts), POSITIONS), tokenizer.pad_token_id)
+    labels = torch.full((len(parts), POSITIONS), IGNORED)
+    for n, whole in enumerate(parts):
+        part = whole[: POSITIONS - 2]
         framed = [tokenizer.cls_token_id, *(token for token, _ in part), tokenizer.sep_token_id]
         ids[n, : len(framed)] = torch.tensor(framed)
         labels[n, 1 : len(part) + 1] = torch.tensor([label for _, label in part])

@@ -23,7 +23,8 @@ RATE_LIMIT_HZ = 384_000
 BLOCK_SAMPLES = 2**18
 # The scale of integers of 32 bits; nothing that was meant as sound is beyond it.
 LOUDEST = 2.0**31
-# Of the fraction between two rates. It bounds the filter's length, and is right to 1 in 10^8.
+# Of the fraction between two rates. It bounds the filter's length, and costs odd rates some
+# milliseconds an hour.
 DENOMINATOR_LIMIT = 16_000
 # The filter is what scipy designs by itself: ten crossings of zero on each side.
 FILTER_CROSSINGS = 10

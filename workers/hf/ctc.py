@@ -18,6 +18,7 @@ from transformers import AutoModelForCTC, PreTrainedModel, Wav2Vec2CTCTokenizer
 from shared.errors import InvalidInput, Permanent
 from shared.hf import Task
 from shared.hf_parameters import SpeechParameters, TaskParameters
+from workers.hf.checkpoints import name_of
 from workers.hf.recordings import Recordings
 from workers.hf.task import LocalTask, Options, Prepared, Row, Watch
 from workers.hf.weights import load_feature_extractor, load_model, load_tokenizer
@@ -175,7 +176,7 @@ def load(folder: Path, options: Options) -> CtcSpeech:
         tokenizer, Wav2Vec2CTCTokenizer
     ):
         raise Permanent(
-            f"{folder.name} is a CTC model of the type {model.config.model_type}, which is not "
+            f"{name_of(folder)} is a CTC model of the type {model.config.model_type}, which is not "
             "supported: use one that reads raw audio and has a Wav2Vec2CTCTokenizer (wav2vec2, "
             "HuBERT, WavLM), or Whisper."
         )

@@ -6,6 +6,7 @@ joined), this module knows better.
 """
 
 import io
+import zlib
 
 import soundfile
 
@@ -21,6 +22,7 @@ SLACK_S = 0.1
 UNKNOWN_WAV_BYTES = 0x7FFF_0000
 OGG_FIRST_PAGE = 0x02
 OGG_LAST_PAGE = 0x04
+MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 XING_HAS_FRAMES = 0x01
 XING_HAS_BYTES = 0x02
 
@@ -100,16 +102,27 @@ def _check_wav(data: bytes) -> None:
 
 
 def _check_ogg(data: bytes) -> None:
-    """Raises InvalidInput where no page says that it is the last one, or one comes after it."""
+    """Raises InvalidInput for a page that is damaged (libsndfile leaves it out and goes on), where
+    no page says that it is the last one, and where a stream comes after it."""
     at, has_ended = 0, data[:4] != b"OggS"
     while data[at : at + 4] == b"OggS" and at + 27 <= len(data):
         flags, segments = data[at + 5], data[at + 26]
         if has_ended and flags & OGG_FIRST_PAGE:
             raise InvalidInput("the OGG file has several streams, one after another; send each.")
-        at += 27 + segments + sum(data[at + 27 : at + 27 + segments])
+        end = at + 27 + segments + sum(data[at + 27 : at + 27 + segments])
+        if end <= len(data) and not _is_whole_page(data[at:end]):
+            raise InvalidInput("the audio is damaged or cut off (a page of OGG is not as written).")
+        at = end
         has_ended = bool(flags & OGG_LAST_PAGE)
     if not has_ended or at > len(data):
         raise _cut_off()
+
+
+def _is_whole_page(page: bytes) -> bool:
+    """Its checksum is zlib's, but for the order of bits, and where it begins."""
+    bits = (page[:22] + bytes(4) + page[26:]).translate(MIRRORED)
+    found = zlib.crc32(bits, 0xFFFF_FFFF) ^ 0xFFFF_FFFF
+    return found.to_bytes(4, "big").translate(MIRRORED) == page[22:26]
 
 
 def _cut_off() -> InvalidInput:
