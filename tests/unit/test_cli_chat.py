@@ -95,7 +95,11 @@ def test_a_model_that_nobody_serves_is_told(state: State, capsys: Captured) -> N
 
 
 def test_a_reader_that_leaves_cancels_the_job(state: State) -> None:
-    state.script, state.outcome = SCRIPT * 2000, "running"
+    # More than the pipe holds: the command is in the middle of it when the reader leaves.
+    state.script = [
+        {"event": "token", "step": 1, "offset": 10 * n, "text": "It is 42. "} for n in range(20_000)
+    ]
+    state.outcome = "running"
     with started("chat", "hi") as running:
         assert running.stdout is not None
         running.stdout.read(3)
