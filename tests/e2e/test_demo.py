@@ -93,7 +93,7 @@ def test_the_api_pages_need_no_other_server(stack: LiveStack) -> None:
         assert re.findall(r"https?://", inline) == []
         document = http.get("/openapi.json").json()
     posted = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
-    kinds = {"ingest", "embed", "search", "rag", "chat", "erase", "model"}
+    kinds = {"ingest", "embed", "search", "rag", "chat", "hf", "erase", "model"}
     assert set(posted["examples"]) == kinds
 
 
