@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import chromadb
 import psycopg
@@ -61,8 +62,8 @@ def start_ingestion(stack: Stack) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def finished(ingestion: "subprocess.Popen[str]") -> dict:  # type: ignore[type-arg]  # its JSON
-    told: dict = json.loads(ingestion.communicate()[0])  # type: ignore[type-arg]
+def finished(ingestion: "subprocess.Popen[str]") -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(ingestion.communicate()[0])
     return told
 
 

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -92,7 +93,7 @@ def _start(folder: Path, postgres: Server, started: Callable[[Server], object]) 
             [sys.executable, "-m", *argv],
             url=url,
             folder=folder / name,
-            is_ready=lambda url=url, path=READY_PATH[name]: _answers(url + path),  # type: ignore[misc]
+            is_ready=partial(_answers, url + READY_PATH[name]),
             env=env | {"SLUICE_API_PORT": str(port)},
         )
         started(server)

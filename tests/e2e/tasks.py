@@ -1,12 +1,9 @@
 """What the tiny models of the stack are right about, one example of each task: inputs, and how the
 answer is told right from wrong."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import soundfile
 
 from shared.hf import Task
 from tests.tiny import (
@@ -33,9 +30,7 @@ QUERY = list(crossencoder.ANSWERS)[2]
 
 
 def sound(text: str = SPOKEN, *, format_: str = "FLAC", rate: int = 16_000) -> bytes:
-    out = io.BytesIO()
-    soundfile.write(out, voice.speak(text, rate), rate, format=format_)
-    return out.getvalue()
+    return voice.recorded(text, format_=format_, rate=rate)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,12 @@ Tones end below 3.4 kHz and come eight in a second: any format and any rate that
 speech is sent in carries them. A space is a letter of silence.
 """
 
+import io
 from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 LETTERS: Final = "ACEHILNORST안녕물"
@@ -45,3 +47,11 @@ def _tone(letter: str, rate: int) -> NDArray[np.float32]:
     pitch = LOWEST_HZ + STEP_HZ * LETTERS.index(letter)
     sound = 0.4 * fade * np.sin(2 * np.pi * pitch * times)
     return sound.astype(np.float32)
+
+
+def recorded(text: str, *, format_: str = "WAV", rate: int = 16_000) -> bytes:
+    """What is said, as a file of a format that libsndfile writes."""
+    out = io.BytesIO()
+    subtype = "FLOAT" if format_ == "WAV" else None
+    soundfile.write(out, speak(text, rate), rate, format=format_, subtype=subtype)
+    return out.getvalue()

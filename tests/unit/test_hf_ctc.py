@@ -14,7 +14,7 @@ from shared.hf import Task
 from shared.hf_parameters import parse_parameters
 from tests.tiny import voice, wav2vec2
 from tests.tiny.kept import kept
-from tests.tiny.voice import speak
+from tests.tiny.voice import recorded, speak
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS
 from workers.hf import speech
@@ -41,12 +41,6 @@ def listener(request: pytest.FixtureRequest) -> CtcSpeech:
     return found
 
 
-def wav(text: str) -> bytes:
-    out = io.BytesIO()
-    soundfile.write(out, speak(text, RATE), RATE, format="WAV", subtype="FLOAT")
-    return out.getvalue()
-
-
 def transcribed(listener: CtcSpeech, files: list[bytes], **parameters: Any) -> list[Any]:
     """All rows of all files in as few batches as their groups allow."""
     asked = parse_parameters(Task.SPEECH_RECOGNITION, parameters)
@@ -69,7 +63,7 @@ def transcribed(listener: CtcSpeech, files: list[bytes], **parameters: Any) -> l
 
 
 def test_words_are_right_alone_and_together(listener: CtcSpeech) -> None:
-    files = [wav(text) for text in SAID]
+    files = [recorded(text) for text in SAID]
     together = transcribed(listener, files)
     assert [each["text"] for each in together] == SAID
     assert together == [transcribed(listener, [data])[0] for data in files]
@@ -77,7 +71,7 @@ def test_words_are_right_alone_and_together(listener: CtcSpeech) -> None:
 
 def test_long_audio_is_right_in_windows(listener: CtcSpeech) -> None:
     parameters = {"chunk_length_s": 4, "return_timestamps": "word"}
-    (found,) = transcribed(listener, [wav(LONG)], **parameters)
+    (found,) = transcribed(listener, [recorded(LONG)], **parameters)
     assert found["text"] == LONG
     assert [chunk["text"] for chunk in found["chunks"]] == LONG.split()
     times = [time for chunk in found["chunks"] for time in chunk["timestamp"]]
@@ -96,7 +90,7 @@ def test_texts_and_times_are_those_of_the_pipeline(listener: CtcSpeech) -> None:
         sound = {"raw": speak(text, RATE), "sampling_rate": RATE}
         more = {} if chunk_s is None else {"chunk_length_s": chunk_s}
         wanted = pipe(dict(sound), return_timestamps="word", **more)
-        (found,) = transcribed(listener, [wav(text)], return_timestamps="word", **more)
+        (found,) = transcribed(listener, [recorded(text)], return_timestamps="word", **more)
         assert found["text"] == wanted["text"]
         for mine, theirs in zip(found["chunks"], wanted["chunks"], strict=True):
             assert mine["text"] == theirs["text"]
@@ -113,4 +107,4 @@ def test_silence_and_too_little_sound_say_nothing(listener: CtcSpeech) -> None:
 @pytest.mark.parametrize("given", [{"language": "en"}, {"chunk_length_s": 0.1}])
 def test_parameters_of_other_models_are_refused(listener: CtcSpeech, given: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(given))):
-        transcribed(listener, [wav("NO")], **given)
+        transcribed(listener, [recorded("NO")], **given)

@@ -13,7 +13,7 @@ from shared.errors import InvalidInput
 from shared.hf import Task
 from shared.hf_parameters import parse_parameters
 from tests.tiny import whisper_by_heart as tiny
-from tests.tiny.voice import length_s, speak
+from tests.tiny.voice import length_s, recorded, speak
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS
 from workers.hf import speech
@@ -36,16 +36,10 @@ def listener() -> WhisperSpeech:
     return found
 
 
-def wav(text: str) -> bytes:
-    out = io.BytesIO()
-    soundfile.write(out, speak(text, RATE), RATE, format="WAV", subtype="FLOAT")
-    return out.getvalue()
-
-
 def transcribed(listener: WhisperSpeech, texts: Sequence[str], **parameters: Any) -> list[Any]:
     """Each file's answer; rows of all files in one batch where they may be."""
     asked = parse_parameters(Task.SPEECH_RECOGNITION, parameters)
-    prepared = [listener.prepare(wav(text), asked) for text in texts]
+    prepared = [listener.prepare(recorded(text), asked) for text in texts]
     rows = [row for each in prepared for row in each.rows]
     if len({row.group for row in rows}) == 1:
         outputs = listener.run(rows, UNWATCHED)
@@ -123,7 +117,7 @@ def test_what_the_model_cannot_do_is_refused(
 
 def test_generation_ends_once_nobody_waits(listener: WhisperSpeech) -> None:
     asked = parse_parameters(Task.SPEECH_RECOGNITION, {})
-    rows = [*listener.prepare(wav("HELLO ALICE"), asked).rows] * 2
+    rows = [*listener.prepare(recorded("HELLO ALICE"), asked).rows] * 2
     looks = 0
 
     def watch() -> list[bool]:
@@ -142,7 +136,7 @@ def test_what_watching_raises_ends_it_and_harms_nothing(listener: WhisperSpeech)
         raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        listener.run(listener.prepare(wav("NO TRAIN"), asked).rows, watch)
+        listener.run(listener.prepare(recorded("NO TRAIN"), asked).rows, watch)
     assert transcribed(listener, ["NO TRAIN"])[0]["text"].strip() == "NO TRAIN"
 
 
