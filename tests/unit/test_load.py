@@ -204,7 +204,7 @@ def f():
     assert loaded.metadata["title"] == "A page"
     assert loaded.text == (
         "Top & first\n\nOne bold line.\nAfter a break.\n\n- first\n- second\n\n"
-        "Name | Age\n\nKim |  | 3\n\ndef f():\n    return 1\n\ntail"
+        "Name | Age\nKim |  | 3\n\ndef f():\n    return 1\n\ntail"
     )
 
 

@@ -17,7 +17,7 @@ from workers.ingest.load import load
 from workers.ingest.split import split
 from workers.process import Process
 
-LOADER_VERSION = 1
+LOADER_VERSION = 2
 """Raise it when loading or splitting gives something else than before, so that it is redone."""
 
 

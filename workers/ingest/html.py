@@ -1,15 +1,27 @@
-"""HTML -> readable text, with the title beside it.
+"""HTML and XHTML -> readable text, with the title beside it.
 
-Blocks become lines, paragraphs and headings stand between blank lines, `<pre>` keeps its
-whitespace, list items begin with "- ", cells of a table row are separated by " | ". Left out:
-scripts, styles, templates, `<noscript>`, `<iframe>`, `<svg>`, comments, `hidden` parts, and
-navigation where the page says that it is navigation: `<nav>`, `role="navigation"`, and the
-`navheader`/`navfooter` bars of DocBook. `<header>`, `<footer>` and `<aside>` stay, for they often
-hold content. The text of `<title>` is metadata, not text. It runs no scripts and loads nothing.
+Blocks become lines, paragraphs and headings stand between blank lines, `<pre>` keeps its line
+ends, list items begin with "- ". A row of a table is one line with its cells separated by " | ",
+an empty cell leaving its place empty, and line ends inside a cell becoming spaces. Not so where
+tables serve for layout: a row of one cell is no row but a block, and the cells of a row that holds
+the rows of another table, lines of code or long text of several blocks stand on lines of their
+own, one below the other. A row without any text is left out.
+
+Left out is what a browser does not show: scripts, styles, templates, `<noscript>`, `<noframes>`,
+what elements hold for browsers that do not know them (`<iframe>`, `<object>`, `<canvas>`,
+`<video>`, …), comments, a closed `<dialog>`, parts that the attribute `hidden` or their own style
+hides, and what `aria-hidden` says is only decoration. Besides these `<svg>`, and navigation where
+the page says that it is navigation: `<nav>`, `role="navigation"`, and the `navheader`/`navfooter`
+bars of DocBook. `<header>`, `<footer>`, `<aside>` and a closed `<details>` stay. Stylesheets are
+not read. The text of `<title>` is metadata, not text. It runs no scripts and loads nothing.
 """
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
+from html import escape
+from html.entities import html5
 from typing import Final
 
 from lxml import etree
@@ -20,22 +32,51 @@ _CHARSET: Final = re.compile(rb"""<meta[^>]{0,500}?charset\s*=\s*["']?\s*([\w.:-
 _XML_ENCODING: Final = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]+)""")
 _DECLARED_WITHIN_BYTES: Final = 4096
 
+# Where they stand, words before and after are two words: a browser shows something between them.
+_REPLACED_TAGS: Final = (
+    "audio canvas embed iframe img input meter object picture progress svg video"
+)
+_REPLACED: Final = frozenset(_REPLACED_TAGS.split())
 _DROPPED_TAGS: Final = (
-    "script style noscript template iframe object embed svg canvas head nav datalist"
+    "annotation annotation-xml audio canvas datalist embed iframe link meta nav noframes noscript "
+    "object rp script style svg template title video"
 )
 _DROPPED: Final = frozenset(_DROPPED_TAGS.split())
 _NAVIGATION_CLASSES: Final = frozenset({"navheader", "navfooter"})
 _PARAGRAPH_TAGS: Final = (
-    "address article aside blockquote body details dl fieldset figure footer form h1 h2 h3 h4 h5 "
-    "h6 header hr main ol p pre section table textarea ul listing xmp"
+    "address article aside blockquote body details dialog dl fieldset figure footer form frameset "
+    "h1 h2 h3 h4 h5 h6 header hgroup hr listing main ol p plaintext pre search section table "
+    "textarea ul xmp"
 )
 _LINE_TAGS: Final = (
-    "caption center dd dir div dt figcaption legend li menu optgroup option summary tbody tfoot "
-    "thead tr"
+    "caption center dd dir div dt figcaption head legend li marquee menu optgroup option select "
+    "summary tbody tfoot thead tr"
 )
-# The number of line ends before and after.
-_BLOCKS: Final = dict.fromkeys(_PARAGRAPH_TAGS.split(), 2) | dict.fromkeys(_LINE_TAGS.split(), 1)
-_VERBATIM: Final = frozenset({"pre", "textarea", "listing", "xmp"})
+_CELLS: Final = frozenset({"td", "th"})
+_VERBATIM: Final = frozenset({"listing", "plaintext", "pre", "textarea", "xmp"})
+_READINGS: Final = frozenset({"rt", "rtc"})
+# Parts of formulas, and inline elements that a browser draws as boxes.
+_SPACED: Final = frozenset({"button", "math", "mi", "mn", "mo", "ms", "mtext"}) | _REPLACED
+_MAIN_PARTS: Final = ("main", "article", "h1")
+
+_STYLES: Final = re.compile("display|visibility|white-space", re.I)
+_STYLE_COMMENT: Final = re.compile(r"/\*(?:.*?\*/|.*$)", re.S)
+_BLOCK_DISPLAYS: Final = ("block", "flex", "flow-root", "grid", "list-item", "table")
+_PRESERVED_SPACE: Final = frozenset({"pre", "pre-wrap", "pre-line", "break-spaces"})
+# Places where a line may break, and what mails pad their previews with.
+_INVISIBLE: Final = re.compile("[\u00ad\u200b\u2060\ufeff]|(?<!\\S)[\u034f\u200c\u200d]+(?!\\S)")
+_KANA: Final = re.compile(r"[぀-ヿㄅ-ㄯˊˇˋ˙]+")
+
+_IS_XHTML: Final = re.compile(
+    r"""^\s*<\?xml\s|<html\s[^>]{0,1000}?xmlns\s*=\s*["']http://www\.w3\.org/1999/xhtml["']""", re.I
+)
+_ENTITY_OR_CDATA: Final = re.compile(
+    r"&([A-Za-z][A-Za-z0-9]{1,31};)|<!\[CDATA\[(.*?)(\]\]>|\Z)", re.S
+)
+_XML_ENTITIES: Final = frozenset({"amp;", "apos;", "gt;", "lt;", "quot;"})
+
+_LONG_ROW_CHARS: Final = 1000
+"""A row with blocks in it and more text than this is layout, not data: the text is an article."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +94,33 @@ def declared_charset(data: bytes) -> str | None:
 
 def render(text: str, *, name: str) -> Page:
     """Raises `DocumentError` if the page has no text."""
+    root = _parse(text, name=name)
+    writer = _Writer()
+    title = _walk(root, writer) if root is not None else None
+    rendered = writer.text().strip("\n")
+    if not rendered.strip():
+        if root is not None and root.find(".//{*}frameset") is not None:
+            raise DocumentError(
+                f"{name}: the HTML has no text of its own, only frames. Ingest the pages that it "
+                "shows in them."
+            )
+        raise DocumentError(
+            f"{name}: the HTML has no text in it. If a script builds the page, save the rendered "
+            "page from a browser and ingest that."
+        )
+    return Page(text=rendered, title=title)
+
+
+def _parse(text: str, *, name: str) -> etree._Element | None:
+    """As XML where that is what it says and is, else as HTML, of whatever quality."""
+    if name.lower().endswith((".xhtml", ".xht")) or _IS_XHTML.search(text[:_DECLARED_WITHIN_BYTES]):
+        root = _parse_xml(text)
+        if root is not None:
+            return root
+        # An HTML parser takes CDATA for a comment.
+        text = _ENTITY_OR_CDATA.sub(
+            lambda match: escape(match[2], quote=False) if match[3] else match[0], text
+        )
     # Bytes with the encoding given to the parser: a string that carries an XML declaration would
     # be refused, and a <meta> that names the file's old encoding would be believed.
     parser = etree.HTMLParser(
@@ -67,131 +135,401 @@ def render(text: str, *, name: str) -> Page:
         raise DocumentError(
             f"{name}: elements nest more than 2,000 deep in this HTML. Save it in a simpler form."
         )
-    writer = _Writer()
-    title = None
-    if root is not None:
-        title = " ".join(root.findtext(".//title", default="").split()) or None
-        _walk(root, writer)
-    rendered = "".join(writer.out).strip("\n")
-    if not rendered.strip():
-        raise DocumentError(
-            f"{name}: the HTML has no text in it. If a script builds the page, save the rendered "
-            "page from a browser and ingest that."
-        )
-    return Page(text=rendered, title=title)
+    return root
 
 
-def _walk(root: etree._Element, writer: "_Writer") -> None:
-    """Visit every node in document order, without recursion."""
+def _parse_xml(text: str) -> etree._Element | None:
+    """None where it is not well-formed. No DTD is loaded and no entity of its own expanded."""
+    parser = etree.XMLParser(
+        encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True,
+        resolve_entities=False, load_dtd=False, no_network=True,
+    )  # fmt: skip
+    numbered = _ENTITY_OR_CDATA.sub(_number_entity, text.lstrip())
+    try:
+        root = etree.fromstring(numbered.encode("utf-8"), parser)
+    except (etree.XMLSyntaxError, ValueError):
+        return None
+    return None if any(True for _ in root.iter(etree.Entity)) else root
+
+
+def _number_entity(match: re.Match[str]) -> str:
+    """HTML's names of characters, which XML does not know without its DTD."""
+    if match[1] is None or match[1] in _XML_ENTITIES or match[1] not in html5:
+        return match[0]
+    return "".join(f"&#{ord(char)};" for char in html5[match[1]])
+
+
+def _walk(root: etree._Element, writer: "_Writer") -> str | None:
+    """Visit every node in document order, without recursion. Returns the title."""
+    title: str | None = None
+    skipped: etree._Element | None = None
+    main_parts: set[etree._Element] | None = None
     walker = etree.iterwalk(root, events=("start", "end"))
     for event, node in walker:
-        tag = node.tag
-        if event == "start":
-            if tag in _DROPPED or (node.attrib and _is_hidden(node)):
-                walker.skip_subtree()
-                # The end event of a skipped element still comes; it closes only what it opened.
-                continue
-            writer.open(tag)
-            if node.text:
-                writer.write(node.text)
-        else:
-            if tag not in _DROPPED and not (node.attrib and _is_hidden(node)):
-                writer.close(tag)
+        tag = _local(node.tag)
+        if event == "end":
+            if node is skipped:
+                skipped = None
+            else:
+                writer.close(tag, node)
             if node.tail:
                 writer.write(node.tail)
+            continue
+        style = _declarations(node.get("style", "")) if node.attrib else {}
+        hidden = tag in _DROPPED or (bool(node.attrib) and _is_hidden(tag, node, style))
+        if not hidden and node.get("aria-hidden", "").strip().lower() == "true":
+            # A page that was saved under an open dialog marks all of its content so.
+            main_parts = _around_main_parts(root) if main_parts is None else main_parts
+            hidden = node not in main_parts
+        if hidden or (tag == "dialog" and node.get("open") is None):
+            if tag == "title" and title is None:
+                title = " ".join("".join(node.itertext()).split()) or None
+            if tag in _REPLACED:
+                writer.space()
+            # The end event of a skipped element still comes, and comes next.
+            walker.skip_subtree()
+            skipped = node
+            continue
+        writer.open(tag, node, style)
+        if node.text:
+            writer.write(node.text)
+    return title
 
 
-def _is_hidden(node: etree._Element) -> bool:
-    if node.get("hidden") is not None or node.get("role") == "navigation":
+def _local(tag: str) -> str:
+    return tag.rpartition("}")[2].lower() if tag[0] == "{" else tag
+
+
+def _declarations(style: str) -> Mapping[str, str]:
+    """A `style` attribute's declarations, in lower case; of two the important or the later one."""
+    if not _STYLES.search(style):
+        return {}
+    declared: dict[str, str] = {}
+    important: set[str] = set()
+    for declaration in _STYLE_COMMENT.sub(" ", style).lower().split(";"):
+        name, _, value = declaration.partition(":")
+        value, mark, rank = value.partition("!")
+        is_important = bool(mark) and rank.strip() == "important"
+        name = name.strip()
+        if value.strip() and (is_important or name not in important):
+            declared[name] = value.strip()
+            if is_important:
+                important.add(name)
+    return declared
+
+
+def _is_hidden(tag: str, node: etree._Element, style: Mapping[str, str]) -> bool:
+    if tag in ("html", "body"):
+        return False  # a script shows them, once the page is complete
+    display = style.get("display")
+    if display == "none":
+        return True
+    # What can be found with the browser's search is content.
+    hidden = node.get("hidden")
+    if hidden is not None and hidden.strip().lower() != "until-found" and display is None:
+        return True
+    if node.get("role") == "navigation":
         return True
     classes: str = node.get("class", "")
     return not _NAVIGATION_CLASSES.isdisjoint(classes.split())
 
 
-@dataclass
+def _around_main_parts(root: etree._Element) -> set[etree._Element]:
+    """The elements that are, or hold, what a page is about. Each is looked at once."""
+    around: set[etree._Element] = set()
+    for part in root.iter(*(f"{{*}}{tag}" for tag in _MAIN_PARTS)):
+        node: etree._Element | None = part
+        while node is not None and node not in around:
+            around.add(node)
+            node = node.getparent()
+    return around
+
+
+class _Mark(IntEnum):
+    """What stands between texts: whitespace by its strength, or a sign of its own."""
+
+    NOTHING = -1
+    SPACE = 0
+    LINE = 1
+    PARAGRAPH = 2
+    BR = 3  # a line end more than there is, up to an empty line
+    CELL = 4  # " | "
+    ITEM = 5  # "- ", if any text follows before ITEM_END
+    ITEM_END = 6
+    SUPERSCRIPT = 7  # "^" between two digits, lest 10<sup>6</sup> be 106
+    SUBSCRIPT = 8  # "_" likewise
+
+
+_BLOCKS: Final = dict.fromkeys(_PARAGRAPH_TAGS.split(), _Mark.PARAGRAPH) | dict.fromkeys(
+    _LINE_TAGS.split(), _Mark.LINE
+)
+_SCRIPTS: Final = {"sup": _Mark.SUPERSCRIPT, "sub": _Mark.SUBSCRIPT}
+
+
+@dataclass(kw_only=True)
+class _Row:
+    """A row that is being written: what becomes of its marks is known at its end."""
+
+    ends_with: etree._Element  # the <tr>; or what holds cells without one
+    is_implied: bool
+    in_cell: bool = False
+    cells: int = 0
+    chars: int = 0
+    inner_rows: bool = False  # that have to stay lines
+    inner_lines: bool = False
+    gaps: list[int] = field(default_factory=list)  # where the marks between cells are
+    breaks: list[int] = field(default_factory=list)  # and those of blocks within cells
+
+    def is_line(self) -> bool:
+        if self.cells < 2:
+            return False
+        is_long = self.chars > _LONG_ROW_CHARS and bool(self.breaks)
+        return not (self.inner_rows or self.inner_lines or is_long)
+
+
+@dataclass(kw_only=True)
+class _Style:
+    """Inherited properties, from one element on."""
+
+    node: etree._Element | None
+    is_visible: bool
+    is_verbatim: bool
+
+
 class _Writer:
-    """Collapses whitespace the way a browser does, over the borders of inline elements."""
+    """Takes elements and texts in order; marks and texts are put together at the end.
 
-    out: list[str] = field(default_factory=list)
-    breaks: int = 0
-    space: bool = False
-    verbatim: int = 0
-    fresh: bool = False  # a <pre> has just begun; its first line end is not content
-    prefix: str = ""  # a list mark or cell separator that waits for the text after it
-    in_row: bool = False
+    Each mark is written once and changed at most once, so that the cost is linear however deep
+    tables nest.
+    """
 
-    def open(self, tag: str) -> None:
+    def __init__(self) -> None:
+        self._parts: list[str | _Mark] = []
+        self._rows: list[_Row] = []
+        self._styles = [_Style(node=None, is_visible=True, is_verbatim=False)]
+        self._is_fresh = False  # a <pre> has just begun; its first line end is not content
+        self._has_line = False  # verbatim text has been written since
+        self._line_ended = False
+        self._ruby = 0
+        self._reading = 0
+        self._readings: list[str] = []
+
+    def open(self, tag: str, node: etree._Element, style: Mapping[str, str]) -> None:
+        row = self._rows[-1] if self._rows else None
+        if row and row.is_implied and tag not in _CELLS and node.getparent() is row.ends_with:
+            self._end_row()
+        self._part(tag, style)
+        self._inherit(tag, node, style)
         if tag == "br":
-            self._break(min(2, self.breaks + 1))
-            return
-        if tag in ("td", "th"):
-            self._cell()
-            return
-        level = _BLOCKS.get(tag)
-        if level is not None:
-            self._break(level)
-        if tag == "li":
-            self.prefix = "- "
+            self._break(_Mark.BR)
+        elif tag == "li":
+            self._parts.append(_Mark.ITEM)
         elif tag == "tr":
-            self.in_row, self.prefix = False, ""
-        elif tag in _VERBATIM:
-            self.verbatim, self.fresh = self.verbatim + 1, True
+            self._rows.append(_Row(ends_with=node, is_implied=False))
+        elif tag in _CELLS:
+            self._open_cell(node)
+        elif tag in _SCRIPTS:
+            self._parts.append(_SCRIPTS[tag])
+        elif tag == "ruby":
+            self._ruby += 1
+        elif tag in _READINGS and self._ruby:
+            self._reading += 1
 
-    def close(self, tag: str) -> None:
-        if tag in _VERBATIM:
-            self.verbatim = max(0, self.verbatim - 1)
-        if tag in ("tr", "li"):
-            self.in_row, self.prefix = False, ""
-        level = _BLOCKS.get(tag)
-        if level is not None:
-            self._break(level)
+    def close(self, tag: str, node: etree._Element) -> None:
+        if self._rows and self._rows[-1].ends_with is node:
+            self._end_row()
+        if self._styles[-1].node is node:
+            self._styles.pop()
+        if tag == "li":
+            self._parts.append(_Mark.ITEM_END)
+        elif tag in _CELLS:
+            if self._rows:
+                self._rows[-1].in_cell = False
+            self.space()
+        elif tag == "ruby":
+            self._ruby -= 1
+            self._end_readings()
+        elif tag in _READINGS and self._ruby:
+            self._reading -= 1
+        self._part(tag, _declarations(node.get("style", "")))
+
+    def space(self) -> None:
+        self._parts.append(_Mark.SPACE)
 
     def write(self, text: str) -> None:
-        if self.verbatim:
-            if self.fresh:
-                text, self.fresh = text.removeprefix("\n"), False
-            if text:
-                self._start(" " if self.space else "")
-                self.out.append(text)
+        style = self._styles[-1]
+        if not style.is_visible:
+            self.space()
             return
+        if style.is_verbatim:
+            if self._is_fresh:
+                text, self._is_fresh = text.removeprefix("\n"), False
+            self._add_lines(text)
+            return
+        if not text.isascii():
+            text = _INVISIBLE.sub("", text)
         words = text.split()
         if not words:
-            self.space = True
+            if text:
+                self.space()
             return
-        self._start(" " if self.space or text[0].isspace() else "")
-        self.out.append(" ".join(words))
-        self.space = text[-1].isspace()
+        if self._reading:
+            self._readings += words
+            return
+        if text[0].isspace():
+            self.space()
+        self._add(" ".join(words))
+        if text[-1].isspace():
+            self.space()
 
-    def _start(self, gap: str) -> None:
-        """Write what waits: line ends, or else a space; then the list mark or separator."""
-        if self.breaks:
-            if self.out:
-                last = self.out[-1]
-                there = len(last) - len(last.rstrip("\n"))
-                self.out.append("\n" * (self.breaks - there))
-                self.prefix = self.prefix.lstrip()
-            gap = ""
-        elif self.prefix:
-            gap = ""
-        if gap and self.out:
-            self.out.append(gap)
-        if self.prefix:
-            self.out.append(self.prefix if self.out else self.prefix.lstrip())
-        self.breaks, self.space, self.prefix = 0, False, ""
+    def text(self) -> str:
+        while self._rows:
+            self._end_row()
+        return "".join(_put_together(self._parts))
 
-    def _break(self, level: int) -> None:
-        # A block that opens a cell or list item does not part it from its separator or mark.
-        if not self.prefix:
-            self.breaks = max(self.breaks, level)
-        self.space = False
+    def _add(self, text: str) -> None:
+        self._parts.append(text)
+        if self._rows:
+            self._rows[-1].chars += len(text)
 
-    def _cell(self) -> None:
-        if self.in_row:
-            # The end of a block in the cell before does not end the row's line.
-            self.breaks = 0 if not self._at_line_start() else self.breaks
-            self.prefix += " | "
-        self.in_row = True
-        self.space = False
+    def _add_lines(self, text: str) -> None:
+        """In a row, line ends around verbatim text are marks, for it may become one line."""
+        if not self._rows:
+            if text:
+                self._parts.append(text)
+            return
+        body = text.strip("\n")
+        before = len(text) - len(text.lstrip("\n"))
+        after = len(text) - len(body) - before
+        for _ in range(min(before, 2)):
+            self._break(_Mark.BR)
+        if body:
+            self._add(body)
+        for _ in range(min(after, 2)):
+            self._break(_Mark.BR)
+        if body.strip():
+            follows = self._has_line and (before or self._line_ended)
+            if follows or "\n" in body:
+                self._rows[-1].inner_lines = True
+            self._has_line, self._line_ended = True, bool(after)
+        elif before:
+            self._line_ended = True
 
-    def _at_line_start(self) -> bool:
-        return not self.out or self.out[-1].endswith("\n")
+    def _break(self, mark: _Mark) -> None:
+        if self._rows:
+            self._rows[-1].breaks.append(len(self._parts))
+        self._parts.append(mark)
+
+    def _part(self, tag: str, style: Mapping[str, str]) -> None:
+        """What parts an element from what is before and after it."""
+        mark = _BLOCKS.get(tag)
+        display = style.get("display", "")
+        if mark is not None:
+            self._break(mark)
+        elif tag in _SPACED or display.startswith("inline-") or display == "table-cell":
+            self.space()
+        elif tag not in _CELLS and display.startswith(_BLOCK_DISPLAYS):
+            self._break(_Mark.LINE)
+
+    def _inherit(self, tag: str, node: etree._Element, style: Mapping[str, str]) -> None:
+        now = self._styles[-1]
+        is_visible, is_verbatim = now.is_visible, now.is_verbatim or tag in _VERBATIM
+        if "visibility" in style and tag not in ("html", "body"):
+            is_visible = style["visibility"] not in ("hidden", "collapse")
+        if "white-space" in style:
+            is_verbatim = style["white-space"] in _PRESERVED_SPACE
+        if tag in _VERBATIM or (is_verbatim and not now.is_verbatim):
+            self._is_fresh = tag in _VERBATIM
+            self._has_line = self._line_ended = False
+        if (is_visible, is_verbatim) != (now.is_visible, now.is_verbatim):
+            self._styles.append(_Style(node=node, is_visible=is_visible, is_verbatim=is_verbatim))
+
+    def _open_cell(self, node: etree._Element) -> None:
+        parent = node.getparent()
+        if parent is None:
+            return
+        if not self._rows or self._rows[-1].in_cell:
+            self._break(_Mark.LINE)
+            self._rows.append(_Row(ends_with=parent, is_implied=True))
+        row = self._rows[-1]
+        if row.cells:
+            row.gaps.append(len(self._parts))
+        row.cells += 1
+        row.in_cell = True
+        self._parts.append(_Mark.SPACE)
+
+    def _end_row(self) -> None:
+        row = self._rows.pop()
+        if row.chars and row.is_line():
+            for at in row.gaps:
+                self._parts[at] = _Mark.CELL
+            for at in row.breaks:
+                self._parts[at] = _Mark.SPACE
+        else:
+            for at in row.gaps:
+                self._parts[at] = _Mark.PARAGRAPH
+        if self._rows:
+            outer = self._rows[-1]
+            outer.chars += row.chars
+            outer.inner_lines = outer.inner_lines or row.inner_lines
+            if row.chars and (row.cells > 1 or row.inner_rows):
+                outer.inner_rows = True
+            if not row.is_line():
+                # They are lines only if the row around them is not one.
+                if len(outer.breaks) < len(row.breaks):
+                    outer.breaks, row.breaks = row.breaks, outer.breaks
+                outer.breaks += row.breaks
+        if row.is_implied:
+            self._break(_Mark.LINE)
+
+    def _end_readings(self) -> None:
+        """How the characters of a ruby are read, in brackets after them."""
+        if self._readings and not self._ruby:
+            gap = "" if all(map(_KANA.fullmatch, self._readings)) else " "
+            self._add(f"({gap.join(self._readings)})")
+            self._readings = []
+
+
+def _put_together(parts: list[str | _Mark]) -> Iterator[str]:
+    gap, last = _Mark.NOTHING, ""
+    item = False
+    script: _Mark | None = None
+    in_row = False  # a mark between cells has just been written
+    for part in parts:
+        if isinstance(part, str):
+            pieces = [_white(gap, last), "- " if item else ""]
+            if script and last[-1:].isdigit() and part[0].isdigit() and not any(pieces):
+                pieces.append("^" if script is _Mark.SUPERSCRIPT else "_")
+            yield from (piece for piece in pieces if piece)
+            yield part
+            gap, last, item, script, in_row = _Mark.NOTHING, part, False, None, False
+        elif part is _Mark.ITEM:
+            item = True
+        elif part is _Mark.ITEM_END:
+            item = False
+        elif part in (_Mark.SUPERSCRIPT, _Mark.SUBSCRIPT):
+            script = part
+        elif part is _Mark.CELL:
+            if gap > _Mark.SPACE and last:
+                yield _white(gap, last)
+                last = "\n"
+            # "a |  | b": an empty cell keeps its place.
+            begins = not last or last.endswith("\n")
+            last = "|" if begins else "  |" if in_row else " |"
+            yield last
+            gap, item, in_row = _Mark.SPACE, False, True
+        elif item:
+            continue  # a block that opens a list item does not part it from its mark
+        elif part is _Mark.BR:
+            gap = _Mark(min(_Mark.PARAGRAPH, max(gap, _Mark.SPACE) + 1))
+        else:
+            gap = max(gap, part)
+
+
+def _white(gap: _Mark, last: str) -> str:
+    if not last or gap is _Mark.NOTHING:
+        return ""
+    ends = len(last) - len(last.rstrip("\n"))
+    if gap is _Mark.SPACE:
+        return "" if ends else " "
+    return "\n" * (gap - ends)
