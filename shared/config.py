@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     model_missing_fail_s: PositiveFloat = 600
     generation_limit_s: PositiveInt = 1800
     generation_flush_s: PositiveFloat = 0.2
+    schema_check_s: PositiveFloat = 2
 
     # Generation: models of this process (hf/...)
     generation_precision: Literal["auto", "nf4", "int8", "bfloat16", "float32"] = "auto"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     # Imported late below: a generation worker of `extractive` needs neither Chroma nor torch.
     from workers.batches import Appetite
     from workers.generation.generators import Generators
+    from workers.generation.parsing.schemas import SchemaChecker
     from workers.generation.scribe import Scribe
     from workers.hf.cache import Models
     from workers.retrieval.embed import Embedders
@@ -79,6 +80,12 @@ class Process:
         from workers.generation.generators import Generators
 
         return Generators(self.settings, on_fatal=self._on_fatal)
+
+    @cached_property
+    def schemas(self) -> "SchemaChecker":
+        from workers.generation.parsing.schemas import SchemaChecker
+
+        return SchemaChecker(limit_s=self.settings.schema_check_s)
 
     @cached_property
     def scribe(self) -> "Scribe":

@@ -24,6 +24,7 @@ Finish = Callable[[str, dict[str, Any]], Claim]
 def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
     process = make_process(settings)
     yield process
+    process.schemas.close()
     process.ledger.close()
 
 
@@ -83,6 +84,7 @@ def talker(
     yield make
     for process in made:
         process.generators.close()
+        process.schemas.close()
         process.ledger.close()
 
 

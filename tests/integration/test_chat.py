@@ -1,5 +1,6 @@
 """The kind `chat`, step by step: answers, tools, JSON, what goes wrong, and what is told of it."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,34 @@ def test_json_is_checked_and_asked_for_again(process: Process, wire: Wire) -> No
     error = failed(process, bad)
     assert error["type"] == "NotJson"
     assert len(wire.asked("/api/chat")) == 2
+
+
+def test_json_that_was_cut_off_says_so_and_is_not_asked_for_again(
+    process: Process, wire: Wire
+) -> None:
+    for schema in ({}, {"schema": {"type": "object"}}):
+        wire.requests.clear()
+        words = '{"numbers": "one two three four five six seven eight nine ten"}'
+        job_id = say(process, words, response_format={"type": "json", **schema},
+                     parameters={"max_tokens": 3})  # fmt: skip
+        error = failed(process, job_id)
+        assert error["type"] == "NotJson"
+        assert "cut off after 3 tokens" in error["message"]
+        assert "max_tokens" in error["message"]
+        assert len(wire.asked("/api/chat")) == 1
+
+
+def test_a_schema_without_end_fails_its_job_and_no_other(talker: Callable[..., Process]) -> None:
+    process = talker(schema_check_s=0.2)
+    schema = {"properties": {"a": {"pattern": "^(a+)+$"}}}
+    poison = say(
+        process, json.dumps({"a": "a" * 64 + "!"}),
+        response_format={"type": "json", "schema": schema},
+    )  # fmt: skip
+    error = failed(process, poison)
+    assert error["type"] == "InvalidInput"
+    assert "SLUICE_SCHEMA_CHECK_S" in error["message"]
+    assert answered(process, say(process, '{"a": "aa"}', response_format={"type": "json"}))
 
 
 def test_an_interrupted_answer_goes_on_where_it_stopped(process: Process, wire: Wire) -> None:

@@ -208,7 +208,8 @@ def test_what_is_sampled_depends_on_the_seed_alone(task: TextGeneration) -> None
     together = outputs(task, GENERATE, PROMPTS, **given)
     assert together == [outputs(task, GENERATE, [text], **given)[0] for text in PROMPTS]
     assert together != outputs(task, GENERATE, PROMPTS, **given | {"seed": 4})
-    assert new_texts(task, FOX, temperature=3.0) != new_texts(task, FOX, temperature=3.0)
+    unseeded = {tuple(new_texts(task, FOX, temperature=3.0)) for _ in range(12)}
+    assert len(unseeded) > 1
     greedy = [gpt2.CONTINUATIONS[FOX]]
     assert new_texts(task, FOX, temperature=3.0, do_sample=False) == greedy
     assert new_texts(task, FOX, temperature=0, top_p=0.9) == greedy

@@ -1,6 +1,8 @@
 """JSON answers: what is accepted, and what the errors say."""
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,13 +11,9 @@ from hypothesis import strategies as st
 
 from shared.errors import InvalidInput
 from workers.generation.engine import Message, Role
-from workers.generation.parsing.structured import (
-    NotJson,
-    check_schema,
-    instructions,
-    parse,
-    repair_messages,
-)
+from workers.generation.parsing import structured
+from workers.generation.parsing.schemas import NotJson, SchemaChecker
+from workers.generation.parsing.structured import instructions, repair_messages
 
 CITY = {
     "type": "object",
@@ -24,6 +22,24 @@ CITY = {
 }
 SEOUL = {"name": "서울", "people": 9_600_000}
 WRITTEN = json.dumps(SEOUL, ensure_ascii=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def checker() -> Iterator[SchemaChecker]:
+    """With more time than any of these checks takes, however busy the machine is."""
+    _checkers.append(SchemaChecker(limit_s=60, children=1))
+    yield _checkers[-1]
+    _checkers.pop().close()
+
+
+_checkers: list[SchemaChecker] = []
+
+
+def parse(text: str, schema: dict[str, Any] | None) -> Any:
+    value = structured.parse(text)
+    if schema is not None:
+        _checkers[-1].validate(value, schema)
+    return value
 
 
 def refusal(text: str, schema: dict[str, Any] | None = None) -> str:
@@ -129,12 +145,14 @@ def test_what_does_not_fit_the_schema_is_told_with_its_place() -> None:
         ({"$schema": 7}, "$schema"),
     ],
 )
-def test_a_wrong_schema_is_an_error_of_the_user(schema: dict[str, Any], said: str) -> None:
+def test_a_wrong_schema_is_an_error_of_the_user(
+    schema: dict[str, Any], said: str, checker: SchemaChecker
+) -> None:
     with pytest.raises(InvalidInput) as caught:
-        check_schema(schema)
+        checker.check(schema)
     assert said in caught.value.message
-    with pytest.raises(InvalidInput):
-        instructions(schema)
+    with pytest.raises(InvalidInput, match="response_format"):
+        checker.validate({}, schema)
 
 
 def test_a_schema_that_refers_to_itself() -> None:
@@ -161,7 +179,7 @@ def test_an_older_draft_counts_where_it_is_named() -> None:
 
 
 def test_models_are_told_the_schema() -> None:
-    assert json.dumps(CITY) in instructions(CITY)
+    assert json.dumps(CITY, ensure_ascii=False) in instructions(CITY)
     assert "JSON object" in instructions(None)
 
 
@@ -174,3 +192,67 @@ def test_the_repair_round_shows_the_answer_and_the_problem() -> None:
     assert repair[2].role == Role.USER
     assert problem in repair[2].content
     assert repair_messages(asked, "", problem)[1].content
+
+
+def doubling(levels: int) -> dict[str, Any]:
+    """A schema of `levels` definitions, each of which refers twice to the next."""
+    definitions: dict[str, Any] = {
+        f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(levels)
+    }
+    return {"$ref": "#/$defs/d0", "$defs": {**definitions, f"d{levels}": {}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"pattern": "^(a+)+$"}, "a" * 64 + "!"),
+        ({"pattern": "^(가|가가|가나)*$"}, "가" * 64 + "!"),
+        ({"patternProperties": {"^(a|aa)+$": {}}}, {"a" * 96 + "!": 1}),
+        ({"propertyNames": {"pattern": "(x+x+)+y"}}, {"x" * 64: 1}),
+        (doubling(40), {}),
+        ({"items": {"anyOf": [{"pattern": "^([a-z]+)*$"}, False]}}, ["a" * 64 + "1"]),
+    ],
+    ids=["nested", "alternatives", "properties", "names", "references", "in items"],
+)
+def test_a_check_without_end_is_ended_and_the_next_one_is_done(
+    schema: dict[str, Any], value: Any
+) -> None:
+    """Each of these would take years; the limit is CPU time of the child, not of this test."""
+    checker = SchemaChecker(limit_s=0.2, children=1)
+    try:
+        with pytest.raises(InvalidInput, match="SLUICE_SCHEMA_CHECK_S"):
+            checker.validate(value, schema)
+        checker.validate({"a": 1}, {"type": "object"})
+    finally:
+        checker.close()
+
+
+def test_memory_without_end_is_an_error_too() -> None:
+    checker = SchemaChecker(limit_s=60, memory_bytes=100 * 2**20, children=1)
+    try:
+        with pytest.raises(InvalidInput, match="memory"):
+            checker.validate(["한" * 40] * 1_000_000, {"type": "array"})
+        checker.validate(1, {"type": "integer"})
+    finally:
+        checker.close()
+
+
+def test_many_checks_share_the_children(checker: SchemaChecker) -> None:
+    def one(number: int) -> str:
+        with pytest.raises(NotJson) as caught:
+            checker.validate({"n": number}, {"properties": {"n": {"type": "string"}}})
+        return caught.value.message
+
+    with ThreadPoolExecutor(8) as threads:
+        messages = list(threads.map(one, range(40)))
+    assert [f"at $.n: {n} is not of type 'string'" in m for n, m in enumerate(messages)] == [
+        True
+    ] * 40
+
+
+def test_a_million_problems_are_counted_no_further_than_they_are_of_use(
+    checker: SchemaChecker,
+) -> None:
+    with pytest.raises(NotJson) as caught:
+        checker.validate([0] * 100_000, {"items": {"type": "string"}})
+    assert "and 95 more" in caught.value.message

@@ -163,7 +163,7 @@ def _ask(
     history.check(messages)
     as_json = wanted.response_format.type == "json"
     if as_json:
-        messages = instructed(messages, wanted.response_format)
+        messages = instructed(context, messages, wanted.response_format)
     told = () if is_last else tools
     offered = told if generator.has_native_tools else ()
 

@@ -132,7 +132,7 @@ def _generate_json(
 ) -> Done:
     """Markers in strings of the JSON count as citations; the JSON itself is left as it is."""
     format_ = wanted.response_format
-    request = replace(request, messages=instructed(request.messages, format_))
+    request = replace(request, messages=instructed(context, request.messages, format_))
     first = write_quietly(context, generator, request)
     answer = read_json(context, generator, request, first, format_)
     gate = MarkerFilter(prompt.used)

@@ -1,0 +1,116 @@
+"""The program that checks values by JSON Schemas: one request a line in, one answer a line out.
+
+Schemas are users'. A pattern may backtrack without end, references may multiply, and Python's `re`
+cannot be interrupted; so this runs beside the worker (`schemas.py`), and ends itself by a signal
+where one request takes more CPU time than it may. It is run by its path, alone: it imports nothing
+of Sluice.
+
+A request is `{"schema", "limit_s"}`, with `"value"` where a value is to be checked; an answer is
+`{"invalid": message}` where the schema is none, else `{"problems": [...], "more": n}`.
+"""
+
+import json
+import resource
+import signal
+import sys
+from itertools import islice
+from typing import Any, Final
+
+from jsonschema import SchemaError  # type: ignore[import-untyped]  # it ships no types
+from jsonschema.validators import (  # type: ignore[import-untyped]  # it ships no types
+    Draft202012Validator,
+    validator_for,
+)
+from referencing import Registry, Resource
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+READY: Final = "ready"
+_PROBLEMS: Final = 5
+_COUNTED_PROBLEMS: Final = 100
+_PROBLEM_CHARS: Final = 300
+
+
+class InvalidSchema(ValueError):
+    """The schema is none, or refers to something outside of it."""
+
+
+def main() -> None:
+    memory_bytes = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    _answer(READY)
+    for line in sys.stdin:
+        request = json.loads(line)
+        # Its default action ends the process, also in the middle of a regular expression.
+        signal.setitimer(signal.ITIMER_PROF, request["limit_s"])
+        try:
+            answer = _checked(request)
+        except InvalidSchema as error:
+            answer = {"invalid": str(error)}
+        except RecursionError:
+            answer = {"invalid": "refers to itself without end, or is nested too deep"}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _answer(answer)
+
+
+def _answer(answer: Any) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+def _checked(request: dict[str, Any]) -> dict[str, Any]:
+    validator = _validator(request["schema"])
+    if "value" not in request:
+        return {"problems": [], "more": 0}
+    # A broken value may break each of a million items.
+    errors = list(islice(validator.iter_errors(request["value"]), _COUNTED_PROBLEMS))
+    errors.sort(key=lambda error: error.json_path)
+    problems = [f"at {error.json_path}: {_short(error.message)}" for error in errors[:_PROBLEMS]]
+    return {"problems": problems, "more": max(0, len(errors) - _PROBLEMS)}
+
+
+def _validator(schema: dict[str, Any]) -> Any:
+    dialect = schema.get("$schema")
+    known = dialect is None or isinstance(dialect, str)
+    kind = (
+        validator_for(schema, default=None if dialect else Draft202012Validator) if known else None
+    )
+    if kind is None:
+        raise InvalidSchema(
+            f"has the unknown $schema {_short(repr(dialect))}. Leave it out for draft 2020-12"
+        )
+    try:
+        kind.check_schema(schema)
+        resource_ = Resource.from_contents(schema, default_specification=DRAFT202012)
+        # A registry of its own: the default one would fetch references over the network.
+        registry: Registry[Any] = Registry()
+        _check_references(resource_, registry.resolver_with_root(resource_))
+    except SchemaError as error:
+        raise InvalidSchema(
+            f"is no JSON Schema: at {error.json_path}: {_short(error.message)}"
+        ) from error
+    return kind(schema, registry=registry)
+
+
+def _check_references(resource_: Resource[Any], resolver: Any) -> None:
+    contents = resource_.contents
+    if isinstance(contents, dict):
+        for key in ("$ref", "$dynamicRef"):
+            if isinstance(contents.get(key), str):
+                _look_up(contents[key], resolver)
+    for inner in resource_.subresources():
+        _check_references(inner, resolver.in_subresource(inner))
+
+
+def _look_up(reference: str, resolver: Any) -> None:
+    try:
+        resolver.lookup(reference)
+    except Unresolvable as error:
+        raise InvalidSchema(f"refers to {_short(reference)!r}, which is not in it") from error
+
+
+def _short(message: str) -> str:
+    return message if len(message) <= _PROBLEM_CHARS else message[: _PROBLEM_CHARS - 1] + "…"
+
+
+if __name__ == "__main__":
+    main()
