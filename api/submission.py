@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
+from pydantic import AnyHttpUrl
 from sqlalchemy.orm import Session
 
 from api import hf
@@ -14,6 +15,7 @@ from api.deps import Parts
 from api.requests import JobRequest
 from api.schemas import JobView, ProgressView
 from shared import collections, conversations, erasure, files, submission
+from shared.addresses import is_allowed, literal
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput, NotFound
 from shared.generation import ChatInput
@@ -37,6 +39,8 @@ def new_job(
     InvalidInput for what this server cannot run."""
     _check_input(request, settings)
     webhook = request.webhook
+    if webhook is not None:
+        _check_address(webhook.url, settings)
     return NewJob(
         kind=request.kind,
         input=request.input.model_dump(mode="json") | _model(request, settings),
@@ -159,6 +163,22 @@ def _check_input(request: JobRequest, settings: Settings) -> None:
                     f"input.document_ids.{n} is {document_id!r}; ids are UUIDs, as "
                     "`GET /v1/collections/{name}/documents` lists them."
                 ) from None
+
+
+def _check_address(url: AnyHttpUrl, settings: Settings) -> None:
+    """What a webhook's URL spells out; names are looked up when it is sent."""
+    if url.username or url.password:
+        raise InvalidInput(
+            "webhook.url has a user name or a password in it; give a `secret`, which signs."
+        )
+    address = literal(url.host or "")
+    if address is not None and not is_allowed(
+        address, allow_private=settings.webhook_allow_private
+    ):
+        raise InvalidInput(
+            f"webhook.url is at {address}, which is not an address of the public internet. "
+            "SLUICE_WEBHOOK_ALLOW_PRIVATE lets webhooks reach this machine and its network."
+        )
 
 
 def _check_generation(asked: RagInput | ChatInput, settings: Settings) -> None:

@@ -147,6 +147,7 @@ class Settings(BaseSettings):
     worker_heartbeat_s: PositiveFloat = 5
 
     webhook_timeout_s: PositiveFloat = 10
+    webhook_allow_private: bool = False
 
     # Connections
     connect_timeout_s: PositiveFloat = 5

@@ -4,7 +4,7 @@ Signed as the Standard Webhooks specification says (standardwebhooks.com): heade
 `webhook-timestamp` and, where the job names a secret, `webhook-signature` = `v1,` and the base64
 HMAC-SHA256 of `id.timestamp.body`. The id is the same for every try, so receivers can ignore
 doubles, and another one where a redriven job ends again. The body names the job; results are
-fetched with `GET /v1/jobs/{id}`.
+fetched with `GET /v1/jobs/{id}`. Redirects are not followed: only who was named is told.
 """
 
 import base64
@@ -16,7 +16,9 @@ import time
 import httpx
 
 from shared import jobs
-from shared.errors import Permanent, Retryable
+from shared.config import Settings
+from shared.errors import InvalidInput, Permanent, Retryable
+from workers import outbound
 from workers.step import Context, Done, Handler
 
 
@@ -31,27 +33,49 @@ def deliver(context: Context) -> Done:
     body = json.dumps(event, ensure_ascii=False)
     headers = {
         "content-type": "application/json",
+        "user-agent": "Sluice (webhook)",
         "webhook-id": f"{job.id}-{context.claim.step_id}",
         "webhook-timestamp": str(now),
     }
     if target.get("secret"):
         headers["webhook-signature"] = sign(target["secret"], headers["webhook-id"], str(now), body)
+    settings = context.process.settings
     try:
-        answer = httpx.post(
-            target["url"],
-            content=body.encode(),
-            headers=headers,
-            timeout=context.process.settings.webhook_timeout_s,
+        status = outbound.within(
+            lambda: _post(target["url"], body.encode(), headers, settings),
+            timeout_s=settings.webhook_timeout_s,
+            what=target["url"],
+            stop=context.stop,
         )
-    except httpx.InvalidURL as error:
-        raise Permanent(f"The webhook's url is not valid: {error}") from error
-    except httpx.HTTPError as error:
-        raise Retryable(f"The webhook at {target['url']} failed: {error}") from error
-    if answer.status_code == 410:
+    except outbound.NotAllowed as error:
+        raise Permanent(
+            f"The webhook was not sent: {error.message} SLUICE_WEBHOOK_ALLOW_PRIVATE lets webhooks "
+            "reach this machine and its network."
+        ) from error
+    except outbound.Unreachable as error:
+        raise Retryable(f"The webhook failed: {error.message}") from error
+    except InvalidInput as error:
+        raise Permanent(f"The webhook's url is not valid: {error.message}") from error
+    if status == 410:
         raise Permanent(f"The webhook at {target['url']} is gone (410).")
-    if not answer.is_success:
-        raise Retryable(f"The webhook at {target['url']} answered {answer.status_code}.")
+    if not 200 <= status < 300:
+        raise Retryable(f"The webhook at {target['url']} answered {status}.")
     return Done()
+
+
+async def _post(url: str, body: bytes, headers: dict[str, str], settings: Settings) -> int:
+    """The status of the answer. Its body is nobody's business, and is not read."""
+    async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=None) as client:
+        answer = await outbound.send(
+            client,
+            "POST",
+            outbound.parsed(url),
+            headers=headers,
+            content=body,
+            allow_private=settings.webhook_allow_private,
+        )
+        await answer.aclose()
+    return answer.status_code
 
 
 def sign(secret: str, message_id: str, timestamp: str, body: str) -> str:

@@ -3,17 +3,24 @@
 import base64
 import hashlib
 import hmac
+import itertools
 import json
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from uuid import UUID
 
+import httpx
 import pytest
 
 from shared import jobs
+from shared.config import Settings
+from shared.ledger import Ledger
 from tests.integration.workbench import (
     cancel,
     doing,
@@ -21,6 +28,7 @@ from tests.integration.workbench import (
     handlers,
     invariants_hold,
     job_of,
+    make_process,
     steps_of,
     submit,
 )
@@ -32,12 +40,29 @@ KEY = b"a key of twenty-four byt"
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
 
 
+@pytest.fixture
+def make(settings: Settings, ledger: Ledger) -> Iterator[Callable[..., Process]]:  # noqa: ARG001 (empty tables)
+    """Processes with settings of their own."""
+    made: list[Process] = []
+
+    def process(**changes: Any) -> Process:
+        made.append(make_process(settings, **changes))
+        return made[-1]
+
+    yield process
+    for each in made:
+        each.ledger.close()
+
+
 @dataclass
 class Receiver:
     url: str
     answers: list[int] = field(default_factory=list)
     """What to answer, in turn; 200 when used up."""
     got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=lambda: {"content-length": "0"})
+    body: Iterable[bytes] = ()
+    sent: int = 0
 
 
 @pytest.fixture
@@ -47,13 +72,18 @@ def receiver() -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["content-length"]))
             found.got.append(({k.lower(): v for k, v in self.headers.items()}, body))
             self.send_response(found.answers.pop(0) if found.answers else 200)
-            self.send_header("content-length", "0")
+            for name, value in found.headers.items():
+                self.send_header(name, value)
             self.end_headers()
+            with suppress(OSError):  # the client has what it wants, and is gone
+                for piece in found.body:
+                    self.wfile.write(piece)
+                    found.sent += len(piece)
 
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found = Receiver(f"http://127.0.0.1:{server.server_port}/hook?a=b")
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -207,3 +237,114 @@ def test_the_end_of_a_redriven_job_is_another_message(process: Process, receiver
     drain(process, table())
 
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 3
+
+
+def hook_of(process: Process, job_id: UUID) -> tuple[str, int, str, str]:
+    """State and attempt of the webhook's step, and its error."""
+    step = steps_of(process, job_id)[1]
+    assert step.error is not None
+    return step.state, step.attempt, step.error["type"], step.error["message"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "[::ffff:127.0.0.1]", "[::1]", "localhost",
+     "10.0.0.7", "169.254.169.254", "[fec0::1]", "0.0.0.0"],
+)  # fmt: skip
+def test_a_receiver_in_the_private_network_is_not_reached(
+    make: Callable[..., Process], receiver: Receiver, host: str
+) -> None:
+    process = make(webhook_allow_private=False)
+    job_id = submit(process, webhook={"url": receiver.url.replace("127.0.0.1", host)})
+    drain(process, table())
+
+    state, attempt, type_, message = hook_of(process, job_id)
+    assert (state, attempt, type_) == ("failed", 1, "Permanent")
+    assert "SLUICE_WEBHOOK_ALLOW_PRIVATE" in message
+    assert receiver.got == []
+    assert job_of(process, job_id).state == "succeeded"
+
+
+def test_the_metadata_of_clouds_is_not_reached_even_where_private_addresses_are(
+    process: Process,
+) -> None:
+    job_id = submit(process, webhook={"url": "http://169.254.169.254/latest/meta-data/"})
+    drain(process, table())
+    assert hook_of(process, job_id)[2] == "Permanent"
+
+
+def test_a_redirect_is_not_followed(process: Process, receiver: Receiver) -> None:
+    receiver.answers = [307]
+    receiver.headers = {"location": receiver.url.replace("/hook", "/other"), "content-length": "0"}
+    submit(process, webhook={"url": receiver.url}, max_attempts=1)
+    drain(process, table())
+    assert len(receiver.got) == 1
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"transfer-encoding": "chunked"}, {"content-encoding": "gzip", "content-length": "999999999"}],
+    ids=["endless", "packed"],
+)
+def test_the_body_of_the_answer_is_not_read(
+    process: Process, receiver: Receiver, headers: dict[str, str]
+) -> None:
+    """The receiver stops where the buffers of the connection are full, or at the closed end."""
+    receiver.headers = headers
+    piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    receiver.body = itertools.repeat(piece, 1000)
+    job_id = submit(process, webhook={"url": receiver.url})
+    drain(process, table())
+    assert steps_of(process, job_id)[1].state == "succeeded"
+    assert receiver.sent < 500 * len(piece)
+
+
+def test_a_receiver_that_drips_its_headers_has_a_time_in_all(
+    make: Callable[..., Process],
+) -> None:
+    """Each byte comes well within any timeout of a read."""
+    gone = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nx-slow: ")
+            while not gone.wait(0.02):
+                connection.sendall(b"a")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=lambda: drip(server.accept()[0]))
+        thread.start()
+        process = make(webhook_timeout_s=0.3)
+        job_id = submit(
+            process,
+            webhook={"url": f"http://127.0.0.1:{server.getsockname()[1]}/"},
+            max_attempts=1,
+        )
+        drain(process, table())
+        process.ledger.close()
+        gone.set()
+        thread.join()
+    state, attempt, type_, message = hook_of(process, job_id)
+    assert (state, attempt, type_) == ("failed", 1, "Retryable")
+    assert "took longer than 0.3 s" in message
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1/", "http://2130706433/", "http://[::ffff:127.0.0.1]/", "http://localhost/",
+     "http://x.localhost:8000/", "https://169.254.169.254/", "http://192.168.1.1/",
+     "http://user:pw@example.org/", "http://user@example.org/"],
+)  # fmt: skip
+def test_the_api_refuses_what_a_url_spells_out(api: httpx.Client, url: str) -> None:
+    job = {"kind": "embed", "input": {"texts": ["a"]}, "webhook": {"url": url}}
+    answer = api.post("/v1/jobs", json=job)
+    assert answer.status_code == 422
+    assert "webhook.url" in answer.json()["detail"]
+    batch = api.post("/v1/jobs/batch", json={"jobs": [job]})
+    assert batch.status_code == 422
+
+
+def test_the_api_takes_names_and_public_addresses(api: httpx.Client) -> None:
+    for url in ("https://example.org/hook", "http://8.8.8.8/", "http://[2606:4700::1111]/"):
+        job = {"kind": "embed", "input": {"texts": ["a"]}, "webhook": {"url": url}}
+        assert api.post("/v1/jobs", json=job).status_code == 202

@@ -36,6 +36,7 @@ QUICK = {
     "retry_cap_s": 0.02,
     "load_step_documents": 4,
     "embed_step_chunks": 6,
+    "webhook_allow_private": True,
 }
 
 

@@ -42,6 +42,20 @@ def generator(server: Remote) -> Iterator[RemoteGenerator]:
         assert ended(found.start(COUNT))[0].text == WHOLE
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("prompt", [None, "count to 30:"])
+def test_where_a_server_points_to_nobody_goes(
+    generator: RemoteGenerator, server: Remote, faulty: Behaviour, status: int, prompt: str | None
+) -> None:
+    """It points to the address that was asked, which would answer the second time."""
+    server.wire.requests.clear()
+    faulty.refuse_times, faulty.refuse_status, faulty.location = 1, status, "?again"
+    with pytest.raises(Permanent, match=f"answered {status}.*nobody follows"):
+        ended(generator.start(COUNT if prompt is None else Request(prompt=prompt)))
+    asked = [request.path for request in server.wire.requests if request.path != "/api/show"]
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("fault", ["break_after", "error_after", "malformed_after"])
 @pytest.mark.parametrize("prompt", [None, "count to 30:"])
 def test_a_stream_that_fails_midway_can_be_gone_on_with(

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from shared.addresses import is_allowed, literal
 from shared.config import Settings
 from shared.errors import InvalidInput
 from tests.unit.websites import Site, get, refusal, serving
-from workers.tools.addresses import is_allowed, resolve
+from workers.outbound import resolve
 from workers.tools.fetch import fetch
 
 
@@ -67,12 +68,14 @@ PUBLIC = ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "64:ff9b::808:808", "200
 PRIVATE = [
     "10.0.0.1", "172.16.0.1", "192.168.1.1", "127.0.0.1", "127.255.255.254", "100.64.0.1", "::1",
     "fc00::1", "fd12::1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "192.0.2.1",
-    "198.18.0.1", "2001:db8::1",
+    "198.18.0.1", "2001:db8::1", "fec0::1", "64:ff9b:1::a00:1", "3fff::1", "::7f00:1", "5f00::1",
+    "2606:4700::5efe:a00:1", "2001:0:808:808:0:0:f5ff:fffe", "0.1.2.3",
 ]  # fmt: skip
 NEVER = [
     "0.0.0.0", "::", "169.254.169.254", "169.254.0.1", "fe80::1", "fe80::1%eth0", "224.0.0.1",
     "239.1.1.1", "ff02::1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "100.100.100.200",
-    "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "2002:a9fe:a9fe::", "nonsense",
+    "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "2002:a9fe:a9fe::", "nonsense", "::a9fe:a9fe",
+    "2606:4700::200:5efe:a9fe:a9fe",
 ]  # fmt: skip
 
 
@@ -130,3 +133,15 @@ def test_the_certificate_must_be_the_hosts_though_its_address_is_asked(certifica
         other = site.url(scheme="https")
         with pytest.raises(InvalidInput, match=r"(?i)certificate"):
             fetch(other, settings, threading.Event(), tls=trusting)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "127.0.0.1"), ("127.1", "127.0.0.1"), ("2130706433", "127.0.0.1"),
+     ("0x7f.1", "127.0.0.1"), ("0177.0.0.1", "127.0.0.1"), ("[::1]", "::1"),
+     ("[::ffff:10.0.0.1]", "::ffff:a00:1"), ("LOCALHOST.", "127.0.0.1"),
+     ("a.localhost", "127.0.0.1"), ("example.org", None), ("1.2.3.4.5", None), ("한국", None)],
+)  # fmt: skip
+def test_which_addresses_hosts_spell_out(host: str, address: str | None) -> None:
+    spelled = literal(host)
+    assert spelled == address or spelled == "::ffff:10.0.0.1"

@@ -46,6 +46,7 @@ class Behaviour:
     refuse_message: str = "out of order"
     refuse_code: str | None = None
     retry_after: str | None = None
+    location: str | None = None
     estimated_time_s: float | None = None
     """How long the hub says that it goes on loading the model."""
     rate_limit: str | None = None
@@ -104,6 +105,7 @@ async def refusal(
     if behaviour.refuse_times:
         behaviour.refuse_times -= 1
         headers = {"Retry-After": behaviour.retry_after} if behaviour.retry_after else {}
+        headers |= {"Location": behaviour.location} if behaviour.location else {}
         return JSONResponse(
             shape(behaviour.refuse_message, behaviour.refuse_code),
             status_code=behaviour.refuse_status,

@@ -46,7 +46,7 @@ class ModelMissing(Permanent):
 
 
 class _Refused(Exception):
-    """An answer with a status from 400; the client's own error would lose the headers."""
+    """An answer with a status from 300; the client's own error would lose the headers."""
 
     def __init__(self, response: httpx.Response) -> None:
         super().__init__(response.text)
@@ -80,6 +80,8 @@ class OllamaServer(Server):
             ),
             trust_env=not is_loopback(settings.ollama_url),
             event_hooks={"response": [_refuse]},
+            # The operator named this server; where it points to is not what he named.
+            follow_redirects=False,
         )
 
     async def disconnect(self) -> None:
@@ -162,7 +164,7 @@ def missing(place: Place, model: str) -> ModelMissing:
 
 
 async def _refuse(response: httpx.Response) -> None:
-    if response.status_code >= 400:
+    if response.status_code >= 300:
         await response.aread()
         raise _Refused(response)
 

@@ -69,7 +69,10 @@ class OpenAIServer(Server):
                 settings.remote_read_timeout_s, connect=settings.connect_timeout_s, pool=None
             ),
             max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=not is_loopback(self.base_url)),
+            # The operator named this server; where it points to is not what he named.
+            http_client=openai.DefaultAsyncHttpxClient(
+                trust_env=not is_loopback(self.base_url), follow_redirects=False
+            ),
         )
 
     async def disconnect(self) -> None:

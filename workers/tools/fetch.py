@@ -1,12 +1,10 @@
 """The tool `fetch_url`: a page of the public internet as text.
 
-Every hop is checked (`addresses.py`), and the connection goes to the very address that was
-checked. The whole fetch has `fetch_timeout_s`, and reads `fetch_limit_bytes` of the unpacked
-body: of a longer one only the beginning is taken, and the text says so. No proxies, no cookies,
-no credentials.
+Every hop goes through `workers/outbound.py`. The whole fetch has `fetch_timeout_s`, and reads
+`fetch_limit_bytes` of the unpacked body: of a longer one only the beginning is taken, and the text
+says so.
 """
 
-import asyncio
 import ssl
 import threading
 import zlib
@@ -18,14 +16,12 @@ from typing import Final
 import httpx
 
 from shared.config import Settings
-from shared.errors import Cancelled, DocumentError, InvalidInput
+from shared.errors import DocumentError, InvalidInput
+from workers import outbound
 from workers.ingest.decode import decode
 from workers.ingest.html import declared_charset, render
-from workers.tools.addresses import resolve
 
 MOST_REDIRECTS: Final = 5
-_STOP_POLL_S: Final = 0.1
-_PORTS: Final = {"http": 80, "https": 443}
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _HTML: Final = frozenset({"text/html", "application/xhtml+xml"})
 _HEADERS: Final = {
@@ -52,84 +48,33 @@ def fetch(
 
     Raises Cancelled soon after `stop` is set. `tls` is for hosts with certificates of one's own.
     """
-    return asyncio.run(_watched(url, settings, stop, tls))
-
-
-async def _watched(
-    url: str, settings: Settings, stop: threading.Event, tls: ssl.SSLContext | None
-) -> Fetched:
-    task = asyncio.create_task(_fetch(url, settings, tls))
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + settings.fetch_timeout_s
-    try:
-        while not task.done():
-            if stop.is_set():
-                raise Cancelled("The fetch was stopped.")
-            left_s = deadline - loop.time()
-            if left_s <= 0:
-                raise InvalidInput(f"{url} took longer than {settings.fetch_timeout_s:g} s.")
-            await asyncio.wait({task}, timeout=min(_STOP_POLL_S, left_s))
-        return task.result()
-    finally:
-        task.cancel()
+    return outbound.within(
+        lambda: _fetch(url, settings, tls),
+        timeout_s=settings.fetch_timeout_s,
+        what=url,
+        stop=stop,
+    )
 
 
 async def _fetch(url: str, settings: Settings, tls: ssl.SSLContext | None) -> Fetched:
     async with httpx.AsyncClient(
         verify=tls or True, trust_env=False, follow_redirects=False, timeout=None
     ) as client:
-        at = _parsed(url)
+        at = outbound.parsed(url)
         for _ in range(MOST_REDIRECTS + 1):
-            addresses = await resolve(
-                at.raw_host.decode("ascii"),
-                at.port or _PORTS[at.scheme],
-                allow_private=settings.fetch_allow_private,
+            response = await outbound.send(
+                client, "GET", at, headers=_HEADERS, allow_private=settings.fetch_allow_private
             )
-            response = await _connect(client, at, addresses)
             try:
                 location = response.headers.get("location")
                 if response.status_code not in _REDIRECTS or location is None:
                     return await _read(at, response, settings.fetch_limit_bytes)
-                at = _parsed(location, base=at)
+                at = outbound.parsed(location, base=at)
             except httpx.HTTPError as error:
-                raise InvalidInput(f"{at} could not be read: {_reason(error)}.") from error
+                raise InvalidInput(f"{at} could not be read: {outbound.reason(error)}.") from error
             finally:
                 await response.aclose()
     raise InvalidInput(f"{url} redirects more than {MOST_REDIRECTS} times.")
-
-
-def _parsed(url: str, base: httpx.URL | None = None) -> httpx.URL:
-    try:
-        parsed = base.join(url) if base is not None else httpx.URL(url.strip())
-        is_web = parsed.scheme in _PORTS and bool(parsed.host)
-    except (httpx.InvalidURL, ValueError, TypeError) as error:
-        raise InvalidInput(f"{url!r} is no URL: {error}.") from error
-    if not is_web:
-        raise InvalidInput(f"{url!r} cannot be fetched; give a URL with http:// or https://.")
-    if parsed.userinfo:
-        raise InvalidInput("URLs with a user name or password are not fetched.")
-    return parsed.copy_with(fragment=None)
-
-
-async def _connect(
-    client: httpx.AsyncClient, url: httpx.URL, addresses: list[str]
-) -> httpx.Response:
-    """To the checked address, under the host's name: the name is not looked up a second time."""
-    problem = "it has no address"
-    for address in addresses:
-        request = client.build_request(
-            "GET",
-            url.copy_with(host=address),
-            headers=_HEADERS | {"host": url.netloc.decode("ascii")},
-            extensions={"sni_hostname": url.raw_host.decode("ascii")},
-        )
-        try:
-            return await client.send(request, stream=True)
-        except httpx.ConnectError as error:
-            problem = _reason(error)
-        except httpx.HTTPError as error:
-            raise InvalidInput(f"{url} could not be read: {_reason(error)}.") from error
-    raise InvalidInput(f"{url} could not be reached: {problem}.")
 
 
 async def _read(url: httpx.URL, response: httpx.Response, limit_bytes: int) -> Fetched:
@@ -193,7 +138,3 @@ def _whole_words(data: bytes) -> bytes:
     """Up to the last white space: a byte that is in no character of several bytes."""
     end = max(data.rfind(b" "), data.rfind(b"\n"))
     return data[:end] if end > 0 else data
-
-
-def _reason(error: httpx.HTTPError) -> str:
-    return str(error) or type(error).__name__

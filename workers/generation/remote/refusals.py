@@ -69,7 +69,12 @@ def broken_off(place: Place, why: str) -> Retryable:
 
 
 def refused(place: Place, status: int, message: str, retry_after: str | None) -> StepError:
-    """For an answer with a status from 400."""
+    """For an answer with a status from 300."""
+    if status < 400:
+        return Permanent(
+            f"{place} answered {status}: it sends its callers to another address, where nobody "
+            f"follows. Set {place.setting} to where it is."
+        )
     said = shortened(message)
     if status in _TRY_LATER or status >= 500:
         asked = retry_after_s(retry_after)
