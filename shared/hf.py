@@ -56,6 +56,13 @@ DEFAULT_MODELS: dict[Task, str] = {
 BINARY = frozenset({Task.SPEECH_RECOGNITION, Task.IMAGE_CLASSIFICATION})
 """Tasks whose input is a file: base64, or the id of an upload."""
 
+OBJECTS: Mapping[Task, frozenset[str]] = {
+    Task.QUESTION_ANSWERING: frozenset({"question", "context"}),
+    Task.SENTENCE_SIMILARITY: frozenset({"source_sentence", "sentences"}),
+    Task.TEXT_RANKING: frozenset({"query", "texts"}),
+}
+"""Tasks whose input is an object, and its fields."""
+
 
 class HfInput(Shape):
     """`task` may be left out where a model is named: then its own configuration tells it.

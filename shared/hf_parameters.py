@@ -5,15 +5,45 @@ Parameters of generation are those of transformers' `GenerationConfig`; `None` l
 model's own configuration says.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import core_schema
 
 from shared.errors import InvalidInput
 from shared.hf import Task
 
 TopK = Annotated[int, Field(ge=1, le=10_000)]
 Truncation = Literal["do_not_truncate", "longest_first", "only_first", "only_second"]
+
+
+@dataclass(frozen=True)
+class Only:
+    """The one value of a parameter that is only known because clients send it unasked: the one
+    that changes nothing, or null."""
+
+    value: bool | float | None = None
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self._check, handler(source))
+
+    def _check(self, value: Any) -> Any:
+        same_kind = isinstance(value, bool) == isinstance(self.value, bool)
+        if value is None or (value == self.value and same_kind):
+            return value
+        shown = "null" if self.value is None else self.value
+        raise ValueError(f"Input should be {shown}: no other is supported here; leave it out")
 
 
 class TaskParameters(BaseModel):
@@ -98,7 +128,8 @@ class QuestionAnsweringParameters(TaskParameters):
 
 
 class GenerationParameters(TaskParameters):
-    """What a caller may ask of `generate`; `max_new_tokens` goes before `max_length`."""
+    """What a caller may ask of `generate`; `max_new_tokens` goes before `max_length`. After
+    `max_time` seconds of generating, the text ends where it is."""
 
     max_length: Annotated[int, Field(ge=1, le=32_768)] | None = None
     min_length: Annotated[int, Field(ge=0, le=32_768)] | None = None
@@ -110,11 +141,17 @@ class GenerationParameters(TaskParameters):
     top_k: Annotated[int, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    epsilon_cutoff: Annotated[float, Field(ge=0, lt=1)] | None = None
+    eta_cutoff: Annotated[float, Field(ge=0, lt=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     length_penalty: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] | None = None
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
     early_stopping: bool | Literal["never"] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    max_time: Annotated[float, Field(ge=0, le=86_400)] | None = None
+    num_beam_groups: Annotated[int | None, Only(1)] = None
+    penalty_alpha: Annotated[float | None, Only(0)] = None
+    use_cache: bool | None = None
 
 
 class Seq2SeqParameters(GenerationParameters):
@@ -131,24 +168,65 @@ class TranslationParameters(Seq2SeqParameters):
 
 
 class TextGenerationParameters(GenerationParameters):
+    """With those of text-generation-inference: what clients of it send without being asked to is
+    taken, as is `stop_sequences` for `stop`; what only that server can do is refused."""
+
     return_full_text: bool = True
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] = []
     truncate: Annotated[int, Field(ge=1)] | None = None
-    watermark: Literal[False] | None = None
-    details: Literal[False] | None = None
-    stream: Literal[False] | None = None
+    watermark: Annotated[bool | None, Only(False)] = None
+    details: Annotated[bool | None, Only(False)] = None
+    decoder_input_details: Annotated[bool | None, Only(False)] = None
+    stream: Annotated[bool | None, Only(False)] = None
+    best_of: Annotated[int | None, Only(1)] = None
+    top_n_tokens: Annotated[int | None, Only(0)] = None
+    frequency_penalty: Annotated[float | None, Only(0)] = None
+    grammar: Annotated[Any, Only()] = None
+    adapter_id: Annotated[Any, Only()] = None
     num_return_sequences: Annotated[int, Field(ge=1, le=64)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stop_by_its_other_name(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "stop_sequences" not in values:
+            return values
+        others = {name: value for name, value in values.items() if name != "stop_sequences"}
+        if values.get("stop"):
+            raise ValueError("give stop or stop_sequences, not both")
+        return others | {"stop": values["stop_sequences"] or []}
+
+
+class SpeechGenerationParameters(GenerationParameters):
+    """The language and the task may stand here too, as transformers' pipeline has them."""
+
+    language: str | None = None
+    task: Literal["transcribe", "translate"] | None = None
 
 
 class SpeechParameters(TaskParameters):
-    """`return_timestamps` True gives segments (Whisper) or words (CTC)."""
+    """`return_timestamps` True gives segments (Whisper) or words (CTC). What `generate_kwargs` says
+    goes before the same in `generation_parameters`, and that before the same beside them."""
 
     return_timestamps: bool | Literal["word", "char"] = False
     language: str | None = None
     task: Literal["transcribe", "translate"] | None = None
     chunk_length_s: Annotated[float, Field(gt=0, le=300)] | None = None
-    generate_kwargs: GenerationParameters | None = None
-    generation_parameters: GenerationParameters | None = None
+    generate_kwargs: SpeechGenerationParameters | None = None
+    generation_parameters: SpeechGenerationParameters | None = None
+
+    @property
+    def spoken(self) -> str | None:
+        """The language that is named, wherever it is."""
+        return self._first("language")
+
+    @property
+    def wanted_task(self) -> str | None:
+        return self._first("task")
+
+    def _first(self, name: str) -> str | None:
+        places = (self.generate_kwargs, self.generation_parameters, self)
+        values = (getattr(place, name, None) for place in places)
+        return next((value for value in values if value is not None), None)
 
 
 class ImageClassificationParameters(TaskParameters):
@@ -188,7 +266,26 @@ def _told(task: Task, shape: type[TaskParameters], error: ValidationError) -> st
         place = ".".join(str(part) for part in ("parameters", *entry["loc"]))
         message = entry["msg"].removeprefix("Value error, ")
         if entry["type"] == "extra_forbidden":
-            known = ", ".join(shape.model_fields) or "none"
+            known = ", ".join(_names(_shape_at(shape, entry["loc"][:-1]))) or "none"
             message = f"{task} has no such parameter; it knows: {known}"
         lines.append(f"{place}: {message}")
     return "; ".join(lines)
+
+
+def _names(shape: type[BaseModel]) -> list[str]:
+    """The parameters that somebody may want to set."""
+    return [
+        name
+        for name, field in shape.model_fields.items()
+        if not any(isinstance(each, Only) for each in field.metadata)
+    ]
+
+
+def _shape_at(shape: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel]:
+    """The shape of the parameters that are nested at a place."""
+    for name in place:
+        field = shape.model_fields.get(str(name))
+        inner = get_args(field.annotation) if field is not None else ()
+        shapes = [each for each in inner if isinstance(each, type) and issubclass(each, BaseModel)]
+        shape = shapes[0] if shapes else shape
+    return shape

@@ -1,13 +1,14 @@
 """Bodies as programs send them to the inference API: JSON, a text, or the bytes of a file.
 
 Many send JSON without saying so (`requests.post(url, data=json.dumps(...))`, `curl -d`), so what
-is not called JSON, audio or an image is looked at. A body is spooled to disk while it comes.
+is not called JSON, audio or an image is looked at. What comes without `inputs` is taken for the
+inputs, as that API does: a bare string or list, a bare text, or the object that a task takes. A
+body is spooled to disk while it comes.
 """
 
-import base64
-import binascii
 import io
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
@@ -16,18 +17,21 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from api.body import parse
+from api.body import MalformedBody, parse
+from shared import base64_data
 from shared.config import Settings
 from shared.errors import InvalidInput, TooLarge
-from shared.hf import BINARY, Task
+from shared.hf import BINARY, OBJECTS, Task
 
 SPOOL_BYTES = 2**20
 INLINE_CHARS = 64 * 1024
 """Longer base64 becomes an upload: rows of jobs, and lists of them, are no place for audio."""
-BASE64 = re.compile(r"(?:data:[\w/.+;=-]{0,200},)?([A-Za-z0-9+/]+={0,2})", re.ASCII)
 MEDIA = ("audio/", "image/", "video/")
 FORM = "multipart/form-data"
+FIELDS = "application/x-www-form-urlencoded"
 UTF8_MARK = b"\xef\xbb\xbf"
+BINARY_CHARS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+"""Control characters that texts have none of."""
 SEND = 'Send {"inputs": ...} as JSON, or the bytes of an audio file or an image.'
 
 
@@ -68,11 +72,13 @@ def read(body: UploadFile, content_type: str, task: Task | None, settings: Setti
     if type_ == FORM:
         raise InvalidInput(f"The body is a form. {SEND}")
     if _is_json(type_, body):
-        return _of_json(body, task, settings)
-    if type_ == "text/plain":
-        _check_size(body.size, settings)
-        return Asked(inputs=_decoded(body.file.read()))
-    return Asked(file=body.file)
+        return _of_json(parse(body.file.read()), body, task, settings)
+    text = None if type_.startswith(MEDIA) else _text(type_, body, task, settings)
+    if text is None:
+        return Asked(file=body.file)
+    if type_ == FIELDS and text.startswith("inputs="):
+        raise InvalidInput(f"The body is a form. {SEND}")
+    return _of_json(_value(text), body, task, settings)
 
 
 def media_type(content_type: str | None) -> str | None:
@@ -90,11 +96,52 @@ def _is_json(type_: str, body: UploadFile) -> bool:
     return head.startswith(b"{")
 
 
-def _of_json(body: UploadFile, task: Task | None, settings: Settings) -> Asked:
-    asked = parse(body.file.read())
+def _text(type_: str, body: UploadFile, task: Task | None, settings: Settings) -> str | None:
+    """The body as a text; None for a file's bytes. Where neither type nor task tells which of them
+    it is, its characters do."""
+    is_text = type_ == "text/plain" or (task is not None and task not in BINARY)
+    size = body.size or 0
+    if size > settings.max_body_bytes and not is_text:
+        return None
+    _check_size(size, settings)
+    data = body.file.read()
+    body.file.seek(0)
+    if is_text:
+        return _decoded(data)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+    if BINARY_CHARS.search(text):
+        return None
+    # Of a file's bytes, none begin like a string or a list in JSON.
+    return text if task is None or text.lstrip().startswith(('"', "[")) else None
+
+
+def _value(text: str) -> Any:
+    """A string or a list where the text is one in JSON, else the text: `[MASK]` may begin one."""
+    if text.lstrip().startswith(('"', "[")):
+        try:
+            return parse(text.encode())
+        except MalformedBody:
+            return text
+    return text
+
+
+def _of_json(asked: Any, body: UploadFile, task: Task | None, settings: Settings) -> Asked:
+    if isinstance(asked, bool | None):
+        raise InvalidInput(f"The body is {'null' if asked is None else 'a boolean'}. {SEND}")
     if not isinstance(asked, dict):
-        raise InvalidInput(f"The body is no object. {SEND}")
+        # A number is a text of digits for that API, too.
+        asked = {"inputs": asked if isinstance(asked, str | list) else str(asked)}
     inputs = asked.pop("inputs", None)
+    if inputs is None:
+        inputs = _bare_object(asked, task)
+    if asked.pop("stream", None):
+        raise InvalidInput(
+            "stream must be false: the answer comes whole. Submit the job with POST /v1/jobs to "
+            "follow it while it runs."
+        )
     parameters = _object(asked, "parameters")
     waits = _object(asked, "options").get("wait_for_model")
     if waits is not None and not isinstance(waits, bool):
@@ -111,6 +158,14 @@ def _of_json(body: UploadFile, task: Task | None, settings: Settings) -> Asked:
     )
 
 
+def _bare_object(asked: dict[str, Any], task: Task | None) -> dict[str, Any] | None:
+    """The inputs that stand in the body itself, as older clients send them; taken out of it."""
+    for of_task, names in OBJECTS.items():
+        if task == of_task or (task is None and names <= asked.keys()):
+            return {name: asked.pop(name) for name in names & asked.keys()} or None
+    return None
+
+
 def _object(asked: dict[str, Any], name: str) -> dict[str, Any]:
     value = asked.pop(name, None)
     if value is not None and not isinstance(value, dict):
@@ -119,18 +174,19 @@ def _object(asked: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _file_of(inputs: Any, task: Task | None) -> IO[bytes] | None:
-    """The bytes that long base64 stands for; None for anything else."""
+    """The bytes that long base64 stands for; None for anything else. Raises InvalidInput where a
+    task takes nothing else."""
     if not isinstance(inputs, str) or len(inputs) <= INLINE_CHARS:
         return None
-    if task is not None and task not in BINARY:
-        return None
-    found = BASE64.fullmatch(inputs)
-    if found is None:
-        return None
-    try:
-        return io.BytesIO(base64.b64decode(found[1], validate=True))
-    except binascii.Error:
-        return None
+    if task in BINARY:
+        try:
+            return io.BytesIO(base64_data.decode(inputs))
+        except InvalidInput as error:
+            raise InvalidInput(f"inputs: {error.message}") from None
+    if task is None and base64_data.is_surely(inputs):
+        with suppress(InvalidInput):
+            return io.BytesIO(base64_data.decode(inputs))
+    return None
 
 
 def _check_size(size: int, settings: Settings) -> None:
@@ -143,6 +199,12 @@ def _check_size(size: int, settings: Settings) -> None:
 
 def _decoded(data: bytes) -> str:
     try:
-        return data.decode()
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInput(f"The text is not UTF-8 (byte {error.start}).") from error
+    if "\0" in text:
+        raise InvalidInput(
+            f"The text holds a NUL character (position {text.index(chr(0))}), which cannot be "
+            "stored; remove it."
+        )
+    return text

@@ -13,21 +13,41 @@ from api.compat.calls import Caller
 from api.compat.dialect import documented
 from api.deps import FairKey, PartsDep
 from api.routes.jobs import Key
+from shared.hf import OBJECTS
 
 router = APIRouter(tags=["compatible"])
 
+_TEXT = {"type": "string"}
+_TEXTS = {"type": "array", "items": _TEXT}
 JSON_BODY = {
     "schema": {
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "inputs": {},
-            "parameters": {"type": "object"},
-            "options": {
+        "anyOf": [
+            {
                 "type": "object",
-                "properties": {"wait_for_model": {"type": "boolean", "default": True}},
+                "required": ["inputs"],
+                "properties": {
+                    "inputs": {},
+                    "parameters": {"type": "object"},
+                    "options": {
+                        "type": "object",
+                        "properties": {"wait_for_model": {"type": "boolean", "default": True}},
+                    },
+                },
             },
-        },
+            *(
+                {
+                    "type": "object",
+                    "description": f"The inputs of {task} alone",
+                    "required": sorted(names),
+                    "properties": {
+                        name: _TEXTS if name in ("sentences", "texts") else _TEXT for name in names
+                    },
+                }
+                for task, names in OBJECTS.items()
+            ),
+            _TEXT | {"description": "The inputs alone"},
+            _TEXTS | {"description": "The inputs alone", "minItems": 1},
+        ]
     },
     "example": {"inputs": "We open at nine."},
 }
@@ -43,7 +63,12 @@ DOCUMENTED: dict[str, Any] = {
     "openapi_extra": {
         "requestBody": {
             "required": True,
-            "content": {"application/json": JSON_BODY, "audio/*": BYTES, "image/*": BYTES},
+            "content": {
+                "application/json": JSON_BODY,
+                "text/plain": {"schema": _TEXT | {"description": "The inputs alone"}},
+                "audio/*": BYTES,
+                "image/*": BYTES,
+            },
         }
     },
 }

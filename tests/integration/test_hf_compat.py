@@ -248,6 +248,125 @@ def test_a_plain_text_is_the_inputs(worker: Worker, api: httpx.Client) -> None:
     assert asked(job) == (None, "아홉 시", {})
 
 
+NO_TYPE: dict[str, str] = {}
+FIELDS = {"Content-Type": "application/x-www-form-urlencoded"}
+"""What `curl -d` and `curl --data-binary` call all that they send."""
+TEXT = {"Content-Type": "text/plain;charset=UTF-8"}
+JSON = {"Content-Type": "application/json"}
+QUESTION = {"question": "Where?", "context": CONTEXT}
+SIMILAR = {"source_sentence": "a", "sentences": ["b", "c"]}
+
+
+@pytest.mark.parametrize("task", [None, "fill-mask", "summarization"])
+@pytest.mark.parametrize("headers", [NO_TYPE, FIELDS, TEXT])
+@pytest.mark.parametrize(
+    ("body", "inputs"),
+    [
+        ("아홉 시", "아홉 시"),
+        ("\ufeffWe open.\r\n", "We open.\r\n"),
+        ('"아홉 시"', "아홉 시"),
+        ('"We" open, she said.', '"We" open, she said.'),
+        ('["A text.", "Another."]', ["A text.", "Another."]),
+        ("[MASK] opens at nine.", "[MASK] opens at nine."),
+        ("42", "42"),
+        ("null", "null"),
+    ],
+)
+def test_a_body_without_inputs_is_the_inputs(
+    body: str, inputs: Any, headers: dict[str, str], task: str | None, worker: Worker, api_url: str
+) -> None:
+    """As `normalize_payload_nlp` of api-inference-community takes it."""
+    url = f"{api_url}/models/{MODEL}" + (f"/pipeline/{task}" if task else "")
+    _, job = worker.answer(
+        lambda: requests.post(url, data=body.encode(), headers=headers, timeout=30), SUMMARY
+    )
+    assert asked(job) == (task, inputs, {})
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs"), [("A text.", "A text."), (["a", "b"], ["a", "b"]), (42, "42")]
+)
+def test_so_is_json_that_is_no_object(
+    body: Any, inputs: Any, worker: Worker, api: httpx.Client
+) -> None:
+    _, job = worker.answer(lambda: api.post(f"/models/{MODEL}", json=body), SUMMARY)
+    assert asked(job) == (None, inputs, {})
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("headers", [NO_TYPE, FIELDS, JSON])
+@pytest.mark.parametrize(
+    ("task", "inputs", "result"),
+    [
+        ("question-answering", QUESTION, SPAN),
+        ("sentence-similarity", SIMILAR, [0.5, 1.0]),
+        ("text-ranking", {"query": "a", "texts": ["b"]}, [{"index": 0, "score": 1.0}]),
+    ],
+)
+def test_so_is_the_object_that_a_task_takes(
+    task: str,
+    inputs: Any,
+    result: Any,
+    headers: dict[str, str],
+    named: bool,
+    worker: Worker,
+    api_url: str,
+) -> None:
+    """As `question_answering` of huggingface_hub 0.20 to 0.25 sends it; parameters beside it."""
+    body = {**inputs, "parameters": {"top_k": 1}, "options": {"use_cache": False}, "stream": False}
+    if task == "sentence-similarity":
+        del body["parameters"]
+    url = f"{api_url}/models/{MODEL}" + (f"/pipeline/{task}" if named else "")
+    answer, job = worker.answer(
+        lambda: requests.post(url, data=json.dumps(body), headers=headers, timeout=30), result
+    )
+    assert asked(job) == (task if named else None, inputs, body.get("parameters", {}))
+    assert answer.json() == result
+
+
+def test_a_text_that_only_looks_like_a_file_is_a_text(worker: Worker, api: httpx.Client) -> None:
+    """And bytes that are none are a file, where nothing tells the task."""
+    _, job = worker.answer(lambda: api.post(f"/models/{MODEL}", content=b"BM is a firm."), LABELS)
+    assert asked(job)[1] == "BM is a firm."
+    _, job = worker.answer(lambda: api.post(f"/models/{MODEL}", content=b"BM\x36\0\0\0"), LABELS)
+    assert set(asked(job)[1]) == {"file_id"}
+
+
+BASE64 = base64.b64encode(AUDIO * 100).decode()
+
+
+@pytest.mark.parametrize("task", [None, "automatic-speech-recognition"])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        base64.encodebytes(AUDIO * 100).decode(),
+        base64.encodebytes(AUDIO * 100).decode().replace("\n", "\r\n"),
+        base64.urlsafe_b64encode(AUDIO * 100).decode().rstrip("="),
+        f"data:audio/flac;base64,{BASE64}",
+    ],
+    ids=["lines", "CRLF", "for URLs, unpadded", "data URL"],
+)
+def test_long_base64_is_a_file_however_it_is_written(
+    inputs: str, task: str | None, worker: Worker, api: httpx.Client, settings: Settings
+) -> None:
+    before = set(stored(settings))
+    path = f"/models/{MODEL}" + (f"/pipeline/{task}" if task else "")
+    call = worker.call(lambda: api.post(path, json={"inputs": inputs}))
+    claim = worker.claim(call)
+    (new,) = set(stored(settings)) - before
+    assert new.read_bytes() == AUDIO * 100
+    worker.succeed(claim, {"text": "HELLO"})
+    assert call.result().json() == {"text": "HELLO"}
+
+
+@pytest.mark.parametrize(
+    "inputs", ["word " * 20_000, "word\n" * 20_000, "data:text/plain," + "word" * 20_000]
+)
+def test_a_long_text_is_no_file(inputs: str, worker: Worker, api: httpx.Client) -> None:
+    _, job = worker.answer(lambda: api.post(f"/models/{MODEL}", json={"inputs": inputs}), SUMMARY)
+    assert asked(job)[1] == inputs
+
+
 @pytest.mark.parametrize(
     "path", ["/models/{}/pipeline/feature-extraction", "/pipeline/feature-extraction/{}"]
 )

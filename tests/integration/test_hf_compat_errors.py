@@ -85,6 +85,7 @@ QA = f"{URL}/pipeline/question-answering"
 SPEECH = f"{URL}/pipeline/automatic-speech-recognition"
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 JSON = {"Content-Type": "application/json"}
+FIELDS = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,12 @@ JSON = {"Content-Type": "application/json"}
         (URL, {"content": b'{"inputs": "\\u0000"}'}, "NUL"),
         (URL, {"content": b"\xff", "headers": {"Content-Type": "text/plain"}}, "not UTF-8"),
         (URL, {"content": b"--b--", "headers": FORM}, "is a form"),
-        (URL, {"json": ["A text."]}, "The body is no object"),
+        (URL, {"json": True}, "The body is a boolean"),
+        (URL, {"content": b"null", "headers": JSON}, "The body is null"),
+        (URL, {"content": b"inputs=A+text.", "headers": FIELDS}, "The body is a form"),
+        (URL, {"content": b"[MASK] opens", "headers": JSON}, "not valid JSON"),
+        (FILL, {"content": b"A\0text."}, "NUL character (position 1)"),
+        (URL, {"json": ASKED | {"stream": True}}, "stream must be false"),
         (URL, {"json": {}}, "inputs is missing"),
         (URL, {"json": {"parameters": {}}}, "inputs is missing"),
         (URL, {"json": ASKED | {"parameters": []}}, "parameters must be an object"),
@@ -112,8 +118,15 @@ JSON = {"Content-Type": "application/json"}
         (FILL, {"json": {"inputs": []}}, "inputs is an empty list"),
         (FILL, {"json": ASKED | {"top_k": 0}}, "parameters.top_k"),
         (FILL, {"json": ASKED | {"topk": 1}}, "it knows: top_k, targets"),
-        (FILL, {"content": b"fLaC"}, "takes a text"),
+        (FILL, {"content": b"fLaC\xff"}, "not UTF-8 (byte 4)"),
+        (FILL, {"content": b" \n"}, "inputs is empty"),
+        (FILL, {"json": ["a", 1]}, "inputs.1 is a number"),
+        (FILL, {"json": {"question": "Where?", "context": "In Seoul."}}, "inputs is missing"),
         (QA, {"json": ASKED}, '"context", "question"'),
+        (QA, {"json": {"question": "Where?"}}, "an object with ['question']"),
+        (QA, {"json": {"query": "How many?", "table": {"a": ["1"]}}}, "inputs is missing"),
+        (QA, {"content": b"Where?"}, "inputs is a string"),
+        (SPEECH, {"json": {"inputs": "no base64!" * 7000}}, "this is no base64"),
         (SPEECH, {"json": {"inputs": {"file_id": "x"}}}, "ids are UUIDs"),
     ],
 )  # fmt: skip
@@ -154,7 +167,7 @@ def test_the_routes_are_documented(api: httpx.Client) -> None:
     for operation in found.values():
         assert operation["tags"] == ["compatible"]
         assert set(operation["requestBody"]["content"]) == {
-            "application/json", "audio/*", "image/*"
+            "application/json", "text/plain", "audio/*", "image/*"
         }  # fmt: skip
         errors = {
             status: each for status, each in operation["responses"].items() if status != "200"

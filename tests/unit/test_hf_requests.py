@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 
 from shared.errors import InvalidInput
 from shared.hf import BINARY, DEFAULT_MODELS, TEXT_LIMIT_CHARS, Task, file_ids, single_inputs
-from shared.hf_parameters import PARAMETERS, parse_parameters
+from shared.hf_parameters import (
+    PARAMETERS,
+    SpeechGenerationParameters,
+    SpeechParameters,
+    parse_parameters,
+)
 
 PAIR = {"question": "Where?", "context": "In Seoul."}
 SIMILAR = {"source_sentence": "a", "sentences": ["b", "c"]}
@@ -119,17 +124,112 @@ PUBLISHED = {
     Task.IMAGE_CLASSIFICATION: "ImageClassificationParameters",
 }
 BESIDE = {"inputs"}
-LACKING = {"adapter_id", "best_of", "decoder_input_details", "frequency_penalty", "grammar",
-           "top_n_tokens"}  # fmt: skip
-"""Of TGI, a server for text generation alone."""
 
 
 @pytest.mark.parametrize("task", PUBLISHED)
 def test_the_parameters_of_the_published_specification_are_known(task: Task) -> None:
     published = getattr(huggingface_hub, PUBLISHED[task])
     names = {each.name for each in dataclasses.fields(published)} - BESIDE
-    lacking = LACKING if task == Task.TEXT_GENERATION else set()
-    assert names - set(PARAMETERS[task].model_fields) == lacking
+    assert names <= set(PARAMETERS[task].model_fields)
+
+
+def test_so_are_those_of_generation_that_speech_has() -> None:
+    published = huggingface_hub.AutomaticSpeechRecognitionGenerationParameters
+    names = {each.name for each in dataclasses.fields(published)}
+    assert names <= set(SpeechGenerationParameters.model_fields)
+
+
+UNASKED: dict[str, Any] = {
+    "adapter_id": None,
+    "best_of": 1,
+    "decoder_input_details": False,
+    "details": False,
+    "frequency_penalty": 0.0,
+    "grammar": None,
+    "num_beam_groups": 1,
+    "penalty_alpha": 0,
+    "stop": [],
+    "stop_sequences": None,
+    "stream": False,
+    "top_n_tokens": 0,
+    "truncate": None,
+    "use_cache": True,
+    "watermark": False,
+}
+"""What clients of text-generation-inference send without being asked to."""
+
+
+@pytest.mark.parametrize("names", [[name] for name in UNASKED] + [list(UNASKED)])
+def test_what_clients_send_unasked_is_taken(names: list[str]) -> None:
+    parse_parameters(Task.TEXT_GENERATION, {name: UNASKED[name] for name in names})
+    parse_parameters(Task.TEXT_GENERATION, dict.fromkeys(names))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("adapter_id", "own/lora", "should be null"),
+        ("best_of", 2, "should be 1"),
+        ("decoder_input_details", True, "should be False"),
+        ("details", True, "should be False"),
+        ("frequency_penalty", 0.5, "should be 0"),
+        ("grammar", {"type": "json", "value": {}}, "should be null"),
+        ("top_n_tokens", 5, "should be 0"),
+        ("watermark", True, "should be False"),
+    ],
+)
+def test_what_only_another_server_can_do_is_refused(name: str, value: Any, told: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"^parameters\.{name}: Input {told}: .*leave it out$"):
+        parse_parameters(Task.TEXT_GENERATION, {name: value})
+
+
+def test_stop_sequences_is_stop_by_its_other_name() -> None:
+    found = parse_parameters(Task.TEXT_GENERATION, {"stop_sequences": ["."], "stop": []})
+    assert found == parse_parameters(Task.TEXT_GENERATION, {"stop": ["."]})
+    with pytest.raises(InvalidInput, match="not both"):
+        parse_parameters(Task.TEXT_GENERATION, {"stop_sequences": ["."], "stop": [","]})
+
+
+@pytest.mark.parametrize(
+    ("task", "parameters"),
+    [
+        (Task.SPEECH_RECOGNITION, {"generate_kwargs": {"langauge": "ko"}}),
+        (Task.SPEECH_RECOGNITION, {"generation_parameters": {"return_timestamps": True}}),
+        (Task.SUMMARIZATION, {"generate_parameters": {"truncation": "only_first"}}),
+        (Task.TRANSLATION, {"generate_parameters": {"src_lang": "ko"}}),
+        (Task.TEXT_GENERATION, {"stop_token": "."}),
+    ],
+)
+def test_no_message_names_what_it_refuses(task: Task, parameters: dict[str, Any]) -> None:
+    """Each parameter that the message says is known is taken where the unknown one stood."""
+    [(outer, value)] = parameters.items()
+    with pytest.raises(InvalidInput) as caught:
+        parse_parameters(task, parameters)
+    known = caught.value.message.partition("it knows: ")[2].split(", ")
+    assert len(known) > 2
+    for name in known:
+        given = {outer: {name: None}} if isinstance(value, dict) else {name: None}
+        parse_parameters(task, given)
+        with suppress(InvalidInput):
+            parse_parameters(task, {outer: {name: "x"}} if isinstance(value, dict) else {name: "x"})
+            continue
+        with pytest.raises(InvalidInput) as wrong:
+            parse_parameters(task, {outer: {name: "x"}} if isinstance(value, dict) else {name: "x"})
+        assert "no such parameter" not in wrong.value.message
+
+
+def test_the_language_may_stand_with_the_parameters_of_generation() -> None:
+    for place in ("generate_kwargs", "generation_parameters"):
+        found = parse_parameters(
+            Task.SPEECH_RECOGNITION, {"language": "en", place: {"language": "ko"}}
+        )
+        assert isinstance(found, SpeechParameters)
+        assert (found.spoken, found.wanted_task) == ("ko", None)
+    outer = parse_parameters(
+        Task.SPEECH_RECOGNITION, {"task": "translate", "generate_kwargs": {"language": None}}
+    )
+    assert isinstance(outer, SpeechParameters)
+    assert (outer.spoken, outer.wanted_task) == (None, "translate")
 
 
 @pytest.mark.parametrize("task", Task)

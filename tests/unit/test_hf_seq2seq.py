@@ -14,6 +14,7 @@ from transformers import (
 
 from shared.errors import Cancelled, InvalidInput
 from shared.hf import Task
+from shared.hf_parameters import parse_parameters
 from tests.tiny import bart
 from tests.tiny_models import one_thread
 from tests.unit.hf_generation import make_t5, rows, unlimited_tokenizer
@@ -148,6 +149,16 @@ def test_what_is_sampled_depends_on_the_seed_alone(summarizer: Summarization) ->
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_time_for_a_text_is_kept(summarizer: Summarization) -> None:
+    """No time at all is enough for one token: the clock is looked at behind each."""
+    for given in ({"max_time": 0}, {"generate_parameters": {"max_time": 0}}):
+        asked = parse_parameters(
+            SUMMARIZE, {"min_new_tokens": 9, "max_new_tokens": 9, "num_beams": 1, **given}
+        )
+        [[tokens]] = summarizer.run(summarizer.prepare(TEXTS[0], asked).rows, UNWATCHED)
+        assert len(tokens) == 1
+
+
 def test_temperature_zero_is_greedy(summarizer: Summarization) -> None:
     short = TEXTS[:3]
     greedy = outputs(summarizer, SUMMARIZE, short)
@@ -162,7 +173,11 @@ def test_a_temperature_alone_does_not_sample(summarizer: Summarization) -> None:
     )
     [told] = warnings(summarizer, SUMMARIZE, "A", temperature=9.0, top_k=5)
     assert told.startswith("is not sampled, so temperature, top_k had no effect")
-    for given in ({"temperature": 0}, {"do_sample": False, "top_k": 5}, {"do_sample": True}):
+    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "typical_p": 1.0}
+    for given in (
+        {"temperature": 0}, {"do_sample": False, "top_k": 5}, {"do_sample": True}, neutral,
+        {"generate_parameters": neutral},
+    ):  # fmt: skip
         assert not warnings(summarizer, SUMMARIZE, "A", **given)
 
 

@@ -201,6 +201,53 @@ def test_a_cut_prompt_still_begins_as_its_tokenizer_begins(tmp_path: Path) -> No
     assert output["generated_text"].startswith("A")
 
 
+NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "typical_p": 1.0, "epsilon_cutoff": 0.0,
+           "repetition_penalty": 1.0, "num_beams": None, "do_sample": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *itertools.chain.from_iterable(
+            itertools.combinations(("temperature", "top_p", "top_k", "typical_p"), n)
+            for n in range(5)
+        ),
+        tuple(NEUTRAL),
+        ("repetition_penalty",),
+    ],
+    ids="+".join,
+)
+def test_neutral_values_do_not_switch_sampling_on(
+    task: TextGeneration, names: tuple[str, ...]
+) -> None:
+    given = {name: NEUTRAL[name] for name in names}
+    for seed in ({}, {"seed": 3}):
+        [row] = rows(task, FOX, **given, **seed)
+        assert not row.data.arguments.is_sampled
+        assert warnings(task, GENERATE, FOX, **given, **seed) == []
+    # Who says so wants it all the same.
+    assert rows(task, FOX, **given | {"do_sample": True})[0].data.arguments.is_sampled
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", 0.7), ("temperature", 1.5), ("top_p", 0.9), ("top_k", 5), ("typical_p", 0.9),
+     ("epsilon_cutoff", 0.1)],
+)  # fmt: skip
+def test_one_value_that_is_not_neutral_does(task: TextGeneration, name: str, value: float) -> None:
+    assert rows(task, FOX, **NEUTRAL | {name: value})[0].data.arguments.is_sampled
+    off = NEUTRAL | {name: value, "do_sample": False}
+    assert not rows(task, FOX, **off)[0].data.arguments.is_sampled
+
+
+def test_the_time_for_a_text_is_kept(task: TextGeneration) -> None:
+    """No time at all is enough for one token: the clock is looked at behind each."""
+    for time_s, count in ((0, 1), (3600, 9)):
+        [row] = rows(task, FOX, max_time=time_s, min_new_tokens=9, max_new_tokens=9)
+        [[tokens]] = task.run([row], UNWATCHED)
+        assert len(tokens) == count
+
+
 def test_what_is_sampled_depends_on_the_seed_alone(task: TextGeneration) -> None:
     # Who names a temperature wants to sample, as for text-generation-inference.
     given = {"temperature": 3.0, "max_new_tokens": 12, "seed": 3}

@@ -93,10 +93,17 @@ def test_texts_are_those_of_the_pipeline(listener: WhisperSpeech) -> None:
 
 
 def test_the_language_is_told_from_the_sound_or_given(listener: WhisperSpeech) -> None:
-    free, given = (
-        transcribed(listener, ["안녕 물"], **more)[0] for more in ({}, {"language": "korean"})
+    free, *named = (
+        transcribed(listener, ["안녕 물"], **more)[0]
+        for more in (
+            {},
+            {"language": "korean"},
+            {"generate_kwargs": {"language": "korean", "task": "transcribe"}},
+            {"generation_parameters": {"language": "ko"}},
+            {"language": "en", "generate_kwargs": {"language": "ko", "max_time": 3600}},
+        )
     )
-    assert free == given == {"text": free["text"]}
+    assert [free] * 4 == named
     assert free["text"].strip() == "안녕 물"
 
 
@@ -104,6 +111,7 @@ def test_the_language_is_told_from_the_sound_or_given(listener: WhisperSpeech) -
     ("given", "words"),
     [
         ({"language": "klingon"}, "en, ko"),
+        ({"generate_kwargs": {"language": "klingon"}}, "en, ko"),
         ({"return_timestamps": "char"}, "CTC"),
         ({"chunk_length_s": 30}, "window is 4 s"),
     ],

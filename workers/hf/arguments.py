@@ -19,8 +19,16 @@ from shared.hf_parameters import GenerationParameters
 NEW_TOKENS = 256
 """Where nobody says how long the text may become."""
 
-SAMPLING: Final = ("temperature", "top_k", "top_p", "typical_p")
-_SAMPLING_ONLY: Final = {*SAMPLING, "min_p", "epsilon_cutoff", "eta_cutoff"}
+NEUTRAL: Final[Mapping[str, float]] = {
+    "temperature": 1,
+    "top_k": 0,
+    "top_p": 1,
+    "typical_p": 1,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+}
+"""What a sampling parameter is where it changes no token's probability."""
+_SAMPLING_ONLY: Final = {*NEUTRAL, "min_p"}
 _BEAMS_ONLY: Final = {"early_stopping", "length_penalty"}
 _LENGTHS: Final = {"max_length", "max_new_tokens", "min_length", "min_new_tokens"}
 _TOKENS: Final = {
@@ -43,9 +51,15 @@ _PENALTIES: Final = {
     "renormalize_logits",
     "repetition_penalty",
 }
+_IDLE: Final = ("num_beam_groups", "penalty_alpha", "use_cache")
 # Not the others: some make `generate` fetch code from the hub, or need a second model.
 _KNOWN: Final = (
-    _SAMPLING_ONLY | _BEAMS_ONLY | _LENGTHS | _TOKENS | _PENALTIES | {"do_sample", "num_beams"}
+    _SAMPLING_ONLY
+    | _BEAMS_ONLY
+    | _LENGTHS
+    | _TOKENS
+    | _PENALTIES
+    | {"do_sample", "num_beams", "max_time"}
 )
 
 Settings = Mapping[str, Any]
@@ -109,11 +123,20 @@ def asked_settings(
     parameters: GenerationParameters, nested: GenerationParameters | None = None
 ) -> tuple[dict[str, Any], int | None]:
     """What the caller asks for, and the seed. What is nested goes before the same beside it."""
-    asked = parameters.model_dump(include=set(GenerationParameters.model_fields), exclude_none=True)
+    names = set(GenerationParameters.model_fields)
+    asked = parameters.model_dump(include=names, exclude_none=True)
     if nested is not None:
-        asked |= nested.model_dump(exclude_none=True)
+        asked |= nested.model_dump(include=names, exclude_none=True)
     seed: int | None = asked.pop("seed", None)
+    # Of no account for the text: `generate` always has its cache, and knows no groups of beams.
+    for name in _IDLE:
+        asked.pop(name, None)
     return asked, seed
+
+
+def shapes_chances(asked: Settings) -> list[str]:
+    """The sampling parameters that change the probability of a token."""
+    return [name for name, neutral in NEUTRAL.items() if asked.get(name, neutral) != neutral]
 
 
 def settle(
@@ -154,7 +177,7 @@ def settle(
         # A least length that configurations say gives way.
         "min_new_tokens": min(shortest, longest),
     }
-    idle = ", ".join(name for name in SAMPLING if name in asked)
+    idle = ", ".join(shapes_chances(asked))
     if idle and not is_sampled and asked.get("temperature") != 0 and "do_sample" not in asked:
         warnings.append(f"is not sampled, so {idle} had no effect; set do_sample true to sample.")
     return Arguments(settings=settings, warnings=warnings)

@@ -156,7 +156,7 @@ class CtcSpeech(LocalTask):
 def _check(parameters: SpeechParameters) -> None:
     given = parameters.model_dump(exclude_none=True)
     for name in ("language", "task", "generate_kwargs", "generation_parameters"):
-        if name in given:
+        if given.get(name):  # an object of nothing asks for nothing
             raise InvalidInput(
                 f"parameters.{name} is for models that generate, such as Whisper; this one writes "
                 "down what it hears, frame by frame. Leave it out."

@@ -15,11 +15,11 @@ from shared.hf_parameters import TaskParameters, TextGenerationParameters
 from workers.generation.stopping import StopFilter
 from workers.hf.arguments import (
     NEW_TOKENS,
-    SAMPLING,
     asked_settings,
     known_settings,
     own_settings,
     settle,
+    shapes_chances,
     task_settings,
 )
 from workers.hf.generating import Source, decoded, generate, make_row
@@ -48,7 +48,7 @@ class TextGeneration(LocalTask):
         check_has_tokens(self.tokenizer, value)
         ids: list[int] = self.tokenizer(value, verbose=False)["input_ids"]
         asked, seed = asked_settings(parameters)
-        if any(name in asked for name in SAMPLING):
+        if shapes_chances(asked):
             # As text-generation-inference understands it, and unlike `generate`.
             asked.setdefault("do_sample", True)
         kept = self._kept(ids, parameters.truncate, asked.get("max_new_tokens", NEW_TOKENS))

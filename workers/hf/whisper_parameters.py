@@ -46,8 +46,8 @@ def wanted_of(model: PreTrainedModel, parameters: SpeechParameters) -> Wanted:
     room = model.config.max_target_positions - PROMPT_TOKENS
     return Wanted(
         arguments=settle(asked, {}, own, given=PROMPT_TOKENS, room=room),
-        language=_language(generation, parameters.language),
-        task=_task(generation, parameters.task),
+        language=_language(generation, parameters.spoken),
+        task=_task(generation, parameters.wanted_task),
         timestamps=_timestamps(generation, parameters.return_timestamps),
         seed=seed,
     )
