@@ -266,13 +266,13 @@ def _told(task: Task, shape: type[TaskParameters], error: ValidationError) -> st
         place = ".".join(str(part) for part in ("parameters", *entry["loc"]))
         message = entry["msg"].removeprefix("Value error, ")
         if entry["type"] == "extra_forbidden":
-            known = ", ".join(_names(_shape_at(shape, entry["loc"][:-1]))) or "none"
+            known = ", ".join(settable(_shape_at(shape, entry["loc"][:-1]))) or "none"
             message = f"{task} has no such parameter; it knows: {known}"
         lines.append(f"{place}: {message}")
     return "; ".join(lines)
 
 
-def _names(shape: type[BaseModel]) -> list[str]:
+def settable(shape: type[BaseModel]) -> list[str]:
     """The parameters that somebody may want to set."""
     return [
         name
