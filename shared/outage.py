@@ -1,14 +1,16 @@
 """Remembers that a server does not answer, so that not every caller waits to find that out."""
 
 import time
+from collections.abc import Callable
 from threading import Lock
 
 
 class Outage:
     """After a failure, one caller in `pause_s` tries again; the others are told not to."""
 
-    def __init__(self, pause_s: float = 1.0) -> None:
+    def __init__(self, pause_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._pause_s = pause_s
+        self._clock = clock
         self._lock = Lock()
         self._retry_at: float | None = None
 
@@ -17,7 +19,7 @@ class Outage:
         with self._lock:
             if self._retry_at is None:
                 return True
-            now = time.monotonic()
+            now = self._clock()
             if now < self._retry_at:
                 return False
             self._retry_at = now + self._pause_s
@@ -25,7 +27,7 @@ class Outage:
 
     def begins(self) -> None:
         with self._lock:
-            self._retry_at = time.monotonic() + self._pause_s
+            self._retry_at = self._clock() + self._pause_s
 
     def over(self) -> None:
         self._retry_at = None

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-READY_WITHIN_S = 60.0
-STOP_WITHIN_S = 20.0
+READY_WITHIN_S = 120.0
+STOP_WITHIN_S = 60.0
 POSTGRES_USER = "pgserver"
 
 

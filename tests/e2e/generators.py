@@ -62,9 +62,6 @@ class GenerationWorker:
         """It stops in the middle of what it does, and holds on to it."""
         os.killpg(self._process.pid, signal.SIGSTOP)
 
-    def thaw(self) -> None:
-        os.killpg(self._process.pid, signal.SIGCONT)
-
     def kill(self) -> None:
         """SIGKILL to it and to all below it."""
         os.killpg(self._process.pid, signal.SIGKILL)
@@ -74,7 +71,7 @@ class GenerationWorker:
         """Ask it to end, and wait; its exit code."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
-        return self._process.wait(60)
+        return self._process.wait(120)
 
     def wait(self) -> int:
         """Until it has ended by itself; its exit code."""

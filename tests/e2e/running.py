@@ -13,8 +13,8 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
-DEADLINE_S = 120.0
-COMMAND_S = 240.0
+DEADLINE_S = 240.0
+COMMAND_S = 480.0
 PAUSE_S = 0.1
 
 T = TypeVar("T")

@@ -124,6 +124,40 @@ class LiveStack:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
+    def kill_pool_at_work(self, job_id: str, *, attempt: int) -> bool:
+        """Kill the pool while it runs this attempt of the job's step; False if the job ended first.
+
+        The pool is stopped before it is looked at, so that nothing ends between look and kill.
+        """
+        running = (
+            "SELECT count(*) FROM steps WHERE job_id = %s AND state = 'running' AND attempt = %s"
+        )
+        ended = "SELECT count(*) FROM jobs WHERE id = %s AND finished_at IS NOT NULL"
+
+        def runs_or_ended() -> bool:
+            return bool(self.value(running, job_id, attempt) or self.value(ended, job_id))
+
+        until(runs_or_ended, f"attempt {attempt} runs")
+        with self.pool_stopped():
+            if not self.value(running, job_id, attempt):
+                return False
+            self.kill_pool()
+        return True
+
+    @contextmanager
+    def pool_stopped(self, name: str = "cpu-1") -> Iterator[None]:
+        """The pool processes of a worker stand still until the end of the block."""
+        pool = self.pool(name)
+        for process in pool:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        try:
+            yield
+        finally:
+            for process in pool:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
     def kill_and_await(self, name: str, *, group: bool = False) -> None:
         """Kill a part and wait until the supervisor has it up again."""
         before = self.kill(name, group=group)

@@ -17,14 +17,16 @@ import pytest
 
 from cli.client import Client
 from cli.wire import State
-from tests.e2e.breaking_model import make_breaking_model
 from tests.e2e.generators import GenerationWorker
 from tests.e2e.running import until
+from tests.e2e.scripted_model import ScriptedModel
 from tests.e2e.stack import LiveStack
 from tests.tiny_lessons import GROUNDED, TOOL_ANSWER, TOOL_QUESTION, TOOL_RESULT
 from tests.tiny_models import Answerer
 
 JOBS = 200
+PASSES_OF_SOME = 100
+"""Of the model, by which some of the jobs are done and most are not."""
 DEVICE_BROKEN = 70
 """The exit code of a worker that cannot go on (`docs/generation.md`)."""
 SETTINGS = {
@@ -35,14 +37,21 @@ SETTINGS = {
     "SLUICE_GENERATION_KV_MIB": "64",
     "SLUICE_STEP_LEASE_S": "3",
     "SLUICE_RETRY_BASE_S": "0.2",
+    "SLUICE_GENERATION_TRUST_REMOTE_CODE": "true",
 }
 
 
 @pytest.fixture(scope="module")
-def worker(live_stack: LiveStack, answerer: Answerer) -> Iterator[GenerationWorker]:
+def model(answerer: Answerer) -> Iterator[ScriptedModel]:
+    with tempfile.TemporaryDirectory(prefix="sluice-model-") as folder:
+        yield ScriptedModel(answerer.path, Path(folder))
+
+
+@pytest.fixture(scope="module")
+def worker(live_stack: LiveStack, model: ScriptedModel) -> Iterator[GenerationWorker]:
     with tempfile.TemporaryDirectory(prefix="sluice-worker-") as folder:
         worker = GenerationWorker(
-            live_stack, answerer.reference, "tiny-1", Path(folder) / "log", **SETTINGS
+            live_stack, model.reference, "tiny-1", Path(folder) / "log", **SETTINGS
         )
         worker.until_ready()
         yield worker
@@ -50,10 +59,16 @@ def worker(live_stack: LiveStack, answerer: Answerer) -> Iterator[GenerationWork
         assert code == 0, f"{code}\n{worker.log_tail()}"
 
 
-def ask(answerer: Answerer, question: str) -> dict[str, Any]:
+@pytest.fixture(autouse=True)
+def _released(model: ScriptedModel) -> Iterator[None]:
+    yield
+    model.release()
+
+
+def ask(model: ScriptedModel, question: str) -> dict[str, Any]:
     """The input of a chat."""
     return {
-        "model": answerer.reference,
+        "model": model.reference,
         "messages": [{"role": "user", "content": question}],
         "parameters": {"max_tokens": 300},
     }
@@ -100,10 +115,10 @@ def follow(stack: LiveStack, job_id: str, read: Read, *, leave_after: int | None
 
 @pytest.mark.usefixtures("worker")
 def test_each_question_is_answered_right_by_the_model_in_four_bits(
-    client: Client, answerer: Answerer
+    client: Client, model: ScriptedModel, answerer: Answerer
 ) -> None:
     jobs = {
-        question: client.submit("chat", ask(answerer, question)) for question in answerer.questions
+        question: client.submit("chat", ask(model, question)) for question in answerer.questions
     }
     for question, job in jobs.items():
         ended = client.wait(job.id).require_success()
@@ -112,18 +127,18 @@ def test_each_question_is_answered_right_by_the_model_in_four_bits(
 
 
 @pytest.mark.usefixtures("worker")
-def test_passages_are_cited_and_an_agent_computes(client: Client, answerer: Answerer) -> None:
+def test_passages_are_cited_and_an_agent_computes(client: Client, model: ScriptedModel) -> None:
     notes = {f"note {n}.txt": f"The museum, room {n}: quiet, and open to all." for n in range(3)}
     client.ingest("museum", texts=notes)
     question, answer = next(iter(GROUNDED.items()))
-    asked = {"collection": "museum", "question": question, "model": answerer.reference, "k": 3}
+    asked = {"collection": "museum", "question": question, "model": model.reference, "k": 3}
     found = client.wait(client.submit("rag", asked).id).require_success().result or {}
     assert found["answer"] == answer
     assert [citation["marker"] for citation in found["citations"]] == ["[1]"]
     assert found["citations"][0]["source"] in notes
 
     tools = [{"type": "calculator"}]
-    agent = client.submit("chat", ask(answerer, TOOL_QUESTION) | {"tools": tools})
+    agent = client.submit("chat", ask(model, TOOL_QUESTION) | {"tools": tools})
     done = client.wait(agent.id).require_success().result or {}
     assert done["message"]["content"] == TOOL_ANSWER
     assert done["turns"] == 2
@@ -131,7 +146,11 @@ def test_passages_are_cited_and_an_agent_computes(client: Client, answerer: Answ
 
 
 def test_two_hundred_jobs_end_right_though_their_worker_is_killed(
-    stack: LiveStack, client: Client, worker: GenerationWorker, answerer: Answerer
+    stack: LiveStack,
+    client: Client,
+    worker: GenerationWorker,
+    model: ScriptedModel,
+    answerer: Answerer,
 ) -> None:
     """Mixed lengths and streams that are left and resumed; some cancelled, some out of time."""
     random_ = random.Random(7)
@@ -141,10 +160,11 @@ def test_two_hundred_jobs_end_right_though_their_worker_is_killed(
     hasty = set(random_.sample(range(JOBS), 12))  # their time is up before they are begun
     asked = [longest if n in hasty else question for n, question in enumerate(asked)]
     bodies = [
-        {"kind": "chat", "input": ask(answerer, question)}
+        {"kind": "chat", "input": ask(model, question)}
         | ({"timeout_s": 0.001} if n in hasty else {})
         for n, question in enumerate(asked)
     ]
+    model.hold(PASSES_OF_SOME)
     with stack.http() as http:
         ids = http.post("/v1/jobs/batch", json={"jobs": bodies}).raise_for_status().json()["ids"]
     unwanted = set(random_.sample(sorted(set(range(JOBS)) - hasty), 20))
@@ -156,10 +176,9 @@ def test_two_hundred_jobs_end_right_though_their_worker_is_killed(
         while not reads[n].ended:
             follow(stack, ids[n], reads[n])
 
-    done = "SELECT count(*) FROM jobs WHERE id = ANY(%s::uuid[]) AND finished_at IS NOT NULL"
     with ThreadPoolExecutor(len(watched)) as pool:
         watching = [pool.submit(watch, n) for n in watched]
-        until(lambda: stack.value(done, ids) >= JOBS // 8, "an eighth is done")
+        model.until_held()
         for n in unwanted:
             with stack.http() as http:
                 http.post(f"/v1/jobs/{ids[n]}/cancel").raise_for_status()
@@ -174,6 +193,7 @@ def test_two_hundred_jobs_end_right_though_their_worker_is_killed(
             "WHERE s.state = 'running' AND s.job_id = ANY(%s::uuid[])",
             ids,
         )
+        model.release()
         worker.start()
         for each in watching:
             each.result(timeout=240)
@@ -198,14 +218,29 @@ def test_two_hundred_jobs_end_right_though_their_worker_is_killed(
 
 
 def test_a_stream_goes_on_where_a_killed_worker_stopped(
-    stack: LiveStack, client: Client, worker: GenerationWorker, answerer: Answerer
+    stack: LiveStack,
+    client: Client,
+    worker: GenerationWorker,
+    model: ScriptedModel,
+    answerer: Answerer,
 ) -> None:
     longest = max(answerer.questions, key=lambda question: len(answerer.questions[question]))
-    job_id, shown = _frozen_in_the_middle(stack, client, worker, ask(answerer, longest))
+    model.hold(12)
+    job_id = client.submit("chat", ask(model, longest)).id
+    model.until_held()
+    texts = (
+        "SELECT t.shown FROM transcripts t JOIN steps s ON s.id = t.step_id "
+        "WHERE s.state = 'running' AND s.job_id = %s AND t.shown <> ''"
+    )
+    until(lambda: stack.sql(texts, job_id), "text is shown")
+    worker.freeze()  # nothing is written any more
+    shown = stack.value(texts, job_id)
     read = Read()
     follow(stack, job_id, read, leave_after=1)
-    assert read.text == shown
+    assert read.text
+    assert shown.startswith(read.text)
     worker.kill()
+    model.release()
     worker.start()
     while not read.ended:
         follow(stack, job_id, read)
@@ -217,46 +252,20 @@ def test_a_stream_goes_on_where_a_killed_worker_stopped(
     worker.until_ready()
 
 
-def _frozen_in_the_middle(
-    stack: LiveStack, client: Client, worker: GenerationWorker, asked: dict[str, Any]
-) -> tuple[str, str]:
-    """A job whose worker stands still with some of its text shown: its id, and that text."""
-    running = (
-        "SELECT t.shown FROM transcripts t JOIN steps s ON s.id = t.step_id "
-        "WHERE s.state = 'running' AND s.job_id = %s AND t.shown <> ''"
-    )
-    for _ in range(20):
-        job = client.submit("chat", asked)
-        until(
-            lambda id_=job.id: stack.sql(running, id_) or client.job(id_).state is State.SUCCEEDED,
-            "text is under way",
-        )
-        worker.freeze()
-        if found := stack.sql(running, job.id):
-            return job.id, found[0][0]
-        worker.thaw()  # it was quicker
-    raise AssertionError("every answer was complete at once")
-
-
 def test_a_worker_whose_device_breaks_hands_its_jobs_back_and_ends(
     stack: LiveStack, client: Client, answerer: Answerer, tmp_path: Path
 ) -> None:
-    fault = tmp_path / "fault"
-    make_breaking_model(answerer.path, tmp_path / "model", fault)
-    own = {**SETTINGS, "SLUICE_GENERATION_TRUST_REMOTE_CODE": "true"}
-    model = f"hf/{tmp_path / 'model'}"
-    breaking = GenerationWorker(stack, model, "breaking", tmp_path / "log", **own)
+    model = ScriptedModel(answerer.path, tmp_path)
+    model.break_down()
+    breaking = GenerationWorker(stack, model.reference, "breaking", tmp_path / "log", **SETTINGS)
     breaking.until_ready()
     questions = sorted(answerer.questions, key=lambda each: len(answerer.questions[each]))[-3:]
-    jobs = {
-        question: client.submit("chat", ask(answerer, question) | {"model": model})
-        for question in questions
-    }
+    jobs = {question: client.submit("chat", ask(model, question)) for question in questions}
     assert breaking.wait() == DEVICE_BROKEN, breaking.log_tail()
     assert all(client.job(job.id).state is not State.FAILED for job in jobs.values())
     assert stack.sql("SELECT name FROM workers WHERE name = 'breaking'") == []
 
-    fault.unlink()
+    model.mend()
     breaking.start()
     for question, job in jobs.items():
         ended = client.wait(job.id).require_success()

@@ -5,7 +5,6 @@ The models are tiny ones of the true architectures, under the true models' names
 """
 
 import base64
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
 from tests.e2e import tasks
+from tests.e2e.running import until
 from tests.e2e.stack import LiveStack
 from tests.tiny import bart, distilbert, marian, mlm, ner, nli
 from tests.tiny.zoo import place
@@ -186,16 +186,17 @@ def test_who_does_not_want_to_wait_is_told_that_the_model_is_loading(
     place_as.parent.mkdir()
     place_as.symlink_to(distilbert.folder())
     headers = HEADERS | {"x-wait-for-model": "false"}
-    answers = []
-    for _ in range(50):
+    answers: list[requests.Response] = []
+
+    def ask() -> bool:
         answers.append(
             requests.post(
                 f"{url}/quiet/sentiment", headers=headers, json={"inputs": tasks.FELT}, timeout=60
             )
         )
-        if answers[-1].status_code == 200:
-            break
-        time.sleep(0.2)
+        return answers[-1].status_code == 200
+
+    until(ask, "the model is loaded")
     first, last = answers[0], answers[-1]
     assert first.status_code == 503
     assert "currently loading" in first.json()["error"]

@@ -127,7 +127,7 @@ def test_a_cancelled_job_leaves_the_batch_and_the_others_go_on(process: Process)
         if context.claim.job_id == ids[0]:
             cancel(process, ids[1])
         if context.claim.job_id == ids[1]:
-            assert context.stop.wait(30)
+            assert context.stop.wait(120)
             raise Cancelled(context.stop_reason)
         return 1
 

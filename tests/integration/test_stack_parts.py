@@ -22,7 +22,7 @@ from cli.supervisor import Supervisor, Timing
 from shared.config import Settings
 from shared.errors import ConfigurationError
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 @pytest.fixture

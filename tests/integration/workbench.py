@@ -26,7 +26,7 @@ from workers.runner import Handlers, run_next
 from workers.step import Context, Done, Handler
 from workers.sweep import take_back
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 DOORS = ("extractive", "ollama", "openai")
 QUICK = {
     "worker_concurrency": 1,

@@ -30,7 +30,7 @@ def wire(hub: Wire) -> Wire:
 
 @pytest.fixture
 def settings(wire: Wire) -> Settings:
-    return Settings(_env_file=None, hf_token=TOKEN, hf_hub_url=wire.url, hf_hub_timeout_s=10)
+    return Settings(_env_file=None, hf_token=TOKEN, hf_hub_url=wire.url, hf_hub_timeout_s=60)
 
 
 # What each task answers for one input (`finish` of the local back end), and for that input alone.

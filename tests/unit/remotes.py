@@ -15,8 +15,8 @@ from workers.generation.remote.generator import RemoteGenerator
 
 MODEL = "tiny"
 QUICK: dict[str, Any] = {
-    "connect_timeout_s": 2,
-    "remote_read_timeout_s": 10,
+    "connect_timeout_s": 10,
+    "remote_read_timeout_s": 60,
     "step_heartbeat_s": 0.02,
 }
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 from tests.unit.cli_process import ROOT
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 CTRL_C, CTRL_D = "\x03", "\x04"
 _IN_FOREGROUND = """
 import fcntl, termios

@@ -108,7 +108,7 @@ def test_two_processes_fetch_a_model_once(
     with locator(home, running.environment(home / "hf")) as other:
         shelf.open.clear()
         worker.send("own/fill")
-        assert shelf.sending.wait(30)
+        assert shelf.sending.wait(120)
         other.send("own/fill", waits=str(tmp_path / "waits"))
         until((tmp_path / "waits").exists)
         shelf.open.set()
@@ -210,7 +210,7 @@ def test_who_waits_can_be_cancelled(
     with locator(home, running.environment(home / "hf")) as other:
         shelf.open.clear()
         other.send("own/fill")
-        assert shelf.sending.wait(30)
+        assert shelf.sending.wait(120)
         stop.touch()
         waiting = worker.ask("own/fill", stop=str(stop), stopped_by="Cancelled")
         assert waiting["error"] == "Cancelled"
@@ -223,7 +223,7 @@ def test_a_download_is_given_up_with_its_job(shelf: Shelf, worker: Locator, tmp_
     stop = tmp_path / "stop"
     shelf.open.clear()
     worker.send("own/fill", stop=str(stop), stopped_by="Cancelled")
-    assert shelf.sending.wait(30)
+    assert shelf.sending.wait(120)
     stop.touch()
     assert worker.receive()["error"] == "Cancelled"
     shelf.open.set()
@@ -238,7 +238,7 @@ def test_a_long_download_goes_on_behind_its_step(
     stop = tmp_path / "stop"
     shelf.open.clear()
     worker.send("own/fill", stop=str(stop), stopped_by="SoftTimeLimitExceeded")
-    assert shelf.sending.wait(30)
+    assert shelf.sending.wait(120)
     stop.touch()
     late = worker.receive()
     assert late["error"] == "Unavailable"

@@ -13,6 +13,7 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from shared.errors import InvalidInput, Unavailable
+from tests.generation.contract import PATIENCE_S
 from tests.unit.remotes import MODEL, Remote, remote
 from tests.wire.behaviour import Behaviour
 from workers.generation.engine import Sampling
@@ -96,7 +97,7 @@ def test_a_stream_that_is_left_is_cancelled(server: Remote, model: GeneratorChat
     stream = model.stream("count to 1000")
     assert next(stream).content == "1"
     stream.close()  # type: ignore[attr-defined]  # it is a generator
-    limit = time.monotonic() + 5
+    limit = time.monotonic() + PATIENCE_S
     while server.wire.dropped == before:
         assert time.monotonic() < limit, "the server goes on"
         time.sleep(0.01)

@@ -10,7 +10,7 @@ from email.utils import format_datetime
 import pytest
 
 from shared.errors import Permanent, Retryable, Unavailable
-from tests.generation.contract import ended, first_text, said, text_of
+from tests.generation.contract import PATIENCE_S, ended, first_text, said, text_of
 from tests.unit.remotes import MODEL, Remote, remote
 from tests.wire.behaviour import Behaviour
 from workers.generation.engine import FinishReason, Request, Resume, Sampling
@@ -193,7 +193,7 @@ def test_a_hanging_server_delays_no_cancellation(
     generation = generator.start(COUNT)
     first = first_text(generation) if fault == "hang_after" else None
     generation.cancel()
-    completion, rest = ended(generation, within_s=5)
+    completion, rest = ended(generation)
     assert completion.finish_reason is FinishReason.CANCELLED
     assert completion.text == text_of([*([first] if first else []), *rest])
     if first is not None:
@@ -206,9 +206,12 @@ def test_a_hanging_server_delays_no_deadline(
 
     faulty.hang_after = 4
     left = server.wire.dropped
-    request = Request(messages=COUNT.messages, deadline=time.monotonic() + 0.5)
-    completion, _ = ended(generator.start(request), within_s=5)
-    assert completion.finish_reason is FinishReason.DEADLINE
+    for within_s in (0.3, 3, 30):  # a busy machine needs longer for the text before the deadline
+        request = Request(messages=COUNT.messages, deadline=time.monotonic() + within_s)
+        completion, _ = ended(generator.start(request))
+        assert completion.finish_reason is FinishReason.DEADLINE
+        if completion.text:
+            break
     assert completion.text
     assert WHOLE.startswith(completion.text)
     _wait_until_dropped(server, left)
@@ -249,7 +252,7 @@ def test_a_server_that_ignores_stop_strings(generator: RemoteGenerator, faulty: 
 def _wait_until_dropped(server: Remote, before: int) -> None:
     """The server has seen that nobody listens any more."""
 
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + PATIENCE_S
     while server.wire.dropped == before:
         assert time.monotonic() < limit, "the connection stays open"
         time.sleep(0.01)

@@ -21,7 +21,7 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SL
 WITH_CHILD = (
     f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STUBBORN!r}]); {SLEEP}"
 )
-PATIENCE_S = 20
+PATIENCE_S = 120
 
 
 def python_part(
