@@ -2,6 +2,7 @@
 
 FastAPI reads bodies through `Request.json`; `StrictRoute` puts a stricter one in its place. Plain
 `json` takes NaN, infinite numbers, NUL characters and half surrogate pairs, and JSONB takes none.
+How many values a body holds, and how deep, is counted in its bytes before anything is made of them.
 """
 
 import json
@@ -11,11 +12,20 @@ from typing import Any, NoReturn
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+
+from shared.bounds import BODY_DEPTH_LIMIT, BODY_LIMIT_VALUES, UNSTORABLE, cut
 
 # In strict JSON these characters can only be written as escapes, so most bodies need no walk.
 SUSPECT = re.compile(rb"\\u(0000|[dD][89a-fA-F])")
-UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+# A string (unto the end where it has none), or what opens, closes and parts values. Possessive, so
+# that no body is read twice.
+TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)
+OPENING, CLOSING, PARTING = b"[{", b"]}", ord(",")
+LARGE_BYTES = 256 * 1024
+"""Longer bodies are parsed in a thread, so that others are served meanwhile."""
+PATH_CHARS = 200
 
 
 class MalformedBody(HTTPException):
@@ -25,7 +35,11 @@ class MalformedBody(HTTPException):
 class StrictRequest(Request):
     async def json(self) -> Any:
         if not hasattr(self, "_strict"):
-            self._strict = parse(await self.body())
+            body, limit = await self.body(), self.app.state.parts.settings.max_body_values
+            if len(body) > LARGE_BYTES:
+                self._strict = await run_in_threadpool(parse, body, limit_values=limit)
+            else:
+                self._strict = parse(body, limit_values=limit)
         return self._strict
 
 
@@ -41,8 +55,35 @@ class StrictRoute(APIRoute):
         return strict
 
 
-def parse(body: bytes) -> Any:
+def check_structure(body: bytes, *, limit_values: int) -> None:
+    """Raises MalformedBody for JSON of too many values, or nested too deeply; reads no further."""
+    opening = body.count(b"[") + body.count(b"{")
+    if opening <= BODY_DEPTH_LIMIT and opening + body.count(b",") < limit_values:
+        return  # even if none of them is within a string
+    depth, values = 0, 1
+    for found in TOKEN.finditer(body):
+        token = body[found.start()]
+        if token == PARTING or token in OPENING:
+            values += 1
+            if values > limit_values:
+                raise MalformedBody(
+                    422,
+                    f"The body holds more than {limit_values:,} values. Send less at once, or "
+                    "raise SLUICE_MAX_BODY_VALUES on the server.",
+                )
+        if token in OPENING:
+            depth += 1
+            if depth > BODY_DEPTH_LIMIT:
+                raise MalformedBody(
+                    400, f"The body is nested too deeply: more than {BODY_DEPTH_LIMIT} levels."
+                )
+        elif token in CLOSING:
+            depth -= 1
+
+
+def parse(body: bytes, *, limit_values: int = BODY_LIMIT_VALUES) -> Any:
     """The JSON value of a body. Raises MalformedBody."""
+    check_structure(body, limit_values=limit_values)
     try:
         value = json.loads(
             body.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite
@@ -60,30 +101,31 @@ def parse(body: bytes) -> Any:
     except RecursionError as error:
         raise MalformedBody(400, "The body is nested too deeply.") from error
     except ValueError as error:  # an integer of thousands of digits
-        raise MalformedBody(422, f"A number in the body is too long: {error}.") from error
+        raise MalformedBody(422, f"A number in the body is too long: {cut(str(error))}.") from error
     if SUSPECT.search(body):
-        for path, text in _strings(value, ()):
+        for path, text in _strings(value):
             if found := UNSTORABLE.search(text):
                 _refuse(path, found[0])
     return value
 
 
-def _strings(
-    value: Any, path: tuple[str | int, ...]
-) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, list):
-        for n, item in enumerate(value):
-            yield from _strings(item, (*path, n))
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield path, key
-            yield from _strings(item, (*path, key))
+def _strings(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """All strings of a value, keys as well, each with its place. Without recursion."""
+    left: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
+    while left:
+        path, at = left.pop()
+        if isinstance(at, str):
+            yield path, at
+        elif isinstance(at, list):
+            left += [((*path, n), item) for n, item in enumerate(at)]
+        elif isinstance(at, dict):
+            for key, item in at.items():
+                yield path, key
+                left.append(((*path, key), item))
 
 
 def _refuse(path: tuple[str | int, ...], character: str) -> NoReturn:
-    where = ".".join(map(str, path)) or "the body"
+    where = cut(".".join(map(str, path)), PATH_CHARS) or "the body"
     what = "a NUL character" if character == "\x00" else "half of a surrogate pair"
     raise MalformedBody(
         422,

@@ -9,11 +9,13 @@ from uuid import UUID
 
 import redis.asyncio
 from fastapi import Depends, Header, Query, Request
+from pydantic import Field
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from api.gate import QueueGate
+from shared.bounds import shown
 from shared.config import Settings
 from shared.errors import NotFound
 from shared.files import Storage, make_storage
@@ -89,7 +91,7 @@ def as_id(value: str, what: str) -> UUID:
     try:
         return UUID(value)
     except ValueError:
-        raise NotFound(f"There is no {what} {value!r}; ids are UUIDs.") from None
+        raise NotFound(f"There is no {what} {shown(value)}; ids are UUIDs.") from None
 
 
 PartsDep = Annotated[Parts, Depends(_parts)]
@@ -99,10 +101,13 @@ DocumentId = Annotated[UUID, Depends(_document_id)]
 FileId = Annotated[UUID, Depends(_file_id)]
 Limit = Annotated[int, Query(ge=1, le=200, description="How many items a page has.")]
 Cursor = Annotated[str | None, Query(max_length=2048, description="`next_cursor` of a page.")]
+PreferValue = Annotated[str, Field(max_length=1024)]
 Prefer = Annotated[
-    list[str] | None,
+    list[PreferValue] | None,
     Header(
         alias="Prefer",
+        max_length=32,
+        fail_fast=True,
         description="`wait=N`: answer 200 with the finished job if it ends in N seconds.",
     ),
 ]

@@ -1,6 +1,7 @@
 """Exceptions become answers here, and nowhere else. No answer shows a stack trace."""
 
 import logging
+import traceback
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 from api.compat.dialect import refusal
 from api.cursors import BadCursor
 from api.validation import invalid
+from shared.bounds import cut
 from shared.errors import (
     Conflict,
     InvalidInput,
@@ -55,7 +57,7 @@ def _domain(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return refusal(request.url.path, status, error.message, headers=headers)
+    return refusal(request.url.path, status, cut(error.message), headers=headers)
 
 
 def _validation(request: Request, error: Exception) -> Response:
@@ -67,10 +69,10 @@ def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = str(error.detail)
     if error.status_code == 404:
-        detail = NOT_FOUND.format(path=request.url.path)
+        detail = NOT_FOUND.format(path=cut(request.url.path, 200))
     elif error.status_code == 405:
         detail = f"{request.method} is not a method of {request.url.path}."
-    return refusal(request.url.path, error.status_code, detail, headers=error.headers)
+    return refusal(request.url.path, error.status_code, cut(detail), headers=error.headers)
 
 
 def _database(request: Request, error: Exception) -> Response:
@@ -80,7 +82,8 @@ def _database(request: Request, error: Exception) -> Response:
         return refusal(request.url.path, 503, lacks)
     lost = isinstance(error, DBAPIError) and error.connection_invalidated
     if not lost and not isinstance(error, OperationalError | InterfaceError | PoolTimeout):
-        log.error("database error in %s %s", request.method, request.url.path, exc_info=error)
+        if isinstance(error, DBAPIError):
+            _log_database_error(request, error)
         return _unexpected(request, error)
     # Without the statement and its parameters, which hold what users sent.
     reason = error.orig if isinstance(error, DBAPIError) else error
@@ -90,6 +93,18 @@ def _database(request: Request, error: Exception) -> Response:
         503,
         "The database (SLUICE_DATABASE_URL) does not answer. Try again shortly.",
         headers={"Retry-After": "1"},
+    )
+
+
+def _log_database_error(request: Request, error: DBAPIError) -> None:
+    """Where it came from and its code; what PostgreSQL says of it may quote what users sent."""
+    log.error(
+        "database error in %s %s: %s (SQLSTATE %s)\n%s",
+        request.method,
+        cut(request.url.path, 200),
+        type(error.orig).__name__,
+        getattr(error.orig, "sqlstate", None),
+        "".join(traceback.format_tb(error.__traceback__)),
     )
 
 

@@ -2,8 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AnyHttpUrl, AwareDatetime, Field
+from pydantic import Field
 
+from shared.bounds import (
+    BATCH_LIMIT_JOBS,
+    YEAR_S,
+    FreeMetadata,
+    ModelName,
+    RunAfter,
+    WebUrl,
+)
 from shared.generation import ChatInput
 from shared.hf import HfInput
 from shared.payloads import (
@@ -18,7 +26,6 @@ from shared.payloads import (
 from shared.queue import Lane
 from shared.shapes import Shape
 
-YEAR_S = 366 * 86_400
 SHA256 = r"^[0-9a-fA-F]{64}$"
 PRINTABLE = r"^[\x21-\x7e]+$"
 
@@ -26,18 +33,18 @@ PRINTABLE = r"^[\x21-\x7e]+$"
 class Webhook(Shape):
     """Where to POST when the job has ended; with a secret, signed as Standard Webhooks are."""
 
-    url: AnyHttpUrl
+    url: WebUrl
     secret: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
 
 
 class NewJobBase(Shape):
     lane: Lane | None = None
     """`normal` unless set; `interactive` with `Prefer: wait`."""
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: FreeMetadata = Field(default_factory=dict)
     webhook: Webhook | None = None
     timeout_s: Annotated[float, Field(gt=0, le=YEAR_S)] | None = None
     max_attempts: Annotated[int, Field(ge=1, le=20)] | None = None
-    run_after: AwareDatetime | None = None
+    run_after: RunAfter | None = None
 
 
 class NewIngest(NewJobBase):
@@ -87,20 +94,22 @@ JobRequest = Annotated[
 
 
 class BatchRequest(Shape):
-    jobs: Annotated[list[JobRequest], Field(min_length=1)]
+    jobs: Annotated[
+        list[JobRequest], Field(fail_fast=True, min_length=1, max_length=BATCH_LIMIT_JOBS)
+    ]
 
 
 class NewConversation(Shape):
     """`summarize`: what of a long conversation finds no room in the model's window is summed up."""
 
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: FreeMetadata = Field(default_factory=dict)
     summarize: bool = False
 
 
 class CollectionSpec(Shape):
     """What a new collection is to be; the server's embedding model unless one is named."""
 
-    embedding_model: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    embedding_model: ModelName | None = None
     dimension: Annotated[int, Field(ge=1, le=65_535)] | None = None
     distance: Literal["cosine", "l2", "ip"] = "cosine"
 

@@ -23,6 +23,7 @@ from shared.events import EventType
 from shared.states import OPEN
 
 EVENT_ID = re.compile(r"(\d{1,20}-\d{1,20})(?:~(\d{1,18})\.(\d{1,18}))?")
+EVENT_ID_CHARS = 100
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 HEARTBEAT = b": still here\n\n"
 
@@ -87,8 +88,8 @@ async def events(parts: Parts, job: JobView, last_event_id: str | None) -> Async
 
 
 def _resumed(last_event_id: str | None) -> tuple[str, Place]:
-    found = EVENT_ID.fullmatch(last_event_id or "")
-    if found is None:
+    found = EVENT_ID.fullmatch((last_event_id or "")[:EVENT_ID_CHARS])
+    if found is None or any(int(part) >= 2**64 for part in found[1].split("-")):
         return streams.START, Place()
     return found[1], Place(step_id=int(found[2] or 0), offset=int(found[3] or 0))
 

@@ -16,6 +16,7 @@ from api.requests import JobRequest
 from api.schemas import JobView, ProgressView
 from shared import collections, conversations, erasure, files, submission
 from shared.addresses import is_allowed, literal
+from shared.bounds import shown
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput, NotFound
 from shared.generation import ChatInput
@@ -160,7 +161,7 @@ def _check_input(request: JobRequest, settings: Settings) -> None:
                 UUID(document_id)
             except ValueError:
                 raise InvalidInput(
-                    f"input.document_ids.{n} is {document_id!r}; ids are UUIDs, as "
+                    f"input.document_ids.{n} is {shown(document_id)}; ids are UUIDs, as "
                     "`GET /v1/collections/{name}/documents` lists them."
                 ) from None
 

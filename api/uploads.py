@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from api.deps import Parts
 from shared import files
+from shared.bounds import NAME_LIMIT_BYTES
 from shared.document_models import File
 from shared.errors import InvalidInput
 from shared.files import Readable
@@ -49,6 +50,8 @@ def clean_name(name: str | None) -> str:
         raise InvalidInput("The part `file` has no file name; give it one (`filename=`).")
     if len(cleaned) > NAME_CHARS:
         raise InvalidInput(f"The file name is longer than {NAME_CHARS} characters; shorten it.")
+    if len(cleaned.encode()) > NAME_LIMIT_BYTES:
+        raise InvalidInput(f"The file name is longer than {NAME_LIMIT_BYTES:,} bytes; shorten it.")
     return cleaned
 
 

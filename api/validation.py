@@ -9,9 +9,13 @@ from fastapi.exceptions import RequestValidationError
 
 from api.compat.dialect import refusal
 from api.requests import PRINTABLE, SHA256
+from shared.bounds import cut, shown
 from shared.payloads import COLLECTION_NAME, Kind
 
 SHOWN = 3
+ERRORS_LIMIT = 100
+"""How many entries `errors` has at most; a last one says how many more there were."""
+PART_CHARS, FIELD_CHARS, MESSAGE_CHARS = 64, 200, 500
 # What pydantic says of these does not tell the user what to do.
 REMEDIES = {
     "timezone_aware": "give a time zone, as in 2026-11-24T12:00:00Z",
@@ -33,15 +37,18 @@ ITEM_TAGS = {*Kind, "file", "text"}
 
 
 def invalid(request: Request, error: RequestValidationError) -> Response:
-    """422 with an entry for each field; 415 where the whole body is of another type."""
+    """422 with entries for the first fields; 415 where the whole body is of another type."""
     found = error.errors()
-    if any(tuple(entry["loc"]) in {("body",), ("body", "file")} for entry in found):
+    if any(tuple(entry["loc"]) in {("body",), ("body", "file")} for entry in found[:ERRORS_LIMIT]):
         other = _other_content_type(request)
         if other is not None:
             return other
-    entries = [{"field": _field(e), "message": _message(e)} for e in found]
+    entries = [{"field": _field(e), "message": _message(e)} for e in found[:ERRORS_LIMIT]]
     lines = [f"{entry['field']}: {entry['message']}" for entry in entries[:SHOWN]]
-    more = f"; and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""
+    more = f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
+    if len(found) > ERRORS_LIMIT:
+        rest = f"and {len(found) - ERRORS_LIMIT:,} more errors, which are not listed"
+        entries.append({"field": "body", "message": rest})
     return refusal(request.url.path, 422, "; ".join(lines) + more, errors=entries)
 
 
@@ -69,17 +76,18 @@ def _field(entry: Mapping[str, Any]) -> str:
             continue
         if (n == 1 and part in KIND_TAGS) or (isinstance(loc[n - 1], int) and part in ITEM_TAGS):
             continue
-        parts.append(str(part))
-    return ".".join(parts) or "body"
+        parts.append(cut(str(part), PART_CHARS))
+    return cut(".".join(parts), FIELD_CHARS) or "body"
 
 
 def _message(entry: Mapping[str, Any]) -> str:
     context = entry.get("ctx", {})
     if entry["type"] == "union_tag_invalid":
         return (
-            f"{context['tag']!r} is none of {', '.join(QUOTED.findall(context['expected_tags']))}"
+            f"{shown(context['tag'])} is none of "
+            f"{', '.join(QUOTED.findall(context['expected_tags']))}"
         )
     if entry["type"] == "string_pattern_mismatch" and context["pattern"] in PATTERNS:
         return PATTERNS[context["pattern"]]
     text = str(REMEDIES.get(entry["type"], entry["msg"]))
-    return text.removeprefix("Value error, ")
+    return cut(text.removeprefix("Value error, "), MESSAGE_CHARS)

@@ -5,15 +5,25 @@ result on. Every duration and size carries its unit in its name. Secrets have no
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.bounds import (
+    BATCH_LIMIT_JOBS,
+    BODY_LIMIT_VALUES,
+    FAIR_KEY_LIMIT_BYTES,
+    INT32_MAX,
+    SOURCES_LIMIT,
+    ModelName,
+)
 from shared.errors import ConfigurationError
 
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, le=INT32_MAX)]
+Bytes = Annotated[int, Field(gt=0, le=2**50)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e9)]
+"""Durations and the like: as seconds 31 years, which every date and interval can hold."""
 
 DEFAULT_EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 EXTRACTIVE = "extractive"
@@ -43,19 +53,20 @@ class Settings(BaseSettings):
     api_keys: Annotated[dict[str, SecretStr], NoDecode] = {}
     api_allow_anonymous: bool = False
     api_threads: PositiveInt = 40
-    max_body_bytes: PositiveInt = 16 * 2**20
-    max_file_bytes: PositiveInt = 32 * 2**20
+    max_body_bytes: Bytes = 16 * 2**20
+    max_body_values: PositiveInt = BODY_LIMIT_VALUES
+    max_file_bytes: Bytes = 32 * 2**20
     max_wait_s: PositiveFloat = 60
     sse_poll_s: PositiveFloat = 2
     sse_heartbeat_s: PositiveFloat = 15
     api_shutdown_s: PositiveInt = 10
-    batch_limit_jobs: PositiveInt = 1000
+    batch_limit_jobs: Annotated[int, Field(gt=0, le=BATCH_LIMIT_JOBS)] = 1000
     queue_limit_steps: PositiveInt = 100_000
     queue_full_retry_after_s: PositiveInt = 5
 
     # Models
-    embedding_model: str = DEFAULT_EMBEDDING_MODEL
-    generation_model: str = EXTRACTIVE
+    embedding_model: ModelName = DEFAULT_EMBEDDING_MODEL
+    generation_model: ModelName = EXTRACTIVE
     embedding_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     embedding_batch_tokens: PositiveInt = 4096
     embedding_threads: PositiveInt = 1
@@ -98,7 +109,7 @@ class Settings(BaseSettings):
 
     # Hugging Face tasks
     models_folder: Path | None = None
-    hf_models: Annotated[dict[str, str], NoDecode] = {}
+    hf_models: Annotated[dict[str, ModelName], NoDecode] = {}
     hf_device: str = "auto"
     hf_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     hf_threads: PositiveInt = 1
@@ -118,11 +129,11 @@ class Settings(BaseSettings):
     hf_hub_timeout_s: PositiveFloat = 120
     hf_hub_parallel_requests: PositiveInt = 8
     compat_wait_s: PositiveFloat = 300
-    result_inline_bytes: PositiveInt = 2**20
+    result_inline_bytes: Bytes = 2**20
 
     # Tools of agents
     fetch_timeout_s: PositiveFloat = 10
-    fetch_limit_bytes: PositiveInt = 1_000_000
+    fetch_limit_bytes: Bytes = 1_000_000
     fetch_allow_private: bool = False
     tool_result_limit_chars: PositiveInt = 8000
 
@@ -136,7 +147,7 @@ class Settings(BaseSettings):
     retry_cap_s: PositiveFloat = 60
     unavailable_retry_for_s: PositiveFloat = 3600
     sweep_interval_s: PositiveFloat = 1
-    retention_days: PositiveFloat = 30
+    retention_days: Annotated[float, Field(gt=0, le=36_500)] = 30
     events_limit_entries: PositiveInt = 1000
     events_keep_s: PositiveInt = 86_400
 
@@ -153,10 +164,10 @@ class Settings(BaseSettings):
     connect_timeout_s: PositiveFloat = 5
     request_timeout_s: PositiveFloat = 30
     database_pool_connections: PositiveInt = 10
-    database_statement_timeout_s: PositiveFloat = 60
+    database_statement_timeout_s: Annotated[float, Field(gt=0, le=2_000_000)] = 60
 
     # Ingestion
-    max_sources_per_job: PositiveInt = 10_000
+    max_sources_per_job: Annotated[int, Field(gt=0, le=SOURCES_LIMIT)] = 10_000
     load_step_documents: PositiveInt = 16
     embed_step_chunks: PositiveInt = 128
     max_document_chars: PositiveInt = 20_000_000
@@ -168,6 +179,14 @@ class Settings(BaseSettings):
     def _split_keys(cls, value: object) -> object:
         """`name:secret,name:secret` -> a mapping; the name is what fair share goes by."""
         return _pairs(value, ":", "SLUICE_API_KEYS must read 'name:secret,name:secret'")
+
+    @field_validator("api_keys")
+    @classmethod
+    def _names_fit(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        """The names stand in the index that steps are claimed by."""
+        if any(len(name.encode()) > FAIR_KEY_LIMIT_BYTES for name in keys):
+            raise ValueError(f"a key's name has at most {FAIR_KEY_LIMIT_BYTES} bytes")
+        return keys
 
     @field_validator("hf_models", mode="before")
     @classmethod

@@ -4,16 +4,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg import DataError
+from psycopg.abc import Loader as LoaderType
+from psycopg.adapt import Buffer, Dumper, Loader
+from psycopg.pq import Format
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from shared.bounds import EARLIEST, LATEST, from_json, storable_text, to_json
 from shared.config import Settings
 
 PING_AFTER_S = 1.0
@@ -22,13 +28,21 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
 
 def make_engine(settings: Settings) -> Engine:
-    """A pooled engine; dead connections are noticed before use, slow statements are ended."""
+    """A pooled engine; dead connections are noticed before use, slow statements are ended.
+
+    What is written is made storable or refused, and whatever a row holds can be read: see
+    `shared/bounds.py`. Errors do not show the parameters of statements, which are what users sent.
+    """
     engine = create_engine(
         psycopg_url(settings.require_database_url()),
         pool_size=settings.database_pool_connections,
         max_overflow=settings.database_pool_connections,
         pool_timeout=settings.request_timeout_s,
         pool_recycle=1800,
+        hide_parameters=True,
+        client_encoding="utf8",
+        json_serializer=to_json,
+        json_deserializer=from_json,
         connect_args={
             "connect_timeout": max(1, int(settings.connect_timeout_s)),
             "options": "-c timezone=UTC -c statement_timeout="
@@ -36,7 +50,43 @@ def make_engine(settings: Settings) -> Engine:
         },
     )
     _ping_idle_connections(engine)
+    _adapt_values(engine)
     return engine
+
+
+def _adapt_values(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _adapt(connection: Any, _record: ConnectionPoolEntry) -> None:
+        connection.adapters.register_dumper(str, _StorableText)
+        connection.adapters.register_loader("timestamptz", _AnyMoment)
+
+
+class _StorableText(Dumper):
+    """Text with U+FFFD for what PostgreSQL cannot hold."""
+
+    def dump(self, obj: str) -> Buffer:
+        return storable_text(obj).encode()
+
+
+class _AnyMoment(Loader):
+    """Dates that Python cannot hold are read as the first or the last that it can."""
+
+    def __init__(self, oid: int, context: Any = None) -> None:
+        super().__init__(oid, context)
+        self._inner = _usual_loader(oid)(oid, context)
+
+    def load(self, data: Buffer) -> Any:
+        try:
+            return self._inner.load(data)
+        except DataError:
+            text = bytes(data)
+            return EARLIEST if text.endswith(b"BC") or text.startswith(b"-") else LATEST
+
+
+def _usual_loader(oid: int) -> type[LoaderType]:
+    found = psycopg.adapters.get_loader(oid, Format.TEXT)
+    assert found is not None
+    return found
 
 
 def _ping_idle_connections(engine: Engine) -> None:

@@ -10,10 +10,11 @@ from uuid import UUID
 from sqlalchemy import Select, select, tuple_
 from sqlalchemy.orm import Session
 
+from shared.bounds import INT32_MAX
 from shared.document_models import Chunk, Collection, Document, Version
 from shared.errors import Conflict, NotFound
 
-CHUNK_ID = re.compile(r"([0-9a-f]{32})-([0-9]{6,})")
+CHUNK_ID = re.compile(r"([0-9a-f]{32})-([0-9]{6,10})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,9 @@ def chunk_id(version_id: UUID, ordinal: int) -> str:
 
 def parse_chunk_id(value: str) -> tuple[UUID, int] | None:
     match = CHUNK_ID.fullmatch(value)
-    return (UUID(match[1]), int(match[2])) if match else None
+    if match is None or int(match[2]) > INT32_MAX:
+        return None
+    return UUID(match[1]), int(match[2])
 
 
 def get(session: Session, document_id: UUID) -> DocumentView:

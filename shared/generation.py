@@ -9,6 +9,15 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field, model_validator
 
+from shared.bounds import (
+    CollectionName,
+    JsonSchema,
+    Line,
+    ModelName,
+    Natural,
+    Paragraph,
+    ToolArguments,
+)
 from shared.config import EXTRACTIVE
 from shared.shapes import Shape
 
@@ -16,6 +25,7 @@ PROVIDERS = ("hf", "ollama", "openai")
 SERVERS = ("ollama", "openai")
 
 STOP_LIMIT = 16
+CALLS_LIMIT = 1000
 BUILT_IN_TOOLS = ("search_collection", "calculator", "fetch_url")
 
 
@@ -38,7 +48,7 @@ def _reference(value: str) -> str:
     )
 
 
-ModelReference = Annotated[str, Field(max_length=1024), AfterValidator(_reference)]
+ModelReference = Annotated[ModelName, AfterValidator(_reference)]
 
 
 def door_of(model: str) -> str:
@@ -55,12 +65,13 @@ class Parameters(Shape):
     """Sampling. `temperature` 0 always takes the likeliest token; `max_tokens` has a default and
     a limit among the server's settings."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Natural | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     stop: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=STOP_LIMIT)
+        list[Annotated[str, Field(min_length=1, max_length=256)]],
+        Field(fail_fast=True, max_length=STOP_LIMIT),
     ] = []
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -70,7 +81,7 @@ class ResponseFormat(Shape):
     """`json` makes the model answer with JSON, valid by `schema` where one is given."""
 
     type: Literal["text", "json"] = "text"
-    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
+    json_schema: JsonSchema | None = Field(default=None, alias="schema")
 
 
 def _has_places(template: str) -> str:
@@ -91,12 +102,12 @@ class Usage(Shape):
 class FunctionCall(Shape):
     """A call of a declared tool; `arguments` is the decoded JSON object."""
 
-    name: str
-    arguments: dict[str, Any] = {}
+    name: Line
+    arguments: ToolArguments = {}
 
 
 class CallOfTool(Shape):
-    id: str
+    id: Line
     type: Literal["function"] = "function"
     function: FunctionCall
 
@@ -106,8 +117,8 @@ class ChatMessage(Shape):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: Annotated[str, Field(max_length=1_000_000)] = ""
-    tool_calls: list[CallOfTool] = []
-    tool_call_id: str | None = None
+    tool_calls: Annotated[list[CallOfTool], Field(fail_fast=True, max_length=CALLS_LIMIT)] = []
+    tool_call_id: Line | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> "ChatMessage":
@@ -124,7 +135,7 @@ class BuiltInTool(Shape):
     """A tool that Sluice runs itself; `collection` is where `search_collection` looks."""
 
     type: Literal["search_collection", "calculator", "fetch_url"]
-    collection: str | None = None
+    collection: CollectionName | None = None
 
     @model_validator(mode="after")
     def _collection_goes_with_search(self) -> "BuiltInTool":
@@ -134,9 +145,9 @@ class BuiltInTool(Shape):
 
 
 class FunctionSpec(Shape):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    description: str = ""
-    parameters: dict[str, Any] = {"type": "object", "properties": {}}
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", max_length=64)]
+    description: Paragraph = ""
+    parameters: JsonSchema = {"type": "object", "properties": {}}
 
 
 class DeclaredTool(Shape):
@@ -152,10 +163,10 @@ ToolSpec = Annotated[BuiltInTool | DeclaredTool, Field(discriminator="type")]
 class ChatInput(Shape):
     """With `conversation_id`, `messages` are the new ones; the earlier ones are stored."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=1000)]
     model: ModelReference | None = None
     conversation_id: UUID | None = None
-    tools: Annotated[list[ToolSpec], Field(max_length=64)] = []
+    tools: Annotated[list[ToolSpec], Field(fail_fast=True, max_length=64)] = []
     parameters: Parameters = Parameters()
     response_format: ResponseFormat = ResponseFormat()
 

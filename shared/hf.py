@@ -7,15 +7,15 @@ which task a model is for.
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from shared.bounds import TEXT_LIMIT_CHARS as TEXT_LIMIT_CHARS
+from shared.bounds import ModelName, TaskInputs, TaskParameterValues, shown
 from shared.errors import InvalidInput
 from shared.shapes import Shape
-
-TEXT_LIMIT_CHARS = 1_000_000
 
 
 class Task(StrEnum):
@@ -71,9 +71,9 @@ class HfInput(Shape):
     """
 
     task: Task | None = None
-    model: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    inputs: Any
-    parameters: dict[str, Any] = {}
+    model: ModelName | None = None
+    inputs: TaskInputs
+    parameters: TaskParameterValues = {}
     backend: Literal["local", "hub"] = "local"
 
     @model_validator(mode="after")
@@ -115,7 +115,7 @@ def file_ids(inputs: Any) -> list[UUID]:
                 found.append(UUID(str(value["file_id"])))
             except ValueError:
                 raise InvalidInput(
-                    f"inputs names the file {value['file_id']!r}; ids are UUIDs, as "
+                    f"inputs names the file {shown(value['file_id'])}; ids are UUIDs, as "
                     "`POST /v1/files` answers them."
                 ) from None
     return found
@@ -169,7 +169,7 @@ def _check_file(value: Any, place: str) -> None:
 def _check_object(value: Any, place: str, names: set[str]) -> None:
     if not isinstance(value, dict) or set(value) != names:
         fields = ", ".join(f'"{name}"' for name in sorted(names))
-        got = f"an object with {sorted(value)}" if isinstance(value, dict) else _what(value)
+        got = shown(value) if isinstance(value, dict) else _what(value)
         raise InvalidInput(f"{place} is {got}; this task takes an object with {fields}.")
 
 

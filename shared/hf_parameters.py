@@ -19,9 +19,11 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
+from shared.bounds import INT32_MAX, Count, FullLine, Line, Natural, cut
 from shared.errors import InvalidInput
 from shared.hf import Task
 
+ERRORS_SHOWN = 10
 TopK = Annotated[int, Field(ge=1, le=10_000)]
 Truncation = Literal["do_not_truncate", "longest_first", "only_first", "only_second"]
 
@@ -47,7 +49,7 @@ class Only:
 
 
 class TaskParameters(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class ClassificationParameters(TaskParameters):
@@ -59,9 +61,9 @@ class ClassificationParameters(TaskParameters):
 
 class ZeroShotParameters(TaskParameters):
     candidate_labels: Annotated[
-        list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1000)
+        list[FullLine], Field(fail_fast=True, min_length=1, max_length=1000)
     ]
-    hypothesis_template: str = "This example is {}."
+    hypothesis_template: Line = "This example is {}."
     multi_label: bool = False
 
     @model_validator(mode="before")
@@ -83,23 +85,23 @@ class ZeroShotParameters(TaskParameters):
 
 class TokenClassificationParameters(TaskParameters):
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = "simple"
-    ignore_labels: list[str] = ["O"]
-    stride: Annotated[int, Field(ge=0)] = 0
+    ignore_labels: Annotated[list[Line], Field(fail_fast=True, max_length=10_000)] = ["O"]
+    stride: Count = 0
 
 
 class FillMaskParameters(TaskParameters):
     top_k: TopK = 5
-    targets: list[str] | None = None
+    targets: Annotated[list[Line], Field(fail_fast=True, max_length=10_000)] | None = None
 
 
 class FeatureParameters(TaskParameters):
     """`truncate` False makes a text that is too long an error."""
 
     normalize: bool | None = None
-    prompt_name: str | None = None
+    prompt_name: Line | None = None
     truncate: bool = True
     truncation_direction: Literal["left", "right"] = "right"
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Natural | None = None
     encoding_format: Literal["float"] | None = None
 
 
@@ -119,10 +121,10 @@ class QuestionAnsweringParameters(TaskParameters):
     """Lengths in tokens, but `max_answer_len`, which counts words' tokens likewise."""
 
     top_k: TopK = 1
-    doc_stride: Annotated[int, Field(ge=1)] = 128
-    max_answer_len: Annotated[int, Field(ge=1)] = 15
-    max_seq_len: Annotated[int, Field(ge=8)] = 384
-    max_question_len: Annotated[int, Field(ge=1)] = 64
+    doc_stride: Natural = 128
+    max_answer_len: Natural = 15
+    max_seq_len: Annotated[int, Field(ge=8, le=INT32_MAX)] = 384
+    max_question_len: Natural = 64
     handle_impossible_answer: bool = False
     align_to_words: bool = True
 
@@ -138,14 +140,14 @@ class GenerationParameters(TaskParameters):
     num_beams: Annotated[int, Field(ge=1, le=64)] | None = None
     do_sample: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Count | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     epsilon_cutoff: Annotated[float, Field(ge=0, lt=1)] | None = None
     eta_cutoff: Annotated[float, Field(ge=0, lt=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     length_penalty: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] | None = None
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
+    no_repeat_ngram_size: Count | None = None
     early_stopping: bool | Literal["never"] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     max_time: Annotated[float, Field(ge=0, le=86_400)] | None = None
@@ -163,8 +165,8 @@ class Seq2SeqParameters(GenerationParameters):
 
 
 class TranslationParameters(Seq2SeqParameters):
-    src_lang: str | None = None
-    tgt_lang: str | None = None
+    src_lang: Line | None = None
+    tgt_lang: Line | None = None
 
 
 class TextGenerationParameters(GenerationParameters):
@@ -172,8 +174,8 @@ class TextGenerationParameters(GenerationParameters):
     taken, as is `stop_sequences` for `stop`; what only that server can do is refused."""
 
     return_full_text: bool = True
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] = []
-    truncate: Annotated[int, Field(ge=1)] | None = None
+    stop: Annotated[list[FullLine], Field(fail_fast=True, max_length=16)] = []
+    truncate: Natural | None = None
     watermark: Annotated[bool | None, Only(False)] = None
     details: Annotated[bool | None, Only(False)] = None
     decoder_input_details: Annotated[bool | None, Only(False)] = None
@@ -199,7 +201,7 @@ class TextGenerationParameters(GenerationParameters):
 class SpeechGenerationParameters(GenerationParameters):
     """The language and the task may stand here too, as transformers' pipeline has them."""
 
-    language: str | None = None
+    language: Line | None = None
     task: Literal["transcribe", "translate"] | None = None
 
 
@@ -208,7 +210,7 @@ class SpeechParameters(TaskParameters):
     goes before the same in `generation_parameters`, and that before the same beside them."""
 
     return_timestamps: bool | Literal["word", "char"] = False
-    language: str | None = None
+    language: Line | None = None
     task: Literal["transcribe", "translate"] | None = None
     chunk_length_s: Annotated[float, Field(gt=0, le=300)] | None = None
     generate_kwargs: SpeechGenerationParameters | None = None
@@ -262,13 +264,15 @@ def parse_parameters(task: Task, given: dict[str, Any]) -> TaskParameters:
 
 def _told(task: Task, shape: type[TaskParameters], error: ValidationError) -> str:
     lines = []
-    for entry in error.errors(include_input=False, include_url=False):
-        place = ".".join(str(part) for part in ("parameters", *entry["loc"]))
+    for entry in error.errors(include_input=False, include_url=False)[:ERRORS_SHOWN]:
+        place = ".".join(cut(str(part), 64) for part in ("parameters", *entry["loc"]))
         message = entry["msg"].removeprefix("Value error, ")
         if entry["type"] == "extra_forbidden":
             known = ", ".join(settable(_shape_at(shape, entry["loc"][:-1]))) or "none"
             message = f"{task} has no such parameter; it knows: {known}"
         lines.append(f"{place}: {message}")
+    if error.error_count() > ERRORS_SHOWN:
+        lines.append(f"and {error.error_count() - ERRORS_SHOWN} more")
     return "; ".join(lines)
 
 

@@ -11,6 +11,18 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field, model_validator
 
+from shared.bounds import COLLECTION_NAME as COLLECTION_NAME
+from shared.bounds import (
+    SOURCES_LIMIT,
+    DocumentText,
+    Line,
+    ModelName,
+    Paragraph,
+    ServerParameters,
+    SourceName,
+)
+from shared.bounds import CollectionName as CollectionName
+from shared.bounds import Metadata as Metadata
 from shared.generation import (
     ChatInput,
     ModelReference,
@@ -21,11 +33,6 @@ from shared.generation import (
 )
 from shared.hf import HfInput
 from shared.shapes import Shape, Text
-
-COLLECTION_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]$"
-"""Chroma's rule for names: any LangChain program can open the collection under its name."""
-
-CollectionName = Annotated[str, Field(pattern=COLLECTION_NAME)]
 
 
 class Kind(StrEnum):
@@ -51,13 +58,13 @@ def _canonical_id(value: str) -> str:
 
 class FileSource(Shape):
     type: Literal["file"]
-    file_id: Annotated[str, AfterValidator(_canonical_id)]
+    file_id: Annotated[Line, AfterValidator(_canonical_id)]
 
 
 class TextSource(Shape):
     type: Literal["text"]
-    text: str
-    name: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    text: DocumentText
+    name: SourceName | None = None
 
 
 Source = Annotated[FileSource | TextSource, Field(discriminator="type")]
@@ -84,27 +91,20 @@ class Splitter(Shape):
         return self
 
 
+Columns = Annotated[list[Line], Field(fail_fast=True, max_length=10_000)]
+
+
 class CsvOptions(Shape):
     """How CSV rows become text: which columns are text, which are metadata."""
 
-    encoding: str | None = None
-    content_columns: list[str] | None = None
-    metadata_columns: list[str] | None = None
-
-
-def _fits(metadata: dict[str, Any]) -> dict[str, Any]:
-    for key, value in metadata.items():
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError(f"{key} is an integer of more than 64 bits; send it as a string")
-    return metadata
-
-
-Metadata = Annotated[dict[str, str | int | float | bool], AfterValidator(_fits)]
+    encoding: Line | None = None
+    content_columns: Columns | None = None
+    metadata_columns: Columns | None = None
 
 
 class IngestInput(Shape):
     collection: CollectionName
-    sources: Annotated[list[Source], Field(min_length=1)]
+    sources: Annotated[list[Source], Field(fail_fast=True, min_length=1, max_length=SOURCES_LIMIT)]
     splitter: Splitter = Splitter()
     csv: CsvOptions = CsvOptions()
     on_existing: Literal["skip", "replace"] = "replace"
@@ -132,8 +132,8 @@ class IngestResult(Shape):
 
 
 class EmbedInput(Shape):
-    texts: Annotated[list[Text], Field(min_length=1, max_length=10_000)]
-    model: str | None = None
+    texts: Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=10_000)]
+    model: ModelName | None = None
 
 
 class EmbedResult(Shape):
@@ -166,7 +166,7 @@ class Hit(Shape):
     text: str
     start: int
     score: float
-    metadata: Metadata = {}
+    metadata: dict[str, Any] = {}
 
 
 class SearchResult(Shape):
@@ -204,7 +204,9 @@ class RagResult(Shape):
 
 
 class EraseInput(Shape):
-    document_ids: Annotated[list[str], Field(min_length=1, max_length=10_000)] | None = None
+    document_ids: (
+        Annotated[list[Line], Field(fail_fast=True, min_length=1, max_length=10_000)] | None
+    ) = None
     collection: CollectionName | None = None
 
     @model_validator(mode="after")
@@ -225,10 +227,10 @@ class ModelInput(Shape):
 
     action: Literal["pull", "create", "delete"]
     name: ModelReference
-    from_: str | None = Field(default=None, alias="from", min_length=1, max_length=1024)
-    system: str | None = None
-    template: str | None = None
-    parameters: dict[str, str | int | float | bool | list[str]] = {}
+    from_: ModelName | None = Field(default=None, alias="from")
+    system: Paragraph | None = None
+    template: Paragraph | None = None
+    parameters: ServerParameters = {}
 
     @model_validator(mode="after")
     def _fits_the_action(self) -> "ModelInput":

@@ -17,13 +17,15 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from api.body import MalformedBody, parse
+from api.body import MalformedBody, check_structure, parse
 from shared import base64_data
 from shared.config import Settings
 from shared.errors import InvalidInput, TooLarge
 from shared.hf import BINARY, OBJECTS, Task
 
 SPOOL_BYTES = 2**20
+FILE_BODY_VALUES = 1000
+"""What stands around a file in base64: parameters and options."""
 INLINE_CHARS = 64 * 1024
 """Longer base64 becomes an upload: rows of jobs, and lists of them, are no place for audio."""
 MEDIA = ("audio/", "image/", "video/")
@@ -72,7 +74,7 @@ def read(body: UploadFile, content_type: str, task: Task | None, settings: Setti
     if type_ == FORM:
         raise InvalidInput(f"The body is a form. {SEND}")
     if _is_json(type_, body):
-        return _of_json(parse(body.file.read()), body, task, settings)
+        return _of_json(_parsed(body, settings), body, task, settings)
     text = None if type_.startswith(MEDIA) else _text(type_, body, task, settings)
     if text is None:
         return Asked(file=body.file)
@@ -116,6 +118,18 @@ def _text(type_: str, body: UploadFile, task: Task | None, settings: Settings) -
         return None
     # Of a file's bytes, none begin like a string or a list in JSON.
     return text if task is None or text.lstrip().startswith(('"', "[")) else None
+
+
+def _parsed(body: UploadFile, settings: Settings) -> Any:
+    """The JSON of a body. One that is larger than others may be is refused before it is parsed,
+    unless nearly all of it is one string: a file in base64."""
+    data = body.file.read()
+    if len(data) > settings.max_body_bytes:
+        try:
+            check_structure(data, limit_values=FILE_BODY_VALUES)
+        except MalformedBody:
+            _check_size(len(data), settings)
+    return parse(data, limit_values=settings.max_body_values)
 
 
 def _value(text: str) -> Any:

@@ -20,6 +20,7 @@ from api.compat.dialect import hugging_face_error
 from api.deps import Parts
 from api.requests import NewHf
 from shared import files, jobs, loading
+from shared.bounds import cut, shown
 from shared.document_models import File
 from shared.errors import InvalidInput, NotFound
 from shared.hf import HfInput, Task
@@ -75,7 +76,7 @@ def call_of(model_id: str, task: str | None, caller: Caller) -> Call:
         known = None if task is None else Task(task)
     except ValueError:
         tasks = ", ".join(Task)
-        raise InvalidInput(f"There is no task {task!r}; there are {tasks}.") from None
+        raise InvalidInput(f"There is no task {shown(task)}; there are {tasks}.") from None
     return Call(model=model, task=known, caller=caller)
 
 
@@ -146,7 +147,7 @@ def _new_job(parts: Parts, call: Call, asked: Asked, inputs: Any, *, told: Any) 
         )
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, wrong["loc"])) or "The request"
+        place = cut(".".join(map(str, wrong["loc"])), 200) or "The request"
         raise InvalidInput(f"{place}: {wrong['msg'].removeprefix('Value error, ')}") from error
     return submission.new_job(
         request,

@@ -12,6 +12,7 @@ from api.deps import Cursor, FairKey, Limit, PartsDep, Prefer
 from api.requests import CollectionSpec
 from api.schemas import CollectionView, DocumentOut, JobView, Page
 from shared import collections, documents, erasure
+from shared.bounds import shown
 from shared.errors import NotFound
 from shared.payloads import COLLECTION_NAME, CollectionName, EraseInput
 
@@ -22,7 +23,7 @@ NewName = Annotated[CollectionName, Path(description="3 to 63 letters, digits, `
 
 async def _name(name: str) -> str:
     if re.fullmatch(COLLECTION_NAME, name) is None:
-        raise NotFound(f"There is no collection {name!r}; that is not a name of one.")
+        raise NotFound(f"There is no collection {shown(name)}; that is not a name of one.")
     return name
 
 

@@ -15,7 +15,7 @@ from shared import files
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
-Sha256 = Annotated[str, Query(pattern=SHA256)]
+Sha256 = Annotated[str, Query(pattern=SHA256, max_length=64)]
 
 
 @router.post("", status_code=201, responses=documented({201: FileView}, 413, 415, 422))
@@ -30,7 +30,7 @@ def upload(parts: PartsDep, file: Annotated[UploadFile, File()]) -> Response:
 @router.get("", responses=documented({200: Items[FileView]}, 422))
 def with_hashes(
     parts: PartsDep,
-    sha256: Annotated[list[Sha256], Query(min_length=1, max_length=200)],
+    sha256: Annotated[list[Sha256], Query(min_length=1, max_length=200, fail_fast=True)],
 ) -> Response:
     """The stored files with these hashes: what need not be uploaded again."""
     with parts.ledger.read() as session:

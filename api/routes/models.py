@@ -9,6 +9,7 @@ from api.answers import answer, documented
 from api.deps import PartsDep
 from api.schemas import Items, ModelDetails, ModelView
 from shared import queues
+from shared.bounds import MODEL_LIMIT_BYTES, is_storable_text, shown
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import NotFound
 from shared.generation import PROVIDERS
@@ -48,6 +49,9 @@ async def list_models(parts: PartsDep) -> Response:
 async def show_model(parts: PartsDep, reference: str) -> Response:
     """One model; of those of Ollama, what that server tells of it."""
     settings = parts.settings
+    is_short = len(reference.encode(errors="replace")) <= MODEL_LIMIT_BYTES
+    if not is_short or not is_storable_text(reference):
+        raise NotFound(f"There is no model {shown(reference)}; that is not a name of one.")
     if reference == settings.embedding_model:
         return answer(ModelDetails(**_embedding(settings).model_dump(), details={}))
     served = await asyncio.to_thread(_served, parts)
@@ -56,7 +60,7 @@ async def show_model(parts: PartsDep, reference: str) -> Response:
         details = await modelservers.ollama_details(settings, reference)
     elif reference.partition("/")[0] not in (*PROVIDERS, EXTRACTIVE):
         raise NotFound(
-            f"There is no model {reference!r}; `GET /v1/models` lists those that there are."
+            f"There is no model {shown(reference)}; `GET /v1/models` lists those that there are."
         )
     view = _view(reference, settings.generation_model, served)
     return answer(ModelDetails(**view.model_dump(), details=details))

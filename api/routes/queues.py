@@ -8,6 +8,7 @@ from api.answers import answer, documented
 from api.deps import Parts, PartsDep
 from api.schemas import Items, QueueView, WorkerView
 from shared import queues
+from shared.bounds import shown
 from shared.errors import NotFound
 from shared.queue import Queue
 
@@ -19,7 +20,7 @@ async def _queue(name: str) -> Queue:
         return Queue(name)
     except ValueError:
         names = ", ".join(Queue)
-        raise NotFound(f"There is no queue {name!r}; there are {names}.") from None
+        raise NotFound(f"There is no queue {shown(name)}; there are {names}.") from None
 
 
 QueueName = Annotated[Queue, Depends(_queue)]

@@ -1,0 +1,353 @@
+"""What may come in: bounds of every value that comes from outside, and what can be stored at all.
+
+Three edges use this module, so that no value poisons a row:
+
+- requests: the annotated types here bound each field of the shapes that clients send;
+- the database: `to_json`, `from_json` and `storable_text` stand between Python and PostgreSQL
+  (`shared/db.py`), so that whatever a model or another server gave is stored, or refused with a
+  reason, and whatever a row holds can be read;
+- messages: `shown` and `cut` keep what a client sent from filling an error or a log.
+
+Sizes named `*_bytes` count UTF-8, `*_chars` code points. PostgreSQL's B-tree entries end at 2,704
+bytes, so whatever is indexed is bounded in bytes.
+"""
+
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, AwareDatetime, Field, PlainValidator, UrlConstraints
+from pydantic.networks import AnyUrl
+
+from shared.errors import Permanent
+
+DEPTH_LIMIT = 64
+"""How many objects and lists may lie in each other in free JSON."""
+BODY_DEPTH_LIMIT = 512
+"""The same for a whole body, before it is parsed."""
+BODY_LIMIT_VALUES = 500_000
+"""How many values a body may hold, unless SLUICE_MAX_BODY_VALUES says otherwise."""
+KEY_LIMIT_BYTES = 1024
+METADATA_LIMIT_BYTES = 64 * 1024
+METADATA_LIMIT_KEYS = 1000
+SCHEMA_LIMIT_BYTES = 256 * 1024
+"""Of a tool's parameters or arguments, and of the schema of an answer."""
+PARAMETERS_LIMIT_BYTES = 256 * 1024
+TASK_INPUTS_LIMIT_BYTES = 128 * 2**20
+"""Of the inputs of an `hf` job; SLUICE_MAX_BODY_BYTES is lower unless it was raised."""
+NAME_LIMIT_BYTES = 2048
+"""Of a document's source, which stands in an index beside the id of its collection."""
+MODEL_LIMIT_BYTES = 1024
+"""Of a model, which stands in the index that steps are claimed by."""
+FAIR_KEY_LIMIT_BYTES = 255
+TEXT_LIMIT_CHARS = 1_000_000
+DOCUMENT_LIMIT_CHARS = 100_000_000
+LINE_LIMIT_CHARS = 1024
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+YEAR_S = 366 * 86_400
+BATCH_LIMIT_JOBS = 10_000
+SOURCES_LIMIT = 100_000
+FIELDS_LIMIT = 64
+"""How many fields an object of a fixed shape may have, known or not."""
+RUN_AFTER_PAST = timedelta(days=1)
+RUN_AFTER_AHEAD = timedelta(days=366)
+SHOWN_CHARS = 80
+MESSAGE_LIMIT_CHARS = 2000
+
+COLLECTION_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]$"
+"""Chroma's rule for names: any LangChain program can open the collection under its name."""
+
+
+# What errors show of values
+
+
+def cut(text: str, limit_chars: int = MESSAGE_LIMIT_CHARS) -> str:
+    """The text, or its beginning and how long it is."""
+    if len(text) <= limit_chars:
+        return text
+    return f"{text[:limit_chars]} ... ({len(text):,} characters)"
+
+
+def shown(value: object, limit_chars: int = SHOWN_CHARS) -> str:
+    """A value for a message, as `repr` has it, however long or deep the value is."""
+    if isinstance(value, str):
+        return cut(repr(value[: limit_chars + 1]), limit_chars)
+    if isinstance(value, dict):
+        names = ", ".join(shown(name, 40) for name in sorted(map(str, value))[:8])
+        return f"an object with [{names}{', ...' if len(value) > 8 else ''}]"
+    if isinstance(value, list):
+        return f"a list of {len(value):,}"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > INT64_MAX:
+        return "a number of more than 64 bits"
+    return cut(repr(value), limit_chars)
+
+
+# Text
+
+
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")
+UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
+REPLACEMENT = "\ufffd"
+
+
+def is_storable_text(text: str) -> bool:
+    """Whether PostgreSQL can hold it: no NUL, no half of a surrogate pair."""
+    if "\x00" in text:
+        return False
+    return text.isascii() or _SURROGATES.search(text) is None
+
+
+def storable_text(text: str) -> str:
+    """The text with U+FFFD for what PostgreSQL cannot hold."""
+    return text if is_storable_text(text) else UNSTORABLE.sub(REPLACEMENT, text)
+
+
+def _plain(text: str) -> str:
+    if not is_storable_text(text):
+        raise ValueError("holds a NUL character or half of a surrogate pair; remove it")
+    return text
+
+
+def _within_bytes(limit_bytes: int) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        # Four bytes a character at most: short ones need not be encoded.
+        if len(text) * 4 > limit_bytes and len(text.encode(errors="replace")) > limit_bytes:
+            raise ValueError(f"is longer than {limit_bytes:,} bytes in UTF-8; shorten it")
+        return _plain(text)
+
+    return check
+
+
+# JSON of any shape
+
+
+def check_json(
+    value: Any,
+    *,
+    limit_bytes: int,
+    limit_depth: int = DEPTH_LIMIT,
+    limit_keys: int | None = None,
+) -> Any:
+    """The value, if it can be stored, listed and read again. Raises ValueError.
+
+    Depth, the number and length of keys, 64 bits of integers, finite numbers and what no text can
+    hold are looked at without recursion; then the size of its JSON in bytes.
+    """
+    keys, left = 0, [(value, 1)]
+    while left:
+        at, depth = left.pop()
+        if isinstance(at, str):
+            if not is_storable_text(at):
+                raise ValueError(
+                    f"{shown(at)} holds a NUL character or half of a surrogate pair; remove it"
+                )
+        elif isinstance(at, dict | list | tuple):
+            if depth > limit_depth:
+                raise ValueError(
+                    f"is nested deeper than {limit_depth} levels; flatten it, or send a string"
+                )
+            if isinstance(at, dict):
+                keys += len(at)
+                if limit_keys is not None and keys > limit_keys:
+                    raise ValueError(f"has more than {limit_keys:,} keys; send fewer")
+                for key in at:
+                    _check_key(key)
+            left += [(each, depth + 1) for each in (at.values() if isinstance(at, dict) else at)]
+        elif isinstance(at, float):
+            if not math.isfinite(at):
+                raise ValueError("holds a number that is none (NaN or infinity)")
+        elif isinstance(at, int) and not -INT64_MAX - 1 <= at <= INT64_MAX:
+            raise ValueError("holds an integer of more than 64 bits; send it as a string")
+        elif at is not None and not isinstance(at, int):
+            raise ValueError(f"holds {shown(at)}, which is no JSON")
+    if value and len(json.dumps(value, ensure_ascii=False).encode()) > limit_bytes:
+        raise ValueError(f"is larger than {limit_bytes:,} bytes as JSON; send less")
+    return value
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise ValueError(f"has the key {shown(key)}; keys are strings")
+    if len(key) * 4 > KEY_LIMIT_BYTES and len(key.encode(errors="replace")) > KEY_LIMIT_BYTES:
+        raise ValueError(
+            f"has the key {shown(key)}; keys are at most {KEY_LIMIT_BYTES:,} bytes in UTF-8"
+        )
+    if not is_storable_text(key):
+        raise ValueError(
+            f"has the key {shown(key)}, with a NUL character or half of a surrogate pair; remove it"
+        )
+
+
+def _free_json(limit_bytes: int, limit_keys: int | None = None) -> AfterValidator:
+    return AfterValidator(
+        lambda value: check_json(value, limit_bytes=limit_bytes, limit_keys=limit_keys)
+    )
+
+
+def _scalars(value: Any, *, lists: bool) -> dict[str, Any]:
+    what = "a text, a number, true or false" + (", or a list of texts" if lists else "")
+    if not isinstance(value, dict):
+        raise ValueError("must be an object")
+    if len(value) > METADATA_LIMIT_KEYS:
+        raise ValueError(f"has more than {METADATA_LIMIT_KEYS:,} keys; send fewer")
+    for key, each in value.items():
+        of_texts = lists and isinstance(each, list) and all(isinstance(e, str) for e in each)
+        if not isinstance(each, str | int | float) and not of_texts:
+            raise ValueError(f"{shown(key)} must be {what}")
+        if isinstance(each, int) and not -INT64_MAX - 1 <= each <= INT64_MAX:
+            raise ValueError(
+                f"{shown(key)} is an integer of more than 64 bits; send it as a string"
+            )
+    checked: dict[str, Any] = check_json(value, limit_bytes=METADATA_LIMIT_BYTES, limit_depth=2)
+    return checked
+
+
+Scalar = str | int | float | bool
+
+Metadata = Annotated[
+    dict[str, Any],
+    PlainValidator(
+        lambda value: _scalars(value, lists=False), json_schema_input_type=dict[str, Scalar]
+    ),
+]
+"""Of documents, and what filters compare with them: names with single values."""
+
+ServerParameters = Annotated[
+    dict[str, Any],
+    PlainValidator(
+        lambda value: _scalars(value, lists=True),
+        json_schema_input_type=dict[str, Scalar | list[str]],
+    ),
+]
+
+FreeMetadata = Annotated[dict[str, Any], _free_json(METADATA_LIMIT_BYTES, METADATA_LIMIT_KEYS)]
+"""Whatever a client likes to keep with a job or a conversation."""
+
+JsonSchema = Annotated[dict[str, Any], _free_json(SCHEMA_LIMIT_BYTES)]
+ToolArguments = Annotated[dict[str, Any], _free_json(SCHEMA_LIMIT_BYTES)]
+TaskInputs = Annotated[Any, _free_json(TASK_INPUTS_LIMIT_BYTES)]
+TaskParameterValues = Annotated[dict[str, Any], _free_json(PARAMETERS_LIMIT_BYTES, 10_000)]
+
+
+# Single values
+
+
+CollectionName = Annotated[str, Field(pattern=COLLECTION_NAME)]
+Text = Annotated[str, Field(min_length=1, max_length=TEXT_LIMIT_CHARS)]
+DocumentText = Annotated[str, Field(max_length=DOCUMENT_LIMIT_CHARS)]
+SourceName = Annotated[
+    str, Field(min_length=1, max_length=1024), AfterValidator(_within_bytes(NAME_LIMIT_BYTES))
+]
+ModelName = Annotated[
+    str,
+    Field(min_length=1, max_length=MODEL_LIMIT_BYTES),
+    AfterValidator(_within_bytes(MODEL_LIMIT_BYTES)),
+]
+Line = Annotated[str, Field(max_length=LINE_LIMIT_CHARS), AfterValidator(_plain)]
+"""A short text: a label, an id, the name of a column."""
+FullLine = Annotated[str, Field(min_length=1, max_length=LINE_LIMIT_CHARS), AfterValidator(_plain)]
+Paragraph = Annotated[str, Field(max_length=100_000), AfterValidator(_plain)]
+WebUrl = Annotated[
+    AnyUrl, UrlConstraints(max_length=2048, allowed_schemes=["http", "https"], host_required=True)
+]
+Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
+Natural = Annotated[int, Field(ge=1, le=INT32_MAX)]
+
+
+def _in_range(moment: datetime) -> datetime:
+    now = datetime.now(UTC)
+    if not now - RUN_AFTER_PAST <= moment <= now + RUN_AFTER_AHEAD:
+        raise ValueError(
+            f"lies more than {RUN_AFTER_PAST.days} day back or more than {RUN_AFTER_AHEAD.days} "
+            "days ahead; give a moment between"
+        )
+    return moment.astimezone(UTC)
+
+
+RunAfter = Annotated[AwareDatetime, AfterValidator(_in_range)]
+
+
+# Between Python and PostgreSQL
+
+
+class Unreadable:
+    """Stands for JSON of a row that cannot be read, such as JSON that is nested too deeply."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"<unreadable: {self.reason}>"
+
+
+EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+"""What dates are read as that Python cannot hold: before Christ, behind 9999, or infinity."""
+
+_LONG_NUMBER: Final = re.compile(rb"\d{19}")
+
+
+def to_json(value: Any) -> str:
+    """A value as JSON that JSONB takes. Raises Permanent for what is no JSON.
+
+    NUL characters and half surrogate pairs, which a model or another server may give, become
+    U+FFFD. What clients send was refused before if it held any.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        # An escaped backslash before `u0000` looks the same, and costs a copy.
+        if "\\u0000" in text or not is_storable_text(text):
+            text = json.dumps(storable_json(value), ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise Permanent(
+            "A value to be stored holds a number that is none (NaN or infinity) or has thousands "
+            "of digits. If a model gave it, use another one, or another precision of it."
+        ) from error
+    except RecursionError as error:
+        raise Permanent("A value to be stored is nested too deeply.") from error
+    return text
+
+
+def storable_json(value: Any) -> Any:
+    """The value with U+FFFD for what PostgreSQL's text cannot hold, in keys as well."""
+    if isinstance(value, str):
+        return storable_text(value)
+    if isinstance(value, dict):
+        return {
+            storable_text(key) if isinstance(key, str) else key: storable_json(each)
+            for key, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [storable_json(each) for each in value]
+    return value
+
+
+def from_json(data: bytes | str) -> Any:
+    """The value of stored JSON; `Unreadable` where Python cannot hold it.
+
+    JSONB writes 1e30 with all its digits: integers of more than 64 bits are read as the floats that
+    they were.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    try:
+        if _LONG_NUMBER.search(raw):
+            return json.loads(raw, parse_int=_integer)
+        return json.loads(raw)
+    except RecursionError:
+        return Unreadable("it is nested too deeply")
+    except ValueError as error:
+        return Unreadable(str(error)[:200])
+
+
+def _integer(digits: str) -> int | float:
+    if len(digits) < 19:
+        return int(digits)
+    value = float(digits)
+    if abs(value) <= 2.0**63 and -INT64_MAX - 1 <= int(digits) <= INT64_MAX:
+        return int(digits)
+    return math.copysign(min(abs(value), sys.float_info.max), value)
