@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, AwareDatetime, Field, PlainValidator, UrlConstraints
-from pydantic.networks import AnyUrl
+from pydantic.networks import AnyHttpUrl
 
 from shared.errors import Permanent
 
@@ -252,9 +252,7 @@ Line = Annotated[str, Field(max_length=LINE_LIMIT_CHARS), AfterValidator(_plain)
 """A short text: a label, an id, the name of a column."""
 FullLine = Annotated[str, Field(min_length=1, max_length=LINE_LIMIT_CHARS), AfterValidator(_plain)]
 Paragraph = Annotated[str, Field(max_length=100_000), AfterValidator(_plain)]
-WebUrl = Annotated[
-    AnyUrl, UrlConstraints(max_length=2048, allowed_schemes=["http", "https"], host_required=True)
-]
+WebUrl = Annotated[AnyHttpUrl, UrlConstraints(max_length=2048)]
 Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
 Natural = Annotated[int, Field(ge=1, le=INT32_MAX)]
 

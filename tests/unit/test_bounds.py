@@ -23,7 +23,7 @@ from pydantic import (
     UrlConstraints,
     ValidationError,
 )
-from pydantic.networks import AnyUrl
+from pydantic.networks import AnyHttpUrl
 from typing_extensions import TypeAliasType
 
 from api.body import MalformedBody, check_structure, parse
@@ -103,7 +103,7 @@ def unbounded(annotation: Any, metadata: tuple[Any, ...], seen: set[type]) -> It
     elif annotation is AwareDatetime or annotation is datetime:
         if not any(isinstance(each, AfterValidator) for each in metadata):
             yield "a date without bounds"
-    elif annotation is AnyUrl:
+    elif annotation is AnyHttpUrl:
         if not any(isinstance(each, UrlConstraints) and each.max_length for each in metadata):
             yield "a URL without max_length"
     else:
