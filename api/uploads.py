@@ -1,7 +1,8 @@
 """Uploads: kept and forgotten; their names and content types, made fit to be stored and sent again.
 
 A name is a document's identity (`docs/guide.md`), so slashes and all scripts stay; only what no
-name can hold is taken out. No name is ever used as a path.
+name can hold is taken out, and the letters are in Unicode's normal form C, as those of macOS are
+not. No name is ever used as a path.
 """
 
 import re
@@ -14,6 +15,7 @@ from shared.bounds import NAME_LIMIT_BYTES
 from shared.document_models import File
 from shared.errors import InvalidInput
 from shared.files import Readable
+from shared.normal import nfc
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 CONTENT_TYPE = re.compile(
@@ -45,7 +47,7 @@ def forget(parts: Parts, path: str) -> None:
 def clean_name(name: str | None) -> str:
     """Raises InvalidInput where nothing is left, or too much."""
     # Browsers, curl and httpx write a quotation mark so, and nothing else but line breaks.
-    cleaned = CONTROL.sub("", (name or "").replace("%22", '"')).strip()
+    cleaned = nfc(CONTROL.sub("", (name or "").replace("%22", '"')).strip())
     if not cleaned:
         raise InvalidInput("The part `file` has no file name; give it one (`filename=`).")
     if len(cleaned) > NAME_CHARS:

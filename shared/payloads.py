@@ -32,6 +32,7 @@ from shared.generation import (
     Usage,
 )
 from shared.hf import HfInput
+from shared.normal import nfc_metadata
 from shared.shapes import Shape, Text
 
 
@@ -110,7 +111,7 @@ class IngestInput(Shape):
     on_existing: Literal["skip", "replace"] = "replace"
     """`replace`: changed content replaces the old, unchanged is skipped. `skip`: a source that
     the collection already has is left as it is, whatever its content."""
-    metadata: Metadata = {}
+    metadata: Annotated[Metadata, AfterValidator(nfc_metadata)] = {}
 
 
 class IngestDocuments(Shape):
@@ -144,7 +145,8 @@ class EmbedResult(Shape):
 
 class SearchOptions(Shape):
     type: Literal["similarity"] = "similarity"
-    filter: Metadata | None = None
+    filter: Annotated[Metadata, AfterValidator(nfc_metadata)] | None = None
+    """What a hit's metadata has to equal, all of it; `source` is also the document's own."""
 
 
 PassageCount = Annotated[int, Field(ge=1, le=100)]

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from shared import collections, items
 from shared.document_models import File
 from shared.errors import DocumentError
+from shared.normal import nfc
 from shared.payloads import CsvOptions, Metadata, Splitter, SplitterType
 from shared.versions import Content
 from workers.ingest.load import load
@@ -72,12 +73,15 @@ class Raw:
 
 
 def source_name(source: dict[str, Any], uploads: dict[str, File]) -> str:
-    """The identity of a source within its collection: file name, or the name given to a text."""
+    """The identity of a source within its collection: file name, or the name given to a text.
+
+    In NFC: macOS spells the names of files in another way, and they are the same ones.
+    """
     if source["type"] == "file":
         upload = uploads.get(source["file_id"])
-        return upload.name if upload else f"file {source['file_id']}"
+        return nfc(upload.name) if upload else f"file {source['file_id']}"
     digest = hashlib.sha256(source["text"].encode()).hexdigest()
-    return source["name"] or f"text-{digest[:16]}"
+    return nfc(source["name"] or f"text-{digest[:16]}")
 
 
 def read(process: Process, order: Order, source: dict[str, Any], uploads: dict[str, File]) -> Raw:

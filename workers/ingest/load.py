@@ -1,13 +1,14 @@
 """A document's bytes -> its text and the passages in it that are split on their own.
 
 `load` finds the type (by extension, then content type, else plain text), decodes the bytes and
-makes text of them. Whatever it returns can be stored: line ends are `\\n`, and NUL characters and
-lone surrogates, which Postgres refuses, have become U+FFFD. Whatever it cannot use is a
-`DocumentError` that names the document and the remedy. No network, no database, no splitting.
+makes text of them. Whatever it returns can be stored: it is in Unicode's normal form C (NFC), line
+ends are `\\n`, and NUL characters and lone surrogates, which Postgres refuses, have become U+FFFD.
+Whatever it cannot use is a `DocumentError` that names the document and the remedy. No network, no
+database, no splitting.
 
-Offsets count code points of the text after decoding. Plain text and Markdown are otherwise
-unchanged; HTML is rendered (`html.py`); every row of a CSV (`tables.py`) and every element of a
-JSON array or line of JSON Lines (`records.py`) is a passage, with a blank line between two.
+Offsets count code points of that text. Plain text and Markdown are otherwise unchanged; HTML is
+rendered (`html.py`); every row of a CSV (`tables.py`) and every element of a JSON array or line of
+JSON Lines (`records.py`) is a passage, with a blank line between two.
 """
 
 import re
@@ -19,6 +20,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from shared.errors import DocumentError
+from shared.normal import nfc
 from shared.payloads import CsvOptions, Metadata
 from workers.ingest import decode, html, records, tables
 
@@ -140,7 +142,8 @@ def _assemble(
 ) -> LoadedText:
     passages: list[Passage] = []
     end = 0
-    for text, own in parts:
+    for written, own in parts:
+        text = _storable(written)
         if not text.strip():
             continue
         start = end + len(PASSAGE_GAP) if passages else 0
@@ -151,8 +154,7 @@ def _assemble(
                 f"{name}: has more than {max_chars:,} characters of text. Divide it, or raise "
                 "SLUICE_MAX_DOCUMENT_CHARS."
             )
-        clean = _storable(text)
-        passages.append(Passage(text=clean, start=start, metadata=_storable_metadata(own)))
+        passages.append(Passage(text=text, start=start, metadata=_storable_metadata(own)))
     if not passages:
         raise DocumentError(f"{name}: has no text in it. There is nothing to ingest; leave it out.")
     return LoadedText(
@@ -201,7 +203,7 @@ def _content_type(value: str | None) -> tuple[str | None, str | None]:
 
 
 def _storable(text: str) -> str:
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = nfc(text.replace("\r\n", "\n").replace("\r", "\n"))
     if _UNSTORABLE.search(text) is None:
         return text
     # Two JSON escapes that make a pair may sit side by side; together they are one character.
@@ -212,7 +214,12 @@ def _storable(text: str) -> str:
 
 
 def _storable_metadata(metadata: Metadata) -> Metadata:
-    return {
-        _storable(key): _storable(value) if isinstance(value, str) else value
-        for key, value in metadata.items()
-    }
+    """Keys that become one are numbered, as columns of one name are."""
+    storable: Metadata = {}
+    for written, value in metadata.items():
+        key = base = _storable(written)
+        copy = 2
+        while key in storable or (key != base and key in metadata):
+            key, copy = f"{base} ({copy})", copy + 1
+        storable[key] = _storable(value) if isinstance(value, str) else value
+    return storable

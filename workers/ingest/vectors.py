@@ -1,19 +1,15 @@
 """The vectors of an embedding step: read texts, encode, write to the store."""
 
-import re
 from collections.abc import Sequence
 
 from shared import collections, versions
 from shared.document_models import Chunk
 from shared.documents import chunk_id
 from shared.errors import Permanent
-from shared.payloads import Metadata
 from shared.versions import Origin, Part
 from workers.ingest.content import Order
 from workers.retrieval.store import Entry
 from workers.step import Context
-
-REFUSED_KEY = re.compile(r"$|[$#]|chroma:")
 
 
 def write_vectors(context: Context, order: Order, parts: Sequence[Part]) -> None:
@@ -40,11 +36,13 @@ def write_vectors(context: Context, order: Order, parts: Sequence[Part]) -> None
 
 
 def _entry(chunk: Chunk, origin: Origin) -> Entry:
-    """Less the metadata that Chroma would refuse the whole chunk for; hits have it all."""
-    metadata: Metadata = {
-        **{key: value for key, value in chunk.meta.items() if not REFUSED_KEY.match(key)},
-        "source": origin.source,
-        "document_id": str(origin.document_id),
-        "start_index": chunk.start,
-    }
-    return Entry(id=chunk_id(chunk.version_id, chunk.ordinal), text=chunk.text, metadata=metadata)
+    return Entry(
+        id=chunk_id(chunk.version_id, chunk.ordinal),
+        text=chunk.text,
+        metadata=chunk.meta,
+        own={
+            "source": origin.source,
+            "document_id": str(origin.document_id),
+            "start_index": chunk.start,
+        },
+    )

@@ -1,12 +1,16 @@
 """Vectors in Chroma: an index that can be rebuilt from Postgres, never the truth.
 
 A Chroma collection has the name of the Sluice collection, and keeps text and metadata with each
-vector, so that any LangChain program can open it.
+vector, so that any LangChain program can open it. There `source`, `document_id` and `start_index`
+are ours. A user's key of such a name, or of one that Chroma refuses, is kept with `sluice:` before
+it, and filters find it under its own name.
 """
 
+import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -24,19 +28,31 @@ from chromadb.errors import ChromaError, NotFoundError
 
 from shared.config import Settings
 from shared.errors import Permanent, Unavailable
+from shared.normal import nfc
 from shared.payloads import Metadata
 from workers.retrieval.embed import Vectors
 
+Scalar = str | int | float | bool
+
 BATCH = 500
+OWN_KEYS = frozenset({"source", "document_id", "start_index"})
+PREFIX = "sluice:"
+_PREFIXED = re.compile(rf"$|[$#]|chroma:|{PREFIX}")
+_SHADOWED = PREFIX + "shadowed:"
+"""Marks a chunk whose user has a key of this name too, which then counts in filters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A chunk as it is written; the vector goes beside it."""
+    """A chunk as it is written; the vector goes beside it.
+
+    `metadata` is the user's, `own` has values for keys of `OWN_KEYS`.
+    """
 
     id: str
     text: str
     metadata: Metadata
+    own: Metadata = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +98,7 @@ class Store:
                     ids=[entry.id for entry in batch],
                     embeddings=vectors[first : first + BATCH],
                     documents=[entry.text for entry in batch],
-                    metadatas=[dict(entry.metadata) for entry in batch],
+                    metadatas=[_stored(entry) for entry in batch],
                 )
 
     def query(
@@ -166,11 +182,47 @@ class Missing(Permanent):
     """Chroma has no such collection."""
 
 
+def _key(key: str) -> str:
+    """The name of a user's key in Chroma."""
+    key = nfc(key)
+    return PREFIX + key if key in OWN_KEYS or _PREFIXED.match(key) else key
+
+
+def _stored(entry: Entry) -> dict[str, Scalar]:
+    return {
+        **{_key(key): _value(value) for key, value in entry.metadata.items()},
+        **{_SHADOWED + key: True for key in OWN_KEYS & entry.metadata.keys()},
+        **entry.own,
+    }
+
+
 def _where(where: Metadata | None) -> Any:
-    if not where:
+    """All of the conditions; of the three keys that are ours, the user's own go before."""
+    conditions: list[Any] = []
+    for key, value in (where or {}).items():
+        users = _equals(_key(key), value)
+        if key in OWN_KEYS:
+            ours = {"$and": [_equals(key, value), {_SHADOWED + key: {"$ne": True}}]}
+            users = {"$or": [users, ours]}
+        conditions.append(users)
+    if not conditions:
         return None
-    conditions = [{key: value} for key, value in where.items()]
     return conditions[0] if len(conditions) == 1 else {"$and": conditions}
+
+
+def _equals(key: str, value: Scalar) -> Any:
+    """Numbers are equal by value, whether they are written 2024 or 2024.0."""
+    if isinstance(value, float) and math.isfinite(value):
+        whole = min(max(math.trunc(value), -(2**63)), 2**63 - 1)
+        if whole == value:
+            return {key: whole}
+        # Chroma looks for a fraction among the integers, too, cut to one: 0.5 would find 0.
+        return {"$and": [{key: value}, {key: {"$ne": whole}}]}
+    return {key: _value(value)}
+
+
+def _value(value: Scalar) -> Scalar:
+    return nfc(value) if isinstance(value, str) else value
 
 
 def _similarity(space: str, distance: float) -> float:

@@ -1,0 +1,161 @@
+"""Filters on the user's own metadata, whatever its keys are called and its values are."""
+
+import json
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+import chromadb
+import pytest
+from chromadb.config import Settings as ChromaSettings
+
+from tests.integration.ingestion import (
+    ingest,
+    ingest_files,
+    live_texts,
+    new_collection,
+    search,
+    stores_agree,
+)
+from workers.process import Process
+
+TEXT = "The kite is red."
+
+
+def found(process: Process, collection: str, where: Mapping[str, Any]) -> set[str]:
+    return {
+        hit.source
+        for hit in search(process, collection, "kite", k=50, search={"filter": dict(where)})
+    }
+
+
+KEYS = [
+    "source", "start_index", "document_id", "chunk_id", "title", "text", "#", "#id", "$price",
+    "$and", "$or", "$", "", " ", "chroma:document", "chroma:x", "#document", "sluice:source",
+    "sluice:shadowed:source", "a.b", "a b", "'\"", "한글 열쇠", "🙂", "k" * 5000, "row",
+    "media_type", "heading",
+]  # fmt: skip
+
+
+def test_every_key_is_stored_returned_and_found(process: Process) -> None:
+    collection = new_collection(process)
+    record = {"text": TEXT, **{key: f"value {n}" for n, key in enumerate(KEYS) if key != "text"}}
+    other = {"text": TEXT, **{key: "another" for key in KEYS if key != "text"}}
+    files = {
+        name: json.dumps(value).encode() for name, value in (("a.json", record), ("b.json", other))
+    }
+    assert ingest_files(process, collection, files) == {"added": 2}
+    stores_agree(process, collection)
+
+    (hit,) = search(process, collection, "kite", search={"filter": {"$price": record["$price"]}})
+    assert {key: value for key, value in record.items() if key != "text"}.items() <= (
+        hit.metadata.items()
+    )
+    for key in KEYS:
+        if key != "text":
+            assert found(process, collection, {key: record[key]}) == {"a.json"}, key
+            assert found(process, collection, {key: "nothing"}) == set(), key
+    several = {key: record[key] for key in ("source", "$and", "", "a.b")}
+    assert found(process, collection, several) == {"a.json"}
+
+
+@pytest.mark.parametrize(
+    ("key", "own"), [("source", "plain"), ("start_index", 0), ("document_id", None)]
+)
+def test_a_key_of_ours_is_the_users_where_he_has_one(
+    process: Process, key: str, own: str | int | None
+) -> None:
+    collection = new_collection(process)
+    ingest(process, collection, {"plain": TEXT})
+    ingest(process, collection, {"wiki": TEXT}, metadata={key: "wiki"})
+    ingest(process, collection, {"number": TEXT}, metadata={key: 7})
+    if own is None:
+        (hit,) = [one for one in search(process, collection, "kite") if one.source == "plain"]
+        own = hit.document_id
+
+    assert found(process, collection, {key: own}) == {"plain"}
+    assert found(process, collection, {key: "wiki"}) == {"wiki"}
+    assert found(process, collection, {key: 7}) == {"number"}
+
+
+VALUES = [
+    2024, 2024.5, 0, 0.5, -0.5, 1, True, False, "2024", "2024.5", "true", "", "1", -3, 10**18,
+    2**63 - 1, 1 - 2**63, 1.5e10, "연도", " x ",
+]  # fmt: skip
+
+
+def test_values_are_equal_by_type_and_numbers_by_value(process: Process) -> None:
+    collection = new_collection(process)
+    lines = [json.dumps({"text": TEXT, "n": value, "at": f"{n}"}) for n, value in enumerate(VALUES)]
+    ingest_files(process, collection, {"values.jsonl": "\n".join(lines).encode()})
+
+    def places(value: Any) -> set[int]:
+        hits = search(process, collection, "kite", k=50, search={"filter": {"n": value}})
+        return {int(hit.metadata["at"]) for hit in hits}
+
+    for value in VALUES:
+        kind = type(value) if isinstance(value, str | bool) else (int, float)
+        equal = {
+            n
+            for n, other in enumerate(VALUES)
+            if other == value
+            and isinstance(other, kind)
+            and isinstance(other, bool) == isinstance(value, bool)
+        }
+        assert places(value) == (equal if value != "" else set()), (
+            value
+        )  # empty values are left out
+    assert places(2024.0) == {0}
+    assert places(1.0) == {5}
+    assert places(3) == set()
+
+
+def test_forms_of_the_same_letters_are_one_key_and_one_value(process: Process) -> None:
+    collection = new_collection(process)
+    key, value = (unicodedata.normalize("NFD", text) for text in ("부서", "총무팀 café"))
+    ingest(process, collection, {"a": TEXT}, metadata={key: value})
+    record = {"text": TEXT, key: value, "이름": 1, unicodedata.normalize("NFD", "이름"): 2}
+    ingest_files(process, collection, {"b.json": json.dumps(record).encode()})
+
+    for form in ("NFC", "NFD", "NFKC"):
+        where = {unicodedata.normalize(form, key): unicodedata.normalize(form, value)}
+        assert found(process, collection, where) == {"a", "b.json"}
+    hits = {hit.source: hit.metadata for hit in search(process, collection, "kite")}
+    assert hits["a"]["부서"] == "총무팀 café"
+    # Neither of two is lost; as of two columns of one name, the second is numbered.
+    assert (hits["b.json"]["이름"], hits["b.json"]["이름 (2)"]) == (1, 2)
+    assert found(process, collection, {"이름 (2)": 2}) == {"b.json"}
+
+
+def test_columns_of_any_name_are_found(process: Process) -> None:
+    collection = new_collection(process)
+    table = "#,text,$price,source\n1,The kite is red.,300,wiki\n2,The boat is blue.,500,wiki\n"
+    ingest_files(
+        process,
+        collection,
+        {"table.csv": table.encode()},
+        csv={"metadata_columns": ["#", "$price", "source"]},
+    )
+    hits = search(process, collection, "kite", search={"filter": {"source": "wiki"}})
+    assert len(hits) == 2
+    price = next(hit.metadata["$price"] for hit in hits if "kite" in hit.text)
+    (hit,) = search(process, collection, "boat", search={"filter": {"$price": price}})
+    assert "kite" in hit.text
+
+
+def test_other_programs_read_the_users_keys_beside_ours(process: Process, chroma_url: str) -> None:
+    collection = new_collection(process)
+    ingest(
+        process, collection, {"a": TEXT}, metadata={"source": "wiki", "$price": 3, "team": "zoo"}
+    )
+    host, _, port = chroma_url.removeprefix("http://").partition(":")
+    client = chromadb.HttpClient(
+        host=host, port=int(port), settings=ChromaSettings(anonymized_telemetry=False)
+    )
+    (metadata,) = client.get_collection(collection).get()["metadatas"] or []
+    assert metadata["source"] == "a"
+    assert metadata["start_index"] == 0
+    assert metadata["sluice:source"] == "wiki"
+    assert metadata["sluice:$price"] == 3
+    assert metadata["team"] == "zoo"
+    assert live_texts(process, collection) == {"a": [TEXT]}
