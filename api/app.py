@@ -22,6 +22,7 @@ from api.routes import (
     events,
     files,
     health,
+    ids,
     jobs,
     models,
     queues,
@@ -55,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     errors.install(app)
-    answering = (jobs, events, conversations, collections, documents, files, models, queues)
+    answering = (jobs, events, conversations, collections, documents, files, models, queues, ids)
     for module in (*answering, huggingface, health):
         app.include_router(module.router)
     docs.install(app)

@@ -1,6 +1,7 @@
 """Exceptions become answers here, and nowhere else. No answer shows a stack trace."""
 
 import logging
+import math
 import traceback
 
 from fastapi import FastAPI, Request, Response
@@ -53,8 +54,8 @@ def _domain(request: Request, error: Exception) -> Response:
     assert isinstance(error, SluiceError)
     status = next((code for type_, code in STATUS.items() if isinstance(error, type_)), 500)
     headers = {}
-    if isinstance(error, QueueFull):
-        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, QueueFull | Unavailable) and error.retry_after_s is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return refusal(request.url.path, status, cut(error.message), headers=headers)

@@ -8,8 +8,9 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cli.output import say, stderr
+from cli.output import clean, say, stderr
 from cli.sending import Advance, Phase
+from cli.waits import Tell
 
 BYTES = "bytes"
 _LINE_EVERY_S = 10.0
@@ -68,14 +69,27 @@ def bars(names: Mapping[Phase, str] = _NAMES) -> Iterator[Callable[[Advance], No
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """A sign of life on a terminal, for what has no measure of progress."""
+def waiting(what: str) -> Iterator[Tell]:
+    """A sign of life on a terminal, for what has no measure of progress.
+
+    Yields what to call with the reason of the waiting when it changes.
+    """
     console = stderr()
     if not console.is_terminal:
-        yield
+        yield tell_waiting
         return
-    with console.status(f"{what} …"):
-        yield
+    with console.status(Text(f"{what} …")) as status:
+
+        def show(reason: str | None) -> None:
+            status.update(Text(clean(f"{what} … waiting: {reason}" if reason else f"{what} …")))
+
+        yield show
+
+
+def tell_waiting(reason: str | None) -> None:
+    """One line for each reason."""
+    if reason:
+        say(f"Waiting: {reason}")
 
 
 def _lines(names: Mapping[Phase, str]) -> Callable[[Advance], None]:

@@ -12,6 +12,10 @@ PAGE_ITEMS = 100
 W = TypeVar("W", bound=Wire)
 
 
+def silent(_message: str) -> None:
+    """For clients whose program wants to know nothing of what they wait for."""
+
+
 class Caller:
     """Calls over one transport; `notify` is told in sentences what is waited for."""
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from cli.caller import PAGE_ITEMS, part
 from cli.calls_jobs import JobCalls
 from cli.uploads import upload
+from cli.waits import Tell
 from cli.wire import Chunk, Collection, Document, Job, StoredFile
 
-_ERASE_WAIT_S = 60.0
-"""A deletion is answered when it is done, or after the server's patience with the job."""
+_ERASE_WAIT_S = 2
+"""What a deletion waits for is not known before its first answer."""
 
 
 class DocumentCalls(JobCalls):
@@ -44,9 +45,11 @@ class DocumentCalls(JobCalls):
     def collections(self, *, page_items: int = PAGE_ITEMS) -> Iterator[Collection]:
         return self._pages(Collection, "/v1/collections", {}, page_items)
 
-    def delete_collection(self, name: str, *, timeout_s: float | None = None) -> Job:
+    def delete_collection(
+        self, name: str, *, timeout_s: float | None = None, on_waiting: Tell | None = None
+    ) -> Job:
         """The `erase` job, succeeded: the documents, their text and their vectors are gone."""
-        return self._erase(f"/v1/collections/{part(name)}", timeout_s)
+        return self._erase(f"/v1/collections/{part(name)}", timeout_s, on_waiting)
 
     def documents(self, collection: str, *, page_items: int = PAGE_ITEMS) -> Iterator[Document]:
         path = f"/v1/collections/{part(collection)}/documents"
@@ -58,8 +61,10 @@ class DocumentCalls(JobCalls):
     def chunks(self, document_id: str, *, page_items: int = PAGE_ITEMS) -> Iterator[Chunk]:
         return self._pages(Chunk, f"/v1/documents/{part(document_id)}/chunks", {}, page_items)
 
-    def delete_document(self, document_id: str, *, timeout_s: float | None = None) -> Job:
-        return self._erase(f"/v1/documents/{part(document_id)}", timeout_s)
+    def delete_document(
+        self, document_id: str, *, timeout_s: float | None = None, on_waiting: Tell | None = None
+    ) -> Job:
+        return self._erase(f"/v1/documents/{part(document_id)}", timeout_s, on_waiting)
 
     # Files
 
@@ -83,9 +88,10 @@ class DocumentCalls(JobCalls):
             found += [StoredFile.model_validate(item) for item in items]
         return found
 
-    def _erase(self, path: str, timeout_s: float | None) -> Job:
-        answer = self.transport.json("DELETE", path, wait_s=_ERASE_WAIT_S)
+    def _erase(self, path: str, timeout_s: float | None, on_waiting: Tell | None) -> Job:
+        headers = {"Prefer": f"wait={_ERASE_WAIT_S}"}
+        answer = self.transport.json("DELETE", path, headers=headers, wait_s=_ERASE_WAIT_S)
         job = Job.model_validate(answer)
         if not job.ended:
-            job = self.wait(job.id, timeout_s=timeout_s)
+            job = self.wait(job.id, timeout_s=timeout_s, on_waiting=on_waiting)
         return job.require_success()

@@ -2,12 +2,14 @@
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Any
 
-from cli.caller import PAGE_ITEMS, Caller, part
+from cli.caller import PAGE_ITEMS, Caller, part, silent
 from cli.follow import follow
 from cli.streaming import Told, told
+from cli.waits import Tell, reasons_told
 from cli.wire import Event, Job, State
 
 
@@ -110,14 +112,36 @@ class JobCalls(Caller):
         *,
         timeout_s: float | None = None,
         on_event: Callable[[Event], None] | None = None,
+        on_waiting: Tell | None = None,
     ) -> Job:
-        """The job once it has ended, however. Raises `WaitTimeout`; the job then goes on."""
-        for event in self.events(job_id, timeout_s=timeout_s):
-            if on_event is not None:
-                on_event(event)
-            if event.event == "end":
-                return Job.model_validate(event.data)
+        """The job once it has ended, however. Raises `WaitTimeout`; the job then goes on.
+
+        What it waits for `on_waiting` is told (in another thread), else `notify` of the client.
+        """
+        if on_waiting is None and self.notify is not silent:
+            on_waiting = self._notify_of
+        with nullcontext() if on_waiting is None else self.reasons_told(job_id, on_waiting):
+            for event in self.events(job_id, timeout_s=timeout_s):
+                if on_event is not None:
+                    on_event(event)
+                if event.event == "end":
+                    return Job.model_validate(event.data)
         return self.job(job_id)
+
+    def reasons_told(
+        self, job_id: str, tell: Tell, *, known: str | None = None
+    ) -> AbstractContextManager[None]:
+        """`tell` hears in another thread what the job waits for, whenever that changes."""
+
+        def read() -> Job:
+            path = f"/v1/jobs/{part(job_id)}"
+            return Job.model_validate(self.transport.json("GET", path, retry=False))
+
+        return reasons_told(read, tell, known=known)
+
+    def _notify_of(self, reason: str | None) -> None:
+        if reason:
+            self.notify(f"Waiting: {reason}")
 
     def cancel(self, job_id: str) -> Job:
         return Job.model_validate(self._post(f"/v1/jobs/{part(job_id)}/cancel"))

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from cli import ingest as bulk
 from cli.asking import Messages, Tools, chat_input, hf_input, rag_input, search_input
 from cli.attaching import attached
+from cli.caller import silent
 from cli.calls import Calls
 from cli.errors import WaitTimeout
 from cli.sending import PARALLEL_UPLOADS
@@ -49,7 +50,7 @@ class Client(Calls):
         settings = ClientSettings()
         if api_key is None and settings.api_key is not None:
             api_key = settings.api_key.get_secret_value()
-        told = notify or (lambda _: None)
+        told = notify or silent
         transport = Transport(
             url or find_url(settings),
             api_key=api_key,

@@ -55,6 +55,10 @@ class WaitTimeout(SluiceError):
         )
 
 
+class Interrupted(SluiceError):
+    """Ctrl-C ended the waiting; the message says what goes on."""
+
+
 class JobEndedBadly(SluiceError):
     """A job that was waited for did not succeed; `job` is its last state."""
 
@@ -76,6 +80,34 @@ class JobCancelled(JobEndedBadly):
 
     def __init__(self, job: "Job") -> None:
         super().__init__(job, f"Job {job.id} ({job.kind}) was cancelled.")
+
+
+def error_document(
+    error: Exception, message: str, exit_code: int, *, type_: str | None = None
+) -> dict[str, Any]:
+    """What `--json` runs say of an error, with all that it knows besides its message."""
+    entry: dict[str, Any] = {
+        "type": type_ or type(error).__name__,
+        "message": message,
+        "exit_code": int(exit_code),
+    }
+    if isinstance(error, ApiError):
+        entry |= {
+            "status": error.status,
+            "title": error.title,
+            "detail": error.detail,
+            "errors": list(error.errors),
+            "retry_after_s": error.retry_after_s,
+        }
+    elif isinstance(error, JobEndedBadly):
+        entry |= {
+            "job_id": error.job.id,
+            "state": str(error.job.state),
+            "job_error": None if error.job.error is None else error.job.error.model_dump(),
+        }
+    elif isinstance(error, WaitTimeout):
+        entry |= {"job_id": error.job_id, "timeout_s": error.timeout_s}
+    return {"error": entry}
 
 
 def _describe(status: int, title: str, detail: str, errors: Sequence[Mapping[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from enum import IntEnum
 from cli.errors import (
     ApiError,
     ConnectionFailed,
+    Interrupted,
     JobCancelled,
     WaitTimeout,
 )
@@ -32,6 +33,7 @@ OF_STATE = {State.FAILED: Exit.FAILED, State.CANCELLED: Exit.CANCELLED}
 _OF_ERROR: tuple[tuple[type[SluiceError], Exit], ...] = (
     (JobCancelled, Exit.CANCELLED),
     (WaitTimeout, Exit.TIMEOUT),
+    (Interrupted, Exit.INTERRUPTED),
     (ConnectionFailed, Exit.UNREACHABLE),
     (Unavailable, Exit.UNREACHABLE),
     (NotFound, Exit.NOT_FOUND),

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cli.hf_inputs import Asked
-from cli.output import first_words, print_json, print_table, print_text, stdout
+from cli.output import escaped, first_words, print_json, print_table, print_text, stdout
 from shared.hf import Task
 
 _NAME_CELLS = 40
 _SHOWN_NUMBERS = 4
+_PASSAGES = ("sentence", "text", "sequence")
 
 Row = tuple[object, ...]
 _TEXTS = {
@@ -27,7 +28,7 @@ def show_output(task: Task, asked: Asked, output: Any) -> None:
             shown = [_answer(output)]
         else:
             columns, rows = _table(task, asked, output)
-            print_table(columns, rows)
+            print_table(columns, rows, flexible=_flexible(columns))
             return
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         print_json(output)
@@ -46,7 +47,7 @@ def _texts(field: str, asked: Asked, output: Any) -> list[str]:
         for one in output
     ]
     if not stdout().is_terminal:
-        return [" ".join(text.split()) for text in texts]
+        return [escaped(text) for text in texts]
     return [f"{_short(name)}\n  {text}\n" for name, text in zip(asked.names, texts, strict=True)]
 
 
@@ -73,11 +74,16 @@ def _table(task: Task, asked: Asked, output: Any) -> tuple[Sequence[str], list[R
             [output] = output  # nested, as the API has it
         return columns, list(rows_of(output, asked.names))
     rows = [
-        (_short(name), *row)
+        (name, *row)
         for name, one in zip(asked.names, output, strict=True)
         for row in rows_of(one, (name,))
     ]
     return ("input", *columns), rows
+
+
+def _flexible(columns: Sequence[str]) -> str | None:
+    """What one knows already, or reads elsewhere; an answer is never shortened."""
+    return next((name for name in ("input", *_PASSAGES) if name in columns), None)
 
 
 def _labels(output: Any, _: Sequence[str]) -> Iterator[Row]:

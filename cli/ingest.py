@@ -42,6 +42,7 @@ class IngestReport:
     documents: DocumentCounts
     chunks: int
     errors: tuple[SourceError, ...]
+    warnings: tuple[str, ...]
     uploaded_files: int
     reused_files: int
     elapsed_s: float
@@ -88,6 +89,7 @@ def ingest(
         documents=DocumentCounts(failed=len(sent.errors)),
         chunks=0,
         errors=tuple(sent.errors),
+        warnings=(),
         uploaded_files=sent.uploaded_files,
         reused_files=sent.reused_files,
         elapsed_s=time.monotonic() - started,
@@ -95,13 +97,15 @@ def ingest(
     if not wait:
         return report
     deadline = None if timeout_s is None else started + timeout_s
-    results = [_finish(calls, job, deadline, on_advance) for job in jobs]
+    ended = [_finish(calls, job, deadline, on_advance) for job in jobs]
+    results = [IngestResult.model_validate(calls.result(job) or {}) for job in ended]
     return replace(
         report,
         finished=True,
         documents=sum((result.documents for result in results), report.documents),
         chunks=sum(result.chunks for result in results),
         errors=(*report.errors, *(error for result in results for error in result.errors)),
+        warnings=tuple(warning for job in ended for warning in job.warnings),
         elapsed_s=time.monotonic() - started,
     )
 
@@ -146,7 +150,7 @@ def _submit(
 
 def _finish(
     calls: Calls, job: Job, deadline: float | None, on_advance: Callable[[Advance], None]
-) -> IngestResult:
+) -> Job:
     def tell(event: Event) -> None:
         if event.event == "progress":
             on_advance(Advance.of(event.data))
@@ -155,4 +159,4 @@ def _finish(
     ended = calls.wait(job.id, timeout_s=left_s, on_event=tell).require_success()
     if ended.progress is not None:
         on_advance(Advance.of(ended.progress.model_dump()))
-    return IngestResult.model_validate(calls.result(ended) or {})
+    return ended

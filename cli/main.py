@@ -3,48 +3,118 @@
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version as installed_version
 
 import click
 
 from cli.commands.ask import ask
 from cli.commands.chat import chat
 from cli.commands.collections import collections
+from cli.commands.completion import completion
 from cli.commands.conversations import conversations
 from cli.commands.documents import documents
 from cli.commands.hf import hf
 from cli.commands.ingest import ingest
 from cli.commands.jobs import jobs
+from cli.commands.logs import logs
 from cli.commands.models import models
+from cli.commands.queues import queues, workers
 from cli.commands.search import search
 from cli.commands.stack import doctor, down, migrate, status, up
+from cli.commands.submit import submit
 from cli.commands.worker import worker
+from cli.errors import Interrupted, error_document
 from cli.exits import Exit, of_error
-from cli.options import CONTEXT, Target, connection_options
-from cli.output import ClosedPipe, say
+from cli.options import CONTEXT, Group, Target, connection_options, json_option
+from cli.output import ClosedPipe, print_json, print_text, say, say_json
 from shared.errors import SluiceError
 
+SECTIONS: Mapping[str, Sequence[click.Command]] = {
+    "This machine": (up, down, status, doctor, logs, worker, migrate),
+    "Documents and answers": (ingest, ask, search, chat, hf),
+    "What is stored and queued": (jobs, submit, collections, documents, conversations, models),
+    "Queues and workers": (queues, workers),
+}
 
-@click.group(context_settings=CONTEXT)
+
+class Root(Group):
+    """The commands by what they are about; `--json` may stand before them, too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = 0
+        while at < len(args) and args[at].startswith("-") and args[at] != "-":
+            at += 2 if args[at] in ("--url", "--api-key") else 1
+        if "--json" in args[:at] and at < len(args):
+            before = [each for each in args[:at] if each != "--json"]
+            args = [*before, args[at], "--json", *args[at + 1 :]]
+        elif "--json" in args[:at]:
+            args = [each for each in args if each != "--json"]
+        return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        named = {str(command.name) for commands in SECTIONS.values() for command in commands}
+        for title, commands in SECTIONS.items():
+            self.format_section(ctx, formatter, title, [str(each.name) for each in commands])
+        rest = [name for name in self.list_commands(ctx) if name not in named]
+        self.format_section(ctx, formatter, "The command itself", rest)
+
+
+@click.group(cls=Root, context_settings=CONTEXT, invoke_without_command=True)
 @connection_options
 # Read by run(), which also has errors to show where the options could not be parsed.
 @click.option("--debug", is_flag=True, expose_value=False, help="Show where an error comes from.")
-@click.version_option(package_name="sluice", message="%(version)s")
+@click.version_option(None, "-V", "--version", package_name="sluice", message="sluice %(version)s")
 @click.pass_context
 def sluice(ctx: click.Context, /, url: str | None, api_key: str | None) -> None:
     """Ingest documents, ask questions about them, chat, run Hugging Face tasks, watch the jobs.
 
-    Start everything on this machine with `sluice up`, then try
-    `sluice ingest docs/ --collection handbook` and
-    `sluice ask "What is this about?" --collection handbook`.
+    \b
+    Examples:
+      sluice up                                            start everything on this machine
+      sluice ingest docs/ --collection handbook
+      sluice ask "What is this about?" --collection handbook
+      sluice jobs list --state failed
+      sluice help ingest
     """
     ctx.obj = Target(url=url, api_key=api_key)
+    if ctx.invoked_subcommand is None:
+        print_text(ctx.get_help())
 
 
-for _command in (
-    *(up, down, status, doctor, migrate, worker),
-    *(ingest, ask, search, chat, hf, jobs, collections, documents, conversations, models),
-):
+@click.command("help")
+@click.argument("words", nargs=-1, metavar="[COMMAND]...")
+@click.pass_context
+def help_(ctx: click.Context, /, words: tuple[str, ...]) -> int:
+    """Show the help of a command, as --help does."""
+    command: click.Command = sluice
+    shown = ctx.find_root()
+    for word in words:
+        found = command.get_command(shown, word) if isinstance(command, click.Group) else None
+        if found is None:
+            raise click.UsageError(f"There is no command {' '.join(words)!r}.", ctx=shown)
+        shown = click.Context(found, info_name=word, parent=shown, **CONTEXT)  # type: ignore[arg-type]
+        command = found
+    print_text(shown.get_help())
+    return Exit.OK
+
+
+@click.command()
+@json_option
+def version(*, as_json: bool) -> int:
+    """Show the version of this command."""
+    number = installed_version("sluice")
+    if as_json:
+        print_json({"version": number})
+    else:
+        print_text(f"sluice {number}")
+    return Exit.OK
+
+
+for _commands in SECTIONS.values():
+    for _command in _commands:
+        sluice.add_command(_command)
+for _command in (help_, version, completion):
     sluice.add_command(_command)
 
 
@@ -54,11 +124,18 @@ def run(args: Sequence[str]) -> int:
         code = sluice.main(list(args), prog_name="sluice", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else Exit.OK
+    except click.exceptions.NoArgsIsHelpError as error:
+        # A group alone asks for its commands, which is no error.
+        print_text(error.format_message())
+        return Exit.OK
     except click.ClickException as error:
-        error.show()
+        if not _wants_json(args):
+            error.show()
+        else:
+            say_json(error_document(error, error.format_message(), error.exit_code))
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _told("Interrupted.", Exit.INTERRUPTED)
+        return _told(args, Interrupted("Interrupted."), Exit.INTERRUPTED)
     except ClosedPipe:
         # The interpreter flushes stdout once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,12 +143,17 @@ def run(args: Sequence[str]) -> int:
     except SluiceError as error:
         if "--debug" in args:
             traceback.print_exc()
-        return _told(f"sluice: {error.message}", of_error(error))
+        return _told(args, error, of_error(error))
     except Exception as error:
         if "--debug" in args:
             traceback.print_exc()
-        text = f"sluice: unexpected {type(error).__name__}: {error}"
-        return _told(f"{text}\nRun it as `sluice --debug …` to see where.", Exit.INTERNAL)
+        text = f"unexpected {type(error).__name__}: {error}"
+        where = f"{text}\nRun it as `sluice --debug …` to see where."
+        if _wants_json(args):
+            say_json(error_document(error, text, Exit.INTERNAL, type_="InternalError"))
+        else:
+            say(f"sluice: {where}")
+        return Exit.INTERNAL
 
 
 def main() -> None:
@@ -84,8 +166,16 @@ def main() -> None:
     sys.exit(code)
 
 
-def _told(message: str, code: Exit) -> Exit:
-    say(message)
+def _wants_json(args: Sequence[str]) -> bool:
+    words = list(args)
+    return "--json" in (words[: words.index("--")] if "--" in words else words)
+
+
+def _told(args: Sequence[str], error: SluiceError, code: Exit) -> Exit:
+    if _wants_json(args):
+        say_json(error_document(error, error.message, code))
+    else:
+        say(error.message if isinstance(error, Interrupted) else f"sluice: {error.message}")
     return code
 
 

@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec
 
@@ -100,14 +100,62 @@ def target(url: str | None, api_key: str | None) -> tuple[str | None, str | None
     return (url, api_key) if root is None else (url or root.url, api_key or root.api_key)
 
 
-class ListByDefault(click.Group):
-    """A group whose bare name means its command `list`: `sluice jobs --state failed`."""
+class Group(click.Group):
+    """Commands whose descriptions are never cut off in the list of them."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_section(ctx, formatter, "Commands", self.list_commands(ctx))
+
+    def format_section(
+        self, ctx: click.Context, formatter: click.HelpFormatter, title: str, names: Sequence[str]
+    ) -> None:
+        rows = []
+        for name in names:
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                rows.append((name, command.get_short_help_str(limit=1000)))
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+class ListByDefault(Group):
+    """A group whose bare name means its command `list`: `sluice jobs --state failed`.
+
+    Options may stand before the command, too: `sluice jobs --url URL show ID`.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        asks_help = any(name in args[:1] for name in CONTEXT["help_option_names"])
-        if not asks_help and (not args or args[0].startswith("-")):
+        at = self._end_of_options(args)
+        asks_help = any(name in args[:at] for name in CONTEXT["help_option_names"])
+        if at < len(args):
+            args = [args[at], *args[:at], *args[at + 1 :]]
+        elif asks_help:
+            args = ["--help"]
+        elif args or not ctx.resilient_parsing:  # Completing `sluice jobs ` offers the commands.
             args = ["list", *args]
         return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write_text(
+            f"`{ctx.command_path}` alone lists; `{ctx.command_path} list --help` has its options, "
+            "which may stand behind it directly."
+        )
+
+    def _end_of_options(self, args: Sequence[str]) -> int:
+        """Where the first argument is that is neither an option nor the value of one."""
+        with_value = {
+            name
+            for command in self.commands.values()
+            for parameter in command.params
+            if isinstance(parameter, click.Option) and not parameter.is_flag
+            for name in (*parameter.opts, *parameter.secondary_opts)
+        }
+        at = 0
+        while at < len(args) and args[at].startswith("-") and args[at] not in ("-", "--"):
+            at += 2 if args[at] in with_value else 1
+        return min(at, len(args))
 
 
 def confirm(question: str) -> None:

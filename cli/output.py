@@ -1,13 +1,14 @@
 """What the CLI writes: results to stdout, everything else to stderr.
 
 A terminal gets tables and colours (none with `NO_COLOR`); a pipe gets tab-separated lines in full
-length; `--json` gets one document. Widths are those of the terminal's cells, so that Korean lines
-up. Nothing here knows the API.
+length, one for each record; `--json` gets one document. Widths are those of the terminal's cells,
+so that Korean lines up. Nothing here knows the API.
 """
 
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,12 +16,16 @@ from typing import Any
 from pydantic import BaseModel
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 # Escape sequences of a document or a server must not reach the terminal.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_COPIED_CELLS = 36
+# What ends a line or a field for some reader of a pipe, or would reach a terminal behind it.
+_UNPIPED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\\]")
+_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r", "\\": "\\\\"}
+_GAP = "  "
+_FLEXIBLE_CELLS = 10
+"""Less than so much of a text tells nothing; then each row becomes a block."""
 
 
 class ClosedPipe(Exception):
@@ -47,6 +52,16 @@ def say(message: str, *, style: str = "") -> None:
     stderr().print(Text(clean(message), style=style), soft_wrap=True)
 
 
+def say_json(value: Any) -> None:
+    """For programs that read stderr: one line, one document."""
+    line = json.dumps(jsonable(value), ensure_ascii=True)
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except BrokenPipeError as error:
+        raise ClosedPipe from error
+
+
 def print_text(text: str = "", *, style: str = "") -> None:
     """A line of the result. A terminal wraps it at words, a pipe gets it whole."""
     console = stdout()
@@ -68,27 +83,62 @@ def print_json_line(value: Any) -> None:
     _write(json.dumps(jsonable(value), ensure_ascii=_ascii_only()))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on a terminal; tab-separated lines without a head elsewhere, to be cut and sorted."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, flexible: str | None = None
+) -> None:
+    """A table on a terminal; tab-separated lines without a head elsewhere, to be cut and sorted.
+
+    Where a table is too wide, the column `flexible` is shortened with an ellipsis, and no other
+    one; where that is not enough, each row becomes a block of lines. Numbers (int) and moments are
+    formatted for a person on a terminal, and plain elsewhere.
+    """
     console = stdout()
-    cells = [[clean(str(cell)).replace("\n", " ").replace("\t", " ") for cell in r] for r in rows]
     if not console.is_terminal:
-        for row in cells:
-            _write("\t".join(row))
+        for row in rows:
+            print_record(*row)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        # The first column is what one copies; only the last may run over several lines.
-        width = max([cell_len(column), *(cell_len(row[number]) for row in cells)])
-        table.add_column(
-            column,
-            min_width=min(width, _COPIED_CELLS) if number == 0 else None,
-            no_wrap=number < len(columns) - 1,
-            overflow="fold" if number == len(columns) - 1 else "ellipsis",
-        )
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    if not rows:
+        return
+    cells = [[_shown(cell) for cell in row] for row in rows]
+    at = None if flexible is None else columns.index(flexible)
+    widths = _fitting(columns, cells, at, console.width)
+    if widths is None:
+        for number, row in enumerate(cells):
+            if number:
+                console.print()
+            _print_block(console, list(zip(columns, row, strict=True)), _widest(columns))
+        return
+    is_number = [
+        all(isinstance(row[number], int) or row[number] in (None, "") for row in rows)
+        for number in range(len(columns))
+    ]
+    for style, line in (("bold", list(columns)), *(("", row) for row in cells)):
+        padded = [
+            _padded(first_words(cell, width) if number == at else cell, width, right=right)
+            for number, (cell, width, right) in enumerate(zip(line, widths, is_number, strict=True))
+        ]
+        console.print(Text(_GAP.join(padded).rstrip(), style=style), soft_wrap=True)
+
+
+def print_fields(fields: Sequence[tuple[str, object]]) -> None:
+    """The properties of one thing, each with its name; a pipe gets a record for each."""
+    console = stdout()
+    if not console.is_terminal:
+        for name, value in fields:
+            print_record(name, value)
+        return
+    shown = [(name, _shown(value, lines=True)) for name, value in fields]
+    _print_block(console, shown, _widest([name for name, _ in shown]))
+
+
+def print_record(*values: object) -> None:
+    """One line, its values between tabs; what would break it up is escaped as in `\\n`."""
+    _write("\t".join(escaped(_plain(value)) for value in values))
+
+
+def escaped(text: str) -> str:
+    """The text on one line without tabs and controls, as `\\n`, `\\t`, `\\\\`, `\\x1b`."""
+    return _UNPIPED.sub(_escape, text)
 
 
 def jsonable(value: Any) -> Any:
@@ -103,6 +153,77 @@ def jsonable(value: Any) -> Any:
 
 def clean(text: str) -> str:
     return _CONTROLS.sub("", text)
+
+
+def _shown(value: object, *, lines: bool = False) -> str:
+    """A value for a person, on one line unless it may have several."""
+    if isinstance(value, datetime):
+        return ago(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    # What is composed takes the cells that it shows; parts of syllables would be counted twice.
+    text = unicodedata.normalize("NFC", clean("" if value is None else str(value)))
+    return text.replace("\t", "  ") if lines else " ".join(text.split())
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return "" if value is None else str(value)
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    number = ord(character)
+    return _ESCAPES.get(character) or (f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}")
+
+
+def _widest(texts: Sequence[str]) -> int:
+    return max(map(cell_len, texts), default=0)
+
+
+def _padded(text: str, width: int, *, right: bool) -> str:
+    space = " " * (width - cell_len(text))
+    return space + text if right else text + space
+
+
+def _fitting(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], flexible: int | None, width: int
+) -> list[int] | None:
+    """A width for each column; None where they do not fit beside each other."""
+    widths = [_widest([column, *(row[n] for row in cells)]) for n, column in enumerate(columns)]
+    missing = sum(widths) + len(_GAP) * (len(columns) - 1) - width
+    if missing <= 0:
+        return widths
+    if flexible is None:
+        return None
+    room = widths[flexible] - missing
+    if room < max(_FLEXIBLE_CELLS, cell_len(columns[flexible])):
+        return None
+    widths[flexible] = room
+    return widths
+
+
+def _print_block(console: Console, fields: Sequence[tuple[str, str]], name_cells: int) -> None:
+    """Names and values, whole; a value that finds no room beside its name stands below it."""
+    for name, value in fields:
+        room = console.width - name_cells - len(_GAP)
+        words = _widest(value.split())
+        lines = _wrapped(console, value, room) if words <= room else []
+        head, *rest = lines or [""]
+        console.print(
+            Text(f"{_padded(name, name_cells, right=False)}{_GAP}{head}".rstrip()), soft_wrap=True
+        )
+        indent = " " * (name_cells + len(_GAP))
+        if not lines and value:
+            indent, rest = _GAP, _wrapped(console, value, console.width - len(_GAP))
+        for line in rest:
+            console.print(Text(f"{indent}{line}"), soft_wrap=True)
+
+
+def _wrapped(console: Console, text: str, cells: int) -> list[str]:
+    """Lines broken at words, and within a word only where that alone is too long."""
+    return [line.plain.rstrip() for line in Text(text).wrap(console, max(cells, 1))]
 
 
 def first_words(text: str, cells: int) -> str:

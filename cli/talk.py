@@ -7,7 +7,7 @@ from typing import Any
 from cli.asking import chat_input, turn
 from cli.client import Client
 from cli.output import say
-from cli.showing import show_answer, tell_remarks
+from cli.showing import show_answer, tell_remarks, tell_warnings
 from shared.errors import SluiceError
 
 PROMPT = "> "
@@ -47,7 +47,9 @@ def talk(
                 chat_input(turn(text, system), conversation_id=conversation_id, **options),
                 lane="interactive",
             )
-            tell_remarks(show_answer(client, job).result)
+            job = show_answer(client, job)
+            tell_remarks(job.result)
+            tell_warnings(job)
         except KeyboardInterrupt:
             say("\nCancelled. This turn is not part of the conversation.")
         except SluiceError as error:

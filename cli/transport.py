@@ -1,9 +1,11 @@
 """HTTP to the API: one request with retries, or one stream; errors become exceptions.
 
 A request is repeated after a broken connection only where that cannot do harm (`safe=True`), or
-where it was never sent; after 429 it is repeated when `Retry-After` is over. Before the first
-answer it gives up soon ("is it running?"), after it the API is known to exist and is given the
-time of a restart. This module knows nothing of jobs.
+where it was never sent; after 429 it is repeated when `Retry-After` is over. An answer of 502 to
+504 that is a problem is the API's own: it is repeated where its `Retry-After` is short, and told
+in its own words; any other is a gateway's, behind which the API is away. Before the first answer it
+gives up soon ("is it running?"), after it the API is known to exist and is given the time of a
+restart. This module knows nothing of jobs.
 """
 
 import random
@@ -27,6 +29,9 @@ Upload = tuple[str, IO[bytes], str]
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _PASSING = {502, 503, 504}
 _TELL_FAILURES = 4
+_PROBLEM = "application/problem+json"
+_SHORT_S = 10.0
+"""A longer `Retry-After` of an API that lacks a server of its own is left to the caller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +102,13 @@ class Transport:
         wait_s: float = 0.0,
         accept_status: Sequence[int] = (),
         tries: int | None = None,
+        retry: bool = True,
     ) -> httpx.Response:
         """One answer below 400 (or in `accept_status`).
 
         Raises `ApiError` or `ConnectionFailed`. `wait_s` is how long the server may hold the
-        answer back; `tries` bounds how often a connection may break in the middle.
+        answer back; `tries` bounds how often a connection may break in the middle; `retry=False`
+        gives up at the first failure.
         """
         patience = _Patience(self._retries, known=self._answered, tries=tries)
         while True:
@@ -118,9 +125,9 @@ class Transport:
             except httpx.TransportError as error:
                 unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
                 pause_s = patience.away() if unsent else patience.broken() if safe else None
-                if pause_s is None:
+                if pause_s is None or not retry:
                     raise self._failure(error, sent=not unsent) from error
-                self._tell_away(patience)
+                self._tell_away(patience, f"The API at {self.url} does not answer")
                 self._pause(pause_s)
                 continue
             except RuntimeError as error:
@@ -133,15 +140,27 @@ class Transport:
                 self._told_away = False
                 return response
             problem = problem_of(response)
+            if not retry:
+                raise problem
             if problem.status == 429:
                 pause_s = patience.busy(problem.retry_after_s)
-                if pause_s is not None:
-                    self._notify(f"{problem.message} Trying again in {pause_s:.0f} s.")
-            else:
-                pause_s = patience.away() if safe and problem.status in _PASSING else None
-            if pause_s is None:
+                if pause_s is None:
+                    raise problem
+                self._notify(f"{problem.message} Trying again in {pause_s:.0f} s.")
+            elif not safe or problem.status not in _PASSING:
                 raise problem
-            self._tell_away(patience)
+            elif _is_problem(response):
+                if problem.retry_after_s is None or problem.retry_after_s > _SHORT_S:
+                    raise problem
+                pause_s = patience.away(at_least_s=problem.retry_after_s)
+                if pause_s is None:
+                    raise problem
+                self._tell_away(patience, problem.message.rstrip("."))
+            else:
+                pause_s = patience.away()
+                if pause_s is None:
+                    raise problem
+                self._tell_away(patience, f"The API at {self.url} does not answer")
             self._pause(pause_s)
 
     def json(self, method: str, path: str, **options: Any) -> Any:
@@ -179,14 +198,11 @@ class Transport:
             "Is it running? Start it with `sluice up`, or set SLUICE_URL."
         )
 
-    def _tell_away(self, patience: "_Patience") -> None:
+    def _tell_away(self, patience: "_Patience", reason: str) -> None:
         """Once, however many threads wait, and not for a hiccup."""
         if self._answered and not self._told_away and patience.failures == _TELL_FAILURES:
             self._told_away = True
-            self._notify(
-                f"The API at {self.url} does not answer; trying again for up to "
-                f"{self._retries.retry_for_s:g} s."
-            )
+            self._notify(f"{reason}; trying again for up to {self._retries.retry_for_s:g} s.")
 
     def _pause(self, seconds: float) -> None:
         if self._closed.wait(seconds):
@@ -205,11 +221,11 @@ class _Patience:
         self._away_until = started + (retries.retry_for_s if known else retries.connect_for_s)
         self._busy_until = started + retries.busy_for_s
 
-    def away(self) -> float | None:
-        """Nothing was sent, or a gateway answered for the API."""
+    def away(self, *, at_least_s: float = 0.0) -> float | None:
+        """Nothing was sent, or the API or a gateway before it said that it is not there yet."""
         pause_s = min(self._retries.cap_s, self._retries.base_s * 2 ** min(self.failures, 10))
         self.failures += 1
-        return _within(self._away_until, pause_s * random.uniform(0.5, 1.0))
+        return _within(self._away_until, max(at_least_s, pause_s * random.uniform(0.5, 1.0)))
 
     def broken(self) -> float | None:
         """The connection was there, and broke."""
@@ -235,7 +251,7 @@ def problem_of(response: httpx.Response) -> ApiError:
     text = detail if isinstance(detail, str) else ""
     if response.status_code == 401:
         text = f"{text or 'The API wants a key.'} Set SLUICE_API_KEY, or give --api-key."
-    elif response.status_code >= 500:
+    elif response.status_code >= 500 and not (text and _is_problem(response)):
         text = f"The API failed with status {response.status_code}: {text or title}"
     return ApiError(
         status=response.status_code,
@@ -244,6 +260,12 @@ def problem_of(response: httpx.Response) -> ApiError:
         errors=[e for e in errors if isinstance(e, dict)] if isinstance(errors, list) else [],
         retry_after_s=_seconds(response.headers.get("Retry-After")),
     )
+
+
+def _is_problem(response: httpx.Response) -> bool:
+    """Whether the API itself has said this, rather than what stands before it."""
+    content_type = str(response.headers.get("Content-Type", ""))
+    return content_type.partition(";")[0].strip().lower() == _PROBLEM
 
 
 def _within(until: float, pause_s: float) -> float | None:

@@ -1,6 +1,6 @@
 """Watching a job on the terminal until it ends: its place in the queue, its state, its progress."""
 
-from cli.bars import bars
+from cli.bars import bars, tell_waiting
 from cli.client import Client
 from cli.output import duration, say
 from cli.sending import Advance
@@ -20,15 +20,15 @@ def watch_job(
             advance(Advance.of(job.progress.model_dump()))
         elif job.position is not None and name is None:
             say(f"Queued at position {job.position:,}{eta(job)}.")
-        if job.waiting_for:
-            say(f"Waiting: {job.waiting_for}")
-        for event in client.events(job.id, timeout_s=timeout_s):
-            if event.event == "progress":
-                advance(Advance.of(event.data))
-            elif event.event == "state" and name is None:
-                say(f"{job.id} is {event.data.get('state')}")
-            elif event.event == "end":
-                return Job.model_validate(event.data)
+        tell_waiting(job.waiting_for)
+        with client.reasons_told(job.id, tell_waiting, known=job.waiting_for):
+            for event in client.events(job.id, timeout_s=timeout_s):
+                if event.event == "progress":
+                    advance(Advance.of(event.data))
+                elif event.event == "state" and name is None:
+                    say(f"{job.id} is {event.data.get('state')}")
+                elif event.event == "end":
+                    return Job.model_validate(event.data)
     return client.job(job.id)
 
 

@@ -118,7 +118,9 @@ def _storage_errors(path: str) -> Iterator[None]:
             "share one SLUICE_STORAGE_URL?"
         ) from error
     except OSError as error:
-        raise Unavailable(f"Storage (SLUICE_STORAGE_URL) failed: {error}") from error
+        raise Unavailable(
+            f"Storage (SLUICE_STORAGE_URL) failed: {error}", retry_after_s=1
+        ) from error
 
 
 def make_storage(settings: Settings) -> Storage:

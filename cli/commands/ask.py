@@ -6,12 +6,12 @@ from typing import Any
 import click
 from rich.cells import cell_len
 
+from cli import completions
 from cli.asking import rag_input
-from cli.bars import waiting
 from cli.client import Client
 from cli.options import key_values, sampling_options, with_client
-from cli.output import first_words, print_json, print_text, stdout
-from cli.showing import show_answer, tell_remarks
+from cli.output import first_words, jsonable, print_json, print_text, stdout
+from cli.showing import finished_job, show_answer, tell_remarks, tell_warnings
 from cli.wire import Answer
 
 PASSAGE_CELLS = 100
@@ -20,9 +20,21 @@ PASSAGE_CELLS = 100
 
 @click.command()
 @click.argument("question")
-@click.option("--collection", "-c", required=True, metavar="NAME", help="Where to look.")
+@click.option(
+    "--collection",
+    "-c",
+    required=True,
+    metavar="NAME",
+    shell_complete=completions.collections,
+    help="Where to look.",
+)
 @click.option("--k", type=click.IntRange(1, 100), help="How many passages to use.")
-@click.option("--model", metavar="REFERENCE", help="Such as extractive or ollama/llama3.2.")
+@click.option(
+    "--model",
+    metavar="REFERENCE",
+    shell_complete=completions.models,
+    help="Such as extractive or ollama/llama3.2.",
+)
 @sampling_options
 @click.option(
     "--prompt-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PATH",
@@ -63,17 +75,18 @@ def ask(
         "parameters": parameters,
         "prompt": None if prompt_file is None else _prompt(prompt_file),
     }
+    wanted = rag_input(collection, question, **options)
     if not as_json and (stdout().is_terminal if stream is None else stream):
-        wanted = rag_input(collection, question, **options)
         job = client.submit("rag", wanted, lane="interactive")
         job = show_answer(client, job, timeout_s=timeout_s)
-        _show_sources(Answer.model_validate(job.result))
+        _show_sources(Answer.model_validate(client.result(job)))
         tell_remarks(job.result)
+        tell_warnings(job)
         return 0
-    with waiting("Looking for the answer"):
-        answer = client.ask(collection, question, timeout_s=timeout_s, **options)
+    job = finished_job(client, "rag", wanted, doing="Looking for the answer", timeout_s=timeout_s)
+    answer = Answer.model_validate(client.result(job))
     if as_json:
-        print_json(answer)
+        print_json({"job_id": job.id, **jsonable(answer), "warnings": job.warnings})
         return 0
     print_text(answer.answer)
     _show_sources(answer)

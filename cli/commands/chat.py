@@ -5,12 +5,13 @@ from typing import Any
 
 import click
 
+from cli import completions
 from cli.asking import chat_input, turn
 from cli.bars import waiting
 from cli.client import Client
 from cli.options import sampling_options, with_client
 from cli.output import print_json, say, stdout
-from cli.showing import show_answer, tell_remarks
+from cli.showing import show_answer, tell_remarks, tell_warnings
 from cli.talk import talk
 
 NEW = "new"
@@ -18,8 +19,18 @@ NEW = "new"
 
 @click.command()
 @click.argument("text", required=False, metavar="[TEXT|-]")
-@click.option("--model", metavar="REFERENCE", help="Such as ollama/llama3.2; else the default.")
-@click.option("--conversation", metavar="ID|new", help="Go on with one, or start one.")
+@click.option(
+    "--model",
+    metavar="REFERENCE",
+    shell_complete=completions.models,
+    help="Such as ollama/llama3.2; else the default.",
+)
+@click.option(
+    "--conversation",
+    metavar="ID|new",
+    shell_complete=completions.conversations,
+    help="Go on with one, or start one.",
+)
 @click.option("--system", metavar="TEXT", help="The system prompt.")
 @sampling_options
 @click.option(
@@ -48,7 +59,7 @@ def chat(
     Without TEXT on a terminal: a chat in one conversation, line by line.
     """
     options: dict[str, Any] = {"model": model, "tools": tools, "parameters": parameters}
-    known = None if conversation == NEW else conversation
+    known = None if conversation in (None, NEW) else client.whole_id("conversation", conversation)
     if text is None and sys.stdin.isatty():
         if as_json or not stdout().is_terminal:
             raise click.UsageError("Give a TEXT, or - to read one from standard input.")
@@ -65,10 +76,13 @@ def chat(
     wanted = chat_input(turn(asked, system), conversation_id=known, **options)
     job = client.submit("chat", wanted, lane="interactive")
     if not as_json:
-        tell_remarks(show_answer(client, job, timeout_s=timeout_s).result)
+        job = show_answer(client, job, timeout_s=timeout_s)
+        tell_remarks(job.result)
+        tell_warnings(job)
         return 0
-    with waiting("Waiting for the model"):
-        job = client.wait(job.id, timeout_s=timeout_s).require_success()
+    with waiting("Waiting for the model") as show:
+        job = client.wait(job.id, timeout_s=timeout_s, on_waiting=show).require_success()
+    tell_warnings(job)
     print_json({"job_id": job.id, "conversation_id": known, **(job.result or {})})
     return 0
 

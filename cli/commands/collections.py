@@ -2,10 +2,11 @@
 
 import click
 
+from cli import completions
 from cli.bars import waiting
 from cli.client import Client
 from cli.options import ListByDefault, confirm, with_client
-from cli.output import ago, plural, print_json, print_table, print_text, say
+from cli.output import plural, print_fields, print_json, print_table, print_text, say
 from cli.wire import Collection
 
 
@@ -24,10 +25,8 @@ def list_collections(client: Client, *, as_json: bool) -> int:
         return 0
     print_table(
         ("name", "documents", "chunks", "model", "created"),
-        [
-            (c.name, f"{c.documents:,}", f"{c.chunks:,}", c.embedding_model, ago(c.created_at))
-            for c in found
-        ],
+        [(c.name, c.documents, c.chunks, c.embedding_model, c.created_at) for c in found],
+        flexible="model",
     )
     if not found:
         say("No collections. `sluice ingest PATHS --collection NAME` makes one.")
@@ -57,7 +56,7 @@ def create(
 
 
 @collections.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completions.collections)
 @with_client
 def show(client: Client, *, name: str, as_json: bool) -> int:
     """One collection."""
@@ -65,7 +64,7 @@ def show(client: Client, *, name: str, as_json: bool) -> int:
 
 
 @collections.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completions.collections)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @with_client
 def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
@@ -74,8 +73,8 @@ def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
     if not yes:
         there = client.collection(name)
         confirm(f"Delete {name} with {plural(there.documents, 'document')}?")
-    with waiting(f"Deleting {name}"):
-        job = client.delete_collection(name)
+    with waiting(f"Deleting {name}") as show:
+        job = client.delete_collection(name, on_waiting=show)
     if as_json:
         print_json(job)
     else:
@@ -91,9 +90,13 @@ def _tell(collection: Collection, as_json: bool) -> int:
     if as_json:
         print_json(collection)
         return 0
-    print_text(f"name       {collection.name}")
-    print_text(f"model      {collection.embedding_model} ({collection.dimension} dimensions)")
-    print_text(f"distance   {collection.distance}")
-    print_text(f"documents  {collection.documents:,}")
-    print_text(f"chunks     {collection.chunks:,}")
+    print_fields(
+        [
+            ("name", collection.name),
+            ("model", f"{collection.embedding_model} ({collection.dimension} dimensions)"),
+            ("distance", collection.distance),
+            ("documents", collection.documents),
+            ("chunks", collection.chunks),
+        ]
+    )
     return 0

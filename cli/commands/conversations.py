@@ -5,12 +5,11 @@ import json
 
 import click
 
+from cli import completions
 from cli.client import Client
 from cli.options import ListByDefault, confirm, with_client
-from cli.output import ago, first_words, plural, print_json, print_table, print_text, say
+from cli.output import plural, print_fields, print_json, print_table, print_text, say
 from cli.wire import Conversation
-
-_NOTE_CELLS = 60
 
 
 @click.group(cls=ListByDefault)
@@ -29,7 +28,8 @@ def list_conversations(client: Client, *, limit: int, as_json: bool) -> int:
         return 0
     print_table(
         ("id", "messages", "last turn", "metadata"),
-        [(c.id, f"{c.messages:,}", ago(c.updated_at), _metadata(c)) for c in found],
+        [(c.id, c.messages, c.updated_at, _metadata(c)) for c in found],
+        flexible="metadata",
     )
     if not found:
         say("No conversations. `sluice chat` on a terminal starts one.")
@@ -37,22 +37,24 @@ def list_conversations(client: Client, *, limit: int, as_json: bool) -> int:
 
 
 @conversations.command()
-@click.argument("conversation_id", metavar="ID")
+@click.argument("conversation_id", metavar="ID", shell_complete=completions.conversations)
 @with_client
 def show(client: Client, *, conversation_id: str, as_json: bool) -> int:
     """One conversation with all its messages."""
+    conversation_id = client.whole_id("conversation", conversation_id)
     found = client.conversation(conversation_id)
     messages = client.conversation_messages(conversation_id)
     if as_json:
         print_json({"conversation": found, "messages": list(messages)})
         return 0
-    print_text(f"id         {found.id}")
-    print_text(f"messages   {found.messages}")
-    print_text(f"last turn  {ago(found.updated_at)}")
-    if found.metadata:
-        print_text(f"metadata   {_metadata(found)}")
-    if found.summary:
-        print_text(f"summary    {found.summary}")
+    fields = [
+        ("id", found.id),
+        ("messages", found.messages),
+        ("last turn", found.updated_at),
+        ("metadata", _metadata(found)),
+        ("summary", found.summary),
+    ]
+    print_fields([(name, value) for name, value in fields if value])
     for each in messages:
         print_text()
         print_text(str(each.message.get("role")), style="bold")
@@ -66,11 +68,12 @@ def show(client: Client, *, conversation_id: str, as_json: bool) -> int:
 
 
 @conversations.command()
-@click.argument("conversation_id", metavar="ID")
+@click.argument("conversation_id", metavar="ID", shell_complete=completions.conversations)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @with_client
 def erase(client: Client, *, conversation_id: str, yes: bool, as_json: bool) -> int:
     """Erase a conversation with all its messages. Its jobs stay until retention removes them."""
+    conversation_id = client.whole_id("conversation", conversation_id)
     if not yes:
         found = client.conversation(conversation_id)
         confirm(f"Erase the conversation with its {plural(found.messages, 'message')}?")
@@ -83,6 +86,5 @@ def erase(client: Client, *, conversation_id: str, yes: bool, as_json: bool) -> 
 
 
 def _metadata(conversation: Conversation) -> str:
-    if not conversation.metadata:
-        return ""
-    return first_words(json.dumps(conversation.metadata, ensure_ascii=False), _NOTE_CELLS)
+    metadata = conversation.metadata
+    return json.dumps(metadata, ensure_ascii=False) if metadata else ""

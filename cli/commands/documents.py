@@ -4,26 +4,36 @@ import itertools
 
 import click
 
+from cli import completions
 from cli.bars import waiting
 from cli.client import Client
 from cli.options import ListByDefault, confirm, with_client
-from cli.output import ago, first_words, print_json, print_table, print_text, say
+from cli.output import print_fields, print_json, print_table, print_text, say
 from cli.wire import Document
 from shared.errors import NotFound
 
 
 @click.group(cls=ListByDefault)
 def documents() -> None:
-    """List, show and delete documents (alone: list)."""
+    """List, show and delete documents (alone: list).
+
+    An ID may be shortened to its first digits, as long as they fit one document only.
+    """
 
 
 _collection = click.option(
-    "--collection", "-c", metavar="NAME", help="With it, documents may be given by their source."
+    "--collection",
+    "-c",
+    metavar="NAME",
+    shell_complete=completions.collections,
+    help="With it, documents may be given by their source.",
 )
 
 
 @documents.command("list")
-@click.option("--collection", "-c", required=True, metavar="NAME")
+@click.option(
+    "--collection", "-c", required=True, metavar="NAME", shell_complete=completions.collections
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Else all.")
 @with_client
 def list_documents(client: Client, *, collection: str, limit: int | None, as_json: bool) -> int:
@@ -34,10 +44,8 @@ def list_documents(client: Client, *, collection: str, limit: int | None, as_jso
         return 0
     print_table(
         ("id", "source", "chunks", "bytes", "updated"),
-        [
-            (d.id, d.source, d.chunks, d.size_bytes, ago(d.updated_at or d.created_at))
-            for d in found
-        ],
+        [(d.id, d.source, d.chunks, d.size_bytes, d.updated_at or d.created_at) for d in found],
+        flexible="source",
     )
     if not found:
         say(f"No documents in {collection}.")
@@ -45,7 +53,7 @@ def list_documents(client: Client, *, collection: str, limit: int | None, as_jso
 
 
 @documents.command()
-@click.argument("document", metavar="ID|SOURCE")
+@click.argument("document", metavar="ID|SOURCE", shell_complete=completions.documents)
 @_collection
 @click.option("--chunks", "with_chunks", is_flag=True, help="Show its text, chunk by chunk.")
 @with_client
@@ -58,14 +66,17 @@ def show(
     if as_json:
         print_json({"document": found, "chunks": chunks} if with_chunks else found)
         return 0
-    print_text(f"id          {found.id}")
-    print_text(f"source      {found.source}")
-    print_text(f"collection  {found.collection}")
-    print_text(f"sha256      {found.sha256}")
-    print_text(f"bytes       {found.size_bytes}")
-    print_text(f"chunks      {found.chunks}")
-    for key, value in found.metadata.items():
-        print_text(f"metadata    {key}={first_words(str(value), 200)}")
+    print_fields(
+        [
+            ("id", found.id),
+            ("source", found.source),
+            ("collection", found.collection),
+            ("sha256", found.sha256),
+            ("bytes", found.size_bytes),
+            ("chunks", found.chunks),
+            *(("metadata", f"{key}={value}") for key, value in found.metadata.items()),
+        ]
+    )
     for chunk in chunks:
         print_text()
         print_text(f"{chunk.ordinal}, from character {chunk.start}", style="bold")
@@ -74,7 +85,7 @@ def show(
 
 
 @documents.command()
-@click.argument("document", metavar="ID|SOURCE")
+@click.argument("document", metavar="ID|SOURCE", shell_complete=completions.documents)
 @_collection
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @with_client
@@ -82,15 +93,15 @@ def delete(
     client: Client, *, document: str, collection: str | None, yes: bool, as_json: bool
 ) -> int:
     """Delete a document, its text and its vectors."""
-    document_id = document
+    document_id = document if collection else client.whole_id("document", document)
     # Not with --yes: a deletion that was cut off hides the document, and may be repeated.
     if collection is not None or not yes:
-        found = _find(client, document, collection)
+        found = _find(client, document_id, collection)
         document_id = found.id
         if not yes:
             confirm(f"Delete {found.source} from {found.collection}?")
-    with waiting(f"Deleting {document}"):
-        job = client.delete_document(document_id)
+    with waiting(f"Deleting {document}") as show:
+        job = client.delete_document(document_id, on_waiting=show)
     if as_json:
         print_json(job)
     else:
@@ -100,8 +111,12 @@ def delete(
 
 def _find(client: Client, document: str, collection: str | None) -> Document:
     if collection is None:
-        return client.document(document)
+        return client.document(client.whole_id("document", document))
     for candidate in client.documents(collection):
         if document in (candidate.id, candidate.source):
             return candidate
+    if (whole := client.whole_id("document", document)) != document:
+        found = client.document(whole)
+        if found.collection == collection:
+            return found
     raise NotFound(f"{collection} has no document {document}.")

@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
+from cli import completions
 from cli.asking import hf_input
 from cli.attaching import attached
 from cli.client import Client
 from cli.hf_inputs import STDIN, read_inputs
 from cli.hf_showing import show_output
 from cli.options import column_names, with_client
-from cli.output import print_json, say
-from cli.showing import cancelled_when_left
+from cli.output import print_json
+from cli.showing import cancelled_when_left, tell_warnings
 from cli.watching import watch_job
 from shared.hf import Task
 
@@ -42,7 +43,7 @@ def _task(_ctx: click.Context, _param: click.Parameter, name: str) -> Task:
 
 
 @click.command()
-@click.argument("task", callback=_task)
+@click.argument("task", callback=_task, shell_complete=completions.hf_tasks)
 @click.argument("inputs", nargs=-1, metavar="[INPUT|-]...")
 @click.option("--model", "-m", metavar="MODEL", help="<owner>/<name> or a folder; else the task's.")
 @click.option(
@@ -113,8 +114,7 @@ def hf(
                 # What answers a submit does not know yet what the job waits for.
                 job = watch_job(client, client.job(job.id), name="Running", timeout_s=timeout_s)
         result = client.result(job.require_success())
-    for warning in job.warnings:
-        say(f"Warning: {warning}", style="yellow")
+    tell_warnings(job)
     if as_json:
         print_json(result)
     else:

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 import click
 
+from cli import completions
 from cli.bars import bars
 from cli.client import Client
+from cli.errors import Interrupted
 from cli.exits import Exit
 from cli.ingest import IngestOptions, IngestReport
 from cli.ingest import ingest as ingest_documents
@@ -26,7 +28,14 @@ LANES = ("interactive", "normal", "bulk")
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATHS|GLOBS|-")
-@click.option("--collection", "-c", required=True, metavar="NAME", help="Made if missing.")
+@click.option(
+    "--collection",
+    "-c",
+    required=True,
+    metavar="NAME",
+    shell_complete=completions.collections,
+    help="Made if missing.",
+)
 @click.option("--name", default="stdin", show_default=True, help="What `-` is called.")
 @click.option("--splitter", type=click.Choice([s.value for s in SplitterType]))
 @click.option("--chunk-size", type=int, help="In characters; in tokens for `token`.")
@@ -115,8 +124,7 @@ def ingest(
                 on_submit=jobs.append,
             )
     except KeyboardInterrupt:
-        say(_interrupted(jobs))
-        return Exit.INTERRUPTED
+        raise Interrupted(_interrupted(jobs)) from None
     if as_json:
         print_json(_document(report, found.left_out))
     else:
@@ -166,6 +174,7 @@ def _document(report: IngestReport, left_out: Mapping[str, int]) -> dict[str, An
         "documents": jsonable(report.documents),
         "chunks": report.chunks,
         "errors": jsonable(report.errors),
+        "warnings": list(report.warnings),
         "uploaded_files": report.uploaded_files,
         "reused_files": report.reused_files,
         "left_out": dict(left_out),
@@ -180,6 +189,8 @@ def _show(report: IngestReport) -> None:
         say(f"Failed: {error.message if named else f'{error.source}: {error.message}'}")
     if len(report.errors) > SHOWN_ERRORS:
         say(f"… and {len(report.errors) - SHOWN_ERRORS:,} more; --json lists all.")
+    for warning in report.warnings[:SHOWN_ERRORS]:
+        say(f"Warning: {warning}", style="yellow")
     if not report.finished:
         for job_id in report.job_ids:
             print_text(job_id)

@@ -3,21 +3,25 @@
 import itertools
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
+from cli import completions
 from cli.client import Client
+from cli.errors import Interrupted
 from cli.exits import OF_STATE, Exit
 from cli.options import ListByDefault, with_client
 from cli.output import (
-    ago,
     duration,
     first_words,
+    print_fields,
     print_json,
     print_json_line,
     print_table,
     print_text,
     say,
+    stdout,
 )
 from cli.streaming import answer_of
 from cli.watching import eta, watch_job
@@ -25,18 +29,24 @@ from cli.wire import Job, State
 from shared.errors import InvalidInput
 from shared.payloads import Kind
 
-_NOTE_CELLS = 60
+_RESULT_CELLS = 200
+_job_ids = click.argument(
+    "job_ids", metavar="ID...", nargs=-1, required=True, shell_complete=completions.jobs
+)
 
 
 @click.group(cls=ListByDefault)
 def jobs() -> None:
-    """List, show, watch, cancel and redrive jobs (alone: list)."""
+    """List, show, watch, cancel and redrive jobs (alone: list).
+
+    An ID may be shortened to its first digits, as long as they fit one job only.
+    """
 
 
 @jobs.command("list")
 @click.option("--state", type=click.Choice([state.value for state in State]))
 @click.option("--kind", type=click.Choice([kind.value for kind in Kind]))
-@click.option("--collection", "-c", metavar="NAME")
+@click.option("--collection", "-c", metavar="NAME", shell_complete=completions.collections)
 @click.option("--dead", is_flag=True, help="Only those that have used up their attempts.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
 @with_client
@@ -50,7 +60,7 @@ def list_jobs(
     limit: int,
     as_json: bool,
 ) -> int:
-    """The newest jobs."""
+    """The newest jobs. With --json their inputs and results are left out; `show` has them."""
     found = client.jobs(
         state=state,
         kind=kind,
@@ -60,11 +70,12 @@ def list_jobs(
     )
     shown = list(itertools.islice(found, limit))
     if as_json:
-        print_json({"items": shown})
+        print_json({"items": [_lean(job) for job in shown]})
         return 0
     print_table(
-        ("id", "kind", "state", "progress", "created", "error"),
-        [(j.id, j.kind, j.state, _progress(j), ago(j.created_at), _note(j)) for j in shown],
+        ("id", "kind", "state", "progress", "created", "note"),
+        [(j.id, j.kind, j.state, _progress(j), j.created_at, _note(j)) for j in shown],
+        flexible="note",
     )
     if not shown:
         say("No jobs.")
@@ -74,25 +85,25 @@ def list_jobs(
 
 
 @jobs.command()
-@click.argument("job_id", metavar="ID")
+@click.argument("job_id", metavar="ID", shell_complete=completions.jobs)
 @with_client
 def show(client: Client, *, job_id: str, as_json: bool) -> int:
     """One job: its state, progress, result or error."""
-    job = client.job(job_id)
+    job = client.job(client.whole_id("job", job_id))
     if as_json:
         print_json(job)
     else:
-        _show(job)
+        show_job(job)
     return 0
 
 
 @jobs.command()
-@click.argument("job_id", metavar="ID")
+@click.argument("job_id", metavar="ID", shell_complete=completions.jobs)
 @with_client
 def result(client: Client, *, job_id: str, as_json: bool) -> int:
     """What a job has ended with, as JSON with or without --json, however large it is."""
     del as_json
-    job = client.job(job_id)
+    job = client.job(client.whole_id("job", job_id))
     if not job.ended:
         raise InvalidInput(f"Job {job.id} is {job.state}; `sluice jobs watch {job.id}` waits.")
     print_json(client.result(job.require_success()))
@@ -100,7 +111,7 @@ def result(client: Client, *, job_id: str, as_json: bool) -> int:
 
 
 @jobs.command()
-@click.argument("job_id", metavar="ID")
+@click.argument("job_id", metavar="ID", shell_complete=completions.jobs)
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS"
 )
@@ -110,6 +121,7 @@ def watch(client: Client, *, job_id: str, timeout_s: float | None, as_json: bool
 
     With --json each event is one line, and the last one holds the whole job.
     """
+    job_id = client.whole_id("job", job_id)
     if as_json:
         for event in client.events(job_id, timeout_s=timeout_s):
             print_json_line(event)
@@ -119,26 +131,32 @@ def watch(client: Client, *, job_id: str, timeout_s: float | None, as_json: bool
     try:
         job = watch_job(client, client.job(job_id), timeout_s=timeout_s)
     except KeyboardInterrupt:
-        say(f"Stopped watching; the job goes on. Cancel it with `sluice jobs cancel {job_id}`.")
-        return Exit.INTERRUPTED
-    _show(job)
+        raise Interrupted(
+            f"Stopped watching; the job goes on. Cancel it with `sluice jobs cancel {job_id}`."
+        ) from None
+    show_job(job)
     return OF_STATE.get(job.state, Exit.OK)
 
 
 @jobs.command()
-@click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
+@_job_ids
 @with_client
 def cancel(client: Client, *, job_ids: tuple[str, ...], as_json: bool) -> int:
     """Cancel queued or running jobs."""
-    return _tell([client.cancel(job_id) for job_id in job_ids], as_json)
+    return _tell([client.cancel(each) for each in _whole(client, job_ids)], as_json)
 
 
 @jobs.command()
-@click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
+@_job_ids
 @with_client
 def retry(client: Client, *, job_ids: tuple[str, ...], as_json: bool) -> int:
     """Run failed or cancelled jobs again."""
-    return _tell([client.retry(job_id) for job_id in job_ids], as_json)
+    return _tell([client.retry(each) for each in _whole(client, job_ids)], as_json)
+
+
+def _whole(client: Client, job_ids: tuple[str, ...]) -> list[str]:
+    """All of them, before anything is changed."""
+    return [client.whole_id("job", job_id) for job_id in job_ids]
 
 
 def _tell(changed: list[Job], as_json: bool) -> int:
@@ -150,16 +168,24 @@ def _tell(changed: list[Job], as_json: bool) -> int:
     return 0
 
 
-def _show(job: Job) -> None:
-    for name, value in _lines(job):
-        if value:
-            print_text(f"{name:<10} {value}")
-    if answer := answer_of(job):
+def show_job(job: Job) -> None:
+    """On a terminal what can be read, in a pipe all of it."""
+    answer = answer_of(job)
+    if not stdout().is_terminal:
+        print_fields([(name, value) for name, value in _lines(job, whole=True) if value])
+        return
+    print_fields([(name, value) for name, value in _lines(job, whole=False) if value])
+    if answer:
         print_text()
         print_text(answer)
 
 
-def _lines(job: Job) -> Iterator[tuple[str, str]]:
+def _lean(job: Job) -> dict[str, Any]:
+    return job.model_dump(mode="json", exclude={"input", "result"})
+
+
+def _lines(job: Job, *, whole: bool) -> Iterator[tuple[str, object]]:
+    """`whole` is for programs; a person is shown what can be read."""
     yield "id", job.id
     yield "kind", job.kind
     yield "state", str(job.state)
@@ -168,7 +194,7 @@ def _lines(job: Job) -> Iterator[tuple[str, str]]:
     yield "waiting", job.waiting_for or ""
     yield "progress", _progress(job)
     yield "attempt", "" if job.attempt is None else f"{job.attempt} of {job.max_attempts}"
-    yield "created", ago(job.created_at)
+    yield "created", job.created_at
     if job.started_at and job.finished_at:
         yield "took", duration((job.finished_at - job.started_at).total_seconds())
     yield "error", job.error.message if job.error else ""
@@ -176,18 +202,22 @@ def _lines(job: Job) -> Iterator[tuple[str, str]]:
         yield "warning", warning
     if job.result_url:
         yield "result", f"`sluice jobs result {job.id}` fetches it"
+    elif whole and isinstance(job.result, dict):
+        for key, value in job.result.items():
+            yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     elif isinstance(job.result, dict):
         for key, value in job.result.items():
-            # Long lists (embeddings, hits) are for --json.
-            yield key, f"{len(value):,}" if isinstance(value, list) else _short(value)
+            # Long lists (embeddings, hits) are for pipes and --json.
+            yield key, len(value) if isinstance(value, list) else _short(value)
     elif job.result is not None:
-        yield "result", first_words(json.dumps(job.result, ensure_ascii=False), 200)
+        text = json.dumps(job.result, ensure_ascii=False)
+        yield "result", text if whole else first_words(text, _RESULT_CELLS)
 
 
 def _short(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{inner} {key}" for key, inner in value.items())
-    return first_words(str(value), 200)
+    return first_words(str(value), _RESULT_CELLS)
 
 
 def _progress(job: Job) -> str:
@@ -199,5 +229,5 @@ def _progress(job: Job) -> str:
 
 def _note(job: Job) -> str:
     if job.waiting_for:
-        return first_words(f"waits: {job.waiting_for}", _NOTE_CELLS)
-    return first_words(job.error.message, _NOTE_CELLS) if job.error else ""
+        return f"waits: {job.waiting_for}"
+    return job.error.message if job.error else ""

@@ -9,19 +9,19 @@ import click
 
 from cli.asking import create_input, delete_input, of_ollama, pull_input
 from cli.client import Client
+from cli.errors import Interrupted
 from cli.exits import Exit
 from cli.modelfile import Description, Value, parameters_of, read_modelfile
 from cli.options import ListByDefault, confirm, with_client
-from cli.output import print_json, print_table, print_text, say
+from cli.output import print_fields, print_json, print_table, print_text, stdout
 from cli.watching import watch_job
-from cli.wire import Model
 
 _DOING = {"pull": "Pulling", "create": "Creating", "delete": "Deleting"}
 _DONE = {"pull": "Pulled", "create": "Created", "delete": "Deleted"}
 _SHOWN = ("details", "capabilities", "parameters", "system", "template")
 
 
-@click.group(cls=ListByDefault)
+@click.group(cls=ListByDefault, short_help="List models; pull, make, delete those of Ollama.")
 def models() -> None:
     """List models; pull, create and delete those of the Ollama server (alone: list)."""
 
@@ -36,7 +36,7 @@ def list_models(client: Client, *, as_json: bool) -> int:
         return 0
     print_table(
         ("model", "kinds", "default", "workers"),
-        [(m.reference, " ".join(m.kinds), "yes" if m.default else "", _workers(m)) for m in found],
+        [(m.reference, " ".join(m.kinds), "yes" if m.default else "", m.workers) for m in found],
     )
     return 0
 
@@ -51,16 +51,19 @@ def show(client: Client, *, reference: str, as_json: bool) -> int:
     if as_json:
         print_json(found)
         return 0
-    print_text(f"model    {found.reference}")
-    print_text(f"kinds    {' '.join(found.kinds)}")
-    print_text(f"default  {'yes' if found.default else 'no'}")
+    fields: list[tuple[str, object]] = [
+        ("model", found.reference),
+        ("kinds", " ".join(found.kinds)),
+        ("default", "yes" if found.default else "no"),
+    ]
     if found.workers is not None:
-        print_text(f"workers  {found.workers}")
-    for name in _SHOWN:
-        if value := found.details.get(name):
-            print_text()
-            print_text(name, style="bold")
-            print_text(_shown(value))
+        fields.append(("workers", found.workers))
+    details = [(name, _shown(value)) for name in _SHOWN if (value := found.details.get(name))]
+    print_fields(fields if stdout().is_terminal else [*fields, *details])
+    for name, value in details if stdout().is_terminal else ():
+        print_text()
+        print_text(name, style="bold")
+        print_text(value)
     return 0
 
 
@@ -133,8 +136,9 @@ def _carry_out(client: Client, wanted: Mapping[str, Any], as_json: bool) -> int:
     try:
         job = client.wait(job.id) if as_json else watch_job(client, job, name=_DOING[action])
     except KeyboardInterrupt:
-        say(f"The job goes on. Cancel it with `sluice jobs cancel {job.id}`.")
-        return Exit.INTERRUPTED
+        raise Interrupted(
+            f"The job goes on. Cancel it with `sluice jobs cancel {job.id}`."
+        ) from None
     job.require_success()
     if as_json:
         print_json(job)
@@ -157,10 +161,6 @@ def _read(path: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise click.UsageError(f"{path} is no UTF-8 text ({error}).") from error
-
-
-def _workers(model: Model) -> str:
-    return "" if model.workers is None else str(model.workers)
 
 
 def _shown(value: object) -> str:

@@ -2,17 +2,27 @@
 
 import click
 
-from cli.bars import waiting
+from cli import completions
+from cli.asking import search_input
 from cli.client import Client
 from cli.options import key_values, with_client
-from cli.output import first_words, print_json, print_text, say, stdout
+from cli.output import first_words, print_json, print_record, print_text, say, stdout
+from cli.showing import finished_job
+from cli.wire import Hit
 
 _LINES = 3
 
 
 @click.command()
 @click.argument("query")
-@click.option("--collection", "-c", required=True, metavar="NAME", help="Where to look.")
+@click.option(
+    "--collection",
+    "-c",
+    required=True,
+    metavar="NAME",
+    shell_complete=completions.collections,
+    help="Where to look.",
+)
 @click.option("--k", type=click.IntRange(1, 100), help="How many passages to show.")
 @click.option(
     "--filter", "conditions", multiple=True, metavar="KEY=VALUE", callback=key_values,
@@ -34,13 +44,18 @@ def search(
     as_json: bool,
 ) -> int:
     """Show the passages of a collection that are nearest to QUERY."""
-    with waiting("Searching"):
-        hits = client.search(collection, query, k=k, filter=conditions, timeout_s=timeout_s)
+    wanted = search_input(collection, query, k=k, filter=conditions)
+    job = finished_job(client, "search", wanted, doing="Searching", timeout_s=timeout_s)
+    hits = [Hit.model_validate(hit) for hit in client.result(job)["hits"]]
     if as_json:
-        print_json({"hits": hits})
+        print_json({"job_id": job.id, "hits": hits, "warnings": job.warnings})
         return 0
     if not hits:
         say("Nothing found.")
+    if not stdout().is_terminal:
+        for hit in hits:
+            print_record(hit.score, hit.source, hit.start, hit.chunk_id, hit.text)
+        return 0
     for number, hit in enumerate(hits, start=1):
         where = "" if hit.start is None else f", from character {hit.start:,}"
         print_text(f"{number}. {hit.source} ({hit.score:.2f}{where})", style="bold")

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.client import Client
+from cli.commands.queues import paused_remark, show_queues, show_workers
 from cli.errors import ApiError, ConnectionFailed
 from cli.exits import Exit
 from cli.options import connection_options, json_option, served_models, target
-from cli.output import ago, print_json, print_json_line, print_table, print_text, say
+from cli.output import print_json, print_json_line, print_table, print_text, say
 from cli.settings import ClientSettings
 from shared.config import load_settings
 from shared.errors import Unavailable
@@ -185,28 +186,15 @@ def _of_api(client: Client) -> dict[str, Any]:
 def _show_status(document: dict[str, Any]) -> None:
     print_text(f"{document['url']} is {'ready' if document['ready'] else 'NOT ready'}")
     for name, check in document["checks"].items():
-        if not check.ok:
-            print_text(f"  {name}: {check.detail or 'not ready'}")
+        detail = check.detail or ("ready" if check.ok else "not ready")
+        print_text(f"  {'ok ' if check.ok else 'BAD'}  {name}: {detail}")
+    if remark := paused_remark(document["queues"]):
+        print_text(remark)
     print_text()
-    print_table(
-        ("queue", "queued", "running", ""),
-        [(q.name, q.queued, q.running, "paused" if q.paused else "") for q in document["queues"]],
-    )
+    show_queues(document["queues"])
     if document["workers"]:
         print_text()
-    print_table(
-        ("worker", "queues", "models", "slots", "last seen"),
-        [
-            (
-                w.name,
-                " ".join(w.queues),
-                " ".join(w.models),
-                w.concurrency or "",
-                ago(w.last_seen_at) if w.alive else f"LOST {ago(w.last_seen_at)}",
-            )
-            for w in document["workers"]
-        ],
-    )
+    show_workers(document["workers"])
 
 
 def _show_parts(parts: "list[PartStatus]") -> None:
@@ -215,7 +203,11 @@ def _show_parts(parts: "list[PartStatus]") -> None:
     print_text()
     print_table(
         ("part", "state", "pid", "restarts", "log"),
-        [(p.name, f"{p.state} {p.detail}".strip(), p.pid or "", p.restarts, p.log) for p in parts],
+        [
+            (p.name, f"{p.state} {p.detail}".strip(), str(p.pid or ""), p.restarts, p.log)
+            for p in parts
+        ],
+        flexible="log",
     )
 
 

@@ -12,14 +12,14 @@ from importlib.util import find_spec
 
 import click
 
-from cli.options import served_models
+from cli.options import Group, served_models
 from cli.output import say
 from cli.packages import PACKAGES
 from shared.config import Settings, load_settings
 from shared.errors import ConfigurationError
 
 
-@click.group()
+@click.group(cls=Group)
 def worker() -> None:
     """Run one more worker, here or on another machine, until Ctrl-C."""
 

@@ -56,12 +56,19 @@ class State:
     max_file_bytes: int = 1000
     job_errors: list[dict[str, str]] = field(default_factory=list)
     ready: bool = True
+    paused: bool = True
+    """The one queue."""
+    prefixed: dict[str, list[str]] = field(default_factory=dict)
+    """Ids besides those of jobs and conversations, by type."""
     script: list[dict[str, Any]] = field(default_factory=list)
     """What jobs that generate tell, as `token` and `tool` events in order."""
     cuts: list[int] = field(default_factory=list)
     """So many events of the script each connection gets, until these are used up; the jobs end
     while nobody listens."""
     waiting_for: str | None = None
+    reasons: list[str | None] = field(default_factory=list)
+    """What a running job waits for, one for each time that it is looked at; with the last one the
+    jobs end as succeeded."""
     warnings: list[str] = field(default_factory=list)
     """What jobs that succeed warn of."""
     results_are_large: bool = False
@@ -69,6 +76,10 @@ class State:
     """Results by job that are not in the job's own view."""
     conversations: dict[str, dict[str, Any]] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    documents: list[dict[str, Any]] = field(default_factory=list)
+    """Those of every collection; else it has three."""
+    problems: list[tuple[int, str | None, str]] = field(default_factory=list)
+    """Status, `Retry-After` and media type of what the next questions for queues are answered."""
 
     def count(self, method: str, path: str) -> int:
         return self.requests.count((method, path))
@@ -120,6 +131,10 @@ def make_app(state: State) -> FastAPI:
         job = state.jobs.get(job_id)
         if job is None:
             return problem(404, "Not found", f"No job {job_id}.")
+        if state.reasons:
+            state.waiting_for = state.reasons.pop(0)
+            if not state.reasons:
+                state.outcome = "succeeded"
         return JSONResponse({**job, "waiting_for": state.waiting_for})
 
     @app.get("/v1/jobs/{job_id}/events")
@@ -158,14 +173,15 @@ def make_app(state: State) -> FastAPI:
 
     @app.delete("/v1/collections/{name}")
     def delete_collection(name: str) -> Response:
-        state.collections.remove(name)
+        state.collections.discard(name)
         job_id = str(uuid.uuid4())
         state.jobs[job_id] = make_job(job_id, {"kind": "erase", "input": {"collection": name}})
         return JSONResponse(state.jobs[job_id], 202)
 
     @app.get("/v1/collections/{name}/documents")
     def documents(name: str, limit: int, cursor: int = 0) -> Response:
-        return page([make_document(name, number) for number in range(3)], limit, cursor)
+        found = state.documents or [make_document(name, number) for number in range(3)]
+        return page(found, limit, cursor)
 
     @app.get("/v1/documents/{document_id}")
     def document(document_id: str) -> Response:
@@ -192,8 +208,31 @@ def make_app(state: State) -> FastAPI:
 
     @app.get("/v1/queues")
     def queues() -> Response:
-        item = {"name": "ingest", "queued": 3, "running": 1, "paused": True, "messages": 3}
-        return JSONResponse({"items": [item]})
+        if state.problems:
+            status, retry_after, media_type = state.problems.pop(0)
+            headers = {} if retry_after is None else {"Retry-After": retry_after}
+            body = {"title": "Away", "status": status, "detail": "Ollama does not answer."}
+            return JSONResponse(body, status, headers, media_type)
+        return JSONResponse({"items": [queue()]})
+
+    def queue() -> dict[str, Any]:
+        counts = {"queued": 3, "running": 1, "messages": 3}
+        return {"name": "ingest", "paused": state.paused, **counts}
+
+    @app.post("/v1/queues/{name}/{action}")
+    def pause(name: str, action: str) -> Response:
+        if name != "ingest":
+            return problem(404, "Not found", f"There is no queue {name!r}; there are ingest.")
+        state.paused = action == "pause"
+        return JSONResponse(queue())
+
+    @app.get("/v1/ids")
+    def ids(type: str, prefix: str) -> Response:
+        known = {"job": state.jobs, "conversation": state.conversations}.get(type, {})
+        known = [*known, *state.prefixed.get(type, [])]
+        digits = prefix.replace("-", "").lower()
+        found = [each for each in known if each.replace("-", "").startswith(digits)]
+        return JSONResponse({"items": [{"id": each} for each in found[:10]]})
 
     @app.get("/v1/workers")
     def workers() -> Response:
@@ -202,7 +241,10 @@ def make_app(state: State) -> FastAPI:
 
     @app.get("/readyz")
     def ready() -> Response:
-        checks = {"database": {"ok": state.ready, "detail": "no answer"}}
+        checks = {
+            "database": {"ok": state.ready, "detail": "no answer"},
+            "sweeper": {"ok": True, "detail": "ran 0.4 s ago"},
+        }
         status = "ready" if state.ready else "not ready"
         return JSONResponse({"status": status, "checks": checks}, 200 if state.ready else 503)
 

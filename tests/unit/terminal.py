@@ -71,12 +71,12 @@ class Terminal:
 
 
 @contextmanager
-def on_terminal(*args: str) -> Iterator[Terminal]:
+def on_terminal(*args: str, columns: int = 100) -> Iterator[Terminal]:
     """A running `sluice`, killed at the end of the block if it has not ended."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", _IN_FOREGROUND, *args],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": str(columns)},
         stdin=slave,
         stdout=slave,
         stderr=slave,

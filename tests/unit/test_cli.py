@@ -9,6 +9,8 @@ import pytest
 from cli.main import run
 from tests.unit.cli_process import document, started
 from tests.unit.fake_api import State, serving
+from tests.unit.fake_shapes import LONG_KOREAN
+from tests.unit.terminal import on_terminal
 
 
 @pytest.fixture
@@ -80,9 +82,16 @@ def test_ask_and_search_with_json(capsys: Captured) -> None:
     assert document(capsys)["hits"][0]["score"] == 0.8125
 
 
-def test_search_lists_passages(capsys: Captured) -> None:
+def test_search_pipes_whole_passages_one_a_line(capsys: Captured) -> None:
     assert run(["search", "여권", "-c", "handbook"]) == 0
-    assert capsys.readouterr().out.startswith("1. 안내/여권.md (0.81, from character 1,200)\n")
+    text = LONG_KOREAN.replace("\n", "\\n")
+    assert capsys.readouterr().out == f"0.8125\t안내/여권.md\t1200\tc1\t{text}\n"
+
+
+def test_search_lists_passages_on_a_terminal() -> None:
+    with on_terminal("search", "여권", "-c", "handbook") as terminal:
+        terminal.expect("1. 안내/여권.md (0.81, from character 1,200)")
+        assert terminal.end() == 0
 
 
 @pytest.mark.parametrize(
@@ -141,7 +150,7 @@ def test_show_cancel_and_retry(state: State, docs: Path, capsys: Captured) -> No
     [job_id] = state.jobs
     capsys.readouterr()
     assert run(["jobs", "show", job_id]) == 0
-    assert "position   1, done in about 2.5 s" in capsys.readouterr().out
+    assert "position\t1, done in about 2.5 s\n" in capsys.readouterr().out
     assert run(["jobs", "cancel", job_id]) == 0
     assert capsys.readouterr().out == f"{job_id} is cancelled\n"
     assert run(["jobs", "retry", job_id]) == 5

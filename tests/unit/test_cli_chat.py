@@ -91,7 +91,7 @@ def test_a_model_that_nobody_serves_is_told(state: State, capsys: Captured) -> N
     assert "Waiting: No living worker serves the model 'hf/x'." in capsys.readouterr().err
     [job_id] = state.jobs
     assert run(["jobs", "show", job_id]) == 0
-    assert "waiting    No living worker" in capsys.readouterr().out
+    assert "waiting\tNo living worker" in capsys.readouterr().out
 
 
 def test_a_reader_that_leaves_cancels_the_job(state: State) -> None:
@@ -208,7 +208,7 @@ def test_conversations_are_listed_shown_and_erased(state: State, capsys: Capture
     assert (cells[0], cells[1], cells[3]) == (conversation, "2", '{"team": "가"}\n')
     assert run(["conversations", "show", conversation]) == 0
     shown = capsys.readouterr().out
-    assert "summary    They said hi." in shown
+    assert "summary\tThey said hi.\n" in shown
     assert shown.endswith('user\n얼마예요?\n\nassistant\n> calculator {"expression": "6*7"}\n')
     assert run(["conversations", "show", conversation, "--json"]) == 0
     assert len(document(capsys)["messages"]) == 2

@@ -102,7 +102,7 @@ def test_warnings_of_the_job_go_to_stderr(state: State, capsys: Captured) -> Non
         assert err == "Warning: inputs was cut from 30,112 to 512 tokens.\n"
         assert "POSITIVE" in out
     assert run(["jobs", "show", next(iter(state.jobs))]) == 0
-    assert "warning    inputs was cut from 30,112 to 512 tokens." in capsys.readouterr().out
+    assert "warning\tinputs was cut from 30,112 to 512 tokens." in capsys.readouterr().out
 
 
 def test_large_results_are_fetched(state: State, capsys: Captured) -> None:
@@ -121,7 +121,7 @@ def test_results_that_are_lists_are_shown_by_jobs(state: State, capsys: Captured
     [job_id] = state.jobs
     capsys.readouterr()
     assert run(["jobs", "show", job_id]) == 0
-    assert 'result     [{"translation_text": "A"}]' in capsys.readouterr().out
+    assert 'result\t[{"translation_text": "A"}]' in capsys.readouterr().out
     assert run(["jobs", "result", job_id]) == 0
     assert document(capsys) == [{"translation_text": "A"}]
     state.jobs[job_id] |= {"state": "running", "result": None}

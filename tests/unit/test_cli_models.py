@@ -46,8 +46,9 @@ def test_list_and_show(state: State, capsys: Captured) -> None:
     for name in ("helpdesk", "ollama/helpdesk"):
         assert run(["models", "show", name]) == 0
         out = capsys.readouterr().out
-        assert out.startswith("model    ollama/helpdesk\nkinds    chat\ndefault  no\nworkers  1\n")
-        assert "\ndetails\nfamily: llama\n\ncapabilities\ncompletion, tools\n\nsystem\nYou" in out
+        assert out.startswith("model\tollama/helpdesk\nkinds\tchat\ndefault\tno\nworkers\t1\n")
+        details = "details\tfamily: llama\ncapabilities\tcompletion, tools\nsystem\tYou answer.\\nB"
+        assert details in out
         assert "FROM x" not in out
     assert run(["models", "show", "helpdesk", "--json"]) == 0
     assert document(capsys)["details"]["modelfile"] == "FROM x"

@@ -1,0 +1,42 @@
+"""Ids by their first digits, so that people need not type all of them."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel
+
+from api.answers import answer, documented
+from api.deps import FairKey, PartsDep
+from api.schemas import Items
+from shared.prefixes import DIGITS, SHORTEST_DIGITS, IdType, ids_with_prefix
+
+router = APIRouter(prefix="/v1/ids", tags=["ids"])
+
+LIMIT = 10
+# With hyphens, wherever they stand.
+LONGEST = 2 * DIGITS
+
+
+class IdView(BaseModel):
+    id: UUID
+
+
+@router.get("", responses=documented({200: Items[IdView]}, 422))
+def ids_by_prefix(
+    parts: PartsDep,
+    fair_key: FairKey,
+    type: Annotated[IdType, Query(description="What it is the id of.")],
+    prefix: Annotated[
+        str,
+        Query(
+            min_length=SHORTEST_DIGITS,
+            max_length=LONGEST,
+            description="The first 4 or more hexadecimal digits, with or without hyphens.",
+        ),
+    ],
+) -> Response:
+    """The ids that begin so, oldest first, at most 10: one where the prefix is long enough."""
+    with parts.ledger.read() as session:
+        found = ids_with_prefix(session, type, prefix, fair_key=fair_key, limit=LIMIT)
+    return answer(Items[IdView](items=[IdView(id=each) for each in found]))

@@ -1,0 +1,89 @@
+"""What the shell may offer for an argument: names and ids of the API, asked for in a moment.
+
+Whatever goes wrong (no API, no key, a slow answer) offers nothing, and says nothing: a message
+would break into the line that is being typed.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+
+import click
+from click.shell_completion import CompletionItem
+
+from cli.client import Client
+from cli.output import first_words
+from cli.transport import Retries
+from shared.hf import Task
+
+TIMEOUT_S = 1.0
+SHOWN_ITEMS = 50
+_HELP_CELLS = 60
+
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+Offers = Iterable[tuple[str, str]]
+"""Values, and what is said beside them."""
+
+
+def _asked(offers: Callable[[Client, click.Context], Offers]) -> Completer:
+    def complete(
+        ctx: click.Context, _parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        try:
+            given = {**ctx.find_root().params, **{k: v for k, v in ctx.params.items() if v}}
+            nothing_twice = Retries(connect_for_s=0, retry_for_s=0, busy_for_s=0)
+            with Client(
+                given.get("url"), given.get("api_key"), timeout_s=TIMEOUT_S, retries=nothing_twice
+            ) as client:
+                found = [each for each in offers(client, ctx) if each[0].startswith(incomplete)]
+        except Exception:
+            return []
+        return [CompletionItem(value, help=first_words(text, _HELP_CELLS)) for value, text in found]
+
+    return complete
+
+
+def _collections(client: Client, _: click.Context) -> Offers:
+    for each in islice(client.collections(), SHOWN_ITEMS):
+        yield each.name, f"{each.documents:,} documents"
+
+
+def _jobs(client: Client, _: click.Context) -> Offers:
+    for job in islice(client.jobs(page_items=SHOWN_ITEMS), SHOWN_ITEMS):
+        yield job.id, f"{job.kind}, {job.state}"
+
+
+def _documents(client: Client, ctx: click.Context) -> Offers:
+    collection = ctx.params.get("collection")
+    if not collection:
+        return
+    for each in islice(client.documents(collection, page_items=SHOWN_ITEMS), SHOWN_ITEMS):
+        yield each.source, f"{each.chunks:,} chunks"
+
+
+def _conversations(client: Client, _: click.Context) -> Offers:
+    for each in islice(client.conversations(page_items=SHOWN_ITEMS), SHOWN_ITEMS):
+        yield each.id, f"{each.messages:,} messages"
+
+
+def _models(client: Client, _: click.Context) -> Offers:
+    for each in client.models():
+        yield each.reference, " ".join(each.kinds)
+
+
+def _queues(client: Client, _: click.Context) -> Offers:
+    for each in client.queues():
+        yield each.name, "paused" if each.paused else f"{each.queued:,} queued"
+
+
+def hf_tasks(
+    _ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return [CompletionItem(task.value) for task in Task if task.value.startswith(incomplete)]
+
+
+collections = _asked(_collections)
+jobs = _asked(_jobs)
+documents = _asked(_documents)
+conversations = _asked(_conversations)
+models = _asked(_models)
+queues = _asked(_queues)

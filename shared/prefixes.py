@@ -1,0 +1,64 @@
+"""Ids by their first digits: what a person types of the id of a job, document, file, conversation.
+
+Ids are compared as numbers, so a prefix is a range of the primary key.
+"""
+
+import re
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from shared.dialogue_models import Conversation
+from shared.document_models import Collection, Document, File
+from shared.errors import InvalidInput
+from shared.models import Job
+
+SHORTEST_DIGITS = 4
+DIGITS = 32
+_PREFIX = re.compile(r"[0-9a-fA-F-]+")
+
+
+class IdType(StrEnum):
+    JOB = "job"
+    DOCUMENT = "document"
+    FILE = "file"
+    CONVERSATION = "conversation"
+
+
+def ids_with_prefix(
+    session: Session, type_: IdType, prefix: str, *, fair_key: str, limit: int
+) -> list[UUID]:
+    """Oldest first; of conversations those of this key. Raises InvalidInput for what is no prefix.
+
+    What readers do not see (a document that is not live yet, or is being erased) is left out.
+    """
+    low, high = _range(prefix)
+    column = _COLUMNS[type_]
+    query = select(column).where(column.between(low, high)).order_by(column).limit(limit)
+    if type_ is IdType.CONVERSATION:
+        query = query.where(Conversation.fair_key == fair_key)
+    elif type_ is IdType.DOCUMENT:
+        query = query.join(Collection, Collection.id == Document.collection_id).where(
+            Document.live_version_id.is_not(None), Collection.erasing_at.is_(None)
+        )
+    return list(session.scalars(query))
+
+
+def _range(prefix: str) -> tuple[UUID, UUID]:
+    digits = prefix.replace("-", "")
+    if not _PREFIX.fullmatch(prefix) or not SHORTEST_DIGITS <= len(digits) <= DIGITS:
+        raise InvalidInput(
+            f"prefix: {prefix[:DIGITS]!r} is no beginning of an id: {SHORTEST_DIGITS} to {DIGITS} "
+            "hexadecimal digits, with or without hyphens."
+        )
+    return UUID(digits.ljust(DIGITS, "0")), UUID(digits.ljust(DIGITS, "f"))
+
+
+_COLUMNS: dict[IdType, InstrumentedAttribute[UUID]] = {
+    IdType.JOB: Job.id,
+    IdType.DOCUMENT: Document.id,
+    IdType.FILE: File.id,
+    IdType.CONVERSATION: Conversation.id,
+}
