@@ -32,7 +32,7 @@ from shared.generation import (
     Usage,
 )
 from shared.hf import HfInput
-from shared.normal import nfc_metadata
+from shared.normal import nfc, nfc_metadata
 from shared.shapes import Shape, Text
 
 
@@ -92,7 +92,9 @@ class Splitter(Shape):
         return self
 
 
-Columns = Annotated[list[Line], Field(fail_fast=True, max_length=10_000)]
+Columns = Annotated[
+    list[Annotated[Line, AfterValidator(nfc)]], Field(fail_fast=True, max_length=10_000)
+]
 
 
 class CsvOptions(Shape):
@@ -154,7 +156,7 @@ PassageCount = Annotated[int, Field(ge=1, le=100)]
 
 class SearchInput(Shape):
     collection: CollectionName
-    query: Text
+    query: Annotated[Text, AfterValidator(nfc)]
     k: PassageCount = 6
     search: SearchOptions = SearchOptions()
 
@@ -177,7 +179,7 @@ class SearchResult(Shape):
 
 class RagInput(Shape):
     collection: CollectionName
-    question: Text
+    question: Annotated[Text, AfterValidator(nfc)]
     k: PassageCount = 6
     search: SearchOptions = SearchOptions()
     model: ModelReference | None = None

@@ -3,6 +3,8 @@
 import json
 import re
 from pathlib import Path
+from typing import Final, Literal
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
@@ -16,9 +18,13 @@ from workers.generation.extractive import (
     answer,
     quotes,
 )
+from workers.generation.prompts.wording import is_korean
 from workers.generation.quoting import sentences
 from workers.generation.quoting.expected import answer_pattern
 from workers.generation.quoting.terms import english_stem, korean_root, words
+
+Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
+FORMS: Final[tuple[Form, ...]] = ("NFC", "NFD", "NFKC", "NFKD")
 
 HANDBOOK = (
     "The office opens at 8 a.m. and closes at 7 p.m. on weekdays. Visitors must sign in at the "
@@ -251,3 +257,58 @@ def test_english_questions_are_answered() -> None:
     assert answered.contained >= 0.85
     assert answered.first >= 0.7
     assert unanswerable.nothing >= 0.9
+
+
+# Normal forms: the same letters, however they are written
+
+LEAVE = "연차 휴가는 1년에 18일입니다. 출입증은 총무팀에서 발급합니다."
+PROGRAM = "プログラムは九時に始まります。食堂は二階にあります。"
+
+
+@pytest.mark.parametrize(
+    ("question", "passage", "start"),
+    [
+        ("연차 휴가는 며칠입니까?", LEAVE, "연차 휴가는 1년에 18일입니다. [1]"),
+        ("출입증은 누가 발급합니까?", LEAVE, "출입증은 총무팀에서 발급합니다. [1]"),
+        ("プログラムは何時に始まりますか", PROGRAM, "プログラムは九時に始まります。 [1]"),
+        ("Où est le café de l'école?", "Le café de l'école est à Ångers.", "Le café de l'école"),
+    ],
+)
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("other", ["NFC", "NFD"])
+def test_question_and_passage_may_differ_in_form(
+    question: str, passage: str, start: str, form: Form, other: Form
+) -> None:
+    found = answer(normalize(form, question), [normalize(other, passage)], [0.6])
+    assert found.answer.startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("question", "passage"),
+    [
+        ("When does the gate open?", "Ｔｈｅ ｇａｔｅ ｏｐｅｎｓ ａｔ ９."),
+        ("Ｗｈｅｎ ｄｏｅｓ ｔｈｅ ｇａｔｅ ｏｐｅｎ？", "The gate opens at 9."),
+        ("ﾌﾟﾛｸﾞﾗﾑは何時に始まりますか", "プログラムは九時に始まります。"),
+        ("ＡＢＣ 회의는 몇 시입니까?", "abc 회의는 ３시입니다."),
+        ("(주)한빛의 대표는 누구입니까?", "㈜한빛의 대표는 김하나입니다."),
+        ("Who wrote the file office?", "The ﬁle oﬃce was written by Dana."),
+    ],
+)
+def test_width_and_ligatures_make_no_difference(question: str, passage: str) -> None:
+    found = answer(question, ["Bread is baked.", passage], [0.4, 0.4])
+    assert found.answer.removesuffix(" [1]") == passage  # quoted as it is written
+    assert found.cited == (1,)
+
+
+def test_the_language_of_a_question_is_seen_in_every_form() -> None:
+    question = "양자 얽힘은 왜 생깁니까?"
+    for form in FORMS:
+        assert answer(normalize(form, question), [LEAVE], [0.1]).answer == NOTHING_KOREAN
+        assert is_korean(normalize(form, question))
+    assert answer("Ｗｈｙ？", [LEAVE], [0.1]).answer == NOTHING_ENGLISH
+    assert not is_korean("プログラム")
+
+
+def test_rare_ideographs_are_words_too() -> None:
+    assert [*words("佐々木")] == [("佐々",), ("々木",)]
+    assert [*words("𠮷野家")] == [("𠮷野",), ("野家",)]

@@ -1,12 +1,19 @@
 """Normal forms: one spelling for what is canonically the same, at a linear cost."""
 
 import unicodedata
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from api.uploads import clean_name
+from shared.document_models import File
 from shared.normal import comparable, nfc, nfc_metadata, nfkc
+from shared.payloads import CsvOptions, IngestInput, RagInput, SearchInput
+from tests.unit.loading import read
+from workers.ingest.content import source_name
 
 KOREAN = "연차 휴가는 1년에 18일입니다."
 marks = st.text(st.sampled_from("a가e\u0301\u0327\u0316\u0344\u0f73\u0f71\uff9e\u3099か각ㅏᅡ각"))
@@ -53,3 +60,71 @@ def test_metadata_with_one_key_twice_is_refused() -> None:
     decomposed = "e\u0323\u0302", "e\u0302\u0323"  # neither is the composed one
     with pytest.raises(ValueError, match="twice"):
         nfc_metadata(dict.fromkeys(decomposed, 1))
+
+
+# Where it is applied
+
+
+def apart(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "text"),
+    [
+        (apart(KOREAN), "a.txt", KOREAN),
+        (f"<p>{apart(KOREAN)}", "a.html", KOREAN),
+        ("<p>cafe&#x301; &#x1100;&#x1161;", "a.html", "café 가"),
+        (apart("내용\n가,나"), "a.md", "내용\n가,나"),
+        (apart("제목,내용\n가,나"), "a.csv", "제목: 가\n내용: 나"),
+        ('{"text": "\\u1100\\u1161 cafe\\u0301"}', "a.jsonl", "가 café"),
+        (apart('{"이름": "가"}'), "a.json", "이름: 가"),
+    ],
+)
+def test_text_is_stored_composed_and_offsets_count_in_it(data: str, name: str, text: str) -> None:
+    assert read(data.encode(), name).text == text  # which looks at each passage's offset
+
+
+def test_passages_begin_where_the_composed_text_has_them() -> None:
+    loaded = read("\n".join([r'{"text": "\u1100\u1161\u11a8"}'] * 3).encode(), "a.jsonl")
+    assert loaded.text == "각\n\n각\n\n각"
+    assert [passage.start for passage in loaded.passages] == [0, 3, 6]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("other", ["NFC", "NFD"])
+def test_columns_are_found_in_every_form(
+    form: Literal["NFC", "NFD"], other: Literal["NFC", "NFD"]
+) -> None:
+    table = unicodedata.normalize(form, "제목,내용,날짜\n가,나다,오늘\n")
+    content, metadata = (unicodedata.normalize(other, name) for name in ("내용", "날짜"))
+    options = CsvOptions(content_columns=[content], metadata_columns=[metadata])
+    (passage,) = read(table.encode(), "n.csv", csv=options).passages
+    assert passage.text == "내용: 나다"
+    assert passage.metadata == {"row": 1, "날짜": "오늘"}
+
+
+def test_names_are_one_document_in_every_form() -> None:
+    assert clean_name(apart("출입 규정.md")) == "출입 규정.md"
+    source = {"type": "text", "text": "x", "name": apart("규정")}
+    assert source_name(source, {}) == "규정"
+    upload = File(name=apart("규정.md"))
+    assert source_name({"type": "file", "file_id": "1"}, {"1": upload}) == "규정.md"
+
+
+def test_questions_filters_and_metadata_arrive_composed() -> None:
+    where = {apart("부서"): apart("총무")}
+    search = {"filter": where}
+    asked = RagInput.model_validate(
+        {"collection": "abc", "question": apart("왜"), "search": search}
+    )
+    sought = SearchInput.model_validate(
+        {"collection": "abc", "query": apart("왜"), "search": search}
+    )
+    assert (asked.question, sought.query) == ("왜", "왜")
+    assert asked.search.filter == sought.search.filter == {"부서": "총무"}
+    sources = [{"type": "text", "text": "x"}]
+    order = {"collection": "abc", "sources": sources, "metadata": where}
+    assert IngestInput.model_validate(order).metadata == {"부서": "총무"}
+    with pytest.raises(ValidationError, match="there twice"):
+        IngestInput.model_validate(order | {"metadata": where | {"부서": "총무"}})

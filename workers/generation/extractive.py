@@ -2,14 +2,16 @@
 
 One to three sentences are quoted from the passages, a line each, followed by the marker of their
 passage: `[1]`, `[2]` in the order of first use. A quote is verbatim, but for whitespace, which is
-collapsed, and length: of a sentence longer than about 400 characters the part that matches best is
-quoted, with an ellipsis where it was cut. Nothing is written by a language model. Sentences are
-ranked by the question's informative terms in them and around them, by the retrieval score of
-their passage, and by whether they show what was asked for (a number, a date, a name). When none
-shares enough of those terms, the answer says so and cites nothing.
+collapsed, for its normal form, which is NFC, and for length: of a sentence longer than about 400
+characters the part that matches best is quoted, with an ellipsis where it was cut. Nothing is
+written by a language model. Sentences are ranked by the question's informative terms in them and
+around them, by the retrieval score of their passage, and by whether they show what was asked for
+(a number, a date, a name). When none shares enough of those terms, the answer says so and cites
+nothing.
 
-It matches words, not meaning: a Korean question about an English passage finds only the names
-that both write alike. It reads no settings, loads no model and keeps no state.
+It matches words, whatever their width, case and normal form, and not meaning: a Korean question
+about an English passage finds only the names that both write alike. It reads no settings, loads no
+model and keeps no state.
 """
 
 import math
@@ -18,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from shared.normal import comparable, nfc, nfkc
 from workers.generation.quoting import expected, sentences, terms
 from workers.generation.quoting.sentences import Sentence
 from workers.generation.quoting.terms import Word
@@ -87,6 +90,7 @@ class _Ranked:
 
 def answer(question: str, passages: Sequence[str], scores: Sequence[float]) -> ExtractiveAnswer:
     """Quote what answers the question. `scores` are the passages' cosine similarities to it."""
+    question = nfkc(question)
     chosen = quotes(question, passages, scores)
     if not chosen:
         nothing = NOTHING_KOREAN if _HANGUL.search(question) else NOTHING_ENGLISH
@@ -100,6 +104,7 @@ def quotes(question: str, passages: Sequence[str], scores: Sequence[float]) -> l
     """At most three quotes, the best one first."""
     if len(passages) != len(scores):
         raise ValueError(f"{len(passages)} passages with {len(scores)} scores")
+    question, passages = nfkc(question), [nfc(passage) for passage in passages]
     asked = list(dict.fromkeys(terms.words(question)))
     candidates = _candidates(passages, asked)
     if not asked or not candidates:
@@ -216,7 +221,7 @@ def _penalty(sentence: Sentence) -> float:
 
 def _is_same(one: _Candidate, other: _Candidate) -> bool:
     """Whether two sentences are one: overlapping chunks repeat them, whole or cut."""
-    bare, other_bare = (_NOT_WORD.sub("", each.sentence.text.lower()) for each in (one, other))
+    bare, other_bare = (_NOT_WORD.sub("", comparable(each.sentence.text)) for each in (one, other))
     if bare in other_bare or other_bare in bare:
         return True
     different = one.found ^ other.found

@@ -2,6 +2,7 @@
 
 from shared import collections, documents
 from shared.errors import Permanent
+from shared.normal import nfc
 from shared.payloads import Hit, Metadata
 from workers.process import Process
 from workers.retrieval.store import Match, Missing
@@ -30,7 +31,7 @@ def find(
             f"Collection {collection_name!r} has {dimension} dimensions, but {model!r} now gives "
             f"{embedder.dimension}. Put the model back, or ingest into a new collection."
         )
-    vector = embedder.encode([query], between=lambda: None)[0]
+    vector = embedder.encode([nfc(query)], between=lambda: None)[0]
     limit = k
     for _ in range(WIDEN_TIMES):
         try:

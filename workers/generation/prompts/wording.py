@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from shared.normal import nfc
 from workers.generation.extractive import NOTHING_ENGLISH, NOTHING_KOREAN
 
 NOT_FOUND: Final = NOTHING_ENGLISH
@@ -89,7 +90,7 @@ KOREAN: Final = Wording(
 
 
 def is_korean(text: str) -> bool:
-    return _HANGUL.search(text) is not None
+    return _HANGUL.search(nfc(text)) is not None
 
 
 def wording_for(text: str) -> Wording:

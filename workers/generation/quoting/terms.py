@@ -2,19 +2,26 @@
 
 English words are lower-cased and lightly stemmed; Korean words lose their particles and endings
 and become pairs of syllables, so that compounds match however they are spaced; Chinese and
-Japanese runs become pairs of characters. Question words and function words are left out. No
-dictionary and no morphological analysis: two forms that share no letters do not match.
+Japanese runs become pairs of characters. Width, ligatures and normal forms are folded (NFKC).
+Question words and function words are left out. No dictionary and no morphological analysis: two
+forms that share no letters do not match.
 """
 
 import re
 from collections.abc import Iterator
 from typing import Final
 
+from shared.normal import nfkc
+
 Word = tuple[str, ...]
 """The terms of one word: one in English, the pairs of syllables in Korean."""
 
+_HAN_AND_KANA: Final = (
+    "々〆〇぀-ヿ㇀-㇯ㇰ-ㇿ㐀-䶿一-鿿豈-﫿\U0001b000-\U0001b16f\U00020000-\U0003ffff"
+)
+_IS_HAN_OR_KANA: Final = re.compile(f"[{_HAN_AND_KANA}]")
 _WORD: Final = re.compile(
-    r"\d+(?:[.,]\d+)+|[가-힣]+|[぀-ヿ一-鿿]+|[^\W_가-힣぀-ヿ一-鿿]+(?:['’][a-z]+)?"
+    rf"\d+(?:[.,]\d+)+|[가-힣]+|[{_HAN_AND_KANA}]+|[^\W_가-힣{_HAN_AND_KANA}]+(?:['’][a-z]+)?"
 )
 
 _ENGLISH_STOP_WORDS: Final = (
@@ -80,16 +87,17 @@ _NUMBER_WORDS: Final = {word: str(value) for value, word in enumerate(_NUMBERS.s
 
 def words(text: str) -> Iterator[Word]:
     """One tuple of terms for each word that means something: several where a word is Korean."""
+    text = nfkc(text)
     shouted = text.isupper()
     for match in _WORD.finditer(text):
-        word = match[0].lower()
+        word = match[0].casefold()
         if "가" <= word[0] <= "힣":
             if word in _KOREAN_STOP:
                 continue
             root = korean_root(word)
             if root not in _KOREAN_STOP and not _KOREAN_ASKING.match(root):
                 yield _pairs(root)
-        elif word[0] >= "぀":
+        elif _IS_HAN_OR_KANA.match(word):
             yield from ((pair,) for pair in _pairs(word))
         else:
             word = word.replace("’", "'").removesuffix("'s").replace(",", "")
