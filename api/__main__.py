@@ -2,32 +2,14 @@
 
 import ipaddress
 import sys
-from types import FrameType
-
-import uvicorn
-from fastapi import FastAPI
 
 from api.app import create_app
-from api.deps import Parts
+from api.server import Server
 from shared.config import Settings, load_settings
 from shared.errors import ConfigurationError
 from shared.logs import set_up_logging
 
 EXIT_CONFIGURATION = 2
-
-
-class Server(uvicorn.Server):
-    """Tells streams and waits that the server stops, so that they end and do not hold it up."""
-
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
-        super().__init__(config)
-        self._app = app
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        parts = getattr(self._app.state, "parts", None)
-        if isinstance(parts, Parts):
-            parts.stopping.set()
-        super().handle_exit(sig, frame)
 
 
 def main() -> int:
@@ -41,15 +23,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
     set_up_logging(settings.log_level)
-    config = uvicorn.Config(
-        app,
-        host=settings.api_host,
-        port=settings.api_port,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=settings.api_shutdown_s,
-    )
-    server = Server(config, app)
+    server = Server(app, settings, host=settings.api_host, port=settings.api_port)
     server.run()
     return 0 if server.started else 1
 

@@ -6,13 +6,16 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from api import errors
 from api.answers import documented
 from api.compat import huggingface
 from api.compat.dialect import is_hugging_face
 from api.deps import open_parts
+from api.hosts import Hosts
 from api.limits import BodyLimit, Keys
+from api.methods import METHODS, Methods
 from api.metrics import Metrics
 from api.routes import (
     collections,
@@ -35,6 +38,10 @@ DESCRIPTION = """An asynchronous job queue for small-language-model work.
 Submit a job, poll it or follow its events. Errors are `application/problem+json` (RFC 9457); only
 the paths tagged `compatible` answer as the API does that they stand for.
 """
+SHOWN_TO_PAGES = [
+    "ETag", "Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After",
+    "x-sluice-job-id", "x-warning",
+]  # fmt: skip
 BEARER = {"type": "http", "scheme": "bearer", "description": "One of SLUICE_API_KEYS."}
 
 
@@ -62,8 +69,18 @@ def create_app(settings: Settings) -> FastAPI:
     docs.install(app)
     _complete_openapi(app, asks_for_keys=bool(settings.api_keys))
     # The last added is the first asked: who it is comes before how much it sends.
+    app.add_middleware(Methods)
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(Keys, settings=settings)
+    app.add_middleware(Hosts, settings=settings)
+    if settings.api_cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.api_cors_origins,
+            allow_methods=METHODS,
+            allow_headers=["*"],
+            expose_headers=SHOWN_TO_PAGES,
+        )
     return app
 
 

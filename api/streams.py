@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import Parts
+from api.limits import release_body
 from api.schemas import JobView
 from shared import jobs, transcripts
 from shared.estimates import Estimate, estimate
@@ -67,6 +68,7 @@ async def until_end(
 
     `meanwhile` is called at each news of the job, and every `sse_poll_s` without; it may raise.
     """
+    release_body()
     deadline = time.monotonic() + wait_s
     poll_s = parts.settings.sse_poll_s
     after, looked_at = START, 0.0

@@ -4,6 +4,7 @@ Nothing here is read at import: a process calls `load_settings()` once, at start
 result on. Every duration and size carries its unit in its name. Secrets have no default.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,8 @@ PositiveFloat = Annotated[float, Field(gt=0, le=1e9)]
 
 DEFAULT_EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 EXTRACTIVE = "extractive"
+HOST_NAME = re.compile(r"[\w.-]+|\[?[0-9a-fA-F:.]+\]?")
+ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
 
 
 class Settings(BaseSettings):
@@ -52,6 +55,8 @@ class Settings(BaseSettings):
     api_port: Annotated[int, Field(ge=1, le=65535)] = 8000
     api_keys: Annotated[dict[str, SecretStr], NoDecode] = {}
     api_allow_anonymous: bool = False
+    api_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    api_cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     api_threads: PositiveInt = 40
     max_body_bytes: Bytes = 16 * 2**20
     max_body_values: PositiveInt = BODY_LIMIT_VALUES
@@ -60,6 +65,15 @@ class Settings(BaseSettings):
     sse_poll_s: PositiveFloat = 2
     sse_heartbeat_s: PositiveFloat = 15
     api_shutdown_s: PositiveInt = 10
+    api_limit_connections: PositiveInt = 1000
+    api_limit_pipeline_requests: PositiveInt = 16
+    api_limit_header_bytes: Bytes = 64 * 1024
+    api_header_timeout_s: PositiveFloat = 10
+    api_keep_alive_s: PositiveFloat = 5
+    api_body_timeout_s: PositiveFloat = 30
+    api_body_min_bytes_per_s: PositiveInt = 1000
+    api_body_memory_bytes: Bytes = 16 * 2**20
+    api_send_timeout_s: PositiveFloat = 60
     batch_limit_jobs: Annotated[int, Field(gt=0, le=BATCH_LIMIT_JOBS)] = 1000
     queue_limit_steps: PositiveInt = 100_000
     queue_full_retry_after_s: PositiveInt = 5
@@ -188,6 +202,18 @@ class Settings(BaseSettings):
             raise ValueError(f"a key's name has at most {FAIR_KEY_LIMIT_BYTES} bytes")
         return keys
 
+    @field_validator("api_allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        """`name,name` -> a tuple."""
+        return _list(value, HOST_NAME, "SLUICE_API_ALLOWED_HOSTS must read 'name,other.name'")
+
+    @field_validator("api_cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        """`https://name,http://name:port` -> a tuple."""
+        return _list(value, ORIGIN, "SLUICE_API_CORS_ORIGINS must read 'https://name,http://a:81'")
+
     @field_validator("hf_models", mode="before")
     @classmethod
     def _split_models(cls, value: object) -> object:
@@ -237,6 +263,16 @@ def _pairs(value: object, separator: str, rule: str) -> object:
     if any(not name.strip() or not content.strip() for name, _, content in pairs):
         raise ValueError(rule)
     return {name.strip(): content.strip() for name, _, content in pairs}
+
+
+def _list(value: object, pattern: re.Pattern[str], rule: str) -> object:
+    """What is written between commas, each as the pattern says; anything but a string as it is."""
+    if not isinstance(value, str):
+        return value
+    items = tuple(item.strip().rstrip("/") for item in value.split(",") if item.strip())
+    if not all(pattern.fullmatch(item) for item in items):
+        raise ValueError(rule)
+    return items
 
 
 def _required(value: SecretStr | str | None, name: str) -> str:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import uvicorn
 
 from api.app import create_app
+from api.server import Server as ApiServer
 from shared.config import Settings
 from tests.servers import Server, free_port
 
@@ -22,15 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def served(settings: Settings) -> Iterator[str]:
     """The application behind a real uvicorn in a thread; yields its URL."""
     port = free_port()
-    config = uvicorn.Config(
-        create_app(settings),
-        host="127.0.0.1",
-        port=port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
+    settings = settings.model_copy(update={"api_shutdown_s": 1})
+    server = ApiServer(create_app(settings), settings, host="127.0.0.1", port=port)
     thread = threading.Thread(target=server.run)
     thread.start()
     url = f"http://127.0.0.1:{port}"
@@ -86,6 +79,8 @@ def environment(settings: Settings) -> dict[str, str]:
         if name == "api_keys":
             pairs = (f"{key}:{each.get_secret_value()}" for key, each in value.items())
             found["SLUICE_API_KEYS"] = ",".join(pairs)
+        elif isinstance(value, tuple):
+            found[f"SLUICE_{name.upper()}"] = ",".join(value)
         elif value is not None:
             found[f"SLUICE_{name.upper()}"] = str(secret() if secret else value)
     return found

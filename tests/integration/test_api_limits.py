@@ -78,8 +78,8 @@ def test_a_client_that_reads_only_when_it_has_sent_all_gets_the_answer(
     sizes = f"Content-Length: {length}" if declared else "Transfer-Encoding: chunked"
     with socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout=30) as raw:
         raw.sendall(
-            f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b"
-            f"\r\n{sizes}\r\n\r\n".encode()
+            "POST /v1/files HTTP/1.1\r\nHost: localhost\r\n"
+            f"Content-Type: multipart/form-data; boundary=b\r\n{sizes}\r\n\r\n".encode()
         )
         for block in (MULTIPART_HEAD, *chunks(length)):
             raw.sendall(block if declared else b"%x\r\n%b\r\n" % (len(block), block))

@@ -90,7 +90,7 @@ def _settings_page() -> dict[str, str]:
 def _shown(default: object) -> str:
     if default is None or default is PydanticUndefined:
         return "not set"
-    if default == {}:
+    if default in ({}, ()):
         return "none"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
