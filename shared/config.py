@@ -185,6 +185,9 @@ class Settings(BaseSettings):
     load_step_documents: PositiveInt = 16
     embed_step_chunks: PositiveInt = 128
     max_document_chars: PositiveInt = 20_000_000
+    max_document_chunks: PositiveInt = 100_000
+    max_document_metadata_chars: PositiveInt = 50_000_000
+    max_job_chunks: PositiveInt = 1_000_000
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -71,6 +71,18 @@ def assign(session: Session, job_id: UUID, ordinal: int, version_id: UUID) -> No
     )
 
 
+def count_chunks(session: Session, job_id: UUID) -> int:
+    """The chunks of all versions that the job has written so far."""
+    count = session.scalar(
+        text("""
+            SELECT coalesce(sum(chunk_count), 0) FROM versions
+            WHERE id IN (SELECT version_id FROM ingest_items WHERE job_id = :job_id)
+        """),
+        {"job_id": job_id},
+    )
+    return int(count or 0)
+
+
 def settle(
     session: Session, job_id: UUID, ordinals: Iterable[int], outcome: Outcome, message: str = ""
 ) -> None:

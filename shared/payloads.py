@@ -79,16 +79,35 @@ class SplitterType(StrEnum):
 
 
 class Splitter(Shape):
-    """How text becomes chunks; sizes in characters, or in tokens for `token`."""
+    """How text becomes chunks; sizes in characters, or in tokens for `token`.
+
+    `chunk_overlap` is at most half of `chunk_size`; where only the size is given, it is 200 or, of
+    sizes below 400, half of the size.
+    """
 
     type: SplitterType = SplitterType.RECURSIVE
     chunk_size: Annotated[int, Field(ge=16, le=100_000)] = 1000
     chunk_overlap: Annotated[int, Field(ge=0, le=50_000)] = 200
 
+    @model_validator(mode="before")
+    @classmethod
+    def _overlap_of_small_chunks(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "chunk_overlap" in value:
+            return value
+        size = value.get("chunk_size")
+        default: int = cls.model_fields["chunk_overlap"].default
+        if isinstance(size, int) and 0 < size < 2 * default:
+            return value | {"chunk_overlap": size // 2}
+        return value
+
     @model_validator(mode="after")
     def _overlap_is_smaller(self) -> "Splitter":
-        if self.chunk_overlap >= self.chunk_size:
-            raise ValueError("chunk_overlap must be smaller than chunk_size")
+        # With more, a short text becomes any number of chunks: at 1000/999 one for each character.
+        if 2 * self.chunk_overlap > self.chunk_size:
+            raise ValueError(
+                "chunk_overlap must be smaller: at most half of chunk_size, which is "
+                f"{self.chunk_size // 2} of {self.chunk_size}"
+            )
         return self
 
 

@@ -9,7 +9,8 @@ and rows last. The document row is the lock that serializes all of this.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import func, insert, select, text, update
@@ -21,6 +22,8 @@ from shared.documents import chunk_id
 from shared.errors import Unavailable
 from shared.ids import new_id
 
+_ROWS_AT_ONCE: Final = 1000
+
 
 class VersionState(StrEnum):
     PENDING = "pending"
@@ -30,7 +33,10 @@ class VersionState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What is to become a version: hashes in hex, chunks as (start, text, metadata)."""
+    """What is to become a version: hashes in hex, chunks as (start, text, metadata).
+
+    `chunks` may make its items as they are read; no more than some thousands are held at once.
+    """
 
     source: str
     sha256: str
@@ -134,11 +140,12 @@ def begin(
             chunk_count=len(content.chunks),
         )
     )
-    rows = [
+    rows = (
         {"version_id": version_id, "ordinal": n, "start": start, "text": text_, "meta": meta}
         for n, (start, text_, meta) in enumerate(content.chunks)
-    ]
-    session.execute(insert(Chunk), rows)
+    )
+    while batch := list(islice(rows, _ROWS_AT_ONCE)):
+        session.execute(insert(Chunk), batch)
     return version_id
 
 

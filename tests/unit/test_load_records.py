@@ -68,7 +68,7 @@ def test_csv_columns_are_chosen_and_checked() -> None:
     options = CsvOptions(content_columns=["body"], metadata_columns=["id", "lang"])
     loaded = read("id,body,lang,x\n7,hello,ko,y\n", "a.csv", csv=options)
     assert loaded.passages[0].text == "body: hello"
-    assert loaded.passages[0].metadata == {"row": 1, "id": "7", "lang": "ko"}
+    assert loaded.passages[0].metadata == {"row": 1, "id": 7, "lang": "ko"}
     only_metadata = CsvOptions(metadata_columns=["id"])
     assert read("id,b,c\n7,x,y\n", "a.csv", csv=only_metadata).text == "b: x\nc: y"
     for setting in ("content_columns", "metadata_columns"):

@@ -36,7 +36,7 @@ def splitters(draw: st.DrawFn) -> Splitter:
     return Splitter(
         type=draw(st.sampled_from(SplitterType)),
         chunk_size=size,
-        chunk_overlap=draw(st.integers(0, size - 1)),
+        chunk_overlap=draw(st.integers(0, size // 2)),
     )
 
 

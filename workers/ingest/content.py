@@ -2,24 +2,29 @@
 
 import hashlib
 import json
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 from uuid import UUID
 
 from sqlalchemy.orm import Session
+from tokenizers import Tokenizer
 
 from shared import collections, items
+from shared.config import Settings
 from shared.document_models import File
 from shared.errors import DocumentError
 from shared.normal import nfc
 from shared.payloads import CsvOptions, Metadata, Splitter, SplitterType
 from shared.versions import Content
-from workers.ingest.load import load
-from workers.ingest.split import split
+from workers.ingest.load import LoadedText, form, load
+from workers.ingest.split import Piece, least_pieces, split
 from workers.process import Process
 
 LOADER_VERSION = 2
-"""Raise it when loading or splitting gives something else than before, so that it is redone."""
+"""Raise it when loading or splitting gives something else than before, so that it is redone: a
+source that is ingested again is then replaced, though its bytes are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +54,10 @@ class Order:
             metadata=wanted["metadata"],
         )
 
-    def content_hash(self, data: bytes) -> str:
+    def content_hash(self, data: bytes, form: tuple[str, ...]) -> str:
         """Of the bytes and of everything else that decides chunks, vectors and metadata."""
         recipe = [
-            LOADER_VERSION, self.model, self.metadata,
+            LOADER_VERSION, self.model, self.metadata, form,
             self.splitter.model_dump(mode="json"), self.csv.model_dump(mode="json"),
         ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
@@ -104,8 +109,50 @@ def read(process: Process, order: Order, source: dict[str, Any], uploads: dict[s
         data=data,
         text=text,
         content_type=content_type,
-        content_hash=order.content_hash(data),
+        content_hash=order.content_hash(data, form(name, content_type, inline=text is not None)),
     )
+
+
+class _Chunks(Sequence[tuple[int, str, Metadata]]):
+    """The pieces of a document as (start, text, metadata), cut from its text when they are read.
+
+    What is held of each is its place and its metadata, which the pieces of a passage share.
+    """
+
+    def __init__(self, text: str, base: Metadata) -> None:
+        self._text = text
+        self._base = base
+        self._starts, self._ends = array("q"), array("q")
+        self._own: list[Metadata] = []
+        self.metadata_chars = 0
+        self._last: tuple[Metadata, int] | None = None
+
+    def append(self, piece: Piece) -> None:
+        if self._last is None or self._last[0] is not piece.metadata:
+            self._last = piece.metadata, _chars({**self._base, **piece.metadata})
+        self.metadata_chars += self._last[1]
+        self._starts.append(piece.start)
+        self._ends.append(piece.start + len(piece.text))
+        self._own.append(piece.metadata)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, at: int) -> tuple[int, str, Metadata]: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[tuple[int, str, Metadata]]: ...
+    def __getitem__(
+        self, at: int | slice
+    ) -> tuple[int, str, Metadata] | list[tuple[int, str, Metadata]]:
+        if isinstance(at, slice):
+            return [self[one] for one in range(*at.indices(len(self)))]
+        start, end = self._starts[at], self._ends[at]
+        return start, self._text[start:end], {**self._base, **self._own[at]}
+
+
+def _chars(metadata: Metadata) -> int:
+    return sum(len(key) + len(str(value)) for key, value in metadata.items())
 
 
 def make(process: Process, order: Order, raw: Raw) -> Content:
@@ -116,13 +163,13 @@ def make(process: Process, order: Order, raw: Raw) -> Content:
         content_type=raw.content_type,
         csv=order.csv,
         max_chars=process.settings.max_document_chars,
+        max_passages=process.settings.max_document_chunks,
     )
     tokenizer = None
     if order.splitter.type is SplitterType.TOKEN:
         tokenizer = process.embedders.get(order.model).tokenizer
-    pieces = split(loaded, order.splitter, tokenizer=tokenizer)
     metadata = {**loaded.metadata, **order.metadata}
-    chunks = [(piece.start, piece.text, {**metadata, **piece.metadata}) for piece in pieces]
+    chunks = _split(process.settings, order, loaded, metadata, name=raw.name, tokenizer=tokenizer)
     if not chunks:
         raise DocumentError(f"{raw.name} has no text to ingest.")
     return Content(
@@ -133,3 +180,35 @@ def make(process: Process, order: Order, raw: Raw) -> Content:
         metadata=metadata,
         chunks=chunks,
     )
+
+
+def _split(
+    settings: Settings,
+    order: Order,
+    loaded: LoadedText,
+    metadata: Metadata,
+    *,
+    name: str,
+    tokenizer: Tokenizer | None,
+) -> _Chunks:
+    """Raises DocumentError as soon as it is plain that there are too many chunks."""
+    limit = settings.max_document_chunks
+    too_many = DocumentError(
+        f"{name}: has more than {limit:,} chunks of {order.splitter.chunk_size:,}. Choose larger "
+        "chunks, divide it, or raise SLUICE_MAX_DOCUMENT_CHUNKS."
+    )
+    if least_pieces(loaded, order.splitter) > limit:
+        raise too_many
+    chunks = _Chunks(loaded.text, metadata)
+    for piece in split(loaded, order.splitter, tokenizer=tokenizer):
+        if len(chunks) == limit:
+            raise too_many
+        chunks.append(piece)
+        if chunks.metadata_chars > settings.max_document_metadata_chars:
+            raise DocumentError(
+                f"{name}: has too much metadata, which each of its chunks carries: more than "
+                f"{settings.max_document_metadata_chars:,} characters together. Choose larger "
+                "chunks or less metadata (csv.metadata_columns, the fields beside the text), or "
+                "raise SLUICE_MAX_DOCUMENT_METADATA_CHARS."
+            )
+    return chunks

@@ -12,6 +12,7 @@ JSON Lines (`records.py`) is a passage, with a blank line between two.
 """
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from email.message import Message
@@ -100,12 +101,19 @@ _SURROGATE_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 def load(
-    data: bytes | str, *, name: str, content_type: str | None, csv: CsvOptions, max_chars: int
+    data: bytes | str,
+    *,
+    name: str,
+    content_type: str | None,
+    csv: CsvOptions,
+    max_chars: int,
+    max_passages: int = sys.maxsize,
 ) -> LoadedText:
     """Read one document. Raises `DocumentError`.
 
     `data` may be a string (text sent inline): nothing is decoded then, and an extension in `name`
-    that is unknown or unsupported means plain text, since the name is only a label.
+    that is unknown or unsupported means plain text, since the name is only a label. Each passage
+    becomes at least one chunk, so `max_passages` is how many of these the document may have.
     """
     media, charset = _content_type(content_type)
     kind = _kind(name, media, inline=isinstance(data, str))
@@ -134,11 +142,28 @@ def load(
         parts = records.lines(text, name=name)
     else:
         parts = [(text, {})]
-    return _assemble(parts, name=name, metadata=metadata, max_chars=max_chars)
+    return _assemble(
+        parts, name=name, metadata=metadata, max_chars=max_chars, max_passages=max_passages
+    )
+
+
+def form(name: str, content_type: str | None, *, inline: bool) -> tuple[str, ...]:
+    """What name and content type decide about the text that the bytes become."""
+    media, charset = _content_type(content_type)
+    try:
+        kind = _kind(name, media, inline=inline).value
+    except DocumentError:
+        kind = media or ""  # loading will say what is wrong
+    return kind, ("" if inline or charset in (None, "utf-8", "utf8") else str(charset))
 
 
 def _assemble(
-    parts: Iterable[tuple[str, Metadata]], *, name: str, metadata: Metadata, max_chars: int
+    parts: Iterable[tuple[str, Metadata]],
+    *,
+    name: str,
+    metadata: Metadata,
+    max_chars: int,
+    max_passages: int,
 ) -> LoadedText:
     passages: list[Passage] = []
     end = 0
@@ -153,6 +178,11 @@ def _assemble(
             raise DocumentError(
                 f"{name}: has more than {max_chars:,} characters of text. Divide it, or raise "
                 "SLUICE_MAX_DOCUMENT_CHARS."
+            )
+        if len(passages) == max_passages:
+            raise DocumentError(
+                f"{name}: has more than {max_passages:,} rows or records, each a chunk. Divide it, "
+                "or raise SLUICE_MAX_DOCUMENT_CHUNKS."
             )
         passages.append(Passage(text=text, start=start, metadata=_storable_metadata(own)))
     if not passages:

@@ -4,23 +4,20 @@
 character that is not whitespace is in some piece. Passages are split one by one, so a piece never
 spans two rows. `recursive` gives the very pieces of LangChain's RecursiveCharacterTextSplitter
 with its default separators; `character` those of its CharacterTextSplitter (which never divides a
-paragraph, so a piece may exceed `chunk_size`); `markdown` splits at headings first and then as
+paragraph, so a piece may exceed `chunk_size`), each with its own place and in time and memory
+linear in the text, which LangChain's are not; `markdown` splits at headings first and then as
 `recursive`; `token` counts tokens of the embedding model. A piece carries its passage's metadata,
 and under `markdown` a `heading` such as "Guide > Install"; the document's own metadata is not
 repeated in it. The default separators know no sentence ends, neither English nor Korean ones.
 """
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from langchain_text_splitters import (
-    CharacterTextSplitter,
-    RecursiveCharacterTextSplitter,
-    TextSplitter,
-)
 from tokenizers import Tokenizer
 
 from shared.errors import ConfigurationError
@@ -31,10 +28,9 @@ from workers.ingest.load import LoadedText
 Spans = Callable[[str], Iterator[tuple[int, int]]]
 """Text -> start and end of each piece of it; the pieces are stripped and never empty."""
 
-_NOT_SPACE: Final = re.compile(r"\S")
+_SPACES: Final = re.compile(r"\s+")
 _PARAGRAPH_GAP: Final = "\n\n"
-_STAND_IN_FIRST: Final = 0x10000
-_STAND_INS: Final = 1_000_000
+_SEPARATORS: Final = (_PARAGRAPH_GAP, "\n", " ", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,68 +79,105 @@ def _spans_of(splitter: Splitter, tokenizer: Tokenizer | None) -> Spans:
     return partial(_by_characters, splitter=splitter)
 
 
+def least_pieces(loaded: LoadedText, splitter: Splitter) -> int:
+    """No splitting by characters gives fewer; known without splitting."""
+    if splitter.type in (SplitterType.TOKEN, SplitterType.CHARACTER):
+        return len(loaded.passages)
+    size = splitter.chunk_size
+    return sum(max(1, len(_SPACES.sub("", p.text)) // size) for p in loaded.passages)
+
+
 def _by_characters(text: str, *, splitter: Splitter) -> Iterator[tuple[int, int]]:
-    if len(text) < splitter.chunk_size and splitter.type is not SplitterType.CHARACTER:
-        # What LangChain would return too; most rows of a table end here.
-        stripped = text.strip()
-        chunks, starts = [stripped] if stripped else [], [len(text) - len(text.lstrip())]
+    size, overlap = splitter.chunk_size, splitter.chunk_overlap
+    if splitter.type is SplitterType.CHARACTER:
+        # LangChain joins paragraphs by one gap, also where the text has more, and the result is
+        # then no slice of the text. Keeping the gaps in the parts avoids that.
+        is_kept = 2 * _PARAGRAPH_GAP in text
+        merger = _Merger(size=size, overlap=overlap, gap=0 if is_kept else len(_PARAGRAPH_GAP))
+        spans = merger.merge(_parts(text, 0, len(text), _PARAGRAPH_GAP, is_kept=is_kept))
+    elif len(text) < size:
+        spans = iter([(0, len(text))])  # most rows of a table end here
     else:
-        divider = _divider(text, splitter)
-        chunks = divider.split_text(text)
-        starts = _locate(chunks, text, splitter.chunk_overlap) or _locate_by_stand_ins(
-            text, divider, splitter.chunk_overlap
-        )
-    for chunk, start in zip(chunks, starts, strict=False):
-        yield start, start + len(chunk)
+        spans = _recursive(text, 0, len(text), _SEPARATORS, splitter)
+    for start, end in spans:
+        piece = text[start:end]
+        stripped = piece.lstrip()
+        start += len(piece) - len(stripped)
+        end = start + len(stripped.rstrip())
+        if start < end:
+            yield start, end
 
 
-def _divider(text: str, splitter: Splitter) -> TextSplitter:
-    if splitter.type is not SplitterType.CHARACTER:
-        return RecursiveCharacterTextSplitter(
-            chunk_size=splitter.chunk_size, chunk_overlap=splitter.chunk_overlap
-        )
-    # By default it joins paragraphs by one gap, also where the text has more, and the result is
-    # then no slice of the text. Keeping separators in the parts avoids that.
-    return CharacterTextSplitter(
-        separator=_PARAGRAPH_GAP,
-        keep_separator=2 * _PARAGRAPH_GAP in text,
-        chunk_size=splitter.chunk_size,
-        chunk_overlap=splitter.chunk_overlap,
-    )
+def _recursive(
+    text: str, start: int, end: int, separators: Sequence[str], splitter: Splitter
+) -> Iterator[tuple[int, int]]:
+    """Merge the parts between the first separator that there is; divide long ones by the next."""
+    size, overlap = splitter.chunk_size, splitter.chunk_overlap
+    at = next(at for at, sign in enumerate(separators) if text.find(sign, start, end) >= 0)
+    if not separators[at]:
+        yield from _windows(start, end, size, overlap)
+        return
+    merger = _Merger(size=size, overlap=overlap)
+    for part in _parts(text, start, end, separators[at], is_kept=True):
+        if part[1] - part[0] < size:
+            yield from merger.add(*part)
+        else:
+            yield from merger.flush()
+            yield from _recursive(text, *part, separators[at + 1 :], splitter)
+    yield from merger.flush()
 
 
-def _locate(chunks: Sequence[str], text: str, overlap: int) -> list[int] | None:
-    """The start of each chunk; None if one of them fits in two places.
-
-    A chunk begins at most `overlap` before the end of the one before it, and nothing but
-    whitespace is left out between the two. LangChain's `add_start_index` takes the first place
-    that fits, and so drifts back through repeated text.
-    """
-    starts: list[int] = []
-    low = end = 0
-    for chunk in chunks:
-        following = _NOT_SPACE.search(text, end)
-        high = following.start() if following else end
-        start = text.find(chunk, low, high + len(chunk))
-        if start < 0 or text.find(chunk, start + 1, high + len(chunk)) >= 0:
-            return None
-        starts.append(start)
-        end = start + len(chunk)
-        low = max(start, end - overlap)
-    return starts
+def _windows(start: int, end: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
+    while start + size < end:
+        yield start, start + size
+        start += size - overlap
+    yield start, end
 
 
-def _locate_by_stand_ins(text: str, divider: TextSplitter, overlap: int) -> list[int]:
-    """The start of each chunk of a text that repeats itself.
+def _parts(
+    text: str, start: int, end: int, separator: str, *, is_kept: bool
+) -> Iterator[tuple[int, int]]:
+    """What lies between separators, none empty; a kept separator begins the part after it."""
+    first = start
+    while (found := text.find(separator, start, end)) >= 0:
+        if found > first:
+            yield first, found
+        start = found + len(separator)
+        first = found if is_kept else start
+    if end > first:
+        yield first, end
 
-    The splitters look only at whitespace and lengths. So a text in which every other character is
-    a different one is cut in the same places, and there each chunk fits in one place only.
-    """
-    different = "".join(
-        char if char.isspace() else chr(_STAND_IN_FIRST + at % _STAND_INS)
-        for at, char in enumerate(text)
-    )
-    starts = _locate(divider.split_text(different), different, overlap)
-    if starts is None:
-        raise AssertionError("a text of distinct characters has no chunk in two places")
-    return starts
+
+@dataclass(kw_only=True)
+class _Merger:
+    """Joins neighbouring parts to pieces of at most `size`, each with the last `overlap` of the
+    one before; `gap` characters lie between two parts."""
+
+    size: int
+    overlap: int
+    gap: int = 0
+    _parts: deque[tuple[int, int]] = field(default_factory=deque)
+    _total: int = 0
+
+    def merge(self, parts: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        for part in parts:
+            yield from self.add(*part)
+        yield from self.flush()
+
+    def add(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        length = end - start
+        if self._parts and self._total + length + self.gap > self.size:
+            yield self._parts[0][0], self._parts[-1][1]
+            while self._parts and (
+                self._total > self.overlap or self._total + length + self.gap > self.size
+            ):
+                first = self._parts.popleft()
+                self._total -= first[1] - first[0] + (self.gap if self._parts else 0)
+        self._total += length + (self.gap if self._parts else 0)
+        self._parts.append((start, end))
+
+    def flush(self) -> Iterator[tuple[int, int]]:
+        if self._parts:
+            yield self._parts[0][0], self._parts[-1][1]
+        self._parts.clear()
+        self._total = 0

@@ -5,6 +5,7 @@ size counts the text's own tokens, without the special ones a model adds. It dow
 """
 
 import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,9 +20,9 @@ _SPACE: Final = re.compile(r"\s")
 
 @dataclass(frozen=True, kw_only=True)
 class _Tokens:
-    starts: list[int]  # where each token begins in the text
-    fresh: list[bool]  # whether a word begins with it
-    cuttable: list[bool]  # whether a character begins with it
+    starts: "array[int]"  # where each token begins in the text
+    fresh: bytearray  # whether a word begins with it
+    cuttable: bytearray  # whether a character begins with it
 
 
 @lru_cache(maxsize=4)  # a copy takes tens of milliseconds, and every document asks for one
@@ -39,11 +40,15 @@ def spans(text: str, *, tokenizer: Tokenizer, size: int, overlap: int) -> Iterat
     """Start and end of each span, stripped of whitespace, none empty; together they cover all."""
     tokens = _encode(text, tokenizer)
     count = len(tokens.starts)
-    first = 0
+    first = before = 0
     while True:
         last = first + size
         if last < count:
             last = _cut_before(tokens, last, first)
+            if last <= before:
+                # A long word follows: what overlaps would be all of the span, again and again.
+                first, last = before, before + size
+                last = _cut_before(tokens, last, first) if last < count else count
         is_end = last >= count
         start = tokens.starts[first] if first else 0
         end = len(text) if is_end else tokens.starts[last]
@@ -52,15 +57,15 @@ def spans(text: str, *, tokenizer: Tokenizer, size: int, overlap: int) -> Iterat
             yield start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
         if is_end:
             return
-        first = _resume(tokens, last, first, overlap)
+        first, before = _resume(tokens, last, first, overlap), last
 
 
 def _cut_before(tokens: _Tokens, last: int, first: int) -> int:
     """The nearest word at or before `last`; else the nearest character; else the next one."""
     for usable in (tokens.fresh, tokens.cuttable):
-        for at in range(last, first, -1):
-            if usable[at]:
-                return at
+        at = usable.rfind(1, first + 1, last + 1)
+        if at >= 0:
+            return at
     while last < len(tokens.starts) and not tokens.cuttable[last]:
         last += 1
     return last
@@ -68,16 +73,12 @@ def _cut_before(tokens: _Tokens, last: int, first: int) -> int:
 
 def _resume(tokens: _Tokens, last: int, first: int, overlap: int) -> int:
     """The first word at most `overlap` tokens before `last`, and after `first`."""
-    for at in range(max(first + 1, last - overlap), last):
-        if tokens.fresh[at]:
-            return at
-    return last
+    at = tokens.fresh.find(1, max(first + 1, last - overlap), last)
+    return at if at >= 0 else last
 
 
 def _encode(text: str, tokenizer: Tokenizer) -> _Tokens:
-    starts: list[int] = []
-    fresh: list[bool] = []
-    cuttable: list[bool] = []
+    starts, fresh, cuttable = array("q"), bytearray(), bytearray()
     reached = 0
     for at, block in _blocks(text):
         encoding = tokenizer.encode(block, add_special_tokens=False)
@@ -95,7 +96,9 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
     start = 0
     while start < len(text):
         end = start + _BLOCK_CHARS
-        gap = _SPACE.search(text, end) if end < len(text) else None
-        end = gap.start() if gap else len(text)
+        if end < len(text):
+            # A text without any whitespace (Chinese, base64) is cut all the same.
+            gap = _SPACE.search(text, end, end + _BLOCK_CHARS)
+            end = gap.start() if gap else min(end + _BLOCK_CHARS, len(text))
         yield start, text[start:end]
         start = end

@@ -6,7 +6,7 @@ Holds about a million characters at a time, so that memory does not grow with th
 from sqlalchemy.orm import Session
 
 from shared import items, steps, versions
-from shared.errors import Cancelled
+from shared.errors import Cancelled, DocumentError
 from shared.items import Outcome
 from shared.versions import Content
 from workers.ingest.content import Order
@@ -25,10 +25,32 @@ class Writer:
         self._chars = 0
 
     def add(self, ordinal: int, content: Content) -> None:
+        """Raises DocumentError where the job would have too many chunks with it."""
+        self._limit(content)
         self._contents.append((ordinal, content))
         self._chars += sum(len(text) for _, text, _ in content.chunks)
         if self._chars > FLUSH_CHARS:
             self.flush()
+
+    def _limit(self, content: Content) -> None:
+        """Small documents pass unasked, for all that a job may have are within the limit together.
+
+        Steps that run at the same time do not see each other's chunks, so the limit is exceeded by
+        as many documents at the most.
+        """
+        settings = self._context.process.settings
+        count, limit = len(content.chunks), settings.max_job_chunks
+        if count <= limit // settings.max_sources_per_job:
+            return
+        with self._context.process.ledger.read() as session:
+            written = items.count_chunks(session, self._context.claim.job_id)
+        waiting = sum(len(other.chunks) for _, other in self._contents)
+        if written + waiting + count > limit:
+            raise DocumentError(
+                f"{content.source}: has {count:,} chunks, and the job has {written + waiting:,} "
+                f"before it; at most {limit:,} go into one job. Ingest it in a job of its own, "
+                "choose larger chunks, or raise SLUICE_MAX_JOB_CHUNKS."
+            )
 
     def add_skipped(self, ordinal: int) -> None:
         self._skipped.append(ordinal)
