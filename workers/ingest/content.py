@@ -22,7 +22,7 @@ from workers.ingest.load import LoadedText, form, load
 from workers.ingest.split import Piece, least_pieces, split
 from workers.process import Process
 
-LOADER_VERSION = 2
+LOADER_VERSION = 3
 """Raise it when loading or splitting gives something else than before, so that it is redone: a
 source that is ingested again is then replaced, though its bytes are the same."""
 
