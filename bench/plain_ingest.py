@@ -16,12 +16,12 @@ from langchain_core.embeddings import Embeddings
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 from sentence_transformers import SentenceTransformer
 
-from workers.retrieval.embed import locate
+from workers.hf.files import bundled
 
 
 class Encoder(Embeddings):
     def __init__(self, name: str) -> None:
-        self.model = SentenceTransformer(locate(name), device="cpu")
+        self.model = SentenceTransformer(str(bundled(name) or name), device="cpu")
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         vectors: list[list[float]] = self.model.encode(texts, show_progress_bar=False).tolist()

@@ -84,6 +84,7 @@ class Settings(BaseSettings):
     embedding_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     embedding_batch_tokens: PositiveInt = 4096
     embedding_threads: PositiveInt = 1
+    embedding_model_limit_mib: PositiveInt = 4096
 
     # Generation: what jobs may ask for
     max_tokens_default: PositiveInt = 512
@@ -123,6 +124,9 @@ class Settings(BaseSettings):
 
     # Hugging Face tasks
     models_folder: Path | None = None
+    models_extra_folders: Annotated[tuple[Path, ...], NoDecode] = ()
+    hub_connect_timeout_s: PositiveFloat = 3
+    hub_answer_timeout_s: PositiveFloat = 10
     hf_models: Annotated[dict[str, ModelName], NoDecode] = {}
     hf_device: str = "auto"
     hf_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -217,6 +221,14 @@ class Settings(BaseSettings):
         """`https://name,http://name:port` -> a tuple."""
         return _list(value, ORIGIN, "SLUICE_API_CORS_ORIGINS must read 'https://name,http://a:81'")
 
+    @field_validator("models_extra_folders", mode="before")
+    @classmethod
+    def _split_folders(cls, value: object) -> object:
+        """`/one,/another` -> a list."""
+        if not isinstance(value, str):
+            return value
+        return [each.strip() for each in value.split(",") if each.strip()]
+
     @field_validator("hf_models", mode="before")
     @classmethod
     def _split_models(cls, value: object) -> object:
@@ -227,6 +239,11 @@ class Settings(BaseSettings):
     def models_path(self) -> Path:
         """Where models lie as `<owner>/<name>`, looked at before the hub."""
         return (self.models_folder or self.home_path / "models").expanduser()
+
+    @property
+    def model_paths(self) -> tuple[Path, ...]:
+        """The folders that models may be read from, whoever asks for them."""
+        return (self.models_path, *(folder.expanduser() for folder in self.models_extra_folders))
 
     @property
     def home_path(self) -> Path:

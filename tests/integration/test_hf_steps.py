@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     (root / "tiny").mkdir()
     for name, folder in MODELS.items():
-        (root / name).symlink_to(folder())
+        shutil.copytree(folder(), root / name)
     return root
 
 

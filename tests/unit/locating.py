@@ -76,7 +76,9 @@ def _outcome(home: Path, request: dict[str, Any]) -> dict[str, Any]:
         if stop.exists():
             raise ERRORS[request["stopped_by"]]()
 
-    settings = Settings(_env_file=None, home=home, hf_token=request.get("token"))
+    settings = Settings(
+        _env_file=None, home=home, hf_token=request.get("token"), **request.get("settings", {})
+    )
     task = Task(request["task"]) if request["task"] else None
     try:
         return {"folder": str(locate(request["model"], settings, task=task, check=check))}

@@ -2,11 +2,15 @@
 
 import json
 import shutil
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -115,7 +119,8 @@ def test_two_processes_fetch_a_model_once(
         first, second = worker.receive(), other.receive()
     assert first == second
     assert sent(shelf) == dict.fromkeys(WHOLE, 1)
-    assert shelf.gets["description of own/fill"] == 1, "who waits asks the hub nothing"
+    # Looked up and described by the first; who waits asks the hub nothing.
+    assert shelf.gets["description of own/fill"] == 2
 
 
 def test_pickled_weights_are_fetched_where_there_are_no_others(
@@ -268,9 +273,160 @@ def test_without_a_hub_the_cache_serves(
     with locator(home, away) as alone:
         assert alone.ask("own/fill") == found
         missing = alone.ask("own/other")
-    assert missing["error"] == "Retryable"
+    assert missing["error"] == "ModelNotFound"
     assert "SLUICE_MODELS_FOLDER" in missing["message"]
     assert shelf.gets == Counter()
+
+
+@contextmanager
+def answering(status: int, headers: dict[str, str], body: bytes) -> Iterator[tuple[str, list[str]]]:
+    """The URL of a gateway that answers so to all, and what it was asked."""
+    asked: list[str] = []
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(f"{self.command} {self.path}")
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_CONNECT = do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+@contextmanager
+def silent(*, accepts: bool) -> Iterator[str]:
+    """The URL of a port where nothing is answered, or not even a connection is made."""
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        port = server.getsockname()[1]
+        for _ in range(0 if accepts else 8):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        yield f"http://127.0.0.1:{port}"
+
+
+IMPATIENT = {"hub_connect_timeout_s": 0.3, "hub_answer_timeout_s": 0.3}
+
+
+def unreachable(home: Path, environment: dict[str, str], **settings: float) -> str:
+    """What is told of an unknown model where the hub is away."""
+    with locator(home, {"HF_HOME": str(home / "hf"), "NO_PROXY": "", **environment}) as alone:
+        missing = alone.ask("own/unknown", settings=settings)
+    assert missing["error"] == "ModelNotFound", missing
+    message: str = missing["message"]
+    assert "There is no model 'own/unknown' on this machine, and the hub cannot be" in message
+    assert f"{home}/models/own/unknown (SLUICE_MODELS_FOLDER)" in message
+    assert "HF_ENDPOINT" in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "told"),
+    [
+        ("http://127.0.0.1:9", "127.0.0.1:9: "),
+        ("https://127.0.0.1:9", "127.0.0.1:9: "),
+        ("https://hub.invalid", "hub.invalid"),
+    ],
+)
+def test_an_unknown_model_is_missing_where_nothing_listens(
+    endpoint: str, told: str, home: Path
+) -> None:
+    assert told in unreachable(home, {"HF_ENDPOINT": endpoint})
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_an_unknown_model_is_missing_behind_a_proxy_that_reaches_nothing(
+    scheme: str, status: int, home: Path
+) -> None:
+    with answering(status, {}, b"<h1>Bad Gateway</h1>") as (proxy, asked):
+        environment = {"HF_ENDPOINT": f"{scheme}://hub.invalid", f"{scheme}_proxy": proxy}
+        assert str(status) in unreachable(home, environment)
+    # Once for the model; the library looks for a list of its own beside it.
+    assert len([each for each in asked if "agent-harnesses" not in each]) <= 2
+    assert len([each for each in asked if "own/unknown" in each]) == (scheme == "http")
+
+
+def test_a_proxy_that_is_away_is_named(home: Path) -> None:
+    environment = {"HF_ENDPOINT": "https://hub.invalid", "https_proxy": "127.0.0.1:9"}
+    assert "the proxy 127.0.0.1:9" in unreachable(home, environment)
+
+
+@pytest.mark.parametrize(("status", "type_"), [(200, "text/html"), (200, "application/json")])
+def test_a_gateway_that_answers_for_the_hub_is_no_hub(status: int, type_: str, home: Path) -> None:
+    with answering(status, {"Content-Type": type_}, b"<h1>Please sign in</h1>") as (url, _):
+        unreachable(home, {"HF_ENDPOINT": url})
+
+
+@pytest.mark.parametrize(("accepts", "told"), [(True, "timed out"), (False, "CONNECT_TIMEOUT_S")])
+def test_silence_is_waited_for_as_long_as_a_setting_says(
+    accepts: bool, told: str, home: Path
+) -> None:
+    with silent(accepts=accepts) as url:
+        assert told in unreachable(home, {"HF_ENDPOINT": url}, **IMPATIENT)
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_hub_that_does_not_know_a_model_is_asked_once(
+    status: int, shelf: Shelf, worker: Locator
+) -> None:
+    behaviour = shelf.of("own/fill")
+    behaviour.refuse_times, behaviour.refuse_status = 1, status
+    behaviour.refuse_code = None
+    missing = worker.ask("own/fill")
+    assert missing["error"] == "ModelNotFound"
+    assert behaviour.refuse_times == 0
+    assert not shelf.gets
+
+
+def test_a_slow_download_is_waited_for(shelf: Shelf, worker: Locator, tmp_path: Path) -> None:
+    """However short the time to reach the hub is: it holds for that alone."""
+    shelf.open.clear()
+    worker.send("own/fill", waits=str(tmp_path / "waits"), settings={"hub_connect_timeout_s": 0.2})
+    assert shelf.sending.wait(30)
+    begun = time.monotonic()
+    until(lambda: time.monotonic() > begun + 0.4)
+    shelf.open.set()
+    assert "folder" in worker.receive()
+
+
+def test_an_outage_in_the_middle_of_a_known_model_passes(
+    shelf: Shelf, worker: Locator, running: Shelf, home: Path
+) -> None:
+    """As an attempt leaves it that was killed: described, and without weights."""
+    folder = Path(worker.ask("own/fill")["folder"])
+    weights = folder / "model.safetensors"
+    weights.resolve().unlink()
+    weights.unlink()
+    away = running.environment(home / "hf") | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    shelf.gets.clear()
+    with locator(home, away) as alone:
+        late = alone.ask("own/fill")
+    assert late["error"] == "Retryable"
+    assert "The hub cannot be reached for own/fill" in late["message"]
+    assert "folder" in worker.ask("own/fill")
+
+
+def test_weights_that_are_too_large_are_not_fetched(shelf: Shelf, worker: Locator) -> None:
+    shelf.repositories["own/fill"]["model.safetensors"] = bytes(3 * 2**20)
+    refused = worker.ask("own/fill", settings={"hf_cache_mib": 1})
+    assert refused["error"] == "Permanent"
+    assert "take 3 MiB" in refused["message"]
+    assert "1 MiB (SLUICE_HF_CACHE_MIB)" in refused["message"]
+    assert "model.safetensors" not in sent(shelf)
 
 
 def test_offline_the_cache_serves(

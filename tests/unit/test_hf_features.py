@@ -29,7 +29,7 @@ from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS, outputs, warnings
 from workers.hf import features
 from workers.hf.features import SentenceFeatures, TokenFeatures
-from workers.retrieval.embed import locate
+from workers.hf.files import bundled
 
 FEATURES = Task.FEATURE_EXTRACTION
 TEXTS = [
@@ -111,7 +111,8 @@ def _assert_close(found: Any, wanted: Any, *, within: float = 1e-5) -> None:
 
 
 def test_the_true_model_gives_its_known_vectors() -> None:
-    folder = Path(locate("sentence-transformers/all-MiniLM-L6-v2"))
+    folder = bundled("sentence-transformers/all-MiniLM-L6-v2")
+    assert folder is not None
     task = features.load(folder, OPTIONS)
     found = outputs(task, FEATURES, TEXTS)
     _assert_close(found, SentenceTransformer(str(folder), device="cpu").encode(TEXTS))

@@ -24,16 +24,45 @@ def put(folder: Path, **files: str) -> Path:
 
 
 def test_a_folder_is_found_by_its_path(settings: Settings, tmp_path: Path) -> None:
-    folder = put(tmp_path / "elsewhere" / "model")
+    folder = put(tmp_path / "models" / "deep" / "down" / "model")
     assert locate(str(folder), settings, task=None) == folder
 
 
-def test_a_folder_is_found_from_home(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["embedding_model", "hf_models"])
+def test_a_folder_that_a_setting_names_may_lie_anywhere(name: str, tmp_path: Path) -> None:
+    folder = put(tmp_path / "elsewhere" / "model")
+    value = str(folder) if name == "embedding_model" else {"fill-mask": str(folder)}
+    settings = Settings(_env_file=None, home=tmp_path, **{name: value})
+    assert locate(str(folder), settings, task=None) == folder
+    with pytest.raises(InvalidInput):
+        locate(str(folder.parent), settings, task=None)
+
+
+def test_a_folder_of_a_setting_is_found_from_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = put(tmp_path / "mine")
+    settings = Settings(_env_file=None, home=tmp_path, embedding_model="~/mine")
     assert locate("~/mine", settings, task=None) == folder
+
+
+def test_more_folders_of_models_are_a_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLUICE_MODELS_EXTRA_FOLDERS", f"{tmp_path}/one, {tmp_path}/two")
+    settings = Settings(_env_file=None, home=tmp_path)
+    folder = put(tmp_path / "two" / "own" / "model")
+    assert locate("own/model", settings, task=None) == folder
+    assert locate(str(folder), settings, task=None) == folder
+    own = put(tmp_path / "models" / "own" / "model")
+    assert locate("own/model", settings, task=None) == own
+
+
+def test_links_between_folders_of_models_are_followed(settings: Settings, tmp_path: Path) -> None:
+    folder = put(tmp_path / "models" / "own" / "model")
+    (tmp_path / "models" / "other").symlink_to(folder)
+    assert locate("other", settings, task=None).resolve() == folder
 
 
 def test_a_folder_is_found_where_models_lie(settings: Settings, tmp_path: Path) -> None:
@@ -54,36 +83,86 @@ def test_own_models_go_before_the_bundled_one(settings: Settings, tmp_path: Path
     assert locate(DEFAULT_EMBEDDING_MODEL, settings, task=None) == own
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["../secret", "own/../../secret", "..", "own/..", "a/b/c", "own/a b", "own/\0", "a" * 300, "-"],
-)
-def test_what_is_no_name_is_refused(settings: Settings, tmp_path: Path, name: str) -> None:
-    put(tmp_path / "secret")
-    (tmp_path / "models" / "own").mkdir(parents=True)
-    with pytest.raises(InvalidInput, match="no name of a model"):
+def refusal(name: str, settings: Settings) -> str:
+    """What is told, less the name itself."""
+    with pytest.raises(InvalidInput) as caught:
         locate(name, settings, task=None)
+    assert "SLUICE_MODELS_EXTRA_FOLDERS" in caught.value.message
+    return caught.value.message.replace(repr(name[:200]), "NAME")
 
 
-def test_no_name_leads_out_of_the_folder_of_models(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+OUTSIDE = [
+    "/etc",
+    "/",
+    "//etc",
+    "/etc/passwd",
+    "/no/such/folder",
+    "~",
+    "~/secret",
+    "~root",
+    "~nobody-of-that-name/x",
+    "..",
+    "../secret",
+    "../..",
+    "./secret",
+    "./none",
+    ".",
+    "own/..",
+    "own/../../secret",
+    "a/b/c",
+    "file:///etc",
+    "file:/etc",
+    "..\\secret",
+    "C:\\secret",
+    "\\\\server\\share",
+    "%2Fetc",
+    "..%2Fsecret",
+    "own/a b",
+    "own/\0",
+    "/etc\0",
+    "a" * 300,
+    "/" + "a" * 300,
+    "-",
+    " /etc",
+    "/proc/self/cwd",
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_all_that_is_outside_is_refused_alike(
+    settings: Settings, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path / "secret")
+    (tmp_path / "models" / "own").mkdir(parents=True)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(InvalidInput):
-        locate("../secret", settings, task=None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert refusal(name, settings) == refusal("/no/such/folder", settings)
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "~nobody-of-that-name/x", "./none"])
-def test_a_missing_folder_is_told(settings: Settings, name: str) -> None:
-    with pytest.raises((ModelNotFound, InvalidInput)):
-        locate(name, settings, task=None)
+@pytest.mark.parametrize("path", ["secret", "models/../secret", "models/own/../../secret", "none"])
+def test_so_is_a_path_that_leads_outside(settings: Settings, tmp_path: Path, path: str) -> None:
+    put(tmp_path / "secret")
+    (tmp_path / "models" / "own").mkdir(parents=True)
+    assert refusal(f"{tmp_path}/{path}", settings) == refusal("/no/such/folder", settings)
 
 
-def test_a_folder_without_a_model_is_told(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFound, match=r"holds no model: it has no config\.json"):
-        locate(str(tmp_path), settings, task=None)
+def test_so_is_a_link_that_leads_outside(settings: Settings, tmp_path: Path) -> None:
+    put(tmp_path / "secret" / "model")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "own").symlink_to(tmp_path / "secret")
+    for name in ("own", "own/model", "own/none", f"{tmp_path}/models/own/model"):
+        assert refusal(name, settings) == refusal("/no/such/folder", settings)
+    (tmp_path / "models" / "loop").symlink_to(tmp_path / "models" / "loop")
+    with pytest.raises(ModelNotFound):
+        locate(f"{tmp_path}/models/loop", settings, task=None)
+
+
+@pytest.mark.parametrize("name", ["none", "own/none", "a" * 300, "own"])
+def test_a_folder_without_a_model_is_told(settings: Settings, tmp_path: Path, name: str) -> None:
+    (tmp_path / "models" / "own").mkdir(parents=True)
+    with pytest.raises(ModelNotFound, match=r"There is no folder|it has no config\.json"):
+        locate(f"{tmp_path}/models/{name}", settings, task=None)
 
 
 def test_the_size_is_of_what_would_be_loaded(tmp_path: Path) -> None:

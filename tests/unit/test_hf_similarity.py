@@ -18,8 +18,8 @@ from tests.tiny.wordpiece import vocabulary
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS, outputs, warnings
 from workers.hf import similarity
+from workers.hf.files import bundled
 from workers.hf.similarity import SentenceSimilarity
-from workers.retrieval.embed import locate
 
 SIMILARITY = Task.SENTENCE_SIMILARITY
 ENGLISH: dict[str, Any] = {
@@ -55,7 +55,9 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return Path(locate("sentence-transformers/all-MiniLM-L6-v2"))
+    folder = bundled("sentence-transformers/all-MiniLM-L6-v2")
+    assert folder is not None
+    return folder
 
 
 @pytest.fixture(scope="module")

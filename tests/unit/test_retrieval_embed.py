@@ -2,6 +2,7 @@
 
 import random
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
-from shared.errors import Cancelled, Permanent
+from shared.errors import Cancelled, InvalidInput, Permanent
 from tests.integration.workbench import embedders
-from workers.retrieval.embed import Embedder, Embedders, Vectors, locate
+from workers.hf.files import bundled
+from workers.retrieval.embed import Embedder, Embedders, Vectors
 
 PAIRS = [
     ("A man is eating food.", "A man is eating a piece of bread."),
@@ -28,7 +30,7 @@ TEXTS = [text for pair in PAIRS for text in pair]
 def plain() -> SentenceTransformer:
     """What everyone uses, in float32."""
     return SentenceTransformer(
-        locate(DEFAULT_EMBEDDING_MODEL), device="cpu", model_kwargs={"dtype": torch.float32}
+        str(bundled(DEFAULT_EMBEDDING_MODEL)), device="cpu", model_kwargs={"dtype": torch.float32}
     )
 
 
@@ -125,23 +127,61 @@ def test_the_tokenizer_neither_truncates_nor_pads() -> None:
 
 
 def test_a_model_is_loaded_once_and_only_the_last_ones_are_kept() -> None:
-    kept = Embedders(Settings(_env_file=None))
-    by_path = locate(DEFAULT_EMBEDDING_MODEL)
+    folder = bundled(DEFAULT_EMBEDDING_MODEL)
+    assert folder is not None
+    kept = Embedders(Settings(_env_file=None, models_extra_folders=(folder.parent,)))
 
     first = kept.get()
 
     assert kept.get(DEFAULT_EMBEDDING_MODEL) is first
-    assert kept.get(by_path) is not first
+    assert kept.get(str(folder)) is not first
     assert kept.get() is first
-    kept.get(f"{by_path}/.")  # a third name, for which the least recently used goes
+    kept.get(f"{folder}/.")  # a third name, for which the least recently used goes
     assert kept.get() is first
 
 
-def test_a_model_that_cannot_be_loaded_names_the_setting(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (tmp_path / "empty").mkdir()
+def put(folder: Path, **files: str) -> Path:
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_a_model_that_cannot_be_loaded_names_the_setting_that_names_it(tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, home=tmp_path, embedding_model=str(tmp_path / "broken"))
+    put(tmp_path / "broken", **{"config.json": "{}"})
+    put(tmp_path / "models" / "own" / "broken", **{"config.json": "{}"})
+    kept = Embedders(settings)
 
     with pytest.raises(Permanent, match="SLUICE_EMBEDDING_MODEL"):
-        embedders().get(str(tmp_path / "empty"))
+        kept.get()
+    with pytest.raises(Permanent, match=f"{tmp_path}/models/own/broken anew") as caught:
+        kept.get("own/broken")
+    assert "SLUICE_EMBEDDING_MODEL" not in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["/etc", "~root", "../..", "./x", "file:///etc", "/no/such"])
+def test_no_folder_outside_of_those_of_models_is_looked_at(tmp_path: Path, name: str) -> None:
+    kept = Embedders(Settings(_env_file=None, home=tmp_path))
+    with pytest.raises(InvalidInput, match=r"no name of a model: .*SLUICE_MODELS_EXTRA_FOLDERS"):
+        kept.get(name)
+
+
+def test_a_model_may_lie_below_the_folder_of_models(tmp_path: Path) -> None:
+    folder = bundled(DEFAULT_EMBEDDING_MODEL)
+    assert folder is not None
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "model").symlink_to(folder)
+    settings = Settings(
+        _env_file=None, models_folder=tmp_path, models_extra_folders=(folder.parent,)
+    )
+    assert Embedders(settings).get("own/model").dimension == 384
+
+
+def test_a_model_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    folder = put(tmp_path / "models" / "own" / "large", **{"config.json": "{}"})
+    with (folder / "model.safetensors").open("wb") as weights:
+        weights.truncate(3 * 2**20)
+    kept = Embedders(Settings(_env_file=None, home=tmp_path, embedding_model_limit_mib=2))
+    with pytest.raises(Permanent, match=r"take 3 MiB.*2 MiB \(SLUICE_EMBEDDING_MODEL_LIMIT_MIB\)"):
+        kept.get("own/large")

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from shared.config import Settings
-from shared.errors import Permanent
 from shared.hf import Task
 from workers.hf import files
+from workers.hf.checkpoints import MIB
 from workers.hf.task import LocalTask, Options
 from workers.memory import return_freed_blocks
 
@@ -43,7 +43,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-MIB = 2**20
 LOAD_BYTES_PER_S = 200 * MIB
 """How fast weights are read; for estimates only."""
 DOWNLOAD_S = 60.0
@@ -107,12 +106,7 @@ class Models:
         """Raises Permanent for what cannot be loaded, or has no room even alone."""
         limit_bytes = self._settings.hf_cache_mib * MIB
         wanted_bytes = files.size_bytes(folder)
-        if wanted_bytes > limit_bytes:
-            raise Permanent(
-                f"The weights of {model} take {wanted_bytes / MIB:,.0f} MiB; this worker keeps "
-                f"{self._settings.hf_cache_mib:,} MiB of models (SLUICE_HF_CACHE_MIB). Raise the "
-                "setting, or use a smaller model."
-            )
+        files.size_limit(self._settings).check(model, wanted_bytes)
         self._make_room(limit_bytes - wanted_bytes)
         torch.set_num_threads(self._settings.hf_threads)
         began = time.monotonic()

@@ -19,6 +19,7 @@ OTHER_FORMATS: Final = frozenset(
 )
 MODULES: Final = "modules.json"
 CONFIG: Final = "config.json"
+MIB: Final = 2**20
 
 
 def name_of(folder: Path) -> str:
@@ -65,6 +66,22 @@ def size_bytes(folder: Path) -> int:
         except (Permanent, OSError):
             continue
     return total
+
+
+class SizeLimit(NamedTuple):
+    """How large weights may be, and the setting that says so."""
+
+    mib: int
+    setting: str
+
+    def check(self, model: str, size_bytes: int) -> None:
+        """Raises Permanent for weights that are larger."""
+        if size_bytes > self.mib * MIB:
+            raise Permanent(
+                f"The weights of {model} take {size_bytes / MIB:,.0f} MiB; the workers take models "
+                f"of up to {self.mib:,} MiB ({self.setting}). Raise the setting, or use a smaller "
+                "model."
+            )
 
 
 class Module(NamedTuple):

@@ -48,7 +48,7 @@ def wanted(names: Iterable[str], folder: Path) -> list[str]:
 
 
 def has_weights(patterns: Iterable[str]) -> bool:
-    return any(_is_weights(PurePosixPath(pattern).name) for pattern in patterns)
+    return any(is_weights(pattern) for pattern in patterns)
 
 
 def _of_folder(names: Collection[str]) -> list[str]:
@@ -61,5 +61,6 @@ def _of_folder(names: Collection[str]) -> list[str]:
     return described
 
 
-def _is_weights(name: str) -> bool:
+def is_weights(path: str) -> bool:
+    name = PurePosixPath(path).name
     return any(kind.fullmatch(name) for kind in WEIGHTS)

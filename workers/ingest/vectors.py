@@ -21,7 +21,7 @@ def write_vectors(context: Context, order: Order, parts: Sequence[Part]) -> None
     chunks = [chunk for chunk in chunks if chunk.version_id in origins]  # others just vanished
     if not chunks:
         return
-    embedder = process.embedders.get(order.model)
+    embedder = process.embedders.get(order.model, check=context.check)
     with process.ledger.begin() as session:
         dimension = collections.fix_dimension(session, order.collection_id, embedder.dimension)
     if dimension != embedder.dimension:

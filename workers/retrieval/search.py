@@ -1,5 +1,7 @@
 """Retrieval: the nearest chunks of a collection that are live in Postgres."""
 
+from collections.abc import Callable
+
 from shared import collections, documents
 from shared.errors import Permanent
 from shared.normal import nfc
@@ -11,9 +13,16 @@ WIDEN_TIMES = 4
 
 
 def find(
-    process: Process, collection_name: str, query: str, *, k: int, where: Metadata | None
+    process: Process,
+    collection_name: str,
+    query: str,
+    *,
+    k: int,
+    where: Metadata | None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Hit]:
-    """The k best hits, best first; fewer where the collection has fewer.
+    """The k best hits, best first; fewer where the collection has fewer. `check` is called while a
+    model is waited for, and may raise.
 
     Chroma may know chunks that Postgres no longer counts as live, and for a moment the other way
     round. Where such chunks leave fewer than k hits, more are asked for.
@@ -25,7 +34,7 @@ def find(
         )  # fmt: skip
     if dimension is None:
         return []  # nothing has been embedded yet
-    embedder = process.embedders.get(model)
+    embedder = process.embedders.get(model, check=check)
     if embedder.dimension != dimension:
         raise Permanent(
             f"Collection {collection_name!r} has {dimension} dimensions, but {model!r} now gives "

@@ -19,7 +19,7 @@ from workers.step import Context, Done, Handler
 
 def embed(context: Context) -> Done:
     wanted = EmbedInput.model_validate(_input(context))
-    embedder = context.process.embedders.get(wanted.model)
+    embedder = context.process.embedders.get(wanted.model, check=context.check)
     vectors = embedder.encode(wanted.texts, between=context.check)
     result = EmbedResult(
         model=embedder.name, dimension=embedder.dimension, embeddings=vectors.tolist()
@@ -46,7 +46,7 @@ def rag_find(context: Context) -> Done:
 def _find(
     context: Context, collection: str, query: str, k: int, options: SearchOptions
 ) -> list[Hit]:
-    return find(context.process, collection, query, k=k, where=options.filter)
+    return find(context.process, collection, query, k=k, where=options.filter, check=context.check)
 
 
 def _input(context: Context) -> dict[str, object]:

@@ -1,0 +1,84 @@
+"""Jobs whose model is nowhere, or is a folder that jobs may not read: each ends at its first
+attempt, and says what to do."""
+
+from collections.abc import Iterator
+
+import huggingface_hub.constants
+import pytest
+
+from shared import collections
+from shared.config import Settings
+from shared.models import Job
+from shared.payloads import IngestInput, Kind
+from tests.integration.workbench import drain, invariants_hold, job_of, make_process, submit
+from workers.process import Process
+from workers.retrieval.embed import Embedders
+
+UNKNOWN = "own/unknown"
+
+
+@pytest.fixture
+def worker(
+    settings: Settings, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Process]:
+    """A worker that reaches no hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    mine = make_process(settings, "alone")
+    mine.__dict__["embedders"] = Embedders(mine.settings)
+    yield mine
+    mine.ledger.close()
+    invariants_hold(process, all_ended=True)
+
+
+def ended(worker: Process, kind: Kind, model: str) -> Job:
+    """A job of the kind with the model, run to its end in one step, or two where it has to load a
+    document first."""
+    if kind is Kind.EMBED:
+        job_id = submit(worker, kind, {"texts": ["a"], "model": model})
+    elif kind is Kind.HF:
+        input_ = {"task": "fill-mask", "model": model, "inputs": "a", "parameters": {},
+                  "backend": "local"}  # fmt: skip
+        job_id = submit(worker, kind, input_)
+    else:
+        name = f"of-{model.encode().hex()}"
+        with worker.ledger.begin() as session:
+            collections.put(session, name, collections.Spec(embedding_model=model))
+        source = {"type": "text", "text": "a", "name": "a"}
+        asked = IngestInput.model_validate({"collection": name, "sources": [source]})
+        input_ = asked.model_dump(mode="json")
+        job_id = submit(worker, kind, input_)
+    assert drain(worker) <= (3 if kind is Kind.INGEST else 1)
+    return job_of(worker, job_id)
+
+
+KINDS = [Kind.EMBED, Kind.HF, Kind.INGEST]
+
+
+def message_of(job: Job) -> str:
+    assert job.attempt in (0, 1)
+    if job.kind == Kind.INGEST:
+        [error] = job.result["errors"]
+        return str(error["message"])
+    assert job.error is not None
+    return str(job.error["message"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_nowhere_where_there_is_no_hub(worker: Process, kind: Kind) -> None:
+    job = ended(worker, kind, UNKNOWN)
+    message = message_of(job)
+    assert f"There is no model {UNKNOWN!r} on this machine, and the hub cannot be" in message
+    assert f"{worker.settings.models_path / UNKNOWN} (SLUICE_MODELS_FOLDER)" in message
+    assert "SLUICE_EMBEDDING_MODEL" not in message
+    if job.error is not None:
+        assert job.error["type"] == "ModelNotFound"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folders_outside_of_those_of_models_are_refused_alike(worker: Process, kind: Kind) -> None:
+    told = {
+        message_of(ended(worker, kind, model)).replace(repr(model), "MODEL")
+        for model in ("/etc", "/no/such", "../..", "~root")
+    }
+    [message] = told
+    assert "SLUICE_MODELS_EXTRA_FOLDERS" in message
