@@ -122,7 +122,8 @@ def test_a_long_job_goes_on_step_by_step(worker: Process, settings: Settings, mo
     """Each step does one batch here; what is done stays done, and what is left is run once."""
     hasty = make_process(
         settings, "hasty", models_folder=models, hf_step_s=1e-9, hf_batch_tokens=1,
-        result_inline_bytes=100,
+        # Nothing is told of the progress in between.
+        result_inline_bytes=100, step_heartbeat_s=300, step_lease_s=900,
     )  # fmt: skip
     try:
         job_id = ask(worker, TEXTS)
@@ -197,8 +198,12 @@ def test_a_model_that_has_no_room_is_refused_before_it_is_loaded(
     (huge / "model.safetensors").unlink()
     with (huge / "model.safetensors").open("wb") as weights:
         weights.truncate(5 * 2**30)  # sparse
-    job_id = ask(worker, "a", str(huge))
-    work(worker)
+    named = make_process(worker.settings, "named", models_extra_folders=(tmp_path,))
+    try:
+        job_id = ask(worker, "a", str(huge))
+        work(named)
+    finally:
+        named.ledger.close()
     type_, message = error_of(worker, job_id)
     assert (type_, "SLUICE_HF_CACHE_MIB" in message) == ("Permanent", True)
 
