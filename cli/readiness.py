@@ -83,6 +83,17 @@ def fetch(url: str, key: str | None = None, accept: tuple[int, ...] = (200,)) ->
         return f"{url} does not answer with JSON"
 
 
+def status_of(url: str) -> int | str:
+    """The status of the answer to a call without a key, or why there is none."""
+    import httpx
+
+    try:
+        with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
+            return client.get(url).status_code
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return _words(error)
+
+
 def _words(error: Exception) -> str:
     """The last line of a message: libpq puts what it tried first and the reason last."""
     lines = str(error).strip().splitlines()

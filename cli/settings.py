@@ -1,28 +1,69 @@
-"""Where the API is, for the CLI and the Python client: `SLUICE_URL`, else the local stack."""
+"""Where the API is, for the CLI and the Python client: `SLUICE_URL`, else the local stack.
 
+A client reads the environment and `client.env` under `SLUICE_HOME`, never the `.env` of the folder
+that it happens to run in: what lies in a folder of others must not say where a key is sent to.
+Servers and `sluice up` do read `.env` (`shared/config.py`), of which only the home is used here.
+"""
+
+import ipaddress
+import os
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cli.errors import ConnectionFailed
+from shared.errors import ConfigurationError
+
+FILE = "client.env"
+DEFAULT_HOME = Path("~/.sluice")
 
 
 class ClientSettings(BaseSettings):
     """The three settings of a client, so that a wrong setting of a server is no concern of it."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SLUICE_", env_file=".env", extra="ignore", frozen=True
+        env_prefix="SLUICE_", env_ignore_empty=True, extra="ignore", frozen=True
     )
 
     url: str | None = None
     api_key: SecretStr | None = None
-    home: Path = Path("~/.sluice")
+    home: Path | None = None
 
     @property
     def home_path(self) -> Path:
-        return self.home.expanduser().resolve()
+        """Where the local stack lies, which `.env` may say, as it does to `sluice up`."""
+        home = self.home or _FolderSettings().home or DEFAULT_HOME
+        return home.expanduser().resolve()
+
+
+class _FolderSettings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="SLUICE_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    home: Path | None = None
+
+
+def client_settings(*, url: str | None = None) -> ClientSettings:
+    """The settings of this environment; `url` is one that goes before them.
+
+    A key of `client.env` is for the URL of that file: it is not read where another place says
+    where the API is.
+    """
+    if url or os.environ.get("SLUICE_URL"):
+        return ClientSettings()
+    # Not the home of a `.env`: that one is a file of others, too.
+    home = Path(os.environ.get("SLUICE_HOME") or DEFAULT_HOME).expanduser()
+    file = home / FILE
+    try:
+        return ClientSettings(
+            _env_file=file if file.is_file() else None, _env_file_encoding="utf-8"
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}") from error
 
 
 def find_url(settings: ClientSettings) -> str:
@@ -35,8 +76,21 @@ def find_url(settings: ClientSettings) -> str:
 
         stack = find_stack(settings.home_path)
         if stack is not None:
+            if settings.home is None and not _is_loopback(stack.api_url):
+                raise ConfigurationError(
+                    f"The stack under {settings.home_path} names {stack.api_url}, which is another "
+                    "machine. Set SLUICE_URL to it if that is meant."
+                )
             return stack.api_url
     raise ConnectionFailed(
         "No API to talk to: SLUICE_URL is not set and no local stack runs. "
         "Start one with `sluice up`, or set SLUICE_URL."
     )
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,7 +1,8 @@
 """Which documents a list of paths stands for, and what each is called.
 
 A document's name is its identity within a collection: for a file the path as given, for a file
-found in a folder the path from that folder on, the folder's own name first. Nothing here reads
+found in a folder the path from that folder on, the folder's own name first; with a root the path
+from there, however the file was named. Nothing here reads
 the files or talks to the network.
 """
 
@@ -52,12 +53,16 @@ class Found:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def discover(paths: Iterable[str]) -> Found:
-    """Expand files, folders and globs. Raises `InvalidInput` where a path stands for nothing."""
+def discover(paths: Iterable[str], *, root: str | Path | None = None) -> Found:
+    """Expand files, folders and globs. Raises `InvalidInput` where a path stands for nothing.
+
+    With `root`, names are paths from that folder on, in which all files have to be.
+    """
     found: dict[str, FileDocument] = {}
     left_out: Counter[str] = Counter()
     for path in paths:
-        for document in _of_argument(path, left_out):
+        for named in _of_argument(path, left_out):
+            document = named if root is None else _below(Path(root), named)
             other = found.setdefault(document.name, document)
             if other is not document and not _same(other.path, document.path):
                 raise InvalidInput(
@@ -132,6 +137,15 @@ def _if_readable(
         yield FileDocument(name=document_name(name), path=Path(path))
     else:
         left_out[suffix or "no extension"] += 1
+
+
+def _below(root: Path, document: FileDocument) -> FileDocument:
+    """The document by its path from the root on; links are followed in neither."""
+    # Not resolved: a link is named by where it is, not by where it leads.
+    path, top = Path(os.path.abspath(document.path)), Path(os.path.abspath(root))  # noqa: PTH100
+    if not path.is_relative_to(top):
+        raise InvalidInput(f"{document.path} is not below the root {root}.")
+    return FileDocument(name=document_name(str(path.relative_to(top))), path=document.path)
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -1,7 +1,9 @@
 """`sluice ingest`: files, folders, globs and standard input into a collection."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -11,7 +13,7 @@ from cli.bars import bars
 from cli.client import Client
 from cli.errors import Interrupted
 from cli.exits import Exit
-from cli.ingest import IngestOptions, IngestReport
+from cli.ingest import Duplicate, IngestOptions, IngestReport
 from cli.ingest import ingest as ingest_documents
 from cli.options import column_names, key_values, with_client
 from cli.output import duration, jsonable, plural, print_json, print_text, say
@@ -22,6 +24,7 @@ from shared.errors import InvalidInput
 from shared.payloads import SplitterType
 
 SHOWN_ERRORS = 20
+SHOWN_DUPLICATES = 3
 # Named again here, for `shared.queue` loads Celery.
 LANES = ("interactive", "normal", "bulk")
 
@@ -37,6 +40,10 @@ LANES = ("interactive", "normal", "bulk")
     help="Made if missing.",
 )
 @click.option("--name", default="stdin", show_default=True, help="What `-` is called.")
+@click.option(
+    "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+    help="Name documents by their paths from here on, whatever folder is given.",
+)  # fmt: skip
 @click.option("--splitter", type=click.Choice([s.value for s in SplitterType]))
 @click.option("--chunk-size", type=int, help="In characters; in tokens for `token`.")
 @click.option("--chunk-overlap", type=int, help="In the same unit.")
@@ -68,6 +75,7 @@ def ingest(
     paths: tuple[str, ...],
     collection: str,
     name: str,
+    root: Path | None,
     splitter: str | None,
     chunk_size: int | None,
     chunk_overlap: int | None,
@@ -86,8 +94,14 @@ def ingest(
 
     Folders are searched for text, Markdown, HTML, CSV and JSON files; files that are named are
     always sent; `-` reads a text from standard input. Running it again sends only what is new.
+
+    \b
+    Examples:
+      sluice ingest docs/ notes.csv -c handbook --metadata team=support
+      sluice ingest 'docs/**/*.md' -c handbook --root docs
+      sluice ingest prices.csv -c prices --csv-encoding cp949 --content-columns product,note
     """
-    found = discover(path for path in paths if path != "-")
+    found = discover((path for path in paths if path != "-"), root=root)
     documents: list[LocalDocument] = list(found.documents)
     if "-" in paths:
         documents.append(_standard_input(name))
@@ -165,6 +179,16 @@ def _interrupted(jobs: list[Job]) -> str:
     )
 
 
+def _duplicates(found: Sequence[Duplicate]) -> str:
+    first = ", ".join(f"{each.source} is {each.other}" for each in found[:SHOWN_DUPLICATES])
+    more = f" and {len(found) - SHOWN_DUPLICATES:,} more" if len(found) > SHOWN_DUPLICATES else ""
+    return (
+        f"Warning: {plural(len(found), 'file')} with the content of documents that are here under "
+        f"another name ({first}{more}); searches find both. With --root a file has one name "
+        "whatever folder is given; `sluice documents delete` removes the other."
+    )
+
+
 def _document(report: IngestReport, left_out: Mapping[str, int]) -> dict[str, Any]:
     return {
         "collection": report.collection,
@@ -175,6 +199,7 @@ def _document(report: IngestReport, left_out: Mapping[str, int]) -> dict[str, An
         "chunks": report.chunks,
         "errors": jsonable(report.errors),
         "warnings": list(report.warnings),
+        "duplicates": [asdict(each) for each in report.duplicates],
         "uploaded_files": report.uploaded_files,
         "reused_files": report.reused_files,
         "left_out": dict(left_out),
@@ -189,6 +214,8 @@ def _show(report: IngestReport) -> None:
         say(f"Failed: {error.message if named else f'{error.source}: {error.message}'}")
     if len(report.errors) > SHOWN_ERRORS:
         say(f"… and {len(report.errors) - SHOWN_ERRORS:,} more; --json lists all.")
+    if report.duplicates:
+        say(_duplicates(report.duplicates), style="yellow")
     for warning in report.warnings[:SHOWN_ERRORS]:
         say(f"Warning: {warning}", style="yellow")
     if not report.finished:

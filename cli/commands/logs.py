@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 from cli.options import json_option
 from cli.output import clean, print_json_line, write_text
-from cli.settings import ClientSettings
+from cli.settings import client_settings
 from shared.errors import NotFound
 
 FOLLOW_PAUSE_S = 0.25
@@ -116,7 +116,7 @@ def _show(name: str, line: str, prefix_cells: int, as_json: bool) -> None:
 
 
 def _folder() -> Path:
-    return ClientSettings().home_path / "logs"
+    return client_settings().home_path / "logs"
 
 
 def _files() -> dict[str, Path]:

@@ -17,7 +17,7 @@ from cli.errors import ApiError, ConnectionFailed
 from cli.exits import Exit
 from cli.options import connection_options, json_option, served_models, target
 from cli.output import print_json, print_json_line, print_table, print_text, say
-from cli.settings import ClientSettings
+from cli.settings import client_settings
 from shared.config import load_settings
 from shared.errors import Unavailable
 
@@ -80,7 +80,7 @@ def down(*, timeout_s: float, as_json: bool) -> int:
     """Stop the stack on this machine. Its data stays."""
     from cli.down import stop_stack
 
-    home = ClientSettings().home_path
+    home = client_settings().home_path
     stopped = stop_stack(home, timeout_s)
     if as_json:
         print_json({"stopped": stopped, "home": str(home)})
@@ -95,7 +95,7 @@ def down(*, timeout_s: float, as_json: bool) -> int:
 def status(*, url: str | None, api_key: str | None, as_json: bool) -> int:
     """What runs, and whether it is ready for work."""
     url, api_key = target(url, api_key)
-    parts = [] if url or ClientSettings().url else _parts()
+    parts = [] if url or client_settings().url else _parts()
     try:
         with Client(url, api_key, notify=say) as client:
             document = _of_api(client)
@@ -166,7 +166,7 @@ def _parts() -> "list[PartStatus]":
         return []
     from cli.stackfile import find_stack, stack_status
 
-    stack = find_stack(ClientSettings().home_path)
+    stack = find_stack(client_settings().home_path)
     return [] if stack is None else stack_status(stack)
 
 

@@ -14,7 +14,7 @@ import click
 
 from cli.options import Group, served_models
 from cli.output import say
-from cli.packages import PACKAGES
+from cli.packages import PACKAGES, how_to_install
 from shared.config import Settings, load_settings
 from shared.errors import ConfigurationError
 
@@ -83,7 +83,7 @@ def _become(role: str, arguments: Sequence[str], concurrency: int | None, name: 
     if missing := [module for module in PACKAGES["worker"] if find_spec(module) is None]:
         raise ConfigurationError(
             f"A worker needs packages that are not installed ({', '.join(missing)}): "
-            "pip install 'sluice[worker]', or 'sluice[gpu]' for 4-bit models."
+            f"{how_to_install('worker')}, with 'gpu' in the place of 'worker' for 4-bit models."
         )
     environment = _environment(load_settings())
     # A process keeps its id when it becomes another program.

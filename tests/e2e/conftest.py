@@ -59,7 +59,7 @@ def live_stack() -> Iterator[LiveStack]:
         if importlib.util.find_spec(name) is None
     ]
     if sys.platform != "linux" or missing:
-        reason = f"the local stack needs Linux and `pip install 'sluice[local]'` ({missing})"
+        reason = f"the local stack needs Linux and `pip install '.[local]'` ({missing})"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="sluice e2e "))
     folder.chmod(0o755)  # PostgreSQL's own user must reach its part of it.

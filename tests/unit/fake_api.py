@@ -89,6 +89,8 @@ def make_app(state: State) -> FastAPI:
     def note(request: Request) -> None:
         state.requests.append((request.method, request.url.path))
         wanted = f"Bearer {state.api_key}"
+        if request.url.path in ("/healthz", "/readyz"):
+            return
         if state.api_key and request.headers.get("Authorization") != wanted:
             raise HTTPException(401, "Send a valid API key.")
 
@@ -238,6 +240,10 @@ def make_app(state: State) -> FastAPI:
     def workers() -> Response:
         item = {"name": "cpu-1", "queues": ["ingest"], "concurrency": 2, "last_seen_at": NOW}
         return JSONResponse({"items": [{**item, "models": ["ollama"], "alive": True}]})
+
+    @app.get("/healthz")
+    def health() -> Response:
+        return JSONResponse({"status": "ok"})
 
     @app.get("/readyz")
     def ready() -> Response:

@@ -11,6 +11,7 @@ import pytest
 from cli.main import run
 from tests.unit.cli_process import document, started
 from tests.unit.fake_api import State, serving
+from tests.unit.fake_shapes import make_document
 
 
 @pytest.fixture
@@ -179,3 +180,88 @@ def test_a_file_that_breaks_every_connection_is_an_entry(
     assert run(["ingest", str(docs / "0.md"), "-c", "handbook", "--json"]) == 1
     [error] = document(capsys)["errors"]
     assert "may be too large" in error["message"]
+
+
+# Names
+
+
+@pytest.fixture
+def company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`company/web/page.html` and `company/a.md`, seen from the folder above."""
+    web = tmp_path / "company" / "web"
+    web.mkdir(parents=True)
+    (web / "page.html").write_text("<p>hello")
+    (web.parent / "a.md").write_text("# a")
+    monkeypatch.chdir(tmp_path)
+    return web.parent
+
+
+def live(state: State) -> None:
+    """What has been ingested is in the collection."""
+    state.documents = [
+        {**make_document("handbook", number), "source": file["name"], "sha256": file["sha256"]}
+        for number, file in enumerate(state.files.values())
+    ]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "company",
+        "company/web",
+        "company/web/page.html",
+        "company/**/*.html",
+        "./company/../company",
+    ],
+)
+@pytest.mark.parametrize("root", ["company", ".", "{absolute}"])
+def test_with_a_root_a_file_has_one_name(
+    argument: str, root: str, company: Path, state: State
+) -> None:
+    root = root.format(absolute=company)
+    assert run(["ingest", argument, "-c", "handbook", "--root", root]) == 0
+    names = {file["name"] for file in state.files.values()}
+    assert ("web/page.html" if root != "." else "company/web/page.html") in names
+
+
+def test_the_root_may_be_above_the_folder_that_one_is_in(
+    company: Path, state: State, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(company / "web")
+    assert run(["ingest", "page.html", "-c", "handbook", "--root", ".."]) == 0
+    assert [file["name"] for file in state.files.values()] == ["web/page.html"]
+    assert run(["ingest", "../a.md", "-c", "handbook", "--root", "."]) == 2
+    assert "is not below the root" in capsys.readouterr().err
+    assert run(["ingest", "page.html", "-c", "handbook", "--root", "nowhere"]) == 2
+
+
+@pytest.mark.usefixtures("company")
+def test_the_same_file_under_another_name_is_warned_of(state: State, capsys: Captured) -> None:
+    assert run(["ingest", "company", "-c", "handbook", "--json"]) == 0
+    assert document(capsys)["duplicates"] == []
+    live(state)
+    assert run(["ingest", "company/web", "-c", "handbook", "--json"]) == 0
+    again = document(capsys)
+    duplicate = {"source": "web/page.html", "other": "company/web/page.html"}
+    assert again["duplicates"] == [duplicate]
+    assert run(["ingest", "company/web", "-c", "handbook"]) == 0
+    error = capsys.readouterr().err
+    assert "web/page.html is company/web/page.html" in error
+    assert "--root" in error
+
+
+@pytest.mark.usefixtures("company")
+def test_the_same_name_or_a_name_that_is_not_live_is_no_duplicate(
+    state: State, capsys: Captured
+) -> None:
+    assert run(["ingest", "company", "-c", "handbook"]) == 0
+    live(state)
+    capsys.readouterr()
+    assert run(["ingest", "company", "-c", "handbook", "--json"]) == 0
+    assert document(capsys)["duplicates"] == []
+    assert state.count("GET", "/v1/collections/handbook/documents") == 0
+    state.documents = state.documents[:1]
+    state.documents[0]["source"] = "elsewhere.md"
+    state.documents[0]["sha256"] = "0" * 64
+    assert run(["ingest", "company/web", "-c", "handbook", "--json"]) == 0
+    assert document(capsys)["duplicates"] == []

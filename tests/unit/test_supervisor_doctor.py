@@ -4,12 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from pydantic import SecretStr
 
 from cli.checks import Check
 from cli.doctor import check
 from cli.ports import free_ports
 from shared.config import Settings
+from tests.unit.fake_api import State, serving
 
 
 def checks(home: Path, **changes: object) -> dict[str, Check]:
@@ -68,3 +70,42 @@ def test_the_doctor_imports_nothing_heavy(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("has_keys", [True, False])
+@pytest.mark.parametrize("here", [{}, {"api_keys": {"me": SecretStr("mine")}}])
+def test_the_api_that_answers_is_asked_whether_it_wants_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_keys: bool, here: dict[str, object]
+) -> None:
+    """Whatever the settings of this machine say, which are those of another API."""
+    state = State(api_key="s3cret" if has_keys else None)
+    with serving(state) as url:
+        monkeypatch.setenv("SLUICE_URL", url)
+        monkeypatch.setenv("SLUICE_API_KEY", "s3cret")
+        found = checks(tmp_path, **here)
+    keys = found["API keys"]
+    assert keys.ok
+    assert keys.detail == (
+        f"{url} asks for a key" if has_keys else "none: whoever reaches 127.0.0.1 may use the API"
+    )
+
+
+def test_without_an_api_its_settings_are_looked_at(tmp_path: Path) -> None:
+    assert checks(tmp_path)["API keys"].detail.startswith("none")
+    keys = {"one": SecretStr("a"), "two": SecretStr("b")}
+    assert checks(tmp_path, api_keys=keys)["API keys"].detail == "2 set for the API of this machine"
+
+
+def test_paused_queues_and_the_last_sweep_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = State()
+    with serving(state) as url:
+        monkeypatch.setenv("SLUICE_URL", url)
+        paused = checks(tmp_path)
+        state.paused = False
+        running = checks(tmp_path)
+    assert paused["queues"].ok
+    assert paused["queues"].detail == "paused: ingest; `sluice queues resume ingest` goes on"
+    assert running["queues"].detail == "none is paused"
+    assert running["API: sweeper"].detail == "ran 0.4 s ago"

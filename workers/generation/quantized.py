@@ -109,8 +109,9 @@ def _precision(wanted: str, device: str, config: PreTrainedConfig) -> str:
 def _options(precision: str, device: str) -> dict[str, Any]:
     if precision in QUANTIZED and find_spec("bitsandbytes") is None:
         raise ConfigurationError(
-            f"The precision {precision} needs the package bitsandbytes: install `sluice[gpu]`, or "
-            "set SLUICE_GENERATION_PRECISION to bfloat16 or float32."
+            f"The precision {precision} needs the package bitsandbytes: run `pip install '.[gpu]'` "
+            "in the folder of Sluice's source, or set SLUICE_GENERATION_PRECISION to bfloat16 or "
+            "float32."
         )
     options: dict[str, Any] = {"device_map": device}
     # On processors it advises to install `kernels`, with which it would fetch code from the hub.
