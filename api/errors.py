@@ -6,8 +6,7 @@ import traceback
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from psycopg.errors import UndefinedColumn, UndefinedTable
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -25,6 +24,7 @@ from shared.errors import (
     Unauthorized,
     Unavailable,
 )
+from shared.sqlstates import Meaning, first_line, trouble_of
 
 log = logging.getLogger(__name__)
 
@@ -77,24 +77,30 @@ def _http(request: Request, error: Exception) -> Response:
 
 
 def _database(request: Request, error: Exception) -> Response:
-    """Postgres is down, unreachable or too slow; anything else of the database is our fault."""
-    if isinstance(error, DBAPIError) and isinstance(error.orig, UndefinedTable | UndefinedColumn):
-        lacks = "The database lacks tables of this version; run `sluice migrate`."
-        return refusal(request.url.path, 503, lacks)
-    lost = isinstance(error, DBAPIError) and error.connection_invalidated
-    if not lost and not isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+    """What the error means is told by its SQLSTATE; what has no other meaning is our fault."""
+    trouble = trouble_of(error)
+    status = _STATUS_OF[trouble.meaning] if trouble else 500
+    if trouble is None or status == 500:
         if isinstance(error, DBAPIError):
             _log_database_error(request, error)
         return _unexpected(request, error)
     # Without the statement and its parameters, which hold what users sent.
-    reason = error.orig if isinstance(error, DBAPIError) else error
-    log.warning("database unavailable: %s", str(reason).strip().partition("\n")[0])
-    return refusal(
-        request.url.path,
-        503,
-        "The database (SLUICE_DATABASE_URL) does not answer. Try again shortly.",
-        headers={"Retry-After": "1"},
-    )
+    words = first_line(error) if status == 503 else type(error).__name__
+    log.warning("database %s (SQLSTATE %s): %s", trouble.meaning.value, trouble.sqlstate, words)
+    if status != 503 or trouble.meaning is Meaning.SCHEMA:
+        return refusal(request.url.path, status, trouble.message)
+    detail = f"{trouble.message} Try again shortly."
+    return refusal(request.url.path, status, detail, headers={"Retry-After": "1"})
+
+
+_STATUS_OF = {
+    Meaning.AWAY: 503,
+    Meaning.BUSY: 503,
+    Meaning.VALUE: 422,
+    Meaning.CONFLICT: 409,
+    Meaning.SCHEMA: 503,
+    Meaning.FAULT: 500,
+}
 
 
 def _log_database_error(request: Request, error: DBAPIError) -> None:

@@ -2,25 +2,24 @@
 
 import asyncio
 from collections.abc import Callable
-from datetime import timedelta
 
 import httpx
 from redis.exceptions import RedisError
-from sqlalchemy import func, select, text
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import Parts
 from api.schemas import CheckView, ReadinessView
-from shared import queues
+from shared import queues, sweeps
 from shared.db import is_current
-from shared.models import QueueState
 from shared.queue import Queue
 from shared.submission import FIRST_STEP
 
 CHECK_S = 5.0
 STALE_SWEEPS = 10
 STALE_AT_LEAST_S = 10.0
+FAULTS_SHOWN = 20
 Check = Callable[[Parts], str]
 """Says what is well, or raises."""
 
@@ -86,23 +85,40 @@ def _workers(parts: Parts) -> str:
             f"no living worker serves {', '.join(missing)}; start `python -m workers cpu` and "
             "`python -m workers generate`"
         )
+    if not any(Queue.WEBHOOK.value in worker.queues for worker in living):
+        return f"{len(living)} alive; none sends webhooks, as `python -m workers beat` does"
     return f"{len(living)} alive"
 
 
 def _sweeper(parts: Parts) -> str:
+    """How long ago it ran, which parts of it fail, and which rows it cannot handle. Those are
+    survived, and so make nothing unready."""
     settings = parts.settings
     limit_s = max(STALE_AT_LEAST_S, STALE_SWEEPS * settings.sweep_interval_s)
     with parts.ledger.read() as session:
-        age = session.execute(
-            select(func.clock_timestamp() - QueueState.swept_at).where(
-                QueueState.name == Queue.CONTROL.value
-            )
-        ).scalar_one_or_none()
-    if age is None:
-        raise NotWell("has never run; start `python -m workers beat` and a CPU worker")
-    if age > timedelta(seconds=limit_s):
-        raise NotWell(f"last ran {age.total_seconds():.0f} s ago; are beat and a CPU worker up?")
-    return f"ran {max(0.0, age.total_seconds()):.1f} s ago"
+        age_s = sweeps.age_s(session)
+        faults = sweeps.faults(session, limit=FAULTS_SHOWN)
+        count = sweeps.count_faulty_rows(session) if faults else 0
+    if age_s is None:
+        raise NotWell("has never run; start `python -m workers beat`")
+    words = [f"{fault.part} fails: {fault.message}" for fault in faults if not fault.item]
+    bad = [fault for fault in faults if fault.item]
+    if bad:
+        named = [f"{fault.item}{_job(fault)}: {fault.message}" for fault in bad]
+        left = count - len({fault.item for fault in bad})
+        more = f", and {left} more" if left > 0 else ""
+        words.append(
+            f"{count} rows cannot be handled (cancel the job, or correct the row): "
+            f"{'; '.join(named)}{more}"
+        )
+    if age_s > limit_s:
+        raise NotWell("; ".join([f"last ran {age_s:.0f} s ago; is beat up?", *words]))
+    return "; ".join([f"ran {age_s:.1f} s ago", *words])
+
+
+def _job(fault: sweeps.Fault) -> str:
+    is_named = fault.job_id is None or str(fault.job_id) in fault.item
+    return "" if is_named else f" of job {fault.job_id}"
 
 
 def _words(error: Exception) -> str:

@@ -72,9 +72,9 @@ def program_parts(settings: Settings, places: Places, crew: Crew) -> list[Part]:
         argv=_python("workers", "beat"),
         ready=lambda _pid: sweeper_ready(places.api_url, key),
         env=env,
-        # The sweeper runs in a CPU worker, so this waits for one.
-        ready_timeout_s=180,
-        hint="read its log and that of the CPU worker, which does what beat asks for.",
+        # A webhook that is under way may take this long.
+        stop_grace_s=settings.webhook_timeout_s + 5,
+        hint="read its log; it sweeps, and sends webhooks.",
     )
     cpu = [_worker("cpu", number, (), env, places, key) for number in _numbers(crew.cpu_workers)]
     models = [argument for model in crew.models for argument in ("--model", model)]

@@ -1,14 +1,12 @@
 """The health check of a container: ends with 0 when its process does its work, else says why not.
 
 `health.py api` asks the API; `health.py worker` looks whether a worker of this host has reported
-lately; `health.py beat` whether the sweeper has run or its bell at least waits to be heard. It
-changes nothing.
+lately; `health.py beat` that, and whether the sweeper has run. It changes nothing.
 """
 
 import socket
 import sys
 import urllib.request
-from datetime import timedelta
 
 TIMEOUT_S = 4
 SWEEPS_MISSED = 30
@@ -41,23 +39,17 @@ def worker() -> str | None:
 
 
 def beat() -> str | None:
-    from sqlalchemy import func, select
-
     from shared.config import load_settings
-    from shared.db import make_engine
-    from shared.models import QueueState
-    from shared.queue import Queue, make_redis
+    from shared.db import make_engine, make_sessions
+    from shared.sweeps import age_s
 
     settings = load_settings()
-    # The bell waits where all CPU workers are busy or gone, which is not beat's fault.
-    if make_redis(settings).llen(Queue.CONTROL):
-        return None
-    limit = timedelta(seconds=SWEEPS_MISSED * settings.sweep_interval_s)
-    lately = select(QueueState.name).where(QueueState.swept_at > func.now() - limit)
-    with make_engine(settings).connect() as connection:
-        if connection.execute(lately).first() is None:
-            return f"the sweeper has not run within {limit}, and no bell waits"
-    return None
+    with make_sessions(make_engine(settings))() as session:
+        age = age_s(session)
+    limit_s = SWEEPS_MISSED * settings.sweep_interval_s
+    if age is None or age > limit_s:
+        return f"the sweeper has not run within {limit_s:g} s"
+    return worker()
 
 
 CHECKS = {"api": api, "worker": worker, "beat": beat}

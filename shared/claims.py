@@ -33,9 +33,17 @@ class Claim:
     max_attempts: int
     error_before: dict[str, Any] | None = None
     """Why the attempt before this one is tried again."""
+    free_attempts: int = 0
+    """How many attempts before this one are not counted."""
+
+    @property
+    def counted_attempt(self) -> int:
+        """The attempt as users see it; never more than the job's `max_attempts`."""
+        return self.attempt - self.free_attempts
 
 
-# What is `picked` runs from now on, and its job with it.
+# What is `picked` runs from now on, and its job with it. Attempts that are not counted have raised
+# the step's `max_attempts` beyond the job's; the job's attempt, which users see, is without them.
 TAKE = """), claimed AS (
     UPDATE steps SET state = 'running', attempt = attempt + 1, worker = :worker,
         started_at = now(), lease_until = now() + make_interval(secs => :lease_s)
@@ -43,15 +51,18 @@ TAKE = """), claimed AS (
     RETURNING steps.*
 ), started AS (
     UPDATE jobs SET state = 'running', started_at = coalesce(jobs.started_at, now()),
-        attempt = greatest(jobs.attempt, c.attempt), queue = c.queue,
+        attempt = greatest(jobs.attempt, c.attempt - c.max_attempts + jobs.max_attempts),
+        queue = c.queue,
         deadline_at = coalesce(deadline_at, now() + make_interval(secs => timeout_s))
     FROM claimed c
     WHERE jobs.id = c.job_id AND NOT c.after_end
-      AND (jobs.state = 'queued' OR jobs.attempt < c.attempt OR jobs.queue <> c.queue)
+      AND (jobs.state = 'queued' OR jobs.queue <> c.queue
+           OR jobs.attempt < c.attempt - c.max_attempts + jobs.max_attempts)
     RETURNING jobs.id
 )
 SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_key, c.attempt,
-    c.max_attempts, c.error, j.kind, j.state AS job_state
+    c.max_attempts, c.error, j.kind, j.state AS job_state,
+    c.max_attempts - j.max_attempts AS free_attempts
 FROM claimed c JOIN jobs j ON j.id = c.job_id
 ORDER BY c.lane, c.job_id, c.id
 """
@@ -176,4 +187,5 @@ def _claimed(session: Session, row: Any) -> Claim:
         step_id=row.id, job_id=row.job_id, name=row.name, queue=row.queue, kind=row.kind,
         lane=row.lane, fair_key=row.fair_key, payload=row.payload, batch_key=row.batch_key,
         attempt=row.attempt, max_attempts=row.max_attempts, error_before=row.error,
+        free_attempts=row.free_attempts,
     )  # fmt: skip

@@ -164,7 +164,12 @@ class Settings(BaseSettings):
     retry_base_s: PositiveFloat = 1
     retry_cap_s: PositiveFloat = 60
     unavailable_retry_for_s: PositiveFloat = 3600
+    step_stall_s: PositiveFloat = 60
     sweep_interval_s: PositiveFloat = 1
+    tidy_interval_s: PositiveFloat = 5
+    sweep_limit_rows: PositiveInt = 500
+    sweep_limit_s: Annotated[float, Field(gt=0, le=2_000_000)] = 5
+    sweep_lock_timeout_s: Annotated[float, Field(gt=0, le=2_000_000)] = 1
     retention_days: Annotated[float, Field(gt=0, le=36_500)] = 30
     events_limit_entries: PositiveInt = 1000
     events_keep_s: PositiveInt = 86_400
@@ -177,12 +182,14 @@ class Settings(BaseSettings):
 
     webhook_timeout_s: PositiveFloat = 10
     webhook_allow_private: bool = False
+    webhook_concurrency: PositiveInt = 16
 
     # Connections
     connect_timeout_s: PositiveFloat = 5
     request_timeout_s: PositiveFloat = 30
     database_pool_connections: PositiveInt = 10
     database_statement_timeout_s: Annotated[float, Field(gt=0, le=2_000_000)] = 60
+    database_lock_timeout_s: Annotated[float, Field(gt=0, le=2_000_000)] | None = None
 
     # Ingestion
     max_sources_per_job: Annotated[int, Field(gt=0, le=SOURCES_LIMIT)] = 10_000

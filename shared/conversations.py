@@ -157,8 +157,11 @@ RELEASE = text("""
 """)
 
 
-def with_held_turns(session: Session, *, limit: int) -> list[UUID]:
-    """Conversations of which turns wait while none is at work: the one before was lost."""
+def with_held_turns(session: Session, *, limit: int, part: str) -> list[UUID]:
+    """Conversations of which turns wait while none is at work: the one before was lost.
+
+    Those are left out that this part of the sweeper leaves alone (`shared/sweeps.py`).
+    """
     return list(
         session.scalars(
             text("""
@@ -167,9 +170,11 @@ def with_held_turns(session: Session, *, limit: int) -> list[UUID]:
                   AND s.state = 'queued' AND s.run_after = :held
                   AND NOT EXISTS (SELECT FROM jobs o WHERE o.conversation_id = j.conversation_id
                       AND o.id < j.id AND o.state IN ('queued', 'running'))
+                  AND NOT EXISTS (SELECT FROM sweep_faults f WHERE f.part = :part
+                      AND f.item = 'conversation ' || j.conversation_id AND f.retry_at > now())
                 LIMIT :limit
             """),
-            {"held": HELD, "limit": limit},
+            {"held": HELD, "limit": limit, "part": part},
         )
     )
 

@@ -46,7 +46,8 @@ def make_engine(settings: Settings) -> Engine:
         connect_args={
             "connect_timeout": max(1, int(settings.connect_timeout_s)),
             "options": "-c timezone=UTC -c statement_timeout="
-            f"{int(settings.database_statement_timeout_s * 1000)}",
+            f"{int(settings.database_statement_timeout_s * 1000)} -c lock_timeout="
+            f"{int((settings.database_lock_timeout_s or 0) * 1000)}",
         },
     )
     _ping_idle_connections(engine)

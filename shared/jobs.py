@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Select, delete, func, insert, literal, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from shared import conversations
 from shared.errors import Conflict, NotFound
@@ -38,6 +38,11 @@ def state_of(session: Session, job_id: UUID) -> State:
     if state is None:
         raise _unknown(job_id)
     return State(state)
+
+
+def ending_of(session: Session, job_id: UUID) -> str | None:
+    """The state that an open job is about to end in, if it is."""
+    return session.scalar(select(Job.ending).where(Job.id == job_id))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +80,17 @@ def cancel(session: Session, job_id: UUID) -> None:
 def stop(
     session: Session, job_id: UUID, ending: State, error: dict[str, Any] | None, dead: bool = False
 ) -> None:
-    """Let an open job end as `ending`, as soon as none of its steps runs any more."""
+    """Let an open job end as `ending`, as soon as none of its steps runs any more.
+
+    Called again, it takes the queued steps that somebody had locked the last time.
+    """
     job = _locked(session, job_id)
-    if job.state not in OPEN or job.ending is not None:
+    if job.state not in OPEN:
         return
-    job.ending = ending.value
-    job.error = error
-    job.dead = dead
+    if job.ending is None:
+        job.ending = ending.value
+        job.error = error
+        job.dead = dead
     # Steps that a worker is claiming this moment are skipped; that worker sees `ending`.
     queued = (
         select(Step.id)
@@ -106,14 +115,14 @@ def end(session: Session, job: Job, result: Any) -> None:
     job.result = result if job.state == State.SUCCEEDED else None
     job.finished_at = func.now()
     session.flush()
-    if job.webhook is not None:
+    if job.has_webhook:
         webhook = {
-            "job_id": job.id, "name": "webhook", "queue": Queue.CONTROL.value, "lane": job.lane,
+            "job_id": job.id, "name": "webhook", "queue": Queue.WEBHOOK.value, "lane": job.lane,
             "fair_key": job.fair_key, "state": State.QUEUED.value, "after_end": True,
             "max_attempts": job.max_attempts,
         }  # fmt: skip
         session.execute(insert(Step), [webhook])
-        ring_after_commit(session, Queue.CONTROL.value)
+        ring_after_commit(session, Queue.WEBHOOK.value)
     if job.conversation_id is not None:
         conversations.let_next_go(session, job.conversation_id)
     tell_after_commit(session, job.id, EventType.END, {"state": job.state})
@@ -223,12 +232,29 @@ def _tell_progress(
 
 
 def lock(session: Session, job_id: UUID) -> Job | None:
-    return session.scalars(
-        select(Job)
+    """The job, locked until the commit; None where it is gone.
+
+    What users sent is not loaded: it may be large, and a job whose row holds a value that Python
+    cannot read has to be ended all the same.
+    """
+    row = session.execute(
+        select(Job, Job.webhook.is_not(None))
         .where(Job.id == job_id)
+        .options(load_only(*_LOCKED))
         .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     ).first()
+    if row is None:
+        return None
+    job, has_webhook = row
+    object.__setattr__(job, "has_webhook", has_webhook)
+    return job
+
+
+_LOCKED = (
+    Job.kind, Job.state, Job.ending, Job.lane, Job.queue, Job.fair_key, Job.conversation_id,
+    Job.open_steps, Job.max_attempts,
+)  # fmt: skip
 
 
 def _locked(session: Session, job_id: UUID) -> Job:

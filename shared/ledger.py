@@ -6,7 +6,7 @@ is committed, and the sweeper rings for it.
 """
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +26,8 @@ from shared.queue import Bell, make_celery, make_redis
 log = logging.getLogger(__name__)
 
 EFFECTS = "sluice.effects"
+HELD_LIMIT = 10_000
+"""Transactions whose announcements may wait; Postgres knows what older ones had to say."""
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Ledger:
         self.bell = bell
         self.events = events
         self._outage = Outage()
+        self._held: deque[Effects] | None = None
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
@@ -97,9 +100,25 @@ class Ledger:
         self.bell.close()
         self.events.close()
 
+    def hold_announcements(self) -> None:
+        """From now on what is to be announced waits for `announce_held`, which another thread
+        calls: for callers that must not wait for Redis."""
+        self._held = deque(maxlen=HELD_LIMIT)
+
+    def announce_held(self) -> None:
+        held = self._held
+        while held:
+            self._send(held.popleft())
+
     def _announce(self, effects: Effects) -> None:
         if not (effects.rings or effects.events):
             return
+        if self._held is None:
+            self._send(effects)
+        else:
+            self._held.append(effects)
+
+    def _send(self, effects: Effects) -> None:
         if not self._outage.passes():
             log.debug("Redis does not answer; the sweeper will ring")
             return

@@ -6,7 +6,7 @@ State columns are written only by `shared/jobs.py`, `shared/steps.py`, `claims.p
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -65,6 +65,8 @@ class Job(Base):
     deadline_at: Mapped[datetime | None]
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
     webhook: Mapped[dict[str, Any] | None]
+    has_webhook: ClassVar[bool] = False
+    """Only of a job that `shared.jobs.lock` has loaded, which leaves the column itself out."""
     idempotency_key: Mapped[str | None]
     request_hash: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -187,6 +189,37 @@ class QueueState(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     paused_at: Mapped[datetime | None]
     swept_at: Mapped[datetime | None]
+
+
+class SweepFault(Base):
+    """A row that the sweeper cannot handle, or, with an empty `item`, a part of it that fails."""
+
+    __tablename__ = "sweep_faults"
+
+    part: Mapped[str] = mapped_column(primary_key=True)
+    item: Mapped[str] = mapped_column(primary_key=True)
+    """The row as people look for it, such as `step 17`."""
+    job_id: Mapped[UUID | None]
+    message: Mapped[str]
+    tries: Mapped[int] = mapped_column(server_default=sql("1"))
+    first_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    retry_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_sweep_faults_job_id", "job_id"),)
+
+
+class DoomedPath(Base):
+    """What retention still has to delete from the storage, its row being gone already."""
+
+    __tablename__ = "doomed_paths"
+
+    path: Mapped[str] = mapped_column(primary_key=True)
+    is_folder: Mapped[bool]
+    tries: Mapped[int] = mapped_column(server_default=sql("0"))
+    retry_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_doomed_paths_retry_at", "retry_at"),)
 
 
 class Worker(Base):

@@ -22,7 +22,6 @@ from redis.retry import Retry
 from shared.config import Settings
 
 RING = "sluice.ring"
-SWEEP = "sluice.sweep"
 
 
 class Queue(StrEnum):
@@ -33,6 +32,7 @@ class Queue(StrEnum):
     QUERY = "query"
     HF = "hf"
     GENERATE = "generate"
+    WEBHOOK = "webhook"
     CONTROL = "control"
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from shared.document_models import Collection, Document, Version
+from shared.document_models import Chunk, Collection, Document, Version
 from shared.models import IngestItem, Job
 from shared.states import OPEN
 from shared.versions import Remains, VersionState, lock_documents_of, remains_where
@@ -16,7 +16,7 @@ ERASURE_GIVEN_UP_AFTER = timedelta(hours=1)
 """When the collector ends an erasure whose own job did not."""
 
 
-def forsaken(session: Session, *, limit: int) -> list[Remains]:
+def forsaken(session: Session, *where: ColumnElement[bool], limit: int) -> list[Remains]:
     """Retire pending versions that no open job works on; return all that are retired."""
     in_work = exists().where(
         IngestItem.version_id == Version.id, Job.id == IngestItem.job_id, Job.state.in_(OPEN)
@@ -32,10 +32,10 @@ def forsaken(session: Session, *, limit: int) -> list[Remains]:
         .values(state=VersionState.RETIRED.value)
         .execution_options(synchronize_session=False)
     )
-    return remains(session, limit=limit)
+    return remains(session, *where, limit=limit)
 
 
-def remains(session: Session, *, limit: int) -> list[Remains]:
+def remains(session: Session, *where: ColumnElement[bool], limit: int) -> list[Remains]:
     """Retired versions, but for those that an erasure or an open item is at work on."""
     left_alone = func.coalesce(Document.erasing_at, Collection.erasing_at)
     return remains_where(
@@ -43,6 +43,7 @@ def remains(session: Session, *, limit: int) -> list[Remains]:
         Version.state == VersionState.RETIRED,
         ~_awaited(),
         or_(left_alone.is_(None), left_alone < func.now() - ERASURE_GIVEN_UP_AFTER),
+        *where,
         limit=limit,
     )
 
@@ -68,6 +69,22 @@ def _awaited() -> ColumnElement[bool]:
         Job.id == IngestItem.job_id,
         Job.state.in_(OPEN),
     )
+
+
+def remove_chunks(session: Session, version_id: UUID, *, up_to: int) -> int:
+    """Delete some of the text of a retired version; returns how many chunks that were."""
+    some = select(Chunk.ordinal).where(Chunk.version_id == version_id).limit(up_to)
+    gone = session.execute(
+        delete(Chunk)
+        .where(
+            Chunk.version_id == version_id,
+            Chunk.ordinal.in_(some),
+            exists().where(Version.id == version_id, Version.state == VersionState.RETIRED),
+        )
+        .returning(Chunk.ordinal)
+        .execution_options(synchronize_session=False)
+    ).all()
+    return len(gone)
 
 
 def remove(session: Session, version_ids: Sequence[UUID]) -> int:

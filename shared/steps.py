@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import ColumnElement, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from shared import jobs
@@ -158,7 +158,8 @@ def retry(
 ) -> bool:
     """Queue the step again after `in_s` seconds; `free` does not count the attempt.
 
-    A step whose job is ending is not tried again.
+    Without an `error` the reason of the try before stays. A step whose job is ending is not tried
+    again.
     """
     running = select(Step.id).where(*_is_running(claim)).with_for_update()
     if session.execute(running).first() is None:
@@ -167,43 +168,90 @@ def retry(
     job = _lock_job(session, claim)
     if job is not None and job.ending is not None:
         return abandon(session, claim)
+    reason = {} if error is None else {"error": error}
     session.execute(
         update(Step)
         .where(*_is_running(claim))
         .values(
             state=State.QUEUED.value,
-            error=error,
             lease_until=None,
             worker=None,
+            # The number of the attempt fences, and so it always grows. What is shown of it is what
+            # it has grown beyond this (`shared/claims.py`).
             max_attempts=Step.max_attempts + (1 if free else 0),
             run_after=func.now() + timedelta(seconds=in_s),
+            **reason,
         )
     )
     return True
 
 
 def is_ending(session: Session, claim: Claim) -> bool:
-    return session.scalar(select(Job.ending).where(Job.id == claim.job_id)) is not None
+    return jobs.ending_of(session, claim.job_id) is not None
 
 
-def expired(session: Session, *, limit: int) -> list[Claim]:
-    """Running attempts whose lease has ended, locked until the commit."""
+def was_recorded(session: Session, claim: Claim) -> bool:
+    """Whether this very attempt is recorded as a success: its commit may have gone unanswered."""
+    found = session.scalar(
+        select(Step.id).where(
+            Step.id == claim.step_id,
+            Step.attempt == claim.attempt,
+            Step.state == State.SUCCEEDED.value,
+        )
+    )
+    return found is not None
+
+
+def with_lost_worker(
+    session: Session, *where: ColumnElement[bool], limit: int
+) -> list[tuple[int, UUID]]:
+    """Running steps whose lease has ended, with their jobs, the longest ago first.
+
+    Locks nothing.
+    """
     rows = session.execute(
-        select(Step, Job.kind)
-        .join(Job, Job.id == Step.job_id)
-        .where(Step.state == State.RUNNING, Step.lease_until < func.now())
+        select(Step.id, Step.job_id)
+        .where(Step.state == State.RUNNING.value, Step.lease_until < func.now(), *where)
         .order_by(Step.lease_until)
         .limit(limit)
-        .with_for_update(of=Step, skip_locked=True)
-    ).all()
-    return [
-        Claim(
-            step_id=step.id, job_id=step.job_id, name=step.name, queue=step.queue, kind=kind,
-            lane=step.lane, fair_key=step.fair_key, payload=step.payload, attempt=step.attempt,
-            max_attempts=step.max_attempts, error_before=step.error, batch_key=step.batch_key,
+    )
+    return [(row.id, row.job_id) for row in rows]
+
+
+def take(session: Session, step_id: int) -> Claim | None:
+    """The attempt of a step whose lease has ended, locked until the commit; None if it is not so
+    any more, or somebody else is at it.
+
+    It comes without its payload, which may be what cannot be read (`payload_of`).
+    """
+    row = session.execute(
+        select(
+            Step.id, Step.job_id, Step.name, Step.queue, Step.lane, Step.fair_key, Step.attempt,
+            Step.max_attempts, Step.batch_key, Job.kind,
+            (Step.max_attempts - Job.max_attempts).label("free_attempts"),
         )
-        for step, kind in rows
-    ]  # fmt: skip
+        .join(Job, Job.id == Step.job_id)
+        .where(
+            Step.id == step_id,
+            Step.state == State.RUNNING.value,
+            Step.lease_until < func.now(),
+        )
+        .with_for_update(of=Step, skip_locked=True)
+    ).first()  # fmt: skip
+    if row is None:
+        return None
+    return Claim(
+        step_id=row.id, job_id=row.job_id, name=row.name, queue=row.queue, kind=row.kind,
+        lane=row.lane, fair_key=row.fair_key, payload={}, attempt=row.attempt,
+        max_attempts=row.max_attempts, batch_key=row.batch_key, free_attempts=row.free_attempts,
+    )  # fmt: skip
+
+
+def payload_of(session: Session, claim: Claim) -> dict[str, Any]:
+    payload: dict[str, Any] = session.scalars(
+        select(Step.payload).where(Step.id == claim.step_id)
+    ).one()
+    return payload
 
 
 def runnable(session: Session) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""`python -m workers cpu|hf|generate|beat`: one worker process, or the clock of the sweeper."""
+"""`python -m workers cpu|hf|generate|beat`: one worker process; beat sweeps and sends webhooks."""
 
 import argparse
 import logging
@@ -24,7 +24,7 @@ from workers.app import (
     HF_QUEUES,
     PREFORK,
     THREADS,
-    make_beat_app,
+    WEBHOOK_QUEUES,
     make_worker_app,
 )
 from workers.process import Process
@@ -51,7 +51,7 @@ def main() -> int:
         set_up_logging(settings.log_level)
         settings.require_database_url()
         if arguments.role == "beat":
-            return _beat(settings)
+            return _beat(settings, arguments)
         if arguments.role == "cpu":
             return _retrieve(settings, arguments)
         if arguments.role == "hf":
@@ -68,7 +68,7 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     roles = parser.add_subparsers(dest="role", required=True)
-    for role in ("cpu", "hf", "generate"):
+    for role in ("cpu", "hf", "generate", "beat"):
         worker = roles.add_parser(role)
         worker.add_argument("--name", default=f"{role}@{socket.gethostname()}")
         worker.add_argument("--concurrency", type=int)
@@ -78,9 +78,8 @@ def _parse() -> argparse.Namespace:
                 help="serve this model reference (repeatable); unless given: the default model, "
                 "extractive, and the models of Ollama and of the OpenAI-compatible server",
             )  # fmt: skip
-        if role != "cpu":
+        if role in ("hf", "generate"):
             worker.add_argument("--device", help="auto, cpu, cuda, cuda:1, ...")
-    roles.add_parser("beat")
     return parser.parse_args()
 
 
@@ -189,9 +188,33 @@ def _run(app: Celery, settings: Settings, name: str, lists: list[str]) -> int:
     return int(worker.exitcode or 0)
 
 
-def _beat(settings: Settings) -> int:
-    make_beat_app(settings).Beat(loglevel=settings.log_level, quiet=True).run()
-    return 0
+def _beat(settings: Settings, arguments: argparse.Namespace) -> int:
+    """The sweeper, in threads of its own; and beside it webhooks, in the threads of a worker."""
+    from workers.handlers import failure_handlers, webhook_handlers
+    from workers.sweep import Sweeper
+
+    patience = {"database_lock_timeout_s": settings.sweep_lock_timeout_s}
+    slow = Process(settings.model_copy(update=patience), arguments.name)
+    limit_s = min(settings.sweep_limit_s, settings.database_statement_timeout_s)
+    patience["database_statement_timeout_s"] = limit_s
+    quick = Process(settings.model_copy(update=patience), arguments.name)
+    sweeper = Sweeper(slow, failure_handlers(), quick=quick)
+    process = Process(settings, arguments.name)
+    concurrency = arguments.concurrency or settings.webhook_concurrency
+    app = make_worker_app(
+        settings,
+        webhook_handlers(),
+        name=arguments.name,
+        queues=WEBHOOK_QUEUES,
+        pool=THREADS,
+        concurrency=concurrency,
+        process=process,
+    )
+    sweeper.start()  # it needs no Redis, and so does not wait for the worker
+    try:
+        return _run(app, settings, arguments.name, [queue.value for queue in WEBHOOK_QUEUES])
+    finally:
+        sweeper.stop()
 
 
 if __name__ == "__main__":

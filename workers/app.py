@@ -1,4 +1,4 @@
-"""The Celery applications of the workers and of beat. Built by `workers/__main__.py`.
+"""The Celery applications of the workers. Built by `workers/__main__.py`.
 
 Celery carries rings and nothing else: a task takes the best step from Postgres and runs it.
 Its own retries, results and late acknowledgements are off.
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from celery import Celery, signals
 
 from shared.config import Settings
-from shared.queue import RING, SWEEP, Queue, list_of, make_celery
+from shared.queue import RING, Queue, list_of, make_celery
 from workers.presence import Presence
 from workers.process import Process
 from workers.runner import Handlers, run_next
-from workers.sweep import Sweeper
 
 log = logging.getLogger(__name__)
 
 CPU_QUEUES = [Queue.CONTROL, Queue.QUERY, Queue.EMBED, Queue.HF, Queue.INGEST]
 HF_QUEUES = [Queue.HF]
 GENERATE_QUEUES = [Queue.GENERATE]
+WEBHOOK_QUEUES = [Queue.WEBHOOK]
 
 PREFORK = "prefork"
 THREADS = "threads"
@@ -43,9 +43,7 @@ def make_worker_app(
     """
     lists = [list_of(queue, door) for queue in queues for door in doors]
     app = make_celery(settings, lists)
-    order = {"queue_order_strategy": "workers.turns:ControlFirst"}
     app.conf.update(
-        broker_transport_options={**app.conf.broker_transport_options, **order},
         worker_pool=pool,
         worker_concurrency=concurrency,
         task_soft_time_limit=settings.step_soft_limit_s if pool == PREFORK else None,
@@ -55,7 +53,6 @@ def make_worker_app(
         ),
     )
     own: list[Process] = [] if process is None else [process]
-    sweepers: list[Sweeper] = []
 
     def mine() -> Process:
         if not own:  # after the fork; a child runs one task at a time
@@ -65,13 +62,7 @@ def make_worker_app(
     def ring(queue: str) -> None:
         run_next(mine(), handlers, queue)
 
-    def sweep() -> None:
-        if not sweepers:
-            sweepers.append(Sweeper(mine(), handlers))
-        sweepers[0].sweep()
-
     app.task(ring, name=RING)
-    app.task(sweep, name=SWEEP)
     presence = Presence(settings, name, [queue.value for queue in queues], concurrency, doors)
     # weak=False: the connections live as long as the process.
     signals.worker_ready.connect(lambda **_: presence.start(), weak=False)
@@ -83,23 +74,3 @@ def _memory_mib(settings: Settings, queues: list[Queue]) -> int:
     """What a child may take before it is replaced: models that are kept are no leak."""
     kept = settings.hf_cache_mib if Queue.HF in queues else 0
     return settings.worker_max_memory_mib + kept
-
-
-def make_beat_app(settings: Settings) -> Celery:
-    """Rings the sweeper. Rings that nobody answered in time are dropped, not piled up."""
-    app = make_celery(settings)
-    app.conf.update(
-        beat_scheduler="celery.beat:Scheduler",
-        beat_max_loop_interval=settings.sweep_interval_s,
-        beat_schedule={
-            "sweep": {
-                "task": SWEEP,
-                "schedule": settings.sweep_interval_s,
-                "options": {
-                    "queue": Queue.CONTROL.value,
-                    "expires": max(10, settings.sweep_interval_s * 5),
-                },
-            }
-        },
-    )
-    return app

@@ -1,11 +1,13 @@
-"""Which handler runs which step. One table for the CPU worker, one for the generation worker."""
+"""Which handler runs which step: a table for each sort of worker."""
 
+from shared import items
+from workers.ingest import outcomes
 from workers.runner import Handlers
+from workers.step import Handler
 
 
 def cpu_handlers() -> Handlers:
     """Loading, embedding, retrieval, erasure: imports torch, and so does it before any fork."""
-    from workers import webhook
     from workers.generation import chat
     from workers.hf import steps as hf
     from workers.ingest import erase
@@ -22,7 +24,24 @@ def cpu_handlers() -> Handlers:
         "chat.tools": chat.CHAT_TOOLS,
         "erase": erase.ERASE,
         "hf.run": hf.HF_RUN,
-        "webhook": webhook.WEBHOOK,
+    }
+
+
+def webhook_handlers() -> Handlers:
+    """What leaves for servers of others, which may be slow."""
+    from workers import webhook
+
+    return {"webhook": webhook.WEBHOOK}
+
+
+def failure_handlers() -> Handlers:
+    """How the failure of a step is booked in its job, for the sweeper, which runs none.
+
+    Steps that are not here fail their jobs. Nothing is imported that loads models.
+    """
+    return {
+        "ingest.load": Handler(absorb=outcomes.absorb_load, finish=items.result),
+        "ingest.embed": Handler(absorb=outcomes.absorb_embed, finish=items.result),
     }
 
 

@@ -26,15 +26,19 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Beat:
-    """One running step; `lost` is set once it is another worker's."""
+    """One running step; `gone` is set once it is, or may be, another worker's."""
 
     context: Context
-    lost: bool = False
+    gone: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.monotonic)
     extended: float = field(default_factory=time.monotonic)
 
+    @property
+    def lost(self) -> bool:
+        return self.gone.is_set()
+
     def lose(self) -> None:
-        self.lost = True
+        self.gone.set()
         self.context.must_stop("The lease was lost; another worker has the step.")
 
 

@@ -3,18 +3,20 @@
 - Success is recorded in one transaction with whatever the handler asks to be written.
 - `Retryable`, unknown errors and worker loss are tried again with backoff and jitter until the
   step's attempts are used up; then it is a dead letter. `Unavailable` does not use up attempts
-  for as long as a setting says. `Permanent` fails at once.
+  for as long as a setting says. `Permanent` fails at once. What an error of the database is, its
+  SQLSTATE says (`shared/sqlstates.py`).
 - The attempt was counted when it was claimed, so a step that kills its worker ends here too.
 """
 
 import logging
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 
 from billiard.exceptions import SoftTimeLimitExceeded
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from shared import claims, steps
@@ -32,6 +34,7 @@ from shared.errors import (
     Unavailable,
     WorkerLost,
 )
+from shared.sqlstates import Meaning, first_line, is_outage, trouble_of
 from workers import batches
 from workers.process import Process
 from workers.pulse import Beat
@@ -93,25 +96,63 @@ def conclude(
     process: Process, handler: Handler | None, beat: Beat, outcome: Done | Exception
 ) -> None:
     """Record what came of an attempt, and tidy up behind it."""
-    claim, after = beat.context.claim, None
+    claim = beat.context.claim
+    try:
+        recorded = _recorded(process, handler, beat, outcome)
+        if not recorded and isinstance(outcome, Done):
+            # It may have been recorded without an answer to the commit. What it has written must
+            # not be deleted then.
+            recorded = _persistently(process, beat, lambda own: steps.was_recorded(own, claim))
+    except SQLAlchemyError as error:
+        # Nothing is known of it, and so nothing is deleted; the sweeper finds it if it still runs.
+        log.warning("step %s (%s) was not recorded: %s", claim.step_id, claim.name, _message(error))
+        return
+    if not recorded:
+        _tidy(claim, beat.context.on_lost)
+    elif isinstance(outcome, Done) and outcome.after is not None:
+        _tidy(claim, [outcome.after])
+
+
+def _recorded(
+    process: Process, handler: Handler | None, beat: Beat, outcome: Done | Exception
+) -> bool:
+    """False if the attempt runs no longer."""
+    claim = beat.context.claim
     try:
         if isinstance(outcome, Exception):
             raise outcome
-        recorded, after = _record(process, handler, claim, outcome), outcome.after
+        done = outcome
+        return _persistently(process, beat, lambda own: _succeed(own, handler, claim, done))
     except Cancelled as error:
-        recorded = not beat.lost and _stopped(process, handler, claim, error)
+        reason = error.message
+        return not beat.lost and _persistently(
+            process, beat, lambda own: _stopped(own, process.settings, handler, claim, reason)
+        )
     except SoftTimeLimitExceeded:
         limit = process.settings.step_soft_limit_s
-        slow = Retryable(f"The step took longer than {limit} s (SLUICE_STEP_SOFT_LIMIT_S).")
-        recorded = _failed(process, handler, claim, slow)
+        failure: Exception = Retryable(
+            f"The step took longer than {limit} s (SLUICE_STEP_SOFT_LIMIT_S)."
+        )
     except Exception as error:
         if not isinstance(error, SluiceError):
             log.exception("step %s (%s) failed", claim.step_id, claim.name)
-        recorded = _failed(process, handler, claim, error)
-    if not recorded:
-        _tidy(claim, beat.context.on_lost)
-    elif after is not None:
-        _tidy(claim, [after])
+        failure = error
+    return _persistently(
+        process, beat, lambda own: settle_failure(own, process.settings, handler, claim, failure)
+    )
+
+
+def _persistently(process: Process, beat: Beat, write: Callable[[Session], bool]) -> bool:
+    """A transaction that is run again where the database goes away, until the lease has ended."""
+    while True:
+        try:
+            with process.ledger.begin() as session:
+                return write(session)
+        except SQLAlchemyError as error:
+            if beat.lost or not is_outage(error):
+                raise
+            log.warning("the database is away; recording is tried again: %s", _message(error))
+        beat.gone.wait(process.settings.step_heartbeat_s)
 
 
 def conclude_all(
@@ -139,11 +180,6 @@ def conclude_all(
             conclude(process, handler, beat, outcome)
 
 
-def _record(process: Process, handler: Handler | None, claim: Claim, done: Done) -> bool:
-    with process.ledger.begin() as session:
-        return _succeed(session, handler, claim, done)
-
-
 def _succeed(session: Session, handler: Handler | None, claim: Claim, done: Done) -> bool:
     return steps.succeed(
         session,
@@ -155,18 +191,13 @@ def _succeed(session: Session, handler: Handler | None, claim: Claim, done: Done
     )
 
 
-def _stopped(process: Process, handler: Handler | None, claim: Claim, error: Cancelled) -> bool:
+def _stopped(
+    session: Session, settings: Settings, handler: Handler | None, claim: Claim, reason: str
+) -> bool:
     """The heartbeat asked to stop: the job ends, or the time was up."""
-    with process.ledger.begin() as session:
-        if steps.is_ending(session, claim):
-            return steps.abandon(session, claim)
-        late = Retryable(error.message)
-        return settle_failure(session, process.settings, handler, claim, late)
-
-
-def _failed(process: Process, handler: Handler | None, claim: Claim, error: Exception) -> bool:
-    with process.ledger.begin() as session:
-        return settle_failure(session, process.settings, handler, claim, error)
+    if steps.is_ending(session, claim):
+        return steps.abandon(session, claim)
+    return settle_failure(session, settings, handler, claim, Retryable(reason))
 
 
 def settle_failure(
@@ -177,23 +208,46 @@ def settle_failure(
     error: Exception,
 ) -> bool:
     """The retry policy: again later, or for good. False if the attempt runs no longer."""
-    told = {"type": type(error).__name__, "message": _message(error)}
-    since = _unavailable_since(claim, error)
-    is_free = since is not None and _age_s(since) < settings.unavailable_retry_for_s
+    error = translated(error)
+    reason = {"type": type(error).__name__, "message": _message(error)}
+    is_free = False
+    if isinstance(error, Unavailable):
+        now = session.execute(select(func.now())).scalar_one()
+        since = _unavailable_since(claim) or now
+        is_free = (now - since).total_seconds() < settings.unavailable_retry_for_s
+        reason |= {UNAVAILABLE_SINCE: since.isoformat()}
     final = isinstance(error, FINAL)
     if is_free or (not final and claim.attempt < claim.max_attempts):
-        noted = told if since is None else told | {UNAVAILABLE_SINCE: since.isoformat()}
         in_s = max(_delay_s(settings, claim.attempt), _asked_delay_s(error))
-        return steps.retry(session, claim, noted, in_s=in_s, free=is_free)
-    log.warning("step %s (%s) failed for good: %s", claim.step_id, claim.name, told["message"])
+        return steps.retry(session, claim, reason, in_s=in_s, free=is_free)
+    reason.pop(UNAVAILABLE_SINCE, None)
+    log.warning("step %s (%s) failed for good: %s", claim.step_id, claim.name, reason["message"])
     return steps.fail(
         session,
         claim,
-        told,
-        absorb=_absorb(handler, claim, told["message"]),
+        reason,
+        absorb=_absorb(handler, claim, reason["message"]),
         finish=handler.finish if handler else None,
         dead=not final,
     )
+
+
+def translated(error: Exception) -> Exception:
+    """An error of the database as what it means for the step; any other as it is."""
+    trouble = trouble_of(error)
+    if trouble is None:
+        return error
+    return _TYPES[trouble.meaning](trouble.message)
+
+
+_TYPES: dict[Meaning, type[SluiceError]] = {
+    Meaning.AWAY: Unavailable,
+    Meaning.BUSY: Retryable,
+    Meaning.VALUE: Permanent,
+    Meaning.CONFLICT: Permanent,
+    Meaning.SCHEMA: Retryable,
+    Meaning.FAULT: Retryable,
+}
 
 
 def _absorb(
@@ -205,20 +259,17 @@ def _absorb(
     return lambda session: absorb(session, claim, message)
 
 
-def _unavailable_since(claim: Claim, error: Exception) -> datetime | None:
-    """When the outage began that the step meets; None for errors that are of its own making.
+def _unavailable_since(claim: Claim) -> datetime | None:
+    """When the outage began that the step meets, by the database's clock; None at its first.
 
     An outage lasts for as long as each attempt meets it. How long the step waited before its
     first attempt is of no account.
     """
-    if not isinstance(error, Unavailable | OperationalError):
-        return None
     before = (claim.error_before or {}).get(UNAVAILABLE_SINCE)
-    return datetime.fromisoformat(before) if before else datetime.now(UTC)
-
-
-def _age_s(moment: datetime) -> float:
-    return (datetime.now(UTC) - moment).total_seconds()
+    try:
+        return datetime.fromisoformat(before) if before else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _delay_s(settings: Settings, attempt: int) -> float:
@@ -236,8 +287,8 @@ def _asked_delay_s(error: Exception) -> float:
 def _message(error: Exception) -> str:
     if isinstance(error, SluiceError):
         return error.message
-    if isinstance(error, DBAPIError):
-        return f"The database failed: {error.orig}"
+    if isinstance(error, SQLAlchemyError):
+        return first_line(error)
     return f"{type(error).__name__}: {error}"
 
 
@@ -252,6 +303,6 @@ def _tidy(claim: Claim, callbacks: Iterable[Callable[[], None]]) -> None:
 
 def lost_worker(claim: Claim) -> WorkerLost:
     return WorkerLost(
-        f"The worker that ran {claim.name} (attempt {claim.attempt}) died or hung: its lease "
-        "ended. Look at the worker's log; if it ran out of memory, lower the size of the input."
+        f"The worker that ran {claim.name} (attempt {claim.counted_attempt}) died or hung: its "
+        "lease ended. Look at the worker's log; if it ran out of memory, make the input smaller."
     )

@@ -1,180 +1,315 @@
 """The sweeper: takes back expired leases, ends overdue jobs, rings for unrung steps, tidies up.
 
-Beat rings it every `SLUICE_SWEEP_INTERVAL_S`; one sweep runs at a time, wherever it runs.
-Whatever was lost with Redis or with a worker is found here, in Postgres.
+Whatever was lost with Redis or with a worker is found here, in Postgres. It runs in the process
+`python -m workers beat`, of which there may be several: each loop is at work in one of them at a
+time. It waits for nobody: leases, deadlines and held turns have a loop of their own, which needs
+Postgres alone; rings, vectors, retention, the storage and the look at bad rows have theirs. A round
+of each part is bounded in rows and seconds, a part that fails stops no other, and a row that cannot
+be handled stops no other row: it is noted for `/readyz` and left alone for a while.
 """
 
 import logging
-from dataclasses import dataclass
-from datetime import timedelta
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from redis.exceptions import RedisError
-from sqlalchemy import delete, func, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from shared import conversations, jobs, steps
-from shared.config import Settings
-from shared.document_models import File
+from shared import conversations, jobs, steps, sweeps
 from shared.errors import ModelNotServed, SluiceError, Timeout
 from shared.estimates import lacks_worker
-from shared.models import Job, QueueState, Worker
-from shared.payloads import Kind
-from shared.queue import Queue
+from shared.models import Job, Step
+from shared.sqlstates import first_line
 from shared.states import OPEN, State
-from workers.ingest.collect import collect_forsaken
+from workers.ingest.collect import Garbage, StrayVectors
+from workers.inspection import Inspection
 from workers.process import Process
+from workers.retention import Retention, delete_doomed
+from workers.rounds import Item, Round
 from workers.runner import Handlers, lost_worker, settle_failure
 
 log = logging.getLogger(__name__)
 
-LOCK = 0x51CE_5EEE  # any fixed number
-BATCH = 100
+LOCK = 0x51CE_5EEE  # any fixed number; each loop has one behind it
 RINGS = 1000
 """Messages that may wait; more than all workers take until the next sweep is of no use."""
-TIDY_EVERY_SWEEPS = 60
-WORKERS_KEPT = timedelta(days=1)
+STALE_SWEEPS = 10
+STALE_AT_LEAST_S = 10.0
+STOP_S = 5.0
+
+Part = Callable[[Round], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """Parts that run one after the other, in a thread of their own."""
+
+    number: int
+    process: Process
+    interval_s: float
+    parts: Mapping[str, Part]
 
 
 class Sweeper:
-    def __init__(self, process: Process, handlers: Handlers) -> None:
-        self._process = process
+    """`sweep` runs all loops once; `start` runs each in a thread until `stop`.
+
+    `quick` has other connections for what must not wait, with shorter timeouts.
+    """
+
+    def __init__(
+        self, process: Process, handlers: Handlers, *, quick: Process | None = None
+    ) -> None:
         self._handlers = handlers
-        self._sweeps = 0
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._failing: dict[str, str | None] = {}
+        quick = quick or process
+        soon_s, later_s = process.settings.sweep_interval_s, process.settings.tidy_interval_s
+        self._quick = Loop(
+            number=0,
+            process=quick,
+            interval_s=soon_s,
+            parts={
+                "take back": take_back,
+                "overdue": end_overdue,
+                "unserved": fail_unserved,
+                "held turns": let_turns_go,
+            },
+        )
+        slow: list[Mapping[str, Part]] = [
+            {"garbage": Garbage(), "stray vectors": StrayVectors()},
+            Retention().parts,
+            {"storage": delete_doomed},
+            {"inspection": Inspection()},
+        ]
+        self._loops = [
+            self._quick,
+            Loop(number=1, process=quick, interval_s=soon_s, parts={"ring": ring}),
+            *(
+                Loop(number=number, process=process, interval_s=later_s, parts=parts)
+                for number, parts in enumerate(slow, start=2)
+            ),
+        ]
 
     def sweep(self) -> bool:
-        """One round; False if another sweeper is at it."""
-        with self._process.ledger.read() as session:
-            if not session.scalar(select(func.pg_try_advisory_lock(LOCK))):
-                return False
+        """One round of everything; False if another sweeper is at it."""
+        was_mine = [self._round(loop) for loop in self._loops]
+        return all(was_mine)
+
+    def start(self) -> None:
+        # What is announced goes through Redis, which the quick loop must not wait for.
+        self._quick.process.ledger.hold_announcements()
+        for loop in self._loops:
+            name = f"sweep-{next(iter(loop.parts))}"
+            thread = threading.Thread(target=self._run, args=(loop,), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self) -> None:
+        """Let each loop end after the row that it is at; one that hangs is not waited for."""
+        self._stop.set()
+        ends = time.monotonic() + STOP_S
+        for thread in self._threads:
+            thread.join(max(0.0, ends - time.monotonic()))
+
+    def _run(self, loop: Loop) -> None:
+        while not self._stop.is_set():
             try:
-                self._round()
-            finally:
-                session.execute(select(func.pg_advisory_unlock(LOCK)))
+                self._round(loop)
+            except Exception as error:
+                # Postgres is away, most likely. The loop goes on whatever it is.
+                log.warning("a sweep failed: %s", first_line(error))
+            self._stop.wait(loop.interval_s)
+
+    def _round(self, loop: Loop) -> bool:
+        """False if another sweeper is at it."""
+        with self._only_one(loop) as is_mine:
+            if not is_mine:
+                return False
+            for name, part in loop.parts.items():
+                self._run_part(loop.process, name, part)
+            if loop is self._quick:
+                with loop.process.ledger.begin() as session:
+                    sweeps.note_sweep(session)
+                    if sweeps.have_faults(session):
+                        settings = loop.process.settings
+                        kept_s = 2 * (settings.retry_cap_s + settings.tidy_interval_s)
+                        sweeps.forget_faults(session, list(loop.parts), older_than_s=kept_s)
         return True
 
-    def _round(self) -> None:
-        settings, ledger = self._process.settings, self._process.ledger
-        with ledger.begin() as session:
-            _note_sweep(session)
-            take_back(session, settings, self._handlers)
-            end_overdue(session)
-            fail_unserved(session, settings)
-            for conversation_id in conversations.with_held_turns(session, limit=BATCH):
-                conversations.let_next_go(session, conversation_id)
-        self._ring()
+    def _run_part(self, process: Process, name: str, part: Part) -> None:
         try:
-            collect_forsaken(self._process)
-        except SluiceError as error:
-            log.warning("could not tidy up vectors; tried again in the next sweep: %s", error)
-        if self._sweeps % TIDY_EVERY_SWEEPS == 0:
-            with ledger.begin() as session:
-                forgotten = apply_retention(session, settings)
-            for path in forgotten.files:
-                self._process.storage.delete(path)
-            for folder in forgotten.folders:
-                self._process.storage.delete_folder(folder)
-        self._sweeps += 1
+            part(Round(process, self._handlers, name, self._stop))
+        except Exception as error:
+            self._note_failure(process, name, error)
+        else:
+            # Unknown after a start: another process may have noted it.
+            if self._failing.pop(name, "") is not None:
+                with process.ledger.begin() as session:
+                    sweeps.forgive(session, name, "")
+            self._failing[name] = None
 
-    def _ring(self) -> None:
-        """Ring where fewer messages wait than steps are runnable. Too many rings do no harm."""
-        with self._process.ledger.read() as session:
-            runnable = steps.runnable(session)
-        bell = self._process.ledger.bell
-        for queue, count in runnable.items():
+    def _note_failure(self, process: Process, name: str, error: Exception) -> None:
+        words = error.message if isinstance(error, SluiceError) else first_line(error)
+        if self._failing.get(name) != words:  # said once, not each second
+            known = isinstance(error, SluiceError | SQLAlchemyError | RedisError | OSError)
+            log.warning("%s failed, and is tried again: %s", name, words, exc_info=not known)
+        self._failing[name] = words
+        settings = process.settings
+        try:
+            with process.ledger.begin() as session:
+                sweeps.note_fault(
+                    session, name, "", words,
+                    retry_base_s=settings.retry_base_s, retry_cap_s=settings.retry_cap_s,
+                )  # fmt: skip
+        except SQLAlchemyError as away:
+            log.debug("the failure of %s could not be noted: %s", name, first_line(away))
+
+    @contextmanager
+    def _only_one(self, loop: Loop) -> Iterator[bool]:
+        """Whether this process has the loop for itself; the lock goes with the connection.
+
+        It spares work and is not needed for its being right. So a sweeper that has it and stands
+        still, as in a process that was stopped, does not keep the others from the quick loop.
+        """
+        lock = LOCK + loop.number
+        with loop.process.ledger.engine.connect() as opened:
+            connection = opened.execution_options(isolation_level="AUTOCOMMIT")
+            is_mine = bool(connection.scalar(select(func.pg_try_advisory_lock(lock))))
+            if not is_mine:
+                yield loop is self._quick and _is_stale(loop.process)
+                return
             try:
-                missing = min(count, RINGS) - bell.waiting(queue)
-                if missing > 0:
-                    bell.ring(queue, missing)
-            except (RedisError, OSError) as error:
-                log.warning("could not ring %s: %s", queue, error)
+                yield True
+            finally:
+                try:
+                    connection.execute(select(func.pg_advisory_unlock(lock)))
+                except SQLAlchemyError:
+                    connection.invalidate()  # with it, the server lets go of the lock
 
 
-def _note_sweep(session: Session) -> None:
-    row = insert(QueueState).values(name=Queue.CONTROL.value, swept_at=func.now())
-    changed = {"swept_at": func.now()}
-    session.execute(row.on_conflict_do_update(index_elements=["name"], set_=changed))
+def _is_stale(process: Process) -> bool:
+    """Whether no sweep has ended for so long that who has the lock cannot be at work."""
+    with process.ledger.read() as session:
+        age_s = sweeps.age_s(session)
+    limit_s = max(STALE_AT_LEAST_S, STALE_SWEEPS * process.settings.sweep_interval_s)
+    return age_s is not None and age_s > limit_s
 
 
-def take_back(session: Session, settings: Settings, handlers: Handlers) -> None:
+def take_back(round_: Round) -> None:
     """Hand expired attempts to the retry policy."""
-    for claim in steps.expired(session, limit=BATCH):
+    ledger, handlers = round_.process.ledger, round_.handlers
+    with ledger.read() as session:
+        lost = steps.with_lost_worker(
+            session,
+            ~sweeps.is_left_alone(round_.part, "step", Step.id),
+            limit=round_.limit_rows,
+        )
+
+    def settle(session: Session, item: Item) -> None:
+        claim = steps.take(session, item.id)
+        if claim is None:
+            return
         log.warning("lease of step %s (%s) has ended", claim.step_id, claim.name)
-        settle_failure(session, settings, handlers.get(claim.name), claim, lost_worker(claim))
+        handler = handlers.get(claim.name)
+        if steps.is_ending(session, claim):
+            steps.abandon(session, claim)
+            return
+        if handler is not None and handler.absorb is not None:
+            claim = replace(claim, payload=steps.payload_of(session, claim))
+        settle_failure(session, round_.process.settings, handler, claim, lost_worker(claim))
+
+    round_.each((Item(kind="step", id=id_, job_id=job_id) for id_, job_id in lost), settle)
 
 
-def end_overdue(session: Session) -> None:
+def end_overdue(round_: Round) -> None:
     """Fail the jobs that ran longer than their `timeout_s`."""
-    overdue = session.execute(
-        select(Job.id, Job.timeout_s)
-        .where(Job.state.in_(OPEN), Job.deadline_at < func.now(), Job.ending.is_(None))
-        .order_by(Job.id)
-        .limit(BATCH)
-    ).all()
-    for job_id, timeout_s in overdue:
+    with round_.process.ledger.read() as session:
+        ids = session.scalars(
+            select(Job.id)
+            .where(
+                Job.state.in_(OPEN),
+                Job.deadline_at < func.now(),
+                Job.ending.is_(None),
+                ~sweeps.is_left_alone(round_.part, "job", Job.id),
+            )
+            .order_by(Job.deadline_at)
+            .limit(round_.limit_rows)
+        ).all()
+
+    def fail(session: Session, item: Item) -> None:
+        timeout_s = session.scalar(select(Job.timeout_s).where(Job.id == item.id))
+        if timeout_s is None:
+            return
         error = {
             "type": Timeout.__name__,
             "message": f"The job ran longer than its timeout_s of {timeout_s:g} s. Raise it, or "
             "give the job less to do.",
         }
-        jobs.stop(session, job_id, State.FAILED, error)
+        jobs.stop(session, item.id, State.FAILED, error)
+
+    round_.each((Item(kind="job", id=id_, job_id=id_) for id_ in ids), fail)
 
 
-def fail_unserved(session: Session, settings: Settings) -> None:
+UNSERVED = """
+    SELECT s.id, s.job_id, s.door FROM steps s
+    WHERE s.state = 'queued' AND s.door <> ''
+      AND s.run_after < now() - make_interval(secs => :limit_s)
+      AND NOT EXISTS (SELECT FROM workers w WHERE s.door = ANY(w.doors)
+          AND w.last_seen_at > now() - make_interval(secs => :limit_s))
+      AND s.queue NOT IN (SELECT name FROM queues WHERE paused_at IS NOT NULL)
+      AND NOT EXISTS (SELECT FROM sweep_faults f WHERE f.part = :part
+          AND f.item = 'step ' || s.id AND f.retry_at > now())
+    LIMIT :limit
+"""
+
+
+def fail_unserved(round_: Round) -> None:
     """Fail the jobs whose model no worker has served for `model_missing_fail_s`."""
-    limit_s = settings.model_missing_fail_s
-    rows = session.execute(
-        text("""
-            SELECT s.job_id, s.door FROM steps s
-            WHERE s.state = 'queued' AND s.door <> ''
-              AND s.run_after < now() - make_interval(secs => :limit_s)
-              AND NOT EXISTS (SELECT FROM workers w WHERE s.door = ANY(w.doors)
-                  AND w.last_seen_at > now() - make_interval(secs => :limit_s))
-              AND s.queue NOT IN (SELECT name FROM queues WHERE paused_at IS NOT NULL)
-            LIMIT :batch
-        """),
-        {"limit_s": limit_s, "batch": BATCH},
-    ).all()
-    for job_id, door in rows:
+    limit_s = round_.process.settings.model_missing_fail_s
+    values = {"limit_s": limit_s, "part": round_.part, "limit": round_.limit_rows}
+    with round_.process.ledger.read() as session:
+        rows = session.execute(text(UNSERVED), values).all()
+    doors, job_ids = {row.id: row.door for row in rows}, {row.id: row.job_id for row in rows}
+
+    def fail(session: Session, item: Item) -> None:
         message = (
-            f"{lacks_worker(door)} The job has waited for one for {limit_s:g} s "
+            f"{lacks_worker(doors[item.id])} The job has waited for one for {limit_s:g} s "
             "(SLUICE_MODEL_MISSING_FAIL_S); retry it when there is one."
         )
         error = {"type": ModelNotServed.__name__, "message": message}
-        jobs.stop(session, job_id, State.FAILED, error)
+        jobs.stop(session, job_ids[item.id], State.FAILED, error)
+
+    round_.each((Item(kind="step", id=row.id, job_id=row.job_id) for row in rows), fail)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Forgotten:
-    """What retention leaves in the storage, to be deleted once it is committed."""
+def let_turns_go(round_: Round) -> None:
+    """Let held turns of conversations go where the turn before them was lost."""
+    with round_.process.ledger.read() as session:
+        ids = conversations.with_held_turns(session, limit=round_.limit_rows, part=round_.part)
+    round_.each(
+        (Item(kind="conversation", id=id_) for id_ in ids),
+        lambda session, item: conversations.let_next_go(session, item.id),
+    )
 
-    files: list[str]
-    folders: list[str]
 
+def ring(round_: Round) -> None:
+    """Ring where fewer messages wait than steps are runnable. Too many rings do no harm.
 
-def apply_retention(session: Session, settings: Settings) -> Forgotten:
-    """Forget jobs that ended, and uploads nobody uses, `retention_days` ago.
-
-    Documents stay until they are erased.
+    Raises redis' errors: where one list cannot be rung for, the others cannot either.
     """
-    kept = timedelta(days=settings.retention_days)
-    ended = session.execute(
-        delete(Job).where(Job.finished_at < func.now() - kept).returning(Job.id, Job.kind)
-    ).all()
-    session.execute(delete(Worker).where(Worker.last_seen_at < func.now() - WORKERS_KEPT))
-    unused = text("""
-        NOT EXISTS (SELECT FROM jobs j, jsonb_array_elements(j.input -> 'sources') s
-                WHERE j.kind = 'ingest' AND j.state IN ('queued', 'running')
-                  AND s ->> 'file_id' = files.id::text)
-        AND NOT EXISTS (SELECT FROM jobs j
-                WHERE j.kind = 'hf' AND j.state IN ('queued', 'running')
-                  AND jsonb_path_exists(j.input -> 'inputs', '$.file_id ? (@ == $id)',
-                      jsonb_build_object('id', files.id::text)))
-    """)
-    unused_files = session.scalars(
-        delete(File).where(File.created_at < func.now() - kept, unused).returning(File.path)
-    )
-    return Forgotten(
-        files=list(unused_files),
-        folders=[jobs.result_folder(row.id) for row in ended if row.kind == Kind.HF],
-    )
+    ledger = round_.process.ledger
+    ledger.announce_held()
+    with ledger.read() as session:
+        runnable = steps.runnable(session)
+    for queue, count in runnable.items():
+        if not round_.goes_on:
+            break
+        missing = min(count, RINGS) - ledger.bell.waiting(queue)
+        if missing > 0:
+            ledger.bell.ring(queue, missing)

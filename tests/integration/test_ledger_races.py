@@ -61,7 +61,7 @@ def one_operation(own: Process, chance: random.Random, held: list[Claim]) -> Non
             webhook=chance.choice([None, {"url": "http://127.0.0.1:9/"}]),
         )
     elif what == "claim":
-        found = claim(own, chance.choice([Queue.EMBED, Queue.EMBED, Queue.CONTROL]))
+        found = claim(own, chance.choice([Queue.EMBED, Queue.EMBED, Queue.WEBHOOK]))
         held += [found] if found else []
     elif what == "expire":
         with only_one_sweeper:
@@ -132,7 +132,7 @@ def test_a_redrive_does_not_deadlock_with_the_webhook_of_the_end_before(
     for _ in range(40):
         ids.append(submit(process, webhook={"url": "http://127.0.0.1:9/"}))
         cancel(process, ids[-1])
-    held = [claim(process, Queue.CONTROL) for _ in ids]
+    held = [claim(process, Queue.WEBHOOK) for _ in ids]
 
     def work(own: Process, n: int) -> None:
         for job_id, hook in zip(ids, held, strict=True):

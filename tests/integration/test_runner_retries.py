@@ -86,7 +86,9 @@ def test_an_outage_does_not_use_up_attempts(process: Process) -> None:
     drain(process, raising(*[Unavailable("no answer")] * 6))
 
     job = job_of(process, job_id)
-    assert (job.state, job.attempt) == ("succeeded", 7)
+    assert (job.state, job.attempt, job.max_attempts) == ("succeeded", 1, 1)
+    (step,) = steps_of(process, job_id)
+    assert step.attempt == 7  # what fences goes on growing
 
 
 def test_an_outage_that_lasts_too_long_uses_up_attempts_after_all(
@@ -131,7 +133,7 @@ def test_an_outage_that_began_long_ago_is_remembered_over_attempts(process: Proc
     job = job_of(process, job_id)
     assert (job.state, job.dead) == ("failed", True)
     # The first attempt was free, the two after it are all it had.
-    assert job.attempt == 3
+    assert (job.attempt, steps_of(process, job_id)[0].attempt) == (2, 3)
 
 
 def test_another_error_ends_an_outage(process: Process) -> None:

@@ -6,6 +6,7 @@
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Event
 from typing import Any
 from uuid import UUID
 
@@ -19,9 +20,10 @@ from shared.payloads import Kind
 from shared.queue import Lane, Queue
 from shared.states import OPEN, State
 from shared.submission import NewJob
-from workers.handlers import cpu_handlers, generate_handlers
+from workers.handlers import cpu_handlers, generate_handlers, webhook_handlers
 from workers.process import Process
 from workers.retrieval.embed import Embedders
+from workers.rounds import Round
 from workers.runner import Handlers, run_next
 from workers.step import Context, Done, Handler
 from workers.sweep import take_back
@@ -47,7 +49,7 @@ def embedders() -> Embedders:
 
 @cache
 def handlers() -> Handlers:
-    return {**cpu_handlers(), **generate_handlers()}
+    return {**cpu_handlers(), **generate_handlers(), **webhook_handlers()}
 
 
 def make_process(settings: Settings, name: str = "test", **changes: Any) -> Process:
@@ -132,8 +134,7 @@ def lose_workers(process: Process, table: Handlers | None = None) -> None:
                 (SELECT id FROM steps WHERE state = 'running' FOR UPDATE SKIP LOCKED)
             """)
         )
-    with process.ledger.begin() as session:
-        take_back(session, process.settings, table if table is not None else handlers())
+    take_back(Round(process, table if table is not None else handlers(), "take back", Event()))
 
 
 def job_of(process: Process, job_id: UUID) -> Job:

@@ -20,6 +20,7 @@ from shared.steps import NewStep
 from shared.versions import Part, VersionState
 from workers.ingest.collect import collect_replaced, delete_orphans
 from workers.ingest.content import Order, make, read, source_name
+from workers.ingest.outcomes import absorb_embed, absorb_load, parts_of
 from workers.ingest.vectors import write_vectors
 from workers.ingest.writer import Writer
 from workers.step import Context, Done, Handler
@@ -92,7 +93,7 @@ def load(context: Context) -> Done:
 def embed(context: Context) -> Done:
     """Write the vectors of the step's chunks, then make complete versions live."""
     claim, process = context.claim, context.process
-    parts = _parts(claim)
+    parts = parts_of(claim)
     if claim.attempt > 1 and len(parts) > 1:
         return Done(children=[_embed_step([part]) for part in parts])
     with process.ledger.read() as session:
@@ -110,7 +111,7 @@ def embed(context: Context) -> Done:
 
     def record(session: Session) -> None:
         versions.lock_documents_of(session, [part.version_id for part in parts])
-        noted.extend(_note(session, claim, part) for part in parts)
+        noted[:] = [_note(session, claim, part) for part in parts]  # it may be run twice
 
     def after() -> None:
         if any(each.state in (None, VersionState.RETIRED) for each in noted):
@@ -137,17 +138,6 @@ def _note(session: Session, claim: Claim, part: Part) -> versions.Embedded:
         message = "The document was erased while it was ingested; ingest it again if need be."
         items.settle_version(session, job_id, version_id, Outcome.FAILED, message=message)
     return noted
-
-
-def _absorb_load(session: Session, claim: Claim, message: str) -> None:
-    items.settle(session, claim.job_id, claim.payload["ordinals"], Outcome.FAILED, message)
-
-
-def _absorb_embed(session: Session, claim: Claim, message: str) -> None:
-    for part in _parts(claim):
-        items.settle_version(
-            session, claim.job_id, part.version_id, Outcome.FAILED, message=message
-        )
 
 
 def _load_step(ordinals: Iterable[int]) -> NewStep:
@@ -182,13 +172,6 @@ def _embed_step(parts: list[Part]) -> NewStep:
     return NewStep(name="ingest.embed", queue=Queue.EMBED, payload=payload)
 
 
-def _parts(claim: Claim) -> list[Part]:
-    return [
-        Part(version_id=UUID(version_id), first=first, end=end)
-        for version_id, first, end in claim.payload["parts"]
-    ]
-
-
 PLAN = Handler(run=plan)
-LOAD = Handler(run=load, absorb=_absorb_load, finish=items.result)
-EMBED = Handler(run=embed, absorb=_absorb_embed, finish=items.result)
+LOAD = Handler(run=load, absorb=absorb_load, finish=items.result)
+EMBED = Handler(run=embed, absorb=absorb_embed, finish=items.result)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import chromadb
@@ -30,7 +30,9 @@ from shared.config import Settings
 from shared.errors import Permanent, Unavailable
 from shared.normal import nfc
 from shared.payloads import Metadata
-from workers.retrieval.embed import Vectors
+
+if TYPE_CHECKING:
+    from workers.retrieval.embed import Vectors  # which imports torch; the sweeper needs none
 
 Scalar = str | int | float | bool
 
@@ -40,6 +42,7 @@ PREFIX = "sluice:"
 _PREFIXED = re.compile(rf"$|[$#]|chroma:|{PREFIX}")
 _SHADOWED = PREFIX + "shadowed:"
 """Marks a chunk whose user has a key of this name too, which then counts in filters."""
+PAGE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,7 @@ class Store:
                 embedding_function=None,
             )
 
-    def upsert(self, name: str, entries: Sequence[Entry], vectors: Vectors) -> None:
+    def upsert(self, name: str, entries: Sequence[Entry], vectors: "Vectors") -> None:
         with self._translated(name):
             collection = self._client.get_collection(name, embedding_function=None)
             for first in range(0, len(entries), BATCH):
@@ -102,7 +105,7 @@ class Store:
                 )
 
     def query(
-        self, name: str, vector: Vectors, *, limit: int, where: Metadata | None
+        self, name: str, vector: "Vectors", *, limit: int, where: Metadata | None
     ) -> list[Match]:
         """The nearest chunks by cosine similarity, best first."""
         with self._translated(name):
@@ -148,10 +151,20 @@ class Store:
         return count
 
     def ids(self, name: str) -> set[str]:
-        """All ids of a collection, for comparison with the ledger."""
-        with self._translated(name):
-            collection = self._client.get_collection(name, embedding_function=None)
-            return set(collection.get(include=[])["ids"])
+        """All ids of a collection."""
+        found: set[str] = set()
+        while page := self.id_page(name, limit=PAGE, offset=len(found)):
+            found.update(page)
+        return found
+
+    def id_page(self, name: str, *, limit: int, offset: int) -> list[str]:
+        """Some of the ids of a collection, for comparison with the ledger; none if it is gone."""
+        try:
+            with self._translated(name):
+                collection = self._client.get_collection(name, embedding_function=None)
+                return list(collection.get(include=[], limit=limit, offset=offset)["ids"])
+        except Missing:
+            return []
 
     @contextmanager
     def _translated(self, name: str) -> Iterator[None]:
