@@ -33,11 +33,17 @@ def documented(
 
 
 PROBLEMS = {
-    400: "Not JSON, or a cursor of another list",
+    400: "Not HTTP/1.1 or not JSON, or a cursor of another list",
+    401: "No valid API key",
+    403: "Sent by a web page of another origin",
     404: "No such thing",
+    408: "The body did not come in time",
     409: "Contradicts the present state",
     413: "Too large",
     415: "Another content type is wanted",
+    421: "Not a name of this server",
     422: "Not valid; `errors` names the fields",
     429: "The queue is full; see Retry-After",
+    431: "The head of the request is too large",
+    503: "A server behind the API does not answer, or there is too much to do; see Retry-After",
 }

@@ -2,16 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from api import errors
-from api.answers import documented
+from api import errors, openapi
 from api.compat import huggingface
-from api.compat.dialect import is_hugging_face
 from api.deps import open_parts
 from api.hosts import Hosts
 from api.limits import BodyLimit, Keys
@@ -30,19 +27,12 @@ from api.routes import (
     models,
     queues,
 )
-from api.schemas import ProblemView
 from shared.config import Settings
 
-DESCRIPTION = """An asynchronous job queue for small-language-model work.
-
-Submit a job, poll it or follow its events. Errors are `application/problem+json` (RFC 9457); only
-the paths tagged `compatible` answer as the API does that they stand for.
-"""
 SHOWN_TO_PAGES = [
     "ETag", "Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After",
     "x-sluice-job-id", "x-warning",
 ]  # fmt: skip
-BEARER = {"type": "http", "scheme": "bearer", "description": "One of SLUICE_API_KEYS."}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -56,8 +46,10 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="Sluice",
-        version="1",
-        description=DESCRIPTION,
+        version=openapi.package_version(),
+        description=openapi.DESCRIPTION,
+        openapi_tags=[{"name": name, "description": text} for name, text in openapi.TAGS.items()],
+        generate_unique_id_function=openapi.operation_id,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -67,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (*answering, huggingface, health):
         app.include_router(module.router)
     docs.install(app)
-    _complete_openapi(app, asks_for_keys=bool(settings.api_keys))
+    openapi.install(app, asks_for_keys=bool(settings.api_keys))
     # The last added is the first asked: who it is comes before how much it sends.
     app.add_middleware(Methods)
     app.add_middleware(BodyLimit, settings=settings)
@@ -82,30 +74,3 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=SHOWN_TO_PAGES,
         )
     return app
-
-
-def _complete_openapi(app: FastAPI, *, asks_for_keys: bool) -> None:
-    """What FastAPI cannot see: native errors are problems, and keys are checked by middleware."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = generate()
-            schemas = schema["components"]["schemas"]
-            schemas[ProblemView.__name__] = ProblemView.model_json_schema()
-            for unused in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(unused, None)
-            for path, operations in schema["paths"].items():
-                for operation in operations.values():
-                    responses = operation["responses"]
-                    if is_hugging_face(path):
-                        responses.pop("422", None)
-                    elif "422" in responses:
-                        responses["422"] = documented({}, 422)[422]
-            if asks_for_keys:
-                schema["components"]["securitySchemes"] = {"key": BEARER}
-                schema["security"] = [{"key": []}]
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it

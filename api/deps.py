@@ -9,7 +9,6 @@ from uuid import UUID
 
 import redis.asyncio
 from fastapi import Depends, Header, Query, Request
-from pydantic import Field
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -101,13 +100,20 @@ DocumentId = Annotated[UUID, Depends(_document_id)]
 FileId = Annotated[UUID, Depends(_file_id)]
 Limit = Annotated[int, Query(ge=1, le=200, description="How many items a page has.")]
 Cursor = Annotated[str | None, Query(max_length=2048, description="`next_cursor` of a page.")]
-PreferValue = Annotated[str, Field(max_length=1024)]
-Prefer = Annotated[
-    list[PreferValue] | None,
-    Header(
-        alias="Prefer",
-        max_length=32,
-        fail_fast=True,
-        description="`wait=N`: answer 200 with the finished job if it ends in N seconds.",
-    ),
-]
+
+
+async def _preferences(
+    request: Request,
+    prefer: Annotated[  # noqa: ARG001  (for the document; a list may come in several headers)
+        str | None,
+        Header(
+            alias="Prefer",
+            max_length=1024,
+            description="`wait=N`: answer 200 with the finished job if it ends in N seconds.",
+        ),
+    ] = None,
+) -> list[str]:
+    return request.headers.getlist("prefer")
+
+
+Prefer = Annotated[list[str], Depends(_preferences)]

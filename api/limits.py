@@ -22,7 +22,7 @@ from typing import IO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.compat.dialect import is_hugging_face, refusal
+from api.compat.dialect import asks_for_key, is_hugging_face, refusal
 from shared.config import Settings
 
 FILES = "/v1/files"
@@ -318,7 +318,7 @@ class Keys:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _asks_for_key(scope["path"]):
+        if scope["type"] == "http" and asks_for_key(scope["path"]):
             name = self._name(scope) if self._names else ANONYMOUS
             if name is None:
                 answer = refusal(
@@ -338,7 +338,3 @@ class Keys:
         if scheme.lower() != b"bearer":
             return None
         return self._names.get(sha256(key.strip()).digest())
-
-
-def _asks_for_key(path: str) -> bool:
-    return path.startswith("/v1/") or is_hugging_face(path)

@@ -98,6 +98,12 @@ ItemT = TypeVar("ItemT")
 class Items(BaseModel, Generic[ItemT]):
     items: list[ItemT]
 
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[type[Any], ...]) -> str:
+        """`FileList`, `JobPage`: what clients that are made from the document see."""
+        item = params[0].__name__.removesuffix("View").removesuffix("Out")
+        return f"{item}{'List' if cls.__name__ == 'Items' else cls.__name__}"
+
 
 class Page(Items[ItemT], Generic[ItemT]):
     next_cursor: str | None = None
@@ -243,6 +249,10 @@ class WorkerView(BaseModel):
     started_at: datetime
     last_seen_at: datetime
     alive: bool
+
+
+class HealthView(BaseModel):
+    status: Literal["ok"]
 
 
 class CheckView(BaseModel):

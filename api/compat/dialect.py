@@ -21,6 +21,11 @@ def is_hugging_face(path: str) -> bool:
     return path.startswith(HUGGING_FACE)
 
 
+def asks_for_key(path: str) -> bool:
+    """Whether a path is served to those alone who have one of the keys, where keys are set."""
+    return path.startswith("/v1/") or is_hugging_face(path)
+
+
 def refusal(
     path: str,
     status: int,
@@ -67,10 +72,14 @@ ERROR_SCHEMA = {
 ERRORS = {
     400: "The inputs or parameters are wrong, or are not of the model's task",
     401: "No valid API key",
+    403: "Sent by a web page of another origin",
     404: "No such model",
+    408: "The body did not come in time",
     409: "The Idempotency-Key was used for another request",
     413: "Too large",
+    421: "Not a name of this server",
     429: "The queue is full; see Retry-After",
+    431: "The head of the request is too large",
     500: "The job failed",
     503: "The model is loading (`estimated_time`), or a server does not answer",
     504: "The job runs on; its id is in the header x-sluice-job-id",

@@ -51,7 +51,15 @@ JSON_BODY = {
     },
     "example": {"inputs": "We open at nine."},
 }
-BYTES = {"schema": {"type": "string", "format": "binary"}}
+# One type that generators of clients know, for all that is sent as it is.
+BYTES = {
+    "schema": {
+        "type": "string",
+        "format": "binary",
+        "description": "The bytes of an audio file or an image, better with its own type "
+        "(`audio/...`, `image/...`); or, as `text/plain`, a text",
+    }
+}
 DOCUMENTED: dict[str, Any] = {
     "responses": documented(400, 401, 404, 409, 413, 429, 500, 503, 504)
     | {
@@ -65,9 +73,7 @@ DOCUMENTED: dict[str, Any] = {
             "required": True,
             "content": {
                 "application/json": JSON_BODY,
-                "text/plain": {"schema": _TEXT | {"description": "The inputs alone"}},
-                "audio/*": BYTES,
-                "image/*": BYTES,
+                "application/octet-stream": BYTES,
             },
         }
     },
@@ -93,8 +99,8 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 # The longer path comes first: a model's name may have slashes.
-@router.post("/models/{model_id:path}/pipeline/{task}", **DOCUMENTED)
-@router.post("/pipeline/{task}/{model_id:path}", **DOCUMENTED)
+@router.post("/models/{model_id:path}/pipeline/{task}", name="run_model_task", **DOCUMENTED)
+@router.post("/pipeline/{task}/{model_id:path}", name="run_task", **DOCUMENTED)
 async def run_task(
     http: Request, parts: PartsDep, caller: CallerDep, model_id: str, task: str
 ) -> Response:

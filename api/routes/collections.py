@@ -34,7 +34,7 @@ Name = Annotated[str, Depends(_name)]
     "/{name}",
     responses=documented({200: CollectionView, 201: CollectionView}, 400, 409, 415, 422),
 )
-def put(
+def put_collection(
     parts: PartsDep, name: NewName, spec: Annotated[CollectionSpec | None, Body()] = None
 ) -> Response:
     """Make a collection: 201, or 200 if it is there already and the same."""
@@ -54,7 +54,7 @@ def put(
 
 
 @router.get("/{name}", responses=documented({200: CollectionView}, 404))
-def get(parts: PartsDep, name: Name) -> Response:
+def get_collection(parts: PartsDep, name: Name) -> Response:
     """A collection with its counts of documents and chunks."""
     with parts.ledger.read() as session:
         summary = collections.summary(session, collections.get(session, name))
@@ -73,8 +73,8 @@ def list_collections(parts: PartsDep, limit: Limit = 50, cursor: Cursor = None) 
 
 
 @router.delete("/{name}", responses=documented({200: JobView, 202: JobView}, 404))
-async def delete(
-    parts: PartsDep, fair_key: FairKey, name: Name, preferences: Prefer = None
+async def delete_collection(
+    parts: PartsDep, fair_key: FairKey, name: Name, preferences: Prefer
 ) -> Response:
     """Erase a collection with all its text and vectors; waits up to 30 s, or `Prefer: wait=N`."""
     return await removal.erase(
@@ -88,7 +88,7 @@ async def delete(
 
 
 @router.get("/{name}/documents", responses=documented({200: Page[DocumentOut]}, 400, 404, 422))
-def list_documents(
+def list_collection_documents(
     parts: PartsDep, name: Name, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """The documents of a collection, oldest first."""

@@ -25,7 +25,7 @@ ConversationId = Annotated[UUID, Depends(_conversation_id)]
 
 
 @router.post("", status_code=201, responses=documented({201: ConversationView}, 400, 413, 422))
-def start(
+def start_conversation(
     parts: PartsDep,
     fair_key: FairKey,
     wanted: Annotated[NewConversation | None, Body()] = None,
@@ -63,6 +63,7 @@ def list_conversations(
 def get_conversation(
     parts: PartsDep, fair_key: FairKey, conversation_id: ConversationId
 ) -> Response:
+    """A conversation, with the count of its messages."""
     with parts.ledger.read() as session:
         found = conversations.get(session, conversation_id, fair_key)
         count = len(conversations.messages(session, conversation_id))
@@ -70,7 +71,9 @@ def get_conversation(
 
 
 @router.get("/{conversation_id}/messages", responses=documented({200: Items[MessageView]}, 404))
-def list_messages(parts: PartsDep, fair_key: FairKey, conversation_id: ConversationId) -> Response:
+def list_conversation_messages(
+    parts: PartsDep, fair_key: FairKey, conversation_id: ConversationId
+) -> Response:
     """All messages, oldest first. Those of a turn are stored together when its job has ended."""
     with parts.ledger.read() as session:
         conversations.get(session, conversation_id, fair_key)
@@ -79,7 +82,9 @@ def list_messages(parts: PartsDep, fair_key: FairKey, conversation_id: Conversat
 
 
 @router.delete("/{conversation_id}", status_code=204, responses=documented({}, 404))
-def erase(parts: PartsDep, fair_key: FairKey, conversation_id: ConversationId) -> Response:
+def delete_conversation(
+    parts: PartsDep, fair_key: FairKey, conversation_id: ConversationId
+) -> Response:
     """Erase a conversation with its messages. Turns that are open end, and are not stored.
 
     Its jobs keep their own input and result until they are removed by retention.

@@ -13,7 +13,7 @@ router = APIRouter(prefix="/v1/documents", tags=["documents"])
 
 
 @router.get("/{document_id}", responses=documented({200: DocumentOut}, 404))
-def get(parts: PartsDep, document_id: DocumentId) -> Response:
+def get_document(parts: PartsDep, document_id: DocumentId) -> Response:
     """A document as readers see it."""
     with parts.ledger.read() as session:
         view = documents.get(session, document_id)
@@ -21,7 +21,7 @@ def get(parts: PartsDep, document_id: DocumentId) -> Response:
 
 
 @router.get("/{document_id}/chunks", responses=documented({200: Page[ChunkOut]}, 400, 404, 409))
-def list_chunks(
+def list_document_chunks(
     parts: PartsDep, document_id: DocumentId, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """The pieces of a document's text, in order; 409 if it was replaced between two pages."""
@@ -37,8 +37,8 @@ def list_chunks(
 
 
 @router.delete("/{document_id}", responses=documented({200: JobView, 202: JobView}, 404))
-async def delete(
-    parts: PartsDep, fair_key: FairKey, document_id: DocumentId, preferences: Prefer = None
+async def delete_document(
+    parts: PartsDep, fair_key: FairKey, document_id: DocumentId, preferences: Prefer
 ) -> Response:
     """Erase a document with its text and vectors; waits up to 30 s, or `Prefer: wait=N`."""
     return await removal.erase(

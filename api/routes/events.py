@@ -22,7 +22,7 @@ RESPONSES = documented({}, 404) | {
 
 
 @router.get("/{job_id}/events", responses=RESPONSES)
-async def events(
+async def stream_job_events(
     parts: PartsDep, job_id: JobId, last_event_id: Annotated[str | None, Header()] = None
 ) -> Response:
     """Server-Sent Events; resumes after `Last-Event-ID`."""

@@ -15,11 +15,20 @@ from shared import files
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
+CONTENT_RESPONSES = documented({}, 404) | {
+    200: {
+        "description": "The bytes, with the content type that they were uploaded with",
+        "content": {
+            type_: {"schema": {"type": "string", "format": "binary"}}
+            for type_ in (uploads.DEFAULT_TYPE, "*/*")
+        },
+    }
+}
 Sha256 = Annotated[str, Query(pattern=SHA256, max_length=64)]
 
 
 @router.post("", status_code=201, responses=documented({201: FileView}, 413, 415, 422))
-def upload(parts: PartsDep, file: Annotated[UploadFile, File()]) -> Response:
+def upload_file(parts: PartsDep, file: Annotated[UploadFile, File()]) -> Response:
     """Upload one file as the multipart part `file`; its name becomes the document's source."""
     name = uploads.clean_name(file.filename)
     row = uploads.keep(parts, file.file, name=name, content_type=file.content_type)
@@ -28,7 +37,7 @@ def upload(parts: PartsDep, file: Annotated[UploadFile, File()]) -> Response:
 
 
 @router.get("", responses=documented({200: Items[FileView]}, 422))
-def with_hashes(
+def find_files(
     parts: PartsDep,
     sha256: Annotated[list[Sha256], Query(min_length=1, max_length=200, fail_fast=True)],
 ) -> Response:
@@ -39,14 +48,14 @@ def with_hashes(
 
 
 @router.get("/{file_id}", responses=documented({200: FileView}, 404))
-def get(parts: PartsDep, file_id: FileId) -> Response:
+def get_file(parts: PartsDep, file_id: FileId) -> Response:
     """What is known of a file."""
     with parts.ledger.read() as session:
         return answer(FileView.of(files.get(session, file_id)))
 
 
-@router.get("/{file_id}/content", responses=documented({}, 404))
-def content(parts: PartsDep, file_id: FileId) -> Response:
+@router.get("/{file_id}/content", response_class=Response, responses=CONTENT_RESPONSES)
+def get_file_content(parts: PartsDep, file_id: FileId) -> Response:
     """The bytes, as an attachment."""
     with parts.ledger.read() as session:
         file = files.get(session, file_id)
@@ -67,7 +76,7 @@ def content(parts: PartsDep, file_id: FileId) -> Response:
 
 
 @router.delete("/{file_id}", status_code=204, responses=documented({}, 404))
-def delete(parts: PartsDep, file_id: FileId) -> Response:
+def delete_file(parts: PartsDep, file_id: FileId) -> Response:
     """Forget a file. Documents that were made of it stay."""
     with parts.ledger.begin() as session:
         path = files.delete(session, file_id)

@@ -1,31 +1,36 @@
 """Liveness, readiness and metrics; these need no API key."""
 
 from fastapi import APIRouter, Request, Response
+from starlette.responses import PlainTextResponse
 
 from api import health
 from api.answers import answer, documented
 from api.deps import PartsDep
 from api.metrics import Metrics
-from api.schemas import ReadinessView
+from api.schemas import HealthView, ReadinessView
 
 router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz")
-async def healthz() -> dict[str, str]:
+async def check_health() -> HealthView:
     """Whether this process answers; it says nothing of its servers."""
-    return {"status": "ok"}
+    return HealthView(status="ok")
 
 
 @router.get("/readyz", responses=documented({200: ReadinessView, 503: ReadinessView}))
-async def readyz(parts: PartsDep) -> Response:
+async def check_readiness(parts: PartsDep) -> Response:
     """Whether all that jobs need is there, part by part."""
     view = await health.readiness(parts)
     return answer(view, 200 if view.status == "ready" else 503)
 
 
-@router.get("/metrics")
-def metrics(parts: PartsDep, request: Request) -> Response:
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses=documented({}),
+)
+def get_metrics(parts: PartsDep, request: Request) -> Response:
     """For Prometheus."""
     numbers = request.app.state.metrics
     assert isinstance(numbers, Metrics)

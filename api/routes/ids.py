@@ -23,7 +23,7 @@ class IdView(BaseModel):
 
 
 @router.get("", responses=documented({200: Items[IdView]}, 422))
-def ids_by_prefix(
+def find_ids(
     parts: PartsDep,
     fair_key: FairKey,
     type: Annotated[IdType, Query(description="What it is the id of.")],

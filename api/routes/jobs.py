@@ -33,6 +33,12 @@ Key = Annotated[
         description="The same key and body return the same job; another body is 409.",
     ),
 ]
+RESULT_RESPONSES = documented({}, 404, 409) | {
+    200: {
+        "description": "The result",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobResult"}}},
+    }
+}
 JobBody = Annotated[JobRequest, Body(openapi_examples=EXAMPLES)]
 
 
@@ -41,13 +47,13 @@ JobBody = Annotated[JobRequest, Body(openapi_examples=EXAMPLES)]
     status_code=202,
     responses=documented({202: JobView, 200: JobView}, 400, 404, 409, 413, 415, 422, 429),
 )
-async def submit(
+async def submit_job(
     http: Request,
     parts: PartsDep,
     fair_key: FairKey,
     request: JobBody,
+    preferences: Prefer,
     idempotency_key: Key = None,
-    preferences: Prefer = None,
 ) -> Response:
     """Submit a job. It exists once this is answered."""
     wait_s = prefer.wait_s(preferences, at_most=parts.settings.max_wait_s)
@@ -75,7 +81,7 @@ async def submit(
     status_code=202,
     responses=documented({202: BatchView}, 400, 404, 413, 415, 422, 429),
 )
-def submit_batch(parts: PartsDep, fair_key: FairKey, batch: BatchRequest) -> Response:
+def submit_jobs(parts: PartsDep, fair_key: FairKey, batch: BatchRequest) -> Response:
     """Submit up to 1,000 jobs in one transaction: all or nothing."""
     limit = parts.settings.batch_limit_jobs
     if len(batch.jobs) > limit:
@@ -118,8 +124,8 @@ def get_job(parts: PartsDep, job_id: JobId) -> Response:
     return answer(streams.view(parts, job_id))
 
 
-@router.get("/{job_id}/result", responses=documented({}, 404, 409))
-def get_result(parts: PartsDep, job_id: JobId) -> Response:
+@router.get("/{job_id}/result", responses=RESULT_RESPONSES)
+def get_job_result(parts: PartsDep, job_id: JobId) -> Response:
     """The bare result of a job that has succeeded, however large, as JSON."""
     with parts.ledger.read() as session:
         job = jobs.get(session, job_id)
@@ -129,7 +135,7 @@ def get_result(parts: PartsDep, job_id: JobId) -> Response:
 
 
 @router.post("/{job_id}/cancel", responses=documented({200: JobView}, 404))
-def cancel(parts: PartsDep, job_id: JobId) -> Response:
+def cancel_job(parts: PartsDep, job_id: JobId) -> Response:
     """Cancel a job: at once while it is queued, within 2 s while it runs."""
     with parts.ledger.begin() as session:
         jobs.cancel(session, job_id)
@@ -137,7 +143,7 @@ def cancel(parts: PartsDep, job_id: JobId) -> Response:
 
 
 @router.post("/{job_id}/retry", responses=documented({200: JobView}, 404, 409))
-def retry(parts: PartsDep, job_id: JobId) -> Response:
+def retry_job(parts: PartsDep, job_id: JobId) -> Response:
     """Run a failed or cancelled job again, from its start."""
     with parts.ledger.begin() as session:
         jobs.redrive(session, job_id)

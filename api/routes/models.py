@@ -46,7 +46,7 @@ async def list_models(parts: PartsDep) -> Response:
 
 
 @router.get("/{reference:path}", responses=documented({200: ModelDetails}, 404))
-async def show_model(parts: PartsDep, reference: str) -> Response:
+async def get_model(parts: PartsDep, reference: str) -> Response:
     """One model; of those of Ollama, what that server tells of it."""
     settings = parts.settings
     is_short = len(reference.encode(errors="replace")) <= MODEL_LIMIT_BYTES

@@ -33,7 +33,7 @@ def list_queues(parts: PartsDep) -> Response:
 
 
 @router.post("/queues/{name}/pause", responses=documented({200: QueueView}, 404))
-def pause(parts: PartsDep, queue: QueueName) -> Response:
+def pause_queue(parts: PartsDep, queue: QueueName) -> Response:
     """Start no more steps of a queue; running ones go on, jobs are still taken."""
     with parts.ledger.begin() as session:
         queues.pause(session, queue)
@@ -41,7 +41,7 @@ def pause(parts: PartsDep, queue: QueueName) -> Response:
 
 
 @router.post("/queues/{name}/resume", responses=documented({200: QueueView}, 404))
-def resume(parts: PartsDep, queue: QueueName) -> Response:
+def resume_queue(parts: PartsDep, queue: QueueName) -> Response:
     """Go on with a paused queue."""
     with parts.ledger.begin() as session:
         queues.resume(session, parts.ledger.bell, queue)

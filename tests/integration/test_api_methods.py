@@ -38,6 +38,7 @@ ALLOWED = {
     "/v1/queues": "GET, HEAD, OPTIONS",
     "/v1/queues/embed/pause": "POST, OPTIONS",
     "/v1/queues/embed/resume": "POST, OPTIONS",
+    "/v1/ids": "GET, HEAD, OPTIONS",
     "/v1/workers": "GET, HEAD, OPTIONS",
     "/models/owner/name": "POST, OPTIONS",
     "/models/owner/name/pipeline/fill-mask": "POST, OPTIONS",
