@@ -7,6 +7,7 @@ joined), this module knows better.
 
 import io
 import zlib
+from collections.abc import Iterator
 
 import soundfile
 
@@ -20,6 +21,9 @@ UNKNOWN_FRAMES = 2**63 - 1
 SLACK_S = 0.1
 # Writers that cannot go back to fill in a length leave this or more.
 UNKNOWN_WAV_BYTES = 0x7FFF_0000
+UNKNOWN_BYTES = 0xFFFF_FFFF
+# WAVs whose true sizes, of 64 bits, stand in a chunk of their own.
+LONG_WAVS = (b"RF64", b"BW64")
 OGG_FIRST_PAGE = 0x02
 OGG_LAST_PAGE = 0x04
 MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -59,6 +63,7 @@ def open_sound(data: bytes) -> SoundFile:
     """Raises InvalidInput for what is no audio, and for a file whose end is missing."""
     if not data:
         raise InvalidInput(f"the file is empty; {SENDABLE}.")
+    data = _plain_wav(data)
     file = _opened(_Bytes(data))
     if file.format == "MP3":
         file.close()
@@ -66,7 +71,6 @@ def open_sound(data: bytes) -> SoundFile:
     try:
         if file.format not in FORMATS:
             raise InvalidInput(f"this is audio in the format {file.format}; {SENDABLE}.")
-        _check_wav(data)
         _check_ogg(data)
     except InvalidInput:
         file.close()
@@ -84,21 +88,75 @@ def _opened(file: io.BytesIO) -> SoundFile:
         ) from error
 
 
-def _check_wav(data: bytes) -> None:
-    """Raises InvalidInput where sound should come after the end of the file."""
-    if data[:4] != b"RIFF":
-        return
-    at, bytes_per_s = 12, 0
+def _plain_wav(data: bytes) -> bytes:
+    """A WAV as libsndfile reads it to its end: with a length where the writer could not go back to
+    fill one in, without the 64 bits of RF64, and with chunks where their sizes say that they are.
+
+    Raises InvalidInput where sound should come after the end of the file.
+    """
+    is_long = data[:4] in LONG_WAVS
+    if not (is_long or data[:4] == b"RIFF") or data[8:12] != b"WAVE":
+        return data
+    format_ = sizes = b""
+    for at, name, size in _chunks(data, 12):
+        start = at + 8
+        if name == b"fmt ":
+            format_ = data[start : start + size]
+        elif name == b"ds64":
+            sizes = data[start : start + size]
+        if name != b"data":
+            continue
+        left = len(data) - start
+        known = size
+        if is_long and size == UNKNOWN_BYTES:
+            known = int.from_bytes(sizes[8:16], "little")
+        if _says_nothing(known, is_long=is_long):
+            known = 0 if _ends_with_chunks(data, start) else left
+        bytes_per_s = int.from_bytes(format_[8:12], "little")
+        if known - left > SLACK_S * bytes_per_s:
+            raise _cut_off()
+        if not is_long and known == size and at % 2 == 0:
+            return data
+        return _wav(format_, data[start : start + known])
+    return data
+
+
+def _says_nothing(size: int, *, is_long: bool) -> bool:
+    """Whether a size of the sound is what writers leave that do not know it."""
+    return size == 0 or (size == UNKNOWN_BYTES if is_long else size >= UNKNOWN_WAV_BYTES)
+
+
+def _chunks(data: bytes, at: int) -> Iterator[tuple[int, bytes, int]]:
+    """Place, name and size of each chunk. Behind one of an odd size comes a byte more, but not of
+    all writers."""
     while at + 8 <= len(data):
         name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        if name == b"fmt ":
-            bytes_per_s = int.from_bytes(data[at + 16 : at + 20], "little")
+        yield at, name, size
         at += 8 + size
-        if name == b"data":
-            if size < UNKNOWN_WAV_BYTES and at - len(data) > SLACK_S * bytes_per_s:
-                raise _cut_off()
-            return
-        at += size % 2
+        if size % 2 and not (_is_name(data[at : at + 4]) and not _is_name(data[at + 1 : at + 5])):
+            at += 1
+
+
+def _ends_with_chunks(data: bytes, at: int) -> bool:
+    """Whether nothing but chunks follows, to the end of the file: then there is no sound in it."""
+    end = at
+    for start, name, size in _chunks(data, at):
+        if not _is_name(name):
+            return False
+        end = start + 8 + size
+    return len(data) - 1 <= end <= len(data)
+
+
+def _is_name(name: bytes) -> bool:
+    return len(name) == 4 and name.isascii() and name.decode("ascii").isprintable()
+
+
+def _wav(format_: bytes, samples: bytes) -> bytes:
+    body = b"WAVE" + b"".join(
+        name + len(chunk).to_bytes(4, "little") + chunk + bytes(len(chunk) % 2)
+        for name, chunk in ((b"fmt ", format_), (b"data", samples))
+    )
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
 
 
 def _check_ogg(data: bytes) -> None:
