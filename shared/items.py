@@ -131,6 +131,56 @@ def settle_version(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CutChunks:
+    """Chunks that are longer than the window of the embedding model."""
+
+    model: str
+    documents: list[tuple[str, int]]
+    """The first ones, by name, with the number of such chunks."""
+    document_count: int
+    chunk_count: int
+    chunk_size: int
+    """Which would have fitted, in the unit of the splitter."""
+
+
+def cut(session: Session, job_id: UUID, *, named: int = 10) -> CutChunks | None:
+    """What the embed steps noted of chunks that were not read to their ends; None for nothing."""
+    rows = session.execute(
+        text("""
+            WITH cut AS (
+                SELECT s.result ->> 'model' AS model, (c ->> 0)::uuid AS version_id,
+                       (c ->> 1)::int AS chunks, (c ->> 2)::int AS chunk_size
+                FROM steps s, jsonb_array_elements(s.result -> 'cut') c
+                WHERE s.job_id = :job_id AND s.name = 'ingest.embed' AND s.state = 'succeeded'
+                      AND jsonb_typeof(s.result) = 'object'
+            ), documents AS (
+                SELECT min(model) AS model, version_id, sum(chunks) AS chunks,
+                       min(chunk_size) AS chunk_size
+                FROM cut GROUP BY version_id
+            )
+            SELECT d.model, i.name, d.chunks, count(*) OVER () AS documents,
+                   sum(d.chunks) OVER () AS all_chunks, min(d.chunk_size) OVER () AS chunk_size
+            FROM documents d
+            JOIN LATERAL (
+                SELECT name, ordinal FROM ingest_items
+                WHERE job_id = :job_id AND version_id = d.version_id ORDER BY ordinal LIMIT 1
+            ) i ON true
+            ORDER BY i.ordinal LIMIT :named
+        """),
+        {"job_id": job_id, "named": named},
+    ).all()
+    if not rows:
+        return None
+    return CutChunks(
+        model=rows[0].model,
+        documents=[(row.name, int(row.chunks)) for row in rows],
+        document_count=rows[0].documents,
+        chunk_count=int(rows[0].all_chunks),
+        chunk_size=rows[0].chunk_size,
+    )
+
+
 def result(session: Session, job_id: UUID) -> dict[str, Any]:
     """The result of an ingest job; an item without outcome would be a bug and is told as failed."""
     settled = case((IngestItem.outcome.is_(None), Outcome.FAILED.value), else_=IngestItem.outcome)

@@ -6,11 +6,13 @@ goes out after the commit (`shared/ledger.py`). Locks are always taken in the or
 queued steps (skipping locked ones), so that no two of these calls wait for each other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, delete, func, insert, literal, select, update
+from sqlalchemy import Select, Text, cast, delete, func, insert, literal, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session, load_only
 
 from shared import conversations
@@ -221,6 +223,15 @@ def note_result(
         update(Job)
         .where(Job.id == job_id)
         .values(result_path=path, result_bytes=size_bytes, warnings=warnings)
+    )
+
+
+def warn(session: Session, job_id: UUID, warnings: Sequence[str]) -> None:
+    """Add to what the user has to know of the job."""
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(warnings=func.array_cat(Job.warnings, cast(list(warnings), ARRAY(Text))))
     )
 
 

@@ -1,6 +1,5 @@
 """Which handler runs which step: a table for each sort of worker."""
 
-from shared import items
 from workers.ingest import outcomes
 from workers.runner import Handlers
 from workers.step import Handler
@@ -40,8 +39,8 @@ def failure_handlers() -> Handlers:
     Steps that are not here fail their jobs. Nothing is imported that loads models.
     """
     return {
-        "ingest.load": Handler(absorb=outcomes.absorb_load, finish=items.result),
-        "ingest.embed": Handler(absorb=outcomes.absorb_embed, finish=items.result),
+        "ingest.load": Handler(absorb=outcomes.absorb_load, finish=outcomes.finish),
+        "ingest.embed": Handler(absorb=outcomes.absorb_embed, finish=outcomes.finish),
     }
 
 

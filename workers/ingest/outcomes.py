@@ -1,15 +1,17 @@
-"""How the failure of an ingest step is booked: its sources fail, and the job goes on.
+"""How the failure of an ingest step is booked: its sources fail, and the job goes on; and the
+job's end.
 
 Imports no library that loads documents, for the sweeper.
 """
 
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from shared import items
+from shared import items, jobs
 from shared.claims import Claim
-from shared.items import Outcome
+from shared.items import CutChunks, Outcome
 from shared.versions import Part
 
 
@@ -22,6 +24,27 @@ def absorb_embed(session: Session, claim: Claim, message: str) -> None:
         items.settle_version(
             session, claim.job_id, part.version_id, Outcome.FAILED, message=message
         )
+
+
+def finish(session: Session, job_id: UUID) -> dict[str, Any]:
+    """The job's result; and a warning where the model could not read all of its chunks."""
+    cut = items.cut(session, job_id)
+    if cut is not None:
+        jobs.warn(session, job_id, [_cut_warning(cut)])
+    return items.result(session, job_id)
+
+
+def _cut_warning(cut: CutChunks) -> str:
+    named = ", ".join(f"{name} ({count:,})" for name, count in cut.documents)
+    left = cut.document_count - len(cut.documents)
+    more = f" and {left:,} more documents" if left else ""
+    chunks = "chunk is longer" if cut.chunk_count == 1 else "chunks are longer"
+    return (
+        f"{cut.chunk_count:,} {chunks} than what {cut.model} reads of a text, so that what stands "
+        f"at the end is hard to find: {named}{more}. Ingest again with a chunk_size of at most "
+        f"{max(cut.chunk_size, 16):,} and a smaller chunk_overlap, or into a collection whose "
+        "model reads more."
+    )
 
 
 def parts_of(claim: Claim) -> list[Part]:

@@ -20,7 +20,7 @@ from shared.steps import NewStep
 from shared.versions import Part, VersionState
 from workers.ingest.collect import collect_replaced, delete_orphans
 from workers.ingest.content import Order, make, read, source_name
-from workers.ingest.outcomes import absorb_embed, absorb_load, parts_of
+from workers.ingest.outcomes import absorb_embed, absorb_load, finish, parts_of
 from workers.ingest.vectors import write_vectors
 from workers.ingest.writer import Writer
 from workers.step import Context, Done, Handler
@@ -101,7 +101,7 @@ def embed(context: Context) -> Done:
     # Vectors whose version is gone must not stay, whatever happens from here on.
     context.on_lost.append(lambda: delete_orphans(process, order.collection, parts))
     try:
-        write_vectors(context, order, parts)
+        cuts = write_vectors(context, order, parts)
     except Permanent:
         if len(parts) == 1:
             raise
@@ -118,7 +118,11 @@ def embed(context: Context) -> Done:
             delete_orphans(process, order.collection, parts)
         collect_replaced(process, [each.replaced for each in noted if each.replaced])
 
-    return Done(record=record, after=after)
+    result = {
+        "model": order.model,
+        "cut": [[str(v), cut.chunks, cut.chunk_size] for v, cut in cuts.items()],
+    }
+    return Done(result=result if cuts else None, record=record, after=after)
 
 
 def _note(session: Session, claim: Claim, part: Part) -> versions.Embedded:
@@ -173,5 +177,5 @@ def _embed_step(parts: list[Part]) -> NewStep:
 
 
 PLAN = Handler(run=plan)
-LOAD = Handler(run=load, absorb=absorb_load, finish=items.result)
-EMBED = Handler(run=embed, absorb=absorb_embed, finish=items.result)
+LOAD = Handler(run=load, absorb=absorb_load, finish=finish)
+EMBED = Handler(run=embed, absorb=absorb_embed, finish=finish)

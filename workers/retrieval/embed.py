@@ -31,6 +31,8 @@ Vectors = NDArray[np.float32]
 
 MODELS_KEPT = 2
 CHARS_PER_TOKEN = 3  # of ASCII
+COUNTED_CHARS = 200_000
+"""Of texts that are counted together, so that their tokens take little memory."""
 
 
 class Embedder:
@@ -54,6 +56,47 @@ class Embedder:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
+
+    @property
+    def window(self) -> int | None:
+        """How many tokens of a text the model reads; None where it reads all."""
+        return self._model.max_seq_length
+
+    def overlong(self, texts: Sequence[str], *, between: Callable[[], None]) -> dict[int, int]:
+        """The tokens of those texts that the window cuts, by index.
+
+        Counted by the model's own tokenizer, which takes some two hundredths of the time that
+        encoding takes. `between` runs now and then.
+        """
+        window = self.window
+        if window is None:
+            return {}
+        prompt = self._model.prompts.get(self._model.default_prompt_name or "") or ""
+        cut: dict[int, int] = {}
+        first = 0
+        while first < len(texts):
+            between()
+            end, chars = first + 1, len(texts[first])
+            while end < len(texts) and chars + len(texts[end]) <= COUNTED_CHARS:
+                chars += len(texts[end])
+                end += 1
+            sizes = self._sizes([prompt + text for text in texts[first:end]])
+            cut |= {n: size for n, size in enumerate(sizes, first) if size > window}
+            first = end
+        return cut
+
+    @cached_property
+    def readable(self) -> int | None:
+        """How many tokens of the text itself are read: less those that the model adds."""
+        return None if self.window is None else self.window - self._sizes([""])[0]
+
+    def _sizes(self, texts: Sequence[str]) -> list[int]:
+        try:
+            tokenizer = self.tokenizer
+        except AttributeError:  # one that is written in Python
+            encoded = self._model.tokenizer(list(texts), truncation=False, verbose=False)
+            return [len(ids) for ids in encoded["input_ids"]]
+        return [len(encoding) for encoding in tokenizer.encode_batch_fast(list(texts))]
 
     def encode(self, texts: Sequence[str], *, between: Callable[[], None]) -> Vectors:
         """Vectors of shape (len(texts), dimension). `between` runs before each batch."""

@@ -7,6 +7,7 @@ from shared.errors import Permanent
 from shared.normal import nfc
 from shared.payloads import Hit, Metadata
 from workers.process import Process
+from workers.retrieval.cuts import cut_query
 from workers.retrieval.store import Match, Missing
 
 WIDEN_TIMES = 4
@@ -20,9 +21,13 @@ def find(
     k: int,
     where: Metadata | None,
     check: Callable[[], None] = lambda: None,
+    what: str = "query",
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[Hit]:
     """The k best hits, best first; fewer where the collection has fewer. `check` is called while a
     model is waited for, and may raise.
+
+    `warn` is told where the model cannot read all of the query, which is called `what`.
 
     Chroma may know chunks that Postgres no longer counts as live, and for a moment the other way
     round. Where such chunks leave fewer than k hits, more are asked for.
@@ -40,6 +45,7 @@ def find(
             f"Collection {collection_name!r} has {dimension} dimensions, but {model!r} now gives "
             f"{embedder.dimension}. Put the model back, or ingest into a new collection."
         )
+    cut_query(embedder, query, what=what, warn=warn)
     vector = embedder.encode([nfc(query)], between=lambda: None)[0]
     limit = k
     for _ in range(WIDEN_TIMES):

@@ -1,18 +1,21 @@
 """The steps `embed` (texts to vectors), `search`, and `rag.find` (the retrieval half of `rag`)."""
 
+from collections.abc import Callable, Sequence
+
+from sqlalchemy.orm import Session
+
 from shared import jobs
 from shared.generation import door_of
 from shared.payloads import (
     EmbedInput,
     EmbedResult,
-    Hit,
     RagInput,
     SearchInput,
-    SearchOptions,
     SearchResult,
 )
 from shared.queue import Queue
 from shared.steps import NewStep
+from workers.retrieval.cuts import cut_texts
 from workers.retrieval.search import find
 from workers.step import Context, Done, Handler
 
@@ -20,33 +23,53 @@ from workers.step import Context, Done, Handler
 def embed(context: Context) -> Done:
     wanted = EmbedInput.model_validate(_input(context))
     embedder = context.process.embedders.get(wanted.model, check=context.check)
+    cut = embedder.overlong(wanted.texts, between=context.check)
     vectors = embedder.encode(wanted.texts, between=context.check)
     result = EmbedResult(
         model=embedder.name, dimension=embedder.dimension, embeddings=vectors.tolist()
     )
-    return Done(result=result.model_dump())
+    return Done(result=result.model_dump(), record=_warning(context, cut_texts(embedder, cut)))
 
 
 def search(context: Context) -> Done:
     wanted = SearchInput.model_validate(_input(context))
-    hits = _find(context, wanted.collection, wanted.query, wanted.k, wanted.search)
-    return Done(result=SearchResult(hits=hits).model_dump())
+    warnings: list[str] = []
+    hits = find(
+        context.process,
+        wanted.collection,
+        wanted.query,
+        k=wanted.k,
+        where=wanted.search.filter,
+        check=context.check,
+        warn=warnings.append,
+    )
+    return Done(result=SearchResult(hits=hits).model_dump(), record=_warning(context, warnings))
 
 
 def rag_find(context: Context) -> Done:
     """Keeps ids and scores only: the text is read again when the answer is made, if it is there."""
     wanted = RagInput.model_validate(_input(context))
-    hits = _find(context, wanted.collection, wanted.question, wanted.k, wanted.search)
+    warnings: list[str] = []
+    hits = find(
+        context.process,
+        wanted.collection,
+        wanted.question,
+        k=wanted.k,
+        where=wanted.search.filter,
+        check=context.check,
+        what="question",
+        warn=warnings.append,
+    )
     found = [{"id": hit.chunk_id, "score": hit.score} for hit in hits]
     model = wanted.model or context.process.settings.generation_model
     answer = NewStep(name="rag.answer", queue=Queue.GENERATE, door=door_of(model))
-    return Done(result={"found": found}, children=[answer])
+    return Done(result={"found": found}, children=[answer], record=_warning(context, warnings))
 
 
-def _find(
-    context: Context, collection: str, query: str, k: int, options: SearchOptions
-) -> list[Hit]:
-    return find(context.process, collection, query, k=k, where=options.filter, check=context.check)
+def _warning(context: Context, warnings: Sequence[str]) -> Callable[[Session], None] | None:
+    if not warnings:
+        return None
+    return lambda session: jobs.warn(session, context.claim.job_id, warnings)
 
 
 def _input(context: Context) -> dict[str, object]:

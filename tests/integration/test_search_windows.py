@@ -1,0 +1,125 @@
+"""What the window of the embedding model cuts is in the warnings of the job."""
+
+from typing import Any
+
+import pytest
+
+from shared.payloads import EmbedInput, Kind, RagInput, SearchInput
+from shared.queue import Lane
+from tests.integration.ingestion import (
+    TRAINS,
+    counts,
+    ingest,
+    new_collection,
+    order,
+    order_sources,
+    upload,
+)
+from tests.integration.workbench import drain, embedders, job_of, submit
+from workers.process import Process
+
+KOREAN = "창고의 문은 평일 아침 여덟 시에 열고 저녁 일곱 시에 닫습니다. " * 20
+"""Some 740 letters, which the model spells out in about a thousand tokens."""
+ENGLISH = "The gate opens at nine and closes at five.\n\n" * 60
+
+
+def tokens(text: str) -> int:
+    return len(embedders().get().tokenizer.encode(text))
+
+
+def warnings_of(process: Process, kind: Kind, input_: Any) -> list[str]:
+    job_id = submit(process, kind, input_.model_dump(mode="json"), lane=Lane.INTERACTIVE)
+    drain(process)
+    job = job_of(process, job_id)
+    assert job.state == "succeeded", job.error
+    return job.warnings
+
+
+@pytest.mark.parametrize(
+    ("text", "splitter"),
+    [
+        (KOREAN, {"type": "recursive", "chunk_size": 1000, "chunk_overlap": 200}),
+        (KOREAN * 2, {"type": "token", "chunk_size": 1200, "chunk_overlap": 100}),
+        (ENGLISH, {"type": "character", "chunk_size": 4000, "chunk_overlap": 0}),
+        (f"# A\n\n{KOREAN}", {"type": "markdown", "chunk_size": 1000, "chunk_overlap": 0}),
+    ],
+)
+def test_ingesting_says_what_is_not_read_and_a_size_that_fits(
+    process: Process, text: str, splitter: dict[str, Any]
+) -> None:
+    collection = new_collection(process)
+    _, job = ingest(process, collection, {"long.md": text, "short.md": TRAINS}, splitter=splitter)
+
+    (warning,) = job.warnings
+    assert "long.md (" in warning
+    assert "short.md" not in warning
+    assert embedders().get().name in warning
+    size = int(warning.split("chunk_size of at most ")[1].split(" ")[0].replace(",", ""))
+    assert 16 <= size < splitter["chunk_size"]
+    fitting = splitter | {"chunk_size": size, "chunk_overlap": 0}
+    again = new_collection(process)
+    _, job = ingest(process, again, {"long.md": text, "short.md": TRAINS}, splitter=fitting)
+    assert job.warnings == []
+
+
+def test_chunks_are_counted_over_all_steps_and_documents(process: Process) -> None:
+    collection = new_collection(process)
+    names = [f"number {n:02}.txt" for n in range(14)]
+    splitter = {"type": "recursive", "chunk_size": 800, "chunk_overlap": 0}
+    texts = {name: KOREAN * (2 if n == 0 else 1) + str(n) for n, name in enumerate(names)}
+    _, job = ingest(process, collection, texts, splitter=splitter)
+
+    (warning,) = job.warnings
+    assert warning.startswith("15 chunks are longer than what ")
+    assert "number 00.txt (2), number 01.txt (1)" in warning
+    assert "number 09.txt (1) and 4 more documents." in warning
+    assert len(warning) < 1000
+    _, job = ingest(process, collection, texts, splitter=splitter)
+    assert job.warnings == []  # nothing was embedded
+
+
+def test_rows_of_tables_are_chunks_like_others(process: Process) -> None:
+    collection = new_collection(process)
+    file_id = upload(process, "rows.csv", f'text\n"{KOREAN}"\nshort\n'.encode())
+    source = {"type": "file", "file_id": file_id}
+    splitter = {"type": "recursive", "chunk_size": 1000, "chunk_overlap": 0}
+    job_id = order_sources(process, collection, [source], splitter=splitter)
+    drain(process)
+    assert counts(process, job_id) == {"added": 1}
+    assert "1 chunk is longer" in job_of(process, job_id).warnings[0]
+
+
+def test_short_chunks_warn_of_nothing(process: Process) -> None:
+    collection = new_collection(process)
+    job_id = order(process, collection, {"a": TRAINS, "b": KOREAN})  # in small pieces
+    drain(process)
+    assert job_of(process, job_id).warnings == []
+
+
+def test_embedding_names_the_texts(process: Process) -> None:
+    long = "word " * 300
+    exact = "word " * 254
+    assert (tokens(long), tokens(exact)) == (302, 256)
+
+    texts = ["short", long, exact, KOREAN]
+    (warning,) = warnings_of(process, Kind.EMBED, EmbedInput(texts=texts))
+    assert "first 256 tokens" in warning
+    assert f"text 2 has 302, text 4 has {tokens(KOREAN):,}." in warning
+    (warning,) = warnings_of(process, Kind.EMBED, EmbedInput(texts=[long] * 40))
+    assert "text 10 has 302 and 30 more" in warning
+    assert warnings_of(process, Kind.EMBED, EmbedInput(texts=["short", exact])) == []
+
+
+def test_a_long_query_or_question_is_named(process: Process) -> None:
+    collection = new_collection(process)
+    ingest(process, collection, {"trains": TRAINS})
+    asked = "When does the train to Busan leave? " * 60
+
+    search = SearchInput(collection=collection, query=asked)
+    (warning,) = warnings_of(process, Kind.SEARCH, search)
+    assert f"The query has {tokens(asked.strip()):,} tokens" in warning
+    rag = RagInput(collection=collection, question=asked)
+    (warning,) = warnings_of(process, Kind.RAG, rag)
+    assert f"The question has {tokens(asked.strip()):,} tokens" in warning
+    short = SearchInput(collection=collection, query="When?")
+    assert warnings_of(process, Kind.SEARCH, short) == []
