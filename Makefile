@@ -29,6 +29,7 @@ demo: $(LOCAL)
 	@$(BIN)/python examples/demo.py
 
 up: $(LOCAL)
+	@echo "The command is $(BIN)/sluice; in another terminal: source $(BIN)/activate"
 	@exec $(BIN)/sluice up
 
 test: $(DEV)
