@@ -1,15 +1,20 @@
 """Bytes of a document -> text, or a `DocumentError` that says what is wrong and what to do.
 
-The order: byte order mark, an encoding the caller names, strict UTF-8, the encoding the document
-declares, Korean CP949 (a superset of EUC-KR), Windows-1252, and last `charset-normalizer`. A guess
-is taken only when the result looks like real text: a UTF-8 file with damaged bytes is an error
-that names the first bad offset, and never mojibake.
+The order: byte order mark, an encoding the caller names, the escapes of ISO-2022, strict UTF-8, the
+encodings that the document declares, Korean CP949 (a superset of EUC-KR), Windows-1252, and last
+`charset-normalizer`. A label of one byte a letter (iso-8859-1, us-ascii, windows-1252), which
+fits any bytes and is what servers and `file` say when they do not know, is believed only where the
+bytes are no text of several bytes a letter. A guess is taken only when the result looks like real
+text: a file with damaged bytes is an error that names the first bad one under the encoding of the
+rest, and never mojibake. UTF-16 and UTF-32 without a mark are recognized, and read if named.
 """
 
 import codecs
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from charset_normalizer import from_bytes
 
@@ -82,9 +87,43 @@ _ALIASES = {
     "latin1": "cp1252",
     "us-ascii": "cp1252",
     "ascii": "cp1252",
-    # A page whose bytes say "utf-16" in ASCII is not UTF-16 (the HTML standard says the same).
-    "utf-16": "utf-8",
+    "hz-gb-2312": "hz",
 }
+
+# They fit any bytes, and stand for "I do not know" at servers and in what `file` says.
+_CATCH_ALL: Final = frozenset(
+    {"ascii", "cp1252", "iso8859-1", "iso8859-15", "cp437", "cp850", "mac-roman"}
+)
+# Among what charset-normalizer may find.
+_SINGLE_BYTE: Final = _CATCH_ALL | frozenset(
+    {"cp1251", "koi8_r", "koi8_u", "cp1253", "cp1255", "cp1256", "cp874", "tis_620"}
+)
+_WIDE: Final = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+# Seven-bit encodings: their bytes are all valid UTF-8, and not what is meant.
+_ESCAPES: Final = (
+    (b"\x1b$)C", ("iso2022_kr",)),
+    (b"\x1b$)A", ()),
+    (b"\x1b$)G", ()),
+    *(
+        (mark, ("iso2022_jp", "iso2022_jp_2", "iso2022_jp_ext", "iso2022_jp_3", "iso2022_jp_2004"))
+        for mark in (b"\x1b$B", b"\x1b$@", b"\x1b$(D", b"\x1b$(O", b"\x1b$(Q", b"\x1b$A")
+    ),
+)
+_SEVEN_BITS: Final = ("iso2022", "iso-2022", "csiso2022", "hz", "utf-7", "utf7")
+_SAMPLE_BYTES: Final = 65_536
+# Text of the alphabets that people write in, as opposed to bytes that are none.
+_EVERYDAY: Final = re.compile(
+    "[\t\n\r -~\xa0-\u024f\u0370-\u052f\u0590-\u06ff\u0e00-\u0e7f\u2010-\u205e\u20a0-\u20bf"
+    "\u2190-\u22ff\u2460-\u26ff\u3000-\u30ff\u3130-\u318f\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]"
+)
+# What bytes of another order, or of ASCII in pairs, hardly ever look like.
+_TELLING: Final = re.compile("[\t\n\r -~\uac00-\ud7a3\u3001\u3002\uff0c]")
+_LIMIT_BAD: Final = 20
+_COMMON_CHINESE: Final = frozenset(
+    "的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可"
+    "里后小么心多天而能好都然没日于起还发成事只作当想看文無開手十用主行方又如前所本見經頭面公同三已"
+    "老從動兩長來個國們說這時為過會後對學麼發還沒"
+)
 
 # The most frequent syllables of Korean text and names: nearly all of any real text, and about a
 # fifth of what other encodings look like when they are read as CP949.
@@ -109,6 +148,7 @@ _GUESSED = frozenset(
 )
 _HANGUL = re.compile(r"[가-힣]")
 _KANA = re.compile(r"[぀-ヿ]")
+_PRIVATE = re.compile("[\ue000-\uf8ff]")
 _HIGH = re.compile(r"[^\x00-\x7f]")
 # Characters of Windows-1252 text where they belong: accented letters beside letters (no capital
 # inside a lower-case word), typographic marks, signs before or after a number. What is left over
@@ -137,31 +177,75 @@ class Decoded:
 
 
 def decode(
-    data: bytes, *, name: str, encoding: str | None = None, declared: str | None = None, hint: str
+    data: bytes,
+    *,
+    name: str,
+    encoding: str | None = None,
+    declared: Sequence[str | None] = (),
+    hint: str,
 ) -> Decoded:
-    """`encoding` is binding, `declared` is believed after UTF-8; `hint` ends the error's remedy."""
-    marked = _by_mark(data)
-    if marked is None:
-        _refuse_binary(data, name)
-    if encoding is not None:
-        return _strict(data, encoding, name=name, why=f"csv.encoding is {encoding!r}")
-    if marked is not None:
+    """`encoding` is binding; those `declared`, the weightiest first, are believed after UTF-8.
+
+    `hint` ends the error's remedy.
+    """
+    if (marked := _by_mark(data)) is not None:
         return _strict(data, marked, name=name, why="its byte order mark says so")
-    if declared and declared.lower().startswith("iso-2022"):
-        # A seven-bit encoding: its bytes are all valid UTF-8, and not what is meant.
-        return _strict(data, declared, name=name, why="the document declares it")
+    _refuse_known_binary(data, name, may_be_wide=encoding is not None and _is_wide(encoding))
+    if encoding is not None:
+        if not _is_wide(encoding):
+            _refuse_nul(data, name)
+        return _strict(data, encoding, name=name, why=f"csv.encoding is {encoding!r}")
+    labels = [label for label in declared if label]
+    for label in labels:
+        # A page whose bytes say "utf-16" in ASCII is not UTF-16 (the HTML standard says the same).
+        if _is_wide(label) and (b"\x00" in data or _wide_without_mark(data) is not None):
+            return _strict(data, label, name=name, why=f"the document declares {label!r}")
+    _refuse_nul(data, name)
+    if (escaped := _by_escapes(data, labels, name)) is not None:
+        return escaped
     try:
         return Decoded(text=data.decode("utf-8"), encoding="utf-8")
-    except UnicodeDecodeError as broken:
-        bad = f"byte 0x{data[broken.start]:02x} at offset {broken.start:,} is not valid UTF-8"
-        cause = broken
-    codec = _codec(declared)
-    if codec is not None and codec != "utf-8":
-        return _strict(data, codec, name=name, why=f"the document declares {declared!r}")
-    guess = None if codec == "utf-8" else _guess(data)
-    if guess is None:
-        raise DocumentError(f"{name}: {bad}, and no other encoding fits. {hint}") from cause
-    return guess
+    except UnicodeDecodeError as cause:
+        bad = f"byte 0x{data[cause.start]:02x} at offset {cause.start:,} is not valid UTF-8"
+        broken = DocumentError(f"{name}: {bad}, and no other encoding fits. {hint}")
+        broken.__cause__ = cause
+    known = [(label, codec) for label in labels if (codec := _codec(label)) and not _is_wide(label)]
+    decoded = _by_labels(data, known, broken, name) or _guess(data)
+    if decoded is not None:
+        return decoded
+    if (nearest := _nearest(data)) is not None:
+        codec, offset = nearest
+        raise DocumentError(
+            f"{name}: byte 0x{data[offset]:02x} at offset {offset:,} is damaged: the rest reads as "
+            f"{codec}, and it does not fit. {hint}"
+        ) from broken
+    if (wide := _wide_without_mark(data)) is not None:
+        raise _unmarked(name, wide) from broken
+    raise broken
+
+
+def _by_labels(
+    data: bytes, known: Sequence[tuple[str, str]], broken: DocumentError, name: str
+) -> Decoded | None:
+    """What the labels say, those of one byte a letter only if nothing else fits; None to guess."""
+    exact = [(label, codec) for label, codec in known if codec not in _CATCH_ALL]
+    for _, codec in exact:
+        with contextlib.suppress(UnicodeDecodeError):
+            return Decoded(text=data.decode(codec), encoding=codec)
+    guess = _guess(data) if known else None
+    if guess is not None and guess.encoding == "cp949":
+        return guess  # whatever the label: this is Korean text beyond doubt
+    if exact:
+        label, codec = exact[0]
+        if codec == "utf-8":
+            raise broken
+        return _strict(data, codec, name=name, why=f"the document declares {label!r}")
+    if not known:
+        return None
+    if guess is not None and guess.encoding not in _SINGLE_BYTE:
+        return guess
+    label, codec = known[0]
+    return _strict(data, codec, name=name, why=f"the document declares {label!r}")
 
 
 def _by_mark(data: bytes) -> str | None:
@@ -180,9 +264,10 @@ def _codec(label: str | None) -> str | None:
 
 
 def _strict(data: bytes, encoding: str, *, name: str, why: str) -> Decoded:
-    # "utf-16" named by the caller is meant: without its mark it needs an order, with it none.
-    label = encoding.strip().lower()
-    codec = label if label == "utf-16" else _codec(label)
+    codec = _codec(encoding)
+    if codec in ("utf-16", "utf-32"):  # without a mark, the order of the bytes has to be found
+        wide = _wide_without_mark(data)
+        codec = wide if wide is not None and wide.startswith(codec) else f"{codec}-le"
     if codec is None:
         raise DocumentError(f"{name}: there is no encoding called {encoding!r} ({why}).")
     try:
@@ -199,26 +284,122 @@ def _strict(data: bytes, encoding: str, *, name: str, why: str) -> Decoded:
     return Decoded(text=text.removeprefix("\ufeff"), encoding=codec)
 
 
-def _refuse_binary(data: bytes, name: str) -> None:
-    nul = data.find(b"\x00")
-    known = _MAGIC if nul < 0 else _MAGIC + _MAGIC_WITH_NUL
+def _is_wide(label: str) -> bool:
+    codec = _codec(label)
+    return codec is not None and codec.startswith(("utf-16", "utf-32"))
+
+
+def _refuse_known_binary(data: bytes, name: str, *, may_be_wide: bool) -> None:
+    known = _MAGIC if may_be_wide or b"\x00" not in data else _MAGIC + _MAGIC_WITH_NUL
     for mark, what in known:
         if data.startswith(mark):
             raise DocumentError(
                 f"{name}: looks like {what}, not text. Supported are {SUPPORTED}; convert it first."
             )
+
+
+def _refuse_nul(data: bytes, name: str) -> None:
+    nul = data.find(b"\x00")
     if nul < 0:
         return
-    pairs = data[: 4096 & ~1]
-    zeros = max(pairs[0::2].count(0), pairs[1::2].count(0))
-    if zeros > 0.8 * (len(pairs) // 2):
-        raise DocumentError(
-            f"{name}: looks like UTF-16 without a byte order mark. Save the file as UTF-8."
-        )
+    if (wide := _wide_without_mark(data)) is not None:
+        raise _unmarked(name, wide)
     raise DocumentError(
         f"{name}: looks like binary data, not text: there is a NUL byte at offset {nul:,}. "
         f"Supported are {SUPPORTED}."
     )
+
+
+def _unmarked(name: str, codec: str) -> DocumentError:
+    kind = codec[: len("utf-16")].upper()
+    return DocumentError(
+        f"{name}: looks like {kind} without a byte order mark ({codec}). Save the file as UTF-8, "
+        f"or name the encoding: --csv-encoding {codec} (csv.encoding) for CSV, and charset={codec} "
+        "in the content type of the upload for anything else."
+    )
+
+
+def _wide_without_mark(data: bytes) -> str | None:
+    """The codec of text in units of two or four bytes that has no mark; None if it is none."""
+    sample = data[:_SAMPLE_BYTES]
+    plain = len(sample) - len(sample.translate(None, bytes(range(32, 127)) + b"\t\n\r"))
+    if plain > 0.8 * len(sample) and sample.count(0) < 0.2 * len(sample):
+        return None  # ASCII with some NULs in it; its pairs would look like Chinese
+    best: tuple[float, str] | None = None
+    for codec in _WIDE:
+        if len(data) % (4 if codec.startswith("utf-32") else 2):
+            continue
+        try:
+            text = codecs.getincrementaldecoder(codec)().decode(sample)
+        except UnicodeDecodeError:
+            continue
+        telling = len(_TELLING.findall(text))
+        if len(_EVERYDAY.findall(text)) < 0.95 * len(text) or telling < 0.05 * len(text):
+            continue
+        if best is None or telling / len(text) > best[0]:
+            best = telling / len(text), codec
+    return best[1] if best else None
+
+
+def _by_escapes(data: bytes, labels: Sequence[str], name: str) -> Decoded | None:
+    """Text in ISO-2022 or another encoding of seven bits, declared or seen from its escapes."""
+    for label in labels:
+        if label.lower().startswith(_SEVEN_BITS):
+            return _strict(data, label, name=name, why="the document declares it")
+    if b"\x1b$" not in data or not data.isascii():
+        return None
+    codecs_ = next((codecs_ for mark, codecs_ in _ESCAPES if mark in data), None)
+    if codecs_ is None:
+        return None
+    for codec in codecs_:
+        with contextlib.suppress(UnicodeDecodeError):
+            return Decoded(text=data.decode(codec), encoding=codec)
+    if not codecs_:
+        raise DocumentError(
+            f"{name}: looks like ISO-2022-CN, which cannot be read. Save the file as UTF-8."
+        )
+    return _strict(data, codecs_[0], name=name, why="its escapes say so")
+
+
+def _nearest(data: bytes) -> tuple[str, int] | None:
+    """The encoding in which all of the text but a few bytes makes sense, and the first of these."""
+    bad = sum("\udc80" <= char <= "\udcff" for char in data.decode("utf-8", "surrogateescape"))
+    sound = len(_HIGH.findall(data.decode("utf-8", "ignore")))
+    if 2 * sound > bad:
+        return None  # UTF-8 with damage
+    for codec, is_plausible in (
+        ("cp949", _is_korean),
+        ("shift_jis", _is_japanese),
+        ("euc_jp", _is_japanese),
+        ("gb18030", _is_chinese),
+        ("big5hkscs", _is_chinese),
+    ):
+        places: list[int] = []
+        parts: list[str] = []
+        start = 0
+        while start < len(data) and len(places) <= _LIMIT_BAD:
+            try:
+                parts.append(data[start:].decode(codec))
+                break
+            except UnicodeDecodeError as broken:
+                place = start + broken.start
+                parts.append(data[start:place].decode(codec))
+                places.append(place)
+                start = place + 1
+        text = "".join(parts)
+        is_rare = len(places) <= min(_LIMIT_BAD, 1 + bad // 100)
+        if places and is_rare and len(_HIGH.findall(text)) >= _SOME_CHARS and is_plausible(text):
+            return codec, places[0]
+    return None
+
+
+def _is_japanese(text: str) -> bool:
+    return len(_KANA.findall(text)) >= 0.3 * len(_HIGH.findall(text))
+
+
+def _is_chinese(text: str) -> bool:
+    high: list[str] = _HIGH.findall(text)
+    return sum(char in _COMMON_CHINESE for char in high) >= 0.15 * len(high)
 
 
 def _guess(data: bytes) -> Decoded | None:
@@ -242,6 +423,8 @@ def _guess(data: bytes) -> Decoded | None:
     # No recognized language means a guess from byte statistics alone: that is how mojibake starts.
     # (Japanese it never recognizes; syllable letters among the characters tell it well enough.)
     text = str(best)
+    if _PRIVATE.search(text):  # where CP932 puts bytes that it does not know
+        return None
     many = len(_HIGH.findall(text))
     is_known = best.percent_coherence >= 20 or len(_KANA.findall(text)) >= 0.2 * many
     if many < _SOME_CHARS or best.percent_chaos > 10 or not is_known:

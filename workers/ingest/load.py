@@ -137,9 +137,9 @@ def load(
         tabs = "\t" if kind is MediaType.TSV else None
         parts = tables.rows(text, name=name, options=csv, delimiter=tabs)
     elif kind is MediaType.JSON:
-        parts = records.elements(text, name=name)
+        parts = records.elements(text, name=name, max_chars=max_chars)
     elif kind is MediaType.JSONL:
-        parts = records.lines(text, name=name)
+        parts = records.lines(text, name=name, max_chars=max_chars)
     else:
         parts = [(text, {})]
     return _assemble(
@@ -175,10 +175,7 @@ def _assemble(
         end = start + len(text)
         if end > max_chars:
             # Checked as the parts come, so that an endless document is not built first.
-            raise DocumentError(
-                f"{name}: has more than {max_chars:,} characters of text. Divide it, or raise "
-                "SLUICE_MAX_DOCUMENT_CHARS."
-            )
+            raise records.too_long(name, max_chars)
         if len(passages) == max_passages:
             raise DocumentError(
                 f"{name}: has more than {max_passages:,} rows or records, each a chunk. Divide it, "
@@ -198,12 +195,13 @@ def _decode(
     data: bytes, *, name: str, kind: MediaType, charset: str | None, csv: CsvOptions
 ) -> decode.Decoded:
     encoding, hint = None, "Save it as UTF-8."
+    declared = [charset]
     if kind in (MediaType.CSV, MediaType.TSV):
         encoding, hint = csv.encoding, "Save it as UTF-8, or set csv.encoding."
     elif kind is MediaType.HTML:
-        charset = charset or html.declared_charset(data)
+        declared.append(html.declared_charset(data))
         hint = "Save it as UTF-8, or declare its charset."
-    return decode.decode(data, name=name, encoding=encoding, declared=charset, hint=hint)
+    return decode.decode(data, name=name, encoding=encoding, declared=declared, hint=hint)
 
 
 def _kind(name: str, media: str | None, *, inline: bool) -> MediaType:

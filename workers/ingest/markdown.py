@@ -1,21 +1,56 @@
 """Markdown text -> its sections: a heading with what follows it up to the next heading.
 
-Knows ATX headings (`# A`), setext headings (underlined by `===` or `---`), and that lines in
-fenced code and in front matter are no headings. A heading with nothing under it belongs to the
-section after it. Everything else of Markdown is left as it is: this is not a parser.
+Headings are those of CommonMark that stand in the document itself, not in a quote or list: ATX
+(`# A`) and setext (lines of a paragraph, and no table, underlined by `===` or `---`). Lines in
+code, fenced or indented, in HTML blocks and comments, and in front matter (YAML, TOML, JSON) are
+no headings. A heading with nothing under it belongs to the section after it. Everything else of
+Markdown is left as it is: this reads the blocks of a text line by line and makes no tree. Time is
+linear.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-_ATX: Final = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t]*$")
-_FENCE: Final = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
-_UNDERLINE: Final = re.compile(r" {0,3}(=+|-+)[ \t]*$")
-# What an underline does not turn into a heading: lists, quotes, tables, code, other rules.
-_NO_PARAGRAPH: Final = re.compile(r"\s*$| {4}|\t| {0,3}(?:[-*+>|#]|\d+[.)]\s|={2,}|_{3,})")
-_FRONT_MATTER: Final = re.compile(r"---[ \t]*\n(?:.*\n)*?(?:---|\.\.\.)[ \t]*(?:\n|$)")
+_TITLE_CHARS: Final = 500  # each chunk of the section carries the title
+_NESTED_ITEMS: Final = 64
+_RULE_CHARS: Final = 1000
+_TAB: Final = 4
+_CODE_INDENT: Final = 4
+
+_INDENT: Final = re.compile(r"[ \t]*+")
+_ATX: Final = re.compile(r"(#{1,6}+)(?=[ \t]|$)")
+_FENCE: Final = re.compile(r"(`{3,}+)(?=[^`]*+$)|(~{3,}+)")
+_ITEM: Final = re.compile(r"(?:[-+*]|([0-9]{1,9}+)[.)])(?=[ \t]|$)")
+_HTML_TAGS: Final = (
+    "address|article|aside|base|basefont|blockquote|body|caption|center|col|colgroup|dd|details|"
+    "dialog|dir|div|dl|dt|fieldset|figcaption|figure|footer|form|frame|frameset|h[1-6]|head|header|"
+    "hr|html|iframe|legend|li|link|main|menu|menuitem|nav|noframes|ol|optgroup|option|p|param|"
+    "search|section|summary|table|tbody|td|tfoot|th|thead|title|tr|track|ul"
+)
+_ATTRIBUTE: Final = r"\s++[A-Za-z_:][\w.:-]*+(?:\s*+=\s*+(?:[^\s\"'=<>`]++|'[^']*+'|\"[^\"]*+\"))?+"
+# How an HTML block begins, and what ends it; None: a blank line.
+_HTML_BLOCKS: Final = tuple(
+    (re.compile(begin, re.IGNORECASE), re.compile(end, re.IGNORECASE) if end else None)
+    for begin, end in (
+        (r"<(?:script|pre|style|textarea)(?=[\s>]|$)", r"</(?:script|pre|style|textarea)>"),
+        (r"<!--", r"-->"),
+        (r"<\?", r"\?>"),
+        (r"<![A-Z]", r">"),
+        (r"<!\[CDATA\[", r"\]\]>"),
+        (rf"</?(?:{_HTML_TAGS})(?=\s|/?>|$)", None),
+    )
+)
+# A whole tag alone on its line, of whatever name; it does not interrupt a paragraph.
+_HTML_LINE: Final = re.compile(
+    rf"(?:<[A-Za-z][A-Za-z0-9-]*+(?:{_ATTRIBUTE})*+\s*+/?>|</[A-Za-z][A-Za-z0-9-]*+\s*+>)\s*+$"
+)
+_FRONT_MATTER: Final = {
+    "---": re.compile(r"^(?:---|\.\.\.)[ \t]*+$", re.MULTILINE),
+    "+++": re.compile(r"^\+\+\+[ \t]*+$", re.MULTILINE),
+    "{": re.compile(r"^\}[ \t]*+$", re.MULTILINE),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,29 +89,216 @@ def _joined(path: dict[int, str]) -> str | None:
     return " > ".join(title for title in path.values() if title) or None
 
 
+def _after_front_matter(text: str) -> int:
+    first, line_end, _ = text[:_RULE_CHARS].partition("\n")
+    ending = _FRONT_MATTER.get(first.rstrip())
+    body = len(first) + 1
+    # Behind a rule at the top of a text there is a blank line; behind front matter there is none.
+    if ending is None or not line_end or text.startswith("\n", body):
+        return 0
+    end = ending.search(text, body)
+    return min(end.end() + 1, len(text)) if end else 0
+
+
 def _headings(text: str) -> Iterator[_Heading]:
-    matter = _FRONT_MATTER.match(text)
-    start = matter.end() if matter else 0
-    fence = ""
-    before = ""  # the line above, while it may be a paragraph of one line
-    before_start = start
-    for line in text[start:].splitlines(keepends=True):
-        end = start + len(line)
-        bare = line.rstrip("\r\n")
-        opening = _FENCE.match(bare)
-        if fence:
-            if opening and opening[1].startswith(fence) and not bare[opening.end() :].strip():
-                fence = ""
-            before = ""
-        elif opening:
-            fence, before = opening[1], ""
-        elif atx := _ATX.match(bare):
-            yield _Heading(start=start, end=end, level=len(atx[1]), title=(atx[2] or "").strip())
-            before = ""
-        elif before and (underline := _UNDERLINE.match(bare)):
-            level = 1 if underline[1][0] == "=" else 2
-            yield _Heading(start=before_start, end=end, level=level, title=before.strip())
-            before = ""
-        else:
-            before, before_start = ("" if _NO_PARAGRAPH.match(bare) else bare), start
+    start = _after_front_matter(text)
+    blocks = _Blocks()
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        level = blocks.read(text[start:end].rstrip("\n"), start)
+        if level:
+            is_atx = blocks.title_start is None
+            first = start if is_atx else blocks.title_start
+            assert first is not None
+            title = _atx_title(text[start:end]) if is_atx else text[first:start]
+            title = " ".join(title[: 4 * _TITLE_CHARS].split())
+            if len(title) > _TITLE_CHARS:
+                title = title[: _TITLE_CHARS - 1].rstrip() + "…"
+            yield _Heading(start=first, end=end, level=level, title=title)
         start = end
+
+
+def _atx_title(line: str) -> str:
+    title = line.strip().lstrip("#").strip()
+    bare = title.rstrip("#")
+    return bare.rstrip() if not bare or bare[-1] in " \t" else title
+
+
+@dataclass(kw_only=True)
+class _Blocks:
+    """The open blocks of the text before a line."""
+
+    items: list[int] = field(default_factory=list)
+    """The columns at which the content of open list items begins, outermost first."""
+    fence: str = ""
+    html_end: re.Pattern[str] | None = None
+    in_html: bool = False
+    paragraph: int | None = None
+    """Where the paragraph begins that the next line may go on with, in the text itself."""
+    is_inner_paragraph: bool = False
+    """The next line may go on with a paragraph of a list item or quote."""
+    in_quote: bool = False
+    """That paragraph is one of a quote."""
+    in_quoted_fence: bool = False
+    is_table: bool = False
+    """The last line is a row of a table, and so a line of hyphens under it no underline."""
+    title_start: int | None = None
+    """Of the setext heading that the last line ended."""
+
+    def read(self, line: str, start: int) -> int:
+        """The level of the heading that this line is or underlines; 0 for none."""
+        at = _INDENT.match(line).end()  # type: ignore[union-attr]  # matches anything
+        column = _columns(line, 0, at, 0)
+        is_blank = at == len(line)
+        if self.fence or self.in_html:
+            if is_blank or not self.items or column >= self.items[-1]:
+                self._go_on(line, at, column, is_blank=is_blank)
+                return 0
+            self.fence, self.in_html = "", False  # the list item that holds it has ended
+        if is_blank:
+            self.paragraph, self.is_inner_paragraph = None, False
+            self.in_quoted_fence = False
+            return 0
+        was_open = len(self.items)
+        kept = was_open
+        while kept and column < self.items[kept - 1]:
+            kept -= 1
+        # A plain line goes on with the paragraph of a list item or quote, however it is indented.
+        if self.is_inner_paragraph and not self._begins_block(line, at, column, kept):
+            return 0
+        if kept < was_open:
+            del self.items[kept:]
+            self.is_inner_paragraph = False
+        return self._open(line, at, column, start)
+
+    def _go_on(self, line: str, at: int, column: int, *, is_blank: bool) -> None:
+        if self.fence:
+            rest = line[at:].rstrip()
+            base = self.items[-1] if self.items else 0
+            if (
+                column - base < _CODE_INDENT
+                and len(rest) >= len(self.fence)
+                and not rest.strip(self.fence[0])
+            ):
+                self.fence = ""
+        elif self.html_end is None:
+            self.in_html = not is_blank
+        else:
+            self.in_html = self.html_end.search(line) is None
+
+    def _begins_block(self, line: str, at: int, column: int, kept: int) -> bool:
+        """Whether the line interrupts a paragraph, so that it is no continuation of one."""
+        indent = column - (self.items[kept - 1] if kept else 0)
+        if indent >= _CODE_INDENT:
+            return False
+        return (
+            line[at] == ">"
+            or _ATX.match(line, at) is not None
+            or _FENCE.match(line, at) is not None
+            or _is_rule(line, at)
+            or self._item(line, at, is_interrupting=kept == len(self.items) and not self.in_quote)
+            is not None
+            or any(begin.match(line, at) for begin, _ in _HTML_BLOCKS)
+        )
+
+    def _item(self, line: str, at: int, *, is_interrupting: bool) -> int | None:
+        """Where the mark of a list item ends; None where there is none."""
+        mark = _ITEM.match(line, at)
+        if mark is None:
+            return None
+        if is_interrupting and (mark[1] not in (None, "1") or not line[mark.end() :].strip()):
+            return None
+        return mark.end()
+
+    def _open(self, line: str, at: int, column: int, start: int) -> int:
+        paragraph, self.paragraph = self.paragraph, None
+        was_inner = self.is_inner_paragraph and not self.in_quote
+        self.is_inner_paragraph = self.in_quote = False
+        self.title_start = None
+        was_table, self.is_table = self.is_table, line[at] == "|"
+        while True:
+            base = self.items[-1] if self.items else 0
+            if column - base >= _CODE_INDENT:
+                self.paragraph = paragraph  # else it is indented code
+                self.is_inner_paragraph = was_inner
+                return 0
+            if paragraph is not None and (level := _underline(line, at)):
+                if was_table and line[at] == "-":
+                    return 0
+                self.title_start = paragraph
+                return level
+            if was_inner and self.items and _underline(line, at):
+                return 0  # a heading in the list item
+            if _is_rule(line, at):
+                return 0
+            if atx := _ATX.match(line, at):
+                return 0 if self.items else len(atx[1])
+            if fence := _FENCE.match(line, at):
+                self.fence = fence[1] or fence[2]
+                return 0
+            if line[at] == ">":
+                self._read_quote(line, at + 1)
+                return 0
+            for begin, end in _HTML_BLOCKS:
+                if begin.match(line, at):
+                    self.html_end, self.in_html = end, end is None or not end.search(line, at)
+                    return 0
+            in_paragraph = paragraph is not None or was_inner
+            if not in_paragraph and _HTML_LINE.match(line, at):
+                self.html_end, self.in_html = None, True
+                return 0
+            content = self._item(line, at, is_interrupting=in_paragraph)
+            if content is None or len(self.items) >= _NESTED_ITEMS:
+                break
+            paragraph, was_inner = None, False
+            mark_end = column + content - at
+            after = _INDENT.match(line, content).end()  # type: ignore[union-attr]
+            column = _columns(line, content, after, mark_end)
+            at = after
+            is_code = column - mark_end > _CODE_INDENT
+            self.items.append(mark_end + 1 if at == len(line) or is_code else column)
+            if at == len(line):
+                return 0
+        if self.items:
+            self.is_inner_paragraph = True
+        else:
+            self.paragraph = start if paragraph is None else paragraph
+        return 0
+
+    def _read_quote(self, line: str, at: int) -> None:
+        """A line of a quote; what goes on after it without a mark can only be a paragraph."""
+        at = _INDENT.match(line, at).end()  # type: ignore[union-attr]
+        is_fence = _FENCE.match(line, at) is not None
+        if is_fence:
+            self.in_quoted_fence = not self.in_quoted_fence
+        self.in_quote = True
+        self.is_inner_paragraph = not (
+            is_fence
+            or self.in_quoted_fence
+            or at == len(line)
+            or _ATX.match(line, at)
+            or _is_rule(line, at)
+        )
+
+
+def _columns(line: str, start: int, end: int, column: int) -> int:
+    """The column behind whitespace that begins in `column`."""
+    if "\t" not in line[start:end]:
+        return column + end - start
+    for char in line[start:end]:
+        column += _TAB - column % _TAB if char == "\t" else 1
+    return column
+
+
+def _underline(line: str, at: int) -> int:
+    """The level of the heading above an underline; 0 for another line."""
+    if line[at] not in "=-" or line[at:].rstrip().strip(line[at]):
+        return 0
+    return 1 if line[at] == "=" else 2
+
+
+def _is_rule(line: str, at: int) -> bool:
+    if line[at] not in "-*_" or len(line) - at > _RULE_CHARS:
+        return False
+    marks = line[at:].replace(" ", "").replace("\t", "")
+    return len(marks) >= len("---") and not marks.strip(line[at])

@@ -99,7 +99,7 @@ async def _read(url: httpx.URL, response: httpx.Response, limit_bytes: int) -> F
         text = decode(
             body,
             name=str(url),
-            declared=response.charset_encoding or (declared_charset(body) if is_html else None),
+            declared=[response.charset_encoding, declared_charset(body) if is_html else None],
             hint="It cannot be read.",
         ).text
         page = render(text, name=str(url)) if is_html else None
