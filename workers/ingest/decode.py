@@ -148,6 +148,7 @@ _GUESSED = frozenset(
 )
 _HANGUL = re.compile(r"[가-힣]")
 _KANA = re.compile(r"[぀-ヿ]")
+_NO_CP932 = re.compile("[\uf8f0-\uf8f3]")
 _PRIVATE = re.compile("[\ue000-\uf8ff]")
 _HIGH = re.compile(r"[^\x00-\x7f]")
 # Characters of Windows-1252 text where they belong: accented letters beside letters (no capital
@@ -231,7 +232,7 @@ def _by_labels(
     exact = [(label, codec) for label, codec in known if codec not in _CATCH_ALL]
     for _, codec in exact:
         with contextlib.suppress(UnicodeDecodeError):
-            return Decoded(text=data.decode(codec), encoding=codec)
+            return Decoded(text=_text(data, codec), encoding=codec)
     guess = _guess(data) if known else None
     if guess is not None and guess.encoding == "cp949":
         return guess  # whatever the label: this is Korean text beyond doubt
@@ -271,7 +272,7 @@ def _strict(data: bytes, encoding: str, *, name: str, why: str) -> Decoded:
     if codec is None:
         raise DocumentError(f"{name}: there is no encoding called {encoding!r} ({why}).")
     try:
-        text = data.decode(codec)
+        text = _text(data, codec)
     except UnicodeDecodeError as broken:
         raise DocumentError(
             f"{name}: cannot be read as {codec} ({why}): byte 0x{data[broken.start]:02x} at "
@@ -282,6 +283,15 @@ def _strict(data: bytes, encoding: str, *, name: str, why: str) -> Decoded:
     except LookupError as wrong:
         raise DocumentError(f"{name}: {encoding!r} is not a text encoding ({why}).") from wrong
     return Decoded(text=text.removeprefix("\ufeff"), encoding=codec)
+
+
+def _text(data: bytes, codec: str) -> str:
+    """Raises UnicodeDecodeError, also for bytes that CP932 hands on as private characters."""
+    text = data.decode(codec)
+    if codec == "cp932" and (private := _NO_CP932.search(text)) is not None:
+        at = len(text[: private.start()].encode(codec))
+        raise UnicodeDecodeError(codec, data, at, at + 1, "no character")
+    return text
 
 
 def _is_wide(label: str) -> bool:

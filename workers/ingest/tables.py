@@ -329,7 +329,7 @@ def _table(scan: _Scan) -> _Table | None:
         return None
     runs = list(scan.runs)
     notes_line: int | None = None
-    if len(runs) > 1 and runs[-2].low > 1 and _are_notes(runs[-1]):
+    if len(runs) > 1 and runs[-2].low > 1 and runs[-2].count > 1 and _are_notes(runs[-1]):
         notes_line = runs.pop().first.line
     body = runs[-1]
     is_single = scan.reader.dialect.delimiter == _NO_DELIMITER
