@@ -109,6 +109,7 @@ class Client(Calls):
             collection,
             [*found.documents, *given(texts or {})],
             options=options,
+            refused=found.errors,
             parallel_uploads=parallel_uploads,
             wait=wait,
             timeout_s=timeout_s,

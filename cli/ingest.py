@@ -63,18 +63,22 @@ def ingest(
     documents: Sequence[LocalDocument],
     *,
     options: IngestOptions,
+    refused: Sequence[SourceError] = (),
     parallel_uploads: int = PARALLEL_UPLOADS,
     wait: bool = True,
     timeout_s: float | None = None,
     on_advance: Callable[[Advance], None] = lambda _: None,
     on_submit: Callable[[Job], None] = lambda _: None,
 ) -> IngestReport:
-    """See `Client.ingest`. The callbacks are called in this thread."""
+    """See `Client.ingest`. `refused` is reported with the documents that the server refuses. The
+    callbacks are called in this thread."""
+    if not documents and refused:
+        raise InvalidInput(refused[0].message)
     if not documents:
         raise InvalidInput("There is no document to ingest.")
     started = time.monotonic()
     created = ensure_collection(calls, collection)
-    sent = Sent()
+    sent = Sent(errors=list(refused))
     jobs: list[Job] = []
     # Each job starts as soon as its files are there, while those of the next are still sent.
     for first in range(0, len(documents), SOURCES_PER_JOB):

@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ import click
 from cli.client import Client
 from cli.output import say
 from shared.generation import is_servable
+from shared.normal import nfc
 
 P = ParamSpec("P")
+
+_OPERATOR = re.compile(r"""[^"=<>!~][^=<>!~]*(?P<sign>[<>!~]+=?|==+|=[<>~]=?)""")
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -165,17 +169,51 @@ def confirm(question: str) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def key_values(
-    _ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]
-) -> dict[str, str | int | float | bool]:
-    """`year=2024` is a number, `draft=true` a truth value, `year="2024"` and all else text."""
-    values = {}
+Scalars = dict[str, str | int | float | bool]
+
+
+def key_values(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> Scalars:
+    """`year=2024` is a number, `draft=true` a truth value, `year="2024"` and all else text.
+
+    A key in double quotes may hold anything: `"a=b"=1`.
+    """
+    values: Scalars = {}
     for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.strip():
-            raise click.BadParameter(f"{pair!r} does not read KEY=VALUE.")
-        values[key.strip()] = _scalar(text)
+        key, text = _key_and_text(pair)
+        if nfc(key) in map(nfc, values):
+            raise click.BadParameter(f"{key!r} is given twice.")
+        values[key] = _scalar(text)
     return values
+
+
+def filter_values(
+    context: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]
+) -> Scalars:
+    """As `key_values`; what would be another comparison is no key that ends in its sign."""
+    for pair in pairs:
+        operator = _OPERATOR.match(pair)
+        if operator is not None:
+            raise click.BadParameter(
+                f"{pair!r} compares with {operator['sign']}, but a filter knows only KEY=VALUE, "
+                f"such as year=2024. A key that ends so is put in double quotes: '\"year>\"=2024'; "
+                "so is a value that begins so: 'year=\"=2024\"'."
+            )
+    return key_values(context, parameter, pairs)
+
+
+def _key_and_text(pair: str) -> tuple[str, str]:
+    if pair.startswith('"'):
+        try:
+            key, end = json.JSONDecoder().raw_decode(pair)
+        except ValueError as error:
+            raise click.BadParameter(f'{pair!r} does not read "KEY"=VALUE.') from error
+        if not pair.startswith("=", end):
+            raise click.BadParameter(f'{pair!r} does not read "KEY"=VALUE.')
+        return str(key), pair[end + 1 :]
+    key, equals, text = pair.partition("=")
+    if not equals or not key.strip():
+        raise click.BadParameter(f"{pair!r} does not read KEY=VALUE.")
+    return key.strip(), text
 
 
 def column_names(

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from cli import completions
 from cli.asking import rag_input
 from cli.client import Client
-from cli.options import key_values, sampling_options, with_client
+from cli.options import filter_values, sampling_options, with_client
 from cli.output import first_words, jsonable, print_json, print_text, stdout
 from cli.showing import finished_job, show_answer, tell_remarks, tell_warnings
 from cli.wire import Answer
@@ -41,7 +41,7 @@ PASSAGE_CELLS = 100
     help="A prompt of your own, with the places {context} and {question}.",
 )  # fmt: skip
 @click.option(
-    "--filter", "conditions", multiple=True, metavar="KEY=VALUE", callback=key_values,
+    "--filter", "conditions", multiple=True, metavar="KEY=VALUE", callback=filter_values,
     help="Only documents with this metadata; may be repeated.",
 )  # fmt: skip
 @click.option(

@@ -109,7 +109,10 @@ def ingest(
     if left_out:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in found.left_out.items())
         say(f"Left out {plural(left_out, 'file')} of other types ({kinds}).")
-    if not documents:
+    if found.circular_links:
+        links = plural(len(found.circular_links), "link")
+        say(f"Left out {links} to folders around them ({', '.join(found.circular_links)}).")
+    if not documents and not found.errors:
         raise InvalidInput(f"Nothing to ingest in {', '.join(paths)}.")
 
     options = IngestOptions(
@@ -131,6 +134,7 @@ def ingest(
                 collection,
                 documents,
                 options=options,
+                refused=found.errors,
                 parallel_uploads=uploads,
                 wait=not no_wait,
                 timeout_s=timeout_s,

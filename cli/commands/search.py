@@ -5,7 +5,7 @@ import click
 from cli import completions
 from cli.asking import search_input
 from cli.client import Client
-from cli.options import key_values, with_client
+from cli.options import filter_values, with_client
 from cli.output import first_words, print_json, print_record, print_text, say, stdout
 from cli.showing import finished_job
 from cli.wire import Hit
@@ -25,7 +25,7 @@ _LINES = 3
 )
 @click.option("--k", type=click.IntRange(1, 100), help="How many passages to show.")
 @click.option(
-    "--filter", "conditions", multiple=True, metavar="KEY=VALUE", callback=key_values,
+    "--filter", "conditions", multiple=True, metavar="KEY=VALUE", callback=filter_values,
     help="Only documents with this metadata; may be repeated.",
 )  # fmt: skip
 @click.option(

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import time
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,25 @@ def test_ingest_makes_the_collection_uploads_and_reports(
         f"docs/{number}.md" for number in range(5)
     ]
     assert state.count("POST", "/v1/jobs") == 1
+
+
+def test_one_name_that_stands_for_two_files_fails_alone(
+    docs: Path, state: State, capsys: Captured
+) -> None:
+    for form in ("NFC", "NFD"):
+        (docs / unicodedata.normalize(form, "출입 규정.md")).write_text(form)
+    (docs / "around").symlink_to("..")
+    assert run(["ingest", "docs", "--collection", "handbook"]) == 1
+    out, err = capsys.readouterr()
+    assert "5 added, 0 replaced, 0 skipped, 1 failed" in out
+    assert "Failed: docs/출입 규정.md stands for two files" in err
+    assert "NFD" in err
+    assert "Left out 1 link to folders around them (docs/around)." in err
+    assert len(state.files) == 5
+    for number in range(5):
+        (docs / f"{number}.md").unlink()
+    assert run(["ingest", "docs", "--collection", "handbook"]) != 0
+    assert "stands for two files" in capsys.readouterr().err
 
 
 def test_a_second_run_uploads_only_what_is_new(docs: Path, state: State, capsys: Captured) -> None:

@@ -100,3 +100,69 @@ def test_names_are_nfc_and_fit_into_an_upload() -> None:
     assert document_name('a"b\n.txt') == "a%22b%0A.txt"
     assert document_name(" a\u2028 b ") == "%20a%E2%80%A8 b%20"
     assert document_name(os.fsdecode(b"caf\xe9.txt")) == "caf\\xe9.txt"
+
+
+def test_files_whose_names_look_alike_do_not_hold_up_the_others() -> None:
+    composed = "출입 규정.md"
+    apart = unicodedata.normalize("NFD", composed)
+    for name in (composed, apart, "other.md"):
+        Path("docs", name).write_text(name)
+    found = discover(["docs"])
+    listed = [document.name for document in found.documents]
+    assert "docs/other.md" in listed
+    assert "docs/guide.md" in listed
+    assert f"docs/{composed}" not in listed
+    (error,) = found.errors
+    assert error.source == f"docs/{composed}"
+    assert "U+CD9C U+C785 U+0020 U+ADDC …" in error.message
+    assert "U+110E U+116E U+11AF U+110B … (as macOS takes letters apart, NFD)" in error.message
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "codes"),
+    [('a"b.md', "a%22b.md", "U+0022"), ("é.md", "e\u0301.md", "U+00E9"), ("x .md", "x .md", "")],
+)
+def test_other_names_that_become_one(one: str, other: str, codes: str) -> None:
+    Path("docs", one).write_text("1")
+    Path("docs", other).write_text("2")
+    found = discover(["docs"])
+    assert [codes in error.message for error in found.errors] == ([True] if codes else [])
+    assert "docs/guide.md" in [document.name for document in found.documents]
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "deep" / "note.md").write_text("x")
+    (outside / "deep" / "back").symlink_to(tmp_path / "docs")
+    (outside / "deep" / "up").symlink_to("..")
+    Path("docs/a link").symlink_to(outside)
+    Path("docs/second").symlink_to(outside / "deep")
+    Path("docs/again").symlink_to("deep")  # which is there under its own name
+    Path("docs/all").symlink_to(tmp_path)
+    found = discover(["docs"])
+    assert [document.name for document in found.documents] == [
+        "docs/TABLE.CSV", "docs/a link/deep/note.md", "docs/deep/er/page.html", "docs/guide.md",
+    ]  # fmt: skip
+    assert found.circular_links == ["docs/all"]  # the others lead to what is there
+    assert names("docs/again") == ["deep/er/page.html"]  # one that is named is a folder like others
+
+
+def test_a_linked_file_is_read_under_its_own_name() -> None:
+    Path("docs/link.md").symlink_to(Path("notes.log").absolute())
+    assert "docs/link.md" in names("docs")
+
+
+def test_a_folder_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def refused(path: Path) -> object:
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    found = discover(["docs"])
+    assert [document.name for document in found.documents] == ["docs/TABLE.CSV", "docs/guide.md"]
+    (error,) = found.errors
+    assert error.message == "Cannot read the folder docs/deep: Permission denied."
