@@ -68,7 +68,11 @@ def words(line: str) -> list[str]:
     text = re.sub(
         r"\{[^{}]*\}",
         "X",
-        line.split(" | ")[0].replace("COMMAND", "jobs").replace("\\|", "|").replace("\\", ""),
+        line.replace("\\|", "|")
+        .split(" | ")[0]
+        .replace("COMMAND", "jobs")
+        .replace("\\|", "|")
+        .replace("\\", ""),
     )
     text = re.sub(r"[\[\]…]|\.\.\.", " ", text)
     return [word for word in shlex.split(text, comments=True)[1:] if word not in ("…", "|")]
