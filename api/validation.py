@@ -11,6 +11,7 @@ from api.compat.dialect import refusal
 from api.requests import PRINTABLE, SHA256
 from shared.bounds import cut, shown
 from shared.payloads import COLLECTION_NAME, Kind
+from shared.prefixes import ID_PREFIX
 
 SHOWN = 3
 ERRORS_LIMIT = 100
@@ -27,6 +28,7 @@ PATTERNS = {
     COLLECTION_NAME: "use 3 to 63 letters (a-z), digits, '.', '_' and '-', a letter or digit first "
     "and last",
     SHA256: "give a SHA-256 as 64 hexadecimal digits",
+    ID_PREFIX: "give the first 4 to 32 hexadecimal digits of an id, with or without its hyphens",
     PRINTABLE: "use printable ASCII characters without spaces",
 }
 PLACES = {"body", "query", "path", "header"}

@@ -15,9 +15,9 @@ from shared.document_models import Collection, Document, File
 from shared.errors import InvalidInput
 from shared.models import Job
 
-SHORTEST_DIGITS = 4
 DIGITS = 32
-_PREFIX = re.compile(r"[0-9a-fA-F-]+")
+ID_PREFIX = r"^[0-9a-fA-F](-?[0-9a-fA-F]){3,31}-?$"
+"""Four or more of an id's digits, as they are written or without hyphens."""
 
 
 class IdType(StrEnum):
@@ -48,11 +48,8 @@ def ids_with_prefix(
 
 def _range(prefix: str) -> tuple[UUID, UUID]:
     digits = prefix.replace("-", "")
-    if not _PREFIX.fullmatch(prefix) or not SHORTEST_DIGITS <= len(digits) <= DIGITS:
-        raise InvalidInput(
-            f"prefix: {prefix[:DIGITS]!r} is no beginning of an id: {SHORTEST_DIGITS} to {DIGITS} "
-            "hexadecimal digits, with or without hyphens."
-        )
+    if not re.fullmatch(ID_PREFIX, prefix):
+        raise InvalidInput(f"prefix: {prefix[:DIGITS]!r} is no beginning of an id.")
     return UUID(digits.ljust(DIGITS, "0")), UUID(digits.ljust(DIGITS, "f"))
 
 

@@ -9,13 +9,11 @@ from pydantic import BaseModel
 from api.answers import answer, documented
 from api.deps import FairKey, PartsDep
 from api.schemas import Items
-from shared.prefixes import DIGITS, SHORTEST_DIGITS, IdType, ids_with_prefix
+from shared.prefixes import ID_PREFIX, IdType, ids_with_prefix
 
 router = APIRouter(prefix="/v1/ids", tags=["ids"])
 
 LIMIT = 10
-# With hyphens, wherever they stand.
-LONGEST = 2 * DIGITS
 
 
 class IdView(BaseModel):
@@ -30,8 +28,7 @@ def find_ids(
     prefix: Annotated[
         str,
         Query(
-            min_length=SHORTEST_DIGITS,
-            max_length=LONGEST,
+            pattern=ID_PREFIX,
             description="The first 4 or more hexadecimal digits, with or without hyphens.",
         ),
     ],
