@@ -1,7 +1,10 @@
 """`python -m api`: the HTTP server, with its settings from the environment."""
 
 import ipaddress
+import logging
 import sys
+
+from pydantic import SecretStr
 
 from api.app import create_app
 from api.server import Server
@@ -9,7 +12,11 @@ from shared.config import Settings, load_settings
 from shared.errors import ConfigurationError
 from shared.logs import set_up_logging
 
+log = logging.getLogger(__name__)
+
 EXIT_CONFIGURATION = 2
+SECRET_CHARS = 16
+"""Shorter secrets are warned of."""
 
 
 def main() -> int:
@@ -23,6 +30,12 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
     set_up_logging(settings.log_level)
+    for name in sorted({name for name, secret in settings.api_secrets if is_short(secret)}):
+        log.warning(
+            "the secret of the key %r has fewer than %d characters, and can be guessed; replace it "
+            "in SLUICE_API_KEYS, for example by the output of `openssl rand -hex 24`",
+            name, SECRET_CHARS,
+        )  # fmt: skip
     server = Server(app, settings, host=settings.api_host, port=settings.api_port)
     server.run()
     return 0 if server.started else 1
@@ -37,6 +50,10 @@ def check_exposure(settings: Settings) -> None:
         "SLUICE_API_KEYS is not set. Set SLUICE_API_KEYS=name:secret, or "
         "SLUICE_API_ALLOW_ANONYMOUS=1 if anyone who reaches it may use it."
     )
+
+
+def is_short(secret: SecretStr) -> bool:
+    return len(secret.get_secret_value()) < SECRET_CHARS
 
 
 def is_loopback(host: str) -> bool:

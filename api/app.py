@@ -41,7 +41,9 @@ def create_app(settings: Settings) -> FastAPI:
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.api_threads
         async with open_parts(settings) as parts:
             app.state.parts = parts
-            app.state.metrics = Metrics(worker_heartbeat_s=settings.worker_heartbeat_s)
+            app.state.metrics = Metrics(
+                worker_heartbeat_s=settings.worker_heartbeat_s, depths=parts.depths
+            )
             yield
 
     app = FastAPI(

@@ -17,6 +17,7 @@ from api.gate import QueueGate
 from shared.bounds import shown
 from shared.config import Settings
 from shared.errors import NotFound
+from shared.estimates import Depths
 from shared.files import Storage, make_storage
 from shared.ledger import Ledger, make_ledger
 
@@ -30,6 +31,7 @@ class Parts:
     storage: Storage
     redis: redis.asyncio.Redis
     gate: QueueGate
+    depths: Depths
     stopping: Event = field(default_factory=Event)
     """Set when the server is to stop, so that streams and waits end by themselves."""
 
@@ -43,6 +45,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         storage=make_storage(settings),
         redis=_async_redis(settings),
         gate=QueueGate(settings),
+        depths=Depths(keep_s=settings.queue_count_keep_s),
     )
     try:
         yield parts

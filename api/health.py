@@ -13,6 +13,7 @@ from api.deps import Parts
 from api.schemas import CheckView, ReadinessView
 from shared import queues, sweeps
 from shared.db import is_current
+from shared.estimates import paused_since
 from shared.queue import Queue
 from shared.submission import FIRST_STEP
 
@@ -90,6 +91,16 @@ def _workers(parts: Parts) -> str:
     return f"{len(living)} alive"
 
 
+def _queues(parts: Parts) -> str:
+    """A pause is what an operator wanted, and no fault; but those that wonder have to see it."""
+    with parts.ledger.read() as session:
+        paused = paused_since(session)
+    if not paused:
+        return "none is paused"
+    names = ", ".join(f"{name} (since {at})" for name, at in sorted(paused.items()))
+    return f"paused: {names}; resume with `POST /v1/queues/{{name}}/resume`"
+
+
 def _sweeper(parts: Parts) -> str:
     """How long ago it ran, which parts of it fail, and which rows it cannot handle. Those are
     survived, and so make nothing unready."""
@@ -133,5 +144,6 @@ CHECKS: dict[str, Check] = {
     "chroma": _chroma,
     "storage": _storage,
     "workers": _workers,
+    "queues": _queues,
     "sweeper": _sweeper,
 }

@@ -314,7 +314,7 @@ class Keys:
         # Looked up by digest, so that the time taken tells nothing about a key.
         self._names = {
             sha256(secret.get_secret_value().encode()).digest(): name
-            for name, secret in settings.api_keys.items()
+            for name, secret in settings.api_secrets
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,6 +1,7 @@
 """Numbers for Prometheus, in its text format, read from Postgres when they are asked for.
 
-What counts all jobs is kept for a while; what operators act on (backlog, age, workers) is fresh.
+What counts all jobs is kept for a while, longer where counting takes long. What operators act on
+(backlog, age, workers) is fresh, or some seconds old where a queue is long (`shared/estimates.py`).
 """
 
 import time
@@ -11,23 +12,20 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared import queues
+from shared.estimates import KEEP_FACTOR, Depths
 from shared.queue import Queue
 
 KEEP_S = 15.0
 
 JOBS = text("SELECT kind, state, count(*) FROM jobs GROUP BY kind, state ORDER BY kind, state")
-STEPS = text("""
-    SELECT queue, state, count(*) AS steps,
-        extract(epoch FROM now() - min(run_after) FILTER (WHERE run_after <= now())) AS age_s
-    FROM steps WHERE state IN ('queued', 'running') GROUP BY queue, state
-""")
 
 Sample = tuple[Mapping[str, str], float]
 
 
 class Metrics:
-    def __init__(self, *, worker_heartbeat_s: float) -> None:
+    def __init__(self, *, worker_heartbeat_s: float, depths: Depths) -> None:
         self._worker_heartbeat_s = worker_heartbeat_s
+        self._depths = depths
         self._jobs: list[Sample] = []
         self._jobs_until = 0.0
         self._lock = Lock()
@@ -35,16 +33,13 @@ class Metrics:
     def text(self, session: Session) -> str:
         steps: list[Sample] = []
         ages: list[Sample] = []
-        found = {(row.queue, row.state): row for row in session.execute(STEPS)}
+        waiting = self._depths.totals(session)
+        running = queues.running_steps(session)
         for queue in Queue:
-            for state in ("queued", "running"):
-                row = found.get((queue.value, state))
-                steps.append(
-                    ({"queue": queue.value, "state": state}, float(row.steps) if row else 0.0)
-                )
-            row = found.get((queue.value, "queued"))
-            age = float(row.age_s) if row is not None and row.age_s is not None else 0.0
-            ages.append(({"queue": queue.value}, max(0.0, age)))
+            total = waiting[queue.value]
+            for state, count in (("queued", total.steps), ("running", running[queue.value])):
+                steps.append(({"queue": queue.value, "state": state}, float(count)))
+            ages.append(({"queue": queue.value}, total.oldest_due_s))
         workers = queues.workers(session, worker_heartbeat_s=self._worker_heartbeat_s)
         serving = [
             (
@@ -64,12 +59,14 @@ class Metrics:
 
     def _jobs_now(self, session: Session) -> list[Sample]:
         with self._lock:
-            if time.monotonic() >= self._jobs_until:
+            begin = time.monotonic()
+            if begin >= self._jobs_until:
                 self._jobs = [
                     ({"kind": kind, "state": state}, float(count))
                     for kind, state, count in session.execute(JOBS)
                 ]
-                self._jobs_until = time.monotonic() + KEEP_S
+                end = time.monotonic()
+                self._jobs_until = end + max(KEEP_S, KEEP_FACTOR * (end - begin))
             return self._jobs
 
 

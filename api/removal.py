@@ -60,5 +60,5 @@ async def erase(
     if not ended:
         await run_in_threadpool(hide_now)
     headers = {"Location": f"/v1/jobs/{made.id}"} | prefer.applied(asked_s)
-    view = await run_in_threadpool(streams.view, parts, made.id)
+    view = await run_in_threadpool(streams.view, parts, made.id, fair_key)
     return answer(view, 200 if ended else 202, headers)

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
+from shared import jobs
 from shared.conversations import Listed
 from shared.dialogue_models import ConversationMessage
 from shared.document_models import File
@@ -16,6 +17,8 @@ from shared.models import Job
 from shared.payloads import Kind
 from shared.queue import Lane, LaneRank
 from shared.states import State
+
+HIDDEN = "It belongs to a conversation of another key."
 
 
 class BatchView(BaseModel):
@@ -36,8 +39,14 @@ class ProgressView(BaseModel):
 class JobView(BaseModel):
     """A job. `position` counts the steps that are served before it; both estimates may be null.
 
-    `waiting_for` says what a queued job waits for that no worker can do anything about. A result
-    that is too large to be shown here is null, and lies at `result_url`.
+    `waiting_for` says what a queued job, or the next step of a running one, waits for besides its
+    turn: its queue is paused, no living worker takes it, its time has not come, an earlier turn, or
+    the next attempt, with the reason why the last one failed. A result that is too large to be
+    shown here is null, and lies at `result_url`.
+
+    Turns of a conversation are for the key alone that owns it. Others see of such a job that it is
+    there and how far it is: `input` and `metadata` are empty, `result` and `waiting_for` null, and
+    an error has no message.
     """
 
     id: UUID
@@ -62,19 +71,22 @@ class JobView(BaseModel):
     finished_at: datetime | None = None
 
     @classmethod
-    def of(cls, job: Job, estimate: Estimate) -> "JobView":
+    def of(cls, job: Job, estimate: Estimate, fair_key: str) -> "JobView":
+        """As the key may see it."""
+        hides_text = jobs.hides_text(job, fair_key)
         error = job.error or {}
+        message = HIDDEN if hides_text else str(error.get("message", ""))
         return cls.model_construct(
             id=job.id,
             kind=job.kind,
             state=State(job.state),
             lane=LaneRank(job.lane).lane,
             queue=job.queue,
-            input=job.input,
-            result=job.result,
-            result_url=f"/v1/jobs/{job.id}/result" if job.result_path else None,
-            warnings=job.warnings,
-            error=ErrorView(type=str(error.get("type", "")), message=str(error.get("message", "")))
+            input={} if hides_text else job.input,
+            result=None if hides_text else job.result,
+            result_url=f"/v1/jobs/{job.id}/result" if job.result_path and not hides_text else None,
+            warnings=[] if hides_text else job.warnings,
+            error=ErrorView(type=str(error.get("type", "")), message=message)
             if job.error
             else None,
             progress=ProgressView(
@@ -82,10 +94,10 @@ class JobView(BaseModel):
             ),
             position=estimate.position,
             eta_s=estimate.eta_s,
-            waiting_for=estimate.waiting_for,
+            waiting_for=None if hides_text else estimate.waiting_for,
             attempt=job.attempt,
             max_attempts=job.max_attempts,
-            metadata=job.meta,
+            metadata={} if hides_text else job.meta,
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,

@@ -38,9 +38,12 @@ def is_over(job: JobView, last_event_id: str | None) -> bool:
     return job.state not in OPEN and last_event_id == end_id(job)
 
 
-async def events(parts: Parts, job: JobView, last_event_id: str | None) -> AsyncIterator[bytes]:
-    """All events after an id, up to `end`; then the stream closes."""
+async def events(
+    parts: Parts, job: JobView, last_event_id: str | None, fair_key: str
+) -> AsyncIterator[bytes]:
+    """All events after an id that the key may see, up to `end`; then the stream closes."""
     job_id = job.id
+    shows_text = await run_in_threadpool(streams.shows_text, parts, job_id, fair_key)
     at, place = _resumed(last_event_id)
     telling = Telling(parts, job_id, place)
     told: dict[str, Any] = {}
@@ -55,6 +58,8 @@ async def events(parts: Parts, job: JobView, last_event_id: str | None) -> Async
             if entry.type == EventType.END:
                 has_end = True
                 continue
+            if entry.type in (EventType.TOKEN, EventType.TOOL) and not shows_text:
+                continue
             data = json.loads(entry.data)
             heard_at = time.monotonic()
             if entry.type == EventType.TOKEN:
@@ -65,10 +70,10 @@ async def events(parts: Parts, job: JobView, last_event_id: str | None) -> Async
             yield encode(entry.type, entry.data, telling.id(at))
         if has_end or not entries:
             try:
-                job = await run_in_threadpool(streams.view, parts, job_id)
+                job = await run_in_threadpool(streams.view, parts, job_id, fair_key)
             except NotFound:  # removed by retention meanwhile
                 return
-            if job.kind in telling.KINDS:
+            if job.kind in telling.KINDS and shows_text:
                 for token in await telling.catch_up():
                     heard_at = time.monotonic()
                     yield encode(EventType.TOKEN, _json(token.data), token.id(at))

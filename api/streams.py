@@ -108,9 +108,20 @@ def has_ended(parts: Parts, job_id: UUID) -> bool:
         return jobs.state_of(session, job_id) not in OPEN
 
 
-def view(parts: Parts, job_id: UUID) -> JobView:
-    """The job as it is now. Raises NotFound."""
+def view(parts: Parts, job_id: UUID, fair_key: str) -> JobView:
+    """The job as it is now, as the key may see it. Raises NotFound."""
     with parts.ledger.read() as session:
         job = jobs.get(session, job_id)
-        found = estimate(session, [job], worker_heartbeat_s=parts.settings.worker_heartbeat_s)
-    return JobView.of(job, found.get(job_id, Estimate()))
+        found = estimate(
+            session,
+            [job],
+            worker_heartbeat_s=parts.settings.worker_heartbeat_s,
+            depths=parts.depths,
+        )
+    return JobView.of(job, found.get(job_id, Estimate()), fair_key)
+
+
+def shows_text(parts: Parts, job_id: UUID, fair_key: str) -> bool:
+    """Whether the key may read what the job generates. Raises NotFound."""
+    with parts.ledger.read() as session:
+        return not jobs.hides_text(jobs.get(session, job_id), fair_key)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from shared import collections, conversations, erasure, files, submission
 from shared.addresses import is_allowed, literal
 from shared.bounds import shown
 from shared.config import EXTRACTIVE, Settings
-from shared.errors import InvalidInput, NotFound
+from shared.errors import InvalidInput, NotFound, QueueFull
 from shared.generation import ChatInput
 from shared.hf import BINARY, HfInput, Task, file_ids
 from shared.payloads import EraseInput, IngestInput, Kind, RagInput
@@ -63,10 +63,17 @@ def submit(parts: Parts, new: NewJob) -> Submitted:
     # A turn of a conversation takes a lock and several statements.
     single = new.conversation_id is None
     with parts.ledger.begin_single() if single else parts.ledger.begin() as session:
-        parts.gate.admit(session, FIRST_STEP[new.kind][1])
+        try:
+            parts.gate.admit(session, FIRST_STEP[new.kind][1], new.fair_key)
+        except QueueFull:
+            # A job that is there already takes no new place.
+            replayed = submission.find_replayed(session, new)
+            if replayed is None:
+                raise
+            return replayed
         _require_collection(session, new)
-        _require_talk(session, new)
-        _require_files(session, new)
+        _require_talk(session, [new])
+        _require_files(session, [new])
         return submission.submit(session, new)
 
 
@@ -74,7 +81,7 @@ def submit_batch(parts: Parts, new: list[NewJob]) -> list[UUID]:
     """Commit all of the jobs, or none. Raises what `submit` does, naming the job."""
     with parts.ledger.begin() as session:
         for queue, count in Counter(FIRST_STEP[each.kind][1] for each in new).items():
-            parts.gate.admit(session, queue, count)
+            parts.gate.admit(session, queue, new[0].fair_key, count)
         # One look for each kind and collection, at the first job that names it.
         wanted = {(each.kind, each.input.get("collection")): n for n, each in _backwards(new)}
         for n in wanted.values():
@@ -82,9 +89,8 @@ def submit_batch(parts: Parts, new: list[NewJob]) -> list[UUID]:
                 _require_collection(session, new[n])
             except NotFound as error:
                 raise NotFound(f"jobs.{n}: {error.message}") from error
-        for each in new:
-            _require_talk(session, each)
-            _require_files(session, each)
+        _require_talk(session, new)
+        _require_files(session, new)
         return submission.submit_batch(session, new)
 
 
@@ -119,20 +125,32 @@ def _require_collection(session: Session, new: NewJob) -> None:
         collections.get(session, name)
 
 
-def _require_talk(session: Session, new: NewJob) -> None:
-    """The conversation is the caller's own, and the collections of its tools are there."""
-    if new.conversation_id is not None:
-        conversations.get(session, new.conversation_id, new.fair_key)
-    for tool in new.input.get("tools", ()) if new.kind is Kind.CHAT else ():
-        if tool.get("collection") is not None:
-            collections.get(session, tool["collection"])
+def _require_talk(session: Session, new: Sequence[NewJob]) -> None:
+    """The conversations are the caller's own, and the collections of their tools are there."""
+    talks = {(each.conversation_id, each.fair_key) for each in new}
+    for conversation_id, fair_key in talks:
+        if conversation_id is not None:
+            conversations.get(session, conversation_id, fair_key)
+    names = {
+        tool.get("collection")
+        for each in new
+        if each.kind is Kind.CHAT
+        for tool in each.input.get("tools", ())
+    }
+    for name in names - {None}:
+        collections.get(session, name)
 
 
-def _require_files(session: Session, new: NewJob) -> None:
-    """The uploads are there that a task is to work on."""
-    if new.kind is Kind.HF and Task(new.input["task"] or Task.SPEECH_RECOGNITION) in BINARY:
-        for file_id in file_ids(new.input["inputs"]):
-            files.get(session, file_id)
+def _require_files(session: Session, new: Sequence[NewJob]) -> None:
+    """The uploads are there that tasks are to work on."""
+    ids = [
+        file_id
+        for each in new
+        if each.kind is Kind.HF and Task(each.input["task"] or Task.SPEECH_RECOGNITION) in BINARY
+        for file_id in file_ids(each.input["inputs"])
+    ]
+    if ids:
+        files.require(session, ids)
 
 
 def _model(request: JobRequest, settings: Settings) -> dict[str, str]:

@@ -73,32 +73,56 @@ def main() -> int:
 def _start(folder: Path, postgres: Server, started: Callable[[Server], object]) -> dict[str, str]:
     redis = start_redis(folder / "redis")
     started(redis)
-    upgrade(postgres.url)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")} | {
+    env = _environment(folder, postgres.url, redis.url)
+    urls = {}
+    bare = ["uvicorn", "--factory", "bench.bare:create_app", "--no-access-log"]
+    port = free_port()
+    argv = [*bare, "--port", str(port), "--log-level", "warning"]
+    urls["bare"] = _serve(folder, "bare", argv, port, env, started)
+    urls["sluice"] = start_api(folder, postgres.url, redis.url, started)
+    return urls
+
+
+def _environment(folder: Path, postgres_url: str, redis_url: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
+    return own | {
         "PYTHONPATH": str(ROOT),
-        "SLUICE_DATABASE_URL": postgres.url,
-        "SLUICE_REDIS_URL": redis.url,
+        "SLUICE_DATABASE_URL": postgres_url,
+        "SLUICE_REDIS_URL": redis_url,
         "SLUICE_HOME": str(folder / "home"),
         "SLUICE_QUEUE_LIMIT_STEPS": "100000000",
     }
-    bare = ["uvicorn", "--factory", "bench.bare:create_app", "--no-access-log"]
-    urls = {}
-    for name, argv in (("bare", bare), ("sluice", ["api"])):
-        port = free_port()
-        if name == "bare":
-            argv = [*argv, "--port", str(port), "--log-level", "warning"]
-        url = f"http://127.0.0.1:{port}"
-        (folder / name).mkdir()
-        server = Server(
-            [sys.executable, "-m", *argv],
-            url=url,
-            folder=folder / name,
-            is_ready=partial(_answers, url + READY_PATH[name]),
-            env=env | {"SLUICE_API_PORT": str(port)},
-        )
-        started(server)
-        urls[name] = url
-    return urls
+
+
+def start_api(
+    folder: Path, postgres_url: str, redis_url: str, started: Callable[[Server], object]
+) -> str:
+    """The API as a process of its own, at the newest revision; its address."""
+    upgrade(postgres_url)
+    port = free_port()
+    env = _environment(folder, postgres_url, redis_url) | {"SLUICE_API_PORT": str(port)}
+    return _serve(folder, "sluice", ["api"], port, env, started)
+
+
+def _serve(
+    folder: Path,
+    name: str,
+    argv: list[str],
+    port: int,
+    env: dict[str, str],
+    started: Callable[[Server], object],
+) -> str:
+    url = f"http://127.0.0.1:{port}"
+    (folder / name).mkdir()
+    server = Server(
+        [sys.executable, "-m", *argv],
+        url=url,
+        folder=folder / name,
+        is_ready=partial(_answers, url + READY_PATH[name]),
+        env=env,
+    )
+    started(server)
+    return url
 
 
 def _commit_ms(url: str) -> float:

@@ -78,7 +78,7 @@ class GenerationCalls(JobCalls):
     def conversation_messages(self, conversation_id: str) -> Sequence[ConversationMessage]:
         """All of them, oldest first."""
         path = f"/v1/conversations/{part(conversation_id)}/messages"
-        return self._all(ConversationMessage, path)
+        return list(self._pages(ConversationMessage, path, {}, PAGE_ITEMS))
 
     def erase_conversation(self, conversation_id: str) -> None:
         """With all its messages. Turns that are open end, and are not stored."""

@@ -112,7 +112,7 @@ def _devices(settings: Settings, crew: Crew) -> list[tuple[str, ...]]:
 
 def first_key(settings: Settings) -> str | None:
     """A key that the API of these settings accepts, where it asks for one."""
-    return next((key.get_secret_value() for key in settings.api_keys.values()), None)
+    return next((secret.get_secret_value() for _, secret in settings.api_secrets), None)
 
 
 def _worker(

@@ -68,20 +68,28 @@ ORDER BY c.lane, c.job_id, c.id
 """
 
 # The best runnable step of a queue: lane, then fair share between keys (fewest running, then
-# longest unserved), then age. `heads` is a loose index scan over (lane, key, door), so that a claim
-# costs the same with ten queued steps as with a million; the row is locked last, in the order of
-# `turns`, which is why that is materialized.
+# longest unserved), then age. `present` is a loose index scan over (lane, key), and `heads` looks
+# at the worker's own doors alone: a claim costs the same with ten queued steps as with a million,
+# and whatever other models they name. The row is locked last, in the order of `turns`, which is why
+# that is materialized.
 CLAIM = text(
     """
-WITH RECURSIVE heads AS (
-    (SELECT lane, fair_key, door, job_id FROM steps WHERE queue = :queue AND state = 'queued'
-     ORDER BY lane, fair_key, door, job_id LIMIT 1)
+WITH RECURSIVE present AS (
+    (SELECT lane, fair_key FROM steps WHERE queue = :queue AND state = 'queued'
+     ORDER BY lane, fair_key LIMIT 1)
     UNION ALL
-    SELECT n.lane, n.fair_key, n.door, n.job_id FROM heads h CROSS JOIN LATERAL (
-        SELECT s.lane, s.fair_key, s.door, s.job_id FROM steps s
+    SELECT n.lane, n.fair_key FROM present p CROSS JOIN LATERAL (
+        SELECT s.lane, s.fair_key FROM steps s
         WHERE s.queue = :queue AND s.state = 'queued'
-          AND (s.lane, s.fair_key, s.door) > (h.lane, h.fair_key, h.door)
-        ORDER BY s.lane, s.fair_key, s.door, s.job_id LIMIT 1) n
+          AND (s.lane, s.fair_key) > (p.lane, p.fair_key)
+        ORDER BY s.lane, s.fair_key LIMIT 1) n
+), heads AS (
+    SELECT p.lane, p.fair_key, d.door, s.job_id
+    FROM present p CROSS JOIN unnest(CAST(:doors AS text[])) d(door) CROSS JOIN LATERAL (
+        SELECT job_id FROM steps
+        WHERE queue = :queue AND state = 'queued' AND lane = p.lane AND fair_key = p.fair_key
+          AND door = d.door
+        ORDER BY job_id LIMIT 1) s
 ), busy AS (
     SELECT fair_key, count(*) AS running FROM steps
     WHERE queue = :queue AND state = 'running' GROUP BY fair_key
@@ -89,8 +97,7 @@ WITH RECURSIVE heads AS (
     SELECT h.lane, h.fair_key, h.door FROM heads h
     LEFT JOIN busy b ON b.fair_key = h.fair_key
     LEFT JOIN turns t ON t.queue = :queue AND t.fair_key = h.fair_key
-    WHERE h.door = ANY(:doors)
-      AND NOT EXISTS (SELECT FROM queues WHERE name = :queue AND paused_at IS NOT NULL)
+    WHERE NOT EXISTS (SELECT FROM queues WHERE name = :queue AND paused_at IS NOT NULL)
     ORDER BY h.lane, coalesce(b.running, 0), t.served_at NULLS FIRST, h.fair_key, h.job_id
 ), picked AS MATERIALIZED (
     SELECT s.id FROM ordered o CROSS JOIN LATERAL (

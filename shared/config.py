@@ -5,6 +5,7 @@ result on. Every duration and size carries its unit in its name. Secrets have no
 """
 
 import re
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -53,7 +54,7 @@ class Settings(BaseSettings):
     # API
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    api_keys: Annotated[dict[str, SecretStr], NoDecode] = {}
+    api_keys: Annotated[dict[str, SecretStr | tuple[SecretStr, ...]], NoDecode] = {}
     api_allow_anonymous: bool = False
     api_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     api_cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
@@ -77,6 +78,8 @@ class Settings(BaseSettings):
     batch_limit_jobs: Annotated[int, Field(gt=0, le=BATCH_LIMIT_JOBS)] = 1000
     queue_limit_steps: PositiveInt = 100_000
     queue_full_retry_after_s: PositiveInt = 5
+    queue_limit_steps_per_key: PositiveInt | None = None
+    queue_count_keep_s: PositiveFloat = 2
 
     # Models
     embedding_model: ModelName = DEFAULT_EMBEDDING_MODEL
@@ -173,6 +176,9 @@ class Settings(BaseSettings):
     retention_days: Annotated[float, Field(gt=0, le=36_500)] = 30
     events_limit_entries: PositiveInt = 1000
     events_keep_s: PositiveInt = 86_400
+    events_keep_after_end_s: PositiveInt = 600
+    rings_limit_messages: PositiveInt = 10_000
+    rings_keep_s: PositiveInt = 86_400
 
     # Workers
     worker_concurrency: PositiveInt = 2
@@ -205,8 +211,22 @@ class Settings(BaseSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
-        """`name:secret,name:secret` -> a mapping; the name is what fair share goes by."""
-        return _pairs(value, ":", "SLUICE_API_KEYS must read 'name:secret,name:secret'")
+        """`name:secret,name:secret` -> a mapping; the name is what fair share goes by, and who
+        owns conversations. A name may have several secrets, a secret has one name."""
+        if not isinstance(value, str):
+            return value
+        keys: dict[str, tuple[str, ...]] = {}
+        names: dict[str, str] = {}
+        for name, secret in _pairs(value, ":", "must read 'name:secret,name:secret'"):
+            if names.setdefault(secret, name) != name:
+                raise ValueError(
+                    f"the keys {names[secret]!r} and {name!r} have the same secret; give each name "
+                    "a secret of its own"
+                )
+            if secret in keys.get(name, ()):
+                raise ValueError(f"the key {name!r} has the same secret twice; write it once")
+            keys[name] = (*keys.get(name, ()), secret)
+        return {name: secrets if secrets[1:] else secrets[0] for name, secrets in keys.items()}
 
     @field_validator("api_keys")
     @classmethod
@@ -240,7 +260,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split_models(cls, value: object) -> object:
         """`task=model,task=model` -> a mapping."""
-        return _pairs(value, "=", "SLUICE_HF_MODELS must read 'task=model,task=model'")
+        if not isinstance(value, str):
+            return value
+        models: dict[str, str] = {}
+        for task, model in _pairs(value, "=", "must read 'task=model,task=model'"):
+            if task in models:
+                raise ValueError(f"the task {task!r} has two models; name one")
+            models[task] = model
+        return models
 
     @property
     def models_path(self) -> Path:
@@ -255,6 +282,22 @@ class Settings(BaseSettings):
     @property
     def home_path(self) -> Path:
         return self.home.expanduser().resolve()
+
+    @property
+    def steps_per_key(self) -> int | None:
+        """How many due steps of a queue one key may have; None where there is but one."""
+        if self.queue_limit_steps_per_key is not None:
+            return self.queue_limit_steps_per_key
+        return ceil(0.9 * self.queue_limit_steps) if len(self.api_keys) > 1 else None
+
+    @property
+    def api_secrets(self) -> list[tuple[str, SecretStr]]:
+        """Each secret with the name of its key; while one is replaced, a name has several."""
+        return [
+            (name, secret)
+            for name, secrets in self.api_keys.items()
+            for secret in (secrets if isinstance(secrets, tuple) else (secrets,))
+        ]
 
     def require_database_url(self) -> str:
         return _required(self.database_url, "SLUICE_DATABASE_URL")
@@ -282,14 +325,12 @@ def load_settings() -> Settings:
         raise ConfigurationError("; ".join(wrong)) from None
 
 
-def _pairs(value: object, separator: str, rule: str) -> object:
-    """A mapping of what is written as pairs between commas; anything but a string as it is."""
-    if not isinstance(value, str):
-        return value
+def _pairs(value: str, separator: str, rule: str) -> list[tuple[str, str]]:
+    """What is written as pairs between commas. Raises ValueError, which shows no secret."""
     pairs = [pair.partition(separator) for pair in value.split(",") if pair.strip()]
     if any(not name.strip() or not content.strip() for name, _, content in pairs):
         raise ValueError(rule)
-    return {name.strip(): content.strip() for name, _, content in pairs}
+    return [(name.strip(), content.strip()) for name, _, content in pairs]
 
 
 def _list(value: object, pattern: re.Pattern[str], rule: str) -> object:

@@ -1,8 +1,10 @@
 """Conversations: turns with a model that are stored, one at a time.
 
 A turn is a job with a `conversation_id`. While one is open, later ones are held: their first step
-is due at `HELD`, and is let go when the turn before has ended. Locks are taken in the order job,
-conversation, so that no two of these calls wait for each other. Helpers never commit.
+is due at `HELD`, and is let go when the turn before has ended. Helpers never commit.
+
+Locks are taken in the order jobs (by id), conversations (by id), so that no two of these calls wait
+for each other. A new turn locks its conversation first, but no job that others can see.
 """
 
 from collections.abc import Sequence
@@ -11,14 +13,16 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy import Select, delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from shared.dialogue_models import Conversation, ConversationMessage
 from shared.errors import NotFound
 from shared.ids import new_id
 from shared.ledger import ring_after_commit
+from shared.models import Job
 from shared.queue import list_of
+from shared.states import State
 
 HELD = datetime(9999, 1, 1, tzinfo=UTC)
 """When a step is due that waits for something else than time."""
@@ -46,6 +50,16 @@ def get(session: Session, conversation_id: UUID, fair_key: str | None = None) ->
 class Listed:
     conversation: Conversation
     messages: int
+    """How many are stored."""
+
+
+def listed(session: Session, conversation_id: UUID, fair_key: str) -> Listed:
+    """Raises NotFound."""
+    found = get(session, conversation_id, fair_key)
+    count = session.scalar(
+        select(func.count()).where(ConversationMessage.conversation_id == conversation_id)
+    )
+    return Listed(conversation=found, messages=count or 0)
 
 
 def page(session: Session, fair_key: str, *, limit: int, before: UUID | None) -> list[Listed]:
@@ -87,7 +101,8 @@ def append(
     session: Session, conversation_id: UUID, new: Sequence[dict[str, Any]], job_id: UUID
 ) -> None:
     """Store a turn's messages behind the others; nothing where the conversation is gone."""
-    if _lock(session, conversation_id) is None:
+    session.execute(select(Job.id).where(Job.id == job_id).with_for_update(key_share=True))
+    if lock(session, conversation_id) is None:
         return
     last = session.scalar(
         select(func.max(ConversationMessage.ordinal)).where(
@@ -115,9 +130,37 @@ def sum_up(session: Session, conversation_id: UUID, summary: str, upto: int) -> 
 
 
 def erase(session: Session, conversation_id: UUID, fair_key: str) -> None:
-    """Remove a conversation with all its messages. Raises NotFound. Its jobs stay, without it."""
+    """Remove a conversation with all its messages, and end its open turns, held ones too.
+
+    Raises NotFound. Its jobs stay, without it.
+    """
+    from shared import jobs  # which ends turns by what is above
+
     get(session, conversation_id, fair_key)
+    locked: set[UUID] = set()
+    while True:
+        locked.update(session.scalars(_jobs_of(conversation_id).with_for_update(key_share=True)))
+        savepoint = session.begin_nested()
+        if lock(session, conversation_id) is None:
+            savepoint.commit()
+            return  # another erased it meanwhile
+        if set(session.scalars(_jobs_of(conversation_id))) <= locked:
+            savepoint.commit()
+            break
+        # A turn came between the two locks. Its lock comes before the conversation's.
+        savepoint.rollback()
+    # Its turns end by themselves: none is to be let go by the end of the one before.
+    session.execute(
+        update(Job).where(Job.conversation_id == conversation_id).values(conversation_id=None)
+    )
+    error = {"type": "Cancelled", "message": "The conversation was erased."}
+    for job_id in sorted(locked):
+        jobs.stop(session, job_id, State.CANCELLED, error)
     session.execute(delete(Conversation).where(Conversation.id == conversation_id))
+
+
+def _jobs_of(conversation_id: UUID) -> Select[UUID]:
+    return select(Job.id).where(Job.conversation_id == conversation_id).order_by(Job.id)
 
 
 def is_free(session: Session, conversation_id: UUID) -> bool:
@@ -125,7 +168,7 @@ def is_free(session: Session, conversation_id: UUID) -> bool:
 
     Raises NotFound.
     """
-    if _lock(session, conversation_id) is None:
+    if lock(session, conversation_id) is None:
         get(session, conversation_id)
     return not session.execute(
         text("""
@@ -138,7 +181,7 @@ def is_free(session: Session, conversation_id: UUID) -> bool:
 
 def let_next_go(session: Session, conversation_id: UUID) -> bool:
     """Let the oldest held turn run, if no turn is at it; whether one was let go."""
-    if _lock(session, conversation_id) is None:
+    if lock(session, conversation_id) is None:
         return False
     released = session.execute(RELEASE, {"id": conversation_id, "held": HELD}).all()
     for row in released:
@@ -172,14 +215,15 @@ def with_held_turns(session: Session, *, limit: int, part: str) -> list[UUID]:
                       AND o.id < j.id AND o.state IN ('queued', 'running'))
                   AND NOT EXISTS (SELECT FROM sweep_faults f WHERE f.part = :part
                       AND f.item = 'conversation ' || j.conversation_id AND f.retry_at > now())
-                LIMIT :limit
+                ORDER BY j.conversation_id LIMIT :limit
             """),
             {"held": HELD, "limit": limit, "part": part},
         )
     )
 
 
-def _lock(session: Session, conversation_id: UUID) -> UUID | None:
+def lock(session: Session, conversation_id: UUID) -> UUID | None:
+    """Lock a conversation until the commit; None where there is none."""
     return session.scalar(
         select(Conversation.id).where(Conversation.id == conversation_id).with_for_update()
     )

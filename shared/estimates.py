@@ -1,37 +1,52 @@
-"""Position and ETA of queued jobs, read from the ordering by which steps are claimed.
+"""Position and ETA of queued jobs, read from the ordering by which steps are claimed, and what a
+job waits for.
 
 If nothing new came and nothing ended, the claims of a lane would go through its keys by turns: the
 n-th queued step of a key with r running ones has turn r + n. Steps are taken by (lane, turn, key),
 so the steps ahead of one are those of better lanes, and of each other key as many as have a smaller
 turn. Better lanes change what is running, so that is followed from lane to lane.
+
+Reading costs the same however long a queue is. Of a queue of up to `EXACT_STEPS` steps the figures
+are exact and of this moment. A longer one is counted as a whole at most every `keep_s` seconds
+(`Depths`): its positions may be so old, and off by up to `MARK_EVERY` steps for each key.
 """
 
+import time
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from threading import Lock
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text, tuple_
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from shared.conversations import HELD
-from shared.models import Job, Step, Worker
-from shared.states import State
+from shared.ledger import ALIVE_FACTOR
+from shared.models import Job, QueueState, Worker
+from shared.queue import Queue
+from shared.states import OPEN, State
 
 RECENT_STEPS = 50
 LATEST_STEPS = 500
 """Among how many of a queue the recent ones of a door are looked for."""
-ALIVE_FACTOR = 3
-FEW_STEPS = 3
+EXACT_STEPS = 1000
+MARK_EVERY = 100
+KEEP_FACTOR = 50
+"""Counting a long queue takes at most this part of the time of one that looks."""
+
+WORKER_OF: dict[str, str] = {Queue.HF: "hf", Queue.GENERATE: "generate"}
+"""What `sluice worker` is told to start for a queue; `cpu` for the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """`position` is the number of steps that are claimed before this one; `eta_s` in seconds.
 
-    `waiting_for` says what a step waits for that no worker can do anything about.
+    `waiting_for` says what the job waits for besides its turn.
     """
 
     position: int | None = None
@@ -40,44 +55,88 @@ class Estimate:
 
 
 def estimate(
-    session: Session, jobs: Sequence[Job], *, worker_heartbeat_s: float
+    session: Session,
+    jobs: Sequence[Job],
+    *,
+    worker_heartbeat_s: float,
+    depths: "Depths | None" = None,
 ) -> dict[UUID, Estimate]:
     """Estimates for those of the jobs that are open."""
-    waiting = {job.id for job in jobs if job.state == State.QUEUED}
-    running = {job.id for job in jobs if job.state == State.RUNNING}
-    rows = session.execute(
-        select(
-            Step.id, Step.job_id, Step.queue, Step.door, Step.lane, Step.fair_key, Step.run_after,
-            (Step.run_after <= func.now()).label("due"),
-        ).where(
-            Step.state == State.QUEUED,
-            # A running job, too, may wait for a model with its next step.
-            Step.job_id.in_(waiting) | (Step.job_id.in_(running) & (Step.door != "")),
+    open_ = {job.id: job for job in jobs if job.state in OPEN}
+    if not open_:
+        return {}
+    rows = session.execute(NEXT, {"ids": list(open_), "held": HELD}).all()
+    estimates = {
+        row.job_id: _of_running(open_[row.job_id], row.now)
+        for row in rows
+        if open_[row.job_id].state == State.RUNNING
+    }
+    # A running job waits only if none of its steps runs.
+    waiting = [row for row in rows if row.id is not None and not row.is_running]
+    if not waiting:
+        return estimates
+    crew = _Crew.read(session, worker_heartbeat_s)
+    paused = _paused(session, {row.queue for row in waiting})
+    first = [row for row in waiting if row.due and open_[row.job_id].state == State.QUEUED]
+    lines = _lines(session, first, crew, depths or Depths())
+    for row in waiting:
+        job = open_[row.job_id]
+        reason = _reason(row, job, paused=paused.get(row.queue), lacking=crew.lacking(row))
+        if job.state == State.RUNNING:
+            estimates[job.id] = Estimate(eta_s=estimates[job.id].eta_s, waiting_for=reason)
+        elif row.due:
+            ahead, pace = lines[row.queue, row.door].ahead(row), lines[row.queue, row.door].pace_s
+            eta = None if pace is None else round((ahead + 1) * pace, 1)
+            estimates[job.id] = Estimate(position=ahead, eta_s=eta, waiting_for=reason)
+        else:
+            estimates[job.id] = Estimate(waiting_for=reason)
+    return estimates
+
+
+# The step of each job that comes next, and whether another one runs: two steps are read of each
+# job, however many it has. Times are compared and written here: a row may hold one that Python has
+# not.
+NEXT = text("""
+    SELECT j.id AS job_id, now() AS now, n.id, n.queue, n.door, n.lane, n.fair_key,
+        n.run_after <= now() AS due, n.run_after = :held AS held, n.error ->> 'message' AS failure,
+        extract(epoch FROM n.run_after - now()) AS in_s,
+        to_char(n.run_after AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS due_at,
+        EXISTS (SELECT FROM steps r WHERE r.job_id = j.id AND r.state = 'running') AS is_running
+    FROM unnest(CAST(:ids AS uuid[])) j(id) LEFT JOIN LATERAL (
+        SELECT * FROM steps s WHERE s.job_id = j.id AND s.state = 'queued' AND NOT s.after_end
+        ORDER BY s.run_after LIMIT 1) n ON true
+""")
+
+
+def _of_running(job: Job, now: datetime) -> Estimate:
+    """From the job's own progress so far, where it counts any."""
+    if not job.progress_done or job.progress_total is None or job.started_at is None:
+        return Estimate()
+    elapsed_s = (now - job.started_at).total_seconds()
+    left = job.progress_total - job.progress_done
+    return Estimate(eta_s=round(elapsed_s * left / job.progress_done, 1))
+
+
+def _reason(step: Any, job: Job, *, paused: str | None, lacking: str | None) -> str | None:
+    """What keeps the step from running, in words that say what to do; None if only its turn."""
+    if step.held:
+        return "an earlier turn of the conversation"
+    reasons = []
+    if paused is not None:
+        reasons.append(
+            f"The queue {step.queue!r} is paused since {paused}; resume it with "
+            f"`POST /v1/queues/{step.queue}/resume`."
         )
-    ).all()  # fmt: skip
-    steps = [row for row in rows if row.due and row.job_id in waiting]
-    queues: dict[tuple[str, str], _Queue] = {}
-    ranks = _ranks(session, steps)
-    found = {job.id: _of_running(job, session) for job in jobs if job.state == State.RUNNING}
-    for row in rows:
-        if row.run_after == HELD:
-            found[row.job_id] = Estimate(waiting_for="an earlier turn of the conversation")
-    for step in rows:
-        if not step.due:
-            continue
-        place = (step.queue, step.door)
-        if place not in queues:
-            queues[place] = _queue(session, *place, worker_heartbeat_s)
-        queue = queues[place]
-        lacking = None if queue.is_served else lacks_worker(step.door)
-        if step.job_id in running:
-            found[step.job_id] = replace(found[step.job_id], waiting_for=lacking)
-            continue
-        ahead = queue.ahead(step, ranks[step.id])
-        pace = queue.seconds_per_step
-        eta = None if pace is None else round((ahead + 1) * pace, 1)
-        found[step.job_id] = Estimate(position=ahead, eta_s=eta, waiting_for=lacking)
-    return found
+    if lacking is not None:
+        reasons.append(lacking)
+    in_s = max(0, round(step.in_s))
+    if step.failure is not None:
+        again = "as soon as a worker is free" if step.due else f"in {in_s} s"
+        reasons.append(f"{step.failure} The next attempt begins {again}.")
+    elif not step.due:
+        what = "run_after is" if job.run_after is not None else "the next attempt begins at"
+        reasons.append(f"its time: {what} {step.due_at}, in {in_s} s.")
+    return " ".join(reasons) or None
 
 
 def lacks_worker(model: str) -> str:
@@ -86,6 +145,59 @@ def lacks_worker(model: str) -> str:
         f"No living worker serves the model {model!r}; start one with "
         f"`sluice worker generate --model {model}`."
     )
+
+
+def _paused(session: Session, queues: Iterable[str]) -> dict[str, str]:
+    """Since when each of the queues is paused that are."""
+    return {name: at for name, at in paused_since(session).items() if name in set(queues)}
+
+
+def paused_since(session: Session) -> dict[str, str]:
+    """The paused queues, each with the time since when, in ISO 8601."""
+    at = func.to_char(func.timezone("UTC", QueueState.paused_at), 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+    rows = session.execute(
+        select(QueueState.name, at.label("at")).where(QueueState.paused_at.is_not(None))
+    )
+    return {row.name: row.at for row in rows}
+
+
+def alive(worker_heartbeat_s: float) -> Any:
+    """The condition under which a worker counts as living."""
+    return Worker.last_seen_at > func.now() - timedelta(seconds=ALIVE_FACTOR * worker_heartbeat_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Crew:
+    """How many steps the living workers run at the same time, by queue, and by queue and door."""
+
+    of_queue: Counter[str]
+    of_door: Counter[tuple[str, str]]
+
+    @classmethod
+    def read(cls, session: Session, worker_heartbeat_s: float) -> "_Crew":
+        crew = cls(of_queue=Counter(), of_door=Counter())
+        for queues, doors, slots in session.execute(
+            select(Worker.queues, Worker.doors, Worker.concurrency).where(alive(worker_heartbeat_s))
+        ):
+            for queue in queues:
+                crew.of_queue[queue] += slots
+                for door in doors:
+                    crew.of_door[queue, door] += slots
+        return crew
+
+    def slots(self, queue: str, door: str) -> int:
+        return self.of_door[queue, door] if door else self.of_queue[queue]
+
+    def lacking(self, step: Any) -> str | None:
+        """What is to be done where no living worker takes the step."""
+        if self.slots(step.queue, step.door):
+            return None
+        if step.door:
+            return lacks_worker(step.door)
+        return (
+            f"No living worker serves the queue {step.queue!r}; start one with "
+            f"`sluice worker {WORKER_OF.get(step.queue, 'cpu')}`."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,149 +222,278 @@ class _Lane:
     def place(self, key: str) -> tuple[int, int]:
         """The order of keys that have as many running: a key that came to it by being served in
         this lane was served later than one that had so many all the time."""
-        return -self.running[key], self.served[key]
+        return -self.running[key], self.served.get(key, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Queue:
-    lanes: dict[int, _Lane]
-    seconds_per_step: float | None
-    is_served: bool
-    """Whether any worker lives that takes these steps."""
+class _Line:
+    """The steps that wait in one queue at one door."""
 
-    def ahead(self, step: Any, rank: int) -> int:
+    lanes: dict[int, _Lane]
+    rank: Callable[[Any], int]
+    """How many due steps of the same lane and key are older than a step."""
+    pace_s: float | None
+    """Seconds between two steps that end."""
+
+    def ahead(self, step: Any) -> int:
         better = (lane for number, lane in self.lanes.items() if number < step.lane)
         total = sum(sum(lane.queued.values()) for lane in better)
-        own = self.lanes.get(step.lane)  # None or without the key: claimed this moment
-        return total + (
-            own.ahead(step.fair_key, rank) if own and step.fair_key in own.queued else 0
+        own = self.lanes.get(step.lane)  # None: its steps were claimed this moment
+        return total + (own.ahead(step.fair_key, self.rank(step)) if own else 0)
+
+
+def _lines(
+    session: Session, steps: Sequence[Any], crew: _Crew, depths: "Depths"
+) -> dict[tuple[str, str], _Line]:
+    """The lines in which the due steps stand."""
+    of_queue: dict[str, list[Any]] = {}
+    for step in steps:
+        of_queue.setdefault(step.queue, []).append(step)
+    names = list(of_queue)
+    long, running, served = (
+        depths.of_long(session, names), _running(session, names), _served(session, names)
+    )  # fmt: skip
+    paces = _paces(session, {(step.queue, step.door) for step in steps}, crew)
+    lines: dict[tuple[str, str], _Line] = {}
+    for queue, standing in of_queue.items():
+        depth = long.get(queue) or _depth(
+            session, queue, every=EXACT_STEPS, ids=[step.job_id for step in standing]
         )
+        for door in {step.door for step in standing}:
+            lines[queue, door] = _Line(
+                lanes=_lanes(depth, door, running.get(queue, Counter()), served.get(queue, [])),
+                rank=depth.rank,
+                pace_s=paces.get((queue, door)),
+            )
+    return lines
 
 
-def _queue(session: Session, name: str, door: str, worker_heartbeat_s: float) -> _Queue:
+def _running(session: Session, queues: Sequence[str]) -> dict[str, Counter[str]]:
+    """How many steps of each key run, by queue."""
+    found: dict[str, Counter[str]] = {}
+    for queue, key, count in session.execute(
+        text("""
+            SELECT queue, fair_key, count(*) FROM steps
+            WHERE queue = ANY(:queues) AND state = 'running' GROUP BY queue, fair_key
+        """),
+        {"queues": queues},
+    ):
+        found.setdefault(queue, Counter())[key] = count
+    return found
+
+
+def _served(session: Session, queues: Sequence[str]) -> dict[str, list[str]]:
+    """The keys that were served in each queue, longest ago first."""
+    found: dict[str, list[str]] = {}
+    for queue, key in session.execute(
+        text("""
+            SELECT queue, fair_key FROM turns WHERE queue = ANY(:queues)
+            ORDER BY served_at, fair_key
+        """),
+        {"queues": queues},
+    ):
+        found.setdefault(queue, []).append(key)
+    return found
+
+
+def _lanes(depth: "Depth", door: str, running: Counter[str], served: list[str]) -> dict[int, _Lane]:
+    """The lanes by number, from who has how many running, and who was served longest ago."""
     queued: dict[int, dict[str, int]] = {}
     keys: dict[str, None] = {}
-    # By key as the database sorts keys, which need not be as Python does.
-    for lane, key, count in session.execute(
-        text("""
-            SELECT lane, fair_key, count(*) FROM steps
-            WHERE queue = :queue AND door = :door AND state = 'queued' AND run_after <= now()
-            GROUP BY lane, fair_key ORDER BY fair_key
-        """),
-        {"queue": name, "door": door},
-    ):
-        queued.setdefault(lane, {})[key] = count
-        keys[key] = None
-    running = session.execute(
-        text("""
-            SELECT fair_key, count(*) FROM steps
-            WHERE queue = :queue AND state = 'running' GROUP BY fair_key
-        """),
-        {"queue": name},
-    )
-    served = session.scalars(
-        text("SELECT fair_key FROM turns WHERE queue = :queue ORDER BY served_at, fair_key"),
-        {"queue": name},
-    )
-    last = dict.fromkeys(served)
-    order = [key for key in keys if key not in last] + list(last)
-    slots = _slots(session, name, door, worker_heartbeat_s)
-    return _Queue(
-        lanes=_lanes(queued, Counter(dict(running.all())), order),
-        seconds_per_step=_pace(session, name, door, slots),
-        # Queues without doors: `readyz` tells of those that nobody serves.
-        is_served=slots > 0 or not door,
-    )
-
-
-def _lanes(
-    queued: dict[int, dict[str, int]], running: Counter[str], order: list[str]
-) -> dict[int, _Lane]:
-    """The lanes by number, from who has how many running, and who was served longest ago."""
+    for (of_door, of_lane, key), marks in depth.groups.items():
+        if of_door == door:
+            queued.setdefault(of_lane, {})[key] = marks.count
+            keys[key] = None
+    last = set(served)
+    order = [key for key in keys if key not in last] + served
     lanes: dict[int, _Lane] = {}
-    for number, keys in sorted(queued.items()):
+    for number, of_key in sorted(queued.items()):
         lane = _Lane(
-            queued=keys,
+            queued=of_key,
             running=running.copy(),
-            served={key: n for n, key in enumerate(order)},
+            served={key: place for place, key in enumerate(order)},
         )
         lanes[number] = lane
-        running = running + Counter(keys)
+        running = running + Counter(of_key)
         # Who has most running at the end of the lane was served in its last round.
-        last = sorted(keys, key=lambda key: (running[key], lane.place(key)))
-        order = [key for key in order if key not in keys] + last
+        latest = sorted(of_key, key=lambda key: (running[key], lane.place(key)))
+        order = [key for key in order if key not in of_key] + latest
     return lanes
 
 
-def _pace(session: Session, queue: str, door: str, slots: int) -> float | None:
-    """Seconds between two steps that end: mean duration of recent ones over all slots."""
-    mean_s = session.scalar(
-        text("""
-            SELECT extract(epoch FROM avg(finished_at - started_at)) FROM (
-                SELECT started_at, finished_at FROM (
-                    SELECT started_at, finished_at, door FROM steps
-                    WHERE queue = :queue AND state = 'succeeded'
-                    ORDER BY finished_at DESC LIMIT :looked_at) latest
-                WHERE door = :door LIMIT :recent) recent
-        """),
-        {"queue": queue, "door": door, "looked_at": LATEST_STEPS, "recent": RECENT_STEPS},
-    )
-    return float(mean_s) / slots if mean_s is not None and slots else None
-
-
-def _slots(session: Session, queue: str, door: str, worker_heartbeat_s: float) -> int:
-    """How many steps the living workers of a door run at the same time."""
-    serving = [Worker.queues.contains([queue]), alive(worker_heartbeat_s)]
-    if door:
-        serving.append(Worker.doors.contains([door]))
-    return session.scalar(select(func.sum(Worker.concurrency)).where(*serving)) or 0
-
-
-def alive(worker_heartbeat_s: float) -> Any:
-    """The condition under which a worker counts as living."""
-    return Worker.last_seen_at > func.now() - timedelta(seconds=ALIVE_FACTOR * worker_heartbeat_s)
-
-
-def _ranks(session: Session, steps: Sequence[Any]) -> dict[int, int]:
-    """The rank of each step; many are ranked in one pass over their queues, a few one by one."""
-    if len(steps) <= FEW_STEPS:
-        return {step.id: _rank(session, step) for step in steps}
+def _paces(
+    session: Session, places: Iterable[tuple[str, str]], crew: _Crew
+) -> dict[tuple[str, str], float]:
+    """Seconds between two steps that end: mean duration of recent ones over all slots. None where
+    nobody works, or nothing has ended."""
+    worked = [place for place in places if crew.slots(*place)]
+    if not worked:
+        return {}
     rows = session.execute(
         text("""
-            SELECT id, rank FROM (
-                SELECT id, row_number() OVER (
-                    PARTITION BY queue, door, lane, fair_key ORDER BY job_id, id) - 1 AS rank
-                FROM steps
-                WHERE queue = ANY(:queues) AND state = 'queued' AND run_after <= now()) ranked
-            WHERE id = ANY(:ids)
+            SELECT p.queue, p.door, r.mean_s
+            FROM unnest(CAST(:queues AS text[]), CAST(:doors AS text[])) p(queue, door)
+            CROSS JOIN LATERAL (
+                SELECT extract(epoch FROM avg(finished_at - started_at)) AS mean_s FROM (
+                    SELECT started_at, finished_at FROM (
+                        SELECT started_at, finished_at, door FROM steps
+                        WHERE queue = p.queue AND state = 'succeeded'
+                        ORDER BY finished_at DESC LIMIT :looked_at) latest
+                    WHERE door = p.door LIMIT :recent) recent) r
+            WHERE r.mean_s IS NOT NULL
         """),
-        {"queues": list({s.queue for s in steps}), "ids": [s.id for s in steps]},
-    )
-    found = {row.id: row.rank for row in rows}
-    # One that has been claimed meanwhile is no longer among them: it is next.
-    return {step.id: found.get(step.id, 0) for step in steps}
+        {
+            "queues": [queue for queue, _ in worked], "doors": [door for _, door in worked],
+            "looked_at": LATEST_STEPS, "recent": RECENT_STEPS,
+        },
+    )  # fmt: skip
+    return {(queue, door): float(s) / crew.slots(queue, door) for queue, door, s in rows}
 
 
-def _rank(session: Session, step: Any) -> int:
-    """How many steps of the same lane and key are older."""
-    count = session.scalar(
-        select(func.count()).where(
-            Step.queue == step.queue,
-            Step.door == step.door,
-            Step.state == "queued",
-            Step.lane == step.lane,
-            Step.fair_key == step.fair_key,
-            Step.run_after <= func.now(),
-            tuple_(Step.job_id, Step.id) < tuple_(step.job_id, step.id),
-        )
-    )
-    return count or 0
+Group = tuple[str, int, str]
+"""Door, lane and key: of one group, the oldest step is claimed first."""
 
 
-def _of_running(job: Job, session: Session) -> Estimate:
-    """From the job's own progress so far, where it counts any."""
-    if not job.progress_done or job.progress_total is None or job.started_at is None:
-        return Estimate()
-    elapsed_s = (session.execute(select(func.now())).scalar_one() - job.started_at).total_seconds()
-    left = job.progress_total - job.progress_done
-    return Estimate(eta_s=round(elapsed_s * left / job.progress_done, 1))
+@dataclass(kw_only=True)
+class _Marks:
+    """Some steps of a group by their jobs' ids, oldest first, and how many are older than each."""
+
+    ids: list[UUID] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    count: int = 0
+
+    def rank(self, job_id: UUID) -> int:
+        """How many are older than the job: between two marks, half as many as lie there."""
+        n = bisect_right(self.ids, job_id)
+        if n == 0:
+            return 0
+        if self.ids[n - 1] == job_id:
+            return self.ranks[n - 1]
+        after = self.ranks[n] if n < len(self.ranks) else self.count
+        return min((self.ranks[n - 1] + 1 + after) // 2, self.count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth:
+    """The due steps of one queue."""
+
+    groups: dict[Group, _Marks]
+    """In the order in which the database sorts their keys."""
+
+    def rank(self, step: Any) -> int:
+        marks = self.groups.get((step.door, step.lane, step.fair_key))
+        return marks.rank(step.job_id) if marks else 0
+
+
+# Sorted as the index `ix_steps_claim` is, so that the window is one walk along it; the marks of all
+# groups are few. The last of each group tells how many there are.
+MARKS = text("""
+    SELECT door, lane, fair_key, job_id, rank, is_last FROM (
+        SELECT door, lane, fair_key, job_id, row_number() OVER grouped - 1 AS rank,
+            lead(id) OVER grouped IS NULL AS is_last
+        FROM steps WHERE queue = :queue AND state = 'queued' AND run_after <= now()
+        WINDOW grouped AS (PARTITION BY lane, fair_key, door ORDER BY job_id, id)) ranked
+    WHERE is_last OR rank % :every = 0 OR job_id = ANY(CAST(:ids AS uuid[]))
+    ORDER BY fair_key, lane, door, rank
+""")
+# A row may hold a time that Python has not.
+TOTALS = text("""
+    SELECT q.queue, t.steps, t.oldest_s FROM unnest(CAST(:queues AS text[])) q(queue)
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS steps,
+            extract(epoch FROM now() - min(run_after) FILTER (WHERE run_after <= now())) AS oldest_s
+        FROM (
+            SELECT run_after FROM steps WHERE queue = q.queue AND state = 'queued' LIMIT :up_to) s
+    ) t
+""")
+
+
+def _depth(session: Session, queue: str, *, every: int, ids: Sequence[UUID] = ()) -> Depth:
+    """The queue as it is now; with the exact ranks of the jobs `ids`, and of some others."""
+    groups: dict[Group, _Marks] = {}
+    rows = session.execute(MARKS, {"queue": queue, "every": every, "ids": list(ids)})
+    for door, lane, key, job_id, rank, is_last in rows:
+        marks = groups.setdefault((door, lane, key), _Marks())
+        marks.ids.append(job_id)
+        marks.ranks.append(rank)
+        if is_last:
+            marks.count = rank + 1
+    return Depth(groups=groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """How many steps wait in a queue, and for how long the oldest could have been claimed."""
+
+    steps: int
+    oldest_due_s: float
+
+
+def _totals(session: Session, queues: Sequence[str], up_to: int | None) -> dict[str, Total]:
+    """By queue; counting ends at `up_to` in each."""
+    rows = session.execute(TOTALS, {"queues": queues, "up_to": up_to})
+    return {
+        row.queue: Total(steps=row.steps, oldest_due_s=max(0.0, float(row.oldest_s or 0.0)))
+        for row in rows
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Count:
+    """A whole queue as it was counted, and until when that is good enough."""
+
+    depth: Depth
+    total: Total
+    until: float
+
+
+class Depths:
+    """Long queues, each counted as a whole at most every `keep_s` seconds.
+
+    One thread counts while the others use what was counted before.
+    """
+
+    def __init__(self, *, keep_s: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._keep_s = keep_s
+        self._clock = clock
+        self._counts: dict[str, _Count] = {}
+        self._locks = {queue.value: Lock() for queue in Queue}
+
+    def of_long(self, session: Session, queues: Sequence[str]) -> dict[str, Depth]:
+        """What waits in those of the queues that have more than `EXACT_STEPS` steps."""
+        totals = _totals(session, queues, EXACT_STEPS + 1)
+        return {
+            queue: self._of(session, queue).depth
+            for queue, total in totals.items()
+            if total.steps > EXACT_STEPS
+        }
+
+    def totals(self, session: Session) -> dict[str, Total]:
+        """Of all queues. Held turns, and steps whose time has not come, wait as well."""
+        totals = _totals(session, [queue.value for queue in Queue], EXACT_STEPS + 1)
+        return {
+            queue: total if total.steps <= EXACT_STEPS else self._of(session, queue).total
+            for queue, total in totals.items()
+        }
+
+    def _of(self, session: Session, queue: str) -> _Count:
+        """The queue as it was counted lately."""
+        kept = self._counts.get(queue)
+        if kept is not None and self._clock() < kept.until:
+            return kept
+        lock = self._locks[queue]
+        if not lock.acquire(blocking=kept is None):
+            assert kept is not None
+            return kept
+        try:
+            kept, begin = self._counts.get(queue), self._clock()
+            if kept is not None and begin < kept.until:
+                return kept
+            depth = _depth(session, queue, every=MARK_EVERY)
+            total = _totals(session, [queue], None)[queue]
+            end = self._clock()
+            until = end + max(self._keep_s, KEEP_FACTOR * (end - begin))
+            self._counts[queue] = _Count(depth=depth, total=total, until=until)
+            return self._counts[queue]
+        finally:
+            lock.release()

@@ -40,10 +40,13 @@ def stream_key(job_id: UUID) -> str:
 class Events:
     """Writes events; the API reads the streams on its own asynchronous connection."""
 
-    def __init__(self, redis: Redis, *, limit_entries: int, keep_s: int) -> None:
+    def __init__(
+        self, redis: Redis, *, limit_entries: int, keep_s: int, keep_after_end_s: int
+    ) -> None:
         self.redis = redis
         self._limit_entries = limit_entries
         self._keep_s = keep_s
+        self._keep_after_end_s = keep_after_end_s
 
     def close(self) -> None:
         self.redis.close()
@@ -61,8 +64,11 @@ class Events:
                     }
                     key = stream_key(event.job_id)
                     pipe.xadd(key, fields, maxlen=self._limit_entries, approximate=True)
+                # Of a job that has ended, Postgres tells the same: result, text, state.
+                ended = {event.job_id for event in events if event.type is EventType.END}
                 for job_id in {event.job_id for event in events}:
-                    pipe.expire(stream_key(job_id), self._keep_s)
+                    keep_s = self._keep_after_end_s if job_id in ended else self._keep_s
+                    pipe.expire(stream_key(job_id), keep_s)
                 pipe.execute()
         except (RedisError, OSError) as error:
             log.warning("events not published (readers fall back to the database): %s", error)

@@ -4,7 +4,7 @@ A file exists once its row is committed; bytes without a row are never seen by a
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from uuid import UUID
 
 from fsspec.core import url_to_fs
 from sqlalchemy import delete as delete_rows
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from shared.config import Settings
@@ -155,6 +155,14 @@ def get(session: Session, file_id: UUID) -> File:
     if file is None:
         raise NotFound(f"There is no file {file_id}; upload it with `POST /v1/files`.")
     return file
+
+
+def require(session: Session, file_ids: Sequence[UUID]) -> None:
+    """Raises NotFound for the first of the files that is not there."""
+    known = set(session.scalars(select(File.id).where(File.id == func.any(list(file_ids)))))
+    for file_id in file_ids:
+        if file_id not in known:
+            raise NotFound(f"There is no file {file_id}; upload it with `POST /v1/files`.")
 
 
 def with_hashes(session: Session, hashes: list[str]) -> list[File]:

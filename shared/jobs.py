@@ -34,6 +34,12 @@ def get(session: Session, job_id: UUID) -> Job:
     return job
 
 
+def hides_text(job: Job, fair_key: str) -> bool:
+    """Whether the key may know of the job, but not what it says: turns of a conversation are for
+    the key alone that owns it."""
+    return job.private and job.fair_key != fair_key
+
+
 def state_of(session: Session, job_id: UUID) -> State:
     """Raises NotFound."""
     state = session.scalar(select(Job.state).where(Job.id == job_id))
@@ -136,6 +142,11 @@ def redrive(session: Session, job_id: UUID) -> None:
     if job.state not in (State.FAILED, State.CANCELLED):
         raise Conflict(
             f"Job {job_id} is {job.state}; only failed and cancelled jobs can be retried."
+        )
+    if job.private and job.conversation_id is None:
+        raise Conflict(
+            f"The conversation of job {job_id} was erased, so its turn cannot be retried. Start "
+            "another with `POST /v1/conversations`."
         )
     session.execute(delete(Step).where(Step.job_id == job_id))
     session.execute(delete(IngestItem).where(IngestItem.job_id == job_id))

@@ -6,6 +6,7 @@ is committed, and the sweeper rings for it.
 """
 
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,20 +15,25 @@ from typing import Any
 from uuid import UUID
 
 from redis.exceptions import RedisError
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.config import Settings
 from shared.db import make_engine, make_sessions
 from shared.events import Event, Events, EventType
 from shared.outage import Outage
-from shared.queue import Bell, make_celery, make_redis
+from shared.queue import Bell, door_in, make_celery, make_redis
 
 log = logging.getLogger(__name__)
 
 EFFECTS = "sluice.effects"
 HELD_LIMIT = 10_000
 """Transactions whose announcements may wait; Postgres knows what older ones had to say."""
+ALIVE_FACTOR = 3
+"""A worker counts as living for so many of its heartbeats."""
+HEARTBEAT_S = 5.0
+"""Unless a setting says otherwise (`worker_heartbeat_s`)."""
 
 
 @dataclass
@@ -57,8 +63,17 @@ def _effects(session: Session) -> Effects:
 class Ledger:
     """The database's sessions together with the doorbell and the event streams."""
 
-    def __init__(self, sessions: sessionmaker[Session], bell: Bell, events: Events) -> None:
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        bell: Bell,
+        events: Events,
+        *,
+        worker_heartbeat_s: float,
+    ) -> None:
         self._sessions = sessions
+        self._worker_heartbeat_s = worker_heartbeat_s
+        self._served_until: dict[str, float] = {}
         self._singles = make_sessions(self.engine.execution_options(isolation_level="AUTOCOMMIT"))
         self.bell = bell
         self.events = events
@@ -123,8 +138,9 @@ class Ledger:
             log.debug("Redis does not answer; the sweeper will ring")
             return
         try:
-            for queue, times in effects.rings.items():
-                self.bell.ring(queue, times)
+            for list_, times in effects.rings.items():
+                if self._is_served(door_in(list_)):
+                    self.bell.ring(list_, times)
         except (RedisError, OSError) as error:
             log.warning("could not ring; the sweeper will: %s", error)
             self._outage.begins()
@@ -134,16 +150,48 @@ class Ledger:
         else:
             self._outage.begins()
 
+    def _is_served(self, door: str) -> bool:
+        """Whether a living worker listens at the door: one that nobody takes from gets no list.
+
+        The sweeper rings once there is one.
+        """
+        if not door or time.monotonic() < self._served_until.get(door, 0.0):
+            return True
+        try:
+            with self.read() as session:
+                served = session.scalar(
+                    SERVED, {"door": door, "alive_s": ALIVE_FACTOR * self._worker_heartbeat_s}
+                )
+        except SQLAlchemyError as error:
+            log.warning("could not look who serves %s: %s", door, error)
+            return True
+        if served:  # so that few submits ask
+            self._served_until[door] = time.monotonic() + self._worker_heartbeat_s
+        return bool(served)
+
+
+SERVED = text("""
+    SELECT EXISTS (SELECT FROM workers WHERE doors @> ARRAY[CAST(:door AS text)]
+        AND last_seen_at > now() - make_interval(secs => :alive_s))
+""")
+
 
 def make_ledger(settings: Settings) -> Ledger:
     """Build all connections; nothing connects before its first use."""
     redis = make_redis(settings)
     return Ledger(
         make_sessions(make_engine(settings)),
-        Bell(make_celery(settings), redis),
+        Bell(
+            make_celery(settings),
+            redis,
+            limit_messages=settings.rings_limit_messages,
+            keep_s=settings.rings_keep_s,
+        ),
         Events(
             redis,
             limit_entries=settings.events_limit_entries,
             keep_s=settings.events_keep_s,
+            keep_after_end_s=settings.events_keep_after_end_s,
         ),
+        worker_heartbeat_s=settings.worker_heartbeat_s,
     )

@@ -42,6 +42,8 @@ class Job(Base):
     lane: Mapped[int] = mapped_column(SmallInteger)
     queue: Mapped[str]
     fair_key: Mapped[str]
+    private: Mapped[bool] = mapped_column(server_default=sql("false"))
+    """Whether its text is for its own key alone: that of a conversation's turn, erased or not."""
     collection: Mapped[str | None]
     conversation_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("conversations.id", ondelete="SET NULL")
@@ -159,7 +161,7 @@ class Step(Base):
             "fair_key",
             postgresql_where=sql("state = 'running'"),
         ),
-        Index("ix_steps_job_id", "job_id"),
+        Index("ix_steps_job_id_state_run_after", "job_id", "state", "run_after"),
         Index(
             "ix_steps_queue_finished_at",
             "queue",

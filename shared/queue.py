@@ -69,6 +69,11 @@ def queue_of(list_: str) -> Queue:
     return Queue(list_.partition(".")[0])
 
 
+def door_in(list_: str) -> str:
+    """The door whose list it is; empty for that of a whole queue."""
+    return list_.partition(".")[2]
+
+
 def make_celery(settings: Settings, lists: Sequence[str] = ()) -> Celery:
     """The Celery application of publishers and workers alike: JSON only, no result backend.
 
@@ -116,15 +121,29 @@ class Bell:
     reach a Redis that is down. The messages are nevertheless Celery's own (`_caught`).
     """
 
-    def __init__(self, celery: Celery, redis: Redis) -> None:
+    def __init__(self, celery: Celery, redis: Redis, *, limit_messages: int, keep_s: int) -> None:
         self._celery = celery
+        self._limit_messages = limit_messages
+        self._keep_s = keep_s
         self._redis = redis
         self._templates: dict[str, dict[str, Any]] = {}
 
-    def ring(self, queue: str, times: int = 1) -> None:
-        """Publish `times` messages. Raises redis' errors."""
-        if times > 0:
-            self._redis.lpush(queue, *(self._message(queue) for _ in range(times)))
+    def ring(self, list_: str, times: int = 1) -> None:
+        """Publish `times` messages. Raises redis' errors.
+
+        A list is cut to the newest `limit_messages`, which all workers together do not use up
+        before the sweeper rings again. That of a door expires, for its workers may be gone for
+        good.
+        """
+        if times < 1:
+            return
+        times = min(times, self._limit_messages)
+        length = self._redis.lpush(list_, *(self._message(list_) for _ in range(times)))
+        assert isinstance(length, int)
+        if length > self._limit_messages:
+            self._redis.ltrim(list_, 0, self._limit_messages - 1)
+        if length == times and door_in(list_):  # it is new
+            self._redis.expire(list_, self._keep_s)
 
     def _message(self, queue: str) -> str:
         if queue not in self._templates:
@@ -142,11 +161,16 @@ class Bell:
         self._celery.close()
         self._redis.close()
 
-    def waiting(self, queue: str) -> int:
-        """How many messages lie in the queue's list."""
-        length = self._redis.llen(queue)
-        assert isinstance(length, int)
-        return length
+    def waiting(self, list_: str) -> int:
+        """How many messages lie in the list."""
+        return self.lengths([list_])[list_]
+
+    def lengths(self, lists: Sequence[str]) -> dict[str, int]:
+        """How many messages lie in each list, by one request."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in lists:
+                pipe.llen(name)
+            return dict(zip(lists, pipe.execute(), strict=True))
 
 
 def _caught(celery: Celery, queue: str) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared import steps
-from shared.estimates import alive
-from shared.ledger import ring_after_commit
+from shared.estimates import Depths, alive, paused_since
+from shared.ledger import HEARTBEAT_S, ring_after_commit
 from shared.models import QueueState, Worker
-from shared.queue import Bell, Queue, queue_of
+from shared.queue import Bell, Queue, list_of, queue_of
 
 RESUME_RINGS = 1000
 """Enough for all workers at once; the sweeper rings for the rest as these are used up."""
@@ -24,7 +24,10 @@ RESUME_RINGS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class QueueSummary:
-    """Steps that wait and run; `messages` is what waits in Redis, None where that is down."""
+    """Steps that wait and run; `messages` is what waits in Redis, None where that is down.
+
+    Of a queue of more than `estimates.EXACT_STEPS` steps `queued` may be some seconds old.
+    """
 
     name: str
     queued: int
@@ -46,24 +49,23 @@ class WorkerSummary:
     alive: bool
 
 
-def overview(session: Session, bell: Bell) -> list[QueueSummary]:
+def overview(
+    session: Session,
+    bell: Bell,
+    *,
+    worker_heartbeat_s: float = HEARTBEAT_S,
+    depths: Depths | None = None,
+) -> list[QueueSummary]:
     """All queues, in the order of their definition."""
-    counts = {
-        (queue, state): count
-        for queue, state, count in session.execute(
-            text("""
-                SELECT queue, state, count(*) FROM steps WHERE state IN ('queued', 'running')
-                GROUP BY queue, state
-            """)
-        )
-    }
-    paused = set(session.scalars(select(QueueState.name).where(QueueState.paused_at.is_not(None))))
-    messages = _messages(session, bell)
+    waiting = (depths or Depths()).totals(session)
+    running = running_steps(session)
+    paused = paused_since(session)
+    messages = _messages(session, bell, worker_heartbeat_s)
     return [
         QueueSummary(
             name=queue.value,
-            queued=counts.get((queue.value, "queued"), 0),
-            running=counts.get((queue.value, "running"), 0),
+            queued=waiting[queue.value].steps,
+            running=running[queue.value],
             paused=queue.value in paused,
             messages=messages.get(queue),
         )
@@ -71,14 +73,27 @@ def overview(session: Session, bell: Bell) -> list[QueueSummary]:
     ]
 
 
-def count_queued(session: Session, queue: Queue, *, up_to: int) -> int:
-    """How many steps wait in a queue; counting ends at `up_to`."""
+def running_steps(session: Session) -> Counter[str]:
+    """How many steps of each queue run: as many as workers have hands."""
+    rows = session.execute(
+        text("SELECT queue, count(*) AS steps FROM steps WHERE state = 'running' GROUP BY queue")
+    )
+    return Counter({row.queue: row.steps for row in rows})
+
+
+def count_due(session: Session, queue: Queue, *, up_to: int, fair_key: str | None = None) -> int:
+    """How many steps of a queue, or of a key in it, could be claimed now; counting ends at `up_to`.
+
+    Turns that are held and jobs whose time has not come are none of them.
+    """
+    of_key = "" if fair_key is None else "AND lane IN (0, 1, 2) AND fair_key = :fair_key"
     count: int = session.execute(
-        text("""
-            SELECT count(*) FROM
-            (SELECT FROM steps WHERE queue = :queue AND state = 'queued' LIMIT :up_to) waiting
+        text(f"""
+            SELECT count(*) FROM (SELECT FROM steps
+            WHERE queue = :queue AND state = 'queued' AND run_after <= now() {of_key}
+            LIMIT :up_to) due
         """),
-        {"queue": queue.value, "up_to": up_to},
+        {"queue": queue.value, "up_to": up_to, "fair_key": fair_key},
     ).scalar_one()
     return count
 
@@ -95,18 +110,21 @@ def pause(session: Session, queue: Queue) -> None:
     )
 
 
-def resume(session: Session, bell: Bell, queue: Queue) -> None:
+def resume(
+    session: Session, bell: Bell, queue: Queue, *, worker_heartbeat_s: float = HEARTBEAT_S
+) -> None:
     """Let steps be claimed again, and ring for those that no message waits for."""
     session.execute(
         insert(QueueState)
         .values(name=queue.value, paused_at=None)
         .on_conflict_do_update(index_elements=[QueueState.name], set_={"paused_at": None})
     )
-    for name, count in steps.runnable(session).items():
-        if queue_of(name) == queue:
-            unrung = count - _waiting(bell, name)
-            if unrung > 0:
-                ring_after_commit(session, name, min(unrung, RESUME_RINGS))
+    runnable = steps.runnable(session, worker_heartbeat_s=worker_heartbeat_s, up_to=RESUME_RINGS)
+    waiting = _lengths(bell, list(runnable)) or {}
+    for name, count in runnable.items():
+        unrung = count - waiting.get(name, 0)
+        if queue_of(name) == queue and unrung > 0:
+            ring_after_commit(session, name, unrung)
 
 
 def workers(session: Session, *, worker_heartbeat_s: float) -> list[WorkerSummary]:
@@ -130,21 +148,24 @@ def workers(session: Session, *, worker_heartbeat_s: float) -> list[WorkerSummar
     ]
 
 
-def _messages(session: Session, bell: Bell) -> dict[Queue, int]:
-    """By queue, with the lists of all doors that anybody waits at."""
-    lists = {queue.value for queue in Queue} | set(steps.runnable(session))
-    try:
-        counts = [(queue_of(name), bell.waiting(name)) for name in lists]
-    except (RedisError, OSError):
+def _messages(session: Session, bell: Bell, worker_heartbeat_s: float) -> dict[Queue, int]:
+    """By queue, with the lists of all doors that a living worker listens at."""
+    doors = session.scalars(
+        select(func.unnest(Worker.doors)).where(alive(worker_heartbeat_s)).distinct()
+    )
+    lists = [queue.value for queue in Queue] + [list_of(Queue.GENERATE, door) for door in doors]
+    lengths = _lengths(bell, lists)
+    if lengths is None:
         return {}
     found: Counter[Queue] = Counter(dict.fromkeys(Queue, 0))
-    for queue, count in counts:
-        found[queue] += count
+    for name, length in lengths.items():
+        found[queue_of(name)] += length
     return found
 
 
-def _waiting(bell: Bell, name: str) -> int:
+def _lengths(bell: Bell, lists: list[str]) -> dict[str, int] | None:
+    """How many messages wait in each list; None where Redis does not answer."""
     try:
-        return bell.waiting(name)
+        return bell.lengths(lists)
     except (RedisError, OSError):
-        return 0
+        return None

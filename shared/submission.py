@@ -93,7 +93,9 @@ def submit(session: Session, new: NewJob) -> Submitted:
     values |= {f"step_{name}": value for name, value in first_step(job_id, new).items()}
     row = session.execute(_submit_statement(), values | {"step_run_after": due}).first()
     if row is None:
-        return _job_of_key(session, new)
+        replayed = find_replayed(session, new)
+        assert replayed is not None  # there was a conflict with it
+        return replayed
     if due is None:
         ring_after_commit(session, first_list(new))
     return Submitted(job_id, True, row.created_at)
@@ -142,7 +144,11 @@ def _parameter(prefix: str, table: Table, name: str) -> ColumnElement[Any]:
 
 def submit_batch(session: Session, new_jobs: list[NewJob]) -> list[UUID]:
     """Add many jobs in one transaction: all or none. Idempotency keys are not for batches."""
-    if any(new.conversation_id is not None for new in new_jobs):
+    talks = {new.conversation_id for new in new_jobs if new.conversation_id is not None}
+    if talks:
+        # In one order, so that no two batches wait for each other.
+        for conversation_id in sorted(talks):
+            conversations.lock(session, conversation_id)
         # Each turn of a conversation waits for those before it, also for those of this batch.
         return [submit(session, new).id for new in new_jobs]
     rows = [(new_id(), new) for new in new_jobs]
@@ -163,6 +169,7 @@ def _job_row(job_id: UUID, new: NewJob) -> dict[str, Any]:
         "lane": new.lane.rank,
         "queue": name_and_queue[1].value,
         "fair_key": new.fair_key,
+        "private": new.conversation_id is not None,
         "collection": new.input.get("collection"),
         "conversation_id": new.conversation_id,
         "input": new.input,
@@ -194,12 +201,18 @@ def first_step(job_id: UUID, new: NewJob) -> dict[str, Any]:
     return step if new.run_after is None else step | {"run_after": new.run_after}
 
 
-def _job_of_key(session: Session, new: NewJob) -> Submitted:
+def find_replayed(session: Session, new: NewJob) -> Submitted | None:
+    """The job that was made for the idempotency key before. Raises Conflict where the key stands
+    for another request."""
+    if new.idempotency_key is None:
+        return None
     row = session.execute(
         select(Job.id, Job.request_hash, Job.created_at).where(
             Job.fair_key == new.fair_key, Job.idempotency_key == new.idempotency_key
         )
-    ).one()
+    ).first()
+    if row is None:
+        return None
     if row.request_hash != new.request_hash():
         raise Conflict(
             f"Idempotency-Key {new.idempotency_key!r} was used for another request "

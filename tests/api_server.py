@@ -77,7 +77,7 @@ def environment(settings: Settings) -> dict[str, str]:
         value = getattr(settings, name)
         secret = getattr(value, "get_secret_value", None)
         if name == "api_keys":
-            pairs = (f"{key}:{each.get_secret_value()}" for key, each in value.items())
+            pairs = (f"{key}:{each.get_secret_value()}" for key, each in settings.api_secrets)
             found["SLUICE_API_KEYS"] = ",".join(pairs)
         elif isinstance(value, tuple):
             found[f"SLUICE_{name.upper()}"] = ",".join(value)

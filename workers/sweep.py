@@ -306,10 +306,11 @@ def ring(round_: Round) -> None:
     ledger = round_.process.ledger
     ledger.announce_held()
     with ledger.read() as session:
-        runnable = steps.runnable(session)
-    for queue, count in runnable.items():
+        runnable = steps.runnable(
+            session, worker_heartbeat_s=round_.process.settings.worker_heartbeat_s, up_to=RINGS
+        )
+    waiting = ledger.bell.lengths(list(runnable))
+    for list_, count in runnable.items():
         if not round_.goes_on:
             break
-        missing = min(count, RINGS) - ledger.bell.waiting(queue)
-        if missing > 0:
-            ledger.bell.ring(queue, missing)
+        ledger.bell.ring(list_, count - waiting[list_])

@@ -1,5 +1,6 @@
 """Conversations: stored turns with a model. Their turns are jobs with a `conversation_id`."""
 
+import re
 from typing import Annotated
 from uuid import UUID
 
@@ -8,9 +9,10 @@ from fastapi import APIRouter, Body, Depends, Response
 from api import cursors
 from api.answers import answer, documented
 from api.body import StrictRoute
+from api.cursors import BadCursor
 from api.deps import Cursor, FairKey, Limit, PartsDep, as_id
 from api.requests import NewConversation
-from api.schemas import ConversationView, Items, MessageView, Page
+from api.schemas import ConversationView, MessageView, Page
 from shared import conversations
 from shared.conversations import Listed
 
@@ -65,20 +67,31 @@ def get_conversation(
 ) -> Response:
     """A conversation, with the count of its messages."""
     with parts.ledger.read() as session:
-        found = conversations.get(session, conversation_id, fair_key)
-        count = len(conversations.messages(session, conversation_id))
-    return answer(ConversationView.of(Listed(conversation=found, messages=count)))
+        listed = conversations.listed(session, conversation_id, fair_key)
+    return answer(ConversationView.of(listed))
 
 
-@router.get("/{conversation_id}/messages", responses=documented({200: Items[MessageView]}, 404))
+@router.get(
+    "/{conversation_id}/messages", responses=documented({200: Page[MessageView]}, 400, 404, 422)
+)
 def list_conversation_messages(
-    parts: PartsDep, fair_key: FairKey, conversation_id: ConversationId
+    parts: PartsDep,
+    fair_key: FairKey,
+    conversation_id: ConversationId,
+    limit: Limit = 200,
+    cursor: Cursor = None,
 ) -> Response:
-    """All messages, oldest first. Those of a turn are stored together when its job has ended."""
+    """The messages, oldest first. Those of a turn are stored together when its job has ended."""
+    position = cursors.decode("messages", cursor)
+    if position is not None and not re.fullmatch(r"[0-9]{1,9}", position, re.ASCII):
+        raise BadCursor
+    after = -1 if position is None else int(position)
     with parts.ledger.read() as session:
         conversations.get(session, conversation_id, fair_key)
-        found = conversations.messages(session, conversation_id)
-    return answer(Items[MessageView](items=[MessageView.of(each) for each in found]))
+        found = conversations.messages(session, conversation_id, after=after, limit=limit + 1)
+    shown = found[:limit]
+    more = cursors.encode("messages", str(shown[-1].ordinal)) if len(found) > limit else None
+    return answer(Page[MessageView](items=[MessageView.of(row) for row in shown], next_cursor=more))
 
 
 @router.delete("/{conversation_id}", status_code=204, responses=documented({}, 404))

@@ -8,7 +8,7 @@ from starlette.responses import StreamingResponse
 
 from api import sse, streams
 from api.answers import documented
-from api.deps import JobId, PartsDep
+from api.deps import FairKey, JobId, PartsDep
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -23,14 +23,17 @@ RESPONSES = documented({}, 404) | {
 
 @router.get("/{job_id}/events", responses=RESPONSES)
 async def stream_job_events(
-    parts: PartsDep, job_id: JobId, last_event_id: Annotated[str | None, Header()] = None
+    parts: PartsDep,
+    fair_key: FairKey,
+    job_id: JobId,
+    last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Server-Sent Events; resumes after `Last-Event-ID`."""
-    job = await run_in_threadpool(streams.view, parts, job_id)
+    job = await run_in_threadpool(streams.view, parts, job_id, fair_key)
     if sse.is_over(job, last_event_id):
         return Response(status_code=204)
     return StreamingResponse(
-        sse.events(parts, job, last_event_id),
+        sse.events(parts, job, last_event_id, fair_key),
         media_type="text/event-stream",
         headers=sse.HEADERS,
     )

@@ -13,9 +13,9 @@ from api.body import StrictRoute
 from api.deps import Cursor, FairKey, JobId, Limit, Parts, PartsDep, Prefer
 from api.requests import EXAMPLES, PRINTABLE, BatchRequest, JobRequest
 from api.results import result_response
-from api.schemas import BatchView, JobView, Page
+from api.schemas import HIDDEN, BatchView, JobView, Page
 from shared import jobs
-from shared.errors import Conflict, InvalidInput
+from shared.errors import Conflict, InvalidInput, NotFound
 from shared.estimates import Estimate, estimate
 from shared.jobs import Filter
 from shared.payloads import CollectionName, Kind
@@ -70,10 +70,10 @@ async def submit_job(
     if not made.is_new:
         headers["Idempotent-Replayed"] = "true"
     if wait_s is not None:
-        return await after_waiting(parts, made.id, wait_s, headers)
+        return await after_waiting(parts, made.id, fair_key, wait_s, headers)
     if made.is_new:
         return answer(submission.view_of_new(new, made), 202, headers)
-    return answer(await run_in_threadpool(streams.view, parts, made.id), 202, headers)
+    return answer(await run_in_threadpool(streams.view, parts, made.id, fair_key), 202, headers)
 
 
 @router.post(
@@ -95,6 +95,7 @@ def submit_jobs(parts: PartsDep, fair_key: FairKey, batch: BatchRequest) -> Resp
 @router.get("", responses=documented({200: Page[JobView]}, 400, 422))
 def list_jobs(
     parts: PartsDep,
+    fair_key: FairKey,
     state: State | None = None,
     kind: Kind | None = None,
     collection: Annotated[CollectionName | None, Query()] = None,
@@ -109,51 +110,58 @@ def list_jobs(
     with parts.ledger.read() as session:
         found = jobs.page(session, where, limit=limit + 1, before=cursors.decode_id("jobs", cursor))
         shown = found[:limit]
-        estimates = estimate(session, shown, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
+        estimates = estimate(
+            session,
+            shown,
+            worker_heartbeat_s=parts.settings.worker_heartbeat_s,
+            depths=parts.depths,
+        )
     return answer(
         Page[JobView].model_construct(
-            items=[JobView.of(job, estimates.get(job.id, Estimate())) for job in shown],
+            items=[JobView.of(job, estimates.get(job.id, Estimate()), fair_key) for job in shown],
             next_cursor=cursors.encode("jobs", str(shown[-1].id)) if len(found) > limit else None,
         )
     )
 
 
 @router.get("/{job_id}", responses=documented({200: JobView}, 404))
-def get_job(parts: PartsDep, job_id: JobId) -> Response:
+def get_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """The job as it is now."""
-    return answer(streams.view(parts, job_id))
+    return answer(streams.view(parts, job_id, fair_key))
 
 
 @router.get("/{job_id}/result", responses=RESULT_RESPONSES)
-def get_job_result(parts: PartsDep, job_id: JobId) -> Response:
+def get_job_result(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """The bare result of a job that has succeeded, however large, as JSON."""
     with parts.ledger.read() as session:
         job = jobs.get(session, job_id)
+    if jobs.hides_text(job, fair_key):
+        raise NotFound(f"There is no result of job {job_id} for this key. {HIDDEN}")
     if job.state != State.SUCCEEDED:
         raise Conflict(f"Job {job_id} is {job.state}; only jobs that have succeeded have a result.")
     return result_response(parts, job)
 
 
 @router.post("/{job_id}/cancel", responses=documented({200: JobView}, 404))
-def cancel_job(parts: PartsDep, job_id: JobId) -> Response:
+def cancel_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """Cancel a job: at once while it is queued, within 2 s while it runs."""
     with parts.ledger.begin() as session:
         jobs.cancel(session, job_id)
-    return answer(streams.view(parts, job_id))
+    return answer(streams.view(parts, job_id, fair_key))
 
 
 @router.post("/{job_id}/retry", responses=documented({200: JobView}, 404, 409))
-def retry_job(parts: PartsDep, job_id: JobId) -> Response:
+def retry_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """Run a failed or cancelled job again, from its start."""
     with parts.ledger.begin() as session:
         jobs.redrive(session, job_id)
-    return answer(streams.view(parts, job_id))
+    return answer(streams.view(parts, job_id, fair_key))
 
 
 async def after_waiting(
-    parts: Parts, job_id: UUID, wait_s: float, headers: Mapping[str, str]
+    parts: Parts, job_id: UUID, fair_key: str, wait_s: float, headers: Mapping[str, str]
 ) -> Response:
     """200 with the finished job if it ends in time, else 202 with the job as it is."""
     ended = await streams.until_end(parts, job_id, wait_s=wait_s)
-    view = await run_in_threadpool(streams.view, parts, job_id)
+    view = await run_in_threadpool(streams.view, parts, job_id, fair_key)
     return answer(view, 200 if ended else 202, headers)

@@ -44,7 +44,12 @@ def pause_queue(parts: PartsDep, queue: QueueName) -> Response:
 def resume_queue(parts: PartsDep, queue: QueueName) -> Response:
     """Go on with a paused queue."""
     with parts.ledger.begin() as session:
-        queues.resume(session, parts.ledger.bell, queue)
+        queues.resume(
+            session,
+            parts.ledger.bell,
+            queue,
+            worker_heartbeat_s=parts.settings.worker_heartbeat_s,
+        )
     return _one(parts, queue)
 
 
@@ -58,7 +63,12 @@ def list_workers(parts: PartsDep) -> Response:
 
 def _overview(parts: Parts) -> list[QueueView]:
     with parts.ledger.read() as session:
-        found = queues.overview(session, parts.ledger.bell)
+        found = queues.overview(
+            session,
+            parts.ledger.bell,
+            worker_heartbeat_s=parts.settings.worker_heartbeat_s,
+            depths=parts.depths,
+        )
     return [QueueView.model_validate(summary) for summary in found]
 
 

@@ -124,6 +124,7 @@ class TestHealth:
             "chroma": True,
             "storage": True,
             "workers": False,
+            "queues": True,
             "sweeper": False,
         }
         assert "python -m workers cpu" in body["checks"]["workers"]["detail"]

@@ -30,7 +30,9 @@ def test_a_job_is_answered_with_its_place_and_read_back_the_same(api: httpx.Clie
     assert (job["state"], job["lane"], job["queue"]) == ("queued", "normal", "embed")
     read = api.get(answer.headers["location"]).json()
     assert read.pop("position") == 0
+    assert "sluice worker cpu" in read.pop("waiting_for")
     job.pop("position")
+    assert job.pop("waiting_for") is None
     assert read == job
     JobView.model_validate(read | {"position": 0})
 

@@ -81,6 +81,7 @@ def test_the_oldest_of_several_models_comes_first(process: Process) -> None:
 
 def test_rings_go_to_the_list_of_the_model(process: Process) -> None:
     bell = process.ledger.bell
+    lives(serving(process, "hf/a", "ollama"))
     say(process, "x", model="hf/a")
     say(process, "x", model="hf/a")
     say(process, "x", model="ollama/one")
@@ -89,19 +90,24 @@ def test_rings_go_to_the_list_of_the_model(process: Process) -> None:
     assert bell.waiting(list_of("generate", "ollama")) == 1
     assert bell.waiting("generate") == 0
     with process.ledger.read() as session:
-        assert steps.runnable(session) == {"generate.hf/a": 2, "generate.ollama": 1}
-        (summary,) = [each for each in queues.overview(session, bell) if each.name == "generate"]
+        assert steps.runnable(session, worker_heartbeat_s=5) == {
+            "generate.hf/a": 2,
+            "generate.ollama": 1,
+        }
+        summaries = queues.overview(session, bell, worker_heartbeat_s=5)
+        (summary,) = [each for each in summaries if each.name == "generate"]
     assert (summary.queued, summary.messages) == (3, 3)
 
 
 def test_a_resumed_queue_rings_at_every_door(process: Process) -> None:
+    lives(serving(process, "hf/a"))
     with process.ledger.begin() as session:
         queues.pause(session, Queue.GENERATE)
     say(process, "x", model="hf/a")
     with Redis.from_url(process.settings.require_redis_url()) as redis:
         redis.flushall()
     with process.ledger.begin() as session:
-        queues.resume(session, process.ledger.bell, Queue.GENERATE)
+        queues.resume(session, process.ledger.bell, Queue.GENERATE, worker_heartbeat_s=5)
     assert process.ledger.bell.waiting("generate.hf/a") == 1
 
 

@@ -132,7 +132,7 @@ def test_a_paused_queue_gives_nothing_until_it_is_resumed(process: Process) -> N
         queues.pause(session, Queue.EMBED)
     assert claim(process) is None
     with process.ledger.read() as session:
-        assert steps.runnable(session) == {}
+        assert steps.runnable(session, worker_heartbeat_s=5) == {}
 
     with process.ledger.begin() as session:
         queues.resume(session, process.ledger.bell, Queue.EMBED)

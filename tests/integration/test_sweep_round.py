@@ -104,10 +104,10 @@ def test_one_sweep_at_a_time(process: Process, settings: Settings) -> None:
         def __init__(self, bell: object) -> None:
             self._bell = bell
 
-        def waiting(self, queue: str) -> int:
+        def lengths(self, lists: list[str]) -> dict[str, int]:
             inside.set()
             assert go_on.wait(PATIENCE_S)
-            return int(self._bell.waiting(queue))  # type: ignore[attr-defined]
+            return dict(self._bell.lengths(lists))  # type: ignore[attr-defined]
 
         def __getattr__(self, name: str) -> object:
             return getattr(self._bell, name)
