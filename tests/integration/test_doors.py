@@ -1,5 +1,6 @@
 """Models as doors of the queue `generate`: a worker takes steps of the models that it serves."""
 
+from threading import Event
 from uuid import UUID
 
 import pytest
@@ -13,8 +14,9 @@ from shared.models import Worker
 from shared.payloads import Kind
 from shared.queue import Queue, list_of
 from tests.integration.talking import say
-from tests.integration.workbench import claim, job_of, submit
+from tests.integration.workbench import claim, handlers, job_of, make_process, submit
 from workers.process import Process
+from workers.rounds import Round
 from workers.sweep import fail_unserved
 
 
@@ -138,7 +140,6 @@ def test_a_job_whose_model_nobody_serves_says_so(process: Process) -> None:
 def test_it_fails_after_a_while_unless_a_worker_was_seen(
     process: Process, seen_ago_s: float | None
 ) -> None:
-    changed = process.settings.model_copy(update={"model_missing_fail_s": 60})
     if seen_ago_s is not None:
         lives(serving(process, "hf/a"), ago_s=seen_ago_s)
     old = say(process, "x", model="hf/a")
@@ -146,8 +147,9 @@ def test_it_fails_after_a_while_unless_a_worker_was_seen(
         session.execute(text("UPDATE steps SET run_after = now() - interval '61 s'"))
     young = say(process, "x", model="hf/a")
     of_rag = submit(process, Kind.RAG, {"collection": "c", "question": "q"})
-    with process.ledger.begin() as session:
-        fail_unserved(session, changed)
+    patient = make_process(process.settings, model_missing_fail_s=60)
+    fail_unserved(Round(patient, handlers(), "unserved", Event()))
+    patient.ledger.close()
 
     assert job_of(process, young).state == "queued"
     assert job_of(process, of_rag).state == "queued"
