@@ -137,7 +137,9 @@ def make_app(wire: Wire) -> Starlette:
 
     async def show(request: Request) -> Response:
         body = await note(wire, request)
-        refused = _unknown(body["model"])
+        # Apart from how the model behaves when it is asked to write.
+        shown = f"show {body['model']}"
+        refused = await refusal(wire, request, shown, _error) or _unknown(body["model"])
         if refused is not None:
             return refused
         return JSONResponse(

@@ -31,7 +31,7 @@ def _apply(context: Context, server: OllamaServer, wanted: ModelInput) -> None:
     meter = _Meter(context)
     if wanted.action == "delete":
         try:
-            library.delete(server, name)
+            library.delete(server, name, check=context.check)
         except ModelMissing:
             if context.claim.attempt == 1:
                 raise

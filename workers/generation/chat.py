@@ -173,6 +173,7 @@ def _ask(
     def count(these: Sequence[Message]) -> int:
         return generator.count_tokens(spelled(these), offered)
 
+    generator.learn(context.check)
     budget = prompt_budget(generator, chosen.max_tokens)
     fitted = summary.fit(context, generator, before, messages, budget_tokens=budget, count=count,
                          conversation_id=job.conversation_id)  # fmt: skip

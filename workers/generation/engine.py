@@ -223,6 +223,10 @@ class Generator(ABC):
     has_native_tools: bool = True
     """Whether the model is told of tools by the back end; else the prompt has to describe them."""
 
+    def learn(self, check: Callable[[], None]) -> None:  # noqa: B027  (there may be nothing)
+        """Find out what has to be asked for, such as the window of a model of another server;
+        `check` is called all the while, and may raise."""
+
     @abstractmethod
     def start(self, request: Request) -> Generation:
         """Begin to generate. Raises InvalidInput where the request cannot be served as it is."""

@@ -7,7 +7,7 @@ default is smaller and it drops what does not fit without a word.
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from functools import cached_property
 from typing import Any, TypeVar, cast
@@ -119,6 +119,10 @@ class OllamaGenerator(RemoteGenerator):
         if self._window is None:
             return self._ollama.call(self.window())
         return self._window
+
+    def learn(self, check: Callable[[], None]) -> None:
+        if self._window is None:
+            self._ollama.call(self.window(), check=check)
 
     async def window(self) -> int:
         if self._window is None:

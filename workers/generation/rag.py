@@ -93,6 +93,7 @@ def _generate(
     process = context.process
     generator = process.generators.get(model)
     chosen = sampling(wanted.parameters, process.settings, step_id=context.claim.step_id)
+    generator.learn(context.check)
     budget = prompt_budget(generator, chosen.max_tokens)
     with process.ledger.read() as session:
         before = dialogue.load(session, job.conversation_id).spoken

@@ -1,33 +1,43 @@
 """Jobs of the back end `hub`: requests to another server, several at once."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from typing import Any
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Final
 
-from shared.errors import ConfigurationError, InvalidInput
+from shared.errors import Cancelled, ConfigurationError, InvalidInput
 from shared.hf import BINARY, HfInput, Task
 from workers.hf import contents, hub, results
 from workers.step import Context, Done, Settle
 
+POLL_S: Final = 0.2
+"""How often it is looked whether a job that waits for the hub has to stop."""
+
 
 def run(asked: Sequence[tuple[Context, HfInput]], settle: Settle) -> None:
-    """Ask the hub for each job, and settle each as its answer comes."""
+    """Ask the hub for each job, and settle each as its answer comes, or as it has to stop: a
+    request that hangs keeps no job from that."""
     settings = asked[0][0].process.settings
     pool = ThreadPoolExecutor(settings.hf_hub_parallel_requests, thread_name_prefix="hub")
     waiting: dict[Future[Any], Context] = {
         pool.submit(_ask, context, wanted): context for context, wanted in asked
     }
     try:
-        for future in as_completed(waiting):
-            context = waiting[future]
-            try:
-                outcome: Done | Exception = results.of_answer(context, future.result())
-            except Exception as error:
-                outcome = error
-            settle(context, outcome)
-            settle.flush()
+        while waiting:
+            for future in wait(waiting, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
+                context = waiting.pop(future)
+                try:
+                    outcome: Done | Exception = results.of_answer(context, future.result())
+                except Exception as error:
+                    outcome = error
+                settle(context, outcome)
+                settle.flush()
+            for future, context in list(waiting.items()):
+                if context.stop.is_set():
+                    del waiting[future]
+                    future.cancel()
+                    settle(context, Cancelled(context.stop_reason))
     finally:
-        # A request that is under way when the step's time is up ends by its own timeout.
+        # A request that is under way when nobody waits any more ends by its own timeout.
         pool.shutdown(wait=False, cancel_futures=True)
 
 

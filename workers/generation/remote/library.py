@@ -75,9 +75,9 @@ def create(
         ) from error
 
 
-def delete(server: OllamaServer, name: str) -> None:
+def delete(server: OllamaServer, name: str, *, check: Check = lambda: None) -> None:
     """Raises ModelMissing where there is none."""
-    server.call(_delete(server, name))
+    server.call(_delete(server, name), check=check)
 
 
 def list_models(server: OllamaServer) -> list[str]:

@@ -9,16 +9,19 @@ import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import asynccontextmanager
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from shared.errors import SluiceError, Unavailable
 from workers.generation.remote.refusals import Place
 
 T = TypeVar("T")
+
+POLL_S: Final = 0.2
+"""How often those who wait for an answer look whether they still should."""
 
 
 class Gate:
@@ -97,10 +100,18 @@ class Server(ABC):
                 raise
             return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
-    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run the coroutine to its end, for a thread that can wait; its errors are translated."""
+    def call(
+        self, coroutine: Coroutine[Any, Any, T], *, check: Callable[[], None] = lambda: None
+    ) -> T:
+        """Run the coroutine to its end, for a thread that can wait; its errors are translated.
+
+        `check` is called all the while, and may raise to give up: the request is dropped then.
+        """
+        future = self.spawn(coroutine)
         try:
-            return self.spawn(coroutine).result()
+            while not wait([future], timeout=POLL_S).done:
+                check()
+            return future.result()
         except CancelledError:
             raise Unavailable(f"{self.place} is asked no more: this worker is ending.") from None
         except SluiceError:
@@ -110,6 +121,8 @@ class Server(ABC):
             if known is None:
                 raise
             raise known from error
+        finally:
+            future.cancel()
 
     def close(self) -> None:
         """End all requests, whose generations fail with Unavailable, and the loop."""
