@@ -32,7 +32,7 @@ def found(process: Process, collection: str, where: Mapping[str, Any]) -> set[st
 KEYS = [
     "source", "start_index", "document_id", "chunk_id", "title", "text", "#", "#id", "$price",
     "$and", "$or", "$", "", " ", "chroma:document", "chroma:x", "#document", "sluice:source",
-    "sluice:shadowed:source", "a.b", "a b", "'\"", "한글 열쇠", "🙂", "k" * 5000, "row",
+    "sluice:shadowed:source", "a.b", "a b", "'\"", "한글 열쇠", "🙂", "k" * 1000, "row",
     "media_type", "heading",
 ]  # fmt: skip
 
@@ -141,6 +141,23 @@ def test_columns_of_any_name_are_found(process: Process) -> None:
     price = next(hit.metadata["$price"] for hit in hits if "kite" in hit.text)
     (hit,) = search(process, collection, "boat", search={"filter": {"$price": price}})
     assert "kite" in hit.text
+
+
+def test_metadata_of_the_job_goes_before_what_we_note(process: Process) -> None:
+    collection = new_collection(process)
+    own = {"row": "창고", "media_type": "mine", "title": "제목", "heading": "머리"}
+    ingest_files(process, collection, {"a.csv": b"text,x\nkite,1\n"}, metadata=own)
+    html = b"<title>theirs</title>kite"
+    ingest_files(process, collection, {"b.html": html}, metadata=own)
+    ingest(
+        process,
+        collection,
+        {"c.md": "# theirs\n\nkite"},
+        metadata=own,
+        splitter={"type": "markdown"},
+    )
+    for key, value in own.items():
+        assert found(process, collection, {key: value}) == {"a.csv", "b.html", "c.md"}
 
 
 def test_other_programs_read_the_users_keys_beside_ours(process: Process, chroma_url: str) -> None:

@@ -27,6 +27,10 @@ LOADER_VERSION = 3
 source that is ingested again is then replaced, though its bytes are the same."""
 
 
+_NOTED = frozenset({"row", "item", "line", "heading"})
+"""What loading and splitting note of a passage, unless the job's own metadata has it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """What an ingest job asks for, without its sources."""
@@ -119,9 +123,10 @@ class _Chunks(Sequence[tuple[int, str, Metadata]]):
     What is held of each is its place and its metadata, which the pieces of a passage share.
     """
 
-    def __init__(self, text: str, base: Metadata) -> None:
+    def __init__(self, text: str, base: Metadata, over: Metadata) -> None:
         self._text = text
         self._base = base
+        self._over = over
         self._starts, self._ends = array("q"), array("q")
         self._own: list[Metadata] = []
         self.metadata_chars = 0
@@ -148,7 +153,7 @@ class _Chunks(Sequence[tuple[int, str, Metadata]]):
         if isinstance(at, slice):
             return [self[one] for one in range(*at.indices(len(self)))]
         start, end = self._starts[at], self._ends[at]
-        return start, self._text[start:end], {**self._base, **self._own[at]}
+        return start, self._text[start:end], {**self._base, **self._own[at], **self._over}
 
 
 def _chars(metadata: Metadata) -> int:
@@ -199,7 +204,8 @@ def _split(
     )
     if least_pieces(loaded, order.splitter) > limit:
         raise too_many
-    chunks = _Chunks(loaded.text, metadata)
+    chosen = {key: value for key, value in order.metadata.items() if key in _NOTED}
+    chunks = _Chunks(loaded.text, metadata, chosen)
     for piece in split(loaded, order.splitter, tokenizer=tokenizer):
         if len(chunks) == limit:
             raise too_many
