@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, Text, cast, delete, func, insert, literal, select, update
+from sqlalchemy import Select, Text, cast, delete, exists, func, insert, literal, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session, load_only
 
 from shared import conversations
+from shared.claims import Claim
 from shared.errors import Conflict, NotFound
 from shared.events import EventType
 from shared.ledger import ring_after_commit, tell_after_commit
@@ -205,20 +206,37 @@ def advance(session: Session, job_id: UUID, done: int) -> None:
     _tell_progress(session, job_id, row.progress_done, row.progress_total, row.progress_unit)
 
 
-def report(session: Session, job_id: UUID, done: int, total: int, unit: str) -> None:
+def report(session: Session, claim: Claim, done: int, total: int, unit: str) -> None:
     """Set what is done and of how much, both of which may only grow: a later attempt that begins
-    anew takes nothing back."""
+    anew takes nothing back. An attempt that runs no longer reports nothing."""
+    runs = exists().where(
+        Step.id == claim.step_id,
+        Step.attempt == claim.attempt,
+        Step.state == State.RUNNING.value,
+    )
     row = session.execute(
         update(Job)
-        .where(Job.id == job_id)
+        .where(Job.id == claim.job_id, runs)
         .values(
             progress_done=func.greatest(Job.progress_done, done),
             progress_total=func.greatest(func.coalesce(Job.progress_total, 0), total),
             progress_unit=unit,
         )
         .returning(Job.progress_done, Job.progress_total)
-    ).one()
-    _tell_progress(session, job_id, row.progress_done, row.progress_total, unit)
+        .execution_options(synchronize_session=False)
+    ).first()
+    if row is not None:
+        _tell_progress(session, claim.job_id, row.progress_done, row.progress_total, unit)
+
+
+def seconds_left(session: Session, job_id: UUID) -> float | None:
+    """How long the job has until its deadline; None where it has none."""
+    left_s = session.scalar(
+        select(func.extract("epoch", Job.deadline_at - func.clock_timestamp())).where(
+            Job.id == job_id
+        )
+    )
+    return None if left_s is None else float(left_s)
 
 
 def result_folder(job_id: UUID) -> str:

@@ -9,7 +9,6 @@ announced ends by itself.
 
 import json
 import logging
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +43,9 @@ def key(model: str) -> str:
 
 def announce(redis: Redis, loading: Loading) -> None:
     """Called by a worker that begins to load."""
-    value = {"until": time.time() + loading.estimated_s, "estimated_s": loading.estimated_s}
     keep_s = int(KEEP_FACTOR * loading.estimated_s) + KEEP_S
+    # What has passed of it tells the age: clocks of different machines are not compared.
+    value = {"estimated_s": loading.estimated_s, "keep_s": keep_s}
     try:
         redis.set(key(loading.model), json.dumps(value), ex=keep_s)
     except (RedisError, OSError) as error:
@@ -63,10 +63,14 @@ def done(redis: Redis, model: str) -> None:
 async def of(redis: redis.asyncio.Redis, model: str) -> Loading | None:
     """Whether a worker is loading the model, with the seconds that are left by its estimate."""
     try:
-        value = await redis.get(key(model))
+        async with redis.pipeline() as pipe:
+            pipe.get(key(model))
+            pipe.pttl(key(model))
+            value, left_ms = await pipe.execute()
     except (RedisError, OSError):
         return None
     if value is None:
         return None
-    left_s = float(json.loads(value)["until"]) - time.time()
+    news = json.loads(value)
+    left_s = news["estimated_s"] - (news["keep_s"] - left_ms / 1000)
     return Loading(model=model, estimated_s=round(max(LEAST_S, left_s), 1))

@@ -203,9 +203,7 @@ def was_recorded(session: Session, claim: Claim) -> bool:
     return found is not None
 
 
-def with_lost_worker(
-    session: Session, *where: ColumnElement[bool], limit: int
-) -> list[tuple[int, UUID]]:
+def expired(session: Session, *where: ColumnElement[bool], limit: int) -> list[tuple[int, UUID]]:
     """Running steps whose lease has ended, with their jobs, the longest ago first.
 
     Locks nothing.

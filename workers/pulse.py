@@ -2,7 +2,10 @@
 
 One thread and one transaction for all steps that a process runs, however many: a generation worker
 runs dozens. It never ends a step itself; it tells the step's context, which the handler looks at
-between units of work.
+between units of work. A handler that does not look, because it hangs, does not keep its step for
+that: the lease of a step whose job is ending, or that is beyond its limit and has shown no progress
+for `step_stall_s`, is not extended any more. The sweeper takes the step, and the thread is left to
+what it is at.
 """
 
 import logging
@@ -30,6 +33,8 @@ class Beat:
 
     context: Context
     gone: threading.Event = field(default_factory=threading.Event)
+    is_ending: bool = False
+    is_stalled: bool = False
     started: float = field(default_factory=time.monotonic)
     extended: float = field(default_factory=time.monotonic)
 
@@ -88,7 +93,11 @@ class Heart:
         now = time.monotonic()
         for beat in beats:
             self._watch(beat, now)
-        due = [beat for beat in beats if now - beat.extended > lease_s / 3]
+        due = [
+            beat
+            for beat in beats
+            if now - beat.extended > lease_s / 3 and not (beat.is_ending or beat.is_stalled)
+        ]
         try:
             with self._ledger.begin() as session:
                 pulses = steps.heartbeats(
@@ -109,6 +118,7 @@ class Heart:
             if pulse is Pulse.LOST:
                 beat.lose()
             elif pulse is Pulse.STOP:
+                beat.is_ending = True
                 beat.context.must_stop("The job is ending.")
 
     def _watch(self, beat: Beat, now: float) -> None:
@@ -117,5 +127,15 @@ class Heart:
         setting = "SLUICE_STEP_SOFT_LIMIT_S"
         if generates:
             limit_s, setting = self._settings.generation_limit_s, "SLUICE_GENERATION_LIMIT_S"
-        if now - beat.started > limit_s:
-            beat.context.must_stop(f"The step took longer than {limit_s} s ({setting}).")
+        if now - beat.started <= limit_s:
+            return
+        beat.context.must_stop(f"The step took longer than {limit_s} s ({setting}).")
+        silent_s = now - max(beat.context.progressed, beat.started + limit_s)
+        stalled, beat.is_stalled = beat.is_stalled, silent_s > self._settings.step_stall_s
+        if beat.is_stalled and not stalled:
+            claim = beat.context.claim
+            log.warning(
+                "step %s (%s) is beyond %s s (%s) and has shown no progress for %.0f s; its lease "
+                "is not extended any more",
+                claim.step_id, claim.name, limit_s, setting, silent_s,
+            )  # fmt: skip

@@ -1,6 +1,7 @@
 """What a step's handler is given, and what it gives back."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,13 +35,20 @@ class Context:
         self.claim = claim
         self.stop = threading.Event()
         self.stop_reason = ""
+        self.progressed = time.monotonic()
+        """When the handler last showed that it is at work."""
         self.on_lost: list[Callable[[], None]] = []
         """Called if the attempt turns out not to be this worker's any more, to undo its writes."""
 
     def check(self) -> None:
         """Raises Cancelled once the attempt has to stop. Call it between units of work."""
+        self.progress()
         if self.stop.is_set():
             raise Cancelled(self.stop_reason)
+
+    def progress(self) -> None:
+        """Show that the step is at work. One that does not, beyond its limit, loses its lease."""
+        self.progressed = time.monotonic()
 
     def tell(self, id_: str, data: dict[str, Any]) -> None:
         """Let those who follow the job know that a tool is run, and what came of it."""

@@ -205,7 +205,7 @@ def take_back(round_: Round) -> None:
     """Hand expired attempts to the retry policy."""
     ledger, handlers = round_.process.ledger, round_.handlers
     with ledger.read() as session:
-        lost = steps.with_lost_worker(
+        lost = steps.expired(
             session,
             ~sweeps.is_left_alone(round_.part, "step", Step.id),
             limit=round_.limit_rows,

@@ -2,10 +2,14 @@
 
 import logging
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
+import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from shared import steps
@@ -18,8 +22,10 @@ from shared.errors import (
 )
 from shared.queue import Queue
 from shared.steps import NewStep
+from tests.integration.sweeps import sweep
 from tests.integration.workbench import (
     PATIENCE_S,
+    cancel,
     claimed,
     doing,
     drain,
@@ -32,7 +38,7 @@ from tests.integration.workbench import (
     submit,
 )
 from workers.process import Process
-from workers.runner import run, run_next
+from workers.runner import conclude_all, run, run_next
 from workers.step import Context, Done, Handler
 
 
@@ -265,3 +271,121 @@ def test_heartbeats_end_with_their_step(process: Process) -> None:
     drain(process, doing(lambda _: {}))
 
     assert not [each for each in threading.enumerate() if each.name == "heartbeat"]
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False], ids=["cancelled", "beyond its limit"])
+def test_a_step_that_hangs_loses_its_lease_and_the_worker_goes_on(
+    settings: Settings, process: Process, is_cancelled: bool
+) -> None:
+    """Its thread never looks whether it has to stop, as one that is stuck in a pattern."""
+    worker = make_process(
+        settings, step_soft_limit_s=3600 if is_cancelled else 1, step_stall_s=0.05,
+        step_lease_s=0.5, step_heartbeat_s=0.02,
+    )  # fmt: skip
+    begun, go_on, undone = threading.Event(), threading.Event(), []
+
+    def hang(context: Context) -> Done:
+        context.on_lost.append(lambda: undone.append("vectors"))
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        return Done(result={"too": "late"})
+
+    job_id = submit(process)
+    thread = threading.Thread(target=run_next, args=(worker, doing(hang), "embed"))
+    thread.start()
+    try:
+        assert begun.wait(PATIENCE_S)
+        if is_cancelled:
+            cancel(process, job_id)
+        has_ended = "SELECT lease_until < now() FROM steps"
+        until(lambda: bool(scalar(process, has_ended)))
+        sweep(process)
+        assert job_of(process, job_id).state == ("cancelled" if is_cancelled else "running")
+        # The same process runs other steps, and keeps those as ever.
+        if not is_cancelled:
+            make_due(process)
+        other = job_id if not is_cancelled else submit(process)
+        assert run_next(worker, doing(lambda _: {"in": "time"}), "embed")
+        assert job_of(process, other).result == {"in": "time"}
+    finally:
+        go_on.set()
+        thread.join()
+        worker.ledger.close()
+    assert undone == ["vectors"]
+    assert job_of(process, other).result == {"in": "time"}
+
+
+def test_a_long_step_that_shows_progress_keeps_its_lease(
+    settings: Settings, process: Process
+) -> None:
+    """It is beyond its limit and not yet at a place where it can stop."""
+    worker = make_process(
+        settings, step_soft_limit_s=1, step_stall_s=5, step_lease_s=0.3, step_heartbeat_s=0.02
+    )
+    seen: list[bool] = []
+
+    def work(context: Context) -> Done:
+        assert context.stop.wait(PATIENCE_S)  # the limit is over
+        first = scalar(process, "SELECT lease_until FROM steps")
+        until(
+            lambda: context.progress() or scalar(process, "SELECT lease_until FROM steps") > first
+        )
+        seen.append(True)
+        return Done(result={"in": "time"})
+
+    job_id = submit(process)
+    run_next(worker, doing(work), "embed")
+    worker.ledger.close()
+    assert seen == [True]
+    assert job_of(process, job_id).result == {"in": "time"}
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "in a batch"])
+def test_a_commit_whose_answer_is_lost_keeps_the_result(process: Process, together: bool) -> None:
+    """The server has committed; the connection breaks before it can say so."""
+    undone: list[str] = []
+    job_ids = [submit(process, max_attempts=1) for _ in range(2 if together else 1)]
+
+    def work(context: Context) -> Done:
+        context.on_lost.append(lambda: undone.append("the file"))
+        return Done(result={"kept": True}, record=lambda own: break_after_commit(own))
+
+    broken: list[bool] = []
+
+    def break_after_commit(session: Session) -> None:
+        if broken:
+            return
+
+        @event.listens_for(session, "after_commit", once=True)
+        def _lose(_session: Session) -> None:
+            broken.append(True)
+            raise OperationalError("COMMIT", None, psycopg.OperationalError("connection lost"))
+
+    if together:
+        handler = Handler(run=work)
+        with ExitStack() as stack:
+            contexts = [Context(process, claimed(process)) for _ in job_ids]
+            beats = [stack.enter_context(process.heart.beating(each)) for each in contexts]
+            conclude_all(process, handler, [(beat, work(beat.context)) for beat in beats])
+    else:
+        run_next(process, {"embed": Handler(run=work)}, "embed")
+
+    assert broken == [True]
+    assert undone == []
+    for job_id in job_ids:
+        job = job_of(process, job_id)
+        assert (job.state, job.result) == ("succeeded", {"kept": True})
+
+
+def until(condition: Callable[[], object]) -> None:
+    pause = threading.Event()
+    for _ in range(int(PATIENCE_S / 0.02)):
+        if condition():
+            return
+        pause.wait(0.02)
+    raise AssertionError("it did not happen")
+
+
+def scalar(process: Process, statement: str) -> Any:
+    with process.ledger.read() as session:
+        return session.scalar(text(statement))

@@ -62,6 +62,7 @@ class _Meter:
         self._next_write = time.monotonic()
 
     def note(self, part: ProgressResponse) -> None:
+        self._context.progress()
         if part.digest is None or part.total is None:
             return
         done, total = self._layers.get(part.digest, (0, 0))
@@ -76,7 +77,7 @@ class _Meter:
         total = sum(total for _, total in self._layers.values())
         process = self._context.process
         with process.ledger.begin() as session:
-            jobs.report(session, self._context.claim.job_id, done, total, UNIT)
+            jobs.report(session, self._context.claim, done, total, UNIT)
         self._next_write = time.monotonic() + process.settings.step_heartbeat_s
 
 

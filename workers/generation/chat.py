@@ -181,7 +181,7 @@ def _ask(
         messages=tuple(spelled(fitted.messages)),
         tools=offered,
         sampling=chosen,
-        deadline=deadline(job),
+        deadline=deadline(context),
         lane=context.claim.lane,
         fair_key=context.claim.fair_key,
     )

@@ -111,7 +111,7 @@ def _generate(
     request = Request(
         messages=prompt.messages,
         sampling=chosen,
-        deadline=deadline(job),
+        deadline=deadline(context),
         lane=context.claim.lane,
         fair_key=context.claim.fair_key,
     )

@@ -33,6 +33,7 @@ class Script:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, text: str, shown: str, token_ids: tuple[int, ...]) -> None:
+        self.context.progress()
         with self._lock:
             self._text.append(text)
             self._shown.append(shown)

@@ -9,18 +9,16 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from shared import transcripts
+from shared import jobs, transcripts
 from shared.config import Settings
 from shared.errors import InvalidInput, Timeout
 from shared.generation import Parameters
-from shared.models import Job
 from workers.generation.engine import (
     Completion,
     Delta,
@@ -135,6 +133,7 @@ def _follow(
         while not generation.is_over:
             generation.wait(pause_s)
             while (delta := generation.read(timeout_s=0)) is not None:
+                context.progress()
                 take(delta)
             if context.stop.is_set() and not generation.is_cancelled:
                 generation.cancel()
@@ -186,8 +185,8 @@ def prompt_budget(generator: Generator, max_tokens: int) -> int:
     return generator.window_tokens - min(max_tokens, generator.window_tokens // 2)
 
 
-def deadline(job: Job) -> float | None:
-    """When the job's `timeout_s` ends, by `time.monotonic()`."""
-    if job.deadline_at is None:
-        return None
-    return time.monotonic() + (job.deadline_at - datetime.now(UTC)).total_seconds()
+def deadline(context: Context) -> float | None:
+    """The job's deadline as a moment of `time.monotonic()`; the database's clock decides of it."""
+    with context.process.ledger.read() as session:
+        left_s = jobs.seconds_left(session, context.claim.job_id)
+    return None if left_s is None else time.monotonic() + left_s

@@ -106,6 +106,7 @@ class _Loader:
     def _check(self) -> None:
         """Called while a model is waited for. Raises Cancelled once nobody wants it any more."""
         for context, _ in list(self._asked):
+            context.progress()
             if context.stop.is_set():
                 self._end(context, Cancelled(context.stop_reason))
         if not self._asked:

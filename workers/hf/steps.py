@@ -159,6 +159,7 @@ class _Run:
 
         def watch() -> list[bool]:
             for work in dict.fromkeys(works):
+                work.context.progress()
                 if work.context.stop.is_set():
                     self._end(work, Cancelled(work.context.stop_reason))
             return [work not in self._open for work in works]
@@ -173,7 +174,7 @@ class _Run:
         long = [work for work in self._open if len(work.inputs) > 1]
         with self._process.ledger.begin() as session:
             for work in long:
-                jobs.report(session, work.context.claim.job_id, work.done, len(work.inputs), UNIT)
+                jobs.report(session, work.context.claim, work.done, len(work.inputs), UNIT)
 
     def _stop(self) -> None:
         """What is not through goes on in another step; what was not begun is given back."""

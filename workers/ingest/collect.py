@@ -169,3 +169,11 @@ def delete_orphans(process: Process, collection: str, parts: Sequence[Part]) -> 
     ids = [id_ for part in parts if part.version_id not in wanted for id_ in part.chunk_ids()]
     if ids:
         process.store.delete(collection, ids)
+
+
+def drop_unless_wanted(process: Process, name: str) -> None:
+    """Delete a collection of Chroma that the ledger does not have (any more)."""
+    with process.ledger.read() as session:
+        if session.scalar(select(Collection.id).where(Collection.name == name)) is not None:
+            return
+    process.store.drop(name)

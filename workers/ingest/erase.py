@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from shared import erasure, jobs, remains
 from shared.errors import Permanent
 from shared.payloads import EraseInput, EraseResult
+from workers.ingest.collect import drop_unless_wanted
 from workers.step import Context, Done, Handler
 
 
@@ -60,7 +61,11 @@ def _erase_collection(context: Context, name: str) -> Done:
     def record(session: Session) -> None:
         erasure.delete_collection(session, collection_id)
 
-    return _done(extent, vectors, record)
+    def again() -> None:
+        """What an ingest job has made in between."""
+        drop_unless_wanted(process, name)
+
+    return _done(extent, vectors, record, again)
 
 
 def _done(

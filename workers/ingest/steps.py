@@ -12,17 +12,19 @@ from sqlalchemy.orm import Session
 
 from shared import collections, documents, files, items, jobs, versions
 from shared.claims import Claim
+from shared.document_models import Collection
 from shared.errors import DocumentError, NotFound, Permanent
 from shared.items import Outcome
 from shared.payloads import IngestInput
 from shared.queue import Queue
 from shared.steps import NewStep
 from shared.versions import Part, VersionState
-from workers.ingest.collect import collect_replaced, delete_orphans
+from workers.ingest.collect import collect_replaced, delete_orphans, drop_unless_wanted
 from workers.ingest.content import Order, make, read, source_name
 from workers.ingest.outcomes import absorb_embed, absorb_load, finish, parts_of
 from workers.ingest.vectors import write_vectors
 from workers.ingest.writer import Writer
+from workers.process import Process
 from workers.step import Context, Done, Handler
 
 
@@ -36,9 +38,7 @@ def plan(context: Context) -> Done:
         sources = [source.model_dump() for source in wanted.sources]
         uploads = files.of_sources(session, sources)
         names = [source_name(source, uploads) for source in sources]
-    with process.ledger.begin() as session:
-        collections.hold(session, collection.id)
-        process.store.make(collection.name, collection.distance)
+    _make_in_store(process, collection)
 
     def record(session: Session) -> None:
         jobs.set_total(session, job_id, len(names), "documents")
@@ -50,6 +50,22 @@ def plan(context: Context) -> Done:
         for first in range(0, len(names), size)
     ]
     return Done(children=children, record=record)
+
+
+def _make_in_store(process: Process, collection: Collection) -> None:
+    """Make the collection in Chroma. Raises NotFound where it was erased meanwhile.
+
+    No transaction waits for Chroma. So an erasure may come in between; then what was made goes.
+    """
+    with process.ledger.begin() as session:
+        collections.hold(session, collection.id)
+    process.store.make(collection.name, collection.distance)
+    try:
+        with process.ledger.begin() as session:
+            collections.hold(session, collection.id)
+    except NotFound:
+        drop_unless_wanted(process, collection.name)
+        raise
 
 
 def load(context: Context) -> Done:

@@ -8,6 +8,7 @@ it, and filters find it under its own name.
 
 import math
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,14 +16,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-import chromadb
 import httpx
 from chromadb.api import ClientAPI
+from chromadb.api.client import Client
 from chromadb.api.collection_configuration import (
     CreateCollectionConfiguration,
     CreateHNSWConfiguration,
 )
 from chromadb.api.types import Space
+from chromadb.auth import UserIdentity
 from chromadb.config import Settings as ChromaSettings
 from chromadb.errors import ChromaError, NotFoundError
 
@@ -69,17 +71,22 @@ class Match:
 class Store:
     def __init__(self, settings: Settings) -> None:
         self._url = settings.require_chroma_url()
+        self._timeout_s = settings.request_timeout_s
+        self._connect_timeout_s = settings.connect_timeout_s
 
     @cached_property
     def _client(self) -> ClientAPI:
         url = urlsplit(self._url)
         secure = url.scheme == "https"
-        return chromadb.HttpClient(
-            host=url.hostname or "127.0.0.1",
-            port=url.port or (443 if secure else 80),
-            ssl=secure,
-            settings=ChromaSettings(anonymized_telemetry=False),
+        # What `chromadb.HttpClient` sets.
+        settings = ChromaSettings(
+            anonymized_telemetry=False,
+            chroma_api_impl="chromadb.api.fastapi.FastAPI",
+            chroma_server_host=url.hostname or "127.0.0.1",
+            chroma_server_http_port=url.port or (443 if secure else 80),
+            chroma_server_ssl_enabled=secure,
         )
+        return _Client(settings, self._timeout_s, self._connect_timeout_s)
 
     def make(self, name: str, distance: str) -> None:
         """Make the collection unless it exists."""
@@ -189,6 +196,78 @@ class Store:
 
     def _unavailable(self, error: Exception) -> Unavailable:
         return Unavailable(f"Chroma at {self._url} (SLUICE_CHROMA_URL) failed: {error}")
+
+
+class _Client(Client):
+    """Chroma's client with a time for each request; its own waits for ever."""
+
+    def __init__(
+        self, settings: ChromaSettings, timeout_s: float, connect_timeout_s: float
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._timeout = httpx.Timeout(timeout_s, connect=connect_timeout_s)
+        self._sessions: list[httpx.Client] = []
+        try:
+            super().__init__(settings=settings)
+        except BaseException:
+            for session in self._sessions:
+                session.close()
+            raise
+
+    # Both are called before the first request of the servers that they give a time.
+
+    def get_user_identity(self) -> UserIdentity:
+        self._limit(self._server)
+        return self._server.get_user_identity()  # whose errors `super` makes alike
+
+    def _validate_tenant_database(self, tenant: str, database: str) -> None:
+        self._limit(cast(Any, self._admin_client)._server)
+        super()._validate_tenant_database(tenant, database)
+
+    def _limit(self, server: Any) -> None:
+        session = server._session
+        server._session = httpx.Client(
+            headers=session.headers,
+            timeout=self._timeout,
+            transport=_TimedTransport(self._timeout_s),
+        )
+        self._sessions.append(server._session)
+        session.close()
+
+
+class _TimedTransport(httpx.HTTPTransport):
+    """Ends answers that come in drops: httpx has times for each read only, not for all of them."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__()
+        self._timeout_s = timeout_s
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        ends = time.monotonic() + self._timeout_s
+        response = super().handle_request(request)
+        stream = response.stream
+        assert isinstance(stream, httpx.SyncByteStream)
+        response.stream = _TimedStream(stream, ends, self._timeout_s)
+        return response
+
+
+class _TimedStream(httpx.SyncByteStream):
+    def __init__(self, stream: httpx.SyncByteStream, ends: float, timeout_s: float) -> None:
+        self._stream = stream
+        self._ends = ends
+        self._timeout_s = timeout_s
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._stream:
+            if time.monotonic() > self._ends:
+                raise httpx.ReadTimeout(
+                    f"the answer was not there within {self._timeout_s:g} s "
+                    "(SLUICE_REQUEST_TIMEOUT_S)"
+                )
+            yield piece
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 class Missing(Permanent):
