@@ -1,12 +1,15 @@
 """The migrations make exactly the tables that the models describe, and undo them."""
 
+from unicodedata import normalize
+
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
 from shared.config import Settings
 from shared.db import is_current, make_engine, migration_config, upgrade
+from shared.ids import new_id
 from shared.models import Base
 
 
@@ -27,4 +30,41 @@ def test_downgrade_removes_every_table_and_upgrade_brings_them_back(settings: Se
     assert not is_current(engine)
     upgrade(url)
     assert is_current(engine)
+    engine.dispose()
+
+
+def test_names_that_were_taken_apart_are_composed(settings: Settings) -> None:
+    url = settings.require_database_url()
+    engine = make_engine(settings)
+    command.downgrade(migration_config(url), "0005")
+    one, other = new_id(), new_id()
+    apart = normalize("NFD", "출입 규정.md")
+    names = [
+        (one, apart), (one, "e\u0323\u0302"), (one, "e\u0302\u0323"), (one, "plain.md"),
+        (other, apart), (other, "출입 규정.md"),
+    ]  # fmt: skip
+    with engine.begin() as connection:
+        for id_ in (one, other):
+            connection.execute(
+                text("""
+                    INSERT INTO collections (id, name, embedding_model, distance)
+                    VALUES (:id, :name, 'm', 'cosine')
+                """),
+                {"id": id_, "name": f"c-{id_}"},
+            )
+        for collection, name in names:
+            connection.execute(
+                text("INSERT INTO documents (id, collection_id, source) VALUES (:id, :c, :name)"),
+                {"id": new_id(), "c": collection, "name": name},
+            )
+
+    upgrade(url)
+
+    with engine.begin() as connection:
+        rows = connection.execute(text("SELECT collection_id, source FROM documents ORDER BY id"))
+        assert rows.all() == [
+            (one, "출입 규정.md"), (one, "\u1ec7"), (one, "e\u0302\u0323"), (one, "plain.md"),
+            (other, apart), (other, "출입 규정.md"),
+        ]  # fmt: skip
+        connection.execute(text("DELETE FROM collections"))
     engine.dispose()
