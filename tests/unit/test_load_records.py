@@ -138,7 +138,12 @@ def test_numbers_that_are_none() -> None:
         ('{"a": 1}\n{"a": }\n', "a.jsonl", "line 2 column 7"),
         ("[" * 100_000, "a.json", "too deeply"),
         ('{"a":' * 100_000, "a.jsonl", "too deeply at line 1"),
-        ("[" * 990 + "[1],2" + "]" * 990, "a.json", "too deeply"),
+        ("[" * 300 + "[1],2" + "]" * 300, "a.json", "too deeply"),
+        ('{"a":' * 300 + "1" + "}" * 300, "a.jsonl", "too deeply"),
+        ('[\n{"text": "a"},\n{"text": "b"}\n]\n', "a.jsonl", "Name it .json."),
+        ('{\n  "이름": "가",\n  "b": [1]\n}', "a.ndjson", "Name it .json."),
+        ('[{"a": 1},\n{"b": }]', "a.jsonl", "line 1 column 11"),
+        ('{"a": 1}\n\n{"b": 2,}\n', "a.jsonl", "line 3 column 9"),
         ("9" * 5000, "a.json", "cannot be read"),
         ("[]", "a.json", "nothing to ingest"),
         ("null", "a.json", "nothing to ingest"),
@@ -146,3 +151,24 @@ def test_numbers_that_are_none() -> None:
 )
 def test_bad_json_says_where(text: str, name: str, words: str) -> None:
     assert words in refusal(text, name)
+
+
+def test_keys_that_come_again_lose_nothing() -> None:
+    line = '{"a": 1, "a": 2, "a (2)": 3, "b": {"c": 4, "c": 5}, "a": 6}'
+    assert read(line, "a.json").text == ("a: 1\na (3): 2\na (2): 3\nb.c: 4\nb.c (2): 5\na (4): 6")
+    (passage,) = read('{"text": "x", "n": 1, "n": 2}', "a.jsonl").passages
+    assert passage.metadata == {"line": 1, "n": 1, "n (2)": 2}
+
+
+def test_nesting_within_the_limit_is_read_wherever_it_is_read_from() -> None:
+    assert read('{"a":[' * 99 + "1" + "]}" * 99, "a.json").text.endswith("a: 1")
+    deep = "[" * 100 + "{}" + "]" * 100
+    (passage,) = read(f'{{"text": "x", "d": {deep}}}', "a.jsonl").passages
+    assert str(passage.metadata["d"]).replace(" ", "") == deep
+
+
+def test_paths_that_repeat_are_bounded_while_they_are_written() -> None:
+    """10 kB that would be 5 MB of lines: it is refused before these are made."""
+    text = '{"' + "k" * 5000 + '": {' + ",".join(f'"{n}": 1' for n in range(1000)) + "}}"
+    assert "SLUICE_MAX_DOCUMENT_CHARS" in refusal(text, "a.json", max_chars=1_000_000)
+    assert len(read(text, "a.json", max_chars=10_000_000).text) > 5_000_000

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_text_splitters import CharacterTextSplitter, RecursiveCharacterTextSplitter
+from markdown_it import MarkdownIt
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from shared.errors import ConfigurationError
 from shared.payloads import CsvOptions, Splitter, SplitterType
 from workers.ingest import markdown, tokens
 from workers.ingest.load import LoadedText, Passage, load
-from workers.ingest.split import Piece, split
+from workers.ingest.split import Piece, least_pieces, split
 
 FRAGMENTS = [
     "a", "b", "word ", "aaaa", " ", "\n", "\n\n", "\r\n", "\t", "\xa0", "\u200b",
@@ -194,6 +195,126 @@ def test_markdown_pieces_carry_their_heading() -> None:
 def test_markdown_sections_are_the_whole_text(text: str) -> None:
     found = list(markdown.sections(text))
     assert "".join(text[section.start : section.end] for section in found) == text
+
+
+def headings_of(text: str) -> list[str]:
+    return [heading.title for heading in markdown.headings(text)]
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        "<!--\n# no\n-->",
+        "<!-- 초안\n\n# no\n\nUnder\n===\n-->",
+        "<div>\n# no\n</div>",
+        "<pre>\n\n# no\n</pre>",
+        "<script>\n\n# no\n</script>",
+        "<![CDATA[\n\n# no\n]]>",
+        "<?php\n# no\n?>",
+        "```\n# no\n```",
+        "~~~ sh\n# no\n```\n# no\n~~~",
+        "````\n```\n# no\n```\n````",
+        "- item\n\n  ```sh\n  # no\n  ```",
+        "1. item\n   ```\n   # no\n   ```",
+        "- ```\n  # no\n  ```",
+        "* a\n  * b\n\n    ```\n    # no\n    ```",
+        "> ```\n> # no\n> ```",
+        "> # no",
+        "- # no",
+        "    # no",
+        "\t# no",
+        "\\# no",
+        "#no",
+        "####### no",
+        "| a |\n| - |\n| # no |",
+        "a\n    # no",
+    ],
+)
+def test_what_is_no_heading(inner: str) -> None:
+    assert headings_of(f"# Yes\n\n{inner}\n\n# Last") == ["Yes", "Last"]
+
+
+@pytest.mark.parametrize(
+    ("matter", "comment"),
+    [
+        ("---\ntitle: x\n# no\n---", "YAML"),
+        ("---\ntitle: x\n# no\n...", "YAML"),
+        ("+++\ntitle = 'x'\n# no\n+++", "TOML"),
+        ('{\n  "title": "x",\n# no\n  "a": {\n  }\n}', "JSON"),
+    ],
+)
+def test_front_matter_has_no_headings(matter: str, comment: str) -> None:
+    assert headings_of(f"{matter}\n\n# Real") == ["Real"], comment
+    assert headings_of(f"# First\n\n{matter}\n")[0] == "First"
+
+
+def test_a_rule_at_the_top_is_no_front_matter() -> None:
+    assert headings_of("---\n\n# Real\n\n---\n") == ["Real"]
+    assert headings_of("+++\nnever closed\n\n# Real") == ["Real"]
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("# a ## ", "a"),
+        ("#\ta\t#\t", "a"),
+        ("## a#", "a#"),
+        ("   ### 제목 ###", "제목"),
+        ("two\nlines\n===", "two lines"),
+        ("a\n  ---  ", "a"),
+        ("# " + "long " * 500, ("long " * 500)[:499].rstrip() + "…"),
+    ],
+)
+def test_titles_of_headings(text: str, title: str) -> None:
+    assert headings_of(text) == [title]
+
+
+BLOCKS = [
+    "# a\n", "## b ##\n", "a\n", "===\n", "---\n", "\n", "- a\n", "  # c\n", "    # d\n", "```\n",
+    "~~~\n", "````\n", "  ```\n", "- ```\n", "> q\n", "> ```\n", "<!--\n", "-->\n", "<div>\n",
+    "<b>\n", "1. x\n", "2. y\n", "   z\n", "\tt\n", "-\n", "* * *\n", "<script>\n", "</script>\n",
+    "     - k\n", "- - m\n", "10) n\n", "> # h\n", "#x\n", "#\n", "<?\n", "?>\n", "text <!--\n",
+    "  - p\n", "    q\n", "-\tx\n", "<a href='x'>\n",
+]  # fmt: skip
+
+
+@settings(max_examples=400)
+@given(st.lists(st.sampled_from(BLOCKS), max_size=10).map("".join))
+def test_headings_are_those_of_commonmark(text: str) -> None:
+    text = "x\n\n" + text
+    tokens_ = MarkdownIt("commonmark").parse(text)
+    expected = [
+        token.map[0]
+        for token in tokens_
+        if token.type == "heading_open" and token.level == 0
+        if token.map
+    ]
+    starts = {text.count("\n", 0, section.start) for section in markdown.sections(text)}
+    # A heading with nothing under it begins no section of its own; the first one of several does.
+    assert starts - {0} <= set(expected)
+    found = [text.count("\n", 0, heading.start) for heading in markdown.headings(text)]
+    assert found == expected
+
+
+# Bounds
+
+
+def test_a_short_text_cannot_become_many_chunks() -> None:
+    """Whatever the splitter, the text and the overlap: each piece moves on by half of its size."""
+    for text in ("a " * 4000, "a" * 8000, "a\n\n" * 2000, ("a " * 30 + "b" * 40 + " ") * 80):
+        for type_ in SplitterType:
+            splitter = Splitter(type=type_, chunk_size=100, chunk_overlap=50)
+            pieces = pieces_of(document(text), splitter)
+            assert len(pieces) <= 4 * len(text) / 100 + 2, (type_, text[:5])
+
+
+def test_the_least_number_of_pieces_is_known_before_splitting() -> None:
+    for text in ("a " * 4000, "a" * 8000, "a\n\n\n" * 2000, " " * 5000 + "a"):
+        loaded = document(text)
+        for type_ in SplitterType:
+            splitter = Splitter(type=type_, chunk_size=100, chunk_overlap=0)
+            assert least_pieces(loaded, splitter) <= len(pieces_of(loaded, splitter))
+    assert least_pieces(document("a" * 8000), Splitter(chunk_size=100, chunk_overlap=0)) == 80
 
 
 # Tokens

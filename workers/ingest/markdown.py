@@ -63,7 +63,7 @@ class Section:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Heading:
+class Heading:
     start: int
     end: int
     level: int
@@ -74,7 +74,7 @@ def sections(text: str) -> Iterator[Section]:
     """All of the text, in order, without gaps."""
     path: dict[int, str] = {}
     start = body = 0
-    for heading in _headings(text):
+    for heading in headings(text):
         if text[body : heading.start].strip():
             yield Section(start=start, end=heading.start, heading=_joined(path))
             start = heading.start
@@ -100,7 +100,7 @@ def _after_front_matter(text: str) -> int:
     return min(end.end() + 1, len(text)) if end else 0
 
 
-def _headings(text: str) -> Iterator[_Heading]:
+def headings(text: str) -> Iterator[Heading]:
     start = _after_front_matter(text)
     blocks = _Blocks()
     while start < len(text):
@@ -114,7 +114,7 @@ def _headings(text: str) -> Iterator[_Heading]:
             title = " ".join(title[: 4 * _TITLE_CHARS].split())
             if len(title) > _TITLE_CHARS:
                 title = title[: _TITLE_CHARS - 1].rstrip() + "…"
-            yield _Heading(start=first, end=end, level=level, title=title)
+            yield Heading(start=first, end=end, level=level, title=title)
         start = end
 
 

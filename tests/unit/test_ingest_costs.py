@@ -1,0 +1,390 @@
+"""Each parser and each splitter takes time in proportion to its input, whatever that input is.
+
+Measured is the growth of the processor time of this thread over three doublings, the least of
+several runs, and never a number of seconds: linear work grows 8 times, quadratic work 64 times.
+A case is measured again before it fails, for others use the same caches.
+"""
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from shared.errors import DocumentError
+from shared.payloads import CsvOptions, Splitter, SplitterType
+from workers.ingest.load import LoadedText, Passage, load
+from workers.ingest.split import split
+
+DOUBLINGS = 3
+PER_DOUBLING = 3.2
+RUNS = 3
+TRIES = 4
+MEASURABLE_S = 0.002  # below it, the cost of one call hides how the rest grows
+CHARS = 10_000
+
+Make = Callable[[int], str]
+"""The hostile text of about so many characters."""
+
+
+def seconds(action: Callable[[], object]) -> float:
+    gc.disable()
+    start = time.thread_time()
+    try:
+        action()
+        return time.thread_time() - start
+    finally:
+        gc.enable()
+
+
+def assert_linear(action_of: Callable[[int], Callable[[], object]], size: int = CHARS) -> None:
+    action, larger = action_of(size), action_of(size * 2**DOUBLINGS)
+    action()  # what is made once, such as compiled patterns
+    small, large = float("inf"), float("inf")
+    for _ in range(TRIES):
+        small = min(small, *(seconds(action) for _ in range(RUNS)))
+        large = min(large, seconds(larger))
+        if large < max(small, MEASURABLE_S) * PER_DOUBLING**DOUBLINGS:
+            return
+    raise AssertionError(f"{2**DOUBLINGS} times the input takes {large / small:.0f} times the work")
+
+
+def load_all(data: bytes, name: str, options: CsvOptions | None = None) -> Callable[[], object]:
+    def action() -> None:
+        with contextlib.suppress(DocumentError):
+            load(data, name=name, content_type=None, csv=options or CsvOptions(), max_chars=10**8)
+
+    return action
+
+
+def loading(make: Make, name: str, **csv: list[str]) -> Callable[[int], Callable[[], object]]:
+    options = CsvOptions(**csv)  # type: ignore[arg-type]  # lists of columns
+    return lambda size: load_all(make(size).encode(), name, options)
+
+
+def lines(line: str, *, first: str = "", last: str = "") -> Make:
+    return lambda size: first + line * (size // len(line)) + last
+
+
+def numbered(form: str, *, first: str = "", last: str = "") -> Make:
+    """`form` with a number in it, again and again."""
+
+    def make(size: int) -> str:
+        return first + "".join(form.format(n) for n in range(size // (len(form) + 2))) + last
+
+    return make
+
+
+TABLES: dict[str, Make] = {
+    "equal names": lambda size: ("a," * (size // 8))[:-1] + "\n" + "1," * (size // 8),
+    "names of copies": lambda size: "a,a," + ",".join(f"a (2),a ({n})" for n in range(size // 60)),
+    "no names": lambda size: "," * (size // 10) + "x\n" + "1," * (size // 10),
+    "long names": lambda size: ("n" * 50 + ",") * (size // 400) + "\n" + "1," * (size // 400),
+    "quotes": lines('"'),
+    "doubled quotes": lines('""', first='a,b\n1,"'),
+    "a quote in each row": lines('1,"x\n', first="a,b\n"),
+    "an open quote": lines("1,2\n", first='a,b\n1,"'),
+    "text after quotes": lines('"x" y,2\n', first="a,b\n"),
+    "spaces after a quote": lines(" ", first='a,b\n"x"', last="y"),
+    "spaces before a quote": lines(" ", first="a,b\n1,", last='"x"'),
+    "quotes and spaces": lines('" ', first="a,b\n"),
+    "commas and quotes": lines(',"', first="a,b\n"),
+    "backslashes": lines("\\", first="a,b\n1,"),
+    "escaped quotes": lines('\\"', first='a,b\n1,"', last='"'),
+    "escaped line ends": lines("\\\n", first="a\tb\n1\t"),
+    "escapes in rows": lines('1,"x \\"y, z\\""\n', first="a,b\n"),
+    "blank lines": lines("\n", first="a,b"),
+    "blank rows": lines(",,,\n", first="a,b\n1,2\n"),
+    "commas": lines(",", first="a,b\n1"),
+    "rows of other lengths": lines("1,2,3\n1\n1,2\n", first="a,b\n"),
+    "titles": lines("A title\n", last="a,b,c\n1,2,3\n"),
+    "padded titles": lines("A title,,\n", last="a,b,c\n1,2,3\n"),
+    "notes": lines("A note\n", first="a,b,c\n1,2,3\n\n"),
+    "prose": lines("Well, yes; or no, perhaps.\n", first="text\n"),
+    "decimal commas": lines("1,5\n", first="price\n"),
+    "all delimiters": lines("a,b;c\td|e\n"),
+    "one delimiter in each row": lines("a,b\na;b\na\tb\na|b\n"),
+    "equal signs": lines("=", first="sep"),
+}
+
+
+@pytest.mark.parametrize("make", TABLES.values(), ids=TABLES)
+def test_tables(make: Make) -> None:
+    assert_linear(loading(make, "a.csv"))
+
+
+@pytest.mark.parametrize("make", list(TABLES.values())[:12], ids=list(TABLES)[:12])
+def test_tables_of_tabs(make: Make) -> None:
+    assert_linear(loading(lambda size: make(size).replace(",", "\t"), "a.tsv"))
+
+
+COLUMN = {
+    "integers": "12345\n",
+    "long integers": "1234567890123456789012345678901234567890\n",
+    "decimals": "1.25\n",
+    "decimals of other scales": "1.25\n1.5\n1.10\n",
+    "digits and a letter": "1" * 500 + "x\n",
+}
+
+
+@pytest.mark.parametrize("line", COLUMN.values(), ids=COLUMN)
+def test_typed_columns(line: str) -> None:
+    assert_linear(loading(lines(line, first="n\n"), "a.csv", metadata_columns=["n"]))
+
+
+def test_columns_that_are_named_one_by_one() -> None:
+    def action_of(columns: int) -> Callable[[], object]:
+        names = [f"c{n}" for n in range(columns)]
+        data = ",".join(names) + "\n" + "1," * (columns - 1) + "1\n"
+        options = CsvOptions(content_columns=names, metadata_columns=names)
+        return load_all(data.encode(), "a.csv", options)
+
+    assert_linear(action_of, size=1250)
+
+
+def test_a_cubic_table_would_fail_here() -> None:
+    """What this file is for: the very way in which columns were named before."""
+
+    def action_of(size: int) -> Callable[[], object]:
+        def action() -> None:
+            names: list[str] = []
+            for _ in range(size):
+                name, copy = "a", 2
+                while name in names:
+                    name, copy = f"a ({copy})", copy + 1
+                names.append(name)
+
+        return action
+
+    with pytest.raises(AssertionError, match="8 times the input"):
+        assert_linear(action_of, size=60)
+
+
+JSON: dict[str, Make] = {
+    "numbers": lambda size: "[" + "1," * (size // 2) + "1]",
+    "lists": lambda size: "[" + "[]," * (size // 3) + "[1]]",
+    "pairs": lambda size: "[" + '{"a":1},' * (size // 8) + "1]",
+    "nested lists": lambda size: "[" * (size // 40) + "]" * (size // 40),
+    "nested objects": lambda size: '{"a":' * (size // 100) + "1" + "}" * (size // 100),
+    "leaves in the depth": lambda size: (
+        "[[" + "[" * (size // 120) + '{"a":1},' * (size // 10) + "1" + "]" * (size // 120) + ",1]]"
+    ),
+    "lists in lists": lambda size: "[[" * (size // 150) + "1" + ",[1]],1]" * (size // 150),
+    "equal keys": lambda size: "{" + '"a":1,' * (size // 6) + '"a":1}',
+    "keys": numbered('"k{}":1,', first="{{".replace("{{", "{"), last='"k":1}'),
+    "a long key over many": lambda size: (
+        '{"' + "k" * 500 + '":{' + ",".join(f'"{n}":1' for n in range(size // 10)) + "}}"
+    ),
+    "escapes": lines("\\u0041\\n", first='"', last='"'),
+    "halves of characters": lines("\\ud83d", first='"', last='"'),
+    "an open string": lines("a", first='["'),
+    "digits": lines("1", first="1."),
+    "exponents": lines("1", first="1e"),
+    "metadata": numbered('"k{}":[1,2],', first='{"text":"x",', last='"k":1}'),
+    "spaces": lines(" ", first="[1", last="]"),
+    "lines": lines("{}\n"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("make", JSON.values(), ids=JSON)
+def test_json(make: Make, name: str) -> None:
+    assert_linear(loading(make, name))
+
+
+@pytest.mark.parametrize("line", ["[1]\n", '{"text":"x","n":1}\n', "\n", "[\n", '{"a":\n1}\n'])
+def test_json_lines(line: str) -> None:
+    assert_linear(loading(lines(line), "a.jsonl"))
+
+
+BYTES: dict[str, Callable[[int], bytes]] = {
+    "korean": lambda size: "가나다라 마바사 안녕하세요. ".encode("cp949") * (size // 27),
+    "korean with bad bytes": lambda size: (
+        ("가나다라 마바사 안녕하세요. ".encode("cp949") * 5 + b"\xff ") * (size // 137)
+    ),
+    "japanese": lambda size: "これは日本語の文書です。".encode("cp932") * (size // 24),
+    "chinese": lambda size: "这是一个中文文档。".encode("gb18030") * (size // 18),
+    "cyrillic": lambda size: "Это русский текст, и он длинный. ".encode("cp1251") * (size // 33),
+    "latin": lambda size: "L’été, où “ça” va… – à 5 €. ".encode("cp1252") * (size // 28),
+    "quotes of Windows": lambda size: b"\x93" * size,
+    "high bytes": lambda size: bytes(range(128, 256)) * (size // 128),
+    "half characters": lambda size: b"\xed\x95" * (size // 2),
+    "zeros": lambda size: b"a\x00\x00" * (size // 3),
+    "wide": lambda size: "가나 abc\n".encode("utf-16-le") * (size // 14),
+    "wider": lambda size: "가나 abc\n".encode("utf-32-be") * (size // 28),
+    "escapes": lambda size: b"\x1b$)C" * (size // 4),
+    "shifts": lambda size: b"\x1b$)C\n" + b"\x0e0!\x0f " * (size // 5),
+    "japanese escapes": lambda size: b"\x1b$B" * (size // 3),
+    "declarations": lambda size: b"<meta " * (size // 6),
+    "a long declaration": lambda size: b"<meta " + b"a" * size + b" charset",
+    "spaces": lambda size: b" " * size,
+    "a long space": lambda size: b"a" + "\u3000".encode() * (size // 3),
+    "halves": lambda size: "\ud83d".encode("utf-8", "surrogatepass") * (size // 3),
+    "returns": lambda size: b"a" + b"\r" * size,
+}
+
+
+@pytest.mark.parametrize("make", BYTES.values(), ids=BYTES)
+def test_bytes(make: Callable[[int], bytes]) -> None:
+    assert_linear(lambda size: load_all(make(size), "a.txt"))
+
+
+@pytest.mark.parametrize("make", list(BYTES.values())[-10:], ids=list(BYTES)[-10:])
+def test_bytes_of_pages(make: Callable[[int], bytes]) -> None:
+    assert_linear(lambda size: load_all(make(size), "a.html"))
+
+
+HTML: dict[str, Make] = {
+    "open tags": lines("<b>"),
+    "nested blocks": lambda size: "<div>" * min(size // 5, 1500) + "x" * (size // 2),
+    "paragraphs": lines("<p>a"),
+    "cells": lines("<td>a", first="<table><tr>"),
+    "rows": lines("<tr><td><td>", first="<table>", last="a"),
+    "tables": lambda size: "<table><tr><td>a" * min(size // 16, 300) + "b" * size,
+    "items": lines("<li>", first="<ul>", last="a"),
+    "breaks": lines("<br>", last="a"),
+    "ends": lines("</b></p></td>", first="a"),
+    "less-than signs": lines("<", last="a"),
+    "comments": lines("<!--", last="a"),
+    "entities": lines("&amp;&"),
+    "spaces": lines(" <i> </i>", last="a"),
+    "verbatim": lines("<pre>\n\n</pre>", last="a"),
+    "hidden": lines("<p hidden>x</p>", last="a"),
+    "classes": lambda size: '<p class="' + "c " * (size // 2) + '">a',
+    "titles": lines("<title>x</title>", last="a"),
+    "CDATA": lines("<![CDATA[x]]>", last="a"),
+}
+
+
+@pytest.mark.parametrize("make", HTML.values(), ids=HTML)
+def test_html(make: Make) -> None:
+    assert_linear(loading(make, "a.html"))
+
+
+# Splitters
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    letters = [*"abcdefghijklmnopqrstuvwxyz#-=`.한글"]
+    vocabulary = ["[UNK]", *letters, *("##" + letter for letter in letters)]
+    made = Tokenizer(
+        models.WordPiece(
+            {term: at for at, term in enumerate(vocabulary)},
+            unk_token="[UNK]",
+            max_input_chars_per_word=100,
+        )
+    )
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return made
+
+
+TEXTS: dict[str, Make] = {
+    "letters": lines("a"),
+    "words": lines("a "),
+    "two words": lines("ab b "),
+    "spaces": lines(" ", last="a"),
+    "wide spaces": lines("\u3000", last="a"),
+    "lines": lines("a\n"),
+    "line ends": lines("\n", last="a"),
+    "paragraphs": lines("a\n\n"),
+    "long and short paragraphs": lines("a\n\n" * 20 + "b" * 300 + "\n\n"),
+    "gaps": lines("a\n\n\n\n\n"),
+    "all separators": lines("a\n\nb\nc d"),
+    "one letter in a space": lines(" " * 99 + "a"),
+    "long words": lines("a " * 300 + "b" * 700 + " "),
+    "hangul": lines("한글"),
+    "one long word behind short ones": lines("a " * 600 + "b" * 900 + " "),
+    "marks": lines("e\u0301"),
+    "headings": lines("# a\n"),
+    "spaces in a heading": lines(" ", first="# a", last="b"),
+    "signs at the end of a heading": lines("#", first="# a ", last="b"),
+    "signs and spaces in a heading": lines(" #", first="# a", last="b"),
+    "headings of all levels": lines("# a\n## b\n### c\n#### d\n##### e\n###### f\n"),
+    "underlines": lines("a\n=\n"),
+    "an underline": lines("-", first="a\n"),
+    "an underline with an end": lines("=", first="a\n", last="x"),
+    "many lines above an underline": lines("a\n", last="==="),
+    "fences": lines("```\n"),
+    "open fences": lines("```a\n"),
+    "a fence": lines("`", last="\na\n"),
+    "a fence with an end": lines("`", last="a`\n# b"),
+    "tildes": lines("~", last="\na\n"),
+    "longer and longer fences": lambda size: "".join(
+        "`" * n + "\n" for n in range(3, int((2 * size) ** 0.5))
+    ),
+    "quotes": lines("> ", last="a"),
+    "nested quotes": lines("> > > # a\n"),
+    "items": lines("- "),
+    "nested items": lambda size: "".join(" " * (2 * n) + "- a\n" for n in range(int(size**0.5))),
+    "deep items": lines("- a\n  - b\n    - c\n"),
+    "numbers": lines("1. a\n"),
+    "digits": lines("1", last=". a"),
+    "comments": lines("<!--\n"),
+    "comments that end": lines("<!-- -->\n"),
+    "html": lines("<div>\n\n"),
+    "scripts": lines("<script>\n"),
+    "instructions": lines("<?\n"),
+    "less-than signs": lines("<"),
+    "an attribute": lines("a", first="<a ", last=">\n# b"),
+    "attributes": lines(' a="b"', first="<a", last="\n# b"),
+    "spaces in a tag": lines(" ", first="<a", last="\n# b"),
+    "rules": lines("---\n"),
+    "a long rule": lines("- ", last="a\n"),
+    "stars": lines("* * *\n"),
+    "front matter": lines("a: b\n", first="---\n"),
+    "front matter that ends": lines("a: b\n", first="---\n", last="---\n# a"),
+    "front matter in TOML": lines("# a\n", first="+++\n"),
+    "front matter in JSON": lines('"a": 1,\n', first="{\n"),
+    "brackets": lines("[", last="\n# b"),
+    "references": lines("[a]: b\n"),
+    "tabs": lines("\t", last="# a"),
+    "tables": lines("|a|b|\n|-|-|\n"),
+}
+PLAIN = list(TEXTS)[: list(TEXTS).index("headings")]
+
+
+def splitting(
+    make: Make, splitter_of: Callable[[int], Splitter]
+) -> Callable[[int], Callable[[], object]]:
+    def action_of(size: int) -> Callable[[], object]:
+        text = make(size)
+        passages = (Passage(text=text, start=0, metadata={}),)
+        loaded = LoadedText(text=text, passages=passages, metadata={})
+        splitter = splitter_of(size)
+
+        def action() -> None:
+            for _ in split(loaded, splitter, tokenizer=tokenizer()):
+                pass
+
+        return action
+
+    return action_of
+
+
+@pytest.mark.parametrize("make", TEXTS.values(), ids=TEXTS)
+def test_markdown(make: Make) -> None:
+    splitter = Splitter(type=SplitterType.MARKDOWN, chunk_size=100, chunk_overlap=50)
+    assert_linear(splitting(make, lambda _: splitter))
+
+
+@pytest.mark.parametrize("type_", list(SplitterType)[:3])
+@pytest.mark.parametrize("name", PLAIN)
+def test_splitters(name: str, type_: SplitterType) -> None:
+    small = Splitter(type=type_, chunk_size=16, chunk_overlap=8)
+    assert_linear(splitting(TEXTS[name], lambda _: small))
+
+
+@pytest.mark.parametrize("type_", list(SplitterType)[:3])
+@pytest.mark.parametrize("name", PLAIN)
+def test_splitters_whose_chunks_grow_with_the_text(name: str, type_: SplitterType) -> None:
+    """A window of half of the text: what each step does must not depend on the window."""
+
+    def splitter(size: int) -> Splitter:
+        return Splitter(type=type_, chunk_size=size // 2, chunk_overlap=size // 4)
+
+    assert_linear(splitting(TEXTS[name], splitter))
