@@ -18,6 +18,7 @@ from workers.generation.extractive import (
     answer,
     quotes,
 )
+from workers.generation.parsing.citations import says_not_found
 from workers.generation.prompts.wording import is_korean
 from workers.generation.quoting import sentences
 from workers.generation.quoting.expected import answer_pattern
@@ -305,6 +306,7 @@ def test_the_language_of_a_question_is_seen_in_every_form() -> None:
     for form in FORMS:
         assert answer(normalize(form, question), [LEAVE], [0.1]).answer == NOTHING_KOREAN
         assert is_korean(normalize(form, question))
+        assert says_not_found(normalize(form, NOTHING_KOREAN))
     assert answer("Ｗｈｙ？", [LEAVE], [0.1]).answer == NOTHING_ENGLISH
     assert not is_korean("プログラム")
 

@@ -9,6 +9,7 @@ was cut into pieces.
 import re
 from typing import Final
 
+from shared.normal import comparable
 from workers.generation.prompts.wording import NOT_FOUND, NOT_FOUND_KOREAN
 
 _LONGEST_MARKER_CHARS: Final = 64
@@ -150,8 +151,8 @@ class MarkerFilter:
 
 def says_not_found(answer: str) -> bool:
     """Whether the answer is the sentence that it was told to be where the passages hold none."""
-    bare = " ".join(_MARKER.sub("", answer).split()).strip(_DECORATION).casefold()
-    return bare in {one.strip(_DECORATION).casefold() for one in (NOT_FOUND, NOT_FOUND_KOREAN)}
+    bare = comparable(" ".join(_MARKER.sub("", answer).split()).strip(_DECORATION))
+    return bare in {comparable(one.strip(_DECORATION)) for one in (NOT_FOUND, NOT_FOUND_KOREAN)}
 
 
 def _number(digits: str) -> int:
