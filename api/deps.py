@@ -1,5 +1,6 @@
 """What routes work with: the parts that the application holds open, and who is asking."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,12 +15,16 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from api.gate import QueueGate
+from api.news import News
 from shared.bounds import shown
 from shared.config import Settings
 from shared.errors import NotFound
 from shared.estimates import Depths
 from shared.files import Storage, make_storage
 from shared.ledger import Ledger, make_ledger
+
+REDIS_CONNECTIONS = 10
+"""Each is used for a moment, but for the one that waits for news."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class Parts:
     redis: redis.asyncio.Redis
     gate: QueueGate
     depths: Depths
+    news: News
     stopping: Event = field(default_factory=Event)
     """Set when the server is to stop, so that streams and waits end by themselves."""
 
@@ -39,24 +45,31 @@ class Parts:
 @asynccontextmanager
 async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     """Nothing connects here: the API starts, and says what is missing, without its servers."""
+    ledger, connections = make_ledger(settings), _async_redis(settings)
     parts = Parts(
         settings=settings,
-        ledger=make_ledger(settings),
+        ledger=ledger,
         storage=make_storage(settings),
-        redis=_async_redis(settings),
+        redis=connections,
         gate=QueueGate(settings),
         depths=Depths(keep_s=settings.queue_count_keep_s),
+        news=News(settings, ledger, connections),
     )
+    news = asyncio.create_task(parts.news.run())
     try:
         yield parts
     finally:
-        await parts.redis.aclose()
+        news.cancel()
+        await asyncio.gather(news, return_exceptions=True)
+        await parts.redis.aclose(close_connection_pool=True)
         parts.ledger.close()
 
 
 def _async_redis(settings: Settings) -> redis.asyncio.Redis:
-    return redis.asyncio.Redis.from_url(
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
         settings.require_redis_url(),
+        max_connections=REDIS_CONNECTIONS,
+        timeout=settings.connect_timeout_s,
         # Reads block for `sse_poll_s` at most; what takes much longer is a server that hangs.
         socket_timeout=settings.sse_poll_s + settings.connect_timeout_s,
         socket_connect_timeout=settings.connect_timeout_s,
@@ -64,6 +77,7 @@ def _async_redis(settings: Settings) -> redis.asyncio.Redis:
         protocol=2,  # one shape of answers for all versions of the client
         retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
     )
+    return redis.asyncio.Redis(connection_pool=pool)
 
 
 async def _parts(request: Request) -> Parts:

@@ -33,6 +33,8 @@ async def erase(
 ) -> Response:
     """200 with the finished job, or 202 with a job that goes on. `require` raises NotFound."""
     asked_s = prefer.wait_s(preferences, at_most=parts.settings.max_wait_s)
+    if asked_s != 0:
+        parts.news.check_room()
     new = NewJob(
         kind=Kind.ERASE,
         input=wanted.model_dump(mode="json"),

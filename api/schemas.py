@@ -111,7 +111,7 @@ class Items(BaseModel, Generic[ItemT]):
     items: list[ItemT]
 
     @classmethod
-    def model_parametrized_name(cls, params: tuple[type[Any], ...]) -> str:
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
         """`FileList`, `JobPage`: what clients that are made from the document see."""
         item = params[0].__name__.removesuffix("View").removesuffix("Out")
         return f"{item}{'List' if cls.__name__ == 'Items' else cls.__name__}"

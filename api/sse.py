@@ -9,15 +9,16 @@ by which a client that has it is known.
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
 from api import streams
 from api.deps import Parts
+from api.news import Entry, Word
 from api.schemas import JobView
-from api.telling import Place, Telling
+from api.telling import Place, Telling, Token
 from shared.errors import NotFound
 from shared.events import EventType
 from shared.states import OPEN
@@ -41,55 +42,125 @@ def is_over(job: JobView, last_event_id: str | None) -> bool:
 async def events(
     parts: Parts, job: JobView, last_event_id: str | None, fair_key: str
 ) -> AsyncIterator[bytes]:
-    """All events after an id that the key may see, up to `end`; then the stream closes."""
-    job_id = job.id
-    shows_text = await run_in_threadpool(streams.shows_text, parts, job_id, fair_key)
-    at, place = _resumed(last_event_id)
-    telling = Telling(parts, job_id, place)
-    told: dict[str, Any] = {}
-    was_open, block_s, heard_at = job.state in OPEN, 0.0, time.monotonic()
-    while not parts.stopping.is_set():
-        entries = await streams.read(parts, job_id, at, block_s=block_s)
-        if was_open:
-            block_s = min(parts.settings.sse_poll_s, parts.settings.sse_heartbeat_s)
-        has_end = False
-        for entry in entries or ():
-            at = entry.id
+    """All events after an id that the key may see, up to `end`; then the stream closes.
+
+    `job` is as it is now.
+    """
+    shows_text = await run_in_threadpool(streams.shows_text, parts, job.id, fair_key)
+    stream = _Stream(parts, job, last_event_id, fair_key, shows_text=shows_text)
+    begin = stream.at
+    # What is there already comes first, and then what the row says besides.
+    while entries := await streams.read(parts, job.id, stream.at):
+        for frame in await stream.of_entries(entries):
+            yield frame
+    if stream.at == begin:
+        frames = await stream.of_job(job)
+    else:
+        frames = await stream.look()
+    with parts.news.follow(job.id, stream.at) as follower:
+        heard_at = time.monotonic()
+        wait_s = min(parts.settings.sse_poll_s, parts.settings.sse_heartbeat_s)
+        while True:
+            for frame in frames:
+                heard_at = time.monotonic()
+                yield frame
+            if stream.is_over or parts.stopping.is_set():
+                return
+            word = await follower.next(wait_s)
+            frames = [] if word is None else await stream.of_word(word)
+            if time.monotonic() - heard_at >= parts.settings.sse_heartbeat_s:
+                frames.append(HEARTBEAT)
+
+
+class _Stream:
+    """What one client has heard of a job, and how the rest is written."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        job: JobView,
+        last_event_id: str | None,
+        fair_key: str,
+        *,
+        shows_text: bool,
+    ) -> None:
+        self._parts = parts
+        self._id = job.id
+        self._fair_key = fair_key
+        self._shows_text = shows_text
+        self._generates = shows_text and job.kind in Telling.KINDS
+        self.at, place = _resumed(last_event_id)
+        self._telling = Telling(parts, job.id, place)
+        self._heard: dict[str, Any] = {}
+        self._shown_bytes: int | None = None
+        self._may_be_over = False
+        self.is_over = False
+
+    async def of_word(self, word: Word) -> list[bytes]:
+        frames = await self.of_entries(word.entries)
+        row = word.row
+        if self._may_be_over or word.is_gone or (row is not None and row.state not in OPEN):
+            return frames + await self.look()
+        if row is not None:
+            if self._generates and row.shown_bytes != self._shown_bytes:
+                self._shown_bytes = row.shown_bytes
+                frames += await self._unread_text()
+            frames += self._unheard(row.state.value, row.progress)
+        return frames
+
+    async def of_entries(self, entries: Sequence[Entry]) -> list[bytes]:
+        frames: list[bytes] = []
+        for entry in entries:
+            self.at = entry.id
             if entry.type == EventType.END:
-                has_end = True
+                # A job that was redriven has an old `end` in its stream, and goes on.
+                self._may_be_over = True
                 continue
-            if entry.type in (EventType.TOKEN, EventType.TOOL) and not shows_text:
+            if entry.type in (EventType.TOKEN, EventType.TOOL) and not self._shows_text:
                 continue
             data = json.loads(entry.data)
-            heard_at = time.monotonic()
             if entry.type == EventType.TOKEN:
-                for token in await telling.hear(data):
-                    yield encode(EventType.TOKEN, _json(token.data), token.id(at))
+                frames += self._tokens(await self._telling.hear(data))
                 continue
-            told[entry.type] = data
-            yield encode(entry.type, entry.data, telling.id(at))
-        if has_end or not entries:
-            try:
-                job = await run_in_threadpool(streams.view, parts, job_id, fair_key)
-            except NotFound:  # removed by retention meanwhile
-                return
-            if job.kind in telling.KINDS and shows_text:
-                for token in await telling.catch_up():
-                    heard_at = time.monotonic()
-                    yield encode(EventType.TOKEN, _json(token.data), token.id(at))
-            # A job that was redriven has an old `end` in its stream, and goes on.
-            if job.state not in OPEN:
-                yield encode(EventType.END, job.model_dump_json(), end_id(job))
-                return
-            for type_, data in _unheard(job, told):
-                told[type_] = data
-                heard_at = time.monotonic()
-                yield encode(type_, _json(data), telling.id(at))
-        if entries is None:
-            await streams.pause(parts)
-        if time.monotonic() - heard_at >= parts.settings.sse_heartbeat_s:
-            heard_at = time.monotonic()
-            yield HEARTBEAT
+            self._heard[entry.type] = data
+            frames.append(encode(entry.type, entry.data, self._telling.id(self.at)))
+        return frames
+
+    async def look(self) -> list[bytes]:
+        """What Postgres has besides."""
+        self._may_be_over = False
+        try:
+            job = await run_in_threadpool(streams.view, self._parts, self._id, self._fair_key)
+        except NotFound:  # removed by retention meanwhile
+            self.is_over = True
+            return []
+        return await self.of_job(job)
+
+    async def of_job(self, job: JobView) -> list[bytes]:
+        frames = await self._unread_text() if self._generates else []
+        if job.state not in OPEN:
+            self.is_over = True
+            return [*frames, encode(EventType.END, job.model_dump_json(), end_id(job))]
+        progress = job.progress.model_dump()
+        return frames + self._unheard(job.state.value, progress)
+
+    def _unheard(self, state: str, progress: dict[str, Any]) -> list[bytes]:
+        """What Postgres knows and the stream did not tell, or told otherwise."""
+        now: list[tuple[EventType, dict[str, Any]]] = [(EventType.STATE, {"state": state})]
+        if progress["unit"] is not None:
+            now.append((EventType.PROGRESS, progress))
+        frames = []
+        for type_, data in now:
+            if self._heard.get(type_) != data:
+                self._heard[type_] = data
+                frames.append(encode(type_, _json(data), self._telling.id(self.at)))
+        return frames
+
+    async def _unread_text(self) -> list[bytes]:
+        return self._tokens(await self._telling.catch_up())
+
+    def _tokens(self, tokens: Sequence[Token]) -> list[bytes]:
+        return [encode(EventType.TOKEN, _json(each.data), each.id(self.at)) for each in tokens]
 
 
 def _resumed(last_event_id: str | None) -> tuple[str, Place]:
@@ -97,14 +168,6 @@ def _resumed(last_event_id: str | None) -> tuple[str, Place]:
     if found is None or any(int(part) >= 2**64 for part in found[1].split("-")):
         return streams.START, Place()
     return found[1], Place(step_id=int(found[2] or 0), offset=int(found[3] or 0))
-
-
-def _unheard(job: JobView, told: dict[str, Any]) -> list[tuple[EventType, dict[str, Any]]]:
-    """What Postgres knows and the stream did not tell, or told otherwise."""
-    now: list[tuple[EventType, dict[str, Any]]] = [(EventType.STATE, {"state": job.state.value})]
-    if job.progress.unit is not None:
-        now.append((EventType.PROGRESS, job.progress.model_dump()))
-    return [(type_, data) for type_, data in now if told.get(type_) != data]
 
 
 def _json(data: dict[str, Any]) -> str:

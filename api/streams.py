@@ -1,15 +1,12 @@
 """Following a job while it runs, without a thread or a database connection held meanwhile.
 
-News come from the job's Redis stream; the truth is looked up in Postgres when the stream says
-that the job has ended, and every `sse_poll_s` while it says nothing. So both work, if slower,
-while Redis is down or has lost everything. Reading starts at the stream's beginning, so nothing
-that happened between submitting and reading is missed.
+News come from `api/news.py`; the truth is looked up in Postgres when they say that the job has
+ended. So both work, if slower, while Redis is down or has lost everything. Reading starts at the
+stream's beginning, so nothing that happened between submitting and reading is missed.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.deps import Parts
 from api.limits import release_body
+from api.news import READ_ENTRIES, Entry
 from api.schemas import JobView
 from shared import jobs, transcripts
 from shared.estimates import Estimate, estimate
@@ -26,33 +24,17 @@ from shared.states import OPEN
 from shared.transcripts import Shown
 
 START = "0-0"
-READ_ENTRIES = 100
-DOWN_POLL_S = 0.5
-"""How often Postgres is asked where Redis does not answer."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """An entry of a stream; `data` is JSON as it was written."""
-
-    id: str
-    type: str
-    data: str
-
-
-async def read(parts: Parts, job_id: UUID, after: str, *, block_s: float) -> list[Entry] | None:
-    """Entries after an id, waiting for the first; None where Redis does not answer."""
+async def read(parts: Parts, job_id: UUID, after: str) -> list[Entry]:
+    """Entries after an id that are there; none where Redis does not answer."""
     try:
-        answer: Any = await parts.redis.xread(
-            {stream_key(job_id): after},
-            count=READ_ENTRIES,
-            block=max(1, int(block_s * 1000)) if block_s > 0 else None,
-        )
+        answer: Any = await parts.redis.xread({stream_key(job_id): after}, count=READ_ENTRIES)
     except (RedisError, OSError):
-        return None
+        return []
     return [
         Entry(id=id_, type=fields["type"], data=fields["data"])
-        for _stream, rows in answer
+        for _stream, rows in answer or ()
         for id_, fields in rows
     ]
 
@@ -71,29 +53,22 @@ async def until_end(
     release_body()
     deadline = time.monotonic() + wait_s
     poll_s = parts.settings.sse_poll_s
-    after, looked_at = START, 0.0
-    while True:
-        left_s = deadline - time.monotonic()
-        due = time.monotonic() - looked_at >= poll_s
-        entries = await read(parts, job_id, after, block_s=0 if due else min(left_s, poll_s))
-        if entries:
-            after = entries[-1].id
-        told = any(entry.type == EventType.END for entry in entries or ())
-        if told or due or not entries:
-            looked_at = time.monotonic()
-            if await run_in_threadpool(has_ended, parts, job_id):
+    with parts.news.follow(job_id, START) as follower:
+        may_have_ended = True
+        while True:
+            if may_have_ended and await run_in_threadpool(has_ended, parts, job_id):
                 return True
-        if meanwhile is not None:
-            await meanwhile()
-        if time.monotonic() >= deadline or parts.stopping.is_set():
-            return False
-        if entries is None:
-            await pause(parts)
-
-
-async def pause(parts: Parts) -> None:
-    """Between two looks at Postgres while Redis does not answer."""
-    await asyncio.sleep(min(parts.settings.sse_poll_s, DOWN_POLL_S))
+            if meanwhile is not None:
+                await meanwhile()
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or parts.stopping.is_set():
+                return False
+            word = await follower.next(min(left_s, poll_s))
+            may_have_ended = word is not None and (
+                any(entry.type == EventType.END for entry in word.entries)
+                or word.is_gone
+                or (word.row is not None and word.row.state not in OPEN)
+            )
 
 
 def shown_text(parts: Parts, job_id: UUID, *, step_id: int, offset: int) -> list[Shown]:

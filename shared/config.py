@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     sse_heartbeat_s: PositiveFloat = 15
     api_shutdown_s: PositiveInt = 10
     api_limit_connections: PositiveInt = 1000
+    api_limit_streams: PositiveInt = 500
     api_limit_pipeline_requests: PositiveInt = 16
     api_limit_header_bytes: Bytes = 64 * 1024
     api_header_timeout_s: PositiveFloat = 10

@@ -82,6 +82,7 @@ def call_of(model_id: str, task: str | None, caller: Caller) -> Call:
 
 async def run(parts: Parts, call: Call, http: Request) -> Response:
     """The answer of the model, or why there is none."""
+    parts.news.check_room()
     content_type = http.headers.get("content-type", "")
     body = await bodies.receive(http)
     try:

@@ -32,6 +32,7 @@ async def stream_job_events(
     job = await run_in_threadpool(streams.view, parts, job_id, fair_key)
     if sse.is_over(job, last_event_id):
         return Response(status_code=204)
+    parts.news.check_room()
     return StreamingResponse(
         sse.events(parts, job, last_event_id, fair_key),
         media_type="text/event-stream",

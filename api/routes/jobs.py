@@ -57,6 +57,8 @@ async def submit_job(
 ) -> Response:
     """Submit a job. It exists once this is answered."""
     wait_s = prefer.wait_s(preferences, at_most=parts.settings.max_wait_s)
+    if wait_s:
+        parts.news.check_room()
     new = submission.new_job(
         request,
         parts.settings,
