@@ -67,7 +67,14 @@ def ask(
     timeout_s: float,
     as_json: bool,
 ) -> int:
-    """Answer QUESTION from the documents of a collection, with sources."""
+    """Answer QUESTION from the documents of a collection, with sources.
+
+    \b
+    Examples:
+      sluice ask "How do I renew my pass?" -c handbook
+      sluice ask "Who may park on B2?" -c handbook --filter year=2026 --k 3 --json
+      sluice ask "Sum up the incident" -c handbook --model ollama/llama3.2
+    """
     options: dict[str, Any] = {
         "k": k,
         "model": model,

@@ -57,6 +57,12 @@ def chat(
     """Have a model answer TEXT (- reads it from standard input).
 
     Without TEXT on a terminal: a chat in one conversation, line by line.
+
+    \b
+    Examples:
+      sluice chat --model ollama/llama3.2
+      sluice chat "How many days are 17 weeks?" --tool calculator
+      sluice chat - --system "Answer in Korean." < question.txt
     """
     options: dict[str, Any] = {"model": model, "tools": tools, "parameters": parameters}
     known = None if conversation in (None, NEW) else client.whole_id("conversation", conversation)

@@ -48,7 +48,13 @@ def create(
     distance: str | None,
     as_json: bool,
 ) -> int:
-    """Make a collection. The same again changes nothing; a different one is refused."""
+    """Make a collection. The same again changes nothing; a different one is refused.
+
+    \b
+    Example:
+      sluice collections create rules-ko \\
+        --embedding-model sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2
+    """
     made = client.put_collection(
         name, embedding_model=embedding_model, dimension=dimension, distance=distance
     )

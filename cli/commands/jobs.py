@@ -13,6 +13,7 @@ from cli.errors import Interrupted
 from cli.exits import OF_STATE, Exit
 from cli.options import ListByDefault, with_client
 from cli.output import (
+    ago,
     duration,
     first_words,
     print_fields,
@@ -60,7 +61,13 @@ def list_jobs(
     limit: int,
     as_json: bool,
 ) -> int:
-    """The newest jobs. With --json their inputs and results are left out; `show` has them."""
+    """The newest jobs. With --json their inputs and results are left out; `show` has them.
+
+    \b
+    Examples:
+      sluice jobs list --state failed --limit 100
+      sluice jobs list --dead | cut -f 1 | xargs sluice jobs retry
+    """
     found = client.jobs(
         state=state,
         kind=kind,
@@ -73,8 +80,8 @@ def list_jobs(
         print_json({"items": [_lean(job) for job in shown]})
         return 0
     print_table(
-        ("id", "kind", "state", "progress", "created", "note"),
-        [(j.id, j.kind, j.state, _progress(j), j.created_at, _note(j)) for j in shown],
+        ("id", "kind", "state", "progress", "age", "note"),
+        [_row(job, for_person=stdout().is_terminal) for job in shown],
         flexible="note",
     )
     if not shown:
@@ -178,6 +185,16 @@ def show_job(job: Job) -> None:
     if answer:
         print_text()
         print_text(answer)
+
+
+def _row(job: Job, *, for_person: bool) -> tuple[object, ...]:
+    """A person gets it in so few words that it fits 80 columns beside the id."""
+    created = job.created_at
+    progress = _progress(job)
+    if for_person:
+        progress = progress.partition(" ")[0]
+    age = ago(created).removesuffix(" ago") if for_person else created
+    return job.id, job.kind, job.state, progress, age, _note(job)
 
 
 def _lean(job: Job) -> dict[str, Any]:

@@ -103,6 +103,11 @@ def create(
     """Make the model NAME of another one, on the Ollama server.
 
     What options say goes before what the file says.
+
+    \b
+    Examples:
+      sluice models create helpdesk --from llama3.2 --system "Two sentences at most."
+      sluice models create helpdesk --file Modelfile --parameter temperature=0.2
     """
     described = Description() if path is None else read_modelfile(_read(path))
     origin = from_ or described.from_

@@ -43,7 +43,13 @@ def search(
     timeout_s: float,
     as_json: bool,
 ) -> int:
-    """Show the passages of a collection that are nearest to QUERY."""
+    """Show the passages of a collection that are nearest to QUERY.
+
+    \b
+    Examples:
+      sluice search "renewing a pass" -c handbook
+      sluice search "opening hours" -c handbook --filter team=office | cut -f 1,2
+    """
     wanted = search_input(collection, query, k=k, filter=conditions)
     job = finished_job(client, "search", wanted, doing="Searching", timeout_s=timeout_s)
     hits = [Hit.model_validate(hit) for hit in client.result(job)["hits"]]

@@ -48,6 +48,11 @@ def up(
     """Start everything on this machine, and stay until Ctrl-C.
 
     With --json stdout gets one document, as soon as all is ready; the log goes to stderr.
+
+    \b
+    Examples:
+      sluice up --detach
+      sluice up --model hf/Qwen/Qwen3-4B-Instruct-2507 --gpu-workers 2
     """
     from cli.up import run_stack
 

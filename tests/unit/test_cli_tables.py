@@ -70,7 +70,7 @@ WHOLE: dict[str, list[str]] = {
         *IDS, "id", "source", "chunks", "bytes", "updated",
         *("30", "80", "9,999", "52,341", "1,234,567", "123,456,789"),
     ],
-    "jobs": [*IDS, "id", "kind", "state", "progress", "created", "note", "1,234/56,789 documents",
+    "jobs": [*IDS, "id", "kind", "state", "progress", "age", "note", "1,234/56,789",
              "ingest", "failed"],
     "models": ["model", "kinds", "default", "workers", "extractive",
                "hf/some-organisation/some-model-of-a-very-long-name-13B-instruct"],
@@ -135,6 +135,19 @@ def test_a_terminal_of_80_columns_shows_the_numbers(state: State) -> None:
     shown = [line.split() for line in terminal.seen.splitlines()]
     [faq] = [cells for cells in shown if "faq.json" in cells]
     assert faq[:4] == [IDS[0], "faq.json", "30", "52,341"]
+
+
+def test_jobs_without_notes_fit_80_columns(
+    state: State, on_screen: Callable[..., list[str]]
+) -> None:
+    for job in state.jobs.values():
+        done = {"done": 60, "total": 300, "unit": "documents"}
+        job |= {"state": "succeeded", "error": None, "progress": done}
+    lines = on_screen(80, lambda: run(["jobs"]))
+    assert lines[0].split() == ["id", "kind", "state", "progress", "age", "note"]
+    assert [line.split()[:4] for line in lines[1:]] == [
+        [id_, "ingest", "succeeded", "60/300"] for id_ in reversed(IDS)
+    ]
 
 
 # Pipes
