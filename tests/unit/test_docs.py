@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import click
 import pytest
 
-from cli.main import run
+from cli.main import run, sluice
 from workers.webhook import sign
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,11 +57,24 @@ def command_lines() -> Iterator[tuple[str, str]]:
                     yield page, match[1]
         for text in INLINE.findall(FENCE.sub("", read(page))):
             yield page, text
+    for path, command in commands(sluice):
+        help_ = (command.help or "").replace("\\\n", " ")
+        for line in re.findall(r"^ +(?:.*[|(] ?(?:xargs )?)?(sluice [^)]*)", help_, re.MULTILINE):
+            yield f"sluice {path} --help", line
     for folder in SOURCES:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            text = re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8"))
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            text = re.sub(r'"\s*\n\s*f?"', "", file.read_text(encoding="utf-8"))
             for found in INLINE.findall(text):
-                yield str(path.relative_to(ROOT)), found
+                yield str(file.relative_to(ROOT)), found
+
+
+def commands(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    yield path, group
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path} {name}".strip())
+        else:
+            yield f"{path} {name}".strip(), command
 
 
 def words(line: str) -> list[str]:
