@@ -10,7 +10,7 @@ from rich.text import Text
 
 from cli.output import clean, say, stderr
 from cli.sending import Advance, Phase
-from cli.waits import Tell
+from cli.waits import Tell, by_line
 
 BYTES = "bytes"
 _LINE_EVERY_S = 10.0
@@ -76,7 +76,7 @@ def waiting(what: str) -> Iterator[Tell]:
     """
     console = stderr()
     if not console.is_terminal:
-        yield tell_waiting
+        yield by_line(say)
         return
     with console.status(Text(f"{what} …")) as status:
 
@@ -84,12 +84,6 @@ def waiting(what: str) -> Iterator[Tell]:
             status.update(Text(clean(f"{what} … waiting: {reason}" if reason else f"{what} …")))
 
         yield show
-
-
-def tell_waiting(reason: str | None) -> None:
-    """One line for each reason."""
-    if reason:
-        say(f"Waiting: {reason}")
 
 
 def _lines(names: Mapping[Phase, str]) -> Callable[[Advance], None]:

@@ -9,7 +9,7 @@ from typing import Any
 from cli.caller import PAGE_ITEMS, Caller, part, silent
 from cli.follow import follow
 from cli.streaming import Told, told
-from cli.waits import Tell, reasons_told
+from cli.waits import Tell, by_line, reasons_told
 from cli.wire import Event, Job, State
 
 
@@ -119,7 +119,7 @@ class JobCalls(Caller):
         What it waits for `on_waiting` is told (in another thread), else `notify` of the client.
         """
         if on_waiting is None and self.notify is not silent:
-            on_waiting = self._notify_of
+            on_waiting = by_line(self.notify)
         with nullcontext() if on_waiting is None else self.reasons_told(job_id, on_waiting):
             for event in self.events(job_id, timeout_s=timeout_s):
                 if on_event is not None:
@@ -138,10 +138,6 @@ class JobCalls(Caller):
             return Job.model_validate(self.transport.json("GET", path, retry=False))
 
         return reasons_told(read, tell, known=known)
-
-    def _notify_of(self, reason: str | None) -> None:
-        if reason:
-            self.notify(f"Waiting: {reason}")
 
     def cancel(self, job_id: str) -> Job:
         return Job.model_validate(self._post(f"/v1/jobs/{part(job_id)}/cancel"))

@@ -8,11 +8,12 @@ from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any
 
-from cli.bars import tell_waiting, waiting
+from cli.bars import waiting
 from cli.client import Client
 from cli.errors import WaitTimeout
 from cli.output import ClosedPipe, first_words, say, stderr, stdout, write_text
 from cli.streaming import TextPiece, Told, ToolRun
+from cli.waits import by_line
 from cli.wire import Job
 from shared.errors import SluiceError
 
@@ -32,7 +33,7 @@ def show_answer(client: Client, job: Job, *, timeout_s: float | None = None) -> 
     told = client.stream(job.id, timeout_s=timeout_s)
     with cancelled_when_left(client, job.id):
         first = _awaited(client, job.id, told)
-        with client.reasons_told(job.id, writer.tell_waiting):
+        with client.reasons_told(job.id, by_line(writer.remark)):
             for each in chain([first], told):
                 if isinstance(each, TextPiece):
                     writer.write(each)
@@ -110,12 +111,12 @@ class _Writer:
                 write_text("\n")
                 self._at_line_start = True
 
-    def tell_waiting(self, reason: str | None) -> None:
-        """A remark in the middle of a text; where both go to a terminal, on a line of its own."""
+    def remark(self, text: str) -> None:
+        """In the middle of a text; where both go to a terminal, on a line of its own."""
         with self._lock:
-            if reason and not self._at_line_start and stdout().is_terminal:
+            if not self._at_line_start and stdout().is_terminal:
                 say("")
-            tell_waiting(reason)
+            say(text)
 
 
 def _awaited(client: Client, job_id: str, told: Iterator[Told]) -> Told:

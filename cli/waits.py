@@ -1,5 +1,6 @@
 """What an open job waits for, told as it changes, while its end is awaited elsewhere."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +11,29 @@ from shared.errors import SluiceError
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 3.0
 
+# What goes on changing while the reason stays the same.
+_NUMBERS = re.compile(r"\d[\d.,:TZ-]*")
+_NEXT_TRY = re.compile(r" ?The next attempt begins .*", re.DOTALL)
+
 Tell = Callable[[str | None], None]
 """Called with the reason, or with None when there is none any more."""
+
+
+def by_line(say: Callable[[str], None]) -> Tell:
+    """For what is read line by line: a reason is said once, however its times go on, and not again
+    after a try that came to nothing."""
+    said: str | None = None
+
+    def tell(reason: str | None) -> None:
+        nonlocal said
+        if reason is None:
+            return
+        same = _NUMBERS.sub("#", _NEXT_TRY.sub("", reason))
+        if same != said:
+            said = same
+            say(f"Waiting: {reason}")
+
+    return tell
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Watching a job on the terminal until it ends: its place in the queue, its state, its progress."""
 
-from cli.bars import bars, tell_waiting
+from cli.bars import bars
 from cli.client import Client
 from cli.output import duration, say
 from cli.sending import Advance
+from cli.waits import by_line
 from cli.wire import Job
 
 
@@ -20,6 +21,7 @@ def watch_job(
             advance(Advance.of(job.progress.model_dump()))
         elif job.position is not None and name is None:
             say(f"Queued at position {job.position:,}{eta(job)}.")
+        tell_waiting = by_line(say)
         tell_waiting(job.waiting_for)
         with client.reasons_told(job.id, tell_waiting, known=job.waiting_for):
             for event in client.events(job.id, timeout_s=timeout_s):

@@ -97,6 +97,17 @@ def test_a_terminal_shows_the_reason_above_the_bars(command: tuple[str, ...]) ->
         assert terminal.end() == 0
 
 
+def test_a_reason_is_said_once_however_its_times_go_on(state: State, capsys: Captured) -> None:
+    again = f"{AWAY} The next attempt begins"
+    state.reasons = [
+        f"{again} in 3 s.", f"{again} in 1 s.", f"{again} as soon as a worker is free.", None,
+        f"{again} in 60 s.", PAUSED, PAUSED,
+    ]  # fmt: skip
+    assert run(["hf", "summarization", "text"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Waiting:")]
+    assert lines == [f"Waiting: {again} in 3 s.", f"Waiting: {PAUSED}"]
+
+
 def test_a_program_that_wants_no_news_asks_no_questions(url: str, state: State) -> None:
     state.reasons = []
     with Client(url) as client:

@@ -59,7 +59,7 @@ def command_lines() -> Iterator[tuple[str, str]]:
             yield page, text
     for path, command in commands(sluice):
         help_ = (command.help or "").replace("\\\n", " ")
-        for line in re.findall(r"^ +(?:.*[|(] ?(?:xargs )?)?(sluice [^)]*)", help_, re.MULTILINE):
+        for line in re.findall(r"^ +(?:.*[|(] ?(?:xargs )?)?(sluice [^)\n]*)", help_, re.MULTILINE):
             yield f"sluice {path} --help", line
     for folder in SOURCES:
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -108,8 +108,8 @@ def test_every_command_that_is_named_is_one(capsys: pytest.CaptureFixture[str]) 
         except ValueError as error:
             wrong.append(f"{where}: {line}: {error}")
             continue
-        if arguments[:1] == ["X"]:
-            continue  # the program names the command that it is at
+        if "X" in arguments[:2]:
+            arguments = arguments[: arguments.index("X")]  # the program fills in the command
         code = run([*arguments, "--help"])
         out, err = capsys.readouterr()
         command = next((word for word in arguments if not word.startswith("-")), "")
