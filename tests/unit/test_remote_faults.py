@@ -116,10 +116,13 @@ def test_a_server_that_cannot_now_is_unavailable(
         ("7", 7, 7),
         ("1.5", 1.5, 1.5),
         ("100000", 300, 300),
-        (format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True), 300, 300),
+        pytest.param(
+            format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True), 300, 300,
+            id="tomorrow",
+        ),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
     ],
-)
+)  # fmt: skip
 def test_retry_after_is_honoured_up_to_the_limit(
     generator: RemoteGenerator, faulty: Behaviour, header: str, least_s: float, most_s: float
 ) -> None:

@@ -103,7 +103,7 @@ def test_a_bomb_is_not_unpacked_beyond_the_limit(site: Site) -> None:
     [
         ("br", b"x", "packed as br"),
         ("gzip", b"not packed", "not packed as it says"),
-        ("gzip", gzip.compress(b"word " * 1000)[:-20], "ended in the middle"),
+        ("gzip", gzip.compress(b"word " * 1000, mtime=0)[:-20], "ended in the middle"),
     ],
 )
 def test_bad_packing_is_told(site: Site, encoding: str, body: bytes, said: str) -> None:
