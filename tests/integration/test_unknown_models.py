@@ -8,6 +8,7 @@ import pytest
 
 from shared import collections
 from shared.config import Settings
+from shared.events import stream_key
 from shared.models import Job
 from shared.payloads import IngestInput, Kind
 from tests.integration.workbench import drain, invariants_hold, job_of, make_process, submit
@@ -67,6 +68,9 @@ def message_of(job: Job) -> str:
 def test_a_model_that_is_nowhere_where_there_is_no_hub(worker: Process, kind: Kind) -> None:
     job = ended(worker, kind, UNKNOWN)
     message = message_of(job)
+    told = worker.ledger.events.redis.xrange(stream_key(job.id))
+    assert told
+    assert "loading_model" not in str(told), "nothing is being loaded"
     assert f"There is no model {UNKNOWN!r} on this machine, and the hub cannot be" in message
     assert f"{worker.settings.models_path / UNKNOWN} (SLUICE_MODELS_FOLDER)" in message
     assert "SLUICE_EMBEDDING_MODEL" not in message

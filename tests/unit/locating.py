@@ -1,8 +1,8 @@
 """A process that finds models as a worker does: `python -m tests.unit.locating HOME`.
 
 A line of standard input is a request in JSON, a line of standard output its outcome. `waits` names
-a file that is made while the process waits, and `stop` another: once it is there, the wait ends
-with the error that `stopped_by` names.
+a file that is made while the process waits, `found` one that is made once the hub is known to have
+the model, and `stop` another: when it is there, the wait ends with the error `stopped_by`.
 """
 
 import json
@@ -69,6 +69,7 @@ def main() -> None:
 
 def _outcome(home: Path, request: dict[str, Any]) -> dict[str, Any]:
     stop, waits = Path(request.get("stop", home / "never")), request.get("waits")
+    found = request.get("found")
 
     def check() -> None:
         if waits:
@@ -76,12 +77,17 @@ def _outcome(home: Path, request: dict[str, Any]) -> dict[str, Any]:
         if stop.exists():
             raise ERRORS[request["stopped_by"]]()
 
+    def on_found() -> None:
+        if found:
+            Path(found).touch()
+
     settings = Settings(
         _env_file=None, home=home, hf_token=request.get("token"), **request.get("settings", {})
     )
     task = Task(request["task"]) if request["task"] else None
     try:
-        return {"folder": str(locate(request["model"], settings, task=task, check=check))}
+        folder = locate(request["model"], settings, task=task, check=check, on_found=on_found)
+        return {"folder": str(folder)}
     except SluiceError as error:
         waits_s = getattr(error, "retry_after_s", None)
         return {"error": type(error).__name__, "message": error.message, "retry_after_s": waits_s}

@@ -13,11 +13,15 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from huggingface_hub import close_session, constants
 
+from shared.config import Settings
+from shared.errors import ModelNotFound
 from shared.hf import Task
 from tests.unit.checkpoints import save
 from tests.unit.locating import Locator, locator
 from tests.wire.hub_files import BLOCK_BYTES, TOKEN, Shelf, served_files
+from workers.hf.files import locate
 
 WHOLE = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 NOT_WANTED = {
@@ -321,16 +325,37 @@ def silent(*, accepts: bool) -> Iterator[str]:
 IMPATIENT = {"hub_connect_timeout_s": 0.3, "hub_answer_timeout_s": 0.3}
 
 
-def unreachable(home: Path, environment: dict[str, str], **settings: float) -> str:
-    """What is told of an unknown model where the hub is away."""
-    with locator(home, {"HF_HOME": str(home / "hf"), "NO_PROXY": "", **environment}) as alone:
-        missing = alone.ask("own/unknown", settings=settings)
-    assert missing["error"] == "ModelNotFound", missing
-    message: str = missing["message"]
-    assert "There is no model 'own/unknown' on this machine, and the hub cannot be" in message
-    assert f"{home}/models/own/unknown (SLUICE_MODELS_FOLDER)" in message
-    assert "HF_ENDPOINT" in message
-    return message
+Away = Callable[..., str]
+
+
+@pytest.fixture
+def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Away]:
+    """Gives what is told of an unknown model where the hub is away."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+    def look(endpoint: str, proxies: dict[str, str] | None = None, **settings: float) -> str:
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        for name, url in (proxies or {}).items():
+            monkeypatch.setenv(name, url)
+        close_session()  # which knows the proxies of before
+        chosen = Settings(_env_file=None, home=tmp_path, **settings)
+
+        def on_found() -> None:
+            raise AssertionError("nothing is there to be loaded")
+
+        with pytest.raises(ModelNotFound) as caught:
+            locate("own/unknown", chosen, task=None, on_found=on_found)
+        message = caught.value.message
+        assert "There is no model 'own/unknown' on this machine, and the hub cannot be" in message
+        assert f"{chosen.models_path}/own/unknown (SLUICE_MODELS_FOLDER)" in message
+        assert "HF_ENDPOINT" in message
+        return message
+
+    yield look
+    close_session()
 
 
 @pytest.mark.parametrize(
@@ -342,41 +367,43 @@ def unreachable(home: Path, environment: dict[str, str], **settings: float) -> s
     ],
 )
 def test_an_unknown_model_is_missing_where_nothing_listens(
-    endpoint: str, told: str, home: Path
+    endpoint: str, told: str, unreachable: Away
 ) -> None:
-    assert told in unreachable(home, {"HF_ENDPOINT": endpoint})
+    assert told in unreachable(endpoint)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("status", [502, 503, 504])
 def test_an_unknown_model_is_missing_behind_a_proxy_that_reaches_nothing(
-    scheme: str, status: int, home: Path
+    scheme: str, status: int, unreachable: Away
 ) -> None:
     with answering(status, {}, b"<h1>Bad Gateway</h1>") as (proxy, asked):
-        environment = {"HF_ENDPOINT": f"{scheme}://hub.invalid", f"{scheme}_proxy": proxy}
-        assert str(status) in unreachable(home, environment)
+        told = unreachable(f"{scheme}://hub.invalid", {f"{scheme}_proxy": proxy})
+        assert str(status) in told
     # Once for the model; the library looks for a list of its own beside it.
     assert len([each for each in asked if "agent-harnesses" not in each]) <= 2
     assert len([each for each in asked if "own/unknown" in each]) == (scheme == "http")
 
 
-def test_a_proxy_that_is_away_is_named(home: Path) -> None:
-    environment = {"HF_ENDPOINT": "https://hub.invalid", "https_proxy": "127.0.0.1:9"}
-    assert "the proxy 127.0.0.1:9" in unreachable(home, environment)
+def test_a_proxy_that_is_away_is_named(unreachable: Away) -> None:
+    told = unreachable("https://hub.invalid", {"https_proxy": "127.0.0.1:9"})
+    assert "the proxy 127.0.0.1:9" in told
 
 
 @pytest.mark.parametrize(("status", "type_"), [(200, "text/html"), (200, "application/json")])
-def test_a_gateway_that_answers_for_the_hub_is_no_hub(status: int, type_: str, home: Path) -> None:
+def test_a_gateway_that_answers_for_the_hub_is_no_hub(
+    status: int, type_: str, unreachable: Away
+) -> None:
     with answering(status, {"Content-Type": type_}, b"<h1>Please sign in</h1>") as (url, _):
-        unreachable(home, {"HF_ENDPOINT": url})
+        unreachable(url)
 
 
 @pytest.mark.parametrize(("accepts", "told"), [(True, "timed out"), (False, "CONNECT_TIMEOUT_S")])
 def test_silence_is_waited_for_as_long_as_a_setting_says(
-    accepts: bool, told: str, home: Path
+    accepts: bool, told: str, unreachable: Away
 ) -> None:
     with silent(accepts=accepts) as url:
-        assert told in unreachable(home, {"HF_ENDPOINT": url}, **IMPATIENT)
+        assert told in unreachable(url, **IMPATIENT)
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -392,13 +419,17 @@ def test_a_hub_that_does_not_know_a_model_is_asked_once(
     assert not shelf.gets
 
 
-def test_a_slow_download_is_waited_for(shelf: Shelf, worker: Locator, tmp_path: Path) -> None:
-    """However short the time to reach the hub is: it holds for that alone."""
+def test_a_slow_download_is_told_and_waited_for(
+    shelf: Shelf, worker: Locator, tmp_path: Path
+) -> None:
+    """The times for the hub to be reached and to answer are not those of a download."""
     shelf.open.clear()
-    worker.send("own/fill", waits=str(tmp_path / "waits"), settings={"hub_connect_timeout_s": 0.2})
+    found, waits = tmp_path / "found", tmp_path / "waits"
+    worker.send("own/fill", found=str(found), waits=str(waits))
     assert shelf.sending.wait(30)
-    begun = time.monotonic()
-    until(lambda: time.monotonic() > begun + 0.4)
+    until(found.exists)
+    waits.unlink()
+    until(waits.exists)
     shelf.open.set()
     assert "folder" in worker.receive()
 

@@ -78,16 +78,20 @@ class Models:
             image_limit_pixels=settings.hf_image_limit_pixels,
         )
 
-    def folder(self, model: str, task: Task | None, check: Callable[[], None]) -> Path:
+    def folder(
+        self,
+        model: str,
+        task: Task | None,
+        *,
+        check: Callable[[], None],
+        on_found: Callable[[], None],
+    ) -> Path:
         """Where the model lies, downloaded if need be. Raises what `files.locate` does."""
         known = self._folders.get(model)
         if known is None or not known.is_dir():
-            known = files.locate(model, self._settings, task=task, check=check)
+            known = files.locate(model, self._settings, task=task, check=check, on_found=on_found)
             self._folders[model] = known
         return known
-
-    def has_folder(self, model: str) -> bool:
-        return model in self._folders
 
     def find(self, model: str, task: Task) -> LocalTask | None:
         """The model, if it is in memory."""

@@ -45,8 +45,10 @@ def fetch(
     task: Task | None,
     limit: SizeLimit,
     check: Callable[[], None],
+    on_found: Callable[[], None],
 ) -> Path:
-    """The snapshot of a model in the hub's cache, fetched if it is not there whole.
+    """The snapshot of a model in the hub's cache, fetched if it is not there whole. `on_found` is
+    called once the hub is known to have the model, and its arrival is waited for.
 
     Raises what `workers.hf.files.locate` does, and Unavailable for a download that goes on.
     """
@@ -55,9 +57,13 @@ def fetch(
         return cached
     download = _Download(model, settings, task, limit)
     download.start()
+    is_found = False
     try:
         while not wait([download.outcome], timeout=POLL_S).done:
             check()
+            if download.is_known and not is_found:
+                is_found = True
+                on_found()
     except SoftTimeLimitExceeded:
         if not download.has_lock:
             download.stop.set()
@@ -82,7 +88,7 @@ class _Download(threading.Thread):
         self._settings = settings
         self._task = task
         self._limit = limit
-        self._is_known = False
+        self.is_known = False
 
     def run(self) -> None:
         try:
@@ -109,8 +115,8 @@ class _Download(threading.Thread):
 
     def _fetch(self) -> Path:
         model = self._model
-        self._is_known = _described(model) is not None
-        if not self._is_known:
+        self.is_known = _described(model) is not None
+        if not self.is_known:
             self._look_up()
         folder = self._snapshot(DESCRIPTION)
         if not holds_model(folder):
@@ -141,11 +147,11 @@ class _Download(threading.Thread):
                 # Of all that httpx takes, its type is only one.
                 timeout=httpx.Timeout(answer_s, connect=connect_s),  # type: ignore[arg-type]
             )
-        self._is_known = True
+        self.is_known = True
 
     def _check_reachable(self) -> None:
         if not constants.HF_HUB_OFFLINE:
-            with told(self._model, self._settings, is_known=self._is_known):
+            with told(self._model, self._settings, is_known=self.is_known):
                 check_reachable(constants.ENDPOINT, limit_s=self._settings.hub_connect_timeout_s)
 
     def _as_it_is(self, folder: Path) -> Path:
@@ -157,7 +163,7 @@ class _Download(threading.Thread):
         return folder
 
     def _snapshot(self, patterns: Iterable[str], revision: str | None = None) -> Path:
-        with told(self._model, self._settings, is_known=self._is_known):
+        with told(self._model, self._settings, is_known=self.is_known):
             self._check()
             return Path(
                 snapshot_download(

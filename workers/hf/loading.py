@@ -62,11 +62,15 @@ class _Loader:
             loading.done(self._events.redis, self._name)
 
     def _folder(self) -> Path:
-        if not self._models.has_folder(self._name):
-            self._announce(None)
         tasks = {wanted.task for _, wanted in self._asked}
         task = tasks.pop() if len(tasks) == 1 else None
-        return self._models.folder(self._name, task, self._check)
+        return self._models.folder(
+            self._name,
+            task,
+            check=self._check,
+            # Not before: of a model that is nowhere, nobody is told that it is being loaded.
+            on_found=lambda: self._announce(None),
+        )
 
     def _works(self, folder: Path) -> dict[Task, list[Work]]:
         works: dict[Task, list[Work]] = {}
