@@ -153,6 +153,8 @@ def _of_argument(path: str, search: _Search) -> Iterator[_File]:
     else:
         # Path.glob would drop a leading `./` and take no absolute pattern.
         matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207
+        if "**" in path:
+            matches = _once(matches)
         if not matches:
             raise InvalidInput(f"No file matches {path}.")
         asked = SUPPORTED | ({Path(path).suffix.lower()} - {""})
@@ -162,6 +164,14 @@ def _of_argument(path: str, search: _Search) -> Iterator[_File]:
                 yield from _if_readable(match, match, search, asked)
             elif "**" not in path:
                 yield from _of_folder(match, search)
+
+
+def _once(matches: Iterable[str]) -> list[str]:
+    """Each file by its shortest path: links that lead back would give it forty more."""
+    shortest: dict[str, str] = {}
+    for match in sorted(matches, key=lambda match: (match.count(os.sep), match)):
+        shortest.setdefault(os.path.realpath(match), match)
+    return sorted(shortest.values())
 
 
 def _of_existing(path: str, search: _Search) -> Iterator[_File]:

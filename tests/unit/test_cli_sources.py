@@ -92,6 +92,8 @@ def test_broken_links_are_reported_later_and_loops_end() -> None:
     Path("docs/loop").symlink_to("..")
     assert "docs/gone.md" in names("docs")
     assert not [name for name in names("docs") if "loop" in name]
+    listed = ["docs/TABLE.CSV", "docs/deep/er/page.html", "docs/gone.md", "docs/guide.md"]
+    assert names("docs/**") == names("docs/**/*") == names("docs") == listed
 
 
 def test_names_are_nfc_and_fit_into_an_upload() -> None:
