@@ -1,24 +1,50 @@
 """Answers from prepared views: serialized once, by pydantic, without another validation."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from api.problems import MEDIA_TYPE
-from api.schemas import ProblemView
+from api.schemas import JobView, ProblemView
+from shared.bounds import is_deep
 
 
 def answer(
     view: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     return Response(
-        view.model_dump_json(),
+        as_json(view),
         status_code=status,
         headers=dict(headers) if headers else None,
         media_type="application/json",
     )
+
+
+ViewT = TypeVar("ViewT", bound=BaseModel)
+
+
+def as_json(view: BaseModel) -> str:
+    """The view as JSON, less what lies so deep in it that it cannot be written."""
+    try:
+        return view.model_dump_json()
+    except (ValueError, RecursionError):
+        return _shallow(view).model_dump_json()
+
+
+def _shallow(view: ViewT) -> ViewT:
+    values: dict[str, Any] = {}
+    for name, value in view:
+        if isinstance(value, BaseModel):
+            values[name] = _shallow(value)
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            values[name] = [_shallow(each) for each in value]
+        elif is_deep(value):
+            values[name] = {} if isinstance(value, dict) else None
+    if isinstance(view, JobView):
+        return view.model_copy(update=view.reduced(list(values)) | values)
+    return view.model_copy(update=values)
 
 
 def documented(

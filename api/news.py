@@ -25,7 +25,7 @@ from shared.config import Settings
 from shared.errors import Unavailable
 from shared.events import stream_key
 from shared.ledger import Ledger
-from shared.states import State
+from shared.states import State, known
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ class News:
         with self._ledger.read() as session:
             return {
                 row.id: Row(
-                    state=State(row.state),
+                    state=known(row.state),
                     progress={
                         "done": row.progress_done,
                         "total": row.progress_total,

@@ -1,5 +1,6 @@
 """The shapes that clients get. What they send is in `api/requests.py`."""
 
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID
@@ -7,18 +8,23 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 from shared import jobs
+from shared.bounds import EARLIEST, LATEST, Unreadable, as_object
 from shared.conversations import Listed
 from shared.dialogue_models import ConversationMessage
 from shared.document_models import File
 from shared.documents import ChunkView, DocumentView
 from shared.estimates import Estimate
 from shared.hf import Task
+from shared.jobs import Contents
 from shared.models import Job
 from shared.payloads import Kind
-from shared.queue import Lane, LaneRank
+from shared.queue import Lane, LaneRank, Queue
 from shared.states import State
 
 HIDDEN = "It belongs to a conversation of another key."
+
+UNREADABLE = "Unreadable"
+"""The type of the error of a job whose row cannot be read."""
 
 
 class BatchView(BaseModel):
@@ -42,7 +48,9 @@ class JobView(BaseModel):
     `waiting_for` says what a queued job, or the next step of a running one, waits for besides its
     turn: its queue is paused, no living worker takes it, its time has not come, an earlier turn, or
     the next attempt, with the reason why the last one failed. A result that is too large to be
-    shown here is null, and lies at `result_url`.
+    shown here is null, and lies at `result_url`. What a list or an event leaves out since it is
+    large is null, and named in `truncated`; `GET /v1/jobs/{id}` has it. Where a row holds what
+    cannot be read, the rest is shown, and `error` says so.
 
     Turns of a conversation are for the key alone that owns it. Others see of such a job that it is
     there and how far it is: `input` and `metadata` are empty, `result` and `waiting_for` null, and
@@ -51,10 +59,10 @@ class JobView(BaseModel):
 
     id: UUID
     kind: str
-    state: State
-    lane: Lane
+    state: State | str
+    lane: Lane | None
     queue: str
-    input: dict[str, Any]
+    input: dict[str, Any] | None
     result: Any = None
     result_url: str | None = None
     warnings: list[str] = []
@@ -66,26 +74,35 @@ class JobView(BaseModel):
     attempt: int
     max_attempts: int
     metadata: dict[str, Any]
+    truncated: list[str] = []
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
 
     @classmethod
-    def of(cls, job: Job, estimate: Estimate, fair_key: str) -> "JobView":
-        """As the key may see it."""
+    def of(
+        cls, job: Job, estimate: Estimate, fair_key: str, contents: Contents | None = None
+    ) -> "JobView":
+        """As the key may see it. `contents` stand for those of the row, where these are not
+        loaded."""
         hides_text = jobs.hides_text(job, fair_key)
-        error = job.error or {}
+        if hides_text:
+            contents = Contents(input={}, metadata={})
+        elif contents is None:
+            contents = Contents(input=job.input, result=job.result, metadata=job.meta)
+        flaws = [name for name, value in _doubtful(job, contents) if value is None]
+        error = as_object(job.error)
         message = HIDDEN if hides_text else str(error.get("message", ""))
-        return cls.model_construct(
+        view = cls.model_construct(
             id=job.id,
             kind=job.kind,
-            state=State(job.state),
-            lane=LaneRank(job.lane).lane,
+            state=State(job.state) if job.state in set(State) else job.state,
+            lane=LaneRank(job.lane).lane if job.lane in set(LaneRank) else None,
             queue=job.queue,
-            input={} if hides_text else job.input,
-            result=None if hides_text else job.result,
+            input=contents.input if isinstance(contents.input, dict) else None,
+            result=None if isinstance(contents.result, Unreadable) else contents.result,
             result_url=f"/v1/jobs/{job.id}/result" if job.result_path and not hides_text else None,
-            warnings=[] if hides_text else job.warnings,
+            warnings=[] if hides_text else [str(warning) for warning in job.warnings],
             error=ErrorView(type=str(error.get("type", "")), message=message)
             if job.error
             else None,
@@ -97,11 +114,42 @@ class JobView(BaseModel):
             waiting_for=None if hides_text else estimate.waiting_for,
             attempt=job.attempt,
             max_attempts=job.max_attempts,
-            metadata={} if hides_text else job.meta,
+            metadata=as_object(contents.metadata),
+            truncated=list(contents.truncated),
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
         )
+        return view.model_copy(update=view.reduced(flaws)) if flaws else view
+
+    def reduced(self, flaws: Sequence[str]) -> dict[str, Any]:
+        """What to change in the view of a row that holds what cannot be read, and where."""
+        if not flaws:
+            return {}
+        remark = (
+            f"The row of this job cannot be read in full ({', '.join(flaws)}). If it is open, "
+            f"cancel it with POST /v1/jobs/{self.id}/cancel; then erase it with "
+            f"DELETE /v1/jobs/{self.id}."
+        )
+        if self.error is None:
+            return {"error": ErrorView(type=UNREADABLE, message=remark)}
+        message = f"{self.error.message} {remark}".strip()
+        return {"error": ErrorView(type=self.error.type or UNREADABLE, message=message)}
+
+
+def _doubtful(job: Job, contents: Contents) -> Iterator[tuple[str, object]]:
+    """The names of what a row may hold wrongly, with None where it does."""
+    yield "kind", job.kind if job.kind in set(Kind) else None
+    yield "state", job.state if job.state in set(State) else None
+    yield "lane", job.lane if job.lane in set(LaneRank) else None
+    yield "queue", job.queue if job.queue in set(Queue) else None
+    for name in ("created_at", "run_after", "started_at", "finished_at", "deadline_at"):
+        yield name, None if getattr(job, name) in (EARLIEST, LATEST) else name
+    for name in ("input", "metadata"):
+        is_there = name in contents.truncated or isinstance(getattr(contents, name), dict)
+        yield name, name if is_there else None
+    yield "result", None if isinstance(contents.result, Unreadable) else "result"
+    yield "error", "error" if job.error is None or isinstance(job.error, dict) else None
 
 
 ItemT = TypeVar("ItemT")
@@ -216,7 +264,7 @@ class ConversationView(BaseModel):
         found = listed.conversation
         return cls(
             id=found.id,
-            metadata=found.meta,
+            metadata=as_object(found.meta),
             summarize=found.summarize,
             summary=found.summary,
             messages=listed.messages,
@@ -234,7 +282,7 @@ class MessageView(BaseModel):
 
     @classmethod
     def of(cls, row: ConversationMessage) -> "MessageView":
-        return cls(message=row.message, job_id=row.job_id, created_at=row.created_at)
+        return cls(message=as_object(row.message), job_id=row.job_id, created_at=row.created_at)
 
 
 class QueueView(BaseModel):

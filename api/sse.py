@@ -15,13 +15,14 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from api import streams
+from api.answers import as_json
 from api.deps import Parts
 from api.news import Entry, Word
 from api.schemas import JobView
 from api.telling import Place, Telling, Token
 from shared.errors import NotFound
 from shared.events import EventType
-from shared.states import OPEN
+from shared.states import ENDED
 
 EVENT_ID = re.compile(r"(\d{1,20}-\d{1,20})(?:~(\d{1,18})\.(\d{1,18}))?")
 EVENT_ID_CHARS = 100
@@ -30,13 +31,13 @@ HEARTBEAT = b": still here\n\n"
 
 
 def end_id(job: JobView) -> str:
-    assert job.finished_at is not None
-    return f"{int(job.finished_at.timestamp() * 1000)}-end"
+    ended_s = job.finished_at.timestamp() if job.finished_at is not None else 0
+    return f"{int(ended_s * 1000)}-end"
 
 
 def is_over(job: JobView, last_event_id: str | None) -> bool:
     """Whether the client has already had the job's `end`."""
-    return job.state not in OPEN and last_event_id == end_id(job)
+    return job.state in ENDED and last_event_id == end_id(job)
 
 
 async def events(
@@ -99,13 +100,13 @@ class _Stream:
     async def of_word(self, word: Word) -> list[bytes]:
         frames = await self.of_entries(word.entries)
         row = word.row
-        if self._may_be_over or word.is_gone or (row is not None and row.state not in OPEN):
+        if self._may_be_over or word.is_gone or (row is not None and row.state in ENDED):
             return frames + await self.look()
         if row is not None:
             if self._generates and row.shown_bytes != self._shown_bytes:
                 self._shown_bytes = row.shown_bytes
                 frames += await self._unread_text()
-            frames += self._unheard(row.state.value, row.progress)
+            frames += self._unheard(str(row.state), row.progress)
         return frames
 
     async def of_entries(self, entries: Sequence[Entry]) -> list[bytes]:
@@ -138,11 +139,11 @@ class _Stream:
 
     async def of_job(self, job: JobView) -> list[bytes]:
         frames = await self._unread_text() if self._generates else []
-        if job.state not in OPEN:
+        if job.state in ENDED:
             self.is_over = True
-            return [*frames, encode(EventType.END, job.model_dump_json(), end_id(job))]
+            return [*frames, encode(EventType.END, as_json(job), end_id(job))]
         progress = job.progress.model_dump()
-        return frames + self._unheard(job.state.value, progress)
+        return frames + self._unheard(str(job.state), progress)
 
     def _unheard(self, state: str, progress: dict[str, Any]) -> list[bytes]:
         """What Postgres knows and the stream did not tell, or told otherwise."""

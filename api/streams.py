@@ -83,20 +83,29 @@ def has_ended(parts: Parts, job_id: UUID) -> bool:
         return jobs.state_of(session, job_id) not in OPEN
 
 
-def view(parts: Parts, job_id: UUID, fair_key: str) -> JobView:
-    """The job as it is now, as the key may see it. Raises NotFound."""
+def view(parts: Parts, job_id: UUID, fair_key: str, *, is_whole: bool = False) -> JobView:
+    """The job as it is now, as the key may see it. Raises NotFound.
+
+    Unless it is to be whole, an input as large as no result may be in it is left out: events and
+    answers to those who wait are small.
+    """
+    limit_bytes = parts.settings.result_inline_bytes
     with parts.ledger.read() as session:
-        job = jobs.get(session, job_id)
+        if is_whole:
+            job, contents = jobs.get(session, job_id), None
+        else:
+            job = jobs.without_contents(session, job_id)
+            contents = jobs.contents(session, [job_id], limit_bytes=limit_bytes)[job_id]
         found = estimate(
             session,
             [job],
             worker_heartbeat_s=parts.settings.worker_heartbeat_s,
             depths=parts.depths,
         )
-    return JobView.of(job, found.get(job_id, Estimate()), fair_key)
+    return JobView.of(job, found.get(job_id, Estimate()), fair_key, contents)
 
 
 def shows_text(parts: Parts, job_id: UUID, fair_key: str) -> bool:
     """Whether the key may read what the job generates. Raises NotFound."""
     with parts.ledger.read() as session:
-        return not jobs.hides_text(jobs.get(session, job_id), fair_key)
+        return not jobs.hides_text(jobs.without_contents(session, job_id), fair_key)

@@ -44,6 +44,12 @@ def forget(parts: Parts, path: str) -> None:
         parts.storage.delete(path)
 
 
+def forget_folder(parts: Parts, path: str) -> None:
+    """As `forget`, with all that is in it."""
+    with suppress(OSError):
+        parts.storage.delete_folder(path)
+
+
 def clean_name(name: str | None) -> str:
     """Raises InvalidInput where nothing is left, or too much."""
     # Browsers, curl and httpx write a quotation mark so, and nothing else but line breaks.

@@ -51,7 +51,7 @@ class JobCalls(Caller):
         answer = self.transport.json(
             "POST", "/v1/jobs", body=body, headers=headers, wait_s=wait_s or 0.0
         )
-        return Job.model_validate(answer)
+        return self._with_result(Job.model_validate(answer))
 
     def submit_batch(self, jobs: Sequence[Mapping[str, Any]]) -> list[str]:
         """Up to 1,000 jobs, all or none; each is a body of `POST /v1/jobs`. Returns their ids.
@@ -63,14 +63,31 @@ class JobCalls(Caller):
         answer = self.transport.json("POST", "/v1/jobs/batch", body=body, safe=False)
         return [str(job_id) for job_id in answer["ids"]]
 
-    def job(self, job_id: str) -> Job:
-        return self._get(Job, f"/v1/jobs/{part(job_id)}")
+    def job(self, job_id: str, *, with_result: bool = False) -> Job:
+        """The job as it is now; `with_result` also fetches one that is too large for that view."""
+        job = self._get(Job, f"/v1/jobs/{part(job_id)}")
+        return self._with_result(job) if with_result else job
 
     def result(self, job: Job) -> Any:
         """What a job has ended with, also where that is too large for the job's own view."""
-        if job.result_url is None:
+        if job.result is not None or job.result_url is None:
             return job.result
         return self.transport.json("GET", f"/v1/jobs/{part(job.id)}/result")
+
+    def _with_result(self, job: Job) -> Job:
+        if job.result is not None or job.result_url is None or job.state is not State.SUCCEEDED:
+            return job
+        return job.model_copy(update={"result": self.result(job)})
+
+    def _event_with_result(self, event: Event) -> Event:
+        if event.event != "end" or not event.data.get("result_url"):
+            return event
+        job = self._with_result(Job.model_validate(event.data))
+        return event.model_copy(update={"data": event.data | {"result": job.result}})
+
+    def erase_job(self, job_id: str) -> None:
+        """Forget a job that has ended, with its input and result."""
+        self.transport.request("DELETE", f"/v1/jobs/{part(job_id)}")
 
     def jobs(
         self,
@@ -93,8 +110,9 @@ class JobCalls(Caller):
     def events(
         self, job_id: str, *, last_event_id: str | None = None, timeout_s: float | None = None
     ) -> Iterator[Event]:
-        """What happens to a job, up to and with `end`; resumes by itself."""
-        return follow(self.transport, job_id, last_event_id=last_event_id, timeout_s=timeout_s)
+        """What happens to a job, up to and with `end`, which has its result; resumes by itself."""
+        found = follow(self.transport, job_id, last_event_id=last_event_id, timeout_s=timeout_s)
+        return map(self._event_with_result, found)
 
     def stream(
         self, job_id: str, *, last_event_id: str | None = None, timeout_s: float | None = None
@@ -126,7 +144,7 @@ class JobCalls(Caller):
                     on_event(event)
                 if event.event == "end":
                     return Job.model_validate(event.data)
-        return self.job(job_id)
+        return self.job(job_id, with_result=True)
 
     def reasons_told(
         self, job_id: str, tell: Tell, *, known: str | None = None

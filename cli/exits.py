@@ -27,7 +27,7 @@ class Exit(IntEnum):
     CLOSED_PIPE = 141
 
 
-OF_STATE = {State.FAILED: Exit.FAILED, State.CANCELLED: Exit.CANCELLED}
+OF_STATE: dict[str, Exit] = {State.FAILED: Exit.FAILED, State.CANCELLED: Exit.CANCELLED}
 """For commands that end with a job; any other state is no error."""
 
 _OF_ERROR: tuple[tuple[type[SluiceError], Exit], ...] = (

@@ -31,7 +31,7 @@ def watch_job(
                     say(f"{job.id} is {event.data.get('state')}")
                 elif event.event == "end":
                     return Job.model_validate(event.data)
-    return client.job(job.id)
+    return client.job(job.id, with_result=True)
 
 
 def eta(job: Job) -> str:

@@ -6,9 +6,9 @@ break an older client and `--json` shows everything. Nothing here talks to the n
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from cli.errors import JobCancelled, JobFailed
 
@@ -44,13 +44,15 @@ class JobError(Wire):
 class Job(Wire):
     id: str
     kind: str
-    state: State
+    state: Annotated[State | str, Field(union_mode="left_to_right")]
     lane: str | None = None
     queue: str | None = None
     input: dict[str, Any] | None = None
     result: Any = None
     result_url: str | None = None
     """Where the result is, if it is too large for this; `Client.result` fetches it."""
+    truncated: list[str] = []
+    """What a list left out since it is large; `Client.job` has it."""
     warnings: list[str] = []
     error: JobError | None = None
     progress: Progress | None = None

@@ -57,6 +57,7 @@ FIELDS_LIMIT = 64
 RUN_AFTER_PAST = timedelta(days=1)
 RUN_AFTER_AHEAD = timedelta(days=366)
 SHOWN_CHARS = 80
+SHOWN_DEPTH = 200
 MESSAGE_LIMIT_CHARS = 2000
 
 COLLECTION_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]$"
@@ -283,6 +284,31 @@ class Unreadable:
         return f"<unreadable: {self.reason}>"
 
 
+def as_object(value: Any) -> dict[str, Any]:
+    """What a row holds where an object belongs; empty where it holds something else."""
+    return value if isinstance(value, dict) else {}
+
+
+def is_deep(value: Any, limit_depth: int = SHOWN_DEPTH) -> bool:
+    """Whether objects and lists lie deeper in each other than an answer can be written."""
+    left = [(value, 1)]
+    while left:
+        at, depth = left.pop()
+        if isinstance(at, dict | list):
+            if depth > limit_depth:
+                return True
+            left += [(each, depth + 1) for each in (at.values() if isinstance(at, dict) else at)]
+    return False
+
+
+class EncodedJson:
+    """A value with its JSON, so that it is encoded once however often it is written."""
+
+    def __init__(self, value: Any, text: str) -> None:
+        self.value = value
+        self.text = text
+
+
 EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 """What dates are read as that Python cannot hold: before Christ, behind 9999, or infinity."""
@@ -296,6 +322,8 @@ def to_json(value: Any) -> str:
     NUL characters and half surrogate pairs, which a model or another server may give, become
     U+FFFD. What clients send was refused before if it held any.
     """
+    if isinstance(value, EncodedJson):
+        return value.text
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         # An escaped backslash before `u0000` looks the same, and costs a copy.

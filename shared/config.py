@@ -151,7 +151,8 @@ class Settings(BaseSettings):
     hf_hub_timeout_s: PositiveFloat = 120
     hf_hub_parallel_requests: PositiveInt = 8
     compat_wait_s: PositiveFloat = 300
-    result_inline_bytes: Bytes = 2**20
+    result_inline_bytes: Annotated[int, Field(gt=0, le=64 * 2**20)] = 2**20
+    list_inline_bytes: Bytes = 4096
 
     # Tools of agents
     fetch_timeout_s: PositiveFloat = 10

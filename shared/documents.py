@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Select, select, tuple_
 from sqlalchemy.orm import Session
 
-from shared.bounds import INT32_MAX
+from shared.bounds import INT32_MAX, as_object
 from shared.document_models import Chunk, Collection, Document, Version
 from shared.errors import Conflict, NotFound
 
@@ -138,7 +138,7 @@ def _document_view(document: Document, version: Version, collection: str) -> Doc
         content_hash=version.content_hash,
         size_bytes=version.size_bytes,
         chunks=version.chunk_count,
-        metadata=version.meta,
+        metadata=as_object(version.meta),
         created_at=document.created_at,
         updated_at=document.updated_at,
     )
@@ -152,5 +152,5 @@ def _chunk_view(chunk: Chunk, document_id: UUID, source: str) -> ChunkView:
         ordinal=chunk.ordinal,
         start=chunk.start,
         text=chunk.text,
-        metadata=chunk.meta,
+        metadata=as_object(chunk.meta),
     )

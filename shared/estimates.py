@@ -338,6 +338,7 @@ def _paces(
                     SELECT started_at, finished_at FROM (
                         SELECT started_at, finished_at, door FROM steps
                         WHERE queue = p.queue AND state = 'succeeded'
+                          AND isfinite(started_at) AND isfinite(finished_at)
                         ORDER BY finished_at DESC LIMIT :looked_at) latest
                     WHERE door = p.door LIMIT :recent) recent) r
             WHERE r.mean_s IS NOT NULL

@@ -4,7 +4,6 @@ An event that cannot be written is logged and forgotten; readers fall back to Po
 are Redis' own (`milliseconds-sequence`), which is what `Last-Event-ID` carries.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,9 @@ from uuid import UUID
 
 from redis import Redis
 from redis.exceptions import RedisError
+
+from shared.bounds import to_json
+from shared.errors import Permanent
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class Events:
                 for event in events:
                     fields: dict[Any, Any] = {
                         "type": event.type.value,
-                        "data": json.dumps(event.data, ensure_ascii=False),
+                        "data": to_json(event.data),
                     }
                     key = stream_key(event.job_id)
                     pipe.xadd(key, fields, maxlen=self._limit_entries, approximate=True)
@@ -70,7 +72,7 @@ class Events:
                     keep_s = self._keep_after_end_s if job_id in ended else self._keep_s
                     pipe.expire(stream_key(job_id), keep_s)
                 pipe.execute()
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, Permanent) as error:
             log.warning("events not published (readers fall back to the database): %s", error)
             return False
         return True

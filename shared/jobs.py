@@ -11,11 +11,27 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, Text, cast, delete, exists, func, insert, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    Text,
+    case,
+    cast,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.orm import Session, load_only
+from sqlalchemy.orm import InstrumentedAttribute, Session, defer, load_only
 
 from shared import conversations
+from shared.bounds import as_object, cut
 from shared.claims import Claim
 from shared.errors import Conflict, NotFound
 from shared.events import EventType
@@ -23,7 +39,7 @@ from shared.ledger import ring_after_commit, tell_after_commit
 from shared.models import IngestItem, Job, Step
 from shared.payloads import Kind
 from shared.queue import LaneRank, Queue
-from shared.states import OPEN, State
+from shared.states import ENDED, State, known
 from shared.submission import FIRST_STEP, NewJob, first_list, first_step
 
 
@@ -46,7 +62,7 @@ def state_of(session: Session, job_id: UUID) -> State:
     state = session.scalar(select(Job.state).where(Job.id == job_id))
     if state is None:
         raise _unknown(job_id)
-    return State(state)
+    return known(state)
 
 
 def ending_of(session: Session, job_id: UUID) -> str | None:
@@ -63,8 +79,12 @@ class Filter:
 
 
 def page(session: Session, where: Filter, *, limit: int, before: UUID | None) -> list[Job]:
-    """The newest jobs that match, newest first, older than `before`."""
-    query: Select[Job] = select(Job).order_by(Job.id.desc()).limit(limit)
+    """The newest jobs that match, newest first, older than `before`.
+
+    What users sent and what came of it is not loaded (`contents`).
+    """
+    query: Select[Job] = select(Job).options(*_without_contents()).order_by(Job.id.desc())
+    query = query.limit(limit)
     if before is not None:
         query = query.where(Job.id < before)
     if where.state is not None:
@@ -78,12 +98,86 @@ def page(session: Session, where: Filter, *, limit: int, before: UUID | None) ->
     return list(session.scalars(query))
 
 
+def _without_contents() -> list[Any]:
+    columns = (Job.input, Job.result, Job.meta, Job.webhook)
+    return [defer(column, raiseload=True) for column in columns]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """Of a job, what may be large: each is None where it is larger than was asked for."""
+
+    input: Any = None
+    result: Any = None
+    metadata: Any = None
+    truncated: tuple[str, ...] = ()
+    """The names of those that are there, and too large."""
+
+
+def without_contents(session: Session, job_id: UUID) -> Job:
+    """The job, less what may be large. Raises NotFound."""
+    job = session.scalar(select(Job).options(*_without_contents()).where(Job.id == job_id))
+    if job is None:
+        raise _unknown(job_id)
+    return job
+
+
+def contents(
+    session: Session, job_ids: Sequence[UUID], *, limit_bytes: int
+) -> dict[UUID, Contents]:
+    """Input, result and metadata of jobs as far as none has more bytes of JSON than the limit.
+
+    PostgreSQL reads no large value for that: its stored size is looked at first.
+    """
+    parts = {"input": Job.input, "result": Job.result, "metadata": Job.meta}
+    rows = session.execute(
+        select(
+            Job.id,
+            *(_small(column, limit_bytes).label(name) for name, column in parts.items()),
+            *(column.is_not(None).label(f"has_{name}") for name, column in parts.items()),
+        ).where(Job.id.in_(job_ids))
+    )
+    return {row.id: _contents(row, list(parts)) for row in rows}
+
+
+def _small(column: InstrumentedAttribute[Any], limit_bytes: int) -> ColumnElement[Any]:
+    return case(
+        (func.pg_column_size(column) > limit_bytes, null()),
+        (func.octet_length(cast(column, Text)) > limit_bytes, null()),
+        else_=column,
+    )
+
+
+def _contents(row: Row[Any], names: Sequence[str]) -> Contents:
+    values = {name: getattr(row, name) for name in names}
+    truncated = [n for n in names if values[n] is None and getattr(row, f"has_{n}")]
+    return Contents(**values, truncated=tuple(truncated))
+
+
+def erase(session: Session, job_id: UUID) -> str:
+    """Remove a job that has ended, with its steps; returns the folder of the storage that is to be
+    deleted once this is committed. Raises NotFound, or Conflict while the job is open."""
+    state = session.scalar(select(Job.state).where(Job.id == job_id).with_for_update())
+    if state is None:
+        raise _unknown(job_id)
+    if state not in ENDED:
+        raise Conflict(
+            f"Job {job_id} is {cut(state, 40)}; cancel it, and erase it when it has ended."
+        )
+    session.execute(delete(Job).where(Job.id == job_id))
+    return result_folder(job_id)
+
+
 def cancel(session: Session, job_id: UUID) -> None:
     """End a job: queued steps now, running ones when their workers notice (within 2 s).
 
     Cancelling a job that has ended changes nothing.
     """
     stop(session, job_id, State.CANCELLED, error=None)
+    job = _locked(session, job_id)
+    if job.state not in ENDED and not _has_open_steps(session, job_id):
+        job.open_steps = 0  # the row counted steps that there are not
+        end(session, job, result=None)
 
 
 def stop(
@@ -94,7 +188,7 @@ def stop(
     Called again, it takes the queued steps that somebody had locked the last time.
     """
     job = _locked(session, job_id)
-    if job.state not in OPEN:
+    if job.state in ENDED:
         return
     if job.ending is None:
         job.ending = ending.value
@@ -115,6 +209,12 @@ def stop(
     job.open_steps -= len(stopped)
     if job.open_steps == 0:
         end(session, job, result=None)
+
+
+def _has_open_steps(session: Session, job_id: UUID) -> bool:
+    is_open = Step.state.in_((State.QUEUED.value, State.RUNNING.value))
+    query = select(Step.id).where(Step.job_id == job_id, is_open, ~Step.after_end).limit(1)
+    return session.scalar(query) is not None
 
 
 def end(session: Session, job: Job, result: Any) -> None:
@@ -149,12 +249,19 @@ def redrive(session: Session, job_id: UUID) -> None:
             f"The conversation of job {job_id} was erased, so its turn cannot be retried. Start "
             "another with `POST /v1/conversations`."
         )
+    try:
+        new = NewJob(
+            kind=Kind(job.kind), input=dict(job.input), fair_key=job.fair_key,
+            lane=LaneRank(job.lane).lane, max_attempts=job.max_attempts,
+        )  # fmt: skip
+        first = first_step(job_id, new)
+    except (ValueError, TypeError, LookupError) as error:
+        raise Conflict(
+            f"Job {job_id} cannot be run again, for its row cannot be read. Erase it with "
+            f"DELETE /v1/jobs/{job_id}, and submit another."
+        ) from error
     session.execute(delete(Step).where(Step.job_id == job_id))
     session.execute(delete(IngestItem).where(IngestItem.job_id == job_id))
-    new = NewJob(
-        kind=Kind(job.kind), input=job.input, fair_key=job.fair_key,
-        lane=LaneRank(job.lane).lane, max_attempts=job.max_attempts,
-    )  # fmt: skip
     talks = job.conversation_id
     held = talks is not None and not conversations.is_free(session, talks)
     job.state = State.QUEUED.value
@@ -167,7 +274,7 @@ def redrive(session: Session, job_id: UUID) -> None:
     job.progress_total = job.progress_unit = None
     job.open_steps = 1
     due = {"run_after": conversations.HELD} if held else {}
-    session.execute(insert(Step), [first_step(job_id, new) | due])
+    session.execute(insert(Step), [first | due])
     if not held:
         ring_after_commit(session, first_list(new))
     tell_after_commit(session, job_id, EventType.STATE, {"state": State.QUEUED.value})
@@ -180,7 +287,7 @@ def news(job: Job) -> dict[str, Any]:
         "kind": job.kind,
         "state": job.state,
         "error": job.error,
-        "metadata": job.meta,
+        "metadata": as_object(job.meta),
         "created_at": job.created_at.isoformat(),
         "finished_at": job.finished_at.isoformat() if job.finished_at else None,
     }
@@ -261,6 +368,13 @@ def warn(session: Session, job_id: UUID, warnings: Sequence[str]) -> None:
         update(Job)
         .where(Job.id == job_id)
         .values(warnings=func.array_cat(Job.warnings, cast(list(warnings), ARRAY(Text))))
+    )
+
+
+def note_place(session: Session, job_id: UUID, *, path: str, size_bytes: int) -> None:
+    """Where in the storage the job's result lies, which is too large for its row."""
+    session.execute(
+        update(Job).where(Job.id == job_id).values(result_path=path, result_bytes=size_bytes)
     )
 
 

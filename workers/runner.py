@@ -35,7 +35,7 @@ from shared.errors import (
     WorkerLost,
 )
 from shared.sqlstates import Meaning, first_line, is_outage, trouble_of
-from workers import batches
+from workers import batches, results
 from workers.process import Process
 from workers.pulse import Beat
 from workers.step import Context, Done, Handler
@@ -121,8 +121,10 @@ def _recorded(
     try:
         if isinstance(outcome, Exception):
             raise outcome
-        done = outcome
-        return _persistently(process, beat, lambda own: _succeed(own, handler, claim, done))
+        done = results.placed(beat.context, outcome)
+        return _persistently(
+            process, beat, lambda own: _succeed(own, process.settings, handler, claim, done)
+        )
     except Cancelled as error:
         reason = error.message
         return not beat.lost and _persistently(
@@ -164,7 +166,10 @@ def conclude_all(
     done.sort(key=lambda pair: pair[0].context.claim.job_id)
     try:
         with process.ledger.begin() as session:
-            recorded = [_succeed(session, handler, beat.context.claim, d) for beat, d in done]
+            recorded = [
+                _succeed(session, process.settings, handler, beat.context.claim, each)
+                for beat, each in done
+            ]
     except Exception as error:
         log.warning("a batch is recorded step by step: %s", _message(error))
         recorded = None
@@ -180,14 +185,16 @@ def conclude_all(
             conclude(process, handler, beat, outcome)
 
 
-def _succeed(session: Session, handler: Handler | None, claim: Claim, done: Done) -> bool:
+def _succeed(
+    session: Session, settings: Settings, handler: Handler | None, claim: Claim, done: Done
+) -> bool:
     return steps.succeed(
         session,
         claim,
         result=done.result,
         children=done.children,
         record=done.record,
-        finish=handler.finish if handler else None,
+        finish=results.finish_of(handler, settings),
     )
 
 
@@ -227,7 +234,7 @@ def settle_failure(
         claim,
         reason,
         absorb=_absorb(handler, claim, reason["message"]),
-        finish=handler.finish if handler else None,
+        finish=results.finish_of(handler, settings),
         dead=not final,
     )
 

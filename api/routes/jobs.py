@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api import cursors, prefer, streams, submission
+from api import cursors, prefer, streams, submission, uploads
 from api.answers import answer, documented
 from api.body import StrictRoute
 from api.deps import Cursor, FairKey, JobId, Limit, Parts, PartsDep, Prefer
@@ -15,9 +15,10 @@ from api.requests import EXAMPLES, PRINTABLE, BatchRequest, JobRequest
 from api.results import result_response
 from api.schemas import HIDDEN, BatchView, JobView, Page
 from shared import jobs
+from shared.bounds import Unreadable
 from shared.errors import Conflict, InvalidInput, NotFound
 from shared.estimates import Estimate, estimate
-from shared.jobs import Filter
+from shared.jobs import Contents, Filter
 from shared.payloads import CollectionName, Kind
 from shared.queue import Lane
 from shared.states import State
@@ -107,7 +108,7 @@ def list_jobs(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
-    """Jobs, newest first."""
+    """Jobs, newest first. What is large of them is left out, and named in `truncated`."""
     where = Filter(state=state, kind=kind, collection=collection, dead=dead)
     with parts.ledger.read() as session:
         found = jobs.page(session, where, limit=limit + 1, before=cursors.decode_id("jobs", cursor))
@@ -118,9 +119,20 @@ def list_jobs(
             worker_heartbeat_s=parts.settings.worker_heartbeat_s,
             depths=parts.depths,
         )
+        contents = jobs.contents(
+            session, [job.id for job in shown], limit_bytes=parts.settings.list_inline_bytes
+        )
     return answer(
         Page[JobView].model_construct(
-            items=[JobView.of(job, estimates.get(job.id, Estimate()), fair_key) for job in shown],
+            items=[
+                JobView.of(
+                    job,
+                    estimates.get(job.id, Estimate()),
+                    fair_key,
+                    contents.get(job.id, Contents()),
+                )
+                for job in shown
+            ],
             next_cursor=cursors.encode("jobs", str(shown[-1].id)) if len(found) > limit else None,
         )
     )
@@ -129,7 +141,21 @@ def list_jobs(
 @router.get("/{job_id}", responses=documented({200: JobView}, 404))
 def get_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """The job as it is now."""
-    return answer(streams.view(parts, job_id, fair_key))
+    return answer(streams.view(parts, job_id, fair_key, is_whole=True))
+
+
+@router.delete("/{job_id}", status_code=204, responses=documented({}, 404, 409))
+def erase(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
+    """Erase a job that has ended, with its input and its stored result; 409 while it is open.
+
+    What it has made (documents, messages of a conversation) stays.
+    """
+    with parts.ledger.begin() as session:
+        if jobs.hides_text(jobs.without_contents(session, job_id), fair_key):
+            raise NotFound(f"There is no job {job_id} that this key may erase. {HIDDEN}")
+        folder = jobs.erase(session, job_id)
+    uploads.forget_folder(parts, folder)
+    return Response(status_code=204)
 
 
 @router.get("/{job_id}/result", responses=RESULT_RESPONSES)
@@ -139,6 +165,8 @@ def get_job_result(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Respons
         job = jobs.get(session, job_id)
     if jobs.hides_text(job, fair_key):
         raise NotFound(f"There is no result of job {job_id} for this key. {HIDDEN}")
+    if isinstance(job.result, Unreadable):
+        raise Conflict(f"The result of job {job_id} cannot be read: {job.result.reason}.")
     if job.state != State.SUCCEEDED:
         raise Conflict(f"Job {job_id} is {job.state}; only jobs that have succeeded have a result.")
     return result_response(parts, job)

@@ -166,6 +166,20 @@ def _whole(client: Client, job_ids: tuple[str, ...]) -> list[str]:
     return [client.whole_id("job", job_id) for job_id in job_ids]
 
 
+@jobs.command()
+@click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
+@with_client
+def erase(client: Client, *, job_ids: tuple[str, ...], as_json: bool) -> int:
+    """Forget jobs that have ended, with their inputs and results."""
+    for job_id in job_ids:
+        client.erase_job(job_id)
+        if not as_json:
+            print_text(f"{job_id} is erased")
+    if as_json:
+        print_json({"erased": list(job_ids)})
+    return 0
+
+
 def _tell(changed: list[Job], as_json: bool) -> int:
     if as_json:
         print_json({"items": changed})

@@ -248,3 +248,34 @@ def test_url_and_key_come_from_the_environment(
 def test_a_url_that_is_none_is_a_setting_to_correct(url: str) -> None:
     with pytest.raises(ConfigurationError, match="http://127"):
         Client(url)
+
+
+def test_a_large_result_comes_with_the_job_however_it_is_got(client: Client, state: State) -> None:
+    state.results_are_large = True
+    want = {"model": "m", "dimension": 2}
+
+    waited = client.wait(client.submit("embed", ASKED).id)
+    at_once = client.submit("embed", ASKED, wait_s=5)
+    read = client.job(waited.id, with_result=True)
+    streamed = list(client.stream(waited.id))[-1]
+    ended = list(client.events(waited.id))[-1]
+
+    for result in (
+        waited.result,
+        at_once.result,
+        read.result,
+        streamed.result,
+        ended.data["result"],
+    ):  # type: ignore[union-attr]
+        assert {name: result[name] for name in want} == want
+    assert client.result(client.job(waited.id)) == waited.result
+    assert client.job(waited.id).result is None
+    assert client.embed(["a"]).dimension == 2
+
+
+def test_a_state_that_this_version_does_not_know_is_shown(client: Client, state: State) -> None:
+    job = client.submit("embed", ASKED)
+    state.jobs[job.id]["state"] = "confused"
+
+    assert client.job(job.id).state == "confused"
+    assert not client.job(job.id).ended

@@ -4,7 +4,6 @@ What an attempt stores that is then not recorded is deleted again; all of a job'
 retention forgets the job.
 """
 
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +11,14 @@ from typing import Any
 from sqlalchemy import select
 
 from shared import jobs
+from shared.bounds import EncodedJson
 from shared.errors import Permanent
 from shared.models import Step
 from shared.queue import Queue
 from shared.states import State
 from shared.steps import NewStep
 from workers.hf.work import Work, as_json
+from workers.results import stored
 from workers.step import Context, Done
 
 STEP = "hf.run"
@@ -54,7 +55,7 @@ def of_answer(context: Context, answer: Any, *, warnings: Sequence[str] = ()) ->
     """The end of a job with this answer. Raises Permanent for what is no JSON."""
     unique = list(dict.fromkeys(warnings))
     data = _encoded(answer)
-    path = _stored(context, data)
+    path = stored(context, data)
     job_id = context.claim.job_id
 
     def record(session: Any) -> None:
@@ -62,13 +63,13 @@ def of_answer(context: Context, answer: Any, *, warnings: Sequence[str] = ()) ->
             session, job_id, path=path, size_bytes=len(data) if path else None, warnings=unique
         )
 
-    return Done(result=None if path else answer, record=record)
+    return Done(result=None if path else EncodedJson(answer, data.decode()), record=record)
 
 
 def go_on(work: Work) -> Done:
     """What there is so far, and a step for the rest."""
     outputs = {str(n): output for n, output in work.outputs.items()}
-    path = _stored(work.context, _encoded(outputs)) if outputs else None
+    path = stored(work.context, _encoded(outputs)) if outputs else None
     kept = {"path": path} if path else {"outputs": outputs}
     following = NewStep(
         name=STEP, queue=Queue.HF, batch_key=work.context.claim.batch_key, payload=work.rest()
@@ -84,14 +85,3 @@ def _encoded(value: Any) -> bytes:
             "The model gave numbers that are none (NaN or infinity). Set SLUICE_HF_DTYPE=float32, "
             "or use another model."
         ) from None
-
-
-def _stored(context: Context, data: bytes) -> str | None:
-    """The path of what is too large for a row. An attempt that loses its step deletes it again."""
-    process, claim = context.process, context.claim
-    if len(data) <= process.settings.result_inline_bytes:
-        return None
-    path = f"{jobs.result_folder(claim.job_id)}/{claim.step_id}-{claim.attempt}.json"
-    process.storage.write(path, io.BytesIO(data))
-    context.on_lost.append(lambda: process.storage.delete(path))
-    return path
