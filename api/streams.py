@@ -20,6 +20,7 @@ from api.schemas import JobView
 from shared import jobs, transcripts
 from shared.estimates import Estimate, estimate
 from shared.events import EventType, stream_key
+from shared.jobs import Contents
 from shared.states import OPEN
 from shared.transcripts import Shown
 
@@ -95,7 +96,8 @@ def view(parts: Parts, job_id: UUID, fair_key: str, *, is_whole: bool = False) -
             job, contents = jobs.get(session, job_id), None
         else:
             job = jobs.without_contents(session, job_id)
-            contents = jobs.contents(session, [job_id], limit_bytes=limit_bytes)[job_id]
+            small = jobs.contents(session, [job_id], limit_bytes=limit_bytes)
+            contents = small.get(job_id, Contents())
         found = estimate(
             session,
             [job],

@@ -145,7 +145,7 @@ def get_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
 
 
 @router.delete("/{job_id}", status_code=204, responses=documented({}, 404, 409))
-def erase(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
+def erase_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """Erase a job that has ended, with its input and its stored result; 409 while it is open.
 
     What it has made (documents, messages of a conversation) stays.
