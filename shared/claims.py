@@ -53,8 +53,8 @@ TAKE = """), claimed AS (
     UPDATE jobs SET state = 'running', started_at = coalesce(jobs.started_at, now()),
         attempt = greatest(jobs.attempt, c.attempt - c.max_attempts + jobs.max_attempts),
         queue = c.queue,
-        deadline_at = coalesce(deadline_at,
-            now() + make_interval(secs => least(greatest(timeout_s, 0), 1e9)))
+        deadline_at = coalesce(deadline_at, now() + make_interval(
+            secs => CASE WHEN timeout_s BETWEEN 0 AND 1e9 THEN timeout_s END))
     FROM claimed c
     WHERE jobs.id = c.job_id AND NOT c.after_end
       AND (jobs.state = 'queued' OR jobs.queue <> c.queue
