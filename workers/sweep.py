@@ -118,12 +118,17 @@ class Sweeper:
             thread.join(max(0.0, ends - time.monotonic()))
 
     def _run(self, loop: Loop) -> None:
+        said = ""
         while not self._stop.is_set():
             try:
                 self._round(loop)
+                said = ""
             except Exception as error:
                 # Postgres is away, most likely. The loop goes on whatever it is.
-                log.warning("a sweep failed: %s", first_line(error))
+                words = first_line(error)
+                if words != said:  # said once, not each second
+                    log.warning("a sweep failed, and is tried again: %s", words)
+                said = words
             self._stop.wait(loop.interval_s)
 
     def _round(self, loop: Loop) -> bool:

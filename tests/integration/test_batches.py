@@ -115,6 +115,8 @@ def test_what_is_not_settled_goes_back_and_costs_no_attempt(process: Process) ->
     invariants_hold(process)
     drain(process, table)
     assert set(states(process, ids)) == {State.SUCCEEDED}
+    # What users see of the attempts is no more than what was counted.
+    assert {job_of(process, job_id).attempt for job_id in ids} == {1}
     # The process has learnt how many are through in time.
     assert [len(batch) for batch in runs] == [6, 2, 2]
     invariants_hold(process, all_ended=True)

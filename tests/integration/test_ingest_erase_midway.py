@@ -6,16 +6,24 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from shared import claims, documents, steps
+from shared import claims, documents, jobs, steps
 from shared.queue import Queue
-from tests.integration.erasures import PUBLIC, SECRET, order_erasure
-from tests.integration.ingestion import counts, document_id, ingest, live_texts, order, stores_agree
+from tests.integration.erasures import PUBLIC, SECRET, erase, order_erasure
+from tests.integration.ingestion import (
+    counts,
+    document_id,
+    ingest,
+    live_texts,
+    new_collection,
+    order,
+    stores_agree,
+)
 from tests.integration.workbench import claimed, drain, handlers, job_of, lose_workers
 from workers.ingest import erase as erasing
 from workers.ingest import steps as ingest_steps
 from workers.ingest.collect import collect_forsaken
 from workers.process import Process
-from workers.retrieval.store import Entry
+from workers.retrieval.store import Entry, Missing
 from workers.runner import run, run_next
 from workers.step import Context, Done, Handler
 
@@ -174,3 +182,48 @@ def _write_vectors_again(process: Process, collection: str, claim: claims.Claim)
     ]
     entries = [Entry(id=id_, text=SECRET, metadata={"source": "secret"}) for id_ in ids]
     process.store.upsert(collection, entries, np.ones((len(ids), 384), dtype=np.float32))
+
+
+def test_no_transaction_waits_for_chroma_while_a_collection_is_made(process: Process) -> None:
+    """While Chroma makes it, the ledger's row is free: an erasure is not kept waiting."""
+    collection = new_collection(process)
+    job_id = order(process, collection, {"a": "one"})
+    seen: list[str] = []
+    real = process.store.make
+
+    def make(name: str, distance: str) -> None:
+        with process.ledger.begin() as session:
+            row = text("SELECT name FROM collections WHERE name = :name FOR UPDATE NOWAIT")
+            seen.append(session.execute(row, {"name": name}).scalar_one())
+        real(name, distance)
+
+    process.store.make = make  # type: ignore[method-assign]
+    assert run_next(process, handlers(), "ingest")
+
+    assert seen == [collection]
+    with process.ledger.read() as session:
+        assert jobs.state_of(session, job_id) == "running"
+
+
+def test_a_collection_that_is_erased_while_chroma_makes_it_leaves_nothing_there(
+    process: Process,
+) -> None:
+    collection = new_collection(process)
+    job_id = order(process, collection, {"a": "one"}, fields={"max_attempts": 1})
+    real = process.store.make
+
+    def make(name: str, distance: str) -> None:
+        erase(process, collection=collection)  # to its end, and then:
+        real(name, distance)
+
+    planned = claimed(process, Queue.INGEST)
+    process.store.make = make  # type: ignore[method-assign]
+    run(process, handlers(), planned)
+
+    assert process.store.id_page(collection, limit=1, offset=0) == []
+    with pytest.raises(Missing):
+        process.store.upsert(collection, [], np.zeros((0, 384), dtype=np.float32))
+    job = job_of(process, job_id)
+    assert job.state == "failed"
+    assert job.error is not None
+    assert job.error["type"] == "NotFound"

@@ -217,3 +217,24 @@ def test_the_first_attempt_of_before_a_redrive_cannot_write_into_it(process: Pro
 
     assert succeed(process, zombie, result={"from": "the past"}) is False
     assert job_of(process, job_id).state == "queued"
+
+
+def test_progress_of_an_attempt_that_runs_no_longer_is_ignored(process: Process) -> None:
+    """A zombie of before a redrive does not lift what the new run has done."""
+    job_id = submit(process)
+    old = claimed(process)
+    with process.ledger.begin() as session:
+        jobs.report(session, old, 900, 1000, "inputs")
+    assert job_of(process, job_id).progress_done == 900
+    with process.ledger.begin() as session:
+        steps.fail(session, old, {"type": "Permanent", "message": "m"})
+    with process.ledger.begin() as session:
+        jobs.redrive(session, job_id)
+    new = claimed(process)
+
+    with process.ledger.begin() as session:
+        jobs.report(session, old, 950, 1000, "inputs")
+    assert job_of(process, job_id).progress_done == 0
+    with process.ledger.begin() as session:
+        jobs.report(session, new, 3, 1000, "inputs")
+    assert job_of(process, job_id).progress_done == 3

@@ -4,21 +4,35 @@ import io
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import numpy as np
 import pytest
 from sqlalchemy import func, select, text
 
 from shared import files, jobs
+from shared.config import Settings
 from shared.document_models import File
+from shared.documents import chunk_id
 from shared.errors import NotFound
-from shared.models import Job, Step, Worker
+from shared.ids import new_id
+from shared.models import DoomedPath, Job, Step, Worker
 from shared.payloads import Kind
 from shared.queue import Queue
-from tests.integration.ingestion import new_collection, order, order_sources, stores_agree
+from tests.integration.erasures import erase
+from tests.integration.ingestion import (
+    document_id,
+    ingest,
+    new_collection,
+    order,
+    order_sources,
+    stores_agree,
+)
 from tests.integration.sweeps import change, sweep
 from tests.integration.workbench import cancel, claimed, job_of, lose_workers, make_process, submit
 from workers.handlers import cpu_handlers
 from workers.process import Process
+from workers.retrieval.store import Entry
 from workers.runner import run_next
+from workers.sweep import Sweeper
 
 OLD = "now() - interval '40 days'"
 
@@ -171,3 +185,131 @@ def submit_task(process: Process, inputs: object) -> UUID:
         "task": None, "model": "a/b", "inputs": inputs, "parameters": {}, "backend": "local",
     }  # fmt: skip
     return submit(process, Kind.HF, input_)
+
+
+def test_what_the_storage_does_not_delete_is_tried_again_and_stops_nothing_else(
+    process: Process, settings: Settings
+) -> None:
+    stuck, fine = upload(process, "stuck"), upload(process, "fine")
+    job_id = submit_task(process, "x")
+    folder = jobs.result_folder(job_id)
+    process.storage.write(f"{folder}/1-1.json", io.BytesIO(b"[]"))
+    cancel(process, job_id)
+    change(process, f"UPDATE files SET created_at = {OLD}")
+    change(process, f"UPDATE jobs SET finished_at = {OLD}")
+    hasty = make_process(settings, retry_base_s=0.000001)
+
+    class Stubborn:
+        """The real storage, but for one file that it does not let go."""
+
+        def __init__(self) -> None:
+            self.deletes_all = False
+
+        def delete(self, path: str) -> None:
+            if path == stuck[1] and not self.deletes_all:
+                raise PermissionError("not now")
+            process.storage.delete(path)
+
+        def delete_folder(self, path: str) -> None:
+            process.storage.delete_folder(path)
+
+    storage = Stubborn()
+    hasty.__dict__["storage"] = storage
+
+    sweep(hasty)
+
+    with process.ledger.read() as session:
+        assert session.scalars(select(File.id)).all() == []
+        assert session.scalars(select(DoomedPath.path)).all() == [stuck[1]]
+    assert process.storage.read(stuck[1]) == b"bytes"
+    for gone in (fine[1], f"{folder}/1-1.json"):
+        with pytest.raises(NotFound):
+            process.storage.read(gone)
+    storage.deletes_all = True
+    sweep(hasty)
+    hasty.ledger.close()
+    with process.ledger.read() as session:
+        assert session.scalars(select(DoomedPath.path)).all() == []
+    with pytest.raises(NotFound):
+        process.storage.read(stuck[1])
+
+
+def test_a_backlog_goes_a_few_at_a_time(process: Process, settings: Settings) -> None:
+    ids = [submit(process) for _ in range(12)]
+    for job_id in ids:
+        cancel(process, job_id)
+    change(process, f"UPDATE jobs SET finished_at = {OLD}")
+    small = make_process(settings, sweep_limit_rows=5)
+    left = []
+    for _ in range(3):
+        sweep(small)
+        with process.ledger.read() as session:
+            left.append(session.scalar(select(func.count()).select_from(Job)))
+    small.ledger.close()
+    assert left == [7, 2, 0]
+
+
+def test_jobs_of_any_input_keep_no_upload_and_stop_no_retention(process: Process) -> None:
+    """Inputs of shapes that no version of Sluice writes."""
+    unused = upload(process, "unused")
+    for input_ in ("5", "[]", '{"sources": 7}', '{"inputs": null}', '{"sources": [[1], {}]}'):
+        for kind in (Kind.INGEST, Kind.HF):
+            job_id = submit(process)
+            change(
+                process,
+                f"UPDATE jobs SET kind = '{kind}', input = '{input_}' WHERE id = '{job_id}'",
+            )
+    change(process, f"UPDATE files SET created_at = {OLD}")
+
+    sweep(process)
+
+    with process.ledger.read() as session:
+        assert session.scalars(select(File.id)).all() == []
+    with pytest.raises(NotFound):
+        process.storage.read(unused[1])
+
+
+def test_vectors_that_came_after_the_erasure_are_found(process: Process) -> None:
+    """A worker that was taken for dead writes for a version whose rows have been erased."""
+    collection = new_collection(process)
+    ingest(process, collection, {"kept": "one", "erased": "two"})
+    kept = process.store.ids(collection)
+    erased = document_id(process, collection, "erased")
+    with process.ledger.read() as session:
+        version = session.execute(
+            text("SELECT live_version_id FROM documents WHERE id = :id"), {"id": erased}
+        ).scalar_one()
+    erase(process, document_ids=[erased])
+    kept = process.store.ids(collection)
+    late = [chunk_id(version, 0), chunk_id(version, 7)]
+    own = "a-note-of-somebody-else"
+    process.store.upsert(
+        collection,
+        [Entry(id=id_, text="two", metadata={"source": "erased"}) for id_ in (*late, own)],
+        np.eye(3, 384, dtype=np.float32),
+    )
+    assert process.store.ids(collection) == {*kept, *late, own}
+
+    sweep(process)
+
+    assert process.store.ids(collection) == {*kept, own}
+
+
+def test_stray_vectors_are_found_in_large_collections_round_by_round(
+    process: Process, settings: Settings
+) -> None:
+    collection = new_collection(process)
+    ingest(process, collection, {f"{n:02}": f"document {n}" for n in range(11)})
+    kept = process.store.ids(collection)
+    late = [chunk_id(new_id(), 0) for _ in range(5)]
+    process.store.upsert(
+        collection,
+        [Entry(id=id_, text="late", metadata={"source": "late"}) for id_ in late],
+        np.eye(len(late), 384, dtype=np.float32),
+    )
+    small = make_process(settings, sweep_limit_rows=3)
+    sweeper = Sweeper(small, cpu_handlers())
+    for _ in range(20):
+        assert sweeper.sweep()
+    small.ledger.close()
+    assert process.store.ids(collection) == kept

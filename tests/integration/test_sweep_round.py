@@ -4,7 +4,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 from redis import Redis
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 
 from shared import jobs, queues
 from shared.claims import Claim
@@ -16,6 +16,7 @@ from shared.steps import NewStep
 from tests.integration.sweeps import change, sweep
 from tests.integration.workbench import (
     PATIENCE_S,
+    cancel,
     claimed,
     in_threads,
     invariants_hold,
@@ -25,9 +26,10 @@ from tests.integration.workbench import (
     submit_many,
     succeed,
 )
+from workers.app import CPU_QUEUES
 from workers.handlers import cpu_handlers
 from workers.process import Process
-from workers.sweep import Sweeper
+from workers.sweep import LOCK, Sweeper
 
 
 def test_a_job_that_runs_too_long_fails_as_a_timeout(process: Process) -> None:
@@ -182,3 +184,44 @@ def test_a_kind_that_is_unknown_to_the_sweeper_is_taken_back_too(process: Proces
 
     with process.ledger.read() as session:
         assert jobs.get(session, job_id).dead
+
+
+def test_a_sweeper_that_stands_still_does_not_keep_the_others_from_leases(
+    process: Process,
+) -> None:
+    """It holds the lock, as a process does that was stopped in the middle of a round."""
+    job_id = submit(process, max_attempts=1)
+    claimed(process)
+    change(process, "UPDATE steps SET lease_until = now() - interval '1 s'")
+    with process.ledger.read() as still:
+        assert still.scalar(select(func.pg_try_advisory_lock(LOCK)))
+        sweep_noted(process, "now()")
+        assert not Sweeper(process, cpu_handlers()).sweep()
+        assert job_of(process, job_id).state == "running"
+
+        sweep_noted(process, "now() - interval '1 h'")
+        assert Sweeper(process, cpu_handlers()).sweep()
+        assert job_of(process, job_id).state == "failed"
+        still.execute(select(func.pg_advisory_unlock(LOCK)))
+
+
+def sweep_noted(process: Process, moment: str) -> None:
+    change(
+        process,
+        f"""INSERT INTO queues (name, swept_at) VALUES ('control', {moment})
+        ON CONFLICT (name) DO UPDATE SET swept_at = excluded.swept_at""",
+    )
+
+
+def test_webhooks_wait_in_a_queue_of_their_own(process: Process) -> None:
+    """What comes behind them in `control`, such as an erasure, does not wait for them."""
+    for _ in range(3):
+        cancel(process, submit(process, webhook={"url": "http://127.0.0.1:9/"}))
+
+    with process.ledger.read() as session:
+        counts = {each.name: each.queued for each in queues.overview(session, process.ledger.bell)}
+    assert (counts["webhook"], counts["control"]) == (3, 0)
+    assert process.ledger.bell.waiting("webhook") == 3
+    # Only beat sends them.
+    assert Queue.WEBHOOK not in CPU_QUEUES
+    assert "webhook" not in cpu_handlers()
