@@ -32,6 +32,7 @@ MEDIA = ("audio/", "image/", "video/")
 FORM = "multipart/form-data"
 FIELDS = "application/x-www-form-urlencoded"
 UTF8_MARK = b"\xef\xbb\xbf"
+HEAD_BYTES = 64
 BINARY_CHARS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Control characters that texts have none of."""
 SEND = 'Send {"inputs": ...} as JSON, or the bytes of an audio file or an image.'
@@ -93,7 +94,7 @@ def _is_json(type_: str, body: UploadFile) -> bool:
         return True
     if type_.startswith(MEDIA):
         return False
-    head = body.file.read(64).removeprefix(UTF8_MARK).lstrip()
+    head = body.file.read(HEAD_BYTES).removeprefix(UTF8_MARK).lstrip()
     body.file.seek(0)
     return head.startswith(b"{")
 
@@ -106,6 +107,8 @@ def _text(type_: str, body: UploadFile, task: Task | None, settings: Settings) -
     if size > settings.max_body_bytes and not is_text:
         return None
     _check_size(size, settings)
+    if not is_text and _begins_like_a_file(body, task):
+        return None
     data = body.file.read()
     body.file.seek(0)
     if is_text:
@@ -114,10 +117,17 @@ def _text(type_: str, body: UploadFile, task: Task | None, settings: Settings) -
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return None
-    if BINARY_CHARS.search(text):
-        return None
-    # Of a file's bytes, none begin like a string or a list in JSON.
-    return text if task is None or text.lstrip().startswith(('"', "[")) else None
+    return None if BINARY_CHARS.search(text) else text
+
+
+def _begins_like_a_file(body: UploadFile, task: Task | None) -> bool:
+    """Most files need not be read to be told from texts."""
+    head = body.file.read(HEAD_BYTES)
+    body.file.seek(0)
+    if task is not None:
+        # The bytes of no audio and no image begin like a string or a list in JSON.
+        return not head.removeprefix(UTF8_MARK).lstrip().startswith((b'"', b"["))
+    return BINARY_CHARS.search(head.decode("utf-8", "ignore")) is not None
 
 
 def _parsed(body: UploadFile, settings: Settings) -> Any:
