@@ -126,6 +126,14 @@ def test_titles_above_the_header_are_a_passage_of_their_own(
     ]
 
 
+def test_titles_above_a_table_with_a_space_behind_each_comma() -> None:
+    assert texts("제목\n\n이름, 도시\n김, 서울\n이, 부산\n") == [
+        "제목",
+        "이름: 김\n도시: 서울",
+        "이름: 이\n도시: 부산",
+    ]
+
+
 def test_years_may_be_names_of_columns() -> None:
     assert texts("인구,,\n지역,2022,2023\n서울,1,2\n") == ["인구", "지역: 서울\n2022: 1\n2023: 2"]
 

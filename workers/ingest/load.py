@@ -135,7 +135,7 @@ def load(
         parts = [(page.text, {})]
     elif kind in (MediaType.CSV, MediaType.TSV):
         tabs = "\t" if kind is MediaType.TSV else None
-        parts = tables.rows(text, name=name, options=csv, delimiter=tabs)
+        parts = tables.rows(text, name=name, options=csv, delimiter=tabs, max_rows=max_passages)
     elif kind is MediaType.JSON:
         parts = records.elements(text, name=name, max_chars=max_chars)
     elif kind is MediaType.JSONL:

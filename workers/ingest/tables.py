@@ -20,6 +20,7 @@ Costs are linear: the text is parsed a fixed number of times, row by row, and no
 import csv
 import io
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,6 +99,8 @@ class _Scan:
     widths: Counter[int] = field(default_factory=Counter)
     bad_quote: _BadQuote | None = None
     too_wide: _Record | None = None
+    is_long: bool = False
+    """It has more rows than are read."""
     is_whole: bool = False
     """It was scanned to the end."""
 
@@ -141,16 +144,22 @@ class _Table:
 
 
 def rows(
-    text: str, *, name: str, options: CsvOptions, delimiter: str | None = None
+    text: str,
+    *,
+    name: str,
+    options: CsvOptions,
+    delimiter: str | None = None,
+    max_rows: int = sys.maxsize,
 ) -> Iterator[tuple[str, Metadata]]:
     """Each row's text and metadata (`row` counts from 1). Raises `DocumentError`.
 
-    `delimiter` is tried before the others (a .tsv file). Columns named in `metadata_columns` are
+    `delimiter` is tried before the others (a .tsv file). A table of more than `max_rows` records is
+    refused as soon as these are counted. Columns named in `metadata_columns` are
     metadata, and text only if `content_columns` names them too.
     """
     # Python refuses fields of more than 128 KiB by default; the document's own limit is enough.
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    table = _find(text, name=name, first=delimiter)
+    table = _find(text, name=name, first=delimiter, max_rows=max_rows)
     columns = _column_names(table.header)
     content = _indices(options.content_columns, columns, "csv.content_columns", name)
     metadata = _indices(options.metadata_columns, columns, "csv.metadata_columns", name) or []
@@ -239,7 +248,7 @@ class _Reader:
             raise _BadQuote(line, is_open="unexpected end of data" in str(wrong)) from wrong
 
 
-def _find(text: str, *, name: str, first: str | None) -> _Table:
+def _find(text: str, *, name: str, first: str | None, max_rows: int) -> _Table:
     text, declared = _without_sep_line(text)
     present = [sign for sign in _DELIMITERS if sign in text]
     groups = [present]
@@ -251,24 +260,28 @@ def _find(text: str, *, name: str, first: str | None) -> _Table:
     for signs in groups:
         scans: list[_Scan] = []
         for variant in _variants(text, signs):
-            tried = [_scan(_Reader(text, replace(variant, delimiter=sign))) for sign in signs]
+            tried = [
+                _scan(_Reader(text, replace(variant, delimiter=sign)), max_rows) for sign in signs
+            ]
             tables = [table for table in map(_table, tried) if table is not None]
             if tables:
                 return max(tables, key=lambda table: (not table.titles, len(table.header)))
             if variant.quoting:
                 scans += tried
-        failure = failure or _failure(scans, text=text, name=name)
+        failure = failure or _failure(scans, text=text, name=name, max_rows=max_rows)
     if failure is not None:
         raise failure
-    return _one_column(text, name)
+    return _one_column(text, name, max_rows)
 
 
-def _one_column(text: str, name: str) -> _Table:
+def _one_column(text: str, name: str, max_rows: int) -> _Table:
     scans: list[_Scan] = []
     for variant in _variants(text, [_NO_DELIMITER]):
-        scan = _scan(_Reader(text, replace(variant, delimiter=_NO_DELIMITER)))
+        scan = _scan(_Reader(text, replace(variant, delimiter=_NO_DELIMITER)), max_rows)
         if (table := _table(scan)) is not None:
             return table
+        if scan.is_long:
+            raise _too_many_rows(max_rows, name)
         scans.append(scan)
     broken = next(scan.bad_quote for scan in scans if scan.bad_quote)
     raise _quote_error(broken, name)
@@ -296,13 +309,18 @@ def _variants(text: str, signs: Sequence[str]) -> list[_Dialect]:
     return variants
 
 
-def _scan(reader: _Reader) -> _Scan:
+def _scan(reader: _Reader, max_rows: int) -> _Scan:
     scan = _Scan(reader=reader)
+    count = 0
     try:
         for record in reader.records():
             width = len(record.fields)
             if record.length > MAX_COLUMNS:
                 scan.too_wide = record
+                return scan
+            count += 1
+            if count > max_rows + 1 + 2 * _TITLE_RECORDS:
+                scan.is_long = True
                 return scan
             scan.widths[width] += 1
             if len(scan.head) < _HEAD_RECORDS:
@@ -376,7 +394,7 @@ def _is_header_below_titles(scan: _Scan, above: int, body: _Run) -> bool:
         if not _is_value(rest[0].fields[at])
     )
     if is_spaced:  # sentences with commas look like this
-        return has_types or (body.high > 2 and body.count > 2)
+        return has_types or (body.count > 2 and (body.high > 2 or rest[0].after_blank))
     return has_types or body.high > 2 or above > 1 or rest[0].after_blank
 
 
@@ -434,7 +452,9 @@ def _without_sep_line(text: str) -> tuple[str, str | None]:
     return text[declared.end() :], declared[1]
 
 
-def _failure(scans: Sequence[_Scan], *, text: str, name: str) -> DocumentError | None:
+def _failure(
+    scans: Sequence[_Scan], *, text: str, name: str, max_rows: int
+) -> DocumentError | None:
     """What keeps the likeliest dialect from being right; None where one column is likelier."""
     likely = [scan for scan in scans if scan.plausibility()[0] or _is_table_below(scan, text)]
     if not likely:
@@ -447,6 +467,8 @@ def _failure(scans: Sequence[_Scan], *, text: str, name: str) -> DocumentError |
         )
     if best.bad_quote is not None:
         return _quote_error(best.bad_quote, name)
+    if best.is_long:
+        return _too_many_rows(max_rows, name)
     header = best.head[0]
     widest = max(best.runs, key=lambda run: run.count)
     if widest is not best.runs[0] and widest.count >= best.runs[0].count:
@@ -455,6 +477,13 @@ def _failure(scans: Sequence[_Scan], *, text: str, name: str) -> DocumentError |
             return _title_error(best, widest, name)
         header = best.head[above]
     return _ragged(best, header, name)
+
+
+def _too_many_rows(max_rows: int, name: str) -> DocumentError:
+    return DocumentError(
+        f"{name}: has more than {max_rows:,} rows or records, each a chunk. Divide it, or raise "
+        "SLUICE_MAX_DOCUMENT_CHUNKS."
+    )
 
 
 def _is_table_below(scan: _Scan, text: str) -> bool:
