@@ -40,8 +40,10 @@ from shared.bounds import (
     to_json,
 )
 from shared.config import Settings
-from shared.errors import Permanent
+from shared.errors import Permanent, Retryable
 from shared.hf_parameters import PARAMETERS, Only
+from workers.generation.chat import storable
+from workers.generation.engine import ToolCall
 
 REQUESTS = {
     model.__name__: model
@@ -417,6 +419,23 @@ def test_stored_json_is_read_as_it_was_or_as_unreadable() -> None:
     assert from_json(b"[9223372036854775807,-9223372036854775808]") == [2**63 - 1, -(2**63)]
     assert math.isfinite(from_json(b"-1" + b"0" * 5000))
     assert isinstance(from_json(b"[" * 2000 + b"]" * 2000), Unreadable)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["depth of lists", "a long key", "an integer of 65 bits", "no number", "infinity"]
+)
+def test_arguments_of_another_server_that_cannot_be_stored_are_tried_again(wrong: str) -> None:
+    with pytest.raises(Retryable, match="cannot be stored"):
+        storable(ToolCall(id="a", name="f", arguments={"x": WRONG[wrong]}))
+
+
+def test_arguments_of_another_server_are_made_storable() -> None:
+    call = ToolCall(id="a\x00" * 999, name="\ud800", arguments={"\x00": ["\udfff", 1.5]})
+
+    kept = storable(call)
+
+    assert kept.arguments == {"\ufffd": ["\ufffd", 1.5]}
+    assert (kept.name, len(kept.id)) == ("\ufffd", 1024)
 
 
 @pytest.mark.parametrize("value", ["x" * 10**6, {"k" * 10**6: 1}, [0] * 10**6, 10**400, b"x" * 999])

@@ -13,7 +13,15 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from shared import conversations, jobs
-from shared.errors import InvalidInput, Permanent
+from shared.bounds import (
+    LINE_LIMIT_CHARS,
+    SCHEMA_LIMIT_BYTES,
+    check_json,
+    shown,
+    storable_json,
+    storable_text,
+)
+from shared.errors import InvalidInput, Permanent, Retryable
 from shared.generation import (
     BuiltInTool,
     ChatInput,
@@ -218,9 +226,29 @@ def _in_order(before: Dialogue, given: Sequence[Message]) -> list[Message]:
 def _calls(completion: Completion, names: set[str], way: Way) -> tuple[str, tuple[ToolCall, ...]]:
     """What the server told of calls, or what the text holds of them."""
     if completion.tool_calls or not names:
-        return completion.text, completion.tool_calls
+        return completion.text, tuple(map(storable, completion.tool_calls))
     first = sum(len(message.tool_calls) for message in way.later)
-    return toolcalls.parse(completion.text, names=names, first=first)
+    text, calls = toolcalls.parse(completion.text, names=names, first=first)
+    return text, tuple(map(storable, calls))
+
+
+def storable(call: ToolCall) -> ToolCall:
+    """The call as it can be stored and read again, whatever a model or its server wrote. Raises
+    Retryable: another attempt may be written better."""
+    try:
+        arguments = check_json(storable_json(call.arguments), limit_bytes=SCHEMA_LIMIT_BYTES)
+    except (ValueError, RecursionError) as error:
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else error
+        raise Retryable(
+            f"The model called the tool {shown(call.name)} with arguments that cannot be stored: "
+            f"the JSON {reason}."
+        ) from error
+    return replace(
+        call,
+        id=storable_text(call.id)[:LINE_LIMIT_CHARS],
+        name=storable_text(call.name)[:LINE_LIMIT_CHARS],
+        arguments=arguments,
+    )
 
 
 def _end(job: Job, wanted: ChatInput, before: Dialogue, way: Way, model: str, asked: Asked) -> Done:

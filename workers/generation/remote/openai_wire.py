@@ -57,7 +57,7 @@ class Calls:
 def _arguments(call: _Call) -> dict[str, Any]:
     try:
         value = json.loads(call.arguments or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise Retryable(f"The model called the tool {call.name!r} with arguments that are no JSON.")
