@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+import hypothesis
 import psycopg
 import pytest
 from redis import Redis
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
     from tests.tiny_models import Answerer
 
 _databases = count(1)
+
+# The same examples each time, however slow the machine is; `make fuzz` looks for new ones.
+hypothesis.settings.register_profile(
+    "same",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -76,7 +76,7 @@ def _reference(case: Case, top_k: int, max_tokens: int, may_be_none: bool) -> li
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(case=_cases(), top_k=st.integers(1, 12), max_tokens=st.integers(1, 15), none=st.booleans())
 def test_the_best_spans_are_those_of_a_search_through_all(
     case: Case, top_k: int, max_tokens: int, none: bool
@@ -99,7 +99,7 @@ def _places(answers: list[Answer]) -> list[tuple[int, int]]:
     return [(answer.start, answer.end) for answer in answers if answer.end]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(case=_cases(), max_tokens=st.integers(1, 15))
 def test_scores_are_shares(case: Case, max_tokens: int) -> None:
     found = best_answers(
@@ -110,7 +110,7 @@ def test_scores_are_shares(case: Case, max_tokens: int) -> None:
     assert len({case.text.text[a.start : a.end].lower() for a in found}) == len(found)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(case=_cases(), top_k=st.integers(1, 12))
 def test_more_answers_begin_with_the_fewer(case: Case, top_k: int) -> None:
     def search(top_k: int) -> list[Answer]:
@@ -119,7 +119,7 @@ def test_more_answers_begin_with_the_fewer(case: Case, top_k: int) -> None:
     assert search(12)[:top_k] == search(top_k)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     logits=st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=2, max_size=20),
     max_tokens=st.integers(1, 15),

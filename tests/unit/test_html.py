@@ -6,7 +6,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import DocumentError
@@ -125,7 +125,6 @@ WRAPPED = [
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_any_table_has_a_line_a_row_and_a_place_a_cell(data: st.DataObject) -> None:
     width = data.draw(st.integers(2, 5))
     wanted: list[list[list[str]]] = []
@@ -174,7 +173,6 @@ def trees(draw: st.DrawFn, depth: int = 4) -> tuple[str, list[str]]:
 
 
 @given(trees())
-@settings(deadline=None)
 def test_every_word_is_there_and_stands_alone(tree: tuple[str, list[str]]) -> None:
     page, words = tree
     found = [word for word in text_of(page).split() if word not in ("|", "-")]
