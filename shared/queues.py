@@ -91,7 +91,7 @@ def count_due(session: Session, queue: Queue, *, up_to: int, fair_key: str | Non
         text(f"""
             SELECT count(*) FROM (SELECT FROM steps
             WHERE queue = :queue AND state = 'queued' AND run_after <= now() {of_key}
-            LIMIT :up_to) due
+            ORDER BY lane, fair_key, door, job_id, id LIMIT :up_to) due
         """),
         {"queue": queue.value, "up_to": up_to, "fair_key": fair_key},
     ).scalar_one()

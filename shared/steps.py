@@ -287,7 +287,7 @@ RUNNABLE = text("""
         SELECT count(*) AS count FROM (
             SELECT FROM steps WHERE queue = p.queue AND state = 'queued' AND lane = p.lane
               AND fair_key = p.fair_key AND door = d.door AND run_after <= now()
-            LIMIT :up_to) due) c
+            ORDER BY job_id, id LIMIT :up_to) due) c
     WHERE c.count > 0
       AND p.queue NOT IN (SELECT name FROM queues WHERE paused_at IS NOT NULL)
 """)

@@ -1,0 +1,168 @@
+"""What a job waits for besides its turn is said, wherever it is shown."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import httpx
+from redis import Redis
+from sqlalchemy import text
+
+from shared import queues, steps
+from shared.errors import Unavailable
+from shared.estimates import estimate
+from shared.hf import HfInput, Task
+from shared.models import Worker
+from shared.payloads import Kind
+from shared.queue import Queue
+from tests.integration.answers import EMBED
+from tests.integration.talking import say
+from tests.integration.workbench import claimed, doing, job_of, submit, succeed
+from workers.process import Process
+from workers.runner import run
+from workers.step import Context
+
+
+def lives(process: Process, *queues_: str, doors: tuple[str, ...] = ()) -> None:
+    with process.ledger.begin() as session:
+        session.add(
+            Worker(
+                name="w" + "-".join((*queues_, *doors)), hostname="h", pid=1,
+                queues=list(queues_), doors=list(doors), concurrency=1,
+            )
+        )  # fmt: skip
+
+
+def reason(process: Process, job_id: UUID) -> str | None:
+    with process.ledger.read() as session:
+        found = estimate(session, [job_of(process, job_id)], worker_heartbeat_s=5)
+    return found[job_id].waiting_for
+
+
+def test_nothing_but_its_turn(process: Process) -> None:
+    lives(process, "embed")
+    assert reason(process, submit(process)) is None
+
+
+def test_a_paused_queue(process: Process) -> None:
+    lives(process, "embed")
+    with process.ledger.begin() as session:
+        queues.pause(session, Queue.EMBED)
+    found = reason(process, submit(process))
+    assert found is not None
+    assert "'embed' is paused since 2" in found
+    assert "POST /v1/queues/embed/resume" in found
+
+
+def test_a_job_under_way_whose_next_step_stands_in_a_paused_queue(process: Process) -> None:
+    lives(process, "embed", "query")
+    job_id = submit(process)
+    succeed(process, claimed(process), children=[steps.NewStep(name="x", queue=Queue.QUERY)])
+    assert job_of(process, job_id).state == "running"
+    assert reason(process, job_id) is None
+    with process.ledger.begin() as session:
+        queues.pause(session, Queue.QUERY)
+    assert "'query' is paused" in str(reason(process, job_id))
+
+
+def test_a_queue_that_nobody_serves(process: Process) -> None:
+    lives(process, "query")
+    assert "sluice worker cpu" in str(reason(process, submit(process)))
+    wanted = HfInput(task=Task.FILL_MASK, model="a/b", inputs="[MASK]")
+    hf = submit(process, Kind.HF, wanted.model_dump(mode="json"))
+    assert "sluice worker hf" in str(reason(process, hf))
+
+
+def test_a_model_that_nobody_serves(process: Process) -> None:
+    lives(process, "generate", doors=("hf/b",))
+    job_id = say(process, "x", model="hf/a")
+    assert "sluice worker generate --model hf/a" in str(reason(process, job_id))
+    assert reason(process, say(process, "x", model="hf/b")) is None
+
+
+def test_a_time_that_has_not_come(process: Process) -> None:
+    lives(process, "embed")
+    at = datetime.now(UTC) + timedelta(hours=2)
+    found = str(reason(process, submit(process, run_after=at)))
+    assert at.strftime("%Y-%m-%dT%H:%M:%SZ") in found
+    assert "run_after" in found
+
+
+def test_the_reason_why_the_last_attempt_failed_and_when_the_next_one_comes(
+    process: Process,
+) -> None:
+    lives(process, "embed")
+    job_id = submit(process)
+    words = "Ollama (SLUICE_OLLAMA_URL) does not answer."
+
+    def fail(_context: Context) -> None:
+        raise Unavailable(words, retry_after_s=100)
+
+    run(process, doing(fail), claimed(process))
+
+    assert job_of(process, job_id).state == "running"
+    found = str(reason(process, job_id))
+    assert found.startswith(words)
+    assert "The next attempt begins in " in found
+    with process.ledger.begin() as session:
+        session.execute(text("UPDATE steps SET run_after = now()"))
+    assert "as soon as a worker is free" in str(reason(process, job_id))
+    claimed(process)
+    assert reason(process, job_id) is None
+
+
+def test_a_row_whose_time_python_has_not(process: Process) -> None:
+    lives(process, "embed")
+    early, late = submit(process), submit(process)
+    with process.ledger.begin() as session:
+        session.execute(
+            text("UPDATE steps SET run_after = '0044-03-15 BC' WHERE job_id = :id"), {"id": early}
+        )
+        session.execute(
+            text("UPDATE steps SET run_after = '20000-01-01' WHERE job_id = :id"), {"id": late}
+        )
+    assert reason(process, early) is None
+    assert "20000-01-01" in str(reason(process, late))
+    with process.ledger.read() as session:
+        (found,) = [
+            each for each in queues.overview(session, process.ledger.bell) if each.name == "embed"
+        ]
+    assert found.queued == 2
+
+
+def test_it_is_in_the_job_the_list_and_readyz(api: httpx.Client) -> None:
+    api.post("/v1/queues/embed/pause")
+    job = api.post("/v1/jobs", json=EMBED).json()
+
+    shown = [api.get(f"/v1/jobs/{job['id']}").json(), *api.get("/v1/jobs").json()["items"]]
+    assert all("paused since" in each["waiting_for"] for each in shown)
+    ready = api.get("/readyz").json()["checks"]["queues"]
+    assert ready["ok"] is True
+    assert ready["detail"].startswith("paused: embed (since 2")
+    api.post("/v1/queues/embed/resume")
+    assert api.get("/readyz").json()["checks"]["queues"]["detail"] == "none is paused"
+
+
+def test_a_model_that_nobody_serves_leaves_no_list_in_redis(
+    process: Process, redis_url: str
+) -> None:
+    """As many as are misspelt: none has a list, before and after the jobs have ended."""
+    for n in range(30):
+        say(process, "x", model=f"hf/typo-{n}")
+    with Redis.from_url(redis_url) as redis:
+        assert redis.keys("generate*") == []
+        lives(process, "generate", doors=("hf/typo-7",))
+        say(process, "x", model="hf/typo-7")
+        assert redis.keys("generate*") == [b"generate.hf/typo-7"]
+        # Its worker may go for good.
+        assert 0 < int(redis.ttl("generate.hf/typo-7")) <= process.settings.rings_keep_s
+
+
+def test_a_list_keeps_no_more_messages_than_are_of_use(process: Process, redis_url: str) -> None:
+    bell = process.ledger.bell
+    limit = process.settings.rings_limit_messages
+    bell.ring("embed", limit + 5)
+    assert bell.waiting("embed") == limit
+    bell.ring("embed")
+    assert bell.waiting("embed") == limit
+    with Redis.from_url(redis_url) as redis:
+        assert redis.ttl("embed") == -1
