@@ -4,13 +4,19 @@ Nothing here is read at import: a process calls `load_settings()` once, at start
 result on. Every duration and size carries its unit in its name. Secrets have no default.
 """
 
+import os
 import re
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+)
 
 from shared.bounds import (
     BATCH_LIMIT_JOBS,
@@ -317,6 +323,7 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """Raises ConfigurationError, which names each wrong setting and shows no value of one."""
+    _refuse_rights_of_a_folder()
     try:
         return Settings()
     except ValidationError as error:
@@ -325,6 +332,29 @@ def load_settings() -> Settings:
             for e in error.errors(include_input=False)
         )
         raise ConfigurationError("; ".join(wrong)) from None
+
+
+RIGHTS = (
+    "api_allow_anonymous", "fetch_allow_private", "generation_trust_remote_code",
+    "hf_trust_remote_code", "webhook_allow_private",
+)  # fmt: skip
+"""Settings that let others in, or run their code."""
+OFF = {"", "0", "f", "false", "n", "no", "off"}
+
+
+def _refuse_rights_of_a_folder() -> None:
+    """Raises ConfigurationError where `.env` grants what only the environment may: the folder may
+    be somebody else's, as that of an archive or a clone."""
+    in_file = DotEnvSettingsSource(Settings)()
+    in_environment = {name.upper() for name in os.environ}
+    for name in RIGHTS:
+        setting = f"SLUICE_{name.upper()}"
+        is_on = str(in_file.get(name, "")).strip().lower() not in OFF
+        if is_on and setting not in in_environment:
+            raise ConfigurationError(
+                f"{setting} stands in the file .env of this folder. It is taken from the "
+                f"environment alone: if it is meant, `export {setting}=true`; else take it out."
+            )
 
 
 def _pairs(value: str, separator: str, rule: str) -> list[tuple[str, str]]:

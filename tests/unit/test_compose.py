@@ -206,12 +206,27 @@ def test_secrets_have_no_default_and_the_example_names_every_variable() -> None:
     used |= dict.fromkeys(_passed_on(), "")
     assert {name for name, how in used.items() if how == ":?"} == {
         "POSTGRES_PASSWORD",
+        "REDIS_PASSWORD",
         "SLUICE_API_KEYS",
     }
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     values = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", example, re.MULTILINE))
     assert set(values) == set(used)
-    assert values["POSTGRES_PASSWORD"] == values["SLUICE_API_KEYS"] == ""
+    for secret in ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "SLUICE_API_KEYS"):
+        assert values[secret] == ""
+
+
+def test_every_server_is_limited_and_redis_drops_no_ring() -> None:
+    for name in ("postgres", "redis", "chroma"):
+        assert SERVICES[name]["mem_limit"], name
+    command = SERVICES["redis"]["command"]
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    # Events expire, rings of queues do not.
+    assert options["--maxmemory-policy"] == "volatile-ttl"
+    assert options["--maxmemory"] == "${REDIS_MAXMEMORY:-512mb}"
+    assert options["--requirepass"].startswith("${REDIS_PASSWORD:?")
+    unlimited = [name for name, service in SERVICES.items() if not service.get("pids_limit")]
+    assert unlimited == []
 
 
 def test_defaults_of_the_file_are_those_of_the_settings() -> None:
