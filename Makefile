@@ -15,12 +15,13 @@ _ := $(shell "$(BIN)/python" -c "" 2>/dev/null && [ "`cat $(MADE) 2>/dev/null`" 
 	|| rm -f $(MADE) $(LOCAL) $(DEV))
 
 .NOTPARALLEL:
-.PHONY: help demo test up lint bench venv
+.PHONY: help demo test fuzz up lint bench venv
 
 help:
 	@echo "make demo    start everything, ingest examples/documents, ask two questions, stop"
 	@echo "make up      start everything on this machine and keep it running"
 	@echo "make test    run the tests"
+	@echo "make fuzz    look for requests that the API answers otherwise than its document says"
 	@echo "make lint    check style, types and import contracts"
 	@echo "make bench   measure ingestion, submission, generation and tasks"
 	@echo "make venv    only make the virtual environment"
@@ -35,6 +36,11 @@ up: $(LOCAL)
 test: $(DEV)
 	$(BIN)/python -m pytest tests/unit tests/integration tests/gpu -n 2 --dist loadfile
 	$(BIN)/python -m pytest tests/e2e
+
+# EXAMPLES are tried of each operation; 1000 take about an hour.
+EXAMPLES ?= 200
+fuzz: $(DEV)
+	SLUICE_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/e2e/test_schemathesis.py
 
 lint: $(DEV)
 	$(BIN)/python -m ruff check

@@ -1,5 +1,6 @@
 """HEAD wherever GET is answered, OPTIONS wherever there is something, and a true `Allow` on 405."""
 
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
@@ -14,11 +15,16 @@ def allowed(app: Starlette, path: str, root_path: str) -> str | None:
 
     Several routes may have one path, and a route knows only its own methods.
     """
-    found = [
-        method
-        for method in METHODS
-        if any(_takes(route, method, path, root_path) for route in app.routes)
-    ]
+    # `/v1/jobs/batch` is what it is, and not a job of that id.
+    operations = app.openapi()["paths"].get(path) if isinstance(app, FastAPI) else None
+    if operations is not None:
+        found = [method for method in METHODS if method.lower() in operations]
+    else:
+        found = [
+            method
+            for method in METHODS
+            if any(_takes(route, method, path, root_path) for route in app.routes)
+        ]
     if not found:
         return None
     if "GET" in found:

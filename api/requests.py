@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from shared.bounds import (
     BATCH_LIMIT_JOBS,
@@ -103,7 +103,7 @@ class NewConversation(Shape):
     """`summarize`: what of a long conversation finds no room in the model's window is summed up."""
 
     metadata: FreeMetadata = Field(default_factory=dict)
-    summarize: bool = False
+    summarize: StrictBool = False
 
 
 class CollectionSpec(Shape):

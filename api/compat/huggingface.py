@@ -6,14 +6,14 @@ goes away, or that SLUICE_COMPAT_WAIT_S is too short for, leaves its job running
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from api.compat import calls
 from api.compat.calls import Caller
 from api.compat.dialect import documented
 from api.deps import FairKey, PartsDep
 from api.routes.jobs import Key
-from shared.hf import OBJECTS
+from shared.hf import OBJECTS, Task
 
 router = APIRouter(tags=["compatible"])
 
@@ -26,7 +26,7 @@ JSON_BODY = {
                 "type": "object",
                 "required": ["inputs"],
                 "properties": {
-                    "inputs": {},
+                    "inputs": {"type": ["string", "object", "array", "number", "boolean"]},
                     "parameters": {"type": "object"},
                     "options": {
                         "type": "object",
@@ -98,11 +98,14 @@ async def _caller(
 CallerDep = Annotated[Caller, Depends(_caller)]
 
 
+TaskName = Annotated[str, Path(json_schema_extra={"enum": [task.value for task in Task]})]
+
+
 # The longer path comes first: a model's name may have slashes.
 @router.post("/models/{model_id:path}/pipeline/{task}", name="run_model_task", **DOCUMENTED)
 @router.post("/pipeline/{task}/{model_id:path}", name="run_task", **DOCUMENTED)
 async def run_task(
-    http: Request, parts: PartsDep, caller: CallerDep, model_id: str, task: str
+    http: Request, parts: PartsDep, caller: CallerDep, model_id: str, task: TaskName
 ) -> Response:
     """Run a task of a model, as Hugging Face's inference API does."""
     return await calls.run(parts, calls.call_of(model_id, task, caller), http)

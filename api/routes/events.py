@@ -9,13 +9,25 @@ from starlette.responses import StreamingResponse
 from api import sse, streams
 from api.answers import documented
 from api.deps import FairKey, JobId, PartsDep
+from shared.events import EventType
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 RESPONSES = documented({}, 404) | {
     200: {
         "description": "`state`, `progress`, `token`, `tool`, `end`; the last carries the job",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {
+            "text/event-stream": {
+                "schema": {
+                    "description": "An event: `data` is JSON, `id` is for `Last-Event-ID`",
+                    "properties": {
+                        "id": {"type": "string"},
+                        "event": {"enum": [type_.value for type_ in EventType]},
+                        "data": {"type": "string"},
+                    },
+                }
+            }
+        },
     },
     204: {"description": "The client has had the `end` already"},
 }

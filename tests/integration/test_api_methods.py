@@ -16,7 +16,7 @@ ALLOWED = {
     "/openapi.json": "GET, HEAD, OPTIONS",
     "/docs/assets/swagger-ui.css": "GET, HEAD, OPTIONS",
     "/v1/jobs": "GET, HEAD, POST, OPTIONS",
-    "/v1/jobs/batch": "GET, HEAD, POST, OPTIONS",  # GET: as the id of a job
+    "/v1/jobs/batch": "POST, OPTIONS",
     f"/v1/jobs/{NOBODY}": "GET, HEAD, OPTIONS",
     f"/v1/jobs/{NOBODY}/events": "GET, HEAD, OPTIONS",
     f"/v1/jobs/{NOBODY}/result": "GET, HEAD, OPTIONS",
@@ -52,10 +52,13 @@ def test_allow_names_the_methods_that_the_path_takes(api: httpx.Client, path: st
 
     options = api.options(path)
     assert (options.status_code, options.headers["allow"]) == (204, ALLOWED[path])
-    for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "QUERY"} - set(allowed):
+    others = {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "QUERY"} - set(allowed)
+    if path == "/v1/jobs/batch":
+        others.remove("GET")  # a job that is not there
+    for method in others:
         answer = api.request(method, path)
         assert (answer.status_code, answer.headers["allow"]) == (405, ALLOWED[path]), method
-    if "HEAD" not in allowed:
+    if not {"GET", "HEAD"} & {*allowed, *({"GET"} - others)}:
         assert api.head(path).status_code == 405
 
 
