@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from api import errors, openapi
 from api.compat import huggingface
 from api.deps import open_parts
+from api.health import Readiness
 from api.hosts import Hosts
 from api.limits import BodyLimit, Keys
 from api.methods import METHODS, Methods
@@ -41,6 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.api_threads
         async with open_parts(settings) as parts:
             app.state.parts = parts
+            app.state.readiness = Readiness(parts)
             app.state.metrics = Metrics(
                 worker_heartbeat_s=settings.worker_heartbeat_s, depths=parts.depths
             )

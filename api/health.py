@@ -1,13 +1,15 @@
 """Checks of the parts that jobs need: each by name, each bounded in time, in words that help."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import httpx
 from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
 
 from api.deps import Parts
 from api.schemas import CheckView, ReadinessView
@@ -29,23 +31,67 @@ class NotWell(Exception):
     """A check that failed, in words."""
 
 
-async def readiness(parts: Parts) -> ReadinessView:
-    names = list(CHECKS)
-    found = await asyncio.gather(*(_run(parts, CHECKS[name]) for name in names))
-    checks = dict(zip(names, found, strict=True))
-    ready = all(check.ok for check in checks.values())
-    return ReadinessView(status="ready" if ready else "not ready", checks=checks)
+class Readiness:
+    """What the checks found, kept for `readiness_keep_s`, however many ask.
+
+    Each check has one thread at most. One that hangs is said to, and is not started once more
+    until it has come back.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._lock = asyncio.Lock()
+        self._view: ReadinessView | None = None
+        self._until = 0.0
+        self._running: dict[str, asyncio.Future[str]] = {}
+
+    async def view(self) -> ReadinessView:
+        async with self._lock:
+            if self._view is None or time.monotonic() >= self._until:
+                names = list(CHECKS)
+                found = await asyncio.gather(*(self._run(name) for name in names))
+                checks = dict(zip(names, found, strict=True))
+                ready = all(check.ok for check in checks.values())
+                self._view = ReadinessView(status="ready" if ready else "not ready", checks=checks)
+                self._until = time.monotonic() + self._parts.settings.readiness_keep_s
+            return self._view
+
+    async def _run(self, name: str) -> CheckView:
+        running = self._running.get(name)
+        if running is None or running.done():
+            running = self._running[name] = _in_thread(CHECKS[name], self._parts)
+        try:
+            async with asyncio.timeout(CHECK_S):
+                detail = await asyncio.shield(running)
+        except TimeoutError:
+            return CheckView(ok=False, detail=f"no answer within {CHECK_S:g} s")
+        except (NotWell, SQLAlchemyError, RedisError, httpx.HTTPError, OSError) as error:
+            return CheckView(ok=False, detail=_words(error))
+        return CheckView(ok=True, detail=detail)
 
 
-async def _run(parts: Parts, check: Check) -> CheckView:
-    try:
-        async with asyncio.timeout(CHECK_S):
-            detail = await run_in_threadpool(check, parts)
-    except TimeoutError:
-        return CheckView(ok=False, detail=f"no answer within {CHECK_S:g} s")
-    except (NotWell, SQLAlchemyError, RedisError, httpx.HTTPError, OSError) as error:
-        return CheckView(ok=False, detail=_words(error))
-    return CheckView(ok=True, detail=detail)
+def _in_thread(check: Check, parts: Parts) -> "asyncio.Future[str]":
+    """In a thread that nothing waits for when the process ends, and that takes no request's."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[str] = loop.create_future()
+
+    def finish(set_: Callable[[], None]) -> None:
+        # The server may have stopped meanwhile.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: None if future.done() else set_())
+
+    def run() -> None:
+        try:
+            detail = check(parts)
+        except Exception as caught:
+            error = caught
+            finish(lambda: future.set_exception(error))
+        else:
+            finish(lambda: future.set_result(detail))
+
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    threading.Thread(target=run, name="readiness", daemon=True).start()
+    return future
 
 
 def _database(parts: Parts) -> str:

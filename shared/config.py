@@ -72,6 +72,7 @@ class Settings(BaseSettings):
     sse_poll_s: PositiveFloat = 2
     sse_heartbeat_s: PositiveFloat = 15
     api_shutdown_s: PositiveInt = 10
+    readiness_keep_s: PositiveFloat = 1
     api_limit_connections: PositiveInt = 1000
     api_limit_streams: PositiveInt = 500
     api_limit_pipeline_requests: PositiveInt = 16

@@ -121,6 +121,7 @@ def settings(
         database_url=postgres_url,
         redis_url=redis_url,
         chroma_url=chroma_url,
+        readiness_keep_s=0.001,  # each test asks of its own state
     )
 
 

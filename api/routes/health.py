@@ -19,9 +19,11 @@ async def check_health() -> HealthView:
 
 
 @router.get("/readyz", responses=documented({200: ReadinessView, 503: ReadinessView}))
-async def check_readiness(parts: PartsDep) -> Response:
+async def check_readiness(request: Request) -> Response:
     """Whether all that jobs need is there, part by part."""
-    view = await health.readiness(parts)
+    readiness = request.app.state.readiness
+    assert isinstance(readiness, health.Readiness)
+    view = await readiness.view()
     return answer(view, 200 if view.status == "ready" else 503)
 
 
