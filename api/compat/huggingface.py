@@ -26,7 +26,7 @@ JSON_BODY = {
                 "type": "object",
                 "required": ["inputs"],
                 "properties": {
-                    "inputs": {"type": ["string", "object", "array", "number", "boolean"]},
+                    "inputs": {"not": {"type": "null"}},
                     "parameters": {"type": "object"},
                     "options": {
                         "type": "object",
