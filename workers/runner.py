@@ -15,11 +15,13 @@ from datetime import datetime
 from functools import partial
 
 from billiard.exceptions import SoftTimeLimitExceeded
+from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from shared import claims, steps
+from shared.bounds import cut
 from shared.claims import Claim
 from shared.config import Settings
 from shared.errors import (
@@ -44,7 +46,7 @@ log = logging.getLogger(__name__)
 
 Handlers = Mapping[str, Handler]
 
-FINAL = (Permanent, NotFound, InvalidInput, Conflict, ConfigurationError)
+FINAL = (Permanent, NotFound, InvalidInput, Conflict, ConfigurationError, ValidationError)
 """Errors that another attempt would only repeat."""
 
 UNAVAILABLE_SINCE = "unavailable_since"
@@ -296,7 +298,9 @@ def _message(error: Exception) -> str:
         return error.message
     if isinstance(error, SQLAlchemyError):
         return first_line(error)
-    return f"{type(error).__name__}: {error}"
+    if isinstance(error, ValidationError):
+        return cut(f"The row of this job does not fit this version of Sluice: {error}")
+    return cut(f"{type(error).__name__}: {error}")
 
 
 def _tidy(claim: Claim, callbacks: Iterable[Callable[[], None]]) -> None:

@@ -15,9 +15,11 @@ from shared.errors import (
     Retryable,
     Unavailable,
 )
+from shared.payloads import Kind
 from tests.integration.workbench import (
     doing,
     drain,
+    handlers,
     invariants_hold,
     job_of,
     make_process,
@@ -78,6 +80,18 @@ def test_what_another_attempt_would_only_repeat_fails_at_once(
     job = job_of(process, job_id)
     assert (job.state, job.dead, job.attempt) == ("failed", False, 1)
     assert job.error == {"type": error.__name__, "message": "do this instead"}
+
+
+def test_an_input_that_does_not_fit_its_shape_fails_at_once(process: Process) -> None:
+    """As a row of another version, or one that was written by hand."""
+    job_id = submit(process, Kind.EMBED, {"texts": 7})
+
+    drain(process, handlers())
+
+    job = job_of(process, job_id)
+    assert (job.state, job.attempt) == ("failed", 1)
+    assert job.error is not None
+    assert job.error["message"].startswith("The row of this job does not fit")
 
 
 def test_an_outage_does_not_use_up_attempts(process: Process) -> None:
