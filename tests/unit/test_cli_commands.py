@@ -425,7 +425,7 @@ def test_names_and_ids_of_the_api_are_completed(state: State) -> None:
     assert completed("sluice documents show -c handbook docs/1") == ["docs/1.md"]
     assert completed("sluice queues pause i") == ["ingest"]
     assert completed("sluice hf question") == ["question-answering"]
-    assert completed("sluice jobs ")[:2] == ["cancel", "list"]
+    assert completed("sluice jobs ")[:3] == ["cancel", "erase", "list"]
     assert completed("sluice completion ") == ["bash", "zsh", "fish"]
 
 
