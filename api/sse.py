@@ -19,6 +19,7 @@ from api.answers import as_json
 from api.deps import Parts
 from api.news import Entry, Word
 from api.schemas import JobView
+from api.streams import Outline
 from api.telling import Place, Telling, Token
 from shared.errors import NotFound
 from shared.events import EventType
@@ -30,32 +31,31 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 HEARTBEAT = b": still here\n\n"
 
 
-def end_id(job: JobView) -> str:
+def end_id(job: JobView | Outline) -> str:
     ended_s = job.finished_at.timestamp() if job.finished_at is not None else 0
     return f"{int(ended_s * 1000)}-end"
 
 
-def is_over(job: JobView, last_event_id: str | None) -> bool:
+def is_over(job: Outline, last_event_id: str | None) -> bool:
     """Whether the client has already had the job's `end`."""
     return job.state in ENDED and last_event_id == end_id(job)
 
 
 async def events(
-    parts: Parts, job: JobView, last_event_id: str | None, fair_key: str
+    parts: Parts, job: Outline, last_event_id: str | None, fair_key: str
 ) -> AsyncIterator[bytes]:
     """All events after an id that the key may see, up to `end`; then the stream closes.
 
     `job` is as it is now.
     """
-    shows_text = await run_in_threadpool(streams.shows_text, parts, job.id, fair_key)
-    stream = _Stream(parts, job, last_event_id, fair_key, shows_text=shows_text)
+    stream = _Stream(parts, job, last_event_id, fair_key)
     begin = stream.at
     # What is there already comes first, and then what the row says besides.
     while entries := await streams.read(parts, job.id, stream.at):
         for frame in await stream.of_entries(entries):
             yield frame
-    if stream.at == begin:
-        frames = await stream.of_job(job)
+    if stream.at == begin and job.state not in ENDED:
+        frames = await stream.of_open(job.state, job.progress)
     else:
         frames = await stream.look()
     with parts.news.follow(job.id, stream.at) as follower:
@@ -79,17 +79,15 @@ class _Stream:
     def __init__(
         self,
         parts: Parts,
-        job: JobView,
+        job: Outline,
         last_event_id: str | None,
         fair_key: str,
-        *,
-        shows_text: bool,
     ) -> None:
         self._parts = parts
         self._id = job.id
         self._fair_key = fair_key
-        self._shows_text = shows_text
-        self._generates = shows_text and job.kind in Telling.KINDS
+        self._shows_text = job.shows_text
+        self._generates = job.shows_text and job.kind in Telling.KINDS
         self.at, place = _resumed(last_event_id)
         self._telling = Telling(parts, job.id, place)
         self._heard: dict[str, Any] = {}
@@ -100,7 +98,11 @@ class _Stream:
     async def of_word(self, word: Word) -> list[bytes]:
         frames = await self.of_entries(word.entries)
         row = word.row
-        if self._may_be_over or word.is_gone or (row is not None and row.state in ENDED):
+        if word.is_gone or (row is not None and row.state in ENDED):
+            # What led to the end may be in the stream already.
+            frames += await self.of_entries(await streams.read(self._parts, self._id, self.at))
+            self._may_be_over = True
+        if self._may_be_over:
             return frames + await self.look()
         if row is not None:
             if self._generates and row.shown_bytes != self._shown_bytes:
@@ -135,15 +137,15 @@ class _Stream:
         except NotFound:  # removed by retention meanwhile
             self.is_over = True
             return []
-        return await self.of_job(job)
-
-    async def of_job(self, job: JobView) -> list[bytes]:
-        frames = await self._unread_text() if self._generates else []
         if job.state in ENDED:
             self.is_over = True
-            return [*frames, encode(EventType.END, as_json(job), end_id(job))]
-        progress = job.progress.model_dump()
-        return frames + self._unheard(str(job.state), progress)
+            text = await self._unread_text() if self._generates else []
+            return [*text, encode(EventType.END, as_json(job), end_id(job))]
+        return await self.of_open(job.state, job.progress.model_dump())
+
+    async def of_open(self, state: str, progress: dict[str, Any]) -> list[bytes]:
+        text = await self._unread_text() if self._generates else []
+        return text + self._unheard(str(state), progress)
 
     def _unheard(self, state: str, progress: dict[str, Any]) -> list[bytes]:
         """What Postgres knows and the stream did not tell, or told otherwise."""

@@ -7,10 +7,13 @@ stream's beginning, so nothing that happened between submitting and reading is m
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from redis.exceptions import RedisError
+from sqlalchemy.orm import load_only
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import Parts
@@ -18,10 +21,12 @@ from api.limits import release_body
 from api.news import READ_ENTRIES, Entry
 from api.schemas import JobView
 from shared import jobs, transcripts
+from shared.errors import NotFound
 from shared.estimates import Estimate, estimate
 from shared.events import EventType, stream_key
 from shared.jobs import Contents
-from shared.states import OPEN
+from shared.models import Job
+from shared.states import OPEN, State, known
 from shared.transcripts import Shown
 
 START = "0-0"
@@ -107,7 +112,38 @@ def view(parts: Parts, job_id: UUID, fair_key: str, *, is_whole: bool = False) -
     return JobView.of(job, found.get(job_id, Estimate()), fair_key, contents)
 
 
-def shows_text(parts: Parts, job_id: UUID, fair_key: str) -> bool:
-    """Whether the key may read what the job generates. Raises NotFound."""
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What a stream has to know of its job: not what may be large."""
+
+    id: UUID
+    kind: str
+    state: State
+    progress: dict[str, Any]
+    finished_at: datetime | None
+    shows_text: bool
+    """Whether the key may read what the job generates."""
+
+
+def outline(parts: Parts, job_id: UUID, fair_key: str) -> Outline:
+    """Raises NotFound."""
+    columns = (
+        Job.id, Job.kind, Job.state, Job.progress_done, Job.progress_total, Job.progress_unit,
+        Job.finished_at, Job.private, Job.fair_key,
+    )  # fmt: skip
     with parts.ledger.read() as session:
-        return not jobs.hides_text(jobs.without_contents(session, job_id), fair_key)
+        job = session.get(Job, job_id, options=[load_only(*columns, raiseload=True)])
+        if job is None:
+            raise NotFound(f"There is no job {job_id}.")
+        return Outline(
+            id=job.id,
+            kind=job.kind,
+            state=known(job.state),
+            progress={
+                "done": job.progress_done,
+                "total": job.progress_total,
+                "unit": job.progress_unit,
+            },
+            finished_at=job.finished_at,
+            shows_text=not jobs.hides_text(job, fair_key),
+        )

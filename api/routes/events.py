@@ -41,7 +41,7 @@ async def stream_job_events(
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Server-Sent Events; resumes after `Last-Event-ID`."""
-    job = await run_in_threadpool(streams.view, parts, job_id, fair_key)
+    job = await run_in_threadpool(streams.outline, parts, job_id, fair_key)
     if sse.is_over(job, last_event_id):
         return Response(status_code=204)
     parts.news.check_room()
