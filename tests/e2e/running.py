@@ -64,6 +64,22 @@ class Running:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
+    def is_connected(self, port: int) -> bool:
+        """Whether the command has a connection to a server of this machine."""
+        return any(
+            connection.status == psutil.CONN_ESTABLISHED and connection.raddr.port == port
+            for process in _tree(self._process.pid)
+            for connection in process.net_connections("tcp")
+        )
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    """A process and what it started; what has ended meanwhile is left out."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
+
 
 def remote_addresses(processes: Sequence[psutil.Process]) -> list[tuple[str, str, str]]:
     """Process, and both ends, of each internet socket that is not on the loopback alone."""

@@ -19,11 +19,17 @@ def test_waiting_survives_restarts_of_the_api_and_of_redis(
         stack.start("jobs", "watch", job.id, "--json") as scripted,
         ThreadPoolExecutor(1) as pool,
     ):
+        port = stack.part("api").port
+        assert port is not None
+
+        def follow() -> bool:
+            return watched.is_connected(port) and scripted.is_connected(port)
+
         try:
             waited = pool.submit(client.wait, job.id)
-            until(lambda: _readers(stack) >= 3, "three streams are open")
+            until(follow, "both commands follow the job")
             stack.kill_and_await("api")
-            until(lambda: _readers(stack) >= 3, "the streams have been opened again")
+            until(follow, "they follow it again")
             stack.lose_redis()
             assert not waited.done()
             assert watched.is_running()
@@ -72,9 +78,3 @@ def test_waiting_ends_without_redis_news(stack: LiveStack, client: Client) -> No
     assert events[-1].event == "end"
     assert events[-1].data["state"] == "succeeded"
     assert client.wait(job.id).result == job.result
-
-
-def _readers(stack: LiveStack) -> int:
-    """How many clients wait in Redis for news; the workers wait for lists instead."""
-    with stack.redis() as redis:
-        return sum(client["cmd"] == "xread" for client in redis.client_list())
