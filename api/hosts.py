@@ -20,8 +20,10 @@ from api.compat.dialect import refusal
 from shared.config import Settings
 
 LIVENESS = "/healthz"
+TARGET_HOST = "target_host"
+"""In the state of a request whose line has a whole URL: host and port of that URL, as sent."""
 SAFE = {"GET", "HEAD"}
-HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:@/\\?#\[\]]+)(?::(\d{1,5}))?")
+HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:@/\\?#\[\]]+)(?::(\d{0,5}))?")
 ANY_ADDRESS = {"", "0.0.0.0", "::"}
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 
@@ -52,11 +54,13 @@ class Hosts:
         hosts = _values(scope, b"host")
         if len(hosts) > 1 or (not hosts and scope["http_version"] != "1.0"):
             return 400, "Send one header Host."
-        if hosts and not self._is_own(hosts[0]):
+        # A request line with a whole URL names a host, too, and that one counts (RFC 9112, 3.2.2).
+        foreign = [host for host in (*hosts, *_target_host(scope)) if not self._is_own(host)]
+        if foreign:
             return 421, (
-                f"{hosts[0][:255]!r} is no name of this server. It asks for no key and so answers "
-                "to localhost and its own address alone; set SLUICE_API_ALLOWED_HOSTS to the names "
-                "that it is to answer to, or SLUICE_API_KEYS."
+                f"{foreign[0][:255]!r} is no name of this server. It asks for no key and so "
+                "answers to localhost and its own address alone; set SLUICE_API_ALLOWED_HOSTS to "
+                "the names that it is to answer to, or SLUICE_API_KEYS."
             )
         if self._is_foreign(scope, hosts[0] if hosts else ""):
             return 403, (
@@ -112,6 +116,12 @@ def is_same_origin(origin: str, host: str) -> bool:
     return parts.hostname.removesuffix(".") == match[1].strip("[]").removesuffix(".") and (
         port or default
     ) == (match[2] or default)
+
+
+def _target_host(scope: Scope) -> list[str]:
+    """What the request line names as the host; `Connection` of `api/server.py` notes it."""
+    host = scope.get("state", {}).get(TARGET_HOST)
+    return [] if host is None else [host]
 
 
 def _values(scope: Scope, name: bytes) -> list[str]:

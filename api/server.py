@@ -8,6 +8,7 @@ while an upload makes progress (`api/limits.py` has the times of bodies).
 
 import asyncio
 import math
+import re
 import resource
 from functools import partial
 from types import FrameType
@@ -20,8 +21,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.compat.dialect import refusal
 from api.deps import Parts
+from api.hosts import TARGET_HOST
 from shared.config import Settings
 
+WHOLE_URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 FRAME_BYTES = 4
 """What a header takes on the wire besides its name and value."""
 LINGER_S = 10.0
@@ -174,6 +177,9 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= self._settings.api_limit_pipeline_requests:
             self._refuse(400, "Too many requests were sent without waiting for an answer.")
             raise _Refused
+        target = WHOLE_URL.match(self.url)
+        if target is not None:
+            self.scope["state"][TARGET_HOST] = target[1].decode("latin-1")
         served = self.app
         if not self._has_room:
             self.app = _full

@@ -94,8 +94,8 @@ class TestHost:
     @pytest.mark.parametrize(
         "host",
         [
-            "localhost", "LOCALHOST:1", "localhost.", "127.0.0.1", "127.8.7.6:65000", "[::1]:8000",
-            "[::ffff:127.0.0.1]",
+            "localhost", "LOCALHOST:1", "localhost.", "localhost:", "127.0.0.1",
+            "127.8.7.6:65000", "[::1]:8000", "[::ffff:127.0.0.1]",
         ],
     )  # fmt: skip
     def test_those_of_this_machine_are_answered(self, api: httpx.Client, host: str) -> None:
@@ -111,6 +111,26 @@ class TestHost:
         with socket.create_connection(("127.0.0.1", int(api_url.rpartition(":")[2]))) as raw:
             raw.sendall(b"GET /v1/jobs HTTP/1.1\r\nConnection: close\r\n" + hosts + b"\r\n")
             assert raw.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+    @pytest.mark.parametrize(
+        ("target", "host", "status"),
+        [
+            ("http://localhost/v1/jobs", "localhost", 200),
+            ("HTTP://[::1]:8000/v1/jobs?limit=1", "localhost", 200),
+            ("http://evil.example/v1/jobs", "localhost", 421),
+            ("http://evil.example:80/v1/jobs", "127.0.0.1", 421),
+            ("http://localhost@evil.example/v1/jobs", "localhost", 421),
+            ("http://localhost/v1/jobs", "evil.example", 421),
+        ],
+    )
+    def test_that_of_the_request_line_counts_too(
+        self, api_url: str, target: str, host: str, status: int
+    ) -> None:
+        with socket.create_connection(("127.0.0.1", int(api_url.rpartition(":")[2]))) as raw:
+            raw.sendall(
+                f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+            )
+            assert raw.recv(65536).startswith(f"HTTP/1.1 {status} ".encode())
 
     @pytest.mark.parametrize(
         ("host", "status"),

@@ -143,6 +143,16 @@ def test_what_does_not_fit_the_schema_is_told_with_its_place() -> None:
         ({"items": {"$ref": "#/$defs/none"}}, "#/$defs/none"),
         ({"$schema": "http://example.org/other"}, "$schema"),
         ({"$schema": 7}, "$schema"),
+        ({"$defs": {"a": {"const": 5}}, "$ref": "#/$defs/a/const"}, "#/$defs/a/const"),
+        ({"required": ["a"], "items": {"$ref": "#/required"}}, "'#/required', which is no schema"),
+        ({"$id": "http://[", "properties": {"a": {"$ref": "x"}}}, "no URI"),
+        ({"parts": {"a": {"$ref": "#/none"}}, "$ref": "#/parts/a"}, "#/none"),
+        ({"parts": {"a": {"type": "nonsense"}}, "$ref": "#/parts/a"}, "nonsense"),
+        ({"parts": {"a": {"not": {"pattern": "("}}}, "$ref": "#/parts/a"}, "pattern"),
+        (
+            {"parts": {"a": {"items": {"$ref": "#/type"}}}, "type": "array", "$ref": "#/parts/a"},
+            "#/type",
+        ),
     ],
 )
 def test_a_wrong_schema_is_an_error_of_the_user(
@@ -153,6 +163,24 @@ def test_a_wrong_schema_is_an_error_of_the_user(
     assert said in caught.value.message
     with pytest.raises(InvalidInput, match="response_format"):
         checker.validate({}, schema)
+
+
+def test_a_number_beyond_what_can_be_checked_is_a_fault_of_the_answer(
+    checker: SchemaChecker,
+) -> None:
+    with pytest.raises(NotJson, match="too large"):
+        checker.validate(10**400, {"multipleOf": 0.1})
+
+
+def test_references_may_lead_anywhere_where_a_schema_stands(checker: SchemaChecker) -> None:
+    schema = {
+        "components": {"id": {"type": "integer"}, "ids": {"items": {"$ref": "#/components/id"}}},
+        "$ref": "#/components/ids",
+    }
+    checker.check(schema)
+    checker.validate([1, 2], schema)
+    with pytest.raises(NotJson, match=r"at \$\[1\]"):
+        checker.validate([1, "b"], schema)
 
 
 def test_a_schema_that_refers_to_itself() -> None:

@@ -31,7 +31,7 @@ _COUNTED_PROBLEMS: Final = 100
 _PROBLEM_CHARS: Final = 300
 
 
-class InvalidSchema(ValueError):
+class InvalidSchema(Exception):
     """The schema is none, or refers to something outside of it."""
 
 
@@ -49,6 +49,11 @@ def main() -> None:
             answer = {"invalid": str(error)}
         except RecursionError:
             answer = {"invalid": "refers to itself without end, or is nested too deep"}
+        except MemoryError:
+            raise
+        except Exception as error:
+            # Of the library, for what no metaschema forbids. The next request is another one's.
+            answer = {"invalid": f"cannot be used: {_short(f'{type(error).__name__}: {error}')}"}
         signal.setitimer(signal.ITIMER_PROF, 0)
         _answer(answer)
 
@@ -61,8 +66,11 @@ def _checked(request: dict[str, Any]) -> dict[str, Any]:
     validator = _validator(request["schema"])
     if "value" not in request:
         return {"problems": [], "more": 0}
-    # A broken value may break each of a million items.
-    errors = list(islice(validator.iter_errors(request["value"]), _COUNTED_PROBLEMS))
+    try:
+        # A broken value may break each of a million items.
+        errors = list(islice(validator.iter_errors(request["value"]), _COUNTED_PROBLEMS))
+    except OverflowError:
+        return {"problems": ["at $: a number in it is too large to be checked"], "more": 0}
     errors.sort(key=lambda error: error.json_path)
     problems = [f"at {error.json_path}: {_short(error.message)}" for error in errors[:_PROBLEMS]]
     return {"problems": problems, "more": max(0, len(errors) - _PROBLEMS)}
@@ -83,29 +91,53 @@ def _validator(schema: dict[str, Any]) -> Any:
         resource_ = Resource.from_contents(schema, default_specification=DRAFT202012)
         # A registry of its own: the default one would fetch references over the network.
         registry: Registry[Any] = Registry()
-        _check_references(resource_, registry.resolver_with_root(resource_))
+        _References(kind).check(resource_, registry.resolver_with_root(resource_))
     except SchemaError as error:
         raise InvalidSchema(
             f"is no JSON Schema: at {error.json_path}: {_short(error.message)}"
         ) from error
+    except ValueError as error:
+        raise InvalidSchema(f"has an $id or a $ref that is no URI: {_short(str(error))}") from error
     return kind(schema, registry=registry)
 
 
-def _check_references(resource_: Resource[Any], resolver: Any) -> None:
-    contents = resource_.contents
-    if isinstance(contents, dict):
-        for key in ("$ref", "$dynamicRef"):
-            if isinstance(contents.get(key), str):
-                _look_up(contents[key], resolver)
-    for inner in resource_.subresources():
-        _check_references(inner, resolver.in_subresource(inner))
+class _References:
+    """Checks that each reference leads to a schema, and what that one refers to, in turn.
 
+    The metaschema has seen all that stands where a schema is expected. A reference may also point
+    to somewhere else, such as below an unknown keyword, where anything may stand."""
 
-def _look_up(reference: str, resolver: Any) -> None:
-    try:
-        resolver.lookup(reference)
-    except Unresolvable as error:
-        raise InvalidSchema(f"refers to {_short(reference)!r}, which is not in it") from error
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+        self._checked: set[int] = set()
+        """The ids of objects within the schema, which outlives this."""
+
+    def check(self, resource_: Resource[Any], resolver: Any) -> None:
+        contents = resource_.contents
+        if id(contents) in self._checked:
+            return
+        if isinstance(contents, dict):
+            self._checked.add(id(contents))
+            for key in ("$ref", "$dynamicRef"):
+                if isinstance(contents.get(key), str):
+                    self._follow(contents[key], resolver)
+        for inner in resource_.subresources():
+            self.check(inner, resolver.in_subresource(inner))
+
+    def _follow(self, reference: str, resolver: Any) -> None:
+        try:
+            resolved = resolver.lookup(reference)
+        except Unresolvable as error:
+            raise InvalidSchema(f"refers to {_short(reference)!r}, which is not in it") from error
+        target = resolved.contents
+        if isinstance(target, bool) or id(target) in self._checked:
+            return
+        if not isinstance(target, dict):
+            raise InvalidSchema(f"refers to {_short(reference)!r}, which is no schema")
+        self._kind.check_schema(target)
+        self.check(
+            Resource.from_contents(target, default_specification=DRAFT202012), resolved.resolver
+        )
 
 
 def _short(message: str) -> str:
