@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from cli.transport import Transport
-from cli.wire import Wire
+from cli.wire import Page, Wire
 
 PAGE_ITEMS = 100
 
@@ -31,8 +31,7 @@ class Caller:
         return shape.model_validate(self.transport.json("GET", path))
 
     def _all(self, shape: type[W], path: str) -> list[W]:
-        items = self.transport.json("GET", path)["items"]
-        return [shape.model_validate(item) for item in items]
+        return [shape.model_validate(item) for item in self.transport.listed("GET", path)]
 
     def _post(self, path: str, *, safe: bool = True) -> Any:
         return self.transport.json("POST", path, safe=safe)
@@ -43,10 +42,10 @@ class Caller:
         cursor: str | None = None
         while True:
             page_params = {**params, "limit": page_items, "cursor": cursor}
-            page = self.transport.json("GET", path, params=page_params)
-            for item in page["items"]:
+            page = Page.model_validate(self.transport.json("GET", path, params=page_params))
+            for item in page.items:
                 yield shape.model_validate(item)
-            cursor = page.get("next_cursor")
+            cursor = page.next_cursor
             if not cursor:
                 return
 

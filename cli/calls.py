@@ -42,10 +42,7 @@ class Calls(DocumentCalls, GenerationCalls):
         if not _PREFIX.fullmatch(prefix) or not _SHORTEST <= len(digits) < _DIGITS:
             return prefix
         params = {"type": type, "prefix": prefix}
-        found = [
-            str(item["id"])
-            for item in self.transport.json("GET", "/v1/ids", params=params)["items"]
-        ]
+        found = [str(item["id"]) for item in self.transport.listed("GET", "/v1/ids", params=params)]
         if len(found) > 1:
             raise NotFound(
                 f"More than one {type} begins with {prefix}; give more of the id: "

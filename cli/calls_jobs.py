@@ -60,8 +60,8 @@ class JobCalls(Caller):
         raises `ConnectionBroken`.
         """
         body = {"jobs": [dict(job) for job in jobs]}
-        answer = self.transport.json("POST", "/v1/jobs/batch", body=body, safe=False)
-        return [str(job_id) for job_id in answer["ids"]]
+        ids = self.transport.listed("POST", "/v1/jobs/batch", name="ids", body=body, safe=False)
+        return [str(job_id) for job_id in ids]
 
     def job(self, job_id: str, *, with_result: bool = False) -> Job:
         """The job as it is now; `with_result` also fetches one that is too large for that view."""

@@ -9,8 +9,10 @@ import platform
 import pwd
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from cli.checks import Check
@@ -29,8 +31,13 @@ DISK_NEEDED_BYTES = 2 * 2**30
 UP = "run `sluice up`"
 
 
-def check(settings: Settings) -> list[Check]:
-    """All checks, in the order in which to put things right."""
+def check(settings: Settings, *, url: str | None = None, api_key: str | None = None) -> list[Check]:
+    """All checks, in the order in which to put things right; `url` and `api_key` are of the API,
+    and go before the settings of clients."""
+    client = client_settings(url=url)
+    if api_key is None and client.api_key is not None:
+        api_key = client.api_key.get_secret_value()
+    url = url or client.url
     stack = find_stack(settings.home_path) if sys.platform == "linux" else None
     return [
         _python(),
@@ -39,9 +46,9 @@ def check(settings: Settings) -> list[Check]:
         _disk(settings),
         embedding_model(settings),
         *generation_model(settings),
-        *_stack(settings, stack),
+        *_stack(settings, stack, url),
         *_servers(settings, stack),
-        *_api(settings, stack),
+        *_api(settings, stack, url, api_key),
     ]
 
 
@@ -142,7 +149,7 @@ def _keys(settings: Settings, asks: bool, host: str, asking: str) -> Check:
     )
 
 
-def _stack(settings: Settings, stack: Stack | None) -> Iterator[Check]:
+def _stack(settings: Settings, stack: Stack | None, url: str | None) -> Iterator[Check]:
     if stack is not None:
         for part in stack_status(stack):
             yield Check(
@@ -151,7 +158,7 @@ def _stack(settings: Settings, stack: Stack | None) -> Iterator[Check]:
                 detail=f"pid {part.pid}, {part.restarts} restarts" if part.ready else part.detail,
                 fix=f"read {part.log}",
             )
-    elif client_settings().url is None:
+    elif url is None:
         yield Check(name="local stack", ok=False, detail="not running", fix=UP)
         yield Check(
             name="port of the API",
@@ -198,64 +205,90 @@ def _migrations(url: str) -> Check:
     )
 
 
-def _api(settings: Settings, stack: Stack | None) -> Iterator[Check]:
-    client = client_settings()
-    url = (client.url or (stack.api_url if stack else "")).rstrip("/")
+def _api(
+    settings: Settings, stack: Stack | None, named: str | None, key: str | None
+) -> Iterator[Check]:
+    """Of the API that was named, else of that of this machine."""
+    url = (named or (stack.api_url if stack else "")).rstrip("/")
     if not url and settings.database_url is None:
         yield _exposure(settings)
         return  # The local stack does not run; that has been said.
     url = url or api_address(settings.api_host, settings.api_port)
     health = fetch(f"{url}/healthz")
+    lives = isinstance(health, dict) and "status" in health
     yield Check(
         name="API",
-        ok=not isinstance(health, str),
-        detail=health if isinstance(health, str) else url,
+        ok=lives,
+        detail=url if lives else health if isinstance(health, str) else f"{url} is no Sluice",
         fix=f"{UP}, start `python -m api`, or set SLUICE_URL to where it is",
     )
-    if isinstance(health, str):
-        yield _exposure(settings)
+    if not lives:
+        if not named:
+            yield _exposure(settings)
         return
     yield _exposure_of(settings, url)
-    key = client.api_key.get_secret_value() if client.api_key else first_key(settings)
-    workers = fetch(f"{url}/v1/workers", key)
-    if isinstance(workers, str):
-        refused = "answers 401" in workers or "answers 403" in workers
+    if key is None and not named:
+        key = first_key(settings)  # The settings of this machine are those of its own API alone.
+    for path, read in (("/v1/workers", _workers), ("/v1/queues", _queues), ("/readyz", _readiness)):
+        answer = fetch(f"{url}{path}", key, accept=(200, 503) if path == "/readyz" else (200,))
+        yield from _read(url, path, answer, read)
+
+
+def _read(url: str, path: str, answer: Any, read: Callable[[Any], list[Check]]) -> list[Check]:
+    """What `read` makes of an answer; a string says why there is none."""
+    if isinstance(answer, str):
+        refused = "answers 401" in answer or "answers 403" in answer
         fix = "set SLUICE_API_KEY to a key of that API" if refused else "read the log of the API"
-        yield Check(name="API key" if refused else "workers", ok=False, detail=workers, fix=fix)
-    else:
-        alive = [worker["name"] for worker in workers["items"] if worker["alive"]]
-        yield Check(
+        name = "API key" if refused else f"API: {path}"
+        # Every path would say this of the key.
+        return (
+            []
+            if refused and read is _queues
+            else [Check(name=name, ok=False, detail=answer, fix=fix)]
+        )
+    try:
+        return read(answer)
+    except (AttributeError, KeyError, TypeError):
+        return [
+            Check(
+                name=f"API: {path}",
+                ok=False,
+                detail=f"{url} answers otherwise than Sluice {version('sluice')} does",
+                fix="install here the version of Sluice that runs there, or set SLUICE_URL to "
+                "where yours is",
+            )
+        ]
+
+
+def _workers(answer: Any) -> list[Check]:
+    alive = [str(worker["name"]) for worker in answer["items"] if worker["alive"]]
+    return [
+        Check(
             name="workers",
             ok=bool(alive),
             detail=", ".join(alive) or "none is alive",
             fix=f"{UP}, or start `python -m workers cpu` and `python -m workers generate`",
         )
-        yield from _queues(url, key)
-    ready = fetch(f"{url}/readyz", key, accept=(200, 503))
-    if not isinstance(ready, str):
-        for name, state in ready["checks"].items():
-            yield Check(
-                name=f"API: {name}",
-                ok=state["ok"],
-                detail=str(state["detail"] or "ready"),
-                fix="what the API needs there is down or out of its reach: read its log",
-            )
+    ]
 
 
-def _queues(url: str, key: str | None) -> Iterator[Check]:
+def _queues(answer: Any) -> list[Check]:
     """A pause is meant, and no fault; but whoever wonders why nothing happens has to know of it."""
-    found = fetch(f"{url}/v1/queues", key)
-    if isinstance(found, str):
-        yield Check(name="queues", ok=False, detail=found, fix="read the log of the API")
-        return
-    names = " ".join(queue["name"] for queue in found["items"] if queue["paused"])
-    yield Check(
-        name="queues",
-        ok=True,
-        detail=f"paused: {names}; `sluice queues resume {names}` goes on"
-        if names
-        else "none is paused",
-    )
+    names = " ".join(str(queue["name"]) for queue in answer["items"] if queue["paused"])
+    detail = f"paused: {names}; `sluice queues resume {names}` goes on" if names else ""
+    return [Check(name="queues", ok=True, detail=detail or "none is paused")]
+
+
+def _readiness(answer: Any) -> list[Check]:
+    return [
+        Check(
+            name=f"API: {name}",
+            ok=bool(state["ok"]),
+            detail=str(state["detail"] or "ready"),
+            fix="what the API needs there is down or out of its reach: read its log",
+        )
+        for name, state in answer["checks"].items()
+    ]
 
 
 def _existing(path: Path) -> Path:

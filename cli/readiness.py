@@ -76,7 +76,9 @@ def fetch(url: str, key: str | None = None, accept: tuple[int, ...] = (200,)) ->
             answer = client.get(url)
         if answer.status_code not in accept:
             return f"{url} answers {answer.status_code}"
-        return answer.json()
+        document = answer.json()
+        # A text would be taken for the reason.
+        return f"{url} answers with a text" if isinstance(document, str) else document
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return f"{url}: {_words(error)}"
     except ValueError:

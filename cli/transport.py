@@ -169,9 +169,15 @@ class Transport:
         try:
             return response.json()
         except ValueError as error:
-            raise ConnectionFailed(
-                f"{self.url} answered, but not as Sluice does. Is SLUICE_URL right?"
-            ) from error
+            raise self._foreign() from error
+
+    def listed(self, method: str, path: str, *, name: str = "items", **options: Any) -> list[Any]:
+        """The list that an answer has under this name."""
+        answer = self.json(method, path, **options)
+        items = answer.get(name) if isinstance(answer, dict) else None
+        if not isinstance(items, list):
+            raise self._foreign()
+        return items
 
     @contextmanager
     def stream(
@@ -185,6 +191,11 @@ class Transport:
                 response.read()
                 raise problem_of(response)
             yield response
+
+    def _foreign(self) -> ConnectionFailed:
+        return ConnectionFailed(
+            f"{self.url} answered, but not as this version of Sluice does. Is SLUICE_URL right?"
+        )
 
     def _failure(self, error: Exception, *, sent: bool) -> ConnectionFailed:
         reason = str(error).strip() or type(error).__name__
@@ -251,6 +262,11 @@ def problem_of(response: httpx.Response) -> ApiError:
     text = detail if isinstance(detail, str) else ""
     if response.status_code == 401:
         text = f"{text or 'The API wants a key.'} Set SLUICE_API_KEY, or give --api-key."
+    elif response.status_code == 404 and not _is_problem(response):
+        text = (
+            f"{response.url.copy_with(query=None)} answers 404, and not as Sluice does. "
+            "Is SLUICE_URL right?"
+        )
     elif response.status_code >= 500 and not (text and _is_problem(response)):
         text = f"The API failed with status {response.status_code}: {text or title}"
     return ApiError(

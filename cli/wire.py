@@ -6,11 +6,11 @@ break an older client and `--json` shows everything. Nothing here talks to the n
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cli.errors import JobCancelled, JobFailed
+from cli.errors import ConnectionFailed, JobCancelled, JobFailed
 
 
 class State(StrEnum):
@@ -28,6 +28,26 @@ class Wire(BaseModel):
     """Base of all answers."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """Raises `ConnectionFailed` for what no API of this version answers."""
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, ("answer", *first["loc"])))
+            raise ConnectionFailed(
+                f"The server answered, but not as this version of Sluice does ({place}: "
+                f"{first['msg']}). Is SLUICE_URL right, and is that server of this version?"
+            ) from error
+
+
+class Page(Wire):
+    """A part of a list, and where the next one begins."""
+
+    items: list[Any]
+    next_cursor: str | None = None
 
 
 class Progress(Wire):

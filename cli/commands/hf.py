@@ -45,7 +45,9 @@ def _task(_ctx: click.Context, _param: click.Parameter, name: str) -> Task:
 @click.command()
 @click.argument("task", callback=_task, shell_complete=completions.hf_tasks)
 @click.argument("inputs", nargs=-1, metavar="[INPUT|-]...")
-@click.option("--model", "-m", metavar="MODEL", help="<owner>/<name> or a folder; else the task's.")
+@click.option(
+    "--model", "-m", metavar="MODEL", help="<owner>/<name>, as on the hub; else the task's."
+)
 @click.option(
     "--backend", type=click.Choice(["local", "hub"]), default="local", show_default=True,
     help="Where it runs: in a worker, or at the Hugging Face hub.",

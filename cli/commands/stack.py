@@ -121,12 +121,14 @@ def status(*, url: str | None, api_key: str | None, as_json: bool) -> int:
 
 
 @click.command()
+@connection_options
 @json_option
-def doctor(*, as_json: bool) -> int:
+def doctor(*, url: str | None, api_key: str | None, as_json: bool) -> int:
     """Check every part, and say what to do about what is wrong."""
     from cli.doctor import check
 
-    checks = check(load_settings())
+    url, api_key = target(url, api_key)
+    checks = check(load_settings(), url=url, api_key=api_key)
     if as_json:
         print_json(
             {

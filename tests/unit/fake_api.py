@@ -10,7 +10,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -230,8 +230,8 @@ def make_app(state: State) -> FastAPI:
 
     @app.get("/v1/ids")
     def ids(type: str, prefix: str) -> Response:
-        known = {"job": state.jobs, "conversation": state.conversations}.get(type, {})
-        known = [*known, *state.prefixed.get(type, [])]
+        made = {"job": state.jobs, "conversation": state.conversations}.get(type, {})
+        known = [*made, *state.prefixed.get(type, [])]
         digits = prefix.replace("-", "").lower()
         found = [each for each in known if each.replace("-", "").startswith(digits)]
         return JSONResponse({"items": [{"id": each} for each in found[:10]]})
@@ -310,6 +310,19 @@ def broken() -> Iterator[bytes]:
     raise ConnectionError("dropped on purpose")
 
 
+def answering(answers: Mapping[str, object]) -> FastAPI:
+    """A server of something else: each path answers a GET with its document."""
+    app = FastAPI()
+
+    @app.get("/{path:path}")
+    def answer(path: str) -> JSONResponse:
+        if f"/{path}" not in answers:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        return JSONResponse(answers[f"/{path}"])
+
+    return app
+
+
 def finish(state: State, job_id: str) -> dict[str, Any]:
     job = state.jobs[job_id]
     if job["state"] == "cancelled":
@@ -328,8 +341,14 @@ def finish(state: State, job_id: str) -> dict[str, Any]:
 @contextmanager
 def serving(state: State, port: int = 0) -> Iterator[str]:
     """Serve until the end of the block; yields the URL."""
+    with listening(make_app(state), port) as url:
+        yield url
+
+
+@contextmanager
+def listening(app: FastAPI, port: int = 0) -> Iterator[str]:
     config = uvicorn.Config(
-        make_app(state), port=port, log_level="critical", ws="none", lifespan="off",
+        app, port=port, log_level="critical", ws="none", lifespan="off",
         timeout_graceful_shutdown=1,
     )  # fmt: skip
     server = uvicorn.Server(config)

@@ -13,7 +13,7 @@ import pytest
 
 from cli.main import run, sluice
 from tests.unit.cli_process import ROOT, document, started
-from tests.unit.fake_api import State, serving
+from tests.unit.fake_api import State, answering, listening, serving
 from tests.unit.fake_shapes import make_job
 
 Captured = pytest.CaptureFixture[str]
@@ -466,3 +466,52 @@ def test_the_script_of_bash_completes_in_bash(tmp_path: Path, state: State) -> N
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "handbook"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [1],
+        "text",
+        {},
+        {"items": "none"},
+        {"items": [1], "checks": {"database": "ok"}},
+        {"items": [{"other": 1}], "id": 7, "checks": None},
+    ],
+    ids=json.dumps,
+)
+def test_a_server_of_another_version_is_an_error_that_says_so(
+    answer: object, capsys: Captured
+) -> None:
+    asked = {
+        "status": "/readyz", "queues": "/v1/queues", "workers": "/v1/workers",
+        "jobs list": "/v1/jobs", f"jobs show {ONE}": f"/v1/jobs/{ONE}", "models": "/v1/models",
+        "collections": "/v1/collections", "conversations": "/v1/conversations",
+    }  # fmt: skip
+    with listening(answering(dict.fromkeys(asked.values(), answer))) as other:
+        for command in asked:
+            assert run([*command.split(), "--url", other, "--json"]) == 3, command
+            told = capsys.readouterr()
+            error = json.loads(told.err.splitlines()[-1])["error"]
+            assert error["type"] == "ConnectionFailed"
+            assert "SLUICE_URL" in error["message"]
+            assert not told.out
+
+
+def test_a_404_of_another_server_is_not_taken_for_the_api(capsys: Captured) -> None:
+    with listening(answering({})) as other:
+        assert run(["queues", "--url", other]) == 4
+    told = capsys.readouterr().err
+    assert f"{other}/v1/queues" in told
+    assert "SLUICE_URL" in told
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_doctor_asks_the_api_that_is_named(before: bool, capsys: Captured) -> None:
+    with serving(State(api_key="s3cret")) as other:
+        options = ["--url", other, "--api-key", "s3cret"]
+        run([*options, "doctor", "--json"] if before else ["doctor", *options, "--json"])
+    checks = {one["name"]: one for one in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["API"]["detail"] == other
+    assert checks["API keys"]["detail"] == f"{other} asks for a key"
+    assert "API key" not in checks

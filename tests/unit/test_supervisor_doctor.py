@@ -11,7 +11,7 @@ from cli.checks import Check
 from cli.doctor import check
 from cli.ports import free_ports
 from shared.config import Settings
-from tests.unit.fake_api import State, serving
+from tests.unit.fake_api import State, answering, listening, serving
 
 
 def checks(home: Path, **changes: object) -> dict[str, Check]:
@@ -88,6 +88,50 @@ def test_the_api_that_answers_is_asked_whether_it_wants_keys(
     assert keys.detail == (
         f"{url} asks for a key" if has_keys else "none: whoever reaches 127.0.0.1 may use the API"
     )
+
+
+def test_the_api_that_is_named_is_asked_with_its_own_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the keys of this machine's API, which are no other server's business."""
+    here = Settings(_env_file=None, home=tmp_path).model_copy(
+        update={"api_keys": {"me": SecretStr("mine")}}
+    )
+    monkeypatch.setenv("SLUICE_URL", "http://127.0.0.1:1")
+    with serving(State(api_key="mine")) as url:
+        without = {one.name: one for one in check(here, url=url)}
+        with_key = {one.name: one for one in check(here, url=url, api_key="mine")}
+    assert without["API"].detail == with_key["API"].detail == url
+    assert not without["API key"].ok
+    assert "workers" not in without
+    assert with_key["workers"].ok
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"/v1/workers": {"items": [{"name": "a"}]}, "/v1/queues": {}, "/readyz": {"checks": []}},
+        {"/v1/workers": [], "/v1/queues": 7, "/readyz": {"checks": {"database": "ok"}}},
+    ],
+)
+def test_an_api_of_another_version_is_said_to_be_one(
+    tmp_path: Path, answers: dict[str, object]
+) -> None:
+    with listening(answering({"/healthz": {"status": "ok"}} | answers)) as url:
+        found = {one.name: one for one in check(Settings(_env_file=None, home=tmp_path), url=url)}
+    assert found["API"].ok
+    for path in answers:
+        one = found[f"API: {path}"]
+        assert not one.ok
+        assert "otherwise than Sluice" in one.detail
+        assert "version of Sluice" in one.fix
+
+
+def test_nothing_is_said_of_the_keys_of_a_server_that_is_no_api(tmp_path: Path) -> None:
+    with listening(answering({"/healthz": "ok"})) as url:
+        found = {one.name: one for one in check(Settings(_env_file=None, home=tmp_path), url=url)}
+    assert not found["API"].ok
+    assert "API keys" not in found
 
 
 def test_without_an_api_its_settings_are_looked_at(tmp_path: Path) -> None:
