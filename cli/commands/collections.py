@@ -96,10 +96,11 @@ def _tell(collection: Collection, as_json: bool) -> int:
     if as_json:
         print_json(collection)
         return 0
+    dimension = collection.dimension or "as yet unknown"  # known with the first document
     print_fields(
         [
             ("name", collection.name),
-            ("model", f"{collection.embedding_model} ({collection.dimension} dimensions)"),
+            ("model", f"{collection.embedding_model} ({dimension} dimensions)"),
             ("distance", collection.distance),
             ("documents", collection.documents),
             ("chunks", collection.chunks),

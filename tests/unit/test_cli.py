@@ -8,7 +8,7 @@ import pytest
 
 from cli.main import run
 from tests.unit.cli_process import document, started
-from tests.unit.fake_api import State, serving
+from tests.unit.fake_api import State, answering, listening, serving
 from tests.unit.fake_shapes import LONG_KOREAN
 from tests.unit.terminal import on_terminal
 
@@ -260,3 +260,12 @@ def test_pipes_get_no_colours() -> None:
 def test_every_command_has_json_and_help(command: str, capsys: Captured) -> None:
     assert run([*command.split(), "--help"]) == 0
     assert "--json" in capsys.readouterr().out
+
+
+def test_a_collection_without_documents_has_no_dimension_yet(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    empty = {"name": "abc", "embedding_model": "m", "distance": "cosine", "dimension": None}
+    with listening(answering({"/v1/collections/abc": empty})) as other:
+        assert run(["collections", "show", "abc", "--url", other]) == 0
+    assert "m (as yet unknown dimensions)" in capsys.readouterr().out
