@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.bounds import SHOWN_DEPTH
 from shared.errors import InvalidInput
 from workers.generation.engine import Message, Role
 from workers.generation.parsing import structured
@@ -118,6 +119,13 @@ def test_whatever_is_json_is_read(value: Any) -> None:
 )
 def test_what_is_not_json_is_told(text: str, said: str) -> None:
     assert said in refusal(text)
+
+
+@pytest.mark.parametrize("levels", [SHOWN_DEPTH + 1, 500, 990, 993, 2000])
+def test_what_is_deeper_than_an_answer_can_be_written_is_a_fault_of_the_model(levels: int) -> None:
+    with pytest.raises(NotJson, match="nested too deep"):
+        structured.parse("[" * levels + "]" * levels)
+    assert structured.parse("[" * SHOWN_DEPTH + "]" * SHOWN_DEPTH)
 
 
 def test_an_escaped_backslash_before_u0000_is_no_nul() -> None:

@@ -5,11 +5,15 @@ import math
 import re
 from typing import Any, Final
 
+from shared.bounds import is_deep
+
 
 def value_at(text: str, start: int) -> tuple[Any, int]:
     """The JSON value that begins at `start`, and where it ends. Raises ValueError."""
     try:
         value, end = _DECODER.raw_decode(text, start)
+        if is_deep(value):
+            raise ValueError("it is nested too deep")
         # PostgreSQL keeps neither NUL nor half a surrogate pair.
         if _UNSTORABLE.search(json.dumps(value, ensure_ascii=False)):
             raise ValueError("a string has a NUL or half of a surrogate pair in it")
