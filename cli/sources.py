@@ -26,7 +26,7 @@ _UNSENDABLE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029"]|^\s+|\s+$')
 
 SUPPORTED = frozenset(
     {
-        *(".txt", ".md", ".markdown", ".html", ".htm", ".xhtml"),
+        *(".txt", ".md", ".markdown", ".html", ".htm", ".xhtml", ".xht"),
         *(".csv", ".tsv", ".json", ".jsonl", ".ndjson"),
     }
 )

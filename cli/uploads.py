@@ -24,6 +24,7 @@ _TYPES = {
     ".ndjson": "application/x-ndjson",
     ".tsv": "text/tab-separated-values",
     ".txt": "text/plain",
+    ".xht": "application/xhtml+xml",
     ".xhtml": "application/xhtml+xml",
 }
 

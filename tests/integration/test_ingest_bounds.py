@@ -146,7 +146,7 @@ def once(process: Process, collection: str, name: str, data: bytes, type_: str |
 
 def test_a_correction_of_the_charset_is_no_repetition(process: Process, collection: str) -> None:
     """Bytes that fit both labels: with the second they are another text."""
-    data = "Ð¿ÑÐ¸".encode("latin-1") + b" \xe9\xe8"
+    data = b"caf\xe9 cr\xe8me"
     assert once(process, collection, "a.txt", data, "text/plain; charset=iso-8859-1") == {
         "added": 1
     }

@@ -4,11 +4,13 @@ import codecs
 
 import pytest
 
+from shared.errors import DocumentError
 from shared.payloads import CsvOptions
 from tests.unit.loading import KOREAN, read, refusal
 
 JAPANESE = "これは日本語の文書です。データベースを使います。検索もできます。"
 CHINESE = "这是一个中文文档。数据库支持事务，所以任务的状态不会丢失。我们可以搜索文件的内容。"
+TAIWANESE = "這是一份中文文件。資料庫支援交易，所以任務的狀態不會遺失。我們可以搜尋文件的內容。"
 ENGLISH = "Nothing but plain letters here."
 GERMAN = "Die Größe der Häuser überrascht."
 WIDE = ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"]
@@ -127,6 +129,111 @@ def test_a_label_that_fits_any_bytes_gives_way_to_the_bytes(
 ) -> None:
     data = written(text * 2, name).encode(encoding)
     assert text in read(data, name, content_type=f"text/x; charset={label}").text
+
+
+OTHER_LABELS = ["euc-kr", "shift_jis", "euc-jp", "gbk", "big5", "windows-1250", "windows-1251"]
+OTHER_LABELS += ["iso-8859-2", "iso-8859-9", "iso-8859-15", "koi8-r", "macintosh", "utf-8", "cp437"]
+
+
+@pytest.mark.parametrize("label", OTHER_LABELS)
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (KOREAN, "cp949"),
+        (JAPANESE, "cp932"),
+        (JAPANESE, "euc_jp"),
+        (CHINESE, "gb18030"),
+        (TAIWANESE, "big5"),
+    ],
+)
+def test_text_that_is_plainly_asian_is_read_whatever_its_label(
+    label: str, text: str, encoding: str
+) -> None:
+    data = (text * 2).encode(encoding)
+    assert read(data, content_type=f"text/plain; charset={label}").text == text * 2
+
+
+@pytest.mark.parametrize("label", CATCH_ALLS)
+@pytest.mark.parametrize("encoding", ["koi8-r", "cp1251"])
+def test_russian_is_read_whatever_label_it_has(label: str, encoding: str) -> None:
+    text = "Все люди рождаются свободными и равными в своем достоинстве и правах. " * 3
+    assert read(text.encode(encoding), content_type=f"text/plain; charset={label}").text == text
+
+
+@pytest.mark.parametrize("label", ["iso-8859-1", "us-ascii", "windows-1252"])
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Minden emberi lény szabadon születik, árvíztűrő tükörfúrógéppel. ", "mac-roman"),
+        ("Die Prüfung der Größe ist für Müller mühsam. Über die Straße führt es. ", "mac-roman"),
+        ("Το κείμενο που γράφτηκε εδώ είναι ελληνικό. ", "cp737"),
+    ],
+)
+def test_bytes_that_are_no_latin_text_never_become_one(
+    label: str, text: str, encoding: str
+) -> None:
+    data = (text * 3).encode(encoding, "ignore")
+    assert "fit" in refusal(data, content_type=f"text/plain; charset={label}")
+
+
+def test_utf_8_with_damage_is_not_read_as_what_the_label_says() -> None:
+    data = ("Die Prüfung der Größe. " * 9).encode() + b"\xff" + KOREAN.encode()
+    with pytest.raises(DocumentError, match=r"byte 0xff at offset 234 is not valid UTF-8"):
+        read(data, content_type="text/plain; charset=iso-8859-1")
+
+
+@pytest.mark.parametrize("label", ["utf-16", "utf-16le", "utf-16be", "utf-32", "utf-32le"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_width_and_order_of_wide_text_are_seen_from_it(label: str, encoding: str) -> None:
+    data = (KOREAN * 2).encode(encoding)
+    assert read(data, content_type=f"text/plain; charset={label}").text == KOREAN * 2
+
+
+@pytest.mark.parametrize("text", ["Это русский текст. ", "Größe und Länge. ", "Ελληνικό. "])
+def test_utf_8_with_damage_is_not_called_wide(text: str) -> None:
+    """A byte replaced, so that the length stays even where the letters are pairs."""
+    data = text.encode() * 40
+    at = next(at for at in range(len(data) // 2, len(data)) if data[at] > 0x7F)
+    data = data[:at] + b"\xff" + data[at + 1 :]
+    assert f"byte 0xff at offset {at:,} is not valid UTF-8" in refusal(data)
+
+
+def test_the_byte_that_windows_1252_does_not_have_is_named() -> None:
+    data = (GERMAN + " ").encode("cp1252") * 20
+    damaged = data[:300] + b"\x81" + data[300:]
+    assert "byte 0x81 at offset 300 is damaged: the rest reads as cp1252" in refusal(damaged)
+
+
+def test_utf_8_that_is_called_wide_is_refused() -> None:
+    data = "이름,도시\n김하나,서울 \n".encode()
+    with pytest.raises(DocumentError, match="is UTF-8, not utf-16-le"):
+        read(data, "a.csv", csv=CsvOptions(encoding="utf-16-le"))
+
+
+def test_hz_is_known_by_its_escapes() -> None:
+    assert read((CHINESE * 2).encode("hz")).text == CHINESE * 2
+    code = "io:format(~{1}~), a ~{ b ~} c, and so on ~{ x ~}."
+    assert read(code.encode()).text == code
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Hver maður er borinn frjáls. Það er æðið þægilegt, ýmsir þræðir.", "cp1252"),
+        ("A informação e as ações não são exceções; ção, ções, mãe, pão.", "cp1252"),
+        ("±5 µm, 20 °C, 3×4, ¼ ½ ¾, §5, £5 ¥6 €7 «x» “y” — – … • ² ³ ·", "cp1252"),
+        ("MÜLLER & SÖHNE, räksmörgås ÅÄÖ, åäö", "cp1252"),
+        ("«\xa0Déjà créée à l’été\xa0», où ça ? 20\xa0°C", "cp1252"),
+        ("Wszyscy ludzie rodzą się wolni, źdźbło łąka żółć", "cp1250"),
+        ("כל בני האדם נולדו בני חורין ושווים בערכם", "cp1255"),
+        ("มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกัน", "cp874"),
+        ("يولد جميع الناس أحرارا متساوين في الكرامة", "cp1256"),
+    ],
+)
+def test_labels_of_other_alphabets_are_believed(text: str, encoding: str) -> None:
+    for label in (encoding, "iso-8859-1") if encoding == "cp1252" else (encoding,):
+        data = (text + "\n").encode(encoding)
+        assert read(data, content_type=f"text/plain; charset={label}").text == text + "\n"
 
 
 @pytest.mark.parametrize("label", [*CATCH_ALLS, "utf-8", "shift_jis", "unknown-8bit"])

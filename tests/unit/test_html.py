@@ -234,6 +234,7 @@ def test_what_no_browser_shows_is_no_text(hidden: str) -> None:
         "<dialog open>{}</dialog>",
         '<div aria-hidden="false">{}</div>',
         '<div aria-hidden="true"><main>{}</main></div>',
+        '<body aria-hidden="true"><p>{}</p></body>',
         '<div aria-hidden="true"><div><h1>{}</h1></div></div>',
         '<body style="display:none">{}</body>',
         '<body style="visibility:hidden">{}</body>',

@@ -240,6 +240,7 @@ def test_what_is_no_heading(inner: str) -> None:
         ("---\ntitle: x\n# no\n---", "YAML"),
         ("---\ntitle: x\n# no\n...", "YAML"),
         ("+++\ntitle = 'x'\n# no\n+++", "TOML"),
+        ("+++\n\n# no\ntitle = 'x'\n+++", "TOML"),
         ('{\n  "title": "x",\n# no\n  "a": {\n  }\n}', "JSON"),
     ],
 )

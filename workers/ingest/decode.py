@@ -2,11 +2,12 @@
 
 The order: byte order mark, an encoding the caller names, the escapes of ISO-2022, strict UTF-8, the
 encodings that the document declares, Korean CP949 (a superset of EUC-KR), Windows-1252, and last
-`charset-normalizer`. A label of one byte a letter (iso-8859-1, us-ascii, windows-1252), which
-fits any bytes and is what servers and `file` say when they do not know, is believed only where the
-bytes are no text of several bytes a letter. A guess is taken only when the result looks like real
-text: a file with damaged bytes is an error that names the first bad one under the encoding of the
-rest, and never mojibake. UTF-16 and UTF-32 without a mark are recognized, and read if named.
+`charset-normalizer`. A label is not believed where the bytes are plainly Korean, Japanese or
+Chinese text in another encoding, for most encodings fit any bytes; and those that servers and
+`file` name when they do not know (iso-8859-1, us-ascii, windows-1252) only where the text that
+they give could be one. A guess is taken only when the result looks like real text: a file with
+damaged bytes is an error that names the first bad one under the encoding of the rest, and never
+mojibake. UTF-16 and UTF-32 without a mark are recognized, and read if named.
 """
 
 import codecs
@@ -151,6 +152,15 @@ _KANA = re.compile(r"[぀-ヿ]")
 _NO_CP932 = re.compile("[\uf8f0-\uf8f3]")
 _PRIVATE = re.compile("[\ue000-\uf8ff]")
 _HIGH = re.compile(r"[^\x00-\x7f]")
+# More of them in a row than a Latin word has; with signs among them, fewer are too many.
+_HIGH_RUN = re.compile(r"[^\x00-\x7f]{3,}")
+_LETTERS = re.compile(r"[^\W\d_]+")
+_LETTERS_IN_A_ROW = 5
+# A capital inside a word of small letters, and a sign inside a word.
+_MISPLACED = re.compile(
+    r"(?<=[A-Za-zß-öø-ÿ])[À-ÖØ-ÞŠŽŸ](?=[a-zß-öø-ÿ])"
+    r"|(?<=[^\W\d_])[¡-©«¬®-´¶¸¹»-¿†‡ˆ‰‹›„“”•˜™](?=[^\W\d_])"
+)
 # Characters of Windows-1252 text where they belong: accented letters beside letters (no capital
 # inside a lower-case word), typographic marks, signs before or after a number. What is left over
 # after these is a sign of another encoding or of damage.
@@ -210,8 +220,15 @@ def decode(
         bad = f"byte 0x{data[cause.start]:02x} at offset {cause.start:,} is not valid UTF-8"
         broken = DocumentError(f"{name}: {bad}, and no other encoding fits. {hint}")
         broken.__cause__ = cause
-    known = [(label, codec) for label in labels if (codec := _codec(label)) and not _is_wide(label)]
-    decoded = _by_labels(data, known, broken, name) or _guess(data)
+    # Many programs say utf-8 whatever they send; what is not, is told from its bytes.
+    known = [
+        (label, codec)
+        for label in labels
+        if (codec := _codec(label)) and codec != "utf-8" and not _is_wide(label)
+    ]
+    decoded = _by_labels(data, known, name) or _guess(data)
+    if decoded is None and not _is_damaged_utf8(data):
+        decoded = _plainly(data)
     if decoded is not None:
         return decoded
     if (nearest := _nearest(data)) is not None:
@@ -220,33 +237,46 @@ def decode(
             f"{name}: byte 0x{data[offset]:02x} at offset {offset:,} is damaged: the rest reads as "
             f"{codec}, and it does not fit. {hint}"
         ) from broken
-    if (wide := _wide_without_mark(data)) is not None:
+    if not _is_damaged_utf8(data) and (wide := _wide_without_mark(data)) is not None:
         raise _unmarked(name, wide) from broken
     raise broken
 
 
-def _by_labels(
-    data: bytes, known: Sequence[tuple[str, str]], broken: DocumentError, name: str
-) -> Decoded | None:
-    """What the labels say, those of one byte a letter only if nothing else fits; None to guess."""
+def _by_labels(data: bytes, known: Sequence[tuple[str, str]], name: str) -> Decoded | None:
+    """What the labels say, unless the bytes are plainly something else; None to guess."""
+    if not known:
+        return None
+    plain = _plainly(data)
     exact = [(label, codec) for label, codec in known if codec not in _CATCH_ALL]
     for _, codec in exact:
         with contextlib.suppress(UnicodeDecodeError):
-            return Decoded(text=_text(data, codec), encoding=codec)
-    guess = _guess(data) if known else None
+            labelled = Decoded(text=_text(data, codec), encoding=codec)
+            is_plausible = _PLAUSIBLE.get(codec)
+            if plain is None or (is_plausible is not None and is_plausible(labelled.text)):
+                return labelled
+    if plain is not None:
+        return plain
+    guess = _guess(data)
     if guess is not None and guess.encoding == "cp949":
         return guess  # whatever the label: this is Korean text beyond doubt
-    if exact:
-        label, codec = exact[0]
-        if codec == "utf-8":
-            raise broken
-        return _strict(data, codec, name=name, why=f"the document declares {label!r}")
-    if not known:
-        return None
-    if guess is not None and guess.encoding not in _SINGLE_BYTE:
-        return guess
-    label, codec = known[0]
+    label, codec = (exact or known)[0]
+    if not exact:
+        if guess is not None and guess.encoding not in _SINGLE_BYTE:
+            return guess
+        with contextlib.suppress(UnicodeDecodeError):
+            if _is_damaged_utf8(data) or _is_no_latin(data.decode(codec)):
+                return guess
     return _strict(data, codec, name=name, why=f"the document declares {label!r}")
+
+
+def _plainly(data: bytes) -> Decoded | None:
+    """Korean, Japanese or Chinese text of some length, in the encoding that its bytes show."""
+    for codec, is_plausible in _SEVERAL_BYTES:
+        with contextlib.suppress(UnicodeDecodeError):
+            text = _text(data, codec)
+            if len(_HIGH.findall(text)) >= _SOME_CHARS and is_plausible(text):
+                return Decoded(text=text, encoding=codec)
+    return None
 
 
 def _by_mark(data: bytes) -> str | None:
@@ -266,9 +296,14 @@ def _codec(label: str | None) -> str | None:
 
 def _strict(data: bytes, encoding: str, *, name: str, why: str) -> Decoded:
     codec = _codec(encoding)
-    if codec in ("utf-16", "utf-32"):  # without a mark, the order of the bytes has to be found
-        wide = _wide_without_mark(data)
-        codec = wide if wide is not None and wide.startswith(codec) else f"{codec}-le"
+    if codec is not None and _is_wide(codec) and _by_mark(data) is None:
+        # The order and width of the bytes are seen from them: labels are often wrong about these.
+        if (wide := _wide_without_mark(data)) is not None:
+            codec = wide
+        elif b"\x00" not in data and _is_utf8(data):
+            raise DocumentError(f"{name}: is UTF-8, not {encoding} ({why}). Leave that out.")
+        elif codec in ("utf-16", "utf-32"):
+            codec += "-le"
     if codec is None:
         raise DocumentError(f"{name}: there is no encoding called {encoding!r} ({why}).")
     try:
@@ -292,6 +327,14 @@ def _text(data: bytes, codec: str) -> str:
         at = len(text[: private.start()].encode(codec))
         raise UnicodeDecodeError(codec, data, at, at + 1, "no character")
     return text
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_wide(label: str) -> bool:
@@ -356,7 +399,14 @@ def _by_escapes(data: bytes, labels: Sequence[str], name: str) -> Decoded | None
     for label in labels:
         if label.lower().startswith(_SEVEN_BITS):
             return _strict(data, label, name=name, why="the document declares it")
-    if b"\x1b$" not in data or not data.isascii():
+    if not data.isascii():
+        return None
+    if b"~{" in data and b"~}" in data:
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode("hz")
+            if len(_HIGH.findall(text)) >= _SOME_CHARS and _is_chinese(text):
+                return Decoded(text=text, encoding="hz")
+    if b"\x1b$" not in data:
         return None
     codecs_ = next((codecs_ for mark, codecs_ in _ESCAPES if mark in data), None)
     if codecs_ is None:
@@ -374,15 +424,15 @@ def _by_escapes(data: bytes, labels: Sequence[str], name: str) -> Decoded | None
 def _nearest(data: bytes) -> tuple[str, int] | None:
     """The encoding in which all of the text but a few bytes makes sense, and the first of these."""
     bad = sum("\udc80" <= char <= "\udcff" for char in data.decode("utf-8", "surrogateescape"))
-    sound = len(_HIGH.findall(data.decode("utf-8", "ignore")))
-    if 2 * sound > bad:
-        return None  # UTF-8 with damage
+    if _is_damaged_utf8(data):
+        return None
     for codec, is_plausible in (
         ("cp949", _is_korean),
         ("shift_jis", _is_japanese),
         ("euc_jp", _is_japanese),
         ("gb18030", _is_chinese),
         ("big5hkscs", _is_chinese),
+        ("cp1252", _is_latin),
     ):
         places: list[int] = []
         parts: list[str] = []
@@ -401,6 +451,11 @@ def _nearest(data: bytes) -> tuple[str, int] | None:
         if places and is_rare and len(_HIGH.findall(text)) >= _SOME_CHARS and is_plausible(text):
             return codec, places[0]
     return None
+
+
+def _is_damaged_utf8(data: bytes) -> bool:
+    bad = sum("\udc80" <= char <= "\udcff" for char in data.decode("utf-8", "surrogateescape"))
+    return 2 * len(_HIGH.findall(data.decode("utf-8", "ignore"))) > bad
 
 
 def _is_japanese(text: str) -> bool:
@@ -459,3 +514,30 @@ def _is_korean(text: str) -> bool:
 def _is_latin(text: str) -> bool:
     high = len(_HIGH.findall(text))
     return high >= _FEW_CHARS and len(_LATIN.findall(text)) >= 0.95 * high
+
+
+def _is_no_latin(text: str) -> bool:
+    """Whether hardly any accented letter or sign is where those of a Latin text are."""
+    high = len(_HIGH.findall(text))
+    odd = len(_MISPLACED.findall(_HIGH_RUN.sub(" ", text)))
+    for run in _HIGH_RUN.findall(text):
+        letters = sum(map(len, _LETTERS.findall(run)))
+        if letters >= _LETTERS_IN_A_ROW or 0 < letters < len(run):
+            odd += len(run)
+    return odd >= _FEW_CHARS and odd > 0.4 * high
+
+
+_SEVERAL_BYTES: Final[tuple[tuple[str, Callable[[str], bool]], ...]] = (
+    ("cp949", _is_korean),
+    ("cp932", _is_japanese),
+    ("euc_jp", _is_japanese),
+    ("gb18030", _is_chinese),
+    ("big5hkscs", _is_chinese),
+)
+_PLAUSIBLE: Final[dict[str, Callable[[str], bool]]] = {
+    **dict(_SEVERAL_BYTES),
+    **dict.fromkeys(("johab", "euc_kr"), _is_korean),
+    **dict.fromkeys(("shift_jis", "shift_jis_2004", "shift_jisx0213"), _is_japanese),
+    **dict.fromkeys(("euc_jis_2004", "euc_jisx0213"), _is_japanese),
+    **dict.fromkeys(("big5", "cp950"), _is_chinese),
+}

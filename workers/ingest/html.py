@@ -177,7 +177,8 @@ def _walk(root: etree._Element, writer: "_Writer") -> str | None:
             continue
         style = _declarations(node.get("style", "")) if node.attrib else {}
         hidden = tag in _DROPPED or (bool(node.attrib) and _is_hidden(tag, node, style))
-        if not hidden and node.get("aria-hidden", "").strip().lower() == "true":
+        is_decoration = node.get("aria-hidden", "").strip().lower() == "true"
+        if not hidden and is_decoration and tag not in ("html", "body"):
             # A page that was saved under an open dialog marks all of its content so.
             main_parts = _around_main_parts(root) if main_parts is None else main_parts
             hidden = node not in main_parts

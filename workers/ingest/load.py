@@ -64,6 +64,7 @@ _EXTENSIONS: Final = {
     ".html": MediaType.HTML,
     ".htm": MediaType.HTML,
     ".xhtml": MediaType.HTML,
+    ".xht": MediaType.HTML,
     ".csv": MediaType.CSV,
     ".tsv": MediaType.TSV,
     ".json": MediaType.JSON,

@@ -94,7 +94,8 @@ def _after_front_matter(text: str) -> int:
     ending = _FRONT_MATTER.get(first.rstrip())
     body = len(first) + 1
     # Behind a rule at the top of a text there is a blank line; behind front matter there is none.
-    if ending is None or not line_end or text.startswith("\n", body):
+    is_rule = first.startswith("---") and text.startswith("\n", body)
+    if ending is None or not line_end or is_rule:
         return 0
     end = ending.search(text, body)
     return min(end.end() + 1, len(text)) if end else 0

@@ -41,6 +41,12 @@ def lines(text: str, *, name: str, max_chars: int) -> Iterator[tuple[str, Metada
             except DocumentError:
                 _refuse_plain_json(text, name=name)
                 raise
+            is_alone = isinstance(value, list) and len(line.strip()) == len(text.strip())
+            if is_alone and any(isinstance(item, dict) for item in value):
+                raise DocumentError(
+                    f"{name}: is one JSON array, not one value a line. Name it .json, so that "
+                    "each of its elements is read on its own."
+                )
             yield _passage(value, {"line": number}, name=name, max_chars=max_chars)
 
 
@@ -75,6 +81,8 @@ def _parse(text: str, *, name: str, line: int | None) -> Any:
         hint = "Correct the file."
         if line is None and wrong.msg == "Extra data":
             hint = "If it is one JSON value a line, name it .jsonl."
+        elif line is not None:
+            hint = "Each line has to be one whole JSON value, without a comma behind it."
         raise DocumentError(
             f"{name}: is not valid JSON at line {line or wrong.lineno:,} column {wrong.colno:,}: "
             f"{wrong.msg}. {hint}"
