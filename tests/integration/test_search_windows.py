@@ -41,6 +41,7 @@ def warnings_of(process: Process, kind: Kind, input_: Any) -> list[str]:
         (KOREAN, {"type": "recursive", "chunk_size": 1000, "chunk_overlap": 200}),
         (KOREAN * 2, {"type": "token", "chunk_size": 1200, "chunk_overlap": 100}),
         (ENGLISH, {"type": "character", "chunk_size": 4000, "chunk_overlap": 0}),
+        (KOREAN.replace("\n", " "), {"type": "character", "chunk_size": 500, "chunk_overlap": 0}),
         (f"# A\n\n{KOREAN}", {"type": "markdown", "chunk_size": 1000, "chunk_overlap": 0}),
     ],
 )
@@ -57,6 +58,11 @@ def test_ingesting_says_what_is_not_read_and_a_size_that_fits(
     size = int(warning.split("chunk_size of at most ")[1].split(" ")[0].replace(",", ""))
     assert 16 <= size < splitter["chunk_size"]
     fitting = splitter | {"chunk_size": size, "chunk_overlap": 0}
+    if splitter["type"] == "character":  # it does not divide a paragraph, whatever its size
+        assert "with the splitter recursive, a chunk_size" in warning
+        fitting["type"] = "recursive"
+    else:
+        assert "the splitter recursive" not in warning
     again = new_collection(process)
     _, job = ingest(process, again, {"long.md": text, "short.md": TRAINS}, splitter=fitting)
     assert job.warnings == []

@@ -215,6 +215,7 @@ def test_html_charset_declarations() -> None:
     assert read(page.encode(), "a.html").text == KOREAN
     xhtml = '<?xml version="1.0" encoding="Shift_JIS"?><html><body>日本語の文書</body></html>'
     assert read(xhtml.encode("cp932"), "a.xhtml").text == "日本語の文書"
+    assert read(xhtml.encode("cp932"), "a.xht").text == "日本語の文書"
     by_header = "<p>Größe</p>".encode("latin-1")
     header = "text/html; charset=ISO-8859-1"
     assert read(by_header, "a.html", content_type=header).text == "Größe"

@@ -7,11 +7,14 @@ Imports no library that loads documents, for the sweeper.
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared import items, jobs
 from shared.claims import Claim
 from shared.items import CutChunks, Outcome
+from shared.models import Job
+from shared.payloads import SplitterType
 from shared.versions import Part
 
 
@@ -30,19 +33,23 @@ def finish(session: Session, job_id: UUID) -> dict[str, Any]:
     """The job's result; and a warning where the model could not read all of its chunks."""
     cut = items.cut(session, job_id)
     if cut is not None:
-        jobs.warn(session, job_id, [_cut_warning(cut)])
+        input_ = session.scalar(select(Job.input).where(Job.id == job_id)) or {}
+        splitter = (input_.get("splitter") or {}).get("type")
+        jobs.warn(session, job_id, [_cut_warning(cut, splitter)])
     return items.result(session, job_id)
 
 
-def _cut_warning(cut: CutChunks) -> str:
+def _cut_warning(cut: CutChunks, splitter: str | None) -> str:
     named = ", ".join(f"{name} ({count:,})" for name, count in cut.documents)
     left = cut.document_count - len(cut.documents)
     more = f" and {left:,} more documents" if left else ""
     chunks = "chunk is longer" if cut.chunk_count == 1 else "chunks are longer"
+    # `character` divides between paragraphs only, so that a smaller size alone may change nothing.
+    other = "the splitter recursive, " if splitter == SplitterType.CHARACTER else ""
     return (
         f"{cut.chunk_count:,} {chunks} than what {cut.model} reads of a text, so that what stands "
-        f"at the end is hard to find: {named}{more}. Ingest again with a chunk_size of at most "
-        f"{max(cut.chunk_size, 16):,} and a smaller chunk_overlap, or into a collection whose "
+        f"at the end is hard to find: {named}{more}. Ingest again with {other}a chunk_size of at "
+        f"most {max(cut.chunk_size, 16):,} and a smaller chunk_overlap, or into a collection whose "
         "model reads more."
     )
 
