@@ -44,26 +44,28 @@ class Claim:
 
 # What is `picked` runs from now on, and its job with it. Attempts that are not counted have raised
 # the step's `max_attempts` beyond the job's; the job's attempt, which users see, is without them.
+# Sums are made in 64 bits: a row with a count at the end of its range must not stop its queue.
 TAKE = """), claimed AS (
-    UPDATE steps SET state = 'running', attempt = attempt + 1, worker = :worker,
+    UPDATE steps SET state = 'running', attempt = least(attempt, 2147483646) + 1, worker = :worker,
         started_at = now(), lease_until = now() + make_interval(secs => :lease_s)
     FROM picked WHERE steps.id = picked.id
     RETURNING steps.*
 ), started AS (
     UPDATE jobs SET state = 'running', started_at = coalesce(jobs.started_at, now()),
-        attempt = greatest(jobs.attempt, c.attempt - c.max_attempts + jobs.max_attempts),
+        attempt = greatest(jobs.attempt, least(
+            CAST(c.attempt AS bigint) - c.max_attempts + jobs.max_attempts, jobs.max_attempts)),
         queue = c.queue,
         deadline_at = coalesce(deadline_at, now() + make_interval(
             secs => CASE WHEN timeout_s BETWEEN 0 AND 1e9 THEN timeout_s END))
     FROM claimed c
     WHERE jobs.id = c.job_id AND NOT c.after_end
       AND (jobs.state = 'queued' OR jobs.queue <> c.queue
-           OR jobs.attempt < c.attempt - c.max_attempts + jobs.max_attempts)
+           OR jobs.attempt < CAST(c.attempt AS bigint) - c.max_attempts + jobs.max_attempts)
     RETURNING jobs.id
 )
 SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_key, c.attempt,
     c.max_attempts, c.error, j.kind, j.state AS job_state,
-    c.max_attempts - j.max_attempts AS free_attempts
+    CAST(c.max_attempts AS bigint) - j.max_attempts AS free_attempts
 FROM claimed c JOIN jobs j ON j.id = c.job_id
 ORDER BY c.lane, c.job_id, c.id
 """
@@ -71,8 +73,9 @@ ORDER BY c.lane, c.job_id, c.id
 # The best runnable step of a queue: lane, then fair share between keys (fewest running, then
 # longest unserved), then age. `present` is a loose index scan over (lane, key), and `heads` looks
 # at the worker's own doors alone: a claim costs the same with ten queued steps as with a million,
-# and whatever other models they name. The row is locked last, in the order of `turns`, which is why
-# that is materialized.
+# and whatever other models they name. Steps that were due when they were made and steps that were
+# put off have an index each, so that no claim walks over those whose time has not come. The row is
+# locked last, in the order of `turns`, which is why that is materialized.
 CLAIM = text(
     """
 WITH RECURSIVE present AS (
@@ -85,28 +88,41 @@ WITH RECURSIVE present AS (
           AND (s.lane, s.fair_key) > (p.lane, p.fair_key)
         ORDER BY s.lane, s.fair_key LIMIT 1) n
 ), heads AS (
-    SELECT p.lane, p.fair_key, d.door, s.job_id
+    SELECT p.lane, p.fair_key, d.door, s.job_id, s.put_off
     FROM present p CROSS JOIN unnest(CAST(:doors AS text[])) d(door) CROSS JOIN LATERAL (
-        SELECT job_id FROM steps
-        WHERE queue = :queue AND state = 'queued' AND lane = p.lane AND fair_key = p.fair_key
-          AND door = d.door
-        ORDER BY job_id LIMIT 1) s
+        (SELECT job_id, false AS put_off FROM steps
+         WHERE queue = :queue AND state = 'queued' AND lane = p.lane AND fair_key = p.fair_key
+           AND door = d.door AND run_after <= created_at
+         ORDER BY job_id LIMIT 1)
+        UNION ALL
+        (SELECT job_id, true FROM steps
+         WHERE queue = :queue AND state = 'queued' AND lane = p.lane AND fair_key = p.fair_key
+           AND door = d.door AND run_after > created_at AND run_after <= now()
+         ORDER BY run_after, job_id LIMIT 1)) s
 ), busy AS (
     SELECT fair_key, count(*) AS running FROM steps
     WHERE queue = :queue AND state = 'running' GROUP BY fair_key
 ), ordered AS MATERIALIZED (
-    SELECT h.lane, h.fair_key, h.door FROM heads h
+    SELECT h.lane, h.fair_key, h.door, h.put_off FROM heads h
     LEFT JOIN busy b ON b.fair_key = h.fair_key
     LEFT JOIN turns t ON t.queue = :queue AND t.fair_key = h.fair_key
     WHERE NOT EXISTS (SELECT FROM queues WHERE name = :queue AND paused_at IS NOT NULL)
     ORDER BY h.lane, coalesce(b.running, 0), t.served_at NULLS FIRST, h.fair_key, h.job_id
 ), picked AS MATERIALIZED (
     SELECT s.id FROM ordered o CROSS JOIN LATERAL (
-        SELECT id FROM steps
-        WHERE queue = :queue AND state = 'queued' AND lane = o.lane AND fair_key = o.fair_key
-          AND door = o.door AND run_after <= now()
-        ORDER BY job_id, id LIMIT 1
-        FOR UPDATE SKIP LOCKED) s
+        SELECT id FROM (
+            SELECT id FROM steps
+            WHERE queue = :queue AND state = 'queued' AND lane = o.lane AND fair_key = o.fair_key
+              AND door = o.door AND run_after <= created_at AND NOT o.put_off
+            ORDER BY job_id, id LIMIT 1
+            FOR UPDATE SKIP LOCKED) at_once
+        UNION ALL
+        SELECT id FROM (
+            SELECT id FROM steps
+            WHERE queue = :queue AND state = 'queued' AND lane = o.lane AND fair_key = o.fair_key
+              AND door = o.door AND run_after > created_at AND run_after <= now() AND o.put_off
+            ORDER BY run_after, job_id, id LIMIT 1
+            FOR UPDATE SKIP LOCKED) put_off) s
     LIMIT 1
 """
     + TAKE

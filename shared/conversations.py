@@ -189,13 +189,19 @@ def let_next_go(session: Session, conversation_id: UUID) -> bool:
     return bool(released)
 
 
+# A turn that is being cancelled has its step locked, and whoever cancels it waits for the
+# conversation, and then lets the next one go.
 RELEASE = text("""
     WITH next AS (
         SELECT id, run_after FROM jobs
         WHERE conversation_id = :id AND state IN ('queued', 'running') ORDER BY id LIMIT 1
+    ), free AS (
+        SELECT s.id, next.run_after FROM next JOIN steps s ON s.job_id = next.id
+        WHERE s.state = 'queued' AND s.run_after = :held
+        FOR UPDATE OF s SKIP LOCKED
     )
-    UPDATE steps SET run_after = greatest(next.run_after, now())
-    FROM next WHERE steps.job_id = next.id AND steps.state = 'queued' AND steps.run_after = :held
+    UPDATE steps SET run_after = greatest(free.run_after, now())
+    FROM free WHERE steps.id = free.id
     RETURNING steps.queue, steps.door
 """)
 

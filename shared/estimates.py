@@ -99,8 +99,9 @@ def estimate(
 NEXT = text("""
     SELECT j.id AS job_id, now() AS now, n.id, n.queue, n.door, n.lane, n.fair_key,
         n.run_after <= now() AS due, n.run_after = :held AS held, n.error ->> 'message' AS failure,
-        extract(epoch FROM n.run_after - now()) AS in_s,
-        to_char(n.run_after AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS due_at,
+        CASE WHEN isfinite(n.run_after) THEN extract(epoch FROM n.run_after - now()) END AS in_s,
+        CASE WHEN isfinite(n.run_after) THEN
+            to_char(n.run_after AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') END AS due_at,
         EXISTS (SELECT FROM steps r WHERE r.job_id = j.id AND r.state = 'running') AS is_running
     FROM unnest(CAST(:ids AS uuid[])) j(id) LEFT JOIN LATERAL (
         SELECT * FROM steps s WHERE s.job_id = j.id AND s.state = 'queued' AND NOT s.after_end
@@ -129,13 +130,14 @@ def _reason(step: Any, job: Job, *, paused: str | None, lacking: str | None) -> 
         )
     if lacking is not None:
         reasons.append(lacking)
-    in_s = max(0, round(step.in_s))
+    # A row may hold an infinite time.
+    in_s = "never" if step.in_s is None else f"in {max(0, round(step.in_s))} s"
     if step.failure is not None:
-        again = "as soon as a worker is free" if step.due else f"in {in_s} s"
+        again = "as soon as a worker is free" if step.due else in_s
         reasons.append(f"{step.failure} The next attempt begins {again}.")
     elif not step.due:
         what = "run_after is" if job.run_after is not None else "the next attempt begins at"
-        reasons.append(f"Its time has not come: {what} {step.due_at}, in {in_s} s.")
+        reasons.append(f"Its time has not come: {what} {step.due_at or 'infinity'}, {in_s}.")
     return " ".join(reasons) or None
 
 
@@ -158,7 +160,7 @@ def paused_since(session: Session) -> dict[str, str]:
     rows = session.execute(
         select(QueueState.name, at.label("at")).where(QueueState.paused_at.is_not(None))
     )
-    return {row.name: row.at for row in rows}
+    return {row.name: row.at or "infinity" for row in rows}
 
 
 def alive(worker_heartbeat_s: float) -> Any:

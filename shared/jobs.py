@@ -206,7 +206,7 @@ def stop(
         .values(state=State.CANCELLED.value, finished_at=func.now())
         .returning(Step.id)
     ).all()
-    job.open_steps -= len(stopped)
+    job.open_steps = max(job.open_steps - len(stopped), 0)
     if job.open_steps == 0:
         end(session, job, result=None)
 

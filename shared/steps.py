@@ -14,10 +14,11 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, insert, select, text, update
+from sqlalchemy import BigInteger, ColumnElement, cast, func, insert, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from shared import jobs
+from shared.bounds import INT32_MAX, YEAR_S
 from shared.claims import Claim
 from shared.ledger import ALIVE_FACTOR, HEARTBEAT_S, ring_after_commit
 from shared.models import Job, Step
@@ -179,7 +180,7 @@ def retry(
             worker=None,
             # The number of the attempt fences, and so it always grows. What is shown of it is what
             # it has grown beyond this (`shared/claims.py`).
-            max_attempts=Step.max_attempts + (1 if free else 0),
+            max_attempts=func.least(Step.max_attempts, INT32_MAX - 1) + (1 if free else 0),
             run_after=func.now() + timedelta(seconds=in_s),
             **reason,
         )
@@ -203,6 +204,16 @@ def was_recorded(session: Session, claim: Claim) -> bool:
     return found is not None
 
 
+def _has_ended_lease() -> ColumnElement[bool]:
+    """A lease that is over, or that nobody can have taken: none at all, or one beyond every limit
+    of SLUICE_STEP_LEASE_S."""
+    return or_(
+        Step.lease_until < func.now(),
+        Step.lease_until.is_(None),
+        Step.lease_until > func.now() + timedelta(seconds=2 * YEAR_S),
+    )
+
+
 def expired(session: Session, *where: ColumnElement[bool], limit: int) -> list[tuple[int, UUID]]:
     """Running steps whose lease has ended, with their jobs, the longest ago first.
 
@@ -210,7 +221,7 @@ def expired(session: Session, *where: ColumnElement[bool], limit: int) -> list[t
     """
     rows = session.execute(
         select(Step.id, Step.job_id)
-        .where(Step.state == State.RUNNING.value, Step.lease_until < func.now(), *where)
+        .where(Step.state == State.RUNNING.value, _has_ended_lease(), *where)
         .order_by(Step.lease_until)
         .limit(limit)
     )
@@ -227,13 +238,13 @@ def take(session: Session, step_id: int) -> Claim | None:
         select(
             Step.id, Step.job_id, Step.name, Step.queue, Step.lane, Step.fair_key, Step.attempt,
             Step.max_attempts, Step.batch_key, Job.kind,
-            (Step.max_attempts - Job.max_attempts).label("free_attempts"),
+            (cast(Step.max_attempts, BigInteger) - Job.max_attempts).label("free_attempts"),
         )
         .join(Job, Job.id == Step.job_id)
         .where(
             Step.id == step_id,
             Step.state == State.RUNNING.value,
-            Step.lease_until < func.now(),
+            _has_ended_lease(),
         )
         .with_for_update(of=Step, skip_locked=True)
     ).first()  # fmt: skip
@@ -269,7 +280,8 @@ def runnable(
     return {name: min(count, up_to) for name, count in found.items()}
 
 
-# As in `claims.CLAIM`: who has steps in a lane by a loose index scan, then each served door.
+# As in `claims.CLAIM`: who has steps in a lane by a loose index scan, then each served door,
+# without a walk over the steps whose time has not come.
 RUNNABLE = text("""
     WITH RECURSIVE present AS (
         (SELECT queue, lane, fair_key FROM steps WHERE state = 'queued'
@@ -285,9 +297,15 @@ RUNNABLE = text("""
     )
     SELECT p.queue, d.door, c.count FROM present p CROSS JOIN doors d CROSS JOIN LATERAL (
         SELECT count(*) AS count FROM (
-            SELECT FROM steps WHERE queue = p.queue AND state = 'queued' AND lane = p.lane
-              AND fair_key = p.fair_key AND door = d.door AND run_after <= now()
-            ORDER BY job_id, id LIMIT :up_to) due) c
+            (SELECT FROM steps WHERE queue = p.queue AND state = 'queued' AND lane = p.lane
+               AND fair_key = p.fair_key AND door = d.door
+               AND run_after <= created_at
+             ORDER BY job_id, id LIMIT :up_to)
+            UNION ALL
+            (SELECT FROM steps WHERE queue = p.queue AND state = 'queued' AND lane = p.lane
+               AND fair_key = p.fair_key AND door = d.door
+               AND run_after > created_at AND run_after <= now()
+             ORDER BY run_after, job_id, id LIMIT :up_to)) due) c
     WHERE c.count > 0
       AND p.queue NOT IN (SELECT name FROM queues WHERE paused_at IS NOT NULL)
 """)
@@ -334,7 +352,7 @@ def _lock_job(session: Session, claim: Claim) -> Job | None:
 def _add(session: Session, job: Job, children: list[NewStep]) -> None:
     if not children:
         return
-    job.open_steps += len(children)
+    job.open_steps = min(job.open_steps + len(children), INT32_MAX)
     rows = [
         {
             "job_id": job.id, "name": child.name, "queue": child.queue.value, "door": child.door,
@@ -351,7 +369,7 @@ def _add(session: Session, job: Job, children: list[NewStep]) -> None:
 
 def _settle(session: Session, job: Job, finish: Finish) -> None:
     """One step fewer is open; the last one ends the job."""
-    job.open_steps -= 1
+    job.open_steps = max(job.open_steps - 1, 0)  # a bad row's count must not leave its range
     if job.open_steps > 0:
         return
     result = finish(session, job.id) if job.ending is None else None

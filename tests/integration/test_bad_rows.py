@@ -42,11 +42,15 @@ BAD = {
     "an error that is a text": "error = '\"broken\"'",
     "a time limit without end": "timeout_s = 'NaN'",
     "steps that are not there": "open_steps = 12",
+    "fewer steps than none": "open_steps = -2147483648",
+    "attempts below their range": "max_attempts = -2147483648",
+    "attempts at the end of their range": "attempt = 2147483647, max_attempts = 2147483647",
     "progress that is none": "progress_done = -5, progress_total = 0, state = 'running'",
 }
 REMARKED = [name for name in BAD if name not in (
     "input without its fields", "a number of 5,000 digits", "a time limit without end",
-    "steps that are not there", "progress that is none",
+    "steps that are not there", "fewer steps than none", "attempts below their range",
+    "attempts at the end of their range", "progress that is none",
 )]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from shared.conversations import HELD
 from shared.estimates import EXACT_STEPS, MARK_EVERY, Depths, estimate
 from shared.jobs import Filter
 from shared.queue import Lane, Queue
-from tests.integration.workbench import claimed, submit, submit_many, succeed
+from tests.integration.workbench import claim, claimed, submit, submit_many, succeed
 from workers.process import Process
 
 LONG = 2 * EXACT_STEPS
@@ -148,10 +148,10 @@ def test_the_next_step_of_a_job_is_found_among_many(process: Process, depths: De
     """A running job of thousands of steps costs no more to read than one of a few."""
     ids = [submit(process) for _ in range(2)]
     for id_, count in zip(ids, (5, 3000), strict=True):
-        claim = claimed(process)
-        assert claim.job_id == id_
+        taken = claimed(process)
+        assert taken.job_id == id_
         new = [steps.NewStep(name="embed", queue=Queue.INGEST)] * count
-        succeed(process, claim, children=new)
+        succeed(process, taken, children=new)
 
     def read(id_: UUID) -> int:
         return rows_read(
@@ -162,6 +162,47 @@ def test_the_next_step_of_a_job_is_found_among_many(process: Process, depths: De
         )
 
     assert read(ids[1]) <= read(ids[0]) + 5
+
+
+def blocks_read(process: Process, statement: Any, values: dict[str, Any]) -> int:
+    """Pages of tables and indexes that a statement looks at; entries of an index are no rows."""
+    explained = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.text}")
+    with process.ledger.engine.connect() as connection:
+        plan = connection.execute(explained, values).scalar_one()[0]["Plan"]
+        connection.rollback()
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+def test_claims_do_not_walk_over_steps_whose_time_has_not_come(process: Process) -> None:
+    """A key with very many delayed jobs in a queue delays nobody's claim, nor its own."""
+    taken = {"queue": "embed", "worker": "w", "lease_s": 9, "doors": [""]}
+    looked_for = {"alive_s": 9, "up_to": 100}
+
+    def delay(count: int) -> None:
+        for _ in range(count // 1000):
+            submit_many(process, 1000, "a")
+        with process.ledger.engine.connect() as connection:
+            own = connection.execution_options(isolation_level="AUTOCOMMIT")
+            own.execute(text("UPDATE steps SET run_after = now() + interval '1 h'"))
+            own.execute(text("VACUUM ANALYZE steps"))
+
+    def costs() -> tuple[int, ...]:
+        return (
+            blocks_read(process, claims.CLAIM, taken),
+            blocks_read(process, steps.RUNNABLE, looked_for),
+        )
+
+    delay(1000)
+    few = costs()
+    delay(9000)
+    many = costs()
+    due = submit(process, fair_key="a")
+    found = costs()
+
+    for each in (many, found):
+        assert all(b <= a + 50 for a, b in zip(few, each, strict=True)), (few, many, found)
+    assert claimed(process).job_id == due
+    assert claim(process) is None
 
 
 def test_claims_do_not_grow_with_the_models_that_are_named(process: Process) -> None:

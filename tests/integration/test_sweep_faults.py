@@ -357,3 +357,30 @@ def test_bad_rows_are_looked_for_in_all_tables(process: Process) -> None:
     assert label.startswith("conversation ")
     assert {table.name for table in TABLES} >= {"jobs", "conversations", "versions"}
     assert json.dumps(faults(process))
+
+
+@pytest.mark.parametrize("lease", ["NULL", "'infinity'", "'12000-01-01'"])
+def test_a_running_step_whose_lease_never_ends_is_taken_back(process: Process, lease: str) -> None:
+    """No worker can have taken such a lease, and its job could neither end nor be erased."""
+    job_id = submit(process)
+    claimed(process)
+    change(process, f"UPDATE steps SET lease_until = {lease}")
+    cancel(process, job_id)
+    assert job_of(process, job_id).state == "running"
+
+    sweep(process)
+
+    assert job_of(process, job_id).state == "cancelled"
+
+
+@pytest.mark.parametrize("attempt", [2**31 - 1, -(2**31)])
+def test_a_step_at_the_end_of_its_counts_does_not_stop_its_queue(
+    process: Process, attempt: int
+) -> None:
+    bad, good = submit(process), submit(process)
+    change(process, f"UPDATE steps SET attempt = {attempt}, max_attempts = {attempt} "
+                    f"WHERE job_id = '{bad}'")  # fmt: skip
+
+    assert [claimed(process).job_id for _ in range(2)] == [bad, good]
+    job = job_of(process, bad)
+    assert job.attempt <= job.max_attempts

@@ -129,6 +129,24 @@ def test_a_row_whose_time_python_has_not(process: Process) -> None:
     assert found.queued == 2
 
 
+def test_infinite_times_are_no_fault(process: Process, api: httpx.Client) -> None:
+    early, late = submit(process), submit(process)
+    with process.ledger.begin() as session:
+        for job_id, moment in ((early, "-infinity"), (late, "infinity")):
+            session.execute(
+                text("UPDATE steps SET run_after = CAST(:at AS timestamptz) WHERE job_id = :id"),
+                {"id": job_id, "at": moment},
+            )
+        session.execute(text("INSERT INTO queues (name, paused_at) VALUES ('embed', 'infinity')"))
+
+    reasons = {each["id"]: each["waiting_for"] for each in api.get("/v1/jobs").json()["items"]}
+
+    assert "paused since infinity" in reasons[str(early)]
+    assert "infinity, never." in reasons[str(late)]
+    for path in ("/v1/queues", "/readyz", "/metrics"):
+        assert api.get(path).status_code in (200, 503), path
+
+
 def test_it_is_in_the_job_the_list_and_readyz(api: httpx.Client) -> None:
     api.post("/v1/queues/embed/pause")
     job = api.post("/v1/jobs", json=EMBED).json()
