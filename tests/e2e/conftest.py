@@ -32,11 +32,12 @@ SETTINGS = {
     "SLUICE_EMBED_STEP_CHUNKS": "24",
 }
 LAST = "test_stack_end.py"
+END = "test_down_ends_every_process"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What ends the stack comes after all that use it."""
-    items.sort(key=lambda item: item.path.name == LAST)
+    """What ends the stack comes after all that use it, in whatever order these run."""
+    items.sort(key=lambda item: (item.path.name == LAST, item.name == END))
 
 
 @pytest.hookimpl(wrapper=True)
