@@ -371,3 +371,33 @@ def test_the_work_grows_with_the_page(head: str, unit: str) -> None:
 
     fixed, once, twice = cost(0), cost(1000), cost(2000)
     assert twice - fixed < 2.2 * (once - fixed) + 1000
+
+
+MANY = " ".join(f"a{n}" for n in range(20_000))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        f"<p {MANY}>text",
+        f"<p {MANY.replace(' ', '/')}>text",
+        "<p " + " ".join(f"a{n}='>'" for n in range(20_000)) + ">text",
+        f'<p b=">" {MANY}>text',
+        f"<p b='x\">' {MANY}>text",
+        f'<p b=x"y {MANY} z=">text',
+        f'<script><i a="</script><p {MANY}>text',
+        f"<!-- <i a=' --><p {MANY}>text",
+        f"{MANY.replace('a', '<a ')}>text",
+    ],
+)
+def test_an_element_of_very_many_attributes_is_refused_before_it_is_parsed(page: str) -> None:
+    """The parser compares each with all before it."""
+    with pytest.raises(DocumentError, match="attributes"):
+        render(page, name="a.html")
+
+
+def test_many_attributes_on_many_elements_are_fine() -> None:
+    page = "".join(f"<p {' '.join(f'a{n}=1' for n in range(50))}>word{i}</p>" for i in range(2000))
+    assert render(page, name="a.html").text.count("word") == 2000
+    long = f"<p title='{MANY}'>text"
+    assert render(long, name="a.html").text == "text"

@@ -254,6 +254,8 @@ HTML: dict[str, Make] = {
     "verbatim": lines("<pre>\n\n</pre>", last="a"),
     "hidden": lines("<p hidden>x</p>", last="a"),
     "classes": lambda size: '<p class="' + "c " * (size // 2) + '">a',
+    "attributes": lines("<p a=1 b='2' c=\"3\" d e>x"),
+    "attributes of one element": lambda size: "<p " + "a='b' " * min(size // 6, 9000) + ">a",
     "titles": lines("<title>x</title>", last="a"),
     "CDATA": lines("<![CDATA[x]]>", last="a"),
 }

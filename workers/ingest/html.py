@@ -75,6 +75,14 @@ _ENTITY_OR_CDATA: Final = re.compile(
 )
 _XML_ENTITIES: Final = frozenset({"amp;", "apos;", "gt;", "lt;", "quot;"})
 
+# As HTML's tokenizer reads it: a name, and a value that is quoted or without white space.
+_TAG: Final = re.compile(r"<[A-Za-z][^\s/>]*+")
+_ATTRIBUTE: Final = re.compile(
+    r"""[\s/]*+(?:[^\s/>=]|=)[^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*+"?|'[^']*+'?|[^\s>"'][^\s>]*+)?)?"""
+)
+_ATTRIBUTES_LIMIT: Final = 10_000
+_ATTRIBUTES_FEW: Final = 200_000
+
 _LONG_ROW_CHARS: Final = 1000
 """A row with blocks in it and more text than this is layout, not data: the text is an article."""
 
@@ -121,6 +129,7 @@ def _parse(text: str, *, name: str) -> etree._Element | None:
         text = _ENTITY_OR_CDATA.sub(
             lambda match: escape(match[2], quote=False) if match[3] else match[0], text
         )
+    _check_attributes(text, name=name)
     # Bytes with the encoding given to the parser: a string that carries an XML declaration would
     # be refused, and a <meta> that names the file's old encoding would be believed.
     parser = etree.HTMLParser(
@@ -136,6 +145,32 @@ def _parse(text: str, *, name: str) -> etree._Element | None:
             f"{name}: elements nest more than 2,000 deep in this HTML. Save it in a simpler form."
         )
     return root
+
+
+def _check_attributes(text: str, *, name: str) -> None:
+    """Refuse elements of very many attributes, each of which the HTML parser compares with all
+    before it.
+
+    Whatever may be the beginning of a tag is looked at, also within scripts, comments and other
+    tags: what the parser takes for a tag is then among them. Tags within tags cost more than their
+    length, so all attributes together are limited by the length of the page.
+    """
+    left = _ATTRIBUTES_FEW + len(text)
+    for tag in _TAG.finditer(text):
+        at, count = tag.end(), 0
+        while (attribute := _ATTRIBUTE.match(text, at)) is not None:
+            at = attribute.end()
+            count += 1
+            if count > _ATTRIBUTES_LIMIT:
+                raise DocumentError(
+                    f"{name}: an element has more than {_ATTRIBUTES_LIMIT:,} attributes. Is this "
+                    "HTML? Save it in a simpler form."
+                )
+        left -= count
+        if left < 0:
+            raise DocumentError(
+                f"{name}: tags stand within tags that never end. Save the HTML in a simpler form."
+            )
 
 
 def _parse_xml(text: str) -> etree._Element | None:
