@@ -16,6 +16,7 @@ from sqlalchemy import (
     Index,
     SmallInteger,
     Text,
+    TypeDecorator,
     func,
 )
 from sqlalchemy import text as sql
@@ -27,6 +28,19 @@ from shared.base import Base as Base  # of which the migrations read all tables
 from shared.dialogue_models import Conversation as Conversation  # so that they read these, too
 from shared.document_models import Document as Document
 from shared.ids import new_id
+
+
+class Texts(TypeDecorator[list[str]]):
+    """A column of several texts. A row that holds nulls or lists of lists is read as the texts in
+    it, for such a row must not stop those who read others."""
+
+    impl = ARRAY(Text)
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Any) -> list[str]:
+        if not isinstance(value, list):
+            return [] if value is None else [str(value)]
+        return [text for each in value for text in self.process_result_value(each, dialect)]
 
 
 class Job(Base):
@@ -53,7 +67,7 @@ class Job(Base):
     result_path: Mapped[str | None]
     """Where in the storage a result lies that is too large for the row, as JSON."""
     result_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    warnings: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=sql("'{}'"))
+    warnings: Mapped[list[str]] = mapped_column(Texts, server_default=sql("'{}'"))
     """What the user has to know of a job that succeeded, such as that a text was cut off."""
     error: Mapped[dict[str, Any] | None]
     dead: Mapped[bool] = mapped_column(server_default=sql("false"))
@@ -253,8 +267,8 @@ class Worker(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     hostname: Mapped[str]
     pid: Mapped[int]
-    queues: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    doors: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=sql("'{}'"))
+    queues: Mapped[list[str]] = mapped_column(Texts)
+    doors: Mapped[list[str]] = mapped_column(Texts, server_default=sql("'{}'"))
     """The models that it serves, as `shared.generation.door_of` writes them."""
     concurrency: Mapped[int]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())

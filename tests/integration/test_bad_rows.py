@@ -135,6 +135,25 @@ def _events(stream: httpx.Response) -> Iterator[tuple[str, Any]]:
             yield name, json.loads(line.removeprefix("data: "))
 
 
+@pytest.mark.parametrize("column", ["queues", "doors"])
+@pytest.mark.parametrize("value", ["ARRAY[NULL, 'embed']", "'{{a,b},{c,embed}}'", "'{}'"])
+def test_a_bad_row_of_a_worker_hides_nothing(
+    api: httpx.Client, process: Process, column: str, value: str
+) -> None:
+    submit(process)
+    with process.ledger.begin() as session:
+        session.execute(
+            text(
+                "INSERT INTO workers (name, hostname, pid, queues, doors, concurrency) "
+                "VALUES ('w', 'h', 1, '{embed}', '{a}', 1)"
+            )
+        )
+        session.execute(text(f"UPDATE workers SET {column} = {value}"))
+
+    for path in ("/v1/jobs", "/v1/workers", "/v1/queues", "/v1/models", "/metrics", "/readyz"):
+        assert api.get(path).status_code in (200, 503), path
+
+
 def test_a_running_job_cannot_be_erased(api: httpx.Client, process: Process) -> None:
     job_id = submit(process, Kind.EMBED, {"texts": ["a"], "model": None})
 
