@@ -1,6 +1,7 @@
 """`python -m api`: the HTTP server, with its settings from the environment."""
 
 import ctypes
+import gc
 import ipaddress
 import logging
 import sys
@@ -22,6 +23,8 @@ SECRET_CHARS = 16
 MMAP_THRESHOLD, ARENA_MAX = -3, -8
 """Of glibc's `mallopt` (malloc.h)."""
 LARGE_BLOCK_BYTES = 256 * 1024
+SWITCH_S = 0.0005
+"""How long a thread that parses a large body may keep the loop from the interpreter at a time."""
 
 
 def main() -> int:
@@ -36,12 +39,16 @@ def main() -> int:
         return EXIT_CONFIGURATION
     set_up_logging(settings.log_level)
     return_memory()
+    sys.setswitchinterval(SWITCH_S)
     for name in sorted({name for name, secret in settings.api_secrets if is_short(secret)}):
         log.warning(
             "the secret of the key %r has fewer than %d characters, and can be guessed; replace it "
             "in SLUICE_API_KEYS, for example by the output of `openssl rand -hex 24`",
             name, SECRET_CHARS,
         )  # fmt: skip
+    # What the application is made of stays; the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     server = Server(app, settings, host=settings.api_host, port=settings.api_port)
     server.run()
     return 0 if server.started else 1

@@ -102,6 +102,7 @@ class Connection(HttpToolsProtocol):
         self._settings = settings
         self._has_room = True
         self._head_bytes = 0
+        self._head_fields = 0
         self._kept_bytes = 0
         """Bytes that the parser has been fed since it last gave out a body or a whole head."""
         self._in_head = False
@@ -160,7 +161,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._head_fields = True, 0, 0
         self._head_since = self._head_since or self.loop.time()
 
     def on_url(self, url: bytes) -> None:
@@ -169,6 +170,15 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Also of trailers, behind a body."""
+        self._head_fields += 1
+        if self._head_fields > self._settings.api_limit_header_fields:
+            limit = self._settings.api_limit_header_fields
+            self._refuse(
+                431,
+                f"The request's head has more than {limit:,} fields "
+                "(SLUICE_API_LIMIT_HEADER_FIELDS).",
+            )
+            raise _Refused
         self._count(len(name) + len(value) + FRAME_BYTES)
         super().on_header(name, value)
 

@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     api_limit_streams: PositiveInt = 500
     api_limit_pipeline_requests: PositiveInt = 16
     api_limit_header_bytes: Bytes = 64 * 1024
+    api_limit_header_fields: PositiveInt = 256
     api_header_timeout_s: PositiveFloat = 10
     api_keep_alive_s: PositiveFloat = 5
     api_body_timeout_s: PositiveFloat = 30

@@ -105,19 +105,19 @@ def send_until_refused(connection: socket.socket, block: bytes, limit_bytes: int
 
 class TestHeads:
     @pytest.mark.parametrize(
-        ("start", "block", "status"),
+        ("start", "block", "status", "limit"),
         [
-            (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X-Y: %b\r\n" % (b"z" * 1000), 431),
-            (b"GET / HTTP/1.1\r\nHost: x\r\n", b"a:b\r\n" * 1000, 431),
-            (b"GET / HTTP/1.1\r\nHost: x\r\nX-Y: ", b"z" * 4096, 431),
-            (b"GET / HTTP/1.1\r\nHost: x\r\n", b"z" * 4096, 431),
-            (b"GET /", b"z" * 4096, 414),
-            (b"GET /v1/jobs?cursor=", b"z" * 4096, 414),
+            (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X-Y: %b\r\n" % (b"z" * 1000), 431, "BYTES"),
+            (b"GET / HTTP/1.1\r\nHost: x\r\n", b"a:b\r\n" * 1000, 431, "FIELDS"),
+            (b"GET / HTTP/1.1\r\nHost: x\r\nX-Y: ", b"z" * 4096, 431, "BYTES"),
+            (b"GET / HTTP/1.1\r\nHost: x\r\n", b"z" * 4096, 431, "BYTES"),
+            (b"GET /", b"z" * 4096, 414, "BYTES"),
+            (b"GET /v1/jobs?cursor=", b"z" * 4096, 414, "BYTES"),
         ],
         ids=["headers", "small headers", "value", "name", "path", "query"],
     )
     def test_one_without_end_is_refused_and_names_the_setting(
-        self, raw: Raw, start: bytes, block: bytes, status: int
+        self, raw: Raw, start: bytes, block: bytes, status: int, limit: str
     ) -> None:
         connection = raw()
         connection.sendall(start)
@@ -126,7 +126,7 @@ class TestHeads:
 
         found = problem_in(rest_of(connection), status)
 
-        assert "SLUICE_API_LIMIT_HEADER_BYTES" in found["detail"]
+        assert f"SLUICE_API_LIMIT_HEADER_{limit}" in found["detail"]
 
     def test_the_answer_is_in_the_dialect_of_the_path(self, raw: Raw) -> None:
         connection = raw()
