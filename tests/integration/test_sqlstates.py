@@ -83,7 +83,9 @@ REAL: dict[Callable[[Ledger], None], Meaning] = {
 }
 
 
-@pytest.mark.parametrize(("cause", "meaning"), REAL.items(), ids=lambda each: str(each)[:30])
+@pytest.mark.parametrize(
+    ("cause", "meaning"), REAL.items(), ids=lambda each: getattr(each, "__name__", str(each))
+)
 def test_errors_as_they_happen(
     ledger: Ledger, cause: Callable[[Ledger], None], meaning: Meaning
 ) -> None:
