@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from shared import jobs, sweeps
 from shared.document_models import File
 from shared.models import DoomedPath, Job, Worker
+from shared.states import ENDED
 from workers.rounds import Item, Round
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def forget_jobs(round_: Round) -> None:
             select(Job.id)
             .where(
                 Job.finished_at < func.now() - kept,
+                Job.state.in_(ENDED),
                 ~sweeps.is_left_alone(round_.part, "job", Job.id),
             )
             .order_by(Job.finished_at)
@@ -145,7 +147,9 @@ def _forget_batches(round_: Round, kind: str, ids: Sequence[UUID], forget: Any) 
 
 def _forget_jobs(session: Session, ids: Sequence[UUID]) -> None:
     gone = session.scalars(
-        delete(Job).where(Job.id.in_(ids), Job.finished_at.is_not(None)).returning(Job.id)
+        delete(Job)
+        .where(Job.id.in_(ids), Job.finished_at.is_not(None), Job.state.in_(ENDED))
+        .returning(Job.id)
     ).all()
     _doom(session, [jobs.result_folder(id_) for id_ in gone], is_folder=True)
 

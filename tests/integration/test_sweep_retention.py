@@ -67,6 +67,16 @@ def test_jobs_that_ended_long_ago_are_forgotten_with_their_steps(process: Proces
         assert session.scalar(select(func.count()).select_from(Job)) == 2
 
 
+def test_a_job_that_goes_on_is_kept_whatever_its_row_says(process: Process) -> None:
+    queued, running = submit(process), submit(process)
+    change(process, f"UPDATE jobs SET state = 'running' WHERE id = '{running}'")
+    change(process, f"UPDATE jobs SET finished_at = {OLD}")
+
+    sweep(process)
+
+    assert [exists(process, id_) for id_ in (queued, running)] == [True, True]
+
+
 def test_uploads_are_kept_while_an_open_job_needs_them(process: Process) -> None:
     collection = new_collection(process)
     needed, unused, done = (upload(process, name) for name in ("needed", "unused", "done"))
