@@ -13,6 +13,7 @@ from huggingface_hub import InferenceClient
 
 from shared import files
 from shared.config import Settings
+from shared.errors import NotFound
 from shared.ledger import Ledger, make_ledger
 from shared.models import Job
 from tests.integration.answers import stored
@@ -156,8 +157,8 @@ class TestFiles:
         worker.succeed(claim, {"text": "HELLO"})
         assert call.result().text == "HELLO"
         assert stored(settings) == before
-        with worker.ledger.read() as session:
-            assert files.with_hashes(session, [upload.sha256]) == []
+        with worker.ledger.read() as session, pytest.raises(NotFound):
+            files.get(session, upload.id)
 
     def test_a_file_by_its_path_keeps_its_type(
         self, worker: Worker, client: InferenceClient, tmp_path: Path

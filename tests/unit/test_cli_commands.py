@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -450,9 +451,10 @@ def test_the_script_of_bash_completes_in_bash(tmp_path: Path, state: State) -> N
     binaries = tmp_path / "bin"
     binaries.mkdir()
     program = binaries / "sluice"
+    # By the shell: a first line cannot name a Python whose path has a space in it.
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from cli.main import main; main()"
     program.write_text(
-        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from cli.main import main\nmain()\n"
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)} "$@"\n'
     )
     program.chmod(0o755)
     script = (
