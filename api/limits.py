@@ -22,6 +22,7 @@ from typing import IO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.body import ValueCount, too_many
 from api.compat.dialect import asks_for_key, is_hugging_face, refusal
 from shared.config import Settings
 
@@ -107,7 +108,7 @@ class BodyLimit:
         limit = self._limit(scope["path"])
         declared = _header(scope, b"content-length")
         if declared.isdigit() and int(declared) > limit.body_bytes:
-            return await _refuse(limit, scope, receive, send)
+            return await _refuse(scope, 413, limit.refusal, receive, send)
         body = Body(receive, limit.body_bytes, self._settings)
         is_small = declared.isdigit() and int(declared) <= SMALL_BYTES
         is_streamed = limit is self._file or _header(scope, b"content-type").startswith(MEDIA)
@@ -138,12 +139,18 @@ class BodyLimit:
     ) -> None:
         """Call the application once the body is complete, and there is room for it."""
         with SpooledTemporaryFile(max_size=SMALL_BYTES) as spool:
+            count = ValueCount() if is_json(_header(scope, b"content-type")) else None
             try:
                 while not body.is_complete:
                     message = await body.receive()
                     if message["type"] != "http.request":  # the client has gone
                         return None
-                    spool.write(message.get("body", b""))
+                    block = message.get("body", b"")
+                    spool.write(block)
+                    if count is not None:
+                        count.feed(block)
+                        if count.values > self._settings.max_body_values:
+                            return await self._refuse_values(scope, receive, send)
             except BodyRefused as error:
                 return await self._answer(error, limit, scope, receive, send)
             spool.seek(0)
@@ -165,11 +172,19 @@ class BodyLimit:
                 _release.reset(token)
                 release()
 
+    async def _refuse_values(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Before the rest of it has come, as the parser would after."""
+        declared = _header(scope, b"content-length")
+        if declared.isdigit() and int(declared) > self._json.body_bytes:
+            return await _refuse(scope, 413, self._json.refusal, receive, send)
+        detail = too_many(self._settings.max_body_values)
+        return await _refuse(scope, 422, detail, receive, send)
+
     async def _answer(
         self, error: BodyRefused, limit: "Limit", scope: Scope, receive: Receive, send: Send
     ) -> None:
         if isinstance(error, BodyTooLarge):
-            return await _refuse(limit, scope, receive, send)
+            return await _refuse(scope, 413, limit.refusal, receive, send)
         settings = self._settings
         detail = (
             f"The body did not come: nothing for {settings.api_body_timeout_s:g} s "
@@ -280,8 +295,13 @@ def _header(scope: Scope, name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
 
 
-async def _refuse(limit: Limit, scope: Scope, receive: Receive, send: Send) -> None:
-    answer = refusal(scope["path"], 413, limit.refusal, headers={"Connection": "close"})
+def is_json(content_type: bytes) -> bool:
+    media_type = content_type.partition(b";")[0].strip().lower()
+    return media_type == b"application/json" or media_type.endswith(b"+json")
+
+
+async def _refuse(scope: Scope, status: int, detail: str, receive: Receive, send: Send) -> None:
+    answer = refusal(scope["path"], status, detail, headers={"Connection": "close"})
 
     async def keep_open(message: Message) -> None:
         if message["type"] == "http.response.body":

@@ -1,7 +1,9 @@
 """What clients may send, over HTTP: bad values are small clear refusals, and poison nothing."""
 
 import json
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -121,3 +123,24 @@ def test_a_file_name_is_bounded_in_bytes(api: httpx.Client) -> None:
 
     problem(api.post("/v1/files", files={"file": (rare, b"a")}), 422)
     assert api.post("/v1/files", files={"file": ("가" * 600, b"a")}).status_code == 201
+
+
+def test_too_many_values_are_refused_before_the_body_is_complete(
+    api: httpx.Client, api_url: str
+) -> None:
+    """Of 16 MB are sent some two, and then nothing: the answer is there all the same."""
+    assert api.get("/healthz").status_code == 200
+    address = urlsplit(api_url)
+    assert address.hostname is not None
+    assert address.port is not None
+    head = (
+        "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "Content-Length: 16000000\r\n\r\n"
+    )
+    with socket.create_connection((address.hostname, address.port), timeout=120) as connection:
+        connection.sendall(head.encode() + b'{"kind":"hf","input":{"inputs":[' + b"0," * 1_000_000)
+        answer = b""
+        while b"SLUICE_MAX_BODY_VALUES" not in answer and (block := connection.recv(65_536)):
+            answer += block
+    assert answer.startswith(b"HTTP/1.1 422 ")
+    assert b"SLUICE_MAX_BODY_VALUES" in answer

@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic.networks import AnyHttpUrl
 from typing_extensions import TypeAliasType
 
-from api.body import MalformedBody, check_structure, parse
+from api.body import TOKEN, MalformedBody, ValueCount, check_structure, parse
 from api.requests import BatchRequest, CollectionSpec, JobRequest, NewConversation
 from shared import bounds
 from shared.bounds import (
@@ -441,3 +441,35 @@ def test_arguments_of_another_server_are_made_storable() -> None:
 @pytest.mark.parametrize("value", ["x" * 10**6, {"k" * 10**6: 1}, [0] * 10**6, 10**400, b"x" * 999])
 def test_messages_show_little_of_a_value(value: Any) -> None:
     assert 0 < len(shown(value)) < 200
+
+
+# Values that are counted while a body comes
+
+JSON_VALUES = st.recursive(
+    st.none() | st.integers() | st.text(alphabet='a,[{"\\\\ 한'),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=40,
+)
+
+
+@given(JSON_VALUES, st.lists(st.integers(1, 9), min_size=1))
+def test_never_more_values_are_counted_than_there_are(value: Any, sizes: list[int]) -> None:
+    body = json.dumps(value, ensure_ascii=False).encode()
+    tokens = [body[found.start() : found.start() + 1] for found in TOKEN.finditer(body)]
+    count, at, turn = ValueCount(), 0, 0
+    while at < len(body):
+        size = sizes[turn % len(sizes)]
+        count.feed(body[at : at + size])
+        at, turn = at + size, turn + 1
+    assert count.values <= sum(token in (b",", b"[", b"{") for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("start", "block"),
+    [(b"[", b"0,"), (b'{"kind":"hf","input":{"inputs":[', b"[],"), (b'{"a":"x,y","b":[', b"{},")],
+)
+def test_values_behind_the_first_names_are_counted(start: bytes, block: bytes) -> None:
+    count = ValueCount()
+    for each in (start, *[block * 1000] * 50):
+        count.feed(each)
+    assert 50_000 <= count.values <= 100_001
