@@ -117,6 +117,7 @@ class Connection(HttpToolsProtocol):
 
     # What asyncio calls
 
+    # As uvicorn's own class, it is given no other kind of transport.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         limit = self._settings.api_limit_connections

@@ -93,6 +93,7 @@ def help_(ctx: click.Context, /, words: tuple[str, ...]) -> int:
         found = command.get_command(shown, word) if isinstance(command, click.Group) else None
         if found is None:
             raise click.UsageError(f"There is no command {' '.join(words)!r}.", ctx=shown)
+        # CONTEXT holds settings of several types, by name.
         shown = click.Context(found, info_name=word, parent=shown, **CONTEXT)  # type: ignore[arg-type]
         command = found
     print_text(shown.get_help())
