@@ -13,7 +13,6 @@ times its memory. Uploads and sound and images, which nothing reads as a whole, 
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from hashlib import sha256
@@ -34,9 +33,10 @@ SMALL_BYTES = 64 * 1024
 BLOCK_BYTES = 2**20
 BODILESS = {"GET", "HEAD", "OPTIONS"}
 MEDIA = (b"audio/", b"image/", b"video/")
-LINGER_BYTES = 256 * 2**20
-LINGER_S = 10.0
 ANONYMOUS = "anonymous"
+DROP_REST = "drop_rest"
+"""In the state of a request, by `api/server.py`: has what still comes of its body dropped, and
+returns a future that is done when no more comes."""
 
 
 class BodyRefused(Exception):
@@ -309,20 +309,10 @@ async def _refuse(scope: Scope, status: int, detail: str, receive: Receive, send
         await send(message)
 
     await answer(scope, receive, keep_open)
-    await _linger(receive)
+    drop_rest = scope.get("state", {}).get(DROP_REST)
+    if drop_rest is not None:  # another server than ours
+        await drop_rest()
     await send({"type": "http.response.body", "body": b""})
-
-
-async def _linger(receive: Receive) -> None:
-    """Read on for a bounded while; the client has its answer and may stop."""
-    dropped = 0
-    with suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_S):
-            while dropped < LINGER_BYTES:
-                message = await receive()
-                dropped += len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body", False):
-                    return
 
 
 class Keys:

@@ -10,7 +10,6 @@ import asyncio
 import math
 import re
 import resource
-from functools import partial
 from types import FrameType
 from typing import Any, Literal, cast
 
@@ -22,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from api.compat.dialect import refusal
 from api.deps import Parts
 from api.hosts import TARGET_HOST
+from api.limits import DROP_REST
 from shared.config import Settings
 
 WHOLE_URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
@@ -29,7 +29,8 @@ FRAME_BYTES = 4
 """What a header takes on the wire besides its name and value."""
 LINGER_S = 10.0
 """How long bytes that nobody wants are read, so that no reset takes the answer away."""
-LINGER_BYTES = 4 * 2**20
+HEAD_LINGER_BYTES = 4 * 2**20
+BODY_LINGER_BYTES = 256 * 2**20
 SPARE = 2
 """Above the limit, connections get an answer that says so; above this many times it, none."""
 
@@ -49,7 +50,7 @@ class Server(uvicorn.Server):
             host=host,
             port=port,
             # Typed as a class; all that is done with it is to call it.
-            http=cast("type[asyncio.Protocol]", partial(Connection, settings)),
+            http=cast("type[asyncio.Protocol]", self._connection),
             ws="none",
             access_log=False,
             log_config=None,
@@ -60,6 +61,10 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._settings = settings
+        self._unwanted = Rate(settings.api_unwanted_bytes_per_s)
+
+    def _connection(self, **options: Any) -> "Connection":
+        return Connection(self._settings, self._unwanted, **options)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Tells streams and waits that the server stops, so that they end and do not hold it up."""
@@ -90,6 +95,22 @@ def _allow_files(wanted: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+class Rate:
+    """Bytes a second, of all connections together."""
+
+    def __init__(self, bytes_per_s: int) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._left = float(bytes_per_s)
+        self._at: float | None = None
+
+    def take(self, size: int, now: float) -> float:
+        """Seconds to wait after `size` bytes, to keep to the rate. Saves up one second at most."""
+        passed_s = now - (now if self._at is None else self._at)
+        self._at = now
+        self._left = min(self._left + passed_s * self._bytes_per_s, self._bytes_per_s) - size
+        return max(0.0, -self._left / self._bytes_per_s)
+
+
 class _Refused(Exception):
     """Ends the parsing of what is refused."""
 
@@ -97,9 +118,10 @@ class _Refused(Exception):
 class Connection(HttpToolsProtocol):
     """One connection of a `Server`, with its limits. Its `review` is called now and then."""
 
-    def __init__(self, settings: Settings, **options: Any) -> None:
+    def __init__(self, settings: Settings, unwanted: Rate, **options: Any) -> None:
         super().__init__(**options)
         self._settings = settings
+        self._unwanted = unwanted
         self._has_room = True
         self._head_bytes = 0
         self._head_fields = 0
@@ -112,6 +134,8 @@ class Connection(HttpToolsProtocol):
         self._refused_at: float | None = None
         self._unwanted_since: float | None = None
         self._dropped_bytes = 0
+        self._rest_dropped: asyncio.Future[None] | None = None
+        """Done when the body that is being dropped has ended."""
         self._unread: tuple[float, int] | None = None
         """Since when the client has read nothing of what waits for it, and how much that is."""
 
@@ -149,6 +173,10 @@ class Connection(HttpToolsProtocol):
             self._refuse_head()
         elif self._unwanted_since is not None:
             self._drop(len(data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._end_dropping()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -191,6 +219,7 @@ class Connection(HttpToolsProtocol):
         target = WHOLE_URL.match(self.url)
         if target is not None:
             self.scope["state"][TARGET_HOST] = target[1].decode("latin-1")
+        self.scope["state"][DROP_REST] = self._drop_rest
         served = self.app
         if not self._has_room:
             self.app = _full
@@ -201,10 +230,12 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._kept_bytes = 0
-        super().on_body(body)
+        if self._rest_dropped is None:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._kept_bytes, self._unwanted_since = 0, None
+        self._kept_bytes, self._dropped_bytes, self._unwanted_since = 0, 0, None
+        self._end_dropping()
         super().on_message_complete()
         if self.cycle is not None:
             # The cycle itself only notes this while it is not answered.
@@ -311,10 +342,35 @@ class Connection(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
+    def _drop_rest(self) -> asyncio.Future[None]:
+        """Keep nothing more of the body of the request that is answered now."""
+        self._rest_dropped = self.loop.create_future()
+        if self.transport.is_closing() or not self.cycle.more_body:
+            self._end_dropping()
+        else:
+            self._unwanted_since = self.loop.time()
+            self.flow.resume_reading()
+        return self._rest_dropped
+
+    def _end_dropping(self) -> None:
+        if self._rest_dropped is not None and not self._rest_dropped.done():
+            self._rest_dropped.set_result(None)
+
     def _drop(self, size: int) -> None:
+        """Count what nobody wants, and read on when there is time for it."""
         self._dropped_bytes += size
-        if self._refused_at is not None and self._dropped_bytes > LINGER_BYTES:
+        limit = BODY_LINGER_BYTES if self._refused_at is None else HEAD_LINGER_BYTES
+        if self._dropped_bytes > limit:
             self.transport.abort()
+            return
+        wait_s = self._unwanted.take(size, self.loop.time())
+        if wait_s > 0:
+            self.flow.pause_reading()
+            self.loop.call_later(wait_s, self._read_on)
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
 
 async def _full(scope: Scope, receive: Receive, send: Send) -> None:

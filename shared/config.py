@@ -84,6 +84,7 @@ class Settings(BaseSettings):
     api_body_min_bytes_per_s: PositiveInt = 1000
     api_body_memory_bytes: Bytes = 16 * 2**20
     api_send_timeout_s: PositiveFloat = 60
+    api_unwanted_bytes_per_s: Bytes = 64 * 2**20
     batch_limit_jobs: Annotated[int, Field(gt=0, le=BATCH_LIMIT_JOBS)] = 1000
     queue_limit_steps: PositiveInt = 100_000
     queue_full_retry_after_s: PositiveInt = 5

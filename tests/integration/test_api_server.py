@@ -41,6 +41,7 @@ def settings(settings: Settings) -> Settings:
             "api_limit_header_bytes": 16 * 1024,
             "api_limit_connections": 20,
             "sse_heartbeat_s": 0.2,
+            "api_unwanted_bytes_per_s": 4 * MIB,
         }
     )
 
@@ -254,6 +255,24 @@ class TestBodies:
             except TimeoutError:
                 continue
         assert b"SLUICE_API_BODY_MIN_BYTES_PER_S" in problem_in(received, 408)["detail"].encode()
+
+    @pytest.mark.parametrize("chunked", [False, True])
+    def test_one_that_is_too_large_is_answered_also_to_who_sends_it_whole(
+        self, api_url: str, settings: Settings, chunked: bool
+    ) -> None:
+        """And reads its answer afterwards: the rest is dropped, more slowly than it comes."""
+        size = settings.max_body_bytes + settings.api_unwanted_bytes_per_s + 2 * MIB
+
+        def blocks() -> Iterator[bytes]:
+            for _ in range(0, size, MIB):
+                yield b"x" * MIB
+
+        headers = {} if chunked else {"Content-Length": str(-(-size // MIB) * MIB)}
+        with httpx.Client(timeout=WAIT_S, trust_env=False) as client:
+            answer = client.post(f"{api_url}/v1/jobs", content=blocks(), headers=headers)
+        assert answer.status_code == 413
+        assert "SLUICE_MAX_BODY_BYTES" in answer.json()["detail"]
+        assert answer.headers["connection"] == "close"
 
     def test_one_that_nobody_wants_does_not_keep_the_connection(self, raw: Raw) -> None:
         """The answer is there at once; the rest of the body is not waited for, for long."""
