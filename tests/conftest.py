@@ -7,6 +7,7 @@ the test is skipped with the reason on a desk and fails in CI (variable `CI` set
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from tests.tiny_models import Answerer
 
 _databases = count(1)
+
+# A shell starts what runs in its background with SIGINT ignored, and processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples each time, however slow the machine is; `make fuzz` looks for new ones.
 hypothesis.settings.register_profile(

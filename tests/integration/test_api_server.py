@@ -414,14 +414,17 @@ class TestMany:
         """All others are busy with events."""
         with httpx.Client(base_url=api_url, trust_env=False) as client:
             job = client.post("/v1/jobs", json=EMBED).json()["id"]
-        streams = []
-        for _ in range(20):
+        streams: list[socket.socket] = []
+        while len(streams) < 20:
             stream = raw()
             stream.sendall(
                 b"GET /v1/jobs/%b/events HTTP/1.1\r\nHost: localhost\r\n\r\n" % job.encode()
             )
-            assert stream.recv(65536).startswith(b"HTTP/1.1 200 ")
-            streams.append(stream)
+            # Connections of earlier tests take up room until the API has seen them end.
+            if stream.recv(65536).startswith(b"HTTP/1.1 200 "):
+                streams.append(stream)
+            else:
+                stream.close()
         connection = raw()
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
 
