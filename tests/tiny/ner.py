@@ -40,7 +40,8 @@ def folder() -> Path:
 
 
 def build(folder: Path) -> None:
-    words = vocabulary(ENTITIES, size=150, lowercase=False)
+    # With more words, some would hold the end of a place and the particle behind it.
+    words = vocabulary(ENTITIES, size=120, lowercase=False)
     tokenizer = BertTokenizer(vocab=words, do_lower_case=False, model_max_length=POSITIONS)
     config = BertConfig(
         vocab_size=len(words),
