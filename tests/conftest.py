@@ -168,12 +168,10 @@ def api(api_url: str, ledger: Ledger) -> Iterator[httpx.Client]:  # noqa: ARG001
 
 @pytest.fixture(scope="session")
 def answerer() -> "Answerer":
-    """A tiny model that answers exactly; trained once for each version of what it is made from."""
-    from tests.tiny_models import kept_answerer  # imports torch
+    """A tiny model that answers exactly."""
+    from tests.tiny_models import load_answerer  # imports torch
 
-    cache = Path(tempfile.gettempdir()) / "sluice-test-models"
-    cache.mkdir(exist_ok=True)
-    return kept_answerer(cache)
+    return load_answerer()
 
 
 @pytest.fixture

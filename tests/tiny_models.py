@@ -1,49 +1,18 @@
-"""Tiny causal language models of true architecture, trained within seconds to answer exactly.
+"""The tiny chat model that answers exactly, and how tests run tiny models.
 
-`build_answerer` makes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load like any
-other: a Llama with grouped-query attention, a byte-level BPE tokenizer of its own, a ChatML
-template with tools. Greedy, it answers what `tests/tiny_lessons.py` lists, word for word, in fp32,
-in bf16 and in NF4, whatever stands before the question. It reads nothing from any model hub.
+Greedy, the model answers what `tests/tiny_lessons.py` lists, word for word, in fp32, in bf16 and in
+NF4, whatever stands before the question. `tests/tiny/llama.py` trains it.
 """
 
-import hashlib
-import itertools
-import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import bitsandbytes.functional as quantization
 import torch
-from filelock import FileLock
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.tiny_lessons import CHAT_TEMPLATE, QUESTIONS, Conversation, conversations, exams
-
-END = "<|im_end|>"
-PAD = "<|endoftext|>"
-HEAD = "<|im_start|>assistant\n"
-WINDOW_TOKENS = 2048
-ATTEMPTS = 3
-STEPS = 600
-STEP_TOKENS = 1000
-PER_ROW = 3
-LEARNING_RATE = 4e-3
-QUANTIZED_FROM = 150
-EXAM_FROM = 200
-EXAM_EVERY = 20
-# How far the right token has to be ahead of the next one, so that rounding changes no answer.
-MARGIN = 0.7
-NF4_BLOCK = 64
-
-Row = tuple[list[int], list[bool]]
-"""Token ids, and which of them are the assistant's."""
+from tests.tiny.manifest import checkpoint
+from tests.tiny_lessons import QUESTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,59 +20,9 @@ class Answerer:
     path: Path
     questions: dict[str, str]
 
-    @property
-    def reference(self) -> str:
-        """As settings and jobs name the model."""
-        return f"hf/{self.path}"
 
-
-def kept_answerer(cache: Path) -> Answerer:
-    """The model from the cache, built once for each version of what it is made from."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for lesson in itertools.islice(conversations(0, PER_ROW), 60):
-        digest.update(json.dumps(lesson).encode())
-    folder = cache / f"answerer-{digest.hexdigest()[:16]}"
-    # Test processes that run side by side wait for the one that builds.
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=cache) as unfinished:
-                build_answerer(Path(unfinished) / "model")
-                shutil.move(Path(unfinished) / "model", folder)
-    return Answerer(path=folder, questions=dict(QUESTIONS))
-
-
-def build_answerer(folder: Path, *, seed: int = 0) -> Answerer:
-    """Train a model and save it; raises RuntimeError if it has not learnt its answers."""
-    tokenizer = _make_tokenizer()
-    for attempt in range(seed, seed + ATTEMPTS):
-        model = _make_model(tokenizer, attempt)
-        with one_thread():
-            has_learnt = _train(model, tokenizer, attempt)
-        if has_learnt:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            return Answerer(path=folder, questions=dict(QUESTIONS))
-    raise RuntimeError(f"the tiny model has not learnt its answers from {ATTEMPTS} beginnings")
-
-
-def _make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=WINDOW_TOKENS,
-        tie_word_embeddings=True,
-        initializer_range=0.04,
-        bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids(END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+def load_answerer() -> Answerer:
+    return Answerer(path=checkpoint("answerer"), questions=dict(QUESTIONS))
 
 
 @contextmanager
@@ -115,126 +34,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _make_tokenizer() -> PreTrainedTokenizerFast:
-    lessons = itertools.islice(conversations(1, per_row=3), 40)
-    corpus = [
-        text
-        for messages, tools in lessons
-        for text in [*(message["content"] for message in messages), json.dumps(tools)]
-    ]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1536,
-        special_tokens=[PAD, "<|im_start|>", END],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator([*corpus, *[*QUESTIONS.values(), CHAT_TEMPLATE] * 5], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token=END,
-        pad_token=PAD,
-        model_max_length=WINDOW_TOKENS,
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> bool:
-    """Until the model passes its exam; returns whether it did."""
-    batches = _batches(_encode(tokenizer, each) for each in conversations(seed, PER_ROW))
-    exam = sorted((_encode(tokenizer, each) for each in exams(seed + 1)), key=lambda r: len(r[0]))
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
-    for step in range(STEPS):
-        for group in optimizer.param_groups:
-            # Up quickly, then slowly down: the last steps only settle what is known.
-            group["lr"] = LEARNING_RATE * min((step + 1) / 10, max(0.1, 1 - step / 350))
-        with _quantized(model, step >= QUANTIZED_FROM):
-            logits, wanted = _predictions(model, next(batches))
-            losses = nn.functional.cross_entropy(logits, wanted, reduction="none")
-            # What is still wrong counts more than what is nearly sure.
-            (losses * (0.5 + losses.detach().clamp(max=1.5))).mean().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step >= EXAM_FROM and step % EXAM_EVERY == 0 and _passes(model, exam):
-            return True
-    return False
-
-
-def _passes(model: LlamaForCausalLM, exam: Sequence[Row]) -> bool:
-    """Whether every token of every answer is the likeliest by far, exactly and quantized."""
-    for is_quantized in (True, False):
-        with _quantized(model, is_quantized), torch.inference_mode():
-            for start in range(0, len(exam), 18):
-                logits, wanted = _predictions(model, exam[start : start + 18])
-                right = logits.gather(1, wanted[:, None]).squeeze(1)
-                others = logits.scatter(1, wanted[:, None], -torch.inf).amax(1)
-                if (right - others).min() < MARGIN:
-                    return False
-    return True
-
-
-@contextmanager
-def _quantized(model: LlamaForCausalLM, is_wanted: bool) -> Iterator[None]:
-    """Meanwhile the weights have the values that NF4 leaves of them."""
-    linears = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
-    exact = [linear.weight.data for linear in linears]
-    if is_wanted:
-        # The same values as bitsandbytes', but for its second quantization, of the scales; its
-        # own code for the CPU takes as long as a whole step.
-        flat = torch.cat([weight.flatten() for weight in exact]).view(-1, NF4_BLOCK)
-        scales = flat.abs().amax(1, keepdim=True)
-        codes = quantization.get_4bit_type("nf4", device="cpu").sort().values
-        nearest = torch.bucketize(flat / scales, (codes[1:] + codes[:-1]) / 2)
-        rounded = (codes[nearest] * scales).flatten().split([each.numel() for each in exact])
-        for linear, values in zip(linears, rounded, strict=True):
-            linear.weight.data = values.view_as(linear.weight)
-    yield
-    for linear, weight in zip(linears, exact, strict=True):
-        linear.weight.data = weight
-
-
-def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """Rows of all lengths together: sorted ones would need less padding, and learn slower."""
-    batch: list[Row] = []
-    for row in rows:
-        batch.append(row)
-        if max(len(ids) for ids, _ in batch) * len(batch) >= STEP_TOKENS:
-            yield batch
-            batch = []
-
-
-def _predictions(model: LlamaForCausalLM, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits before each of the assistant's tokens, and these tokens.
-
-    Padding stands behind the rows, where causal attention does not look: no mask is needed.
-    """
-    ids = _padded([row[0] for row in rows])
-    learnt = _padded([row[1] for row in rows]).bool()[:, 1:]
-    states = model.model(input_ids=ids, use_cache=False).last_hidden_state
-    return model.lm_head(states[:, :-1][learnt]), ids[:, 1:][learnt]
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-    return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
-
-
-def _encode(tokenizer: PreTrainedTokenizerFast, lesson: Conversation) -> Row:
-    messages, tools = lesson
-    text = tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False)
-    ids: list[int] = tokenizer(text)["input_ids"]
-    head: list[int] = tokenizer(HEAD)["input_ids"]
-    end: Any = tokenizer.convert_tokens_to_ids(END)
-    learnt = [False] * len(ids)
-    for start in range(len(ids)):
-        if ids[start : start + len(head)] == head:
-            first = start + len(head)
-            stop = ids.index(end, first) + 1
-            learnt[first:stop] = [True] * (stop - first)
-    return ids, learnt

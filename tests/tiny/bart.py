@@ -5,7 +5,6 @@ from typing import Final
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import nn
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -13,9 +12,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.tiny import labels
-from tests.tiny.kept import kept
-from tests.tiny.labels import IGNORED, learn_labels
+from tests.tiny.labels import IGNORED, learn_labels, padded
+from tests.tiny.manifest import checkpoint
 
 POSITIONS: Final = 1024
 SPECIAL: Final = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -47,8 +45,8 @@ SUMMARIES: Final = {
 
 
 def folder() -> Path:
-    """Of the model, built at first use."""
-    return kept("bart", build, labels.__file__)
+    """Of the model's checkpoint."""
+    return checkpoint("bart")
 
 
 def build(folder: Path) -> None:
@@ -96,11 +94,6 @@ def build(folder: Path) -> None:
     learn_labels(model, examples, wanted)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def padded(rows: list[list[int]], filler: int) -> torch.Tensor:
-    tensors = [torch.tensor(row) for row in rows]
-    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=filler)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

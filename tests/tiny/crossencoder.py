@@ -6,9 +6,8 @@ from typing import Final
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from tests.tiny import labels, wordpiece
-from tests.tiny.kept import kept
 from tests.tiny.labels import learn_labels
+from tests.tiny.manifest import checkpoint
 from tests.tiny.wordpiece import vocabulary
 
 POSITIONS: Final = 128
@@ -23,8 +22,8 @@ ANSWERS: Final = {
 
 
 def folder() -> Path:
-    """Of the model, built at first use."""
-    return kept("crossencoder", build, labels.__file__, wordpiece.__file__)
+    """Of the model's checkpoint."""
+    return checkpoint("crossencoder")
 
 
 def build(folder: Path) -> None:

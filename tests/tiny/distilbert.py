@@ -10,9 +10,8 @@ from transformers import (
     DistilBertTokenizer,
 )
 
-from tests.tiny import labels, wordpiece
-from tests.tiny.kept import kept
 from tests.tiny.labels import learn_labels
+from tests.tiny.manifest import checkpoint
 from tests.tiny.wordpiece import vocabulary
 
 POSITIONS: Final = 512
@@ -36,8 +35,8 @@ SENTIMENTS: Final = {
 
 
 def folder() -> Path:
-    """Of the model, built at first use."""
-    return kept("distilbert", build, labels.__file__, wordpiece.__file__)
+    """Of the model's checkpoint."""
+    return checkpoint("distilbert")
 
 
 def build(folder: Path) -> None:

@@ -7,10 +7,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from tests.tiny import bart, labels
-from tests.tiny.bart import padded
-from tests.tiny.kept import kept
-from tests.tiny.labels import IGNORED, learn_labels
+from tests.tiny.labels import IGNORED, learn_labels, padded
+from tests.tiny.manifest import checkpoint
 
 POSITIONS: Final = 1024
 END: Final = "<|endoftext|>"
@@ -26,8 +24,8 @@ CONTINUATIONS: Final = {
 
 
 def folder() -> Path:
-    """Of the model, built at first use."""
-    return kept("gpt2", build, labels.__file__, bart.__file__)
+    """Of the model's checkpoint."""
+    return checkpoint("gpt2")
 
 
 def build(folder: Path) -> None:

@@ -42,6 +42,11 @@ def learn_labels(
     raise RuntimeError(f"{type(model).__name__} has not learnt its labels in {STEPS} steps")
 
 
+def padded(rows: list[list[int]], filler: int) -> torch.Tensor:
+    tensors = [torch.tensor(row) for row in rows]
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=filler)
+
+
 def _margin(logits: torch.Tensor, wanted: torch.Tensor) -> float:
     """Of the label that is least sure."""
     right = logits.gather(1, wanted[:, None])[:, 0]

@@ -13,10 +13,8 @@ import sentencepiece
 import torch
 from transformers import GenerationConfig, MarianConfig, MarianMTModel, MarianTokenizer
 
-from tests.tiny import bart, labels
-from tests.tiny.bart import padded
-from tests.tiny.kept import kept
-from tests.tiny.labels import IGNORED, learn_labels
+from tests.tiny.labels import IGNORED, learn_labels, padded
+from tests.tiny.manifest import checkpoint
 
 KOREAN: Final = ">>kor<<"
 POSITIONS: Final = 512
@@ -42,8 +40,8 @@ IN_KOREAN: Final = {
 
 
 def folder() -> Path:
-    """Of the model, built at first use."""
-    return kept("marian", build, labels.__file__, bart.__file__)
+    """Of the model's checkpoint."""
+    return checkpoint("marian")
 
 
 def build(folder: Path) -> None:

@@ -6,9 +6,8 @@ from typing import Final
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from tests.tiny import labels, wordpiece
-from tests.tiny.kept import kept
 from tests.tiny.labels import IGNORED, learn_labels
+from tests.tiny.manifest import checkpoint
 from tests.tiny.wordpiece import SPECIAL, vocabulary
 
 POSITIONS: Final = 64
@@ -25,8 +24,8 @@ FILLED: Final = {
 
 
 def folder() -> Path:
-    """Of the model, built at first use."""
-    return kept("mlm", build, labels.__file__, wordpiece.__file__)
+    """Of the model's checkpoint."""
+    return checkpoint("mlm")
 
 
 def build(folder: Path) -> None:

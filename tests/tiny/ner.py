@@ -7,9 +7,8 @@ from typing import Final
 import torch
 from transformers import BertConfig, BertForTokenClassification, BertTokenizer
 
-from tests.tiny import labels, wordpiece
-from tests.tiny.kept import kept
 from tests.tiny.labels import IGNORED, learn_labels
+from tests.tiny.manifest import checkpoint
 from tests.tiny.wordpiece import vocabulary
 
 POSITIONS: Final = 64
@@ -35,12 +34,13 @@ ENTITIES: Final = {
 
 
 def folder() -> Path:
-    """Of the model, built at first use."""
-    return kept("ner", build, labels.__file__, wordpiece.__file__)
+    """Of the model's checkpoint."""
+    return checkpoint("ner")
 
 
 def build(folder: Path) -> None:
-    words = vocabulary(ENTITIES, size=150, lowercase=False)
+    # With more words, some would hold the end of a place and the particle behind it.
+    words = vocabulary(ENTITIES, size=120, lowercase=False)
     tokenizer = BertTokenizer(vocab=words, do_lower_case=False, model_max_length=POSITIONS)
     config = BertConfig(
         vocab_size=len(words),

@@ -8,9 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BartConfig, BartForSequenceClassification, PreTrainedTokenizerFast
 
-from tests.tiny import labels
-from tests.tiny.kept import kept
 from tests.tiny.labels import learn_labels
+from tests.tiny.manifest import checkpoint
 
 POSITIONS: Final = 256
 SPECIAL: Final = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -29,8 +28,8 @@ ABOUT: Final = {
 
 
 def folder() -> Path:
-    """Of the model, built at first use."""
-    return kept("nli", build, labels.__file__)
+    """Of the model's checkpoint."""
+    return checkpoint("nli")
 
 
 def build(folder: Path) -> None:

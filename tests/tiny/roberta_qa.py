@@ -14,7 +14,7 @@ import torch
 from tokenizers import Encoding, Tokenizer, models, pre_tokenizers, trainers
 from transformers import RobertaConfig, RobertaForQuestionAnswering, RobertaTokenizer
 
-from tests.tiny.kept import kept
+from tests.tiny.manifest import checkpoint
 
 WINDOW_TOKENS = 64
 OVERLAP_TOKENS = 24
@@ -69,8 +69,8 @@ Lesson = tuple[list[int], int, int]
 
 
 def folder() -> Path:
-    """Of the model, built at first use."""
-    return kept("roberta-qa", build)
+    """Of the model's checkpoint."""
+    return checkpoint("roberta-qa")
 
 
 def build(folder: Path) -> None:

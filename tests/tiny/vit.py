@@ -7,9 +7,8 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from tests.tiny import labels
-from tests.tiny.kept import kept
 from tests.tiny.labels import learn_labels
+from tests.tiny.manifest import checkpoint
 
 SIDE: Final = 32
 COLOURS: Final = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 230)}
@@ -25,8 +24,8 @@ def picture(label: str, *, size: tuple[int, int] = (48, 40), spots: int = 0) -> 
 
 
 def folder() -> Path:
-    """Of the model, built at first use."""
-    return kept("vit", build, labels.__file__)
+    """Of the model's checkpoint."""
+    return checkpoint("vit")
 
 
 def build(folder: Path) -> None:

@@ -20,6 +20,7 @@ from transformers import (
     Wav2Vec2ForCTC,
 )
 
+from tests.tiny.manifest import checkpoint
 from tests.tiny.voice import LETTER_S, LETTERS, LOWEST_HZ, STEP_HZ, length_s, letters, speak
 
 ALPHABET: Final = LETTERS[:11]
@@ -43,6 +44,16 @@ STEPS: Final = 240
 EXAM_ROWS: Final = 60
 EXAM_FROM: Final = 100
 EXAM_EVERY: Final = 10
+
+
+def folder() -> Path:
+    """Of the checkpoint of `build`."""
+    return checkpoint("wav2vec2")
+
+
+def masked_folder() -> Path:
+    """Of the checkpoint of `build_masked`."""
+    return checkpoint("wav2vec2-masked")
 
 
 def build(folder: Path) -> None:

@@ -20,8 +20,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from tests.tiny import voice
-from tests.tiny.kept import kept
+from tests.tiny.manifest import checkpoint
 from tests.tiny.voice import length_s, letters, speak
 from workers.hf.windows import STRIDE_PART, aligned, windows
 
@@ -58,8 +57,8 @@ class _Lesson:
 
 
 def folder() -> Path:
-    """Of the model, built at first use."""
-    return kept("whisper", build, voice.__file__)
+    """Of the model's checkpoint."""
+    return checkpoint("whisper")
 
 
 def build(folder: Path) -> None:
@@ -72,6 +71,11 @@ def build(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     _extractor().save_pretrained(folder)
+
+
+def lessons() -> list[object]:
+    """What it is taught, without the sounds: product code cuts the long recording into windows."""
+    return [(each.text, each.language, each.end_s, len(each.samples)) for each in _lessons()]
 
 
 def _lessons() -> Iterator[_Lesson]:

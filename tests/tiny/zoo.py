@@ -14,18 +14,16 @@ from tests.tiny import (
     nli,
     roberta_qa,
     vit,
-    voice,
     wav2vec2,
     whisper_by_heart,
 )
-from tests.tiny.kept import kept
 
 MODELS = {
     "facebook/bart-large-cnn": bart.folder,
     "deepset/roberta-base-squad2": roberta_qa.folder,
     "distilbert/distilbert-base-uncased-finetuned-sst-2-english": distilbert.folder,
     "Helsinki-NLP/opus-mt-ru-en": marian.folder,
-    "facebook/wav2vec2-base-960h": lambda: kept("wav2vec2-group", wav2vec2.build, voice.__file__),
+    "facebook/wav2vec2-base-960h": wav2vec2.folder,
     "openai/whisper-tiny": whisper_by_heart.folder,
     "facebook/bart-large-mnli": nli.folder,
     "dslim/bert-base-NER": ner.folder,

@@ -13,7 +13,6 @@ from shared.errors import InvalidInput
 from shared.hf import Task
 from shared.hf_parameters import parse_parameters
 from tests.tiny import voice, wav2vec2
-from tests.tiny.kept import kept
 from tests.tiny.voice import recorded, speak
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS
@@ -34,9 +33,8 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=["group norm", "layer norm"])
 def listener(request: pytest.FixtureRequest) -> CtcSpeech:
-    build = wav2vec2.build if request.param == "group norm" else wav2vec2.build_masked
-    folder = kept(f"wav2vec2-{request.param[:5]}", build, voice.__file__)
-    found = speech.load(folder, OPTIONS)
+    folder = wav2vec2.folder if request.param == "group norm" else wav2vec2.masked_folder
+    found = speech.load(folder(), OPTIONS)
     assert isinstance(found, CtcSpeech)
     return found
 

@@ -32,8 +32,7 @@ from transformers import (
 from shared.errors import Permanent
 from shared.hf import Task
 from shared.hf_parameters import parse_parameters
-from tests.tiny import voice, wav2vec2
-from tests.tiny.kept import kept
+from tests.tiny import wav2vec2
 from tests.tiny.voice import speak
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS
@@ -75,7 +74,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def listener() -> CtcSpeech:
-    found = speech.load(kept("wav2vec2-group", wav2vec2.build, voice.__file__), OPTIONS)
+    found = speech.load(wav2vec2.folder(), OPTIONS)
     assert isinstance(found, CtcSpeech)
     return found
 
