@@ -4,7 +4,7 @@ import pytest
 
 from shared.errors import ConfigurationError, InvalidInput
 from tests.unit import tiny
-from tests.unit.tiny import TEXTS, Reference, asks, ids_of, rolling
+from tests.unit.tiny import TEXTS, Reference, Stepped, asks, ids_of, rolling
 from workers.generation.batch.detokenize import TextStream
 from workers.generation.batch.prefixes import SHORTEST_TOKENS, Prefixes
 from workers.generation.batch.reading import shares
@@ -80,33 +80,45 @@ def test_without_a_store_nothing_of_ended_requests_is_kept() -> None:
 
 
 def test_lanes_and_fair_keys_decide_who_joins() -> None:
-    with rolling(generation_batch_requests=2, generation_prefix_fraction=0) as generator:
+    model = tiny.model(tiny.llama())
+    passes = Stepped(model)
+    with rolling(model, generation_batch_requests=2, generation_prefix_fraction=0) as generator:
         first = [generator.start(asks(TEXTS[0], 220, fair_key="a")) for _ in range(2)]
         for each in first:
             assert each.read(10) is not None
-        order: list[str] = []
+        passes.hold()
         waiting = {
             "a": generator.start(asks(TEXTS[1], 4, fair_key="a")),
             "b": generator.start(asks(TEXTS[1], 4, fair_key="b")),
             "urgent": generator.start(asks(TEXTS[1], 4, fair_key="a", lane=0)),
         }
         first[0].cancel()
-        steps = {}
-        for name in ("urgent", "b", "a"):
-            waiting[name].result()
-            steps[name] = generator.counters.decode_steps
-            order.append(name)
+        order: list[str] = []
+        while waiting:
+            passes.step()
+            for name, each in list(waiting.items()):
+                while each.read(0) is not None:
+                    pass
+                if each.is_over:
+                    order.append(name)
+                    del waiting[name]
+        assert not first[1].is_over
+        passes.release()
         first[1].cancel()
-    assert steps["urgent"] < steps["b"] < steps["a"]
+    assert order == ["urgent", "b", "a"]
 
 
 def test_a_long_prompt_stalls_no_stream() -> None:
     """While a long prompt is read, a running row has a token for each piece of it."""
-    with rolling(generation_prefill_tokens=8, generation_prefix_fraction=0) as generator:
+    model = tiny.model(tiny.llama())
+    passes = Stepped(model)
+    with rolling(model, generation_prefill_tokens=8, generation_prefix_fraction=0) as generator:
         running = generator.start(asks(TEXTS[1], 200))
         assert running.read(10) is not None
+        passes.hold()
         before = generator.counters
         long = generator.start(asks(TEXTS[0] * 8, 1))
+        passes.release()
         long.result()
         after = generator.counters
         running.cancel()
@@ -116,21 +128,23 @@ def test_a_long_prompt_stalls_no_stream() -> None:
 
 
 def test_a_new_request_has_its_first_token_within_three_steps() -> None:
-    with rolling() as generator:
+    model = tiny.model(tiny.llama())
+    passes = Stepped(model)
+    with rolling(model) as generator:
         crowd = [generator.start(asks(TEXTS[1], 200)) for _ in range(6)]
         for each in crowd:
             assert each.read(10) is not None
-        # Steps are counted by the tokens that another stream got meanwhile.
-        while crowd[0].read(0) is not None:
-            pass
+        passes.hold()
         new = generator.start(asks(TEXTS[0], 50))
         before = generator.counters.decode_steps
-        assert new.read(10) is not None
+        while new.read(0) is None:
+            passes.step()
         taken = generator.counters.decode_steps - before
+        assert not any(each.is_over for each in crowd)
+        passes.release()
         for each in [*crowd, new]:
             each.cancel()
-    # One more may have passed until this thread looked.
-    assert taken <= 20
+    assert taken <= 3
 
 
 def _row(age: int, tokens: int, filled: int = 0) -> Row:

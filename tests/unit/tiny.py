@@ -1,6 +1,7 @@
 """Tiny models of true architectures with random weights, and a tokenizer of English and Korean."""
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -129,6 +130,35 @@ def scripted(script: Sequence[int], prompt: str = "hello") -> PreTrainedModel:
     made.script = script
     made.prompt_tokens = len(tokenizer()(prompt).input_ids)
     return made
+
+
+class Stepped:
+    """Lets a model make its passes one at a time, so that what happens between two is certain."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._is_held = False
+        self._may_go = threading.Semaphore(0)
+        self._stands = threading.Semaphore(0)
+        model.register_forward_pre_hook(self._wait)
+
+    def _wait(self, *_: object) -> None:
+        if self._is_held:
+            self._stands.release()
+            self._may_go.acquire()
+
+    def hold(self) -> None:
+        """Returns when the model stands before its next pass."""
+        self._is_held = True
+        self._stands.acquire()
+
+    def step(self) -> None:
+        """One pass; returns when the model stands before the next."""
+        self._may_go.release()
+        self._stands.acquire()
+
+    def release(self) -> None:
+        self._is_held = False
+        self._may_go.release()
 
 
 class Reference:
