@@ -125,6 +125,8 @@ class _Stream:
             if entry.type == EventType.TOKEN:
                 frames += self._tokens(await self._telling.hear(data))
                 continue
+            if entry.type == EventType.STATE and self._heard.get(entry.type) == data:
+                continue  # the row told it first
             self._heard[entry.type] = data
             frames.append(encode(entry.type, entry.data, self._telling.id(self.at)))
         return frames
