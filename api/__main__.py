@@ -10,7 +10,7 @@ from contextlib import suppress
 from pydantic import SecretStr
 
 from api.app import create_app
-from api.server import Server
+from api.http.server import Server
 from shared.config import Settings, load_settings
 from shared.errors import ConfigurationError
 from shared.logs import set_up_logging

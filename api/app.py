@@ -7,14 +7,14 @@ import anyio.to_thread
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from api import errors, openapi
+from api import openapi
 from api.compat import huggingface
 from api.deps import open_parts
-from api.health import Readiness
-from api.hosts import Hosts
-from api.limits import BodyLimit, Keys
-from api.methods import METHODS, Methods
-from api.metrics import Metrics
+from api.health import Metrics, Readiness
+from api.http import errors
+from api.http.hosts import Hosts
+from api.http.limits import BodyLimit, Keys
+from api.openapi import METHODS, Methods
 from api.routes import (
     collections,
     conversations,

@@ -14,14 +14,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from api.gate import QueueGate
-from api.news import News
+from api.jobs.admission import QueueGate
+from api.jobs.news import News
 from shared.bounds import shown
 from shared.config import Settings
+from shared.database.transaction import Ledger, make_ledger
 from shared.errors import NotFound
-from shared.estimates import Depths
 from shared.files import Storage, make_storage
-from shared.ledger import Ledger, make_ledger
+from shared.jobs.queues import Depths
 
 REDIS_CONNECTIONS = 10
 """Each is used for a moment, but for the one that waits for news."""
@@ -87,7 +87,7 @@ async def _parts(request: Request) -> Parts:
 
 
 async def _fair_key(request: Request) -> str:
-    """The name of the caller's API key (`api/limits.py` noted it)."""
+    """The name of the caller's API key (`api/http/limits.py` noted it)."""
     return str(request.state.fair_key)
 
 

@@ -30,8 +30,8 @@ import torch
 from bench.generate_sides import Job, StaticBatch, jobs, plain_celery, sluice
 from bench.random_model import SHAPES, save_random_model
 from shared.config import Settings
-from workers.generation.engine import Generation, Request, Sampling
-from workers.generation.rolling import RollingGenerator, make_rolling
+from workers.generation.backends.interface import Generation, Request, Sampling
+from workers.generation.backends.rolling.generator import RollingGenerator, make_rolling
 
 ROWS = 32
 COUNTS = (1, 8, ROWS)

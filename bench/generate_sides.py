@@ -16,11 +16,11 @@ from celery import Celery
 
 from bench.plain_generate import TASK, make_app
 from bench.stack import running_stack
-from cli.client import Client
-from cli.wire import State
+from cli.client.client import Client
+from cli.client.shapes import State
 from shared.config import Settings
 from tests.servers import start_redis
-from workers.generation.quantized import load
+from workers.models.load_4bit import load
 
 PATIENCE_S = 600.0
 PROMPT_TOKENS = 50

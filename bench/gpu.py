@@ -28,9 +28,9 @@ import transformers
 
 from bench.random_model import SHAPES, save_random_model
 from shared.config import Settings
-from workers.generation.engine import Request, Sampling
-from workers.generation.quantized import Loaded, load
-from workers.generation.rolling import RollingGenerator
+from workers.generation.backends.interface import Request, Sampling
+from workers.generation.backends.rolling.generator import RollingGenerator
+from workers.models.load_4bit import Loaded, load
 
 COPIES = 20
 ALONE_REQUESTS = 3

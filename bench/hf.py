@@ -27,13 +27,12 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from bench.stack import running_stack
-from cli.client import Client
+from cli.client.client import Client
 from shared.config import Settings
-from shared.hf import Task
-from shared.hf_parameters import parse_parameters
-from workers.hf.batching import Budget, batches, run_rows
-from workers.hf.cache import Models
+from shared.kinds.hf import Task, parse_parameters
+from workers.hf.steps import Budget, batches, run_rows
 from workers.hf.task import UNWATCHED
+from workers.models.cache import Models
 
 WORDS = [
     "the", "service", "was", "friendly", "and", "quick", "food", "arrived", "cold", "nobody",

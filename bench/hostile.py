@@ -27,7 +27,7 @@ import psutil
 from pydantic import SecretStr
 
 from shared.config import Settings
-from shared.db import upgrade
+from shared.database.engine import upgrade
 from tests.api_server import start_api
 from tests.servers import start_postgres, start_redis
 

@@ -11,7 +11,7 @@ from celery import Celery
 from transformers import pipeline
 
 from shared.config import Settings
-from workers.generation.quantized import load
+from workers.models.load_4bit import load
 
 TASK = "plain.generate"
 

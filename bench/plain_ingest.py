@@ -16,7 +16,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 from sentence_transformers import SentenceTransformer
 
-from workers.hf.files import bundled
+from workers.models.locate import bundled
 
 
 class Encoder(Embeddings):

@@ -20,13 +20,13 @@ from pathlib import Path
 import psycopg
 
 from bench.submit import BODY, start_api
-from shared import claims, queues, steps, submission
 from shared.config import Settings
-from shared.ledger import Ledger, make_ledger
-from shared.models import Worker
-from shared.payloads import Kind
-from shared.queue import Lane, Queue
-from shared.submission import NewJob
+from shared.database.transaction import Ledger, make_ledger
+from shared.jobs import claims, queues, steps, submission
+from shared.jobs.submission import NewJob
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Lane, Queue
+from shared.tables import Worker
 from tests.servers import start_postgres, start_redis
 
 KEYS = ("ann", "bob", "carol", "dave")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from cli.client import Client
-from cli.stackfile import Stack, StackState, find_stack
+from cli.client.client import Client
+from cli.stack.stackfile import Stack, StackState, find_stack
 
 READY_S = 180.0
 

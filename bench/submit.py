@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psycopg
 
-from shared.db import upgrade
+from shared.database.engine import upgrade
 from tests.servers import Server, free_port, start_postgres, start_redis
 
 BODY = json.dumps(

@@ -10,10 +10,10 @@ from itertools import islice
 import click
 from click.shell_completion import CompletionItem
 
-from cli.client import Client
-from cli.output import first_words
-from cli.transport import Retries
-from shared.hf import Task
+from cli.client.client import Client
+from cli.client.transport import Retries
+from cli.terminal.output import first_words
+from shared.kinds.hf import Task
 
 TIMEOUT_S = 1.0
 SHOWN_ITEMS = 50

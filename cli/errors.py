@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shared.errors import SluiceError
 
 if TYPE_CHECKING:
-    from cli.wire import Job
+    from cli.client.shapes import Job
 
 _SHOWN_ERRORS = 3
 

@@ -2,14 +2,8 @@
 
 from enum import IntEnum
 
-from cli.errors import (
-    ApiError,
-    ConnectionFailed,
-    Interrupted,
-    JobCancelled,
-    WaitTimeout,
-)
-from cli.wire import State
+from cli.client.shapes import State
+from cli.errors import ApiError, ConnectionFailed, Interrupted, JobCancelled, WaitTimeout
 from shared.errors import ConfigurationError, InvalidInput, NotFound, SluiceError, Unavailable
 
 

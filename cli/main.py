@@ -27,7 +27,7 @@ from cli.commands.worker import worker
 from cli.errors import Interrupted, error_document
 from cli.exits import Exit, of_error
 from cli.options import CONTEXT, Group, Target, connection_options, json_option
-from cli.output import ClosedPipe, print_json, print_text, say, say_json
+from cli.terminal.output import ClosedPipe, print_json, print_text, say, say_json
 from shared.errors import SluiceError
 
 SECTIONS: Mapping[str, Sequence[click.Command]] = {

@@ -12,9 +12,9 @@ from typing import Any, Concatenate, ParamSpec
 
 import click
 
-from cli.client import Client
-from cli.output import say
-from shared.generation import is_servable
+from cli.client.client import Client
+from cli.terminal.output import say
+from shared.kinds.generation import is_servable
 from shared.normal import nfc
 
 P = ParamSpec("P")

@@ -72,7 +72,7 @@ def find_url(settings: ClientSettings) -> str:
         return settings.url
     # The local stack runs on Linux only; a client of another machine runs anywhere.
     if sys.platform == "linux":
-        from cli.stackfile import find_stack
+        from cli.stack.stackfile import find_stack
 
         stack = find_stack(settings.home_path)
         if stack is not None:

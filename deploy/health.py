@@ -24,9 +24,9 @@ def worker() -> str | None:
     from sqlalchemy import select
 
     from shared.config import load_settings
-    from shared.db import make_engine
-    from shared.estimates import alive
-    from shared.models import Worker
+    from shared.database.engine import make_engine
+    from shared.jobs.queues import alive
+    from shared.tables import Worker
 
     settings = load_settings()
     living = select(Worker.name).where(
@@ -40,8 +40,8 @@ def worker() -> str | None:
 
 def beat() -> str | None:
     from shared.config import load_settings
-    from shared.db import make_engine, make_sessions
-    from shared.sweeps import age_s
+    from shared.database.engine import make_engine, make_sessions
+    from shared.jobs.sweeps import age_s
 
     settings = load_settings()
     with make_sessions(make_engine(settings))() as session:

@@ -1,9 +1,9 @@
-"""Alembic's entry point; `shared.db.migration_config` sets the URL."""
+"""Alembic's entry point; `shared.database.engine.migration_config` sets the URL."""
 
 from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
-from shared.models import Base
+from shared.tables import Base
 
 LOCK = 0x5C1CE  # any fixed number: hosts that start together migrate one after another
 

@@ -4,9 +4,9 @@ Three edges use this module, so that no value poisons a row:
 
 - requests: the annotated types here bound each field of the shapes that clients send;
 - the database: `to_json`, `from_json` and `storable_text` stand between Python and PostgreSQL
-  (`shared/db.py`), so that whatever a model or another server gave is stored, or refused with a
-  reason, and whatever a row holds can be read;
-- messages: `shown` and `cut` keep what a client sent from filling an error or a log.
+  (`shared/database/engine.py`), so that whatever a model or another server gave is stored, or
+  refused with a reason, and whatever a row holds can be read; - messages: `shown` and `cut` keep
+  what a client sent from filling an error or a log.
 
 Sizes named `*_bytes` count UTF-8, `*_chars` code points. PostgreSQL's B-tree entries end at 2,704
 bytes, so whatever is indexed is bounded in bytes.

@@ -7,6 +7,7 @@ Locks are taken in the order jobs (by id), conversations (by id), so that no two
 for each other. A new turn locks its conversation first, but no job that others can see.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,13 +17,14 @@ from uuid import UUID
 from sqlalchemy import Select, delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from shared.dialogue_models import Conversation, ConversationMessage
+from shared.database.transaction import ring_after_commit, tell_after_commit
 from shared.errors import NotFound
 from shared.ids import new_id
-from shared.ledger import ring_after_commit
-from shared.models import Job
-from shared.queue import list_of
-from shared.states import State
+from shared.jobs.claims import Claim
+from shared.redis.bell import list_of
+from shared.redis.events import EventType
+from shared.tables import Conversation, ConversationMessage, Job, Step, Transcript
+from shared.vocabulary import State
 
 HELD = datetime(9999, 1, 1, tzinfo=UTC)
 """When a step is due that waits for something else than time."""
@@ -134,7 +136,7 @@ def erase(session: Session, conversation_id: UUID, fair_key: str) -> None:
 
     Raises NotFound. Its jobs stay, without it.
     """
-    from shared import jobs  # which ends turns by what is above
+    from shared.jobs import jobs  # which ends turns by what is above
 
     get(session, conversation_id, fair_key)
     locked: set[UUID] = set()
@@ -209,7 +211,7 @@ RELEASE = text("""
 def with_held_turns(session: Session, *, limit: int, part: str) -> list[UUID]:
     """Conversations of which turns wait while none is at work: the one before was lost.
 
-    Those are left out that this part of the sweeper leaves alone (`shared/sweeps.py`).
+    Those are left out that this part of the sweeper leaves alone (`shared/jobs/sweeps.py`).
     """
     return list(
         session.scalars(
@@ -233,3 +235,97 @@ def lock(session: Session, conversation_id: UUID) -> UUID | None:
     return session.scalar(
         select(Conversation.id).where(Conversation.id == conversation_id).with_for_update()
     )
+
+
+# Transcripts: what running steps have generated, written before anybody is shown it.
+#
+# The next attempt of a step reads what its predecessor wrote and goes on behind it, so
+# clients never see text that is taken back. Every write names the attempt, and is dropped if
+# that runs no longer.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """What a step has generated since the last write; `offset` counts the characters shown before
+    `shown`."""
+
+    claim: Claim
+    text: str
+    shown: str
+    token_ids: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What one step of a job has shown, from an offset on."""
+
+    step_id: int
+    offset: int
+    text: str
+
+
+# Rows are locked in the order of their ids, as by heartbeats.
+APPEND = text("""
+    WITH new AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb))
+            AS r(step_id bigint, attempt int, text text, shown text, token_ids int[])
+    ), held AS (
+        SELECT s.id FROM steps s
+        JOIN new ON new.step_id = s.id AND new.attempt = s.attempt
+          AND s.state IN ('running', 'succeeded')
+        ORDER BY s.id FOR SHARE OF s
+    )
+    INSERT INTO transcripts AS old (step_id, text, shown, token_ids)
+    SELECT new.step_id, new.text, new.shown, new.token_ids
+    FROM new JOIN held ON held.id = new.step_id
+    ON CONFLICT (step_id) DO UPDATE SET text = old.text || excluded.text,
+        shown = old.shown || excluded.shown, token_ids = old.token_ids || excluded.token_ids
+    RETURNING step_id
+""")
+
+
+def append_text(session: Session, additions: Sequence[Addition]) -> set[int]:
+    """Write what was generated, and tell clients of it after the commit.
+
+    Returns the ids of the steps whose attempt still runs, or succeeds in this transaction; the
+    others' text was dropped.
+    """
+    rows = [
+        {
+            "step_id": each.claim.step_id, "attempt": each.claim.attempt, "text": each.text,
+            "shown": each.shown, "token_ids": list(each.token_ids),
+        }
+        for each in additions
+    ]  # fmt: skip
+    written = set(session.scalars(APPEND, {"rows": json.dumps(rows)}))
+    for each in additions:
+        if each.claim.step_id in written and each.shown:
+            tell_after_commit(
+                session,
+                each.claim.job_id,
+                EventType.TOKEN,
+                {"step": each.claim.step_id, "offset": each.offset, "text": each.shown},
+            )
+    return written
+
+
+def of_step(session: Session, step_id: int) -> Transcript | None:
+    return session.get(Transcript, step_id)
+
+
+def shown_of_job(session: Session, job_id: UUID, *, step_id: int, offset: int) -> list[Shown]:
+    """What the job's steps have shown behind the character `offset` of the step `step_id`, in
+    order. With 0 and 0, all of it."""
+    start = {True: offset, False: 0}
+    rows = session.execute(
+        select(Transcript.step_id, Transcript.shown)
+        .join(Step, Step.id == Transcript.step_id)
+        .where(Step.job_id == job_id, Transcript.step_id >= step_id)
+        .order_by(Transcript.step_id)
+    ).all()
+    return [
+        Shown(step_id=row.step_id, offset=at, text=row.shown[at:])
+        for row in rows
+        if (at := start[row.step_id == step_id]) < len(row.shown)
+    ]

@@ -16,9 +16,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from shared.config import Settings
-from shared.document_models import File
 from shared.errors import InvalidInput, NotFound, TooLarge, Unavailable
 from shared.ids import new_id
+from shared.tables import File
 
 BLOCK_BYTES = 2**20
 

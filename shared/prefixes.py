@@ -10,10 +10,8 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from shared.dialogue_models import Conversation
-from shared.document_models import Collection, Document, File
 from shared.errors import InvalidInput
-from shared.models import Job
+from shared.tables import Collection, Conversation, Document, File, Job
 
 DIGITS = 32
 ID_PREFIX = r"^[0-9a-fA-F](-?[0-9a-fA-F]){3,31}-?$"

@@ -21,8 +21,8 @@ import pytest
 from redis import Redis
 
 from shared.config import Settings
-from shared.db import upgrade
-from shared.ledger import Ledger, make_ledger
+from shared.database.engine import upgrade
+from shared.database.transaction import Ledger, make_ledger
 from tests.servers import Server, start_chroma, start_postgres, start_redis
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import random
 from collections.abc import Iterator
 from typing import Any, Final
 
-from workers.generation.engine import Role
-from workers.generation.prompt import Passage, build
+from workers.generation.backends.interface import Role
+from workers.generation.prompts.prompt import Passage, build
 
 QUESTIONS: Final = {
     "What is the capital of Korea?": "The capital of Korea is Seoul.",

@@ -15,9 +15,9 @@ from celery.platforms import SecurityWarning
 
 from shared.config import EXTRACTIVE, Settings, load_settings
 from shared.errors import ConfigurationError, SluiceError
-from shared.generation import door_of, is_servable
+from shared.kinds.generation import door_of, is_servable
 from shared.logs import set_up_logging
-from shared.queue import list_of
+from shared.redis.bell import list_of
 from workers.app import (
     CPU_QUEUES,
     GENERATE_QUEUES,
@@ -191,7 +191,7 @@ def _run(app: Celery, settings: Settings, name: str, lists: list[str]) -> int:
 def _beat(settings: Settings, arguments: argparse.Namespace) -> int:
     """The sweeper, in threads of its own; and beside it webhooks, in the threads of a worker."""
     from workers.handlers import failure_handlers, webhook_handlers
-    from workers.sweep import Sweeper
+    from workers.sweep.sweep import Sweeper
 
     patience = {"database_lock_timeout_s": settings.sweep_lock_timeout_s}
     slow = Process(settings.model_copy(update=patience), arguments.name)

@@ -1,15 +1,15 @@
 """Which handler runs which step: a table for each sort of worker."""
 
-from workers.ingest import outcomes
-from workers.runner import Handlers
-from workers.step import Handler
+from workers.attempts.context import Handler
+from workers.attempts.runner import Handlers
+from workers.ingest import steps
 
 
 def cpu_handlers() -> Handlers:
     """Loading, embedding, retrieval, erasure: imports torch, and so does it before any fork."""
     from workers.generation import chat
     from workers.hf import steps as hf
-    from workers.ingest import erase
+    from workers.ingest import erasure
     from workers.ingest import steps as ingest
     from workers.retrieval import steps as retrieval
 
@@ -21,7 +21,7 @@ def cpu_handlers() -> Handlers:
         "search": retrieval.SEARCH,
         "rag.find": retrieval.RAG_FIND,
         "chat.tools": chat.CHAT_TOOLS,
-        "erase": erase.ERASE,
+        "erase": erasure.ERASE,
         "hf.run": hf.HF_RUN,
     }
 
@@ -39,8 +39,8 @@ def failure_handlers() -> Handlers:
     Steps that are not here fail their jobs. Nothing is imported that loads models.
     """
     return {
-        "ingest.load": Handler(absorb=outcomes.absorb_load, finish=outcomes.finish),
-        "ingest.embed": Handler(absorb=outcomes.absorb_embed, finish=outcomes.finish),
+        "ingest.load": Handler(absorb=steps.absorb_load, finish=steps.finish),
+        "ingest.embed": Handler(absorb=steps.absorb_embed, finish=steps.finish),
     }
 
 
@@ -53,10 +53,10 @@ def hf_handlers() -> Handlers:
 
 def generate_handlers() -> Handlers:
     """Answering only: retrieval and embedding happen on CPU workers."""
-    from workers.generation import admin, chat, rag
+    from workers.generation import chat, model_steps, rag
 
     return {
         "rag.answer": rag.RAG_ANSWER,
         "chat.answer": chat.CHAT_ANSWER,
-        "model.apply": admin.APPLY,
+        "model.apply": model_steps.APPLY,
     }

@@ -8,17 +8,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from shared.config import Settings
+from shared.database.transaction import Ledger, make_ledger
 from shared.files import Storage, make_storage
-from shared.ledger import Ledger, make_ledger
-from workers.pulse import Heart
+from workers.attempts.heartbeat import Heart
 
 if TYPE_CHECKING:
     # Imported late below: a generation worker of `extractive` needs neither Chroma nor torch.
-    from workers.batches import Appetite
-    from workers.generation.generators import Generators
-    from workers.generation.parsing.schemas import SchemaChecker
-    from workers.generation.scribe import Scribe
-    from workers.hf.cache import Models
+    from workers.attempts.batches import Appetite
+    from workers.generation.answers.schemas import SchemaChecker
+    from workers.generation.backends.table import Generators
+    from workers.generation.transcript_writer import Scribe
+    from workers.models.cache import Models
     from workers.retrieval.embed import Embedders
     from workers.retrieval.store import Store
 
@@ -65,30 +65,30 @@ class Process:
 
     @cached_property
     def hf_models(self) -> "Models":
-        from workers.hf.cache import Models
+        from workers.models.cache import Models
 
         return Models(self.settings)
 
     @cached_property
     def appetite(self) -> "Appetite":
-        from workers.batches import Appetite
+        from workers.attempts.batches import Appetite
 
         return Appetite(self.settings.hf_batch_steps)
 
     @cached_property
     def generators(self) -> "Generators":
-        from workers.generation.generators import Generators
+        from workers.generation.backends.table import Generators
 
         return Generators(self.settings, on_fatal=self._on_fatal)
 
     @cached_property
     def schemas(self) -> "SchemaChecker":
-        from workers.generation.parsing.schemas import SchemaChecker
+        from workers.generation.answers.schemas import SchemaChecker
 
         return SchemaChecker(limit_s=self.settings.schema_check_s)
 
     @cached_property
     def scribe(self) -> "Scribe":
-        from workers.generation.scribe import Scribe
+        from workers.generation.transcript_writer import Scribe
 
         return Scribe(self.settings, self.ledger)

@@ -15,11 +15,11 @@ import time
 
 import httpx
 
-from shared import jobs
 from shared.config import Settings
 from shared.errors import InvalidInput, Permanent, Retryable
+from shared.jobs import jobs
 from workers import outbound
-from workers.step import Context, Done, Handler
+from workers.attempts.context import Context, Done, Handler
 
 
 def deliver(context: Context) -> Done:

@@ -4,16 +4,507 @@ Each call is a job like any other, in the lane `interactive`, that is waited for
 goes away, or that SLUICE_COMPAT_WAIT_S is too short for, leaves its job running.
 """
 
-from typing import Annotated, Any
+import io
+import math
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from tempfile import SpooledTemporaryFile
+from typing import IO, Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from api.compat import calls
-from api.compat.calls import Caller
-from api.compat.dialect import documented
-from api.deps import FairKey, PartsDep
+from api.deps import FairKey, Parts, PartsDep
+from api.http.answers import result_response
+from api.http.body import MalformedBody, check_structure, parse
+from api.http.problems import documented, hugging_face_error
+from api.jobs import streams, submission, uploads
 from api.routes.jobs import Key
-from shared.hf import OBJECTS, Task
+from api.schemas import NewHf
+from shared import base64_data, files
+from shared.bounds import cut, shown
+from shared.config import Settings
+from shared.errors import (
+    Conflict,
+    InvalidInput,
+    ModelNotFound,
+    ModelNotServed,
+    NotFound,
+    Permanent,
+    Timeout,
+    TooLarge,
+    Unavailable,
+    WrongTask,
+)
+from shared.jobs import jobs
+from shared.jobs.submission import NewJob, Submitted
+from shared.kinds.hf import BINARY, OBJECTS, HfInput, Task
+from shared.kinds.payloads import Kind
+from shared.redis import model_loading
+from shared.redis.bell import Lane
+from shared.redis.model_loading import Loading
+from shared.tables import File, Job
+from shared.vocabulary import OPEN, State
+
+# Bodies as programs send them to the inference API: JSON, a text, or the bytes of a file.
+#
+# Many send JSON without saying so (`requests.post(url, data=json.dumps(...))`, `curl -d`), so
+# what is not called JSON, audio or an image is looked at. What comes without `inputs` is
+# taken for the inputs, as that API does: a bare string or list, a bare text, or the object
+# that a task takes. A body is spooled to disk while it comes.
+
+SPOOL_BYTES = 2**20
+FILE_BODY_VALUES = 1000
+"""What stands around a file in base64: parameters and options."""
+INLINE_CHARS = 64 * 1024
+"""Longer base64 becomes an upload: rows of jobs, and lists of them, are no place for audio."""
+MEDIA = ("audio/", "image/", "video/")
+FORM = "multipart/form-data"
+FIELDS = "application/x-www-form-urlencoded"
+UTF8_MARK = b"\xef\xbb\xbf"
+HEAD_BYTES = 64
+BINARY_CHARS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+"""Control characters that texts have none of."""
+SEND = 'Send {"inputs": ...} as JSON, or the bytes of an audio file or an image.'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a body asks for: with `file` instead of `inputs` where those are a file's bytes."""
+
+    inputs: Any = None
+    file: IO[bytes] | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    waits: bool | None = None
+    """What `options.wait_for_model` says, if it is there."""
+
+
+async def receive(request: Request) -> UploadFile:
+    """The whole body, from its start. Close it when done."""
+    # Typeshed's spooled file is no BinaryIO; it is what Starlette's own uploads are made of.
+    spool: Any = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115  (closed with the body)
+    body = UploadFile(spool, size=0)
+    try:
+        async for block in request.stream():
+            await body.write(block)
+        await body.seek(0)
+    except ClientDisconnect as error:
+        await body.close()
+        raise HTTPException(400, "The body broke off.") from error
+    except BaseException:
+        await body.close()
+        raise
+    return body
+
+
+def read(body: UploadFile, content_type: str, task: Task | None, settings: Settings) -> Asked:
+    """What a received body asks for. Raises InvalidInput, TooLarge, or MalformedBody."""
+    type_ = content_type.partition(";")[0].strip().lower()
+    if not body.size:
+        raise InvalidInput(f"The body is empty. {SEND}")
+    if type_ == FORM:
+        raise InvalidInput(f"The body is a form. {SEND}")
+    if _is_json(type_, body):
+        return _of_json(_parsed(body, settings), body, task, settings)
+    text = None if type_.startswith(MEDIA) else _text(type_, body, task, settings)
+    if text is None:
+        return Asked(file=body.file)
+    if type_ == FIELDS and text.startswith("inputs="):
+        raise InvalidInput(f"The body is a form. {SEND}")
+    return _of_json(_value(text), body, task, settings)
+
+
+def media_type_of(content_type: str | None) -> str | None:
+    """The type of a file's bytes, where the sender knew it (`curl` calls all it sends a form)."""
+    return content_type if content_type and content_type.lower().startswith(MEDIA) else None
+
+
+def _is_json(type_: str, body: UploadFile) -> bool:
+    if type_ == "application/json" or type_.endswith("+json"):
+        return True
+    if type_.startswith(MEDIA):
+        return False
+    head = body.file.read(HEAD_BYTES).removeprefix(UTF8_MARK).lstrip()
+    body.file.seek(0)
+    return head.startswith(b"{")
+
+
+def _text(type_: str, body: UploadFile, task: Task | None, settings: Settings) -> str | None:
+    """The body as a text; None for a file's bytes. Where neither type nor task tells which of them
+    it is, its characters do."""
+    is_text = type_ == "text/plain" or (task is not None and task not in BINARY)
+    size = body.size or 0
+    if size > settings.max_body_bytes and not is_text:
+        return None
+    _check_size(size, settings)
+    if not is_text and _begins_like_a_file(body, task):
+        return None
+    data = body.file.read()
+    body.file.seek(0)
+    if is_text:
+        return _decoded(data)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+    return None if BINARY_CHARS.search(text) else text
+
+
+def _begins_like_a_file(body: UploadFile, task: Task | None) -> bool:
+    """Most files need not be read to be told from texts."""
+    head = body.file.read(HEAD_BYTES)
+    body.file.seek(0)
+    if task is not None:
+        # The bytes of no audio and no image begin like a string or a list in JSON.
+        return not head.removeprefix(UTF8_MARK).lstrip().startswith((b'"', b"["))
+    return BINARY_CHARS.search(head.decode("utf-8", "ignore")) is not None
+
+
+def _parsed(body: UploadFile, settings: Settings) -> Any:
+    """The JSON of a body. One that is larger than others may be is refused before it is parsed,
+    unless nearly all of it is one string: a file in base64."""
+    data = body.file.read()
+    if len(data) > settings.max_body_bytes:
+        try:
+            check_structure(data, limit_values=FILE_BODY_VALUES)
+        except MalformedBody:
+            _check_size(len(data), settings)
+    return parse(data, limit_values=settings.max_body_values)
+
+
+def _value(text: str) -> Any:
+    """A string or a list where the text is one in JSON, else the text: `[MASK]` may begin one."""
+    if text.lstrip().startswith(('"', "[")):
+        try:
+            return parse(text.encode())
+        except MalformedBody:
+            return text
+    return text
+
+
+def _of_json(asked: Any, body: UploadFile, task: Task | None, settings: Settings) -> Asked:
+    if isinstance(asked, bool | None):
+        raise InvalidInput(f"The body is {'null' if asked is None else 'a boolean'}. {SEND}")
+    if not isinstance(asked, dict):
+        # A number is a text of digits for that API, too.
+        asked = {"inputs": asked if isinstance(asked, str | list) else str(asked)}
+    inputs = asked.pop("inputs", None)
+    if inputs is None:
+        inputs = _bare_object(asked, task)
+    if asked.pop("stream", None):
+        raise InvalidInput(
+            "stream must be false: the answer comes whole. Submit the job with POST /v1/jobs to "
+            "follow it while it runs."
+        )
+    parameters = _object(asked, "parameters")
+    waits = _object(asked, "options").get("wait_for_model")
+    if waits is not None and not isinstance(waits, bool):
+        raise InvalidInput("options.wait_for_model must be true or false.")
+    file = _file_of(inputs, task)
+    if file is None:
+        _check_size(body.size or 0, settings)
+    return Asked(
+        inputs=None if file else inputs,
+        file=file,
+        # Some tasks' parameters stand beside the inputs.
+        parameters=asked | parameters,
+        waits=waits,
+    )
+
+
+def _bare_object(asked: dict[str, Any], task: Task | None) -> dict[str, Any] | None:
+    """The inputs that stand in the body itself, as older clients send them; taken out of it."""
+    for of_task, names in OBJECTS.items():
+        if task == of_task or (task is None and names <= asked.keys()):
+            return {name: asked.pop(name) for name in names & asked.keys()} or None
+    return None
+
+
+def _object(asked: dict[str, Any], name: str) -> dict[str, Any]:
+    value = asked.pop(name, None)
+    if value is not None and not isinstance(value, dict):
+        raise InvalidInput(f"{name} must be an object.")
+    return value or {}
+
+
+def _file_of(inputs: Any, task: Task | None) -> IO[bytes] | None:
+    """The bytes that long base64 stands for; None for anything else. Raises InvalidInput where a
+    task takes nothing else."""
+    if not isinstance(inputs, str) or len(inputs) <= INLINE_CHARS:
+        return None
+    if task in BINARY:
+        try:
+            return io.BytesIO(base64_data.decode(inputs))
+        except InvalidInput as error:
+            raise InvalidInput(f"inputs: {error.message}") from None
+    if task is None and base64_data.is_surely(inputs):
+        with suppress(InvalidInput):
+            return io.BytesIO(base64_data.decode(inputs))
+    return None
+
+
+def _check_size(size: int, settings: Settings) -> None:
+    if size > settings.max_body_bytes:
+        raise TooLarge(
+            f"The body is larger than {settings.max_body_bytes / 2**20:g} MiB. Send less at once, "
+            "or raise SLUICE_MAX_BODY_BYTES on the server."
+        )
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"The text is not UTF-8 (byte {error.start}).") from error
+    if "\0" in text:
+        raise InvalidInput(
+            f"The text holds a NUL character (position {text.index(chr(0))}), which cannot be "
+            "stored; remove it."
+        )
+    return text
+
+
+# How a job ended, told as the inference API tells it: the bare result, or an error's status.
+#
+# What there is to know of a result, such as that a text was cut off, is in headers
+# `x-warning`.
+
+WARNING = "x-warning"
+WARNINGS_SHOWN = 8
+"""Clients take a hundred headers; the job has all warnings."""
+WARNING_CHARS = 1000
+PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+STATUS = {
+    error.__name__: status
+    for status, errors in {
+        400: (InvalidInput, TooLarge, WrongTask, Permanent, Conflict),
+        404: (ModelNotFound, NotFound),
+        503: (Unavailable, ModelNotServed),
+        504: (Timeout,),
+    }.items()
+    for error in errors
+}
+"""By the name of the error that the job ended with; 500 for all others."""
+
+
+def answer_of(parts: Parts, job: Job, headers: dict[str, str]) -> Response:
+    """The answer that a job gives as it is now. Blocks: call it in a thread."""
+    if job.state == State.SUCCEEDED:
+        response = result_response(parts, job, headers)
+        for warning in shown_warnings(job.warnings, str(job.id)):
+            response.headers.append(WARNING, warning)
+        return response
+    if job.state == State.CANCELLED:
+        return hugging_face_error(
+            503, f"Job {job.id} was cancelled. Send the request again.", headers=headers
+        )
+    if job.state in OPEN:
+        return _still_running(parts, job, headers)
+    error = job.error or {}
+    type_, message = str(error.get("type", "")), str(error.get("message", ""))
+    if type_ == ModelNotFound.__name__:
+        message = f"Model {job.input['model']} does not exist. {message}"
+    return hugging_face_error(STATUS.get(type_, 500), message, headers=headers)
+
+
+def shown_warnings(warnings: Sequence[str], job_id: str) -> list[str]:
+    """Values of headers; what ASCII does not have is percent-encoded."""
+    shown = [_header_safe(warning) for warning in warnings[:WARNINGS_SHOWN]]
+    if len(warnings) > WARNINGS_SHOWN:
+        more = len(warnings) - WARNINGS_SHOWN
+        shown.append(f"and {more} more: GET /v1/jobs/{job_id} has all")
+    return shown
+
+
+def _header_safe(text: str) -> str:
+    short = text if len(text) <= WARNING_CHARS else f"{text[:WARNING_CHARS]} ..."
+    return quote(short, safe=PRINTABLE)
+
+
+def _still_running(parts: Parts, job: Job, headers: dict[str, str]) -> Response:
+    where = f"The job {job.id} goes on: GET /v1/jobs/{job.id} tells of it."
+    if parts.stopping.is_set():
+        return hugging_face_error(503, f"The server is being stopped. {where}", headers=headers)
+    wait_s = parts.settings.compat_wait_s
+    return hugging_face_error(
+        504,
+        f"Model {job.input['model']} did not answer within {wait_s:g} s (SLUICE_COMPAT_WAIT_S); "
+        f"it is still running. {where}",
+        headers=headers,
+    )
+
+
+# A call of the inference API as a job: submitted, waited for, answered.
+#
+# Bytes that came as the body are an upload until their job has succeeded. Those of jobs that
+# failed or run on stay, so that they can be retried, and go when retention takes them.
+
+JOB_ID = "x-sluice-job-id"
+NO = {"0", "false", "no"}
+UPLOAD_NAME = "inputs"
+
+
+class ModelIsLoading(Exception):
+    """The caller asked not to wait for a model, and it is being loaded."""
+
+    def __init__(self, found: Loading) -> None:
+        super().__init__(found.model)
+        self.found = found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Who calls, and what the headers ask for."""
+
+    fair_key: str
+    idempotency_key: str | None
+    wait_for_model: str | None
+
+    def waits(self, asked: Asked) -> bool:
+        """The header goes before the body's option; without either, the model is waited for."""
+        if self.wait_for_model is not None:
+            return self.wait_for_model.strip().lower() not in NO
+        return asked.waits is not False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A request, less its body."""
+
+    model: str
+    task: Task | None
+    caller: Caller
+
+
+def call_of(model_id: str, task: str | None, caller: Caller) -> Call:
+    """Raises NotFound without a model, InvalidInput for an unknown task."""
+    model = model_id.rstrip("/")
+    if not model:
+        raise NotFound("Name a model in the path: POST /models/<owner>/<name>.")
+    try:
+        known = None if task is None else Task(task)
+    except ValueError:
+        tasks = ", ".join(Task)
+        raise InvalidInput(f"There is no task {shown(task)}; there are {tasks}.") from None
+    return Call(model=model, task=known, caller=caller)
+
+
+async def run(parts: Parts, call: Call, http: Request) -> Response:
+    """The answer of the model, or why there is none."""
+    parts.news.check_room()
+    content_type = http.headers.get("content-type", "")
+    body = await receive(http)
+    try:
+        asked = await run_in_threadpool(read, body, content_type, call.task, parts.settings)
+        waits = call.caller.waits(asked)
+        if not waits and (found := await model_loading.of(parts.redis, call.model)):
+            return _loading(found, {})
+        media_type = media_type_of(content_type)
+        made, upload = await run_in_threadpool(_submit, parts, call, asked, media_type)
+    finally:
+        await body.close()
+
+    async def notice_loading() -> None:
+        found = await model_loading.of(parts.redis, call.model)
+        if found is not None:
+            raise ModelIsLoading(found)
+
+    headers = {JOB_ID: str(made.id)}
+    if not made.is_new:
+        headers["Idempotent-Replayed"] = "true"
+    try:
+        await streams.until_end(
+            parts,
+            made.id,
+            wait_s=parts.settings.compat_wait_s,
+            meanwhile=None if waits else notice_loading,
+        )
+    except ModelIsLoading as error:
+        # The job goes on: it is what the model is loaded for, to be there for the next call.
+        return _loading(error.found, headers)
+    return await run_in_threadpool(_answer, parts, made, upload, headers)
+
+
+def _submit(
+    parts: Parts, call: Call, asked: Asked, media_type: str | None
+) -> tuple[Submitted, File | None]:
+    """The job, and the upload that was made for it."""
+    if asked.file is None:
+        new = _new_job(parts, call, asked, asked.inputs, told=asked.inputs)
+        return submission.submit(parts, new), None
+    upload = uploads.keep(parts, asked.file, name=UPLOAD_NAME, content_type=media_type)
+    try:
+        inputs = {"file_id": str(upload.id)}
+        new = _new_job(parts, call, asked, inputs, told={"sha256": upload.sha256})
+        made = submission.submit(parts, new)
+    except BaseException:
+        _forget(parts, upload)
+        raise
+    if not made.is_new:
+        _forget(parts, upload)
+        return made, None
+    return made, upload
+
+
+def _new_job(parts: Parts, call: Call, asked: Asked, inputs: Any, *, told: Any) -> NewJob:
+    """`told` is what tells the inputs of one call from those of another."""
+    try:
+        request = NewHf(
+            kind=Kind.HF,
+            input=HfInput(
+                task=call.task, model=call.model, inputs=inputs, parameters=asked.parameters
+            ),
+        )
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        place = cut(".".join(map(str, wrong["loc"])), 200) or "The request"
+        raise InvalidInput(f"{place}: {wrong['msg'].removeprefix('Value error, ')}") from error
+    return submission.new_job(
+        request,
+        parts.settings,
+        fair_key=call.caller.fair_key,
+        lane=Lane.INTERACTIVE,
+        idempotency_key=call.caller.idempotency_key,
+        body=[call.model, call.task, told, asked.parameters],
+    )
+
+
+def _answer(
+    parts: Parts, made: Submitted, upload: File | None, headers: dict[str, str]
+) -> Response:
+    with parts.ledger.read() as session:
+        job = jobs.get(session, made.id)
+    answer = answer_of(parts, job, headers)
+    if upload is not None and job.state == State.SUCCEEDED:
+        _forget(parts, upload)
+    return answer
+
+
+def _forget(parts: Parts, upload: File) -> None:
+    try:
+        with parts.ledger.begin() as session:
+            path = files.delete(session, upload.id)
+    except NotFound:  # its owner was faster
+        return
+    uploads.forget(parts, path)
+
+
+def _loading(found: Loading, headers: dict[str, str]) -> Response:
+    return hugging_face_error(
+        503,
+        f"Model {found.model} is currently loading",
+        headers={"Retry-After": str(math.ceil(found.estimated_s)), **headers},
+        estimated_time=found.estimated_s,
+    )
+
 
 router = APIRouter(tags=["compatible"])
 
@@ -108,10 +599,10 @@ async def run_task(
     http: Request, parts: PartsDep, caller: CallerDep, model_id: str, task: TaskName
 ) -> Response:
     """Run a task of a model, as Hugging Face's inference API does."""
-    return await calls.run(parts, calls.call_of(model_id, task, caller), http)
+    return await run(parts, call_of(model_id, task, caller), http)
 
 
 @router.post("/models/{model_id:path}", **DOCUMENTED)
 async def run_model(http: Request, parts: PartsDep, caller: CallerDep, model_id: str) -> Response:
     """Run a model's own task, as Hugging Face's inference API does."""
-    return await calls.run(parts, calls.call_of(model_id, None, caller), http)
+    return await run(parts, call_of(model_id, None, caller), http)

@@ -5,16 +5,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Response
 
-from api import cursors, removal
-from api.answers import answer, documented
-from api.body import StrictRoute
 from api.deps import Cursor, FairKey, Limit, PartsDep, Prefer
-from api.requests import CollectionSpec
-from api.schemas import CollectionView, DocumentOut, JobView, Page
-from shared import collections, documents, erasure
+from api.http import answers
+from api.http.answers import answer, documented
+from api.http.body import StrictRoute
+from api.jobs import removal
+from api.schemas import CollectionSpec, CollectionView, DocumentOut, JobView, Page
 from shared.bounds import shown
+from shared.documents import collections, documents, erasure
 from shared.errors import NotFound
-from shared.payloads import COLLECTION_NAME, CollectionName, EraseInput
+from shared.kinds.payloads import COLLECTION_NAME, CollectionName, EraseInput
 
 router = APIRouter(prefix="/v1/collections", tags=["collections"], route_class=StrictRoute)
 
@@ -64,11 +64,11 @@ def get_collection(parts: PartsDep, name: Name) -> Response:
 @router.get("", responses=documented({200: Page[CollectionView]}, 400, 422))
 def list_collections(parts: PartsDep, limit: Limit = 50, cursor: Cursor = None) -> Response:
     """Collections by name."""
-    after = cursors.decode("collections", cursor)
+    after = answers.decode("collections", cursor)
     with parts.ledger.read() as session:
         found = collections.page(session, limit=limit + 1, after=after)
     shown = [CollectionView.model_validate(summary) for summary in found[:limit]]
-    more = cursors.encode("collections", shown[-1].name) if len(found) > limit else None
+    more = answers.encode("collections", shown[-1].name) if len(found) > limit else None
     return answer(Page[CollectionView](items=shown, next_cursor=more))
 
 
@@ -92,10 +92,10 @@ def list_collection_documents(
     parts: PartsDep, name: Name, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """The documents of a collection, oldest first."""
-    after = cursors.decode_id("documents", cursor)
+    after = answers.decode_id("documents", cursor)
     with parts.ledger.read() as session:
         collection = collections.get(session, name)
         found = documents.page(session, collection.id, limit=limit + 1, after=after)
     shown = [DocumentOut.of(view) for view in found[:limit]]
-    more = cursors.encode("documents", str(shown[-1].id)) if len(found) > limit else None
+    more = answers.encode("documents", str(shown[-1].id)) if len(found) > limit else None
     return answer(Page[DocumentOut](items=shown, next_cursor=more))

@@ -6,13 +6,11 @@ from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Response
 
-from api import cursors
-from api.answers import answer, documented
-from api.body import StrictRoute
-from api.cursors import BadCursor
 from api.deps import Cursor, FairKey, Limit, PartsDep, as_id
-from api.requests import NewConversation
-from api.schemas import ConversationView, MessageView, Page
+from api.http import answers
+from api.http.answers import BadCursor, answer, documented
+from api.http.body import StrictRoute
+from api.schemas import ConversationView, MessageView, NewConversation, Page
 from shared import conversations
 from shared.conversations import Listed
 
@@ -48,7 +46,7 @@ def list_conversations(
     parts: PartsDep, fair_key: FairKey, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """The caller's conversations, newest first."""
-    before = cursors.decode_id("conversations", cursor)
+    before = answers.decode_id("conversations", cursor)
     with parts.ledger.read() as session:
         found = conversations.page(session, fair_key, limit=limit + 1, before=before)
     shown = found[:limit]
@@ -56,7 +54,7 @@ def list_conversations(
     return answer(
         Page[ConversationView](
             items=[ConversationView.of(each) for each in shown],
-            next_cursor=cursors.encode("conversations", last) if last else None,
+            next_cursor=answers.encode("conversations", last) if last else None,
         )
     )
 
@@ -82,7 +80,7 @@ def list_conversation_messages(
     cursor: Cursor = None,
 ) -> Response:
     """The messages, oldest first. Those of a turn are stored together when its job has ended."""
-    position = cursors.decode("messages", cursor)
+    position = answers.decode("messages", cursor)
     if position is not None and not re.fullmatch(r"[0-9]{1,9}", position, re.ASCII):
         raise BadCursor
     after = -1 if position is None else int(position)
@@ -90,7 +88,7 @@ def list_conversation_messages(
         conversations.get(session, conversation_id, fair_key)
         found = conversations.messages(session, conversation_id, after=after, limit=limit + 1)
     shown = found[:limit]
-    more = cursors.encode("messages", str(shown[-1].ordinal)) if len(found) > limit else None
+    more = answers.encode("messages", str(shown[-1].ordinal)) if len(found) > limit else None
     return answer(Page[MessageView](items=[MessageView.of(row) for row in shown], next_cursor=more))
 
 

@@ -2,12 +2,13 @@
 
 from fastapi import APIRouter, Response
 
-from api import cursors, removal
-from api.answers import answer, documented
 from api.deps import Cursor, DocumentId, FairKey, Limit, PartsDep, Prefer
+from api.http import answers
+from api.http.answers import answer, documented
+from api.jobs import removal
 from api.schemas import ChunkOut, DocumentOut, JobView, Page
-from shared import documents, erasure
-from shared.payloads import EraseInput
+from shared.documents import documents, erasure
+from shared.kinds.payloads import EraseInput
 
 router = APIRouter(prefix="/v1/documents", tags=["documents"])
 
@@ -25,14 +26,14 @@ def list_document_chunks(
     parts: PartsDep, document_id: DocumentId, limit: Limit = 50, cursor: Cursor = None
 ) -> Response:
     """The pieces of a document's text, in order; 409 if it was replaced between two pages."""
-    after = cursors.decode("chunks", cursor)
+    after = answers.decode("chunks", cursor)
     if after is not None and documents.parse_chunk_id(after) is None:
-        raise cursors.BadCursor
+        raise answers.BadCursor
     with parts.ledger.read() as session:
         documents.get(session, document_id)
         found = documents.chunk_page(session, document_id, limit=limit + 1, after=after)
     shown = [ChunkOut.of(view) for view in found[:limit]]
-    more = cursors.encode("chunks", shown[-1].id) if len(found) > limit else None
+    more = answers.encode("chunks", shown[-1].id) if len(found) > limit else None
     return answer(Page[ChunkOut](items=shown, next_cursor=more))
 
 

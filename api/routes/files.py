@@ -5,12 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, File, Query, Response, UploadFile
 from starlette.responses import StreamingResponse
 
-from api import uploads
-from api.answers import answer, documented
 from api.deps import FileId, PartsDep
-from api.requests import SHA256
-from api.results import chain
-from api.schemas import FileView, Items
+from api.http.answers import answer, chain, documented
+from api.jobs import uploads
+from api.schemas import SHA256, FileView, Items
 from shared import files
 
 router = APIRouter(prefix="/v1/files", tags=["files"])

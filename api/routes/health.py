@@ -4,9 +4,9 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import PlainTextResponse
 
 from api import health
-from api.answers import answer, documented
 from api.deps import PartsDep
-from api.metrics import Metrics
+from api.health import Metrics
+from api.http.answers import answer, documented
 from api.schemas import HealthView, ReadinessView
 
 router = APIRouter(tags=["health"])

@@ -6,8 +6,8 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
-from api.answers import answer, documented
 from api.deps import FairKey, PartsDep
+from api.http.answers import answer, documented
 from api.schemas import Items
 from shared.prefixes import ID_PREFIX, IdType, ids_with_prefix
 

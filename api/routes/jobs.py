@@ -7,21 +7,29 @@ from uuid import UUID
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api import cursors, prefer, streams, submission, uploads
-from api.answers import answer, documented
-from api.body import StrictRoute
 from api.deps import Cursor, FairKey, JobId, Limit, Parts, PartsDep, Prefer
-from api.requests import EXAMPLES, PRINTABLE, BatchRequest, JobRequest
-from api.results import result_response
-from api.schemas import HIDDEN, BatchView, JobView, Page
-from shared import jobs
+from api.http import answers
+from api.http.answers import answer, documented, result_response
+from api.http.body import StrictRoute
+from api.jobs import streams, submission, uploads
+from api.schemas import (
+    EXAMPLES,
+    HIDDEN,
+    PRINTABLE,
+    BatchRequest,
+    BatchView,
+    JobRequest,
+    JobView,
+    Page,
+)
 from shared.bounds import Unreadable
 from shared.errors import Conflict, InvalidInput, NotFound
-from shared.estimates import Estimate, estimate
-from shared.jobs import Contents, Filter
-from shared.payloads import CollectionName, Kind
-from shared.queue import Lane
-from shared.states import State
+from shared.jobs import jobs
+from shared.jobs.jobs import Contents, Filter
+from shared.jobs.queues import Estimate, estimate
+from shared.kinds.payloads import CollectionName, Kind
+from shared.redis.bell import Lane
+from shared.vocabulary import State
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
@@ -57,7 +65,7 @@ async def submit_job(
     idempotency_key: Key = None,
 ) -> Response:
     """Submit a job. It exists once this is answered."""
-    wait_s = prefer.wait_s(preferences, at_most=parts.settings.max_wait_s)
+    wait_s = answers.wait_s(preferences, at_most=parts.settings.max_wait_s)
     if wait_s:
         parts.news.check_room()
     new = submission.new_job(
@@ -69,7 +77,7 @@ async def submit_job(
         body=await http.json() if idempotency_key else None,
     )
     made = await run_in_threadpool(submission.submit, parts, new)
-    headers = {"Location": f"/v1/jobs/{made.id}"} | prefer.applied(wait_s)
+    headers = {"Location": f"/v1/jobs/{made.id}"} | answers.applied(wait_s)
     if not made.is_new:
         headers["Idempotent-Replayed"] = "true"
     if wait_s is not None:
@@ -111,7 +119,7 @@ def list_jobs(
     """Jobs, newest first. What is large of them is left out, and named in `truncated`."""
     where = Filter(state=state, kind=kind, collection=collection, dead=dead)
     with parts.ledger.read() as session:
-        found = jobs.page(session, where, limit=limit + 1, before=cursors.decode_id("jobs", cursor))
+        found = jobs.page(session, where, limit=limit + 1, before=answers.decode_id("jobs", cursor))
         shown = found[:limit]
         estimates = estimate(
             session,
@@ -133,7 +141,7 @@ def list_jobs(
                 )
                 for job in shown
             ],
-            next_cursor=cursors.encode("jobs", str(shown[-1].id)) if len(found) > limit else None,
+            next_cursor=answers.encode("jobs", str(shown[-1].id)) if len(found) > limit else None,
         )
     )
 

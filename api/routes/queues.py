@@ -4,13 +4,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from api.answers import answer, documented
 from api.deps import Parts, PartsDep
+from api.http.answers import answer, documented
 from api.schemas import Items, QueueView, WorkerView
-from shared import queues
 from shared.bounds import shown
 from shared.errors import NotFound
-from shared.queue import Queue
+from shared.jobs import queues
+from shared.redis.bell import Queue
 
 router = APIRouter(prefix="/v1", tags=["queues"])
 

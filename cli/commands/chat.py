@@ -1,18 +1,68 @@
 """`sluice chat`: an answer of a model as it comes, or a whole conversation on the terminal."""
 
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from cli import completions
-from cli.asking import chat_input, turn
-from cli.bars import waiting
-from cli.client import Client
+from cli.client.asking import chat_input, turn
+from cli.client.client import Client
 from cli.options import sampling_options, with_client
-from cli.output import print_json, say, stdout
-from cli.showing import show_answer, tell_remarks, tell_warnings
-from cli.talk import talk
+from cli.terminal.bars import waiting
+from cli.terminal.output import print_json, say, stdout
+from cli.terminal.showing import show_answer, tell_remarks, tell_warnings
+from shared.errors import SluiceError
+
+# An interactive chat: lines of a terminal as the turns of one stored conversation.
+
+PROMPT = "> "
+
+
+def talk(
+    client: Client,
+    *,
+    system: str | None,
+    conversation_id: str | None,
+    options: Mapping[str, Any],
+) -> str | None:
+    """Until Ctrl-D; the id of the conversation, which is started with the first line.
+
+    `options` are those of `chat_input`. A turn that fails or is cancelled does not end the chat.
+    """
+    with suppress(ImportError):
+        import readline  # noqa: F401  # its import gives input() line editing and a history
+
+    say("Ctrl-C cancels an answer, Ctrl-D ends.")
+    while True:
+        try:
+            text = input(PROMPT)
+        except EOFError:
+            say("")
+            return conversation_id
+        except KeyboardInterrupt:
+            say("")
+            continue
+        if not text.strip():
+            continue
+        try:
+            if conversation_id is None:
+                conversation_id = client.start_conversation().id
+            job = client.submit(
+                "chat",
+                chat_input(turn(text, system), conversation_id=conversation_id, **options),
+                lane="interactive",
+            )
+            job = show_answer(client, job)
+            tell_remarks(job.result)
+            tell_warnings(job)
+        except KeyboardInterrupt:
+            say("\nCancelled. This turn is not part of the conversation.")
+        except SluiceError as error:
+            say(f"sluice: {error.message}")
+
 
 NEW = "new"
 

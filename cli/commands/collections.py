@@ -3,11 +3,11 @@
 import click
 
 from cli import completions
-from cli.bars import waiting
-from cli.client import Client
+from cli.client.client import Client
+from cli.client.shapes import Collection
 from cli.options import ListByDefault, confirm, with_client
-from cli.output import plural, print_fields, print_json, print_table, print_text, say
-from cli.wire import Collection
+from cli.terminal.bars import waiting
+from cli.terminal.output import plural, print_fields, print_json, print_table, print_text, say
 
 
 @click.group(cls=ListByDefault)

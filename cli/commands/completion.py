@@ -3,7 +3,7 @@
 import click
 from click.shell_completion import get_completion_class
 
-from cli.output import write_text
+from cli.terminal.output import write_text
 
 COMPLETE_VARIABLE = "_SLUICE_COMPLETE"
 

@@ -5,11 +5,11 @@ import itertools
 import click
 
 from cli import completions
-from cli.bars import waiting
-from cli.client import Client
+from cli.client.client import Client
+from cli.client.shapes import Document
 from cli.options import ListByDefault, confirm, with_client
-from cli.output import print_fields, print_json, print_table, print_text, say
-from cli.wire import Document
+from cli.terminal.bars import waiting
+from cli.terminal.output import print_fields, print_json, print_table, print_text, say
 from shared.errors import NotFound
 
 

@@ -9,23 +9,22 @@ from typing import Any, Literal
 import click
 
 from cli import completions
-from cli.bars import bars
-from cli.client import Client
+from cli.client.client import Client
+from cli.client.ingest import PARALLEL_UPLOADS, Duplicate, IngestOptions, IngestReport
+from cli.client.ingest import ingest as ingest_documents
+from cli.client.shapes import Job
+from cli.client.sources import LocalDocument, TextDocument, discover
 from cli.errors import Interrupted
 from cli.exits import Exit
-from cli.ingest import Duplicate, IngestOptions, IngestReport
-from cli.ingest import ingest as ingest_documents
 from cli.options import column_names, key_values, with_client
-from cli.output import duration, jsonable, plural, print_json, print_text, say
-from cli.sending import PARALLEL_UPLOADS
-from cli.sources import LocalDocument, TextDocument, discover
-from cli.wire import Job
+from cli.terminal.bars import bars
+from cli.terminal.output import duration, jsonable, plural, print_json, print_text, say
 from shared.errors import InvalidInput
-from shared.payloads import SplitterType
+from shared.kinds.payloads import SplitterType
 
 SHOWN_ERRORS = 20
 SHOWN_DUPLICATES = 3
-# Named again here, for `shared.queue` loads Celery.
+# Named again here, for `shared.redis.bell` loads Celery.
 LANES = ("interactive", "normal", "bulk")
 
 

@@ -8,11 +8,14 @@ from typing import Any
 import click
 
 from cli import completions
-from cli.client import Client
+from cli.client.client import Client
+from cli.client.shapes import Job, State
+from cli.client.streaming import answer_of
 from cli.errors import Interrupted
 from cli.exits import OF_STATE, Exit
 from cli.options import ListByDefault, with_client
-from cli.output import (
+from cli.terminal.bars import eta, watch_job
+from cli.terminal.output import (
     ago,
     duration,
     first_words,
@@ -24,11 +27,8 @@ from cli.output import (
     say,
     stdout,
 )
-from cli.streaming import answer_of
-from cli.watching import eta, watch_job
-from cli.wire import Job, State
 from shared.errors import InvalidInput
-from shared.payloads import Kind
+from shared.kinds.payloads import Kind
 
 _RESULT_CELLS = 200
 _job_ids = click.argument(

@@ -12,8 +12,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from cli.options import json_option
-from cli.output import clean, print_json_line, write_text
 from cli.settings import client_settings
+from cli.terminal.output import clean, print_json_line, write_text
 from shared.errors import NotFound
 
 FOLLOW_PAUSE_S = 0.25

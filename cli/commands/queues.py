@@ -3,10 +3,10 @@
 import click
 
 from cli import completions
-from cli.client import Client
+from cli.client.client import Client
+from cli.client.shapes import Queue, Worker
 from cli.options import ListByDefault, with_client
-from cli.output import ago, print_json, print_table, print_text, say
-from cli.wire import Queue, Worker
+from cli.terminal.output import ago, print_json, print_table, print_text, say
 
 
 @click.group(cls=ListByDefault)

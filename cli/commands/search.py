@@ -3,12 +3,12 @@
 import click
 
 from cli import completions
-from cli.asking import search_input
-from cli.client import Client
+from cli.client.asking import search_input
+from cli.client.client import Client
+from cli.client.shapes import Hit
 from cli.options import filter_values, with_client
-from cli.output import first_words, print_json, print_record, print_text, say, stdout
-from cli.showing import finished_job
-from cli.wire import Hit
+from cli.terminal.output import first_words, print_json, print_record, print_text, say, stdout
+from cli.terminal.showing import finished_job
 
 _LINES = 3
 

@@ -1,7 +1,7 @@
 """`sluice up`, `down`, `status`, `doctor`, `migrate`: the parts rather than the jobs.
 
-What these do is elsewhere (`cli/up.py`, `cli/doctor.py`, `shared/db.py`), and imported only by the
-command that needs it: the others start faster without.
+What these do is elsewhere (`cli/stack/up.py`, `cli/doctor.py`, `shared/database/engine.py`), and
+imported only by the command that needs it: the others start faster without.
 """
 
 import sys
@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.client import Client
+from cli.client.client import Client
 from cli.commands.queues import paused_remark, show_queues, show_workers
 from cli.errors import ApiError, ConnectionFailed
 from cli.exits import Exit
 from cli.options import connection_options, json_option, served_models, target
-from cli.output import print_json, print_json_line, print_table, print_text, say
 from cli.settings import client_settings
+from cli.terminal.output import print_json, print_json_line, print_table, print_text, say
 from shared.config import load_settings
 from shared.errors import Unavailable
 
 if TYPE_CHECKING:
-    from cli.stackfile import PartStatus, Stack
+    from cli.stack.stackfile import PartStatus, Stack
 
 
 @click.command()
@@ -54,7 +54,7 @@ def up(
       sluice up --detach
       sluice up --model hf/Qwen/Qwen3-4B-Instruct-2507 --gpu-workers 2
     """
-    from cli.up import run_stack
+    from cli.stack.up import run_stack
 
     results = sys.stdout
 
@@ -83,7 +83,7 @@ def up(
 @json_option
 def down(*, timeout_s: float, as_json: bool) -> int:
     """Stop the stack on this machine. Its data stays."""
-    from cli.down import stop_stack
+    from cli.stack.up import stop_stack
 
     home = client_settings().home_path
     stopped = stop_stack(home, timeout_s)
@@ -152,7 +152,7 @@ def migrate(*, as_json: bool) -> int:
     """Bring the database at SLUICE_DATABASE_URL up to date."""
     from sqlalchemy.exc import OperationalError
 
-    from shared.db import upgrade
+    from shared.database.engine import upgrade
 
     url = load_settings().require_database_url()
     try:
@@ -171,7 +171,7 @@ def migrate(*, as_json: bool) -> int:
 def _parts() -> "list[PartStatus]":
     if sys.platform != "linux":
         return []
-    from cli.stackfile import find_stack, stack_status
+    from cli.stack.stackfile import find_stack, stack_status
 
     stack = find_stack(client_settings().home_path)
     return [] if stack is None else stack_status(stack)

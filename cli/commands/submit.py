@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-from cli.client import Client
+from cli.client.client import Client
 from cli.commands.ingest import LANES
 from cli.commands.jobs import show_job
 from cli.errors import Interrupted
 from cli.exits import OF_STATE, Exit
 from cli.options import key_values, with_client
-from cli.output import print_json, print_text, say
-from cli.watching import watch_job
-from shared.payloads import Kind
+from cli.terminal.bars import watch_job
+from cli.terminal.output import print_json, print_text, say
+from shared.kinds.payloads import Kind
 
 
 @click.command(short_help="Submit a job of any kind.")

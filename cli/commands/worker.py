@@ -13,8 +13,8 @@ from importlib.util import find_spec
 import click
 
 from cli.options import Group, served_models
-from cli.output import say
-from cli.packages import PACKAGES, how_to_install
+from cli.stack.servers import PACKAGES, how_to_install
+from cli.terminal.output import say
 from shared.config import Settings, load_settings
 from shared.errors import ConfigurationError
 
@@ -96,11 +96,11 @@ def _become(role: str, arguments: Sequence[str], concurrency: int | None, name: 
 
 
 def _environment(settings: Settings) -> Mapping[str, str]:
-    from cli.programs import common_environment, stack_environment
+    from cli.stack.programs import common_environment, stack_environment
 
     if settings.database_url is not None or sys.platform != "linux":
         return common_environment()
-    from cli.stackfile import find_stack
+    from cli.stack.stackfile import find_stack
 
     stack = find_stack(settings.home_path)
     if stack is None:

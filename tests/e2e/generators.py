@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from cli.launch import launch_argv
+from cli.stack.launch import launch_argv
 from tests.e2e.running import until
 from tests.e2e.stack import ROOT, LiveStack
 

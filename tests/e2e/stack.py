@@ -20,11 +20,11 @@ import psutil
 import psycopg
 from redis import Redis
 
-from cli.client import Client
-from cli.launch import launch_argv
-from cli.parts import PartReport, PartState
-from cli.stackfile import Stack, StackState, find_stack
-from cli.transport import Retries
+from cli.client.client import Client
+from cli.client.transport import Retries
+from cli.stack.launch import launch_argv
+from cli.stack.parts import PartReport, PartState
+from cli.stack.stackfile import Stack, StackState, find_stack
 from tests.e2e.running import Finished, Running, until
 
 ROOT = Path(__file__).resolve().parent.parent.parent

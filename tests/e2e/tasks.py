@@ -5,18 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from shared.hf import Task
-from tests.tiny import (
-    bart,
-    crossencoder,
-    distilbert,
-    marian,
-    mlm,
-    ner,
-    nli,
-    roberta_qa,
-    voice,
-)
+from shared.kinds.hf import Task
+from tests.tiny import bart, crossencoder, distilbert, marian, mlm, ner, nli, roberta_qa, voice
 
 SPOKEN = "HELLO ALICE"
 SUMMARIZED = next(iter(bart.SUMMARIES))

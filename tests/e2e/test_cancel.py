@@ -1,7 +1,7 @@
 """Cancelling an ingest job in the middle: it stops, leaves nothing half, and can be redriven."""
 
-from cli.client import Client
-from cli.wire import State
+from cli.client.client import Client
+from cli.client.shapes import State
 from tests.e2e import corpus
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack

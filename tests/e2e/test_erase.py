@@ -2,7 +2,7 @@
 
 import pytest
 
-from cli.client import Client
+from cli.client.client import Client
 from cli.errors import ApiError
 from tests.e2e.stack import LiveStack
 

@@ -3,8 +3,8 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-from cli.client import Client
-from cli.wire import State
+from cli.client.client import Client
+from cli.client.shapes import State
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from cli.client import Client
-from cli.wire import State
+from cli.client.client import Client
+from cli.client.shapes import State
 from tests.e2e.generators import GenerationWorker
 from tests.e2e.running import until
 from tests.e2e.scripted_model import ScriptedModel

@@ -9,8 +9,8 @@ import pytest
 import soundfile
 import torch
 
-from cli.client import Client
-from cli.wire import State
+from cli.client.client import Client
+from cli.client.shapes import State
 from tests.e2e import tasks
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack

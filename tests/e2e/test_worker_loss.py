@@ -2,8 +2,8 @@
 
 import pytest
 
-from cli.client import Client
-from cli.wire import Job, State
+from cli.client.client import Client
+from cli.client.shapes import Job, State
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack
 

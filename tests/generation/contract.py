@@ -1,4 +1,5 @@
-"""What every text generator has to do, as tests: `workers/generation/engine.py` says it in words.
+"""What every text generator has to do, as tests: `workers/generation/backends/interface.py` says it
+in words.
 
 A subclass gives the fixture `generator`, and requests that its model answers at some length; what
 a back end cannot promise, it says with the flags. No test waits without an end: `ended` gives up.
@@ -14,7 +15,7 @@ from typing import ClassVar
 import pytest
 
 from shared.errors import InvalidInput
-from workers.generation.engine import (
+from workers.generation.backends.interface import (
     Completion,
     Delta,
     FinishReason,

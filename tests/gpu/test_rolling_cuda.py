@@ -7,8 +7,8 @@ import torch
 
 from shared.config import Settings
 from tests.tiny_models import Answerer
-from workers.generation.engine import Message, Request, Role, Sampling
-from workers.generation.rolling import RollingGenerator, make_rolling
+from workers.generation.backends.interface import Message, Request, Role, Sampling
+from workers.generation.backends.rolling.generator import RollingGenerator, make_rolling
 
 pytestmark = [
     pytest.mark.gpu,

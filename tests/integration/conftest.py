@@ -6,10 +6,10 @@ from typing import Any
 import httpx
 import pytest
 
-from shared import claims, steps
-from shared.claims import Claim
 from shared.config import Settings
-from shared.ledger import Ledger
+from shared.database.transaction import Ledger
+from shared.jobs import claims, steps
+from shared.jobs.claims import Claim
 from tests.integration.following import Reader
 from tests.integration.ingestion import new_collection
 from tests.integration.workbench import make_process

@@ -3,8 +3,8 @@
 from typing import Any
 from uuid import UUID
 
-from shared.payloads import Kind
-from shared.queue import Lane
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Lane
 from tests.integration.workbench import drain, job_of, submit
 from workers.process import Process
 

@@ -8,10 +8,10 @@ from uuid import UUID
 
 import httpx
 
-from shared import claims, jobs, steps
-from shared.claims import Claim
-from shared.ledger import Ledger
-from shared.models import Job
+from shared.database.transaction import Ledger
+from shared.jobs import claims, jobs, steps
+from shared.jobs.claims import Claim
+from shared.tables import Job
 
 MODEL = "owner/model"
 URL = f"/models/{MODEL}"

@@ -7,16 +7,16 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import func, select
 
-from shared import collections, documents, files
+from shared import files
 from shared.config import DEFAULT_EMBEDDING_MODEL
-from shared.document_models import Chunk, Collection, Document, Version
-from shared.models import Job
-from shared.payloads import Hit, IngestInput, Kind, SearchInput
-from shared.queue import Lane, Queue
-from shared.states import OPEN, State
+from shared.documents import collections, documents
+from shared.kinds.payloads import Hit, IngestInput, Kind, SearchInput
+from shared.redis.bell import Lane, Queue
+from shared.tables import Chunk, Collection, Document, Job, Version
+from shared.vocabulary import OPEN, State
 from tests.integration.workbench import drain, handlers, job_of, submit
+from workers.attempts.runner import run_next
 from workers.process import Process
-from workers.runner import run_next
 
 SMALL_PIECES = {"type": "recursive", "chunk_size": 60, "chunk_overlap": 10}
 CATS = "Cats sleep for most of the day. A cat sleeps fifteen hours on average."

@@ -4,7 +4,7 @@ from sqlalchemy import text
 
 from workers.handlers import cpu_handlers
 from workers.process import Process
-from workers.sweep import Sweeper
+from workers.sweep.sweep import Sweeper
 
 
 def sweep(process: Process) -> None:

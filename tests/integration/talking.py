@@ -5,10 +5,10 @@ from typing import Any
 from uuid import UUID
 
 from shared import conversations
-from shared.generation import ChatInput
-from shared.models import Job
-from shared.payloads import Kind
-from shared.states import State
+from shared.kinds.generation import ChatInput
+from shared.kinds.payloads import Kind
+from shared.tables import Job
+from shared.vocabulary import State
 from tests.integration.workbench import drain, job_of, submit
 from workers.process import Process
 

@@ -93,10 +93,10 @@ def test_a_large_body_of_many_values_is_413_before_it_is_parsed(
     "cursor", ["99999999999", "00000000000000000000000000000000-9999999999", "x" * 2000]
 )
 def test_a_cursor_of_a_place_that_cannot_be_is_400(api: httpx.Client, cursor: str) -> None:
-    from api import cursors
+    from api.http import answers
 
     path = "/v1/documents/00000000-0000-0000-0000-000000000000/chunks"
-    problem(api.get(path, params={"cursor": cursors.encode("chunks", cursor)[:2048]}), 400)
+    problem(api.get(path, params={"cursor": answers.encode("chunks", cursor)[:2048]}), 400)
 
 
 @pytest.mark.parametrize(

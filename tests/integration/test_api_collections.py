@@ -9,10 +9,10 @@ import pytest
 from redis import Redis
 from sqlalchemy import select
 
-from shared import collections
-from shared.claims import Claim
-from shared.document_models import Chunk, Document, Version
-from shared.ledger import Ledger
+from shared.database.transaction import Ledger
+from shared.documents import collections
+from shared.jobs.claims import Claim
+from shared.tables import Chunk, Document, Version
 from tests.integration.answers import problem
 
 

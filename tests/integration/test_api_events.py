@@ -7,11 +7,11 @@ import httpx
 import pytest
 from redis import Redis
 
-from shared import jobs, steps
-from shared.claims import Claim
 from shared.config import Settings
-from shared.events import Event, EventType, stream_key
-from shared.ledger import Ledger
+from shared.database.transaction import Ledger
+from shared.jobs import jobs, steps
+from shared.jobs.claims import Claim
+from shared.redis.events import Event, EventType, stream_key
 from tests.integration.following import Reader
 
 EMBED = {"kind": "embed", "input": {"texts": ["a"]}}

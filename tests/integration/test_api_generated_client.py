@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.claims import Claim
+from shared.jobs.claims import Claim
 
 BIN = Path(sys.executable).parent
 Load = Callable[[str], ModuleType]

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from shared.config import Settings
-from shared.ledger import Ledger
-from shared.models import Worker
+from shared.database.transaction import Ledger
+from shared.tables import Worker
 from tests.integration.answers import problem
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from shared.config import Settings
-from shared.ledger import Ledger
+from shared.database.transaction import Ledger
 from tests.api_server import served
 from tests.integration.answers import EMBED, problem
 

@@ -6,12 +6,12 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from cli.client import Client
+from cli.client.client import Client
 from shared import conversations
 from shared.config import Settings
-from shared.document_models import Collection, Document, Version
+from shared.database.transaction import Ledger
 from shared.errors import NotFound
-from shared.ledger import Ledger
+from shared.tables import Collection, Document, Version
 from tests.api_server import served
 from tests.integration.answers import problem
 

@@ -6,10 +6,10 @@ from uuid import UUID
 import httpx
 import pytest
 
-from api.requests import EXAMPLES
-from shared import steps
-from shared.claims import Claim
-from shared.ledger import Ledger
+from api.schemas import EXAMPLES
+from shared.database.transaction import Ledger
+from shared.jobs import steps
+from shared.jobs.claims import Claim
 from tests.integration.answers import EMBED, problem
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Engine
 
 from api.deps import REDIS_CONNECTIONS
 from shared.config import Settings
-from shared.ledger import Ledger
+from shared.database.transaction import Ledger
 from tests.api_server import served
 from tests.integration.answers import EMBED, problem
 

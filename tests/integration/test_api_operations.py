@@ -9,13 +9,13 @@ import httpx
 import pytest
 from redis import Redis
 
-from shared import claims
-from shared.claims import Claim
-from shared.hf import DEFAULT_MODELS, Task
-from shared.ledger import Ledger
-from shared.models import QueueState, Worker
-from shared.payloads import Kind
-from shared.queue import Queue
+from shared.database.transaction import Ledger
+from shared.jobs import claims
+from shared.jobs.claims import Claim
+from shared.kinds.hf import DEFAULT_MODELS, Task
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Queue
+from shared.tables import QueueState, Worker
 from tests.integration.answers import EMBED, problem
 
 CPU_QUEUES = ("ingest", "embed", "query", "control", "hf")

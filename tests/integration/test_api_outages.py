@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shared import claims, steps
 from shared.config import Settings
-from shared.db import upgrade
-from shared.ledger import Ledger, make_ledger
+from shared.database.engine import upgrade
+from shared.database.transaction import Ledger, make_ledger
+from shared.jobs import claims, steps
 from tests.api_server import run_api, served
 from tests.integration.answers import EMBED, problem
 from tests.servers import Server, start_postgres, start_redis

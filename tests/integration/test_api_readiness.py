@@ -9,7 +9,7 @@ import pytest
 from api import health
 from api.deps import Parts
 from shared.config import Settings
-from shared.ledger import Ledger
+from shared.database.transaction import Ledger
 from tests.api_server import served
 
 

@@ -9,12 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
-from api.requests import EXAMPLES
-from api.schemas import JobView
-from shared.claims import Claim
+from api.schemas import EXAMPLES, JobView
 from shared.config import Settings
-from shared.ledger import Ledger
-from shared.payloads import INPUTS
+from shared.database.transaction import Ledger
+from shared.jobs.claims import Claim
+from shared.kinds.payloads import INPUTS
 from tests.integration.answers import EMBED, problem
 
 FIELDS = set(JobView.model_fields)

@@ -8,12 +8,13 @@ import httpx
 import pytest
 from redis import Redis
 
-from shared import claims, jobs, steps, transcripts
-from shared.claims import Claim
+from shared import conversations
 from shared.config import Settings
-from shared.events import stream_key
-from shared.ledger import Ledger
-from shared.transcripts import Addition
+from shared.conversations import Addition
+from shared.database.transaction import Ledger
+from shared.jobs import claims, jobs, steps
+from shared.jobs.claims import Claim
+from shared.redis.events import stream_key
 from tests.integration.following import Reader
 
 TEXT = "안녕하세요. This answer is told in pieces, and each of them once."
@@ -45,7 +46,7 @@ def claimed(ledger: Ledger) -> Claim:
 def write(ledger: Ledger, claim: Claim, text: str, offset: int) -> bool:
     addition = Addition(claim=claim, text=text, shown=text, token_ids=(1, 2), offset=offset)
     with ledger.begin() as session:
-        return claim.step_id in transcripts.append(session, [addition])
+        return claim.step_id in conversations.append_text(session, [addition])
 
 
 def write_all(ledger: Ledger, claim: Claim, text: str, *, size: int = 5) -> None:
@@ -143,7 +144,7 @@ def test_an_overtaken_attempt_adds_nothing_and_the_next_goes_on_behind(
     second = claimed(ledger)
     assert not write(ledger, first, "LATE", 10)
     with ledger.read() as session:
-        before = transcripts.of_step(session, second.step_id)
+        before = conversations.of_step(session, second.step_id)
     assert before is not None
     assert (before.text, before.shown, before.token_ids) == (TEXT[:10], TEXT[:10], [1, 2, 1, 2])
     write_all_from(ledger, second, TEXT, 10, len(TEXT))

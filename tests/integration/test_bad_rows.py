@@ -9,15 +9,15 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from shared import jobs
 from shared.config import Settings
 from shared.ids import new_id
-from shared.payloads import Kind
-from shared.queue import Queue
+from shared.jobs import jobs
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Queue
 from tests.integration.answers import problem
 from tests.integration.workbench import cancel, submit
+from workers.attempts.runner import run_next
 from workers.process import Process
-from workers.runner import run_next
 
 DEEP = "[" * 1000 + "]" * 1000
 NESTED = "[" * 300 + "]" * 300
@@ -221,7 +221,7 @@ def test_what_is_written_is_storable_or_refused(process: Process) -> None:
 
 
 def test_errors_of_the_database_do_not_show_what_users_sent(settings: Settings) -> None:
-    from shared.db import make_engine
+    from shared.database.engine import make_engine
 
     engine = make_engine(settings)
     with pytest.raises(Exception, match="jobs") as caught, engine.connect() as connection:

@@ -7,12 +7,12 @@ from uuid import UUID
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from shared import queues
 from shared.config import Settings
 from shared.errors import Cancelled, Permanent
-from shared.payloads import Kind
-from shared.queue import Lane, Queue
-from shared.states import State
+from shared.jobs import queues
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Lane, Queue
+from shared.vocabulary import State
 from tests.integration.workbench import (
     cancel,
     claimed,
@@ -26,10 +26,10 @@ from tests.integration.workbench import (
     steps_of,
     submit,
 )
-from workers.batches import claim_more
+from workers.attempts.batches import claim_more
+from workers.attempts.context import Context, Done, Handler, Settle
+from workers.attempts.runner import Handlers, run_next
 from workers.process import Process
-from workers.runner import Handlers, run_next
-from workers.step import Context, Done, Handler, Settle
 
 Runs = list[list[UUID]]
 

@@ -11,9 +11,9 @@ import pytest
 from pydantic import SecretStr
 
 from shared.config import Settings
-from shared.hf import Task
-from shared.ledger import Ledger
-from shared.payloads import Kind
+from shared.database.transaction import Ledger
+from shared.kinds.hf import Task
+from shared.kinds.payloads import Kind
 from tests.integration.workbench import (
     PATIENCE_S,
     cancel,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shared.queue import Queue
+from shared.redis.bell import Queue
 from tests.integration.talking import answered, chat, failed, say, say_all, user
 from tests.integration.workbench import (
     cancel,
@@ -19,8 +19,8 @@ from tests.integration.workbench import (
 )
 from tests.wire.behaviour import Wire
 from tests.wire.script import UNSTORABLE
+from workers.attempts.runner import run
 from workers.process import Process
-from workers.runner import run
 
 CALCULATOR: dict[str, Any] = {"type": "calculator"}
 
@@ -190,10 +190,10 @@ def test_what_an_overtaken_attempt_generates_is_not_shown(process: Process, wire
 
 
 def shown(process: Process, job_id: Any) -> str:
-    from shared import transcripts
+    from shared import conversations
 
     with process.ledger.read() as session:
-        found = transcripts.shown_of_job(session, job_id, step_id=0, offset=0)
+        found = conversations.shown_of_job(session, job_id, step_id=0, offset=0)
     return "".join(each.text for each in found)
 
 

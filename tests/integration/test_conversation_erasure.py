@@ -7,15 +7,16 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from shared import conversations, jobs, steps, submission
-from shared.claims import Claim
+from shared import conversations
 from shared.config import Settings
 from shared.errors import Conflict, NotFound
-from shared.models import Job
-from shared.payloads import IngestInput, Kind
-from shared.queue import Queue
-from shared.states import State
-from shared.submission import NewJob
+from shared.jobs import jobs, steps, submission
+from shared.jobs.claims import Claim
+from shared.jobs.submission import NewJob
+from shared.kinds.payloads import IngestInput, Kind
+from shared.redis.bell import Queue
+from shared.tables import Job
+from shared.vocabulary import State
 from tests.integration.ingestion import new_collection
 from tests.integration.talking import conversation, say
 from tests.integration.workbench import (

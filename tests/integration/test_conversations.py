@@ -6,11 +6,12 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from shared import conversations, jobs
+from shared import conversations
 from shared.errors import NotFound
-from shared.estimates import estimate
-from shared.payloads import Kind, RagInput
-from shared.queue import Queue
+from shared.jobs import jobs
+from shared.jobs.queues import estimate
+from shared.kinds.payloads import Kind, RagInput
+from shared.redis.bell import Queue
 from tests.integration.ingestion import ingest, new_collection
 from tests.integration.talking import (
     MODEL,
@@ -33,9 +34,9 @@ from tests.integration.workbench import (
     submit,
 )
 from tests.wire.behaviour import Wire
+from workers.attempts.runner import run
 from workers.process import Process
-from workers.runner import run
-from workers.sweep import Sweeper
+from workers.sweep.sweep import Sweeper
 
 
 @pytest.fixture

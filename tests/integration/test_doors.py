@@ -7,17 +7,17 @@ import pytest
 from redis import Redis
 from sqlalchemy import text
 
-from shared import jobs, queues, steps
-from shared.estimates import Estimate, estimate
-from shared.generation import door_of
-from shared.models import Worker
-from shared.payloads import Kind
-from shared.queue import Queue, list_of
+from shared.jobs import jobs, queues, steps
+from shared.jobs.queues import Estimate, estimate
+from shared.kinds.generation import door_of
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Queue, list_of
+from shared.tables import Worker
 from tests.integration.talking import say
 from tests.integration.workbench import claim, handlers, job_of, make_process, submit
 from workers.process import Process
-from workers.rounds import Round
-from workers.sweep import fail_unserved
+from workers.sweep.rounds import Round
+from workers.sweep.sweep import fail_unserved
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from huggingface_hub import InferenceClient
 
 from shared import files
 from shared.config import Settings
+from shared.database.transaction import Ledger, make_ledger
 from shared.errors import NotFound
-from shared.ledger import Ledger, make_ledger
-from shared.models import Job
+from shared.tables import Job
 from tests.integration.answers import stored
 from tests.integration.inference import MODEL, Worker, working
 

@@ -9,10 +9,10 @@ import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import BadRequestError, HfHubHTTPError
 
-from shared import jobs, steps
 from shared.config import Settings
-from shared.ledger import Ledger, make_ledger
-from shared.states import State
+from shared.database.transaction import Ledger, make_ledger
+from shared.jobs import jobs, steps
+from shared.vocabulary import State
 from tests.integration.answers import stored
 from tests.integration.inference import ASKED, MODEL, URL, Worker, error, working
 

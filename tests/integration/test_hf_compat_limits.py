@@ -8,8 +8,8 @@ from huggingface_hub import InferenceClient
 from pydantic import SecretStr
 
 from shared.config import Settings
-from shared.ledger import Ledger
-from shared.states import State
+from shared.database.transaction import Ledger
+from shared.vocabulary import State
 from tests.api_server import served
 from tests.integration.answers import stored
 from tests.integration.inference import ASKED, MODEL, SUMMARY, URL, Worker, error, working

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import InferenceClient
 
 from shared.config import Settings
-from shared.ledger import Ledger
+from shared.database.transaction import Ledger
 from tests.integration.inference import MODEL, SUMMARY, Worker, working
 
 

@@ -12,10 +12,10 @@ import huggingface_hub.constants
 import pytest
 
 from shared.config import Settings
-from shared.models import Job
-from shared.payloads import Kind
-from shared.queue import Queue
-from shared.states import State
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Queue
+from shared.tables import Job
+from shared.vocabulary import State
 from tests.integration.workbench import (
     cancel,
     drain,
@@ -27,9 +27,9 @@ from tests.integration.workbench import (
 )
 from tests.tiny import distilbert, gpt2, mlm, roberta_qa
 from tests.tiny_models import one_thread
+from workers.attempts.runner import run_next
 from workers.handlers import hf_handlers
 from workers.process import Process
-from workers.runner import run_next
 
 MODELS = {
     "tiny/sentiment": distilbert.folder,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from shared.config import Settings
-from shared.document_models import Chunk
+from shared.tables import Chunk
 from tests.integration.ingestion import (
     counts,
     ingest,

@@ -7,8 +7,8 @@ from sqlalchemy import text
 
 from shared.config import Settings
 from shared.ids import new_id
-from shared.queue import Queue
-from shared.states import OPEN
+from shared.redis.bell import Queue
+from shared.vocabulary import OPEN
 from tests.integration.ingestion import (
     counts,
     ingest,
@@ -28,9 +28,9 @@ from tests.integration.workbench import (
     invariants_hold,
     job_of,
 )
-from workers.ingest.collect import collect_forsaken
+from workers.attempts.runner import run, run_next
+from workers.ingest.erasure import collect_forsaken
 from workers.process import Process
-from workers.runner import run, run_next
 
 
 def embed_next(process: Process) -> None:

@@ -5,12 +5,12 @@ import threading
 import pytest
 from sqlalchemy import text
 
-from shared import collections, documents
-from shared.collections import Spec
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
+from shared.documents import collections, documents
+from shared.documents.collections import Spec
 from shared.errors import Conflict, NotFound
 from shared.ids import new_id
-from shared.queue import Queue
+from shared.redis.bell import Queue
 from tests.integration.erasures import PUBLIC, SECRET, erase, order_erasure
 from tests.integration.ingestion import (
     document_id,
@@ -20,16 +20,11 @@ from tests.integration.ingestion import (
     search,
     stores_agree,
 )
-from tests.integration.workbench import (
-    claimed,
-    drain,
-    in_threads,
-    job_of,
-)
-from workers.ingest import erase as erasing
+from tests.integration.workbench import claimed, drain, in_threads, job_of
+from workers.attempts.context import Context
+from workers.ingest import erasure as erasing
 from workers.process import Process
 from workers.retrieval.search import find
-from workers.step import Context
 
 
 def test_erased_documents_are_gone_from_both_stores_and_counted(

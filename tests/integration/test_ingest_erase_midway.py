@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from shared import claims, documents, jobs, steps
-from shared.queue import Queue
+from shared.documents import documents
+from shared.jobs import claims, jobs, steps
+from shared.redis.bell import Queue
 from tests.integration.erasures import PUBLIC, SECRET, erase, order_erasure
 from tests.integration.ingestion import (
     counts,
@@ -19,13 +20,13 @@ from tests.integration.ingestion import (
     stores_agree,
 )
 from tests.integration.workbench import claimed, drain, handlers, job_of, lose_workers
-from workers.ingest import erase as erasing
+from workers.attempts.context import Context, Done, Handler
+from workers.attempts.runner import run, run_next
+from workers.ingest import erasure as erasing
 from workers.ingest import steps as ingest_steps
-from workers.ingest.collect import collect_forsaken
+from workers.ingest.erasure import collect_forsaken
 from workers.process import Process
 from workers.retrieval.store import Entry, Missing
-from workers.runner import run, run_next
-from workers.step import Context, Done, Handler
 
 
 def test_an_erasure_whose_worker_dies_is_finished_by_the_next_attempt(

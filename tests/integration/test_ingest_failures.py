@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from shared import claims
 from shared.errors import Permanent
-from shared.payloads import Kind
+from shared.jobs import claims
+from shared.kinds.payloads import Kind
 from tests.integration.ingestion import (
     counts,
     ingest,
@@ -25,10 +25,10 @@ from tests.integration.workbench import (
     make_process,
     submit,
 )
-from workers.ingest.collect import collect_forsaken
+from workers.attempts.runner import run, run_next
+from workers.ingest.erasure import collect_forsaken
 from workers.process import Process
 from workers.retrieval.store import Entry
-from workers.runner import run, run_next
 
 
 def test_a_document_that_kills_its_worker_fails_alone(process: Process, collection: str) -> None:

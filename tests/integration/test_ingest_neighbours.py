@@ -4,11 +4,11 @@ import threading
 
 import pytest
 
-from shared import collections, erasure, remains, versions
 from shared.config import Settings
+from shared.documents import collections, erasure, versions
+from shared.documents.versions import Content
 from shared.errors import NotFound
-from shared.queue import Queue
-from shared.versions import Content
+from shared.redis.bell import Queue
 from tests.integration.ingestion import (
     counts,
     ingest,
@@ -20,11 +20,11 @@ from tests.integration.ingestion import (
     stores_agree,
 )
 from tests.integration.workbench import PATIENCE_S, cancel, claimed, drain, handlers, in_threads
-from workers.ingest.collect import collect_forsaken
+from workers.attempts.context import Context, Done, Handler
+from workers.attempts.runner import run, run_next
+from workers.ingest.erasure import collect_forsaken
 from workers.process import Process
 from workers.retrieval.search import find
-from workers.runner import run, run_next
-from workers.step import Context, Done, Handler
 
 
 def test_readers_see_the_old_or_the_new_text_never_a_mix_and_never_nothing(
@@ -102,7 +102,7 @@ def test_the_collector_waits_for_who_just_locks_a_document(
     load_all(process)
     cancel(process, job_id)
     with process.ledger.begin() as session:
-        found = remains.forsaken(session, limit=10)
+        found = erasure.forsaken(session, limit=10)
     content = Content(
         source="d", sha256="0", content_hash="1", size_bytes=1, metadata={},
         chunks=[(0, "new", {})],
@@ -124,7 +124,7 @@ def test_the_collector_waits_for_who_just_locks_a_document(
 def _remove(process: Process, found: list[object]) -> None:
 
     with process.ledger.begin() as session:
-        remains.remove(session, [each.version_id for each in found])  # type: ignore[attr-defined]
+        erasure.remove(session, [each.version_id for each in found])  # type: ignore[attr-defined]
 
 
 def test_an_erased_collection_is_not_made_again_by_a_job_that_was_just_starting(

@@ -21,9 +21,9 @@ from tests.integration.ingestion import (
     upload,
 )
 from tests.integration.workbench import cancel, drain, handlers, job_of
-from workers.ingest.collect import collect_forsaken
+from workers.attempts.runner import run_next
+from workers.ingest.erasure import collect_forsaken
 from workers.process import Process
-from workers.runner import run_next
 
 
 def test_new_documents_are_added_and_found(process: Process, collection: str) -> None:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sqlalchemy import select, text
 
-from shared import steps
-from shared.claims import Claim
-from shared.document_models import Version
 from shared.errors import Unavailable
-from shared.queue import Queue
+from shared.jobs import steps
+from shared.jobs.claims import Claim
+from shared.redis.bell import Queue
+from shared.tables import Version
 from tests.integration.ingestion import (
     counts,
     document_id,
@@ -31,12 +31,12 @@ from tests.integration.workbench import (
     job_of,
     lose_workers,
 )
+from workers.attempts.context import Context, Done, Handler
+from workers.attempts.runner import run, run_next
 from workers.ingest import steps as ingest_steps
-from workers.ingest.collect import collect_forsaken
+from workers.ingest.erasure import collect_forsaken
 from workers.process import Process
 from workers.retrieval.store import Entry
-from workers.runner import run, run_next
-from workers.step import Context, Done, Handler
 
 LARGE = " ".join(f"word{n}" for n in range(100))
 

@@ -5,14 +5,14 @@ from uuid import UUID
 import httpx
 import pytest
 
-from shared import jobs
-from shared.payloads import Kind
-from shared.queue import Queue
+from shared.jobs import jobs
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Queue
 from tests.integration.answers import problem
 from tests.integration.workbench import cancel, claimed, submit, succeed
-from workers.hf.results import of_answer
+from workers.attempts.context import Context
+from workers.hf.steps import of_answer
 from workers.process import Process
-from workers.step import Context
 
 
 def ask(process: Process) -> UUID:

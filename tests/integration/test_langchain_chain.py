@@ -12,9 +12,9 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 
+from examples.langchain_model import GeneratorChatModel
 from tests.integration.ingestion import ingest, new_collection
 from tests.wire.behaviour import Wire
-from workers.generation.langchain_model import GeneratorChatModel
 from workers.process import Process
 
 

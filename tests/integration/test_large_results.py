@@ -9,17 +9,18 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from shared import items, jobs
+from shared.documents import ingest_items
+from shared.documents.ingest_items import Outcome
 from shared.errors import Permanent
-from shared.items import Outcome
-from shared.payloads import Kind
-from shared.queue import Queue
-from shared.steps import NewStep
+from shared.jobs import jobs
+from shared.jobs.steps import NewStep
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Queue
 from tests.integration.answers import problem
 from tests.integration.workbench import submit
+from workers.attempts.context import Context, Done, Handler
+from workers.attempts.runner import run_next
 from workers.process import Process
-from workers.runner import run_next
-from workers.step import Context, Done, Handler
 
 TEXTS = {"texts": ["a"], "model": None}
 
@@ -113,10 +114,10 @@ def test_the_errors_of_a_large_ingest_lie_in_the_storage(
 
     def record(session: Any) -> None:
         jobs.set_total(session, job_id, count, "documents")
-        items.add_all(session, job_id, [f"{n}.txt" for n in range(count)])
-        items.settle(session, job_id, range(count), Outcome.FAILED, "what was wrong " * 50)
+        ingest_items.add_all(session, job_id, [f"{n}.txt" for n in range(count)])
+        ingest_items.settle(session, job_id, range(count), Outcome.FAILED, "what was wrong " * 50)
 
-    run(process, Done(record=record), finish=items.result)
+    run(process, Done(record=record), finish=ingest_items.result)
 
     job = api.get(f"/v1/jobs/{job_id}").json()
     assert job["state"] == "succeeded"

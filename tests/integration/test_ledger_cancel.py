@@ -6,12 +6,12 @@ from uuid import UUID
 
 import pytest
 
-from shared import jobs
 from shared.config import Settings
 from shared.errors import NotFound, Retryable
 from shared.ids import new_id
-from shared.queue import Queue
-from shared.steps import NewStep
+from shared.jobs import jobs
+from shared.jobs.steps import NewStep
+from shared.redis.bell import Queue
 from tests.integration.workbench import (
     PATIENCE_S,
     cancel,
@@ -28,9 +28,9 @@ from tests.integration.workbench import (
     submit,
     succeed,
 )
+from workers.attempts.context import Context, Done
+from workers.attempts.runner import run_next
 from workers.process import Process
-from workers.runner import run_next
-from workers.step import Context, Done
 
 
 def test_a_queued_job_is_cancelled_at_once(process: Process) -> None:

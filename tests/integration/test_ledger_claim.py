@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import text
 
-from shared import claims, queues, steps, submission
 from shared.config import Settings
-from shared.payloads import Kind
-from shared.queue import Lane, Queue
-from shared.submission import NewJob
+from shared.jobs import claims, queues, steps, submission
+from shared.jobs.submission import NewJob
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Lane, Queue
 from tests.integration.workbench import (
     claim,
     claimed,

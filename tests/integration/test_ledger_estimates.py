@@ -7,17 +7,10 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select, text
 
-from shared.estimates import Estimate, estimate
-from shared.models import Job, Worker
-from shared.queue import Lane
-from tests.integration.workbench import (
-    claim,
-    claimed,
-    job_of,
-    submit,
-    submit_many,
-    succeed,
-)
+from shared.jobs.queues import Estimate, estimate
+from shared.redis.bell import Lane
+from shared.tables import Job, Worker
+from tests.integration.workbench import claim, claimed, job_of, submit, submit_many, succeed
 from workers.process import Process
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from shared import jobs, steps
-from shared.claims import Claim
 from shared.errors import Conflict
-from shared.queue import Queue
-from shared.steps import NewStep, Pulse
+from shared.jobs import jobs, steps
+from shared.jobs.claims import Claim
+from shared.jobs.steps import NewStep, Pulse
+from shared.redis.bell import Queue
 from tests.integration.workbench import (
     cancel,
     claim,
@@ -76,7 +76,7 @@ def test_what_an_overtaken_attempt_writes_is_a_logged_no_op(
     assert second.attempt == first.attempt + 1
     before = snapshot(process)
 
-    with caplog.at_level(logging.WARNING, "shared.steps"), process.ledger.begin() as session:
+    with caplog.at_level(logging.WARNING, "shared.jobs.steps"), process.ledger.begin() as session:
         assert WRITES[write](session, first) is False
 
     assert "attempt 1 ignored" in caplog.text

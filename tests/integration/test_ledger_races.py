@@ -8,13 +8,13 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from shared import jobs, steps
-from shared.claims import Claim
 from shared.config import Settings
 from shared.errors import Conflict
 from shared.ids import new_id
-from shared.queue import Lane, Queue
-from shared.steps import NewStep
+from shared.jobs import jobs, steps
+from shared.jobs.claims import Claim
+from shared.jobs.steps import NewStep
+from shared.redis.bell import Lane, Queue
 from tests.integration.workbench import (
     cancel,
     claim,

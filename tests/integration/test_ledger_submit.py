@@ -12,15 +12,15 @@ from redis import Redis
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared import jobs, submission
 from shared.config import Settings
+from shared.database.transaction import Ledger
 from shared.errors import Conflict
-from shared.events import stream_key
-from shared.ledger import Ledger
-from shared.models import Job, Step
-from shared.payloads import Kind
-from shared.queue import Queue
-from shared.submission import NewJob
+from shared.jobs import jobs, submission
+from shared.jobs.submission import NewJob
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Queue
+from shared.redis.events import stream_key
+from shared.tables import Job, Step
 from tests.integration.workbench import (
     cancel,
     claimed,
@@ -34,10 +34,10 @@ from tests.integration.workbench import (
     succeed,
 )
 from tests.servers import Server, start_redis
+from workers.attempts.context import Context, Done
 from workers.handlers import cpu_handlers
 from workers.process import Process
-from workers.step import Context, Done
-from workers.sweep import Sweeper
+from workers.sweep.sweep import Sweeper
 
 
 def asked(**fields: Any) -> NewJob:

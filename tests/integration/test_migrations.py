@@ -8,9 +8,9 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from shared.config import Settings
-from shared.db import is_current, make_engine, migration_config, upgrade
+from shared.database.engine import is_current, make_engine, migration_config, upgrade
 from shared.ids import new_id
-from shared.models import Base
+from shared.tables import Base
 
 
 def test_models_and_migrations_agree(settings: Settings) -> None:

@@ -11,10 +11,10 @@ import pytest
 from redis import Redis
 
 from shared.config import Settings
-from shared.events import EventType, stream_key
-from shared.ledger import Ledger
-from shared.payloads import Kind
-from shared.queue import Queue
+from shared.database.transaction import Ledger
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Queue
+from shared.redis.events import EventType, stream_key
 from tests.integration.workbench import (
     PATIENCE_S,
     cancel,
@@ -27,11 +27,11 @@ from tests.integration.workbench import (
 )
 from tests.wire.behaviour import Behaviour, Wire
 from tests.wire.ollama_server import LAYERS, MODEL, served_ollama
-from workers.generation.admin import APPLY
-from workers.generation.ollama import ModelMissing, OllamaServer
-from workers.generation.remote import library
+from workers.attempts.runner import run_next
+from workers.generation import model_steps
+from workers.generation.backends.remote.ollama import ModelMissing, OllamaServer
+from workers.generation.model_steps import APPLY
 from workers.process import Process
-from workers.runner import run_next
 
 TABLE = {"model.apply": APPLY}
 TOTAL = sum(total for _, total in LAYERS)
@@ -236,8 +236,8 @@ def test_a_model_is_deleted(process: Process, wire: Wire) -> None:
 def test_models_are_listed_and_shown(process: Process, wire: Wire) -> None:
     wire.models["other"] = {}
     server = OllamaServer(process.settings)
-    assert library.list_models(server) == ["other", MODEL]
-    assert library.show(server, MODEL).capabilities == ["completion", "tools"]
+    assert model_steps.list_models(server) == ["other", MODEL]
+    assert model_steps.show(server, MODEL).capabilities == ["completion", "tools"]
     with pytest.raises(ModelMissing):
-        library.show(server, "gone")
+        model_steps.show(server, "gone")
     server.close()

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import select
 
 from shared.config import Settings
-from shared.ledger import Ledger
-from shared.models import Job
-from shared.payloads import Kind, ModelInput
+from shared.database.transaction import Ledger
+from shared.kinds.payloads import Kind, ModelInput
+from shared.tables import Job
 from tests.integration.talking import answered, failed, say
 from tests.integration.workbench import drain, job_of, make_process, submit
 from tests.wire.behaviour import Wire

@@ -10,10 +10,10 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from shared.claims import Claim
 from shared.config import Settings
-from shared.events import EventType
-from shared.ledger import Ledger, tell_after_commit
+from shared.database.transaction import Ledger, tell_after_commit
+from shared.jobs.claims import Claim
+from shared.redis.events import EventType
 from tests.api_server import served
 from tests.integration.answers import problem
 

@@ -8,12 +8,12 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from api.gate import QueueGate
-from shared.claims import Claim
+from api.jobs.admission import QueueGate
 from shared.config import Settings
+from shared.database.transaction import Ledger
 from shared.errors import QueueFull
-from shared.ledger import Ledger
-from shared.queue import Queue
+from shared.jobs.claims import Claim
+from shared.redis.bell import Queue
 from tests.api_server import served
 from tests.integration.answers import EMBED, problem
 from tests.integration.workbench import make_process, submit_many

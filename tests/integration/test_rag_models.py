@@ -6,16 +6,16 @@ from uuid import UUID
 
 import pytest
 
-from shared.payloads import Kind, RagInput
-from shared.queue import Queue
+from shared.kinds.payloads import Kind, RagInput
+from shared.redis.bell import Queue
 from tests.integration.erasures import order_erasure
 from tests.integration.ingestion import document_id, ingest, new_collection
 from tests.integration.talking import MODEL, answered, failed
 from tests.integration.workbench import handlers, submit
 from tests.wire.behaviour import Wire
-from workers.generation.prompts.wording import NOT_FOUND, NOT_FOUND_KOREAN
+from workers.attempts.runner import run_next
+from workers.generation.prompts.prompt import NOT_FOUND, NOT_FOUND_KOREAN
 from workers.process import Process
-from workers.runner import run_next
 
 ECHO = "{context}\nQ: {question}"
 

@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
-from shared import claims, jobs, queues, steps
 from shared.conversations import HELD
-from shared.estimates import EXACT_STEPS, MARK_EVERY, Depths, estimate
-from shared.jobs import Filter
-from shared.queue import Lane, Queue
+from shared.jobs import claims, jobs, queues, steps
+from shared.jobs.jobs import Filter
+from shared.jobs.queues import EXACT_STEPS, MARK_EVERY, Depths, estimate
+from shared.redis.bell import Lane, Queue
 from tests.integration.workbench import claim, claimed, submit, submit_many, succeed
 from workers.process import Process
 

@@ -15,7 +15,7 @@ from shared.errors import (
     Retryable,
     Unavailable,
 )
-from shared.payloads import Kind
+from shared.kinds.payloads import Kind
 from tests.integration.workbench import (
     doing,
     drain,
@@ -26,9 +26,9 @@ from tests.integration.workbench import (
     steps_of,
     submit,
 )
+from workers.attempts.context import Context
+from workers.attempts.runner import run_next
 from workers.process import Process
-from workers.runner import run_next
-from workers.step import Context
 
 
 def raising(*errors: Exception | None) -> Any:

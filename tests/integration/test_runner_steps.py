@@ -12,16 +12,12 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from shared import steps
-from shared.claims import Claim
 from shared.config import Settings
-from shared.errors import (
-    Permanent,
-    Retryable,
-    Unavailable,
-)
-from shared.queue import Queue
-from shared.steps import NewStep
+from shared.errors import Permanent, Retryable, Unavailable
+from shared.jobs import steps
+from shared.jobs.claims import Claim
+from shared.jobs.steps import NewStep
+from shared.redis.bell import Queue
 from tests.integration.sweeps import sweep
 from tests.integration.workbench import (
     PATIENCE_S,
@@ -37,9 +33,9 @@ from tests.integration.workbench import (
     steps_of,
     submit,
 )
+from workers.attempts.context import Context, Done, Handler
+from workers.attempts.runner import conclude_all, run, run_next
 from workers.process import Process
-from workers.runner import conclude_all, run, run_next
-from workers.step import Context, Done, Handler
 
 
 def test_an_empty_queue_is_no_work(process: Process) -> None:
@@ -91,7 +87,7 @@ def test_what_is_tidied_up_afterwards_may_fail(
     def after() -> None:
         raise Unavailable("Chroma is away")
 
-    with caplog.at_level(logging.WARNING, "workers.runner"):
+    with caplog.at_level(logging.WARNING, "workers.attempts.runner"):
         drain(process, doing(lambda _: Done(result={}, after=after)))
 
     assert job_of(process, job_id).state == "succeeded"

@@ -7,9 +7,9 @@ from chromadb.config import Settings as ChromaSettings
 from langchain_chroma import Chroma
 from langchain_core.embeddings import Embeddings
 
-from shared import remains
-from shared.payloads import Kind
-from shared.queue import Queue
+from shared.documents import erasure
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Queue
 from tests.integration.ingestion import (
     document_id,
     ingest,
@@ -19,11 +19,11 @@ from tests.integration.ingestion import (
     stores_agree,
 )
 from tests.integration.workbench import claimed, drain, embedders, handlers, job_of, submit
-from workers.ingest import erase as erasing
+from workers.attempts.context import Context
+from workers.attempts.runner import run_next
+from workers.ingest import erasure as erasing
 from workers.process import Process
 from workers.retrieval.store import Entry
-from workers.runner import run_next
-from workers.step import Context
 
 TEXTS = {
     "cats": "Cats sleep for most of the day.",
@@ -104,7 +104,7 @@ def test_the_document_list_follows_the_ledger_and_not_the_store(process: Process
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
     with process.ledger.read() as session:
-        assert remains.remains(session, limit=10) == []
+        assert erasure.remains(session, limit=10) == []
     stores_agree(process, collection)
 
 

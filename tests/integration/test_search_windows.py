@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from shared.payloads import EmbedInput, Kind, RagInput, SearchInput
-from shared.queue import Lane
+from shared.kinds.payloads import EmbedInput, Kind, RagInput, SearchInput
+from shared.redis.bell import Lane
 from tests.integration.ingestion import (
     TRAINS,
     counts,

@@ -9,14 +9,14 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from api import errors
+from api.http import errors
 from shared.config import Settings
-from shared.ledger import Ledger, make_ledger
-from shared.sqlstates import Meaning, trouble_of
+from shared.database.sqlstates import Meaning, trouble_of
+from shared.database.transaction import Ledger, make_ledger
 from tests.integration.workbench import drain, job_of, steps_of, submit
 from tests.servers import free_port
+from workers.attempts.context import Context, Done, Handler
 from workers.process import Process
-from workers.step import Context, Done, Handler
 
 AWAY, BUSY, VALUE, CONFLICT, SCHEMA, FAULT = (
     Meaning.AWAY, Meaning.BUSY, Meaning.VALUE, Meaning.CONFLICT, Meaning.SCHEMA, Meaning.FAULT,

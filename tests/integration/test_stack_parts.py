@@ -12,13 +12,12 @@ import pytest
 from pydantic import SecretStr
 from redis import AuthenticationError, Redis
 
-from cli.logstream import LogStream
-from cli.parts import PartReport, PartState
-from cli.plan import Plan, make_home, make_plan
-from cli.postgres import prepare
-from cli.processes import find_process, session_members
-from cli.stackfile import run_folder
-from cli.supervisor import Supervisor, Timing
+from cli.stack.logs import LogStream
+from cli.stack.parts import PartReport, PartState
+from cli.stack.postgres import prepare
+from cli.stack.stackfile import find_process, run_folder, session_members
+from cli.stack.supervisor import Supervisor, Timing
+from cli.stack.up import Plan, make_home, make_plan
 from shared.config import Settings
 from shared.errors import ConfigurationError
 

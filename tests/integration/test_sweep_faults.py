@@ -10,11 +10,11 @@ import httpx
 import pytest
 from sqlalchemy import select, text
 
-from shared import jobs, sweeps
 from shared.config import Settings
-from shared.models import SweepFault
-from shared.payloads import Kind
-from shared.queue import Queue
+from shared.jobs import jobs, sweeps
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Queue
+from shared.tables import SweepFault
 from tests.integration.ingestion import load_all, new_collection, order, stores_agree
 from tests.integration.sweeps import change, sweep
 from tests.integration.workbench import (
@@ -28,11 +28,10 @@ from tests.integration.workbench import (
     submit_many,
 )
 from workers.handlers import cpu_handlers, failure_handlers, generate_handlers
-from workers.ingest.collect import Garbage
-from workers.inspection import TABLES
+from workers.ingest.erasure import Garbage
 from workers.process import Process
-from workers.rounds import Round
-from workers.sweep import Sweeper, end_overdue, take_back
+from workers.sweep.rounds import Round
+from workers.sweep.sweep import TABLES, Sweeper, end_overdue, take_back
 
 ENDED = "UPDATE steps SET lease_until = now() - interval '1 s' WHERE state = 'running'"
 DEEP = "repeat('[', 1000) || repeat(']', 1000)"

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select, text
 
-from shared import files, jobs
+from shared import files
 from shared.config import Settings
-from shared.document_models import File
-from shared.documents import chunk_id
+from shared.documents.documents import chunk_id
 from shared.errors import NotFound
 from shared.ids import new_id
-from shared.models import DoomedPath, Job, Step, Worker
-from shared.payloads import Kind
-from shared.queue import Queue
+from shared.jobs import jobs
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Queue
+from shared.tables import DoomedPath, File, Job, Step, Worker
 from tests.integration.erasures import erase
 from tests.integration.ingestion import (
     document_id,
@@ -28,11 +28,11 @@ from tests.integration.ingestion import (
 )
 from tests.integration.sweeps import change, sweep
 from tests.integration.workbench import cancel, claimed, job_of, lose_workers, make_process, submit
+from workers.attempts.runner import run_next
 from workers.handlers import cpu_handlers
 from workers.process import Process
 from workers.retrieval.store import Entry
-from workers.runner import run_next
-from workers.sweep import Sweeper
+from workers.sweep.sweep import Sweeper
 
 OLD = "now() - interval '40 days'"
 

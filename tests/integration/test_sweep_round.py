@@ -6,13 +6,13 @@ from datetime import UTC, datetime, timedelta
 from redis import Redis
 from sqlalchemy import func, select, text
 
-from shared import jobs, queues
-from shared.claims import Claim
 from shared.config import Settings
-from shared.models import QueueState
-from shared.payloads import Kind
-from shared.queue import Queue
-from shared.steps import NewStep
+from shared.jobs import jobs, queues
+from shared.jobs.claims import Claim
+from shared.jobs.steps import NewStep
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Queue
+from shared.tables import QueueState
 from tests.integration.sweeps import change, sweep
 from tests.integration.workbench import (
     PATIENCE_S,
@@ -29,7 +29,7 @@ from tests.integration.workbench import (
 from workers.app import CPU_QUEUES
 from workers.handlers import cpu_handlers
 from workers.process import Process
-from workers.sweep import LOCK, Sweeper
+from workers.sweep.sweep import LOCK, Sweeper
 
 
 def test_a_job_that_runs_too_long_fails_as_a_timeout(process: Process) -> None:

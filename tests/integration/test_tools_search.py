@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import pytest
 
 from shared.config import Settings
-from shared.generation import BuiltInTool
-from shared.ledger import Ledger
-from shared.queue import Queue
+from shared.database.transaction import Ledger
+from shared.kinds.generation import BuiltInTool
+from shared.redis.bell import Queue
 from tests.integration.ingestion import ingest, new_collection
 from tests.integration.workbench import claimed, make_process, submit
-from workers.generation.engine import ToolCall
+from workers.attempts.context import Context
+from workers.generation.backends.interface import ToolCall
 from workers.process import Process
-from workers.step import Context
 from workers.tools.search import NOTHING
 from workers.tools.table import run
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import huggingface_hub.constants
 import pytest
 
-from shared import collections
 from shared.config import Settings
-from shared.events import stream_key
-from shared.models import Job
-from shared.payloads import IngestInput, Kind
+from shared.documents import collections
+from shared.kinds.payloads import IngestInput, Kind
+from shared.redis.events import stream_key
+from shared.tables import Job
 from tests.integration.workbench import drain, invariants_hold, job_of, make_process, submit
 from workers.process import Process
 from workers.retrieval.embed import Embedders

@@ -7,19 +7,19 @@ import httpx
 from redis import Redis
 from sqlalchemy import text
 
-from shared import queues, steps
 from shared.errors import Unavailable
-from shared.estimates import estimate
-from shared.hf import HfInput, Task
-from shared.models import Worker
-from shared.payloads import Kind
-from shared.queue import Queue
+from shared.jobs import queues, steps
+from shared.jobs.queues import estimate
+from shared.kinds.hf import HfInput, Task
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Queue
+from shared.tables import Worker
 from tests.integration.answers import EMBED
 from tests.integration.talking import say
 from tests.integration.workbench import claimed, doing, job_of, submit, succeed
+from workers.attempts.context import Context
+from workers.attempts.runner import run
 from workers.process import Process
-from workers.runner import run
-from workers.step import Context
 
 
 def lives(process: Process, *queues_: str, doors: tuple[str, ...] = ()) -> None:

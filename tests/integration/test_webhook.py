@@ -18,9 +18,9 @@ from uuid import UUID
 import httpx
 import pytest
 
-from shared import jobs
 from shared.config import Settings
-from shared.ledger import Ledger
+from shared.database.transaction import Ledger
+from shared.jobs import jobs
 from tests.integration.workbench import (
     cancel,
     doing,
@@ -33,8 +33,8 @@ from tests.integration.workbench import (
     submit,
 )
 from tests.servers import free_port
+from workers.attempts.runner import Handlers
 from workers.process import Process
-from workers.runner import Handlers
 
 KEY = b"a key of twenty-four byt"
 SECRET = "whsec_" + base64.b64encode(KEY).decode()

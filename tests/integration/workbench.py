@@ -12,21 +12,21 @@ from uuid import UUID
 
 from sqlalchemy import func, select, text, update
 
-from shared import claims, jobs, steps, submission
-from shared.claims import Claim
 from shared.config import Settings
-from shared.models import Job, Step
-from shared.payloads import Kind
-from shared.queue import Lane, Queue
-from shared.states import OPEN, State
-from shared.submission import NewJob
+from shared.jobs import claims, jobs, steps, submission
+from shared.jobs.claims import Claim
+from shared.jobs.submission import NewJob
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Lane, Queue
+from shared.tables import Job, Step
+from shared.vocabulary import OPEN, State
+from workers.attempts.context import Context, Done, Handler
+from workers.attempts.runner import Handlers, run_next
 from workers.handlers import cpu_handlers, generate_handlers, webhook_handlers
 from workers.process import Process
 from workers.retrieval.embed import Embedders
-from workers.rounds import Round
-from workers.runner import Handlers, run_next
-from workers.step import Context, Done, Handler
-from workers.sweep import take_back
+from workers.sweep.rounds import Round
+from workers.sweep.sweep import take_back
 
 PATIENCE_S = 120
 DOORS = ("extractive", "ollama", "openai")

@@ -35,13 +35,7 @@ from tests.tiny import (
     wav2vec2,
     whisper_by_heart,
 )
-from tests.tiny.manifest import (
-    CHECKPOINTS,
-    MANIFEST,
-    hash_of_files,
-    hash_of_sources,
-    read_manifest,
-)
+from tests.tiny.manifest import CHECKPOINTS, MANIFEST, hash_of_files, hash_of_sources, read_manifest
 from tests.tiny_models import one_thread
 
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from shared.hf import BINARY, Task
+from shared.kinds.hf import BINARY, Task
 from tests.unit.fake_shapes import problem
 from tests.wire.hub_script import ANSWERS
 

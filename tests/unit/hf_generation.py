@@ -11,8 +11,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from shared.hf import Task
-from shared.hf_parameters import parse_parameters
+from shared.kinds.hf import Task, parse_parameters
 from tests.tiny import bart
 from workers.hf.task import LocalTask, Row
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from shared.hf import Task
-from shared.hf_parameters import parse_parameters
-from workers.hf.batching import Budget, batches
+from shared.kinds.hf import Task, parse_parameters
+from workers.hf.steps import Budget, batches
 from workers.hf.task import UNWATCHED, LocalTask, Options, Row
 
 OPTIONS = Options(device=torch.device("cpu"), dtype=torch.float32)

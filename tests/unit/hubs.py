@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shared.config import Settings
-from shared.hf import Task
+from shared.kinds.hf import Task
 from tests.wire.behaviour import Wire
 from tests.wire.hub import TOKEN, served_hub
 

@@ -18,8 +18,8 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from shared.config import Settings
 from shared.errors import Cancelled, SluiceError
-from shared.hf import Task
-from workers.hf.files import locate
+from shared.kinds.hf import Task
+from workers.models.locate import locate
 
 ERRORS = {"Cancelled": Cancelled, "SoftTimeLimitExceeded": SoftTimeLimitExceeded}
 

@@ -9,9 +9,9 @@ from shared.config import Settings
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
 from tests.wire.openai_server import served_openai
-from workers.generation.ollama import OllamaGenerator, OllamaServer
-from workers.generation.openai import OpenAIGenerator, OpenAIServer
-from workers.generation.remote.generator import RemoteGenerator
+from workers.generation.backends.remote.generator import RemoteGenerator
+from workers.generation.backends.remote.ollama import OllamaGenerator, OllamaServer
+from workers.generation.backends.remote.openai import OpenAIGenerator, OpenAIServer
 
 MODEL = "tiny"
 QUICK: dict[str, Any] = {

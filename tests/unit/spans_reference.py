@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workers.hf.spans import Answer
+from workers.hf.tasks.question_answering import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Seen:
 def brute_force(
     text: str, windows: Sequence[Seen], *, top_k: int, max_tokens: int, may_be_none: bool
 ) -> list[Answer]:
-    """By the formula that `workers/hf/spans.py` tells."""
+    """By the formula that `workers/hf/tasks/question_answering.py` tells."""
     nones = [window.none for window in windows if window.none is not None]
     none = min(nones, key=sum) if nones else None
     starts: dict[int, float] = {}

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from api.app import create_app
 from api.openapi import RESULTS, TAGS
 from shared.config import Settings
-from shared.payloads import Kind
+from shared.kinds.payloads import Kind
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from api import cursors, prefer, uploads
 from api.__main__ import is_loopback
-from api.body import MalformedBody, parse
-from api.requests import JobRequest
+from api.http import answers
+from api.http.body import MalformedBody, parse
+from api.jobs import uploads
+from api.schemas import JobRequest
 from shared.errors import InvalidInput
-from shared.payloads import INPUTS
+from shared.kinds.payloads import INPUTS
 
 storable = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]))
 values = st.recursive(
@@ -65,23 +66,23 @@ def _pairs(text: str) -> bool:
     ],
 )
 def test_prefer_wait(headers: list[str] | None, seconds: float | None) -> None:
-    assert prefer.wait_s(headers, at_most=60) == seconds
+    assert answers.wait_s(headers, at_most=60) == seconds
 
 
 @given(storable.filter(lambda s: s and s.isprintable()))
 def test_a_cursor_returns_its_position_to_its_own_list_only(position: str) -> None:
-    cursor = cursors.encode("jobs", position)
+    cursor = answers.encode("jobs", position)
 
-    assert cursors.decode("jobs", cursor) == position
-    with pytest.raises(cursors.BadCursor):
-        cursors.decode("files", cursor)
+    assert answers.decode("jobs", cursor) == position
+    with pytest.raises(answers.BadCursor):
+        answers.decode("files", cursor)
 
 
 @given(st.text())
 def test_no_cursor_makes_another_error(cursor: str) -> None:
     try:
-        found = cursors.decode_id("jobs", cursor)
-    except cursors.BadCursor:
+        found = answers.decode_id("jobs", cursor)
+    except answers.BadCursor:
         return
     assert isinstance(found, UUID)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.server import Rate
+from api.http.server import Rate
 
 
 def test_a_second_is_free_and_then_the_rate_is_kept() -> None:

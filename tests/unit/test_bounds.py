@@ -26,8 +26,8 @@ from pydantic import (
 from pydantic.networks import AnyHttpUrl
 from typing_extensions import TypeAliasType
 
-from api.body import TOKEN, MalformedBody, ValueCount, check_structure, parse
-from api.requests import BatchRequest, CollectionSpec, JobRequest, NewConversation
+from api.http.body import TOKEN, MalformedBody, ValueCount, check_structure, parse
+from api.schemas import BatchRequest, CollectionSpec, JobRequest, NewConversation
 from shared import bounds
 from shared.bounds import (
     COLLECTION_NAME,
@@ -41,9 +41,9 @@ from shared.bounds import (
 )
 from shared.config import Settings
 from shared.errors import Permanent, Retryable
-from shared.hf_parameters import PARAMETERS, Only
+from shared.kinds.hf import PARAMETERS, Only
+from workers.generation.backends.interface import ToolCall
 from workers.generation.chat import storable
-from workers.generation.engine import ToolCall
 
 REQUESTS = {
     model.__name__: model

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.generation.parsing.citations import MarkerFilter, says_not_found
-from workers.generation.prompts.wording import NOT_FOUND, NOT_FOUND_KOREAN
+from workers.generation.answers.citations import MarkerFilter, says_not_found
+from workers.generation.prompts.prompt import NOT_FOUND, NOT_FOUND_KOREAN
 
 
 def filtered(pieces: str | list[str], passages: int = 3) -> tuple[str, list[int], int]:

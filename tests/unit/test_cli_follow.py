@@ -1,7 +1,7 @@
 """Parsing of Server-Sent Events."""
 
-from cli.follow import parse
-from cli.wire import Event
+from cli.client.calls import parse
+from cli.client.shapes import Event
 
 
 def events(*chunks: bytes) -> list[Event]:

@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from cli.hf_inputs import Asked
-from cli.hf_showing import show_output
+from cli.commands.hf import Asked, show_output
 from cli.main import run
-from shared.hf import Task
+from shared.kinds.hf import Task
 from tests.unit.cli_process import document
 from tests.unit.hf_cli import api as api
 from tests.unit.hf_cli import state as state

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cli.client import Client
+from cli.client.client import Client
 from cli.errors import ApiError, ConnectionFailed
 from cli.main import run
-from cli.processes import find_process, machine
 from cli.settings import client_settings
-from cli.stackfile import Stack, StackState, write_stack
+from cli.stack.stackfile import Stack, StackState, find_process, machine, write_stack
 from shared.errors import ConfigurationError
 from tests.unit.fake_api import State, serving
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.sources import discover, document_name
+from cli.client.sources import discover, document_name
 from shared.errors import InvalidInput
 
 

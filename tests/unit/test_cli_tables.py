@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 
 from cli.main import run
-from cli.output import print_fields, print_record, print_table
+from cli.terminal.output import print_fields, print_record, print_table
 from tests.unit.fake_api import State, serving
 from tests.unit.fake_shapes import NOW, make_document, make_job
 from tests.unit.terminal import on_terminal

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cli import waits
-from cli.client import Client
+from cli.client import waits
+from cli.client.client import Client
+from cli.client.transport import Retries
 from cli.errors import ApiError, WaitTimeout
 from cli.main import run
-from cli.transport import Retries
 from tests.unit.cli_process import document
 from tests.unit.fake_api import State, serving
 from tests.unit.terminal import on_terminal

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import run
-from cli.processes import find_process, machine
-from cli.stackfile import Stack, StackState, run_folder, write_stack
+from cli.stack.stackfile import Stack, StackState, find_process, machine, run_folder, write_stack
 from tests.unit.cli_process import ROOT, started
 
 

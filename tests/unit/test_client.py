@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.client import Client
+from cli.client.client import Client
+from cli.client.transport import Retries
 from cli.errors import (
     ApiError,
     ConnectionBroken,
@@ -17,7 +18,6 @@ from cli.errors import (
     JobFailed,
     WaitTimeout,
 )
-from cli.transport import Retries
 from shared.errors import ConfigurationError, InvalidInput, SluiceError
 from tests.unit.fake_api import State, serving
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from cli.client import Client
+from cli.client.client import Client
+from cli.client.shapes import Job
+from cli.client.streaming import TextPiece, ToolRun
+from cli.client.transport import Retries
 from cli.errors import ApiError, JobFailed
-from cli.streaming import TextPiece, ToolRun
-from cli.transport import Retries
-from cli.wire import Job
 from shared.errors import InvalidInput
 from tests.unit.fake_api import State, serving
 

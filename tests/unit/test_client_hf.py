@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cli.client import Client
+from cli.client.client import Client
 from cli.errors import ApiError, JobFailed, WaitTimeout
 from tests.unit.fake_api import State, serving
 

@@ -3,9 +3,9 @@
 import pytest
 
 from tests.unit import tiny
-from workers.generation.batch.detokenize import HALF_CHARACTER, TextStream
-from workers.generation.batch.templates import Prompts
-from workers.generation.stopping import StopFilter
+from workers.generation.answers.stop import StopFilter
+from workers.generation.backends.rolling.generator import Prompts
+from workers.generation.backends.rolling.rows import HALF_CHARACTER, TextStream
 
 TEXT = "The quick 갈색 여우가, 뷁! 👩🏽‍🚀 jumps  over\n\n안녕하세요 ñandú"
 PROMPTS = Prompts(tiny.tokenizer())

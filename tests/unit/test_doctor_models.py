@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from cli.checks import Check
-from cli.modelchecks import generation_model
+from cli.doctor import Check, generation_model
 from shared.config import Settings
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama

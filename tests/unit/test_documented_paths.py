@@ -71,3 +71,26 @@ def test_the_index_lists_every_record() -> None:
         assert text.startswith(f"# {name[:4]}: ")
         for part in ("Context", "Decision", "Consequences", "Alternatives"):
             assert f"\n## {part}\n" in text, f"{name} has no {part}"
+
+
+def test_the_annotated_tree_has_every_module_and_no_other() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    tree = page.partition("```text\n")[2].partition("```")[0]
+    folders: list[str] = []
+    shown: list[str] = []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        assert line.removeprefix(" " * 2 * depth).removeprefix(name).strip(), f"{name}: what is it?"
+        del folders[depth:]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            shown.append("".join(folders) + name)
+    there = [
+        path.relative_to(ROOT).as_posix()
+        for part in ("shared", "api", "workers", "cli")
+        for path in (ROOT / part).rglob("*.py")
+        if path.name != "__init__.py"
+    ]
+    assert sorted(shown) == sorted(there)

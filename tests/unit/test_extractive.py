@@ -11,18 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.extractive import DATA, korean, measure, same_score, xquad
-from workers.generation.extractive import (
+from workers.generation.answers.citations import says_not_found
+from workers.generation.backends import extractive
+from workers.generation.backends.extractive import (
     NOTHING_ENGLISH,
     NOTHING_KOREAN,
     QUOTE_CHARS,
     answer,
+    answer_pattern,
+    english_stem,
+    korean_root,
     quotes,
+    words,
 )
-from workers.generation.parsing.citations import says_not_found
-from workers.generation.prompts.wording import is_korean
-from workers.generation.quoting import sentences
-from workers.generation.quoting.expected import answer_pattern
-from workers.generation.quoting.terms import english_stem, korean_root, words
+from workers.generation.prompts.prompt import is_korean
 
 Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 FORMS: Final[tuple[Form, ...]] = ("NFC", "NFD", "NFKC", "NFKD")
@@ -168,13 +170,13 @@ def test_any_text_gives_an_answer_whose_markers_fit(question: str, passages: lis
     ],
 )
 def test_sentences(text: str, expected: list[str]) -> None:
-    assert [sentence.text for sentence in sentences.split(text)] == expected
+    assert [sentence.text for sentence in extractive.split(text)] == expected
 
 
 def test_headings_and_cut_sentences_are_known() -> None:
     cut = "This sentence goes on, and on, and past the end of the"
     text = f"of the text before. Whole one.\n\nInstallation\n\n{cut}"
-    found = sentences.split(text)
+    found = extractive.split(text)
     assert [sentence.is_heading for sentence in found] == [False, False, True, False]
     assert [sentence.is_cut for sentence in found] == [True, False, False, True]
 
@@ -183,7 +185,7 @@ def test_headings_and_cut_sentences_are_known() -> None:
 def test_sentences_are_slices_of_the_passage(text: str) -> None:
     collapsed = " ".join(text.split())
     at = 0
-    for sentence in sentences.split(text):
+    for sentence in extractive.split(text):
         at = collapsed.find(sentence.text, at)
         assert at >= 0
         at += len(sentence.text)

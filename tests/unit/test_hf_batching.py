@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import Cancelled, InvalidInput, Permanent
-from shared.hf_parameters import TaskParameters
-from workers.hf.batching import Budget, batches, run_rows
+from shared.kinds.hf import TaskParameters
+from workers.hf.steps import Budget, batches, run_rows
 from workers.hf.task import UNWATCHED, LocalTask, Options, Prepared, Row, Watch
 
 OPTIONS = Options(device=torch.device("cpu"), dtype=torch.float32)

@@ -18,13 +18,13 @@ from transformers import (
 )
 
 from shared.errors import InvalidInput, WrongTask
-from shared.hf import Task
+from shared.kinds.hf import Task
 from tests.tiny import crossencoder, distilbert, nli
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import HALF, OPTIONS, assert_same, outputs, warnings
-from workers.hf import text_classification, text_ranking, token_classification, zero_shot
-from workers.hf.text_classification import TextClassification
-from workers.hf.zero_shot import ZeroShotClassification
+from workers.hf.tasks import text_classification, text_ranking, token_classification, zero_shot
+from workers.hf.tasks.text_classification import TextClassification
+from workers.hf.tasks.zero_shot import ZeroShotClassification
 
 CLASSIFY = Task.TEXT_CLASSIFICATION
 ZERO_SHOT = Task.ZERO_SHOT_CLASSIFICATION

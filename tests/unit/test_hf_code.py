@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from shared.errors import Permanent
-from shared.hf import Task
+from shared.kinds.hf import Task
 from tests.unit.checkpoints import OPTIONS, Touch, as_pickle, configure, save
 from workers.hf.task import Options
-from workers.hf.weights import load_model
+from workers.models.load import load_model
 
 TRUSTING = replace(OPTIONS, trust_remote_code=True)
 

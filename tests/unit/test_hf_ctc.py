@@ -10,15 +10,14 @@ import soundfile
 from transformers import pipeline
 
 from shared.errors import InvalidInput
-from shared.hf import Task
-from shared.hf_parameters import parse_parameters
+from shared.kinds.hf import Task, parse_parameters
 from tests.tiny import voice, wav2vec2
 from tests.tiny.voice import recorded, speak
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS
-from workers.hf import speech
-from workers.hf.ctc import CtcSpeech
+from workers.hf.audio.ctc import CtcSpeech
 from workers.hf.task import UNWATCHED
+from workers.hf.tasks import speech
 
 RATE = 16_000
 SAID = ["HELLO ALICE", "NO", "THE CAT IS ON THE HILL", "LAST TRAIN", "A"]

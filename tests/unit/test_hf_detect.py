@@ -8,9 +8,9 @@ import pytest
 
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import Permanent, WrongTask
-from shared.hf import Task
-from workers.hf.detect import check_task, choose, tasks_of
-from workers.hf.files import locate
+from shared.kinds.hf import Task
+from workers.models.checkpoints import check_task, choose, tasks_of
+from workers.models.locate import locate
 
 NLI = {"contradiction": 0, "Entailment": 1, "neutral": 2}
 NAMED = {"0": "NEGATIVE", "1": "POSITIVE"}

@@ -17,11 +17,11 @@ from huggingface_hub import close_session, constants
 
 from shared.config import Settings
 from shared.errors import ModelNotFound
-from shared.hf import Task
+from shared.kinds.hf import Task
 from tests.unit.checkpoints import save
 from tests.unit.locating import Locator, locator
 from tests.wire.hub_files import BLOCK_BYTES, TOKEN, Shelf, served_files
-from workers.hf.files import locate
+from workers.models.locate import locate
 
 WHOLE = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 NOT_WANTED = {

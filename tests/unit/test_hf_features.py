@@ -22,14 +22,13 @@ from transformers import (
 )
 
 from shared.errors import InvalidInput
-from shared.hf import Task
-from shared.hf_parameters import FeatureParameters
+from shared.kinds.hf import FeatureParameters, Task
 from tests.tiny.wordpiece import vocabulary
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS, outputs, warnings
-from workers.hf import features
-from workers.hf.features import SentenceFeatures, TokenFeatures
-from workers.hf.files import bundled
+from workers.hf.tasks import features
+from workers.hf.tasks.features import SentenceFeatures, TokenFeatures
+from workers.models.locate import bundled
 
 FEATURES = Task.FEATURE_EXTRACTION
 TEXTS = [

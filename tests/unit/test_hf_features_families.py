@@ -18,11 +18,11 @@ from transformers import (
     pipeline,
 )
 
-from shared.hf import Task
+from shared.kinds.hf import Task
 from tests.tiny.roberta_qa import byte_level_tokenizer
 from tests.unit.hf_tasks import OPTIONS, outputs
-from workers.hf import features
-from workers.hf.features import TokenFeatures
+from workers.hf.tasks import features
+from workers.hf.tasks.features import TokenFeatures
 
 FEATURES = Task.FEATURE_EXTRACTION
 TEXTS = [

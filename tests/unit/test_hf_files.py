@@ -7,7 +7,7 @@ import pytest
 
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import InvalidInput, ModelNotFound
-from workers.hf.files import locate, size_bytes
+from workers.models.locate import locate, size_bytes
 
 
 @pytest.fixture

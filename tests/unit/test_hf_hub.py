@@ -7,8 +7,7 @@ import pytest
 
 from shared.config import Settings
 from shared.errors import InvalidInput
-from shared.hf import BINARY, Task
-from shared.hf_parameters import PARAMETERS
+from shared.kinds.hf import BINARY, PARAMETERS, Task
 from tests.unit.hubs import FLAC, INPUTS, OUTPUTS, PNG
 from tests.unit.hubs import hub as hub
 from tests.unit.hubs import settings as settings

@@ -17,7 +17,7 @@ from shared.errors import (
     StepError,
     Unavailable,
 )
-from shared.hf import Task
+from shared.kinds.hf import Task
 from tests.unit.hubs import INPUTS
 from tests.unit.hubs import hub as hub
 from tests.unit.hubs import settings as settings

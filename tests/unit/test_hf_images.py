@@ -12,13 +12,13 @@ from PIL import Image
 from transformers import pipeline
 
 from shared.errors import InvalidInput
-from shared.hf import Task
+from shared.kinds.hf import Task
 from tests.tiny import vit
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import HALF, OPTIONS, assert_same, outputs
-from workers.hf import image_classification
-from workers.hf.image_classification import ImageClassification, decode_image
 from workers.hf.task import Options
+from workers.hf.tasks import image_classification
+from workers.hf.tasks.image_classification import ImageClassification, decode_image
 
 CLASSIFY = Task.IMAGE_CLASSIFICATION
 LIMIT = OPTIONS.image_limit_pixels

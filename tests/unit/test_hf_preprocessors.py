@@ -14,7 +14,7 @@ from transformers import (
 
 from shared.errors import Permanent
 from tests.unit.checkpoints import OPTIONS, save
-from workers.hf.weights import (
+from workers.models.load import (
     load_feature_extractor,
     load_image_processor,
     load_processor,

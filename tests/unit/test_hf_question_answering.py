@@ -14,15 +14,14 @@ from transformers import (
 )
 
 from shared.errors import InvalidInput, Permanent
-from shared.hf import Task
-from shared.hf_parameters import QuestionAnsweringParameters
+from shared.kinds.hf import QuestionAnsweringParameters, Task
 from tests.tiny import roberta_qa
 from tests.tiny.roberta_qa import IMPOSSIBLE, LONG, QUESTIONS
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS, outputs, warnings
-from workers.hf import question_answering
-from workers.hf.question_answering import QuestionAnswering
 from workers.hf.task import UNWATCHED
+from workers.hf.tasks import question_answering
+from workers.hf.tasks.question_answering import QuestionAnswering
 
 QA = Task.QUESTION_ANSWERING
 

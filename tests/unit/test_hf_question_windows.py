@@ -22,15 +22,14 @@ from transformers import (
 )
 
 from shared.errors import InvalidInput
-from shared.hf import Task
-from shared.hf_parameters import QuestionAnsweringParameters
+from shared.kinds.hf import QuestionAnsweringParameters, Task
 from tests.tiny.roberta_qa import byte_level_tokenizer
 from tests.tiny.wordpiece import vocabulary
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS, outputs
 from tests.unit.spans_reference import Seen, Token, brute_force
-from workers.hf.question_answering import QuestionAnswering
 from workers.hf.task import UNWATCHED
+from workers.hf.tasks.question_answering import QuestionAnswering
 
 QA = Task.QUESTION_ANSWERING
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -8,12 +8,12 @@ import torch
 from sentence_transformers import CrossEncoder
 
 from shared.errors import Permanent, WrongTask
-from shared.hf import Task
+from shared.kinds.hf import Task
 from tests.tiny import crossencoder, distilbert
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS, assert_same, outputs, warnings
-from workers.hf import text_ranking
-from workers.hf.text_ranking import TextRanking
+from workers.hf.tasks import text_ranking
+from workers.hf.tasks.text_ranking import TextRanking
 
 RANK = Task.TEXT_RANKING
 

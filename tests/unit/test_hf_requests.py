@@ -11,12 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InvalidInput
-from shared.hf import BINARY, DEFAULT_MODELS, TEXT_LIMIT_CHARS, Task, file_ids, single_inputs
-from shared.hf_parameters import (
+from shared.kinds.hf import (
+    BINARY,
+    DEFAULT_MODELS,
     PARAMETERS,
+    TEXT_LIMIT_CHARS,
     SpeechGenerationParameters,
     SpeechParameters,
+    Task,
+    file_ids,
     parse_parameters,
+    single_inputs,
 )
 
 PAIR = {"question": "Where?", "context": "In Seoul."}

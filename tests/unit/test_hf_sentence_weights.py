@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import Permanent, WrongTask
-from shared.hf import Task
+from shared.kinds.hf import Task
 from tests.unit.checkpoints import (
     HIDDEN,
     OPTIONS,
@@ -19,8 +19,8 @@ from tests.unit.checkpoints import (
     make_sentence_transformer,
     save,
 )
-from workers.hf.files import locate
-from workers.hf.weights import load_sentence_transformer
+from workers.models.load import load_sentence_transformer
+from workers.models.locate import locate
 
 POOLING = ("sentence_transformers.models.Pooling", "1_Pooling")
 DENSE = ("sentence_transformers.models.Dense", "2_Dense")

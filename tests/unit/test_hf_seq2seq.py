@@ -13,16 +13,15 @@ from transformers import (
 )
 
 from shared.errors import Cancelled, InvalidInput
-from shared.hf import Task
-from shared.hf_parameters import parse_parameters
+from shared.kinds.hf import Task, parse_parameters
 from tests.tiny import bart
 from tests.tiny_models import one_thread
 from tests.unit.hf_generation import make_t5, rows, unlimited_tokenizer
 from tests.unit.hf_tasks import OPTIONS, outputs, warnings
-from workers.hf import summarization
-from workers.hf.seq2seq import Seq2Seq
-from workers.hf.summarization import Summarization
 from workers.hf.task import UNWATCHED
+from workers.hf.tasks import summarization
+from workers.hf.tasks.seq2seq import Seq2Seq
+from workers.hf.tasks.summarization import Summarization
 
 SUMMARIZE = Task.SUMMARIZATION
 TEXTS = [*bart.SUMMARIES, "Rain.", "The museum closed two bridges, and " * 9]

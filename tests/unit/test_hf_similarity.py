@@ -12,14 +12,13 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import cos_sim
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from shared.hf import Task
-from shared.hf_parameters import SimilarityParameters
+from shared.kinds.hf import SimilarityParameters, Task
 from tests.tiny.wordpiece import vocabulary
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS, outputs, warnings
-from workers.hf import similarity
-from workers.hf.files import bundled
-from workers.hf.similarity import SentenceSimilarity
+from workers.hf.tasks import similarity
+from workers.hf.tasks.similarity import SentenceSimilarity
+from workers.models.locate import bundled
 
 SIMILARITY = Task.SENTENCE_SIMILARITY
 ENGLISH: dict[str, Any] = {

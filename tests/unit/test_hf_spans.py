@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers.pipelines.document_question_answering import select_starts_ends
 
 from tests.unit.spans_reference import Seen, Token, brute_force
-from workers.hf.spans import Answer, Text, Window, best_answers
+from workers.hf.tasks.question_answering import Answer, Text, Window, best_answers
 
 WORDS = ("a", "A", "bc", "한강", "🌉", "de")
 

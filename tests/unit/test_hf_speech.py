@@ -30,16 +30,15 @@ from transformers import (
 )
 
 from shared.errors import Permanent
-from shared.hf import Task
-from shared.hf_parameters import parse_parameters
+from shared.kinds.hf import Task, parse_parameters
 from tests.tiny import wav2vec2
 from tests.tiny.voice import speak
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS
-from workers.hf import speech
-from workers.hf.ctc import CtcSpeech
-from workers.hf.recordings import Recordings
+from workers.hf.audio.ctc import CtcSpeech
+from workers.hf.audio.decode import Recordings
 from workers.hf.task import UNWATCHED
+from workers.hf.tasks import speech
 
 SAID = "HELLO SHORT NOTES IN THE HALL"
 ASKED = parse_parameters(Task.SPEECH_RECOGNITION, {})

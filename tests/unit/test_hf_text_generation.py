@@ -11,14 +11,13 @@ import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from shared.errors import InvalidInput
-from shared.hf import Task
-from shared.hf_parameters import parse_parameters
+from shared.kinds.hf import Task, parse_parameters
 from tests.tiny import gpt2
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS, outputs, warnings
-from workers.hf import text_generation
 from workers.hf.task import UNWATCHED, Row
-from workers.hf.text_generation import TextGeneration
+from workers.hf.tasks import text_generation
+from workers.hf.tasks.text_generation import TextGeneration
 
 GENERATE = Task.TEXT_GENERATION
 PROMPTS = [*gpt2.CONTINUATIONS, "river", "The capital of Japan, a fox who lived near " * 3]

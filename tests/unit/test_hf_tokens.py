@@ -18,13 +18,13 @@ from transformers import (
 )
 
 from shared.errors import InvalidInput, Permanent
-from shared.hf import Task
+from shared.kinds.hf import Task
 from tests.tiny import mlm, ner, nli
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import HALF, OPTIONS, assert_same, outputs, warnings
-from workers.hf import fill_mask, text_classification, token_classification
-from workers.hf.fill_mask import FillMask
-from workers.hf.token_classification import TokenClassification
+from workers.hf.tasks import fill_mask, text_classification, token_classification
+from workers.hf.tasks.fill_mask import FillMask
+from workers.hf.tasks.token_classification import TokenClassification
 
 NER = Task.TOKEN_CLASSIFICATION
 FILL = Task.FILL_MASK

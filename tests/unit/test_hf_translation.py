@@ -16,14 +16,14 @@ from transformers import (
 )
 
 from shared.errors import InvalidInput
-from shared.hf import Task
+from shared.kinds.hf import Task
 from tests.tiny import bart, marian
 from tests.tiny_models import one_thread
 from tests.unit.hf_generation import make_t5, rows, unlimited_tokenizer
 from tests.unit.hf_tasks import OPTIONS, outputs, warnings
-from workers.hf import translation
 from workers.hf.task import UNWATCHED
-from workers.hf.translation import Translation
+from workers.hf.tasks import translation
+from workers.hf.tasks.translation import Translation
 
 TRANSLATE = Task.TRANSLATION
 

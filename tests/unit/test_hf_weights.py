@@ -22,10 +22,9 @@ from transformers import (
 )
 
 from shared.errors import Cancelled, Permanent, Retryable, WrongTask
-from shared.hf import Task
+from shared.kinds.hf import Task
 from tests.unit.checkpoints import HIDDEN, OPTIONS, as_pickle, configure, save
-from workers.hf.faults import told
-from workers.hf.weights import load_model
+from workers.models.load import load_model, told
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,14 @@ import soundfile
 from transformers import pipeline
 
 from shared.errors import InvalidInput
-from shared.hf import Task
-from shared.hf_parameters import parse_parameters
+from shared.kinds.hf import Task, parse_parameters
 from tests.tiny import whisper_by_heart as tiny
 from tests.tiny.voice import length_s, recorded, speak
 from tests.tiny_models import one_thread
 from tests.unit.hf_tasks import OPTIONS
-from workers.hf import speech
+from workers.hf.audio.whisper import WhisperSpeech
 from workers.hf.task import UNWATCHED
-from workers.hf.whisper import WhisperSpeech
+from workers.hf.tasks import speech
 
 RATE = tiny.RATE_HZ
 

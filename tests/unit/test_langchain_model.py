@@ -12,12 +12,12 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
+from examples.langchain_model import GeneratorChatModel
 from shared.errors import InvalidInput, Unavailable
 from tests.generation.contract import PATIENCE_S
 from tests.unit.remotes import MODEL, Remote, remote
 from tests.wire.behaviour import Behaviour
-from workers.generation.engine import Sampling
-from workers.generation.langchain_model import GeneratorChatModel
+from workers.generation.backends.interface import Sampling
 
 
 @tool

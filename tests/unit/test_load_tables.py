@@ -3,9 +3,9 @@ quotes are escaped, what values of a metadata column are, and what the errors na
 
 import pytest
 
-from shared.payloads import CsvOptions
+from shared.kinds.payloads import CsvOptions
 from tests.unit.loading import read, refusal
-from workers.ingest.tables import MAX_COLUMNS
+from workers.ingest.formats.tables import MAX_COLUMNS
 
 
 def texts(data: bytes | str, name: str = "a.csv", csv: CsvOptions | None = None) -> list[str]:

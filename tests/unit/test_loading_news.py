@@ -8,10 +8,10 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from shared import loading
 from shared.config import Settings
-from shared.loading import Loading
-from shared.queue import make_redis
+from shared.redis import model_loading
+from shared.redis.bell import make_redis
+from shared.redis.model_loading import Loading
 from tests.servers import free_port
 
 MODEL = "owner/model"
@@ -25,16 +25,19 @@ def port() -> int:
 
 def test_a_worker_is_not_stopped(port: int, caplog: pytest.LogCaptureFixture) -> None:
     settings = Settings(_env_file=None, redis_url=f"redis://127.0.0.1:{port}/0")
-    with make_redis(settings) as client, caplog.at_level(logging.WARNING, "shared.loading"):
-        loading.announce(client, Loading(model=MODEL, estimated_s=20))
-        loading.done(client, MODEL)
+    with (
+        make_redis(settings) as client,
+        caplog.at_level(logging.WARNING, "shared.redis.model_loading"),
+    ):
+        model_loading.announce(client, Loading(model=MODEL, estimated_s=20))
+        model_loading.done(client, MODEL)
     assert [MODEL in record.getMessage() for record in caplog.records] == [True, True]
 
 
 async def _asked(port: int) -> Loading | None:
     retry = Retry(NoBackoff(), 0)
     async with redis.asyncio.Redis(host="127.0.0.1", port=port, retry=retry) as client:
-        return await loading.of(client, MODEL)
+        return await model_loading.of(client, MODEL)
 
 
 def test_no_model_is_told_of(port: int) -> None:

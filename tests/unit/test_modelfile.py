@@ -2,7 +2,7 @@
 
 import pytest
 
-from cli.modelfile import Description, parameters_of, read_modelfile
+from cli.commands.models import Description, parameters_of, read_modelfile
 from shared.errors import InvalidInput
 
 WHOLE = '''

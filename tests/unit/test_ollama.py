@@ -9,7 +9,7 @@ from shared.errors import ConfigurationError
 from tests.generation.contract import GeneratorContract, ended, said
 from tests.unit.remotes import MODEL, Remote, remote
 from tests.wire.ollama_server import CONTEXT_LENGTH
-from workers.generation.engine import (
+from workers.generation.backends.interface import (
     FinishReason,
     Generator,
     Message,
@@ -20,8 +20,8 @@ from workers.generation.engine import (
     Tool,
     ToolCall,
 )
-from workers.generation.ollama import ModelMissing, OllamaServer
-from workers.generation.remote.generator import RemoteGenerator
+from workers.generation.backends.remote.generator import RemoteGenerator
+from workers.generation.backends.remote.ollama import ModelMissing, OllamaServer
 
 ADD = Tool(
     name="add",

@@ -9,7 +9,7 @@ from shared.config import Settings
 from shared.errors import ConfigurationError, Permanent, Retryable
 from tests.generation.contract import GeneratorContract, ended, said
 from tests.unit.remotes import MODEL, Remote, remote
-from workers.generation.engine import (
+from workers.generation.backends.interface import (
     FinishReason,
     Generator,
     Message,
@@ -20,8 +20,8 @@ from workers.generation.engine import (
     Tool,
     ToolCall,
 )
-from workers.generation.openai import OpenAIServer
-from workers.generation.remote.generator import RemoteGenerator
+from workers.generation.backends.remote.generator import RemoteGenerator
+from workers.generation.backends.remote.openai import OpenAIServer
 
 CHAT = "/v1/chat/completions"
 NESTED = {

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shared.outage import Outage
+from shared.database.transaction import Outage
 
 
 class Clock:

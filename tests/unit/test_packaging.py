@@ -15,11 +15,10 @@ from packaging.utils import canonicalize_name
 from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
+from cli.client.sources import SUPPORTED
 from cli.settings import ClientSettings
-from cli.sources import SUPPORTED
 from shared.config import Settings
-from shared.hf import DEFAULT_MODELS
-from shared.hf_parameters import PARAMETERS, GenerationParameters, settable
+from shared.kinds.hf import DEFAULT_MODELS, PARAMETERS, GenerationParameters, settable
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ROOT / "examples" / "documents"

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.unit import tiny
 from tests.unit.tiny import TEXTS, asks, ids_of, rolling
-from workers.generation.batch.packing import PackedLinear, pack
+from workers.generation.backends.rolling.generator import PackedLinear, pack
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"

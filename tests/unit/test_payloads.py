@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from shared.payloads import (
+from shared.kinds.payloads import (
     COLLECTION_NAME,
     INPUTS,
     CollectionName,

@@ -12,10 +12,10 @@ from shared.config import Settings
 from shared.errors import ConfigurationError
 from tests.unit import tiny
 from tests.unit.tiny import TEXTS, Reference, asks, ids_of
-from workers.generation.engine import Message, Request, Role, Sampling
-from workers.generation.quantized import load
-from workers.generation.rolling import RollingGenerator, make_rolling
-from workers.processor import cpu_is_fast_in_bfloat16
+from workers.generation.backends.interface import Message, Request, Role, Sampling
+from workers.generation.backends.rolling.generator import RollingGenerator, make_rolling
+from workers.models.devices import cpu_is_fast_in_bfloat16
+from workers.models.load_4bit import load
 
 # bitsandbytes quantizes in blocks of 64.
 CONFIG = {"hidden_size": 128, "intermediate_size": 256}

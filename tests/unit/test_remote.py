@@ -14,13 +14,12 @@ from shared.errors import Unavailable
 from tests.generation.contract import ended, first_text, said
 from tests.unit.remotes import MODEL, Remote, remote
 from tests.wire.behaviour import Behaviour
-from workers.generation.engine import FinishReason, Message, Request, Role, Sampling
-from workers.generation.ollama import OllamaGenerator, OllamaServer
-from workers.generation.remote.estimate import tokens_of, tokens_of_prompt
-from workers.generation.remote.refusals import is_loopback, retry_after_s
-from workers.generation.remote.seam import Seam
-from workers.generation.remote.server import Gate
-from workers.generation.stopping import StopFilter
+from workers.generation.answers.stop import StopFilter
+from workers.generation.backends.interface import FinishReason, Message, Request, Role, Sampling
+from workers.generation.backends.remote.generator import tokens_of, tokens_of_prompt
+from workers.generation.backends.remote.ollama import OllamaGenerator, OllamaServer
+from workers.generation.backends.remote.openai import Seam
+from workers.generation.backends.remote.server import Gate, is_loopback, retry_after_s
 
 LONG = Request(messages=said("count to 2000"), sampling=Sampling(max_tokens=2000))
 

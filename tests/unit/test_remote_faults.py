@@ -13,8 +13,8 @@ from shared.errors import Permanent, Retryable, Unavailable
 from tests.generation.contract import PATIENCE_S, ended, first_text, said, text_of
 from tests.unit.remotes import MODEL, Remote, remote
 from tests.wire.behaviour import Behaviour
-from workers.generation.engine import FinishReason, Request, Resume, Sampling
-from workers.generation.remote.generator import RemoteGenerator
+from workers.generation.backends.interface import FinishReason, Request, Resume, Sampling
+from workers.generation.backends.remote.generator import RemoteGenerator
 
 COUNT = Request(messages=said("count to 30"))
 WHOLE = " ".join(str(number) for number in range(1, 31))

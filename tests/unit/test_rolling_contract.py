@@ -7,7 +7,7 @@ import pytest
 from tests.generation.contract import GeneratorContract, said
 from tests.unit import tiny
 from tests.unit.tiny import TEXTS, asks, rolling
-from workers.generation.engine import Generator, Request, Sampling
+from workers.generation.backends.interface import Generator, Request, Sampling
 
 WINDOW = 8192
 

@@ -12,8 +12,8 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from shared.errors import Permanent, Retryable
 from tests.unit import tiny
 from tests.unit.tiny import TEXTS, Reference, asks, ids_of, rolling
-from workers.generation.engine import Generation
-from workers.generation.rolling import RollingGenerator
+from workers.generation.backends.interface import Generation
+from workers.generation.backends.rolling.generator import RollingGenerator
 
 BAD = "<|system|>"
 BAD_TOKEN = tiny.tokenizer().convert_tokens_to_ids(BAD)

@@ -9,7 +9,7 @@ import pytest
 from shared.errors import InvalidInput, Retryable
 from tests.unit import tiny
 from tests.unit.tiny import TEXTS, Reference, asks, ids_of, rolling
-from workers.generation.engine import (
+from workers.generation.backends.interface import (
     Completion,
     FinishReason,
     Generation,
@@ -19,7 +19,7 @@ from workers.generation.engine import (
     Role,
     Sampling,
 )
-from workers.generation.rolling import RollingGenerator
+from workers.generation.backends.rolling.generator import RollingGenerator
 
 WARM = {"temperature": 1.5, "seed": 7}
 VARIANTS = {

@@ -5,13 +5,11 @@ import pytest
 from shared.errors import ConfigurationError, InvalidInput
 from tests.unit import tiny
 from tests.unit.tiny import TEXTS, Reference, Stepped, asks, ids_of, rolling
-from workers.generation.batch.detokenize import TextStream
-from workers.generation.batch.prefixes import SHORTEST_TOKENS, Prefixes
-from workers.generation.batch.reading import shares
-from workers.generation.batch.rows import Batch, Row
-from workers.generation.batch.sampling import Chooser
-from workers.generation.batch.slab import Slab
-from workers.generation.engine import Generation, Request, Sampling
+from workers.generation.backends.interface import Generation, Request, Sampling
+from workers.generation.backends.rolling.rows import Batch, Row, TextStream
+from workers.generation.backends.rolling.sampling import Chooser
+from workers.generation.backends.rolling.scheduler import shares
+from workers.generation.backends.rolling.slab import SHORTEST_TOKENS, Prefixes, Slab
 
 # Keys and values of a token take 2 KiB in this one: 1 MiB holds 512 tokens.
 LARGE = {"num_key_value_heads": 4, "head_dim": 32}

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.claims import Claim
 from shared.config import Settings
-from workers import runner
+from shared.jobs.claims import Claim
+from workers.attempts import runner
 
 
 def settings(**changes: Any) -> Settings:

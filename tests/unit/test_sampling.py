@@ -11,8 +11,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from workers.generation.batch.sampling import NOT_A_NUMBER, Chooser, choose
-from workers.generation.engine import Sampling
+from workers.generation.backends.interface import Sampling
+from workers.generation.backends.rolling.sampling import NOT_A_NUMBER, Chooser, choose
 
 DRAWS = 4000
 

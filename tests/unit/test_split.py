@@ -12,8 +12,9 @@ from markdown_it import MarkdownIt
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from shared.errors import ConfigurationError
-from shared.payloads import CsvOptions, Splitter, SplitterType
-from workers.ingest import markdown, tokens
+from shared.kinds.payloads import CsvOptions, Splitter, SplitterType
+from workers.ingest import split as tokens
+from workers.ingest.formats import markdown
 from workers.ingest.load import LoadedText, Passage, load
 from workers.ingest.split import Piece, least_pieces, split
 

@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.streaming import TextPiece, ToolRun, told
-from cli.wire import Event, Job
+from cli.client.shapes import Event, Job
+from cli.client.streaming import TextPiece, ToolRun, told
 
 Piece = tuple[int, int, str]
 

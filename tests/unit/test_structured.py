@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from shared.bounds import SHOWN_DEPTH
 from shared.errors import InvalidInput
-from workers.generation.engine import Message, Role
-from workers.generation.parsing import structured
-from workers.generation.parsing.schemas import NotJson, SchemaChecker
-from workers.generation.parsing.structured import instructions, repair_messages
+from workers.generation.answers import structured
+from workers.generation.answers.schemas import NotJson, SchemaChecker
+from workers.generation.answers.structured import instructions, repair_messages
+from workers.generation.backends.interface import Message, Role
 
 CITY = {
     "type": "object",

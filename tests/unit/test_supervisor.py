@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.logstream import LogStream
-from cli.parts import Part, PartReport, PartState, Ready
-from cli.processes import find_process, session_members, wait_for_exit
-from cli.supervisor import StartFailed, Supervisor, Timing
+from cli.stack.logs import LogStream
+from cli.stack.parts import Part, PartReport, PartState, Ready
+from cli.stack.stackfile import find_process, session_members, wait_for_exit
+from cli.stack.supervisor import StartFailed, Supervisor, Timing
 
 QUICK = Timing(backoff_base_s=0.01, backoff_cap_s=0.05, ready_pause_s=0.01)
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
@@ -239,9 +239,9 @@ def test_children_end_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     """SIGKILL cannot be handled; the kernel tells the children."""
     script = (
         "import asyncio, pathlib, sys\n"
-        "from cli.logstream import LogStream\n"
-        "from cli.parts import Part\n"
-        "from cli.supervisor import Supervisor\n"
+        "from cli.stack.logs import LogStream\n"
+        "from cli.stack.parts import Part\n"
+        "from cli.stack.supervisor import Supervisor\n"
         "async def main():\n"
         "    supervisor = Supervisor(LogStream(pathlib.Path(sys.argv[1]), None))\n"
         f"    argv = (sys.executable, '-c', {SLEEP!r})\n"

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from cli.devices import cuda_devices
-from cli.parts import Part
-from cli.programs import Crew, Places, program_parts
+from cli.stack.parts import Part
+from cli.stack.programs import Crew, Places, cuda_devices, program_parts
 from shared.config import Settings
 
 PLACES = Places(

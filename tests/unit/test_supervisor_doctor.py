@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from cli.checks import Check
-from cli.doctor import check
-from cli.ports import free_ports
+from cli.doctor import Check, check
+from cli.stack.readiness import free_ports
 from shared.config import Settings
 from tests.unit.fake_api import State, answering, listening, serving
 

@@ -14,22 +14,22 @@ from pathlib import Path
 
 import pytest
 
-from cli.down import stop_leftovers, stop_stack
-from cli.launch import launch_argv
-from cli.logstream import FILES_KEPT, Console, LogFile, LogStream
-from cli.parts import PartReport, PartState
-from cli.plan import make_home
-from cli.ports import api_port, free_ports
-from cli.processes import find_process, machine
-from cli.stackfile import (
+from cli.stack.launch import launch_argv
+from cli.stack.logs import FILES_KEPT, Console, LogFile, LogStream
+from cli.stack.parts import PartReport, PartState
+from cli.stack.readiness import api_port, free_ports
+from cli.stack.stackfile import (
     Stack,
     StackState,
+    find_process,
     find_stack,
+    machine,
     read_stack,
     stack_lock,
     stack_status,
     write_stack,
 )
+from cli.stack.up import make_home, stop_leftovers, stop_stack
 from shared.errors import ConfigurationError
 
 

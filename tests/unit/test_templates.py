@@ -4,8 +4,8 @@ import pytest
 
 from shared.errors import InvalidInput
 from tests.unit import tiny
-from workers.generation.batch.templates import PLAIN_STOP, Prompts
-from workers.generation.engine import Message, Request, Role, Sampling, Tool, ToolCall
+from workers.generation.backends.interface import Message, Request, Role, Sampling, Tool, ToolCall
+from workers.generation.backends.rolling.generator import PLAIN_STOP, Prompts
 
 HELLO = (Message(role=Role.SYSTEM, content="be brief"), Message(role=Role.USER, content="hello"))
 

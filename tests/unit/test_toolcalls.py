@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.generation.engine import Message, Role, Tool, ToolCall
-from workers.generation.parsing.toolcalls import parse
-from workers.generation.parsing.toolgate import ToolCallGate
-from workers.generation.parsing.toolprompt import describe, spell_out
+from workers.generation.answers.tool_calls import ToolCallGate, describe, parse, spell_out
+from workers.generation.backends.interface import Message, Role, Tool, ToolCall
 
 ADD = '{"name": "add", "arguments": {"a": 1}}'
 LLAMA = '{"name": "add", "parameters": {"a": 1}}'

@@ -9,13 +9,13 @@ from uuid import uuid4
 import pytest
 from jsonschema import Draft202012Validator
 
-from shared.claims import Claim
 from shared.config import Settings
 from shared.errors import Cancelled
-from shared.generation import BUILT_IN_TOOLS, BuiltInTool
-from workers.generation.engine import ToolCall
+from shared.jobs.claims import Claim
+from shared.kinds.generation import BUILT_IN_TOOLS, BuiltInTool
+from workers.attempts.context import Context
+from workers.generation.backends.interface import ToolCall
 from workers.process import Process
-from workers.step import Context
 from workers.tools.table import run, tools
 
 CALCULATOR = BuiltInTool(type="calculator")

@@ -13,7 +13,7 @@ from tests.generation.contract import ended, said
 from tests.servers import Server, free_port
 from tests.unit.remotes import MODEL, QUICK, Remote
 from tests.wire.behaviour import Wire
-from workers.generation.engine import Request
+from workers.generation.backends.interface import Request
 
 
 @pytest.mark.parametrize(

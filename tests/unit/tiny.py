@@ -19,9 +19,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from shared.config import Settings
-from workers.generation.engine import Request, Sampling
-from workers.generation.quantized import Loaded
-from workers.generation.rolling import RollingGenerator
+from workers.generation.backends.interface import Request, Sampling
+from workers.generation.backends.rolling.generator import RollingGenerator
+from workers.models.load_4bit import Loaded
 
 TEXTS = (
     "the quick brown fox jumps over the lazy dog and runs home before it rains",

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from shared.hf import BINARY, Task
+from shared.kinds.hf import BINARY, Task
 from tests.wire.behaviour import Recorded, Wire, application, refusal, run, serving, stream
 from tests.wire.hub_script import ANSWERS, Wrong
 

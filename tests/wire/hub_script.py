@@ -5,7 +5,7 @@ specifications, the contents are made of what is asked, so that a test can tell 
 from collections.abc import Callable
 from typing import Any
 
-from shared.hf import Task
+from shared.kinds.hf import Task
 
 VOWELS = "aeiou"
 

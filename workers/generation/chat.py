@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from shared import conversations, jobs
+from shared import conversations
 from shared.bounds import (
     LINE_LIMIT_CHARS,
     SCHEMA_LIMIT_BYTES,
@@ -22,7 +22,9 @@ from shared.bounds import (
     storable_text,
 )
 from shared.errors import InvalidInput, Permanent, Retryable
-from shared.generation import (
+from shared.jobs import jobs
+from shared.jobs.steps import NewStep
+from shared.kinds.generation import (
     BuiltInTool,
     ChatInput,
     ChatMessage,
@@ -31,18 +33,24 @@ from shared.generation import (
     Usage,
     door_of,
 )
-from shared.models import Job
-from shared.queue import Queue
-from shared.steps import NewStep
-from workers.generation import dialogue, summary
-from workers.generation.answers import instructed, read_json
-from workers.generation.demand import on_demand
-from workers.generation.dialogue import Dialogue, to_message, to_stored
-from workers.generation.engine import Completion, Generator, Message, Request, Role, Tool, ToolCall
-from workers.generation.parsing import toolcalls
-from workers.generation.parsing.toolgate import ToolCallGate
-from workers.generation.parsing.toolprompt import spell_out
-from workers.generation.prompts import history
+from shared.redis.bell import Queue
+from shared.tables import Job
+from workers.attempts.context import Context, Done, Handler
+from workers.generation.answers import tool_calls
+from workers.generation.answers.structured import instructed, read_json
+from workers.generation.answers.tool_calls import ToolCallGate, spell_out
+from workers.generation.backends.interface import (
+    Completion,
+    Generator,
+    Message,
+    Request,
+    Role,
+    Tool,
+    ToolCall,
+)
+from workers.generation.model_pulls import on_demand
+from workers.generation.prompts import conversation
+from workers.generation.prompts.conversation import Dialogue, to_message, to_stored
 from workers.generation.writing import (
     Gate,
     OpenGate,
@@ -53,7 +61,6 @@ from workers.generation.writing import (
     write,
     write_quietly,
 )
-from workers.step import Context, Done, Handler
 from workers.tools import table
 
 
@@ -112,7 +119,7 @@ def chat_answer(context: Context) -> Done:
     with process.ledger.read() as session:
         job = jobs.get(session, context.claim.job_id)
         wanted = ChatInput.model_validate(job.input)
-        before = dialogue.load(session, job.conversation_id)
+        before = conversation.load(session, job.conversation_id)
     way = Way.of(context.claim.payload)
     generator = process.generators.get(wanted.model or process.settings.generation_model)
     is_last = way.turn >= process.settings.agent_limit_turns
@@ -168,7 +175,7 @@ def _ask(
     chosen = sampling(wanted.parameters, context.process.settings, step_id=context.claim.step_id)
     given = [to_message(message) for message in wanted.messages]
     messages = (*_in_order(before, given), *way.later)
-    history.check(messages)
+    conversation.check(messages)
     as_json = wanted.response_format.type == "json"
     if as_json:
         messages = instructed(context, messages, wanted.response_format)
@@ -183,8 +190,10 @@ def _ask(
 
     generator.learn(context.check)
     budget = prompt_budget(generator, chosen.max_tokens)
-    fitted = summary.fit(context, generator, before, messages, budget_tokens=budget, count=count,
-                         conversation_id=job.conversation_id)  # fmt: skip
+    fitted = conversation.fit(
+        context, generator, before, messages, budget_tokens=budget, count=count,
+        conversation_id=job.conversation_id,
+    )  # fmt: skip
     request = Request(
         messages=tuple(spelled(fitted.messages)),
         tools=offered,
@@ -228,7 +237,7 @@ def _calls(completion: Completion, names: set[str], way: Way) -> tuple[str, tupl
     if completion.tool_calls or not names:
         return completion.text, tuple(map(storable, completion.tool_calls))
     first = sum(len(message.tool_calls) for message in way.later)
-    text, calls = toolcalls.parse(completion.text, names=names, first=first)
+    text, calls = tool_calls.parse(completion.text, names=names, first=first)
     return text, tuple(map(storable, calls))
 
 

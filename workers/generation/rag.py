@@ -6,19 +6,22 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from shared import collections, conversations, documents, jobs, steps
+from shared import conversations
 from shared.config import EXTRACTIVE
-from shared.documents import ChunkView
-from shared.generation import Usage
-from shared.models import Job
-from shared.payloads import Citation, RagInput, RagResult
-from workers.generation import dialogue, extractive
-from workers.generation.answers import instructed, read_json
-from workers.generation.demand import on_demand
-from workers.generation.engine import Completion, Generator, Request
-from workers.generation.parsing.citations import MarkerFilter, says_not_found
-from workers.generation.prompt import Passage, RagPrompt, build
-from workers.generation.prompts.wording import wording_for
+from shared.documents import collections, documents
+from shared.documents.documents import ChunkView
+from shared.jobs import jobs, steps
+from shared.kinds.generation import Usage
+from shared.kinds.payloads import Citation, RagInput, RagResult
+from shared.tables import Job
+from workers.attempts.context import Context, Done, Handler
+from workers.generation.answers.citations import MarkerFilter, says_not_found
+from workers.generation.answers.structured import instructed, read_json
+from workers.generation.backends import extractive
+from workers.generation.backends.interface import Completion, Generator, Request
+from workers.generation.model_pulls import on_demand
+from workers.generation.prompts import conversation
+from workers.generation.prompts.prompt import Passage, RagPrompt, build, wording_for
 from workers.generation.writing import (
     deadline,
     prompt_budget,
@@ -27,7 +30,6 @@ from workers.generation.writing import (
     write,
     write_quietly,
 )
-from workers.step import Context, Done, Handler
 
 HISTORY_SHARE = 3
 """A conversation may take a third of the prompt; the passages have the rest."""
@@ -96,14 +98,14 @@ def _generate(
     generator.learn(context.check)
     budget = prompt_budget(generator, chosen.max_tokens)
     with process.ledger.read() as session:
-        before = dialogue.load(session, job.conversation_id).spoken
+        before = conversation.load(session, job.conversation_id).spoken
     prompt = build(
         wanted.question,
         [Passage(text=each.chunk.text, source=each.chunk.source) for each in found],
         template=wanted.prompt,
         budget_tokens=budget,
         count=generator.count_tokens,
-        history=dialogue.newest(
+        history=conversation.newest(
             before, budget_tokens=budget // HISTORY_SHARE, count=generator.count_tokens
         ),
     )

@@ -1,8 +1,8 @@
 """Runs a generator for a step: what it writes is noted, shown, and gone on with after a loss.
 
-A step's text is durable as it grows (`scribe.py`). An attempt that finds text of its predecessor
-goes on behind it. What clients see goes through a gate, which may hold back or take out parts of
-it; a gate gives equal text for equal text, however that comes in pieces.
+A step's text is durable as it grows (`transcript_writer.py`). An attempt that finds text of its
+predecessor goes on behind it. What clients see goes through a gate, which may hold back or take out
+parts of it; a gate gives equal text for equal text, however that comes in pieces.
 """
 
 import logging
@@ -15,11 +15,13 @@ from typing import Protocol
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from shared import jobs, transcripts
+from shared import conversations
 from shared.config import Settings
 from shared.errors import InvalidInput, Timeout
-from shared.generation import Parameters
-from workers.generation.engine import (
+from shared.jobs import jobs
+from shared.kinds.generation import Parameters
+from workers.attempts.context import Context
+from workers.generation.backends.interface import (
     Completion,
     Delta,
     FinishReason,
@@ -28,8 +30,7 @@ from workers.generation.engine import (
     Resume,
     Sampling,
 )
-from workers.generation.scribe import Script, write_rest
-from workers.step import Context
+from workers.generation.transcript_writer import Script, write_rest
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def write(context: Context, generator: Generator, request: Request, gate: Gate) 
         script.add(text, shown_text, token_ids)
 
     with process.ledger.read() as session:
-        before = transcripts.of_step(session, context.claim.step_id)
+        before = conversations.of_step(session, context.claim.step_id)
     if before is not None:
         ids = tuple(before.token_ids)
         request = replace(request, resume=Resume(text=before.text, token_ids=ids))
@@ -147,7 +148,7 @@ def _follow(
 def show_at_once(context: Context, text: str) -> Callable[[Session], None]:
     """What records a text that was not written bit by bit, so that streams have it, too."""
     with context.process.ledger.read() as session:
-        before = transcripts.of_step(session, context.claim.step_id)
+        before = conversations.of_step(session, context.claim.step_id)
     script = Script(context, offset=len(before.shown) if before else 0)
     script.add(text, text[script.offset :], ())
     return partial(write_rest, script=script)

@@ -4,22 +4,366 @@ A step that takes longer than SLUICE_HF_STEP_S records what it has and goes on i
 that a job of any length loses no more than that, and short jobs come in between.
 """
 
+import gc
+import json
+import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
+import torch
+from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import select
 
-from shared import jobs
-from shared.errors import Cancelled, InvalidInput, SluiceError
-from shared.hf import BINARY, HfInput
-from shared.models import Job
-from workers.hf import contents, hub_steps, results
-from workers.hf.batching import Budget, batches, run_rows
-from workers.hf.loading import load_for
+from shared.bounds import EncodedJson
+from shared.errors import Cancelled, ConfigurationError, InvalidInput, Permanent, SluiceError
+from shared.jobs import jobs
+from shared.jobs.steps import NewStep
+from shared.kinds.hf import BINARY, HfInput, Task
+from shared.redis import model_loading
+from shared.redis.bell import Queue
+from shared.redis.events import Event, EventType
+from shared.redis.model_loading import Loading
+from shared.tables import Job, Step
+from shared.vocabulary import State
+from workers.attempts.context import Context, Done, Handler, Settle
+from workers.attempts.results import stored
+from workers.hf import contents, hub
 from workers.hf.task import LocalTask, Row, Watch
-from workers.hf.work import MISSING, Work
-from workers.step import Context, Handler, Settle
+from workers.hf.work import MISSING, Work, as_json
+from workers.models import checkpoints
+from workers.models.devices import is_fatal, is_out_of_memory, return_freed_blocks
+
+# Where outputs go: into the row of their step or job, or into the storage where they are
+# large.
+#
+# What an attempt stores that is then not recorded is deleted again; all of a job's folder
+# goes when retention forgets the job.
+
+STEP = "hf.run"
+
+
+def recorded_before(context: Context) -> tuple[dict[int, Any], list[str]]:
+    """Outputs by input, and warnings, of the steps of the job that went before this one."""
+    process, claim = context.process, context.claim
+    with process.ledger.read() as session:
+        results = session.scalars(
+            select(Step.result)
+            .where(
+                Step.job_id == claim.job_id, Step.name == STEP, Step.state == State.SUCCEEDED,
+                Step.id < claim.step_id,
+            )
+            .order_by(Step.id)
+        ).all()  # fmt: skip
+    outputs: dict[int, Any] = {}
+    warnings: list[str] = []
+    for result in results:
+        stored = result.get("path")
+        found = json.loads(process.storage.read(stored)) if stored else result["outputs"]
+        outputs |= {int(n): output for n, output in found.items()}
+        warnings += [warning for warning in result["warnings"] if warning not in warnings]
+    return outputs, warnings
+
+
+def complete(work: Work, answer: Any) -> Done:
+    """The job's end. Raises Permanent for outputs that are no JSON."""
+    return of_answer(work.context, answer, warnings=[*work.warnings_before, *work.warnings])
+
+
+def of_answer(context: Context, answer: Any, *, warnings: Sequence[str] = ()) -> Done:
+    """The end of a job with this answer. Raises Permanent for what is no JSON."""
+    unique = list(dict.fromkeys(warnings))
+    data = _encoded(answer)
+    path = stored(context, data)
+    job_id = context.claim.job_id
+
+    def record(session: Any) -> None:
+        jobs.note_result(
+            session, job_id, path=path, size_bytes=len(data) if path else None, warnings=unique
+        )
+
+    return Done(result=None if path else EncodedJson(answer, data.decode()), record=record)
+
+
+def go_on(work: Work) -> Done:
+    """What there is so far, and a step for the rest."""
+    outputs = {str(n): output for n, output in work.outputs.items()}
+    path = stored(work.context, _encoded(outputs)) if outputs else None
+    kept = {"path": path} if path else {"outputs": outputs}
+    following = NewStep(
+        name=STEP, queue=Queue.HF, batch_key=work.context.claim.batch_key, payload=work.rest()
+    )
+    return Done(result=kept | {"warnings": work.warnings}, children=[following])
+
+
+def _encoded(value: Any) -> bytes:
+    try:
+        return as_json(value)
+    except ValueError:
+        raise Permanent(
+            "The model gave numbers that are none (NaN or infinity). Set SLUICE_HF_DTYPE=float32, "
+            "or use another model."
+        ) from None
+
+
+# From claimed steps to works with a loaded model: where it lies, what it is for, who waits
+# for it.
+#
+# While a model is being loaded, that is announced: a caller who asked not to wait is told so.
+# Jobs that are cancelled meanwhile end at once.
+
+Asked = tuple[Context, HfInput]
+
+
+def load_for(asked: Sequence[Asked], settle: Settle) -> list[tuple[LocalTask, list[Work]]]:
+    """The works of each task, with its model. All are of one model; what cannot run is settled."""
+    loader = _Loader(asked, settle)
+    try:
+        with suppress(Cancelled):  # each is settled by then
+            return loader.load()
+    finally:
+        loader.take_back()
+    return []
+
+
+class _Loader:
+    def __init__(self, asked: Sequence[Asked], settle: Settle) -> None:
+        context, wanted = asked[0]
+        self._name = str(wanted.model)
+        self._models = context.process.hf_models
+        self._events = context.process.ledger.events
+        self._settle = settle
+        self._asked = list(asked)
+        self._is_announced = False
+
+    def load(self) -> list[tuple[LocalTask, list[Work]]]:
+        try:
+            folder = self._folder()
+        except SluiceError as error:
+            for context, _ in list(self._asked):
+                self._end(context, error)
+            return []
+        found = []
+        for task, works in self._works(folder).items():
+            model = self._model(task, works, folder)
+            if model is not None:
+                found.append((model, works))
+        return found
+
+    def take_back(self) -> None:
+        """The model is loaded, or cannot be."""
+        if self._is_announced:
+            model_loading.done(self._events.redis, self._name)
+
+    def _folder(self) -> Path:
+        tasks = {wanted.task for _, wanted in self._asked}
+        task = tasks.pop() if len(tasks) == 1 else None
+        return self._models.folder(
+            self._name,
+            task,
+            check=self._check,
+            # Not before: of a model that is nowhere, nobody is told that it is being loaded.
+            on_found=lambda: self._announce(None),
+        )
+
+    def _works(self, folder: Path) -> dict[Task, list[Work]]:
+        works: dict[Task, list[Work]] = {}
+        for context, wanted in list(self._asked):
+            try:
+                task = checkpoints.choose(
+                    folder, self._name, wanted.task, wanted.inputs, wanted.parameters
+                )
+                works.setdefault(task, []).append(Work.of(context, task, wanted))
+            except SluiceError as error:
+                self._end(context, error)
+        return works
+
+    def _model(self, task: Task, works: Sequence[Work], folder: Path) -> LocalTask | None:
+        found = self._models.find(self._name, task)
+        if found is not None:
+            return found
+        self._announce(folder)
+        try:
+            return self._models.load(self._name, task, folder)
+        except SluiceError as error:
+            for work in works:
+                self._end(work.context, error)
+            return None
+
+    def _announce(self, folder: Path | None) -> None:
+        news = Loading(model=self._name, estimated_s=self._models.estimated_s(folder))
+        model_loading.announce(self._events.redis, news)
+        self._events.publish(
+            [
+                Event(job_id=context.claim.job_id, type=EventType.STATE, data=news.event())
+                for context, _ in self._asked
+            ]
+        )
+        self._is_announced = True
+
+    def _check(self) -> None:
+        """Called while a model is waited for. Raises Cancelled once nobody wants it any more."""
+        for context, _ in list(self._asked):
+            context.progress()
+            if context.stop.is_set():
+                self._end(context, Cancelled(context.stop_reason))
+        if not self._asked:
+            raise Cancelled("All jobs that wanted the model were cancelled.")
+
+    def _end(self, context: Context, outcome: Done | Exception) -> None:
+        self._asked = [each for each in self._asked if each[0] is not context]
+        self._settle(context, outcome)
+
+
+# Rows to outputs: batches under a token budget, halved where memory runs out.
+#
+# Rows of similar length go together, so that little of a batch is padding. A batch that fails
+# is tried in halves, down to the row that is to blame: no row fails because of its company.
+
+log = logging.getLogger(__name__)
+
+
+class Budget:
+    """How many padded tokens a batch may have; less, once memory ran out with more."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def shrink(self, tried_tokens: int) -> None:
+        self.tokens = max(1, min(self.tokens, tried_tokens // 2))
+
+
+def batches(rows: Sequence[Row], budget: Budget, row_limit: int | None) -> Iterator[list[int]]:
+    """Indices of rows, each batch of one group, by falling size, within the budget when padded.
+
+    A row that is larger than the budget is a batch by itself.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for n, row in enumerate(rows):
+        groups[row.group].append(n)
+    for members in groups.values():
+        batch: list[int] = []
+        for n in sorted(members, key=lambda n: rows[n].size, reverse=True):
+            widest = rows[batch[0]].size if batch else rows[n].size
+            is_full = len(batch) == row_limit or widest * (len(batch) + 1) > budget.tokens
+            if batch and is_full:
+                yield batch
+                batch = []
+            batch.append(n)
+        if batch:
+            yield batch
+
+
+def run_rows(
+    task: LocalTask, rows: Sequence[Row], watch: Watch, budget: Budget
+) -> list[Any | Exception]:
+    """An output or an exception for each row. Raises what ends the step: a cancellation, a time
+    limit, a broken device."""
+    try:
+        with torch.inference_mode():
+            return task.run(rows, watch)
+    except (Cancelled, SoftTimeLimitExceeded):
+        raise
+    except Exception as error:
+        if is_fatal(error):
+            raise
+        short = is_out_of_memory(error)
+        if short:
+            budget.shrink(sum(row.size for row in rows))
+            log.warning("out of memory with %s rows; the batch is halved", len(rows))
+        if len(rows) == 1:
+            return [_blamed(error, short=short)]
+    # Outside of the handler: the traceback would keep the tensors of the failed batch alive.
+    _free_memory()
+    half = len(rows) // 2
+    first = run_rows(task, rows[:half], _part(watch, 0, half), budget)
+    return first + run_rows(task, rows[half:], _part(watch, half, len(rows)), budget)
+
+
+def _part(watch: Watch, start: int, end: int) -> Watch:
+    return lambda: watch()[start:end]
+
+
+def _blamed(error: Exception, *, short: bool) -> Exception:
+    if short:
+        return Permanent(
+            "This input does not fit into the memory of the worker, even alone. Send a shorter "
+            "one, use a smaller model, or give the worker more memory."
+        )
+    if not isinstance(error, SluiceError):
+        log.exception("a row failed", exc_info=error)
+    return error
+
+
+def _free_memory() -> None:
+    gc.collect()
+    return_freed_blocks()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# Jobs of the back end `hub`: requests to another server, several at once.
+
+POLL_S: Final = 0.2
+"""How often it is looked whether a job that waits for the hub has to stop."""
+
+
+def run(asked: Sequence[tuple[Context, HfInput]], settle: Settle) -> None:
+    """Ask the hub for each job, and settle each as its answer comes, or as it has to stop: a
+    request that hangs keeps no job from that."""
+    settings = asked[0][0].process.settings
+    pool = ThreadPoolExecutor(settings.hf_hub_parallel_requests, thread_name_prefix="hub")
+    waiting: dict[Future[Any], Context] = {
+        pool.submit(_ask, context, wanted): context for context, wanted in asked
+    }
+    try:
+        while waiting:
+            for future in wait(waiting, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
+                context = waiting.pop(future)
+                try:
+                    outcome: Done | Exception = of_answer(context, future.result())
+                except Exception as error:
+                    outcome = error
+                settle(context, outcome)
+                settle.flush()
+            for future, context in list(waiting.items()):
+                if context.stop.is_set():
+                    del waiting[future]
+                    future.cancel()
+                    settle(context, Cancelled(context.stop_reason))
+    finally:
+        # A request that is under way when nobody waits any more ends by its own timeout.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ask(context: Context, wanted: HfInput) -> Any:
+    context.check()
+    if wanted.task is None or wanted.model is None:
+        raise ConfigurationError("API and workers must be of one version.")
+    return hub.run(
+        wanted.task,
+        wanted.model,
+        _hub_inputs(context, wanted.task, wanted.inputs),
+        wanted.parameters,
+        context.process.settings,
+        check=context.check,
+    )
+
+
+def _hub_inputs(context: Context, task: Task, inputs: Any) -> Any:
+    if task not in BINARY:
+        return inputs
+    try:
+        if isinstance(inputs, list):
+            return [contents.read(context.process, value) for value in inputs]
+        return contents.read(context.process, inputs)
+    except InvalidInput as error:
+        raise InvalidInput(f"inputs: {error.message}") from None
+
 
 ROUND_BATCHES = 8
 """How many batches' worth of rows are prepared at once: enough to sort them by length."""
@@ -39,7 +383,7 @@ def run_batch(contexts: Sequence[Context], settle: Settle) -> None:
     """Steps of one batch key: of one model, on one back end."""
     asked = [(context, wanted) for context, wanted in zip(contexts, _inputs(contexts), strict=True)]
     if asked[0][1].backend == "hub":
-        hub_steps.run(asked, settle)
+        run(asked, settle)
         return
     loaded = load_for(asked, settle)
     deadline = time.monotonic() + contexts[0].process.settings.hf_step_s
@@ -72,7 +416,7 @@ class _Run:
     def run(self) -> None:
         for work in list(self._open):
             if work.context.claim.payload:  # an earlier step of the job has done a part
-                work.before, work.warnings_before = results.recorded_before(work.context)
+                work.before, work.warnings_before = recorded_before(work.context)
             self._advance(work)
         while self._open:
             places = list(self._round())
@@ -147,7 +491,7 @@ class _Run:
         """End the job if that was its last input."""
         if work.is_complete:
             self._open.remove(work)
-            self._settle(work.context, results.complete(work, work.answer(self._model)))
+            self._settle(work.context, complete(work, work.answer(self._model)))
 
     def _end(self, work: Work, error: Exception) -> None:
         if work in self._open:
@@ -181,7 +525,7 @@ class _Run:
         for work in list(self._open):
             if work.has_moved:
                 self._open.remove(work)
-                self._settle(work.context, results.go_on(work))
+                self._settle(work.context, go_on(work))
 
 
 HF_RUN = Handler(run_batch=run_batch)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from shared.hf_parameters import TaskParameters
+from shared.kinds.hf import TaskParameters
 
 Watch = Callable[[], Sequence[bool]]
 """Asked between units of work inside `run`: which rows of the batch nobody waits for any more.
@@ -76,8 +76,8 @@ class LocalTask(ABC):
 
     @abstractmethod
     def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
-        """Rows of one input. `value` is checked (`shared.hf.single_inputs`); the input of a binary
-        task is `bytes` here. Raises InvalidInput."""
+        """Rows of one input. `value` is checked (`shared.kinds.hf.single_inputs`); the input of a
+        binary task is `bytes` here. Raises InvalidInput."""
 
     @abstractmethod
     def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from shared.hf import HfInput, Task, single_inputs
-from shared.hf_parameters import TaskParameters, parse_parameters
+from shared.kinds.hf import HfInput, Task, TaskParameters, parse_parameters, single_inputs
+from workers.attempts.context import Context
 from workers.hf.task import LocalTask, Prepared
-from workers.step import Context
 
 MISSING: Any = object()
 

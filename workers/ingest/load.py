@@ -21,9 +21,9 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from shared.errors import DocumentError
+from shared.kinds.payloads import CsvOptions, Metadata
 from shared.normal import nfc
-from shared.payloads import CsvOptions, Metadata
-from workers.ingest import decode, html, records, tables
+from workers.ingest.formats import decode, html, records, tables
 
 PASSAGE_GAP: Final = "\n\n"
 

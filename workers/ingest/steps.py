@@ -5,27 +5,226 @@ splits and writes pending versions; `embed` writes vectors and makes versions li
 is one failed item, never a failed job. Each step may run any number of times.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared import collections, documents, files, items, jobs, versions
-from shared.claims import Claim
-from shared.document_models import Collection
-from shared.errors import DocumentError, NotFound, Permanent
-from shared.items import Outcome
-from shared.payloads import IngestInput
-from shared.queue import Queue
-from shared.steps import NewStep
-from shared.versions import Part, VersionState
-from workers.ingest.collect import collect_replaced, delete_orphans, drop_unless_wanted
-from workers.ingest.content import Order, make, read, source_name
-from workers.ingest.outcomes import absorb_embed, absorb_load, finish, parts_of
-from workers.ingest.vectors import write_vectors
-from workers.ingest.writer import Writer
+from shared import files
+from shared.documents import collections, documents, ingest_items, versions
+from shared.documents.documents import chunk_id
+from shared.documents.ingest_items import CutChunks, Outcome
+from shared.documents.versions import Content, Origin, Part, VersionState
+from shared.errors import Cancelled, DocumentError, NotFound, Permanent
+from shared.jobs import jobs, steps
+from shared.jobs.claims import Claim
+from shared.jobs.steps import NewStep
+from shared.kinds.payloads import IngestInput, SplitterType
+from shared.redis.bell import Queue
+from shared.tables import Chunk, Collection, Job
+from workers.attempts.context import Context, Done, Handler
+from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_wanted
+from workers.ingest.source import Order, make, read, source_name
 from workers.process import Process
-from workers.step import Context, Done, Handler
+from workers.retrieval.store import Entry
+
+# How the failure of an ingest step is booked: its sources fail, and the job goes on; and the
+# job's end.
+#
+# Imports no library that loads documents, for the sweeper.
+
+
+def absorb_load(session: Session, claim: Claim, message: str) -> None:
+    ingest_items.settle(session, claim.job_id, claim.payload["ordinals"], Outcome.FAILED, message)
+
+
+def absorb_embed(session: Session, claim: Claim, message: str) -> None:
+    for part in parts_of(claim):
+        ingest_items.settle_version(
+            session, claim.job_id, part.version_id, Outcome.FAILED, message=message
+        )
+
+
+def finish(session: Session, job_id: UUID) -> dict[str, Any]:
+    """The job's result; and a warning where the model could not read all of its chunks."""
+    cut = ingest_items.cut(session, job_id)
+    if cut is not None:
+        input_ = session.scalar(select(Job.input).where(Job.id == job_id)) or {}
+        splitter = (input_.get("splitter") or {}).get("type")
+        jobs.warn(session, job_id, [_cut_warning(cut, splitter)])
+    return ingest_items.result(session, job_id)
+
+
+def _cut_warning(cut: CutChunks, splitter: str | None) -> str:
+    named = ", ".join(f"{name} ({count:,})" for name, count in cut.documents)
+    left = cut.document_count - len(cut.documents)
+    more = f" and {left:,} more documents" if left else ""
+    chunks = "chunk is longer" if cut.chunk_count == 1 else "chunks are longer"
+    # `character` divides between paragraphs only, so that a smaller size alone may change nothing.
+    other = "the splitter recursive, " if splitter == SplitterType.CHARACTER else ""
+    return (
+        f"{cut.chunk_count:,} {chunks} than what {cut.model} reads of a text, so that what stands "
+        f"at the end is hard to find: {named}{more}. Ingest again with {other}a chunk_size of at "
+        f"most {max(cut.chunk_size, 16):,} and a smaller chunk_overlap, or into a collection whose "
+        "model reads more."
+    )
+
+
+def parts_of(claim: Claim) -> list[Part]:
+    """What an embedding step works on."""
+    return [
+        Part(version_id=UUID(version_id), first=first, end=end)
+        for version_id, first, end in claim.payload["parts"]
+    ]
+
+
+# The vectors of an embedding step: read texts, encode, write to the store.
+
+_SAFE_SHARE = 0.9
+"""Other parts of a document have more tokens in as many characters."""
+
+
+@dataclass(kw_only=True)
+class Cut:
+    """The chunks of a version that are longer than the model's window."""
+
+    chunks: int
+    chunk_size: int
+    """Which the splitter should have had, going by the chunk of which the least was read."""
+
+
+def write_vectors(context: Context, order: Order, parts: Sequence[Part]) -> dict[UUID, Cut]:
+    """Embed those chunks of the parts that still need it. No transaction is open meanwhile.
+
+    Returns what the model did not read, by version.
+    """
+    process = context.process
+    with process.ledger.read() as session:
+        chunks = versions.unembedded(session, parts)
+        origins = versions.origins(session, {chunk.version_id for chunk in chunks})
+    chunks = [chunk for chunk in chunks if chunk.version_id in origins]  # others just vanished
+    if not chunks:
+        return {}
+    embedder = process.embedders.get(order.model, check=context.check)
+    with process.ledger.begin() as session:
+        dimension = collections.fix_dimension(session, order.collection_id, embedder.dimension)
+    if dimension != embedder.dimension:
+        raise Permanent(
+            f"Collection {order.collection!r} has {dimension} dimensions, but {order.model!r} "
+            f"gives {embedder.dimension}. Ingest into a new collection."
+        )
+    texts = [chunk.text for chunk in chunks]
+    cuts: dict[UUID, Cut] = {}
+    for n, tokens in embedder.overlong(texts, between=context.check).items():
+        fitting = embedder.readable or tokens
+        if order.splitter.type is not SplitterType.TOKEN:
+            fitting = int(_SAFE_SHARE * len(texts[n]) * fitting / tokens)
+        cut = cuts.setdefault(chunks[n].version_id, Cut(chunks=0, chunk_size=fitting))
+        cut.chunks += 1
+        cut.chunk_size = min(cut.chunk_size, fitting)
+    vectors = embedder.encode(texts, between=context.check)
+    context.check()
+    entries = [_entry(chunk, origins[chunk.version_id]) for chunk in chunks]
+    process.store.upsert(order.collection, entries, vectors)
+    return cuts
+
+
+def _entry(chunk: Chunk, origin: Origin) -> Entry:
+    return Entry(
+        id=chunk_id(chunk.version_id, chunk.ordinal),
+        text=chunk.text,
+        metadata=chunk.meta,
+        own={
+            "source": origin.source,
+            "document_id": str(origin.document_id),
+            "start_index": chunk.start,
+        },
+    )
+
+
+# Writes what a load step produced: many small documents in one transaction, fenced.
+#
+# Holds about a million characters at a time, so that memory does not grow with the documents.
+
+FLUSH_CHARS = 1_000_000
+
+
+class Writer:
+    def __init__(self, context: Context, order: Order) -> None:
+        self._context = context
+        self._order = order
+        self._contents: list[tuple[int, Content]] = []
+        self._skipped: list[int] = []
+        self._failed: list[tuple[int, str]] = []
+        self._chars = 0
+
+    def add(self, ordinal: int, content: Content) -> None:
+        """Raises DocumentError where the job would have too many chunks with it."""
+        self._limit(content)
+        self._contents.append((ordinal, content))
+        self._chars += sum(len(text) for _, text, _ in content.chunks)
+        if self._chars > FLUSH_CHARS:
+            self.flush()
+
+    def _limit(self, content: Content) -> None:
+        """Small documents pass unasked, for all that a job may have are within the limit together.
+
+        Steps that run at the same time do not see each other's chunks, so the limit is exceeded by
+        as many documents at the most.
+        """
+        settings = self._context.process.settings
+        count, limit = len(content.chunks), settings.max_job_chunks
+        if count <= limit // settings.max_sources_per_job:
+            return
+        with self._context.process.ledger.read() as session:
+            written = ingest_items.count_chunks(session, self._context.claim.job_id)
+        waiting = sum(len(other.chunks) for _, other in self._contents)
+        if written + waiting + count > limit:
+            raise DocumentError(
+                f"{content.source}: has {count:,} chunks, and the job has {written + waiting:,} "
+                f"before it; at most {limit:,} go into one job. Ingest it in a job of its own, "
+                "choose larger chunks, or raise SLUICE_MAX_JOB_CHUNKS."
+            )
+
+    def add_skipped(self, ordinal: int) -> None:
+        self._skipped.append(ordinal)
+
+    def add_failed(self, ordinal: int, message: str) -> None:
+        self._failed.append((ordinal, message))
+
+    def flush(self) -> None:
+        """Raises Cancelled where the attempt is no longer this worker's."""
+        claim = self._context.claim
+        with self._context.process.ledger.begin() as session:
+            if not steps.hold(session, claim):
+                raise Cancelled
+            self._write_contents(session)
+            ingest_items.settle(session, claim.job_id, self._skipped, Outcome.SKIPPED)
+            for ordinal, message in self._failed:
+                ingest_items.settle(session, claim.job_id, [ordinal], Outcome.FAILED, message)
+        self._contents, self._skipped, self._failed, self._chars = [], [], [], 0
+
+    def _write_contents(self, session: Session) -> None:
+        if not self._contents:
+            return
+        job_id = self._context.claim.job_id
+        documents = versions.lock_documents(
+            session, self._order.collection_id, [content.source for _, content in self._contents]
+        )
+        for ordinal, content in self._contents:
+            version_id = versions.begin(
+                session,
+                documents[content.source],
+                content,
+                skip_existing=self._order.skip_existing,
+            )
+            if version_id is None:
+                self._skipped.append(ordinal)
+            else:
+                ingest_items.assign(session, job_id, ordinal, version_id)
 
 
 def plan(context: Context) -> Done:
@@ -42,7 +241,7 @@ def plan(context: Context) -> Done:
 
     def record(session: Session) -> None:
         jobs.set_total(session, job_id, len(names), "documents")
-        items.add_all(session, job_id, names)
+        ingest_items.add_all(session, job_id, names)
 
     size = process.settings.load_step_documents
     children = [
@@ -80,7 +279,7 @@ def load(context: Context) -> Done:
         return Done(children=[_load_step([ordinal]) for ordinal in ordinals])
     with process.ledger.read() as session:
         order = Order.of_job(session, claim.job_id)
-        todo = items.still_open(session, claim.job_id, ordinals)
+        todo = ingest_items.still_open(session, claim.job_id, ordinals)
         uploads = files.of_sources(session, [item.source for item in todo])
         names = [source_name(item.source, uploads) for item in todo]
         live = documents.live_hashes(session, order.collection_id, names)
@@ -101,7 +300,9 @@ def load(context: Context) -> Done:
             writer.add_failed(item.ordinal, error.message)
     writer.flush()
     with process.ledger.read() as session:
-        written = [item.version_id for item in items.still_open(session, claim.job_id, ordinals)]
+        written = [
+            item.version_id for item in ingest_items.still_open(session, claim.job_id, ordinals)
+        ]
         counts = versions.chunk_counts(session, [v for v in written if v is not None])
     return Done(children=_embed_steps(counts, process.settings.embed_step_chunks))
 
@@ -151,12 +352,12 @@ def _note(session: Session, claim: Claim, part: Part) -> versions.Embedded:
             outcome, chunks = Outcome.SKIPPED, 0  # another job was first with the same content
         elif noted.replaced:
             outcome = Outcome.REPLACED
-        items.settle_version(session, job_id, version_id, outcome, chunks=chunks)
+        ingest_items.settle_version(session, job_id, version_id, outcome, chunks=chunks)
     elif noted.state is VersionState.RETIRED and noted.superseded:
-        items.settle_version(session, job_id, version_id, Outcome.SKIPPED)
+        ingest_items.settle_version(session, job_id, version_id, Outcome.SKIPPED)
     elif noted.state is not VersionState.PENDING:
         message = "The document was erased while it was ingested; ingest it again if need be."
-        items.settle_version(session, job_id, version_id, Outcome.FAILED, message=message)
+        ingest_items.settle_version(session, job_id, version_id, Outcome.FAILED, message=message)
     return noted
 
 

@@ -19,11 +19,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from shared.config import Settings
 from shared.errors import Permanent
-from shared.hf import Task
-from workers.hf import files
-from workers.hf.checkpoints import SizeLimit
-from workers.memory import return_freed_blocks
-from workers.processor import cpu_is_fast_in_bfloat16
+from shared.kinds.hf import Task
+from workers.models import locate
+from workers.models.checkpoints import SizeLimit
+from workers.models.devices import cpu_is_fast_in_bfloat16, return_freed_blocks
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +144,8 @@ class Embedders:
     def get(self, name: str | None = None, *, check: Callable[[], None] = lambda: None) -> Embedder:
         """What is not on this machine is fetched; `check` is called all the while, and may raise.
 
-        Raises what `workers.hf.files.locate` does, and Permanent where the model cannot be loaded.
+        Raises what `workers.models.locate.locate` does, and Permanent where the model cannot be
+        loaded.
         """
         name = name or self._settings.embedding_model
         if name not in self._kept:
@@ -158,10 +158,10 @@ class Embedders:
     def _load(self, name: str, check: Callable[[], None]) -> Embedder:
         settings = self._settings
         limit = SizeLimit(settings.embedding_model_limit_mib, "SLUICE_EMBEDDING_MODEL_LIMIT_MIB")
-        folder = files.locate(
+        folder = locate.locate(
             name, settings, task=Task.FEATURE_EXTRACTION, limit=limit, check=check
         )
-        limit.check(name, files.size_bytes(folder))
+        limit.check(name, locate.size_bytes(folder))
         torch.set_num_threads(settings.embedding_threads)
         disable_progress_bar()
         try:

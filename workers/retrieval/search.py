@@ -1,14 +1,48 @@
 """Retrieval: the nearest chunks of a collection that are live in Postgres."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from shared import collections, documents
+from shared.documents import collections, documents
 from shared.errors import Permanent
+from shared.kinds.payloads import Hit, Metadata
 from shared.normal import nfc
-from shared.payloads import Hit, Metadata
 from workers.process import Process
-from workers.retrieval.cuts import cut_query
+from workers.retrieval.embed import Embedder
 from workers.retrieval.store import Match, Missing
+
+# What a job warns of where texts are longer than the window of its embedding model.
+#
+# The vector of such a text stands for its beginning alone.
+
+NAMED = 10
+"""So many texts or documents are named; of the rest only the number is."""
+
+
+def cut_query(embedder: Embedder, query: str, *, what: str, warn: Callable[[str], None]) -> None:
+    """`what` is what the user calls it: the query, the question."""
+    for tokens in embedder.overlong([query], between=_nothing).values():
+        warn(
+            f"The {what} has {tokens:,} tokens, of which {embedder.name} reads the first "
+            f"{embedder.window:,}: what it says after these had no part in the search. Shorten it."
+        )
+
+
+def cut_texts(embedder: Embedder, cut: Mapping[int, int]) -> list[str]:
+    """Of an embed job, whose texts are counted from 1."""
+    if not cut:
+        return []
+    named = [f"text {n + 1:,} has {tokens:,}" for n, tokens in list(cut.items())[:NAMED]]
+    more = f" and {len(cut) - NAMED:,} more are too long" if len(cut) > NAMED else ""
+    return [
+        f"{embedder.name} reads the first {embedder.window:,} tokens of a text; "
+        f"{', '.join(named)}{more}. Their vectors stand for what was read: divide them, or choose "
+        "a model that reads more."
+    ]
+
+
+def _nothing() -> None:
+    """A query is one text."""
+
 
 WIDEN_TIMES = 4
 

@@ -4,20 +4,13 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy.orm import Session
 
-from shared import jobs
-from shared.generation import door_of
-from shared.payloads import (
-    EmbedInput,
-    EmbedResult,
-    RagInput,
-    SearchInput,
-    SearchResult,
-)
-from shared.queue import Queue
-from shared.steps import NewStep
-from workers.retrieval.cuts import cut_texts
-from workers.retrieval.search import find
-from workers.step import Context, Done, Handler
+from shared.jobs import jobs
+from shared.jobs.steps import NewStep
+from shared.kinds.generation import door_of
+from shared.kinds.payloads import EmbedInput, EmbedResult, RagInput, SearchInput, SearchResult
+from shared.redis.bell import Queue
+from workers.attempts.context import Context, Done, Handler
+from workers.retrieval.search import cut_texts, find
 
 
 def embed(context: Context) -> Done:

@@ -30,8 +30,8 @@ from chromadb.errors import ChromaError, NotFoundError
 
 from shared.config import Settings
 from shared.errors import Permanent, Unavailable
+from shared.kinds.payloads import Metadata
 from shared.normal import nfc
-from shared.payloads import Metadata
 
 if TYPE_CHECKING:
     from workers.retrieval.embed import Vectors  # which imports torch; the sweeper needs none

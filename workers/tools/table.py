@@ -11,11 +11,11 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationError
 
 from shared.errors import InvalidInput, NotFound
-from shared.generation import BuiltInTool
-from shared.shapes import Shape
-from workers.generation.engine import Tool, ToolCall
+from shared.kinds.generation import BuiltInTool
+from shared.vocabulary import Shape
+from workers.attempts.context import Context
+from workers.generation.backends.interface import Tool, ToolCall
 from workers.generation.prompts.fence import code_for, cut_block
-from workers.step import Context
 
 CALCULATOR: Final = "calculator"
 FETCH_URL: Final = "fetch_url"

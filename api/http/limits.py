@@ -1,0 +1,350 @@
+"""Body sizes, times and keys, checked before anything works on a body. Pure ASGI.
+
+A body that is too large is answered with 413 while it is still being sent; then some of the rest
+is read and dropped, since a connection closed on unread bytes is reset, and a reset may take the
+answer away from the client. One that stands still, or creeps, is answered with 408; time runs only
+while the application waits for it.
+
+A larger body is put on disk while it comes, and handed on when it is complete and there is room:
+what is worked on at the same time is limited in bytes, for all that is made of a body takes many
+times its memory. Uploads and sound and images, which nothing reads as a whole, go past that.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from hashlib import sha256
+from tempfile import SpooledTemporaryFile
+from typing import IO
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http.body import ValueCount, too_many
+from api.http.problems import asks_for_key, is_hugging_face, refusal
+from shared.config import Settings
+
+FILES = "/v1/files"
+ENVELOPE_BYTES = 64 * 1024
+"""What multipart or JSON adds to a file."""
+SMALL_BYTES = 64 * 1024
+"""Bodies of up to this size are never put aside."""
+BLOCK_BYTES = 2**20
+BODILESS = {"GET", "HEAD", "OPTIONS"}
+MEDIA = (b"audio/", b"image/", b"video/")
+ANONYMOUS = "anonymous"
+DROP_REST = "drop_rest"
+"""In the state of a request, by `api/http/server.py`: has what still comes of its body dropped, and
+returns a future that is done when no more comes."""
+
+
+class BodyRefused(Exception):
+    """Ends the reading of a body from inside `receive`."""
+
+
+class BodyTooLarge(BodyRefused):
+    pass
+
+
+class BodyTooSlow(BodyRefused):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """How many bytes a body may have, and what is said of one that has more."""
+
+    body_bytes: int
+    what: str
+    told_bytes: int
+    remedy: str
+    setting: str
+
+    @property
+    def refusal(self) -> str:
+        return (
+            f"The {self.what} is larger than {self.told_bytes / 2**20:g} MiB. {self.remedy}, "
+            f"or raise {self.setting} on the server."
+        )
+
+
+class BodyLimit:
+    """Refuses bodies above the limit, by Content-Length first and by counting anyway."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        file_bytes, body_bytes = settings.max_file_bytes, settings.max_body_bytes
+        self._json = Limit(
+            body_bytes=body_bytes,
+            what="body",
+            told_bytes=body_bytes,
+            remedy="Send less at once (upload files with POST /v1/files)",
+            setting="SLUICE_MAX_BODY_BYTES",
+        )
+        self._file = Limit(
+            body_bytes=file_bytes + ENVELOPE_BYTES,
+            what="file",
+            told_bytes=file_bytes,
+            remedy="Split it",
+            setting="SLUICE_MAX_FILE_BYTES",
+        )
+        # Files come as they are or in base64; what else JSON may hold is limited where it is read.
+        in_base64 = (file_bytes + 2) // 3 * 4
+        self._inference = Limit(
+            body_bytes=max(in_base64, body_bytes) + ENVELOPE_BYTES,
+            what="body",
+            told_bytes=file_bytes,
+            remedy="Send less at once",
+            setting="SLUICE_MAX_FILE_BYTES",
+        )
+
+        self._settings = settings
+        self._memory = Memory(settings.api_body_memory_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in BODILESS:
+            return await self._app(scope, receive, send)
+        limit = self._limit(scope["path"])
+        declared = _header(scope, b"content-length")
+        if declared.isdigit() and int(declared) > limit.body_bytes:
+            return await _refuse(scope, 413, limit.refusal, receive, send)
+        body = Body(receive, limit.body_bytes, self._settings)
+        is_small = declared.isdigit() and int(declared) <= SMALL_BYTES
+        is_streamed = limit is self._file or _header(scope, b"content-type").startswith(MEDIA)
+        if is_small or is_streamed:
+            return await self._pass_on(limit, body, scope, receive, send)
+        return await self._put_aside(limit, body, scope, receive, send)
+
+    async def _pass_on(
+        self, limit: "Limit", body: "Body", scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Let the application read while the body comes."""
+
+        async def unless_refused(message: Message) -> None:
+            # Whatever the application makes of the broken body, the answer is the one below.
+            if body.refusal is None:
+                await send(message)
+
+        try:
+            await self._app(scope, body.receive, unless_refused)
+        except Exception:
+            if body.refusal is None:
+                raise
+        if body.refusal is not None:
+            await self._answer(body.refusal, limit, scope, receive, send)
+
+    async def _put_aside(
+        self, limit: "Limit", body: "Body", scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Call the application once the body is complete, and there is room for it."""
+        with SpooledTemporaryFile(max_size=SMALL_BYTES) as spool:
+            count = ValueCount() if is_json(_header(scope, b"content-type")) else None
+            try:
+                while not body.is_complete:
+                    message = await body.receive()
+                    if message["type"] != "http.request":  # the client has gone
+                        return None
+                    block = message.get("body", b"")
+                    spool.write(block)
+                    if count is not None:
+                        count.feed(block)
+                        if count.values > self._settings.max_body_values:
+                            return await self._refuse_values(scope, receive, send)
+            except BodyRefused as error:
+                return await self._answer(error, limit, scope, receive, send)
+            spool.seek(0)
+            try:
+                async with asyncio.timeout(self._settings.api_body_timeout_s):
+                    release = await self._memory.take(body.size)
+            except TimeoutError:
+                return await refusal(
+                    scope["path"],
+                    503,
+                    "Other large bodies are being worked on (SLUICE_API_BODY_MEMORY_BYTES). Try "
+                    "again shortly.",
+                    headers={"Retry-After": "1"},
+                )(scope, receive, send)
+            token = _release.set(release)
+            try:
+                await self._app(scope, _replay(spool, body.size, receive), send)
+            finally:
+                _release.reset(token)
+                release()
+
+    async def _refuse_values(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Before the rest of it has come, as the parser would after."""
+        declared = _header(scope, b"content-length")
+        if declared.isdigit() and int(declared) > self._json.body_bytes:
+            return await _refuse(scope, 413, self._json.refusal, receive, send)
+        detail = too_many(self._settings.max_body_values)
+        return await _refuse(scope, 422, detail, receive, send)
+
+    async def _answer(
+        self, error: BodyRefused, limit: "Limit", scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if isinstance(error, BodyTooLarge):
+            return await _refuse(scope, 413, limit.refusal, receive, send)
+        settings = self._settings
+        detail = (
+            f"The body did not come: nothing for {settings.api_body_timeout_s:g} s "
+            "(SLUICE_API_BODY_TIMEOUT_S), or less than "
+            f"{settings.api_body_min_bytes_per_s:,} bytes a second "
+            "(SLUICE_API_BODY_MIN_BYTES_PER_S)."
+        )
+        answer = refusal(scope["path"], 408, detail, headers={"Connection": "close"})
+        return await answer(scope, receive, send)
+
+    def _limit(self, path: str) -> Limit:
+        if is_hugging_face(path):
+            return self._inference
+        return self._file if path.rstrip("/") == FILES else self._json
+
+
+class Body:
+    """A body as it comes; `receive` raises BodyRefused where it is too large or too slow."""
+
+    def __init__(self, receive: Receive, limit_bytes: int, settings: Settings) -> None:
+        self._receive = receive
+        self._limit_bytes = limit_bytes
+        self._timeout_s = settings.api_body_timeout_s
+        self._bytes_per_s = settings.api_body_min_bytes_per_s
+        self._waited_s = 0.0
+        self.size = 0
+        self.is_complete = False
+        self.refusal: BodyRefused | None = None
+
+    async def receive(self) -> Message:
+        if self.is_complete:  # what comes now is that the client goes
+            return await self._receive()
+        credit_s = self._timeout_s + self.size / self._bytes_per_s - self._waited_s
+        begin = time.monotonic()
+        try:
+            async with asyncio.timeout(max(0.0, min(self._timeout_s, credit_s))):
+                message = await self._receive()
+        except TimeoutError:
+            self.refusal = BodyTooSlow()
+            raise self.refusal from None
+        self._waited_s += time.monotonic() - begin
+        if message["type"] != "http.request":
+            return message
+        self.size += len(message.get("body", b""))
+        self.is_complete = not message.get("more_body", False)
+        if self.size > self._limit_bytes:
+            self.refusal = BodyTooLarge()
+            raise self.refusal
+        return message
+
+
+class Memory:
+    """Bytes of bodies that are worked on at the same time; who comes first is served first."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._free = size
+        self._line = asyncio.Lock()
+        self._freed = asyncio.Event()
+
+    async def take(self, wanted: int) -> Callable[[], None]:
+        """Wait for room; what is larger than all of it has it alone. Call the result once done."""
+        size = min(wanted, self._size)
+        async with self._line:
+            while self._free < size:
+                self._freed.clear()
+                await self._freed.wait()
+            self._free -= size
+        is_held = True
+
+        def release() -> None:
+            nonlocal is_held
+            if is_held:
+                is_held = False
+                self._free += size
+                self._freed.set()
+
+        return release
+
+
+_release: ContextVar[Callable[[], None] | None] = ContextVar("release", default=None)
+
+
+def release_body() -> None:
+    """The request's body is no longer worked on; its answer may be waited for."""
+    release = _release.get()
+    if release is not None:
+        release()
+
+
+def _replay(spool: IO[bytes], size: int, receive: Receive) -> Receive:
+    """The body from the disk, then what the server has to say."""
+    left = size
+    is_first = True
+
+    async def read() -> Message:
+        nonlocal left, is_first
+        if left == 0 and not is_first:
+            return await receive()
+        is_first = False
+        block = spool.read(BLOCK_BYTES)
+        left -= len(block)
+        return {"type": "http.request", "body": block, "more_body": left > 0}
+
+    return read
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def is_json(content_type: bytes) -> bool:
+    media_type = content_type.partition(b";")[0].strip().lower()
+    return media_type == b"application/json" or media_type.endswith(b"+json")
+
+
+async def _refuse(scope: Scope, status: int, detail: str, receive: Receive, send: Send) -> None:
+    answer = refusal(scope["path"], status, detail, headers={"Connection": "close"})
+
+    async def keep_open(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "more_body": True}
+        await send(message)
+
+    await answer(scope, receive, keep_open)
+    drop_rest = scope.get("state", {}).get(DROP_REST)
+    if drop_rest is not None:  # another server than ours
+        await drop_rest()
+    await send({"type": "http.response.body", "body": b""})
+
+
+class Keys:
+    """Lets requests through that carry a known key, and notes whose it is; under /v1 and where
+    programs know the API of others."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        # Looked up by digest, so that the time taken tells nothing about a key.
+        self._names = {
+            sha256(secret.get_secret_value().encode()).digest(): name
+            for name, secret in settings.api_secrets
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and asks_for_key(scope["path"]):
+            name = self._name(scope) if self._names else ANONYMOUS
+            if name is None:
+                answer = refusal(
+                    scope["path"],
+                    401,
+                    "Send a valid API key as `Authorization: Bearer <key>`; the server's "
+                    "SLUICE_API_KEYS lists them.",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+                return await answer(scope, receive, send)
+            scope.setdefault("state", {})["fair_key"] = name
+        return await self._app(scope, receive, send)
+
+    def _name(self, scope: Scope) -> str | None:
+        given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
+        scheme, _, key = given.partition(b" ")
+        if scheme.lower() != b"bearer":
+            return None
+        return self._names.get(sha256(key.strip()).digest())

@@ -1,0 +1,275 @@
+"""News of the jobs that clients follow: one connection to Redis, and one look at Postgres, for all.
+
+Every open stream of events and every answer that waits for a job has a `Follower`. One task reads
+the streams of all of them in one blocking call, on a connection of its own; another looks every
+`sse_poll_s` at the rows of the jobs that told nothing since, all in one transaction. So what
+silent clients cost does not grow with their number, and nothing waits for a connection.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import redis.asyncio
+from redis.exceptions import RedisError
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+
+from shared.config import Settings
+from shared.database.transaction import Ledger
+from shared.errors import Unavailable
+from shared.redis.events import stream_key
+from shared.vocabulary import State, known
+
+log = logging.getLogger(__name__)
+
+READ_ENTRIES = 100
+KEPT_ENTRIES = 1000
+"""What is kept for a client that does not read; it is read again once it does."""
+DOWN_POLL_S = 0.5
+"""How often Postgres is asked where Redis does not answer."""
+WAKE_S = 0.01
+FULL_RETRY_AFTER_S = 5
+
+LOOK = text("""
+    SELECT j.id, j.state, j.progress_done, j.progress_total, j.progress_unit, (
+        SELECT sum(pg_column_size(t.shown)) FROM steps s
+        JOIN transcripts t ON t.step_id = s.id WHERE s.job_id = j.id
+    ) AS shown_bytes
+    FROM jobs j WHERE j.id = ANY(:ids)
+""")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An entry of a stream; `data` is JSON as it was written."""
+
+    id: str
+    type: str
+    data: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A job as Postgres has it; `shown_bytes` changes with the text that it has generated."""
+
+    state: State
+    progress: dict[str, Any]
+    shown_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """What there is to tell: entries of the stream, or the row where the stream was silent.
+
+    `is_gone`: there is no such job any more.
+    """
+
+    entries: Sequence[Entry] = ()
+    row: Row | None = None
+    is_gone: bool = False
+
+
+class Follower:
+    """Follows one job, from behind an entry of its stream on."""
+
+    def __init__(self, job_id: UUID, after: str) -> None:
+        self.job_id = job_id
+        self.key = stream_key(job_id)
+        self.after = after
+        """The last entry that was kept for it, or taken by it."""
+        self._taken = after
+        self._entries: deque[Entry] = deque()
+        self._word: Word | None = None
+        self._news = asyncio.Event()
+        self.is_silent = True
+        """Whether nothing has come since the last look at its row."""
+
+    def hear(self, entries: Sequence[Entry]) -> None:
+        new = [entry for entry in entries if _order(entry.id) > _order(self.after)]
+        if not new:
+            return
+        self.is_silent = False
+        if len(self._entries) + len(new) > KEPT_ENTRIES:
+            self._entries.clear()
+            self.after = self._taken
+            return
+        self._entries.extend(new)
+        self.after = new[-1].id
+        self._news.set()
+
+    def see(self, word: Word) -> None:
+        self._word = word
+        self._news.set()
+
+    async def next(self, wait_s: float) -> Word | None:
+        """The next news; None where there are none within a time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, wait_s)):
+                await self._news.wait()
+        self._news.clear()
+        if self._entries:
+            entries = list(self._entries)
+            self._entries.clear()
+            self._taken = entries[-1].id
+            self._word = None  # it may be older than these
+            return Word(entries=entries)
+        word, self._word = self._word, None
+        return word
+
+
+class News:
+    """All followers of this process. `run` has to run beside them."""
+
+    def __init__(self, settings: Settings, ledger: Ledger, connect: redis.asyncio.Redis) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._redis = connect
+        self._followers: dict[str, set[Follower]] = defaultdict(set)
+        self._count = 0
+        self._version = 0
+        """Counts the followers that have come."""
+        self._read_version = 0
+        """The version whose followers are all read for."""
+        self._changed = asyncio.Event()
+        self._is_down = False
+
+    def check_room(self) -> None:
+        """Raises Unavailable. Call it before anything is done for somebody who is to wait."""
+        limit = self._settings.api_limit_streams
+        if self._count >= limit:
+            raise Unavailable(
+                f"{self._count} clients follow jobs; this server takes {limit} "
+                "(SLUICE_API_LIMIT_STREAMS). Try again later, or poll GET /v1/jobs/{id}.",
+                retry_after_s=FULL_RETRY_AFTER_S,
+            )
+
+    @contextmanager
+    def follow(self, job_id: UUID, after: str) -> Iterator[Follower]:
+        follower = Follower(job_id, after)
+        self._followers[follower.key].add(follower)
+        self._count += 1
+        self._version += 1
+        self._changed.set()
+        try:
+            yield follower
+        finally:
+            self._count -= 1
+            others = self._followers[follower.key]
+            others.discard(follower)
+            if not others:
+                del self._followers[follower.key]
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._read_always())
+            tasks.create_task(self._look_always())
+
+    # Redis
+
+    async def _read_always(self) -> None:
+        while True:
+            await self._some_followers()
+            try:
+                # A connection of its own, which can be told by its id to stop waiting.
+                async with self._redis.client() as reader:
+                    id_ = await reader.client_id()
+                    waking = asyncio.create_task(self._wake_always(id_))
+                    try:
+                        while self._followers:
+                            await self._read(reader)
+                    finally:
+                        waking.cancel()
+                        await asyncio.gather(waking, return_exceptions=True)
+            except (RedisError, OSError) as error:
+                if not self._is_down:
+                    log.warning("no news of jobs from Redis (they come by the database): %s", error)
+                self._is_down = True
+                await asyncio.sleep(self._pause_s())
+
+    async def _read(self, reader: redis.asyncio.Redis) -> None:
+        version = self._version
+        self._read_version = version
+        places: dict[Any, Any] = {
+            key: min((each.after for each in followers), key=_order)
+            for key, followers in self._followers.items()
+        }
+        block_s = self._settings.sse_poll_s
+        answer: Any = await reader.xread(
+            places, count=READ_ENTRIES, block=max(1, int(block_s * 1000))
+        )
+        self._is_down = False
+        for key, rows in answer or ():
+            entries = [Entry(id=id_, type=row["type"], data=row["data"]) for id_, row in rows]
+            for follower in tuple(self._followers.get(key, ())):
+                follower.hear(entries)
+
+    async def _wake_always(self, reader_id: int) -> None:
+        """Ends the reader's waiting where there are followers that it does not read for."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            while self._read_version < self._version:
+                await self._redis.client_unblock(reader_id)
+                await asyncio.sleep(WAKE_S)
+
+    async def _some_followers(self) -> None:
+        while not self._followers:
+            await self._changed.wait()
+            self._changed.clear()
+
+    # Postgres
+
+    async def _look_always(self) -> None:
+        while True:
+            await asyncio.sleep(self._pause_s() if self._is_down else self._settings.sse_poll_s)
+            silent: list[Follower] = []
+            others: list[Follower] = []
+            for followers in self._followers.values():
+                for follower in followers:
+                    (silent if follower.is_silent else others).append(follower)
+            for follower in others:
+                follower.is_silent = True
+            if not silent:
+                continue
+            try:
+                rows = await run_in_threadpool(self._rows, {each.job_id for each in silent})
+            except SQLAlchemyError as error:
+                log.warning("followed jobs are not seen: %s", str(error).partition("\n")[0])
+                continue
+            for follower in silent:
+                # What it heard meanwhile is newer.
+                if follower.is_silent:
+                    row = rows.get(follower.job_id)
+                    follower.see(Word(row=row, is_gone=row is None))
+
+    def _rows(self, ids: set[UUID]) -> dict[UUID, Row]:
+        with self._ledger.read() as session:
+            return {
+                row.id: Row(
+                    state=known(row.state),
+                    progress={
+                        "done": row.progress_done,
+                        "total": row.progress_total,
+                        "unit": row.progress_unit,
+                    },
+                    shown_bytes=row.shown_bytes,
+                )
+                for row in session.execute(LOOK, {"ids": list(ids)})
+            }
+
+    def _pause_s(self) -> float:
+        return min(self._settings.sse_poll_s, DOWN_POLL_S)
+
+
+def _order(id_: str) -> tuple[int, int]:
+    """Entry ids are two numbers, which sort as such."""
+    milliseconds, _, sequence = id_.partition("-")
+    return int(milliseconds), int(sequence or 0)

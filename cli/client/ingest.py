@@ -1,0 +1,349 @@
+"""Bulk ingestion: send what the server does not have, submit, follow.
+
+A run that was cut off is resumed by running it again. Whether a stored
+document is up to date is the server's decision, in the job.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+from cli.client.calls import Calls
+from cli.client.shapes import DocumentCounts, Event, IngestResult, Job, SourceError, StoredFile
+from cli.client.sources import FileDocument, LocalDocument, TextDocument
+from cli.errors import ApiError, ConnectionBroken
+from shared.errors import InvalidInput
+
+# Getting many files to the server, in parallel, each at most once.
+#
+# A file is hashed here and looked up there; what is stored under the same name with the same
+# hash is used again. A file that cannot be read or is refused becomes an error entry; what
+# would meet every file (no connection, no valid key) is raised.
+
+PARALLEL_UPLOADS = 8
+_LOOKUP_HASHES = 50
+_REFUSALS = {400, 409, 413, 415, 422}
+"""Answers that are about this one file."""
+
+Phase = Literal["check", "upload", "ingest"]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advance:
+    """How far a phase is; `unit` is what is counted."""
+
+    phase: Phase
+    done: int
+    total: int | None
+    unit: str
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> "Advance":
+        """From a `progress` event."""
+        return cls(
+            phase="ingest",
+            done=int(data.get("done") or 0),
+            total=data.get("total"),
+            unit=str(data.get("unit") or "documents"),
+        )
+
+
+@dataclass(kw_only=True)
+class Sent:
+    """What has been sent so far: the sources for the job, and what was refused."""
+
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[SourceError] = field(default_factory=list)
+    uploaded_files: int = 0
+    reused_files: int = 0
+    named_otherwise: dict[str, str] = field(default_factory=dict)
+    """The hash of each file whose bytes are stored under a name that is not among these, too."""
+
+
+def send(
+    calls: Calls,
+    documents: Sequence[LocalDocument],
+    sent: Sent,
+    *,
+    parallel: int,
+    on_advance: Callable[[Phase, int], None],
+) -> None:
+    """Add these documents to `sent`, in their order; `on_advance` hears the number done."""
+    files = [document for document in documents if isinstance(document, FileDocument)]
+    ids: dict[str, str] = {}
+
+    hashes: dict[str, str] = {}
+    for done, (file, digest) in enumerate(_parallel(_hash, files, parallel), start=1):
+        if isinstance(digest, SourceError):
+            sent.errors.append(digest)
+        else:
+            hashes[file.name] = digest
+        on_advance("check", done)
+
+    stored = _stored(calls, hashes.values(), parallel)
+    others = {digest for digest, name in stored if name not in hashes}
+    for name, digest in hashes.items():
+        if file_id := stored.get((digest, name)):
+            ids[name] = file_id
+        if digest in others:
+            sent.named_otherwise[name] = digest
+    sent.reused_files += len(ids)
+
+    missing = [file for file in files if file.name in hashes and file.name not in ids]
+    done = len(documents) - len(missing)
+    on_advance("upload", done)
+    for file, outcome in _parallel(lambda file: _upload(calls, file), missing, parallel):
+        if isinstance(outcome, SourceError):
+            sent.errors.append(outcome)
+        else:
+            ids[file.name] = outcome.id
+            sent.uploaded_files += 1
+        done += 1
+        on_advance("upload", done)
+
+    for document in documents:
+        if isinstance(document, TextDocument):
+            text = {"type": "text", "text": document.text, "name": document.name}
+            sent.sources.append(text)
+        elif document.name in ids:
+            sent.sources.append({"type": "file", "file_id": ids[document.name]})
+
+
+def _hash(file: FileDocument) -> str | SourceError:
+    try:
+        with file.path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        return _unreadable(file, error)
+
+
+def _stored(calls: Calls, hashes: Iterable[str], parallel: int) -> dict[tuple[str, str], str]:
+    """The ids of stored files by hash and name."""
+    wanted = sorted(set(hashes))
+    parts = [
+        tuple(wanted[first : first + _LOOKUP_HASHES])
+        for first in range(0, len(wanted), _LOOKUP_HASHES)
+    ]
+    answers = _parallel(calls.files_by_hash, parts, parallel)
+    return {(file.sha256, file.name): file.id for _, files in answers for file in files}
+
+
+def _upload(calls: Calls, file: FileDocument) -> StoredFile | SourceError:
+    try:
+        return calls.upload(file.path, name=file.name)
+    except OSError as error:
+        return _unreadable(file, error)
+    except ApiError as error:
+        if error.status not in _REFUSALS:
+            raise
+        return SourceError(source=file.name, message=error.message)
+    except ConnectionBroken:
+        message = (
+            "The connection broke each time this file was sent; "
+            "it may be too large for the server, or for a proxy before it."
+        )
+        return SourceError(source=file.name, message=message)
+
+
+def _unreadable(file: FileDocument, error: OSError) -> SourceError:
+    return SourceError(
+        source=file.name, message=f"Cannot read {file.path}: {error.strerror or error}."
+    )
+
+
+def _parallel(
+    function: Callable[[T], R], items: Sequence[T], workers: int
+) -> Iterator[tuple[T, R]]:
+    """Results as they come; an exception, also the reader's, stops what has not begun."""
+    pool = ThreadPoolExecutor(max_workers=workers)
+    try:
+        futures = {pool.submit(function, item): item for item in items}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        # Not waited for: on Ctrl-C the client is closed next, which ends what is under way.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+SOURCES_PER_JOB = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestOptions:
+    """Given on to the server; what is `None` is left to its defaults."""
+
+    splitter: Mapping[str, Any] | None = None
+    csv: Mapping[str, Any] | None = None
+    on_existing: Literal["skip", "replace"] = "replace"
+    metadata: Mapping[str, Any] | None = None
+    lane: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicate:
+    """A file whose content is in the collection under another name, too."""
+
+    source: str
+    other: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestReport:
+    """What became of all documents; `errors` names each that failed."""
+
+    collection: str
+    collection_created: bool
+    job_ids: tuple[str, ...]
+    finished: bool
+    """False where nobody waited: then only what was refused before the job is counted."""
+    documents: DocumentCounts
+    chunks: int
+    errors: tuple[SourceError, ...]
+    warnings: tuple[str, ...]
+    duplicates: tuple[Duplicate, ...]
+    uploaded_files: int
+    reused_files: int
+    elapsed_s: float
+
+
+def ingest(
+    calls: Calls,
+    collection: str,
+    documents: Sequence[LocalDocument],
+    *,
+    options: IngestOptions,
+    refused: Sequence[SourceError] = (),
+    parallel_uploads: int = PARALLEL_UPLOADS,
+    wait: bool = True,
+    timeout_s: float | None = None,
+    on_advance: Callable[[Advance], None] = lambda _: None,
+    on_submit: Callable[[Job], None] = lambda _: None,
+) -> IngestReport:
+    """See `Client.ingest`. `refused` is reported with the documents that the server refuses. The
+    callbacks are called in this thread."""
+    if not documents and refused:
+        raise InvalidInput(refused[0].message)
+    if not documents:
+        raise InvalidInput("There is no document to ingest.")
+    started = time.monotonic()
+    created = ensure_collection(calls, collection)
+    sent = Sent(errors=list(refused))
+    jobs: list[Job] = []
+    # Each job starts as soon as its files are there, while those of the next are still sent.
+    for first in range(0, len(documents), SOURCES_PER_JOB):
+        batch = documents[first : first + SOURCES_PER_JOB]
+        before = len(sent.sources)
+        send(
+            calls,
+            batch,
+            sent,
+            parallel=parallel_uploads,
+            on_advance=_counting_from(first, len(documents), on_advance),
+        )
+        if sources := sent.sources[before:]:
+            jobs.append(_submit(calls, collection, sources, options))
+            on_submit(jobs[-1])
+    report = IngestReport(
+        collection=collection,
+        collection_created=created,
+        job_ids=tuple(job.id for job in jobs),
+        finished=False,
+        documents=DocumentCounts(failed=len(sent.errors)),
+        chunks=0,
+        errors=tuple(sent.errors),
+        warnings=(),
+        duplicates=() if created else tuple(_duplicates(calls, collection, sent.named_otherwise)),
+        uploaded_files=sent.uploaded_files,
+        reused_files=sent.reused_files,
+        elapsed_s=time.monotonic() - started,
+    )
+    if not wait:
+        return report
+    deadline = None if timeout_s is None else started + timeout_s
+    ended = [_finish(calls, job, deadline, on_advance) for job in jobs]
+    results = [IngestResult.model_validate(calls.result(job) or {}) for job in ended]
+    return replace(
+        report,
+        finished=True,
+        documents=sum((result.documents for result in results), report.documents),
+        chunks=sum(result.chunks for result in results),
+        errors=(*report.errors, *(error for result in results for error in result.errors)),
+        warnings=tuple(warning for job in ended for warning in job.warnings),
+        elapsed_s=time.monotonic() - started,
+    )
+
+
+def _duplicates(
+    calls: Calls, collection: str, named_otherwise: Mapping[str, str]
+) -> Iterator[Duplicate]:
+    """Of the files whose bytes are stored under another name, those that are live there.
+
+    The collection is read only where there are such files, for it may be large.
+    """
+    if not named_otherwise:
+        return
+    sources: dict[str, str] = {}
+    wanted = set(named_otherwise.values())
+    for document in calls.documents(collection):
+        if document.sha256 in wanted and document.source not in named_otherwise:
+            sources.setdefault(str(document.sha256), document.source)
+    for name, digest in named_otherwise.items():
+        if digest in sources:
+            yield Duplicate(source=name, other=sources[digest])
+
+
+def ensure_collection(calls: Calls, name: str) -> bool:
+    """Make the collection where there is none; True if it was made."""
+    try:
+        calls.collection(name)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        made = calls.put_collection(name)
+        calls.notify(f"Created the collection {name} (model {made.embedding_model}).")
+        return True
+    return False
+
+
+def _counting_from(
+    first: int, total: int, on_advance: Callable[[Advance], None]
+) -> Callable[[Phase, int], None]:
+    """The progress of one batch as progress of the whole."""
+
+    def tell(phase: Phase, done: int) -> None:
+        on_advance(Advance(phase=phase, done=first + done, total=total, unit="files"))
+
+    return tell
+
+
+def _submit(
+    calls: Calls, collection: str, sources: Sequence[Mapping[str, Any]], options: IngestOptions
+) -> Job:
+    asked: dict[str, Any] = {
+        "collection": collection,
+        "sources": list(sources),
+        "on_existing": options.on_existing,
+    }
+    for name in ("splitter", "csv", "metadata"):
+        if value := getattr(options, name):
+            asked[name] = dict(value)
+    return calls.submit("ingest", asked, lane=options.lane)
+
+
+def _finish(
+    calls: Calls, job: Job, deadline: float | None, on_advance: Callable[[Advance], None]
+) -> Job:
+    def tell(event: Event) -> None:
+        if event.event == "progress":
+            on_advance(Advance.of(event.data))
+
+    left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+    ended = calls.wait(job.id, timeout_s=left_s, on_event=tell).require_success()
+    if ended.progress is not None:
+        on_advance(Advance.of(ended.progress.model_dump()))
+    return ended

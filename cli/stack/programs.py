@@ -1,0 +1,204 @@
+"""Sluice's own parts of the local stack: the API, the workers and beat, each `python -m ...`.
+
+They are told where everything is through `SLUICE_*` variables, as they would be on other machines.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import shared
+from cli.stack.parts import Part
+from cli.stack.readiness import http_ready, sweeper_ready, worker_ready
+from cli.stack.servers import QUIET
+from cli.stack.stackfile import Stack
+from shared.config import EXTRACTIVE, Settings
+
+# The GPUs of this machine, as the NVIDIA driver's own program lists them: no torch in here.
+
+_TIMEOUT_S = 20
+"""A driver that sleeps takes seconds to answer the first time."""
+
+
+def cuda_devices() -> int:
+    """How many CUDA devices processes of this one see; 0 where the driver is not there."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([each for each in visible.split(",") if each.strip() not in ("", "-1")])
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return 0
+    try:
+        told = subprocess.run(
+            [program, "-L"], capture_output=True, text=True, check=True, timeout=_TIMEOUT_S
+        )
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in told.stdout.splitlines())
+
+
+AUTO = "auto"
+LOOPBACK = "127.0.0.1,localhost,::1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the servers of this stack are."""
+
+    database_url: str = field(repr=False)
+    redis_url: str = field(repr=False)
+    chroma_url: str
+    api_host: str
+    api_port: int
+
+    @property
+    def api_url(self) -> str:
+        return api_address(self.api_host, self.api_port)
+
+
+def api_address(host: str, port: int) -> str:
+    """How this machine reaches the API; one that listens everywhere listens here, too."""
+    here = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """How many workers of each sort; `models` and `device` are for those that generate.
+
+    Without `models` each serves what `python -m workers generate` serves by itself.
+    """
+
+    cpu_workers: int = 1
+    gpu_workers: int = 1
+    models: tuple[str, ...] = ()
+    device: str | None = None
+
+
+def program_parts(settings: Settings, places: Places, crew: Crew) -> list[Part]:
+    """The API, as many workers of each sort as asked for, and beat."""
+    env = _environment(settings, places) | _default_model(settings, crew)
+    key = first_key(settings)
+    api = Part(
+        name="api",
+        argv=_python("api"),
+        ready=lambda _pid: http_ready(f"{places.api_url}/healthz"),
+        env=env,
+        port=places.api_port,
+        hint="read the log; `sluice doctor` checks the settings that the API reads.",
+    )
+    beat = Part(
+        name="beat",
+        argv=_python("workers", "beat"),
+        ready=lambda _pid: sweeper_ready(places.api_url, key),
+        env=env,
+        # A webhook that is under way may take this long.
+        stop_grace_s=settings.webhook_timeout_s + 5,
+        hint="read its log; it sweeps, and sends webhooks.",
+    )
+    cpu = [_worker("cpu", number, (), env, places, key) for number in _numbers(crew.cpu_workers)]
+    models = [argument for model in crew.models for argument in ("--model", model)]
+    devices = _devices(settings, crew)
+    gpu = [
+        _worker("generate", number, (*models, *devices[number - 1]), env, places, key)
+        for number in _numbers(crew.gpu_workers)
+    ]
+    return [api, *cpu, *gpu, beat]
+
+
+def _numbers(count: int) -> range:
+    return range(1, count + 1)
+
+
+def _default_model(settings: Settings, crew: Crew) -> dict[str, str]:
+    """What is served is what answers where a job names no model, unless a setting says so."""
+    whole = [model for model in crew.models if "/" in model or model == EXTRACTIVE]
+    if not whole or "generation_model" in settings.model_fields_set:
+        return {}
+    return {"SLUICE_GENERATION_MODEL": whole[0]}
+
+
+def _devices(settings: Settings, crew: Crew) -> list[tuple[str, ...]]:
+    """The arguments for each generation worker: several share out the GPUs, one to each.
+
+    A single one may spread a large model over all of them.
+    """
+    device = crew.device or settings.generation_device
+    count = cuda_devices() if device == AUTO and crew.gpu_workers > 1 else 0
+    if count > 1:
+        return [("--device", f"cuda:{number % count}") for number in range(crew.gpu_workers)]
+    return [("--device", crew.device) if crew.device else ()] * crew.gpu_workers
+
+
+def first_key(settings: Settings) -> str | None:
+    """A key that the API of these settings accepts, where it asks for one."""
+    return next((secret.get_secret_value() for _, secret in settings.api_secrets), None)
+
+
+def _worker(
+    kind: str,
+    number: int,
+    arguments: tuple[str, ...],
+    env: dict[str, str],
+    places: Places,
+    key: str | None,
+) -> Part:
+    part_name = f"{kind}-{number}"
+    # Several machines may share a database, and workers are known in it by name.
+    worker_name = f"{part_name}@{socket.gethostname()}"
+    return Part(
+        name=part_name,
+        argv=_python("workers", kind, "--name", worker_name, *arguments),
+        ready=lambda pid: worker_ready(places.api_url, worker_name, pid, key),
+        env=env,
+        # Models are loaded, and may be fetched first: gigabytes, where they generate.
+        ready_timeout_s=180 if kind == "cpu" else 1800,
+        stop_grace_s=15,
+        hint="read the log; `sluice doctor` checks the packages and the models.",
+    )
+
+
+def _environment(settings: Settings, places: Places) -> dict[str, str]:
+    return {
+        **common_environment(),
+        "SLUICE_HOME": str(settings.home_path),
+        "SLUICE_DATABASE_URL": places.database_url,
+        "SLUICE_REDIS_URL": places.redis_url,
+        "SLUICE_CHROMA_URL": places.chroma_url,
+        "SLUICE_API_HOST": places.api_host,
+        "SLUICE_API_PORT": str(places.api_port),
+    }
+
+
+def stack_environment(stack: Stack) -> dict[str, str]:
+    """What tells one more worker where the servers of a running stack are."""
+    return {
+        **common_environment(),
+        "SLUICE_HOME": str(stack.home),
+        "SLUICE_DATABASE_URL": stack.database_url,
+        "SLUICE_REDIS_URL": stack.redis_url,
+        "SLUICE_CHROMA_URL": stack.chroma_url,
+    }
+
+
+def common_environment() -> dict[str, str]:
+    # Found wherever the stack was started from; `-P` keeps that folder's own `api/` out.
+    root = str(Path(shared.__file__).resolve().parent.parent)
+    proxies = {
+        name: ",".join(filter(None, [os.environ.get(name), LOOPBACK]))
+        for name in ("NO_PROXY", "no_proxy")
+    }
+    return {
+        **QUIET,
+        **proxies,
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _python(*arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-P", "-m", *arguments)

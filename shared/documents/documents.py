@@ -1,0 +1,156 @@
+"""Documents as readers see them: only what is live, only text that Postgres still has."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, select, tuple_
+from sqlalchemy.orm import Session
+
+from shared.bounds import INT32_MAX, as_object
+from shared.errors import Conflict, NotFound
+from shared.tables import Chunk, Collection, Document, Version
+
+CHUNK_ID = re.compile(r"([0-9a-f]{32})-([0-9]{6,10})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentView:
+    id: UUID
+    collection: str
+    source: str
+    sha256: str
+    content_hash: str
+    size_bytes: int
+    chunks: int
+    metadata: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkView:
+    """`start` is the offset of `text` in the document's text, in characters."""
+
+    id: str
+    document_id: UUID
+    source: str
+    ordinal: int
+    start: int
+    text: str
+    metadata: dict[str, Any]
+
+
+def chunk_id(version_id: UUID, ordinal: int) -> str:
+    """The id of a chunk here and in Chroma: the same for every run that writes it."""
+    return f"{version_id.hex}-{ordinal:06d}"
+
+
+def parse_chunk_id(value: str) -> tuple[UUID, int] | None:
+    match = CHUNK_ID.fullmatch(value)
+    if match is None or int(match[2]) > INT32_MAX:
+        return None
+    return UUID(match[1]), int(match[2])
+
+
+def get(session: Session, document_id: UUID) -> DocumentView:
+    """Raises NotFound, also for a document that is not live yet or is being erased."""
+    row = session.execute(_documents().where(Document.id == document_id)).first()
+    if row is None:
+        raise NotFound(f"There is no document {document_id}.")
+    return _document_view(*row)
+
+
+def page(
+    session: Session, collection_id: UUID, *, limit: int, after: UUID | None
+) -> list[DocumentView]:
+    """Live documents of a collection, oldest first."""
+    query = _documents().where(Document.collection_id == collection_id)
+    if after is not None:
+        query = query.where(Document.id > after)
+    return [
+        _document_view(*row) for row in session.execute(query.order_by(Document.id).limit(limit))
+    ]
+
+
+def chunk_page(
+    session: Session, document_id: UUID, *, limit: int, after: str | None
+) -> list[ChunkView]:
+    """Chunks in order. Raises Conflict where the document was replaced between two pages."""
+    query = _chunks().where(Document.id == document_id).order_by(Chunk.ordinal).limit(limit)
+    position = parse_chunk_id(after) if after is not None else None
+    if position is not None:
+        live = session.scalar(select(Document.live_version_id).where(Document.id == document_id))
+        if live != position[0]:
+            raise Conflict(f"Document {document_id} was replaced while it was read; start again.")
+        query = query.where(Chunk.version_id == position[0], Chunk.ordinal > position[1])
+    return [_chunk_view(*row) for row in session.execute(query)]
+
+
+def live_hashes(session: Session, collection_id: UUID, sources: Iterable[str]) -> dict[str, str]:
+    """The content hashes of those of the documents that are live, by source."""
+    rows = session.execute(
+        select(Document.source, Version.content_hash)
+        .join(Version, Version.id == Document.live_version_id)
+        .where(Document.collection_id == collection_id, Document.source.in_(set(sources)))
+    )
+    return dict(rows.all())
+
+
+def live_chunks(session: Session, collection_id: UUID, ids: Sequence[str]) -> dict[str, ChunkView]:
+    """Those of the ids that are live now: one statement, so never a mix of two versions."""
+    keys = [key for key in map(parse_chunk_id, ids) if key is not None]
+    query = _chunks().where(
+        Document.collection_id == collection_id,
+        tuple_(Chunk.version_id, Chunk.ordinal).in_(keys),
+    )
+    views = (_chunk_view(*row) for row in session.execute(query))
+    return {view.id: view for view in views}
+
+
+def _documents() -> Select[Document, Version, str]:
+    return (
+        select(Document, Version, Collection.name)
+        .join(Version, Version.id == Document.live_version_id)
+        .join(Collection, Collection.id == Document.collection_id)
+        .where(Collection.erasing_at.is_(None))
+    )
+
+
+def _chunks() -> Select[Chunk, UUID, str]:
+    return (
+        select(Chunk, Document.id, Document.source)
+        .join(Document, Document.live_version_id == Chunk.version_id)
+        .join(Collection, Collection.id == Document.collection_id)
+        .where(Collection.erasing_at.is_(None))
+    )
+
+
+def _document_view(document: Document, version: Version, collection: str) -> DocumentView:
+    return DocumentView(
+        id=document.id,
+        collection=collection,
+        source=document.source,
+        sha256=version.sha256,
+        content_hash=version.content_hash,
+        size_bytes=version.size_bytes,
+        chunks=version.chunk_count,
+        metadata=as_object(version.meta),
+        created_at=document.created_at,
+        updated_at=document.updated_at,
+    )
+
+
+def _chunk_view(chunk: Chunk, document_id: UUID, source: str) -> ChunkView:
+    return ChunkView(
+        id=chunk_id(chunk.version_id, chunk.ordinal),
+        document_id=document_id,
+        source=source,
+        ordinal=chunk.ordinal,
+        start=chunk.start,
+        text=chunk.text,
+        metadata=as_object(chunk.meta),
+    )

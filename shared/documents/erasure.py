@@ -1,0 +1,196 @@
+"""Erasure in the ledger: hidden from readers at once, rows deleted once the vectors are gone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, delete, exists, func, or_, select, text, update
+from sqlalchemy.orm import Session
+
+from shared.documents.versions import Remains, VersionState, lock_documents_of, remains_where
+from shared.errors import NotFound
+from shared.tables import Chunk, Collection, Document, IngestItem, Job, Version
+from shared.vocabulary import OPEN
+
+# Remains: versions that readers no longer see, until their vectors and rows are deleted.
+
+ERASURE_GIVEN_UP_AFTER = timedelta(hours=1)
+"""When the collector ends an erasure whose own job did not."""
+
+
+def forsaken(session: Session, *where: ColumnElement[bool], limit: int) -> list[Remains]:
+    """Retire pending versions that no open job works on; return all that are retired."""
+    in_work = exists().where(
+        IngestItem.version_id == Version.id, Job.id == IngestItem.job_id, Job.state.in_(OPEN)
+    )
+    pending = Version.state == VersionState.PENDING
+    # Locked first and looked at again after: a job that joins a version holds this lock.
+    idle = session.scalars(
+        select(Version.id).where(pending, ~in_work).limit(limit).with_for_update(skip_locked=True)
+    ).all()
+    session.execute(
+        update(Version)
+        .where(Version.id.in_(idle), pending, ~in_work)
+        .values(state=VersionState.RETIRED.value)
+        .execution_options(synchronize_session=False)
+    )
+    return remains(session, *where, limit=limit)
+
+
+def remains(session: Session, *where: ColumnElement[bool], limit: int) -> list[Remains]:
+    """Retired versions, but for those that an erasure or an open item is at work on."""
+    left_alone = func.coalesce(Document.erasing_at, Collection.erasing_at)
+    return remains_where(
+        session,
+        Version.state == VersionState.RETIRED,
+        ~_awaited(),
+        or_(left_alone.is_(None), left_alone < func.now() - ERASURE_GIVEN_UP_AFTER),
+        *where,
+        limit=limit,
+    )
+
+
+def remains_of_documents(session: Session, document_ids: Sequence[UUID]) -> list[Remains]:
+    return remains_where(
+        session, Version.state == VersionState.RETIRED, Version.document_id.in_(document_ids)
+    )
+
+
+def unawaited(session: Session, found: Sequence[Remains]) -> list[Remains]:
+    """Those that no open item waits for, which would take its version for an erased one."""
+    ids = session.scalars(
+        select(Version.id).where(Version.id.in_([each.version_id for each in found]), ~_awaited())
+    ).all()
+    return [each for each in found if each.version_id in ids]
+
+
+def _awaited() -> ColumnElement[bool]:
+    return exists().where(
+        IngestItem.version_id == Version.id,
+        IngestItem.outcome.is_(None),
+        Job.id == IngestItem.job_id,
+        Job.state.in_(OPEN),
+    )
+
+
+def remove_chunks(session: Session, version_id: UUID, *, up_to: int) -> int:
+    """Delete some of the text of a retired version; returns how many chunks that were."""
+    some = select(Chunk.ordinal).where(Chunk.version_id == version_id).limit(up_to)
+    gone = session.execute(
+        delete(Chunk)
+        .where(
+            Chunk.version_id == version_id,
+            Chunk.ordinal.in_(some),
+            exists().where(Version.id == version_id, Version.state == VersionState.RETIRED),
+        )
+        .returning(Chunk.ordinal)
+        .execution_options(synchronize_session=False)
+    ).all()
+    return len(gone)
+
+
+def remove(session: Session, version_ids: Sequence[UUID]) -> int:
+    """Delete retired versions with their text, and documents that have none left.
+
+    Returns the number of chunks deleted. Call it once their vectors are gone.
+    """
+    # Before anything else, as everywhere; and so that no step is just adding a version.
+    lock_documents_of(session, version_ids)
+    gone = session.execute(
+        delete(Version)
+        .where(Version.id.in_(version_ids), Version.state == VersionState.RETIRED)
+        .returning(Version.document_id, Version.chunk_count)
+    ).all()
+    session.execute(
+        delete(Document).where(
+            Document.id.in_({row.document_id for row in gone}),
+            Document.live_version_id.is_(None),
+            ~exists().where(Version.document_id == Document.id),
+        )
+    )
+    return sum(row.chunk_count for row in gone)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How much an erasure removes from Postgres."""
+
+    documents: int
+    chunks: int
+
+
+def require_document(session: Session, document_id: UUID) -> None:
+    """Raises NotFound. A document that is being erased is there: it may have to be done again."""
+    if session.scalar(select(Document.id).where(Document.id == document_id)) is None:
+        raise NotFound(f"There is no document {document_id}.")
+
+
+def require_collection(session: Session, name: str) -> None:
+    """Raises NotFound. A collection that is being erased is there."""
+    if session.scalar(select(Collection.id).where(Collection.name == name)) is None:
+        raise NotFound(f"There is no collection {name!r}.")
+
+
+def hide_documents(session: Session, document_ids: Sequence[UUID]) -> list[UUID]:
+    """Hide documents from readers and retire all their versions. Returns those that exist."""
+    found = list(
+        session.scalars(
+            select(Document.id)
+            .where(Document.id.in_(document_ids))
+            .order_by(Document.id)
+            .with_for_update()
+        )
+    )
+    session.execute(
+        update(Document)
+        .where(Document.id.in_(found))
+        .values(live_version_id=None, erasing_at=func.coalesce(Document.erasing_at, func.now()))
+    )
+    session.execute(
+        update(Version)
+        .where(Version.document_id.in_(found))
+        .values(state=VersionState.RETIRED.value)
+    )
+    return found
+
+
+def hide_collection(session: Session, name: str) -> UUID:
+    """Raises NotFound where there is none."""
+    collection_id: UUID | None = session.scalar(
+        update(Collection)
+        .where(Collection.name == name)
+        .values(erasing_at=func.coalesce(Collection.erasing_at, func.now()))
+        .returning(Collection.id)
+    )
+    if collection_id is None:
+        raise NotFound(f"There is no collection {name!r}.")
+    return collection_id
+
+
+def extent_of_documents(session: Session, document_ids: Sequence[UUID]) -> Extent:
+    return _extent(session, Document.id.in_(document_ids))
+
+
+def extent_of_collection(session: Session, collection_id: UUID) -> Extent:
+    return _extent(session, Document.collection_id == collection_id)
+
+
+def _extent(session: Session, where: ColumnElement[bool]) -> Extent:
+    documents, chunks = session.execute(
+        select(func.count(Document.id.distinct()), func.coalesce(func.sum(Version.chunk_count), 0))
+        .select_from(Document)
+        .outerjoin(Version, Version.document_id == Document.id)
+        .where(where)
+    ).one()
+    return Extent(documents=documents, chunks=chunks)
+
+
+def delete_documents(session: Session, document_ids: Sequence[UUID]) -> None:
+    session.execute(text("SET LOCAL statement_timeout = 0"))
+    session.execute(delete(Document).where(Document.id.in_(document_ids)))
+
+
+def delete_collection(session: Session, collection_id: UUID) -> None:
+    session.execute(text("SET LOCAL statement_timeout = 0"))
+    session.execute(delete(Collection).where(Collection.id == collection_id))

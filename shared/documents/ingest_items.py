@@ -1,0 +1,204 @@
+"""Ingest items: one row for each source of an ingest job, and what became of it.
+
+The rows are the job's ledger: progress, result and errors are counted from them. An outcome is
+written once; later ones change nothing, so a step that runs twice counts once.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import case, func, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from shared.jobs import jobs
+from shared.kinds.payloads import IngestDocuments, IngestResult, SourceError
+from shared.tables import IngestItem
+
+
+class Outcome(StrEnum):
+    ADDED = "added"
+    REPLACED = "replaced"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenItem:
+    """A source that has no outcome yet; `source` is its entry in the job's input."""
+
+    ordinal: int
+    source: dict[str, Any]
+    version_id: UUID | None
+
+
+def add_all(session: Session, job_id: UUID, names: Sequence[str]) -> None:
+    """Write the items of a new job, in the order of its sources."""
+    rows = [{"job_id": job_id, "ordinal": n, "name": name} for n, name in enumerate(names)]
+    session.execute(insert(IngestItem), rows)
+
+
+def still_open(session: Session, job_id: UUID, ordinals: Sequence[int]) -> list[OpenItem]:
+    rows = session.execute(
+        text("""
+            SELECT i.ordinal, j.input -> 'sources' -> i.ordinal AS source, i.version_id
+            FROM ingest_items i JOIN jobs j ON j.id = i.job_id
+            WHERE i.job_id = :job_id AND i.ordinal = ANY(:ordinals) AND i.outcome IS NULL
+            ORDER BY i.ordinal
+        """),
+        {"job_id": job_id, "ordinals": list(ordinals)},
+    )
+    return [OpenItem(ordinal=n, source=source, version_id=v) for n, source, v in rows]
+
+
+def settings_of(session: Session, job_id: UUID) -> dict[str, Any]:
+    """The job's input without its sources, which may be many."""
+    value = session.execute(
+        text("SELECT input - 'sources' FROM jobs WHERE id = :id"), {"id": job_id}
+    ).scalar_one()
+    assert isinstance(value, dict)
+    return value
+
+
+def assign(session: Session, job_id: UUID, ordinal: int, version_id: UUID) -> None:
+    """Note which version the item became."""
+    session.execute(
+        update(IngestItem)
+        .where(IngestItem.job_id == job_id, IngestItem.ordinal == ordinal)
+        .values(version_id=version_id)
+    )
+
+
+def count_chunks(session: Session, job_id: UUID) -> int:
+    """The chunks of all versions that the job has written so far."""
+    count = session.scalar(
+        text("""
+            SELECT coalesce(sum(chunk_count), 0) FROM versions
+            WHERE id IN (SELECT version_id FROM ingest_items WHERE job_id = :job_id)
+        """),
+        {"job_id": job_id},
+    )
+    return int(count or 0)
+
+
+def settle(
+    session: Session, job_id: UUID, ordinals: Iterable[int], outcome: Outcome, message: str = ""
+) -> None:
+    """Write the outcome of items that have none, and count them in the job's progress."""
+    changed = session.execute(
+        update(IngestItem)
+        .where(
+            IngestItem.job_id == job_id,
+            IngestItem.ordinal.in_(list(ordinals)),
+            IngestItem.outcome.is_(None),
+        )
+        .values(outcome=outcome.value, message=message or None)
+        .returning(IngestItem.ordinal)
+    ).all()
+    if changed:
+        jobs.advance(session, job_id, len(changed))
+
+
+def settle_version(
+    session: Session,
+    job_id: UUID,
+    version_id: UUID,
+    outcome: Outcome,
+    *,
+    chunks: int = 0,
+    message: str = "",
+) -> None:
+    """Settle the job's open items of one version: the first as told, its duplicates as skipped."""
+    ordinals = session.scalars(
+        select(IngestItem.ordinal)
+        .where(
+            IngestItem.job_id == job_id,
+            IngestItem.version_id == version_id,
+            IngestItem.outcome.is_(None),
+        )
+        .order_by(IngestItem.ordinal)
+    ).all()
+    if not ordinals:
+        return
+    settle(session, job_id, ordinals[:1], outcome, message)
+    settle(session, job_id, ordinals[1:], Outcome.SKIPPED)
+    session.execute(
+        update(IngestItem)
+        .where(IngestItem.job_id == job_id, IngestItem.ordinal == ordinals[0])
+        .values(chunks=chunks)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutChunks:
+    """Chunks that are longer than the window of the embedding model."""
+
+    model: str
+    documents: list[tuple[str, int]]
+    """The first ones, by name, with the number of such chunks."""
+    document_count: int
+    chunk_count: int
+    chunk_size: int
+    """Which would have fitted, in the unit of the splitter."""
+
+
+def cut(session: Session, job_id: UUID, *, named: int = 10) -> CutChunks | None:
+    """What the embed steps noted of chunks that were not read to their ends; None for nothing."""
+    rows = session.execute(
+        text("""
+            WITH cut AS (
+                SELECT s.result ->> 'model' AS model, (c ->> 0)::uuid AS version_id,
+                       (c ->> 1)::int AS chunks, (c ->> 2)::int AS chunk_size
+                FROM steps s, jsonb_array_elements(s.result -> 'cut') c
+                WHERE s.job_id = :job_id AND s.name = 'ingest.embed' AND s.state = 'succeeded'
+                      AND jsonb_typeof(s.result) = 'object'
+            ), documents AS (
+                SELECT min(model) AS model, version_id, sum(chunks) AS chunks,
+                       min(chunk_size) AS chunk_size
+                FROM cut GROUP BY version_id
+            )
+            SELECT d.model, i.name, d.chunks, count(*) OVER () AS documents,
+                   sum(d.chunks) OVER () AS all_chunks, min(d.chunk_size) OVER () AS chunk_size
+            FROM documents d
+            JOIN LATERAL (
+                SELECT name, ordinal FROM ingest_items
+                WHERE job_id = :job_id AND version_id = d.version_id ORDER BY ordinal LIMIT 1
+            ) i ON true
+            ORDER BY i.ordinal LIMIT :named
+        """),
+        {"job_id": job_id, "named": named},
+    ).all()
+    if not rows:
+        return None
+    return CutChunks(
+        model=rows[0].model,
+        documents=[(row.name, int(row.chunks)) for row in rows],
+        document_count=rows[0].documents,
+        chunk_count=int(rows[0].all_chunks),
+        chunk_size=rows[0].chunk_size,
+    )
+
+
+def result(session: Session, job_id: UUID) -> dict[str, Any]:
+    """The result of an ingest job; an item without outcome would be a bug and is told as failed."""
+    settled = case((IngestItem.outcome.is_(None), Outcome.FAILED.value), else_=IngestItem.outcome)
+    mine = IngestItem.job_id == job_id
+    rows = session.execute(
+        select(settled, func.count(), func.sum(IngestItem.chunks)).where(mine).group_by(settled)
+    ).all()
+    counts = {outcome: count for outcome, count, _ in rows}
+    failures = session.execute(
+        select(IngestItem.name, IngestItem.message)
+        .where(mine, settled == Outcome.FAILED.value)
+        .order_by(IngestItem.ordinal)
+    )
+    return IngestResult(
+        documents=IngestDocuments(**{o.value: counts.get(o.value, 0) for o in Outcome}),
+        chunks=sum(chunks or 0 for _, _, chunks in rows),
+        errors=[
+            SourceError(source=name, message=message or "not processed; please report this")
+            for name, message in failures
+        ],
+    ).model_dump(mode="json")

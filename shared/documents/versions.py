@@ -1,0 +1,297 @@
+"""Versions: how a document's content changes hands, so that readers never see a mix.
+
+A version is written `pending` with all its chunks; embedding steps note which ordinals have
+vectors; the one that completes it makes it `live` and its predecessor `retired`, in one
+transaction. Retired and forsaken versions wait for the collector, which deletes vectors first
+and rows last. The document row is the lock that serializes all of this.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from shared.documents.documents import chunk_id
+from shared.errors import Unavailable
+from shared.ids import new_id
+from shared.tables import Chunk, Collection, Document, Version
+
+_ROWS_AT_ONCE: Final = 1000
+
+
+class VersionState(StrEnum):
+    PENDING = "pending"
+    LIVE = "live"
+    RETIRED = "retired"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What is to become a version: hashes in hex, chunks as (start, text, metadata).
+
+    `chunks` may make its items as they are read; no more than some thousands are held at once.
+    """
+
+    source: str
+    sha256: str
+    content_hash: str
+    size_bytes: int
+    metadata: dict[str, Any]
+    chunks: Sequence[tuple[int, str, dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The chunks `first <= ordinal < end` of a version: what one embedding step works on."""
+
+    version_id: UUID
+    first: int
+    end: int
+
+    def chunk_ids(self) -> list[str]:
+        return [chunk_id(self.version_id, n) for n in range(self.first, self.end)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remains:
+    """A version whose vectors are to be deleted from the named Chroma collection."""
+
+    version_id: UUID
+    chunk_count: int
+    collection: str
+
+    def chunk_ids(self) -> list[str]:
+        return [chunk_id(self.version_id, n) for n in range(self.chunk_count)]
+
+
+def lock_documents(
+    session: Session, collection_id: UUID, sources: Iterable[str]
+) -> dict[str, Document]:
+    """The documents of these sources, made where missing, locked until the commit.
+
+    Always in the same order, so that two steps with the same documents do not deadlock. Raises
+    Unavailable where documents are removed at the same time.
+    """
+    wanted = sorted(set(sources))
+    rows = [{"id": new_id(), "collection_id": collection_id, "source": name} for name in wanted]
+    session.execute(upsert(Document).on_conflict_do_nothing(), rows)
+    documents = session.scalars(
+        select(Document)
+        .where(Document.collection_id == collection_id, Document.source.in_(wanted))
+        .order_by(Document.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).all()
+    if len(documents) < len(wanted):
+        raise Unavailable("A document was removed at this moment; it is ingested again after that.")
+    return {document.source: document for document in documents}
+
+
+def begin(
+    session: Session, document: Document, content: Content, *, skip_existing: bool
+) -> UUID | None:
+    """Write a pending version of a locked document, or join the one with the same content.
+
+    It is joined only if it is the newest: an older one would not become live any more. None where
+    the live version is already the wanted one. Raises Unavailable while the document is erased.
+    """
+    if document.erasing_at is not None:
+        raise Unavailable(f"{content.source} is being erased; it is ingested again after that.")
+    live_hash = session.scalar(
+        select(Version.content_hash).where(Version.id == document.live_version_id)
+    )
+    if live_hash is not None and (skip_existing or live_hash == content.content_hash):
+        return None
+    pending = session.scalar(
+        select(Version.id)
+        .where(
+            Version.document_id == document.id,
+            Version.content_hash == content.content_hash,
+            Version.state == VersionState.PENDING,
+        )
+        .with_for_update()
+    )
+    newest = session.scalar(
+        select(Version.id)
+        .where(Version.document_id == document.id)
+        .order_by(Version.id.desc())
+        .limit(1)
+    )
+    if pending is not None:
+        if pending == newest:
+            return pending
+        _set_state(session, pending, VersionState.RETIRED)
+    version_id = new_id(after=newest)
+    session.execute(
+        insert(Version).values(
+            id=version_id,
+            document_id=document.id,
+            state=VersionState.PENDING.value,
+            sha256=content.sha256,
+            content_hash=content.content_hash,
+            size_bytes=content.size_bytes,
+            meta=content.metadata,
+            chunk_count=len(content.chunks),
+        )
+    )
+    rows = (
+        {"version_id": version_id, "ordinal": n, "start": start, "text": text_, "meta": meta}
+        for n, (start, text_, meta) in enumerate(content.chunks)
+    )
+    while batch := list(islice(rows, _ROWS_AT_ONCE)):
+        session.execute(insert(Chunk), batch)
+    return version_id
+
+
+def wanted(session: Session, version_ids: Iterable[UUID]) -> set[UUID]:
+    """Those of the versions that are live or may become so."""
+    rows = session.scalars(
+        select(Version.id).where(
+            Version.id.in_(list(version_ids)), Version.state != VersionState.RETIRED
+        )
+    )
+    return set(rows)
+
+
+def chunk_counts(session: Session, version_ids: Iterable[UUID]) -> dict[UUID, int]:
+    """The number of chunks of each version that exists, the oldest version first."""
+    rows = session.execute(
+        select(Version.id, Version.chunk_count)
+        .where(Version.id.in_(list(version_ids)))
+        .order_by(Version.id)
+    )
+    return dict(rows.all())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    document_id: UUID
+    source: str
+
+
+def origins(session: Session, version_ids: Iterable[UUID]) -> dict[UUID, Origin]:
+    """The documents of those versions that still exist."""
+    rows = session.execute(
+        select(Version.id, Document.id, Document.source)
+        .join(Document, Document.id == Version.document_id)
+        .where(Version.id.in_(list(version_ids)))
+    )
+    return {v: Origin(document_id=d, source=source) for v, d, source in rows}
+
+
+def unembedded(session: Session, parts: Iterable[Part]) -> list[Chunk]:
+    """The chunks of those parts that still lack vectors and whose version is still wanted."""
+    found: list[Chunk] = []
+    for part in parts:
+        wanted = session.scalar(
+            text("""
+                SELECT state = 'pending' AND NOT embedded @> int4range(:first, :end)
+                FROM versions WHERE id = :id
+            """),
+            {"id": part.version_id, "first": part.first, "end": part.end},
+        )
+        if not wanted:
+            continue
+        found += session.scalars(
+            select(Chunk)
+            .where(
+                Chunk.version_id == part.version_id,
+                Chunk.ordinal >= part.first,
+                Chunk.ordinal < part.end,
+            )
+            .order_by(Chunk.ordinal)
+        )
+    return found
+
+
+def lock_documents_of(session: Session, version_ids: Sequence[UUID]) -> None:
+    """Lock the documents of these versions until the commit, in the order of their ids."""
+    session.execute(
+        select(Document.id)
+        .where(Document.id.in_(select(Version.document_id).where(Version.id.in_(version_ids))))
+        .order_by(Document.id)
+        .with_for_update()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What became of a part's version once its vectors were noted."""
+
+    state: VersionState | None
+    """None: the version is gone. `pending`: other parts are still missing."""
+    replaced: Remains | None = None
+    """The version whose place it took."""
+    by_another: bool = False
+    """It was live before this part was noted."""
+    superseded: bool = False
+    """A newer version of the document took its place."""
+    chunk_count: int = 0
+
+
+def note_embedded(session: Session, part: Part) -> Embedded:
+    """Note that the part has vectors; make the version live if it is now complete.
+
+    Its document must be locked (`lock_documents_of`).
+    A version older than the live one loses: it is retired, so that the newest content stays.
+    """
+    document = session.scalars(
+        select(Document)
+        .join(Version, Version.document_id == Document.id)
+        .where(Version.id == part.version_id)
+        .execution_options(populate_existing=True)
+    ).first()
+    if document is None:
+        return Embedded(state=None)
+    row = session.execute(
+        text("""
+            UPDATE versions SET embedded = embedded + int4multirange(int4range(:first, :end))
+            WHERE id = :id
+            RETURNING state, chunk_count, embedded @> int4range(0, chunk_count) AS complete
+        """),
+        {"id": part.version_id, "first": part.first, "end": part.end},
+    ).one()
+    state = VersionState(row.state)
+    if state is not VersionState.PENDING or not row.complete:
+        return Embedded(
+            state=state,
+            by_another=state is VersionState.LIVE,
+            superseded=state is VersionState.RETIRED and document.erasing_at is None,
+            chunk_count=row.chunk_count,
+        )
+    old = document.live_version_id
+    if old is not None and old > part.version_id:
+        _set_state(session, part.version_id, VersionState.RETIRED)
+        return Embedded(state=VersionState.RETIRED, superseded=True)
+    if old is not None:
+        _set_state(session, old, VersionState.RETIRED)
+    _set_state(session, part.version_id, VersionState.LIVE)
+    document.live_version_id = part.version_id
+    document.updated_at = func.now()
+    session.flush()
+    return Embedded(
+        state=VersionState.LIVE,
+        chunk_count=row.chunk_count,
+        replaced=next(iter(remains_where(session, Version.id == old)), None),
+    )
+
+
+def remains_where(session: Session, *where: Any, limit: int | None = None) -> list[Remains]:
+    rows = session.execute(
+        select(Version.id, Version.chunk_count, Collection.name)
+        .join(Document, Document.id == Version.document_id)
+        .join(Collection, Collection.id == Document.collection_id)
+        .where(*where)
+        .limit(limit)
+    )
+    return [Remains(version_id=i, chunk_count=n, collection=name) for i, n, name in rows]
+
+
+def _set_state(session: Session, version_id: UUID, state: VersionState) -> None:
+    session.execute(update(Version).where(Version.id == version_id).values(state=state.value))

@@ -1,0 +1,215 @@
+"""Claiming: the best runnable step of a queue, and those that can share its batch.
+
+Claiming raises the attempt number and sets a lease before any work starts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from shared.database.transaction import tell_after_commit
+from shared.redis.events import EventType
+from shared.vocabulary import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A running attempt of a step; (`step_id`, `attempt`) is the fencing token."""
+
+    step_id: int
+    job_id: UUID
+    name: str
+    queue: str
+    kind: str
+    lane: int
+    fair_key: str
+    payload: dict[str, Any]
+    batch_key: str | None = None
+    attempt: int
+    max_attempts: int
+    error_before: dict[str, Any] | None = None
+    """Why the attempt before this one is tried again."""
+    free_attempts: int = 0
+    """How many attempts before this one are not counted."""
+
+    @property
+    def counted_attempt(self) -> int:
+        """The attempt as users see it; never more than the job's `max_attempts`."""
+        return self.attempt - self.free_attempts
+
+
+# What is `picked` runs from now on, and its job with it. Attempts that are not counted have raised
+# the step's `max_attempts` beyond the job's; the job's attempt, which users see, is without them.
+# Sums are made in 64 bits: a row with a count at the end of its range must not stop its queue.
+TAKE = """), claimed AS (
+    UPDATE steps SET state = 'running', attempt = least(attempt, 2147483646) + 1, worker = :worker,
+        started_at = now(), lease_until = now() + make_interval(secs => :lease_s)
+    FROM picked WHERE steps.id = picked.id
+    RETURNING steps.*
+), started AS (
+    UPDATE jobs SET state = 'running', started_at = coalesce(jobs.started_at, now()),
+        attempt = greatest(jobs.attempt, least(
+            CAST(c.attempt AS bigint) - c.max_attempts + jobs.max_attempts, jobs.max_attempts)),
+        queue = c.queue,
+        deadline_at = coalesce(deadline_at, now() + make_interval(
+            secs => CASE WHEN timeout_s BETWEEN 0 AND 1e9 THEN timeout_s END))
+    FROM claimed c
+    WHERE jobs.id = c.job_id AND NOT c.after_end
+      AND (jobs.state = 'queued' OR jobs.queue <> c.queue
+           OR jobs.attempt < CAST(c.attempt AS bigint) - c.max_attempts + jobs.max_attempts)
+    RETURNING jobs.id
+)
+SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_key, c.attempt,
+    c.max_attempts, c.error, j.kind, j.state AS job_state,
+    CAST(c.max_attempts AS bigint) - j.max_attempts AS free_attempts
+FROM claimed c JOIN jobs j ON j.id = c.job_id
+ORDER BY c.lane, c.job_id, c.id
+"""
+
+# The best runnable step of a queue: lane, then fair share between keys (fewest running, then
+# longest unserved), then age. `present` is a loose index scan over (lane, key), and `heads` looks
+# at the worker's own doors alone: a claim costs the same with ten queued steps as with a million,
+# and whatever other models they name. Steps that were due when they were made and steps that were
+# put off have an index each, so that no claim walks over those whose time has not come. The row is
+# locked last, in the order of `turns`, which is why that is materialized.
+CLAIM = text(
+    """
+WITH RECURSIVE present AS (
+    (SELECT lane, fair_key FROM steps WHERE queue = :queue AND state = 'queued'
+     ORDER BY lane, fair_key LIMIT 1)
+    UNION ALL
+    SELECT n.lane, n.fair_key FROM present p CROSS JOIN LATERAL (
+        SELECT s.lane, s.fair_key FROM steps s
+        WHERE s.queue = :queue AND s.state = 'queued'
+          AND (s.lane, s.fair_key) > (p.lane, p.fair_key)
+        ORDER BY s.lane, s.fair_key LIMIT 1) n
+), heads AS (
+    SELECT p.lane, p.fair_key, d.door, s.job_id, s.put_off
+    FROM present p CROSS JOIN unnest(CAST(:doors AS text[])) d(door) CROSS JOIN LATERAL (
+        (SELECT job_id, false AS put_off FROM steps
+         WHERE queue = :queue AND state = 'queued' AND lane = p.lane AND fair_key = p.fair_key
+           AND door = d.door AND run_after <= created_at
+         ORDER BY job_id LIMIT 1)
+        UNION ALL
+        (SELECT job_id, true FROM steps
+         WHERE queue = :queue AND state = 'queued' AND lane = p.lane AND fair_key = p.fair_key
+           AND door = d.door AND run_after > created_at AND run_after <= now()
+         ORDER BY run_after, job_id LIMIT 1)) s
+), busy AS (
+    SELECT fair_key, count(*) AS running FROM steps
+    WHERE queue = :queue AND state = 'running' GROUP BY fair_key
+), ordered AS MATERIALIZED (
+    SELECT h.lane, h.fair_key, h.door, h.put_off FROM heads h
+    LEFT JOIN busy b ON b.fair_key = h.fair_key
+    LEFT JOIN turns t ON t.queue = :queue AND t.fair_key = h.fair_key
+    WHERE NOT EXISTS (SELECT FROM queues WHERE name = :queue AND paused_at IS NOT NULL)
+    ORDER BY h.lane, coalesce(b.running, 0), t.served_at NULLS FIRST, h.fair_key, h.job_id
+), picked AS MATERIALIZED (
+    SELECT s.id FROM ordered o CROSS JOIN LATERAL (
+        SELECT id FROM (
+            SELECT id FROM steps
+            WHERE queue = :queue AND state = 'queued' AND lane = o.lane AND fair_key = o.fair_key
+              AND door = o.door AND run_after <= created_at AND NOT o.put_off
+            ORDER BY job_id, id LIMIT 1
+            FOR UPDATE SKIP LOCKED) at_once
+        UNION ALL
+        SELECT id FROM (
+            SELECT id FROM steps
+            WHERE queue = :queue AND state = 'queued' AND lane = o.lane AND fair_key = o.fair_key
+              AND door = o.door AND run_after > created_at AND run_after <= now() AND o.put_off
+            ORDER BY run_after, job_id, id LIMIT 1
+            FOR UPDATE SKIP LOCKED) put_off) s
+    LIMIT 1
+"""
+    + TAKE
+)
+
+FEW_STEPS = 16
+"""Not worth sharing between processes: halves of halves would be no batches any more."""
+
+# Steps that failed before, or whose worker died, run alone: they must not take others with them.
+# Jobs that somebody else has locked are left out, so that no two of these wait for each other.
+COMPANIONS = text(
+    """
+WITH picked AS MATERIALIZED (
+    SELECT s.id FROM steps s JOIN jobs j ON j.id = s.job_id
+    WHERE s.queue = :queue AND s.batch_key = :batch_key AND s.state = 'queued'
+      AND s.run_after <= now() AND s.error IS NULL AND s.door = ANY(:doors)
+    ORDER BY s.lane, s.job_id, s.id
+    LIMIT least(:limit, (SELECT greatest(:few, ceil((count(*) + 1.0) / :shared_by)) - 1 FROM (
+        SELECT FROM steps WHERE queue = :queue AND batch_key = :batch_key AND state = 'queued'
+        LIMIT :limit * :shared_by) waiting))
+    FOR NO KEY UPDATE OF s, j SKIP LOCKED
+"""
+    + TAKE
+)
+
+# Best effort: fair share's memory must not make claims wait for each other.
+SERVED = text("""
+WITH locked AS (
+    SELECT queue, fair_key FROM turns WHERE queue = :queue AND fair_key = :fair_key
+    FOR UPDATE SKIP LOCKED
+), moved AS (
+    UPDATE turns t SET served_at = clock_timestamp() FROM locked
+    WHERE t.queue = locked.queue AND t.fair_key = locked.fair_key
+)
+INSERT INTO turns (queue, fair_key, served_at)
+SELECT :queue, :fair_key, clock_timestamp()
+WHERE NOT EXISTS (SELECT FROM turns WHERE queue = :queue AND fair_key = :fair_key)
+ON CONFLICT DO NOTHING
+""")
+
+
+def claim(
+    session: Session, queue: str, *, worker: str, lease_s: float, doors: Sequence[str] = ()
+) -> Claim | None:
+    """Take the best runnable step of the queue for `lease_s` seconds, or None.
+
+    Steps that only some workers can run are taken by those that have their door.
+    """
+    values = {"queue": queue, "worker": worker, "lease_s": lease_s, "doors": ["", *doors]}
+    row = session.execute(CLAIM, values).first()
+    if row is None:
+        return None
+    session.execute(SERVED, {"queue": queue, "fair_key": row.fair_key})
+    return _claimed(session, row)
+
+
+def claim_companions(
+    session: Session,
+    first: Claim,
+    *,
+    worker: str,
+    lease_s: float,
+    limit: int,
+    shared_by: int = 1,
+    doors: Sequence[str] = (),
+) -> list[Claim]:
+    """Take up to `limit` more steps that can run in one batch with the one just claimed; of few, no
+    more than one process' share where `shared_by` are at it.
+
+    They are of its queue and batch key, of whatever lane and fair key: they ride along for little.
+    """
+    if limit < 1 or first.batch_key is None or first.error_before is not None:
+        return []
+    values = {
+        "queue": first.queue, "batch_key": first.batch_key, "worker": worker,
+        "lease_s": lease_s, "doors": ["", *doors], "limit": limit,
+        "shared_by": shared_by, "few": FEW_STEPS,
+    }  # fmt: skip
+    return [_claimed(session, row) for row in session.execute(COMPANIONS, values)]
+
+
+def _claimed(session: Session, row: Any) -> Claim:
+    if row.job_state == State.QUEUED:
+        tell_after_commit(session, row.job_id, EventType.STATE, {"state": State.RUNNING.value})
+    return Claim(
+        step_id=row.id, job_id=row.job_id, name=row.name, queue=row.queue, kind=row.kind,
+        lane=row.lane, fair_key=row.fair_key, payload=row.payload, batch_key=row.batch_key,
+        attempt=row.attempt, max_attempts=row.max_attempts, error_before=row.error,
+        free_attempts=row.free_attempts,
+    )  # fmt: skip

@@ -1,0 +1,424 @@
+"""Jobs: find, cancel, end, redrive.
+
+The only writers of job and step state are this module, `submission.py` (a new job and its first
+step), `claims.py` (a step for a worker) and `steps.py` (what became of an attempt).
+
+Every function takes a session inside a transaction and never commits; what is to be announced
+goes out after the commit (`shared/database/transaction.py`). Locks are always taken in the order
+job, then queued steps (skipping locked ones), so that no two of these calls wait for each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    Text,
+    case,
+    cast,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import InstrumentedAttribute, Session, defer, load_only
+
+from shared import conversations
+from shared.bounds import as_object, cut
+from shared.database.transaction import ring_after_commit, tell_after_commit
+from shared.errors import Conflict, NotFound
+from shared.jobs.claims import Claim
+from shared.jobs.submission import FIRST_STEP, NewJob, first_list, first_step
+from shared.kinds.payloads import Kind
+from shared.redis.bell import LaneRank, Queue
+from shared.redis.events import EventType
+from shared.tables import IngestItem, Job, Step
+from shared.vocabulary import ENDED, State, known
+
+
+def get(session: Session, job_id: UUID) -> Job:
+    """Raises NotFound."""
+    job = session.get(Job, job_id)
+    if job is None:
+        raise _unknown(job_id)
+    return job
+
+
+def hides_text(job: Job, fair_key: str) -> bool:
+    """Whether the key may know of the job, but not what it says: turns of a conversation are for
+    the key alone that owns it."""
+    return job.private and job.fair_key != fair_key
+
+
+def state_of(session: Session, job_id: UUID) -> State:
+    """Raises NotFound."""
+    state = session.scalar(select(Job.state).where(Job.id == job_id))
+    if state is None:
+        raise _unknown(job_id)
+    return known(state)
+
+
+def ending_of(session: Session, job_id: UUID) -> str | None:
+    """The state that an open job is about to end in, if it is."""
+    return session.scalar(select(Job.ending).where(Job.id == job_id))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    state: State | None = None
+    kind: Kind | None = None
+    collection: str | None = None
+    dead: bool | None = None
+
+
+def page(session: Session, where: Filter, *, limit: int, before: UUID | None) -> list[Job]:
+    """The newest jobs that match, newest first, older than `before`.
+
+    What users sent and what came of it is not loaded (`contents`).
+    """
+    query: Select[Job] = select(Job).options(*_without_contents()).order_by(Job.id.desc())
+    query = query.limit(limit)
+    if before is not None:
+        query = query.where(Job.id < before)
+    if where.state is not None:
+        query = query.where(Job.state == where.state.value)
+    if where.kind is not None:
+        query = query.where(Job.kind == where.kind.value)
+    if where.collection is not None:
+        query = query.where(Job.collection == where.collection)
+    if where.dead is not None:
+        query = query.where(Job.dead.is_(where.dead))
+    return list(session.scalars(query))
+
+
+def _without_contents() -> list[Any]:
+    columns = (Job.input, Job.result, Job.meta, Job.webhook)
+    return [defer(column, raiseload=True) for column in columns]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """Of a job, what may be large: each is None where it is larger than was asked for."""
+
+    input: Any = None
+    result: Any = None
+    metadata: Any = None
+    truncated: tuple[str, ...] = ()
+    """The names of those that are there, and too large."""
+
+
+def without_contents(session: Session, job_id: UUID) -> Job:
+    """The job, less what may be large. Raises NotFound."""
+    job = session.scalar(select(Job).options(*_without_contents()).where(Job.id == job_id))
+    if job is None:
+        raise _unknown(job_id)
+    return job
+
+
+def contents(
+    session: Session, job_ids: Sequence[UUID], *, limit_bytes: int
+) -> dict[UUID, Contents]:
+    """Input, result and metadata of jobs as far as none has more bytes of JSON than the limit.
+
+    PostgreSQL reads no large value for that: its stored size is looked at first.
+    """
+    parts = {"input": Job.input, "result": Job.result, "metadata": Job.meta}
+    rows = session.execute(
+        select(
+            Job.id,
+            *(_small(column, limit_bytes).label(name) for name, column in parts.items()),
+            *(column.is_not(None).label(f"has_{name}") for name, column in parts.items()),
+        ).where(Job.id.in_(job_ids))
+    )
+    return {row.id: _contents(row, list(parts)) for row in rows}
+
+
+def _small(column: InstrumentedAttribute[Any], limit_bytes: int) -> ColumnElement[Any]:
+    return case(
+        (func.pg_column_size(column) > limit_bytes, null()),
+        (func.octet_length(cast(column, Text)) > limit_bytes, null()),
+        else_=column,
+    )
+
+
+def _contents(row: Row[Any], names: Sequence[str]) -> Contents:
+    values = {name: getattr(row, name) for name in names}
+    truncated = [n for n in names if values[n] is None and getattr(row, f"has_{n}")]
+    return Contents(**values, truncated=tuple(truncated))
+
+
+def erase(session: Session, job_id: UUID) -> str:
+    """Remove a job that has ended, with its steps; returns the folder of the storage that is to be
+    deleted once this is committed. Raises NotFound, or Conflict while the job is open."""
+    state = session.scalar(select(Job.state).where(Job.id == job_id).with_for_update())
+    if state is None:
+        raise _unknown(job_id)
+    if state not in ENDED:
+        raise Conflict(
+            f"Job {job_id} is {cut(state, 40)}; cancel it, and erase it when it has ended."
+        )
+    session.execute(delete(Job).where(Job.id == job_id))
+    return result_folder(job_id)
+
+
+def cancel(session: Session, job_id: UUID) -> None:
+    """End a job: queued steps now, running ones when their workers notice (within 2 s).
+
+    Cancelling a job that has ended changes nothing.
+    """
+    stop(session, job_id, State.CANCELLED, error=None)
+    job = _locked(session, job_id)
+    if job.state not in ENDED and not _has_open_steps(session, job_id):
+        job.open_steps = 0  # the row counted steps that there are not
+        end(session, job, result=None)
+
+
+def stop(
+    session: Session, job_id: UUID, ending: State, error: dict[str, Any] | None, dead: bool = False
+) -> None:
+    """Let an open job end as `ending`, as soon as none of its steps runs any more.
+
+    Called again, it takes the queued steps that somebody had locked the last time.
+    """
+    job = _locked(session, job_id)
+    if job.state in ENDED:
+        return
+    if job.ending is None:
+        job.ending = ending.value
+        job.error = error
+        job.dead = dead
+    # Steps that a worker is claiming this moment are skipped; that worker sees `ending`.
+    queued = (
+        select(Step.id)
+        .where(Step.job_id == job_id, Step.state == State.QUEUED, ~Step.after_end)
+        .with_for_update(skip_locked=True)
+    )
+    stopped = session.execute(
+        update(Step)
+        .where(Step.id.in_(queued))
+        .values(state=State.CANCELLED.value, finished_at=func.now())
+        .returning(Step.id)
+    ).all()
+    job.open_steps = max(job.open_steps - len(stopped), 0)
+    if job.open_steps == 0:
+        end(session, job, result=None)
+
+
+def _has_open_steps(session: Session, job_id: UUID) -> bool:
+    is_open = Step.state.in_((State.QUEUED.value, State.RUNNING.value))
+    query = select(Step.id).where(Step.job_id == job_id, is_open, ~Step.after_end).limit(1)
+    return session.scalar(query) is not None
+
+
+def end(session: Session, job: Job, result: Any) -> None:
+    """Write the final state of a locked job that has no open step."""
+    job.state = job.ending or State.SUCCEEDED.value
+    job.ending = None
+    job.result = result if job.state == State.SUCCEEDED else None
+    job.finished_at = func.now()
+    session.flush()
+    if job.has_webhook:
+        webhook = {
+            "job_id": job.id, "name": "webhook", "queue": Queue.WEBHOOK.value, "lane": job.lane,
+            "fair_key": job.fair_key, "state": State.QUEUED.value, "after_end": True,
+            "max_attempts": job.max_attempts,
+        }  # fmt: skip
+        session.execute(insert(Step), [webhook])
+        ring_after_commit(session, Queue.WEBHOOK.value)
+    if job.conversation_id is not None:
+        conversations.let_next_go(session, job.conversation_id)
+    tell_after_commit(session, job.id, EventType.END, {"state": job.state})
+
+
+def redrive(session: Session, job_id: UUID) -> None:
+    """Run a failed or cancelled job again from its start. Raises Conflict for other states."""
+    job = _locked(session, job_id)
+    if job.state not in (State.FAILED, State.CANCELLED):
+        raise Conflict(
+            f"Job {job_id} is {job.state}; only failed and cancelled jobs can be retried."
+        )
+    if job.private and job.conversation_id is None:
+        raise Conflict(
+            f"The conversation of job {job_id} was erased, so its turn cannot be retried. Start "
+            "another with `POST /v1/conversations`."
+        )
+    try:
+        new = NewJob(
+            kind=Kind(job.kind), input=dict(job.input), fair_key=job.fair_key,
+            lane=LaneRank(job.lane).lane, max_attempts=job.max_attempts,
+        )  # fmt: skip
+        first = first_step(job_id, new)
+    except (ValueError, TypeError, LookupError) as error:
+        raise Conflict(
+            f"Job {job_id} cannot be run again, for its row cannot be read. Erase it with "
+            f"DELETE /v1/jobs/{job_id}, and submit another."
+        ) from error
+    session.execute(delete(Step).where(Step.job_id == job_id))
+    session.execute(delete(IngestItem).where(IngestItem.job_id == job_id))
+    talks = job.conversation_id
+    held = talks is not None and not conversations.is_free(session, talks)
+    job.state = State.QUEUED.value
+    job.queue = FIRST_STEP[new.kind][1].value
+    job.result_path = job.result_bytes = None
+    job.warnings = []
+    job.error = job.result = job.started_at = job.finished_at = job.deadline_at = None
+    job.dead = False
+    job.attempt = job.progress_done = 0
+    job.progress_total = job.progress_unit = None
+    job.open_steps = 1
+    due = {"run_after": conversations.HELD} if held else {}
+    session.execute(insert(Step), [first | due])
+    if not held:
+        ring_after_commit(session, first_list(new))
+    tell_after_commit(session, job_id, EventType.STATE, {"state": State.QUEUED.value})
+
+
+def news(job: Job) -> dict[str, Any]:
+    """What a webhook tells of a job."""
+    return {
+        "id": str(job.id),
+        "kind": job.kind,
+        "state": job.state,
+        "error": job.error,
+        "metadata": as_object(job.meta),
+        "created_at": job.created_at.isoformat(),
+        "finished_at": job.finished_at.isoformat() if job.finished_at else None,
+    }
+
+
+def set_total(session: Session, job_id: UUID, total: int, unit: str) -> None:
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(progress_done=0, progress_total=total, progress_unit=unit)
+    )
+    _tell_progress(session, job_id, 0, total, unit)
+
+
+def advance(session: Session, job_id: UUID, done: int) -> None:
+    """Count `done` more units as done."""
+    row = session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(progress_done=Job.progress_done + literal(done))
+        .returning(Job.progress_done, Job.progress_total, Job.progress_unit)
+    ).one()
+    _tell_progress(session, job_id, row.progress_done, row.progress_total, row.progress_unit)
+
+
+def report(session: Session, claim: Claim, done: int, total: int, unit: str) -> None:
+    """Set what is done and of how much, both of which may only grow: a later attempt that begins
+    anew takes nothing back. An attempt that runs no longer reports nothing."""
+    runs = exists().where(
+        Step.id == claim.step_id,
+        Step.attempt == claim.attempt,
+        Step.state == State.RUNNING.value,
+    )
+    row = session.execute(
+        update(Job)
+        .where(Job.id == claim.job_id, runs)
+        .values(
+            progress_done=func.greatest(Job.progress_done, done),
+            progress_total=func.greatest(func.coalesce(Job.progress_total, 0), total),
+            progress_unit=unit,
+        )
+        .returning(Job.progress_done, Job.progress_total)
+        .execution_options(synchronize_session=False)
+    ).first()
+    if row is not None:
+        _tell_progress(session, claim.job_id, row.progress_done, row.progress_total, unit)
+
+
+def seconds_left(session: Session, job_id: UUID) -> float | None:
+    """How long the job has until its deadline; None where it has none."""
+    left_s = session.scalar(
+        select(func.extract("epoch", Job.deadline_at - func.clock_timestamp())).where(
+            Job.id == job_id
+        )
+    )
+    return None if left_s is None else float(left_s)
+
+
+def result_folder(job_id: UUID) -> str:
+    """Where in the storage results of the job lie that are too large for a row."""
+    return f"results/{job_id.hex[-2:]}/{job_id}"
+
+
+def note_result(
+    session: Session, job_id: UUID, *, path: str | None, size_bytes: int | None, warnings: list[str]
+) -> None:
+    """What there is to say of a job's result beside itself: where it lies, if not in the row."""
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(result_path=path, result_bytes=size_bytes, warnings=warnings)
+    )
+
+
+def warn(session: Session, job_id: UUID, warnings: Sequence[str]) -> None:
+    """Add to what the user has to know of the job."""
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(warnings=func.array_cat(Job.warnings, cast(list(warnings), ARRAY(Text))))
+    )
+
+
+def note_place(session: Session, job_id: UUID, *, path: str, size_bytes: int) -> None:
+    """Where in the storage the job's result lies, which is too large for its row."""
+    session.execute(
+        update(Job).where(Job.id == job_id).values(result_path=path, result_bytes=size_bytes)
+    )
+
+
+def _tell_progress(
+    session: Session, job_id: UUID, done: int, total: int | None, unit: str | None
+) -> None:
+    data = {"done": done, "total": total, "unit": unit}
+    tell_after_commit(session, job_id, EventType.PROGRESS, data)
+
+
+def lock(session: Session, job_id: UUID) -> Job | None:
+    """The job, locked until the commit; None where it is gone.
+
+    What users sent is not loaded: it may be large, and a job whose row holds a value that Python
+    cannot read has to be ended all the same.
+    """
+    row = session.execute(
+        select(Job, Job.webhook.is_not(None))
+        .where(Job.id == job_id)
+        .options(load_only(*_LOCKED))
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    ).first()
+    if row is None:
+        return None
+    job, has_webhook = row
+    object.__setattr__(job, "has_webhook", has_webhook)
+    return job
+
+
+_LOCKED = (
+    Job.kind, Job.state, Job.ending, Job.lane, Job.queue, Job.fair_key, Job.conversation_id,
+    Job.open_steps, Job.max_attempts,
+)  # fmt: skip
+
+
+def _locked(session: Session, job_id: UUID) -> Job:
+    job = lock(session, job_id)
+    if job is None:
+        raise _unknown(job_id)
+    return job
+
+
+def _unknown(job_id: UUID) -> NotFound:
+    return NotFound(f"There is no job {job_id}; it may have been removed by retention.")

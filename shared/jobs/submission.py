@@ -1,0 +1,219 @@
+"""Submitting: new jobs and their first steps."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import Any, NamedTuple, cast
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Insert, Table, bindparam, func, insert, select
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from shared import conversations
+from shared.database.transaction import ring_after_commit
+from shared.errors import Conflict
+from shared.ids import new_id
+from shared.kinds.generation import door_of
+from shared.kinds.hf import batch_key_of
+from shared.kinds.payloads import Kind
+from shared.redis.bell import Lane, Queue, list_of
+from shared.tables import Job, Step
+from shared.vocabulary import State
+
+# The bare tables: submitting is the hottest path, and needs nothing of the ORM.
+JOBS = cast(Table, Job.__table__)
+STEPS = cast(Table, Step.__table__)
+
+FIRST_STEP: dict[Kind, tuple[str, Queue]] = {
+    Kind.INGEST: ("ingest.plan", Queue.INGEST),
+    Kind.EMBED: ("embed", Queue.EMBED),
+    Kind.SEARCH: ("search", Queue.QUERY),
+    Kind.RAG: ("rag.find", Queue.QUERY),
+    Kind.CHAT: ("chat.answer", Queue.GENERATE),
+    Kind.HF: ("hf.run", Queue.HF),
+    Kind.ERASE: ("erase", Queue.CONTROL),
+    Kind.MODEL: ("model.apply", Queue.GENERATE),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """What a client asks for, validated. Durations in seconds."""
+
+    kind: Kind
+    input: dict[str, Any]
+    fair_key: str
+    lane: Lane = Lane.NORMAL
+    metadata: dict[str, Any] = field(default_factory=dict)
+    webhook: dict[str, Any] | None = None
+    timeout_s: float | None = None
+    max_attempts: int = 3
+    run_after: datetime | None = None
+    conversation_id: UUID | None = None
+    idempotency_key: str | None = None
+    body_hash: str | None = None
+    """Of what the client sent, where that is known: defaults may change, a body does not."""
+
+    def request_hash(self) -> str:
+        """Of the request, so that a reused key with another body is noticed."""
+        if self.body_hash is not None:
+            return self.body_hash
+        parts = [
+            self.kind, self.input, self.lane, self.metadata, self.webhook,
+            self.timeout_s, self.max_attempts, str(self.run_after),
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class Submitted(NamedTuple):
+    """A job that a submit made, or that it found under its idempotency key."""
+
+    id: UUID
+    is_new: bool
+    created_at: datetime
+
+
+def submit(session: Session, new: NewJob) -> Submitted:
+    """Add a job and its first step, in one statement.
+
+    Raises Conflict where the idempotency key stands for another request. A turn of a conversation
+    waits for the turns before it, and needs a transaction around.
+    """
+    job_id = new_id()
+    held = new.conversation_id is not None and not conversations.is_free(
+        session, new.conversation_id
+    )
+    due = conversations.HELD if held else new.run_after
+    values = {f"job_{name}": value for name, value in _job_row(job_id, new).items()}
+    values |= {f"step_{name}": value for name, value in first_step(job_id, new).items()}
+    row = session.execute(_submit_statement(), values | {"step_run_after": due}).first()
+    if row is None:
+        replayed = find_replayed(session, new)
+        assert replayed is not None  # there was a conflict with it
+        return replayed
+    if due is None:
+        ring_after_commit(session, first_list(new))
+    return Submitted(job_id, True, row.created_at)
+
+
+def first_list(new: NewJob) -> str:
+    """The list that rings for the job's first step."""
+    return list_of(FIRST_STEP[new.kind][1], first_door(new.kind, new.input))
+
+
+def first_door(kind: Kind, input_: dict[str, Any]) -> str:
+    """The workers that can run the job's first step: those that serve the model it asks for."""
+    if FIRST_STEP[kind][1] is not Queue.GENERATE:
+        return ""
+    return door_of(input_.get("model") or input_["name"])
+
+
+@cache
+def _submit_statement() -> Insert:
+    """Built once: building it takes longer than running it.
+
+    A conflict of idempotency keys waits for the other submit and then yields to it.
+    """
+    example = NewJob(kind=Kind.EMBED, input={}, fair_key="")
+    job = (
+        upsert(JOBS)
+        .values({name: _parameter("job", JOBS, name) for name in _job_row(UUID(int=0), example)})
+        .on_conflict_do_nothing()
+        .returning(JOBS.c.id)
+        .cte("job")
+    )
+    step: dict[str, ColumnElement[Any]] = {
+        name: _parameter("step", STEPS, name) for name in first_step(UUID(int=0), example)
+    }
+    step["run_after"] = func.coalesce(_parameter("step", STEPS, "run_after"), func.now())
+    return (
+        insert(STEPS)
+        .from_select(list(step), select(*step.values()).select_from(job))
+        .returning(STEPS.c.created_at)
+    )
+
+
+def _parameter(prefix: str, table: Table, name: str) -> ColumnElement[Any]:
+    return bindparam(f"{prefix}_{name}", type_=table.c[name].type)
+
+
+def submit_batch(session: Session, new_jobs: list[NewJob]) -> list[UUID]:
+    """Add many jobs in one transaction: all or none. Idempotency keys are not for batches."""
+    talks = {new.conversation_id for new in new_jobs if new.conversation_id is not None}
+    if talks:
+        # In one order, so that no two batches wait for each other.
+        for conversation_id in sorted(talks):
+            conversations.lock(session, conversation_id)
+        # Each turn of a conversation waits for those before it, also for those of this batch.
+        return [submit(session, new).id for new in new_jobs]
+    rows = [(new_id(), new) for new in new_jobs]
+    session.execute(insert(JOBS), [_job_row(job_id, new) for job_id, new in rows])
+    session.execute(insert(Step), [first_step(job_id, new) for job_id, new in rows])
+    for _, new in rows:
+        if new.run_after is None:
+            ring_after_commit(session, first_list(new))
+    return [job_id for job_id, _ in rows]
+
+
+def _job_row(job_id: UUID, new: NewJob) -> dict[str, Any]:
+    name_and_queue = FIRST_STEP[new.kind]
+    return {
+        "id": job_id,
+        "kind": new.kind.value,
+        "state": State.QUEUED.value,
+        "lane": new.lane.rank,
+        "queue": name_and_queue[1].value,
+        "fair_key": new.fair_key,
+        "private": new.conversation_id is not None,
+        "collection": new.input.get("collection"),
+        "conversation_id": new.conversation_id,
+        "input": new.input,
+        "open_steps": 1,
+        "max_attempts": new.max_attempts,
+        "timeout_s": new.timeout_s,
+        "metadata": new.metadata,
+        "webhook": new.webhook,
+        "run_after": new.run_after,
+        "idempotency_key": new.idempotency_key,
+        "request_hash": new.request_hash() if new.idempotency_key else None,
+    }
+
+
+def first_step(job_id: UUID, new: NewJob) -> dict[str, Any]:
+    """The row of the step that such a job begins with."""
+    name, queue = FIRST_STEP[new.kind]
+    step = {
+        "job_id": job_id,
+        "name": name,
+        "queue": queue.value,
+        "door": first_door(new.kind, new.input),
+        "batch_key": batch_key_of(new.input) if new.kind is Kind.HF else None,
+        "lane": new.lane.rank,
+        "fair_key": new.fair_key,
+        "state": State.QUEUED.value,
+        "max_attempts": new.max_attempts,
+    }
+    return step if new.run_after is None else step | {"run_after": new.run_after}
+
+
+def find_replayed(session: Session, new: NewJob) -> Submitted | None:
+    """The job that was made for the idempotency key before. Raises Conflict where the key stands
+    for another request."""
+    if new.idempotency_key is None:
+        return None
+    row = session.execute(
+        select(Job.id, Job.request_hash, Job.created_at).where(
+            Job.fair_key == new.fair_key, Job.idempotency_key == new.idempotency_key
+        )
+    ).first()
+    if row is None:
+        return None
+    if row.request_hash != new.request_hash():
+        raise Conflict(
+            f"Idempotency-Key {new.idempotency_key!r} was used for another request "
+            f"(job {row.id}); send a new key with a new body."
+        )
+    return Submitted(row.id, False, row.created_at)

@@ -1,0 +1,479 @@
+"""The tables of PostgreSQL, which holds the truth.
+
+State columns of jobs and steps are written only in `shared/jobs/`, those of documents only in
+`shared/documents/`, generated text and conversations only by `shared/conversations.py`.
+"""
+
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    func,
+)
+from sqlalchemy import text as sql
+from sqlalchemy.dialects.postgresql import ARRAY, INT4MULTIRANGE, JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from shared.ids import new_id
+
+# What all tables have in common: names of constraints, types of columns.
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+JSON = JSONB(none_as_null=True)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's own interface)
+        datetime: TIMESTAMP(timezone=True),
+        dict[str, Any]: JSON,
+        str: Text,
+    }
+
+
+# The tables of generated text: what running steps have shown, and stored conversations.
+#
+# `shared/conversations.py` and `shared/conversations.py` are their only writers.
+
+
+class Transcript(Base):
+    """What a step has generated so far; the next attempt goes on behind it.
+
+    Text that clients were shown is here first, so that no attempt can contradict it.
+    """
+
+    __tablename__ = "transcripts"
+
+    step_id: Mapped[int] = mapped_column(
+        BigInteger, ForeignKey("steps.id", ondelete="CASCADE"), primary_key=True
+    )
+    text: Mapped[str]
+    """As the model wrote it."""
+    shown: Mapped[str]
+    """As clients see it: without markers that cite nothing, without calls of tools."""
+    token_ids: Mapped[list[int]] = mapped_column(ARRAY(Integer))
+
+
+class Conversation(Base):
+    """Turns that one key exchanged with a model."""
+
+    __tablename__ = "conversations"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    fair_key: Mapped[str]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
+    summarize: Mapped[bool] = mapped_column(server_default=sql("false"))
+    """Whether turns that find no room in the window are summed up rather than forgotten."""
+    summary: Mapped[str | None]
+    summary_upto: Mapped[int] = mapped_column(server_default=sql("0"))
+    """How many messages, from the first one, the summary covers."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_conversations_fair_key_id", "fair_key", "id"),)
+
+
+class ConversationMessage(Base):
+    """One message of a conversation, in the shape of `shared.kinds.generation.ChatMessage`."""
+
+    __tablename__ = "conversation_messages"
+
+    conversation_id: Mapped[UUID] = mapped_column(
+        ForeignKey("conversations.id", ondelete="CASCADE"), primary_key=True
+    )
+    ordinal: Mapped[int] = mapped_column(primary_key=True)
+    message: Mapped[dict[str, Any]]
+    job_id: Mapped[UUID | None]
+    """The job whose turn it was; jobs may be gone by retention."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+# The tables of collections, documents and their text, and of uploads.
+#
+# State columns are written only by `shared/documents/versions.py` and `erasure.py`.
+
+
+class Collection(Base):
+    """A named set of documents with one embedding model and one dimension."""
+
+    __tablename__ = "collections"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    embedding_model: Mapped[str]
+    dimension: Mapped[int | None]
+    distance: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    erasing_at: Mapped[datetime | None]
+
+
+class Document(Base):
+    """A source item. Readers see it, and its chunks, only through `live_version_id`."""
+
+    __tablename__ = "documents"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    collection_id: Mapped[UUID] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"))
+    source: Mapped[str]
+    live_version_id: Mapped[UUID | None]
+    erasing_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        UniqueConstraint("collection_id", "source"),
+        Index("ix_documents_collection_id_id", "collection_id", "id"),
+    )
+
+
+class Version(Base):
+    """One content of a document: `pending` until embedded whole, then `live`, then `retired`."""
+
+    __tablename__ = "versions"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    document_id: Mapped[UUID] = mapped_column(ForeignKey("documents.id", ondelete="CASCADE"))
+    state: Mapped[str]
+    sha256: Mapped[str]
+    """Of the raw bytes."""
+    content_hash: Mapped[str]
+    """Of the raw bytes and of everything else that decides the chunks and their metadata."""
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
+    chunk_count: Mapped[int]
+    embedded: Mapped[Any] = mapped_column(INT4MULTIRANGE, server_default=sql("'{}'"))
+    """The ordinals whose vectors are in Chroma."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        Index("ix_versions_document_id", "document_id"),
+        Index(
+            "uq_versions_pending",
+            "document_id",
+            "content_hash",
+            unique=True,
+            postgresql_where=sql("state = 'pending'"),
+        ),
+        Index("ix_versions_not_live", "created_at", postgresql_where=sql("state <> 'live'")),
+    )
+
+
+class Chunk(Base):
+    """A piece of a version's text. Its public id is `chunk_id(version_id, ordinal)`."""
+
+    __tablename__ = "chunks"
+
+    version_id: Mapped[UUID] = mapped_column(
+        ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    ordinal: Mapped[int] = mapped_column(primary_key=True)
+    start: Mapped[int]
+    text: Mapped[str]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
+
+
+class File(Base):
+    """An upload; its bytes lie in the storage under `path`."""
+
+    __tablename__ = "files"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    content_type: Mapped[str | None]
+    path: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_files_sha256", "sha256"),)
+
+
+# of which the migrations read all tables
+# so that they read these, too
+
+
+class Texts(TypeDecorator[list[str]]):
+    """A column of several texts. A row that holds nulls or lists of lists is read as the texts in
+    it, for such a row must not stop those who read others."""
+
+    impl = ARRAY(Text)
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Any) -> list[str]:
+        if not isinstance(value, list):
+            return [] if value is None else [str(value)]
+        return [text for each in value for text in self.process_result_value(each, dialect)]
+
+
+class Job(Base):
+    """What a client submits, polls and cancels."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    kind: Mapped[str]
+    state: Mapped[str]
+    ending: Mapped[str | None]
+    """The state the job goes to once its running steps have stopped: `failed` or `cancelled`."""
+    lane: Mapped[int] = mapped_column(SmallInteger)
+    queue: Mapped[str]
+    fair_key: Mapped[str]
+    private: Mapped[bool] = mapped_column(server_default=sql("false"))
+    """Whether its text is for its own key alone: that of a conversation's turn, erased or not."""
+    collection: Mapped[str | None]
+    conversation_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("conversations.id", ondelete="SET NULL")
+    )
+    input: Mapped[dict[str, Any]]
+    result: Mapped[Any] = mapped_column(JSON, nullable=True)
+    result_path: Mapped[str | None]
+    """Where in the storage a result lies that is too large for the row, as JSON."""
+    result_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    warnings: Mapped[list[str]] = mapped_column(Texts, server_default=sql("'{}'"))
+    """What the user has to know of a job that succeeded, such as that a text was cut off."""
+    error: Mapped[dict[str, Any] | None]
+    dead: Mapped[bool] = mapped_column(server_default=sql("false"))
+    progress_done: Mapped[int] = mapped_column(server_default=sql("0"))
+    progress_total: Mapped[int | None]
+    progress_unit: Mapped[str | None]
+    open_steps: Mapped[int] = mapped_column(server_default=sql("0"))
+    attempt: Mapped[int] = mapped_column(server_default=sql("0"))
+    max_attempts: Mapped[int]
+    timeout_s: Mapped[float | None]
+    deadline_at: Mapped[datetime | None]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
+    webhook: Mapped[dict[str, Any] | None]
+    has_webhook: ClassVar[bool] = False
+    """Only of a job that `shared.jobs.jobs.lock` has loaded, which leaves the column itself out."""
+    idempotency_key: Mapped[str | None]
+    request_hash: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    run_after: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index(
+            "uq_jobs_fair_key_idempotency_key",
+            "fair_key",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=sql("idempotency_key IS NOT NULL"),
+        ),
+        Index("ix_jobs_state_id", "state", "id"),
+        Index("ix_jobs_kind_id", "kind", "id"),
+        Index("ix_jobs_collection_id", "collection", "id"),
+        Index("ix_jobs_dead_id", "id", postgresql_where=sql("dead")),
+        Index(
+            "ix_jobs_conversation_id",
+            "conversation_id",
+            "id",
+            postgresql_where=sql("conversation_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_jobs_deadline_at",
+            "deadline_at",
+            postgresql_where=sql("state IN ('queued', 'running') AND deadline_at IS NOT NULL"),
+        ),
+        Index("ix_jobs_finished_at", "finished_at"),
+    )
+
+
+class Step(Base):
+    """A unit of work inside a job: what workers claim, retry and recover."""
+
+    __tablename__ = "steps"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    queue: Mapped[str]
+    door: Mapped[str] = mapped_column(server_default=sql("''"))
+    """Which workers of the queue can run it: of `generate`, those that serve this model."""
+    batch_key: Mapped[str | None]
+    """Queued steps of one key may be claimed together, to run as one batch."""
+    lane: Mapped[int] = mapped_column(SmallInteger)
+    fair_key: Mapped[str]
+    state: Mapped[str]
+    after_end: Mapped[bool] = mapped_column(server_default=sql("false"))
+    """Housekeeping of a job that has ended (clean-up, webhook); not counted in `open_steps`."""
+    payload: Mapped[dict[str, Any]] = mapped_column(server_default=sql("'{}'"))
+    result: Mapped[Any] = mapped_column(JSON, nullable=True)
+    error: Mapped[dict[str, Any] | None]
+    attempt: Mapped[int] = mapped_column(server_default=sql("0"))
+    max_attempts: Mapped[int]
+    run_after: Mapped[datetime] = mapped_column(server_default=func.now())
+    lease_until: Mapped[datetime | None]
+    worker: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index(
+            "ix_steps_claim",
+            "queue",
+            "lane",
+            "fair_key",
+            "door",
+            "job_id",
+            "id",
+            "run_after",
+            postgresql_where=sql("state = 'queued'"),
+        ),
+        Index(
+            "ix_steps_due",
+            "queue",
+            "lane",
+            "fair_key",
+            "door",
+            "job_id",
+            "id",
+            postgresql_where=sql("state = 'queued' AND run_after <= created_at"),
+        ),
+        Index(
+            "ix_steps_put_off",
+            "queue",
+            "lane",
+            "fair_key",
+            "door",
+            "run_after",
+            "job_id",
+            "id",
+            postgresql_where=sql("state = 'queued' AND run_after > created_at"),
+        ),
+        Index(
+            "ix_steps_batch",
+            "queue",
+            "batch_key",
+            "lane",
+            "job_id",
+            "id",
+            postgresql_where=sql("state = 'queued' AND batch_key IS NOT NULL"),
+        ),
+        Index(
+            "ix_steps_lease",
+            "queue",
+            "lease_until",
+            "fair_key",
+            postgresql_where=sql("state = 'running'"),
+        ),
+        Index("ix_steps_job_id_state_run_after", "job_id", "state", "run_after"),
+        Index(
+            "ix_steps_queue_finished_at",
+            "queue",
+            "finished_at",
+            postgresql_where=sql("state = 'succeeded'"),
+        ),
+    )
+
+
+class Turn(Base):
+    """When a key was last served in a queue: fair share breaks ties by it."""
+
+    __tablename__ = "turns"
+
+    queue: Mapped[str] = mapped_column(primary_key=True)
+    fair_key: Mapped[str] = mapped_column(primary_key=True)
+    served_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = ({"prefixes": ["UNLOGGED"]},)
+
+
+class QueueState(Base):
+    """Whether a queue is paused; and, for `control`, when the sweeper last ran."""
+
+    __tablename__ = "queues"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    paused_at: Mapped[datetime | None]
+    swept_at: Mapped[datetime | None]
+
+
+class SweepFault(Base):
+    """A row that the sweeper cannot handle, or, with an empty `item`, a part of it that fails."""
+
+    __tablename__ = "sweep_faults"
+
+    part: Mapped[str] = mapped_column(primary_key=True)
+    item: Mapped[str] = mapped_column(primary_key=True)
+    """The row as people look for it, such as `step 17`."""
+    job_id: Mapped[UUID | None]
+    message: Mapped[str]
+    tries: Mapped[int] = mapped_column(server_default=sql("1"))
+    first_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    retry_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_sweep_faults_job_id", "job_id"),)
+
+
+class DoomedPath(Base):
+    """What retention still has to delete from the storage, its row being gone already."""
+
+    __tablename__ = "doomed_paths"
+
+    path: Mapped[str] = mapped_column(primary_key=True)
+    is_folder: Mapped[bool]
+    tries: Mapped[int] = mapped_column(server_default=sql("0"))
+    retry_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_doomed_paths_retry_at", "retry_at"),)
+
+
+class Worker(Base):
+    """A live or recent worker process."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    hostname: Mapped[str]
+    pid: Mapped[int]
+    queues: Mapped[list[str]] = mapped_column(Texts)
+    doors: Mapped[list[str]] = mapped_column(Texts, server_default=sql("'{}'"))
+    """The models that it serves, as `shared.kinds.generation.door_of` writes them."""
+    concurrency: Mapped[int]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class IngestItem(Base):
+    """One source of one ingest job, and what became of it."""
+
+    __tablename__ = "ingest_items"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    ordinal: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    outcome: Mapped[str | None]
+    message: Mapped[str | None]
+    version_id: Mapped[UUID | None]
+    chunks: Mapped[int] = mapped_column(server_default=sql("0"))
+
+    __table_args__ = (
+        Index(
+            "ix_ingest_items_version_id",
+            "version_id",
+            postgresql_where=sql("version_id IS NOT NULL"),
+        ),
+    )

@@ -1,0 +1,47 @@
+"""The states of jobs and steps, and what all payloads have in common."""
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from shared.bounds import FIELDS_LIMIT
+from shared.bounds import Text as Text
+
+# The states of jobs and steps.
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OPEN = (State.QUEUED, State.RUNNING)
+ENDED = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+"""A row whose state is neither, which nobody writes, counts as open: it can be cancelled."""
+
+
+def known(value: str) -> State:
+    """The state of a row; one that is none is taken for `queued`."""
+    return State(value) if value in set(State) else State.QUEUED
+
+
+class Shape(BaseModel):
+    """Base of all payloads: unknown fields are errors, so that a typing mistake is seen.
+
+    Errors do not repeat what was sent, and an object of very many fields is one error.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, serialize_by_alias=True, hide_input_in_errors=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > FIELDS_LIMIT:
+            raise ValueError(f"has {len(value):,} fields; {FIELDS_LIMIT} are more than it knows")
+        return value

@@ -1,0 +1,319 @@
+"""Claim, run, record: the life of one attempt, and the one retry policy for all kinds.
+
+- Success is recorded in one transaction with whatever the handler asks to be written.
+- `Retryable`, unknown errors and worker loss are tried again with backoff and jitter until the
+  step's attempts are used up; then it is a dead letter. `Unavailable` does not use up attempts
+  for as long as a setting says. `Permanent` fails at once. What an error of the database is, its
+  SQLSTATE says (`shared/database/sqlstates.py`).
+- The attempt was counted when it was claimed, so a step that kills its worker ends here too.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+
+from billiard.exceptions import SoftTimeLimitExceeded
+from pydantic import ValidationError
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from shared.bounds import cut
+from shared.config import Settings
+from shared.database.sqlstates import Meaning, first_line, is_outage, trouble_of
+from shared.errors import (
+    Cancelled,
+    ConfigurationError,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Permanent,
+    Retryable,
+    SluiceError,
+    Unavailable,
+    WorkerLost,
+)
+from shared.jobs import claims, steps
+from shared.jobs.claims import Claim
+from workers.attempts import batches, results
+from workers.attempts.context import Context, Done, Handler
+from workers.attempts.heartbeat import Beat
+from workers.process import Process
+
+log = logging.getLogger(__name__)
+
+Handlers = Mapping[str, Handler]
+
+FINAL = (Permanent, NotFound, InvalidInput, Conflict, ConfigurationError, ValidationError)
+"""Errors that another attempt would only repeat."""
+
+UNAVAILABLE_SINCE = "unavailable_since"
+
+
+def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
+    """Run the best runnable step, with what shares its batch; False if there is none."""
+    with process.ledger.begin() as session:
+        claim = claims.claim(
+            session,
+            queue,
+            worker=process.worker_name,
+            lease_s=process.settings.step_lease_s,
+            doors=process.doors,
+        )
+        if claim is None:
+            return False
+        handler = handlers.get(claim.name)
+        together = handler is not None and handler.run_batch is not None
+        batch = batches.claim_more(process, session, claim) if together else [claim]
+    if handler is not None and handler.run_batch is not None:
+        batches.run_batch(
+            process, handler.run_batch, batch, partial(conclude_all, process, handler)
+        )
+    else:
+        run(process, handlers, claim)
+    return True
+
+
+def run(process: Process, handlers: Handlers, claim: Claim) -> None:
+    """Run a claimed step to its record, whatever happens in it."""
+    context = Context(process, claim)
+    handler = handlers.get(claim.name)
+    with process.heart.beating(context) as beat:
+        outcome: Done | Exception
+        try:
+            if handler is None or handler.run is None:
+                raise Permanent(
+                    f"This worker does not know the step {claim.name!r}; API and workers must be "
+                    "of one version."
+                )
+            outcome = handler.run(context)
+        except Exception as error:
+            outcome = error
+        conclude(process, handler, beat, outcome)
+
+
+def conclude(
+    process: Process, handler: Handler | None, beat: Beat, outcome: Done | Exception
+) -> None:
+    """Record what came of an attempt, and tidy up behind it."""
+    claim = beat.context.claim
+    try:
+        recorded = _recorded(process, handler, beat, outcome)
+        if not recorded and isinstance(outcome, Done):
+            # It may have been recorded without an answer to the commit. What it has written must
+            # not be deleted then.
+            recorded = _persistently(process, beat, lambda own: steps.was_recorded(own, claim))
+    except SQLAlchemyError as error:
+        # Nothing is known of it, and so nothing is deleted; the sweeper finds it if it still runs.
+        log.warning("step %s (%s) was not recorded: %s", claim.step_id, claim.name, _message(error))
+        return
+    if not recorded:
+        _tidy(claim, beat.context.on_lost)
+    elif isinstance(outcome, Done) and outcome.after is not None:
+        _tidy(claim, [outcome.after])
+
+
+def _recorded(
+    process: Process, handler: Handler | None, beat: Beat, outcome: Done | Exception
+) -> bool:
+    """False if the attempt runs no longer."""
+    claim = beat.context.claim
+    try:
+        if isinstance(outcome, Exception):
+            raise outcome
+        done = results.placed(beat.context, outcome)
+        return _persistently(
+            process, beat, lambda own: _succeed(own, process.settings, handler, claim, done)
+        )
+    except Cancelled as error:
+        reason = error.message
+        return not beat.lost and _persistently(
+            process, beat, lambda own: _stopped(own, process.settings, handler, claim, reason)
+        )
+    except SoftTimeLimitExceeded:
+        limit = process.settings.step_soft_limit_s
+        failure: Exception = Retryable(
+            f"The step took longer than {limit} s (SLUICE_STEP_SOFT_LIMIT_S)."
+        )
+    except Exception as error:
+        if not isinstance(error, SluiceError):
+            log.exception("step %s (%s) failed", claim.step_id, claim.name)
+        failure = error
+    return _persistently(
+        process, beat, lambda own: settle_failure(own, process.settings, handler, claim, failure)
+    )
+
+
+def _persistently(process: Process, beat: Beat, write: Callable[[Session], bool]) -> bool:
+    """A transaction that is run again where the database goes away, until the lease has ended."""
+    while True:
+        try:
+            with process.ledger.begin() as session:
+                return write(session)
+        except SQLAlchemyError as error:
+            if beat.lost or not is_outage(error):
+                raise
+            log.warning("the database is away; recording is tried again: %s", _message(error))
+        beat.gone.wait(process.settings.step_heartbeat_s)
+
+
+def conclude_all(
+    process: Process, handler: Handler, outcomes: Sequence[tuple[Beat, Done | Exception]]
+) -> None:
+    """Record what came of several attempts: successes in one transaction, if that can be."""
+    done = [(beat, each) for beat, each in outcomes if isinstance(each, Done)]
+    # In the order of their ids, as by all that lock several jobs.
+    done.sort(key=lambda pair: pair[0].context.claim.job_id)
+    try:
+        with process.ledger.begin() as session:
+            recorded = [
+                _succeed(session, process.settings, handler, beat.context.claim, each)
+                for beat, each in done
+            ]
+    except Exception as error:
+        log.warning("a batch is recorded step by step: %s", _message(error))
+        recorded = None
+    for n, (beat, each) in enumerate(done):
+        if recorded is None:
+            conclude(process, handler, beat, each)
+        elif not recorded[n]:
+            _tidy(beat.context.claim, beat.context.on_lost)
+        elif each.after is not None:
+            _tidy(beat.context.claim, [each.after])
+    for beat, outcome in outcomes:
+        if not isinstance(outcome, Done):
+            conclude(process, handler, beat, outcome)
+
+
+def _succeed(
+    session: Session, settings: Settings, handler: Handler | None, claim: Claim, done: Done
+) -> bool:
+    return steps.succeed(
+        session,
+        claim,
+        result=done.result,
+        children=done.children,
+        record=done.record,
+        finish=results.finish_of(handler, settings),
+    )
+
+
+def _stopped(
+    session: Session, settings: Settings, handler: Handler | None, claim: Claim, reason: str
+) -> bool:
+    """The heartbeat asked to stop: the job ends, or the time was up."""
+    if steps.is_ending(session, claim):
+        return steps.abandon(session, claim)
+    return settle_failure(session, settings, handler, claim, Retryable(reason))
+
+
+def settle_failure(
+    session: Session,
+    settings: Settings,
+    handler: Handler | None,
+    claim: Claim,
+    error: Exception,
+) -> bool:
+    """The retry policy: again later, or for good. False if the attempt runs no longer."""
+    error = translated(error)
+    reason = {"type": type(error).__name__, "message": _message(error)}
+    is_free = False
+    if isinstance(error, Unavailable):
+        now = session.execute(select(func.now())).scalar_one()
+        since = _unavailable_since(claim) or now
+        is_free = (now - since).total_seconds() < settings.unavailable_retry_for_s
+        reason |= {UNAVAILABLE_SINCE: since.isoformat()}
+    final = isinstance(error, FINAL)
+    if is_free or (not final and claim.attempt < claim.max_attempts):
+        in_s = max(_delay_s(settings, claim.attempt), _asked_delay_s(error))
+        return steps.retry(session, claim, reason, in_s=in_s, free=is_free)
+    reason.pop(UNAVAILABLE_SINCE, None)
+    log.warning("step %s (%s) failed for good: %s", claim.step_id, claim.name, reason["message"])
+    return steps.fail(
+        session,
+        claim,
+        reason,
+        absorb=_absorb(handler, claim, reason["message"]),
+        finish=results.finish_of(handler, settings),
+        dead=not final,
+    )
+
+
+def translated(error: Exception) -> Exception:
+    """An error of the database as what it means for the step; any other as it is."""
+    trouble = trouble_of(error)
+    if trouble is None:
+        return error
+    return _TYPES[trouble.meaning](trouble.message)
+
+
+_TYPES: dict[Meaning, type[SluiceError]] = {
+    Meaning.AWAY: Unavailable,
+    Meaning.BUSY: Retryable,
+    Meaning.VALUE: Permanent,
+    Meaning.CONFLICT: Permanent,
+    Meaning.SCHEMA: Retryable,
+    Meaning.FAULT: Retryable,
+}
+
+
+def _absorb(
+    handler: Handler | None, claim: Claim, message: str
+) -> Callable[[Session], None] | None:
+    if handler is None or handler.absorb is None:
+        return None
+    absorb = handler.absorb
+    return lambda session: absorb(session, claim, message)
+
+
+def _unavailable_since(claim: Claim) -> datetime | None:
+    """When the outage began that the step meets, by the database's clock; None at its first.
+
+    An outage lasts for as long as each attempt meets it. How long the step waited before its
+    first attempt is of no account.
+    """
+    before = (claim.error_before or {}).get(UNAVAILABLE_SINCE)
+    try:
+        return datetime.fromisoformat(before) if before else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _delay_s(settings: Settings, attempt: int) -> float:
+    """Exponential backoff with full jitter on its upper half."""
+    limit: float = min(settings.retry_cap_s, settings.retry_base_s * 2 ** min(attempt - 1, 30))
+    return limit / 2 + random.uniform(0, limit / 2)
+
+
+def _asked_delay_s(error: Exception) -> float:
+    """What a server asked for that has too much to do."""
+    asked = error.retry_after_s if isinstance(error, Unavailable) else None
+    return asked or 0.0
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, SluiceError):
+        return error.message
+    if isinstance(error, SQLAlchemyError):
+        return first_line(error)
+    if isinstance(error, ValidationError):
+        return cut(f"The row of this job does not fit this version of Sluice: {error}")
+    return cut(f"{type(error).__name__}: {error}")
+
+
+def _tidy(claim: Claim, callbacks: Iterable[Callable[[], None]]) -> None:
+    for callback in callbacks:
+        try:
+            callback()
+        except (SluiceError, SQLAlchemyError) as error:
+            # What stays behind is invisible to readers, and the sweeper looks for it.
+            log.warning("could not tidy up after step %s: %s", claim.step_id, error)
+
+
+def lost_worker(claim: Claim) -> WorkerLost:
+    return WorkerLost(
+        f"The worker that ran {claim.name} (attempt {claim.counted_attempt}) died or hung: its "
+        "lease ended. Look at the worker's log; if it ran out of memory, make the input smaller."
+    )

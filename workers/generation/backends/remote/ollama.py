@@ -1,0 +1,284 @@
+"""Models of an Ollama server (`ollama/...`), through the `ollama` client.
+
+Messages go to `/api/chat`, a bare prompt to `/api/generate` as it is. An interrupted text goes
+back as the last message of the assistant, which Ollama continues. The context window is the
+model's own, up to SLUICE_REMOTE_WINDOW_TOKENS, and is asked for with every request, since Ollama's
+default is smaller and it drops what does not fit without a word.
+"""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from functools import cached_property
+from typing import Any, TypeVar, cast
+from uuid import uuid4
+
+import httpx
+import ollama
+
+from shared.config import Settings
+from shared.errors import Permanent, Retryable, SluiceError
+from workers.generation.backends.interface import (
+    FinishReason,
+    Message,
+    Request,
+    Role,
+    Tool,
+    ToolCall,
+)
+from workers.generation.backends.remote.generator import RemoteGenerator, Reply, tokens_left
+from workers.generation.backends.remote.server import (
+    Place,
+    Server,
+    broken_off,
+    is_loopback,
+    refused,
+    shown,
+    unreachable,
+)
+
+# The shapes of Ollama's protocol: requests -> what is sent, parts -> what they tell.
+
+
+def sampling_options(request: Request, window: int) -> dict[str, Any]:
+    """All of those whose defaults at Ollama are others than ours."""
+    sampling = request.sampling
+    told: dict[str, Any] = {
+        "num_ctx": window,
+        "num_predict": tokens_left(request),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "repeat_penalty": sampling.repetition_penalty,
+    }
+    if sampling.stop:
+        told["stop"] = list(sampling.stop)
+    if sampling.seed is not None:
+        told["seed"] = sampling.seed
+    return told
+
+
+def messages(said: Sequence[Message], resumed: str) -> list[dict[str, Any]]:
+    names = {call.id: call.name for message in said for call in message.tool_calls}
+    told: list[dict[str, Any]] = []
+    for message in said:
+        one: dict[str, Any] = {"role": message.role.value, "content": message.content}
+        if message.tool_calls:
+            one["tool_calls"] = [
+                {"function": {"name": call.name, "arguments": call.arguments}}
+                for call in message.tool_calls
+            ]
+        if message.tool_call_id is not None:
+            # Ollama's tool calls have no ids; results go by the tool's name.
+            one["tool_name"] = names.get(message.tool_call_id, message.tool_call_id)
+        told.append(one)
+    if resumed:
+        told.append({"role": Role.ASSISTANT.value, "content": resumed})
+    return told
+
+
+def described(tool: Tool) -> dict[str, Any]:
+    """The client drops what its types do not know, such as objects inside of parameters: then the
+    description carries the whole schema."""
+    function = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": tool.parameters,
+    }
+    told = {"type": "function", "function": function}
+    kept = ollama.Tool.model_validate(told).model_dump(exclude_none=True, by_alias=True)
+    if kept["function"].get("parameters") != tool.parameters:
+        schema = json.dumps(tool.parameters, ensure_ascii=False)
+        function["description"] = f"{tool.description}\nParameters as JSON Schema: {schema}".strip()
+    return told
+
+
+def calls(message: ollama.Message) -> list[ToolCall]:
+    return [
+        ToolCall(
+            id=f"call_{uuid4().hex[:12]}",
+            name=call.function.name,
+            arguments=dict(call.function.arguments),
+        )
+        for call in message.tool_calls or ()
+    ]
+
+
+def note(part: ollama.ChatResponse | ollama.GenerateResponse, reply: Reply) -> None:
+    reply.has_begun = True
+    if part.done:
+        is_cut = part.done_reason == "length"
+        reply.finish_reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
+        reply.prompt_tokens = part.prompt_eval_count
+        reply.completion_tokens = part.eval_count
+
+
+P = TypeVar("P")
+
+SETTING = "SLUICE_OLLAMA_URL"
+PROVIDER = "ollama/"
+
+
+class ModelMissing(Permanent):
+    """The Ollama server does not have the model."""
+
+    def __init__(self, message: str, *, model: str) -> None:
+        super().__init__(message)
+        self.model = model
+        """Its name at the server, which a pull takes."""
+
+
+class _Refused(Exception):
+    """An answer with a status from 300; the client's own error would lose the headers."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        super().__init__(response.text)
+        self.status = response.status_code
+        self.retry_after = response.headers.get("retry-after")
+        self.message = str(_field(response.content, "error") or response.text)
+        self.model = _field(response.request.content, "model")
+
+
+class OllamaServer(Server):
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        place = Place(
+            name="Ollama",
+            url=shown(settings.ollama_url, SETTING),
+            setting=SETTING,
+            remedy="Start it with `ollama serve`, or set the URL of one that runs.",
+            key_setting="OLLAMA_API_KEY",
+            retry_after_limit_s=settings.remote_retry_after_limit_s,
+        )
+        super().__init__(place, parallel_requests=settings.ollama_parallel_requests)
+
+    @cached_property
+    def client(self) -> ollama.AsyncClient:
+        """For use on the loop."""
+        settings = self.settings
+        return ollama.AsyncClient(
+            host=settings.ollama_url,
+            timeout=httpx.Timeout(
+                settings.remote_read_timeout_s, connect=settings.connect_timeout_s, pool=None
+            ),
+            trust_env=not is_loopback(settings.ollama_url),
+            event_hooks={"response": [_refuse]},
+            # The operator named this server; where it points to is not what he named.
+            follow_redirects=False,
+        )
+
+    async def disconnect(self) -> None:
+        if "client" in self.__dict__:
+            await self.client.close()  # type: ignore[no-untyped-call]  # the client's omission
+
+    def translated(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
+        place = self.place
+        if isinstance(error, _Refused):
+            if error.status == 404 and isinstance(error.model, str):
+                return missing(place, error.model)
+            return refused(place, error.status, error.message, error.retry_after)
+        if isinstance(error, httpx.TransportError | ConnectionError):
+            why = _why(error, self.settings)
+            return broken_off(place, why) if has_begun else unreachable(place, why)
+        if isinstance(error, ollama.ResponseError):
+            return Retryable(f"{place} reports: {error.error}")
+        if isinstance(error, ValueError):
+            return broken_off(place, "what came is not of the protocol")
+        return None
+
+
+class OllamaGenerator(RemoteGenerator):
+    """`name` is the model's name at the server, as `llama3.2:3b`."""
+
+    def __init__(self, server: OllamaServer, name: str) -> None:
+        super().__init__(server, PROVIDER + name)
+        self._ollama = server
+        self._name = name
+        self._window: int | None = None
+
+    @property
+    def window_tokens(self) -> int:  # type: ignore[override]  # asked for at its first use
+        """Raises ModelMissing, or Unavailable where the server does not answer."""
+        if self._window is None:
+            return self._ollama.call(self.window())
+        return self._window
+
+    def learn(self, check: Callable[[], None]) -> None:
+        if self._window is None:
+            self._ollama.call(self.window(), check=check)
+
+    async def window(self) -> int:
+        if self._window is None:
+            limit = self._ollama.settings.remote_window_tokens
+            own = await _trained_window(self._ollama.client, self._name)
+            self._window = limit if own is None else min(own, limit)
+        return self._window
+
+    async def converse(self, request: Request, reply: Reply) -> AsyncGenerator[str, None]:
+        options = sampling_options(request, await self.window())
+        resumed = request.resume.text if request.resume is not None else ""
+        client = self._ollama.client
+        if request.prompt is not None:
+            told = await client.generate(
+                self._name, request.prompt + resumed, raw=True, stream=True, options=options
+            )
+            async with aclosing(closable(told)) as parts:
+                async for part in parts:
+                    note(part, reply)
+                    yield part.response or ""
+            return
+        said = await client.chat(
+            self._name,
+            messages(request.messages, resumed),
+            tools=[described(tool) for tool in request.tools],
+            stream=True,
+            options=options,
+        )
+        async with aclosing(closable(said)) as answers:
+            async for answer in answers:
+                note(answer, reply)
+                reply.tool_calls.extend(calls(answer.message))
+                yield answer.message.content or ""
+
+
+def missing(place: Place, model: str) -> ModelMissing:
+    return ModelMissing(
+        f"{place} does not have the model {model!r}. Get it with `ollama pull {model}` or "
+        f"`sluice models pull {PROVIDER}{model}`, or let Sluice do so by itself with "
+        "SLUICE_OLLAMA_PULL=true.",
+        model=model,
+    )
+
+
+async def _refuse(response: httpx.Response) -> None:
+    if response.status_code >= 300:
+        await response.aread()
+        raise _Refused(response)
+
+
+def _field(body: bytes, name: str) -> Any:
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return None
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _why(error: Exception, settings: Settings) -> str:
+    if isinstance(error, httpx.ReadTimeout):
+        return (
+            f"nothing came for {settings.remote_read_timeout_s:g} s (SLUICE_REMOTE_READ_TIMEOUT_S)"
+        )
+    return f"{type(error).__name__} {error}".strip()
+
+
+async def _trained_window(client: ollama.AsyncClient, name: str) -> int | None:
+    """`model_info` has it under the name of the architecture, as `llama.context_length`."""
+    info = (await client.show(name)).modelinfo or {}
+    lengths = [value for key, value in info.items() if key.endswith(".context_length")]
+    return lengths[0] if lengths and isinstance(lengths[0], int) else None
+
+
+def closable(parts: AsyncIterator[P]) -> AsyncGenerator[P, None]:
+    """The client promises an iterator only; it is a generator, and closing it drops the stream."""
+    return cast(AsyncGenerator[P, None], parts)

@@ -1,0 +1,366 @@
+"""Models of OpenAI-compatible servers (`openai/...`): vLLM, llama.cpp, TGI, OpenAI itself.
+
+Messages go to the endpoint `chat/completions`, a bare prompt to `completions`. How an interrupted
+text is gone on with, SLUICE_OPENAI_RESUME says: with `prefill` it goes back as the beginning of the
+answer (vLLM, llama.cpp and TGI continue it exactly), with `instruct` the model is told to go on
+(all that OpenAI itself offers). Not every server tells its token counts in a stream: where they are
+missing, a completion's counts are estimates (`generator.py`).
+"""
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import openai
+from openai.types import Completion, CompletionUsage
+from openai.types.chat import ChatCompletionChunk
+from openai.types.chat.chat_completion_chunk import ChoiceDeltaToolCall
+
+from shared.config import Settings
+from shared.errors import ConfigurationError, Permanent, Retryable, SluiceError
+from workers.generation.backends.interface import (
+    FinishReason,
+    Message,
+    Request,
+    Role,
+    Tool,
+    ToolCall,
+)
+from workers.generation.backends.remote.generator import RemoteGenerator, Reply, tokens_left
+from workers.generation.backends.remote.server import (
+    Place,
+    Server,
+    broken_off,
+    is_loopback,
+    refused,
+    shown,
+    unreachable,
+)
+
+# The shapes of OpenAI's protocol: requests -> what is sent, chunks -> what they tell.
+
+GO_ON: Final = (
+    "Your answer was interrupted. Continue it exactly where it stopped, in the middle of the word "
+    "if need be. Do not repeat any of it, and say nothing about the interruption."
+)
+
+_STOP_LIMIT: Final = 4  # OpenAI takes no more; the others are applied here.
+
+
+@dataclass
+class _Call:
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class Calls:
+    """Tool calls, which come in pieces."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, _Call] = {}
+
+    def add(self, piece: ChoiceDeltaToolCall) -> None:
+        call = self._calls.setdefault(piece.index, _Call())
+        call.id = call.id or piece.id or ""
+        if piece.function is not None:
+            call.name += piece.function.name or ""
+            call.arguments += piece.function.arguments or ""
+
+    def assembled(self) -> list[ToolCall]:
+        return [
+            ToolCall(
+                id=call.id or f"call_{uuid4().hex[:12]}",
+                name=call.name,
+                arguments=_arguments(call),
+            )
+            for _, call in sorted(self._calls.items())
+        ]
+
+
+def _arguments(call: _Call) -> dict[str, Any]:
+    try:
+        value = json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Retryable(f"The model called the tool {call.name!r} with arguments that are no JSON.")
+    return value
+
+
+def piece_of(chunk: ChatCompletionChunk, reply: Reply, calls: Calls) -> str:
+    _note_usage(chunk.usage, reply)
+    # The client does not validate: a chunk without choices may come with None.
+    for choice in chunk.choices or ():
+        _note_finish(choice.finish_reason, reply)
+        for piece in choice.delta.tool_calls or ():
+            calls.add(piece)
+        return choice.delta.content or ""
+    return ""
+
+
+def text_of(text: Completion, reply: Reply) -> str:
+    _note_usage(text.usage, reply)
+    for choice in text.choices or ():
+        _note_finish(choice.finish_reason, reply)
+        return choice.text or ""
+    return ""
+
+
+def _note_finish(reason: str | None, reply: Reply) -> None:
+    if reason:
+        reply.finish_reason = FinishReason.LENGTH if reason == "length" else FinishReason.STOP
+
+
+def _note_usage(usage: CompletionUsage | None, reply: Reply) -> None:
+    if usage is not None:
+        reply.prompt_tokens = usage.prompt_tokens
+        reply.completion_tokens = usage.completion_tokens
+
+
+def sampling(request: Request, *, limit: str) -> dict[str, Any]:
+    """`limit` is the name under which the server takes the greatest number of tokens."""
+    asked = request.sampling
+    told: dict[str, Any] = {
+        limit: tokens_left(request), "temperature": asked.temperature, "top_p": asked.top_p,
+    }  # fmt: skip
+    if asked.stop:
+        told["stop"] = list(asked.stop[:_STOP_LIMIT])
+    if asked.seed is not None:
+        told["seed"] = asked.seed
+    return told
+
+
+def extra(request: Request, *, is_prefill: bool = False) -> dict[str, Any]:
+    """What is not of OpenAI's own protocol, and only where it is asked for."""
+    told: dict[str, Any] = {}
+    if request.sampling.top_k:
+        told["top_k"] = request.sampling.top_k
+    if request.sampling.repetition_penalty != 1.0:
+        told["repetition_penalty"] = request.sampling.repetition_penalty
+    if is_prefill:
+        told |= {"add_generation_prompt": False, "continue_final_message": True}
+    return told
+
+
+def messages(said: Sequence[Message], resumed: str, mode: str) -> list[Any]:
+    told = [_message(message) for message in said]
+    if resumed:
+        told.append({"role": Role.ASSISTANT.value, "content": resumed})
+        if mode == "instruct":
+            told.append({"role": Role.USER.value, "content": GO_ON})
+    return told
+
+
+def _message(message: Message) -> dict[str, Any]:
+    told: dict[str, Any] = {"role": message.role.value, "content": message.content}
+    if message.tool_calls:
+        told["content"] = message.content or None
+        told["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {
+                    "name": call.name,
+                    "arguments": json.dumps(call.arguments, ensure_ascii=False),
+                },
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        told["tool_call_id"] = message.tool_call_id
+    return told
+
+
+def tools(offered: Sequence[Tool]) -> Any:
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.parameters,
+            },
+        }
+        for tool in offered
+    ] or openai.omit
+
+
+# Where a text that was interrupted meets what a model says when it is told to go on.
+#
+# Models that are only told so tend to begin with words that were there already, or with the
+# whole text again. What repeats the end of the text is dropped, if it is too long to be
+# chance.
+
+CHANCE_CHARS: Final = 12
+
+
+class Seam:
+    """`feed` it the new text piece by piece, then `flush`; both return what is really new."""
+
+    def __init__(self, before: str) -> None:
+        self._before = before
+        self._held = ""
+        self._is_sewn = len(before) < CHANCE_CHARS
+
+    def feed(self, piece: str) -> str:
+        if self._is_sewn:
+            return piece
+        self._held += piece
+        if self._may_repeat_more():
+            return ""
+        return self.flush()
+
+    def flush(self) -> str:
+        self._is_sewn = True
+        held, self._held = self._held, ""
+        return held[self._repeated(held) :]
+
+    def _may_repeat_more(self) -> bool:
+        """Whether all that came is in the text, and what follows there may be to come."""
+        at = self._before.find(self._held)
+        return at >= 0 and at + len(self._held) < len(self._before)
+
+    def _repeated(self, text: str) -> int:
+        for length in range(min(len(text), len(self._before)), CHANCE_CHARS - 1, -1):
+            if self._before.endswith(text[:length]):
+                return length
+        return 0
+
+
+SETTING: Final = "SLUICE_OPENAI_BASE_URL"
+KEY_SETTING: Final = "SLUICE_OPENAI_API_KEY"
+PROVIDER: Final = "openai/"
+OPENAI_HOST: Final = "api.openai.com"
+
+_NO_KEY: Final = "none"  # Local servers need no key, but the client insists on one.
+
+
+class OpenAIServer(Server):
+    def __init__(self, settings: Settings) -> None:
+        if not settings.openai_base_url:
+            raise ConfigurationError(
+                f"{SETTING} is not set. Set it to the base URL of an OpenAI-compatible server, as "
+                f"http://127.0.0.1:8080/v1, or https://{OPENAI_HOST}/v1 with {KEY_SETTING}."
+            )
+        self.settings = settings
+        self.base_url = settings.openai_base_url
+        url = shown(self.base_url, SETTING)
+        place = Place(
+            name="The OpenAI-compatible server",
+            url=url,
+            setting=SETTING,
+            remedy=f"Check it with `curl {url.rstrip('/')}/models`.",
+            key_setting=KEY_SETTING,
+            retry_after_limit_s=settings.remote_retry_after_limit_s,
+        )
+        super().__init__(place, parallel_requests=settings.openai_parallel_requests)
+
+    @cached_property
+    def client(self) -> openai.AsyncOpenAI:
+        """For use on the loop."""
+        settings, key = self.settings, self.settings.openai_api_key
+        return openai.AsyncOpenAI(
+            api_key=key.get_secret_value() if key else _NO_KEY,
+            base_url=self.base_url,
+            timeout=openai.Timeout(
+                settings.remote_read_timeout_s, connect=settings.connect_timeout_s, pool=None
+            ),
+            max_retries=0,
+            # The operator named this server; where it points to is not what he named.
+            http_client=openai.DefaultAsyncHttpxClient(
+                trust_env=not is_loopback(self.base_url), follow_redirects=False
+            ),
+        )
+
+    async def disconnect(self) -> None:
+        if "client" in self.__dict__:
+            await self.client.close()
+
+    def translated(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
+        place = self.place
+        if isinstance(error, openai.APIStatusError):
+            return _refused(place, error)
+        if isinstance(error, openai.APIConnectionError):
+            why = self._why(error)
+            return broken_off(place, why) if has_begun else unreachable(place, why)
+        if isinstance(error, openai.APIError):
+            return Retryable(f"{place} reports: {error.message}")
+        if isinstance(error, ValueError):
+            return broken_off(place, "what came is not of the protocol")
+        return None
+
+    def _why(self, error: openai.APIConnectionError) -> str:
+        if isinstance(error, openai.APITimeoutError):
+            limit = self.settings.remote_read_timeout_s
+            return f"nothing came for {limit:g} s (SLUICE_REMOTE_READ_TIMEOUT_S)"
+        return str(error.__cause__ or error)
+
+
+class OpenAIGenerator(RemoteGenerator):
+    """`name` is the model's name at the server."""
+
+    def __init__(self, server: OpenAIServer, name: str) -> None:
+        super().__init__(server, PROVIDER + name)
+        self.window_tokens = server.settings.remote_window_tokens
+        self._openai = server
+        self._name = name
+
+    async def converse(self, request: Request, reply: Reply) -> AsyncGenerator[str, None]:
+        resumed = request.resume.text if request.resume is not None else ""
+        if request.prompt is not None:
+            texts = await self._openai.client.completions.create(
+                model=self._name,
+                prompt=request.prompt + resumed,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body=extra(request),
+                **sampling(request, limit="max_tokens"),
+            )
+            async with texts:
+                async for text in texts:
+                    reply.has_begun = True
+                    yield text_of(text, reply)
+            return
+        mode = self._openai.settings.openai_resume
+        chunks = await self._openai.client.chat.completions.create(
+            model=self._name,
+            messages=messages(request.messages, resumed, mode),
+            tools=tools(request.tools),
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body=extra(request, is_prefill=bool(resumed) and mode == "prefill"),
+            **sampling(request, limit=self._limit_name),
+        )
+        calls = Calls()
+        seam = Seam(resumed if mode == "instruct" else "")
+        async with chunks:
+            async for chunk in chunks:
+                reply.has_begun = True
+                yield seam.feed(piece_of(chunk, reply, calls))
+        yield seam.flush()
+        reply.tool_calls.extend(calls.assembled())
+
+    @property
+    def _limit_name(self) -> str:
+        """OpenAI's newer models refuse the name that all the others know."""
+        is_openai = urlsplit(self._openai.base_url).hostname == OPENAI_HOST
+        return "max_completion_tokens" if is_openai else "max_tokens"
+
+
+def _refused(place: Place, error: openai.APIStatusError) -> SluiceError:
+    body = error.body if isinstance(error.body, dict) else {}
+    message = str(body.get("message") or error.message)
+    if error.code == "insufficient_quota":
+        # A 429 that no waiting helps.
+        return Permanent(f"{place}: {message}")
+    if error.status_code == 404:
+        return Permanent(
+            f"{place} answered 404: {message} Check the model's name against "
+            f"`curl {place.url.rstrip('/')}/models`, and that the URL ends in /v1."
+        )
+    return refused(place, error.status_code, message, error.response.headers.get("retry-after"))

@@ -1,0 +1,490 @@
+"""The back end `hf/...`: one model in this process, whose batch requests join and leave.
+
+`scheduler.py` runs the model, in a thread of its own; here requests become rows for it, in the
+caller's thread. Calls of tools stay in the text, for `answers/tool_calls.py` to find.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from shared.config import Settings
+from shared.errors import ConfigurationError, InvalidInput
+from workers.generation.backends.interface import (
+    FinishReason,
+    Generation,
+    Generator,
+    Message,
+    Request,
+    Resume,
+    Role,
+    Tool,
+)
+from workers.generation.backends.rolling import attention
+from workers.generation.backends.rolling.attention import SLUICE, Chunk
+from workers.generation.backends.rolling.graphs import StaticSteps
+from workers.generation.backends.rolling.rows import Row, TextStream
+from workers.generation.backends.rolling.sampling import Chooser
+from workers.generation.backends.rolling.scheduler import Counters, Limits, Loop, Scheduler
+from workers.generation.backends.rolling.slab import COLUMNS_STEP, Network, Prefixes, Slab
+from workers.models.load_4bit import Loaded, load
+
+# How much memory the keys and values of requests may take, measured once the model is loaded.
+
+# On a processor, memory belongs to others as well: more than this only where a setting says so.
+CPU_LIMIT_BYTES: Final = 4 * 2**30
+
+
+def kv_budget_bytes(settings: Settings, device: torch.device) -> int:
+    if settings.generation_kv_mib is not None:
+        return settings.generation_kv_mib * 2**20
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * settings.generation_kv_fraction)
+    return min(CPU_LIMIT_BYTES, int(_available_bytes() * settings.generation_kv_fraction))
+
+
+def _available_bytes() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name == "MemAvailable":
+                return int(rest.split()[0]) * 1024
+    except OSError:
+        pass
+    # Not Linux: half of what there is.
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+# Linear layers in the order of memory that a processor's matrix kernels read.
+#
+# torch's own linear layer has oneDNN rearrange bfloat16 weights at every call, which costs a
+# decode step of few rows half of its time. Rearranged once, they compute the same. The
+# operators are those that torch's compiler uses for frozen models on processors.
+
+
+class PackedLinear(nn.Module):
+    """A linear layer for inference. Its weight is opaque, but tells dtype and device."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        self.bias = linear.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(
+            inputs, self.weight, self.bias, "none", [], ""
+        )
+        return out
+
+
+def pack(model: nn.Module) -> int:
+    """Replace the layers where that helps, in place; returns how many it were."""
+    is_there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # has none
+    if not is_there or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return 0
+    packed = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            # Subclasses (quantized layers, adapters) have a forward of their own.
+            if type(child) is nn.Linear and _is_slow(child.weight):
+                setattr(parent, name, PackedLinear(child))
+                packed += 1
+    return packed
+
+
+def _is_slow(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+
+
+PLAIN_STOP: Final = ("\nUser:",)
+# Tokens that open a call of a tool where a model has special ones for it (Mistral, Llama 3).
+CALL_MARKS: Final = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>")
+_PLAIN_NAMES: Final = {
+    Role.SYSTEM: "System",
+    Role.USER: "User",
+    Role.ASSISTANT: "Assistant",
+    Role.TOOL: "Tool",
+}
+
+
+class Prompts:
+    """Thread-safe."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._has_template = bool(tokenizer.chat_template)
+        # Tokenizers keep their truncation and padding in themselves, and refuse to be borrowed.
+        self._lock = threading.Lock()
+        special = _special_tokens(tokenizer)
+        self._special = _any_of(special)
+        self._special_ids = frozenset(special.values())
+        self._call_ids = frozenset(special[each] for each in CALL_MARKS if each in special)
+        self.has_tools = "tools" in str(tokenizer.chat_template or "")
+        """Whether the template tells the model of tools."""
+
+    def encode(self, request: Request) -> list[int]:
+        """Raises InvalidInput where the template refuses the messages."""
+        if request.prompt is not None:
+            return self._ids(request.prompt, with_special=True)
+        return self.encode_messages(request.messages, request.tools)
+
+    def encode_messages(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        if not self._has_template:
+            return self._ids(self._plain(messages), with_special=True)
+        # A template writes the special tokens itself.
+        return self._ids(self._templated(messages, tools), with_special=False)
+
+    def encode_more(self, text: str) -> list[int]:
+        """Text that goes on behind a prompt."""
+        return self._ids(text, with_special=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text, without special tokens."""
+        return self._text([each for each in ids if each not in self._special_ids])
+
+    def decode_with_calls(self, ids: Sequence[int]) -> str:
+        """The same, with the special tokens that mark calls of tools."""
+        hidden = self._special_ids - self._call_ids
+        return self._text([each for each in ids if each not in hidden])
+
+    def stop_strings(self, request: Request) -> tuple[str, ...]:
+        is_plain = request.prompt is None and not self._has_template
+        return request.sampling.stop + (PLAIN_STOP if is_plain else ())
+
+    def _text(self, ids: list[int]) -> str:
+        # Straight to the tokenizer's own library where there is one: this runs for every token.
+        decode = self._backend.decode if self._backend is not None else self._tokenizer.decode
+        text = decode(ids, skip_special_tokens=False)
+        assert isinstance(text, str)
+        return text
+
+    def _ids(self, text: str, *, with_special: bool) -> list[int]:
+        with self._lock:
+            ids: list[int] = self._tokenizer(
+                text, add_special_tokens=with_special, verbose=False
+            ).input_ids
+        return ids
+
+    def _templated(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        try:
+            return self._rendered(messages, tools)
+        except TemplateError as error:
+            merged = _without_system(messages)
+            if merged is None:
+                raise InvalidInput(f"The model's chat template refuses this: {error}.") from error
+        # Some models know no system role; what it says then opens the first message.
+        return self._templated(merged, tools)
+
+    def _rendered(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        text = self._tokenizer.apply_chat_template(
+            [self._as_dict(message) for message in messages],
+            tools=[_tool_as_dict(tool) for tool in tools] if self.has_tools and tools else None,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _as_dict(self, message: Message) -> dict[str, Any]:
+        shown: dict[str, Any] = {
+            "role": message.role.value,
+            "content": self._broken(message.content),
+        }
+        if message.tool_calls:
+            shown["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": self._broken(call.arguments)},
+                }
+                for call in message.tool_calls
+            ]
+        if message.tool_call_id is not None:
+            shown["tool_call_id"] = message.tool_call_id
+        return shown
+
+    def _plain(self, messages: Sequence[Message]) -> str:
+        turns = [f"{_PLAIN_NAMES[each.role]}: {self._broken(each.content)}" for each in messages]
+        return "\n".join([*turns, f"{_PLAIN_NAMES[Role.ASSISTANT]}:"])
+
+    def _broken(self, value: Any) -> Any:
+        """The same, with a space after the first character of each special token's string."""
+        if isinstance(value, str):
+            return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", value)
+        if isinstance(value, dict):
+            return {key: self._broken(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._broken(each) for each in value]
+        return value
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message] | None:
+    """None where there is no system message before one of the user."""
+    if len(messages) < 2 or messages[0].role != Role.SYSTEM or messages[1].role != Role.USER:
+        return None
+    content = f"{messages[0].content}\n\n{messages[1].content}"
+    return [Message(role=Role.USER, content=content), *messages[2:]]
+
+
+def _tool_as_dict(tool: Tool) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "function": {
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": tool.parameters,
+        },
+    }
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    added = tokenizer.added_tokens_decoder.items()
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    return dict(named) | {token.content: number for number, token in added if token.special}
+
+
+def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted((each for each in strings if len(each) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+# Whether a model computes over the slab what it computes on its own.
+#
+# A model whose architecture does not go through transformers' attention interface, or whose
+# attention needs more than keys, values, a window and a soft cap (ALiBi, recurrent states),
+# would answer, but wrongly. So a few tokens are run both ways when a model is loaded.
+
+TOKENS: Final = 12
+# Cosine of the two logits. Rounding in four bits leaves .999, a wrong attention below .9.
+ALIKE: Final = 0.98
+KNOWN_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
+
+
+def adapt(model: PreTrainedModel, row_limit: int) -> Network:
+    """The model over a slab, without room yet. Raises ConfigurationError where it cannot be."""
+    name = type(model).__name__
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if strange := kinds - KNOWN_LAYERS:
+        raise _unsupported(name, f"it has layers of the kind {', '.join(sorted(strange))}")
+    network = Network(model, Slab(row_limit))
+    ids = [number * 7919 % network.vocabulary_tokens for number in range(1, TOKENS + 1)]
+    try:
+        expected = _alone(model, ids)
+        attention.register()
+        model.set_attn_implementation(SLUICE)
+        if model.config.get_text_config()._attn_implementation != SLUICE:
+            raise _unsupported(name, "its attention cannot be exchanged")
+        found = _over_slab(network, ids)
+    except (TypeError, ValueError, AttributeError, KeyError, NotImplementedError) as error:
+        raise _unsupported(name, str(error)) from error
+    alike = torch.nn.functional.cosine_similarity(expected, found, dim=0).item()
+    if not alike >= ALIKE:
+        raise _unsupported(name, f"its attention differs (similarity {alike:.3f})")
+    return network
+
+
+def _alone(model: PreTrainedModel, ids: list[int]) -> Tensor:
+    if model.config._attn_implementation == SLUICE:
+        model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        logits: Tensor = model(torch.tensor([ids], device=model.device), use_cache=False).logits
+    return logits[0, -1].float()
+
+
+def _over_slab(network: Network, ids: list[int]) -> Tensor:
+    """Two rows, read in pieces of unlike lengths; the last token of one is decoded."""
+    network.slab.token_limit = 4 * TOKENS * TOKENS
+    network.slab.reserve(2, TOKENS)
+    middle = TOKENS // 3
+    first = [
+        Chunk(slot=1, start=0, ids=ids[1:]),
+        Chunk(slot=0, start=0, ids=ids[:middle]),
+    ]
+    network.prefill(first, [False, False])
+    network.prefill([Chunk(slot=0, start=middle, ids=ids[middle:-1])], [True])
+    logits = network.decode([ids[-1], ids[0]], [TOKENS - 1, TOKENS - 1])
+    return logits[0].float()
+
+
+def _unsupported(name: str, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"Models of the architecture {name} cannot share a batch here: {reason}. Serve this one "
+        "with another server, and name it as `ollama/...` or `openai/...`."
+    )
+
+
+# A request -> a row that can join the batch, or the reason why it cannot be served.
+#
+# What an earlier attempt generated becomes part of the row: the model goes on behind it, and
+# text that was shown is not shown again.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """`window_reason` says, to users, what bounds the window."""
+
+    window_tokens: int
+    window_reason: str
+    vocabulary_tokens: int
+
+
+class Intake:
+    """Thread-safe."""
+
+    def __init__(self, prompts: Prompts, bounds: Bounds) -> None:
+        self._prompts = prompts
+        self._bounds = bounds
+        self._ages = count()
+
+    def row(self, request: Request, generation: Generation) -> Row:
+        """Raises InvalidInput."""
+        prompt = self._prompts.encode(request)
+        self._check(prompt)
+        resume = request.resume or Resume()
+        text = self._text(request)
+        ids = list(resume.token_ids)
+        pieces = [piece for token in ids if (piece := text.feed(token))]
+        again = "".join(pieces)
+        if not (resume.text.startswith(again) or again.startswith(resume.text)) or not ids:
+            # Ids of another model, or none at all: the text is what counts.
+            ids = self._prompts.encode_more(resume.text) if resume.text else []
+            text = self._text(request)
+            for token in ids:
+                text.feed(token)
+            pieces, again = [resume.text], resume.text
+        tokens = prompt + ids
+        room = self._bounds.window_tokens - len(prompt)
+        return Row(
+            request=request,
+            generation=generation,
+            tokens=tokens,
+            prompt_tokens=len(prompt),
+            max_tokens=min(request.sampling.max_tokens, room),
+            chooser=Chooser(request.sampling, tokens),
+            text=text,
+            age=next(self._ages),
+            pieces=pieces,
+            repeated_chars=max(0, len(resume.text) - len(again)),
+        )
+
+    def _text(self, request: Request) -> TextStream:
+        decode = self._prompts.decode_with_calls if request.tools else self._prompts.decode
+        return TextStream(decode, self._prompts.stop_strings(request))
+
+    def _check(self, prompt: list[int]) -> None:
+        """What a model is never given: it may end the process (SIGFPE for no tokens at all)."""
+        bounds = self._bounds
+        if not prompt:
+            raise InvalidInput("The prompt is empty: it makes no tokens for this model.")
+        if not 0 <= min(prompt) <= max(prompt) < bounds.vocabulary_tokens:
+            raise InvalidInput(
+                f"The prompt has the token {max(prompt)}, and the model knows "
+                f"{bounds.vocabulary_tokens}: its tokenizer belongs to another model."
+            )
+        if len(prompt) + 1 > bounds.window_tokens:
+            raise InvalidInput(
+                f"The prompt has {len(prompt)} tokens, which leaves no room for an answer: "
+                f"{bounds.window_reason}. Shorten it."
+            )
+
+
+def make_rolling(name: str, settings: Settings, on_fatal: Callable[[], None]) -> "RollingGenerator":
+    """Load the model `hf/<name>` and start its thread. Raises ConfigurationError.
+
+    `on_fatal` is called from that thread once the device is broken and all requests were handed
+    back; the process should end.
+    """
+    return RollingGenerator(f"hf/{name}", load(name, settings), settings, on_fatal)
+
+
+class RollingGenerator(Generator):
+    """A loaded model, and the thread that runs it."""
+
+    def __init__(
+        self,
+        reference: str,
+        loaded: Loaded,
+        settings: Settings,
+        on_fatal: Callable[[], None],
+    ) -> None:
+        self.reference = reference
+        self._prompts = Prompts(loaded.tokenizer)
+        self.has_native_tools = self._prompts.has_tools
+        pack(loaded.model)
+        network = adapt(loaded.model, settings.generation_batch_requests)
+        slab = network.slab
+        budget = kv_budget_bytes(settings, network.device) // slab.bytes_per_token
+        prefixes = Prefixes(int(budget * settings.generation_prefix_fraction))
+        slab.token_limit = budget - prefixes.token_limit
+        slab.drop()
+        bounds = _bounds(loaded.window_tokens, slab.token_limit, network.vocabulary_tokens)
+        self.window_tokens = bounds.window_tokens
+        self._intake = Intake(self._prompts, bounds)
+        self._scheduler = Scheduler(
+            network,
+            limits=Limits(
+                rows=settings.generation_batch_requests,
+                prefill_tokens=settings.generation_prefill_tokens,
+            ),
+            ends=loaded.ends,
+            prefixes=prefixes,
+            static=StaticSteps(network) if settings.generation_cuda_graphs else None,
+        )
+        self._loop = Loop(self._scheduler, on_fatal)
+
+    @property
+    def counters(self) -> Counters:
+        """What has been done so far."""
+        return replace(self._scheduler.counters)
+
+    def start(self, request: Request) -> Generation:
+        generation = Generation()
+        row = self._intake.row(request, generation)
+        if row.text.is_stopped:
+            row.finish(FinishReason.STOP)
+        elif row.generated_tokens >= row.max_tokens:
+            row.finish(FinishReason.LENGTH)
+        else:
+            self._loop.submit(row)
+        return generation
+
+    def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
+        return len(self._prompts.encode_messages(messages, tools))
+
+    def close(self) -> None:
+        self._loop.close()
+
+
+def _bounds(window_tokens: int, slab_tokens: int, vocabulary_tokens: int) -> Bounds:
+    """What one request may have at most: what the model was made for, or what memory holds."""
+    held = slab_tokens // COLUMNS_STEP * COLUMNS_STEP - 1
+    if held < 1:
+        raise ConfigurationError(
+            f"The keys and values of {slab_tokens} tokens fit into the memory that is left, and "
+            f"at least {COLUMNS_STEP} are needed. Raise SLUICE_GENERATION_KV_MIB or "
+            "SLUICE_GENERATION_KV_FRACTION, or use a smaller model."
+        )
+    if held < window_tokens:
+        reason = f"memory bounds the window to {held} (see SLUICE_GENERATION_KV_MIB)"
+    else:
+        reason = f"the model's window is {window_tokens}"
+    return Bounds(
+        window_tokens=min(window_tokens, held),
+        window_reason=reason,
+        vocabulary_tokens=vocabulary_tokens,
+    )

@@ -1,0 +1,144 @@
+"""Logits -> the next token of every row, each by its request's own parameters.
+
+Greedy rows cost one argmax for all of them. Others draw by the inverse of the cumulative
+distribution at a number that depends on the request's seed and the token's position alone, so
+that a request's text is the same in any company and goes on the same after an interruption.
+Repetition penalty, temperature, top-k and top-p mean what they mean in transformers, in that order.
+"""
+
+import math
+import secrets
+from collections.abc import Sequence
+from random import Random
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from shared.errors import InvalidInput
+from workers.generation.backends.interface import Sampling
+
+NOT_A_NUMBER: Final = -1
+"""Instead of a token, where a row's logits are not numbers."""
+
+# So many of the likeliest tokens are sorted; all of them only where a row needs more.
+CANDIDATES: Final = 1024
+COLDEST: Final = 1e-6
+
+
+class Chooser:
+    """How one request chooses, and what its repetition penalty has to know."""
+
+    def __init__(self, sampling: Sampling, tokens: Sequence[int]) -> None:
+        _validate(sampling)
+        self.sampling = sampling
+        self.is_greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1
+        self._seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        self._seen = set(tokens) if sampling.repetition_penalty != 1 else None
+
+    def saw(self, token: int) -> None:
+        if self._seen is not None:
+            self._seen.add(token)
+
+    def number(self, position: int) -> float:
+        """In [0, 1): where in the cumulative distribution the token at that position lies."""
+        return Random(f"{self._seed}:{position}").random()
+
+    def penalise(self, logits: Tensor) -> None:
+        """Divide the logits `[vocabulary]` of seen tokens in place, or multiply negative ones."""
+        if self._seen is not None:
+            seen = torch.tensor(list(self._seen), device=logits.device)
+            scores = logits[seen]
+            penalty = self.sampling.repetition_penalty
+            logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+
+
+@torch.inference_mode()
+def choose(logits: Tensor, choosers: Sequence[Chooser], positions: Sequence[int]) -> list[int]:
+    """A token for each row of `[rows, vocabulary]`, or NOT_A_NUMBER. `positions` count the tokens
+    that each request has generated so far."""
+    best, tokens = logits.max(dim=-1)
+    drawing = [row for row, chooser in enumerate(choosers) if not chooser.is_greedy]
+    if drawing:
+        tokens[drawing] = _draw(
+            logits[drawing].float(),
+            [choosers[row] for row in drawing],
+            [positions[row] for row in drawing],
+        )
+    chosen: list[int] = tokens.where(best.isfinite(), NOT_A_NUMBER).tolist()
+    return chosen
+
+
+def _draw(logits: Tensor, choosers: Sequence[Chooser], positions: Sequence[int]) -> Tensor:
+    for row, chooser in zip(logits, choosers, strict=True):
+        chooser.penalise(row)
+    device = logits.device
+    asked = [chooser.sampling for chooser in choosers]
+    # Relative to the best, so that no temperature overflows.
+    logits -= logits.max(dim=-1, keepdim=True).values
+    logits /= torch.tensor([[max(each.temperature, COLDEST)] for each in asked], device=device)
+    numbers = torch.tensor(
+        [[chooser.number(at)] for chooser, at in zip(choosers, positions, strict=True)],
+        device=device,
+    )
+    tokens = logits.argmax(dim=-1)
+    warm = [row for row, each in enumerate(asked) if each.temperature > 0]
+    limited = [row for row in warm if asked[row].top_k or asked[row].top_p < 1]
+    free = [row for row in warm if row not in limited]
+    if free:
+        tokens[free] = _at(logits[free].softmax(dim=-1), numbers[free])
+    if limited:
+        tokens[limited] = _among_likeliest(
+            logits[limited], [asked[row] for row in limited], numbers[limited]
+        )
+    return tokens
+
+
+def _among_likeliest(
+    logits: Tensor, asked: Sequence[Sampling], numbers: Tensor, candidates: int = CANDIDATES
+) -> Tensor:
+    vocabulary = logits.shape[-1]
+    candidates = min(vocabulary, max(candidates, *(each.top_k for each in asked)))
+    device = logits.device
+    top_k = torch.tensor([[each.top_k or vocabulary] for each in asked], device=device)
+    top_p = torch.tensor([[each.top_p] for each in asked], device=device)
+    scores, tokens = logits.topk(candidates, dim=-1)
+    scores = scores.masked_fill(torch.arange(candidates, device=device) >= top_k, -math.inf)
+    # Without top-k, all tokens share the probability, and not the candidates alone.
+    shared = torch.where(
+        top_k < vocabulary,
+        scores.logsumexp(dim=-1, keepdim=True),
+        logits.logsumexp(dim=-1, keepdim=True),
+    )
+    likely = (scores - shared).exp()
+    before = likely.cumsum(dim=-1) - likely
+    if candidates < vocabulary and bool(
+        (before[:, -1:] < top_p).logical_and(top_k > candidates).any()
+    ):
+        return _among_likeliest(logits, asked, numbers, vocabulary)
+    return tokens.gather(1, _at(likely.where(before < top_p, 0), numbers)[:, None])[:, 0]
+
+
+def _at(likely: Tensor, numbers: Tensor) -> Tensor:
+    """The first index of `[rows, n]` at which the cumulative sum exceeds that part of the whole.
+
+    One that has no probability is never taken, however the sums are rounded.
+    """
+    reached = likely.cumsum(dim=-1)
+    whole = reached[:, -1:]
+    wanted = torch.minimum(numbers * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    return torch.searchsorted(reached, wanted, right=True)[:, 0].clamp(max=likely.shape[-1] - 1)
+
+
+def _validate(sampling: Sampling) -> None:
+    """Raises InvalidInput, which names the parameter and what it may be."""
+    for name, is_right, wanted in (
+        ("max_tokens", sampling.max_tokens >= 1, "at least 1"),
+        ("temperature", 0 <= sampling.temperature < math.inf, "0 or more"),
+        ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
+        ("top_k", sampling.top_k >= 0, "0 or more"),
+        ("repetition_penalty", 0 < sampling.repetition_penalty < math.inf, "above 0"),
+        ("stop", all(sampling.stop), "strings that are not empty"),
+    ):
+        if not is_right:
+            raise InvalidInput(f"{name} must be {wanted}, not {getattr(sampling, name)!r}.")

@@ -1,0 +1,480 @@
+"""Turn by turn: who joins the batch, what the model runs, who leaves.
+
+A turn drops who was cancelled or is late, lets waiting requests join, reads a bounded number of
+prompt tokens, and has every row that is ready generate one token: running streams never wait for
+a long prompt, and a new request has its first token within a few turns. Errors stay with the
+requests they belong to, and out of memory makes the batch smaller. Only a device that is broken
+for the whole process makes `turn` raise.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+import torch
+from torch import Tensor
+
+from shared.errors import Permanent, Retryable
+from workers.generation.backends.interface import FinishReason, is_past
+from workers.generation.backends.rolling.attention import Chunk
+from workers.generation.backends.rolling.graphs import StaticSteps
+from workers.generation.backends.rolling.rows import Batch, Row
+from workers.generation.backends.rolling.sampling import NOT_A_NUMBER, choose
+from workers.generation.backends.rolling.slab import (
+    SHORTEST_TOKENS,
+    Network,
+    Prefix,
+    Prefixes,
+    common_tokens,
+)
+from workers.models.devices import is_fatal, is_out_of_memory
+
+# Figures of a model that runs here, for tests and for whoever watches it.
+
+
+@dataclass
+class Counters:
+    """What the loop has done so far. Written by its thread alone."""
+
+    decode_steps: int = 0
+    prefill_tokens: int = 0
+    generated_tokens: int = 0
+    prefix_tokens_reused: int = 0
+    preemptions: int = 0
+    out_of_memory: int = 0
+    largest_batch: int = 0
+
+
+# How the prompt tokens that one turn reads are shared among the rows that have prompts to
+# read.
+
+
+def shares(rows: Sequence[Row], budget_tokens: int) -> list[tuple[Row, int]]:
+    """At most `budget_tokens` in all, in the order of `rows`.
+
+    The oldest gets half of them, so that a long prompt is read however many short ones come; the
+    others get theirs in the order of what they lack, so that a short one never waits for a long
+    one. What is left goes to the oldest.
+    """
+    if not rows:
+        return []
+    oldest = min(rows, key=lambda row: row.age)
+    given = {oldest: min(oldest.missing_tokens, -(-budget_tokens // 2))}
+    left = budget_tokens - given[oldest]
+    others = (row for row in rows if row is not oldest)
+    for row in sorted(others, key=lambda row: (row.missing_tokens, row.age)):
+        given[row] = min(row.missing_tokens, left)
+        left -= given[row]
+    given[oldest] = min(oldest.missing_tokens, given[oldest] + left)
+    return [(row, given[row]) for row in rows if given[row]]
+
+
+# The line of requests that wait for a slot, and who joins the batch next.
+#
+# Order: lane, requests that were preempted, the fair key with the fewest rows in the batch,
+# age. One whose keys and values do not fit yet is passed over for smaller ones, but not for
+# ever: once others have joined before it `PASSES_LIMIT` times, nobody does until it fits. One
+# whose beginning another row is reading at the moment waits for that, instead of reading the
+# same beside it.
+
+PASSES_LIMIT: Final = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What of a row's tokens need not be read: they are in the slot `source`, or were kept."""
+
+    tokens: int = 0
+    source: int | None = None
+    kept: Prefix | None = None
+
+
+class Waiting:
+    """For the engine's thread alone."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+
+    def remove(self, row: Row) -> None:
+        self.rows.remove(row)
+
+    def next(
+        self, batch: Batch, fits: Callable[[Row], bool], prefixes: Prefixes
+    ) -> "tuple[Row, Beginning] | None":
+        """Who joins now; it has left the line."""
+        passed = []
+        for row in sorted(self.rows, key=lambda row: _order(row, batch)):
+            if not fits(row):
+                if row.times_passed >= PASSES_LIMIT:
+                    return None
+                passed.append(row)
+                continue
+            beginning = _beginning(row, batch, prefixes)
+            if beginning is None:
+                continue
+            for each in passed:
+                each.times_passed += 1
+            self.rows.remove(row)
+            return row, beginning
+        return None
+
+
+def _order(row: Row, batch: Batch) -> tuple[int, bool, int, int]:
+    request = row.request
+    return request.lane, not row.was_preempted, batch.active(request.fair_key), row.age
+
+
+def _beginning(row: Row, batch: Batch, prefixes: Prefixes) -> Beginning | None:
+    """None where it pays to wait until another row has read what both begin with."""
+    # The last token is always read: its logits are what is wanted.
+    wanted = row.tokens[:-1]
+    kept, length = prefixes.longest(wanted)
+    best = Beginning(tokens=length, kept=kept)
+    coming = 0
+    for slot, other in enumerate(batch):
+        common = common_tokens(other.tokens, wanted)
+        ready = min(common, other.filled)
+        if ready > best.tokens:
+            best = Beginning(tokens=ready, source=slot)
+        # A row that decodes has all but its last token in the slab.
+        coming = max(coming, common if other.missing_tokens > 1 else ready)
+    if coming - best.tokens >= SHORTEST_TOKENS:
+        return None
+    return best if best.tokens >= SHORTEST_TOKENS else Beginning()
+
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+PREFILL_LEAST_TOKENS: Final = 16
+# After so many steps without running out of memory, one more row is tried.
+RECOVERY_STEPS: Final = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    rows: int
+    prefill_tokens: int
+
+
+class Scheduler:
+    """For one thread at a time. `ends` are the tokens that end a text; with `static`, decode steps
+    have shapes that do not change."""
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        limits: Limits,
+        ends: frozenset[int],
+        prefixes: Prefixes,
+        static: StaticSteps | None,
+    ) -> None:
+        self.counters = Counters()
+        self._network = network
+        self._slab = network.slab
+        self._limits = limits
+        self._row_limit = limits.rows
+        self._prefill_tokens = limits.prefill_tokens
+        self._ends = ends
+        self._prefixes = prefixes
+        self._static = static
+        self._batch = Batch(network.slab)
+        self._waiting = Waiting()
+
+    @property
+    def rows(self) -> list[Row]:
+        """All that are under way, in the batch or waiting."""
+        return [*self._batch, *self._waiting.rows]
+
+    def take(self, rows: Iterable[Row]) -> None:
+        self._waiting.rows += rows
+
+    def turn(self) -> None:
+        self._end_early()
+        self._let_join()
+        self._read_prompts()
+        self._generate()
+
+    def _end_early(self) -> None:
+        for row in self.rows:
+            if row.generation.is_cancelled:
+                self._finish(row, FinishReason.CANCELLED)
+            elif is_past(row.request.deadline):
+                self._finish(row, FinishReason.DEADLINE)
+
+    def _let_join(self) -> None:
+        while len(self._batch) < self._row_limit:
+            chosen = self._waiting.next(self._batch, self._fits, self._prefixes)
+            if chosen is None:
+                break
+            row, beginning = chosen
+            self._attempt([row], partial(self._join, row, beginning))
+            if row not in self._batch.prefilling:
+                break
+        self.counters.largest_batch = max(self.counters.largest_batch, len(self._batch))
+
+    def _fits(self, row: Row) -> bool:
+        return self._slab.fits(*self._room_with(row))
+
+    def _room_with(self, row: Row) -> tuple[int, int]:
+        """Rows and tokens: room for the row and for what all rows generate soon."""
+        if not len(self._batch):
+            return 1, len(row.tokens) + 1
+        tokens = max(self._batch.longest_soon(), row.tokens_soon)
+        return self._slots(len(self._batch) + 1), tokens
+
+    def _slots(self, rows: int) -> int:
+        return rows if self._static is None else self._static.padded_rows(rows)
+
+    def _join(self, row: Row, beginning: Beginning) -> None:
+        self._slab.reserve(*self._room_with(row))
+        slot = len(self._batch)
+        if beginning.source is not None:
+            self._slab.move(beginning.source, slot, beginning.tokens)
+        elif beginning.kept is not None:
+            self._slab.restore(beginning.kept.saved, slot, beginning.tokens)
+        row.filled = beginning.tokens
+        self.counters.prefix_tokens_reused += beginning.tokens
+        self._batch.join(row)
+
+    def _read_prompts(self) -> None:
+        pieces = shares(self._batch.prefilling, self._prefill_tokens)
+        if not pieces:
+            return
+        ready = [row for row, count in pieces if count == row.missing_tokens]
+        tokens = self._attempt([row for row, _ in pieces], partial(self._prefill, pieces, ready))
+        if tokens is None:
+            return
+        for row, count in pieces:
+            row.filled += count
+            self.counters.prefill_tokens += count
+        for row, token in zip(ready, tokens, strict=True):
+            self._batch.promote(row)
+            self._advance(row, token)
+
+    def _prefill(self, pieces: Sequence[tuple[Row, int]], ready: Sequence[Row]) -> list[int]:
+        chunks = [
+            Chunk(
+                slot=self._batch.slot(row),
+                start=row.filled,
+                ids=row.tokens[row.filled : row.filled + count],
+            )
+            for row, count in pieces
+        ]
+        logits = self._network.prefill(chunks, [row in ready for row, _ in pieces])
+        return _chosen(logits, ready) if ready else []
+
+    def _generate(self) -> None:
+        if not self._batch.decoding:
+            return
+        self._attempt(list(self._batch), self._make_room)
+        rows = list(self._batch.decoding)
+        tokens = self._attempt(rows, partial(self._decode, rows)) if rows else None
+        if tokens is None:
+            return
+        self.counters.decode_steps += 1
+        for row in rows:
+            row.filled += 1
+        for row, token in zip(rows, tokens, strict=True):
+            self._advance(row, token)
+        if self.counters.decode_steps % RECOVERY_STEPS == 0:
+            self._row_limit = min(self._limits.rows, self._row_limit + 1)
+            self._prefill_tokens = min(self._limits.prefill_tokens, self._prefill_tokens * 2)
+
+    def _make_room(self) -> None:
+        """For one more token of every row; the youngest of the worst lane make way."""
+        while not self._slab.reserve(self._slots(len(self._batch)), self._batch.longest()):
+            self._preempt(max(self._batch, key=lambda row: (row.request.lane, row.age)))
+
+    def _decode(self, rows: Sequence[Row]) -> list[int]:
+        step = self._network.decode if self._static is None else self._static.decode
+        logits = step([row.tokens[-1] for row in rows], [row.filled for row in rows])
+        return _chosen(logits, rows)
+
+    def _advance(self, row: Row, token: int) -> None:
+        """The row has a token more, or has ended."""
+        if token == NOT_A_NUMBER:
+            self._leave(row)
+            row.fail(Permanent("The model computed no numbers (NaN): its weights are damaged."))
+            return
+        if token in self._ends:
+            self._finish(row, FinishReason.STOP)
+            return
+        row.tokens.append(token)
+        row.chooser.saw(token)
+        self.counters.generated_tokens += 1
+        try:
+            piece = row.text.feed(token)
+        except Exception as error:
+            self._leave(row)
+            row.fail(Permanent(f"The tokenizer cannot decode the token {token}."), error)
+            return
+        row.show(piece, (token,))
+        if row.text.is_stopped:
+            self._finish(row, FinishReason.STOP)
+        elif row.generated_tokens >= row.max_tokens:
+            self._finish(row, FinishReason.LENGTH)
+
+    def _finish(self, row: Row, reason: FinishReason) -> None:
+        self._leave(row)
+        row.finish(reason)
+
+    def _leave(self, row: Row) -> None:
+        if row in self._waiting.rows:
+            self._waiting.remove(row)
+            return
+        self._keep_prefix(row)
+        self._batch.remove(row)
+
+    def _keep_prefix(self, row: Row) -> None:
+        tokens = row.tokens[: row.filled]
+        if not self._prefixes.wants(tokens):
+            return
+        try:
+            saved = self._slab.save(self._batch.slot(row), row.filled)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._prefixes.clear()
+        else:
+            self._prefixes.keep(tokens, saved)
+
+    def _preempt(self, row: Row) -> None:
+        """Back to the line; its prompt and what it generated are read again later."""
+        self._keep_prefix(row)
+        self._batch.remove(row)
+        self._requeue(row)
+
+    def _requeue(self, row: Row) -> None:
+        row.filled = 0
+        row.was_preempted = True
+        self.counters.preemptions += 1
+        self._waiting.add(row)
+
+    def _attempt(self, rows: Sequence[Row], run: Callable[[], _T]) -> _T | None:
+        """None where it failed, and what that means for the rows was seen to."""
+        try:
+            return run()
+        except Exception as error:
+            if is_fatal(error):
+                raise
+            if is_out_of_memory(error):
+                self._shed(rows, error)
+            else:
+                self._give_up(rows, error)
+            return None
+
+    def _shed(self, tried: Sequence[Row], error: Exception) -> None:
+        """Out of memory: half of the rows wait, the youngest. One alone is read in smaller pieces,
+        and fails only where that does not help."""
+        rows = list({*self._batch, *tried})
+        self.counters.out_of_memory += 1
+        log.warning("out of memory with %d requests in the batch: %s", len(rows), error)
+        self._prefixes.clear()
+        if len(rows) > 1:
+            self._row_limit = len(rows) // 2
+        elif self._prefill_tokens > PREFILL_LEAST_TOKENS:
+            self._prefill_tokens = max(PREFILL_LEAST_TOKENS, self._prefill_tokens // 2)
+        else:
+            failure = Permanent(
+                "The request needs more memory than the device has left for it, even alone. "
+                "Shorten it, or give the model more room."
+            )
+            rows.pop().fail(failure, error)
+        self._start_over(rows)
+
+    def _give_up(self, rows: Sequence[Row], error: Exception) -> None:
+        """The rows of a forward pass that failed may be to blame; the others are not."""
+        log.error("the model failed on %d requests", len(rows), exc_info=error)
+        others = [row for row in self._batch if row not in rows]
+        for row in rows:
+            row.fail(
+                Retryable(f"The model failed on the batch with this request ({error})."), error
+            )
+        self._start_over(others)
+
+    def _start_over(self, rows: Sequence[Row]) -> None:
+        """With an empty slab. All of the rows wait, and join again as far as the limits allow."""
+        self._batch.clear()
+        self._slab.drop()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        for row in rows:
+            self._requeue(row)
+
+
+def _chosen(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    return choose(logits, [row.chooser for row in rows], [row.generated_tokens for row in rows])
+
+
+# The thread that a model runs in, from the first request to the last.
+#
+# Requests come in from any thread. The loop sleeps while there are none; it ends when it is
+# closed or when the device is broken, and hands back what is under way then, so that others
+# can serve it.
+
+
+class Loop:
+    """`on_fatal` is called from the loop's thread, after everything was handed back."""
+
+    def __init__(self, scheduler: Scheduler, on_fatal: Callable[[], None]) -> None:
+        self._scheduler = scheduler
+        self._on_fatal = on_fatal
+        self._inbox: list[Row] = []
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
+        self._thread.start()
+
+    def submit(self, row: Row) -> None:
+        with self._changed:
+            if self._is_closed:
+                raise Retryable("This generation worker is ending; another one takes over.")
+            self._inbox.append(row)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End after the current turn. What is under way fails with a Retryable."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        cause: Exception | None = None
+        try:
+            with torch.inference_mode():
+                while self._take():
+                    self._scheduler.turn()
+        except Exception as error:
+            log.exception("the device or the engine is broken; handing all requests back")
+            cause = error
+        with self._changed:
+            self._is_closed = True
+            rows = [*self._scheduler.rows, *self._inbox]
+        reason = "is ending" if cause is None else f"broke down ({cause})"
+        for row in rows:
+            row.fail(Retryable(f"This generation worker {reason}; another one takes over."), cause)
+        if cause is not None:
+            self._on_fatal()
+
+    def _take(self) -> bool:
+        """Hand over what was submitted, once there is anything to do. False when it is over."""
+        with self._changed:
+            while not (self._is_closed or self._inbox or self._scheduler.rows):
+                self._changed.wait()
+            self._scheduler.take(self._inbox)
+            self._inbox.clear()
+            return not self._is_closed

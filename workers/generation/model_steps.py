@@ -1,0 +1,244 @@
+"""The models that an Ollama server holds: pull, create, delete, list, show.
+
+All of it is for threads that can wait. `check` is called at least every heartbeat while a server
+works, and ends the work by raising: the connection is closed, and the server stops.
+"""
+
+import queue
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
+from typing import Any, Final
+
+import ollama
+from ollama import ProgressResponse, ShowResponse
+
+from shared.errors import Permanent
+from shared.jobs import jobs
+from shared.kinds.payloads import ModelInput, ModelResult
+from workers.attempts.context import Context, Done, Handler
+from workers.generation.backends.remote.ollama import PROVIDER, ModelMissing, OllamaServer, closable
+from workers.generation.backends.remote.server import broken_off
+
+Progress = Callable[[ProgressResponse], None]
+Check = Callable[[], None]
+
+_SUCCESS: Final = "success"
+_NO_SUCH_MODEL: Final = ("file does not exist", "not found", "does not exist")
+
+
+class _End:
+    """Behind the last part of a stream."""
+
+
+def pull(server: OllamaServer, name: str, *, on_progress: Progress, check: Check) -> None:
+    """Have the server fetch the model. Interrupted, it goes on where it was the next time."""
+
+    def ask() -> Awaitable[AsyncIterator[ProgressResponse]]:
+        return server.client.pull(name, stream=True)
+
+    try:
+        _to_success(server, ask, on_progress, check)
+    except ollama.ResponseError as error:
+        if any(words in error.error for words in _NO_SUCH_MODEL):
+            raise Permanent(
+                f"{server.place} cannot pull {name!r}: {error.error}. Look for its name at "
+                "https://ollama.com/library."
+            ) from error
+        raise _known(server, error) from error
+
+
+def create(
+    server: OllamaServer,
+    name: str,
+    *,
+    from_: str,
+    system: str | None,
+    template: str | None,
+    parameters: Mapping[str, Any],
+    on_progress: Progress,
+    check: Check,
+) -> None:
+    """Make a model of another one, as a Modelfile does."""
+
+    def ask() -> Awaitable[AsyncIterator[ProgressResponse]]:
+        return server.client.create(
+            name,
+            from_=from_,
+            system=system,
+            template=template,
+            parameters=dict(parameters) or None,
+            stream=True,
+        )
+
+    try:
+        _to_success(server, ask, on_progress, check)
+    except ollama.ResponseError as error:
+        raise Permanent(
+            f"{server.place} cannot create {name!r} from {from_!r}: {error.error}"
+        ) from error
+
+
+def delete(server: OllamaServer, name: str, *, check: Check = lambda: None) -> None:
+    """Raises ModelMissing where there is none."""
+    server.call(_delete(server, name), check=check)
+
+
+def list_models(server: OllamaServer) -> list[str]:
+    """Their names."""
+    return [each.model for each in server.call(_list(server)) if each.model is not None]
+
+
+def show(server: OllamaServer, name: str) -> ShowResponse:
+    """Raises ModelMissing where there is none."""
+    return server.call(_show(server, name))
+
+
+# The client is made at its first use, which has to happen on the loop.
+async def _delete(server: OllamaServer, name: str) -> None:
+    await server.client.delete(name)
+
+
+async def _list(server: OllamaServer) -> Sequence[ollama.ListResponse.Model]:
+    return (await server.client.list()).models
+
+
+async def _show(server: OllamaServer, name: str) -> ShowResponse:
+    return await server.client.show(name)
+
+
+def _to_success(
+    server: OllamaServer,
+    ask: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
+    on_progress: Progress,
+    check: Check,
+) -> None:
+    """Raises ollama.ResponseError where the server reports in its stream that it failed."""
+    status: str | None = None
+    for part in _parts(server, ask, check):
+        status = part.status
+        on_progress(part)
+    if status != _SUCCESS:
+        raise broken_off(server.place, f"it ended with {status!r} instead of {_SUCCESS!r}")
+
+
+def _parts(
+    server: OllamaServer,
+    ask: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
+    check: Check,
+) -> Iterator[ProgressResponse]:
+    """What a stream on the loop tells, read in this thread."""
+    parts: queue.SimpleQueue[ProgressResponse | Exception | type[_End]] = queue.SimpleQueue()
+    reading = server.spawn(_read(ask, parts.put))
+    try:
+        while True:
+            check()
+            try:
+                part = parts.get(timeout=server.settings.step_heartbeat_s)
+            except queue.Empty:
+                continue
+            if isinstance(part, ollama.ResponseError):
+                raise part
+            if isinstance(part, Exception):
+                raise _known(server, part) from part
+            if isinstance(part, ProgressResponse):
+                yield part
+            else:
+                return
+    finally:
+        reading.cancel()
+
+
+async def _read(
+    ask: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
+    put: Callable[[ProgressResponse | Exception | type[_End]], None],
+) -> None:
+    try:
+        async with aclosing(closable(await ask())) as parts:
+            async for part in parts:
+                put(part)
+        put(_End)
+    except Exception as error:
+        put(error)
+
+
+def _known(server: OllamaServer, error: Exception) -> Exception:
+    return server.translated(error, has_begun=False) or error
+
+
+# The step `model.apply`: what a job of the kind `model` asks of the Ollama server.
+#
+# Doing it again does no harm: a pull goes on where it was, a creation replaces, and a model
+# that an earlier attempt may have deleted is allowed to be gone.
+
+UNIT: Final = "bytes"
+
+
+def run(context: Context) -> Done:
+    wanted = ModelInput.model_validate(_input(context))
+    with closing(OllamaServer(context.process.settings)) as server:
+        _apply(context, server, wanted)
+    return Done(result=ModelResult(action=wanted.action, name=wanted.name).model_dump())
+
+
+def _apply(context: Context, server: OllamaServer, wanted: ModelInput) -> None:
+    name = wanted.name.removeprefix(PROVIDER)
+    meter = _Meter(context)
+    if wanted.action == "delete":
+        try:
+            delete(server, name, check=context.check)
+        except ModelMissing:
+            if context.claim.attempt == 1:
+                raise
+        return
+    if wanted.action == "pull":
+        pull(server, name, on_progress=meter.note, check=context.check)
+    else:
+        create(
+            server,
+            name,
+            # The shape lets no creation through without it.
+            from_=(wanted.from_ or "").removeprefix(PROVIDER),
+            system=wanted.system,
+            template=wanted.template,
+            parameters=wanted.parameters,
+            on_progress=meter.note,
+            check=context.check,
+        )
+    meter.write()
+
+
+class _Meter:
+    """Adds up the layers of a model, and writes the sum down once a heartbeat."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._layers: dict[str, tuple[int, int]] = {}
+        self._next_write = time.monotonic()
+
+    def note(self, part: ProgressResponse) -> None:
+        self._context.progress()
+        if part.digest is None or part.total is None:
+            return
+        done, total = self._layers.get(part.digest, (0, 0))
+        self._layers[part.digest] = (max(done, part.completed or 0), max(total, part.total))
+        if time.monotonic() >= self._next_write:
+            self.write()
+
+    def write(self) -> None:
+        if not self._layers:
+            return
+        done = sum(done for done, _ in self._layers.values())
+        total = sum(total for _, total in self._layers.values())
+        process = self._context.process
+        with process.ledger.begin() as session:
+            jobs.report(session, self._context.claim, done, total, UNIT)
+        self._next_write = time.monotonic() + process.settings.step_heartbeat_s
+
+
+def _input(context: Context) -> dict[str, Any]:
+    with context.process.ledger.read() as session:
+        return jobs.get(session, context.claim.job_id).input
+
+
+APPLY = Handler(run=run)

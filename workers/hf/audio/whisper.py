@@ -1,0 +1,324 @@
+"""Speech recognition with Whisper.
+
+Audio longer than the model's window is cut into windows that overlap, and their texts are merged
+where they agree, as transformers' pipeline does with `chunk_length_s`; the merging is its own. The
+other way, Whisper's sequential one, goes on where the last segment ended: no window of it can be
+run beside another, nor in another step.
+
+The way of decoding is the model's own (greedy, unless its configuration says otherwise), and what
+the caller asks for; the pipeline's default of five beams is not taken over.
+"""
+
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForSpeechSeq2Seq,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    WhisperTokenizer,
+)
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+from shared.errors import InvalidInput, Permanent
+from shared.kinds.hf import GenerationParameters, SpeechParameters, Task, TaskParameters
+from workers.hf.arguments import Arguments, asked_settings, known_settings, settle
+from workers.hf.audio.decode import STRIDE_PART, Recordings, Samples, Window, aligned, windows
+from workers.hf.task import LocalTask, Options, Prepared, Row, Watch
+from workers.models.checkpoints import name_of
+from workers.models.load import load_feature_extractor, load_model, load_tokenizer
+
+# What can be asked of Whisper, and what of that a model of its kind can do.
+
+PROMPT_TOKENS: Final = 4
+"""Before the text: its start, the language, the task, and that there are no timestamps."""
+SHOWN_LANGUAGES: Final = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """How a window is to be transcribed; the same for all of a batch."""
+
+    arguments: Arguments
+    language: str | None
+    task: str | None
+    timestamps: bool | str
+    seed: int | None
+
+    @property
+    def group(self) -> str:
+        key = [self.arguments.key, self.language, self.task, self.timestamps]
+        # The dice are thrown for a whole batch, and words are aligned up to a batch's last token:
+        # neither may depend on a row's company.
+        is_alone = self.arguments.is_sampled or self.timestamps == "word"
+        return json.dumps([*key, secrets.token_hex(16) if is_alone else None])
+
+
+def wanted_of(model: PreTrainedModel, parameters: SpeechParameters) -> Wanted:
+    """What the caller asks of this model. Raises InvalidInput for what the model cannot do."""
+    generation: Any = model.generation_config
+    asked, seed = asked_settings(
+        parameters.generation_parameters or GenerationParameters(), parameters.generate_kwargs
+    )
+    own = known_settings(generation.to_dict())
+    room = model.config.max_target_positions - PROMPT_TOKENS
+    return Wanted(
+        arguments=settle(asked, {}, own, given=PROMPT_TOKENS, room=room),
+        language=_language(generation, parameters.spoken),
+        task=_task(generation, parameters.wanted_task),
+        timestamps=_timestamps(generation, parameters.return_timestamps),
+        seed=seed,
+    )
+
+
+def _language(generation: Any, language: str | None) -> str | None:
+    if language is None:
+        return None
+    known: dict[str, int] = getattr(generation, "lang_to_id", None) or {}
+    if not _is_multilingual(generation) or not known:
+        raise InvalidInput(
+            "parameters.language: the model takes none, it was made for one. Leave it out."
+        )
+    name = language.strip().lower()
+    token = name if name in known else f"<|{TO_LANGUAGE_CODE.get(name, name)}|>"
+    if token not in known:
+        codes = [each.strip("<|>") for each in known]
+        more = len(codes) - SHOWN_LANGUAGES
+        raise InvalidInput(
+            f"parameters.language {language!r} is none that the model knows; it knows "
+            f"{', '.join(codes[:SHOWN_LANGUAGES])}{f' and {more} more' if more > 0 else ''}."
+        )
+    return token
+
+
+def _task(generation: Any, task: str | None) -> str | None:
+    known = getattr(generation, "task_to_id", None) or {}
+    if task is None or (_is_multilingual(generation) and task in known):
+        return task
+    raise InvalidInput("parameters.task: the model does nothing but transcribe. Leave it out.")
+
+
+def _is_multilingual(generation: Any) -> bool:
+    return bool(getattr(generation, "is_multilingual", True))
+
+
+def _timestamps(generation: Any, wanted: bool | str) -> bool | str:
+    """Some models only write well with timestamps, and say so in their configuration."""
+    if wanted == "char":
+        raise InvalidInput(
+            'parameters.return_timestamps "char" is for models with a CTC head; ask Whisper '
+            'for true (segments) or "word".'
+        )
+    if wanted and not hasattr(generation, "no_timestamps_token_id"):
+        raise InvalidInput(
+            "parameters.return_timestamps: the model's generation_config.json does not name "
+            "its no_timestamps_token_id, so there are no timestamps."
+        )
+    if wanted == "word" and not hasattr(generation, "alignment_heads"):
+        raise InvalidInput(
+            'parameters.return_timestamps "word": the model\'s generation_config.json names '
+            "no alignment_heads, so words have no times; ask for true (segments)."
+        )
+    return wanted or bool(getattr(generation, "return_timestamps", False))
+
+
+CHUNK_LEAST_S: Final = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    samples: Samples
+    wanted: Wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recording:
+    key: bytes
+    windows: Sequence[Window]
+    timestamps: bool | str
+
+
+class WhisperSpeech(LocalTask):
+    model: PreTrainedModel
+
+    def __init__(
+        self, model: PreTrainedModel, extractor: Any, tokenizer: WhisperTokenizer, options: Options
+    ) -> None:
+        super().__init__(model, options)
+        self.extractor = extractor
+        self.tokenizer: Any = tokenizer
+        self.rate_hz: int = extractor.sampling_rate
+        self.frames: int = model.config.max_source_positions
+        self.generation: Any = model.generation_config
+        self.attention: str = model.config._attn_implementation
+        self.recordings = Recordings(rate_hz=self.rate_hz, limit_s=options.audio_limit_s)
+
+    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+        assert isinstance(parameters, SpeechParameters)
+        wanted = wanted_of(self.model, parameters)
+        chunk_s = self._chunk_s(parameters)
+        key, samples = self.recordings.take(value)
+        cut = windows(
+            len(samples),
+            size=aligned(chunk_s, self.rate_hz),
+            stride=aligned(chunk_s / STRIDE_PART, self.rate_hz),
+        )
+        rows = [
+            Row(
+                size=self.frames * wanted.arguments.copies,
+                data=_Piece(samples=samples[window.start : window.end], wanted=wanted),
+                group=wanted.group,
+            )
+            for window in cut
+        ]
+        rest = _Recording(key=key, windows=cut, timestamps=wanted.timestamps)
+        return Prepared(rows=rows, rest=rest, warnings=wanted.arguments.warnings)
+
+    def _chunk_s(self, parameters: SpeechParameters) -> float:
+        window_s = self.extractor.n_samples / self.rate_hz
+        asked = parameters.chunk_length_s
+        if asked is not None and not CHUNK_LEAST_S <= asked <= window_s:
+            raise InvalidInput(
+                f"parameters.chunk_length_s is {asked:g}; the model's window is {window_s:g} s, "
+                f"the least is {CHUNK_LEAST_S:g}."
+            )
+        return asked or min(window_s, max(CHUNK_LEAST_S, self.options.audio_chunk_s))
+
+    def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
+        wanted: Wanted = rows[0].data.wanted
+        inputs = self.extractor(
+            [row.data.samples for row in rows],
+            sampling_rate=self.rate_hz,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        generate: Any = self.model.generate
+        try:
+            with torch.inference_mode(), _dice(self.model.device, wanted):
+                found = generate(
+                    input_features=inputs["input_features"].to(self.model.device, self.model.dtype),
+                    attention_mask=inputs["attention_mask"].to(self.model.device),
+                    stopping_criteria=StoppingCriteriaList([_Abandoned(watch)]),
+                    **self._generate_arguments(wanted),
+                )
+        finally:
+            if wanted.timestamps == "word":
+                # Weights of attention are only there without fused kernels; the next batch is
+                # better off with them.
+                self.model.set_attn_implementation(self.attention)
+        return self._outputs(found)
+
+    def _generate_arguments(self, wanted: Wanted) -> dict[str, Any]:
+        settings = {
+            name: value
+            for name, value in wanted.arguments.settings.items()
+            if name != "do_sample" and getattr(self.generation, name, None) != value
+        }
+        if wanted.arguments.is_sampled:
+            # It is by its temperature that Whisper's `generate` knows.
+            settings.setdefault("temperature", 1.0)
+        if wanted.language is not None:
+            settings["language"] = wanted.language
+        if wanted.task is not None:
+            settings["task"] = wanted.task
+        if wanted.timestamps == "word":
+            settings |= {"return_token_timestamps": True, "return_segments": True}
+        return settings | {"return_timestamps": bool(wanted.timestamps)}
+
+    def _outputs(self, found: Any) -> list[Any]:
+        if isinstance(found, torch.Tensor):
+            return [{"tokens": self._unpadded(row)} for row in found.tolist()]
+        times = [
+            [time for segment in segments for time in segment["token_timestamps"].tolist()]
+            for segments in found["segments"]
+        ]
+        return [
+            {"tokens": self._unpadded(row), "times": row_times}
+            for row, row_times in zip(found["sequences"].tolist(), times, strict=True)
+        ]
+
+    def _unpadded(self, tokens: list[int]) -> list[int]:
+        while tokens and tokens[-1] == self.generation.pad_token_id:
+            tokens.pop()
+        return tokens
+
+    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+        assert isinstance(parameters, SpeechParameters)
+        recording: _Recording = prepared.rest
+        self.recordings.forget(recording.key)
+        heard = []
+        for output, window in zip(outputs, recording.windows, strict=True):
+            stride = (window.size, window.left, window.right)
+            heard.append(
+                {
+                    "tokens": np.array([output["tokens"]]),
+                    "token_timestamps": np.array([output.get("times", [])]),
+                    "stride": tuple(samples / self.rate_hz for samples in stride),
+                }
+            )
+        text, extra = self.tokenizer._decode_asr(
+            heard,
+            return_timestamps=recording.timestamps or None,
+            return_language=None,
+            time_precision=self.extractor.chunk_length / self.frames,
+        )
+        if not parameters.return_timestamps:
+            return {"text": text}
+        end_s = recording.windows[-1].end / self.rate_hz
+        return {"text": text, "chunks": list(_chunks(extra["chunks"], end_s))}
+
+
+class _Abandoned(StoppingCriteria):
+    """Ends generation once nobody waits for any of the rows. `generate` takes rows out of the batch
+    when they are through, so that none is known here by its place."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        del scores, kwargs
+        dropped = self.watch()
+        is_over = len(dropped) > 0 and all(dropped)
+        over = torch.full((input_ids.shape[0],), is_over, device=input_ids.device)
+        return cast(torch.BoolTensor, over)
+
+
+def _chunks(chunks: Sequence[dict[str, Any]], end_s: float) -> Iterator[dict[str, Any]]:
+    """Where the model named no beginning or no end of a segment, as of one that the audio's end
+    cuts off, it is that of its neighbour or of the audio."""
+    last_s = 0.0
+    for chunk in chunks:
+        start, end = chunk["timestamp"]
+        start_s = last_s if start is None else float(start)
+        last_s = max(start_s, end_s) if end is None else float(end)
+        yield {"text": chunk["text"], "timestamp": [start_s, last_s]}
+
+
+@contextmanager
+def _dice(device: torch.device, wanted: Wanted) -> Iterator[None]:
+    """The process's own generators of random numbers stay as they are."""
+    if not wanted.arguments.is_sampled:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(secrets.randbits(63) if wanted.seed is None else wanted.seed)
+        yield
+
+
+def load(folder: Path, options: Options) -> WhisperSpeech:
+    model = load_model(AutoModelForSpeechSeq2Seq, folder, options, task=Task.SPEECH_RECOGNITION)
+    tokenizer = load_tokenizer(folder, options)
+    if not isinstance(tokenizer, WhisperTokenizer):
+        raise Permanent(
+            f"{name_of(folder)} has a {type(tokenizer).__name__}, not a WhisperTokenizer. Fetch "
+            "the model's files anew."
+        )
+    return WhisperSpeech(model, load_feature_extractor(folder, options), tokenizer, options)

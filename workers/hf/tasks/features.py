@@ -1,0 +1,271 @@
+"""Feature extraction: one vector of a text from a sentence-transformers model, and a vector of
+each token from any other, as transformers' pipeline gives them (in a list of one text).
+
+`dimensions` cuts vectors, which makes sense for models that were trained for it (Matryoshka);
+`normalize` gives them length 1 afterwards, and false leaves out what normalization the model has.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForTextEncoding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+
+from shared.errors import InvalidInput, Permanent
+from shared.kinds.hf import FeatureParameters, Task, TaskParameters
+from workers.hf.task import LocalTask, Options, Prepared, Row, Watch
+from workers.hf.text import Tokens, can_pad, encode, pad, window_tokens
+from workers.models.checkpoints import modules_of, read_config
+from workers.models.load import load_model, load_sentence_transformer, load_tokenizer
+
+# Texts to vectors with a sentence-transformers model: what `SentenceTransformer.encode`
+# gives, a row at a time, so that rows of different jobs share batches.
+#
+# Only the last module is not run if it just normalizes: whether vectors get length 1 is
+# decided per job, and in float32, whatever the model computes in.
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentence:
+    """A row's data."""
+
+    text: str
+    prompt: str
+    cut_side: Side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A row, and how many tokens it would have if nothing were cut off."""
+
+    row: Row
+    full_size: int
+
+    @property
+    def is_cut(self) -> bool:
+        return self.row.size < self.full_size
+
+
+class Sentences:
+    """For one thread at a time."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        self._model = model
+        self._tokenizer = model.tokenizer
+        *rest, last = model.children()
+        self.is_unit = isinstance(last, Normalize) and bool(rest)
+        """Whether the model means its vectors to have length 1."""
+        self._modules = rest if self.is_unit else [*rest, last]
+        self.dimensions = model.truncate_dim
+        """What the model means its vectors to be cut to, if to anything."""
+        model.truncate_dim = None
+        self.size = model.get_embedding_dimension()
+        """How long vectors are; None where the model does not tell."""
+        self.window = self._limit()
+
+    def _limit(self) -> int | None:
+        """How many tokens of a text the model reads; also set in the model, which may not know."""
+        if isinstance(self._tokenizer, Tokenizer):  # of static vectors, which sum up any number
+            return None
+        if not isinstance(self._tokenizer, PreTrainedTokenizerBase):
+            raise Permanent(
+                f"The model's tokenizer ({type(self._tokenizer).__name__}) is of a kind that is "
+                "not supported. Use a sentence-transformers model that is made on a transformer."
+            )
+        encoder = self._model.transformers_model
+        limit = window_tokens(encoder, self._tokenizer) if encoder is not None else None
+        if limit is not None:
+            self._model.max_seq_length = limit
+        return limit
+
+    def prompt(self, name: str | None) -> str:
+        """By its name in `config_sentence_transformers.json`; that file's default where none is
+        named. Raises InvalidInput."""
+        prompts = self._model.prompts
+        if name is None:
+            default = self._model.default_prompt_name
+            return (prompts[default] or "") if default is not None else ""
+        if name not in prompts:
+            raise InvalidInput(
+                f"the model has no prompt {name!r}; it knows {', '.join(sorted(prompts))}."
+            )
+        return prompts[name] or ""
+
+    def row(self, text: str, prompt: str = "", *, cut_side: Side = "right") -> Measured:
+        full_size = self._count(prompt + text)
+        size = full_size if self.window is None else min(full_size, self.window)
+        # Prompts are left out of some models' mean, and cut with the batch.
+        group = f"{cut_side} {prompt}"
+        data = Sentence(text=text, prompt=prompt, cut_side=cut_side)
+        return Measured(row=Row(size=size, data=data, group=group), full_size=full_size)
+
+    def _count(self, text: str) -> int:
+        if isinstance(self._tokenizer, Tokenizer):
+            return max(1, len(self._tokenizer.encode(text).ids))
+        return len(self._tokenizer(text, verbose=False)["input_ids"])
+
+    def vectors(self, rows: Sequence[Row]) -> list[list[float]]:
+        """In float32, before any normalization by a last module. The rows are of one group."""
+        first: Sentence = rows[0].data
+        if isinstance(self._tokenizer, PreTrainedTokenizerBase):
+            self._tokenizer.truncation_side = first.cut_side
+        features: dict[str, Any] = self._model.preprocess(
+            [row.data.text for row in rows], prompt=first.prompt or None
+        )
+        device = self._model.device
+        features = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in features.items()
+        }
+        with torch.inference_mode():
+            for module in self._modules:
+                features = module(features)
+        vectors: list[list[float]] = features["sentence_embedding"].float().cpu().tolist()
+        return vectors
+
+
+LENGTH_LEAST = 1e-12
+
+
+class SentenceFeatures(LocalTask):
+    """A vector of the whole text: a list of numbers."""
+
+    model: SentenceTransformer
+
+    def __init__(self, model: SentenceTransformer, options: Options) -> None:
+        super().__init__(model, options)
+        self.sentences = Sentences(model)
+
+    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+        assert isinstance(parameters, FeatureParameters)
+        _check_dimensions(parameters, self.sentences.size)
+        prompt = self.sentences.prompt(parameters.prompt_name)
+        measured = self.sentences.row(value, prompt, cut_side=parameters.truncation_direction)
+        warnings = _cut(measured.full_size, measured.row.size, parameters)
+        return Prepared(rows=[measured.row], warnings=warnings)
+
+    def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
+        del watch  # One pass through an encoder is not worth watching.
+        return self.sentences.vectors(rows)
+
+    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+        del prepared
+        assert isinstance(parameters, FeatureParameters)
+        vectors = np.asarray(outputs, dtype=np.float32)
+        if self.sentences.is_unit and parameters.normalize is not False:
+            vectors = _unit(vectors)
+        [vector] = _shaped(vectors, parameters, self.sentences.dimensions)
+        return vector
+
+
+class TokenFeatures(LocalTask):
+    """A vector of every token, special ones too: a list of one list of lists of numbers."""
+
+    model: PreTrainedModel
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
+    ) -> None:
+        super().__init__(model, options)
+        self.tokenizer = tokenizer
+        self.window = window_tokens(model, tokenizer)
+        self.size: int | None = getattr(model.config.get_text_config(), "hidden_size", None)
+
+    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+        assert isinstance(parameters, FeatureParameters)
+        _check_dimensions(parameters, self.size)
+        if parameters.prompt_name is not None:
+            raise InvalidInput(
+                f"the model has no prompt {parameters.prompt_name!r}: only models of "
+                "sentence-transformers have any."
+            )
+        self.tokenizer.truncation_side = parameters.truncation_direction
+        [tokens] = encode(self.tokenizer, [value], limit=self.window)
+        warnings = _cut(tokens.full_size, tokens.size, parameters)
+        return Prepared(rows=[Row(size=tokens.size, data=tokens)], warnings=warnings)
+
+    def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
+        del watch  # One pass through an encoder is not worth watching.
+        tokens = [row.data for row in rows]
+        if can_pad(self.model, self.tokenizer):
+            return self._batch(tokens)
+        return [output for each in tokens for output in self._batch([each])]
+
+    def _batch(self, tokens: Sequence[Tokens]) -> list[Any]:
+        inputs = pad(self.tokenizer, tokens, self.model.device)
+        taken = inspect.signature(self.model.forward).parameters
+        given = {name: tensor for name, tensor in inputs.items() if name in taken}
+        extra = {"use_cache": False} if "use_cache" in taken else {}
+        with torch.inference_mode():
+            output = self.model(**given, **extra)[0].float()
+        masks = inputs["attention_mask"].bool()
+        return [each[mask].cpu().tolist() for each, mask in zip(output, masks, strict=True)]
+
+    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+        del prepared
+        assert isinstance(parameters, FeatureParameters)
+        return [_shaped(np.asarray(each, dtype=np.float32), parameters) for each in outputs]
+
+
+def _check_dimensions(parameters: FeatureParameters, size: int | None) -> None:
+    if parameters.dimensions is not None and size is not None and parameters.dimensions > size:
+        raise InvalidInput(
+            f"dimensions is {parameters.dimensions:,}; the model's vectors have {size:,}."
+        )
+
+
+def _cut(full_size: int, size: int, parameters: FeatureParameters) -> list[str]:
+    """A warning of what is cut off. Raises InvalidInput where nothing may be."""
+    if full_size <= size:
+        return []
+    if not parameters.truncate:
+        raise InvalidInput(
+            f"the text has {full_size:,} tokens; the model takes {size:,}. Shorten it, or let it "
+            "be cut off (truncate)."
+        )
+    return [
+        f"was cut from {full_size:,} to {size:,} tokens, which is all that the model takes at once."
+    ]
+
+
+def _shaped(
+    vectors: NDArray[np.float32], parameters: FeatureParameters, usual: int | None = None
+) -> list[list[float]]:
+    vectors = vectors[:, : parameters.dimensions or usual]
+    if parameters.normalize:
+        vectors = _unit(vectors)
+    shaped: list[list[float]] = vectors.tolist()
+    return shaped
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = vectors / np.maximum(lengths, LENGTH_LEAST)
+    return unit
+
+
+def load(folder: Path, options: Options) -> SentenceFeatures | TokenFeatures:
+    if modules_of(folder):
+        return SentenceFeatures(load_sentence_transformer(folder, options), options)
+    # Of T5 and its kin only the encoder reads; the pipeline refuses them whole.
+    family = str(read_config(folder).get("model_type"))
+    encoder = MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.get(family, "")
+    auto = AutoModelForTextEncoding if encoder.endswith("EncoderModel") else AutoModel
+    model = load_model(auto, folder, options, task=Task.FEATURE_EXTRACTION)
+    return TokenFeatures(model, load_tokenizer(folder, options), options)

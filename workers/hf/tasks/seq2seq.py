@@ -1,0 +1,301 @@
+"""What summarization and translation share: a text goes through an encoder and a decoder, and comes
+out as another text.
+
+A text that is too long for the model is cut, with a warning, unless the caller forbids it.
+"""
+
+import secrets
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from shared.errors import InvalidInput
+from shared.kinds.hf import Seq2SeqParameters, TaskParameters
+from workers.generation.answers.stop import StopFilter
+from workers.hf.arguments import (
+    Arguments,
+    Settings,
+    asked_settings,
+    known_settings,
+    own_settings,
+    settle,
+)
+from workers.hf.task import LocalTask, Options, Prepared, Row, Watch
+from workers.hf.text import cut_warning, encode, window_tokens
+
+# One call of `generate` for the rows of a batch, which can be left between any two tokens.
+#
+# Rows are padded and masked so that none changes another; sampled rows come alone, each with
+# a seed.
+
+# Tokens may be empty, such as special ones.
+STOP_SLACK_TOKENS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a row of generation holds: the source text, or the prompt, in tokens."""
+
+    ids: Sequence[int]
+    arguments: Arguments
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+def make_row(model: PreTrainedModel, source: Source, *, size: int) -> Row:
+    """Rows share a batch where they are generated alike, and where no padding gets between."""
+    group = source.arguments.key + "".join(f"\0{string}" for string in source.stop)
+    if _looks_at_padding(model, source.arguments):
+        group += f"\0{len(source.ids)}"
+    if source.arguments.is_sampled:
+        # The dice are thrown for a whole batch: a row's luck must not depend on its company.
+        group += f"\0{secrets.token_hex(16)}"
+    return Row(size=size * source.arguments.copies, data=source, group=group)
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[Source],
+    watch: Watch,
+) -> list[list[list[int]]]:
+    """The new tokens, without the end: for each row as many sequences as were asked for.
+
+    `watch` is asked after each token; a row that it reports ends there, and what it raises ends
+    all. The sources are those of rows of one group.
+    """
+    first = sources[0]
+    settings = first.arguments.settings
+    is_decoder = not model.config.is_encoder_decoder
+    ids, mask = _batch(sources, settings["pad_token_id"], left=is_decoder)
+    given = ids.shape[1] if is_decoder else 1
+    criteria: list[StoppingCriteria] = [Watched(watch, len(sources))]
+    if first.stop:
+        criteria.append(StoppedByText(tokenizer, first.stop, given))
+    with torch.inference_mode(), _dice(model.device, first):
+        run: Any = model.generate
+        found = run(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=GenerationConfig(**settings),
+            stopping_criteria=StoppingCriteriaList(criteria),
+        )
+    ends = settings.get("eos_token_id")
+    new = [_until_end(row, ends) for row in found[:, given:].tolist()]
+    each = settings["num_return_sequences"]
+    return [new[n * each : (n + 1) * each] for n in range(len(sources))]
+
+
+def decoded(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, clean_up: bool | None = False
+) -> str:
+    """The text of one sequence, without special tokens. `clean_up` None: as the tokenizer's own
+    configuration says."""
+    text = tokenizer.decode(
+        list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=clean_up
+    )
+    assert isinstance(text, str)
+    return text
+
+
+class Watched(StoppingCriteria):
+    """Ends the rows that nobody waits for. A row may stand for several of the model's: its beams,
+    or the continuations of a beam."""
+
+    def __init__(self, watch: Watch, rows: int) -> None:
+        self.watch = watch
+        self.rows = rows
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        del scores, kwargs
+        dropped = torch.zeros(self.rows, dtype=torch.bool)
+        for n, is_dropped in enumerate(self.watch()):
+            dropped[n] = is_dropped
+        spread = dropped.repeat_interleave(input_ids.shape[0] // self.rows)
+        return spread.to(input_ids.device)  # type: ignore[return-value] # It is one of booleans.
+
+
+class StoppedByText(StoppingCriteria):
+    """Ends rows whose new text holds one of the strings. It spares tokens, no more: who makes the
+    text cuts it."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], given: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.strings = strings
+        self.given = given
+        # No token is shorter than a byte.
+        self.tail = max(len(string.encode()) for string in strings) + STOP_SLACK_TOKENS
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        del scores, kwargs
+        ends = input_ids[:, max(self.given, input_ids.shape[1] - self.tail) :].tolist()
+        texts = [decoded(self.tokenizer, end) for end in ends]
+        found = [any(string in text for string in self.strings) for text in texts]
+        return torch.tensor(found, device=input_ids.device)  # type: ignore[return-value] # dito
+
+
+def _batch(
+    sources: Sequence[Source], filler: int, *, left: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A decoder goes on from the last column: its rows are padded on the left."""
+    width = max(len(source.ids) for source in sources)
+    ids = torch.full((len(sources), width), filler)
+    mask = torch.zeros_like(ids)
+    for n, source in enumerate(sources):
+        size = len(source.ids)
+        columns = slice(width - size, width) if left else slice(size)
+        ids[n, columns] = torch.tensor(source.ids)
+        mask[n, columns] = 1
+    return ids, mask
+
+
+def _looks_at_padding(model: PreTrainedModel, arguments: Arguments) -> bool:
+    """Whether rules of generation read the source's tokens without its mask."""
+    settings = arguments.settings
+    if model.config.is_encoder_decoder:
+        return bool(
+            settings.get("encoder_no_repeat_ngram_size", 0) > 0
+            or settings.get("encoder_repetition_penalty", 1) != 1
+        )
+    return bool(settings.get("no_repeat_ngram_size", 0) > 0)
+
+
+def _until_end(row: Sequence[int], ends: int | Sequence[int] | None) -> list[int]:
+    """Behind its end a row is filled, with beams by a number that is no token where nothing ends
+    it."""
+    known = {ends} if isinstance(ends, int) else set(ends or ())
+    size = next((n for n, token in enumerate(row) if token in known or token < 0), len(row))
+    return list(row[:size])
+
+
+@contextmanager
+def _dice(device: torch.device, source: Source) -> Iterator[None]:
+    """The process's own generators of random numbers stay as they are."""
+    if not source.arguments.is_sampled:
+        yield
+        return
+    seed = secrets.randbits(63) if source.seed is None else source.seed
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+UNLIMITED_SOURCE_TOKENS = 4096
+"""What is read of a text where a model would read any length (T5): attention is quadratic."""
+FIRST_CHARS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directed:
+    """A text as this model wants it for the task, with what its configuration says of the task."""
+
+    text: str
+    settings: Settings = field(default_factory=dict)
+    warnings: Sequence[str] = field(default=())
+
+
+class Seq2Seq(LocalTask):
+    model: PreTrainedModel
+    output_field: ClassVar[str]
+
+    row_limit = 32
+    """Short texts may become long ones: what the decoder holds is not in a row's size."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
+    ) -> None:
+        super().__init__(model, options)
+        self.tokenizer = tokenizer
+        self.own = own_settings(model, tokenizer)
+        self.window = source_window(model, tokenizer)
+        self.room = _room(model)
+
+    @abstractmethod
+    def directed(self, text: str, parameters: Seq2SeqParameters) -> Directed:
+        """Raises InvalidInput."""
+
+    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+        assert isinstance(parameters, Seq2SeqParameters)
+        check_has_tokens(self.tokenizer, value)
+        directed = self.directed(value, parameters)
+        [tokens] = encode(self.tokenizer, [directed.text], limit=self.window)
+        if tokens.is_cut and parameters.truncation == "do_not_truncate":
+            raise InvalidInput(
+                f"the text has {tokens.full_size:,} tokens, and the model takes {self.window:,}; "
+                "shorten it, or leave out `truncation` to have it cut."
+            )
+        asked, seed = asked_settings(parameters, parameters.generate_parameters)
+        # `generate` counts the token that every text begins with.
+        task = known_settings(directed.settings)
+        arguments = settle(asked, task, self.own, given=1, room=self.room)
+        source = Source(ids=tokens.inputs["input_ids"], arguments=arguments, seed=seed)
+        return Prepared(
+            rows=[make_row(self.model, source, size=tokens.size)],
+            warnings=[*directed.warnings, *cut_warning([tokens]), *arguments.warnings],
+        )
+
+    def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
+        return generate(self.model, self.tokenizer, [row.data for row in rows], watch)
+
+    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+        del prepared
+        assert isinstance(parameters, Seq2SeqParameters)
+        [[tokens]] = outputs
+        clean_up = parameters.clean_up_tokenization_spaces
+        text = decoded(self.tokenizer, tokens, clean_up=clean_up)
+        return {self.output_field: storable(text).strip()}
+
+    def alone(self, output: Any) -> Any:
+        """The API answers a single text as if it came in a list."""
+        return [output]
+
+
+def with_prefix(prefix: str, text: str) -> str:
+    """Callers of T5 may have written the prefix themselves."""
+    return text if prefix and text.startswith(prefix) else prefix + text
+
+
+def check_has_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """A text of nothing that the model reads would leave it to its fancies."""
+    for part in (text[:FIRST_CHARS], text):
+        if tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]:
+            return
+    raise InvalidInput("the text holds nothing that the model can read; give another one.")
+
+
+def source_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The longest source text, in tokens. T5 has no positions, but says how long its texts were."""
+    known = window_tokens(model, tokenizer)
+    if known is not None:
+        return known
+    learnt = getattr(model.config, "n_positions", None)
+    return int(learnt or UNLIMITED_SOURCE_TOKENS)
+
+
+def _room(model: PreTrainedModel) -> int | None:
+    """How many new tokens there are positions for, behind the one that begins every text."""
+    config = model.config.get_text_config(decoder=True)
+    for name in ("max_decoder_position_embeddings", "max_position_embeddings"):
+        positions = getattr(config, name, None)
+        if positions is not None:
+            return int(positions) - 1
+    return None
+
+
+def storable(text: str) -> str:
+    """Characters that PostgreSQL keeps in no text are replaced."""
+    whole = StopFilter(())
+    return whole.feed(text) + whole.flush()

@@ -1,0 +1,254 @@
+"""Removes what readers no longer see: vectors first, rows last, so that nothing is forgotten."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared.documents import erasure, versions
+from shared.documents.documents import parse_chunk_id
+from shared.documents.versions import Part, Remains
+from shared.errors import Permanent, Unavailable
+from shared.jobs import jobs, sweeps
+from shared.kinds.payloads import EraseInput, EraseResult
+from shared.tables import Collection, Version
+from workers.attempts.context import Context, Done, Handler
+from workers.process import Process
+from workers.sweep.rounds import Item, Round
+
+log = logging.getLogger(__name__)
+
+AT_ONCE_CHUNKS = 5000
+"""Replaced versions beyond this are left to the sweeper, which has time."""
+LIMIT = 10_000
+SLICE_CHUNKS = 500
+ROWS_AT_ONCE = 5000
+
+
+class Garbage:
+    """The part of the sweeper that collects what is forsaken, the large in several rounds."""
+
+    def __init__(self) -> None:
+        self._done: dict[UUID, int] = {}
+
+    def __call__(self, round_: Round) -> None:
+        collect_forsaken(round_.process, round_, self._done)
+
+
+def collect_forsaken(
+    process: Process, round_: Round | None = None, done: dict[UUID, int] | None = None
+) -> int:
+    """Collect retired versions, and pending ones that no open job works on. Returns how many.
+
+    All of them, or as much as the round allows. `done` has, of versions that are half collected,
+    the ordinal from which on there are vectors left.
+    """
+    done = {} if done is None else done
+    fine = [] if round_ is None else [~sweeps.is_left_alone(round_.part, "version", Version.id)]
+    with process.ledger.begin() as session:
+        found = erasure.forsaken(session, *fine, limit=round_.limit_rows if round_ else LIMIT)
+    for gone in done.keys() - {each.version_id for each in found}:
+        del done[gone]
+    count = 0
+    for each in found:
+        try:
+            count += _collect_slowly(process, each, round_, done)
+        except Unavailable:
+            raise  # Chroma is away, and will be for the others
+        except Exception as error:
+            if round_ is None:
+                raise
+            round_.blame(Item(kind="version", id=each.version_id), error)
+    return count
+
+
+def _collect_slowly(
+    process: Process, each: Remains, round_: Round | None, done: dict[UUID, int]
+) -> bool:
+    """Collect a version a slice at a time; False where the round ends before it is gone."""
+    first = done.get(each.version_id, 0)
+    while first < each.chunk_count:
+        if round_ is not None and not round_.goes_on:
+            return False
+        end = min(first + SLICE_CHUNKS, each.chunk_count)
+        part = Part(version_id=each.version_id, first=first, end=end)
+        process.store.delete(each.collection, part.chunk_ids())
+        done[each.version_id] = first = end
+    deleted = ROWS_AT_ONCE
+    while deleted == ROWS_AT_ONCE:
+        if round_ is not None and not round_.goes_on:
+            return False
+        with process.ledger.begin() as session:
+            deleted = erasure.remove_chunks(session, each.version_id, up_to=ROWS_AT_ONCE)
+    with process.ledger.begin() as session:
+        erasure.remove(session, [each.version_id])
+    done.pop(each.version_id, None)
+    return True
+
+
+class StrayVectors:
+    """The part of the sweeper that compares Chroma with the ledger, a few ids each round.
+
+    A vector whose version the ledger does not have was written by a worker that came too late:
+    its rows were erased or collected meanwhile. Ids that are not ours are left alone.
+    """
+
+    def __init__(self) -> None:
+        self._collection = ""
+        self._offset = 0
+
+    def __call__(self, round_: Round) -> None:
+        left, begun_anew = round_.limit_rows, False
+        while left > 0 and round_.goes_on:
+            name = self._name(round_)
+            if name is None:
+                if begun_anew:
+                    return
+                self._collection, self._offset, begun_anew = "", 0, True
+                continue
+            left -= max(1, self._look(round_.process, name, left))
+
+    def _name(self, round_: Round) -> str | None:
+        """The collection that is looked at: the one that was begun, or the next by name."""
+        behind = (
+            Collection.name >= self._collection
+            if self._offset
+            else (Collection.name > self._collection)
+        )
+        with round_.process.ledger.read() as session:
+            return session.scalar(
+                select(Collection.name)
+                .where(behind, Collection.erasing_at.is_(None))
+                .order_by(Collection.name)
+                .limit(1)
+            )
+
+    def _look(self, process: Process, name: str, limit: int) -> int:
+        offset = self._offset if name == self._collection else 0
+        ids = process.store.id_page(name, limit=limit, offset=offset)
+        by_id = {id_: parsed[0] for id_ in ids if (parsed := parse_chunk_id(id_))}
+        wanted = set(by_id.values())
+        with process.ledger.read() as session:
+            known = set(session.scalars(select(Version.id).where(Version.id.in_(wanted))))
+        stray = [id_ for id_, version_id in by_id.items() if version_id not in known]
+        if stray:
+            log.warning("%s vectors of %s have no version any more", len(stray), name)
+            process.store.delete(name, stray)
+        self._collection = name
+        self._offset = offset + len(ids) - len(stray) if len(ids) == limit else 0
+        return len(ids)
+
+
+def collect_replaced(process: Process, replaced: Sequence[Remains]) -> None:
+    """Collect what has just been replaced, less what the sweeper has to leave for now."""
+    small = [each for each in replaced if each.chunk_count <= AT_ONCE_CHUNKS]
+    with process.ledger.read() as session:
+        found = erasure.unawaited(session, small) if small else []
+    collect(process, found)
+
+
+def collect(process: Process, found: Iterable[Remains]) -> int:
+    """Delete the vectors of these versions, verified, then their rows. Returns the vectors."""
+    by_collection: dict[str, list[Remains]] = {}
+    for each in found:
+        by_collection.setdefault(each.collection, []).append(each)
+    vectors = 0
+    for collection, group in by_collection.items():
+        ids = [id_ for each in group for id_ in each.chunk_ids()]
+        vectors += process.store.delete(collection, ids)
+        with process.ledger.begin() as session:
+            erasure.remove(session, [each.version_id for each in group])
+    return vectors
+
+
+def delete_orphans(process: Process, collection: str, parts: Sequence[Part]) -> None:
+    """Delete the vectors of those parts whose version is gone or retired.
+
+    Of a retired one as well: its rows may be removed by who has looked for its vectors before.
+    """
+    with process.ledger.read() as session:
+        wanted = versions.wanted(session, {part.version_id for part in parts})
+    ids = [id_ for part in parts if part.version_id not in wanted for id_ in part.chunk_ids()]
+    if ids:
+        process.store.delete(collection, ids)
+
+
+def drop_unless_wanted(process: Process, name: str) -> None:
+    """Delete a collection of Chroma that the ledger does not have (any more)."""
+    with process.ledger.read() as session:
+        if session.scalar(select(Collection.id).where(Collection.name == name)) is not None:
+            return
+    process.store.drop(name)
+
+
+# The `erase` step: documents or a whole collection, out of both stores, verified.
+#
+# Readers stop seeing the text in the first transaction. Rows go last, in the transaction that
+# records the step, so that an interrupted erasure is taken up again with nothing forgotten.
+# Documents that do not exist are not counted: they are as gone as they should be.
+
+
+def erase(context: Context) -> Done:
+    with context.process.ledger.read() as session:
+        wanted = EraseInput.model_validate(jobs.get(session, context.claim.job_id).input)
+    if wanted.collection is not None:
+        return _erase_collection(context, wanted.collection)
+    return _erase_documents(context, wanted.document_ids or [])
+
+
+def _erase_documents(context: Context, ids: list[str]) -> Done:
+    process = context.process
+    try:
+        document_ids = [UUID(id_) for id_ in ids]
+    except ValueError as error:
+        raise Permanent("document_ids must be the ids that the document list gives.") from error
+    with process.ledger.begin() as session:
+        found = erasure.hide_documents(session, document_ids)
+        extent = erasure.extent_of_documents(session, found)
+        retired = erasure.remains_of_documents(session, found)
+    vectors = 0
+    for each in retired:
+        context.check()
+        vectors += process.store.delete(each.collection, each.chunk_ids())
+
+    def record(session: Session) -> None:
+        erasure.delete_documents(session, found)
+
+    def again() -> None:
+        """What an embedding step wrote in between, whose rows are now gone."""
+        for each in retired:
+            process.store.delete(each.collection, each.chunk_ids())
+
+    return _done(extent, vectors, record, again)
+
+
+def _erase_collection(context: Context, name: str) -> Done:
+    process = context.process
+    with process.ledger.begin() as session:
+        collection_id = erasure.hide_collection(session, name)
+        extent = erasure.extent_of_collection(session, collection_id)
+    vectors = process.store.drop(name)
+
+    def record(session: Session) -> None:
+        erasure.delete_collection(session, collection_id)
+
+    def again() -> None:
+        """What an ingest job has made in between."""
+        drop_unless_wanted(process, name)
+
+    return _done(extent, vectors, record, again)
+
+
+def _done(
+    extent: erasure.Extent,
+    vectors: int,
+    record: Callable[[Session], None],
+    after: Callable[[], None] | None = None,
+) -> Done:
+    result = EraseResult(documents=extent.documents, chunks=extent.chunks, vectors=vectors)
+    return Done(result=result.model_dump(), record=record, after=after)
+
+
+ERASE = Handler(run=erase)

@@ -1,0 +1,637 @@
+"""CSV and TSV text -> one passage of text for each row, with its number and metadata.
+
+The dialect is found from the whole file: the delimiter (comma, semicolon, tab or bar, or the one
+that a first line `sep=;` names) and the kind of quoting under which every row has as many fields as
+the header. Quoted fields may hold line ends, in the header too. Quotes inside a field are doubled
+or, if the file is only then a table, written with a backslash (Spark, MySQL). A row of another
+length is an error that names its line; nothing is padded or cut. Lines of one field above the
+header (titles) and, after a blank line, below the rows (notes) become passages of their own,
+where it is plain that they are such, and are else an error that says what to do.
+
+A row reads "column: value" line by line; empty values, and `\\N`, which is how databases write
+NULL, are left out. A metadata column in which every value is an integer of at most 64 bits, a
+decimal number of at most 15 digits, or true/false is stored as that, if nothing of how the values
+are written is lost; with leading zeros, signs, exponents, separators, or anything else among them
+the whole column is text, and so are dates.
+
+Costs are linear: the text is parsed a fixed number of times, row by row, and no table is held.
+"""
+
+import csv
+import io
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
+
+from shared.errors import DocumentError
+from shared.kinds.payloads import CsvOptions, Metadata
+
+MAX_COLUMNS: Final = 10_000
+_DELIMITERS: Final = (",", ";", "\t", "|")
+_NO_DELIMITER: Final = "\x1f"  # for a file of one column, whose text may hold any of the others
+_NAMED_IN_ERRORS: Final = 3
+_COLUMNS_NAMED_IN_ERRORS: Final = 20
+_HEAD_RECORDS: Final = 64
+_TITLE_RECORDS: Final = 20
+_RUNS: Final = 64  # with more changes of width this is no table under that delimiter
+_NULL: Final = "\\N"
+
+_INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
+_DECIMAL: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.([0-9]+))?")
+_DECIMAL_DIGITS: Final = 15  # a double keeps so many exactly
+_BOOLEANS: Final = {"true": True, "false": False}
+_NUMBER: Final = re.compile(r"[-+(]?[$€£¥₩]?\s?[0-9][0-9.,' ]*\)?\s?[%원]?")
+_YEAR: Final = re.compile(r"(?:1[89]|20)[0-9]{2}")
+_DATE: Final = re.compile(r"[0-9]{2,4}[-./][0-9]{1,2}[-./][0-9]{1,4}\b.*")
+_SEP_LINE: Final = re.compile(r'"?sep=([^"\\\n\s]|\t)"?[ ]*(?=\n)', re.IGNORECASE)
+_SIGN_NAMES: Final = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+# A number with a decimal comma, or with commas between its thousands.
+_COMMA_NUMBER: Final = re.compile(r"[-+]?(?:[0-9]+,[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Dialect:
+    delimiter: str = ","
+    quoting: bool = True
+    spaces: bool = False
+    """Spaces may stand between a delimiter and a quote."""
+    escapes: bool = False
+    """A backslash before a quote, a delimiter, a line end or a backslash takes it as it is."""
+
+
+class _BadQuote(Exception):
+    """A quote that is never closed, or that text follows: in the row that begins on `line`."""
+
+    def __init__(self, line: int, *, is_open: bool) -> None:
+        super().__init__(line)
+        self.line = line
+        self.is_open = is_open
+
+
+class _Record(NamedTuple):
+    line: int
+    fields: list[str]
+    length: int
+    """Without empty fields at the end; never 0."""
+    after_blank: bool
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """Neighbouring records that one number of fields fits: `low` to `high` fit all of them."""
+
+    first: _Record
+    low: int
+    high: int
+    count: int = 1
+
+
+@dataclass(kw_only=True)
+class _Scan:
+    """What the text looks like under one dialect."""
+
+    reader: "_Reader"
+    head: list[_Record] = field(default_factory=list)
+    runs: list[_Run] = field(default_factory=list)
+    widths: Counter[int] = field(default_factory=Counter)
+    bad_quote: _BadQuote | None = None
+    too_wide: _Record | None = None
+    is_long: bool = False
+    """It has more rows than are read."""
+    is_whole: bool = False
+    """It was scanned to the end."""
+
+    @property
+    def first_width(self) -> int:
+        return len(self.head[0].fields) if self.head else 0
+
+    def plausibility(self) -> tuple[bool, int]:
+        is_table = self.first_width > 1 or self.too_wide is not None
+        return is_table, max((run.count for run in self.runs), default=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    reader: "_Reader"
+    titles: list[str]
+    header: list[str]
+    header_line: int
+    notes_line: int | None
+    row_count: int
+
+    def rows(self) -> Iterator[list[str]]:
+        """The fields of each row, stripped; NULL is empty."""
+        width = len(self.header)
+        for record in self.reader.records():
+            if record.line <= self.header_line:
+                continue
+            if self.notes_line is not None and record.line >= self.notes_line:
+                return
+            cells = [cell.strip() for cell in self.reader.fields(record)[:width]]
+            yield ["" if cell == _NULL else cell for cell in cells]
+
+    def notes(self) -> list[str]:
+        if self.notes_line is None:
+            return []
+        return [
+            self.reader.fields(record)[0].strip()
+            for record in self.reader.records()
+            if record.line >= self.notes_line
+        ]
+
+
+def rows(
+    text: str,
+    *,
+    name: str,
+    options: CsvOptions,
+    delimiter: str | None = None,
+    max_rows: int = sys.maxsize,
+) -> Iterator[tuple[str, Metadata]]:
+    """Each row's text and metadata (`row` counts from 1). Raises `DocumentError`.
+
+    `delimiter` is tried before the others (a .tsv file). A table of more than `max_rows` records is
+    refused as soon as these are counted. Columns named in `metadata_columns` are
+    metadata, and text only if `content_columns` names them too.
+    """
+    # Python refuses fields of more than 128 KiB by default; the document's own limit is enough.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
+    table = _find(text, name=name, first=delimiter, max_rows=max_rows)
+    columns = _column_names(table.header)
+    content = _indices(options.content_columns, columns, "csv.content_columns", name)
+    metadata = _indices(options.metadata_columns, columns, "csv.metadata_columns", name) or []
+    if content is None:
+        others = set(metadata)
+        content = [at for at in range(len(columns)) if at not in others]
+    if table.row_count == 0:
+        raise DocumentError(f"{name}: has a header and no rows. There is nothing to ingest.")
+    types = {at: _ColumnType() for at in metadata}
+    if types:
+        for row in table.rows():
+            for at, type_ in types.items():
+                if row[at]:
+                    type_.see(row[at])
+    if table.titles:
+        yield "\n".join(table.titles), {}
+    for number, row in enumerate(table.rows(), start=1):
+        lines = [f"{columns[at]}: {row[at]}" for at in content if row[at]]
+        own: Metadata = {"row": number}
+        own.update({columns[at]: types[at].value(row[at]) for at in metadata if row[at]})
+        yield "\n".join(lines), own
+    if notes := table.notes():
+        yield "\n".join(notes), {}
+
+
+class _Reader:
+    """The records of a text under a dialect; blank ones are left out. It may be read many times."""
+
+    def __init__(self, text: str, dialect: _Dialect) -> None:
+        self.dialect = dialect
+        self._line_end = ""
+        self._escaped: dict[int, str] = {}
+        if dialect.spaces:
+            # Behind a closing quote; those before an opening one are the csv module's business.
+            sign = re.escape(dialect.delimiter)
+            text = re.sub(rf'(?<=[^"\n{sign}])" ++(?={sign}|\n|\Z)', '"', text)
+        if dialect.escapes:
+            text = self._without_escapes(text)
+        self._text = text
+
+    def _without_escapes(self, text: str) -> str:
+        """Characters that are nowhere in the text stand for the escaped ones while it is parsed."""
+        used = set(text)
+        unused = (chr(code) for code in (*range(0xFDD0, 0xFDF0), *range(0xF0000, 0x110000)))
+        stand_ins = dict(
+            zip(
+                ('"', "\\", "\n", self.dialect.delimiter),
+                (char for char in unused if char not in used),
+                strict=False,
+            )
+        )
+        self._line_end = stand_ins["\n"]
+        self._escaped = {ord(stand_in): char for char, stand_in in stand_ins.items()}
+        signs = re.escape(self.dialect.delimiter)
+        return re.sub(rf'\\(["\\\n{signs}])', lambda escape: stand_ins[escape[1]], text)
+
+    def fields(self, record: _Record) -> list[str]:
+        if not self._escaped:
+            return record.fields
+        return [cell.translate(self._escaped) for cell in record.fields]
+
+    def records(self) -> Iterator[_Record]:
+        """Raises _BadQuote."""
+        reader = csv.reader(
+            io.StringIO(self._text, newline=""),
+            delimiter=self.dialect.delimiter,
+            quoting=csv.QUOTE_MINIMAL if self.dialect.quoting else csv.QUOTE_NONE,
+            strict=True,
+            skipinitialspace=self.dialect.spaces,
+        )
+        line = 1
+        escaped_lines = 0
+        after_blank = False
+        try:
+            for cells in reader:
+                length = len(cells)
+                while length and not cells[length - 1].strip():
+                    length -= 1
+                if length:
+                    yield _Record(line=line, fields=cells, length=length, after_blank=after_blank)
+                after_blank = not length
+                if self._line_end:
+                    escaped_lines += sum(cell.count(self._line_end) for cell in cells)
+                line = reader.line_num + 1 + escaped_lines
+        except csv.Error as wrong:
+            raise _BadQuote(line, is_open="unexpected end of data" in str(wrong)) from wrong
+
+
+def _find(text: str, *, name: str, first: str | None, max_rows: int) -> _Table:
+    text, declared = _without_sep_line(text)
+    present = [sign for sign in _DELIMITERS if sign in text]
+    groups = [present]
+    if declared:
+        groups = [[declared]]
+    elif first and first in text:
+        groups = [[first], [sign for sign in present if sign != first]]
+    failure: DocumentError | None = None
+    for signs in groups:
+        scans: list[_Scan] = []
+        for variant in _variants(text, signs):
+            tried = [
+                _scan(_Reader(text, replace(variant, delimiter=sign)), max_rows) for sign in signs
+            ]
+            tables = [table for table in map(_table, tried) if table is not None]
+            if tables:
+                return max(tables, key=lambda table: (not table.titles, len(table.header)))
+            if variant.quoting:
+                scans += tried
+        failure = failure or _failure(scans, text=text, name=name, max_rows=max_rows)
+    if failure is not None:
+        raise failure
+    return _one_column(text, name, max_rows)
+
+
+def _one_column(text: str, name: str, max_rows: int) -> _Table:
+    scans: list[_Scan] = []
+    for variant in _variants(text, [_NO_DELIMITER]):
+        scan = _scan(_Reader(text, replace(variant, delimiter=_NO_DELIMITER)), max_rows)
+        if (table := _table(scan)) is not None:
+            return table
+        if scan.is_long:
+            raise _too_many_rows(max_rows, name)
+        scans.append(scan)
+    broken = next(scan.bad_quote for scan in scans if scan.bad_quote)
+    raise _quote_error(broken, name)
+
+
+def _variants(text: str, signs: Sequence[str]) -> list[_Dialect]:
+    """From the proper reading to the others. The first that makes a rectangle is right."""
+    if '"' not in text and "\\" not in text:
+        return [_Dialect()]
+    variants = [_Dialect()]
+    either = "".join(map(re.escape, signs)) or _NO_DELIMITER
+    has_spaces = re.search(rf'[{either}] ++"|" ++[{either}\n]', text) is not None
+    if has_spaces:
+        # First: ` "a"` would be read as a field that begins with a quote of its own.
+        variants.insert(0, _Dialect(spaces=True))
+    if re.search(rf'\\["\n{either}]', text):
+        variants.append(_Dialect(escapes=True))
+        if has_spaces:
+            variants.append(_Dialect(escapes=True, spaces=True))
+    # Quotes as plain characters (5" pipes, database dumps), unless some field is quoted.
+    if not re.search(rf'(?:^|[{either}])"[^"\n]*"(?:[{either}]|$)', text, re.MULTILINE):
+        variants.append(_Dialect(quoting=False))
+        if re.search(rf"\\[\n{either}]", text):
+            variants.append(_Dialect(quoting=False, escapes=True))
+    return variants
+
+
+def _scan(reader: _Reader, max_rows: int) -> _Scan:
+    scan = _Scan(reader=reader)
+    count = 0
+    try:
+        for record in reader.records():
+            width = len(record.fields)
+            if record.length > MAX_COLUMNS:
+                scan.too_wide = record
+                return scan
+            count += 1
+            if count > max_rows + 1 + 2 * _TITLE_RECORDS:
+                scan.is_long = True
+                return scan
+            scan.widths[width] += 1
+            if len(scan.head) < _HEAD_RECORDS:
+                scan.head.append(record)
+            run = scan.runs[-1] if scan.runs else None
+            # More fields than the header are no loss if they are empty, as spreadsheets leave them.
+            if run and max(run.low, record.length) <= min(run.high, width):
+                run.low, run.high = max(run.low, record.length), min(run.high, width)
+                run.count += 1
+            elif len(scan.runs) == _RUNS:
+                return scan
+            else:
+                scan.runs.append(_Run(first=record, low=record.length, high=width))
+    except _BadQuote as broken:
+        scan.bad_quote = broken
+        return scan
+    scan.is_whole = True
+    return scan
+
+
+def _table(scan: _Scan) -> _Table | None:
+    """The rectangle that the records make, less titles and notes; None where they make none."""
+    if not scan.is_whole or not scan.runs:
+        return None
+    runs = list(scan.runs)
+    notes_line: int | None = None
+    if len(runs) > 1 and runs[-2].low > 1 and runs[-2].count > 1 and _are_notes(runs[-1]):
+        notes_line = runs.pop().first.line
+    body = runs[-1]
+    is_single = scan.reader.dialect.delimiter == _NO_DELIMITER
+    if body.high < 2 and not is_single:
+        return None
+    above = sum(run.count for run in runs[:-1])
+    if above > _TITLE_RECORDS:
+        return None
+    if above and not _is_header_below_titles(scan, above, body):
+        return None
+    # Spreadsheets pad titles to the width of the table.
+    padded = above + _padded_titles(scan.head[above:])
+    header = scan.head[padded]
+    return _Table(
+        reader=scan.reader,
+        titles=[_title(scan.reader, record) for record in scan.head[:padded]],
+        header=scan.reader.fields(header)[: body.high],
+        header_line=header.line,
+        notes_line=notes_line,
+        row_count=body.count - (padded - above) - 1,
+    )
+
+
+def _title(reader: "_Reader", record: _Record) -> str:
+    return reader.dialect.delimiter.join(reader.fields(record)[: record.length]).strip()
+
+
+def _are_notes(run: _Run) -> bool:
+    return run.first.after_blank and run.low == 1 and run.count <= _TITLE_RECORDS
+
+
+def _is_header_below_titles(scan: _Scan, above: int, body: _Run) -> bool:
+    """Whether the records above the widest part are titles beyond doubt, and it has a header."""
+    titles, rest = scan.head[:above], scan.head[above:]
+    if not rest or body.count < 2 or not _looks_like_header(rest[0]):
+        return False
+    is_spaced = _is_spaced(rest, scan.reader.dialect.delimiter)
+    for title in titles:
+        if title.length > 1 and (is_spaced or not _is_spaced([title], ",")):
+            return False
+    has_types = any(
+        all(_is_value(row.fields[at]) for row in rest[1:])
+        for at in range(min(len(record.fields) for record in rest))
+        if not _is_value(rest[0].fields[at])
+    )
+    if is_spaced:  # sentences with commas look like this
+        return has_types or (body.count > 2 and (body.high > 2 or rest[0].after_blank))
+    return has_types or body.high > 2 or above > 1 or rest[0].after_blank
+
+
+def _padded_titles(head: Sequence[_Record]) -> int:
+    """How many records at the beginning have only a first field, above what looks like a header."""
+    count = 0
+    while count < len(head) and head[count].length == 1 and len(head[count].fields) > 1:
+        count += 1
+    if not count or count > _TITLE_RECORDS or len(head) < count + 2:
+        return 0
+    header, row = head[count], head[count + 1]
+    if not _looks_like_header(header):
+        return 0
+    if len(header.fields) == 2:  # `note,` may as well be a header with one name
+        is_table = header.length == 2 and any(
+            _is_value(cell) and not _is_value(above)
+            for cell, above in zip(row.fields, header.fields, strict=False)
+        )
+        return count if is_table else 0
+    return count
+
+
+def _looks_like_header(record: _Record) -> bool:
+    cells = [cell.strip() for cell in record.fields if cell.strip()]
+    names = [cell for cell in cells if not _is_value(cell)]
+    return (
+        len(cells) >= 2
+        and 2 * len(cells) > record.length
+        and len(set(cells)) == len(cells)
+        and bool(names)
+        and all(_YEAR.fullmatch(cell) for cell in cells if _is_value(cell))
+    )
+
+
+def _is_value(cell: str) -> bool:
+    """A number, a date or a truth value: what a header does not hold."""
+    cell = cell.strip()
+    return bool(_NUMBER.fullmatch(cell) or _DATE.fullmatch(cell) or cell.lower() in _BOOLEANS)
+
+
+def _is_spaced(records: Sequence[_Record], delimiter: str) -> bool:
+    """Whether a space follows each delimiter, as in prose."""
+    if delimiter not in ",;":
+        return False
+    return all(
+        all(not cell or cell.startswith(" ") for cell in record.fields[1:]) for record in records
+    )
+
+
+def _without_sep_line(text: str) -> tuple[str, str | None]:
+    """Excel's own first line, `sep=;`, names the delimiter. Blanked, so that lines still count."""
+    declared = _SEP_LINE.match(text)
+    if declared is None:
+        return text, None
+    return text[declared.end() :], declared[1]
+
+
+def _failure(
+    scans: Sequence[_Scan], *, text: str, name: str, max_rows: int
+) -> DocumentError | None:
+    """What keeps the likeliest dialect from being right; None where one column is likelier."""
+    likely = [scan for scan in scans if scan.plausibility()[0] or _is_table_below(scan, text)]
+    if not likely:
+        return None
+    best = max(likely, key=_Scan.plausibility)
+    if best.too_wide is not None:
+        return DocumentError(
+            f"{name}: line {best.too_wide.line:,} has {len(best.too_wide.fields):,} columns; at "
+            f"most {MAX_COLUMNS:,} can be read. Leave columns out, or turn the table around."
+        )
+    if best.bad_quote is not None:
+        return _quote_error(best.bad_quote, name)
+    if best.is_long:
+        return _too_many_rows(max_rows, name)
+    header = best.head[0]
+    widest = max(best.runs, key=lambda run: run.count)
+    if widest is not best.runs[0] and widest.count >= best.runs[0].count:
+        above = sum(run.count for run in best.runs[: best.runs.index(widest)])
+        if above >= len(best.head) or not _is_header_below_titles(best, above, widest):
+            return _title_error(best, widest, name)
+        header = best.head[above]
+    return _ragged(best, header, name)
+
+
+def _too_many_rows(max_rows: int, name: str) -> DocumentError:
+    return DocumentError(
+        f"{name}: has more than {max_rows:,} rows or records, each a chunk. Divide it, or raise "
+        "SLUICE_MAX_DOCUMENT_CHUNKS."
+    )
+
+
+def _is_table_below(scan: _Scan, text: str) -> bool:
+    """Whether most records have as many fields, more than one, though the first has but one."""
+    sign = scan.reader.dialect.delimiter
+    width, count = max(scan.widths.items(), key=lambda item: item[1], default=(0, 0))
+    if width < 2 or 2 * count <= scan.widths.total() - 1:
+        return False
+    if sign in ",;" and 10 * (text.count(sign + " ") + text.count(sign + "\n")) >= 9 * text.count(
+        sign
+    ):
+        return False  # prose
+    rest = scan.head[1:]
+    return sign != "," or not all(_COMMA_NUMBER.fullmatch(",".join(r.fields)) for r in rest)
+
+
+def _quote_error(broken: _BadQuote, name: str) -> DocumentError:
+    if broken.is_open:
+        return DocumentError(
+            f"{name}: a quote that opens in the row on line {broken.line:,} is never closed. Close "
+            'it, or write a quote inside a field as "".'
+        )
+    return DocumentError(
+        f"{name}: in the row on line {broken.line:,}, text follows the quote that closes a field. "
+        'Put the whole field in double quotes, and write a quote inside it as "".'
+    )
+
+
+def _title_error(scan: _Scan, body: _Run, name: str) -> DocumentError:
+    first, line = scan.head[0], body.first.line
+    fields = "1 field" if len(first.fields) == 1 else f"{len(first.fields)} fields"
+    return DocumentError(
+        f"{name}: line {first.line:,}, which should be the header, has {fields}, but the rows from "
+        f"line {line:,} on have {body.high}. If what is above line {line:,} is a title, remove it, "
+        "so that the header comes first; a field that holds the delimiter "
+        f"({_SIGN_NAMES.get(scan.reader.dialect.delimiter, 'as declared')}) or a line end must be "
+        "in double quotes."
+    )
+
+
+def _ragged(scan: _Scan, header: _Record, name: str) -> DocumentError:
+    width = len(header.fields)
+    misfits: list[tuple[int, int]] = []
+    more = 0
+    try:
+        for record in scan.reader.records():
+            is_fitting = max(header.length, record.length) <= min(width, len(record.fields))
+            if record.line < header.line or is_fitting:
+                continue
+            if len(misfits) < _NAMED_IN_ERRORS:
+                misfits.append((record.line, len(record.fields)))
+            else:
+                more += 1
+    except _BadQuote as broken:
+        return _quote_error(broken, name)
+    if not misfits:
+        # Each row fits the header, but with another number of columns.
+        misfits = [(run.first.line, len(run.first.fields)) for run in scan.runs[1:2]]
+    named = ", ".join(f"line {line:,} has {count} fields" for line, count in misfits)
+    return DocumentError(
+        f"{name}: the header has {width} fields, but {named}"
+        + (f" and {more:,} more rows differ" if more > 0 else "")
+        + ". Make the rows equally long; a field that holds the delimiter or a line end must be "
+        "in double quotes."
+    )
+
+
+def _column_names(header: Sequence[str]) -> list[str]:
+    """Names on one line that are all there and all different: `column 3`, `name (2)`."""
+    bases = [_plain(cell) or f"column {at}" for at, cell in enumerate(header, start=1)]
+    taken = set(bases)
+    seen: set[str] = set()
+    copies: dict[str, int] = {}
+    names: list[str] = []
+    for base in bases:
+        name = base
+        if base in seen:
+            copy = copies.get(base, 2)
+            while (name := f"{base} ({copy})") in taken:
+                copy += 1
+            copies[base] = copy + 1
+            taken.add(name)
+        seen.add(base)
+        names.append(name)
+    return names
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.split())
+
+
+def _indices(
+    wanted: Sequence[str] | None, columns: Sequence[str], setting: str, name: str
+) -> list[int] | None:
+    if wanted is None:
+        return None
+    places = {column: at for at, column in reversed(list(enumerate(columns)))}
+    wanted = [_plain(column) for column in wanted]
+    missing = [column for column in wanted if column not in places]
+    if missing:
+        raise DocumentError(
+            f"{name}: {setting} names {_listed(missing)}, which the file does not have. Its "
+            f"columns are {_listed(columns)}."
+        )
+    return [places[column] for column in dict.fromkeys(wanted)]
+
+
+def _listed(columns: Sequence[str]) -> str:
+    named = ", ".join(map(repr, columns[:_COLUMNS_NAMED_IN_ERRORS]))
+    more = len(columns) - _COLUMNS_NAMED_IN_ERRORS
+    return named + (f" and {more:,} more" if more > 0 else "")
+
+
+@dataclass(kw_only=True)
+class _ColumnType:
+    """What all values of a column can be stored as without losing how they are written."""
+
+    is_integer: bool = True
+    is_decimal: bool = True
+    is_boolean: bool = True
+    scales: set[int] = field(default_factory=set)
+    """How many decimals the values have."""
+    is_shortest: bool = True
+    """No value has zeros at its end that a number would lose."""
+
+    def see(self, cell: str) -> None:
+        self.is_boolean = self.is_boolean and cell.lower() in _BOOLEANS
+        self.is_integer = (
+            self.is_integer
+            and _INTEGER.fullmatch(cell) is not None
+            and -(2**63) <= int(cell) < 2**63
+        )
+        if not self.is_decimal:
+            return
+        decimal = _DECIMAL.fullmatch(cell) if len(cell) <= _DECIMAL_DIGITS + 2 else None
+        digits = sum(char.isdigit() for char in cell)
+        if decimal is None or digits > _DECIMAL_DIGITS or (cell[0] == "-" and not float(cell)):
+            self.is_decimal = False
+            return
+        self.scales.add(len(decimal[1] or ""))
+        self.is_shortest = self.is_shortest and cell in (repr(float(cell)), f"{float(cell):.0f}")
+
+    def value(self, cell: str) -> str | int | float | bool:
+        if self.is_boolean:
+            return _BOOLEANS[cell.lower()]
+        if self.is_integer:
+            return int(cell)
+        # 12.50 among prices of two decimals is a number; 1.10 among 1.1 and 1.2 is a version.
+        if self.is_decimal and (self.is_shortest or len(self.scales) == 1):
+            return float(cell)
+        return cell

@@ -1,0 +1,496 @@
+"""The sweeper: takes back expired leases, ends overdue jobs, rings for unrung steps, tidies up.
+
+Whatever was lost with Redis or with a worker is found here, in Postgres. It runs in the process
+`python -m workers beat`, of which there may be several: each loop is at work in one of them at a
+time. It waits for nobody: leases, deadlines and held turns have a loop of their own, which needs
+Postgres alone; rings, vectors, retention, the storage and the look at bad rows have theirs. A round
+of each part is bounded in rows and seconds, a part that fails stops no other, and a row that cannot
+be handled stops no other row: it is noted for `/readyz` and left alone for a while.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from redis.exceptions import RedisError
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from shared import conversations
+from shared.database.sqlstates import first_line, is_outage
+from shared.errors import ModelNotServed, SluiceError, Timeout
+from shared.jobs import jobs, steps, sweeps
+from shared.jobs.queues import lacks_worker
+from shared.kinds.payloads import Kind
+from shared.tables import Job, Step
+from shared.vocabulary import OPEN, State
+from workers.attempts.runner import Handlers, lost_worker, settle_failure
+from workers.ingest.erasure import Garbage, StrayVectors
+from workers.process import Process
+from workers.sweep.retention import Retention, delete_doomed
+from workers.sweep.rounds import Item, Round
+
+# Looks for rows that hold what Sluice never writes: dates beyond the calendar, JSON too deep.
+#
+# Readers and the sweeper survive them; here they get a name, which `/readyz` shows, so that
+# somebody can cancel the job or correct the row. All rows are looked at again and again, a
+# few each round.
+
+log = logging.getLogger(__name__)
+
+EARLIEST, LATEST = "0001-01-02 00:00+00", "9999-12-30 00:00+00"
+"""Dates that Python can hold in any time zone."""
+DEEP = 128
+"""Levels of JSON. Answers cannot be made of more than 255, and no field takes half of that."""
+
+
+LARGE_BYTES = 2**18
+PAGE_ROWS = 64
+BEHIND = "id > coalesce(CAST(:after AS uuid), '00000000-0000-0000-0000-000000000000')"
+
+
+def _is_beyond(column: str) -> str:
+    words = f"{column} is beyond the calendar"
+    return f"CASE WHEN {column} NOT BETWEEN :earliest AND :latest THEN '{words}' END"
+
+
+def _is_deep(column: str) -> str:
+    words = f"{column} nests more than {DEEP} levels deep"
+    deep = f"jsonb_path_exists({column}, '$.**{{{DEEP}}}')"
+    return f"CASE WHEN {_is_small(column)} AND {deep} THEN '{words}' END"
+
+
+def _is_no_object(column: str) -> str:
+    words = f"{column} is no object"
+    other = f"jsonb_typeof({column}) <> 'object'"
+    return f"CASE WHEN {_is_small(column)} AND {other} THEN '{words}' END"
+
+
+def _is_small(column: str) -> str:
+    """Large values are left out: to look into them, all of them would have to be read."""
+    return f"pg_column_size({column}) < {LARGE_BYTES}"
+
+
+def _is_none_of(column: str, values: list[str]) -> str:
+    names = ", ".join(f"'{value}'" for value in values)
+    return f"CASE WHEN {column} NOT IN ({names}) THEN '{column} has an unknown value' END"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    name: str
+    kind: str
+    job_id: str
+    conditions: tuple[str, ...]
+
+    @property
+    def statement(self) -> str:
+        return f"""
+            SELECT id, {self.job_id} AS job_id,
+                array_to_string(ARRAY[{", ".join(self.conditions)}], '; ') AS faults
+            FROM {self.name} WHERE {BEHIND}
+            ORDER BY id LIMIT :limit
+        """
+
+
+JSON_OF_JOBS = ("input", "metadata", "error", "webhook")
+TABLES = (
+    Table(
+        name="jobs",
+        kind="job",
+        job_id="id",
+        conditions=(
+            *map(
+                _is_beyond,
+                ("run_after", "created_at", "started_at", "finished_at", "deadline_at"),
+            ),
+            *map(_is_no_object, JSON_OF_JOBS),
+            *map(_is_deep, (*JSON_OF_JOBS, "result")),
+            _is_none_of("kind", [kind.value for kind in Kind]),
+            _is_none_of("state", [state.value for state in State]),
+            "CASE WHEN lane NOT IN (0, 1, 2) THEN 'lane has an unknown value' END",
+        ),
+    ),
+    Table(
+        name="conversations",
+        kind="conversation",
+        job_id="NULL::uuid",
+        conditions=(
+            *map(_is_beyond, ("created_at", "updated_at")),
+            _is_no_object("metadata"),
+            _is_deep("metadata"),
+        ),
+    ),
+    Table(
+        name="versions",
+        kind="version",
+        job_id="NULL::uuid",
+        conditions=(_is_beyond("created_at"), _is_no_object("metadata"), _is_deep("metadata")),
+    ),
+)
+
+
+class Inspection:
+    """Goes through one table after the other, and then from the start."""
+
+    def __init__(self) -> None:
+        self._table = 0
+        self._after: UUID | None = None
+        self._page = PAGE_ROWS
+        self._began: datetime | None = None
+        """When it last began with the first table, by the database's clock."""
+
+    def __call__(self, round_: Round) -> None:
+        left, ended = round_.limit_rows, 0
+        while left > 0 and ended < len(TABLES) and round_.goes_on:
+            if self._table == 0 and self._after is None:
+                self._begin(round_)
+            count = self._look(round_, TABLES[self._table], min(self._page, left))
+            left -= count
+            if count == 0:
+                self._table, self._after = (self._table + 1) % len(TABLES), None
+                ended += 1
+        with round_.process.ledger.begin() as session:
+            sweeps.forget_jobs_that_are_gone(session, round_.part)
+
+    def _begin(self, round_: Round) -> None:
+        with round_.process.ledger.begin() as session:
+            if self._began is not None:
+                sweeps.forget_unmet(session, round_.part, since=self._began)
+            self._began = session.execute(select(func.now())).scalar_one()
+
+    def _look(self, round_: Round, table: Table, limit: int) -> int:
+        """Look at the next rows of a table; returns how many there were."""
+        values: dict[str, Any] = {
+            "after": self._after, "limit": limit, "earliest": EARLIEST, "latest": LATEST,
+        }  # fmt: skip
+        try:
+            with round_.process.ledger.read() as session:
+                rows = session.execute(text(table.statement), values).all()
+        except Exception as error:
+            if is_outage(error):
+                raise
+            self._page = max(1, limit // 4)
+            return self._look(round_, table, 1) if limit > 1 else self._skip(round_, table, error)
+        if not rows:
+            return 0
+        self._after, self._page = rows[-1].id, min(PAGE_ROWS, self._page * 2)
+        settings = round_.process.settings
+        faulty = [row for row in rows if row.faults]
+        with round_.process.ledger.begin() as session:
+            well = [Item(kind=table.kind, id=row.id).label for row in rows if not row.faults]
+            sweeps.forgive_all(session, round_.part, well)
+            for row in faulty:
+                item = Item(kind=table.kind, id=row.id, job_id=row.job_id)
+                is_new = sweeps.note_fault(
+                    session, round_.part, item.label, row.faults, job_id=row.job_id,
+                    retry_base_s=settings.retry_base_s, retry_cap_s=settings.retry_cap_s,
+                )  # fmt: skip
+                if is_new:
+                    log.error("%s has a value that no program can use: %s", item.label, row.faults)
+        return len(rows)
+
+    def _skip(self, round_: Round, table: Table, error: Exception) -> int:
+        """Note the one row that cannot even be looked at, and go on behind it."""
+        query = text(f"SELECT id FROM {table.name} WHERE {BEHIND} ORDER BY id LIMIT 1")
+        with round_.process.ledger.read() as session:
+            id_ = session.scalar(query, {"after": self._after})
+        if id_ is None:
+            return 0
+        self._after = id_
+        job_id = id_ if table.kind == "job" else None
+        round_.blame(Item(kind=table.kind, id=id_, job_id=job_id), error)
+        return 1
+
+
+LOCK = 0x51CE_5EEE  # any fixed number; each loop has one behind it
+RINGS = 1000
+"""Messages that may wait; more than all workers take until the next sweep is of no use."""
+STALE_SWEEPS = 10
+STALE_AT_LEAST_S = 10.0
+STOP_S = 5.0
+
+Part = Callable[[Round], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """Parts that run one after the other, in a thread of their own."""
+
+    number: int
+    process: Process
+    interval_s: float
+    parts: Mapping[str, Part]
+
+
+class Sweeper:
+    """`sweep` runs all loops once; `start` runs each in a thread until `stop`.
+
+    `quick` has other connections for what must not wait, with shorter timeouts.
+    """
+
+    def __init__(
+        self, process: Process, handlers: Handlers, *, quick: Process | None = None
+    ) -> None:
+        self._handlers = handlers
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._failing: dict[str, str | None] = {}
+        quick = quick or process
+        soon_s, later_s = process.settings.sweep_interval_s, process.settings.tidy_interval_s
+        self._quick = Loop(
+            number=0,
+            process=quick,
+            interval_s=soon_s,
+            parts={
+                "take back": take_back,
+                "overdue": end_overdue,
+                "unserved": fail_unserved,
+                "held turns": let_turns_go,
+            },
+        )
+        slow: list[Mapping[str, Part]] = [
+            {"garbage": Garbage(), "stray vectors": StrayVectors()},
+            Retention().parts,
+            {"storage": delete_doomed},
+            {"inspection": Inspection()},
+        ]
+        self._loops = [
+            self._quick,
+            Loop(number=1, process=quick, interval_s=soon_s, parts={"ring": ring}),
+            *(
+                Loop(number=number, process=process, interval_s=later_s, parts=parts)
+                for number, parts in enumerate(slow, start=2)
+            ),
+        ]
+
+    def sweep(self) -> bool:
+        """One round of everything; False if another sweeper is at it."""
+        was_mine = [self._round(loop) for loop in self._loops]
+        return all(was_mine)
+
+    def start(self) -> None:
+        # What is announced goes through Redis, which the quick loop must not wait for.
+        self._quick.process.ledger.hold_announcements()
+        for loop in self._loops:
+            name = f"sweep-{next(iter(loop.parts))}"
+            thread = threading.Thread(target=self._run, args=(loop,), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self) -> None:
+        """Let each loop end after the row that it is at; one that hangs is not waited for."""
+        self._stop.set()
+        ends = time.monotonic() + STOP_S
+        for thread in self._threads:
+            thread.join(max(0.0, ends - time.monotonic()))
+
+    def _run(self, loop: Loop) -> None:
+        said = ""
+        while not self._stop.is_set():
+            try:
+                self._round(loop)
+                said = ""
+            except Exception as error:
+                # Postgres is away, most likely. The loop goes on whatever it is.
+                words = first_line(error)
+                if words != said:  # said once, not each second
+                    log.warning("a sweep failed, and is tried again: %s", words)
+                said = words
+            self._stop.wait(loop.interval_s)
+
+    def _round(self, loop: Loop) -> bool:
+        """False if another sweeper is at it."""
+        with self._only_one(loop) as is_mine:
+            if not is_mine:
+                return False
+            for name, part in loop.parts.items():
+                self._run_part(loop.process, name, part)
+            if loop is self._quick:
+                with loop.process.ledger.begin() as session:
+                    sweeps.note_sweep(session)
+                    if sweeps.have_faults(session):
+                        settings = loop.process.settings
+                        kept_s = 2 * (settings.retry_cap_s + settings.tidy_interval_s)
+                        sweeps.forget_faults(session, list(loop.parts), older_than_s=kept_s)
+        return True
+
+    def _run_part(self, process: Process, name: str, part: Part) -> None:
+        try:
+            part(Round(process, self._handlers, name, self._stop))
+        except Exception as error:
+            self._note_failure(process, name, error)
+        else:
+            # Unknown after a start: another process may have noted it.
+            if self._failing.pop(name, "") is not None:
+                with process.ledger.begin() as session:
+                    sweeps.forgive(session, name, "")
+            self._failing[name] = None
+
+    def _note_failure(self, process: Process, name: str, error: Exception) -> None:
+        words = error.message if isinstance(error, SluiceError) else first_line(error)
+        if self._failing.get(name) != words:  # said once, not each second
+            known = isinstance(error, SluiceError | SQLAlchemyError | RedisError | OSError)
+            log.warning("%s failed, and is tried again: %s", name, words, exc_info=not known)
+        self._failing[name] = words
+        settings = process.settings
+        try:
+            with process.ledger.begin() as session:
+                sweeps.note_fault(
+                    session, name, "", words,
+                    retry_base_s=settings.retry_base_s, retry_cap_s=settings.retry_cap_s,
+                )  # fmt: skip
+        except SQLAlchemyError as away:
+            log.debug("the failure of %s could not be noted: %s", name, first_line(away))
+
+    @contextmanager
+    def _only_one(self, loop: Loop) -> Iterator[bool]:
+        """Whether this process has the loop for itself; the lock goes with the connection.
+
+        It spares work and is not needed for its being right. So a sweeper that has it and stands
+        still, as in a process that was stopped, does not keep the others from the quick loop.
+        """
+        lock = LOCK + loop.number
+        with loop.process.ledger.engine.connect() as opened:
+            connection = opened.execution_options(isolation_level="AUTOCOMMIT")
+            is_mine = bool(connection.scalar(select(func.pg_try_advisory_lock(lock))))
+            if not is_mine:
+                yield loop is self._quick and _is_stale(loop.process)
+                return
+            try:
+                yield True
+            finally:
+                try:
+                    connection.execute(select(func.pg_advisory_unlock(lock)))
+                except SQLAlchemyError:
+                    connection.invalidate()  # with it, the server lets go of the lock
+
+
+def _is_stale(process: Process) -> bool:
+    """Whether no sweep has ended for so long that who has the lock cannot be at work."""
+    with process.ledger.read() as session:
+        age_s = sweeps.age_s(session)
+    limit_s = max(STALE_AT_LEAST_S, STALE_SWEEPS * process.settings.sweep_interval_s)
+    return age_s is not None and age_s > limit_s
+
+
+def take_back(round_: Round) -> None:
+    """Hand expired attempts to the retry policy."""
+    ledger, handlers = round_.process.ledger, round_.handlers
+    with ledger.read() as session:
+        lost = steps.expired(
+            session,
+            ~sweeps.is_left_alone(round_.part, "step", Step.id),
+            limit=round_.limit_rows,
+        )
+
+    def settle(session: Session, item: Item) -> None:
+        claim = steps.take(session, item.id)
+        if claim is None:
+            return
+        log.warning("lease of step %s (%s) has ended", claim.step_id, claim.name)
+        handler = handlers.get(claim.name)
+        if steps.is_ending(session, claim):
+            steps.abandon(session, claim)
+            return
+        if handler is not None and handler.absorb is not None:
+            claim = replace(claim, payload=steps.payload_of(session, claim))
+        settle_failure(session, round_.process.settings, handler, claim, lost_worker(claim))
+
+    round_.each((Item(kind="step", id=id_, job_id=job_id) for id_, job_id in lost), settle)
+
+
+def end_overdue(round_: Round) -> None:
+    """Fail the jobs that ran longer than their `timeout_s`."""
+    with round_.process.ledger.read() as session:
+        ids = session.scalars(
+            select(Job.id)
+            .where(
+                Job.state.in_(OPEN),
+                Job.deadline_at < func.now(),
+                Job.ending.is_(None),
+                ~sweeps.is_left_alone(round_.part, "job", Job.id),
+            )
+            .order_by(Job.deadline_at)
+            .limit(round_.limit_rows)
+        ).all()
+
+    def fail(session: Session, item: Item) -> None:
+        timeout_s = session.scalar(select(Job.timeout_s).where(Job.id == item.id))
+        if timeout_s is None:
+            return
+        error = {
+            "type": Timeout.__name__,
+            "message": f"The job ran longer than its timeout_s of {timeout_s:g} s. Raise it, or "
+            "give the job less to do.",
+        }
+        jobs.stop(session, item.id, State.FAILED, error)
+
+    round_.each((Item(kind="job", id=id_, job_id=id_) for id_ in ids), fail)
+
+
+UNSERVED = """
+    SELECT s.id, s.job_id, s.door FROM steps s
+    WHERE s.state = 'queued' AND s.door <> ''
+      AND s.run_after < now() - make_interval(secs => :limit_s)
+      AND NOT EXISTS (SELECT FROM workers w WHERE s.door = ANY(w.doors)
+          AND w.last_seen_at > now() - make_interval(secs => :limit_s))
+      AND s.queue NOT IN (SELECT name FROM queues WHERE paused_at IS NOT NULL)
+      AND NOT EXISTS (SELECT FROM sweep_faults f WHERE f.part = :part
+          AND f.item = 'step ' || s.id AND f.retry_at > now())
+    LIMIT :limit
+"""
+
+
+def fail_unserved(round_: Round) -> None:
+    """Fail the jobs whose model no worker has served for `model_missing_fail_s`."""
+    limit_s = round_.process.settings.model_missing_fail_s
+    values = {"limit_s": limit_s, "part": round_.part, "limit": round_.limit_rows}
+    with round_.process.ledger.read() as session:
+        rows = session.execute(text(UNSERVED), values).all()
+    doors, job_ids = {row.id: row.door for row in rows}, {row.id: row.job_id for row in rows}
+
+    def fail(session: Session, item: Item) -> None:
+        message = (
+            f"{lacks_worker(doors[item.id])} The job has waited for one for {limit_s:g} s "
+            "(SLUICE_MODEL_MISSING_FAIL_S); retry it when there is one."
+        )
+        error = {"type": ModelNotServed.__name__, "message": message}
+        jobs.stop(session, job_ids[item.id], State.FAILED, error)
+
+    round_.each((Item(kind="step", id=row.id, job_id=row.job_id) for row in rows), fail)
+
+
+def let_turns_go(round_: Round) -> None:
+    """Let held turns of conversations go where the turn before them was lost."""
+    with round_.process.ledger.read() as session:
+        ids = conversations.with_held_turns(session, limit=round_.limit_rows, part=round_.part)
+    round_.each(
+        (Item(kind="conversation", id=id_) for id_ in ids),
+        lambda session, item: conversations.let_next_go(session, item.id),
+    )
+
+
+def ring(round_: Round) -> None:
+    """Ring where fewer messages wait than steps are runnable. Too many rings do no harm.
+
+    Raises redis' errors: where one list cannot be rung for, the others cannot either.
+    """
+    ledger = round_.process.ledger
+    ledger.announce_held()
+    with ledger.read() as session:
+        runnable = steps.runnable(
+            session, worker_heartbeat_s=round_.process.settings.worker_heartbeat_s, up_to=RINGS
+        )
+    waiting = ledger.bell.lengths(list(runnable))
+    for list_, count in runnable.items():
+        if not round_.goes_on:
+            break
+        ledger.bell.ring(list_, count - waiting[list_])
