@@ -15,12 +15,13 @@ _ := $(shell "$(BIN)/python" -c "" 2>/dev/null && [ "`cat $(MADE) 2>/dev/null`" 
 	|| rm -f $(MADE) $(LOCAL) $(DEV))
 
 .NOTPARALLEL:
-.PHONY: help demo test fuzz up lint bench venv
+.PHONY: help demo test test-unit test-models test-integration test-gpu test-e2e check fuzz up lint bench venv
 
 help:
 	@echo "make demo    start everything, ingest examples/documents, ask two questions, stop"
 	@echo "make up      start everything on this machine and keep it running"
-	@echo "make test    run the tests"
+	@echo "make check   style, types, import contracts and the unit tests, in a minute"
+	@echo "make test    run all tests; test-unit, test-models, test-integration, test-gpu, test-e2e: one tier"
 	@echo "make fuzz    look for requests that the API answers otherwise than its document says"
 	@echo "make lint    check style, types and import contracts"
 	@echo "make bench   measure ingestion, submission, generation and tasks"
@@ -33,9 +34,29 @@ up: $(LOCAL)
 	@echo "The command is $(BIN)/sluice; in another terminal: source $(BIN)/activate"
 	@exec $(BIN)/sluice up
 
+TESTS := $(BIN)/python -m pytest
+TWO := -n 2 --dist loadfile
+
 test: $(DEV)
-	$(BIN)/python -m pytest tests/unit tests/integration tests/gpu -n 2 --dist loadfile
-	$(BIN)/python -m pytest tests/e2e
+	$(TESTS) tests/unit tests/models tests/integration tests/gpu $(TWO)
+	$(TESTS) tests/e2e
+
+test-unit: $(DEV)
+	$(TESTS) tests/unit $(TWO)
+
+test-models: $(DEV)
+	$(TESTS) tests/models $(TWO)
+
+test-integration: $(DEV)
+	$(TESTS) tests/integration $(TWO)
+
+test-gpu: $(DEV)
+	$(TESTS) tests/gpu
+
+test-e2e: $(DEV)
+	$(TESTS) tests/e2e
+
+check: lint test-unit
 
 # EXAMPLES are tried of each operation; 1000 take about an hour.
 EXAMPLES ?= 200

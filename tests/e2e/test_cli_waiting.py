@@ -4,7 +4,7 @@ import pytest
 
 from cli.client.client import Client
 from tests.e2e.stack import LiveStack
-from tests.unit.terminal import on_terminal
+from tests.integration.terminal import on_terminal
 
 
 @pytest.fixture

@@ -1,0 +1,107 @@
+"""Speech by a model with a CTC head: right words, in any company, in windows, with times."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from transformers import pipeline
+
+from shared.errors import InvalidInput
+from shared.kinds.hf import Task, parse_parameters
+from tests.models.hf_tasks import OPTIONS
+from tests.tiny import voice, wav2vec2
+from tests.tiny.voice import recorded, speak
+from tests.tiny_models import one_thread
+from workers.hf.audio.ctc import CtcSpeech
+from workers.hf.task import UNWATCHED
+from workers.hf.tasks import speech
+
+RATE = 16_000
+SAID = ["HELLO ALICE", "NO", "THE CAT IS ON THE HILL", "LAST TRAIN", "A"]
+LONG = " ".join(["THE CAT IS ON THE HILL", "ALICE RAN TO THE STATION", "NO ONE ELSE"] * 8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module", params=["group norm", "layer norm"])
+def listener(request: pytest.FixtureRequest) -> CtcSpeech:
+    folder = wav2vec2.folder if request.param == "group norm" else wav2vec2.masked_folder
+    found = speech.load(folder(), OPTIONS)
+    assert isinstance(found, CtcSpeech)
+    return found
+
+
+def transcribed(listener: CtcSpeech, files: list[bytes], **parameters: Any) -> list[Any]:
+    """All rows of all files in as few batches as their groups allow."""
+    asked = parse_parameters(Task.SPEECH_RECOGNITION, parameters)
+    prepared = [listener.prepare(data, asked) for data in files]
+    rows = [row for each in prepared for row in each.rows]
+    groups = {row.group for row in rows}
+    found: dict[int, Any] = {}
+    for group in groups:
+        places = [n for n, row in enumerate(rows) if row.group == group]
+        for n, output in zip(
+            places, listener.run([rows[n] for n in places], UNWATCHED), strict=True
+        ):
+            found[n] = output
+    answers, at = [], 0
+    for each in prepared:
+        outputs = [found[at + n] for n in range(len(each.rows))]
+        answers.append(listener.finish(each, outputs, asked))
+        at += len(each.rows)
+    return answers
+
+
+def test_words_are_right_alone_and_together(listener: CtcSpeech) -> None:
+    files = [recorded(text) for text in SAID]
+    together = transcribed(listener, files)
+    assert [each["text"] for each in together] == SAID
+    assert together == [transcribed(listener, [data])[0] for data in files]
+
+
+def test_long_audio_is_right_in_windows(listener: CtcSpeech) -> None:
+    parameters = {"chunk_length_s": 4, "return_timestamps": "word"}
+    (found,) = transcribed(listener, [recorded(LONG)], **parameters)
+    assert found["text"] == LONG
+    assert [chunk["text"] for chunk in found["chunks"]] == LONG.split()
+    times = [time for chunk in found["chunks"] for time in chunk["timestamp"]]
+    assert times == sorted(times)
+    assert times[-1] == pytest.approx(voice.length_s(LONG), abs=0.2)
+
+
+def test_texts_and_times_are_those_of_the_pipeline(listener: CtcSpeech) -> None:
+    pipe = pipeline(
+        "automatic-speech-recognition",
+        model=listener.model,
+        tokenizer=listener.tokenizer,
+        feature_extractor=listener.extractor,
+    )
+    for text, chunk_s in ((SAID[2], None), (LONG, 5)):
+        sound = {"raw": speak(text, RATE), "sampling_rate": RATE}
+        more = {} if chunk_s is None else {"chunk_length_s": chunk_s}
+        wanted = pipe(dict(sound), return_timestamps="word", **more)
+        (found,) = transcribed(listener, [recorded(text)], return_timestamps="word", **more)
+        assert found["text"] == wanted["text"]
+        for mine, theirs in zip(found["chunks"], wanted["chunks"], strict=True):
+            assert mine["text"] == theirs["text"]
+            assert mine["timestamp"] == pytest.approx(list(theirs["timestamp"]), abs=0.021)
+
+
+def test_silence_and_too_little_sound_say_nothing(listener: CtcSpeech) -> None:
+    for samples in (1, 100, RATE):
+        out = io.BytesIO()
+        soundfile.write(out, np.zeros(samples, np.float32), RATE, format="WAV")
+        assert transcribed(listener, [out.getvalue()]) == [{"text": ""}]
+
+
+@pytest.mark.parametrize("given", [{"language": "en"}, {"chunk_length_s": 0.1}])
+def test_parameters_of_other_models_are_refused(listener: CtcSpeech, given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=next(iter(given))):
+        transcribed(listener, [recorded("NO")], **given)

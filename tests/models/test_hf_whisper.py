@@ -1,0 +1,156 @@
+"""Speech by Whisper: right words in English and Korean, with times, in windows; cancelled early."""
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from transformers import pipeline
+
+from shared.errors import InvalidInput
+from shared.kinds.hf import Task, parse_parameters
+from tests.models.hf_tasks import OPTIONS
+from tests.tiny import whisper_by_heart as tiny
+from tests.tiny.voice import length_s, recorded, speak
+from tests.tiny_models import one_thread
+from workers.hf.audio.whisper import WhisperSpeech
+from workers.hf.task import UNWATCHED
+from workers.hf.tasks import speech
+
+RATE = tiny.RATE_HZ
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def listener() -> WhisperSpeech:
+    found = speech.load(tiny.folder(), OPTIONS)
+    assert isinstance(found, WhisperSpeech)
+    return found
+
+
+def transcribed(listener: WhisperSpeech, texts: Sequence[str], **parameters: Any) -> list[Any]:
+    """Each file's answer; rows of all files in one batch where they may be."""
+    asked = parse_parameters(Task.SPEECH_RECOGNITION, parameters)
+    prepared = [listener.prepare(recorded(text), asked) for text in texts]
+    rows = [row for each in prepared for row in each.rows]
+    if len({row.group for row in rows}) == 1:
+        outputs = listener.run(rows, UNWATCHED)
+    else:
+        outputs = [listener.run([row], UNWATCHED)[0] for row in rows]
+    answers = []
+    for each in prepared:
+        own, outputs = outputs[: len(each.rows)], outputs[len(each.rows) :]
+        answers.append(listener.finish(each, own, asked))
+    return answers
+
+
+def test_words_are_right_alone_and_together(listener: WhisperSpeech) -> None:
+    together = transcribed(listener, list(tiny.SAID))
+    assert [each["text"].strip() for each in together] == list(tiny.SAID)
+    assert together == [transcribed(listener, [text])[0] for text in tiny.SAID]
+
+
+def test_segments_have_their_times(listener: WhisperSpeech) -> None:
+    for text in tiny.SAID:
+        (found,) = transcribed(listener, [text], return_timestamps=True)
+        (chunk,) = found["chunks"]
+        assert chunk["text"].strip() == text
+        assert chunk["timestamp"] == pytest.approx([0, length_s(text)], abs=0.021)
+
+
+def test_words_have_times_within_the_audio(listener: WhisperSpeech) -> None:
+    (found,) = transcribed(listener, ["HELLO ALICE"], return_timestamps="word")
+    assert [chunk["text"].strip() for chunk in found["chunks"]] == ["HELLO", "ALICE"]
+    times = [time for chunk in found["chunks"] for time in chunk["timestamp"]]
+    assert times == sorted(times)
+    assert 0 <= times[0] <= times[-1] <= tiny.WINDOW_S
+
+
+def test_long_audio_is_right_in_windows(listener: WhisperSpeech) -> None:
+    (found,) = transcribed(listener, [tiny.LONG], chunk_length_s=tiny.CHUNK_S)
+    assert found["text"].strip() == tiny.LONG
+
+
+def test_texts_are_those_of_the_pipeline(listener: WhisperSpeech) -> None:
+    pipe = pipeline(
+        "automatic-speech-recognition",
+        model=listener.model,
+        tokenizer=listener.tokenizer,
+        feature_extractor=listener.extractor,
+    )
+    sound = {"raw": speak(tiny.LONG, RATE), "sampling_rate": RATE}
+    wanted = pipe(sound, chunk_length_s=tiny.CHUNK_S, generate_kwargs={"num_beams": 1})
+    (found,) = transcribed(listener, [tiny.LONG], chunk_length_s=tiny.CHUNK_S)
+    assert found == {"text": wanted["text"]}
+
+
+def test_the_language_is_told_from_the_sound_or_given(listener: WhisperSpeech) -> None:
+    free, *named = (
+        transcribed(listener, ["안녕 물"], **more)[0]
+        for more in (
+            {},
+            {"language": "korean"},
+            {"generate_kwargs": {"language": "korean", "task": "transcribe"}},
+            {"generation_parameters": {"language": "ko"}},
+            {"language": "en", "generate_kwargs": {"language": "ko", "max_time": 3600}},
+        )
+    )
+    assert [free] * 4 == named
+    assert free["text"].strip() == "안녕 물"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"language": "klingon"}, "en, ko"),
+        ({"generate_kwargs": {"language": "klingon"}}, "en, ko"),
+        ({"return_timestamps": "char"}, "CTC"),
+        ({"chunk_length_s": 30}, "window is 4 s"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused(
+    listener: WhisperSpeech, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        transcribed(listener, ["NO TRAIN"], **given)
+
+
+def test_generation_ends_once_nobody_waits(listener: WhisperSpeech) -> None:
+    asked = parse_parameters(Task.SPEECH_RECOGNITION, {})
+    rows = [*listener.prepare(recorded("HELLO ALICE"), asked).rows] * 2
+    looks = 0
+
+    def watch() -> list[bool]:
+        nonlocal looks
+        looks += 1
+        return [True, looks > 2]
+
+    listener.run(rows, watch)
+    assert looks == 3
+
+
+def test_what_watching_raises_ends_it_and_harms_nothing(listener: WhisperSpeech) -> None:
+    asked = parse_parameters(Task.SPEECH_RECOGNITION, {})
+
+    def watch() -> list[bool]:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        listener.run(listener.prepare(recorded("NO TRAIN"), asked).rows, watch)
+    assert transcribed(listener, ["NO TRAIN"])[0]["text"].strip() == "NO TRAIN"
+
+
+def test_silence_does_not_fail(listener: WhisperSpeech) -> None:
+    asked = parse_parameters(Task.SPEECH_RECOGNITION, {})
+    out = io.BytesIO()
+    soundfile.write(out, np.zeros(RATE, np.float32), RATE, format="WAV")
+    prepared = listener.prepare(out.getvalue(), asked)
+    found = listener.finish(prepared, listener.run(prepared.rows, UNWATCHED), asked)
+    assert set(found) == {"text"}

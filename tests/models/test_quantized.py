@@ -1,0 +1,153 @@
+"""Loading models: precisions, adapters, windows, and errors that say what to set."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel
+
+from shared.config import Settings
+from shared.errors import ConfigurationError
+from tests.models import tiny
+from tests.models.tiny import TEXTS, Reference, asks, ids_of
+from workers.generation.backends.interface import Message, Request, Role, Sampling
+from workers.generation.backends.rolling.generator import RollingGenerator, make_rolling
+from workers.models.devices import cpu_is_fast_in_bfloat16
+from workers.models.load_4bit import load
+
+# bitsandbytes quantizes in blocks of 64.
+CONFIG = {"hidden_size": 128, "intermediate_size": 256}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as people have them: weights, configuration, tokenizer with its template."""
+    path = tmp_path_factory.mktemp("model")
+    tiny.model(tiny.llama(**CONFIG)).save_pretrained(path)
+    tiny.tokenizer().save_pretrained(path)
+    return path
+
+
+def _settings(**options: Any) -> Settings:
+    return Settings(_env_file=None, generation_device="cpu", **options)
+
+
+def _made(path: Path, **options: Any) -> RollingGenerator:
+    return make_rolling(str(path), _settings(**options), lambda: None)
+
+
+def _greedy(generator: RollingGenerator, tokens: int = 20) -> list[list[int]]:
+    started = [generator.start(asks(text, tokens)) for text in TEXTS[:2]]
+    return [ids_of(each) for each in started]
+
+
+def _expected(model: PreTrainedModel, tokens: int = 20) -> list[list[int]]:
+    reference = Reference(model)
+    # The end-of-text token of the tokenizer ends texts here as well.
+    end = tiny.tokenizer().eos_token_id
+    found = []
+    for text in TEXTS[:2]:
+        ids = reference.greedy(tiny.tokenizer()(text).input_ids, tokens)
+        found.append(ids[: ids.index(end)] if end in ids else ids)
+    return found
+
+
+def test_a_local_folder_in_full_precision(folder: Path) -> None:
+    generator = _made(folder, generation_precision="float32")
+    try:
+        assert generator.reference == f"hf/{folder}"
+        assert generator.window_tokens == 256
+        assert _greedy(generator) == _expected(LlamaForCausalLM.from_pretrained(folder))
+        message = Message(role=Role.USER, content="hello")
+        asked = Request(messages=(message,), sampling=Sampling(max_tokens=4))
+        completion = generator.start(asked).result()
+        assert completion.prompt_tokens == generator.count_tokens([message])
+    finally:
+        generator.close()
+
+
+def test_four_bits_give_the_tokens_of_generate_in_four_bits(folder: Path) -> None:
+    loaded = load(str(folder), _settings(generation_precision="nf4"))
+    quantized = loaded.model.model.layers[0].mlp.up_proj.weight
+    assert quantized.dtype == torch.uint8
+    assert quantized.quant_state.nested
+    expected = _expected(loaded.model)
+    generator = RollingGenerator("hf/nf4", loaded, _settings(), lambda: None)
+    try:
+        assert _greedy(generator) == expected
+    finally:
+        generator.close()
+
+
+def test_a_checkpoint_that_is_quantized_is_taken_as_it_is(folder: Path, tmp_path: Path) -> None:
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    saved = LlamaForCausalLM.from_pretrained(folder, quantization_config=config, device_map="cpu")
+    saved.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    loaded = load(str(tmp_path), _settings(generation_precision="float32"))
+    assert loaded.precision == "as saved"
+    assert loaded.model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+
+
+def test_what_is_automatic_on_a_processor(folder: Path) -> None:
+    loaded = load(str(folder), _settings())
+    wanted = torch.bfloat16 if cpu_is_fast_in_bfloat16() else torch.float32
+    assert loaded.model.dtype == wanted
+
+
+# A warning of peft about itself.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("precision", ["float32", "nf4"])
+def test_an_adapter_by_path(folder: Path, tmp_path: Path, precision: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    plain = load(str(folder), _settings(generation_precision=precision)).model
+    wanted = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    tuned = get_peft_model(copy.deepcopy(plain), wanted)
+    tuned.save_pretrained(tmp_path)
+    expected = _expected(tuned.get_base_model())
+    assert expected != _expected(plain)
+    generator = _made(folder, generation_precision=precision, generation_adapter=str(tmp_path))
+    try:
+        assert _greedy(generator) == expected
+    finally:
+        generator.close()
+
+
+def test_the_smaller_window_counts(folder: Path) -> None:
+    assert load(str(folder), _settings(generation_window_tokens=100)).window_tokens == 100
+    assert load(str(folder), _settings(generation_window_tokens=9000)).window_tokens == 256
+
+
+def test_all_end_tokens_count(folder: Path, tmp_path: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(folder)
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = [7, 9]
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    found = load(str(tmp_path), _settings()).ends
+    assert found == {7, 9, tiny.tokenizer().eos_token_id}
+
+
+def test_a_model_that_does_not_exist_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in (str(tmp_path), "no such/name at all", str(tmp_path / "missing")):
+        with pytest.raises(ConfigurationError, match=r"SLUICE_GENERATION_MODEL|HF_TOKEN"):
+            load(name, _settings())
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:3", "tpu!"])
+def test_a_device_that_is_not_there_is_a_clear_error(folder: Path, device: str) -> None:
+    if torch.cuda.is_available() and device.startswith("cuda"):
+        pytest.skip("there is one here")
+    with pytest.raises(ConfigurationError, match="SLUICE_GENERATION_DEVICE"):
+        load(str(folder), Settings(_env_file=None, generation_device=device))
+
+
+def test_an_adapter_that_does_not_fit_is_a_clear_error(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="adapter"):
+        load(str(folder), _settings(generation_adapter=str(tmp_path)))
