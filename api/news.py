@@ -9,7 +9,7 @@ silent clients cost does not grow with their number, and nothing waits for a con
 import asyncio
 import logging
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +53,11 @@ class Entry:
     id: str
     type: str
     data: str
+
+    @staticmethod
+    def of(id_: str, fields: Mapping[str, str]) -> "Entry":
+        """An entry that is none of ours has no type, and is passed over by its readers."""
+        return Entry(id=id_, type=fields.get("type", ""), data=fields.get("data", "null"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +174,17 @@ class News:
     async def run(self) -> None:
         """Until it is cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._read_always())
-            tasks.create_task(self._look_always())
+            tasks.create_task(self._again_and_again(self._read_always))
+            tasks.create_task(self._again_and_again(self._look_always))
+
+    async def _again_and_again(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Whatever goes wrong: who follows a job would hear nothing any more."""
+        while True:
+            try:
+                await work()
+            except Exception:
+                log.exception("news of jobs were interrupted; they go on")
+                await asyncio.sleep(self._pause_s())
 
     # Redis
 
@@ -207,7 +221,7 @@ class News:
         )
         self._is_down = False
         for key, rows in answer or ():
-            entries = [Entry(id=id_, type=row["type"], data=row["data"]) for id_, row in rows]
+            entries = [Entry.of(id_, fields) for id_, fields in rows]
             for follower in tuple(self._followers.get(key, ())):
                 follower.hear(entries)
 

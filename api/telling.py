@@ -54,7 +54,10 @@ class Telling:
 
     async def hear(self, token: dict[str, Any]) -> list[Token]:
         """What of a `token` of the stream is news to the client, with what it missed before."""
-        step_id, offset, text = int(token["step"]), int(token["offset"]), str(token["text"])
+        try:
+            step_id, offset, text = int(token["step"]), int(token["offset"]), str(token["text"])
+        except (KeyError, TypeError, ValueError):  # nothing of Sluice's has written it
+            return []
         place = self._place
         if step_id < place.step_id:
             return []
