@@ -59,7 +59,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     try:
         yield parts
     finally:
-        news.cancel()
+        await parts.news.stop()
         await asyncio.gather(news, return_exceptions=True)
         await parts.redis.aclose(close_connection_pool=True)
         parts.ledger.close()
