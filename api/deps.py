@@ -59,7 +59,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     try:
         yield parts
     finally:
-        news.cancel()
+        await parts.news.stop()
         await asyncio.gather(news, return_exceptions=True)
         await parts.redis.aclose(close_connection_pool=True)
         parts.ledger.close()
@@ -74,6 +74,7 @@ def _async_redis(settings: Settings) -> redis.asyncio.Redis:
         socket_timeout=settings.sse_poll_s + settings.connect_timeout_s,
         socket_connect_timeout=settings.connect_timeout_s,
         decode_responses=True,
+        encoding_errors="replace",
         protocol=2,  # one shape of answers for all versions of the client
         retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
     )

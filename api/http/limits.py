@@ -310,7 +310,7 @@ async def _refuse(scope: Scope, status: int, detail: str, receive: Receive, send
 
     await answer(scope, receive, keep_open)
     drop_rest = scope.get("state", {}).get(DROP_REST)
-    if drop_rest is not None:  # another server than ours
+    if drop_rest is not None:  # None under another server than ours
         await drop_rest()
     await send({"type": "http.response.body", "body": b""})
 

@@ -39,11 +39,7 @@ async def read(parts: Parts, job_id: UUID, after: str) -> list[Entry]:
         answer: Any = await parts.redis.xread({stream_key(job_id): after}, count=READ_ENTRIES)
     except (RedisError, OSError):
         return []
-    return [
-        Entry(id=id_, type=fields["type"], data=fields["data"])
-        for _stream, rows in answer or ()
-        for id_, fields in rows
-    ]
+    return [Entry.of(id_, fields) for _stream, rows in answer or () for id_, fields in rows]
 
 
 async def until_end(

@@ -69,7 +69,10 @@ class Telling:
 
     async def hear(self, token: dict[str, Any]) -> list[Token]:
         """What of a `token` of the stream is news to the client, with what it missed before."""
-        step_id, offset, text = int(token["step"]), int(token["offset"]), str(token["text"])
+        try:
+            step_id, offset, text = int(token["step"]), int(token["offset"]), str(token["text"])
+        except (KeyError, TypeError, ValueError):  # nothing of Sluice's has written it
+            return []
         place = self._place
         if step_id < place.step_id:
             return []
@@ -110,6 +113,7 @@ class Telling:
 EVENT_ID = re.compile(r"(\d{1,20}-\d{1,20})(?:~(\d{1,18})\.(\d{1,18}))?")
 EVENT_ID_CHARS = 100
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_TYPES = frozenset(EventType)
 HEARTBEAT = b": still here\n\n"
 
 
@@ -203,7 +207,9 @@ class _Stream:
                 continue
             if entry.type in (EventType.TOKEN, EventType.TOOL) and not self._shows_text:
                 continue
-            data = json.loads(entry.data)
+            data = _data_of(entry)
+            if data is None:
+                continue
             if entry.type == EventType.TOKEN:
                 frames += self._tokens(await self._telling.hear(data))
                 continue
@@ -248,6 +254,15 @@ class _Stream:
 
     def _tokens(self, tokens: Sequence[Token]) -> list[bytes]:
         return [encode(EventType.TOKEN, _json(each.data), each.id(self.at)) for each in tokens]
+
+
+def _data_of(entry: Entry) -> dict[str, Any] | None:
+    """None of what no part of Sluice has written."""
+    try:
+        data = json.loads(entry.data)
+    except (ValueError, RecursionError):
+        return None
+    return data if entry.type in _TYPES and isinstance(data, dict) else None
 
 
 def _resumed(last_event_id: str | None) -> tuple[str, Place]:

@@ -1,6 +1,7 @@
 """`GET /v1/jobs/{id}/events`: order, resuming, ends, and life without Redis' memory."""
 
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -144,6 +145,34 @@ def test_a_redriven_job_is_followed_to_its_new_end(
     assert events[-2][2] == {"state": "running"}
     assert events[-1][1] == "end"
     assert events[-1][2]["state"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {b"type": b"tool"},
+        {b"else": b"1"},
+        {b"type": b"tool", b"data": b"\xff{"},
+        {b"type": b"state", b"data": b"[" * 100_000},
+        {b"type": b"progress", b"data": b"1"},
+        {b"type": b"token", b"data": b'{"step": 1}'},
+    ],
+)
+def test_an_entry_that_cannot_be_read_is_passed_over(
+    fields: dict[Any, Any],
+    job_id: str,
+    follow: Callable[..., Reader],
+    ledger: Ledger,
+    redis_url: str,
+) -> None:
+    """By this stream and by those of others, which the same task reads for."""
+    reader = follow(job_id)
+    next(reader)
+    with Redis.from_url(redis_url) as redis:
+        redis.xadd(stream_key(UUID(job_id)), fields)
+    called = {"id": "call_0", "name": "calculator", "result": "1"}
+    ledger.events.publish([Event(job_id=UUID(job_id), type=EventType.TOOL, data=called)])
+    assert next(reader)[1:] == ("tool", called)
 
 
 def test_silence_is_broken_by_comments(

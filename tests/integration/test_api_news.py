@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -14,13 +15,16 @@ from redis import Redis
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from api.deps import REDIS_CONNECTIONS
+from api.deps import REDIS_CONNECTIONS, Parts, open_parts
 from shared.config import Settings
 from shared.database.transaction import Ledger
+from shared.redis.events import stream_key
 from tests.api_server import served
 from tests.integration.answers import EMBED, problem
 
 STREAMS = 300
+TICKS = 100
+"""More turns of the event loop than a command to Redis takes."""
 WAIT_S = 120
 
 
@@ -182,3 +186,41 @@ def test_above_the_limit_it_is_503_until_a_client_has_gone(
             with client.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
                 if answer.status_code == 200:
                     break
+
+
+def test_followers_that_go_at_any_moment_leave_the_others_their_news(settings: Settings) -> None:
+    slow = settings.model_copy(update={"sse_poll_s": WAIT_S})  # the reader has to be woken
+
+    async def come_and_go() -> None:
+        async with open_parts(slow) as parts:
+            for ticks in range(TICKS):
+                await follow_for(parts, ticks)
+                job_id = uuid4()
+                await parts.redis.xadd(stream_key(job_id), {"type": "tool", "data": "{}"})
+                with parts.news.follow(job_id, "0-0") as follower:
+                    word = await follower.next(WAIT_S / 2)
+                    assert word is not None, ticks
+                    assert len(word.entries) == 1, ticks
+
+    asyncio.run(come_and_go())
+
+
+def test_the_server_stops_at_any_moment(settings: Settings) -> None:
+    """Python 3.11 loses a cancellation that comes as a command has just been sent to Redis."""
+
+    async def start_and_stop(ticks: int) -> None:
+        async with open_parts(settings) as parts:
+            await follow_for(parts, ticks)
+
+    for ticks in range(TICKS):
+        asyncio.run(asyncio.wait_for(start_and_stop(ticks), WAIT_S))
+
+
+async def follow_for(parts: Parts, ticks: int) -> None:
+    """Follows for so many turns of the event loop, once the reader is busy with another."""
+    with parts.news.follow(uuid4(), "0-0"):
+        while not parts.news.is_reading:
+            await asyncio.sleep(0)
+        with parts.news.follow(uuid4(), "0-0"):
+            for _ in range(ticks):
+                await asyncio.sleep(0)
