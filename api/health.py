@@ -18,8 +18,8 @@ from api.schemas import CheckView, ReadinessView
 from shared.database.engine import is_current
 from shared.jobs import queues, sweeps
 from shared.jobs.queues import KEEP_FACTOR, Depths, paused_since
-from shared.jobs.submission import FIRST_STEP
-from shared.redis.bell import Queue
+from shared.kinds.registry import KINDS
+from shared.vocabulary import Queue
 
 # Numbers for Prometheus, in its text format, read from Postgres when they are asked for.
 #
@@ -196,7 +196,7 @@ def _workers(parts: Parts) -> str:
     with parts.ledger.read() as session:
         found = queues.workers(session, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
     living = [worker for worker in found if worker.alive]
-    needed = {queue.value for _, queue in FIRST_STEP.values()} | {Queue.GENERATE.value}
+    needed = {step.queue.value for kind in KINDS.values() for step in kind.steps}
     missing = sorted(needed - {queue for worker in living for queue in worker.queues})
     if missing:
         raise NotWell(

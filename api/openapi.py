@@ -22,16 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.http import problems
 from api.http.answers import documented
 from api.schemas import ProblemView
-from shared.kinds.generation import ChatResult
-from shared.kinds.payloads import (
-    EmbedResult,
-    EraseResult,
-    IngestResult,
-    Kind,
-    ModelResult,
-    RagResult,
-    SearchResult,
-)
+from shared.kinds.registry import KINDS
 
 DESCRIPTION = """An asynchronous job queue for small-language-model work.
 
@@ -52,14 +43,8 @@ TAGS = {
     "health": "Liveness, readiness and metrics; these need no key.",
 }
 BEARER = {"type": "http", "scheme": "bearer", "description": "One of SLUICE_API_KEYS."}
-RESULTS: dict[Kind, type[BaseModel]] = {
-    Kind.INGEST: IngestResult,
-    Kind.EMBED: EmbedResult,
-    Kind.SEARCH: SearchResult,
-    Kind.RAG: RagResult,
-    Kind.CHAT: ChatResult,
-    Kind.ERASE: EraseResult,
-    Kind.MODEL: ModelResult,
+RESULTS: dict[str, type[BaseModel]] = {
+    kind.name: kind.result for kind in KINDS.values() if kind.result is not None
 }
 """Of all kinds but `hf`, whose results are those of its tasks."""
 REF = "#/components/schemas/"

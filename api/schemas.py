@@ -1,11 +1,13 @@
 """The shapes of the HTTP API: what clients send, and what they get."""
 
+import functools
+import operator
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, create_model
 
 from shared.bounds import (
     BATCH_LIMIT_JOBS,
@@ -24,20 +26,17 @@ from shared.documents.documents import ChunkView, DocumentView
 from shared.jobs import jobs
 from shared.jobs.jobs import Contents
 from shared.jobs.queues import Estimate
-from shared.kinds.generation import ChatInput
-from shared.kinds.hf import HfInput, Task
-from shared.kinds.payloads import (
-    EmbedInput,
-    EraseInput,
-    IngestInput,
-    Kind,
-    ModelInput,
-    RagInput,
-    SearchInput,
-)
-from shared.redis.bell import Lane, LaneRank, Queue
+from shared.kinds.hf import Task
+from shared.kinds.kind import Kind
+from shared.kinds.registry import KINDS
 from shared.tables import ConversationMessage, File, Job
-from shared.vocabulary import Shape, State
+from shared.vocabulary import Lane, LaneRank, Queue, Shape, State
+
+# A type checker cannot see what is made of records.
+if TYPE_CHECKING:
+    KindName = str
+else:
+    KindName = Literal[tuple(KINDS)]
 
 HIDDEN = "It belongs to a conversation of another key."
 
@@ -157,7 +156,7 @@ class JobView(BaseModel):
 
 def _doubtful(job: Job, contents: Contents) -> Iterator[tuple[str, object]]:
     """The names of what a row may hold wrongly, with None where it does."""
-    yield "kind", job.kind if job.kind in set(Kind) else None
+    yield "kind", job.kind if job.kind in set(KINDS) else None
     yield "state", job.state if job.state in set(State) else None
     yield "lane", job.lane if job.lane in set(LaneRank) else None
     yield "queue", job.queue if job.queue in set(Queue) else None
@@ -256,7 +255,7 @@ class ModelView(BaseModel):
     """
 
     reference: str
-    kinds: list[Kind]
+    kinds: list[KindName]
     default: bool
     workers: int | None = None
     tasks: list[Task] = []
@@ -353,7 +352,7 @@ class ProblemView(BaseModel):
     errors: list[dict[str, str]] | None = None
 
 
-# The shapes that clients send; the inputs of kinds are those of `shared/kinds/payloads.py`.
+# The shapes that clients send; the inputs of kinds are those of `shared/kinds/`.
 
 SHA256 = r"^[0-9a-fA-F]{64}$"
 PRINTABLE = r"^[\x21-\x7e]+$"
@@ -367,6 +366,8 @@ class Webhook(Shape):
 
 
 class NewJobBase(Shape):
+    kind: str
+    input: Shape
     lane: Lane | None = None
     """`normal` unless set; `interactive` with `Prefer: wait`."""
     metadata: FreeMetadata = Field(default_factory=dict)
@@ -376,50 +377,22 @@ class NewJobBase(Shape):
     run_after: RunAfter | None = None
 
 
-class NewIngest(NewJobBase):
-    kind: Literal[Kind.INGEST]
-    input: IngestInput
+def _request(kind: Kind) -> type[NewJobBase]:
+    return create_model(
+        f"New{kind.name.capitalize()}",
+        __base__=NewJobBase,
+        kind=(Literal[kind.name], ...),
+        input=(kind.input, ...),
+    )
 
 
-class NewEmbed(NewJobBase):
-    kind: Literal[Kind.EMBED]
-    input: EmbedInput
-
-
-class NewSearch(NewJobBase):
-    kind: Literal[Kind.SEARCH]
-    input: SearchInput
-
-
-class NewRag(NewJobBase):
-    kind: Literal[Kind.RAG]
-    input: RagInput
-
-
-class NewChat(NewJobBase):
-    kind: Literal[Kind.CHAT]
-    input: ChatInput
-
-
-class NewHf(NewJobBase):
-    kind: Literal[Kind.HF]
-    input: HfInput
-
-
-class NewModel(NewJobBase):
-    kind: Literal[Kind.MODEL]
-    input: ModelInput
-
-
-class NewErase(NewJobBase):
-    kind: Literal[Kind.ERASE]
-    input: EraseInput
-
-
-JobRequest = Annotated[
-    NewIngest | NewEmbed | NewSearch | NewRag | NewChat | NewHf | NewErase | NewModel,
-    Field(discriminator="kind"),
-]
+REQUESTS = {kind.name: _request(kind) for kind in KINDS.values()}
+if TYPE_CHECKING:
+    JobRequest = NewJobBase
+else:
+    JobRequest = Annotated[
+        functools.reduce(operator.or_, REQUESTS.values()), Field(discriminator="kind")
+    ]
 
 
 class BatchRequest(Shape):
@@ -444,75 +417,9 @@ class CollectionSpec(Shape):
 
 
 EXAMPLES: dict[str, dict[str, Any]] = {
-    Kind.INGEST: {
-        "summary": "ingest: put documents into a collection",
-        "value": {
-            "kind": "ingest",
-            "input": {
-                "collection": "handbook",
-                "sources": [
-                    {"type": "text", "name": "opening-hours.md", "text": "We open at nine."}
-                ],
-            },
-        },
-    },
-    Kind.EMBED: {
-        "summary": "embed: vectors of texts",
-        "value": {"kind": "embed", "input": {"texts": ["We open at nine.", "아홉 시에 엽니다."]}},
-    },
-    Kind.SEARCH: {
-        "summary": "search: the passages nearest to a query",
-        "value": {
-            "kind": "search",
-            "input": {"collection": "handbook", "query": "When do you open?", "k": 3},
-        },
-    },
-    Kind.RAG: {
-        "summary": "rag: an answer with citations",
-        "value": {
-            "kind": "rag",
-            "input": {"collection": "handbook", "question": "When do you open?"},
-        },
-    },
-    Kind.CHAT: {
-        "summary": "chat: an answer of a model",
-        "value": {
-            "kind": "chat",
-            "input": {
-                "model": "ollama/llama3.2",
-                "messages": [{"role": "user", "content": "Say good morning in Korean."}],
-                "parameters": {"max_tokens": 64, "temperature": 0.7},
-            },
-        },
-    },
-    Kind.HF: {
-        "summary": "hf: a Hugging Face task",
-        "value": {
-            "kind": "hf",
-            "input": {
-                "task": "sentence-similarity",
-                "inputs": {
-                    "source_sentence": "We open at nine.",
-                    "sentences": ["The shop opens at 9 o'clock.", "아홉 시에 엽니다."],
-                },
-            },
-        },
-    },
-    Kind.MODEL: {
-        "summary": "model: pull, create or delete a model of Ollama",
-        "value": {
-            "kind": "model",
-            "input": {
-                "action": "create",
-                "name": "ollama/helpdesk",
-                "from": "llama3.2",
-                "system": "You answer for the helpdesk, in two sentences at most.",
-                "parameters": {"temperature": 0.2},
-            },
-        },
-    },
-    Kind.ERASE: {
-        "summary": "erase: remove documents or a whole collection, verified",
-        "value": {"kind": "erase", "input": {"collection": "handbook"}},
-    },
+    kind.name: {
+        "summary": f"{kind.name}: {kind.summary}",
+        "value": {"kind": kind.name, "input": kind.example},
+    }
+    for kind in KINDS.values()
 }

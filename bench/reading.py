@@ -24,20 +24,20 @@ from shared.config import Settings
 from shared.database.transaction import Ledger, make_ledger
 from shared.jobs import claims, queues, steps, submission
 from shared.jobs.submission import NewJob
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Lane, Queue
+from shared.kinds import registry as kinds
 from shared.tables import Worker
+from shared.vocabulary import Lane, Queue
 from tests.servers import start_postgres, start_redis
 
 KEYS = ("ann", "bob", "carol", "dave")
 DOORS = ("hf/a", "hf/b", "ollama", "extractive")
 INPUTS = (
-    (Kind.EMBED, {"texts": ["How do I restore a dump of one table?"]}),
-    (Kind.EMBED, {"texts": ["How do I make one?"]}),
-    (Kind.SEARCH, {"collection": "handbook", "query": "dump"}),
-    (Kind.CHAT, {"messages": [{"role": "user", "content": "Hi"}], "model": "hf/a"}),
-    (Kind.CHAT, {"messages": [{"role": "user", "content": "Hi"}], "model": "hf/b"}),
-    (Kind.CHAT, {"messages": [{"role": "user", "content": "Hi"}], "model": "ollama/one"}),
+    (kinds.EMBED, {"texts": ["How do I restore a dump of one table?"]}),
+    (kinds.EMBED, {"texts": ["How do I make one?"]}),
+    (kinds.SEARCH, {"collection": "handbook", "query": "dump"}),
+    (kinds.CHAT, {"messages": [{"role": "user", "content": "Hi"}], "model": "hf/a"}),
+    (kinds.CHAT, {"messages": [{"role": "user", "content": "Hi"}], "model": "hf/b"}),
+    (kinds.CHAT, {"messages": [{"role": "user", "content": "Hi"}], "model": "ollama/one"}),
 )
 LANES = (Lane.NORMAL, Lane.NORMAL, Lane.BULK, Lane.INTERACTIVE, Lane.NORMAL)
 

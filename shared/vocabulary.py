@@ -1,6 +1,6 @@
-"""The states of jobs and steps, and what all payloads have in common."""
+"""Queues, lanes, states, and what all payloads have in common."""
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -8,7 +8,41 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from shared.bounds import FIELDS_LIMIT
 from shared.bounds import Text as Text
 
-# The states of jobs and steps.
+
+class Queue(StrEnum):
+    """A named Celery queue; on Redis, a list of the same name."""
+
+    INGEST = "ingest"
+    EMBED = "embed"
+    QUERY = "query"
+    HF = "hf"
+    GENERATE = "generate"
+    WEBHOOK = "webhook"
+    CONTROL = "control"
+
+
+class Lane(StrEnum):
+    """Priority inside a queue."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BULK = "bulk"
+
+    @property
+    def rank(self) -> int:
+        return LaneRank[self.name].value
+
+
+class LaneRank(IntEnum):
+    """How lanes are stored: lower is served first."""
+
+    INTERACTIVE = 0
+    NORMAL = 1
+    BULK = 2
+
+    @property
+    def lane(self) -> Lane:
+        return Lane[self.name]
 
 
 class State(StrEnum):

@@ -18,14 +18,14 @@ from shared.errors import ConfigurationError, SluiceError
 from shared.kinds.generation import door_of, is_servable
 from shared.logs import set_up_logging
 from shared.redis.bell import list_of
-from workers.app import (
+from workers.app import PREFORK, THREADS, make_worker_app
+from workers.handlers import (
     CPU_QUEUES,
     GENERATE_QUEUES,
     HF_QUEUES,
-    PREFORK,
-    THREADS,
     WEBHOOK_QUEUES,
-    make_worker_app,
+    failure_handlers,
+    handlers_of,
 )
 from workers.process import Process
 
@@ -84,16 +84,13 @@ def _parse() -> argparse.Namespace:
 
 
 def _retrieve(settings: Settings, arguments: argparse.Namespace) -> int:
-    # Imported late: the tables decide what a worker has to load, and telemetry is off by now.
-    from workers.handlers import cpu_handlers
-
     settings.require_chroma_url()
     # A GPU is for the workers that are started for it.
     concurrency = arguments.concurrency or settings.worker_concurrency
     settings = settings.model_copy(update={"hf_device": "cpu", "worker_concurrency": concurrency})
     app = make_worker_app(
         settings,
-        cpu_handlers(),
+        handlers_of(CPU_QUEUES),
         name=arguments.name,
         queues=CPU_QUEUES,
         pool=PREFORK,
@@ -104,8 +101,6 @@ def _retrieve(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def _run_tasks(settings: Settings, arguments: argparse.Namespace) -> int:
     """Hugging Face tasks only. Models are loaded by the children, which alone touch the device."""
-    from workers.handlers import hf_handlers
-
     concurrency = arguments.concurrency or 1
     changes = {
         "worker_concurrency": concurrency,
@@ -114,7 +109,7 @@ def _run_tasks(settings: Settings, arguments: argparse.Namespace) -> int:
     settings = settings.model_copy(update=changes)
     app = make_worker_app(
         settings,
-        hf_handlers(),
+        handlers_of(HF_QUEUES),
         name=arguments.name,
         queues=HF_QUEUES,
         pool=PREFORK,
@@ -124,8 +119,6 @@ def _run_tasks(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _generate(settings: Settings, arguments: argparse.Namespace) -> int:
-    from workers.handlers import generate_handlers
-
     if arguments.device:
         settings = settings.model_copy(update={"generation_device": arguments.device})
     models = _models(settings, arguments.model)
@@ -143,7 +136,7 @@ def _generate(settings: Settings, arguments: argparse.Namespace) -> int:
         process.generators.prepare(model)  # a worker that is ready has its models loaded
     app = make_worker_app(
         settings,
-        generate_handlers(),
+        handlers_of(GENERATE_QUEUES),
         name=arguments.name,
         queues=GENERATE_QUEUES,
         pool=THREADS,
@@ -190,7 +183,6 @@ def _run(app: Celery, settings: Settings, name: str, lists: list[str]) -> int:
 
 def _beat(settings: Settings, arguments: argparse.Namespace) -> int:
     """The sweeper, in threads of its own; and beside it webhooks, in the threads of a worker."""
-    from workers.handlers import failure_handlers, webhook_handlers
     from workers.sweep.sweep import Sweeper
 
     patience = {"database_lock_timeout_s": settings.sweep_lock_timeout_s}
@@ -203,7 +195,7 @@ def _beat(settings: Settings, arguments: argparse.Namespace) -> int:
     concurrency = arguments.concurrency or settings.webhook_concurrency
     app = make_worker_app(
         settings,
-        webhook_handlers(),
+        handlers_of(WEBHOOK_QUEUES),
         name=arguments.name,
         queues=WEBHOOK_QUEUES,
         pool=THREADS,

@@ -18,8 +18,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from shared.config import Settings
 from shared.database.engine import make_engine, make_sessions
-from shared.redis.bell import RING, Queue, list_of, make_celery
+from shared.redis.bell import RING, list_of, make_celery
 from shared.tables import Worker
+from shared.vocabulary import Queue
 from workers.attempts.runner import Handlers, run_next
 from workers.process import Process
 
@@ -88,11 +89,6 @@ class Presence:
         if row is not None and row.pid == os.getpid():
             session.delete(row)
 
-
-CPU_QUEUES = [Queue.CONTROL, Queue.QUERY, Queue.EMBED, Queue.HF, Queue.INGEST]
-HF_QUEUES = [Queue.HF]
-GENERATE_QUEUES = [Queue.GENERATE]
-WEBHOOK_QUEUES = [Queue.WEBHOOK]
 
 PREFORK = "prefork"
 THREADS = "threads"

@@ -1,36 +1,23 @@
-"""Which handler runs which step: a table for each sort of worker."""
+"""Which worker runs which steps: those of its queues, by the handlers that the kinds name."""
 
+from collections.abc import Collection
+from importlib import import_module
+
+from shared.kinds.kind import StepType
+from shared.kinds.registry import step_types
+from shared.vocabulary import Queue
 from workers.attempts.context import Handler
 from workers.attempts.runner import Handlers
-from workers.ingest import steps
+
+CPU_QUEUES = [Queue.CONTROL, Queue.QUERY, Queue.EMBED, Queue.HF, Queue.INGEST]
+HF_QUEUES = [Queue.HF]
+GENERATE_QUEUES = [Queue.GENERATE]
+WEBHOOK_QUEUES = [Queue.WEBHOOK]
 
 
-def cpu_handlers() -> Handlers:
-    """Loading, embedding, retrieval, erasure: imports torch, and so does it before any fork."""
-    from workers.generation import chat
-    from workers.hf import steps as hf
-    from workers.ingest import erasure
-    from workers.ingest import steps as ingest
-    from workers.retrieval import steps as retrieval
-
-    return {
-        "ingest.plan": ingest.PLAN,
-        "ingest.load": ingest.LOAD,
-        "ingest.embed": ingest.EMBED,
-        "embed": retrieval.EMBED,
-        "search": retrieval.SEARCH,
-        "rag.find": retrieval.RAG_FIND,
-        "chat.tools": chat.CHAT_TOOLS,
-        "erase": erasure.ERASE,
-        "hf.run": hf.HF_RUN,
-    }
-
-
-def webhook_handlers() -> Handlers:
-    """What leaves for servers of others, which may be slow."""
-    from workers import webhook
-
-    return {"webhook": webhook.WEBHOOK}
+def handlers_of(queues: Collection[Queue]) -> Handlers:
+    """Imports what runs these steps, torch included, and so does it before any fork."""
+    return {step.name: _imported(step) for step in step_types() if step.queue in queues}
 
 
 def failure_handlers() -> Handlers:
@@ -38,25 +25,15 @@ def failure_handlers() -> Handlers:
 
     Steps that are not here fail their jobs. Nothing is imported that loads models.
     """
+    handlers = {step.name: _imported(step) for step in step_types() if step.is_absorbed}
     return {
-        "ingest.load": Handler(absorb=steps.absorb_load, finish=steps.finish),
-        "ingest.embed": Handler(absorb=steps.absorb_embed, finish=steps.finish),
+        name: Handler(absorb=handler.absorb, finish=handler.finish)
+        for name, handler in handlers.items()
     }
 
 
-def hf_handlers() -> Handlers:
-    """Hugging Face tasks only, for a worker of their own: on a GPU, say."""
-    from workers.hf import steps as hf
-
-    return {"hf.run": hf.HF_RUN}
-
-
-def generate_handlers() -> Handlers:
-    """Answering only: retrieval and embedding happen on CPU workers."""
-    from workers.generation import chat, model_steps, rag
-
-    return {
-        "rag.answer": rag.RAG_ANSWER,
-        "chat.answer": chat.CHAT_ANSWER,
-        "model.apply": model_steps.APPLY,
-    }
+def _imported(step: StepType) -> Handler:
+    module, _, name = step.handler.partition(":")
+    handler = getattr(import_module(module), name)
+    assert isinstance(handler, Handler), step.handler
+    return handler

@@ -27,7 +27,7 @@ from api.http.body import MalformedBody, check_structure, parse
 from api.http.problems import documented, hugging_face_error
 from api.jobs import streams, submission, uploads
 from api.routes.jobs import Key
-from api.schemas import NewHf
+from api.schemas import REQUESTS
 from shared import base64_data, files
 from shared.bounds import cut, shown
 from shared.config import Settings
@@ -45,13 +45,11 @@ from shared.errors import (
 )
 from shared.jobs import jobs
 from shared.jobs.submission import NewJob, Submitted
-from shared.kinds.hf import BINARY, OBJECTS, HfInput, Task
-from shared.kinds.payloads import Kind
+from shared.kinds.hf import BINARY, HF, OBJECTS, HfInput, Task
 from shared.redis import model_loading
-from shared.redis.bell import Lane
 from shared.redis.model_loading import Loading
 from shared.tables import File, Job
-from shared.vocabulary import OPEN, State
+from shared.vocabulary import OPEN, Lane, State
 
 # Bodies as programs send them to the inference API: JSON, a text, or the bytes of a file.
 #
@@ -457,8 +455,8 @@ def _submit(
 def _new_job(parts: Parts, call: Call, asked: Asked, inputs: Any, *, told: Any) -> NewJob:
     """`told` is what tells the inputs of one call from those of another."""
     try:
-        request = NewHf(
-            kind=Kind.HF,
+        request = REQUESTS[HF.name](
+            kind=HF.name,
             input=HfInput(
                 task=call.task, model=call.model, inputs=inputs, parameters=asked.parameters
             ),

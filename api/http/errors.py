@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from api.http.answers import BadCursor
 from api.http.problems import refusal
 from api.schemas import PRINTABLE, SHA256
-from shared.bounds import cut, shown
+from shared.bounds import COLLECTION_NAME, cut, shown
 from shared.database.sqlstates import Meaning, first_line, trouble_of
 from shared.errors import (
     Conflict,
@@ -28,7 +28,7 @@ from shared.errors import (
     Unauthorized,
     Unavailable,
 )
-from shared.kinds.payloads import COLLECTION_NAME, Kind
+from shared.kinds.registry import KINDS
 from shared.prefixes import ID_PREFIX
 
 # What pydantic found wrong with a request, in words that name the field and the remedy.
@@ -54,8 +54,8 @@ PATTERNS = {
 PLACES = {"body", "query", "path", "header"}
 # Members of unions show in pydantic's places, but not in the document that the user sent.
 QUOTED = re.compile(r"'(\w+)'")
-KIND_TAGS = set(Kind)
-ITEM_TAGS = {*Kind, "file", "text"}
+KIND_TAGS = set(KINDS)
+ITEM_TAGS = {*KINDS, "file", "text"}
 
 
 def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -17,7 +17,7 @@ from shared.config import Settings
 from shared.errors import QueueFull
 from shared.jobs import queues
 from shared.jobs.queues import KEEP_FACTOR
-from shared.redis.bell import Queue
+from shared.vocabulary import Queue
 
 FRESH_S = 1.0
 

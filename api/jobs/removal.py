@@ -17,8 +17,9 @@ from api.jobs import streams
 from shared.errors import NotFound
 from shared.jobs import submission
 from shared.jobs.submission import NewJob, Submitted
-from shared.kinds.payloads import EraseInput, Kind
-from shared.redis.bell import Lane
+from shared.kinds import registry as kinds
+from shared.kinds.erase import EraseInput
+from shared.vocabulary import Lane
 
 WAIT_S = 30.0
 
@@ -37,7 +38,7 @@ async def erase(
     if asked_s != 0:
         parts.news.check_room()
     new = NewJob(
-        kind=Kind.ERASE,
+        kind=kinds.ERASE,
         input=wanted.model_dump(mode="json"),
         fair_key=fair_key,
         lane=Lane.INTERACTIVE,

@@ -11,10 +11,10 @@ from api.http.answers import answer, documented
 from api.http.body import StrictRoute
 from api.jobs import removal
 from api.schemas import CollectionSpec, CollectionView, DocumentOut, JobView, Page
-from shared.bounds import shown
+from shared.bounds import COLLECTION_NAME, CollectionName, shown
 from shared.documents import collections, documents, erasure
 from shared.errors import NotFound
-from shared.kinds.payloads import COLLECTION_NAME, CollectionName, EraseInput
+from shared.kinds.erase import EraseInput
 
 router = APIRouter(prefix="/v1/collections", tags=["collections"], route_class=StrictRoute)
 

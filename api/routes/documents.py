@@ -8,7 +8,7 @@ from api.http.answers import answer, documented
 from api.jobs import removal
 from api.schemas import ChunkOut, DocumentOut, JobView, Page
 from shared.documents import documents, erasure
-from shared.kinds.payloads import EraseInput
+from shared.kinds.erase import EraseInput
 
 router = APIRouter(prefix="/v1/documents", tags=["documents"])
 

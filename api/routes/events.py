@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Response
@@ -19,7 +19,7 @@ from api.jobs.news import Entry, Word
 from api.jobs.streams import Outline
 from api.schemas import JobView
 from shared.errors import NotFound
-from shared.kinds.payloads import Kind
+from shared.kinds.registry import KINDS
 from shared.redis.events import EventType
 from shared.vocabulary import ENDED
 
@@ -55,9 +55,6 @@ def _id(entry_id: str, place: Place) -> str:
 
 
 class Telling:
-    KINDS: ClassVar = frozenset({Kind.RAG, Kind.CHAT})
-    """The kinds of jobs that generate text."""
-
     def __init__(self, parts: Parts, job_id: UUID, place: Place) -> None:
         self._parts = parts
         self._job_id = job_id
@@ -173,7 +170,7 @@ class _Stream:
         self._id = job.id
         self._fair_key = fair_key
         self._shows_text = job.shows_text
-        self._generates = job.shows_text and job.kind in Telling.KINDS
+        self._generates = job.shows_text and _is_generated(job.kind)
         self.at, place = _resumed(last_event_id)
         self._telling = Telling(parts, job.id, place)
         self._heard: dict[str, Any] = {}
@@ -254,6 +251,11 @@ class _Stream:
 
     def _tokens(self, tokens: Sequence[Token]) -> list[bytes]:
         return [encode(EventType.TOKEN, _json(each.data), each.id(self.at)) for each in tokens]
+
+
+def _is_generated(kind: str) -> bool:
+    found = KINDS.get(kind)
+    return found is not None and found.is_generated
 
 
 def _data_of(entry: Entry) -> dict[str, Any] | None:

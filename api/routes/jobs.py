@@ -20,16 +20,15 @@ from api.schemas import (
     BatchView,
     JobRequest,
     JobView,
+    KindName,
     Page,
 )
-from shared.bounds import Unreadable
+from shared.bounds import CollectionName, Unreadable
 from shared.errors import Conflict, InvalidInput, NotFound
 from shared.jobs import jobs
 from shared.jobs.jobs import Contents, Filter
 from shared.jobs.queues import Estimate, estimate
-from shared.kinds.payloads import CollectionName, Kind
-from shared.redis.bell import Lane
-from shared.vocabulary import State
+from shared.vocabulary import Lane, State
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
@@ -108,7 +107,7 @@ def list_jobs(
     parts: PartsDep,
     fair_key: FairKey,
     state: State | None = None,
-    kind: Kind | None = None,
+    kind: KindName | None = None,
     collection: Annotated[CollectionName | None, Query()] = None,
     dead: Annotated[
         bool | None, Query(description="`true`: dead letters, out of attempts.")

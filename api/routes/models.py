@@ -14,7 +14,7 @@ from shared.errors import NotFound, Unavailable
 from shared.jobs import queues
 from shared.kinds.generation import PROVIDERS
 from shared.kinds.hf import DEFAULT_MODELS, Task
-from shared.kinds.payloads import Kind
+from shared.kinds.registry import EMBED, HF, INGEST, KINDS, RAG, SEARCH
 
 # What the servers behind `ollama/...` and `openai/...` offer, asked over plain HTTP.
 #
@@ -81,7 +81,7 @@ def _client() -> httpx.AsyncClient:
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
-GENERATING = [Kind.RAG, Kind.CHAT]
+GENERATING = [kind.name for kind in KINDS.values() if kind.is_generated]
 
 
 @router.get("", responses=documented({200: Items[ModelView]}))
@@ -132,7 +132,7 @@ async def get_model(parts: PartsDep, reference: str) -> Response:
 def _embedding(settings: Settings) -> ModelView:
     return ModelView(
         reference=settings.embedding_model,
-        kinds=[Kind.INGEST, Kind.EMBED, Kind.SEARCH],
+        kinds=[INGEST.name, EMBED.name, SEARCH.name],
         default=True,
     )
 
@@ -143,7 +143,7 @@ def _of_tasks(settings: Settings) -> list[ModelView]:
     for task, model in DEFAULT_MODELS.items():
         tasks.setdefault(settings.hf_models.get(task, model), []).append(task)
     return [
-        ModelView(reference=model, kinds=[Kind.HF], default=True, tasks=used_for)
+        ModelView(reference=model, kinds=[HF.name], default=True, tasks=used_for)
         for model, used_for in tasks.items()
     ]
 
@@ -152,7 +152,7 @@ def _view(reference: str, default: str, served: dict[str, int]) -> ModelView:
     door = reference if reference in served else reference.partition("/")[0]
     return ModelView(
         reference=reference,
-        kinds=[Kind.RAG] if reference == EXTRACTIVE else GENERATING,
+        kinds=[RAG.name] if reference == EXTRACTIVE else GENERATING,
         default=reference == default,
         workers=served.get(door, 0),
     )

@@ -10,7 +10,7 @@ from api.schemas import Items, QueueView, WorkerView
 from shared.bounds import shown
 from shared.errors import NotFound
 from shared.jobs import queues
-from shared.redis.bell import Queue
+from shared.vocabulary import Queue
 
 router = APIRouter(prefix="/v1", tags=["queues"])
 

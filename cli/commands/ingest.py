@@ -20,7 +20,7 @@ from cli.options import column_names, key_values, with_client
 from cli.terminal.bars import bars
 from cli.terminal.output import duration, jsonable, plural, print_json, print_text, say
 from shared.errors import InvalidInput
-from shared.kinds.payloads import SplitterType
+from shared.kinds.ingest import SplitterType
 
 SHOWN_ERRORS = 20
 SHOWN_DUPLICATES = 3

@@ -28,7 +28,7 @@ from cli.terminal.output import (
     stdout,
 )
 from shared.errors import InvalidInput
-from shared.kinds.payloads import Kind
+from shared.kinds.registry import KINDS
 
 _RESULT_CELLS = 200
 _job_ids = click.argument(
@@ -46,7 +46,7 @@ def jobs() -> None:
 
 @jobs.command("list")
 @click.option("--state", type=click.Choice([state.value for state in State]))
-@click.option("--kind", type=click.Choice([kind.value for kind in Kind]))
+@click.option("--kind", type=click.Choice(list(KINDS)))
 @click.option("--collection", "-c", metavar="NAME", shell_complete=completions.collections)
 @click.option("--dead", is_flag=True, help="Only those that have used up their attempts.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)

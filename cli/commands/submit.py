@@ -16,11 +16,11 @@ from cli.exits import OF_STATE, Exit
 from cli.options import key_values, with_client
 from cli.terminal.bars import watch_job
 from cli.terminal.output import print_json, print_text, say
-from shared.kinds.payloads import Kind
+from shared.kinds.registry import KINDS
 
 
 @click.command(short_help="Submit a job of any kind.")
-@click.argument("kind", type=click.Choice([kind.value for kind in Kind]))
+@click.argument("kind", type=click.Choice(list(KINDS)))
 @click.argument("source", metavar="[INPUT.json|JSON|-]", default="-")
 @click.option("--lane", type=click.Choice(LANES), help="Its place among other jobs.")
 @click.option(

@@ -14,7 +14,7 @@ from sqlalchemy import case, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from shared.jobs import jobs
-from shared.kinds.payloads import IngestDocuments, IngestResult, SourceError
+from shared.kinds.ingest import IngestDocuments, IngestResult, SourceError
 from shared.tables import IngestItem
 
 

@@ -37,12 +37,11 @@ from shared.bounds import as_object, cut
 from shared.database.transaction import ring_after_commit, tell_after_commit
 from shared.errors import Conflict, NotFound
 from shared.jobs.claims import Claim
-from shared.jobs.submission import FIRST_STEP, NewJob, first_list, first_step
-from shared.kinds.payloads import Kind
-from shared.redis.bell import LaneRank, Queue
+from shared.jobs.submission import NewJob, first_list, first_step
+from shared.kinds.registry import KINDS
 from shared.redis.events import EventType
 from shared.tables import IngestItem, Job, Step
-from shared.vocabulary import ENDED, State, known
+from shared.vocabulary import ENDED, LaneRank, Queue, State, known
 
 
 def get(session: Session, job_id: UUID) -> Job:
@@ -75,7 +74,7 @@ def ending_of(session: Session, job_id: UUID) -> str | None:
 @dataclass(frozen=True, kw_only=True)
 class Filter:
     state: State | None = None
-    kind: Kind | None = None
+    kind: str | None = None
     collection: str | None = None
     dead: bool | None = None
 
@@ -92,7 +91,7 @@ def page(session: Session, where: Filter, *, limit: int, before: UUID | None) ->
     if where.state is not None:
         query = query.where(Job.state == where.state.value)
     if where.kind is not None:
-        query = query.where(Job.kind == where.kind.value)
+        query = query.where(Job.kind == where.kind)
     if where.collection is not None:
         query = query.where(Job.collection == where.collection)
     if where.dead is not None:
@@ -253,7 +252,7 @@ def redrive(session: Session, job_id: UUID) -> None:
         )
     try:
         new = NewJob(
-            kind=Kind(job.kind), input=dict(job.input), fair_key=job.fair_key,
+            kind=KINDS[job.kind], input=dict(job.input), fair_key=job.fair_key,
             lane=LaneRank(job.lane).lane, max_attempts=job.max_attempts,
         )  # fmt: skip
         first = first_step(job_id, new)
@@ -267,7 +266,7 @@ def redrive(session: Session, job_id: UUID) -> None:
     talks = job.conversation_id
     held = talks is not None and not conversations.is_free(session, talks)
     job.state = State.QUEUED.value
-    job.queue = FIRST_STEP[new.kind][1].value
+    job.queue = new.kind.first_step.queue.value
     job.result_path = job.result_bytes = None
     job.warnings = []
     job.error = job.result = job.started_at = job.finished_at = job.deadline_at = None

@@ -22,9 +22,9 @@ from sqlalchemy.orm import Session
 from shared.conversations import HELD
 from shared.database.transaction import ALIVE_FACTOR, HEARTBEAT_S, ring_after_commit
 from shared.jobs import steps
-from shared.redis.bell import Bell, Queue, list_of, queue_of
+from shared.redis.bell import Bell, list_of, queue_of
 from shared.tables import Job, QueueState, Worker
-from shared.vocabulary import OPEN, State
+from shared.vocabulary import OPEN, Queue, State
 
 # Position and ETA of queued jobs, read from the ordering by which steps are claimed, and what
 # a job waits for.

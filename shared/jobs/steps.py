@@ -21,9 +21,9 @@ from shared.bounds import INT32_MAX, YEAR_S
 from shared.database.transaction import ALIVE_FACTOR, HEARTBEAT_S, ring_after_commit
 from shared.jobs import jobs
 from shared.jobs.claims import Claim
-from shared.redis.bell import Queue, list_of
+from shared.redis.bell import list_of
 from shared.tables import Job, Step
-from shared.vocabulary import State
+from shared.vocabulary import Queue, State
 
 log = logging.getLogger(__name__)
 

@@ -16,27 +16,15 @@ from shared import conversations
 from shared.database.transaction import ring_after_commit
 from shared.errors import Conflict
 from shared.ids import new_id
-from shared.kinds.generation import door_of
-from shared.kinds.hf import batch_key_of
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Lane, Queue, list_of
+from shared.kinds.embed import EMBED
+from shared.kinds.kind import Kind
+from shared.redis.bell import list_of
 from shared.tables import Job, Step
-from shared.vocabulary import State
+from shared.vocabulary import Lane, State
 
 # The bare tables: submitting is the hottest path, and needs nothing of the ORM.
 JOBS = cast(Table, Job.__table__)
 STEPS = cast(Table, Step.__table__)
-
-FIRST_STEP: dict[Kind, tuple[str, Queue]] = {
-    Kind.INGEST: ("ingest.plan", Queue.INGEST),
-    Kind.EMBED: ("embed", Queue.EMBED),
-    Kind.SEARCH: ("search", Queue.QUERY),
-    Kind.RAG: ("rag.find", Queue.QUERY),
-    Kind.CHAT: ("chat.answer", Queue.GENERATE),
-    Kind.HF: ("hf.run", Queue.HF),
-    Kind.ERASE: ("erase", Queue.CONTROL),
-    Kind.MODEL: ("model.apply", Queue.GENERATE),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +50,7 @@ class NewJob:
         if self.body_hash is not None:
             return self.body_hash
         parts = [
-            self.kind, self.input, self.lane, self.metadata, self.webhook,
+            self.kind.name, self.input, self.lane, self.metadata, self.webhook,
             self.timeout_s, self.max_attempts, str(self.run_after),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -101,14 +89,7 @@ def submit(session: Session, new: NewJob) -> Submitted:
 
 def first_list(new: NewJob) -> str:
     """The list that rings for the job's first step."""
-    return list_of(FIRST_STEP[new.kind][1], first_door(new.kind, new.input))
-
-
-def first_door(kind: Kind, input_: dict[str, Any]) -> str:
-    """The workers that can run the job's first step: those that serve the model it asks for."""
-    if FIRST_STEP[kind][1] is not Queue.GENERATE:
-        return ""
-    return door_of(input_.get("model") or input_["name"])
+    return list_of(new.kind.first_step.queue, new.kind.route(new.input))
 
 
 @cache
@@ -117,7 +98,7 @@ def _submit_statement() -> Insert:
 
     A conflict of idempotency keys waits for the other submit and then yields to it.
     """
-    example = NewJob(kind=Kind.EMBED, input={}, fair_key="")
+    example = NewJob(kind=EMBED, input=EMBED.example, fair_key="")
     job = (
         upsert(JOBS)
         .values({name: _parameter("job", JOBS, name) for name in _job_row(UUID(int=0), example)})
@@ -159,13 +140,12 @@ def submit_batch(session: Session, new_jobs: list[NewJob]) -> list[UUID]:
 
 
 def _job_row(job_id: UUID, new: NewJob) -> dict[str, Any]:
-    name_and_queue = FIRST_STEP[new.kind]
     return {
         "id": job_id,
-        "kind": new.kind.value,
+        "kind": new.kind.name,
         "state": State.QUEUED.value,
         "lane": new.lane.rank,
-        "queue": name_and_queue[1].value,
+        "queue": new.kind.first_step.queue.value,
         "fair_key": new.fair_key,
         "private": new.conversation_id is not None,
         "collection": new.input.get("collection"),
@@ -184,13 +164,13 @@ def _job_row(job_id: UUID, new: NewJob) -> dict[str, Any]:
 
 def first_step(job_id: UUID, new: NewJob) -> dict[str, Any]:
     """The row of the step that such a job begins with."""
-    name, queue = FIRST_STEP[new.kind]
+    first = new.kind.first_step
     step = {
         "job_id": job_id,
-        "name": name,
-        "queue": queue.value,
-        "door": first_door(new.kind, new.input),
-        "batch_key": batch_key_of(new.input) if new.kind is Kind.HF else None,
+        "name": first.name,
+        "queue": first.queue.value,
+        "door": new.kind.route(new.input),
+        "batch_key": new.kind.batch_key(new.input),
         "lane": new.lane.rank,
         "fair_key": new.fair_key,
         "state": State.QUEUED.value,

@@ -23,9 +23,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.redis.bell import Queue
 from shared.tables import Job, QueueState, SweepFault
-from shared.vocabulary import OPEN
+from shared.vocabulary import OPEN, Queue
 
 MESSAGE_CHARS = 500
 

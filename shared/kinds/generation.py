@@ -1,32 +1,23 @@
-"""What jobs that generate text are asked for: messages, sampling parameters, tools, formats.
-
-The kinds `chat` and `rag` share these shapes; `shared/kinds/payloads.py` has the rest of `rag`.
-"""
+"""What the kinds that generate text, `chat` and `rag`, have in common."""
 
 import re
-from typing import Annotated, Any, Literal
-from uuid import UUID
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from shared.bounds import (
-    CollectionName,
     JsonSchema,
-    Line,
     ModelName,
     Natural,
-    Paragraph,
-    ToolArguments,
 )
-from shared.config import EXTRACTIVE
+from shared.config import EXTRACTIVE, Settings
+from shared.errors import InvalidInput
 from shared.vocabulary import Shape
 
 PROVIDERS = ("hf", "ollama", "openai")
 SERVERS = ("ollama", "openai")
 
 STOP_LIMIT = 16
-CALLS_LIMIT = 1000
-BUILT_IN_TOOLS = ("search_collection", "calculator", "fetch_url")
 
 
 def is_reference(value: str) -> bool:
@@ -99,93 +90,24 @@ class Usage(Shape):
     completion_tokens: int
 
 
-class FunctionCall(Shape):
-    """A call of a declared tool; `arguments` is the decoded JSON object."""
-
-    name: Line
-    arguments: ToolArguments = {}
-
-
-class CallOfTool(Shape):
-    id: Line
-    type: Literal["function"] = "function"
-    function: FunctionCall
+def model_of(model: str | None, settings: Settings) -> tuple[str, str]:
+    """The model that a job runs with, and where that was said."""
+    if model is not None:
+        return model, "input.model"
+    return settings.generation_model, "SLUICE_GENERATION_MODEL"
 
 
-class ChatMessage(Shape):
-    """`tool_calls` belong to the assistant's messages, `tool_call_id` to those of a tool."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: Annotated[str, Field(max_length=1_000_000)] = ""
-    tool_calls: Annotated[list[CallOfTool], Field(fail_fast=True, max_length=CALLS_LIMIT)] = []
-    tool_call_id: Line | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> "ChatMessage":
-        if not self.content and not self.tool_calls and self.role != "tool":
-            raise ValueError(f"a message of the {self.role} needs content")
-        if self.tool_calls and self.role != "assistant":
-            raise ValueError("only messages of the assistant have tool_calls")
-        if (self.role == "tool") != (self.tool_call_id is not None):
-            raise ValueError("tool_call_id goes with the role tool, which needs it")
-        return self
-
-
-class BuiltInTool(Shape):
-    """A tool that Sluice runs itself; `collection` is where `search_collection` looks."""
-
-    type: Literal["search_collection", "calculator", "fetch_url"]
-    collection: CollectionName | None = None
-
-    @model_validator(mode="after")
-    def _collection_goes_with_search(self) -> "BuiltInTool":
-        if (self.type == "search_collection") != (self.collection is not None):
-            raise ValueError("collection goes with search_collection, which needs it")
-        return self
-
-
-class FunctionSpec(Shape):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", max_length=64)]
-    description: Paragraph = ""
-    parameters: JsonSchema = {"type": "object", "properties": {}}
-
-
-class DeclaredTool(Shape):
-    """A tool of the client: its calls are returned, and the client sends what came of them."""
-
-    type: Literal["function"]
-    function: FunctionSpec
-
-
-ToolSpec = Annotated[BuiltInTool | DeclaredTool, Field(discriminator="type")]
-
-
-class ChatInput(Shape):
-    """With `conversation_id`, `messages` are the new ones; the earlier ones are stored."""
-
-    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=1000)]
-    model: ModelReference | None = None
-    conversation_id: UUID | None = None
-    tools: Annotated[list[ToolSpec], Field(fail_fast=True, max_length=64)] = []
-    parameters: Parameters = Parameters()
-    response_format: ResponseFormat = ResponseFormat()
-
-    @model_validator(mode="after")
-    def _asks_something(self) -> "ChatInput":
-        if self.messages[-1].role in ("system", "assistant"):
-            raise ValueError("the last message must be of the user or of a tool")
-        return self
-
-
-class ChatResult(Shape):
-    """`turns` counts how often the model was asked, `steps` are its calls of tools and their
-    results; `messages_dropped` of the history found no room in its window."""
-
-    message: dict[str, Any]
-    model: str
-    usage: Usage
-    finish_reason: str = "stop"
-    turns: int = 1
-    steps: list[dict[str, Any]] = []
-    messages_dropped: int = 0
-    parsed: Any = None
+def check(model: str | None, parameters: Parameters, settings: Settings) -> None:
+    """Raises InvalidInput for what this server cannot generate."""
+    name, where = model_of(model, settings)
+    if name.startswith("openai/") and settings.openai_base_url is None:
+        raise InvalidInput(
+            f"{where} is {name!r}, but no server is set for such models: set "
+            "SLUICE_OPENAI_BASE_URL for the API and the generation workers."
+        )
+    limit = settings.max_tokens_limit
+    if parameters.max_tokens is not None and parameters.max_tokens > limit:
+        raise InvalidInput(
+            f"input.parameters.max_tokens is {parameters.max_tokens:,}; this server allows "
+            f"{limit:,} (SLUICE_MAX_TOKENS_LIMIT)."
+        )

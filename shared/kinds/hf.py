@@ -20,7 +20,9 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import core_schema
+from sqlalchemy.orm import Session
 
+from shared import files
 from shared.bounds import (
     INT32_MAX,
     Count,
@@ -34,8 +36,10 @@ from shared.bounds import (
     shown,
 )
 from shared.bounds import TEXT_LIMIT_CHARS as TEXT_LIMIT_CHARS
+from shared.config import Settings
 from shared.errors import InvalidInput
-from shared.vocabulary import Shape
+from shared.kinds.kind import Kind, StepType
+from shared.vocabulary import Queue, Shape
 
 
 class Task(StrEnum):
@@ -483,3 +487,60 @@ def _shape_at(shape: type[BaseModel], place: Sequence[int | str]) -> type[BaseMo
         shapes = [each for each in inner if isinstance(each, type) and issubclass(each, BaseModel)]
         shape = shapes[0] if shapes else shape
     return shape
+
+
+def model_of(asked: HfInput, settings: Settings) -> str:
+    """The model that the job names, or the task's default."""
+    if asked.model is not None:
+        return asked.model
+    # The shape lets no input through that names neither.
+    assert asked.task is not None
+    return settings.hf_models.get(asked.task, DEFAULT_MODELS[asked.task])
+
+
+def check(asked: HfInput, settings: Settings) -> None:
+    """Raises InvalidInput. Where the task is not named, the worker looks at the rest."""
+    count = len(asked.inputs) if isinstance(asked.inputs, list) else 1
+    if count > settings.hf_limit_inputs:
+        raise InvalidInput(
+            f"inputs has {count:,} entries; a job takes {settings.hf_limit_inputs:,} "
+            "(SLUICE_HF_LIMIT_INPUTS). Submit several jobs: they share batches."
+        )
+    if asked.inputs is None:
+        raise InvalidInput("inputs is missing; give what the task is to work on.")
+    if asked.task is not None:
+        single_inputs(asked.task, asked.inputs)
+        parse_parameters(asked.task, asked.parameters)
+
+
+def _require(session: Session, inputs: Sequence[Mapping[str, Any]]) -> None:
+    """The uploads that tasks are to work on."""
+    ids = [
+        file_id
+        for input_ in inputs
+        if Task(input_["task"] or Task.SPEECH_RECOGNITION) in BINARY
+        for file_id in file_ids(input_["inputs"])
+    ]
+    if ids:
+        files.require(session, ids)
+
+
+HF = Kind(
+    name="hf",
+    summary="a Hugging Face task",
+    input=HfInput,
+    result=None,
+    steps=[StepType(name="hf.run", queue=Queue.HF, handler="workers.hf.steps:HF_RUN")],
+    example={
+        "task": "sentence-similarity",
+        "inputs": {
+            "source_sentence": "We open at nine.",
+            "sentences": ["The shop opens at 9 o'clock.", "아홉 시에 엽니다."],
+        },
+    },
+    check=check,
+    defaults=lambda asked, settings: {"model": model_of(asked, settings)},
+    require=_require,
+    batch_key=batch_key_of,
+    file_path="$.inputs.file_id",
+)

@@ -1,4 +1,4 @@
-"""Queues, lanes and the doorbell: how work is announced, never where it is kept.
+"""The doorbell: how work is announced, never where it is kept.
 
 A message says "there is work in this queue" and nothing else; Postgres says which. Losing or
 doubling messages is therefore harmless. This module never touches the database.
@@ -6,7 +6,6 @@ doubling messages is therefore harmless. This module never touches the database.
 
 import json
 from collections.abc import Sequence
-from enum import IntEnum, StrEnum
 from typing import Any
 from uuid import uuid4
 
@@ -20,44 +19,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from shared.config import Settings
+from shared.vocabulary import Queue
 
 RING = "sluice.ring"
-
-
-class Queue(StrEnum):
-    """A named Celery queue; on Redis, a list of the same name."""
-
-    INGEST = "ingest"
-    EMBED = "embed"
-    QUERY = "query"
-    HF = "hf"
-    GENERATE = "generate"
-    WEBHOOK = "webhook"
-    CONTROL = "control"
-
-
-class Lane(StrEnum):
-    """Priority inside a queue."""
-
-    INTERACTIVE = "interactive"
-    NORMAL = "normal"
-    BULK = "bulk"
-
-    @property
-    def rank(self) -> int:
-        return LaneRank[self.name].value
-
-
-class LaneRank(IntEnum):
-    """How lanes are stored: lower is served first."""
-
-    INTERACTIVE = 0
-    NORMAL = 1
-    BULK = 2
-
-    @property
-    def lane(self) -> Lane:
-        return Lane[self.name]
 
 
 def list_of(queue: str, door: str = "") -> str:

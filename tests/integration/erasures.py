@@ -3,8 +3,8 @@
 from typing import Any
 from uuid import UUID
 
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Lane
+from shared.kinds import registry as kinds
+from shared.vocabulary import Lane
 from tests.integration.workbench import drain, job_of, submit
 from workers.process import Process
 
@@ -15,7 +15,7 @@ PUBLIC = "The museum opens at ten."
 def order_erasure(process: Process, **target: Any) -> UUID:
     if "document_ids" in target:
         target["document_ids"] = [str(id_) for id_ in target["document_ids"]]
-    return submit(process, Kind.ERASE, target, lane=Lane.INTERACTIVE)
+    return submit(process, kinds.ERASE, target, lane=Lane.INTERACTIVE)
 
 
 def erase(process: Process, **target: Any) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from sqlalchemy import func, select
 from shared import files
 from shared.config import DEFAULT_EMBEDDING_MODEL
 from shared.documents import collections, documents
-from shared.kinds.payloads import Hit, IngestInput, Kind, SearchInput
-from shared.redis.bell import Lane, Queue
+from shared.kinds import registry as kinds
+from shared.kinds.ingest import IngestInput
+from shared.kinds.search import Hit, SearchInput
 from shared.tables import Chunk, Collection, Document, Job, Version
-from shared.vocabulary import OPEN, State
+from shared.vocabulary import OPEN, Lane, Queue, State
 from tests.integration.workbench import drain, handlers, job_of, submit
 from workers.attempts.runner import run_next
 from workers.process import Process
@@ -61,7 +62,7 @@ def order_sources(
 ) -> UUID:
     settings = {"collection": collection, "sources": sources, "splitter": SMALL_PIECES} | wanted
     input_ = IngestInput.model_validate(settings).model_dump(mode="json")
-    return submit(process, Kind.INGEST, input_, **(fields or {}))
+    return submit(process, kinds.INGEST, input_, **(fields or {}))
 
 
 def upload(process: Process, name: str, data: bytes, content_type: str | None = None) -> str:
@@ -105,7 +106,7 @@ def counts(process: Process, job_id: UUID) -> dict[str, int]:
 def search(process: Process, collection: str, query: str, **wanted: Any) -> list[Hit]:
     """The hits of a search job."""
     input_ = SearchInput(collection=collection, query=query, **wanted).model_dump(mode="json")
-    job_id = submit(process, Kind.SEARCH, input_, lane=Lane.INTERACTIVE)
+    job_id = submit(process, kinds.SEARCH, input_, lane=Lane.INTERACTIVE)
     while job_of(process, job_id).state in OPEN:
         run_next(process, handlers(), Queue.QUERY.value)
     job = job_of(process, job_id)

@@ -2,13 +2,13 @@
 
 from sqlalchemy import text
 
-from workers.handlers import cpu_handlers
+from workers.handlers import CPU_QUEUES, handlers_of
 from workers.process import Process
 from workers.sweep.sweep import Sweeper
 
 
 def sweep(process: Process) -> None:
-    assert Sweeper(process, cpu_handlers()).sweep()
+    assert Sweeper(process, handlers_of(CPU_QUEUES)).sweep()
 
 
 def change(process: Process, statement: str) -> None:

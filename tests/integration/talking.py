@@ -5,8 +5,8 @@ from typing import Any
 from uuid import UUID
 
 from shared import conversations
-from shared.kinds.generation import ChatInput
-from shared.kinds.payloads import Kind
+from shared.kinds import registry as kinds
+from shared.kinds.chat import ChatInput
 from shared.tables import Job
 from shared.vocabulary import State
 from tests.integration.workbench import drain, job_of, submit
@@ -31,7 +31,7 @@ def say_all(process: Process, messages: Sequence[dict[str, Any]], **fields: Any)
     }
     asked = {"model": MODEL, "messages": list(messages), "conversation_id": talk} | fields
     input_ = ChatInput.model_validate(asked).model_dump(mode="json")
-    return submit(process, Kind.CHAT, input_, conversation_id=talk, **own)
+    return submit(process, kinds.CHAT, input_, conversation_id=talk, **own)
 
 
 def answered(process: Process, job_id: UUID) -> dict[str, Any]:

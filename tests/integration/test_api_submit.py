@@ -13,7 +13,7 @@ from api.schemas import EXAMPLES, JobView
 from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.jobs.claims import Claim
-from shared.kinds.payloads import INPUTS
+from shared.kinds.registry import INPUTS
 from tests.integration.answers import EMBED, problem
 
 FIELDS = set(JobView.model_fields)

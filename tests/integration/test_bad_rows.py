@@ -12,8 +12,8 @@ from sqlalchemy import text
 from shared.config import Settings
 from shared.ids import new_id
 from shared.jobs import jobs
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Queue
+from shared.kinds import registry as kinds
+from shared.vocabulary import Queue
 from tests.integration.answers import problem
 from tests.integration.workbench import cancel, submit
 from workers.attempts.runner import run_next
@@ -58,9 +58,9 @@ REMARKED = [name for name in BAD if name not in (
 def bad(process: Process, request: pytest.FixtureRequest) -> UUID:
     """A job whose row is changed, between two good ones."""
     texts = {"texts": ["a"], "model": None}
-    submit(process, Kind.EMBED, texts)
-    bad = submit(process, Kind.EMBED, texts)
-    submit(process, Kind.EMBED, texts)
+    submit(process, kinds.EMBED, texts)
+    bad = submit(process, kinds.EMBED, texts)
+    submit(process, kinds.EMBED, texts)
     with process.ledger.begin() as session:
         session.execute(text(f"UPDATE jobs SET {request.param} WHERE id = :id"), {"id": bad})
     return bad
@@ -155,7 +155,7 @@ def test_a_bad_row_of_a_worker_hides_nothing(
 
 
 def test_a_running_job_cannot_be_erased(api: httpx.Client, process: Process) -> None:
-    job_id = submit(process, Kind.EMBED, {"texts": ["a"], "model": None})
+    job_id = submit(process, kinds.EMBED, {"texts": ["a"], "model": None})
 
     assert "cancel" in problem(api.delete(f"/v1/jobs/{job_id}"), 409)["detail"]
     cancel(process, job_id)
@@ -212,7 +212,7 @@ def test_conversations_and_documents_survive_bad_metadata(
 
 
 def test_what_is_written_is_storable_or_refused(process: Process) -> None:
-    job_id = submit(process, Kind.EMBED, {"texts": ["a\x00b", "\ud800"], "model": None})
+    job_id = submit(process, kinds.EMBED, {"texts": ["a\x00b", "\ud800"], "model": None})
 
     with process.ledger.read() as session:
         job = jobs.get(session, job_id)

@@ -10,9 +10,8 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from shared.config import Settings
 from shared.errors import Cancelled, Permanent
 from shared.jobs import queues
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Lane, Queue
-from shared.vocabulary import State
+from shared.kinds import registry as kinds
+from shared.vocabulary import Lane, Queue, State
 from tests.integration.workbench import (
     cancel,
     claimed,
@@ -38,7 +37,7 @@ def ask(process: Process, model: str = "a/b", **fields: Any) -> UUID:
     input_ = {
         "task": "fill-mask", "model": model, "inputs": "x", "parameters": {}, "backend": "local",
     }  # fmt: skip
-    return submit(process, Kind.HF, input_, **fields)
+    return submit(process, kinds.HF, input_, **fields)
 
 
 def together(

@@ -12,8 +12,9 @@ from pydantic import SecretStr
 
 from shared.config import Settings
 from shared.database.transaction import Ledger
+from shared.kinds import registry as kinds
 from shared.kinds.hf import Task
-from shared.kinds.payloads import Kind
+from shared.kinds.kind import Kind
 from tests.integration.workbench import (
     PATIENCE_S,
     cancel,
@@ -28,7 +29,7 @@ from tests.wire.behaviour import Wire
 from tests.wire.hub import TOKEN, model_of, served_hub
 from tests.wire.ollama_server import MODEL, served_ollama
 from tests.wire.openai_server import served_openai
-from workers.handlers import hf_handlers
+from workers.handlers import HF_QUEUES, handlers_of
 from workers.process import Process
 
 FOREVER_S = 10_000
@@ -75,19 +76,21 @@ AT_THE_HUB = {
 }  # fmt: skip
 
 WAITING: dict[str, tuple[str, str, str, Kind, dict[str, Any]]] = {
-    "hub": ("hub", model_of(Task.FILL_MASK), "/models/", Kind.HF, AT_THE_HUB),
+    "hub": ("hub", model_of(Task.FILL_MASK), "/models/", kinds.HF, AT_THE_HUB),
     "hub, several inputs": (
-        "hub", model_of(Task.FILL_MASK), "/models/", Kind.HF,
+        "hub", model_of(Task.FILL_MASK), "/models/", kinds.HF,
         AT_THE_HUB | {"inputs": ["a [MASK]", "b [MASK]"]},
     ),
-    "first byte of Ollama": ("ollama", MODEL, "/api/chat", Kind.CHAT, {"model": f"ollama/{MODEL}"}),
-    "window of Ollama": (
-        "ollama", f"show {MODEL}", "/api/show", Kind.CHAT, {"model": f"ollama/{MODEL}"}
+    "first byte of Ollama": (
+        "ollama", MODEL, "/api/chat", kinds.CHAT, {"model": f"ollama/{MODEL}"}
     ),
-    "first byte of OpenAI": ("openai", MODEL, "/", Kind.CHAT, {"model": f"openai/{MODEL}"}),
-    "pull": ("ollama", "new", "/api/pull", Kind.MODEL, {"action": "pull", "name": "ollama/new"}),
+    "window of Ollama": (
+        "ollama", f"show {MODEL}", "/api/show", kinds.CHAT, {"model": f"ollama/{MODEL}"}
+    ),
+    "first byte of OpenAI": ("openai", MODEL, "/", kinds.CHAT, {"model": f"openai/{MODEL}"}),
+    "pull": ("ollama", "new", "/api/pull", kinds.MODEL, {"action": "pull", "name": "ollama/new"}),
     "deletion": (
-        "ollama", MODEL, "/api/delete", Kind.MODEL, {"action": "delete", "name": f"ollama/{MODEL}"}
+        "ollama", MODEL, "/api/delete", kinds.MODEL, {"action": "delete", "name": f"ollama/{MODEL}"}
     ),
 }  # fmt: skip
 
@@ -104,8 +107,8 @@ def test_a_job_that_waits_is_cancelled(case: str, process: Process, wires: dict[
     server, silent, path, kind, input_ = WAITING[case]
     wire = wires[server]
     wire.of(silent).hang = True
-    job_id = submit(process, kind, input_ | (HELLO if kind is Kind.CHAT else {}))
-    table = {**handlers(), **hf_handlers()}
+    job_id = submit(process, kind, input_ | (HELLO if kind is kinds.CHAT else {}))
+    table = {**handlers(), **handlers_of(HF_QUEUES)}
     worker = threading.Thread(target=drain, args=(process, table), daemon=True)
     worker.start()
     until(lambda: any(each.path.startswith(path) for each in wire.requests), "nobody asks")
@@ -122,8 +125,8 @@ def test_a_cancelled_job_leaves_its_batch_at_once(process: Process, wires: dict[
     """The others of the batch go on waiting."""
     wire = wires["hub"]
     wire.of(model_of(Task.FILL_MASK)).hang = True
-    ids = [submit(process, Kind.HF, AT_THE_HUB) for _ in range(2)]
-    worker = threading.Thread(target=drain, args=(process, hf_handlers()), daemon=True)
+    ids = [submit(process, kinds.HF, AT_THE_HUB) for _ in range(2)]
+    worker = threading.Thread(target=drain, args=(process, handlers_of(HF_QUEUES)), daemon=True)
     worker.start()
     until(lambda: len(wire.requests) == 2, "both are asked for at once")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shared.redis.bell import Queue
+from shared.vocabulary import Queue
 from tests.integration.talking import answered, chat, failed, say, say_all, user
 from tests.integration.workbench import (
     cancel,

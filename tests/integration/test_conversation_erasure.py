@@ -13,10 +13,10 @@ from shared.errors import Conflict, NotFound
 from shared.jobs import jobs, steps, submission
 from shared.jobs.claims import Claim
 from shared.jobs.submission import NewJob
-from shared.kinds.payloads import IngestInput, Kind
-from shared.redis.bell import Queue
+from shared.kinds import registry as kinds
+from shared.kinds.ingest import IngestInput
 from shared.tables import Job
-from shared.vocabulary import State
+from shared.vocabulary import Queue, State
 from tests.integration.ingestion import new_collection
 from tests.integration.talking import conversation, say
 from tests.integration.workbench import (
@@ -159,7 +159,7 @@ def test_batches_that_name_the_same_conversations_do_not_wait_for_each_other(
     def work(own: Process, n: int) -> None:
         new = [
             NewJob(
-                kind=Kind.CHAT, input={"model": "ollama/x", "messages": []}, fair_key="someone",
+                kind=kinds.CHAT, input={"model": "ollama/x", "messages": []}, fair_key="someone",
                 conversation_id=talk,
             )
             for talk in talks[:: 1 - 2 * n] * 20
@@ -187,8 +187,8 @@ def test_a_turn_of_an_erased_conversation_is_not_retried(process: Process) -> No
 
 def test_jobs_on_a_collection_that_is_gone_fail_and_say_so(process: Process) -> None:
     found = [
-        submit(process, Kind.SEARCH, {"collection": "gone", "query": "q", "k": 3, "search": {}}),
-        submit(process, Kind.INGEST, {
+        submit(process, kinds.SEARCH, {"collection": "gone", "query": "q", "k": 3, "search": {}}),
+        submit(process, kinds.INGEST, {
             "collection": "gone", "sources": [{"type": "text", "text": "x", "name": "n"}],
         }),
     ]  # fmt: skip
@@ -212,7 +212,7 @@ def test_a_file_that_is_deleted_before_its_job_runs(process: Process) -> None:
             ],
         }
     )
-    ingest = submit(process, Kind.INGEST, wanted.model_dump(mode="json"))
+    ingest = submit(process, kinds.INGEST, wanted.model_dump(mode="json"))
     drain(process)
     job = job_of(process, ingest)
     assert job.state == "succeeded", job.error

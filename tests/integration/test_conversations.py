@@ -10,8 +10,9 @@ from shared import conversations
 from shared.errors import NotFound
 from shared.jobs import jobs
 from shared.jobs.queues import estimate
-from shared.kinds.payloads import Kind, RagInput
-from shared.redis.bell import Queue
+from shared.kinds import registry as kinds
+from shared.kinds.rag import RagInput
+from shared.vocabulary import Queue
 from tests.integration.ingestion import ingest, new_collection
 from tests.integration.talking import (
     MODEL,
@@ -218,7 +219,7 @@ def test_rag_in_a_conversation_knows_what_was_said(
         input_ = RagInput(
             collection=collection, question=question, model=MODEL, conversation_id=talk
         )
-        return submit(process, Kind.RAG, input_.model_dump(mode="json"), conversation_id=talk)
+        return submit(process, kinds.RAG, input_.model_dump(mode="json"), conversation_id=talk)
 
     answered(process, ask("How long do cats sleep?"))
     answered(process, ask("And what else?"))

@@ -9,10 +9,11 @@ from sqlalchemy import text
 
 from shared.jobs import jobs, queues, steps
 from shared.jobs.queues import Estimate, estimate
+from shared.kinds import registry as kinds
 from shared.kinds.generation import door_of
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Queue, list_of
+from shared.redis.bell import list_of
 from shared.tables import Worker
+from shared.vocabulary import Queue
 from tests.integration.talking import say
 from tests.integration.workbench import claim, handlers, job_of, make_process, submit
 from workers.process import Process
@@ -146,7 +147,7 @@ def test_it_fails_after_a_while_unless_a_worker_was_seen(
     with process.ledger.begin() as session:
         session.execute(text("UPDATE steps SET run_after = now() - interval '61 s'"))
     young = say(process, "x", model="hf/a")
-    of_rag = submit(process, Kind.RAG, {"collection": "c", "question": "q"})
+    of_rag = submit(process, kinds.RAG, {"collection": "c", "question": "q"})
     patient = make_process(process.settings, model_missing_fail_s=60)
     fail_unserved(Round(patient, handlers(), "unserved", Event()))
     patient.ledger.close()

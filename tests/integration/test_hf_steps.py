@@ -12,10 +12,9 @@ import huggingface_hub.constants
 import pytest
 
 from shared.config import Settings
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Queue
+from shared.kinds import registry as kinds
 from shared.tables import Job
-from shared.vocabulary import State
+from shared.vocabulary import Queue, State
 from tests.integration.workbench import (
     cancel,
     drain,
@@ -28,7 +27,7 @@ from tests.integration.workbench import (
 from tests.tiny import distilbert, gpt2, mlm, roberta_qa
 from tests.tiny_models import one_thread
 from workers.attempts.runner import run_next
-from workers.handlers import hf_handlers
+from workers.handlers import HF_QUEUES, handlers_of
 from workers.process import Process
 
 MODELS = {
@@ -70,11 +69,11 @@ def ask(process: Process, inputs: Any, model: str = "tiny/sentiment", **fields: 
     input_ = {
         "task": None, "model": model, "inputs": inputs, "parameters": {}, "backend": "local",
     }  # fmt: skip
-    return submit(process, Kind.HF, input_ | named, **fields)
+    return submit(process, kinds.HF, input_ | named, **fields)
 
 
 def work(process: Process) -> int:
-    return drain(process, hf_handlers())
+    return drain(process, handlers_of(HF_QUEUES))
 
 
 def ended(process: Process, job_id: UUID) -> Job:
@@ -236,7 +235,7 @@ def test_a_cancelled_job_ends_and_its_neighbours_go_on(worker: Process) -> None:
 
 def test_a_worker_without_the_queue_leaves_it(worker: Process) -> None:
     job_id = ask(worker, TEXTS[0])
-    assert not run_next(worker, hf_handlers(), Queue.EMBED.value)
+    assert not run_next(worker, handlers_of(HF_QUEUES), Queue.EMBED.value)
     work(worker)
     ended(worker, job_id)
 

@@ -7,8 +7,7 @@ from sqlalchemy import text
 
 from shared.config import Settings
 from shared.ids import new_id
-from shared.redis.bell import Queue
-from shared.vocabulary import OPEN
+from shared.vocabulary import OPEN, Queue
 from tests.integration.ingestion import (
     counts,
     ingest,

@@ -10,7 +10,7 @@ from shared.documents import collections, documents
 from shared.documents.collections import Spec
 from shared.errors import Conflict, NotFound
 from shared.ids import new_id
-from shared.redis.bell import Queue
+from shared.vocabulary import Queue
 from tests.integration.erasures import PUBLIC, SECRET, erase, order_erasure
 from tests.integration.ingestion import (
     document_id,

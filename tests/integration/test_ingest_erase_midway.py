@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from shared.documents import documents
 from shared.jobs import claims, jobs, steps
-from shared.redis.bell import Queue
+from shared.vocabulary import Queue
 from tests.integration.erasures import PUBLIC, SECRET, erase, order_erasure
 from tests.integration.ingestion import (
     counts,

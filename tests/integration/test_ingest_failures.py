@@ -6,7 +6,7 @@ from sqlalchemy import text
 
 from shared.errors import Permanent
 from shared.jobs import claims
-from shared.kinds.payloads import Kind
+from shared.kinds import registry as kinds
 from tests.integration.ingestion import (
     counts,
     ingest,
@@ -146,7 +146,7 @@ def test_a_collection_whose_chroma_data_was_lost_is_a_clear_error(
     ingest(process, collection, {"a": "one"})
     process.store.drop(collection)
 
-    job_id = submit(process, Kind.SEARCH, {"collection": collection, "query": "one"})
+    job_id = submit(process, kinds.SEARCH, {"collection": collection, "query": "one"})
     drain(process)
 
     error = job_of(process, job_id).error

@@ -8,7 +8,7 @@ from shared.config import Settings
 from shared.documents import collections, erasure, versions
 from shared.documents.versions import Content
 from shared.errors import NotFound
-from shared.redis.bell import Queue
+from shared.vocabulary import Queue
 from tests.integration.ingestion import (
     counts,
     ingest,

@@ -9,8 +9,8 @@ from sqlalchemy import select, text
 from shared.errors import Unavailable
 from shared.jobs import steps
 from shared.jobs.claims import Claim
-from shared.redis.bell import Queue
 from shared.tables import Version
+from shared.vocabulary import Queue
 from tests.integration.ingestion import (
     counts,
     document_id,

@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from shared.jobs import jobs
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Queue
+from shared.kinds import registry as kinds
+from shared.vocabulary import Queue
 from tests.integration.answers import problem
 from tests.integration.workbench import cancel, claimed, submit, succeed
 from workers.attempts.context import Context
@@ -17,7 +17,7 @@ from workers.process import Process
 
 def ask(process: Process) -> UUID:
     input_ = {"task": None, "model": "a/b", "inputs": "x", "parameters": {}, "backend": "local"}
-    return submit(process, Kind.HF, input_)
+    return submit(process, kinds.HF, input_)
 
 
 def end(process: Process, answer: object, *warnings: str) -> Context:

@@ -14,8 +14,8 @@ from shared.documents.ingest_items import Outcome
 from shared.errors import Permanent
 from shared.jobs import jobs
 from shared.jobs.steps import NewStep
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Queue
+from shared.kinds import registry as kinds
+from shared.vocabulary import Queue
 from tests.integration.answers import problem
 from tests.integration.workbench import submit
 from workers.attempts.context import Context, Done, Handler
@@ -37,7 +37,7 @@ def files_of(process: Process, job_id: object) -> list[Path]:
 
 
 def test_a_large_result_lies_in_the_storage(api: httpx.Client, process: Process) -> None:
-    job_id = submit(process, Kind.EMBED, TEXTS)
+    job_id = submit(process, kinds.EMBED, TEXTS)
     result = {"embeddings": [[0.123456789] * 400 for _ in range(400)], "name": "안녕"}
 
     run(process, Done(result=result))
@@ -61,7 +61,7 @@ def test_a_large_result_lies_in_the_storage(api: httpx.Client, process: Process)
 
 
 def test_a_small_result_stays_in_its_row(api: httpx.Client, process: Process) -> None:
-    job_id = submit(process, Kind.EMBED, TEXTS)
+    job_id = submit(process, kinds.EMBED, TEXTS)
 
     run(process, Done(result={"a": "안녕\x00"}))
 
@@ -71,7 +71,7 @@ def test_a_small_result_stays_in_its_row(api: httpx.Client, process: Process) ->
 
 
 def test_what_a_step_hands_on_is_no_result(api: httpx.Client, process: Process) -> None:
-    job_id = submit(process, Kind.EMBED, TEXTS)
+    job_id = submit(process, kinds.EMBED, TEXTS)
     result = {"found": ["x" * 2000] * 1000}
 
     run(process, Done(result=result, children=[NewStep(name="next", queue=Queue.EMBED)]))
@@ -81,7 +81,7 @@ def test_what_a_step_hands_on_is_no_result(api: httpx.Client, process: Process) 
 
 
 def test_a_result_that_is_no_json_fails_at_once(api: httpx.Client, process: Process) -> None:
-    job_id = submit(process, Kind.EMBED, TEXTS)
+    job_id = submit(process, kinds.EMBED, TEXTS)
 
     run(process, Done(result={"embeddings": [[float("nan")]]}))
 
@@ -94,7 +94,7 @@ def test_a_result_that_is_no_json_fails_at_once(api: httpx.Client, process: Proc
 def test_what_is_recorded_beside_a_large_result_is_kept(
     api: httpx.Client, process: Process
 ) -> None:
-    job_id = submit(process, Kind.EMBED, TEXTS)
+    job_id = submit(process, kinds.EMBED, TEXTS)
 
     def record(session: Any) -> None:
         jobs.note_result(session, job_id, path=None, size_bytes=None, warnings=["cut off"])
@@ -110,7 +110,7 @@ def test_what_is_recorded_beside_a_large_result_is_kept(
 def test_the_errors_of_a_large_ingest_lie_in_the_storage(
     api: httpx.Client, process: Process, count: int
 ) -> None:
-    job_id = submit(process, Kind.EMBED, TEXTS)
+    job_id = submit(process, kinds.EMBED, TEXTS)
 
     def record(session: Any) -> None:
         jobs.set_total(session, job_id, count, "documents")
@@ -128,11 +128,11 @@ def test_the_errors_of_a_large_ingest_lie_in_the_storage(
 
 def test_lists_carry_little_of_large_jobs(api: httpx.Client, process: Process) -> None:
     large = "word " * 100_000  # compresses well: its stored size is small
-    by_input = submit(process, Kind.EMBED, TEXTS | {"texts": [large]})
+    by_input = submit(process, kinds.EMBED, TEXTS | {"texts": [large]})
     run(process, Done(result={"small": 1}))
-    by_result = submit(process, Kind.EMBED, TEXTS)
+    by_result = submit(process, kinds.EMBED, TEXTS)
     run(process, Done(result={"text": large[: process.settings.result_inline_bytes // 2]}))
-    small = submit(process, Kind.EMBED, TEXTS)
+    small = submit(process, kinds.EMBED, TEXTS)
 
     answer = api.get("/v1/jobs")
 
@@ -149,7 +149,7 @@ def test_lists_carry_little_of_large_jobs(api: httpx.Client, process: Process) -
 
 
 def test_lists_do_not_read_large_values(process: Process) -> None:
-    submit(process, Kind.EMBED, TEXTS | {"texts": ["word " * 100_000]})
+    submit(process, kinds.EMBED, TEXTS | {"texts": ["word " * 100_000]})
 
     with process.ledger.read() as session:
         page = jobs.page(session, jobs.Filter(), limit=10, before=None)
@@ -161,7 +161,7 @@ def test_lists_do_not_read_large_values(process: Process) -> None:
 
 
 def test_events_and_waiting_carry_no_very_large_input(api: httpx.Client, process: Process) -> None:
-    job_id = submit(process, Kind.EMBED, TEXTS | {"texts": ["x" * 900_000] * 2})
+    job_id = submit(process, kinds.EMBED, TEXTS | {"texts": ["x" * 900_000] * 2})
     run(process, Done(result=1))
 
     with api.stream("GET", f"/v1/jobs/{job_id}/events") as stream:
@@ -174,7 +174,7 @@ def test_events_and_waiting_carry_no_very_large_input(api: httpx.Client, process
 
 
 def test_an_attempt_that_lost_its_step_takes_its_result_back(process: Process) -> None:
-    job_id = submit(process, Kind.EMBED, TEXTS)
+    job_id = submit(process, kinds.EMBED, TEXTS)
 
     def lose(context: Context) -> Done:
         with process.ledger.begin() as session:
@@ -190,7 +190,7 @@ def test_an_attempt_that_lost_its_step_takes_its_result_back(process: Process) -
 
 
 def test_a_result_whose_file_is_gone_is_an_error(api: httpx.Client, process: Process) -> None:
-    job_id = submit(process, Kind.EMBED, TEXTS)
+    job_id = submit(process, kinds.EMBED, TEXTS)
     run(process, Done(result=["x" * 2000] * 1000))
     files_of(process, job_id)[0].unlink()
 

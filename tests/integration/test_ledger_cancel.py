@@ -11,7 +11,7 @@ from shared.errors import NotFound, Retryable
 from shared.ids import new_id
 from shared.jobs import jobs
 from shared.jobs.steps import NewStep
-from shared.redis.bell import Queue
+from shared.vocabulary import Queue
 from tests.integration.workbench import (
     PATIENCE_S,
     cancel,

@@ -10,8 +10,8 @@ from sqlalchemy import text
 from shared.config import Settings
 from shared.jobs import claims, queues, steps, submission
 from shared.jobs.submission import NewJob
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Lane, Queue
+from shared.kinds import registry as kinds
+from shared.vocabulary import Lane, Queue
 from tests.integration.workbench import (
     claim,
     claimed,
@@ -143,7 +143,7 @@ def test_pausing_one_queue_leaves_the_others_alone(process: Process) -> None:
     with process.ledger.begin() as session:
         queues.pause(session, Queue.QUERY)
     submit(process)
-    submit(process, Kind.SEARCH, {"collection": "some", "query": "q"})
+    submit(process, kinds.SEARCH, {"collection": "some", "query": "q"})
 
     assert claim(process) is not None
     assert claim(process, Queue.QUERY) is None
@@ -210,7 +210,7 @@ def blocks_of_a_claim(process: Process) -> tuple[int, str]:
 
 
 def add_steps(process: Process, count: int, keys: int) -> None:
-    each = NewJob(kind=Kind.EMBED, input={"texts": ["a"]}, fair_key="")
+    each = NewJob(kind=kinds.EMBED, input={"texts": ["a"]}, fair_key="")
     with process.ledger.begin() as session:
         job_id = submission.submit(session, each).id
         session.execute(

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import select, text
 
 from shared.jobs.queues import Estimate, estimate
-from shared.redis.bell import Lane
 from shared.tables import Job, Worker
+from shared.vocabulary import Lane
 from tests.integration.workbench import claim, claimed, job_of, submit, submit_many, succeed
 from workers.process import Process
 

@@ -11,7 +11,7 @@ from shared.errors import Conflict
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep, Pulse
-from shared.redis.bell import Queue
+from shared.vocabulary import Queue
 from tests.integration.workbench import (
     cancel,
     claim,

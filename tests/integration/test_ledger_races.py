@@ -14,7 +14,7 @@ from shared.ids import new_id
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
-from shared.redis.bell import Lane, Queue
+from shared.vocabulary import Lane, Queue
 from tests.integration.workbench import (
     cancel,
     claim,

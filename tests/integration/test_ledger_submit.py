@@ -17,10 +17,10 @@ from shared.database.transaction import Ledger
 from shared.errors import Conflict
 from shared.jobs import jobs, submission
 from shared.jobs.submission import NewJob
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Queue
+from shared.kinds import registry as kinds
 from shared.redis.events import stream_key
 from shared.tables import Job, Step
+from shared.vocabulary import Queue
 from tests.integration.workbench import (
     cancel,
     claimed,
@@ -35,13 +35,13 @@ from tests.integration.workbench import (
 )
 from tests.servers import Server, start_redis
 from workers.attempts.context import Context, Done
-from workers.handlers import cpu_handlers
+from workers.handlers import CPU_QUEUES, handlers_of
 from workers.process import Process
 from workers.sweep.sweep import Sweeper
 
 
 def asked(**fields: Any) -> NewJob:
-    return NewJob(**{"kind": Kind.EMBED, "input": {"texts": ["a"]}, "fair_key": "k", **fields})
+    return NewJob(**{"kind": kinds.EMBED, "input": {"texts": ["a"]}, "fair_key": "k", **fields})
 
 
 def count_of(process: Process, table: type[Job] | type[Step]) -> int:
@@ -221,11 +221,11 @@ def test_without_redis_jobs_are_taken_and_later_rung(
     succeed(process, claimed(process), result={})
 
     # A sweep without Redis does its other work.
-    assert Sweeper(process, cpu_handlers()).sweep()
+    assert Sweeper(process, handlers_of(CPU_QUEUES)).sweep()
 
     own_redis.start()
     assert process.ledger.bell.waiting("embed") == 0
-    sweeper = Sweeper(process, cpu_handlers())
+    sweeper = Sweeper(process, handlers_of(CPU_QUEUES))
     assert sweeper.sweep()
     assert process.ledger.bell.waiting("embed") == 2
     assert sweeper.sweep()
@@ -237,12 +237,12 @@ def test_without_redis_jobs_are_taken_and_later_rung(
 def test_after_losing_every_key_of_redis_all_jobs_are_rung_for_again(process: Process) -> None:
     for _ in range(4):
         submit(process)
-    submit(process, Kind.SEARCH, {"collection": "some", "query": "q"})
+    submit(process, kinds.SEARCH, {"collection": "some", "query": "q"})
     submit(process, run_after=datetime.now(UTC) + timedelta(hours=1))
     with Redis.from_url(process.settings.require_redis_url()) as redis:
         redis.flushall()
 
-    assert Sweeper(process, cpu_handlers()).sweep()
+    assert Sweeper(process, handlers_of(CPU_QUEUES)).sweep()
 
     assert process.ledger.bell.waiting("embed") == 4
     assert process.ledger.bell.waiting("query") == 1

@@ -12,9 +12,9 @@ from redis import Redis
 
 from shared.config import Settings
 from shared.database.transaction import Ledger
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Queue
+from shared.kinds import registry as kinds
 from shared.redis.events import EventType, stream_key
+from shared.vocabulary import Queue
 from tests.integration.workbench import (
     PATIENCE_S,
     cancel,
@@ -66,7 +66,7 @@ def process(
 
 
 def ask(process: Process, action: str, name: str = "new", **more: Any) -> UUID:
-    return submit(process, Kind.MODEL, {"action": action, "name": f"ollama/{name}", **more})
+    return submit(process, kinds.MODEL, {"action": action, "name": f"ollama/{name}", **more})
 
 
 def progress_of(redis_url: str, job_id: UUID) -> list[dict[str, Any]]:

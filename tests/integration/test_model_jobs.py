@@ -9,7 +9,8 @@ from sqlalchemy import select
 
 from shared.config import Settings
 from shared.database.transaction import Ledger
-from shared.kinds.payloads import Kind, ModelInput
+from shared.kinds import registry as kinds
+from shared.kinds.model import ModelInput
 from shared.tables import Job
 from tests.integration.talking import answered, failed, say
 from tests.integration.workbench import drain, job_of, make_process, submit
@@ -34,7 +35,7 @@ def process(settings: Settings, ledger: Ledger, wire: Wire) -> Iterator[Process]
 
 def order(process: Process, action: str, name: str, **fields: Any) -> UUID:
     asked = ModelInput.model_validate({"action": action, "name": name} | fields)
-    return submit(process, Kind.MODEL, asked.model_dump(mode="json"))
+    return submit(process, kinds.MODEL, asked.model_dump(mode="json"))
 
 
 def pulls(process: Process) -> list[Job]:

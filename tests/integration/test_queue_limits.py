@@ -13,7 +13,7 @@ from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.errors import QueueFull
 from shared.jobs.claims import Claim
-from shared.redis.bell import Queue
+from shared.vocabulary import Queue
 from tests.api_server import served
 from tests.integration.answers import EMBED, problem
 from tests.integration.workbench import make_process, submit_many

@@ -6,8 +6,9 @@ from uuid import UUID
 
 import pytest
 
-from shared.kinds.payloads import Kind, RagInput
-from shared.redis.bell import Queue
+from shared.kinds import registry as kinds
+from shared.kinds.rag import RagInput
+from shared.vocabulary import Queue
 from tests.integration.erasures import order_erasure
 from tests.integration.ingestion import document_id, ingest, new_collection
 from tests.integration.talking import MODEL, answered, failed
@@ -35,7 +36,7 @@ def collection(process: Process) -> str:
 
 def ask(process: Process, collection: str, question: str, **fields: Any) -> UUID:
     asked = {"collection": collection, "question": question, "model": MODEL} | fields
-    return submit(process, Kind.RAG, RagInput.model_validate(asked).model_dump(mode="json"))
+    return submit(process, kinds.RAG, RagInput.model_validate(asked).model_dump(mode="json"))
 
 
 def prompt_of(wire: Wire) -> str:

@@ -15,7 +15,7 @@ from shared.errors import (
     Retryable,
     Unavailable,
 )
-from shared.kinds.payloads import Kind
+from shared.kinds import registry as kinds
 from tests.integration.workbench import (
     doing,
     drain,
@@ -84,7 +84,7 @@ def test_what_another_attempt_would_only_repeat_fails_at_once(
 
 def test_an_input_that_does_not_fit_its_shape_fails_at_once(process: Process) -> None:
     """As a row of another version, or one that was written by hand."""
-    job_id = submit(process, Kind.EMBED, {"texts": 7})
+    job_id = submit(process, kinds.EMBED, {"texts": 7})
 
     drain(process, handlers())
 

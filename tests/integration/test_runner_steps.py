@@ -17,7 +17,7 @@ from shared.errors import Permanent, Retryable, Unavailable
 from shared.jobs import steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
-from shared.redis.bell import Queue
+from shared.vocabulary import Queue
 from tests.integration.sweeps import sweep
 from tests.integration.workbench import (
     PATIENCE_S,

@@ -8,8 +8,8 @@ from langchain_chroma import Chroma
 from langchain_core.embeddings import Embeddings
 
 from shared.documents import erasure
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Queue
+from shared.kinds import registry as kinds
+from shared.vocabulary import Queue
 from tests.integration.ingestion import (
     document_id,
     ingest,
@@ -69,14 +69,14 @@ def test_a_collection_whose_documents_were_all_erased_has_no_hits(process: Proce
     collection = new_collection(process)
     ingest(process, collection, {"cats": TEXTS["cats"]})
     id_ = document_id(process, collection, "cats")
-    submit(process, Kind.ERASE, {"document_ids": [str(id_)]})
+    submit(process, kinds.ERASE, {"document_ids": [str(id_)]})
     drain(process)
 
     assert search(process, collection, "cats") == []
 
 
 def test_a_search_in_an_unknown_collection_fails_and_says_what_to_do(process: Process) -> None:
-    job_id = submit(process, Kind.SEARCH, {"collection": "unknown", "query": "q"})
+    job_id = submit(process, kinds.SEARCH, {"collection": "unknown", "query": "q"})
     drain(process)
 
     job = job_of(process, job_id)
@@ -147,7 +147,7 @@ def test_an_answer_quotes_what_is_there_and_cites_it(process: Process) -> None:
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
     asked = {"collection": collection, "question": "When does the train to Busan leave?"}
-    job_id = submit(process, Kind.RAG, asked)
+    job_id = submit(process, kinds.RAG, asked)
     drain(process)
 
     job = job_of(process, job_id)
@@ -167,10 +167,10 @@ def test_text_that_is_erased_between_finding_and_answering_is_not_quoted(
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
     asked = {"collection": collection, "question": "When does the train to Busan leave?"}
-    job_id = submit(process, Kind.RAG, asked)
+    job_id = submit(process, kinds.RAG, asked)
     assert run_next(process, handlers(), "query")
     id_ = document_id(process, collection, "trains")
-    submit(process, Kind.ERASE, {"document_ids": [str(id_)]})
+    submit(process, kinds.ERASE, {"document_ids": [str(id_)]})
     assert run_next(process, handlers(), "control")
     drain(process)
 
@@ -189,7 +189,7 @@ def test_text_that_is_replaced_between_finding_and_answering_is_not_quoted(
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
     asked = {"collection": collection, "question": "When does the train to Busan leave?"}
-    job_id = submit(process, Kind.RAG, asked)
+    job_id = submit(process, kinds.RAG, asked)
     assert run_next(process, handlers(), "query")
     order(process, collection, {"trains": "No trains run."})
     for queue in ("ingest", "ingest", "embed"):
@@ -208,9 +208,9 @@ def test_a_question_about_a_collection_that_is_being_erased_finds_no_collection(
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
     asked = {"collection": collection, "question": "When does the train to Busan leave?"}
-    job_id = submit(process, Kind.RAG, asked)
+    job_id = submit(process, kinds.RAG, asked)
     assert run_next(process, handlers(), "query")
-    submit(process, Kind.ERASE, {"collection": collection})
+    submit(process, kinds.ERASE, {"collection": collection})
     erasing.erase(Context(process, claimed(process, Queue.CONTROL)))
     assert run_next(process, handlers(), "generate")
 

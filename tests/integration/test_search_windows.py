@@ -4,8 +4,12 @@ from typing import Any
 
 import pytest
 
-from shared.kinds.payloads import EmbedInput, Kind, RagInput, SearchInput
-from shared.redis.bell import Lane
+from shared.kinds import registry as kinds
+from shared.kinds.embed import EmbedInput
+from shared.kinds.kind import Kind
+from shared.kinds.rag import RagInput
+from shared.kinds.search import SearchInput
+from shared.vocabulary import Lane
 from tests.integration.ingestion import (
     TRAINS,
     counts,
@@ -108,12 +112,12 @@ def test_embedding_names_the_texts(process: Process) -> None:
     assert (tokens(long), tokens(exact)) == (302, 256)
 
     texts = ["short", long, exact, KOREAN]
-    (warning,) = warnings_of(process, Kind.EMBED, EmbedInput(texts=texts))
+    (warning,) = warnings_of(process, kinds.EMBED, EmbedInput(texts=texts))
     assert "first 256 tokens" in warning
     assert f"text 2 has 302, text 4 has {tokens(KOREAN):,}." in warning
-    (warning,) = warnings_of(process, Kind.EMBED, EmbedInput(texts=[long] * 40))
+    (warning,) = warnings_of(process, kinds.EMBED, EmbedInput(texts=[long] * 40))
     assert "text 10 has 302 and 30 more" in warning
-    assert warnings_of(process, Kind.EMBED, EmbedInput(texts=["short", exact])) == []
+    assert warnings_of(process, kinds.EMBED, EmbedInput(texts=["short", exact])) == []
 
 
 def test_a_long_query_or_question_is_named(process: Process) -> None:
@@ -122,10 +126,10 @@ def test_a_long_query_or_question_is_named(process: Process) -> None:
     asked = "When does the train to Busan leave? " * 60
 
     search = SearchInput(collection=collection, query=asked)
-    (warning,) = warnings_of(process, Kind.SEARCH, search)
+    (warning,) = warnings_of(process, kinds.SEARCH, search)
     assert f"The query has {tokens(asked.strip()):,} tokens" in warning
     rag = RagInput(collection=collection, question=asked)
-    (warning,) = warnings_of(process, Kind.RAG, rag)
+    (warning,) = warnings_of(process, kinds.RAG, rag)
     assert f"The question has {tokens(asked.strip()):,} tokens" in warning
     short = SearchInput(collection=collection, query="When?")
-    assert warnings_of(process, Kind.SEARCH, short) == []
+    assert warnings_of(process, kinds.SEARCH, short) == []

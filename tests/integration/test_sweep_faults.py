@@ -12,9 +12,9 @@ from sqlalchemy import select, text
 
 from shared.config import Settings
 from shared.jobs import jobs, sweeps
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Queue
+from shared.kinds import registry as kinds
 from shared.tables import SweepFault
+from shared.vocabulary import Queue
 from tests.integration.ingestion import load_all, new_collection, order, stores_agree
 from tests.integration.sweeps import change, sweep
 from tests.integration.workbench import (
@@ -27,7 +27,7 @@ from tests.integration.workbench import (
     submit,
     submit_many,
 )
-from workers.handlers import cpu_handlers, failure_handlers, generate_handlers
+from workers.handlers import CPU_QUEUES, GENERATE_QUEUES, failure_handlers, handlers_of
 from workers.ingest.erasure import Garbage
 from workers.process import Process
 from workers.sweep.rounds import Round
@@ -218,7 +218,7 @@ def test_leases_and_deadlines_go_on_beside_a_chroma_that_never_answers(
         lost = submit(process, max_attempts=1)
         claimed(process)
         change(process, ENDED)
-        late = submit(process, Kind.SEARCH, {"collection": "c", "query": "q"}, timeout_s=0.5)
+        late = submit(process, kinds.SEARCH, {"collection": "c", "query": "q"}, timeout_s=0.5)
         claimed(process, Queue.QUERY)
         change(process, "UPDATE jobs SET deadline_at = now() - interval '1 s' WHERE timeout_s < 1")
 
@@ -333,7 +333,7 @@ def test_a_large_version_is_collected_over_several_rounds(process: Process) -> N
 
 def test_the_sweeper_knows_how_each_failure_is_booked() -> None:
     known = failure_handlers()
-    all_handlers = {**cpu_handlers(), **generate_handlers()}
+    all_handlers = {**handlers_of(CPU_QUEUES), **handlers_of(GENERATE_QUEUES)}
     booked = {
         name: (handler.absorb, handler.finish)
         for name, handler in all_handlers.items()

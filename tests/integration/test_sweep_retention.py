@@ -14,9 +14,9 @@ from shared.documents.documents import chunk_id
 from shared.errors import NotFound
 from shared.ids import new_id
 from shared.jobs import jobs
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Queue
+from shared.kinds import registry as kinds
 from shared.tables import DoomedPath, File, Job, Step, Worker
+from shared.vocabulary import Queue
 from tests.integration.erasures import erase
 from tests.integration.ingestion import (
     document_id,
@@ -29,7 +29,7 @@ from tests.integration.ingestion import (
 from tests.integration.sweeps import change, sweep
 from tests.integration.workbench import cancel, claimed, job_of, lose_workers, make_process, submit
 from workers.attempts.runner import run_next
-from workers.handlers import cpu_handlers
+from workers.handlers import CPU_QUEUES, handlers_of
 from workers.process import Process
 from workers.retrieval.store import Entry
 from workers.sweep.sweep import Sweeper
@@ -116,10 +116,10 @@ def test_versions_that_nobody_works_on_are_collected(process: Process) -> None:
     collection = new_collection(process)
     order(process, collection, {"a": "one", "b": "two"}, fields={"max_attempts": 1})
     for _ in range(2):
-        assert run_next(process, cpu_handlers(), "ingest")
+        assert run_next(process, handlers_of(CPU_QUEUES), "ingest")
     kept = order(process, collection, {"c": "three"})
     for _ in range(2):
-        assert run_next(process, cpu_handlers(), "ingest")
+        assert run_next(process, handlers_of(CPU_QUEUES), "ingest")
     claimed_embed(process)
     lose_workers(process)
 
@@ -144,7 +144,7 @@ def test_a_sweep_goes_on_without_chroma(process: Process) -> None:
     collection = new_collection(process)
     ended = order(process, collection, {"a": "one"})
     for _ in range(2):
-        assert run_next(process, cpu_handlers(), "ingest")
+        assert run_next(process, handlers_of(CPU_QUEUES), "ingest")
     cancel(process, ended)
     change(process, f"UPDATE jobs SET finished_at = {OLD}")
     away = make_process(
@@ -194,7 +194,7 @@ def submit_task(process: Process, inputs: object) -> UUID:
     input_ = {
         "task": None, "model": "a/b", "inputs": inputs, "parameters": {}, "backend": "local",
     }  # fmt: skip
-    return submit(process, Kind.HF, input_)
+    return submit(process, kinds.HF, input_)
 
 
 def test_what_the_storage_does_not_delete_is_tried_again_and_stops_nothing_else(
@@ -263,7 +263,7 @@ def test_jobs_of_any_input_keep_no_upload_and_stop_no_retention(process: Process
     """Inputs of shapes that no version of Sluice writes."""
     unused = upload(process, "unused")
     for input_ in ("5", "[]", '{"sources": 7}', '{"inputs": null}', '{"sources": [[1], {}]}'):
-        for kind in (Kind.INGEST, Kind.HF):
+        for kind in (kinds.INGEST, kinds.HF):
             job_id = submit(process)
             change(
                 process,
@@ -318,7 +318,7 @@ def test_stray_vectors_are_found_in_large_collections_round_by_round(
         np.eye(len(late), 384, dtype=np.float32),
     )
     small = make_process(settings, sweep_limit_rows=3)
-    sweeper = Sweeper(small, cpu_handlers())
+    sweeper = Sweeper(small, handlers_of(CPU_QUEUES))
     for _ in range(20):
         assert sweeper.sweep()
     small.ledger.close()

@@ -10,9 +10,9 @@ from shared.config import Settings
 from shared.jobs import jobs, queues
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Queue
+from shared.kinds import registry as kinds
 from shared.tables import QueueState
+from shared.vocabulary import Queue
 from tests.integration.sweeps import change, sweep
 from tests.integration.workbench import (
     PATIENCE_S,
@@ -26,8 +26,7 @@ from tests.integration.workbench import (
     submit_many,
     succeed,
 )
-from workers.app import CPU_QUEUES
-from workers.handlers import cpu_handlers
+from workers.handlers import CPU_QUEUES, handlers_of
 from workers.process import Process
 from workers.sweep.sweep import LOCK, Sweeper
 
@@ -120,10 +119,10 @@ def test_one_sweep_at_a_time(process: Process, settings: Settings) -> None:
     def work(own: Process, n: int) -> None:
         if n == 0:
             own.ledger.bell = SlowBell(own.ledger.bell)  # type: ignore[assignment]
-            answers.append(Sweeper(own, cpu_handlers()).sweep())
+            answers.append(Sweeper(own, handlers_of(CPU_QUEUES)).sweep())
             return
         assert inside.wait(PATIENCE_S)
-        answers.append(Sweeper(own, cpu_handlers()).sweep())
+        answers.append(Sweeper(own, handlers_of(CPU_QUEUES)).sweep())
         go_on.set()
 
     in_threads(2, settings, work)
@@ -140,7 +139,7 @@ def test_many_sweepers_at_once_take_each_lease_back_once(
         claimed(process)
     change(process, "UPDATE steps SET lease_until = now() - interval '1 s'")
 
-    in_threads(4, settings, lambda own, _: Sweeper(own, cpu_handlers()).sweep())
+    in_threads(4, settings, lambda own, _: Sweeper(own, handlers_of(CPU_QUEUES)).sweep())
 
     with process.ledger.read() as session:
         states = session.execute(text("SELECT state, attempt, count(*) FROM steps GROUP BY 1, 2"))
@@ -175,7 +174,7 @@ def test_a_paused_queue_is_not_rung_for(process: Process) -> None:
 
 
 def test_a_kind_that_is_unknown_to_the_sweeper_is_taken_back_too(process: Process) -> None:
-    job_id = submit(process, Kind.SEARCH, {"collection": "c", "query": "q"}, max_attempts=1)
+    job_id = submit(process, kinds.SEARCH, {"collection": "c", "query": "q"}, max_attempts=1)
 
     claimed(process, Queue.QUERY)
     change(process, "UPDATE steps SET lease_until = now() - interval '1 s'")
@@ -196,11 +195,11 @@ def test_a_sweeper_that_stands_still_does_not_keep_the_others_from_leases(
     with process.ledger.read() as still:
         assert still.scalar(select(func.pg_try_advisory_lock(LOCK)))
         sweep_noted(process, "now()")
-        assert not Sweeper(process, cpu_handlers()).sweep()
+        assert not Sweeper(process, handlers_of(CPU_QUEUES)).sweep()
         assert job_of(process, job_id).state == "running"
 
         sweep_noted(process, "now() - interval '1 h'")
-        assert Sweeper(process, cpu_handlers()).sweep()
+        assert Sweeper(process, handlers_of(CPU_QUEUES)).sweep()
         assert job_of(process, job_id).state == "failed"
         still.execute(select(func.pg_advisory_unlock(LOCK)))
 
@@ -224,4 +223,4 @@ def test_webhooks_wait_in_a_queue_of_their_own(process: Process) -> None:
     assert process.ledger.bell.waiting("webhook") == 3
     # Only beat sends them.
     assert Queue.WEBHOOK not in CPU_QUEUES
-    assert "webhook" not in cpu_handlers()
+    assert "webhook" not in handlers_of(CPU_QUEUES)

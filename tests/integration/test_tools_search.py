@@ -6,8 +6,8 @@ import pytest
 
 from shared.config import Settings
 from shared.database.transaction import Ledger
-from shared.kinds.generation import BuiltInTool
-from shared.redis.bell import Queue
+from shared.kinds.chat import BuiltInTool
+from shared.vocabulary import Queue
 from tests.integration.ingestion import ingest, new_collection
 from tests.integration.workbench import claimed, make_process, submit
 from workers.attempts.context import Context

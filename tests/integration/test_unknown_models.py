@@ -8,7 +8,9 @@ import pytest
 
 from shared.config import Settings
 from shared.documents import collections
-from shared.kinds.payloads import IngestInput, Kind
+from shared.kinds import registry as kinds
+from shared.kinds.ingest import IngestInput
+from shared.kinds.kind import Kind
 from shared.redis.events import stream_key
 from shared.tables import Job
 from tests.integration.workbench import drain, invariants_hold, job_of, make_process, submit
@@ -34,9 +36,9 @@ def worker(
 def ended(worker: Process, kind: Kind, model: str) -> Job:
     """A job of the kind with the model, run to its end in one step, or two where it has to load a
     document first."""
-    if kind is Kind.EMBED:
+    if kind is kinds.EMBED:
         job_id = submit(worker, kind, {"texts": ["a"], "model": model})
-    elif kind is Kind.HF:
+    elif kind is kinds.HF:
         input_ = {"task": "fill-mask", "model": model, "inputs": "a", "parameters": {},
                   "backend": "local"}  # fmt: skip
         job_id = submit(worker, kind, input_)
@@ -48,16 +50,16 @@ def ended(worker: Process, kind: Kind, model: str) -> Job:
         asked = IngestInput.model_validate({"collection": name, "sources": [source]})
         input_ = asked.model_dump(mode="json")
         job_id = submit(worker, kind, input_)
-    assert drain(worker) <= (3 if kind is Kind.INGEST else 1)
+    assert drain(worker) <= (3 if kind is kinds.INGEST else 1)
     return job_of(worker, job_id)
 
 
-KINDS = [Kind.EMBED, Kind.HF, Kind.INGEST]
+KINDS = [kinds.EMBED, kinds.HF, kinds.INGEST]
 
 
 def message_of(job: Job) -> str:
     assert job.attempt in (0, 1)
-    if job.kind == Kind.INGEST:
+    if job.kind == kinds.INGEST:
         [error] = job.result["errors"]
         return str(error["message"])
     assert job.error is not None

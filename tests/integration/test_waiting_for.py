@@ -10,10 +10,10 @@ from sqlalchemy import text
 from shared.errors import Unavailable
 from shared.jobs import queues, steps
 from shared.jobs.queues import estimate
+from shared.kinds import registry as kinds
 from shared.kinds.hf import HfInput, Task
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Queue
 from shared.tables import Worker
+from shared.vocabulary import Queue
 from tests.integration.answers import EMBED
 from tests.integration.talking import say
 from tests.integration.workbench import claimed, doing, job_of, submit, succeed
@@ -68,7 +68,7 @@ def test_a_queue_that_nobody_serves(process: Process) -> None:
     lives(process, "query")
     assert "sluice worker cpu" in str(reason(process, submit(process)))
     wanted = HfInput(task=Task.FILL_MASK, model="a/b", inputs="[MASK]")
-    hf = submit(process, Kind.HF, wanted.model_dump(mode="json"))
+    hf = submit(process, kinds.HF, wanted.model_dump(mode="json"))
     assert "sluice worker hf" in str(reason(process, hf))
 
 

@@ -16,13 +16,13 @@ from shared.config import Settings
 from shared.jobs import claims, jobs, steps, submission
 from shared.jobs.claims import Claim
 from shared.jobs.submission import NewJob
-from shared.kinds.payloads import Kind
-from shared.redis.bell import Lane, Queue
+from shared.kinds import registry as kinds
+from shared.kinds.kind import Kind
 from shared.tables import Job, Step
-from shared.vocabulary import OPEN, State
+from shared.vocabulary import OPEN, Lane, Queue, State
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.runner import Handlers, run_next
-from workers.handlers import cpu_handlers, generate_handlers, webhook_handlers
+from workers.handlers import CPU_QUEUES, GENERATE_QUEUES, WEBHOOK_QUEUES, handlers_of
 from workers.process import Process
 from workers.retrieval.embed import Embedders
 from workers.sweep.rounds import Round
@@ -49,7 +49,11 @@ def embedders() -> Embedders:
 
 @cache
 def handlers() -> Handlers:
-    return {**cpu_handlers(), **generate_handlers(), **webhook_handlers()}
+    return {
+        **handlers_of(CPU_QUEUES),
+        **handlers_of(GENERATE_QUEUES),
+        **handlers_of(WEBHOOK_QUEUES),
+    }
 
 
 def make_process(settings: Settings, name: str = "test", **changes: Any) -> Process:
@@ -60,7 +64,7 @@ def make_process(settings: Settings, name: str = "test", **changes: Any) -> Proc
 
 
 def submit(
-    process: Process, kind: Kind = Kind.EMBED, input_: dict[str, Any] | None = None, **fields: Any
+    process: Process, kind: Kind = kinds.EMBED, input_: dict[str, Any] | None = None, **fields: Any
 ) -> UUID:
     new = NewJob(kind=kind, input=input_ or {"texts": ["a"]}, **{"fair_key": "someone", **fields})
     with process.ledger.begin() as session:
@@ -68,7 +72,7 @@ def submit(
 
 
 def submit_many(process: Process, count: int, key: str, lane: Lane = Lane.NORMAL) -> list[UUID]:
-    new = NewJob(kind=Kind.EMBED, input={"texts": ["a"]}, fair_key=key, lane=lane)
+    new = NewJob(kind=kinds.EMBED, input={"texts": ["a"]}, fair_key=key, lane=lane)
     with process.ledger.begin() as session:
         return submission.submit_batch(session, [new] * count)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from shared.errors import DocumentError
-from shared.kinds.payloads import CsvOptions
+from shared.kinds.ingest import CsvOptions
 from workers.ingest.load import LoadedText, load
 
 KOREAN = (

@@ -15,7 +15,7 @@ from api.http.body import MalformedBody, parse
 from api.jobs import uploads
 from api.schemas import JobRequest
 from shared.errors import InvalidInput
-from shared.kinds.payloads import INPUTS
+from shared.kinds.registry import INPUTS
 
 storable = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]))
 values = st.recursive(

@@ -5,7 +5,7 @@ import codecs
 import pytest
 
 from shared.errors import DocumentError
-from shared.kinds.payloads import CsvOptions
+from shared.kinds.ingest import CsvOptions
 from tests.unit.loading import KOREAN, read, refusal
 
 JAPANESE = "これは日本語の文書です。データベースを使います。検索もできます。"

@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from shared.errors import DocumentError
-from shared.kinds.payloads import CsvOptions, Splitter, SplitterType
+from shared.kinds.ingest import CsvOptions, Splitter, SplitterType
 from workers.ingest.load import LoadedText, Passage, load
 from workers.ingest.split import split
 

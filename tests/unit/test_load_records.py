@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shared.kinds.payloads import CsvOptions
+from shared.kinds.ingest import CsvOptions
 from tests.unit.loading import read, refusal
 
 # CSV

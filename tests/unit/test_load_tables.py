@@ -3,7 +3,7 @@ quotes are escaped, what values of a metadata column are, and what the errors na
 
 import pytest
 
-from shared.kinds.payloads import CsvOptions
+from shared.kinds.ingest import CsvOptions
 from tests.unit.loading import read, refusal
 from workers.ingest.formats.tables import MAX_COLUMNS
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from api.jobs.uploads import clean_name
-from shared.kinds.payloads import CsvOptions, IngestInput, RagInput, SearchInput
+from shared.kinds.ingest import CsvOptions, IngestInput
+from shared.kinds.rag import RagInput
+from shared.kinds.search import SearchInput
 from shared.normal import comparable, nfc, nfc_metadata, nfkc
 from shared.tables import File
 from tests.unit.loading import read

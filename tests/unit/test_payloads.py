@@ -7,54 +7,51 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from shared.kinds.payloads import (
-    COLLECTION_NAME,
-    INPUTS,
-    CollectionName,
+from shared.bounds import COLLECTION_NAME, CollectionName
+from shared.kinds import registry as kinds
+from shared.kinds.embed import EmbedInput
+from shared.kinds.erase import EraseInput
+from shared.kinds.ingest import (
     CsvOptions,
-    EmbedInput,
-    EraseInput,
     FileSource,
-    Hit,
     IngestInput,
     IngestResult,
-    Kind,
-    RagInput,
-    SearchInput,
     Splitter,
     SplitterType,
     TextSource,
-    parse_input,
 )
+from shared.kinds.kind import Kind
+from shared.kinds.rag import RagInput
+from shared.kinds.search import Hit, SearchInput
 
 ID = "0197a0a0-1234-7000-8000-00000000abcd"
 TEXT = {"type": "text", "text": "Some text."}
 INGEST = {"collection": "handbook", "sources": [TEXT]}
 
 GOOD: dict[Kind, list[dict[str, Any]]] = {
-    Kind.INGEST: [
+    kinds.INGEST: [
         INGEST,
         INGEST | {"sources": [{"type": "file", "file_id": ID}, TEXT | {"name": "한글 이름.md"}]},
         INGEST | {"splitter": {"type": "token", "chunk_size": 256, "chunk_overlap": 0}},
         INGEST | {"on_existing": "skip", "metadata": {"a": 1, "b": 1.5, "c": True, "d": "x"}},
         INGEST | {"csv": {"encoding": "cp949", "content_columns": ["a"]}},
     ],
-    Kind.EMBED: [{"texts": ["a", "b"]}, {"texts": ["a"], "model": "some/model"}],
-    Kind.SEARCH: [
+    kinds.EMBED: [{"texts": ["a", "b"]}, {"texts": ["a"], "model": "some/model"}],
+    kinds.SEARCH: [
         {"collection": "handbook", "query": "q"},
         {"collection": "handbook", "query": "q", "k": 100, "search": {"filter": {"team": "a"}}},
     ],
-    Kind.RAG: [
+    kinds.RAG: [
         {"collection": "handbook", "question": "q", "model": "extractive"},
         {"collection": "handbook", "question": "q", "prompt": "{context} {question} {{}}"},
         {"collection": "handbook", "question": "q", "conversation_id": ID},
     ],
-    Kind.HF: [
+    kinds.HF: [
         {"task": "fill-mask", "inputs": "a [MASK]", "parameters": {"top_k": 3}},
         {"model": "a/b", "inputs": ["a", "b"]},
         {"task": "summarization", "model": "a/b", "inputs": "a", "backend": "hub"},
     ],
-    Kind.CHAT: [
+    kinds.CHAT: [
         {"messages": [{"role": "user", "content": "안녕"}], "model": "ollama/a:b"},
         {
             "messages": [{"role": "user", "content": "q"}],
@@ -67,64 +64,64 @@ GOOD: dict[Kind, list[dict[str, Any]]] = {
             ],
         },
     ],
-    Kind.MODEL: [
+    kinds.MODEL: [
         {"action": "pull", "name": "ollama/a"},
         {"action": "create", "name": "ollama/a", "from": "b", "parameters": {"stop": ["x"]}},
         {"action": "delete", "name": "ollama/a"},
     ],
-    Kind.ERASE: [{"collection": "handbook"}, {"document_ids": [ID]}],
+    kinds.ERASE: [{"collection": "handbook"}, {"document_ids": [ID]}],
 }
 BAD: list[tuple[Kind, dict[str, Any], str]] = [
-    (Kind.INGEST, {"collection": "handbook"}, "sources"),
-    (Kind.INGEST, INGEST | {"sources": []}, "sources"),
-    (Kind.INGEST, INGEST | {"sources": [{"type": "web", "url": "x"}]}, "web"),
-    (Kind.INGEST, INGEST | {"sources": [{"text": "no type"}]}, "type"),
-    (Kind.INGEST, INGEST | {"sources": [TEXT | {"file_id": ID}]}, "file_id"),
-    (Kind.INGEST, INGEST | {"sources": [TEXT | {"name": ""}]}, "name"),
-    (Kind.INGEST, INGEST | {"on_existing": "replaced"}, "on_existing"),
-    (Kind.INGEST, INGEST | {"on_exists": "skip"}, "on_exists"),
-    (Kind.INGEST, INGEST | {"metadata": {"a": None}}, "metadata"),
-    (Kind.INGEST, INGEST | {"metadata": {"a": [1]}}, "metadata"),
-    (Kind.INGEST, INGEST | {"metadata": {"a": 2**63}}, "64 bits"),
-    (Kind.INGEST, INGEST | {"splitter": {"chunk_size": 0}}, "chunk_size"),
+    (kinds.INGEST, {"collection": "handbook"}, "sources"),
+    (kinds.INGEST, INGEST | {"sources": []}, "sources"),
+    (kinds.INGEST, INGEST | {"sources": [{"type": "web", "url": "x"}]}, "web"),
+    (kinds.INGEST, INGEST | {"sources": [{"text": "no type"}]}, "type"),
+    (kinds.INGEST, INGEST | {"sources": [TEXT | {"file_id": ID}]}, "file_id"),
+    (kinds.INGEST, INGEST | {"sources": [TEXT | {"name": ""}]}, "name"),
+    (kinds.INGEST, INGEST | {"on_existing": "replaced"}, "on_existing"),
+    (kinds.INGEST, INGEST | {"on_exists": "skip"}, "on_exists"),
+    (kinds.INGEST, INGEST | {"metadata": {"a": None}}, "metadata"),
+    (kinds.INGEST, INGEST | {"metadata": {"a": [1]}}, "metadata"),
+    (kinds.INGEST, INGEST | {"metadata": {"a": 2**63}}, "64 bits"),
+    (kinds.INGEST, INGEST | {"splitter": {"chunk_size": 0}}, "chunk_size"),
     (
-        Kind.INGEST,
+        kinds.INGEST,
         INGEST | {"splitter": {"chunk_size": 399, "chunk_overlap": 200}},
         "chunk_overlap",
     ),
-    (Kind.INGEST, INGEST | {"splitter": {"type": "semantic"}}, "splitter"),
-    (Kind.EMBED, {"texts": []}, "texts"),
-    (Kind.EMBED, {"texts": [""]}, "texts"),
-    (Kind.EMBED, {"texts": "a"}, "texts"),
-    (Kind.EMBED, {"texts": ["a"] * 10_001}, "texts"),
-    (Kind.EMBED, {"texts": ["a" * 1_000_001]}, "texts"),
-    (Kind.SEARCH, {"collection": "handbook", "query": ""}, "query"),
-    (Kind.SEARCH, {"collection": "handbook", "query": "q", "k": 0}, "k"),
-    (Kind.SEARCH, {"collection": "handbook", "query": "q", "k": 101}, "k"),
-    (Kind.SEARCH, {"collection": "handbook", "query": "q", "search": {"type": "mmr"}}, "type"),
+    (kinds.INGEST, INGEST | {"splitter": {"type": "semantic"}}, "splitter"),
+    (kinds.EMBED, {"texts": []}, "texts"),
+    (kinds.EMBED, {"texts": [""]}, "texts"),
+    (kinds.EMBED, {"texts": "a"}, "texts"),
+    (kinds.EMBED, {"texts": ["a"] * 10_001}, "texts"),
+    (kinds.EMBED, {"texts": ["a" * 1_000_001]}, "texts"),
+    (kinds.SEARCH, {"collection": "handbook", "query": ""}, "query"),
+    (kinds.SEARCH, {"collection": "handbook", "query": "q", "k": 0}, "k"),
+    (kinds.SEARCH, {"collection": "handbook", "query": "q", "k": 101}, "k"),
+    (kinds.SEARCH, {"collection": "handbook", "query": "q", "search": {"type": "mmr"}}, "type"),
     (
-        Kind.SEARCH,
+        kinds.SEARCH,
         {"collection": "handbook", "query": "q", "search": {"filter": {"a": -(2**63) - 1}}},
         "64 bits",
     ),
-    (Kind.RAG, {"collection": "handbook", "question": "q", "prompt": "x"}, "prompt"),
-    (Kind.RAG, {"collection": "handbook", "question": "q", "model": "gpt"}, "model reference"),
-    (Kind.CHAT, {"messages": []}, "messages"),
-    (Kind.CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "role"),
-    (Kind.CHAT, {"messages": [{"role": "system", "content": "a"}]}, "last message"),
-    (Kind.HF, {"inputs": "a"}, "name a task"),
-    (Kind.HF, {"task": "guessing", "inputs": "a"}, "summarization"),
-    (Kind.HF, {"model": "a/b", "inputs": "a", "backend": "hub"}, "the hub"),
-    (Kind.MODEL, {"action": "create", "name": "ollama/a"}, "from"),
-    (Kind.MODEL, {"action": "pull", "name": "openai/a"}, "ollama/"),
-    (Kind.ERASE, {}, "either"),
-    (Kind.ERASE, {"collection": "handbook", "document_ids": [ID]}, "either"),
-    (Kind.ERASE, {"document_ids": []}, "document_ids"),
+    (kinds.RAG, {"collection": "handbook", "question": "q", "prompt": "x"}, "prompt"),
+    (kinds.RAG, {"collection": "handbook", "question": "q", "model": "gpt"}, "model reference"),
+    (kinds.CHAT, {"messages": []}, "messages"),
+    (kinds.CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "role"),
+    (kinds.CHAT, {"messages": [{"role": "system", "content": "a"}]}, "last message"),
+    (kinds.HF, {"inputs": "a"}, "name a task"),
+    (kinds.HF, {"task": "guessing", "inputs": "a"}, "summarization"),
+    (kinds.HF, {"model": "a/b", "inputs": "a", "backend": "hub"}, "the hub"),
+    (kinds.MODEL, {"action": "create", "name": "ollama/a"}, "from"),
+    (kinds.MODEL, {"action": "pull", "name": "openai/a"}, "ollama/"),
+    (kinds.ERASE, {}, "either"),
+    (kinds.ERASE, {"collection": "handbook", "document_ids": [ID]}, "either"),
+    (kinds.ERASE, {"document_ids": []}, "document_ids"),
 ]
 
 
 def test_every_kind_has_an_input() -> None:
-    assert set(INPUTS) == set(Kind) == set(GOOD)
+    assert set(kinds.KINDS) == {kind.name for kind in GOOD}
 
 
 @pytest.mark.parametrize(
@@ -133,17 +130,17 @@ def test_every_kind_has_an_input() -> None:
 def test_what_is_taken_comes_back_the_same_from_the_database(
     kind: Kind, value: dict[str, Any]
 ) -> None:
-    parsed = parse_input(kind, value)
+    parsed = kind.input.model_validate(value)
 
     stored = parsed.model_dump(mode="json")
-    assert parse_input(kind, stored) == parsed
+    assert kind.input.model_validate(stored) == parsed
     assert stored.items() >= {k: v for k, v in value.items() if isinstance(v, str)}.items()
 
 
 @pytest.mark.parametrize(("kind", "value", "named"), BAD)
 def test_what_is_refused_is_named(kind: Kind, value: dict[str, Any], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
-        parse_input(kind, value)
+        kind.input.model_validate(value)
 
 
 @pytest.mark.parametrize("name", ["abc", "a-b", "a.b_c", "A1z", "0" * 63, "handbook-2024.v1"])

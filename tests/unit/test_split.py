@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from shared.errors import ConfigurationError
-from shared.kinds.payloads import CsvOptions, Splitter, SplitterType
+from shared.kinds.ingest import CsvOptions, Splitter, SplitterType
 from workers.ingest import split as tokens
 from workers.ingest.formats import markdown
 from workers.ingest.load import LoadedText, Passage, load

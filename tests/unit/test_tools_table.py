@@ -12,7 +12,8 @@ from jsonschema import Draft202012Validator
 from shared.config import Settings
 from shared.errors import Cancelled
 from shared.jobs.claims import Claim
-from shared.kinds.generation import BUILT_IN_TOOLS, BuiltInTool
+from shared.kinds.chat import BuiltInTool
+from shared.kinds.generation import BUILT_IN_TOOLS
 from workers.attempts.context import Context
 from workers.generation.backends.interface import ToolCall
 from workers.process import Process

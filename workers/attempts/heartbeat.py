@@ -21,7 +21,7 @@ from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.jobs import steps
 from shared.jobs.steps import Pulse
-from shared.redis.bell import Queue
+from shared.vocabulary import Queue
 from workers.attempts.context import Context
 
 log = logging.getLogger(__name__)

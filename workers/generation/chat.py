@@ -24,17 +24,10 @@ from shared.bounds import (
 from shared.errors import InvalidInput, Permanent, Retryable
 from shared.jobs import jobs
 from shared.jobs.steps import NewStep
-from shared.kinds.generation import (
-    BuiltInTool,
-    ChatInput,
-    ChatMessage,
-    ChatResult,
-    DeclaredTool,
-    Usage,
-    door_of,
-)
-from shared.redis.bell import Queue
+from shared.kinds.chat import BuiltInTool, ChatInput, ChatMessage, ChatResult, DeclaredTool
+from shared.kinds.generation import Usage, door_of
 from shared.tables import Job
+from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.generation.answers import tool_calls
 from workers.generation.answers.structured import instructed, read_json

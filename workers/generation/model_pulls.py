@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 from shared.errors import Permanent, Unavailable
 from shared.jobs import jobs, submission
 from shared.jobs.submission import NewJob
-from shared.kinds.payloads import Kind, ModelInput
-from shared.redis.bell import Lane
+from shared.kinds import registry as kinds
+from shared.kinds.model import ModelInput
 from shared.tables import Job
-from shared.vocabulary import OPEN, State
+from shared.vocabulary import OPEN, Lane, State
 from workers.attempts.context import Context, Done
 from workers.generation.backends.remote.ollama import ModelMissing
 
@@ -53,7 +53,7 @@ def _awaited(context: Context, model: str) -> Exception:
         if pull_id is None:
             wanted = ModelInput(action="pull", name=model)
             new = NewJob(
-                kind=Kind.MODEL,
+                kind=kinds.MODEL,
                 input=wanted.model_dump(mode="json"),
                 fair_key=context.claim.fair_key,
                 lane=Lane.INTERACTIVE,
@@ -67,7 +67,7 @@ def _newest_pull(session: Session, model: str) -> Job | None:
     return session.scalars(
         select(Job)
         .where(
-            Job.kind == Kind.MODEL,
+            Job.kind == kinds.MODEL.name,
             Job.input["name"].astext == model,
             Job.input["action"].astext == "pull",
         )

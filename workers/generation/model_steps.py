@@ -15,7 +15,7 @@ from ollama import ProgressResponse, ShowResponse
 
 from shared.errors import Permanent
 from shared.jobs import jobs
-from shared.kinds.payloads import ModelInput, ModelResult
+from shared.kinds.model import ModelInput, ModelResult
 from workers.attempts.context import Context, Done, Handler
 from workers.generation.backends.remote.ollama import PROVIDER, ModelMissing, OllamaServer, closable
 from workers.generation.backends.remote.server import broken_off

@@ -12,7 +12,7 @@ from shared.documents import collections, documents
 from shared.documents.documents import ChunkView
 from shared.jobs import jobs, steps
 from shared.kinds.generation import Usage
-from shared.kinds.payloads import Citation, RagInput, RagResult
+from shared.kinds.rag import Citation, RagInput, RagResult
 from shared.tables import Job
 from workers.attempts.context import Context, Done, Handler
 from workers.generation.answers.citations import MarkerFilter, says_not_found

@@ -25,11 +25,10 @@ from shared.jobs import jobs
 from shared.jobs.steps import NewStep
 from shared.kinds.hf import BINARY, HfInput, Task
 from shared.redis import model_loading
-from shared.redis.bell import Queue
 from shared.redis.events import Event, EventType
 from shared.redis.model_loading import Loading
 from shared.tables import Job, Step
-from shared.vocabulary import State
+from shared.vocabulary import Queue, State
 from workers.attempts.context import Context, Done, Handler, Settle
 from workers.attempts.results import stored
 from workers.hf import contents, hub

@@ -12,7 +12,7 @@ from shared.documents.documents import parse_chunk_id
 from shared.documents.versions import Part, Remains
 from shared.errors import Permanent, Unavailable
 from shared.jobs import jobs, sweeps
-from shared.kinds.payloads import EraseInput, EraseResult
+from shared.kinds.erase import EraseInput, EraseResult
 from shared.tables import Collection, Version
 from workers.attempts.context import Context, Done, Handler
 from workers.process import Process

@@ -20,8 +20,9 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Final
 
+from shared.bounds import Metadata
 from shared.errors import DocumentError
-from shared.kinds.payloads import CsvOptions, Metadata
+from shared.kinds.ingest import CsvOptions
 from shared.normal import nfc
 from workers.ingest.formats import decode, html, records, tables
 

@@ -11,11 +11,12 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 from tokenizers import Tokenizer
 
+from shared.bounds import Metadata
 from shared.config import Settings
 from shared.documents import collections, ingest_items
 from shared.documents.versions import Content
 from shared.errors import DocumentError
-from shared.kinds.payloads import CsvOptions, Metadata, Splitter, SplitterType
+from shared.kinds.ingest import CsvOptions, Splitter, SplitterType
 from shared.normal import nfc
 from shared.tables import File
 from workers.ingest.load import LoadedText, form, load

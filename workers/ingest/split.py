@@ -21,8 +21,9 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
+from shared.bounds import Metadata
 from shared.errors import ConfigurationError
-from shared.kinds.payloads import Metadata, Splitter, SplitterType
+from shared.kinds.ingest import Splitter, SplitterType
 from workers.ingest.formats import markdown
 from workers.ingest.load import LoadedText
 

@@ -22,9 +22,9 @@ from shared.errors import Cancelled, DocumentError, NotFound, Permanent
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
-from shared.kinds.payloads import IngestInput, SplitterType
-from shared.redis.bell import Queue
+from shared.kinds.ingest import IngestInput, SplitterType
 from shared.tables import Chunk, Collection, Job
+from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_wanted
 from workers.ingest.source import Order, make, read, source_name

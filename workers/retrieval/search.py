@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
+from shared.bounds import Metadata
 from shared.documents import collections, documents
 from shared.errors import Permanent
-from shared.kinds.payloads import Hit, Metadata
+from shared.kinds.search import Hit
 from shared.normal import nfc
 from workers.process import Process
 from workers.retrieval.embed import Embedder

@@ -6,9 +6,11 @@ from sqlalchemy.orm import Session
 
 from shared.jobs import jobs
 from shared.jobs.steps import NewStep
+from shared.kinds.embed import EmbedInput, EmbedResult
 from shared.kinds.generation import door_of
-from shared.kinds.payloads import EmbedInput, EmbedResult, RagInput, SearchInput, SearchResult
-from shared.redis.bell import Queue
+from shared.kinds.rag import RagInput
+from shared.kinds.search import SearchInput, SearchResult
+from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.retrieval.search import cut_texts, find
 

@@ -28,9 +28,9 @@ from chromadb.auth import UserIdentity
 from chromadb.config import Settings as ChromaSettings
 from chromadb.errors import ChromaError, NotFoundError
 
+from shared.bounds import Metadata
 from shared.config import Settings
 from shared.errors import Permanent, Unavailable
-from shared.kinds.payloads import Metadata
 from shared.normal import nfc
 
 if TYPE_CHECKING:

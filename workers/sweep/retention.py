@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.jobs import jobs, sweeps
+from shared.kinds.registry import KINDS
 from shared.tables import DoomedPath, File, Job, Worker
 from shared.vocabulary import ENDED
 from workers.sweep.rounds import Item, Round
@@ -166,17 +167,17 @@ def _doom(session: Session, paths: Sequence[str], *, is_folder: bool) -> None:
 
 # Paths of JSON are lax: an input of another shape has no such file, and is no error.
 IN_USE = text("""
-    SELECT DISTINCT used.id FROM jobs j CROSS JOIN LATERAL (
-        SELECT jsonb_path_query(j.input, '$.sources.file_id') #>> '{}' AS id
-        WHERE j.kind = 'ingest'
-        UNION ALL
-        SELECT jsonb_path_query(j.input, '$.inputs.file_id') #>> '{}' WHERE j.kind = 'hf'
-    ) used
-    WHERE j.state IN ('queued', 'running') AND j.kind IN ('ingest', 'hf') AND used.id = ANY(:ids)
+    SELECT DISTINCT used.id FROM jobs j
+    JOIN unnest(CAST(:kinds AS text[]), CAST(:paths AS jsonpath[])) kind (name, path)
+        ON kind.name = j.kind
+    CROSS JOIN LATERAL (SELECT jsonb_path_query(j.input, kind.path) #>> '{}' AS id) used
+    WHERE j.state IN ('queued', 'running') AND used.id = ANY(:ids)
 """)
 
 
 def _files_in_use(session: Session, ids: Sequence[UUID]) -> set[str]:
     if not ids:
         return set()
-    return set(session.scalars(IN_USE, {"ids": [str(id_) for id_ in ids]}))
+    paths = {kind.name: kind.file_path for kind in KINDS.values() if kind.file_path is not None}
+    values = {"ids": [str(id_) for id_ in ids], "kinds": list(paths), "paths": [*paths.values()]}
+    return set(session.scalars(IN_USE, values))

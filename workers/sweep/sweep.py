@@ -28,7 +28,7 @@ from shared.database.sqlstates import first_line, is_outage
 from shared.errors import ModelNotServed, SluiceError, Timeout
 from shared.jobs import jobs, steps, sweeps
 from shared.jobs.queues import lacks_worker
-from shared.kinds.payloads import Kind
+from shared.kinds.registry import KINDS
 from shared.tables import Job, Step
 from shared.vocabulary import OPEN, State
 from workers.attempts.runner import Handlers, lost_worker, settle_failure
@@ -113,7 +113,7 @@ TABLES = (
             ),
             *map(_is_no_object, JSON_OF_JOBS),
             *map(_is_deep, (*JSON_OF_JOBS, "result")),
-            _is_none_of("kind", [kind.value for kind in Kind]),
+            _is_none_of("kind", list(KINDS)),
             _is_none_of("state", [state.value for state in State]),
             "CASE WHEN lane NOT IN (0, 1, 2) THEN 'lane has an unknown value' END",
         ),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationError
 
 from shared.errors import InvalidInput, NotFound
-from shared.kinds.generation import BuiltInTool
+from shared.kinds.chat import BuiltInTool
 from shared.vocabulary import Shape
 from workers.attempts.context import Context
 from workers.generation.backends.interface import Tool, ToolCall

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from shared import conversations
 from shared.errors import InvalidInput
-from shared.kinds.generation import ChatMessage
+from shared.kinds.chat import ChatMessage
 from workers.attempts.context import Context
 from workers.generation.backends.interface import (
     Generator,

@@ -13,8 +13,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
+from shared.bounds import Metadata
 from shared.errors import DocumentError
-from shared.kinds.payloads import Metadata
 
 _TEXT_FIELDS: Final = ("text", "content")
 _DEPTH: Final = 200

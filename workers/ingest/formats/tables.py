@@ -26,8 +26,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
+from shared.bounds import Metadata
 from shared.errors import DocumentError
-from shared.kinds.payloads import CsvOptions, Metadata
+from shared.kinds.ingest import CsvOptions
 
 MAX_COLUMNS: Final = 10_000
 _DELIMITERS: Final = (",", ";", "\t", "|")

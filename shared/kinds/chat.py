@@ -1,0 +1,154 @@
+"""The kind `chat`: an answer of a model to messages, with tools and stored conversations."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import Field, model_validator
+from sqlalchemy.orm import Session
+
+from shared.bounds import CollectionName, JsonSchema, Line, Paragraph, ToolArguments
+from shared.config import EXTRACTIVE, Settings
+from shared.documents import collections
+from shared.errors import InvalidInput
+from shared.kinds import generation
+from shared.kinds.generation import ModelReference, Parameters, ResponseFormat, Usage, door_of
+from shared.kinds.kind import Kind, StepType
+from shared.vocabulary import Queue, Shape
+
+CALLS_LIMIT = 1000
+
+
+class FunctionCall(Shape):
+    """A call of a declared tool; `arguments` is the decoded JSON object."""
+
+    name: Line
+    arguments: ToolArguments = {}
+
+
+class CallOfTool(Shape):
+    id: Line
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(Shape):
+    """`tool_calls` belong to the assistant's messages, `tool_call_id` to those of a tool."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Annotated[str, Field(max_length=1_000_000)] = ""
+    tool_calls: Annotated[list[CallOfTool], Field(fail_fast=True, max_length=CALLS_LIMIT)] = []
+    tool_call_id: Line | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "ChatMessage":
+        if not self.content and not self.tool_calls and self.role != "tool":
+            raise ValueError(f"a message of the {self.role} needs content")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only messages of the assistant have tool_calls")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("tool_call_id goes with the role tool, which needs it")
+        return self
+
+
+class BuiltInTool(Shape):
+    """A tool that Sluice runs itself; `collection` is where `search_collection` looks."""
+
+    type: Literal["search_collection", "calculator", "fetch_url"]
+    collection: CollectionName | None = None
+
+    @model_validator(mode="after")
+    def _collection_goes_with_search(self) -> "BuiltInTool":
+        if (self.type == "search_collection") != (self.collection is not None):
+            raise ValueError("collection goes with search_collection, which needs it")
+        return self
+
+
+class FunctionSpec(Shape):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", max_length=64)]
+    description: Paragraph = ""
+    parameters: JsonSchema = {"type": "object", "properties": {}}
+
+
+class DeclaredTool(Shape):
+    """A tool of the client: its calls are returned, and the client sends what came of them."""
+
+    type: Literal["function"]
+    function: FunctionSpec
+
+
+ToolSpec = Annotated[BuiltInTool | DeclaredTool, Field(discriminator="type")]
+
+
+class ChatInput(Shape):
+    """With `conversation_id`, `messages` are the new ones; the earlier ones are stored."""
+
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=1000)]
+    model: ModelReference | None = None
+    conversation_id: UUID | None = None
+    tools: Annotated[list[ToolSpec], Field(fail_fast=True, max_length=64)] = []
+    parameters: Parameters = Parameters()
+    response_format: ResponseFormat = ResponseFormat()
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> "ChatInput":
+        if self.messages[-1].role in ("system", "assistant"):
+            raise ValueError("the last message must be of the user or of a tool")
+        return self
+
+
+class ChatResult(Shape):
+    """`turns` counts how often the model was asked, `steps` are its calls of tools and their
+    results; `messages_dropped` of the history found no room in its window."""
+
+    message: dict[str, Any]
+    model: str
+    usage: Usage
+    finish_reason: str = "stop"
+    turns: int = 1
+    steps: list[dict[str, Any]] = []
+    messages_dropped: int = 0
+    parsed: Any = None
+
+
+def _check(asked: ChatInput, settings: Settings) -> None:
+    model, where = generation.model_of(asked.model, settings)
+    if model == EXTRACTIVE:
+        raise InvalidInput(
+            f"{where} is {EXTRACTIVE!r}, which answers `rag` jobs only. Name a model that can "
+            "chat, as `ollama/llama3.2` or `hf/Qwen/Qwen3-4B-Instruct-2507`."
+        )
+    generation.check(asked.model, asked.parameters, settings)
+
+
+def _require(session: Session, inputs: Sequence[Mapping[str, Any]]) -> None:
+    """The collections of the tools."""
+    names = {tool.get("collection") for input_ in inputs for tool in input_.get("tools", ())}
+    for name in names - {None}:
+        collections.get(session, name)
+
+
+CHAT = Kind(
+    name="chat",
+    summary="an answer of a model",
+    input=ChatInput,
+    result=ChatResult,
+    steps=[
+        StepType(
+            name="chat.answer", queue=Queue.GENERATE, handler="workers.generation.chat:CHAT_ANSWER"
+        ),
+        StepType(
+            name="chat.tools", queue=Queue.QUERY, handler="workers.generation.chat:CHAT_TOOLS"
+        ),
+    ],
+    example={
+        "model": "ollama/llama3.2",
+        "messages": [{"role": "user", "content": "Say good morning in Korean."}],
+        "parameters": {"max_tokens": 64, "temperature": 0.7},
+    },
+    check=_check,
+    defaults=lambda asked, settings: {"model": generation.model_of(asked.model, settings)[0]},
+    require=_require,
+    route=lambda input_: door_of(input_["model"]),
+    is_generated=True,
+)

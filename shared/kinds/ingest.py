@@ -1,0 +1,166 @@
+"""The kind `ingest`: documents become chunks with vectors, in a collection.
+
+Offsets and sizes named `*_chars` count Unicode code points; `chunk_size` of the token splitter
+counts tokens of the embedding model.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, Field, model_validator
+
+from shared.bounds import (
+    SOURCES_LIMIT,
+    CollectionName,
+    DocumentText,
+    Line,
+    Metadata,
+    SourceName,
+)
+from shared.config import Settings
+from shared.errors import InvalidInput
+from shared.kinds.kind import Kind, StepType
+from shared.normal import nfc, nfc_metadata
+from shared.vocabulary import Queue, Shape
+
+
+def _canonical_id(value: str) -> str:
+    """UUIDs are written in several ways; what is none is told of when the source is read."""
+    try:
+        return str(UUID(value))
+    except ValueError:
+        return value
+
+
+class FileSource(Shape):
+    type: Literal["file"]
+    file_id: Annotated[Line, AfterValidator(_canonical_id)]
+
+
+class TextSource(Shape):
+    type: Literal["text"]
+    text: DocumentText
+    name: SourceName | None = None
+
+
+Source = Annotated[FileSource | TextSource, Field(discriminator="type")]
+
+
+class SplitterType(StrEnum):
+    RECURSIVE = "recursive"
+    CHARACTER = "character"
+    TOKEN = "token"
+    MARKDOWN = "markdown"
+
+
+class Splitter(Shape):
+    """How text becomes chunks; sizes in characters, or in tokens for `token`.
+
+    `chunk_overlap` is at most half of `chunk_size`; where only the size is given, it is 200 or, of
+    sizes below 400, half of the size.
+    """
+
+    type: SplitterType = SplitterType.RECURSIVE
+    chunk_size: Annotated[int, Field(ge=16, le=100_000)] = 1000
+    chunk_overlap: Annotated[int, Field(ge=0, le=50_000)] = 200
+
+    @model_validator(mode="before")
+    @classmethod
+    def _overlap_of_small_chunks(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "chunk_overlap" in value:
+            return value
+        size = value.get("chunk_size")
+        default: int = cls.model_fields["chunk_overlap"].default
+        if isinstance(size, int) and 0 < size < 2 * default:
+            return value | {"chunk_overlap": size // 2}
+        return value
+
+    @model_validator(mode="after")
+    def _overlap_is_smaller(self) -> "Splitter":
+        # With more, a short text becomes any number of chunks: at 1000/999 one for each character.
+        if 2 * self.chunk_overlap > self.chunk_size:
+            raise ValueError(
+                "chunk_overlap must be smaller: at most half of chunk_size, which is "
+                f"{self.chunk_size // 2} of {self.chunk_size}"
+            )
+        return self
+
+
+Columns = Annotated[
+    list[Annotated[Line, AfterValidator(nfc)]], Field(fail_fast=True, max_length=10_000)
+]
+
+
+class CsvOptions(Shape):
+    """How CSV rows become text: which columns are text, which are metadata."""
+
+    encoding: Line | None = None
+    content_columns: Columns | None = None
+    metadata_columns: Columns | None = None
+
+
+class IngestInput(Shape):
+    collection: CollectionName
+    sources: Annotated[list[Source], Field(fail_fast=True, min_length=1, max_length=SOURCES_LIMIT)]
+    splitter: Splitter = Splitter()
+    csv: CsvOptions = CsvOptions()
+    on_existing: Literal["skip", "replace"] = "replace"
+    """`replace`: changed content replaces the old, unchanged is skipped. `skip`: a source that
+    the collection already has is left as it is, whatever its content."""
+    metadata: Annotated[Metadata, AfterValidator(nfc_metadata)] = {}
+
+
+class IngestDocuments(Shape):
+    added: int
+    replaced: int
+    skipped: int
+    failed: int
+
+
+class SourceError(Shape):
+    source: str
+    message: str
+
+
+class IngestResult(Shape):
+    documents: IngestDocuments
+    chunks: int
+    errors: list[SourceError]
+
+
+def _check(asked: IngestInput, settings: Settings) -> None:
+    if len(asked.sources) > settings.max_sources_per_job:
+        raise InvalidInput(
+            f"input.sources has {len(asked.sources)} entries; a job takes "
+            f"{settings.max_sources_per_job} (SLUICE_MAX_SOURCES_PER_JOB). Submit several jobs."
+        )
+
+
+INGEST = Kind(
+    name="ingest",
+    summary="put documents into a collection",
+    input=IngestInput,
+    result=IngestResult,
+    steps=[
+        StepType(name="ingest.plan", queue=Queue.INGEST, handler="workers.ingest.steps:PLAN"),
+        StepType(
+            name="ingest.load",
+            queue=Queue.INGEST,
+            handler="workers.ingest.steps:LOAD",
+            is_absorbed=True,
+        ),
+        StepType(
+            name="ingest.embed",
+            queue=Queue.EMBED,
+            handler="workers.ingest.steps:EMBED",
+            is_absorbed=True,
+        ),
+    ],
+    example={
+        "collection": "handbook",
+        "sources": [{"type": "text", "name": "opening-hours.md", "text": "We open at nine."}],
+    },
+    check=_check,
+    file_path="$.sources.file_id",
+)

@@ -1,0 +1,84 @@
+"""What a kind of job is: all that the API, the workers, the command line and the pages know of it.
+
+A kind is one record, and `registry.py` lists them. How to add one: CONTRIBUTING.md.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from shared.config import Settings
+from shared.documents import collections
+from shared.vocabulary import Queue, Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepType:
+    """Steps of one name. `handler` is what runs them, as `module:NAME`; only workers import it.
+
+    Where the last failure of such a step `is_absorbed`, the handler books it in the job, which
+    goes on; otherwise the job fails.
+    """
+
+    name: str
+    queue: Queue
+    handler: str
+    is_absorbed: bool = False
+
+
+def _nothing(_input: Any, _settings: Settings) -> None:
+    pass
+
+
+def _no_defaults(_input: Any, _settings: Settings) -> dict[str, Any]:
+    return {}
+
+
+def _needs_nothing(_session: Session, _inputs: Sequence[Mapping[str, Any]]) -> None:
+    pass
+
+
+def _any_worker(_input: Mapping[str, Any]) -> str:
+    return ""
+
+
+def _no_batch(_input: Mapping[str, Any]) -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Kind:
+    """A kind of job.
+
+    `input` and `result` are its shapes in the HTTP contract; `result` None is any JSON. A job
+    begins with the first of `steps`. `example` is an input that runs on a new installation.
+    """
+
+    name: str
+    summary: str
+    input: type[Shape]
+    result: type[Shape] | None
+    steps: Sequence[StepType]
+    example: Mapping[str, Any]
+    check: Callable[[Any, Settings], None] = _nothing
+    """Raises InvalidInput for what this server cannot run; without a look at the database."""
+    defaults: Callable[[Any, Settings], dict[str, Any]] = _no_defaults
+    """Fields of the input that are noted with the job, such as its model: settings may change."""
+    find_collection: Callable[[Session, str], object] = collections.get
+    """Raises NotFound for the `collection` of an input."""
+    require: Callable[[Session, Sequence[Mapping[str, Any]]], None] = _needs_nothing
+    """Raises NotFound where something else is not there that the inputs name."""
+    route: Callable[[Mapping[str, Any]], str] = _any_worker
+    """Which workers can take the first step: those that serve a model, or any."""
+    batch_key: Callable[[Mapping[str, Any]], str | None] = _no_batch
+    """First steps of one key may run in one batch."""
+    file_path: str | None = None
+    """Where inputs name uploads, as a JSON path of PostgreSQL; those are kept meanwhile."""
+    is_generated: bool = False
+    """Its jobs write text that clients may read as it is written."""
+
+    @property
+    def first_step(self) -> StepType:
+        return self.steps[0]

@@ -1,0 +1,59 @@
+"""The kind `model`: pull, create or delete a model of the Ollama server."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from shared.bounds import ModelName, Paragraph, ServerParameters
+from shared.kinds.generation import ModelReference, door_of
+from shared.kinds.kind import Kind, StepType
+from shared.vocabulary import Queue, Shape
+
+
+class ModelInput(Shape):
+    """What to do with a model of the Ollama server: `create` makes `name` of `from`."""
+
+    action: Literal["pull", "create", "delete"]
+    name: ModelReference
+    from_: ModelName | None = Field(default=None, alias="from")
+    system: Paragraph | None = None
+    template: Paragraph | None = None
+    parameters: ServerParameters = {}
+
+    @model_validator(mode="after")
+    def _fits_the_action(self) -> "ModelInput":
+        if not self.name.startswith("ollama/"):
+            raise ValueError("name must be a model of Ollama, as `ollama/llama3.2`")
+        if (self.action == "create") != (self.from_ is not None):
+            raise ValueError("`from` goes with the action `create`, which needs it")
+        if self.action != "create" and (self.system or self.template or self.parameters):
+            raise ValueError("system, template and parameters go with the action `create`")
+        return self
+
+
+class ModelResult(Shape):
+    action: str
+    name: str
+
+
+MODEL = Kind(
+    name="model",
+    summary="pull, create or delete a model of Ollama",
+    input=ModelInput,
+    result=ModelResult,
+    steps=[
+        StepType(
+            name="model.apply",
+            queue=Queue.GENERATE,
+            handler="workers.generation.model_steps:APPLY",
+        )
+    ],
+    example={
+        "action": "create",
+        "name": "ollama/helpdesk",
+        "from": "llama3.2",
+        "system": "You answer for the helpdesk, in two sentences at most.",
+        "parameters": {"temperature": 0.2},
+    },
+    route=lambda input_: door_of(input_["name"]),
+)

@@ -1,0 +1,85 @@
+"""The kind `rag`: an answer from the passages of a collection, with citations."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AfterValidator
+
+from shared.bounds import CollectionName, Text
+from shared.config import EXTRACTIVE, Settings
+from shared.errors import InvalidInput
+from shared.kinds import generation
+from shared.kinds.generation import (
+    ModelReference,
+    Parameters,
+    PromptTemplate,
+    ResponseFormat,
+    Usage,
+)
+from shared.kinds.kind import Kind, StepType
+from shared.kinds.search import Hit, PassageCount, SearchOptions
+from shared.normal import nfc
+from shared.vocabulary import Queue, Shape
+
+
+class RagInput(Shape):
+    collection: CollectionName
+    question: Annotated[Text, AfterValidator(nfc)]
+    k: PassageCount = 6
+    search: SearchOptions = SearchOptions()
+    model: ModelReference | None = None
+    prompt: PromptTemplate | None = None
+    conversation_id: UUID | None = None
+    parameters: Parameters = Parameters()
+    response_format: ResponseFormat = ResponseFormat()
+
+
+class Citation(Hit):
+    marker: str
+
+
+class RagResult(Shape):
+    """`passages_dropped` found no room in the model's window; `markers_removed` cited nothing."""
+
+    answer: str
+    citations: list[Citation]
+    model: str
+    usage: Usage
+    finish_reason: str = "stop"
+    passages_dropped: int = 0
+    markers_removed: int = 0
+    parsed: Any = None
+    """The answer as JSON, where `response_format` asked for that."""
+
+
+def _check(asked: RagInput, settings: Settings) -> None:
+    model, where = generation.model_of(asked.model, settings)
+    if model == EXTRACTIVE:
+        ignored = [
+            name for name in ("prompt", "parameters", "response_format")
+            if name in asked.model_fields_set
+        ]  # fmt: skip
+        if ignored:
+            raise InvalidInput(
+                f"input.{ignored[0]} is for models that generate text; {where} is {EXTRACTIVE!r}, "
+                "which quotes passages. Name another model or leave it out."
+            )
+    generation.check(asked.model, asked.parameters, settings)
+
+
+RAG = Kind(
+    name="rag",
+    summary="an answer with citations",
+    input=RagInput,
+    result=RagResult,
+    steps=[
+        StepType(name="rag.find", queue=Queue.QUERY, handler="workers.retrieval.steps:RAG_FIND"),
+        StepType(
+            name="rag.answer", queue=Queue.GENERATE, handler="workers.generation.rag:RAG_ANSWER"
+        ),
+    ],
+    example={"collection": "handbook", "question": "When do you open?"},
+    check=_check,
+    defaults=lambda asked, settings: {"model": generation.model_of(asked.model, settings)[0]},
+    is_generated=True,
+)

@@ -1,0 +1,38 @@
+"""All kinds of jobs, a line each. Whatever has to do with every kind goes through `KINDS`."""
+
+from shared.kinds.chat import CHAT
+from shared.kinds.embed import EMBED
+from shared.kinds.erase import ERASE
+from shared.kinds.hf import HF
+from shared.kinds.ingest import INGEST
+from shared.kinds.kind import Kind, StepType
+from shared.kinds.model import MODEL
+from shared.kinds.rag import RAG
+from shared.kinds.search import SEARCH
+from shared.vocabulary import Queue
+
+__all__ = [
+    "CHAT", "EMBED", "ERASE", "HF", "INGEST", "KINDS", "MODEL", "RAG", "SEARCH", "WEBHOOK",
+    "step_types",
+]  # fmt: skip
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        INGEST,
+        EMBED,
+        SEARCH,
+        RAG,
+        CHAT,
+        HF,
+        MODEL,
+        ERASE,
+    )
+}
+
+WEBHOOK = StepType(name="webhook", queue=Queue.WEBHOOK, handler="workers.webhook:WEBHOOK")
+"""Follows the end of a job of any kind."""
+
+
+def step_types() -> list[StepType]:
+    return [*(step for kind in KINDS.values() for step in kind.steps), WEBHOOK]
