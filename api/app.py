@@ -1,13 +1,15 @@
 """The HTTP application: a factory, so that importing this module does nothing."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from importlib import import_module
+from pkgutil import iter_modules
 
 import anyio.to_thread
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from api import openapi
+from api import openapi, routes
 from api.compat import huggingface
 from api.deps import open_parts
 from api.health import Metrics, Readiness
@@ -15,19 +17,7 @@ from api.http import errors
 from api.http.hosts import Hosts
 from api.http.limits import BodyLimit, Keys
 from api.openapi import METHODS, Methods
-from api.routes import (
-    collections,
-    conversations,
-    docs,
-    documents,
-    events,
-    files,
-    health,
-    ids,
-    jobs,
-    models,
-    queues,
-)
+from api.routes.docs import ASSETS, swagger_files
 from shared.config import Settings
 
 SHOWN_TO_PAGES = [
@@ -59,10 +49,9 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     errors.install(app)
-    answering = (jobs, events, conversations, collections, documents, files, models, queues, ids)
-    for module in (*answering, huggingface, health):
-        app.include_router(module.router)
-    docs.install(app)
+    for router in (*_routers(), huggingface.router):
+        app.include_router(router)
+    app.mount(ASSETS, swagger_files(), name="docs-assets")
     openapi.install(app, asks_for_keys=bool(settings.api_keys))
     # The last added is the first asked: who it is comes before how much it sends.
     app.add_middleware(Methods)
@@ -78,3 +67,11 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=SHOWN_TO_PAGES,
         )
     return app
+
+
+def _routers() -> Iterator[APIRouter]:
+    """The `router` of each module of `api/routes/`."""
+    for each in iter_modules(routes.__path__, f"{routes.__name__}."):
+        router = import_module(each.name).router
+        assert isinstance(router, APIRouter), each.name
+        yield router

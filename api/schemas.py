@@ -247,6 +247,17 @@ class FileView(BaseModel):
         return cls.model_validate(file)
 
 
+class KindView(BaseModel):
+    """A kind of job; `input` and `result` are JSON Schemas."""
+
+    name: KindName
+    summary: str
+    queue: Queue
+    input: dict[str, Any]
+    result: dict[str, Any] | None
+    example: dict[str, Any]
+
+
 class ModelView(BaseModel):
     """A model that can run here; `default` says that its kinds use it unless told otherwise.
 
@@ -377,11 +388,15 @@ class NewJobBase(Shape):
     run_after: RunAfter | None = None
 
 
+def _literal(value: str) -> Any:
+    return Literal[value]
+
+
 def _request(kind: Kind) -> type[NewJobBase]:
     return create_model(
         f"New{kind.name.capitalize()}",
         __base__=NewJobBase,
-        kind=(Literal[kind.name], ...),
+        kind=(_literal(kind.name), ...),
         input=(kind.input, ...),
     )
 

@@ -4,38 +4,31 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import version as installed_version
 
 import click
 
-from cli.commands.ask import ask
-from cli.commands.chat import chat
-from cli.commands.collections import collections
-from cli.commands.completion import completion
-from cli.commands.conversations import conversations
-from cli.commands.documents import documents
-from cli.commands.hf import hf
-from cli.commands.ingest import ingest
-from cli.commands.jobs import jobs
-from cli.commands.logs import logs
-from cli.commands.models import models
-from cli.commands.queues import queues, workers
-from cli.commands.search import search
-from cli.commands.stack import doctor, down, migrate, status, up
-from cli.commands.submit import submit
-from cli.commands.worker import worker
 from cli.errors import Interrupted, error_document
 from cli.exits import Exit, of_error
 from cli.options import CONTEXT, Group, Target, connection_options, json_option
 from cli.terminal.output import ClosedPipe, print_json, print_text, say, say_json
 from shared.errors import SluiceError
 
-SECTIONS: Mapping[str, Sequence[click.Command]] = {
-    "This machine": (up, down, status, doctor, logs, worker, migrate),
-    "Documents and answers": (ingest, ask, search, chat, hf),
-    "What is stored and queued": (jobs, submit, collections, documents, conversations, models),
-    "Queues and workers": (queues, workers),
-}
+SECTIONS: Mapping[str, Sequence[str]] = {
+    "This machine": ("up", "down", "status", "doctor", "logs", "worker", "migrate"),
+    "Documents and answers": ("ingest", "ask", "search", "chat", "hf"),
+    "What is stored and queued": (
+        "jobs", "submit", "collections", "documents", "conversations", "models",
+    ),
+    "Queues and workers": ("queues", "workers"),
+    "The command itself": ("completion", "help", "version"),
+}  # fmt: skip
+MODULES = {
+    "up": "stack", "down": "stack", "status": "stack", "doctor": "stack", "migrate": "stack",
+    "workers": "queues",
+}  # fmt: skip
+"""Where a command is not in the module of its name. A module is imported when it is needed."""
 
 
 class Root(Group):
@@ -52,12 +45,20 @@ class Root(Group):
             args = [each for each in args if each != "--json"]
         return super().parse_args(ctx, args)
 
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (as click has it)
+        return [name for names in SECTIONS.values() for name in names]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        if command is None and cmd_name in self.list_commands(ctx):
+            module = import_module(f"cli.commands.{MODULES.get(cmd_name, cmd_name)}")
+            command = getattr(module, cmd_name)
+            self.add_command(command, cmd_name)
+        return command
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        named = {str(command.name) for commands in SECTIONS.values() for command in commands}
-        for title, commands in SECTIONS.items():
-            self.format_section(ctx, formatter, title, [str(each.name) for each in commands])
-        rest = [name for name in self.list_commands(ctx) if name not in named]
-        self.format_section(ctx, formatter, "The command itself", rest)
+        for title, names in SECTIONS.items():
+            self.format_section(ctx, formatter, title, names)
 
 
 @click.group(cls=Root, context_settings=CONTEXT, invoke_without_command=True)
@@ -112,11 +113,8 @@ def version(*, as_json: bool) -> int:
     return Exit.OK
 
 
-for _commands in SECTIONS.values():
-    for _command in _commands:
-        sluice.add_command(_command)
-for _command in (help_, version, completion):
-    sluice.add_command(_command)
+sluice.add_command(help_)
+sluice.add_command(version)
 
 
 def run(args: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.staticfiles import StaticFiles
 
@@ -26,13 +26,8 @@ async def docs(request: Request) -> Response:
     )
 
 
-def install(app: FastAPI) -> None:
-    app.include_router(router)
-    app.mount(ASSETS, StaticFiles(directory=_resources()), name="docs-assets")
-
-
-def _resources() -> Path:
+def swagger_files() -> StaticFiles:
     spec = find_spec("fastapi_swagger")
     assert spec is not None, "the package fastapi-swagger is missing (extra `api`)"
     assert spec.origin is not None
-    return Path(spec.origin).parent / "resources"
+    return StaticFiles(directory=Path(spec.origin).parent / "resources")

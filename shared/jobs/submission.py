@@ -98,7 +98,7 @@ def _submit_statement() -> Insert:
 
     A conflict of idempotency keys waits for the other submit and then yields to it.
     """
-    example = NewJob(kind=EMBED, input=EMBED.example, fair_key="")
+    example = NewJob(kind=EMBED, input=dict(EMBED.example), fair_key="")
     job = (
         upsert(JOBS)
         .values({name: _parameter("job", JOBS, name) for name in _job_row(UUID(int=0), example)})

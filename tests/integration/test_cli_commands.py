@@ -40,7 +40,10 @@ def url(state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 
 def commands(group: click.Group = sluice, *path: str) -> Iterator[tuple[str, ...]]:
     """Every command line that names a command or a group."""
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         yield (*path, name)
         if isinstance(command, click.Group):
             yield from commands(command, *path, name)
@@ -77,7 +80,7 @@ def test_every_command_is_in_the_help_once(capsys: Captured) -> None:
         line.split() for line in capsys.readouterr().out.partition("This machine:")[2].split("\n")
     ]
     named = [words[0] for words in lines if words]
-    for name in sluice.commands:
+    for name in sluice.list_commands(click.Context(sluice)):
         assert named.count(name) == 1
 
 

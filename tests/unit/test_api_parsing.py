@@ -15,7 +15,7 @@ from api.http.body import MalformedBody, parse
 from api.jobs import uploads
 from api.schemas import JobRequest
 from shared.errors import InvalidInput
-from shared.kinds.registry import INPUTS
+from shared.kinds.registry import KINDS
 
 storable = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]))
 values = st.recursive(
@@ -114,7 +114,7 @@ def test_every_name_fits_into_a_header(name: str) -> None:
 def test_the_union_of_requests_is_that_of_the_inputs() -> None:
     schema = TypeAdapter[Any](JobRequest).json_schema()
 
-    assert set(schema["discriminator"]["mapping"]) == set(INPUTS)
+    assert set(schema["discriminator"]["mapping"]) == set(KINDS)
 
 
 @pytest.mark.parametrize(

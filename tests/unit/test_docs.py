@@ -70,7 +70,10 @@ def command_lines() -> Iterator[tuple[str, str]]:
 
 def commands(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Command]]:
     yield path, group
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         if isinstance(command, click.Group):
             yield from commands(command, f"{path} {name}".strip())
         else:
