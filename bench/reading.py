@@ -30,7 +30,7 @@ from shared.vocabulary import Lane, Queue
 from tests.servers import start_postgres, start_redis
 
 KEYS = ("ann", "bob", "carol", "dave")
-DOORS = ("hf/a", "hf/b", "ollama", "extractive")
+ROUTES = ("hf/a", "hf/b", "ollama", "extractive")
 INPUTS = (
     (kinds.EMBED, {"texts": ["How do I restore a dump of one table?"]}),
     (kinds.EMBED, {"texts": ["How do I make one?"]}),
@@ -81,11 +81,11 @@ def main() -> int:
 def _prepare(ledger: Ledger) -> None:
     """Living workers, and steps that have ended."""
     with ledger.begin() as session:
-        for n, doors in enumerate(((), DOORS)):
+        for n, routes in enumerate(((), ROUTES)):
             session.add(
                 Worker(
-                    name=f"worker-{n}", hostname="bench", pid=1, doors=list(doors), concurrency=4,
-                    queues=[Queue.GENERATE] if doors else [q for q in Queue if q != "generate"],
+                    name=f"worker-{n}", hostname="bench", pid=1, routes=list(routes), concurrency=4,
+                    queues=[Queue.GENERATE] if routes else [q for q in Queue if q != "generate"],
                 )
             )  # fmt: skip
     for n in range(600):
@@ -94,7 +94,7 @@ def _prepare(ledger: Ledger) -> None:
             submission.submit(session, NewJob(kind=kind, input=dict(input_), fair_key="ann"))
         for queue in Queue:
             with ledger.begin() as session:
-                claim = claims.claim(session, queue, worker="w", lease_s=60, doors=DOORS)
+                claim = claims.claim(session, queue, worker="w", lease_s=60, routes=ROUTES)
                 if claim is not None:
                     steps.succeed(session, claim, result={})
 
@@ -140,7 +140,7 @@ def _calls(
 
     def claim(queue: Queue) -> None:
         with ledger.begin() as session:
-            assert claims.claim(session, queue, worker="w", lease_s=60, doors=DOORS)
+            assert claims.claim(session, queue, worker="w", lease_s=60, routes=ROUTES)
             session.rollback()
 
     return {

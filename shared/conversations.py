@@ -187,7 +187,7 @@ def let_next_go(session: Session, conversation_id: UUID) -> bool:
         return False
     released = session.execute(RELEASE, {"id": conversation_id, "held": HELD}).all()
     for row in released:
-        ring_after_commit(session, list_of(row.queue, row.door))
+        ring_after_commit(session, list_of(row.queue, row.route))
     return bool(released)
 
 
@@ -204,7 +204,7 @@ RELEASE = text("""
     )
     UPDATE steps SET run_after = greatest(free.run_after, now())
     FROM free WHERE steps.id = free.id
-    RETURNING steps.queue, steps.door
+    RETURNING steps.queue, steps.route
 """)
 
 

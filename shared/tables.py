@@ -306,7 +306,7 @@ class Step(Base):
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     name: Mapped[str]
     queue: Mapped[str]
-    door: Mapped[str] = mapped_column(server_default=sql("''"))
+    route: Mapped[str] = mapped_column(server_default=sql("''"))
     """Which workers of the queue can run it: of `generate`, those that serve this model."""
     batch_key: Mapped[str | None]
     """Queued steps of one key may be claimed together, to run as one batch."""
@@ -333,7 +333,7 @@ class Step(Base):
             "queue",
             "lane",
             "fair_key",
-            "door",
+            "route",
             "job_id",
             "id",
             "run_after",
@@ -344,7 +344,7 @@ class Step(Base):
             "queue",
             "lane",
             "fair_key",
-            "door",
+            "route",
             "job_id",
             "id",
             postgresql_where=sql("state = 'queued' AND run_after <= created_at"),
@@ -354,7 +354,7 @@ class Step(Base):
             "queue",
             "lane",
             "fair_key",
-            "door",
+            "route",
             "run_after",
             "job_id",
             "id",
@@ -448,8 +448,8 @@ class Worker(Base):
     hostname: Mapped[str]
     pid: Mapped[int]
     queues: Mapped[list[str]] = mapped_column(Texts)
-    doors: Mapped[list[str]] = mapped_column(Texts, server_default=sql("'{}'"))
-    """The models that it serves, as `shared.kinds.generation.door_of` writes them."""
+    routes: Mapped[list[str]] = mapped_column(Texts, server_default=sql("'{}'"))
+    """The models that it serves, as `shared.kinds.generation.route_of` writes them."""
     concurrency: Mapped[int]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -15,7 +15,7 @@ from celery.platforms import SecurityWarning
 
 from shared.config import EXTRACTIVE, Settings, load_settings
 from shared.errors import ConfigurationError, SluiceError
-from shared.kinds.generation import door_of, is_servable
+from shared.kinds.generation import is_servable, route_of
 from shared.logs import set_up_logging
 from shared.redis.bell import list_of
 from workers.app import PREFORK, THREADS, make_worker_app
@@ -122,7 +122,7 @@ def _generate(settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.device:
         settings = settings.model_copy(update={"generation_device": arguments.device})
     models = _models(settings, arguments.model)
-    doors = list(dict.fromkeys(map(door_of, models)))
+    routes = list(dict.fromkeys(map(route_of, models)))
     fatal = threading.Event()
 
     def give_up() -> None:
@@ -131,7 +131,7 @@ def _generate(settings: Settings, arguments: argparse.Namespace) -> int:
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Timer(settings.step_lease_s, os._exit, [FATAL]).start()
 
-    process = Process(settings, arguments.name, doors=doors, on_fatal=give_up)
+    process = Process(settings, arguments.name, routes=routes, on_fatal=give_up)
     for model in models:
         process.generators.prepare(model)  # a worker that is ready has its models loaded
     app = make_worker_app(
@@ -141,10 +141,10 @@ def _generate(settings: Settings, arguments: argparse.Namespace) -> int:
         queues=GENERATE_QUEUES,
         pool=THREADS,
         concurrency=arguments.concurrency or settings.generate_concurrency,
-        doors=doors,
+        routes=routes,
         process=process,
     )
-    lists = [list_of(queue, door) for queue in GENERATE_QUEUES for door in doors]
+    lists = [list_of(queue, route) for queue in GENERATE_QUEUES for route in routes]
     code = _run(app, settings, arguments.name, lists)
     process.generators.close()
     if fatal.is_set():

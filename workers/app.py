@@ -38,7 +38,7 @@ class Presence:
         name: str,
         queues: list[str],
         concurrency: int,
-        doors: Sequence[str] = (),
+        routes: Sequence[str] = (),
     ) -> None:
         self._settings = settings
         self._row = {
@@ -46,7 +46,7 @@ class Presence:
             "hostname": socket.gethostname(),
             "pid": os.getpid(),
             "queues": queues,
-            "doors": list(doors),
+            "routes": list(routes),
             "concurrency": concurrency,
         }
         self._ended = threading.Event()
@@ -102,14 +102,14 @@ def make_worker_app(
     queues: list[Queue],
     pool: str,
     concurrency: int,
-    doors: Sequence[str] = (),
+    routes: Sequence[str] = (),
     process: Process | None = None,
 ) -> Celery:
     """A Celery application whose worker runs the steps of these queues.
 
     `process` is what all threads of a worker share; the children of a forking one make their own.
     """
-    lists = [list_of(queue, door) for queue in queues for door in doors]
+    lists = [list_of(queue, route) for queue in queues for route in routes]
     app = make_celery(settings, lists)
     app.conf.update(
         worker_pool=pool,
@@ -131,7 +131,7 @@ def make_worker_app(
         run_next(mine(), handlers, queue)
 
     app.task(ring, name=RING)
-    presence = Presence(settings, name, [queue.value for queue in queues], concurrency, doors)
+    presence = Presence(settings, name, [queue.value for queue in queues], concurrency, routes)
     # weak=False: the connections live as long as the process.
     signals.worker_ready.connect(lambda **_: presence.start(), weak=False)
     signals.worker_shutdown.connect(lambda **_: presence.stop(), weak=False)

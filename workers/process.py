@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 
 class Process:
-    """`doors` are the models whose steps it takes; `on_fatal` ends it where it cannot go on."""
+    """`routes` are the models whose steps it takes; `on_fatal` ends it where it cannot go on."""
 
     def __init__(
         self,
         settings: Settings,
         worker_name: str,
         *,
-        doors: Sequence[str] = (),
+        routes: Sequence[str] = (),
         on_fatal: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.worker_name = worker_name
-        self.doors = tuple(doors)
+        self.routes = tuple(routes)
         self._on_fatal = on_fatal
 
     @cached_property

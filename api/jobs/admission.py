@@ -1,4 +1,4 @@
-"""The door of each queue: closed with 429 while too many steps are due, of all keys or of one.
+"""Admission to each queue: closed with 429 while too many steps are due, of all keys or of one.
 
 Steps whose time has not come, and held turns, take nobody's place. The counts are read from
 Postgres now and then and kept up in between by what this process lets in: for one API process they

@@ -99,7 +99,7 @@ async def list_models(parts: PartsDep) -> Response:
     )
     default = settings.generation_model
     references = dict.fromkeys(
-        [EXTRACTIVE, *(door for door in served if door.startswith("hf/")), *ollama, *openai]
+        [EXTRACTIVE, *(route for route in served if route.startswith("hf/")), *ollama, *openai]
     )
     if default not in references:
         references[default] = None
@@ -149,12 +149,12 @@ def _of_tasks(settings: Settings) -> list[ModelView]:
 
 
 def _view(reference: str, default: str, served: dict[str, int]) -> ModelView:
-    door = reference if reference in served else reference.partition("/")[0]
+    route = reference if reference in served else reference.partition("/")[0]
     return ModelView(
         reference=reference,
         kinds=[RAG.name] if reference == EXTRACTIVE else GENERATING,
         default=reference == default,
-        workers=served.get(door, 0),
+        workers=served.get(route, 0),
     )
 
 
@@ -164,6 +164,6 @@ def _served(parts: PartsDep) -> dict[str, int]:
         found = queues.workers(session, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
     counts: dict[str, int] = {}
     for worker in found:
-        for door in worker.models if worker.alive else ():
-            counts[door] = counts.get(door, 0) + 1
+        for route in worker.models if worker.alive else ():
+            counts[route] = counts.get(route, 0) + 1
     return counts

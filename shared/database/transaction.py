@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from shared.config import Settings
 from shared.database.engine import make_engine, make_sessions
-from shared.redis.bell import Bell, door_in, make_celery, make_redis
+from shared.redis.bell import Bell, make_celery, make_redis, route_in
 from shared.redis.events import Event, Events, EventType
 
 # Remembers that a server does not answer, so that not every caller waits to find that out.
@@ -170,7 +170,7 @@ class Ledger:
             return
         try:
             for list_, times in effects.rings.items():
-                if self._is_served(door_in(list_)):
+                if self._is_served(route_in(list_)):
                     self.bell.ring(list_, times)
         except (RedisError, OSError) as error:
             log.warning("could not ring; the sweeper will: %s", error)
@@ -181,28 +181,28 @@ class Ledger:
         else:
             self._outage.begins()
 
-    def _is_served(self, door: str) -> bool:
-        """Whether a living worker listens at the door: one that nobody takes from gets no list.
+    def _is_served(self, route: str) -> bool:
+        """Whether a living worker takes the route: one that nobody takes from gets no list.
 
         The sweeper rings once there is one.
         """
-        if not door or time.monotonic() < self._served_until.get(door, 0.0):
+        if not route or time.monotonic() < self._served_until.get(route, 0.0):
             return True
         try:
             with self.read() as session:
                 served = session.scalar(
-                    SERVED, {"door": door, "alive_s": ALIVE_FACTOR * self._worker_heartbeat_s}
+                    SERVED, {"route": route, "alive_s": ALIVE_FACTOR * self._worker_heartbeat_s}
                 )
         except SQLAlchemyError as error:
-            log.warning("could not look who serves %s: %s", door, error)
+            log.warning("could not look who serves %s: %s", route, error)
             return True
         if served:  # so that few submits ask
-            self._served_until[door] = time.monotonic() + self._worker_heartbeat_s
+            self._served_until[route] = time.monotonic() + self._worker_heartbeat_s
         return bool(served)
 
 
 SERVED = text("""
-    SELECT EXISTS (SELECT FROM workers WHERE doors @> ARRAY[CAST(:door AS text)]
+    SELECT EXISTS (SELECT FROM workers WHERE routes @> ARRAY[CAST(:route AS text)]
         AND last_seen_at > now() - make_interval(secs => :alive_s))
 """)
 

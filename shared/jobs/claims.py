@@ -72,7 +72,7 @@ ORDER BY c.lane, c.job_id, c.id
 
 # The best runnable step of a queue: lane, then fair share between keys (fewest running, then
 # longest unserved), then age. `present` is a loose index scan over (lane, key), and `heads` looks
-# at the worker's own doors alone: a claim costs the same with ten queued steps as with a million,
+# at the worker's own routes alone: a claim costs the same with ten queued steps as with a million,
 # and whatever other models they name. Steps that were due when they were made and steps that were
 # put off have an index each, so that no claim walks over those whose time has not come. The row is
 # locked last, in the order of `turns`, which is why that is materialized.
@@ -88,22 +88,22 @@ WITH RECURSIVE present AS (
           AND (s.lane, s.fair_key) > (p.lane, p.fair_key)
         ORDER BY s.lane, s.fair_key LIMIT 1) n
 ), heads AS (
-    SELECT p.lane, p.fair_key, d.door, s.job_id, s.put_off
-    FROM present p CROSS JOIN unnest(CAST(:doors AS text[])) d(door) CROSS JOIN LATERAL (
+    SELECT p.lane, p.fair_key, d.route, s.job_id, s.put_off
+    FROM present p CROSS JOIN unnest(CAST(:routes AS text[])) d(route) CROSS JOIN LATERAL (
         (SELECT job_id, false AS put_off FROM steps
          WHERE queue = :queue AND state = 'queued' AND lane = p.lane AND fair_key = p.fair_key
-           AND door = d.door AND run_after <= created_at
+           AND route = d.route AND run_after <= created_at
          ORDER BY job_id LIMIT 1)
         UNION ALL
         (SELECT job_id, true FROM steps
          WHERE queue = :queue AND state = 'queued' AND lane = p.lane AND fair_key = p.fair_key
-           AND door = d.door AND run_after > created_at AND run_after <= now()
+           AND route = d.route AND run_after > created_at AND run_after <= now()
          ORDER BY run_after, job_id LIMIT 1)) s
 ), busy AS (
     SELECT fair_key, count(*) AS running FROM steps
     WHERE queue = :queue AND state = 'running' GROUP BY fair_key
 ), ordered AS MATERIALIZED (
-    SELECT h.lane, h.fair_key, h.door, h.put_off FROM heads h
+    SELECT h.lane, h.fair_key, h.route, h.put_off FROM heads h
     LEFT JOIN busy b ON b.fair_key = h.fair_key
     LEFT JOIN turns t ON t.queue = :queue AND t.fair_key = h.fair_key
     WHERE NOT EXISTS (SELECT FROM queues WHERE name = :queue AND paused_at IS NOT NULL)
@@ -113,14 +113,14 @@ WITH RECURSIVE present AS (
         SELECT id FROM (
             SELECT id FROM steps
             WHERE queue = :queue AND state = 'queued' AND lane = o.lane AND fair_key = o.fair_key
-              AND door = o.door AND run_after <= created_at AND NOT o.put_off
+              AND route = o.route AND run_after <= created_at AND NOT o.put_off
             ORDER BY job_id, id LIMIT 1
             FOR UPDATE SKIP LOCKED) at_once
         UNION ALL
         SELECT id FROM (
             SELECT id FROM steps
             WHERE queue = :queue AND state = 'queued' AND lane = o.lane AND fair_key = o.fair_key
-              AND door = o.door AND run_after > created_at AND run_after <= now() AND o.put_off
+              AND route = o.route AND run_after > created_at AND run_after <= now() AND o.put_off
             ORDER BY run_after, job_id, id LIMIT 1
             FOR UPDATE SKIP LOCKED) put_off) s
     LIMIT 1
@@ -138,7 +138,7 @@ COMPANIONS = text(
 WITH picked AS MATERIALIZED (
     SELECT s.id FROM steps s JOIN jobs j ON j.id = s.job_id
     WHERE s.queue = :queue AND s.batch_key = :batch_key AND s.state = 'queued'
-      AND s.run_after <= now() AND s.error IS NULL AND s.door = ANY(:doors)
+      AND s.run_after <= now() AND s.error IS NULL AND s.route = ANY(:routes)
     ORDER BY s.lane, s.job_id, s.id
     LIMIT least(:limit, (SELECT greatest(:few, ceil((count(*) + 1.0) / :shared_by)) - 1 FROM (
         SELECT FROM steps WHERE queue = :queue AND batch_key = :batch_key AND state = 'queued'
@@ -165,13 +165,13 @@ ON CONFLICT DO NOTHING
 
 
 def claim(
-    session: Session, queue: str, *, worker: str, lease_s: float, doors: Sequence[str] = ()
+    session: Session, queue: str, *, worker: str, lease_s: float, routes: Sequence[str] = ()
 ) -> Claim | None:
     """Take the best runnable step of the queue for `lease_s` seconds, or None.
 
-    Steps that only some workers can run are taken by those that have their door.
+    Steps that only some workers can run are taken by those that have their route.
     """
-    values = {"queue": queue, "worker": worker, "lease_s": lease_s, "doors": ["", *doors]}
+    values = {"queue": queue, "worker": worker, "lease_s": lease_s, "routes": ["", *routes]}
     row = session.execute(CLAIM, values).first()
     if row is None:
         return None
@@ -187,7 +187,7 @@ def claim_companions(
     lease_s: float,
     limit: int,
     shared_by: int = 1,
-    doors: Sequence[str] = (),
+    routes: Sequence[str] = (),
 ) -> list[Claim]:
     """Take up to `limit` more steps that can run in one batch with the one just claimed; of few, no
     more than one process' share where `shared_by` are at it.
@@ -198,7 +198,7 @@ def claim_companions(
         return []
     values = {
         "queue": first.queue, "batch_key": first.batch_key, "worker": worker,
-        "lease_s": lease_s, "doors": ["", *doors], "limit": limit,
+        "lease_s": lease_s, "routes": ["", *routes], "limit": limit,
         "shared_by": shared_by, "few": FEW_STEPS,
     }  # fmt: skip
     return [_claimed(session, row) for row in session.execute(COMPANIONS, values)]

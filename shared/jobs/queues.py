@@ -42,7 +42,7 @@ from shared.vocabulary import OPEN, Queue, State
 
 RECENT_STEPS = 50
 LATEST_STEPS = 500
-"""Among how many of a queue the recent ones of a door are looked for."""
+"""Among how many of a queue the recent ones of a route are looked for."""
 EXACT_STEPS = 1000
 MARK_EVERY = 100
 KEEP_FACTOR = 50
@@ -95,7 +95,7 @@ def estimate(
         if job.state == State.RUNNING:
             estimates[job.id] = Estimate(eta_s=estimates[job.id].eta_s, waiting_for=reason)
         elif row.due:
-            ahead, pace = lines[row.queue, row.door].ahead(row), lines[row.queue, row.door].pace_s
+            ahead, pace = lines[row.queue, row.route].ahead(row), lines[row.queue, row.route].pace_s
             eta = None if pace is None else round((ahead + 1) * pace, 1)
             estimates[job.id] = Estimate(position=ahead, eta_s=eta, waiting_for=reason)
         else:
@@ -107,7 +107,7 @@ def estimate(
 # job, however many it has. Times are compared and written here: a row may hold one that Python has
 # not.
 NEXT = text("""
-    SELECT j.id AS job_id, now() AS now, n.id, n.queue, n.door, n.lane, n.fair_key,
+    SELECT j.id AS job_id, now() AS now, n.id, n.queue, n.route, n.lane, n.fair_key,
         n.run_after <= now() AS due, n.run_after = :held AS held, n.error ->> 'message' AS failure,
         CASE WHEN isfinite(n.run_after) THEN extract(epoch FROM n.run_after - now()) END AS in_s,
         CASE WHEN isfinite(n.run_after) THEN
@@ -180,32 +180,34 @@ def alive(worker_heartbeat_s: float) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class _Crew:
-    """How many steps the living workers run at the same time, by queue, and by queue and door."""
+    """How many steps the living workers run at the same time, by queue, and by queue and route."""
 
     of_queue: Counter[str]
-    of_door: Counter[tuple[str, str]]
+    of_route: Counter[tuple[str, str]]
 
     @classmethod
     def read(cls, session: Session, worker_heartbeat_s: float) -> "_Crew":
-        crew = cls(of_queue=Counter(), of_door=Counter())
-        for queues, doors, slots in session.execute(
-            select(Worker.queues, Worker.doors, Worker.concurrency).where(alive(worker_heartbeat_s))
+        crew = cls(of_queue=Counter(), of_route=Counter())
+        for queues, routes, slots in session.execute(
+            select(Worker.queues, Worker.routes, Worker.concurrency).where(
+                alive(worker_heartbeat_s)
+            )
         ):
             for queue in queues:
                 crew.of_queue[queue] += slots
-                for door in doors:
-                    crew.of_door[queue, door] += slots
+                for route in routes:
+                    crew.of_route[queue, route] += slots
         return crew
 
-    def slots(self, queue: str, door: str) -> int:
-        return self.of_door[queue, door] if door else self.of_queue[queue]
+    def slots(self, queue: str, route: str) -> int:
+        return self.of_route[queue, route] if route else self.of_queue[queue]
 
     def lacking(self, step: Any) -> str | None:
         """What is to be done where no living worker takes the step."""
-        if self.slots(step.queue, step.door):
+        if self.slots(step.queue, step.route):
             return None
-        if step.door:
-            return lacks_worker(step.door)
+        if step.route:
+            return lacks_worker(step.route)
         return (
             f"No living worker serves the queue {step.queue!r}; start one with "
             f"`sluice worker {WORKER_OF.get(step.queue, 'cpu')}`."
@@ -239,7 +241,7 @@ class _Lane:
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    """The steps that wait in one queue at one door."""
+    """The steps that wait in one queue at one route."""
 
     lanes: dict[int, _Lane]
     rank: Callable[[Any], int]
@@ -265,17 +267,17 @@ def _lines(
     long, running, served = (
         depths.of_long(session, names), _running(session, names), _served(session, names)
     )  # fmt: skip
-    paces = _paces(session, {(step.queue, step.door) for step in steps}, crew)
+    paces = _paces(session, {(step.queue, step.route) for step in steps}, crew)
     lines: dict[tuple[str, str], _Line] = {}
     for queue, standing in of_queue.items():
         depth = long.get(queue) or _depth(
             session, queue, every=EXACT_STEPS, ids=[step.job_id for step in standing]
         )
-        for door in {step.door for step in standing}:
-            lines[queue, door] = _Line(
-                lanes=_lanes(depth, door, running.get(queue, Counter()), served.get(queue, [])),
+        for route in {step.route for step in standing}:
+            lines[queue, route] = _Line(
+                lanes=_lanes(depth, route, running.get(queue, Counter()), served.get(queue, [])),
                 rank=depth.rank,
-                pace_s=paces.get((queue, door)),
+                pace_s=paces.get((queue, route)),
             )
     return lines
 
@@ -308,12 +310,14 @@ def _served(session: Session, queues: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _lanes(depth: "Depth", door: str, running: Counter[str], served: list[str]) -> dict[int, _Lane]:
+def _lanes(
+    depth: "Depth", route: str, running: Counter[str], served: list[str]
+) -> dict[int, _Lane]:
     """The lanes by number, from who has how many running, and who was served longest ago."""
     queued: dict[int, dict[str, int]] = {}
     keys: dict[str, None] = {}
-    for (of_door, of_lane, key), marks in depth.groups.items():
-        if of_door == door:
+    for (of_route, of_lane, key), marks in depth.groups.items():
+        if of_route == route:
             queued.setdefault(of_lane, {})[key] = marks.count
             keys[key] = None
     last = set(served)
@@ -343,28 +347,28 @@ def _paces(
         return {}
     rows = session.execute(
         text("""
-            SELECT p.queue, p.door, r.mean_s
-            FROM unnest(CAST(:queues AS text[]), CAST(:doors AS text[])) p(queue, door)
+            SELECT p.queue, p.route, r.mean_s
+            FROM unnest(CAST(:queues AS text[]), CAST(:routes AS text[])) p(queue, route)
             CROSS JOIN LATERAL (
                 SELECT extract(epoch FROM avg(finished_at - started_at)) AS mean_s FROM (
                     SELECT started_at, finished_at FROM (
-                        SELECT started_at, finished_at, door FROM steps
+                        SELECT started_at, finished_at, route FROM steps
                         WHERE queue = p.queue AND state = 'succeeded'
                           AND isfinite(started_at) AND isfinite(finished_at)
                         ORDER BY finished_at DESC LIMIT :looked_at) latest
-                    WHERE door = p.door LIMIT :recent) recent) r
+                    WHERE route = p.route LIMIT :recent) recent) r
             WHERE r.mean_s IS NOT NULL
         """),
         {
-            "queues": [queue for queue, _ in worked], "doors": [door for _, door in worked],
+            "queues": [queue for queue, _ in worked], "routes": [route for _, route in worked],
             "looked_at": LATEST_STEPS, "recent": RECENT_STEPS,
         },
     )  # fmt: skip
-    return {(queue, door): float(s) / crew.slots(queue, door) for queue, door, s in rows}
+    return {(queue, route): float(s) / crew.slots(queue, route) for queue, route, s in rows}
 
 
 Group = tuple[str, int, str]
-"""Door, lane and key: of one group, the oldest step is claimed first."""
+"""Route, lane and key: of one group, the oldest step is claimed first."""
 
 
 @dataclass(kw_only=True)
@@ -394,20 +398,20 @@ class Depth:
     """In the order in which the database sorts their keys."""
 
     def rank(self, step: Any) -> int:
-        marks = self.groups.get((step.door, step.lane, step.fair_key))
+        marks = self.groups.get((step.route, step.lane, step.fair_key))
         return marks.rank(step.job_id) if marks else 0
 
 
 # Sorted as the index `ix_steps_claim` is, so that the window is one walk along it; the marks of all
 # groups are few. The last of each group tells how many there are.
 MARKS = text("""
-    SELECT door, lane, fair_key, job_id, rank, is_last FROM (
-        SELECT door, lane, fair_key, job_id, row_number() OVER grouped - 1 AS rank,
+    SELECT route, lane, fair_key, job_id, rank, is_last FROM (
+        SELECT route, lane, fair_key, job_id, row_number() OVER grouped - 1 AS rank,
             lead(id) OVER grouped IS NULL AS is_last
         FROM steps WHERE queue = :queue AND state = 'queued' AND run_after <= now()
-        WINDOW grouped AS (PARTITION BY lane, fair_key, door ORDER BY job_id, id)) ranked
+        WINDOW grouped AS (PARTITION BY lane, fair_key, route ORDER BY job_id, id)) ranked
     WHERE is_last OR rank % :every = 0 OR job_id = ANY(CAST(:ids AS uuid[]))
-    ORDER BY fair_key, lane, door, rank
+    ORDER BY fair_key, lane, route, rank
 """)
 # In the order of the index `ix_steps_claim`, so that an empty queue among long ones is not looked
 # for in all of the table. A row may hold a time that Python has not.
@@ -418,7 +422,7 @@ TOTALS = text("""
             extract(epoch FROM now() - min(run_after) FILTER (WHERE run_after <= now())) AS oldest_s
         FROM (
             SELECT run_after FROM steps WHERE queue = q.queue AND state = 'queued'
-            ORDER BY lane, fair_key, door, job_id, id LIMIT :up_to) s
+            ORDER BY lane, fair_key, route, job_id, id LIMIT :up_to) s
     ) t
 """)
 
@@ -427,8 +431,8 @@ def _depth(session: Session, queue: str, *, every: int, ids: Sequence[UUID] = ()
     """The queue as it is now; with the exact ranks of the jobs `ids`, and of some others."""
     groups: dict[Group, _Marks] = {}
     rows = session.execute(MARKS, {"queue": queue, "every": every, "ids": list(ids)})
-    for door, lane, key, job_id, rank, is_last in rows:
-        marks = groups.setdefault((door, lane, key), _Marks())
+    for route, lane, key, job_id, rank, is_last in rows:
+        marks = groups.setdefault((route, lane, key), _Marks())
         marks.ids.append(job_id)
         marks.ranks.append(rank)
         if is_last:
@@ -587,7 +591,7 @@ def count_due(session: Session, queue: Queue, *, up_to: int, fair_key: str | Non
         text(f"""
             SELECT count(*) FROM (SELECT FROM steps
             WHERE queue = :queue AND state = 'queued' AND run_after <= now() {of_key}
-            ORDER BY lane, fair_key, door, job_id, id LIMIT :up_to) due
+            ORDER BY lane, fair_key, route, job_id, id LIMIT :up_to) due
         """),
         {"queue": queue.value, "up_to": up_to, "fair_key": fair_key},
     ).scalar_one()
@@ -634,7 +638,7 @@ def workers(session: Session, *, worker_heartbeat_s: float) -> list[WorkerSummar
             hostname=worker.hostname,
             pid=worker.pid,
             queues=list(worker.queues),
-            models=list(worker.doors),
+            models=list(worker.routes),
             concurrency=worker.concurrency,
             started_at=worker.started_at,
             last_seen_at=worker.last_seen_at,
@@ -645,11 +649,11 @@ def workers(session: Session, *, worker_heartbeat_s: float) -> list[WorkerSummar
 
 
 def _messages(session: Session, bell: Bell, worker_heartbeat_s: float) -> dict[Queue, int]:
-    """By queue, with the lists of all doors that a living worker listens at."""
-    doors = session.scalars(
-        select(func.unnest(Worker.doors)).where(alive(worker_heartbeat_s)).distinct()
+    """By queue, with the lists of all routes that a living worker listens at."""
+    routes = session.scalars(
+        select(func.unnest(Worker.routes)).where(alive(worker_heartbeat_s)).distinct()
     )
-    lists = [queue.value for queue in Queue] + [list_of(Queue.GENERATE, door) for door in doors]
+    lists = [queue.value for queue in Queue] + [list_of(Queue.GENERATE, route) for route in routes]
     lengths = _lengths(bell, lists)
     if lengths is None:
         return {}

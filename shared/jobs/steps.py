@@ -35,7 +35,7 @@ Finish = Callable[[Session, UUID], Any]
 class NewStep:
     name: str
     queue: Queue
-    door: str = ""
+    route: str = ""
     batch_key: str | None = None
     payload: dict[str, Any] = field(default_factory=dict)
 
@@ -273,14 +273,14 @@ def runnable(
     Steps of models that no living worker serves are for nobody to claim, and are not counted.
     """
     found: Counter[str] = Counter()
-    for queue, door, count in session.execute(
+    for queue, route, count in session.execute(
         RUNNABLE, {"alive_s": ALIVE_FACTOR * worker_heartbeat_s, "up_to": up_to}
     ):
-        found[list_of(queue, door)] += count
+        found[list_of(queue, route)] += count
     return {name: min(count, up_to) for name, count in found.items()}
 
 
-# As in `claims.CLAIM`: who has steps in a lane by a loose index scan, then each served door,
+# As in `claims.CLAIM`: who has steps in a lane by a loose index scan, then each served route,
 # without a walk over the steps whose time has not come.
 RUNNABLE = text("""
     WITH RECURSIVE present AS (
@@ -291,19 +291,19 @@ RUNNABLE = text("""
             SELECT s.queue, s.lane, s.fair_key FROM steps s WHERE s.state = 'queued'
               AND (s.queue, s.lane, s.fair_key) > (p.queue, p.lane, p.fair_key)
             ORDER BY s.queue, s.lane, s.fair_key LIMIT 1) n
-    ), doors AS (
-        SELECT '' AS door UNION SELECT unnest(doors) FROM workers
+    ), routes AS (
+        SELECT '' AS route UNION SELECT unnest(routes) FROM workers
         WHERE last_seen_at > now() - make_interval(secs => :alive_s)
     )
-    SELECT p.queue, d.door, c.count FROM present p CROSS JOIN doors d CROSS JOIN LATERAL (
+    SELECT p.queue, d.route, c.count FROM present p CROSS JOIN routes d CROSS JOIN LATERAL (
         SELECT count(*) AS count FROM (
             (SELECT FROM steps WHERE queue = p.queue AND state = 'queued' AND lane = p.lane
-               AND fair_key = p.fair_key AND door = d.door
+               AND fair_key = p.fair_key AND route = d.route
                AND run_after <= created_at
              ORDER BY job_id, id LIMIT :up_to)
             UNION ALL
             (SELECT FROM steps WHERE queue = p.queue AND state = 'queued' AND lane = p.lane
-               AND fair_key = p.fair_key AND door = d.door
+               AND fair_key = p.fair_key AND route = d.route
                AND run_after > created_at AND run_after <= now()
              ORDER BY run_after, job_id, id LIMIT :up_to)) due) c
     WHERE c.count > 0
@@ -355,7 +355,7 @@ def _add(session: Session, job: Job, children: list[NewStep]) -> None:
     job.open_steps = min(job.open_steps + len(children), INT32_MAX)
     rows = [
         {
-            "job_id": job.id, "name": child.name, "queue": child.queue.value, "door": child.door,
+            "job_id": job.id, "name": child.name, "queue": child.queue.value, "route": child.route,
             "batch_key": child.batch_key, "lane": job.lane, "fair_key": job.fair_key,
             "state": State.QUEUED.value,
             "payload": child.payload, "max_attempts": job.max_attempts,
@@ -364,7 +364,7 @@ def _add(session: Session, job: Job, children: list[NewStep]) -> None:
     ]  # fmt: skip
     session.execute(insert(Step), rows)
     for child in children:
-        ring_after_commit(session, list_of(child.queue, child.door))
+        ring_after_commit(session, list_of(child.queue, child.route))
 
 
 def _settle(session: Session, job: Job, finish: Finish) -> None:

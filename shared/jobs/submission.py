@@ -169,7 +169,7 @@ def first_step(job_id: UUID, new: NewJob) -> dict[str, Any]:
         "job_id": job_id,
         "name": first.name,
         "queue": first.queue.value,
-        "door": new.kind.route(new.input),
+        "route": new.kind.route(new.input),
         "batch_key": new.kind.batch_key(new.input),
         "lane": new.lane.rank,
         "fair_key": new.fair_key,

@@ -12,7 +12,7 @@ from shared.config import EXTRACTIVE, Settings
 from shared.documents import collections
 from shared.errors import InvalidInput
 from shared.kinds import generation
-from shared.kinds.generation import ModelReference, Parameters, ResponseFormat, Usage, door_of
+from shared.kinds.generation import ModelReference, Parameters, ResponseFormat, Usage, route_of
 from shared.kinds.kind import Kind, StepType
 from shared.vocabulary import Queue, Shape
 
@@ -149,6 +149,6 @@ CHAT = Kind(
     check=_check,
     defaults=lambda asked, settings: {"model": generation.model_of(asked.model, settings)[0]},
     require=_require,
-    route=lambda input_: door_of(input_["model"]),
+    route=lambda input_: route_of(input_["model"]),
     is_generated=True,
 )

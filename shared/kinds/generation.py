@@ -42,7 +42,7 @@ def _reference(value: str) -> str:
 ModelReference = Annotated[ModelName, AfterValidator(_reference)]
 
 
-def door_of(model: str) -> str:
+def route_of(model: str) -> str:
     """The part of the queue `generate` that a model's steps wait in.
 
     Models of other servers share one per provider, since any generation worker can ask those

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shared.bounds import ModelName, Paragraph, ServerParameters
-from shared.kinds.generation import ModelReference, door_of
+from shared.kinds.generation import ModelReference, route_of
 from shared.kinds.kind import Kind, StepType
 from shared.vocabulary import Queue, Shape
 
@@ -55,5 +55,5 @@ MODEL = Kind(
         "system": "You answer for the helpdesk, in two sentences at most.",
         "parameters": {"temperature": 0.2},
     },
-    route=lambda input_: door_of(input_["name"]),
+    route=lambda input_: route_of(input_["name"]),
 )

@@ -24,17 +24,17 @@ from shared.vocabulary import Queue
 RING = "sluice.ring"
 
 
-def list_of(queue: str, door: str = "") -> str:
-    """The Redis list in which messages for a queue wait; each door of a queue has one."""
-    return f"{queue}.{door}" if door else queue
+def list_of(queue: str, route: str = "") -> str:
+    """The Redis list in which messages for a queue wait; each route of a queue has one."""
+    return f"{queue}.{route}" if route else queue
 
 
 def queue_of(list_: str) -> Queue:
     return Queue(list_.partition(".")[0])
 
 
-def door_in(list_: str) -> str:
-    """The door whose list it is; empty for that of a whole queue."""
+def route_in(list_: str) -> str:
+    """The route whose list it is; empty for that of a whole queue."""
     return list_.partition(".")[2]
 
 
@@ -42,7 +42,7 @@ def make_celery(settings: Settings, lists: Sequence[str] = ()) -> Celery:
     """The Celery application of publishers and workers alike: JSON only, no result backend.
 
     Early acknowledgement and no retries of Celery's own: recovery is the ledger's (leases), so
-    that there is one retry policy. `lists` are those of doors, for workers that listen at them.
+    that there is one retry policy. `lists` are those of routes, for workers that listen at them.
     """
     app = Celery("sluice", broker=settings.require_redis_url(), set_as_current=False)
     app.conf.update(
@@ -96,7 +96,7 @@ class Bell:
         """Publish `times` messages. Raises redis' errors.
 
         A list is cut to the newest `limit_messages`, which all workers together do not use up
-        before the sweeper rings again. That of a door expires, for its workers may be gone for
+        before the sweeper rings again. That of a route expires, for its workers may be gone for
         good.
         """
         if times < 1:
@@ -106,7 +106,7 @@ class Bell:
         assert isinstance(length, int)
         if length > self._limit_messages:
             self._redis.ltrim(list_, 0, self._limit_messages - 1)
-        if length == times and door_in(list_):  # it is new
+        if length == times and route_in(list_):  # it is new
             self._redis.expire(list_, self._keep_s)
 
     def _message(self, queue: str) -> str:
@@ -141,7 +141,7 @@ def _caught(celery: Celery, queue: str) -> dict[str, Any]:
     """A message as Celery publishes it, caught in kombu's in-memory broker."""
     with Connection("memory://") as connection, connection.channel() as channel:
         producer = Producer(channel, serializer="json")
-        bare = queue_of(queue).value  # the worker claims from the queue, whatever door it rang at
+        bare = queue_of(queue).value  # the worker claims from the queue, whatever route it rang at
         celery.send_task(RING, args=(bare,), queue=bare, producer=producer)
         message = channel._get(bare)
     assert isinstance(message, dict)

@@ -1,4 +1,4 @@
-"""Generation at the API's door: what is refused and why, conversations, models."""
+"""Generation at the API: what is refused and why, conversations, models."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -120,7 +120,7 @@ def test_a_job_waits_for_a_worker_of_its_model_and_says_so(
     with ledger.begin() as session:
         session.add(
             Worker(
-                name="w", hostname="h", pid=1, queues=["generate"], doors=["hf/some/model"],
+                name="w", hostname="h", pid=1, queues=["generate"], routes=["hf/some/model"],
                 concurrency=4,
             )
         )  # fmt: skip
@@ -165,7 +165,7 @@ def test_models_of_workers_and_servers_are_listed(api: httpx.Client, ledger: Led
     with ledger.begin() as session:
         session.add(
             Worker(
-                name="w", hostname="h", pid=1, queues=["generate"], doors=["hf/a", "ollama"],
+                name="w", hostname="h", pid=1, queues=["generate"], routes=["hf/a", "ollama"],
                 concurrency=4,
             )
         )  # fmt: skip

@@ -38,7 +38,7 @@ def job_id(api: httpx.Client) -> str:
 
 def claimed(ledger: Ledger) -> Claim:
     with ledger.begin() as session:
-        claim = claims.claim(session, "generate", worker="w", lease_s=60, doors=["hf/m"])
+        claim = claims.claim(session, "generate", worker="w", lease_s=60, routes=["hf/m"])
     assert claim is not None
     return claim
 
@@ -173,7 +173,7 @@ def test_the_steps_of_an_agent_follow_each_other(
     claim = claimed(ledger)
     write_all(ledger, claim, "Let me see. ")
     with ledger.begin() as session:
-        child = steps.NewStep(name="chat.answer", queue=steps.Queue.GENERATE, door="hf/m")
+        child = steps.NewStep(name="chat.answer", queue=steps.Queue.GENERATE, route="hf/m")
         steps.succeed(session, claim, children=[child])
     second = claimed(ledger)
     write_all(ledger, second, "It is 144.")

@@ -135,7 +135,7 @@ def _events(stream: httpx.Response) -> Iterator[tuple[str, Any]]:
             yield name, json.loads(line.removeprefix("data: "))
 
 
-@pytest.mark.parametrize("column", ["queues", "doors"])
+@pytest.mark.parametrize("column", ["queues", "routes"])
 @pytest.mark.parametrize("value", ["ARRAY[NULL, 'embed']", "'{{a,b},{c,embed}}'", "'{}'"])
 def test_a_bad_row_of_a_worker_hides_nothing(
     api: httpx.Client, process: Process, column: str, value: str
@@ -144,7 +144,7 @@ def test_a_bad_row_of_a_worker_hides_nothing(
     with process.ledger.begin() as session:
         session.execute(
             text(
-                "INSERT INTO workers (name, hostname, pid, queues, doors, concurrency) "
+                "INSERT INTO workers (name, hostname, pid, queues, routes, concurrency) "
                 "VALUES ('w', 'h', 1, '{embed}', '{a}', 1)"
             )
         )

@@ -199,7 +199,7 @@ BLOCKS = re.compile(r"Buffers: shared hit=(\d+)(?: read=(\d+))?")
 
 def blocks_of_a_claim(process: Process) -> tuple[int, str]:
     """Blocks that a claim touches, and its plan. The claim itself is undone."""
-    values = {"queue": "embed", "worker": "test", "lease_s": 60, "doors": [""]}
+    values = {"queue": "embed", "worker": "test", "lease_s": 60, "routes": [""]}
     explain = text(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF) {claims.CLAIM.text}")
     with process.ledger.read() as session:
         plan = "\n".join(line for (line,) in session.execute(explain, values))

@@ -1,4 +1,4 @@
-"""The doors of queues: what counts, whose limit it is, and what passes a closed one."""
+"""Limits of queues: what counts, whose limit it is, and what passes a full one."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta

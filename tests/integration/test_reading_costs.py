@@ -175,7 +175,7 @@ def blocks_read(process: Process, statement: Any, values: dict[str, Any]) -> int
 
 def test_claims_do_not_walk_over_steps_whose_time_has_not_come(process: Process) -> None:
     """A key with very many delayed jobs in a queue delays nobody's claim, nor its own."""
-    taken = {"queue": "embed", "worker": "w", "lease_s": 9, "doors": [""]}
+    taken = {"queue": "embed", "worker": "w", "lease_s": 9, "routes": [""]}
     looked_for = {"alive_s": 9, "up_to": 100}
 
     def delay(count: int) -> None:
@@ -212,7 +212,7 @@ def test_claims_do_not_grow_with_the_models_that_are_named(process: Process) -> 
         return rows_read(
             process,
             lambda session: claims.claim(
-                session, "generate", worker="w", lease_s=9, doors=["ollama"]
+                session, "generate", worker="w", lease_s=9, routes=["ollama"]
             ),
         )
 
@@ -225,7 +225,7 @@ def test_claims_do_not_grow_with_the_models_that_are_named(process: Process) -> 
                             max_attempts)
                         SELECT gen_random_uuid(), 'chat', 'queued', 1, 'generate', 'a', '{}', 3
                         FROM generate_series(1, :count) RETURNING id)
-                    INSERT INTO steps (job_id, name, queue, door, lane, fair_key, state,
+                    INSERT INTO steps (job_id, name, queue, route, lane, fair_key, state,
                         max_attempts)
                     SELECT id, 'chat.answer', 'generate', 'hf/' || id, 1, 'a', 'queued', 3 FROM j
                 """),

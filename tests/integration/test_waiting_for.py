@@ -22,12 +22,12 @@ from workers.attempts.runner import run
 from workers.process import Process
 
 
-def lives(process: Process, *queues_: str, doors: tuple[str, ...] = ()) -> None:
+def lives(process: Process, *queues_: str, routes: tuple[str, ...] = ()) -> None:
     with process.ledger.begin() as session:
         session.add(
             Worker(
-                name="w" + "-".join((*queues_, *doors)), hostname="h", pid=1,
-                queues=list(queues_), doors=list(doors), concurrency=1,
+                name="w" + "-".join((*queues_, *routes)), hostname="h", pid=1,
+                queues=list(queues_), routes=list(routes), concurrency=1,
             )
         )  # fmt: skip
 
@@ -73,7 +73,7 @@ def test_a_queue_that_nobody_serves(process: Process) -> None:
 
 
 def test_a_model_that_nobody_serves(process: Process) -> None:
-    lives(process, "generate", doors=("hf/b",))
+    lives(process, "generate", routes=("hf/b",))
     job_id = say(process, "x", model="hf/a")
     assert "sluice worker generate --model hf/a" in str(reason(process, job_id))
     assert reason(process, say(process, "x", model="hf/b")) is None
@@ -168,7 +168,7 @@ def test_a_model_that_nobody_serves_leaves_no_list_in_redis(
         say(process, "x", model=f"hf/typo-{n}")
     with Redis.from_url(redis_url) as redis:
         assert redis.keys("generate*") == []
-        lives(process, "generate", doors=("hf/typo-7",))
+        lives(process, "generate", routes=("hf/typo-7",))
         say(process, "x", model="hf/typo-7")
         assert redis.keys("generate*") == [b"generate.hf/typo-7"]
         # Its worker may go for good.

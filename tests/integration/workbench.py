@@ -29,7 +29,7 @@ from workers.sweep.rounds import Round
 from workers.sweep.sweep import take_back
 
 PATIENCE_S = 120
-DOORS = ("extractive", "ollama", "openai")
+ROUTES = ("extractive", "ollama", "openai")
 QUICK = {
     "worker_concurrency": 1,
     "step_lease_s": 10,
@@ -58,7 +58,7 @@ def handlers() -> Handlers:
 
 def make_process(settings: Settings, name: str = "test", **changes: Any) -> Process:
     """A worker process with quick settings; close its ledger when done."""
-    process = Process(settings.model_copy(update=QUICK | changes), name, doors=DOORS)
+    process = Process(settings.model_copy(update=QUICK | changes), name, routes=ROUTES)
     process.__dict__["embedders"] = embedders()  # a cached property, filled before its first use
     return process
 
@@ -80,7 +80,7 @@ def submit_many(process: Process, count: int, key: str, lane: Lane = Lane.NORMAL
 def claim(process: Process, queue: Queue = Queue.EMBED, *, lease_s: float = 60) -> Claim | None:
     with process.ledger.begin() as session:
         return claims.claim(
-            session, queue.value, worker=process.worker_name, lease_s=lease_s, doors=process.doors
+            session, queue.value, worker=process.worker_name, lease_s=lease_s, routes=process.routes
         )
 
 

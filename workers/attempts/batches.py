@@ -51,7 +51,7 @@ def claim_more(process: Process, session: Session, first: Claim) -> list[Claim]:
         lease_s=process.settings.step_lease_s,
         limit=process.appetite.of(first.batch_key) - 1,
         shared_by=process.settings.worker_concurrency,
-        doors=process.doors,
+        routes=process.routes,
     )
     return [first, *more]
 

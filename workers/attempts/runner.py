@@ -60,7 +60,7 @@ def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
             queue,
             worker=process.worker_name,
             lease_s=process.settings.step_lease_s,
-            doors=process.doors,
+            routes=process.routes,
         )
         if claim is None:
             return False

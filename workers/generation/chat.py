@@ -25,7 +25,7 @@ from shared.errors import InvalidInput, Permanent, Retryable
 from shared.jobs import jobs
 from shared.jobs.steps import NewStep
 from shared.kinds.chat import BuiltInTool, ChatInput, ChatMessage, ChatResult, DeclaredTool
-from shared.kinds.generation import Usage, door_of
+from shared.kinds.generation import Usage, route_of
 from shared.tables import Job
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
@@ -295,7 +295,7 @@ def chat_tools(context: Context) -> Done:
     after = replace(way, later=(*way.later, *results))
     model = wanted.model or context.process.settings.generation_model
     step = NewStep(
-        name="chat.answer", queue=Queue.GENERATE, door=door_of(model), payload=after.payload()
+        name="chat.answer", queue=Queue.GENERATE, route=route_of(model), payload=after.payload()
     )
     return Done(children=[step])
 

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from shared.jobs import jobs
 from shared.jobs.steps import NewStep
 from shared.kinds.embed import EmbedInput, EmbedResult
-from shared.kinds.generation import door_of
+from shared.kinds.generation import route_of
 from shared.kinds.rag import RagInput
 from shared.kinds.search import SearchInput, SearchResult
 from shared.vocabulary import Queue
@@ -57,7 +57,7 @@ def rag_find(context: Context) -> Done:
     )
     found = [{"id": hit.chunk_id, "score": hit.score} for hit in hits]
     model = wanted.model or context.process.settings.generation_model
-    answer = NewStep(name="rag.answer", queue=Queue.GENERATE, door=door_of(model))
+    answer = NewStep(name="rag.answer", queue=Queue.GENERATE, route=route_of(model))
     return Done(result={"found": found}, children=[answer], record=_warning(context, warnings))
 
 

@@ -437,10 +437,10 @@ def end_overdue(round_: Round) -> None:
 
 
 UNSERVED = """
-    SELECT s.id, s.job_id, s.door FROM steps s
-    WHERE s.state = 'queued' AND s.door <> ''
+    SELECT s.id, s.job_id, s.route FROM steps s
+    WHERE s.state = 'queued' AND s.route <> ''
       AND s.run_after < now() - make_interval(secs => :limit_s)
-      AND NOT EXISTS (SELECT FROM workers w WHERE s.door = ANY(w.doors)
+      AND NOT EXISTS (SELECT FROM workers w WHERE s.route = ANY(w.routes)
           AND w.last_seen_at > now() - make_interval(secs => :limit_s))
       AND s.queue NOT IN (SELECT name FROM queues WHERE paused_at IS NOT NULL)
       AND NOT EXISTS (SELECT FROM sweep_faults f WHERE f.part = :part
@@ -455,11 +455,11 @@ def fail_unserved(round_: Round) -> None:
     values = {"limit_s": limit_s, "part": round_.part, "limit": round_.limit_rows}
     with round_.process.ledger.read() as session:
         rows = session.execute(text(UNSERVED), values).all()
-    doors, job_ids = {row.id: row.door for row in rows}, {row.id: row.job_id for row in rows}
+    routes, job_ids = {row.id: row.route for row in rows}, {row.id: row.job_id for row in rows}
 
     def fail(session: Session, item: Item) -> None:
         message = (
-            f"{lacks_worker(doors[item.id])} The job has waited for one for {limit_s:g} s "
+            f"{lacks_worker(routes[item.id])} The job has waited for one for {limit_s:g} s "
             "(SLUICE_MODEL_MISSING_FAIL_S); retry it when there is one."
         )
         error = {"type": ModelNotServed.__name__, "message": message}

@@ -1,4 +1,4 @@
-"""Models as doors of the queue `generate`: a worker takes steps of the models that it serves."""
+"""Models as routes of the queue `generate`: a worker takes steps of the models that it serves."""
 
 from threading import Event
 from uuid import UUID
@@ -10,7 +10,7 @@ from sqlalchemy import text
 from shared.jobs import jobs, queues, steps
 from shared.jobs.queues import Estimate, estimate
 from shared.kinds import registry as kinds
-from shared.kinds.generation import door_of
+from shared.kinds.generation import route_of
 from shared.redis.bell import list_of
 from shared.tables import Worker
 from shared.vocabulary import Queue
@@ -22,7 +22,7 @@ from workers.sweep.sweep import fail_unserved
 
 
 @pytest.mark.parametrize(
-    ("model", "door"),
+    ("model", "route"),
     [
         ("extractive", "extractive"),
         ("ollama/llama3.2:3b", "ollama"),
@@ -31,15 +31,15 @@ from workers.sweep.sweep import fail_unserved
         ("hf//models/한글 모델", "hf//models/한글 모델"),
     ],
 )
-def test_models_of_a_server_share_a_door_and_held_ones_have_their_own(
-    model: str, door: str
+def test_models_of_a_server_share_a_route_and_held_ones_have_their_own(
+    model: str, route: str
 ) -> None:
-    assert door_of(model) == door
+    assert route_of(model) == route
 
 
-def serving(process: Process, *doors: str) -> Process:
+def serving(process: Process, *routes: str) -> Process:
     """Another worker, with connections of the first."""
-    other = Process(process.settings, "-".join(doors), doors=doors)
+    other = Process(process.settings, "-".join(routes), routes=routes)
     other.__dict__["ledger"] = process.ledger
     return other
 
@@ -50,7 +50,7 @@ def lives(process: Process, *, ago_s: float = 0, concurrency: int = 4) -> None:
         session.add(
             Worker(
                 name=process.worker_name, hostname="h", pid=1, queues=["generate"],
-                doors=list(process.doors), concurrency=concurrency,
+                routes=list(process.routes), concurrency=concurrency,
             )
         )  # fmt: skip
         session.flush()
@@ -102,7 +102,7 @@ def test_rings_go_to_the_list_of_the_model(process: Process) -> None:
     assert (summary.queued, summary.messages) == (3, 3)
 
 
-def test_a_resumed_queue_rings_at_every_door(process: Process) -> None:
+def test_a_resumed_queue_rings_at_every_route(process: Process) -> None:
     lives(serving(process, "hf/a"))
     with process.ledger.begin() as session:
         queues.pause(session, Queue.GENERATE)
