@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from shared.config import Settings
 from shared.database.transaction import Ledger, make_ledger
 from shared.files import Storage, make_storage
-from workers.attempts.heartbeat import Heart
+from workers.attempts.heartbeat import Heartbeats
 
 if TYPE_CHECKING:
     # Imported late below: a generation worker of `extractive` needs neither Chroma nor torch.
-    from workers.attempts.batches import Appetite
+    from workers.attempts.batches import BatchSizes
     from workers.generation.answers.schemas import SchemaChecker
     from workers.generation.backends.table import Generators
-    from workers.generation.transcript_writer import Scribe
+    from workers.generation.transcript_writer import TranscriptWriter
     from workers.models.cache import Models
     from workers.retrieval.embed import Embedders
     from workers.retrieval.store import Store
@@ -44,8 +44,8 @@ class Process:
         return make_ledger(self.settings)
 
     @cached_property
-    def heart(self) -> Heart:
-        return Heart(self.settings, self.ledger)
+    def heartbeats(self) -> Heartbeats:
+        return Heartbeats(self.settings, self.ledger)
 
     @cached_property
     def storage(self) -> Storage:
@@ -70,10 +70,10 @@ class Process:
         return Models(self.settings)
 
     @cached_property
-    def appetite(self) -> "Appetite":
-        from workers.attempts.batches import Appetite
+    def batch_sizes(self) -> "BatchSizes":
+        from workers.attempts.batches import BatchSizes
 
-        return Appetite(self.settings.hf_batch_steps)
+        return BatchSizes(self.settings.hf_batch_steps)
 
     @cached_property
     def generators(self) -> "Generators":
@@ -88,7 +88,7 @@ class Process:
         return SchemaChecker(limit_s=self.settings.schema_check_s)
 
     @cached_property
-    def scribe(self) -> "Scribe":
-        from workers.generation.transcript_writer import Scribe
+    def transcript_writer(self) -> "TranscriptWriter":
+        from workers.generation.transcript_writer import TranscriptWriter
 
-        return Scribe(self.settings, self.ledger)
+        return TranscriptWriter(self.settings, self.ledger)

@@ -40,7 +40,7 @@ class NewStep:
     payload: dict[str, Any] = field(default_factory=dict)
 
 
-class Pulse(StrEnum):
+class Lease(StrEnum):
     """What a heartbeat learns."""
 
     GO_ON = "go on"
@@ -68,15 +68,15 @@ PULSES = text("""
 
 def heartbeats(
     session: Session, claims: Sequence[Claim], *, lease_s: float, extend: Sequence[Claim]
-) -> list[Pulse]:
+) -> list[Lease]:
     """Extend the leases of `extend`, and learn of each of `claims` whether to go on."""
     if extend:
         session.execute(EXTEND, _tokens(extend) | {"lease_s": lease_s})
     endings = {row.id: row.ending for row in session.execute(PULSES, _tokens(claims))}
     return [
-        Pulse.LOST
+        Lease.LOST
         if claim.step_id not in endings
-        else (Pulse.GO_ON if endings[claim.step_id] is None else Pulse.STOP)
+        else (Lease.GO_ON if endings[claim.step_id] is None else Lease.STOP)
         for claim in claims
     ]
 

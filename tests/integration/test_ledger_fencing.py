@@ -10,7 +10,7 @@ from sqlalchemy import text
 from shared.errors import Conflict
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
-from shared.jobs.steps import NewStep, Pulse
+from shared.jobs.steps import Lease, NewStep
 from shared.vocabulary import Queue
 from tests.integration.workbench import (
     cancel,
@@ -105,11 +105,11 @@ def test_the_heartbeat_of_an_overtaken_attempt_learns_it_and_extends_nothing(
     before = snapshot(process)
 
     with process.ledger.begin() as session:
-        assert steps.heartbeats(session, [first], lease_s=999, extend=[first]) == [Pulse.LOST]
+        assert steps.heartbeats(session, [first], lease_s=999, extend=[first]) == [Lease.LOST]
     assert snapshot(process) == before
 
     with process.ledger.begin() as session:
-        assert steps.heartbeats(session, [second], lease_s=999, extend=[second]) == [Pulse.GO_ON]
+        assert steps.heartbeats(session, [second], lease_s=999, extend=[second]) == [Lease.GO_ON]
     assert snapshot(process) != before
 
 
@@ -119,7 +119,7 @@ def test_a_heartbeat_extends_the_lease_only_when_asked(process: Process) -> None
     before = snapshot(process)
 
     with process.ledger.begin() as session:
-        assert steps.heartbeats(session, [only], lease_s=999, extend=[]) == [Pulse.GO_ON]
+        assert steps.heartbeats(session, [only], lease_s=999, extend=[]) == [Lease.GO_ON]
 
     assert snapshot(process) == before
 
@@ -130,7 +130,7 @@ def test_the_heartbeat_learns_that_the_job_is_ending(process: Process) -> None:
     cancel(process, job_id)
 
     with process.ledger.begin() as session:
-        assert steps.heartbeats(session, [only], lease_s=9, extend=[only]) == [Pulse.STOP]
+        assert steps.heartbeats(session, [only], lease_s=9, extend=[only]) == [Lease.STOP]
 
 
 def test_a_lease_that_has_not_ended_is_left_alone(process: Process) -> None:

@@ -361,8 +361,10 @@ def test_a_commit_whose_answer_is_lost_keeps_the_result(process: Process, togeth
         handler = Handler(run=work)
         with ExitStack() as stack:
             contexts = [Context(process, claimed(process)) for _ in job_ids]
-            beats = [stack.enter_context(process.heart.beating(each)) for each in contexts]
-            conclude_all(process, handler, [(beat, work(beat.context)) for beat in beats])
+            running = [stack.enter_context(process.heartbeats.during(each)) for each in contexts]
+            conclude_all(
+                process, handler, [(heartbeat, work(heartbeat.context)) for heartbeat in running]
+            )
     else:
         run_next(process, {"embed": Handler(run=work)}, "embed")
 

@@ -14,17 +14,17 @@ from shared.database.transaction import ring_after_commit
 from shared.jobs import claims, steps
 from shared.jobs.claims import Claim
 from workers.attempts.context import Context, Done, RunBatch
-from workers.attempts.heartbeat import Beat
+from workers.attempts.heartbeat import Heartbeat
 from workers.process import Process
 
 log = logging.getLogger(__name__)
 
-Conclude = Callable[[Sequence[tuple[Beat, Done | Exception]]], None]
+Conclude = Callable[[Sequence[tuple[Heartbeat, Done | Exception]]], None]
 
 FIRST_STEPS = 32
 
 
-class Appetite:
+class BatchSizes:
     """How many steps of each batch key a process claims at once, in the light of the last time."""
 
     def __init__(self, limit_steps: int) -> None:
@@ -49,7 +49,7 @@ def claim_more(process: Process, session: Session, first: Claim) -> list[Claim]:
         first,
         worker=process.worker_name,
         lease_s=process.settings.step_lease_s,
-        limit=process.appetite.of(first.batch_key) - 1,
+        limit=process.batch_sizes.of(first.batch_key) - 1,
         shared_by=process.settings.worker_concurrency,
         routes=process.routes,
     )
@@ -59,13 +59,13 @@ def claim_more(process: Process, session: Session, first: Claim) -> list[Claim]:
 def run_batch(process: Process, run: RunBatch, batch: Sequence[Claim], conclude: Conclude) -> None:
     """Run claimed steps to their records, whatever happens in them."""
     with ExitStack() as stack:
-        beats = {}
+        running = {}
         for claim in batch:
             context = Context(process, claim)
-            beats[context] = stack.enter_context(process.heart.beating(context))
-        ledger = _Settlement(beats, conclude)
+            running[context] = stack.enter_context(process.heartbeats.during(context))
+        ledger = _Settlement(running, conclude)
         try:
-            run(list(beats), ledger)
+            run(list(running), ledger)
             ledger.flush()
             left = ledger.left()
         except Exception as error:
@@ -74,7 +74,7 @@ def run_batch(process: Process, run: RunBatch, batch: Sequence[Claim], conclude:
                 ledger(context, error)
             return
         if batch[0].batch_key is not None:
-            process.appetite.learn(
+            process.batch_sizes.learn(
                 batch[0].batch_key, claimed=len(batch), through=len(batch) - len(left)
             )
         _give_back(process, left)
@@ -84,17 +84,17 @@ class _Settlement:
     """What has come of each step of a batch. Successes are kept until `flush`, which records them
     in one transaction; anything else is recorded at once."""
 
-    def __init__(self, beats: Mapping[Context, Beat], conclude: Conclude) -> None:
-        self._open = dict(beats)
-        self._done: list[tuple[Beat, Done | Exception]] = []
+    def __init__(self, running: Mapping[Context, Heartbeat], conclude: Conclude) -> None:
+        self._open = dict(running)
+        self._done: list[tuple[Heartbeat, Done | Exception]] = []
         self._conclude = conclude
 
     def __call__(self, context: Context, outcome: Done | Exception) -> None:
-        beat = self._open.pop(context)
+        heartbeat = self._open.pop(context)
         if isinstance(outcome, Done):
-            self._done.append((beat, outcome))
+            self._done.append((heartbeat, outcome))
         else:
-            self._conclude([(beat, outcome)])
+            self._conclude([(heartbeat, outcome)])
 
     def flush(self) -> None:
         done, self._done = self._done, []

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.jobs import steps
-from shared.jobs.steps import Pulse
+from shared.jobs.steps import Lease
 from shared.vocabulary import Queue
 from workers.attempts.context import Context
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Beat:
+class Heartbeat:
     """One running step; `gone` is set once it is, or may be, another worker's."""
 
     context: Context
@@ -47,23 +47,23 @@ class Beat:
         self.context.must_stop("The lease was lost; another worker has the step.")
 
 
-class Heart:
+class Heartbeats:
     """Beats for as long as any step of the process runs."""
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._settings = settings
         self._ledger = ledger
         self._lock = threading.Lock()
-        self._beats: list[Beat] = []
+        self._running: list[Heartbeat] = []
         self._thread: threading.Thread | None = None
         self._idle = threading.Event()
 
     @contextmanager
-    def beating(self, context: Context) -> Iterator[Beat]:
+    def during(self, context: Context) -> Iterator[Heartbeat]:
         """The step is kept, and watched, while the block runs."""
-        beat = Beat(context)
+        heartbeat = Heartbeat(context)
         with self._lock:
-            self._beats.append(beat)
+            self._running.append(heartbeat)
             if self._thread is None:
                 self._idle = threading.Event()
                 self._thread = threading.Thread(
@@ -71,11 +71,11 @@ class Heart:
                 )
                 self._thread.start()
         try:
-            yield beat
+            yield heartbeat
         finally:
             with self._lock:
-                self._beats.remove(beat)
-                last = None if self._beats else self._thread
+                self._running.remove(heartbeat)
+                last = None if self._running else self._thread
                 if last is not None:
                     self._thread = None
                     self._idle.set()
@@ -85,55 +85,56 @@ class Heart:
     def _run(self, idle: threading.Event) -> None:
         while not idle.wait(self._settings.step_heartbeat_s):
             with self._lock:
-                beats = list(self._beats)
-            self._beat(beats)
+                running = list(self._running)
+            self._beat(running)
 
-    def _beat(self, beats: list[Beat]) -> None:
+    def _beat(self, running: list[Heartbeat]) -> None:
         lease_s = self._settings.step_lease_s
         now = time.monotonic()
-        for beat in beats:
-            self._watch(beat, now)
+        for heartbeat in running:
+            self._watch(heartbeat, now)
         due = [
-            beat
-            for beat in beats
-            if now - beat.extended > lease_s / 3 and not (beat.is_ending or beat.is_stalled)
+            heartbeat
+            for heartbeat in running
+            if now - heartbeat.extended > lease_s / 3
+            and not (heartbeat.is_ending or heartbeat.is_stalled)
         ]
         try:
             with self._ledger.begin() as session:
-                pulses = steps.heartbeats(
+                leases = steps.heartbeats(
                     session,
-                    [beat.context.claim for beat in beats],
+                    [heartbeat.context.claim for heartbeat in running],
                     lease_s=lease_s,
-                    extend=[beat.context.claim for beat in due],
+                    extend=[heartbeat.context.claim for heartbeat in due],
                 )
         except SQLAlchemyError as error:
             log.warning("heartbeat failed: %s", error)
-            for beat in beats:
-                if now - beat.extended > lease_s:
-                    beat.lose()
+            for heartbeat in running:
+                if now - heartbeat.extended > lease_s:
+                    heartbeat.lose()
             return
-        for beat in due:
-            beat.extended = now
-        for beat, pulse in zip(beats, pulses, strict=True):
-            if pulse is Pulse.LOST:
-                beat.lose()
-            elif pulse is Pulse.STOP:
-                beat.is_ending = True
-                beat.context.must_stop("The job is ending.")
+        for heartbeat in due:
+            heartbeat.extended = now
+        for heartbeat, lease in zip(running, leases, strict=True):
+            if lease is Lease.LOST:
+                heartbeat.lose()
+            elif lease is Lease.STOP:
+                heartbeat.is_ending = True
+                heartbeat.context.must_stop("The job is ending.")
 
-    def _watch(self, beat: Beat, now: float) -> None:
-        generates = beat.context.claim.queue == Queue.GENERATE
+    def _watch(self, heartbeat: Heartbeat, now: float) -> None:
+        generates = heartbeat.context.claim.queue == Queue.GENERATE
         limit_s = self._settings.step_soft_limit_s
         setting = "SLUICE_STEP_SOFT_LIMIT_S"
         if generates:
             limit_s, setting = self._settings.generation_limit_s, "SLUICE_GENERATION_LIMIT_S"
-        if now - beat.started <= limit_s:
+        if now - heartbeat.started <= limit_s:
             return
-        beat.context.must_stop(f"The step took longer than {limit_s} s ({setting}).")
-        silent_s = now - max(beat.context.progressed, beat.started + limit_s)
-        stalled, beat.is_stalled = beat.is_stalled, silent_s > self._settings.step_stall_s
-        if beat.is_stalled and not stalled:
-            claim = beat.context.claim
+        heartbeat.context.must_stop(f"The step took longer than {limit_s} s ({setting}).")
+        silent_s = now - max(heartbeat.context.progressed, heartbeat.started + limit_s)
+        stalled, heartbeat.is_stalled = heartbeat.is_stalled, silent_s > self._settings.step_stall_s
+        if heartbeat.is_stalled and not stalled:
+            claim = heartbeat.context.claim
             log.warning(
                 "step %s (%s) is beyond %s s (%s) and has shown no progress for %.0f s; its lease "
                 "is not extended any more",

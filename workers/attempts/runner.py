@@ -39,7 +39,7 @@ from shared.jobs import claims, steps
 from shared.jobs.claims import Claim
 from workers.attempts import batches, results
 from workers.attempts.context import Context, Done, Handler
-from workers.attempts.heartbeat import Beat
+from workers.attempts.heartbeat import Heartbeat
 from workers.process import Process
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def run(process: Process, handlers: Handlers, claim: Claim) -> None:
     """Run a claimed step to its record, whatever happens in it."""
     context = Context(process, claim)
     handler = handlers.get(claim.name)
-    with process.heart.beating(context) as beat:
+    with process.heartbeats.during(context) as heartbeat:
         outcome: Done | Exception
         try:
             if handler is None or handler.run is None:
@@ -91,46 +91,46 @@ def run(process: Process, handlers: Handlers, claim: Claim) -> None:
             outcome = handler.run(context)
         except Exception as error:
             outcome = error
-        conclude(process, handler, beat, outcome)
+        conclude(process, handler, heartbeat, outcome)
 
 
 def conclude(
-    process: Process, handler: Handler | None, beat: Beat, outcome: Done | Exception
+    process: Process, handler: Handler | None, heartbeat: Heartbeat, outcome: Done | Exception
 ) -> None:
     """Record what came of an attempt, and tidy up behind it."""
-    claim = beat.context.claim
+    claim = heartbeat.context.claim
     try:
-        recorded = _recorded(process, handler, beat, outcome)
+        recorded = _recorded(process, handler, heartbeat, outcome)
         if not recorded and isinstance(outcome, Done):
             # It may have been recorded without an answer to the commit. What it has written must
             # not be deleted then.
-            recorded = _persistently(process, beat, lambda own: steps.was_recorded(own, claim))
+            recorded = _persistently(process, heartbeat, lambda own: steps.was_recorded(own, claim))
     except SQLAlchemyError as error:
         # Nothing is known of it, and so nothing is deleted; the sweeper finds it if it still runs.
         log.warning("step %s (%s) was not recorded: %s", claim.step_id, claim.name, _message(error))
         return
     if not recorded:
-        _tidy(claim, beat.context.on_lost)
+        _tidy(claim, heartbeat.context.on_lost)
     elif isinstance(outcome, Done) and outcome.after is not None:
         _tidy(claim, [outcome.after])
 
 
 def _recorded(
-    process: Process, handler: Handler | None, beat: Beat, outcome: Done | Exception
+    process: Process, handler: Handler | None, heartbeat: Heartbeat, outcome: Done | Exception
 ) -> bool:
     """False if the attempt runs no longer."""
-    claim = beat.context.claim
+    claim = heartbeat.context.claim
     try:
         if isinstance(outcome, Exception):
             raise outcome
-        done = results.placed(beat.context, outcome)
+        done = results.placed(heartbeat.context, outcome)
         return _persistently(
-            process, beat, lambda own: _succeed(own, process.settings, handler, claim, done)
+            process, heartbeat, lambda own: _succeed(own, process.settings, handler, claim, done)
         )
     except Cancelled as error:
         reason = error.message
-        return not beat.lost and _persistently(
-            process, beat, lambda own: _stopped(own, process.settings, handler, claim, reason)
+        return not heartbeat.lost and _persistently(
+            process, heartbeat, lambda own: _stopped(own, process.settings, handler, claim, reason)
         )
     except SoftTimeLimitExceeded:
         limit = process.settings.step_soft_limit_s
@@ -142,49 +142,51 @@ def _recorded(
             log.exception("step %s (%s) failed", claim.step_id, claim.name)
         failure = error
     return _persistently(
-        process, beat, lambda own: settle_failure(own, process.settings, handler, claim, failure)
+        process,
+        heartbeat,
+        lambda own: settle_failure(own, process.settings, handler, claim, failure),
     )
 
 
-def _persistently(process: Process, beat: Beat, write: Callable[[Session], bool]) -> bool:
+def _persistently(process: Process, heartbeat: Heartbeat, write: Callable[[Session], bool]) -> bool:
     """A transaction that is run again where the database goes away, until the lease has ended."""
     while True:
         try:
             with process.ledger.begin() as session:
                 return write(session)
         except SQLAlchemyError as error:
-            if beat.lost or not is_outage(error):
+            if heartbeat.lost or not is_outage(error):
                 raise
             log.warning("the database is away; recording is tried again: %s", _message(error))
-        beat.gone.wait(process.settings.step_heartbeat_s)
+        heartbeat.gone.wait(process.settings.step_heartbeat_s)
 
 
 def conclude_all(
-    process: Process, handler: Handler, outcomes: Sequence[tuple[Beat, Done | Exception]]
+    process: Process, handler: Handler, outcomes: Sequence[tuple[Heartbeat, Done | Exception]]
 ) -> None:
     """Record what came of several attempts: successes in one transaction, if that can be."""
-    done = [(beat, each) for beat, each in outcomes if isinstance(each, Done)]
+    done = [(heartbeat, each) for heartbeat, each in outcomes if isinstance(each, Done)]
     # In the order of their ids, as by all that lock several jobs.
     done.sort(key=lambda pair: pair[0].context.claim.job_id)
     try:
         with process.ledger.begin() as session:
             recorded = [
-                _succeed(session, process.settings, handler, beat.context.claim, each)
-                for beat, each in done
+                _succeed(session, process.settings, handler, heartbeat.context.claim, each)
+                for heartbeat, each in done
             ]
     except Exception as error:
         log.warning("a batch is recorded step by step: %s", _message(error))
         recorded = None
-    for n, (beat, each) in enumerate(done):
+    for n, (heartbeat, each) in enumerate(done):
         if recorded is None:
-            conclude(process, handler, beat, each)
+            conclude(process, handler, heartbeat, each)
         elif not recorded[n]:
-            _tidy(beat.context.claim, beat.context.on_lost)
+            _tidy(heartbeat.context.claim, heartbeat.context.on_lost)
         elif each.after is not None:
-            _tidy(beat.context.claim, [each.after])
-    for beat, outcome in outcomes:
+            _tidy(heartbeat.context.claim, [each.after])
+    for heartbeat, outcome in outcomes:
         if not isinstance(outcome, Done):
-            conclude(process, handler, beat, outcome)
+            conclude(process, handler, heartbeat, outcome)
 
 
 def _succeed(

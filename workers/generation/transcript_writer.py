@@ -64,7 +64,7 @@ class Script:
             self._token_ids[:0] = addition.token_ids
 
 
-class Scribe:
+class TranscriptWriter:
     """Writes while any script is open."""
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:

@@ -83,7 +83,7 @@ def write(context: Context, generator: Generator, request: Request, gate: Gate) 
         shown.append(again[: len(before.shown)])
         script.offset = len(before.shown)
         show("", again[len(before.shown) :])
-    process.scribe.open(script)
+    process.transcript_writer.open(script)
     try:
         completion = _follow(
             context,
@@ -92,10 +92,10 @@ def write(context: Context, generator: Generator, request: Request, gate: Gate) 
             lambda delta: show(delta.text, gate.feed(delta.text), delta.token_ids),
         )
     except BaseException:
-        process.scribe.close(script)
+        process.transcript_writer.close(script)
         _keep(context, script)
         raise
-    process.scribe.close(script)
+    process.transcript_writer.close(script)
     show("", gate.close())
     if completion.finish_reason in INTERRUPTED:
         _keep(context, script)

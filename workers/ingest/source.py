@@ -33,7 +33,7 @@ _NOTED = frozenset({"row", "item", "line", "heading"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class IngestOptions:
     """What an ingest job asks for, without its sources."""
 
     collection: str
@@ -45,7 +45,7 @@ class Order:
     metadata: Metadata
 
     @classmethod
-    def of_job(cls, session: Session, job_id: UUID) -> "Order":
+    def of_job(cls, session: Session, job_id: UUID) -> "IngestOptions":
         """Raises NotFound where the collection has been erased meanwhile."""
         wanted = ingest_items.settings_of(session, job_id)
         collection = collections.get(session, wanted["collection"])
@@ -94,7 +94,9 @@ def source_name(source: dict[str, Any], uploads: dict[str, File]) -> str:
     return nfc(source["name"] or f"text-{digest[:16]}")
 
 
-def read(process: Process, order: Order, source: dict[str, Any], uploads: dict[str, File]) -> Raw:
+def read(
+    process: Process, options: IngestOptions, source: dict[str, Any], uploads: dict[str, File]
+) -> Raw:
     """Raises DocumentError for an unknown file, NotFound for one that the storage lost."""
     name = source_name(source, uploads)
     text: str | None = None
@@ -114,7 +116,7 @@ def read(process: Process, order: Order, source: dict[str, Any], uploads: dict[s
         data=data,
         text=text,
         content_type=content_type,
-        content_hash=order.content_hash(data, form(name, content_type, inline=text is not None)),
+        content_hash=options.content_hash(data, form(name, content_type, inline=text is not None)),
     )
 
 
@@ -161,21 +163,21 @@ def _chars(metadata: Metadata) -> int:
     return sum(len(key) + len(str(value)) for key, value in metadata.items())
 
 
-def make(process: Process, order: Order, raw: Raw) -> Content:
+def make(process: Process, options: IngestOptions, raw: Raw) -> Content:
     """Load and split. Raises DocumentError, naming the document and the remedy."""
     loaded = load(
         raw.data if raw.text is None else raw.text,
         name=raw.name,
         content_type=raw.content_type,
-        csv=order.csv,
+        csv=options.csv,
         max_chars=process.settings.max_document_chars,
         max_passages=process.settings.max_document_chunks,
     )
     tokenizer = None
-    if order.splitter.type is SplitterType.TOKEN:
-        tokenizer = process.embedders.get(order.model).tokenizer
-    metadata = {**loaded.metadata, **order.metadata}
-    chunks = _split(process.settings, order, loaded, metadata, name=raw.name, tokenizer=tokenizer)
+    if options.splitter.type is SplitterType.TOKEN:
+        tokenizer = process.embedders.get(options.model).tokenizer
+    metadata = {**loaded.metadata, **options.metadata}
+    chunks = _split(process.settings, options, loaded, metadata, name=raw.name, tokenizer=tokenizer)
     if not chunks:
         raise DocumentError(f"{raw.name} has no text to ingest.")
     return Content(
@@ -190,7 +192,7 @@ def make(process: Process, order: Order, raw: Raw) -> Content:
 
 def _split(
     settings: Settings,
-    order: Order,
+    options: IngestOptions,
     loaded: LoadedText,
     metadata: Metadata,
     *,
@@ -200,14 +202,14 @@ def _split(
     """Raises DocumentError as soon as it is plain that there are too many chunks."""
     limit = settings.max_document_chunks
     too_many = DocumentError(
-        f"{name}: has more than {limit:,} chunks of {order.splitter.chunk_size:,}. Choose larger "
+        f"{name}: has more than {limit:,} chunks of {options.splitter.chunk_size:,}. Choose larger "
         "chunks, divide it, or raise SLUICE_MAX_DOCUMENT_CHUNKS."
     )
-    if least_pieces(loaded, order.splitter) > limit:
+    if least_pieces(loaded, options.splitter) > limit:
         raise too_many
-    chosen = {key: value for key, value in order.metadata.items() if key in _NOTED}
+    chosen = {key: value for key, value in options.metadata.items() if key in _NOTED}
     chunks = _Chunks(loaded.text, metadata, chosen)
-    for piece in split(loaded, order.splitter, tokenizer=tokenizer):
+    for piece in split(loaded, options.splitter, tokenizer=tokenizer):
         if len(chunks) == limit:
             raise too_many
         chunks.append(piece)

@@ -27,7 +27,7 @@ from shared.tables import Chunk, Collection, Job
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_wanted
-from workers.ingest.source import Order, make, read, source_name
+from workers.ingest.source import IngestOptions, make, read, source_name
 from workers.process import Process
 from workers.retrieval.store import Entry
 
@@ -96,7 +96,9 @@ class Cut:
     """Which the splitter should have had, going by the chunk of which the least was read."""
 
 
-def write_vectors(context: Context, order: Order, parts: Sequence[Part]) -> dict[UUID, Cut]:
+def write_vectors(
+    context: Context, options: IngestOptions, parts: Sequence[Part]
+) -> dict[UUID, Cut]:
     """Embed those chunks of the parts that still need it. No transaction is open meanwhile.
 
     Returns what the model did not read, by version.
@@ -108,19 +110,19 @@ def write_vectors(context: Context, order: Order, parts: Sequence[Part]) -> dict
     chunks = [chunk for chunk in chunks if chunk.version_id in origins]  # others just vanished
     if not chunks:
         return {}
-    embedder = process.embedders.get(order.model, check=context.check)
+    embedder = process.embedders.get(options.model, check=context.check)
     with process.ledger.begin() as session:
-        dimension = collections.fix_dimension(session, order.collection_id, embedder.dimension)
+        dimension = collections.fix_dimension(session, options.collection_id, embedder.dimension)
     if dimension != embedder.dimension:
         raise Permanent(
-            f"Collection {order.collection!r} has {dimension} dimensions, but {order.model!r} "
+            f"Collection {options.collection!r} has {dimension} dimensions, but {options.model!r} "
             f"gives {embedder.dimension}. Ingest into a new collection."
         )
     texts = [chunk.text for chunk in chunks]
     cuts: dict[UUID, Cut] = {}
     for n, tokens in embedder.overlong(texts, between=context.check).items():
         fitting = embedder.readable or tokens
-        if order.splitter.type is not SplitterType.TOKEN:
+        if options.splitter.type is not SplitterType.TOKEN:
             fitting = int(_SAFE_SHARE * len(texts[n]) * fitting / tokens)
         cut = cuts.setdefault(chunks[n].version_id, Cut(chunks=0, chunk_size=fitting))
         cut.chunks += 1
@@ -128,7 +130,7 @@ def write_vectors(context: Context, order: Order, parts: Sequence[Part]) -> dict
     vectors = embedder.encode(texts, between=context.check)
     context.check()
     entries = [_entry(chunk, origins[chunk.version_id]) for chunk in chunks]
-    process.store.upsert(order.collection, entries, vectors)
+    process.store.upsert(options.collection, entries, vectors)
     return cuts
 
 
@@ -153,9 +155,9 @@ FLUSH_CHARS = 1_000_000
 
 
 class Writer:
-    def __init__(self, context: Context, order: Order) -> None:
+    def __init__(self, context: Context, options: IngestOptions) -> None:
         self._context = context
-        self._order = order
+        self._order = options
         self._contents: list[tuple[int, Content]] = []
         self._skipped: list[int] = []
         self._failed: list[tuple[int, str]] = []
@@ -278,24 +280,24 @@ def load(context: Context) -> Done:
     if claim.attempt > 1 and len(ordinals) > 1:
         return Done(children=[_load_step([ordinal]) for ordinal in ordinals])
     with process.ledger.read() as session:
-        order = Order.of_job(session, claim.job_id)
+        options = IngestOptions.of_job(session, claim.job_id)
         todo = ingest_items.still_open(session, claim.job_id, ordinals)
         uploads = files.of_sources(session, [item.source for item in todo])
         names = [source_name(item.source, uploads) for item in todo]
-        live = documents.live_hashes(session, order.collection_id, names)
-    writer = Writer(context, order)
+        live = documents.live_hashes(session, options.collection_id, names)
+    writer = Writer(context, options)
     for item, name in zip(todo, names, strict=True):
         context.check()
         try:
-            if order.skip_existing and name in live:
+            if options.skip_existing and name in live:
                 writer.add_skipped(item.ordinal)
                 continue
-            raw = read(process, order, item.source, uploads)
+            raw = read(process, options, item.source, uploads)
             # Asked before loading and splitting, which unchanged documents need not.
             if live.get(name) == raw.content_hash:
                 writer.add_skipped(item.ordinal)
             else:
-                writer.add(item.ordinal, make(process, order, raw))
+                writer.add(item.ordinal, make(process, options, raw))
         except (DocumentError, NotFound) as error:
             writer.add_failed(item.ordinal, error.message)
     writer.flush()
@@ -314,16 +316,16 @@ def embed(context: Context) -> Done:
     if claim.attempt > 1 and len(parts) > 1:
         return Done(children=[_embed_step([part]) for part in parts])
     with process.ledger.read() as session:
-        order = Order.of_job(session, claim.job_id)
+        options = IngestOptions.of_job(session, claim.job_id)
     # Vectors whose version is gone must not stay, whatever happens from here on.
-    context.on_lost.append(lambda: delete_orphans(process, order.collection, parts))
+    context.on_lost.append(lambda: delete_orphans(process, options.collection, parts))
     try:
-        cuts = write_vectors(context, order, parts)
+        cuts = write_vectors(context, options, parts)
     except Permanent:
         if len(parts) == 1:
             raise
         return Done(children=[_embed_step([part]) for part in parts])  # only one is to blame
-    delete_orphans(process, order.collection, parts)
+    delete_orphans(process, options.collection, parts)
     noted: list[versions.Embedded] = []
 
     def record(session: Session) -> None:
@@ -332,11 +334,11 @@ def embed(context: Context) -> Done:
 
     def after() -> None:
         if any(each.state in (None, VersionState.RETIRED) for each in noted):
-            delete_orphans(process, order.collection, parts)
+            delete_orphans(process, options.collection, parts)
         collect_replaced(process, [each.replaced for each in noted if each.replaced])
 
     result = {
-        "model": order.model,
+        "model": options.model,
         "cut": [[str(v), cut.chunks, cut.chunk_size] for v, cut in cuts.items()],
     }
     return Done(result=result if cuts else None, record=record, after=after)
