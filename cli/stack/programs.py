@@ -67,7 +67,7 @@ def api_address(host: str, port: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crew:
+class WorkerCounts:
     """How many workers of each sort; `models` and `device` are for those that generate.
 
     Without `models` each serves what `python -m workers generate` serves by itself.
@@ -79,9 +79,9 @@ class Crew:
     device: str | None = None
 
 
-def program_parts(settings: Settings, places: Places, crew: Crew) -> list[Part]:
+def program_parts(settings: Settings, places: Places, workers: WorkerCounts) -> list[Part]:
     """The API, as many workers of each sort as asked for, and beat."""
-    env = _environment(settings, places) | _default_model(settings, crew)
+    env = _environment(settings, places) | _default_model(settings, workers)
     key = first_key(settings)
     api = Part(
         name="api",
@@ -100,12 +100,12 @@ def program_parts(settings: Settings, places: Places, crew: Crew) -> list[Part]:
         stop_grace_s=settings.webhook_timeout_s + 5,
         hint="read its log; it sweeps, and sends webhooks.",
     )
-    cpu = [_worker("cpu", number, (), env, places, key) for number in _numbers(crew.cpu_workers)]
-    models = [argument for model in crew.models for argument in ("--model", model)]
-    devices = _devices(settings, crew)
+    cpu = [_worker("cpu", number, (), env, places, key) for number in _numbers(workers.cpu_workers)]
+    models = [argument for model in workers.models for argument in ("--model", model)]
+    devices = _devices(settings, workers)
     gpu = [
         _worker("generate", number, (*models, *devices[number - 1]), env, places, key)
-        for number in _numbers(crew.gpu_workers)
+        for number in _numbers(workers.gpu_workers)
     ]
     return [api, *cpu, *gpu, beat]
 
@@ -114,24 +114,24 @@ def _numbers(count: int) -> range:
     return range(1, count + 1)
 
 
-def _default_model(settings: Settings, crew: Crew) -> dict[str, str]:
+def _default_model(settings: Settings, workers: WorkerCounts) -> dict[str, str]:
     """What is served is what answers where a job names no model, unless a setting says so."""
-    whole = [model for model in crew.models if "/" in model or model == EXTRACTIVE]
+    whole = [model for model in workers.models if "/" in model or model == EXTRACTIVE]
     if not whole or "generation_model" in settings.model_fields_set:
         return {}
     return {"SLUICE_GENERATION_MODEL": whole[0]}
 
 
-def _devices(settings: Settings, crew: Crew) -> list[tuple[str, ...]]:
+def _devices(settings: Settings, workers: WorkerCounts) -> list[tuple[str, ...]]:
     """The arguments for each generation worker: several share out the GPUs, one to each.
 
     A single one may spread a large model over all of them.
     """
-    device = crew.device or settings.generation_device
-    count = cuda_devices() if device == AUTO and crew.gpu_workers > 1 else 0
+    device = workers.device or settings.generation_device
+    count = cuda_devices() if device == AUTO and workers.gpu_workers > 1 else 0
     if count > 1:
-        return [("--device", f"cuda:{number % count}") for number in range(crew.gpu_workers)]
-    return [("--device", crew.device) if crew.device else ()] * crew.gpu_workers
+        return [("--device", f"cuda:{number % count}") for number in range(workers.gpu_workers)]
+    return [("--device", workers.device) if workers.device else ()] * workers.gpu_workers
 
 
 def first_key(settings: Settings) -> str | None:

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from cli.stack.logs import Console, LogStream
 from cli.stack.parts import Part, PartReport
 from cli.stack.postgres import postgres_part, postgres_url, prepare
-from cli.stack.programs import Crew, Places, program_parts
+from cli.stack.programs import Places, WorkerCounts, program_parts
 from cli.stack.readiness import api_port, chroma_ready, database_ready, free_ports, redis_ready
 from cli.stack.servers import chroma_part, chroma_url, new_password, redis_part, redis_url
 from cli.stack.stackfile import (
@@ -186,10 +186,10 @@ def make_plan(
         api_host=settings.api_host,
         api_port=port,
     )
-    crew = Crew(
+    workers = WorkerCounts(
         cpu_workers=cpu_workers, gpu_workers=gpu_workers, models=tuple(models), device=device
     )
-    programs = program_parts(settings, places, crew)
+    programs = program_parts(settings, places, workers)
     return Plan(servers=tuple(servers), programs=tuple(programs), places=places)
 
 

@@ -8,18 +8,18 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from shared.documents.versions import Remains, VersionState, lock_documents_of, remains_where
+from shared.documents.versions import GarbageVersion, VersionState, garbage_where, lock_documents_of
 from shared.errors import NotFound
 from shared.tables import Chunk, Collection, Document, IngestItem, Job, Version
 from shared.vocabulary import OPEN
 
-# Remains: versions that readers no longer see, until their vectors and rows are deleted.
+# Garbage: versions that readers no longer see, until their vectors and rows are deleted.
 
 ERASURE_GIVEN_UP_AFTER = timedelta(hours=1)
 """When the collector ends an erasure whose own job did not."""
 
 
-def forsaken(session: Session, *where: ColumnElement[bool], limit: int) -> list[Remains]:
+def forsaken(session: Session, *where: ColumnElement[bool], limit: int) -> list[GarbageVersion]:
     """Retire pending versions that no open job works on; return all that are retired."""
     in_work = exists().where(
         IngestItem.version_id == Version.id, Job.id == IngestItem.job_id, Job.state.in_(OPEN)
@@ -35,13 +35,13 @@ def forsaken(session: Session, *where: ColumnElement[bool], limit: int) -> list[
         .values(state=VersionState.RETIRED.value)
         .execution_options(synchronize_session=False)
     )
-    return remains(session, *where, limit=limit)
+    return garbage(session, *where, limit=limit)
 
 
-def remains(session: Session, *where: ColumnElement[bool], limit: int) -> list[Remains]:
+def garbage(session: Session, *where: ColumnElement[bool], limit: int) -> list[GarbageVersion]:
     """Retired versions, but for those that an erasure or an open item is at work on."""
     left_alone = func.coalesce(Document.erasing_at, Collection.erasing_at)
-    return remains_where(
+    return garbage_where(
         session,
         Version.state == VersionState.RETIRED,
         ~_awaited(),
@@ -51,13 +51,13 @@ def remains(session: Session, *where: ColumnElement[bool], limit: int) -> list[R
     )
 
 
-def remains_of_documents(session: Session, document_ids: Sequence[UUID]) -> list[Remains]:
-    return remains_where(
+def garbage_of_documents(session: Session, document_ids: Sequence[UUID]) -> list[GarbageVersion]:
+    return garbage_where(
         session, Version.state == VersionState.RETIRED, Version.document_id.in_(document_ids)
     )
 
 
-def unawaited(session: Session, found: Sequence[Remains]) -> list[Remains]:
+def unawaited(session: Session, found: Sequence[GarbageVersion]) -> list[GarbageVersion]:
     """Those that no open item waits for, which would take its version for an erased one."""
     ids = session.scalars(
         select(Version.id).where(Version.id.in_([each.version_id for each in found]), ~_awaited())

@@ -59,7 +59,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remains:
+class GarbageVersion:
     """A version whose vectors are to be deleted from the named Chroma collection."""
 
     version_id: UUID
@@ -226,7 +226,7 @@ class Embedded:
 
     state: VersionState | None
     """None: the version is gone. `pending`: other parts are still missing."""
-    replaced: Remains | None = None
+    replaced: GarbageVersion | None = None
     """The version whose place it took."""
     by_another: bool = False
     """It was live before this part was noted."""
@@ -278,11 +278,11 @@ def note_embedded(session: Session, part: Part) -> Embedded:
     return Embedded(
         state=VersionState.LIVE,
         chunk_count=row.chunk_count,
-        replaced=next(iter(remains_where(session, Version.id == old)), None),
+        replaced=next(iter(garbage_where(session, Version.id == old)), None),
     )
 
 
-def remains_where(session: Session, *where: Any, limit: int | None = None) -> list[Remains]:
+def garbage_where(session: Session, *where: Any, limit: int | None = None) -> list[GarbageVersion]:
     rows = session.execute(
         select(Version.id, Version.chunk_count, Collection.name)
         .join(Document, Document.id == Version.document_id)
@@ -290,7 +290,7 @@ def remains_where(session: Session, *where: Any, limit: int | None = None) -> li
         .where(*where)
         .limit(limit)
     )
-    return [Remains(version_id=i, chunk_count=n, collection=name) for i, n, name in rows]
+    return [GarbageVersion(version_id=i, chunk_count=n, collection=name) for i, n, name in rows]
 
 
 def _set_state(session: Session, version_id: UUID, state: VersionState) -> None:

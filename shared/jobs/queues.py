@@ -85,13 +85,13 @@ def estimate(
     waiting = [row for row in rows if row.id is not None and not row.is_running]
     if not waiting:
         return estimates
-    crew = _Crew.read(session, worker_heartbeat_s)
+    living = _LivingWorkers.read(session, worker_heartbeat_s)
     paused = _paused(session, {row.queue for row in waiting})
     first = [row for row in waiting if row.due and open_[row.job_id].state == State.QUEUED]
-    lines = _lines(session, first, crew, depths or Depths())
+    lines = _lines(session, first, living, depths or Depths())
     for row in waiting:
         job = open_[row.job_id]
-        reason = _reason(row, job, paused=paused.get(row.queue), lacking=crew.lacking(row))
+        reason = _reason(row, job, paused=paused.get(row.queue), lacking=living.lacking(row))
         if job.state == State.RUNNING:
             estimates[job.id] = Estimate(eta_s=estimates[job.id].eta_s, waiting_for=reason)
         elif row.due:
@@ -179,25 +179,25 @@ def alive(worker_heartbeat_s: float) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Crew:
+class _LivingWorkers:
     """How many steps the living workers run at the same time, by queue, and by queue and route."""
 
     of_queue: Counter[str]
     of_route: Counter[tuple[str, str]]
 
     @classmethod
-    def read(cls, session: Session, worker_heartbeat_s: float) -> "_Crew":
-        crew = cls(of_queue=Counter(), of_route=Counter())
+    def read(cls, session: Session, worker_heartbeat_s: float) -> "_LivingWorkers":
+        living = cls(of_queue=Counter(), of_route=Counter())
         for queues, routes, slots in session.execute(
             select(Worker.queues, Worker.routes, Worker.concurrency).where(
                 alive(worker_heartbeat_s)
             )
         ):
             for queue in queues:
-                crew.of_queue[queue] += slots
+                living.of_queue[queue] += slots
                 for route in routes:
-                    crew.of_route[queue, route] += slots
-        return crew
+                    living.of_route[queue, route] += slots
+        return living
 
     def slots(self, queue: str, route: str) -> int:
         return self.of_route[queue, route] if route else self.of_queue[queue]
@@ -257,7 +257,7 @@ class _Line:
 
 
 def _lines(
-    session: Session, steps: Sequence[Any], crew: _Crew, depths: "Depths"
+    session: Session, steps: Sequence[Any], living: _LivingWorkers, depths: "Depths"
 ) -> dict[tuple[str, str], _Line]:
     """The lines in which the due steps stand."""
     of_queue: dict[str, list[Any]] = {}
@@ -267,7 +267,7 @@ def _lines(
     long, running, served = (
         depths.of_long(session, names), _running(session, names), _served(session, names)
     )  # fmt: skip
-    paces = _paces(session, {(step.queue, step.route) for step in steps}, crew)
+    paces = _paces(session, {(step.queue, step.route) for step in steps}, living)
     lines: dict[tuple[str, str], _Line] = {}
     for queue, standing in of_queue.items():
         depth = long.get(queue) or _depth(
@@ -338,11 +338,11 @@ def _lanes(
 
 
 def _paces(
-    session: Session, places: Iterable[tuple[str, str]], crew: _Crew
+    session: Session, places: Iterable[tuple[str, str]], living: _LivingWorkers
 ) -> dict[tuple[str, str], float]:
     """Seconds between two steps that end: mean duration of recent ones over all slots. None where
     nobody works, or nothing has ended."""
-    worked = [place for place in places if crew.slots(*place)]
+    worked = [place for place in places if living.slots(*place)]
     if not worked:
         return {}
     rows = session.execute(
@@ -364,7 +364,7 @@ def _paces(
             "looked_at": LATEST_STEPS, "recent": RECENT_STEPS,
         },
     )  # fmt: skip
-    return {(queue, route): float(s) / crew.slots(queue, route) for queue, route, s in rows}
+    return {(queue, route): float(s) / living.slots(queue, route) for queue, route, s in rows}
 
 
 Group = tuple[str, int, str]

@@ -104,7 +104,7 @@ def test_the_document_list_follows_the_ledger_and_not_the_store(process: Process
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
     with process.ledger.read() as session:
-        assert erasure.remains(session, limit=10) == []
+        assert erasure.garbage(session, limit=10) == []
     stores_agree(process, collection)
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from shared.documents import erasure, versions
 from shared.documents.documents import parse_chunk_id
-from shared.documents.versions import Part, Remains
+from shared.documents.versions import GarbageVersion, Part
 from shared.errors import Permanent, Unavailable
 from shared.jobs import jobs, sweeps
 from shared.kinds.erase import EraseInput, EraseResult
@@ -65,7 +65,7 @@ def collect_forsaken(
 
 
 def _collect_slowly(
-    process: Process, each: Remains, round_: Round | None, done: dict[UUID, int]
+    process: Process, each: GarbageVersion, round_: Round | None, done: dict[UUID, int]
 ) -> bool:
     """Collect a version a slice at a time; False where the round ends before it is gone."""
     first = done.get(each.version_id, 0)
@@ -141,7 +141,7 @@ class StrayVectors:
         return len(ids)
 
 
-def collect_replaced(process: Process, replaced: Sequence[Remains]) -> None:
+def collect_replaced(process: Process, replaced: Sequence[GarbageVersion]) -> None:
     """Collect what has just been replaced, less what the sweeper has to leave for now."""
     small = [each for each in replaced if each.chunk_count <= AT_ONCE_CHUNKS]
     with process.ledger.read() as session:
@@ -149,9 +149,9 @@ def collect_replaced(process: Process, replaced: Sequence[Remains]) -> None:
     collect(process, found)
 
 
-def collect(process: Process, found: Iterable[Remains]) -> int:
+def collect(process: Process, found: Iterable[GarbageVersion]) -> int:
     """Delete the vectors of these versions, verified, then their rows. Returns the vectors."""
-    by_collection: dict[str, list[Remains]] = {}
+    by_collection: dict[str, list[GarbageVersion]] = {}
     for each in found:
         by_collection.setdefault(each.collection, []).append(each)
     vectors = 0
@@ -207,7 +207,7 @@ def _erase_documents(context: Context, ids: list[str]) -> Done:
     with process.ledger.begin() as session:
         found = erasure.hide_documents(session, document_ids)
         extent = erasure.extent_of_documents(session, found)
-        retired = erasure.remains_of_documents(session, found)
+        retired = erasure.garbage_of_documents(session, found)
     vectors = 0
     for each in retired:
         context.check()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cli.stack.parts import Part
-from cli.stack.programs import Crew, Places, cuda_devices, program_parts
+from cli.stack.programs import Places, WorkerCounts, cuda_devices, program_parts
 from shared.config import Settings
 
 PLACES = Places(
@@ -40,46 +40,49 @@ def driver(path: Path, text: str) -> None:
     program.chmod(0o755)
 
 
-def parts(crew: Crew, **changes: Any) -> list[Part]:
+def parts(workers: WorkerCounts, **changes: Any) -> list[Part]:
     settings = Settings(_env_file=None, **changes)
-    return program_parts(settings, PLACES, crew)
+    return program_parts(settings, PLACES, workers)
 
 
-def arguments(crew: Crew, **changes: Any) -> list[tuple[str, ...]]:
+def arguments(workers: WorkerCounts, **changes: Any) -> list[tuple[str, ...]]:
     """What each generation worker is told besides its name."""
-    workers = [part for part in parts(crew, **changes) if part.name.startswith("generate")]
+    workers = [part for part in parts(workers, **changes) if part.name.startswith("generate")]
     return [part.argv[part.argv.index("--name") + 2 :] for part in workers]
 
 
 def test_without_models_workers_are_told_nothing() -> None:
-    assert arguments(Crew(gpu_workers=2)) == [(), ()]
-    assert [part.name for part in parts(Crew(gpu_workers=0, cpu_workers=2))] == [
+    assert arguments(WorkerCounts(gpu_workers=2)) == [(), ()]
+    assert [part.name for part in parts(WorkerCounts(gpu_workers=0, cpu_workers=2))] == [
         "api", "cpu-1", "cpu-2", "beat",
     ]  # fmt: skip
 
 
 def test_models_and_device_are_passed_on() -> None:
-    crew = Crew(models=("hf/a/b", "ollama"), device="cuda:1")
-    assert arguments(crew) == [("--model", "hf/a/b", "--model", "ollama", "--device", "cuda:1")]
+    workers = WorkerCounts(models=("hf/a/b", "ollama"), device="cuda:1")
+    assert arguments(workers) == [("--model", "hf/a/b", "--model", "ollama", "--device", "cuda:1")]
 
 
 def test_the_first_model_becomes_the_default_unless_one_is_set() -> None:
-    crew = Crew(models=("ollama", "hf/a/b", "hf/c/d"))
-    envs = [part.env.get("SLUICE_GENERATION_MODEL") for part in parts(crew)]
+    workers = WorkerCounts(models=("ollama", "hf/a/b", "hf/c/d"))
+    envs = [part.env.get("SLUICE_GENERATION_MODEL") for part in parts(workers)]
     assert set(envs) == {"hf/a/b"}
-    for kept in (parts(crew, generation_model="extractive"), parts(Crew(models=("ollama",)))):
+    for kept in (
+        parts(workers, generation_model="extractive"),
+        parts(WorkerCounts(models=("ollama",))),
+    ):
         assert all("SLUICE_GENERATION_MODEL" not in part.env for part in kept)
 
 
 def test_several_workers_share_out_the_gpus(path: Path) -> None:
     driver(path, TWO_GPUS)
     pinned = [("--device", f"cuda:{n}") for n in (0, 1, 0)]
-    assert arguments(Crew(gpu_workers=3)) == pinned
-    assert arguments(Crew(gpu_workers=3, device="auto")) == pinned
+    assert arguments(WorkerCounts(gpu_workers=3)) == pinned
+    assert arguments(WorkerCounts(gpu_workers=3, device="auto")) == pinned
     # One may spread its model over all of them, and whoever names a device is obeyed.
-    assert arguments(Crew(gpu_workers=1)) == [()]
-    assert arguments(Crew(gpu_workers=2, device="cpu")) == [("--device", "cpu")] * 2
-    assert arguments(Crew(gpu_workers=2), generation_device="cuda:1") == [(), ()]
+    assert arguments(WorkerCounts(gpu_workers=1)) == [()]
+    assert arguments(WorkerCounts(gpu_workers=2, device="cpu")) == [("--device", "cpu")] * 2
+    assert arguments(WorkerCounts(gpu_workers=2), generation_device="cuda:1") == [(), ()]
 
 
 def test_devices_are_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
