@@ -120,8 +120,8 @@ class Readiness:
         async with self._lock:
             if self._view is None or time.monotonic() >= self._until:
                 names = list(CHECKS)
-                found = await asyncio.gather(*(self._run(name) for name in names))
-                checks = dict(zip(names, found, strict=True))
+                views = await asyncio.gather(*(self._run(name) for name in names))
+                checks = dict(zip(names, views, strict=True))
                 ready = all(check.ok for check in checks.values())
                 self._view = ReadinessView(status="ready" if ready else "not ready", checks=checks)
                 self._until = time.monotonic() + self._parts.settings.readiness_keep_s
@@ -194,8 +194,8 @@ def _storage(parts: Parts) -> str:
 
 def _workers(parts: Parts) -> str:
     with parts.ledger.read() as session:
-        found = queues.workers(session, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
-    living = [worker for worker in found if worker.alive]
+        workers = queues.workers(session, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
+    living = [worker for worker in workers if worker.alive]
     needed = {step.queue.value for kind in KINDS.values() for step in kind.steps}
     missing = sorted(needed - {queue for worker in living for queue in worker.queues})
     if missing:

@@ -99,10 +99,10 @@ def _complete(document: dict[str, Any], *, asks_for_keys: bool) -> dict[str, Any
 
 def _results() -> dict[str, Any]:
     """Components: the result of each kind, and `JobResult`, which is any of them."""
-    _, found = models_json_schema(
+    _, definitions = models_json_schema(
         [(model, "serialization") for model in RESULTS.values()], ref_template=REF + "{model}"
     )
-    schemas: dict[str, Any] = found["$defs"]
+    schemas: dict[str, Any] = definitions["$defs"]
     names = [*(model.__name__ for model in RESULTS.values()), "HfResult"]
     schemas["HfResult"] = {
         "title": "HfResult",
@@ -168,18 +168,18 @@ def allowed(app: Starlette, path: str, root_path: str) -> str | None:
     # `/v1/jobs/batch` is what it is, and not a job of that id.
     operations = app.openapi()["paths"].get(path) if isinstance(app, FastAPI) else None
     if operations is not None:
-        found = [method for method in METHODS if method.lower() in operations]
+        methods = [method for method in METHODS if method.lower() in operations]
     else:
-        found = [
+        methods = [
             method
             for method in METHODS
             if any(_takes(route, method, path, root_path) for route in app.routes)
         ]
-    if not found:
+    if not methods:
         return None
-    if "GET" in found:
-        found.insert(1, "HEAD")
-    return ", ".join([*found, "OPTIONS"])
+    if "GET" in methods:
+        methods.insert(1, "HEAD")
+    return ", ".join([*methods, "OPTIONS"])
 
 
 def _takes(route: BaseRoute, method: str, path: str, root_path: str) -> bool:
@@ -200,9 +200,9 @@ class Methods:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         if scope["method"] == "OPTIONS":
-            found = _allowed(scope)
-            if found is not None:
-                answer = Response(status_code=204, headers={"Allow": found})
+            allow = _allowed(scope)
+            if allow is not None:
+                answer = Response(status_code=204, headers={"Allow": allow})
                 return await answer(scope, receive, send)
         elif scope["method"] == "HEAD":
             return await self._head(scope, receive, send)

@@ -289,15 +289,15 @@ class ConversationView(BaseModel):
 
     @classmethod
     def of(cls, listed: Listed) -> "ConversationView":
-        found = listed.conversation
+        conversation = listed.conversation
         return cls(
-            id=found.id,
-            metadata=as_object(found.meta),
-            summarize=found.summarize,
-            summary=found.summary,
+            id=conversation.id,
+            metadata=as_object(conversation.meta),
+            summarize=conversation.summarize,
+            summary=conversation.summary,
             messages=listed.messages,
-            created_at=found.created_at,
-            updated_at=found.updated_at,
+            created_at=conversation.created_at,
+            updated_at=conversation.updated_at,
         )
 
 

@@ -24,20 +24,22 @@ Offers = Iterable[tuple[str, str]]
 """Values, and what is said beside them."""
 
 
-def _asked(offers: Callable[[Client, click.Context], Offers]) -> Completer:
+def _completer(offers: Callable[[Client, click.Context], Offers]) -> Completer:
     def complete(
         ctx: click.Context, _parameter: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         try:
-            given = {**ctx.find_root().params, **{k: v for k, v in ctx.params.items() if v}}
+            params = {**ctx.find_root().params, **{k: v for k, v in ctx.params.items() if v}}
             nothing_twice = Retries(connect_for_s=0, retry_for_s=0, busy_for_s=0)
             with Client(
-                given.get("url"), given.get("api_key"), timeout_s=TIMEOUT_S, retries=nothing_twice
+                params.get("url"), params.get("api_key"), timeout_s=TIMEOUT_S, retries=nothing_twice
             ) as client:
-                found = [each for each in offers(client, ctx) if each[0].startswith(incomplete)]
+                matches = [each for each in offers(client, ctx) if each[0].startswith(incomplete)]
         except Exception:
             return []
-        return [CompletionItem(value, help=first_words(text, _HELP_CELLS)) for value, text in found]
+        return [
+            CompletionItem(value, help=first_words(text, _HELP_CELLS)) for value, text in matches
+        ]
 
     return complete
 
@@ -81,9 +83,9 @@ def hf_tasks(
     return [CompletionItem(task.value) for task in Task if task.value.startswith(incomplete)]
 
 
-collections = _asked(_collections)
-jobs = _asked(_jobs)
-documents = _asked(_documents)
-conversations = _asked(_conversations)
-models = _asked(_models)
-queues = _asked(_queues)
+collections = _completer(_collections)
+jobs = _completer(_jobs)
+documents = _completer(_documents)
+conversations = _completer(_conversations)
+models = _completer(_models)
+queues = _completer(_queues)

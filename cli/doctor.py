@@ -86,15 +86,15 @@ def generation_model(settings: Settings) -> Iterator[Check]:
 
 def _ollama(settings: Settings, name: str) -> Check:
     url = settings.ollama_url.rstrip("/")
-    told = fetch(f"{url}/api/tags")
-    if isinstance(told, str):
+    answer = fetch(f"{url}/api/tags")
+    if isinstance(answer, str):
         return Check(
             name=NAME,
             ok=False,
-            detail=f"Ollama does not answer ({told})",
+            detail=f"Ollama does not answer ({answer})",
             fix="start it with `ollama serve`, or set SLUICE_OLLAMA_URL to where it is",
         )
-    held = {str(model.get("name")) for model in told.get("models") or []}
+    held = {str(model.get("name")) for model in answer.get("models") or []}
     has_it = bool({name, f"{name}:latest"} & held)
     detail = f"ollama/{name}: {'there' if has_it else 'not there'}, at {url}"
     if not has_it and settings.ollama_pull:
@@ -120,11 +120,13 @@ def _openai(settings: Settings, name: str) -> Check:
         )
     key = settings.openai_api_key
     url = f"{base_url.rstrip('/')}/models"
-    told = fetch(url, key.get_secret_value() if key else None)
-    detail = told if isinstance(told, str) else f"openai/{name}: the server answers at {base_url}"
+    answer = fetch(url, key.get_secret_value() if key else None)
+    detail = (
+        answer if isinstance(answer, str) else f"openai/{name}: the server answers at {base_url}"
+    )
     return Check(
         name=NAME,
-        ok=not isinstance(told, str),
+        ok=not isinstance(answer, str),
         detail=detail,
         fix="start that server, correct SLUICE_OPENAI_BASE_URL (it often ends in /v1), or set "
         "SLUICE_OPENAI_API_KEY",
@@ -169,13 +171,13 @@ def _on_hub(name: str) -> tuple[str, str]:
 
 
 def _quantization(settings: Settings) -> Iterator[Check]:
-    wanted = settings.generation_precision
-    if wanted == "auto" and settings.generation_device in ("auto", "cuda") and cuda_devices():
-        wanted = "nf4"  # what a worker takes on a GPU
-    if wanted in QUANTIZED:
+    precision = settings.generation_precision
+    if precision == "auto" and settings.generation_device in ("auto", "cuda") and cuda_devices():
+        precision = "nf4"  # what a worker takes on a GPU
+    if precision in QUANTIZED:
         is_there = importlib.util.find_spec("bitsandbytes") is not None
         yield Check(
-            name=f"package of {wanted}",
+            name=f"package of {precision}",
             ok=is_there,
             detail="bitsandbytes is installed" if is_there else "bitsandbytes is missing",
             fix=f"{how_to_install('gpu')}, or set SLUICE_GENERATION_PRECISION to bfloat16 or "
@@ -342,8 +344,8 @@ def _stack(settings: Settings, stack: Stack | None, url: str | None) -> Iterator
 
 def _servers(settings: Settings, stack: Stack | None) -> Iterator[Check]:
     """The servers of the running stack, else those that are set; what is neither is not there."""
-    given = settings.database_url and settings.require_database_url()
-    database = stack.database_url if stack else given
+    database_url = settings.database_url and settings.require_database_url()
+    database = stack.database_url if stack else database_url
     if database:
         reason = database_ready(database)
         yield _reachable("database", "SLUICE_DATABASE_URL", reason)

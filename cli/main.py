@@ -91,12 +91,12 @@ def help_(ctx: click.Context, /, words: tuple[str, ...]) -> int:
     command: click.Command = sluice
     shown = ctx.find_root()
     for word in words:
-        found = command.get_command(shown, word) if isinstance(command, click.Group) else None
-        if found is None:
+        subcommand = command.get_command(shown, word) if isinstance(command, click.Group) else None
+        if subcommand is None:
             raise click.UsageError(f"There is no command {' '.join(words)!r}.", ctx=shown)
         # CONTEXT holds settings of several types, by name.
-        shown = click.Context(found, info_name=word, parent=shown, **CONTEXT)  # type: ignore[arg-type]
-        command = found
+        shown = click.Context(subcommand, info_name=word, parent=shown, **CONTEXT)  # type: ignore[arg-type]
+        command = subcommand
     print_text(shown.get_help())
     return Exit.OK
 
@@ -134,7 +134,7 @@ def run(args: Sequence[str]) -> int:
             say_json(error_document(error, error.format_message(), error.exit_code))
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _told(args, Interrupted("Interrupted."), Exit.INTERRUPTED)
+        return _report(args, Interrupted("Interrupted."), Exit.INTERRUPTED)
     except ClosedPipe:
         # The interpreter flushes stdout once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -142,7 +142,7 @@ def run(args: Sequence[str]) -> int:
     except SluiceError as error:
         if "--debug" in args:
             traceback.print_exc()
-        return _told(args, error, of_error(error))
+        return _report(args, error, of_error(error))
     except Exception as error:
         if "--debug" in args:
             traceback.print_exc()
@@ -170,7 +170,7 @@ def _wants_json(args: Sequence[str]) -> bool:
     return "--json" in (words[: words.index("--")] if "--" in words else words)
 
 
-def _told(args: Sequence[str], error: SluiceError, code: Exit) -> Exit:
+def _report(args: Sequence[str], error: SluiceError, code: Exit) -> Exit:
     if _wants_json(args):
         say_json(error_document(error, error.message, code))
     else:

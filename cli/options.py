@@ -67,8 +67,8 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         names = ("max_tokens", "temperature")
-        given = {name: kwargs.pop(name) for name in names}
-        parameters = {name: value for name, value in given.items() if value is not None}
+        values = {name: kwargs.pop(name) for name in names}
+        parameters = {name: value for name, value in values.items() if value is not None}
         return function(*args, parameters=parameters, **kwargs)
 
     options = (

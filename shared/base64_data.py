@@ -26,14 +26,14 @@ def decode(text: str) -> bytes:
     try:
         data = _data(text).translate(_URL_SAFE, _SPACE).rstrip(b"=")
         padded = data + b"=" * (-len(data) % 4)
-        found = base64.b64decode(padded, validate=True)
+        decoded = base64.b64decode(padded, validate=True)
     except (binascii.Error, ValueError):
-        found = b""
-    if not found:
+        decoded = b""
+    if not decoded:
         raise InvalidInput(
             'this is no base64; send the file in base64, or as {"file_id": "..."} of an upload.'
         )
-    return found
+    return decoded
 
 
 def is_surely(text: str) -> bool:

@@ -40,12 +40,12 @@ def make(session: Session, fair_key: str, *, metadata: dict[str, Any], summarize
 
 def get(session: Session, conversation_id: UUID, fair_key: str | None = None) -> Conversation:
     """Raises NotFound, also where it belongs to another key than `fair_key`."""
-    found = session.get(Conversation, conversation_id)
-    if found is None or fair_key not in (None, found.fair_key):
+    conversation = session.get(Conversation, conversation_id)
+    if conversation is None or fair_key not in (None, conversation.fair_key):
         raise NotFound(
             f"There is no conversation {conversation_id}; start one with POST /v1/conversations."
         )
-    return found
+    return conversation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,11 @@ class Listed:
 
 def listed(session: Session, conversation_id: UUID, fair_key: str) -> Listed:
     """Raises NotFound."""
-    found = get(session, conversation_id, fair_key)
+    conversation = get(session, conversation_id, fair_key)
     count = session.scalar(
         select(func.count()).where(ConversationMessage.conversation_id == conversation_id)
     )
-    return Listed(conversation=found, messages=count or 0)
+    return Listed(conversation=conversation, messages=count or 0)
 
 
 def page(session: Session, fair_key: str, *, limit: int, before: UUID | None) -> list[Listed]:

@@ -171,9 +171,9 @@ def with_hashes(session: Session, hashes: list[str]) -> list[File]:
 
 def of_sources(session: Session, sources: Iterable[dict[str, Any]]) -> dict[str, File]:
     """The files that ingest sources of type `file` name, by id; unknown ones are left out."""
-    wanted = [parsed for source in sources if (parsed := _parse_id(source.get("file_id")))]
-    found = session.scalars(select(File).where(File.id.in_(wanted)))
-    return {str(file.id): file for file in found}
+    ids = [parsed for source in sources if (parsed := _parse_id(source.get("file_id")))]
+    rows = session.scalars(select(File).where(File.id.in_(ids)))
+    return {str(file.id): file for file in rows}
 
 
 def delete(session: Session, file_id: UUID) -> str:

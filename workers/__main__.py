@@ -152,16 +152,16 @@ def _generate(settings: Settings, arguments: argparse.Namespace) -> int:
     return code
 
 
-def _models(settings: Settings, given: Sequence[str] | None) -> list[str]:
+def _models(settings: Settings, references: Sequence[str] | None) -> list[str]:
     """The model references that a worker serves; `ollama` and `openai` are all of that server."""
-    if given:
-        for model in given:
+    if references:
+        for model in references:
             if not is_servable(model):
                 raise ConfigurationError(
                     f"--model {model}: a model reference is hf/<repository or path>, "
                     "ollama/<name>, openai/<name> or extractive."
                 )
-        return list(given)
+        return list(references)
     models = [settings.generation_model, EXTRACTIVE, "ollama"]
     return [*models, "openai"] if settings.openai_base_url else models
 

@@ -62,15 +62,15 @@ def within(
 def parsed(url: str, base: httpx.URL | None = None) -> httpx.URL:
     """The URL without its fragment, seen from `base`. Raises InvalidInput."""
     try:
-        found = base.join(url) if base is not None else httpx.URL(url.strip())
-        is_web = found.scheme in PORTS and bool(found.host)
+        target = base.join(url) if base is not None else httpx.URL(url.strip())
+        is_web = target.scheme in PORTS and bool(target.host)
     except (httpx.InvalidURL, ValueError, TypeError) as error:
         raise InvalidInput(f"{url!r} is no URL: {error}.") from error
     if not is_web:
         raise InvalidInput(f"{url!r} cannot be fetched; give a URL with http:// or https://.")
-    if found.userinfo:
+    if target.userinfo:
         raise InvalidInput("URLs with a user name or password are not fetched.")
-    return found.copy_with(fragment=None)
+    return target.copy_with(fragment=None)
 
 
 async def send(
@@ -113,14 +113,14 @@ async def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
 
     A host with one public and one private name would otherwise be a way around.
     """
-    found = list(dict.fromkeys(await _lookup(host, port)))
-    for address in found:
+    addresses = list(dict.fromkeys(await _lookup(host, port)))
+    for address in addresses:
         if not is_allowed(address, allow_private=allow_private):
             raise NotAllowed(
                 f"{host} is at {address}, which is not an address of the public internet; it is "
                 "not fetched."
             )
-    return found
+    return addresses
 
 
 def reason(error: httpx.HTTPError) -> str:
@@ -132,25 +132,25 @@ async def _lookup(host: str, port: int) -> list[str]:
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[str]] = loop.create_future()
 
-    def settle(found: list[str] | OSError) -> None:
+    def settle(outcome: list[str] | OSError) -> None:
         if answer.done():
             return
-        if isinstance(found, OSError):
-            answer.set_exception(Unreachable(f"There is no host {host!r}: {found.strerror}."))
+        if isinstance(outcome, OSError):
+            answer.set_exception(Unreachable(f"There is no host {host!r}: {outcome.strerror}."))
         else:
-            answer.set_result(found)
+            answer.set_result(outcome)
 
     def look_up() -> None:
-        found: list[str] | OSError
+        outcome: list[str] | OSError
         try:
             infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            found = [str(info[4][0]) for info in infos]
+            outcome = [str(info[4][0]) for info in infos]
         except UnicodeError:
-            found = OSError(0, "the name is not valid")
+            outcome = OSError(0, "the name is not valid")
         except OSError as error:
-            found = error
+            outcome = error
         with suppress(RuntimeError):  # the loop is closed: the caller had no more time
-            loop.call_soon_threadsafe(settle, found)
+            loop.call_soon_threadsafe(settle, outcome)
 
     threading.Thread(target=look_up, name="resolver", daemon=True).start()
     return await answer

@@ -25,11 +25,11 @@ from workers.attempts.context import Context, Done, Handler
 def deliver(context: Context) -> Done:
     with context.process.ledger.read() as session:
         job = jobs.get(session, context.claim.job_id)
-        target, told = job.webhook, jobs.news(job)
+        target, news = job.webhook, jobs.news(job)
     if target is None:
         return Done()
     now = int(time.time())
-    event = {"type": "job.ended", "timestamp": told["finished_at"], "data": told}
+    event = {"type": "job.ended", "timestamp": news["finished_at"], "data": news}
     body = json.dumps(event, ensure_ascii=False)
     headers = {
         "content-type": "application/json",

@@ -74,7 +74,7 @@ SEND = 'Send {"inputs": ...} as JSON, or the bytes of an audio file or an image.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Payload:
     """What a body asks for: with `file` instead of `inputs` where those are a file's bytes."""
 
     inputs: Any = None
@@ -102,7 +102,7 @@ async def receive(request: Request) -> UploadFile:
     return body
 
 
-def read(body: UploadFile, content_type: str, task: Task | None, settings: Settings) -> Asked:
+def read(body: UploadFile, content_type: str, task: Task | None, settings: Settings) -> Payload:
     """What a received body asks for. Raises InvalidInput, TooLarge, or MalformedBody."""
     type_ = content_type.partition(";")[0].strip().lower()
     if not body.size:
@@ -113,7 +113,7 @@ def read(body: UploadFile, content_type: str, task: Task | None, settings: Setti
         return _of_json(_parsed(body, settings), body, task, settings)
     text = None if type_.startswith(MEDIA) else _text(type_, body, task, settings)
     if text is None:
-        return Asked(file=body.file)
+        return Payload(file=body.file)
     if type_ == FIELDS and text.startswith("inputs="):
         raise InvalidInput(f"The body is a form. {SEND}")
     return _of_json(_value(text), body, task, settings)
@@ -187,46 +187,46 @@ def _value(text: str) -> Any:
     return text
 
 
-def _of_json(asked: Any, body: UploadFile, task: Task | None, settings: Settings) -> Asked:
-    if isinstance(asked, bool | None):
-        raise InvalidInput(f"The body is {'null' if asked is None else 'a boolean'}. {SEND}")
-    if not isinstance(asked, dict):
+def _of_json(value: Any, body: UploadFile, task: Task | None, settings: Settings) -> Payload:
+    if isinstance(value, bool | None):
+        raise InvalidInput(f"The body is {'null' if value is None else 'a boolean'}. {SEND}")
+    if not isinstance(value, dict):
         # A number is a text of digits for that API, too.
-        asked = {"inputs": asked if isinstance(asked, str | list) else str(asked)}
-    inputs = asked.pop("inputs", None)
+        value = {"inputs": value if isinstance(value, str | list) else str(value)}
+    inputs = value.pop("inputs", None)
     if inputs is None:
-        inputs = _bare_object(asked, task)
-    if asked.pop("stream", None):
+        inputs = _bare_object(value, task)
+    if value.pop("stream", None):
         raise InvalidInput(
             "stream must be false: the answer comes whole. Submit the job with POST /v1/jobs to "
             "follow it while it runs."
         )
-    parameters = _object(asked, "parameters")
-    waits = _object(asked, "options").get("wait_for_model")
+    parameters = _object(value, "parameters")
+    waits = _object(value, "options").get("wait_for_model")
     if waits is not None and not isinstance(waits, bool):
         raise InvalidInput("options.wait_for_model must be true or false.")
     file = _file_of(inputs, task)
     if file is None:
         _check_size(body.size or 0, settings)
-    return Asked(
+    return Payload(
         inputs=None if file else inputs,
         file=file,
         # Some tasks' parameters stand beside the inputs.
-        parameters=asked | parameters,
+        parameters=value | parameters,
         waits=waits,
     )
 
 
-def _bare_object(asked: dict[str, Any], task: Task | None) -> dict[str, Any] | None:
+def _bare_object(fields: dict[str, Any], task: Task | None) -> dict[str, Any] | None:
     """The inputs that stand in the body itself, as older clients send them; taken out of it."""
     for of_task, names in OBJECTS.items():
-        if task == of_task or (task is None and names <= asked.keys()):
-            return {name: asked.pop(name) for name in names & asked.keys()} or None
+        if task == of_task or (task is None and names <= fields.keys()):
+            return {name: fields.pop(name) for name in names & fields.keys()} or None
     return None
 
 
-def _object(asked: dict[str, Any], name: str) -> dict[str, Any]:
-    value = asked.pop(name, None)
+def _object(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    value = fields.pop(name, None)
     if value is not None and not isinstance(value, dict):
         raise InvalidInput(f"{name} must be an object.")
     return value or {}
@@ -353,9 +353,9 @@ UPLOAD_NAME = "inputs"
 class ModelIsLoading(Exception):
     """The caller asked not to wait for a model, and it is being loaded."""
 
-    def __init__(self, found: Loading) -> None:
-        super().__init__(found.model)
-        self.found = found
+    def __init__(self, loading: Loading) -> None:
+        super().__init__(loading.model)
+        self.loading = loading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,11 +366,11 @@ class Caller:
     idempotency_key: str | None
     wait_for_model: str | None
 
-    def waits(self, asked: Asked) -> bool:
+    def waits(self, payload: Payload) -> bool:
         """The header goes before the body's option; without either, the model is waited for."""
         if self.wait_for_model is not None:
             return self.wait_for_model.strip().lower() not in NO
-        return asked.waits is not False
+        return payload.waits is not False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,19 +401,19 @@ async def run(parts: Parts, call: Call, http: Request) -> Response:
     content_type = http.headers.get("content-type", "")
     body = await receive(http)
     try:
-        asked = await run_in_threadpool(read, body, content_type, call.task, parts.settings)
-        waits = call.caller.waits(asked)
-        if not waits and (found := await model_loading.of(parts.redis, call.model)):
-            return _loading(found, {})
+        payload = await run_in_threadpool(read, body, content_type, call.task, parts.settings)
+        waits = call.caller.waits(payload)
+        if not waits and (loading := await model_loading.of(parts.redis, call.model)):
+            return _loading(loading, {})
         media_type = media_type_of(content_type)
-        made, upload = await run_in_threadpool(_submit, parts, call, asked, media_type)
+        made, upload = await run_in_threadpool(_submit, parts, call, payload, media_type)
     finally:
         await body.close()
 
     async def notice_loading() -> None:
-        found = await model_loading.of(parts.redis, call.model)
-        if found is not None:
-            raise ModelIsLoading(found)
+        loading = await model_loading.of(parts.redis, call.model)
+        if loading is not None:
+            raise ModelIsLoading(loading)
 
     headers = {JOB_ID: str(made.id)}
     if not made.is_new:
@@ -427,21 +427,21 @@ async def run(parts: Parts, call: Call, http: Request) -> Response:
         )
     except ModelIsLoading as error:
         # The job goes on: it is what the model is loaded for, to be there for the next call.
-        return _loading(error.found, headers)
+        return _loading(error.loading, headers)
     return await run_in_threadpool(_answer, parts, made, upload, headers)
 
 
 def _submit(
-    parts: Parts, call: Call, asked: Asked, media_type: str | None
+    parts: Parts, call: Call, payload: Payload, media_type: str | None
 ) -> tuple[Submitted, File | None]:
     """The job, and the upload that was made for it."""
-    if asked.file is None:
-        new = _new_job(parts, call, asked, asked.inputs, told=asked.inputs)
+    if payload.file is None:
+        new = _new_job(parts, call, payload, payload.inputs, identity=payload.inputs)
         return submission.submit(parts, new), None
-    upload = uploads.keep(parts, asked.file, name=UPLOAD_NAME, content_type=media_type)
+    upload = uploads.keep(parts, payload.file, name=UPLOAD_NAME, content_type=media_type)
     try:
         inputs = {"file_id": str(upload.id)}
-        new = _new_job(parts, call, asked, inputs, told={"sha256": upload.sha256})
+        new = _new_job(parts, call, payload, inputs, identity={"sha256": upload.sha256})
         made = submission.submit(parts, new)
     except BaseException:
         _forget(parts, upload)
@@ -452,13 +452,13 @@ def _submit(
     return made, upload
 
 
-def _new_job(parts: Parts, call: Call, asked: Asked, inputs: Any, *, told: Any) -> NewJob:
-    """`told` is what tells the inputs of one call from those of another."""
+def _new_job(parts: Parts, call: Call, payload: Payload, inputs: Any, *, identity: Any) -> NewJob:
+    """`identity` is what tells the inputs of one call from those of another."""
     try:
         request = REQUESTS[HF.name](
             kind=HF.name,
             input=HfInput(
-                task=call.task, model=call.model, inputs=inputs, parameters=asked.parameters
+                task=call.task, model=call.model, inputs=inputs, parameters=payload.parameters
             ),
         )
     except ValidationError as error:
@@ -471,7 +471,7 @@ def _new_job(parts: Parts, call: Call, asked: Asked, inputs: Any, *, told: Any) 
         fair_key=call.caller.fair_key,
         lane=Lane.INTERACTIVE,
         idempotency_key=call.caller.idempotency_key,
-        body=[call.model, call.task, told, asked.parameters],
+        body=[call.model, call.task, identity, payload.parameters],
     )
 
 
@@ -495,12 +495,12 @@ def _forget(parts: Parts, upload: File) -> None:
     uploads.forget(parts, path)
 
 
-def _loading(found: Loading, headers: dict[str, str]) -> Response:
+def _loading(loading: Loading, headers: dict[str, str]) -> Response:
     return hugging_face_error(
         503,
-        f"Model {found.model} is currently loading",
-        headers={"Retry-After": str(math.ceil(found.estimated_s)), **headers},
-        estimated_time=found.estimated_s,
+        f"Model {loading.model} is currently loading",
+        headers={"Retry-After": str(math.ceil(loading.estimated_s)), **headers},
+        estimated_time=loading.estimated_s,
     )
 
 

@@ -61,8 +61,8 @@ def wait_s(prefer: Sequence[str] | None, *, at_most: float) -> float | None:
 
     A preference that is not understood is ignored, as the RFC says.
     """
-    found = WAIT.search(",".join(prefer or ()))
-    return min(float(found[1]), at_most) if found else None
+    match = WAIT.search(",".join(prefer or ()))
+    return min(float(match[1]), at_most) if match else None
 
 
 def applied(seconds: float | None) -> dict[str, str]:
@@ -110,11 +110,14 @@ def documented(
     views: Mapping[int, type[BaseModel]], *problems: int
 ) -> dict[int | str, dict[str, Any]]:
     """What a route answers, for its entry in /docs."""
-    found: dict[int | str, dict[str, Any]] = {code: {"model": v} for code, v in views.items()}
+    responses: dict[int | str, dict[str, Any]] = {code: {"model": v} for code, v in views.items()}
     schema = {"$ref": f"#/components/schemas/{ProblemView.__name__}"}
     for code in problems:
-        found[code] = {"description": PROBLEMS[code], "content": {MEDIA_TYPE: {"schema": schema}}}
-    return found
+        responses[code] = {
+            "description": PROBLEMS[code],
+            "content": {MEDIA_TYPE: {"schema": schema}},
+        }
+    return responses
 
 
 PROBLEMS = {
@@ -146,16 +149,16 @@ def result_response(
 
     Raises NotFound or Unavailable where the storage does not have it.
     """
-    found = dict(headers or {})
+    response_headers = dict(headers or {})
     if job.result_path is None:
         data = json.dumps(job.result, ensure_ascii=False, separators=(",", ":"))
-        return Response(data.encode(), status, found, JSON_MEDIA_TYPE)
+        return Response(data.encode(), status, response_headers, JSON_MEDIA_TYPE)
     blocks = parts.storage.blocks(job.result_path)
     # The first is read here, so that a lost file is an error and not a cut answer.
     first = next(blocks, b"")
     if job.result_bytes is not None:
-        found["Content-Length"] = str(job.result_bytes)
-    return StreamingResponse(chain(first, blocks), status, found, JSON_MEDIA_TYPE)
+        response_headers["Content-Length"] = str(job.result_bytes)
+    return StreamingResponse(chain(first, blocks), status, response_headers, JSON_MEDIA_TYPE)
 
 
 def chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

@@ -91,8 +91,8 @@ def check_structure(body: bytes, *, limit_values: int) -> None:
     if opening <= BODY_DEPTH_LIMIT and opening + body.count(b",") < limit_values:
         return  # even if none of them is within a string
     depth, values = 0, 1
-    for found in TOKEN.finditer(body):
-        token = body[found.start()]
+    for match in TOKEN.finditer(body):
+        token = body[match.start()]
         if token == PARTING or token in OPENING:
             values += 1
             if values > limit_values:
@@ -130,8 +130,8 @@ def parse(body: bytes, *, limit_values: int = BODY_LIMIT_VALUES) -> Any:
         raise MalformedBody(422, f"A number in the body is too long: {cut(str(error))}.") from error
     if SUSPECT.search(body):
         for path, text in _strings(value):
-            if found := UNSTORABLE.search(text):
-                _refuse(path, found[0])
+            if match := UNSTORABLE.search(text):
+                _refuse(path, match[0])
     return value
 
 

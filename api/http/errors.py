@@ -60,32 +60,32 @@ ITEM_TAGS = {*KINDS, "file", "text"}
 
 def invalid(request: Request, error: RequestValidationError) -> Response:
     """422 with entries for the first fields; 415 where the whole body is of another type."""
-    found = error.errors()
-    if any(tuple(entry["loc"]) in {("body",), ("body", "file")} for entry in found[:ERRORS_LIMIT]):
+    errors = error.errors()
+    if any(tuple(entry["loc"]) in {("body",), ("body", "file")} for entry in errors[:ERRORS_LIMIT]):
         other = _other_content_type(request)
         if other is not None:
             return other
-    entries = [{"field": _field(e), "message": _message(e)} for e in found[:ERRORS_LIMIT]]
+    entries = [{"field": _field(e), "message": _message(e)} for e in errors[:ERRORS_LIMIT]]
     lines = [f"{entry['field']}: {entry['message']}" for entry in entries[:SHOWN]]
-    more = f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
-    if len(found) > ERRORS_LIMIT:
-        rest = f"and {len(found) - ERRORS_LIMIT:,} more errors, which are not listed"
+    more = f"; and {len(errors) - SHOWN:,} more" if len(errors) > SHOWN else ""
+    if len(errors) > ERRORS_LIMIT:
+        rest = f"and {len(errors) - ERRORS_LIMIT:,} more errors, which are not listed"
         entries.append({"field": "body", "message": rest})
     return refusal(request.url.path, 422, "; ".join(lines) + more, errors=entries)
 
 
 def _other_content_type(request: Request) -> Response | None:
     """Of a body of another type, validation would only say that it is no object."""
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     wants_file = request.url.path == "/v1/files"
-    wanted = "multipart/form-data" if wants_file else "application/json"
-    is_json = given == "application/json" or given.endswith("+json")
-    if (given == wanted) if wants_file else is_json:
+    expected = "multipart/form-data" if wants_file else "application/json"
+    is_json = content_type == "application/json" or content_type.endswith("+json")
+    if (content_type == expected) if wants_file else is_json:
         return None
-    if request.headers.get("content-length", "0") == "0" and not given:
+    if request.headers.get("content-length", "0") == "0" and not content_type:
         return None
-    detail = f"Send this body with Content-Type: {wanted}; it came with {given or 'none'}."
-    return refusal(request.url.path, 415, detail, headers={"Accept": wanted})
+    detail = f"Send this body with Content-Type: {expected}; it came with {content_type or 'none'}."
+    return refusal(request.url.path, 415, detail, headers={"Accept": expected})
 
 
 def _field(entry: Mapping[str, Any]) -> str:

@@ -244,9 +244,9 @@ class Memory:
         self._line = asyncio.Lock()
         self._freed = asyncio.Event()
 
-    async def take(self, wanted: int) -> Callable[[], None]:
+    async def take(self, size: int) -> Callable[[], None]:
         """Wait for room; what is larger than all of it has it alone. Call the result once done."""
-        size = min(wanted, self._size)
+        size = min(size, self._size)
         async with self._line:
             while self._free < size:
                 self._freed.clear()
@@ -343,8 +343,8 @@ class Keys:
         return await self._app(scope, receive, send)
 
     def _name(self, scope: Scope) -> str | None:
-        given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
-        scheme, _, key = given.partition(b" ")
+        authorization = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
+        scheme, _, key = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             return None
         return self._names.get(sha256(key.strip()).digest())

@@ -86,13 +86,13 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def _allow_files(wanted: int) -> None:
+def _allow_files(limit: int) -> None:
     """As many open files as there may be connections, where the system lets us."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        limit = min(limit, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 class Rate:

@@ -100,11 +100,11 @@ class QueueGate:
             raise QueueFull(refusal, retry_after_s=self._retry_after_s)
 
     def _counter(self, queue: Queue, fair_key: str | None) -> _Counter:
-        found = self._counters.get((queue, fair_key))
-        if found is None:
+        counter = self._counters.get((queue, fair_key))
+        if counter is None:
             limit = self._limit_of(queue, fair_key)
-            found = self._counters.setdefault((queue, fair_key), _Counter(limit, self._clock))
-        return found
+            counter = self._counters.setdefault((queue, fair_key), _Counter(limit, self._clock))
+        return counter
 
     def _limit_of(self, queue: Queue, fair_key: str | None) -> _Limit:
         if fair_key is None or self._limit_per_key is None:

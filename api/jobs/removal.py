@@ -26,7 +26,7 @@ WAIT_S = 30.0
 
 async def erase(
     parts: Parts,
-    wanted: EraseInput,
+    job_input: EraseInput,
     *,
     fair_key: str,
     preferences: Sequence[str] | None,
@@ -39,7 +39,7 @@ async def erase(
         parts.news.check_room()
     new = NewJob(
         kind=kinds.ERASE,
-        input=wanted.model_dump(mode="json"),
+        input=job_input.model_dump(mode="json"),
         fair_key=fair_key,
         lane=Lane.INTERACTIVE,
         max_attempts=parts.settings.max_attempts,

@@ -100,13 +100,13 @@ def view(parts: Parts, job_id: UUID, fair_key: str, *, is_whole: bool = False) -
             job = jobs.without_contents(session, job_id)
             small = jobs.contents(session, [job_id], limit_bytes=limit_bytes)
             contents = small.get(job_id, Contents())
-        found = estimate(
+        estimates = estimate(
             session,
             [job],
             worker_heartbeat_s=parts.settings.worker_heartbeat_s,
             depths=parts.depths,
         )
-    return JobView.of(job, found.get(job_id, Estimate()), fair_key, contents)
+    return JobView.of(job, estimates.get(job_id, Estimate()), fair_key, contents)
 
 
 @dataclass(frozen=True, kw_only=True)

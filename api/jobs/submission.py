@@ -79,8 +79,8 @@ def submit_batch(parts: Parts, new: list[NewJob]) -> list[UUID]:
         for queue, count in Counter(each.kind.first_step.queue for each in new).items():
             parts.gate.admit(session, queue, new[0].fair_key, count)
         # One look for each kind and collection, at the first job that names it.
-        wanted = {(each.kind.name, each.input.get("collection")): n for n, each in _backwards(new)}
-        for n in wanted.values():
+        indexes = {(each.kind.name, each.input.get("collection")): n for n, each in _backwards(new)}
+        for n in indexes.values():
             try:
                 _require_collection(session, new[n])
             except NotFound as error:

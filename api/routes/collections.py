@@ -38,15 +38,15 @@ def put_collection(
     parts: PartsDep, name: NewName, spec: Annotated[CollectionSpec | None, Body()] = None
 ) -> Response:
     """Make a collection: 201, or 200 if it is there already and the same."""
-    wanted = spec or CollectionSpec()
+    spec = spec or CollectionSpec()
     with parts.ledger.begin() as session:
         is_new = collections.put(
             session,
             name,
             collections.Spec(
-                embedding_model=wanted.embedding_model or parts.settings.embedding_model,
-                dimension=wanted.dimension,
-                distance=wanted.distance,
+                embedding_model=spec.embedding_model or parts.settings.embedding_model,
+                dimension=spec.dimension,
+                distance=spec.distance,
             ),
         )
         summary = collections.summary(session, collections.get(session, name))
@@ -66,9 +66,9 @@ def list_collections(parts: PartsDep, limit: Limit = 50, cursor: Cursor = None) 
     """Collections by name."""
     after = answers.decode("collections", cursor)
     with parts.ledger.read() as session:
-        found = collections.page(session, limit=limit + 1, after=after)
-    shown = [CollectionView.model_validate(summary) for summary in found[:limit]]
-    more = answers.encode("collections", shown[-1].name) if len(found) > limit else None
+        summaries = collections.page(session, limit=limit + 1, after=after)
+    shown = [CollectionView.model_validate(summary) for summary in summaries[:limit]]
+    more = answers.encode("collections", shown[-1].name) if len(summaries) > limit else None
     return answer(Page[CollectionView](items=shown, next_cursor=more))
 
 
@@ -95,7 +95,7 @@ def list_collection_documents(
     after = answers.decode_id("documents", cursor)
     with parts.ledger.read() as session:
         collection = collections.get(session, name)
-        found = documents.page(session, collection.id, limit=limit + 1, after=after)
-    shown = [DocumentOut.of(view) for view in found[:limit]]
-    more = answers.encode("documents", str(shown[-1].id)) if len(found) > limit else None
+        views = documents.page(session, collection.id, limit=limit + 1, after=after)
+    shown = [DocumentOut.of(view) for view in views[:limit]]
+    more = answers.encode("documents", str(shown[-1].id)) if len(views) > limit else None
     return answer(Page[DocumentOut](items=shown, next_cursor=more))

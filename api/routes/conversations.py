@@ -28,14 +28,12 @@ ConversationId = Annotated[UUID, Depends(_conversation_id)]
 def start_conversation(
     parts: PartsDep,
     fair_key: FairKey,
-    wanted: Annotated[NewConversation | None, Body()] = None,
+    new: Annotated[NewConversation | None, Body()] = None,
 ) -> Response:
     """Start a conversation; name its id as `conversation_id` in `chat` and `rag` jobs."""
-    wanted = wanted or NewConversation()
+    new = new or NewConversation()
     with parts.ledger.begin() as session:
-        id_ = conversations.make(
-            session, fair_key, metadata=wanted.metadata, summarize=wanted.summarize
-        )
+        id_ = conversations.make(session, fair_key, metadata=new.metadata, summarize=new.summarize)
         made = conversations.get(session, id_)
         view = ConversationView.of(Listed(conversation=made, messages=0))
     return answer(view, 201, {"Location": f"/v1/conversations/{id_}"})
@@ -48,9 +46,9 @@ def list_conversations(
     """The caller's conversations, newest first."""
     before = answers.decode_id("conversations", cursor)
     with parts.ledger.read() as session:
-        found = conversations.page(session, fair_key, limit=limit + 1, before=before)
-    shown = found[:limit]
-    last = str(shown[-1].conversation.id) if len(found) > limit else None
+        rows = conversations.page(session, fair_key, limit=limit + 1, before=before)
+    shown = rows[:limit]
+    last = str(shown[-1].conversation.id) if len(rows) > limit else None
     return answer(
         Page[ConversationView](
             items=[ConversationView.of(each) for each in shown],
@@ -86,9 +84,9 @@ def list_conversation_messages(
     after = -1 if position is None else int(position)
     with parts.ledger.read() as session:
         conversations.get(session, conversation_id, fair_key)
-        found = conversations.messages(session, conversation_id, after=after, limit=limit + 1)
-    shown = found[:limit]
-    more = answers.encode("messages", str(shown[-1].ordinal)) if len(found) > limit else None
+        rows = conversations.messages(session, conversation_id, after=after, limit=limit + 1)
+    shown = rows[:limit]
+    more = answers.encode("messages", str(shown[-1].ordinal)) if len(rows) > limit else None
     return answer(Page[MessageView](items=[MessageView.of(row) for row in shown], next_cursor=more))
 
 

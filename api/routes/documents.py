@@ -31,9 +31,9 @@ def list_document_chunks(
         raise answers.BadCursor
     with parts.ledger.read() as session:
         documents.get(session, document_id)
-        found = documents.chunk_page(session, document_id, limit=limit + 1, after=after)
-    shown = [ChunkOut.of(view) for view in found[:limit]]
-    more = answers.encode("chunks", shown[-1].id) if len(found) > limit else None
+        views = documents.chunk_page(session, document_id, limit=limit + 1, after=after)
+    shown = [ChunkOut.of(view) for view in views[:limit]]
+    more = answers.encode("chunks", shown[-1].id) if len(views) > limit else None
     return answer(Page[ChunkOut](items=shown, next_cursor=more))
 
 

@@ -76,12 +76,12 @@ class Telling:
         if step_id > place.step_id or offset > place.offset:
             # A step that is new here, or a gap. Postgres knows whether there is such a step.
             return await self.catch_up()
-        return self._told(step_id, place.offset, text[place.offset - offset :])
+        return self._advance(step_id, place.offset, text[place.offset - offset :])
 
     async def catch_up(self) -> list[Token]:
         """All that Postgres has and the client does not."""
         place = self._place
-        found = await run_in_threadpool(
+        pieces = await run_in_threadpool(
             streams.shown_text,
             self._parts,
             self._job_id,
@@ -89,10 +89,12 @@ class Telling:
             offset=place.offset,
         )
         return [
-            token for each in found for token in self._told(each.step_id, each.offset, each.text)
+            token
+            for each in pieces
+            for token in self._advance(each.step_id, each.offset, each.text)
         ]
 
-    def _told(self, step_id: int, offset: int, text: str) -> list[Token]:
+    def _advance(self, step_id: int, offset: int, text: str) -> list[Token]:
         if not text:
             return []
         self._place = Place(step_id=step_id, offset=offset + len(text))
@@ -254,8 +256,8 @@ class _Stream:
 
 
 def _is_generated(kind: str) -> bool:
-    found = KINDS.get(kind)
-    return found is not None and found.is_generated
+    definition = KINDS.get(kind)
+    return definition is not None and definition.is_generated
 
 
 def _data_of(entry: Entry) -> dict[str, Any] | None:
@@ -268,10 +270,10 @@ def _data_of(entry: Entry) -> dict[str, Any] | None:
 
 
 def _resumed(last_event_id: str | None) -> tuple[str, Place]:
-    found = EVENT_ID.fullmatch((last_event_id or "")[:EVENT_ID_CHARS])
-    if found is None or any(int(part) >= 2**64 for part in found[1].split("-")):
+    match = EVENT_ID.fullmatch((last_event_id or "")[:EVENT_ID_CHARS])
+    if match is None or any(int(part) >= 2**64 for part in match[1].split("-")):
         return streams.START, Place()
-    return found[1], Place(step_id=int(found[2] or 0), offset=int(found[3] or 0))
+    return match[1], Place(step_id=int(match[2] or 0), offset=int(match[3] or 0))
 
 
 def _json(data: dict[str, Any]) -> str:

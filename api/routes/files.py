@@ -41,8 +41,8 @@ def find_files(
 ) -> Response:
     """The stored files with these hashes: what need not be uploaded again."""
     with parts.ledger.read() as session:
-        found = files.with_hashes(session, [value.lower() for value in sha256])
-    return answer(Items[FileView](items=[FileView.of(file) for file in found]))
+        rows = files.with_hashes(session, [value.lower() for value in sha256])
+    return answer(Items[FileView](items=[FileView.of(file) for file in rows]))
 
 
 @router.get("/{file_id}", responses=documented({200: FileView}, 404))

@@ -35,5 +35,5 @@ def find_ids(
 ) -> Response:
     """The ids that begin so, oldest first, at most 10: one where the prefix is long enough."""
     with parts.ledger.read() as session:
-        found = ids_with_prefix(session, type, prefix, fair_key=fair_key, limit=LIMIT)
-    return answer(Items[IdView](items=[IdView(id=each) for each in found]))
+        ids = ids_with_prefix(session, type, prefix, fair_key=fair_key, limit=LIMIT)
+    return answer(Items[IdView](items=[IdView(id=each) for each in ids]))

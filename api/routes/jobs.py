@@ -118,8 +118,8 @@ def list_jobs(
     """Jobs, newest first. What is large of them is left out, and named in `truncated`."""
     where = Filter(state=state, kind=kind, collection=collection, dead=dead)
     with parts.ledger.read() as session:
-        found = jobs.page(session, where, limit=limit + 1, before=answers.decode_id("jobs", cursor))
-        shown = found[:limit]
+        rows = jobs.page(session, where, limit=limit + 1, before=answers.decode_id("jobs", cursor))
+        shown = rows[:limit]
         estimates = estimate(
             session,
             shown,
@@ -140,7 +140,7 @@ def list_jobs(
                 )
                 for job in shown
             ],
-            next_cursor=answers.encode("jobs", str(shown[-1].id)) if len(found) > limit else None,
+            next_cursor=answers.encode("jobs", str(shown[-1].id)) if len(rows) > limit else None,
         )
     )
 

@@ -25,15 +25,15 @@ ASK_S = 2.0
 
 
 async def ollama_models(settings: Settings) -> list[str]:
-    answer = await _asked(settings, f"{settings.ollama_url.rstrip('/')}/api/tags")
-    found = answer.get("models") or []
-    return sorted(f"ollama/{model['name'].removesuffix(':latest')}" for model in found)
+    answer = await _fetch(settings, f"{settings.ollama_url.rstrip('/')}/api/tags")
+    models = answer.get("models") or []
+    return sorted(f"ollama/{model['name'].removesuffix(':latest')}" for model in models)
 
 
 async def openai_models(settings: Settings) -> list[str]:
     if settings.openai_base_url is None:
         return []
-    answer = await _asked(settings, f"{settings.openai_base_url.rstrip('/')}/models", key=True)
+    answer = await _fetch(settings, f"{settings.openai_base_url.rstrip('/')}/models", key=True)
     return sorted(f"openai/{model['id']}" for model in answer.get("data") or [])
 
 
@@ -55,12 +55,12 @@ async def ollama_details(settings: Settings, reference: str) -> dict[str, object
         )
     if answer.status_code != 200:
         raise Unavailable(f"Ollama answered {answer.status_code}: {answer.text[:200]}")
-    told = answer.json()
+    details = answer.json()
     kept = ("details", "parameters", "template", "system", "capabilities", "modelfile")
-    return {name: told[name] for name in kept if name in told}
+    return {name: details[name] for name in kept if name in details}
 
 
-async def _asked(
+async def _fetch(
     settings: Settings, url: str, *, key: bool = False
 ) -> dict[str, list[dict[str, str]]]:
     headers = {}
@@ -69,10 +69,10 @@ async def _asked(
     try:
         async with _client() as client:
             answer = await client.get(url, headers=headers)
-        found = answer.json() if answer.status_code == 200 else {}
+        body = answer.json() if answer.status_code == 200 else {}
     except (httpx.HTTPError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return body if isinstance(body, dict) else {}
 
 
 def _client() -> httpx.AsyncClient:
@@ -104,8 +104,8 @@ async def list_models(parts: PartsDep) -> Response:
     if default not in references:
         references[default] = None
     generating = [_view(reference, default, served) for reference in references]
-    found = [_embedding(settings), *_of_tasks(settings), *generating]
-    return answer(Items[ModelView](items=found))
+    models = [_embedding(settings), *_of_tasks(settings), *generating]
+    return answer(Items[ModelView](items=models))
 
 
 @router.get("/{reference:path}", responses=documented({200: ModelDetails}, 404))
@@ -161,9 +161,9 @@ def _view(reference: str, default: str, served: dict[str, int]) -> ModelView:
 def _served(parts: PartsDep) -> dict[str, int]:
     """How many living workers serve each model."""
     with parts.ledger.read() as session:
-        found = queues.workers(session, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
+        workers = queues.workers(session, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
     counts: dict[str, int] = {}
-    for worker in found:
+    for worker in workers:
         for route in worker.models if worker.alive else ():
             counts[route] = counts.get(route, 0) + 1
     return counts

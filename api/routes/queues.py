@@ -57,19 +57,21 @@ def resume_queue(parts: PartsDep, queue: QueueName) -> Response:
 def list_workers(parts: PartsDep) -> Response:
     """The workers that were seen lately."""
     with parts.ledger.read() as session:
-        found = queues.workers(session, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
-    return answer(Items[WorkerView](items=[WorkerView.model_validate(worker) for worker in found]))
+        workers = queues.workers(session, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
+    return answer(
+        Items[WorkerView](items=[WorkerView.model_validate(worker) for worker in workers])
+    )
 
 
 def _overview(parts: Parts) -> list[QueueView]:
     with parts.ledger.read() as session:
-        found = queues.overview(
+        summaries = queues.overview(
             session,
             parts.ledger.bell,
             worker_heartbeat_s=parts.settings.worker_heartbeat_s,
             depths=parts.depths,
         )
-    return [QueueView.model_validate(summary) for summary in found]
+    return [QueueView.model_validate(summary) for summary in summaries]
 
 
 def _one(parts: Parts, queue: Queue) -> Response:

@@ -28,7 +28,7 @@ def chat_input(
     """A text is one message of the user."""
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    return {"messages": [dict(message) for message in messages]} | _given(
+    return {"messages": [dict(message) for message in messages]} | _without_empty(
         model=model,
         conversation_id=conversation_id,
         tools=[_tool(each) for each in tools],
@@ -55,7 +55,7 @@ def rag_input(
     parameters: Mapping[str, Any] | None = None,
     response_format: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    return {"collection": collection, "question": question} | _given(
+    return {"collection": collection, "question": question} | _without_empty(
         k=k,
         search=_search(filter),
         model=model,
@@ -69,7 +69,7 @@ def rag_input(
 def search_input(
     collection: str, query: str, *, k: int | None = None, filter: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    return {"collection": collection, "query": query} | _given(k=k, search=_search(filter))
+    return {"collection": collection, "query": query} | _without_empty(k=k, search=_search(filter))
 
 
 def hf_input(
@@ -81,7 +81,7 @@ def hf_input(
     backend: str = "local",
 ) -> dict[str, Any]:
     """`inputs` is one input, or a list of them."""
-    return {"task": task, "inputs": inputs, "backend": backend} | _given(
+    return {"task": task, "inputs": inputs, "backend": backend} | _without_empty(
         model=model, parameters=dict(parameters or {})
     )
 
@@ -98,7 +98,7 @@ def create_input(
     template: str | None = None,
     parameters: Mapping[str, Any],
 ) -> dict[str, Any]:
-    return {"action": "create", "name": of_ollama(name), "from": of_ollama(from_)} | _given(
+    return {"action": "create", "name": of_ollama(name), "from": of_ollama(from_)} | _without_empty(
         system=system, template=template, parameters=dict(parameters)
     )
 
@@ -133,7 +133,7 @@ def _search(filter: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {"type": "similarity", "filter": dict(filter)} if filter else None
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def _without_empty(**fields: Any) -> dict[str, Any]:
     """Without what is None or empty."""
     return {name: value for name, value in fields.items() if value is not None and value != {}
             and value != []}  # fmt: skip

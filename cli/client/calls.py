@@ -37,7 +37,7 @@ from cli.client.shapes import (
     Wire,
     Worker,
 )
-from cli.client.streaming import Told, told
+from cli.client.streaming import StreamItem, stream_items
 from cli.client.transport import Transport
 from cli.client.waits import Tell, by_line, reasons_told
 from cli.errors import ApiError, WaitTimeout
@@ -347,18 +347,18 @@ class JobCalls(Caller):
         self, job_id: str, *, last_event_id: str | None = None, timeout_s: float | None = None
     ) -> Iterator[Event]:
         """What happens to a job, up to and with `end`, which has its result; resumes by itself."""
-        found = follow(self.transport, job_id, last_event_id=last_event_id, timeout_s=timeout_s)
-        return map(self._event_with_result, found)
+        events = follow(self.transport, job_id, last_event_id=last_event_id, timeout_s=timeout_s)
+        return map(self._event_with_result, events)
 
     def stream(
         self, job_id: str, *, last_event_id: str | None = None, timeout_s: float | None = None
-    ) -> Iterator[Told]:
+    ) -> Iterator[StreamItem]:
         """The text of a job's answer as it comes, its runs of tools, and at last the ended job.
 
         However often the connection breaks, each character is told once.
         """
         events = self.events(job_id, last_event_id=last_event_id, timeout_s=timeout_s)
-        return told(events, is_whole=last_event_id is None)
+        return stream_items(events, is_whole=last_event_id is None)
 
     def wait(
         self,
@@ -438,18 +438,18 @@ class GenerationCalls(JobCalls):
         on_event: OnEvent | None = None,
     ) -> Job:
         """Have the Ollama server make a model of another one, in the place of one of that name."""
-        wanted = create_input(
+        job_input = create_input(
             name, from_, system=system, template=template, parameters=parameters or {}
         )
-        return self._change(wanted, timeout_s, on_event)
+        return self._change(job_input, timeout_s, on_event)
 
     def delete_model(self, name: str, *, timeout_s: float | None = None) -> Job:
         return self._change(delete_input(name), timeout_s, None)
 
     def _change(
-        self, wanted: Mapping[str, Any], timeout_s: float | None, on_event: OnEvent | None
+        self, job_input: Mapping[str, Any], timeout_s: float | None, on_event: OnEvent | None
     ) -> Job:
-        job = self.submit("model", wanted, lane="interactive")
+        job = self.submit("model", job_input, lane="interactive")
         return self.wait(job.id, timeout_s=timeout_s, on_event=on_event).require_success()
 
     # Conversations
@@ -553,13 +553,13 @@ class DocumentCalls(JobCalls):
 
     def files_by_hash(self, sha256: Sequence[str]) -> list[StoredFile]:
         """The stored files with one of these hashes (hexadecimal), in any order."""
-        found: list[StoredFile] = []
+        files: list[StoredFile] = []
         # Fifty hashes make a URL of 4 KB, which also proxies with small buffers let through.
         for start in range(0, len(sha256), 50):
             params = {"sha256": list(sha256[start : start + 50])}
             items = self.transport.listed("GET", "/v1/files", params=params)
-            found += [StoredFile.model_validate(item) for item in items]
-        return found
+            files += [StoredFile.model_validate(item) for item in items]
+        return files
 
     def _erase(self, path: str, timeout_s: float | None, on_waiting: Tell | None) -> Job:
         headers = {"Prefer": f"wait={_ERASE_WAIT_S}"}
@@ -601,13 +601,13 @@ class Calls(DocumentCalls, GenerationCalls):
         if not _PREFIX.fullmatch(prefix) or not _SHORTEST <= len(digits) < _DIGITS:
             return prefix
         params = {"type": type, "prefix": prefix}
-        found = [str(item["id"]) for item in self.transport.listed("GET", "/v1/ids", params=params)]
-        if len(found) > 1:
+        ids = [str(item["id"]) for item in self.transport.listed("GET", "/v1/ids", params=params)]
+        if len(ids) > 1:
             raise NotFound(
                 f"More than one {type} begins with {prefix}; give more of the id: "
-                f"{', '.join(found[:_SHOWN_IDS])}{', …' if len(found) > _SHOWN_IDS else ''}"
+                f"{', '.join(ids[:_SHOWN_IDS])}{', …' if len(ids) > _SHOWN_IDS else ''}"
             )
-        return found[0] if found else prefix
+        return ids[0] if ids else prefix
 
     def health(self) -> bool:
         """Whether the API itself answers."""

@@ -20,7 +20,7 @@ from cli.client.asking import Messages, Tools, chat_input, hf_input, rag_input, 
 from cli.client.calls import Calls, attached, silent
 from cli.client.ingest import PARALLEL_UPLOADS
 from cli.client.shapes import Answer, ChatAnswer, Embeddings, Hit, Job
-from cli.client.sources import discover, given
+from cli.client.sources import discover, text_documents
 from cli.client.transport import Retries, Transport
 from cli.errors import WaitTimeout
 from cli.settings import client_settings, find_url
@@ -50,15 +50,15 @@ class Client(Calls):
         settings = client_settings(url=url)
         if api_key is None and settings.api_key is not None:
             api_key = settings.api_key.get_secret_value()
-        told = notify or silent
+        notify = notify or silent
         transport = Transport(
             url or find_url(settings),
             api_key=api_key,
             timeout_s=timeout_s,
             retries=retries or Retries(),
-            notify=told,
+            notify=notify,
         )
-        super().__init__(transport, told)
+        super().__init__(transport, notify)
 
     def close(self) -> None:
         self.transport.close()
@@ -98,16 +98,16 @@ class Client(Calls):
         A file that is refused is an entry in the report's `errors`. Raises `JobFailed`,
         `JobCancelled` or `WaitTimeout` for the job as a whole.
         """
-        found = discover([str(path) for path in paths], root=root)
+        discovery = discover([str(path) for path in paths], root=root)
         options = bulk.IngestOptions(
             splitter=splitter, csv=csv, on_existing=on_existing, metadata=metadata, lane=lane
         )
         return bulk.ingest(
             self,
             collection,
-            [*found.documents, *given(texts or {})],
+            [*discovery.documents, *text_documents(texts or {})],
             options=options,
-            refused=found.errors,
+            refused=discovery.errors,
             parallel_uploads=parallel_uploads,
             wait=wait,
             timeout_s=timeout_s,
@@ -122,8 +122,8 @@ class Client(Calls):
         filter: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
     ) -> list[Hit]:
-        asked = search_input(collection, query, k=k, filter=filter)
-        result = self._result("search", asked, timeout_s)
+        job_input = search_input(collection, query, k=k, filter=filter)
+        result = self._result("search", job_input, timeout_s)
         return [Hit.model_validate(hit) for hit in result["hits"]]
 
     def ask(
@@ -145,7 +145,7 @@ class Client(Calls):
         `prompt` is a template with the places {context} and {question}; `parameters` are such as
         max_tokens and temperature.
         """
-        asked = rag_input(
+        job_input = rag_input(
             collection,
             question,
             k=k,
@@ -156,7 +156,7 @@ class Client(Calls):
             parameters=parameters,
             response_format=response_format,
         )
-        return Answer.model_validate(self._result("rag", asked, timeout_s))
+        return Answer.model_validate(self._result("rag", job_input, timeout_s))
 
     def chat(
         self,
@@ -174,7 +174,7 @@ class Client(Calls):
         `tools` are names (calculator, fetch_url, search_collection:NAME) or whole specs. To get
         the text as it comes, `submit` the job and `stream` it.
         """
-        asked = chat_input(
+        job_input = chat_input(
             messages,
             model=model,
             conversation_id=conversation_id,
@@ -182,15 +182,15 @@ class Client(Calls):
             parameters=parameters,
             response_format=response_format,
         )
-        return ChatAnswer.model_validate(self._result("chat", asked, timeout_s))
+        return ChatAnswer.model_validate(self._result("chat", job_input, timeout_s))
 
     def embed(
         self, texts: Sequence[str], *, model: str | None = None, timeout_s: float | None = None
     ) -> Embeddings:
-        asked: dict[str, Any] = {"texts": list(texts)}
+        job_input: dict[str, Any] = {"texts": list(texts)}
         if model is not None:
-            asked["model"] = model
-        return Embeddings.model_validate(self._result("embed", asked, timeout_s))
+            job_input["model"] = model
+        return Embeddings.model_validate(self._result("embed", job_input, timeout_s))
 
     def hf(
         self,
@@ -208,24 +208,24 @@ class Client(Calls):
         uploaded for as long as the job needs it. What the job warns of, `notify` is told.
         """
         with attached(self, inputs) as sent:
-            asked = hf_input(task, sent, model=model, parameters=parameters, backend=backend)
-            job = self._finished("hf", asked, timeout_s)
+            job_input = hf_input(task, sent, model=model, parameters=parameters, backend=backend)
+            job = self._finished("hf", job_input, timeout_s)
             result = self.result(job)
         for warning in job.warnings:
             self.notify(warning)
         return result
 
     def _result(
-        self, kind: str, asked: Mapping[str, Any], timeout_s: float | None
+        self, kind: str, job_input: Mapping[str, Any], timeout_s: float | None
     ) -> dict[str, Any]:
-        result: dict[str, Any] = self.result(self._finished(kind, asked, timeout_s))
+        result: dict[str, Any] = self.result(self._finished(kind, job_input, timeout_s))
         return result or {}
 
-    def _finished(self, kind: str, asked: Mapping[str, Any], timeout_s: float | None) -> Job:
+    def _finished(self, kind: str, job_input: Mapping[str, Any], timeout_s: float | None) -> Job:
         """Submit in the lane of those who wait, and wait."""
         started = time.monotonic()
         wait_s = _PREFER_S if timeout_s is None else min(_PREFER_S, timeout_s)
-        job = self.submit(kind, asked, lane="interactive", wait_s=wait_s)
+        job = self.submit(kind, job_input, lane="interactive", wait_s=wait_s)
         if not job.ended and timeout_s is None:
             job = self.wait(job.id)
         elif not job.ended and timeout_s is not None:

@@ -124,10 +124,10 @@ def _hash(file: FileDocument) -> str | SourceError:
 
 def _stored(calls: Calls, hashes: Iterable[str], parallel: int) -> dict[tuple[str, str], str]:
     """The ids of stored files by hash and name."""
-    wanted = sorted(set(hashes))
+    unique = sorted(set(hashes))
     parts = [
-        tuple(wanted[first : first + _LOOKUP_HASHES])
-        for first in range(0, len(wanted), _LOOKUP_HASHES)
+        tuple(unique[first : first + _LOOKUP_HASHES])
+        for first in range(0, len(unique), _LOOKUP_HASHES)
     ]
     answers = _parallel(calls.files_by_hash, parts, parallel)
     return {(file.sha256, file.name): file.id for _, files in answers for file in files}
@@ -288,9 +288,9 @@ def _duplicates(
     if not named_otherwise:
         return
     sources: dict[str, str] = {}
-    wanted = set(named_otherwise.values())
+    digests = set(named_otherwise.values())
     for document in calls.documents(collection):
-        if document.sha256 in wanted and document.source not in named_otherwise:
+        if document.sha256 in digests and document.source not in named_otherwise:
             sources.setdefault(str(document.sha256), document.source)
     for name, digest in named_otherwise.items():
         if digest in sources:
@@ -324,15 +324,15 @@ def _counting_from(
 def _submit(
     calls: Calls, collection: str, sources: Sequence[Mapping[str, Any]], options: IngestOptions
 ) -> Job:
-    asked: dict[str, Any] = {
+    job_input: dict[str, Any] = {
         "collection": collection,
         "sources": list(sources),
         "on_existing": options.on_existing,
     }
     for name in ("splitter", "csv", "metadata"):
         if value := getattr(options, name):
-            asked[name] = dict(value)
-    return calls.submit("ingest", asked, lane=options.lane)
+            job_input[name] = dict(value)
+    return calls.submit("ingest", job_input, lane=options.lane)
 
 
 def _finish(

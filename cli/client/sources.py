@@ -48,7 +48,7 @@ LocalDocument = FileDocument | TextDocument
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Discovery:
     documents: Sequence[LocalDocument]
     left_out: Mapping[str, int] = field(default_factory=dict)
     """How many files in folders Sluice cannot read, by extension."""
@@ -72,18 +72,18 @@ class _Search:
     errors: dict[str, SourceError] = field(default_factory=dict)
 
 
-def discover(paths: Iterable[str], *, root: str | Path | None = None) -> Found:
+def discover(paths: Iterable[str], *, root: str | Path | None = None) -> Discovery:
     """Expand files, folders and globs. Raises `InvalidInput` where a path stands for nothing.
 
     With `root`, names are paths from that folder on, in which all files have to be.
     """
-    found: dict[str, _File] = {}
+    files: dict[str, _File] = {}
     search = _Search()
     for path in paths:
         for named in _of_argument(path, search):
             file = named if root is None else _below(Path(root), named)
             name = document_name(file.written)
-            other = found.setdefault(name, file)
+            other = files.setdefault(name, file)
             if other is file or _same(other.path, file.path):
                 continue
             if other.written == file.written:
@@ -93,10 +93,10 @@ def discover(paths: Iterable[str], *, root: str | Path | None = None) -> Found:
                 )
             # Nothing that the user could see or change in the command: only this name fails.
             search.errors.setdefault(name, _clash(name, other.written, file.written))
-    return Found(
+    return Discovery(
         documents=[
             FileDocument(name=name, path=file.path)
-            for name, file in sorted(found.items())
+            for name, file in sorted(files.items())
             if name not in search.errors
         ],
         left_out=dict(sorted(search.left_out.items())),
@@ -105,7 +105,7 @@ def discover(paths: Iterable[str], *, root: str | Path | None = None) -> Found:
     )
 
 
-def given(texts: Mapping[str, str]) -> list[TextDocument]:
+def text_documents(texts: Mapping[str, str]) -> list[TextDocument]:
     """Documents that are no files, by name."""
     return [TextDocument(name=document_name(name), text=text) for name, text in texts.items()]
 
@@ -157,11 +157,11 @@ def _of_argument(path: str, search: _Search) -> Iterator[_File]:
             matches = _once(matches)
         if not matches:
             raise InvalidInput(f"No file matches {path}.")
-        asked = SUPPORTED | ({Path(path).suffix.lower()} - {""})
+        extensions = SUPPORTED | ({Path(path).suffix.lower()} - {""})
         for match in matches:
             if not Path(match).is_dir():
                 # The extension that a pattern names is asked for, whatever it is.
-                yield from _if_readable(match, match, search, asked)
+                yield from _if_readable(match, match, search, extensions)
             elif "**" not in path:
                 yield from _of_folder(match, search)
 

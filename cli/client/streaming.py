@@ -29,10 +29,10 @@ class ToolRun:
     result: str | None = None
 
 
-Told = TextPiece | ToolRun | Job
+StreamItem = TextPiece | ToolRun | Job
 
 
-def told(events: Iterable[Event], *, is_whole: bool) -> Iterator[Told]:
+def stream_items(events: Iterable[Event], *, is_whole: bool) -> Iterator[StreamItem]:
     """`is_whole` says that the events begin with the job's first one."""
     step, text, ends_at = 0, "", 0
     for event in events:

@@ -82,15 +82,17 @@ def ask(
         "parameters": parameters,
         "prompt": None if prompt_file is None else _prompt(prompt_file),
     }
-    wanted = rag_input(collection, question, **options)
+    job_input = rag_input(collection, question, **options)
     if not as_json and (stdout().is_terminal if stream is None else stream):
-        job = client.submit("rag", wanted, lane="interactive")
+        job = client.submit("rag", job_input, lane="interactive")
         job = show_answer(client, job, timeout_s=timeout_s)
         _show_sources(Answer.model_validate(client.result(job)))
         tell_remarks(job.result)
         tell_warnings(job)
         return 0
-    job = finished_job(client, "rag", wanted, doing="Looking for the answer", timeout_s=timeout_s)
+    job = finished_job(
+        client, "rag", job_input, doing="Looking for the answer", timeout_s=timeout_s
+    )
     answer = Answer.model_validate(client.result(job))
     if as_json:
         print_json({"job_id": job.id, **jsonable(answer), "warnings": job.warnings})

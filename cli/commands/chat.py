@@ -125,12 +125,12 @@ def chat(
         if talked is not None:
             say(f"Go on with `sluice chat --conversation {talked}`.")
         return 0
-    asked = _text(text)
+    text = _text(text)
     if conversation == NEW:
         known = client.start_conversation().id
         say(f"Conversation {known}")
-    wanted = chat_input(turn(asked, system), conversation_id=known, **options)
-    job = client.submit("chat", wanted, lane="interactive")
+    job_input = chat_input(turn(text, system), conversation_id=known, **options)
+    job = client.submit("chat", job_input, lane="interactive")
     if not as_json:
         job = show_answer(client, job, timeout_s=timeout_s)
         tell_remarks(job.result)

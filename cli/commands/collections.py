@@ -19,16 +19,16 @@ def collections() -> None:
 @with_client
 def list_collections(client: Client, *, as_json: bool) -> int:
     """All collections with their counts."""
-    found = list(client.collections())
+    items = list(client.collections())
     if as_json:
-        print_json({"items": found})
+        print_json({"items": items})
         return 0
     print_table(
         ("name", "documents", "chunks", "model", "created"),
-        [(c.name, c.documents, c.chunks, c.embedding_model, c.created_at) for c in found],
+        [(c.name, c.documents, c.chunks, c.embedding_model, c.created_at) for c in items],
         flexible="model",
     )
-    if not found:
+    if not items:
         say("No collections. `sluice ingest PATHS --collection NAME` makes one.")
     return 0
 

@@ -22,16 +22,16 @@ def conversations() -> None:
 @with_client
 def list_conversations(client: Client, *, limit: int, as_json: bool) -> int:
     """The newest conversations of your key."""
-    found = list(itertools.islice(client.conversations(page_items=min(limit, 100)), limit))
+    items = list(itertools.islice(client.conversations(page_items=min(limit, 100)), limit))
     if as_json:
-        print_json({"items": found})
+        print_json({"items": items})
         return 0
     print_table(
         ("id", "messages", "last turn", "metadata"),
-        [(c.id, c.messages, c.updated_at, _metadata(c)) for c in found],
+        [(c.id, c.messages, c.updated_at, _metadata(c)) for c in items],
         flexible="metadata",
     )
-    if not found:
+    if not items:
         say("No conversations. `sluice chat` on a terminal starts one.")
     return 0
 
@@ -42,17 +42,17 @@ def list_conversations(client: Client, *, limit: int, as_json: bool) -> int:
 def show(client: Client, *, conversation_id: str, as_json: bool) -> int:
     """One conversation with all its messages."""
     conversation_id = client.whole_id("conversation", conversation_id)
-    found = client.conversation(conversation_id)
+    conversation = client.conversation(conversation_id)
     messages = client.conversation_messages(conversation_id)
     if as_json:
-        print_json({"conversation": found, "messages": list(messages)})
+        print_json({"conversation": conversation, "messages": list(messages)})
         return 0
     fields = [
-        ("id", found.id),
-        ("messages", found.messages),
-        ("last turn", found.updated_at),
-        ("metadata", _metadata(found)),
-        ("summary", found.summary),
+        ("id", conversation.id),
+        ("messages", conversation.messages),
+        ("last turn", conversation.updated_at),
+        ("metadata", _metadata(conversation)),
+        ("summary", conversation.summary),
     ]
     print_fields([(name, value) for name, value in fields if value])
     for each in messages:
@@ -75,8 +75,8 @@ def erase(client: Client, *, conversation_id: str, yes: bool, as_json: bool) -> 
     """Erase a conversation with all its messages. Its jobs stay until retention removes them."""
     conversation_id = client.whole_id("conversation", conversation_id)
     if not yes:
-        found = client.conversation(conversation_id)
-        confirm(f"Erase the conversation with its {plural(found.messages, 'message')}?")
+        conversation = client.conversation(conversation_id)
+        confirm(f"Erase the conversation with its {plural(conversation.messages, 'message')}?")
     client.erase_conversation(conversation_id)
     if as_json:
         print_json({"erased": conversation_id})

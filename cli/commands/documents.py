@@ -38,16 +38,16 @@ _collection = click.option(
 @with_client
 def list_documents(client: Client, *, collection: str, limit: int | None, as_json: bool) -> int:
     """The documents of a collection."""
-    found = list(itertools.islice(client.documents(collection), limit))
+    items = list(itertools.islice(client.documents(collection), limit))
     if as_json:
-        print_json({"items": found})
+        print_json({"items": items})
         return 0
     print_table(
         ("id", "source", "chunks", "bytes", "updated"),
-        [(d.id, d.source, d.chunks, d.size_bytes, d.updated_at or d.created_at) for d in found],
+        [(d.id, d.source, d.chunks, d.size_bytes, d.updated_at or d.created_at) for d in items],
         flexible="source",
     )
-    if not found:
+    if not items:
         say(f"No documents in {collection}.")
     return 0
 
@@ -61,20 +61,20 @@ def show(
     client: Client, *, document: str, collection: str | None, with_chunks: bool, as_json: bool
 ) -> int:
     """One document."""
-    found = _find(client, document, collection)
-    chunks = list(client.chunks(found.id)) if with_chunks else []
+    record = _find(client, document, collection)
+    chunks = list(client.chunks(record.id)) if with_chunks else []
     if as_json:
-        print_json({"document": found, "chunks": chunks} if with_chunks else found)
+        print_json({"document": record, "chunks": chunks} if with_chunks else record)
         return 0
     print_fields(
         [
-            ("id", found.id),
-            ("source", found.source),
-            ("collection", found.collection),
-            ("sha256", found.sha256),
-            ("bytes", found.size_bytes),
-            ("chunks", found.chunks),
-            *(("metadata", f"{key}={value}") for key, value in found.metadata.items()),
+            ("id", record.id),
+            ("source", record.source),
+            ("collection", record.collection),
+            ("sha256", record.sha256),
+            ("bytes", record.size_bytes),
+            ("chunks", record.chunks),
+            *(("metadata", f"{key}={value}") for key, value in record.metadata.items()),
         ]
     )
     for chunk in chunks:
@@ -96,10 +96,10 @@ def delete(
     document_id = document if collection else client.whole_id("document", document)
     # Not with --yes: a deletion that was cut off hides the document, and may be repeated.
     if collection is not None or not yes:
-        found = _find(client, document_id, collection)
-        document_id = found.id
+        record = _find(client, document_id, collection)
+        document_id = record.id
         if not yes:
-            confirm(f"Delete {found.source} from {found.collection}?")
+            confirm(f"Delete {record.source} from {record.collection}?")
     with waiting(f"Deleting {document}") as show:
         job = client.delete_document(document_id, on_waiting=show)
     if as_json:
@@ -116,7 +116,7 @@ def _find(client: Client, document: str, collection: str | None) -> Document:
         if document in (candidate.id, candidate.source):
             return candidate
     if (whole := client.whole_id("document", document)) != document:
-        found = client.document(whole)
-        if found.collection == collection:
-            return found
+        candidate = client.document(whole)
+        if candidate.collection == collection:
+            return candidate
     raise NotFound(f"{collection} has no document {document}.")

@@ -42,7 +42,7 @@ _ONE_TO_MANY = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class NamedInputs:
     """The inputs of a job, or the one input, and what each is called in what is printed."""
 
     inputs: Any
@@ -60,7 +60,7 @@ def read_inputs(
     context: str | None = None,
     sentences: Sequence[str] = (),
     lines: bool = False,
-) -> Asked:
+) -> NamedInputs:
     """Raises UsageError for what the task cannot take, before anything is sent."""
     if [*arguments, context, *sentences].count(STDIN) > 1:
         raise click.UsageError("Standard input can be read once only; give - once.")
@@ -74,32 +74,32 @@ def read_inputs(
     if task in BINARY:
         if lines:
             raise click.UsageError(f"--lines is for texts; {task} takes files.")
-        return _asked([_file(each) for each in arguments], arguments)
+        return _named_inputs([_file(each) for each in arguments], arguments)
     if task in _ONE_TO_MANY:
         return _one_to_many(task, [*arguments, *sentences], lines)
-    found = list(_input_texts(arguments, lines))
+    pairs = list(_input_texts(arguments, lines))
     if context is None:
-        values: list[Any] = [text for _, text in found]
+        values: list[Any] = [text for _, text in pairs]
     else:
         about = _whole(context)
-        values = [{"question": question, "context": about} for _, question in found]
-    return _asked(values, [name for name, _ in found], is_list=lines)
+        values = [{"question": question, "context": about} for _, question in pairs]
+    return _named_inputs(values, [name for name, _ in pairs], is_list=lines)
 
 
-def _asked(values: list[Any], names: Sequence[str], *, is_list: bool = False) -> Asked:
+def _named_inputs(values: list[Any], names: Sequence[str], *, is_list: bool = False) -> NamedInputs:
     if len(values) == 1 and not is_list:
-        return Asked(inputs=values[0], names=names)
-    return Asked(inputs=values, names=names)
+        return NamedInputs(inputs=values[0], names=names)
+    return NamedInputs(inputs=values, names=names)
 
 
-def _one_to_many(task: Task, arguments: Sequence[str], lines: bool) -> Asked:
+def _one_to_many(task: Task, arguments: Sequence[str], lines: bool) -> NamedInputs:
     one, many = _ONE_TO_MANY[task]
     texts = [text for _, text in _input_texts(arguments, lines)]
     if len(texts) < 2:
         raise click.UsageError(
             f"{task} compares its first INPUT with the others; give at least two."
         )
-    return Asked(inputs={one: texts[0], many: texts[1:]}, names=texts[1:])
+    return NamedInputs(inputs={one: texts[0], many: texts[1:]}, names=texts[1:])
 
 
 def _input_texts(arguments: Sequence[str], lines: bool) -> Iterator[tuple[str, str]]:
@@ -175,14 +175,14 @@ _TEXTS = {
 }
 
 
-def show_output(task: Task, asked: Asked, output: Any) -> None:
+def show_output(task: Task, inputs: NamedInputs, output: Any) -> None:
     try:
         if task in _TEXTS:
-            shown = _texts(_TEXTS[task], asked, output)
-        elif task is Task.QUESTION_ANSWERING and asked.is_one and isinstance(output, dict):
+            shown = _texts(_TEXTS[task], inputs, output)
+        elif task is Task.QUESTION_ANSWERING and inputs.is_one and isinstance(output, dict):
             shown = [_answer(output)]
         else:
-            columns, rows = _table(task, asked, output)
+            columns, rows = _table(task, inputs, output)
             print_table(columns, rows, flexible=_flexible(columns))
             return
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
@@ -192,9 +192,9 @@ def show_output(task: Task, asked: Asked, output: Any) -> None:
         print_text(text)
 
 
-def _texts(field: str, asked: Asked, output: Any) -> list[str]:
+def _texts(field: str, inputs: NamedInputs, output: Any) -> list[str]:
     """One alone as it is; of many, a line for each in a pipe, and their names on a terminal."""
-    if asked.is_one:
+    if inputs.is_one:
         each = output if isinstance(output, list) else [output]
         return [line for item in each for line in (item[field], *_pieces(item))]
     texts = [
@@ -203,7 +203,7 @@ def _texts(field: str, asked: Asked, output: Any) -> list[str]:
     ]
     if not stdout().is_terminal:
         return [escaped(text) for text in texts]
-    return [f"{_short(name)}\n  {text}\n" for name, text in zip(asked.names, texts, strict=True)]
+    return [f"{_short(name)}\n  {text}\n" for name, text in zip(inputs.names, texts, strict=True)]
 
 
 def _pieces(item: dict[str, Any]) -> Iterator[str]:
@@ -217,20 +217,20 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.2f} s"
 
 
-def _answer(found: dict[str, Any]) -> str:
-    where = f"{found['score']:.2f}, from character {found['start']:,}"
-    return f"{found['answer']} ({where})" if found["answer"] else f"No answer ({where})"
+def _answer(output: dict[str, Any]) -> str:
+    where = f"{output['score']:.2f}, from character {output['start']:,}"
+    return f"{output['answer']} ({where})" if output["answer"] else f"No answer ({where})"
 
 
-def _table(task: Task, asked: Asked, output: Any) -> tuple[Sequence[str], list[Row]]:
+def _table(task: Task, inputs: NamedInputs, output: Any) -> tuple[Sequence[str], list[Row]]:
     columns, rows_of = _TABLES[task]
-    if asked.is_one:
+    if inputs.is_one:
         if task is Task.TEXT_CLASSIFICATION:
             [output] = output  # nested, as the API has it
-        return columns, list(rows_of(output, asked.names))
+        return columns, list(rows_of(output, inputs.names))
     rows = [
         (name, *row)
-        for name, one in zip(asked.names, output, strict=True)
+        for name, one in zip(inputs.names, output, strict=True)
         for row in rows_of(one, (name,))
     ]
     return ("input", *columns), rows
@@ -390,10 +390,12 @@ def hf(
         raise click.UsageError(f"{task} chooses from labels; give --labels A,B,…")
     if not inputs and sys.stdin.isatty():
         raise click.UsageError("Give an INPUT, or - to read one from standard input.")
-    asked = read_inputs(task, inputs or (STDIN,), context=context, sentences=sentences, lines=lines)
-    with attached(client, asked.inputs) as sent:
-        wanted = hf_input(task, sent, model=model, parameters=parameters, backend=backend)
-        job = client.submit("hf", wanted, lane="interactive")
+    named_inputs = read_inputs(
+        task, inputs or (STDIN,), context=context, sentences=sentences, lines=lines
+    )
+    with attached(client, named_inputs.inputs) as sent:
+        job_input = hf_input(task, sent, model=model, parameters=parameters, backend=backend)
+        job = client.submit("hf", job_input, lane="interactive")
         with cancelled_when_left(client, job.id):
             if as_json:
                 job = client.wait(job.id, timeout_s=timeout_s)
@@ -405,7 +407,7 @@ def hf(
     if as_json:
         print_json(result)
     else:
-        show_output(task, asked, result)
+        show_output(task, named_inputs, result)
     return 0
 
 

@@ -100,23 +100,23 @@ def ingest(
       sluice ingest 'docs/**/*.md' -c handbook --root docs
       sluice ingest prices.csv -c prices --csv-encoding cp949 --content-columns product,note
     """
-    found = discover((path for path in paths if path != "-"), root=root)
-    documents: list[LocalDocument] = list(found.documents)
+    discovery = discover((path for path in paths if path != "-"), root=root)
+    documents: list[LocalDocument] = list(discovery.documents)
     if "-" in paths:
         documents.append(_standard_input(name))
-    left_out = sum(found.left_out.values())
+    left_out = sum(discovery.left_out.values())
     if left_out:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in found.left_out.items())
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in discovery.left_out.items())
         say(f"Left out {plural(left_out, 'file')} of other types ({kinds}).")
-    if found.circular_links:
-        links = plural(len(found.circular_links), "link")
-        say(f"Left out {links} to folders around them ({', '.join(found.circular_links)}).")
-    if not documents and not found.errors:
+    if discovery.circular_links:
+        links = plural(len(discovery.circular_links), "link")
+        say(f"Left out {links} to folders around them ({', '.join(discovery.circular_links)}).")
+    if not documents and not discovery.errors:
         raise InvalidInput(f"Nothing to ingest in {', '.join(paths)}.")
 
     options = IngestOptions(
-        splitter=_given(type=splitter, chunk_size=chunk_size, chunk_overlap=chunk_overlap),
-        csv=_given(
+        splitter=_without_none(type=splitter, chunk_size=chunk_size, chunk_overlap=chunk_overlap),
+        csv=_without_none(
             encoding=csv_encoding,
             content_columns=content_columns,
             metadata_columns=metadata_columns,
@@ -133,7 +133,7 @@ def ingest(
                 collection,
                 documents,
                 options=options,
-                refused=found.errors,
+                refused=discovery.errors,
                 parallel_uploads=uploads,
                 wait=not no_wait,
                 timeout_s=timeout_s,
@@ -143,7 +143,7 @@ def ingest(
     except KeyboardInterrupt:
         raise Interrupted(_interrupted(jobs)) from None
     if as_json:
-        print_json(_document(report, found.left_out))
+        print_json(_document(report, discovery.left_out))
     else:
         _show(report)
     return Exit.FAILED if report.documents.failed else Exit.OK
@@ -165,7 +165,7 @@ def _standard_input(name: str) -> TextDocument:
     return TextDocument(name=name, text=text)
 
 
-def _given(**values: Any) -> dict[str, Any] | None:
+def _without_none(**values: Any) -> dict[str, Any] | None:
     return {key: value for key, value in values.items() if value is not None} or None
 
 
@@ -182,12 +182,16 @@ def _interrupted(jobs: list[Job]) -> str:
     )
 
 
-def _duplicates(found: Sequence[Duplicate]) -> str:
-    first = ", ".join(f"{each.source} is {each.other}" for each in found[:SHOWN_DUPLICATES])
-    more = f" and {len(found) - SHOWN_DUPLICATES:,} more" if len(found) > SHOWN_DUPLICATES else ""
+def _duplicates(duplicates: Sequence[Duplicate]) -> str:
+    first = ", ".join(f"{each.source} is {each.other}" for each in duplicates[:SHOWN_DUPLICATES])
+    more = (
+        f" and {len(duplicates) - SHOWN_DUPLICATES:,} more"
+        if len(duplicates) > SHOWN_DUPLICATES
+        else ""
+    )
     return (
-        f"Warning: {plural(len(found), 'file')} with the content of documents that are here under "
-        f"another name ({first}{more}); searches find both. With --root a file has one name "
+        f"Warning: {plural(len(duplicates), 'file')} with the content of documents that are here "
+        f"under another name ({first}{more}); searches find both. With --root a file has one name "
         "whatever folder is given; `sluice documents delete` removes the other."
     )
 

@@ -68,14 +68,14 @@ def list_jobs(
       sluice jobs list --state failed --limit 100
       sluice jobs list --dead | cut -f 1 | xargs sluice jobs retry
     """
-    found = client.jobs(
+    newest = client.jobs(
         state=state,
         kind=kind,
         collection=collection,
         dead=True if dead else None,
         page_items=min(limit, 100),
     )
-    shown = list(itertools.islice(found, limit))
+    shown = list(itertools.islice(newest, limit))
     if as_json:
         print_json({"items": [_lean(job) for job in shown]})
         return 0

@@ -85,12 +85,12 @@ class _Tail:
         return list(deque(self._whole_lines(), maxlen=number))
 
     def new(self) -> Sequence[str]:
-        found = list(self._whole_lines())
-        if not found and self._is_replaced():
+        lines = list(self._whole_lines())
+        if not lines and self._is_replaced():
             self._file.close()
             self._file, self._rest = self._path.open("rb"), b""
-            found = list(self._whole_lines())
-        return found
+            lines = list(self._whole_lines())
+        return lines
 
     def _is_replaced(self) -> bool:
         try:

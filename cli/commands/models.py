@@ -52,7 +52,7 @@ class Description:
 
 def read_modelfile(text: str) -> Description:
     """Raises InvalidInput, which names the line."""
-    found: dict[str, str] = {}
+    instructions: dict[str, str] = {}
     pairs: list[tuple[str, str]] = []
     for number, instruction, value in _instructions(text):
         if instruction == "PARAMETER":
@@ -61,7 +61,7 @@ def read_modelfile(text: str) -> Description:
                 raise _wrong(number, "PARAMETER needs a name and a value")
             pairs.append((name, _unquoted(rest[0], number)))
             _check_once(pairs, number)
-        elif instruction in found:
+        elif instruction in instructions:
             raise _wrong(number, f"{instruction} was given before")
         elif instruction == "FROM" and _is_path(value):
             raise _wrong(
@@ -70,11 +70,11 @@ def read_modelfile(text: str) -> Description:
                 "`ollama create` on its machine",
             )
         else:
-            found[instruction] = value
+            instructions[instruction] = value
     return Description(
-        from_=found.get("FROM"),
-        system=found.get("SYSTEM"),
-        template=found.get("TEMPLATE"),
+        from_=instructions.get("FROM"),
+        system=instructions.get("SYSTEM"),
+        template=instructions.get("TEMPLATE"),
         parameters=parameters_of(pairs),
     )
 
@@ -180,13 +180,13 @@ def models() -> None:
 @with_client
 def list_models(client: Client, *, as_json: bool) -> int:
     """All model references, and how many workers serve each."""
-    found = client.models()
+    items = client.models()
     if as_json:
-        print_json({"items": found})
+        print_json({"items": items})
         return 0
     print_table(
         ("model", "kinds", "default", "workers"),
-        [(m.reference, " ".join(m.kinds), "yes" if m.default else "", m.workers) for m in found],
+        [(m.reference, " ".join(m.kinds), "yes" if m.default else "", m.workers) for m in items],
     )
     return 0
 
@@ -197,18 +197,18 @@ def list_models(client: Client, *, as_json: bool) -> int:
 def show(client: Client, *, reference: str, as_json: bool) -> int:
     """One model; of those of Ollama, what that server tells of it."""
     is_short = "/" not in reference and reference not in {m.reference for m in client.models()}
-    found = client.model(of_ollama(reference) if is_short else reference)
+    model = client.model(of_ollama(reference) if is_short else reference)
     if as_json:
-        print_json(found)
+        print_json(model)
         return 0
     fields: list[tuple[str, object]] = [
-        ("model", found.reference),
-        ("kinds", " ".join(found.kinds)),
-        ("default", "yes" if found.default else "no"),
+        ("model", model.reference),
+        ("kinds", " ".join(model.kinds)),
+        ("default", "yes" if model.default else "no"),
     ]
-    if found.workers is not None:
-        fields.append(("workers", found.workers))
-    details = [(name, _shown(value)) for name in _SHOWN if (value := found.details.get(name))]
+    if model.workers is not None:
+        fields.append(("workers", model.workers))
+    details = [(name, _shown(value)) for name in _SHOWN if (value := model.details.get(name))]
     print_fields(fields if stdout().is_terminal else [*fields, *details])
     for name, value in details if stdout().is_terminal else ():
         print_text()
@@ -263,14 +263,14 @@ def create(
     origin = from_ or described.from_
     if origin is None:
         raise click.UsageError("Say what it is made from: --from MODEL, or FROM in the --file.")
-    wanted = create_input(
+    job_input = create_input(
         name,
         origin,
         system=described.system if system is None else system,
         template=described.template if template is None else template,
         parameters={**described.parameters, **_parameters(pairs)},
     )
-    return _carry_out(client, wanted, as_json)
+    return _carry_out(client, job_input, as_json)
 
 
 @models.command()
@@ -279,15 +279,15 @@ def create(
 @with_client
 def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
     """Delete the model NAME from the Ollama server."""
-    wanted = delete_input(name)
+    job_input = delete_input(name)
     if not yes:
-        confirm(f"Delete {wanted['name']} from the Ollama server?")
-    return _carry_out(client, wanted, as_json)
+        confirm(f"Delete {job_input['name']} from the Ollama server?")
+    return _carry_out(client, job_input, as_json)
 
 
-def _carry_out(client: Client, wanted: Mapping[str, Any], as_json: bool) -> int:
-    action = wanted["action"]
-    job = client.submit("model", wanted, lane="interactive")
+def _carry_out(client: Client, job_input: Mapping[str, Any], as_json: bool) -> int:
+    action = job_input["action"]
+    job = client.submit("model", job_input, lane="interactive")
     try:
         job = client.wait(job.id) if as_json else watch_job(client, job, name=_DOING[action])
     except KeyboardInterrupt:
@@ -298,7 +298,7 @@ def _carry_out(client: Client, wanted: Mapping[str, Any], as_json: bool) -> int:
     if as_json:
         print_json(job)
     else:
-        print_text(f"{_DONE[action]} {wanted['name']}.")
+        print_text(f"{_DONE[action]} {job_input['name']}.")
     return Exit.OK
 
 

@@ -23,11 +23,11 @@ _names = click.argument(
 @with_client
 def list_queues(client: Client, *, as_json: bool) -> int:
     """All queues: the steps that wait and run in each, and whether it is paused."""
-    found = client.queues()
+    items = client.queues()
     if as_json:
-        print_json({"items": found})
+        print_json({"items": items})
     else:
-        show_queues(found)
+        show_queues(items)
     return 0
 
 
@@ -60,24 +60,24 @@ def resume(client: Client, *, names: tuple[str, ...], as_json: bool) -> int:
 @with_client
 def workers(client: Client, *, as_json: bool) -> int:
     """The workers that were seen lately: their queues and models, and when they were seen."""
-    found = client.workers()
+    items = client.workers()
     if as_json:
-        print_json({"items": found})
+        print_json({"items": items})
         return 0
-    show_workers(found)
-    if not found:
+    show_workers(items)
+    if not items:
         say("No workers. `sluice up` starts some; `sluice worker --help` tells of more.")
     return 0
 
 
-def show_queues(found: list[Queue]) -> None:
+def show_queues(items: list[Queue]) -> None:
     print_table(
         ("queue", "queued", "running", "state"),
-        [(q.name, q.queued, q.running, "paused" if q.paused else "") for q in found],
+        [(q.name, q.queued, q.running, "paused" if q.paused else "") for q in items],
     )
 
 
-def show_workers(found: list[Worker]) -> None:
+def show_workers(items: list[Worker]) -> None:
     print_table(
         ("worker", "queues", "models", "slots", "last seen"),
         [
@@ -88,23 +88,23 @@ def show_workers(found: list[Worker]) -> None:
                 w.concurrency,
                 ago(w.last_seen_at) if w.alive else f"LOST {ago(w.last_seen_at)}",
             )
-            for w in found
+            for w in items
         ],
         flexible="models",
     )
 
 
-def paused_remark(found: list[Queue]) -> str | None:
+def paused_remark(items: list[Queue]) -> str | None:
     """What is paused, and how it goes on; None where nothing is."""
-    names = " ".join(queue.name for queue in found if queue.paused)
+    names = " ".join(queue.name for queue in items if queue.paused)
     return f"Paused: {names}. `sluice queues resume {names}` goes on." if names else None
 
 
 def _tell(client: Client, names: tuple[str, ...], as_json: bool) -> int:
-    found = [queue for queue in client.queues() if queue.name in names]
+    items = [queue for queue in client.queues() if queue.name in names]
     if as_json:
-        print_json({"items": found})
+        print_json({"items": items})
     else:
-        for queue in found:
+        for queue in items:
             print_text(f"{queue.name} is {'paused' if queue.paused else 'running'}")
     return 0

@@ -50,8 +50,8 @@ def search(
       sluice search "renewing a pass" -c handbook
       sluice search "opening hours" -c handbook --filter team=office | cut -f 1,2
     """
-    wanted = search_input(collection, query, k=k, filter=conditions)
-    job = finished_job(client, "search", wanted, doing="Searching", timeout_s=timeout_s)
+    job_input = search_input(collection, query, k=k, filter=conditions)
+    job = finished_job(client, "search", job_input, doing="Searching", timeout_s=timeout_s)
     hits = [Hit.model_validate(hit) for hit in client.result(job)["hits"]]
     if as_json:
         print_json({"job_id": job.id, "hits": hits, "warnings": job.warnings})

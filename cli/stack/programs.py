@@ -33,12 +33,12 @@ def cuda_devices() -> int:
     if program is None:
         return 0
     try:
-        told = subprocess.run(
+        listing = subprocess.run(
             [program, "-L"], capture_output=True, text=True, check=True, timeout=_TIMEOUT_S
         )
     except (OSError, subprocess.SubprocessError):
         return 0
-    return sum(line.startswith("GPU ") for line in told.stdout.splitlines())
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
 AUTO = "auto"

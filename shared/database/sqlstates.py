@@ -110,8 +110,8 @@ def trouble_of(error: BaseException) -> Trouble | None:
     for length in (5, 2):
         if (row := _TABLE.get(sqlstate[:length])) is not None:
             meaning, message = row
-            told = message if meaning is Meaning.AWAY else f"{message} ({detail})"
-            return Trouble(meaning=meaning, message=told, sqlstate=sqlstate)
+            full_message = message if meaning is Meaning.AWAY else f"{message} ({detail})"
+            return Trouble(meaning=meaning, message=full_message, sqlstate=sqlstate)
     message = f"The database failed: {detail}"
     return Trouble(meaning=Meaning.FAULT, message=message, sqlstate=sqlstate)
 

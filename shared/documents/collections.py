@@ -65,15 +65,15 @@ def put(session: Session, name: str, spec: Spec) -> bool:
 
 def get(session: Session, name: str) -> Collection:
     """Raises NotFound, also while the collection is being erased."""
-    found = session.scalars(
+    collection = session.scalars(
         select(Collection).where(Collection.name == name, Collection.erasing_at.is_(None))
     ).first()
-    if found is None:
+    if collection is None:
         raise NotFound(
             f"There is no collection {name!r}. Create it with `PUT /v1/collections/{name}` or "
             f"`sluice collections create {name}`."
         )
-    return found
+    return collection
 
 
 def hold(session: Session, collection_id: UUID) -> None:

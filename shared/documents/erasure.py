@@ -57,12 +57,14 @@ def garbage_of_documents(session: Session, document_ids: Sequence[UUID]) -> list
     )
 
 
-def unawaited(session: Session, found: Sequence[GarbageVersion]) -> list[GarbageVersion]:
+def unawaited(session: Session, candidates: Sequence[GarbageVersion]) -> list[GarbageVersion]:
     """Those that no open item waits for, which would take its version for an erased one."""
     ids = session.scalars(
-        select(Version.id).where(Version.id.in_([each.version_id for each in found]), ~_awaited())
+        select(Version.id).where(
+            Version.id.in_([each.version_id for each in candidates]), ~_awaited()
+        )
     ).all()
-    return [each for each in found if each.version_id in ids]
+    return [each for each in candidates if each.version_id in ids]
 
 
 def _awaited() -> ColumnElement[bool]:
@@ -134,7 +136,7 @@ def require_collection(session: Session, name: str) -> None:
 
 def hide_documents(session: Session, document_ids: Sequence[UUID]) -> list[UUID]:
     """Hide documents from readers and retire all their versions. Returns those that exist."""
-    found = list(
+    existing_ids = list(
         session.scalars(
             select(Document.id)
             .where(Document.id.in_(document_ids))
@@ -144,15 +146,15 @@ def hide_documents(session: Session, document_ids: Sequence[UUID]) -> list[UUID]
     )
     session.execute(
         update(Document)
-        .where(Document.id.in_(found))
+        .where(Document.id.in_(existing_ids))
         .values(live_version_id=None, erasing_at=func.coalesce(Document.erasing_at, func.now()))
     )
     session.execute(
         update(Version)
-        .where(Version.document_id.in_(found))
+        .where(Version.document_id.in_(existing_ids))
         .values(state=VersionState.RETIRED.value)
     )
-    return found
+    return existing_ids
 
 
 def hide_collection(session: Session, name: str) -> UUID:

@@ -78,17 +78,17 @@ def lock_documents(
     Always in the same order, so that two steps with the same documents do not deadlock. Raises
     Unavailable where documents are removed at the same time.
     """
-    wanted = sorted(set(sources))
-    rows = [{"id": new_id(), "collection_id": collection_id, "source": name} for name in wanted]
+    names = sorted(set(sources))
+    rows = [{"id": new_id(), "collection_id": collection_id, "source": name} for name in names]
     session.execute(upsert(Document).on_conflict_do_nothing(), rows)
     documents = session.scalars(
         select(Document)
-        .where(Document.collection_id == collection_id, Document.source.in_(wanted))
+        .where(Document.collection_id == collection_id, Document.source.in_(names))
         .order_by(Document.id)
         .with_for_update()
         .execution_options(populate_existing=True)
     ).all()
-    if len(documents) < len(wanted):
+    if len(documents) < len(names):
         raise Unavailable("A document was removed at this moment; it is ingested again after that.")
     return {document.source: document for document in documents}
 
@@ -149,7 +149,7 @@ def begin(
     return version_id
 
 
-def wanted(session: Session, version_ids: Iterable[UUID]) -> set[UUID]:
+def live_or_pending(session: Session, version_ids: Iterable[UUID]) -> set[UUID]:
     """Those of the versions that are live or may become so."""
     rows = session.scalars(
         select(Version.id).where(
@@ -187,18 +187,18 @@ def origins(session: Session, version_ids: Iterable[UUID]) -> dict[UUID, Origin]
 
 def unembedded(session: Session, parts: Iterable[Part]) -> list[Chunk]:
     """The chunks of those parts that still lack vectors and whose version is still wanted."""
-    found: list[Chunk] = []
+    chunks: list[Chunk] = []
     for part in parts:
-        wanted = session.scalar(
+        lacks_vectors = session.scalar(
             text("""
                 SELECT state = 'pending' AND NOT embedded @> int4range(:first, :end)
                 FROM versions WHERE id = :id
             """),
             {"id": part.version_id, "first": part.first, "end": part.end},
         )
-        if not wanted:
+        if not lacks_vectors:
             continue
-        found += session.scalars(
+        chunks += session.scalars(
             select(Chunk)
             .where(
                 Chunk.version_id == part.version_id,
@@ -207,7 +207,7 @@ def unembedded(session: Session, parts: Iterable[Part]) -> list[Chunk]:
             )
             .order_by(Chunk.ordinal)
         )
-    return found
+    return chunks
 
 
 def lock_documents_of(session: Session, version_ids: Sequence[UUID]) -> None:

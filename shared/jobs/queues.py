@@ -284,7 +284,7 @@ def _lines(
 
 def _running(session: Session, queues: Sequence[str]) -> dict[str, Counter[str]]:
     """How many steps of each key run, by queue."""
-    found: dict[str, Counter[str]] = {}
+    running: dict[str, Counter[str]] = {}
     for queue, key, count in session.execute(
         text("""
             SELECT queue, fair_key, count(*) FROM steps
@@ -292,13 +292,13 @@ def _running(session: Session, queues: Sequence[str]) -> dict[str, Counter[str]]
         """),
         {"queues": queues},
     ):
-        found.setdefault(queue, Counter())[key] = count
-    return found
+        running.setdefault(queue, Counter())[key] = count
+    return running
 
 
 def _served(session: Session, queues: Sequence[str]) -> dict[str, list[str]]:
     """The keys that were served in each queue, longest ago first."""
-    found: dict[str, list[str]] = {}
+    served: dict[str, list[str]] = {}
     for queue, key in session.execute(
         text("""
             SELECT queue, fair_key FROM turns WHERE queue = ANY(:queues)
@@ -306,8 +306,8 @@ def _served(session: Session, queues: Sequence[str]) -> dict[str, list[str]]:
         """),
         {"queues": queues},
     ):
-        found.setdefault(queue, []).append(key)
-    return found
+        served.setdefault(queue, []).append(key)
+    return served
 
 
 def _lanes(
@@ -657,10 +657,10 @@ def _messages(session: Session, bell: Bell, worker_heartbeat_s: float) -> dict[Q
     lengths = _lengths(bell, lists)
     if lengths is None:
         return {}
-    found: Counter[Queue] = Counter(dict.fromkeys(Queue, 0))
+    counts: Counter[Queue] = Counter(dict.fromkeys(Queue, 0))
     for name, length in lengths.items():
-        found[queue_of(name)] += length
-    return found
+        counts[queue_of(name)] += length
+    return counts
 
 
 def _lengths(bell: Bell, lists: list[str]) -> dict[str, int] | None:

@@ -194,14 +194,14 @@ def is_ending(session: Session, claim: Claim) -> bool:
 
 def was_recorded(session: Session, claim: Claim) -> bool:
     """Whether this very attempt is recorded as a success: its commit may have gone unanswered."""
-    found = session.scalar(
+    step_id = session.scalar(
         select(Step.id).where(
             Step.id == claim.step_id,
             Step.attempt == claim.attempt,
             Step.state == State.SUCCEEDED.value,
         )
     )
-    return found is not None
+    return step_id is not None
 
 
 def _has_ended_lease() -> ColumnElement[bool]:
@@ -272,12 +272,12 @@ def runnable(
     Counting ends at `up_to` in each list, and reads no more steps than that of a lane and key.
     Steps of models that no living worker serves are for nobody to claim, and are not counted.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for queue, route, count in session.execute(
         RUNNABLE, {"alive_s": ALIVE_FACTOR * worker_heartbeat_s, "up_to": up_to}
     ):
-        found[list_of(queue, route)] += count
-    return {name: min(count, up_to) for name, count in found.items()}
+        counts[list_of(queue, route)] += count
+    return {name: min(count, up_to) for name, count in counts.items()}
 
 
 # As in `claims.CLAIM`: who has steps in a lane by a loose index scan, then each served route,

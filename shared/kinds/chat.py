@@ -111,14 +111,14 @@ class ChatResult(Shape):
     parsed: Any = None
 
 
-def _check(asked: ChatInput, settings: Settings) -> None:
-    model, where = generation.model_of(asked.model, settings)
+def _check(job_input: ChatInput, settings: Settings) -> None:
+    model, where = generation.model_of(job_input.model, settings)
     if model == EXTRACTIVE:
         raise InvalidInput(
             f"{where} is {EXTRACTIVE!r}, which answers `rag` jobs only. Name a model that can "
             "chat, as `ollama/llama3.2` or `hf/Qwen/Qwen3-4B-Instruct-2507`."
         )
-    generation.check(asked.model, asked.parameters, settings)
+    generation.check(job_input.model, job_input.parameters, settings)
 
 
 def _require(session: Session, inputs: Sequence[Mapping[str, Any]]) -> None:
@@ -147,7 +147,9 @@ CHAT = Kind(
         "parameters": {"max_tokens": 64, "temperature": 0.7},
     },
     check=_check,
-    defaults=lambda asked, settings: {"model": generation.model_of(asked.model, settings)[0]},
+    defaults=lambda job_input, settings: {
+        "model": generation.model_of(job_input.model, settings)[0]
+    },
     require=_require,
     route=lambda input_: route_of(input_["model"]),
     is_generated=True,

@@ -32,8 +32,8 @@ class EraseResult(Shape):
     vectors: int
 
 
-def _check(asked: EraseInput, _settings: Settings) -> None:
-    for n, document_id in enumerate(asked.document_ids or ()):
+def _check(job_input: EraseInput, _settings: Settings) -> None:
+    for n, document_id in enumerate(job_input.document_ids or ()):
         try:
             UUID(document_id)
         except ValueError:

@@ -76,8 +76,8 @@ class ResponseFormat(Shape):
 
 
 def _has_places(template: str) -> str:
-    found = set(re.findall(r"{(\w*)}", template.replace("{{", "").replace("}}", "")))
-    if found != {"context", "question"}:
+    places = set(re.findall(r"{(\w*)}", template.replace("{{", "").replace("}}", "")))
+    if places != {"context", "question"}:
         raise ValueError("a prompt has the places {context} and {question}, and no others")
     return template
 

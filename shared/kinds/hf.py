@@ -132,17 +132,17 @@ def single_inputs(task: Task, inputs: Any) -> tuple[list[Any], bool]:
 def file_ids(inputs: Any) -> list[UUID]:
     """The uploads that the inputs of a binary task name. Raises InvalidInput for a wrong id."""
     each: Sequence[Any] = inputs if isinstance(inputs, list) else [inputs]
-    found = []
+    ids = []
     for value in each:
         if isinstance(value, dict) and "file_id" in value:
             try:
-                found.append(UUID(str(value["file_id"])))
+                ids.append(UUID(str(value["file_id"])))
             except ValueError:
                 raise InvalidInput(
                     f"inputs names the file {shown(value['file_id'])}; ids are UUIDs, as "
                     "`POST /v1/files` answers them."
                 ) from None
-    return found
+    return ids
 
 
 def _check_text(value: Any, place: str) -> None:
@@ -447,16 +447,16 @@ PARAMETERS: dict[Task, type[TaskParameters]] = {
 }
 
 
-def parse_parameters(task: Task, given: dict[str, Any]) -> TaskParameters:
+def parse_parameters(task: Task, parameters: dict[str, Any]) -> TaskParameters:
     """Raises InvalidInput, which names each wrong parameter; a null stands for the default."""
     shape = PARAMETERS[task]
     try:
-        return shape.model_validate({k: v for k, v in given.items() if v is not None})
+        return shape.model_validate({k: v for k, v in parameters.items() if v is not None})
     except ValidationError as error:
-        raise InvalidInput(_told(task, shape, error)) from None
+        raise InvalidInput(_error_message(task, shape, error)) from None
 
 
-def _told(task: Task, shape: type[TaskParameters], error: ValidationError) -> str:
+def _error_message(task: Task, shape: type[TaskParameters], error: ValidationError) -> str:
     lines = []
     for entry in error.errors(include_input=False, include_url=False)[:ERRORS_SHOWN]:
         place = ".".join(cut(str(part), 64) for part in ("parameters", *entry["loc"]))
@@ -489,28 +489,28 @@ def _shape_at(shape: type[BaseModel], place: Sequence[int | str]) -> type[BaseMo
     return shape
 
 
-def model_of(asked: HfInput, settings: Settings) -> str:
+def model_of(job_input: HfInput, settings: Settings) -> str:
     """The model that the job names, or the task's default."""
-    if asked.model is not None:
-        return asked.model
+    if job_input.model is not None:
+        return job_input.model
     # The shape lets no input through that names neither.
-    assert asked.task is not None
-    return settings.hf_models.get(asked.task, DEFAULT_MODELS[asked.task])
+    assert job_input.task is not None
+    return settings.hf_models.get(job_input.task, DEFAULT_MODELS[job_input.task])
 
 
-def check(asked: HfInput, settings: Settings) -> None:
+def check(job_input: HfInput, settings: Settings) -> None:
     """Raises InvalidInput. Where the task is not named, the worker looks at the rest."""
-    count = len(asked.inputs) if isinstance(asked.inputs, list) else 1
+    count = len(job_input.inputs) if isinstance(job_input.inputs, list) else 1
     if count > settings.hf_limit_inputs:
         raise InvalidInput(
             f"inputs has {count:,} entries; a job takes {settings.hf_limit_inputs:,} "
             "(SLUICE_HF_LIMIT_INPUTS). Submit several jobs: they share batches."
         )
-    if asked.inputs is None:
+    if job_input.inputs is None:
         raise InvalidInput("inputs is missing; give what the task is to work on.")
-    if asked.task is not None:
-        single_inputs(asked.task, asked.inputs)
-        parse_parameters(asked.task, asked.parameters)
+    if job_input.task is not None:
+        single_inputs(job_input.task, job_input.inputs)
+        parse_parameters(job_input.task, job_input.parameters)
 
 
 def _require(session: Session, inputs: Sequence[Mapping[str, Any]]) -> None:
@@ -539,7 +539,7 @@ HF = Kind(
         },
     },
     check=check,
-    defaults=lambda asked, settings: {"model": model_of(asked, settings)},
+    defaults=lambda job_input, settings: {"model": model_of(job_input, settings)},
     require=_require,
     batch_key=batch_key_of,
     file_path="$.inputs.file_id",

@@ -129,10 +129,10 @@ class IngestResult(Shape):
     errors: list[SourceError]
 
 
-def _check(asked: IngestInput, settings: Settings) -> None:
-    if len(asked.sources) > settings.max_sources_per_job:
+def _check(job_input: IngestInput, settings: Settings) -> None:
+    if len(job_input.sources) > settings.max_sources_per_job:
         raise InvalidInput(
-            f"input.sources has {len(asked.sources)} entries; a job takes "
+            f"input.sources has {len(job_input.sources)} entries; a job takes "
             f"{settings.max_sources_per_job} (SLUICE_MAX_SOURCES_PER_JOB). Submit several jobs."
         )
 

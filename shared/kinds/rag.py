@@ -52,19 +52,19 @@ class RagResult(Shape):
     """The answer as JSON, where `response_format` asked for that."""
 
 
-def _check(asked: RagInput, settings: Settings) -> None:
-    model, where = generation.model_of(asked.model, settings)
+def _check(job_input: RagInput, settings: Settings) -> None:
+    model, where = generation.model_of(job_input.model, settings)
     if model == EXTRACTIVE:
         ignored = [
             name for name in ("prompt", "parameters", "response_format")
-            if name in asked.model_fields_set
+            if name in job_input.model_fields_set
         ]  # fmt: skip
         if ignored:
             raise InvalidInput(
                 f"input.{ignored[0]} is for models that generate text; {where} is {EXTRACTIVE!r}, "
                 "which quotes passages. Name another model or leave it out."
             )
-    generation.check(asked.model, asked.parameters, settings)
+    generation.check(job_input.model, job_input.parameters, settings)
 
 
 RAG = Kind(
@@ -80,6 +80,8 @@ RAG = Kind(
     ],
     example={"collection": "handbook", "question": "When do you open?"},
     check=_check,
-    defaults=lambda asked, settings: {"model": generation.model_of(asked.model, settings)[0]},
+    defaults=lambda job_input, settings: {
+        "model": generation.model_of(job_input.model, settings)[0]
+    },
     is_generated=True,
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cli.commands.hf import Asked, show_output
+from cli.commands.hf import NamedInputs, show_output
 from cli.main import run
 from shared.kinds.hf import Task
 from tests.integration.cli_process import document
@@ -101,5 +101,5 @@ def test_output_for_a_person(task: Task, args: list[str], printed: str, capsys: 
 def test_an_output_of_an_unknown_shape_is_shown_as_json(
     task: Task, output: Any, capsys: Captured
 ) -> None:
-    show_output(task, Asked(inputs="a", names=["a"]), output)
+    show_output(task, NamedInputs(inputs="a", names=["a"]), output)
     assert document(capsys) == output

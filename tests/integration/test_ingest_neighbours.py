@@ -118,7 +118,7 @@ def test_the_collector_waits_for_who_just_locks_a_document(
 
     with process.ledger.read() as session:
         assert made is not None
-        assert versions.wanted(session, [made]) == {made}
+        assert versions.live_or_pending(session, [made]) == {made}
 
 
 def _remove(process: Process, found: list[object]) -> None:

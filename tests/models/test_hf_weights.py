@@ -24,7 +24,7 @@ from transformers import (
 from shared.errors import Cancelled, Permanent, Retryable, WrongTask
 from shared.kinds.hf import Task
 from tests.models.checkpoints import HIDDEN, OPTIONS, as_pickle, configure, save
-from workers.models.load import load_model, told
+from workers.models.load import load_errors, load_model
 
 
 @pytest.fixture(scope="module")
@@ -252,13 +252,13 @@ def test_speech_checkpoints_of_old_load_whole(tmp_path: Path) -> None:
 
 
 def test_what_memory_does_not_hold_is_tried_again(tmp_path: Path) -> None:
-    with pytest.raises(Retryable, match="SLUICE_HF_CACHE_MIB"), told("weights", tmp_path):
+    with pytest.raises(Retryable, match="SLUICE_HF_CACHE_MIB"), load_errors("weights", tmp_path):
         torch.empty(1 << 50, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("error", [SoftTimeLimitExceeded(), Cancelled("by the user")])
 def test_what_ends_the_step_goes_through(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(type(error)), told("weights", tmp_path):
+    with pytest.raises(type(error)), load_errors("weights", tmp_path):
         raise error
 
 

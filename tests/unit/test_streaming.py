@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.client.shapes import Event, Job
-from cli.client.streaming import TextPiece, ToolRun, told
+from cli.client.streaming import TextPiece, ToolRun, stream_items
 
 Piece = tuple[int, int, str]
 
@@ -25,7 +25,7 @@ def chat(text: str) -> dict[str, Any]:
 
 
 def texts(events: Sequence[Event], *, is_whole: bool = True) -> list[str]:
-    *before, last = told(events, is_whole=is_whole)
+    *before, last = stream_items(events, is_whole=is_whole)
     assert isinstance(last, Job)
     return [each.text for each in before if isinstance(each, TextPiece)]
 
@@ -63,7 +63,7 @@ def test_an_agents_turns_are_told_apart() -> None:
         token(1, 0, "Let me see."),
         end(chat("It is 42.")),
     ]
-    first, begun, done, second, job = told(events, is_whole=True)
+    first, begun, done, second, job = stream_items(events, is_whole=True)
     assert first == TextPiece(step=1, text="Let me see.")
     assert begun == ToolRun(id="c1", name="calculator", arguments={"expression": "6*7"})
     assert done == ToolRun(id="c1", name="calculator", result="42")

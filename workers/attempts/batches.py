@@ -36,8 +36,8 @@ class BatchSizes:
 
     def learn(self, batch_key: str, *, claimed: int, through: int) -> None:
         """Twice as many next time if all were through, else as many as were."""
-        wanted = 2 * self.of(batch_key) if through == claimed else max(1, through)
-        self._steps[batch_key] = min(self._limit, wanted)
+        size = 2 * self.of(batch_key) if through == claimed else max(1, through)
+        self._steps[batch_key] = min(self._limit, size)
 
 
 def claim_more(process: Process, session: Session, first: Claim) -> list[Claim]:

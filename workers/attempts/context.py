@@ -52,8 +52,8 @@ class Context:
 
     def tell(self, id_: str, data: dict[str, Any]) -> None:
         """Let those who follow the job know that a tool is run, and what came of it."""
-        told = {"id": id_, "step": self.claim.step_id, **data}
-        event = Event(job_id=self.claim.job_id, type=EventType.TOOL, data=told)
+        payload = {"id": id_, "step": self.claim.step_id, **data}
+        event = Event(job_id=self.claim.job_id, type=EventType.TOOL, data=payload)
         self.process.ledger.events.publish([event])
 
     def must_stop(self, reason: str) -> None:

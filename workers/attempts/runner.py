@@ -291,8 +291,8 @@ def _delay_s(settings: Settings, attempt: int) -> float:
 
 def _asked_delay_s(error: Exception) -> float:
     """What a server asked for that has too much to do."""
-    asked = error.retry_after_s if isinstance(error, Unavailable) else None
-    return asked or 0.0
+    delay_s = error.retry_after_s if isinstance(error, Unavailable) else None
+    return delay_s or 0.0
 
 
 def _message(error: Exception) -> str:

@@ -96,7 +96,7 @@ class Way:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Reply:
     """What the model wrote when asked: text for the client, and calls of tools."""
 
     text: str
@@ -111,72 +111,72 @@ def chat_answer(context: Context) -> Done:
     process = context.process
     with process.ledger.read() as session:
         job = jobs.get(session, context.claim.job_id)
-        wanted = ChatInput.model_validate(job.input)
+        input_ = ChatInput.model_validate(job.input)
         before = conversation.load(session, job.conversation_id)
     way = Way.of(context.claim.payload)
-    generator = process.generators.get(wanted.model or process.settings.generation_model)
+    generator = process.generators.get(input_.model or process.settings.generation_model)
     is_last = way.turn >= process.settings.agent_limit_turns
-    asked = _ask(context, generator, job, wanted, before, way, is_last=is_last)
-    if is_last and asked.calls:
+    reply = _ask(context, generator, job, input_, before, way, is_last=is_last)
+    if is_last and reply.calls:
         raise Permanent(
             f"The model was asked {way.turn} times and still calls tools instead of answering. Ask "
             "for less at once, take a more able model, or raise SLUICE_AGENT_LIMIT_TURNS."
         )
-    declared = {tool.function.name for tool in wanted.tools if isinstance(tool, DeclaredTool)}
-    foreign = tuple(call for call in asked.calls if call.name in declared)
+    declared = {tool.function.name for tool in input_.tools if isinstance(tool, DeclaredTool)}
+    foreign = tuple(call for call in reply.calls if call.name in declared)
     # Of a tool that there is not, the model reads that there is none.
-    own = tuple(call for call in asked.calls if call.name not in declared)
+    own = tuple(call for call in reply.calls if call.name not in declared)
     if own and not foreign:
-        said = Message(role=Role.ASSISTANT, content=asked.text, tool_calls=own)
-        after = way.after(asked.completion, [said])
+        said = Message(role=Role.ASSISTANT, content=reply.text, tool_calls=own)
+        after = way.after(reply.completion, [said])
         step = NewStep(name="chat.tools", queue=Queue.QUERY, payload=after.payload())
-        return Done(children=[step], record=asked.record)
-    return _end(job, wanted, before, way, generator.reference, replace(asked, calls=foreign))
+        return Done(children=[step], record=reply.record)
+    return _end(job, input_, before, way, generator.reference, replace(reply, calls=foreign))
 
 
-def _tools(wanted: ChatInput) -> tuple[Tool, ...]:
+def _tools(input_: ChatInput) -> tuple[Tool, ...]:
     declared = (
         Tool(
             name=each.function.name,
             description=each.function.description,
             parameters=each.function.parameters,
         )
-        for each in wanted.tools
+        for each in input_.tools
         if not isinstance(each, BuiltInTool)
     )
-    tools = (*table.tools(_built_in(wanted)), *declared)
+    tools = (*table.tools(_built_in(input_)), *declared)
     if len({tool.name for tool in tools}) < len(tools):
         raise InvalidInput("input.tools names a tool twice.")
     return tools
 
 
-def _built_in(wanted: ChatInput) -> list[BuiltInTool]:
-    return [each for each in wanted.tools if isinstance(each, BuiltInTool)]
+def _built_in(input_: ChatInput) -> list[BuiltInTool]:
+    return [each for each in input_.tools if isinstance(each, BuiltInTool)]
 
 
 def _ask(
     context: Context,
     generator: Generator,
     job: Job,
-    wanted: ChatInput,
+    input_: ChatInput,
     before: Dialogue,
     way: Way,
     *,
     is_last: bool,
-) -> Asked:
-    tools = _tools(wanted)
-    chosen = sampling(wanted.parameters, context.process.settings, step_id=context.claim.step_id)
-    given = [to_message(message) for message in wanted.messages]
-    messages = (*_in_order(before, given), *way.later)
+) -> Reply:
+    tools = _tools(input_)
+    chosen = sampling(input_.parameters, context.process.settings, step_id=context.claim.step_id)
+    incoming = [to_message(message) for message in input_.messages]
+    messages = (*_in_order(before, incoming), *way.later)
     conversation.check(messages)
-    as_json = wanted.response_format.type == "json"
+    as_json = input_.response_format.type == "json"
     if as_json:
-        messages = instructed(context, messages, wanted.response_format)
-    told = () if is_last else tools
-    offered = told if generator.has_native_tools else ()
+        messages = instructed(context, messages, input_.response_format)
+    available = () if is_last else tools
+    offered = available if generator.has_native_tools else ()
 
     def spelled(these: Sequence[Message]) -> Sequence[Message]:
-        return these if generator.has_native_tools else spell_out(these, told)
+        return these if generator.has_native_tools else spell_out(these, available)
 
     def count(these: Sequence[Message]) -> int:
         return generator.count_tokens(spelled(these), offered)
@@ -200,28 +200,28 @@ def _ask(
         completion = write_quietly(context, generator, request)
         text, calls = _calls(completion, names, way)
         if calls:
-            return Asked(
+            return Reply(
                 text=text, calls=calls, completion=completion, dropped=fitted.dropped,
                 record=show_at_once(context, text),
             )  # fmt: skip
-        answer = read_json(context, generator, request, completion, wanted.response_format)
-        return Asked(
+        answer = read_json(context, generator, request, completion, input_.response_format)
+        return Reply(
             text=answer.text, calls=(), completion=answer.completion, dropped=fitted.dropped,
             parsed=answer.value, record=show_at_once(context, answer.text),
         )  # fmt: skip
     gate: Gate = ToolCallGate(names=names) if tools else OpenGate()
     written = write(context, generator, request, gate)
     _, calls = _calls(written.completion, names, way)
-    return Asked(
+    return Reply(
         text=written.shown, calls=calls, completion=written.completion, dropped=fitted.dropped,
         record=written.record,
     )  # fmt: skip
 
 
-def _in_order(before: Dialogue, given: Sequence[Message]) -> list[Message]:
+def _in_order(before: Dialogue, messages: Sequence[Message]) -> list[Message]:
     """The newest system prompt in front, where models look for it; then all that was said."""
-    system = [message for message in given if message.role == Role.SYSTEM] or before.system[-1:]
-    spoken = [message for message in given if message.role != Role.SYSTEM]
+    system = [message for message in messages if message.role == Role.SYSTEM] or before.system[-1:]
+    spoken = [message for message in messages if message.role != Role.SYSTEM]
     return [*system, *before.spoken, *spoken]
 
 
@@ -253,28 +253,28 @@ def storable(call: ToolCall) -> ToolCall:
     )
 
 
-def _end(job: Job, wanted: ChatInput, before: Dialogue, way: Way, model: str, asked: Asked) -> Done:
-    said = Message(role=Role.ASSISTANT, content=asked.text, tool_calls=asked.calls)
-    whole = way.after(asked.completion, [said])
+def _end(job: Job, input_: ChatInput, before: Dialogue, way: Way, model: str, reply: Reply) -> Done:
+    said = Message(role=Role.ASSISTANT, content=reply.text, tool_calls=reply.calls)
+    whole = way.after(reply.completion, [said])
     result = ChatResult(
         message=to_stored(said),
         model=model,
         usage=Usage(prompt_tokens=whole.prompt_tokens, completion_tokens=whole.completion_tokens),
-        finish_reason=asked.completion.finish_reason.value,
+        finish_reason=reply.completion.finish_reason.value,
         turns=way.turn,
         steps=[to_stored(message) for message in way.later],
-        messages_dropped=asked.dropped,
-        parsed=asked.parsed,
+        messages_dropped=reply.dropped,
+        parsed=reply.parsed,
     )
     known = {message.content for message in before.system[-1:]}
     stored = [
         to_stored(message)
-        for message in [*map(to_message, wanted.messages), *whole.later]
+        for message in [*map(to_message, input_.messages), *whole.later]
         if message.role != Role.SYSTEM or message.content not in known
     ]
 
     def record(session: Session) -> None:
-        asked.record(session)
+        reply.record(session)
         if job.conversation_id is not None:
             conversations.append(session, job.conversation_id, stored, job.id)
 
@@ -284,16 +284,16 @@ def _end(job: Job, wanted: ChatInput, before: Dialogue, way: Way, model: str, as
 def chat_tools(context: Context) -> Done:
     """Runs on CPU workers: the calls of the turn before, and what came of them."""
     with context.process.ledger.read() as session:
-        wanted = ChatInput.model_validate(jobs.get(session, context.claim.job_id).input)
+        input_ = ChatInput.model_validate(jobs.get(session, context.claim.job_id).input)
     way = Way.of(context.claim.payload)
     results = []
     for call in way.later[-1].tool_calls:
         context.tell(call.id, {"name": call.name, "arguments": call.arguments})
-        text = table.run(context, call, _built_in(wanted))
+        text = table.run(context, call, _built_in(input_))
         context.tell(call.id, {"name": call.name, "result": text})
         results.append(Message(role=Role.TOOL, content=text, tool_call_id=call.id))
     after = replace(way, later=(*way.later, *results))
-    model = wanted.model or context.process.settings.generation_model
+    model = input_.model or context.process.settings.generation_model
     step = NewStep(
         name="chat.answer", queue=Queue.GENERATE, route=route_of(model), payload=after.payload()
     )

@@ -47,14 +47,14 @@ def _awaited(context: Context, model: str) -> Exception:
         since = jobs.get(session, context.claim.job_id).created_at
         pull = _newest_pull(session, model)
         if pull is not None and pull.state == State.FAILED and pull.created_at > since:
-            told = (pull.error or {}).get("message", "")
-            return Permanent(f"{model} could not be pulled (job {pull.id}): {told}")
+            message = (pull.error or {}).get("message", "")
+            return Permanent(f"{model} could not be pulled (job {pull.id}): {message}")
         pull_id = pull.id if pull is not None and pull.state in OPEN else None
         if pull_id is None:
-            wanted = ModelInput(action="pull", name=model)
+            input_ = ModelInput(action="pull", name=model)
             new = NewJob(
                 kind=kinds.MODEL,
-                input=wanted.model_dump(mode="json"),
+                input=input_.model_dump(mode="json"),
                 fair_key=context.claim.fair_key,
                 lane=Lane.INTERACTIVE,
                 max_attempts=context.claim.max_attempts,

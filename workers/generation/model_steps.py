@@ -175,33 +175,33 @@ UNIT: Final = "bytes"
 
 
 def run(context: Context) -> Done:
-    wanted = ModelInput.model_validate(_input(context))
+    input_ = ModelInput.model_validate(_input(context))
     with closing(OllamaServer(context.process.settings)) as server:
-        _apply(context, server, wanted)
-    return Done(result=ModelResult(action=wanted.action, name=wanted.name).model_dump())
+        _apply(context, server, input_)
+    return Done(result=ModelResult(action=input_.action, name=input_.name).model_dump())
 
 
-def _apply(context: Context, server: OllamaServer, wanted: ModelInput) -> None:
-    name = wanted.name.removeprefix(PROVIDER)
+def _apply(context: Context, server: OllamaServer, input_: ModelInput) -> None:
+    name = input_.name.removeprefix(PROVIDER)
     meter = _Meter(context)
-    if wanted.action == "delete":
+    if input_.action == "delete":
         try:
             delete(server, name, check=context.check)
         except ModelMissing:
             if context.claim.attempt == 1:
                 raise
         return
-    if wanted.action == "pull":
+    if input_.action == "pull":
         pull(server, name, on_progress=meter.note, check=context.check)
     else:
         create(
             server,
             name,
             # The shape lets no creation through without it.
-            from_=(wanted.from_ or "").removeprefix(PROVIDER),
-            system=wanted.system,
-            template=wanted.template,
-            parameters=wanted.parameters,
+            from_=(input_.from_ or "").removeprefix(PROVIDER),
+            system=input_.system,
+            template=input_.template,
+            parameters=input_.parameters,
             on_progress=meter.note,
             check=context.check,
         )

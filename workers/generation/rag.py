@@ -36,7 +36,7 @@ HISTORY_SHARE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Hit:
     """A passage that `rag.find` found, and its score."""
 
     chunk: ChunkView
@@ -46,33 +46,37 @@ class Found:
 def rag_answer(context: Context) -> Done:
     with context.process.ledger.read() as session:
         job = jobs.get(session, context.claim.job_id)
-        wanted = RagInput.model_validate(job.input)
-        found = _found(session, job.id, wanted.collection)
-    model = wanted.model or context.process.settings.generation_model
+        input_ = RagInput.model_validate(job.input)
+        hits = _live_hits(session, job.id, input_.collection)
+    model = input_.model or context.process.settings.generation_model
     if model == EXTRACTIVE:
-        return _quote(context, job, wanted, found)
-    if not found:
+        return _quote(context, job, input_, hits)
+    if not hits:
         # Nothing to rest an answer on: no model is asked.
-        return _done(context, job, _nothing(wanted, model))
-    return _generate(context, job, wanted, model, found)
+        return _done(context, job, _nothing(input_, model))
+    return _generate(context, job, input_, model, hits)
 
 
-def _found(session: Session, job_id: UUID, collection_name: str) -> list[Found]:
+def _live_hits(session: Session, job_id: UUID, collection_name: str) -> list[Hit]:
     """What was found and is still there: text erased or replaced since is not quoted."""
-    hits = steps.result_of(session, job_id, "rag.find")["found"]
+    matches = steps.result_of(session, job_id, "rag.find")["found"]
     collection = collections.get(session, collection_name)
-    live = documents.live_chunks(session, collection.id, [hit["id"] for hit in hits])
-    return [Found(chunk=live[hit["id"]], score=hit["score"]) for hit in hits if hit["id"] in live]
+    live = documents.live_chunks(session, collection.id, [match["id"] for match in matches])
+    return [
+        Hit(chunk=live[match["id"]], score=match["score"])
+        for match in matches
+        if match["id"] in live
+    ]
 
 
-def _quote(context: Context, job: Job, wanted: RagInput, found: Sequence[Found]) -> Done:
+def _quote(context: Context, job: Job, input_: RagInput, hits: Sequence[Hit]) -> Done:
     answered = extractive.answer(
-        wanted.question, [each.chunk.text for each in found], [each.score for each in found]
+        input_.question, [each.chunk.text for each in hits], [each.score for each in hits]
     )
     result = RagResult(
         answer=answered.answer,
         citations=[
-            _citation(number, found[index]) for number, index in enumerate(answered.cited, start=1)
+            _citation(number, hits[index]) for number, index in enumerate(answered.cited, start=1)
         ],
         model=EXTRACTIVE,
         usage=Usage(prompt_tokens=0, completion_tokens=0),
@@ -80,9 +84,9 @@ def _quote(context: Context, job: Job, wanted: RagInput, found: Sequence[Found])
     return _done(context, job, result)
 
 
-def _nothing(wanted: RagInput, model: str) -> RagResult:
+def _nothing(input_: RagInput, model: str) -> RagResult:
     return RagResult(
-        answer=wording_for(wanted.question).not_found,
+        answer=wording_for(input_.question).not_found,
         citations=[],
         model=model,
         usage=Usage(prompt_tokens=0, completion_tokens=0),
@@ -90,19 +94,19 @@ def _nothing(wanted: RagInput, model: str) -> RagResult:
 
 
 def _generate(
-    context: Context, job: Job, wanted: RagInput, model: str, found: Sequence[Found]
+    context: Context, job: Job, input_: RagInput, model: str, hits: Sequence[Hit]
 ) -> Done:
     process = context.process
     generator = process.generators.get(model)
-    chosen = sampling(wanted.parameters, process.settings, step_id=context.claim.step_id)
+    chosen = sampling(input_.parameters, process.settings, step_id=context.claim.step_id)
     generator.learn(context.check)
     budget = prompt_budget(generator, chosen.max_tokens)
     with process.ledger.read() as session:
         before = conversation.load(session, job.conversation_id).spoken
     prompt = build(
-        wanted.question,
-        [Passage(text=each.chunk.text, source=each.chunk.source) for each in found],
-        template=wanted.prompt,
+        input_.question,
+        [Passage(text=each.chunk.text, source=each.chunk.source) for each in hits],
+        template=input_.prompt,
         budget_tokens=budget,
         count=generator.count_tokens,
         history=conversation.newest(
@@ -117,38 +121,38 @@ def _generate(
         lane=context.claim.lane,
         fair_key=context.claim.fair_key,
     )
-    if wanted.response_format.type == "json":
-        return _generate_json(context, job, wanted, generator, request, prompt, found)
+    if input_.response_format.type == "json":
+        return _generate_json(context, job, input_, generator, request, prompt, hits)
     written = write(context, generator, request, gate)
-    result = _result(prompt, gate, found, written.completion, written.shown, model)
+    result = _result(prompt, gate, hits, written.completion, written.shown, model)
     return _done(context, job, result, record=written.record)
 
 
 def _generate_json(
     context: Context,
     job: Job,
-    wanted: RagInput,
+    input_: RagInput,
     generator: Generator,
     request: Request,
     prompt: RagPrompt,
-    found: Sequence[Found],
+    hits: Sequence[Hit],
 ) -> Done:
     """Markers in strings of the JSON count as citations; the JSON itself is left as it is."""
-    format_ = wanted.response_format
+    format_ = input_.response_format
     request = replace(request, messages=instructed(context, request.messages, format_))
     first = write_quietly(context, generator, request)
     answer = read_json(context, generator, request, first, format_)
     gate = MarkerFilter(prompt.used)
     gate.feed(answer.text)
     gate.close()
-    result = _result(prompt, gate, found, answer.completion, answer.text, generator.reference)
+    result = _result(prompt, gate, hits, answer.completion, answer.text, generator.reference)
     return _done(context, job, result.model_copy(update={"parsed": answer.value}))
 
 
 def _result(
     prompt: RagPrompt,
     gate: MarkerFilter,
-    found: Sequence[Found],
+    hits: Sequence[Hit],
     completion: Completion,
     answer: str,
     model: str,
@@ -156,7 +160,7 @@ def _result(
     cited = () if says_not_found(answer) else gate.cited
     return RagResult(
         answer=answer,
-        citations=[_citation(number, found[number - 1]) for number in cited],
+        citations=[_citation(number, hits[number - 1]) for number in cited],
         model=model,
         usage=Usage(
             prompt_tokens=completion.prompt_tokens, completion_tokens=completion.completion_tokens
@@ -184,8 +188,8 @@ def _done(
     return Done(result=result.model_dump(mode="json"), record=record_all)
 
 
-def _citation(number: int, found: Found) -> Citation:
-    chunk = found.chunk
+def _citation(number: int, hit: Hit) -> Citation:
+    chunk = hit.chunk
     return Citation(
         marker=f"[{number}]",
         chunk_id=chunk.id,
@@ -193,7 +197,7 @@ def _citation(number: int, found: Found) -> Citation:
         source=chunk.source,
         text=chunk.text,
         start=chunk.start,
-        score=found.score,
+        score=hit.score,
         metadata=chunk.metadata,
     )
 

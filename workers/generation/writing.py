@@ -159,10 +159,10 @@ def sampling(parameters: Parameters, settings: Settings, *, step_id: int) -> Sam
 
     Without a seed the step's id is one: the next attempt has to draw as this one did.
     """
-    wanted = parameters.max_tokens or settings.max_tokens_default
-    check_max_tokens(wanted, settings)
+    max_tokens = parameters.max_tokens or settings.max_tokens_default
+    check_max_tokens(max_tokens, settings)
     return Sampling(
-        max_tokens=wanted,
+        max_tokens=max_tokens,
         temperature=parameters.temperature,
         top_p=parameters.top_p,
         top_k=parameters.top_k,
@@ -172,11 +172,11 @@ def sampling(parameters: Parameters, settings: Settings, *, step_id: int) -> Sam
     )
 
 
-def check_max_tokens(wanted: int, settings: Settings) -> None:
+def check_max_tokens(max_tokens: int, settings: Settings) -> None:
     limit = settings.max_tokens_limit
-    if wanted > limit:
+    if max_tokens > limit:
         raise InvalidInput(
-            f"parameters.max_tokens is {wanted:,}; this server allows {limit:,} "
+            f"parameters.max_tokens is {max_tokens:,}; this server allows {limit:,} "
             "(SLUICE_MAX_TOKENS_LIMIT)."
         )
 

@@ -115,8 +115,8 @@ def all_task_settings(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     return getattr(model.config, "task_specific_params", None) or {}
 
 
-def known_settings(given: Settings) -> dict[str, Any]:
-    return {name: given[name] for name in _KNOWN if given.get(name) is not None}
+def known_settings(settings: Settings) -> dict[str, Any]:
+    return {name: settings[name] for name in _KNOWN if settings.get(name) is not None}
 
 
 def asked_settings(
@@ -124,41 +124,41 @@ def asked_settings(
 ) -> tuple[dict[str, Any], int | None]:
     """What the caller asks for, and the seed. What is nested goes before the same beside it."""
     names = set(GenerationParameters.model_fields)
-    asked = parameters.model_dump(include=names, exclude_none=True)
+    settings = parameters.model_dump(include=names, exclude_none=True)
     if nested is not None:
-        asked |= nested.model_dump(include=names, exclude_none=True)
-    seed: int | None = asked.pop("seed", None)
+        settings |= nested.model_dump(include=names, exclude_none=True)
+    seed: int | None = settings.pop("seed", None)
     # Of no account for the text: `generate` always has its cache, and knows no groups of beams.
     for name in _IDLE:
-        asked.pop(name, None)
-    return asked, seed
+        settings.pop(name, None)
+    return settings, seed
 
 
-def shapes_chances(asked: Settings) -> list[str]:
+def shapes_chances(settings: Settings) -> list[str]:
     """The sampling parameters that change the probability of a token."""
-    return [name for name, neutral in NEUTRAL.items() if asked.get(name, neutral) != neutral]
+    return [name for name, neutral in NEUTRAL.items() if settings.get(name, neutral) != neutral]
 
 
 def settle(
-    asked: Settings,
+    request: Settings,
     task: Settings,
     own: Settings,
     *,
-    given: int,
+    prompt_tokens: int,
     room: int | None,
     sequences: int = 1,
 ) -> Arguments:
-    """`given` is how many tokens stand before the new ones, where lengths count them; `room` how
-    many new ones the model has positions for. Raises InvalidInput."""
-    layers = [asked, task, own]
-    longest, warnings = _longest(layers, given, room)
-    shortest = _shortest(layers, given)
-    if shortest > longest and any(name in asked for name in ("min_length", "min_new_tokens")):
+    """`prompt_tokens` is how many tokens stand before the new ones, where lengths count them;
+    `room` how many new ones the model has positions for. Raises InvalidInput."""
+    layers = [request, task, own]
+    longest, warnings = _longest(layers, prompt_tokens, room)
+    shortest = _shortest(layers, prompt_tokens)
+    if shortest > longest and any(name in request for name in ("min_length", "min_new_tokens")):
         raise InvalidInput(
             f"the new text is to have at least {shortest:,} tokens, and at most {longest:,}; "
             "lower its least length, or raise its greatest."
         )
-    merged = {**own, **task, **asked}
+    merged = {**own, **task, **request}
     is_sampled = bool(merged.get("do_sample")) and merged.get("temperature") != 0
     beams = merged.get("num_beams", 1)
     if sequences > beams and not (is_sampled and beams == 1):
@@ -177,20 +177,27 @@ def settle(
         # A least length that configurations say gives way.
         "min_new_tokens": min(shortest, longest),
     }
-    idle = ", ".join(shapes_chances(asked))
-    if idle and not is_sampled and asked.get("temperature") != 0 and "do_sample" not in asked:
+    idle = ", ".join(shapes_chances(request))
+    if idle and not is_sampled and request.get("temperature") != 0 and "do_sample" not in request:
         warnings.append(f"is not sampled, so {idle} had no effect; set do_sample true to sample.")
     return Arguments(settings=settings, warnings=warnings)
 
 
-def _longest(layers: Sequence[Settings], given: int, room: int | None) -> tuple[int, list[str]]:
-    asked = layers[0]
-    if "max_new_tokens" not in asked and asked.get("max_length", given + 1) <= given:
+def _longest(
+    layers: Sequence[Settings], prompt_tokens: int, room: int | None
+) -> tuple[int, list[str]]:
+    request = layers[0]
+    if (
+        "max_new_tokens" not in request
+        and request.get("max_length", prompt_tokens + 1) <= prompt_tokens
+    ):
         raise InvalidInput(
-            f"max_length is {asked['max_length']:,}, and {given:,} tokens stand before the new "
-            "text already; raise it, or ask for max_new_tokens."
+            f"max_length is {request['max_length']:,}, and {prompt_tokens:,} tokens stand before "
+            "the new text already; raise it, or ask for max_new_tokens."
         )
-    longest = next(filter(None, (_new_tokens(layer, given) for layer in layers)), NEW_TOKENS)
+    longest = next(
+        filter(None, (_new_tokens(layer, prompt_tokens) for layer in layers)), NEW_TOKENS
+    )
     if room is None or longest <= room:
         return longest, []
     return room, [
@@ -198,17 +205,17 @@ def _longest(layers: Sequence[Settings], given: int, room: int | None) -> tuple[
     ]
 
 
-def _new_tokens(layer: Settings, given: int) -> int:
+def _new_tokens(layer: Settings, prompt_tokens: int) -> int:
     """How long the text may become; 0 where the layer does not say."""
     if "max_new_tokens" in layer:
         return int(layer["max_new_tokens"])
-    return max(0, int(layer.get("max_length", 0)) - given)
+    return max(0, int(layer.get("max_length", 0)) - prompt_tokens)
 
 
-def _shortest(layers: Sequence[Settings], given: int) -> int:
+def _shortest(layers: Sequence[Settings], prompt_tokens: int) -> int:
     for layer in layers:
         if "min_new_tokens" in layer:
             return int(layer["min_new_tokens"])
         if "min_length" in layer:
-            return max(0, int(layer["min_length"]) - given)
+            return max(0, int(layer["min_length"]) - prompt_tokens)
     return 0

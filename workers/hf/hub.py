@@ -45,7 +45,7 @@ from workers.hf.contents import media_type
 # The client's own methods are used where they take all that a job may ask for. An answer is
 # checked: the hub runs the task that a model is for, whichever was asked for.
 
-Given = dict[str, Any]
+Parameters = dict[str, Any]
 """The parameters that a job gives, by name."""
 
 _ANSWERED_IN_A_LIST = (Task.SUMMARIZATION, Task.TRANSLATION, Task.TEXT_CLASSIFICATION)
@@ -55,11 +55,11 @@ class NotOfTheTask(Exception):
     """The answer is JSON, and not what the task answers."""
 
 
-def called(task: Task, client: InferenceClient, value: Any, given: Given) -> Any:
+def called(task: Task, client: InferenceClient, value: Any, parameters: Parameters) -> Any:
     """The output for one input, as JSON. Raises what the client raises, and NotOfTheTask."""
     form = _FORMS[task]
     try:
-        answer = _plain(form.call(client, value, given))
+        answer = _plain(form.call(client, value, parameters))
     except (HfHubHTTPError, json.JSONDecodeError, UnicodeDecodeError):
         raise  # ValueErrors, too, and not of the shape
     except (ValueError, IndexError, KeyError, TypeError) as error:
@@ -67,7 +67,7 @@ def called(task: Task, client: InferenceClient, value: Any, given: Given) -> Any
     for item in _items(answer) if form.names else ():
         if not isinstance(item, dict) or not form.names <= item.keys():
             raise NotOfTheTask(f"it lacks {' and '.join(sorted(form.names))}.")
-    return form.settled(answer, value, given)
+    return form.settled(answer, value, parameters)
 
 
 def alone(task: Task, output: Any) -> Any:
@@ -101,26 +101,26 @@ def _items(answer: Any) -> Iterator[Any]:
 # Requests that are more than a method of the client
 
 
-def _translation(client: InferenceClient, text: str, given: Given) -> Any:
-    if ("src_lang" in given) != ("tgt_lang" in given):
+def _translation(client: InferenceClient, text: str, parameters: Parameters) -> Any:
+    if ("src_lang" in parameters) != ("tgt_lang" in parameters):
         raise InvalidInput("The hub takes src_lang and tgt_lang together; give both or neither.")
-    return client.translation(text, **_with_generation_apart(given))
+    return client.translation(text, **_with_generation_apart(parameters))
 
 
-def _with_generation_apart(given: Given) -> Given:
+def _with_generation_apart(parameters: Parameters) -> Parameters:
     """The API has a field of its own for the parameters of generation."""
     of_generation = GenerationParameters.model_fields.keys()
-    others = {name: value for name, value in given.items() if name not in of_generation}
-    inner = {name: value for name, value in given.items() if name in of_generation}
+    others = {name: value for name, value in parameters.items() if name not in of_generation}
+    inner = {name: value for name, value in parameters.items() if name in of_generation}
     inner |= others.pop("generate_parameters", {})
     return {**others, "generate_parameters": inner} if inner else others
 
 
-def _posted(client: InferenceClient, value: Any, given: Given) -> Any:
+def _posted(client: InferenceClient, value: Any, parameters: Parameters) -> Any:
     """For what the client has no method, or one that takes less than jobs may ask for."""
     response = get_session().post(
         str(client.model),
-        json={"inputs": value, "parameters": given},
+        json={"inputs": value, "parameters": parameters},
         headers={"Authorization": f"Bearer {client.token}"},
         timeout=client.timeout,
     )
@@ -131,26 +131,26 @@ def _posted(client: InferenceClient, value: Any, given: Given) -> Any:
 # Answers that differ between servers
 
 
-def _listed(answer: Any, _value: Any, _given: Given) -> Any:
+def _listed(answer: Any, _value: Any, _parameters: Parameters) -> Any:
     if not isinstance(answer, list):
         raise NotOfTheTask("it is no list.")
     return answer
 
 
-def _as_it_is(answer: Any, _value: Any, _given: Given) -> Any:
+def _as_it_is(answer: Any, _value: Any, _parameters: Parameters) -> Any:
     if isinstance(answer, list):
         raise NotOfTheTask("it is a list.")
     return answer
 
 
-def _found(answer: Any, _value: Any, given: Given) -> Any:
+def _single(answer: Any, _value: Any, parameters: Parameters) -> Any:
     """Some servers answer with a list of one where one was asked for."""
-    if isinstance(answer, list) and len(answer) == 1 and given.get("top_k", 1) == 1:
+    if isinstance(answer, list) and len(answer) == 1 and parameters.get("top_k", 1) == 1:
         return answer[0]
     return answer
 
 
-def _scores(answer: Any, value: Any, _given: Given) -> Any:
+def _scores(answer: Any, value: Any, _parameters: Parameters) -> Any:
     if not isinstance(answer, list) or len(answer) != len(value["sentences"]):
         raise NotOfTheTask("it has not a score for each sentence.")
     if not all(isinstance(each, int | float) for each in answer):
@@ -158,7 +158,7 @@ def _scores(answer: Any, value: Any, _given: Given) -> Any:
     return answer
 
 
-def _vector(answer: Any, _value: Any, _given: Given) -> Any:
+def _vector(answer: Any, _value: Any, _parameters: Parameters) -> Any:
     """Some servers answer with a batch of one."""
     if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], list):
         answer = answer[0]
@@ -167,12 +167,12 @@ def _vector(answer: Any, _value: Any, _given: Given) -> Any:
     return answer
 
 
-def _ranked(answer: Any, value: Any, given: Given) -> Any:
-    ranks = _listed(answer, value, given)
+def _ranked(answer: Any, value: Any, parameters: Parameters) -> Any:
+    ranks = _listed(answer, value, parameters)
     return sorted(ranks, key=lambda rank: float(rank["score"]), reverse=True)
 
 
-def _generated(answer: Any, _value: Any, _given: Given) -> Any:
+def _generated(answer: Any, _value: Any, _parameters: Parameters) -> Any:
     """A list, of which several were asked for where there are several."""
     return answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
 
@@ -181,16 +181,16 @@ def _generated(answer: Any, _value: Any, _given: Given) -> Any:
 class _Form:
     """`names` are what every object of an answer has."""
 
-    call: Callable[[InferenceClient, Any, Given], Any]
-    settled: Callable[[Any, Any, Given], Any] = _listed
+    call: Callable[[InferenceClient, Any, Parameters], Any]
+    settled: Callable[[Any, Any, Parameters], Any] = _listed
     names: frozenset[str] = frozenset()
 
 
 _LABELS = frozenset({"label", "score"})
 _FORMS: dict[Task, _Form] = {
     Task.SUMMARIZATION: _Form(
-        call=lambda client, text, given: client.summarization(
-            text, **_with_generation_apart(given)
+        call=lambda client, text, parameters: client.summarization(
+            text, **_with_generation_apart(parameters)
         ),
         settled=_as_it_is,
         names=frozenset({"summary_text"}),
@@ -199,8 +199,8 @@ _FORMS: dict[Task, _Form] = {
         call=_translation, settled=_as_it_is, names=frozenset({"translation_text"})
     ),
     Task.QUESTION_ANSWERING: _Form(
-        call=lambda client, value, given: client.question_answering(**value, **given),
-        settled=_found,
+        call=lambda client, value, parameters: client.question_answering(**value, **parameters),
+        settled=_single,
         names=frozenset({"answer", "score", "start", "end"}),
     ),
     Task.SENTENCE_SIMILARITY: _Form(
@@ -210,32 +210,34 @@ _FORMS: dict[Task, _Form] = {
         settled=_scores,
     ),
     Task.TEXT_CLASSIFICATION: _Form(
-        call=lambda client, text, given: client.text_classification(text, **given), names=_LABELS
+        call=lambda client, text, parameters: client.text_classification(text, **parameters),
+        names=_LABELS,
     ),
     Task.ZERO_SHOT_CLASSIFICATION: _Form(
-        call=lambda client, text, given: client.zero_shot_classification(text, **given),
+        call=lambda client, text, parameters: client.zero_shot_classification(text, **parameters),
         names=_LABELS,
     ),
     Task.TOKEN_CLASSIFICATION: _Form(
-        call=lambda client, text, given: client.token_classification(text, **given),
+        call=lambda client, text, parameters: client.token_classification(text, **parameters),
         names=frozenset({"word", "score", "start", "end"}),
     ),
     Task.FILL_MASK: _Form(
-        call=lambda client, text, given: client.fill_mask(text, **given),
+        call=lambda client, text, parameters: client.fill_mask(text, **parameters),
         names=frozenset({"sequence", "score", "token", "token_str"}),
     ),
     Task.FEATURE_EXTRACTION: _Form(
-        call=lambda client, text, given: client.feature_extraction(text, **given), settled=_vector
+        call=lambda client, text, parameters: client.feature_extraction(text, **parameters),
+        settled=_vector,
     ),
     Task.SPEECH_RECOGNITION: _Form(
-        call=lambda client, audio, given: client.automatic_speech_recognition(
-            audio, extra_body=given
+        call=lambda client, audio, parameters: client.automatic_speech_recognition(
+            audio, extra_body=parameters
         ),
         settled=_as_it_is,
         names=frozenset({"text"}),
     ),
     Task.IMAGE_CLASSIFICATION: _Form(
-        call=lambda client, image, given: client.image_classification(image, **given),
+        call=lambda client, image, parameters: client.image_classification(image, **parameters),
         names=_LABELS,
     ),
     Task.TEXT_RANKING: _Form(call=_posted, settled=_ranked, names=frozenset({"index", "score"})),
@@ -274,7 +276,7 @@ def run(
     place = _place(settings)
     url = _url(task, model, settings)
     token = _token(settings)
-    given = parse_parameters(task, parameters).model_dump(exclude_unset=True, exclude_none=True)
+    parsed = parse_parameters(task, parameters).model_dump(exclude_unset=True, exclude_none=True)
     many = isinstance(inputs, list)
     outputs = []
     for n, value in enumerate(inputs if many else [inputs]):
@@ -283,14 +285,14 @@ def run(
             # The client would take a text for a path on this machine, or for a URL to fetch.
             raise InvalidInput(f"{task} takes the bytes of a file.")
         headers = {}
-        if task in BINARY and not given:
+        if task in BINARY and not parsed:
             headers = {"Content-Type": media_type(task, value)}
         client = InferenceClient(
             model=url, token=token, timeout=settings.hf_hub_timeout_s, headers=headers
         )
         try:
             with client:
-                outputs.append(called(task, client, value, given))
+                outputs.append(called(task, client, value, parsed))
         except Exception as error:
             known = _translated(error, place, task, model, f"inputs.{n}" if many else "inputs")
             if known is None:
@@ -366,36 +368,36 @@ def _translated(
 def _refused(error: HfHubHTTPError, place: Place, model: str, where: str) -> SluiceError:
     status, headers = error.response.status_code, error.response.headers
     said = shortened(error.server_message or error.response.reason_phrase)
-    told = f"{place} answered {status}: {said}"
+    message = f"{place} answered {status}: {said}"
     if status in _PASSING:
-        asked = _asked_to_wait_s(error.response)
-        capped = None if asked is None else min(asked, place.retry_after_limit_s)
-        return Unavailable(told, retry_after_s=capped)
+        wait_s = _asked_to_wait_s(error.response)
+        capped = None if wait_s is None else min(wait_s, place.retry_after_limit_s)
+        return Unavailable(message, retry_after_s=capped)
     if status >= 500:
         # It may be this input that it fails at, so the attempts are counted.
-        return Retryable(told)
+        return Retryable(message)
     if headers.get("X-Error-Code") == "GatedRepo":
         return Permanent(
-            f"{told} {model} is gated: ask for access at https://huggingface.co/{model} with the "
-            f"account whose token is in {TOKEN_SETTING}."
+            f"{message} {model} is gated: ask for access at https://huggingface.co/{model} with "
+            f"the account whose token is in {TOKEN_SETTING}."
         )
     if status in (401, 403):
         return Permanent(
-            f"{told} It refused the token. Set {TOKEN_SETTING} (or SLUICE_{TOKEN_SETTING}) for the "
-            "workers to one that may call inference providers."
+            f"{message} It refused the token. Set {TOKEN_SETTING} (or SLUICE_{TOKEN_SETTING}) for "
+            "the workers to one that may call inference providers."
         )
     if status == 404:
-        return ModelNotFound(f"{told} It does not serve the model {model}.")
+        return ModelNotFound(f"{message} It does not serve the model {model}.")
     if status in (400, 413, 422):
-        return InvalidInput(f"{told} This was about {where}.")
-    return Permanent(told)
+        return InvalidInput(f"{message} This was about {where}.")
+    return Permanent(message)
 
 
 def _asked_to_wait_s(response: httpx.Response) -> float | None:
     """From Retry-After, else from the body of a model that loads, else from the rate limit."""
-    asked = retry_after_s(response.headers.get("Retry-After"))
-    if asked is not None:
-        return asked
+    wait_s = retry_after_s(response.headers.get("Retry-After"))
+    if wait_s is not None:
+        return wait_s
     try:
         body = response.json()
     except ValueError:

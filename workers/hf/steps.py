@@ -62,8 +62,8 @@ def recorded_before(context: Context) -> tuple[dict[int, Any], list[str]]:
     warnings: list[str] = []
     for result in results:
         stored = result.get("path")
-        found = json.loads(process.storage.read(stored)) if stored else result["outputs"]
-        outputs |= {int(n): output for n, output in found.items()}
+        recorded = json.loads(process.storage.read(stored)) if stored else result["outputs"]
+        outputs |= {int(n): output for n, output in recorded.items()}
         warnings += [warning for warning in result["warnings"] if warning not in warnings]
     return outputs, warnings
 
@@ -115,12 +115,12 @@ def _encoded(value: Any) -> bytes:
 # While a model is being loaded, that is announced: a caller who asked not to wait is told so.
 # Jobs that are cancelled meanwhile end at once.
 
-Asked = tuple[Context, HfInput]
+Request = tuple[Context, HfInput]
 
 
-def load_for(asked: Sequence[Asked], settle: Settle) -> list[tuple[LocalTask, list[Work]]]:
+def load_for(requests: Sequence[Request], settle: Settle) -> list[tuple[LocalTask, list[Work]]]:
     """The works of each task, with its model. All are of one model; what cannot run is settled."""
-    loader = _Loader(asked, settle)
+    loader = _Loader(requests, settle)
     try:
         with suppress(Cancelled):  # each is settled by then
             return loader.load()
@@ -130,28 +130,28 @@ def load_for(asked: Sequence[Asked], settle: Settle) -> list[tuple[LocalTask, li
 
 
 class _Loader:
-    def __init__(self, asked: Sequence[Asked], settle: Settle) -> None:
-        context, wanted = asked[0]
-        self._name = str(wanted.model)
+    def __init__(self, requests: Sequence[Request], settle: Settle) -> None:
+        context, job_input = requests[0]
+        self._name = str(job_input.model)
         self._models = context.process.hf_models
         self._events = context.process.ledger.events
         self._settle = settle
-        self._asked = list(asked)
+        self._requests = list(requests)
         self._is_announced = False
 
     def load(self) -> list[tuple[LocalTask, list[Work]]]:
         try:
             folder = self._folder()
         except SluiceError as error:
-            for context, _ in list(self._asked):
+            for context, _ in list(self._requests):
                 self._end(context, error)
             return []
-        found = []
+        loaded = []
         for task, works in self._works(folder).items():
             model = self._model(task, works, folder)
             if model is not None:
-                found.append((model, works))
-        return found
+                loaded.append((model, works))
+        return loaded
 
     def take_back(self) -> None:
         """The model is loaded, or cannot be."""
@@ -159,7 +159,7 @@ class _Loader:
             model_loading.done(self._events.redis, self._name)
 
     def _folder(self) -> Path:
-        tasks = {wanted.task for _, wanted in self._asked}
+        tasks = {job_input.task for _, job_input in self._requests}
         task = tasks.pop() if len(tasks) == 1 else None
         return self._models.folder(
             self._name,
@@ -171,20 +171,20 @@ class _Loader:
 
     def _works(self, folder: Path) -> dict[Task, list[Work]]:
         works: dict[Task, list[Work]] = {}
-        for context, wanted in list(self._asked):
+        for context, job_input in list(self._requests):
             try:
                 task = checkpoints.choose(
-                    folder, self._name, wanted.task, wanted.inputs, wanted.parameters
+                    folder, self._name, job_input.task, job_input.inputs, job_input.parameters
                 )
-                works.setdefault(task, []).append(Work.of(context, task, wanted))
+                works.setdefault(task, []).append(Work.of(context, task, job_input))
             except SluiceError as error:
                 self._end(context, error)
         return works
 
     def _model(self, task: Task, works: Sequence[Work], folder: Path) -> LocalTask | None:
-        found = self._models.find(self._name, task)
-        if found is not None:
-            return found
+        loaded = self._models.find(self._name, task)
+        if loaded is not None:
+            return loaded
         self._announce(folder)
         try:
             return self._models.load(self._name, task, folder)
@@ -199,22 +199,22 @@ class _Loader:
         self._events.publish(
             [
                 Event(job_id=context.claim.job_id, type=EventType.STATE, data=news.event())
-                for context, _ in self._asked
+                for context, _ in self._requests
             ]
         )
         self._is_announced = True
 
     def _check(self) -> None:
         """Called while a model is waited for. Raises Cancelled once nobody wants it any more."""
-        for context, _ in list(self._asked):
+        for context, _ in list(self._requests):
             context.progress()
             if context.stop.is_set():
                 self._end(context, Cancelled(context.stop_reason))
-        if not self._asked:
+        if not self._requests:
             raise Cancelled("All jobs that wanted the model were cancelled.")
 
     def _end(self, context: Context, outcome: Done | Exception) -> None:
-        self._asked = [each for each in self._asked if each[0] is not context]
+        self._requests = [each for each in self._requests if each[0] is not context]
         self._settle(context, outcome)
 
 
@@ -311,13 +311,13 @@ POLL_S: Final = 0.2
 """How often it is looked whether a job that waits for the hub has to stop."""
 
 
-def run(asked: Sequence[tuple[Context, HfInput]], settle: Settle) -> None:
+def run(requests: Sequence[tuple[Context, HfInput]], settle: Settle) -> None:
     """Ask the hub for each job, and settle each as its answer comes, or as it has to stop: a
     request that hangs keeps no job from that."""
-    settings = asked[0][0].process.settings
+    settings = requests[0][0].process.settings
     pool = ThreadPoolExecutor(settings.hf_hub_parallel_requests, thread_name_prefix="hub")
     waiting: dict[Future[Any], Context] = {
-        pool.submit(_ask, context, wanted): context for context, wanted in asked
+        pool.submit(_ask, context, job_input): context for context, job_input in requests
     }
     try:
         while waiting:
@@ -339,15 +339,15 @@ def run(asked: Sequence[tuple[Context, HfInput]], settle: Settle) -> None:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _ask(context: Context, wanted: HfInput) -> Any:
+def _ask(context: Context, job_input: HfInput) -> Any:
     context.check()
-    if wanted.task is None or wanted.model is None:
+    if job_input.task is None or job_input.model is None:
         raise ConfigurationError("API and workers must be of one version.")
     return hub.run(
-        wanted.task,
-        wanted.model,
-        _hub_inputs(context, wanted.task, wanted.inputs),
-        wanted.parameters,
+        job_input.task,
+        job_input.model,
+        _hub_inputs(context, job_input.task, job_input.inputs),
+        job_input.parameters,
         context.process.settings,
         check=context.check,
     )
@@ -380,11 +380,13 @@ class Place(NamedTuple):
 
 def run_batch(contexts: Sequence[Context], settle: Settle) -> None:
     """Steps of one batch key: of one model, on one back end."""
-    asked = [(context, wanted) for context, wanted in zip(contexts, _inputs(contexts), strict=True)]
-    if asked[0][1].backend == "hub":
-        run(asked, settle)
+    requests = [
+        (context, job_input) for context, job_input in zip(contexts, _inputs(contexts), strict=True)
+    ]
+    if requests[0][1].backend == "hub":
+        run(requests, settle)
         return
-    loaded = load_for(asked, settle)
+    loaded = load_for(requests, settle)
     deadline = time.monotonic() + contexts[0].process.settings.hf_step_s
     for model, works in loaded:
         _Run(model, works, settle, deadline).run()

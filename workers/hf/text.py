@@ -78,12 +78,12 @@ def encode(
     Raises InvalidInput for a text without tokens, and where the part that `truncation` lets be cut
     is too short to be cut enough.
     """
-    wanted = {
+    options = {
         "return_special_tokens_mask": with_places,
         "return_offsets_mapping": with_places and tokenizer.is_fast,
         "verbose": False,
     }
-    rows = _rows(tokenizer(list(texts), None if pairs is None else list(pairs), **wanted))
+    rows = _rows(tokenizer(list(texts), None if pairs is None else list(pairs), **options))
     long = [n for n, row in enumerate(rows) if limit is not None and row.size > limit]
     if long:
         try:
@@ -92,7 +92,7 @@ def encode(
                 None if pairs is None else [pairs[n] for n in long],
                 truncation=truncation,
                 max_length=limit,
-                **wanted,
+                **options,
             )
         except Exception as error:  # Fast tokenizers raise nothing narrower.
             if "too short" not in str(error):
@@ -222,8 +222,8 @@ def _batch(
     # Decoders that classify need no memory of the text; the others know no such word.
     extra = {"use_cache": False} if "use_cache" in taken else {}
     with torch.inference_mode():
-        given = {name: tensor for name, tensor in inputs.items() if name in taken}
-        output: torch.Tensor = model(**given, **extra).logits.float().cpu()
+        arguments = {name: tensor for name, tensor in inputs.items() if name in taken}
+        output: torch.Tensor = model(**arguments, **extra).logits.float().cpu()
     if output.dim() == 2:
         return list(output)
     masks = inputs["attention_mask"].bool().cpu()
@@ -259,5 +259,5 @@ def labelled(
         case "softmax":
             scores = scores.softmax(-1)
     labels = labels_of(config)
-    found = [{"label": labels[n], "score": score} for n, score in enumerate(scores.tolist())]
-    return sorted(found, key=lambda each: -each["score"])[:top_k]
+    scored = [{"label": labels[n], "score": score} for n, score in enumerate(scores.tolist())]
+    return sorted(scored, key=lambda each: -each["score"])[:top_k]

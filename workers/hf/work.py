@@ -45,16 +45,16 @@ class Work:
     rows_before: dict[int, dict[int, Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, context: Context, task: Task, wanted: HfInput) -> Self:
+    def of(cls, context: Context, task: Task, job_input: HfInput) -> Self:
         """Raises InvalidInput for inputs and parameters that are not of the task."""
-        inputs, many = single_inputs(task, wanted.inputs)
+        inputs, many = single_inputs(task, job_input.inputs)
         rows = context.claim.payload.get("rows", {})
         return cls(
             context=context,
             task=task,
             inputs=inputs,
             many=many,
-            parameters=parse_parameters(task, wanted.parameters),
+            parameters=parse_parameters(task, job_input.parameters),
             rows_before={int(n): {int(k): v for k, v in part.items()} for n, part in rows.items()},
         )
 

@@ -48,11 +48,11 @@ def collect_forsaken(
     done = {} if done is None else done
     fine = [] if round_ is None else [~sweeps.is_left_alone(round_.part, "version", Version.id)]
     with process.ledger.begin() as session:
-        found = erasure.forsaken(session, *fine, limit=round_.limit_rows if round_ else LIMIT)
-    for gone in done.keys() - {each.version_id for each in found}:
+        garbage = erasure.forsaken(session, *fine, limit=round_.limit_rows if round_ else LIMIT)
+    for gone in done.keys() - {each.version_id for each in garbage}:
         del done[gone]
     count = 0
-    for each in found:
+    for each in garbage:
         try:
             count += _collect_slowly(process, each, round_, done)
         except Unavailable:
@@ -129,9 +129,9 @@ class StrayVectors:
         offset = self._offset if name == self._collection else 0
         ids = process.store.id_page(name, limit=limit, offset=offset)
         by_id = {id_: parsed[0] for id_ in ids if (parsed := parse_chunk_id(id_))}
-        wanted = set(by_id.values())
+        version_ids = set(by_id.values())
         with process.ledger.read() as session:
-            known = set(session.scalars(select(Version.id).where(Version.id.in_(wanted))))
+            known = set(session.scalars(select(Version.id).where(Version.id.in_(version_ids))))
         stray = [id_ for id_, version_id in by_id.items() if version_id not in known]
         if stray:
             log.warning("%s vectors of %s have no version any more", len(stray), name)
@@ -145,14 +145,14 @@ def collect_replaced(process: Process, replaced: Sequence[GarbageVersion]) -> No
     """Collect what has just been replaced, less what the sweeper has to leave for now."""
     small = [each for each in replaced if each.chunk_count <= AT_ONCE_CHUNKS]
     with process.ledger.read() as session:
-        found = erasure.unawaited(session, small) if small else []
-    collect(process, found)
+        garbage = erasure.unawaited(session, small) if small else []
+    collect(process, garbage)
 
 
-def collect(process: Process, found: Iterable[GarbageVersion]) -> int:
+def collect(process: Process, garbage: Iterable[GarbageVersion]) -> int:
     """Delete the vectors of these versions, verified, then their rows. Returns the vectors."""
     by_collection: dict[str, list[GarbageVersion]] = {}
-    for each in found:
+    for each in garbage:
         by_collection.setdefault(each.collection, []).append(each)
     vectors = 0
     for collection, group in by_collection.items():
@@ -169,8 +169,8 @@ def delete_orphans(process: Process, collection: str, parts: Sequence[Part]) -> 
     Of a retired one as well: its rows may be removed by who has looked for its vectors before.
     """
     with process.ledger.read() as session:
-        wanted = versions.wanted(session, {part.version_id for part in parts})
-    ids = [id_ for part in parts if part.version_id not in wanted for id_ in part.chunk_ids()]
+        current = versions.live_or_pending(session, {part.version_id for part in parts})
+    ids = [id_ for part in parts if part.version_id not in current for id_ in part.chunk_ids()]
     if ids:
         process.store.delete(collection, ids)
 
@@ -192,10 +192,10 @@ def drop_unless_wanted(process: Process, name: str) -> None:
 
 def erase(context: Context) -> Done:
     with context.process.ledger.read() as session:
-        wanted = EraseInput.model_validate(jobs.get(session, context.claim.job_id).input)
-    if wanted.collection is not None:
-        return _erase_collection(context, wanted.collection)
-    return _erase_documents(context, wanted.document_ids or [])
+        input_ = EraseInput.model_validate(jobs.get(session, context.claim.job_id).input)
+    if input_.collection is not None:
+        return _erase_collection(context, input_.collection)
+    return _erase_documents(context, input_.document_ids or [])
 
 
 def _erase_documents(context: Context, ids: list[str]) -> Done:
@@ -205,16 +205,16 @@ def _erase_documents(context: Context, ids: list[str]) -> Done:
     except ValueError as error:
         raise Permanent("document_ids must be the ids that the document list gives.") from error
     with process.ledger.begin() as session:
-        found = erasure.hide_documents(session, document_ids)
-        extent = erasure.extent_of_documents(session, found)
-        retired = erasure.garbage_of_documents(session, found)
+        hidden = erasure.hide_documents(session, document_ids)
+        extent = erasure.extent_of_documents(session, hidden)
+        retired = erasure.garbage_of_documents(session, hidden)
     vectors = 0
     for each in retired:
         context.check()
         vectors += process.store.delete(each.collection, each.chunk_ids())
 
     def record(session: Session) -> None:
-        erasure.delete_documents(session, found)
+        erasure.delete_documents(session, hidden)
 
     def again() -> None:
         """What an embedding step wrote in between, whose rows are now gone."""

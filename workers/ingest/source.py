@@ -47,16 +47,16 @@ class IngestOptions:
     @classmethod
     def of_job(cls, session: Session, job_id: UUID) -> "IngestOptions":
         """Raises NotFound where the collection has been erased meanwhile."""
-        wanted = ingest_items.settings_of(session, job_id)
-        collection = collections.get(session, wanted["collection"])
+        settings = ingest_items.settings_of(session, job_id)
+        collection = collections.get(session, settings["collection"])
         return cls(
             collection=collection.name,
             collection_id=collection.id,
             model=collection.embedding_model,
-            splitter=Splitter.model_validate(wanted["splitter"]),
-            csv=CsvOptions.model_validate(wanted["csv"]),
-            skip_existing=wanted["on_existing"] == "skip",
-            metadata=wanted["metadata"],
+            splitter=Splitter.model_validate(settings["splitter"]),
+            csv=CsvOptions.model_validate(settings["csv"]),
+            skip_existing=settings["on_existing"] == "skip",
+            metadata=settings["metadata"],
         )
 
     def content_hash(self, data: bytes, form: tuple[str, ...]) -> str:

@@ -238,11 +238,11 @@ def _parts(
 ) -> Iterator[tuple[int, int]]:
     """What lies between separators, none empty; a kept separator begins the part after it."""
     first = start
-    while (found := text.find(separator, start, end)) >= 0:
-        if found > first:
-            yield first, found
-        start = found + len(separator)
-        first = found if is_kept else start
+    while (at := text.find(separator, start, end)) >= 0:
+        if at > first:
+            yield first, at
+        start = at + len(separator)
+        first = at if is_kept else start
     if end > first:
         yield first, end
 

@@ -234,9 +234,9 @@ def plan(context: Context) -> Done:
     job_id = context.claim.job_id
     process = context.process
     with process.ledger.read() as session:
-        wanted = IngestInput.model_validate(jobs.get(session, job_id).input)
-        collection = collections.get(session, wanted.collection)
-        sources = [source.model_dump() for source in wanted.sources]
+        input_ = IngestInput.model_validate(jobs.get(session, job_id).input)
+        collection = collections.get(session, input_.collection)
+        sources = [source.model_dump() for source in input_.sources]
         uploads = files.of_sources(session, sources)
         names = [source_name(source, uploads) for source in sources]
     _make_in_store(process, collection)

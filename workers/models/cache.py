@@ -95,10 +95,10 @@ class Models:
 
     def find(self, model: str, task: Task) -> LocalTask | None:
         """The model, if it is in memory."""
-        found = self._kept.get((model, task))
-        if found is not None:
+        cached = self._kept.get((model, task))
+        if cached is not None:
             self._kept.move_to_end((model, task))
-        return found
+        return cached
 
     def estimated_s(self, folder: Path | None) -> float:
         """About how long loading takes, in seconds."""

@@ -193,13 +193,13 @@ def tasks_of(folder: Path) -> tuple[Task, ...]:
     config = read_config(folder)
     is_text = not any((folder / name).is_file() for name in PREPROCESSORS)
     tag = _card_tag(folder)
-    found = [task for task in Task if task == tag]
+    tasks = [task for task in Task if task == tag]
     if _is_sentence_transformer(folder):
-        found += SENTENCE_TASKS
+        tasks += SENTENCE_TASKS
     else:
         for architecture in _architectures(config):
-            found += _tasks_of_architecture(architecture, config, is_text=is_text)
-    return tuple(dict.fromkeys(found))
+            tasks += _tasks_of_architecture(architecture, config, is_text=is_text)
+    return tuple(dict.fromkeys(tasks))
 
 
 def check_task(folder: Path, model: str, task: Task | None) -> tuple[Task, ...]:
@@ -264,10 +264,10 @@ _PARTICULAR: Final = {
 
 def _hint(inputs: Any, parameters: Mapping[str, Any]) -> Task | None:
     first = _first(inputs)
-    given = set(first) if isinstance(first, dict) else set()
-    given |= set(parameters) & {"candidate_labels"}
+    names = set(first) if isinstance(first, dict) else set()
+    names |= set(parameters) & {"candidate_labels"}
     for task, fields in _PARTICULAR.items():
-        if fields <= given:
+        if fields <= names:
             return task
     return Task.TRANSLATION if {"src_lang", "tgt_lang"} & set(parameters) else None
 
@@ -347,15 +347,15 @@ def _tasks_of_seq2seq(family: str, config: Mapping[str, Any]) -> tuple[Task, ...
     usual = BY_SEQ2SEQ.get(family, ())
     described = config.get("task_specific_params")
     names = described if isinstance(described, dict) else {}
-    told = [
+    tasks = [
         task
         for name in names
         for task in (Task.SUMMARIZATION, Task.TRANSLATION)
         if str(name).startswith(task)
     ]
     if len(usual) > 1:  # a text-to-text model, which may do more than its parameters name
-        told += usual
-    return tuple(dict.fromkeys(told)) if usual and told else usual
+        tasks += usual
+    return tuple(dict.fromkeys(tasks)) if usual and tasks else usual
 
 
 def _unclear(folder: Path, model: str) -> str:

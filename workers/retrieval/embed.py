@@ -183,7 +183,7 @@ class Embedders:
         return " (SLUICE_EMBEDDING_MODEL)" if name == self._settings.embedding_model else ""
 
     def _dtype(self) -> torch.dtype:
-        wanted = self._settings.embedding_dtype
-        if wanted == "auto":
+        setting = self._settings.embedding_dtype
+        if setting == "auto":
             return torch.bfloat16 if cpu_is_fast_in_bfloat16() else torch.float32
-        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+        return torch.bfloat16 if setting == "bfloat16" else torch.float32

@@ -16,10 +16,10 @@ from workers.retrieval.search import cut_texts, find
 
 
 def embed(context: Context) -> Done:
-    wanted = EmbedInput.model_validate(_input(context))
-    embedder = context.process.embedders.get(wanted.model, check=context.check)
-    cut = embedder.overlong(wanted.texts, between=context.check)
-    vectors = embedder.encode(wanted.texts, between=context.check)
+    input_ = EmbedInput.model_validate(_input(context))
+    embedder = context.process.embedders.get(input_.model, check=context.check)
+    cut = embedder.overlong(input_.texts, between=context.check)
+    vectors = embedder.encode(input_.texts, between=context.check)
     result = EmbedResult(
         model=embedder.name, dimension=embedder.dimension, embeddings=vectors.tolist()
     )
@@ -27,14 +27,14 @@ def embed(context: Context) -> Done:
 
 
 def search(context: Context) -> Done:
-    wanted = SearchInput.model_validate(_input(context))
+    input_ = SearchInput.model_validate(_input(context))
     warnings: list[str] = []
     hits = find(
         context.process,
-        wanted.collection,
-        wanted.query,
-        k=wanted.k,
-        where=wanted.search.filter,
+        input_.collection,
+        input_.query,
+        k=input_.k,
+        where=input_.search.filter,
         check=context.check,
         warn=warnings.append,
     )
@@ -43,22 +43,22 @@ def search(context: Context) -> Done:
 
 def rag_find(context: Context) -> Done:
     """Keeps ids and scores only: the text is read again when the answer is made, if it is there."""
-    wanted = RagInput.model_validate(_input(context))
+    input_ = RagInput.model_validate(_input(context))
     warnings: list[str] = []
     hits = find(
         context.process,
-        wanted.collection,
-        wanted.question,
-        k=wanted.k,
-        where=wanted.search.filter,
+        input_.collection,
+        input_.question,
+        k=input_.k,
+        where=input_.search.filter,
         check=context.check,
         what="question",
         warn=warnings.append,
     )
-    found = [{"id": hit.chunk_id, "score": hit.score} for hit in hits]
-    model = wanted.model or context.process.settings.generation_model
+    matches = [{"id": hit.chunk_id, "score": hit.score} for hit in hits]
+    model = input_.model or context.process.settings.generation_model
     answer = NewStep(name="rag.answer", queue=Queue.GENERATE, route=route_of(model))
-    return Done(result={"found": found}, children=[answer], record=_warning(context, warnings))
+    return Done(result={"found": matches}, children=[answer], record=_warning(context, warnings))
 
 
 def _warning(context: Context, warnings: Sequence[str]) -> Callable[[Session], None] | None:

@@ -117,17 +117,17 @@ class Store:
         """The nearest chunks by cosine similarity, best first."""
         with self._translated(name):
             collection = self._client.get_collection(name, embedding_function=None)
-            found = collection.query(
+            result = collection.query(
                 query_embeddings=vector.reshape(1, -1),
                 n_results=limit,
                 where=_where(where),
                 include=["distances"],
             )
         space = str((collection.configuration_json or {}).get("hnsw", {}).get("space", "l2"))
-        distances = (found["distances"] or [[]])[0]
+        distances = (result["distances"] or [[]])[0]
         return [
             Match(id=id_, score=_similarity(space, distance))
-            for id_, distance in zip(found["ids"][0], distances, strict=True)
+            for id_, distance in zip(result["ids"][0], distances, strict=True)
         ]
 
     def delete(self, name: str, ids: Sequence[str]) -> int:
@@ -159,10 +159,10 @@ class Store:
 
     def ids(self, name: str) -> set[str]:
         """All ids of a collection."""
-        found: set[str] = set()
-        while page := self.id_page(name, limit=PAGE, offset=len(found)):
-            found.update(page)
-        return found
+        ids: set[str] = set()
+        while page := self.id_page(name, limit=PAGE, offset=len(ids)):
+            ids.update(page)
+        return ids
 
     def id_page(self, name: str, *, limit: int, offset: int) -> list[str]:
         """Some of the ids of a collection, for comparison with the ledger; none if it is gone."""

@@ -95,8 +95,8 @@ def _calculate(call: ToolCall) -> str:
 def _fetch(context: Context, call: ToolCall, limit_chars: int) -> str:
     from workers.tools.fetch import fetch
 
-    wanted = FetchArguments.model_validate(call.arguments)
-    page = fetch(wanted.url, context.process.settings, context.stop)
+    arguments = FetchArguments.model_validate(call.arguments)
+    page = fetch(arguments.url, context.process.settings, context.stop)
     attributes = {"url": page.url} | ({"title": page.title} if page.title else {})
     if page.is_cut:
         attributes["note"] = "only the beginning of the page"
@@ -107,12 +107,12 @@ def _search(context: Context, call: ToolCall, collections: Sequence[str], limit_
     # Imported here, since it brings Chroma and the embedding library.
     from workers.tools.search import search_collection
 
-    wanted = SearchArguments.model_validate(call.arguments)
-    collection = wanted.collection or (collections[0] if len(collections) == 1 else "")
+    arguments = SearchArguments.model_validate(call.arguments)
+    collection = arguments.collection or (collections[0] if len(collections) == 1 else "")
     if collection not in collections:
         raise InvalidInput(f"collection must be one of: {', '.join(collections)}.")
     return search_collection(
-        context.process, collection, wanted.query, wanted.k, limit_chars=limit_chars
+        context.process, collection, arguments.query, arguments.k, limit_chars=limit_chars
     )
 
 

@@ -62,8 +62,8 @@ class MarkerFilter:
             if char in _IN_MARKER and len(self._marker) < _LONGEST_MARKER_CHARS:
                 self._marker += char
                 return
-            if char == "]" and (found := _MARKER.fullmatch(self._marker + char)):
-                self._settle(found)
+            if char == "]" and (match := _MARKER.fullmatch(self._marker + char)):
+                self._settle(match)
                 return
             if char == "[" and len(self._outer) < _LONGEST_MARKER_CHARS:
                 self._outer, self._marker = self._outer + self._marker, char

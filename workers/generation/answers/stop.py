@@ -24,11 +24,11 @@ class StopFilter:
         if self.has_stopped:
             return ""
         text = self._held + _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", piece)
-        found = [at for string in self._stop if (at := text.find(string)) >= 0]
-        if found:
+        starts = [at for string in self._stop if (at := text.find(string)) >= 0]
+        if starts:
             self.has_stopped = True
             self._held = ""
-            return text[: min(found)]
+            return text[: min(starts)]
         keep = max((_overlap(text, string) for string in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

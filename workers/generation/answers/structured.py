@@ -87,14 +87,14 @@ def parse(text: str) -> Any:
 
 def repair_messages(messages: Sequence[Message], answer: str, problem: str) -> list[Message]:
     """The conversation, the wrong answer, and the request to put it right."""
-    asked = (
+    prompt = (
         f"That was not the JSON that I asked for. {problem}\n"
         "Send the whole answer again, corrected, as JSON and nothing else."
     )
     return [
         *messages,
         Message(role=Role.ASSISTANT, content=answer or "(no answer)"),
-        Message(role=Role.USER, content=asked),
+        Message(role=Role.USER, content=prompt),
     ]
 
 
@@ -110,14 +110,14 @@ def _value(text: str) -> Any:
             continue
         if not candidate[end:].strip():
             return value
-    found = _between_words(text)
+    values = _between_words(text)
     # A list may be a citation such as [1]; an object is what was meant.
-    objects = [value for value in found if isinstance(value, dict)]
-    if len(found) > 1 and len(objects) != 1:
-        raise NotJson(f"The answer holds {len(found)} JSON values; send exactly one.")
-    if not found:
+    objects = [value for value in values if isinstance(value, dict)]
+    if len(values) > 1 and len(objects) != 1:
+        raise NotJson(f"The answer holds {len(values)} JSON values; send exactly one.")
+    if not values:
         raise NotJson("The answer holds no JSON object or array.")
-    return objects[0] if objects else found[0]
+    return objects[0] if objects else values[0]
 
 
 def _between_words(text: str) -> list[Any]:
@@ -164,11 +164,11 @@ def instructed(
     that is none."""
     if format_.json_schema is not None:
         context.process.schemas.check(format_.json_schema)
-    told = instructions(format_.json_schema)
+    system = instructions(format_.json_schema)
     if messages[0].role == Role.SYSTEM:
-        told = f"{messages[0].content}\n\n{told}"
+        system = f"{messages[0].content}\n\n{system}"
         messages = messages[1:]
-    return (Message(role=Role.SYSTEM, content=told), *messages)
+    return (Message(role=Role.SYSTEM, content=system), *messages)
 
 
 def read_json(

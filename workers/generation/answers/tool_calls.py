@@ -34,7 +34,7 @@ _BARE_KEYS: Final = ("name", "parameters", "arguments", "type", "function", "id"
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Span:
     """Calls that stand at `start` to `end` of the text, as (name, arguments)."""
 
     start: int
@@ -51,16 +51,16 @@ def parse(
     `first` is the number of the first id (`call_0`), so that ids differ within a conversation.
     """
     bare = _bare(text, names)
-    found = [bare] if bare else _marked(text)
-    if not found:
+    spans = [bare] if bare else _marked(text)
+    if not spans:
         return text, ()
     pieces, at = [], 0
-    for each in found:
+    for each in spans:
         pieces.append(text[at : each.start])
         at = each.end
     pieces.append(text[at:])
     shown = [pieces[0].rstrip(), *(piece.strip() for piece in pieces[1:])]
-    calls = [call for each in found for call in each.calls]
+    calls = [call for each in spans for call in each.calls]
     return "\n".join(piece for piece in shown if piece), tuple(
         ToolCall(id=f"call_{first + number}", name=name, arguments=arguments)
         for number, (name, arguments) in enumerate(calls)
@@ -78,9 +78,9 @@ def may_be_bare(text: str) -> bool:
     return key in _BARE_KEYS if rest is not None else any(k.startswith(key) for k in _BARE_KEYS)
 
 
-def _marked(text: str) -> list[_Found]:
+def _marked(text: str) -> list[_Span]:
     """All calls behind one of the openings."""
-    found: list[_Found] = []
+    spans: list[_Span] = []
     at = 0
     while True:
         start, opening = min(
@@ -88,14 +88,14 @@ def _marked(text: str) -> list[_Found]:
             default=(-1, ""),
         )
         if start < 0:
-            return found
+            return spans
         body = start + len(opening)
         read = {HERMES: _hermes, MISTRAL: _mistral, LLAMA: _llama}[opening](text, body)
         if read is None:
             at = body
             continue
         at, calls = read
-        found.append(_Found(start, at, calls))
+        spans.append(_Span(start, at, calls))
 
 
 _Read = tuple[int, list[tuple[str, dict[str, Any]]]]
@@ -135,7 +135,7 @@ def _llama(text: str, at: int) -> _Read | None:
     return (at, calls) if calls else None
 
 
-def _bare(text: str, names: Collection[str] | None) -> _Found | None:
+def _bare(text: str, names: Collection[str] | None) -> _Span | None:
     """Calls that are the whole text."""
     if not may_be_bare(text):
         return None
@@ -144,7 +144,7 @@ def _bare(text: str, names: Collection[str] | None) -> _Found | None:
         return None
     if names is not None and not all(name in names for name, _ in read[1]):
         return None
-    return _Found(0, len(text), read[1])
+    return _Span(0, len(text), read[1])
 
 
 def _json_at(text: str, at: int) -> tuple[Any, int]:
@@ -182,7 +182,7 @@ def _calls(value: Any) -> list[tuple[str, dict[str, Any]]]:
 
 def describe(tools: Sequence[Tool]) -> str:
     """The text for the system prompt of a model whose template knows no tools."""
-    told = "\n".join(
+    signatures = "\n".join(
         json.dumps(
             {
                 "type": "function",
@@ -200,7 +200,7 @@ def describe(tools: Sequence[Tool]) -> str:
         "# Tools\n\n"
         "You may call one or more functions to assist with the user query.\n\n"
         "You are provided with function signatures within <tools></tools> XML tags:\n"
-        f"<tools>\n{told}\n</tools>\n\n"
+        f"<tools>\n{signatures}\n</tools>\n\n"
         "For each function call, return a json object with function name and arguments within "
         f"{HERMES}{HERMES_END} XML tags:\n"
         f'{HERMES}\n{{"name": <function-name>, "arguments": <args-json-object>}}\n{HERMES_END}'
@@ -285,9 +285,9 @@ class ToolCallGate:
 
 def _end_of_text(text: str) -> int:
     """Up to where the text cannot belong to a call, nor be space before one."""
-    found = [at for opening in OPENINGS if (at := text.find(opening)) >= 0]
-    if found:
-        return len(text[: min(found)].rstrip())
+    starts = [at for opening in OPENINGS if (at := text.find(opening)) >= 0]
+    if starts:
+        return len(text[: min(starts)].rstrip())
     longest = max(map(len, OPENINGS)) - 1
     for at in range(max(0, len(text) - longest), len(text)):
         if any(opening.startswith(text[at:]) for opening in OPENINGS):

@@ -224,7 +224,7 @@ _HEADING_UP_TO_CHARS: Final = 80
 
 def split(passage: str) -> list[Sentence]:
     """All sentences in order; none is empty."""
-    found: list[Sentence] = []
+    sentences: list[Sentence] = []
     blocks = [block for block in _BLANK_LINES.split(passage) if block.strip()]
     for number, block in enumerate(blocks):
         is_last_block = number == len(blocks) - 1
@@ -232,7 +232,7 @@ def split(passage: str) -> list[Sentence]:
         for at, unit in enumerate(units):
             parts = [" ".join(part.split()) for part in _prose(unit)]
             for index, text in enumerate(part for part in parts if part):
-                first = not found
+                first = not sentences
                 last = is_last_block and at == len(units) - 1 and index == len(parts) - 1
                 is_heading = bool(_HEADING_MARK.match(text)) or (
                     len(parts) == 1 and len(units) == 1 and not last and _is_title(text)
@@ -240,8 +240,8 @@ def split(passage: str) -> list[Sentence]:
                 is_cut = not is_heading and (
                     (first and _begins_midway(text)) or (last and _ends_midway(text))
                 )
-                found.append(Sentence(text=text, is_heading=is_heading, is_cut=is_cut))
-    return found
+                sentences.append(Sentence(text=text, is_heading=is_heading, is_cut=is_cut))
+    return sentences
 
 
 def _units(block: str) -> Iterator[str]:
@@ -350,7 +350,7 @@ _REASON: Final = re.compile(
     re.IGNORECASE,
 )
 # The later of two that fit says more: "몇 년" asks for a date, not for any number.
-_ASKED: Final = tuple(
+_ANSWER_PATTERNS: Final = tuple(
     (re.compile(question, re.IGNORECASE), answer)
     for question, answer in (
         (
@@ -370,7 +370,7 @@ _ASKED: Final = tuple(
 
 def answer_pattern(question: str) -> re.Pattern[str] | None:
     """What to look for in a sentence; None where the question expects nothing in particular."""
-    fitting = [answer for asked, answer in _ASKED if asked.search(question)]
+    fitting = [answer for cue, answer in _ANSWER_PATTERNS if cue.search(question)]
     return fitting[-1] if fitting else None
 
 
@@ -426,7 +426,7 @@ class ExtractiveAnswer:
 class _Candidate:
     sentence: Sentence
     passage: int
-    found: frozenset[str]
+    terms: frozenset[str]
     matches: tuple[float, ...]  # of each of the question's words, from 0 to 1
 
 
@@ -454,11 +454,11 @@ def quotes(question: str, passages: Sequence[str], scores: Sequence[float]) -> l
     if len(passages) != len(scores):
         raise ValueError(f"{len(passages)} passages with {len(scores)} scores")
     question, passages = nfkc(question), [nfc(passage) for passage in passages]
-    asked = list(dict.fromkeys(words(question)))
-    candidates = _candidates(passages, asked)
-    if not asked or not candidates:
+    keywords = list(dict.fromkeys(words(question)))
+    candidates = _candidates(passages, keywords)
+    if not keywords or not candidates:
         return []
-    weights = _weights(asked, candidates)
+    weights = _weights(keywords, candidates)
     ranked = _rank(question, candidates, weights, scores)
     best = ranked[0]
     doubt = max(0.0, _USUAL_SCORE - scores[best.candidate.passage])
@@ -472,22 +472,24 @@ def quotes(question: str, passages: Sequence[str], scores: Sequence[float]) -> l
         if not any(_is_same(other.candidate, taken) for taken in chosen):
             chosen.append(other.candidate)
     return [
-        Quote(text=_shortened(candidate.sentence.text, asked, weights), passage=candidate.passage)
+        Quote(
+            text=_shortened(candidate.sentence.text, keywords, weights), passage=candidate.passage
+        )
         for candidate in chosen
     ]
 
 
-def _candidates(passages: Sequence[str], asked: Sequence[Word]) -> list[_Candidate]:
+def _candidates(passages: Sequence[str], keywords: Sequence[Word]) -> list[_Candidate]:
     candidates = []
     for passage, text in enumerate(passages):
         for sentence in split(text):
-            found = _terms_in(sentence.text)
-            matches = tuple(_match(word, found) for word in asked)
+            terms = _terms_in(sentence.text)
+            matches = tuple(_match(word, terms) for word in keywords)
             candidates.append(
                 _Candidate(
                     sentence=sentence,
                     passage=passage,
-                    found=found,
+                    terms=terms,
                     matches=matches,
                 )
             )
@@ -498,18 +500,18 @@ def _terms_in(text: str) -> frozenset[str]:
     return frozenset(term for word in words(text) for term in word)
 
 
-def _match(word: Word, found: frozenset[str]) -> float:
+def _match(word: Word, terms: frozenset[str]) -> float:
     """How much of the word is there. Korean ones match in part; their first syllables tell most."""
-    share = sum(term in found for term in word) / len(word)
-    if len(word) > 1 and word[0] in found:
+    share = sum(term in terms for term in word) / len(word)
+    if len(word) > 1 and word[0] in terms:
         share = max(share, _FIRST_SYLLABLES)
     return share if share >= 0.5 else 0.0
 
 
-def _weights(asked: Sequence[Word], candidates: Sequence[_Candidate]) -> list[float]:
+def _weights(keywords: Sequence[Word], candidates: Sequence[_Candidate]) -> list[float]:
     """What each word of the question is worth, together 1: more where fewer sentences have it."""
     raw = []
-    for at, word in enumerate(asked):
+    for at, word in enumerate(keywords):
         having = sum(candidate.matches[at] > 0 for candidate in candidates)
         rarity = math.log(1 + (len(candidates) - having + 0.5) / (having + 0.5))
         raw.append(rarity * (_COMMON_WORD if all(map(is_common, word)) else 1))
@@ -573,13 +575,13 @@ def _is_same(one: _Candidate, other: _Candidate) -> bool:
     bare, other_bare = (_NOT_WORD.sub("", comparable(each.sentence.text)) for each in (one, other))
     if bare in other_bare or other_bare in bare:
         return True
-    different = one.found ^ other.found
+    different = one.terms ^ other.terms
     if any(char.isdigit() for term in different for char in term):
         return False  # two rows of a table, or two versions: all is the same but the figures
-    return len(different) <= (1 - _SAME_SENTENCE) * len(one.found | other.found)
+    return len(different) <= (1 - _SAME_SENTENCE) * len(one.terms | other.terms)
 
 
-def _shortened(text: str, asked: Sequence[Word], weights: Sequence[float]) -> str:
+def _shortened(text: str, keywords: Sequence[Word], weights: Sequence[float]) -> str:
     """The text, or the part of at most about 400 characters that holds most of the question."""
     if len(text) <= QUOTE_CHARS:
         return text
@@ -587,8 +589,8 @@ def _shortened(text: str, asked: Sequence[Word], weights: Sequence[float]) -> st
     starts = [0, *(space.end() for space in _SPACE.finditer(text) if space.end() < last)]
 
     def worth(start: int) -> float:
-        found = _terms_in(text[start : start + QUOTE_CHARS])
-        return _weighted([_match(word, found) for word in asked], weights)
+        terms = _terms_in(text[start : start + QUOTE_CHARS])
+        return _weighted([_match(word, terms) for word in keywords], weights)
 
     # One window every hundred characters is enough; the earliest of the equal ones is taken.
     apart = QUOTE_CHARS // 4

@@ -85,15 +85,15 @@ def trim(messages: Sequence[Message], *, budget_tokens: int, count: Count) -> Tr
 
 def _units(messages: Sequence[Message]) -> tuple[list[list[int]], int]:
     """What is dropped together, as indices, oldest first; and how many of these may go."""
-    asked = [index for index, message in enumerate(messages) if message.role == Role.USER]
-    last_asked = asked[-1] if asked else -1
+    questions = [index for index, message in enumerate(messages) if message.role == Role.USER]
+    last_question = questions[-1] if questions else -1
     turns: list[list[int]] = []
     steps: list[list[int]] = []
     for index, message in enumerate(messages):
-        if message.role == Role.SYSTEM or index == last_asked:
+        if message.role == Role.SYSTEM or index == last_question:
             continue
-        units = turns if index < last_asked else steps
-        begins = Role.USER if index < last_asked else Role.ASSISTANT
+        units = turns if index < last_question else steps
+        begins = Role.USER if index < last_question else Role.ASSISTANT
         if message.role == begins or not units:
             units.append([])
         units[-1].append(index)
@@ -138,11 +138,11 @@ def with_summary(messages: Sequence[Message], summary: str) -> list[Message]:
     It goes behind the text of the first one: many models take a single system message, in front.
     """
     said = " ".join(message.content for message in messages if message.role == Role.USER)
-    told = wording_for(said).summary.format(summary=summary.strip())
+    system = wording_for(said).summary.format(summary=summary.strip())
     if messages and messages[0].role == Role.SYSTEM:
-        told = f"{messages[0].content}\n\n{told}"
+        system = f"{messages[0].content}\n\n{system}"
         messages = messages[1:]
-    return [Message(role=Role.SYSTEM, content=told), *messages]
+    return [Message(role=Role.SYSTEM, content=system), *messages]
 
 
 def _line(message: Message) -> str:

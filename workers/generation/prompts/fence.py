@@ -73,13 +73,13 @@ def disarm(text: str) -> str:
 
     Doing it twice changes nothing more.
     """
-    return _ARMED.sub(lambda found: f"{found[0]} ", text)
+    return _ARMED.sub(lambda match: f"{match[0]} ", text)
 
 
 def block(name: str, code: str, text: str, **attributes: object) -> str:
     """The text between its tags, disarmed; attribute values are quoted and kept to one line."""
-    told = "".join(f' {key}="{_attribute(str(value))}"' for key, value in attributes.items())
-    return f"<{name}-{code}{told}>\n{disarm(text)}\n</{name}-{code}>"
+    rendered = "".join(f' {key}="{_attribute(str(value))}"' for key, value in attributes.items())
+    return f"<{name}-{code}{rendered}>\n{disarm(text)}\n</{name}-{code}>"
 
 
 def cut_block(name: str, code: str, text: str, limit_chars: int, **attributes: object) -> str:

@@ -193,11 +193,11 @@ def _messages(
     if template is None:
         rules = f"{wording.answer_from_passages}\n\n{rules}"
         template = PromptTemplate.from_template(wording.question)
-    asked = template.format(context=context, question=question)
+    content = template.format(context=context, question=question)
     return (
         Message(role=Role.SYSTEM, content=rules),
         *history,
-        Message(role=Role.USER, content=asked),
+        Message(role=Role.USER, content=content),
     )
 
 
@@ -240,7 +240,7 @@ def _boundary(text: str, length: int) -> int:
     """The last good place to cut at or before `length`, unless that would lose half the text."""
     at_least = length // 2
     for pattern in (_SENTENCE_END, _SPACE):
-        ends = [found.end() for found in pattern.finditer(text, 0, length + 1)]
+        ends = [match.end() for match in pattern.finditer(text, 0, length + 1)]
         if usable := [end for end in ends if at_least < end <= length]:
             return usable[-1]
     return length

@@ -100,11 +100,11 @@ class CtcSpeech(LocalTask):
         values = inputs["input_values"].to(self.model.device, self.model.dtype)
         mask = inputs["attention_mask"].to(self.model.device) if self.is_paddable else None
         with torch.inference_mode():
-            found = self.model(values, attention_mask=mask).logits.argmax(-1).tolist()
+            ids = self.model(values, attention_mask=mask).logits.argmax(-1).tolist()
         # Frames of padding, of which there may be some in a paddable batch, say nothing.
         return [
             tokens[: self._frames(len(row.data))] if self.is_paddable else tokens
-            for tokens, row in zip(found, rows, strict=True)
+            for tokens, row in zip(ids, rows, strict=True)
         ]
 
     def _frames(self, samples: int) -> int:
@@ -152,9 +152,9 @@ class CtcSpeech(LocalTask):
 
 
 def _check(parameters: SpeechParameters) -> None:
-    given = parameters.model_dump(exclude_none=True)
+    values = parameters.model_dump(exclude_none=True)
     for name in ("language", "task", "generate_kwargs", "generation_parameters"):
-        if given.get(name):  # an object of nothing asks for nothing
+        if values.get(name):  # an object of nothing asks for nothing
             raise InvalidInput(
                 f"parameters.{name} is for models that generate, such as Whisper; this one writes "
                 "down what it hears, frame by frame. Leave it out."

@@ -187,8 +187,8 @@ def _check_ogg(data: bytes) -> None:
 def _is_whole_page(page: bytes) -> bool:
     """Its checksum is zlib's, but for the order of bits, and where it begins."""
     bits = (page[:22] + bytes(4) + page[26:]).translate(MIRRORED)
-    found = zlib.crc32(bits, 0xFFFF_FFFF) ^ 0xFFFF_FFFF
-    return found.to_bytes(4, "big").translate(MIRRORED) == page[22:26]
+    checksum = zlib.crc32(bits, 0xFFFF_FFFF) ^ 0xFFFF_FFFF
+    return checksum.to_bytes(4, "big").translate(MIRRORED) == page[22:26]
 
 
 def _cut_off() -> InvalidInput:

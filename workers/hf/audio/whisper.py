@@ -44,7 +44,7 @@ SHOWN_LANGUAGES: Final = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class DecodingOptions:
     """How a window is to be transcribed; the same for all of a batch."""
 
     arguments: Arguments
@@ -62,16 +62,16 @@ class Wanted:
         return json.dumps([*key, secrets.token_hex(16) if is_alone else None])
 
 
-def wanted_of(model: PreTrainedModel, parameters: SpeechParameters) -> Wanted:
+def decoding_options(model: PreTrainedModel, parameters: SpeechParameters) -> DecodingOptions:
     """What the caller asks of this model. Raises InvalidInput for what the model cannot do."""
     generation: Any = model.generation_config
-    asked, seed = asked_settings(
+    settings, seed = asked_settings(
         parameters.generation_parameters or GenerationParameters(), parameters.generate_kwargs
     )
     own = known_settings(generation.to_dict())
     room = model.config.max_target_positions - PROMPT_TOKENS
-    return Wanted(
-        arguments=settle(asked, {}, own, given=PROMPT_TOKENS, room=room),
+    return DecodingOptions(
+        arguments=settle(settings, {}, own, prompt_tokens=PROMPT_TOKENS, room=room),
         language=_language(generation, parameters.spoken),
         task=_task(generation, parameters.wanted_task),
         timestamps=_timestamps(generation, parameters.return_timestamps),
@@ -110,24 +110,24 @@ def _is_multilingual(generation: Any) -> bool:
     return bool(getattr(generation, "is_multilingual", True))
 
 
-def _timestamps(generation: Any, wanted: bool | str) -> bool | str:
+def _timestamps(generation: Any, timestamps: bool | str) -> bool | str:
     """Some models only write well with timestamps, and say so in their configuration."""
-    if wanted == "char":
+    if timestamps == "char":
         raise InvalidInput(
             'parameters.return_timestamps "char" is for models with a CTC head; ask Whisper '
             'for true (segments) or "word".'
         )
-    if wanted and not hasattr(generation, "no_timestamps_token_id"):
+    if timestamps and not hasattr(generation, "no_timestamps_token_id"):
         raise InvalidInput(
             "parameters.return_timestamps: the model's generation_config.json does not name "
             "its no_timestamps_token_id, so there are no timestamps."
         )
-    if wanted == "word" and not hasattr(generation, "alignment_heads"):
+    if timestamps == "word" and not hasattr(generation, "alignment_heads"):
         raise InvalidInput(
             'parameters.return_timestamps "word": the model\'s generation_config.json names '
             "no alignment_heads, so words have no times; ask for true (segments)."
         )
-    return wanted or bool(getattr(generation, "return_timestamps", False))
+    return timestamps or bool(getattr(generation, "return_timestamps", False))
 
 
 CHUNK_LEAST_S: Final = 1.0
@@ -136,7 +136,7 @@ CHUNK_LEAST_S: Final = 1.0
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
     samples: Samples
-    wanted: Wanted
+    decoding: DecodingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ class WhisperSpeech(LocalTask):
 
     def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
         assert isinstance(parameters, SpeechParameters)
-        wanted = wanted_of(self.model, parameters)
+        decoding = decoding_options(self.model, parameters)
         chunk_s = self._chunk_s(parameters)
         key, samples = self.recordings.take(value)
         cut = windows(
@@ -173,27 +173,27 @@ class WhisperSpeech(LocalTask):
         )
         rows = [
             Row(
-                size=self.frames * wanted.arguments.copies,
-                data=_Piece(samples=samples[window.start : window.end], wanted=wanted),
-                group=wanted.group,
+                size=self.frames * decoding.arguments.copies,
+                data=_Piece(samples=samples[window.start : window.end], decoding=decoding),
+                group=decoding.group,
             )
             for window in cut
         ]
-        rest = _Recording(key=key, windows=cut, timestamps=wanted.timestamps)
-        return Prepared(rows=rows, rest=rest, warnings=wanted.arguments.warnings)
+        rest = _Recording(key=key, windows=cut, timestamps=decoding.timestamps)
+        return Prepared(rows=rows, rest=rest, warnings=decoding.arguments.warnings)
 
     def _chunk_s(self, parameters: SpeechParameters) -> float:
         window_s = self.extractor.n_samples / self.rate_hz
-        asked = parameters.chunk_length_s
-        if asked is not None and not CHUNK_LEAST_S <= asked <= window_s:
+        chunk_s = parameters.chunk_length_s
+        if chunk_s is not None and not CHUNK_LEAST_S <= chunk_s <= window_s:
             raise InvalidInput(
-                f"parameters.chunk_length_s is {asked:g}; the model's window is {window_s:g} s, "
+                f"parameters.chunk_length_s is {chunk_s:g}; the model's window is {window_s:g} s, "
                 f"the least is {CHUNK_LEAST_S:g}."
             )
-        return asked or min(window_s, max(CHUNK_LEAST_S, self.options.audio_chunk_s))
+        return chunk_s or min(window_s, max(CHUNK_LEAST_S, self.options.audio_chunk_s))
 
     def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
-        wanted: Wanted = rows[0].data.wanted
+        decoding: DecodingOptions = rows[0].data.decoding
         inputs = self.extractor(
             [row.data.samples for row in rows],
             sampling_rate=self.rate_hz,
@@ -202,47 +202,47 @@ class WhisperSpeech(LocalTask):
         )
         generate: Any = self.model.generate
         try:
-            with torch.inference_mode(), _dice(self.model.device, wanted):
-                found = generate(
+            with torch.inference_mode(), _dice(self.model.device, decoding):
+                generated = generate(
                     input_features=inputs["input_features"].to(self.model.device, self.model.dtype),
                     attention_mask=inputs["attention_mask"].to(self.model.device),
                     stopping_criteria=StoppingCriteriaList([_Abandoned(watch)]),
-                    **self._generate_arguments(wanted),
+                    **self._generate_arguments(decoding),
                 )
         finally:
-            if wanted.timestamps == "word":
+            if decoding.timestamps == "word":
                 # Weights of attention are only there without fused kernels; the next batch is
                 # better off with them.
                 self.model.set_attn_implementation(self.attention)
-        return self._outputs(found)
+        return self._outputs(generated)
 
-    def _generate_arguments(self, wanted: Wanted) -> dict[str, Any]:
+    def _generate_arguments(self, decoding: DecodingOptions) -> dict[str, Any]:
         settings = {
             name: value
-            for name, value in wanted.arguments.settings.items()
+            for name, value in decoding.arguments.settings.items()
             if name != "do_sample" and getattr(self.generation, name, None) != value
         }
-        if wanted.arguments.is_sampled:
+        if decoding.arguments.is_sampled:
             # It is by its temperature that Whisper's `generate` knows.
             settings.setdefault("temperature", 1.0)
-        if wanted.language is not None:
-            settings["language"] = wanted.language
-        if wanted.task is not None:
-            settings["task"] = wanted.task
-        if wanted.timestamps == "word":
+        if decoding.language is not None:
+            settings["language"] = decoding.language
+        if decoding.task is not None:
+            settings["task"] = decoding.task
+        if decoding.timestamps == "word":
             settings |= {"return_token_timestamps": True, "return_segments": True}
-        return settings | {"return_timestamps": bool(wanted.timestamps)}
+        return settings | {"return_timestamps": bool(decoding.timestamps)}
 
-    def _outputs(self, found: Any) -> list[Any]:
-        if isinstance(found, torch.Tensor):
-            return [{"tokens": self._unpadded(row)} for row in found.tolist()]
+    def _outputs(self, generated: Any) -> list[Any]:
+        if isinstance(generated, torch.Tensor):
+            return [{"tokens": self._unpadded(row)} for row in generated.tolist()]
         times = [
             [time for segment in segments for time in segment["token_timestamps"].tolist()]
-            for segments in found["segments"]
+            for segments in generated["segments"]
         ]
         return [
             {"tokens": self._unpadded(row), "times": row_times}
-            for row, row_times in zip(found["sequences"].tolist(), times, strict=True)
+            for row, row_times in zip(generated["sequences"].tolist(), times, strict=True)
         ]
 
     def _unpadded(self, tokens: list[int]) -> list[int]:
@@ -303,13 +303,13 @@ def _chunks(chunks: Sequence[dict[str, Any]], end_s: float) -> Iterator[dict[str
 
 
 @contextmanager
-def _dice(device: torch.device, wanted: Wanted) -> Iterator[None]:
+def _dice(device: torch.device, decoding: DecodingOptions) -> Iterator[None]:
     """The process's own generators of random numbers stay as they are."""
-    if not wanted.arguments.is_sampled:
+    if not decoding.arguments.is_sampled:
         yield
         return
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(secrets.randbits(63) if wanted.seed is None else wanted.seed)
+        torch.manual_seed(secrets.randbits(63) if decoding.seed is None else decoding.seed)
         yield
 
 

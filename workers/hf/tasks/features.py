@@ -210,10 +210,10 @@ class TokenFeatures(LocalTask):
     def _batch(self, tokens: Sequence[Tokens]) -> list[Any]:
         inputs = pad(self.tokenizer, tokens, self.model.device)
         taken = inspect.signature(self.model.forward).parameters
-        given = {name: tensor for name, tensor in inputs.items() if name in taken}
+        arguments = {name: tensor for name, tensor in inputs.items() if name in taken}
         extra = {"use_cache": False} if "use_cache" in taken else {}
         with torch.inference_mode():
-            output = self.model(**given, **extra)[0].float()
+            output = self.model(**arguments, **extra)[0].float()
         masks = inputs["attention_mask"].bool()
         return [each[mask].cpu().tolist() for each, mask in zip(output, masks, strict=True)]
 

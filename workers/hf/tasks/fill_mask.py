@@ -66,13 +66,13 @@ class FillMask(LocalTask):
 
     def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
         """For each mask of each row, its best tokens as `[score, token]`."""
-        found: list[Any] = []
+        best: list[Any] = []
         for part in self._parts(rows):
             # Only to be interrupted: leaving out a row of a part would save next to nothing.
             watch()
             judged = logits(self.model, self.tokenizer, [row.data.tokens for row in part])
-            found += [_best(each, row.data) for each, row in zip(judged, part, strict=True)]
-        return found
+            best += [_best(each, row.data) for each, row in zip(judged, part, strict=True)]
+        return best
 
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
         del parameters

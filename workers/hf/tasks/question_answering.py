@@ -107,12 +107,12 @@ def best_answers(
     Answers whose texts differ in no more than case are one, where the best of them stands.
     `may_be_none` lets no answer be one.
     """
-    found: dict[str, _Span] = {}
+    best: dict[str, _Span] = {}
     for window in windows:
         for words, span in _best_spans(text, window, top_k, max_tokens):
-            if words not in found or span.rank < found[words].rank:
-                found[words] = span
-    spans = sorted(found.values(), key=lambda span: span.rank)[:top_k]
+            if words not in best or span.rank < best[words].rank:
+                best[words] = span
+    spans = sorted(best.values(), key=lambda span: span.rank)[:top_k]
     nones = [window.no_answer for window in windows if window.no_answer is not None]
     none = min(nones, key=sum, default=None)
     total = _log_total(text, windows, none)
@@ -347,12 +347,14 @@ class QuestionAnswering(LocalTask):
     def _overlap(self, question: str, size: int, parameters: QuestionAnsweringParameters) -> int:
         """How many tokens of the context windows share. Raises InvalidInput where no window of
         `size` could take any new ones."""
-        asked = len(self.tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"])
-        room = size - asked - self.tokenizer.num_special_tokens_to_add(pair=True)
+        question_size = len(
+            self.tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"]
+        )
+        room = size - question_size - self.tokenizer.num_special_tokens_to_add(pair=True)
         if room < 2:
             raise InvalidInput(
-                f"the question has {asked:,} tokens, which leaves no room for the context in "
-                f"windows of {size:,}. Raise max_seq_len, or lower max_question_len."
+                f"the question has {question_size:,} tokens, which leaves no room for the context "
+                f"in windows of {size:,}. Raise max_seq_len, or lower max_question_len."
             )
         if parameters.doc_stride < room:
             return parameters.doc_stride
@@ -373,9 +375,9 @@ class QuestionAnswering(LocalTask):
 
     def _batch(self, readings: Sequence[Reading]) -> list[Any]:
         inputs = pad(self.tokenizer, [reading.tokens for reading in readings], self.model.device)
-        given = {name: tensor for name, tensor in inputs.items() if name in self.taken}
+        arguments = {name: tensor for name, tensor in inputs.items() if name in self.taken}
         with torch.inference_mode():
-            output = self.model(**given)
+            output = self.model(**arguments)
         logits = torch.stack([output.start_logits, output.end_logits], dim=1).float().cpu().numpy()
         return [_packed(row, reading) for row, reading in zip(logits, readings, strict=True)]
 
@@ -389,8 +391,8 @@ class QuestionAnswering(LocalTask):
             max_tokens=parameters.max_answer_len,
             may_be_none=parameters.handle_impossible_answer,
         )
-        found = [_wire(answer, context.text.text) for answer in answers]
-        return found[0] if parameters.top_k == 1 else found
+        items = [_wire(answer, context.text.text) for answer in answers]
+        return items[0] if parameters.top_k == 1 else items
 
 
 def _packed(logits: NDArray[np.float32], reading: Reading) -> dict[str, Any]:

@@ -79,20 +79,20 @@ def generate(
     settings = first.arguments.settings
     is_decoder = not model.config.is_encoder_decoder
     ids, mask = _batch(sources, settings["pad_token_id"], left=is_decoder)
-    given = ids.shape[1] if is_decoder else 1
+    start = ids.shape[1] if is_decoder else 1
     criteria: list[StoppingCriteria] = [Watched(watch, len(sources))]
     if first.stop:
-        criteria.append(StoppedByText(tokenizer, first.stop, given))
+        criteria.append(StoppedByText(tokenizer, first.stop, start))
     with torch.inference_mode(), _dice(model.device, first):
         run: Any = model.generate
-        found = run(
+        sequences = run(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=GenerationConfig(**settings),
             stopping_criteria=StoppingCriteriaList(criteria),
         )
     ends = settings.get("eos_token_id")
-    new = [_until_end(row, ends) for row in found[:, given:].tolist()]
+    new = [_until_end(row, ends) for row in sequences[:, start:].tolist()]
     each = settings["num_return_sequences"]
     return [new[n * each : (n + 1) * each] for n in range(len(sources))]
 
@@ -131,20 +131,20 @@ class StoppedByText(StoppingCriteria):
     text cuts it."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], given: int
+        self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], start: int
     ) -> None:
         self.tokenizer = tokenizer
         self.strings = strings
-        self.given = given
+        self.start = start
         # No token is shorter than a byte.
         self.tail = max(len(string.encode()) for string in strings) + STOP_SLACK_TOKENS
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
         del scores, kwargs
-        ends = input_ids[:, max(self.given, input_ids.shape[1] - self.tail) :].tolist()
+        ends = input_ids[:, max(self.start, input_ids.shape[1] - self.tail) :].tolist()
         texts = [decoded(self.tokenizer, end) for end in ends]
-        found = [any(string in text for string in self.strings) for text in texts]
-        return torch.tensor(found, device=input_ids.device)  # type: ignore[return-value] # dito
+        stopped = [any(string in text for string in self.strings) for text in texts]
+        return torch.tensor(stopped, device=input_ids.device)  # type: ignore[return-value] # dito
 
 
 def _batch(
@@ -237,10 +237,10 @@ class Seq2Seq(LocalTask):
                 f"the text has {tokens.full_size:,} tokens, and the model takes {self.window:,}; "
                 "shorten it, or leave out `truncation` to have it cut."
             )
-        asked, seed = asked_settings(parameters, parameters.generate_parameters)
+        settings, seed = asked_settings(parameters, parameters.generate_parameters)
         # `generate` counts the token that every text begins with.
         task = known_settings(directed.settings)
-        arguments = settle(asked, task, self.own, given=1, room=self.room)
+        arguments = settle(settings, task, self.own, prompt_tokens=1, room=self.room)
         source = Source(ids=tokens.inputs["input_ids"], arguments=arguments, seed=seed)
         return Prepared(
             rows=[make_row(self.model, source, size=tokens.size)],

@@ -45,16 +45,16 @@ class TextGeneration(LocalTask):
         assert isinstance(parameters, TextGenerationParameters)
         check_has_tokens(self.tokenizer, value)
         ids: list[int] = self.tokenizer(value, verbose=False)["input_ids"]
-        asked, seed = asked_settings(parameters)
-        if shapes_chances(asked):
+        settings, seed = asked_settings(parameters)
+        if shapes_chances(settings):
             # As text-generation-inference understands it, and unlike `generate`.
-            asked.setdefault("do_sample", True)
-        kept = self._kept(ids, parameters.truncate, asked.get("max_new_tokens", NEW_TOKENS))
+            settings.setdefault("do_sample", True)
+        kept = self._kept(ids, parameters.truncate, settings.get("max_new_tokens", NEW_TOKENS))
         arguments = settle(
-            asked,
+            settings,
             self.task,
             self.own,
-            given=len(kept),
+            prompt_tokens=len(kept),
             room=None if self.window is None else self.window - len(kept),
             sequences=parameters.num_return_sequences or 1,
         )
@@ -62,8 +62,8 @@ class TextGeneration(LocalTask):
         # What is generated stays in memory beside the prompt.
         row = make_row(self.model, source, size=len(kept) + arguments.new_tokens)
         cut = f"was cut from {len(ids):,} to {len(kept):,} tokens: its beginning was left out."
-        told = [cut] if len(kept) < len(ids) else []
-        return Prepared(rows=[row], rest=(value, kept), warnings=[*told, *arguments.warnings])
+        warnings = [cut] if len(kept) < len(ids) else []
+        return Prepared(rows=[row], rest=(value, kept), warnings=[*warnings, *arguments.warnings])
 
     def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
         return generate(self.model, self.tokenizer, [row.data for row in rows], watch)
@@ -83,10 +83,10 @@ class TextGeneration(LocalTask):
         """The API answers a single prompt with a list of its continuations."""
         return output if isinstance(output, list) else [output]
 
-    def _kept(self, ids: list[int], asked: int | None, new_tokens: int) -> list[int]:
+    def _kept(self, ids: list[int], truncate: int | None, new_tokens: int) -> list[int]:
         """A prompt that fits is kept whole, if the new text has to be shorter; one that does not
         leaves up to half of the window for it."""
-        limit = len(ids) if asked is None else asked
+        limit = len(ids) if truncate is None else truncate
         if self.window is not None and min(limit, len(ids)) >= self.window:
             limit = self.window - min(new_tokens, self.window // 2)
         if len(ids) <= limit:

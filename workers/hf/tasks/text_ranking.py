@@ -60,8 +60,8 @@ class TextRanking(LocalTask):
 
     def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
         del watch  # One pass through an encoder is not worth watching.
-        found = logits(self.model, self.tokenizer, [row.data for row in rows])
-        return [each.item() for each in found]
+        scores = logits(self.model, self.tokenizer, [row.data for row in rows])
+        return [each.item() for each in scores]
 
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
         assert isinstance(parameters, RankingParameters)

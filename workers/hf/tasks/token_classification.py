@@ -72,19 +72,19 @@ def entities(
     ]
     if strategy in BY_WORDS:
         pieces = _words(pieces, tokenizer, strategy)
-    found = [_entity(piece, labels) for piece in pieces]
+    spans = [_entity(piece, labels) for piece in pieces]
     if strategy != "none":
-        found = _groups(found, tokenizer)
+        spans = _groups(spans, tokenizer)
     # A label may be ignored by its own name, or by that of its group.
     key = "entity" if strategy == "none" else "entity_group"
-    return [each for each in found if each[key] not in ignored]
+    return [each for each in spans if each[key] not in ignored]
 
 
-def merged(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def merged(spans: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Entities of overlapping windows: of those that overlap the longest is kept, and of equally
     long ones the surest."""
     kept: list[dict[str, Any]] = []
-    for entity in sorted(found, key=lambda each: each["start"]):
+    for entity in sorted(spans, key=lambda each: each["start"]):
         if not kept or not kept[-1]["start"] <= entity["start"] < kept[-1]["end"]:
             kept.append(entity)
         elif _weight(entity) > _weight(kept[-1]):
@@ -174,10 +174,10 @@ def _entity(piece: _Piece, labels: Mapping[int, str]) -> dict[str, Any]:
 
 
 def _groups(
-    found: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+    spans: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
     groups: list[list[dict[str, Any]]] = []
-    for entity in found:
+    for entity in spans:
         begins, kind = _tag(entity["entity"])
         if groups and not begins and kind == _tag(groups[-1][-1]["entity"])[1]:
             groups[-1].append(entity)
@@ -258,11 +258,11 @@ class TokenClassification(LocalTask):
         """The entities of each window: far less to keep than the scores of all tokens."""
         del watch  # One pass through an encoder is not worth watching.
         judged = logits(self.model, self.tokenizer, [row.data.row for row in rows])
-        found = []
+        outputs = []
         for row, each in zip(rows, judged, strict=True):
             window: _Window = row.data
             own = each[[token.index - window.shift for token in window.tokens]]
-            found.append(
+            outputs.append(
                 entities(
                     window.text,
                     window.tokens,
@@ -273,12 +273,12 @@ class TokenClassification(LocalTask):
                     ignored=window.ignored,
                 )
             )
-        return found
+        return outputs
 
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
         del parameters
-        found = [entity for output in outputs for entity in output]
-        return merged(found) if len(prepared.rows) > 1 else found
+        spans = [entity for output in outputs for entity in output]
+        return merged(spans) if len(prepared.rows) > 1 else spans
 
     def _windows(self, whole: Tokens, stride: int) -> Iterator[tuple[Tokens, slice, int]]:
         """Rows no longer than the model takes, the part of the whole that each has, and by how

@@ -96,11 +96,11 @@ class Marked(Directions):
             known = [*self.targets, *([self.target] if self.target else [])]
             raise _unknown("tgt_lang", target, known)
         if target is None and len(self.targets) > 1 and not text.startswith(">>"):
-            told = (
+            warning = (
                 "goes into a language of the model's choice, as no tgt_lang is named; it knows "
                 f"{_some(self.targets, '')}."
             )
-            return Directed(text=text, warnings=[told])
+            return Directed(text=text, warnings=[warning])
         return Directed(text=text)
 
 

@@ -52,8 +52,8 @@ class ZeroShotClassification(LocalTask):
 
     def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
         del watch  # One pass through an encoder is not worth watching.
-        found = logits(self.model, self.tokenizer, [row.data for row in rows])
-        return [[float(each[self.contradiction]), float(each[self.entailment])] for each in found]
+        scores = logits(self.model, self.tokenizer, [row.data for row in rows])
+        return [[float(each[self.contradiction]), float(each[self.entailment])] for each in scores]
 
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
         del prepared
@@ -64,10 +64,10 @@ class ZeroShotClassification(LocalTask):
             scores = judged.softmax(1)[:, 1]
         else:
             scores = judged[:, 1].softmax(0)
-        found = zip(labels, scores.tolist(), strict=True)
+        pairs = zip(labels, scores.tolist(), strict=True)
         return [
             {"label": label, "score": score}
-            for label, score in sorted(found, key=lambda each: -each[1])
+            for label, score in sorted(pairs, key=lambda each: -each[1])
         ]
 
 

@@ -96,8 +96,8 @@ class Page:
 def declared_charset(data: bytes) -> str | None:
     """The encoding that the first bytes name, in an XML declaration or a `<meta>`."""
     head = data[:_DECLARED_WITHIN_BYTES]
-    found = _XML_ENCODING.search(head) or _CHARSET.search(head)
-    return found[1].decode("ascii") if found else None
+    match = _XML_ENCODING.search(head) or _CHARSET.search(head)
+    return match[1].decode("ascii") if match else None
 
 
 def render(text: str, *, name: str) -> Page:

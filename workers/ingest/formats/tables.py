@@ -577,19 +577,19 @@ def _plain(name: str) -> str:
 
 
 def _indices(
-    wanted: Sequence[str] | None, columns: Sequence[str], setting: str, name: str
+    selected: Sequence[str] | None, columns: Sequence[str], setting: str, name: str
 ) -> list[int] | None:
-    if wanted is None:
+    if selected is None:
         return None
     places = {column: at for at, column in reversed(list(enumerate(columns)))}
-    wanted = [_plain(column) for column in wanted]
-    missing = [column for column in wanted if column not in places]
+    selected = [_plain(column) for column in selected]
+    missing = [column for column in selected if column not in places]
     if missing:
         raise DocumentError(
             f"{name}: {setting} names {_listed(missing)}, which the file does not have. Its "
             f"columns are {_listed(columns)}."
         )
-    return [places[column] for column in dict.fromkeys(wanted)]
+    return [places[column] for column in dict.fromkeys(selected)]
 
 
 def _listed(columns: Sequence[str]) -> str:

@@ -51,7 +51,7 @@ def tokens_of(text: str) -> int:
 
 def tokens_of_prompt(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
     """Of a conversation with what a chat template puts around it, and of the tools' schemas."""
-    said = sum(tokens_of(_told(message)) + _TOKENS_AROUND_A_MESSAGE for message in messages)
+    said = sum(tokens_of(_text(message)) + _TOKENS_AROUND_A_MESSAGE for message in messages)
     offered = sum(
         tokens_of(f"{tool.name} {tool.description} {json.dumps(tool.parameters)}")
         + _TOKENS_AROUND_A_MESSAGE
@@ -60,7 +60,7 @@ def tokens_of_prompt(messages: Sequence[Message], tools: Sequence[Tool] = ()) ->
     return said + offered + _TOKENS_AROUND_AN_ANSWER
 
 
-def _told(message: Message) -> str:
+def _text(message: Message) -> str:
     calls = (f"{call.name} {json.dumps(call.arguments)}" for call in message.tool_calls)
     return " ".join([message.content, *calls])
 
@@ -178,15 +178,15 @@ class _Run:
 
     async def _refuse_what_does_not_fit(self) -> None:
         request = self._request
-        wanted = (
+        prompt_tokens = (
             tokens_of(request.prompt)
             if request.prompt is not None
             else tokens_of_prompt(request.messages, request.tools)
         )
         window = await self._generator.window()
-        if wanted > window:
+        if prompt_tokens > window:
             raise InvalidInput(
-                f"The prompt has about {wanted} tokens, and the window of "
+                f"The prompt has about {prompt_tokens} tokens, and the window of "
                 f"{self._generator.reference} is {window}. Shorten it, or raise "
                 "SLUICE_REMOTE_WINDOW_TOKENS if the model's own window is larger."
             )

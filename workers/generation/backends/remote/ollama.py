@@ -43,7 +43,7 @@ from workers.generation.backends.remote.server import (
 def sampling_options(request: Request, window: int) -> dict[str, Any]:
     """All of those whose defaults at Ollama are others than ours."""
     sampling = request.sampling
-    told: dict[str, Any] = {
+    options: dict[str, Any] = {
         "num_ctx": window,
         "num_predict": tokens_left(request),
         "temperature": sampling.temperature,
@@ -52,15 +52,15 @@ def sampling_options(request: Request, window: int) -> dict[str, Any]:
         "repeat_penalty": sampling.repetition_penalty,
     }
     if sampling.stop:
-        told["stop"] = list(sampling.stop)
+        options["stop"] = list(sampling.stop)
     if sampling.seed is not None:
-        told["seed"] = sampling.seed
-    return told
+        options["seed"] = sampling.seed
+    return options
 
 
 def messages(said: Sequence[Message], resumed: str) -> list[dict[str, Any]]:
     names = {call.id: call.name for message in said for call in message.tool_calls}
-    told: list[dict[str, Any]] = []
+    payload: list[dict[str, Any]] = []
     for message in said:
         one: dict[str, Any] = {"role": message.role.value, "content": message.content}
         if message.tool_calls:
@@ -71,10 +71,10 @@ def messages(said: Sequence[Message], resumed: str) -> list[dict[str, Any]]:
         if message.tool_call_id is not None:
             # Ollama's tool calls have no ids; results go by the tool's name.
             one["tool_name"] = names.get(message.tool_call_id, message.tool_call_id)
-        told.append(one)
+        payload.append(one)
     if resumed:
-        told.append({"role": Role.ASSISTANT.value, "content": resumed})
-    return told
+        payload.append({"role": Role.ASSISTANT.value, "content": resumed})
+    return payload
 
 
 def described(tool: Tool) -> dict[str, Any]:
@@ -85,12 +85,12 @@ def described(tool: Tool) -> dict[str, Any]:
         "description": tool.description,
         "parameters": tool.parameters,
     }
-    told = {"type": "function", "function": function}
-    kept = ollama.Tool.model_validate(told).model_dump(exclude_none=True, by_alias=True)
+    definition = {"type": "function", "function": function}
+    kept = ollama.Tool.model_validate(definition).model_dump(exclude_none=True, by_alias=True)
     if kept["function"].get("parameters") != tool.parameters:
         schema = json.dumps(tool.parameters, ensure_ascii=False)
         function["description"] = f"{tool.description}\nParameters as JSON Schema: {schema}".strip()
-    return told
+    return definition
 
 
 def calls(message: ollama.Message) -> list[ToolCall]:
@@ -219,10 +219,10 @@ class OllamaGenerator(RemoteGenerator):
         resumed = request.resume.text if request.resume is not None else ""
         client = self._ollama.client
         if request.prompt is not None:
-            told = await client.generate(
+            stream = await client.generate(
                 self._name, request.prompt + resumed, raw=True, stream=True, options=options
             )
-            async with aclosing(closable(told)) as parts:
+            async with aclosing(closable(stream)) as parts:
                 async for part in parts:
                     note(part, reply)
                     yield part.response or ""

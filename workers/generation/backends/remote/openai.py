@@ -124,43 +124,43 @@ def _note_usage(usage: CompletionUsage | None, reply: Reply) -> None:
 
 def sampling(request: Request, *, limit: str) -> dict[str, Any]:
     """`limit` is the name under which the server takes the greatest number of tokens."""
-    asked = request.sampling
-    told: dict[str, Any] = {
-        limit: tokens_left(request), "temperature": asked.temperature, "top_p": asked.top_p,
+    chosen = request.sampling
+    options: dict[str, Any] = {
+        limit: tokens_left(request), "temperature": chosen.temperature, "top_p": chosen.top_p,
     }  # fmt: skip
-    if asked.stop:
-        told["stop"] = list(asked.stop[:_STOP_LIMIT])
-    if asked.seed is not None:
-        told["seed"] = asked.seed
-    return told
+    if chosen.stop:
+        options["stop"] = list(chosen.stop[:_STOP_LIMIT])
+    if chosen.seed is not None:
+        options["seed"] = chosen.seed
+    return options
 
 
 def extra(request: Request, *, is_prefill: bool = False) -> dict[str, Any]:
     """What is not of OpenAI's own protocol, and only where it is asked for."""
-    told: dict[str, Any] = {}
+    body: dict[str, Any] = {}
     if request.sampling.top_k:
-        told["top_k"] = request.sampling.top_k
+        body["top_k"] = request.sampling.top_k
     if request.sampling.repetition_penalty != 1.0:
-        told["repetition_penalty"] = request.sampling.repetition_penalty
+        body["repetition_penalty"] = request.sampling.repetition_penalty
     if is_prefill:
-        told |= {"add_generation_prompt": False, "continue_final_message": True}
-    return told
+        body |= {"add_generation_prompt": False, "continue_final_message": True}
+    return body
 
 
 def messages(said: Sequence[Message], resumed: str, mode: str) -> list[Any]:
-    told = [_message(message) for message in said]
+    payload = [_message(message) for message in said]
     if resumed:
-        told.append({"role": Role.ASSISTANT.value, "content": resumed})
+        payload.append({"role": Role.ASSISTANT.value, "content": resumed})
         if mode == "instruct":
-            told.append({"role": Role.USER.value, "content": GO_ON})
-    return told
+            payload.append({"role": Role.USER.value, "content": GO_ON})
+    return payload
 
 
 def _message(message: Message) -> dict[str, Any]:
-    told: dict[str, Any] = {"role": message.role.value, "content": message.content}
+    payload: dict[str, Any] = {"role": message.role.value, "content": message.content}
     if message.tool_calls:
-        told["content"] = message.content or None
-        told["tool_calls"] = [
+        payload["content"] = message.content or None
+        payload["tool_calls"] = [
             {
                 "id": call.id,
                 "type": "function",
@@ -172,8 +172,8 @@ def _message(message: Message) -> dict[str, Any]:
             for call in message.tool_calls
         ]
     if message.tool_call_id is not None:
-        told["tool_call_id"] = message.tool_call_id
-    return told
+        payload["tool_call_id"] = message.tool_call_id
+    return payload
 
 
 def tools(offered: Sequence[Tool]) -> Any:

@@ -99,8 +99,8 @@ def refused(place: Place, status: int, message: str, retry_after: str | None) ->
         )
     said = shortened(message)
     if status in _TRY_LATER or status >= 500:
-        asked = retry_after_s(retry_after)
-        capped = None if asked is None else min(asked, place.retry_after_limit_s)
+        delay_s = retry_after_s(retry_after)
+        capped = None if delay_s is None else min(delay_s, place.retry_after_limit_s)
         return Unavailable(f"{place} answered {status}: {said}", retry_after_s=capped)
     if status in (401, 403):
         return Permanent(

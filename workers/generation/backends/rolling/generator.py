@@ -225,7 +225,7 @@ class Prompts:
     def _broken(self, value: Any) -> Any:
         """The same, with a space after the first character of each special token's string."""
         if isinstance(value, str):
-            return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", value)
+            return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", value)
         if isinstance(value, dict):
             return {key: self._broken(each) for key, each in value.items()}
         if isinstance(value, list):
@@ -289,10 +289,10 @@ def adapt(model: PreTrainedModel, row_limit: int) -> Network:
         model.set_attn_implementation(SLUICE)
         if model.config.get_text_config()._attn_implementation != SLUICE:
             raise _unsupported(name, "its attention cannot be exchanged")
-        found = _over_slab(network, ids)
+        actual = _over_slab(network, ids)
     except (TypeError, ValueError, AttributeError, KeyError, NotImplementedError) as error:
         raise _unsupported(name, str(error)) from error
-    alike = torch.nn.functional.cosine_similarity(expected, found, dim=0).item()
+    alike = torch.nn.functional.cosine_similarity(expected, actual, dim=0).item()
     if not alike >= ALIKE:
         raise _unsupported(name, f"its attention differs (similarity {alike:.3f})")
     return network

@@ -73,35 +73,35 @@ def _draw(logits: Tensor, choosers: Sequence[Chooser], positions: Sequence[int])
     for row, chooser in zip(logits, choosers, strict=True):
         chooser.penalise(row)
     device = logits.device
-    asked = [chooser.sampling for chooser in choosers]
+    samplings = [chooser.sampling for chooser in choosers]
     # Relative to the best, so that no temperature overflows.
     logits -= logits.max(dim=-1, keepdim=True).values
-    logits /= torch.tensor([[max(each.temperature, COLDEST)] for each in asked], device=device)
+    logits /= torch.tensor([[max(each.temperature, COLDEST)] for each in samplings], device=device)
     numbers = torch.tensor(
         [[chooser.number(at)] for chooser, at in zip(choosers, positions, strict=True)],
         device=device,
     )
     tokens = logits.argmax(dim=-1)
-    warm = [row for row, each in enumerate(asked) if each.temperature > 0]
-    limited = [row for row in warm if asked[row].top_k or asked[row].top_p < 1]
+    warm = [row for row, each in enumerate(samplings) if each.temperature > 0]
+    limited = [row for row in warm if samplings[row].top_k or samplings[row].top_p < 1]
     free = [row for row in warm if row not in limited]
     if free:
         tokens[free] = _at(logits[free].softmax(dim=-1), numbers[free])
     if limited:
         tokens[limited] = _among_likeliest(
-            logits[limited], [asked[row] for row in limited], numbers[limited]
+            logits[limited], [samplings[row] for row in limited], numbers[limited]
         )
     return tokens
 
 
 def _among_likeliest(
-    logits: Tensor, asked: Sequence[Sampling], numbers: Tensor, candidates: int = CANDIDATES
+    logits: Tensor, samplings: Sequence[Sampling], numbers: Tensor, candidates: int = CANDIDATES
 ) -> Tensor:
     vocabulary = logits.shape[-1]
-    candidates = min(vocabulary, max(candidates, *(each.top_k for each in asked)))
+    candidates = min(vocabulary, max(candidates, *(each.top_k for each in samplings)))
     device = logits.device
-    top_k = torch.tensor([[each.top_k or vocabulary] for each in asked], device=device)
-    top_p = torch.tensor([[each.top_p] for each in asked], device=device)
+    top_k = torch.tensor([[each.top_k or vocabulary] for each in samplings], device=device)
+    top_p = torch.tensor([[each.top_p] for each in samplings], device=device)
     scores, tokens = logits.topk(candidates, dim=-1)
     scores = scores.masked_fill(torch.arange(candidates, device=device) >= top_k, -math.inf)
     # Without top-k, all tokens share the probability, and not the candidates alone.
@@ -115,7 +115,7 @@ def _among_likeliest(
     if candidates < vocabulary and bool(
         (before[:, -1:] < top_p).logical_and(top_k > candidates).any()
     ):
-        return _among_likeliest(logits, asked, numbers, vocabulary)
+        return _among_likeliest(logits, samplings, numbers, vocabulary)
     return tokens.gather(1, _at(likely.where(before < top_p, 0), numbers)[:, None])[:, 0]
 
 
@@ -126,13 +126,13 @@ def _at(likely: Tensor, numbers: Tensor) -> Tensor:
     """
     reached = likely.cumsum(dim=-1)
     whole = reached[:, -1:]
-    wanted = torch.minimum(numbers * whole, torch.nextafter(whole, torch.zeros_like(whole)))
-    return torch.searchsorted(reached, wanted, right=True)[:, 0].clamp(max=likely.shape[-1] - 1)
+    targets = torch.minimum(numbers * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    return torch.searchsorted(reached, targets, right=True)[:, 0].clamp(max=likely.shape[-1] - 1)
 
 
 def _validate(sampling: Sampling) -> None:
     """Raises InvalidInput, which names the parameter and what it may be."""
-    for name, is_right, wanted in (
+    for name, is_right, allowed in (
         ("max_tokens", sampling.max_tokens >= 1, "at least 1"),
         ("temperature", 0 <= sampling.temperature < math.inf, "0 or more"),
         ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
@@ -141,4 +141,4 @@ def _validate(sampling: Sampling) -> None:
         ("stop", all(sampling.stop), "strings that are not empty"),
     ):
         if not is_right:
-            raise InvalidInput(f"{name} must be {wanted}, not {getattr(sampling, name)!r}.")
+            raise InvalidInput(f"{name} must be {allowed}, not {getattr(sampling, name)!r}.")

@@ -62,14 +62,14 @@ def shares(rows: Sequence[Row], budget_tokens: int) -> list[tuple[Row, int]]:
     if not rows:
         return []
     oldest = min(rows, key=lambda row: row.age)
-    given = {oldest: min(oldest.missing_tokens, -(-budget_tokens // 2))}
-    left = budget_tokens - given[oldest]
+    quotas = {oldest: min(oldest.missing_tokens, -(-budget_tokens // 2))}
+    left = budget_tokens - quotas[oldest]
     others = (row for row in rows if row is not oldest)
     for row in sorted(others, key=lambda row: (row.missing_tokens, row.age)):
-        given[row] = min(row.missing_tokens, left)
-        left -= given[row]
-    given[oldest] = min(oldest.missing_tokens, given[oldest] + left)
-    return [(row, given[row]) for row in rows if given[row]]
+        quotas[row] = min(row.missing_tokens, left)
+        left -= quotas[row]
+    quotas[oldest] = min(oldest.missing_tokens, quotas[oldest] + left)
+    return [(row, quotas[row]) for row in rows if quotas[row]]
 
 
 # The line of requests that wait for a slot, and who joins the batch next.
@@ -136,12 +136,12 @@ def _order(row: Row, batch: Batch) -> tuple[int, bool, int, int]:
 def _beginning(row: Row, batch: Batch, prefixes: Prefixes) -> Beginning | None:
     """None where it pays to wait until another row has read what both begin with."""
     # The last token is always read: its logits are what is wanted.
-    wanted = row.tokens[:-1]
-    kept, length = prefixes.longest(wanted)
+    prefix = row.tokens[:-1]
+    kept, length = prefixes.longest(prefix)
     best = Beginning(tokens=length, kept=kept)
     coming = 0
     for slot, other in enumerate(batch):
-        common = common_tokens(other.tokens, wanted)
+        common = common_tokens(other.tokens, prefix)
         ready = min(common, other.filled)
         if ready > best.tokens:
             best = Beginning(tokens=ready, source=slot)

@@ -177,14 +177,14 @@ class Network:
         self.vocabulary_tokens = len(embedding)
         self._model = model
 
-    def prefill(self, chunks: Sequence[Chunk], wanted: Sequence[bool]) -> Tensor:
-        """Logits `[count of wanted, vocabulary]` behind the last token of each wanted chunk."""
+    def prefill(self, chunks: Sequence[Chunk], selected: Sequence[bool]) -> Tensor:
+        """Logits `[count of selected, vocabulary]` behind the last token of each selected chunk."""
         layout = PackedLayout(chunks, self.device)
         ids = torch.tensor([[each for chunk in chunks for each in chunk.ids]], device=self.device)
         ends, last = [], -1
-        for chunk, is_wanted in zip(chunks, wanted, strict=True):
+        for chunk, is_selected in zip(chunks, selected, strict=True):
             last += len(chunk.ids)
-            if is_wanted:
+            if is_selected:
                 ends.append(last)
         # A model computes the logits of one token at least.
         keep = torch.tensor(ends or [last], device=self.device)
