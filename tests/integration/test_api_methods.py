@@ -33,6 +33,7 @@ ALLOWED = {
     "/v1/conversations": "GET, HEAD, POST, OPTIONS",
     f"/v1/conversations/{NOBODY}": "GET, HEAD, DELETE, OPTIONS",
     f"/v1/conversations/{NOBODY}/messages": "GET, HEAD, OPTIONS",
+    "/v1/kinds": "GET, HEAD, OPTIONS",
     "/v1/models": "GET, HEAD, OPTIONS",
     "/v1/models/extractive": "GET, HEAD, OPTIONS",
     "/v1/queues": "GET, HEAD, OPTIONS",

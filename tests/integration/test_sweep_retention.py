@@ -267,7 +267,7 @@ def test_jobs_of_any_input_keep_no_upload_and_stop_no_retention(process: Process
             job_id = submit(process)
             change(
                 process,
-                f"UPDATE jobs SET kind = '{kind}', input = '{input_}' WHERE id = '{job_id}'",
+                f"UPDATE jobs SET kind = '{kind.name}', input = '{input_}' WHERE id = '{job_id}'",
             )
     change(process, f"UPDATE files SET created_at = {OLD}")
 

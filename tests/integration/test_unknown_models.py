@@ -59,7 +59,7 @@ KINDS = [kinds.EMBED, kinds.HF, kinds.INGEST]
 
 def message_of(job: Job) -> str:
     assert job.attempt in (0, 1)
-    if job.kind == kinds.INGEST:
+    if job.kind == kinds.INGEST.name:
         [error] = job.result["errors"]
         return str(error["message"])
     assert job.error is not None
