@@ -16,7 +16,10 @@ from shared.vocabulary import Queue, Shape
 
 @dataclass(frozen=True, kw_only=True)
 class StepType:
-    """Steps of one name. `handler` is what runs them, as `module:NAME`; only workers import it.
+    """Steps of one name. `handler` is what runs them, as `module:name`; only workers import it.
+
+    It is a `Handler` (`workers/attempts/context.py`) or, of steps that need nothing but the job's
+    input, a function from that to the result, which may stand beside the record.
 
     Where the last failure of such a step `is_absorbed`, the handler books it in the job, which
     goes on; otherwise the job fails.

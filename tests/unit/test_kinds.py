@@ -65,4 +65,4 @@ def test_steps_have_names_of_their_own_and_modules_of_the_workers() -> None:
         assert found is not None, step.handler
         assert found.origin is not None
         source = Path(found.origin).read_text(encoding="utf-8")
-        assert re.search(rf"^{name} = ", source, re.MULTILINE), step.handler
+        assert re.search(rf"^({name} = |def {name}\()", source, re.MULTILINE), step.handler
