@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from starlette.responses import Response
+from fastapi import Response
 
 MEDIA_TYPE = "application/problem+json"
 
