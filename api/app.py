@@ -14,8 +14,7 @@ from api.compat import huggingface
 from api.deps import open_parts
 from api.health import Metrics, Readiness
 from api.http import errors
-from api.http.hosts import Hosts
-from api.http.limits import BodyLimit, Keys
+from api.http.limits import BodyLimit, Hosts, Keys
 from api.openapi import METHODS, Methods
 from api.routes.docs import ASSETS, swagger_files
 from shared.config import Settings

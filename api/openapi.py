@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http import problems
+from api.http import errors
 from api.http.answers import documented
 from api.schemas import ProblemView
 from shared.kinds.registry import KINDS
@@ -91,7 +91,7 @@ def _complete(document: dict[str, Any], *, asks_for_keys: bool) -> dict[str, Any
         document["components"]["securitySchemes"] = {"key": BEARER}
         document["security"] = [{"key": []}]
         for path, operations in document["paths"].items():
-            if not problems.asks_for_key(path):
+            if not errors.asks_for_key(path):
                 for operation in operations.values():
                     operation["security"] = []
     return _with_names(document)
@@ -122,12 +122,12 @@ def _add_responses(path: str, operation: dict[str, Any]) -> None:
     statuses = {*EVERYWHERE}
     if "requestBody" in operation:
         statuses |= {*WITH_BODY}
-    if problems.asks_for_key(path):
+    if errors.asks_for_key(path):
         statuses.add(401)
-    if problems.is_hugging_face(path):
+    if errors.is_hugging_face(path):
         # That API says 400 where this one says 422, and takes bodies of all types.
         responses.pop("422", None)
-        added = problems.documented(*(statuses - {415, 422}))
+        added = errors.documented(*(statuses - {415, 422}))
     else:
         if "422" in responses:
             statuses.add(422)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workers.attempts.batches import BatchSizes
     from workers.generation.answers.schemas import SchemaChecker
     from workers.generation.backends.table import Generators
-    from workers.generation.transcript_writer import TranscriptWriter
+    from workers.generation.writing import TranscriptWriter
     from workers.models.cache import Models
     from workers.retrieval.embed import Embedders
     from workers.retrieval.store import Store
@@ -89,6 +89,6 @@ class Process:
 
     @cached_property
     def transcript_writer(self) -> "TranscriptWriter":
-        from workers.generation.transcript_writer import TranscriptWriter
+        from workers.generation.writing import TranscriptWriter
 
         return TranscriptWriter(self.settings, self.ledger)

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from api.deps import FairKey, Parts, PartsDep
 from api.http.answers import result_response
 from api.http.body import MalformedBody, check_structure, parse
-from api.http.problems import documented, hugging_face_error
+from api.http.errors import documented, hugging_face_error
 from api.jobs import streams, submission, uploads
 from api.routes.jobs import Key
 from api.schemas import REQUESTS

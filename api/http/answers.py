@@ -12,17 +12,12 @@ from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
 from api.deps import Parts
-from api.http.problems import MEDIA_TYPE
+from api.http.errors import MEDIA_TYPE, BadCursor
 from api.schemas import JobView, ProblemView
 from shared.bounds import is_deep
-from shared.errors import SluiceError
 from shared.tables import Job
 
 # Opaque cursors: where a list goes on. A cursor of one list does not fit another.
-
-
-class BadCursor(SluiceError):
-    """The cursor is not one of this list; pass a `next_cursor` unchanged, or none."""
 
 
 def encode(of: str, position: str) -> str:

@@ -19,9 +19,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.deps import Parts
-from api.http.hosts import TARGET_HOST
-from api.http.limits import DROP_REST
-from api.http.problems import refusal
+from api.http.errors import refusal
+from api.http.limits import DROP_REST, TARGET_HOST
 from shared.config import Settings
 
 WHOLE_URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")

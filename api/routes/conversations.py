@@ -8,8 +8,9 @@ from fastapi import APIRouter, Body, Depends, Response
 
 from api.deps import Cursor, FairKey, Limit, PartsDep, as_id
 from api.http import answers
-from api.http.answers import BadCursor, answer, documented
+from api.http.answers import answer, documented
 from api.http.body import StrictRoute
+from api.http.errors import BadCursor
 from api.schemas import ConversationView, MessageView, NewConversation, Page
 from shared import conversations
 from shared.conversations import Listed

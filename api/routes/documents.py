@@ -5,6 +5,7 @@ from fastapi import APIRouter, Response
 from api.deps import Cursor, DocumentId, FairKey, Limit, PartsDep, Prefer
 from api.http import answers
 from api.http.answers import answer, documented
+from api.http.errors import BadCursor
 from api.jobs import removal
 from api.schemas import ChunkOut, DocumentOut, JobView, Page
 from shared.documents import documents, erasure
@@ -28,7 +29,7 @@ def list_document_chunks(
     """The pieces of a document's text, in order; 409 if it was replaced between two pages."""
     after = answers.decode("chunks", cursor)
     if after is not None and documents.parse_chunk_id(after) is None:
-        raise answers.BadCursor
+        raise BadCursor
     with parts.ledger.read() as session:
         documents.get(session, document_id)
         views = documents.chunk_page(session, document_id, limit=limit + 1, after=after)

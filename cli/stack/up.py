@@ -20,10 +20,18 @@ from typing import Any, TextIO
 
 from cli.stack.logs import Console, LogStream
 from cli.stack.parts import Part, PartReport
-from cli.stack.postgres import postgres_part, postgres_url, prepare
 from cli.stack.programs import Places, WorkerCounts, program_parts
 from cli.stack.readiness import api_port, chroma_ready, database_ready, free_ports, redis_ready
-from cli.stack.servers import chroma_part, chroma_url, new_password, redis_part, redis_url
+from cli.stack.servers import (
+    chroma_part,
+    chroma_url,
+    new_password,
+    postgres_part,
+    postgres_url,
+    prepare,
+    redis_part,
+    redis_url,
+)
 from cli.stack.stackfile import (
     PartStatus,
     Stack,

@@ -5,11 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from shared.bounds import (
-    JsonSchema,
-    ModelName,
-    Natural,
-)
+from shared.bounds import JsonSchema, ModelName, Natural
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput
 from shared.vocabulary import Shape

@@ -10,14 +10,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field, model_validator
 
-from shared.bounds import (
-    SOURCES_LIMIT,
-    CollectionName,
-    DocumentText,
-    Line,
-    Metadata,
-    SourceName,
-)
+from shared.bounds import SOURCES_LIMIT, CollectionName, DocumentText, Line, Metadata, SourceName
 from shared.config import Settings
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType

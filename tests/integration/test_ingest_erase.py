@@ -24,7 +24,7 @@ from tests.integration.workbench import claimed, drain, in_threads, job_of
 from workers.attempts.context import Context
 from workers.ingest import erasure as erasing
 from workers.process import Process
-from workers.retrieval.search import find
+from workers.retrieval.steps import find
 
 
 def test_erased_documents_are_gone_from_both_stores_and_counted(

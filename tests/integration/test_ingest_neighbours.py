@@ -24,7 +24,7 @@ from workers.attempts.context import Context, Done, Handler
 from workers.attempts.runner import run, run_next
 from workers.ingest.erasure import collect_forsaken
 from workers.process import Process
-from workers.retrieval.search import find
+from workers.retrieval.steps import find
 
 
 def test_readers_see_the_old_or_the_new_text_never_a_mix_and_never_nothing(

@@ -14,7 +14,7 @@ from redis import AuthenticationError, Redis
 
 from cli.stack.logs import LogStream
 from cli.stack.parts import PartReport, PartState
-from cli.stack.postgres import prepare
+from cli.stack.servers import prepare
 from cli.stack.stackfile import find_process, run_folder, session_members
 from cli.stack.supervisor import Supervisor, Timing
 from cli.stack.up import Plan, make_home, make_plan

@@ -240,7 +240,7 @@ def test_children_end_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     script = (
         "import asyncio, pathlib, sys\n"
         "from cli.stack.logs import LogStream\n"
-        "from cli.stack.parts import Part\n"
+        "from cli.stack.supervisor import Part\n"
         "from cli.stack.supervisor import Supervisor\n"
         "async def main():\n"
         "    supervisor = Supervisor(LogStream(pathlib.Path(sys.argv[1]), None))\n"

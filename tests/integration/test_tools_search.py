@@ -13,8 +13,7 @@ from tests.integration.workbench import claimed, make_process, submit
 from workers.attempts.context import Context
 from workers.generation.backends.interface import ToolCall
 from workers.process import Process
-from workers.tools.search import NOTHING
-from workers.tools.table import run
+from workers.tools.table import NOTHING, run
 
 TEXTS = {
     "trains.md": "The train to Busan leaves at nine.",

@@ -22,9 +22,8 @@ from shared.kinds.hf import Task
 from tests.models.hf_tasks import HALF, OPTIONS, assert_same, outputs, warnings
 from tests.tiny import crossencoder, distilbert, nli
 from tests.tiny_models import one_thread
-from workers.hf.tasks import text_classification, text_ranking, token_classification, zero_shot
-from workers.hf.tasks.text_classification import TextClassification
-from workers.hf.tasks.zero_shot import ZeroShotClassification
+from workers.hf.tasks import classification, text_ranking, token_classification
+from workers.hf.tasks.classification import TextClassification, ZeroShotClassification
 
 CLASSIFY = Task.TEXT_CLASSIFICATION
 ZERO_SHOT = Task.ZERO_SHOT_CLASSIFICATION
@@ -41,12 +40,12 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def classifier() -> TextClassification:
-    return text_classification.load(distilbert.folder(), OPTIONS)
+    return classification.load_text_classification(distilbert.folder(), OPTIONS)
 
 
 @pytest.fixture(scope="module")
 def zero_shot_classifier() -> ZeroShotClassification:
-    return zero_shot.load(nli.folder(), OPTIONS)
+    return classification.load_zero_shot(nli.folder(), OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +64,13 @@ def test_sentiments_are_right(classifier: TextClassification) -> None:
 
 def test_answers_stay_right_in_half_precision() -> None:
     found = outputs(
-        text_classification.load(distilbert.folder(), HALF), CLASSIFY, list(distilbert.SENTIMENTS)
+        classification.load_text_classification(distilbert.folder(), HALF),
+        CLASSIFY,
+        list(distilbert.SENTIMENTS),
     )
     assert [each[0]["label"] for each in found] == list(distilbert.SENTIMENTS.values())
     found = outputs(
-        zero_shot.load(nli.folder(), HALF),
+        classification.load_zero_shot(nli.folder(), HALF),
         ZERO_SHOT,
         list(nli.ABOUT),
         candidate_labels=nli.TOPICS,
@@ -120,14 +121,14 @@ def test_a_decoder_without_padding_judges_each_text_alone(tmp_path: Path) -> Non
     """It would take another text's padding for the end of this one."""
     torch.manual_seed(0)
     words = distilbert.folder()
-    tokenizer = text_classification.load(words, OPTIONS).tokenizer
+    tokenizer = classification.load_text_classification(words, OPTIONS).tokenizer
     config = GPT2Config(
         vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64, num_labels=3,
         initializer_range=0.5,
     )  # fmt: skip
     GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    task = text_classification.load(tmp_path, OPTIONS)
+    task = classification.load_text_classification(tmp_path, OPTIONS)
     expected = pipeline("text-classification", model=task.model, tokenizer=task.tokenizer)
     texts = TEXTS[:5]
     assert_same(outputs(task, CLASSIFY, texts), expected(texts, top_k=None))
@@ -138,7 +139,7 @@ def test_a_decoder_without_padding_judges_each_text_alone(tmp_path: Path) -> Non
 def test_padding_moves_nothing_on_either_side(tmp_path: Path, architecture: str) -> None:
     """BERT counts positions from the left, whatever its tokenizer was saved with; XLNet reads its
     verdict at the right end."""
-    tokenizer = text_classification.load(distilbert.folder(), OPTIONS).tokenizer
+    tokenizer = classification.load_text_classification(distilbert.folder(), OPTIONS).tokenizer
     tokenizer.padding_side = "left"
     tokenizer.save_pretrained(tmp_path)
     rest = {
@@ -157,8 +158,12 @@ def test_padding_moves_nothing_on_either_side(tmp_path: Path, architecture: str)
         (AutoModelForTokenClassification, Task.TOKEN_CLASSIFICATION),
     ):
         auto.from_config(config).save_pretrained(tmp_path)
-        module = text_classification if name is CLASSIFY else token_classification
-        task: Any = module.load(tmp_path, OPTIONS)
+        load = (
+            classification.load_text_classification
+            if name is CLASSIFY
+            else token_classification.load
+        )
+        task: Any = load(tmp_path, OPTIONS)
         together = outputs(task, name, TEXTS[:5])
         assert_same(together, [outputs(task, name, [text])[0] for text in TEXTS[:5]])
 
@@ -222,4 +227,4 @@ def test_braces_of_a_template_are_text(zero_shot_classifier: ZeroShotClassificat
 
 def test_a_model_of_sentiments_is_none_for_zero_shot() -> None:
     with pytest.raises(WrongTask, match="zero-shot-classification"):
-        zero_shot.load(distilbert.folder(), OPTIONS)
+        classification.load_zero_shot(distilbert.folder(), OPTIONS)

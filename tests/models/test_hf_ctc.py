@@ -15,9 +15,9 @@ from tests.models.hf_tasks import OPTIONS
 from tests.tiny import voice, wav2vec2
 from tests.tiny.voice import recorded, speak
 from tests.tiny_models import one_thread
-from workers.hf.audio.ctc import CtcSpeech
 from workers.hf.task import UNWATCHED
 from workers.hf.tasks import speech
+from workers.hf.tasks.speech import CtcSpeech
 
 RATE = 16_000
 SAID = ["HELLO ALICE", "NO", "THE CAT IS ON THE HILL", "LAST TRAIN", "A"]
@@ -33,7 +33,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module", params=["group norm", "layer norm"])
 def listener(request: pytest.FixtureRequest) -> CtcSpeech:
     folder = wav2vec2.folder if request.param == "group norm" else wav2vec2.masked_folder
-    found = speech.load(folder(), OPTIONS)
+    found = speech.load_speech(folder(), OPTIONS)
     assert isinstance(found, CtcSpeech)
     return found
 

@@ -87,7 +87,7 @@ def sentence_folder(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def sentences(sentence_folder: Path) -> SentenceFeatures:
-    task = features.load(sentence_folder, OPTIONS)
+    task = features.load_features(sentence_folder, OPTIONS)
     assert isinstance(task, SentenceFeatures)
     return task
 
@@ -99,7 +99,7 @@ def library(sentence_folder: Path) -> SentenceTransformer:
 
 @pytest.fixture(scope="module")
 def tokens(bert: Path) -> TokenFeatures:
-    task = features.load(bert, OPTIONS)
+    task = features.load_features(bert, OPTIONS)
     assert isinstance(task, TokenFeatures)
     return task
 
@@ -112,7 +112,7 @@ def _assert_close(found: Any, wanted: Any, *, within: float = 1e-5) -> None:
 def test_the_true_model_gives_its_known_vectors() -> None:
     folder = bundled("sentence-transformers/all-MiniLM-L6-v2")
     assert folder is not None
-    task = features.load(folder, OPTIONS)
+    task = features.load_features(folder, OPTIONS)
     found = outputs(task, FEATURES, TEXTS)
     _assert_close(found, SentenceTransformer(str(folder), device="cpu").encode(TEXTS))
     assert len(found[0]) == 384
@@ -170,7 +170,7 @@ def test_vectors_are_cut_to_dimensions(
 
 def test_a_model_that_is_meant_to_be_cut_is(bert: Path, tmp_path: Path) -> None:
     folder = _sentence_model(bert, tmp_path / "short", truncate_dim=8)
-    task = features.load(folder, OPTIONS)
+    task = features.load_features(folder, OPTIONS)
     library = SentenceTransformer(str(folder), device="cpu")
     found = outputs(task, FEATURES, TEXTS)
     _assert_close(found, library.encode(TEXTS))
@@ -247,11 +247,13 @@ def test_company_does_not_matter(sentences: SentenceFeatures, tokens: TokenFeatu
 
 
 def test_vectors_are_of_length_one_in_short_numbers_too(sentence_folder: Path) -> None:
-    task = features.load(sentence_folder, replace(OPTIONS, dtype=torch.bfloat16))
+    task = features.load_features(sentence_folder, replace(OPTIONS, dtype=torch.bfloat16))
     found = outputs(task, FEATURES, TEXTS)
     _assert_close(np.linalg.norm(found, axis=1), np.ones(len(TEXTS)))
     _assert_close(
-        found, outputs(features.load(sentence_folder, OPTIONS), FEATURES, TEXTS), within=0.1
+        found,
+        outputs(features.load_features(sentence_folder, OPTIONS), FEATURES, TEXTS),
+        within=0.1,
     )
 
 
@@ -259,7 +261,7 @@ def test_static_vectors_take_texts_of_any_length(bert: Path, tmp_path: Path) -> 
     torch.manual_seed(0)
     static = StaticEmbedding(Tokenizer.from_file(str(bert / "tokenizer.json")), embedding_dim=8)
     SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path))
-    task = features.load(tmp_path, OPTIONS)
+    task = features.load_features(tmp_path, OPTIONS)
     library = SentenceTransformer(str(tmp_path), device="cpu")
     texts = [*TEXTS, LONG]
     _assert_close(outputs(task, FEATURES, texts), library.encode(texts))

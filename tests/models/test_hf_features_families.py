@@ -67,7 +67,7 @@ def test_tokens_of_other_architectures_have_the_vectors_of_the_pipeline(
     tokenizer.save_pretrained(tmp_path)
     saved = tmp_path / "tokenizer_config.json"
     saved.write_text(json.dumps(json.loads(saved.read_text()) | {"padding_side": "left"}))
-    task = features.load(tmp_path, OPTIONS)
+    task = features.load_features(tmp_path, OPTIONS)
     assert isinstance(task, TokenFeatures)
     assert type(task.model) is type(made)
     extract = pipeline("feature-extraction", model=task.model, tokenizer=task.tokenizer)

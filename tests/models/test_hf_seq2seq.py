@@ -19,9 +19,8 @@ from tests.models.hf_tasks import OPTIONS, outputs, warnings
 from tests.tiny import bart
 from tests.tiny_models import one_thread
 from workers.hf.task import UNWATCHED
-from workers.hf.tasks import summarization
-from workers.hf.tasks.seq2seq import Seq2Seq
-from workers.hf.tasks.summarization import Summarization
+from workers.hf.tasks import seq2seq
+from workers.hf.tasks.seq2seq import Seq2Seq, Summarization
 
 SUMMARIZE = Task.SUMMARIZATION
 TEXTS = [*bart.SUMMARIES, "Rain.", "The museum closed two bridges, and " * 9]
@@ -35,7 +34,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def summarizer() -> Summarization:
-    return summarization.load(bart.folder(), OPTIONS)
+    return seq2seq.load_summarization(bart.folder(), OPTIONS)
 
 
 def texts(task: Seq2Seq, found: Sequence[list[list[int]]]) -> list[Any]:

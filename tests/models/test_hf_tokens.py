@@ -22,7 +22,7 @@ from shared.kinds.hf import Task
 from tests.models.hf_tasks import HALF, OPTIONS, assert_same, outputs, warnings
 from tests.tiny import mlm, ner, nli
 from tests.tiny_models import one_thread
-from workers.hf.tasks import fill_mask, text_classification, token_classification
+from workers.hf.tasks import classification, fill_mask, token_classification
 from workers.hf.tasks.fill_mask import FillMask
 from workers.hf.tasks.token_classification import TokenClassification
 
@@ -64,7 +64,7 @@ def filler() -> FillMask:
 
 
 def _save_roberta(folder: Path, architecture: Any) -> None:
-    tokenizer = text_classification.load(nli.folder(), OPTIONS).tokenizer
+    tokenizer = classification.load_text_classification(nli.folder(), OPTIONS).tokenizer
     tokenizer.model_max_length = int(1e30)
     labels = dict(enumerate(["O", "B-PER", "I-PER", "LOC", "B-MISC"]))
     config = RobertaConfig(

@@ -22,8 +22,8 @@ from tests.models.hf_tasks import OPTIONS, outputs, warnings
 from tests.tiny import bart, marian
 from tests.tiny_models import one_thread
 from workers.hf.task import UNWATCHED
-from workers.hf.tasks import translation
-from workers.hf.tasks.translation import Translation
+from workers.hf.tasks import seq2seq
+from workers.hf.tasks.seq2seq import Translation
 
 TRANSLATE = Task.TRANSLATION
 
@@ -36,7 +36,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def translator() -> Translation:
-    return translation.load(marian.folder(), OPTIONS)
+    return seq2seq.load_translation(marian.folder(), OPTIONS)
 
 
 def test_translations_are_right_in_any_company(translator: Translation) -> None:
@@ -72,7 +72,7 @@ def test_a_text_of_no_tokens_is_an_error(translator: Translation) -> None:
 
 def test_marian_loads_without_sacremoses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacremoses", None)
-    task = translation.load(marian.folder(), OPTIONS)
+    task = seq2seq.load_translation(marian.folder(), OPTIONS)
     assert outputs(task, TRANSLATE, ["Да."]) == [{"translation_text": "Yes."}]
 
 

@@ -15,9 +15,9 @@ from tests.models.hf_tasks import OPTIONS
 from tests.tiny import whisper_by_heart as tiny
 from tests.tiny.voice import length_s, recorded, speak
 from tests.tiny_models import one_thread
-from workers.hf.audio.whisper import WhisperSpeech
 from workers.hf.task import UNWATCHED
 from workers.hf.tasks import speech
+from workers.hf.tasks.speech import WhisperSpeech
 
 RATE = tiny.RATE_HZ
 
@@ -30,7 +30,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def listener() -> WhisperSpeech:
-    found = speech.load(tiny.folder(), OPTIONS)
+    found = speech.load_speech(tiny.folder(), OPTIONS)
     assert isinstance(found, WhisperSpeech)
     return found
 

@@ -30,7 +30,7 @@ from shared.redis.model_loading import Loading
 from shared.tables import Job, Step
 from shared.vocabulary import Queue, State
 from workers.attempts.context import Context, Done, Handler, Settle
-from workers.attempts.results import stored
+from workers.attempts.runner import stored
 from workers.hf import contents, hub
 from workers.hf.task import LocalTask, Row, Watch
 from workers.hf.work import MISSING, Work, as_json

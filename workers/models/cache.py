@@ -23,21 +23,22 @@ from workers.models.devices import return_freed_blocks
 
 log = logging.getLogger(__name__)
 
-MODULES: dict[Task, str] = {
-    Task.SUMMARIZATION: "summarization",
-    Task.QUESTION_ANSWERING: "question_answering",
-    Task.SENTENCE_SIMILARITY: "similarity",
-    Task.TEXT_CLASSIFICATION: "text_classification",
-    Task.TRANSLATION: "translation",
-    Task.SPEECH_RECOGNITION: "speech",
-    Task.ZERO_SHOT_CLASSIFICATION: "zero_shot",
-    Task.TOKEN_CLASSIFICATION: "token_classification",
-    Task.FILL_MASK: "fill_mask",
-    Task.FEATURE_EXTRACTION: "features",
-    Task.TEXT_GENERATION: "text_generation",
-    Task.TEXT_RANKING: "text_ranking",
-    Task.IMAGE_CLASSIFICATION: "image_classification",
+LOADERS: dict[Task, str] = {
+    Task.SUMMARIZATION: "seq2seq:load_summarization",
+    Task.QUESTION_ANSWERING: "question_answering:load",
+    Task.SENTENCE_SIMILARITY: "features:load_similarity",
+    Task.TEXT_CLASSIFICATION: "classification:load_text_classification",
+    Task.TRANSLATION: "seq2seq:load_translation",
+    Task.SPEECH_RECOGNITION: "speech:load_speech",
+    Task.ZERO_SHOT_CLASSIFICATION: "classification:load_zero_shot",
+    Task.TOKEN_CLASSIFICATION: "token_classification:load",
+    Task.FILL_MASK: "fill_mask:load",
+    Task.FEATURE_EXTRACTION: "features:load_features",
+    Task.TEXT_GENERATION: "text_generation:load",
+    Task.TEXT_RANKING: "text_ranking:load",
+    Task.IMAGE_CLASSIFICATION: "image_classification:load",
 }
+"""Where a model is loaded for each task: module below `workers.hf.tasks`, and function."""
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -114,8 +115,10 @@ class Models:
         self._make_room(limit_bytes - wanted_bytes)
         torch.set_num_threads(self._settings.hf_threads)
         began = time.monotonic()
-        module = import_module(f"workers.hf.tasks.{MODULES[task]}")
-        loaded: LocalTask = module.load(folder, self.options())
+        module, _, load = LOADERS[task].partition(":")
+        loaded: LocalTask = getattr(import_module(f"workers.hf.tasks.{module}"), load)(
+            folder, self.options()
+        )
         self._kept[(model, task)] = loaded
         self._make_room(limit_bytes, but=(model, task))
         log.info(

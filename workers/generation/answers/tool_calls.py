@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from workers.generation.answers.structured import value_at
 from workers.generation.backends.interface import Message, Role, Tool, ToolCall
-from workers.generation.prompts.fence import disarm
+from workers.generation.prompts.prompt import disarm
 
 HERMES: Final = "<tool_call>"
 HERMES_END: Final = "</tool_call>"

@@ -26,8 +26,7 @@ from workers.generation.backends.interface import (
     Sampling,
     ToolCall,
 )
-from workers.generation.prompts.fence import block, code_for, most
-from workers.generation.prompts.prompt import wording_for
+from workers.generation.prompts.prompt import block, code_for, most, wording_for
 from workers.generation.writing import write_quietly
 
 Count = Callable[[Sequence[Message]], int]
