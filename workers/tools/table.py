@@ -16,35 +16,6 @@ from shared.vocabulary import Shape
 from workers.attempts.context import Context
 from workers.generation.backends.interface import Tool, ToolCall
 from workers.generation.prompts.prompt import code_for, cut_block
-from workers.process import Process
-from workers.retrieval.steps import find
-
-# The tool `search_collection`: passages of a collection as text for a model.
-
-NOTHING: Final = "Nothing was found."
-_BETWEEN: Final = "\n\n"
-
-
-def search_collection(
-    process: Process, collection: str, query: str, k: int, *, limit_chars: int
-) -> str:
-    """Numbered passages with their sources, best first, as many as find room; the first is cut if
-    it alone is too long. Raises NotFound without the collection.
-    """
-    hits = find(process, collection, query, k=k, where=None)
-    if not hits:
-        return NOTHING
-    code = code_for(text for hit in hits for text in (hit.text, hit.source))
-    shown: list[str] = []
-    room = limit_chars
-    for number, hit in enumerate(hits, start=1):
-        passage = cut_block("passage", code, hit.text, limit_chars, id=number, source=hit.source)
-        if shown and len(passage) > room:
-            break
-        shown.append(passage)
-        room -= len(passage) + len(_BETWEEN)
-    return _BETWEEN.join(shown)
-
 
 CALCULATOR: Final = "calculator"
 FETCH_URL: Final = "fetch_url"
@@ -134,7 +105,7 @@ def _fetch(context: Context, call: ToolCall, limit_chars: int) -> str:
 
 def _search(context: Context, call: ToolCall, collections: Sequence[str], limit_chars: int) -> str:
     # Imported here, since it brings Chroma and the embedding library.
-    pass
+    from workers.tools.search import search_collection
 
     arguments = SearchArguments.model_validate(call.arguments)
     collection = arguments.collection or (collections[0] if len(collections) == 1 else "")
