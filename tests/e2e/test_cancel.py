@@ -52,7 +52,8 @@ def test_a_cancelled_ingest_job_leaves_whole_documents_only(
     assert whole == {name: chunks[name] for name in whole}
 
     assert client.cancel(job.id).state is State.CANCELLED  # changes nothing
-    assert client.retry(job.id).state is State.QUEUED
+    # A worker may have begun before the answer is written.
+    assert client.retry(job.id).state in (State.QUEUED, State.RUNNING)
     redone = client.wait(job.id).require_success().result or {}
     assert redone["documents"] == {
         "added": DOCUMENTS - len(whole),
