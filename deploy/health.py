@@ -40,7 +40,8 @@ def worker() -> str | None:
 
 def beat() -> str | None:
     from shared.config import load_settings
-    from shared.database.engine import make_engine, make_sessions
+    from shared.database.engine import make_engine
+    from shared.database.transaction import make_sessions
     from shared.jobs.sweeps import age_s
 
     settings = load_settings()

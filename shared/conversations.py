@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import Select, delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from shared.database.transaction import ring_after_commit, tell_after_commit
+from shared.database.transaction import Transaction
 from shared.errors import NotFound
 from shared.ids import new_id
 from shared.jobs.claims import Claim
@@ -131,7 +131,7 @@ def sum_up(session: Session, conversation_id: UUID, summary: str, upto: int) -> 
     )
 
 
-def erase(session: Session, conversation_id: UUID, fair_key: str) -> None:
+def erase(session: Transaction, conversation_id: UUID, fair_key: str) -> None:
     """Remove a conversation with all its messages, and end its open turns, held ones too.
 
     Raises NotFound. Its jobs stay, without it.
@@ -181,13 +181,13 @@ def is_free(session: Session, conversation_id: UUID) -> bool:
     ).scalar_one()
 
 
-def let_next_go(session: Session, conversation_id: UUID) -> bool:
+def let_next_go(session: Transaction, conversation_id: UUID) -> bool:
     """Let the oldest held turn run, if no turn is at it; whether one was let go."""
     if lock(session, conversation_id) is None:
         return False
     released = session.execute(RELEASE, {"id": conversation_id, "held": HELD}).all()
     for row in released:
-        ring_after_commit(session, list_of(row.queue, row.route))
+        session.ring(list_of(row.queue, row.route))
     return bool(released)
 
 
@@ -285,7 +285,7 @@ APPEND = text("""
 """)
 
 
-def append_text(session: Session, additions: Sequence[Addition]) -> set[int]:
+def append_text(session: Transaction, additions: Sequence[Addition]) -> set[int]:
     """Write what was generated, and tell clients of it after the commit.
 
     Returns the ids of the steps whose attempt still runs, or succeeds in this transaction; the
@@ -301,8 +301,7 @@ def append_text(session: Session, additions: Sequence[Addition]) -> set[int]:
     written = set(session.scalars(APPEND, {"rows": json.dumps(rows)}))
     for each in additions:
         if each.claim.step_id in written and each.shown:
-            tell_after_commit(
-                session,
+            session.publish(
                 each.claim.job_id,
                 EventType.TOKEN,
                 {"step": each.claim.step_id, "offset": each.offset, "text": each.shown},

@@ -1,7 +1,7 @@
 """The one exception hierarchy. A docstring is the default message.
 
 Raised anywhere below the edges; translated to problem+json by `api/http/errors.py`, to exit codes
-by `cli/`, and to retries by `workers/attempts/runner.py`. Messages name the item and say what to
+by `cli/`, and to retries by `workers/attempts/retry.py`. Messages name the item and say what to
 do.
 """
 

@@ -17,7 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.config import Settings
-from shared.database.engine import make_engine, make_sessions
+from shared.database.engine import make_engine
+from shared.database.transaction import Transaction, make_sessions
 from shared.redis.bell import RING, list_of, make_celery
 from shared.tables import Worker
 from shared.vocabulary import Queue
@@ -74,7 +75,7 @@ class Presence:
         except SQLAlchemyError as error:
             log.warning("worker not taken off the list: %s", error)
 
-    def _write(self, sessions: sessionmaker[Session], *, first: bool) -> None:
+    def _write(self, sessions: sessionmaker[Transaction], *, first: bool) -> None:
         seen = {"last_seen_at": func.now()}
         row = insert(Worker).values(self._row)
         changes = {**self._row, **seen, "started_at": func.now()} if first else seen

@@ -16,7 +16,6 @@ from psycopg.pq import Format
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from shared.bounds import EARLIEST, LATEST, from_json, storable_text, to_json
@@ -111,10 +110,6 @@ def _ping_idle_connections(engine: Engine) -> None:
             raise DisconnectionError from error
         if not alive:
             raise DisconnectionError
-
-
-def make_sessions(engine: Engine) -> sessionmaker[Session]:
-    return sessionmaker(engine, expire_on_commit=False)
 
 
 def psycopg_url(url: str) -> str:

@@ -1,8 +1,8 @@
 """Transactions of the job ledger: commit first, then ring and publish.
 
-Functions of `shared/jobs/jobs.py` and `shared/jobs/steps.py` take a session and note on it what is
-to be announced; `Ledger.begin()` commits and only then announces. A ring that fails is logged: the
-step is committed, and the sweeper rings for it.
+Functions that change what others wait for take a `Transaction` and note on it what is to be
+announced; `Ledger.begin()` commits and only then announces. A ring that fails is logged: the step
+is committed, and the sweeper rings for it.
 """
 
 import logging
@@ -21,7 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.config import Settings
-from shared.database.engine import make_engine, make_sessions
+from shared.database.engine import make_engine
+from shared.errors import SluiceError
 from shared.redis.bell import Bell, make_celery, make_redis, route_in
 from shared.redis.events import Event, Events, EventType
 
@@ -58,7 +59,6 @@ class Outage:
 
 log = logging.getLogger(__name__)
 
-EFFECTS = "sluice.effects"
 HELD_LIMIT = 10_000
 """Transactions whose announcements may wait; Postgres knows what older ones had to say."""
 ALIVE_FACTOR = 3
@@ -68,27 +68,45 @@ HEARTBEAT_S = 5.0
 
 
 @dataclass
-class Effects:
-    """What is announced once the transaction has been committed."""
+class Announcements:
+    """What is to be rung and published once a transaction has been committed."""
 
     rings: Counter[str] = field(default_factory=Counter)
     events: list[Event] = field(default_factory=list)
 
 
-def ring_after_commit(session: Session, queue: str, times: int = 1) -> None:
-    _effects(session).rings[queue] += times
+class Transaction(Session):
+    """A session that knows what to do once its transaction has been committed."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.announcements = Announcements()
+        self._callbacks: list[Callable[[], None]] = []
+
+    def ring(self, list_: str, times: int = 1) -> None:
+        """Ring for steps that this transaction makes runnable; `list_` as `list_of` has it."""
+        self.announcements.rings[list_] += times
+
+    def publish(self, job_id: UUID, type_: EventType, data: dict[str, Any]) -> None:
+        """Let those who follow the job know of what this transaction writes."""
+        self.announcements.events.append(Event(job_id=job_id, type=type_, data=data))
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call it once this is committed. Its errors are logged: what is written stays written."""
+        self._callbacks.append(callback)
+
+    def run_callbacks(self) -> None:
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            try:
+                callback()
+            except (SluiceError, SQLAlchemyError) as error:
+                # What stays behind is invisible to readers, and the sweeper looks for it.
+                log.warning("could not tidy up after a transaction: %s", error)
 
 
-def tell_after_commit(
-    session: Session, job_id: UUID, type_: EventType, data: dict[str, Any]
-) -> None:
-    _effects(session).events.append(Event(job_id=job_id, type=type_, data=data))
-
-
-def _effects(session: Session) -> Effects:
-    effects = session.info.setdefault(EFFECTS, Effects())
-    assert isinstance(effects, Effects)
-    return effects
+def make_sessions(engine: Engine) -> sessionmaker[Transaction]:
+    return sessionmaker(engine, class_=Transaction, expire_on_commit=False)
 
 
 class Ledger:
@@ -96,7 +114,7 @@ class Ledger:
 
     def __init__(
         self,
-        sessions: sessionmaker[Session],
+        sessions: sessionmaker[Transaction],
         bell: Bell,
         events: Events,
         *,
@@ -109,30 +127,37 @@ class Ledger:
         self.bell = bell
         self.events = events
         self._outage = Outage()
-        self._held: deque[Effects] | None = None
+        self._held: deque[Announcements] | None = None
 
     @contextmanager
-    def begin(self) -> Iterator[Session]:
+    def begin(self) -> Iterator[Transaction]:
         """One transaction; its announcements go out after the commit, or not at all."""
-        with self._sessions.begin() as session:
-            yield session
-        self._announce(_effects(session))
+        with self._sessions.begin() as transaction:
+            yield transaction
+        self.complete(transaction)
 
     @contextmanager
-    def begin_single(self) -> Iterator[Session]:
+    def begin_single(self) -> Iterator[Transaction]:
         """As `begin`, for what is written by one statement: that commits itself.
 
         It saves the trips to the server that begin and commit.
         """
-        with self._singles() as session:
-            yield session
-        self._announce(_effects(session))
+        with self._singles() as transaction:
+            yield transaction
+        self.complete(transaction)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session for reading alone; nothing is announced, nothing is kept."""
         with self._sessions() as session:
             yield session
+
+    def complete(self, transaction: Transaction) -> None:
+        """What follows the commit: rings, events, callbacks. `begin` has called it, unless the
+        commit went unanswered."""
+        self._announce(transaction.announcements)
+        transaction.announcements = Announcements()
+        transaction.run_callbacks()
 
     @property
     def engine(self) -> Engine:
@@ -156,27 +181,27 @@ class Ledger:
         while held:
             self._send(held.popleft())
 
-    def _announce(self, effects: Effects) -> None:
-        if not (effects.rings or effects.events):
+    def _announce(self, announcements: Announcements) -> None:
+        if not (announcements.rings or announcements.events):
             return
         if self._held is None:
-            self._send(effects)
+            self._send(announcements)
         else:
-            self._held.append(effects)
+            self._held.append(announcements)
 
-    def _send(self, effects: Effects) -> None:
+    def _send(self, announcements: Announcements) -> None:
         if not self._outage.passes():
             log.debug("Redis does not answer; the sweeper will ring")
             return
         try:
-            for list_, times in effects.rings.items():
+            for list_, times in announcements.rings.items():
                 if self._is_served(route_in(list_)):
                     self.bell.ring(list_, times)
         except (RedisError, OSError) as error:
             log.warning("could not ring; the sweeper will: %s", error)
             self._outage.begins()
             return
-        if self.events.publish(effects.events):
+        if self.events.publish(announcements.events):
             self._outage.over()
         else:
             self._outage.begins()

@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import case, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
+from shared.database.transaction import Transaction
 from shared.jobs import jobs
 from shared.kinds.ingest import IngestDocuments, IngestResult, SourceError
 from shared.tables import IngestItem
@@ -84,7 +85,7 @@ def count_chunks(session: Session, job_id: UUID) -> int:
 
 
 def settle(
-    session: Session, job_id: UUID, ordinals: Iterable[int], outcome: Outcome, message: str = ""
+    session: Transaction, job_id: UUID, ordinals: Iterable[int], outcome: Outcome, message: str = ""
 ) -> None:
     """Write the outcome of items that have none, and count them in the job's progress."""
     changed = session.execute(
@@ -102,7 +103,7 @@ def settle(
 
 
 def settle_version(
-    session: Session,
+    session: Transaction,
     job_id: UUID,
     version_id: UUID,
     outcome: Outcome,

@@ -159,16 +159,6 @@ def live_or_pending(session: Session, version_ids: Iterable[UUID]) -> set[UUID]:
     return set(rows)
 
 
-def chunk_counts(session: Session, version_ids: Iterable[UUID]) -> dict[UUID, int]:
-    """The number of chunks of each version that exists, the oldest version first."""
-    rows = session.execute(
-        select(Version.id, Version.chunk_count)
-        .where(Version.id.in_(list(version_ids)))
-        .order_by(Version.id)
-    )
-    return dict(rows.all())
-
-
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     document_id: UUID

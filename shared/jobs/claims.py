@@ -9,9 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.orm import Session
 
-from shared.database.transaction import tell_after_commit
+from shared.database.transaction import Transaction
 from shared.redis.events import EventType
 from shared.vocabulary import State
 
@@ -165,7 +164,7 @@ ON CONFLICT DO NOTHING
 
 
 def claim(
-    session: Session, queue: str, *, worker: str, lease_s: float, routes: Sequence[str] = ()
+    session: Transaction, queue: str, *, worker: str, lease_s: float, routes: Sequence[str] = ()
 ) -> Claim | None:
     """Take the best runnable step of the queue for `lease_s` seconds, or None.
 
@@ -180,7 +179,7 @@ def claim(
 
 
 def claim_companions(
-    session: Session,
+    session: Transaction,
     first: Claim,
     *,
     worker: str,
@@ -204,9 +203,9 @@ def claim_companions(
     return [_claimed(session, row) for row in session.execute(COMPANIONS, values)]
 
 
-def _claimed(session: Session, row: Any) -> Claim:
+def _claimed(session: Transaction, row: Any) -> Claim:
     if row.job_state == State.QUEUED:
-        tell_after_commit(session, row.job_id, EventType.STATE, {"state": State.RUNNING.value})
+        session.publish(row.job_id, EventType.STATE, {"state": State.RUNNING.value})
     return Claim(
         step_id=row.id, job_id=row.job_id, name=row.name, queue=row.queue, kind=row.kind,
         lane=row.lane, fair_key=row.fair_key, payload=row.payload, batch_key=row.batch_key,

@@ -34,7 +34,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, defer, load_only
 
 from shared import conversations
 from shared.bounds import as_object, cut
-from shared.database.transaction import ring_after_commit, tell_after_commit
+from shared.database.transaction import Transaction
 from shared.errors import Conflict, NotFound
 from shared.jobs.claims import Claim
 from shared.jobs.submission import NewJob, first_list, first_step
@@ -169,7 +169,7 @@ def erase(session: Session, job_id: UUID) -> str:
     return result_folder(job_id)
 
 
-def cancel(session: Session, job_id: UUID) -> None:
+def cancel(session: Transaction, job_id: UUID) -> None:
     """End a job: queued steps now, running ones when their workers notice (within 2 s).
 
     Cancelling a job that has ended changes nothing.
@@ -182,7 +182,11 @@ def cancel(session: Session, job_id: UUID) -> None:
 
 
 def stop(
-    session: Session, job_id: UUID, ending: State, error: dict[str, Any] | None, dead: bool = False
+    session: Transaction,
+    job_id: UUID,
+    ending: State,
+    error: dict[str, Any] | None,
+    dead: bool = False,
 ) -> None:
     """Let an open job end as `ending`, as soon as none of its steps runs any more.
 
@@ -218,7 +222,7 @@ def _has_open_steps(session: Session, job_id: UUID) -> bool:
     return session.scalar(query) is not None
 
 
-def end(session: Session, job: Job, result: Any) -> None:
+def end(session: Transaction, job: Job, result: Any) -> None:
     """Write the final state of a locked job that has no open step."""
     job.state = job.ending or State.SUCCEEDED.value
     job.ending = None
@@ -232,13 +236,13 @@ def end(session: Session, job: Job, result: Any) -> None:
             "max_attempts": job.max_attempts,
         }  # fmt: skip
         session.execute(insert(Step), [webhook])
-        ring_after_commit(session, Queue.WEBHOOK.value)
+        session.ring(Queue.WEBHOOK.value)
     if job.conversation_id is not None:
         conversations.let_next_go(session, job.conversation_id)
-    tell_after_commit(session, job.id, EventType.END, {"state": job.state})
+    session.publish(job.id, EventType.END, {"state": job.state})
 
 
-def redrive(session: Session, job_id: UUID) -> None:
+def redrive(session: Transaction, job_id: UUID) -> None:
     """Run a failed or cancelled job again from its start. Raises Conflict for other states."""
     job = _locked(session, job_id)
     if job.state not in (State.FAILED, State.CANCELLED):
@@ -277,8 +281,8 @@ def redrive(session: Session, job_id: UUID) -> None:
     due = {"run_after": conversations.HELD} if held else {}
     session.execute(insert(Step), [first | due])
     if not held:
-        ring_after_commit(session, first_list(new))
-    tell_after_commit(session, job_id, EventType.STATE, {"state": State.QUEUED.value})
+        session.ring(first_list(new))
+    session.publish(job_id, EventType.STATE, {"state": State.QUEUED.value})
 
 
 def news(job: Job) -> dict[str, Any]:
@@ -294,7 +298,7 @@ def news(job: Job) -> dict[str, Any]:
     }
 
 
-def set_total(session: Session, job_id: UUID, total: int, unit: str) -> None:
+def set_total(session: Transaction, job_id: UUID, total: int, unit: str) -> None:
     session.execute(
         update(Job)
         .where(Job.id == job_id)
@@ -303,7 +307,7 @@ def set_total(session: Session, job_id: UUID, total: int, unit: str) -> None:
     _tell_progress(session, job_id, 0, total, unit)
 
 
-def advance(session: Session, job_id: UUID, done: int) -> None:
+def advance(session: Transaction, job_id: UUID, done: int) -> None:
     """Count `done` more units as done."""
     row = session.execute(
         update(Job)
@@ -314,7 +318,7 @@ def advance(session: Session, job_id: UUID, done: int) -> None:
     _tell_progress(session, job_id, row.progress_done, row.progress_total, row.progress_unit)
 
 
-def report(session: Session, claim: Claim, done: int, total: int, unit: str) -> None:
+def report(session: Transaction, claim: Claim, done: int, total: int, unit: str) -> None:
     """Set what is done and of how much, both of which may only grow: a later attempt that begins
     anew takes nothing back. An attempt that runs no longer reports nothing."""
     runs = exists().where(
@@ -352,17 +356,6 @@ def result_folder(job_id: UUID) -> str:
     return f"results/{job_id.hex[-2:]}/{job_id}"
 
 
-def note_result(
-    session: Session, job_id: UUID, *, path: str | None, size_bytes: int | None, warnings: list[str]
-) -> None:
-    """What there is to say of a job's result beside itself: where it lies, if not in the row."""
-    session.execute(
-        update(Job)
-        .where(Job.id == job_id)
-        .values(result_path=path, result_bytes=size_bytes, warnings=warnings)
-    )
-
-
 def warn(session: Session, job_id: UUID, warnings: Sequence[str]) -> None:
     """Add to what the user has to know of the job."""
     session.execute(
@@ -372,7 +365,7 @@ def warn(session: Session, job_id: UUID, warnings: Sequence[str]) -> None:
     )
 
 
-def note_place(session: Session, job_id: UUID, *, path: str, size_bytes: int) -> None:
+def note_result_file(session: Session, job_id: UUID, *, path: str, size_bytes: int) -> None:
     """Where in the storage the job's result lies, which is too large for its row."""
     session.execute(
         update(Job).where(Job.id == job_id).values(result_path=path, result_bytes=size_bytes)
@@ -380,10 +373,10 @@ def note_place(session: Session, job_id: UUID, *, path: str, size_bytes: int) ->
 
 
 def _tell_progress(
-    session: Session, job_id: UUID, done: int, total: int | None, unit: str | None
+    session: Transaction, job_id: UUID, done: int, total: int | None, unit: str | None
 ) -> None:
     data = {"done": done, "total": total, "unit": unit}
-    tell_after_commit(session, job_id, EventType.PROGRESS, data)
+    session.publish(job_id, EventType.PROGRESS, data)
 
 
 def lock(session: Session, job_id: UUID) -> Job | None:

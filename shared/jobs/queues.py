@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.conversations import HELD
-from shared.database.transaction import ALIVE_FACTOR, HEARTBEAT_S, ring_after_commit
+from shared.database.transaction import ALIVE_FACTOR, HEARTBEAT_S, Transaction
 from shared.jobs import steps
 from shared.redis.bell import Bell, list_of, queue_of
 from shared.tables import Job, QueueState, Worker
@@ -611,7 +611,7 @@ def pause(session: Session, queue: Queue) -> None:
 
 
 def resume(
-    session: Session, bell: Bell, queue: Queue, *, worker_heartbeat_s: float = HEARTBEAT_S
+    session: Transaction, bell: Bell, queue: Queue, *, worker_heartbeat_s: float = HEARTBEAT_S
 ) -> None:
     """Let steps be claimed again, and ring for those that no message waits for."""
     session.execute(
@@ -624,7 +624,7 @@ def resume(
     for name, count in runnable.items():
         unrung = count - waiting.get(name, 0)
         if queue_of(name) == queue and unrung > 0:
-            ring_after_commit(session, name, unrung)
+            session.ring(name, unrung)
 
 
 def workers(session: Session, *, worker_heartbeat_s: float) -> list[WorkerSummary]:

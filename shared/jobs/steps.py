@@ -18,7 +18,7 @@ from sqlalchemy import BigInteger, ColumnElement, cast, func, insert, or_, selec
 from sqlalchemy.orm import Session
 
 from shared.bounds import INT32_MAX, YEAR_S
-from shared.database.transaction import ALIVE_FACTOR, HEARTBEAT_S, ring_after_commit
+from shared.database.transaction import ALIVE_FACTOR, HEARTBEAT_S, Transaction
 from shared.jobs import jobs
 from shared.jobs.claims import Claim
 from shared.redis.bell import list_of
@@ -27,7 +27,9 @@ from shared.vocabulary import Queue, State
 
 log = logging.getLogger(__name__)
 
-Finish = Callable[[Session, UUID], Any]
+Record = Callable[[Transaction], None]
+"""Writes what an attempt has to write, inside the transaction that records it."""
+Finish = Callable[[Transaction, UUID], Any]
 """Computes a job's result when its last step has succeeded, inside that transaction."""
 
 
@@ -97,12 +99,12 @@ def hold(session: Session, claim: Claim) -> bool:
 
 
 def succeed(
-    session: Session,
+    session: Transaction,
     claim: Claim,
     *,
     result: Any = None,
     children: Iterable[NewStep] = (),
-    record: Callable[[Session], None] | None = None,
+    record: Record | None = None,
     finish: Finish | None = None,
 ) -> bool:
     """Record a success: what `record` writes, the next steps, and the job's end if it was last.
@@ -123,11 +125,11 @@ def succeed(
 
 
 def fail(
-    session: Session,
+    session: Transaction,
     claim: Claim,
     error: dict[str, Any],
     *,
-    absorb: Callable[[Session], None] | None = None,
+    absorb: Record | None = None,
     finish: Finish | None = None,
     dead: bool = False,
 ) -> bool:
@@ -145,7 +147,7 @@ def fail(
     return True
 
 
-def abandon(session: Session, claim: Claim) -> bool:
+def abandon(session: Transaction, claim: Claim) -> bool:
     """Record that a running step stopped because its job is ending."""
     if not _leave_running(session, claim, State.CANCELLED):
         return _no_op(claim, "abandon")
@@ -156,7 +158,7 @@ def abandon(session: Session, claim: Claim) -> bool:
 
 
 def retry(
-    session: Session, claim: Claim, error: dict[str, Any] | None, *, in_s: float, free: bool
+    session: Transaction, claim: Claim, error: dict[str, Any] | None, *, in_s: float, free: bool
 ) -> bool:
     """Queue the step again after `in_s` seconds; `free` does not count the attempt.
 
@@ -349,7 +351,7 @@ def _lock_job(session: Session, claim: Claim) -> Job | None:
     return None if after_end else jobs.lock(session, claim.job_id)
 
 
-def _add(session: Session, job: Job, children: list[NewStep]) -> None:
+def _add(session: Transaction, job: Job, children: list[NewStep]) -> None:
     if not children:
         return
     job.open_steps = min(job.open_steps + len(children), INT32_MAX)
@@ -364,10 +366,10 @@ def _add(session: Session, job: Job, children: list[NewStep]) -> None:
     ]  # fmt: skip
     session.execute(insert(Step), rows)
     for child in children:
-        ring_after_commit(session, list_of(child.queue, child.route))
+        session.ring(list_of(child.queue, child.route))
 
 
-def _settle(session: Session, job: Job, finish: Finish) -> None:
+def _settle(session: Transaction, job: Job, finish: Finish) -> None:
     """One step fewer is open; the last one ends the job."""
     job.open_steps = max(job.open_steps - 1, 0)  # a bad row's count must not leave its range
     if job.open_steps > 0:

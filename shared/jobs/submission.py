@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from shared import conversations
-from shared.database.transaction import ring_after_commit
+from shared.database.transaction import Transaction
 from shared.errors import Conflict
 from shared.ids import new_id
 from shared.kinds.embed import EMBED
@@ -64,7 +64,7 @@ class Submitted(NamedTuple):
     created_at: datetime
 
 
-def submit(session: Session, new: NewJob) -> Submitted:
+def submit(session: Transaction, new: NewJob) -> Submitted:
     """Add a job and its first step, in one statement.
 
     Raises Conflict where the idempotency key stands for another request. A turn of a conversation
@@ -83,7 +83,7 @@ def submit(session: Session, new: NewJob) -> Submitted:
         assert replayed is not None  # there was a conflict with it
         return replayed
     if due is None:
-        ring_after_commit(session, first_list(new))
+        session.ring(first_list(new))
     return Submitted(job_id, True, row.created_at)
 
 
@@ -121,7 +121,7 @@ def _parameter(prefix: str, table: Table, name: str) -> ColumnElement[Any]:
     return bindparam(f"{prefix}_{name}", type_=table.c[name].type)
 
 
-def submit_batch(session: Session, new_jobs: list[NewJob]) -> list[UUID]:
+def submit_batch(session: Transaction, new_jobs: list[NewJob]) -> list[UUID]:
     """Add many jobs in one transaction: all or none. Idempotency keys are not for batches."""
     talks = {new.conversation_id for new in new_jobs if new.conversation_id is not None}
     if talks:
@@ -135,7 +135,7 @@ def submit_batch(session: Session, new_jobs: list[NewJob]) -> list[UUID]:
     session.execute(insert(Step), [first_step(job_id, new) for job_id, new in rows])
     for _, new in rows:
         if new.run_after is None:
-            ring_after_commit(session, first_list(new))
+            session.ring(first_list(new))
     return [job_id for job_id, _ in rows]
 
 

@@ -39,11 +39,12 @@ class Worker:
             assert not call.done(), f"no job was submitted: {call.result()}"
 
     def succeed(self, claim: Claim, result: Any, **notes: Any) -> None:
-        """`notes` are what `jobs.note_result` takes."""
+        """`notes` are `warnings`, or what `jobs.note_result_file` takes."""
         with self.ledger.begin() as session:
+            if warnings := notes.pop("warnings", None):
+                jobs.warn(session, claim.job_id, warnings)
             if notes:
-                told = {"path": None, "size_bytes": None, "warnings": []} | notes
-                jobs.note_result(session, claim.job_id, **told)
+                jobs.note_result_file(session, claim.job_id, **notes)
             assert steps.succeed(session, claim, result=result)
 
     def fail(self, claim: Claim, type_: str, message: str) -> None:

@@ -94,16 +94,12 @@ def test_vectors_written_in_the_middle_of_an_erasure_are_deleted_with_it(
     def finish_erasure() -> None:
         with process.ledger.begin() as session:
             assert steps.succeed(session, claim, result=erased.result, record=erased.record)
-        if erased.after is not None:
-            erased.after()
 
     def finish_embedding() -> None:
         with process.ledger.begin() as session:
             assert steps.succeed(
                 session, embedding, record=done.record, finish=ingest_steps.EMBED.finish
             )
-        assert done.after is not None
-        done.after()
 
     if rows_go == "after":
         finish_embedding()

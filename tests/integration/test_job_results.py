@@ -9,8 +9,10 @@ from shared.jobs import jobs
 from shared.kinds import registry as kinds
 from shared.vocabulary import Queue
 from tests.integration.answers import problem
-from tests.integration.workbench import cancel, claimed, submit, succeed
-from workers.attempts.context import Context
+from tests.integration.workbench import cancel, claimed, submit
+from workers.attempts.context import Context, Handler
+from workers.attempts.results import prepared
+from workers.attempts.runner import run
 from workers.hf.steps import of_answer
 from workers.process import Process
 
@@ -20,11 +22,9 @@ def ask(process: Process) -> UUID:
     return submit(process, kinds.HF, input_)
 
 
-def end(process: Process, answer: object, *warnings: str) -> Context:
-    context = Context(process, claimed(process, Queue.HF))
-    done = of_answer(context, answer, warnings=warnings)
-    assert succeed(process, context.claim, result=done.result, record=done.record)
-    return context
+def end(process: Process, answer: object, *warnings: str) -> None:
+    handler = Handler(run=lambda _: of_answer(answer, warnings=warnings))
+    run(process, {"hf.run": handler}, claimed(process, Queue.HF))
 
 
 @pytest.mark.parametrize("answer", [[], 0.5, {"text": "안녕"}, [[{"label": "A", "score": 1.0}]]])
@@ -63,7 +63,7 @@ def test_there_is_none_before_the_end(api: httpx.Client, process: Process) -> No
 def test_an_attempt_that_lost_its_step_leaves_nothing(process: Process) -> None:
     job_id = ask(process)
     context = Context(process, claimed(process, Queue.HF))
-    of_answer(context, ["x" * process.settings.result_inline_bytes])
+    prepared(context, of_answer(["x" * process.settings.result_inline_bytes]))
     path = f"{jobs.result_folder(job_id)}/{context.claim.step_id}-{context.claim.attempt}.json"
     assert process.storage.read(path)
     for tidy in context.on_lost:
@@ -74,7 +74,8 @@ def test_an_attempt_that_lost_its_step_leaves_nothing(process: Process) -> None:
 def test_a_redrive_forgets_what_was_noted(api: httpx.Client, process: Process) -> None:
     job_id = ask(process)
     with process.ledger.begin() as session:
-        jobs.note_result(session, job_id, path="results/x", size_bytes=1, warnings=["w"])
+        jobs.note_result_file(session, job_id, path="results/x", size_bytes=1)
+        jobs.warn(session, job_id, ["w"])
     cancel(process, job_id)
     assert api.get(f"/v1/jobs/{job_id}").json()["warnings"] == ["w"]
     again = api.post(f"/v1/jobs/{job_id}/retry").json()

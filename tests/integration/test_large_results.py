@@ -97,7 +97,7 @@ def test_what_is_recorded_beside_a_large_result_is_kept(
     job_id = submit(process, kinds.EMBED, TEXTS)
 
     def record(session: Any) -> None:
-        jobs.note_result(session, job_id, path=None, size_bytes=None, warnings=["cut off"])
+        jobs.warn(session, job_id, ["cut off"])
 
     run(process, Done(result=["x" * 2000] * 1000, record=record))
 

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from shared.config import Settings
-from shared.database.transaction import Ledger, tell_after_commit
+from shared.database.transaction import Ledger
 from shared.jobs.claims import Claim
 from shared.redis.events import EventType
 from tests.api_server import served
@@ -89,8 +89,8 @@ def test_another_key_sees_that_there_is_a_turn_and_not_what_it_says(
         )
         for type_ in (EventType.TOKEN, EventType.TOOL):
             data = {"step": 1, "offset": 0, "text": SECRET, "name": SECRET}
-            tell_after_commit(session, UUID(job_id), type_, data)
-        tell_after_commit(session, UUID(job_id), EventType.END, {"state": "failed"})
+            session.publish(UUID(job_id), type_, data)
+        session.publish(UUID(job_id), EventType.END, {"state": "failed"})
     if erased:
         assert ann.delete(f"/v1/conversations/{talk}").status_code == 204
 

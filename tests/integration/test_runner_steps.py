@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from shared.config import Settings
+from shared.database.transaction import Transaction
 from shared.errors import Permanent, Retryable, Unavailable
 from shared.jobs import steps
 from shared.jobs.claims import Claim
@@ -46,13 +47,11 @@ def test_success_is_recorded_with_what_the_handler_writes(process: Process) -> N
     job_id = submit(process)
     after: list[str] = []
 
-    def record(session: Session) -> None:
-        session.execute(text("UPDATE jobs SET progress_done = 5"))
+    def record(transaction: Transaction) -> None:
+        transaction.execute(text("UPDATE jobs SET progress_done = 5"))
+        transaction.after_commit(lambda: after.append("ran"))
 
-    drain(
-        process,
-        doing(lambda _: Done(result={"n": 1}, record=record, after=lambda: after.append("ran"))),
-    )
+    drain(process, doing(lambda _: Done(result={"n": 1}, record=record)))
 
     job = job_of(process, job_id)
     assert (job.state, job.result, job.progress_done) == ("succeeded", {"n": 1}, 5)
@@ -87,8 +86,8 @@ def test_what_is_tidied_up_afterwards_may_fail(
     def after() -> None:
         raise Unavailable("Chroma is away")
 
-    with caplog.at_level(logging.WARNING, "workers.attempts.runner"):
-        drain(process, doing(lambda _: Done(result={}, after=after)))
+    with caplog.at_level(logging.WARNING, "shared.database.transaction"):
+        drain(process, doing(lambda _: Done(result={}, record=lambda own: own.after_commit(after))))
 
     assert job_of(process, job_id).state == "succeeded"
     assert "Chroma is away" in caplog.text
@@ -344,9 +343,14 @@ def test_a_commit_whose_answer_is_lost_keeps_the_result(process: Process, togeth
 
     def work(context: Context) -> Done:
         context.on_lost.append(lambda: undone.append("the file"))
-        return Done(result={"kept": True}, record=lambda own: break_after_commit(own))
+        return Done(result={"kept": True}, record=record)
 
     broken: list[bool] = []
+    followed: list[str] = []
+
+    def record(transaction: Transaction) -> None:
+        transaction.after_commit(lambda: followed.append("the commit"))
+        break_after_commit(transaction)
 
     def break_after_commit(session: Session) -> None:
         if broken:
@@ -370,6 +374,7 @@ def test_a_commit_whose_answer_is_lost_keeps_the_result(process: Process, togeth
 
     assert broken == [True]
     assert undone == []
+    assert followed == ["the commit"] * len(job_ids)
     for job_id in job_ids:
         job = job_of(process, job_id)
         assert (job.state, job.result) == ("succeeded", {"kept": True})

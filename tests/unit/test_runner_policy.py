@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shared.config import Settings
 from shared.jobs.claims import Claim
-from workers.attempts import runner
+from workers.attempts import retry
 
 
 def settings(**changes: Any) -> Settings:
@@ -28,14 +28,14 @@ def test_a_delay_lies_in_the_upper_half_of_its_limit(
 ) -> None:
     limit = min(cap_s, base_s * 2 ** min(attempt - 1, 30))
 
-    delay = runner._delay_s(settings(retry_base_s=base_s, retry_cap_s=cap_s), attempt)
+    delay = retry.backoff_s(settings(retry_base_s=base_s, retry_cap_s=cap_s), attempt)
 
     assert limit / 2 <= delay <= limit * (1 + 1e-9)
 
 
 def test_delays_grow_until_the_cap_and_are_not_all_alike() -> None:
     of = settings(retry_base_s=1, retry_cap_s=60)
-    drawn = [[runner._delay_s(of, attempt) for _ in range(200)] for attempt in range(1, 12)]
+    drawn = [[retry.backoff_s(of, attempt) for _ in range(200)] for attempt in range(1, 12)]
 
     means = [mean(each) for each in drawn]
     assert all(later > earlier for earlier, later in pairwise(means[:6]))
@@ -53,7 +53,7 @@ def test_a_lost_worker_is_told_with_its_attempt_and_a_remedy(attempt: int) -> No
         attempt=attempt, max_attempts=3,
     )  # fmt: skip
 
-    message = runner.lost_worker(claim).message
+    message = retry.lost_worker(claim).message
 
     assert f"attempt {attempt}" in message
     assert "ingest.load" in message

@@ -8,9 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
-from sqlalchemy.orm import Session
-
-from shared.database.transaction import ring_after_commit
+from shared.database.transaction import Transaction
 from shared.jobs import claims, steps
 from shared.jobs.claims import Claim
 from workers.attempts.context import Context, Done, RunBatch
@@ -40,12 +38,12 @@ class BatchSizes:
         self._steps[batch_key] = min(self._limit, size)
 
 
-def claim_more(process: Process, session: Session, first: Claim) -> list[Claim]:
+def claim_more(process: Process, transaction: Transaction, first: Claim) -> list[Claim]:
     """The steps that are to run together with this one, which was just claimed."""
     if first.batch_key is None:
         return [first]
     more = claims.claim_companions(
-        session,
+        transaction,
         first,
         worker=process.worker_name,
         lease_s=process.settings.step_lease_s,
@@ -111,6 +109,6 @@ def _give_back(process: Process, contexts: Sequence[Context]) -> None:
         return
     log.info("%s steps of a batch are given back to the queue", len(contexts))
     for context in contexts:
-        with process.ledger.begin() as session:
-            if steps.retry(session, context.claim, None, in_s=0, free=True):
-                ring_after_commit(session, context.claim.queue)
+        with process.ledger.begin() as transaction:
+            if steps.retry(transaction, context.claim, None, in_s=0, free=True):
+                transaction.ring(context.claim.queue)

@@ -6,25 +6,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy.orm import Session
-
+from shared.database.transaction import Transaction
 from shared.errors import Cancelled
 from shared.jobs.claims import Claim
-from shared.jobs.steps import Finish, NewStep
+from shared.jobs.steps import Finish, NewStep, Record
 from shared.redis.events import Event, EventType
 
 if TYPE_CHECKING:
-    from workers.process import Process  # which holds the heart, which knows contexts
+    from workers.process import Process  # which holds the heartbeats, which know contexts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A handler's success. `record` runs in the transaction that records it, `after` behind it."""
+    """What comes of an attempt that succeeds, all of it recorded in one transaction.
+
+    `result` is JSON: the job's, unless the step has `children`, which run next, or its handler a
+    `finish`. `warnings` are what the user has to know of the job. `record` writes what else there
+    is; it may run twice, where the commit of the first went unanswered, and says with
+    `transaction.after_commit` what is to follow.
+    """
 
     result: Any = None
     children: Sequence[NewStep] = ()
-    record: Callable[[Session], None] | None = None
-    after: Callable[[], None] | None = None
+    warnings: Sequence[str] = ()
+    record: Record | None = None
 
 
 class Context:
@@ -50,9 +55,9 @@ class Context:
         """Show that the step is at work. One that does not, beyond its limit, loses its lease."""
         self.progressed = time.monotonic()
 
-    def tell(self, id_: str, data: dict[str, Any]) -> None:
+    def publish_tool_call(self, call_id: str, data: dict[str, Any]) -> None:
         """Let those who follow the job know that a tool is run, and what came of it."""
-        payload = {"id": id_, "step": self.claim.step_id, **data}
+        payload = {"id": call_id, "step": self.claim.step_id, **data}
         event = Event(job_id=self.claim.job_id, type=EventType.TOOL, data=payload)
         self.process.ledger.events.publish([event])
 
@@ -71,7 +76,7 @@ class Settle(Protocol):
 
 
 RunBatch = Callable[[Sequence[Context], Settle], None]
-Absorb = Callable[[Session, Claim, str], None]
+Absorb = Callable[[Transaction, Claim, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

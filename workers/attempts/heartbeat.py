@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.config import Settings
-from shared.database.transaction import Ledger
+from shared.database.transaction import Ledger, Transaction
 from shared.jobs import steps
 from shared.jobs.steps import Lease
 from shared.vocabulary import Queue
@@ -29,10 +29,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Heartbeat:
-    """One running step; `gone` is set once it is, or may be, another worker's."""
+    """Of one running step; `gone` is set once that is, or may be, another worker's."""
 
     context: Context
     gone: threading.Event = field(default_factory=threading.Event)
+    unanswered: Transaction | None = None
+    """The transaction that recorded the attempt, if no answer came to its commit."""
     is_ending: bool = False
     is_stalled: bool = False
     started: float = field(default_factory=time.monotonic)
@@ -48,7 +50,7 @@ class Heartbeat:
 
 
 class Heartbeats:
-    """Beats for as long as any step of the process runs."""
+    """Of all steps that the process runs, for as long as any does."""
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._settings = settings
@@ -86,9 +88,9 @@ class Heartbeats:
         while not idle.wait(self._settings.step_heartbeat_s):
             with self._lock:
                 running = list(self._running)
-            self._beat(running)
+            self._extend(running)
 
-    def _beat(self, running: list[Heartbeat]) -> None:
+    def _extend(self, running: list[Heartbeat]) -> None:
         lease_s = self._settings.step_lease_s
         now = time.monotonic()
         for heartbeat in running:

@@ -1,136 +1,40 @@
-"""Claim, run, record: the life of one attempt, and the one retry policy for all kinds.
+"""The life of one attempt: claim, run, record.
 
-- Success is recorded in one transaction with whatever the handler asks to be written.
-- `Retryable`, unknown errors and worker loss are tried again with backoff and jitter until the
-  step's attempts are used up; then it is a dead letter. `Unavailable` does not use up attempts
-  for as long as a setting says. `Permanent` fails at once. What an error of the database is, its
-  SQLSTATE says (`shared/database/sqlstates.py`).
-- The attempt was counted when it was claimed, so a step that kills its worker ends here too.
+A success is recorded in one transaction with what the handler wants written (`Done`); a failure is
+tried again or final (`retry.py`). Steps that share a batch: `batches.py`.
 """
 
-import io
 import logging
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
-from uuid import UUID
 
 from billiard.exceptions import SoftTimeLimitExceeded
-from pydantic import ValidationError
-from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
-from shared.bounds import EncodedJson, cut, to_json
 from shared.config import Settings
-from shared.database.sqlstates import Meaning, first_line, is_outage, trouble_of
-from shared.errors import (
-    Cancelled,
-    ConfigurationError,
-    Conflict,
-    InvalidInput,
-    NotFound,
-    Permanent,
-    Retryable,
-    SluiceError,
-    Unavailable,
-    WorkerLost,
-)
-from shared.files import make_storage
+from shared.database.sqlstates import is_outage
+from shared.database.transaction import Transaction
+from shared.errors import Cancelled, Permanent, Retryable, SluiceError
 from shared.jobs import claims, jobs, steps
 from shared.jobs.claims import Claim
-from shared.jobs.steps import Finish
 from workers.attempts import batches
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.heartbeat import Heartbeat
+from workers.attempts.results import finish_of, prepared
+from workers.attempts.retry import message_of, settle_failure
 from workers.process import Process
-
-# Where results go: into the rows of their step and job, or into the storage where they are
-# large.
-#
-# The row of a job is read whole, so it holds no more than SLUICE_RESULT_INLINE_BYTES of
-# result, whatever the kind of the job. What an attempt stores that is then not recorded is
-# deleted again; all of a job's folder goes when the job is erased or retention forgets it.
-
-
-def placed(context: Context, done: Done) -> Done:
-    """The success of a step, its result stored where it is the job's and too large for its row.
-
-    Raises Permanent for a result that is no JSON, Unavailable where the storage does not take it.
-    """
-    if done.result is None or done.children or isinstance(done.result, EncodedJson):
-        return done
-    encoded = EncodedJson(done.result, to_json(done.result))
-    data = encoded.text.encode()
-    path = stored(context, data)
-    if path is None:
-        return replace(done, result=encoded)
-    return replace(done, result=None, record=_with_place(context, done.record, path, len(data)))
-
-
-def _with_place(
-    context: Context, record: Callable[[Session], None] | None, path: str, size_bytes: int
-) -> Callable[[Session], None]:
-    def both(session: Session) -> None:
-        if record is not None:
-            record(session)
-        jobs.note_place(session, context.claim.job_id, path=path, size_bytes=size_bytes)
-
-    return both
-
-
-def stored(context: Context, data: bytes) -> str | None:
-    """The path of what is too large for a row. An attempt that loses its step deletes it again."""
-    process, claim = context.process, context.claim
-    if len(data) <= process.settings.result_inline_bytes:
-        return None
-    path = f"{jobs.result_folder(claim.job_id)}/{claim.step_id}-{claim.attempt}.json"
-    process.storage.write(path, io.BytesIO(data))
-    context.on_lost.append(lambda: process.storage.delete(path))
-    return path
-
-
-def finish_of(handler: Handler | None, settings: Settings) -> Finish | None:
-    """What computes the job's result when its last step has ended, and stores it where it is too
-    large for the row: under a fixed name, since whoever ends a job does so alone."""
-    if handler is None or handler.finish is None:
-        return None
-    compute = handler.finish
-
-    def finish(session: Session, job_id: UUID) -> Any:
-        result = compute(session, job_id)
-        if result is None:
-            return None
-        encoded = EncodedJson(result, to_json(result))
-        data = encoded.text.encode()
-        if len(data) <= settings.result_inline_bytes:
-            return encoded
-        path = f"{jobs.result_folder(job_id)}/result.json"
-        make_storage(settings).write(path, io.BytesIO(data))
-        jobs.note_place(session, job_id, path=path, size_bytes=len(data))
-        return None
-
-    return finish
-
 
 log = logging.getLogger(__name__)
 
 Handlers = Mapping[str, Handler]
-
-FINAL = (Permanent, NotFound, InvalidInput, Conflict, ConfigurationError, ValidationError)
-"""Errors that another attempt would only repeat."""
-
-UNAVAILABLE_SINCE = "unavailable_since"
+"""By the names of steps."""
 
 
 def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
     """Run the best runnable step, with what shares its batch; False if there is none."""
-    with process.ledger.begin() as session:
+    with process.ledger.begin() as transaction:
         claim = claims.claim(
-            session,
+            transaction,
             queue,
             worker=process.worker_name,
             lease_s=process.settings.step_lease_s,
@@ -140,7 +44,7 @@ def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
             return False
         handler = handlers.get(claim.name)
         together = handler is not None and handler.run_batch is not None
-        batch = batches.claim_more(process, session, claim) if together else [claim]
+        batch = batches.claim_more(process, transaction, claim) if together else [claim]
     if handler is not None and handler.run_batch is not None:
         batches.run_batch(
             process, handler.run_batch, batch, partial(conclude_all, process, handler)
@@ -171,7 +75,7 @@ def run(process: Process, handlers: Handlers, claim: Claim) -> None:
 def conclude(
     process: Process, handler: Handler | None, heartbeat: Heartbeat, outcome: Done | Exception
 ) -> None:
-    """Record what came of an attempt, and tidy up behind it."""
+    """Record what came of an attempt. One that runs no longer undoes what it wrote elsewhere."""
     claim = heartbeat.context.claim
     try:
         recorded = _recorded(process, handler, heartbeat, outcome)
@@ -179,14 +83,16 @@ def conclude(
             # It may have been recorded without an answer to the commit. What it has written must
             # not be deleted then.
             recorded = _persistently(process, heartbeat, lambda own: steps.was_recorded(own, claim))
+            if recorded and heartbeat.unanswered is not None:
+                process.ledger.complete(heartbeat.unanswered)
     except SQLAlchemyError as error:
         # Nothing is known of it, and so nothing is deleted; the sweeper finds it if it still runs.
-        log.warning("step %s (%s) was not recorded: %s", claim.step_id, claim.name, _message(error))
+        log.warning(
+            "step %s (%s) was not recorded: %s", claim.step_id, claim.name, message_of(error)
+        )
         return
     if not recorded:
-        _tidy(claim, heartbeat.context.on_lost)
-    elif isinstance(outcome, Done) and outcome.after is not None:
-        _tidy(claim, [outcome.after])
+        _undo(heartbeat.context)
 
 
 def _recorded(
@@ -197,7 +103,7 @@ def _recorded(
     try:
         if isinstance(outcome, Exception):
             raise outcome
-        done = placed(heartbeat.context, outcome)
+        done = prepared(heartbeat.context, outcome)
         return _persistently(
             process, heartbeat, lambda own: _succeed(own, process.settings, handler, claim, done)
         )
@@ -222,16 +128,19 @@ def _recorded(
     )
 
 
-def _persistently(process: Process, heartbeat: Heartbeat, write: Callable[[Session], bool]) -> bool:
+def _persistently(
+    process: Process, heartbeat: Heartbeat, write: Callable[[Transaction], bool]
+) -> bool:
     """A transaction that is run again where the database goes away, until the lease has ended."""
     while True:
         try:
-            with process.ledger.begin() as session:
-                return write(session)
+            with process.ledger.begin() as transaction:
+                return write(transaction)
         except SQLAlchemyError as error:
             if heartbeat.lost or not is_outage(error):
                 raise
-            log.warning("the database is away; recording is tried again: %s", _message(error))
+            heartbeat.unanswered = transaction
+            log.warning("the database is away; recording is tried again: %s", message_of(error))
         heartbeat.gone.wait(process.settings.step_heartbeat_s)
 
 
@@ -239,157 +148,76 @@ def conclude_all(
     process: Process, handler: Handler, outcomes: Sequence[tuple[Heartbeat, Done | Exception]]
 ) -> None:
     """Record what came of several attempts: successes in one transaction, if that can be."""
-    done = [(heartbeat, each) for heartbeat, each in outcomes if isinstance(each, Done)]
+    done: list[tuple[Heartbeat, Done]] = []
+    others: list[tuple[Heartbeat, Exception]] = []
+    for heartbeat, outcome in outcomes:
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            done.append((heartbeat, prepared(heartbeat.context, outcome)))
+        except Exception as error:
+            others.append((heartbeat, error))
     # In the order of their ids, as by all that lock several jobs.
     done.sort(key=lambda pair: pair[0].context.claim.job_id)
     try:
-        with process.ledger.begin() as session:
+        with process.ledger.begin() as transaction:
             recorded = [
-                _succeed(session, process.settings, handler, heartbeat.context.claim, each)
-                for heartbeat, each in done
+                _succeed(transaction, process.settings, handler, heartbeat.context.claim, success)
+                for heartbeat, success in done
             ]
     except Exception as error:
-        log.warning("a batch is recorded step by step: %s", _message(error))
-        recorded = None
-    for n, (heartbeat, each) in enumerate(done):
-        if recorded is None:
-            conclude(process, handler, heartbeat, each)
-        elif not recorded[n]:
-            _tidy(heartbeat.context.claim, heartbeat.context.on_lost)
-        elif each.after is not None:
-            _tidy(heartbeat.context.claim, [each.after])
-    for heartbeat, outcome in outcomes:
-        if not isinstance(outcome, Done):
-            conclude(process, handler, heartbeat, outcome)
+        log.warning("a batch is recorded step by step: %s", message_of(error))
+        for heartbeat, success in done:
+            heartbeat.unanswered = transaction
+            conclude(process, handler, heartbeat, success)
+    else:
+        for (heartbeat, _), is_recorded in zip(done, recorded, strict=True):
+            if not is_recorded:
+                _undo(heartbeat.context)
+    for heartbeat, failure in others:
+        conclude(process, handler, heartbeat, failure)
 
 
 def _succeed(
-    session: Session, settings: Settings, handler: Handler | None, claim: Claim, done: Done
+    transaction: Transaction,
+    settings: Settings,
+    handler: Handler | None,
+    claim: Claim,
+    done: Done,
 ) -> bool:
+    def record(transaction: Transaction) -> None:
+        if done.warnings:
+            jobs.warn(transaction, claim.job_id, done.warnings)
+        if done.record is not None:
+            done.record(transaction)
+
     return steps.succeed(
-        session,
+        transaction,
         claim,
         result=done.result,
         children=done.children,
-        record=done.record,
+        record=record,
         finish=finish_of(handler, settings),
     )
 
 
 def _stopped(
-    session: Session, settings: Settings, handler: Handler | None, claim: Claim, reason: str
-) -> bool:
-    """The heartbeat asked to stop: the job ends, or the time was up."""
-    if steps.is_ending(session, claim):
-        return steps.abandon(session, claim)
-    return settle_failure(session, settings, handler, claim, Retryable(reason))
-
-
-def settle_failure(
-    session: Session,
+    transaction: Transaction,
     settings: Settings,
     handler: Handler | None,
     claim: Claim,
-    error: Exception,
+    reason: str,
 ) -> bool:
-    """The retry policy: again later, or for good. False if the attempt runs no longer."""
-    error = translated(error)
-    reason = {"type": type(error).__name__, "message": _message(error)}
-    is_free = False
-    if isinstance(error, Unavailable):
-        now = session.execute(select(func.now())).scalar_one()
-        since = _unavailable_since(claim) or now
-        is_free = (now - since).total_seconds() < settings.unavailable_retry_for_s
-        reason |= {UNAVAILABLE_SINCE: since.isoformat()}
-    final = isinstance(error, FINAL)
-    if is_free or (not final and claim.attempt < claim.max_attempts):
-        in_s = max(_delay_s(settings, claim.attempt), _asked_delay_s(error))
-        return steps.retry(session, claim, reason, in_s=in_s, free=is_free)
-    reason.pop(UNAVAILABLE_SINCE, None)
-    log.warning("step %s (%s) failed for good: %s", claim.step_id, claim.name, reason["message"])
-    return steps.fail(
-        session,
-        claim,
-        reason,
-        absorb=_absorb(handler, claim, reason["message"]),
-        finish=finish_of(handler, settings),
-        dead=not final,
-    )
+    """The heartbeat asked to stop: the job ends, or the time was up."""
+    if steps.is_ending(transaction, claim):
+        return steps.abandon(transaction, claim)
+    return settle_failure(transaction, settings, handler, claim, Retryable(reason))
 
 
-def translated(error: Exception) -> Exception:
-    """An error of the database as what it means for the step; any other as it is."""
-    trouble = trouble_of(error)
-    if trouble is None:
-        return error
-    return _TYPES[trouble.meaning](trouble.message)
-
-
-_TYPES: dict[Meaning, type[SluiceError]] = {
-    Meaning.AWAY: Unavailable,
-    Meaning.BUSY: Retryable,
-    Meaning.VALUE: Permanent,
-    Meaning.CONFLICT: Permanent,
-    Meaning.SCHEMA: Retryable,
-    Meaning.FAULT: Retryable,
-}
-
-
-def _absorb(
-    handler: Handler | None, claim: Claim, message: str
-) -> Callable[[Session], None] | None:
-    if handler is None or handler.absorb is None:
-        return None
-    absorb = handler.absorb
-    return lambda session: absorb(session, claim, message)
-
-
-def _unavailable_since(claim: Claim) -> datetime | None:
-    """When the outage began that the step meets, by the database's clock; None at its first.
-
-    An outage lasts for as long as each attempt meets it. How long the step waited before its
-    first attempt is of no account.
-    """
-    before = (claim.error_before or {}).get(UNAVAILABLE_SINCE)
-    try:
-        return datetime.fromisoformat(before) if before else None
-    except (TypeError, ValueError):
-        return None
-
-
-def _delay_s(settings: Settings, attempt: int) -> float:
-    """Exponential backoff with full jitter on its upper half."""
-    limit: float = min(settings.retry_cap_s, settings.retry_base_s * 2 ** min(attempt - 1, 30))
-    return limit / 2 + random.uniform(0, limit / 2)
-
-
-def _asked_delay_s(error: Exception) -> float:
-    """What a server asked for that has too much to do."""
-    delay_s = error.retry_after_s if isinstance(error, Unavailable) else None
-    return delay_s or 0.0
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, SluiceError):
-        return error.message
-    if isinstance(error, SQLAlchemyError):
-        return first_line(error)
-    if isinstance(error, ValidationError):
-        return cut(f"The row of this job does not fit this version of Sluice: {error}")
-    return cut(f"{type(error).__name__}: {error}")
-
-
-def _tidy(claim: Claim, callbacks: Iterable[Callable[[], None]]) -> None:
-    for callback in callbacks:
+def _undo(context: Context) -> None:
+    for undo in context.on_lost:
         try:
-            callback()
+            undo()
         except (SluiceError, SQLAlchemyError) as error:
             # What stays behind is invisible to readers, and the sweeper looks for it.
-            log.warning("could not tidy up after step %s: %s", claim.step_id, error)
-
-
-def lost_worker(claim: Claim) -> WorkerLost:
-    return WorkerLost(
-        f"The worker that ran {claim.name} (attempt {claim.counted_attempt}) died or hung: its "
-        "lease ended. Look at the worker's log; if it ran out of memory, make the input smaller."
-    )
+            log.warning("could not tidy up after step %s: %s", context.claim.step_id, error)

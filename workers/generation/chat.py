@@ -6,11 +6,9 @@ own, claimed, fenced and recovered like any other. Calls of tools that the clien
 job; the client runs them and sends what came of them. The last turn allowed is asked without tools.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-from sqlalchemy.orm import Session
 
 from shared import conversations
 from shared.bounds import (
@@ -21,9 +19,10 @@ from shared.bounds import (
     storable_json,
     storable_text,
 )
+from shared.database.transaction import Transaction
 from shared.errors import InvalidInput, Permanent, Retryable
 from shared.jobs import jobs
-from shared.jobs.steps import NewStep
+from shared.jobs.steps import NewStep, Record
 from shared.kinds.chat import BuiltInTool, ChatInput, ChatMessage, ChatResult, DeclaredTool
 from shared.kinds.generation import Usage, route_of
 from shared.tables import Job
@@ -103,7 +102,7 @@ class Reply:
     calls: tuple[ToolCall, ...]
     completion: Completion
     dropped: int
-    record: Callable[[Session], None]
+    record: Record
     parsed: Any = None
 
 
@@ -273,10 +272,10 @@ def _end(job: Job, input_: ChatInput, before: Dialogue, way: Way, model: str, re
         if message.role != Role.SYSTEM or message.content not in known
     ]
 
-    def record(session: Session) -> None:
-        reply.record(session)
+    def record(transaction: Transaction) -> None:
+        reply.record(transaction)
         if job.conversation_id is not None:
-            conversations.append(session, job.conversation_id, stored, job.id)
+            conversations.append(transaction, job.conversation_id, stored, job.id)
 
     return Done(result=result.model_dump(mode="json"), record=record)
 
@@ -288,9 +287,9 @@ def chat_tools(context: Context) -> Done:
     way = Way.of(context.claim.payload)
     results = []
     for call in way.later[-1].tool_calls:
-        context.tell(call.id, {"name": call.name, "arguments": call.arguments})
+        context.publish_tool_call(call.id, {"name": call.name, "arguments": call.arguments})
         text = table.run(context, call, _built_in(input_))
-        context.tell(call.id, {"name": call.name, "result": text})
+        context.publish_tool_call(call.id, {"name": call.name, "result": text})
         results.append(Message(role=Role.TOOL, content=text, tool_call_id=call.id))
     after = replace(way, later=(*way.later, *results))
     model = input_.model or context.process.settings.generation_model

@@ -1,6 +1,6 @@
 """The step `rag.answer`: an answer from the passages that `rag.find` found, with citations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -8,9 +8,11 @@ from sqlalchemy.orm import Session
 
 from shared import conversations
 from shared.config import EXTRACTIVE
+from shared.database.transaction import Transaction
 from shared.documents import collections, documents
 from shared.documents.documents import ChunkView
 from shared.jobs import jobs, steps
+from shared.jobs.steps import Record
 from shared.kinds.generation import Usage
 from shared.kinds.rag import Citation, RagInput, RagResult
 from shared.tables import Job
@@ -171,19 +173,17 @@ def _result(
     )
 
 
-def _done(
-    context: Context, job: Job, result: RagResult, record: Callable[[Session], None] | None = None
-) -> Done:
+def _done(context: Context, job: Job, result: RagResult, record: Record | None = None) -> Done:
     write_down = record or show_at_once(context, result.answer)
     turn = [
         {"role": "user", "content": job.input["question"]},
         {"role": "assistant", "content": result.answer},
     ]
 
-    def record_all(session: Session) -> None:
-        write_down(session)
+    def record_all(transaction: Transaction) -> None:
+        write_down(transaction)
         if job.conversation_id is not None:
-            conversations.append(session, job.conversation_id, turn, job.id)
+            conversations.append(transaction, job.conversation_id, turn, job.id)
 
     return Done(result=result.model_dump(mode="json"), record=record_all)
 

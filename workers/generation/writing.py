@@ -14,14 +14,14 @@ from functools import partial
 from typing import Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
 from shared import conversations
 from shared.config import Settings
 from shared.conversations import Addition
-from shared.database.transaction import Ledger
+from shared.database.transaction import Ledger, Transaction
 from shared.errors import InvalidInput, Timeout
 from shared.jobs import jobs
+from shared.jobs.steps import Record
 from shared.kinds.generation import Parameters
 from workers.attempts.context import Context
 from workers.generation.backends.interface import (
@@ -139,7 +139,7 @@ class TranscriptWriter:
                 script.context.must_stop("The lease was lost; another worker has the step.")
 
 
-def write_rest(session: Session, script: Script) -> None:
+def write_rest(session: Transaction, script: Script) -> None:
     """Write what a closed script still holds, in the transaction that records its step."""
     addition = script.take()
     if addition is not None:
@@ -173,7 +173,7 @@ class Written:
 
     completion: Completion
     shown: str
-    record: Callable[[Session], None]
+    record: Record
 
 
 def write(context: Context, generator: Generator, request: Request, gate: Gate) -> Written:
@@ -257,7 +257,7 @@ def _follow(
     return generation.completion
 
 
-def show_at_once(context: Context, text: str) -> Callable[[Session], None]:
+def show_at_once(context: Context, text: str) -> Record:
     """What records a text that was not written bit by bit, so that streams have it, too."""
     with context.process.ledger.read() as session:
         before = conversations.of_step(session, context.claim.step_id)

@@ -1,7 +1,7 @@
 """The back end `hub`: a job's inputs at the Hugging Face inference API, through its own client.
 
 Outputs have the shape that the local back end gives. Nothing is tried again in
-here: that is for the runner (`workers/attempts/runner.py`), and the errors are the ones it goes by.
+here: that is for the runner (`workers/attempts/retry.py`), and the errors are the ones it goes by.
 All of it is thread-safe.
 """
 

@@ -30,7 +30,7 @@ from shared.redis.model_loading import Loading
 from shared.tables import Job, Step
 from shared.vocabulary import Queue, State
 from workers.attempts.context import Context, Done, Handler, Settle
-from workers.attempts.runner import stored
+from workers.attempts.results import stored
 from workers.hf import contents, hub
 from workers.hf.task import LocalTask, Row, Watch
 from workers.hf.work import MISSING, Work, as_json
@@ -70,22 +70,13 @@ def recorded_before(context: Context) -> tuple[dict[int, Any], list[str]]:
 
 def complete(work: Work, answer: Any) -> Done:
     """The job's end. Raises Permanent for outputs that are no JSON."""
-    return of_answer(work.context, answer, warnings=[*work.warnings_before, *work.warnings])
+    return of_answer(answer, warnings=[*work.warnings_before, *work.warnings])
 
 
-def of_answer(context: Context, answer: Any, *, warnings: Sequence[str] = ()) -> Done:
+def of_answer(answer: Any, *, warnings: Sequence[str] = ()) -> Done:
     """The end of a job with this answer. Raises Permanent for what is no JSON."""
-    unique = list(dict.fromkeys(warnings))
-    data = _encoded(answer)
-    path = stored(context, data)
-    job_id = context.claim.job_id
-
-    def record(session: Any) -> None:
-        jobs.note_result(
-            session, job_id, path=path, size_bytes=len(data) if path else None, warnings=unique
-        )
-
-    return Done(result=None if path else EncodedJson(answer, data.decode()), record=record)
+    text = _encoded(answer).decode()
+    return Done(result=EncodedJson(answer, text), warnings=list(dict.fromkeys(warnings)))
 
 
 def go_on(work: Work) -> Done:
@@ -324,7 +315,7 @@ def run(requests: Sequence[tuple[Context, HfInput]], settle: Settle) -> None:
             for future in wait(waiting, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
                 context = waiting.pop(future)
                 try:
-                    outcome: Done | Exception = of_answer(context, future.result())
+                    outcome: Done | Exception = of_answer(future.result())
                 except Exception as error:
                     outcome = error
                 settle(context, outcome)

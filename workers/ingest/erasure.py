@@ -1,17 +1,18 @@
 """Removes what readers no longer see: vectors first, rows last, so that nothing is forgotten."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
+from shared.database.transaction import Transaction
 from shared.documents import erasure, versions
 from shared.documents.documents import parse_chunk_id
 from shared.documents.versions import GarbageVersion, Part
 from shared.errors import Permanent, Unavailable
 from shared.jobs import jobs, sweeps
+from shared.jobs.steps import Record
 from shared.kinds.erase import EraseInput, EraseResult
 from shared.tables import Collection, Version
 from workers.attempts.context import Context, Done, Handler
@@ -213,15 +214,16 @@ def _erase_documents(context: Context, ids: list[str]) -> Done:
         context.check()
         vectors += process.store.delete(each.collection, each.chunk_ids())
 
-    def record(session: Session) -> None:
-        erasure.delete_documents(session, hidden)
-
-    def again() -> None:
+    def delete_again() -> None:
         """What an embedding step wrote in between, whose rows are now gone."""
-        for each in retired:
-            process.store.delete(each.collection, each.chunk_ids())
+        for garbage in retired:
+            process.store.delete(garbage.collection, garbage.chunk_ids())
 
-    return _done(extent, vectors, record, again)
+    def record(transaction: Transaction) -> None:
+        erasure.delete_documents(transaction, hidden)
+        transaction.after_commit(delete_again)
+
+    return _done(extent, vectors, record)
 
 
 def _erase_collection(context: Context, name: str) -> Done:
@@ -231,24 +233,21 @@ def _erase_collection(context: Context, name: str) -> Done:
         extent = erasure.extent_of_collection(session, collection_id)
     vectors = process.store.drop(name)
 
-    def record(session: Session) -> None:
-        erasure.delete_collection(session, collection_id)
+    def record(transaction: Transaction) -> None:
+        erasure.delete_collection(transaction, collection_id)
+        # What an ingest job has made in between.
+        transaction.after_commit(lambda: drop_unless_wanted(process, name))
 
-    def again() -> None:
-        """What an ingest job has made in between."""
-        drop_unless_wanted(process, name)
-
-    return _done(extent, vectors, record, again)
+    return _done(extent, vectors, record)
 
 
 def _done(
     extent: erasure.Extent,
     vectors: int,
-    record: Callable[[Session], None],
-    after: Callable[[], None] | None = None,
+    record: Record,
 ) -> Done:
     result = EraseResult(documents=extent.documents, chunks=extent.chunks, vectors=vectors)
-    return Done(result=result.model_dump(), record=record, after=after)
+    return Done(result=result.model_dump(), record=record)
 
 
 ERASE = Handler(run=erase)

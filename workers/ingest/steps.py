@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared import files
+from shared.database.transaction import Transaction
 from shared.documents import collections, documents, ingest_items, versions
 from shared.documents.documents import chunk_id
 from shared.documents.ingest_items import CutChunks, Outcome
@@ -37,11 +38,11 @@ from workers.retrieval.store import Entry
 # Imports no library that loads documents, for the sweeper.
 
 
-def absorb_load(session: Session, claim: Claim, message: str) -> None:
+def absorb_load(session: Transaction, claim: Claim, message: str) -> None:
     ingest_items.settle(session, claim.job_id, claim.payload["ordinals"], Outcome.FAILED, message)
 
 
-def absorb_embed(session: Session, claim: Claim, message: str) -> None:
+def absorb_embed(session: Transaction, claim: Claim, message: str) -> None:
     for part in parts_of(claim):
         ingest_items.settle_version(
             session, claim.job_id, part.version_id, Outcome.FAILED, message=message
@@ -155,13 +156,16 @@ FLUSH_CHARS = 1_000_000
 
 
 class Writer:
+    """`chunk_counts` has the versions that were written, or joined, and are to be embedded."""
+
     def __init__(self, context: Context, options: IngestOptions) -> None:
         self._context = context
-        self._order = options
+        self._options = options
         self._contents: list[tuple[int, Content]] = []
         self._skipped: list[int] = []
         self._failed: list[tuple[int, str]] = []
         self._chars = 0
+        self.chunk_counts: dict[UUID, int] = {}
 
     def add(self, ordinal: int, content: Content) -> None:
         """Raises DocumentError where the job would have too many chunks with it."""
@@ -214,19 +218,20 @@ class Writer:
             return
         job_id = self._context.claim.job_id
         documents = versions.lock_documents(
-            session, self._order.collection_id, [content.source for _, content in self._contents]
+            session, self._options.collection_id, [content.source for _, content in self._contents]
         )
         for ordinal, content in self._contents:
             version_id = versions.begin(
                 session,
                 documents[content.source],
                 content,
-                skip_existing=self._order.skip_existing,
+                skip_existing=self._options.skip_existing,
             )
             if version_id is None:
                 self._skipped.append(ordinal)
             else:
                 ingest_items.assign(session, job_id, ordinal, version_id)
+                self.chunk_counts[version_id] = len(content.chunks)
 
 
 def plan(context: Context) -> Done:
@@ -241,7 +246,7 @@ def plan(context: Context) -> Done:
         names = [source_name(source, uploads) for source in sources]
     _make_in_store(process, collection)
 
-    def record(session: Session) -> None:
+    def record(session: Transaction) -> None:
         jobs.set_total(session, job_id, len(names), "documents")
         ingest_items.add_all(session, job_id, names)
 
@@ -301,12 +306,7 @@ def load(context: Context) -> Done:
         except (DocumentError, NotFound) as error:
             writer.add_failed(item.ordinal, error.message)
     writer.flush()
-    with process.ledger.read() as session:
-        written = [
-            item.version_id for item in ingest_items.still_open(session, claim.job_id, ordinals)
-        ]
-        counts = versions.chunk_counts(session, [v for v in written if v is not None])
-    return Done(children=_embed_steps(counts, process.settings.embed_step_chunks))
+    return Done(children=_embed_steps(writer.chunk_counts, process.settings.embed_step_chunks))
 
 
 def embed(context: Context) -> Done:
@@ -326,25 +326,25 @@ def embed(context: Context) -> Done:
             raise
         return Done(children=[_embed_step([part]) for part in parts])  # only one is to blame
     delete_orphans(process, options.collection, parts)
-    noted: list[versions.Embedded] = []
 
-    def record(session: Session) -> None:
-        versions.lock_documents_of(session, [part.version_id for part in parts])
-        noted[:] = [_note(session, claim, part) for part in parts]  # it may be run twice
+    def record(transaction: Transaction) -> None:
+        versions.lock_documents_of(transaction, [part.version_id for part in parts])
+        noted = [_note(transaction, claim, part) for part in parts]
+        transaction.after_commit(lambda: tidy(noted))
 
-    def after() -> None:
-        if any(each.state in (None, VersionState.RETIRED) for each in noted):
+    def tidy(noted: Sequence[versions.Embedded]) -> None:
+        if any(version.state in (None, VersionState.RETIRED) for version in noted):
             delete_orphans(process, options.collection, parts)
-        collect_replaced(process, [each.replaced for each in noted if each.replaced])
+        collect_replaced(process, [version.replaced for version in noted if version.replaced])
 
     result = {
         "model": options.model,
         "cut": [[str(v), cut.chunks, cut.chunk_size] for v, cut in cuts.items()],
     }
-    return Done(result=result if cuts else None, record=record, after=after)
+    return Done(result=result if cuts else None, record=record)
 
 
-def _note(session: Session, claim: Claim, part: Part) -> versions.Embedded:
+def _note(session: Transaction, claim: Claim, part: Part) -> versions.Embedded:
     """Book a part's vectors, and the outcome of its document where that is now decided."""
     noted = versions.note_embedded(session, part)
     job_id, version_id = claim.job_id, part.version_id

@@ -1,8 +1,6 @@
 """The steps `embed` (texts to vectors), `search`, and `rag.find` (the retrieval half of `rag`)."""
 
-from collections.abc import Callable, Mapping, Sequence
-
-from sqlalchemy.orm import Session
+from collections.abc import Callable, Mapping
 
 from shared.bounds import Metadata
 from shared.documents import collections, documents
@@ -137,7 +135,7 @@ def embed(context: Context) -> Done:
     result = EmbedResult(
         model=embedder.name, dimension=embedder.dimension, embeddings=vectors.tolist()
     )
-    return Done(result=result.model_dump(), record=_warning(context, cut_texts(embedder, cut)))
+    return Done(result=result.model_dump(), warnings=cut_texts(embedder, cut))
 
 
 def search(context: Context) -> Done:
@@ -152,7 +150,7 @@ def search(context: Context) -> Done:
         check=context.check,
         warn=warnings.append,
     )
-    return Done(result=SearchResult(hits=hits).model_dump(), record=_warning(context, warnings))
+    return Done(result=SearchResult(hits=hits).model_dump(), warnings=warnings)
 
 
 def rag_find(context: Context) -> Done:
@@ -172,13 +170,7 @@ def rag_find(context: Context) -> Done:
     matches = [{"id": hit.chunk_id, "score": hit.score} for hit in hits]
     model = input_.model or context.process.settings.generation_model
     answer = NewStep(name="rag.answer", queue=Queue.GENERATE, route=route_of(model))
-    return Done(result={"found": matches}, children=[answer], record=_warning(context, warnings))
-
-
-def _warning(context: Context, warnings: Sequence[str]) -> Callable[[Session], None] | None:
-    if not warnings:
-        return None
-    return lambda session: jobs.warn(session, context.claim.job_id, warnings)
+    return Done(result={"found": matches}, children=[answer], warnings=warnings)
 
 
 def _input(context: Context) -> dict[str, object]:

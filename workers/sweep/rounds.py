@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy.orm import Session
-
 from shared.database.sqlstates import first_line, is_outage, trouble_of
+from shared.database.transaction import Transaction
 from shared.jobs import sweeps
 from workers.attempts.runner import Handlers
 from workers.process import Process
@@ -46,7 +45,7 @@ class Round:
     def goes_on(self) -> bool:
         return not self._stop.is_set() and time.monotonic() < self._ends
 
-    def each(self, items: Iterable[Item], handle: Callable[[Session, Item], object]) -> int:
+    def each(self, items: Iterable[Item], handle: Callable[[Transaction, Item], object]) -> int:
         """Handle each in a transaction of its own; returns how many went well.
 
         One that cannot be handled is noted, and left alone for a while. Raises what an outage of

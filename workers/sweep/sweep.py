@@ -21,17 +21,18 @@ from uuid import UUID
 from redis.exceptions import RedisError
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
 from shared import conversations
 from shared.database.sqlstates import first_line, is_outage
+from shared.database.transaction import Transaction
 from shared.errors import ModelNotServed, SluiceError, Timeout
 from shared.jobs import jobs, steps, sweeps
 from shared.jobs.queues import lacks_worker
 from shared.kinds.registry import KINDS
 from shared.tables import Job, Step
 from shared.vocabulary import OPEN, State
-from workers.attempts.runner import Handlers, lost_worker, settle_failure
+from workers.attempts.retry import lost_worker, settle_failure
+from workers.attempts.runner import Handlers
 from workers.ingest.erasure import Garbage, StrayVectors
 from workers.process import Process
 from workers.sweep.retention import Retention, delete_doomed
@@ -391,7 +392,7 @@ def take_back(round_: Round) -> None:
             limit=round_.limit_rows,
         )
 
-    def settle(session: Session, item: Item) -> None:
+    def settle(session: Transaction, item: Item) -> None:
         claim = steps.take(session, item.id)
         if claim is None:
             return
@@ -422,7 +423,7 @@ def end_overdue(round_: Round) -> None:
             .limit(round_.limit_rows)
         ).all()
 
-    def fail(session: Session, item: Item) -> None:
+    def fail(session: Transaction, item: Item) -> None:
         timeout_s = session.scalar(select(Job.timeout_s).where(Job.id == item.id))
         if timeout_s is None:
             return
@@ -457,7 +458,7 @@ def fail_unserved(round_: Round) -> None:
         rows = session.execute(text(UNSERVED), values).all()
     routes, job_ids = {row.id: row.route for row in rows}, {row.id: row.job_id for row in rows}
 
-    def fail(session: Session, item: Item) -> None:
+    def fail(session: Transaction, item: Item) -> None:
         message = (
             f"{lacks_worker(routes[item.id])} The job has waited for one for {limit_s:g} s "
             "(SLUICE_MODEL_MISSING_FAIL_S); retry it when there is one."

@@ -1,7 +1,7 @@
 """Generators whose model runs on another server: what `ollama.py` and `openai.py` share.
 
 A cancellation or a deadline ends a generation at once, with the text so far, whatever the server
-does. Nothing is tried again in here: that is for the runner (`workers/attempts/runner.py`), and the
+does. Nothing is tried again in here: that is for the runner (`workers/attempts/retry.py`), and the
 errors are the ones it goes by (`server.py`). Where the server tells no token counts, they are
 estimates.
 """
