@@ -11,7 +11,7 @@ import os
 import posixpath
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -26,10 +26,12 @@ _UNSENDABLE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029"]|^\s+|\s+$')
 
 SUPPORTED = frozenset(
     {
-        *(".txt", ".md", ".markdown", ".html", ".htm", ".xhtml", ".xht"),
+        *(".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".xht"),
         *(".csv", ".tsv", ".json", ".jsonl", ".ndjson"),
     }
 )
+"""The suffixes of files that servers of this version read; they have the list in
+`shared/formats.py`, which a test compares with this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +69,26 @@ class _File:
 
 @dataclass(kw_only=True)
 class _Search:
+    suffixes: frozenset[str]
     left_out: Counter[str] = field(default_factory=Counter)
     circular_links: list[str] = field(default_factory=list)
     errors: dict[str, SourceError] = field(default_factory=dict)
 
 
-def discover(paths: Iterable[str], *, root: str | Path | None = None) -> Discovery:
+def discover(
+    paths: Iterable[str],
+    *,
+    root: str | Path | None = None,
+    suffixes: Collection[str] = SUPPORTED,
+) -> Discovery:
     """Expand files, folders and globs. Raises `InvalidInput` where a path stands for nothing.
+
+    In folders, and for globs that name no suffix, files are looked for that end with `suffixes`.
 
     With `root`, names are paths from that folder on, in which all files have to be.
     """
     files: dict[str, _File] = {}
-    search = _Search()
+    search = _Search(suffixes=frozenset(suffixes))
     for path in paths:
         for named in _of_argument(path, search):
             file = named if root is None else _below(Path(root), named)
@@ -157,7 +167,7 @@ def _of_argument(path: str, search: _Search) -> Iterator[_File]:
             matches = _once(matches)
         if not matches:
             raise InvalidInput(f"No file matches {path}.")
-        extensions = SUPPORTED | ({Path(path).suffix.lower()} - {""})
+        extensions = search.suffixes | ({Path(path).suffix.lower()} - {""})
         for match in matches:
             if not Path(match).is_dir():
                 # The extension that a pattern names is asked for, whatever it is.
@@ -212,7 +222,7 @@ def _of_folder(folder: str, search: _Search) -> Iterator[_File]:
             if entry.is_dir():
                 (links if entry.is_symlink() else folders).append((Path(entry.path), inner))
             else:
-                yield from _if_readable(inner, entry.path, search, SUPPORTED)
+                yield from _if_readable(inner, entry.path, search, search.suffixes)
 
 
 def _holds(folder: Path, link: Path, top: Path) -> bool:

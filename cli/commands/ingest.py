@@ -19,6 +19,7 @@ from cli.exits import Exit
 from cli.options import column_names, key_values, with_client
 from cli.terminal.bars import bars
 from cli.terminal.output import duration, jsonable, plural, print_json, print_text, say
+from shared import formats
 from shared.errors import InvalidInput
 from shared.kinds.ingest import SplitterType
 
@@ -100,7 +101,9 @@ def ingest(
       sluice ingest 'docs/**/*.md' -c handbook --root docs
       sluice ingest prices.csv -c prices --csv-encoding cp949 --content-columns product,note
     """
-    discovery = discover((path for path in paths if path != "-"), root=root)
+    discovery = discover(
+        (path for path in paths if path != "-"), root=root, suffixes=formats.suffixes()
+    )
     documents: list[LocalDocument] = list(discovery.documents)
     if "-" in paths:
         documents.append(_standard_input(name))

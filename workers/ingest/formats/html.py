@@ -27,6 +27,8 @@ from typing import Final
 from lxml import etree
 
 from shared.errors import DocumentError
+from workers.ingest.formats.loader import Document, Loader, Parts
+from workers.ingest.formats.text import text_of
 
 _CHARSET: Final = re.compile(rb"""<meta[^>]{0,500}?charset\s*=\s*["']?\s*([\w.:-]+)""", re.I)
 _XML_ENCODING: Final = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]+)""")
@@ -117,6 +119,24 @@ def render(text: str, *, name: str) -> Page:
             "page from a browser and ingest that."
         )
     return Page(text=rendered, title=title)
+
+
+def load(document: Document) -> Parts:
+    data = document.data
+    declared = None if isinstance(data, str) else declared_charset(data)
+    text, metadata = text_of(
+        document, declared=[declared], hint="Save it as UTF-8, or declare its charset."
+    )
+    page = render(text, name=document.name)
+    title = {"title": page.title} if page.title else {}
+    return Parts(passages=[(page.text, {})], metadata=metadata | title)
+
+
+HTML = Loader(
+    load=load,
+    example=b"<title>Hours</title><h1>Open</h1><p>From <b>nine</b>.<script>x()</script>",
+    example_text="Open\n\nFrom nine.",
+)
 
 
 def _parse(text: str, *, name: str) -> etree._Element | None:

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from workers.ingest.formats.loader import Loader
+from workers.ingest.formats.text import load_whole
+
 _TITLE_CHARS: Final = 500  # each chunk of the section carries the title
 _NESTED_ITEMS: Final = 64
 _RULE_CHARS: Final = 1000
@@ -51,6 +54,12 @@ _FRONT_MATTER: Final = {
     "+++": re.compile(r"^\+\+\+[ \t]*+$", re.MULTILINE),
     "{": re.compile(r"^\}[ \t]*+$", re.MULTILINE),
 }
+
+
+# What its headings are for, the splitter `markdown` knows.
+MARKDOWN = Loader(
+    load=load_whole, example=b"# Hours\n\nFrom *nine*.", example_text="# Hours\n\nFrom *nine*."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from shared.bounds import Metadata
 from shared.errors import DocumentError
+from workers.ingest.formats.loader import Document, Loader, Parts, too_long
+from workers.ingest.formats.text import text_of
 
 _TEXT_FIELDS: Final = ("text", "content")
 _DEPTH: Final = 200
@@ -50,6 +52,30 @@ def lines(text: str, *, name: str, max_chars: int) -> Iterator[tuple[str, Metada
             yield _passage(value, {"line": number}, name=name, max_chars=max_chars)
 
 
+def load_json(document: Document) -> Parts:
+    text, metadata = text_of(document)
+    passages = elements(text, name=document.name, max_chars=document.max_chars)
+    return Parts(passages=passages, metadata=metadata)
+
+
+def load_lines(document: Document) -> Parts:
+    text, metadata = text_of(document)
+    passages = lines(text, name=document.name, max_chars=document.max_chars)
+    return Parts(passages=passages, metadata=metadata)
+
+
+JSON = Loader(
+    load=load_json,
+    example=b'[{"text": "We open at nine.", "page": 1}, {"city": "Seoul"}]',
+    example_text="We open at nine.\n\ncity: Seoul",
+)
+JSON_LINES = Loader(
+    load=load_lines,
+    example=b'{"text": "We open at nine."}\n{"city": "Seoul"}\n',
+    example_text="We open at nine.\n\ncity: Seoul",
+)
+
+
 def _refuse_plain_json(text: str, *, name: str) -> None:
     """Say so where the lines of a file are no values, but all of it is one."""
     try:
@@ -58,13 +84,6 @@ def _refuse_plain_json(text: str, *, name: str) -> None:
         return
     raise DocumentError(
         f"{name}: is one JSON value over several lines, not one a line. Name it .json."
-    )
-
-
-def too_long(name: str, max_chars: int) -> DocumentError:
-    return DocumentError(
-        f"{name}: has more than {max_chars:,} characters of text. Divide it, or raise "
-        "SLUICE_MAX_DOCUMENT_CHARS."
     )
 
 

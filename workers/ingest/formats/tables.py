@@ -24,11 +24,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, NamedTuple
 
 from shared.bounds import Metadata
 from shared.errors import DocumentError
 from shared.kinds.ingest import CsvOptions
+from workers.ingest.formats.loader import Document, Loader, Parts
+from workers.ingest.formats.text import text_of
 
 MAX_COLUMNS: Final = 10_000
 _DELIMITERS: Final = (",", ";", "\t", "|")
@@ -184,6 +187,33 @@ def rows(
         yield "\n".join(lines), own
     if notes := table.notes():
         yield "\n".join(notes), {}
+
+
+def load(document: Document, *, delimiter: str | None = None) -> Parts:
+    options = document.csv
+    text, metadata = text_of(
+        document, encoding=options.encoding, hint="Save it as UTF-8, or set csv.encoding."
+    )
+    passages = rows(
+        text,
+        name=document.name,
+        options=options,
+        delimiter=delimiter,
+        max_rows=document.max_passages,
+    )
+    return Parts(passages=passages, metadata=metadata)
+
+
+CSV = Loader(
+    load=load,
+    example=b'day,hours\nMonday,"9, 10"\nFriday,\n',
+    example_text="day: Monday\nhours: 9, 10\n\nday: Friday",
+)
+TSV = Loader(
+    load=partial(load, delimiter="\t"),
+    example=b"day\thours\nMonday\t9, 10\n",
+    example_text="day: Monday\nhours: 9, 10",
+)
 
 
 class _Reader:

@@ -1,5 +1,6 @@
-"""Bytes of a document -> text, or a `DocumentError` that says what is wrong and what to do.
+"""Plain text, and how the bytes of every format that is text are decoded.
 
+`decode` makes text of bytes, or raises a `DocumentError` that says what is wrong and what to do.
 The order: byte order mark, an encoding the caller names, the escapes of ISO-2022, strict UTF-8, the
 encodings that the document declares, Korean CP949 (a superset of EUC-KR), Windows-1252, and last
 `charset-normalizer`. A label is not believed where the bytes are plainly Korean, Japanese or
@@ -19,7 +20,11 @@ from typing import Final
 
 from charset_normalizer import from_bytes
 
+from shared.bounds import Metadata
 from shared.errors import DocumentError
+from shared.formats import FORMATS
+from shared.normal import nfc
+from workers.ingest.formats.loader import Document, Loader, Parts
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -66,7 +71,6 @@ _MAGIC_WITH_NUL = (
     (b"fLaC", "a FLAC file"),
     (b"PAR1", "a Parquet file"),
 )
-SUPPORTED = "text, Markdown, HTML, CSV/TSV, JSON and JSON Lines"
 
 # What people and pages call an encoding, and the codec that reads what they mean by it.
 _ALIASES = {
@@ -179,6 +183,54 @@ _LATIN = re.compile(
     r"|[§©®](?=[\s\d])|(?<=\w)[®™©](?!\w)|[¿¡](?=\w)"
     r")"
 )
+
+_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
+_SURROGATE_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+
+
+def text_of(
+    document: Document,
+    *,
+    encoding: str | None = None,
+    declared: Sequence[str | None] = (),
+    hint: str = "Save it as UTF-8.",
+) -> tuple[str, Metadata]:
+    """The text of a document, fit to be stored, and the encoding as metadata.
+
+    Nothing is decoded of text that was sent in the request. `declared` comes behind the charset
+    of the content type; the rest is as of `decode`.
+    """
+    if isinstance(document.data, str):
+        return storable(document.data.removeprefix("\ufeff")), {}
+    decoded = decode(
+        document.data,
+        name=document.name,
+        encoding=encoding,
+        declared=[document.charset, *declared],
+        hint=hint,
+    )
+    return storable(decoded.text.removeprefix("\ufeff")), {"encoding": decoded.encoding}
+
+
+def storable(text: str) -> str:
+    """In NFC, with `\\n` as line ends, and without what PostgreSQL refuses."""
+    text = nfc(text.replace("\r\n", "\n").replace("\r", "\n"))
+    if _UNSTORABLE.search(text) is None:
+        return text
+    # Two JSON escapes that make a pair may sit side by side; together they are one character.
+    text = _SURROGATE_PAIR.sub(
+        lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text
+    )
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def load_whole(document: Document) -> Parts:
+    """The document is one passage, its text as it stands."""
+    text, metadata = text_of(document)
+    return Parts(passages=[(text, {})], metadata=metadata)
+
+
+TEXT = Loader(load=load_whole, example="Grüße\r\n".encode(), example_text="Grüße\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,8 +399,14 @@ def _refuse_known_binary(data: bytes, name: str, *, may_be_wide: bool) -> None:
     for mark, what in known:
         if data.startswith(mark):
             raise DocumentError(
-                f"{name}: looks like {what}, not text. Supported are {SUPPORTED}; convert it first."
+                f"{name}: looks like {what}, not text. Supported are {_supported()}; "
+                "convert it first."
             )
+
+
+def _supported() -> str:
+    *first, last = FORMATS
+    return f"{', '.join(first)} and {last}"
 
 
 def _refuse_nul(data: bytes, name: str) -> None:
@@ -359,7 +417,7 @@ def _refuse_nul(data: bytes, name: str) -> None:
         raise _unmarked(name, wide)
     raise DocumentError(
         f"{name}: looks like binary data, not text: there is a NUL byte at offset {nul:,}. "
-        f"Supported are {SUPPORTED}."
+        f"Supported are {_supported()}."
     )
 
 
