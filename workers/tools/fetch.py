@@ -18,8 +18,8 @@ import httpx
 from shared.config import Settings
 from shared.errors import DocumentError, InvalidInput
 from workers import outbound
-from workers.ingest.formats.decode import decode
 from workers.ingest.formats.html import declared_charset, render
+from workers.ingest.formats.text import decode
 
 MOST_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
