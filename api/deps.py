@@ -14,8 +14,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from api.jobs.admission import QueueGate
-from api.jobs.news import News
+from api.jobs.following import Followers
+from api.jobs.submission import Admission
+from api.schemas import PRINTABLE
 from shared.bounds import shown
 from shared.config import Settings
 from shared.database.transaction import Ledger, make_ledger
@@ -24,7 +25,7 @@ from shared.files import Storage, make_storage
 from shared.jobs.queues import Depths
 
 REDIS_CONNECTIONS = 10
-"""Each is used for a moment, but for the one that waits for news."""
+"""Each is used for a moment, but for the one that waits for events."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +36,9 @@ class Parts:
     ledger: Ledger
     storage: Storage
     redis: redis.asyncio.Redis
-    gate: QueueGate
+    admission: Admission
     depths: Depths
-    news: News
+    followers: Followers
     stopping: Event = field(default_factory=Event)
     """Set when the server is to stop, so that streams and waits end by themselves."""
 
@@ -51,16 +52,16 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         ledger=ledger,
         storage=make_storage(settings),
         redis=connections,
-        gate=QueueGate(settings),
+        admission=Admission(settings),
         depths=Depths(keep_s=settings.queue_count_keep_s),
-        news=News(settings, ledger, connections),
+        followers=Followers(settings, ledger, connections),
     )
-    news = asyncio.create_task(parts.news.run())
+    following = asyncio.create_task(parts.followers.run())
     try:
         yield parts
     finally:
-        await parts.news.stop()
-        await asyncio.gather(news, return_exceptions=True)
+        await parts.followers.stop()
+        await asyncio.gather(following, return_exceptions=True)
         await parts.redis.aclose(close_connection_pool=True)
         parts.ledger.close()
 
@@ -88,7 +89,7 @@ async def _parts(request: Request) -> Parts:
 
 
 async def _fair_key(request: Request) -> str:
-    """The name of the caller's API key (`api/http/limits.py` noted it)."""
+    """The name of the caller's API key (`api/http/middleware.py` noted it)."""
     return str(request.state.fair_key)
 
 
@@ -135,3 +136,13 @@ async def _preferences(
 
 
 Prefer = Annotated[list[str], Depends(_preferences)]
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        max_length=255,
+        pattern=PRINTABLE,
+        description="The same key and body return the same job; another body is 409.",
+    ),
+]

@@ -367,6 +367,8 @@ class ProblemView(BaseModel):
 
 SHA256 = r"^[0-9a-fA-F]{64}$"
 PRINTABLE = r"^[\x21-\x7e]+$"
+ID_PREFIX = r"^[0-9a-fA-F](-?[0-9a-fA-F]){3,31}-?$"
+"""Four or more of an id's digits, as they are written or without hyphens."""
 
 
 class Webhook(Shape):

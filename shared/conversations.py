@@ -18,7 +18,7 @@ from sqlalchemy import Select, delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from shared.database.transaction import Transaction
-from shared.errors import NotFound
+from shared.errors import Cancelled, NotFound
 from shared.ids import new_id
 from shared.jobs.claims import Claim
 from shared.redis.bell import list_of
@@ -155,7 +155,7 @@ def erase(session: Transaction, conversation_id: UUID, fair_key: str) -> None:
     session.execute(
         update(Job).where(Job.conversation_id == conversation_id).values(conversation_id=None)
     )
-    error = {"type": "Cancelled", "message": "The conversation was erased."}
+    error = {"type": Cancelled.code, "message": "The conversation was erased."}
     for job_id in sorted(locked):
         jobs.stop(session, job_id, State.CANCELLED, error)
     session.execute(delete(Conversation).where(Conversation.id == conversation_id))

@@ -1,13 +1,22 @@
 """The one exception hierarchy. A docstring is the default message.
 
-Raised anywhere below the edges; translated to problem+json by `api/http/errors.py`, to exit codes
-by `cli/`, and to retries by `workers/attempts/retry.py`. Messages name the item and say what to
-do.
+Raised anywhere below the edges; translated to HTTP by `api/http/errors.py`, to exit codes by
+`cli/`, and to retries by `workers/attempts/retry.py`. Messages name the item and say what to do.
 """
+
+from typing import ClassVar
 
 
 class SluiceError(Exception):
     """Something went wrong in Sluice."""
+
+    code: ClassVar[str] = "SluiceError"
+    """What clients and stored jobs know the error by (`error.type`). It stays as it is when the
+    class is renamed; a class that states none has its own name for one."""
+
+    def __init_subclass__(cls) -> None:
+        if "code" not in cls.__dict__:
+            cls.code = cls.__name__
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or type(self).__doc__ or "")
@@ -20,25 +29,37 @@ class SluiceError(Exception):
 class ConfigurationError(SluiceError):
     """A setting is missing or wrong."""
 
+    code = "ConfigurationError"
+
 
 class NotFound(SluiceError):
     """No such thing."""
+
+    code = "NotFound"
 
 
 class Conflict(SluiceError):
     """The request contradicts the present state."""
 
+    code = "Conflict"
+
 
 class InvalidInput(SluiceError):
     """The input cannot be used as it is."""
+
+    code = "InvalidInput"
 
 
 class TooLarge(SluiceError):
     """The body is larger than the server accepts."""
 
+    code = "TooLarge"
+
 
 class QueueFull(SluiceError):
     """The queue is full; try again later."""
+
+    code = "QueueFull"
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
@@ -48,17 +69,25 @@ class QueueFull(SluiceError):
 class Unauthorized(SluiceError):
     """Send a valid API key as `Authorization: Bearer <key>`."""
 
+    code = "Unauthorized"
+
 
 class StepError(SluiceError):
     """A step did not succeed."""
+
+    code = "StepError"
 
 
 class Retryable(StepError):
     """The step failed for a reason that may pass; it is tried again with backoff."""
 
+    code = "Retryable"
+
 
 class Unavailable(Retryable):
     """A server that the step needs does not answer; the attempt is not counted against it."""
+
+    code = "Unavailable"
 
     def __init__(self, message: str | None = None, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -69,30 +98,63 @@ class Unavailable(Retryable):
 class WorkerLost(Retryable):
     """The worker that ran the step died or hung."""
 
+    code = "WorkerLost"
+
 
 class Permanent(StepError):
     """The step cannot succeed as it is; it fails at once."""
+
+    code = "Permanent"
 
 
 class Timeout(Permanent):
     """The job ran longer than its `timeout_s`."""
 
+    code = "Timeout"
+
 
 class ModelNotServed(Permanent):
     """No worker holds the model that the job asks for."""
+
+    code = "ModelNotServed"
 
 
 class ModelNotFound(Permanent):
     """There is no such model."""
 
+    code = "ModelNotFound"
+
 
 class WrongTask(Permanent):
     """The model is not made for the task."""
+
+    code = "WrongTask"
 
 
 class Cancelled(StepError):
     """The job was cancelled, or the attempt is no longer this worker's."""
 
+    code = "Cancelled"
+
 
 class DocumentError(SluiceError):
     """One document of an ingest job cannot be ingested; the others go on."""
+
+    code = "DocumentError"
+
+
+def code_of(error: BaseException) -> str:
+    """What a job that failed with this error stores as its type."""
+    return error.code if isinstance(error, SluiceError) else type(error).__name__
+
+
+def type_of(code: str) -> type[SluiceError] | None:
+    """The class of this module that a stored code stands for."""
+    return _TYPES.get(code)
+
+
+def _all_types(base: type[SluiceError]) -> list[type[SluiceError]]:
+    return [base, *(type_ for sub in base.__subclasses__() for type_ in _all_types(sub))]
+
+
+_TYPES = {type_.code: type_ for type_ in _all_types(SluiceError)}

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from tempfile import SpooledTemporaryFile
 from typing import IO, Annotated, Any
 from urllib.parse import quote
@@ -21,27 +21,22 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from api.deps import FairKey, Parts, PartsDep
+from api.compat.dialect import Dialect, Problem
+from api.deps import FairKey, IdempotencyKey, Parts, PartsDep
 from api.http.answers import result_response
 from api.http.body import MalformedBody, check_structure, parse
-from api.http.errors import documented, hugging_face_error
-from api.jobs import streams, submission, uploads
-from api.routes.jobs import Key
+from api.http.errors import problem_of_job
+from api.jobs import submission, waiting
+from api.routes.files import forget, keep
 from api.schemas import REQUESTS
 from shared import base64_data, files
 from shared.bounds import cut, shown
 from shared.config import Settings
 from shared.errors import (
-    Conflict,
     InvalidInput,
     ModelNotFound,
-    ModelNotServed,
     NotFound,
-    Permanent,
-    Timeout,
     TooLarge,
-    Unavailable,
-    WrongTask,
 )
 from shared.jobs import jobs
 from shared.jobs.submission import NewJob, Submitted
@@ -50,6 +45,42 @@ from shared.redis import model_loading
 from shared.redis.model_loading import Loading
 from shared.tables import File, Job
 from shared.vocabulary import OPEN, Lane, State
+
+# The dialect: errors are `{"error": "..."}`.
+
+CREDENTIALS = "Invalid credentials in Authorization header. "
+"""Words that clients of that API look for."""
+
+
+def _error(problem: Problem) -> dict[str, Any]:
+    words = CREDENTIALS if problem.status == 401 else ""
+    return {"error": words + problem.detail, **problem.fields}
+
+
+HUGGING_FACE = Dialect(
+    name="huggingface",
+    summary="The inference API of Hugging Face, on its own paths",
+    tag="compatible",
+    prefixes=("/models/", "/pipeline/"),
+    router="api.compat.huggingface:router",
+    error=_error,
+    error_schema={
+        "type": "object",
+        "required": ["error"],
+        "properties": {"error": {"type": "string"}, "estimated_time": {"type": "number"}},
+    },
+    # Whatever is wrong with the content of a request.
+    statuses={422: 400},
+    descriptions={
+        400: "The inputs or parameters are wrong, or are not of the model's task",
+        404: "No such model",
+        409: "The Idempotency-Key was used for another request",
+        500: "The job failed",
+        503: "The model is loading (`estimated_time`), or a server does not answer",
+        504: "The job runs on; its id is in the header x-sluice-job-id",
+    },
+    takes_files=True,
+)
 
 # Bodies as programs send them to the inference API: JSON, a text, or the bytes of a file.
 #
@@ -280,18 +311,6 @@ WARNINGS_SHOWN = 8
 WARNING_CHARS = 1000
 PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
-STATUS = {
-    error.__name__: status
-    for status, errors in {
-        400: (InvalidInput, TooLarge, WrongTask, Permanent, Conflict),
-        404: (ModelNotFound, NotFound),
-        503: (Unavailable, ModelNotServed),
-        504: (Timeout,),
-    }.items()
-    for error in errors
-}
-"""By the name of the error that the job ended with; 500 for all others."""
-
 
 def answer_of(parts: Parts, job: Job, headers: dict[str, str]) -> Response:
     """The answer that a job gives as it is now. Blocks: call it in a thread."""
@@ -301,16 +320,15 @@ def answer_of(parts: Parts, job: Job, headers: dict[str, str]) -> Response:
             response.headers.append(WARNING, warning)
         return response
     if job.state == State.CANCELLED:
-        return hugging_face_error(
-            503, f"Job {job.id} was cancelled. Send the request again.", headers=headers
-        )
+        detail = f"Job {job.id} was cancelled. Send the request again."
+        return HUGGING_FACE.answer(Problem(status=503, detail=detail, headers=headers))
     if job.state in OPEN:
         return _still_running(parts, job, headers)
-    error = job.error or {}
-    type_, message = str(error.get("type", "")), str(error.get("message", ""))
-    if type_ == ModelNotFound.__name__:
-        message = f"Model {job.input['model']} does not exist. {message}"
-    return hugging_face_error(STATUS.get(type_, 500), message, headers=headers)
+    problem = replace(problem_of_job(job.error or {}), headers=headers)
+    if problem.code == ModelNotFound.code:
+        detail = f"Model {job.input['model']} does not exist. {problem.detail}"
+        problem = replace(problem, detail=detail)
+    return HUGGING_FACE.answer(problem)
 
 
 def shown_warnings(warnings: Sequence[str], job_id: str) -> list[str]:
@@ -330,14 +348,14 @@ def _header_safe(text: str) -> str:
 def _still_running(parts: Parts, job: Job, headers: dict[str, str]) -> Response:
     where = f"The job {job.id} goes on: GET /v1/jobs/{job.id} tells of it."
     if parts.stopping.is_set():
-        return hugging_face_error(503, f"The server is being stopped. {where}", headers=headers)
-    wait_s = parts.settings.compat_wait_s
-    return hugging_face_error(
-        504,
-        f"Model {job.input['model']} did not answer within {wait_s:g} s (SLUICE_COMPAT_WAIT_S); "
-        f"it is still running. {where}",
-        headers=headers,
-    )
+        status, detail = 503, f"The server is being stopped. {where}"
+    else:
+        status, wait_s = 504, parts.settings.compat_wait_s
+        detail = (
+            f"Model {job.input['model']} did not answer within {wait_s:g} s "
+            f"(SLUICE_COMPAT_WAIT_S); it is still running. {where}"
+        )
+    return HUGGING_FACE.answer(Problem(status=status, detail=detail, headers=headers))
 
 
 # A call of the inference API as a job: submitted, waited for, answered.
@@ -397,7 +415,7 @@ def call_of(model_id: str, task: str | None, caller: Caller) -> Call:
 
 async def run(parts: Parts, call: Call, http: Request) -> Response:
     """The answer of the model, or why there is none."""
-    parts.news.check_room()
+    parts.followers.check_room()
     content_type = http.headers.get("content-type", "")
     body = await receive(http)
     try:
@@ -419,7 +437,7 @@ async def run(parts: Parts, call: Call, http: Request) -> Response:
     if not made.is_new:
         headers["Idempotent-Replayed"] = "true"
     try:
-        await streams.until_end(
+        await waiting.until_end(
             parts,
             made.id,
             wait_s=parts.settings.compat_wait_s,
@@ -437,12 +455,12 @@ def _submit(
     """The job, and the upload that was made for it."""
     if payload.file is None:
         new = _new_job(parts, call, payload, payload.inputs, identity=payload.inputs)
-        return submission.submit(parts, new), None
-    upload = uploads.keep(parts, payload.file, name=UPLOAD_NAME, content_type=media_type)
+        return submission.submit(parts.ledger, parts.admission, new), None
+    upload = keep(parts, payload.file, name=UPLOAD_NAME, content_type=media_type)
     try:
         inputs = {"file_id": str(upload.id)}
         new = _new_job(parts, call, payload, inputs, identity={"sha256": upload.sha256})
-        made = submission.submit(parts, new)
+        made = submission.submit(parts.ledger, parts.admission, new)
     except BaseException:
         _forget(parts, upload)
         raise
@@ -492,19 +510,21 @@ def _forget(parts: Parts, upload: File) -> None:
             path = files.delete(session, upload.id)
     except NotFound:  # its owner was faster
         return
-    uploads.forget(parts, path)
+    forget(parts, path)
 
 
 def _loading(loading: Loading, headers: dict[str, str]) -> Response:
-    return hugging_face_error(
-        503,
-        f"Model {loading.model} is currently loading",
-        headers={"Retry-After": str(math.ceil(loading.estimated_s)), **headers},
-        estimated_time=loading.estimated_s,
+    return HUGGING_FACE.answer(
+        Problem(
+            status=503,
+            detail=f"Model {loading.model} is currently loading",
+            headers={"Retry-After": str(math.ceil(loading.estimated_s)), **headers},
+            fields={"estimated_time": loading.estimated_s},
+        )
     )
 
 
-router = APIRouter(tags=["compatible"])
+router = APIRouter(tags=[HUGGING_FACE.tag])
 
 _TEXT = {"type": "string"}
 _TEXTS = {"type": "array", "items": _TEXT}
@@ -550,7 +570,7 @@ BYTES = {
     }
 }
 DOCUMENTED: dict[str, Any] = {
-    "responses": documented(400, 401, 404, 409, 413, 429, 500, 503, 504)
+    "responses": HUGGING_FACE.documented(400, 401, 404, 409, 413, 429, 500, 503, 504)
     | {
         200: {
             "description": "The output of the task; `x-warning` tells of what was cut off",
@@ -571,7 +591,7 @@ DOCUMENTED: dict[str, Any] = {
 
 async def _caller(
     fair_key: FairKey,
-    idempotency_key: Key = None,
+    idempotency_key: IdempotencyKey = None,
     wait_for_model: Annotated[
         str | None,
         Header(

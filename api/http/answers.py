@@ -3,8 +3,7 @@
 import base64
 import binascii
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -12,9 +11,12 @@ from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
 from api.deps import Parts
-from api.http.errors import MEDIA_TYPE, BadCursor
-from api.schemas import JobView, ProblemView
+from api.http.errors import BadCursor
+from api.schemas import JobView
 from shared.bounds import is_deep
+from shared.jobs import jobs
+from shared.jobs.jobs import Contents
+from shared.jobs.queues import Estimate, estimate
 from shared.tables import Job
 
 # Opaque cursors: where a list goes on. A cursor of one list does not fit another.
@@ -44,25 +46,6 @@ def decode_id(of: str, cursor: str | None) -> UUID | None:
         return None if position is None else UUID(position)
     except ValueError as error:
         raise BadCursor from error
-
-
-# The header `Prefer: wait=N` (RFC 7240): how long an answer may be held back for a job's end.
-
-WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=$|[,;])', re.IGNORECASE)
-
-
-def wait_s(prefer: Sequence[str] | None, *, at_most: float) -> float | None:
-    """Seconds to wait; None where the header does not ask for it, or cannot be understood.
-
-    A preference that is not understood is ignored, as the RFC says.
-    """
-    match = WAIT.search(",".join(prefer or ()))
-    return min(float(match[1]), at_most) if match else None
-
-
-def applied(seconds: float | None) -> dict[str, str]:
-    """The answer's header, where the preference was honoured."""
-    return {} if seconds is None else {"Preference-Applied": f"wait={seconds:g}"}
 
 
 def answer(
@@ -101,37 +84,6 @@ def _shallow(view: ViewT) -> ViewT:
     return view.model_copy(update=values)
 
 
-def documented(
-    views: Mapping[int, type[BaseModel]], *problems: int
-) -> dict[int | str, dict[str, Any]]:
-    """What a route answers, for its entry in /docs."""
-    responses: dict[int | str, dict[str, Any]] = {code: {"model": v} for code, v in views.items()}
-    schema = {"$ref": f"#/components/schemas/{ProblemView.__name__}"}
-    for code in problems:
-        responses[code] = {
-            "description": PROBLEMS[code],
-            "content": {MEDIA_TYPE: {"schema": schema}},
-        }
-    return responses
-
-
-PROBLEMS = {
-    400: "Not HTTP/1.1 or not JSON, or a cursor of another list",
-    401: "No valid API key",
-    403: "Sent by a web page of another origin",
-    404: "No such thing",
-    408: "The body did not come in time",
-    409: "Contradicts the present state",
-    413: "Too large",
-    415: "Another content type is wanted",
-    421: "Not a name of this server",
-    422: "Not valid; `errors` names the fields",
-    429: "The queue is full; see Retry-After",
-    431: "The head of the request is too large",
-    503: "A server behind the API does not answer, or there is too much to do; see Retry-After",
-}
-
-
 # A job's bare result: as JSON, from its row, or streamed from the storage where it is large.
 
 JSON_MEDIA_TYPE = "application/json"
@@ -159,3 +111,26 @@ def result_response(
 def chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield first
     yield from rest
+
+
+def job_view(parts: Parts, job_id: UUID, fair_key: str, *, is_whole: bool = False) -> JobView:
+    """The job as it is now, as the key may see it. Raises NotFound.
+
+    Unless it is to be whole, an input as large as no result may be in it is left out: events and
+    answers to those who wait are small.
+    """
+    limit_bytes = parts.settings.result_inline_bytes
+    with parts.ledger.read() as session:
+        if is_whole:
+            job, contents = jobs.get(session, job_id), None
+        else:
+            job = jobs.without_contents(session, job_id)
+            small = jobs.contents(session, [job_id], limit_bytes=limit_bytes)
+            contents = small.get(job_id, Contents())
+        estimates = estimate(
+            session,
+            [job],
+            worker_heartbeat_s=parts.settings.worker_heartbeat_s,
+            depths=parts.depths,
+        )
+    return JobView.of(job, estimates.get(job_id, Estimate()), fair_key, contents)

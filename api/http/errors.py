@@ -1,12 +1,15 @@
-"""Exceptions become answers here, and nowhere else. No answer shows a stack trace."""
+"""Errors become HTTP here, and nowhere else: one table from an exception's type to a problem.
 
-import json
+How a problem is written is the dialect's (`api/compat/`): problem+json by default. No answer shows
+a stack trace.
+"""
+
 import logging
 import math
 import re
 import traceback
-from collections.abc import Mapping, Sequence
-from http import HTTPStatus
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,142 +18,118 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from api.schemas import PRINTABLE, SHA256
+from api.compat.dialect import Problem
+from api.compat.registry import dialect_of
+from api.schemas import ID_PREFIX, PRINTABLE, SHA256
 from shared.bounds import COLLECTION_NAME, cut, shown
 from shared.database.sqlstates import Meaning, first_line, trouble_of
 from shared.errors import (
     Conflict,
     InvalidInput,
+    ModelNotFound,
+    ModelNotServed,
     NotFound,
+    Permanent,
     QueueFull,
     SluiceError,
+    Timeout,
     TooLarge,
     Unauthorized,
     Unavailable,
+    WrongTask,
+    type_of,
 )
 from shared.kinds.registry import KINDS
-from shared.prefixes import ID_PREFIX
 
-# RFC 9457 problems: the one shape of every error that the API answers with.
-#
-# Nothing here knows of exceptions; `api/http/errors.py` translates those.
-
-MEDIA_TYPE = "application/problem+json"
+log = logging.getLogger(__name__)
 
 
 class BadCursor(SluiceError):
     """The cursor is not one of this list; pass a `next_cursor` unchanged, or none."""
 
 
-def problem(
-    status: int,
-    detail: str,
-    *,
-    errors: Sequence[Mapping[str, str]] = (),
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """A problem response; `errors` are entries of `field` and `message`."""
-    body = problem_body(status, detail, errors)
-    return Response(
-        json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace"),
-        status_code=status,
-        headers=dict(headers or {}),
-        media_type=MEDIA_TYPE,
-    )
+def _retry_after(error: Any) -> dict[str, str]:
+    if error.retry_after_s is None:
+        return {}
+    return {"Retry-After": str(math.ceil(error.retry_after_s))}
 
 
-def problem_body(
-    status: int, detail: str, errors: Sequence[Mapping[str, str]] = ()
-) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-    }
-    if errors:
-        body["errors"] = [dict(entry) for entry in errors]
-    return body
+def _scheme(_error: Any) -> dict[str, str]:
+    return {"WWW-Authenticate": "Bearer"}
 
 
-# Errors as each surface tells them: problems, but `{"error": "..."}` on Hugging Face's paths.
-#
-# That API answers 400 to whatever is wrong with a request's content, where the native one
-# says 422.
-
-HUGGING_FACE = ("/models/", "/pipeline/")
-"""How the paths begin that programs know from the inference API."""
-PREFIXES = {401: "Invalid credentials in Authorization header. "}
-"""Words that clients of that API look for."""
+def _none(_error: Any) -> dict[str, str]:
+    return {}
 
 
-def is_hugging_face(path: str) -> bool:
-    return path.startswith(HUGGING_FACE)
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a type of error is in HTTP."""
+
+    status: int = 500
+    """Where a request raises it."""
+    of_job: int = 500
+    """Where the job that a request waited for has ended with it: the request itself was right."""
+    headers: Callable[[Any], Mapping[str, str]] = _none
 
 
-def asks_for_key(path: str) -> bool:
-    """Whether a path is served to those alone who have one of the keys, where keys are set."""
-    return path.startswith("/v1/") or is_hugging_face(path)
-
-
-def refusal(
-    path: str,
-    status: int,
-    detail: str,
-    *,
-    errors: Sequence[Mapping[str, str]] = (),
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """An error in the dialect of a path; `errors` are for the native one alone."""
-    if not is_hugging_face(path):
-        return problem(status, detail, errors=errors, headers=headers)
-    return hugging_face_error(400 if status == 422 else status, detail, headers=headers)
-
-
-def hugging_face_error(
-    status: int, message: str, *, headers: Mapping[str, str] | None = None, **fields: float
-) -> Response:
-    """`fields` are what else the body has, as `estimated_time`."""
-    body = {"error": PREFIXES.get(status, "") + message, **fields}
-    return Response(
-        json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace"),
-        status_code=status,
-        headers=dict(headers or {}),
-        media_type="application/json",
-    )
-
-
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Errors of a route in this dialect, for its entry in /docs."""
-    return {
-        status: {
-            "description": ERRORS[status],
-            "content": {"application/json": {"schema": ERROR_SCHEMA}},
-        }
-        for status in statuses
-    }
-
-
-ERROR_SCHEMA = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {"error": {"type": "string"}, "estimated_time": {"type": "number"}},
+RULES: dict[type[SluiceError], Rule] = {
+    BadCursor: Rule(status=400),
+    Conflict: Rule(status=409, of_job=400),
+    InvalidInput: Rule(status=422, of_job=400),
+    NotFound: Rule(status=404, of_job=404),
+    QueueFull: Rule(status=429, headers=_retry_after),
+    TooLarge: Rule(status=413, of_job=400),
+    Unauthorized: Rule(status=401, headers=_scheme),
+    Unavailable: Rule(status=503, of_job=503, headers=_retry_after),
+    # Jobs end with these; a request that raises one has met a fault of ours.
+    ModelNotFound: Rule(of_job=404),
+    ModelNotServed: Rule(of_job=503),
+    Permanent: Rule(of_job=400),
+    Timeout: Rule(of_job=504),
+    WrongTask: Rule(of_job=400),
 }
-ERRORS = {
-    400: "The inputs or parameters are wrong, or are not of the model's task",
-    401: "No valid API key",
-    403: "Sent by a web page of another origin",
-    404: "No such model",
-    408: "The body did not come in time",
-    409: "The Idempotency-Key was used for another request",
-    413: "Too large",
-    421: "Not a name of this server",
-    429: "The queue is full; see Retry-After",
-    431: "The head of the request is too large",
-    500: "The job failed",
-    503: "The model is loading (`estimated_time`), or a server does not answer",
-    504: "The job runs on; its id is in the header x-sluice-job-id",
-}
+"""All other types, and subclasses that are not here, go by the nearest base, or are 500."""
+NO_RULE = Rule()
+
+
+def rule_of(type_: type[SluiceError]) -> Rule:
+    return next((RULES[base] for base in type_.__mro__ if base in RULES), NO_RULE)
+
+
+def problem_of(error: Exception, request: Request | None = None) -> Problem:
+    """What an exception is in HTTP; `request` is what raised it, where there is one yet."""
+    for type_, translate in _TRANSLATE.items():
+        if isinstance(error, type_):
+            return translate(error, request)
+    return _unexpected(error, request)
+
+
+def problem_of_job(error: Mapping[str, Any]) -> Problem:
+    """What the stored error of a job is, for an answer that stands for the job."""
+    code = str(error.get("type", ""))
+    type_ = type_of(code)
+    status = rule_of(type_).of_job if type_ is not None else 500
+    return Problem(status=status, detail=str(error.get("message", "")), code=code)
+
+
+def refusal(path: str, error: Exception, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer to a request that no route has seen, in the dialect of its path."""
+    return _answer(path, problem_of(error), headers)
+
+
+def install(app: FastAPI) -> None:
+    def handle(request: Request, error: Exception) -> Response:
+        return _answer(request.url.path, problem_of(error, request))
+
+    for type_ in (*_TRANSLATE, Exception):
+        app.add_exception_handler(type_, handle)
+
+
+def _answer(path: str, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    response = dialect_of(path).answer(problem)
+    response.headers.update(headers or {})
+    return response
 
 
 # What pydantic found wrong with a request, in words that name the field and the remedy.
@@ -180,8 +159,10 @@ KIND_TAGS = set(KINDS)
 ITEM_TAGS = {*KINDS, "file", "text"}
 
 
-def invalid(request: Request, error: RequestValidationError) -> Response:
+def _invalid(error: Exception, request: Request | None) -> Problem:
     """422 with entries for the first fields; 415 where the whole body is of another type."""
+    assert isinstance(error, RequestValidationError)
+    assert request is not None
     errors = error.errors()
     if any(tuple(entry["loc"]) in {("body",), ("body", "file")} for entry in errors[:ERRORS_LIMIT]):
         other = _other_content_type(request)
@@ -193,10 +174,12 @@ def invalid(request: Request, error: RequestValidationError) -> Response:
     if len(errors) > ERRORS_LIMIT:
         rest = f"and {len(errors) - ERRORS_LIMIT:,} more errors, which are not listed"
         entries.append({"field": "body", "message": rest})
-    return refusal(request.url.path, 422, "; ".join(lines) + more, errors=entries)
+    return Problem(
+        status=422, detail="; ".join(lines) + more, code=InvalidInput.code, errors=entries
+    )
 
 
-def _other_content_type(request: Request) -> Response | None:
+def _other_content_type(request: Request) -> Problem | None:
     """Of a body of another type, validation would only say that it is no object."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     wants_file = request.url.path == "/v1/files"
@@ -207,7 +190,7 @@ def _other_content_type(request: Request) -> Response | None:
     if request.headers.get("content-length", "0") == "0" and not content_type:
         return None
     detail = f"Send this body with Content-Type: {expected}; it came with {content_type or 'none'}."
-    return refusal(request.url.path, 415, detail, headers={"Accept": expected})
+    return Problem(status=415, detail=detail, headers={"Accept": expected})
 
 
 def _field(entry: Mapping[str, Any]) -> str:
@@ -237,71 +220,46 @@ def _message(entry: Mapping[str, Any]) -> str:
     return cut(text.removeprefix("Value error, "), MESSAGE_CHARS)
 
 
-log = logging.getLogger(__name__)
+# Errors of the application, of HTTP, of the database, and of nobody knows what.
 
-STATUS: dict[type[SluiceError], int] = {
-    NotFound: 404,
-    Conflict: 409,
-    InvalidInput: 422,
-    TooLarge: 413,
-    QueueFull: 429,
-    Unauthorized: 401,
-    Unavailable: 503,
-    BadCursor: 400,
-}
 NOT_FOUND = "There is nothing at {path}. The paths are listed at /docs."
 
 
-def install(app: FastAPI) -> None:
-    app.add_exception_handler(SluiceError, _domain)
-    app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(DBAPIError, _database)
-    app.add_exception_handler(PoolTimeout, _database)
-    app.add_exception_handler(Exception, _unexpected)
-
-
-def _domain(request: Request, error: Exception) -> Response:
+def _domain(error: Exception, _request: Request | None) -> Problem:
     assert isinstance(error, SluiceError)
-    status = next((code for type_, code in STATUS.items() if isinstance(error, type_)), 500)
-    headers = {}
-    if isinstance(error, QueueFull | Unavailable) and error.retry_after_s is not None:
-        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-    if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
-    return refusal(request.url.path, status, cut(error.message), headers=headers)
+    rule = rule_of(type(error))
+    return Problem(
+        status=rule.status, detail=cut(error.message), code=error.code, headers=rule.headers(error)
+    )
 
 
-def _validation(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return invalid(request, error)
-
-
-def _http(request: Request, error: Exception) -> Response:
+def _http(error: Exception, request: Request | None) -> Problem:
     assert isinstance(error, HTTPException)
     detail = str(error.detail)
-    if error.status_code == 404:
+    if request is not None and error.status_code == 404:
         detail = NOT_FOUND.format(path=cut(request.url.path, 200))
-    elif error.status_code == 405:
+    elif request is not None and error.status_code == 405:
         detail = f"{request.method} is not a method of {request.url.path}."
-    return refusal(request.url.path, error.status_code, cut(detail), headers=error.headers)
+    return Problem(status=error.status_code, detail=cut(detail), headers=error.headers or {})
 
 
-def _database(request: Request, error: Exception) -> Response:
+def _database(error: Exception, request: Request | None) -> Problem:
     """What the error means is told by its SQLSTATE; what has no other meaning is our fault."""
     trouble = trouble_of(error)
     status = _STATUS_OF[trouble.meaning] if trouble else 500
     if trouble is None or status == 500:
         if isinstance(error, DBAPIError):
             _log_database_error(request, error)
-        return _unexpected(request, error)
+        return _unexpected(error, request)
     # Without the statement and its parameters, which hold what users sent.
     words = first_line(error) if status == 503 else type(error).__name__
     log.warning("database %s (SQLSTATE %s): %s", trouble.meaning.value, trouble.sqlstate, words)
     if status != 503 or trouble.meaning is Meaning.SCHEMA:
-        return refusal(request.url.path, status, trouble.message)
+        return Problem(status=status, detail=trouble.message)
     detail = f"{trouble.message} Try again shortly."
-    return refusal(request.url.path, status, detail, headers={"Retry-After": "1"})
+    return Problem(
+        status=status, detail=detail, code=Unavailable.code, headers={"Retry-After": "1"}
+    )
 
 
 _STATUS_OF = {
@@ -314,17 +272,27 @@ _STATUS_OF = {
 }
 
 
-def _log_database_error(request: Request, error: DBAPIError) -> None:
+def _log_database_error(request: Request | None, error: DBAPIError) -> None:
     """Where it came from and its code; what PostgreSQL says of it may quote what users sent."""
     log.error(
         "database error in %s %s: %s (SQLSTATE %s)\n%s",
-        request.method,
-        cut(request.url.path, 200),
+        request.method if request is not None else "",
+        cut(request.url.path, 200) if request is not None else "",
         type(error.orig).__name__,
         getattr(error.orig, "sqlstate", None),
         "".join(traceback.format_tb(error.__traceback__)),
     )
 
 
-def _unexpected(request: Request, _error: Exception) -> Response:
-    return refusal(request.url.path, 500, "The API failed; its log tells why. Please report this.")
+def _unexpected(_error: Exception, _request: Request | None) -> Problem:
+    detail = "The API failed; its log tells why. Please report this."
+    return Problem(status=500, detail=detail)
+
+
+_TRANSLATE: dict[type[Exception], Callable[[Exception, Request | None], Problem]] = {
+    SluiceError: _domain,
+    RequestValidationError: _invalid,
+    HTTPException: _http,
+    DBAPIError: _database,
+    PoolTimeout: _database,
+}

@@ -3,7 +3,7 @@
 Every limit here is of one connection and is met before anything is kept of what comes. Time runs
 only while the client owes something: the rest of a head, the rest of a body that nobody wants,
 its reading of an answer. It does not run while a job is waited for, while events are silent, or
-while an upload makes progress (`api/http/limits.py` has the times of bodies).
+while an upload makes progress (`api/http/middleware.py` has the times of bodies).
 """
 
 import asyncio
@@ -15,13 +15,15 @@ from typing import Any, Literal, cast
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.deps import Parts
 from api.http.errors import refusal
-from api.http.limits import DROP_REST, TARGET_HOST
+from api.http.middleware import CLOSE, DROP_REST, TARGET_HOST
 from shared.config import Settings
+from shared.errors import Unavailable
 
 WHOLE_URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 FRAME_BYTES = 4
@@ -335,9 +337,11 @@ class Connection(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         path = self.url.partition(b"?")[0].decode("latin-1") if self.url else ""
-        answer = refusal(path, status, detail, headers={"Connection": "close"})
+        answer = refusal(path, HTTPException(status, detail), CLOSE)
         lines = [name + b": " + value + b"\r\n" for name, value in answer.raw_headers]
-        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", bytes(answer.body)]))
+        self.transport.write(
+            b"".join([STATUS_LINE[answer.status_code], *lines, b"\r\n", bytes(answer.body)])
+        )
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
@@ -374,13 +378,11 @@ class Connection(HttpToolsProtocol):
 
 async def _full(scope: Scope, receive: Receive, send: Send) -> None:
     """Instead of the application, where there are too many connections."""
-    answer = refusal(
-        scope["path"],
-        503,
+    error = Unavailable(
         "Too many connections (SLUICE_API_LIMIT_CONNECTIONS). Try again shortly.",
-        headers={"Connection": "close", "Retry-After": "1"},
+        retry_after_s=1,
     )
-    await answer(scope, receive, send)
+    await refusal(scope["path"], error, CLOSE)(scope, receive, send)
 
 
 def _is_over(now: float, since: float | None, limit_s: float) -> bool:

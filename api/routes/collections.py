@@ -7,9 +7,10 @@ from fastapi import APIRouter, Body, Depends, Path, Response
 
 from api.deps import Cursor, FairKey, Limit, PartsDep, Prefer
 from api.http import answers
-from api.http.answers import answer, documented
+from api.http.answers import answer
 from api.http.body import StrictRoute
-from api.jobs import removal
+from api.jobs import waiting
+from api.openapi import documented
 from api.schemas import CollectionSpec, CollectionView, DocumentOut, JobView, Page
 from shared.bounds import COLLECTION_NAME, CollectionName, shown
 from shared.documents import collections, documents, erasure
@@ -77,7 +78,7 @@ async def delete_collection(
     parts: PartsDep, fair_key: FairKey, name: Name, preferences: Prefer
 ) -> Response:
     """Erase a collection with all its text and vectors; waits up to 30 s, or `Prefer: wait=N`."""
-    return await removal.erase(
+    return await waiting.erase(
         parts,
         EraseInput(collection=name),
         fair_key=fair_key,

@@ -8,9 +8,10 @@ from fastapi import APIRouter, Body, Depends, Response
 
 from api.deps import Cursor, FairKey, Limit, PartsDep, as_id
 from api.http import answers
-from api.http.answers import answer, documented
+from api.http.answers import answer
 from api.http.body import StrictRoute
 from api.http.errors import BadCursor
+from api.openapi import documented
 from api.schemas import ConversationView, MessageView, NewConversation, Page
 from shared import conversations
 from shared.conversations import Listed

@@ -4,9 +4,10 @@ from fastapi import APIRouter, Response
 
 from api.deps import Cursor, DocumentId, FairKey, Limit, PartsDep, Prefer
 from api.http import answers
-from api.http.answers import answer, documented
+from api.http.answers import answer
 from api.http.errors import BadCursor
-from api.jobs import removal
+from api.jobs import waiting
+from api.openapi import documented
 from api.schemas import ChunkOut, DocumentOut, JobView, Page
 from shared.documents import documents, erasure
 from shared.kinds.erase import EraseInput
@@ -43,7 +44,7 @@ async def delete_document(
     parts: PartsDep, fair_key: FairKey, document_id: DocumentId, preferences: Prefer
 ) -> Response:
     """Erase a document with its text and vectors; waits up to 30 s, or `Prefer: wait=N`."""
-    return await removal.erase(
+    return await waiting.erase(
         parts,
         EraseInput(document_ids=[str(document_id)]),
         fair_key=fair_key,

@@ -5,34 +5,93 @@ import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Response
+from redis.exceptions import RedisError
+from sqlalchemy.orm import load_only
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from api.deps import FairKey, JobId, Parts, PartsDep
-from api.http.answers import as_json, documented
-from api.jobs import streams
-from api.jobs.news import Entry, Word
-from api.jobs.streams import Outline
+from api.http.answers import as_json, job_view
+from api.jobs.following import READ_ENTRIES, START, Entry, Update
+from api.openapi import documented
 from api.schemas import JobView
+from shared import conversations
+from shared.conversations import Shown
 from shared.errors import NotFound
+from shared.jobs import jobs
 from shared.kinds.registry import KINDS
-from shared.redis.events import EventType
-from shared.vocabulary import ENDED
+from shared.redis.events import EventType, stream_key
+from shared.tables import Job
+from shared.vocabulary import ENDED, State, known
 
-# Telling one client the text that a job generates: each character once, whatever is lost.
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What a stream has to know of its job: not what may be large."""
+
+    id: UUID
+    kind: str
+    state: State
+    progress: dict[str, Any]
+    finished_at: datetime | None
+    shows_text: bool
+    """Whether the key may read what the job generates."""
+
+
+def outline(parts: Parts, job_id: UUID, fair_key: str) -> Outline:
+    """Raises NotFound."""
+    columns = (
+        Job.id, Job.kind, Job.state, Job.progress_done, Job.progress_total, Job.progress_unit,
+        Job.finished_at, Job.private, Job.fair_key,
+    )  # fmt: skip
+    with parts.ledger.read() as session:
+        job = session.get(Job, job_id, options=[load_only(*columns, raiseload=True)])
+        if job is None:
+            raise NotFound(f"There is no job {job_id}.")
+        return Outline(
+            id=job.id,
+            kind=job.kind,
+            state=known(job.state),
+            progress={
+                "done": job.progress_done,
+                "total": job.progress_total,
+                "unit": job.progress_unit,
+            },
+            finished_at=job.finished_at,
+            shows_text=not jobs.hides_text(job, fair_key),
+        )
+
+
+async def _entries(parts: Parts, job_id: UUID, after: str) -> list[Entry]:
+    """Entries after an id that are there; none where Redis does not answer."""
+    try:
+        answer: Any = await parts.redis.xread({stream_key(job_id): after}, count=READ_ENTRIES)
+    except (RedisError, OSError):
+        return []
+    return [Entry.of(id_, fields) for _stream, rows in answer or () for id_, fields in rows]
+
+
+def _shown_text(parts: Parts, job_id: UUID, *, step_id: int, offset: int) -> list[Shown]:
+    """What the job has generated behind a position of its text."""
+    with parts.ledger.read() as session:
+        return conversations.shown_of_job(session, job_id, step_id=step_id, offset=offset)
+
+
+# The text that a job generates, for one client: each character once, whatever is lost.
 #
 # A `token` event is `{"step", "offset", "text"}`: text of one step, from a character on. The
-# stream in Redis may have lost entries, tell some twice, or hold those of a run before a
+# stream in Redis may have lost entries, hold some twice, or those of a run before a
 # redrive; Postgres has all that was shown (`shared/conversations.py`), and is asked where the
 # stream has a gap.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Position:
     """How far a client has read: so many characters of the text of that step."""
 
     step_id: int = 0
@@ -44,68 +103,68 @@ class Token:
     """The data of a `token` event, and how far a client has read that has it."""
 
     data: dict[str, Any]
-    place: Place
+    position: Position
 
     def id(self, entry_id: str) -> str:
-        return _id(entry_id, self.place)
+        return _id(entry_id, self.position)
 
 
-def _id(entry_id: str, place: Place) -> str:
-    return f"{entry_id}~{place.step_id}.{place.offset}" if place.step_id else entry_id
+def _id(entry_id: str, position: Position) -> str:
+    return f"{entry_id}~{position.step_id}.{position.offset}" if position.step_id else entry_id
 
 
-class Telling:
-    def __init__(self, parts: Parts, job_id: UUID, place: Place) -> None:
+class Unread:
+    def __init__(self, parts: Parts, job_id: UUID, position: Position) -> None:
         self._parts = parts
         self._job_id = job_id
-        self._place = place
+        self._position = position
 
     def id(self, entry_id: str) -> str:
-        """The id of an event told now: where to go on in the stream, and in the text."""
-        return _id(entry_id, self._place)
+        """The id of an event sent now: where to go on in the stream, and in the text."""
+        return _id(entry_id, self._position)
 
-    async def hear(self, token: dict[str, Any]) -> list[Token]:
-        """What of a `token` of the stream is news to the client, with what it missed before."""
+    async def of_token(self, token: dict[str, Any]) -> list[Token]:
+        """What of a `token` of the stream is new to the client, with what it missed before."""
         try:
             step_id, offset, text = int(token["step"]), int(token["offset"]), str(token["text"])
         except (KeyError, TypeError, ValueError):  # nothing of Sluice's has written it
             return []
-        place = self._place
-        if step_id < place.step_id:
+        position = self._position
+        if step_id < position.step_id:
             return []
-        if step_id > place.step_id or offset > place.offset:
+        if step_id > position.step_id or offset > position.offset:
             # A step that is new here, or a gap. Postgres knows whether there is such a step.
-            return await self.catch_up()
-        return self._advance(step_id, place.offset, text[place.offset - offset :])
+            return await self.of_database()
+        return self._advance(step_id, position.offset, text[position.offset - offset :])
 
-    async def catch_up(self) -> list[Token]:
+    async def of_database(self) -> list[Token]:
         """All that Postgres has and the client does not."""
-        place = self._place
+        position = self._position
         pieces = await run_in_threadpool(
-            streams.shown_text,
+            _shown_text,
             self._parts,
             self._job_id,
-            step_id=place.step_id,
-            offset=place.offset,
+            step_id=position.step_id,
+            offset=position.offset,
         )
         return [
             token
-            for each in pieces
-            for token in self._advance(each.step_id, each.offset, each.text)
+            for piece in pieces
+            for token in self._advance(piece.step_id, piece.offset, piece.text)
         ]
 
     def _advance(self, step_id: int, offset: int, text: str) -> list[Token]:
         if not text:
             return []
-        self._place = Place(step_id=step_id, offset=offset + len(text))
+        self._position = Position(step_id=step_id, offset=offset + len(text))
         data = {"step": step_id, "offset": offset, "text": text}
-        return [Token(data=data, place=self._place)]
+        return [Token(data=data, position=self._position)]
 
 
 # A job's events as Server-Sent Events: `state`, `progress`, `token`, `tool`, `end`.
 #
 # Ids are those of the job's Redis stream, so that `Last-Event-ID` resumes it; once text was
-# told, with the place in it behind a `~`. What comes from Postgres instead carries the id to
+# sent, with the position in it behind a `~`. What comes from Postgres instead carries the id to
 # resume from: of the last entry seen, or the stream's start. `end` has an id of its own, made
 # from the job's end, by which a client that has it is known.
 
@@ -136,30 +195,30 @@ async def events(
     stream = _Stream(parts, job, last_event_id, fair_key)
     begin = stream.at
     # What is there already comes first, and then what the row says besides.
-    while entries := await streams.read(parts, job.id, stream.at):
+    while entries := await _entries(parts, job.id, stream.at):
         for frame in await stream.of_entries(entries):
             yield frame
     if stream.at == begin and job.state not in ENDED:
         frames = await stream.of_open(job.state, job.progress)
     else:
         frames = await stream.look()
-    with parts.news.follow(job.id, stream.at) as follower:
-        heard_at = time.monotonic()
+    with parts.followers.follow(job.id, stream.at) as follower:
+        sent_at = time.monotonic()
         wait_s = min(parts.settings.sse_poll_s, parts.settings.sse_heartbeat_s)
         while True:
             for frame in frames:
-                heard_at = time.monotonic()
+                sent_at = time.monotonic()
                 yield frame
             if stream.is_over or parts.stopping.is_set():
                 return
-            word = await follower.next(wait_s)
-            frames = [] if word is None else await stream.of_word(word)
-            if time.monotonic() - heard_at >= parts.settings.sse_heartbeat_s:
+            update = await follower.next(wait_s)
+            frames = [] if update is None else await stream.of_update(update)
+            if time.monotonic() - sent_at >= parts.settings.sse_heartbeat_s:
                 frames.append(HEARTBEAT)
 
 
 class _Stream:
-    """What one client has heard of a job, and how the rest is written."""
+    """What one client has had of a job, and how the rest is written."""
 
     def __init__(
         self,
@@ -173,19 +232,19 @@ class _Stream:
         self._fair_key = fair_key
         self._shows_text = job.shows_text
         self._generates = job.shows_text and _is_generated(job.kind)
-        self.at, place = _resumed(last_event_id)
-        self._telling = Telling(parts, job.id, place)
-        self._heard: dict[str, Any] = {}
+        self.at, position = _resumed(last_event_id)
+        self._unread = Unread(parts, job.id, position)
+        self._sent: dict[str, Any] = {}
         self._shown_bytes: int | None = None
         self._may_be_over = False
         self.is_over = False
 
-    async def of_word(self, word: Word) -> list[bytes]:
-        frames = await self.of_entries(word.entries)
-        row = word.row
-        if word.is_gone or (row is not None and row.state in ENDED):
+    async def of_update(self, update: Update) -> list[bytes]:
+        frames = await self.of_entries(update.entries)
+        row = update.row
+        if update.is_gone or (row is not None and row.state in ENDED):
             # What led to the end may be in the stream already.
-            frames += await self.of_entries(await streams.read(self._parts, self._id, self.at))
+            frames += await self.of_entries(await _entries(self._parts, self._id, self.at))
             self._may_be_over = True
         if self._may_be_over:
             return frames + await self.look()
@@ -193,7 +252,7 @@ class _Stream:
             if self._generates and row.shown_bytes != self._shown_bytes:
                 self._shown_bytes = row.shown_bytes
                 frames += await self._unread_text()
-            frames += self._unheard(str(row.state), row.progress)
+            frames += self._unsent(str(row.state), row.progress)
         return frames
 
     async def of_entries(self, entries: Sequence[Entry]) -> list[bytes]:
@@ -210,19 +269,19 @@ class _Stream:
             if data is None:
                 continue
             if entry.type == EventType.TOKEN:
-                frames += self._tokens(await self._telling.hear(data))
+                frames += self._tokens(await self._unread.of_token(data))
                 continue
-            if entry.type == EventType.STATE and self._heard.get(entry.type) == data:
-                continue  # the row told it first
-            self._heard[entry.type] = data
-            frames.append(encode(entry.type, entry.data, self._telling.id(self.at)))
+            if entry.type == EventType.STATE and self._sent.get(entry.type) == data:
+                continue  # it was in the row first
+            self._sent[entry.type] = data
+            frames.append(encode(entry.type, entry.data, self._unread.id(self.at)))
         return frames
 
     async def look(self) -> list[bytes]:
         """What Postgres has besides."""
         self._may_be_over = False
         try:
-            job = await run_in_threadpool(streams.view, self._parts, self._id, self._fair_key)
+            job = await run_in_threadpool(job_view, self._parts, self._id, self._fair_key)
         except NotFound:  # removed by retention meanwhile
             self.is_over = True
             return []
@@ -234,25 +293,25 @@ class _Stream:
 
     async def of_open(self, state: str, progress: dict[str, Any]) -> list[bytes]:
         text = await self._unread_text() if self._generates else []
-        return text + self._unheard(str(state), progress)
+        return text + self._unsent(str(state), progress)
 
-    def _unheard(self, state: str, progress: dict[str, Any]) -> list[bytes]:
-        """What Postgres knows and the stream did not tell, or told otherwise."""
+    def _unsent(self, state: str, progress: dict[str, Any]) -> list[bytes]:
+        """What Postgres knows and the stream did not have, or had otherwise."""
         now: list[tuple[EventType, dict[str, Any]]] = [(EventType.STATE, {"state": state})]
         if progress["unit"] is not None:
             now.append((EventType.PROGRESS, progress))
         frames = []
         for type_, data in now:
-            if self._heard.get(type_) != data:
-                self._heard[type_] = data
-                frames.append(encode(type_, _json(data), self._telling.id(self.at)))
+            if self._sent.get(type_) != data:
+                self._sent[type_] = data
+                frames.append(encode(type_, _json(data), self._unread.id(self.at)))
         return frames
 
     async def _unread_text(self) -> list[bytes]:
-        return self._tokens(await self._telling.catch_up())
+        return self._tokens(await self._unread.of_database())
 
     def _tokens(self, tokens: Sequence[Token]) -> list[bytes]:
-        return [encode(EventType.TOKEN, _json(each.data), each.id(self.at)) for each in tokens]
+        return [encode(EventType.TOKEN, _json(token.data), token.id(self.at)) for token in tokens]
 
 
 def _is_generated(kind: str) -> bool:
@@ -269,11 +328,11 @@ def _data_of(entry: Entry) -> dict[str, Any] | None:
     return data if entry.type in _TYPES and isinstance(data, dict) else None
 
 
-def _resumed(last_event_id: str | None) -> tuple[str, Place]:
+def _resumed(last_event_id: str | None) -> tuple[str, Position]:
     match = EVENT_ID.fullmatch((last_event_id or "")[:EVENT_ID_CHARS])
     if match is None or any(int(part) >= 2**64 for part in match[1].split("-")):
-        return streams.START, Place()
-    return match[1], Place(step_id=int(match[2] or 0), offset=int(match[3] or 0))
+        return START, Position()
+    return match[1], Position(step_id=int(match[2] or 0), offset=int(match[3] or 0))
 
 
 def _json(data: dict[str, Any]) -> str:
@@ -315,10 +374,10 @@ async def stream_job_events(
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Server-Sent Events; resumes after `Last-Event-ID`."""
-    job = await run_in_threadpool(streams.outline, parts, job_id, fair_key)
+    job = await run_in_threadpool(outline, parts, job_id, fair_key)
     if is_over(job, last_event_id):
         return Response(status_code=204)
-    parts.news.check_room()
+    parts.followers.check_room()
     return StreamingResponse(
         events(parts, job, last_event_id, fair_key),
         media_type="text/event-stream",

@@ -1,15 +1,34 @@
-"""Files: streamed into the storage, listed by hash, streamed back, forgotten."""
+"""Files: streamed into the storage, listed by hash, streamed back, forgotten.
 
+A name is a document's identity (`docs/documents.md`), so slashes and all scripts stay; only what no
+name can hold is taken out, and the letters are in Unicode's normal form C, as those of macOS are
+not. No name is ever used as a path.
+"""
+
+import re
+from contextlib import suppress
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, File, Query, Response, UploadFile
 from starlette.responses import StreamingResponse
 
-from api.deps import FileId, PartsDep
-from api.http.answers import answer, chain, documented
-from api.jobs import uploads
+from api.deps import FileId, Parts, PartsDep
+from api.http.answers import answer, chain
+from api.openapi import documented
 from api.schemas import SHA256, FileView, Items
-from shared import files
+from shared import files, tables
+from shared.bounds import NAME_LIMIT_BYTES
+from shared.errors import InvalidInput
+from shared.files import Readable
+from shared.normal import nfc
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+CONTENT_TYPE = re.compile(
+    r"[\w.+-]{1,64}/[\w.+-]{1,64}(\s*;\s*[\w.-]{1,64}=[\w.\"-]{1,64}){0,4}", re.A
+)
+NAME_CHARS = 1024
+DEFAULT_TYPE = "application/octet-stream"
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
@@ -18,18 +37,65 @@ CONTENT_RESPONSES = documented({}, 404) | {
         "description": "The bytes, with the content type that they were uploaded with",
         "content": {
             type_: {"schema": {"type": "string", "format": "binary"}}
-            for type_ in (uploads.DEFAULT_TYPE, "*/*")
+            for type_ in (DEFAULT_TYPE, "*/*")
         },
     }
 }
 Sha256 = Annotated[str, Query(pattern=SHA256, max_length=64)]
 
 
+def keep(parts: Parts, source: Readable, *, name: str, content_type: str | None) -> tables.File:
+    """Store a stream and record it. Raises what `Storage.store` does."""
+    stored = parts.storage.store(source, name=name, limit_bytes=parts.settings.max_file_bytes)
+    try:
+        with parts.ledger.begin() as session:
+            return files.record(
+                session, stored, name=name, content_type=clean_content_type(content_type)
+            )
+    except BaseException:
+        forget(parts, stored.path)
+        raise
+
+
+def forget(parts: Parts, path: str) -> None:
+    """Bytes without a row harm nobody; failing to remove them is no error of the request."""
+    with suppress(OSError):
+        parts.storage.delete(path)
+
+
+def forget_folder(parts: Parts, path: str) -> None:
+    """As `forget`, with all that is in it."""
+    with suppress(OSError):
+        parts.storage.delete_folder(path)
+
+
+def clean_name(name: str | None) -> str:
+    """Raises InvalidInput where nothing is left, or too much."""
+    # Browsers, curl and httpx write a quotation mark so, and nothing else but line breaks.
+    cleaned = nfc(CONTROL.sub("", (name or "").replace("%22", '"')).strip())
+    if not cleaned:
+        raise InvalidInput("The part `file` has no file name; give it one (`filename=`).")
+    if len(cleaned) > NAME_CHARS:
+        raise InvalidInput(f"The file name is longer than {NAME_CHARS} characters; shorten it.")
+    if len(cleaned.encode()) > NAME_LIMIT_BYTES:
+        raise InvalidInput(f"The file name is longer than {NAME_LIMIT_BYTES:,} bytes; shorten it.")
+    return cleaned
+
+
+def clean_content_type(value: str | None) -> str | None:
+    return value if value and CONTENT_TYPE.fullmatch(value) else None
+
+
+def disposition(name: str) -> str:
+    """`attachment`, so that an uploaded page never runs as one of the API's own."""
+    return f"attachment; filename*=UTF-8''{quote(name, safe='')}"
+
+
 @router.post("", status_code=201, responses=documented({201: FileView}, 413, 415, 422))
 def upload_file(parts: PartsDep, file: Annotated[UploadFile, File()]) -> Response:
     """Upload one file as the multipart part `file`; its name becomes the document's source."""
-    name = uploads.clean_name(file.filename)
-    row = uploads.keep(parts, file.file, name=name, content_type=file.content_type)
+    name = clean_name(file.filename)
+    row = keep(parts, file.file, name=name, content_type=file.content_type)
     view = FileView.of(row)
     return answer(view, 201, {"Location": f"/v1/files/{view.id}"})
 
@@ -64,9 +130,9 @@ def get_file_content(parts: PartsDep, file_id: FileId) -> Response:
         chain(first, blocks),
         headers={
             # Not as `media_type`, to which a charset would be added that may be wrong.
-            "Content-Type": file.content_type or uploads.DEFAULT_TYPE,
+            "Content-Type": file.content_type or DEFAULT_TYPE,
             "Content-Length": str(file.size_bytes),
-            "Content-Disposition": uploads.disposition(file.name),
+            "Content-Disposition": disposition(file.name),
             "X-Content-Type-Options": "nosniff",
             "ETag": f'"{file.sha256}"',
         },
@@ -78,5 +144,5 @@ def delete_file(parts: PartsDep, file_id: FileId) -> Response:
     """Forget a file. Documents that were made of it stay."""
     with parts.ledger.begin() as session:
         path = files.delete(session, file_id)
-    uploads.forget(parts, path)
+    forget(parts, path)
     return Response(status_code=204)

@@ -1,13 +1,298 @@
-"""Liveness, readiness and metrics; these need no API key."""
+"""Liveness, readiness and metrics; these need no API key.
 
-from fastapi import APIRouter, Request, Response
+Readiness is one check for each part that jobs need: by name, bounded in time, in words that help.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from threading import Lock
+from typing import Annotated
+
+import httpx
+from fastapi import APIRouter, Depends, Request, Response
+from redis.exceptions import RedisError
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 from starlette.responses import PlainTextResponse
 
-from api import health
-from api.deps import PartsDep
-from api.health import Metrics
-from api.http.answers import answer, documented
-from api.schemas import HealthView, ReadinessView
+from api.deps import Parts, PartsDep
+from api.http.answers import answer
+from api.openapi import documented
+from api.schemas import CheckView, HealthView, ReadinessView
+from shared.database.engine import is_current
+from shared.jobs import queues, sweeps
+from shared.jobs.queues import KEEP_FACTOR, Depths, paused_since
+from shared.kinds.registry import KINDS
+from shared.vocabulary import Queue
+
+# Numbers for Prometheus, in its text format, read from Postgres when they are asked for.
+#
+# What counts all jobs is kept for a while, longer where counting takes long. What operators
+# act on (backlog, age, workers) is fresh, or some seconds old where a queue is long
+# (`shared/jobs/queues.py`).
+
+KEEP_S = 15.0
+
+JOBS = text("SELECT kind, state, count(*) FROM jobs GROUP BY kind, state ORDER BY kind, state")
+
+Sample = tuple[Mapping[str, str], float]
+
+
+class Metrics:
+    def __init__(self, *, worker_heartbeat_s: float, depths: Depths) -> None:
+        self._worker_heartbeat_s = worker_heartbeat_s
+        self._depths = depths
+        self._jobs: list[Sample] = []
+        self._jobs_until = 0.0
+        self._lock = Lock()
+
+    def text(self, session: Session) -> str:
+        steps: list[Sample] = []
+        ages: list[Sample] = []
+        waiting = self._depths.totals(session)
+        running = queues.running_steps(session)
+        for queue in Queue:
+            total = waiting[queue.value]
+            for state, count in (("queued", total.steps), ("running", running[queue.value])):
+                steps.append(({"queue": queue.value, "state": state}, float(count)))
+            ages.append(({"queue": queue.value}, total.oldest_due_s))
+        workers = queues.workers(session, worker_heartbeat_s=self._worker_heartbeat_s)
+        serving = [
+            (
+                {"queue": queue.value},
+                float(sum(w.alive and queue.value in w.queues for w in workers)),
+            )
+            for queue in Queue
+        ]
+        return "".join(
+            [
+                _metric("sluice_jobs", "Jobs by kind and state.", self._jobs_now(session)),
+                _metric("sluice_steps", "Open steps by queue and state.", steps),
+                _metric("sluice_queue_oldest_seconds", "Age of the oldest due step.", ages),
+                _metric("sluice_workers_alive", "Living workers by queue.", serving),
+            ]
+        )
+
+    def _jobs_now(self, session: Session) -> list[Sample]:
+        with self._lock:
+            begin = time.monotonic()
+            if begin >= self._jobs_until:
+                self._jobs = [
+                    ({"kind": kind, "state": state}, float(count))
+                    for kind, state, count in session.execute(JOBS)
+                ]
+                end = time.monotonic()
+                self._jobs_until = end + max(KEEP_S, KEEP_FACTOR * (end - begin))
+            return self._jobs
+
+
+def _metric(name: str, help_: str, samples: Iterable[Sample]) -> str:
+    lines = [f"# HELP {name} {help_}", f"# TYPE {name} gauge"]
+    for labels, value in samples:
+        shown = ",".join(f'{key}="{label}"' for key, label in labels.items())
+        lines.append(f"{name}{{{shown}}} {value:g}")
+    return "\n".join(lines) + "\n"
+
+
+CHECK_S = 5.0
+STALE_SWEEPS = 10
+STALE_AT_LEAST_S = 10.0
+FAULTS_SHOWN = 20
+Check = Callable[[Parts], str]
+"""Says what is well, or raises."""
+
+
+class NotWell(Exception):
+    """A check that failed, in words."""
+
+
+class Readiness:
+    """What the checks found, kept for `readiness_keep_s`, however many ask.
+
+    Each check has one thread at most. One that hangs is said to, and is not started once more
+    until it has come back.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._lock = asyncio.Lock()
+        self._view: ReadinessView | None = None
+        self._until = 0.0
+        self._running: dict[str, asyncio.Future[str]] = {}
+
+    async def view(self) -> ReadinessView:
+        async with self._lock:
+            if self._view is None or time.monotonic() >= self._until:
+                names = list(CHECKS)
+                views = await asyncio.gather(*(self._run(name) for name in names))
+                checks = dict(zip(names, views, strict=True))
+                ready = all(check.ok for check in checks.values())
+                self._view = ReadinessView(status="ready" if ready else "not ready", checks=checks)
+                self._until = time.monotonic() + self._parts.settings.readiness_keep_s
+            return self._view
+
+    async def _run(self, name: str) -> CheckView:
+        running = self._running.get(name)
+        if running is None or running.done():
+            running = self._running[name] = _in_thread(CHECKS[name], self._parts)
+        try:
+            async with asyncio.timeout(CHECK_S):
+                detail = await asyncio.shield(running)
+        except TimeoutError:
+            return CheckView(ok=False, detail=f"no answer within {CHECK_S:g} s")
+        except (NotWell, SQLAlchemyError, RedisError, httpx.HTTPError, OSError) as error:
+            return CheckView(ok=False, detail=_words(error))
+        return CheckView(ok=True, detail=detail)
+
+
+def _in_thread(check: Check, parts: Parts) -> "asyncio.Future[str]":
+    """In a thread that nothing waits for when the process ends, and that takes no request's."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[str] = loop.create_future()
+
+    def finish(set_: Callable[[], None]) -> None:
+        # The server may have stopped meanwhile.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: None if future.done() else set_())
+
+    def run() -> None:
+        try:
+            detail = check(parts)
+        except Exception as caught:
+            error = caught
+            finish(lambda: future.set_exception(error))
+        else:
+            finish(lambda: future.set_result(detail))
+
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    threading.Thread(target=run, name="readiness", daemon=True).start()
+    return future
+
+
+def _database(parts: Parts) -> str:
+    with parts.ledger.read() as session:
+        session.execute(text("SELECT 1"))
+    if not is_current(parts.ledger.engine):
+        raise NotWell("not at this version's revision; run `sluice migrate`")
+    return "at the newest revision"
+
+
+def _redis(parts: Parts) -> str:
+    parts.ledger.bell.waiting(Queue.CONTROL.value)
+    return "answers"
+
+
+def _chroma(parts: Parts) -> str:
+    url = parts.settings.chroma_url
+    if url is None:
+        raise NotWell("SLUICE_CHROMA_URL is not set")
+    answer = httpx.get(f"{url.rstrip('/')}/api/v2/heartbeat", timeout=CHECK_S / 2, trust_env=False)
+    answer.raise_for_status()
+    return "answers"
+
+
+def _storage(parts: Parts) -> str:
+    parts.storage.check()
+    return "can be written"
+
+
+def _workers(parts: Parts) -> str:
+    with parts.ledger.read() as session:
+        workers = queues.workers(session, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
+    living = [worker for worker in workers if worker.alive]
+    needed = {step.queue.value for kind in KINDS.values() for step in kind.steps}
+    missing = sorted(needed - {queue for worker in living for queue in worker.queues})
+    if missing:
+        raise NotWell(
+            f"no living worker serves {', '.join(missing)}; start `python -m workers cpu` and "
+            "`python -m workers generate`"
+        )
+    if not any(Queue.WEBHOOK.value in worker.queues for worker in living):
+        return f"{len(living)} alive; none sends webhooks, as `python -m workers beat` does"
+    return f"{len(living)} alive"
+
+
+def _queues(parts: Parts) -> str:
+    """A pause is what an operator wanted, and no fault; but those that wonder have to see it."""
+    with parts.ledger.read() as session:
+        paused = paused_since(session)
+    if not paused:
+        return "none is paused"
+    names = ", ".join(f"{name} (since {at})" for name, at in sorted(paused.items()))
+    return f"paused: {names}; resume with `POST /v1/queues/{{name}}/resume`"
+
+
+def _sweeper(parts: Parts) -> str:
+    """How long ago it ran, which parts of it fail, and which rows it cannot handle. Those are
+    survived, and so make nothing unready."""
+    settings = parts.settings
+    limit_s = max(STALE_AT_LEAST_S, STALE_SWEEPS * settings.sweep_interval_s)
+    with parts.ledger.read() as session:
+        age_s = sweeps.age_s(session)
+        faults = sweeps.faults(session, limit=FAULTS_SHOWN)
+        count = sweeps.count_faulty_rows(session) if faults else 0
+    if age_s is None:
+        raise NotWell("has never run; start `python -m workers beat`")
+    words = [f"{fault.part} fails: {fault.message}" for fault in faults if not fault.item]
+    bad = [fault for fault in faults if fault.item]
+    if bad:
+        named = [f"{fault.item}{_job(fault)}: {fault.message}" for fault in bad]
+        left = count - len({fault.item for fault in bad})
+        more = f", and {left} more" if left > 0 else ""
+        words.append(
+            f"{count} rows cannot be handled (cancel the job, or correct the row): "
+            f"{'; '.join(named)}{more}"
+        )
+    if age_s > limit_s:
+        raise NotWell("; ".join([f"last ran {age_s:.0f} s ago; is beat up?", *words]))
+    return "; ".join([f"ran {age_s:.1f} s ago", *words])
+
+
+def _job(fault: sweeps.Fault) -> str:
+    is_named = fault.job_id is None or str(fault.job_id) in fault.item
+    return "" if is_named else f" of job {fault.job_id}"
+
+
+def _words(error: Exception) -> str:
+    """The first line of a message: the rest is SQL, or a page to read."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+CHECKS: dict[str, Check] = {
+    "database": _database,
+    "redis": _redis,
+    "chroma": _chroma,
+    "storage": _storage,
+    "workers": _workers,
+    "queues": _queues,
+    "sweeper": _sweeper,
+}
+
+
+async def _readiness(request: Request, parts: PartsDep) -> Readiness:
+    """One for the whole application, made when it is first needed."""
+    state = request.app.state
+    if not hasattr(state, "readiness"):
+        state.readiness = Readiness(parts)
+    readiness = state.readiness
+    assert isinstance(readiness, Readiness)
+    return readiness
+
+
+async def _metrics(request: Request, parts: PartsDep) -> Metrics:
+    state = request.app.state
+    if not hasattr(state, "metrics"):
+        heartbeat_s = parts.settings.worker_heartbeat_s
+        state.metrics = Metrics(worker_heartbeat_s=heartbeat_s, depths=parts.depths)
+    metrics = state.metrics
+    assert isinstance(metrics, Metrics)
+    return metrics
+
 
 router = APIRouter(tags=["health"])
 
@@ -19,10 +304,8 @@ async def check_health() -> HealthView:
 
 
 @router.get("/readyz", responses=documented({200: ReadinessView, 503: ReadinessView}))
-async def check_readiness(request: Request) -> Response:
+async def check_readiness(readiness: Annotated[Readiness, Depends(_readiness)]) -> Response:
     """Whether all that jobs need is there, part by part."""
-    readiness = request.app.state.readiness
-    assert isinstance(readiness, health.Readiness)
     view = await readiness.view()
     return answer(view, 200 if view.status == "ready" else 503)
 
@@ -32,11 +315,9 @@ async def check_readiness(request: Request) -> Response:
     response_class=PlainTextResponse,
     responses=documented({}),
 )
-def get_metrics(parts: PartsDep, request: Request) -> Response:
+def get_metrics(parts: PartsDep, metrics: Annotated[Metrics, Depends(_metrics)]) -> Response:
     """For Prometheus."""
-    numbers = request.app.state.metrics
-    assert isinstance(numbers, Metrics)
     with parts.ledger.read() as session:
         return Response(
-            numbers.text(session), media_type="text/plain; version=0.0.4; charset=utf-8"
+            metrics.text(session), media_type="text/plain; version=0.0.4; charset=utf-8"
         )

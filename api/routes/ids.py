@@ -1,15 +1,68 @@
-"""Ids by their first digits, so that people need not type all of them."""
+"""Ids by their first digits: what a person types of that of a job, document, file, conversation.
 
+Ids are compared as numbers, so a prefix is a range of the primary key.
+"""
+
+import re
+from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
+from sqlalchemy import select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from api.deps import FairKey, PartsDep
-from api.http.answers import answer, documented
-from api.schemas import Items
-from shared.prefixes import ID_PREFIX, IdType, ids_with_prefix
+from api.http.answers import answer
+from api.openapi import documented
+from api.schemas import ID_PREFIX, Items
+from shared.errors import InvalidInput
+from shared.tables import Collection, Conversation, Document, File, Job
+
+DIGITS = 32
+
+
+class IdType(StrEnum):
+    JOB = "job"
+    DOCUMENT = "document"
+    FILE = "file"
+    CONVERSATION = "conversation"
+
+
+def ids_with_prefix(
+    session: Session, type_: IdType, prefix: str, *, fair_key: str, limit: int
+) -> list[UUID]:
+    """Oldest first; of conversations those of this key. Raises InvalidInput for what is no prefix.
+
+    What readers do not see (a document that is not live yet, or is being erased) is left out.
+    """
+    low, high = _range(prefix)
+    column = _COLUMNS[type_]
+    query = select(column).where(column.between(low, high)).order_by(column).limit(limit)
+    if type_ is IdType.CONVERSATION:
+        query = query.where(Conversation.fair_key == fair_key)
+    elif type_ is IdType.DOCUMENT:
+        query = query.join(Collection, Collection.id == Document.collection_id).where(
+            Document.live_version_id.is_not(None), Collection.erasing_at.is_(None)
+        )
+    return list(session.scalars(query))
+
+
+def _range(prefix: str) -> tuple[UUID, UUID]:
+    digits = prefix.replace("-", "")
+    if not re.fullmatch(ID_PREFIX, prefix):
+        raise InvalidInput(f"prefix: {prefix[:DIGITS]!r} is no beginning of an id.")
+    return UUID(digits.ljust(DIGITS, "0")), UUID(digits.ljust(DIGITS, "f"))
+
+
+_COLUMNS: dict[IdType, InstrumentedAttribute[UUID]] = {
+    IdType.JOB: Job.id,
+    IdType.DOCUMENT: Document.id,
+    IdType.FILE: File.id,
+    IdType.CONVERSATION: Conversation.id,
+}
+
 
 router = APIRouter(prefix="/v1/ids", tags=["ids"])
 

@@ -1,26 +1,27 @@
-"""Jobs: submit, find, cancel, redrive. Their events are in `api/routes/events.py`."""
+"""Jobs and their kinds: submit, find, cancel, redrive. Events are in `api/routes/events.py`."""
 
-from collections.abc import Mapping
-from typing import Annotated
-from uuid import UUID
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import Cursor, FairKey, JobId, Limit, Parts, PartsDep, Prefer
+from api.deps import Cursor, FairKey, IdempotencyKey, JobId, Limit, PartsDep, Prefer
 from api.http import answers
-from api.http.answers import answer, documented, result_response
+from api.http.answers import answer, job_view, result_response
 from api.http.body import StrictRoute
-from api.jobs import streams, submission, uploads
+from api.jobs import submission, waiting
+from api.openapi import documented
+from api.routes.files import forget_folder
 from api.schemas import (
     EXAMPLES,
     HIDDEN,
-    PRINTABLE,
     BatchRequest,
     BatchView,
+    Items,
     JobRequest,
     JobView,
     KindName,
+    KindView,
     Page,
 )
 from shared.bounds import CollectionName, Unreadable
@@ -28,19 +29,11 @@ from shared.errors import Conflict, InvalidInput, NotFound
 from shared.jobs import jobs
 from shared.jobs.jobs import Contents, Filter
 from shared.jobs.queues import Estimate, estimate
+from shared.kinds.registry import KINDS
 from shared.vocabulary import Lane, State
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
+router = APIRouter(prefix="/v1", tags=["jobs"], route_class=StrictRoute)
 
-Key = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        max_length=255,
-        pattern=PRINTABLE,
-        description="The same key and body return the same job; another body is 409.",
-    ),
-]
 RESULT_RESPONSES = documented({}, 404, 409) | {
     200: {
         "description": "The result",
@@ -51,7 +44,7 @@ JobBody = Annotated[JobRequest, Body(openapi_examples=EXAMPLES)]
 
 
 @router.post(
-    "",
+    "/jobs",
     status_code=202,
     responses=documented({202: JobView, 200: JobView}, 400, 404, 409, 413, 415, 422, 429),
 )
@@ -61,12 +54,12 @@ async def submit_job(
     fair_key: FairKey,
     request: JobBody,
     preferences: Prefer,
-    idempotency_key: Key = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit a job. It exists once this is answered."""
-    wait_s = answers.wait_s(preferences, at_most=parts.settings.max_wait_s)
+    wait_s = waiting.wait_of(preferences, at_most=parts.settings.max_wait_s)
     if wait_s:
-        parts.news.check_room()
+        parts.followers.check_room()
     new = submission.new_job(
         request,
         parts.settings,
@@ -75,19 +68,19 @@ async def submit_job(
         idempotency_key=idempotency_key,
         body=await http.json() if idempotency_key else None,
     )
-    made = await run_in_threadpool(submission.submit, parts, new)
-    headers = {"Location": f"/v1/jobs/{made.id}"} | answers.applied(wait_s)
+    made = await run_in_threadpool(submission.submit, parts.ledger, parts.admission, new)
+    headers = {"Location": f"/v1/jobs/{made.id}"} | waiting.applied(wait_s)
     if not made.is_new:
         headers["Idempotent-Replayed"] = "true"
     if wait_s is not None:
-        return await after_waiting(parts, made.id, fair_key, wait_s, headers)
+        return await waiting.answer_when_ended(parts, made.id, fair_key, wait_s, headers)
     if made.is_new:
         return answer(submission.view_of_new(new, made), 202, headers)
-    return answer(await run_in_threadpool(streams.view, parts, made.id, fair_key), 202, headers)
+    return answer(await run_in_threadpool(job_view, parts, made.id, fair_key), 202, headers)
 
 
 @router.post(
-    "/batch",
+    "/jobs/batch",
     status_code=202,
     responses=documented({202: BatchView}, 400, 404, 413, 415, 422, 429),
 )
@@ -99,10 +92,10 @@ def submit_jobs(parts: PartsDep, fair_key: FairKey, batch: BatchRequest) -> Resp
             f"jobs has {len(batch.jobs)} entries; a batch takes {limit} (SLUICE_BATCH_LIMIT_JOBS)."
         )
     new = [submission.new_job(each, parts.settings, fair_key=fair_key) for each in batch.jobs]
-    return answer(BatchView(ids=submission.submit_batch(parts, new)), 202)
+    return answer(BatchView(ids=submission.submit_batch(parts.ledger, parts.admission, new)), 202)
 
 
-@router.get("", responses=documented({200: Page[JobView]}, 400, 422))
+@router.get("/jobs", responses=documented({200: Page[JobView]}, 400, 422))
 def list_jobs(
     parts: PartsDep,
     fair_key: FairKey,
@@ -145,13 +138,13 @@ def list_jobs(
     )
 
 
-@router.get("/{job_id}", responses=documented({200: JobView}, 404))
+@router.get("/jobs/{job_id}", responses=documented({200: JobView}, 404))
 def get_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """The job as it is now."""
-    return answer(streams.view(parts, job_id, fair_key, is_whole=True))
+    return answer(job_view(parts, job_id, fair_key, is_whole=True))
 
 
-@router.delete("/{job_id}", status_code=204, responses=documented({}, 404, 409))
+@router.delete("/jobs/{job_id}", status_code=204, responses=documented({}, 404, 409))
 def erase_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """Erase a job that has ended, with its input and its stored result; 409 while it is open.
 
@@ -161,11 +154,11 @@ def erase_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
         if jobs.hides_text(jobs.without_contents(session, job_id), fair_key):
             raise NotFound(f"There is no job {job_id} that this key may erase. {HIDDEN}")
         folder = jobs.erase(session, job_id)
-    uploads.forget_folder(parts, folder)
+    forget_folder(parts, folder)
     return Response(status_code=204)
 
 
-@router.get("/{job_id}/result", responses=RESULT_RESPONSES)
+@router.get("/jobs/{job_id}/result", responses=RESULT_RESPONSES)
 def get_job_result(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """The bare result of a job that has succeeded, however large, as JSON."""
     with parts.ledger.read() as session:
@@ -179,26 +172,39 @@ def get_job_result(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Respons
     return result_response(parts, job)
 
 
-@router.post("/{job_id}/cancel", responses=documented({200: JobView}, 404))
+@router.post("/jobs/{job_id}/cancel", responses=documented({200: JobView}, 404))
 def cancel_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """Cancel a job: at once while it is queued, within 2 s while it runs."""
     with parts.ledger.begin() as session:
         jobs.cancel(session, job_id)
-    return answer(streams.view(parts, job_id, fair_key))
+    return answer(job_view(parts, job_id, fair_key))
 
 
-@router.post("/{job_id}/retry", responses=documented({200: JobView}, 404, 409))
+@router.post("/jobs/{job_id}/retry", responses=documented({200: JobView}, 404, 409))
 def retry_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """Run a failed or cancelled job again, from its start."""
     with parts.ledger.begin() as session:
         jobs.redrive(session, job_id)
-    return answer(streams.view(parts, job_id, fair_key))
+    return answer(job_view(parts, job_id, fair_key))
 
 
-async def after_waiting(
-    parts: Parts, job_id: UUID, fair_key: str, wait_s: float, headers: Mapping[str, str]
-) -> Response:
-    """200 with the finished job if it ends in time, else 202 with the job as it is."""
-    ended = await streams.until_end(parts, job_id, wait_s=wait_s)
-    view = await run_in_threadpool(streams.view, parts, job_id, fair_key)
-    return answer(view, 200 if ended else 202, headers)
+@router.get("/kinds", responses=documented({200: Items[KindView]}))
+def list_kinds() -> Response:
+    """The kinds of jobs: for each its queue, JSON Schemas of input and result, and an input that
+    works on a new installation. A `result` of null is any JSON."""
+    return answer(Items[KindView](items=[_kind_view(name) for name in KINDS]))
+
+
+def _kind_view(name: str) -> KindView:
+    kind = KINDS[name]
+    result: dict[str, Any] | None = None
+    if kind.result is not None:
+        result = kind.result.model_json_schema(mode="serialization")
+    return KindView(
+        name=kind.name,
+        summary=kind.summary,
+        queue=kind.first_step.queue,
+        input=kind.input.model_json_schema(),
+        result=result,
+        example=dict(kind.example),
+    )

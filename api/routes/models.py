@@ -6,7 +6,8 @@ import httpx
 from fastapi import APIRouter, Response
 
 from api.deps import PartsDep
-from api.http.answers import answer, documented
+from api.http.answers import answer
+from api.openapi import documented
 from api.schemas import Items, ModelDetails, ModelView
 from shared.bounds import MODEL_LIMIT_BYTES, is_storable_text, shown
 from shared.config import EXTRACTIVE, Settings

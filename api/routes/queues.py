@@ -5,7 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 
 from api.deps import Parts, PartsDep
-from api.http.answers import answer, documented
+from api.http.answers import answer
+from api.openapi import documented
 from api.schemas import Items, QueueView, WorkerView
 from shared.bounds import shown
 from shared.errors import NotFound

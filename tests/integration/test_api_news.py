@@ -197,7 +197,7 @@ def test_followers_that_go_at_any_moment_leave_the_others_their_news(settings: S
                 await follow_for(parts, ticks)
                 job_id = uuid4()
                 await parts.redis.xadd(stream_key(job_id), {"type": "tool", "data": "{}"})
-                with parts.news.follow(job_id, "0-0") as follower:
+                with parts.followers.follow(job_id, "0-0") as follower:
                     word = await follower.next(WAIT_S / 2)
                     assert word is not None, ticks
                     assert len(word.entries) == 1, ticks
@@ -218,9 +218,9 @@ def test_the_server_stops_at_any_moment(settings: Settings) -> None:
 
 async def follow_for(parts: Parts, ticks: int) -> None:
     """Follows for so many turns of the event loop, once the reader is busy with another."""
-    with parts.news.follow(uuid4(), "0-0"):
-        while not parts.news.is_reading:
+    with parts.followers.follow(uuid4(), "0-0"):
+        while not parts.followers.is_reading:
             await asyncio.sleep(0)
-        with parts.news.follow(uuid4(), "0-0"):
+        with parts.followers.follow(uuid4(), "0-0"):
             for _ in range(ticks):
                 await asyncio.sleep(0)

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from api import health
 from api.deps import Parts
+from api.routes import health
 from shared.config import Settings
 from shared.database.transaction import Ledger
 from tests.api_server import served

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from api.http.limits import BodyLimit
+from api.http.middleware import BodyLimit
 from shared.config import Settings
 from tests.api_server import served, start_api
 from tests.integration.answers import EMBED

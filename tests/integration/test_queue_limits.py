@@ -8,7 +8,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from api.jobs.admission import QueueGate
+from api.jobs.submission import Admission
 from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.errors import QueueFull
@@ -136,7 +136,7 @@ def test_the_count_is_read_again_once_it_is_old(settings: Settings, ledger: Ledg
     """What another process has let in is seen after a second, by a clock that the test sets."""
     now = [0.0]
     changes = {"queue_limit_steps": 2}
-    gate = QueueGate(settings.model_copy(update=changes), clock=lambda: now[0])
+    gate = Admission(settings.model_copy(update=changes), clock=lambda: now[0])
     with ledger.read() as session:
         gate.admit(session, Queue.EMBED, "someone")
     process = make_process(settings)

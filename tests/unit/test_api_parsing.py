@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 from api.__main__ import is_loopback
 from api.http import answers
 from api.http.body import MalformedBody, parse
-from api.jobs import uploads
+from api.jobs import waiting
+from api.routes import files
 from api.schemas import JobRequest
 from shared.errors import InvalidInput
 from shared.kinds.registry import KINDS
@@ -66,7 +67,7 @@ def _pairs(text: str) -> bool:
     ],
 )
 def test_prefer_wait(headers: list[str] | None, seconds: float | None) -> None:
-    assert answers.wait_s(headers, at_most=60) == seconds
+    assert waiting.wait_of(headers, at_most=60) == seconds
 
 
 @given(storable.filter(lambda s: s and s.isprintable()))
@@ -97,18 +98,18 @@ def test_no_cursor_makes_another_error(cursor: str) -> None:
     ],
 )
 def test_names_keep_all_but_control_characters(given_name: str, name: str) -> None:
-    assert uploads.clean_name(given_name) == name
+    assert files.clean_name(given_name) == name
 
 
 @pytest.mark.parametrize("name", [None, "", "\x00", " \n"])
 def test_a_file_needs_a_name(name: str | None) -> None:
     with pytest.raises(InvalidInput, match="filename="):
-        uploads.clean_name(name)
+        files.clean_name(name)
 
 
 @given(st.text(min_size=1).filter(lambda s: s.isprintable()))
 def test_every_name_fits_into_a_header(name: str) -> None:
-    assert uploads.disposition(name).encode("ascii").isascii()
+    assert files.disposition(name).encode("ascii").isascii()
 
 
 def test_the_union_of_requests_is_that_of_the_inputs() -> None:

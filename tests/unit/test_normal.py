@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from api.jobs.uploads import clean_name
+from api.routes.files import clean_name
 from shared.kinds.ingest import CsvOptions, IngestInput
 from shared.kinds.rag import RagInput
 from shared.kinds.search import SearchInput

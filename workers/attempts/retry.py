@@ -29,6 +29,7 @@ from shared.errors import (
     SluiceError,
     Unavailable,
     WorkerLost,
+    code_of,
 )
 from shared.jobs import steps
 from shared.jobs.claims import Claim
@@ -53,7 +54,7 @@ def settle_failure(
 ) -> bool:
     """The retry policy: again later, or for good. False if the attempt runs no longer."""
     error = translated(error)
-    reason = {"type": type(error).__name__, "message": message_of(error)}
+    reason = {"type": code_of(error), "message": message_of(error)}
     is_free = False
     if isinstance(error, Unavailable):
         now = transaction.execute(select(func.now())).scalar_one()

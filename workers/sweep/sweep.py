@@ -428,7 +428,7 @@ def end_overdue(round_: Round) -> None:
         if timeout_s is None:
             return
         error = {
-            "type": Timeout.__name__,
+            "type": Timeout.code,
             "message": f"The job ran longer than its timeout_s of {timeout_s:g} s. Raise it, or "
             "give the job less to do.",
         }
@@ -463,7 +463,7 @@ def fail_unserved(round_: Round) -> None:
             f"{lacks_worker(routes[item.id])} The job has waited for one for {limit_s:g} s "
             "(SLUICE_MODEL_MISSING_FAIL_S); retry it when there is one."
         )
-        error = {"type": ModelNotServed.__name__, "message": message}
+        error = {"type": ModelNotServed.code, "message": message}
         jobs.stop(session, job_ids[item.id], State.FAILED, error)
 
     round_.each((Item(kind="step", id=row.id, job_id=row.job_id) for row in rows), fail)

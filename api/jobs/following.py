@@ -1,9 +1,9 @@
-"""News of the jobs that clients follow: one connection to Redis, and one look at Postgres, for all.
+"""Following jobs: one connection to Redis, and one query of Postgres, for all that clients follow.
 
 Every open stream of events and every answer that waits for a job has a `Follower`. One task reads
-the streams of all of them in one blocking call, on a connection of its own; another looks every
-`sse_poll_s` at the rows of the jobs that told nothing since, all in one transaction. So what
-silent clients cost does not grow with their number, and nothing waits for a connection.
+the streams of all of them in one blocking call, on a connection of its own; another reads every
+`sse_poll_s` the rows of the jobs whose streams were silent, all in one transaction. So what silent
+clients cost does not grow with their number, and nothing waits for a connection.
 """
 
 import asyncio
@@ -29,6 +29,8 @@ from shared.vocabulary import State, known
 
 log = logging.getLogger(__name__)
 
+START = "0-0"
+"""Before the first entry of a stream."""
 READ_ENTRIES = 100
 KEPT_ENTRIES = 1000
 """What is kept for a client that does not read; it is read again once it does."""
@@ -37,7 +39,7 @@ DOWN_POLL_S = 0.5
 WAKE_S = 0.01
 FULL_RETRY_AFTER_S = 5
 
-LOOK = text("""
+ROWS = text("""
     SELECT j.id, j.state, j.progress_done, j.progress_total, j.progress_unit, (
         SELECT sum(pg_column_size(t.shown)) FROM steps s
         JOIN transcripts t ON t.step_id = s.id WHERE s.job_id = j.id
@@ -70,8 +72,8 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Word:
-    """What there is to tell: entries of the stream, or the row where the stream was silent.
+class Update:
+    """What is new of a job: entries of the stream, or the row where the stream was silent.
 
     `is_gone`: there is no such job any more.
     """
@@ -91,13 +93,13 @@ class Follower:
         """The last entry that was kept for it, or taken by it."""
         self._taken = after
         self._entries: deque[Entry] = deque()
-        self._word: Word | None = None
-        self._news = asyncio.Event()
+        self._update: Update | None = None
+        self._is_updated = asyncio.Event()
         self.is_silent = True
         """Whether nothing has come since the last look at its row."""
 
-    def hear(self, entries: Sequence[Entry]) -> None:
-        new = [entry for entry in entries if _order(entry.id) > _order(self.after)]
+    def take_entries(self, entries: Sequence[Entry]) -> None:
+        new = [entry for entry in entries if _sort_key(entry.id) > _sort_key(self.after)]
         if not new:
             return
         self.is_silent = False
@@ -107,35 +109,35 @@ class Follower:
             return
         self._entries.extend(new)
         self.after = new[-1].id
-        self._news.set()
+        self._is_updated.set()
 
-    def see(self, word: Word) -> None:
-        self._word = word
-        self._news.set()
+    def take_update(self, update: Update) -> None:
+        self._update = update
+        self._is_updated.set()
 
-    async def next(self, wait_s: float) -> Word | None:
-        """The next news; None where there are none within a time."""
+    async def next(self, wait_s: float) -> Update | None:
+        """The next update; None where there is none within a time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, wait_s)):
-                await self._news.wait()
-        self._news.clear()
+                await self._is_updated.wait()
+        self._is_updated.clear()
         if self._entries:
             entries = list(self._entries)
             self._entries.clear()
             self._taken = entries[-1].id
-            self._word = None  # it may be older than these
-            return Word(entries=entries)
-        word, self._word = self._word, None
-        return word
+            self._update = None  # it may be older than these
+            return Update(entries=entries)
+        update, self._update = self._update, None
+        return update
 
 
-class News:
+class Followers:
     """All followers of this process. `run` has to run beside them."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, connect: redis.asyncio.Redis) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, connection: redis.asyncio.Redis) -> None:
         self._settings = settings
         self._ledger = ledger
-        self._redis = connect
+        self._redis = connection
         self._followers: dict[str, set[Follower]] = defaultdict(set)
         self._count = 0
         self._version = 0
@@ -144,7 +146,7 @@ class News:
         """The version whose followers are all read for."""
         self._reader_id: int | None = None
         """Of the connection on which the streams are read, while they are."""
-        self._come = asyncio.Event()
+        self._has_followers = asyncio.Event()
         self._changed = asyncio.Event()
         """Both are set for a new follower: one for the reader, one for who wakes it."""
         self._is_down = False
@@ -166,7 +168,7 @@ class News:
         self._followers[follower.key].add(follower)
         self._count += 1
         self._version += 1
-        self._come.set()
+        self._has_followers.set()
         self._changed.set()
         try:
             yield follower
@@ -180,8 +182,8 @@ class News:
     async def run(self) -> None:
         """Until `stop`."""
         async with asyncio.TaskGroup() as tasks:
-            for work in (self._read_some, self._wake, self._look):
-                tasks.create_task(self._again_and_again(work))
+            for work in (self._read_some, self._wake, self._read_rows):
+                tasks.create_task(self._repeat(work))
 
     async def stop(self) -> None:
         """Makes `run` end, within one read of Redis.
@@ -191,7 +193,7 @@ class News:
         task waits for ever.
         """
         self._stopping.set()
-        self._come.set()
+        self._has_followers.set()
         self._changed.set()
         while self._reader_id is not None:
             await self._unblock(self._reader_id)
@@ -201,13 +203,13 @@ class News:
         """Whether there is a connection to Redis on which streams are read."""
         return self._reader_id is not None
 
-    async def _again_and_again(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Whatever goes wrong: who follows a job would hear nothing any more."""
+    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Whatever goes wrong: who follows a job would take_entries nothing any more."""
         while not self._stopping.is_set():
             try:
                 await work()
             except Exception:
-                log.exception("news of jobs were interrupted; they go on")
+                log.exception("following jobs was interrupted; it goes on")
                 await asyncio.sleep(self._pause_s())
 
     # Redis
@@ -215,11 +217,11 @@ class News:
     async def _read_some(self) -> None:
         """As long as anybody follows a job."""
         if not self._followers:
-            await self._come.wait()
-            self._come.clear()
+            await self._has_followers.wait()
+            self._has_followers.clear()
             return
         try:
-            # A connection of its own, which can be told by its id to stop waiting.
+            # A connection of its own, which can be unblocked by its id.
             async with self._redis.client() as reader:
                 self._reader_id = await reader.client_id()
                 try:
@@ -229,26 +231,26 @@ class News:
                     self._reader_id = None
         except (RedisError, OSError) as error:
             if not self._is_down:
-                log.warning("no news of jobs from Redis (they come by the database): %s", error)
+                log.warning("no events from Redis (updates come by the database): %s", error)
             self._is_down = True
             await asyncio.sleep(self._pause_s())
 
     async def _read(self, reader: redis.asyncio.Redis) -> None:
         version = self._version
         self._read_version = version
-        places: dict[Any, Any] = {
-            key: min((each.after for each in followers), key=_order)
+        positions: dict[Any, Any] = {
+            key: min((follower.after for follower in followers), key=_sort_key)
             for key, followers in self._followers.items()
         }
         block_s = self._settings.sse_poll_s
         answer: Any = await reader.xread(
-            places, count=READ_ENTRIES, block=max(1, int(block_s * 1000))
+            positions, count=READ_ENTRIES, block=max(1, int(block_s * 1000))
         )
         self._is_down = False
         for key, rows in answer or ():
             entries = [Entry.of(id_, fields) for id_, fields in rows]
             for follower in tuple(self._followers.get(key, ())):
-                follower.hear(entries)
+                follower.take_entries(entries)
 
     async def _wake(self) -> None:
         """Ends the reader's waiting where there are followers that it does not read for."""
@@ -265,7 +267,7 @@ class News:
 
     # Postgres
 
-    async def _look(self) -> None:
+    async def _read_rows(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(
                 self._pause_s() if self._is_down else self._settings.sse_poll_s
@@ -282,15 +284,15 @@ class News:
         if not silent:
             return
         try:
-            rows = await run_in_threadpool(self._rows, {each.job_id for each in silent})
+            rows = await run_in_threadpool(self._rows, {follower.job_id for follower in silent})
         except SQLAlchemyError as error:
             log.warning("followed jobs are not seen: %s", str(error).partition("\n")[0])
             return
         for follower in silent:
-            # What it heard meanwhile is newer.
+            # What came from its stream meanwhile is newer.
             if follower.is_silent:
                 row = rows.get(follower.job_id)
-                follower.see(Word(row=row, is_gone=row is None))
+                follower.take_update(Update(row=row, is_gone=row is None))
 
     def _rows(self, ids: set[UUID]) -> dict[UUID, Row]:
         with self._ledger.read() as session:
@@ -304,14 +306,14 @@ class News:
                     },
                     shown_bytes=row.shown_bytes,
                 )
-                for row in session.execute(LOOK, {"ids": list(ids)})
+                for row in session.execute(ROWS, {"ids": list(ids)})
             }
 
     def _pause_s(self) -> float:
         return min(self._settings.sse_poll_s, DOWN_POLL_S)
 
 
-def _order(id_: str) -> tuple[int, int]:
+def _sort_key(id_: str) -> tuple[int, int]:
     """Entry ids are two numbers, which sort as such."""
     milliseconds, _, sequence = id_.partition("-")
     return int(milliseconds), int(sequence or 0)

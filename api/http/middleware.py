@@ -1,4 +1,7 @@
-"""Body sizes, times and keys, checked before anything works on a body. Pure ASGI.
+"""What is checked of a request before a route has it: who sends it, how much, by which method.
+
+Pure ASGI, one class a check: `Hosts`, `Keys`, `BodyLimit`, `Methods`, in this order. What they
+refuse is written in the dialect of the path, and before a body is read.
 
 A body that is too large is answered with 413 while it is still being sent; then some of the rest
 is read and dropped, since a connection closed on unread bytes is reset, and a reset may take the
@@ -23,11 +26,19 @@ from tempfile import SpooledTemporaryFile
 from typing import IO
 from urllib.parse import urlsplit
 
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.body import ValueCount, too_many
-from api.http.errors import asks_for_key, is_hugging_face, refusal
+from api.compat.registry import asks_for_key, dialect_of
+from api.http.body import MalformedBody, ValueCount, too_many
+from api.http.errors import refusal
 from shared.config import Settings
+from shared.errors import TooLarge, Unauthorized, Unavailable
 
 # Who may call an API that asks for no key: programs of this machine, and pages that it
 # serves.
@@ -66,27 +77,28 @@ class Hosts:
         if scope["type"] == "http" and self._checks and scope["path"] != LIVENESS:
             refused = self._refused(scope)
             if refused is not None:
-                status, detail = refused
-                return await refusal(scope["path"], status, detail)(scope, receive, send)
+                return await refusal(scope["path"], refused)(scope, receive, send)
         return await self._app(scope, receive, send)
 
-    def _refused(self, scope: Scope) -> tuple[int, str] | None:
+    def _refused(self, scope: Scope) -> HTTPException | None:
         hosts = _values(scope, b"host")
         if len(hosts) > 1 or (not hosts and scope["http_version"] != "1.0"):
-            return 400, "Send one header Host."
+            return HTTPException(400, "Send one header Host.")
         # A request line with a whole URL names a host, too, and that one counts (RFC 9112, 3.2.2).
         foreign = [host for host in (*hosts, *_target_host(scope)) if not self._is_own(host)]
         if foreign:
-            return 421, (
+            return HTTPException(
+                421,
                 f"{foreign[0][:255]!r} is no name of this server. It asks for no key and so "
                 "answers to localhost and its own address alone; set SLUICE_API_ALLOWED_HOSTS to "
-                "the names that it is to answer to, or SLUICE_API_KEYS."
+                "the names that it is to answer to, or SLUICE_API_KEYS.",
             )
         if self._is_foreign(scope, hosts[0] if hosts else ""):
-            return 403, (
+            return HTTPException(
+                403,
                 "A web page of another origin sent this. The server asks for no key and so takes "
                 "nothing from such pages; set SLUICE_API_CORS_ORIGINS to the origins that may "
-                "call it, or SLUICE_API_KEYS."
+                "call it, or SLUICE_API_KEYS.",
             )
         return None
 
@@ -158,6 +170,7 @@ BLOCK_BYTES = 2**20
 BODILESS = {"GET", "HEAD", "OPTIONS"}
 MEDIA = (b"audio/", b"image/", b"video/")
 ANONYMOUS = "anonymous"
+CLOSE = {"Connection": "close"}
 DROP_REST = "drop_rest"
 """In the state of a request, by `api/http/server.py`: has what still comes of its body dropped, and
 returns a future that is done when no more comes."""
@@ -232,7 +245,7 @@ class BodyLimit:
         limit = self._limit(scope["path"])
         declared = _header(scope, b"content-length")
         if declared.isdigit() and int(declared) > limit.body_bytes:
-            return await _refuse(scope, 413, limit.refusal, receive, send)
+            return await _refuse(scope, TooLarge(limit.refusal), receive, send)
         body = Body(receive, limit.body_bytes, self._settings)
         is_small = declared.isdigit() and int(declared) <= SMALL_BYTES
         is_streamed = limit is self._file or _header(scope, b"content-type").startswith(MEDIA)
@@ -275,20 +288,19 @@ class BodyLimit:
                         count.feed(block)
                         if count.values > self._settings.max_body_values:
                             return await self._refuse_values(scope, receive, send)
-            except BodyRefused as error:
-                return await self._answer(error, limit, scope, receive, send)
+            except BodyRefused as refused:
+                return await self._answer(refused, limit, scope, receive, send)
             spool.seek(0)
             try:
                 async with asyncio.timeout(self._settings.api_body_timeout_s):
                     release = await self._memory.take(body.size)
             except TimeoutError:
-                return await refusal(
-                    scope["path"],
-                    503,
+                error = Unavailable(
                     "Other large bodies are being worked on (SLUICE_API_BODY_MEMORY_BYTES). Try "
                     "again shortly.",
-                    headers={"Retry-After": "1"},
-                )(scope, receive, send)
+                    retry_after_s=1,
+                )
+                return await refusal(scope["path"], error)(scope, receive, send)
             token = _release.set(release)
             try:
                 await self._app(scope, _replay(spool, body.size, receive), send)
@@ -300,15 +312,15 @@ class BodyLimit:
         """Before the rest of it has come, as the parser would after."""
         declared = _header(scope, b"content-length")
         if declared.isdigit() and int(declared) > self._json.body_bytes:
-            return await _refuse(scope, 413, self._json.refusal, receive, send)
-        detail = too_many(self._settings.max_body_values)
-        return await _refuse(scope, 422, detail, receive, send)
+            return await _refuse(scope, TooLarge(self._json.refusal), receive, send)
+        error = MalformedBody(422, too_many(self._settings.max_body_values))
+        return await _refuse(scope, error, receive, send)
 
     async def _answer(
         self, error: BodyRefused, limit: "Limit", scope: Scope, receive: Receive, send: Send
     ) -> None:
         if isinstance(error, BodyTooLarge):
-            return await _refuse(scope, 413, limit.refusal, receive, send)
+            return await _refuse(scope, TooLarge(limit.refusal), receive, send)
         settings = self._settings
         detail = (
             f"The body did not come: nothing for {settings.api_body_timeout_s:g} s "
@@ -316,11 +328,11 @@ class BodyLimit:
             f"{settings.api_body_min_bytes_per_s:,} bytes a second "
             "(SLUICE_API_BODY_MIN_BYTES_PER_S)."
         )
-        answer = refusal(scope["path"], 408, detail, headers={"Connection": "close"})
+        answer = refusal(scope["path"], HTTPException(408, detail), CLOSE)
         return await answer(scope, receive, send)
 
     def _limit(self, path: str) -> Limit:
-        if is_hugging_face(path):
+        if dialect_of(path).takes_files:
             return self._inference
         return self._file if path.rstrip("/") == FILES else self._json
 
@@ -424,8 +436,8 @@ def is_json(content_type: bytes) -> bool:
     return media_type == b"application/json" or media_type.endswith(b"+json")
 
 
-async def _refuse(scope: Scope, status: int, detail: str, receive: Receive, send: Send) -> None:
-    answer = refusal(scope["path"], status, detail, headers={"Connection": "close"})
+async def _refuse(scope: Scope, error: Exception, receive: Receive, send: Send) -> None:
+    answer = refusal(scope["path"], error, CLOSE)
 
     async def keep_open(message: Message) -> None:
         if message["type"] == "http.response.body":
@@ -440,8 +452,8 @@ async def _refuse(scope: Scope, status: int, detail: str, receive: Receive, send
 
 
 class Keys:
-    """Lets requests through that carry a known key, and notes whose it is; under /v1 and where
-    programs know the API of others."""
+    """Lets requests through that carry a known key, and notes whose it is; under /v1 and on the
+    paths of dialects."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -455,14 +467,11 @@ class Keys:
         if scope["type"] == "http" and asks_for_key(scope["path"]):
             name = self._name(scope) if self._names else ANONYMOUS
             if name is None:
-                answer = refusal(
-                    scope["path"],
-                    401,
+                error = Unauthorized(
                     "Send a valid API key as `Authorization: Bearer <key>`; the server's "
-                    "SLUICE_API_KEYS lists them.",
-                    headers={"WWW-Authenticate": "Bearer"},
+                    "SLUICE_API_KEYS lists them."
                 )
-                return await answer(scope, receive, send)
+                return await refusal(scope["path"], error)(scope, receive, send)
             scope.setdefault("state", {})["fair_key"] = name
         return await self._app(scope, receive, send)
 
@@ -472,3 +481,94 @@ class Keys:
         if scheme.lower() != b"bearer":
             return None
         return self._names.get(sha256(key.strip()).digest())
+
+
+# HEAD wherever GET is answered, OPTIONS wherever there is something, and a true `Allow` on
+# 405.
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
+def allowed(app: Starlette, path: str, root_path: str) -> str | None:
+    """What a path takes, for the header `Allow`; None where there is nothing.
+
+    Several routes may have one path, and a route knows only its own methods.
+    """
+    # `/v1/jobs/batch` is what it is, and not a job of that id.
+    operations = app.openapi()["paths"].get(path) if isinstance(app, FastAPI) else None
+    if operations is not None:
+        methods = [method for method in METHODS if method.lower() in operations]
+    else:
+        methods = [
+            method
+            for method in METHODS
+            if any(_takes(route, method, path, root_path) for route in app.routes)
+        ]
+    if not methods:
+        return None
+    if "GET" in methods:
+        methods.insert(1, "HEAD")
+    return ", ".join([*methods, "OPTIONS"])
+
+
+def _takes(route: BaseRoute, method: str, path: str, root_path: str) -> bool:
+    match, _ = route.matches(
+        {"type": "http", "method": method, "path": path, "root_path": root_path, "headers": []}
+    )
+    # A mount takes all methods; those here have files.
+    return match is Match.FULL and (method == "GET" or not isinstance(route, Mount))
+
+
+class Methods:
+    """Answers HEAD as GET without its body, and OPTIONS. Pure ASGI, next to the application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        if scope["method"] == "OPTIONS":
+            allow = _allowed(scope)
+            if allow is not None:
+                answer = Response(status_code=204, headers={"Allow": allow})
+                return await answer(scope, receive, send)
+        elif scope["method"] == "HEAD":
+            return await self._head(scope, receive, send)
+        return await self._app(scope, receive, _with_allow(scope, send))
+
+    async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The server drops the body; it is ended at its start, for some never end."""
+        is_over = False
+
+        async def start_only(message: Message) -> None:
+            nonlocal is_over
+            if is_over:
+                return
+            await send(message)
+            if message["type"] == "http.response.start":
+                is_over = True
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        # What is left of the request's body is of no interest, and streams end when it is over.
+        async def until_over() -> Message:
+            return {"type": "http.disconnect"} if is_over else await receive()
+
+        as_get = {**scope, "method": "GET"}
+        await self._app(as_get, until_over, _with_allow(as_get, start_only))
+
+
+def _with_allow(scope: Scope, send: Send) -> Send:
+    # Routing changes the scope, so what is needed of it is taken before.
+    probe = {name: scope[name] for name in ("app", "path", "root_path")}
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 405:
+            MutableHeaders(scope=message)["Allow"] = _allowed(probe) or ""
+        await send(message)
+
+    return sending
+
+
+def _allowed(scope: Scope) -> str | None:
+    return allowed(scope["app"], scope["path"], scope["root_path"])

@@ -1,0 +1,127 @@
+"""What a dialect is: an API that others defined and that this server speaks, in one record.
+
+`registry.py` lists them. How to add one: CONTRIBUTING.md. A dialect owns the paths below its
+prefixes: whatever goes wrong there is written as its programs expect it, also what is refused
+before a route is found (no key, too large a body, no such path, a method that is none).
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Response
+
+from api.schemas import ProblemView
+
+REF = "#/components/schemas/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What went wrong with a request, before a dialect writes it."""
+
+    status: int
+    detail: str
+    code: str = ""
+    """That of the error (`shared/errors.py`); empty for what only HTTP knows, as 405."""
+    errors: Sequence[Mapping[str, str]] = ()
+    """Entries of `field` and `message`, where several fields are wrong."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What else a dialect has in such a body, as `estimated_time`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """An API that is spoken on paths of its own."""
+
+    name: str
+    summary: str
+    tag: str
+    """Of its operations in the OpenAPI document; `summary` describes it there."""
+    prefixes: tuple[str, ...]
+    """How its paths begin; each ends with a slash."""
+    router: str
+    """The `APIRouter` with its routes, as `module:name`; it may stand in the dialect's module."""
+    error: Callable[[Problem], Mapping[str, Any]]
+    """The JSON body of an error."""
+    error_schema: Mapping[str, Any]
+    """JSON Schema of these bodies."""
+    media_type: str = "application/json"
+    statuses: Mapping[int, int] = field(default_factory=dict)
+    """Where this API has another status than ours for the same thing."""
+    descriptions: Mapping[int, str] = field(default_factory=dict)
+    """What a status means here, for the OpenAPI document; the native words by default."""
+    takes_files: bool = False
+    """Bodies may be files, as they are or in base64: of any content type, and as large as files."""
+
+    def owns(self, path: str) -> bool:
+        return path.startswith(self.prefixes)
+
+    def status(self, status: int) -> int:
+        return self.statuses.get(status, status)
+
+    def answer(self, problem: Problem) -> Response:
+        """The error as this dialect writes it."""
+        body = json.dumps(self.error(problem), ensure_ascii=False)
+        return Response(
+            body.encode("utf-8", "backslashreplace"),
+            status_code=self.status(problem.status),
+            headers=dict(problem.headers),
+            media_type=self.media_type,
+        )
+
+    def documented(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
+        """Errors of a route in this dialect, for its entry in /docs."""
+        return {
+            status: {
+                "description": self.descriptions.get(status) or DESCRIPTIONS[status],
+                "content": {self.media_type: {"schema": dict(self.error_schema)}},
+            }
+            for status in statuses
+        }
+
+
+def _problem_json(problem: Problem) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+    }
+    if problem.errors:
+        body["errors"] = [dict(entry) for entry in problem.errors]
+    return body
+
+
+DESCRIPTIONS = {
+    400: "Not HTTP/1.1 or not JSON, or a cursor of another list",
+    401: "No valid API key",
+    403: "Sent by a web page of another origin",
+    404: "No such thing",
+    408: "The body did not come in time",
+    409: "Contradicts the present state",
+    413: "Too large",
+    415: "Another content type is wanted",
+    421: "Not a name of this server",
+    422: "Not valid; `errors` names the fields",
+    429: "The queue is full; see Retry-After",
+    431: "The head of the request is too large",
+    500: "The API failed",
+    503: "A server behind the API does not answer, or there is too much to do; see Retry-After",
+    504: "No answer in time",
+}
+
+NATIVE = Dialect(
+    name="sluice",
+    summary="Sluice's own API",
+    tag="",
+    prefixes=("/v1/",),
+    router="",
+    error=_problem_json,
+    error_schema={"$ref": f"{REF}{ProblemView.__name__}"},
+    media_type="application/problem+json",
+)
+"""RFC 9457: how errors are written wherever no other dialect owns the path."""

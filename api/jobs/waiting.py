@@ -1,0 +1,143 @@
+"""Answers that wait for a job's end: `Prefer: wait=N`, deletions, the calls of dialects.
+
+No thread and no database connection is held meanwhile. Updates come from `api/jobs/following.py`;
+the truth is looked up in Postgres when they say that the job has ended. So it works, if slower,
+while Redis is down or has lost everything. Reading starts at the stream's beginning, so nothing
+that happened between submitting and reading is missed.
+"""
+
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from uuid import UUID
+
+from fastapi import Response
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from api.deps import Parts
+from api.http.answers import answer, job_view
+from api.http.middleware import release_body
+from api.jobs.following import START
+from shared.errors import NotFound
+from shared.jobs import jobs, submission
+from shared.jobs.submission import NewJob, Submitted
+from shared.kinds import registry as kinds
+from shared.kinds.erase import EraseInput
+from shared.redis.events import EventType
+from shared.vocabulary import OPEN, Lane
+
+# The header `Prefer: wait=N` (RFC 7240): how long an answer may be held back for a job's end.
+
+WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=$|[,;])', re.IGNORECASE)
+
+
+def wait_of(prefer: Sequence[str] | None, *, at_most: float) -> float | None:
+    """Seconds to wait; None where the header does not ask for it, or cannot be understood.
+
+    A preference that is not understood is ignored, as the RFC says.
+    """
+    match = WAIT.search(",".join(prefer or ()))
+    return min(float(match[1]), at_most) if match else None
+
+
+def applied(seconds: float | None) -> dict[str, str]:
+    """The answer's header, where the preference was honoured."""
+    return {} if seconds is None else {"Preference-Applied": f"wait={seconds:g}"}
+
+
+async def until_end(
+    parts: Parts,
+    job_id: UUID,
+    *,
+    wait_s: float,
+    meanwhile: Callable[[], Awaitable[None]] | None = None,
+) -> bool:
+    """Wait for the job's end, for `wait_s` at most; whether it came. Raises NotFound.
+
+    `meanwhile` is called at each update of the job, and every `sse_poll_s` without; it may raise.
+    """
+    release_body()
+    deadline = time.monotonic() + wait_s
+    poll_s = parts.settings.sse_poll_s
+    with parts.followers.follow(job_id, START) as follower:
+        may_have_ended = True
+        while True:
+            if may_have_ended and await run_in_threadpool(_has_ended, parts, job_id):
+                return True
+            if meanwhile is not None:
+                await meanwhile()
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or parts.stopping.is_set():
+                return False
+            update = await follower.next(min(left_s, poll_s))
+            may_have_ended = update is not None and (
+                any(entry.type == EventType.END for entry in update.entries)
+                or update.is_gone
+                or (update.row is not None and update.row.state not in OPEN)
+            )
+
+
+def _has_ended(parts: Parts, job_id: UUID) -> bool:
+    """Raises NotFound."""
+    with parts.ledger.read() as session:
+        return jobs.state_of(session, job_id) not in OPEN
+
+
+async def answer_when_ended(
+    parts: Parts, job_id: UUID, fair_key: str, wait_s: float, headers: Mapping[str, str]
+) -> Response:
+    """200 with the finished job if it ends in time, else 202 with the job as it is."""
+    ended = await until_end(parts, job_id, wait_s=wait_s)
+    view = await run_in_threadpool(job_view, parts, job_id, fair_key)
+    return answer(view, 200 if ended else 202, headers)
+
+
+ERASURE_WAIT_S = 30.0
+
+
+async def erase(
+    parts: Parts,
+    job_input: EraseInput,
+    *,
+    fair_key: str,
+    preferences: Sequence[str] | None,
+    require: Callable[[Session], None],
+    hide: Callable[[Session], object],
+) -> Response:
+    """Submit an `erase` job and wait for it: 200 with the finished job, 202 with one that goes on.
+
+    If it does not end in time, `hide` makes what it erases invisible to readers at once. `require`
+    raises NotFound.
+    """
+    preferred_s = wait_of(preferences, at_most=parts.settings.max_wait_s)
+    if preferred_s != 0:
+        parts.followers.check_room()
+    new = NewJob(
+        kind=kinds.ERASE,
+        input=job_input.model_dump(mode="json"),
+        fair_key=fair_key,
+        lane=Lane.INTERACTIVE,
+        max_attempts=parts.settings.max_attempts,
+    )
+
+    def add() -> Submitted:
+        with parts.ledger.begin() as session:
+            require(session)
+            return submission.submit(session, new)
+
+    def hide_now() -> None:
+        # Not found: the job has ended since it was last looked at.
+        with suppress(NotFound), parts.ledger.begin() as session:
+            hide(session)
+
+    made = await run_in_threadpool(add)
+    at_most_s = min(ERASURE_WAIT_S, parts.settings.max_wait_s)
+    wait_s = at_most_s if preferred_s is None else preferred_s
+    ended = await until_end(parts, made.id, wait_s=wait_s)
+    if not ended:
+        await run_in_threadpool(hide_now)
+    headers = {"Location": f"/v1/jobs/{made.id}"} | applied(preferred_s)
+    view = await run_in_threadpool(job_view, parts, made.id, fair_key)
+    return answer(view, 200 if ended else 202, headers)
