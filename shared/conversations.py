@@ -1,33 +1,26 @@
-"""Conversations: turns with a model that are stored, one at a time.
+"""Conversations with a model: their stored messages; and transcripts, the text of running steps.
 
-A turn is a job with a `conversation_id`. While one is open, later ones are held: their first step
-is due at `HELD`, and is let go when the turn before has ended. Helpers never commit.
-
-Locks are taken in the order jobs (by id), conversations (by id), so that no two of these calls wait
-for each other. A new turn locks its conversation first, but no job that others can see.
+A turn is a job (`shared/jobs/turns.py`), whose messages are stored in the transaction that ends it.
+Nothing here commits.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, delete, func, insert, select, text, update
+from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from shared.database.transaction import Transaction
-from shared.errors import Cancelled, NotFound
+from shared.errors import Cancelled
 from shared.ids import new_id
+from shared.jobs import jobs, turns
 from shared.jobs.claims import Claim
-from shared.redis.bell import list_of
 from shared.redis.events import EventType
 from shared.tables import Conversation, ConversationMessage, Job, Step, Transcript
 from shared.vocabulary import State
-
-HELD = datetime(9999, 1, 1, tzinfo=UTC)
-"""When a step is due that waits for something else than time."""
 
 
 def make(session: Session, fair_key: str, *, metadata: dict[str, Any], summarize: bool) -> UUID:
@@ -42,9 +35,7 @@ def get(session: Session, conversation_id: UUID, fair_key: str | None = None) ->
     """Raises NotFound, also where it belongs to another key than `fair_key`."""
     conversation = session.get(Conversation, conversation_id)
     if conversation is None or fair_key not in (None, conversation.fair_key):
-        raise NotFound(
-            f"There is no conversation {conversation_id}; start one with POST /v1/conversations."
-        )
+        raise turns.no_conversation(conversation_id)
     return conversation
 
 
@@ -104,7 +95,7 @@ def append(
 ) -> None:
     """Store a turn's messages behind the others; nothing where the conversation is gone."""
     session.execute(select(Job.id).where(Job.id == job_id).with_for_update(key_share=True))
-    if lock(session, conversation_id) is None:
+    if turns.lock(session, conversation_id) is None:
         return
     last = session.scalar(
         select(func.max(ConversationMessage.ordinal)).where(
@@ -136,17 +127,17 @@ def erase(session: Transaction, conversation_id: UUID, fair_key: str) -> None:
 
     Raises NotFound. Its jobs stay, without it.
     """
-    from shared.jobs import jobs  # which ends turns by what is above
-
     get(session, conversation_id, fair_key)
     locked: set[UUID] = set()
     while True:
-        locked.update(session.scalars(_jobs_of(conversation_id).with_for_update(key_share=True)))
+        locked.update(
+            session.scalars(turns.jobs_of(conversation_id).with_for_update(key_share=True))
+        )
         savepoint = session.begin_nested()
-        if lock(session, conversation_id) is None:
+        if turns.lock(session, conversation_id) is None:
             savepoint.commit()
             return  # another erased it meanwhile
-        if set(session.scalars(_jobs_of(conversation_id))) <= locked:
+        if set(session.scalars(turns.jobs_of(conversation_id))) <= locked:
             savepoint.commit()
             break
         # A turn came between the two locks. Its lock comes before the conversation's.
@@ -159,82 +150,6 @@ def erase(session: Transaction, conversation_id: UUID, fair_key: str) -> None:
     for job_id in sorted(locked):
         jobs.stop(session, job_id, State.CANCELLED, error)
     session.execute(delete(Conversation).where(Conversation.id == conversation_id))
-
-
-def _jobs_of(conversation_id: UUID) -> Select[UUID]:
-    return select(Job.id).where(Job.conversation_id == conversation_id).order_by(Job.id)
-
-
-def is_free(session: Session, conversation_id: UUID) -> bool:
-    """Whether no turn is open. Locks the conversation, so that the answer holds until the commit.
-
-    Raises NotFound.
-    """
-    if lock(session, conversation_id) is None:
-        get(session, conversation_id)
-    return not session.execute(
-        text("""
-            SELECT EXISTS (SELECT FROM jobs WHERE conversation_id = :id
-                AND state IN ('queued', 'running'))
-        """),
-        {"id": conversation_id},
-    ).scalar_one()
-
-
-def let_next_go(session: Transaction, conversation_id: UUID) -> bool:
-    """Let the oldest held turn run, if no turn is at it; whether one was let go."""
-    if lock(session, conversation_id) is None:
-        return False
-    released = session.execute(RELEASE, {"id": conversation_id, "held": HELD}).all()
-    for row in released:
-        session.ring(list_of(row.queue, row.route))
-    return bool(released)
-
-
-# A turn that is being cancelled has its step locked, and whoever cancels it waits for the
-# conversation, and then lets the next one go.
-RELEASE = text("""
-    WITH next AS (
-        SELECT id, run_after FROM jobs
-        WHERE conversation_id = :id AND state IN ('queued', 'running') ORDER BY id LIMIT 1
-    ), free AS (
-        SELECT s.id, next.run_after FROM next JOIN steps s ON s.job_id = next.id
-        WHERE s.state = 'queued' AND s.run_after = :held
-        FOR UPDATE OF s SKIP LOCKED
-    )
-    UPDATE steps SET run_after = greatest(free.run_after, now())
-    FROM free WHERE steps.id = free.id
-    RETURNING steps.queue, steps.route
-""")
-
-
-def with_held_turns(session: Session, *, limit: int, part: str) -> list[UUID]:
-    """Conversations of which turns wait while none is at work: the one before was lost.
-
-    Those are left out that this part of the sweeper leaves alone (`shared/jobs/sweeps.py`).
-    """
-    return list(
-        session.scalars(
-            text("""
-                SELECT DISTINCT j.conversation_id FROM jobs j JOIN steps s ON s.job_id = j.id
-                WHERE j.conversation_id IS NOT NULL AND j.state = 'queued'
-                  AND s.state = 'queued' AND s.run_after = :held
-                  AND NOT EXISTS (SELECT FROM jobs o WHERE o.conversation_id = j.conversation_id
-                      AND o.id < j.id AND o.state IN ('queued', 'running'))
-                  AND NOT EXISTS (SELECT FROM sweep_faults f WHERE f.part = :part
-                      AND f.item = 'conversation ' || j.conversation_id AND f.retry_at > now())
-                ORDER BY j.conversation_id LIMIT :limit
-            """),
-            {"held": HELD, "limit": limit, "part": part},
-        )
-    )
-
-
-def lock(session: Session, conversation_id: UUID) -> UUID | None:
-    """Lock a conversation until the commit; None where there is none."""
-    return session.scalar(
-        select(Conversation.id).where(Conversation.id == conversation_id).with_for_update()
-    )
 
 
 # Transcripts: what running steps have generated, written before anybody is shown it.

@@ -51,7 +51,7 @@ class Base(DeclarativeBase):
 
 # The tables of generated text: what running steps have shown, and stored conversations.
 #
-# `shared/conversations.py` and `shared/conversations.py` are their only writers.
+# `shared/conversations.py` is their only writer.
 
 
 class Transcript(Base):

@@ -1,7 +1,8 @@
 """Jobs: find, cancel, end, redrive.
 
-The only writers of job and step state are this module, `submission.py` (a new job and its first
-step), `claims.py` (a step for a worker) and `steps.py` (what became of an attempt).
+All writers of job and step state are in this package: this module, `submission.py` (a new job and
+its first step), `claims.py` (a step for a worker), `steps.py` (what became of an attempt) and
+`turns.py` (a held turn is let go).
 
 Every function takes a session inside a transaction and never commits; what is to be announced
 goes out after the commit (`shared/database/transaction.py`). Locks are always taken in the order
@@ -32,10 +33,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import InstrumentedAttribute, Session, defer, load_only
 
-from shared import conversations
 from shared.bounds import as_object, cut
 from shared.database.transaction import Transaction
 from shared.errors import Conflict, NotFound
+from shared.jobs import turns
 from shared.jobs.claims import Claim
 from shared.jobs.submission import NewJob, first_list, first_step
 from shared.kinds.registry import KINDS
@@ -169,6 +170,17 @@ def erase(session: Session, job_id: UUID) -> str:
     return result_folder(job_id)
 
 
+def forget(session: Session, job_ids: Sequence[UUID]) -> list[UUID]:
+    """Remove those of the jobs that have ended, with their steps; returns them."""
+    return list(
+        session.scalars(
+            delete(Job)
+            .where(Job.id.in_(job_ids), Job.finished_at.is_not(None), Job.state.in_(ENDED))
+            .returning(Job.id)
+        )
+    )
+
+
 def cancel(session: Transaction, job_id: UUID) -> None:
     """End a job: queued steps now, running ones when their workers notice (within 2 s).
 
@@ -238,7 +250,7 @@ def end(session: Transaction, job: Job, result: Any) -> None:
         session.execute(insert(Step), [webhook])
         session.ring(Queue.WEBHOOK.value)
     if job.conversation_id is not None:
-        conversations.let_next_go(session, job.conversation_id)
+        turns.let_next_go(session, job.conversation_id)
     session.publish(job.id, EventType.END, {"state": job.state})
 
 
@@ -268,7 +280,7 @@ def redrive(session: Transaction, job_id: UUID) -> None:
     session.execute(delete(Step).where(Step.job_id == job_id))
     session.execute(delete(IngestItem).where(IngestItem.job_id == job_id))
     talks = job.conversation_id
-    held = talks is not None and not conversations.is_free(session, talks)
+    held = talks is not None and not turns.is_free(session, talks)
     job.state = State.QUEUED.value
     job.queue = new.kind.first_step.queue.value
     job.result_path = job.result_bytes = None
@@ -278,7 +290,7 @@ def redrive(session: Transaction, job_id: UUID) -> None:
     job.attempt = job.progress_done = 0
     job.progress_total = job.progress_unit = None
     job.open_steps = 1
-    due = {"run_after": conversations.HELD} if held else {}
+    due = {"run_after": turns.HELD} if held else {}
     session.execute(insert(Step), [first | due])
     if not held:
         session.ring(first_list(new))

@@ -19,9 +19,9 @@ from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.conversations import HELD
 from shared.database.transaction import ALIVE_FACTOR, HEARTBEAT_S, Transaction
 from shared.jobs import steps
+from shared.jobs.turns import HELD
 from shared.redis.bell import Bell, list_of, queue_of
 from shared.tables import Job, QueueState, Worker
 from shared.vocabulary import OPEN, Queue, State

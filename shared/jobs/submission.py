@@ -12,10 +12,10 @@ from sqlalchemy import ColumnElement, Insert, Table, bindparam, func, insert, se
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from shared import conversations
 from shared.database.transaction import Transaction
 from shared.errors import Conflict
 from shared.ids import new_id
+from shared.jobs import turns
 from shared.kinds.embed import EMBED
 from shared.kinds.kind import Kind
 from shared.redis.bell import list_of
@@ -71,10 +71,8 @@ def submit(session: Transaction, new: NewJob) -> Submitted:
     waits for the turns before it, and needs a transaction around.
     """
     job_id = new_id()
-    held = new.conversation_id is not None and not conversations.is_free(
-        session, new.conversation_id
-    )
-    due = conversations.HELD if held else new.run_after
+    held = new.conversation_id is not None and not turns.is_free(session, new.conversation_id)
+    due = turns.HELD if held else new.run_after
     values = {f"job_{name}": value for name, value in _job_row(job_id, new).items()}
     values |= {f"step_{name}": value for name, value in first_step(job_id, new).items()}
     row = session.execute(_submit_statement(), values | {"step_run_after": due}).first()
@@ -127,7 +125,7 @@ def submit_batch(session: Transaction, new_jobs: list[NewJob]) -> list[UUID]:
     if talks:
         # In one order, so that no two batches wait for each other.
         for conversation_id in sorted(talks):
-            conversations.lock(session, conversation_id)
+            turns.lock(session, conversation_id)
         # Each turn of a conversation waits for those before it, also for those of this batch.
         return [submit(session, new).id for new in new_jobs]
     rows = [(new_id(), new) for new in new_jobs]

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
-from shared.conversations import HELD
 from shared.jobs import claims, jobs, queues, steps
 from shared.jobs.jobs import Filter
 from shared.jobs.queues import EXACT_STEPS, MARK_EVERY, Depths, estimate
+from shared.jobs.turns import HELD
 from shared.vocabulary import Lane, Queue
 from tests.integration.workbench import claim, claimed, submit, submit_many, succeed
 from workers.process import Process

@@ -146,12 +146,8 @@ def _forget_batches(round_: Round, kind: str, ids: Sequence[UUID], forget: Any) 
 
 
 def _forget_jobs(session: Session, ids: Sequence[UUID]) -> None:
-    gone = session.scalars(
-        delete(Job)
-        .where(Job.id.in_(ids), Job.finished_at.is_not(None), Job.state.in_(ENDED))
-        .returning(Job.id)
-    ).all()
-    _doom(session, [jobs.result_folder(id_) for id_ in gone], is_folder=True)
+    folders = [jobs.result_folder(id_) for id_ in jobs.forget(session, ids)]
+    _doom(session, folders, is_folder=True)
 
 
 def _forget_files(session: Session, ids: Sequence[UUID]) -> None:

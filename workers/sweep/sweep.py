@@ -22,11 +22,10 @@ from redis.exceptions import RedisError
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared import conversations
 from shared.database.sqlstates import first_line, is_outage
 from shared.database.transaction import Transaction
 from shared.errors import ModelNotServed, SluiceError, Timeout
-from shared.jobs import jobs, steps, sweeps
+from shared.jobs import jobs, steps, sweeps, turns
 from shared.jobs.queues import lacks_worker
 from shared.kinds.registry import KINDS
 from shared.tables import Job, Step
@@ -472,10 +471,10 @@ def fail_unserved(round_: Round) -> None:
 def let_turns_go(round_: Round) -> None:
     """Let held turns of conversations go where the turn before them was lost."""
     with round_.process.ledger.read() as session:
-        ids = conversations.with_held_turns(session, limit=round_.limit_rows, part=round_.part)
+        ids = turns.with_held_turns(session, limit=round_.limit_rows, part=round_.part)
     round_.each(
         (Item(kind="conversation", id=id_) for id_ in ids),
-        lambda session, item: conversations.let_next_go(session, item.id),
+        lambda session, item: turns.let_next_go(session, item.id),
     )
 
 
