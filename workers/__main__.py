@@ -84,7 +84,13 @@ def _parse() -> argparse.Namespace:
 
 
 def _retrieve(settings: Settings, arguments: argparse.Namespace) -> int:
+    from workers.retrieval.embed import import_embedder
+    from workers.retrieval.store import import_store
+
     settings.require_chroma_url()
+    # Before the fork, so that the children share the libraries.
+    import_store(settings)
+    import_embedder(settings.embedding_model)
     # A GPU is for the workers that are started for it.
     concurrency = arguments.concurrency or settings.worker_concurrency
     settings = settings.model_copy(update={"hf_device": "cpu", "worker_concurrency": concurrency})

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from workers.generation.writing import TranscriptWriter
     from workers.models.cache import Models
     from workers.retrieval.embed import Embedders
-    from workers.retrieval.store import Store
+    from workers.retrieval.store import VectorStore
 
 
 class Process:
@@ -52,10 +52,10 @@ class Process:
         return make_storage(self.settings)
 
     @cached_property
-    def store(self) -> "Store":
-        from workers.retrieval.store import Store
+    def store(self) -> "VectorStore":
+        from workers.retrieval.store import make_store
 
-        return Store(self.settings)
+        return make_store(self.settings)
 
     @cached_property
     def embedders(self) -> "Embedders":

@@ -27,6 +27,7 @@ from shared.database.engine import is_current
 from shared.jobs import queues, sweeps
 from shared.jobs.queues import KEEP_FACTOR, Depths, paused_since
 from shared.kinds.registry import KINDS
+from shared.vector_stores import store_type
 from shared.vocabulary import Queue
 
 # Numbers for Prometheus, in its text format, read from Postgres when they are asked for.
@@ -186,11 +187,12 @@ def _redis(parts: Parts) -> str:
     return "answers"
 
 
-def _chroma(parts: Parts) -> str:
-    url = parts.settings.chroma_url
+def _vectors(parts: Parts) -> str:
+    type_ = store_type(parts.settings)
+    url = type_.url(parts.settings)
     if url is None:
-        raise NotWell("SLUICE_CHROMA_URL is not set")
-    answer = httpx.get(f"{url.rstrip('/')}/api/v2/heartbeat", timeout=CHECK_S / 2, trust_env=False)
+        raise NotWell(f"{type_.setting} is not set")
+    answer = httpx.get(type_.health_url(url), timeout=CHECK_S / 2, trust_env=False)
     answer.raise_for_status()
     return "answers"
 
@@ -266,7 +268,7 @@ def _words(error: Exception) -> str:
 CHECKS: dict[str, Check] = {
     "database": _database,
     "redis": _redis,
-    "chroma": _chroma,
+    "chroma": _vectors,
     "storage": _storage,
     "workers": _workers,
     "queues": _queues,

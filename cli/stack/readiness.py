@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import ConfigurationError
+from shared.vector_stores import CHROMA
 
 # Free TCP ports for the parts of the local stack. Nothing is reserved: a part binds soon
 # after.
@@ -118,7 +119,7 @@ def http_ready(url: str) -> str | None:
 
 
 def chroma_ready(url: str) -> str | None:
-    return http_ready(f"{url.rstrip('/')}/api/v2/heartbeat")
+    return http_ready(CHROMA.health_url(url))
 
 
 def worker_ready(api_url: str, name: str, pid: int, key: str | None) -> str | None:

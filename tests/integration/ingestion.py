@@ -151,10 +151,18 @@ def live_chunk_ids(process: Process, collection: str) -> set[str]:
     return {documents.chunk_id(version_id, ordinal) for version_id, ordinal in rows}
 
 
+def vector_ids(process: Process, collection: str) -> set[str]:
+    """All ids that the vector store has in a collection."""
+    ids: set[str] = set()
+    while page := process.store.id_page(collection, limit=10_000, offset=len(ids)):
+        ids.update(page)
+    return ids
+
+
 def stores_agree(process: Process, collection: str) -> None:
     """Chroma holds exactly the live chunks of Postgres, and Postgres holds nothing but these."""
     live = live_chunk_ids(process, collection)
-    assert process.store.ids(collection) == live
+    assert vector_ids(process, collection) == live
     with process.ledger.read() as session:
         mine = select(Document.id).join(Collection).where(Collection.name == collection)
         states = session.scalars(select(Version.state).where(Version.document_id.in_(mine))).all()

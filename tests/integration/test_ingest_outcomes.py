@@ -19,6 +19,7 @@ from tests.integration.ingestion import (
     search,
     stores_agree,
     upload,
+    vector_ids,
 )
 from tests.integration.workbench import cancel, drain, handlers, job_of
 from workers.attempts.runner import run_next
@@ -43,14 +44,14 @@ def test_unchanged_documents_are_skipped_and_not_written_again(
     process: Process, collection: str
 ) -> None:
     ingest(process, collection, {"cats": CATS, "trains": TRAINS})
-    before = process.store.ids(collection)
+    before = vector_ids(process, collection)
 
     outcome, job = ingest(process, collection, {"cats": CATS, "trains": TRAINS})
 
     assert outcome == {"skipped": 2}
     assert job.result is not None
     assert job.result["chunks"] == 0
-    assert process.store.ids(collection) == before
+    assert vector_ids(process, collection) == before
     stores_agree(process, collection)
 
 
@@ -58,7 +59,7 @@ def test_a_changed_document_replaces_the_old_one_in_both_stores(
     process: Process, collection: str
 ) -> None:
     ingest(process, collection, {"cats": CATS, "trains": TRAINS})
-    old = process.store.ids(collection)
+    old = vector_ids(process, collection)
     id_ = document_id(process, collection, "cats")
 
     outcome, _ = ingest(process, collection, {"cats": "Dogs bark at night.", "trains": TRAINS})
@@ -66,7 +67,7 @@ def test_a_changed_document_replaces_the_old_one_in_both_stores(
     assert outcome == {"replaced": 1, "skipped": 1}
     assert live_texts(process, collection)["cats"] == ["Dogs bark at night."]
     assert document_id(process, collection, "cats") == id_
-    assert len(process.store.ids(collection) - old) == 1
+    assert len(vector_ids(process, collection) - old) == 1
     stores_agree(process, collection)
 
 

@@ -21,6 +21,7 @@ from tests.integration.ingestion import (
     order,
     search,
     stores_agree,
+    vector_ids,
 )
 from tests.integration.workbench import (
     cancel,
@@ -66,7 +67,7 @@ def test_a_kill_between_vectors_and_record_is_made_good_by_the_next_attempt(
     job_id = order(process, collection, {"large": LARGE, "a": "one", "b": "two"})
     load_all(process)
     half_embedded(process)
-    assert len(process.store.ids(collection)) > 0
+    assert len(vector_ids(process, collection)) > 0
     assert live_chunk_ids(process, collection) == set()
 
     lose_workers(process)
@@ -139,13 +140,13 @@ def test_the_vectors_of_a_zombie_whose_version_was_collected_are_deleted(
 
     def slow_embed(context: Context) -> Done:
         done = ingest_steps.embed(context)
-        vectors = process.store.ids(collection)
+        vectors = vector_ids(process, collection)
         lose_workers(process)
         cancel(process, job_id)
         while_away.append(collect_forsaken(process))
         # Its vectors were deleted with the version; they come back from the zombie's last batch.
         _write_again(process, collection, context)
-        assert len(process.store.ids(collection)) == len(vectors)
+        assert len(vector_ids(process, collection)) == len(vectors)
         return done
 
     run(process, {"ingest.embed": Handler(run=slow_embed)}, claimed(process, Queue.EMBED))
@@ -189,7 +190,7 @@ def test_vectors_that_a_step_writes_while_its_version_is_collected_are_deleted(
 
     assert outcome_of(process, claim, done)
 
-    assert process.store.ids(collection) == live_chunk_ids(process, collection)
+    assert vector_ids(process, collection) == live_chunk_ids(process, collection)
     assert context.claim == claim
 
 

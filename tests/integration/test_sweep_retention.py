@@ -25,6 +25,7 @@ from tests.integration.ingestion import (
     order,
     order_sources,
     stores_agree,
+    vector_ids,
 )
 from tests.integration.sweeps import change, sweep
 from tests.integration.workbench import cancel, claimed, job_of, lose_workers, make_process, submit
@@ -283,14 +284,14 @@ def test_vectors_that_came_after_the_erasure_are_found(process: Process) -> None
     """A worker that was taken for dead writes for a version whose rows have been erased."""
     collection = new_collection(process)
     ingest(process, collection, {"kept": "one", "erased": "two"})
-    kept = process.store.ids(collection)
+    kept = vector_ids(process, collection)
     erased = document_id(process, collection, "erased")
     with process.ledger.read() as session:
         version = session.execute(
             text("SELECT live_version_id FROM documents WHERE id = :id"), {"id": erased}
         ).scalar_one()
     erase(process, document_ids=[erased])
-    kept = process.store.ids(collection)
+    kept = vector_ids(process, collection)
     late = [chunk_id(version, 0), chunk_id(version, 7)]
     own = "a-note-of-somebody-else"
     process.store.upsert(
@@ -298,11 +299,11 @@ def test_vectors_that_came_after_the_erasure_are_found(process: Process) -> None
         [Entry(id=id_, text="two", metadata={"source": "erased"}) for id_ in (*late, own)],
         np.eye(3, 384, dtype=np.float32),
     )
-    assert process.store.ids(collection) == {*kept, *late, own}
+    assert vector_ids(process, collection) == {*kept, *late, own}
 
     sweep(process)
 
-    assert process.store.ids(collection) == {*kept, own}
+    assert vector_ids(process, collection) == {*kept, own}
 
 
 def test_stray_vectors_are_found_in_large_collections_round_by_round(
@@ -310,7 +311,7 @@ def test_stray_vectors_are_found_in_large_collections_round_by_round(
 ) -> None:
     collection = new_collection(process)
     ingest(process, collection, {f"{n:02}": f"document {n}" for n in range(11)})
-    kept = process.store.ids(collection)
+    kept = vector_ids(process, collection)
     late = [chunk_id(new_id(), 0) for _ in range(5)]
     process.store.upsert(
         collection,
@@ -322,4 +323,4 @@ def test_stray_vectors_are_found_in_large_collections_round_by_round(
     for _ in range(20):
         assert sweeper.sweep()
     small.ledger.close()
-    assert process.store.ids(collection) == kept
+    assert vector_ids(process, collection) == kept

@@ -13,8 +13,10 @@ from sentence_transformers import SentenceTransformer
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import Cancelled, InvalidInput, Permanent
 from tests.integration.workbench import embedders
+from workers.models.batching import Vectors
 from workers.models.locate import bundled
-from workers.retrieval.embed import Embedder, Embedders, Vectors
+from workers.retrieval.embed import Embedder, Embedders
+from workers.retrieval.local_embedder import LocalEmbedder
 
 PAIRS = [
     ("A man is eating food.", "A man is eating a piece of bread."),
@@ -38,8 +40,10 @@ def encode(texts: list[str], embedder: Embedder | None = None) -> Vectors:
     return (embedder or embedders().get()).encode(texts, between=lambda: None)
 
 
-def with_settings(**changes: Any) -> Embedder:
-    return Embedders(Settings(_env_file=None, **changes)).get()
+def with_settings(**changes: Any) -> LocalEmbedder:
+    embedder = Embedders(Settings(_env_file=None, **changes)).get()
+    assert isinstance(embedder, LocalEmbedder)
+    return embedder
 
 
 def test_vectors_are_those_of_the_plain_model() -> None:
@@ -87,7 +91,7 @@ def test_batches_hold_every_text_once_and_keep_to_the_budget(word: str) -> None:
     embedder = with_settings(embedding_batch_tokens=budget)
     texts = [" ".join([word] * (n % 60 + 1)) for n in range(200)]
 
-    batches = list(embedder._batches(texts))
+    batches = list(embedder.batches(texts))
 
     assert sorted(n for batch in batches for n in batch) == list(range(200))
     assert len(batches) > 1
@@ -99,7 +103,7 @@ def test_batches_hold_every_text_once_and_keep_to_the_budget(word: str) -> None:
 def test_one_text_above_the_budget_is_a_batch_of_its_own() -> None:
     embedder = with_settings(embedding_batch_tokens=1)
 
-    assert list(embedder._batches(["a", "b"])) == [[0], [1]]
+    assert list(embedder.batches(["a", "b"])) == [[0], [1]]
 
 
 def test_nothing_gives_nothing() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from shared.config import Settings
 from shared.errors import Unavailable
-from workers.retrieval.store import Store
+from workers.retrieval.chroma import Chroma
 
 IDENTITY = b'{"user_id": "", "tenant": "default_tenant", "databases": ["default_database"]}'
 
@@ -79,16 +79,16 @@ def serve() -> Iterator[Callable[..., str]]:
 
 
 @pytest.mark.parametrize("behave", [say_nothing, drip, stop_after_the_greeting])
-@pytest.mark.parametrize("call", ["make", "delete", "ids", "drop"])
+@pytest.mark.parametrize("call", ["make", "delete", "id_page", "drop"])
 def test_no_call_waits_for_ever(
     serve: Callable[..., str], behave: Callable[[socket.socket, threading.Event], None], call: str
 ) -> None:
     url = serve(behave)
-    store = Store(Settings(_env_file=None, chroma_url=url, request_timeout_s=0.2))
+    store = Chroma(Settings(_env_file=None, chroma_url=url, request_timeout_s=0.2))
     calls: dict[str, Callable[[], object]] = {
         "make": lambda: store.make("documents", "cosine"),
         "delete": lambda: store.delete("documents", ["a"]),
-        "ids": lambda: store.ids("documents"),
+        "id_page": lambda: store.id_page("documents", limit=10, offset=0),
         "drop": lambda: store.drop("documents"),
     }
 

@@ -242,6 +242,11 @@ def content_of(process: Process, options: IngestOptions, raw: Raw) -> Content:
     tokenizer = None
     if options.splitter.type is SplitterType.TOKEN:
         tokenizer = process.embedders.get(options.model).tokenizer
+        if tokenizer is None:
+            raise DocumentError(
+                f"{raw.name}: {options.model} has no tokenizer to split with. Choose another "
+                "splitter than token."
+            )
     metadata = {**loaded.metadata, **options.metadata}
     chunks = _split(process.settings, options, loaded, metadata, name=raw.name, tokenizer=tokenizer)
     if not chunks:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 
@@ -50,13 +51,57 @@ DOWNLOAD_S = 60.0
 """How long a model of unknown size may take to arrive; for estimates only."""
 
 
+K = TypeVar("K")
+M = TypeVar("M")
+
+
+class Kept(Generic[K, M]):
+    """Models in memory, by what they were loaded for; the least recently used are dropped where
+    all together are larger than `limit`. For one thread at a time."""
+
+    def __init__(self, limit: int, size: Callable[[M], int] = lambda _: 1) -> None:
+        self._limit = limit
+        self._size = size
+        self._models: OrderedDict[K, M] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def get(self, key: K) -> M | None:
+        model = self._models.get(key)
+        if model is not None:
+            self._models.move_to_end(key)
+        return model
+
+    def add(self, key: K, model: M) -> None:
+        """It stays, even if it is too large alone."""
+        self._models[key] = model
+        self._drop(self._limit, least=1)
+
+    def make_room(self, size: int) -> None:
+        """For a model of that size, before it is loaded."""
+        self._drop(self._limit - size, least=0)
+
+    def _drop(self, limit: int, *, least: int) -> None:
+        while len(self._models) > least and sum(map(self._size, self._models.values())) > limit:
+            key, model = self._models.popitem(last=False)
+            del model
+            gc.collect()
+            return_freed_blocks()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            log.info("model %s dropped to make room", key)
+
+
 class Models:
-    """For one thread at a time."""
+    """The models of Hugging Face tasks. For one thread at a time."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._folders: dict[str, Path] = {}
-        self._kept: OrderedDict[tuple[str, Task], LocalTask] = OrderedDict()
+        self._kept: Kept[tuple[str, Task], LocalTask] = Kept(
+            settings.hf_cache_mib * MIB, lambda model: model.size_bytes
+        )
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -96,10 +141,7 @@ class Models:
 
     def find(self, model: str, task: Task) -> LocalTask | None:
         """The model, if it is in memory."""
-        cached = self._kept.get((model, task))
-        if cached is not None:
-            self._kept.move_to_end((model, task))
-        return cached
+        return self._kept.get((model, task))
 
     def estimated_s(self, folder: Path | None) -> float:
         """About how long loading takes, in seconds."""
@@ -109,32 +151,18 @@ class Models:
 
     def load(self, model: str, task: Task, folder: Path) -> LocalTask:
         """Raises Permanent for what cannot be loaded, or has no room even alone."""
-        limit_bytes = self._settings.hf_cache_mib * MIB
-        wanted_bytes = locate.size_bytes(folder)
-        locate.size_limit(self._settings).check(model, wanted_bytes)
-        self._make_room(limit_bytes - wanted_bytes)
+        size_bytes = locate.size_bytes(folder)
+        locate.size_limit(self._settings).check(model, size_bytes)
+        self._kept.make_room(size_bytes)
         torch.set_num_threads(self._settings.hf_threads)
         began = time.monotonic()
         module, _, load = LOADERS[task].partition(":")
         loaded: LocalTask = getattr(import_module(f"workers.hf.tasks.{module}"), load)(
             folder, self.options()
         )
-        self._kept[(model, task)] = loaded
-        self._make_room(limit_bytes, but=(model, task))
+        self._kept.add((model, task), loaded)
         log.info(
             "model %s loaded for %s in %.1f s (%.0f MiB)",
             model, task, time.monotonic() - began, loaded.size_bytes / MIB,
         )  # fmt: skip
         return loaded
-
-    def _make_room(self, limit_bytes: int, but: tuple[str, Task] | None = None) -> None:
-        while self._kept and sum(each.size_bytes for each in self._kept.values()) > limit_bytes:
-            oldest = next(iter(self._kept))
-            if oldest == but:
-                return
-            del self._kept[oldest]
-            gc.collect()
-            return_freed_blocks()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            log.info("model %s (%s) dropped to make room", *oldest)

@@ -127,10 +127,12 @@ def load_model(auto: Any, folder: Path, options: Options, *, task: Task) -> PreT
         return loaded
 
 
-def load_sentence_transformer(folder: Path, options: Options) -> SentenceTransformer:
+def load_sentence_transformer(
+    folder: Path, options: Options, *, task: Task = Task.SENTENCE_SIMILARITY
+) -> SentenceTransformer:
     """A model of the library sentence-transformers, in evaluation mode on the device. A bare
     encoder, without `modules.json`, gets mean pooling. Raises Permanent like `load_model`."""
-    check_task(folder, name_of(folder), Task.SENTENCE_SIMILARITY)
+    check_task(folder, name_of(folder), task)
     _check_modules(folder, options)
     with load_errors("weights", folder):
         model = SentenceTransformer(

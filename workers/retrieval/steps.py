@@ -90,7 +90,7 @@ def find(
             f"{embedder.dimension}. Put the model back, or ingest into a new collection."
         )
     cut_query(embedder, query, what=what, warn=warn)
-    vector = embedder.encode([nfc(query)], between=lambda: None)[0]
+    vector = embedder.encode_queries([nfc(query)], between=lambda: None)[0]
     limit = k
     for _ in range(WIDEN_TIMES):
         try:

@@ -1,0 +1,85 @@
+"""Every vector store does what the protocol says; a new one is a module and a line."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from shared.config import Settings
+from shared.database.transaction import Ledger
+from shared.vector_stores import STORES, StoreType
+from tests.integration.ingestion import (
+    CATS,
+    TRAINS,
+    ingest,
+    live_chunk_ids,
+    new_collection,
+    search,
+    vector_ids,
+)
+from tests.integration.toy_store import Memory
+from tests.integration.vector_store_contract import VectorStoreContract
+from tests.integration.workbench import make_process
+from workers.process import Process
+from workers.retrieval.chroma import Chroma
+from workers.retrieval.store import VectorStore, import_store, make_store
+
+every_store = pytest.mark.parametrize("type_", STORES.values(), ids=list(STORES))
+
+
+@every_store
+def test_a_store_is_complete(type_: StoreType, settings: Settings) -> None:
+    url = type_.url(settings)
+    assert url is not None, f"the tests start no server for {type_.name}"
+    assert type_.setting.startswith("SLUICE_")
+    assert httpx.get(type_.health_url(url), trust_env=False).status_code == 200
+    assert isinstance(make_store(settings), VectorStore)
+    contracts = [contract.store_class for contract in VectorStoreContract.__subclasses__()]
+    assert import_store(settings) in contracts, f"{type_.store} has no subclass of the contract"
+
+
+class TestChroma(VectorStoreContract):
+    store_class = Chroma
+
+    @pytest.fixture
+    def store(self, settings: Settings) -> VectorStore:
+        return Chroma(settings)
+
+
+class TestMemory(VectorStoreContract):
+    store_class = Memory
+
+    @pytest.fixture
+    def store(self, settings: Settings) -> VectorStore:
+        return Memory(settings)
+
+
+@pytest.fixture
+def process_with_toy(
+    settings: Settings,
+    ledger: Ledger,  # noqa: ARG001 (empty tables)
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Process]:
+    line = StoreType(
+        "memory",
+        lambda settings: None if settings.chroma_url else "memory:",
+        "SLUICE_CHROMA_URL",
+        "",
+        "tests.integration.toy_store:Memory",
+    )
+    monkeypatch.setitem(STORES, line.name, line)
+    process = make_process(settings, chroma_url=None)
+    yield process
+    process.ledger.close()
+
+
+def test_documents_are_ingested_searched_and_replaced_with_a_new_store(
+    process_with_toy: Process,
+) -> None:
+    process = process_with_toy
+    collection = new_collection(process)
+    assert ingest(process, collection, {"cats": CATS, "trains": TRAINS})[0] == {"added": 2}
+    assert isinstance(process.store, Memory)
+    assert search(process, collection, "When does a train leave?", k=1)[0].source == "trains"
+    assert ingest(process, collection, {"cats": TRAINS})[0] == {"replaced": 1}
+    assert vector_ids(process, collection) == live_chunk_ids(process, collection)

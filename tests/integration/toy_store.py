@@ -1,0 +1,56 @@
+"""A vector store as CONTRIBUTING.md has one added: in memory, for one process."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shared.bounds import Metadata
+from shared.config import Settings
+from shared.normal import nfc
+from workers.models.batching import Vectors
+from workers.retrieval.store import Entry, Match, Missing
+
+
+class Memory:
+    def __init__(self, settings: Settings) -> None:
+        del settings
+        self._collections: dict[str, dict[str, tuple[Entry, Vectors]]] = {}
+
+    def make(self, name: str, distance: str) -> None:
+        del distance
+        self._collections.setdefault(name, {})
+
+    def upsert(self, name: str, entries: Sequence[Entry], vectors: Vectors) -> None:
+        chunks = self._chunks(name)
+        for entry, vector in zip(entries, vectors, strict=True):
+            chunks[entry.id] = (entry, vector)
+
+    def query(
+        self, name: str, vector: Vectors, *, limit: int, where: Metadata | None
+    ) -> list[Match]:
+        matches = [
+            Match(id=entry.id, score=float(np.dot(vector, other)))
+            for entry, other in self._chunks(name).values()
+            if _fits(entry, where or {})
+        ]
+        return sorted(matches, key=lambda match: -match.score)[:limit]
+
+    def delete(self, name: str, ids: Sequence[str]) -> int:
+        chunks = self._collections.get(name, {})
+        return sum(chunks.pop(id_, None) is not None for id_ in ids)
+
+    def drop(self, name: str) -> int:
+        return len(self._collections.pop(name, {}))
+
+    def id_page(self, name: str, *, limit: int, offset: int) -> list[str]:
+        return list(self._collections.get(name, {}))[offset : offset + limit]
+
+    def _chunks(self, name: str) -> dict[str, tuple[Entry, Vectors]]:
+        if name not in self._collections:
+            raise Missing(f"There is no collection {name!r} in memory.")
+        return self._collections[name]
+
+
+def _fits(entry: Entry, where: Metadata) -> bool:
+    values = {nfc(key): value for key, value in (entry.own | entry.metadata).items()}
+    return all(values.get(nfc(key)) == value for key, value in where.items())

@@ -1,0 +1,127 @@
+"""What any vector store has to do: a class of tests for each implementation to inherit."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+from shared.bounds import Metadata
+from workers.models.batching import Vectors
+from workers.retrieval.store import Entry, Missing, VectorStore
+
+
+def entry(id_: str, metadata: Metadata | None = None) -> Entry:
+    own: Metadata = {"source": "file", "document_id": "d", "start_index": 0}
+    return Entry(id=id_, text=f"text of {id_}", metadata=metadata or {}, own=own)
+
+
+def along(*axes: int) -> Vectors:
+    """Unit vectors along axes of three dimensions."""
+    return np.eye(3, dtype=np.float32)[list(axes)]
+
+
+def between(share: float) -> Vectors:
+    """A unit vector whose cosine with the first axis is `share`."""
+    return np.array([share, (1 - share**2) ** 0.5, 0], dtype=np.float32)
+
+
+class VectorStoreContract:
+    """Subclasses have a fixture `store`, of the class `store_class`."""
+
+    store_class: ClassVar[type[VectorStore]]
+
+    @pytest.fixture
+    def name(self, store: VectorStore) -> Iterator[str]:
+        name = f"test-{uuid4().hex[:12]}"
+        store.make(name, "cosine")
+        yield name
+        store.drop(name)
+
+    def ids(self, store: VectorStore, name: str, **where: Any) -> list[str]:
+        return [match.id for match in store.query(name, along(0)[0], limit=9, where=where or None)]
+
+    def test_it_has_all_that_a_store_has(self, store: VectorStore) -> None:
+        assert isinstance(store, VectorStore)
+
+    @pytest.mark.parametrize("distance", ["cosine", "ip", "l2"])
+    def test_the_nearest_come_first_with_their_cosine(
+        self, store: VectorStore, distance: str
+    ) -> None:
+        name = f"test-{uuid4().hex[:12]}"
+        store.make(name, distance)
+        vectors = np.stack([between(0.5), between(0.9), between(-0.3)])
+        store.upsert(name, [entry("half"), entry("near"), entry("far")], vectors)
+        matches = store.query(name, along(0)[0], limit=2, where=None)
+        assert [match.id for match in matches] == ["near", "half"]
+        assert [match.score for match in matches] == pytest.approx([0.9, 0.5], abs=1e-3)
+        store.drop(name)
+
+    def test_making_it_again_keeps_what_is_in_it(self, store: VectorStore, name: str) -> None:
+        store.upsert(name, [entry("a")], along(0))
+        store.make(name, "cosine")
+        assert self.ids(store, name) == ["a"]
+
+    def test_writing_twice_is_writing_once_and_the_last_counts(
+        self, store: VectorStore, name: str
+    ) -> None:
+        store.upsert(name, [entry("a", {"n": 1})], along(1))
+        store.upsert(name, [entry("a", {"n": 2})], along(0))
+        (match,) = store.query(name, along(0)[0], limit=9, where={"n": 2})
+        assert match.score == pytest.approx(1, abs=1e-3)
+        assert self.ids(store, name, n=1) == []
+
+    def test_any_number_is_written_listed_and_deleted(self, store: VectorStore, name: str) -> None:
+        ids = [f"id-{n}" for n in range(1201)]
+        store.upsert(name, [entry(id_) for id_ in ids], along(*(n % 3 for n in range(1201))))
+        pages = [store.id_page(name, limit=500, offset=offset) for offset in (0, 500, 1000, 1201)]
+        assert [len(page) for page in pages] == [500, 500, 201, 0]
+        assert sorted(id_ for page in pages for id_ in page) == sorted(ids)
+        assert store.delete(name, [*ids[1:], "never"]) == 1200
+        assert store.delete(name, ids[1:]) == 0
+        assert store.id_page(name, limit=9, offset=0) == ids[:1]
+
+    @pytest.mark.parametrize(
+        ("where", "ids"),
+        [
+            ({"year": 2024}, ["a"]),
+            ({"year": 2024.0}, ["a"]),
+            ({"year": 2024.5}, []),
+            ({"share": 0.5}, ["b"]),
+            ({"share": 0}, []),
+            ({"is_new": True}, ["a"]),
+            ({"city": "caf\u00e9"}, ["b"]),
+            ({"year": 2024, "is_new": True}, ["a"]),
+            ({"year": 2024, "city": "caf\u00e9"}, []),
+            ({"none": 1}, []),
+            ({"source": "file"}, ["a"]),
+            ({"source": "mine"}, ["b"]),
+            ({"$odd": "x"}, ["b"]),
+        ],
+        ids=str,
+    )
+    def test_filters(self, store: VectorStore, name: str, where: Metadata, ids: list[str]) -> None:
+        first = entry("a", {"year": 2024, "is_new": True})
+        second = entry("b", {"share": 0.5, "city": "caf\u00e9", "source": "mine", "$odd": "x"})
+        store.upsert(name, [first, second], along(0, 0))
+        assert self.ids(store, name, **where) == ids
+
+    def test_a_collection_that_is_not_there(self, store: VectorStore) -> None:
+        name = f"test-{uuid4().hex[:12]}"
+        with pytest.raises(Missing):
+            store.upsert(name, [entry("a")], along(0))
+        with pytest.raises(Missing):
+            store.query(name, along(0)[0], limit=1, where=None)
+        assert store.delete(name, ["a"]) == 0
+        assert store.id_page(name, limit=1, offset=0) == []
+        assert store.drop(name) == 0
+
+    def test_a_dropped_collection_is_gone_and_may_be_made_again(
+        self, store: VectorStore, name: str
+    ) -> None:
+        store.upsert(name, [entry("a"), entry("b")], along(0, 1))
+        assert store.drop(name) == 2
+        assert store.id_page(name, limit=1, offset=0) == []
+        store.make(name, "cosine")
+        assert self.ids(store, name) == []

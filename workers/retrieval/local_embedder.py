@@ -1,0 +1,143 @@
+"""The embedder of Hugging Face models: in this process, on the CPU, by sentence-transformers.
+
+Texts are batched by length under a token budget, which on texts of mixed length is worth three
+times the speed of batches in input order. Vectors are float32 and of length 1, so that their dot
+product is the cosine similarity. No database and no store in here.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
+
+from shared.config import Settings
+from shared.errors import Permanent
+from shared.kinds.hf import Task
+from workers.hf.task import Options
+from workers.models import locate
+from workers.models.batching import Vectors, batches_of, unit
+from workers.models.checkpoints import SizeLimit
+from workers.models.devices import cpu_is_fast_in_bfloat16, return_freed_blocks
+from workers.models.load import load_sentence_transformer
+
+log = logging.getLogger(__name__)
+
+CHARS_PER_TOKEN = 3  # of ASCII
+COUNTED_CHARS = 200_000
+"""Of texts that are counted together, so that their tokens take little memory."""
+
+
+class LocalEmbedder:
+    """A loaded model."""
+
+    def __init__(self, name: str, model: SentenceTransformer, *, batch_tokens: int) -> None:
+        self.name = name
+        self._model = model
+        self._batch_tokens = batch_tokens
+
+    @cached_property
+    def dimension(self) -> int:
+        size = self._model.get_embedding_dimension()
+        assert size is not None
+        return size
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        tokenizer = Tokenizer.from_str(self._model.tokenizer.backend_tokenizer.to_str())
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    @property
+    def window(self) -> int | None:
+        return self._model.max_seq_length
+
+    def overlong(self, texts: Sequence[str], *, between: Callable[[], None]) -> dict[int, int]:
+        """Counted by the model's own tokenizer, which takes some two hundredths of the time that
+        encoding takes."""
+        window = self.window
+        if window is None:
+            return {}
+        prompt = self._model.prompts.get(self._model.default_prompt_name or "") or ""
+        cut: dict[int, int] = {}
+        first = 0
+        while first < len(texts):
+            between()
+            end, chars = first + 1, len(texts[first])
+            while end < len(texts) and chars + len(texts[end]) <= COUNTED_CHARS:
+                chars += len(texts[end])
+                end += 1
+            sizes = self._sizes([prompt + text for text in texts[first:end]])
+            cut |= {n: size for n, size in enumerate(sizes, first) if size > window}
+            first = end
+        return cut
+
+    @cached_property
+    def readable(self) -> int | None:
+        return None if self.window is None else self.window - self._sizes([""])[0]
+
+    def _sizes(self, texts: Sequence[str]) -> list[int]:
+        try:
+            tokenizer = self.tokenizer
+        except AttributeError:  # one that is written in Python
+            encoded = self._model.tokenizer(list(texts), truncation=False, verbose=False)
+            return [len(ids) for ids in encoded["input_ids"]]
+        return [len(encoding) for encoding in tokenizer.encode_batch_fast(list(texts))]
+
+    def encode(self, texts: Sequence[str], *, between: Callable[[], None]) -> Vectors:
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        for batch in self.batches(texts):
+            between()
+            return_freed_blocks()
+            vectors[batch] = self._model.encode(
+                [texts[n] for n in batch],
+                batch_size=len(batch),
+                convert_to_numpy=True,
+                show_progress_bar=False,
+            )
+        return unit(vectors)  # in float32, whatever the model computed in: scores are cosines
+
+    encode_queries = encode
+
+    def batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Indices by falling length, each batch under the token budget when padded."""
+        window = self._model.max_seq_length or self._batch_tokens
+        tokens = [min(window, _tokens(text)) for text in texts]
+        return batches_of(tokens, lambda: self._batch_tokens)
+
+
+def _tokens(text: str) -> int:
+    """A guess. Models of English spell other scripts out: a syllable of Hangul, three bytes in
+    UTF-8, takes up to three tokens."""
+    return len(text) // CHARS_PER_TOKEN + len(text.encode()) - len(text) + 2
+
+
+def load(name: str, settings: Settings, check: Callable[[], None]) -> LocalEmbedder:
+    """Raises what `workers.models.locate.locate` does, and Permanent where the model cannot be
+    loaded: the rules of `workers.models.load` hold here, too."""
+    limit = SizeLimit(settings.embedding_model_limit_mib, "SLUICE_EMBEDDING_MODEL_LIMIT_MIB")
+    task = Task.FEATURE_EXTRACTION
+    folder = locate.locate(name, settings, task=task, limit=limit, check=check)
+    limit.check(name, locate.size_bytes(folder))
+    torch.set_num_threads(settings.embedding_threads)
+    options = Options(device=torch.device("cpu"), dtype=_dtype(settings.embedding_dtype))
+    try:
+        model = load_sentence_transformer(folder, options, task=task)
+    except Permanent as error:
+        where = " (SLUICE_EMBEDDING_MODEL)" if name == settings.embedding_model else ""
+        raise Permanent(
+            f"The embedding model {name!r} cannot be used: {error.message} Put all its files into "
+            f"{folder} anew, or name another model{where}."
+        ) from error
+    log.info("embedding model %s loaded (%s)", name, options.dtype)
+    return LocalEmbedder(name, model, batch_tokens=settings.embedding_batch_tokens)
+
+
+def _dtype(setting: str) -> torch.dtype:
+    if setting == "auto":
+        return torch.bfloat16 if cpu_is_fast_in_bfloat16() else torch.float32
+    return torch.bfloat16 if setting == "bfloat16" else torch.float32
