@@ -26,8 +26,8 @@ from shared.errors import ConfigurationError
 PACKAGES = {
     "api": ("fastapi", "multipart", "fastapi_swagger", "uvicorn"),
     "worker": (
-        *("charset_normalizer", "chromadb", "jsonschema", "langchain", "langchain_chroma"),
-        *("langchain_community", "langchain_text_splitters", "lxml", "ollama", "openai"),
+        *("charset_normalizer", "chromadb", "jsonschema", "langchain_core"),
+        *("langchain_text_splitters", "lxml", "ollama", "openai"),
         *("sentence_transformers", "torch", "transformers"),
     ),
 }

@@ -22,7 +22,7 @@ from shared.kinds.hf import DEFAULT_MODELS, PARAMETERS, GenerationParameters, se
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ROOT / "examples" / "documents"
-EXTRAS = ("api", "worker", "gpu", "local", "dev")
+EXTRAS = ("api", "worker", "gpu", "local", "langchain", "dev")
 
 
 def _project() -> dict[str, Any]:
