@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import ipaddress
 import logging
 import sys
 from contextlib import suppress
@@ -11,6 +10,7 @@ from pydantic import SecretStr
 
 from api.app import create_app
 from api.http.server import Server
+from shared.addresses import is_loopback
 from shared.config import Settings, load_settings
 from shared.errors import ConfigurationError
 from shared.logs import set_up_logging
@@ -79,15 +79,6 @@ def check_exposure(settings: Settings) -> None:
 
 def is_short(secret: SecretStr) -> bool:
     return len(secret.get_secret_value()) < SECRET_CHARS
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 if __name__ == "__main__":

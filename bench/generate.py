@@ -31,7 +31,7 @@ from bench.generate_sides import Job, StaticBatch, jobs, plain_celery, sluice
 from bench.random_model import SHAPES, save_random_model
 from shared.config import Settings
 from workers.generation.backends.interface import Generation, Request, Sampling
-from workers.generation.backends.rolling.generator import RollingGenerator, make_rolling
+from workers.generation.backends.rolling.generator import RollingBackend, RollingGenerator
 
 ROWS = 32
 COUNTS = (1, 8, ROWS)
@@ -124,7 +124,7 @@ def measure_newcomers(model: Path, precision: str, seed: int) -> None:
         generation_precision=precision,  # type: ignore[arg-type]  # checked by pydantic
         generation_batch_requests=ROWS,
     )
-    generator = make_rolling(str(model), settings, on_fatal=lambda: None)
+    generator = RollingBackend(settings, on_fatal=lambda: None).generator(str(model))
     prompts = _prompts(seed)
     try:
         _first_token_s(generator, next(prompts))

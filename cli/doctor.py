@@ -25,6 +25,7 @@ from cli.stack.servers import PACKAGES, how_to_install, redis_program
 from cli.stack.stackfile import Stack, find_stack, stack_status
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import ConfigurationError
+from shared.providers import REFERENCE_FORMS, ModelServer, is_reference, provider_of
 
 # What `sluice doctor` finds out, as data.
 
@@ -67,69 +68,51 @@ def embedding_model(settings: Settings) -> Check:
 def generation_model(settings: Settings) -> Iterator[Check]:
     """The default model: SLUICE_GENERATION_MODEL."""
     reference = settings.generation_model
-    provider, _, name = reference.partition("/")
-    if provider == "ollama":
-        yield _ollama(settings, name)
-    elif provider == "openai":
-        yield _openai(settings, name)
-    elif provider == "hf":
-        yield _local(name)
-        yield from _quantization(settings)
-    else:
+    provider = provider_of(reference)
+    name = reference.partition("/")[2]
+    if provider is None or not is_reference(reference):
         yield Check(
             name=NAME,
-            ok=not name,
-            detail=f"{reference}: needs no model" if not name else f"{reference}: no such provider",
-            fix="set SLUICE_GENERATION_MODEL to hf/…, ollama/…, openai/… or extractive",
+            ok=False,
+            detail=f"{reference}: no model reference",
+            fix=f"set SLUICE_GENERATION_MODEL to {REFERENCE_FORMS}",
         )
+    elif provider.is_loaded:
+        yield _local(name)
+        yield from _quantization(settings)
+    elif provider.server is not None:
+        yield _served(settings, provider.server, reference, name)
+    else:
+        yield Check(name=NAME, ok=True, detail=f"{reference}: needs no model", fix="")
 
 
-def _ollama(settings: Settings, name: str) -> Check:
-    url = settings.ollama_url.rstrip("/")
-    answer = fetch(f"{url}/api/tags")
-    if isinstance(answer, str):
+def _served(settings: Settings, server: ModelServer, reference: str, name: str) -> Check:
+    url = server.address(settings, server.list_path)
+    if url is None:
         return Check(
             name=NAME,
             ok=False,
-            detail=f"Ollama does not answer ({answer})",
-            fix="start it with `ollama serve`, or set SLUICE_OLLAMA_URL to where it is",
+            detail=f"{reference}: no server is set",
+            fix=f"set {server.setting}, such as {server.url_example}",
         )
-    held = {str(model.get("name")) for model in answer.get("models") or []}
-    has_it = bool({name, f"{name}:latest"} & held)
-    detail = f"ollama/{name}: {'there' if has_it else 'not there'}, at {url}"
-    if not has_it and settings.ollama_pull:
+    answer = fetch(url, server.key(settings))
+    if isinstance(answer, str):
+        detail = f"{server.title} does not answer ({answer})"
+        return Check(name=NAME, ok=False, detail=detail, fix=server.remedy)
+    detail = f"{reference}: the server answers at {server.url(settings)}"
+    if server.can_pull is None:  # Not every server lists all that it can serve.
+        return Check(name=NAME, ok=True, detail=detail, fix="")
+    has_it = name.removesuffix(":latest") in server.names(answer)
+    is_pulled = server.can_pull(settings)
+    detail = f"{reference}: {'there' if has_it else 'not there'}, at {server.url(settings)}"
+    if not has_it and is_pulled:
         detail += "; pulled at its first use"
     return Check(
         name=NAME,
-        ok=has_it or settings.ollama_pull,
+        ok=has_it or is_pulled,
         detail=detail,
-        fix=f"get it with `ollama pull {name}`, or with `sluice models pull ollama/{name}` once "
-        "the stack runs",
-    )
-
-
-def _openai(settings: Settings, name: str) -> Check:
-    base_url = settings.openai_base_url
-    if not base_url:
-        return Check(
-            name=NAME,
-            ok=False,
-            detail=f"openai/{name}: no server is set",
-            fix="set SLUICE_OPENAI_BASE_URL to an OpenAI-compatible server, such as "
-            "http://127.0.0.1:8000/v1",
-        )
-    key = settings.openai_api_key
-    url = f"{base_url.rstrip('/')}/models"
-    answer = fetch(url, key.get_secret_value() if key else None)
-    detail = (
-        answer if isinstance(answer, str) else f"openai/{name}: the server answers at {base_url}"
-    )
-    return Check(
-        name=NAME,
-        ok=not isinstance(answer, str),
-        detail=detail,
-        fix="start that server, correct SLUICE_OPENAI_BASE_URL (it often ends in /v1), or set "
-        "SLUICE_OPENAI_API_KEY",
+        fix=f"get it with `ollama pull {name}`, or with `sluice models pull {reference}` once the "
+        "stack runs",
     )
 
 

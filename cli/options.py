@@ -14,8 +14,8 @@ import click
 
 from cli.client.client import Client
 from cli.terminal.output import say
-from shared.kinds.generation import is_servable
 from shared.normal import nfc
+from shared.providers import REFERENCE_FORMS, is_servable
 
 P = ParamSpec("P")
 
@@ -39,8 +39,8 @@ def served_models(
     for model in models:
         if not is_servable(model):
             raise click.BadParameter(
-                f"{model!r} is no model reference: hf/<repository or path>, ollama/<name>, "
-                "openai/<name>, extractive; or ollama, openai for all of that server."
+                f"{model!r} is no model reference: {REFERENCE_FORMS}; or the name of a provider, "
+                "such as ollama, for all of its models."
             )
     return models
 

@@ -32,14 +32,14 @@ from pydantic import ConfigDict, Field
 
 from shared.errors import InvalidInput
 from workers.generation.answers import tool_calls
-from workers.generation.answers.tool_calls import ToolCallGate, spell_out
+from workers.generation.answers.tool_calls import ToolCallFilter, spell_out
 from workers.generation.backends.interface import (
     Completion,
-    Generator,
     Message,
     Request,
     Role,
     Sampling,
+    TextGenerator,
     Tool,
     ToolCall,
 )
@@ -54,7 +54,7 @@ class GeneratorChatModel(BaseChatModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    generator: Generator = Field(exclude=True, repr=False)
+    generator: TextGenerator = Field(exclude=True, repr=False)
     sampling: Sampling = Sampling()
     deadline: float | None = None
     lane: int = 1
@@ -107,7 +107,7 @@ class GeneratorChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         tools = tuple(_tool(each) for each in kwargs.get("tools") or ())
-        gate = ToolCallGate(names={tool.name for tool in tools}) if tools else None
+        gate = ToolCallFilter(names={tool.name for tool in tools}) if tools else None
         generation = self.generator.start(self._request(messages, stop, tools, kwargs))
         try:
             for delta in generation:

@@ -83,3 +83,11 @@ def _embedded(address: Address) -> list[Address]:
     if address in _NAT64 or is_compatible or is_isatap:
         inner.append(low)
     return [each for each in inner if each is not None]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host of a URL is this machine, by its name or address alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -13,10 +13,16 @@ from collections.abc import Sequence
 from celery import Celery
 from celery.platforms import SecurityWarning
 
-from shared.config import EXTRACTIVE, Settings, load_settings
+from shared.config import Settings, load_settings
 from shared.errors import ConfigurationError, SluiceError
-from shared.kinds.generation import is_servable, route_of
 from shared.logs import set_up_logging
+from shared.providers import (
+    REFERENCE_FORMS,
+    SERVED_UNLESS_NAMED,
+    is_servable,
+    route_of,
+    served_unless_named,
+)
 from shared.redis.bell import list_of
 from workers.app import PREFORK, THREADS, make_worker_app
 from workers.handlers import (
@@ -75,8 +81,8 @@ def _parse() -> argparse.Namespace:
         if role == "generate":
             worker.add_argument(
                 "--model", action="append", metavar="REFERENCE",
-                help="serve this model reference (repeatable); unless given: the default model, "
-                "extractive, and the models of Ollama and of the OpenAI-compatible server",
+                help="serve this model reference, or all models of a provider (repeatable); "
+                f"without any: {SERVED_UNLESS_NAMED}",
             )  # fmt: skip
         if role in ("hf", "generate"):
             worker.add_argument("--device", help="auto, cpu, cuda, cuda:1, ...")
@@ -159,17 +165,11 @@ def _generate(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _models(settings: Settings, references: Sequence[str] | None) -> list[str]:
-    """The model references that a worker serves; `ollama` and `openai` are all of that server."""
-    if references:
-        for model in references:
-            if not is_servable(model):
-                raise ConfigurationError(
-                    f"--model {model}: a model reference is hf/<repository or path>, "
-                    "ollama/<name>, openai/<name> or extractive."
-                )
-        return list(references)
-    models = [settings.generation_model, EXTRACTIVE, "ollama"]
-    return [*models, "openai"] if settings.openai_base_url else models
+    """The model references that a worker serves; a provider's name is all of its models."""
+    for model in references or ():
+        if not is_servable(model):
+            raise ConfigurationError(f"--model {model}: a model reference is {REFERENCE_FORMS}.")
+    return list(references or served_unless_named(settings))
 
 
 def _run(app: Celery, settings: Settings, name: str, lists: list[str]) -> int:

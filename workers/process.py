@@ -15,9 +15,9 @@ from workers.attempts.heartbeat import Heartbeats
 if TYPE_CHECKING:
     # Imported late below: a generation worker of `extractive` needs neither Chroma nor torch.
     from workers.attempts.batches import BatchSizes
-    from workers.generation.answers.schemas import SchemaChecker
-    from workers.generation.backends.table import Generators
-    from workers.generation.writing import TranscriptWriter
+    from workers.generation.answers.structured import SchemaChecker
+    from workers.generation.backends.interface import Generators
+    from workers.generation.transcripts import TranscriptWriter
     from workers.models.cache import Models
     from workers.retrieval.embed import Embedders
     from workers.retrieval.store import VectorStore
@@ -77,18 +77,18 @@ class Process:
 
     @cached_property
     def generators(self) -> "Generators":
-        from workers.generation.backends.table import Generators
+        from workers.generation.backends.interface import Generators
 
         return Generators(self.settings, on_fatal=self._on_fatal)
 
     @cached_property
     def schemas(self) -> "SchemaChecker":
-        from workers.generation.answers.schemas import SchemaChecker
+        from workers.generation.answers.structured import SchemaChecker
 
         return SchemaChecker(limit_s=self.settings.schema_check_s)
 
     @cached_property
     def transcript_writer(self) -> "TranscriptWriter":
-        from workers.generation.writing import TranscriptWriter
+        from workers.generation.transcripts import TranscriptWriter
 
         return TranscriptWriter(self.settings, self.ledger)

@@ -10,70 +10,61 @@ from api.http.answers import answer
 from api.openapi import documented
 from api.schemas import Items, ModelDetails, ModelView
 from shared.bounds import MODEL_LIMIT_BYTES, is_storable_text, shown
-from shared.config import EXTRACTIVE, Settings
+from shared.config import Settings
 from shared.errors import NotFound, Unavailable
 from shared.jobs import queues
-from shared.kinds.generation import PROVIDERS
 from shared.kinds.hf import DEFAULT_MODELS, Task
-from shared.kinds.registry import EMBED, HF, INGEST, KINDS, RAG, SEARCH
+from shared.kinds.registry import EMBED, HF, INGEST, KINDS, SEARCH
+from shared.providers import PROVIDERS, Provider, provider_of
 
-# What the servers behind `ollama/...` and `openai/...` offer, asked over plain HTTP.
-#
-# The API has no model library in it; these are three GET and POST calls.
+# What the servers of providers offer, over plain HTTP. The API has no model library in it.
 
 ASK_S = 2.0
 """A listing does not wait longer for a server that is not there."""
 
 
-async def ollama_models(settings: Settings) -> list[str]:
-    answer = await _fetch(settings, f"{settings.ollama_url.rstrip('/')}/api/tags")
-    models = answer.get("models") or []
-    return sorted(f"ollama/{model['name'].removesuffix(':latest')}" for model in models)
-
-
-async def openai_models(settings: Settings) -> list[str]:
-    if settings.openai_base_url is None:
+async def _names(settings: Settings, provider: Provider) -> list[str]:
+    """References of the models that the provider's server has; none where it does not answer."""
+    server = provider.server
+    url = None if server is None else server.address(settings, server.list_path)
+    if server is None or url is None:
         return []
-    answer = await _fetch(settings, f"{settings.openai_base_url.rstrip('/')}/models", key=True)
-    return sorted(f"openai/{model['id']}" for model in answer.get("data") or [])
-
-
-async def ollama_details(settings: Settings, reference: str) -> dict[str, object]:
-    """Raises NotFound where the server has no such model, Unavailable where there is no server."""
-    url = f"{settings.ollama_url.rstrip('/')}/api/show"
-    try:
-        async with _client() as client:
-            answer = await client.post(url, json={"model": reference.removeprefix("ollama/")})
-    except httpx.HTTPError as error:
-        raise Unavailable(
-            f"Ollama at {settings.ollama_url} (SLUICE_OLLAMA_URL) does not answer: {error}. Start "
-            "it with `ollama serve`."
-        ) from error
-    if answer.status_code == 404:
-        raise NotFound(
-            f"Ollama has no model {reference.removeprefix('ollama/')!r}; get it with "
-            f"`sluice models pull {reference}`."
-        )
-    if answer.status_code != 200:
-        raise Unavailable(f"Ollama answered {answer.status_code}: {answer.text[:200]}")
-    details = answer.json()
-    kept = ("details", "parameters", "template", "system", "capabilities", "modelfile")
-    return {name: details[name] for name in kept if name in details}
-
-
-async def _fetch(
-    settings: Settings, url: str, *, key: bool = False
-) -> dict[str, list[dict[str, str]]]:
-    headers = {}
-    if key and settings.openai_api_key is not None:
-        headers["Authorization"] = f"Bearer {settings.openai_api_key.get_secret_value()}"
+    key = server.key(settings)
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     try:
         async with _client() as client:
             answer = await client.get(url, headers=headers)
         body = answer.json() if answer.status_code == 200 else {}
     except (httpx.HTTPError, ValueError):
+        return []
+    names = server.names(body) if isinstance(body, dict) else []
+    return sorted(provider.prefix + name for name in names)
+
+
+async def _details(settings: Settings, provider: Provider, reference: str) -> dict[str, object]:
+    """Raises NotFound where the server has no such model, Unavailable where there is no server."""
+    server = provider.server
+    url = None if server is None else server.address(settings, server.show_path or "")
+    if server is None or server.show_path is None or url is None:
         return {}
-    return body if isinstance(body, dict) else {}
+    name = reference.removeprefix(provider.prefix)
+    try:
+        async with _client() as client:
+            answer = await client.post(url, json={"model": name})
+    except httpx.HTTPError as error:
+        raise Unavailable(
+            f"{server.title} at {server.url(settings)} ({server.setting}) does not answer: "
+            f"{error}. {server.remedy[0].upper()}{server.remedy[1:]}."
+        ) from error
+    if answer.status_code == 404:
+        message = f"{server.title} has no model {name!r}"
+        if server.can_pull is not None:
+            message += f"; get it with `sluice models pull {reference}`"
+        raise NotFound(f"{message}.")
+    if answer.status_code != 200:
+        raise Unavailable(f"{server.title} answered {answer.status_code}: {answer.text[:200]}")
+    details = answer.json()
+    return {name: details[name] for name in server.shown_fields if name in details}
 
 
 def _client() -> httpx.AsyncClient:
@@ -93,15 +84,18 @@ async def list_models(parts: PartsDep) -> Response:
     A server that does not answer offers nothing.
     """
     settings = parts.settings
-    served, ollama, openai = await asyncio.gather(
+    served, names = await asyncio.gather(
         asyncio.to_thread(_served, parts),
-        ollama_models(settings),
-        openai_models(settings),
+        asyncio.gather(*(_names(settings, provider) for provider in PROVIDERS.values())),
     )
     default = settings.generation_model
-    references = dict.fromkeys(
-        [EXTRACTIVE, *(route for route in served if route.startswith("hf/")), *ollama, *openai]
-    )
+    references: dict[str, None] = {}
+    for provider, offered in zip(PROVIDERS.values(), names, strict=True):
+        if not provider.has_models:
+            offered = [provider.name]
+        elif provider.is_loaded:
+            offered = [route for route in served if route.startswith(provider.prefix)]
+        references |= dict.fromkeys(offered)
     if default not in references:
         references[default] = None
     generating = [_view(reference, default, served) for reference in references]
@@ -119,13 +113,12 @@ async def get_model(parts: PartsDep, reference: str) -> Response:
     if reference == settings.embedding_model:
         return answer(ModelDetails(**_embedding(settings).model_dump(), details={}))
     served = await asyncio.to_thread(_served, parts)
-    details = {}
-    if reference.startswith("ollama/"):
-        details = await ollama_details(settings, reference)
-    elif reference.partition("/")[0] not in (*PROVIDERS, EXTRACTIVE):
+    provider = provider_of(reference)
+    if provider is None:
         raise NotFound(
             f"There is no model {shown(reference)}; `GET /v1/models` lists those that there are."
         )
+    details = await _details(settings, provider, reference)
     view = _view(reference, settings.generation_model, served)
     return answer(ModelDetails(**view.model_dump(), details=details))
 
@@ -151,9 +144,10 @@ def _of_tasks(settings: Settings) -> list[ModelView]:
 
 def _view(reference: str, default: str, served: dict[str, int]) -> ModelView:
     route = reference if reference in served else reference.partition("/")[0]
+    provider = provider_of(reference)
     return ModelView(
         reference=reference,
-        kinds=[RAG.name] if reference == EXTRACTIVE else GENERATING,
+        kinds=[kind for kind in GENERATING if provider is None or kind in provider.kinds],
         default=reference == default,
         workers=served.get(route, 0),
     )

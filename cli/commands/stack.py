@@ -20,6 +20,7 @@ from cli.settings import client_settings
 from cli.terminal.output import print_json, print_json_line, print_table, print_text, say
 from shared.config import load_settings
 from shared.errors import Unavailable
+from shared.providers import SERVED_UNLESS_NAMED
 
 if TYPE_CHECKING:
     from cli.stack.stackfile import PartStatus, Stack
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 @click.option("--gpu-workers", type=click.IntRange(min=0), default=1, show_default=True,
               help="Generation workers; they run without a GPU, too.")  # fmt: skip
 @click.option("--model", "models", multiple=True, metavar="REFERENCE", callback=served_models,
-              help="What these serve; may be repeated. Else the default model, extractive, and "
-              "those of Ollama and of the OpenAI-compatible server.")  # fmt: skip
+              help=f"What these serve; may be repeated. Else {SERVED_UNLESS_NAMED}.")  # fmt: skip
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, …; with auto several "
               "workers share out the GPUs.")  # fmt: skip
 @click.option("--detach", "-d", is_flag=True, help="Leave it running in the background.")

@@ -17,6 +17,7 @@ from cli.stack.servers import PACKAGES, how_to_install
 from cli.terminal.output import say
 from shared.config import Settings, load_settings
 from shared.errors import ConfigurationError
+from shared.providers import SERVED_UNLESS_NAMED
 
 
 @click.group(cls=Group)
@@ -34,8 +35,7 @@ _device = click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda
 @worker.command()
 @click.option(
     "--model", "models", multiple=True, metavar="REFERENCE", callback=served_models,
-    help="Serve this one; may be repeated. Else the default model, extractive, and those of Ollama "
-    "and of the OpenAI-compatible server.",
+    help=f"Serve this one; may be repeated. Else {SERVED_UNLESS_NAMED}.",
 )  # fmt: skip
 @_device
 @_concurrency

@@ -19,6 +19,7 @@ from cli.stack.parts import Part
 from cli.stack.readiness import chroma_ready, database_ready, redis_ready
 from cli.stack.stackfile import run_folder, write_private
 from shared.errors import ConfigurationError
+from shared.providers import PROVIDERS
 
 # Which packages each part needs, by the names of their modules. They are looked for, never
 # imported: some of them take seconds.
@@ -27,8 +28,8 @@ PACKAGES = {
     "api": ("fastapi", "multipart", "fastapi_swagger", "uvicorn"),
     "worker": (
         *("charset_normalizer", "chromadb", "jsonschema", "langchain_core"),
-        *("langchain_text_splitters", "lxml", "ollama", "openai"),
-        *("sentence_transformers", "torch", "transformers"),
+        *("langchain_text_splitters", "lxml", "sentence_transformers"),
+        *(package for provider in PROVIDERS.values() for package in provider.packages),
     ),
 }
 

@@ -8,12 +8,13 @@ from pydantic import Field, model_validator
 from sqlalchemy.orm import Session
 
 from shared.bounds import CollectionName, JsonSchema, Line, Paragraph, ToolArguments
-from shared.config import EXTRACTIVE, Settings
+from shared.config import Settings
 from shared.documents import collections
 from shared.errors import InvalidInput
 from shared.kinds import generation
-from shared.kinds.generation import ModelReference, Parameters, ResponseFormat, Usage, route_of
+from shared.kinds.generation import Parameters, ResponseFormat, Usage
 from shared.kinds.kind import Kind, StepType
+from shared.providers import ModelReference, provider_of, route_of
 from shared.vocabulary import Queue, Shape
 
 CALLS_LIMIT = 1000
@@ -113,9 +114,10 @@ class ChatResult(Shape):
 
 def _check(job_input: ChatInput, settings: Settings) -> None:
     model, where = generation.model_of(job_input.model, settings)
-    if model == EXTRACTIVE:
+    provider = provider_of(model)
+    if provider is not None and CHAT.name not in provider.kinds:
         raise InvalidInput(
-            f"{where} is {EXTRACTIVE!r}, which answers `rag` jobs only. Name a model that can "
+            f"{where} is {model!r}, which answers `rag` jobs only. Name a model that can "
             "chat, as `ollama/llama3.2` or `hf/Qwen/Qwen3-4B-Instruct-2507`."
         )
     generation.check(job_input.model, job_input.parameters, settings)

@@ -5,47 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from shared.bounds import JsonSchema, ModelName, Natural
-from shared.config import EXTRACTIVE, Settings
+from shared.bounds import JsonSchema, Natural
+from shared.config import Settings
 from shared.errors import InvalidInput
+from shared.providers import provider_of
 from shared.vocabulary import Shape
 
-PROVIDERS = ("hf", "ollama", "openai")
-SERVERS = ("ollama", "openai")
-
 STOP_LIMIT = 16
-
-
-def is_reference(value: str) -> bool:
-    provider, slash, name = value.partition("/")
-    return value == EXTRACTIVE or bool(provider in PROVIDERS and slash and name)
-
-
-def is_servable(value: str) -> bool:
-    """What a worker may be told to serve: a model reference, or all models of a server."""
-    return is_reference(value) or value in SERVERS
-
-
-def _reference(value: str) -> str:
-    if is_reference(value):
-        return value
-    raise ValueError(
-        "a model reference is `hf/<repository or path>`, `ollama/<name>`, `openai/<name>` or "
-        f"`{EXTRACTIVE}`"
-    )
-
-
-ModelReference = Annotated[ModelName, AfterValidator(_reference)]
-
-
-def route_of(model: str) -> str:
-    """The part of the queue `generate` that a model's steps wait in.
-
-    Models of other servers share one per provider, since any generation worker can ask those
-    servers; a model that a worker has to hold (`hf/...`) has one of its own.
-    """
-    provider = model.partition("/")[0]
-    return model if provider == "hf" else provider
 
 
 class Parameters(Shape):
@@ -96,10 +62,11 @@ def model_of(model: str | None, settings: Settings) -> tuple[str, str]:
 def check(model: str | None, parameters: Parameters, settings: Settings) -> None:
     """Raises InvalidInput for what this server cannot generate."""
     name, where = model_of(model, settings)
-    if name.startswith("openai/") and settings.openai_base_url is None:
+    provider = provider_of(name)
+    if provider is not None and provider.server is not None and not provider.is_set_up(settings):
         raise InvalidInput(
             f"{where} is {name!r}, but no server is set for such models: set "
-            "SLUICE_OPENAI_BASE_URL for the API and the generation workers."
+            f"{provider.server.setting} for the API and the generation workers."
         )
     limit = settings.max_tokens_limit
     if parameters.max_tokens is not None and parameters.max_tokens > limit:

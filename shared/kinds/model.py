@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shared.bounds import ModelName, Paragraph, ServerParameters
-from shared.kinds.generation import ModelReference, route_of
 from shared.kinds.kind import Kind, StepType
+from shared.providers import OLLAMA, ModelReference, route_of
 from shared.vocabulary import Queue, Shape
 
 
@@ -22,8 +22,8 @@ class ModelInput(Shape):
 
     @model_validator(mode="after")
     def _fits_the_action(self) -> "ModelInput":
-        if not self.name.startswith("ollama/"):
-            raise ValueError("name must be a model of Ollama, as `ollama/llama3.2`")
+        if not self.name.startswith(OLLAMA.prefix):
+            raise ValueError(f"name must be a model of Ollama, as `{OLLAMA.example}`")
         if (self.action == "create") != (self.from_ is not None):
             raise ValueError("`from` goes with the action `create`, which needs it")
         if self.action != "create" and (self.system or self.template or self.parameters):
@@ -45,7 +45,7 @@ MODEL = Kind(
         StepType(
             name="model.apply",
             queue=Queue.GENERATE,
-            handler="workers.generation.model_steps:APPLY",
+            handler="workers.generation.ollama_models:APPLY",
         )
     ],
     example={

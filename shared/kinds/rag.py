@@ -10,7 +10,6 @@ from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput
 from shared.kinds import generation
 from shared.kinds.generation import (
-    ModelReference,
     Parameters,
     PromptTemplate,
     ResponseFormat,
@@ -19,6 +18,7 @@ from shared.kinds.generation import (
 from shared.kinds.kind import Kind, StepType
 from shared.kinds.search import Hit, PassageCount, SearchOptions
 from shared.normal import nfc
+from shared.providers import ModelReference
 from shared.vocabulary import Queue, Shape
 
 

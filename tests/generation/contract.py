@@ -20,11 +20,11 @@ from workers.generation.backends.interface import (
     Delta,
     FinishReason,
     Generation,
-    Generator,
     Message,
     Request,
     Resume,
     Role,
+    TextGenerator,
 )
 
 PATIENCE_S = 120
@@ -85,7 +85,7 @@ class GeneratorContract:
     requests_at_once: ClassVar[int] = 12
 
     @pytest.fixture
-    def generator(self) -> Iterator[Generator]:
+    def generator(self) -> Iterator[TextGenerator]:
         raise NotImplementedError
 
     def request(self) -> Request:
@@ -100,17 +100,17 @@ class GeneratorContract:
         """As `request`, with a bare prompt."""
         raise NotImplementedError
 
-    def test_deltas_add_up_to_the_text(self, generator: Generator) -> None:
+    def test_deltas_add_up_to_the_text(self, generator: TextGenerator) -> None:
         completion, deltas = ended(generator.start(self.request()))
         assert completion.text
         assert text_of(deltas) == completion.text
         assert completion.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
 
-    def test_text_comes_in_pieces(self, generator: Generator) -> None:
+    def test_text_comes_in_pieces(self, generator: TextGenerator) -> None:
         _, deltas = ended(generator.start(self.request()))
         assert sum(bool(delta.text) for delta in deltas) > 1
 
-    def test_a_bare_prompt_is_gone_on_with(self, generator: Generator) -> None:
+    def test_a_bare_prompt_is_gone_on_with(self, generator: TextGenerator) -> None:
         if not self.takes_prompts:
             with pytest.raises(InvalidInput):
                 ended(generator.start(self.prompt()))
@@ -119,19 +119,19 @@ class GeneratorContract:
         assert completion.text
         assert text_of(deltas) == completion.text
 
-    def test_usage_counts_prompt_and_answer(self, generator: Generator) -> None:
+    def test_usage_counts_prompt_and_answer(self, generator: TextGenerator) -> None:
         completion, _ = ended(generator.start(self.request()))
         assert completion.prompt_tokens > 0
         assert completion.completion_tokens > 0
 
-    def test_a_longer_prompt_counts_more(self, generator: Generator) -> None:
+    def test_a_longer_prompt_counts_more(self, generator: TextGenerator) -> None:
         request = self.request()
         longer = (Message(role=Role.SYSTEM, content="Be brief, and be kind. " * 5),)
         assert generator.count_tokens(longer + request.messages) > generator.count_tokens(
             request.messages
         )
 
-    def test_max_tokens_cuts_the_text_off(self, generator: Generator) -> None:
+    def test_max_tokens_cuts_the_text_off(self, generator: TextGenerator) -> None:
         whole, _ = ended(generator.start(self.request()))
         completion, deltas = ended(generator.start(limited(self.request(), max_tokens=4)))
         assert completion.finish_reason is FinishReason.LENGTH
@@ -142,11 +142,13 @@ class GeneratorContract:
         if self.repeats_itself:
             assert whole.text.startswith(completion.text)
 
-    def test_a_single_token(self, generator: Generator) -> None:
+    def test_a_single_token(self, generator: TextGenerator) -> None:
         completion, _ = ended(generator.start(limited(self.request(), max_tokens=1)))
         assert completion.finish_reason is FinishReason.LENGTH
 
-    def test_a_stop_string_ends_the_text_and_is_not_part_of_it(self, generator: Generator) -> None:
+    def test_a_stop_string_ends_the_text_and_is_not_part_of_it(
+        self, generator: TextGenerator
+    ) -> None:
         whole, _ = ended(generator.start(self.request()))
         middle = len(whole.text) // 2
         stop = whole.text[middle : middle + 3]
@@ -157,7 +159,7 @@ class GeneratorContract:
             assert completion.text == whole.text[: whole.text.index(stop)]
             assert completion.finish_reason is FinishReason.STOP
 
-    def test_the_first_of_many_stop_strings_counts(self, generator: Generator) -> None:
+    def test_the_first_of_many_stop_strings_counts(self, generator: TextGenerator) -> None:
         whole, _ = ended(generator.start(self.request()))
         middle = len(whole.text) // 2
         stop = whole.text[middle : middle + 3]
@@ -165,7 +167,7 @@ class GeneratorContract:
         completion, _ = ended(generator.start(limited(self.request(), stop=(*others, stop))))
         assert stop not in completion.text
 
-    def test_cancelling_keeps_the_text_so_far(self, generator: Generator) -> None:
+    def test_cancelling_keeps_the_text_so_far(self, generator: TextGenerator) -> None:
         if not self.can_be_interrupted:
             pytest.skip("its texts are there at once")
         generation = generator.start(self.long_request())
@@ -176,7 +178,7 @@ class GeneratorContract:
         assert completion.text == first.text + text_of(rest)
         assert generation.is_cancelled
 
-    def test_cancelling_at_once(self, generator: Generator) -> None:
+    def test_cancelling_at_once(self, generator: TextGenerator) -> None:
         if not self.can_be_interrupted:
             pytest.skip("its texts are there at once")
         generation = generator.start(self.long_request())
@@ -185,7 +187,7 @@ class GeneratorContract:
         assert completion.finish_reason is FinishReason.CANCELLED
         assert completion.text == text_of(deltas)
 
-    def test_cancelling_what_has_ended_changes_nothing(self, generator: Generator) -> None:
+    def test_cancelling_what_has_ended_changes_nothing(self, generator: TextGenerator) -> None:
         generation = generator.start(self.request())
         before, _ = ended(generation)
         generation.cancel()
@@ -193,7 +195,7 @@ class GeneratorContract:
         assert generation.result() is before
         assert ended(generator.start(self.request()))[0].text
 
-    def test_a_deadline_ends_a_text_and_keeps_it(self, generator: Generator) -> None:
+    def test_a_deadline_ends_a_text_and_keeps_it(self, generator: TextGenerator) -> None:
         if not self.can_be_interrupted:
             pytest.skip("its texts are there at once")
         request = replace(self.long_request(), deadline=time.monotonic() + 0.4)
@@ -201,14 +203,14 @@ class GeneratorContract:
         assert completion.finish_reason is FinishReason.DEADLINE
         assert completion.text == text_of(deltas)
 
-    def test_a_deadline_that_is_past(self, generator: Generator) -> None:
+    def test_a_deadline_that_is_past(self, generator: TextGenerator) -> None:
         request = replace(self.request(), deadline=time.monotonic() - 1)
         completion, _ = ended(generator.start(request))
         assert completion.finish_reason is FinishReason.DEADLINE
 
     @pytest.mark.parametrize("share", [0.0, 0.3, 0.7])
     def test_a_resumed_text_goes_on_where_it_stopped(
-        self, generator: Generator, share: float
+        self, generator: TextGenerator, share: float
     ) -> None:
         whole, deltas = ended(generator.start(self.request()))
         shown = deltas[: round(len(deltas) * share)]
@@ -220,7 +222,7 @@ class GeneratorContract:
             assert completion.text == whole.text
             assert completion.finish_reason is whole.finish_reason
 
-    def test_many_at_once_do_not_mix(self, generator: Generator) -> None:
+    def test_many_at_once_do_not_mix(self, generator: TextGenerator) -> None:
         alone, _ = ended(generator.start(self.request()))
         under_way = [generator.start(self.request()) for _ in range(self.requests_at_once)]
         for generation in under_way:
@@ -229,7 +231,7 @@ class GeneratorContract:
             if self.repeats_itself:
                 assert completion.text == alone.text
 
-    def test_threads_start_and_read(self, generator: Generator) -> None:
+    def test_threads_start_and_read(self, generator: TextGenerator) -> None:
         def one(_: int) -> Completion:
             return ended(generator.start(self.request()))[0]
 
@@ -237,7 +239,7 @@ class GeneratorContract:
             for completion in threads.map(one, range(8)):
                 assert completion.text
 
-    def test_a_text_is_read_from_another_thread(self, generator: Generator) -> None:
+    def test_a_text_is_read_from_another_thread(self, generator: TextGenerator) -> None:
         generation = generator.start(self.request())
         found: list[Completion] = []
         thread = threading.Thread(target=lambda: found.append(ended(generation)[0]))
@@ -246,7 +248,7 @@ class GeneratorContract:
         assert found
         assert found[0].text
 
-    def test_some_are_cancelled_while_others_go_on(self, generator: Generator) -> None:
+    def test_some_are_cancelled_while_others_go_on(self, generator: TextGenerator) -> None:
         if not self.can_be_interrupted:
             pytest.skip("its texts are there at once")
         stopped = [generator.start(self.long_request()) for _ in range(3)]
@@ -256,7 +258,7 @@ class GeneratorContract:
         assert {ended(each)[0].finish_reason for each in stopped} == {FinishReason.CANCELLED}
         assert all(ended(each)[0].text for each in kept)
 
-    def test_a_prompt_longer_than_the_window_is_refused(self, generator: Generator) -> None:
+    def test_a_prompt_longer_than_the_window_is_refused(self, generator: TextGenerator) -> None:
         if not self.can_be_too_long:
             pytest.skip("there is no window")
         words = "word " * (generator.window_tokens * 4)

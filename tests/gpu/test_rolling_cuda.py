@@ -8,7 +8,7 @@ import torch
 from shared.config import Settings
 from tests.tiny_models import Answerer
 from workers.generation.backends.interface import Message, Request, Role, Sampling
-from workers.generation.backends.rolling.generator import RollingGenerator, make_rolling
+from workers.generation.backends.rolling.generator import RollingBackend, RollingGenerator
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,7 +24,7 @@ def made(answerer: Answerer, precision: str, *, graphs: bool) -> RollingGenerato
         generation_cuda_graphs=graphs,
         generation_kv_mib=256,
     )
-    return make_rolling(str(Path(answerer.path)), settings, on_fatal=lambda: None)
+    return RollingBackend(settings, on_fatal=lambda: None).generator(str(Path(answerer.path)))
 
 
 @pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphs"])

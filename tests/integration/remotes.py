@@ -9,9 +9,9 @@ from shared.config import Settings
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
 from tests.wire.openai_server import served_openai
-from workers.generation.backends.remote.generator import RemoteGenerator
-from workers.generation.backends.remote.ollama import OllamaGenerator, OllamaServer
-from workers.generation.backends.remote.openai import OpenAIGenerator, OpenAIServer
+from workers.generation.backends.ollama import OllamaGenerator, OllamaServer
+from workers.generation.backends.openai import OpenAIGenerator, OpenAIServer
+from workers.generation.backends.remote import RemoteGenerator
 
 MODEL = "tiny"
 QUICK: dict[str, Any] = {

@@ -28,9 +28,10 @@ from tests.integration.workbench import (
 from tests.wire.behaviour import Behaviour, Wire
 from tests.wire.ollama_server import LAYERS, MODEL, served_ollama
 from workers.attempts.runner import run_next
-from workers.generation import model_steps
-from workers.generation.backends.remote.ollama import ModelMissing, OllamaServer
-from workers.generation.model_steps import APPLY
+from workers.generation import ollama_models
+from workers.generation.backends.interface import ModelMissing
+from workers.generation.backends.ollama import OllamaServer
+from workers.generation.ollama_models import APPLY
 from workers.process import Process
 
 TABLE = {"model.apply": APPLY}
@@ -236,8 +237,8 @@ def test_a_model_is_deleted(process: Process, wire: Wire) -> None:
 def test_models_are_listed_and_shown(process: Process, wire: Wire) -> None:
     wire.models["other"] = {}
     server = OllamaServer(process.settings)
-    assert model_steps.list_models(server) == ["other", MODEL]
-    assert model_steps.show(server, MODEL).capabilities == ["completion", "tools"]
+    assert ollama_models.list_models(server) == ["other", MODEL]
+    assert ollama_models.show(server, MODEL).capabilities == ["completion", "tools"]
     with pytest.raises(ModelMissing):
-        model_steps.show(server, "gone")
+        ollama_models.show(server, "gone")
     server.close()

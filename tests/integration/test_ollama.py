@@ -11,17 +11,18 @@ from tests.integration.remotes import MODEL, Remote, remote
 from tests.wire.ollama_server import CONTEXT_LENGTH
 from workers.generation.backends.interface import (
     FinishReason,
-    Generator,
     Message,
+    ModelMissing,
     Request,
     Resume,
     Role,
     Sampling,
+    TextGenerator,
     Tool,
     ToolCall,
 )
-from workers.generation.backends.remote.generator import RemoteGenerator
-from workers.generation.backends.remote.ollama import ModelMissing, OllamaServer
+from workers.generation.backends.ollama import OllamaServer
+from workers.generation.backends.remote import RemoteGenerator
 
 ADD = Tool(
     name="add",
@@ -52,7 +53,7 @@ def generator(fresh: Remote) -> Iterator[RemoteGenerator]:
 
 class TestContract(GeneratorContract):
     @pytest.fixture
-    def generator(self, fresh: Remote) -> Iterator[Generator]:
+    def generator(self, fresh: Remote) -> Iterator[TextGenerator]:
         fresh.wire.of(MODEL).delay_s = 0.001
         with fresh.generator() as found:
             yield found
@@ -186,7 +187,7 @@ def test_a_missing_model_names_the_commands(fresh: Remote) -> None:
         ended(generator.start(Request(messages=said("hello"))))
     for words in ("ollama pull gone", "sluice models pull ollama/gone", "SLUICE_OLLAMA_PULL=true"):
         assert words in raised.value.message
-    assert raised.value.model == "gone"
+    assert raised.value.reference == "ollama/gone"
 
 
 def test_the_window_of_a_missing_model(fresh: Remote) -> None:

@@ -11,17 +11,17 @@ from tests.generation.contract import GeneratorContract, ended, said
 from tests.integration.remotes import MODEL, Remote, remote
 from workers.generation.backends.interface import (
     FinishReason,
-    Generator,
     Message,
     Request,
     Resume,
     Role,
     Sampling,
+    TextGenerator,
     Tool,
     ToolCall,
 )
-from workers.generation.backends.remote.generator import RemoteGenerator
-from workers.generation.backends.remote.openai import OpenAIServer
+from workers.generation.backends.openai import OpenAIServer
+from workers.generation.backends.remote import RemoteGenerator
 
 CHAT = "/v1/chat/completions"
 NESTED = {
@@ -55,7 +55,7 @@ class OpenAIContract(GeneratorContract):
     resume: str
 
     @pytest.fixture
-    def generator(self, fresh: Remote) -> Iterator[Generator]:
+    def generator(self, fresh: Remote) -> Iterator[TextGenerator]:
         fresh.wire.of(MODEL).delay_s = 0.001
         with fresh.generator(openai_resume=self.resume) as found:
             yield found
@@ -220,6 +220,6 @@ def test_without_a_base_url_the_setting_is_named() -> None:
 
 def test_a_password_in_the_url_is_not_shown() -> None:
     settings = Settings(_env_file=None, openai_base_url="https://me:hidden@example.com:8443/v1")
-    place = str(OpenAIServer(settings).place)
-    assert "https://example.com:8443/v1" in place
-    assert "hidden" not in place
+    server = str(OpenAIServer(settings).info)
+    assert "https://example.com:8443/v1" in server
+    assert "hidden" not in server

@@ -14,12 +14,12 @@ from shared.errors import Unavailable
 from tests.generation.contract import ended, first_text, said
 from tests.integration.remotes import MODEL, Remote, remote
 from tests.wire.behaviour import Behaviour
-from workers.generation.answers.stop import StopFilter
 from workers.generation.backends.interface import FinishReason, Message, Request, Role, Sampling
-from workers.generation.backends.remote.generator import tokens_of, tokens_of_prompt
-from workers.generation.backends.remote.ollama import OllamaGenerator, OllamaServer
-from workers.generation.backends.remote.openai import Seam
-from workers.generation.backends.remote.server import Gate, is_loopback, retry_after_s
+from workers.generation.backends.ollama import OllamaGenerator, OllamaServer
+from workers.generation.backends.openai import RepeatFilter
+from workers.generation.backends.remote import RequestSlots, tokens_of, tokens_of_prompt
+from workers.models.text import StopFilter
+from workers.server_errors import retry_after_s
 
 LONG = Request(messages=said("count to 2000"), sampling=Sampling(max_tokens=2000))
 
@@ -44,8 +44,8 @@ def narrow(server: Remote) -> dict[str, int]:
     return {f"{server.provider}_parallel_requests": 1}
 
 
-def asked(server: Remote) -> list[str]:
-    """The last words of what was asked, in the order in which it came."""
+def prompts(server: Remote) -> list[str]:
+    """The last message of each request, in the order in which they came."""
     return [
         each.body["messages"][-1]["content"] for each in server.wire.requests if "chat" in each.path
     ]
@@ -71,7 +71,7 @@ def test_those_that_wait_go_by_lane_then_by_age(slow: Remote) -> None:
         first.cancel()
         for generation in waiting:
             ended(generation)
-    assert asked(slow)[1:] == ["now", "normal a", "normal b", "bulk"]
+    assert prompts(slow)[1:] == ["now", "normal a", "normal b", "bulk"]
 
 
 def test_a_cancelled_one_that_waits_takes_no_turn(slow: Remote) -> None:
@@ -84,7 +84,7 @@ def test_a_cancelled_one_that_waits_takes_no_turn(slow: Remote) -> None:
         after = generator.start(Request(messages=said("after")))
         first.cancel()
         assert ended(after)[0].text == "after"
-    assert asked(slow)[1:] == ["after"]
+    assert prompts(slow)[1:] == ["after"]
 
 
 def test_a_deadline_passes_while_waiting(slow: Remote) -> None:
@@ -122,24 +122,27 @@ def test_closing_a_generator_leaves_the_server_to_others(slow: Remote) -> None:
         assert ended(generator.start(Request(messages=said("still here"))))[0].text
 
 
-def test_a_server_never_asked_closes_too(server: Remote) -> None:
-    with server.generator():
+def test_a_server_without_requests_closes_too(slow: Remote) -> None:
+    with slow.generator() as generator:
         pass
+    with pytest.raises(Unavailable, match="ending"):
+        generator.start(LONG)
+    assert prompts(slow) == []
 
 
-def test_a_turn_that_comes_with_a_cancellation_is_passed_on() -> None:
+def test_a_slot_that_comes_with_a_cancellation_goes_to_the_next() -> None:
     async def run() -> None:
-        gate = Gate(1)
+        slots = RequestSlots(1)
 
         async def wait() -> None:
-            async with gate.passed(1):
+            async with slots.slot(1):
                 raise AssertionError("it was cancelled")
 
-        async with gate.passed(1):
+        async with slots.slot(1):
             waiting = asyncio.create_task(wait())
             await asyncio.sleep(0)
-        waiting.cancel()  # Its turn has come in this moment, and it has not run since.
-        async with asyncio.timeout(5), gate.passed(1):
+        waiting.cancel()  # The slot has come in this moment, and the task has not run since.
+        async with asyncio.timeout(5), slots.slot(1):
             pass
         assert waiting.cancelled()
 
@@ -195,8 +198,8 @@ def test_nothing_is_held_back_without_need() -> None:
         ("", "all of it", "all of it"),
     ],
 )
-def test_a_seam_drops_what_is_said_again(before: str, after: str, new: str) -> None:
-    at_once, one_by_one = Seam(before), Seam(before)
+def test_a_repeated_beginning_is_dropped(before: str, after: str, new: str) -> None:
+    at_once, one_by_one = RepeatFilter(before), RepeatFilter(before)
     assert at_once.feed(after) + at_once.flush() == new
     assert "".join(one_by_one.feed(char) for char in after) + one_by_one.flush() == new
 
@@ -221,17 +224,3 @@ def test_every_message_of_a_prompt_counts() -> None:
 )
 def test_retry_after(header: str | None, seconds: float | None) -> None:
     assert retry_after_s(header) == seconds
-
-
-@pytest.mark.parametrize(
-    ("url", "is_here"),
-    [
-        ("http://127.0.0.1:1", True),
-        ("http://localhost", True),
-        ("http://[::1]:8", True),
-        ("http://10.0.0.1", False),
-        ("https://api.openai.com/v1", False),
-    ],
-)
-def test_loopback(url: str, is_here: bool) -> None:
-    assert is_loopback(url) is is_here

@@ -14,7 +14,7 @@ from tests.generation.contract import PATIENCE_S, ended, first_text, said, text_
 from tests.integration.remotes import MODEL, Remote, remote
 from tests.wire.behaviour import Behaviour
 from workers.generation.backends.interface import FinishReason, Request, Resume, Sampling
-from workers.generation.backends.remote.generator import RemoteGenerator
+from workers.generation.backends.remote import RemoteGenerator
 
 COUNT = Request(messages=said("count to 30"))
 WHOLE = " ".join(str(number) for number in range(1, 31))

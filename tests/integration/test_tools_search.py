@@ -11,9 +11,9 @@ from shared.vocabulary import Queue
 from tests.integration.ingestion import ingest, new_collection
 from tests.integration.workbench import claimed, make_process, submit
 from workers.attempts.context import Context
-from workers.generation.backends.interface import ToolCall
 from workers.process import Process
-from workers.tools.table import NOTHING, run
+from workers.tools.search import NOTHING
+from workers.tools.table import run
 
 TEXTS = {
     "trains.md": "The train to Busan leaves at nine.",
@@ -32,8 +32,8 @@ def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: A
 def looked_up(process: Process, collection: str, query: str, **arguments: int) -> str:
     submit(process)
     context = Context(process, claimed(process, Queue.EMBED))
-    call = ToolCall(id="call_0", name="search_collection", arguments={"query": query} | arguments)
-    return run(context, call, [BuiltInTool(type="search_collection", collection=collection)])
+    tool = BuiltInTool(type="search_collection", collection=collection)
+    return run(context, tool.type, {"query": query} | arguments, [tool])
 
 
 def test_passages_come_numbered_with_their_sources_best_first(process: Process) -> None:

@@ -3,9 +3,8 @@
 import pytest
 
 from tests.models import tiny
-from workers.generation.answers.stop import StopFilter
 from workers.generation.backends.rolling.generator import Prompts
-from workers.generation.backends.rolling.rows import HALF_CHARACTER, TextStream
+from workers.models.text import HALF_CHARACTER, StopFilter, TextStream
 
 TEXT = "The quick 갈색 여우가, 뷁! 👩🏽‍🚀 jumps  over\n\n안녕하세요 ñandú"
 PROMPTS = Prompts(tiny.tokenizer())

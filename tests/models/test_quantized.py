@@ -13,7 +13,7 @@ from shared.errors import ConfigurationError
 from tests.models import tiny
 from tests.models.tiny import TEXTS, Reference, asks, ids_of
 from workers.generation.backends.interface import Message, Request, Role, Sampling
-from workers.generation.backends.rolling.generator import RollingGenerator, make_rolling
+from workers.generation.backends.rolling.generator import RollingBackend, RollingGenerator
 from workers.models.devices import cpu_is_fast_in_bfloat16
 from workers.models.load_4bit import load
 
@@ -35,7 +35,7 @@ def _settings(**options: Any) -> Settings:
 
 
 def _made(path: Path, **options: Any) -> RollingGenerator:
-    return make_rolling(str(path), _settings(**options), lambda: None)
+    return RollingBackend(_settings(**options), on_fatal=lambda: None).generator(str(path))
 
 
 def _greedy(generator: RollingGenerator, tokens: int = 20) -> list[list[int]]:

@@ -7,13 +7,13 @@ import pytest
 from tests.generation.contract import GeneratorContract, said
 from tests.models import tiny
 from tests.models.tiny import TEXTS, asks, rolling
-from workers.generation.backends.interface import Generator, Request, Sampling
+from workers.generation.backends.interface import Request, Sampling, TextGenerator
 
 WINDOW = 8192
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Generator]:
+def shared() -> Iterator[TextGenerator]:
     model = tiny.model(tiny.llama(max_position_embeddings=WINDOW))
     with rolling(model, window_tokens=WINDOW) as generator:
         yield generator
@@ -21,7 +21,7 @@ def shared() -> Iterator[Generator]:
 
 class TestRolling(GeneratorContract):
     @pytest.fixture
-    def generator(self, shared: Generator) -> Generator:  # type: ignore[override]  # made once
+    def generator(self, shared: TextGenerator) -> TextGenerator:  # type: ignore[override]  # made once
         return shared
 
     def request(self) -> Request:

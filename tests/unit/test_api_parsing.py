@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from api.__main__ import is_loopback
 from api.http import answers
 from api.http.body import MalformedBody, parse
 from api.jobs import waiting
 from api.routes import files
 from api.schemas import JobRequest
+from shared.addresses import is_loopback
 from shared.errors import InvalidInput
 from shared.kinds.registry import KINDS
 

@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 from shared.bounds import SHOWN_DEPTH
 from shared.errors import InvalidInput
 from workers.generation.answers import structured
-from workers.generation.answers.schemas import NotJson, SchemaChecker
-from workers.generation.answers.structured import instructions, repair_messages
+from workers.generation.answers.structured import (
+    NotJson,
+    SchemaChecker,
+    instructions,
+    repair_messages,
+)
 from workers.generation.backends.interface import Message, Role
 
 CITY = {

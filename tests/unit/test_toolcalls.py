@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.generation.answers.tool_calls import ToolCallGate, describe, parse, spell_out
+from workers.generation.answers.tool_calls import ToolCallFilter, describe, parse, spell_out
 from workers.generation.backends.interface import Message, Role, Tool, ToolCall
 
 ADD = '{"name": "add", "arguments": {"a": 1}}'
@@ -101,35 +101,35 @@ def test_ids_go_on_from_a_number() -> None:
 
 
 def streamed(pieces: list[str], names: tuple[str, ...] | None = None) -> str:
-    gate = ToolCallGate(names=names)
-    return "".join([*map(gate.feed, pieces), gate.close()])
+    filter_ = ToolCallFilter(names=names)
+    return "".join([*map(filter_.feed, pieces), filter_.close()])
 
 
 def test_text_is_shown_as_soon_as_it_cannot_be_a_call() -> None:
-    gate = ToolCallGate()
-    assert gate.feed("Let") == "Let"
-    assert gate.feed(" me ") == " me"
-    assert gate.feed("see <") == " see"
-    assert gate.feed("b") == " <b"
-    assert gate.feed("> \n<tool_") == ">"
-    assert gate.feed(f"call>{ADD}") == ""
-    assert gate.feed("</tool_call>") == ""
-    assert gate.close() == ""
+    filter_ = ToolCallFilter()
+    assert filter_.feed("Let") == "Let"
+    assert filter_.feed(" me ") == " me"
+    assert filter_.feed("see <") == " see"
+    assert filter_.feed("b") == " <b"
+    assert filter_.feed("> \n<tool_") == ">"
+    assert filter_.feed(f"call>{ADD}") == ""
+    assert filter_.feed("</tool_call>") == ""
+    assert filter_.close() == ""
 
 
 def test_bare_calls_are_held_back_and_other_brackets_are_not() -> None:
-    gate = ToolCallGate()
-    assert gate.feed("{") + gate.feed('"na') + gate.feed('me": "add", "para') == ""
-    assert gate.feed('meters": {}}') + gate.close() == ""
-    assert ToolCallGate().feed('{"city"') == '{"city"'
-    assert ToolCallGate().feed("[1] says") == "[1] says"
+    filter_ = ToolCallFilter()
+    assert filter_.feed("{") + filter_.feed('"na') + filter_.feed('me": "add", "para') == ""
+    assert filter_.feed('meters": {}}') + filter_.close() == ""
+    assert ToolCallFilter().feed('{"city"') == '{"city"'
+    assert ToolCallFilter().feed("[1] says") == "[1] says"
 
 
 def test_a_call_that_was_none_is_shown_at_the_end() -> None:
-    gate = ToolCallGate()
+    filter_ = ToolCallFilter()
     text = "See <tool_call>nothing"
-    assert gate.feed(text) == "See"
-    assert gate.close() == " <tool_call>nothing"
+    assert filter_.feed(text) == "See"
+    assert filter_.close() == " <tool_call>nothing"
 
 
 PARTS = st.lists(

@@ -14,7 +14,6 @@ from shared.errors import Cancelled
 from shared.jobs.claims import Claim
 from shared.kinds.chat import BuiltInTool
 from workers.attempts.context import Context
-from workers.generation.backends.interface import ToolCall
 from workers.process import Process
 from workers.tools.table import run, tools
 
@@ -32,8 +31,8 @@ def context(**settings: Any) -> Context:
     return Context(Process(Settings(_env_file=None, **settings), "test"), claim)
 
 
-def call(name: str, **arguments: Any) -> ToolCall:
-    return ToolCall(id="call_0", name=name, arguments=arguments)
+def call(name: str, **arguments: Any) -> tuple[str, dict[str, Any]]:
+    return name, arguments
 
 
 def test_every_built_in_tool_is_described_by_a_json_schema() -> None:
@@ -59,11 +58,11 @@ def test_the_collection_is_asked_for_only_where_there_are_several() -> None:
 
 
 def test_a_call_is_run() -> None:
-    assert run(context(), call("calculator", expression="6 * 7"), [CALCULATOR]) == "42"
+    assert run(context(), *call("calculator", expression="6 * 7"), [CALCULATOR]) == "42"
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("tool_call", "problem"),
     [
         (call("calculator"), "arguments of calculator are wrong: expression: Field required"),
         (call("calculator", expression=5), "expression: "),
@@ -80,20 +79,22 @@ def test_a_call_is_run() -> None:
         (call(""), "no tool ''"),
     ],
 )
-def test_wrong_calls_get_an_error_to_read(wanted: ToolCall, said: str) -> None:
-    result = run(context(), wanted, [CALCULATOR, FETCH, SEARCH, OTHER])
+def test_wrong_calls_get_an_error_to_read(
+    tool_call: tuple[str, dict[str, Any]], problem: str
+) -> None:
+    result = run(context(), *tool_call, [CALCULATOR, FETCH, SEARCH, OTHER])
     assert result.startswith("error: ")
-    assert said in result
+    assert problem in result
 
 
 def test_a_tool_that_was_not_allowed_is_unknown() -> None:
-    assert "no tool 'calculator'" in run(context(), call("calculator", expression="1"), [FETCH])
-    assert "tools are: none" in run(context(), call("calculator", expression="1"), [])
+    assert "no tool 'calculator'" in run(context(), *call("calculator", expression="1"), [FETCH])
+    assert "tools are: none" in run(context(), *call("calculator", expression="1"), [])
 
 
 def test_results_are_cut_with_a_note() -> None:
     result = run(
-        context(tool_result_limit_chars=100), call("calculator", expression="9**900"), [CALCULATOR]
+        context(tool_result_limit_chars=100), *call("calculator", expression="9**900"), [CALCULATOR]
     )
     assert len(result) == 100
     assert result.endswith("(cut: the rest is too long)")
@@ -103,7 +104,7 @@ def test_nothing_is_run_for_a_step_that_has_to_stop() -> None:
     stopped = context()
     stopped.must_stop("The job was cancelled.")
     with pytest.raises(Cancelled, match="was cancelled"):
-        run(stopped, call("calculator", expression="1"), [CALCULATOR])
+        run(stopped, *call("calculator", expression="1"), [CALCULATOR])
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def page_url() -> Iterator[str]:
 
 def test_a_page_comes_within_a_fence_that_it_cannot_close(page_url: str) -> None:
     allowing = context(fetch_allow_private=True, tool_result_limit_chars=2000)
-    result = run(allowing, call("fetch_url", url=page_url), [FETCH])
+    result = run(allowing, *call("fetch_url", url=page_url), [FETCH])
     first, *_, last = result.split("\n")
     assert first.startswith("<page-")
     assert f'url="{page_url}"' in first

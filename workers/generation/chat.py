@@ -1,9 +1,9 @@
-"""The step `chat.answer`: one time that the model is asked, in a chat or on an agent's way.
+"""The steps of `chat`: one answer of the model each, and between two of them calls of tools.
 
 A chat without tools is one step. With tools, a model that calls some hands over to `chat.tools` on
-a CPU worker, which hands back with what came of them: each time the model is asked is a step of its
+a CPU worker, which hands back with their results: each answer of the model is a step of its
 own, claimed, fenced and recovered like any other. Calls of tools that the client declared end the
-job; the client runs them and sends what came of them. The last turn allowed is asked without tools.
+job; the client runs them and sends their results. The last turn allowed offers no tools.
 """
 
 from collections.abc import Sequence
@@ -24,28 +24,29 @@ from shared.errors import InvalidInput, Permanent, Retryable
 from shared.jobs import jobs
 from shared.jobs.steps import NewStep, Record
 from shared.kinds.chat import BuiltInTool, ChatInput, ChatMessage, ChatResult, DeclaredTool
-from shared.kinds.generation import Usage, route_of
+from shared.kinds.generation import Usage
+from shared.providers import route_of
 from shared.tables import Job
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.generation.answers import tool_calls
 from workers.generation.answers.structured import instructed, read_json
-from workers.generation.answers.tool_calls import ToolCallGate, spell_out
+from workers.generation.answers.tool_calls import ToolCallFilter, spell_out
 from workers.generation.backends.interface import (
     Completion,
-    Generator,
     Message,
     Request,
     Role,
+    TextGenerator,
     Tool,
     ToolCall,
 )
-from workers.generation.model_pulls import on_demand
+from workers.generation.ollama_models import on_demand
 from workers.generation.prompts import conversation
-from workers.generation.prompts.conversation import Dialogue, to_message, to_stored
-from workers.generation.writing import (
-    Gate,
-    OpenGate,
+from workers.generation.prompts.conversation import Dialogue, to_message
+from workers.generation.transcripts import (
+    TextFilter,
+    Unfiltered,
     deadline,
     prompt_budget,
     sampling,
@@ -57,8 +58,8 @@ from workers.tools import table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
-    """How far an agent has come: `later` is what was said since the client's messages."""
+class AgentState:
+    """How far an agent has come: `later` are the messages since the client's."""
 
     turn: int = 1
     later: tuple[Message, ...] = ()
@@ -66,9 +67,9 @@ class Way:
     completion_tokens: int = 0
 
     @classmethod
-    def of(cls, payload: dict[str, Any]) -> "Way":
+    def of(cls, payload: dict[str, Any]) -> "AgentState":
         later = (
-            to_message(ChatMessage.model_validate(each)) for each in payload.get("messages", [])
+            to_message(ChatMessage.model_validate(values)) for values in payload.get("messages", [])
         )
         return cls(
             turn=payload.get("turn", 1),
@@ -80,23 +81,23 @@ class Way:
     def payload(self) -> dict[str, Any]:
         return {
             "turn": self.turn,
-            "messages": [to_stored(message) for message in self.later],
+            "messages": [message.as_dict() for message in self.later],
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
         }
 
-    def after(self, completion: Completion, said: Sequence[Message]) -> "Way":
-        return Way(
+    def after(self, completion: Completion, messages: Sequence[Message]) -> "AgentState":
+        return AgentState(
             turn=self.turn + 1,
-            later=(*self.later, *said),
+            later=(*self.later, *messages),
             prompt_tokens=self.prompt_tokens + completion.prompt_tokens,
             completion_tokens=self.completion_tokens + completion.completion_tokens,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
-    """What the model wrote when asked: text for the client, and calls of tools."""
+class Answer:
+    """What the model wrote in one turn: text for the client, and calls of tools."""
 
     text: str
     calls: tuple[ToolCall, ...]
@@ -112,61 +113,56 @@ def chat_answer(context: Context) -> Done:
         job = jobs.get(session, context.claim.job_id)
         input_ = ChatInput.model_validate(job.input)
         before = conversation.load(session, job.conversation_id)
-    way = Way.of(context.claim.payload)
+    state = AgentState.of(context.claim.payload)
     generator = process.generators.get(input_.model or process.settings.generation_model)
-    is_last = way.turn >= process.settings.agent_limit_turns
-    reply = _ask(context, generator, job, input_, before, way, is_last=is_last)
-    if is_last and reply.calls:
+    is_last = state.turn >= process.settings.agent_limit_turns
+    answer = _generate(context, generator, job, input_, before, state, is_last=is_last)
+    if is_last and answer.calls:
         raise Permanent(
-            f"The model was asked {way.turn} times and still calls tools instead of answering. Ask "
-            "for less at once, take a more able model, or raise SLUICE_AGENT_LIMIT_TURNS."
+            f"The model was asked {state.turn} times and still calls tools instead of answering. "
+            "Ask for less at once, take a more able model, or raise SLUICE_AGENT_LIMIT_TURNS."
         )
     declared = {tool.function.name for tool in input_.tools if isinstance(tool, DeclaredTool)}
-    foreign = tuple(call for call in reply.calls if call.name in declared)
+    foreign = tuple(call for call in answer.calls if call.name in declared)
     # Of a tool that there is not, the model reads that there is none.
-    own = tuple(call for call in reply.calls if call.name not in declared)
+    own = tuple(call for call in answer.calls if call.name not in declared)
     if own and not foreign:
-        said = Message(role=Role.ASSISTANT, content=reply.text, tool_calls=own)
-        after = way.after(reply.completion, [said])
+        message = Message(role=Role.ASSISTANT, content=answer.text, tool_calls=own)
+        after = state.after(answer.completion, [message])
         step = NewStep(name="chat.tools", queue=Queue.QUERY, payload=after.payload())
-        return Done(children=[step], record=reply.record)
-    return _end(job, input_, before, way, generator.reference, replace(reply, calls=foreign))
+        return Done(children=[step], record=answer.record)
+    return _end(job, input_, before, state, generator.reference, replace(answer, calls=foreign))
 
 
 def _tools(input_: ChatInput) -> tuple[Tool, ...]:
-    declared = (
-        Tool(
-            name=each.function.name,
-            description=each.function.description,
-            parameters=each.function.parameters,
-        )
-        for each in input_.tools
-        if not isinstance(each, BuiltInTool)
+    declared = (tool.function for tool in input_.tools if isinstance(tool, DeclaredTool))
+    tools = tuple(
+        Tool(name=spec.name, description=spec.description, parameters=spec.parameters)
+        for spec in (*table.tools(_built_in(input_)), *declared)
     )
-    tools = (*table.tools(_built_in(input_)), *declared)
     if len({tool.name for tool in tools}) < len(tools):
         raise InvalidInput("input.tools names a tool twice.")
     return tools
 
 
 def _built_in(input_: ChatInput) -> list[BuiltInTool]:
-    return [each for each in input_.tools if isinstance(each, BuiltInTool)]
+    return [tool for tool in input_.tools if isinstance(tool, BuiltInTool)]
 
 
-def _ask(
+def _generate(
     context: Context,
-    generator: Generator,
+    generator: TextGenerator,
     job: Job,
     input_: ChatInput,
     before: Dialogue,
-    way: Way,
+    state: AgentState,
     *,
     is_last: bool,
-) -> Reply:
+) -> Answer:
     tools = _tools(input_)
     chosen = sampling(input_.parameters, context.process.settings, step_id=context.claim.step_id)
     incoming = [to_message(message) for message in input_.messages]
-    messages = (*_in_order(before, incoming), *way.later)
+    messages = (*_in_order(before, incoming), *state.later)
     conversation.check(messages)
     as_json = input_.response_format.type == "json"
     if as_json:
@@ -174,11 +170,11 @@ def _ask(
     available = () if is_last else tools
     offered = available if generator.has_native_tools else ()
 
-    def spelled(these: Sequence[Message]) -> Sequence[Message]:
-        return these if generator.has_native_tools else spell_out(these, available)
+    def spelled(part: Sequence[Message]) -> Sequence[Message]:
+        return part if generator.has_native_tools else spell_out(part, available)
 
-    def count(these: Sequence[Message]) -> int:
-        return generator.count_tokens(spelled(these), offered)
+    def count(part: Sequence[Message]) -> int:
+        return generator.count_tokens(spelled(part), offered)
 
     generator.learn(context.check)
     budget = prompt_budget(generator, chosen.max_tokens)
@@ -197,38 +193,40 @@ def _ask(
     names = {tool.name for tool in tools}
     if as_json:
         completion = write_quietly(context, generator, request)
-        text, calls = _calls(completion, names, way)
+        text, calls = _calls(completion, names, state)
         if calls:
-            return Reply(
+            return Answer(
                 text=text, calls=calls, completion=completion, dropped=fitted.dropped,
                 record=show_at_once(context, text),
             )  # fmt: skip
-        answer = read_json(context, generator, request, completion, input_.response_format)
-        return Reply(
-            text=answer.text, calls=(), completion=answer.completion, dropped=fitted.dropped,
-            parsed=answer.value, record=show_at_once(context, answer.text),
+        json_ = read_json(context, generator, request, completion, input_.response_format)
+        return Answer(
+            text=json_.text, calls=(), completion=json_.completion, dropped=fitted.dropped,
+            parsed=json_.value, record=show_at_once(context, json_.text),
         )  # fmt: skip
-    gate: Gate = ToolCallGate(names=names) if tools else OpenGate()
-    written = write(context, generator, request, gate)
-    _, calls = _calls(written.completion, names, way)
-    return Reply(
+    filter_: TextFilter = ToolCallFilter(names=names) if tools else Unfiltered()
+    written = write(context, generator, request, filter_)
+    _, calls = _calls(written.completion, names, state)
+    return Answer(
         text=written.shown, calls=calls, completion=written.completion, dropped=fitted.dropped,
         record=written.record,
     )  # fmt: skip
 
 
 def _in_order(before: Dialogue, messages: Sequence[Message]) -> list[Message]:
-    """The newest system prompt in front, where models look for it; then all that was said."""
+    """The newest system prompt in front, where models look for it; then all other messages."""
     system = [message for message in messages if message.role == Role.SYSTEM] or before.system[-1:]
     spoken = [message for message in messages if message.role != Role.SYSTEM]
     return [*system, *before.spoken, *spoken]
 
 
-def _calls(completion: Completion, names: set[str], way: Way) -> tuple[str, tuple[ToolCall, ...]]:
-    """What the server told of calls, or what the text holds of them."""
+def _calls(
+    completion: Completion, names: set[str], state: AgentState
+) -> tuple[str, tuple[ToolCall, ...]]:
+    """The calls that the server reported, or what the text holds of them."""
     if completion.tool_calls or not names:
         return completion.text, tuple(map(storable, completion.tool_calls))
-    first = sum(len(message.tool_calls) for message in way.later)
+    first = sum(len(message.tool_calls) for message in state.later)
     text, calls = tool_calls.parse(completion.text, names=names, first=first)
     return text, tuple(map(storable, calls))
 
@@ -252,28 +250,30 @@ def storable(call: ToolCall) -> ToolCall:
     )
 
 
-def _end(job: Job, input_: ChatInput, before: Dialogue, way: Way, model: str, reply: Reply) -> Done:
-    said = Message(role=Role.ASSISTANT, content=reply.text, tool_calls=reply.calls)
-    whole = way.after(reply.completion, [said])
+def _end(
+    job: Job, input_: ChatInput, before: Dialogue, state: AgentState, model: str, answer: Answer
+) -> Done:
+    message = Message(role=Role.ASSISTANT, content=answer.text, tool_calls=answer.calls)
+    whole = state.after(answer.completion, [message])
     result = ChatResult(
-        message=to_stored(said),
+        message=message.as_dict(),
         model=model,
         usage=Usage(prompt_tokens=whole.prompt_tokens, completion_tokens=whole.completion_tokens),
-        finish_reason=reply.completion.finish_reason.value,
-        turns=way.turn,
-        steps=[to_stored(message) for message in way.later],
-        messages_dropped=reply.dropped,
-        parsed=reply.parsed,
+        finish_reason=answer.completion.finish_reason.value,
+        turns=state.turn,
+        steps=[message.as_dict() for message in state.later],
+        messages_dropped=answer.dropped,
+        parsed=answer.parsed,
     )
     known = {message.content for message in before.system[-1:]}
     stored = [
-        to_stored(message)
+        message.as_dict()
         for message in [*map(to_message, input_.messages), *whole.later]
         if message.role != Role.SYSTEM or message.content not in known
     ]
 
     def record(transaction: Transaction) -> None:
-        reply.record(transaction)
+        answer.record(transaction)
         if job.conversation_id is not None:
             conversations.append(transaction, job.conversation_id, stored, job.id)
 
@@ -281,17 +281,17 @@ def _end(job: Job, input_: ChatInput, before: Dialogue, way: Way, model: str, re
 
 
 def chat_tools(context: Context) -> Done:
-    """Runs on CPU workers: the calls of the turn before, and what came of them."""
+    """Runs on CPU workers: the tool calls of the turn before."""
     with context.process.ledger.read() as session:
         input_ = ChatInput.model_validate(jobs.get(session, context.claim.job_id).input)
-    way = Way.of(context.claim.payload)
+    state = AgentState.of(context.claim.payload)
     results = []
-    for call in way.later[-1].tool_calls:
+    for call in state.later[-1].tool_calls:
         context.publish_tool_call(call.id, {"name": call.name, "arguments": call.arguments})
-        text = table.run(context, call, _built_in(input_))
+        text = table.run(context, call.name, call.arguments, _built_in(input_))
         context.publish_tool_call(call.id, {"name": call.name, "result": text})
         results.append(Message(role=Role.TOOL, content=text, tool_call_id=call.id))
-    after = replace(way, later=(*way.later, *results))
+    after = replace(state, later=(*state.later, *results))
     model = input_.model or context.process.settings.generation_model
     step = NewStep(
         name="chat.answer", queue=Queue.GENERATE, route=route_of(model), payload=after.payload()

@@ -1,4 +1,4 @@
-"""The step `rag.answer`: an answer from the passages that `rag.find` found, with citations."""
+"""The step `rag.answer`: an answer from the passages that `rag.find` returned, with citations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +20,11 @@ from workers.attempts.context import Context, Done, Handler
 from workers.generation.answers.citations import MarkerFilter, says_not_found
 from workers.generation.answers.structured import instructed, read_json
 from workers.generation.backends import extractive
-from workers.generation.backends.interface import Completion, Generator, Request
-from workers.generation.model_pulls import on_demand
+from workers.generation.backends.interface import Completion, Request, TextGenerator
+from workers.generation.ollama_models import on_demand
 from workers.generation.prompts import conversation
 from workers.generation.prompts.prompt import Passage, RagPrompt, build, wording_for
-from workers.generation.writing import (
+from workers.generation.transcripts import (
     deadline,
     prompt_budget,
     sampling,
@@ -38,8 +38,8 @@ HISTORY_SHARE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hit:
-    """A passage that `rag.find` found, and its score."""
+class ScoredChunk:
+    """A passage that `rag.find` returned, and its score."""
 
     chunk: ChunkView
     score: float
@@ -54,31 +54,31 @@ def rag_answer(context: Context) -> Done:
     if model == EXTRACTIVE:
         return _quote(context, job, input_, hits)
     if not hits:
-        # Nothing to rest an answer on: no model is asked.
+        # Nothing to rest an answer on: no model runs.
         return _done(context, job, _nothing(input_, model))
     return _generate(context, job, input_, model, hits)
 
 
-def _live_hits(session: Session, job_id: UUID, collection_name: str) -> list[Hit]:
-    """What was found and is still there: text erased or replaced since is not quoted."""
+def _live_hits(session: Session, job_id: UUID, collection_name: str) -> list[ScoredChunk]:
+    """The passages that are still there: text erased or replaced since is not quoted."""
     matches = steps.result_of(session, job_id, "rag.find")["found"]
     collection = collections.get(session, collection_name)
     live = documents.live_chunks(session, collection.id, [match["id"] for match in matches])
     return [
-        Hit(chunk=live[match["id"]], score=match["score"])
+        ScoredChunk(chunk=live[match["id"]], score=match["score"])
         for match in matches
         if match["id"] in live
     ]
 
 
-def _quote(context: Context, job: Job, input_: RagInput, hits: Sequence[Hit]) -> Done:
-    answered = extractive.answer(
-        input_.question, [each.chunk.text for each in hits], [each.score for each in hits]
+def _quote(context: Context, job: Job, input_: RagInput, hits: Sequence[ScoredChunk]) -> Done:
+    quotes = extractive.answer(
+        input_.question, [hit.chunk.text for hit in hits], [hit.score for hit in hits]
     )
     result = RagResult(
-        answer=answered.answer,
+        answer=quotes.answer,
         citations=[
-            _citation(number, hits[index]) for number, index in enumerate(answered.cited, start=1)
+            _citation(number, hits[index]) for number, index in enumerate(quotes.cited, start=1)
         ],
         model=EXTRACTIVE,
         usage=Usage(prompt_tokens=0, completion_tokens=0),
@@ -96,7 +96,7 @@ def _nothing(input_: RagInput, model: str) -> RagResult:
 
 
 def _generate(
-    context: Context, job: Job, input_: RagInput, model: str, hits: Sequence[Hit]
+    context: Context, job: Job, input_: RagInput, model: str, hits: Sequence[ScoredChunk]
 ) -> Done:
     process = context.process
     generator = process.generators.get(model)
@@ -107,7 +107,7 @@ def _generate(
         before = conversation.load(session, job.conversation_id).spoken
     prompt = build(
         input_.question,
-        [Passage(text=each.chunk.text, source=each.chunk.source) for each in hits],
+        [Passage(text=hit.chunk.text, source=hit.chunk.source) for hit in hits],
         template=input_.prompt,
         budget_tokens=budget,
         count=generator.count_tokens,
@@ -115,7 +115,7 @@ def _generate(
             before, budget_tokens=budget // HISTORY_SHARE, count=generator.count_tokens
         ),
     )
-    gate = MarkerFilter(prompt.used)
+    markers = MarkerFilter(prompt.used)
     request = Request(
         messages=prompt.messages,
         sampling=chosen,
@@ -125,8 +125,8 @@ def _generate(
     )
     if input_.response_format.type == "json":
         return _generate_json(context, job, input_, generator, request, prompt, hits)
-    written = write(context, generator, request, gate)
-    result = _result(prompt, gate, hits, written.completion, written.shown, model)
+    written = write(context, generator, request, markers)
+    result = _result(prompt, markers, hits, written.completion, written.shown, model)
     return _done(context, job, result, record=written.record)
 
 
@@ -134,32 +134,32 @@ def _generate_json(
     context: Context,
     job: Job,
     input_: RagInput,
-    generator: Generator,
+    generator: TextGenerator,
     request: Request,
     prompt: RagPrompt,
-    hits: Sequence[Hit],
+    hits: Sequence[ScoredChunk],
 ) -> Done:
     """Markers in strings of the JSON count as citations; the JSON itself is left as it is."""
     format_ = input_.response_format
     request = replace(request, messages=instructed(context, request.messages, format_))
     first = write_quietly(context, generator, request)
     answer = read_json(context, generator, request, first, format_)
-    gate = MarkerFilter(prompt.used)
-    gate.feed(answer.text)
-    gate.close()
-    result = _result(prompt, gate, hits, answer.completion, answer.text, generator.reference)
+    markers = MarkerFilter(prompt.used)
+    markers.feed(answer.text)
+    markers.close()
+    result = _result(prompt, markers, hits, answer.completion, answer.text, generator.reference)
     return _done(context, job, result.model_copy(update={"parsed": answer.value}))
 
 
 def _result(
     prompt: RagPrompt,
-    gate: MarkerFilter,
-    hits: Sequence[Hit],
+    markers: MarkerFilter,
+    hits: Sequence[ScoredChunk],
     completion: Completion,
     answer: str,
     model: str,
 ) -> RagResult:
-    cited = () if says_not_found(answer) else gate.cited
+    cited = () if says_not_found(answer) else markers.cited
     return RagResult(
         answer=answer,
         citations=[_citation(number, hits[number - 1]) for number in cited],
@@ -169,26 +169,26 @@ def _result(
         ),
         finish_reason=completion.finish_reason.value,
         passages_dropped=prompt.dropped,
-        markers_removed=gate.removed,
+        markers_removed=markers.removed,
     )
 
 
 def _done(context: Context, job: Job, result: RagResult, record: Record | None = None) -> Done:
-    write_down = record or show_at_once(context, result.answer)
+    record_text = record or show_at_once(context, result.answer)
     turn = [
         {"role": "user", "content": job.input["question"]},
         {"role": "assistant", "content": result.answer},
     ]
 
     def record_all(transaction: Transaction) -> None:
-        write_down(transaction)
+        record_text(transaction)
         if job.conversation_id is not None:
             conversations.append(transaction, job.conversation_id, turn, job.id)
 
     return Done(result=result.model_dump(mode="json"), record=record_all)
 
 
-def _citation(number: int, hit: Hit) -> Citation:
+def _citation(number: int, hit: ScoredChunk) -> Citation:
     chunk = hit.chunk
     return Citation(
         marker=f"[{number}]",

@@ -29,15 +29,15 @@ from shared.errors import (
     Unavailable,
 )
 from shared.kinds.hf import BINARY, GenerationParameters, Task, parse_parameters
-from workers.generation.backends.remote.server import (
-    Place,
+from workers.hf.contents import media_type
+from workers.server_errors import (
+    RemoteServer,
+    as_sentence,
     broken_off,
     retry_after_s,
-    shortened,
-    shown,
     unreachable,
+    without_credentials,
 )
-from workers.hf.contents import media_type
 
 # A request to the inference API for each task, and its answer in the shape of the local back
 # end.
@@ -329,10 +329,10 @@ def _token(settings: Settings) -> str:
     return token
 
 
-def _place(settings: Settings) -> Place:
-    return Place(
+def _place(settings: Settings) -> RemoteServer:
+    return RemoteServer(
         name="The Hugging Face hub",
-        url=shown(settings.hf_hub_url or _hub(), URL_SETTING),
+        url=without_credentials(settings.hf_hub_url or _hub(), URL_SETTING),
         setting=URL_SETTING,
         remedy="Check the network of the workers.",
         key_setting=TOKEN_SETTING,
@@ -341,7 +341,7 @@ def _place(settings: Settings) -> Place:
 
 
 def _translated(
-    error: Exception, place: Place, task: Task, model: str, where: str
+    error: Exception, place: RemoteServer, task: Task, model: str, where: str
 ) -> SluiceError | None:
     """What an error of the client means; None for one that it does not know."""
     if isinstance(error, HfHubHTTPError):
@@ -365,9 +365,9 @@ def _translated(
     return None
 
 
-def _refused(error: HfHubHTTPError, place: Place, model: str, where: str) -> SluiceError:
+def _refused(error: HfHubHTTPError, place: RemoteServer, model: str, where: str) -> SluiceError:
     status, headers = error.response.status_code, error.response.headers
-    said = shortened(error.server_message or error.response.reason_phrase)
+    said = as_sentence(error.server_message or error.response.reason_phrase)
     message = f"{place} answered {status}: {said}"
     if status in _PASSING:
         wait_s = _asked_to_wait_s(error.response)

@@ -56,7 +56,6 @@ from shared.errors import (
     Unavailable,
 )
 from shared.kinds.hf import Task
-from workers.generation.backends.remote.server import retry_after_s, shortened
 from workers.models.checkpoints import (
     CONFIG,
     SizeLimit,
@@ -67,6 +66,7 @@ from workers.models.checkpoints import (
     size_bytes,
     weight_files,
 )
+from workers.server_errors import as_sentence, retry_after_s
 
 # What goes wrong while a model is fetched from the hub, as errors for the retry policy.
 
@@ -91,11 +91,11 @@ def unreachable(model: str, settings: Settings, why: str, *, is_known: bool) -> 
     if not is_known:
         return ModelNotFound(
             f"There is no model {model!r} on this machine, and the hub cannot be reached "
-            f"({shortened(why)}). Check the network of the workers (HTTPS_PROXY, HF_ENDPOINT), or "
-            f"put the model into {settings.models_path / model} (SLUICE_MODELS_FOLDER)."
+            f"({as_sentence(why)}). Check the network of the workers (HTTPS_PROXY, HF_ENDPOINT), "
+            f"or put the model into {settings.models_path / model} (SLUICE_MODELS_FOLDER)."
         )
     return Retryable(
-        f"The hub cannot be reached for {model} ({shortened(why)}). Check the network of the "
+        f"The hub cannot be reached for {model} ({as_sentence(why)}). Check the network of the "
         f"workers, or put the model into {settings.models_path / model} (SLUICE_MODELS_FOLDER)."
     )
 
@@ -147,7 +147,7 @@ def _missing(model: str, folder: Path, hint: str) -> ModelNotFound:
 
 def _refused(model: str, error: HfHubHTTPError) -> StepError:
     status = error.response.status_code
-    said = shortened(error.server_message or error.response.reason_phrase)
+    said = as_sentence(error.server_message or error.response.reason_phrase)
     if status in REFUSED:
         return Permanent(
             f"The hub refuses {model} with status {status}: {said} Set HF_TOKEN for the workers to "

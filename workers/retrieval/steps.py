@@ -8,10 +8,10 @@ from shared.errors import Permanent
 from shared.jobs import jobs
 from shared.jobs.steps import NewStep
 from shared.kinds.embed import EmbedInput, EmbedResult
-from shared.kinds.generation import route_of
 from shared.kinds.rag import RagInput
 from shared.kinds.search import Hit, SearchInput, SearchResult
 from shared.normal import nfc
+from shared.providers import route_of
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.process import Process

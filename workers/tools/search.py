@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from workers.generation.prompts.prompt import code_for, cut_block
+from workers.fences import code_for, cut_block
 from workers.process import Process
 from workers.retrieval.steps import find
 

@@ -1,6 +1,6 @@
-"""The built-in tools: what models are told of them, and how a call is run.
+"""The built-in tools: how they are described to models, and how a call is run.
 
-Whatever a model asks for gets a text back; what it got wrong, it reads as `error: ...` and can put
+Every call gets a text back; what it got wrong, it reads as `error: ...` and can put
 right. Only trouble of Sluice's own is raised: a store that does not answer, a job that is to stop.
 This module is light, so that generation workers can describe the tools that CPU workers run.
 """
@@ -11,11 +11,10 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationError
 
 from shared.errors import InvalidInput, NotFound
-from shared.kinds.chat import BuiltInTool
+from shared.kinds.chat import BuiltInTool, FunctionSpec
 from shared.vocabulary import Shape
 from workers.attempts.context import Context
-from workers.generation.backends.interface import Tool, ToolCall
-from workers.generation.prompts.prompt import code_for, cut_block
+from workers.fences import code_for, cut_block
 
 CALCULATOR: Final = "calculator"
 FETCH_URL: Final = "fetch_url"
@@ -40,18 +39,18 @@ class SearchArguments(Shape):
     collection: Annotated[str | None, Field(description="Where to look")] = None
 
 
-def tools(allowed: Sequence[BuiltInTool]) -> tuple[Tool, ...]:
-    """What a model is told of the tools that it may use, in the order of `allowed`."""
-    described: dict[str, Tool] = {}
+def tools(allowed: Sequence[BuiltInTool]) -> tuple[FunctionSpec, ...]:
+    """The descriptions of the tools that a model may use, in the order of `allowed`."""
+    described: dict[str, FunctionSpec] = {}
     for each in allowed:
         if each.type == CALCULATOR:
-            tool = Tool(
+            tool = FunctionSpec(
                 name=CALCULATOR,
                 description="Computes an arithmetic expression.",
                 parameters=_parameters(CalculatorArguments),
             )
         elif each.type == FETCH_URL:
-            tool = Tool(
+            tool = FunctionSpec(
                 name=FETCH_URL,
                 description="Reads a public web page and returns its text.",
                 parameters=_parameters(FetchArguments),
@@ -62,7 +61,9 @@ def tools(allowed: Sequence[BuiltInTool]) -> tuple[Tool, ...]:
     return tuple(described.values())
 
 
-def run(context: Context, call: ToolCall, allowed: Sequence[BuiltInTool]) -> str:
+def run(
+    context: Context, name: str, arguments: dict[str, Any], allowed: Sequence[BuiltInTool]
+) -> str:
     """What the model reads as the result of its call, at most `tool_result_limit_chars` long.
 
     Raises Cancelled where the step is to stop, and what the stores raise.
@@ -70,32 +71,32 @@ def run(context: Context, call: ToolCall, allowed: Sequence[BuiltInTool]) -> str
     context.check()
     limit_chars = context.process.settings.tool_result_limit_chars
     try:
-        if call.name not in {each.type for each in allowed}:
+        if name not in {each.type for each in allowed}:
             known = ", ".join(dict.fromkeys(each.type for each in allowed)) or "none"
-            raise InvalidInput(f"there is no tool {call.name!r}; the tools are: {known}.")
-        if call.name == CALCULATOR:
-            result = _calculate(call)
-        elif call.name == FETCH_URL:
-            return _fetch(context, call, limit_chars)
+            raise InvalidInput(f"there is no tool {name!r}; the tools are: {known}.")
+        if name == CALCULATOR:
+            result = _calculate(arguments)
+        elif name == FETCH_URL:
+            return _fetch(context, arguments, limit_chars)
         else:
-            return _search(context, call, _collections(allowed), limit_chars)
+            return _search(context, arguments, _collections(allowed), limit_chars)
     except ValidationError as error:
-        result = f"error: the arguments of {call.name} are wrong: {_problems(error)}"
+        result = f"error: the arguments of {name} are wrong: {_problems(error)}"
     except (InvalidInput, NotFound) as error:
         result = f"error: {error.message}"
     return _cut(result, limit_chars)
 
 
-def _calculate(call: ToolCall) -> str:
+def _calculate(values: dict[str, Any]) -> str:
     from workers.tools.calculator import calculate
 
-    return calculate(CalculatorArguments.model_validate(call.arguments).expression)
+    return calculate(CalculatorArguments.model_validate(values).expression)
 
 
-def _fetch(context: Context, call: ToolCall, limit_chars: int) -> str:
+def _fetch(context: Context, values: dict[str, Any], limit_chars: int) -> str:
     from workers.tools.fetch import fetch
 
-    arguments = FetchArguments.model_validate(call.arguments)
+    arguments = FetchArguments.model_validate(values)
     page = fetch(arguments.url, context.process.settings, context.stop)
     attributes = {"url": page.url} | ({"title": page.title} if page.title else {})
     if page.is_cut:
@@ -103,11 +104,13 @@ def _fetch(context: Context, call: ToolCall, limit_chars: int) -> str:
     return cut_block("page", code_for([page.text]), page.text, limit_chars, **attributes)
 
 
-def _search(context: Context, call: ToolCall, collections: Sequence[str], limit_chars: int) -> str:
+def _search(
+    context: Context, values: dict[str, Any], collections: Sequence[str], limit_chars: int
+) -> str:
     # Imported here, since it brings Chroma and the embedding library.
     from workers.tools.search import search_collection
 
-    arguments = SearchArguments.model_validate(call.arguments)
+    arguments = SearchArguments.model_validate(values)
     collection = arguments.collection or (collections[0] if len(collections) == 1 else "")
     if collection not in collections:
         raise InvalidInput(f"collection must be one of: {', '.join(collections)}.")
@@ -120,7 +123,7 @@ def _collections(allowed: Sequence[BuiltInTool]) -> list[str]:
     return list(dict.fromkeys(each.collection for each in allowed if each.collection is not None))
 
 
-def _search_tool(collections: Sequence[str]) -> Tool:
+def _search_tool(collections: Sequence[str]) -> FunctionSpec:
     parameters = _parameters(SearchArguments)
     if len(collections) == 1:
         del parameters["properties"]["collection"]
@@ -133,7 +136,7 @@ def _search_tool(collections: Sequence[str]) -> Tool:
         }
         parameters["required"].append("collection")
         where = "a collection"
-    return Tool(
+    return FunctionSpec(
         name=SEARCH,
         description=f"Finds the passages of {where} of documents that fit a query best.",
         parameters=parameters,

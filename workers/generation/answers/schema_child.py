@@ -1,7 +1,7 @@
 """The program that checks values by JSON Schemas: one request a line in, one answer a line out.
 
 Schemas are users'. A pattern may backtrack without end, references may multiply, and Python's `re`
-cannot be interrupted; so this runs beside the worker (`schemas.py`), and ends itself by a signal
+cannot be interrupted; so this runs beside the worker (`structured.py`), and ends itself by a signal
 where one request takes more CPU time than it may. It is run by its path, alone: it imports nothing
 of Sluice.
 

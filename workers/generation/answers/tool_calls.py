@@ -3,7 +3,7 @@
 Hermes: `<tool_call>{"name": .., "arguments": {..}}</tool_call>`. Llama: `{"name": ..,
 "parameters": {..}}` and nothing else, or behind `<|python_tag|>`. Mistral: `[TOOL_CALLS]` with a
 list of calls, or with `name{..}` or `name[ARGS]{..}`. Broken JSON stays text. Also here: how
-models are told of tools, and how calls are kept out of streams.
+tools are described to models, and how calls are kept out of streams.
 """
 
 import json
@@ -12,9 +12,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from workers.fences import disarm
 from workers.generation.answers.structured import value_at
 from workers.generation.backends.interface import Message, Role, Tool, ToolCall
-from workers.generation.prompts.prompt import disarm
 
 HERMES: Final = "<tool_call>"
 HERMES_END: Final = "</tool_call>"
@@ -182,20 +182,7 @@ def _calls(value: Any) -> list[tuple[str, dict[str, Any]]]:
 
 def describe(tools: Sequence[Tool]) -> str:
     """The text for the system prompt of a model whose template knows no tools."""
-    signatures = "\n".join(
-        json.dumps(
-            {
-                "type": "function",
-                "function": {
-                    "name": tool.name,
-                    "description": tool.description,
-                    "parameters": tool.parameters,
-                },
-            },
-            ensure_ascii=False,
-        )
-        for tool in tools
-    )
+    signatures = "\n".join(json.dumps(tool.as_dict(), ensure_ascii=False) for tool in tools)
     return (
         "# Tools\n\n"
         "You may call one or more functions to assist with the user query.\n\n"
@@ -246,11 +233,11 @@ def _add_answers(spelled: list[Message], answered: list[str]) -> None:
 
 # A stream of a model's text without its tool calls.
 #
-# What comes out is what `toolcalls.parse` leaves of the whole text, however it was cut into
+# What comes out is what `parse` leaves of the whole text, however it was cut into
 # pieces.
 
 
-class ToolCallGate:
+class ToolCallFilter:
     """`feed` it the text piece by piece, then `close` it; both return text to show.
 
     From where a call may begin, everything is held back up to the end. White space is held back

@@ -1,21 +1,24 @@
 """The contract of a text generator: messages or a prompt in, text out as it comes.
 
-Every back end (`rolling/`, `remote/`) implements `Generator`, and passes
+Every back end (`rolling/`, `ollama.py`, `openai.py`) gives `TextGenerator`s, which pass
 `tests/generation/contract.py`; `extractive.py` quotes, and generates nothing. `start` returns at
 once; the text arrives in a `Generation`, which one thread writes and another one reads. No ledger
-in here.
+in here. `Generators` makes them, as the records in `shared/providers.py` say.
 """
 
 import queue
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from importlib import import_module
+from typing import Any, Protocol
 
-from shared.errors import InvalidInput
+from shared.config import Settings
+from shared.errors import InvalidInput, Permanent
+from shared.providers import PROVIDERS, provider_of
 
 
 class Role(StrEnum):
@@ -34,7 +37,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ToolCall:
-    """A model's wish to have a tool run; `arguments` is the decoded JSON object."""
+    """A call of a tool that the model wrote; `arguments` is the decoded JSON object."""
 
     id: str
     name: str
@@ -43,11 +46,22 @@ class ToolCall:
 
 @dataclass(frozen=True, kw_only=True)
 class Tool:
-    """A tool as models are told of it; `parameters` is a JSON Schema of type `object`."""
+    """A tool as it is described to models; `parameters` is a JSON Schema of type `object`."""
 
     name: str
     description: str
     parameters: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """In the form of OpenAI's protocol, which chat templates know, too."""
+        return {
+            "type": "function",
+            "function": {
+                "name": self.name,
+                "description": self.description,
+                "parameters": self.parameters,
+            },
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +70,22 @@ class Message:
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """In the shape of `ChatMessage`, without what it does not have. Chat templates take it."""
+        values: dict[str, Any] = {"role": self.role.value, "content": self.content}
+        if self.tool_calls:
+            values["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in self.tool_calls
+            ]
+        if self.tool_call_id is not None:
+            values["tool_call_id"] = self.tool_call_id
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +110,7 @@ class Resume:
     """What an earlier attempt generated; the text goes on behind it.
 
     `text` is what that attempt's deltas added up to, `token_ids` their tokens (empty for back
-    ends that tell no ids).
+    ends that report no ids).
     """
 
     text: str = ""
@@ -211,21 +241,22 @@ class Generation:
         return self.completion
 
 
-class Generator(ABC):
+class TextGenerator(Protocol):
     """A model that can generate. Thread-safe."""
 
     reference: str
-    """The model reference, as `hf/...`, `ollama/...`, `openai/...`, `extractive`."""
+    """The model reference."""
 
     window_tokens: int
     """How many tokens prompt and answer may have together."""
 
     has_native_tools: bool = True
-    """Whether the model is told of tools by the back end; else the prompt has to describe them."""
+    """Whether the back end describes tools to the model; else the prompt has to."""
 
-    def learn(self, check: Callable[[], None]) -> None:  # noqa: B027  (there may be nothing)
-        """Find out what has to be asked for, such as the window of a model of another server;
-        `check` is called all the while, and may raise."""
+    def learn(self, check: Callable[[], None]) -> None:  # noqa: ARG002  (for those that override it)
+        """Fetch what only another server knows, such as the window of its model; `check` is called
+        all the while, and may raise. By default there is nothing."""
+        return
 
     @abstractmethod
     def start(self, request: Request) -> Generation:
@@ -235,8 +266,82 @@ class Generator(ABC):
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         """How many tokens the messages take as a prompt; an estimate where the model is remote."""
 
-    def close(self) -> None:  # noqa: B027  (there may be nothing to give back)
-        """End what runs and give everything back."""
+    def close(self) -> None:
+        """End what runs and give everything back. By default there is nothing."""
+        return
+
+
+class Backend(Protocol):
+    """What runs the models of one provider in this process."""
+
+    def generator(self, name: str) -> TextGenerator:
+        """The model of that name, without the provider's. Called once for each."""
+
+    def close(self) -> None:
+        """Give back what its models share; they are closed by then."""
+
+
+class ModelMissing(Permanent):
+    """The server does not have the model."""
+
+    def __init__(self, message: str, *, reference: str) -> None:
+        super().__init__(message)
+        self.reference = reference
+
+
+class Generators:
+    """Model references -> generators: made at first use, kept for the life of the process.
+
+    Thread-safe. `on_fatal` is called where a device is broken, its requests handed back.
+    """
+
+    def __init__(self, settings: Settings, *, on_fatal: Callable[[], None]) -> None:
+        self._settings = settings
+        self._on_fatal = on_fatal
+        self._lock = threading.Lock()
+        self._generators: dict[str, TextGenerator] = {}
+        self._backends: dict[str, Backend] = {}
+
+    def get(self, reference: str) -> TextGenerator:
+        """Raises ConfigurationError or Permanent where there can be no such generator."""
+        with self._lock:
+            if reference not in self._generators:
+                self._generators[reference] = self._made(reference)
+            return self._generators[reference]
+
+    def prepare(self, model: str) -> None:
+        """Load the model, if it is one that a worker has to load."""
+        provider = provider_of(model)
+        if provider is not None and provider.is_loaded:
+            self.get(model)
+
+    def close(self) -> None:
+        with self._lock:
+            for generator in self._generators.values():
+                generator.close()
+            for backend in self._backends.values():
+                backend.close()
+            self._generators.clear()
+            self._backends.clear()
+
+    def _made(self, reference: str) -> TextGenerator:
+        provider = provider_of(reference)
+        if provider is None or provider.backend is None:
+            writers = [each for each in PROVIDERS.values() if each.backend is not None]
+            raise Permanent(
+                f"The model {reference!r} cannot generate text. Name one of "
+                f"{', '.join(writer.name for writer in writers)}, as `ollama/llama3.2`; extractive "
+                "answers `rag` jobs only."
+            )
+        if provider.name not in self._backends:
+            self._backends[provider.name] = self._backend(provider.backend)
+        return self._backends[provider.name].generator(reference.removeprefix(provider.prefix))
+
+    def _backend(self, path: str) -> Backend:
+        # Imported late: torch takes seconds, and a worker of remote models needs none.
+        module, _, name = path.partition(":")
+        make: Callable[..., Backend] = getattr(import_module(module), name)
+        return make(self._settings, on_fatal=self._on_fatal)
 
 
 def is_past(deadline: float | None) -> bool:

@@ -7,9 +7,8 @@ that it called). So a tool's result never stands without its call.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -18,18 +17,17 @@ from shared import conversations
 from shared.errors import InvalidInput
 from shared.kinds.chat import ChatMessage
 from workers.attempts.context import Context
+from workers.fences import block, code_for
 from workers.generation.backends.interface import (
-    Generator,
     Message,
     Request,
     Role,
     Sampling,
+    TextGenerator,
     ToolCall,
 )
-from workers.generation.prompts.prompt import block, code_for, most, wording_for
-from workers.generation.writing import write_quietly
-
-Count = Callable[[Sequence[Message]], int]
+from workers.generation.prompts.prompt import Count, most, wording_for
+from workers.generation.transcripts import write_quietly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +154,7 @@ def _line(message: Message) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class StoredMessage:
     """A stored message; those of one conversation are numbered from 0."""
 
     ordinal: int
@@ -167,7 +165,7 @@ class Line:
 class Dialogue:
     """What was said before this turn, less what the summary covers. Empty for a lone turn."""
 
-    lines: tuple[Line, ...] = ()
+    lines: tuple[StoredMessage, ...] = ()
     summary: str | None = None
     summarize: bool = False
 
@@ -186,7 +184,9 @@ def load(session: Session, conversation_id: UUID | None) -> Dialogue:
         return Dialogue()
     conversation = conversations.get(session, conversation_id)
     lines = (
-        Line(ordinal=row.ordinal, message=to_message(ChatMessage.model_validate(row.message)))
+        StoredMessage(
+            ordinal=row.ordinal, message=to_message(ChatMessage.model_validate(row.message))
+        )
         for row in conversations.messages(session, conversation_id)
     )
     return Dialogue(
@@ -220,23 +220,6 @@ def to_message(message: ChatMessage) -> Message:
     )
 
 
-def to_stored(message: Message) -> dict[str, Any]:
-    """In the shape of `ChatMessage`, without what it does not have."""
-    stored: dict[str, Any] = {"role": message.role.value, "content": message.content}
-    if message.tool_calls:
-        stored["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        stored["tool_call_id"] = message.tool_call_id
-    return stored
-
-
 # Messages that fit a model's window, with a summary in place of what does not, where wanted.
 
 SUMMARY_SHARE = 8
@@ -253,7 +236,7 @@ class Fitted:
 
 def fit(
     context: Context,
-    generator: Generator,
+    generator: TextGenerator,
     before: Dialogue,
     messages: Sequence[Message],
     *,
@@ -279,7 +262,7 @@ def fit(
 
 def _sum_up(
     context: Context,
-    generator: Generator,
+    generator: TextGenerator,
     old: str | None,
     dropped: Sequence[Message],
     budget_tokens: int,

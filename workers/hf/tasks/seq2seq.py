@@ -26,7 +26,6 @@ from transformers import (
 
 from shared.errors import InvalidInput
 from shared.kinds.hf import Seq2SeqParameters, Task, TaskParameters, TranslationParameters
-from workers.generation.answers.stop import StopFilter
 from workers.hf.arguments import (
     Arguments,
     Settings,
@@ -40,6 +39,7 @@ from workers.hf.arguments import (
 from workers.hf.task import LocalTask, Options, Prepared, Row, Watch
 from workers.hf.text import cut_warning, encode, window_tokens
 from workers.models.load import load_model, load_tokenizer
+from workers.models.text import StopFilter
 
 # One call of `generate` for the rows of a batch, which can be left between any two tokens.
 #

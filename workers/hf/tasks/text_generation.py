@@ -11,7 +11,6 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.kinds.hf import Task, TaskParameters, TextGenerationParameters
-from workers.generation.answers.stop import StopFilter
 from workers.hf.arguments import (
     NEW_TOKENS,
     asked_settings,
@@ -25,6 +24,7 @@ from workers.hf.task import LocalTask, Options, Prepared, Row, Watch
 from workers.hf.tasks.seq2seq import Source, check_has_tokens, decoded, generate, make_row
 from workers.hf.text import window_tokens
 from workers.models.load import load_model, load_tokenizer
+from workers.models.text import StopFilter
 
 
 class TextGeneration(LocalTask):

@@ -20,24 +20,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.config import Settings
 from shared.errors import ConfigurationError, InvalidInput
+from shared.providers import HF
 from workers.generation.backends.interface import (
     FinishReason,
     Generation,
-    Generator,
     Message,
     Request,
     Resume,
     Role,
+    TextGenerator,
     Tool,
 )
 from workers.generation.backends.rolling import attention
 from workers.generation.backends.rolling.attention import SLUICE, Chunk
 from workers.generation.backends.rolling.graphs import StaticSteps
-from workers.generation.backends.rolling.rows import Row, TextStream
 from workers.generation.backends.rolling.sampling import Chooser
-from workers.generation.backends.rolling.scheduler import Counters, Limits, Loop, Scheduler
+from workers.generation.backends.rolling.scheduler import Counters, Limits, Loop, Row, Scheduler
 from workers.generation.backends.rolling.slab import COLUMNS_STEP, Network, Prefixes, Slab
 from workers.models.load_4bit import Loaded, load
+from workers.models.text import TextStream
 
 # How much memory the keys and values of requests may take, measured once the model is loaded.
 
@@ -192,31 +193,13 @@ class Prompts:
 
     def _rendered(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
         text = self._tokenizer.apply_chat_template(
-            [self._as_dict(message) for message in messages],
-            tools=[_tool_as_dict(tool) for tool in tools] if self.has_tools and tools else None,
+            [self._broken(message.as_dict()) for message in messages],
+            tools=[tool.as_dict() for tool in tools] if self.has_tools and tools else None,
             add_generation_prompt=True,
             tokenize=False,
         )
         assert isinstance(text, str)
         return text
-
-    def _as_dict(self, message: Message) -> dict[str, Any]:
-        shown: dict[str, Any] = {
-            "role": message.role.value,
-            "content": self._broken(message.content),
-        }
-        if message.tool_calls:
-            shown["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": self._broken(call.arguments)},
-                }
-                for call in message.tool_calls
-            ]
-        if message.tool_call_id is not None:
-            shown["tool_call_id"] = message.tool_call_id
-        return shown
 
     def _plain(self, messages: Sequence[Message]) -> str:
         turns = [f"{_PLAIN_NAMES[each.role]}: {self._broken(each.content)}" for each in messages]
@@ -239,17 +222,6 @@ def _without_system(messages: Sequence[Message]) -> list[Message] | None:
         return None
     content = f"{messages[0].content}\n\n{messages[1].content}"
     return [Message(role=Role.USER, content=content), *messages[2:]]
-
-
-def _tool_as_dict(tool: Tool) -> dict[str, Any]:
-    return {
-        "type": "function",
-        "function": {
-            "name": tool.name,
-            "description": tool.description,
-            "parameters": tool.parameters,
-        },
-    }
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
@@ -403,16 +375,24 @@ class Intake:
             )
 
 
-def make_rolling(name: str, settings: Settings, on_fatal: Callable[[], None]) -> "RollingGenerator":
-    """Load the model `hf/<name>` and start its thread. Raises ConfigurationError.
+class RollingBackend:
+    """`on_fatal` is called from a model's thread once the device is broken and all requests were
+    handed back; the process should end."""
 
-    `on_fatal` is called from that thread once the device is broken and all requests were handed
-    back; the process should end.
-    """
-    return RollingGenerator(f"hf/{name}", load(name, settings), settings, on_fatal)
+    def __init__(self, settings: Settings, *, on_fatal: Callable[[], None]) -> None:
+        self._settings = settings
+        self._on_fatal = on_fatal
+
+    def generator(self, name: str) -> "RollingGenerator":
+        """Load the model `hf/<name>` and start its thread. Raises ConfigurationError."""
+        loaded = load(name, self._settings)
+        return RollingGenerator(HF.prefix + name, loaded, self._settings, self._on_fatal)
+
+    def close(self) -> None:
+        """Models share nothing."""
 
 
-class RollingGenerator(Generator):
+class RollingGenerator(TextGenerator):
     """A loaded model, and the thread that runs it."""
 
     def __init__(

@@ -9,7 +9,7 @@ for the whole process makes `turn` raise.
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -17,20 +17,158 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor
 
-from shared.errors import Permanent, Retryable
-from workers.generation.backends.interface import FinishReason, is_past
+from shared.errors import Permanent, Retryable, SluiceError
+from workers.generation.backends.interface import (
+    Completion,
+    Delta,
+    FinishReason,
+    Generation,
+    Request,
+    is_past,
+)
 from workers.generation.backends.rolling.attention import Chunk
 from workers.generation.backends.rolling.graphs import StaticSteps
-from workers.generation.backends.rolling.rows import Batch, Row
-from workers.generation.backends.rolling.sampling import NOT_A_NUMBER, choose
+from workers.generation.backends.rolling.sampling import NOT_A_NUMBER, Chooser, choose
 from workers.generation.backends.rolling.slab import (
     SHORTEST_TOKENS,
     Network,
     Prefix,
     Prefixes,
+    Slab,
     common_tokens,
 )
 from workers.models.devices import is_fatal, is_out_of_memory
+from workers.models.text import TextStream
+
+SOON_TOKENS = 128
+"""For so many more tokens a row should have room when it joins."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Row:
+    """A request. `tokens` are those of its prompt and those generated; the keys and values of the
+    first `filled` of them are in the slab. `age` is its number in the order of arrival."""
+
+    request: Request
+    generation: Generation
+    tokens: list[int]
+    prompt_tokens: int
+    max_tokens: int
+    chooser: Chooser
+    text: TextStream
+    age: int
+    pieces: list[str]
+    """The text so far."""
+    repeated_chars: int
+    """How much of the text that comes next was shown by an earlier attempt."""
+    filled: int = 0
+    times_passed: int = 0
+    was_preempted: bool = False
+
+    def show(self, piece: str, ids: tuple[int, ...] = ()) -> None:
+        self.pieces.append(piece)
+        known = min(len(piece), self.repeated_chars)
+        self.repeated_chars -= known
+        self.generation.put(Delta(text=piece[known:], token_ids=ids))
+
+    def finish(self, reason: FinishReason) -> None:
+        if rest := self.text.close():
+            self.show(rest)
+        self.generation.finish(
+            Completion(
+                text="".join(self.pieces),
+                finish_reason=reason,
+                prompt_tokens=self.prompt_tokens,
+                completion_tokens=self.generated_tokens,
+            )
+        )
+
+    def fail(self, error: SluiceError, cause: BaseException | None = None) -> None:
+        error.__cause__ = cause
+        self.generation.fail(error)
+
+    @property
+    def generated_tokens(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def missing_tokens(self) -> int:
+        """How many tokens the model has to read before the next one can be chosen."""
+        return len(self.tokens) - self.filled
+
+    @property
+    def tokens_soon(self) -> int:
+        return min(len(self.tokens) + SOON_TOKENS, self.prompt_tokens + self.max_tokens)
+
+
+class Batch:
+    """Rows with a slot. Lets the slab move their keys and values along."""
+
+    def __init__(self, slab: Slab) -> None:
+        self.decoding: list[Row] = []
+        self.prefilling: list[Row] = []
+        self._slab = slab
+
+    def __len__(self) -> int:
+        return len(self.decoding) + len(self.prefilling)
+
+    def __iter__(self) -> Iterator[Row]:
+        yield from self.decoding
+        yield from self.prefilling
+
+    def slot(self, row: Row) -> int:
+        if row in self.prefilling:
+            return len(self.decoding) + self.prefilling.index(row)
+        return self.decoding.index(row)
+
+    def active(self, fair_key: str) -> int:
+        return sum(row.request.fair_key == fair_key for row in self)
+
+    def longest(self) -> int:
+        return max((len(row.tokens) for row in self), default=0)
+
+    def longest_soon(self) -> int:
+        return max((row.tokens_soon for row in self), default=0)
+
+    def join(self, row: Row) -> None:
+        """Into the next free slot; the slab has room for it."""
+        self.prefilling.append(row)
+
+    def promote(self, row: Row) -> None:
+        """The row's prompt has been read; from now on it decodes."""
+        at = self.prefilling.index(row)
+        if at:
+            first = self.prefilling[0]
+            slot = len(self.decoding)
+            self._slab.swap(slot, slot + at, max(first.filled, row.filled))
+            self.prefilling[at] = first
+        del self.prefilling[0]
+        self.decoding.append(row)
+
+    def remove(self, row: Row) -> None:
+        """The last row of its kind moves into the slot, then the last of all behind that."""
+        if row in self.prefilling:
+            at = self.prefilling.index(row)
+            self._close_gap(self.prefilling, at, len(self.decoding))
+            return
+        self._close_gap(self.decoding, self.decoding.index(row), 0)
+        if self.prefilling:
+            # The slot behind the rows that decode is free now, and the last one takes it.
+            last = self.prefilling.pop()
+            slot = len(self.decoding)
+            self._slab.move(slot + 1 + len(self.prefilling), slot, last.filled)
+            self.prefilling.insert(0, last)
+
+    def clear(self) -> None:
+        self.decoding.clear()
+        self.prefilling.clear()
+
+    def _close_gap(self, rows: list[Row], at: int, first_slot: int) -> None:
+        last = rows.pop()
+        if at < len(rows):
+            self._slab.move(first_slot + len(rows), first_slot + at, last.filled)
+            rows[at] = last
+
 
 # Figures of a model that runs here, for tests and for whoever watches it.
 

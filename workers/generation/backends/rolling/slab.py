@@ -3,7 +3,7 @@
 Each layer has keys and values `[rows, heads, tokens, dim]`. A row fills its columns from 0 on, at
 its own pace; nothing is padded, and what lies behind a row's last token is never attended to. The
 slab grows in steps within a budget of bytes, and changes its shape (fewer rows, more tokens, or
-the reverse) where the budget asks for it. Who has which slot is `rows.py`'s business.
+the reverse) where the budget asks for it. Who has which slot is for `scheduler.py` to say.
 """
 
 from collections import OrderedDict

@@ -1,10 +1,10 @@
 """Models of OpenAI-compatible servers (`openai/...`): vLLM, llama.cpp, TGI, OpenAI itself.
 
 Messages go to the endpoint `chat/completions`, a bare prompt to `completions`. How an interrupted
-text is gone on with, SLUICE_OPENAI_RESUME says: with `prefill` it goes back as the beginning of the
-answer (vLLM, llama.cpp and TGI continue it exactly), with `instruct` the model is told to go on
-(all that OpenAI itself offers). Not every server tells its token counts in a stream: where they are
-missing, a completion's counts are estimates (`generator.py`).
+text is continued, SLUICE_OPENAI_RESUME says: with `prefill` it goes back as the beginning of the
+answer (vLLM, llama.cpp and TGI continue it exactly), with `instruct` a message asks the model to
+go on (all that OpenAI itself offers). Not every server reports token counts in a stream: where they
+are missing, a completion's counts are estimates (`remote.py`).
 """
 
 import json
@@ -20,8 +20,10 @@ from openai.types import Completion, CompletionUsage
 from openai.types.chat import ChatCompletionChunk
 from openai.types.chat.chat_completion_chunk import ChoiceDeltaToolCall
 
+from shared.addresses import is_loopback
 from shared.config import Settings
 from shared.errors import ConfigurationError, Permanent, Retryable, SluiceError
+from shared.providers import OPENAI, OPENAI_SERVER
 from workers.generation.backends.interface import (
     FinishReason,
     Message,
@@ -30,18 +32,16 @@ from workers.generation.backends.interface import (
     Tool,
     ToolCall,
 )
-from workers.generation.backends.remote.generator import RemoteGenerator, Reply, tokens_left
-from workers.generation.backends.remote.server import (
-    Place,
-    Server,
+from workers.generation.backends.remote import RemoteGenerator, Reply, Server, tokens_left
+from workers.server_errors import (
+    RemoteServer,
     broken_off,
-    is_loopback,
     refused,
-    shown,
     unreachable,
+    without_credentials,
 )
 
-# The shapes of OpenAI's protocol: requests -> what is sent, chunks -> what they tell.
+# The shapes of OpenAI's protocol: requests -> what is sent, chunks -> what they say.
 
 GO_ON: Final = (
     "Your answer was interrupted. Continue it exactly where it stopped, in the middle of the word "
@@ -58,7 +58,7 @@ class _Call:
     arguments: str = ""
 
 
-class Calls:
+class ToolCallPieces:
     """Tool calls, which come in pieces."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ def _arguments(call: _Call) -> dict[str, Any]:
     return value
 
 
-def piece_of(chunk: ChatCompletionChunk, reply: Reply, calls: Calls) -> str:
+def piece_of(chunk: ChatCompletionChunk, reply: Reply, calls: ToolCallPieces) -> str:
     _note_usage(chunk.usage, reply)
     # The client does not validate: a chunk without choices may come with None.
     for choice in chunk.choices or ():
@@ -136,7 +136,7 @@ def sampling(request: Request, *, limit: str) -> dict[str, Any]:
 
 
 def extra(request: Request, *, is_prefill: bool = False) -> dict[str, Any]:
-    """What is not of OpenAI's own protocol, and only where it is asked for."""
+    """What is not of OpenAI's own protocol, and only where a request needs it."""
     body: dict[str, Any] = {}
     if request.sampling.top_k:
         body["top_k"] = request.sampling.top_k
@@ -147,8 +147,8 @@ def extra(request: Request, *, is_prefill: bool = False) -> dict[str, Any]:
     return body
 
 
-def messages(said: Sequence[Message], resumed: str, mode: str) -> list[Any]:
-    payload = [_message(message) for message in said]
+def messages(conversation: Sequence[Message], resumed: str, mode: str) -> list[Any]:
+    payload: list[dict[str, Any]] = [_message(message) for message in conversation]
     if resumed:
         payload.append({"role": Role.ASSISTANT.value, "content": resumed})
         if mode == "instruct":
@@ -157,58 +157,38 @@ def messages(said: Sequence[Message], resumed: str, mode: str) -> list[Any]:
 
 
 def _message(message: Message) -> dict[str, Any]:
-    payload: dict[str, Any] = {"role": message.role.value, "content": message.content}
+    values = message.as_dict()
     if message.tool_calls:
-        payload["content"] = message.content or None
-        payload["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {
-                    "name": call.name,
-                    "arguments": json.dumps(call.arguments, ensure_ascii=False),
-                },
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        payload["tool_call_id"] = message.tool_call_id
-    return payload
+        values["content"] = message.content or None
+        for call in values["tool_calls"]:
+            function = call["function"]
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return values
 
 
 def tools(offered: Sequence[Tool]) -> Any:
-    return [
-        {
-            "type": "function",
-            "function": {
-                "name": tool.name,
-                "description": tool.description,
-                "parameters": tool.parameters,
-            },
-        }
-        for tool in offered
-    ] or openai.omit
+    return [tool.as_dict() for tool in offered] or openai.omit
 
 
-# Where a text that was interrupted meets what a model says when it is told to go on.
+# Where a text that was interrupted meets what a model writes behind it.
 #
-# Models that are only told so tend to begin with words that were there already, or with the
+# Models that a message asks to go on tend to begin with words that were there already, or with the
 # whole text again. What repeats the end of the text is dropped, if it is too long to be
 # chance.
 
 CHANCE_CHARS: Final = 12
 
 
-class Seam:
+class RepeatFilter:
     """`feed` it the new text piece by piece, then `flush`; both return what is really new."""
 
     def __init__(self, before: str) -> None:
         self._before = before
         self._held = ""
-        self._is_sewn = len(before) < CHANCE_CHARS
+        self._is_open = len(before) < CHANCE_CHARS
 
     def feed(self, piece: str) -> str:
-        if self._is_sewn:
+        if self._is_open:
             return piece
         self._held += piece
         if self._may_repeat_more():
@@ -216,7 +196,7 @@ class Seam:
         return self.flush()
 
     def flush(self) -> str:
-        self._is_sewn = True
+        self._is_open = True
         held, self._held = self._held, ""
         return held[self._repeated(held) :]
 
@@ -232,9 +212,6 @@ class Seam:
         return 0
 
 
-SETTING: Final = "SLUICE_OPENAI_BASE_URL"
-KEY_SETTING: Final = "SLUICE_OPENAI_API_KEY"
-PROVIDER: Final = "openai/"
 OPENAI_HOST: Final = "api.openai.com"
 
 _NO_KEY: Final = "none"  # Local servers need no key, but the client insists on one.
@@ -244,21 +221,22 @@ class OpenAIServer(Server):
     def __init__(self, settings: Settings) -> None:
         if not settings.openai_base_url:
             raise ConfigurationError(
-                f"{SETTING} is not set. Set it to the base URL of an OpenAI-compatible server, as "
-                f"http://127.0.0.1:8080/v1, or https://{OPENAI_HOST}/v1 with {KEY_SETTING}."
+                f"{OPENAI_SERVER.setting} is not set. Set it to the base URL of an "
+                "OpenAI-compatible server, as http://127.0.0.1:8080/v1, or "
+                f"https://{OPENAI_HOST}/v1 with {OPENAI_SERVER.key_setting}."
             )
         self.settings = settings
         self.base_url = settings.openai_base_url
-        url = shown(self.base_url, SETTING)
-        place = Place(
-            name="The OpenAI-compatible server",
+        url = without_credentials(self.base_url, OPENAI_SERVER.setting)
+        info = RemoteServer(
+            name=OPENAI_SERVER.title,
             url=url,
-            setting=SETTING,
+            setting=OPENAI_SERVER.setting,
             remedy=f"Check it with `curl {url.rstrip('/')}/models`.",
-            key_setting=KEY_SETTING,
+            key_setting=OPENAI_SERVER.key_setting,
             retry_after_limit_s=settings.remote_retry_after_limit_s,
         )
-        super().__init__(place, parallel_requests=settings.openai_parallel_requests)
+        super().__init__(info, parallel_requests=settings.openai_parallel_requests)
 
     @cached_property
     def client(self) -> openai.AsyncOpenAI:
@@ -273,7 +251,8 @@ class OpenAIServer(Server):
             max_retries=0,
             # The operator named this server; where it points to is not what he named.
             http_client=openai.DefaultAsyncHttpxClient(
-                trust_env=not is_loopback(self.base_url), follow_redirects=False
+                trust_env=not is_loopback(urlsplit(self.base_url).hostname or ""),
+                follow_redirects=False,
             ),
         )
 
@@ -282,16 +261,16 @@ class OpenAIServer(Server):
             await self.client.close()
 
     def translated(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
-        place = self.place
+        info = self.info
         if isinstance(error, openai.APIStatusError):
-            return _refused(place, error)
+            return _refused(info, error)
         if isinstance(error, openai.APIConnectionError):
             why = self._why(error)
-            return broken_off(place, why) if has_begun else unreachable(place, why)
+            return broken_off(info, why) if has_begun else unreachable(info, why)
         if isinstance(error, openai.APIError):
-            return Retryable(f"{place} reports: {error.message}")
+            return Retryable(f"{info} reports: {error.message}")
         if isinstance(error, ValueError):
-            return broken_off(place, "what came is not of the protocol")
+            return broken_off(info, "what came is not of the protocol")
         return None
 
     def _why(self, error: openai.APIConnectionError) -> str:
@@ -301,11 +280,24 @@ class OpenAIServer(Server):
         return str(error.__cause__ or error)
 
 
+class OpenAIBackend:
+    """All models of the server share its connections and its limit."""
+
+    def __init__(self, settings: Settings, **_: object) -> None:
+        self._server = OpenAIServer(settings)
+
+    def generator(self, name: str) -> "OpenAIGenerator":
+        return OpenAIGenerator(self._server, name)
+
+    def close(self) -> None:
+        self._server.close()
+
+
 class OpenAIGenerator(RemoteGenerator):
     """`name` is the model's name at the server."""
 
     def __init__(self, server: OpenAIServer, name: str) -> None:
-        super().__init__(server, PROVIDER + name)
+        super().__init__(server, OPENAI.prefix + name)
         self.window_tokens = server.settings.remote_window_tokens
         self._openai = server
         self._name = name
@@ -336,13 +328,13 @@ class OpenAIGenerator(RemoteGenerator):
             extra_body=extra(request, is_prefill=bool(resumed) and mode == "prefill"),
             **sampling(request, limit=self._limit_name),
         )
-        calls = Calls()
-        seam = Seam(resumed if mode == "instruct" else "")
+        calls = ToolCallPieces()
+        repeats = RepeatFilter(resumed if mode == "instruct" else "")
         async with chunks:
             async for chunk in chunks:
                 reply.has_begun = True
-                yield seam.feed(piece_of(chunk, reply, calls))
-        yield seam.flush()
+                yield repeats.feed(piece_of(chunk, reply, calls))
+        yield repeats.flush()
         reply.tool_calls.extend(calls.assembled())
 
     @property
@@ -352,15 +344,15 @@ class OpenAIGenerator(RemoteGenerator):
         return "max_completion_tokens" if is_openai else "max_tokens"
 
 
-def _refused(place: Place, error: openai.APIStatusError) -> SluiceError:
+def _refused(info: RemoteServer, error: openai.APIStatusError) -> SluiceError:
     body = error.body if isinstance(error.body, dict) else {}
     message = str(body.get("message") or error.message)
     if error.code == "insufficient_quota":
         # A 429 that no waiting helps.
-        return Permanent(f"{place}: {message}")
+        return Permanent(f"{info}: {message}")
     if error.status_code == 404:
         return Permanent(
-            f"{place} answered 404: {message} Check the model's name against "
-            f"`curl {place.url.rstrip('/')}/models`, and that the URL ends in /v1."
+            f"{info} answered 404: {message} Check the model's name against "
+            f"`curl {info.url.rstrip('/')}/models`, and that the URL ends in /v1."
         )
-    return refused(place, error.status_code, message, error.response.headers.get("retry-after"))
+    return refused(info, error.status_code, message, error.response.headers.get("retry-after"))

@@ -1,8 +1,8 @@
-"""Runs a generator for a step: what it writes is noted, shown, and gone on with after a loss.
+"""Runs a generator for a step: its text is stored, shown, and continued after a loss.
 
-A step's text is durable as it grows (`transcript_writer.py`). An attempt that finds text of its
-predecessor goes on behind it. What clients see goes through a gate, which may hold back or take out
-parts of it; a gate gives equal text for equal text, however that comes in pieces.
+A step's text is durable as it grows (`TranscriptWriter`). An attempt that finds text of its
+predecessor goes on behind it. What clients see goes through a filter, which may hold back or take
+out parts of it; a filter gives equal text for equal text, however that comes in pieces.
 """
 
 import logging
@@ -28,23 +28,23 @@ from workers.generation.backends.interface import (
     Completion,
     Delta,
     FinishReason,
-    Generator,
     Request,
     Resume,
     Sampling,
+    TextGenerator,
 )
 
 # Writes down what is generated: to Postgres first, then to the clients' streams.
 #
 # One thread and one transaction every `generation_flush_s` for all texts that a process
 # generates. Where Postgres does not answer, text waits here; a step that has lost its lease
-# is told to stop.
+# has to stop.
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Script:
+class Transcript:
     """The text of one step as it grows. `offset` counts the characters that are written down."""
 
     context: Context
@@ -87,27 +87,27 @@ class Script:
 
 
 class TranscriptWriter:
-    """Writes while any script is open."""
+    """Writes while any transcript is open."""
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._settings = settings
         self._ledger = ledger
-        self._scripts: list[Script] = []
+        self._transcripts: list[Transcript] = []
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def open(self, script: Script) -> None:
+    def open(self, transcript: Transcript) -> None:
         with self._lock:
-            self._scripts.append(script)
+            self._transcripts.append(transcript)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="scribe", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="transcripts", daemon=True)
                 self._thread.start()
 
-    def close(self, script: Script) -> None:
-        """From here on the script is its owner's alone, who writes its rest with `write_rest`."""
+    def close(self, transcript: Transcript) -> None:
+        """From here on it is its owner's alone, who writes its rest with `write_rest`."""
         with self._lock:
-            self._scripts.remove(script)
+            self._transcripts.remove(transcript)
         with self._writing:  # a round that has taken from it has ended, or put it back
             pass
 
@@ -115,15 +115,17 @@ class TranscriptWriter:
         while True:
             time.sleep(self._settings.generation_flush_s)
             with self._lock:
-                if not self._scripts:
+                if not self._transcripts:
                     self._thread = None
                     return
-                scripts = list(self._scripts)
+                transcripts = list(self._transcripts)
             with self._writing:
-                self._write(scripts)
+                self._write(transcripts)
 
-    def _write(self, scripts: list[Script]) -> None:
-        taken = [(script, addition) for script in scripts if (addition := script.take())]
+    def _write(self, transcripts: list[Transcript]) -> None:
+        taken = [
+            (transcript, addition) for transcript in transcripts if (addition := transcript.take())
+        ]
         if not taken:
             return
         try:
@@ -131,17 +133,17 @@ class TranscriptWriter:
                 written = conversations.append_text(session, [addition for _, addition in taken])
         except SQLAlchemyError as error:
             log.warning("generated text not written yet: %s", error)
-            for script, addition in taken:
-                script.put_back(addition)
+            for transcript, addition in taken:
+                transcript.put_back(addition)
             return
-        for script, addition in taken:
+        for transcript, addition in taken:
             if addition.claim.step_id not in written:
-                script.context.must_stop("The lease was lost; another worker has the step.")
+                transcript.context.must_stop("The lease was lost; another worker has the step.")
 
 
-def write_rest(session: Transaction, script: Script) -> None:
-    """Write what a closed script still holds, in the transaction that records its step."""
-    addition = script.take()
+def write_rest(session: Transaction, transcript: Transcript) -> None:
+    """Write what a closed transcript still holds, in the transaction that records its step."""
+    addition = transcript.take()
     if addition is not None:
         conversations.append_text(session, [addition])
 
@@ -149,7 +151,7 @@ def write_rest(session: Transaction, script: Script) -> None:
 INTERRUPTED = (FinishReason.CANCELLED, FinishReason.DEADLINE)
 
 
-class Gate(Protocol):
+class TextFilter(Protocol):
     """Between what a model writes and what clients see."""
 
     def feed(self, text: str) -> str: ...
@@ -157,7 +159,7 @@ class Gate(Protocol):
     def close(self) -> str: ...
 
 
-class OpenGate:
+class Unfiltered:
     """All that is written is shown."""
 
     def feed(self, text: str) -> str:
@@ -176,58 +178,62 @@ class Written:
     record: Record
 
 
-def write(context: Context, generator: Generator, request: Request, gate: Gate) -> Written:
+def write(
+    context: Context, generator: TextGenerator, request: Request, filter_: TextFilter
+) -> Written:
     """Generate to the end. Raises Cancelled where the step has to stop, Timeout at its deadline."""
     process = context.process
-    script = Script(context)
+    transcript = Transcript(context)
     shown: list[str] = []
 
     def show(text: str, shown_text: str, token_ids: tuple[int, ...] = ()) -> None:
         shown.append(shown_text)
-        script.add(text, shown_text, token_ids)
+        transcript.add(text, shown_text, token_ids)
 
     with process.ledger.read() as session:
         before = conversations.of_step(session, context.claim.step_id)
     if before is not None:
         ids = tuple(before.token_ids)
         request = replace(request, resume=Resume(text=before.text, token_ids=ids))
-        again = gate.feed(before.text)
+        again = filter_.feed(before.text)
         shown.append(again[: len(before.shown)])
-        script.offset = len(before.shown)
+        transcript.offset = len(before.shown)
         show("", again[len(before.shown) :])
-    process.transcript_writer.open(script)
+    process.transcript_writer.open(transcript)
     try:
         completion = _follow(
             context,
             generator,
             request,
-            lambda delta: show(delta.text, gate.feed(delta.text), delta.token_ids),
+            lambda delta: show(delta.text, filter_.feed(delta.text), delta.token_ids),
         )
     except BaseException:
-        process.transcript_writer.close(script)
-        _keep(context, script)
+        process.transcript_writer.close(transcript)
+        _keep(context, transcript)
         raise
-    process.transcript_writer.close(script)
-    show("", gate.close())
+    process.transcript_writer.close(transcript)
+    show("", filter_.close())
     if completion.finish_reason in INTERRUPTED:
-        _keep(context, script)
+        _keep(context, transcript)
         context.check()
         raise Timeout
     return Written(
-        completion=completion, shown="".join(shown), record=partial(write_rest, script=script)
+        completion=completion,
+        shown="".join(shown),
+        record=partial(write_rest, transcript=transcript),
     )
 
 
-def _keep(context: Context, script: Script) -> None:
+def _keep(context: Context, transcript: Transcript) -> None:
     """Note what there is of a text that does not end now: for the next attempt, and for clients."""
     try:
         with context.process.ledger.begin() as session:
-            write_rest(session, script)
+            write_rest(session, transcript)
     except SQLAlchemyError as error:
-        log.warning("the last words of step %s are lost: %s", context.claim.step_id, error)
+        log.warning("the end of the text of step %s are lost: %s", context.claim.step_id, error)
 
 
-def write_quietly(context: Context, generator: Generator, request: Request) -> Completion:
+def write_quietly(context: Context, generator: TextGenerator, request: Request) -> Completion:
     """Generate what no client sees; an attempt after a loss begins anew. Raises as `write`."""
     completion = _follow(context, generator, request, lambda _delta: None)
     if completion.finish_reason in INTERRUPTED:
@@ -237,7 +243,7 @@ def write_quietly(context: Context, generator: Generator, request: Request) -> C
 
 
 def _follow(
-    context: Context, generator: Generator, request: Request, take: Callable[[Delta], None]
+    context: Context, generator: TextGenerator, request: Request, take: Callable[[Delta], None]
 ) -> Completion:
     # Dozens of threads that woke up for every token would take the model's own time.
     pause_s = context.process.settings.generation_flush_s / 2
@@ -261,9 +267,9 @@ def show_at_once(context: Context, text: str) -> Record:
     """What records a text that was not written bit by bit, so that streams have it, too."""
     with context.process.ledger.read() as session:
         before = conversations.of_step(session, context.claim.step_id)
-    script = Script(context, offset=len(before.shown) if before else 0)
-    script.add(text, text[script.offset :], ())
-    return partial(write_rest, script=script)
+    transcript = Transcript(context, offset=len(before.shown) if before else 0)
+    transcript.add(text, text[transcript.offset :], ())
+    return partial(write_rest, transcript=transcript)
 
 
 def sampling(parameters: Parameters, settings: Settings, *, step_id: int) -> Sampling:
@@ -293,7 +299,7 @@ def check_max_tokens(max_tokens: int, settings: Settings) -> None:
         )
 
 
-def prompt_budget(generator: Generator, max_tokens: int) -> int:
+def prompt_budget(generator: TextGenerator, max_tokens: int) -> int:
     """How many tokens a prompt may have: an answer keeps its room, but never most of the window."""
     return generator.window_tokens - min(max_tokens, generator.window_tokens // 2)
 

@@ -1,35 +1,183 @@
-"""Generators whose model runs on another server: what `ollama.py` and `openai.py` share.
+"""Models that run on another server: what `ollama.py` and `openai.py` share.
+
+A `Server` is one asyncio loop in a daemon thread, which starts with the first request and ends
+with `close()`, so that a server that hangs holds up neither a caller nor the end of the process.
+At most so many requests as a setting says are with the server at once; the others wait here.
 
 A cancellation or a deadline ends a generation at once, with the text so far, whatever the server
 does. Nothing is tried again in here: that is for the runner (`workers/attempts/retry.py`), and the
-errors are the ones it goes by (`server.py`). Where the server tells no token counts, they are
-estimates.
+errors are the ones it goes by (`workers/server_errors.py`). Where the server reports no token
+counts, they are estimates.
 """
 
 import asyncio
 import json
 import re
-from abc import abstractmethod
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, Final, TypeVar
 
 from shared.errors import InvalidInput, SluiceError, Unavailable
-from workers.generation.answers.stop import StopFilter
 from workers.generation.backends.interface import (
     Completion,
     Delta,
     FinishReason,
     Generation,
-    Generator,
     Message,
     Request,
+    TextGenerator,
     Tool,
     ToolCall,
 )
-from workers.generation.backends.remote.server import Server, broken_off
+from workers.models.text import StopFilter
+from workers.server_errors import RemoteServer, broken_off
+
+T = TypeVar("T")
+
+POLL_S: Final = 0.2
+"""How often those who wait for an answer look whether they still should."""
+
+
+class RequestSlots:
+    """So many requests at a time; the others wait, by lane, then by age. Belongs to one loop."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._ages = count()
+
+    @asynccontextmanager
+    async def slot(self, lane: int) -> AsyncIterator[None]:
+        await self._take(lane)
+        try:
+            yield
+        finally:
+            self._give_back()
+
+    async def _take(self, lane: int) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        slot = asyncio.get_running_loop().create_future()
+        heappush(self._waiting, (lane, next(self._ages), slot))
+        try:
+            await slot
+        except asyncio.CancelledError:
+            if slot.done() and not slot.cancelled():
+                # The slot came in the same moment; the next one takes it.
+                self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        while self._waiting:
+            slot = heappop(self._waiting)[2]
+            if not slot.done():
+                slot.set_result(None)
+                return
+        self._free += 1
+
+
+class Server(ABC):
+    """One server and its client. Thread-safe; generators of several models share it."""
+
+    def __init__(self, info: RemoteServer, *, parallel_requests: int) -> None:
+        self.info = info
+        self.slots = RequestSlots(parallel_requests)
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    @abstractmethod
+    def translated(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
+        """What an error of the client means; None for one that it does not know.
+
+        `has_begun` tells whether an answer was on its way.
+        """
+
+    @abstractmethod
+    async def disconnect(self) -> None:
+        """Close the client."""
+
+    def post(self, callback: Callable[[], object]) -> None:
+        """Have the callback run on the loop, soon. Raises Unavailable after `close()`."""
+        with self._lock:
+            self._started().call_soon_threadsafe(callback)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run the coroutine on the loop. Raises Unavailable after `close()`."""
+        with self._lock:
+            try:
+                loop = self._started()
+            except Unavailable:
+                coroutine.close()
+                raise
+            return asyncio.run_coroutine_threadsafe(coroutine, loop)
+
+    def call(
+        self, coroutine: Coroutine[Any, Any, T], *, check: Callable[[], None] = lambda: None
+    ) -> T:
+        """Run the coroutine to its end, for a thread that can wait; its errors are translated.
+
+        `check` is called all the while, and may raise to give up: the request is dropped then.
+        """
+        future = self.spawn(coroutine)
+        try:
+            while not wait([future], timeout=POLL_S).done:
+                check()
+            return future.result()
+        except CancelledError:
+            raise Unavailable(
+                f"{self.info} gets no more requests: this worker is ending."
+            ) from None
+        except SluiceError:
+            raise
+        except Exception as error:
+            known = self.translated(error, has_begun=False)
+            if known is None:
+                raise
+            raise known from error
+        finally:
+            future.cancel()
+
+    def close(self) -> None:
+        """End all requests, whose generations fail with Unavailable, and the loop."""
+        with self._lock:
+            loop, thread, self._is_closed = self._loop, self._thread, True
+            self._loop = self._thread = None
+        if loop is None or thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._wind_up(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    async def _wind_up(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.disconnect()
+        await asyncio.get_running_loop().shutdown_asyncgens()
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        if self._is_closed:
+            raise Unavailable(f"{self.info} gets no more requests: this worker is ending.")
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=self._loop.run_forever, name=self.info.name, daemon=True
+            )
+            self._thread.start()
+        return self._loop
+
 
 # How many tokens a text has by estimate, for models whose tokenizer is on another server.
 #
@@ -51,13 +199,13 @@ def tokens_of(text: str) -> int:
 
 def tokens_of_prompt(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
     """Of a conversation with what a chat template puts around it, and of the tools' schemas."""
-    said = sum(tokens_of(_text(message)) + _TOKENS_AROUND_A_MESSAGE for message in messages)
-    offered = sum(
+    of_messages = sum(tokens_of(_text(message)) + _TOKENS_AROUND_A_MESSAGE for message in messages)
+    of_tools = sum(
         tokens_of(f"{tool.name} {tool.description} {json.dumps(tool.parameters)}")
         + _TOKENS_AROUND_A_MESSAGE
         for tool in tools
     )
-    return said + offered + _TOKENS_AROUND_AN_ANSWER
+    return of_messages + of_tools + _TOKENS_AROUND_AN_ANSWER
 
 
 def _text(message: Message) -> str:
@@ -79,7 +227,7 @@ class Reply:
     tool_calls: list[ToolCall] = field(default_factory=list)
 
 
-class RemoteGenerator(Generator):
+class RemoteGenerator(TextGenerator):
     """A model of a server. The server outlives it, and is closed by whom it belongs to."""
 
     def __init__(self, server: Server, reference: str) -> None:
@@ -91,7 +239,7 @@ class RemoteGenerator(Generator):
     def converse(self, request: Request, reply: Reply) -> AsyncGenerator[str, None]:
         """Ask the server; the new text in pieces. Fills in `reply` as it goes.
 
-        `request.resume` goes into what is asked; its text is not part of the pieces.
+        `request.resume` goes into the server's prompt; its text is not part of the pieces.
         """
 
     async def window(self) -> int:
@@ -146,8 +294,8 @@ class _Run:
         self._task.add_done_callback(lambda _: self.abandon())
 
     def abandon(self) -> None:
-        place = self._server.place
-        self._fail(Unavailable(f"{place} is asked no more: this worker is ending."))
+        info = self._server.info
+        self._fail(Unavailable(f"{info} gets no more requests: this worker is ending."))
 
     def _cancel(self) -> None:
         with suppress(Unavailable):  # Then the server is closed, and this has failed already.
@@ -156,7 +304,7 @@ class _Run:
     async def _ask(self) -> None:
         stops = StopFilter(self._request.sampling.stop)
         try:
-            async with self._server.gate.passed(self._request.lane):
+            async with self._server.slots.slot(self._request.lane):
                 await self._refuse_what_does_not_fit()
                 pieces = self._generator.converse(self._request, self._reply)
                 async with aclosing(pieces):
@@ -170,7 +318,7 @@ class _Run:
                 self._show(stops.flush())
                 self._end(self._reply.finish_reason)
             else:
-                self._fail(broken_off(self._server.place, "it ended without its end marker"))
+                self._fail(broken_off(self._server.info, "it ended without its end marker"))
         except SluiceError as error:
             self._fail(error)
         except Exception as error:

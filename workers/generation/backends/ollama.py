@@ -2,7 +2,7 @@
 
 Messages go to `/api/chat`, a bare prompt to `/api/generate` as it is. An interrupted text goes
 back as the last message of the assistant, which Ollama continues. The context window is the
-model's own, up to SLUICE_REMOTE_WINDOW_TOKENS, and is asked for with every request, since Ollama's
+model's own, up to SLUICE_REMOTE_WINDOW_TOKENS, and is sent with every request, since Ollama's
 default is smaller and it drops what does not fit without a word.
 """
 
@@ -11,33 +11,35 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import cached_property
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
 import ollama
 
+from shared.addresses import is_loopback
 from shared.config import Settings
-from shared.errors import Permanent, Retryable, SluiceError
+from shared.errors import Retryable, SluiceError
+from shared.providers import OLLAMA, OLLAMA_SERVER
 from workers.generation.backends.interface import (
     FinishReason,
     Message,
+    ModelMissing,
     Request,
     Role,
     Tool,
     ToolCall,
 )
-from workers.generation.backends.remote.generator import RemoteGenerator, Reply, tokens_left
-from workers.generation.backends.remote.server import (
-    Place,
-    Server,
+from workers.generation.backends.remote import RemoteGenerator, Reply, Server, tokens_left
+from workers.server_errors import (
+    RemoteServer,
     broken_off,
-    is_loopback,
     refused,
-    shown,
     unreachable,
+    without_credentials,
 )
 
-# The shapes of Ollama's protocol: requests -> what is sent, parts -> what they tell.
+# The shapes of Ollama's protocol: requests -> what is sent, parts -> what they say.
 
 
 def sampling_options(request: Request, window: int) -> dict[str, Any]:
@@ -58,20 +60,17 @@ def sampling_options(request: Request, window: int) -> dict[str, Any]:
     return options
 
 
-def messages(said: Sequence[Message], resumed: str) -> list[dict[str, Any]]:
-    names = {call.id: call.name for message in said for call in message.tool_calls}
-    payload: list[dict[str, Any]] = []
-    for message in said:
-        one: dict[str, Any] = {"role": message.role.value, "content": message.content}
+def messages(conversation: Sequence[Message], resumed: str) -> list[dict[str, Any]]:
+    names = {call.id: call.name for message in conversation for call in message.tool_calls}
+    payload = []
+    for message in conversation:
+        values = message.as_dict()
         if message.tool_calls:
-            one["tool_calls"] = [
-                {"function": {"name": call.name, "arguments": call.arguments}}
-                for call in message.tool_calls
-            ]
-        if message.tool_call_id is not None:
             # Ollama's tool calls have no ids; results go by the tool's name.
-            one["tool_name"] = names.get(message.tool_call_id, message.tool_call_id)
-        payload.append(one)
+            values["tool_calls"] = [{"function": call["function"]} for call in values["tool_calls"]]
+        if (call_id := values.pop("tool_call_id", None)) is not None:
+            values["tool_name"] = names.get(call_id, call_id)
+        payload.append(values)
     if resumed:
         payload.append({"role": Role.ASSISTANT.value, "content": resumed})
     return payload
@@ -80,16 +79,13 @@ def messages(said: Sequence[Message], resumed: str) -> list[dict[str, Any]]:
 def described(tool: Tool) -> dict[str, Any]:
     """The client drops what its types do not know, such as objects inside of parameters: then the
     description carries the whole schema."""
-    function = {
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.parameters,
-    }
-    definition = {"type": "function", "function": function}
+    definition = tool.as_dict()
     kept = ollama.Tool.model_validate(definition).model_dump(exclude_none=True, by_alias=True)
     if kept["function"].get("parameters") != tool.parameters:
         schema = json.dumps(tool.parameters, ensure_ascii=False)
-        function["description"] = f"{tool.description}\nParameters as JSON Schema: {schema}".strip()
+        definition["function"]["description"] = (
+            f"{tool.description}\nParameters as JSON Schema: {schema}".strip()
+        )
     return definition
 
 
@@ -115,18 +111,6 @@ def note(part: ollama.ChatResponse | ollama.GenerateResponse, reply: Reply) -> N
 
 P = TypeVar("P")
 
-SETTING = "SLUICE_OLLAMA_URL"
-PROVIDER = "ollama/"
-
-
-class ModelMissing(Permanent):
-    """The Ollama server does not have the model."""
-
-    def __init__(self, message: str, *, model: str) -> None:
-        super().__init__(message)
-        self.model = model
-        """Its name at the server, which a pull takes."""
-
 
 class _Refused(Exception):
     """An answer with a status from 300; the client's own error would lose the headers."""
@@ -142,15 +126,16 @@ class _Refused(Exception):
 class OllamaServer(Server):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        place = Place(
-            name="Ollama",
-            url=shown(settings.ollama_url, SETTING),
-            setting=SETTING,
+        setting = OLLAMA_SERVER.setting
+        info = RemoteServer(
+            name=OLLAMA_SERVER.title,
+            url=without_credentials(settings.ollama_url, setting),
+            setting=setting,
             remedy="Start it with `ollama serve`, or set the URL of one that runs.",
-            key_setting="OLLAMA_API_KEY",
+            key_setting=OLLAMA_SERVER.key_setting,
             retry_after_limit_s=settings.remote_retry_after_limit_s,
         )
-        super().__init__(place, parallel_requests=settings.ollama_parallel_requests)
+        super().__init__(info, parallel_requests=settings.ollama_parallel_requests)
 
     @cached_property
     def client(self) -> ollama.AsyncClient:
@@ -161,7 +146,7 @@ class OllamaServer(Server):
             timeout=httpx.Timeout(
                 settings.remote_read_timeout_s, connect=settings.connect_timeout_s, pool=None
             ),
-            trust_env=not is_loopback(settings.ollama_url),
+            trust_env=not is_loopback(urlsplit(settings.ollama_url).hostname or ""),
             event_hooks={"response": [_refuse]},
             # The operator named this server; where it points to is not what he named.
             follow_redirects=False,
@@ -172,32 +157,45 @@ class OllamaServer(Server):
             await self.client.close()  # type: ignore[no-untyped-call]  # the client's omission
 
     def translated(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
-        place = self.place
+        info = self.info
         if isinstance(error, _Refused):
             if error.status == 404 and isinstance(error.model, str):
-                return missing(place, error.model)
-            return refused(place, error.status, error.message, error.retry_after)
+                return missing(info, error.model)
+            return refused(info, error.status, error.message, error.retry_after)
         if isinstance(error, httpx.TransportError | ConnectionError):
             why = _why(error, self.settings)
-            return broken_off(place, why) if has_begun else unreachable(place, why)
+            return broken_off(info, why) if has_begun else unreachable(info, why)
         if isinstance(error, ollama.ResponseError):
-            return Retryable(f"{place} reports: {error.error}")
+            return Retryable(f"{info} reports: {error.error}")
         if isinstance(error, ValueError):
-            return broken_off(place, "what came is not of the protocol")
+            return broken_off(info, "what came is not of the protocol")
         return None
+
+
+class OllamaBackend:
+    """All models of the server share its connections and its limit."""
+
+    def __init__(self, settings: Settings, **_: object) -> None:
+        self._server = OllamaServer(settings)
+
+    def generator(self, name: str) -> "OllamaGenerator":
+        return OllamaGenerator(self._server, name)
+
+    def close(self) -> None:
+        self._server.close()
 
 
 class OllamaGenerator(RemoteGenerator):
     """`name` is the model's name at the server, as `llama3.2:3b`."""
 
     def __init__(self, server: OllamaServer, name: str) -> None:
-        super().__init__(server, PROVIDER + name)
+        super().__init__(server, OLLAMA.prefix + name)
         self._ollama = server
         self._name = name
         self._window: int | None = None
 
     @property
-    def window_tokens(self) -> int:  # type: ignore[override]  # asked for at its first use
+    def window_tokens(self) -> int:  # type: ignore[override]  # known at its first use
         """Raises ModelMissing, or Unavailable where the server does not answer."""
         if self._window is None:
             return self._ollama.call(self.window())
@@ -227,26 +225,26 @@ class OllamaGenerator(RemoteGenerator):
                     note(part, reply)
                     yield part.response or ""
             return
-        said = await client.chat(
+        answer = await client.chat(
             self._name,
             messages(request.messages, resumed),
             tools=[described(tool) for tool in request.tools],
             stream=True,
             options=options,
         )
-        async with aclosing(closable(said)) as answers:
-            async for answer in answers:
-                note(answer, reply)
-                reply.tool_calls.extend(calls(answer.message))
-                yield answer.message.content or ""
+        async with aclosing(closable(answer)) as chunks:
+            async for chunk in chunks:
+                note(chunk, reply)
+                reply.tool_calls.extend(calls(chunk.message))
+                yield chunk.message.content or ""
 
 
-def missing(place: Place, model: str) -> ModelMissing:
+def missing(info: RemoteServer, model: str) -> ModelMissing:
     return ModelMissing(
-        f"{place} does not have the model {model!r}. Get it with `ollama pull {model}` or "
-        f"`sluice models pull {PROVIDER}{model}`, or let Sluice do so by itself with "
+        f"{info} does not have the model {model!r}. Get it with `ollama pull {model}` or "
+        f"`sluice models pull {OLLAMA.prefix}{model}`, or let Sluice do so by itself with "
         "SLUICE_OLLAMA_PULL=true.",
-        model=model,
+        reference=OLLAMA.prefix + model,
     )
 
 

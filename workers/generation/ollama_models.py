@@ -1,4 +1,6 @@
-"""The models that an Ollama server holds: pull, create, delete, list, show.
+"""The models of the Ollama server: pull, create, delete, list, show; on demand, or by a job.
+
+The step `model.apply` is here, and `on_demand`, with which a job has its missing model pulled.
 
 All of it is for threads that can wait. `check` is called at least every heartbeat while a server
 works, and ends the work by raising: the connection is closed, and the server stops.
@@ -8,17 +10,26 @@ import queue
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
+from functools import wraps
 from typing import Any, Final
 
 import ollama
 from ollama import ProgressResponse, ShowResponse
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
-from shared.errors import Permanent
-from shared.jobs import jobs
+from shared.errors import Permanent, Unavailable
+from shared.jobs import jobs, submission
+from shared.jobs.submission import NewJob
+from shared.kinds import registry as kinds
 from shared.kinds.model import ModelInput, ModelResult
+from shared.providers import OLLAMA
+from shared.tables import Job
+from shared.vocabulary import OPEN, Lane, State
 from workers.attempts.context import Context, Done, Handler
-from workers.generation.backends.remote.ollama import PROVIDER, ModelMissing, OllamaServer, closable
-from workers.generation.backends.remote.server import broken_off
+from workers.generation.backends.interface import ModelMissing
+from workers.generation.backends.ollama import OllamaServer, closable
+from workers.server_errors import broken_off
 
 Progress = Callable[[ProgressResponse], None]
 Check = Callable[[], None]
@@ -34,15 +45,15 @@ class _End:
 def pull(server: OllamaServer, name: str, *, on_progress: Progress, check: Check) -> None:
     """Have the server fetch the model. Interrupted, it goes on where it was the next time."""
 
-    def ask() -> Awaitable[AsyncIterator[ProgressResponse]]:
+    def start() -> Awaitable[AsyncIterator[ProgressResponse]]:
         return server.client.pull(name, stream=True)
 
     try:
-        _to_success(server, ask, on_progress, check)
+        _to_success(server, start, on_progress, check)
     except ollama.ResponseError as error:
         if any(words in error.error for words in _NO_SUCH_MODEL):
             raise Permanent(
-                f"{server.place} cannot pull {name!r}: {error.error}. Look for its name at "
+                f"{server.info} cannot pull {name!r}: {error.error}. Look for its name at "
                 "https://ollama.com/library."
             ) from error
         raise _known(server, error) from error
@@ -61,7 +72,7 @@ def create(
 ) -> None:
     """Make a model of another one, as a Modelfile does."""
 
-    def ask() -> Awaitable[AsyncIterator[ProgressResponse]]:
+    def start() -> Awaitable[AsyncIterator[ProgressResponse]]:
         return server.client.create(
             name,
             from_=from_,
@@ -72,10 +83,10 @@ def create(
         )
 
     try:
-        _to_success(server, ask, on_progress, check)
+        _to_success(server, start, on_progress, check)
     except ollama.ResponseError as error:
         raise Permanent(
-            f"{server.place} cannot create {name!r} from {from_!r}: {error.error}"
+            f"{server.info} cannot create {name!r} from {from_!r}: {error.error}"
         ) from error
 
 
@@ -86,7 +97,8 @@ def delete(server: OllamaServer, name: str, *, check: Check = lambda: None) -> N
 
 def list_models(server: OllamaServer) -> list[str]:
     """Their names."""
-    return [each.model for each in server.call(_list(server)) if each.model is not None]
+    models = server.call(_list(server))
+    return [model.model for model in models if model.model is not None]
 
 
 def show(server: OllamaServer, name: str) -> ShowResponse:
@@ -109,27 +121,27 @@ async def _show(server: OllamaServer, name: str) -> ShowResponse:
 
 def _to_success(
     server: OllamaServer,
-    ask: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
+    start: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
     on_progress: Progress,
     check: Check,
 ) -> None:
     """Raises ollama.ResponseError where the server reports in its stream that it failed."""
     status: str | None = None
-    for part in _parts(server, ask, check):
+    for part in _parts(server, start, check):
         status = part.status
         on_progress(part)
     if status != _SUCCESS:
-        raise broken_off(server.place, f"it ended with {status!r} instead of {_SUCCESS!r}")
+        raise broken_off(server.info, f"it ended with {status!r} instead of {_SUCCESS!r}")
 
 
 def _parts(
     server: OllamaServer,
-    ask: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
+    start: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
     check: Check,
 ) -> Iterator[ProgressResponse]:
-    """What a stream on the loop tells, read in this thread."""
+    """The parts of a stream on the loop, read in this thread."""
     parts: queue.SimpleQueue[ProgressResponse | Exception | type[_End]] = queue.SimpleQueue()
-    reading = server.spawn(_read(ask, parts.put))
+    reading = server.spawn(_read(start, parts.put))
     try:
         while True:
             check()
@@ -150,11 +162,11 @@ def _parts(
 
 
 async def _read(
-    ask: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
+    start: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
     put: Callable[[ProgressResponse | Exception | type[_End]], None],
 ) -> None:
     try:
-        async with aclosing(closable(await ask())) as parts:
+        async with aclosing(closable(await start())) as parts:
             async for part in parts:
                 put(part)
         put(_End)
@@ -166,7 +178,7 @@ def _known(server: OllamaServer, error: Exception) -> Exception:
     return server.translated(error, has_begun=False) or error
 
 
-# The step `model.apply`: what a job of the kind `model` asks of the Ollama server.
+# The step `model.apply`: what a job of the kind `model` does at the Ollama server.
 #
 # Doing it again does no harm: a pull goes on where it was, a creation replaces, and a model
 # that an earlier attempt may have deleted is allowed to be gone.
@@ -182,7 +194,7 @@ def run(context: Context) -> Done:
 
 
 def _apply(context: Context, server: OllamaServer, input_: ModelInput) -> None:
-    name = input_.name.removeprefix(PROVIDER)
+    name = input_.name.removeprefix(OLLAMA.prefix)
     meter = _Meter(context)
     if input_.action == "delete":
         try:
@@ -198,7 +210,7 @@ def _apply(context: Context, server: OllamaServer, input_: ModelInput) -> None:
             server,
             name,
             # The shape lets no creation through without it.
-            from_=(input_.from_ or "").removeprefix(PROVIDER),
+            from_=(input_.from_ or "").removeprefix(OLLAMA.prefix),
             system=input_.system,
             template=input_.template,
             parameters=input_.parameters,
@@ -242,3 +254,64 @@ def _input(context: Context) -> dict[str, Any]:
 
 
 APPLY = Handler(run=run)
+
+
+# Models that are pulled when a job asks for them (SLUICE_OLLAMA_PULL), as a job of their own.
+#
+# The step that found its model missing waits, as for a server that does not answer; the pull is
+# a job of kind `model` with its progress, which all steps that need the model wait for together.
+
+LOOK_AGAIN_S = 2.0
+LOCK = "pull a model"
+
+Run = Callable[[Context], Done]
+
+
+def on_demand(run: Run) -> Run:
+    """Where the model is missing and may be pulled, the step waits for a pull."""
+
+    @wraps(run)
+    def running(context: Context) -> Done:
+        try:
+            return run(context)
+        except ModelMissing as error:
+            if not context.process.settings.ollama_pull:
+                raise
+            raise _awaited(context, error.reference) from error
+
+    return running
+
+
+def _awaited(context: Context, model: str) -> Exception:
+    with context.process.ledger.begin() as session:
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(LOCK + model))))
+        since = jobs.get(session, context.claim.job_id).created_at
+        pull = _newest_pull(session, model)
+        if pull is not None and pull.state == State.FAILED and pull.created_at > since:
+            message = (pull.error or {}).get("message", "")
+            return Permanent(f"{model} could not be pulled (job {pull.id}): {message}")
+        pull_id = pull.id if pull is not None and pull.state in OPEN else None
+        if pull_id is None:
+            input_ = ModelInput(action="pull", name=model)
+            new = NewJob(
+                kind=kinds.MODEL,
+                input=input_.model_dump(mode="json"),
+                fair_key=context.claim.fair_key,
+                lane=Lane.INTERACTIVE,
+                max_attempts=context.claim.max_attempts,
+            )
+            pull_id = submission.submit(session, new).id
+    return Unavailable(f"{model} is being pulled by the job {pull_id}.", retry_after_s=LOOK_AGAIN_S)
+
+
+def _newest_pull(session: Session, model: str) -> Job | None:
+    return session.scalars(
+        select(Job)
+        .where(
+            Job.kind == kinds.MODEL.name,
+            Job.input["name"].astext == model,
+            Job.input["action"].astext == "pull",
+        )
+        .order_by(Job.id.desc())
+        .limit(1)
+    ).first()

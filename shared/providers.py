@@ -1,0 +1,236 @@
+"""Who runs the models that write text, and what a model reference such as `ollama/llama3.2` says.
+
+A provider is one record, and `PROVIDERS` lists them. The API, the command line, the doctor and the
+workers take what they need to know from there. How to add one: CONTRIBUTING.md.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator
+
+from shared.bounds import ModelName
+from shared.config import EXTRACTIVE, Settings
+
+
+def _no_key(_settings: Settings) -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelServer:
+    """A server beside Sluice that holds models, as far as plain HTTP tells of it.
+
+    `remedy` is what an operator can do where it does not answer. The body that a GET of
+    `list_path` answers with has the `names` of its models.
+    """
+
+    title: str
+    url: Callable[[Settings], str | None]
+    """None where no such server is set."""
+    setting: str
+    url_example: str
+    remedy: str
+    list_path: str
+    names: Callable[[Mapping[str, Any]], list[str]]
+    key: Callable[[Settings], str | None] = _no_key
+    key_setting: str
+    show_path: str | None = None
+    """Where a POST of `{"model": name}` answers with what the server knows of a model."""
+    shown_fields: tuple[str, ...] = ()
+    """What of that is passed on."""
+    can_pull: Callable[[Settings], bool] | None = None
+    """Only where jobs of the kind `model` pull models: whether one is pulled at its first use."""
+
+    def address(self, settings: Settings, path: str) -> str | None:
+        url = self.url(settings)
+        return None if url is None else url.rstrip("/") + path
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Provider:
+    """One way to have text written. A model reference begins with its `name`.
+
+    `backend` names what runs its models, as `module:name`; only workers import it, at the first
+    use of a model. It is called with the settings and `on_fatal`, and makes a `Backend`
+    (`workers/generation/backends/interface.py`). None: nothing is generated.
+    """
+
+    name: str
+    summary: str
+    example: str
+    """A reference of a model, for messages and pages."""
+    backend: str | None
+    form: str
+    """How its references are written."""
+    kinds: tuple[str, ...] = ("rag", "chat")
+    """Kinds of jobs that its models answer."""
+    packages: tuple[str, ...] = ()
+    """The modules of Python packages that `backend` needs beside those of every worker."""
+    is_loaded: bool = False
+    """A worker loads its models, on a GPU where there is one. Each model has a route of its own;
+    all models of another provider share one, since any generation worker serves them."""
+    server: ModelServer | None = None
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.name}/"
+
+    @property
+    def has_models(self) -> bool:
+        """Whether a reference names a model behind the name of the provider."""
+        return self.form != self.name
+
+    def is_set_up(self, settings: Settings) -> bool:
+        return self.server is None or self.server.url(settings) is not None
+
+
+def _ollama_names(body: Mapping[str, Any]) -> list[str]:
+    return [model["name"].removesuffix(":latest") for model in body.get("models") or []]
+
+
+def _openai_names(body: Mapping[str, Any]) -> list[str]:
+    return [model["id"] for model in body.get("data") or []]
+
+
+def _openai_key(settings: Settings) -> str | None:
+    key = settings.openai_api_key
+    return None if key is None else key.get_secret_value()
+
+
+OLLAMA_SERVER = ModelServer(
+    title="Ollama",
+    url=lambda settings: settings.ollama_url,
+    setting="SLUICE_OLLAMA_URL",
+    url_example="http://127.0.0.1:11434",
+    remedy="start it with `ollama serve`, or set SLUICE_OLLAMA_URL to where it is",
+    list_path="/api/tags",
+    names=_ollama_names,
+    key_setting="OLLAMA_API_KEY",
+    show_path="/api/show",
+    shown_fields=(
+        "details", "parameters", "template", "system", "capabilities", "modelfile",
+    ),
+    can_pull=lambda settings: settings.ollama_pull,
+)  # fmt: skip
+OPENAI_SERVER = ModelServer(
+    title="The OpenAI-compatible server",
+    url=lambda settings: settings.openai_base_url,
+    setting="SLUICE_OPENAI_BASE_URL",
+    url_example="http://127.0.0.1:8000/v1",
+    remedy="start that server, correct SLUICE_OPENAI_BASE_URL (it often ends in /v1), or set "
+    "SLUICE_OPENAI_API_KEY",
+    list_path="/models",
+    names=_openai_names,
+    key=_openai_key,
+    key_setting="SLUICE_OPENAI_API_KEY",
+)
+
+QUOTING = Provider(
+    name=EXTRACTIVE,
+    summary="nowhere: it quotes the passages that fit best",
+    example=EXTRACTIVE,
+    backend=None,
+    form=EXTRACTIVE,
+    kinds=("rag",),
+)
+HF = Provider(
+    name="hf",
+    summary="in a generation worker, from the Hugging Face hub or a local folder",
+    example="hf/Qwen/Qwen3-4B-Instruct-2507",
+    backend="workers.generation.backends.rolling.generator:RollingBackend",
+    form="hf/<repository or path>",
+    packages=("torch", "transformers"),
+    is_loaded=True,
+)
+OLLAMA = Provider(
+    name="ollama",
+    summary="on an Ollama server",
+    example="ollama/llama3.2",
+    backend="workers.generation.backends.ollama:OllamaBackend",
+    form="ollama/<name>",
+    packages=("ollama",),
+    server=OLLAMA_SERVER,
+)
+OPENAI = Provider(
+    name="openai",
+    summary="on any OpenAI-compatible server: vLLM, llama.cpp, TGI, OpenAI",
+    example="openai/Qwen/Qwen3-8B",
+    backend="workers.generation.backends.openai:OpenAIBackend",
+    form="openai/<name>",
+    packages=("openai",),
+    server=OPENAI_SERVER,
+)
+
+PROVIDERS: Final[dict[str, Provider]] = {
+    provider.name: provider
+    for provider in (
+        QUOTING,
+        HF,
+        OLLAMA,
+        OPENAI,
+    )
+}
+
+
+def provider_of(reference: str) -> Provider | None:
+    return PROVIDERS.get(reference.partition("/")[0])
+
+
+def is_reference(value: str) -> bool:
+    provider = provider_of(value)
+    if provider is None:
+        return False
+    return len(value) > len(provider.prefix) if provider.has_models else value == provider.name
+
+
+def is_servable(value: str) -> bool:
+    """What a worker may be started to serve: a model, or all models of a provider."""
+    provider = PROVIDERS.get(value)
+    return is_reference(value) or (provider is not None and not provider.is_loaded)
+
+
+def _either(forms: list[str]) -> str:
+    return " or ".join([", ".join(forms[:-1]), forms[-1]])
+
+
+REFERENCE_FORMS: Final = _either(
+    [
+        f"`{provider.form}`"
+        for provider in sorted(PROVIDERS.values(), key=lambda p: not p.has_models)
+    ]
+)
+"""How model references are written, for messages."""
+
+SERVED_UNLESS_NAMED: Final = "the default model and all that need no loading: " + ", ".join(
+    provider.name for provider in PROVIDERS.values() if not provider.is_loaded
+)
+"""What a generation worker serves, for helps."""
+
+
+def served_unless_named(settings: Settings) -> list[str]:
+    """What a generation worker serves that was started without models."""
+    ready = (
+        provider.name
+        for provider in PROVIDERS.values()
+        if not provider.is_loaded and provider.is_set_up(settings)
+    )
+    return [settings.generation_model, *ready]
+
+
+def _reference(value: str) -> str:
+    if is_reference(value):
+        return value
+    raise ValueError(f"a model reference is {REFERENCE_FORMS}")
+
+
+ModelReference = Annotated[ModelName, AfterValidator(_reference)]
+
+
+def route_of(reference: str) -> str:
+    """The part of the queue `generate` that a model's steps wait in."""
+    provider = provider_of(reference)
+    if provider is not None and provider.is_loaded:
+        return reference
+    return reference.partition("/")[0]
