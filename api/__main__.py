@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from api.app import create_app
 from api.http.server import Server
 from shared.addresses import is_loopback
-from shared.config import Settings, load_settings
+from shared.config import HttpSettings, load_settings
 from shared.errors import ConfigurationError
 from shared.logs import set_up_logging
 
@@ -66,7 +66,7 @@ def return_memory() -> None:
         libc.mallopt(ARENA_MAX, 2)
 
 
-def check_exposure(settings: Settings) -> None:
+def check_exposure(settings: HttpSettings) -> None:
     """Raises ConfigurationError where strangers could reach an API that asks for no key."""
     if settings.api_keys or settings.api_allow_anonymous or is_loopback(settings.api_host):
         return

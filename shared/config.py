@@ -1,7 +1,9 @@
 """Settings, read from the environment (prefix `SLUICE_`) and from `.env`.
 
-Nothing here is read at import: a process calls `load_settings()` once, at start, and hands the
-result on. Every duration and size carries its unit in its name. Secrets have no default.
+One class for each role, and `Settings`, which is all of them: a function says by its types what it
+needs. A field's name is that of its variable, so that one search finds both. Nothing here is read
+at import: a process calls `load_settings()` once, at start, and hands the result on. Every duration
+and size carries its unit in its name. Secrets have no default.
 """
 
 import os
@@ -39,8 +41,8 @@ HOST_NAME = re.compile(r"[\w.-]+|\[?[0-9a-fA-F:.]+\]?")
 ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
 
 
-class Settings(BaseSettings):
-    """All settings of all processes; `docs/settings.md` lists them for users."""
+class Role(BaseSettings):
+    """What one role needs to know. Functions take the role that they work for."""
 
     model_config = SettingsConfigDict(
         env_prefix="SLUICE_",
@@ -50,14 +52,48 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
-    # Places
+
+class ConnectionSettings(Role):
+    """Where the servers and the storage are, and how long they are waited for."""
+
     home: Path = Path("~/.sluice")
     database_url: SecretStr | None = None
     redis_url: SecretStr | None = None
     chroma_url: str | None = None
     storage_url: str | None = None
 
-    # API
+    connect_timeout_s: PositiveFloat = 5
+    request_timeout_s: PositiveFloat = 30
+    database_pool_connections: PositiveInt = 10
+    database_statement_timeout_s: Annotated[float, Field(gt=0, le=2_000_000)] = 60
+    database_lock_timeout_s: Annotated[float, Field(gt=0, le=2_000_000)] | None = None
+    events_limit_entries: PositiveInt = 1000
+    events_keep_s: PositiveInt = 86_400
+    events_keep_after_end_s: PositiveInt = 600
+    rings_limit_messages: PositiveInt = 10_000
+    rings_keep_s: PositiveInt = 86_400
+
+    @property
+    def home_path(self) -> Path:
+        return self.home.expanduser().resolve()
+
+    def require_database_url(self) -> str:
+        return _required(self.database_url, "SLUICE_DATABASE_URL")
+
+    def require_redis_url(self) -> str:
+        return _required(self.redis_url, "SLUICE_REDIS_URL")
+
+    def require_chroma_url(self) -> str:
+        return _required(self.chroma_url, "SLUICE_CHROMA_URL")
+
+    def storage(self) -> str:
+        """Where uploads lie: an fsspec URL or a folder; the local stack's own unless set."""
+        return self.storage_url or str(self.home_path / "files")
+
+
+class HttpSettings(Role):
+    """The API: who may call it, and the limits of what comes in and goes out."""
+
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=1, le=65535)] = 8000
     api_keys: Annotated[dict[str, SecretStr | tuple[SecretStr, ...]], NoDecode] = {}
@@ -90,134 +126,9 @@ class Settings(BaseSettings):
     queue_full_retry_after_s: PositiveInt = 5
     queue_limit_steps_per_key: PositiveInt | None = None
     queue_count_keep_s: PositiveFloat = 2
-
-    # Models
-    embedding_model: ModelName = DEFAULT_EMBEDDING_MODEL
-    generation_model: ModelName = EXTRACTIVE
-    embedding_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    embedding_batch_tokens: PositiveInt = 4096
-    embedding_threads: PositiveInt = 1
-    embedding_model_limit_mib: PositiveInt = 4096
-
-    # Generation: what jobs may ask for
-    max_tokens_default: PositiveInt = 512
-    max_tokens_limit: PositiveInt = 8192
-    agent_limit_turns: PositiveInt = 8
-    model_missing_fail_s: PositiveFloat = 600
-    generation_limit_s: PositiveInt = 1800
-    generation_flush_s: PositiveFloat = 0.2
-    schema_check_s: PositiveFloat = 2
-
-    # Generation: models of this process (hf/...)
-    generation_precision: Literal["auto", "nf4", "int8", "bfloat16", "float32"] = "auto"
-    generation_device: str = "auto"
-    generation_revision: str | None = None
-    generation_adapter: str | None = None
-    generation_trust_remote_code: bool = False
-    generation_threads: PositiveInt | None = None
-    generation_batch_requests: PositiveInt = 32
-    generation_prefill_tokens: PositiveInt = 512
-    generation_window_tokens: PositiveInt | None = None
-    generation_kv_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8
-    generation_kv_mib: PositiveInt | None = None
-    generation_prefix_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    generation_cuda_graphs: bool = False
-
-    # Generation: models of other servers
-    ollama_url: str = "http://127.0.0.1:11434"
-    ollama_pull: bool = False
-    ollama_parallel_requests: PositiveInt = 4
-    openai_base_url: str | None = None
-    openai_api_key: SecretStr | None = None
-    openai_parallel_requests: PositiveInt = 16
-    openai_resume: Literal["instruct", "prefill"] = "instruct"
-    remote_window_tokens: PositiveInt = 8192
-    remote_read_timeout_s: PositiveFloat = 120
-    remote_retry_after_limit_s: PositiveFloat = 300
-
-    # Hugging Face tasks
-    models_folder: Path | None = None
-    models_extra_folders: Annotated[tuple[Path, ...], NoDecode] = ()
-    hub_connect_timeout_s: PositiveFloat = 3
-    hub_answer_timeout_s: PositiveFloat = 10
-    hf_models: Annotated[dict[str, ModelName], NoDecode] = {}
-    hf_device: str = "auto"
-    hf_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    hf_threads: PositiveInt = 1
-    hf_trust_remote_code: bool = False
-    hf_cache_mib: PositiveInt = 4096
-    hf_batch_tokens: PositiveInt = 4096
-    hf_batch_steps: PositiveInt = 64
-    hf_step_s: PositiveFloat = 20
-    hf_limit_inputs: PositiveInt = 10_000
-    hf_audio_limit_s: PositiveFloat = 7200
-    hf_audio_chunk_s: PositiveFloat = 30
-    hf_image_limit_pixels: PositiveInt = 64_000_000
-    hf_token: SecretStr | None = Field(
-        default=None, validation_alias=AliasChoices("SLUICE_HF_TOKEN", "HF_TOKEN")
-    )
-    hf_hub_url: str | None = None
-    hf_hub_timeout_s: PositiveFloat = 120
-    hf_hub_parallel_requests: PositiveInt = 8
     compat_wait_s: PositiveFloat = 300
     result_inline_bytes: Annotated[int, Field(gt=0, le=64 * 2**20)] = 2**20
     list_inline_bytes: Bytes = 4096
-
-    # Tools of agents
-    fetch_timeout_s: PositiveFloat = 10
-    fetch_limit_bytes: Bytes = 1_000_000
-    fetch_allow_private: bool = False
-    tool_result_limit_chars: PositiveInt = 8000
-
-    # Steps: claiming, retrying, recovery
-    step_lease_s: PositiveFloat = 15
-    step_heartbeat_s: PositiveFloat = 0.5
-    step_soft_limit_s: PositiveInt = 300
-    step_hard_limit_s: PositiveInt = 330
-    max_attempts: PositiveInt = 3
-    retry_base_s: PositiveFloat = 1
-    retry_cap_s: PositiveFloat = 60
-    unavailable_retry_for_s: PositiveFloat = 3600
-    step_stall_s: PositiveFloat = 60
-    sweep_interval_s: PositiveFloat = 1
-    tidy_interval_s: PositiveFloat = 5
-    sweep_limit_rows: PositiveInt = 500
-    sweep_limit_s: Annotated[float, Field(gt=0, le=2_000_000)] = 5
-    sweep_lock_timeout_s: Annotated[float, Field(gt=0, le=2_000_000)] = 1
-    retention_days: Annotated[float, Field(gt=0, le=36_500)] = 30
-    events_limit_entries: PositiveInt = 1000
-    events_keep_s: PositiveInt = 86_400
-    events_keep_after_end_s: PositiveInt = 600
-    rings_limit_messages: PositiveInt = 10_000
-    rings_keep_s: PositiveInt = 86_400
-
-    # Workers
-    worker_concurrency: PositiveInt = 2
-    generate_concurrency: PositiveInt = 64
-    worker_max_memory_mib: PositiveInt = 3072
-    worker_heartbeat_s: PositiveFloat = 5
-
-    webhook_timeout_s: PositiveFloat = 10
-    webhook_allow_private: bool = False
-    webhook_concurrency: PositiveInt = 16
-
-    # Connections
-    connect_timeout_s: PositiveFloat = 5
-    request_timeout_s: PositiveFloat = 30
-    database_pool_connections: PositiveInt = 10
-    database_statement_timeout_s: Annotated[float, Field(gt=0, le=2_000_000)] = 60
-    database_lock_timeout_s: Annotated[float, Field(gt=0, le=2_000_000)] | None = None
-
-    # Ingestion
-    max_sources_per_job: Annotated[int, Field(gt=0, le=SOURCES_LIMIT)] = 10_000
-    load_step_documents: PositiveInt = 16
-    embed_step_chunks: PositiveInt = 128
-    max_document_chars: PositiveInt = 20_000_000
-    max_document_chunks: PositiveInt = 100_000
-    max_document_metadata_chars: PositiveInt = 50_000_000
-    max_job_chunks: PositiveInt = 1_000_000
-
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("api_keys", mode="before")
     @classmethod
@@ -259,41 +170,6 @@ class Settings(BaseSettings):
         """`https://name,http://name:port` -> a tuple."""
         return _list(value, ORIGIN, "SLUICE_API_CORS_ORIGINS must read 'https://name,http://a:81'")
 
-    @field_validator("models_extra_folders", mode="before")
-    @classmethod
-    def _split_folders(cls, value: object) -> object:
-        """`/one,/another` -> a list."""
-        if not isinstance(value, str):
-            return value
-        return [each.strip() for each in value.split(",") if each.strip()]
-
-    @field_validator("hf_models", mode="before")
-    @classmethod
-    def _split_models(cls, value: object) -> object:
-        """`task=model,task=model` -> a mapping."""
-        if not isinstance(value, str):
-            return value
-        models: dict[str, str] = {}
-        for task, model in _pairs(value, "=", "must read 'task=model,task=model'"):
-            if task in models:
-                raise ValueError(f"the task {task!r} has two models; name one")
-            models[task] = model
-        return models
-
-    @property
-    def models_path(self) -> Path:
-        """Where models lie as `<owner>/<name>`, looked at before the hub."""
-        return (self.models_folder or self.home_path / "models").expanduser()
-
-    @property
-    def model_paths(self) -> tuple[Path, ...]:
-        """The folders that models may be read from, whoever asks for them."""
-        return (self.models_path, *(folder.expanduser() for folder in self.models_extra_folders))
-
-    @property
-    def home_path(self) -> Path:
-        return self.home.expanduser().resolve()
-
     @property
     def steps_per_key(self) -> int | None:
         """How many due steps of a queue one key may have; None where there is but one."""
@@ -310,18 +186,197 @@ class Settings(BaseSettings):
             for secret in (secrets if isinstance(secrets, tuple) else (secrets,))
         ]
 
-    def require_database_url(self) -> str:
-        return _required(self.database_url, "SLUICE_DATABASE_URL")
 
-    def require_redis_url(self) -> str:
-        return _required(self.redis_url, "SLUICE_REDIS_URL")
+class FolderSettings(ConnectionSettings):
+    """Where models lie on this machine, and how long the hub is waited for."""
 
-    def require_chroma_url(self) -> str:
-        return _required(self.chroma_url, "SLUICE_CHROMA_URL")
+    models_folder: Path | None = None
+    models_extra_folders: Annotated[tuple[Path, ...], NoDecode] = ()
+    hub_connect_timeout_s: PositiveFloat = 3
+    hub_answer_timeout_s: PositiveFloat = 10
 
-    def storage(self) -> str:
-        """Where uploads lie: an fsspec URL or a folder; the local stack's own unless set."""
-        return self.storage_url or str(self.home_path / "files")
+    @field_validator("models_extra_folders", mode="before")
+    @classmethod
+    def _split_folders(cls, value: object) -> object:
+        """`/one,/another` -> a list."""
+        if not isinstance(value, str):
+            return value
+        return [each.strip() for each in value.split(",") if each.strip()]
+
+    @property
+    def models_path(self) -> Path:
+        """Where models lie as `<owner>/<name>`, looked at before the hub."""
+        return (self.models_folder or self.home_path / "models").expanduser()
+
+    @property
+    def model_paths(self) -> tuple[Path, ...]:
+        """The folders that models may be read from, whoever asks for them."""
+        return (self.models_path, *(folder.expanduser() for folder in self.models_extra_folders))
+
+
+class ModelSettings(Role):
+    """Which models are used where a job names none."""
+
+    embedding_model: ModelName = DEFAULT_EMBEDDING_MODEL
+    generation_model: ModelName = EXTRACTIVE
+    embedding_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    embedding_batch_tokens: PositiveInt = 4096
+    embedding_threads: PositiveInt = 1
+    embedding_model_limit_mib: PositiveInt = 4096
+
+
+class GenerationSettings(Role):
+    """What jobs that generate may ask for, and how models of this process (`hf/...`) run."""
+
+    max_tokens_default: PositiveInt = 512
+    max_tokens_limit: PositiveInt = 8192
+    agent_limit_turns: PositiveInt = 8
+    model_missing_fail_s: PositiveFloat = 600
+    generation_limit_s: PositiveInt = 1800
+    generation_flush_s: PositiveFloat = 0.2
+    schema_check_s: PositiveFloat = 2
+
+    generation_precision: Literal["auto", "nf4", "int8", "bfloat16", "float32"] = "auto"
+    generation_device: str = "auto"
+    generation_revision: str | None = None
+    generation_adapter: str | None = None
+    generation_trust_remote_code: bool = False
+    generation_threads: PositiveInt | None = None
+    generation_batch_requests: PositiveInt = 32
+    generation_prefill_tokens: PositiveInt = 512
+    generation_window_tokens: PositiveInt | None = None
+    generation_kv_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8
+    generation_kv_mib: PositiveInt | None = None
+    generation_prefix_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    generation_cuda_graphs: bool = False
+
+
+class RemoteSettings(Role):
+    """Models of other servers: Ollama, and what speaks the API of OpenAI."""
+
+    ollama_url: str = "http://127.0.0.1:11434"
+    ollama_pull: bool = False
+    ollama_parallel_requests: PositiveInt = 4
+    openai_base_url: str | None = None
+    openai_api_key: SecretStr | None = None
+    openai_parallel_requests: PositiveInt = 16
+    openai_resume: Literal["instruct", "prefill"] = "instruct"
+    remote_window_tokens: PositiveInt = 8192
+    remote_read_timeout_s: PositiveFloat = 120
+    remote_retry_after_limit_s: PositiveFloat = 300
+
+
+class HfSettings(Role):
+    """Tasks of Hugging Face."""
+
+    hf_models: Annotated[dict[str, ModelName], NoDecode] = {}
+    hf_device: str = "auto"
+    hf_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    hf_threads: PositiveInt = 1
+    hf_trust_remote_code: bool = False
+    hf_cache_mib: PositiveInt = 4096
+    hf_batch_tokens: PositiveInt = 4096
+    hf_batch_steps: PositiveInt = 64
+    hf_step_s: PositiveFloat = 20
+    hf_limit_inputs: PositiveInt = 10_000
+    hf_audio_limit_s: PositiveFloat = 7200
+    hf_audio_chunk_s: PositiveFloat = 30
+    hf_image_limit_pixels: PositiveInt = 64_000_000
+    hf_token: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("SLUICE_HF_TOKEN", "HF_TOKEN")
+    )
+    hf_hub_url: str | None = None
+    hf_hub_timeout_s: PositiveFloat = 120
+    hf_hub_parallel_requests: PositiveInt = 8
+
+    @field_validator("hf_models", mode="before")
+    @classmethod
+    def _split_models(cls, value: object) -> object:
+        """`task=model,task=model` -> a mapping."""
+        if not isinstance(value, str):
+            return value
+        models: dict[str, str] = {}
+        for task, model in _pairs(value, "=", "must read 'task=model,task=model'"):
+            if task in models:
+                raise ValueError(f"the task {task!r} has two models; name one")
+            models[task] = model
+        return models
+
+
+class ToolSettings(Role):
+    """Tools of agents."""
+
+    fetch_timeout_s: PositiveFloat = 10
+    fetch_limit_bytes: Bytes = 1_000_000
+    fetch_allow_private: bool = False
+    tool_result_limit_chars: PositiveInt = 8000
+
+
+class StepSettings(Role):
+    """Claiming, retrying, recovery, and how long things are kept."""
+
+    step_lease_s: PositiveFloat = 15
+    step_heartbeat_s: PositiveFloat = 0.5
+    step_soft_limit_s: PositiveInt = 300
+    step_hard_limit_s: PositiveInt = 330
+    max_attempts: PositiveInt = 3
+    retry_base_s: PositiveFloat = 1
+    retry_cap_s: PositiveFloat = 60
+    unavailable_retry_for_s: PositiveFloat = 3600
+    step_stall_s: PositiveFloat = 60
+    sweep_interval_s: PositiveFloat = 1
+    tidy_interval_s: PositiveFloat = 5
+    sweep_limit_rows: PositiveInt = 500
+    sweep_limit_s: Annotated[float, Field(gt=0, le=2_000_000)] = 5
+    sweep_lock_timeout_s: Annotated[float, Field(gt=0, le=2_000_000)] = 1
+    retention_days: Annotated[float, Field(gt=0, le=36_500)] = 30
+
+
+class WorkerSettings(Role):
+    """How much one worker process does at a time."""
+
+    worker_concurrency: PositiveInt = 2
+    generate_concurrency: PositiveInt = 64
+    worker_max_memory_mib: PositiveInt = 3072
+    worker_heartbeat_s: PositiveFloat = 5
+
+
+class WebhookSettings(Role):
+    """Calls of the URLs that jobs name."""
+
+    webhook_timeout_s: PositiveFloat = 10
+    webhook_allow_private: bool = False
+    webhook_concurrency: PositiveInt = 16
+
+
+class IngestSettings(Role):
+    """How documents are cut into steps, and how large they may be."""
+
+    max_sources_per_job: Annotated[int, Field(gt=0, le=SOURCES_LIMIT)] = 10_000
+    load_step_documents: PositiveInt = 16
+    embed_step_chunks: PositiveInt = 128
+    max_document_chars: PositiveInt = 20_000_000
+    max_document_chunks: PositiveInt = 100_000
+    max_document_metadata_chars: PositiveInt = 50_000_000
+    max_job_chunks: PositiveInt = 1_000_000
+
+
+class Settings(
+    FolderSettings,
+    HttpSettings,
+    ModelSettings,
+    GenerationSettings,
+    RemoteSettings,
+    HfSettings,
+    ToolSettings,
+    StepSettings,
+    WorkerSettings,
+    WebhookSettings,
+    IngestSettings,
+):
+    """All settings of all processes; `docs/settings.md` lists them for users."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
 def load_settings() -> Settings:

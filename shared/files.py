@@ -15,7 +15,7 @@ from sqlalchemy import delete as delete_rows
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared.config import Settings
+from shared.config import ConnectionSettings
 from shared.errors import InvalidInput, NotFound, TooLarge, Unavailable
 from shared.ids import new_id
 from shared.tables import File
@@ -123,7 +123,7 @@ def _storage_errors(path: str) -> Iterator[None]:
         ) from error
 
 
-def make_storage(settings: Settings) -> Storage:
+def make_storage(settings: ConnectionSettings) -> Storage:
     return Storage(settings.storage())
 
 

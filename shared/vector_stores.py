@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shared.config import Settings
+from shared.config import ConnectionSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -11,7 +11,7 @@ class StoreType:
     """What all parts know of a sort of vector store; only workers import the store itself."""
 
     name: str
-    url: Callable[[Settings], str | None]
+    url: Callable[[ConnectionSettings], str | None]
     """Where its server is; None where the settings name none."""
     setting: str
     """The setting that says so, for messages."""
@@ -39,6 +39,6 @@ STORES: dict[str, StoreType] = {
 CHROMA = STORES["chroma"]
 
 
-def store_type(settings: Settings) -> StoreType:
+def store_type(settings: ConnectionSettings) -> StoreType:
     """The first that the settings name a server of."""
     return next((type_ for type_ in STORES.values() if type_.url(settings)), CHROMA)

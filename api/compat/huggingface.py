@@ -31,7 +31,7 @@ from api.routes.files import forget, keep
 from api.schemas import REQUESTS
 from shared import base64_data, files
 from shared.bounds import cut, shown
-from shared.config import Settings
+from shared.config import HttpSettings
 from shared.errors import (
     InvalidInput,
     ModelNotFound,
@@ -133,7 +133,7 @@ async def receive(request: Request) -> UploadFile:
     return body
 
 
-def read(body: UploadFile, content_type: str, task: Task | None, settings: Settings) -> Payload:
+def read(body: UploadFile, content_type: str, task: Task | None, settings: HttpSettings) -> Payload:
     """What a received body asks for. Raises InvalidInput, TooLarge, or MalformedBody."""
     type_ = content_type.partition(";")[0].strip().lower()
     if not body.size:
@@ -165,7 +165,7 @@ def _is_json(type_: str, body: UploadFile) -> bool:
     return head.startswith(b"{")
 
 
-def _text(type_: str, body: UploadFile, task: Task | None, settings: Settings) -> str | None:
+def _text(type_: str, body: UploadFile, task: Task | None, settings: HttpSettings) -> str | None:
     """The body as a text; None for a file's bytes. Where neither type nor task tells which of them
     it is, its characters do."""
     is_text = type_ == "text/plain" or (task is not None and task not in BINARY)
@@ -196,7 +196,7 @@ def _begins_like_a_file(body: UploadFile, task: Task | None) -> bool:
     return BINARY_CHARS.search(head.decode("utf-8", "ignore")) is not None
 
 
-def _parsed(body: UploadFile, settings: Settings) -> Any:
+def _parsed(body: UploadFile, settings: HttpSettings) -> Any:
     """The JSON of a body. One that is larger than others may be is refused before it is parsed,
     unless nearly all of it is one string: a file in base64."""
     data = body.file.read()
@@ -218,7 +218,7 @@ def _value(text: str) -> Any:
     return text
 
 
-def _of_json(value: Any, body: UploadFile, task: Task | None, settings: Settings) -> Payload:
+def _of_json(value: Any, body: UploadFile, task: Task | None, settings: HttpSettings) -> Payload:
     if isinstance(value, bool | None):
         raise InvalidInput(f"The body is {'null' if value is None else 'a boolean'}. {SEND}")
     if not isinstance(value, dict):
@@ -279,7 +279,7 @@ def _file_of(inputs: Any, task: Task | None) -> IO[bytes] | None:
     return None
 
 
-def _check_size(size: int, settings: Settings) -> None:
+def _check_size(size: int, settings: HttpSettings) -> None:
     if size > settings.max_body_bytes:
         raise TooLarge(
             f"The body is larger than {settings.max_body_bytes / 2**20:g} MiB. Send less at once, "

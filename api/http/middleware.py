@@ -37,7 +37,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.compat.registry import asks_for_key, dialect_of
 from api.http.body import MalformedBody, ValueCount, too_many
 from api.http.errors import refusal
-from shared.config import Settings
+from shared.config import HttpSettings
 from shared.errors import TooLarge, Unauthorized, Unavailable
 
 # Who may call an API that asks for no key: programs of this machine, and pages that it
@@ -62,7 +62,7 @@ DEFAULT_PORTS = {"http": "80", "https": "443"}
 class Hosts:
     """Refuses foreign hosts and origins where no keys are set. Pure ASGI."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self._app = app
         self._checks = not settings.api_keys
         self._origins = {origin.lower() for origin in settings.api_cors_origins}
@@ -209,7 +209,7 @@ class Limit:
 class BodyLimit:
     """Refuses bodies above the limit, by Content-Length first and by counting anyway."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self._app = app
         file_bytes, body_bytes = settings.max_file_bytes, settings.max_body_bytes
         self._json = Limit(
@@ -340,7 +340,7 @@ class BodyLimit:
 class Body:
     """A body as it comes; `receive` raises BodyRefused where it is too large or too slow."""
 
-    def __init__(self, receive: Receive, limit_bytes: int, settings: Settings) -> None:
+    def __init__(self, receive: Receive, limit_bytes: int, settings: HttpSettings) -> None:
         self._receive = receive
         self._limit_bytes = limit_bytes
         self._timeout_s = settings.api_body_timeout_s
@@ -455,7 +455,7 @@ class Keys:
     """Lets requests through that carry a known key, and notes whose it is; under /v1 and on the
     paths of dialects."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self._app = app
         # Looked up by digest, so that the time taken tells nothing about a key.
         self._names = {

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from api.deps import Parts
 from api.http.errors import refusal
 from api.http.middleware import CLOSE, DROP_REST, TARGET_HOST
-from shared.config import Settings
+from shared.config import HttpSettings
 from shared.errors import Unavailable
 
 WHOLE_URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
@@ -45,7 +45,7 @@ OTHER_FILES = 256
 class Server(uvicorn.Server):
     """Serves an application; `should_exit` ends it."""
 
-    def __init__(self, app: FastAPI, settings: Settings, *, host: str, port: int) -> None:
+    def __init__(self, app: FastAPI, settings: HttpSettings, *, host: str, port: int) -> None:
         config = uvicorn.Config(
             app,
             host=host,
@@ -119,7 +119,7 @@ class _Refused(Exception):
 class Connection(HttpToolsProtocol):
     """One connection of a `Server`, with its limits. Its `review` is called now and then."""
 
-    def __init__(self, settings: Settings, unwanted: Rate, **options: Any) -> None:
+    def __init__(self, settings: HttpSettings, unwanted: Rate, **options: Any) -> None:
         super().__init__(**options)
         self._settings = settings
         self._unwanted = unwanted

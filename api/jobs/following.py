@@ -21,7 +21,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from shared.config import Settings
+from shared.config import HttpSettings
 from shared.database.transaction import Ledger
 from shared.errors import Unavailable
 from shared.redis.events import stream_key
@@ -134,7 +134,9 @@ class Follower:
 class Followers:
     """All followers of this process. `run` has to run beside them."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, connection: redis.asyncio.Redis) -> None:
+    def __init__(
+        self, settings: HttpSettings, ledger: Ledger, connection: redis.asyncio.Redis
+    ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._redis = connection

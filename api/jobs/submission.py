@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from api.schemas import JobRequest, JobView, ProgressView
 from shared import conversations
 from shared.addresses import is_allowed, literal
-from shared.config import Settings
+from shared.config import HttpSettings, Settings, WebhookSettings
 from shared.database.transaction import Ledger
 from shared.errors import InvalidInput, NotFound, QueueFull
 from shared.jobs import queues, submission
@@ -91,7 +91,9 @@ class _Counter:
 
 
 class Admission:
-    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, settings: HttpSettings, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._limit = settings.queue_limit_steps
         self._limit_per_key = settings.steps_per_key
         self._retry_after_s = settings.queue_full_retry_after_s
@@ -244,7 +246,7 @@ def _require(session: Session, new: Sequence[NewJob]) -> None:
         kind.require(session, of_kind)
 
 
-def _check_address(url: AnyHttpUrl, settings: Settings) -> None:
+def _check_address(url: AnyHttpUrl, settings: WebhookSettings) -> None:
     """What a webhook's URL spells out; names are looked up when it is sent."""
     if url.username or url.password:
         raise InvalidInput(

@@ -10,7 +10,7 @@ from api.http.answers import answer
 from api.openapi import documented
 from api.schemas import Items, ModelDetails, ModelView
 from shared.bounds import MODEL_LIMIT_BYTES, is_storable_text, shown
-from shared.config import Settings
+from shared.config import HfSettings, ModelSettings, Settings
 from shared.errors import NotFound, Unavailable
 from shared.jobs import queues
 from shared.kinds.hf import DEFAULT_MODELS, Task
@@ -123,7 +123,7 @@ async def get_model(parts: PartsDep, reference: str) -> Response:
     return answer(ModelDetails(**view.model_dump(), details=details))
 
 
-def _embedding(settings: Settings) -> ModelView:
+def _embedding(settings: ModelSettings) -> ModelView:
     return ModelView(
         reference=settings.embedding_model,
         kinds=[INGEST.name, EMBED.name, SEARCH.name],
@@ -131,7 +131,7 @@ def _embedding(settings: Settings) -> ModelView:
     )
 
 
-def _of_tasks(settings: Settings) -> list[ModelView]:
+def _of_tasks(settings: HfSettings) -> list[ModelView]:
     """The models of the kind `hf`, each with the tasks that use it by default."""
     tasks: dict[str, list[Task]] = {}
     for task, model in DEFAULT_MODELS.items():

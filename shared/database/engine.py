@@ -19,14 +19,14 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from shared.bounds import EARLIEST, LATEST, from_json, storable_text, to_json
-from shared.config import Settings
+from shared.config import ConnectionSettings
 
 PING_AFTER_S = 1.0
 USED_AT = "sluice.used_at"
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
 
-def make_engine(settings: Settings) -> Engine:
+def make_engine(settings: ConnectionSettings) -> Engine:
     """A pooled engine; dead connections are noticed before use, slow statements are ended.
 
     What is written is made storable or refused, and whatever a row holds can be read: see

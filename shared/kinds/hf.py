@@ -36,7 +36,7 @@ from shared.bounds import (
     shown,
 )
 from shared.bounds import TEXT_LIMIT_CHARS as TEXT_LIMIT_CHARS
-from shared.config import Settings
+from shared.config import HfSettings
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType
 from shared.vocabulary import Queue, Shape
@@ -489,7 +489,7 @@ def _shape_at(shape: type[BaseModel], place: Sequence[int | str]) -> type[BaseMo
     return shape
 
 
-def model_of(job_input: HfInput, settings: Settings) -> str:
+def model_of(job_input: HfInput, settings: HfSettings) -> str:
     """The model that the job names, or the task's default."""
     if job_input.model is not None:
         return job_input.model
@@ -498,7 +498,7 @@ def model_of(job_input: HfInput, settings: Settings) -> str:
     return settings.hf_models.get(job_input.task, DEFAULT_MODELS[job_input.task])
 
 
-def check(job_input: HfInput, settings: Settings) -> None:
+def check(job_input: HfInput, settings: HfSettings) -> None:
     """Raises InvalidInput. Where the task is not named, the worker looks at the rest."""
     count = len(job_input.inputs) if isinstance(job_input.inputs, list) else 1
     if count > settings.hf_limit_inputs:

@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, model_validator
 
 from shared.bounds import SOURCES_LIMIT, CollectionName, DocumentText, Line, Metadata, SourceName
-from shared.config import Settings
+from shared.config import IngestSettings
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType
 from shared.normal import nfc, nfc_metadata
@@ -122,7 +122,7 @@ class IngestResult(Shape):
     errors: list[SourceError]
 
 
-def _check(job_input: IngestInput, settings: Settings) -> None:
+def _check(job_input: IngestInput, settings: IngestSettings) -> None:
     if len(job_input.sources) > settings.max_sources_per_job:
         raise InvalidInput(
             f"input.sources has {len(job_input.sources)} entries; a job takes "

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from shared.config import Settings
+from shared.config import ConnectionSettings
 from shared.vocabulary import Queue
 
 RING = "sluice.ring"
@@ -38,7 +38,7 @@ def route_in(list_: str) -> str:
     return list_.partition(".")[2]
 
 
-def make_celery(settings: Settings, lists: Sequence[str] = ()) -> Celery:
+def make_celery(settings: ConnectionSettings, lists: Sequence[str] = ()) -> Celery:
     """The Celery application of publishers and workers alike: JSON only, no result backend.
 
     Early acknowledgement and no retries of Celery's own: recovery is the ledger's (leases), so
@@ -148,7 +148,7 @@ def _caught(celery: Celery, queue: str) -> dict[str, Any]:
     return message
 
 
-def make_redis(settings: Settings) -> Redis:
+def make_redis(settings: ConnectionSettings) -> Redis:
     """A client that soon gives up: what it carries is news, and nobody may wait for that."""
     return Redis.from_url(
         settings.require_redis_url(),

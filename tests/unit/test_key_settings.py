@@ -1,16 +1,29 @@
-"""Settings that are written as pairs: nothing is dropped silently, and no secret is shown."""
+"""Settings: each has one role, and of those written as pairs nothing is dropped silently."""
 
 from pathlib import Path
 
 import pytest
 
-from shared.config import Settings, load_settings
+from shared.config import Role, Settings, load_settings
 from shared.errors import ConfigurationError
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def test_every_setting_belongs_to_one_role_and_has_the_name_of_its_variable() -> None:
+    roles = [type_ for type_ in Settings.__mro__ if issubclass(type_, Role) and type_ is not Role]
+    owners: dict[str, list[str]] = {}
+    for role in roles:
+        assert role.__doc__, role.__name__
+        assert role.model_config["env_prefix"] == "SLUICE_"
+        for name in set(role.__annotations__) & set(Settings.model_fields):
+            owners.setdefault(name, []).append(role.__name__)
+    assert set(owners) == set(Settings.model_fields)
+    assert {name: of for name, of in owners.items() if len(of) > 1} == {}
+    assert [name for name, of in owners.items() if of == ["Settings"]] == ["log_level"]
 
 
 def keys(value: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
