@@ -44,7 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     app.mount(openapi.ASSETS, openapi.swagger_files(), name="docs-assets")
     openapi.install(app, has_keys=bool(settings.api_keys))
-    # The last added is the first asked: who it is comes before how much it sends.
+    # The last added comes first: who it is comes before how much it sends.
     app.add_middleware(Methods)
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(Keys, settings=settings)

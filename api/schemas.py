@@ -259,7 +259,7 @@ class KindView(BaseModel):
 
 
 class ModelView(BaseModel):
-    """A model that can run here; `default` says that its kinds use it unless told otherwise.
+    """A model that can run here; `default` says that its kinds use it unless a job names another.
 
     `workers` counts the living generation workers that serve it; null for models that any CPU
     worker can load. `tasks` are the Hugging Face tasks that use it unless a job names another.
@@ -277,7 +277,7 @@ class ModelDetails(ModelView):
 
 
 class ConversationView(BaseModel):
-    """`summary` stands for messages that found no room in the model's window."""
+    """`summary` stands for messages that have no room in the model's window."""
 
     id: UUID
     metadata: dict[str, Any]

@@ -38,7 +38,7 @@ def is_allowed(address: str, *, allow_private: bool) -> bool:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return all(_is_allowed(each, allow_private) for each in (parsed, *_embedded(parsed)))
+    return all(_is_allowed(address, allow_private) for address in (parsed, *_embedded(parsed)))
 
 
 def literal(host: str) -> str | None:
@@ -82,7 +82,7 @@ def _embedded(address: Address) -> list[Address]:
     is_isatap = (int(address) >> 32 & 0xFFFFFFFF) in _ISATAP
     if address in _NAT64 or is_compatible or is_isatap:
         inner.append(low)
-    return [each for each in inner if each is not None]
+    return [address for address in inner if address is not None]
 
 
 def is_loopback(host: str) -> bool:

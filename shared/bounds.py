@@ -158,7 +158,7 @@ def check_json(
                     raise ValueError(f"has more than {limit_keys:,} keys; send fewer")
                 for key in at:
                     _check_key(key)
-            left += [(each, depth + 1) for each in (at.values() if isinstance(at, dict) else at)]
+            left += [(item, depth + 1) for item in (at.values() if isinstance(at, dict) else at)]
         elif isinstance(at, float):
             if not math.isfinite(at):
                 raise ValueError("holds a number that is none (NaN or infinity)")
@@ -196,11 +196,11 @@ def _scalars(value: Any, *, lists: bool) -> dict[str, Any]:
         raise ValueError("must be an object")
     if len(value) > METADATA_LIMIT_KEYS:
         raise ValueError(f"has more than {METADATA_LIMIT_KEYS:,} keys; send fewer")
-    for key, each in value.items():
-        of_texts = lists and isinstance(each, list) and all(isinstance(e, str) for e in each)
-        if not isinstance(each, str | int | float) and not of_texts:
+    for key, item in value.items():
+        of_texts = lists and isinstance(item, list) and all(isinstance(e, str) for e in item)
+        if not isinstance(item, str | int | float) and not of_texts:
             raise ValueError(f"{shown(key)} must be {what}")
-        if isinstance(each, int) and not -INT64_MAX - 1 <= each <= INT64_MAX:
+        if isinstance(item, int) and not -INT64_MAX - 1 <= item <= INT64_MAX:
             raise ValueError(
                 f"{shown(key)} is an integer of more than 64 bits; send it as a string"
             )
@@ -297,7 +297,7 @@ def is_deep(value: Any, limit_depth: int = SHOWN_DEPTH) -> bool:
         if isinstance(at, dict | list):
             if depth > limit_depth:
                 return True
-            left += [(each, depth + 1) for each in (at.values() if isinstance(at, dict) else at)]
+            left += [(item, depth + 1) for item in (at.values() if isinstance(at, dict) else at)]
     return False
 
 
@@ -345,11 +345,11 @@ def storable_json(value: Any) -> Any:
         return storable_text(value)
     if isinstance(value, dict):
         return {
-            storable_text(key) if isinstance(key, str) else key: storable_json(each)
-            for key, each in value.items()
+            storable_text(key) if isinstance(key, str) else key: storable_json(item)
+            for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [storable_json(each) for each in value]
+        return [storable_json(item) for item in value]
     return value
 
 

@@ -201,25 +201,25 @@ APPEND = text("""
 
 
 def append_text(session: Transaction, additions: Sequence[Addition]) -> set[int]:
-    """Write what was generated, and tell clients of it after the commit.
+    """Write what was generated, and publish it after the commit.
 
     Returns the ids of the steps whose attempt still runs, or succeeds in this transaction; the
     others' text was dropped.
     """
     rows = [
         {
-            "step_id": each.claim.step_id, "attempt": each.claim.attempt, "text": each.text,
-            "shown": each.shown, "token_ids": list(each.token_ids),
+            "step_id": added.claim.step_id, "attempt": added.claim.attempt, "text": added.text,
+            "shown": added.shown, "token_ids": list(added.token_ids),
         }
-        for each in additions
+        for added in additions
     ]  # fmt: skip
     written = set(session.scalars(APPEND, {"rows": json.dumps(rows)}))
-    for each in additions:
-        if each.claim.step_id in written and each.shown:
+    for added in additions:
+        if added.claim.step_id in written and added.shown:
             session.publish(
-                each.claim.job_id,
+                added.claim.job_id,
                 EventType.TOKEN,
-                {"step": each.claim.step_id, "offset": each.offset, "text": each.shown},
+                {"step": added.claim.step_id, "offset": added.offset, "text": added.shown},
             )
     return written
 

@@ -106,7 +106,7 @@ SEND = 'Send {"inputs": ...} as JSON, or the bytes of an audio file or an image.
 
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """What a body asks for: with `file` instead of `inputs` where those are a file's bytes."""
+    """The content of a body: with `file` instead of `inputs` where those are a file's bytes."""
 
     inputs: Any = None
     file: IO[bytes] | None = None
@@ -134,7 +134,7 @@ async def receive(request: Request) -> UploadFile:
 
 
 def read(body: UploadFile, content_type: str, task: Task | None, settings: HttpSettings) -> Payload:
-    """What a received body asks for. Raises InvalidInput, TooLarge, or MalformedBody."""
+    """The content of a received body. Raises InvalidInput, TooLarge, or MalformedBody."""
     type_ = content_type.partition(";")[0].strip().lower()
     if not body.size:
         raise InvalidInput(f"The body is empty. {SEND}")
@@ -187,7 +187,7 @@ def _text(type_: str, body: UploadFile, task: Task | None, settings: HttpSetting
 
 
 def _begins_like_a_file(body: UploadFile, task: Task | None) -> bool:
-    """Most files need not be read to be told from texts."""
+    """Most files are no texts at first sight."""
     head = body.file.read(HEAD_BYTES)
     body.file.seek(0)
     if task is not None:
@@ -300,7 +300,7 @@ def _decoded(data: bytes) -> str:
     return text
 
 
-# How a job ended, told as the inference API tells it: the bare result, or an error's status.
+# How a job ended, as the inference API answers: the bare result, or an error's status.
 #
 # What there is to know of a result, such as that a text was cut off, is in headers
 # `x-warning`.
@@ -471,7 +471,7 @@ def _submit(
 
 
 def _new_job(parts: Parts, call: Call, payload: Payload, inputs: Any, *, identity: Any) -> NewJob:
-    """`identity` is what tells the inputs of one call from those of another."""
+    """`identity` is what differs where the inputs of two calls do."""
     try:
         request = REQUESTS[HF.name](
             kind=HF.name,
@@ -481,8 +481,8 @@ def _new_job(parts: Parts, call: Call, payload: Payload, inputs: Any, *, identit
         )
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)[0]
-        place = cut(".".join(map(str, wrong["loc"])), 200) or "The request"
-        raise InvalidInput(f"{place}: {wrong['msg'].removeprefix('Value error, ')}") from error
+        field_name = cut(".".join(map(str, wrong["loc"])), 200) or "The request"
+        raise InvalidInput(f"{field_name}: {wrong['msg'].removeprefix('Value error, ')}") from error
     return submission.new_job(
         request,
         parts.settings,

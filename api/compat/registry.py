@@ -1,7 +1,7 @@
 """All dialects, a line each. Whatever has to do with every one of them goes through here.
 
-Their modules have routes, which are built on what asks here whose a path is; so they are named,
-and loaded when the first asks.
+Their modules have routes, which are built on modules that import this one; so they are named, and
+loaded at the first call.
 """
 
 from functools import cache

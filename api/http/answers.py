@@ -76,7 +76,7 @@ def _shallow(view: ViewT) -> ViewT:
         if isinstance(value, BaseModel):
             values[name] = _shallow(value)
         elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
-            values[name] = [_shallow(each) for each in value]
+            values[name] = [_shallow(item) for item in value]
         elif is_deep(value):
             values[name] = {} if isinstance(value, dict) else None
     if isinstance(view, JobView):

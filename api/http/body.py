@@ -1,6 +1,6 @@
-"""Strict JSON bodies: what Postgres or a worker could not hold is refused here, with its place.
+"""Strict JSON bodies: what Postgres or a worker could not hold is refused, and named by its path.
 
-FastAPI reads bodies through `Request.json`; `StrictRoute` puts a stricter one in its place. Plain
+FastAPI reads bodies through `Request.json`; `StrictRoute` replaces that by a stricter one. Plain
 `json` takes NaN, infinite numbers, NUL characters and half surrogate pairs, and JSONB takes none.
 How many values a body holds, and how deep, is counted in its bytes before anything is made of them.
 """
@@ -136,7 +136,7 @@ def parse(body: bytes, *, limit_values: int = BODY_LIMIT_VALUES) -> Any:
 
 
 def _strings(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """All strings of a value, keys as well, each with its place. Without recursion."""
+    """All strings of a value, keys as well, each with its path. Without recursion."""
     left: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
     while left:
         path, at = left.pop()

@@ -132,13 +132,13 @@ def _answer(path: str, problem: Problem, headers: Mapping[str, str] | None = Non
     return response
 
 
-# What pydantic found wrong with a request, in words that name the field and the remedy.
+# What is wrong with a request, as pydantic sees it, in words that name the field and the remedy.
 
 SHOWN = 3
 ERRORS_LIMIT = 100
 """How many entries `errors` has at most; a last one says how many more there were."""
 PART_CHARS, FIELD_CHARS, MESSAGE_CHARS = 64, 200, 500
-# What pydantic says of these does not tell the user what to do.
+# What pydantic says of these does not say what to do.
 REMEDIES = {
     "timezone_aware": "give a time zone, as in 2026-11-24T12:00:00Z",
     "extra_forbidden": "there is no such field; check its name",
@@ -152,8 +152,8 @@ PATTERNS = {
     ID_PREFIX: "give the first 4 to 32 hexadecimal digits of an id, with or without its hyphens",
     PRINTABLE: "use printable ASCII characters without spaces",
 }
-PLACES = {"body", "query", "path", "header"}
-# Members of unions show in pydantic's places, but not in the document that the user sent.
+LOCATIONS = {"body", "query", "path", "header"}
+# Members of unions show in pydantic's paths, but not in the document that the user sent.
 QUOTED = re.compile(r"'(\w+)'")
 KIND_TAGS = set(KINDS)
 ITEM_TAGS = {*KINDS, "file", "text"}
@@ -199,7 +199,7 @@ def _field(entry: Mapping[str, Any]) -> str:
     if entry["type"] in {"union_tag_invalid", "union_tag_not_found"}:
         loc = [*loc, entry["ctx"]["discriminator"].strip("'")]
     for n, part in enumerate(loc):
-        if n == 0 and part in PLACES:
+        if n == 0 and part in LOCATIONS:
             continue
         if (n == 1 and part in KIND_TAGS) or (isinstance(loc[n - 1], int) and part in ITEM_TAGS):
             continue
@@ -244,7 +244,7 @@ def _http(error: Exception, request: Request | None) -> Problem:
 
 
 def _database(error: Exception, request: Request | None) -> Problem:
-    """What the error means is told by its SQLSTATE; what has no other meaning is our fault."""
+    """Its SQLSTATE says what the error means; what has no other meaning is our fault."""
     trouble = trouble_of(error)
     status = _STATUS_OF[trouble.meaning] if trouble else 500
     if trouble is None or status == 500:

@@ -194,14 +194,14 @@ class Limit:
 
     body_bytes: int
     what: str
-    told_bytes: int
+    named_bytes: int
     remedy: str
     setting: str
 
     @property
     def refusal(self) -> str:
         return (
-            f"The {self.what} is larger than {self.told_bytes / 2**20:g} MiB. {self.remedy}, "
+            f"The {self.what} is larger than {self.named_bytes / 2**20:g} MiB. {self.remedy}, "
             f"or raise {self.setting} on the server."
         )
 
@@ -215,14 +215,14 @@ class BodyLimit:
         self._json = Limit(
             body_bytes=body_bytes,
             what="body",
-            told_bytes=body_bytes,
+            named_bytes=body_bytes,
             remedy="Send less at once (upload files with POST /v1/files)",
             setting="SLUICE_MAX_BODY_BYTES",
         )
         self._file = Limit(
             body_bytes=file_bytes + ENVELOPE_BYTES,
             what="file",
-            told_bytes=file_bytes,
+            named_bytes=file_bytes,
             remedy="Split it",
             setting="SLUICE_MAX_FILE_BYTES",
         )
@@ -231,7 +231,7 @@ class BodyLimit:
         self._inference = Limit(
             body_bytes=max(in_base64, body_bytes) + ENVELOPE_BYTES,
             what="body",
-            told_bytes=file_bytes,
+            named_bytes=file_bytes,
             remedy="Send less at once",
             setting="SLUICE_MAX_FILE_BYTES",
         )

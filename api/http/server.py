@@ -142,19 +142,19 @@ class Connection(HttpToolsProtocol):
 
     # What asyncio calls
 
-    # As uvicorn's own class, it is given no other kind of transport.
+    # As uvicorn's own class, it has no other kind of transport.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         limit = self._settings.api_limit_connections
         if len(self.connections) <= limit:
             return
         idle = [
-            each
-            for each in self.connections
-            if isinstance(each, Connection) and each is not self and each.is_idle
+            other
+            for other in self.connections
+            if isinstance(other, Connection) and other is not self and other.is_idle
         ]
         if idle:
-            min(idle, key=lambda each: each._quiet_since or 0.0).transport.close()
+            min(idle, key=lambda other: other._quiet_since or 0.0).transport.close()
             return
         self._has_room = False
         if len(self.connections) > SPARE * limit:

@@ -35,7 +35,7 @@ READ_ENTRIES = 100
 KEPT_ENTRIES = 1000
 """What is kept for a client that does not read; it is read again once it does."""
 DOWN_POLL_S = 0.5
-"""How often Postgres is asked where Redis does not answer."""
+"""How often Postgres is read where Redis does not answer."""
 WAKE_S = 0.01
 FULL_RETRY_AFTER_S = 5
 

@@ -40,7 +40,7 @@ FRESH_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class _Limit:
-    """How many due steps there may be, and in whose words it is said."""
+    """How many due steps there may be, and how a refusal names them."""
 
     steps: int
     subject: str
@@ -149,7 +149,7 @@ def new_job(
     idempotency_key: str | None = None,
     body: Any = None,
 ) -> NewJob:
-    """The job that is asked for; `lane` is where it goes unless the request says. Raises
+    """The job of a request; `lane` is where it goes unless the request says. Raises
     InvalidInput for what this server cannot run."""
     kind = KINDS[request.kind]
     kind.check(request.input, settings)
@@ -193,10 +193,10 @@ def submit(ledger: Ledger, admission: Admission, new: NewJob) -> Submitted:
 def submit_batch(ledger: Ledger, admission: Admission, new: list[NewJob]) -> list[UUID]:
     """Commit all of the jobs, or none. Raises what `submit` does, naming the job."""
     with ledger.begin() as session:
-        for queue, count in Counter(each.kind.first_step.queue for each in new).items():
+        for queue, count in Counter(job.kind.first_step.queue for job in new).items():
             admission.admit(session, queue, new[0].fair_key, count)
         # One look for each kind and collection, at the first job that names it.
-        indexes = {(each.kind.name, each.input.get("collection")): n for n, each in _backwards(new)}
+        indexes = {(job.kind.name, job.input.get("collection")): n for n, job in _backwards(new)}
         for n in indexes.values():
             try:
                 _require_collection(session, new[n])
@@ -235,13 +235,13 @@ def _require_collection(session: Session, new: NewJob) -> None:
 
 def _require(session: Session, new: Sequence[NewJob]) -> None:
     """The conversations are the caller's own, and what else the inputs name is there."""
-    talks = {(each.conversation_id, each.fair_key) for each in new}
-    for conversation_id, fair_key in talks:
+    owned = {(job.conversation_id, job.fair_key) for job in new}
+    for conversation_id, fair_key in owned:
         if conversation_id is not None:
             conversations.get(session, conversation_id, fair_key)
     inputs: dict[Kind, list[dict[str, Any]]] = {}
-    for each in new:
-        inputs.setdefault(each.kind, []).append(each.input)
+    for job in new:
+        inputs.setdefault(job.kind, []).append(job.input)
     for kind, of_kind in inputs.items():
         kind.require(session, of_kind)
 

@@ -53,7 +53,7 @@ def list_conversations(
     last = str(shown[-1].conversation.id) if len(rows) > limit else None
     return answer(
         Page[ConversationView](
-            items=[ConversationView.of(each) for each in shown],
+            items=[ConversationView.of(listed) for listed in shown],
             next_cursor=answers.encode("conversations", last) if last else None,
         )
     )

@@ -86,7 +86,7 @@ def _shown_text(parts: Parts, job_id: UUID, *, step_id: int, offset: int) -> lis
 #
 # A `token` event is `{"step", "offset", "text"}`: text of one step, from a character on. The
 # stream in Redis may have lost entries, hold some twice, or those of a run before a
-# redrive; Postgres has all that was shown (`shared/conversations.py`), and is asked where the
+# redrive; Postgres has all that was shown (`shared/conversations.py`), and is read where the
 # stream has a gap.
 
 

@@ -112,7 +112,7 @@ class NotWell(Exception):
 
 
 class Readiness:
-    """What the checks found, kept for `readiness_keep_s`, however many ask.
+    """The results of the checks, kept for `readiness_keep_s`, however many ask.
 
     Each check has one thread at most. One that hangs is said to, and is not started once more
     until it has come back.
@@ -219,7 +219,7 @@ def _workers(parts: Parts) -> str:
 
 
 def _queues(parts: Parts) -> str:
-    """A pause is what an operator wanted, and no fault; but those that wonder have to see it."""
+    """A pause is meant by an operator, and no fault; whoever wonders has to see it."""
     with parts.ledger.read() as session:
         paused = paused_since(session)
     if not paused:

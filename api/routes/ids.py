@@ -89,4 +89,4 @@ def find_ids(
     """The ids that begin so, oldest first, at most 10: one where the prefix is long enough."""
     with parts.ledger.read() as session:
         ids = ids_with_prefix(session, type, prefix, fair_key=fair_key, limit=LIMIT)
-    return answer(Items[IdView](items=[IdView(id=each) for each in ids]))
+    return answer(Items[IdView](items=[IdView(id=id_) for id_ in ids]))

@@ -91,7 +91,7 @@ def submit_jobs(parts: PartsDep, fair_key: FairKey, batch: BatchRequest) -> Resp
         raise InvalidInput(
             f"jobs has {len(batch.jobs)} entries; a batch takes {limit} (SLUICE_BATCH_LIMIT_JOBS)."
         )
-    new = [submission.new_job(each, parts.settings, fair_key=fair_key) for each in batch.jobs]
+    new = [submission.new_job(job, parts.settings, fair_key=fair_key) for job in batch.jobs]
     return answer(BatchView(ids=submission.submit_batch(parts.ledger, parts.admission, new)), 202)
 
 

@@ -51,7 +51,7 @@ def make_celery(settings: ConnectionSettings, lists: Sequence[str] = ()) -> Cele
         task_ignore_result=True,
         task_acks_late=False,
         task_create_missing_queues=False,
-        task_queues=[KombuQueue(name) for name in (*(each.value for each in Queue), *lists)],
+        task_queues=[KombuQueue(name) for name in (*(queue.value for queue in Queue), *lists)],
         task_default_queue=Queue.CONTROL.value,
         task_publish_retry=False,
         worker_prefetch_multiplier=1,
@@ -149,7 +149,7 @@ def _caught(celery: Celery, queue: str) -> dict[str, Any]:
 
 
 def make_redis(settings: ConnectionSettings) -> Redis:
-    """A client that soon gives up: what it carries is news, and nobody may wait for that."""
+    """A client that soon gives up: what it carries is no truth, and nobody may wait for it."""
     return Redis.from_url(
         settings.require_redis_url(),
         socket_timeout=settings.connect_timeout_s,

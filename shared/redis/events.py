@@ -1,4 +1,4 @@
-"""Job events in Redis streams of bounded length: live news, never the truth.
+"""Job events in Redis streams of bounded length: live, never the truth.
 
 An event that cannot be written is logged and forgotten; readers fall back to Postgres. Entry ids
 are Redis' own (`milliseconds-sequence`), which is what `Last-Event-ID` carries.
@@ -66,7 +66,7 @@ class Events:
                     }
                     key = stream_key(event.job_id)
                     pipe.xadd(key, fields, maxlen=self._limit_entries, approximate=True)
-                # Of a job that has ended, Postgres tells the same: result, text, state.
+                # Of a job that has ended, Postgres has the same: result, text, state.
                 ended = {event.job_id for event in events if event.type is EventType.END}
                 for job_id in {event.job_id for event in events}:
                     keep_s = self._keep_after_end_s if job_id in ended else self._keep_s

@@ -1,9 +1,9 @@
-"""Which models are being loaded at this moment: news for callers who do not want to wait for one.
+"""Which models are being loaded at this moment, for callers who do not want to wait for one.
 
 A worker announces a model when it begins to load it, tells the jobs that wait for it (an event
 `state` with `Loading.event`), and takes the announcement back when the model is loaded. The API
-looks for one before it submits and at each news of a job. It is news and never the truth: what
-Redis does not take or tell is as if no model were loading, and what a worker that died has
+looks for one before it submits and at each update of a job. It is never the truth: what Redis
+does not take or return is as if no model were loading, and what a worker that died has
 announced ends by itself.
 """
 
@@ -49,7 +49,7 @@ def announce(redis: Redis, loading: Loading) -> None:
     try:
         redis.set(key(loading.model), json.dumps(value), ex=keep_s)
     except (RedisError, OSError) as error:
-        log.warning("could not tell that %s is loading: %s", loading.model, error)
+        log.warning("could not announce that %s is loading: %s", loading.model, error)
 
 
 def done(redis: Redis, model: str) -> None:
@@ -57,7 +57,7 @@ def done(redis: Redis, model: str) -> None:
     try:
         redis.delete(key(model))
     except (RedisError, OSError) as error:
-        log.warning("could not tell that %s is loaded: %s", model, error)
+        log.warning("could not announce that %s is loaded: %s", model, error)
 
 
 async def of(redis: redis.asyncio.Redis, model: str) -> Loading | None:
@@ -71,6 +71,6 @@ async def of(redis: redis.asyncio.Redis, model: str) -> Loading | None:
         return None
     if value is None:
         return None
-    news = json.loads(value)
-    left_s = news["estimated_s"] - (news["keep_s"] - left_ms / 1000)
+    announced = json.loads(value)
+    left_s = announced["estimated_s"] - (announced["keep_s"] - left_ms / 1000)
     return Loading(model=model, estimated_s=round(max(LEAST_S, left_s), 1))
