@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from cli.client.client import Client
 from cli.client.transport import Retries
 from cli.terminal.output import first_words
-from shared.kinds.hf import Task
+from shared.kinds.hf import TASKS
 
 TIMEOUT_S = 1.0
 SHOWN_ITEMS = 50
@@ -80,7 +80,7 @@ def _queues(client: Client, _: click.Context) -> Offers:
 def hf_tasks(
     _ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    return [CompletionItem(task.value) for task in Task if task.value.startswith(incomplete)]
+    return [CompletionItem(name) for name in TASKS if name.startswith(incomplete)]
 
 
 collections = _completer(_collections)

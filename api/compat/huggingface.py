@@ -40,7 +40,7 @@ from shared.errors import (
 )
 from shared.jobs import jobs
 from shared.jobs.submission import NewJob, Submitted
-from shared.kinds.hf import BINARY, HF, OBJECTS, HfInput, Task
+from shared.kinds.hf import HF, TASKS, HfInput, Task, takes_files
 from shared.redis import model_loading
 from shared.redis.model_loading import Loading
 from shared.tables import File, Job
@@ -101,6 +101,8 @@ UTF8_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 64
 BINARY_CHARS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Control characters that texts have none of."""
+OBJECTS = {name: task.input.fields for name, task in TASKS.items() if task.input.fields}
+"""Tasks whose input is an object, and its fields."""
 SEND = 'Send {"inputs": ...} as JSON, or the bytes of an audio file or an image.'
 
 
@@ -168,7 +170,7 @@ def _is_json(type_: str, body: UploadFile) -> bool:
 def _text(type_: str, body: UploadFile, task: Task | None, settings: HttpSettings) -> str | None:
     """The body as a text; None for a file's bytes. Where neither type nor task tells which of them
     it is, its characters do."""
-    is_text = type_ == "text/plain" or (task is not None and task not in BINARY)
+    is_text = type_ == "text/plain" or (task is not None and not takes_files(task))
     size = body.size or 0
     if size > settings.max_body_bytes and not is_text:
         return None
@@ -251,8 +253,8 @@ def _of_json(value: Any, body: UploadFile, task: Task | None, settings: HttpSett
 def _bare_object(fields: dict[str, Any], task: Task | None) -> dict[str, Any] | None:
     """The inputs that stand in the body itself, as older clients send them; taken out of it."""
     for of_task, names in OBJECTS.items():
-        if task == of_task or (task is None and names <= fields.keys()):
-            return {name: fields.pop(name) for name in names & fields.keys()} or None
+        if task == of_task or (task is None and set(names) <= fields.keys()):
+            return {name: fields.pop(name) for name in names if name in fields} or None
     return None
 
 
@@ -268,7 +270,7 @@ def _file_of(inputs: Any, task: Task | None) -> IO[bytes] | None:
     task takes nothing else."""
     if not isinstance(inputs, str) or len(inputs) <= INLINE_CHARS:
         return None
-    if task in BINARY:
+    if takes_files(task):
         try:
             return io.BytesIO(base64_data.decode(inputs))
         except InvalidInput as error:
@@ -548,9 +550,7 @@ JSON_BODY = {
                     "type": "object",
                     "description": f"The inputs of {task} alone",
                     "required": sorted(names),
-                    "properties": {
-                        name: _TEXTS if name in ("sentences", "texts") else _TEXT for name in names
-                    },
+                    "properties": TASKS[task].input.properties(),
                 }
                 for task, names in OBJECTS.items()
             ),

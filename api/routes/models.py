@@ -13,7 +13,7 @@ from shared.bounds import MODEL_LIMIT_BYTES, is_storable_text, shown
 from shared.config import HfSettings, ModelSettings, Settings
 from shared.errors import NotFound, Unavailable
 from shared.jobs import queues
-from shared.kinds.hf import DEFAULT_MODELS, Task
+from shared.kinds.hf import Task, default_models
 from shared.kinds.registry import EMBED, HF, INGEST, KINDS, SEARCH
 from shared.providers import PROVIDERS, Provider, provider_of
 
@@ -134,8 +134,8 @@ def _embedding(settings: ModelSettings) -> ModelView:
 def _of_tasks(settings: HfSettings) -> list[ModelView]:
     """The models of the kind `hf`, each with the tasks that use it by default."""
     tasks: dict[str, list[Task]] = {}
-    for task, model in DEFAULT_MODELS.items():
-        tasks.setdefault(settings.hf_models.get(task, model), []).append(task)
+    for task, model in default_models(settings).items():
+        tasks.setdefault(model, []).append(task)
     return [
         ModelView(reference=model, kinds=[HF.name], default=True, tasks=used_for)
         for model, used_for in tasks.items()

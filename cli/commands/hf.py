@@ -4,7 +4,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from cli.terminal.output import (
     stdout,
 )
 from cli.terminal.showing import cancelled_when_left, tell_warnings
-from shared.kinds.hf import BINARY, Task
+from shared.hf.task import HfTask, OneToManyInput, PairInput, TableOutput, TextOutput, in_a_list
+from shared.kinds.hf import TASKS
 
 # What the arguments of `sluice hf` are: texts, files, or standard input, put together as the
 # inputs of a task. Nothing here talks to the network.
@@ -35,10 +36,6 @@ from shared.kinds.hf import BINARY, Task
 STDIN = "-"
 _FILE_NAME = re.compile(r"\S+(/|\.[A-Za-z]\w{0,4})")
 """What one may have meant as a file."""
-_ONE_TO_MANY = {
-    Task.SENTENCE_SIMILARITY: ("source_sentence", "sentences"),
-    Task.TEXT_RANKING: ("query", "texts"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +51,7 @@ class NamedInputs:
 
 
 def read_inputs(
-    task: Task,
+    task: HfTask,
     arguments: Sequence[str],
     *,
     context: str | None = None,
@@ -62,28 +59,35 @@ def read_inputs(
     lines: bool = False,
 ) -> NamedInputs:
     """Raises UsageError for what the task cannot take, before anything is sent."""
+    shape = task.input
     if [*arguments, context, *sentences].count(STDIN) > 1:
         raise click.UsageError("Standard input can be read once only; give - once.")
-    if (context is not None) != (task is Task.QUESTION_ANSWERING):
+    if (context is not None) != isinstance(shape, PairInput):
         raise click.UsageError(
-            f"--context has what the questions of {Task.QUESTION_ANSWERING} are about; "
-            f"{'give one' if context is None else f'{task} takes none'}."
+            f"--context has what the questions of {_of_shape(PairInput)} are about; "
+            f"{'give one' if context is None else f'{task.name} takes none'}."
         )
-    if sentences and task not in _ONE_TO_MANY:
-        raise click.UsageError(f"--sentence is for {' and '.join(_ONE_TO_MANY)}; {task} has none.")
-    if task in BINARY:
+    if sentences and not isinstance(shape, OneToManyInput):
+        raise click.UsageError(
+            f"--sentence is for {_of_shape(OneToManyInput)}; {task.name} has none."
+        )
+    if shape.is_file:
         if lines:
-            raise click.UsageError(f"--lines is for texts; {task} takes files.")
-        return _named_inputs([_file(each) for each in arguments], arguments)
-    if task in _ONE_TO_MANY:
-        return _one_to_many(task, [*arguments, *sentences], lines)
+            raise click.UsageError(f"--lines is for texts; {task.name} takes files.")
+        return _named_inputs([_file(argument) for argument in arguments], arguments)
+    if isinstance(shape, OneToManyInput):
+        return _one_to_many(task.name, shape, [*arguments, *sentences], lines)
     pairs = list(_input_texts(arguments, lines))
-    if context is None:
-        values: list[Any] = [text for _, text in pairs]
-    else:
-        about = _whole(context)
-        values = [{"question": question, "context": about} for _, question in pairs]
+    values: list[Any] = [text for _, text in pairs]
+    if isinstance(shape, PairInput) and context is not None:
+        second = _whole(context)
+        values = [{shape.first: first, shape.second: second} for first in values]
     return _named_inputs(values, [name for name, _ in pairs], is_list=lines)
+
+
+def _of_shape(shape: type) -> str:
+    """The tasks whose inputs have this shape."""
+    return " and ".join(name for name, task in TASKS.items() if isinstance(task.input, shape))
 
 
 def _named_inputs(values: list[Any], names: Sequence[str], *, is_list: bool = False) -> NamedInputs:
@@ -92,14 +96,15 @@ def _named_inputs(values: list[Any], names: Sequence[str], *, is_list: bool = Fa
     return NamedInputs(inputs=values, names=names)
 
 
-def _one_to_many(task: Task, arguments: Sequence[str], lines: bool) -> NamedInputs:
-    one, many = _ONE_TO_MANY[task]
+def _one_to_many(
+    task: str, shape: OneToManyInput, arguments: Sequence[str], lines: bool
+) -> NamedInputs:
     texts = [text for _, text in _input_texts(arguments, lines)]
     if len(texts) < 2:
         raise click.UsageError(
             f"{task} compares its first INPUT with the others; give at least two."
         )
-    return NamedInputs(inputs={one: texts[0], many: texts[1:]}, names=texts[1:])
+    return NamedInputs(inputs={shape.one: texts[0], shape.many: texts[1:]}, names=texts[1:])
 
 
 def _input_texts(arguments: Sequence[str], lines: bool) -> Iterator[tuple[str, str]]:
@@ -163,42 +168,32 @@ def _name(argument: str) -> str:
 # The output of a Hugging Face task for a person; as JSON where it has another shape.
 
 _NAME_CELLS = 40
-_SHOWN_NUMBERS = 4
-_PASSAGES = ("sentence", "text", "sequence")
-
-Row = tuple[object, ...]
-_TEXTS = {
-    Task.SUMMARIZATION: "summary_text",
-    Task.TRANSLATION: "translation_text",
-    Task.TEXT_GENERATION: "generated_text",
-    Task.SPEECH_RECOGNITION: "text",
-}
 
 
-def show_output(task: Task, inputs: NamedInputs, output: Any) -> None:
+def show_output(task: HfTask, inputs: NamedInputs, output: Any) -> None:
     try:
-        if task in _TEXTS:
-            shown = _texts(_TEXTS[task], inputs, output)
-        elif task is Task.QUESTION_ANSWERING and inputs.is_one and isinstance(output, dict):
-            shown = [_answer(output)]
+        if isinstance(task.output, TextOutput):
+            lines = _texts(task.output, inputs, output)
+        elif inputs.is_one and (line := task.output.line(output)) is not None:
+            lines = [line]
         else:
-            columns, rows = _table(task, inputs, output)
-            print_table(columns, rows, flexible=_flexible(columns))
+            columns, rows, wide_column = _table(task, task.output, inputs, output)
+            print_table(columns, rows, flexible=wide_column)
             return
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         print_json(output)
         return
-    for text in shown:
+    for text in lines:
         print_text(text)
 
 
-def _texts(field: str, inputs: NamedInputs, output: Any) -> list[str]:
+def _texts(shape: TextOutput, inputs: NamedInputs, output: Any) -> list[str]:
     """One alone as it is; of many, a line for each in a pipe, and their names on a terminal."""
     if inputs.is_one:
-        each = output if isinstance(output, list) else [output]
-        return [line for item in each for line in (item[field], *_pieces(item))]
+        items = output if isinstance(output, list) else [output]
+        return [line for item in items for line in (item[shape.field], *shape.details(item))]
     texts = [
-        " / ".join(item[field] for item in (one if isinstance(one, list) else [one]))
+        " / ".join(item[shape.field] for item in (one if isinstance(one, list) else [one]))
         for one in output
     ]
     if not stdout().is_terminal:
@@ -206,102 +201,24 @@ def _texts(field: str, inputs: NamedInputs, output: Any) -> list[str]:
     return [f"{_short(name)}\n  {text}\n" for name, text in zip(inputs.names, texts, strict=True)]
 
 
-def _pieces(item: dict[str, Any]) -> Iterator[str]:
-    """What was said when, where a transcript tells."""
-    for piece in item.get("chunks", ()):
-        start, end = piece["timestamp"]
-        yield f"{_seconds(start):>9} {_seconds(end):>9}  {piece['text'].strip()}"
-
-
-def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f} s"
-
-
-def _answer(output: dict[str, Any]) -> str:
-    where = f"{output['score']:.2f}, from character {output['start']:,}"
-    return f"{output['answer']} ({where})" if output["answer"] else f"No answer ({where})"
-
-
-def _table(task: Task, inputs: NamedInputs, output: Any) -> tuple[Sequence[str], list[Row]]:
-    columns, rows_of = _TABLES[task]
+def _table(
+    task: HfTask, shape: TableOutput, inputs: NamedInputs, output: Any
+) -> tuple[Sequence[str], list[Sequence[object]], str | None]:
+    """Columns, rows, and the column that may be shortened."""
     if inputs.is_one:
-        if task is Task.TEXT_CLASSIFICATION:
-            [output] = output  # nested, as the API has it
-        return columns, list(rows_of(output, inputs.names))
+        if task.alone is in_a_list:
+            [output] = output
+        return shape.columns, list(shape.rows(output, inputs.names)), shape.wide_column
     rows = [
         (name, *row)
         for name, one in zip(inputs.names, output, strict=True)
-        for row in rows_of(one, (name,))
+        for row in shape.rows(one, (name,))
     ]
-    return ("input", *columns), rows
-
-
-def _flexible(columns: Sequence[str]) -> str | None:
-    """What one knows already, or reads elsewhere; an answer is never shortened."""
-    return next((name for name in ("input", *_PASSAGES) if name in columns), None)
-
-
-def _labels(output: Any, _: Sequence[str]) -> Iterator[Row]:
-    for item in output:
-        yield _score(item["score"]), item["label"]
-
-
-def _answers(output: Any, _: Sequence[str]) -> Iterator[Row]:
-    for item in output if isinstance(output, list) else [output]:
-        yield _score(item["score"]), item["start"], item["end"], item["answer"]
-
-
-def _entities(output: Any, _: Sequence[str]) -> Iterator[Row]:
-    for item in output:
-        name = item.get("entity_group") or item["entity"]
-        yield name, _score(item["score"]), item["start"], item["end"], item["word"]
-
-
-def _fillings(output: Any, _: Sequence[str]) -> Iterator[Row]:
-    """With several masks there is a list for each."""
-    masks = output if output and isinstance(output[0], list) else [output]
-    for mask, items in enumerate(masks, start=1):
-        for item in items:
-            yield mask, _score(item["score"]), item["token_str"].strip(), item["sequence"]
-
-
-def _similarities(output: Any, sentences: Sequence[str]) -> Iterator[Row]:
-    for score, sentence in zip(output, sentences, strict=True):
-        yield _score(score), sentence
-
-
-def _ranks(output: Any, texts: Sequence[str]) -> Iterator[Row]:
-    for item in output:
-        yield _score(item["score"]), item["index"], texts[item["index"]]
-
-
-def _vectors(output: Any, _: Sequence[str]) -> Iterator[Row]:
-    rows = output if isinstance(output[0], list) else [output]
-    size = f"{len(rows)} × {len(rows[0])}" if rows is output else f"{len(output)}"
-    shown = ", ".join(f"{number:.4f}" for number in rows[0][:_SHOWN_NUMBERS])
-    yield size, shown + (", …" if len(rows[0]) > _SHOWN_NUMBERS or len(rows) > 1 else "")
-
-
-def _score(value: float) -> str:
-    return f"{value:.4f}"
+    return ("input", *shape.columns), list(rows), "input"
 
 
 def _short(name: str) -> str:
     return first_words(name, _NAME_CELLS)
-
-
-_LABEL_TABLE = (("score", "label"), _labels)
-_TABLES: dict[Task, tuple[Sequence[str], Callable[[Any, Sequence[str]], Iterator[Row]]]] = {
-    Task.TEXT_CLASSIFICATION: _LABEL_TABLE,
-    Task.ZERO_SHOT_CLASSIFICATION: _LABEL_TABLE,
-    Task.IMAGE_CLASSIFICATION: _LABEL_TABLE,
-    Task.QUESTION_ANSWERING: (("score", "start", "end", "answer"), _answers),
-    Task.TOKEN_CLASSIFICATION: (("entity", "score", "start", "end", "word"), _entities),
-    Task.FILL_MASK: (("mask", "score", "token", "sequence"), _fillings),
-    Task.SENTENCE_SIMILARITY: (("score", "sentence"), _similarities),
-    Task.TEXT_RANKING: (("score", "index", "text"), _ranks),
-    Task.FEATURE_EXTRACTION: (("numbers", "vector"), _vectors),
-}
 
 
 _LABELS = "candidate_labels"
@@ -320,11 +237,18 @@ def _parameters(
     return values
 
 
-def _task(_ctx: click.Context, _param: click.Parameter, name: str) -> Task:
+def _task(_ctx: click.Context, _param: click.Parameter, name: str) -> HfTask:
     try:
-        return Task(name)
-    except ValueError:
-        raise click.BadParameter(f"{name!r} is none of: {', '.join(Task)}.") from None
+        return TASKS[name]
+    except KeyError:
+        raise click.BadParameter(f"{name!r} is none of: {', '.join(TASKS)}.") from None
+
+
+def _choosing() -> str:
+    """The tasks that choose from the caller's labels."""
+    return " and ".join(
+        name for name, task in TASKS.items() if _LABELS in task.parameters.model_fields
+    )
 
 
 @click.command()
@@ -348,7 +272,7 @@ def _task(_ctx: click.Context, _param: click.Parameter, name: str) -> Task:
 )  # fmt: skip
 @click.option(
     "--labels", metavar="A,B,…", callback=column_names,
-    help=f"What {Task.ZERO_SHOT_CLASSIFICATION} chooses from.",
+    help=f"What {_choosing()} chooses from.",
 )  # fmt: skip
 @click.option("--lines", is_flag=True, help="Each line of a file is an input of its own.")
 @click.option(
@@ -359,7 +283,7 @@ def _task(_ctx: click.Context, _param: click.Parameter, name: str) -> Task:
 def hf(
     client: Client,
     *,
-    task: Task,
+    task: HfTask,
     inputs: tuple[str, ...],
     model: str | None,
     backend: str,
@@ -383,18 +307,18 @@ def hf(
     sluice hf automatic-speech-recognition call.flac -p return_timestamps=true
     """
     if labels is not None:
-        if task is not Task.ZERO_SHOT_CLASSIFICATION:
-            raise click.UsageError(f"--labels is for {Task.ZERO_SHOT_CLASSIFICATION}.")
+        if _LABELS not in task.parameters.model_fields:
+            raise click.UsageError(f"--labels is for {_choosing()}.")
         parameters = {**parameters, _LABELS: labels}
-    elif task is Task.ZERO_SHOT_CLASSIFICATION and _LABELS not in parameters:
-        raise click.UsageError(f"{task} chooses from labels; give --labels A,B,…")
+    elif _LABELS in task.required_parameters - parameters.keys():
+        raise click.UsageError(f"{task.name} chooses from labels; give --labels A,B,…")
     if not inputs and sys.stdin.isatty():
         raise click.UsageError("Give an INPUT, or - to read one from standard input.")
     named_inputs = read_inputs(
         task, inputs or (STDIN,), context=context, sentences=sentences, lines=lines
     )
     with attached(client, named_inputs.inputs) as sent:
-        job_input = hf_input(task, sent, model=model, parameters=parameters, backend=backend)
+        job_input = hf_input(task.name, sent, model=model, parameters=parameters, backend=backend)
         job = client.submit("hf", job_input, lane="interactive")
         with cancelled_when_left(client, job.id):
             if as_json:

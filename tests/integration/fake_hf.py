@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from shared.kinds.hf import BINARY, Task
+from shared.kinds.hf import TASKS, Task
 from tests.integration.fake_shapes import problem
 from tests.wire.hub_script import ANSWERS
 
@@ -55,7 +55,7 @@ def hf_result(asked: dict[str, Any], files: dict[str, dict[str, Any]]) -> Any:
     task = Task(asked["task"])
 
     def output(value: Any) -> Any:
-        if task in BINARY:
+        if TASKS[task].input.is_file:
             value = bytes(files[value["file_id"]]["size_bytes"])
         return ANSWERS[task](value, asked.get("parameters", {}))
 

@@ -78,9 +78,9 @@ OUTPUTS: list[tuple[Task, Any, dict[str, Any], Any]] = [
         {"src_lang": "en_XX", "tgt_lang": "fr_XX"},
         {"translation_text": "fr_XX: HELLO"},
     ),
-    (Task.SPEECH_RECOGNITION, FLAC, {}, {"text": "100 bytes"}),
+    (Task.AUTOMATIC_SPEECH_RECOGNITION, FLAC, {}, {"text": "100 bytes"}),
     (
-        Task.SPEECH_RECOGNITION,
+        Task.AUTOMATIC_SPEECH_RECOGNITION,
         FLAC,
         {"return_timestamps": True, "generate_kwargs": {"num_beams": 2}},
         {"text": "100 bytes", "chunks": [{"text": "100 bytes", "timestamp": [0.0, None]}]},

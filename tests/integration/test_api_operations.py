@@ -12,7 +12,7 @@ from redis import Redis
 from shared.database.transaction import Ledger
 from shared.jobs import claims
 from shared.jobs.claims import Claim
-from shared.kinds.hf import DEFAULT_MODELS, Task
+from shared.kinds.hf import TASKS, Task
 from shared.kinds.registry import KINDS
 from shared.tables import QueueState, Worker
 from shared.vocabulary import Queue
@@ -101,7 +101,7 @@ def test_models_are_the_configured_ones(api: httpx.Client) -> None:
 
     assert {(item["reference"], item["default"]) for item in items} == {
         ("extractive", True),
-        *((model, True) for model in DEFAULT_MODELS.values()),
+        *((task.default_model, True) for task in TASKS.values()),
     }
     assert {task for item in items for task in item["tasks"]} == set(Task)
     found = {kind for item in items for kind in item["kinds"]}

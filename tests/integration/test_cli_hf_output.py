@@ -6,7 +6,7 @@ import pytest
 
 from cli.commands.hf import NamedInputs, show_output
 from cli.main import run
-from shared.kinds.hf import Task
+from shared.kinds.hf import TASKS, Task
 from tests.integration.cli_process import document
 from tests.integration.hf_cli import api as api
 from tests.integration.hf_cli import state as state
@@ -76,9 +76,9 @@ PRINTED: list[tuple[Task, list[str], str]] = [
         "banana\t5\t3.0000, 0.0000, 0.0000, 0.0000, …\n"
         "tree\t5\t0.0000, 2.0000, 0.0000, 0.0000, …\n",
     ),
-    (Task.SPEECH_RECOGNITION, ["call.flac"], "100 bytes\n"),
+    (Task.AUTOMATIC_SPEECH_RECOGNITION, ["call.flac"], "100 bytes\n"),
     (
-        Task.SPEECH_RECOGNITION,
+        Task.AUTOMATIC_SPEECH_RECOGNITION,
         ["call.flac", "-p", "return_timestamps=true"],
         "100 bytes\n   0.00 s            100 bytes\n",
     ),
@@ -101,5 +101,5 @@ def test_output_for_a_person(task: Task, args: list[str], printed: str, capsys: 
 def test_an_output_of_an_unknown_shape_is_shown_as_json(
     task: Task, output: Any, capsys: Captured
 ) -> None:
-    show_output(task, NamedInputs(inputs="a", names=["a"]), output)
+    show_output(TASKS[task], NamedInputs(inputs="a", names=["a"]), output)
     assert document(capsys) == output

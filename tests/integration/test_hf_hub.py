@@ -7,7 +7,7 @@ import pytest
 
 from shared.config import Settings
 from shared.errors import InvalidInput
-from shared.kinds.hf import BINARY, PARAMETERS, Task
+from shared.kinds.hf import TASKS, Task
 from tests.integration.hubs import FLAC, INPUTS, OUTPUTS, PNG
 from tests.integration.hubs import hub as hub
 from tests.integration.hubs import settings as settings
@@ -59,7 +59,7 @@ EVERY_PARAMETER: dict[Task, dict[str, Any]] = {
 @pytest.mark.parametrize("task", EVERY_PARAMETER)
 def test_every_parameter_reaches_the_hub(wire: Wire, settings: Settings, task: Task) -> None:
     given = EVERY_PARAMETER[task]
-    assert set(given) == set(PARAMETERS[task].model_fields)
+    assert set(given) == set(TASKS[task].parameters.model_fields)
     run(task, model_of(task), INPUTS[task], given, settings)
     body = wire.requests[-1].body
     sent = body if task is Task.FEATURE_EXTRACTION else body["parameters"]
@@ -73,7 +73,7 @@ def test_files_are_sent_as_bytes_with_their_type(wire: Wire, settings: Settings)
         assert base64.b64decode(body["bytes"]) == data
         return str(body["content_type"])
 
-    speech, image = Task.SPEECH_RECOGNITION, Task.IMAGE_CLASSIFICATION
+    speech, image = Task.AUTOMATIC_SPEECH_RECOGNITION, Task.IMAGE_CLASSIFICATION
     assert sent(speech, FLAC) == "audio/flac"
     assert sent(speech, b"RIFF____WAVEfmt ") == "audio/wav"
     assert sent(speech, b"nobody knows") == "audio/x-audio"
@@ -83,7 +83,7 @@ def test_files_are_sent_as_bytes_with_their_type(wire: Wire, settings: Settings)
     assert base64.b64decode(wire.requests[-1].body["inputs"]) == PNG
 
 
-@pytest.mark.parametrize("task", sorted(BINARY))
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.input.is_file])
 @pytest.mark.parametrize("value", ["/etc/passwd", "http://127.0.0.1:9/x", None])
 def test_no_file_or_url_is_read_for_an_input(
     wire: Wire, settings: Settings, task: Task, value: Any

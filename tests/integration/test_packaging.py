@@ -18,7 +18,6 @@ from pydantic_core import PydanticUndefined
 from cli.client.sources import SUPPORTED
 from cli.settings import ClientSettings
 from shared.config import Settings
-from shared.kinds.hf import DEFAULT_MODELS, PARAMETERS, GenerationParameters, settable
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ROOT / "examples" / "documents"
@@ -103,23 +102,6 @@ def test_settings_page_lists_every_setting_with_its_default() -> None:
     fields = {**ClientSettings.model_fields, **Settings.model_fields}
     expected = {f"SLUICE_{name.upper()}": _shown(field.default) for name, field in fields.items()}
     assert _settings_page() == expected
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/huggingface.md"])
-def test_pages_list_every_task_with_its_default_model(page: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([a-z-]+)` \| `([^`]+/[^`]+)` \|", text, re.MULTILINE)
-    assert dict(rows) == {str(task): model for task, model in DEFAULT_MODELS.items()}
-    assert len(rows) == len(DEFAULT_MODELS)
-
-
-def test_the_page_of_tasks_names_their_parameters() -> None:
-    """Those of generation in part; they are the same for three tasks."""
-    text = (ROOT / "docs" / "huggingface.md").read_text(encoding="utf-8")
-    left_out = set(GenerationParameters.model_fields) | {"encoding_format"}
-    for task, shape in PARAMETERS.items():
-        names = set(settable(shape))
-        assert {name for name in names if f"`{name}`" not in text} <= left_out, task
 
 
 def test_examples_are_of_every_kind_and_readable() -> None:

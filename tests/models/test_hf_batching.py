@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import Cancelled, InvalidInput, Permanent
-from shared.kinds.hf import TaskParameters
+from shared.hf.task import TaskParameters
 from workers.hf.steps import Budget, batches, run_rows
 from workers.hf.task import UNWATCHED, LocalTask, Options, Prepared, Row, Watch
 

@@ -18,11 +18,11 @@ from transformers import (
 )
 
 from shared.errors import InvalidInput, WrongTask
-from shared.kinds.hf import Task
+from shared.kinds.hf import TASKS, Task
 from tests.models.hf_tasks import HALF, OPTIONS, assert_same, outputs, warnings
 from tests.tiny import crossencoder, distilbert, nli
 from tests.tiny_models import one_thread
-from workers.hf.tasks import classification, text_ranking, token_classification
+from workers.hf.tasks import classification, sentences, tokens
 from workers.hf.tasks.classification import TextClassification, ZeroShotClassification
 
 CLASSIFY = Task.TEXT_CLASSIFICATION
@@ -45,7 +45,7 @@ def classifier() -> TextClassification:
 
 @pytest.fixture(scope="module")
 def zero_shot_classifier() -> ZeroShotClassification:
-    return classification.load_zero_shot(nli.folder(), OPTIONS)
+    return classification.load_zero_shot_classification(nli.folder(), OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_sentiments_are_right(classifier: TextClassification) -> None:
     assert all(best["score"] > 0.99 and {best["label"], other["label"]} == {"POSITIVE", "NEGATIVE"}
                for best, other in found)  # fmt: skip
     # As the API nests the labels of a single text.
-    assert classifier.alone(found[0]) == [found[0]]
+    assert TASKS[CLASSIFY].alone(found[0]) == [found[0]]
 
 
 def test_answers_stay_right_in_half_precision() -> None:
@@ -70,7 +70,7 @@ def test_answers_stay_right_in_half_precision() -> None:
     )
     assert [each[0]["label"] for each in found] == list(distilbert.SENTIMENTS.values())
     found = outputs(
-        classification.load_zero_shot(nli.folder(), HALF),
+        classification.load_zero_shot_classification(nli.folder(), HALF),
         ZERO_SHOT,
         list(nli.ABOUT),
         candidate_labels=nli.TOPICS,
@@ -79,7 +79,7 @@ def test_answers_stay_right_in_half_precision() -> None:
         assert each[0]["label"] in topics
     texts = list(crossencoder.ANSWERS.values())
     values = [{"query": query, "texts": texts} for query in crossencoder.ANSWERS]
-    found = outputs(text_ranking.load(crossencoder.folder(), HALF), RANK, values)
+    found = outputs(sentences.load_text_ranking(crossencoder.folder(), HALF), RANK, values)
     assert [each[0]["index"] for each in found] == list(range(len(texts)))
 
 
@@ -161,7 +161,7 @@ def test_padding_moves_nothing_on_either_side(tmp_path: Path, architecture: str)
         load = (
             classification.load_text_classification
             if name is CLASSIFY
-            else token_classification.load
+            else tokens.load_token_classification
         )
         task: Any = load(tmp_path, OPTIONS)
         together = outputs(task, name, TEXTS[:5])
@@ -227,4 +227,4 @@ def test_braces_of_a_template_are_text(zero_shot_classifier: ZeroShotClassificat
 
 def test_a_model_of_sentiments_is_none_for_zero_shot() -> None:
     with pytest.raises(WrongTask, match="zero-shot-classification"):
-        classification.load_zero_shot(distilbert.folder(), OPTIONS)
+        classification.load_zero_shot_classification(distilbert.folder(), OPTIONS)

@@ -33,14 +33,14 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module", params=["group norm", "layer norm"])
 def listener(request: pytest.FixtureRequest) -> CtcSpeech:
     folder = wav2vec2.folder if request.param == "group norm" else wav2vec2.masked_folder
-    found = speech.load_speech(folder(), OPTIONS)
+    found = speech.load_speech_recognition(folder(), OPTIONS)
     assert isinstance(found, CtcSpeech)
     return found
 
 
 def transcribed(listener: CtcSpeech, files: list[bytes], **parameters: Any) -> list[Any]:
     """All rows of all files in as few batches as their groups allow."""
-    asked = parse_parameters(Task.SPEECH_RECOGNITION, parameters)
+    asked = parse_parameters(Task.AUTOMATIC_SPEECH_RECOGNITION, parameters)
     prepared = [listener.prepare(data, asked) for data in files]
     rows = [row for each in prepared for row in each.rows]
     groups = {row.group for row in rows}

@@ -22,12 +22,12 @@ from transformers import (
 )
 
 from shared.errors import InvalidInput
-from shared.kinds.hf import FeatureParameters, Task
+from shared.hf.sentences import FeatureParameters
+from shared.kinds.hf import Task
 from tests.models.hf_tasks import OPTIONS, outputs, warnings
 from tests.tiny.wordpiece import vocabulary
 from tests.tiny_models import one_thread
-from workers.hf.tasks import features
-from workers.hf.tasks.features import SentenceFeatures, TokenFeatures
+from workers.hf.tasks.sentences import SentenceFeatures, TokenFeatures, load_feature_extraction
 from workers.models.locate import bundled
 
 FEATURES = Task.FEATURE_EXTRACTION
@@ -87,7 +87,7 @@ def sentence_folder(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def sentences(sentence_folder: Path) -> SentenceFeatures:
-    task = features.load_features(sentence_folder, OPTIONS)
+    task = load_feature_extraction(sentence_folder, OPTIONS)
     assert isinstance(task, SentenceFeatures)
     return task
 
@@ -99,7 +99,7 @@ def library(sentence_folder: Path) -> SentenceTransformer:
 
 @pytest.fixture(scope="module")
 def tokens(bert: Path) -> TokenFeatures:
-    task = features.load_features(bert, OPTIONS)
+    task = load_feature_extraction(bert, OPTIONS)
     assert isinstance(task, TokenFeatures)
     return task
 
@@ -112,7 +112,7 @@ def _assert_close(found: Any, wanted: Any, *, within: float = 1e-5) -> None:
 def test_the_true_model_gives_its_known_vectors() -> None:
     folder = bundled("sentence-transformers/all-MiniLM-L6-v2")
     assert folder is not None
-    task = features.load_features(folder, OPTIONS)
+    task = load_feature_extraction(folder, OPTIONS)
     found = outputs(task, FEATURES, TEXTS)
     _assert_close(found, SentenceTransformer(str(folder), device="cpu").encode(TEXTS))
     assert len(found[0]) == 384
@@ -170,7 +170,7 @@ def test_vectors_are_cut_to_dimensions(
 
 def test_a_model_that_is_meant_to_be_cut_is(bert: Path, tmp_path: Path) -> None:
     folder = _sentence_model(bert, tmp_path / "short", truncate_dim=8)
-    task = features.load_features(folder, OPTIONS)
+    task = load_feature_extraction(folder, OPTIONS)
     library = SentenceTransformer(str(folder), device="cpu")
     found = outputs(task, FEATURES, TEXTS)
     _assert_close(found, library.encode(TEXTS))
@@ -247,12 +247,12 @@ def test_company_does_not_matter(sentences: SentenceFeatures, tokens: TokenFeatu
 
 
 def test_vectors_are_of_length_one_in_short_numbers_too(sentence_folder: Path) -> None:
-    task = features.load_features(sentence_folder, replace(OPTIONS, dtype=torch.bfloat16))
+    task = load_feature_extraction(sentence_folder, replace(OPTIONS, dtype=torch.bfloat16))
     found = outputs(task, FEATURES, TEXTS)
     _assert_close(np.linalg.norm(found, axis=1), np.ones(len(TEXTS)))
     _assert_close(
         found,
-        outputs(features.load_features(sentence_folder, OPTIONS), FEATURES, TEXTS),
+        outputs(load_feature_extraction(sentence_folder, OPTIONS), FEATURES, TEXTS),
         within=0.1,
     )
 
@@ -261,7 +261,7 @@ def test_static_vectors_take_texts_of_any_length(bert: Path, tmp_path: Path) -> 
     torch.manual_seed(0)
     static = StaticEmbedding(Tokenizer.from_file(str(bert / "tokenizer.json")), embedding_dim=8)
     SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path))
-    task = features.load_features(tmp_path, OPTIONS)
+    task = load_feature_extraction(tmp_path, OPTIONS)
     library = SentenceTransformer(str(tmp_path), device="cpu")
     texts = [*TEXTS, LONG]
     _assert_close(outputs(task, FEATURES, texts), library.encode(texts))

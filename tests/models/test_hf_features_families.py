@@ -21,8 +21,8 @@ from transformers import (
 from shared.kinds.hf import Task
 from tests.models.hf_tasks import OPTIONS, outputs
 from tests.tiny.roberta_qa import byte_level_tokenizer
-from workers.hf.tasks import features
-from workers.hf.tasks.features import TokenFeatures
+from workers.hf.tasks import sentences
+from workers.hf.tasks.sentences import TokenFeatures
 
 FEATURES = Task.FEATURE_EXTRACTION
 TEXTS = [
@@ -67,7 +67,7 @@ def test_tokens_of_other_architectures_have_the_vectors_of_the_pipeline(
     tokenizer.save_pretrained(tmp_path)
     saved = tmp_path / "tokenizer_config.json"
     saved.write_text(json.dumps(json.loads(saved.read_text()) | {"padding_side": "left"}))
-    task = features.load_features(tmp_path, OPTIONS)
+    task = sentences.load_feature_extraction(tmp_path, OPTIONS)
     assert isinstance(task, TokenFeatures)
     assert type(task.model) is type(made)
     extract = pipeline("feature-extraction", model=task.model, tokenizer=task.tokenizer)

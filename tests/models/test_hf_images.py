@@ -17,8 +17,8 @@ from tests.models.hf_tasks import HALF, OPTIONS, assert_same, outputs
 from tests.tiny import vit
 from tests.tiny_models import one_thread
 from workers.hf.task import Options
-from workers.hf.tasks import image_classification
-from workers.hf.tasks.image_classification import ImageClassification, decode_image
+from workers.hf.tasks import classification
+from workers.hf.tasks.classification import ImageClassification, decode_image
 
 CLASSIFY = Task.IMAGE_CLASSIFICATION
 LIMIT = OPTIONS.image_limit_pixels
@@ -33,7 +33,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def classifier() -> ImageClassification:
-    return image_classification.load(vit.folder(), OPTIONS)
+    return classification.load_image_classification(vit.folder(), OPTIONS)
 
 
 def _file(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
@@ -45,7 +45,7 @@ def _file(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("options", [OPTIONS, HALF])
 def test_colours_are_right(options: Options, form: str) -> None:
-    classifier = image_classification.load(vit.folder(), options)
+    classifier = classification.load_image_classification(vit.folder(), options)
     files = [_file(vit.picture(label, size=(90, 70), spots=2), form) for label in vit.COLOURS]
     found = outputs(classifier, CLASSIFY, files)
     assert [each[0]["label"] for each in found] == list(vit.COLOURS)

@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from shared.errors import InvalidInput, Permanent
-from shared.kinds.hf import QuestionAnsweringParameters, Task
+from shared.hf.question_answering import QuestionAnsweringParameters
+from shared.kinds.hf import Task
 from tests.models.hf_tasks import OPTIONS, outputs, warnings
 from tests.tiny import roberta_qa
 from tests.tiny.roberta_qa import IMPOSSIBLE, LONG, QUESTIONS
@@ -35,7 +36,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained() -> QuestionAnswering:
-    return question_answering.load(roberta_qa.folder(), OPTIONS)
+    return question_answering.load_question_answering(roberta_qa.folder(), OPTIONS)
 
 
 def _value(each: roberta_qa.Question) -> dict[str, str]:
@@ -160,4 +161,4 @@ def test_a_tokenizer_that_knows_no_places_is_refused(tmp_path: Path) -> None:
     T5ForQuestionAnswering(config).save_pretrained(tmp_path)
     ByT5Tokenizer().save_pretrained(tmp_path)
     with pytest.raises(Permanent, match="needs a fast one"):
-        question_answering.load(tmp_path, OPTIONS)
+        question_answering.load_question_answering(tmp_path, OPTIONS)

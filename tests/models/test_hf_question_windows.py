@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from shared.errors import InvalidInput
-from shared.kinds.hf import QuestionAnsweringParameters, Task
+from shared.hf.question_answering import QuestionAnsweringParameters
+from shared.kinds.hf import Task
 from tests.models.hf_tasks import OPTIONS, outputs
 from tests.models.spans_reference import Seen, Token, brute_force
 from tests.tiny.roberta_qa import byte_level_tokenizer

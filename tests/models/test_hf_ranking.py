@@ -12,8 +12,8 @@ from shared.kinds.hf import Task
 from tests.models.hf_tasks import OPTIONS, assert_same, outputs, warnings
 from tests.tiny import crossencoder, distilbert
 from tests.tiny_models import one_thread
-from workers.hf.tasks import text_ranking
-from workers.hf.tasks.text_ranking import TextRanking
+from workers.hf.tasks import sentences
+from workers.hf.tasks.sentences import TextRanking
 
 RANK = Task.TEXT_RANKING
 
@@ -27,7 +27,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def ranker() -> TextRanking:
-    return text_ranking.load(crossencoder.folder(), OPTIONS)
+    return sentences.load_text_ranking(crossencoder.folder(), OPTIONS)
 
 
 def test_the_answer_to_each_query_ranks_first(ranker: TextRanking) -> None:
@@ -80,7 +80,7 @@ def test_what_the_model_was_saved_with_counts(
     reference.save_pretrained(str(tmp_path), create_model_card=False)
     texts = list(crossencoder.ANSWERS.values())
     [found] = outputs(
-        text_ranking.load(tmp_path, OPTIONS), RANK, [{"query": "Berlin?", "texts": texts}]
+        sentences.load_text_ranking(tmp_path, OPTIONS), RANK, [{"query": "Berlin?", "texts": texts}]
     )
     wanted = reference.rank("Berlin?", texts)
     assert_same([each["score"] for each in found], [each["score"] for each in wanted])
@@ -89,12 +89,12 @@ def test_what_the_model_was_saved_with_counts(
 def test_an_activation_of_the_models_own_is_not_run(tmp_path: Path) -> None:
     reference = CrossEncoder(str(crossencoder.folder()), device="cpu")
     reference.save_pretrained(str(tmp_path), create_model_card=False)
-    saved = tmp_path / text_ranking.SAVED_WITH
+    saved = tmp_path / sentences.SAVED_WITH
     saved.write_text(saved.read_text().replace("torch.nn.modules.activation.Sigmoid", "os.abort"))
     with pytest.raises(Permanent, match=r"os\.abort"):
-        text_ranking.load(tmp_path, OPTIONS)
+        sentences.load_text_ranking(tmp_path, OPTIONS)
 
 
 def test_a_model_of_many_labels_does_not_rank() -> None:
     with pytest.raises(WrongTask, match="text-ranking"):
-        text_ranking.load(distilbert.folder(), OPTIONS)
+        sentences.load_text_ranking(distilbert.folder(), OPTIONS)

@@ -13,14 +13,14 @@ from transformers import (
 )
 
 from shared.errors import Cancelled, InvalidInput
-from shared.kinds.hf import Task, parse_parameters
+from shared.kinds.hf import TASKS, Task, parse_parameters
 from tests.models.hf_generation import make_t5, rows, unlimited_tokenizer
 from tests.models.hf_tasks import OPTIONS, outputs, warnings
 from tests.tiny import bart
 from tests.tiny_models import one_thread
 from workers.hf.task import UNWATCHED
-from workers.hf.tasks import seq2seq
-from workers.hf.tasks.seq2seq import Seq2Seq, Summarization
+from workers.hf.tasks import generation
+from workers.hf.tasks.generation import Seq2Seq, Summarization
 
 SUMMARIZE = Task.SUMMARIZATION
 TEXTS = [*bart.SUMMARIES, "Rain.", "The museum closed two bridges, and " * 9]
@@ -34,7 +34,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def summarizer() -> Summarization:
-    return seq2seq.load_summarization(bart.folder(), OPTIONS)
+    return generation.load_summarization(bart.folder(), OPTIONS)
 
 
 def texts(task: Seq2Seq, found: Sequence[list[list[int]]]) -> list[Any]:
@@ -45,7 +45,7 @@ def test_summaries_are_right(summarizer: Summarization) -> None:
     found = outputs(summarizer, SUMMARIZE, list(bart.SUMMARIES))
     assert found == [{"summary_text": summary} for summary in bart.SUMMARIES.values()]
     # As the API answers a single text.
-    assert summarizer.alone(found[0]) == [found[0]]
+    assert TASKS[SUMMARIZE].alone(found[0]) == [found[0]]
 
 
 def test_summaries_are_those_of_generate(summarizer: Summarization) -> None:

@@ -12,12 +12,13 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import cos_sim
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from shared.kinds.hf import SimilarityParameters, Task
+from shared.hf.sentences import SimilarityParameters
+from shared.kinds.hf import Task
 from tests.models.hf_tasks import OPTIONS, outputs, warnings
 from tests.tiny.wordpiece import vocabulary
 from tests.tiny_models import one_thread
-from workers.hf.tasks import features
-from workers.hf.tasks.features import SentenceSimilarity
+from workers.hf.tasks import sentences
+from workers.hf.tasks.sentences import SentenceSimilarity
 from workers.models.locate import bundled
 
 SIMILARITY = Task.SENTENCE_SIMILARITY
@@ -61,7 +62,7 @@ def folder() -> Path:
 
 @pytest.fixture(scope="module")
 def true_model(folder: Path) -> SentenceSimilarity:
-    return features.load_similarity(folder, OPTIONS)
+    return sentences.load_sentence_similarity(folder, OPTIONS)
 
 
 def _cosines(model: SentenceTransformer, value: dict[str, Any]) -> list[float]:
@@ -117,7 +118,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_bare_encoder_gets_mean_pooling_and_a_warning(bert: Path) -> None:
-    task = features.load_similarity(bert, OPTIONS)
+    task = sentences.load_sentence_similarity(bert, OPTIONS)
     pooled = SentenceTransformer(modules=[Transformer(str(bert)), Pooling(16)], device="cpu")
     [found] = outputs(task, SIMILARITY, [ENGLISH])
     assert found == pytest.approx(_cosines(pooled, ENGLISH), abs=1e-5)
@@ -135,7 +136,7 @@ def test_the_prompt_that_a_model_always_wants_is_put_first(bert: Path, tmp_path:
         truncate_dim=9,
     ).save(str(tmp_path))
     library = SentenceTransformer(str(tmp_path), device="cpu")
-    [found] = outputs(features.load_similarity(tmp_path, OPTIONS), SIMILARITY, [ENGLISH])
+    [found] = outputs(sentences.load_sentence_similarity(tmp_path, OPTIONS), SIMILARITY, [ENGLISH])
     assert found == pytest.approx(_cosines(library, ENGLISH), abs=1e-5)
     plain = SentenceTransformer(modules=modules, device="cpu")
     assert found != pytest.approx(_cosines(plain, ENGLISH), abs=1e-3)

@@ -35,13 +35,13 @@ from tests.models.hf_tasks import OPTIONS
 from tests.tiny import wav2vec2
 from tests.tiny.voice import speak
 from tests.tiny_models import one_thread
-from workers.hf.audio.decode import Recordings
+from workers.hf.audio import Recordings
 from workers.hf.task import UNWATCHED
 from workers.hf.tasks import speech
 from workers.hf.tasks.speech import CtcSpeech
 
 SAID = "HELLO SHORT NOTES IN THE HALL"
-ASKED = parse_parameters(Task.SPEECH_RECOGNITION, {})
+ASKED = parse_parameters(Task.AUTOMATIC_SPEECH_RECOGNITION, {})
 FORMATS = [
     ("WAV", "PCM_16", (8_000, 22_050, 44_100, 48_000)),
     ("WAV", "ULAW", (8_000,)),
@@ -73,7 +73,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def listener() -> CtcSpeech:
-    found = speech.load_speech(wav2vec2.folder(), OPTIONS)
+    found = speech.load_speech_recognition(wav2vec2.folder(), OPTIONS)
     assert isinstance(found, CtcSpeech)
     return found
 
@@ -134,7 +134,7 @@ def test_rows_of_a_batch_are_what_they_are_alone(
 def test_models_of_other_kinds_are_refused(tmp_path: Path, kind: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(Permanent, match=f"a {kind} model"):
-        speech.load_speech(tmp_path, OPTIONS)
+        speech.load_speech_recognition(tmp_path, OPTIONS)
 
 
 def test_a_recording_is_decoded_once_until_it_is_done_with() -> None:

@@ -11,13 +11,13 @@ import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from shared.errors import InvalidInput
-from shared.kinds.hf import Task, parse_parameters
+from shared.kinds.hf import TASKS, Task, parse_parameters
 from tests.models.hf_tasks import OPTIONS, outputs, warnings
 from tests.tiny import gpt2
 from tests.tiny_models import one_thread
 from workers.hf.task import UNWATCHED, Row
-from workers.hf.tasks import text_generation
-from workers.hf.tasks.text_generation import TextGeneration
+from workers.hf.tasks import generation
+from workers.hf.tasks.generation import TextGeneration
 
 GENERATE = Task.TEXT_GENERATION
 PROMPTS = [*gpt2.CONTINUATIONS, "river", "The capital of Japan, a fox who lived near " * 3]
@@ -32,7 +32,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def task() -> TextGeneration:
-    return text_generation.load(gpt2.folder(), OPTIONS)
+    return generation.load_text_generation(gpt2.folder(), OPTIONS)
 
 
 def rows(task: TextGeneration, *prompts: str, **given: Any) -> list[Row]:
@@ -50,7 +50,7 @@ def test_texts_are_right(task: TextGeneration) -> None:
     full = [{"generated_text": start + rest} for start, rest in gpt2.CONTINUATIONS.items()]
     assert found == full
     # As the API answers a single prompt.
-    assert task.alone(found[0]) == [full[0]]
+    assert TASKS[GENERATE].alone(found[0]) == [full[0]]
     new = outputs(task, GENERATE, list(gpt2.CONTINUATIONS), return_full_text=False)
     assert new == [{"generated_text": rest} for rest in gpt2.CONTINUATIONS.values()]
 
@@ -191,7 +191,7 @@ def test_a_cut_prompt_still_begins_as_its_tokenizer_begins(tmp_path: Path) -> No
         num_attention_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path)
-    task = text_generation.load(tmp_path, OPTIONS)
+    task = generation.load_text_generation(tmp_path, OPTIONS)
     [row] = rows(task, "fox " * 100, max_new_tokens=4)
     assert row.data.ids[0] == 0
     assert len(row.data.ids) == 60
@@ -269,7 +269,7 @@ def test_many_sequences_of_a_prompt(task: TextGeneration) -> None:
     assert beams[0] == gpt2.CONTINUATIONS[FOX]
     assert len(set(beams)) == 2
     [output] = outputs(task, GENERATE, [FOX], num_return_sequences=2, num_beams=4)
-    assert task.alone(output) == output
+    assert TASKS[GENERATE].alone(output) == output
     for given in ({}, {"num_beams": 2}, {"num_beams": 2, "do_sample": True}):
         with pytest.raises(InvalidInput, match="num_return_sequences 3 needs"):
             outputs(task, GENERATE, [FOX], num_return_sequences=3, **given)
@@ -284,7 +284,7 @@ def test_settings_of_the_configuration_hold(tmp_path: Path) -> None:
     said = {"eos_token_id": [0, 5], "penalty_alpha": 0.6, "top_k": 4, "max_length": 9,
             "prompt_lookup_num_tokens": 3, "repetition_penalty": 1.2}  # fmt: skip
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
-    task = text_generation.load(tmp_path, OPTIONS)
+    task = generation.load_text_generation(tmp_path, OPTIONS)
     [row] = rows(task, "A")
     settings = row.data.arguments.settings
     assert settings == {

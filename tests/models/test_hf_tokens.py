@@ -22,9 +22,8 @@ from shared.kinds.hf import Task
 from tests.models.hf_tasks import HALF, OPTIONS, assert_same, outputs, warnings
 from tests.tiny import mlm, ner, nli
 from tests.tiny_models import one_thread
-from workers.hf.tasks import classification, fill_mask, token_classification
-from workers.hf.tasks.fill_mask import FillMask
-from workers.hf.tasks.token_classification import TokenClassification
+from workers.hf.tasks import classification, tokens
+from workers.hf.tasks.tokens import FillMask, TokenClassification
 
 NER = Task.TOKEN_CLASSIFICATION
 FILL = Task.FILL_MASK
@@ -46,7 +45,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def finder() -> TokenClassification:
-    return token_classification.load(ner.folder(), OPTIONS)
+    return tokens.load_token_classification(ner.folder(), OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +54,12 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> TokenClassification:
     its positions begin behind the padding token's id."""
     folder = tmp_path_factory.mktemp("roberta")
     _save_roberta(folder, RobertaForTokenClassification)
-    return token_classification.load(folder, OPTIONS)
+    return tokens.load_token_classification(folder, OPTIONS)
 
 
 @pytest.fixture(scope="module")
 def filler() -> FillMask:
-    return fill_mask.load(mlm.folder(), OPTIONS)
+    return tokens.load_fill_mask(mlm.folder(), OPTIONS)
 
 
 def _save_roberta(folder: Path, architecture: Any) -> None:
@@ -101,11 +100,13 @@ def test_words_are_not_split(finder: TokenClassification, strategy: str) -> None
 def test_answers_stay_right_in_half_precision() -> None:
     texts = list(ner.ENTITIES)
     for text, found in zip(
-        texts, outputs(token_classification.load(ner.folder(), HALF), NER, texts), strict=True
+        texts,
+        outputs(tokens.load_token_classification(ner.folder(), HALF), NER, texts),
+        strict=True,
     ):
         assert _surfaces(text, found) == ner.ENTITIES[text]
     text = "Paris is the [MASK] of France."
-    [found] = outputs(fill_mask.load(mlm.folder(), HALF), FILL, [text])
+    [found] = outputs(tokens.load_fill_mask(mlm.folder(), HALF), FILL, [text])
     assert found[0]["token_str"] == "capital"
 
 
@@ -185,7 +186,7 @@ def test_a_slow_tokenizer_knows_no_places(tmp_path: Path) -> None:
     torch.manual_seed(0)
     BertForTokenClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    task = token_classification.load(tmp_path, OPTIONS)
+    task = tokens.load_token_classification(tmp_path, OPTIONS)
     assert not task.tokenizer.is_fast
     wanted = _pipeline(task, NER)([*TEXTS[:2], LONG], aggregation_strategy="simple")
     assert_same(outputs(task, NER, [*TEXTS[:2], LONG]), [_plain(each) for each in wanted])
@@ -218,7 +219,7 @@ def test_fillings_are_those_of_the_pipeline(filler: FillMask, given: dict[str, A
 
 def test_a_mask_of_another_kind_is_filled_likewise(tmp_path: Path) -> None:
     _save_roberta(tmp_path, RobertaForMaskedLM)
-    task = fill_mask.load(tmp_path, OPTIONS)
+    task = tokens.load_fill_mask(tmp_path, OPTIONS)
     texts = ["The striker <mask> twice.", "<mask>", "손흥민이 <mask> 골을 넣었다."]
     assert_same(outputs(task, FILL, texts), [_pipeline(task, FILL)(text) for text in texts])
     with pytest.raises(InvalidInput, match="Write <mask> where a word is wanted"):
@@ -230,7 +231,7 @@ def test_a_batch_too_large_for_its_logits_is_run_in_parts(
 ) -> None:
     texts = [text for text in mlm.FILLED for _ in range(3)]
     whole = outputs(filler, FILL, texts)
-    monkeypatch.setattr(fill_mask, "LOGITS_LIMIT_BYTES", 1)
+    monkeypatch.setattr(tokens, "LOGITS_LIMIT_BYTES", 1)
     assert_same(outputs(filler, FILL, texts), whole)
 
 
@@ -256,7 +257,7 @@ def test_a_model_without_a_mask_token_fills_none(tmp_path: Path, filler: FillMas
     filler.model.save_pretrained(tmp_path)
     ByT5Tokenizer(extra_ids=0).save_pretrained(tmp_path)
     with pytest.raises(Permanent, match="no mask token"):
-        fill_mask.load(tmp_path, OPTIONS)
+        tokens.load_fill_mask(tmp_path, OPTIONS)
 
 
 def _surfaces(text: str, found: list[dict[str, Any]]) -> list[tuple[str, str]]:

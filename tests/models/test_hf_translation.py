@@ -16,14 +16,14 @@ from transformers import (
 )
 
 from shared.errors import InvalidInput
-from shared.kinds.hf import Task
+from shared.kinds.hf import TASKS, Task
 from tests.models.hf_generation import make_t5, rows, unlimited_tokenizer
 from tests.models.hf_tasks import OPTIONS, outputs, warnings
 from tests.tiny import bart, marian
 from tests.tiny_models import one_thread
 from workers.hf.task import UNWATCHED
-from workers.hf.tasks import seq2seq
-from workers.hf.tasks.seq2seq import Translation
+from workers.hf.tasks import generation
+from workers.hf.tasks.generation import Translation
 
 TRANSLATE = Task.TRANSLATION
 
@@ -36,7 +36,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def translator() -> Translation:
-    return seq2seq.load_translation(marian.folder(), OPTIONS)
+    return generation.load_translation(marian.folder(), OPTIONS)
 
 
 def test_translations_are_right_in_any_company(translator: Translation) -> None:
@@ -44,7 +44,7 @@ def test_translations_are_right_in_any_company(translator: Translation) -> None:
     assert found == [{"translation_text": text} for text in marian.ENGLISH.values()]
     assert found == [outputs(translator, TRANSLATE, [text])[0] for text in marian.ENGLISH]
     assert outputs(translator, TRANSLATE, list(marian.ENGLISH), num_beams=1) == found
-    assert translator.alone(found[0]) == [found[0]]
+    assert TASKS[TRANSLATE].alone(found[0]) == [found[0]]
 
 
 def test_a_target_language_of_marian_is_marked(translator: Translation) -> None:
@@ -72,7 +72,7 @@ def test_a_text_of_no_tokens_is_an_error(translator: Translation) -> None:
 
 def test_marian_loads_without_sacremoses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacremoses", None)
-    task = seq2seq.load_translation(marian.folder(), OPTIONS)
+    task = generation.load_translation(marian.folder(), OPTIONS)
     assert outputs(task, TRANSLATE, ["Да."]) == [{"translation_text": "Yes."}]
 
 

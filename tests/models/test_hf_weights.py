@@ -190,7 +190,7 @@ def test_a_card_that_promises_another_task_is_found_out(saved: Path, tmp_path: P
 def test_a_card_that_promises_another_architecture_is_found_out(folder: Path) -> None:
     (folder / "README.md").write_text("---\npipeline_tag: automatic-speech-recognition\n---\n")
     with pytest.raises(WrongTask, match="for text-classification, not one for automatic-speech"):
-        load_model(AutoModelForCTC, folder, OPTIONS, task=Task.SPEECH_RECOGNITION)
+        load_model(AutoModelForCTC, folder, OPTIONS, task=Task.AUTOMATIC_SPEECH_RECOGNITION)
 
 
 def test_missing_tensors_are_told(folder: Path) -> None:
@@ -248,7 +248,7 @@ def test_speech_checkpoints_of_old_load_whole(tmp_path: Path) -> None:
     assert any(name.endswith("weight_g") for name in old)
     assert len(old) == len(kept) - 1
     save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    load_model(AutoModelForCTC, tmp_path, OPTIONS, task=Task.SPEECH_RECOGNITION)
+    load_model(AutoModelForCTC, tmp_path, OPTIONS, task=Task.AUTOMATIC_SPEECH_RECOGNITION)
 
 
 def test_what_memory_does_not_hold_is_tried_again(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from transformers import (
 
 from tests.tiny.manifest import checkpoint
 from tests.tiny.voice import length_s, letters, speak
-from workers.hf.audio.decode import STRIDE_PART, aligned, windows
+from workers.hf.audio import STRIDE_PART, aligned, windows
 
 RATE_HZ: Final = 16_000
 WINDOW_S: Final = 4

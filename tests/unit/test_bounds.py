@@ -41,13 +41,19 @@ from shared.bounds import (
 )
 from shared.config import Settings
 from shared.errors import Permanent, Retryable
-from shared.kinds.hf import PARAMETERS, Only
+from shared.hf.task import Only
+from shared.kinds.hf import TASKS
 from workers.generation.backends.interface import ToolCall
 from workers.generation.chat import storable
 
 REQUESTS = {
     model.__name__: model
-    for model in (BatchRequest, NewConversation, CollectionSpec, *PARAMETERS.values())
+    for model in (
+        BatchRequest,
+        NewConversation,
+        CollectionSpec,
+        *(task.parameters for task in TASKS.values()),
+    )
 }
 
 

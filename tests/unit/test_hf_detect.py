@@ -78,7 +78,7 @@ def test_models_of_sounds_and_images_take_no_texts(
 def test_speech_is_told_beside_its_preprocessor(tmp_path: Path) -> None:
     folder = described(tmp_path, architectures=["WhisperForConditionalGeneration"])
     (folder / "preprocessor_config.json").write_text("{}")
-    assert tasks_of(folder) == (Task.SPEECH_RECOGNITION,)
+    assert tasks_of(folder) == (Task.AUTOMATIC_SPEECH_RECOGNITION,)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,10 @@ PAIR = {"question": "who?", "context": "me"}
         ({"architectures": ["BertForQuestionAnswering"]}, "", "a", {}, Task.QUESTION_ANSWERING),
         ({"architectures": ["BartForConditionalGeneration"]}, "", PAIR, {}, Task.SUMMARIZATION),
         ({"architectures": ["BartForConditionalGeneration"]}, "", [], {}, Task.SUMMARIZATION),
-        ({"architectures": ["Wav2Vec2ForCTC"]}, "", "UklGRg==", {}, Task.SPEECH_RECOGNITION),
+        (
+            {"architectures": ["Wav2Vec2ForCTC"]},
+            "", "UklGRg==", {}, Task.AUTOMATIC_SPEECH_RECOGNITION,
+        ),
     ],
 )  # fmt: skip
 def test_the_payload_chooses_between_tasks(

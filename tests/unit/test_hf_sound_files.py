@@ -10,7 +10,7 @@ import soundfile
 
 from shared.errors import InvalidInput
 from tests.tiny.voice import speak
-from workers.hf.audio.decode import decode
+from workers.hf.audio import decode
 
 RATE = 16_000
 SAID = speak("HELLO ALICE IS ON A TRAIN TO THE COAST", RATE)

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from shared.kinds.hf import BINARY, Task
+from shared.kinds.hf import TASKS, Task
 from tests.wire.behaviour import Recorded, Wire, application, refusal, run, serving, stream
 from tests.wire.hub_script import ANSWERS, Wrong
 
@@ -89,7 +89,7 @@ async def _noted(wire: Wire, request: Request) -> dict[str, Any]:
 
 
 def _inputs(task: Task, body: dict[str, Any]) -> Any:
-    if task not in BINARY:
+    if not TASKS[task].input.is_file:
         return body["inputs"]
     if body.get("content_type", JSON_TYPE) is None:
         raise Wrong('Content type "None" not supported.')

@@ -146,7 +146,7 @@ ANSWERS: dict[Task, Callable[[Any, dict[str, Any]], Any]] = {
     Task.SENTENCE_SIMILARITY: _similarity,
     Task.TEXT_CLASSIFICATION: _labels,
     Task.TRANSLATION: _translation,
-    Task.SPEECH_RECOGNITION: _transcript,
+    Task.AUTOMATIC_SPEECH_RECOGNITION: _transcript,
     Task.ZERO_SHOT_CLASSIFICATION: _chosen,
     Task.TOKEN_CLASSIFICATION: _entities,
     Task.FILL_MASK: _fillings,

@@ -14,7 +14,7 @@ from typing import Any, Final
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.errors import InvalidInput
-from shared.kinds.hf import GenerationParameters
+from shared.hf.generation import GenerationParameters
 
 NEW_TOKENS = 256
 """Where nobody says how long the text may become."""

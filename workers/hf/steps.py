@@ -9,21 +9,32 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
+from uuid import UUID
 
 import torch
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import select
 
+from shared import base64_data, files
 from shared.bounds import EncodedJson
-from shared.errors import Cancelled, ConfigurationError, InvalidInput, Permanent, SluiceError
+from shared.errors import (
+    Cancelled,
+    ConfigurationError,
+    InvalidInput,
+    NotFound,
+    Permanent,
+    SluiceError,
+)
+from shared.hf.task import HfTask, TaskParameters
 from shared.jobs import jobs
 from shared.jobs.steps import NewStep
-from shared.kinds.hf import BINARY, HfInput, Task
+from shared.kinds.hf import TASKS, HfInput, parse_parameters, single_inputs, takes_files
 from shared.redis import model_loading
 from shared.redis.events import Event, EventType
 from shared.redis.model_loading import Loading
@@ -31,11 +42,122 @@ from shared.tables import Job, Step
 from shared.vocabulary import Queue, State
 from workers.attempts.context import Context, Done, Handler, Settle
 from workers.attempts.results import stored
-from workers.hf import contents, hub
-from workers.hf.task import LocalTask, Row, Watch
-from workers.hf.work import MISSING, Work, as_json
+from workers.hf import hub
+from workers.hf.task import LocalTask, Prepared, Row, Watch
 from workers.models import checkpoints
 from workers.models.devices import is_fatal, is_out_of_memory, return_freed_blocks
+from workers.process import Process
+
+# What a step has to do of one job
+
+MISSING: Any = object()
+
+
+@dataclass(kw_only=True)
+class StartedInput:
+    """An input whose rows are being run, and the outputs of those that are done."""
+
+    prepared: Prepared
+    outputs: list[Any]
+
+    @property
+    def is_done(self) -> bool:
+        return all(output is not MISSING for output in self.outputs)
+
+
+@dataclass(kw_only=True, eq=False)
+class Work:
+    """The inputs of one job, and how far a step is with them. `before` are outputs that earlier
+    steps of the job recorded.
+
+    What a step leaves undone goes on in the next one: `rest()` is that step's payload, with the
+    outputs of single rows of inputs that are not done.
+    """
+
+    context: Context
+    task: HfTask
+    inputs: Sequence[Any]
+    many: bool
+    parameters: TaskParameters
+    before: dict[int, Any] = field(default_factory=dict)
+    outputs: dict[int, Any] = field(default_factory=dict)
+    started: dict[int, StartedInput] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    warnings_before: list[str] = field(default_factory=list)
+    rows_before: dict[int, dict[int, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, context: Context, name: str, job_input: HfInput) -> Self:
+        """Raises InvalidInput for inputs and parameters that are not of the task."""
+        inputs, many = single_inputs(name, job_input.inputs)
+        rows = context.claim.payload.get("rows", {})
+        return cls(
+            context=context,
+            task=TASKS[name],
+            inputs=inputs,
+            many=many,
+            parameters=parse_parameters(name, job_input.parameters),
+            rows_before={
+                int(n): {int(k): v for k, v in outputs.items()} for n, outputs in rows.items()
+            },
+        )
+
+    def path(self, n: int) -> str:
+        return f"inputs.{n}" if self.many else "inputs"
+
+    def left(self) -> Iterable[int]:
+        """The inputs that no step has begun or finished, in order."""
+        return (
+            n
+            for n in range(len(self.inputs))
+            if n not in self.before and n not in self.outputs and n not in self.started
+        )
+
+    def begin(self, n: int, prepared: Prepared) -> StartedInput:
+        """Take up an input, with the outputs of its rows that an earlier step has kept."""
+        kept = self.rows_before.get(n, {})
+        outputs = [kept.get(k, MISSING) for k in range(len(prepared.rows))]
+        self.started[n] = StartedInput(prepared=prepared, outputs=outputs)
+        self.warnings += [f"{self.path(n)} {warning}" for warning in prepared.warnings]
+        return self.started[n]
+
+    def finish(self, n: int, model: LocalTask) -> None:
+        input_ = self.started.pop(n)
+        self.outputs[n] = model.finish(input_.prepared, input_.outputs, self.parameters)
+
+    @property
+    def done(self) -> int:
+        return len(self.before) + len(self.outputs)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.done == len(self.inputs)
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether this step has run anything."""
+        return bool(self.outputs) or any(
+            output is not MISSING
+            for n, input_ in self.started.items()
+            for k, output in enumerate(input_.outputs)
+            if k not in self.rows_before.get(n, {})
+        )
+
+    def rest(self) -> dict[str, Any]:
+        rows = {n: outputs for n, outputs in self.rows_before.items() if n not in self.outputs}
+        for n, input_ in self.started.items():
+            rows[n] = {k: v for k, v in enumerate(input_.outputs) if v is not MISSING}
+        return {
+            "rows": {str(n): {str(k): v for k, v in outputs.items()} for n, outputs in rows.items()}
+        }
+
+    def answer(self) -> Any:
+        """What the API answers: a list for a list, else the only output as the task gives it."""
+        outputs = self.before | self.outputs
+        if self.many:
+            return [outputs[n] for n in range(len(self.inputs))]
+        return self.task.alone(outputs[0])
+
 
 # Where outputs go: into the row of their step or job, or into the storage where they are
 # large.
@@ -92,7 +214,7 @@ def go_on(work: Work) -> Done:
 
 def _encoded(value: Any) -> bytes:
     try:
-        return as_json(value)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
         raise Permanent(
             "The model gave numbers that are none (NaN or infinity). Set SLUICE_HF_DTYPE=float32, "
@@ -103,7 +225,7 @@ def _encoded(value: Any) -> bytes:
 # From claimed steps to works with a loaded model: where it lies, what it is for, who waits
 # for it.
 #
-# While a model is being loaded, that is announced: a caller who asked not to wait is told so.
+# While a model is being loaded, that is announced: a caller who does not want to wait gets to know.
 # Jobs that are cancelled meanwhile end at once.
 
 Request = tuple[Context, HfInput]
@@ -156,12 +278,12 @@ class _Loader:
             self._name,
             task,
             check=self._check,
-            # Not before: of a model that is nowhere, nobody is told that it is being loaded.
+            # Not before: a model that is nowhere is not being loaded.
             on_found=lambda: self._announce(None),
         )
 
-    def _works(self, folder: Path) -> dict[Task, list[Work]]:
-        works: dict[Task, list[Work]] = {}
+    def _works(self, folder: Path) -> dict[str, list[Work]]:
+        works: dict[str, list[Work]] = {}
         for context, job_input in list(self._requests):
             try:
                 task = checkpoints.choose(
@@ -172,7 +294,7 @@ class _Loader:
                 self._end(context, error)
         return works
 
-    def _model(self, task: Task, works: Sequence[Work], folder: Path) -> LocalTask | None:
+    def _model(self, task: str, works: Sequence[Work], folder: Path) -> LocalTask | None:
         loaded = self._models.find(self._name, task)
         if loaded is not None:
             return loaded
@@ -196,16 +318,16 @@ class _Loader:
         self._is_announced = True
 
     def _check(self) -> None:
-        """Called while a model is waited for. Raises Cancelled once nobody wants it any more."""
+        """Called while a model is waited for. Raises Cancelled once nobody waits for it."""
         for context, _ in list(self._requests):
             context.progress()
             if context.stop.is_set():
                 self._end(context, Cancelled(context.stop_reason))
         if not self._requests:
-            raise Cancelled("All jobs that wanted the model were cancelled.")
+            raise Cancelled("All jobs that waited for the model were cancelled.")
 
     def _end(self, context: Context, outcome: Done | Exception) -> None:
-        self._requests = [each for each in self._requests if each[0] is not context]
+        self._requests = [request for request in self._requests if request[0] is not context]
         self._settle(context, outcome)
 
 
@@ -270,11 +392,11 @@ def run_rows(
     # Outside of the handler: the traceback would keep the tensors of the failed batch alive.
     _free_memory()
     half = len(rows) // 2
-    first = run_rows(task, rows[:half], _part(watch, 0, half), budget)
-    return first + run_rows(task, rows[half:], _part(watch, half, len(rows)), budget)
+    first = run_rows(task, rows[:half], _slice(watch, 0, half), budget)
+    return first + run_rows(task, rows[half:], _slice(watch, half, len(rows)), budget)
 
 
-def _part(watch: Watch, start: int, end: int) -> Watch:
+def _slice(watch: Watch, start: int, end: int) -> Watch:
     return lambda: watch()[start:end]
 
 
@@ -294,6 +416,25 @@ def _free_memory() -> None:
     return_freed_blocks()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+# The bytes of files: those of an upload, or base64.
+
+
+def _read_file(process: Process, value: Any) -> bytes:
+    """Raises InvalidInput for what is no base64, and for an upload that is not there."""
+    if isinstance(value, dict):
+        return _read_upload(process, UUID(str(value["file_id"])))
+    return base64_data.decode(str(value))
+
+
+def _read_upload(process: Process, file_id: UUID) -> bytes:
+    try:
+        with process.ledger.read() as session:
+            path = files.get(session, file_id).path
+        return process.storage.read(path)
+    except NotFound as error:
+        raise InvalidInput(error.message) from error
 
 
 # Jobs of the back end `hub`: requests to another server, several at once.
@@ -344,13 +485,13 @@ def _ask(context: Context, job_input: HfInput) -> Any:
     )
 
 
-def _hub_inputs(context: Context, task: Task, inputs: Any) -> Any:
-    if task not in BINARY:
+def _hub_inputs(context: Context, task: str, inputs: Any) -> Any:
+    if not takes_files(task):
         return inputs
     try:
         if isinstance(inputs, list):
-            return [contents.read(context.process, value) for value in inputs]
-        return contents.read(context.process, inputs)
+            return [_read_file(context.process, value) for value in inputs]
+        return _read_file(context.process, inputs)
     except InvalidInput as error:
         raise InvalidInput(f"inputs: {error.message}") from None
 
@@ -360,8 +501,8 @@ ROUND_BATCHES = 8
 UNIT = "inputs"
 
 
-class Place(NamedTuple):
-    """A row, and whose it is: the `row`-th of the `n`-th input of a work."""
+class JobRow(NamedTuple):
+    """A row, and whose it is: the `k`-th of the `n`-th input of a work."""
 
     work: Work
     n: int
@@ -392,7 +533,7 @@ def _inputs(contexts: Sequence[Context]) -> list[HfInput]:
 
 
 class _Run:
-    """The works of one task, run in rounds until all are through or the time is up."""
+    """The works of one task, run in rounds until all are done or the time is up."""
 
     def __init__(
         self, model: LocalTask, works: Sequence[Work], settle: Settle, deadline: float
@@ -403,23 +544,23 @@ class _Run:
         self._deadline = deadline
         self._process = works[0].context.process
         self._budget = Budget(self._process.settings.hf_batch_tokens)
-        self._told_at = time.monotonic()
+        self._reported_at = time.monotonic()
 
     def run(self) -> None:
         for work in list(self._open):
-            if work.context.claim.payload:  # an earlier step of the job has done a part
+            if work.context.claim.payload:  # an earlier step of the job has done some
                 work.before, work.warnings_before = recorded_before(work.context)
             self._advance(work)
         while self._open:
-            places = list(self._round())
-            rows = [place.row for place in places]
+            job_rows = list(self._round())
+            rows = [job_row.row for job_row in job_rows]
             for batch in batches(rows, self._budget, self._model.row_limit):
-                self._run_batch([places[n] for n in batch])
+                self._run_batch([job_rows[n] for n in batch])
                 if time.monotonic() > self._deadline:  # at least one batch is run
                     self._stop()
                     return
 
-    def _round(self) -> Iterator[Place]:
+    def _round(self) -> Iterator[JobRow]:
         """Rows of the next inputs, as many as make some batches."""
         room = ROUND_BATCHES * self._budget.tokens
         for work in list(self._open):
@@ -428,49 +569,49 @@ class _Run:
                     return
                 if not self._prepare(work, n):
                     break
-                part = work.parts.get(n)
-                for k, row in enumerate(part.prepared.rows if part else ()):
-                    if part is not None and part.outputs[k] is MISSING:
+                started = work.started.get(n)
+                for k, row in enumerate(started.prepared.rows if started else ()):
+                    if started is not None and started.outputs[k] is MISSING:
                         room -= row.size
-                        yield Place(work, n, k, row)
+                        yield JobRow(work, n, k, row)
 
     def _prepare(self, work: Work, n: int) -> bool:
         """False where the input cannot be used, which ends its job."""
         try:
             work.context.check()
             value = work.inputs[n]
-            if work.task in BINARY:
-                value = contents.read(self._process, value)
-            part = work.begin(n, self._model.prepare(value, work.parameters))
-            if part.is_through:
+            if work.task.input.is_file:
+                value = _read_file(self._process, value)
+            started = work.begin(n, self._model.prepare(value, work.parameters))
+            if started.is_done:
                 self._finish(work, n)
         except InvalidInput as error:
-            self._end(work, InvalidInput(f"{work.place(n)}: {error.message}"))
+            self._end(work, InvalidInput(f"{work.path(n)}: {error.message}"))
             return False
         except SluiceError as error:
             self._end(work, error)
             return False
         return work in self._open
 
-    def _run_batch(self, batch: Sequence[Place]) -> None:
-        watch = self._watch([place.work for place in batch])
-        batch = [place for place, is_gone in zip(batch, watch(), strict=True) if not is_gone]
+    def _run_batch(self, batch: Sequence[JobRow]) -> None:
+        watch = self._watch([job_row.work for job_row in batch])
+        batch = [job_row for job_row, is_gone in zip(batch, watch(), strict=True) if not is_gone]
         if not batch:
             return
-        watch = self._watch([place.work for place in batch])
-        outputs = run_rows(self._model, [place.row for place in batch], watch, self._budget)
-        for place, output in zip(batch, outputs, strict=True):
-            if place.work not in self._open:
+        watch = self._watch([job_row.work for job_row in batch])
+        outputs = run_rows(self._model, [job_row.row for job_row in batch], watch, self._budget)
+        for job_row, output in zip(batch, outputs, strict=True):
+            if job_row.work not in self._open:
                 continue
             if isinstance(output, Exception):
-                self._end(place.work, output)
+                self._end(job_row.work, output)
                 continue
-            part = place.work.parts[place.n]
-            part.outputs[place.k] = output
-            if part.is_through:
-                self._finish(place.work, place.n)
+            started = job_row.work.started[job_row.n]
+            started.outputs[job_row.k] = output
+            if started.is_done:
+                self._finish(job_row.work, job_row.n)
         self._settle.flush()
-        self._tell()
+        self._report()
 
     def _finish(self, work: Work, n: int) -> None:
         try:
@@ -483,7 +624,7 @@ class _Run:
         """End the job if that was its last input."""
         if work.is_complete:
             self._open.remove(work)
-            self._settle(work.context, complete(work, work.answer(self._model)))
+            self._settle(work.context, complete(work, work.answer()))
 
     def _end(self, work: Work, error: Exception) -> None:
         if work in self._open:
@@ -502,20 +643,20 @@ class _Run:
 
         return watch
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         """How far jobs of many inputs are, once a heartbeat."""
-        if time.monotonic() - self._told_at < self._process.settings.step_heartbeat_s:
+        if time.monotonic() - self._reported_at < self._process.settings.step_heartbeat_s:
             return
-        self._told_at = time.monotonic()
+        self._reported_at = time.monotonic()
         long = [work for work in self._open if len(work.inputs) > 1]
         with self._process.ledger.begin() as session:
             for work in long:
                 jobs.report(session, work.context.claim, work.done, len(work.inputs), UNIT)
 
     def _stop(self) -> None:
-        """What is not through goes on in another step; what was not begun is given back."""
+        """What is not done goes on in another step; what was not begun is given back."""
         for work in list(self._open):
-            if work.has_moved:
+            if work.has_outputs:
                 self._open.remove(work)
                 self._settle(work.context, go_on(work))
 

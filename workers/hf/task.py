@@ -8,12 +8,13 @@ row's output must not depend on its company (padding is masked).
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shared.kinds.hf import TaskParameters
+from shared.hf.task import TaskParameters
+from workers.hf.text import window_tokens
 
 Watch = Callable[[], Sequence[bool]]
 """Asked between units of work inside `run`: which rows of the batch nobody waits for any more.
@@ -64,35 +65,73 @@ class LocalTask(ABC):
     row_limit: ClassVar[int | None] = None
     """How many rows a batch may have, whatever the token budget says."""
 
-    def __init__(self, model: torch.nn.Module, options: Options) -> None:
+    def __init__(self, model: Any, options: Options) -> None:
         self.model = model
         self.options = options
 
     @property
     def size_bytes(self) -> int:
         """What the weights take in memory."""
-        held = (*self.model.parameters(), *self.model.buffers())
-        return sum(each.numel() * each.element_size() for each in held)
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     @abstractmethod
     def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
-        """Rows of one input. `value` is checked (`shared.kinds.hf.single_inputs`); the input of a
-        binary task is `bytes` here. Raises InvalidInput."""
+        """Rows of one input. `value` is checked (`shared.kinds.hf.single_inputs`); of a file it is
+        the bytes. Raises InvalidInput."""
 
-    @abstractmethod
     def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
         """One output a row, in order, as JSON could hold it (a step may be interrupted between
-        batches, and its outputs are stored); anything for rows that `watch` reports."""
+        batches, and its outputs are stored); anything for rows that `watch` reports.
+
+        One pass through an encoder is too short to be watched: `forward` is enough.
+        """
+        del watch
+        return self.forward(rows)
+
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
+        """What `run` gives, of tasks that need not watch."""
+        raise NotImplementedError
 
     @abstractmethod
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
         """The output of the API for one input."""
 
-    def alone(self, output: Any) -> Any:
-        """The answer for an input that did not come in a list; some tasks answer with a list."""
+
+class TextTask(LocalTask):
+    """A task of texts: of a transformer and its tokenizer."""
+
+    model: PreTrainedModel
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
+    ) -> None:
+        super().__init__(model, options)
+        self.tokenizer = tokenizer
+        self.window = window_tokens(model, tokenizer)
+
+
+class UnbatchedTask(LocalTask):
+    """A task that is a function from an input and the parameters to the output: each input is a
+    row, and runs by itself."""
+
+    row_limit = 1
+
+    def __init__(self, function: Callable[[Any, TaskParameters], Any], options: Options) -> None:
+        super().__init__(function, options)
+
+    @property
+    def size_bytes(self) -> int:
+        """Not known: nothing says what a function holds."""
+        return 0
+
+    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+        return Prepared(rows=[Row(size=1, data=(value, parameters))])
+
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
+        return [self.model(*row.data) for row in rows]
+
+    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+        del prepared, parameters
+        [output] = outputs
         return output
-
-
-Load = Callable[[Path, Options], LocalTask]
-"""Each task's module has a `load(folder, options)`. Raises Permanent where the folder holds no
-model of the task."""

@@ -16,30 +16,14 @@ from typing import Generic, TypeVar
 import torch
 
 from shared.config import Settings
-from shared.kinds.hf import Task
-from workers.hf.task import LocalTask, Options
+from shared.kinds.hf import TASKS
+from workers.hf.task import LocalTask, Options, UnbatchedTask
 from workers.models import locate
 from workers.models.checkpoints import MIB
 from workers.models.devices import return_freed_blocks
 
 log = logging.getLogger(__name__)
 
-LOADERS: dict[Task, str] = {
-    Task.SUMMARIZATION: "seq2seq:load_summarization",
-    Task.QUESTION_ANSWERING: "question_answering:load",
-    Task.SENTENCE_SIMILARITY: "features:load_similarity",
-    Task.TEXT_CLASSIFICATION: "classification:load_text_classification",
-    Task.TRANSLATION: "seq2seq:load_translation",
-    Task.SPEECH_RECOGNITION: "speech:load_speech",
-    Task.ZERO_SHOT_CLASSIFICATION: "classification:load_zero_shot",
-    Task.TOKEN_CLASSIFICATION: "token_classification:load",
-    Task.FILL_MASK: "fill_mask:load",
-    Task.FEATURE_EXTRACTION: "features:load_features",
-    Task.TEXT_GENERATION: "text_generation:load",
-    Task.TEXT_RANKING: "text_ranking:load",
-    Task.IMAGE_CLASSIFICATION: "image_classification:load",
-}
-"""Where a model is loaded for each task: module below `workers.hf.tasks`, and function."""
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -99,7 +83,7 @@ class Models:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._folders: dict[str, Path] = {}
-        self._kept: Kept[tuple[str, Task], LocalTask] = Kept(
+        self._kept: Kept[tuple[str, str], LocalTask] = Kept(
             settings.hf_cache_mib * MIB, lambda model: model.size_bytes
         )
 
@@ -127,7 +111,7 @@ class Models:
     def folder(
         self,
         model: str,
-        task: Task | None,
+        task: str | None,
         *,
         check: Callable[[], None],
         on_found: Callable[[], None],
@@ -139,7 +123,7 @@ class Models:
             self._folders[model] = known
         return known
 
-    def find(self, model: str, task: Task) -> LocalTask | None:
+    def find(self, model: str, task: str) -> LocalTask | None:
         """The model, if it is in memory."""
         return self._kept.get((model, task))
 
@@ -149,17 +133,16 @@ class Models:
             return DOWNLOAD_S
         return round(1 + locate.size_bytes(folder) / LOAD_BYTES_PER_S, 1)
 
-    def load(self, model: str, task: Task, folder: Path) -> LocalTask:
+    def load(self, model: str, task: str, folder: Path) -> LocalTask:
         """Raises Permanent for what cannot be loaded, or has no room even alone."""
         size_bytes = locate.size_bytes(folder)
         locate.size_limit(self._settings).check(model, size_bytes)
         self._kept.make_room(size_bytes)
         torch.set_num_threads(self._settings.hf_threads)
         began = time.monotonic()
-        module, _, load = LOADERS[task].partition(":")
-        loaded: LocalTask = getattr(import_module(f"workers.hf.tasks.{module}"), load)(
-            folder, self.options()
-        )
+        module, _, name = TASKS[task].load.partition(":")
+        made = getattr(import_module(module), name)(folder, self.options())
+        loaded = made if isinstance(made, LocalTask) else UnbatchedTask(made, self.options())
         self._kept.add((model, task), loaded)
         log.info(
             "model %s loaded for %s in %.1f s (%.0f MiB)",

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 from shared.errors import Permanent, WrongTask
-from shared.kinds.hf import Task
+from shared.kinds.hf import TASKS
 
 SAFE: Final = "model.safetensors"
 PICKLED: Final = "pytorch_model.bin"
@@ -143,49 +143,8 @@ CARD_LIMIT_CHARS: Final = 1_000_000
 PREPROCESSORS: Final = ("preprocessor_config.json", "processor_config.json")
 """What comes with models of sounds and images, and with no model of texts alone."""
 
-SENTENCE_TASKS: Final = (Task.SENTENCE_SIMILARITY, Task.FEATURE_EXTRACTION)
 
-BY_SUFFIX: Final[dict[str, tuple[Task, ...]]] = {
-    "ForQuestionAnswering": (Task.QUESTION_ANSWERING,),
-    "ForTokenClassification": (Task.TOKEN_CLASSIFICATION,),
-    "ForMaskedLM": (Task.FILL_MASK, Task.FEATURE_EXTRACTION),
-    "BertForPreTraining": (Task.FILL_MASK, Task.FEATURE_EXTRACTION),
-    "ForCausalLM": (Task.TEXT_GENERATION,),
-    "T5WithLMHeadModel": (Task.SUMMARIZATION, Task.TRANSLATION),
-    "LMHeadModel": (Task.TEXT_GENERATION,),
-    "MarianMTModel": (Task.TRANSLATION,),
-    "EncoderDecoderModel": (Task.SUMMARIZATION, Task.TRANSLATION),
-    "Model": (Task.FEATURE_EXTRACTION,),
-}
-"""The first suffix that fits a text model's architecture counts."""
-
-BY_PERCEPTION: Final[dict[str, tuple[Task, ...]]] = {
-    "ForCTC": (Task.SPEECH_RECOGNITION,),
-    "WhisperForConditionalGeneration": (Task.SPEECH_RECOGNITION,),
-    "Speech2TextForConditionalGeneration": (Task.SPEECH_RECOGNITION,),
-    "MoonshineForConditionalGeneration": (Task.SPEECH_RECOGNITION,),
-    "ForSpeechToText": (Task.SPEECH_RECOGNITION,),
-    "SpeechEncoderDecoderModel": (Task.SPEECH_RECOGNITION,),
-    "ForImageClassification": (Task.IMAGE_CLASSIFICATION,),
-    "ForImageClassificationWithTeacher": (Task.IMAGE_CLASSIFICATION,),
-}
-"""The same for models of sounds and images."""
-
-BY_SEQ2SEQ: Final[dict[str, tuple[Task, ...]]] = {
-    **dict.fromkeys(("MBart", "M2M100", "NllbMoe", "FSMT", "Marian"), (Task.TRANSLATION,)),
-    **dict.fromkeys(
-        ("Bart", "Pegasus", "PegasusX", "BigBirdPegasus", "LED", "ProphetNet", "Mvp"),
-        (Task.SUMMARIZATION,),
-    ),
-    **dict.fromkeys(
-        ("T5", "MT5", "LongT5", "UMT5", "SwitchTransformers", "T5Gemma"),
-        (Task.SUMMARIZATION, Task.TRANSLATION),
-    ),
-}
-"""What the families of `...ForConditionalGeneration` are trained for, where nothing else tells."""
-
-
-def tasks_of(folder: Path) -> tuple[Task, ...]:
+def tasks_of(folder: Path) -> tuple[str, ...]:
     """The model's own task first; empty where nothing tells, and for tasks that Sluice lacks.
 
     Raises Permanent where `config.json` cannot be read.
@@ -193,16 +152,16 @@ def tasks_of(folder: Path) -> tuple[Task, ...]:
     config = read_config(folder)
     is_text = not any((folder / name).is_file() for name in PREPROCESSORS)
     tag = _card_tag(folder)
-    tasks = [task for task in Task if task == tag]
+    tasks = [name for name in TASKS if name == tag]
     if _is_sentence_transformer(folder):
-        tasks += SENTENCE_TASKS
+        tasks += [name for name, task in TASKS.items() if task.checkpoints.are_for_sentences]
     else:
         for architecture in _architectures(config):
             tasks += _tasks_of_architecture(architecture, config, is_text=is_text)
     return tuple(dict.fromkeys(tasks))
 
 
-def check_task(folder: Path, model: str, task: Task | None) -> tuple[Task, ...]:
+def check_task(folder: Path, model: str, task: str | None) -> tuple[str, ...]:
     """What the model can do. Raises WrongTask where `task` is nothing of it, and where no task is
     named and none can be told."""
     tasks = tasks_of(folder)
@@ -217,8 +176,8 @@ def check_task(folder: Path, model: str, task: Task | None) -> tuple[Task, ...]:
 
 
 def choose(
-    folder: Path, model: str, task: Task | None, inputs: Any, parameters: Mapping[str, Any]
-) -> Task:
+    folder: Path, model: str, task: str | None, inputs: Any, parameters: Mapping[str, Any]
+) -> str:
     """The task to run: the one named, or else the first of the model's that takes such a payload.
 
     Raises WrongTask where the model cannot do it.
@@ -230,7 +189,7 @@ def choose(
     if hint in tasks:
         return hint
     if isinstance(_first(inputs), str):
-        return next((each for each in tasks if each not in _PARTICULAR), tasks[0])
+        return next((name for name in tasks if not _needs_more_than_a_text(name)), tasks[0])
     return tasks[0]
 
 
@@ -253,23 +212,21 @@ def read_object(path: Path) -> dict[str, Any]:
     return read
 
 
-_PARTICULAR: Final = {
-    Task.SENTENCE_SIMILARITY: {"source_sentence"},
-    Task.QUESTION_ANSWERING: {"question", "context"},
-    Task.TEXT_RANKING: {"query", "texts"},
-    Task.ZERO_SHOT_CLASSIFICATION: {"candidate_labels"},
-}
-"""Tasks that a payload gives away: by the fields of an input, or by a parameter."""
+def _needs_more_than_a_text(task: str) -> bool:
+    return bool(TASKS[task].input.fields or TASKS[task].required_parameters)
 
 
-def _hint(inputs: Any, parameters: Mapping[str, Any]) -> Task | None:
+def _hint(inputs: Any, parameters: Mapping[str, Any]) -> str | None:
+    """The task that a payload gives away: by what only its inputs and parameters have."""
     first = _first(inputs)
-    names = set(first) if isinstance(first, dict) else set()
-    names |= set(parameters) & {"candidate_labels"}
-    for task, fields in _PARTICULAR.items():
-        if fields <= names:
-            return task
-    return Task.TRANSLATION if {"src_lang", "tgt_lang"} & set(parameters) else None
+    fields = first.keys() if isinstance(first, dict) else set()
+    for name, task in TASKS.items():
+        is_complete = (
+            set(task.input.fields) <= fields and task.required_parameters <= parameters.keys()
+        )
+        if _needs_more_than_a_text(name) and is_complete:
+            return name
+    return next((name for name, task in TASKS.items() if task.signs & parameters.keys()), None)
 
 
 def _first(inputs: Any) -> Any:
@@ -307,60 +264,28 @@ def _architectures(config: Mapping[str, Any]) -> list[str]:
 
 
 def _tasks_of_architecture(
-    name: str, config: Mapping[str, Any], *, is_text: bool
-) -> tuple[Task, ...]:
-    for suffix, tasks in BY_PERCEPTION.items():
-        if name.endswith(suffix):
-            return tasks
-    if not is_text:
-        return ()
-    if name.endswith("ForSequenceClassification"):
-        return _tasks_of_classifier(config)
-    if name.endswith("ForConditionalGeneration"):
-        return _tasks_of_seq2seq(name.removesuffix("ForConditionalGeneration"), config)
-    for suffix, tasks in BY_SUFFIX.items():
-        if name.endswith(suffix):
-            return tasks
-    return ()
-
-
-def _tasks_of_classifier(config: Mapping[str, Any]) -> tuple[Task, ...]:
-    """One label is a score, such as of how well a text answers a query; labels that say whether
-    one sentence follows from another can stand for any labels."""
-    labels = config.get("id2label")
-    count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
-    if count == 1:
-        return (Task.TEXT_RANKING, Task.TEXT_CLASSIFICATION)
-    names = [str(each).lower() for each in _values(config, "id2label")]
-    names += [str(each).lower() for each in config.get("label2id") or {}]
-    if any(each.startswith("entail") for each in names):
-        return (Task.TEXT_CLASSIFICATION, Task.ZERO_SHOT_CLASSIFICATION)
-    return (Task.TEXT_CLASSIFICATION,)
-
-
-def _values(config: Mapping[str, Any], name: str) -> list[Any]:
-    value = config.get(name)
-    return list(value.values()) if isinstance(value, dict) else []
-
-
-def _tasks_of_seq2seq(family: str, config: Mapping[str, Any]) -> tuple[Task, ...]:
-    usual = BY_SEQ2SEQ.get(family, ())
-    described = config.get("task_specific_params")
-    names = described if isinstance(described, dict) else {}
-    tasks = [
-        task
-        for name in names
-        for task in (Task.SUMMARIZATION, Task.TRANSLATION)
-        if str(name).startswith(task)
-    ]
-    if len(usual) > 1:  # a text-to-text model, which may do more than its parameters name
-        tasks += usual
-    return tuple(dict.fromkeys(tasks)) if usual and tasks else usual
+    architecture: str, config: Mapping[str, Any], *, is_text: bool
+) -> list[str]:
+    """What comes with a preprocessor is for no task of texts."""
+    endings = {
+        ending
+        for task in TASKS.values()
+        for ending in task.checkpoints.architectures
+        if architecture.endswith(ending)
+    }
+    longest = max(endings, key=len, default="")
+    ranks = {
+        name: task.checkpoints.rank(architecture, config)
+        for name, task in TASKS.items()
+        if longest in task.checkpoints.architectures and (is_text or task.input.is_file)
+    }
+    able = {name: rank for name, rank in ranks.items() if rank is not None}
+    return sorted(able, key=lambda name: able[name])
 
 
 def _unclear(folder: Path, model: str) -> str:
     tag = _card_tag(folder)
-    known = ", ".join(Task)
+    known = ", ".join(TASKS)
     if tag is not None:
         return f"{model} is a model for {tag}; the tasks that Sluice runs are {known}."
     return (

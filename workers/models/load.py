@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from shared.errors import Permanent, Retryable, SluiceError, WrongTask
-from shared.kinds.hf import Task
+from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY
 from workers.hf.task import Options
 from workers.models.checkpoints import check_task, modules_of, name_of, tasks_of, weight_files
 
@@ -108,7 +108,7 @@ MODULES_FROM: Final = "sentence_transformers."
 """The only place that classes of modules come from, unless a setting says otherwise."""
 
 
-def load_model(auto: Any, folder: Path, options: Options, *, task: Task) -> PreTrainedModel:
+def load_model(auto: Any, folder: Path, options: Options, *, task: str) -> PreTrainedModel:
     """The model of a folder, through one of transformers' `AutoModelFor...`, in evaluation mode on
     the device. Raises Permanent for weights of another format and for models of another task."""
     check_task(folder, name_of(folder), task)
@@ -128,7 +128,7 @@ def load_model(auto: Any, folder: Path, options: Options, *, task: Task) -> PreT
 
 
 def load_sentence_transformer(
-    folder: Path, options: Options, *, task: Task = Task.SENTENCE_SIMILARITY
+    folder: Path, options: Options, *, task: str = SENTENCE_SIMILARITY.name
 ) -> SentenceTransformer:
     """A model of the library sentence-transformers, in evaluation mode on the device. A bare
     encoder, without `modules.json`, gets mean pooling. Raises Permanent like `load_model`."""
@@ -221,18 +221,18 @@ def _check_encoders(model: SentenceTransformer, folder: Path) -> None:
                 output_loading_info=True,
                 local_files_only=True,
             )
-            _check_complete(encoder, set(info["missing_keys"]), folder, Task.FEATURE_EXTRACTION)
+            _check_complete(encoder, set(info["missing_keys"]), folder, FEATURE_EXTRACTION.name)
 
 
-def _check_complete(model: PreTrainedModel, missing: set[str], folder: Path, task: Task) -> None:
+def _check_complete(model: PreTrainedModel, missing: set[str], folder: Path, task: str) -> None:
     """Tensors that the checkpoint lacks are random: a head that it lacks is that of another task,
     and without more than that it is not the model's."""
-    computed = (*COMPUTED, POOLER) if task is Task.FEATURE_EXTRACTION else COMPUTED
+    computed = (*COMPUTED, POOLER) if task == FEATURE_EXTRACTION.name else COMPUTED
     lacking = sorted(key for key in missing if not any(part in key for part in computed))
     if not lacking:
         return
     body = f"{model.base_model_prefix}."
-    if not any(key.startswith(body) for key in lacking) and task is not Task.FEATURE_EXTRACTION:
+    if not any(key.startswith(body) for key in lacking) and task != FEATURE_EXTRACTION.name:
         raise _wrong_task(folder, task)
     raise Permanent(
         f"The weights of {name_of(folder)} are incomplete: they lack {len(lacking):,} tensors of "
@@ -240,8 +240,8 @@ def _check_complete(model: PreTrainedModel, missing: set[str], folder: Path, tas
     )
 
 
-def _wrong_task(folder: Path, task: Task) -> WrongTask:
-    others = [each for each in tasks_of(folder) if each is not task]
+def _wrong_task(folder: Path, task: str) -> WrongTask:
+    others = [name for name in tasks_of(folder) if name != task]
     known = f"a model for {' and '.join(others)}, " if others else ""
     return WrongTask(
         f"{name_of(folder)} is {known}not one for {task}: its weights have no such head."

@@ -55,7 +55,6 @@ from shared.errors import (
     StepError,
     Unavailable,
 )
-from shared.kinds.hf import Task
 from workers.models.checkpoints import (
     CONFIG,
     SizeLimit,
@@ -230,7 +229,7 @@ def fetch(
     model: str,
     settings: Settings,
     *,
-    task: Task | None,
+    task: str | None,
     limit: SizeLimit,
     check: Callable[[], None],
     on_found: Callable[[], None],
@@ -267,7 +266,7 @@ def fetch(
 class _Download(threading.Thread):
     """`outcome` gets the folder or the error; `stop` ends the download at its next block."""
 
-    def __init__(self, model: str, settings: Settings, task: Task | None, limit: SizeLimit) -> None:
+    def __init__(self, model: str, settings: Settings, task: str | None, limit: SizeLimit) -> None:
         super().__init__(name=f"download of {model}", daemon=True)
         self.outcome: Future[Path] = Future()
         self.stop = threading.Event()
@@ -478,7 +477,7 @@ def locate(
     model: str,
     settings: Settings,
     *,
-    task: Task | None,
+    task: str | None,
     limit: SizeLimit | None = None,
     check: Callable[[], None] = _nothing,
     on_found: Callable[[], None] = _nothing,

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from shared.config import Settings
 from shared.errors import Permanent
-from shared.kinds.hf import Task
+from shared.hf.sentences import FEATURE_EXTRACTION
 from workers.hf.task import Options
 from workers.models import locate
 from workers.models.batching import Vectors, batches_of, unit
@@ -120,7 +120,7 @@ def load(name: str, settings: Settings, check: Callable[[], None]) -> LocalEmbed
     """Raises what `workers.models.locate.locate` does, and Permanent where the model cannot be
     loaded: the rules of `workers.models.load` hold here, too."""
     limit = SizeLimit(settings.embedding_model_limit_mib, "SLUICE_EMBEDDING_MODEL_LIMIT_MIB")
-    task = Task.FEATURE_EXTRACTION
+    task = FEATURE_EXTRACTION.name
     folder = locate.locate(name, settings, task=task, limit=limit, check=check)
     limit.check(name, locate.size_bytes(folder))
     torch.set_num_threads(settings.embedding_threads)

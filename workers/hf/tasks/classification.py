@@ -1,23 +1,31 @@
-"""Zero-shot classification: which of the caller's labels fit a text, by a model of inference.
+"""Classification: of texts, by the labels of a model or by those of the caller, and of images."""
 
-Each label makes a hypothesis of the template, and a row with the text; the score is how far the
-text entails it. A text that is too long is cut, never the hypothesis.
-"""
-
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from transformers import (
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    BaseImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from shared.errors import WrongTask
-from shared.kinds.hf import ClassificationParameters, Task, TaskParameters, ZeroShotParameters
-from workers.hf.task import LocalTask, Options, Prepared, Row, Watch
+from shared.errors import InvalidInput, WrongTask
+from shared.hf.classification import (
+    IMAGE_CLASSIFICATION,
+    TEXT_CLASSIFICATION,
+    ZERO_SHOT_CLASSIFICATION,
+    ClassificationParameters,
+    ImageClassificationParameters,
+    ZeroShotParameters,
+)
+from shared.hf.task import TaskParameters
+from workers.hf.task import LocalTask, Options, Prepared, Row, TextTask
 from workers.hf.text import (
     beginning,
     cut_warning,
@@ -26,9 +34,8 @@ from workers.hf.text import (
     labelled,
     labels_of,
     logits,
-    window_tokens,
 )
-from workers.models.load import load_model, load_tokenizer
+from workers.models.load import load_image_processor, load_model, load_tokenizer
 
 # Text classification: every label of a text with its score, best first.
 #
@@ -36,24 +43,14 @@ from workers.models.load import load_model, load_tokenizer
 # for the model is judged by its beginning, with a warning.
 
 
-class TextClassification(LocalTask):
-    model: PreTrainedModel
-
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
-    ) -> None:
-        super().__init__(model, options)
-        self.tokenizer = tokenizer
-        self.window = window_tokens(model, tokenizer)
-
+class TextClassification(TextTask):
     def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
         del parameters  # They only matter to `finish`.
         [tokens] = encode(self.tokenizer, [value], limit=self.window)
         row = Row(size=tokens.size, data=tokens, group=group(self.model, tokens))
         return Prepared(rows=[row], warnings=cut_warning([tokens]))
 
-    def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
-        del watch  # One pass through an encoder is not worth watching.
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
         return [
             each.tolist() for each in logits(self.model, self.tokenizer, [r.data for r in rows])
         ]
@@ -71,20 +68,22 @@ class TextClassification(LocalTask):
 
 def load_text_classification(folder: Path, options: Options) -> TextClassification:
     model = load_model(
-        AutoModelForSequenceClassification, folder, options, task=Task.TEXT_CLASSIFICATION
+        AutoModelForSequenceClassification, folder, options, task=TEXT_CLASSIFICATION.name
     )
     return TextClassification(model, load_tokenizer(folder, options), options)
 
 
-class ZeroShotClassification(LocalTask):
-    model: PreTrainedModel
+# Zero-shot classification: which of the caller's labels fit a text, by a model of inference.
+#
+# Each label makes a hypothesis of the template, and a row with the text; the score is how far the
+# text entails it. A text that is too long is cut, never the hypothesis.
 
+
+class ZeroShotClassification(TextTask):
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
     ) -> None:
-        super().__init__(model, options)
-        self.tokenizer = tokenizer
-        self.window = window_tokens(model, tokenizer)
+        super().__init__(model, tokenizer, options)
         self.entailment = _entailment(model)
         # Where a model knows more than two relations, the first is contradiction, by custom.
         self.contradiction = -1 if self.entailment == 0 else 0
@@ -104,8 +103,7 @@ class ZeroShotClassification(LocalTask):
         rows = [Row(size=t.size, data=t, group=group(self.model, t)) for t in encoded]
         return Prepared(rows=rows, warnings=cut_warning(encoded, left_out=left_out))
 
-    def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
-        del watch  # One pass through an encoder is not worth watching.
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
         scores = logits(self.model, self.tokenizer, [row.data for row in rows])
         return [[float(each[self.contradiction]), float(each[self.entailment])] for each in scores]
 
@@ -138,8 +136,86 @@ def _entailment(model: PreTrainedModel) -> int:
     )
 
 
-def load_zero_shot(folder: Path, options: Options) -> ZeroShotClassification:
+def load_zero_shot_classification(folder: Path, options: Options) -> ZeroShotClassification:
     model = load_model(
-        AutoModelForSequenceClassification, folder, options, task=Task.ZERO_SHOT_CLASSIFICATION
+        AutoModelForSequenceClassification, folder, options, task=ZERO_SHOT_CLASSIFICATION.name
     )
     return ZeroShotClassification(model, load_tokenizer(folder, options), options)
+
+
+# Image classification: what a picture shows, best label first.
+#
+# Pictures are PNG, JPEG or WebP. They are turned upright by their EXIF data, as transformers'
+# pipeline does, and are small tensors by the time that they wait for a batch.
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+# Of vision transformers' usual patches; that of another model costs about as much.
+PIXELS_PER_TOKEN = 16 * 16
+
+
+class ImageClassification(LocalTask):
+    model: PreTrainedModel
+
+    def __init__(
+        self, model: PreTrainedModel, processor: BaseImageProcessor, options: Options
+    ) -> None:
+        super().__init__(model, options)
+        self.processor = processor
+
+    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+        del parameters  # They only matter to `finish`.
+        image = decode_image(value, limit_pixels=self.options.image_limit_pixels)
+        inputs = dict(self.processor(images=image, return_tensors="pt"))
+        *_, height, width = inputs["pixel_values"].shape
+        shapes = {name: list(tensor.shape) for name, tensor in inputs.items()}
+        row = Row(size=max(1, height * width // PIXELS_PER_TOKEN), data=inputs, group=str(shapes))
+        return Prepared(rows=[row])
+
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
+        inputs = {
+            name: _fitted(torch.cat([row.data[name] for row in rows]), self.model)
+            for name in rows[0].data
+        }
+        with torch.inference_mode():
+            output: list[list[float]] = self.model(**inputs).logits.float().tolist()
+        return output
+
+    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+        del prepared
+        assert isinstance(parameters, ImageClassificationParameters)
+        [output] = outputs
+        return labelled(output, self.model.config, parameters.function_to_apply, parameters.top_k)
+
+
+def decode_image(content: bytes, *, limit_pixels: int) -> Image.Image:
+    """An upright RGB picture. Raises InvalidInput for what is none, and for one so large that it
+    would fill the memory; its size is known before anything is decoded."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidInput(f"the image is too large: {error}") from error
+    except Exception as error:  # Decoders raise whatever they run into.
+        raise InvalidInput("this is no image in PNG, JPEG or WebP.") from error
+    width, height = image.size
+    if width * height > limit_pixels:
+        raise InvalidInput(
+            f"the image has {width:,} x {height:,} pixels; {limit_pixels:,} are the limit "
+            "(SLUICE_HF_IMAGE_LIMIT_PIXELS). Send it smaller; models look at a few hundred a side."
+        )
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # Decoders raise whatever they run into.
+        raise InvalidInput(f"the image is damaged ({error}).") from error
+
+
+def _fitted(tensor: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
+    """On the model's device; what is no number of pixels' kind, such as a mask, keeps its type."""
+    dtype = model.dtype if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(model.device, dtype)
+
+
+def load_image_classification(folder: Path, options: Options) -> ImageClassification:
+    model = load_model(
+        AutoModelForImageClassification, folder, options, task=IMAGE_CLASSIFICATION.name
+    )
+    return ImageClassification(model, load_image_processor(folder, options), options)

@@ -2,8 +2,7 @@
 
 A context that is too long for the model is read in windows that overlap, each with the question
 beside it; windows are rows, and those of all jobs share batches. Positions are in code points of
-the context as it came, and `context[start:end]` is the answer.
-"""
+the context as it came, and `context[start:end]` is the answer."""
 
 import base64
 import inspect
@@ -19,9 +18,10 @@ from tokenizers import Encoding
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.errors import InvalidInput, Permanent
-from shared.kinds.hf import QuestionAnsweringParameters, Task, TaskParameters
-from workers.hf.task import LocalTask, Options, Prepared, Row, Watch
-from workers.hf.text import Tokens, can_pad, pad, window_tokens
+from shared.hf.question_answering import QUESTION_ANSWERING, QuestionAnsweringParameters
+from shared.hf.task import TaskParameters
+from workers.hf.task import Options, Prepared, Row, TextTask
+from workers.hf.text import Tokens, can_pad, pad
 from workers.models.load import load_model, load_tokenizer
 
 # The best spans of a text, from logits for where an answer starts and where it ends.
@@ -290,19 +290,15 @@ class _Context:
     """With which of the text's tokens each window begins."""
 
 
-class QuestionAnswering(LocalTask):
-    model: PreTrainedModel
-
+class QuestionAnswering(TextTask):
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
     ) -> None:
-        super().__init__(model, options)
-        self.tokenizer = tokenizer
+        super().__init__(model, tokenizer, options)
         # As transformers 4 has it: models that are padded on the left read the context first.
         self.is_question_first = tokenizer.padding_side == "right"
         # Windows are cut from the front of a context on, wherever the model would cut a text off.
         tokenizer.truncation_side = "right"
-        self.window = window_tokens(model, tokenizer)
         self.taken = inspect.signature(model.forward).parameters
 
     def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
@@ -366,8 +362,7 @@ class QuestionAnswering(LocalTask):
             )
         return room // 2
 
-    def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
-        del watch  # One pass through an encoder is not worth watching.
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
         readings: list[Reading] = [row.data for row in rows]
         if can_pad(self.model, self.tokenizer):
             return self._batch(readings)
@@ -434,8 +429,8 @@ def _wire(answer: Answer, context: str) -> dict[str, Any]:
     }
 
 
-def load(folder: Path, options: Options) -> QuestionAnswering:
-    model = load_model(AutoModelForQuestionAnswering, folder, options, task=Task.QUESTION_ANSWERING)
+def load_question_answering(folder: Path, options: Options) -> QuestionAnswering:
+    model = load_model(AutoModelForQuestionAnswering, folder, options, task=QUESTION_ANSWERING.name)
     tokenizer = load_tokenizer(folder, options)
     if not tokenizer.is_fast:
         raise Permanent(

@@ -24,9 +24,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from shared.errors import InvalidInput, Permanent
-from shared.kinds.hf import GenerationParameters, SpeechParameters, Task, TaskParameters
+from shared.hf.generation import GenerationParameters
+from shared.hf.speech import SPEECH_RECOGNITION, SpeechParameters
+from shared.hf.task import TaskParameters
 from workers.hf.arguments import Arguments, asked_settings, known_settings, settle
-from workers.hf.audio.decode import STRIDE_PART, Recordings, Samples, Window, aligned, windows
+from workers.hf.audio import STRIDE_PART, Recordings, Samples, Window, aligned, windows
 from workers.hf.task import LocalTask, Options, Prepared, Row, Watch
 from workers.models.checkpoints import name_of, read_config
 from workers.models.load import load_feature_extractor, load_model, load_tokenizer
@@ -104,8 +106,7 @@ class CtcSpeech(LocalTask):
             samples = (samples - 1) * stride + kernel
         return samples
 
-    def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
-        del watch  # One pass through an encoder is not worth watching.
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
         inputs = self.extractor(
             [row.data for row in rows],
             sampling_rate=self.rate_hz,
@@ -183,7 +184,7 @@ def _check(parameters: SpeechParameters) -> None:
 
 
 def load_ctc(folder: Path, options: Options) -> CtcSpeech:
-    model = load_model(AutoModelForCTC, folder, options, task=Task.SPEECH_RECOGNITION)
+    model = load_model(AutoModelForCTC, folder, options, task=SPEECH_RECOGNITION.name)
     extractor = load_feature_extractor(folder, options)
     tokenizer = load_tokenizer(folder, options)
     if extractor.model_input_names[0] != "input_values" or not isinstance(
@@ -243,8 +244,8 @@ def decoding_options(model: PreTrainedModel, parameters: SpeechParameters) -> De
     room = model.config.max_target_positions - PROMPT_TOKENS
     return DecodingOptions(
         arguments=settle(settings, {}, own, prompt_tokens=PROMPT_TOKENS, room=room),
-        language=_language(generation, parameters.spoken),
-        task=_task(generation, parameters.wanted_task),
+        language=_language(generation, parameters.named_language),
+        task=_task(generation, parameters.named_task),
         timestamps=_timestamps(generation, parameters.return_timestamps),
         seed=seed,
     )
@@ -482,7 +483,7 @@ def _dice(device: torch.device, decoding: DecodingOptions) -> Iterator[None]:
 
 
 def load_whisper(folder: Path, options: Options) -> WhisperSpeech:
-    model = load_model(AutoModelForSpeechSeq2Seq, folder, options, task=Task.SPEECH_RECOGNITION)
+    model = load_model(AutoModelForSpeechSeq2Seq, folder, options, task=SPEECH_RECOGNITION.name)
     tokenizer = load_tokenizer(folder, options)
     if not isinstance(tokenizer, WhisperTokenizer):
         raise Permanent(
@@ -492,7 +493,7 @@ def load_whisper(folder: Path, options: Options) -> WhisperSpeech:
     return WhisperSpeech(model, load_feature_extractor(folder, options), tokenizer, options)
 
 
-def load_speech(folder: Path, options: Options) -> LocalTask:
+def load_speech_recognition(folder: Path, options: Options) -> LocalTask:
     kind = read_config(folder).get("model_type")
     if kind == "whisper":
         return load_whisper(folder, options)

@@ -1,8 +1,4 @@
-"""What summarization and translation share: a text goes through an encoder and a decoder, and comes
-out as another text.
-
-A text that is too long for the model is cut, with a warning, unless the caller forbids it.
-"""
+"""Texts that a model writes: summaries, translations, and how a prompt goes on."""
 
 import re
 import secrets
@@ -16,6 +12,7 @@ from typing import Any, ClassVar, Final
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     GenerationConfig,
     PreTrainedModel,
@@ -25,8 +22,17 @@ from transformers import (
 )
 
 from shared.errors import InvalidInput
-from shared.kinds.hf import Seq2SeqParameters, Task, TaskParameters, TranslationParameters
+from shared.hf.generation import (
+    SUMMARIZATION,
+    TEXT_GENERATION,
+    TRANSLATION,
+    Seq2SeqParameters,
+    TextGenerationParameters,
+    TranslationParameters,
+)
+from shared.hf.task import TaskParameters
 from workers.hf.arguments import (
+    NEW_TOKENS,
     Arguments,
     Settings,
     all_task_settings,
@@ -34,12 +40,18 @@ from workers.hf.arguments import (
     known_settings,
     own_settings,
     settle,
+    shapes_chances,
     task_settings,
 )
-from workers.hf.task import LocalTask, Options, Prepared, Row, Watch
+from workers.hf.task import Options, Prepared, Row, TextTask, Watch
 from workers.hf.text import cut_warning, encode, window_tokens
 from workers.models.load import load_model, load_tokenizer
 from workers.models.text import StopFilter
+
+# What summarization and translation share: a text goes through an encoder and a decoder, and comes
+# out as another text.
+#
+# A text that is too long for the model is cut, with a warning, unless the caller forbids it.
 
 # One call of `generate` for the rows of a batch, which can be left between any two tokens.
 #
@@ -214,8 +226,7 @@ class Directed:
     warnings: Sequence[str] = field(default=())
 
 
-class Seq2Seq(LocalTask):
-    model: PreTrainedModel
+class Seq2Seq(TextTask):
     output_field: ClassVar[str]
 
     row_limit = 32
@@ -224,8 +235,7 @@ class Seq2Seq(LocalTask):
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
     ) -> None:
-        super().__init__(model, options)
-        self.tokenizer = tokenizer
+        super().__init__(model, tokenizer, options)
         self.own = own_settings(model, tokenizer)
         self.window = source_window(model, tokenizer)
         self.room = _room(model)
@@ -322,7 +332,7 @@ class Summarization(Seq2Seq):
 
 
 def load_summarization(folder: Path, options: Options) -> Summarization:
-    model = load_model(AutoModelForSeq2SeqLM, folder, options, task=Task.SUMMARIZATION)
+    model = load_model(AutoModelForSeq2SeqLM, folder, options, task=SUMMARIZATION.name)
     return Summarization(model, load_tokenizer(folder, options), options)
 
 
@@ -495,9 +505,94 @@ class Translation(Seq2Seq):
 
 
 def load_translation(folder: Path, options: Options) -> Translation:
-    model = load_model(AutoModelForSeq2SeqLM, folder, options, task=Task.TRANSLATION)
+    model = load_model(AutoModelForSeq2SeqLM, folder, options, task=TRANSLATION.name)
     with warnings.catch_warnings():
         # Marian's tokenizer recommends sacremoses, which it then does not use.
         warnings.filterwarnings("ignore", message=".*sacremoses", category=UserWarning)
         tokenizer = load_tokenizer(folder, options)
     return Translation(model, tokenizer, options)
+
+
+# Text generation: a prompt goes on. It is a plain text; no chat template is applied.
+#
+# The answer has the prompt before it, unless the caller wants the new text alone. A prompt that is
+# too long for the model loses its beginning, with a warning.
+
+
+class TextGeneration(TextTask):
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
+    ) -> None:
+        super().__init__(model, tokenizer, options)
+        own = own_settings(model, tokenizer)
+        # Chat models give their window as `max_length`, which is no length for an answer.
+        self.own = {name: own[name] for name in own if name not in {"max_length", "min_length"}}
+        self.task = known_settings(task_settings(model, TEXT_GENERATION.name))
+
+    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+        assert isinstance(parameters, TextGenerationParameters)
+        check_has_tokens(self.tokenizer, value)
+        ids: list[int] = self.tokenizer(value, verbose=False)["input_ids"]
+        settings, seed = asked_settings(parameters)
+        if shapes_chances(settings):
+            # As text-generation-inference understands it, and unlike `generate`.
+            settings.setdefault("do_sample", True)
+        kept = self._kept(ids, parameters.truncate, settings.get("max_new_tokens", NEW_TOKENS))
+        arguments = settle(
+            settings,
+            self.task,
+            self.own,
+            prompt_tokens=len(kept),
+            room=None if self.window is None else self.window - len(kept),
+            sequences=parameters.num_return_sequences or 1,
+        )
+        source = Source(ids=kept, arguments=arguments, stop=tuple(parameters.stop), seed=seed)
+        # What is generated stays in memory beside the prompt.
+        row = make_row(self.model, source, size=len(kept) + arguments.new_tokens)
+        cut = f"was cut from {len(ids):,} to {len(kept):,} tokens: its beginning was left out."
+        warnings = [cut] if len(kept) < len(ids) else []
+        return Prepared(rows=[row], rest=(value, kept), warnings=[*warnings, *arguments.warnings])
+
+    def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
+        return generate(self.model, self.tokenizer, [row.data for row in rows], watch)
+
+    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+        assert isinstance(parameters, TextGenerationParameters)
+        prompt, ids = prepared.rest
+        front = prompt if parameters.return_full_text else ""
+        [sequences] = outputs
+        texts = [
+            {"generated_text": front + self._continuation(ids, tokens, parameters.stop)}
+            for tokens in sequences
+        ]
+        return texts if parameters.num_return_sequences is not None else texts[0]
+
+    def alone(self, output: Any) -> Any:
+        """The API answers a single prompt with a list of its continuations."""
+        return output if isinstance(output, list) else [output]
+
+    def _kept(self, ids: list[int], truncate: int | None, new_tokens: int) -> list[int]:
+        """A prompt that fits is kept whole, if the new text has to be shorter; one that does not
+        leaves up to half of the window for it."""
+        limit = len(ids) if truncate is None else truncate
+        if self.window is not None and min(limit, len(ids)) >= self.window:
+            limit = self.window - min(new_tokens, self.window // 2)
+        if len(ids) <= limit:
+            return ids
+        begins = ids[:1] if ids[0] == self.tokenizer.bos_token_id and limit > 1 else []
+        return [*begins, *ids[len(ids) - limit + len(begins) :]]
+
+    def _continuation(self, ids: Sequence[int], new: Sequence[int], stop: Sequence[str]) -> str:
+        """Decoded with the prompt before it: alone, many tokenizers drop its first space."""
+        before = decoded(self.tokenizer, ids)
+        text = decoded(self.tokenizer, [*ids, *new])
+        is_split = text.startswith(before)
+        text = text.removeprefix(before) if is_split else decoded(self.tokenizer, new)
+        ending = StopFilter(stop)
+        shown = ending.feed(text)
+        return shown + ending.flush()
+
+
+def load_text_generation(folder: Path, options: Options) -> TextGeneration:
+    model = load_model(AutoModelForCausalLM, folder, options, task=TEXT_GENERATION.name)
+    return TextGeneration(model, load_tokenizer(folder, options), options)

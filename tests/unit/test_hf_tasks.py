@@ -1,7 +1,14 @@
-"""What callers may ask of Hugging Face tasks, and what they are told of what is wrong with it."""
+"""Every Hugging Face task is complete: what its record says, and what is derived from it. And what
+callers may ask of tasks, and the messages for what is wrong with it.
+"""
 
 import dataclasses
+import json
+import re
 from contextlib import suppress
+from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -9,20 +16,129 @@ import huggingface_hub
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
+from api.compat.huggingface import Caller, call_of
+from api.schemas import JobRequest
+from cli.commands.hf import NamedInputs, show_output
+from cli.completions import hf_tasks
+from shared.bounds import TEXT_LIMIT_CHARS
+from shared.config import Settings
 from shared.errors import InvalidInput
+from shared.hf.generation import GenerationParameters
+from shared.hf.speech import SpeechGenerationParameters, SpeechParameters
+from shared.hf.task import HfTask, OneToManyInput, file_ids, settable
 from shared.kinds.hf import (
-    BINARY,
-    DEFAULT_MODELS,
-    PARAMETERS,
-    TEXT_LIMIT_CHARS,
-    SpeechGenerationParameters,
-    SpeechParameters,
+    HF,
+    TASKS,
+    HfInput,
     Task,
-    file_ids,
+    default_models,
     parse_parameters,
     single_inputs,
 )
+from workers.models.checkpoints import tasks_of
+
+ROOT = Path(__file__).resolve().parents[2]
+every_task = pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+
+
+@every_task
+def test_its_example_is_a_job_that_this_server_takes(task: HfTask) -> None:
+    example = {"task": task.name, **task.example}
+    request = TypeAdapter(JobRequest).validate_python({"kind": "hf", "input": example})
+    HF.check(request.input, Settings(_env_file=None))
+    assert not isinstance(task.example["inputs"], list), "the example is to have a single input"
+
+
+@every_task
+def test_it_can_be_named_wherever_tasks_are(task: HfTask) -> None:
+    assert task.name in TypeAdapter(HfInput).json_schema()["$defs"]["Task"]["enum"]
+    assert (
+        call_of(
+            "own/model", task.name, Caller(fair_key="", idempotency_key=None, wait_for_model=None)
+        ).task
+        == task.name
+    )
+    assert [item.value for item in hf_tasks(None, None, task.name)] == [task.name]
+    assert default_models(Settings(_env_file=None))[Task(task.name)] == task.default_model
+
+
+@every_task
+def test_something_loads_its_models(task: HfTask) -> None:
+    module, _, name = task.load.partition(":")
+    spec = find_spec(module)
+    assert spec is not None, task.load
+    assert spec.origin is not None
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    assert re.search(rf"^def {name}\(", source, re.MULTILINE), task.load
+
+
+@every_task
+def test_some_models_are_known_to_be_for_it(task: HfTask, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\npipeline_tag: {task.name}\n---\n")
+    assert tasks_of(tmp_path) == (task.name,)
+    architectures = task.checkpoints.architectures
+    assert architectures or task.checkpoints.are_for_sentences, "no architecture is for it"
+
+
+@every_task
+def test_the_hub_is_called_by_a_method_it_has_and_may_answer_as_the_example(task: HfTask) -> None:
+    parameters = parse_parameters(task.name, dict(task.example.get("parameters", {})))
+    values = parameters.model_dump(exclude_unset=True, exclude_none=True)
+    value = b"bytes" if task.input.is_file else task.example["inputs"]
+    if task.hub.arguments is not None:
+        positional, named = task.hub.arguments(value, values)
+        method = getattr(huggingface_hub.InferenceClient, task.name.replace("-", "_"))
+        signature(method).bind(None, *positional, **named)
+    output = task.example_output
+    if task.hub.keys:
+        items = output if isinstance(output, list) else [output]
+        assert all(task.hub.keys <= item.keys() for item in items)
+    assert task.hub.settle(output, value, values) == output
+
+
+@every_task
+def test_its_output_is_shown_to_a_person(task: HfTask, capsys: pytest.CaptureFixture[str]) -> None:
+    """For one input, and for two."""
+    value, output = task.example["inputs"], task.example_output
+    shape = task.input
+    names = value[shape.many] if isinstance(shape, OneToManyInput) else ["the input"]
+    show_output(task, NamedInputs(inputs=value, names=names), task.alone(output))
+    one = capsys.readouterr().out
+    assert one.strip()
+    assert not is_json(one), "it is shown as JSON: the output has another shape"
+    if isinstance(shape, OneToManyInput):
+        return  # the command line takes one of these at a time
+    show_output(task, NamedInputs(inputs=[value] * 2, names=["a", "b"]), [output] * 2)
+    several = capsys.readouterr().out
+    assert len(several.splitlines()) >= 2
+    assert not is_json(several)
+
+
+def is_json(text: str) -> bool:
+    with suppress(ValueError):
+        return isinstance(json.loads(text), dict | list)
+    return False
+
+
+@every_task
+def test_the_page_of_tasks_has_it_as_its_record_says(task: HfTask) -> None:
+    page = (ROOT / "docs/huggingface.md").read_text(encoding="utf-8")
+    row = f"| `{task.name}` | `{task.default_model}` | {task.takes} | {task.returns} |"
+    assert row in page.splitlines()
+    # Of the parameters of generation the page names some; they are the same for three tasks.
+    left_out = set(GenerationParameters.model_fields) | {"encoding_format"}
+    assert {name for name in settable(task.parameters) if f"`{name}`" not in page} <= left_out
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/huggingface.md"])
+def test_pages_list_every_task_with_its_default_model(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)` \| `([^`]+/[^`]+)` \|", text, re.MULTILINE)
+    assert dict(rows) == {name: task.default_model for name, task in TASKS.items()}
+    assert len(rows) == len(TASKS)
+
 
 PAIR = {"question": "Where?", "context": "In Seoul."}
 SIMILAR = {"source_sentence": "a", "sentences": ["b", "c"]}
@@ -32,7 +148,7 @@ GOOD: dict[Task, list[Any]] = {
     Task.QUESTION_ANSWERING: [PAIR],
     Task.SENTENCE_SIMILARITY: [SIMILAR],
     Task.TEXT_RANKING: [RANKED],
-    Task.SPEECH_RECOGNITION: ["ZkxhQw==", FILE],
+    Task.AUTOMATIC_SPEECH_RECOGNITION: ["ZkxhQw==", FILE],
     Task.IMAGE_CLASSIFICATION: ["ZkxhQw==", FILE],
 }
 LABELS = {"candidate_labels": ["good", "bad"]}
@@ -92,8 +208,8 @@ def test_whatever_is_sent_is_taken_or_refused(task: Task, inputs: Any) -> None:
         (Task.SENTENCE_SIMILARITY, SIMILAR | {"sentences": "b"}, "inputs.sentences must be"),
         (Task.SENTENCE_SIMILARITY, SIMILAR | {"sentences": ["b", ""]}, "sentences.1 is empty"),
         (Task.TEXT_RANKING, RANKED | {"query": None}, "inputs.query is null"),
-        (Task.SPEECH_RECOGNITION, {"file_id": "x"}, "the file 'x'; ids are UUIDs"),
-        (Task.SPEECH_RECOGNITION, "", "give a file in base64"),
+        (Task.AUTOMATIC_SPEECH_RECOGNITION, {"file_id": "x"}, "the file 'x'; ids are UUIDs"),
+        (Task.AUTOMATIC_SPEECH_RECOGNITION, "", "give a file in base64"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(task: Task, inputs: Any, told: str) -> None:
@@ -110,17 +226,12 @@ def test_the_uploads_that_inputs_name() -> None:
     assert file_ids("ZkxhQw==") == []
 
 
-def test_each_task_is_complete() -> None:
-    assert set(PARAMETERS) == set(DEFAULT_MODELS) == set(Task)
-    assert set(Task) > BINARY
-
-
 PUBLISHED = {
     Task.SUMMARIZATION: "SummarizationParameters",
     Task.QUESTION_ANSWERING: "QuestionAnsweringParameters",
     Task.TEXT_CLASSIFICATION: "TextClassificationParameters",
     Task.TRANSLATION: "TranslationParameters",
-    Task.SPEECH_RECOGNITION: "AutomaticSpeechRecognitionParameters",
+    Task.AUTOMATIC_SPEECH_RECOGNITION: "AutomaticSpeechRecognitionParameters",
     Task.ZERO_SHOT_CLASSIFICATION: "ZeroShotClassificationParameters",
     Task.TOKEN_CLASSIFICATION: "TokenClassificationParameters",
     Task.FILL_MASK: "FillMaskParameters",
@@ -135,7 +246,7 @@ BESIDE = {"inputs"}
 def test_the_parameters_of_the_published_specification_are_known(task: Task) -> None:
     published = getattr(huggingface_hub, PUBLISHED[task])
     names = {each.name for each in dataclasses.fields(published)} - BESIDE
-    assert names <= set(PARAMETERS[task].model_fields)
+    assert names <= set(TASKS[task].parameters.model_fields)
 
 
 def test_so_are_those_of_generation_that_speech_has() -> None:
@@ -198,8 +309,8 @@ def test_stop_sequences_is_stop_by_its_other_name() -> None:
 @pytest.mark.parametrize(
     ("task", "parameters"),
     [
-        (Task.SPEECH_RECOGNITION, {"generate_kwargs": {"langauge": "ko"}}),
-        (Task.SPEECH_RECOGNITION, {"generation_parameters": {"return_timestamps": True}}),
+        (Task.AUTOMATIC_SPEECH_RECOGNITION, {"generate_kwargs": {"langauge": "ko"}}),
+        (Task.AUTOMATIC_SPEECH_RECOGNITION, {"generation_parameters": {"return_timestamps": True}}),
         (Task.SUMMARIZATION, {"generate_parameters": {"truncation": "only_first"}}),
         (Task.TRANSLATION, {"generate_parameters": {"src_lang": "ko"}}),
         (Task.TEXT_GENERATION, {"stop_token": "."}),
@@ -226,22 +337,23 @@ def test_no_message_names_what_it_refuses(task: Task, parameters: dict[str, Any]
 def test_the_language_may_stand_with_the_parameters_of_generation() -> None:
     for place in ("generate_kwargs", "generation_parameters"):
         found = parse_parameters(
-            Task.SPEECH_RECOGNITION, {"language": "en", place: {"language": "ko"}}
+            Task.AUTOMATIC_SPEECH_RECOGNITION, {"language": "en", place: {"language": "ko"}}
         )
         assert isinstance(found, SpeechParameters)
-        assert (found.spoken, found.wanted_task) == ("ko", None)
+        assert (found.named_language, found.named_task) == ("ko", None)
     outer = parse_parameters(
-        Task.SPEECH_RECOGNITION, {"task": "translate", "generate_kwargs": {"language": None}}
+        Task.AUTOMATIC_SPEECH_RECOGNITION,
+        {"task": "translate", "generate_kwargs": {"language": None}},
     )
     assert isinstance(outer, SpeechParameters)
-    assert (outer.spoken, outer.wanted_task) == (None, "translate")
+    assert (outer.named_language, outer.named_task) == (None, "translate")
 
 
 @pytest.mark.parametrize("task", Task)
 def test_without_parameters_there_are_defaults_and_null_stands_for_them(task: Task) -> None:
     needed = LABELS if task == Task.ZERO_SHOT_CLASSIFICATION else {}
     default = parse_parameters(task, needed)
-    nothing = dict.fromkeys(set(PARAMETERS[task].model_fields) - set(needed))
+    nothing = dict.fromkeys(set(TASKS[task].parameters.model_fields) - set(needed))
     assert parse_parameters(task, nothing | needed) == default
 
 
@@ -260,7 +372,11 @@ def test_without_parameters_there_are_defaults_and_null_stands_for_them(task: Ta
         (Task.FEATURE_EXTRACTION, {"encoding_format": "base64"}, "'float'"),
         (Task.TEXT_GENERATION, {"stream": True}, "parameters.stream: Input should be False"),
         (Task.TEXT_GENERATION, {"temperature": -1}, "parameters.temperature"),
-        (Task.SPEECH_RECOGNITION, {"return_timestamps": "line"}, "parameters.return_timestamps"),
+        (
+            Task.AUTOMATIC_SPEECH_RECOGNITION,
+            {"return_timestamps": "line"},
+            "parameters.return_timestamps",
+        ),
     ],
 )
 def test_wrong_parameters_are_named(task: Task, parameters: dict[str, Any], told: str) -> None:

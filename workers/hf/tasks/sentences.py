@@ -1,9 +1,4 @@
-"""Feature extraction: one vector of a text from a sentence-transformers model, and a vector of
-each token from any other, as transformers' pipeline gives them (in a list of one text).
-
-`dimensions` cuts vectors, which makes sense for models that were trained for it (Matryoshka);
-`normalize` gives them length 1 afterwards, and false leaves out what normalization the model has.
-"""
+"""Vectors of texts, how near two texts are by theirs, and texts ranked by a cross-encoder."""
 
 import inspect
 from collections.abc import Sequence
@@ -17,20 +12,35 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import (
     AutoModel,
+    AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
-from shared.errors import InvalidInput, Permanent
-from shared.kinds.hf import FeatureParameters, Task, TaskParameters
-from workers.hf.task import LocalTask, Options, Prepared, Row, Watch
-from workers.hf.text import Tokens, can_pad, encode, pad, window_tokens
-from workers.models.checkpoints import modules_of, read_config
+from shared.errors import InvalidInput, Permanent, WrongTask
+from shared.hf.sentences import (
+    FEATURE_EXTRACTION,
+    TEXT_RANKING,
+    FeatureParameters,
+    RankingParameters,
+)
+from shared.hf.task import TaskParameters
+from workers.hf.task import LocalTask, Options, Prepared, Row, TextTask
+from workers.hf.text import Tokens, beginning, can_pad, encode, group, logits, pad, window_tokens
+from workers.models.checkpoints import modules_of, read_config, read_object
 from workers.models.load import load_model, load_sentence_transformer, load_tokenizer
+
+# Feature extraction: one vector of a text from a sentence-transformers model, and a vector of
+# each token from any other, as transformers' pipeline gives them (in a list of one text).
+#
+# `dimensions` cuts vectors, which makes sense for models that were trained for it (Matryoshka);
+# `normalize` gives them length 1 afterwards, and false leaves out what normalization the model has.
 
 # Texts to vectors with a sentence-transformers model: what `SentenceTransformer.encode`
 # gives, a row at a time, so that rows of different jobs share batches.
@@ -160,8 +170,7 @@ class SentenceFeatures(LocalTask):
         warnings = _cut(measured.full_size, measured.row.size, parameters)
         return Prepared(rows=[measured.row], warnings=warnings)
 
-    def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
-        del watch  # One pass through an encoder is not worth watching.
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
         return self.sentences.vectors(rows)
 
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
@@ -174,17 +183,13 @@ class SentenceFeatures(LocalTask):
         return vector
 
 
-class TokenFeatures(LocalTask):
+class TokenFeatures(TextTask):
     """A vector of every token, special ones too: a list of one list of lists of numbers."""
-
-    model: PreTrainedModel
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
     ) -> None:
-        super().__init__(model, options)
-        self.tokenizer = tokenizer
-        self.window = window_tokens(model, tokenizer)
+        super().__init__(model, tokenizer, options)
         self.size: int | None = getattr(model.config.get_text_config(), "hidden_size", None)
 
     def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
@@ -200,8 +205,7 @@ class TokenFeatures(LocalTask):
         warnings = _cut(tokens.full_size, tokens.size, parameters)
         return Prepared(rows=[Row(size=tokens.size, data=tokens)], warnings=warnings)
 
-    def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
-        del watch  # One pass through an encoder is not worth watching.
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
         tokens = [row.data for row in rows]
         if can_pad(self.model, self.tokenizer):
             return self._batch(tokens)
@@ -260,14 +264,14 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
-def load_features(folder: Path, options: Options) -> SentenceFeatures | TokenFeatures:
+def load_feature_extraction(folder: Path, options: Options) -> SentenceFeatures | TokenFeatures:
     if modules_of(folder):
         return SentenceFeatures(load_sentence_transformer(folder, options), options)
     # Of T5 and its kin only the encoder reads; the pipeline refuses them whole.
     family = str(read_config(folder).get("model_type"))
     encoder = MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.get(family, "")
     auto = AutoModelForTextEncoding if encoder.endswith("EncoderModel") else AutoModel
-    model = load_model(auto, folder, options, task=Task.FEATURE_EXTRACTION)
+    model = load_model(auto, folder, options, task=FEATURE_EXTRACTION.name)
     return TokenFeatures(model, load_tokenizer(folder, options), options)
 
 
@@ -301,8 +305,7 @@ class SentenceSimilarity(LocalTask):
             warnings=warnings + _cut_warning(measured),
         )
 
-    def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
-        del watch  # One pass through an encoder is not worth watching.
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
         return self.sentences.vectors(rows)
 
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
@@ -333,6 +336,106 @@ def _cut_warning(measured: Sequence[Measured]) -> list[str]:
     ]
 
 
-def load_similarity(folder: Path, options: Options) -> SentenceSimilarity:
+def load_sentence_similarity(folder: Path, options: Options) -> SentenceSimilarity:
     model = load_sentence_transformer(folder, options)
     return SentenceSimilarity(model, options, is_for_sentences=bool(modules_of(folder)))
+
+
+# Text ranking: texts by how well they answer a query, scored by a cross-encoder.
+#
+# Scores are those of sentence-transformers' `CrossEncoder.predict`: the logit of the pair behind
+# the activation that the model was saved with, or the logit itself for `raw_scores`. Of a pair that
+# is too long, the longer part is cut, with a warning.
+
+SAVED_WITH = "config_sentence_transformers.json"
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    each.__name__: each
+    for each in (nn.Identity, nn.Sigmoid, nn.Tanh, nn.ReLU, nn.LogSigmoid, nn.Hardsigmoid)
+}
+
+
+class TextRanking(TextTask):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        options: Options,
+        *,
+        activation: nn.Module,
+        prompt: str = "",
+    ) -> None:
+        super().__init__(model, tokenizer, options)
+        self.activation = activation
+        self.prompt = prompt
+
+    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+        del parameters  # They only matter to `finish`.
+        texts = value["texts"]
+        query, _ = beginning(self.tokenizer, self.prompt + value["query"], self.window)
+        encoded = encode(self.tokenizer, [query] * len(texts), texts, limit=self.window)
+        rows = [Row(size=t.size, data=t, group=group(self.model, t)) for t in encoded]
+        return Prepared(rows=rows, rest=texts, warnings=_warnings(encoded))
+
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
+        scores = logits(self.model, self.tokenizer, [row.data for row in rows])
+        return [each.item() for each in scores]
+
+    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+        assert isinstance(parameters, RankingParameters)
+        scores = torch.tensor(outputs)
+        if not parameters.raw_scores:
+            scores = self.activation(scores)
+        ranked = sorted(enumerate(scores.tolist()), key=lambda each: -each[1])
+        return [
+            {"index": n, "score": score}
+            | ({"text": prepared.rest[n]} if parameters.return_text else {})
+            for n, score in ranked[: parameters.top_k]
+        ]
+
+
+def _warnings(encoded: Sequence[Tokens]) -> list[str]:
+    cut = [n for n, tokens in enumerate(encoded) if tokens.is_cut]
+    if not cut:
+        return []
+    longest = max(cut, key=lambda n: encoded[n].full_size)
+    return [
+        f"has {len(cut):,} of {len(encoded):,} texts that were cut, with the query, to "
+        f"{encoded[longest].size:,} tokens, which is all that the model takes at once; the longest "
+        f"(texts.{longest}) from {encoded[longest].full_size:,}."
+    ]
+
+
+def load_text_ranking(folder: Path, options: Options) -> TextRanking:
+    model = load_model(AutoModelForSequenceClassification, folder, options, task=TEXT_RANKING.name)
+    if model.config.num_labels != 1:
+        raise WrongTask(
+            f"The model gives {model.config.num_labels} scores to a pair of texts; text-ranking "
+            "needs a cross-encoder that gives one, such as cross-encoder/ms-marco-MiniLM-L6-v2."
+        )
+    saved = read_object(folder / SAVED_WITH)
+    prompts = saved.get("prompts") or {}
+    return TextRanking(
+        model,
+        load_tokenizer(folder, options),
+        options,
+        activation=_activation(saved, model.config),
+        prompt=prompts.get(saved.get("default_prompt_name")) or "",
+    )
+
+
+def _activation(saved: dict[str, Any], config: PreTrainedConfig) -> nn.Module:
+    """By the name that sentence-transformers saved: today in a file of its own, before version 4
+    in the model's configuration."""
+    name = (
+        saved.get("activation_fn")
+        or (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
+        or getattr(config, "sbert_ce_default_activation_function", None)
+        or "torch.nn.Sigmoid"
+    )
+    package, _, last = name.rpartition(".")
+    if package.split(".")[0] != "torch" or last not in ACTIVATIONS:
+        raise Permanent(
+            f"The model's scores go through {name}; of torch.nn, {', '.join(ACTIVATIONS)} are "
+            "known, and code of the model's own is not run. Rank with another model."
+        )
+    return ACTIVATIONS[last]()
