@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constrain
 MADE := $(VENV)/.made
 LOCAL := $(VENV)/.local
 DEV := $(VENV)/.dev
-PINS := pyproject.toml constraints.txt
+PINS := pyproject.toml client/pyproject.toml constraints.txt
 
 # An environment whose Python is gone, or that was made in another folder, is made anew.
 _ := $(shell "$(BIN)/python" -c "" 2>/dev/null && [ "`cat $(MADE) 2>/dev/null`" = "$(CURDIR)" ] \
@@ -84,10 +84,10 @@ $(MADE):
 
 $(LOCAL): $(MADE) $(PINS)
 	@echo "Installing Sluice into $(VENV) (some minutes the first time) ..."
-	@$(PIP) -e ".[local]" || sh deploy/preflight.sh after "$(PYTHON)"
+	@$(PIP) -e ./client -e ".[local]" || sh deploy/preflight.sh after "$(PYTHON)"
 	@touch $@
 
 $(DEV): $(MADE) $(PINS)
 	@echo "Installing Sluice and its tools into $(VENV) (some minutes the first time) ..."
-	@$(PIP) -e ".[dev]" || sh deploy/preflight.sh after "$(PYTHON)"
+	@$(PIP) -e ./client -e ".[dev]" || sh deploy/preflight.sh after "$(PYTHON)"
 	@touch $(LOCAL) $@

@@ -24,8 +24,8 @@ import psycopg
 
 from bench.corpus import NoCorpus, pages
 from bench.stack import peaks_mib, running_stack
-from cli.client.client import Client
 from cli.stack.stackfile import Stack, find_stack
+from sluice import Client
 
 LIVE_CHUNKS = """
     SELECT replace(c.version_id::text, '-', '') || '-' || lpad(c.ordinal::text, 6, '0')

@@ -16,9 +16,8 @@ from celery import Celery
 
 from bench.plain_generate import TASK, make_app
 from bench.stack import running_stack
-from cli.client.client import Client
-from cli.client.shapes import State
 from shared.config import Settings
+from sluice import Client, State
 from tests.servers import start_redis
 from workers.models.load_4bit import load
 

@@ -27,9 +27,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from bench.stack import running_stack
-from cli.client.client import Client
 from shared.config import Settings
 from shared.kinds.hf import Task, parse_parameters
+from sluice import Client
 from workers.hf.steps import Budget, batches, run_rows
 from workers.hf.task import UNWATCHED
 from workers.models.cache import Models

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from cli.client.client import Client
 from cli.stack.stackfile import Stack, StackState, find_stack
+from sluice import Client
 
 READY_S = 180.0
 

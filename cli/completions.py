@@ -1,4 +1,4 @@
-"""What the shell may offer for an argument: names and ids of the API, asked for in a moment.
+"""What the shell may offer for an argument: names and ids, as the API has them now.
 
 Whatever goes wrong (no API, no key, a slow answer) offers nothing, and says nothing: a message
 would break into the line that is being typed.
@@ -10,10 +10,10 @@ from itertools import islice
 import click
 from click.shell_completion import CompletionItem
 
-from cli.client.client import Client
-from cli.client.transport import Retries
+from cli.connection import connection
 from cli.terminal.output import first_words
 from shared.kinds.hf import TASKS
+from sluice import Client, Retries
 
 TIMEOUT_S = 1.0
 SHOWN_ITEMS = 50
@@ -31,10 +31,11 @@ def _completer(offers: Callable[[Client, click.Context], Offers]) -> Completer:
         try:
             params = {**ctx.find_root().params, **{k: v for k, v in ctx.params.items() if v}}
             nothing_twice = Retries(connect_for_s=0, retry_for_s=0, busy_for_s=0)
-            with Client(
-                params.get("url"), params.get("api_key"), timeout_s=TIMEOUT_S, retries=nothing_twice
-            ) as client:
-                matches = [each for each in offers(client, ctx) if each[0].startswith(incomplete)]
+            address = connection(params.get("url"), params.get("api_key"))
+            with Client(*address, timeout_s=TIMEOUT_S, retries=nothing_twice) as client:
+                matches = [
+                    offer for offer in offers(client, ctx) if offer[0].startswith(incomplete)
+                ]
         except Exception:
             return []
         return [

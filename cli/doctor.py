@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from cli.settings import client_settings
+from cli.connection import client_settings
 from cli.stack.programs import api_address, cuda_devices, first_key
 from cli.stack.readiness import chroma_ready, database_ready, fetch, is_free, redis_ready, status_of
 from cli.stack.servers import PACKAGES, how_to_install, redis_program

@@ -1,85 +1,66 @@
-"""What can go wrong between a client and the API, as exceptions.
+"""How a command ends where it has no result: exit codes, and the document of an error.
 
-All are `shared.errors.SluiceError`, so `except SluiceError` catches everything the client raises
-on purpose. This module does not decide exit codes; `cli/exits.py` does.
+`docs/cli.md` lists the codes for users. A command raises the errors of the client (`sluice.errors`)
+and, about this machine, those of `shared.errors`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from enum import IntEnum
+from typing import Any
 
-from shared.errors import SluiceError
+import shared.errors
+import sluice.errors
+from sluice import ApiError, ConnectionFailed, JobCancelled, JobEndedBadly, State, WaitTimeout
 
-if TYPE_CHECKING:
-    from cli.client.shapes import Job
-
-_SHOWN_ERRORS = 3
-
-
-class ApiError(SluiceError):
-    """The API answered with an error (RFC 9457 problem+json)."""
-
-    def __init__(
-        self,
-        *,
-        status: int,
-        title: str = "",
-        detail: str = "",
-        errors: Sequence[Mapping[str, Any]] = (),
-        retry_after_s: float | None = None,
-    ) -> None:
-        self.status = status
-        self.title = title
-        self.detail = detail
-        self.errors = tuple(dict(entry) for entry in errors)
-        self.retry_after_s = retry_after_s
-        super().__init__(_describe(status, title, detail, self.errors))
+ERRORS = (sluice.errors.SluiceError, shared.errors.SluiceError)
+"""What is raised on purpose, with a message for the person."""
+AnyError = sluice.errors.SluiceError | shared.errors.SluiceError
 
 
-class ConnectionFailed(SluiceError):
-    """The API does not answer. Is it running? Start it with `sluice up`."""
-
-
-class ConnectionBroken(ConnectionFailed):
-    """The connection broke while the API was at it; nobody knows whether it was carried out."""
-
-
-class WaitTimeout(SluiceError):
-    """The job did not end in the given time; it goes on."""
-
-    def __init__(self, job_id: str, timeout_s: float) -> None:
-        self.job_id = job_id
-        self.timeout_s = timeout_s
-        super().__init__(
-            f"Job {job_id} did not end within {timeout_s:g} s; it goes on. "
-            f"Follow it with `sluice jobs watch {job_id}`."
-        )
-
-
-class Interrupted(SluiceError):
+class Interrupted(sluice.errors.SluiceError):
     """Ctrl-C ended the waiting; the message says what goes on."""
 
 
-class JobEndedBadly(SluiceError):
-    """A job that was waited for did not succeed; `job` is its last state."""
-
-    def __init__(self, job: "Job", message: str) -> None:
-        self.job = job
-        super().__init__(message)
-
-
-class JobFailed(JobEndedBadly):
-    """The job failed; `job.error` says why."""
-
-    def __init__(self, job: "Job") -> None:
-        reason = job.error.message if job.error else "no reason was recorded"
-        super().__init__(job, f"Job {job.id} ({job.kind}) failed: {reason}")
+class Exit(IntEnum):
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    NOT_FOUND = 4
+    REFUSED = 5
+    CANCELLED = 6
+    TIMEOUT = 7
+    INTERNAL = 70
+    INTERRUPTED = 130
+    CLOSED_PIPE = 141
 
 
-class JobCancelled(JobEndedBadly):
-    """The job was cancelled."""
+OF_STATE: dict[str, Exit] = {State.FAILED: Exit.FAILED, State.CANCELLED: Exit.CANCELLED}
+"""For commands that end with a job; any other state is no error."""
 
-    def __init__(self, job: "Job") -> None:
-        super().__init__(job, f"Job {job.id} ({job.kind}) was cancelled.")
+_OF_ERROR: tuple[tuple[type[AnyError], Exit], ...] = (
+    (JobCancelled, Exit.CANCELLED),
+    (WaitTimeout, Exit.TIMEOUT),
+    (Interrupted, Exit.INTERRUPTED),
+    (ConnectionFailed, Exit.UNREACHABLE),
+    (shared.errors.Unavailable, Exit.UNREACHABLE),
+    (shared.errors.NotFound, Exit.NOT_FOUND),
+    (shared.errors.ConfigurationError, Exit.USAGE),
+    (shared.errors.InvalidInput, Exit.USAGE),
+    (sluice.errors.NotFound, Exit.NOT_FOUND),
+    (sluice.errors.ConfigurationError, Exit.USAGE),
+    (sluice.errors.InvalidInput, Exit.USAGE),
+)
+
+
+def of_error(error: AnyError) -> Exit:
+    if isinstance(error, ApiError):
+        if error.status == 404:
+            return Exit.NOT_FOUND
+        return Exit.UNREACHABLE if error.status >= 500 else Exit.REFUSED
+    for kind, code in _OF_ERROR:
+        if isinstance(error, kind):
+            return code
+    return Exit.FAILED
 
 
 def error_document(
@@ -108,23 +89,3 @@ def error_document(
     elif isinstance(error, WaitTimeout):
         entry |= {"job_id": error.job_id, "timeout_s": error.timeout_s}
     return {"error": entry}
-
-
-def _describe(status: int, title: str, detail: str, errors: Sequence[Mapping[str, Any]]) -> str:
-    text = detail or title or f"The API answered with status {status}."
-    shown = [_entry(entry) for entry in errors[:_SHOWN_ERRORS]]
-    # The detail often names the only error already; saying it twice would not help.
-    shown = [line for line in shown if line not in text]
-    if shown:
-        text = f"{text.rstrip('.')}: {'; '.join(shown)}"
-        if len(errors) > _SHOWN_ERRORS:
-            text += f"; and {len(errors) - _SHOWN_ERRORS} more"
-    return text
-
-
-def _entry(entry: Mapping[str, Any]) -> str:
-    where = entry.get("loc", entry.get("pointer", entry.get("field", "")))
-    if isinstance(where, Sequence) and not isinstance(where, str):
-        where = ".".join(str(part) for part in where)
-    what = entry.get("msg", entry.get("message", entry.get("detail", "")))
-    return f"{where}: {what}" if where and what else str(what or where or dict(entry))

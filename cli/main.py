@@ -8,13 +8,13 @@ from importlib import import_module
 from importlib.metadata import version as installed_version
 
 import click
+from click.shell_completion import get_completion_class
 
-from cli.errors import Interrupted, error_document
-from cli.exits import Exit, of_error
+from cli.errors import ERRORS, AnyError, Exit, Interrupted, error_document, of_error
 from cli.options import CONTEXT, Group, Target, connection_options, json_option
-from cli.terminal.output import ClosedPipe, print_json, print_text, say, say_json
-from shared.errors import SluiceError
+from cli.terminal.output import ClosedPipe, print_json, print_text, say, say_json, write_text
 
+COMPLETE_VARIABLE = "_SLUICE_COMPLETE"
 SECTIONS: Mapping[str, Sequence[str]] = {
     "This machine": ("up", "down", "status", "doctor", "logs", "worker", "migrate"),
     "Documents and answers": ("ingest", "ask", "search", "chat", "hf"),
@@ -101,6 +101,25 @@ def help_(ctx: click.Context, /, words: tuple[str, ...]) -> int:
     return Exit.OK
 
 
+@click.command(short_help="Print the completion script of a shell.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, /, shell: str) -> int:
+    """Print the script that completes commands, options, collections, ids and tasks.
+
+    \b
+    Examples:
+      echo 'eval "$(sluice completion bash)"' >> ~/.bashrc
+      echo 'eval "$(sluice completion zsh)"' >> ~/.zshrc
+      sluice completion fish > ~/.config/fish/completions/sluice.fish
+    """
+    class_ = get_completion_class(shell)
+    assert class_ is not None
+    script = class_(ctx.find_root().command, {}, "sluice", COMPLETE_VARIABLE).source()
+    write_text(script if script.endswith("\n") else f"{script}\n")
+    return Exit.OK
+
+
 @click.command()
 @json_option
 def version(*, as_json: bool) -> int:
@@ -113,6 +132,7 @@ def version(*, as_json: bool) -> int:
     return Exit.OK
 
 
+sluice.add_command(completion)
 sluice.add_command(help_)
 sluice.add_command(version)
 
@@ -139,7 +159,7 @@ def run(args: Sequence[str]) -> int:
         # The interpreter flushes stdout once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.CLOSED_PIPE
-    except SluiceError as error:
+    except ERRORS as error:
         if "--debug" in args:
             traceback.print_exc()
         return _report(args, error, of_error(error))
@@ -170,7 +190,7 @@ def _wants_json(args: Sequence[str]) -> bool:
     return "--json" in (words[: words.index("--")] if "--" in words else words)
 
 
-def _report(args: Sequence[str], error: SluiceError, code: Exit) -> Exit:
+def _report(args: Sequence[str], error: AnyError, code: Exit) -> Exit:
     if _wants_json(args):
         say_json(error_document(error, error.message, code))
     else:

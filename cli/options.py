@@ -12,10 +12,11 @@ from typing import Any, Concatenate, ParamSpec
 
 import click
 
-from cli.client.client import Client
+from cli.connection import connection
 from cli.terminal.output import say
 from shared.normal import nfc
 from shared.providers import REFERENCE_FORMS, is_servable
+from sluice import Client
 
 P = ParamSpec("P")
 
@@ -92,7 +93,7 @@ def with_client(function: Callable[Concatenate[Client, P], int]) -> Callable[...
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> int:
         url, api_key = kwargs.pop("url", None), kwargs.pop("api_key", None)
-        with Client(*target(url, api_key), notify=say) as client:
+        with Client(*connection(*target(url, api_key)), notify=say) as client:
             return function(client, *args, **kwargs)
 
     return json_option(connection_options(run))

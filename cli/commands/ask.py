@@ -7,12 +7,11 @@ import click
 from rich.cells import cell_len
 
 from cli import completions
-from cli.client.asking import rag_input
-from cli.client.client import Client
-from cli.client.shapes import Answer
 from cli.options import filter_values, sampling_options, with_client
+from cli.terminal.answers import finished_job, show_answer, tell_remarks, tell_warnings
 from cli.terminal.output import first_words, jsonable, print_json, print_text, stdout
-from cli.terminal.showing import finished_job, show_answer, tell_remarks, tell_warnings
+from sluice import Answer, Client
+from sluice.inputs import rag_input
 
 PASSAGE_CELLS = 100
 """How much of a passage a pipe gets; a terminal gets what fits its line."""

@@ -8,15 +8,15 @@ from typing import Any
 import click
 
 from cli import completions
-from cli.client.asking import chat_input, turn
-from cli.client.client import Client
+from cli.errors import ERRORS
 from cli.options import sampling_options, with_client
-from cli.terminal.bars import waiting
+from cli.terminal.answers import show_answer, tell_remarks, tell_warnings
 from cli.terminal.output import print_json, say, stdout
-from cli.terminal.showing import show_answer, tell_remarks, tell_warnings
-from shared.errors import SluiceError
+from cli.terminal.progress import waiting
+from sluice import Client
+from sluice.inputs import chat_input, user_messages
 
-# An interactive chat: lines of a terminal as the turns of one stored conversation.
+# An interactive chat: lines of a terminal as the messages of one stored conversation.
 
 PROMPT = "> "
 
@@ -52,7 +52,7 @@ def talk(
                 conversation_id = client.start_conversation().id
             job = client.submit(
                 "chat",
-                chat_input(turn(text, system), conversation_id=conversation_id, **options),
+                chat_input(user_messages(text, system), conversation_id=conversation_id, **options),
                 lane="interactive",
             )
             job = show_answer(client, job)
@@ -60,7 +60,7 @@ def talk(
             tell_warnings(job)
         except KeyboardInterrupt:
             say("\nCancelled. This turn is not part of the conversation.")
-        except SluiceError as error:
+        except ERRORS as error:
             say(f"sluice: {error.message}")
 
 
@@ -129,7 +129,7 @@ def chat(
     if conversation == NEW:
         known = client.start_conversation().id
         say(f"Conversation {known}")
-    job_input = chat_input(turn(text, system), conversation_id=known, **options)
+    job_input = chat_input(user_messages(text, system), conversation_id=known, **options)
     job = client.submit("chat", job_input, lane="interactive")
     if not as_json:
         job = show_answer(client, job, timeout_s=timeout_s)

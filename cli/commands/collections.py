@@ -3,11 +3,10 @@
 import click
 
 from cli import completions
-from cli.client.client import Client
-from cli.client.shapes import Collection
 from cli.options import ListByDefault, confirm, with_client
-from cli.terminal.bars import waiting
 from cli.terminal.output import plural, print_fields, print_json, print_table, print_text, say
+from cli.terminal.progress import waiting
+from sluice import Client, Collection
 
 
 @click.group(cls=ListByDefault)

@@ -6,10 +6,9 @@ import json
 import click
 
 from cli import completions
-from cli.client.client import Client
-from cli.client.shapes import Conversation
 from cli.options import ListByDefault, confirm, with_client
 from cli.terminal.output import plural, print_fields, print_json, print_table, print_text, say
+from sluice import Client, Conversation
 
 
 @click.group(cls=ListByDefault)

@@ -5,12 +5,10 @@ import itertools
 import click
 
 from cli import completions
-from cli.client.client import Client
-from cli.client.shapes import Document
 from cli.options import ListByDefault, confirm, with_client
-from cli.terminal.bars import waiting
 from cli.terminal.output import print_fields, print_json, print_table, print_text, say
-from shared.errors import NotFound
+from cli.terminal.progress import waiting
+from sluice import Client, Document, NotFound
 
 
 @click.group(cls=ListByDefault)

@@ -12,11 +12,8 @@ from typing import Any
 import click
 
 from cli import completions
-from cli.client.asking import hf_input
-from cli.client.calls import attached
-from cli.client.client import Client
 from cli.options import column_names, with_client
-from cli.terminal.bars import watch_job
+from cli.terminal.answers import cancelled_when_left, tell_warnings
 from cli.terminal.output import (
     escaped,
     first_words,
@@ -26,9 +23,11 @@ from cli.terminal.output import (
     say,
     stdout,
 )
-from cli.terminal.showing import cancelled_when_left, tell_warnings
+from cli.terminal.progress import watch_job
 from shared.hf.task import HfTask, OneToManyInput, PairInput, TableOutput, TextOutput, in_a_list
 from shared.kinds.hf import TASKS
+from sluice import Client
+from sluice.inputs import hf_input
 
 # What the arguments of `sluice hf` are: texts, files, or standard input, put together as the
 # inputs of a task. Nothing here talks to the network.
@@ -317,7 +316,7 @@ def hf(
     named_inputs = read_inputs(
         task, inputs or (STDIN,), context=context, sentences=sentences, lines=lines
     )
-    with attached(client, named_inputs.inputs) as sent:
+    with client.attached(named_inputs.inputs) as sent:
         job_input = hf_input(task.name, sent, model=model, parameters=parameters, backend=backend)
         job = client.submit("hf", job_input, lane="interactive")
         with cancelled_when_left(client, job.id):

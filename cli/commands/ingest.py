@@ -9,24 +9,19 @@ from typing import Any, Literal
 import click
 
 from cli import completions
-from cli.client.client import Client
-from cli.client.ingest import PARALLEL_UPLOADS, Duplicate, IngestOptions, IngestReport
-from cli.client.ingest import ingest as ingest_documents
-from cli.client.shapes import Job
-from cli.client.sources import LocalDocument, TextDocument, discover
-from cli.errors import Interrupted
-from cli.exits import Exit
+from cli.errors import Exit, Interrupted
 from cli.options import column_names, key_values, with_client
-from cli.terminal.bars import bars
 from cli.terminal.output import duration, jsonable, plural, print_json, print_text, say
+from cli.terminal.progress import bars
 from shared import formats
-from shared.errors import InvalidInput
 from shared.kinds.ingest import SplitterType
+from shared.vocabulary import Lane
+from sluice import Client, Duplicate, IngestOptions, IngestReport, InvalidInput, Job
+from sluice.ingest import PARALLEL_UPLOADS
+from sluice.sources import LocalDocument, TextDocument, discover
 
 SHOWN_ERRORS = 20
 SHOWN_DUPLICATES = 3
-# Named again here, for `shared.redis.bell` loads Celery.
-LANES = ("interactive", "normal", "bulk")
 
 
 @click.command()
@@ -51,7 +46,7 @@ LANES = ("interactive", "normal", "bulk")
     "--on-existing", type=click.Choice(["skip", "replace"]), default="replace",
     show_default=True, help="What to do with documents that are there with other content.",
 )  # fmt: skip
-@click.option("--lane", type=click.Choice(LANES))
+@click.option("--lane", type=click.Choice([lane.value for lane in Lane]))
 @click.option(
     "--metadata", multiple=True, metavar="KEY=VALUE", callback=key_values,
     help="Noted with every document; may be repeated.",
@@ -131,8 +126,7 @@ def ingest(
     jobs: list[Job] = []
     try:
         with bars() as show:
-            report = ingest_documents(
-                client,
+            report = client.ingest_documents(
                 collection,
                 documents,
                 options=options,

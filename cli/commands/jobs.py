@@ -8,13 +8,8 @@ from typing import Any
 import click
 
 from cli import completions
-from cli.client.client import Client
-from cli.client.shapes import Job, State
-from cli.client.streaming import answer_of
-from cli.errors import Interrupted
-from cli.exits import OF_STATE, Exit
+from cli.errors import OF_STATE, Exit, Interrupted
 from cli.options import ListByDefault, with_client
-from cli.terminal.bars import eta, watch_job
 from cli.terminal.output import (
     ago,
     duration,
@@ -27,8 +22,10 @@ from cli.terminal.output import (
     say,
     stdout,
 )
-from shared.errors import InvalidInput
+from cli.terminal.progress import eta, watch_job
 from shared.kinds.registry import KINDS
+from sluice import Client, InvalidInput, Job, State
+from sluice.events import answer_of
 
 _RESULT_CELLS = 200
 _job_ids = click.argument(

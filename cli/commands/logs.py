@@ -11,10 +11,10 @@ from typing import BinaryIO, Self
 import click
 from click.shell_completion import CompletionItem
 
+from cli.connection import client_settings
 from cli.options import json_option
-from cli.settings import client_settings
 from cli.terminal.output import clean, print_json_line, write_text
-from shared.errors import NotFound
+from sluice import NotFound
 
 FOLLOW_PAUSE_S = 0.25
 

@@ -8,14 +8,12 @@ from typing import Any
 
 import click
 
-from cli.client.asking import create_input, delete_input, of_ollama, pull_input
-from cli.client.client import Client
-from cli.errors import Interrupted
-from cli.exits import Exit
+from cli.errors import Exit, Interrupted
 from cli.options import ListByDefault, confirm, with_client
-from cli.terminal.bars import watch_job
 from cli.terminal.output import print_fields, print_json, print_table, print_text, stdout
-from shared.errors import InvalidInput
+from cli.terminal.progress import watch_job
+from sluice import Client, InvalidInput
+from sluice.inputs import create_input, delete_input, of_ollama, pull_input
 
 # Descriptions of models in the form of Ollama's Modelfile, read line by line.
 #

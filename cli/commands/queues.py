@@ -3,10 +3,9 @@
 import click
 
 from cli import completions
-from cli.client.client import Client
-from cli.client.shapes import Queue, Worker
 from cli.options import ListByDefault, with_client
 from cli.terminal.output import ago, print_json, print_table, print_text, say
+from sluice import Client, Queue, Worker
 
 
 @click.group(cls=ListByDefault)

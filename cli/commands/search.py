@@ -3,12 +3,11 @@
 import click
 
 from cli import completions
-from cli.client.asking import search_input
-from cli.client.client import Client
-from cli.client.shapes import Hit
 from cli.options import filter_values, with_client
+from cli.terminal.answers import finished_job
 from cli.terminal.output import first_words, print_json, print_record, print_text, say, stdout
-from cli.terminal.showing import finished_job
+from sluice import Client, Hit
+from sluice.inputs import search_input
 
 _LINES = 3
 

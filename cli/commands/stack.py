@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.client.client import Client
 from cli.commands.queues import paused_remark, show_queues, show_workers
-from cli.errors import ApiError, ConnectionFailed
-from cli.exits import Exit
+from cli.connection import client_settings, connection
+from cli.errors import Exit
 from cli.options import connection_options, json_option, served_models, target
-from cli.settings import client_settings
 from cli.terminal.output import print_json, print_json_line, print_table, print_text, say
 from shared.config import load_settings
 from shared.errors import Unavailable
 from shared.providers import SERVED_UNLESS_NAMED
+from sluice import ApiError, Client, ConnectionFailed
 
 if TYPE_CHECKING:
     from cli.stack.stackfile import PartStatus, Stack
@@ -102,7 +101,7 @@ def status(*, url: str | None, api_key: str | None, as_json: bool) -> int:
     url, api_key = target(url, api_key)
     parts = [] if url or client_settings().url else _parts()
     try:
-        with Client(url, api_key, notify=say) as client:
+        with Client(*connection(url, api_key), notify=say) as client:
             document = _of_api(client)
     except ConnectionFailed:
         # The parts say why; the error alone would not.

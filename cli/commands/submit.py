@@ -8,21 +8,22 @@ from typing import Any
 
 import click
 
-from cli.client.client import Client
-from cli.commands.ingest import LANES
 from cli.commands.jobs import show_job
-from cli.errors import Interrupted
-from cli.exits import OF_STATE, Exit
+from cli.errors import OF_STATE, Exit, Interrupted
 from cli.options import key_values, with_client
-from cli.terminal.bars import watch_job
 from cli.terminal.output import print_json, print_text, say
+from cli.terminal.progress import watch_job
 from shared.kinds.registry import KINDS
+from shared.vocabulary import Lane
+from sluice import Client
 
 
 @click.command(short_help="Submit a job of any kind.")
 @click.argument("kind", type=click.Choice(list(KINDS)))
 @click.argument("source", metavar="[INPUT.json|JSON|-]", default="-")
-@click.option("--lane", type=click.Choice(LANES), help="Its place among other jobs.")
+@click.option(
+    "--lane", type=click.Choice([lane.value for lane in Lane]), help="Its place among other jobs."
+)
 @click.option(
     "--metadata", multiple=True, metavar="KEY=VALUE", callback=key_values,
     help="Noted with the job; may be repeated.",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.client.client import Client
+from sluice import Client
 from tests.e2e.running import remote_addresses
 from tests.e2e.stack import LiveStack
 

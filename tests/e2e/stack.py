@@ -20,11 +20,10 @@ import psutil
 import psycopg
 from redis import Redis
 
-from cli.client.client import Client
-from cli.client.transport import Retries
 from cli.stack.launch import launch_argv
 from cli.stack.parts import PartReport, PartState
 from cli.stack.stackfile import Stack, StackState, find_stack
+from sluice import Client, Retries
 from tests.e2e.running import Finished, Running, until
 
 ROOT = Path(__file__).resolve().parent.parent.parent

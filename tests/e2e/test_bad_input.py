@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.client.client import Client
+from sluice import Client
 from tests.e2e.stack import LiveStack
 
 COLLECTION = "bad-input"

@@ -1,7 +1,6 @@
 """Cancelling an ingest job in the middle: it stops, leaves nothing half, and can be redriven."""
 
-from cli.client.client import Client
-from cli.client.shapes import State
+from sluice import Client, State
 from tests.e2e import corpus
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack

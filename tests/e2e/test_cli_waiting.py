@@ -2,7 +2,7 @@
 
 import pytest
 
-from cli.client.client import Client
+from sluice import Client
 from tests.e2e.stack import LiveStack
 from tests.integration.terminal import on_terminal
 

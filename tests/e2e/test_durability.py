@@ -3,8 +3,7 @@
 import uuid
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from cli.client.client import Client
-from cli.client.shapes import Job
+from sluice import Client, Job
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from cli.client.client import Client
-from cli.errors import ApiError
+from sluice import ApiError, Client
 from tests.e2e.stack import LiveStack
 
 

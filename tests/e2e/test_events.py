@@ -3,8 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-from cli.client.client import Client
-from cli.client.shapes import State
+from sluice import Client, State
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack
 

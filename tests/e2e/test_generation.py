@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from cli.client.client import Client
-from cli.client.shapes import State
+from sluice import Client, State
 from tests.e2e.generators import GenerationWorker
 from tests.e2e.running import until
 from tests.e2e.scripted_model import ScriptedModel

@@ -9,8 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from cli.client.client import Client
-from cli.client.shapes import State
+from sluice import Client, State
 from tests.e2e import tasks
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack

@@ -1,7 +1,6 @@
 """Someone who waits is served while a bulk job runs."""
 
-from cli.client.client import Client
-from cli.client.shapes import State
+from sluice import Client, State
 from tests.e2e import corpus
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack

@@ -2,8 +2,7 @@
 
 import pytest
 
-from cli.client.client import Client
-from cli.client.shapes import Job, State
+from sluice import Client, Job, State
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack
 

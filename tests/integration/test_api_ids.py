@@ -6,12 +6,11 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from cli.client.client import Client
 from shared import conversations
 from shared.config import Settings
 from shared.database.transaction import Ledger
-from shared.errors import NotFound
 from shared.tables import Collection, Document, Version
+from sluice import Client, NotFound
 from tests.api_server import served
 from tests.integration.answers import problem
 

@@ -31,7 +31,7 @@ def test_check_passes(name: str) -> None:
     [
         ("api.app", ("torch", "transformers", "chromadb", "langchain_core", "workers", "cli")),
         ("cli.main", ("torch", "transformers", "chromadb", "langchain_core", "workers", "api")),
-        ("cli.client.client", ("sqlalchemy", "celery", "workers", "api")),
+        ("sluice", ("sqlalchemy", "celery", "workers", "api", "cli", "shared")),
         ("workers.generation.chat", ("torch", "transformers", "chromadb")),
     ],
 )

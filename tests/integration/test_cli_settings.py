@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.client.client import Client
-from cli.errors import ApiError, ConnectionFailed
+from cli.connection import client_settings
 from cli.main import run
-from cli.settings import client_settings
 from cli.stack.stackfile import Stack, StackState, find_process, machine, write_stack
-from shared.errors import ConfigurationError
+from sluice import ApiError, Client, ConfigurationError, ConnectionFailed
 from tests.integration.fake_api import State, serving
 
 KEY = "s3cret"

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from cli.client.client import Client
-from cli.client.transport import Retries
-from cli.errors import (
+from sluice import (
     ApiError,
+    Client,
+    ConfigurationError,
     ConnectionBroken,
     ConnectionFailed,
+    InvalidInput,
     JobCancelled,
     JobFailed,
+    Retries,
+    SluiceError,
     WaitTimeout,
 )
-from shared.errors import ConfigurationError, InvalidInput, SluiceError
 from tests.integration.fake_api import State, serving
 
 QUICK = Retries(connect_for_s=0.3, retry_for_s=5.0, busy_for_s=1.0, base_s=0.02, cap_s=0.1)

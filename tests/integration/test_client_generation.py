@@ -5,12 +5,7 @@ from typing import Any
 
 import pytest
 
-from cli.client.client import Client
-from cli.client.shapes import Job
-from cli.client.streaming import TextPiece, ToolRun
-from cli.client.transport import Retries
-from cli.errors import ApiError, JobFailed
-from shared.errors import InvalidInput
+from sluice import ApiError, Client, InvalidInput, Job, JobFailed, Retries, TextPiece, ToolRun
 from tests.integration.fake_api import State, serving
 
 QUICK = Retries(connect_for_s=0.3, retry_for_s=5.0, busy_for_s=1.0, base_s=0.02, cap_s=0.1)

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from cli.client.client import Client
-from cli.errors import ApiError, JobFailed, WaitTimeout
+from sluice import ApiError, Client, JobFailed, WaitTimeout
 from tests.integration.fake_api import State, serving
 
 

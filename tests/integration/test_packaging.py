@@ -15,12 +15,14 @@ from packaging.utils import canonicalize_name
 from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
-from cli.client.sources import SUPPORTED
-from cli.settings import ClientSettings
+from cli.connection import ClientSettings
 from shared.config import Settings
+from sluice.sources import SUPPORTED
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ROOT / "examples" / "documents"
+OURS = {"sluice", "sluice-client"}
+"""The two distributions of this repository, which are on no index."""
 EXTRAS = ("api", "worker", "gpu", "local", "langchain", "dev")
 
 
@@ -48,7 +50,7 @@ def _needed() -> set[str]:
         name, extras = canonicalize_name(requirement.name), frozenset({"", *requirement.extras})
         marker = requirement.marker
         applies = marker is None or any(marker.evaluate({"extra": e}) for e in parent_extras)
-        if not applies or name == "sluice" or (name, extras) in seen:
+        if not applies or name in OURS or (name, extras) in seen:
             continue
         seen.add((name, extras))
         todo += [(Requirement(line), extras) for line in metadata.requires(name) or ()]

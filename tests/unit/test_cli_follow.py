@@ -1,11 +1,12 @@
 """Parsing of Server-Sent Events."""
 
-from cli.client.calls import parse
-from cli.client.shapes import Event
+from sluice import Event
+from sluice.events import EventParser
 
 
 def events(*chunks: bytes) -> list[Event]:
-    return [event for event in parse(chunks) if event is not None]
+    parser = EventParser()
+    return [event for chunk in chunks for event in parser.feed(chunk)]
 
 
 def test_events_may_arrive_in_any_pieces() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.client.sources import discover, document_name
-from shared.errors import InvalidInput
+from sluice import InvalidInput
+from sluice.sources import discover, document_name
 
 
 @pytest.fixture(autouse=True)

@@ -22,12 +22,12 @@ PAGES = [
     "examples/README.md",
     *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
 ]
-SOURCES = ("api", "cli", "shared", "workers", "examples", "deploy", "bench")
+SOURCES = ("api", "cli", "client", "shared", "workers", "examples", "deploy", "bench")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(sluice [^`\n]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PLACE = re.compile(
-    r"`((?:api|bench|cli|deploy|docs|examples|migrations|shared|tests|workers)/[\w./-]+)`"
+    r"`((?:api|bench|cli|client|deploy|docs|examples|migrations|shared|tests|workers)/[\w./-]+)`"
 )
 
 
@@ -100,7 +100,7 @@ LINES = sorted({(where, line.strip()) for where, line in command_lines()})
 
 def test_there_are_commands_to_check() -> None:
     assert len(LINES) > 100
-    assert {where for where, _ in LINES} >= {"README.md", "docs/cli.md", "cli/errors.py"}
+    assert {where for where, _ in LINES} >= {"README.md", "docs/cli.md", "client/sluice/errors.py"}
 
 
 def test_every_command_that_is_named_is_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,7 +89,7 @@ def test_the_annotated_tree_has_every_module_and_no_other() -> None:
             shown.append("".join(folders) + name)
     there = [
         path.relative_to(ROOT).as_posix()
-        for part in ("shared", "api", "workers", "cli")
+        for part in ("shared", "api", "workers", "cli", "client/sluice")
         for path in (ROOT / part).rglob("*.py")
         if path.name != "__init__.py"
     ]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.client.sources import SUPPORTED
 from shared.formats import FORMATS, Format, suffixes
 from shared.kinds.ingest import CsvOptions
+from sluice.sources import SUPPORTED
 from tests.unit.loading import read
 from workers.ingest.formats.loader import Document, Loader, Parts
 from workers.ingest.load import load, loader_of

@@ -3,7 +3,7 @@
 import pytest
 
 from cli.commands.models import Description, parameters_of, read_modelfile
-from shared.errors import InvalidInput
+from sluice import InvalidInput
 
 WHOLE = '''
 # For the helpdesk.

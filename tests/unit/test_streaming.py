@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.client.shapes import Event, Job
-from cli.client.streaming import TextPiece, ToolRun, stream_items
+from sluice import Event, Job, StreamItem, TextPiece, ToolRun
+from sluice.events import EventReader
 
 Piece = tuple[int, int, str]
 
@@ -24,8 +24,13 @@ def chat(text: str) -> dict[str, Any]:
     return {"message": {"role": "assistant", "content": text}}
 
 
+def items_of(events: Sequence[Event], *, is_whole: bool) -> list[StreamItem]:
+    reader = EventReader(is_whole=is_whole)
+    return [item for event in events for item in reader.items(event)]
+
+
 def texts(events: Sequence[Event], *, is_whole: bool = True) -> list[str]:
-    *before, last = stream_items(events, is_whole=is_whole)
+    *before, last = items_of(events, is_whole=is_whole)
     assert isinstance(last, Job)
     return [each.text for each in before if isinstance(each, TextPiece)]
 
@@ -63,7 +68,7 @@ def test_an_agents_turns_are_told_apart() -> None:
         token(1, 0, "Let me see."),
         end(chat("It is 42.")),
     ]
-    first, begun, done, second, job = stream_items(events, is_whole=True)
+    first, begun, done, second, job = items_of(events, is_whole=True)
     assert first == TextPiece(step=1, text="Let me see.")
     assert begun == ToolRun(id="c1", name="calculator", arguments={"expression": "6*7"})
     assert done == ToolRun(id="c1", name="calculator", result="42")

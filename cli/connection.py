@@ -1,4 +1,7 @@
-"""Where the API is, for the CLI and the Python client: `SLUICE_URL`, else the local stack.
+"""Where the API is, and the key for it: `SLUICE_URL`, else `client.env`, else the local stack.
+
+The Python client finds its API through this, too, where it is installed beside the command: the
+entry point `sluice.local` of `pyproject.toml` is `local`.
 
 A client reads the environment and `client.env` under `SLUICE_HOME`, never the `.env` of the folder
 that it happens to run in: what lies in a folder of others must not say where a key is sent to.
@@ -14,15 +17,14 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cli.errors import ConnectionFailed
-from shared.errors import ConfigurationError
+from sluice import ConfigurationError, ConnectionFailed
 
 FILE = "client.env"
 DEFAULT_HOME = Path("~/.sluice")
 
 
 class ClientSettings(BaseSettings):
-    """The three settings of a client, so that a wrong setting of a server is no concern of it."""
+    """The three settings of a client, so that a wrong setting of a server does not stop it."""
 
     model_config = SettingsConfigDict(
         env_prefix="SLUICE_", env_ignore_empty=True, extra="ignore", frozen=True
@@ -64,6 +66,19 @@ def client_settings(*, url: str | None = None) -> ClientSettings:
         )
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file} cannot be read: {error}") from error
+
+
+def connection(url: str | None, api_key: str | None) -> tuple[str, str | None]:
+    """The URL and the key of the API. What is passed goes before all settings."""
+    settings = client_settings(url=url)
+    if api_key is None and settings.api_key is not None:
+        api_key = settings.api_key.get_secret_value()
+    return url or find_url(settings), api_key
+
+
+def local() -> tuple[str, str | None]:
+    """The connection of a program that names none itself."""
+    return connection(None, None)
 
 
 def find_url(settings: ClientSettings) -> str:

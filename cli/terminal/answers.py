@@ -8,14 +8,11 @@ from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any
 
-from cli.client.client import Client
-from cli.client.shapes import Job
-from cli.client.streaming import StreamItem, TextPiece, ToolRun
-from cli.client.waits import by_line
-from cli.errors import WaitTimeout
-from cli.terminal.bars import waiting
+from cli.errors import ERRORS
 from cli.terminal.output import ClosedPipe, first_words, say, stderr, stdout, write_text
-from shared.errors import SluiceError
+from cli.terminal.progress import waiting
+from sluice import Client, Job, StreamItem, TextPiece, ToolRun, WaitTimeout
+from sluice.waiting import by_line
 
 _TOOL_CELLS = 100
 _DIM = "dim"
@@ -33,7 +30,7 @@ def show_answer(client: Client, job: Job, *, timeout_s: float | None = None) -> 
     stream = client.stream(job.id, timeout_s=timeout_s)
     with cancelled_when_left(client, job.id):
         first = _awaited(client, job.id, stream)
-        with client.reasons_told(job.id, by_line(writer.remark)):
+        with client.reasons(job.id, by_line(writer.remark)):
             for each in chain([first], stream):
                 if isinstance(each, TextPiece):
                     writer.write(each)
@@ -125,7 +122,7 @@ def _awaited(client: Client, job_id: str, stream: Iterator[StreamItem]) -> Strea
     known = client.job(job_id).waiting_for
     with waiting("Waiting for the model") as show:
         show(known)
-        with client.reasons_told(job_id, show, known=known):
+        with client.reasons(job_id, show, known=known):
             return next(stream)
 
 
@@ -145,6 +142,6 @@ def cancelled_when_left(client: Client, job_id: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, ClosedPipe):
-        with suppress(SluiceError):
+        with suppress(*ERRORS):
             client.cancel(job_id)
         raise

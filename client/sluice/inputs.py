@@ -1,12 +1,12 @@
-"""What jobs are asked for: the `input` of chat, rag, search, hf and model jobs.
+"""The `input` of chat, rag, search, hf and model jobs.
 
-What is not given is left to the server's defaults. Nothing here talks to the network.
+What is left out is left to the server's defaults. Nothing here talks to the network.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shared.errors import InvalidInput
+from sluice.errors import InvalidInput
 
 PROVIDER = "ollama/"
 OTHER_PROVIDERS = ("hf/", "openai/")
@@ -31,16 +31,16 @@ def chat_input(
     return {"messages": [dict(message) for message in messages]} | _without_empty(
         model=model,
         conversation_id=conversation_id,
-        tools=[_tool(each) for each in tools],
+        tools=[_tool(tool) for tool in tools],
         parameters=dict(parameters or {}),
         response_format=response_format and dict(response_format),
     )
 
 
-def turn(text: str, system: str | None) -> Sequence[Mapping[str, Any]]:
-    """The messages of a turn. The server stores a system prompt once, however often it comes."""
-    said = [{"role": "user", "content": text}]
-    return said if system is None else [{"role": "system", "content": system}, *said]
+def user_messages(text: str, system: str | None) -> Sequence[Mapping[str, Any]]:
+    """What a user says. The server stores a system prompt once, however often it comes."""
+    messages = [{"role": "user", "content": text}]
+    return messages if system is None else [{"role": "system", "content": system}, *messages]
 
 
 def rag_input(

@@ -6,16 +6,15 @@ document is up to date is the server's decision, in the job.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from cli.client.calls import Calls
-from cli.client.shapes import DocumentCounts, Event, IngestResult, Job, SourceError, StoredFile
-from cli.client.sources import FileDocument, LocalDocument, TextDocument
-from cli.errors import ApiError, ConnectionBroken
-from shared.errors import InvalidInput
+from sluice.calls import Calls
+from sluice.errors import ApiError, ConnectionBroken, InvalidInput
+from sluice.shapes import DocumentCounts, Event, IngestResult, Job, SourceError, StoredFile
+from sluice.sources import FileDocument, LocalDocument, TextDocument
 
 # Getting many files to the server, in parallel, each at most once.
 #
@@ -29,8 +28,6 @@ _REFUSALS = {400, 409, 413, 415, 422}
 """Answers that are about this one file."""
 
 Phase = Literal["check", "upload", "ingest"]
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +62,7 @@ class Sent:
     """The hash of each file whose bytes are stored under a name that is not among these, too."""
 
 
-def send(
+async def send(
     calls: Calls,
     documents: Sequence[LocalDocument],
     sent: Sent,
@@ -73,19 +70,26 @@ def send(
     parallel: int,
     on_advance: Callable[[Phase, int], None],
 ) -> None:
-    """Add these documents to `sent`, in their order; `on_advance` hears the number done."""
+    """Add these documents to `sent`, in their order; `on_advance` gets the number done."""
     files = [document for document in documents if isinstance(document, FileDocument)]
     ids: dict[str, str] = {}
 
     hashes: dict[str, str] = {}
-    for done, (file, digest) in enumerate(_parallel(_hash, files, parallel), start=1):
-        if isinstance(digest, SourceError):
-            sent.errors.append(digest)
-        else:
-            hashes[file.name] = digest
-        on_advance("check", done)
+    done = 0
 
-    stored = _stored(calls, hashes.values(), parallel)
+    async def hash_of(file: FileDocument) -> str | SourceError:
+        return await calls.transport.in_thread(_hash, file)
+
+    async with aclosing(calls.transport.parallel(hash_of, files, parallel)) as digests:
+        async for file, digest in digests:
+            if isinstance(digest, SourceError):
+                sent.errors.append(digest)
+            else:
+                hashes[file.name] = digest
+            done += 1
+            on_advance("check", done)
+
+    stored = await _stored(calls, hashes.values(), parallel)
     others = {digest for digest, name in stored if name not in hashes}
     for name, digest in hashes.items():
         if file_id := stored.get((digest, name)):
@@ -97,14 +101,19 @@ def send(
     missing = [file for file in files if file.name in hashes and file.name not in ids]
     done = len(documents) - len(missing)
     on_advance("upload", done)
-    for file, outcome in _parallel(lambda file: _upload(calls, file), missing, parallel):
-        if isinstance(outcome, SourceError):
-            sent.errors.append(outcome)
-        else:
-            ids[file.name] = outcome.id
-            sent.uploaded_files += 1
-        done += 1
-        on_advance("upload", done)
+
+    async def upload(file: FileDocument) -> StoredFile | SourceError:
+        return await _upload(calls, file)
+
+    async with aclosing(calls.transport.parallel(upload, missing, parallel)) as outcomes:
+        async for file, outcome in outcomes:
+            if isinstance(outcome, SourceError):
+                sent.errors.append(outcome)
+            else:
+                ids[file.name] = outcome.id
+                sent.uploaded_files += 1
+            done += 1
+            on_advance("upload", done)
 
     for document in documents:
         if isinstance(document, TextDocument):
@@ -122,20 +131,20 @@ def _hash(file: FileDocument) -> str | SourceError:
         return _unreadable(file, error)
 
 
-def _stored(calls: Calls, hashes: Iterable[str], parallel: int) -> dict[tuple[str, str], str]:
+async def _stored(calls: Calls, hashes: Iterable[str], parallel: int) -> dict[tuple[str, str], str]:
     """The ids of stored files by hash and name."""
     unique = sorted(set(hashes))
     parts = [
         tuple(unique[first : first + _LOOKUP_HASHES])
         for first in range(0, len(unique), _LOOKUP_HASHES)
     ]
-    answers = _parallel(calls.files_by_hash, parts, parallel)
-    return {(file.sha256, file.name): file.id for _, files in answers for file in files}
+    async with aclosing(calls.transport.parallel(calls.files_by_hash, parts, parallel)) as answers:
+        return {(file.sha256, file.name): file.id async for _, files in answers for file in files}
 
 
-def _upload(calls: Calls, file: FileDocument) -> StoredFile | SourceError:
+async def _upload(calls: Calls, file: FileDocument) -> StoredFile | SourceError:
     try:
-        return calls.upload(file.path, name=file.name)
+        return await calls.upload(file.path, name=file.name)
     except OSError as error:
         return _unreadable(file, error)
     except ApiError as error:
@@ -156,26 +165,12 @@ def _unreadable(file: FileDocument, error: OSError) -> SourceError:
     )
 
 
-def _parallel(
-    function: Callable[[T], R], items: Sequence[T], workers: int
-) -> Iterator[tuple[T, R]]:
-    """Results as they come; an exception, also the reader's, stops what has not begun."""
-    pool = ThreadPoolExecutor(max_workers=workers)
-    try:
-        futures = {pool.submit(function, item): item for item in items}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        # Not waited for: on Ctrl-C the client is closed next, which ends what is under way.
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
 SOURCES_PER_JOB = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestOptions:
-    """Given on to the server; what is `None` is left to its defaults."""
+    """Passed on to the server; what is `None` is left to its defaults."""
 
     splitter: Mapping[str, Any] | None = None
     csv: Mapping[str, Any] | None = None
@@ -200,7 +195,7 @@ class IngestReport:
     collection_created: bool
     job_ids: tuple[str, ...]
     finished: bool
-    """False where nobody waited: then only what was refused before the job is counted."""
+    """False where the end was not awaited: then only what was refused before the job is counted."""
     documents: DocumentCounts
     chunks: int
     errors: tuple[SourceError, ...]
@@ -211,7 +206,7 @@ class IngestReport:
     elapsed_s: float
 
 
-def ingest(
+async def ingest_documents(
     calls: Calls,
     collection: str,
     documents: Sequence[LocalDocument],
@@ -221,24 +216,24 @@ def ingest(
     parallel_uploads: int = PARALLEL_UPLOADS,
     wait: bool = True,
     timeout_s: float | None = None,
-    on_advance: Callable[[Advance], None] = lambda _: None,
-    on_submit: Callable[[Job], None] = lambda _: None,
+    on_advance: Callable[[Advance], object],
+    on_submit: Callable[[Job], object],
 ) -> IngestReport:
-    """See `Client.ingest`. `refused` is reported with the documents that the server refuses. The
-    callbacks are called in this thread."""
+    """See `Client.ingest_documents`. `refused` is reported with the documents that the server
+    refuses. The callbacks are called in this thread."""
     if not documents and refused:
         raise InvalidInput(refused[0].message)
     if not documents:
         raise InvalidInput("There is no document to ingest.")
     started = time.monotonic()
-    created = ensure_collection(calls, collection)
+    created = await ensure_collection(calls, collection)
     sent = Sent(errors=list(refused))
     jobs: list[Job] = []
     # Each job starts as soon as its files are there, while those of the next are still sent.
     for first in range(0, len(documents), SOURCES_PER_JOB):
         batch = documents[first : first + SOURCES_PER_JOB]
         before = len(sent.sources)
-        send(
+        await send(
             calls,
             batch,
             sent,
@@ -246,7 +241,7 @@ def ingest(
             on_advance=_counting_from(first, len(documents), on_advance),
         )
         if sources := sent.sources[before:]:
-            jobs.append(_submit(calls, collection, sources, options))
+            jobs.append(await _submit(calls, collection, sources, options))
             on_submit(jobs[-1])
     report = IngestReport(
         collection=collection,
@@ -257,7 +252,7 @@ def ingest(
         chunks=0,
         errors=tuple(sent.errors),
         warnings=(),
-        duplicates=() if created else tuple(_duplicates(calls, collection, sent.named_otherwise)),
+        duplicates=() if created else await _duplicates(calls, collection, sent.named_otherwise),
         uploaded_files=sent.uploaded_files,
         reused_files=sent.reused_files,
         elapsed_s=time.monotonic() - started,
@@ -265,8 +260,8 @@ def ingest(
     if not wait:
         return report
     deadline = None if timeout_s is None else started + timeout_s
-    ended = [_finish(calls, job, deadline, on_advance) for job in jobs]
-    results = [IngestResult.model_validate(calls.result(job) or {}) for job in ended]
+    ended = [await _finish(calls, job, deadline, on_advance) for job in jobs]
+    results = [IngestResult.model_validate(await calls.result(job) or {}) for job in ended]
     return replace(
         report,
         finished=True,
@@ -278,50 +273,52 @@ def ingest(
     )
 
 
-def _duplicates(
+async def _duplicates(
     calls: Calls, collection: str, named_otherwise: Mapping[str, str]
-) -> Iterator[Duplicate]:
+) -> tuple[Duplicate, ...]:
     """Of the files whose bytes are stored under another name, those that are live there.
 
     The collection is read only where there are such files, for it may be large.
     """
     if not named_otherwise:
-        return
+        return ()
     sources: dict[str, str] = {}
     digests = set(named_otherwise.values())
-    for document in calls.documents(collection):
+    async for document in calls.documents(collection):
         if document.sha256 in digests and document.source not in named_otherwise:
             sources.setdefault(str(document.sha256), document.source)
-    for name, digest in named_otherwise.items():
-        if digest in sources:
-            yield Duplicate(source=name, other=sources[digest])
+    return tuple(
+        Duplicate(source=name, other=sources[digest])
+        for name, digest in named_otherwise.items()
+        if digest in sources
+    )
 
 
-def ensure_collection(calls: Calls, name: str) -> bool:
+async def ensure_collection(calls: Calls, name: str) -> bool:
     """Make the collection where there is none; True if it was made."""
     try:
-        calls.collection(name)
+        await calls.collection(name)
     except ApiError as error:
         if error.status != 404:
             raise
-        made = calls.put_collection(name)
+        made = await calls.put_collection(name)
         calls.notify(f"Created the collection {name} (model {made.embedding_model}).")
         return True
     return False
 
 
 def _counting_from(
-    first: int, total: int, on_advance: Callable[[Advance], None]
+    first: int, total: int, on_advance: Callable[[Advance], object]
 ) -> Callable[[Phase, int], None]:
     """The progress of one batch as progress of the whole."""
 
-    def tell(phase: Phase, done: int) -> None:
+    def count(phase: Phase, done: int) -> None:
         on_advance(Advance(phase=phase, done=first + done, total=total, unit="files"))
 
-    return tell
+    return count
 
 
-def _submit(
+async def _submit(
     calls: Calls, collection: str, sources: Sequence[Mapping[str, Any]], options: IngestOptions
 ) -> Job:
     job_input: dict[str, Any] = {
@@ -332,18 +329,18 @@ def _submit(
     for name in ("splitter", "csv", "metadata"):
         if value := getattr(options, name):
             job_input[name] = dict(value)
-    return calls.submit("ingest", job_input, lane=options.lane)
+    return await calls.submit("ingest", job_input, lane=options.lane)
 
 
-def _finish(
-    calls: Calls, job: Job, deadline: float | None, on_advance: Callable[[Advance], None]
+async def _finish(
+    calls: Calls, job: Job, deadline: float | None, on_advance: Callable[[Advance], object]
 ) -> Job:
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if event.event == "progress":
             on_advance(Advance.of(event.data))
 
     left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-    ended = calls.wait(job.id, timeout_s=left_s, on_event=tell).require_success()
+    ended = (await calls.wait(job.id, timeout_s=left_s, on_event=on_event)).require_success()
     if ended.progress is not None:
         on_advance(Advance.of(ended.progress.model_dump()))
     return ended

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cli.errors import ConnectionFailed, JobCancelled, JobFailed
+from sluice.errors import ConnectionFailed, JobCancelled, JobFailed
 
 
 class State(StrEnum):

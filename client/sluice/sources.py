@@ -10,15 +10,15 @@ import glob
 import os
 import posixpath
 import re
+import unicodedata
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from cli.client.shapes import SourceError
-from shared.errors import InvalidInput
-from shared.normal import nfc
+from sluice.errors import InvalidInput
+from sluice.shapes import SourceError
 
 # What a multipart header cannot carry, or the server would take out: two names must not become one.
 _SHOWN_CHARACTERS = 4
@@ -126,7 +126,12 @@ def document_name(path: str) -> str:
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     text = posixpath.normpath(text.replace(os.sep, "/"))
     text = _UNSENDABLE.sub(lambda match: quote(match[0], safe=""), text)
-    return nfc(text)
+    return _nfc(text)
+
+
+def _nfc(text: str) -> str:
+    """The names of the server's documents are NFC; macOS takes letters apart."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _clash(name: str, one: str, other: str) -> SourceError:
@@ -145,7 +150,7 @@ def _characters(name: str, other: str) -> str:
     part = name[start : len(name) - end][:_SHOWN_CHARACTERS]
     codes = " ".join(f"U+{ord(char):04X}" for char in part) or "nothing"
     more = " …" if len(name) - end - start > _SHOWN_CHARACTERS else ""
-    form = "" if nfc(name) == name else " (as macOS takes letters apart, NFD)"
+    form = "" if _nfc(name) == name else " (as macOS takes letters apart, NFD)"
     return f"{codes}{more}{form}"
 
 

@@ -8,11 +8,10 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cli.client.client import Client
-from cli.client.ingest import Advance, Phase
-from cli.client.shapes import Job
-from cli.client.waits import Tell, by_line
 from cli.terminal.output import clean, duration, say, stderr
+from sluice import Advance, Client, Job
+from sluice.ingest import Phase
+from sluice.waiting import OnReason, by_line
 
 BYTES = "bytes"
 _LINE_EVERY_S = 10.0
@@ -71,7 +70,7 @@ def bars(names: Mapping[Phase, str] = _NAMES) -> Iterator[Callable[[Advance], No
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[Tell]:
+def waiting(what: str) -> Iterator[OnReason]:
     """A sign of life on a terminal, for what has no measure of progress.
 
     Yields what to call with the reason of the waiting when it changes.
@@ -120,9 +119,9 @@ def watch_job(
             advance(Advance.of(job.progress.model_dump()))
         elif job.position is not None and name is None:
             say(f"Queued at position {job.position:,}{eta(job)}.")
-        tell_waiting = by_line(say)
-        tell_waiting(job.waiting_for)
-        with client.reasons_told(job.id, tell_waiting, known=job.waiting_for):
+        on_waiting = by_line(say)
+        on_waiting(job.waiting_for)
+        with client.reasons(job.id, on_waiting, known=job.waiting_for):
             for event in client.events(job.id, timeout_s=timeout_s):
                 if event.event == "progress":
                     advance(Advance.of(event.data))

@@ -1,0 +1,542 @@
+"""Every call of the HTTP API, typed in and out, written once for both clients.
+
+They are coroutines. `AsyncClient` has them as they are; `Client` runs the same ones over a
+transport that blocks (`sluice/transport.py`). Whole tasks (`ask`, `chat`, `ingest`, …) are in
+`sluice/client.py`.
+"""
+
+import io
+import mimetypes
+import re
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, TypeVar
+from urllib.parse import quote
+
+from sluice.errors import InvalidInput, NotFound, SluiceError
+from sluice.events import EventReader, StreamItem, follow
+from sluice.inputs import create_input, delete_input, pull_input
+from sluice.shapes import (
+    Chunk,
+    Collection,
+    Conversation,
+    ConversationMessage,
+    Document,
+    Event,
+    Job,
+    Model,
+    ModelDetails,
+    Page,
+    Queue,
+    Readiness,
+    State,
+    StoredFile,
+    Wire,
+    Worker,
+)
+from sluice.transport import Background, Transport
+from sluice.waiting import OnReason, by_line, report_reasons
+
+PAGE_ITEMS = 100
+UNNAMED = "input"
+"""What bytes are called that are uploaded for one job."""
+OnEvent = Callable[[Event], object]
+
+_UPLOAD_TRIES = 3
+"""A server may close the connection on a body it refuses; sending it for a minute is no use."""
+_ERASE_WAIT_S = 2
+"""What a deletion waits for is not known before its first answer."""
+_PREFIX = re.compile(r"[0-9a-fA-F-]+")
+_SHORTEST, _DIGITS = 4, 32
+_SHOWN_IDS = 3
+# The usual name for these differs between systems, and some systems know none.
+_TYPES = {
+    ".csv": "text/csv",
+    ".htm": "text/html",
+    ".html": "text/html",
+    ".json": "application/json",
+    ".jsonl": "application/x-ndjson",
+    ".markdown": "text/markdown",
+    ".md": "text/markdown",
+    ".ndjson": "application/x-ndjson",
+    ".tsv": "text/tab-separated-values",
+    ".txt": "text/plain",
+    ".xht": "application/xhtml+xml",
+    ".xhtml": "application/xhtml+xml",
+}
+
+
+W = TypeVar("W", bound=Wire)
+
+
+def silent(_message: str) -> None:
+    """For clients whose program wants to know nothing of what they wait for."""
+
+
+class Calls:
+    """Calls over one transport; `notify` is called with a sentence about what is waited for."""
+
+    def __init__(self, transport: Transport, notify: Callable[[str], None]) -> None:
+        self.transport = transport
+        self.notify = notify
+
+    @property
+    def url(self) -> str:
+        return self.transport.url
+
+    # Jobs
+
+    async def submit(
+        self,
+        kind: str,
+        input: Mapping[str, Any],
+        *,
+        lane: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        webhook: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        max_attempts: int | None = None,
+        run_after: datetime | None = None,
+        idempotency_key: str | None = None,
+        wait_s: float | None = None,
+    ) -> Job:
+        """A new job. With `wait_s` the answer is held back until it ends, at most so long.
+
+        `run_after` without a time zone is local time.
+        """
+        optional: dict[str, Any] = {
+            "lane": lane,
+            "metadata": metadata,
+            "webhook": webhook,
+            "timeout_s": timeout_s,
+            "max_attempts": max_attempts,
+            "run_after": run_after.astimezone().isoformat() if run_after else None,
+        }
+        body = {"kind": str(kind), "input": dict(input)}
+        body |= {name: value for name, value in optional.items() if value is not None}
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        if wait_s:
+            # RFC 7240 knows whole seconds only.
+            headers["Prefer"] = f"wait={max(1, round(wait_s))}"
+        answer = await self.transport.json(
+            "POST", "/v1/jobs", body=body, headers=headers, wait_s=wait_s or 0.0
+        )
+        return await self._with_result(Job.model_validate(answer))
+
+    async def submit_batch(self, jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Up to 1,000 jobs, all or none; each is a body of `POST /v1/jobs`. Returns their ids.
+
+        The API knows no key for a batch, so it is not repeated when its answer is lost: that
+        raises `ConnectionBroken`.
+        """
+        body = {"jobs": [dict(job) for job in jobs]}
+        ids = await self.transport.listed(
+            "POST", "/v1/jobs/batch", name="ids", body=body, safe=False
+        )
+        return [str(job_id) for job_id in ids]
+
+    async def job(self, job_id: str, *, with_result: bool = False) -> Job:
+        """The job as it is now; `with_result` also fetches one that is too large for that view."""
+        job = await self._get(Job, f"/v1/jobs/{part(job_id)}")
+        return await self._with_result(job) if with_result else job
+
+    async def result(self, job: Job) -> Any:
+        """What a job has ended with, also where that is too large for the job's own view."""
+        if job.result is not None or job.result_url is None:
+            return job.result
+        return await self.transport.json("GET", f"/v1/jobs/{part(job.id)}/result")
+
+    async def _with_result(self, job: Job) -> Job:
+        if job.result is not None or job.result_url is None or job.state is not State.SUCCEEDED:
+            return job
+        return job.model_copy(update={"result": await self.result(job)})
+
+    async def _event_with_result(self, event: Event) -> Event:
+        if event.event != "end" or not event.data.get("result_url"):
+            return event
+        job = await self._with_result(Job.model_validate(event.data))
+        return event.model_copy(update={"data": event.data | {"result": job.result}})
+
+    async def erase_job(self, job_id: str) -> None:
+        """Forget a job that has ended, with its input and result."""
+        await self.transport.request("DELETE", f"/v1/jobs/{part(job_id)}")
+
+    def jobs(
+        self,
+        *,
+        state: State | str | None = None,
+        kind: str | None = None,
+        collection: str | None = None,
+        dead: bool | None = None,
+        page_items: int = PAGE_ITEMS,
+    ) -> AsyncGenerator[Job, None]:
+        """Newest first, page by page. `dead=True`: those that have used up their attempts."""
+        params: dict[str, Any] = {
+            "state": None if state is None else str(state),
+            "kind": None if kind is None else str(kind),
+            "collection": collection,
+            "dead": None if dead is None else str(dead).lower(),
+        }
+        return self._pages(Job, "/v1/jobs", params, page_items)
+
+    async def events(
+        self, job_id: str, *, last_event_id: str | None = None, timeout_s: float | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """What happens to a job, up to and with `end`, which has its result; resumes by itself."""
+        events = follow(self.transport, job_id, last_event_id=last_event_id, timeout_s=timeout_s)
+        async with aclosing(events):
+            async for event in events:
+                yield await self._event_with_result(event)
+
+    async def stream(
+        self, job_id: str, *, last_event_id: str | None = None, timeout_s: float | None = None
+    ) -> AsyncGenerator[StreamItem, None]:
+        """The text of a job's answer as it comes, its runs of tools, and at last the ended job.
+
+        However often the connection breaks, each character comes once.
+        """
+        reader = EventReader(is_whole=last_event_id is None)
+        events = self.events(job_id, last_event_id=last_event_id, timeout_s=timeout_s)
+        async with aclosing(events):
+            async for event in events:
+                for item in reader.items(event):
+                    yield item
+
+    async def wait(
+        self,
+        job_id: str,
+        *,
+        timeout_s: float | None = None,
+        on_event: OnEvent | None = None,
+        on_waiting: OnReason | None = None,
+    ) -> Job:
+        """The job once it has ended, however. Raises `WaitTimeout`; the job then goes on.
+
+        `on_waiting`, else `notify` of the client, is called with what the job waits for: by
+        `Client` in another thread.
+        """
+        if on_waiting is None and self.notify is not silent:
+            on_waiting = by_line(self.notify)
+        reasons = nullcontext() if on_waiting is None else self.reasons(job_id, on_waiting)
+        async with reasons, aclosing(self.events(job_id, timeout_s=timeout_s)) as events:
+            async for event in events:
+                if on_event is not None:
+                    on_event(event)
+                if event.event == "end":
+                    return Job.model_validate(event.data)
+        return await self.job(job_id, with_result=True)
+
+    @asynccontextmanager
+    async def reasons(
+        self, job_id: str, on_waiting: OnReason, *, known: str | None = None
+    ) -> AsyncIterator[None]:
+        """Within its block `on_waiting` is called with what the job waits for, at each change.
+
+        By `Client` in another thread. `known` is the reason that needs no call.
+        """
+
+        async def read() -> Job:
+            path = f"/v1/jobs/{part(job_id)}"
+            return Job.model_validate(await self.transport.json("GET", path, retry=False))
+
+        def work(background: Background) -> Coroutine[Any, Any, None]:
+            return report_reasons(read, on_waiting, background, known=known)
+
+        async with self.transport.beside(work):
+            yield
+
+    async def cancel(self, job_id: str) -> Job:
+        return Job.model_validate(await self._post(f"/v1/jobs/{part(job_id)}/cancel"))
+
+    async def retry(self, job_id: str) -> Job:
+        """Redrive a failed or cancelled job."""
+        # Repeating it blindly could redrive a job that has failed again meanwhile.
+        return Job.model_validate(await self._post(f"/v1/jobs/{part(job_id)}/retry", safe=False))
+
+    # Collections and documents
+
+    async def put_collection(
+        self,
+        name: str,
+        *,
+        embedding_model: str | None = None,
+        dimension: int | None = None,
+        distance: str | None = None,
+    ) -> Collection:
+        """Create a collection; the same again changes nothing, a different one is refused."""
+        body = {
+            "embedding_model": embedding_model,
+            "dimension": dimension,
+            "distance": distance,
+        }
+        answer = await self.transport.json(
+            "PUT",
+            f"/v1/collections/{part(name)}",
+            body={key: value for key, value in body.items() if value is not None},
+        )
+        return Collection.model_validate(answer)
+
+    async def collection(self, name: str) -> Collection:
+        return await self._get(Collection, f"/v1/collections/{part(name)}")
+
+    def collections(self, *, page_items: int = PAGE_ITEMS) -> AsyncGenerator[Collection, None]:
+        return self._pages(Collection, "/v1/collections", {}, page_items)
+
+    async def delete_collection(
+        self, name: str, *, timeout_s: float | None = None, on_waiting: OnReason | None = None
+    ) -> Job:
+        """The `erase` job, succeeded: the documents, their text and their vectors are gone."""
+        return await self._erase(f"/v1/collections/{part(name)}", timeout_s, on_waiting)
+
+    def documents(
+        self, collection: str, *, page_items: int = PAGE_ITEMS
+    ) -> AsyncGenerator[Document, None]:
+        path = f"/v1/collections/{part(collection)}/documents"
+        return self._pages(Document, path, {}, page_items)
+
+    async def document(self, document_id: str) -> Document:
+        return await self._get(Document, f"/v1/documents/{part(document_id)}")
+
+    def chunks(
+        self, document_id: str, *, page_items: int = PAGE_ITEMS
+    ) -> AsyncGenerator[Chunk, None]:
+        return self._pages(Chunk, f"/v1/documents/{part(document_id)}/chunks", {}, page_items)
+
+    async def delete_document(
+        self,
+        document_id: str,
+        *,
+        timeout_s: float | None = None,
+        on_waiting: OnReason | None = None,
+    ) -> Job:
+        return await self._erase(f"/v1/documents/{part(document_id)}", timeout_s, on_waiting)
+
+    # Files
+
+    async def upload(self, source: str | Path | bytes, *, name: str | None = None) -> StoredFile:
+        """Store a file; `name` becomes the document's `source` when it is ingested.
+
+        Raises `OSError` for a file that cannot be read.
+        """
+        if isinstance(source, bytes):
+            if name is None:
+                raise InvalidInput("Bytes have no name of their own; give name=...")
+            return await self._send(name, io.BytesIO(source))
+        with Path(source).open("rb") as stream:
+            return await self._send(name or Path(source).name, stream)
+
+    async def _send(self, name: str, stream: IO[bytes]) -> StoredFile:
+        suffix = Path(name).suffix.lower()
+        content_type = _TYPES.get(suffix) or mimetypes.guess_type(name)[0]
+        answer = await self.transport.json(
+            "POST",
+            "/v1/files",
+            upload=(name, stream, content_type or "application/octet-stream"),
+            tries=_UPLOAD_TRIES,
+        )
+        return StoredFile.model_validate(answer)
+
+    async def file(self, file_id: str) -> StoredFile:
+        return await self._get(StoredFile, f"/v1/files/{part(file_id)}")
+
+    async def delete_file(self, file_id: str) -> None:
+        await self.transport.request("DELETE", f"/v1/files/{part(file_id)}")
+
+    async def files_by_hash(self, sha256: Sequence[str]) -> list[StoredFile]:
+        """The stored files with one of these hashes (hexadecimal), in any order."""
+        files: list[StoredFile] = []
+        # Fifty hashes make a URL of 4 KB, which also proxies with small buffers let through.
+        for start in range(0, len(sha256), 50):
+            params = {"sha256": list(sha256[start : start + 50])}
+            items = await self.transport.listed("GET", "/v1/files", params=params)
+            files += [StoredFile.model_validate(item) for item in items]
+        return files
+
+    @asynccontextmanager
+    async def attached(self, inputs: Any) -> AsyncIterator[Any]:
+        """The inputs of a job, with every `Path` and all bytes in them uploaded, and replaced by
+        what the API knows them by. After the block they are deleted.
+
+        Every one is an upload of its own, whatever lies in the storage already, so that no other
+        job can be using it. After a failure it stays, for the job may be redriven or go on.
+        """
+        ids: list[str] = []
+
+        async def sent(value: Any) -> Any:
+            if not isinstance(value, bytes | Path):
+                return value
+            name = UNNAMED if isinstance(value, bytes) else None
+            ids.append((await self.upload(value, name=name)).id)
+            return {"file_id": ids[-1]}
+
+        try:
+            if isinstance(inputs, list):
+                named: Any = [await sent(value) for value in inputs]
+            else:
+                named = await sent(inputs)
+        except BaseException:
+            await self._delete_files(ids)
+            raise
+        yield named
+        await self._delete_files(ids)
+
+    async def _delete_files(self, ids: Sequence[str]) -> None:
+        """What cannot be deleted harms nobody."""
+        for file_id in ids:
+            with suppress(SluiceError):
+                await self.delete_file(file_id)
+
+    async def _erase(self, path: str, timeout_s: float | None, on_waiting: OnReason | None) -> Job:
+        headers = {"Prefer": f"wait={_ERASE_WAIT_S}"}
+        answer = await self.transport.json("DELETE", path, headers=headers, wait_s=_ERASE_WAIT_S)
+        job = Job.model_validate(answer)
+        if not job.ended:
+            job = await self.wait(job.id, timeout_s=timeout_s, on_waiting=on_waiting)
+        return job.require_success()
+
+    # Models
+
+    async def models(self) -> list[Model]:
+        return await self._all(Model, "/v1/models")
+
+    async def model(self, reference: str) -> ModelDetails:
+        """One model; of those of Ollama, what that server says of it."""
+        return await self._get(ModelDetails, f"/v1/models/{quote(reference, safe='/')}")
+
+    async def pull_model(
+        self, name: str, *, timeout_s: float | None = None, on_event: OnEvent | None = None
+    ) -> Job:
+        """Have the Ollama server fetch a model; the job, succeeded.
+
+        `name` is `ollama/llama3.2` or, shorter, `llama3.2`.
+        """
+        return await self._change(pull_input(name), timeout_s, on_event)
+
+    async def create_model(
+        self,
+        name: str,
+        from_: str,
+        *,
+        system: str | None = None,
+        template: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Job:
+        """Have the Ollama server make a model of another one, in the place of one of that name."""
+        job_input = create_input(
+            name, from_, system=system, template=template, parameters=parameters or {}
+        )
+        return await self._change(job_input, timeout_s, on_event)
+
+    async def delete_model(self, name: str, *, timeout_s: float | None = None) -> Job:
+        return await self._change(delete_input(name), timeout_s, None)
+
+    async def _change(
+        self, job_input: Mapping[str, Any], timeout_s: float | None, on_event: OnEvent | None
+    ) -> Job:
+        job = await self.submit("model", job_input, lane="interactive")
+        job = await self.wait(job.id, timeout_s=timeout_s, on_event=on_event)
+        return job.require_success()
+
+    # Conversations
+
+    async def start_conversation(
+        self, metadata: Mapping[str, Any] | None = None, *, summarize: bool = False
+    ) -> Conversation:
+        """With `summarize`, what finds no room in the model's window later is summed up."""
+        body = {"metadata": dict(metadata or {}), "summarize": summarize}
+        # Repeating it blindly could start two.
+        answer = await self.transport.json("POST", "/v1/conversations", body=body, safe=False)
+        return Conversation.model_validate(answer)
+
+    def conversations(self, *, page_items: int = PAGE_ITEMS) -> AsyncGenerator[Conversation, None]:
+        """Newest first, page by page."""
+        return self._pages(Conversation, "/v1/conversations", {}, page_items)
+
+    async def conversation(self, conversation_id: str) -> Conversation:
+        return await self._get(Conversation, f"/v1/conversations/{part(conversation_id)}")
+
+    async def conversation_messages(self, conversation_id: str) -> Sequence[ConversationMessage]:
+        """All of them, oldest first."""
+        path = f"/v1/conversations/{part(conversation_id)}/messages"
+        return [message async for message in self._pages(ConversationMessage, path, {}, PAGE_ITEMS)]
+
+    async def erase_conversation(self, conversation_id: str) -> None:
+        """With all its messages. Jobs of it that are open end, and are not stored."""
+        await self.transport.request("DELETE", f"/v1/conversations/{part(conversation_id)}")
+
+    # Queues, workers, and the system itself
+
+    async def queues(self) -> list[Queue]:
+        return await self._all(Queue, "/v1/queues")
+
+    async def pause(self, queue: str) -> None:
+        """Let no step of this queue start; what runs goes on."""
+        await self._post(f"/v1/queues/{part(queue)}/pause")
+
+    async def resume(self, queue: str) -> None:
+        await self._post(f"/v1/queues/{part(queue)}/resume")
+
+    async def workers(self) -> list[Worker]:
+        return await self._all(Worker, "/v1/workers")
+
+    async def whole_id(self, type: str, prefix: str) -> str:
+        """The id of the one job, document, file or conversation that begins so.
+
+        What is no beginning of an id, or of none, is given back as it is, for the API to refuse.
+        Raises `NotFound` where several begin so.
+        """
+        digits = prefix.replace("-", "")
+        if not _PREFIX.fullmatch(prefix) or not _SHORTEST <= len(digits) < _DIGITS:
+            return prefix
+        params = {"type": type, "prefix": prefix}
+        items = await self.transport.listed("GET", "/v1/ids", params=params)
+        ids = [str(item["id"]) for item in items]
+        if len(ids) > 1:
+            raise NotFound(
+                f"More than one {type} begins with {prefix}; give more of the id: "
+                f"{', '.join(ids[:_SHOWN_IDS])}{', …' if len(ids) > _SHOWN_IDS else ''}"
+            )
+        return ids[0] if ids else prefix
+
+    async def health(self) -> bool:
+        """Whether the API itself answers."""
+        return (await self.transport.request("GET", "/healthz")).status_code == 200
+
+    async def ready(self) -> Readiness:
+        """Whether everything that jobs need is there, part by part."""
+        answer = await self.transport.json("GET", "/readyz", accept_status=(503,))
+        return Readiness.model_validate(answer)
+
+    # What they are made of
+
+    async def _get(self, shape: type[W], path: str) -> W:
+        return shape.model_validate(await self.transport.json("GET", path))
+
+    async def _all(self, shape: type[W], path: str) -> list[W]:
+        return [shape.model_validate(item) for item in await self.transport.listed("GET", path)]
+
+    async def _post(self, path: str, *, safe: bool = True) -> Any:
+        return await self.transport.json("POST", path, safe=safe)
+
+    async def _pages(
+        self, shape: type[W], path: str, params: Mapping[str, Any], page_items: int
+    ) -> AsyncGenerator[W, None]:
+        cursor: str | None = None
+        while True:
+            page_params = {**params, "limit": page_items, "cursor": cursor}
+            page = Page.model_validate(await self.transport.json("GET", path, params=page_params))
+            for item in page.items:
+                yield shape.model_validate(item)
+            cursor = page.next_cursor
+            if not cursor:
+                return
+
+
+def part(value: str) -> str:
+    """A name as one part of a path, whatever is in it."""
+    return quote(value, safe="")

@@ -1,0 +1,465 @@
+"""The Python clients of Sluice's HTTP API: `Client` blocks, `AsyncClient` is for asyncio.
+
+    with Client() as sluice:
+        sluice.ingest("handbook", ["docs/"])
+        print(sluice.ask("handbook", "How do I renew my pass?").answer)
+
+Both have the same methods with the same arguments. Each is written once, as a coroutine: a call of
+the API in `sluice/calls.py`, a whole task here. `Client` runs these coroutines over a transport
+that blocks.
+
+Every submit carries an `Idempotency-Key`, so that a repeated request is the same job. Errors are
+those of `sluice.errors`, all of them `SluiceError`.
+"""
+
+import functools
+import inspect
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, get_args
+
+from sluice.calls import Calls, silent
+from sluice.errors import ConnectionFailed, WaitTimeout
+from sluice.ingest import (
+    PARALLEL_UPLOADS,
+    Advance,
+    IngestOptions,
+    IngestReport,
+    ingest_documents,
+)
+from sluice.inputs import Messages, Tools, chat_input, hf_input, rag_input, search_input
+from sluice.shapes import Answer, ChatAnswer, Embeddings, Hit, Job, SourceError
+from sluice.sources import LocalDocument, discover, text_documents
+from sluice.transport import AsyncTransport, BlockingTransport, Retries, drive
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LOCAL = "sluice.local"
+"""Entry points of this group are functions that return the URL and the key (or None) of an API on
+this machine; Sluice itself has one, for its local stack."""
+_PREFER_S = 20.0
+"""How long one answer is held back; what takes longer is followed through its events."""
+
+
+class Tasks(Calls):
+    """Whole tasks beside the calls: submit, wait, and the result."""
+
+    async def ingest(
+        self,
+        collection: str,
+        paths: Sequence[str | Path] = (),
+        *,
+        texts: Mapping[str, str] | None = None,
+        splitter: Mapping[str, Any] | None = None,
+        csv: Mapping[str, Any] | None = None,
+        on_existing: Literal["skip", "replace"] = "replace",
+        metadata: Mapping[str, Any] | None = None,
+        root: str | Path | None = None,
+        lane: str | None = None,
+        parallel_uploads: int = PARALLEL_UPLOADS,
+        wait: bool = True,
+        timeout_s: float | None = None,
+    ) -> IngestReport:
+        """Files, folders, globs, and `texts` by name into a collection, made where it is missing.
+
+        Documents are named as their paths are given, or with `root` by their paths from there on.
+        A file that is refused is an entry in the report's `errors`. Raises `JobFailed`,
+        `JobCancelled` or `WaitTimeout` for the job as a whole.
+        """
+        named = [str(path) for path in paths]
+        discovery = await self.transport.in_thread(discover, named, root=root)
+        options = IngestOptions(
+            splitter=splitter, csv=csv, on_existing=on_existing, metadata=metadata, lane=lane
+        )
+        return await self.ingest_documents(
+            collection,
+            [*discovery.documents, *text_documents(texts or {})],
+            options=options,
+            refused=discovery.errors,
+            parallel_uploads=parallel_uploads,
+            wait=wait,
+            timeout_s=timeout_s,
+        )
+
+    async def ingest_documents(
+        self,
+        collection: str,
+        documents: Sequence[LocalDocument],
+        *,
+        options: IngestOptions | None = None,
+        refused: Sequence[SourceError] = (),
+        parallel_uploads: int = PARALLEL_UPLOADS,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        on_advance: Callable[[Advance], object] | None = None,
+        on_submit: Callable[[Job], object] | None = None,
+    ) -> IngestReport:
+        """`ingest` for documents that were discovered before (`sluice/sources.py`).
+
+        `refused` is reported with what the server refuses. The callbacks are called in this thread.
+        """
+        return await ingest_documents(
+            self,
+            collection,
+            documents,
+            options=options or IngestOptions(),
+            refused=refused,
+            parallel_uploads=parallel_uploads,
+            wait=wait,
+            timeout_s=timeout_s,
+            on_advance=on_advance or _ignore,
+            on_submit=on_submit or _ignore,
+        )
+
+    async def search(
+        self,
+        collection: str,
+        query: str,
+        *,
+        k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Hit]:
+        job_input = search_input(collection, query, k=k, filter=filter)
+        result = await self._result("search", job_input, timeout_s)
+        return [Hit.model_validate(hit) for hit in result["hits"]]
+
+    async def ask(
+        self,
+        collection: str,
+        question: str,
+        *,
+        k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        prompt: str | None = None,
+        conversation_id: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """An answer from the documents of a collection, with its citations.
+
+        `prompt` is a template with the places {context} and {question}; `parameters` are such as
+        max_tokens and temperature.
+        """
+        job_input = rag_input(
+            collection,
+            question,
+            k=k,
+            filter=filter,
+            model=model,
+            prompt=prompt,
+            conversation_id=conversation_id,
+            parameters=parameters,
+            response_format=response_format,
+        )
+        return Answer.model_validate(await self._result("rag", job_input, timeout_s))
+
+    async def chat(
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        conversation_id: str | None = None,
+        tools: Tools = (),
+        parameters: Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> ChatAnswer:
+        """A model's answer to a text or to messages.
+
+        `tools` are names (calculator, fetch_url, search_collection:NAME) or whole specs. To get
+        the text as it comes, `submit` the job and `stream` it.
+        """
+        job_input = chat_input(
+            messages,
+            model=model,
+            conversation_id=conversation_id,
+            tools=tools,
+            parameters=parameters,
+            response_format=response_format,
+        )
+        return ChatAnswer.model_validate(await self._result("chat", job_input, timeout_s))
+
+    async def embed(
+        self, texts: Sequence[str], *, model: str | None = None, timeout_s: float | None = None
+    ) -> Embeddings:
+        job_input: dict[str, Any] = {"texts": list(texts)}
+        if model is not None:
+            job_input["model"] = model
+        return Embeddings.model_validate(await self._result("embed", job_input, timeout_s))
+
+    async def hf(
+        self,
+        task: str,
+        inputs: Any,
+        *,
+        model: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        backend: Literal["local", "hub"] = "local",
+        timeout_s: float | None = None,
+    ) -> Any:
+        """The output of a Hugging Face task, as the inference API has it.
+
+        One input gives one output, a list of them a list. An image or audio is bytes or a `Path`,
+        uploaded for as long as the job needs it. `notify` is called with the warnings of the job.
+        """
+        async with self.attached(inputs) as sent:
+            job_input = hf_input(task, sent, model=model, parameters=parameters, backend=backend)
+            job = await self._finished("hf", job_input, timeout_s)
+            result = await self.result(job)
+        for warning in job.warnings:
+            self.notify(warning)
+        return result
+
+    async def _result(
+        self, kind: str, job_input: Mapping[str, Any], timeout_s: float | None
+    ) -> dict[str, Any]:
+        job = await self._finished(kind, job_input, timeout_s)
+        result: dict[str, Any] = await self.result(job)
+        return result or {}
+
+    async def _finished(
+        self, kind: str, job_input: Mapping[str, Any], timeout_s: float | None
+    ) -> Job:
+        """Submit in the lane of those who wait, and wait."""
+        started = time.monotonic()
+        wait_s = _PREFER_S if timeout_s is None else min(_PREFER_S, timeout_s)
+        job = await self.submit(kind, job_input, lane="interactive", wait_s=wait_s)
+        if not job.ended and timeout_s is None:
+            job = await self.wait(job.id)
+        elif not job.ended and timeout_s is not None:
+            left_s = timeout_s - (time.monotonic() - started)
+            try:
+                job = await self.wait(job.id, timeout_s=max(0.0, left_s))
+            except WaitTimeout:
+                raise WaitTimeout(job.id, timeout_s) from None
+        return job.require_success()
+
+
+def _ignore(_: object) -> None:
+    """For callbacks that nobody has set."""
+
+
+class AsyncClient(Tasks):
+    """A connection to one API for asyncio: `Client` with `await`, `async for` and `async with`.
+
+    It belongs to one event loop. To cancel a task that awaits a method cancels no job. An iterator
+    that is not read to its end is closed with `contextlib.aclosing`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        retries: Retries | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
+        notify = notify or silent
+        options = _options(url, api_key, timeout_s, retries, notify)
+        super().__init__(AsyncTransport(**options), notify)
+
+    async def aclose(self) -> None:
+        await self.transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+def _blocking(
+    call: Callable[Concatenate[Tasks, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate["Client", P], R]:
+    @functools.wraps(call)
+    def run(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return drive(call(client.tasks, *args, **kwargs))
+
+    return run
+
+
+def _blocking_iterator(
+    call: Callable[Concatenate[Tasks, P], AsyncGenerator[R, None]],
+) -> Callable[Concatenate["Client", P], Iterator[R]]:
+    @functools.wraps(call)
+    def run(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        items = call(client.tasks, *args, **kwargs)
+        try:
+            while True:
+                try:
+                    item = drive(anext(items))
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            drive(items.aclose())
+
+    _show_result(run, Iterator)
+    return run
+
+
+def _blocking_block(
+    call: Callable[Concatenate[Tasks, P], AbstractAsyncContextManager[R]],
+) -> Callable[Concatenate["Client", P], AbstractContextManager[R]]:
+    @functools.wraps(call)
+    def run(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[R]:
+        return _entered(call(client.tasks, *args, **kwargs))
+
+    _show_result(run, AbstractContextManager)
+    return run
+
+
+def _show_result(run: Callable[..., object], shape: Any) -> None:
+    """For `help` and `inspect`, which would show what the coroutine has; editors read the types."""
+    signature = inspect.signature(run)
+    content = get_args(signature.return_annotation)[0]
+    vars(run)["__signature__"] = signature.replace(return_annotation=shape[content])
+
+
+@contextmanager
+def _entered(block: AbstractAsyncContextManager[R]) -> Iterator[R]:
+    value = drive(block.__aenter__())
+    try:
+        yield value
+    except BaseException as error:
+        if not drive(block.__aexit__(type(error), error, error.__traceback__)):
+            raise
+    else:
+        drive(block.__aexit__(None, None, None))
+
+
+class Client:
+    """A connection to one API: `url`, else `SLUICE_URL`, else the stack that runs on this machine.
+
+    The key is `api_key`, else `SLUICE_API_KEY`. The stack is looked for where Sluice itself is
+    installed, too (`docs/settings.md`). `timeout_s` bounds each answer, `retries` how long failing
+    calls are repeated; `notify` is called with a sentence when the client waits for something.
+    Threads may share a client.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        retries: Retries | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
+        notify = notify or silent
+        options = _options(url, api_key, timeout_s, retries, notify)
+        self.tasks = Tasks(BlockingTransport(**options), notify)
+
+    @property
+    def url(self) -> str:
+        return self.tasks.url
+
+    def close(self) -> None:
+        drive(self.tasks.transport.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    ingest = _blocking(Tasks.ingest)
+    ingest_documents = _blocking(Tasks.ingest_documents)
+    search = _blocking(Tasks.search)
+    ask = _blocking(Tasks.ask)
+    chat = _blocking(Tasks.chat)
+    embed = _blocking(Tasks.embed)
+    hf = _blocking(Tasks.hf)
+
+    submit = _blocking(Tasks.submit)
+    submit_batch = _blocking(Tasks.submit_batch)
+    job = _blocking(Tasks.job)
+    result = _blocking(Tasks.result)
+    erase_job = _blocking(Tasks.erase_job)
+    jobs = _blocking_iterator(Tasks.jobs)
+    events = _blocking_iterator(Tasks.events)
+    stream = _blocking_iterator(Tasks.stream)
+    wait = _blocking(Tasks.wait)
+    reasons = _blocking_block(Tasks.reasons)
+    cancel = _blocking(Tasks.cancel)
+    retry = _blocking(Tasks.retry)
+    put_collection = _blocking(Tasks.put_collection)
+    collection = _blocking(Tasks.collection)
+    collections = _blocking_iterator(Tasks.collections)
+    delete_collection = _blocking(Tasks.delete_collection)
+    documents = _blocking_iterator(Tasks.documents)
+    document = _blocking(Tasks.document)
+    chunks = _blocking_iterator(Tasks.chunks)
+    delete_document = _blocking(Tasks.delete_document)
+    upload = _blocking(Tasks.upload)
+    file = _blocking(Tasks.file)
+    delete_file = _blocking(Tasks.delete_file)
+    files_by_hash = _blocking(Tasks.files_by_hash)
+    attached = _blocking_block(Tasks.attached)
+    models = _blocking(Tasks.models)
+    model = _blocking(Tasks.model)
+    pull_model = _blocking(Tasks.pull_model)
+    create_model = _blocking(Tasks.create_model)
+    delete_model = _blocking(Tasks.delete_model)
+    start_conversation = _blocking(Tasks.start_conversation)
+    conversations = _blocking_iterator(Tasks.conversations)
+    conversation = _blocking(Tasks.conversation)
+    conversation_messages = _blocking(Tasks.conversation_messages)
+    erase_conversation = _blocking(Tasks.erase_conversation)
+    queues = _blocking(Tasks.queues)
+    pause = _blocking(Tasks.pause)
+    resume = _blocking(Tasks.resume)
+    workers = _blocking(Tasks.workers)
+    whole_id = _blocking(Tasks.whole_id)
+    health = _blocking(Tasks.health)
+    ready = _blocking(Tasks.ready)
+
+
+def _options(
+    url: str | None,
+    api_key: str | None,
+    timeout_s: float,
+    retries: Retries | None,
+    notify: Callable[[str], None],
+) -> dict[str, Any]:
+    url, api_key = _connection(url, api_key)
+    return {
+        "url": url,
+        "api_key": api_key,
+        "timeout_s": timeout_s,
+        "retries": retries or Retries(),
+        "notify": notify,
+    }
+
+
+def _connection(url: str | None, api_key: str | None) -> tuple[str, str | None]:
+    """A key that belongs to a URL which was looked up is not sent to another one."""
+    if api_key is None:
+        api_key = os.environ.get("SLUICE_API_KEY") or None
+    url = url or os.environ.get("SLUICE_URL")
+    if url:
+        return url, api_key
+    for local in entry_points(group=LOCAL):
+        local_url, local_key = local.load()()
+        return local_url, local_key if api_key is None else api_key
+    raise ConnectionFailed("No API to talk to: set SLUICE_URL, or pass a url.")
