@@ -19,7 +19,7 @@ from bench.stack import running_stack
 from shared.config import Settings
 from sluice import Client, State
 from tests.servers import start_redis
-from workers.models.load_4bit import load
+from workers.models.load import load_generator
 
 PATIENCE_S = 600.0
 PROMPT_TOKENS = 50
@@ -73,7 +73,7 @@ class StaticBatch:
 
     def __init__(self, model: Path, precision: str, rows: int) -> None:
         settings = Settings(_env_file=None, generation_precision=precision)  # type: ignore[arg-type]  # checked by pydantic
-        self._loaded = load(str(model), settings)
+        self._loaded = load_generator(str(model), settings)
         self._rows = rows
 
     def run(self, load: Sequence[Job]) -> float:

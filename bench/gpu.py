@@ -30,7 +30,7 @@ from bench.random_model import SHAPES, save_random_model
 from shared.config import Settings
 from workers.generation.backends.interface import Request, Sampling
 from workers.generation.backends.rolling.generator import RollingGenerator
-from workers.models.load_4bit import Loaded, load
+from workers.models.load import LoadedGenerator, load_generator
 
 COPIES = 20
 ALONE_REQUESTS = 3
@@ -90,14 +90,14 @@ def all_bytes(model: torch.nn.Module, device: torch.device) -> int:
     return sum(each.numel() * each.element_size() for each in held)
 
 
-def loaded_model(folder: Path, settings: Settings) -> tuple[Loaded, float]:
+def loaded_model(folder: Path, settings: Settings) -> tuple[LoadedGenerator, float]:
     started = time.perf_counter()
-    loaded = load(str(folder), settings)
+    loaded = load_generator(str(folder), settings)
     _finish(loaded.model.device)
     return loaded, time.perf_counter() - started
 
 
-def alone_rate(loaded: Loaded, work: Work, prompts: Callable[[int], list[str]]) -> float:
+def alone_rate(loaded: LoadedGenerator, work: Work, prompts: Callable[[int], list[str]]) -> float:
     """Tokens/s of `generate()`, a request at a time."""
 
     def one(prompt: str) -> float:

@@ -11,7 +11,7 @@ from celery import Celery
 from transformers import pipeline
 
 from shared.config import Settings
-from workers.models.load_4bit import load
+from workers.models.load import load_generator
 
 TASK = "plain.generate"
 
@@ -23,7 +23,7 @@ def make_app(redis_url: str) -> Celery:
 def main() -> None:
     redis_url, folder, precision = sys.argv[1:]
     settings = Settings(_env_file=None, generation_precision=precision)  # type: ignore[arg-type]  # checked by pydantic
-    loaded = load(folder, settings)
+    loaded = load_generator(folder, settings)
     generator = pipeline("text-generation", model=loaded.model, tokenizer=loaded.tokenizer)
     app = make_app(redis_url)
 

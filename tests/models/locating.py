@@ -19,7 +19,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from shared.config import Settings
 from shared.errors import Cancelled, SluiceError
 from shared.kinds.hf import Task
-from workers.models.locate import locate
+from workers.models.locate import locate, locate_generator
 
 ERRORS = {"Cancelled": Cancelled, "SoftTimeLimitExceeded": SoftTimeLimitExceeded}
 
@@ -86,7 +86,10 @@ def _outcome(home: Path, request: dict[str, Any]) -> dict[str, Any]:
     )
     task = Task(request["task"]) if request["task"] else None
     try:
-        folder = locate(request["model"], settings, task=task, check=check, on_found=on_found)
+        if request.get("generates"):
+            folder = locate_generator(request["model"], settings)
+        else:
+            folder = locate(request["model"], settings, task=task, check=check, on_found=on_found)
         return {"folder": str(folder)}
     except SluiceError as error:
         waits_s = getattr(error, "retry_after_s", None)

@@ -110,6 +110,23 @@ def test_a_model_is_fetched_once(shelf: Shelf, worker: Locator, checkpoint: Path
     assert not shelf.gets
 
 
+def test_a_model_that_generates_text_is_fetched_alike(
+    shelf: Shelf, worker: Locator, checkpoint: Path
+) -> None:
+    """Whatever its task is said to be, for the operator has named it."""
+    shelf.put("own/chat", checkpoint)
+    shelf.repositories["own/chat"] |= NOT_WANTED
+    found = worker.ask("own/chat", generates=True)
+    assert (Path(found["folder"]) / "model.safetensors").is_file()
+    assert sent(shelf, "own/chat") == dict.fromkeys(WHOLE, 1)
+    shelf.gets.clear()
+    assert worker.ask("own/chat", generates=True) == found
+    assert not shelf.gets
+    settings = {"generation_trust_remote_code": True}
+    worker.ask("own/chat", generates=True, settings=settings)
+    assert sent(shelf, "own/chat") == {"own.py": 1}
+
+
 def test_two_processes_fetch_a_model_once(
     shelf: Shelf, worker: Locator, running: Shelf, home: Path, tmp_path: Path
 ) -> None:

@@ -1,21 +1,24 @@
 """Loading models: precisions, adapters, windows, and errors that say what to set."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel
 
 from shared.config import Settings
 from shared.errors import ConfigurationError
 from tests.models import tiny
+from tests.models.checkpoints import Touch, as_pickle
 from tests.models.tiny import TEXTS, Reference, asks, ids_of
 from workers.generation.backends.interface import Message, Request, Role, Sampling
 from workers.generation.backends.rolling.generator import RollingBackend, RollingGenerator
 from workers.models.devices import cpu_is_fast_in_bfloat16
-from workers.models.load_4bit import load
+from workers.models.load import load_generator
 
 # bitsandbytes quantizes in blocks of 64.
 CONFIG = {"hidden_size": 128, "intermediate_size": 256}
@@ -69,7 +72,7 @@ def test_a_local_folder_in_full_precision(folder: Path) -> None:
 
 
 def test_four_bits_give_the_tokens_of_generate_in_four_bits(folder: Path) -> None:
-    loaded = load(str(folder), _settings(generation_precision="nf4"))
+    loaded = load_generator(str(folder), _settings(generation_precision="nf4"))
     quantized = loaded.model.model.layers[0].mlp.up_proj.weight
     assert quantized.dtype == torch.uint8
     assert quantized.quant_state.nested
@@ -86,13 +89,13 @@ def test_a_checkpoint_that_is_quantized_is_taken_as_it_is(folder: Path, tmp_path
     saved = LlamaForCausalLM.from_pretrained(folder, quantization_config=config, device_map="cpu")
     saved.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    loaded = load(str(tmp_path), _settings(generation_precision="float32"))
+    loaded = load_generator(str(tmp_path), _settings(generation_precision="float32"))
     assert loaded.precision == "as saved"
     assert loaded.model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
 
 
 def test_what_is_automatic_on_a_processor(folder: Path) -> None:
-    loaded = load(str(folder), _settings())
+    loaded = load_generator(str(folder), _settings())
     wanted = torch.bfloat16 if cpu_is_fast_in_bfloat16() else torch.float32
     assert loaded.model.dtype == wanted
 
@@ -103,7 +106,7 @@ def test_what_is_automatic_on_a_processor(folder: Path) -> None:
 def test_an_adapter_by_path(folder: Path, tmp_path: Path, precision: str) -> None:
     from peft import LoraConfig, get_peft_model
 
-    plain = load(str(folder), _settings(generation_precision=precision)).model
+    plain = load_generator(str(folder), _settings(generation_precision=precision)).model
     wanted = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
     tuned = get_peft_model(copy.deepcopy(plain), wanted)
     tuned.save_pretrained(tmp_path)
@@ -117,8 +120,10 @@ def test_an_adapter_by_path(folder: Path, tmp_path: Path, precision: str) -> Non
 
 
 def test_the_smaller_window_counts(folder: Path) -> None:
-    assert load(str(folder), _settings(generation_window_tokens=100)).window_tokens == 100
-    assert load(str(folder), _settings(generation_window_tokens=9000)).window_tokens == 256
+    assert load_generator(str(folder), _settings(generation_window_tokens=100)).window_tokens == 100
+    assert (
+        load_generator(str(folder), _settings(generation_window_tokens=9000)).window_tokens == 256
+    )
 
 
 def test_all_end_tokens_count(folder: Path, tmp_path: Path) -> None:
@@ -127,7 +132,7 @@ def test_all_end_tokens_count(folder: Path, tmp_path: Path) -> None:
     model.generation_config.eos_token_id = [7, 9]
     model.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    found = load(str(tmp_path), _settings()).ends
+    found = load_generator(str(tmp_path), _settings()).ends
     assert found == {7, 9, tiny.tokenizer().eos_token_id}
 
 
@@ -137,7 +142,7 @@ def test_a_model_that_does_not_exist_is_a_clear_error(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in (str(tmp_path), "no such/name at all", str(tmp_path / "missing")):
         with pytest.raises(ConfigurationError, match=r"SLUICE_GENERATION_MODEL|HF_TOKEN"):
-            load(name, _settings())
+            load_generator(name, _settings())
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", "tpu!"])
@@ -145,9 +150,37 @@ def test_a_device_that_is_not_there_is_a_clear_error(folder: Path, device: str) 
     if torch.cuda.is_available() and device.startswith("cuda"):
         pytest.skip("there is one here")
     with pytest.raises(ConfigurationError, match="SLUICE_GENERATION_DEVICE"):
-        load(str(folder), Settings(_env_file=None, generation_device=device))
+        load_generator(str(folder), Settings(_env_file=None, generation_device=device))
 
 
 def test_an_adapter_that_does_not_fit_is_a_clear_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="adapter"):
-        load(str(folder), _settings(generation_adapter=str(tmp_path)))
+        load_generator(str(folder), _settings(generation_adapter=str(tmp_path)))
+
+
+def test_code_in_a_pickle_is_not_run(folder: Path, tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    shutil.copytree(folder, tmp_path / "model")
+    weights = as_pickle(tmp_path / "model") / "pytorch_model.bin"
+    tensors = torch.load(weights, weights_only=True)
+    torch.save(tensors | {"x": Touch(touched)}, weights)
+    with pytest.raises(ConfigurationError, match="contains code; it was not run"):
+        load_generator(str(tmp_path / "model"), _settings())
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("precision", ["float32", "nf4"])
+def test_incomplete_weights_are_refused(folder: Path, tmp_path: Path, precision: str) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    tensors = load_file(tmp_path / "model/model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigurationError, match=r"lack 1 tensors .*up_proj"):
+        load_generator(str(tmp_path / "model"), _settings(generation_precision=precision))
+
+
+def test_weights_of_another_format_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model/model.safetensors").rename(tmp_path / "model/tf_model.h5")
+    with pytest.raises(ConfigurationError, match=r"only tf_model\.h5"):
+        load_generator(str(tmp_path / "model"), _settings())

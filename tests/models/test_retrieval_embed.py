@@ -124,7 +124,7 @@ def test_it_can_be_stopped_between_two_batches() -> None:
 
 
 def test_the_tokenizer_neither_truncates_nor_pads() -> None:
-    tokenizer = embedders().get().tokenizer
+    tokenizer = with_settings().tokenizer
 
     assert len(tokenizer.encode("word " * 1000).ids) == 1002
     assert len(tokenizer.encode("word").ids) == 3

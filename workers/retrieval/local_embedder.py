@@ -124,7 +124,11 @@ def load(name: str, settings: Settings, check: Callable[[], None]) -> LocalEmbed
     folder = locate.locate(name, settings, task=task, limit=limit, check=check)
     limit.check(name, locate.size_bytes(folder))
     torch.set_num_threads(settings.embedding_threads)
-    options = Options(device=torch.device("cpu"), dtype=_dtype(settings.embedding_dtype))
+    options = Options(
+        device=torch.device("cpu"),
+        dtype=_dtype(settings.embedding_dtype),
+        trust_remote_code=settings.hf_trust_remote_code,
+    )
     try:
         model = load_sentence_transformer(folder, options, task=task)
     except Permanent as error:

@@ -37,7 +37,7 @@ from workers.generation.backends.rolling.graphs import StaticSteps
 from workers.generation.backends.rolling.sampling import Chooser
 from workers.generation.backends.rolling.scheduler import Counters, Limits, Loop, Row, Scheduler
 from workers.generation.backends.rolling.slab import COLUMNS_STEP, Network, Prefixes, Slab
-from workers.models.load_4bit import Loaded, load
+from workers.models.load import LoadedGenerator, load_generator
 from workers.models.text import TextStream
 
 # How much memory the keys and values of requests may take, measured once the model is loaded.
@@ -385,7 +385,7 @@ class RollingBackend:
 
     def generator(self, name: str) -> "RollingGenerator":
         """Load the model `hf/<name>` and start its thread. Raises ConfigurationError."""
-        loaded = load(name, self._settings)
+        loaded = load_generator(name, self._settings)
         return RollingGenerator(HF.prefix + name, loaded, self._settings, self._on_fatal)
 
     def close(self) -> None:
@@ -398,7 +398,7 @@ class RollingGenerator(TextGenerator):
     def __init__(
         self,
         reference: str,
-        loaded: Loaded,
+        loaded: LoadedGenerator,
         settings: Settings,
         on_fatal: Callable[[], None],
     ) -> None:
