@@ -25,6 +25,8 @@ from shared.providers import (
 )
 from shared.redis.bell import list_of
 from workers.app import PREFORK, THREADS, make_worker_app
+from workers.attempts.process import Process
+from workers.generation.backends.interface import generators_of
 from workers.handlers import (
     CPU_QUEUES,
     GENERATE_QUEUES,
@@ -33,7 +35,6 @@ from workers.handlers import (
     failure_handlers,
     handlers_of,
 )
-from workers.process import Process
 
 NO_TELEMETRY = {
     "ANONYMIZED_TELEMETRY": "False",
@@ -145,7 +146,7 @@ def _generate(settings: Settings, arguments: argparse.Namespace) -> int:
 
     process = Process(settings, arguments.name, routes=routes, on_fatal=give_up)
     for model in models:
-        process.generators.prepare(model)  # a worker that is ready has its models loaded
+        generators_of(process).prepare(model)  # a worker that is ready has its models loaded
     app = make_worker_app(
         settings,
         handlers_of(GENERATE_QUEUES),
@@ -158,7 +159,7 @@ def _generate(settings: Settings, arguments: argparse.Namespace) -> int:
     )
     lists = [list_of(queue, route) for queue in GENERATE_QUEUES for route in routes]
     code = _run(app, settings, arguments.name, lists)
-    process.generators.close()
+    generators_of(process).close()
     if fatal.is_set():
         os._exit(FATAL)  # what a broken device left behind must not delay the end
     return code

@@ -22,8 +22,8 @@ from shared.database.transaction import Transaction, make_sessions
 from shared.redis.bell import RING, list_of, make_celery
 from shared.tables import Worker
 from shared.vocabulary import Queue
+from workers.attempts.process import Process
 from workers.attempts.runner import Handlers, run_next
-from workers.process import Process
 
 # Keeps a worker's row in the database fresh, so that users see who is alive.
 #

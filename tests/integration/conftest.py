@@ -15,7 +15,9 @@ from tests.integration.ingestion import new_collection
 from tests.integration.workbench import make_process
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
-from workers.process import Process
+from workers.attempts.process import Process
+from workers.generation.answers.structured import schemas_of
+from workers.generation.backends.interface import generators_of
 
 Finish = Callable[[str, dict[str, Any]], Claim]
 
@@ -24,7 +26,7 @@ Finish = Callable[[str, dict[str, Any]], Claim]
 def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
     process = make_process(settings)
     yield process
-    process.schemas.close()
+    schemas_of(process).close()
     process.ledger.close()
 
 
@@ -83,8 +85,8 @@ def talker(
 
     yield make
     for process in made:
-        process.generators.close()
-        process.schemas.close()
+        generators_of(process).close()
+        schemas_of(process).close()
         process.ledger.close()
 
 

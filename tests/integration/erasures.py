@@ -6,7 +6,7 @@ from uuid import UUID
 from shared.kinds import registry as kinds
 from shared.vocabulary import Lane
 from tests.integration.workbench import drain, job_of, submit
-from workers.process import Process
+from workers.attempts.process import Process
 
 SECRET = "The secret recipe needs nine lemons."
 PUBLIC = "The museum opens at ten."

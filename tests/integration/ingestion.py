@@ -16,8 +16,9 @@ from shared.kinds.search import Hit, SearchInput
 from shared.tables import Chunk, Collection, Document, Job, Version
 from shared.vocabulary import OPEN, Lane, Queue, State
 from tests.integration.workbench import drain, handlers, job_of, submit
+from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.process import Process
+from workers.retrieval.store import store_of
 
 SMALL_PIECES = {"type": "recursive", "chunk_size": 60, "chunk_overlap": 10}
 CATS = "Cats sleep for most of the day. A cat sleeps fifteen hours on average."
@@ -154,7 +155,7 @@ def live_chunk_ids(process: Process, collection: str) -> set[str]:
 def vector_ids(process: Process, collection: str) -> set[str]:
     """All ids that the vector store has in a collection."""
     ids: set[str] = set()
-    while page := process.store.id_page(collection, limit=10_000, offset=len(ids)):
+    while page := store_of(process).id_page(collection, limit=10_000, offset=len(ids)):
         ids.update(page)
     return ids
 

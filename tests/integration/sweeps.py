@@ -2,8 +2,8 @@
 
 from sqlalchemy import text
 
+from workers.attempts.process import Process
 from workers.handlers import CPU_QUEUES, handlers_of
-from workers.process import Process
 from workers.sweep.sweep import Sweeper
 
 

@@ -10,7 +10,7 @@ from shared.kinds.chat import ChatInput
 from shared.tables import Job
 from shared.vocabulary import State
 from tests.integration.workbench import drain, job_of, submit
-from workers.process import Process
+from workers.attempts.process import Process
 
 MODEL = "ollama/tiny"
 

@@ -16,8 +16,8 @@ from shared.kinds import registry as kinds
 from shared.vocabulary import Queue
 from tests.integration.answers import problem
 from tests.integration.workbench import cancel, submit
+from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.process import Process
 
 DEEP = "[" * 1000 + "]" * 1000
 NESTED = "[" * 300 + "]" * 300

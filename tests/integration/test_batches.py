@@ -27,8 +27,8 @@ from tests.integration.workbench import (
 )
 from workers.attempts.batches import claim_more
 from workers.attempts.context import Context, Done, Handler, Settle
+from workers.attempts.process import Process
 from workers.attempts.runner import Handlers, run_next
-from workers.process import Process
 
 Runs = list[list[UUID]]
 

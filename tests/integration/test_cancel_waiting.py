@@ -29,8 +29,9 @@ from tests.wire.behaviour import Wire
 from tests.wire.hub import TOKEN, model_of, served_hub
 from tests.wire.ollama_server import MODEL, served_ollama
 from tests.wire.openai_server import served_openai
+from workers.attempts.process import Process
+from workers.generation.backends.interface import generators_of
 from workers.handlers import HF_QUEUES, handlers_of
-from workers.process import Process
 
 FOREVER_S = 10_000
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
@@ -66,7 +67,7 @@ def process(
     )
     yield process
     invariants_hold(process, all_ended=True)
-    process.generators.close()
+    generators_of(process).close()
     process.ledger.close()
 
 

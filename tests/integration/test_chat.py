@@ -19,8 +19,8 @@ from tests.integration.workbench import (
 )
 from tests.wire.behaviour import Wire
 from tests.wire.script import UNSTORABLE
+from workers.attempts.process import Process
 from workers.attempts.runner import run
-from workers.process import Process
 
 CALCULATOR: dict[str, Any] = {"type": "calculator"}
 

@@ -29,7 +29,7 @@ from tests.integration.workbench import (
     steps_of,
     submit,
 )
-from workers.process import Process
+from workers.attempts.process import Process
 
 PATIENCE_S = 60
 

@@ -35,8 +35,8 @@ from tests.integration.workbench import (
     submit,
 )
 from tests.wire.behaviour import Wire
+from workers.attempts.process import Process
 from workers.attempts.runner import run
-from workers.process import Process
 from workers.sweep.sweep import Sweeper
 
 

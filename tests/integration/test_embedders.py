@@ -13,7 +13,7 @@ from tests.integration import toy_embedder
 from tests.integration.ingestion import CATS, TRAINS, ingest, search
 from tests.integration.toy_embedder import Letters
 from tests.integration.workbench import drain, embedders
-from workers.process import Process
+from workers.attempts.process import Process
 from workers.retrieval.embed import EMBEDDERS, Embedder, provider_of
 from workers.retrieval.local_embedder import load as load_local
 

@@ -26,9 +26,10 @@ from tests.integration.workbench import (
 )
 from tests.tiny import distilbert, gpt2, mlm, roberta_qa
 from tests.tiny_models import one_thread
+from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.handlers import HF_QUEUES, handlers_of
-from workers.process import Process
+from workers.models.cache import models_of
 
 MODELS = {
     "tiny/sentiment": distilbert.folder,
@@ -217,7 +218,7 @@ def test_least_recently_used_models_make_room(
             work(small)
             for job_id in ids:
                 ended(worker, job_id)
-        assert len(small.hf_models) == 1
+        assert len(models_of(small)) == 1
     finally:
         small.ledger.close()
 

@@ -27,9 +27,9 @@ from tests.integration.workbench import (
     invariants_hold,
     job_of,
 )
+from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 from workers.ingest.erasure import collect_forsaken
-from workers.process import Process
 
 
 def embed_next(process: Process) -> None:

@@ -16,7 +16,7 @@ from tests.integration.ingestion import (
     stores_agree,
 )
 from tests.integration.workbench import drain
-from workers.process import Process
+from workers.attempts.process import Process
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from tests.integration.ingestion import (
 )
 from tests.integration.workbench import claimed, drain, in_threads, job_of
 from workers.attempts.context import Context
+from workers.attempts.process import Process
 from workers.ingest import erasure as erasing
-from workers.process import Process
 from workers.retrieval.steps import find
 
 

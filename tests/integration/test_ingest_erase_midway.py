@@ -21,12 +21,12 @@ from tests.integration.ingestion import (
 )
 from tests.integration.workbench import claimed, drain, handlers, job_of, lose_workers
 from workers.attempts.context import Context, Done, Handler
+from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 from workers.ingest import erasure as erasing
 from workers.ingest import steps as ingest_steps
 from workers.ingest.erasure import collect_forsaken
-from workers.process import Process
-from workers.retrieval.store import Entry, Missing
+from workers.retrieval.store import Entry, Missing, store_of
 
 
 def test_an_erasure_whose_worker_dies_is_finished_by_the_next_attempt(
@@ -164,7 +164,7 @@ def test_a_collection_erased_while_it_is_filled_leaves_nothing(
     drain(process)
 
     assert job_of(process, job_id).state == "succeeded"
-    assert process.store.drop(collection) == 0
+    assert store_of(process).drop(collection) == 0
     with process.ledger.read() as session:
         for table in ("collections", "documents", "versions", "chunks"):
             assert session.scalar(text(f"SELECT count(*) FROM {table}")) == 0
@@ -178,7 +178,7 @@ def _write_vectors_again(process: Process, collection: str, claim: claims.Claim)
         for n in range(first, end)
     ]
     entries = [Entry(id=id_, text=SECRET, metadata={"source": "secret"}) for id_ in ids]
-    process.store.upsert(collection, entries, np.ones((len(ids), 384), dtype=np.float32))
+    store_of(process).upsert(collection, entries, np.ones((len(ids), 384), dtype=np.float32))
 
 
 def test_no_transaction_waits_for_chroma_while_a_collection_is_made(process: Process) -> None:
@@ -186,7 +186,7 @@ def test_no_transaction_waits_for_chroma_while_a_collection_is_made(process: Pro
     collection = new_collection(process)
     job_id = order(process, collection, {"a": "one"})
     seen: list[str] = []
-    real = process.store.make
+    real = store_of(process).make
 
     def make(name: str, distance: str) -> None:
         with process.ledger.begin() as session:
@@ -194,7 +194,7 @@ def test_no_transaction_waits_for_chroma_while_a_collection_is_made(process: Pro
             seen.append(session.execute(row, {"name": name}).scalar_one())
         real(name, distance)
 
-    process.store.make = make  # type: ignore[method-assign]
+    store_of(process).make = make  # type: ignore[method-assign]
     assert run_next(process, handlers(), "ingest")
 
     assert seen == [collection]
@@ -207,19 +207,19 @@ def test_a_collection_that_is_erased_while_chroma_makes_it_leaves_nothing_there(
 ) -> None:
     collection = new_collection(process)
     job_id = order(process, collection, {"a": "one"}, fields={"max_attempts": 1})
-    real = process.store.make
+    real = store_of(process).make
 
     def make(name: str, distance: str) -> None:
         erase(process, collection=collection)  # to its end, and then:
         real(name, distance)
 
     planned = claimed(process, Queue.INGEST)
-    process.store.make = make  # type: ignore[method-assign]
+    store_of(process).make = make  # type: ignore[method-assign]
     run(process, handlers(), planned)
 
-    assert process.store.id_page(collection, limit=1, offset=0) == []
+    assert store_of(process).id_page(collection, limit=1, offset=0) == []
     with pytest.raises(Missing):
-        process.store.upsert(collection, [], np.zeros((0, 384), dtype=np.float32))
+        store_of(process).upsert(collection, [], np.zeros((0, 384), dtype=np.float32))
     job = job_of(process, job_id)
     assert job.state == "failed"
     assert job.error is not None

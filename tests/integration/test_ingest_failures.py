@@ -25,10 +25,10 @@ from tests.integration.workbench import (
     make_process,
     submit,
 )
+from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 from workers.ingest.erasure import collect_forsaken
-from workers.process import Process
-from workers.retrieval.store import Entry
+from workers.retrieval.store import Entry, store_of
 
 
 def test_a_document_that_kills_its_worker_fails_alone(process: Process, collection: str) -> None:
@@ -144,7 +144,7 @@ def test_a_collection_whose_chroma_data_was_lost_is_a_clear_error(
     process: Process, collection: str
 ) -> None:
     ingest(process, collection, {"a": "one"})
-    process.store.drop(collection)
+    store_of(process).drop(collection)
 
     job_id = submit(process, kinds.SEARCH, {"collection": collection, "query": "one"})
     drain(process)
@@ -160,4 +160,4 @@ def test_permanent_is_what_the_store_says_of_a_refusal(process: Process, collect
     entry = Entry(id="x", text="x", metadata={"source": "x"})
 
     with pytest.raises(Permanent, match="dimension"):
-        process.store.upsert(collection, [entry], np.ones((1, 3), dtype=np.float32))
+        store_of(process).upsert(collection, [entry], np.ones((1, 3), dtype=np.float32))

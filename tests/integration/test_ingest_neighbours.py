@@ -21,10 +21,11 @@ from tests.integration.ingestion import (
 )
 from tests.integration.workbench import PATIENCE_S, cancel, claimed, drain, handlers, in_threads
 from workers.attempts.context import Context, Done, Handler
+from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 from workers.ingest.erasure import collect_forsaken
-from workers.process import Process
 from workers.retrieval.steps import find
+from workers.retrieval.store import store_of
 
 
 def test_readers_see_the_old_or_the_new_text_never_a_mix_and_never_nothing(
@@ -138,7 +139,7 @@ def test_an_erased_collection_is_not_made_again_by_a_job_that_was_just_starting(
 
     with pytest.raises(NotFound), process.ledger.begin() as session:
         collections.get(session, collection)
-    assert process.store.drop(collection) == 0
+    assert store_of(process).drop(collection) == 0
 
 
 def test_an_erasure_waits_for_a_plan_that_is_just_making_the_chroma_collection(

@@ -22,9 +22,9 @@ from tests.integration.ingestion import (
     vector_ids,
 )
 from tests.integration.workbench import cancel, drain, handlers, job_of
+from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.ingest.erasure import collect_forsaken
-from workers.process import Process
 
 
 def test_new_documents_are_added_and_found(process: Process, collection: str) -> None:

@@ -33,11 +33,11 @@ from tests.integration.workbench import (
     lose_workers,
 )
 from workers.attempts.context import Context, Done, Handler
+from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 from workers.ingest import steps as ingest_steps
 from workers.ingest.erasure import collect_forsaken
-from workers.process import Process
-from workers.retrieval.store import Entry
+from workers.retrieval.store import Entry, store_of
 
 LARGE = " ".join(f"word{n}" for n in range(100))
 
@@ -217,4 +217,4 @@ def _write_again(process: Process, collection: str, context: Context) -> None:
         f"{UUID(version).hex}-{n:06d}" for version, first, end in parts for n in range(first, end)
     ]
     entries = [Entry(id=id_, text="zombie", metadata={"source": "large"}) for id_ in ids]
-    process.store.upsert(collection, entries, np.ones((len(ids), 384), dtype=np.float32))
+    store_of(process).upsert(collection, entries, np.ones((len(ids), 384), dtype=np.float32))

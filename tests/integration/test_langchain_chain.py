@@ -15,7 +15,9 @@ from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from examples.langchain_model import GeneratorChatModel
 from tests.integration.ingestion import ingest, new_collection
 from tests.wire.behaviour import Wire
-from workers.process import Process
+from workers.attempts.process import Process
+from workers.generation.backends.interface import generators_of
+from workers.retrieval.embed import embedders_of
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ class OwnEmbeddings(Embeddings):
     """The embedding model of the worker."""
 
     def __init__(self, process: Process) -> None:
-        self._embedder = process.embedders.get()
+        self._embedder = embedders_of(process).get()
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         found: list[list[float]] = self._embedder.encode(texts, between=lambda: None).tolist()
@@ -51,7 +53,7 @@ def test_a_chain_answers_from_a_collection(process: Process, wire: Wire) -> None
         return " ".join(document.page_content for document in documents)
 
     prompt = ChatPromptTemplate.from_messages([("human", "{context} Q: {question}")])
-    model = GeneratorChatModel(generator=process.generators.get("ollama/tiny"))
+    model = GeneratorChatModel(generator=generators_of(process).get("ollama/tiny"))
     retriever = store.as_retriever(search_kwargs={"k": 1})
     chain = (
         {"context": retriever | RunnableLambda(joined), "question": RunnablePassthrough()}

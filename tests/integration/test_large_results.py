@@ -19,8 +19,8 @@ from shared.vocabulary import Queue
 from tests.integration.answers import problem
 from tests.integration.workbench import submit
 from workers.attempts.context import Context, Done, Handler
+from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.process import Process
 
 TEXTS = {"texts": ["a"], "model": None}
 

@@ -29,8 +29,8 @@ from tests.integration.workbench import (
     succeed,
 )
 from workers.attempts.context import Context, Done
+from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.process import Process
 
 
 def test_a_queued_job_is_cancelled_at_once(process: Process) -> None:

@@ -22,7 +22,7 @@ from tests.integration.workbench import (
     submit_many,
     succeed,
 )
-from workers.process import Process
+from workers.attempts.process import Process
 
 
 def keys_in_turn(process: Process, *, at_once: int = 1) -> str:

@@ -11,7 +11,7 @@ from shared.jobs.queues import Estimate, estimate
 from shared.tables import Job, Worker
 from shared.vocabulary import Lane
 from tests.integration.workbench import claim, claimed, job_of, submit, submit_many, succeed
-from workers.process import Process
+from workers.attempts.process import Process
 
 
 def estimates(process: Process) -> dict[UUID, Estimate]:

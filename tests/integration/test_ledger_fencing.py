@@ -26,7 +26,7 @@ from tests.integration.workbench import (
     submit,
     succeed,
 )
-from workers.process import Process
+from workers.attempts.process import Process
 
 ERROR = {"type": "Wrong", "message": "of the first attempt"}
 

@@ -35,8 +35,8 @@ from tests.integration.workbench import (
 )
 from tests.servers import Server, start_redis
 from workers.attempts.context import Context, Done
+from workers.attempts.process import Process
 from workers.handlers import CPU_QUEUES, handlers_of
-from workers.process import Process
 from workers.sweep.sweep import Sweeper
 
 

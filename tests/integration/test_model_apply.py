@@ -27,12 +27,12 @@ from tests.integration.workbench import (
 )
 from tests.wire.behaviour import Behaviour, Wire
 from tests.wire.ollama_server import LAYERS, MODEL, served_ollama
+from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.generation import ollama_models
 from workers.generation.backends.interface import ModelMissing
 from workers.generation.backends.ollama import OllamaServer
 from workers.generation.ollama_models import APPLY
-from workers.process import Process
 
 TABLE = {"model.apply": APPLY}
 TOTAL = sum(total for _, total in LAYERS)

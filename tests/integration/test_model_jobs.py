@@ -16,7 +16,8 @@ from tests.integration.talking import answered, failed, say
 from tests.integration.workbench import drain, job_of, make_process, submit
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
-from workers.process import Process
+from workers.attempts.process import Process
+from workers.generation.backends.interface import generators_of
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def wire() -> Iterator[Wire]:
 def process(settings: Settings, ledger: Ledger, wire: Wire) -> Iterator[Process]:  # noqa: ARG001
     process = make_process(settings, ollama_url=wire.url, ollama_pull=True)
     yield process
-    process.generators.close()
+    generators_of(process).close()
     process.ledger.close()
 
 

@@ -16,7 +16,7 @@ from shared.tables import Worker
 from shared.vocabulary import Queue
 from tests.integration.talking import say
 from tests.integration.workbench import claim, handlers, job_of, make_process, submit
-from workers.process import Process
+from workers.attempts.process import Process
 from workers.sweep.rounds import Round
 from workers.sweep.sweep import fail_unserved
 

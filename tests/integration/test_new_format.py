@@ -9,7 +9,7 @@ from cli.main import run
 from shared.formats import FORMATS, Format
 from tests.integration.ingestion import CATS, TRAINS, live_texts, search
 from tests.integration.workbench import drain
-from workers.process import Process
+from workers.attempts.process import Process
 
 CARDS = f"{CATS}\n~\n{TRAINS}"
 

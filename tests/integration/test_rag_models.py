@@ -14,9 +14,9 @@ from tests.integration.ingestion import document_id, ingest, new_collection
 from tests.integration.talking import MODEL, answered, failed
 from tests.integration.workbench import handlers, submit
 from tests.wire.behaviour import Wire
+from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.generation.prompts.prompt import NOT_FOUND, NOT_FOUND_KOREAN
-from workers.process import Process
 
 ECHO = "{context}\nQ: {question}"
 

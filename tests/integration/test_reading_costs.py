@@ -14,7 +14,7 @@ from shared.jobs.queues import EXACT_STEPS, MARK_EVERY, Depths, estimate
 from shared.jobs.turns import HELD
 from shared.vocabulary import Lane, Queue
 from tests.integration.workbench import claim, claimed, submit, submit_many, succeed
-from workers.process import Process
+from workers.attempts.process import Process
 
 LONG = 2 * EXACT_STEPS
 """Already more than is counted anew by each call."""

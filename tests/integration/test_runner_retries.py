@@ -27,8 +27,8 @@ from tests.integration.workbench import (
     submit,
 )
 from workers.attempts.context import Context
+from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.process import Process
 
 
 def raising(*errors: Exception | None) -> Any:

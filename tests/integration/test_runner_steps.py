@@ -35,8 +35,8 @@ from tests.integration.workbench import (
     submit,
 )
 from workers.attempts.context import Context, Done, Handler
+from workers.attempts.process import Process
 from workers.attempts.runner import conclude_all, run, run_next
-from workers.process import Process
 
 
 def test_an_empty_queue_is_no_work(process: Process) -> None:

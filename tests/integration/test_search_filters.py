@@ -17,7 +17,7 @@ from tests.integration.ingestion import (
     search,
     stores_agree,
 )
-from workers.process import Process
+from workers.attempts.process import Process
 
 TEXT = "The kite is red."
 

@@ -20,10 +20,10 @@ from tests.integration.ingestion import (
 )
 from tests.integration.workbench import claimed, drain, embedders, handlers, job_of, submit
 from workers.attempts.context import Context
+from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.ingest import erasure as erasing
-from workers.process import Process
-from workers.retrieval.store import Entry
+from workers.retrieval.store import Entry, store_of
 
 TEXTS = {
     "cats": "Cats sleep for most of the day.",
@@ -92,7 +92,7 @@ def test_vectors_without_live_text_do_not_take_the_place_of_hits(process: Proces
     query = "When does the train leave?"
     vector = embedders().get().encode([query], between=lambda: None)
     entries = [Entry(id=f"orphan-{n}", text="gone", metadata={"n": n}) for n in range(10)]
-    process.store.upsert(collection, entries, np.repeat(vector, 10, axis=0))
+    store_of(process).upsert(collection, entries, np.repeat(vector, 10, axis=0))
 
     hits = search(process, collection, query, k=2)
 

@@ -20,7 +20,7 @@ from tests.integration.ingestion import (
     upload,
 )
 from tests.integration.workbench import drain, embedders, job_of, submit
-from workers.process import Process
+from workers.attempts.process import Process
 
 KOREAN = "창고의 문은 평일 아침 여덟 시에 열고 저녁 일곱 시에 닫습니다. " * 20
 """Some 740 letters, which the model spells out in about a thousand tokens."""

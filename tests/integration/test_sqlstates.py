@@ -16,7 +16,7 @@ from shared.database.transaction import Ledger, make_ledger
 from tests.integration.workbench import drain, job_of, steps_of, submit
 from tests.servers import free_port
 from workers.attempts.context import Context, Done, Handler
-from workers.process import Process
+from workers.attempts.process import Process
 
 AWAY, BUSY, VALUE, CONFLICT, SCHEMA, FAULT = (
     Meaning.AWAY, Meaning.BUSY, Meaning.VALUE, Meaning.CONFLICT, Meaning.SCHEMA, Meaning.FAULT,

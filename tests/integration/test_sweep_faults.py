@@ -27,9 +27,10 @@ from tests.integration.workbench import (
     submit,
     submit_many,
 )
+from workers.attempts.process import Process
 from workers.handlers import CPU_QUEUES, GENERATE_QUEUES, failure_handlers, handlers_of
 from workers.ingest.erasure import Garbage
-from workers.process import Process
+from workers.retrieval.store import store_of
 from workers.sweep.rounds import Round
 from workers.sweep.sweep import TABLES, Sweeper, end_overdue, take_back
 
@@ -313,13 +314,13 @@ def test_a_large_version_is_collected_over_several_rounds(process: Process) -> N
             self.asked = getattr(self, "asked", 0) + 1
             return self.asked <= 2
 
-    real = process.store.delete
+    real = store_of(process).delete
 
     def counting(name: str, ids: list[str]) -> int:
         calls.append(len(ids))
         return real(name, ids)
 
-    process.store.delete = counting  # type: ignore[method-assign,assignment]
+    store_of(process).delete = counting  # type: ignore[method-assign,assignment]
     garbage = Garbage()
     for _ in range(chunks):
         garbage(Once(process, failure_handlers(), "garbage", Event()))

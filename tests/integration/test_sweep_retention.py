@@ -29,10 +29,10 @@ from tests.integration.ingestion import (
 )
 from tests.integration.sweeps import change, sweep
 from tests.integration.workbench import cancel, claimed, job_of, lose_workers, make_process, submit
+from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.handlers import CPU_QUEUES, handlers_of
-from workers.process import Process
-from workers.retrieval.store import Entry
+from workers.retrieval.store import Entry, store_of
 from workers.sweep.sweep import Sweeper
 
 OLD = "now() - interval '40 days'"
@@ -294,7 +294,7 @@ def test_vectors_that_came_after_the_erasure_are_found(process: Process) -> None
     kept = vector_ids(process, collection)
     late = [chunk_id(version, 0), chunk_id(version, 7)]
     own = "a-note-of-somebody-else"
-    process.store.upsert(
+    store_of(process).upsert(
         collection,
         [Entry(id=id_, text="two", metadata={"source": "erased"}) for id_ in (*late, own)],
         np.eye(3, 384, dtype=np.float32),
@@ -313,7 +313,7 @@ def test_stray_vectors_are_found_in_large_collections_round_by_round(
     ingest(process, collection, {f"{n:02}": f"document {n}" for n in range(11)})
     kept = vector_ids(process, collection)
     late = [chunk_id(new_id(), 0) for _ in range(5)]
-    process.store.upsert(
+    store_of(process).upsert(
         collection,
         [Entry(id=id_, text="late", metadata={"source": "late"}) for id_ in late],
         np.eye(len(late), 384, dtype=np.float32),

@@ -11,7 +11,7 @@ from shared.vocabulary import Queue
 from tests.integration.ingestion import ingest, new_collection
 from tests.integration.workbench import claimed, make_process, submit
 from workers.attempts.context import Context
-from workers.process import Process
+from workers.attempts.process import Process
 from workers.tools.search import NOTHING
 from workers.tools.table import run
 

@@ -14,8 +14,8 @@ from shared.kinds.kind import Kind
 from shared.redis.events import stream_key
 from shared.tables import Job
 from tests.integration.workbench import drain, invariants_hold, job_of, make_process, submit
-from workers.process import Process
-from workers.retrieval.embed import Embedders
+from workers.attempts.process import Process
+from workers.retrieval.embed import Embedders, make_embedders
 
 UNKNOWN = "own/unknown"
 
@@ -27,7 +27,7 @@ def worker(
     """A worker that reaches no hub."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     mine = make_process(settings, "alone")
-    mine.__dict__["embedders"] = Embedders(mine.settings)
+    mine.hold(make_embedders, Embedders(mine.settings))
     yield mine
     mine.ledger.close()
     invariants_hold(process, all_ended=True)

@@ -20,9 +20,9 @@ from tests.integration.ingestion import (
 from tests.integration.toy_store import Memory
 from tests.integration.vector_store_contract import VectorStoreContract
 from tests.integration.workbench import make_process
-from workers.process import Process
+from workers.attempts.process import Process
 from workers.retrieval.chroma import Chroma
-from workers.retrieval.store import VectorStore, import_store, make_store
+from workers.retrieval.store import VectorStore, import_store, make_store, store_of
 
 every_store = pytest.mark.parametrize("type_", STORES.values(), ids=list(STORES))
 
@@ -79,7 +79,7 @@ def test_documents_are_ingested_searched_and_replaced_with_a_new_store(
     process = process_with_toy
     collection = new_collection(process)
     assert ingest(process, collection, {"cats": CATS, "trains": TRAINS})[0] == {"added": 2}
-    assert isinstance(process.store, Memory)
+    assert isinstance(store_of(process), Memory)
     assert search(process, collection, "When does a train leave?", k=1)[0].source == "trains"
     assert ingest(process, collection, {"cats": TRAINS})[0] == {"replaced": 1}
     assert vector_ids(process, collection) == live_chunk_ids(process, collection)

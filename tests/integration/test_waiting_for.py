@@ -18,8 +18,8 @@ from tests.integration.answers import EMBED
 from tests.integration.talking import say
 from tests.integration.workbench import claimed, doing, job_of, submit, succeed
 from workers.attempts.context import Context
+from workers.attempts.process import Process
 from workers.attempts.runner import run
-from workers.process import Process
 
 
 def lives(process: Process, *queues_: str, routes: tuple[str, ...] = ()) -> None:

@@ -33,8 +33,8 @@ from tests.integration.workbench import (
     submit,
 )
 from tests.servers import free_port
+from workers.attempts.process import Process
 from workers.attempts.runner import Handlers
-from workers.process import Process
 
 KEY = b"a key of twenty-four byt"
 SECRET = "whsec_" + base64.b64encode(KEY).decode()

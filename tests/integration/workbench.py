@@ -21,10 +21,10 @@ from shared.kinds.kind import Kind
 from shared.tables import Job, Step
 from shared.vocabulary import OPEN, Lane, Queue, State
 from workers.attempts.context import Context, Done, Handler
+from workers.attempts.process import Process
 from workers.attempts.runner import Handlers, run_next
 from workers.handlers import CPU_QUEUES, GENERATE_QUEUES, WEBHOOK_QUEUES, handlers_of
-from workers.process import Process
-from workers.retrieval.embed import Embedders
+from workers.retrieval.embed import Embedders, make_embedders
 from workers.sweep.rounds import Round
 from workers.sweep.sweep import take_back
 
@@ -59,7 +59,7 @@ def handlers() -> Handlers:
 def make_process(settings: Settings, name: str = "test", **changes: Any) -> Process:
     """A worker process with quick settings; close its ledger when done."""
     process = Process(settings.model_copy(update=QUICK | changes), name, routes=ROUTES)
-    process.__dict__["embedders"] = embedders()  # a cached property, filled before its first use
+    process.hold(make_embedders, embedders())
     return process
 
 

@@ -14,7 +14,7 @@ from shared.errors import Cancelled
 from shared.jobs.claims import Claim
 from shared.kinds.chat import BuiltInTool
 from workers.attempts.context import Context
-from workers.process import Process
+from workers.attempts.process import Process
 from workers.tools.table import run, tools
 
 CALCULATOR = BuiltInTool(type="calculator")

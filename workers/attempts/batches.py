@@ -13,7 +13,7 @@ from shared.jobs import claims, steps
 from shared.jobs.claims import Claim
 from workers.attempts.context import Context, Done, RunBatch
 from workers.attempts.heartbeat import Heartbeat
-from workers.process import Process
+from workers.attempts.process import Process
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def claim_more(process: Process, transaction: Transaction, first: Claim) -> list
         first,
         worker=process.worker_name,
         lease_s=process.settings.step_lease_s,
-        limit=process.batch_sizes.of(first.batch_key) - 1,
+        limit=batch_sizes_of(process).of(first.batch_key) - 1,
         shared_by=process.settings.worker_concurrency,
         routes=process.routes,
     )
@@ -72,7 +72,7 @@ def run_batch(process: Process, run: RunBatch, batch: Sequence[Claim], conclude:
                 ledger(context, error)
             return
         if batch[0].batch_key is not None:
-            process.batch_sizes.learn(
+            batch_sizes_of(process).learn(
                 batch[0].batch_key, claimed=len(batch), through=len(batch) - len(left)
             )
         _give_back(process, left)
@@ -112,3 +112,11 @@ def _give_back(process: Process, contexts: Sequence[Context]) -> None:
         with process.ledger.begin() as transaction:
             if steps.retry(transaction, context.claim, None, in_s=0, free=True):
                 transaction.ring(context.claim.queue)
+
+
+def batch_sizes_of(process: Process) -> BatchSizes:
+    return process.held(_batch_sizes)
+
+
+def _batch_sizes(process: Process) -> BatchSizes:
+    return BatchSizes(process.settings.hf_batch_steps)

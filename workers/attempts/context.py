@@ -13,7 +13,7 @@ from shared.jobs.steps import Finish, NewStep, Record
 from shared.redis.events import Event, EventType
 
 if TYPE_CHECKING:
-    from workers.process import Process  # which holds the heartbeats, which know contexts
+    from workers.attempts.process import Process  # which holds the heartbeats, which know contexts
 
 
 @dataclass(frozen=True, kw_only=True)

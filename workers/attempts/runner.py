@@ -20,9 +20,9 @@ from shared.jobs.claims import Claim
 from workers.attempts import batches
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.heartbeat import Heartbeat
+from workers.attempts.process import Process
 from workers.attempts.results import finish_of, prepared
 from workers.attempts.retry import message_of, settle_failure
-from workers.process import Process
 
 log = logging.getLogger(__name__)
 

@@ -40,6 +40,7 @@ from workers.generation.backends.interface import (
     TextGenerator,
     Tool,
     ToolCall,
+    generators_of,
 )
 from workers.generation.ollama_models import on_demand
 from workers.generation.prompts import conversation
@@ -114,7 +115,7 @@ def chat_answer(context: Context) -> Done:
         input_ = ChatInput.model_validate(job.input)
         before = conversation.load(session, job.conversation_id)
     state = AgentState.of(context.claim.payload)
-    generator = process.generators.get(input_.model or process.settings.generation_model)
+    generator = generators_of(process).get(input_.model or process.settings.generation_model)
     is_last = state.turn >= process.settings.agent_limit_turns
     answer = _generate(context, generator, job, input_, before, state, is_last=is_last)
     if is_last and answer.calls:

@@ -20,7 +20,7 @@ from workers.attempts.context import Context, Done, Handler
 from workers.generation.answers.citations import MarkerFilter, says_not_found
 from workers.generation.answers.structured import instructed, read_json
 from workers.generation.backends import extractive
-from workers.generation.backends.interface import Completion, Request, TextGenerator
+from workers.generation.backends.interface import Completion, Request, TextGenerator, generators_of
 from workers.generation.ollama_models import on_demand
 from workers.generation.prompts import conversation
 from workers.generation.prompts.prompt import Passage, RagPrompt, build, wording_for
@@ -99,7 +99,7 @@ def _generate(
     context: Context, job: Job, input_: RagInput, model: str, hits: Sequence[ScoredChunk]
 ) -> Done:
     process = context.process
-    generator = process.generators.get(model)
+    generator = generators_of(process).get(model)
     chosen = sampling(input_.parameters, process.settings, step_id=context.claim.step_id)
     generator.learn(context.check)
     budget = prompt_budget(generator, chosen.max_tokens)

@@ -24,6 +24,7 @@ from shared.jobs import jobs
 from shared.jobs.steps import Record
 from shared.kinds.generation import Parameters
 from workers.attempts.context import Context
+from workers.attempts.process import Process
 from workers.generation.backends.interface import (
     Completion,
     Delta,
@@ -199,7 +200,7 @@ def write(
         shown.append(again[: len(before.shown)])
         transcript.offset = len(before.shown)
         show("", again[len(before.shown) :])
-    process.transcript_writer.open(transcript)
+    transcript_writer_of(process).open(transcript)
     try:
         completion = _follow(
             context,
@@ -208,10 +209,10 @@ def write(
             lambda delta: show(delta.text, filter_.feed(delta.text), delta.token_ids),
         )
     except BaseException:
-        process.transcript_writer.close(transcript)
+        transcript_writer_of(process).close(transcript)
         _keep(context, transcript)
         raise
-    process.transcript_writer.close(transcript)
+    transcript_writer_of(process).close(transcript)
     show("", filter_.close())
     if completion.finish_reason in INTERRUPTED:
         _keep(context, transcript)
@@ -309,3 +310,11 @@ def deadline(context: Context) -> float | None:
     with context.process.ledger.read() as session:
         left_s = jobs.seconds_left(session, context.claim.job_id)
     return None if left_s is None else time.monotonic() + left_s
+
+
+def transcript_writer_of(process: Process) -> TranscriptWriter:
+    return process.held(_transcript_writer)
+
+
+def _transcript_writer(process: Process) -> TranscriptWriter:
+    return TranscriptWriter(process.settings, process.ledger)

@@ -45,8 +45,9 @@ from workers.attempts.results import stored
 from workers.hf import hub
 from workers.hf.task import LocalTask, Prepared, Row, Watch
 from workers.models import checkpoints
+from workers.models.cache import models_of
 from workers.models.devices import is_fatal, is_out_of_memory, return_freed_blocks
-from workers.process import Process
+from workers.attempts.process import Process
 
 # What a step has to do of one job
 
@@ -246,7 +247,7 @@ class _Loader:
     def __init__(self, requests: Sequence[Request], settle: Settle) -> None:
         context, job_input = requests[0]
         self._name = str(job_input.model)
-        self._models = context.process.hf_models
+        self._models = models_of(context.process)
         self._events = context.process.ledger.events
         self._settle = settle
         self._requests = list(requests)

@@ -16,7 +16,8 @@ from shared.jobs.steps import Record
 from shared.kinds.erase import EraseInput, EraseResult
 from shared.tables import Collection, Version
 from workers.attempts.context import Context, Done, Handler
-from workers.process import Process
+from workers.attempts.process import Process
+from workers.retrieval.store import store_of
 from workers.sweep.rounds import Item, Round
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def _collect_slowly(
             return False
         end = min(first + SLICE_CHUNKS, each.chunk_count)
         part = Part(version_id=each.version_id, first=first, end=end)
-        process.store.delete(each.collection, part.chunk_ids())
+        store_of(process).delete(each.collection, part.chunk_ids())
         done[each.version_id] = first = end
     deleted = ROWS_AT_ONCE
     while deleted == ROWS_AT_ONCE:
@@ -128,7 +129,7 @@ class StrayVectors:
 
     def _look(self, process: Process, name: str, limit: int) -> int:
         offset = self._offset if name == self._collection else 0
-        ids = process.store.id_page(name, limit=limit, offset=offset)
+        ids = store_of(process).id_page(name, limit=limit, offset=offset)
         by_id = {id_: parsed[0] for id_ in ids if (parsed := parse_chunk_id(id_))}
         version_ids = set(by_id.values())
         with process.ledger.read() as session:
@@ -136,7 +137,7 @@ class StrayVectors:
         stray = [id_ for id_, version_id in by_id.items() if version_id not in known]
         if stray:
             log.warning("%s vectors of %s have no version any more", len(stray), name)
-            process.store.delete(name, stray)
+            store_of(process).delete(name, stray)
         self._collection = name
         self._offset = offset + len(ids) - len(stray) if len(ids) == limit else 0
         return len(ids)
@@ -158,7 +159,7 @@ def collect(process: Process, garbage: Iterable[GarbageVersion]) -> int:
     vectors = 0
     for collection, group in by_collection.items():
         ids = [id_ for each in group for id_ in each.chunk_ids()]
-        vectors += process.store.delete(collection, ids)
+        vectors += store_of(process).delete(collection, ids)
         with process.ledger.begin() as session:
             erasure.remove(session, [each.version_id for each in group])
     return vectors
@@ -173,7 +174,7 @@ def delete_orphans(process: Process, collection: str, parts: Sequence[Part]) -> 
         current = versions.live_or_pending(session, {part.version_id for part in parts})
     ids = [id_ for part in parts if part.version_id not in current for id_ in part.chunk_ids()]
     if ids:
-        process.store.delete(collection, ids)
+        store_of(process).delete(collection, ids)
 
 
 def drop_unless_wanted(process: Process, name: str) -> None:
@@ -181,7 +182,7 @@ def drop_unless_wanted(process: Process, name: str) -> None:
     with process.ledger.read() as session:
         if session.scalar(select(Collection.id).where(Collection.name == name)) is not None:
             return
-    process.store.drop(name)
+    store_of(process).drop(name)
 
 
 # The `erase` step: documents or a whole collection, out of both stores, verified.
@@ -212,12 +213,12 @@ def _erase_documents(context: Context, ids: list[str]) -> Done:
     vectors = 0
     for each in retired:
         context.check()
-        vectors += process.store.delete(each.collection, each.chunk_ids())
+        vectors += store_of(process).delete(each.collection, each.chunk_ids())
 
     def delete_again() -> None:
         """What an embedding step wrote in between, whose rows are now gone."""
         for garbage in retired:
-            process.store.delete(garbage.collection, garbage.chunk_ids())
+            store_of(process).delete(garbage.collection, garbage.chunk_ids())
 
     def record(transaction: Transaction) -> None:
         erasure.delete_documents(transaction, hidden)
@@ -231,7 +232,7 @@ def _erase_collection(context: Context, name: str) -> Done:
     with process.ledger.begin() as session:
         collection_id = erasure.hide_collection(session, name)
         extent = erasure.extent_of_collection(session, collection_id)
-    vectors = process.store.drop(name)
+    vectors = store_of(process).drop(name)
 
     def record(transaction: Transaction) -> None:
         erasure.delete_collection(transaction, collection_id)

@@ -34,12 +34,13 @@ from shared.normal import nfc
 from shared.tables import Chunk, Collection, File, Job
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
+from workers.attempts.process import Process
 from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_wanted
 from workers.ingest.load import LOADER_VERSION, LoadedText, form
 from workers.ingest.load import load as load_document
 from workers.ingest.split import Piece, least_pieces, split
-from workers.process import Process
-from workers.retrieval.store import Entry
+from workers.retrieval.embed import embedders_of
+from workers.retrieval.store import Entry, store_of
 
 # How the failure of an ingest step is booked: its sources fail, and the job goes on; and the
 # job's end.
@@ -241,7 +242,7 @@ def content_of(process: Process, options: IngestOptions, raw: Raw) -> Content:
     )
     tokenizer = None
     if options.splitter.type is SplitterType.TOKEN:
-        tokenizer = process.embedders.get(options.model).tokenizer
+        tokenizer = embedders_of(process).get(options.model).tokenizer
         if tokenizer is None:
             raise DocumentError(
                 f"{raw.name}: {options.model} has no tokenizer to split with. Choose another "
@@ -323,7 +324,7 @@ def write_vectors(
     chunks = [chunk for chunk in chunks if chunk.version_id in origins]  # others just vanished
     if not chunks:
         return {}
-    embedder = process.embedders.get(options.model, check=context.check)
+    embedder = embedders_of(process).get(options.model, check=context.check)
     with process.ledger.begin() as session:
         dimension = collections.fix_dimension(session, options.collection_id, embedder.dimension)
     if dimension != embedder.dimension:
@@ -343,7 +344,7 @@ def write_vectors(
     vectors = embedder.encode(texts, between=context.check)
     context.check()
     entries = [_entry(chunk, origins[chunk.version_id]) for chunk in chunks]
-    process.store.upsert(options.collection, entries, vectors)
+    store_of(process).upsert(options.collection, entries, vectors)
     return cuts
 
 
@@ -477,7 +478,7 @@ def _make_in_store(process: Process, collection: Collection) -> None:
     """
     with process.ledger.begin() as session:
         collections.hold(session, collection.id)
-    process.store.make(collection.name, collection.distance)
+    store_of(process).make(collection.name, collection.distance)
     try:
         with process.ledger.begin() as session:
             collections.hold(session, collection.id)

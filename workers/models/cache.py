@@ -17,6 +17,7 @@ import torch
 
 from shared.config import Settings
 from shared.kinds.hf import TASKS
+from workers.attempts.process import Process
 from workers.hf.task import LocalTask, Options, UnbatchedTask
 from workers.models import locate
 from workers.models.checkpoints import MIB
@@ -149,3 +150,11 @@ class Models:
             model, task, time.monotonic() - began, loaded.size_bytes / MIB,
         )  # fmt: skip
         return loaded
+
+
+def models_of(process: Process) -> Models:
+    return process.held(_models)
+
+
+def _models(process: Process) -> Models:
+    return Models(process.settings)

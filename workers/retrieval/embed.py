@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 from tokenizers import Tokenizer
 
 from shared.config import Settings
+from workers.attempts.process import Process
 from workers.models.batching import Vectors
 from workers.models.cache import Kept
 
@@ -94,3 +95,11 @@ class Embedders:
             embedder = import_embedder(name)(name, self._settings, check)
             self._kept.add(name, embedder)
         return embedder
+
+
+def embedders_of(process: Process) -> Embedders:
+    return process.held(make_embedders)
+
+
+def make_embedders(process: Process) -> Embedders:
+    return Embedders(process.settings)

@@ -14,9 +14,9 @@ from shared.normal import nfc
 from shared.providers import route_of
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
-from workers.process import Process
-from workers.retrieval.embed import Embedder
-from workers.retrieval.store import Match, Missing
+from workers.attempts.process import Process
+from workers.retrieval.embed import Embedder, embedders_of
+from workers.retrieval.store import Match, Missing, store_of
 
 # Retrieval: the nearest chunks of a collection that are live in Postgres.
 
@@ -83,7 +83,7 @@ def find(
         )  # fmt: skip
     if dimension is None:
         return []  # nothing has been embedded yet
-    embedder = process.embedders.get(model, check=check)
+    embedder = embedders_of(process).get(model, check=check)
     if embedder.dimension != dimension:
         raise Permanent(
             f"Collection {collection_name!r} has {dimension} dimensions, but {model!r} now gives "
@@ -94,7 +94,7 @@ def find(
     limit = k
     for _ in range(WIDEN_TIMES):
         try:
-            matches = process.store.query(collection_name, vector, limit=limit, where=where)
+            matches = store_of(process).query(collection_name, vector, limit=limit, where=where)
         except Missing:
             if _is_empty(process, collection_name):
                 return []
@@ -129,7 +129,7 @@ def _hit(chunk: documents.ChunkView, match: Match) -> Hit:
 
 def embed(context: Context) -> Done:
     input_ = EmbedInput.model_validate(_input(context))
-    embedder = context.process.embedders.get(input_.model, check=context.check)
+    embedder = embedders_of(context.process).get(input_.model, check=context.check)
     cut = embedder.overlong(input_.texts, between=context.check)
     vectors = embedder.encode(input_.texts, between=context.check)
     result = EmbedResult(

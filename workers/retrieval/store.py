@@ -14,6 +14,7 @@ from shared.bounds import Metadata
 from shared.config import Settings
 from shared.errors import Permanent
 from shared.vector_stores import store_type
+from workers.attempts.process import Process
 from workers.models.batching import Vectors
 
 
@@ -90,3 +91,11 @@ def import_store(settings: Settings) -> Callable[[Settings], VectorStore]:
 def make_store(settings: Settings) -> VectorStore:
     """The store that the settings name. Raises ConfigurationError where they name none."""
     return import_store(settings)(settings)
+
+
+def store_of(process: Process) -> VectorStore:
+    return process.held(_store)
+
+
+def _store(process: Process) -> VectorStore:
+    return make_store(process.settings)

@@ -11,8 +11,8 @@ from uuid import UUID
 from shared.database.sqlstates import first_line, is_outage, trouble_of
 from shared.database.transaction import Transaction
 from shared.jobs import sweeps
+from workers.attempts.process import Process
 from workers.attempts.runner import Handlers
-from workers.process import Process
 
 log = logging.getLogger(__name__)
 

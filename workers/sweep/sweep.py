@@ -30,10 +30,10 @@ from shared.jobs.queues import lacks_worker
 from shared.kinds.registry import KINDS
 from shared.tables import Job, Step
 from shared.vocabulary import OPEN, State
+from workers.attempts.process import Process
 from workers.attempts.retry import lost_worker, settle_failure
 from workers.attempts.runner import Handlers
 from workers.ingest.erasure import Garbage, StrayVectors
-from workers.process import Process
 from workers.sweep.retention import Retention, delete_doomed
 from workers.sweep.rounds import Item, Round
 

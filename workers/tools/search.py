@@ -2,8 +2,8 @@
 
 from typing import Final
 
+from workers.attempts.process import Process
 from workers.fences import code_for, cut_block
-from workers.process import Process
 from workers.retrieval.steps import find
 
 NOTHING: Final = "Nothing was found."

@@ -24,6 +24,7 @@ from shared.bounds import is_deep
 from shared.errors import InvalidInput, Permanent
 from shared.kinds.generation import ResponseFormat
 from workers.attempts.context import Context
+from workers.attempts.process import Process
 from workers.generation.answers import schema_child
 from workers.generation.backends.interface import (
     Completion,
@@ -289,7 +290,7 @@ def instructed(
     """The messages with the request for JSON in the system prompt. Raises InvalidInput for a schema
     that is none."""
     if format_.json_schema is not None:
-        context.process.schemas.check(format_.json_schema)
+        schemas_of(context.process).check(format_.json_schema)
     system = instructions(format_.json_schema)
     if messages[0].role == Role.SYSTEM:
         system = f"{messages[0].content}\n\n{system}"
@@ -333,5 +334,13 @@ def _checked_value(context: Context, completion: Completion, format_: ResponseFo
             "was complete. Raise parameters.max_tokens, or ask for less."
         ) from error
     if format_.json_schema is not None:
-        context.process.schemas.validate(value, format_.json_schema)
+        schemas_of(context.process).validate(value, format_.json_schema)
     return value
+
+
+def schemas_of(process: Process) -> SchemaChecker:
+    return process.held(_schemas)
+
+
+def _schemas(process: Process) -> SchemaChecker:
+    return SchemaChecker(limit_s=process.settings.schema_check_s)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from shared.config import Settings
 from shared.errors import InvalidInput, Permanent
 from shared.providers import PROVIDERS, provider_of
+from workers.attempts.process import Process
 
 
 class Role(StrEnum):
@@ -346,3 +347,11 @@ class Generators:
 
 def is_past(deadline: float | None) -> bool:
     return deadline is not None and time.monotonic() >= deadline
+
+
+def generators_of(process: Process) -> Generators:
+    return process.held(_generators)
+
+
+def _generators(process: Process) -> Generators:
+    return Generators(process.settings, on_fatal=process.on_fatal)
