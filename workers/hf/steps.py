@@ -41,13 +41,13 @@ from shared.redis.model_loading import Loading
 from shared.tables import Job, Step
 from shared.vocabulary import Queue, State
 from workers.attempts.context import Context, Done, Handler, Settle
+from workers.attempts.process import Process
 from workers.attempts.results import stored
 from workers.hf import hub
 from workers.hf.task import LocalTask, Prepared, Row, Watch
 from workers.models import checkpoints
 from workers.models.cache import models_of
 from workers.models.devices import is_fatal, is_out_of_memory, return_freed_blocks
-from workers.attempts.process import Process
 
 # What a step has to do of one job
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from shared.config import Settings
 from shared.errors import InvalidInput, Permanent
@@ -242,6 +242,7 @@ class Generation:
         return self.completion
 
 
+@runtime_checkable
 class TextGenerator(Protocol):
     """A model that can generate. Thread-safe."""
 
