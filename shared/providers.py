@@ -20,7 +20,7 @@ def _no_key(_settings: Settings) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelServer:
-    """A server beside Sluice that holds models, as far as plain HTTP tells of it.
+    """A server beside Sluice that holds models, as far as plain HTTP shows.
 
     `remedy` is what an operator can do where it does not answer. The body that a GET of
     `list_path` answers with has the `names` of its models.

@@ -99,8 +99,8 @@ class ChatInput(Shape):
 
 
 class ChatResult(Shape):
-    """`turns` counts how often the model was asked, `steps` are its calls of tools and their
-    results; `messages_dropped` of the history found no room in its window."""
+    """`turns` counts the model's answers, `steps` are its calls of tools and their results;
+    `messages_dropped` of the history found no room in its window."""
 
     message: dict[str, Any]
     model: str

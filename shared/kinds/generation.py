@@ -31,20 +31,20 @@ class Parameters(Shape):
 
 
 class ResponseFormat(Shape):
-    """`json` makes the model answer with JSON, valid by `schema` where one is given."""
+    """`json` makes the model answer with JSON, valid by `schema` where there is one."""
 
     type: Literal["text", "json"] = "text"
     json_schema: JsonSchema | None = Field(default=None, alias="schema")
 
 
-def _has_places(template: str) -> str:
-    places = set(re.findall(r"{(\w*)}", template.replace("{{", "").replace("}}", "")))
-    if places != {"context", "question"}:
-        raise ValueError("a prompt has the places {context} and {question}, and no others")
+def _has_placeholders(template: str) -> str:
+    names = set(re.findall(r"{(\w*)}", template.replace("{{", "").replace("}}", "")))
+    if names != {"context", "question"}:
+        raise ValueError("a prompt has the placeholders {context} and {question}, and no others")
     return template
 
 
-PromptTemplate = Annotated[str, Field(max_length=100_000), AfterValidator(_has_places)]
+PromptTemplate = Annotated[str, Field(max_length=100_000), AfterValidator(_has_placeholders)]
 
 
 class Usage(Shape):

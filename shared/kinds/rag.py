@@ -49,7 +49,7 @@ class RagResult(Shape):
     passages_dropped: int = 0
     markers_removed: int = 0
     parsed: Any = None
-    """The answer as JSON, where `response_format` asked for that."""
+    """The answer as JSON, where `response_format` is JSON."""
 
 
 def _check(job_input: RagInput, settings: Settings) -> None:

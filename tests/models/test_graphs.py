@@ -19,7 +19,7 @@ from torch.utils.weak import TensorWeakRef
 
 from tests.models import tiny
 from workers.generation.backends.rolling.generator import adapt
-from workers.generation.backends.rolling.graphs import Run, StaticSteps
+from workers.generation.backends.rolling.graphs import Run, StaticDecode
 from workers.generation.backends.rolling.slab import Network
 
 IDS = [5, 6, 7]
@@ -67,7 +67,7 @@ def test_what_a_captured_step_reads_lives_as_long_as_the_step(network: Network) 
         reads.end()
         return logits.clone
 
-    steps = StaticSteps(network, lambda: capture)
+    steps = StaticDecode(network, lambda: capture)
     steps.decode(IDS, COLUMNS)
     network.decode(IDS, COLUMNS)  # the last layout is no longer the captured step's
     gc.collect()
@@ -88,7 +88,7 @@ def test_steps_of_another_shape_of_the_slab_are_captured_anew(network: Network) 
 
         return capture
 
-    steps = StaticSteps(network, new_capture)
+    steps = StaticDecode(network, new_capture)
     steps.decode(IDS, COLUMNS)
     steps.decode(IDS, COLUMNS)
     steps.decode(IDS[:1], COLUMNS[:1])
@@ -108,7 +108,7 @@ def test_what_cannot_be_captured_runs_without_graphs(
         attempts.append(run)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    steps = StaticSteps(network, lambda: capture)
+    steps = StaticDecode(network, lambda: capture)
     with caplog.at_level(logging.WARNING):
         logits = steps.decode(IDS, COLUMNS)
         again = steps.decode(IDS, COLUMNS)
@@ -129,4 +129,4 @@ def test_a_lack_of_memory_is_not_hidden(network: Network) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        StaticSteps(network, lambda: capture).decode(IDS, COLUMNS)
+        StaticDecode(network, lambda: capture).decode(IDS, COLUMNS)

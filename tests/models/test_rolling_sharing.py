@@ -199,7 +199,7 @@ def test_rows_keep_their_keys_and_values_however_they_move() -> None:
         def __init__(self, slots: list[int]) -> None:
             self.slots = torch.tensor(slots)
 
-        def places(self, _: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        def cells(self, _: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
             return self.slots, torch.zeros_like(self.slots)
 
         def visible(self, slab: torch.Tensor) -> torch.Tensor:
@@ -248,9 +248,9 @@ def test_the_store_of_prefixes_drops_the_least_recently_used() -> None:
     prefixes = Prefixes(100)
     one, other, third = ([n] * 40 for n in (1, 2, 3))
     for each in (one, other):
-        assert prefixes.wants(each)
+        assert prefixes.is_new(each)
         prefixes.keep(each, ())
-    assert not prefixes.wants(one)
+    assert not prefixes.is_new(one)
     assert prefixes.longest([*one, 9])[1] == 40
     prefixes.keep(third, ())
     assert prefixes.longest(other) == (None, 0)
@@ -258,8 +258,8 @@ def test_the_store_of_prefixes_drops_the_least_recently_used() -> None:
     longer = [*one, 5, 6]
     prefixes.keep(longer, ())
     assert prefixes.longest([*longer, 7])[1] == 42
-    assert not prefixes.wants([4] * 101)
-    assert not prefixes.wants([4] * 20)
+    assert not prefixes.is_new([4] * 101)
+    assert not prefixes.is_new([4] * 20)
 
 
 def test_a_large_request_is_not_passed_over_for_ever() -> None:

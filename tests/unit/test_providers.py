@@ -88,7 +88,8 @@ def test_a_server_that_is_not_set_is_an_error_with_the_setting(provider: Provide
 @every_provider
 def test_the_pages_and_helps_have_it(provider: Provider) -> None:
     page = (ROOT / "docs/generation.md").read_text(encoding="utf-8")
-    assert f"| `{provider.form}` | {provider.summary} |" in page
+    row = f"| `{provider.form}` | {provider.summary} |"
+    assert row in page, f"docs/generation.md has no row that begins with {row}"
     assert f"`{provider.form}`" in REFERENCE_FORMS
     if not provider.is_loaded:
         assert provider.name in CliRunner().invoke(worker, ["generate", "--help"]).output

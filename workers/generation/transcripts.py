@@ -274,7 +274,7 @@ def show_at_once(context: Context, text: str) -> Record:
 
 
 def sampling(parameters: Parameters, settings: Settings, *, step_id: int) -> Sampling:
-    """Raises InvalidInput where more tokens are asked for than the server allows.
+    """Raises InvalidInput for more tokens than the server allows.
 
     Without a seed the step's id is one: the next attempt has to draw as this one did.
     """

@@ -150,7 +150,7 @@ class MarkerFilter:
 
 
 def says_not_found(answer: str) -> bool:
-    """Whether the answer is the sentence that it was told to be where the passages hold none."""
+    """Whether the answer is the sentence for a question that the passages do not answer."""
     bare = comparable(" ".join(_MARKER.sub("", answer).split()).strip(_DECORATION))
     return bare in {comparable(one.strip(_DECORATION)) for one in (NOT_FOUND, NOT_FOUND_KOREAN)}
 

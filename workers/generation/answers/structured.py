@@ -46,7 +46,7 @@ _WALL_FACTOR: Final = 30
 
 
 class NotJson(Permanent):
-    """The model's answer is not the JSON that was asked for."""
+    """The model's answer is not the JSON that the job requires."""
 
 
 class SchemaChecker:
@@ -207,7 +207,7 @@ def instructions(schema: dict[str, Any] | None) -> str:
 def parse(text: str) -> Any:
     """The JSON value of an answer, which may stand in a code fence or between words.
 
-    Raises NotJson with a message that tells a model, or a person, what is wrong.
+    Raises NotJson with a message that says what is wrong, to a model or a person.
     """
     return _value(_THOUGHT.sub("", text))
 
@@ -269,7 +269,7 @@ def _between_words(text: str) -> list[Any]:
     return values
 
 
-# Answers as JSON: asked for, read, and repaired once.
+# Answers as JSON: instructions, reading, and one repair.
 #
 # No client sees an answer before it is valid, so there is nothing to take back.
 

@@ -5,9 +5,9 @@ passage: `[1]`, `[2]` in the order of first use. A quote is verbatim, but for wh
 collapsed, for its normal form, which is NFC, and for length: of a sentence longer than about 400
 characters the part that matches best is quoted, with an ellipsis where it was cut. Nothing is
 written by a language model. Sentences are ranked by the question's informative terms in them and
-around them, by the retrieval score of their passage, and by whether they show what was asked for
-(a number, a date, a name). When none shares enough of those terms, the answer says so and cites
-nothing.
+around them, by the retrieval score of their passage, and by whether they hold a number, a date or a
+name where the question is after one. When none shares enough of those terms, the answer says so and
+cites nothing.
 
 It matches words, whatever their width, case and normal form, and not meaning: a Korean question
 about an English passage finds only the names that both write alike. It reads no settings, loads no
@@ -501,7 +501,7 @@ def _terms_in(text: str) -> frozenset[str]:
 
 
 def _match(word: Word, terms: frozenset[str]) -> float:
-    """How much of the word is there. Korean ones match in part; their first syllables tell most."""
+    """How much of the word is there. Korean ones match in part, first of all by their beginning."""
     share = sum(term in terms for term in word) / len(word)
     if len(word) > 1 and word[0] in terms:
         share = max(share, _FIRST_SYLLABLES)

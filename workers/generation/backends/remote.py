@@ -99,7 +99,7 @@ class Server(ABC):
     def translated(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
         """What an error of the client means; None for one that it does not know.
 
-        `has_begun` tells whether an answer was on its way.
+        `has_begun` says whether an answer was on its way.
         """
 
     @abstractmethod

@@ -220,7 +220,7 @@ def to_message(message: ChatMessage) -> Message:
     )
 
 
-# Messages that fit a model's window, with a summary in place of what does not, where wanted.
+# Messages that fit a model's window, with a summary of the others where the conversation has one.
 
 SUMMARY_SHARE = 8
 """A summary may take an eighth of the prompt."""

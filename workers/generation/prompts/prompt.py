@@ -39,7 +39,7 @@ def most(limit: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-# What models are told, in English and in Korean. The language is the one of the question.
+# The words of prompts, in English and in Korean. The language is the one of the question.
 
 NOT_FOUND: Final = NOTHING_ENGLISH
 NOT_FOUND_KOREAN: Final = NOTHING_KOREAN
@@ -55,13 +55,13 @@ class Wording:
     answer_from_passages: str
     no_passages: str
     question: str
-    """Has the places {context} and {question}."""
+    """Has the placeholders {context} and {question}."""
     not_found: str
     summarize: str
     summary_so_far: str
     new_messages: str
     summary: str
-    """How a summary stands in the system prompt; has the place {summary}."""
+    """How a summary stands in the system prompt; has the placeholder {summary}."""
 
 
 ENGLISH: Final = Wording(
@@ -134,7 +134,7 @@ def wording_for(text: str) -> Wording:
 
 Count = Callable[[Sequence[Message]], int]
 
-PLACES: Final = frozenset({"context", "question"})
+PLACEHOLDERS: Final = frozenset({"context", "question"})
 _SENTENCE_END: Final = re.compile(r"[.!?…。！？][\"'”’)\]»」』]*(?=\s|$)|\n")
 _SPACE: Final = re.compile(r"\s")
 _CUT_MARK: Final = " …"
@@ -227,11 +227,13 @@ def _template(template: str) -> PromptTemplate:
             f"The prompt has a brace too many or too few: {error}. Write {{{{ and }}}} for braces "
             "that are text."
         ) from error
-    # A format such as {context:>999999999} would fill the memory; an attribute is no place.
-    if {name for name, _, _ in fields} != PLACES or any(spec or conv for _, spec, conv in fields):
+    # A format such as {context:>999999999} would fill the memory; an attribute is no placeholder.
+    if {name for name, _, _ in fields} != PLACEHOLDERS or any(
+        spec or conv for _, spec, conv in fields
+    ):
         raise InvalidInput(
-            "The prompt needs the places {context} and {question}, written just so, and no others. "
-            "Write {{ and }} for braces that are text."
+            "The prompt needs the placeholders {context} and {question}, written just so, and no "
+            "others. Write {{ and }} for braces that are text."
         )
     return PromptTemplate.from_template(template)
 
@@ -254,7 +256,7 @@ def _beginning(passage: Passage, fits: Callable[[Passage], bool]) -> Passage | N
 
 
 def _boundary(text: str, length: int) -> int:
-    """The last good place to cut at or before `length`, unless that would lose half the text."""
+    """The last good position to cut at or before `length`, unless that would lose half the text."""
     at_least = length // 2
     for pattern in (_SENTENCE_END, _SPACE):
         ends = [match.end() for match in pattern.finditer(text, 0, length + 1)]

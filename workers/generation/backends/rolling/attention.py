@@ -36,7 +36,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chunk:
+class PromptPiece:
     """Consecutive tokens of one row, the first of which belongs in the column `start`."""
 
     slot: int
@@ -52,15 +52,15 @@ class Layout(ABC):
     """Where the tokens of one forward pass lie: token i in `slots[i]` and `columns[i]`."""
 
     def __init__(self, slots: Tensor, columns: Tensor) -> None:
-        self._places = {slots.device: (slots, columns)}
+        self._cells = {slots.device: (slots, columns)}
         self._masks: dict[tuple[Any, ...], Tensor] = {}
 
-    def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def cells(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Slots and columns there; a model may be spread over several devices."""
-        if device not in self._places:
-            slots, columns = next(iter(self._places.values()))
-            self._places[device] = (slots.to(device), columns.to(device))
-        return self._places[device]
+        if device not in self._cells:
+            slots, columns = next(iter(self._cells.values()))
+            self._cells[device] = (slots.to(device), columns.to(device))
+        return self._cells[device]
 
     @abstractmethod
     def visible(self, slab: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class DecodeLayout(Layout):
         """`[rows, 1, 1, span - first]`."""
         key = (like.device, first, window)
         if key not in self._masks:
-            _, columns = self.places(like.device)
+            _, columns = self.cells(like.device)
             seen = torch.arange(first, self._span, device=like.device)
             last = columns[:, None]
             allowed = seen <= last
@@ -136,11 +136,11 @@ class DecodeLayout(Layout):
 class PackedLayout(Layout):
     """Pieces of prompts, end to end."""
 
-    def __init__(self, chunks: Sequence[Chunk], device: torch.device) -> None:
-        slots = [chunk.slot for chunk in chunks for _ in chunk.ids]
-        columns = [column for chunk in chunks for column in range(chunk.start, chunk.end)]
+    def __init__(self, pieces: Sequence[PromptPiece], device: torch.device) -> None:
+        slots = [piece.slot for piece in pieces for _ in piece.ids]
+        columns = [column for piece in pieces for column in range(piece.start, piece.end)]
         super().__init__(torch.tensor(slots, device=device), torch.tensor(columns, device=device))
-        self._chunks = chunks
+        self._pieces = pieces
 
     def visible(self, slab: Tensor) -> Tensor:
         return slab
@@ -150,25 +150,25 @@ class PackedLayout(Layout):
         groups = heads // keys.shape[1]
         out = query.new_empty(1, length, heads, values.shape[-1])
         at = 0
-        for chunk in self._chunks:
-            count = len(chunk.ids)
-            first = 0 if options.window is None else max(0, chunk.start - options.window + 1)
-            columns = (slice(chunk.slot, chunk.slot + 1), slice(None), slice(first, chunk.end))
-            mask = self._mask(query, chunk, first, groups, options.window)
-            piece = query[:, :, at : at + count].reshape(1, keys.shape[1], groups * count, -1)
-            seen = attention(piece, keys[columns], values[columns], mask, options)
+        for piece in self._pieces:
+            count = len(piece.ids)
+            first = 0 if options.window is None else max(0, piece.start - options.window + 1)
+            columns = (slice(piece.slot, piece.slot + 1), slice(None), slice(first, piece.end))
+            mask = self._mask(query, piece, first, groups, options.window)
+            part = query[:, :, at : at + count].reshape(1, keys.shape[1], groups * count, -1)
+            seen = attention(part, keys[columns], values[columns], mask, options)
             out[0, at : at + count] = seen.reshape(heads, count, -1).transpose(0, 1)
             at += count
         return out
 
     def _mask(
-        self, like: Tensor, chunk: Chunk, first: int, groups: int, window: int | None
+        self, like: Tensor, piece: PromptPiece, first: int, groups: int, window: int | None
     ) -> Tensor:
         """`[1, 1, groups * count, end - first]`."""
-        key = (like.device, chunk.slot, first, groups, window)
+        key = (like.device, piece.slot, first, groups, window)
         if key not in self._masks:
-            seen = torch.arange(first, chunk.end, device=like.device)
-            last = torch.arange(chunk.start, chunk.end, device=like.device)[:, None]
+            seen = torch.arange(first, piece.end, device=like.device)
+            last = torch.arange(piece.start, piece.end, device=like.device)[:, None]
             allowed = seen <= last
             if window is not None:
                 allowed &= seen > last - window

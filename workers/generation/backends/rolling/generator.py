@@ -32,11 +32,11 @@ from workers.generation.backends.interface import (
     Tool,
 )
 from workers.generation.backends.rolling import attention
-from workers.generation.backends.rolling.attention import SLUICE, Chunk
-from workers.generation.backends.rolling.graphs import StaticSteps
+from workers.generation.backends.rolling.attention import SLUICE, PromptPiece
+from workers.generation.backends.rolling.graphs import StaticDecode
 from workers.generation.backends.rolling.sampling import Chooser
 from workers.generation.backends.rolling.scheduler import Counters, Limits, Loop, Row, Scheduler
-from workers.generation.backends.rolling.slab import COLUMNS_STEP, Network, Prefixes, Slab
+from workers.generation.backends.rolling.slab import COLUMNS_UNIT, Network, Prefixes, Slab
 from workers.models.load import LoadedGenerator, load_generator
 from workers.models.text import TextStream
 
@@ -76,7 +76,7 @@ def _available_bytes() -> int:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for inference. Its weight is opaque, but tells dtype and device."""
+    """A linear layer for inference. Its weight is opaque, but shows dtype and device."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Prompts:
         self._special_ids = frozenset(special.values())
         self._call_ids = frozenset(special[each] for each in CALL_MARKS if each in special)
         self.has_tools = "tools" in str(tokenizer.chat_template or "")
-        """Whether the template tells the model of tools."""
+        """Whether the template describes tools to the model."""
 
     def encode(self, request: Request) -> list[int]:
         """Raises InvalidInput where the template refuses the messages."""
@@ -202,8 +202,10 @@ class Prompts:
         return text
 
     def _plain(self, messages: Sequence[Message]) -> str:
-        turns = [f"{_PLAIN_NAMES[each.role]}: {self._broken(each.content)}" for each in messages]
-        return "\n".join([*turns, f"{_PLAIN_NAMES[Role.ASSISTANT]}:"])
+        lines = [
+            f"{_PLAIN_NAMES[message.role]}: {self._broken(message.content)}" for message in messages
+        ]
+        return "\n".join([*lines, f"{_PLAIN_NAMES[Role.ASSISTANT]}:"])
 
     def _broken(self, value: Any) -> Any:
         """The same, with a space after the first character of each special token's string."""
@@ -284,11 +286,11 @@ def _over_slab(network: Network, ids: list[int]) -> Tensor:
     network.slab.reserve(2, TOKENS)
     middle = TOKENS // 3
     first = [
-        Chunk(slot=1, start=0, ids=ids[1:]),
-        Chunk(slot=0, start=0, ids=ids[:middle]),
+        PromptPiece(slot=1, start=0, ids=ids[1:]),
+        PromptPiece(slot=0, start=0, ids=ids[:middle]),
     ]
     network.prefill(first, [False, False])
-    network.prefill([Chunk(slot=0, start=middle, ids=ids[middle:-1])], [True])
+    network.prefill([PromptPiece(slot=0, start=middle, ids=ids[middle:-1])], [True])
     logits = network.decode([ids[-1], ids[0]], [TOKENS - 1, TOKENS - 1])
     return logits[0].float()
 
@@ -359,7 +361,7 @@ class Intake:
         return TextStream(decode, self._prompts.stop_strings(request))
 
     def _check(self, prompt: list[int]) -> None:
-        """What a model is never given: it may end the process (SIGFPE for no tokens at all)."""
+        """What no model may read: it may end the process (SIGFPE for no tokens at all)."""
         bounds = self._bounds
         if not prompt:
             raise InvalidInput("The prompt is empty: it makes no tokens for this model.")
@@ -423,7 +425,7 @@ class RollingGenerator(TextGenerator):
             ),
             ends=loaded.ends,
             prefixes=prefixes,
-            static=StaticSteps(network) if settings.generation_cuda_graphs else None,
+            static=StaticDecode(network) if settings.generation_cuda_graphs else None,
         )
         self._loop = Loop(self._scheduler, on_fatal)
 
@@ -452,11 +454,11 @@ class RollingGenerator(TextGenerator):
 
 def _bounds(window_tokens: int, slab_tokens: int, vocabulary_tokens: int) -> Bounds:
     """What one request may have at most: what the model was made for, or what memory holds."""
-    held = slab_tokens // COLUMNS_STEP * COLUMNS_STEP - 1
+    held = slab_tokens // COLUMNS_UNIT * COLUMNS_UNIT - 1
     if held < 1:
         raise ConfigurationError(
             f"The keys and values of {slab_tokens} tokens fit into the memory that is left, and "
-            f"at least {COLUMNS_STEP} are needed. Raise SLUICE_GENERATION_KV_MIB or "
+            f"at least {COLUMNS_UNIT} are needed. Raise SLUICE_GENERATION_KV_MIB or "
             "SLUICE_GENERATION_KV_FRACTION, or use a smaller model."
         )
     if held < window_tokens:

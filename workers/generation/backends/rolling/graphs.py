@@ -31,7 +31,7 @@ Capture = Callable[[Run], Run]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Step:
+class _Graph:
     """`tokens` is `[3, rows]`: ids, columns to write to, positions; `slots` is `[rows]`. A replay
     reads both where they lie, so both live as long as it does."""
 
@@ -72,7 +72,7 @@ def _as_it_is(run: Run) -> Run:
     return run
 
 
-class StaticSteps:
+class StaticDecode:
     """The `decode` of a network, with static shapes."""
 
     def __init__(self, network: Network, capture: Callable[[], Capture] | None = None) -> None:
@@ -81,7 +81,7 @@ class StaticSteps:
         self._network = network
         self._new_capture = capture or (lambda: _default_capture(network.device))
         self._capture = self._new_capture()
-        self._steps: dict[tuple[int, int], _Step] = {}
+        self._graphs: dict[tuple[int, int], _Graph] = {}
         self._shapes_taken = -1
         self._is_off = False
 
@@ -95,17 +95,17 @@ class StaticSteps:
         slab = self._network.slab
         if self._shapes_taken != slab.shapes_taken:
             # Graphs know the addresses of tensors that are gone.
-            self._steps.clear()
+            self._graphs.clear()
             self._capture = self._new_capture()
             self._shapes_taken = slab.shapes_taken
         rows = self.padded_rows(len(ids))
         span = min(max(SPAN_LEAST, 1 << max(columns).bit_length()), slab.columns)
-        step = self._step(rows, span)
-        if step is None:
+        graph = self._graph(rows, span)
+        if graph is None:
             return self._network.decode(ids, columns)
         padding = rows - len(ids)
         last = slab.columns - 1
-        step.tokens.copy_(
+        graph.tokens.copy_(
             torch.tensor(
                 [
                     [*ids, *[0] * padding],
@@ -114,23 +114,23 @@ class StaticSteps:
                 ]
             )
         )
-        return step.replay()[: len(ids)]
+        return graph.replay()[: len(ids)]
 
-    def _step(self, rows: int, span: int) -> _Step | None:
+    def _graph(self, rows: int, span: int) -> _Graph | None:
         """None where the model's steps cannot be captured."""
-        if not self._is_off and (rows, span) not in self._steps:
+        if not self._is_off and (rows, span) not in self._graphs:
             try:
-                self._steps[rows, span] = self._made(rows, span)
+                self._graphs[rows, span] = self._made(rows, span)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 # Such as 8-bit layers, which wait for the device in the middle of a step.
                 log.warning("decode steps cannot be captured and run without graphs: %s", error)
                 self._is_off = True
-                self._steps.clear()
-        return self._steps.get((rows, span))
+                self._graphs.clear()
+        return self._graphs.get((rows, span))
 
-    def _made(self, rows: int, span: int) -> _Step:
+    def _made(self, rows: int, span: int) -> _Graph:
         device = self._network.device
         tokens = torch.zeros(3, rows, dtype=torch.long, device=device)
         # Warming up must not write where rows are.
@@ -141,7 +141,7 @@ class StaticSteps:
             layout = DecodeLayout(slots, tokens[1], span)
             return self._network.run(layout, tokens[0][:, None], tokens[2][:, None], 1)[:, -1]
 
-        return _Step(tokens=tokens, slots=slots, replay=self._capture(run))
+        return _Graph(tokens=tokens, slots=slots, replay=self._capture(run))
 
 
 def _default_capture(device: torch.device) -> Capture:

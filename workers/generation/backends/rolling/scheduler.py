@@ -1,10 +1,10 @@
-"""Turn by turn: who joins the batch, what the model runs, who leaves.
+"""The batch: who joins it, what the model runs, who leaves.
 
-A turn drops who was cancelled or is late, lets waiting requests join, reads a bounded number of
-prompt tokens, and has every row that is ready generate one token: running streams never wait for
-a long prompt, and a new request has its first token within a few turns. Errors stay with the
+An iteration drops who was cancelled or is late, lets waiting requests join, reads a bounded number
+of prompt tokens, and has every row that is ready generate one token: running streams never wait for
+a long prompt, and a new request has its first token within a few iterations. Errors stay with the
 requests they belong to, and out of memory makes the batch smaller. Only a device that is broken
-for the whole process makes `turn` raise.
+for the whole process makes `iterate` raise.
 """
 
 import logging
@@ -26,8 +26,8 @@ from workers.generation.backends.interface import (
     Request,
     is_past,
 )
-from workers.generation.backends.rolling.attention import Chunk
-from workers.generation.backends.rolling.graphs import StaticSteps
+from workers.generation.backends.rolling.attention import PromptPiece
+from workers.generation.backends.rolling.graphs import StaticDecode
 from workers.generation.backends.rolling.sampling import NOT_A_NUMBER, Chooser, choose
 from workers.generation.backends.rolling.slab import (
     SHORTEST_TOKENS,
@@ -186,7 +186,7 @@ class Counters:
     largest_batch: int = 0
 
 
-# How the prompt tokens that one turn reads are shared among the rows that have prompts to
+# How the prompt tokens that one iteration reads are shared among the rows that have prompts to
 # read.
 
 
@@ -212,7 +212,7 @@ def shares(rows: Sequence[Row], budget_tokens: int) -> list[tuple[Row, int]]:
 
 # The line of requests that wait for a slot, and who joins the batch next.
 #
-# Order: lane, requests that were preempted, the fair key with the fewest rows in the batch,
+# Priority: lane, requests that were preempted, the fair key with the fewest rows in the batch,
 # age. One whose keys and values do not fit yet is passed over for smaller ones, but not for
 # ever: once others have joined before it `PASSES_LIMIT` times, nobody does until it fits. One
 # whose beginning another row is reading at the moment waits for that, instead of reading the
@@ -250,7 +250,7 @@ class Waiting:
     ) -> "tuple[Row, Beginning] | None":
         """Who joins now; it has left the line."""
         passed = []
-        for row in sorted(self.rows, key=lambda row: _order(row, batch)):
+        for row in sorted(self.rows, key=lambda row: _priority(row, batch)):
             if not fits(row):
                 if row.times_passed >= PASSES_LIMIT:
                     return None
@@ -259,21 +259,21 @@ class Waiting:
             beginning = _beginning(row, batch, prefixes)
             if beginning is None:
                 continue
-            for each in passed:
-                each.times_passed += 1
+            for waiting in passed:
+                waiting.times_passed += 1
             self.rows.remove(row)
             return row, beginning
         return None
 
 
-def _order(row: Row, batch: Batch) -> tuple[int, bool, int, int]:
+def _priority(row: Row, batch: Batch) -> tuple[int, bool, int, int]:
     request = row.request
     return request.lane, not row.was_preempted, batch.active(request.fair_key), row.age
 
 
 def _beginning(row: Row, batch: Batch, prefixes: Prefixes) -> Beginning | None:
     """None where it pays to wait until another row has read what both begin with."""
-    # The last token is always read: its logits are what is wanted.
+    # The last token is always read: its logits choose the next one.
     prefix = row.tokens[:-1]
     kept, length = prefixes.longest(prefix)
     best = Beginning(tokens=length, kept=kept)
@@ -295,8 +295,8 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 PREFILL_LEAST_TOKENS: Final = 16
-# After so many steps without running out of memory, one more row is tried.
-RECOVERY_STEPS: Final = 256
+# After so many decode steps without running out of memory, one more row is tried.
+RECOVERY_DECODES: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +316,7 @@ class Scheduler:
         limits: Limits,
         ends: frozenset[int],
         prefixes: Prefixes,
-        static: StaticSteps | None,
+        static: StaticDecode | None,
     ) -> None:
         self.counters = Counters()
         self._network = network
@@ -338,7 +338,7 @@ class Scheduler:
     def take(self, rows: Iterable[Row]) -> None:
         self._waiting.rows += rows
 
-    def turn(self) -> None:
+    def iterate(self) -> None:
         self._end_early()
         self._let_join()
         self._read_prompts()
@@ -402,15 +402,15 @@ class Scheduler:
             self._advance(row, token)
 
     def _prefill(self, pieces: Sequence[tuple[Row, int]], ready: Sequence[Row]) -> list[int]:
-        chunks = [
-            Chunk(
+        prompt_pieces = [
+            PromptPiece(
                 slot=self._batch.slot(row),
                 start=row.filled,
                 ids=row.tokens[row.filled : row.filled + count],
             )
             for row, count in pieces
         ]
-        logits = self._network.prefill(chunks, [row in ready for row, _ in pieces])
+        logits = self._network.prefill(prompt_pieces, [row in ready for row, _ in pieces])
         return _chosen(logits, ready) if ready else []
 
     def _generate(self) -> None:
@@ -426,7 +426,7 @@ class Scheduler:
             row.filled += 1
         for row, token in zip(rows, tokens, strict=True):
             self._advance(row, token)
-        if self.counters.decode_steps % RECOVERY_STEPS == 0:
+        if self.counters.decode_steps % RECOVERY_DECODES == 0:
             self._row_limit = min(self._limits.rows, self._row_limit + 1)
             self._prefill_tokens = min(self._limits.prefill_tokens, self._prefill_tokens * 2)
 
@@ -436,8 +436,8 @@ class Scheduler:
             self._preempt(max(self._batch, key=lambda row: (row.request.lane, row.age)))
 
     def _decode(self, rows: Sequence[Row]) -> list[int]:
-        step = self._network.decode if self._static is None else self._static.decode
-        logits = step([row.tokens[-1] for row in rows], [row.filled for row in rows])
+        decode = self._network.decode if self._static is None else self._static.decode
+        logits = decode([row.tokens[-1] for row in rows], [row.filled for row in rows])
         return _chosen(logits, rows)
 
     def _advance(self, row: Row, token: int) -> None:
@@ -477,7 +477,7 @@ class Scheduler:
 
     def _keep_prefix(self, row: Row) -> None:
         tokens = row.tokens[: row.filled]
-        if not self._prefixes.wants(tokens):
+        if not self._prefixes.is_new(tokens):
             return
         try:
             saved = self._slab.save(self._batch.slot(row), row.filled)
@@ -583,7 +583,7 @@ class Loop:
             self._changed.notify()
 
     def close(self) -> None:
-        """End after the current turn. What is under way fails with a Retryable."""
+        """End after the current iteration. What is under way fails with a Retryable."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -595,7 +595,7 @@ class Loop:
         try:
             with torch.inference_mode():
                 while self._take():
-                    self._scheduler.turn()
+                    self._scheduler.iterate()
         except Exception as error:
             log.exception("the device or the engine is broken; handing all requests back")
             cause = error

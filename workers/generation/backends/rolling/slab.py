@@ -2,7 +2,7 @@
 
 Each layer has keys and values `[rows, heads, tokens, dim]`. A row fills its columns from 0 on, at
 its own pace; nothing is padded, and what lies behind a row's last token is never attended to. The
-slab grows in steps within a budget of bytes, and changes its shape (fewer rows, more tokens, or
+slab grows by units within a budget of bytes, and changes its shape (fewer rows, more tokens, or
 the reverse) where the budget asks for it. Who has which slot is for `scheduler.py` to say.
 """
 
@@ -15,9 +15,14 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from workers.generation.backends.rolling.attention import Chunk, DecodeLayout, Layout, PackedLayout
+from workers.generation.backends.rolling.attention import (
+    DecodeLayout,
+    Layout,
+    PackedLayout,
+    PromptPiece,
+)
 
-COLUMNS_STEP: Final = 128
+COLUMNS_UNIT: Final = 128
 
 
 @dataclass
@@ -74,7 +79,7 @@ class Slab(Cache):
         if layer is None:
             layer = _Layer(self._empty(key_states), self._empty(value_states))
             self._slab[layer_idx] = layer
-        slots, columns = self.layout.places(key_states.device)
+        slots, columns = self.layout.cells(key_states.device)
         layer.keys[slots, :, columns] = key_states.transpose(1, 2).flatten(0, 1)
         layer.values[slots, :, columns] = value_states.transpose(1, 2).flatten(0, 1)
         return self.layout.visible(layer.keys), self.layout.visible(layer.values)
@@ -134,7 +139,7 @@ class Slab(Cache):
         return [each for layer in self._slab.values() for each in layer.both()]
 
     def _shape_for(self, rows: int, tokens: int) -> tuple[int, int] | None:
-        columns = -(-(tokens + 1) // COLUMNS_STEP) * COLUMNS_STEP
+        columns = -(-(tokens + 1) // COLUMNS_UNIT) * COLUMNS_UNIT
         if rows <= self.rows and columns <= self.columns:
             return self.rows, self.columns
         roomy = min(1 << (rows - 1).bit_length(), max(self._row_limit, rows))
@@ -163,7 +168,7 @@ class Slab(Cache):
 # `prefill` runs pieces of several prompts in one pass, `decode` one token of every row. Both
 # leave the keys and values in the slab. No requests and no text in here.
 
-SPAN_STEP = 64
+SPAN_UNIT = 64
 
 
 class Network:
@@ -177,22 +182,22 @@ class Network:
         self.vocabulary_tokens = len(embedding)
         self._model = model
 
-    def prefill(self, chunks: Sequence[Chunk], selected: Sequence[bool]) -> Tensor:
-        """Logits `[count of selected, vocabulary]` behind the last token of each selected chunk."""
-        layout = PackedLayout(chunks, self.device)
-        ids = torch.tensor([[each for chunk in chunks for each in chunk.ids]], device=self.device)
+    def prefill(self, pieces: Sequence[PromptPiece], selected: Sequence[bool]) -> Tensor:
+        """Logits `[count of selected, vocabulary]` behind the last token of each selected piece."""
+        layout = PackedLayout(pieces, self.device)
+        ids = torch.tensor([[each for piece in pieces for each in piece.ids]], device=self.device)
         ends, last = [], -1
-        for chunk, is_selected in zip(chunks, selected, strict=True):
-            last += len(chunk.ids)
+        for piece, is_selected in zip(pieces, selected, strict=True):
+            last += len(piece.ids)
             if is_selected:
                 ends.append(last)
         # A model computes the logits of one token at least.
         keep = torch.tensor(ends or [last], device=self.device)
-        return self.run(layout, ids, layout.places(self.device)[1][None], keep)[0, : len(ends)]
+        return self.run(layout, ids, layout.cells(self.device)[1][None], keep)[0, : len(ends)]
 
     def decode(self, ids: Sequence[int], columns: Sequence[int]) -> Tensor:
         """Logits `[rows, vocabulary]`; row i is in slot i, and its token goes into column i."""
-        span = min(-(-(max(columns) + 1) // SPAN_STEP) * SPAN_STEP, self.slab.columns)
+        span = min(-(-(max(columns) + 1) // SPAN_UNIT) * SPAN_UNIT, self.slab.columns)
         tokens = torch.tensor([ids, columns], device=self.device)
         slots = torch.arange(len(ids), device=self.device)
         layout = DecodeLayout(slots, tokens[1], span, columns)
@@ -247,7 +252,7 @@ class Prefixes:
             self._kept.move_to_end(id(best))
         return best, length
 
-    def wants(self, tokens: Sequence[int]) -> bool:
+    def is_new(self, tokens: Sequence[int]) -> bool:
         """Whether keeping these says more than what is kept already."""
         if not SHORTEST_TOKENS <= len(tokens) <= self.token_limit:
             return False
