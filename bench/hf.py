@@ -109,14 +109,16 @@ def _run(client: Client, task: Task, model: str, texts: list[str]) -> float:
     ids = client.submit_batch(jobs)
     ended = [client.wait(job_id, timeout_s=WAIT_S).require_success() for job_id in reversed(ids)]
     last = max(job.finished_at for job in ended if job.finished_at is not None)
-    return (last - min(job.created_at for job in ended)).total_seconds()
+    first = min(job.created_at for job in ended if job.created_at is not None)
+    return (last - first).total_seconds()
 
 
 def _compare_bare(
     title: str, home: Path, task: Task, model: str, texts: list[str], rounds: int
 ) -> None:
     models = Models(Settings(_env_file=None, home=home, hf_device="cpu"))
-    loaded = models.load(model, task, models.folder(model, task, lambda: None))
+    folder = models.folder(model, task, check=lambda: None, on_found=lambda: None)
+    loaded = models.load(model, task, folder)
     parameters = parse_parameters(task, {})
     rows = [row for text in texts for row in loaded.prepare(text, parameters).rows]
     budget = Budget(Settings(_env_file=None).hf_batch_tokens)

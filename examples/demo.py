@@ -23,7 +23,7 @@ from types import FrameType
 EXAMPLES = Path(__file__).resolve().parent
 sys.path.insert(0, str(EXAMPLES.parent))
 
-from cli.stack.up import launch_argv  # noqa: E402  found through the line above
+from cli.stack.launch import launch_argv  # noqa: E402  found through the line above
 
 QUESTIONS = ("How long are nightly backups kept?", "연차 휴가는 1년에 며칠인가요?")
 COLLECTION = "demo"
