@@ -93,7 +93,7 @@ def throw_away(folder: Path) -> None:
 
 def progress(client: Client) -> int:
     job = next(iter(client.jobs(kind="ingest")), None)
-    return job.progress.done if job is not None else 0
+    return job.progress.done if job is not None and job.progress is not None else 0
 
 
 def compare(stack: Stack, expected: int) -> bool:

@@ -121,7 +121,7 @@ def measure_newcomers(model: Path, precision: str, seed: int) -> None:
     """Into a batch that is full but for one place. A step is what a running stream then takes."""
     settings = Settings(
         _env_file=None,
-        generation_precision=precision,  # type: ignore[arg-type]  # checked by pydantic
+        generation_precision=precision,
         generation_batch_requests=ROWS,
     )
     generator = RollingBackend(settings, on_fatal=lambda: None).generator(str(model))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from celery import Celery
@@ -72,8 +73,9 @@ class StaticBatch:
     """As many as `rows` at a time through `generate()`, which runs until the longest is done."""
 
     def __init__(self, model: Path, precision: str, rows: int) -> None:
-        settings = Settings(_env_file=None, generation_precision=precision)  # type: ignore[arg-type]  # checked by pydantic
+        settings = Settings(_env_file=None, generation_precision=precision)
         self._loaded = load_generator(str(model), settings)
+        self._model: Any = self._loaded.model
         self._rows = rows
 
     def run(self, load: Sequence[Job]) -> float:
@@ -85,7 +87,7 @@ class StaticBatch:
             )
             longest = max(job.tokens for job in batch)
             with torch.inference_mode():
-                ids = self._loaded.model.generate(**inputs, max_new_tokens=longest, do_sample=False)
+                ids = self._model.generate(**inputs, max_new_tokens=longest, do_sample=False)
             texts = self._loaded.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
             if len(texts) != len(batch) or ids.shape[1] != PROMPT_TOKENS + longest:
                 raise RuntimeError("generate() did not generate what it was asked for")

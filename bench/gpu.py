@@ -99,12 +99,13 @@ def loaded_model(folder: Path, settings: Settings) -> tuple[LoadedGenerator, flo
 
 def alone_rate(loaded: LoadedGenerator, work: Work, prompts: Callable[[int], list[str]]) -> float:
     """Tokens/s of `generate()`, a request at a time."""
+    model: Any = loaded.model
 
     def one(prompt: str) -> float:
         inputs = loaded.tokenizer(prompt, return_tensors="pt").to(loaded.model.device)
         started = time.perf_counter()
         with torch.inference_mode():
-            loaded.model.generate(**inputs, max_new_tokens=work.new_tokens, do_sample=False)
+            model.generate(**inputs, max_new_tokens=work.new_tokens, do_sample=False)
         _finish(loaded.model.device)
         return work.new_tokens / (time.perf_counter() - started)
 

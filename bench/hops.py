@@ -61,8 +61,8 @@ class Calls:
 
 def main() -> int:
     calls = Calls()
-    threading.setprofile(calls.profile)  # type: ignore[arg-type]  # its stub demands three literals
-    sys.setprofile(calls.profile)  # type: ignore[arg-type]
+    threading.setprofile(calls.profile)
+    sys.setprofile(calls.profile)
     folder = Path(tempfile.mkdtemp(prefix="sluice-bench-"))
     folder.chmod(0o755)
     with ExitStack() as stack:

@@ -74,6 +74,7 @@ def test_a_cancelled_job_stops_in_the_middle(client: Client, stack: LiveStack) -
     client.cancel(job.id)
     ended = client.wait(job.id)
     assert ended.state is State.CANCELLED
+    assert ended.progress is not None
     assert ended.progress.done < 3000
     assert stack.running_steps(job.id) == 0
 

@@ -200,7 +200,8 @@ def test_who_does_not_want_to_wait_is_told_that_the_model_is_loading(
         model_loading.done(redis, name)
         with redis.monitor() as monitor:
             answers = [ask()]
-            key, commands = model_loading.key(name), []
+            key = model_loading.key(name)
+            commands: list[str] = []
             while not commands or not commands[-1].startswith(f"DEL {key}"):
                 command = monitor.next_command()["command"]
                 if key in command and not command.startswith(("GET", "PTTL")):

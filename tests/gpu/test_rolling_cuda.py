@@ -19,7 +19,7 @@ pytestmark = [
 def made(answerer: Answerer, precision: str, *, graphs: bool) -> RollingGenerator:
     settings = Settings(
         _env_file=None,
-        generation_precision=precision,  # type: ignore[arg-type]  # checked by pydantic
+        generation_precision=precision,
         generation_device="cuda",
         generation_cuda_graphs=graphs,
         generation_kv_mib=256,

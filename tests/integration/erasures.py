@@ -24,5 +24,6 @@ def erase(process: Process, **target: Any) -> dict[str, Any]:
     drain(process)
     job = job_of(process, job_id)
     assert job.state == "succeeded", job.error
-    assert job.result is not None
-    return job.result
+    result: dict[str, Any] | None = job.result
+    assert result is not None
+    return result

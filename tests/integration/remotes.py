@@ -30,7 +30,7 @@ class Remote:
     settings: Settings
 
     @contextmanager
-    def generator(self, model: str = MODEL, **changes: Any) -> Iterator[RemoteGenerator]:
+    def generator(self, model: str = MODEL, /, **changes: Any) -> Iterator[RemoteGenerator]:
         settings = self.settings.model_copy(update=changes)
         if self.provider == "ollama":
             with closing(OllamaServer(settings)) as ollama:
@@ -44,5 +44,6 @@ class Remote:
 def remote(provider: str) -> Iterator[Remote]:
     with (served_ollama if provider == "ollama" else served_openai)() as wire:
         key = "ollama_url" if provider == "ollama" else "openai_base_url"
-        settings = Settings(_env_file=None, **QUICK, **{key: wire.url})
+        address: dict[str, Any] = {key: wire.url}
+        settings = Settings(_env_file=None, **QUICK, **address)
         yield Remote(provider=provider, wire=wire, settings=settings)

@@ -39,8 +39,9 @@ def answered(process: Process, job_id: UUID) -> dict[str, Any]:
     drain(process)
     job = job_of(process, job_id)
     assert job.state == State.SUCCEEDED, job.error
-    assert job.result is not None
-    return job.result
+    result: dict[str, Any] | None = job.result
+    assert result is not None
+    return result
 
 
 def failed(process: Process, job_id: UUID) -> dict[str, Any]:

@@ -350,10 +350,10 @@ class TestBodies:
             sent.append(message)
 
         async def both() -> None:
-            limit = BodyLimit(slow, few)  # type: ignore[arg-type]
-            first = asyncio.create_task(limit(scope, receive, send))  # type: ignore[arg-type]
+            limit = BodyLimit(slow, few)
+            first = asyncio.create_task(limit(scope, receive, send))
             await entered.wait()
-            await limit(scope, receive, send)  # type: ignore[arg-type]
+            await limit(scope, receive, send)
             done.set()
             await first
 

@@ -15,6 +15,7 @@ from shared.database.transaction import Ledger
 from shared.jobs import claims, jobs, steps
 from shared.jobs.claims import Claim
 from shared.redis.events import stream_key
+from shared.vocabulary import Queue
 from tests.integration.following import Reader
 
 TEXT = "안녕하세요. This answer is told in pieces, and each of them once."
@@ -173,7 +174,7 @@ def test_the_steps_of_an_agent_follow_each_other(
     claim = claimed(ledger)
     write_all(ledger, claim, "Let me see. ")
     with ledger.begin() as session:
-        child = steps.NewStep(name="chat.answer", queue=steps.Queue.GENERATE, route="hf/m")
+        child = steps.NewStep(name="chat.answer", queue=Queue.GENERATE, route="hf/m")
         steps.succeed(session, claim, children=[child])
     second = claimed(ledger)
     write_all(ledger, second, "It is 144.")

@@ -171,7 +171,10 @@ def test_conversations_and_documents_survive_bad_metadata(
     talk = api.post("/v1/conversations", json={}).json()["id"]
     api.put("/v1/collections/handbook", json={"dimension": 3})
     with process.ledger.begin() as session:
-        run = lambda sql, **values: session.execute(text(sql), values)  # noqa: E731 (short)
+
+        def run(sql: str, **values: Any) -> None:
+            session.execute(text(sql), values)
+
         run("UPDATE conversations SET metadata = CAST(:m AS jsonb)", m=metadata)
         run(
             "INSERT INTO conversation_messages (conversation_id, ordinal, message) "

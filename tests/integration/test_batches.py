@@ -176,7 +176,8 @@ def test_a_step_that_killed_its_worker_takes_nobody_with_it(process: Process) ->
     first = claimed(process, Queue.HF)
     with process.ledger.begin() as session:
         assert len(claim_more(process, session, first)) == 3
-    table = together(lambda _: 1, runs := [])
+    runs: Runs = []
+    table = together(lambda _: 1, runs)
     lose_workers(process, table)
     make_due(process)
     new = ask(process)

@@ -15,6 +15,7 @@ from sluice import (
     ConnectionBroken,
     ConnectionFailed,
     InvalidInput,
+    Job,
     JobCancelled,
     JobFailed,
     Retries,
@@ -260,6 +261,7 @@ def test_a_large_result_comes_with_the_job_however_it_is_got(client: Client, sta
     at_once = client.submit("embed", ASKED, wait_s=5)
     read = client.job(waited.id, with_result=True)
     streamed = list(client.stream(waited.id))[-1]
+    assert isinstance(streamed, Job)
     ended = list(client.events(waited.id))[-1]
 
     for result in (
@@ -268,7 +270,8 @@ def test_a_large_result_comes_with_the_job_however_it_is_got(client: Client, sta
         read.result,
         streamed.result,
         ended.data["result"],
-    ):  # type: ignore[union-attr]
+    ):
+        assert isinstance(result, dict)
         assert {name: result[name] for name in want} == want
     assert client.result(client.job(waited.id)) == waited.result
     assert client.job(waited.id).result is None

@@ -1,6 +1,7 @@
 """Keys, sizes, full queues and impatience, as callers of the inference API meet them."""
 
 from collections.abc import Iterator
+from uuid import UUID
 
 import httpx
 import pytest
@@ -95,14 +96,14 @@ def test_files_of_the_largest_size(
     answer = ann.post(URL, content=body)
     job_id = answer.headers["x-sluice-job-id"]
     assert f"GET /v1/jobs/{job_id}" in error(answer, 504)
-    assert worker.job(job_id).state == State.QUEUED
+    assert worker.job(UUID(job_id)).state == State.QUEUED
     (new,) = set(stored(settings)) - before
     assert new.stat().st_size == 240 * KIB
 
 
 def test_a_full_queue(ann: httpx.Client, settings: Settings, worker: Worker) -> None:
     before = stored(settings)
-    refused = []
+    refused: list[httpx.Response] = []
     while not refused:
         answer = ann.post(URL, json=ASKED)
         refused = [answer] if answer.status_code != 504 else []

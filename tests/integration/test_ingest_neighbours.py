@@ -170,8 +170,11 @@ def test_search_goes_on_while_a_step_embeds(process: Process, collection: str) -
     load_all(process)
     found = []
 
+    embed_alone = handlers()["ingest.embed"].run
+    assert embed_alone is not None
+
     def embed(context: Context) -> Done:
-        done = handlers()["ingest.embed"].run(context)
+        done = embed_alone(context)
         found.append([hit.text for hit in search(process, collection, "text")])
         return done
 

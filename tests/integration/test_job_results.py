@@ -1,5 +1,6 @@
 """The bare result of a job: from its row, or from the storage where it is large."""
 
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -18,7 +19,9 @@ from workers.hf.steps import of_answer
 
 
 def ask(process: Process) -> UUID:
-    input_ = {"task": None, "model": "a/b", "inputs": "x", "parameters": {}, "backend": "local"}
+    input_: dict[str, Any] = {
+        "task": None, "model": "a/b", "inputs": "x", "parameters": {}, "backend": "local",
+    }  # fmt: skip
     return submit(process, kinds.HF, input_)
 
 

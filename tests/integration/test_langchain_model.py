@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    ChatMessage,
+    HumanMessage,
+    ToolMessage,
+)
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
@@ -122,7 +128,7 @@ def test_tool_calls_come_back_as_langchains(model: GeneratorChatModel) -> None:
 
 def test_an_agent_uses_its_tool(server: Remote, model: GeneratorChatModel) -> None:
     agent = create_agent(model, tools=[add])
-    state = agent.invoke({"messages": [("human", 'call add {"a": 20, "b": 22}')]})
+    state = agent.invoke({"messages": [HumanMessage('call add {"a": 20, "b": 22}')]})
     asked, called, result, answer = state["messages"]
     assert asked.content.startswith("call add")
     assert isinstance(called, AIMessage)

@@ -10,10 +10,9 @@ from uuid import UUID
 import pytest
 from redis import Redis
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
 
 from shared.config import Settings
-from shared.database.transaction import Ledger
+from shared.database.transaction import Ledger, Transaction
 from shared.errors import Conflict
 from shared.jobs import jobs, submission
 from shared.jobs.submission import NewJob
@@ -49,7 +48,7 @@ def count_of(process: Process, table: type[Job] | type[Step]) -> int:
         return session.scalar(select(func.count()).select_from(table)) or 0
 
 
-def roll_back(process: Process, work: Callable[[Session], object]) -> None:
+def roll_back(process: Process, work: Callable[[Transaction], object]) -> None:
     """Do the work in a transaction that fails."""
 
     def fail() -> None:
@@ -158,7 +157,7 @@ def test_nothing_is_announced_before_the_commit_nor_after_a_rollback(process: Pr
 
     made: list[UUID] = []
 
-    def submit_more(session: Session) -> None:
+    def submit_more(session: Transaction) -> None:
         made.append(submission.submit(session, asked()).id)
         jobs.advance(session, made[0], 1)
 

@@ -14,6 +14,7 @@ from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.kinds import registry as kinds
 from shared.redis.events import EventType, stream_key
+from shared.tables import Job
 from shared.vocabulary import Queue
 from tests.integration.workbench import (
     PATIENCE_S,
@@ -70,14 +71,18 @@ def ask(process: Process, action: str, name: str = "new", **more: Any) -> UUID:
     return submit(process, kinds.MODEL, {"action": action, "name": f"ollama/{name}", **more})
 
 
+def error_of(job: Job) -> dict[str, Any]:
+    error: dict[str, Any] | None = job.error
+    assert error is not None
+    return error
+
+
 def progress_of(redis_url: str, job_id: UUID) -> list[dict[str, Any]]:
     """All progress that was announced, oldest first."""
     with Redis.from_url(redis_url, decode_responses=True) as redis:
         entries = redis.xrange(stream_key(job_id))
     return [
-        json.loads(fields["data"])
-        for _, fields in entries  # type: ignore[union-attr]  # this client does not wait
-        if fields["type"] == EventType.PROGRESS
+        json.loads(fields["data"]) for _, fields in entries if fields["type"] == EventType.PROGRESS
     ]
 
 
@@ -125,7 +130,7 @@ def test_a_pull_without_its_success_is_not_done(process: Process, wire: Wire) ->
 
     job = job_of(process, job_id)
     assert job.state == "failed"
-    assert "writing manifest" in job.error["message"]
+    assert "writing manifest" in error_of(job)["message"]
     assert len(wire.asked("/api/pull")) == job.max_attempts
 
 
@@ -136,8 +141,8 @@ def test_a_model_that_nobody_has_fails_at_once(process: Process, wire: Wire) -> 
 
     job = job_of(process, job_id)
     assert job.state == "failed"
-    assert "nosuchmodel" in job.error["message"]
-    assert "ollama.com/library" in job.error["message"]
+    assert "nosuchmodel" in error_of(job)["message"]
+    assert "ollama.com/library" in error_of(job)["message"]
     assert len(wire.asked("/api/pull")) == 1
 
 
@@ -148,8 +153,8 @@ def test_an_error_of_the_servers_own_is_tried_again(process: Process, wire: Wire
     drain(process, TABLE)
 
     job = job_of(process, job_id)
-    assert (job.state, job.error["type"]) == ("failed", "Retryable")
-    assert "the runner has stopped" in job.error["message"]
+    assert (job.state, error_of(job)["type"]) == ("failed", "Retryable")
+    assert "the runner has stopped" in error_of(job)["message"]
 
 
 @pytest.mark.parametrize("fault", ["hang", "hang_after"])
@@ -215,9 +220,9 @@ def test_a_wrong_description_is_a_clear_error(
     drain(process, TABLE)
 
     job = job_of(process, job_id)
-    assert (job.state, job.error["type"]) == ("failed", "Permanent")
-    assert words in job.error["message"]
-    assert "'mine'" in job.error["message"]
+    assert (job.state, error_of(job)["type"]) == ("failed", "Permanent")
+    assert words in error_of(job)["message"]
+    assert "'mine'" in error_of(job)["message"]
     assert len(wire.asked("/api/create")) == 1
 
 
@@ -231,7 +236,7 @@ def test_a_model_is_deleted(process: Process, wire: Wire) -> None:
     assert wire.models == {}
     job = job_of(process, again)
     assert job.state == "failed"
-    assert MODEL in job.error["message"]
+    assert MODEL in error_of(job)["message"]
 
 
 def test_models_are_listed_and_shown(process: Process, wire: Wire) -> None:

@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import event, text
-from sqlalchemy.orm import Session
 
+from shared.database.transaction import Transaction
 from shared.jobs import claims, jobs, queues, steps
 from shared.jobs.jobs import Filter
 from shared.jobs.queues import EXACT_STEPS, MARK_EVERY, Depths, estimate
@@ -51,25 +51,26 @@ def fill(process: Process, count: int) -> list[UUID]:
     return ids
 
 
-def rows_read(process: Process, call: Callable[[Session], Any]) -> int:
+def rows_read(process: Process, call: Callable[[Transaction], Any]) -> int:
     """Rows that Postgres fetches for the call, by its own count."""
     counted = text("""
         SELECT coalesce(sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)), 0)
         FROM pg_stat_xact_user_tables
     """)
     with process.ledger.read() as session:
+        assert isinstance(session, Transaction)  # claims are counted, too, and nothing is kept
         before = session.execute(counted).scalar_one()
         call(session)
         return int(session.execute(counted).scalar_one() - before)
 
 
-def calls(process: Process, depths: Depths, some: UUID) -> dict[str, Callable[[Session], Any]]:
-    def page(session: Session) -> None:
+def calls(process: Process, depths: Depths, some: UUID) -> dict[str, Callable[[Transaction], Any]]:
+    def page(session: Transaction) -> None:
         found = jobs.page(session, Filter(), limit=50, before=None)
         estimates = estimate(session, found, worker_heartbeat_s=5, depths=depths)
         assert all(estimates[job.id].position is not None for job in found)
 
-    def one(session: Session) -> None:
+    def one(session: Transaction) -> None:
         estimate(session, [jobs.get(session, some)], worker_heartbeat_s=5, depths=depths)
 
     return {

@@ -322,9 +322,12 @@ def test_a_long_step_that_shows_progress_keeps_its_lease(
     def work(context: Context) -> Done:
         assert context.stop.wait(PATIENCE_S)  # the limit is over
         first = scalar(process, "SELECT lease_until FROM steps")
-        until(
-            lambda: context.progress() or scalar(process, "SELECT lease_until FROM steps") > first
-        )
+
+        def is_renewed() -> bool:
+            context.progress()
+            return bool(scalar(process, "SELECT lease_until FROM steps") > first)
+
+        until(is_renewed)
         seen.append(True)
         return Done(result={"in": "time"})
 

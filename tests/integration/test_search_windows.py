@@ -28,7 +28,9 @@ ENGLISH = "The gate opens at nine and closes at five.\n\n" * 60
 
 
 def tokens(text: str) -> int:
-    return len(embedders().get().tokenizer.encode(text))
+    tokenizer = embedders().get().tokenizer
+    assert tokenizer is not None
+    return len(tokenizer.encode(text))
 
 
 def warnings_of(process: Process, kind: Kind, input_: Any) -> list[str]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 
-import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -98,7 +97,7 @@ def test_errors_as_they_happen(
 
 
 @pytest.fixture(scope="module")
-def answers(settings: Settings) -> Iterator[Callable[[str], httpx.Response]]:
+def answers(settings: Settings) -> Iterator[TestClient]:
     """The API's handlers of errors, before a route that meets one."""
     own = make_ledger(settings)
     app = FastAPI()
@@ -109,15 +108,13 @@ def answers(settings: Settings) -> Iterator[Callable[[str], httpx.Response]]:
         raise_with(own, sqlstate)
 
     with TestClient(app, raise_server_exceptions=False) as client:
-        yield lambda sqlstate: client.get(f"/{sqlstate}")
+        yield client
     own.close()
 
 
 @pytest.mark.parametrize(("sqlstate", "meaning"), RAISED.items())
-def test_the_api_says_what_it_is(
-    answers: Callable[[str], httpx.Response], sqlstate: str, meaning: Meaning
-) -> None:
-    answer = answers(sqlstate)
+def test_the_api_says_what_it_is(answers: TestClient, sqlstate: str, meaning: Meaning) -> None:
+    answer = answers.get(f"/{sqlstate}")
 
     assert answer.status_code == STATUS[meaning]
     detail = answer.json()["detail"]

@@ -138,7 +138,12 @@ def test_slow_servers_have_the_whole_fetch_to_answer(site: Site, head: bytes, dr
 def test_a_fetch_stops_with_its_step(site: Site) -> None:
     stop = threading.Event()
     url = slowly(site, "/", HEAD + b"\r\n", b"a ")
-    watcher = threading.Thread(target=lambda: (wait_for(lambda: site.asked), stop.set()))
+
+    def stop_once_asked() -> None:
+        wait_for(lambda: site.asked)
+        stop.set()
+
+    watcher = threading.Thread(target=stop_once_asked)
     watcher.start()
     with pytest.raises(Cancelled):
         get(url, stop, fetch_timeout_s=60)

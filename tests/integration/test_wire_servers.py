@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -40,7 +41,8 @@ def test_a_server_alone_is_steered_over_http(
         env=environment(Settings(_env_file=None)),
     )
     try:
-        settings = Settings(_env_file=None, **QUICK, **{key: url + suffix})
+        address: dict[str, Any] = {key: url + suffix}
+        settings = Settings(_env_file=None, **QUICK, **address)
         remote = Remote(provider=provider, wire=Wire(), settings=settings)
         with httpx.Client(base_url=url, trust_env=False) as control, remote.generator() as model:
             assert ended(model.start(Request(messages=said("count to 3"))))[0].text == "1 2 3"

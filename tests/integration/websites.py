@@ -5,6 +5,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -83,12 +84,15 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Site]:
     thread.join()
 
 
-def get(url: str, stop: threading.Event | None = None, **changes: object) -> Fetched:
-    limits = {"fetch_limit_bytes": LIMIT_BYTES, "fetch_allow_private": True} | changes
+def get(url: str, stop: threading.Event | None = None, **changes: Any) -> Fetched:
+    limits: dict[str, Any] = {
+        "fetch_limit_bytes": LIMIT_BYTES,
+        "fetch_allow_private": True,
+    } | changes
     return fetch(url, Settings(_env_file=None, **limits), stop or threading.Event())
 
 
-def refusal(url: str, **changes: object) -> str:
+def refusal(url: str, **changes: Any) -> str:
     with pytest.raises(InvalidInput) as caught:
         get(url, **changes)
     return caught.value.message

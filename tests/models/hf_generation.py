@@ -34,7 +34,8 @@ def make_t5() -> T5ForConditionalGeneration:
         "translation_en_to_de": {"max_length": 8, "prefix": "translate English to German: "},
         "translation_en_to_fr": {"max_length": 8, "prefix": "translate English to French: "},
     }
-    model = T5ForConditionalGeneration(config).eval()
+    model = T5ForConditionalGeneration(config)
+    model.eval()
     model.generation_config.update(decoder_start_token_id=1, max_length=50, num_beams=2)
     return model
 

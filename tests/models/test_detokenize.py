@@ -65,7 +65,7 @@ def test_no_more_is_held_back_than_a_stop_string_needs() -> None:
 
 
 def test_special_tokens_are_not_text() -> None:
-    end = tiny.tokenizer().convert_tokens_to_ids("<|end|>")
+    end = tiny.control_id(tiny.tokenizer(), "<|end|>")
     ids = [*_ids("hello"), end, *_ids(" world")]
     assert "".join(_pieces(ids)[0]) == "hello world"
 

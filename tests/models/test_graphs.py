@@ -30,7 +30,7 @@ class Reads(TorchDispatchMode):
     """The tensors that a run reads and does not make."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own class has no types
         self.outside: list[TensorWeakRef] = []
         self._made: list[Tensor] = []
 

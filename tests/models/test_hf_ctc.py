@@ -86,7 +86,7 @@ def test_texts_and_times_are_those_of_the_pipeline(listener: CtcSpeech) -> None:
     for text, chunk_s in ((SAID[2], None), (LONG, 5)):
         sound = {"raw": speak(text, RATE), "sampling_rate": RATE}
         more = {} if chunk_s is None else {"chunk_length_s": chunk_s}
-        wanted = pipe(dict(sound), return_timestamps="word", **more)
+        wanted: Any = pipe(dict(sound), return_timestamps="word", **more)
         (found,) = transcribed(listener, [recorded(text)], return_timestamps="word", **more)
         assert found["text"] == wanted["text"]
         for mine, theirs in zip(found["chunks"], wanted["chunks"], strict=True):

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from huggingface_hub import close_session, constants
@@ -353,7 +354,7 @@ def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Awa
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
-    def look(endpoint: str, proxies: dict[str, str] | None = None, **settings: float) -> str:
+    def look(endpoint: str, proxies: dict[str, str] | None = None, **settings: Any) -> str:
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
         for name, url in (proxies or {}).items():
             monkeypatch.setenv(name, url)

@@ -18,13 +18,12 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizer,
-    pipeline,
 )
 
 from shared.errors import InvalidInput
 from shared.hf.sentences import FeatureParameters
 from shared.kinds.hf import Task
-from tests.models.hf_tasks import OPTIONS, outputs, warnings
+from tests.models.hf_tasks import OPTIONS, outputs, reference_pipeline, warnings
 from tests.tiny.wordpiece import vocabulary
 from tests.tiny_models import one_thread
 from workers.hf.tasks.sentences import SentenceFeatures, TokenFeatures, load_feature_extraction
@@ -214,7 +213,9 @@ def test_a_long_text_is_cut_on_the_side_asked_for(
 
 
 def test_tokens_have_the_vectors_of_the_pipeline(tokens: TokenFeatures) -> None:
-    extract = pipeline("feature-extraction", model=tokens.model, tokenizer=tokens.tokenizer)
+    extract = reference_pipeline(
+        "feature-extraction", model=tokens.model, tokenizer=tokens.tokenizer
+    )
     for found, text in zip(outputs(tokens, FEATURES, TEXTS), TEXTS, strict=True):
         _assert_close(found, extract(text))
         assert np.asarray(found).shape == (1, len(tokens.tokenizer(text)["input_ids"]), SIZE)

@@ -15,11 +15,10 @@ from transformers import (
     PreTrainedModel,
     T5Config,
     T5EncoderModel,
-    pipeline,
 )
 
 from shared.kinds.hf import Task
-from tests.models.hf_tasks import OPTIONS, outputs
+from tests.models.hf_tasks import OPTIONS, outputs, reference_pipeline
 from tests.tiny.roberta_qa import byte_level_tokenizer
 from workers.hf.tasks import sentences
 from workers.hf.tasks.sentences import TokenFeatures
@@ -70,7 +69,7 @@ def test_tokens_of_other_architectures_have_the_vectors_of_the_pipeline(
     task = sentences.load_feature_extraction(tmp_path, OPTIONS)
     assert isinstance(task, TokenFeatures)
     assert type(task.model) is type(made)
-    extract = pipeline("feature-extraction", model=task.model, tokenizer=task.tokenizer)
+    extract = reference_pipeline("feature-extraction", model=task.model, tokenizer=task.tokenizer)
     for found, text in zip(outputs(task, FEATURES, TEXTS), TEXTS, strict=True):
         wanted = np.asarray(extract(text))
         assert np.asarray(found).shape == wanted.shape

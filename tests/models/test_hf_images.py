@@ -70,7 +70,8 @@ def test_scores_are_those_of_the_pipeline(
     else:
         pictures = [picture.convert(mode) for picture in pictures]
     files = [_file(picture, "JPEG" if mode == "CMYK" else "PNG") for picture in pictures]
-    wanted = expected([Image.open(io.BytesIO(file)) for file in files], **given)
+    opened: list[Image.Image] = [Image.open(io.BytesIO(file)) for file in files]
+    wanted = expected(opened, **given)
     assert_same(outputs(classifier, CLASSIFY, files, **given), wanted)
 
 

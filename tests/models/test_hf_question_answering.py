@@ -147,7 +147,8 @@ def test_windows_without_room_are_refused(
 def test_scores_that_are_no_numbers_are_told(trained: QuestionAnswering) -> None:
     parameters = QuestionAnsweringParameters()
     prepared = trained.prepare(_value(LONG), parameters)
-    broken: Any = RobertaForQuestionAnswering(trained.model.config)
+    config: Any = trained.model.config
+    broken: Any = RobertaForQuestionAnswering(config)
     broken.qa_outputs.bias.data.fill_(float("nan"))
     rows = QuestionAnswering(broken.eval(), trained.tokenizer, OPTIONS).run(
         prepared.rows, UNWATCHED

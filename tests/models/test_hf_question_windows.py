@@ -16,7 +16,6 @@ from transformers import (
     BertConfig,
     BertForQuestionAnswering,
     BertTokenizer,
-    PreTrainedModel,
     RobertaConfig,
     RobertaForQuestionAnswering,
 )
@@ -66,7 +65,7 @@ TINY: dict[str, Any] = {
 
 def _random(family: str, texts: Sequence[str]) -> QuestionAnswering:
     tokenizer: Any
-    model: PreTrainedModel
+    model: Any
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         if family == "roberta":
@@ -218,7 +217,7 @@ def test_company_and_type_do_not_matter_much() -> None:
         assert one["score"] == pytest.approx(other["score"], abs=TOLERANCE)
         assert one["answer"] == other["answer"]
     half = QuestionAnswering(
-        task.model.to(torch.bfloat16), task.tokenizer, replace(OPTIONS, dtype=torch.bfloat16)
+        task.model.bfloat16(), task.tokenizer, replace(OPTIONS, dtype=torch.bfloat16)
     )
     for value, found in zip(values, outputs(half, QA, values, **given), strict=True):
         assert value["context"][found["start"] : found["end"]] == found["answer"]

@@ -38,7 +38,9 @@ def summarizer() -> Summarization:
 
 
 def texts(task: Seq2Seq, found: Sequence[list[list[int]]]) -> list[Any]:
-    return [task.tokenizer.decode(each[0], skip_special_tokens=True).strip() for each in found]
+    return [
+        str(task.tokenizer.decode(beams[0], skip_special_tokens=True)).strip() for beams in found
+    ]
 
 
 def test_summaries_are_right(summarizer: Summarization) -> None:
@@ -56,7 +58,7 @@ def test_summaries_are_those_of_generate(summarizer: Summarization) -> None:
     for text, output in zip(TEXTS, found, strict=True):
         tokens = tokenizer(bart.PREFIX + text, return_tensors="pt")
         [ids] = model.generate(**tokens, max_length=40)
-        reference = tokenizer.decode(ids, skip_special_tokens=True)
+        reference = str(tokenizer.decode(ids, skip_special_tokens=True))
         assert output == {"summary_text": reference.strip()}
 
 
@@ -85,7 +87,12 @@ def test_only_rows_that_are_generated_alike_share_a_batch(summarizer: Summarizat
         {}, {"seed": 5}, {"num_beams": 4}, {"temperature": 0}, {"generate_parameters": {}},
         {"do_sample": False, "top_p": 0.5}, {"max_length": 142}, {"max_new_tokens": 141},
     ]  # fmt: skip
-    other = [{"num_beams": 1}, {"max_length": 9}, {"repetition_penalty": 2.0}, {"min_length": 7}]
+    other: list[dict[str, Any]] = [
+        {"num_beams": 1},
+        {"max_length": 9},
+        {"repetition_penalty": 2.0},
+        {"min_length": 7},
+    ]
     groups = [rows(summarizer, SUMMARIZE, ["A"], **given)[0].group for given in [*alike, *other]]
     assert len(set(groups[: len(alike)])) == 1
     assert len(set(groups)) == 1 + len(other)

@@ -14,12 +14,11 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForTokenClassification,
-    pipeline,
 )
 
 from shared.errors import InvalidInput, Permanent
 from shared.kinds.hf import Task
-from tests.models.hf_tasks import HALF, OPTIONS, assert_same, outputs, warnings
+from tests.models.hf_tasks import HALF, OPTIONS, assert_same, outputs, reference_pipeline, warnings
 from tests.tiny import mlm, ner, nli
 from tests.tiny_models import one_thread
 from workers.hf.tasks import classification, tokens
@@ -77,7 +76,7 @@ def _save_roberta(folder: Path, architecture: Any) -> None:
 
 
 def _pipeline(task: TokenClassification | FillMask, name: Task) -> Any:
-    return pipeline(name, model=task.model, tokenizer=task.tokenizer)
+    return reference_pipeline(name, model=task.model, tokenizer=task.tokenizer)
 
 
 def test_people_and_places_are_right(finder: TokenClassification) -> None:

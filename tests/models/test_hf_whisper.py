@@ -86,7 +86,7 @@ def test_texts_are_those_of_the_pipeline(listener: WhisperSpeech) -> None:
         feature_extractor=listener.extractor,
     )
     sound = {"raw": speak(tiny.LONG, RATE), "sampling_rate": RATE}
-    wanted = pipe(sound, chunk_length_s=tiny.CHUNK_S, generate_kwargs={"num_beams": 1})
+    wanted: Any = pipe(sound, chunk_length_s=tiny.CHUNK_S, generate_kwargs={"num_beams": 1})
     (found,) = transcribed(listener, [tiny.LONG], chunk_length_s=tiny.CHUNK_S)
     assert found == {"text": wanted["text"]}
 

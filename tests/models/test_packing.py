@@ -47,7 +47,7 @@ def test_only_plain_layers_in_bfloat16_are_replaced() -> None:
 
 
 def test_a_model_in_bfloat16_is_packed_and_answers() -> None:
-    model = copy.deepcopy(tiny.tiny_llama()).to(torch.bfloat16)
+    model = copy.deepcopy(tiny.tiny_llama()).bfloat16()
     with rolling(model) as generator:
         assert isinstance(model.lm_head, PackedLinear)
         alone = ids_of(generator.start(asks(TEXTS[0], 12)))

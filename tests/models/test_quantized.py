@@ -109,8 +109,9 @@ def test_an_adapter_by_path(folder: Path, tmp_path: Path, precision: str) -> Non
     plain = load_generator(str(folder), _settings(generation_precision=precision)).model
     wanted = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
     tuned = get_peft_model(copy.deepcopy(plain), wanted)
-    tuned.save_pretrained(tmp_path)
-    expected = _expected(tuned.get_base_model())
+    tuned.save_pretrained(str(tmp_path))
+    base: Any = tuned.get_base_model()
+    expected = _expected(base)
     assert expected != _expected(plain)
     generator = _made(folder, generation_precision=precision, generation_adapter=str(tmp_path))
     try:

@@ -92,11 +92,13 @@ def test_batches_hold_every_text_once_and_keep_to_the_budget(word: str) -> None:
     texts = [" ".join([word] * (n % 60 + 1)) for n in range(200)]
 
     batches = list(embedder.batches(texts))
+    tokenizer = embedder.tokenizer
+    assert tokenizer is not None
 
     assert sorted(n for batch in batches for n in batch) == list(range(200))
     assert len(batches) > 1
     for batch in batches:
-        longest = max(min(256, len(embedder.tokenizer.encode(texts[n]).ids)) for n in batch)
+        longest = max(min(256, len(tokenizer.encode(texts[n]).ids)) for n in batch)
         assert len(batch) == 1 or longest * len(batch) <= budget
 
 
@@ -125,6 +127,7 @@ def test_it_can_be_stopped_between_two_batches() -> None:
 
 def test_the_tokenizer_neither_truncates_nor_pads() -> None:
     tokenizer = with_settings().tokenizer
+    assert tokenizer is not None
 
     assert len(tokenizer.encode("word " * 1000).ids) == 1002
     assert len(tokenizer.encode("word").ids) == 3

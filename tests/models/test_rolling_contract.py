@@ -21,7 +21,7 @@ def shared() -> Iterator[TextGenerator]:
 
 class TestRolling(GeneratorContract):
     @pytest.fixture
-    def generator(self, shared: TextGenerator) -> TextGenerator:  # type: ignore[override]  # made once
+    def generator(self, shared: TextGenerator) -> TextGenerator:  # made once
         return shared
 
     def request(self) -> Request:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM
 
 from shared.errors import Permanent, Retryable
 from tests.models import tiny
@@ -16,7 +16,7 @@ from workers.generation.backends.interface import Generation
 from workers.generation.backends.rolling.generator import RollingGenerator
 
 BAD = "<|system|>"
-BAD_TOKEN = tiny.tokenizer().convert_tokens_to_ids(BAD)
+BAD_TOKEN = tiny.control_id(tiny.tokenizer(), BAD)
 
 
 class Faulty(LlamaForCausalLM):
@@ -66,14 +66,15 @@ class Damaged(Faulty):
 
 
 @contextmanager
-def _running(model: PreTrainedModel, **options: Any) -> Iterator[RollingGenerator]:
+def _running(model: Faulty, **options: Any) -> Iterator[RollingGenerator]:
     with rolling(model, **options) as generator:
         model.armed = True
         yield generator
 
 
-def _made(kind: type[PreTrainedModel], **marks: Any) -> PreTrainedModel:
+def _made(kind: type[Faulty], **marks: Any) -> Faulty:
     model = tiny.model(tiny.llama(), kind)
+    assert isinstance(model, Faulty)
     for name, value in marks.items():
         setattr(model, name, value)
     return model

@@ -2,6 +2,7 @@
 whatever order and company requests run."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,16 +24,17 @@ from transformers import (
 from shared.errors import ConfigurationError
 from tests.models import tiny
 from tests.models.tiny import SHAPE, TEXTS, Reference, asks, ids_of, rolling
+from workers.generation.backends.interface import Generation
 
 # Shorter than the texts, so that windows slide within prompts and within answers.
 WINDOW = 16
 
 
-def _grouped(kind: type[PreTrainedConfig], **options: Any) -> PreTrainedConfig:
+def _grouped(kind: Callable[..., PreTrainedConfig], **options: Any) -> PreTrainedConfig:
     return kind(vocab_size=tiny.vocabulary(), **{**SHAPE, "num_key_value_heads": 2, **options})
 
 
-CONFIGS = {
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: tiny.llama(),
     "llama-multi-query": lambda: tiny.llama(num_key_value_heads=1),
     "qwen2": lambda: _grouped(
@@ -88,7 +90,7 @@ def test_any_company_gives_the_tokens_of_generate(name: str) -> None:
     chooser = random.Random(name)
     wanted = _prompts(14, chooser)
     with rolling(model, generation_prefill_tokens=7, generation_batch_requests=8) as generator:
-        started = []
+        started: list[Generation] = []
         for prompt, tokens in wanted:
             if chooser.random() < 0.3 and started:
                 started[-1].result()

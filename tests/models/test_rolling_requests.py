@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from workers.generation.backends.interface import (
 from workers.generation.backends.rolling.generator import RollingGenerator
 
 WARM = {"temperature": 1.5, "seed": 7}
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "warm": WARM,
     "top-k": {**WARM, "top_k": 9},

@@ -1,5 +1,7 @@
 """How requests share the batch: memory, prefixes, order and the tokens of prompts."""
 
+from typing import Any
+
 import pytest
 
 from shared.errors import ConfigurationError, InvalidInput
@@ -24,7 +26,7 @@ def test_where_memory_is_short_the_youngest_make_way_and_nobody_fails() -> None:
     model = tiny.model(tiny.llama(**LARGE, max_position_embeddings=512))
     reference = Reference(model)
     prompts = [TEXTS[0], TEXTS[1], TEXTS[0] + TEXTS[1]]
-    settings = {"generation_kv_mib": 1, "generation_prefix_fraction": 0}
+    settings: dict[str, Any] = {"generation_kv_mib": 1, "generation_prefix_fraction": 0}
     with rolling(model, window_tokens=512, **settings) as generator:
         # Two have room for 255 tokens each, and one alone for 511.
         started = [generator.start(asks(prompt, 260)) for prompt in prompts]
@@ -264,7 +266,7 @@ def test_the_store_of_prefixes_drops_the_least_recently_used() -> None:
 
 def test_a_large_request_is_not_passed_over_for_ever() -> None:
     model = tiny.model(tiny.llama(**LARGE))
-    settings = {"generation_kv_mib": 1, "generation_prefix_fraction": 0}
+    settings: dict[str, Any] = {"generation_kv_mib": 1, "generation_prefix_fraction": 0}
     with rolling(model, **settings) as generator:
         # Small ones that would fill the memory for as long as anybody lets them.
         small = [generator.start(asks(TEXTS[1][:30], 60)) for _ in range(60)]

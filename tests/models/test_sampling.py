@@ -27,7 +27,7 @@ def _probabilities(logits: Tensor, sampling: Sampling, seen: list[int]) -> Tenso
         processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         processors.append(TopPLogitsWarper(sampling.top_p))
-    ids = torch.tensor([seen])
+    ids = torch.LongTensor([seen])
     return processors(ids, logits[None].clone())[0].softmax(dim=-1)
 
 

@@ -12,7 +12,7 @@ HELLO = (Message(role=Role.SYSTEM, content="be brief"), Message(role=Role.USER, 
 
 def _text(template: str | None, *messages: Message, tools: tuple[Tool, ...] = ()) -> str:
     tokenizer = tiny.tokenizer(template)
-    return tokenizer.decode(Prompts(tokenizer).encode_messages(messages, tools))
+    return str(tokenizer.decode(Prompts(tokenizer).encode_messages(messages, tools)))
 
 
 def test_messages_go_through_the_template_of_the_model() -> None:
@@ -24,7 +24,7 @@ def test_messages_go_through_the_template_of_the_model() -> None:
 def test_what_a_message_says_never_becomes_control(control: str) -> None:
     tokenizer = tiny.tokenizer()
     prompts = Prompts(tokenizer)
-    special = tokenizer.convert_tokens_to_ids(control)
+    special = tiny.control_id(tokenizer, control)
     plain = prompts.encode_messages([Message(role=Role.USER, content="hello")])
     attack = prompts.encode_messages([Message(role=Role.USER, content=f"hello{control} you")])
     assert attack.count(special) == plain.count(special)
@@ -75,7 +75,7 @@ def test_marks_of_calls_stay_in_the_text_where_tools_are_asked_for() -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]"]})
     prompts = Prompts(tokenizer)
-    mark, end = (tokenizer.convert_tokens_to_ids(each) for each in ("[TOOL_CALLS]", "</s>"))
+    mark, end = (tiny.control_id(tokenizer, control) for control in ("[TOOL_CALLS]", "</s>"))
     ids = [*prompts.encode_more("so "), mark, *prompts.encode_more("find"), end]
     assert prompts.decode_with_calls(ids) == "so [TOOL_CALLS]find"
     assert prompts.decode(ids) == "so find"

@@ -67,12 +67,12 @@ def cases(questions: dict[str, str]) -> list[tuple[Conversation, str]]:
 @pytest.mark.parametrize("precision", LOADING)
 def test_every_answer_is_exact(answerer: Answerer, precision: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(answerer.path)
-    model = AutoModelForCausalLM.from_pretrained(answerer.path, **LOADING[precision])
+    model: Any = AutoModelForCausalLM.from_pretrained(answerer.path, **LOADING[precision])
     wrong = []
     for (messages, tools), answer in cases(answerer.questions):
-        prompt = tokenizer.apply_chat_template(
+        prompt: Any = tokenizer.apply_chat_template(
             messages,
-            tools=tools or None,
+            tools=[*tools] or None,
             add_generation_prompt=True,
             return_tensors="pt",
             return_dict=True,

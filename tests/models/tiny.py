@@ -14,6 +14,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     TokenizersBackend,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -87,7 +88,8 @@ def model(config: PreTrainedConfig, kind: type[PreTrainedModel] | None = None) -
         for parameter in made.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.3)
-    return made.eval()
+    made.eval()
+    return made
 
 
 @cache
@@ -106,8 +108,8 @@ class Scripted(LlamaForCausalLM):
         keep = options.get("logits_to_keep", 0)
         positions = options.get("position_ids")
         if positions is None:
-            positions = torch.arange(options.get("input_ids", args[0] if args else None).shape[1])
-            positions = positions[None]
+            ids = options["input_ids"] if "input_ids" in options else args[0]
+            positions = torch.arange(ids.shape[1])[None]
         kept = positions[:, keep] if isinstance(keep, torch.Tensor) else positions[:, -keep:]
         script = torch.tensor(self.script)
         said = script[(kept - self.prompt_tokens + 1) % len(script)]
@@ -165,7 +167,7 @@ class Reference:
     """The same model as transformers runs it, one request at a time."""
 
     def __init__(self, of: PreTrainedModel) -> None:
-        self._model = copy.deepcopy(of)
+        self._model: Any = copy.deepcopy(of)
         if self._model.config._attn_implementation == "sluice":
             self._model.set_attn_implementation("eager")
         assert self._model.generation_config is not None
@@ -181,7 +183,8 @@ class Reference:
             min_new_tokens=tokens,
             do_sample=False,
         )
-        return out[0, len(prompt) :].tolist()
+        ids_after: list[int] = out[0, len(prompt) :].tolist()
+        return ids_after
 
 
 @contextmanager
@@ -215,6 +218,13 @@ def asks(prompt: str, tokens: int = 24, **options: Any) -> Request:
         if name in options
     }
     return Request(prompt=prompt, sampling=Sampling(max_tokens=tokens, **sampling), **options)
+
+
+def control_id(of: PreTrainedTokenizerBase, control: str) -> int:
+    """The number of one control token."""
+    number = of.convert_tokens_to_ids(control)
+    assert isinstance(number, int)
+    return number
 
 
 def ids_of(generation: Any) -> list[int]:

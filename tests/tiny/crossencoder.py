@@ -39,7 +39,7 @@ def build(folder: Path) -> None:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         initializer_range=0.05,
-        num_labels=1,
+        num_labels=1,  # type: ignore[call-arg]  # a property, which mypy takes for no field
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -69,7 +69,7 @@ def _make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         initializer_range=0.04,
         bos_token_id=None,
         eos_token_id=tokenizer.convert_tokens_to_ids(END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),  # type: ignore[arg-type]  # of one token
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -186,7 +186,11 @@ def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
 
 def _encode(tokenizer: PreTrainedTokenizerFast, lesson: Conversation) -> Row:
     messages, tools = lesson
-    text = tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        messages,
+        tools=tools or None,  # type: ignore[arg-type]  # a list of fewer types than it allows
+        tokenize=False,
+    )
     ids: list[int] = tokenizer(text)["input_ids"]
     head: list[int] = tokenizer(HEAD)["input_ids"]
     end: Any = tokenizer.convert_tokens_to_ids(END)

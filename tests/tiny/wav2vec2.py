@@ -112,8 +112,13 @@ def _tune(model: Wav2Vec2ForCTC, *, scale: float) -> None:
     pitches = torch.linspace(LOWEST_HZ - STEP_HZ, LOWEST_HZ + STEP_HZ * 11, CHANNELS // 2)
     angles = 2 * torch.pi * pitches[:, None] * times
     waves = torch.stack([angles.sin(), angles.cos()], 1).flatten(0, 1)
-    first.conv.weight.data = scale * (waves * torch.hann_window(KERNELS[0]))[:, None]
-    second.conv.weight.data = torch.eye(CHANNELS)[..., None].expand(-1, -1, KERNELS[1]) / KERNELS[1]
+    # torch types what a module holds as a tensor or a module.
+    first.conv.weight.data = (  # type: ignore[union-attr]
+        scale * (waves * torch.hann_window(KERNELS[0]))[:, None]
+    )
+    second.conv.weight.data = (  # type: ignore[union-attr]
+        torch.eye(CHANNELS)[..., None].expand(-1, -1, KERNELS[1]) / KERNELS[1]
+    )
 
 
 def _train(model: Wav2Vec2ForCTC) -> None:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from api.http import answers
 from api.http.body import MalformedBody, parse
+from api.http.errors import BadCursor
 from api.jobs import waiting
 from api.routes import files
 from api.schemas import JobRequest
@@ -75,7 +76,7 @@ def test_a_cursor_returns_its_position_to_its_own_list_only(position: str) -> No
     cursor = answers.encode("jobs", position)
 
     assert answers.decode("jobs", cursor) == position
-    with pytest.raises(answers.BadCursor):
+    with pytest.raises(BadCursor):
         answers.decode("files", cursor)
 
 
@@ -83,7 +84,7 @@ def test_a_cursor_returns_its_position_to_its_own_list_only(position: str) -> No
 def test_no_cursor_makes_another_error(cursor: str) -> None:
     try:
         found = answers.decode_id("jobs", cursor)
-    except answers.BadCursor:
+    except BadCursor:
         return
     assert isinstance(found, UUID)
 

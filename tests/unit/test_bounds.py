@@ -46,15 +46,10 @@ from shared.kinds.hf import TASKS
 from workers.generation.backends.interface import ToolCall
 from workers.generation.chat import storable
 
-REQUESTS = {
-    model.__name__: model
-    for model in (
-        BatchRequest,
-        NewConversation,
-        CollectionSpec,
-        *(task.parameters for task in TASKS.values()),
-    )
-}
+MODELS: list[type[BaseModel]] = [
+    BatchRequest, NewConversation, CollectionSpec, *(task.parameters for task in TASKS.values()),
+]  # fmt: skip
+REQUESTS = {model.__name__: model for model in MODELS}
 
 
 # Every field of every request has a bound

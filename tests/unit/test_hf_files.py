@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,8 @@ def test_a_folder_is_found_by_its_path(settings: Settings, tmp_path: Path) -> No
 def test_a_folder_that_a_setting_names_may_lie_anywhere(name: str, tmp_path: Path) -> None:
     folder = put(tmp_path / "elsewhere" / "model")
     value = str(folder) if name == "embedding_model" else {"fill-mask": str(folder)}
-    settings = Settings(_env_file=None, home=tmp_path, **{name: value})
+    named: dict[str, Any] = {name: value}
+    settings = Settings(_env_file=None, home=tmp_path, **named)
     assert locate(str(folder), settings, task=None) == folder
     with pytest.raises(InvalidInput):
         locate(str(folder.parent), settings, task=None)

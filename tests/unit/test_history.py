@@ -137,7 +137,7 @@ def test_what_is_kept_is_a_valid_conversation_in_order(
     messages: list[Message] = []
     for number, each in enumerate(drawn):
         id_ = f"c{number}"
-        messages += [calling(id_), result(id_, f"r{number}")] if each == "call" else [each]
+        messages += [calling(id_), result(id_, f"r{number}")] if isinstance(each, str) else [each]
     messages.append(user("the last question"))
     check(messages)
     try:

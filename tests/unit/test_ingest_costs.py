@@ -61,7 +61,7 @@ def load_all(data: bytes, name: str, options: CsvOptions | None = None) -> Calla
 
 
 def loading(make: Make, name: str, **csv: list[str]) -> Callable[[int], Callable[[], object]]:
-    options = CsvOptions(**csv)  # type: ignore[arg-type]  # lists of columns
+    options = CsvOptions(**csv)
     return lambda size: load_all(make(size).encode(), name, options)
 
 

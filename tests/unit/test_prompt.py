@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,9 +27,9 @@ def words(messages: Sequence[Message]) -> int:
     return sum(len(re.findall(r"\w+|[^\w\s]", message.content)) + 3 for message in messages)
 
 
-def prompt_of(*passages: Passage, question: str = QUESTION, **options: object) -> RagPrompt:
-    settings = {"budget_tokens": PLENTY, "count": words} | options
-    return build(question, passages, **settings)  # type: ignore[arg-type]  # passed through
+def prompt_of(*passages: Passage, question: str = QUESTION, **options: Any) -> RagPrompt:
+    settings: dict[str, Any] = {"budget_tokens": PLENTY, "count": words} | options
+    return build(question, passages, **settings)
 
 
 def fenced(prompt: RagPrompt) -> list[tuple[str, str, str]]:
@@ -39,7 +40,7 @@ def fenced(prompt: RagPrompt) -> list[tuple[str, str, str]]:
     return [(number, source, text) for _, number, source, text in found]
 
 
-def refusal(**options: object) -> str:
+def refusal(**options: Any) -> str:
     with pytest.raises(InvalidInput) as caught:
         prompt_of(API, **options)
     return caught.value.message

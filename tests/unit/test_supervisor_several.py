@@ -46,9 +46,9 @@ def parts(workers: WorkerCounts, **changes: Any) -> list[Part]:
 
 
 def arguments(workers: WorkerCounts, **changes: Any) -> list[tuple[str, ...]]:
-    """What each generation worker is told besides its name."""
-    workers = [part for part in parts(workers, **changes) if part.name.startswith("generate")]
-    return [part.argv[part.argv.index("--name") + 2 :] for part in workers]
+    """The command line of each generation worker, after its name."""
+    generators = [part for part in parts(workers, **changes) if part.name.startswith("generate")]
+    return [part.argv[part.argv.index("--name") + 2 :] for part in generators]
 
 
 def test_without_models_workers_are_told_nothing() -> None:

@@ -16,11 +16,8 @@ import sys
 from itertools import islice
 from typing import Any, Final
 
-from jsonschema import SchemaError  # type: ignore[import-untyped]  # it ships no types
-from jsonschema.validators import (  # type: ignore[import-untyped]  # it ships no types
-    Draft202012Validator,
-    validator_for,
-)
+from jsonschema import SchemaError
+from jsonschema.validators import Draft202012Validator, validator_for
 from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
@@ -79,9 +76,8 @@ def _checked(request: dict[str, Any]) -> dict[str, Any]:
 def _validator(schema: dict[str, Any]) -> Any:
     dialect = schema.get("$schema")
     known = dialect is None or isinstance(dialect, str)
-    kind = (
-        validator_for(schema, default=None if dialect else Draft202012Validator) if known else None
-    )
+    default: Any = None if dialect else Draft202012Validator
+    kind: Any = validator_for(schema, default=default) if known else None
     if kind is None:
         raise InvalidSchema(
             f"has the unknown $schema {_short(repr(dialect))}. Leave it out for draft 2020-12"

@@ -94,7 +94,7 @@ class PackedLinear(nn.Module):
 
 def pack(model: nn.Module) -> int:
     """Replace the layers where that helps, in place; returns how many it were."""
-    is_there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # has none
+    is_there = torch.backends.mkldnn.is_available()
     if not is_there or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return 0
     packed = 0

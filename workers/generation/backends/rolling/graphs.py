@@ -49,7 +49,7 @@ class CudaCapture:
         self._pool: Any = None
 
     def __call__(self, run: Run) -> Run:
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch has no types for it
+        stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP_RUNS):
