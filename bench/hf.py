@@ -43,8 +43,8 @@ WORDS = [
 DISTILBERT = "bench/distilbert"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MODELS = {
-    "DistilBERT, text-classification": (Task.TEXT_CLASSIFICATION, DISTILBERT),
-    "MiniLM, feature-extraction": (Task.FEATURE_EXTRACTION, MINILM),
+    "DistilBERT, text-classification": (Task("text-classification"), DISTILBERT),
+    "MiniLM, feature-extraction": (Task("feature-extraction"), MINILM),
 }
 WAIT_S = 300
 

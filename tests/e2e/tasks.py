@@ -35,22 +35,22 @@ class Example:
 
 EXAMPLES = [
     Example(
-        task=Task.SUMMARIZATION,
+        task=Task("summarization"),
         inputs=SUMMARIZED,
         is_right=lambda a: a == [{"summary_text": bart.SUMMARIES[SUMMARIZED]}],
     ),
     Example(
-        task=Task.TRANSLATION,
+        task=Task("translation"),
         inputs=TRANSLATED,
         is_right=lambda a: a == [{"translation_text": marian.ENGLISH[TRANSLATED]}],
     ),
     Example(
-        task=Task.TEXT_CLASSIFICATION,
+        task=Task("text-classification"),
         inputs=FELT,
         is_right=lambda a: a[0][0]["label"] == distilbert.SENTIMENTS[FELT],
     ),
     Example(
-        task=Task.QUESTION_ANSWERING,
+        task=Task("question-answering"),
         inputs={"question": ASKED.question, "context": ASKED.context},
         is_right=lambda a: (
             a["answer"] == ASKED.answer == ASKED.context[a["start"] : a["end"]]
@@ -58,7 +58,7 @@ EXAMPLES = [
         ),
     ),
     Example(
-        task=Task.SENTENCE_SIMILARITY,
+        task=Task("sentence-similarity"),
         inputs={
             "source_sentence": "A cat sits outside.",
             "sentences": ["A cat is outdoors.", "Tax"],
@@ -66,7 +66,7 @@ EXAMPLES = [
         is_right=lambda a: a[0] > 0.6 > a[1],
     ),
     Example(
-        task=Task.TOKEN_CLASSIFICATION,
+        task=Task("token-classification"),
         inputs=NAMED,
         is_right=lambda a: (
             [(each["entity_group"], NAMED[each["start"] : each["end"]]) for each in a]
@@ -74,23 +74,23 @@ EXAMPLES = [
         ),
     ),
     Example(
-        task=Task.FILL_MASK,
+        task=Task("fill-mask"),
         inputs=FILLED,
         is_right=lambda a: a[0]["token_str"] == mlm.FILLED[FILLED][0],
     ),
     Example(
-        task=Task.ZERO_SHOT_CLASSIFICATION,
+        task=Task("zero-shot-classification"),
         inputs=ABOUT,
         parameters={"candidate_labels": ["sports", "cooking", "politics"]},
         is_right=lambda a: a[0]["label"] in nli.ABOUT[ABOUT],
     ),
     Example(
-        task=Task.TEXT_RANKING,
+        task=Task("text-ranking"),
         inputs={"query": QUERY, "texts": list(crossencoder.ANSWERS.values())},
         is_right=lambda a: a[0]["index"] == list(crossencoder.ANSWERS).index(QUERY),
     ),
     Example(
-        task=Task.FEATURE_EXTRACTION,
+        task=Task("feature-extraction"),
         inputs="A cat sits outside.",
         is_right=lambda a: len(a) == 384 and abs(sum(x * x for x in a) - 1) < 1e-3,
     ),

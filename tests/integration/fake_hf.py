@@ -9,7 +9,12 @@ from shared.kinds.hf import TASKS, Task
 from tests.integration.fake_shapes import problem
 from tests.wire.hub_script import ANSWERS
 
-NESTED = {Task.SUMMARIZATION, Task.TRANSLATION, Task.TEXT_CLASSIFICATION, Task.TEXT_GENERATION}
+NESTED = {
+    Task("summarization"),
+    Task("translation"),
+    Task("text-classification"),
+    Task("text-generation"),
+}
 """The API answers with a list to one input of these."""
 
 

@@ -72,14 +72,14 @@ def process(
 
 
 AT_THE_HUB = {
-    "task": str(Task.FILL_MASK), "model": model_of(Task.FILL_MASK), "inputs": "a [MASK]",
+    "task": str(Task("fill-mask")), "model": model_of(Task("fill-mask")), "inputs": "a [MASK]",
     "parameters": {}, "backend": "hub",
 }  # fmt: skip
 
 WAITING: dict[str, tuple[str, str, str, Kind, dict[str, Any]]] = {
-    "hub": ("hub", model_of(Task.FILL_MASK), "/models/", kinds.HF, AT_THE_HUB),
+    "hub": ("hub", model_of(Task("fill-mask")), "/models/", kinds.HF, AT_THE_HUB),
     "hub, several inputs": (
-        "hub", model_of(Task.FILL_MASK), "/models/", kinds.HF,
+        "hub", model_of(Task("fill-mask")), "/models/", kinds.HF,
         AT_THE_HUB | {"inputs": ["a [MASK]", "b [MASK]"]},
     ),
     "first byte of Ollama": (
@@ -125,7 +125,7 @@ def test_a_job_that_waits_is_cancelled(case: str, process: Process, wires: dict[
 def test_a_cancelled_job_leaves_its_batch_at_once(process: Process, wires: dict[str, Wire]) -> None:
     """The others of the batch go on waiting."""
     wire = wires["hub"]
-    wire.of(model_of(Task.FILL_MASK)).hang = True
+    wire.of(model_of(Task("fill-mask"))).hang = True
     ids = [submit(process, kinds.HF, AT_THE_HUB) for _ in range(2)]
     worker = threading.Thread(target=drain, args=(process, handlers_of(HF_QUEUES)), daemon=True)
     worker.start()

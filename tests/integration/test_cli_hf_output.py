@@ -15,74 +15,74 @@ Captured = pytest.CaptureFixture[str]
 
 # What each task prints in a pipe.
 PRINTED: list[tuple[Task, list[str], str]] = [
-    (Task.SUMMARIZATION, ["report.txt"], "Ann is here\n"),
-    (Task.SUMMARIZATION, ["a b c d", "report.txt"], "a b c\nAnn is here\n"),
-    (Task.SUMMARIZATION, ["--lines", "report.txt"], "Ann is here\nBob went to\n"),
-    (Task.TRANSLATION, ["안녕 a"], "안녕 A\n"),
-    (Task.TEXT_GENERATION, ["go on"], "go on again again\n"),
+    (Task("summarization"), ["report.txt"], "Ann is here\n"),
+    (Task("summarization"), ["a b c d", "report.txt"], "a b c\nAnn is here\n"),
+    (Task("summarization"), ["--lines", "report.txt"], "Ann is here\nBob went to\n"),
+    (Task("translation"), ["안녕 a"], "안녕 A\n"),
+    (Task("text-generation"), ["go on"], "go on again again\n"),
     (
-        Task.TEXT_GENERATION,
+        Task("text-generation"),
         ["go", "-p", "num_return_sequences=2", "-p", "return_full_text=false"],
         " again again\n again again\n",
     ),
     (
-        Task.QUESTION_ANSWERING,
+        Task("question-answering"),
         ["Where?", "--context", "report.txt"],
         "Rome (1.00, from character 34)\n",
     ),
     (
-        Task.QUESTION_ANSWERING,
+        Task("question-answering"),
         ["Where?", "--context", "It is Rome", "-p", "top_k=2"],
         "1.0000\t6\t10\tRome\n0.5000\t3\t5\tis\n",
     ),
     (
-        Task.QUESTION_ANSWERING,
+        Task("question-answering"),
         ["Where?", "Who?", "--context", "Rome"],
         "Where?\t1.0000\t0\t4\tRome\nWho?\t1.0000\t0\t4\tRome\n",
     ),
-    (Task.SENTENCE_SIMILARITY, ["a b", "a b", "c"], "1.0000\ta b\n0.0000\tc\n"),
+    (Task("sentence-similarity"), ["a b", "a b", "c"], "1.0000\ta b\n0.0000\tc\n"),
     (
-        Task.SENTENCE_SIMILARITY,
+        Task("sentence-similarity"),
         ["good and here", "--sentence", "good", "--lines", "--sentence", "report.txt"],
         "0.3333\tgood\n0.6000\tAnn is here and good\n0.0000\tBob went to Rome\n",
     ),
-    (Task.TEXT_RANKING, ["a b", "b", "c"], "1.0000\t0\tb\n0.0000\t1\tc\n"),
-    (Task.TEXT_CLASSIFICATION, ["good"], "0.7500\tPOSITIVE\n0.2500\tNEGATIVE\n"),
+    (Task("text-ranking"), ["a b", "b", "c"], "1.0000\t0\tb\n0.0000\t1\tc\n"),
+    (Task("text-classification"), ["good"], "0.7500\tPOSITIVE\n0.2500\tNEGATIVE\n"),
     (
-        Task.TEXT_CLASSIFICATION,
+        Task("text-classification"),
         ["good", "bad", "-p", "top_k=1"],
         "good\t0.7500\tPOSITIVE\nbad\t0.7500\tNEGATIVE\n",
     ),
     (
-        Task.ZERO_SHOT_CLASSIFICATION,
+        Task("zero-shot-classification"),
         ["on birds", "--labels", 'cars, birds,"cats, dogs"'],
         "1.0000\tbirds\n0.0000\tcars\n0.0000\tcats, dogs\n",
     ),
     (
-        Task.TOKEN_CLASSIFICATION,
+        Task("token-classification"),
         ["report.txt"],
         "PER\t0.5000\t0\t3\tAnn\nPER\t0.5000\t22\t25\tBob\nPER\t0.5000\t34\t38\tRome\n",
     ),
-    (Task.TOKEN_CLASSIFICATION, ["by Ann", "-p", "aggregation_strategy=none"],
+    (Task("token-classification"), ["by Ann", "-p", "aggregation_strategy=none"],
      "PER\t0.5000\t3\t6\tAnn\n"),
     (
-        Task.FILL_MASK,
+        Task("fill-mask"),
         ["a [MASK]", "-p", 'targets=["tree"]'],
         "1\t1.0000\ttree\ta tree\n",
     ),
     (
-        Task.FEATURE_EXTRACTION,
+        Task("feature-extraction"),
         ["banana", "tree"],
         "banana\t5\t3.0000, 0.0000, 0.0000, 0.0000, …\n"
         "tree\t5\t0.0000, 2.0000, 0.0000, 0.0000, …\n",
     ),
-    (Task.AUTOMATIC_SPEECH_RECOGNITION, ["call.flac"], "100 bytes\n"),
+    (Task("automatic-speech-recognition"), ["call.flac"], "100 bytes\n"),
     (
-        Task.AUTOMATIC_SPEECH_RECOGNITION,
+        Task("automatic-speech-recognition"),
         ["call.flac", "-p", "return_timestamps=true"],
         "100 bytes\n   0.00 s            100 bytes\n",
     ),
-    (Task.IMAGE_CLASSIFICATION, ["call.flac"], "0.5000\t100 bytes\n0.2500\tcat\n"),
+    (Task("image-classification"), ["call.flac"], "0.5000\t100 bytes\n0.2500\tcat\n"),
 ]  # fmt: skip
 
 

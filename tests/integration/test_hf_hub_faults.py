@@ -26,7 +26,7 @@ from tests.wire.behaviour import Behaviour, Wire
 from tests.wire.hub import TOKEN, model_of
 from workers.hf.hub import run
 
-SUMMARIZE = Task.SUMMARIZATION
+SUMMARIZE = Task("summarization")
 MODEL = model_of(SUMMARIZE)
 
 
@@ -105,9 +105,9 @@ def test_a_refusal_is_of_the_right_kind_and_has_the_hubs_words(
 
 
 def test_which_input_was_refused_is_told(settings: Settings) -> None:
-    mask = model_of(Task.FILL_MASK)
+    mask = model_of(Task("fill-mask"))
     with pytest.raises(InvalidInput, match=r"No mask_token.*about inputs\.1\."):
-        run(Task.FILL_MASK, mask, ["a [MASK]", "a mask"], {}, settings)
+        run(Task("fill-mask"), mask, ["a [MASK]", "a mask"], {}, settings)
 
 
 def test_a_gated_model_says_where_to_ask(wire: Wire, settings: Settings) -> None:
@@ -187,7 +187,9 @@ def test_a_hub_that_is_not_there_is_unavailable(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("fault", ["break_after", "malformed_after"])
-@pytest.mark.parametrize("task", [Task.SUMMARIZATION, Task.FEATURE_EXTRACTION, Task.TEXT_RANKING])
+@pytest.mark.parametrize(
+    "task", [Task("summarization"), Task("feature-extraction"), Task("text-ranking")]
+)
 def test_an_answer_that_breaks_off_or_is_no_json_is_tried_again(
     wire: Wire, settings: Settings, task: Task, fault: str
 ) -> None:
@@ -202,14 +204,14 @@ def test_an_answer_that_breaks_off_or_is_no_json_is_tried_again(
 @pytest.mark.parametrize(
     ("task", "its"),
     [
-        (Task.TEXT_CLASSIFICATION, Task.FILL_MASK),
-        (Task.TEXT_CLASSIFICATION, Task.FEATURE_EXTRACTION),
-        (Task.SUMMARIZATION, Task.TRANSLATION),
-        (Task.SUMMARIZATION, Task.TOKEN_CLASSIFICATION),
-        (Task.TRANSLATION, Task.FEATURE_EXTRACTION),
-        (Task.FEATURE_EXTRACTION, Task.TEXT_CLASSIFICATION),
-        (Task.TEXT_GENERATION, Task.SUMMARIZATION),
-        (Task.FILL_MASK, Task.TEXT_CLASSIFICATION),
+        (Task("text-classification"), Task("fill-mask")),
+        (Task("text-classification"), Task("feature-extraction")),
+        (Task("summarization"), Task("translation")),
+        (Task("summarization"), Task("token-classification")),
+        (Task("translation"), Task("feature-extraction")),
+        (Task("feature-extraction"), Task("text-classification")),
+        (Task("text-generation"), Task("summarization")),
+        (Task("fill-mask"), Task("text-classification")),
     ],
 )
 def test_a_model_of_another_task_is_no_silent_nonsense(
@@ -224,7 +226,7 @@ def test_a_model_of_another_task_is_no_silent_nonsense(
 
 def test_languages_come_in_pairs(wire: Wire, settings: Settings) -> None:
     with pytest.raises(InvalidInput, match="src_lang and tgt_lang together"):
-        run(Task.TRANSLATION, model_of(Task.TRANSLATION), "a", {"tgt_lang": "fr"}, settings)
+        run(Task("translation"), model_of(Task("translation")), "a", {"tgt_lang": "fr"}, settings)
     with pytest.raises(InvalidInput, match="no such parameter"):
         run(SUMMARIZE, MODEL, "a", {"top": 1}, settings)
     assert not wire.requests

@@ -67,7 +67,7 @@ def test_a_job_under_way_whose_next_step_stands_in_a_paused_queue(process: Proce
 def test_a_queue_that_nobody_serves(process: Process) -> None:
     lives(process, "query")
     assert "sluice worker cpu" in str(reason(process, submit(process)))
-    wanted = HfInput(task=Task.FILL_MASK, model="a/b", inputs="[MASK]")
+    wanted = HfInput(task=Task("fill-mask"), model="a/b", inputs="[MASK]")
     hf = submit(process, kinds.HF, wanted.model_dump(mode="json"))
     assert "sluice worker hf" in str(reason(process, hf))
 

@@ -24,9 +24,9 @@ from tests.tiny_models import one_thread
 from workers.hf.tasks import classification, sentences, tokens
 from workers.hf.tasks.classification import TextClassification, ZeroShotClassification
 
-CLASSIFY = Task.TEXT_CLASSIFICATION
-ZERO_SHOT = Task.ZERO_SHOT_CLASSIFICATION
-RANK = Task.TEXT_RANKING
+CLASSIFY = Task("text-classification")
+ZERO_SHOT = Task("zero-shot-classification")
+RANK = Task("text-ranking")
 TEXTS = [*distilbert.SENTIMENTS, "Neither here nor there", "?", "the film was " * 90]
 
 
@@ -157,7 +157,7 @@ def test_padding_moves_nothing_on_either_side(tmp_path: Path, architecture: str)
     torch.manual_seed(0)
     architectures: list[tuple[Any, Task]] = [
         (AutoModelForSequenceClassification, CLASSIFY),
-        (AutoModelForTokenClassification, Task.TOKEN_CLASSIFICATION),
+        (AutoModelForTokenClassification, Task("token-classification")),
     ]
     for auto, name in architectures:
         auto.from_config(config).save_pretrained(tmp_path)

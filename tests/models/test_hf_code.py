@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 def classify(folder: Path, options: Options = OPTIONS) -> torch.nn.Module:
     return load_model(
-        AutoModelForSequenceClassification, folder, options, task=Task.TEXT_CLASSIFICATION
+        AutoModelForSequenceClassification, folder, options, task=Task("text-classification")
     )
 
 

@@ -40,7 +40,7 @@ def listener(request: pytest.FixtureRequest) -> CtcSpeech:
 
 def transcribed(listener: CtcSpeech, files: list[bytes], **parameters: Any) -> list[Any]:
     """All rows of all files in as few batches as their groups allow."""
-    asked = parse_parameters(Task.AUTOMATIC_SPEECH_RECOGNITION, parameters)
+    asked = parse_parameters(Task("automatic-speech-recognition"), parameters)
     prepared = [listener.prepare(data, asked) for data in files]
     rows = [row for each in prepared for row in each.rows]
     groups = {row.group for row in rows}

@@ -101,13 +101,13 @@ def until(is_so: Callable[[], bool]) -> None:
 
 
 def test_a_model_is_fetched_once(shelf: Shelf, worker: Locator, checkpoint: Path) -> None:
-    found = worker.ask("own/fill", Task.FILL_MASK)
+    found = worker.ask("own/fill", Task("fill-mask"))
     folder = Path(found["folder"])
     for path in checkpoint.iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes()
     assert sent(shelf) == dict.fromkeys(WHOLE, 1)
     shelf.gets.clear()
-    assert worker.ask("own/fill", Task.FILL_MASK) == found
+    assert worker.ask("own/fill", Task("fill-mask")) == found
     assert not shelf.gets
 
 
@@ -164,7 +164,7 @@ def test_modules_of_a_sentence_model_are_fetched(shelf: Shelf, worker: Locator) 
         "openvino/openvino_model.xml": b"x",
     }
     shelf.repositories["own/fill"] |= files
-    worker.ask("own/fill", Task.SENTENCE_SIMILARITY)
+    worker.ask("own/fill", Task("sentence-similarity"))
     fetched = set(sent(shelf))
     assert fetched == WHOLE | set(files) - {"2_Dense/pytorch_model.bin"} - {
         "openvino/openvino_model.xml"
@@ -172,7 +172,7 @@ def test_modules_of_a_sentence_model_are_fetched(shelf: Shelf, worker: Locator) 
 
 
 def test_no_weights_are_fetched_for_another_task(shelf: Shelf, worker: Locator) -> None:
-    refused = worker.ask("own/fill", Task.SUMMARIZATION)
+    refused = worker.ask("own/fill", Task("summarization"))
     assert refused["error"] == "WrongTask"
     assert "own/fill is a model for fill-mask" in refused["message"]
     assert set(sent(shelf)) == {"config.json"}

@@ -29,7 +29,7 @@ from tests.tiny_models import one_thread
 from workers.hf.tasks.sentences import SentenceFeatures, TokenFeatures, load_feature_extraction
 from workers.models.locate import bundled
 
-FEATURES = Task.FEATURE_EXTRACTION
+FEATURES = Task("feature-extraction")
 TEXTS = [
     "Rivers run to the sea.",
     "강은 바다로 흐른다.",

@@ -23,7 +23,7 @@ from tests.tiny.roberta_qa import byte_level_tokenizer
 from workers.hf.tasks import sentences
 from workers.hf.tasks.sentences import TokenFeatures
 
-FEATURES = Task.FEATURE_EXTRACTION
+FEATURES = Task("feature-extraction")
 TEXTS = [
     "Rivers run to the sea.",
     "강은 바다로 흐른다.",

@@ -20,7 +20,7 @@ from workers.hf.task import Options
 from workers.hf.tasks import classification
 from workers.hf.tasks.classification import ImageClassification, decode_image
 
-CLASSIFY = Task.IMAGE_CLASSIFICATION
+CLASSIFY = Task("image-classification")
 LIMIT = OPTIONS.image_limit_pixels
 
 

@@ -24,7 +24,7 @@ from workers.hf.task import UNWATCHED
 from workers.hf.tasks import question_answering
 from workers.hf.tasks.question_answering import QuestionAnswering
 
-QA = Task.QUESTION_ANSWERING
+QA = Task("question-answering")
 
 
 @pytest.fixture(scope="module", autouse=True)

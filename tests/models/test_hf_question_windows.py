@@ -31,7 +31,7 @@ from tests.tiny_models import one_thread
 from workers.hf.task import UNWATCHED
 from workers.hf.tasks.question_answering import QuestionAnswering
 
-QA = Task.QUESTION_ANSWERING
+QA = Task("question-answering")
 DATA = Path(__file__).parents[3] / "shared" / "data"
 CONTEXTS = 5
 POSITIONS = 96

@@ -15,7 +15,7 @@ from tests.tiny_models import one_thread
 from workers.hf.tasks import sentences
 from workers.hf.tasks.sentences import TextRanking
 
-RANK = Task.TEXT_RANKING
+RANK = Task("text-ranking")
 
 
 @pytest.fixture(scope="module", autouse=True)

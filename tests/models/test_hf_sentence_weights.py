@@ -108,7 +108,7 @@ def test_a_bare_encoder_gets_mean_pooling(tmp_path: Path) -> None:
 
 def test_the_bundled_model_is_whole(tmp_path: Path) -> None:
     settings = Settings(_env_file=None, home=tmp_path)
-    folder = locate(DEFAULT_EMBEDDING_MODEL, settings, task=Task.SENTENCE_SIMILARITY)
+    folder = locate(DEFAULT_EMBEDDING_MODEL, settings, task=Task("sentence-similarity"))
     model = load_sentence_transformer(folder, OPTIONS)
     near, far = model.similarity(
         model.encode("A river.", show_progress_bar=False),

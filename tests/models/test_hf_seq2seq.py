@@ -22,7 +22,7 @@ from workers.hf.task import UNWATCHED
 from workers.hf.tasks import generation
 from workers.hf.tasks.generation import Seq2Seq, Summarization
 
-SUMMARIZE = Task.SUMMARIZATION
+SUMMARIZE = Task("summarization")
 TEXTS = [*bart.SUMMARIES, "Rain.", "The museum closed two bridges, and " * 9]
 
 

@@ -21,7 +21,7 @@ from workers.hf.tasks import sentences
 from workers.hf.tasks.sentences import SentenceSimilarity
 from workers.models.locate import bundled
 
-SIMILARITY = Task.SENTENCE_SIMILARITY
+SIMILARITY = Task("sentence-similarity")
 ENGLISH: dict[str, Any] = {
     "source_sentence": "That is a happy person",
     "sentences": [

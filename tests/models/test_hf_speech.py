@@ -41,7 +41,7 @@ from workers.hf.tasks import speech
 from workers.hf.tasks.speech import CtcSpeech
 
 SAID = "HELLO SHORT NOTES IN THE HALL"
-ASKED = parse_parameters(Task.AUTOMATIC_SPEECH_RECOGNITION, {})
+ASKED = parse_parameters(Task("automatic-speech-recognition"), {})
 FORMATS = [
     ("WAV", "PCM_16", (8_000, 22_050, 44_100, 48_000)),
     ("WAV", "ULAW", (8_000,)),

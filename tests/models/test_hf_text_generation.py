@@ -19,7 +19,7 @@ from workers.hf.task import UNWATCHED, Row
 from workers.hf.tasks import generation
 from workers.hf.tasks.generation import TextGeneration
 
-GENERATE = Task.TEXT_GENERATION
+GENERATE = Task("text-generation")
 PROMPTS = [*gpt2.CONTINUATIONS, "river", "The capital of Japan, a fox who lived near " * 3]
 FOX = "Once upon a time"
 

@@ -24,8 +24,8 @@ from tests.tiny_models import one_thread
 from workers.hf.tasks import classification, tokens
 from workers.hf.tasks.tokens import FillMask, TokenClassification
 
-NER = Task.TOKEN_CLASSIFICATION
-FILL = Task.FILL_MASK
+NER = Task("token-classification")
+FILL = Task("fill-mask")
 STRATEGIES = ["none", "simple", "first", "average", "max"]
 TEXTS = [
     *ner.ENTITIES,

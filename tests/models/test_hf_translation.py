@@ -25,7 +25,7 @@ from workers.hf.task import UNWATCHED
 from workers.hf.tasks import generation
 from workers.hf.tasks.generation import Translation
 
-TRANSLATE = Task.TRANSLATION
+TRANSLATE = Task("translation")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -37,7 +37,7 @@ def listener() -> WhisperSpeech:
 
 def transcribed(listener: WhisperSpeech, texts: Sequence[str], **parameters: Any) -> list[Any]:
     """Each file's answer; rows of all files in one batch where they may be."""
-    asked = parse_parameters(Task.AUTOMATIC_SPEECH_RECOGNITION, parameters)
+    asked = parse_parameters(Task("automatic-speech-recognition"), parameters)
     prepared = [listener.prepare(recorded(text), asked) for text in texts]
     rows = [row for each in prepared for row in each.rows]
     if len({row.group for row in rows}) == 1:
@@ -123,7 +123,7 @@ def test_what_the_model_cannot_do_is_refused(
 
 
 def test_generation_ends_once_nobody_waits(listener: WhisperSpeech) -> None:
-    asked = parse_parameters(Task.AUTOMATIC_SPEECH_RECOGNITION, {})
+    asked = parse_parameters(Task("automatic-speech-recognition"), {})
     rows = [*listener.prepare(recorded("HELLO ALICE"), asked).rows] * 2
     looks = 0
 
@@ -137,7 +137,7 @@ def test_generation_ends_once_nobody_waits(listener: WhisperSpeech) -> None:
 
 
 def test_what_watching_raises_ends_it_and_harms_nothing(listener: WhisperSpeech) -> None:
-    asked = parse_parameters(Task.AUTOMATIC_SPEECH_RECOGNITION, {})
+    asked = parse_parameters(Task("automatic-speech-recognition"), {})
 
     def watch() -> list[bool]:
         raise TimeoutError
@@ -148,7 +148,7 @@ def test_what_watching_raises_ends_it_and_harms_nothing(listener: WhisperSpeech)
 
 
 def test_silence_does_not_fail(listener: WhisperSpeech) -> None:
-    asked = parse_parameters(Task.AUTOMATIC_SPEECH_RECOGNITION, {})
+    asked = parse_parameters(Task("automatic-speech-recognition"), {})
     out = io.BytesIO()
     soundfile.write(out, np.zeros(RATE, np.float32), RATE, format="WAV")
     prepared = listener.prepare(out.getvalue(), asked)

@@ -97,7 +97,7 @@ def _inputs(task: Task, body: dict[str, Any]) -> Any:
 
 
 def _parameters(task: Task, body: dict[str, Any]) -> dict[str, Any]:
-    if task is Task.FEATURE_EXTRACTION:  # has them beside its inputs
+    if task is Task("feature-extraction"):  # has them beside its inputs
         return {name: value for name, value in body.items() if name != "inputs"}
     found: dict[str, Any] = body.get("parameters", {})
     return found
