@@ -31,8 +31,7 @@ from shared.config import Settings
 from shared.kinds.hf import Task, parse_parameters
 from sluice import Client
 from workers.hf.steps import Budget, batches, run_rows
-from workers.hf.task import UNWATCHED
-from workers.models.cache import Models
+from workers.hf.task import UNWATCHED, Models
 
 WORDS = [
     "the", "service", "was", "friendly", "and", "quick", "food", "arrived", "cold", "nobody",

@@ -300,7 +300,7 @@ class HfTask:
 
     `default_model` is what people use for it; SLUICE_HF_MODELS names others. `load` names what
     loads a model for it, as `module:name`; only workers import it. It is a function from a folder
-    and `Options` to a `LocalTask` (`workers/hf/task.py`) or, where no batches are needed, to a
+    and `LoadOptions` to a `LocalTask` (`workers/hf/task.py`) or, where no batches are needed, to a
     function from an input and the parameters to the output.
     """
 

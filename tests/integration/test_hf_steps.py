@@ -29,7 +29,7 @@ from tests.tiny_models import one_thread
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.handlers import HF_QUEUES, handlers_of
-from workers.models.cache import models_of
+from workers.hf.task import models_of
 
 MODELS = {
     "tiny/sentiment": distilbert.folder,

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from workers.hf.task import Options
+from workers.models.load import LoadOptions
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -34,7 +34,7 @@ SPECIAL = {
 WORDS = (*SPECIAL.values(), "rivers", "run", "to", "the", "sea")
 HIDDEN = 16
 
-OPTIONS = Options(device=torch.device("cpu"), dtype=torch.float32)
+OPTIONS = LoadOptions(device=torch.device("cpu"), dtype=torch.float32)
 
 HEADS: dict[str, type[PreTrainedModel]] = {
     "classifier": BertForSequenceClassification,

@@ -11,9 +11,10 @@ from transformers import pipeline
 
 from shared.kinds.hf import Task, parse_parameters
 from workers.hf.steps import Budget, batches
-from workers.hf.task import UNWATCHED, LocalTask, Options, Row
+from workers.hf.task import UNWATCHED, LocalTask, Row
+from workers.models.load import LoadOptions
 
-OPTIONS = Options(device=torch.device("cpu"), dtype=torch.float32)
+OPTIONS = LoadOptions(device=torch.device("cpu"), dtype=torch.float32)
 HALF = replace(OPTIONS, dtype=torch.bfloat16)
 TOLERANCE = 1e-5
 

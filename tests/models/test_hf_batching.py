@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from shared.errors import Cancelled, InvalidInput, Permanent
 from shared.hf.task import TaskParameters
 from workers.hf.steps import Budget, batches, run_rows
-from workers.hf.task import UNWATCHED, LocalTask, Options, Prepared, Row, Watch
+from workers.hf.task import UNWATCHED, LocalTask, Prepared, Row, Watch
+from workers.models.load import LoadOptions
 
-OPTIONS = Options(device=torch.device("cpu"), dtype=torch.float32)
+OPTIONS = LoadOptions(device=torch.device("cpu"), dtype=torch.float32)
 
 
 class Doubling(LocalTask):

@@ -11,8 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from shared.errors import Permanent
 from shared.kinds.hf import Task
 from tests.models.checkpoints import OPTIONS, Touch, as_pickle, configure, save
-from workers.hf.task import Options
-from workers.models.load import load_model
+from workers.models.load import LoadOptions, load_model
 
 TRUSTING = replace(OPTIONS, trust_remote_code=True)
 
@@ -22,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     return save(tmp_path / "model", "classifier")
 
 
-def classify(folder: Path, options: Options = OPTIONS) -> torch.nn.Module:
+def classify(folder: Path, options: LoadOptions = OPTIONS) -> torch.nn.Module:
     return load_model(
         AutoModelForSequenceClassification, folder, options, task=Task("text-classification")
     )

@@ -16,9 +16,9 @@ from shared.kinds.hf import Task
 from tests.models.hf_tasks import HALF, OPTIONS, assert_same, outputs
 from tests.tiny import vit
 from tests.tiny_models import one_thread
-from workers.hf.task import Options
 from workers.hf.tasks import classification
 from workers.hf.tasks.classification import ImageClassification, decode_image
+from workers.models.load import LoadOptions
 
 CLASSIFY = Task("image-classification")
 LIMIT = OPTIONS.image_limit_pixels
@@ -44,7 +44,7 @@ def _file(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("options", [OPTIONS, HALF])
-def test_colours_are_right(options: Options, form: str) -> None:
+def test_colours_are_right(options: LoadOptions, form: str) -> None:
     classifier = classification.load_image_classification(vit.folder(), options)
     files = [_file(vit.picture(label, size=(90, 70), spots=2), form) for label in vit.COLOURS]
     found = outputs(classifier, CLASSIFY, files)

@@ -119,7 +119,7 @@ def known_settings(settings: Settings) -> dict[str, Any]:
     return {name: settings[name] for name in _KNOWN if settings.get(name) is not None}
 
 
-def asked_settings(
+def requested_settings(
     parameters: GenerationParameters, nested: GenerationParameters | None = None
 ) -> tuple[dict[str, Any], int | None]:
     """What the caller asks for, and the seed. What is nested goes before the same beside it."""

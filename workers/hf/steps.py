@@ -44,9 +44,8 @@ from workers.attempts.context import Context, Done, Handler, Settle
 from workers.attempts.process import Process
 from workers.attempts.results import stored
 from workers.hf import hub
-from workers.hf.task import LocalTask, Prepared, Row, Watch
+from workers.hf.task import LocalTask, Prepared, Row, Watch, models_of
 from workers.models import checkpoints
-from workers.models.cache import models_of
 from workers.models.devices import is_fatal, is_out_of_memory, return_freed_blocks
 
 # What a step has to do of one job

@@ -37,12 +37,24 @@ from shared.config import Settings
 from shared.errors import ConfigurationError, Permanent, Retryable, SluiceError, WrongTask
 from shared.hf.generation import TEXT_GENERATION
 from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY
-from workers.hf.task import Options
 from workers.models.checkpoints import check_task, modules_of, name_of, tasks_of, weight_files
 from workers.models.devices import cpu_is_fast_in_bfloat16
 from workers.models.locate import locate_generator
 
 log = python_logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How models are loaded and run, from the settings."""
+
+    device: torch.device
+    dtype: torch.dtype
+    trust_remote_code: bool = False
+    audio_limit_s: float = 7200
+    audio_chunk_s: float = 30
+    image_limit_pixels: int = 64_000_000
+
 
 # What goes wrong while the parts of a model are loaded, told in words that help.
 #
@@ -125,7 +137,7 @@ MODULES_FROM: Final = "sentence_transformers."
 """The only place that classes of modules come from, unless a setting says otherwise."""
 
 
-def load_model(auto: Any, folder: Path, options: Options, *, task: str) -> PreTrainedModel:
+def load_model(auto: Any, folder: Path, options: LoadOptions, *, task: str) -> PreTrainedModel:
     """The model of a folder, through one of transformers' `AutoModelFor...`, in evaluation mode on
     the device. Raises Permanent for weights of another format and for models of another task."""
     check_task(folder, name_of(folder), task)
@@ -145,7 +157,7 @@ def load_model(auto: Any, folder: Path, options: Options, *, task: str) -> PreTr
 
 
 def load_sentence_transformer(
-    folder: Path, options: Options, *, task: str = SENTENCE_SIMILARITY.name
+    folder: Path, options: LoadOptions, *, task: str = SENTENCE_SIMILARITY.name
 ) -> SentenceTransformer:
     """A model of the library sentence-transformers, in evaluation mode on the device. A bare
     encoder, without `modules.json`, gets mean pooling. Raises Permanent like `load_model`."""
@@ -163,7 +175,7 @@ def load_sentence_transformer(
         return model.to(options.dtype).eval()
 
 
-def load_tokenizer(folder: Path, options: Options) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, options: LoadOptions) -> PreTrainedTokenizerBase:
     """Raises Permanent where the folder has no tokenizer."""
     with load_errors("tokenizer", folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -179,26 +191,26 @@ def load_tokenizer(folder: Path, options: Options) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_processor(folder: Path, options: Options) -> Any:
+def load_processor(folder: Path, options: LoadOptions) -> Any:
     """What prepares inputs of several kinds, such as Whisper's. Raises Permanent."""
     with load_errors("processor", folder):
         return AutoProcessor.from_pretrained(str(folder), **_safely(options))
 
 
-def load_feature_extractor(folder: Path, options: Options) -> Any:
+def load_feature_extractor(folder: Path, options: LoadOptions) -> Any:
     """What prepares sounds. Raises Permanent."""
     with load_errors("feature extractor", folder):
         return AutoFeatureExtractor.from_pretrained(str(folder), **_safely(options))
 
 
-def load_image_processor(folder: Path, options: Options) -> Any:
+def load_image_processor(folder: Path, options: LoadOptions) -> Any:
     """What prepares images, with Pillow: torchvision need not be installed, and where it is, the
     results are the same. Raises Permanent."""
     with load_errors("image processor", folder):
         return AutoImageProcessor.from_pretrained(str(folder), backend="pil", **_safely(options))
 
 
-def _safely(options: Options) -> dict[str, Any]:
+def _safely(options: LoadOptions) -> dict[str, Any]:
     return {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
 
 
@@ -211,7 +223,7 @@ def _check_weights(folder: Path) -> None:
     weight_files(folder)
 
 
-def _check_modules(folder: Path, options: Options) -> None:
+def _check_modules(folder: Path, options: LoadOptions) -> None:
     modules = modules_of(folder)
     for module in modules:
         if not (options.trust_remote_code or module.kind.startswith(MODULES_FROM)):

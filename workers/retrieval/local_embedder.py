@@ -17,12 +17,11 @@ from tokenizers import Tokenizer
 from shared.config import Settings
 from shared.errors import Permanent
 from shared.hf.sentences import FEATURE_EXTRACTION
-from workers.hf.task import Options
 from workers.models import locate
 from workers.models.batching import Vectors, batches_of, unit
 from workers.models.checkpoints import SizeLimit
 from workers.models.devices import cpu_is_fast_in_bfloat16, return_freed_blocks
-from workers.models.load import load_sentence_transformer
+from workers.models.load import LoadOptions, load_sentence_transformer
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +123,7 @@ def load(name: str, settings: Settings, check: Callable[[], None]) -> LocalEmbed
     folder = locate.locate(name, settings, task=task, limit=limit, check=check)
     limit.check(name, locate.size_bytes(folder))
     torch.set_num_threads(settings.embedding_threads)
-    options = Options(
+    options = LoadOptions(
         device=torch.device("cpu"),
         dtype=_dtype(settings.embedding_dtype),
         trust_remote_code=settings.hf_trust_remote_code,

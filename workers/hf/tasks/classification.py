@@ -25,7 +25,7 @@ from shared.hf.classification import (
     ZeroShotParameters,
 )
 from shared.hf.task import TaskParameters
-from workers.hf.task import LocalTask, Options, Prepared, Row, TextTask
+from workers.hf.task import LocalTask, Prepared, Row, TextTask
 from workers.hf.text import (
     beginning,
     cut_warning,
@@ -35,7 +35,7 @@ from workers.hf.text import (
     labels_of,
     logits,
 )
-from workers.models.load import load_image_processor, load_model, load_tokenizer
+from workers.models.load import LoadOptions, load_image_processor, load_model, load_tokenizer
 
 # Text classification: every label of a text with its score, best first.
 #
@@ -66,7 +66,7 @@ class TextClassification(TextTask):
         return [output]
 
 
-def load_text_classification(folder: Path, options: Options) -> TextClassification:
+def load_text_classification(folder: Path, options: LoadOptions) -> TextClassification:
     model = load_model(
         AutoModelForSequenceClassification, folder, options, task=TEXT_CLASSIFICATION.name
     )
@@ -81,7 +81,7 @@ def load_text_classification(folder: Path, options: Options) -> TextClassificati
 
 class ZeroShotClassification(TextTask):
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: LoadOptions
     ) -> None:
         super().__init__(model, tokenizer, options)
         self.entailment = _entailment(model)
@@ -136,7 +136,7 @@ def _entailment(model: PreTrainedModel) -> int:
     )
 
 
-def load_zero_shot_classification(folder: Path, options: Options) -> ZeroShotClassification:
+def load_zero_shot_classification(folder: Path, options: LoadOptions) -> ZeroShotClassification:
     model = load_model(
         AutoModelForSequenceClassification, folder, options, task=ZERO_SHOT_CLASSIFICATION.name
     )
@@ -157,7 +157,7 @@ class ImageClassification(LocalTask):
     model: PreTrainedModel
 
     def __init__(
-        self, model: PreTrainedModel, processor: BaseImageProcessor, options: Options
+        self, model: PreTrainedModel, processor: BaseImageProcessor, options: LoadOptions
     ) -> None:
         super().__init__(model, options)
         self.processor = processor
@@ -214,7 +214,7 @@ def _fitted(tensor: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
     return tensor.to(model.device, dtype)
 
 
-def load_image_classification(folder: Path, options: Options) -> ImageClassification:
+def load_image_classification(folder: Path, options: LoadOptions) -> ImageClassification:
     model = load_model(
         AutoModelForImageClassification, folder, options, task=IMAGE_CLASSIFICATION.name
     )

@@ -36,16 +36,16 @@ from workers.hf.arguments import (
     Arguments,
     Settings,
     all_task_settings,
-    asked_settings,
     known_settings,
     own_settings,
+    requested_settings,
     settle,
     shapes_chances,
     task_settings,
 )
-from workers.hf.task import Options, Prepared, Row, TextTask, Watch
+from workers.hf.task import Prepared, Row, TextTask, Watch
 from workers.hf.text import cut_warning, encode, window_tokens
-from workers.models.load import load_model, load_tokenizer
+from workers.models.load import LoadOptions, load_model, load_tokenizer
 from workers.models.text import StopFilter
 
 # What summarization and translation share: a text goes through an encoder and a decoder, and comes
@@ -233,7 +233,7 @@ class Seq2Seq(TextTask):
     """Short texts may become long ones: what the decoder holds is not in a row's size."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: LoadOptions
     ) -> None:
         super().__init__(model, tokenizer, options)
         self.own = own_settings(model, tokenizer)
@@ -254,7 +254,7 @@ class Seq2Seq(TextTask):
                 f"the text has {tokens.full_size:,} tokens, and the model takes {self.window:,}; "
                 "shorten it, or leave out `truncation` to have it cut."
             )
-        settings, seed = asked_settings(parameters, parameters.generate_parameters)
+        settings, seed = requested_settings(parameters, parameters.generate_parameters)
         # `generate` counts the token that every text begins with.
         task = known_settings(directed.settings)
         arguments = settle(settings, task, self.own, prompt_tokens=1, room=self.room)
@@ -331,7 +331,7 @@ class Summarization(Seq2Seq):
         return Directed(text=with_prefix(prefix, text), settings=settings)
 
 
-def load_summarization(folder: Path, options: Options) -> Summarization:
+def load_summarization(folder: Path, options: LoadOptions) -> Summarization:
     model = load_model(AutoModelForSeq2SeqLM, folder, options, task=SUMMARIZATION.name)
     return Summarization(model, load_tokenizer(folder, options), options)
 
@@ -494,7 +494,7 @@ class Translation(Seq2Seq):
     output_field = "translation_text"
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: LoadOptions
     ) -> None:
         super().__init__(model, tokenizer, options)
         self.directions: Directions = directions(model, tokenizer, self.own)
@@ -504,7 +504,7 @@ class Translation(Seq2Seq):
         return self.directions.directed(text, parameters.src_lang, parameters.tgt_lang)
 
 
-def load_translation(folder: Path, options: Options) -> Translation:
+def load_translation(folder: Path, options: LoadOptions) -> Translation:
     model = load_model(AutoModelForSeq2SeqLM, folder, options, task=TRANSLATION.name)
     with warnings.catch_warnings():
         # Marian's tokenizer recommends sacremoses, which it then does not use.
@@ -521,7 +521,7 @@ def load_translation(folder: Path, options: Options) -> Translation:
 
 class TextGeneration(TextTask):
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: LoadOptions
     ) -> None:
         super().__init__(model, tokenizer, options)
         own = own_settings(model, tokenizer)
@@ -533,7 +533,7 @@ class TextGeneration(TextTask):
         assert isinstance(parameters, TextGenerationParameters)
         check_has_tokens(self.tokenizer, value)
         ids: list[int] = self.tokenizer(value, verbose=False)["input_ids"]
-        settings, seed = asked_settings(parameters)
+        settings, seed = requested_settings(parameters)
         if shapes_chances(settings):
             # As text-generation-inference understands it, and unlike `generate`.
             settings.setdefault("do_sample", True)
@@ -593,6 +593,6 @@ class TextGeneration(TextTask):
         return shown + ending.flush()
 
 
-def load_text_generation(folder: Path, options: Options) -> TextGeneration:
+def load_text_generation(folder: Path, options: LoadOptions) -> TextGeneration:
     model = load_model(AutoModelForCausalLM, folder, options, task=TEXT_GENERATION.name)
     return TextGeneration(model, load_tokenizer(folder, options), options)

@@ -20,9 +20,9 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrai
 from shared.errors import InvalidInput, Permanent
 from shared.hf.question_answering import QUESTION_ANSWERING, QuestionAnsweringParameters
 from shared.hf.task import TaskParameters
-from workers.hf.task import Options, Prepared, Row, TextTask
+from workers.hf.task import Prepared, Row, TextTask
 from workers.hf.text import Tokens, can_pad, pad
-from workers.models.load import load_model, load_tokenizer
+from workers.models.load import LoadOptions, load_model, load_tokenizer
 
 # The best spans of a text, from logits for where an answer starts and where it ends.
 #
@@ -292,7 +292,7 @@ class _Context:
 
 class QuestionAnswering(TextTask):
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: LoadOptions
     ) -> None:
         super().__init__(model, tokenizer, options)
         # As transformers 4 has it: models that are padded on the left read the context first.
@@ -429,7 +429,7 @@ def _wire(answer: Answer, context: str) -> dict[str, Any]:
     }
 
 
-def load_question_answering(folder: Path, options: Options) -> QuestionAnswering:
+def load_question_answering(folder: Path, options: LoadOptions) -> QuestionAnswering:
     model = load_model(AutoModelForQuestionAnswering, folder, options, task=QUESTION_ANSWERING.name)
     tokenizer = load_tokenizer(folder, options)
     if not tokenizer.is_fast:

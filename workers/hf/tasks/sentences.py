@@ -31,10 +31,10 @@ from shared.hf.sentences import (
     RankingParameters,
 )
 from shared.hf.task import TaskParameters
-from workers.hf.task import LocalTask, Options, Prepared, Row, TextTask
+from workers.hf.task import LocalTask, Prepared, Row, TextTask
 from workers.hf.text import Tokens, beginning, can_pad, encode, group, logits, pad, window_tokens
 from workers.models.checkpoints import modules_of, read_config, read_object
-from workers.models.load import load_model, load_sentence_transformer, load_tokenizer
+from workers.models.load import LoadOptions, load_model, load_sentence_transformer, load_tokenizer
 
 # Feature extraction: one vector of a text from a sentence-transformers model, and a vector of
 # each token from any other, as transformers' pipeline gives them (in a list of one text).
@@ -158,7 +158,7 @@ class SentenceFeatures(LocalTask):
 
     model: SentenceTransformer
 
-    def __init__(self, model: SentenceTransformer, options: Options) -> None:
+    def __init__(self, model: SentenceTransformer, options: LoadOptions) -> None:
         super().__init__(model, options)
         self.sentences = Sentences(model)
 
@@ -187,7 +187,7 @@ class TokenFeatures(TextTask):
     """A vector of every token, special ones too: a list of one list of lists of numbers."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: LoadOptions
     ) -> None:
         super().__init__(model, tokenizer, options)
         self.size: int | None = getattr(model.config.get_text_config(), "hidden_size", None)
@@ -264,7 +264,7 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
-def load_feature_extraction(folder: Path, options: Options) -> SentenceFeatures | TokenFeatures:
+def load_feature_extraction(folder: Path, options: LoadOptions) -> SentenceFeatures | TokenFeatures:
     if modules_of(folder):
         return SentenceFeatures(load_sentence_transformer(folder, options), options)
     # Of T5 and its kin only the encoder reads; the pipeline refuses them whole.
@@ -286,7 +286,7 @@ class SentenceSimilarity(LocalTask):
     model: SentenceTransformer
 
     def __init__(
-        self, model: SentenceTransformer, options: Options, *, is_for_sentences: bool
+        self, model: SentenceTransformer, options: LoadOptions, *, is_for_sentences: bool
     ) -> None:
         super().__init__(model, options)
         self.sentences = Sentences(model)
@@ -336,7 +336,7 @@ def _cut_warning(measured: Sequence[Measured]) -> list[str]:
     ]
 
 
-def load_sentence_similarity(folder: Path, options: Options) -> SentenceSimilarity:
+def load_sentence_similarity(folder: Path, options: LoadOptions) -> SentenceSimilarity:
     model = load_sentence_transformer(folder, options)
     return SentenceSimilarity(model, options, is_for_sentences=bool(modules_of(folder)))
 
@@ -359,7 +359,7 @@ class TextRanking(TextTask):
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        options: Options,
+        options: LoadOptions,
         *,
         activation: nn.Module,
         prompt: str = "",
@@ -405,7 +405,7 @@ def _warnings(encoded: Sequence[Tokens]) -> list[str]:
     ]
 
 
-def load_text_ranking(folder: Path, options: Options) -> TextRanking:
+def load_text_ranking(folder: Path, options: LoadOptions) -> TextRanking:
     model = load_model(AutoModelForSequenceClassification, folder, options, task=TEXT_RANKING.name)
     if model.config.num_labels != 1:
         raise WrongTask(

@@ -27,11 +27,11 @@ from shared.errors import InvalidInput, Permanent
 from shared.hf.generation import GenerationParameters
 from shared.hf.speech import SPEECH_RECOGNITION, SpeechParameters
 from shared.hf.task import TaskParameters
-from workers.hf.arguments import Arguments, asked_settings, known_settings, settle
+from workers.hf.arguments import Arguments, known_settings, requested_settings, settle
 from workers.hf.audio import STRIDE_PART, Recordings, Samples, Window, aligned, windows
-from workers.hf.task import LocalTask, Options, Prepared, Row, Watch
+from workers.hf.task import LocalTask, Prepared, Row, Watch
 from workers.models.checkpoints import name_of, read_config
-from workers.models.load import load_feature_extractor, load_model, load_tokenizer
+from workers.models.load import LoadOptions, load_feature_extractor, load_model, load_tokenizer
 
 # Speech recognition with models that have a CTC head on raw audio: wav2vec2, HuBERT and their
 # kin.
@@ -60,7 +60,7 @@ class CtcSpeech(LocalTask):
         model: PreTrainedModel,
         extractor: Any,
         tokenizer: Wav2Vec2CTCTokenizer,
-        options: Options,
+        options: LoadOptions,
     ) -> None:
         super().__init__(model, options)
         self.extractor = extractor
@@ -183,7 +183,7 @@ def _check(parameters: SpeechParameters) -> None:
         )
 
 
-def load_ctc(folder: Path, options: Options) -> CtcSpeech:
+def load_ctc(folder: Path, options: LoadOptions) -> CtcSpeech:
     model = load_model(AutoModelForCTC, folder, options, task=SPEECH_RECOGNITION.name)
     extractor = load_feature_extractor(folder, options)
     tokenizer = load_tokenizer(folder, options)
@@ -237,7 +237,7 @@ class DecodingOptions:
 def decoding_options(model: PreTrainedModel, parameters: SpeechParameters) -> DecodingOptions:
     """What the caller asks of this model. Raises InvalidInput for what the model cannot do."""
     generation: Any = model.generation_config
-    settings, seed = asked_settings(
+    settings, seed = requested_settings(
         parameters.generation_parameters or GenerationParameters(), parameters.generate_kwargs
     )
     own = known_settings(generation.to_dict())
@@ -319,7 +319,11 @@ class WhisperSpeech(LocalTask):
     model: PreTrainedModel
 
     def __init__(
-        self, model: PreTrainedModel, extractor: Any, tokenizer: WhisperTokenizer, options: Options
+        self,
+        model: PreTrainedModel,
+        extractor: Any,
+        tokenizer: WhisperTokenizer,
+        options: LoadOptions,
     ) -> None:
         super().__init__(model, options)
         self.extractor = extractor
@@ -482,7 +486,7 @@ def _dice(device: torch.device, decoding: DecodingOptions) -> Iterator[None]:
         yield
 
 
-def load_whisper(folder: Path, options: Options) -> WhisperSpeech:
+def load_whisper(folder: Path, options: LoadOptions) -> WhisperSpeech:
     model = load_model(AutoModelForSpeechSeq2Seq, folder, options, task=SPEECH_RECOGNITION.name)
     tokenizer = load_tokenizer(folder, options)
     if not isinstance(tokenizer, WhisperTokenizer):
@@ -493,7 +497,7 @@ def load_whisper(folder: Path, options: Options) -> WhisperSpeech:
     return WhisperSpeech(model, load_feature_extractor(folder, options), tokenizer, options)
 
 
-def load_speech_recognition(folder: Path, options: Options) -> LocalTask:
+def load_speech_recognition(folder: Path, options: LoadOptions) -> LocalTask:
     kind = read_config(folder).get("model_type")
     if kind == "whisper":
         return load_whisper(folder, options)

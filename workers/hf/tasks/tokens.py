@@ -23,9 +23,9 @@ from shared.hf.tokens import (
     FillMaskParameters,
     TokenClassificationParameters,
 )
-from workers.hf.task import Options, Prepared, Row, TextTask, Watch
+from workers.hf.task import Prepared, Row, TextTask, Watch
 from workers.hf.text import Tokens, cut_warning, encode, labels_of, logits
-from workers.models.load import load_model, load_tokenizer
+from workers.models.load import LoadOptions, load_model, load_tokenizer
 
 # Token classification: the entities of a text, with their places in it.
 #
@@ -318,7 +318,7 @@ def _own(whole: Tokens) -> list[Token | None]:
     ]
 
 
-def load_token_classification(folder: Path, options: Options) -> TokenClassification:
+def load_token_classification(folder: Path, options: LoadOptions) -> TokenClassification:
     model = load_model(
         AutoModelForTokenClassification, folder, options, task=TOKEN_CLASSIFICATION.name
     )
@@ -344,7 +344,7 @@ class _Masked:
 
 class FillMask(TextTask):
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: Options
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: LoadOptions
     ) -> None:
         super().__init__(model, tokenizer, options)
         if tokenizer.mask_token_id is None:
@@ -452,6 +452,6 @@ def _best(judged: torch.Tensor, masked: _Masked) -> list[list[tuple[float, int]]
     ]
 
 
-def load_fill_mask(folder: Path, options: Options) -> FillMask:
+def load_fill_mask(folder: Path, options: LoadOptions) -> FillMask:
     model = load_model(AutoModelForMaskedLM, folder, options, task=FILL_MASK.name)
     return FillMask(model, load_tokenizer(folder, options), options)
