@@ -46,7 +46,8 @@ from workers.attempts.results import stored
 from workers.hf import hub
 from workers.hf.task import LocalTask, Prepared, Row, Watch, models_of
 from workers.models import checkpoints
-from workers.models.devices import is_fatal, is_out_of_memory, return_freed_blocks
+from workers.models.devices import is_fatal, is_out_of_memory
+from workers.models.memory import return_freed_blocks
 
 # What a step has to do of one job
 

@@ -23,9 +23,9 @@ from shared.kinds.hf import TASKS
 from workers.attempts.process import Process
 from workers.hf.text import window_tokens
 from workers.models import locate
-from workers.models.cache import Kept
 from workers.models.checkpoints import MIB
 from workers.models.load import LoadOptions
+from workers.models.memory import Kept
 
 log = logging.getLogger(__name__)
 

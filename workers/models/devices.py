@@ -1,9 +1,5 @@
-"""Where models run, how much memory is left there, and what an exception of a forward pass means
-for the requests in it.
-"""
+"""Where models run, and what an exception of a forward pass means for the requests in it."""
 
-import ctypes
-import sys
 from pathlib import Path
 
 import torch
@@ -18,22 +14,6 @@ def cpu_is_fast_in_bfloat16() -> bool:
     except OSError:
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
-# Keeps a worker's memory level: freed blocks go back to the system between batches.
-#
-# glibc keeps them in a heap that batches of ever other lengths leave full of holes; the peak
-# of an embedding process grew by a third over ten times the documents. Returning them costs a
-# few percent of the speed (fixed limits for large blocks, `mallopt`, cost a quarter).
-# Elsewhere than with glibc nothing is done.
-
-
-def return_freed_blocks() -> bool:
-    """Whether any memory went back to the system."""
-    if sys.platform != "linux":
-        return False
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return trim is not None and bool(trim(0))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
