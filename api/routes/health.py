@@ -6,13 +6,17 @@ Readiness is one check for each part that jobs need: by name, bounded in time, i
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from threading import Lock
 from typing import Annotated
 
 import httpx
 from fastapi import APIRouter, Depends, Request, Response
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -30,7 +34,7 @@ from shared.kinds.registry import KINDS
 from shared.vector_stores import store_type
 from shared.vocabulary import Queue
 
-# Numbers for Prometheus, in its text format, read from Postgres when they are asked for.
+# Numbers for Prometheus, read from Postgres when they are asked for.
 #
 # What counts all jobs is kept for a while, longer where counting takes long. What operators
 # act on (backlog, age, workers) is fresh, or some seconds old where a queue is long
@@ -40,63 +44,63 @@ KEEP_S = 15.0
 
 JOBS = text("SELECT kind, state, count(*) FROM jobs GROUP BY kind, state ORDER BY kind, state")
 
-Sample = tuple[Mapping[str, str], float]
+
+@dataclass(frozen=True)
+class _Families(Collector):
+    """What was read for one answer; `prometheus_client` writes it."""
+
+    families: Sequence[Metric]
+
+    def collect(self) -> Iterable[Metric]:
+        return self.families
 
 
 class Metrics:
     def __init__(self, *, worker_heartbeat_s: float, depths: Depths) -> None:
         self._worker_heartbeat_s = worker_heartbeat_s
         self._depths = depths
-        self._jobs: list[Sample] = []
+        self._jobs: list[tuple[str, str, int]] = []
         self._jobs_until = 0.0
         self._lock = Lock()
 
-    def text(self, session: Session) -> str:
-        steps: list[Sample] = []
-        ages: list[Sample] = []
+    def text(self, session: Session) -> bytes:
+        return generate_latest(_Families(self._read(session)))
+
+    def _read(self, session: Session) -> list[Metric]:
+        jobs = GaugeMetricFamily("sluice_jobs", "Jobs by kind and state.", labels=["kind", "state"])
+        for kind, state, count in self._jobs_now(session):
+            jobs.add_metric([kind, state], count)
+        by_queue = ["queue"]
+        steps = GaugeMetricFamily(
+            "sluice_steps", "Open steps by queue and state.", labels=["queue", "state"]
+        )
+        ages = GaugeMetricFamily(
+            "sluice_queue_oldest_seconds", "Age of the oldest due step.", labels=by_queue
+        )
+        serving = GaugeMetricFamily(
+            "sluice_workers_alive", "Living workers by queue.", labels=by_queue
+        )
         waiting = self._depths.totals(session)
         running = queues.running_steps(session)
+        workers = queues.workers(session, worker_heartbeat_s=self._worker_heartbeat_s)
         for queue in Queue:
             total = waiting[queue.value]
-            for state, count in (("queued", total.steps), ("running", running[queue.value])):
-                steps.append(({"queue": queue.value, "state": state}, float(count)))
-            ages.append(({"queue": queue.value}, total.oldest_due_s))
-        workers = queues.workers(session, worker_heartbeat_s=self._worker_heartbeat_s)
-        serving = [
-            (
-                {"queue": queue.value},
-                float(sum(w.alive and queue.value in w.queues for w in workers)),
-            )
-            for queue in Queue
-        ]
-        return "".join(
-            [
-                _metric("sluice_jobs", "Jobs by kind and state.", self._jobs_now(session)),
-                _metric("sluice_steps", "Open steps by queue and state.", steps),
-                _metric("sluice_queue_oldest_seconds", "Age of the oldest due step.", ages),
-                _metric("sluice_workers_alive", "Living workers by queue.", serving),
-            ]
-        )
+            steps.add_metric([queue.value, "queued"], total.steps)
+            steps.add_metric([queue.value, "running"], running[queue.value])
+            ages.add_metric([queue.value], total.oldest_due_s)
+            alive = sum(worker.alive and queue.value in worker.queues for worker in workers)
+            serving.add_metric([queue.value], alive)
+        return [jobs, steps, ages, serving]
 
-    def _jobs_now(self, session: Session) -> list[Sample]:
+    def _jobs_now(self, session: Session) -> list[tuple[str, str, int]]:
         with self._lock:
             begin = time.monotonic()
             if begin >= self._jobs_until:
-                self._jobs = [
-                    ({"kind": kind, "state": state}, float(count))
-                    for kind, state, count in session.execute(JOBS)
-                ]
+                rows = session.execute(JOBS)
+                self._jobs = [(kind, state, count) for kind, state, count in rows]
                 end = time.monotonic()
                 self._jobs_until = end + max(KEEP_S, KEEP_FACTOR * (end - begin))
             return self._jobs
-
-
-def _metric(name: str, help_: str, samples: Iterable[Sample]) -> str:
-    lines = [f"# HELP {name} {help_}", f"# TYPE {name} gauge"]
-    for labels, value in samples:
-        shown = ",".join(f'{key}="{label}"' for key, label in labels.items())
-        lines.append(f"{name}{{{shown}}} {value:g}")
-    return "\n".join(lines) + "\n"
 
 
 CHECK_S = 5.0
@@ -320,6 +324,4 @@ async def check_readiness(readiness: Annotated[Readiness, Depends(_readiness)]) 
 def get_metrics(parts: PartsDep, metrics: Annotated[Metrics, Depends(_metrics)]) -> Response:
     """For Prometheus."""
     with parts.ledger.read() as session:
-        return Response(
-            metrics.text(session), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
+        return Response(metrics.text(session), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -25,7 +25,7 @@ from shared.providers import PROVIDERS
 # imported: some of them take seconds.
 
 PACKAGES = {
-    "api": ("fastapi", "multipart", "fastapi_swagger", "uvicorn"),
+    "api": ("fastapi", "multipart", "fastapi_swagger", "prometheus_client", "uvicorn"),
     "worker": (
         *("charset_normalizer", "chromadb", "jsonschema", "langchain_core"),
         *("langchain_text_splitters", "lxml", "sentence_transformers"),

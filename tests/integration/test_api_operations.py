@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from shared.database.transaction import Ledger
@@ -150,13 +151,26 @@ def test_metrics_are_prometheus_text(
     answer = api.get("/metrics")
 
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    values = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+    assert values["sluice_steps", "embed", "queued"] == 2
+    assert values["sluice_steps", "embed", "running"] == 1
+    assert values["sluice_workers_alive", "generate"] == 1
+    assert values["sluice_workers_alive", "hf"] == 1
     lines = answer.text.splitlines()
-    assert 'sluice_steps{queue="embed",state="queued"} 2' in lines
-    assert 'sluice_steps{queue="embed",state="running"} 1' in lines
-    assert 'sluice_workers_alive{queue="generate"} 1' in lines
-    assert 'sluice_workers_alive{queue="hf"} 1' in lines
-    sample = re.compile(r'[a-z_]+\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\} [0-9.e+-]+')
-    assert all(line.startswith("# ") or sample.fullmatch(line) for line in lines)
+    for name, labels in (
+        ("sluice_jobs", "kind,state"),
+        ("sluice_steps", "queue,state"),
+        ("sluice_queue_oldest_seconds", "queue"),
+        ("sluice_workers_alive", "queue"),
+    ):
+        assert f"# TYPE {name} gauge" in lines
+        pairs = ",".join(f'{label}="[^"]*"' for label in labels.split(","))
+        sample = re.compile(rf"{name}\{{{pairs}\}} [0-9.e+-]+")
+        assert any(sample.fullmatch(line) for line in lines), name
 
 
 class TestDocs:
