@@ -46,6 +46,7 @@ from workers.attempts.results import stored
 from workers.hf import hub
 from workers.hf.task import LocalTask, Prepared, Row, Watch, models_of
 from workers.models import checkpoints
+from workers.models.batching import batches_of
 from workers.models.devices import is_fatal, is_out_of_memory
 from workers.models.memory import return_freed_blocks
 
@@ -359,16 +360,9 @@ def batches(rows: Sequence[Row], budget: Budget, row_limit: int | None) -> Itera
     for n, row in enumerate(rows):
         groups[row.group].append(n)
     for members in groups.values():
-        batch: list[int] = []
-        for n in sorted(members, key=lambda n: rows[n].size, reverse=True):
-            widest = rows[batch[0]].size if batch else rows[n].size
-            is_full = len(batch) == row_limit or widest * (len(batch) + 1) > budget.tokens
-            if batch and is_full:
-                yield batch
-                batch = []
-            batch.append(n)
-        if batch:
-            yield batch
+        sizes = [rows[n].size for n in members]
+        for batch in batches_of(sizes, lambda: budget.tokens, row_limit=row_limit):
+            yield [members[n] for n in batch]
 
 
 def run_rows(

@@ -1,11 +1,13 @@
 """What all models in this process have in common: batches of like length, vectors of length 1."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
+Number = TypeVar("Number", np.float32, np.float64)
 
 
 def batches_of(
@@ -26,8 +28,8 @@ def batches_of(
         yield batch
 
 
-def unit(vectors: Vectors) -> Vectors:
+def unit(vectors: NDArray[Number]) -> NDArray[Number]:
     """Rows of length 1; a row of zeros stays one."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: Vectors = vectors / lengths.clip(min=1e-12)
+    scaled: NDArray[Number] = vectors / lengths.clip(min=1e-12)
     return scaled

@@ -7,11 +7,10 @@ seen them. Feeding the same ids again gives the same pieces, so that a stream ca
 the ids that an earlier attempt generated.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
-_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
+from shared.bounds import UNSTORABLE
 
 
 class StopFilter:
@@ -26,7 +25,7 @@ class StopFilter:
         """The text that may be shown now. After a stop string there is none any more."""
         if self.has_stopped:
             return ""
-        text = self._held + _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", piece)
+        text = self._held + UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", piece)
         starts = [at for string in self._stop if (at := text.find(string)) >= 0]
         if starts:
             self.has_stopped = True

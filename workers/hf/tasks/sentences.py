@@ -33,6 +33,7 @@ from shared.hf.sentences import (
 from shared.hf.task import TaskParameters
 from workers.hf.task import LocalTask, Prepared, Row, TextTask
 from workers.hf.text import Tokens, beginning, can_pad, encode, group, logits, pad, window_tokens
+from workers.models.batching import unit
 from workers.models.checkpoints import modules_of, read_config, read_object
 from workers.models.load import LoadOptions, load_model, load_sentence_transformer, load_tokenizer
 
@@ -150,9 +151,6 @@ class Sentences:
         return vectors
 
 
-LENGTH_LEAST = 1e-12
-
-
 class SentenceFeatures(LocalTask):
     """A vector of the whole text: a list of numbers."""
 
@@ -178,7 +176,7 @@ class SentenceFeatures(LocalTask):
         assert isinstance(parameters, FeatureParameters)
         vectors = np.asarray(outputs, dtype=np.float32)
         if self.sentences.is_unit and parameters.normalize is not False:
-            vectors = _unit(vectors)
+            vectors = unit(vectors)
         [vector] = _shaped(vectors, parameters, self.sentences.dimensions)
         return vector
 
@@ -253,15 +251,9 @@ def _shaped(
 ) -> list[list[float]]:
     vectors = vectors[:, : parameters.dimensions or usual]
     if parameters.normalize:
-        vectors = _unit(vectors)
+        vectors = unit(vectors)
     shaped: list[list[float]] = vectors.tolist()
     return shaped
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = vectors / np.maximum(lengths, LENGTH_LEAST)
-    return unit
 
 
 def load_feature_extraction(folder: Path, options: LoadOptions) -> SentenceFeatures | TokenFeatures:
@@ -310,11 +302,9 @@ class SentenceSimilarity(LocalTask):
 
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
         del parameters
-        vectors = np.asarray(outputs, dtype=np.float64)[:, : self.sentences.dimensions]
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit = vectors / np.maximum(lengths, LENGTH_LEAST)
+        vectors = unit(np.asarray(outputs, dtype=np.float64)[:, : self.sentences.dimensions])
         source, *others = prepared.rest
-        cosines: list[float] = (unit[others] @ unit[source]).clip(-1, 1).tolist()
+        cosines: list[float] = (vectors[others] @ vectors[source]).clip(-1, 1).tolist()
         return cosines
 
 

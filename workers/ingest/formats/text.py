@@ -20,7 +20,7 @@ from typing import Final
 
 from charset_normalizer import from_bytes
 
-from shared.bounds import Metadata
+from shared.bounds import UNSTORABLE, Metadata
 from shared.errors import DocumentError
 from shared.formats import FORMATS
 from shared.normal import nfc
@@ -184,7 +184,6 @@ _LATIN = re.compile(
     r")"
 )
 
-_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 _SURROGATE_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
@@ -215,13 +214,13 @@ def text_of(
 def storable(text: str) -> str:
     """In NFC, with `\\n` as line ends, and without what PostgreSQL refuses."""
     text = nfc(text.replace("\r\n", "\n").replace("\r", "\n"))
-    if _UNSTORABLE.search(text) is None:
+    if UNSTORABLE.search(text) is None:
         return text
     # Two JSON escapes that make a pair may sit side by side; together they are one character.
     text = _SURROGATE_PAIR.sub(
         lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text
     )
-    return _UNSTORABLE.sub("\ufffd", text)
+    return UNSTORABLE.sub("\ufffd", text)
 
 
 def load_whole(document: Document) -> Parts:
