@@ -18,6 +18,13 @@ class Reader:
     def __iter__(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         return self
 
+    def read_comments(self, count: int) -> None:
+        """Read on until so many comments have come; no event may come before."""
+        while self.comments < count:
+            line = next(self._lines)
+            assert line.startswith(":") or not line, line
+            self.comments += line.startswith(":")
+
     def __next__(self) -> tuple[str, str, dict[str, Any]]:
         fields: dict[str, str] = {}
         for line in self._lines:

@@ -180,11 +180,7 @@ def test_silence_is_broken_by_comments(
 ) -> None:
     reader = follow(job_id)
     next(reader)
-    lines = reader.response.iter_lines  # the same stream goes on below
-    assert lines is not None
-    while reader.comments < 2:
-        line = next(reader._lines)
-        reader.comments += line.startswith(":")
+    reader.read_comments(2)
     api.post(f"/v1/jobs/{job_id}/cancel")
     assert next(reader)[1] == "end"
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from shared.database.transaction import Ledger
 from shared.redis.events import stream_key
 from tests.api_server import served
 from tests.integration.answers import EMBED, problem
+from tests.waiting import until
 
 STREAMS = 300
 TICKS = 100
@@ -50,10 +50,7 @@ class Statements:
         """All statements of the time in which so many looks happen."""
         with self._lock:
             self.counts.clear()
-        deadline = time.monotonic() + WAIT_S
-        while self.counts["look"] < count:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: self.counts["look"] >= count, "so many looks", within_s=WAIT_S)
         with self._lock:
             return Counter(self.counts)
 

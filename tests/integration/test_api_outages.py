@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from shared.jobs import claims, steps
 from tests.api_server import run_api, served
 from tests.integration.answers import EMBED, problem
 from tests.servers import Server, start_postgres, start_redis
+from tests.waiting import until
 
 URLS = {"SLUICE_DATABASE_URL": "postgresql://x/x", "SLUICE_REDIS_URL": "redis://x"}
 
@@ -146,9 +146,14 @@ def test_postgres_down_is_503_and_names_it_until_it_is_back(
             assert not [p for p in Path(own.storage()).rglob("*") if p.is_file()]
 
             postgres.start()
-            while (answer := client.get(f"/v1/jobs/{job['id']}")).status_code == 503:
-                time.sleep(0.05)
-            assert answer.json()["state"] == "queued"
+
+            def answer_with_database() -> httpx.Response | None:
+                answer = client.get(f"/v1/jobs/{job['id']}")
+                return None if answer.status_code == 503 else answer
+
+            back = until(answer_with_database, "the API finds the database again")
+            assert back is not None
+            assert back.json()["state"] == "queued"
     finally:
         postgres.stop()
 

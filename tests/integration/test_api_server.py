@@ -6,7 +6,6 @@ Clients are raw sockets; each test waits for what the server does, however long 
 import asyncio
 import json
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +21,7 @@ from shared.config import Settings
 from tests.api_server import served, start_api
 from tests.integration.answers import EMBED
 from tests.servers import Server
+from tests.waiting import until
 
 MIB = 2**20
 WAIT_S = 60
@@ -384,8 +384,7 @@ class TestAnswers:
             )
 
         connection.recv(1)
-        while is_served():
-            time.sleep(0.05)
+        until(lambda: not is_served(), "the server gives the connection up")
 
     def test_a_silent_stream_of_events_outlives_all_times(self, api_url: str, raw: Raw) -> None:
         with httpx.Client(base_url=api_url, trust_env=False) as client:

@@ -2,8 +2,7 @@
 before the server's time is up."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -25,6 +24,7 @@ from tests.integration.workbench import (
     make_process,
     submit,
 )
+from tests.waiting import until
 from tests.wire.behaviour import Wire
 from tests.wire.hub import TOKEN, model_of, served_hub
 from tests.wire.ollama_server import MODEL, served_ollama
@@ -96,13 +96,6 @@ WAITING: dict[str, tuple[str, str, str, Kind, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def until(is_so: Callable[[], bool], what: str) -> None:
-    limit = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < limit, what
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("case", WAITING)
 def test_a_job_that_waits_is_cancelled(case: str, process: Process, wires: dict[str, Wire]) -> None:
     server, silent, path, kind, input_ = WAITING[case]
@@ -112,7 +105,7 @@ def test_a_job_that_waits_is_cancelled(case: str, process: Process, wires: dict[
     table = {**handlers(), **handlers_of(HF_QUEUES)}
     worker = threading.Thread(target=drain, args=(process, table), daemon=True)
     worker.start()
-    until(lambda: any(each.path.startswith(path) for each in wire.requests), "nobody asks")
+    until(lambda: any(each.path.startswith(path) for each in wire.requests), "a request")
     assert worker.is_alive()
 
     cancel(process, job_id)
@@ -132,7 +125,10 @@ def test_a_cancelled_job_leaves_its_batch_at_once(process: Process, wires: dict[
     until(lambda: len(wire.requests) == 2, "both are asked for at once")
 
     cancel(process, ids[0])
-    until(lambda: job_of(process, ids[0]).state == "cancelled", "it waits for its neighbour")
+    until(
+        lambda: job_of(process, ids[0]).state == "cancelled",
+        "it is cancelled alone",
+    )
     assert worker.is_alive()
     assert job_of(process, ids[1]).state == "running"
 

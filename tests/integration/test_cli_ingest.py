@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from cli.main import run
 from tests.integration.cli_process import document, started
 from tests.integration.fake_api import State, serving
 from tests.integration.fake_shapes import make_document
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -158,8 +158,7 @@ def test_interrupting_the_wait_leaves_the_job_and_says_how_to_go_on(
 ) -> None:
     state.outcome = "running"
     with started("ingest", str(docs), "-c", "handbook") as running:
-        while not state.last_event_ids:
-            time.sleep(0.01)
+        until(lambda: state.last_event_ids, "the wait follows the events")
         running.send_signal(signal.SIGINT)
         out, err = running.communicate()
     [job_id] = state.jobs
@@ -175,8 +174,7 @@ def test_interrupting_the_uploads_ends_at_once_and_says_how_to_go_on(
 ) -> None:
     state.held_uploads = True
     with started("ingest", str(docs), "-c", "handbook", "--json") as running:
-        while not state.files:
-            time.sleep(0.01)
+        until(lambda: state.files, "an upload")
         running.send_signal(signal.SIGINT)
         # Far less than the client's patience with the uploads that hang.
         out, err = running.communicate(timeout=120)

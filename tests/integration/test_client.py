@@ -1,7 +1,6 @@
 """The Python client against a real HTTP server: calls, retries, events, errors."""
 
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ from sluice import (
     WaitTimeout,
 )
 from tests.integration.fake_api import State, serving
+from tests.waiting import until
 
 QUICK = Retries(connect_for_s=0.3, retry_for_s=5.0, busy_for_s=1.0, base_s=0.02, cap_s=0.1)
 ASKED = {"texts": ["a"]}
@@ -114,8 +114,7 @@ def test_wait_survives_a_restart_of_the_api(state: State) -> None:
         ended = []
         waiter = threading.Thread(target=lambda: ended.append(client.wait(job.id)))
         waiter.start()
-        while not state.last_event_ids:
-            time.sleep(0.01)
+        until(lambda: state.last_event_ids, "the wait follows the events")
         first.__exit__(None, None, None)
         state.outcome = "succeeded"
         with serving(state, port=int(url.rpartition(":")[2])):

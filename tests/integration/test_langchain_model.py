@@ -1,7 +1,6 @@
 """Generators as LangChain chat models: chains, streams, tools and an agent."""
 
 import asyncio
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -20,8 +19,8 @@ from pydantic import BaseModel
 
 from examples.langchain_model import GeneratorChatModel
 from shared.errors import InvalidInput, Unavailable
-from tests.generation.contract import PATIENCE_S
 from tests.integration.remotes import MODEL, Remote, remote
+from tests.waiting import until
 from tests.wire.behaviour import Behaviour
 from workers.generation.backends.interface import Sampling
 
@@ -103,10 +102,7 @@ def test_a_stream_that_is_left_is_cancelled(server: Remote, model: GeneratorChat
     stream = model.stream("count to 1000")
     assert next(stream).content == "1"
     stream.close()  # type: ignore[attr-defined]  # it is a generator
-    limit = time.monotonic() + PATIENCE_S
-    while server.wire.dropped == before:
-        assert time.monotonic() < limit, "the server goes on"
-        time.sleep(0.01)
+    until(lambda: server.wire.dropped > before, "the server stops")
     server.wire.of(MODEL).delay_s = 0
     assert model.invoke("count to 2").content == "1 2"
 

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -26,6 +25,7 @@ from tests.integration.workbench import (
     steps_of,
     submit,
 )
+from tests.waiting import until
 from tests.wire.behaviour import Behaviour, Wire
 from tests.wire.ollama_server import LAYERS, MODEL, served_ollama
 from workers.attempts.process import Process
@@ -163,19 +163,14 @@ def test_a_pull_that_hangs_is_cancelled(process: Process, wire: Wire, fault: str
     job_id = ask(process, "pull")
     worker = threading.Thread(target=drain, args=(process, TABLE))
     worker.start()
-    limit = time.monotonic() + PATIENCE_S
-    while not wire.asked("/api/pull"):
-        assert time.monotonic() < limit, "the server was never asked"
-        time.sleep(0.01)
+    until(lambda: wire.asked("/api/pull"), "a request for the pull")
 
     cancel(process, job_id)
     worker.join(PATIENCE_S)
 
     assert not worker.is_alive()
     assert job_of(process, job_id).state == "cancelled"
-    while not wire.dropped:
-        assert time.monotonic() < limit, "the connection stays open"
-        time.sleep(0.01)
+    until(lambda: wire.dropped, "the connection is closed")
     invariants_hold(process, all_ended=True)
 
 

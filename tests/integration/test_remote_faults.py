@@ -10,8 +10,9 @@ from email.utils import format_datetime
 import pytest
 
 from shared.errors import Permanent, Retryable, Unavailable
-from tests.generation.contract import PATIENCE_S, ended, first_text, said, text_of
+from tests.generation.contract import ended, first_text, said, text_of
 from tests.integration.remotes import MODEL, Remote, remote
+from tests.waiting import until
 from tests.wire.behaviour import Behaviour
 from workers.generation.backends.interface import FinishReason, Request, Resume, Sampling
 from workers.generation.backends.remote import RemoteGenerator
@@ -254,8 +255,4 @@ def test_a_server_that_ignores_stop_strings(generator: RemoteGenerator, faulty: 
 
 def _wait_until_dropped(server: Remote, before: int) -> None:
     """The server has seen that nobody listens any more."""
-
-    limit = time.monotonic() + PATIENCE_S
-    while server.wire.dropped == before:
-        assert time.monotonic() < limit, "the connection stays open"
-        time.sleep(0.01)
+    until(lambda: server.wire.dropped > before, "the connection is closed")

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,6 +33,7 @@ from tests.integration.workbench import (
     steps_of,
     submit,
 )
+from tests.waiting import until
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import conclude_all, run, run_next
@@ -293,7 +293,7 @@ def test_a_step_that_hangs_loses_its_lease_and_the_worker_goes_on(
         if is_cancelled:
             cancel(process, job_id)
         has_ended = "SELECT lease_until < now() FROM steps"
-        until(lambda: bool(scalar(process, has_ended)))
+        until(lambda: bool(scalar(process, has_ended)), "the lease ends")
         sweep(process)
         assert job_of(process, job_id).state == ("cancelled" if is_cancelled else "running")
         # The same process runs other steps, and keeps those as ever.
@@ -327,7 +327,7 @@ def test_a_long_step_that_shows_progress_keeps_its_lease(
             context.progress()
             return bool(scalar(process, "SELECT lease_until FROM steps") > first)
 
-        until(is_renewed)
+        until(is_renewed, "the lease is renewed")
         seen.append(True)
         return Done(result={"in": "time"})
 
@@ -381,15 +381,6 @@ def test_a_commit_whose_answer_is_lost_keeps_the_result(process: Process, togeth
     for job_id in job_ids:
         job = job_of(process, job_id)
         assert (job.state, job.result) == ("succeeded", {"kept": True})
-
-
-def until(condition: Callable[[], object]) -> None:
-    pause = threading.Event()
-    for _ in range(int(PATIENCE_S / 0.02)):
-        if condition():
-            return
-        pause.wait(0.02)
-    raise AssertionError("it did not happen")
 
 
 def scalar(process: Process, statement: str) -> Any:

@@ -27,6 +27,7 @@ from tests.integration.workbench import (
     submit,
     submit_many,
 )
+from tests.waiting import until
 from workers.attempts.process import Process
 from workers.handlers import CPU_QUEUES, GENERATE_QUEUES, failure_handlers, handlers_of
 from workers.ingest.erasure import Garbage
@@ -215,7 +216,6 @@ def test_leases_and_deadlines_go_on_beside_a_chroma_that_never_answers(
     sweeper = Sweeper(slow, failure_handlers())
     sweeper.start()
     try:
-        asked = Event()
         lost = submit(process, max_attempts=1)
         claimed(process)
         change(process, ENDED)
@@ -230,20 +230,11 @@ def test_leases_and_deadlines_go_on_beside_a_chroma_that_never_answers(
                 )
             return job_of(process, lost).state == "failed" and ending == "failed"
 
-        wait_until(done, asked)
+        until(done, "both jobs have failed")
     finally:
         silent.close()
         sweeper.stop()
         slow.ledger.close()
-
-
-def wait_until(condition: object, pause: Event) -> None:
-    assert callable(condition)
-    for _ in range(int(PATIENCE_S / 0.05)):
-        if condition():
-            return
-        pause.wait(0.05)
-    raise AssertionError("it did not happen")
 
 
 def test_one_part_that_fails_stops_no_other(process: Process, caplog: object) -> None:  # noqa: ARG001

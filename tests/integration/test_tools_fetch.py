@@ -3,14 +3,14 @@
 import gzip
 import http.server
 import threading
-import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from shared.errors import Cancelled
 from tests.integration.websites import LIMIT_BYTES, Site, get, refusal, serving
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_a_fetch_stops_with_its_step(site: Site) -> None:
     url = slowly(site, "/", HEAD + b"\r\n", b"a ")
 
     def stop_once_asked() -> None:
-        wait_for(lambda: site.asked)
+        until(lambda: site.asked, "a request")
         stop.set()
 
     watcher = threading.Thread(target=stop_once_asked)
@@ -148,11 +148,6 @@ def test_a_fetch_stops_with_its_step(site: Site) -> None:
     with pytest.raises(Cancelled):
         get(url, stop, fetch_timeout_s=60)
     watcher.join()
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    while not condition():
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

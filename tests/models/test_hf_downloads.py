@@ -3,7 +3,6 @@
 import json
 import shutil
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ from shared.errors import ModelNotFound
 from shared.kinds.hf import Task
 from tests.models.checkpoints import save
 from tests.models.locating import Locator, locator
+from tests.waiting import until
 from tests.wire.hub_files import BLOCK_BYTES, TOKEN, Shelf, served_files
 from workers.models.locate import locate
 
@@ -94,12 +94,6 @@ def sent(shelf: Shelf, model: str = "own/fill") -> dict[str, int]:
     }
 
 
-def until(is_so: Callable[[], bool]) -> None:
-    """Bounded by the time limit of tests."""
-    while not is_so():
-        time.sleep(0.01)
-
-
 def test_a_model_is_fetched_once(shelf: Shelf, worker: Locator, checkpoint: Path) -> None:
     found = worker.ask("own/fill", Task("fill-mask"))
     folder = Path(found["folder"])
@@ -136,7 +130,7 @@ def test_two_processes_fetch_a_model_once(
         worker.send("own/fill")
         assert shelf.sending.wait(120)
         other.send("own/fill", waits=str(tmp_path / "waits"))
-        until((tmp_path / "waits").exists)
+        until((tmp_path / "waits").exists, "the other waits")
         shelf.open.set()
         first, second = worker.receive(), other.receive()
     assert first == second
@@ -445,9 +439,9 @@ def test_a_slow_download_is_told_and_waited_for(
     found, waits = tmp_path / "found", tmp_path / "waits"
     worker.send("own/fill", found=str(found), waits=str(waits))
     assert shelf.sending.wait(30)
-    until(found.exists)
+    until(found.exists, "the model is found")
     waits.unlink()
-    until(waits.exists)
+    until(waits.exists, "it says that it waits")
     shelf.open.set()
     assert "folder" in worker.receive()
 

@@ -229,9 +229,17 @@ def test_a_batch_too_large_for_its_logits_is_run_in_parts(
     filler: FillMask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [text for text in mlm.FILLED for _ in range(3)]
-    whole = outputs(filler, FILL, texts)
-    monkeypatch.setattr(tokens, "LOGITS_LIMIT_BYTES", 1)
-    assert_same(outputs(filler, FILL, texts), whole)
+    rows_of_calls: list[int] = []
+    hook = filler.model.register_forward_hook(
+        lambda _model, _inputs, output: rows_of_calls.append(len(output.logits))
+    )
+    with hook:
+        whole = outputs(filler, FILL, texts)
+        assert rows_of_calls == [len(texts)]
+        rows_of_calls.clear()
+        monkeypatch.setattr(tokens, "LOGITS_LIMIT_BYTES", 1)
+        assert_same(outputs(filler, FILL, texts), whole)
+        assert rows_of_calls == [1] * len(texts)
 
 
 def test_targets_that_are_no_tokens_are_told(filler: FillMask) -> None:

@@ -64,7 +64,9 @@ def test_pickled_tensors_load_like_safetensors(folder: Path) -> None:
 
 def test_safetensors_go_before_a_pickle(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"no weights")
-    classify(folder)
+    kept = load_file(folder / "model.safetensors")
+    model = classify(folder)
+    assert all(torch.equal(value, kept[name]) for name, value in model.named_parameters())
 
 
 def test_the_type_of_the_options_is_loaded(folder: Path) -> None:
@@ -77,9 +79,12 @@ def test_the_type_of_the_options_is_loaded(folder: Path) -> None:
     assert {each.dtype for each in model.parameters()} == {torch.bfloat16}
 
 
-def test_shards_load(folder: Path) -> None:
+def test_shards_load_as_the_whole_does(folder: Path) -> None:
+    whole = dict(classify(folder).named_parameters())
     shard(folder)
-    classify(folder)
+    in_shards = dict(classify(folder).named_parameters())
+    assert in_shards.keys() == whole.keys()
+    assert all(torch.equal(value, whole[name]) for name, value in in_shards.items())
 
 
 def test_a_missing_shard_is_told(folder: Path) -> None:
