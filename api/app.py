@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from api import openapi, routes
-from api.compat import registry
+from api.compat.dialect import dialects, load
 from api.deps import open_parts
 from api.http import errors
 from api.http.middleware import METHODS, BodyLimit, Hosts, Keys, Methods
@@ -65,7 +65,7 @@ def _routers() -> Iterator[APIRouter]:
     names = [
         f"{module.name}:router" for module in iter_modules(routes.__path__, f"{routes.__name__}.")
     ]
-    for name in (*names, *(dialect.router for dialect in registry.dialects())):
-        router = registry.load(name)
+    for name in (*names, *(dialect.router for dialect in dialects())):
+        router = load(name)
         assert isinstance(router, APIRouter), name
         yield router

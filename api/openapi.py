@@ -21,8 +21,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.staticfiles import StaticFiles
 
-from api.compat.dialect import NATIVE, REF
-from api.compat.registry import asks_for_key, dialect_of, dialects
+from api.compat.dialect import NATIVE, REF, asks_for_key, dialect_of, dialects
 from api.schemas import ProblemView
 from shared.kinds.registry import KINDS
 

@@ -14,7 +14,7 @@ import click
 
 from cli.connection import connection
 from cli.terminal.output import say
-from shared.normal import nfc
+from shared.bounds import nfc
 from shared.providers import REFERENCE_FORMS, is_servable
 from sluice import Client
 

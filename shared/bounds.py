@@ -1,29 +1,159 @@
-"""What may come in: bounds of every value that comes from outside, and what can be stored at all.
+"""Values from outside: their bounds, their normal forms, and what can be stored at all.
 
 Three edges use this module, so that no value poisons a row:
 
 - requests: the annotated types here bound each field of the shapes that clients send;
 - the database: `to_json`, `from_json` and `storable_text` stand between Python and PostgreSQL
   (`shared/database/engine.py`), so that whatever a model or another server gave is stored, or
-  refused with a reason, and whatever a row holds can be read; - messages: `shown` and `cut` keep
-  what a client sent from filling an error or a log.
+  refused with a reason, and whatever a row holds can be read;
+- messages: `shown` and `cut` keep what a client sent from filling an error or a log.
 
 Sizes named `*_bytes` count UTF-8, `*_chars` code points. PostgreSQL's B-tree entries end at 2,704
 bytes, so whatever is indexed is bounded in bytes.
 """
 
+import base64
+import binascii
 import json
 import math
 import re
 import sys
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final
+from functools import cache
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import unquote_to_bytes
 
 from pydantic import AfterValidator, AwareDatetime, Field, PlainValidator, UrlConstraints
 from pydantic.networks import AnyHttpUrl
 
-from shared.errors import Permanent
+from shared.errors import InvalidInput, Permanent
+
+# Base64 as programs write it: in lines, with spaces, unpadded, with the URL-safe alphabet, or
+# as a `data:` URL. What it stands for does not depend on which.
+
+HEAD_CHARS: Final = 512
+"""How long what stands before the data of a `data:` URL may be (its type and parameters)."""
+LINE_CHARS: Final = 32
+"""Shorter lines are rather words, one a line, than base64."""
+
+_DATA_URL: Final = re.compile(r"\s*data:([^,]*),", re.IGNORECASE)
+_URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
+_SPACE: Final = b" \t\r\n\v\f"
+_LINES: Final = re.compile(r"[A-Za-z0-9+/_-]+(?:\r?\n[A-Za-z0-9+/_-]+)*={0,2}\s*", re.ASCII)
+
+
+def decode(text: str) -> bytes:
+    """The bytes that a text stands for. Raises InvalidInput where it is no base64."""
+    try:
+        data = _data(text).translate(_URL_SAFE, _SPACE).rstrip(b"=")
+        padded = data + b"=" * (-len(data) % 4)
+        decoded = base64.b64decode(padded, validate=True)
+    except (binascii.Error, ValueError):
+        decoded = b""
+    if not decoded:
+        raise InvalidInput(
+            'this is no base64; send the file in base64, or as {"file_id": "..."} of an upload.'
+        )
+    return decoded
+
+
+def is_surely(text: str) -> bool:
+    """Whether a text is base64 that nobody would write as words: a `data:` URL, or lines of one
+    length without spaces."""
+    if data_url := _DATA_URL.match(text[:HEAD_CHARS]):
+        return _is_base64_url(data_url[1])
+    if not _LINES.fullmatch(text):
+        return False
+    *lines, last = text.split()
+    size = len(lines[0]) if lines else len(last)
+    return size >= LINE_CHARS and len(last) <= size and all(len(line) == size for line in lines)
+
+
+def _data(text: str) -> bytes:
+    data_url = _DATA_URL.match(text[:HEAD_CHARS])
+    if data_url is None:
+        return text.encode("ascii")
+    if not _is_base64_url(data_url[1]):
+        raise ValueError("the data of this URL is written in another way")
+    data = text[data_url.end() :].encode("ascii")
+    return unquote_to_bytes(data) if b"%" in data else data
+
+
+def _is_base64_url(head: str) -> bool:
+    return head.rpartition(";")[2].strip().lower() == "base64"
+
+
+# Normal forms of text: what is stored is NFC, what is compared is NFKC without case.
+#
+# The same letters can be written in several ways: macOS takes Hangul and accents apart (NFD),
+# East Asian input methods write Latin letters and digits in full width. Texts, names, and the
+# keys and values of metadata are kept in NFC, so that two that are canonically the same are
+# equal; offsets count its characters. Comparing folds more (NFKC, case), and is never stored.
+#
+# Python reorders combining marks by insertion, in quadratic time: a run of them is put in
+# order here first.
+
+_LONG_RUN: Final = 30
+"""No language writes more marks on one letter (UAX 15, stream-safe text)."""
+_NONSTARTERS: Final = range(0x300, 0x1F000)
+
+
+def nfc(text: str) -> str:
+    """Canonically the same text, composed."""
+    return _normalized(text, "NFC")
+
+
+def comparable(text: str) -> str:
+    """The same for texts that differ in width, case, ligatures and the like."""
+    return _normalized(text, "NFKC").casefold()
+
+
+def nfkc(text: str) -> str:
+    """Full width, ligatures and the like become plain; case stays."""
+    return _normalized(text, "NFKC")
+
+
+def nfc_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys and texts in NFC. Raises ValueError where two keys become one."""
+    normal: dict[str, Any] = {}
+    for written, value in metadata.items():
+        key = nfc(written)
+        if key in normal:
+            raise ValueError(
+                f"{key[:100]!r} is there twice, in two Unicode normal forms; send it once"
+            )
+        normal[key] = nfc(value) if isinstance(value, str) else value
+    return normal
+
+
+def _normalized(text: str, form: Literal["NFC", "NFKC"]) -> str:
+    if text.isascii():
+        return text
+    apart: Literal["NFD", "NFKD"] = "NFD" if form == "NFC" else "NFKD"
+
+    def in_order(run: re.Match[str]) -> str:
+        marks = "".join(unicodedata.normalize(apart, mark) for mark in run[0])
+        return "".join(sorted(marks, key=unicodedata.combining))
+
+    return unicodedata.normalize(form, _long_runs(apart).sub(in_order, text))
+
+
+@cache
+def _long_runs(apart: Literal["NFD", "NFKD"]) -> re.Pattern[str]:
+    """Long runs of what is, or begins with, a combining mark once it is taken apart."""
+    marks: list[list[int]] = []
+    for code in _NONSTARTERS:
+        if not unicodedata.combining(unicodedata.normalize(apart, chr(code))[0]):
+            continue
+        if marks and marks[-1][1] == code - 1:
+            marks[-1][1] = code
+        else:
+            marks.append([code, code])
+    spans = "".join(f"{chr(first)}-{chr(last)}" for first, last in marks)
+    return re.compile(f"[{spans}]{{{_LONG_RUN},}}")
+
 
 DEPTH_LIMIT = 64
 """How many objects and lists may lie in each other in free JSON."""

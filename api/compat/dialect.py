@@ -1,6 +1,6 @@
 """What a dialect is: an API that others defined and that this server speaks, in one record.
 
-`registry.py` lists them. How to add one: CONTRIBUTING.md. A dialect owns the paths below its
+`DIALECTS` lists them. How to add one: CONTRIBUTING.md. A dialect owns the paths below its
 prefixes: whatever goes wrong there is written as its programs expect it, also what is refused
 before a route is found (no key, too large a body, no such path, a method that is none).
 """
@@ -8,7 +8,9 @@ before a route is found (no key, too large a body, no such path, a method that i
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from http import HTTPStatus
+from importlib import import_module
 from typing import Any
 
 from fastapi import Response
@@ -125,3 +127,34 @@ NATIVE = Dialect(
     media_type="application/problem+json",
 )
 """RFC 9457: how errors are written wherever no other dialect owns the path."""
+
+
+# All dialects, a line each. Whatever has to do with every one of them goes through here.
+#
+# Their modules have routes, which are built on modules that import this one; so they are
+# named, and loaded at the first call.
+
+DIALECTS = ("api.compat.huggingface:HUGGING_FACE",)
+
+
+@cache
+def dialects() -> tuple[Dialect, ...]:
+    loaded = tuple(load(name) for name in DIALECTS)
+    assert all(isinstance(dialect, Dialect) for dialect in loaded), DIALECTS
+    return loaded
+
+
+def load(name: str) -> Any:
+    """What `module:name` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def dialect_of(path: str) -> Dialect:
+    """The dialect that owns a path: the native one where it is nobody's."""
+    return next((dialect for dialect in dialects() if dialect.owns(path)), NATIVE)
+
+
+def asks_for_key(path: str) -> bool:
+    """Whether a path is served to those alone who have one of the keys, where keys are set."""
+    return NATIVE.owns(path) or dialect_of(path) is not NATIVE

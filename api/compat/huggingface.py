@@ -29,20 +29,15 @@ from api.http.errors import problem_of_job
 from api.jobs import submission, waiting
 from api.routes.files import forget, keep
 from api.schemas import REQUESTS
-from shared import base64_data, files
+from shared import bounds, files
 from shared.bounds import cut, shown
 from shared.config import HttpSettings
-from shared.errors import (
-    InvalidInput,
-    ModelNotFound,
-    NotFound,
-    TooLarge,
-)
+from shared.errors import InvalidInput, ModelNotFound, NotFound, TooLarge
 from shared.jobs import jobs
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.hf import HF, TASKS, HfInput, Task, takes_files
-from shared.redis import model_loading
-from shared.redis.model_loading import Loading
+from shared.redis import events
+from shared.redis.events import Loading
 from shared.tables import File, Job
 from shared.vocabulary import OPEN, Lane, State
 
@@ -272,12 +267,12 @@ def _file_of(inputs: Any, task: Task | None) -> IO[bytes] | None:
         return None
     if takes_files(task):
         try:
-            return io.BytesIO(base64_data.decode(inputs))
+            return io.BytesIO(bounds.decode(inputs))
         except InvalidInput as error:
             raise InvalidInput(f"inputs: {error.message}") from None
-    if task is None and base64_data.is_surely(inputs):
+    if task is None and bounds.is_surely(inputs):
         with suppress(InvalidInput):
-            return io.BytesIO(base64_data.decode(inputs))
+            return io.BytesIO(bounds.decode(inputs))
     return None
 
 
@@ -423,7 +418,7 @@ async def run(parts: Parts, call: Call, http: Request) -> Response:
     try:
         payload = await run_in_threadpool(read, body, content_type, call.task, parts.settings)
         waits = call.caller.waits(payload)
-        if not waits and (loading := await model_loading.of(parts.redis, call.model)):
+        if not waits and (loading := await events.of(parts.redis, call.model)):
             return _loading(loading, {})
         media_type = media_type_of(content_type)
         made, upload = await run_in_threadpool(_submit, parts, call, payload, media_type)
@@ -431,7 +426,7 @@ async def run(parts: Parts, call: Call, http: Request) -> Response:
         await body.close()
 
     async def notice_loading() -> None:
-        loading = await model_loading.of(parts.redis, call.model)
+        loading = await events.of(parts.redis, call.model)
         if loading is not None:
             raise ModelIsLoading(loading)
 

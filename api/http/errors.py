@@ -18,8 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from api.compat.dialect import Problem
-from api.compat.registry import dialect_of
+from api.compat.dialect import Problem, dialect_of
 from api.schemas import ID_PREFIX, PRINTABLE, SHA256
 from shared.bounds import COLLECTION_NAME, cut, shown
 from shared.database.sqlstates import Meaning, first_line, trouble_of

@@ -34,7 +34,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.compat.registry import asks_for_key, dialect_of
+from api.compat.dialect import asks_for_key, dialect_of
 from api.http.body import MalformedBody, ValueCount, too_many
 from api.http.errors import refusal
 from shared.config import HttpSettings

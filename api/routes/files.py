@@ -18,10 +18,9 @@ from api.http.answers import answer, chain
 from api.openapi import documented
 from api.schemas import SHA256, FileView, Items
 from shared import files, tables
-from shared.bounds import NAME_LIMIT_BYTES
+from shared.bounds import NAME_LIMIT_BYTES, nfc
 from shared.errors import InvalidInput
 from shared.files import Readable
-from shared.normal import nfc
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 CONTENT_TYPE = re.compile(

@@ -25,13 +25,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, get_args
 
 from sluice.calls import Calls, silent
 from sluice.errors import ConnectionFailed, WaitTimeout
-from sluice.ingest import (
-    PARALLEL_UPLOADS,
-    Advance,
-    IngestOptions,
-    IngestReport,
-    ingest_documents,
-)
+from sluice.ingest import PARALLEL_UPLOADS, Advance, IngestOptions, IngestReport, ingest_documents
 from sluice.inputs import Messages, Tools, chat_input, hf_input, rag_input, search_input
 from sluice.shapes import Answer, ChatAnswer, Embeddings, Hit, Job, SourceError
 from sluice.sources import LocalDocument, discover, text_documents

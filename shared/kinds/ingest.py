@@ -10,11 +10,19 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field, model_validator
 
-from shared.bounds import SOURCES_LIMIT, CollectionName, DocumentText, Line, Metadata, SourceName
+from shared.bounds import (
+    SOURCES_LIMIT,
+    CollectionName,
+    DocumentText,
+    Line,
+    Metadata,
+    SourceName,
+    nfc,
+    nfc_metadata,
+)
 from shared.config import IngestSettings
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType
-from shared.normal import nfc, nfc_metadata
 from shared.vocabulary import Queue, Shape
 
 

@@ -5,19 +5,13 @@ from uuid import UUID
 
 from pydantic import AfterValidator
 
-from shared.bounds import CollectionName, Text
+from shared.bounds import CollectionName, Text, nfc
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput
 from shared.kinds import generation
-from shared.kinds.generation import (
-    Parameters,
-    PromptTemplate,
-    ResponseFormat,
-    Usage,
-)
+from shared.kinds.generation import Parameters, PromptTemplate, ResponseFormat, Usage
 from shared.kinds.kind import Kind, StepType
 from shared.kinds.search import Hit, PassageCount, SearchOptions
-from shared.normal import nfc
 from shared.providers import ModelReference
 from shared.vocabulary import Queue, Shape
 

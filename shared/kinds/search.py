@@ -4,9 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from shared.bounds import CollectionName, Metadata, Text
+from shared.bounds import CollectionName, Metadata, Text, nfc, nfc_metadata
 from shared.kinds.kind import Kind, StepType
-from shared.normal import nfc, nfc_metadata
 from shared.vocabulary import Queue, Shape
 
 

@@ -14,8 +14,8 @@ import requests
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
-from shared.redis import model_loading
-from shared.redis.model_loading import Loading
+from shared.redis import events
+from shared.redis.events import Loading
 from tests.e2e import tasks
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack
@@ -195,12 +195,12 @@ def test_who_does_not_want_to_wait_is_told_that_the_model_is_loading(
         )
 
     with live_stack.redis() as redis:
-        model_loading.announce(redis, Loading(model=name, estimated_s=20))
+        events.announce(redis, Loading(model=name, estimated_s=20))
         refused = ask()
-        model_loading.done(redis, name)
+        events.done(redis, name)
         with redis.monitor() as monitor:
             answers = [ask()]
-            key = model_loading.key(name)
+            key = events.key(name)
             commands: list[str] = []
             while not commands or not commands[-1].startswith(f"DEL {key}"):
                 command = monitor.next_command()["command"]

@@ -25,10 +25,9 @@ from tests.integration.workbench import (
     steps_of,
     submit,
 )
-from workers.attempts.batches import claim_more
 from workers.attempts.context import Context, Done, Handler, Settle
 from workers.attempts.process import Process
-from workers.attempts.runner import Handlers, run_next
+from workers.attempts.runner import Handlers, claim_more, run_next
 
 Runs = list[list[UUID]]
 

@@ -10,9 +10,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from shared.config import Settings
 from shared.database.transaction import Ledger
-from shared.redis import model_loading
-from shared.redis.events import Event, EventType
-from shared.redis.model_loading import Loading
+from shared.redis import events
+from shared.redis.events import Event, EventType, Loading
 from shared.vocabulary import State
 from tests.integration.answers import EMBED, stored
 from tests.integration.inference import ASKED, MODEL, SUMMARY, URL, Worker, error, working
@@ -43,10 +42,10 @@ class TestLoading:
         assert set(body) == {"error", "estimated_time"}
 
     def begin(self, worker: Worker) -> None:
-        model_loading.announce(worker.ledger.events.redis, LOADING)
+        events.announce(worker.ledger.events.redis, LOADING)
 
     def end(self, worker: Worker) -> None:
-        model_loading.done(worker.ledger.events.redis, MODEL)
+        events.done(worker.ledger.events.redis, MODEL)
 
     @pytest.mark.parametrize(
         ("headers", "options"),
@@ -108,19 +107,17 @@ class TestLoading:
         assert again.json() == SUMMARY
 
     def test_other_models_are_not_waited_for(self, worker: Worker, api: httpx.Client) -> None:
-        model_loading.announce(
-            worker.ledger.events.redis, Loading(model="owner/other", estimated_s=20)
-        )
+        events.announce(worker.ledger.events.redis, Loading(model="owner/other", estimated_s=20))
         answer, _ = worker.answer(lambda: api.post(URL, json=ASKED, headers=NO_WAIT), SUMMARY)
         assert answer.json() == SUMMARY
 
     def test_a_slow_load_has_always_some_time_left(self, worker: Worker, api: httpx.Client) -> None:
-        model_loading.announce(worker.ledger.events.redis, Loading(model=MODEL, estimated_s=0))
+        events.announce(worker.ledger.events.redis, Loading(model=MODEL, estimated_s=0))
         self.is_told(api.post(URL, json=ASKED, headers=NO_WAIT))
 
     def test_what_a_dead_worker_announced_ends(self, worker: Worker) -> None:
         self.begin(worker)
-        assert 20 < worker.ledger.events.redis.ttl(model_loading.key(MODEL)) <= 70
+        assert 20 < worker.ledger.events.redis.ttl(events.key(MODEL)) <= 70
 
     def test_the_hubs_client_sees_it(self, worker: Worker, api_url: str) -> None:
         self.begin(worker)

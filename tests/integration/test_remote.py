@@ -18,8 +18,8 @@ from workers.generation.backends.interface import FinishReason, Message, Request
 from workers.generation.backends.ollama import OllamaGenerator, OllamaServer
 from workers.generation.backends.openai import RepeatFilter
 from workers.generation.backends.remote import RequestSlots, tokens_of, tokens_of_prompt
-from workers.models.text import StopFilter
-from workers.server_errors import retry_after_s
+from workers.models.detokenize import StopFilter
+from workers.outbound import retry_after_s
 
 LONG = Request(messages=said("count to 2000"), sampling=Sampling(max_tokens=2000))
 

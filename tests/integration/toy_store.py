@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shared.bounds import Metadata
+from shared.bounds import Metadata, nfc
 from shared.config import Settings
-from shared.normal import nfc
 from workers.models.batching import Vectors
 from workers.retrieval.store import Entry, Match, Missing
 

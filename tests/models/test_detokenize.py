@@ -4,7 +4,7 @@ import pytest
 
 from tests.models import tiny
 from workers.generation.backends.rolling.generator import Prompts
-from workers.models.text import HALF_CHARACTER, StopFilter, TextStream
+from workers.models.detokenize import HALF_CHARACTER, StopFilter, TextStream
 
 TEXT = "The quick 갈색 여우가, 뷁! 👩🏽‍🚀 jumps  over\n\n안녕하세요 ñandú"
 PROMPTS = Prompts(tiny.tokenizer())

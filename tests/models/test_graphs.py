@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import TensorWeakRef
 
 from tests.models import tiny
+from workers.generation.backends.rolling.attention import Network
 from workers.generation.backends.rolling.generator import adapt
 from workers.generation.backends.rolling.graphs import Run, StaticDecode
-from workers.generation.backends.rolling.slab import Network
 
 IDS = [5, 6, 7]
 COLUMNS = [0, 0, 0]

@@ -8,10 +8,10 @@ from shared.errors import ConfigurationError, InvalidInput
 from tests.models import tiny
 from tests.models.tiny import TEXTS, Reference, Stepped, asks, ids_of, rolling
 from workers.generation.backends.interface import Generation, Request, Sampling
+from workers.generation.backends.rolling.attention import SHORTEST_TOKENS, Prefixes, Slab
 from workers.generation.backends.rolling.sampling import Chooser
 from workers.generation.backends.rolling.scheduler import Batch, Row, shares
-from workers.generation.backends.rolling.slab import SHORTEST_TOKENS, Prefixes, Slab
-from workers.models.text import TextStream
+from workers.models.detokenize import TextStream
 
 # Keys and values of a token take 2 KiB in this one: 1 MiB holds 512 tokens.
 LARGE = {"num_key_value_heads": 4, "head_dim": 32}

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from api.app import create_app
-from api.compat.registry import asks_for_key, dialect_of, dialects
+from api.compat.dialect import asks_for_key, dialect_of, dialects
 from api.openapi import RESULTS, TAGS
 from shared.config import Settings
 from shared.kinds import registry as kinds

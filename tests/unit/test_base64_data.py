@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import base64_data
+from shared import bounds
 from shared.errors import InvalidInput
 
 DATA = random.Random(1).randbytes(3001)
@@ -36,7 +36,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("text", WRITTEN.values(), ids=WRITTEN)
 def test_it_is_read(text: str) -> None:
-    assert base64_data.decode(text) == DATA
+    assert bounds.decode(text) == DATA
 
 
 @given(data=st.binary(min_size=1), width=st.integers(1, 80))
@@ -44,7 +44,7 @@ def test_it_is_read_whatever_its_length(data: bytes, width: int) -> None:
     for text in (base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()):
         for written in (text, text.rstrip("=")):
             lines = "\n".join(written[n : n + width] for n in range(0, len(written), width))
-            assert base64_data.decode(lines) == data
+            assert bounds.decode(lines) == data
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_it_is_read_whatever_its_length(data: bytes, width: int) -> None:
 )  # fmt: skip
 def test_what_is_none_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="this is no base64; send the file in base64"):
-        base64_data.decode(text)
+        bounds.decode(text)
 
 
 def test_words_are_not_surely_base64() -> None:
-    sure = {name for name, text in WRITTEN.items() if base64_data.is_surely(text)}
+    sure = {name for name, text in WRITTEN.items() if bounds.is_surely(text)}
     assert sure == set(WRITTEN) - {"with spaces", "indented"}
     for text in ("", "word " * 99, "word\n" * 99, "word\nanother\n" * 99, "data:text/plain,word"):
-        assert not base64_data.is_surely(text)
+        assert not bounds.is_surely(text)

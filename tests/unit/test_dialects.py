@@ -16,8 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from api.app import create_app
-from api.compat.dialect import NATIVE, Dialect, Problem
-from api.compat.registry import asks_for_key, dialect_of, dialects, load
+from api.compat.dialect import NATIVE, Dialect, Problem, asks_for_key, dialect_of, dialects, load
 from api.http.errors import RULES, problem_of, problem_of_job, refusal
 from api.schemas import ProblemView
 from shared import errors

@@ -9,9 +9,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from shared.config import Settings
-from shared.redis import model_loading
+from shared.redis import events
 from shared.redis.bell import make_redis
-from shared.redis.model_loading import Loading
+from shared.redis.events import Loading
 from tests.servers import free_port
 
 MODEL = "owner/model"
@@ -27,17 +27,17 @@ def test_a_worker_is_not_stopped(port: int, caplog: pytest.LogCaptureFixture) ->
     settings = Settings(_env_file=None, redis_url=f"redis://127.0.0.1:{port}/0")
     with (
         make_redis(settings) as client,
-        caplog.at_level(logging.WARNING, "shared.redis.model_loading"),
+        caplog.at_level(logging.WARNING, "shared.redis.events"),
     ):
-        model_loading.announce(client, Loading(model=MODEL, estimated_s=20))
-        model_loading.done(client, MODEL)
+        events.announce(client, Loading(model=MODEL, estimated_s=20))
+        events.done(client, MODEL)
     assert [MODEL in record.getMessage() for record in caplog.records] == [True, True]
 
 
 async def _asked(port: int) -> Loading | None:
     retry = Retry(NoBackoff(), 0)
     async with redis.asyncio.Redis(host="127.0.0.1", port=port, retry=retry) as client:
-        return await model_loading.of(client, MODEL)
+        return await events.of(client, MODEL)
 
 
 def test_no_model_is_told_of(port: int) -> None:

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from api.routes.files import clean_name
+from shared.bounds import comparable, nfc, nfc_metadata, nfkc
 from shared.kinds.ingest import CsvOptions, IngestInput
 from shared.kinds.rag import RagInput
 from shared.kinds.search import SearchInput
-from shared.normal import comparable, nfc, nfc_metadata, nfkc
 from shared.tables import File
 from tests.unit.loading import read
 from workers.ingest.steps import source_name

@@ -29,7 +29,7 @@ from shared.vocabulary import OPEN, Lane, State
 from workers.attempts.context import Context, Done, Handler
 from workers.generation.backends.interface import ModelMissing
 from workers.generation.backends.ollama import OllamaServer, closable
-from workers.server_errors import broken_off
+from workers.outbound import broken_off
 
 Progress = Callable[[ProgressResponse], None]
 Check = Callable[[], None]

@@ -29,7 +29,7 @@ from shared.errors import (
 )
 from shared.hf.task import FileInput, HfTask, UnexpectedAnswer
 from shared.kinds.hf import TASKS, parse_parameters
-from workers.server_errors import (
+from workers.outbound import (
     RemoteServer,
     as_sentence,
     broken_off,

@@ -21,7 +21,7 @@ import torch
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import select
 
-from shared import base64_data, files
+from shared import bounds, files
 from shared.bounds import EncodedJson
 from shared.errors import (
     Cancelled,
@@ -35,9 +35,8 @@ from shared.hf.task import HfTask, TaskParameters
 from shared.jobs import jobs
 from shared.jobs.steps import NewStep
 from shared.kinds.hf import TASKS, HfInput, parse_parameters, single_inputs, takes_files
-from shared.redis import model_loading
-from shared.redis.events import Event, EventType
-from shared.redis.model_loading import Loading
+from shared.redis import events
+from shared.redis.events import Event, EventType, Loading
 from shared.tables import Job, Step
 from shared.vocabulary import Queue, State
 from workers.attempts.context import Context, Done, Handler, Settle
@@ -47,8 +46,7 @@ from workers.hf import hub
 from workers.hf.task import LocalTask, Prepared, Row, Watch, models_of
 from workers.models import checkpoints
 from workers.models.batching import batches_of
-from workers.models.devices import is_fatal, is_out_of_memory
-from workers.models.memory import return_freed_blocks
+from workers.models.devices import is_fatal, is_out_of_memory, return_freed_blocks
 
 # What a step has to do of one job
 
@@ -271,7 +269,7 @@ class _Loader:
     def take_back(self) -> None:
         """The model is loaded, or cannot be."""
         if self._is_announced:
-            model_loading.done(self._events.redis, self._name)
+            events.done(self._events.redis, self._name)
 
     def _folder(self) -> Path:
         tasks = {job_input.task for _, job_input in self._requests}
@@ -310,7 +308,7 @@ class _Loader:
 
     def _announce(self, folder: Path | None) -> None:
         news = Loading(model=self._name, estimated_s=self._models.estimated_s(folder))
-        model_loading.announce(self._events.redis, news)
+        events.announce(self._events.redis, news)
         self._events.publish(
             [
                 Event(job_id=context.claim.job_id, type=EventType.STATE, data=news.event())
@@ -420,7 +418,7 @@ def _read_file(process: Process, value: Any) -> bytes:
     """Raises InvalidInput for what is no base64, and for an upload that is not there."""
     if isinstance(value, dict):
         return _read_upload(process, UUID(str(value["file_id"])))
-    return base64_data.decode(str(value))
+    return bounds.decode(str(value))
 
 
 def _read_upload(process: Process, file_id: UUID) -> bytes:

@@ -24,8 +24,8 @@ from workers.attempts.process import Process
 from workers.hf.text import window_tokens
 from workers.models import locate
 from workers.models.checkpoints import MIB
+from workers.models.devices import Kept
 from workers.models.load import LoadOptions
-from workers.models.memory import Kept
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from tokenizers import Tokenizer
 
 from shared import files
-from shared.bounds import Metadata
+from shared.bounds import Metadata, nfc
 from shared.config import Settings
 from shared.database.transaction import Transaction
 from shared.documents import collections, documents, ingest_items, versions
@@ -30,7 +30,6 @@ from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
 from shared.kinds.ingest import CsvOptions, IngestInput, Splitter, SplitterType
-from shared.normal import nfc
 from shared.tables import Chunk, Collection, File, Job
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler

@@ -67,7 +67,7 @@ from workers.models.checkpoints import (
     size_bytes,
     weight_files,
 )
-from workers.server_errors import as_sentence, retry_after_s
+from workers.outbound import as_sentence, retry_after_s
 
 # What goes wrong while a model is fetched from the hub, as errors for the retry policy.
 

@@ -27,10 +27,9 @@ from chromadb.auth import UserIdentity
 from chromadb.config import Settings as ChromaSettings
 from chromadb.errors import ChromaError, NotFoundError
 
-from shared.bounds import Metadata
+from shared.bounds import Metadata, nfc
 from shared.config import Settings
 from shared.errors import Permanent, Unavailable
-from shared.normal import nfc
 from workers.models.batching import Vectors
 from workers.retrieval.store import Entry, Match, Missing
 

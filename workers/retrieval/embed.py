@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from shared.config import Settings
 from workers.attempts.process import Process
 from workers.models.batching import Vectors
-from workers.models.memory import Kept
+from workers.models.devices import Kept
 
 MODELS_KEPT = 2
 

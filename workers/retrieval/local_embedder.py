@@ -20,9 +20,8 @@ from shared.hf.sentences import FEATURE_EXTRACTION
 from workers.models import locate
 from workers.models.batching import Vectors, batches_of, unit
 from workers.models.checkpoints import SizeLimit
-from workers.models.devices import cpu_is_fast_in_bfloat16
+from workers.models.devices import cpu_is_fast_in_bfloat16, return_freed_blocks
 from workers.models.load import LoadOptions, load_sentence_transformer
-from workers.models.memory import return_freed_blocks
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from shared.bounds import Metadata
+from shared.bounds import Metadata, nfc
 from shared.documents import collections, documents
 from shared.errors import Permanent
 from shared.jobs import jobs
@@ -10,7 +10,6 @@ from shared.jobs.steps import NewStep
 from shared.kinds.embed import EmbedInput, EmbedResult
 from shared.kinds.rag import RagInput
 from shared.kinds.search import Hit, SearchInput, SearchResult
-from shared.normal import nfc
 from shared.providers import route_of
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler

@@ -9,7 +9,7 @@ was cut into pieces.
 import re
 from typing import Final
 
-from shared.normal import comparable
+from shared.bounds import comparable
 from workers.generation.prompts.prompt import NOT_FOUND, NOT_FOUND_KOREAN
 
 _LONGEST_MARKER_CHARS: Final = 64

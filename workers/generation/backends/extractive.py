@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from shared.normal import comparable, nfc, nfkc
+from shared.bounds import comparable, nfc, nfkc
 
 # Text -> the terms that carry its meaning, for lexical matching in English and Korean.
 #

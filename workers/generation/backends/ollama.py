@@ -31,13 +31,7 @@ from workers.generation.backends.interface import (
     ToolCall,
 )
 from workers.generation.backends.remote import RemoteGenerator, Reply, Server, tokens_left
-from workers.server_errors import (
-    RemoteServer,
-    broken_off,
-    refused,
-    unreachable,
-    without_credentials,
-)
+from workers.outbound import RemoteServer, broken_off, refused, unreachable, without_credentials
 
 # The shapes of Ollama's protocol: requests -> what is sent, parts -> what they say.
 

@@ -6,7 +6,7 @@ At most so many requests as a setting says are with the server at once; the othe
 
 A cancellation or a deadline ends a generation at once, with the text so far, whatever the server
 does. Nothing is tried again in here: that is for the runner (`workers/attempts/retry.py`), and the
-errors are the ones it goes by (`workers/server_errors.py`). Where the server reports no token
+errors are the ones it goes by (`workers/outbound.py`). Where the server reports no token
 counts, they are estimates.
 """
 
@@ -36,8 +36,8 @@ from workers.generation.backends.interface import (
     Tool,
     ToolCall,
 )
-from workers.models.text import StopFilter
-from workers.server_errors import RemoteServer, broken_off
+from workers.models.detokenize import StopFilter
+from workers.outbound import RemoteServer, broken_off
 
 T = TypeVar("T")
 

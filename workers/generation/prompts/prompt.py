@@ -16,8 +16,8 @@ from typing import Final
 
 from langchain_core.prompts import PromptTemplate
 
+from shared.bounds import nfc
 from shared.errors import InvalidInput
-from shared.normal import nfc
 from workers.fences import block, code_for
 from workers.generation.backends.extractive import NOTHING_ENGLISH, NOTHING_KOREAN
 from workers.generation.backends.interface import Message, Role

@@ -26,15 +26,7 @@ from shared.hf.classification import (
 )
 from shared.hf.task import TaskParameters
 from workers.hf.task import LocalTask, Prepared, Row, TextTask
-from workers.hf.text import (
-    beginning,
-    cut_warning,
-    encode,
-    group,
-    labelled,
-    labels_of,
-    logits,
-)
+from workers.hf.text import beginning, cut_warning, encode, group, labelled, labels_of, logits
 from workers.models.load import LoadOptions, load_image_processor, load_model, load_tokenizer
 
 # Text classification: every label of a text with its score, best first.

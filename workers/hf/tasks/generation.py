@@ -45,8 +45,8 @@ from workers.hf.arguments import (
 )
 from workers.hf.task import Prepared, Row, TextTask, Watch
 from workers.hf.text import cut_warning, encode, window_tokens
+from workers.models.detokenize import StopFilter
 from workers.models.load import LoadOptions, load_model, load_tokenizer
-from workers.models.text import StopFilter
 
 # What summarization and translation share: a text goes through an encoder and a decoder, and comes
 # out as another text.

@@ -20,10 +20,9 @@ from typing import Final
 
 from charset_normalizer import from_bytes
 
-from shared.bounds import UNSTORABLE, Metadata
+from shared.bounds import UNSTORABLE, Metadata, nfc
 from shared.errors import DocumentError
 from shared.formats import FORMATS
-from shared.normal import nfc
 from workers.ingest.formats.loader import Document, Loader, Parts
 
 _BOMS = (

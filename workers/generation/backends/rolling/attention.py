@@ -11,13 +11,14 @@ are read in place and never repeated.
 """
 
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, Cache, PreTrainedModel
 
 SLUICE: Final = "sluice"
 # What it costs on a processor to compute a row's attention alone, as columns that are read.
@@ -226,3 +227,280 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
         ~allowed, float("-inf")
     )
+
+
+# The keys and values of all requests under way: one slot a row, one column a token.
+#
+# Each layer has keys and values `[rows, heads, tokens, dim]`. A row fills its columns from 0
+# on, at its own pace; nothing is padded, and what lies behind a row's last token is never
+# attended to. The slab grows by units within a budget of bytes, and changes its shape (fewer
+# rows, more tokens, or the reverse) where the budget asks for it. Who has which slot is for
+# `scheduler.py` to say.
+
+COLUMNS_UNIT: Final = 128
+
+
+@dataclass
+class _Layer:
+    keys: Tensor
+    values: Tensor
+
+    def both(self) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+
+Saved = tuple[tuple[Tensor, Tensor], ...]
+"""The keys and values of one row, `[heads, columns, dim]` for each layer."""
+
+
+class Slab(Cache):
+    """A cache for the models of transformers. A forward pass sets `layout` first.
+
+    The last column is nobody's: what static shapes make a forward pass write too much goes there.
+    """
+
+    layout: Layout
+
+    def __init__(self, row_limit: int) -> None:
+        super().__init__(layers=[])
+        self.rows = 0
+        self.columns = 0
+        self.token_limit = 0
+        """How many tokens' keys and values the budget has room for."""
+        self.shapes_taken = 0
+        """Counts up whenever the tensors are replaced by others."""
+        self._row_limit = row_limit
+        self._slab: dict[int, _Layer] = {}
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Known after a first forward pass."""
+        return sum(
+            each[0, :, 0].numel() * each.element_size()
+            for layer in self._slab.values()
+            for each in layer.both()
+        )
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values where the layout says; return what it lets be seen."""
+        layer = self._slab.get(layer_idx)
+        if layer is None:
+            layer = _Layer(self._empty(key_states), self._empty(value_states))
+            self._slab[layer_idx] = layer
+        slots, columns = self.layout.cells(key_states.device)
+        layer.keys[slots, :, columns] = key_states.transpose(1, 2).flatten(0, 1)
+        layer.values[slots, :, columns] = value_states.transpose(1, 2).flatten(0, 1)
+        return self.layout.visible(layer.keys), self.layout.visible(layer.values)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 (the interface's)
+        """Nothing that a model may derive from this holds for rows of different lengths; forward
+        passes bring positions with them."""
+        return 0
+
+    def fits(self, rows: int, tokens: int) -> bool:
+        return self._shape_for(rows, tokens) is not None
+
+    def reserve(self, rows: int, tokens: int) -> bool:
+        """Make room for so many rows of so many tokens, whatever shape that takes; False where
+        the budget forbids it. Both count all that is in use: what lies beyond may be lost."""
+        shape = self._shape_for(rows, tokens)
+        if shape is None:
+            return False
+        if shape != (self.rows, self.columns):
+            kept = (min(self.rows, shape[0]), min(self.columns, shape[1]))
+            self.rows, self.columns = shape
+            self.shapes_taken += 1
+            for layer in self._slab.values():
+                # One tensor at a time, so that old and new exist together for no more than one.
+                layer.keys = self._reshaped(layer.keys, *kept)
+                layer.values = self._reshaped(layer.values, *kept)
+        return True
+
+    def drop(self) -> None:
+        """Forget everything."""
+        self._slab.clear()
+        self.rows = self.columns = 0
+        self.shapes_taken += 1
+
+    def move(self, source: int, target: int, columns: int) -> None:
+        for each in self._tensors():
+            each[target, :, :columns] = each[source, :, :columns]
+
+    def swap(self, one: int, other: int, columns: int) -> None:
+        for each in self._tensors():
+            kept = each[one, :, :columns].clone()
+            each[one, :, :columns] = each[other, :, :columns]
+            each[other, :, :columns] = kept
+
+    def save(self, slot: int, columns: int) -> Saved:
+        return tuple(
+            (layer.keys[slot, :, :columns].clone(), layer.values[slot, :, :columns].clone())
+            for _, layer in sorted(self._slab.items())
+        )
+
+    def restore(self, saved: Saved, slot: int, columns: int) -> None:
+        for (keys, values), (_, layer) in zip(saved, sorted(self._slab.items()), strict=True):
+            layer.keys[slot, :, :columns] = keys[:, :columns]
+            layer.values[slot, :, :columns] = values[:, :columns]
+
+    def _tensors(self) -> Sequence[Tensor]:
+        return [each for layer in self._slab.values() for each in layer.both()]
+
+    def _shape_for(self, rows: int, tokens: int) -> tuple[int, int] | None:
+        columns = -(-(tokens + 1) // COLUMNS_UNIT) * COLUMNS_UNIT
+        if rows <= self.rows and columns <= self.columns:
+            return self.rows, self.columns
+        roomy = min(1 << (rows - 1).bit_length(), max(self._row_limit, rows))
+        for shape in (
+            (max(roomy, self.rows), max(columns, self.columns)),
+            (roomy, columns),
+            (rows, columns),
+        ):
+            if shape[0] * shape[1] <= self.token_limit:
+                return shape
+        return None
+
+    def _empty(self, like: Tensor) -> Tensor:
+        """Zeros: what was never written has to be finite, since it is multiplied by zero."""
+        shape = (self.rows, like.shape[1], self.columns, like.shape[3])
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+    def _reshaped(self, old: Tensor, rows: int, columns: int) -> Tensor:
+        new = self._empty(old)
+        new[:rows, :, :columns] = old[:rows, :, :columns]
+        return new
+
+
+# A causal language model over the slab: token ids in, logits of the next tokens out.
+#
+# `prefill` runs pieces of several prompts in one pass, `decode` one token of every row. Both
+# leave the keys and values in the slab. No requests and no text in here.
+
+SPAN_UNIT = 64
+
+
+class Network:
+    """For one thread at a time."""
+
+    def __init__(self, model: PreTrainedModel, slab: Slab) -> None:
+        self.slab = slab
+        embedding = model.get_input_embeddings().weight
+        assert isinstance(embedding, Tensor)
+        self.device = embedding.device
+        self.vocabulary_tokens = len(embedding)
+        self._model = model
+
+    def prefill(self, pieces: Sequence[PromptPiece], selected: Sequence[bool]) -> Tensor:
+        """Logits `[count of selected, vocabulary]` behind the last token of each selected piece."""
+        layout = PackedLayout(pieces, self.device)
+        ids = torch.tensor([[each for piece in pieces for each in piece.ids]], device=self.device)
+        ends, last = [], -1
+        for piece, is_selected in zip(pieces, selected, strict=True):
+            last += len(piece.ids)
+            if is_selected:
+                ends.append(last)
+        # A model computes the logits of one token at least.
+        keep = torch.tensor(ends or [last], device=self.device)
+        return self.run(layout, ids, layout.cells(self.device)[1][None], keep)[0, : len(ends)]
+
+    def decode(self, ids: Sequence[int], columns: Sequence[int]) -> Tensor:
+        """Logits `[rows, vocabulary]`; row i is in slot i, and its token goes into column i."""
+        span = min(-(-(max(columns) + 1) // SPAN_UNIT) * SPAN_UNIT, self.slab.columns)
+        tokens = torch.tensor([ids, columns], device=self.device)
+        slots = torch.arange(len(ids), device=self.device)
+        layout = DecodeLayout(slots, tokens[1], span, columns)
+        return self.run(layout, tokens[0][:, None], tokens[1][:, None], 1)[:, -1]
+
+    def run(self, layout: Layout, ids: Tensor, positions: Tensor, keep: int | Tensor) -> Tensor:
+        """One forward pass; logits `[batch, kept, vocabulary]`."""
+        self.slab.layout = layout
+        with torch.inference_mode():
+            logits: Tensor = self._model(
+                input_ids=ids,
+                position_ids=positions,
+                past_key_values=self.slab,
+                use_cache=True,
+                logits_to_keep=keep,
+                sluice_layout=layout,
+            ).logits
+        return logits
+
+
+# What was read once is not read again: keys and values of common beginnings.
+#
+# Requests often begin alike (a system prompt, the same passages, the conversation so far).
+# The keys and values of ended requests are kept, the least recently used dropped first,
+# within a number of tokens. No slab in here: what is kept are copies.
+
+SHORTEST_TOKENS: Final = 32
+"""Shorter beginnings are read faster than they are looked up and copied."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prefix:
+    tokens: Sequence[int]
+    saved: Saved
+
+
+class Prefixes:
+    """Bounded by the tokens of all that is kept."""
+
+    def __init__(self, token_limit: int) -> None:
+        self.token_limit = token_limit
+        self._kept: OrderedDict[int, Prefix] = OrderedDict()
+        self._tokens = 0
+
+    def longest(self, tokens: Sequence[int]) -> tuple[Prefix | None, int]:
+        """The kept one that shares most of its beginning, and how many tokens that is."""
+        best, length = None, 0
+        for prefix in self._kept.values():
+            if (common := common_tokens(prefix.tokens, tokens)) > length:
+                best, length = prefix, common
+        if best is not None:
+            self._kept.move_to_end(id(best))
+        return best, length
+
+    def is_new(self, tokens: Sequence[int]) -> bool:
+        """Whether keeping these says more than what is kept already."""
+        if not SHORTEST_TOKENS <= len(tokens) <= self.token_limit:
+            return False
+        return self.longest(tokens)[1] < len(tokens)
+
+    def keep(self, tokens: Sequence[int], saved: Saved) -> None:
+        """Instead of any that is a beginning of it."""
+        for key, prefix in list(self._kept.items()):
+            if common_tokens(prefix.tokens, tokens) == len(prefix.tokens):
+                self._drop(key)
+        prefix = Prefix(tokens=list(tokens), saved=saved)
+        self._kept[id(prefix)] = prefix
+        self._tokens += len(tokens)
+        while self._tokens > self.token_limit:
+            self._drop(next(iter(self._kept)))
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._tokens = 0
+
+    def _drop(self, key: int) -> None:
+        self._tokens -= len(self._kept.pop(key).tokens)
+
+
+def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """How long the common beginning is; 0 where it is not worth using."""
+    if one[:SHORTEST_TOKENS] != other[:SHORTEST_TOKENS]:
+        return 0
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low if low >= SHORTEST_TOKENS else 0

@@ -32,13 +32,19 @@ from workers.generation.backends.interface import (
     Tool,
 )
 from workers.generation.backends.rolling import attention
-from workers.generation.backends.rolling.attention import SLUICE, PromptPiece
+from workers.generation.backends.rolling.attention import (
+    COLUMNS_UNIT,
+    SLUICE,
+    Network,
+    Prefixes,
+    PromptPiece,
+    Slab,
+)
 from workers.generation.backends.rolling.graphs import StaticDecode
 from workers.generation.backends.rolling.sampling import Chooser
 from workers.generation.backends.rolling.scheduler import Counters, Limits, Loop, Row, Scheduler
-from workers.generation.backends.rolling.slab import COLUMNS_UNIT, Network, Prefixes, Slab
+from workers.models.detokenize import TextStream
 from workers.models.load import LoadedGenerator, load_generator
-from workers.models.text import TextStream
 
 # How much memory the keys and values of requests may take, measured once the model is loaded.
 

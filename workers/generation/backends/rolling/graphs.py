@@ -16,8 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from workers.generation.backends.rolling.attention import DecodeLayout
-from workers.generation.backends.rolling.slab import Network
+from workers.generation.backends.rolling.attention import DecodeLayout, Network
 
 log = logging.getLogger(__name__)
 

@@ -26,19 +26,19 @@ from workers.generation.backends.interface import (
     Request,
     is_past,
 )
-from workers.generation.backends.rolling.attention import PromptPiece
-from workers.generation.backends.rolling.graphs import StaticDecode
-from workers.generation.backends.rolling.sampling import NOT_A_NUMBER, Chooser, choose
-from workers.generation.backends.rolling.slab import (
+from workers.generation.backends.rolling.attention import (
     SHORTEST_TOKENS,
     Network,
     Prefix,
     Prefixes,
+    PromptPiece,
     Slab,
     common_tokens,
 )
+from workers.generation.backends.rolling.graphs import StaticDecode
+from workers.generation.backends.rolling.sampling import NOT_A_NUMBER, Chooser, choose
+from workers.models.detokenize import TextStream
 from workers.models.devices import is_fatal, is_out_of_memory
-from workers.models.text import TextStream
 
 SOON_TOKENS = 128
 """For so many more tokens a row should have room when it joins."""
