@@ -1,7 +1,8 @@
 """Live news in Redis, never the truth: events of jobs, and which models are being loaded.
 
 Events are entries of one stream of bounded length for each job. One that cannot be written is
-logged and forgotten; readers fall back to Postgres. Entry ids are Redis' own (`milliseconds-sequence`), which is what `Last-Event-ID` carries.
+logged and forgotten; readers fall back to Postgres. Entry ids are Redis' own
+(`milliseconds-sequence`), which is what `Last-Event-ID` carries.
 """
 
 import json
