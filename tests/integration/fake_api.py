@@ -1,7 +1,7 @@
 """A small stand-in for the API, served over real HTTP on the loopback, for tests of the client.
 
-It keeps the contract's shapes and codes in memory and does no work. Tests steer it through the
-public fields of `State`. The real API is tested in `tests/integration` and `tests/e2e`.
+It does no work, and keeps what it is sent in memory. Tests steer it through the public fields of
+`State`. Every exchange is compared with the OpenAPI document of the real API (`contract.py`).
 """
 
 import asyncio
@@ -18,14 +18,18 @@ from typing import Any
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import ASGIApp
 
-from tests.integration.fake_generation import generation_routes
-from tests.integration.fake_hf import hf_result, hf_routes, keep_result
-from tests.integration.fake_shapes import (
+from tests.integration.contract import OFF_CONTRACT, Checked
+from tests.integration.fake_bodies import (
     NOW,
+    WORKER,
+    hf_result,
     make_collection,
+    make_conversation,
     make_document,
     make_job,
+    make_model,
     page,
     problem,
     result_of,
@@ -95,8 +99,10 @@ def make_app(state: State) -> FastAPI:
             raise HTTPException(401, "Send a valid API key.")
 
     app = FastAPI(dependencies=[Depends(note)])
-    app.include_router(generation_routes(state))
-    app.include_router(hf_routes(state))
+
+    @app.exception_handler(HTTPException)
+    def refused(_: Request, error: HTTPException) -> Response:
+        return problem(error.status_code, "Refused", error.detail)
 
     @app.post("/v1/jobs")
     async def submit(request: Request) -> Response:
@@ -105,7 +111,7 @@ def make_app(state: State) -> FastAPI:
             return problem(429, "Queue full", "The queue is full.", {"Retry-After": "0"})
         body = await request.json()
         if body["kind"] == "nonsense":
-            entry = {"loc": ["body", "kind"], "msg": "unknown kind"}
+            entry = {"field": "kind", "message": "unknown kind"}
             return problem(422, "Invalid", "The request is not valid.", errors=[entry])
         key = request.headers["Idempotency-Key"]
         job_id = state.keys.setdefault(key, str(uuid.uuid4()))
@@ -212,7 +218,9 @@ def make_app(state: State) -> FastAPI:
     def queues() -> Response:
         if state.problems:
             status, retry_after, media_type = state.problems.pop(0)
-            headers = {} if retry_after is None else {"Retry-After": retry_after}
+            headers = {OFF_CONTRACT.decode(): "a gateway, or any status"}
+            if retry_after is not None:
+                headers["Retry-After"] = retry_after
             body = {"title": "Away", "status": status, "detail": "Ollama does not answer."}
             return JSONResponse(body, status, headers, media_type)
         return JSONResponse({"items": [queue()]})
@@ -238,8 +246,7 @@ def make_app(state: State) -> FastAPI:
 
     @app.get("/v1/workers")
     def workers() -> Response:
-        item = {"name": "cpu-1", "queues": ["ingest"], "concurrency": 2, "last_seen_at": NOW}
-        return JSONResponse({"items": [{**item, "models": ["ollama"], "alive": True}]})
+        return JSONResponse({"items": [WORKER]})
 
     @app.get("/healthz")
     def health() -> Response:
@@ -253,6 +260,74 @@ def make_app(state: State) -> FastAPI:
         }
         status = "ready" if state.ready else "not ready"
         return JSONResponse({"status": status, "checks": checks}, 200 if state.ready else 503)
+
+    # Models and conversations
+
+    def missing(conversation_id: str) -> Response:
+        return problem(404, "Not found", f"There is no conversation {conversation_id}.")
+
+    @app.get("/v1/models")
+    def list_models() -> Response:
+        models = [
+            make_model("extractive", ["rag"]),
+            *(make_model(name, ["chat"]) for name in state.models),
+        ]
+        return JSONResponse({"items": models})
+
+    @app.get("/v1/models/{reference:path}")
+    def model(reference: str) -> Response:
+        if reference not in state.models:
+            return problem(404, "Not found", f"There is no model {reference}.")
+        view = make_model(reference, ["chat"])
+        return JSONResponse({**view, "details": state.models[reference]})
+
+    @app.post("/v1/conversations")
+    async def start(request: Request) -> Response:
+        id_ = str(uuid.uuid4())
+        body = await request.json()
+        state.conversations[id_] = make_conversation(id_, **body)
+        return JSONResponse(state.conversations[id_], 201)
+
+    @app.get("/v1/conversations")
+    def conversations(limit: int, cursor: int = 0) -> Response:
+        return page(list(reversed(state.conversations.values())), limit, cursor)
+
+    @app.get("/v1/conversations/{conversation_id}")
+    def conversation(conversation_id: str) -> Response:
+        found = state.conversations.get(conversation_id)
+        return missing(conversation_id) if found is None else JSONResponse(found)
+
+    @app.get("/v1/conversations/{conversation_id}/messages")
+    def list_messages(conversation_id: str) -> Response:
+        if conversation_id not in state.conversations:
+            return missing(conversation_id)
+        call = {"id": "1", "function": {"name": "calculator", "arguments": {"expression": "6*7"}}}
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": "얼마예요?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        items = [{"message": message, "job_id": None, "created_at": NOW} for message in messages]
+        return JSONResponse({"items": items})
+
+    @app.delete("/v1/conversations/{conversation_id}")
+    def erase(conversation_id: str) -> Response:
+        if state.conversations.pop(conversation_id, None) is None:
+            return missing(conversation_id)
+        return Response(status_code=204)
+
+    # Results that are large, and files
+
+    @app.get("/v1/jobs/{job_id}/result")
+    def result(job_id: str) -> Response:
+        if job_id not in state.large_results:
+            return problem(404, "Not found", f"Job {job_id} has no result.")
+        return JSONResponse(state.large_results[job_id])
+
+    @app.delete("/v1/files/{file_id}")
+    def delete_file(file_id: str) -> Response:
+        if state.files.pop(file_id, None) is None:
+            return problem(404, "Not found", f"There is no file {file_id}.")
+        return Response(status_code=204)
 
     return app
 
@@ -338,15 +413,27 @@ def finish(state: State, job_id: str) -> dict[str, Any]:
     return job
 
 
+def keep_result(state: State, job: dict[str, Any], result: Any) -> None:
+    """With the job, or beside it, and what it warns of."""
+    job["warnings"] = state.warnings
+    if state.results_are_large:
+        state.large_results[job["id"]] = result
+        job["result_url"] = f"/v1/jobs/{job['id']}/result"
+    else:
+        job["result"] = result
+
+
 @contextmanager
 def serving(state: State, port: int = 0) -> Iterator[str]:
     """Serve until the end of the block; yields the URL."""
-    with listening(make_app(state), port) as url:
+    app = Checked(make_app(state))
+    with listening(app, port) as url:
         yield url
+    assert not app.violations, "\n".join(["not as the real API", *app.violations])
 
 
 @contextmanager
-def listening(app: FastAPI, port: int = 0) -> Iterator[str]:
+def listening(app: ASGIApp, port: int = 0) -> Iterator[str]:
     config = uvicorn.Config(
         app, port=port, log_level="critical", ws="none", lifespan="off",
         timeout_graceful_shutdown=1,

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from cli.main import run
 from tests.integration.cli_process import document, started
 from tests.integration.fake_api import State, answering, listening, serving
-from tests.integration.fake_shapes import LONG_KOREAN
+from tests.integration.fake_bodies import LONG_KOREAN
 from tests.integration.terminal import on_terminal
 
 
@@ -177,7 +178,7 @@ def test_documents_are_found_by_their_source(capsys: Captured) -> None:
     assert run(["documents", "-c", "handbook", "--json"]) == 0
     assert len(document(capsys)["items"]) == 3
     assert run(["documents", "show", "docs/1.md", "-c", "handbook", "--json"]) == 0
-    assert document(capsys)["id"] == "d1"
+    assert document(capsys)["id"] == str(UUID(int=1))
     assert run(["documents", "show", "docs/9.md", "-c", "handbook"]) == 4
     assert run(["documents", "show", "d9"]) == 4
 

@@ -15,7 +15,7 @@ import pytest
 from cli.main import run, sluice
 from tests.integration.cli_process import ROOT, document, started
 from tests.integration.fake_api import State, answering, listening, serving
-from tests.integration.fake_shapes import make_job
+from tests.integration.fake_bodies import make_conversation, make_job
 
 Captured = pytest.CaptureFixture[str]
 ONE, OTHER = "01a21957-3c86-7c1b-9aaa-000000000001", "01a21957-3c99-7c1b-9aaa-000000000002"
@@ -129,7 +129,7 @@ def test_options_may_stand_before_the_command(
 ) -> None:
     monkeypatch.delenv("SLUICE_URL")
     state.collections.add("handbook")
-    state.conversations["c"] = {"id": "c"}
+    state.conversations[ONE] = make_conversation(ONE)
     assert run(line.format(url=url).split()) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert out
@@ -183,7 +183,7 @@ def test_prefixes_of_documents_and_conversations(state: State, capsys: Captured)
     state.prefixed["document"] = [ONE]
     assert run(["documents", "show", "01a2"]) == 4
     assert f"There is no document {ONE}." in capsys.readouterr().err
-    state.conversations[ONE] = {"id": ONE, "messages": 2}
+    state.conversations[ONE] = make_conversation(ONE)
     assert run(["conversations", "show", "01a2"]) == 0
     assert ONE in capsys.readouterr().out
     assert run(["conversations", "erase", "01a2", "--yes"]) == 0

@@ -11,7 +11,7 @@ import pytest
 from cli.main import run
 from tests.integration.cli_process import document, started
 from tests.integration.fake_api import State, serving
-from tests.integration.fake_shapes import make_document
+from tests.integration.fake_bodies import make_document
 from tests.waiting import until
 
 

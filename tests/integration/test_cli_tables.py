@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from rich.cells import cell_len
@@ -11,7 +12,7 @@ from rich.cells import cell_len
 from cli.main import run
 from cli.terminal.output import print_fields, print_record, print_table
 from tests.integration.fake_api import State, serving
-from tests.integration.fake_shapes import NOW, make_document, make_job
+from tests.integration.fake_bodies import NOW, make_conversation, make_document, make_job
 from tests.integration.terminal import on_terminal
 
 IDS = [f"01a21957-3c86-7c1b-9aaa-{number:012d}" for number in range(4)]
@@ -164,13 +165,15 @@ def test_pipes_get_every_list_in_full_length(state: State, capsys: Captured) -> 
     assert [row[1] for row in rows] == ["faq.json", LONG, JAPANESE, "a.md"]
     assert [(row[2], row[3]) for row in rows[:2]] == [("30", "52341"), ("80", "1234567")]
     assert {row[4] for row in rows} == {NOW.replace("Z", "+00:00")}
-    state.conversations["c"] = {"id": "c", "messages": 2, "metadata": {"note": LONG * 9}}
+    id_ = str(UUID(int=1))
+    state.conversations[id_] = make_conversation(id_, metadata={"note": LONG * 9})
     assert run(["conversations"]) == 0
     assert LONG * 9 in capsys.readouterr().out
 
 
 def test_pipes_get_whole_jobs_one_field_a_line(state: State, capsys: Captured) -> None:
-    state.jobs[IDS[0]] |= {"state": "succeeded", "error": None, "result": {"hits": ["a\nb"] * 99}}
+    ended = {"kind": "hf", "state": "succeeded", "error": None}
+    state.jobs[IDS[0]] |= {**ended, "result": {"hits": ["a\nb"] * 99}}
     assert run(["jobs", "show", IDS[0]]) == 0
     fields = dict(line.split("\t") for line in capsys.readouterr().out.split("\n")[:-1])
     assert fields["id"] == IDS[0]

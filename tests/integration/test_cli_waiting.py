@@ -135,7 +135,7 @@ def test_a_program_hears_reasons_and_when_there_is_none_any_more(url: str, state
 def test_warnings_of_every_kind_are_told(state: State, capsys: Captured) -> None:
     state.reasons, state.outcome = [], "succeeded"
     state.warnings = ["texts[0] was cut from 900 to 256 tokens."]
-    for command in ("ask ? -c handbook", "search ? -c handbook", "chat hi", "ingest a.md -c b"):
+    for command in ("ask ? -c handbook", "search ? -c handbook", "chat hi", "ingest a.md -c books"):
         assert run(command.split()) == 0
         assert "Warning: texts[0] was cut from 900 to 256 tokens." in capsys.readouterr().err
         assert run([*command.split(), "--json"]) == 0

@@ -199,9 +199,9 @@ def test_hashes_are_asked_for_in_parts(client: Client, state: State) -> None:
 
 
 def test_errors_name_the_field(client: Client) -> None:
-    with pytest.raises(ApiError, match=r"not valid: body\.kind: unknown kind") as caught:
+    with pytest.raises(ApiError, match=r"not valid: kind: unknown kind") as caught:
         client.submit("nonsense", {})
-    assert caught.value.errors[0]["msg"] == "unknown kind"
+    assert caught.value.errors[0]["message"] == "unknown kind"
 
 
 def test_the_key_is_sent_and_missing_ones_are_explained(url: str, state: State) -> None:

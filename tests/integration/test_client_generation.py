@@ -36,6 +36,9 @@ def input_of(state: State) -> Any:
     return job["input"]
 
 
+CONVERSATION = "01a21957-3c86-7c1b-9aaa-3f4f68c3a001"
+
+
 def test_chat_of_a_text(client: Client, state: State) -> None:
     answer = client.chat("hello", model="ollama/tiny", parameters={"temperature": 0.5})
     assert answer.text == "HELLO"
@@ -52,7 +55,7 @@ def test_chat_of_messages_with_everything(client: Client, state: State) -> None:
     declared = {"type": "function", "function": {"name": "weather"}}
     client.chat(
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}],
-        conversation_id="c",
+        conversation_id=CONVERSATION,
         tools=["calculator", "search_collection:handbook", declared],
         response_format={"type": "json"},
     )
@@ -62,7 +65,7 @@ def test_chat_of_messages_with_everything(client: Client, state: State) -> None:
         {"type": "search_collection", "collection": "handbook"},
         declared,
     ]
-    assert wanted["conversation_id"] == "c"
+    assert wanted["conversation_id"] == CONVERSATION
     assert wanted["response_format"] == {"type": "json"}
     assert [message["role"] for message in wanted["messages"]] == ["system", "user"]
 

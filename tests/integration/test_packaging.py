@@ -57,6 +57,65 @@ def _needed() -> set[str]:
     return {name for name, _ in seen}
 
 
+def test_the_client_is_a_distribution_of_its_own() -> None:
+    with (ROOT / "client" / "pyproject.toml").open("rb") as file:
+        client = tomllib.load(file)["project"]
+    assert {Requirement(line).name for line in client["dependencies"]} == {"httpx", "pydantic"}
+    assert client["version"] == _project()["version"]
+    needs = {
+        (req := Requirement(line)).name: str(req.specifier) for line in _project()["dependencies"]
+    }
+    assert needs[client["name"]] == f"=={client['version']}"
+    assert metadata.version("sluice-client") == client["version"]
+    assert (ROOT / "client" / "sluice" / "py.typed").exists()
+
+
+def test_the_client_imports_nothing_but_what_it_requires() -> None:
+    """httpx itself imports rich and others where they are there."""
+    code = (
+        "import sys, httpx, pydantic; old = set(sys.modules); import sluice; "
+        "print(*(set(sys.modules) - old))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    parts = {name.partition(".")[0] for name in done.stdout.split()} - sys.stdlib_module_names
+    allowed = {"sluice", "httpx", "pydantic", "annotated_types"}  # the last is of pydantic
+    assert {part for part in parts if not part.startswith("_")} <= allowed
+    assert "sluice" in parts
+
+
+PROGRAM = """
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, assert_type
+from sluice import Answer, AsyncClient, Client, Event, Job
+
+def blocking(client: Client) -> None:
+    assert_type(client.job("1", with_result=True), Job)
+    assert_type(client.events("1"), Iterator[Event])
+    assert_type(client.ask("handbook", "?", k=3), Answer)
+    assert_type(client.attached([b""]), AbstractContextManager[Any, bool | None])
+
+async def waiting(client: AsyncClient) -> None:
+    assert_type(await client.job("1", with_result=True), Job)
+    assert_type(client.events("1"), AsyncGenerator[Event, None])
+    assert_type(await client.ask("handbook", "?", k=3), Answer)
+
+def wrong(client: Client) -> None:
+    client.job(1)  # type: ignore[arg-type]
+    client.job("1", with_results=True)  # type: ignore[call-arg]
+"""
+
+
+def test_programs_see_the_types_of_both_clients(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", str(program)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_constraints_pin_by_version_alone() -> None:
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     for line in text.splitlines():

@@ -1,9 +1,22 @@
-"""The objects that `fake_api` answers with, in the contract's shapes."""
+"""The bodies that `fake_api` answers with, in the shapes of the API's own document."""
 
 from typing import Any
+from uuid import UUID
 
 from fastapi import Response
 from fastapi.responses import JSONResponse
+
+from shared.kinds.hf import TASKS, Task
+from tests.wire.hub_script import ANSWERS
+
+NESTED = {
+    Task("summarization"),
+    Task("translation"),
+    Task("text-classification"),
+    Task("text-generation"),
+}
+"""The API answers with a list to one input of these."""
+
 
 NOW = "2026-11-24T00:00:00Z"
 LONG_KOREAN = "여권 갱신은 만료 여섯 달 전부터 신청할 수 있습니다.\n신분증을 가져오세요. " * 8
@@ -15,6 +28,17 @@ HIT = {
     "start": 1200,
     "score": 0.8125,
     "metadata": {},
+}
+WORKER = {
+    "name": "cpu-1",
+    "hostname": "here",
+    "pid": 7,
+    "queues": ["ingest"],
+    "models": ["ollama"],
+    "concurrency": 2,
+    "started_at": NOW,
+    "last_seen_at": NOW,
+    "alive": True,
 }
 ANSWER = {
     # With an escape sequence, as a document might have one.
@@ -30,17 +54,17 @@ def result_of(
 ) -> dict[str, Any]:
     """What a job of this kind ends with; `errors` are those of an ingest job, `script` is what
     one that generates has told."""
-    asked = job["input"]
+    job_input = job["input"]
     if job["kind"] == "chat":
-        return chat_result(asked, script)
+        return chat_result(job_input, script)
     if job["kind"] == "model":
-        return {"action": asked["action"], "name": asked["name"]}
+        return {"action": job_input["action"], "name": job_input["name"]}
     if job["kind"] == "ingest":
-        added = len(asked["sources"]) - len(errors)
+        added = len(job_input["sources"]) - len(errors)
         counts = {"added": added, "replaced": 0, "skipped": 0, "failed": len(errors)}
         return {"documents": counts, "chunks": 2 * added, "errors": errors}
     if job["kind"] == "embed":
-        vectors = [[0.0, 1.0] for _ in asked["texts"]]
+        vectors = [[0.0, 1.0] for _ in job_input["texts"]]
         return {"model": "m", "dimension": 2, "embeddings": vectors}
     if job["kind"] == "search":
         return {"hits": [HIT]}
@@ -58,13 +82,13 @@ def text_of(script: list[dict[str, Any]]) -> str:
     return "".join(token["text"] for token in tokens if token["step"] == tokens[-1]["step"])
 
 
-def chat_result(asked: dict[str, Any], script: list[dict[str, Any]]) -> dict[str, Any]:
-    said = text_of(script) if script else asked["messages"][-1]["content"].upper()
+def chat_result(job_input: dict[str, Any], script: list[dict[str, Any]]) -> dict[str, Any]:
+    text = text_of(script) if script else job_input["messages"][-1]["content"].upper()
     return {
-        "message": {"role": "assistant", "content": said},
-        "model": asked.get("model", "ollama/tiny"),
+        "message": {"role": "assistant", "content": text},
+        "model": job_input.get("model", "ollama/tiny"),
         "usage": {"prompt_tokens": 3, "completion_tokens": 4},
-        "finish_reason": "length" if asked.get("parameters", {}).get("max_tokens") else "stop",
+        "finish_reason": "length" if job_input.get("parameters", {}).get("max_tokens") else "stop",
         "turns": 1,
         "steps": [],
         "messages_dropped": 0,
@@ -100,9 +124,14 @@ def make_collection(name: str) -> dict[str, Any]:
     return {"name": name, **shape, "documents": 3, "chunks": 6, "created_at": NOW}
 
 
+def make_conversation(id_: str, **changes: Any) -> dict[str, Any]:
+    conversation = {"metadata": {}, "summarize": False, "summary": None, "messages": 2}
+    return {"id": id_, **conversation, "created_at": NOW, "updated_at": NOW, **changes}
+
+
 def make_document(collection: str, number: int) -> dict[str, Any]:
     return {
-        "id": f"d{number}",
+        "id": str(UUID(int=number)),
         "collection": collection,
         "source": f"docs/{number}.md",
         "sha256": "0" * 64,
@@ -131,3 +160,28 @@ def problem(
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     content = body if errors is None else {**body, "errors": errors}
     return JSONResponse(content, status, headers, "application/problem+json")
+
+
+def make_model(reference: str, kinds: list[str]) -> dict[str, Any]:
+    return {
+        "reference": reference,
+        "kinds": kinds,
+        "default": reference == "extractive",
+        "workers": 1,
+    }
+
+
+def hf_result(job_input: dict[str, Any], files: dict[str, dict[str, Any]]) -> Any:
+    """What the model behind `tests/wire/hub.py` would say, in the shape of Sluice's results."""
+    task = Task(job_input["task"])
+
+    def output(value: Any) -> Any:
+        if TASKS[task].input.is_file:
+            value = bytes(files[value["file_id"]]["size_bytes"])
+        return ANSWERS[task](value, job_input.get("parameters", {}))
+
+    inputs = job_input["inputs"]
+    if not isinstance(inputs, list):
+        return output(inputs)
+    outputs = [output(value) for value in inputs]
+    return [one for [one] in outputs] if task in NESTED else outputs
