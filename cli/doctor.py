@@ -20,8 +20,17 @@ import httpx
 
 from cli.connection import client_settings
 from cli.stack.programs import api_address, cuda_devices, first_key
-from cli.stack.readiness import chroma_ready, database_ready, fetch, is_free, redis_ready, status_of
-from cli.stack.servers import PACKAGES, how_to_install, redis_program
+from cli.stack.servers import (
+    PACKAGES,
+    chroma_ready,
+    database_ready,
+    fetch,
+    how_to_install,
+    is_free,
+    redis_program,
+    redis_ready,
+    status_of,
+)
 from cli.stack.stackfile import Stack, find_stack, stack_status
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import ConfigurationError

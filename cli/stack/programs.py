@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import shared
-from cli.stack.parts import Part
-from cli.stack.readiness import http_ready, sweeper_ready, worker_ready
-from cli.stack.servers import QUIET
-from cli.stack.stackfile import Stack
+from cli.stack.servers import QUIET, http_ready, sweeper_ready, worker_ready
+from cli.stack.stackfile import Part, Stack
 from shared.config import EXTRACTIVE, Settings
 
 # The GPUs of this machine, as the NVIDIA driver's own program lists them: no torch in here.

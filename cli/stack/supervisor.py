@@ -15,8 +15,7 @@ from typing import Any
 
 from cli.stack.launch import launch_argv
 from cli.stack.logs import LogStream
-from cli.stack.parts import Part, PartReport, PartState
-from cli.stack.stackfile import find_process, kill_session, send
+from cli.stack.stackfile import Part, PartReport, PartState, find_process, kill_session, send
 from shared.errors import SluiceError
 
 # One child process on an asyncio loop: its lines as they come, its end at once.

@@ -19,20 +19,25 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cli.stack.logs import Console, LogStream
-from cli.stack.parts import Part, PartReport
 from cli.stack.programs import Places, WorkerCounts, program_parts
-from cli.stack.readiness import api_port, chroma_ready, database_ready, free_ports, redis_ready
 from cli.stack.servers import (
+    api_port,
     chroma_part,
+    chroma_ready,
     chroma_url,
+    database_ready,
+    free_ports,
     new_password,
     postgres_part,
     postgres_url,
     prepare,
     redis_part,
+    redis_ready,
     redis_url,
 )
 from cli.stack.stackfile import (
+    Part,
+    PartReport,
     PartStatus,
     Stack,
     StackState,

@@ -21,8 +21,7 @@ import psycopg
 from redis import Redis
 
 from cli.stack.launch import launch_argv
-from cli.stack.parts import PartReport, PartState
-from cli.stack.stackfile import Stack, StackState, find_stack
+from cli.stack.stackfile import PartReport, PartState, Stack, StackState, find_stack
 from sluice import Client, Retries
 from tests.e2e.running import Finished, Running, until
 

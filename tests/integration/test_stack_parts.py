@@ -13,9 +13,8 @@ from pydantic import SecretStr
 from redis import AuthenticationError, Redis
 
 from cli.stack.logs import LogStream
-from cli.stack.parts import PartReport, PartState
 from cli.stack.servers import prepare
-from cli.stack.stackfile import find_process, run_folder, session_members
+from cli.stack.stackfile import PartReport, PartState, find_process, run_folder, session_members
 from cli.stack.supervisor import Supervisor, Timing
 from cli.stack.up import Plan, make_home, make_plan
 from shared.config import Settings

@@ -11,8 +11,15 @@ from pathlib import Path
 import pytest
 
 from cli.stack.logs import LogStream
-from cli.stack.parts import Part, PartReport, PartState, Ready
-from cli.stack.stackfile import find_process, session_members, wait_for_exit
+from cli.stack.stackfile import (
+    Part,
+    PartReport,
+    PartState,
+    Ready,
+    find_process,
+    session_members,
+    wait_for_exit,
+)
 from cli.stack.supervisor import StartFailed, Supervisor, Timing
 
 QUICK = Timing(backoff_base_s=0.01, backoff_cap_s=0.05, ready_pause_s=0.01)

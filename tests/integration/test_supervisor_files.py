@@ -16,9 +16,10 @@ import pytest
 
 from cli.stack.launch import launch_argv
 from cli.stack.logs import FILES_KEPT, Console, LogFile, LogStream
-from cli.stack.parts import PartReport, PartState
-from cli.stack.readiness import api_port, free_ports
+from cli.stack.servers import api_port, free_ports
 from cli.stack.stackfile import (
+    PartReport,
+    PartState,
     Stack,
     StackState,
     find_process,

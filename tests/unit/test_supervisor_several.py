@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cli.stack.parts import Part
 from cli.stack.programs import Places, WorkerCounts, cuda_devices, program_parts
+from cli.stack.stackfile import Part
 from shared.config import Settings
 
 PLACES = Places(
