@@ -11,9 +11,8 @@ from pydantic import SecretStr
 from api.app import create_app
 from api.http.server import Server
 from shared.addresses import is_loopback
-from shared.config import HttpSettings, load_settings
+from shared.config import HttpSettings, load_settings, set_up_logging
 from shared.errors import ConfigurationError
-from shared.logs import set_up_logging
 
 log = logging.getLogger(__name__)
 

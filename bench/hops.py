@@ -23,9 +23,9 @@ from shared.database.engine import upgrade
 from shared.vocabulary import Queue
 from tests.api_server import served
 from tests.servers import start_chroma, start_postgres, start_redis
+from workers.app import handlers_of
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.handlers import handlers_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("api", "shared", "workers")

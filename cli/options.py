@@ -1,4 +1,4 @@
-"""What commands have in common: the connection options, `--json`, and parsing of values."""
+"""What commands have in common: connection options, `--json`, values, and what shells complete."""
 
 import csv
 import functools
@@ -6,17 +6,102 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Concatenate, ParamSpec
 
 import click
+from click.shell_completion import CompletionItem
 
 from cli.connection import connection
-from cli.terminal.output import say
+from cli.terminal.output import first_words, say
 from shared.bounds import nfc
+from shared.kinds.hf import TASKS
 from shared.providers import REFERENCE_FORMS, is_servable
-from sluice import Client
+from sluice import Client, Retries
+
+# What the shell may offer for an argument: names and ids, as the API has them now.
+#
+# Whatever goes wrong (no API, no key, a slow answer) offers nothing, and says nothing: a
+# message would break into the line that is being typed.
+
+TIMEOUT_S = 1.0
+SHOWN_ITEMS = 50
+_HELP_CELLS = 60
+
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+Offers = Iterable[tuple[str, str]]
+"""Values, and what is said beside them."""
+
+
+def _completer(offers: Callable[[Client, click.Context], Offers]) -> Completer:
+    def complete(
+        ctx: click.Context, _parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        try:
+            params = {**ctx.find_root().params, **{k: v for k, v in ctx.params.items() if v}}
+            nothing_twice = Retries(connect_for_s=0, retry_for_s=0, busy_for_s=0)
+            address = connection(params.get("url"), params.get("api_key"))
+            with Client(*address, timeout_s=TIMEOUT_S, retries=nothing_twice) as client:
+                matches = [
+                    offer for offer in offers(client, ctx) if offer[0].startswith(incomplete)
+                ]
+        except Exception:
+            return []
+        return [
+            CompletionItem(value, help=first_words(text, _HELP_CELLS)) for value, text in matches
+        ]
+
+    return complete
+
+
+def _collections(client: Client, _: click.Context) -> Offers:
+    for each in islice(client.collections(), SHOWN_ITEMS):
+        yield each.name, f"{each.documents:,} documents"
+
+
+def _jobs(client: Client, _: click.Context) -> Offers:
+    for job in islice(client.jobs(page_items=SHOWN_ITEMS), SHOWN_ITEMS):
+        yield job.id, f"{job.kind}, {job.state}"
+
+
+def _documents(client: Client, ctx: click.Context) -> Offers:
+    collection = ctx.params.get("collection")
+    if not collection:
+        return
+    for each in islice(client.documents(collection, page_items=SHOWN_ITEMS), SHOWN_ITEMS):
+        yield each.source, f"{each.chunks:,} chunks"
+
+
+def _conversations(client: Client, _: click.Context) -> Offers:
+    for each in islice(client.conversations(page_items=SHOWN_ITEMS), SHOWN_ITEMS):
+        yield each.id, f"{each.messages:,} messages"
+
+
+def _models(client: Client, _: click.Context) -> Offers:
+    for each in client.models():
+        yield each.reference, " ".join(each.kinds)
+
+
+def _queues(client: Client, _: click.Context) -> Offers:
+    for each in client.queues():
+        yield each.name, "paused" if each.paused else f"{each.queued:,} queued"
+
+
+def complete_hf_tasks(
+    _ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in TASKS if name.startswith(incomplete)]
+
+
+complete_collections = _completer(_collections)
+complete_jobs = _completer(_jobs)
+complete_documents = _completer(_documents)
+complete_conversations = _completer(_conversations)
+complete_models = _completer(_models)
+complete_queues = _completer(_queues)
+
 
 P = ParamSpec("P")
 

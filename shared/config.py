@@ -6,8 +6,10 @@ at import: a process calls `load_settings()` once, at start, and hands the resul
 and size carries its unit in its name. Secrets have no default.
 """
 
+import logging
 import os
 import re
+import sys
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +31,31 @@ from shared.bounds import (
     ModelName,
 )
 from shared.errors import ConfigurationError
+
+# Logging: one line an event on standard error, with time, level and origin.
+
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+QUIET = (
+    "alembic.runtime",
+    "celery.app.trace",  # a line for each ring
+    "celery.beat",
+    "celery.worker.request",
+    "celery.worker.strategy",
+    "chromadb",
+    "filelock",
+    "httpcore",
+    "httpx",
+    "sentence_transformers",
+    "urllib3",
+)
+
+
+def set_up_logging(level: str) -> None:
+    """Set up the root logger; libraries that log each request speak from WARNING up."""
+    logging.basicConfig(level=level, format=FORMAT, stream=sys.stderr, force=True)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
 
 PositiveInt = Annotated[int, Field(gt=0, le=INT32_MAX)]
 Bytes = Annotated[int, Field(gt=0, le=2**50)]

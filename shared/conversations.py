@@ -15,11 +15,10 @@ from sqlalchemy.orm import Session
 
 from shared.database.transaction import Transaction
 from shared.errors import Cancelled
-from shared.ids import new_id
 from shared.jobs import jobs, turns
 from shared.jobs.claims import Claim
 from shared.redis.events import EventType
-from shared.tables import Conversation, ConversationMessage, Job, Step, Transcript
+from shared.tables import Conversation, ConversationMessage, Job, Step, Transcript, new_id
 from shared.vocabulary import State
 
 

@@ -17,8 +17,7 @@ from sqlalchemy.orm import Session
 
 from shared.config import ConnectionSettings
 from shared.errors import InvalidInput, NotFound, TooLarge, Unavailable
-from shared.ids import new_id
-from shared.tables import File
+from shared.tables import File, new_id
 
 BLOCK_BYTES = 2**20
 

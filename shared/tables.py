@@ -1,9 +1,12 @@
-"""The tables of PostgreSQL, which holds the truth.
+"""The tables of PostgreSQL, which holds the truth; and ids that sort by age.
 
 State columns of jobs and steps are written only in `shared/jobs/`, those of documents only in
 `shared/documents/`, generated text and conversations only by `shared/conversations.py`.
 """
 
+import os
+import threading
+import time
 from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
@@ -25,7 +28,35 @@ from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import ARRAY, INT4MULTIRANGE, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from shared.ids import new_id
+# Identifiers that sort by age: UUID version 7 (RFC 9562, sections 5.7 and 6.2).
+
+_lock = threading.Lock()
+_last = 0
+
+
+def new_id(*, after: UUID | None = None) -> UUID:
+    """A UUIDv7: a time in steps of 1/4096 ms, then random bits.
+
+    It sorts after all that this process made before, and after `after`, whatever the clock says.
+    """
+    tick = _next_tick()
+    if after is not None:
+        tick = max(tick, _tick_of(after) + 1)
+    random_bits = int.from_bytes(os.urandom(8), "big") & (2**62 - 1)
+    value = (tick >> 12) << 80 | 0x7 << 76 | (tick & 0xFFF) << 64 | 0x2 << 62 | random_bits
+    return UUID(int=value)
+
+
+def _next_tick() -> int:
+    global _last
+    with _lock:
+        _last = max(time.time_ns() * 4096 // 1_000_000, _last + 1)
+        return _last
+
+
+def _tick_of(id_: UUID) -> int:
+    return (id_.int >> 80) << 12 | (id_.int >> 64) & 0xFFF
+
 
 # What all tables have in common: names of constraints, types of columns.
 
@@ -92,7 +123,7 @@ class Conversation(Base):
 
 
 class ConversationMessage(Base):
-    """One message of a conversation, in the shape of `shared.kinds.generation.ChatMessage`."""
+    """One message of a conversation, in the shape of `shared.kinds.chat.ChatMessage`."""
 
     __tablename__ = "conversation_messages"
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from workers.generation.backends.interface import Role
-from workers.generation.prompts.prompt import Passage, build
+from workers.generation.prompts import Passage, build
 
 QUESTIONS: Final = {
     "What is the capital of Korea?": "The capital of Korea is Seoul.",

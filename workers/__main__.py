@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from celery import Celery
 from celery.platforms import SecurityWarning
 
-from shared.config import Settings, load_settings
+from shared.config import Settings, load_settings, set_up_logging
 from shared.errors import ConfigurationError, SluiceError
-from shared.logs import set_up_logging
 from shared.providers import (
     REFERENCE_FORMS,
     SERVED_UNLESS_NAMED,
@@ -24,17 +23,19 @@ from shared.providers import (
     served_unless_named,
 )
 from shared.redis.bell import list_of
-from workers.app import PREFORK, THREADS, make_worker_app
-from workers.attempts.process import Process
-from workers.generation.backends.interface import generators_of
-from workers.handlers import (
+from workers.app import (
     CPU_QUEUES,
     GENERATE_QUEUES,
     HF_QUEUES,
+    PREFORK,
+    THREADS,
     WEBHOOK_QUEUES,
     failure_handlers,
     handlers_of,
+    make_worker_app,
 )
+from workers.attempts.process import Process
+from workers.generation.backends.interface import generators_of
 
 NO_TELEMETRY = {
     "ANONYMIZED_TELEMETRY": "False",

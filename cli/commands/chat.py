@@ -7,12 +7,10 @@ from typing import Any
 
 import click
 
-from cli import completions
 from cli.errors import ERRORS
-from cli.options import sampling_options, with_client
-from cli.terminal.answers import show_answer, tell_remarks, tell_warnings
+from cli.options import complete_conversations, complete_models, sampling_options, with_client
 from cli.terminal.output import print_json, say, stdout
-from cli.terminal.progress import waiting
+from cli.terminal.progress import show_answer, tell_remarks, tell_warnings, waiting
 from sluice import Client
 from sluice.inputs import chat_input, user_messages
 
@@ -72,13 +70,13 @@ NEW = "new"
 @click.option(
     "--model",
     metavar="REFERENCE",
-    shell_complete=completions.models,
+    shell_complete=complete_models,
     help="Such as ollama/llama3.2; else the default.",
 )
 @click.option(
     "--conversation",
     metavar="ID|new",
-    shell_complete=completions.conversations,
+    shell_complete=complete_conversations,
     help="Go on with one, or start one.",
 )
 @click.option("--system", metavar="TEXT", help="The system prompt.")

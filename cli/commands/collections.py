@@ -2,8 +2,7 @@
 
 import click
 
-from cli import completions
-from cli.options import ListByDefault, confirm, with_client
+from cli.options import ListByDefault, complete_collections, confirm, with_client
 from cli.terminal.output import plural, print_fields, print_json, print_table, print_text, say
 from cli.terminal.progress import waiting
 from sluice import Client, Collection
@@ -61,7 +60,7 @@ def create(
 
 
 @collections.command()
-@click.argument("name", shell_complete=completions.collections)
+@click.argument("name", shell_complete=complete_collections)
 @with_client
 def show(client: Client, *, name: str, as_json: bool) -> int:
     """One collection."""
@@ -69,7 +68,7 @@ def show(client: Client, *, name: str, as_json: bool) -> int:
 
 
 @collections.command()
-@click.argument("name", shell_complete=completions.collections)
+@click.argument("name", shell_complete=complete_collections)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @with_client
 def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:

@@ -5,8 +5,7 @@ import json
 
 import click
 
-from cli import completions
-from cli.options import ListByDefault, confirm, with_client
+from cli.options import ListByDefault, complete_conversations, confirm, with_client
 from cli.terminal.output import plural, print_fields, print_json, print_table, print_text, say
 from sluice import Client, Conversation
 
@@ -36,7 +35,7 @@ def list_conversations(client: Client, *, limit: int, as_json: bool) -> int:
 
 
 @conversations.command()
-@click.argument("conversation_id", metavar="ID", shell_complete=completions.conversations)
+@click.argument("conversation_id", metavar="ID", shell_complete=complete_conversations)
 @with_client
 def show(client: Client, *, conversation_id: str, as_json: bool) -> int:
     """One conversation with all its messages."""
@@ -67,7 +66,7 @@ def show(client: Client, *, conversation_id: str, as_json: bool) -> int:
 
 
 @conversations.command()
-@click.argument("conversation_id", metavar="ID", shell_complete=completions.conversations)
+@click.argument("conversation_id", metavar="ID", shell_complete=complete_conversations)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @with_client
 def erase(client: Client, *, conversation_id: str, yes: bool, as_json: bool) -> int:

@@ -4,8 +4,13 @@ import itertools
 
 import click
 
-from cli import completions
-from cli.options import ListByDefault, confirm, with_client
+from cli.options import (
+    ListByDefault,
+    complete_collections,
+    complete_documents,
+    confirm,
+    with_client,
+)
 from cli.terminal.output import print_fields, print_json, print_table, print_text, say
 from cli.terminal.progress import waiting
 from sluice import Client, Document, NotFound
@@ -23,14 +28,14 @@ _collection = click.option(
     "--collection",
     "-c",
     metavar="NAME",
-    shell_complete=completions.collections,
+    shell_complete=complete_collections,
     help="With it, documents may be given by their source.",
 )
 
 
 @documents.command("list")
 @click.option(
-    "--collection", "-c", required=True, metavar="NAME", shell_complete=completions.collections
+    "--collection", "-c", required=True, metavar="NAME", shell_complete=complete_collections
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Else all.")
 @with_client
@@ -51,7 +56,7 @@ def list_documents(client: Client, *, collection: str, limit: int | None, as_jso
 
 
 @documents.command()
-@click.argument("document", metavar="ID|SOURCE", shell_complete=completions.documents)
+@click.argument("document", metavar="ID|SOURCE", shell_complete=complete_documents)
 @_collection
 @click.option("--chunks", "with_chunks", is_flag=True, help="Show its text, chunk by chunk.")
 @with_client
@@ -83,7 +88,7 @@ def show(
 
 
 @documents.command()
-@click.argument("document", metavar="ID|SOURCE", shell_complete=completions.documents)
+@click.argument("document", metavar="ID|SOURCE", shell_complete=complete_documents)
 @_collection
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @with_client

@@ -11,9 +11,7 @@ from typing import Any
 
 import click
 
-from cli import completions
-from cli.options import column_names, with_client
-from cli.terminal.answers import cancelled_when_left, tell_warnings
+from cli.options import column_names, complete_hf_tasks, with_client
 from cli.terminal.output import (
     escaped,
     first_words,
@@ -23,7 +21,7 @@ from cli.terminal.output import (
     say,
     stdout,
 )
-from cli.terminal.progress import watch_job
+from cli.terminal.progress import cancelled_when_left, tell_warnings, watch_job
 from shared.hf.task import HfTask, OneToManyInput, PairInput, TableOutput, TextOutput, in_a_list
 from shared.kinds.hf import TASKS
 from sluice import Client
@@ -251,7 +249,7 @@ def _choosing() -> str:
 
 
 @click.command()
-@click.argument("task", callback=_task, shell_complete=completions.hf_tasks)
+@click.argument("task", callback=_task, shell_complete=complete_hf_tasks)
 @click.argument("inputs", nargs=-1, metavar="[INPUT|-]...")
 @click.option(
     "--model", "-m", metavar="MODEL", help="<owner>/<name>, as on the hub; else the task's."

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 import click
 
-from cli import completions
 from cli.errors import Exit, Interrupted
-from cli.options import column_names, key_values, with_client
+from cli.options import column_names, complete_collections, key_values, with_client
 from cli.terminal.output import duration, jsonable, plural, print_json, print_text, say
 from cli.terminal.progress import bars
 from shared import formats
@@ -31,7 +30,7 @@ SHOWN_DUPLICATES = 3
     "-c",
     required=True,
     metavar="NAME",
-    shell_complete=completions.collections,
+    shell_complete=complete_collections,
     help="Made if missing.",
 )
 @click.option("--name", default="stdin", show_default=True, help="What `-` is called.")

@@ -2,8 +2,7 @@
 
 import click
 
-from cli import completions
-from cli.options import ListByDefault, with_client
+from cli.options import ListByDefault, complete_queues, with_client
 from cli.terminal.output import ago, print_json, print_table, print_text, say
 from sluice import Client, Queue, Worker
 
@@ -14,7 +13,7 @@ def queues() -> None:
 
 
 _names = click.argument(
-    "names", metavar="QUEUE...", nargs=-1, required=True, shell_complete=completions.queues
+    "names", metavar="QUEUE...", nargs=-1, required=True, shell_complete=complete_queues
 )
 
 

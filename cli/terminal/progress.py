@@ -1,15 +1,32 @@
-"""Progress of long work on stderr: bars with rate and remaining time, or a line now and then."""
+"""A job on the terminal while it runs: its progress on stderr, its answer as it comes on stdout.
 
+Progress is a bar with rate and remaining time, or a line now and then.
+"""
+
+import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
+from typing import Any
 
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cli.terminal.output import clean, duration, say, stderr
-from sluice import Advance, Client, Job
+from cli.errors import ERRORS
+from cli.terminal.output import (
+    ClosedPipe,
+    clean,
+    duration,
+    first_words,
+    say,
+    stderr,
+    stdout,
+    write_text,
+)
+from sluice import Advance, Client, Job, StreamItem, TextPiece, ToolRun, WaitTimeout
 from sluice.ingest import Phase
 from sluice.waiting import OnReason, by_line
 
@@ -134,3 +151,138 @@ def watch_job(
 
 def eta(job: Job) -> str:
     return "" if job.eta_s is None else f", done in about {duration(job.eta_s)}"
+
+
+# A job's answer on the terminal as it comes: its text on stdout, runs of tools on stderr.
+
+_TOOL_CELLS = 100
+_DIM = "dim"
+_QUICK_S = 1.0
+"""What ends in this time is answered at once; what takes longer is known by its id, and watched."""
+
+
+def show_answer(client: Client, job: Job, *, timeout_s: float | None = None) -> Job:
+    """The job, which has succeeded; all text of its answer has been written, and a line end.
+
+    The job is cancelled where its reader goes: at Ctrl-C, or when the pipe is closed. Raises
+    `JobFailed`, `JobCancelled` or `WaitTimeout`.
+    """
+    writer = _Writer()
+    stream = client.stream(job.id, timeout_s=timeout_s)
+    with cancelled_when_left(client, job.id):
+        first = _awaited(client, job.id, stream)
+        with client.reasons(job.id, by_line(writer.remark)):
+            for each in chain([first], stream):
+                if isinstance(each, TextPiece):
+                    writer.write(each)
+                elif isinstance(each, ToolRun):
+                    writer.end_line()
+                    _show_run(each)
+                else:
+                    job = each
+    writer.end_line()
+    return job.require_success()
+
+
+def tell_remarks(result: Mapping[str, Any] | None) -> None:
+    """What is to be known of a job's answer besides its text."""
+    result = result or {}
+    if result.get("finish_reason") == "length":
+        say("(Cut off at max_tokens; --max-tokens allows more.)", style="dim")
+    if dropped := result.get("messages_dropped"):
+        say(f"(Earlier messages that found no room in the window: {dropped})", style="dim")
+    if dropped := result.get("passages_dropped"):
+        say(f"(Passages that found no room in the window: {dropped})", style="dim")
+    if removed := result.get("markers_removed"):
+        say(f"(Markers that cited nothing, taken out: {removed})", style="dim")
+
+
+def tell_warnings(job: Job) -> None:
+    """What a job has left out or cut off; never part of its result."""
+    for warning in job.warnings:
+        say(f"Warning: {warning}", style="yellow")
+
+
+def finished_job(
+    client: Client,
+    kind: str,
+    input: Mapping[str, Any],
+    *,
+    doing: str,
+    timeout_s: float | None,
+) -> Job:
+    """A new job of the lane of those who wait, once it has succeeded, its warnings told."""
+    started = time.monotonic()
+    with waiting(doing) as show:
+        wait_s = _QUICK_S if timeout_s is None or timeout_s > _QUICK_S else None
+        job = client.submit(kind, input, lane="interactive", wait_s=wait_s)
+        if not job.ended:
+            left_s = None if timeout_s is None else timeout_s - (time.monotonic() - started)
+            try:
+                left_s = None if left_s is None else max(0.0, left_s)
+                job = client.wait(job.id, timeout_s=left_s, on_waiting=show)
+            except WaitTimeout:
+                raise WaitTimeout(job.id, timeout_s or 0.0) from None
+    tell_warnings(job.require_success())
+    return job
+
+
+class _Writer:
+    """Text of different turns is kept on different lines; so is what is told between."""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._at_line_start = True
+        self._lock = threading.RLock()
+
+    def write(self, piece: TextPiece) -> None:
+        with self._lock:
+            if piece.step != self._step:
+                self.end_line()
+                self._step = piece.step
+            write_text(piece.text)
+            self._at_line_start = piece.text.endswith("\n")
+
+    def end_line(self) -> None:
+        with self._lock:
+            if not self._at_line_start:
+                write_text("\n")
+                self._at_line_start = True
+
+    def remark(self, text: str) -> None:
+        """In the middle of a text; where both go to a terminal, on a line of its own."""
+        with self._lock:
+            if not self._at_line_start and stdout().is_terminal:
+                say("")
+            say(text)
+
+
+def _awaited(client: Client, job_id: str, stream: Iterator[StreamItem]) -> StreamItem:
+    """The first thing that the job tells; a sign of life, and the reason, are shown until then."""
+    # What answers a submit does not know yet what the job waits for.
+    known = client.job(job_id).waiting_for
+    with waiting("Waiting for the model") as show:
+        show(known)
+        with client.reasons(job_id, show, known=known):
+            return next(stream)
+
+
+def _show_run(run: ToolRun) -> None:
+    if run.result is None:
+        text = f"> {run.name} {json.dumps(run.arguments or {}, ensure_ascii=False)}"
+    else:
+        text = f"< {run.result}"
+    console = stderr()
+    cells = console.width if console.is_terminal else _TOOL_CELLS
+    say(first_words(text, cells), style=_DIM)
+
+
+@contextmanager
+def cancelled_when_left(client: Client, job_id: str) -> Iterator[None]:
+    """A job whose reader goes is cancelled: at Ctrl-C, or when the pipe is closed."""
+    try:
+        yield
+    except (KeyboardInterrupt, ClosedPipe):
+        with suppress(*ERRORS):
+            client.cancel(job_id)
+        raise

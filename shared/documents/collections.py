@@ -10,8 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound
-from shared.ids import new_id
-from shared.tables import Collection, Document, Version
+from shared.tables import Collection, Document, Version, new_id
 
 
 @dataclass(frozen=True, kw_only=True)

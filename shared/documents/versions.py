@@ -19,8 +19,7 @@ from sqlalchemy.orm import Session
 
 from shared.documents.documents import chunk_id
 from shared.errors import Unavailable
-from shared.ids import new_id
-from shared.tables import Chunk, Collection, Document, Version
+from shared.tables import Chunk, Collection, Document, Version, new_id
 
 _ROWS_AT_ONCE: Final = 1000
 

@@ -14,12 +14,11 @@ from sqlalchemy.orm import Session
 
 from shared.database.transaction import Transaction
 from shared.errors import Conflict
-from shared.ids import new_id
 from shared.jobs import turns
 from shared.kinds.embed import EMBED
 from shared.kinds.kind import Kind
 from shared.redis.bell import list_of
-from shared.tables import Job, Step
+from shared.tables import Job, Step, new_id
 from shared.vocabulary import Lane, State
 
 # The bare tables: submitting is the hottest path, and needs nothing of the ORM.

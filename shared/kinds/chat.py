@@ -1,21 +1,90 @@
-"""The kind `chat`: an answer of a model to messages, with tools and stored conversations."""
+"""The kind `chat`: an answer of a model to messages, with tools and stored conversations.
 
+What it has in common with `rag` is here, too.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from sqlalchemy.orm import Session
 
-from shared.bounds import CollectionName, JsonSchema, Line, Paragraph, ToolArguments
+from shared.bounds import CollectionName, JsonSchema, Line, Natural, Paragraph, ToolArguments
 from shared.config import Settings
 from shared.documents import collections
 from shared.errors import InvalidInput
-from shared.kinds import generation
-from shared.kinds.generation import Parameters, ResponseFormat, Usage
 from shared.kinds.kind import Kind, StepType
 from shared.providers import ModelReference, provider_of, route_of
 from shared.vocabulary import Queue, Shape
+
+# What the kinds that generate text, `chat` and `rag`, have in common.
+
+STOP_LIMIT = 16
+
+
+class Parameters(Shape):
+    """Sampling. `temperature` 0 always takes the likeliest token; `max_tokens` has a default and
+    a limit among the server's settings."""
+
+    max_tokens: Natural | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=256)]],
+        Field(fail_fast=True, max_length=STOP_LIMIT),
+    ] = []
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+
+
+class ResponseFormat(Shape):
+    """`json` makes the model answer with JSON, valid by `schema` where there is one."""
+
+    type: Literal["text", "json"] = "text"
+    json_schema: JsonSchema | None = Field(default=None, alias="schema")
+
+
+def _has_placeholders(template: str) -> str:
+    names = set(re.findall(r"{(\w*)}", template.replace("{{", "").replace("}}", "")))
+    if names != {"context", "question"}:
+        raise ValueError("a prompt has the placeholders {context} and {question}, and no others")
+    return template
+
+
+PromptTemplate = Annotated[str, Field(max_length=100_000), AfterValidator(_has_placeholders)]
+
+
+class Usage(Shape):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def model_of(model: str | None, settings: Settings) -> tuple[str, str]:
+    """The model that a job runs with, and where that was said."""
+    if model is not None:
+        return model, "input.model"
+    return settings.generation_model, "SLUICE_GENERATION_MODEL"
+
+
+def check(model: str | None, parameters: Parameters, settings: Settings) -> None:
+    """Raises InvalidInput for what this server cannot generate."""
+    name, where = model_of(model, settings)
+    provider = provider_of(name)
+    if provider is not None and provider.server is not None and not provider.is_set_up(settings):
+        raise InvalidInput(
+            f"{where} is {name!r}, but no server is set for such models: set "
+            f"{provider.server.setting} for the API and the generation workers."
+        )
+    limit = settings.max_tokens_limit
+    if parameters.max_tokens is not None and parameters.max_tokens > limit:
+        raise InvalidInput(
+            f"input.parameters.max_tokens is {parameters.max_tokens:,}; this server allows "
+            f"{limit:,} (SLUICE_MAX_TOKENS_LIMIT)."
+        )
+
 
 CALLS_LIMIT = 1000
 
@@ -113,14 +182,14 @@ class ChatResult(Shape):
 
 
 def _check(job_input: ChatInput, settings: Settings) -> None:
-    model, where = generation.model_of(job_input.model, settings)
+    model, where = model_of(job_input.model, settings)
     provider = provider_of(model)
     if provider is not None and CHAT.name not in provider.kinds:
         raise InvalidInput(
             f"{where} is {model!r}, which answers `rag` jobs only. Name a model that can "
             "chat, as `ollama/llama3.2` or `hf/Qwen/Qwen3-4B-Instruct-2507`."
         )
-    generation.check(job_input.model, job_input.parameters, settings)
+    check(job_input.model, job_input.parameters, settings)
 
 
 def _require(session: Session, inputs: Sequence[Mapping[str, Any]]) -> None:
@@ -149,9 +218,7 @@ CHAT = Kind(
         "parameters": {"max_tokens": 64, "temperature": 0.7},
     },
     check=_check,
-    defaults=lambda job_input, settings: {
-        "model": generation.model_of(job_input.model, settings)[0]
-    },
+    defaults=lambda job_input, settings: {"model": model_of(job_input.model, settings)[0]},
     require=_require,
     route=lambda input_: route_of(input_["model"]),
     is_generated=True,

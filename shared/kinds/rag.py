@@ -8,8 +8,8 @@ from pydantic import AfterValidator
 from shared.bounds import CollectionName, Text, nfc
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput
-from shared.kinds import generation
-from shared.kinds.generation import Parameters, PromptTemplate, ResponseFormat, Usage
+from shared.kinds import chat
+from shared.kinds.chat import Parameters, PromptTemplate, ResponseFormat, Usage
 from shared.kinds.kind import Kind, StepType
 from shared.kinds.search import Hit, PassageCount, SearchOptions
 from shared.providers import ModelReference
@@ -47,7 +47,7 @@ class RagResult(Shape):
 
 
 def _check(job_input: RagInput, settings: Settings) -> None:
-    model, where = generation.model_of(job_input.model, settings)
+    model, where = chat.model_of(job_input.model, settings)
     if model == EXTRACTIVE:
         ignored = [
             name for name in ("prompt", "parameters", "response_format")
@@ -58,7 +58,7 @@ def _check(job_input: RagInput, settings: Settings) -> None:
                 f"input.{ignored[0]} is for models that generate text; {where} is {EXTRACTIVE!r}, "
                 "which quotes passages. Name another model or leave it out."
             )
-    generation.check(job_input.model, job_input.parameters, settings)
+    chat.check(job_input.model, job_input.parameters, settings)
 
 
 RAG = Kind(
@@ -74,8 +74,6 @@ RAG = Kind(
     ],
     example={"collection": "handbook", "question": "When do you open?"},
     check=_check,
-    defaults=lambda job_input, settings: {
-        "model": generation.model_of(job_input.model, settings)[0]
-    },
+    defaults=lambda job_input, settings: {"model": chat.model_of(job_input.model, settings)[0]},
     is_generated=True,
 )

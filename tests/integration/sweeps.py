@@ -2,8 +2,8 @@
 
 from sqlalchemy import text
 
+from workers.app import CPU_QUEUES, handlers_of
 from workers.attempts.process import Process
-from workers.handlers import CPU_QUEUES, handlers_of
 from workers.sweep.sweep import Sweeper
 
 

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import text
 
 from shared.config import Settings
-from shared.ids import new_id
 from shared.jobs import jobs
 from shared.kinds import registry as kinds
+from shared.tables import new_id
 from shared.vocabulary import Queue
 from tests.integration.answers import problem
 from tests.integration.workbench import cancel, submit

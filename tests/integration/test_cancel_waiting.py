@@ -29,9 +29,9 @@ from tests.wire.behaviour import Wire
 from tests.wire.hub import TOKEN, model_of, served_hub
 from tests.wire.ollama_server import MODEL, served_ollama
 from tests.wire.openai_server import served_openai
+from workers.app import HF_QUEUES, handlers_of
 from workers.attempts.process import Process
 from workers.generation.backends.interface import generators_of
-from workers.handlers import HF_QUEUES, handlers_of
 
 FOREVER_S = 10_000
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}

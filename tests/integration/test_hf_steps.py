@@ -26,9 +26,9 @@ from tests.integration.workbench import (
 )
 from tests.tiny import distilbert, gpt2, mlm, roberta_qa
 from tests.tiny_models import one_thread
+from workers.app import HF_QUEUES, handlers_of
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.handlers import HF_QUEUES, handlers_of
 from workers.hf.task import models_of
 
 MODELS = {

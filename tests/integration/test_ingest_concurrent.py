@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from shared.config import Settings
-from shared.ids import new_id
+from shared.tables import new_id
 from shared.vocabulary import OPEN, Queue
 from tests.integration.ingestion import (
     counts,

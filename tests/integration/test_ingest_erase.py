@@ -9,7 +9,7 @@ from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.documents import collections, documents
 from shared.documents.collections import Spec
 from shared.errors import Conflict, NotFound
-from shared.ids import new_id
+from shared.tables import new_id
 from shared.vocabulary import Queue
 from tests.integration.erasures import PUBLIC, SECRET, erase, order_erasure
 from tests.integration.ingestion import (

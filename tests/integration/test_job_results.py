@@ -11,9 +11,8 @@ from shared.kinds import registry as kinds
 from shared.vocabulary import Queue
 from tests.integration.answers import problem
 from tests.integration.workbench import cancel, claimed, submit
-from workers.attempts.context import Context, Handler
+from workers.attempts.context import Context, Handler, prepared
 from workers.attempts.process import Process
-from workers.attempts.results import prepared
 from workers.attempts.runner import run
 from workers.hf.steps import of_answer
 

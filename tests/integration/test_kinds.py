@@ -7,8 +7,8 @@ from shared.kinds.kind import Kind, StepType
 from shared.kinds.registry import KINDS
 from shared.vocabulary import Queue, Shape
 from tests.integration.workbench import drain, job_of, submit
+from workers.app import handlers_of
 from workers.attempts.process import Process
-from workers.handlers import handlers_of
 
 
 class CountInput(Shape):

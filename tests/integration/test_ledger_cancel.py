@@ -8,9 +8,9 @@ import pytest
 
 from shared.config import Settings
 from shared.errors import NotFound, Retryable
-from shared.ids import new_id
 from shared.jobs import jobs
 from shared.jobs.steps import NewStep
+from shared.tables import new_id
 from shared.vocabulary import Queue
 from tests.integration.workbench import (
     PATIENCE_S,

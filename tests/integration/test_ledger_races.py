@@ -10,10 +10,10 @@ from sqlalchemy import text
 
 from shared.config import Settings
 from shared.errors import Conflict
-from shared.ids import new_id
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
+from shared.tables import new_id
 from shared.vocabulary import Lane, Queue
 from tests.integration.workbench import (
     cancel,

@@ -33,9 +33,9 @@ from tests.integration.workbench import (
     succeed,
 )
 from tests.servers import Server, start_redis
+from workers.app import CPU_QUEUES, handlers_of
 from workers.attempts.context import Context, Done
 from workers.attempts.process import Process
-from workers.handlers import CPU_QUEUES, handlers_of
 from workers.sweep.sweep import Sweeper
 
 

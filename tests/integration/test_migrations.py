@@ -9,8 +9,7 @@ from sqlalchemy import inspect, text
 
 from shared.config import Settings
 from shared.database.engine import is_current, make_engine, migration_config, upgrade
-from shared.ids import new_id
-from shared.tables import Base
+from shared.tables import Base, new_id
 
 
 def test_models_and_migrations_agree(settings: Settings) -> None:

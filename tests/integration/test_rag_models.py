@@ -16,7 +16,7 @@ from tests.integration.workbench import handlers, submit
 from tests.wire.behaviour import Wire
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.generation.prompts.prompt import NOT_FOUND, NOT_FOUND_KOREAN
+from workers.generation.prompts import NOT_FOUND, NOT_FOUND_KOREAN
 
 ECHO = "{context}\nQ: {question}"
 

@@ -28,8 +28,8 @@ from tests.integration.workbench import (
     submit_many,
 )
 from tests.waiting import until
+from workers.app import CPU_QUEUES, GENERATE_QUEUES, failure_handlers, handlers_of
 from workers.attempts.process import Process
-from workers.handlers import CPU_QUEUES, GENERATE_QUEUES, failure_handlers, handlers_of
 from workers.ingest.erasure import Garbage
 from workers.retrieval.store import store_of
 from workers.sweep.rounds import Round

@@ -12,10 +12,9 @@ from shared import files
 from shared.config import Settings
 from shared.documents.documents import chunk_id
 from shared.errors import NotFound
-from shared.ids import new_id
 from shared.jobs import jobs
 from shared.kinds import registry as kinds
-from shared.tables import DoomedPath, File, Job, Step, Worker
+from shared.tables import DoomedPath, File, Job, Step, Worker, new_id
 from shared.vocabulary import Queue
 from tests.integration.erasures import erase
 from tests.integration.ingestion import (
@@ -29,9 +28,9 @@ from tests.integration.ingestion import (
 )
 from tests.integration.sweeps import change, sweep
 from tests.integration.workbench import cancel, claimed, job_of, lose_workers, make_process, submit
+from workers.app import CPU_QUEUES, handlers_of
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.handlers import CPU_QUEUES, handlers_of
 from workers.retrieval.store import Entry, store_of
 from workers.sweep.sweep import Sweeper
 

@@ -26,8 +26,8 @@ from tests.integration.workbench import (
     submit_many,
     succeed,
 )
+from workers.app import CPU_QUEUES, handlers_of
 from workers.attempts.process import Process
-from workers.handlers import CPU_QUEUES, handlers_of
 from workers.sweep.sweep import LOCK, Sweeper
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from shared.config import Settings
-from workers.models.batching import Vectors, unit
+from workers.models.devices import Vectors, unit
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

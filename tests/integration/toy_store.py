@@ -6,7 +6,7 @@ import numpy as np
 
 from shared.bounds import Metadata, nfc
 from shared.config import Settings
-from workers.models.batching import Vectors
+from workers.models.devices import Vectors
 from workers.retrieval.store import Entry, Match, Missing
 
 

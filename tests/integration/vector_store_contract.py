@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shared.bounds import Metadata
-from workers.models.batching import Vectors
+from workers.models.devices import Vectors
 from workers.retrieval.store import Entry, Missing, VectorStore
 
 

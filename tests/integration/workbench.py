@@ -20,10 +20,10 @@ from shared.kinds import registry as kinds
 from shared.kinds.kind import Kind
 from shared.tables import Job, Step
 from shared.vocabulary import OPEN, Lane, Queue, State
+from workers.app import CPU_QUEUES, GENERATE_QUEUES, WEBHOOK_QUEUES, handlers_of
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import Handlers, run_next
-from workers.handlers import CPU_QUEUES, GENERATE_QUEUES, WEBHOOK_QUEUES, handlers_of
 from workers.retrieval.embed import Embedders, make_embedders
 from workers.sweep.rounds import Round
 from workers.sweep.sweep import take_back

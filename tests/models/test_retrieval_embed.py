@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import Cancelled, InvalidInput, Permanent
 from tests.integration.workbench import embedders
-from workers.models.batching import Vectors
+from workers.models.devices import Vectors
 from workers.models.locate import bundled
 from workers.retrieval.embed import Embedder, Embedders
 from workers.retrieval.local_embedder import LocalEmbedder

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.generation.answers.citations import MarkerFilter, says_not_found
-from workers.generation.prompts.prompt import NOT_FOUND, NOT_FOUND_KOREAN
+from workers.generation.prompts import NOT_FOUND, NOT_FOUND_KOREAN
+from workers.generation.rag import MarkerFilter, says_not_found
 
 
 def filtered(pieces: str | list[str], passages: int = 3) -> tuple[str, list[int], int]:

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.extractive import DATA, korean, measure, same_score, xquad
-from workers.generation.answers.citations import says_not_found
 from workers.generation.backends import extractive
 from workers.generation.backends.extractive import (
     NOTHING_ENGLISH,
@@ -24,7 +23,8 @@ from workers.generation.backends.extractive import (
     quotes,
     words,
 )
-from workers.generation.prompts.prompt import is_korean
+from workers.generation.prompts import is_korean
+from workers.generation.rag import says_not_found
 
 Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 FORMS: Final[tuple[Form, ...]] = ("NFC", "NFD", "NFKC", "NFKD")

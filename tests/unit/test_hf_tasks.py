@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from api.compat.huggingface import Caller, call_of
 from api.schemas import JobRequest
 from cli.commands.hf import NamedInputs, show_output
-from cli.completions import hf_tasks
+from cli.options import complete_hf_tasks
 from shared.bounds import TEXT_LIMIT_CHARS
 from shared.config import Settings
 from shared.errors import InvalidInput
@@ -61,7 +61,7 @@ def test_it_can_be_named_wherever_tasks_are(task: HfTask) -> None:
         == task.name
     )
     unused: Any = None  # of click, which calls it with the context and the parameter
-    assert [item.value for item in hf_tasks(unused, unused, task.name)] == [task.name]
+    assert [item.value for item in complete_hf_tasks(unused, unused, task.name)] == [task.name]
     assert default_models(Settings(_env_file=None))[Task(task.name)] == task.default_model
 
 

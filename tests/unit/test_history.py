@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shared.errors import InvalidInput
 from workers.generation.backends.interface import Message, Role, ToolCall
-from workers.generation.prompts.conversation import check, summary_prompt, trim, with_summary
+from workers.generation.prompts import check, summary_prompt, trim, with_summary
 
 PLENTY = 100_000
 

@@ -16,8 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from shared.errors import DocumentError
 from shared.kinds.ingest import CsvOptions, Splitter, SplitterType
-from workers.ingest.load import LoadedText, Passage, load
-from workers.ingest.split import split
+from workers.ingest.load import LoadedText, Passage, load, split
 
 DOUBLINGS = 3
 PER_DOUBLING = 3.2

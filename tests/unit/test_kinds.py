@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from api.openapi import RESULTS
 from api.schemas import EXAMPLES, JobRequest
-from cli.commands.submit import submit
+from cli.commands.jobs import submit
 from shared.config import Settings
 from shared.kinds.kind import Kind
 from shared.kinds.registry import KINDS, step_types

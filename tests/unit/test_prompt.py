@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shared.errors import InvalidInput
 from workers.fences import block, code_for, cut_block, disarm
 from workers.generation.backends.interface import Message, Role
-from workers.generation.prompts.prompt import NOT_FOUND, NOT_FOUND_KOREAN, Passage, RagPrompt, build
+from workers.generation.prompts import NOT_FOUND, NOT_FOUND_KOREAN, Passage, RagPrompt, build
 
 PLENTY = 100_000
 QUESTION = "Which port does the API use?"

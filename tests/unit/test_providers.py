@@ -12,8 +12,8 @@ from cli.stack.servers import PACKAGES
 from shared.bounds import MODEL_LIMIT_BYTES
 from shared.config import Settings
 from shared.errors import InvalidInput
-from shared.kinds import generation
-from shared.kinds.generation import Parameters
+from shared.kinds import chat
+from shared.kinds.chat import Parameters
 from shared.kinds.registry import KINDS
 from shared.providers import (
     PROVIDERS,
@@ -79,10 +79,10 @@ def test_a_server_that_is_not_set_is_an_error_with_the_setting(provider: Provide
     assert server.setting.removeprefix("SLUICE_").lower() in Settings.model_fields
     assert server.names({}) == []
     if provider.is_set_up(settings):
-        generation.check(provider.example, Parameters(), settings)
+        chat.check(provider.example, Parameters(), settings)
         return
     with pytest.raises(InvalidInput, match=server.setting):
-        generation.check(provider.example, Parameters(), settings)
+        chat.check(provider.example, Parameters(), settings)
 
 
 @every_provider

@@ -13,10 +13,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from shared.errors import ConfigurationError
 from shared.kinds.ingest import CsvOptions, Splitter, SplitterType
-from workers.ingest import split as tokens
+from workers.ingest import load as tokens
 from workers.ingest.formats import markdown
-from workers.ingest.load import LoadedText, Passage, load
-from workers.ingest.split import Piece, least_pieces, split
+from workers.ingest.load import LoadedText, Passage, Piece, least_pieces, load, split
 
 FRAGMENTS = [
     "a", "b", "word ", "aaaa", " ", "\n", "\n\n", "\r\n", "\t", "\xa0", "\u200b",

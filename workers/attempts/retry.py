@@ -34,8 +34,7 @@ from shared.errors import (
 from shared.jobs import steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import Record
-from workers.attempts.context import Handler
-from workers.attempts.results import finish_of
+from workers.attempts.context import Handler, finish_of
 
 log = logging.getLogger(__name__)
 

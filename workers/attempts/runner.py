@@ -19,10 +19,9 @@ from shared.database.transaction import Transaction
 from shared.errors import Cancelled, Permanent, Retryable, SluiceError
 from shared.jobs import claims, jobs, steps
 from shared.jobs.claims import Claim
-from workers.attempts.context import Context, Done, Handler, RunBatch
+from workers.attempts.context import Context, Done, Handler, RunBatch, finish_of, prepared
 from workers.attempts.heartbeat import Heartbeat
 from workers.attempts.process import Process
-from workers.attempts.results import finish_of, prepared
 from workers.attempts.retry import message_of, settle_failure
 
 # Steps that share a batch. How many are claimed is learnt from how many were through in time: steps

@@ -23,12 +23,12 @@ from shared.database.transaction import Transaction
 from shared.errors import InvalidInput, Permanent, Retryable
 from shared.jobs import jobs
 from shared.jobs.steps import NewStep, Record
-from shared.kinds.chat import BuiltInTool, ChatInput, ChatMessage, ChatResult, DeclaredTool
-from shared.kinds.generation import Usage
+from shared.kinds.chat import BuiltInTool, ChatInput, ChatMessage, ChatResult, DeclaredTool, Usage
 from shared.providers import route_of
 from shared.tables import Job
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
+from workers.generation import prompts
 from workers.generation.answers import tool_calls
 from workers.generation.answers.structured import instructed, read_json
 from workers.generation.answers.tool_calls import ToolCallFilter, spell_out
@@ -43,8 +43,7 @@ from workers.generation.backends.interface import (
     generators_of,
 )
 from workers.generation.ollama_models import on_demand
-from workers.generation.prompts import conversation
-from workers.generation.prompts.conversation import Dialogue, to_message
+from workers.generation.prompts import Dialogue, to_message
 from workers.generation.transcripts import (
     TextFilter,
     Unfiltered,
@@ -113,7 +112,7 @@ def chat_answer(context: Context) -> Done:
     with process.ledger.read() as session:
         job = jobs.get(session, context.claim.job_id)
         input_ = ChatInput.model_validate(job.input)
-        before = conversation.load(session, job.conversation_id)
+        before = prompts.load(session, job.conversation_id)
     state = AgentState.of(context.claim.payload)
     generator = generators_of(process).get(input_.model or process.settings.generation_model)
     is_last = state.turn >= process.settings.agent_limit_turns
@@ -164,7 +163,7 @@ def _generate(
     chosen = sampling(input_.parameters, context.process.settings, step_id=context.claim.step_id)
     incoming = [to_message(message) for message in input_.messages]
     messages = (*_in_order(before, incoming), *state.later)
-    conversation.check(messages)
+    prompts.check(messages)
     as_json = input_.response_format.type == "json"
     if as_json:
         messages = instructed(context, messages, input_.response_format)
@@ -179,7 +178,7 @@ def _generate(
 
     generator.learn(context.check)
     budget = prompt_budget(generator, chosen.max_tokens)
-    fitted = conversation.fit(
+    fitted = prompts.fit(
         context, generator, before, messages, budget_tokens=budget, count=count,
         conversation_id=job.conversation_id,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from shared.database.transaction import Ledger, Transaction
 from shared.errors import InvalidInput, Timeout
 from shared.jobs import jobs
 from shared.jobs.steps import Record
-from shared.kinds.generation import Parameters
+from shared.kinds.chat import Parameters
 from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.generation.backends.interface import (

@@ -39,14 +39,12 @@ from shared.redis import events
 from shared.redis.events import Event, EventType, Loading
 from shared.tables import Job, Step
 from shared.vocabulary import Queue, State
-from workers.attempts.context import Context, Done, Handler, Settle
+from workers.attempts.context import Context, Done, Handler, Settle, stored
 from workers.attempts.process import Process
-from workers.attempts.results import stored
 from workers.hf import hub
 from workers.hf.task import LocalTask, Prepared, Row, Watch, models_of
 from workers.models import checkpoints
-from workers.models.batching import batches_of
-from workers.models.devices import is_fatal, is_out_of_memory, return_freed_blocks
+from workers.models.devices import batches_of, is_fatal, is_out_of_memory, return_freed_blocks
 
 # What a step has to do of one job
 

@@ -35,9 +35,8 @@ from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_wanted
-from workers.ingest.load import LOADER_VERSION, LoadedText, form
+from workers.ingest.load import LOADER_VERSION, LoadedText, Piece, form, least_pieces, split
 from workers.ingest.load import load as load_document
-from workers.ingest.split import Piece, least_pieces, split
 from workers.retrieval.embed import embedders_of
 from workers.retrieval.store import Entry, store_of
 

@@ -30,7 +30,7 @@ from chromadb.errors import ChromaError, NotFoundError
 from shared.bounds import Metadata, nfc
 from shared.config import Settings
 from shared.errors import Permanent, Unavailable
-from workers.models.batching import Vectors
+from workers.models.devices import Vectors
 from workers.retrieval.store import Entry, Match, Missing
 
 Scalar = str | int | float | bool

@@ -11,8 +11,7 @@ from tokenizers import Tokenizer
 
 from shared.config import Settings
 from workers.attempts.process import Process
-from workers.models.batching import Vectors
-from workers.models.devices import Kept
+from workers.models.devices import Kept, Vectors
 
 MODELS_KEPT = 2
 

@@ -18,9 +18,14 @@ from shared.config import Settings
 from shared.errors import Permanent
 from shared.hf.sentences import FEATURE_EXTRACTION
 from workers.models import locate
-from workers.models.batching import Vectors, batches_of, unit
 from workers.models.checkpoints import SizeLimit
-from workers.models.devices import cpu_is_fast_in_bfloat16, return_freed_blocks
+from workers.models.devices import (
+    Vectors,
+    batches_of,
+    cpu_is_fast_in_bfloat16,
+    return_freed_blocks,
+    unit,
+)
 from workers.models.load import LoadOptions, load_sentence_transformer
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from shared.config import Settings
 from shared.errors import Permanent
 from shared.vector_stores import store_type
 from workers.attempts.process import Process
-from workers.models.batching import Vectors
+from workers.models.devices import Vectors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from shared.bounds import is_deep
 from shared.errors import InvalidInput, Permanent
-from shared.kinds.generation import ResponseFormat
+from shared.kinds.chat import ResponseFormat
 from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.generation.answers import schema_child

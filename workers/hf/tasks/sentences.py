@@ -33,8 +33,8 @@ from shared.hf.sentences import (
 from shared.hf.task import TaskParameters
 from workers.hf.task import LocalTask, Prepared, Row, TextTask
 from workers.hf.text import Tokens, beginning, can_pad, encode, group, logits, pad, window_tokens
-from workers.models.batching import unit
 from workers.models.checkpoints import modules_of, read_config, read_object
+from workers.models.devices import unit
 from workers.models.load import LoadOptions, load_model, load_sentence_transformer, load_tokenizer
 
 # Feature extraction: one vector of a text from a sentence-transformers model, and a vector of

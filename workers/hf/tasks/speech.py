@@ -27,9 +27,9 @@ from shared.errors import InvalidInput, Permanent
 from shared.hf.generation import GenerationParameters
 from shared.hf.speech import SPEECH_RECOGNITION, SpeechParameters
 from shared.hf.task import TaskParameters
-from workers.hf.arguments import Arguments, known_settings, requested_settings, settle
 from workers.hf.audio import STRIDE_PART, Recordings, Samples, Window, aligned, windows
 from workers.hf.task import LocalTask, Prepared, Row, Watch
+from workers.hf.tasks.generation import Arguments, known_settings, requested_settings, settle
 from workers.models.checkpoints import name_of, read_config
 from workers.models.load import LoadOptions, load_feature_extractor, load_model, load_tokenizer
 
