@@ -312,9 +312,9 @@ def load_generator(name: str, settings: Settings) -> LoadedGenerator:
         raise
     except SluiceError as error:
         raise ConfigurationError(
-            f"The model {name!r} cannot be loaded: {error.message} Name a local path or a model "
-            "that the hub serves (SLUICE_GENERATION_MODEL), with SLUICE_GENERATION_REVISION if it "
-            "needs one, and HF_TOKEN if it is private."
+            f"{error.message} Name a local path or a model that the hub serves "
+            "(SLUICE_GENERATION_MODEL), with SLUICE_GENERATION_REVISION if it needs one, and "
+            "HF_TOKEN if it is private."
         ) from error
     if settings.generation_adapter is not None:
         model = _with_adapter(model, settings.generation_adapter, precision)

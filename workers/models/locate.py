@@ -549,8 +549,10 @@ def locate_generator(model: str, settings: Settings) -> Path:
     """The folder of a model that generates text, which the operator has named: a path that may lie
     anywhere, else what `locate` says, of any size. Raises what `locate` raises."""
     path = Path(model).expanduser()
-    if path.is_dir():
+    if _is_folder(path):
         return _with_model(path)
+    if path.is_absolute() or model.startswith("./"):
+        raise _no_folder(model)
     edition = Edition(
         revision=settings.generation_revision,
         with_code=settings.generation_trust_remote_code,
@@ -591,7 +593,7 @@ def _of_operator(model: str, settings: Settings) -> Path | None:
         return None
     if path.is_absolute() or model.startswith("./"):
         if not is_there:
-            raise ModelNotFound(f"There is no folder {model!r} on this machine.")
+            raise _no_folder(model)
         return _with_model(path)
     return path if is_there and holds_model(path) else None
 
@@ -632,6 +634,10 @@ def _with_model(folder: Path) -> Path:
     if not holds_model(folder):
         raise ModelNotFound(f"The folder {folder} holds no model: it has no {CONFIG}.")
     return folder
+
+
+def _no_folder(model: str) -> ModelNotFound:
+    return ModelNotFound(f"There is no model {model!r}: no such folder is on this machine.")
 
 
 def _no_name(model: str) -> InvalidInput:
