@@ -39,10 +39,10 @@ class Root(Group):
         while at < len(args) and args[at].startswith("-") and args[at] != "-":
             at += 2 if args[at] in ("--url", "--api-key") else 1
         if "--json" in args[:at] and at < len(args):
-            before = [each for each in args[:at] if each != "--json"]
+            before = [argument for argument in args[:at] if argument != "--json"]
             args = [*before, args[at], "--json", *args[at + 1 :]]
         elif "--json" in args[:at]:
-            args = [each for each in args if each != "--json"]
+            args = [argument for argument in args if argument != "--json"]
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (as click has it)

@@ -57,8 +57,8 @@ def _completer(offers: Callable[[Client, click.Context], Offers]) -> Completer:
 
 
 def _collections(client: Client, _: click.Context) -> Offers:
-    for each in islice(client.collections(), SHOWN_ITEMS):
-        yield each.name, f"{each.documents:,} documents"
+    for collection in islice(client.collections(), SHOWN_ITEMS):
+        yield collection.name, f"{collection.documents:,} documents"
 
 
 def _jobs(client: Client, _: click.Context) -> Offers:
@@ -70,23 +70,23 @@ def _documents(client: Client, ctx: click.Context) -> Offers:
     collection = ctx.params.get("collection")
     if not collection:
         return
-    for each in islice(client.documents(collection, page_items=SHOWN_ITEMS), SHOWN_ITEMS):
-        yield each.source, f"{each.chunks:,} chunks"
+    for document in islice(client.documents(collection, page_items=SHOWN_ITEMS), SHOWN_ITEMS):
+        yield document.source, f"{document.chunks:,} chunks"
 
 
 def _conversations(client: Client, _: click.Context) -> Offers:
-    for each in islice(client.conversations(page_items=SHOWN_ITEMS), SHOWN_ITEMS):
-        yield each.id, f"{each.messages:,} messages"
+    for conversation in islice(client.conversations(page_items=SHOWN_ITEMS), SHOWN_ITEMS):
+        yield conversation.id, f"{conversation.messages:,} messages"
 
 
 def _models(client: Client, _: click.Context) -> Offers:
-    for each in client.models():
-        yield each.reference, " ".join(each.kinds)
+    for model in client.models():
+        yield model.reference, " ".join(model.kinds)
 
 
 def _queues(client: Client, _: click.Context) -> Offers:
-    for each in client.queues():
-        yield each.name, "paused" if each.paused else f"{each.queued:,} queued"
+    for queue in client.queues():
+        yield queue.name, "paused" if queue.paused else f"{queue.queued:,} queued"
 
 
 def complete_hf_tasks(

@@ -228,7 +228,7 @@ class FolderSettings(ConnectionSettings):
         """`/one,/another` -> a list."""
         if not isinstance(value, str):
             return value
-        return [each.strip() for each in value.split(",") if each.strip()]
+        return [item.strip() for item in value.split(",") if item.strip()]
 
     @property
     def models_path(self) -> Path:

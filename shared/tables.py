@@ -251,7 +251,7 @@ class Texts(TypeDecorator[list[str]]):
     def process_result_value(self, value: Any, dialect: Any) -> list[str]:
         if not isinstance(value, list):
             return [] if value is None else [str(value)]
-        return [text for each in value for text in self.process_result_value(each, dialect)]
+        return [text for item in value for text in self.process_result_value(item, dialect)]
 
 
 class Job(Base):

@@ -53,12 +53,12 @@ def show(client: Client, *, conversation_id: str, as_json: bool) -> int:
         ("summary", conversation.summary),
     ]
     print_fields([(name, value) for name, value in fields if value])
-    for each in messages:
+    for row in messages:
         print_text()
-        print_text(str(each.message.get("role")), style="bold")
-        if content := each.message.get("content"):
+        print_text(str(row.message.get("role")), style="bold")
+        if content := row.message.get("content"):
             print_text(str(content))
-        for call in each.message.get("tool_calls") or []:
+        for call in row.message.get("tool_calls") or []:
             function = call["function"]
             arguments = json.dumps(function["arguments"], ensure_ascii=False)
             print_text(f"> {function['name']} {arguments}", style="dim")

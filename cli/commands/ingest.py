@@ -179,7 +179,9 @@ def _interrupted(jobs: list[Job]) -> str:
 
 
 def _duplicates(duplicates: Sequence[Duplicate]) -> str:
-    first = ", ".join(f"{each.source} is {each.other}" for each in duplicates[:SHOWN_DUPLICATES])
+    first = ", ".join(
+        f"{duplicate.source} is {duplicate.other}" for duplicate in duplicates[:SHOWN_DUPLICATES]
+    )
     more = (
         f" and {len(duplicates) - SHOWN_DUPLICATES:,} more"
         if len(duplicates) > SHOWN_DUPLICATES
@@ -202,7 +204,7 @@ def _document(report: IngestReport, left_out: Mapping[str, int]) -> dict[str, An
         "chunks": report.chunks,
         "errors": jsonable(report.errors),
         "warnings": list(report.warnings),
-        "duplicates": [asdict(each) for each in report.duplicates],
+        "duplicates": [asdict(duplicate) for duplicate in report.duplicates],
         "uploaded_files": report.uploaded_files,
         "reused_files": report.reused_files,
         "left_out": dict(left_out),

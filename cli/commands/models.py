@@ -108,7 +108,7 @@ def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
         if not value:
             raise _wrong(number, f"{instruction} needs a value")
         if instruction != "PARAMETER":
-            quote = next((each for each in _QUOTES if value.startswith(each)), None)
+            quote = next((quote_ for quote_ in _QUOTES if value.startswith(quote_)), None)
             if quote is not None:
                 value = _quoted(value.removeprefix(quote), quote, lines, number)
         yield number, instruction, value
@@ -318,7 +318,7 @@ def _read(path: str) -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{key}: {_shown(each)}" for key, each in value.items() if each)
+        return "\n".join(f"{key}: {_shown(item)}" for key, item in value.items() if item)
     if isinstance(value, list):
-        return ", ".join(str(each) for each in value)
+        return ", ".join(str(item) for item in value)
     return str(value)

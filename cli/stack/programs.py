@@ -26,7 +26,7 @@ def cuda_devices() -> int:
     """How many CUDA devices processes of this one see; 0 where the driver is not there."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([each for each in visible.split(",") if each.strip() not in ("", "-1")])
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
     program = shutil.which("nvidia-smi")
     if program is None:
         return 0

@@ -172,14 +172,14 @@ def show_answer(client: Client, job: Job, *, timeout_s: float | None = None) -> 
     with cancelled_when_left(client, job.id):
         first = _awaited(client, job.id, stream)
         with client.reasons(job.id, by_line(writer.remark)):
-            for each in chain([first], stream):
-                if isinstance(each, TextPiece):
-                    writer.write(each)
-                elif isinstance(each, ToolRun):
+            for item in chain([first], stream):
+                if isinstance(item, TextPiece):
+                    writer.write(item)
+                elif isinstance(item, ToolRun):
                     writer.end_line()
-                    _show_run(each)
+                    _show_run(item)
                 else:
-                    job = each
+                    job = item
     writer.end_line()
     return job.require_success()
 

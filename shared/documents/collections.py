@@ -118,19 +118,19 @@ def _summaries(session: Session, collections: Sequence[Collection]) -> list[Summ
     rows = session.execute(
         select(Document.collection_id, func.count(), func.sum(Version.chunk_count))
         .join(Version, Version.id == Document.live_version_id)
-        .where(Document.collection_id == func.any([each.id for each in collections]))
+        .where(Document.collection_id == func.any([collection.id for collection in collections]))
         .group_by(Document.collection_id)
     )
     counts = {collection_id: (documents, chunks) for collection_id, documents, chunks in rows}
     return [
         Summary(
-            name=each.name,
-            embedding_model=each.embedding_model,
-            dimension=each.dimension,
-            distance=each.distance,
-            documents=counts.get(each.id, (0, 0))[0],
-            chunks=counts.get(each.id, (0, 0))[1],
-            created_at=each.created_at,
+            name=collection.name,
+            embedding_model=collection.embedding_model,
+            dimension=collection.dimension,
+            distance=collection.distance,
+            documents=counts.get(collection.id, (0, 0))[0],
+            chunks=counts.get(collection.id, (0, 0))[1],
+            created_at=collection.created_at,
         )
-        for each in collections
+        for collection in collections
     ]

@@ -61,10 +61,10 @@ def unawaited(session: Session, candidates: Sequence[GarbageVersion]) -> list[Ga
     """Those that no open item waits for, which would take its version for an erased one."""
     ids = session.scalars(
         select(Version.id).where(
-            Version.id.in_([each.version_id for each in candidates]), ~_awaited()
+            Version.id.in_([version.version_id for version in candidates]), ~_awaited()
         )
     ).all()
-    return [each for each in candidates if each.version_id in ids]
+    return [version for version in candidates if version.version_id in ids]
 
 
 def _awaited() -> ColumnElement[bool]:

@@ -370,7 +370,9 @@ def summary_prompt(
     Of messages that find no room in the budget, the oldest are left out: they are lost. Raises
     InvalidInput where there is room for none.
     """
-    wording = wording_for(" ".join(each.content for each in dropped if each.role == Role.USER))
+    wording = wording_for(
+        " ".join(message.content for message in dropped if message.role == Role.USER)
+    )
     lines = [_line(message) for message in dropped if message.role != Role.SYSTEM]
     code = code_for([old_summary or "", *lines])
 

@@ -201,7 +201,7 @@ def logits(
     from models that judge every token."""
     if can_pad(model, tokenizer):
         return _batch(model, tokenizer, rows)
-    return [each for row in rows for each in _batch(model, tokenizer, [row])]
+    return [scores for row in rows for scores in _batch(model, tokenizer, [row])]
 
 
 def group(model: PreTrainedModel, tokens: Tokens) -> str:
@@ -227,7 +227,7 @@ def _batch(
     if output.dim() == 2:
         return list(output)
     masks = inputs["attention_mask"].bool().cpu()
-    return [each[mask] for each, mask in zip(output, masks, strict=True)]
+    return [scores[mask] for scores, mask in zip(output, masks, strict=True)]
 
 
 # Logits to scores, as transformers' pipelines of classification do it.
@@ -260,4 +260,4 @@ def labelled(
             scores = scores.softmax(-1)
     labels = labels_of(config)
     scored = [{"label": labels[n], "score": score} for n, score in enumerate(scores.tolist())]
-    return sorted(scored, key=lambda each: -each["score"])[:top_k]
+    return sorted(scored, key=lambda label: -label["score"])[:top_k]

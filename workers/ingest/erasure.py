@@ -51,42 +51,42 @@ def collect_forsaken(
     fine = [] if round_ is None else [~sweeps.is_left_alone(round_.part, "version", Version.id)]
     with process.ledger.begin() as session:
         garbage = erasure.forsaken(session, *fine, limit=round_.limit_rows if round_ else LIMIT)
-    for gone in done.keys() - {each.version_id for each in garbage}:
+    for gone in done.keys() - {version.version_id for version in garbage}:
         del done[gone]
     count = 0
-    for each in garbage:
+    for version in garbage:
         try:
-            count += _collect_slowly(process, each, round_, done)
+            count += _collect_slowly(process, version, round_, done)
         except Unavailable:
             raise  # Chroma is away, and will be for the others
         except Exception as error:
             if round_ is None:
                 raise
-            round_.blame(Item(kind="version", id=each.version_id), error)
+            round_.blame(Item(kind="version", id=version.version_id), error)
     return count
 
 
 def _collect_slowly(
-    process: Process, each: GarbageVersion, round_: Round | None, done: dict[UUID, int]
+    process: Process, version: GarbageVersion, round_: Round | None, done: dict[UUID, int]
 ) -> bool:
     """Collect a version a slice at a time; False where the round ends before it is gone."""
-    first = done.get(each.version_id, 0)
-    while first < each.chunk_count:
+    first = done.get(version.version_id, 0)
+    while first < version.chunk_count:
         if round_ is not None and not round_.goes_on:
             return False
-        end = min(first + SLICE_CHUNKS, each.chunk_count)
-        part = Part(version_id=each.version_id, first=first, end=end)
-        store_of(process).delete(each.collection, part.chunk_ids())
-        done[each.version_id] = first = end
+        end = min(first + SLICE_CHUNKS, version.chunk_count)
+        part = Part(version_id=version.version_id, first=first, end=end)
+        store_of(process).delete(version.collection, part.chunk_ids())
+        done[version.version_id] = first = end
     deleted = ROWS_AT_ONCE
     while deleted == ROWS_AT_ONCE:
         if round_ is not None and not round_.goes_on:
             return False
         with process.ledger.begin() as session:
-            deleted = erasure.remove_chunks(session, each.version_id, up_to=ROWS_AT_ONCE)
+            deleted = erasure.remove_chunks(session, version.version_id, up_to=ROWS_AT_ONCE)
     with process.ledger.begin() as session:
-        erasure.remove(session, [each.version_id])
-    done.pop(each.version_id, None)
+        erasure.remove(session, [version.version_id])
+    done.pop(version.version_id, None)
     return True
 
 
@@ -145,7 +145,7 @@ class StrayVectors:
 
 def collect_replaced(process: Process, replaced: Sequence[GarbageVersion]) -> None:
     """Collect what has just been replaced, less what the sweeper has to leave for now."""
-    small = [each for each in replaced if each.chunk_count <= AT_ONCE_CHUNKS]
+    small = [version for version in replaced if version.chunk_count <= AT_ONCE_CHUNKS]
     with process.ledger.read() as session:
         garbage = erasure.unawaited(session, small) if small else []
     collect(process, garbage)
@@ -154,14 +154,14 @@ def collect_replaced(process: Process, replaced: Sequence[GarbageVersion]) -> No
 def collect(process: Process, garbage: Iterable[GarbageVersion]) -> int:
     """Delete the vectors of these versions, verified, then their rows. Returns the vectors."""
     by_collection: dict[str, list[GarbageVersion]] = {}
-    for each in garbage:
-        by_collection.setdefault(each.collection, []).append(each)
+    for version in garbage:
+        by_collection.setdefault(version.collection, []).append(version)
     vectors = 0
     for collection, group in by_collection.items():
-        ids = [id_ for each in group for id_ in each.chunk_ids()]
+        ids = [id_ for version in group for id_ in version.chunk_ids()]
         vectors += store_of(process).delete(collection, ids)
         with process.ledger.begin() as session:
-            erasure.remove(session, [each.version_id for each in group])
+            erasure.remove(session, [version.version_id for version in group])
     return vectors
 
 
@@ -211,9 +211,9 @@ def _erase_documents(context: Context, ids: list[str]) -> Done:
         extent = erasure.extent_of_documents(session, hidden)
         retired = erasure.garbage_of_documents(session, hidden)
     vectors = 0
-    for each in retired:
+    for version in retired:
         context.check()
-        vectors += store_of(process).delete(each.collection, each.chunk_ids())
+        vectors += store_of(process).delete(version.collection, version.chunk_ids())
 
     def delete_again() -> None:
         """What an embedding step wrote in between, whose rows are now gone."""

@@ -63,9 +63,9 @@ def no_weights(model: str, names: Iterable[str]) -> str:
 def size_bytes(folder: Path) -> int:
     """How large the weight files are that would be loaded; those that are missing count nothing."""
     total = 0
-    for each in {folder, *(folder / module.path for module in modules_of(folder))}:
+    for part in {folder, *(folder / module.path for module in modules_of(folder))}:
         try:
-            total += sum(path.stat().st_size for path in weight_files(each))
+            total += sum(path.stat().st_size for path in weight_files(part))
         except (Permanent, OSError):
             continue
     return total
@@ -100,10 +100,10 @@ def modules_of(folder: Path) -> list[Module]:
     model's folder are left away."""
     try:
         listed = json.loads((folder / MODULES).read_text(encoding="utf-8"))
-        modules = [Module(str(each["type"]), str(each["path"])) for each in listed]
+        modules = [Module(str(entry["type"]), str(entry["path"])) for entry in listed]
     except (OSError, ValueError, TypeError, LookupError):
         return []
-    return [each for each in modules if _is_inside(PurePosixPath(each.path))]
+    return [module for module in modules if _is_inside(PurePosixPath(module.path))]
 
 
 def _is_inside(path: PurePosixPath) -> bool:
@@ -260,7 +260,7 @@ def _is_sentence_transformer(folder: Path) -> bool:
 
 def _architectures(config: Mapping[str, Any]) -> list[str]:
     named = config.get("architectures")
-    return [each for each in named if isinstance(each, str)] if isinstance(named, list) else []
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
 def _tasks_of_architecture(

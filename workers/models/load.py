@@ -431,9 +431,9 @@ def _window_tokens(config: PreTrainedConfig, settings: Settings) -> int:
     text = config.get_text_config()
     window = getattr(text, "max_position_embeddings", None) or WINDOW_UNKNOWN_TOKENS
     rope = getattr(text, "rope_parameters", None) or {}
-    for each in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        if each.get("rope_type") == "longrope":
-            window = min(window, each.get("original_max_position_embeddings") or window)
+    for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if part.get("rope_type") == "longrope":
+            window = min(window, part.get("original_max_position_embeddings") or window)
     return min(window, settings.generation_window_tokens or window)
 
 
@@ -442,4 +442,4 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozens
     if model.generation_config is not None:
         configured = model.generation_config.eos_token_id
         ends += configured if isinstance(configured, list) else [configured]
-    return frozenset(each for each in ends if each is not None)
+    return frozenset(end for end in ends if end is not None)

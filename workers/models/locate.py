@@ -603,7 +603,7 @@ def _places(model: str, settings: Settings) -> list[Path]:
     and no path below them, whether or not anything is there: nothing outside is looked at."""
     if model.startswith("/"):
         path = Path(model)
-        tops = {top for each in settings.model_paths for top in (each, each.resolve())}
+        tops = {top for folder in settings.model_paths for top in (folder, folder.resolve())}
         places = [path] if any(path.is_relative_to(top) for top in tops) else []
         if not places or ".." in path.parts or "\0" in model:
             raise _no_name(model)

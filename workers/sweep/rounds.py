@@ -45,7 +45,9 @@ class Round:
     def goes_on(self) -> bool:
         return not self._stop.is_set() and time.monotonic() < self._ends
 
-    def each(self, items: Iterable[Item], handle: Callable[[Transaction, Item], object]) -> int:
+    def handle_all(
+        self, items: Iterable[Item], handle: Callable[[Transaction, Item], object]
+    ) -> int:
         """Handle each in a transaction of its own; returns how many went well.
 
         One that cannot be handled is noted, and left alone for a while. Raises what an outage of

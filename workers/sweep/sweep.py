@@ -356,7 +356,7 @@ def _forget_batches(round_: Round, kind: str, ids: Sequence[UUID], forget: Any) 
         except Exception as error:
             log.info("%s: a batch goes row by row: %s", round_.part, error)
             items = [Item(kind=kind, id=id_) for id_ in batch]
-            round_.each(items, lambda session, item: forget(session, [item.id]))
+            round_.handle_all(items, lambda session, item: forget(session, [item.id]))
 
 
 def _forget_jobs(session: Session, ids: Sequence[UUID]) -> None:
@@ -567,7 +567,7 @@ def take_back(round_: Round) -> None:
             claim = replace(claim, payload=steps.payload_of(session, claim))
         settle_failure(session, round_.process.settings, handler, claim, lost_worker(claim))
 
-    round_.each((Item(kind="step", id=id_, job_id=job_id) for id_, job_id in lost), settle)
+    round_.handle_all((Item(kind="step", id=id_, job_id=job_id) for id_, job_id in lost), settle)
 
 
 def end_overdue(round_: Round) -> None:
@@ -596,7 +596,7 @@ def end_overdue(round_: Round) -> None:
         }
         jobs.stop(session, item.id, State.FAILED, error)
 
-    round_.each((Item(kind="job", id=id_, job_id=id_) for id_ in ids), fail)
+    round_.handle_all((Item(kind="job", id=id_, job_id=id_) for id_ in ids), fail)
 
 
 UNSERVED = """
@@ -628,14 +628,14 @@ def fail_unserved(round_: Round) -> None:
         error = {"type": ModelNotServed.code, "message": message}
         jobs.stop(session, job_ids[item.id], State.FAILED, error)
 
-    round_.each((Item(kind="step", id=row.id, job_id=row.job_id) for row in rows), fail)
+    round_.handle_all((Item(kind="step", id=row.id, job_id=row.job_id) for row in rows), fail)
 
 
 def let_turns_go(round_: Round) -> None:
     """Let held turns of conversations go where the turn before them was lost."""
     with round_.process.ledger.read() as session:
         ids = turns.with_held_turns(session, limit=round_.limit_rows, part=round_.part)
-    round_.each(
+    round_.handle_all(
         (Item(kind="conversation", id=id_) for id_ in ids),
         lambda session, item: turns.let_next_go(session, item.id),
     )

@@ -42,14 +42,14 @@ class SearchArguments(Shape):
 def tools(allowed: Sequence[BuiltInTool]) -> tuple[FunctionSpec, ...]:
     """The descriptions of the tools that a model may use, in the order of `allowed`."""
     described: dict[str, FunctionSpec] = {}
-    for each in allowed:
-        if each.type == CALCULATOR:
+    for built_in in allowed:
+        if built_in.type == CALCULATOR:
             tool = FunctionSpec(
                 name=CALCULATOR,
                 description="Computes an arithmetic expression.",
                 parameters=_parameters(CalculatorArguments),
             )
-        elif each.type == FETCH_URL:
+        elif built_in.type == FETCH_URL:
             tool = FunctionSpec(
                 name=FETCH_URL,
                 description="Reads a public web page and returns its text.",
@@ -71,8 +71,8 @@ def run(
     context.check()
     limit_chars = context.process.settings.tool_result_limit_chars
     try:
-        if name not in {each.type for each in allowed}:
-            known = ", ".join(dict.fromkeys(each.type for each in allowed)) or "none"
+        if name not in {built_in.type for built_in in allowed}:
+            known = ", ".join(dict.fromkeys(built_in.type for built_in in allowed)) or "none"
             raise InvalidInput(f"there is no tool {name!r}; the tools are: {known}.")
         if name == CALCULATOR:
             result = _calculate(arguments)
@@ -120,7 +120,7 @@ def _search(
 
 
 def _collections(allowed: Sequence[BuiltInTool]) -> list[str]:
-    return list(dict.fromkeys(each.collection for each in allowed if each.collection is not None))
+    return list(dict.fromkeys(tool.collection for tool in allowed if tool.collection is not None))
 
 
 def _search_tool(collections: Sequence[str]) -> FunctionSpec:
@@ -147,8 +147,8 @@ def _parameters(shape: type[Shape]) -> dict[str, Any]:
     """The JSON Schema without the titles that pydantic makes of the names."""
     schema = shape.model_json_schema()
     properties = {
-        name: {key: value for key, value in each.items() if key != "title"}
-        for name, each in schema["properties"].items()
+        name: {key: value for key, value in schema_.items() if key != "title"}
+        for name, schema_ in schema["properties"].items()
     }
     return {
         "type": "object",
@@ -160,8 +160,8 @@ def _parameters(shape: type[Shape]) -> dict[str, Any]:
 
 def _problems(error: ValidationError) -> str:
     return "; ".join(
-        f"{'.'.join(map(str, each['loc'])) or 'arguments'}: {each['msg']}"
-        for each in error.errors(include_url=False, include_input=False)
+        f"{'.'.join(map(str, problem['loc'])) or 'arguments'}: {problem['msg']}"
+        for problem in error.errors(include_url=False, include_input=False)
     )
 
 

@@ -55,12 +55,12 @@ def parse(
     if not spans:
         return text, ()
     pieces, at = [], 0
-    for each in spans:
-        pieces.append(text[at : each.start])
-        at = each.end
+    for span in spans:
+        pieces.append(text[at : span.start])
+        at = span.end
     pieces.append(text[at:])
     shown = [pieces[0].rstrip(), *(piece.strip() for piece in pieces[1:])]
-    calls = [call for each in spans for call in each.calls]
+    calls = [call for span in spans for call in span.calls]
     return "\n".join(piece for piece in shown if piece), tuple(
         ToolCall(id=f"call_{first + number}", name=name, arguments=arguments)
         for number, (name, arguments) in enumerate(calls)
@@ -84,7 +84,7 @@ def _marked(text: str) -> list[_Span]:
     at = 0
     while True:
         start, opening = min(
-            ((at_, each) for each in OPENINGS if (at_ := text.find(each, at)) >= 0),
+            ((at_, opening_) for opening_ in OPENINGS if (at_ := text.find(opening_, at)) >= 0),
             default=(-1, ""),
         )
         if start < 0:
@@ -162,13 +162,13 @@ def _json_at(text: str, at: int) -> tuple[Any, int]:
 def _calls(value: Any) -> list[tuple[str, dict[str, Any]]]:
     """What the JSON of one call, or of a list of them, says; empty where it is no call."""
     calls = []
-    for each in value if isinstance(value, list) else [value]:
-        if not isinstance(each, dict):
+    for call in value if isinstance(value, list) else [value]:
+        if not isinstance(call, dict):
             return []
-        inner = each.get("function")
-        each = inner if isinstance(inner, dict) else each
-        name = each.get("name") or each.get("function")
-        arguments = each.get("arguments", each.get("parameters"))
+        inner = call.get("function")
+        call = inner if isinstance(inner, dict) else call
+        name = call.get("name") or call.get("function")
+        arguments = call.get("arguments", call.get("parameters"))
         if isinstance(arguments, str):
             arguments, _ = _json_at(arguments, 0)  # some models encode them twice
         if not (isinstance(name, str) and name and isinstance(arguments, dict)):

@@ -572,7 +572,9 @@ def _penalty(sentence: Sentence) -> float:
 
 def _is_same(one: _Candidate, other: _Candidate) -> bool:
     """Whether two sentences are one: overlapping chunks repeat them, whole or cut."""
-    bare, other_bare = (_NOT_WORD.sub("", comparable(each.sentence.text)) for each in (one, other))
+    bare, other_bare = (
+        _NOT_WORD.sub("", comparable(candidate.sentence.text)) for candidate in (one, other)
+    )
     if bare in other_bare or other_bare in bare:
         return True
     different = one.terms ^ other.terms

@@ -329,7 +329,7 @@ class Generators:
     def _made(self, reference: str) -> TextGenerator:
         provider = provider_of(reference)
         if provider is None or provider.backend is None:
-            writers = [each for each in PROVIDERS.values() if each.backend is not None]
+            writers = [known for known in PROVIDERS.values() if known.backend is not None]
             raise Permanent(
                 f"The model {reference!r} cannot generate text. Name one of "
                 f"{', '.join(writer.name for writer in writers)}, as `ollama/llama3.2`; extractive "

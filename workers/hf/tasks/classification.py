@@ -44,7 +44,7 @@ class TextClassification(TextTask):
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         return [
-            each.tolist() for each in logits(self.model, self.tokenizer, [r.data for r in rows])
+            scores.tolist() for scores in logits(self.model, self.tokenizer, [r.data for r in rows])
         ]
 
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
@@ -97,7 +97,7 @@ class ZeroShotClassification(TextTask):
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         scores = logits(self.model, self.tokenizer, [row.data for row in rows])
-        return [[float(each[self.contradiction]), float(each[self.entailment])] for each in scores]
+        return [[float(row[self.contradiction]), float(row[self.entailment])] for row in scores]
 
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
         del prepared
@@ -111,7 +111,7 @@ class ZeroShotClassification(TextTask):
         pairs = zip(labels, scores.tolist(), strict=True)
         return [
             {"label": label, "score": score}
-            for label, score in sorted(pairs, key=lambda each: -each[1])
+            for label, score in sorted(pairs, key=lambda pair: -pair[1])
         ]
 
 

@@ -314,8 +314,8 @@ def generate(
         )
     ends = settings.get("eos_token_id")
     new = [_until_end(row, ends) for row in sequences[:, start:].tolist()]
-    each = settings["num_return_sequences"]
-    return [new[n * each : (n + 1) * each] for n in range(len(sources))]
+    count = settings["num_return_sequences"]
+    return [new[n * count : (n + 1) * count] for n in range(len(sources))]
 
 
 def decoded(
@@ -687,7 +687,7 @@ def _unknown(name: str, language: str, known: Iterable[str]) -> InvalidInput:
 
 def _some(known: Iterable[str], like: str) -> str:
     """The names that begin like one first."""
-    names = sorted(set(known), key=lambda each: (each[:2] != like[:2].casefold(), each))
+    names = sorted(set(known), key=lambda name: (name[:2] != like[:2].casefold(), name))
     rest = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 

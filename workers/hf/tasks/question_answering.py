@@ -381,7 +381,10 @@ class QuestionAnswering(TextTask):
         context: _Context = prepared.rest
         answers = best_answers(
             context.text,
-            [_unpacked(each, first) for each, first in zip(outputs, context.firsts, strict=True)],
+            [
+                _unpacked(output, first)
+                for output, first in zip(outputs, context.firsts, strict=True)
+            ],
             top_k=parameters.top_k,
             max_tokens=parameters.max_answer_len,
             may_be_none=parameters.handle_impossible_answer,

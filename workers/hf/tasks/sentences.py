@@ -207,7 +207,7 @@ class TokenFeatures(TextTask):
         tokens = [row.data for row in rows]
         if can_pad(self.model, self.tokenizer):
             return self._batch(tokens)
-        return [output for each in tokens for output in self._batch([each])]
+        return [output for row in tokens for output in self._batch([row])]
 
     def _batch(self, tokens: Sequence[Tokens]) -> list[Any]:
         inputs = pad(self.tokenizer, tokens, self.model.device)
@@ -217,12 +217,12 @@ class TokenFeatures(TextTask):
         with torch.inference_mode():
             output = self.model(**arguments, **extra)[0].float()
         masks = inputs["attention_mask"].bool()
-        return [each[mask].cpu().tolist() for each, mask in zip(output, masks, strict=True)]
+        return [vectors[mask].cpu().tolist() for vectors, mask in zip(output, masks, strict=True)]
 
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
         del prepared
         assert isinstance(parameters, FeatureParameters)
-        return [_shaped(np.asarray(each, dtype=np.float32), parameters) for each in outputs]
+        return [_shaped(np.asarray(output, dtype=np.float32), parameters) for output in outputs]
 
 
 def _check_dimensions(parameters: FeatureParameters, size: int | None) -> None:
@@ -292,7 +292,7 @@ class SentenceSimilarity(LocalTask):
         measured = [self.sentences.row(text, self.prompt) for text in distinct]
         warnings = [] if self.is_for_sentences else [_NOT_TRAINED]
         return Prepared(
-            rows=[each.row for each in measured],
+            rows=[sentence.row for sentence in measured],
             rest=[distinct[text] for text in texts],
             warnings=warnings + _cut_warning(measured),
         )
@@ -315,10 +315,10 @@ _NOT_TRAINED = (
 
 
 def _cut_warning(measured: Sequence[Measured]) -> list[str]:
-    cut = [each for each in measured if each.is_cut]
+    cut = [sentence for sentence in measured if sentence.is_cut]
     if not cut:
         return []
-    longest = max(cut, key=lambda each: each.full_size)
+    longest = max(cut, key=lambda sentence: sentence.full_size)
     return [
         f"has {len(cut):,} of {len(measured):,} different sentences cut to {longest.row.size:,} "
         f"tokens, which is all that the model takes at once; the longest had "
@@ -339,8 +339,8 @@ def load_sentence_similarity(folder: Path, options: LoadOptions) -> SentenceSimi
 
 SAVED_WITH = "config_sentence_transformers.json"
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    each.__name__: each
-    for each in (nn.Identity, nn.Sigmoid, nn.Tanh, nn.ReLU, nn.LogSigmoid, nn.Hardsigmoid)
+    activation.__name__: activation
+    for activation in (nn.Identity, nn.Sigmoid, nn.Tanh, nn.ReLU, nn.LogSigmoid, nn.Hardsigmoid)
 }
 
 
@@ -368,14 +368,14 @@ class TextRanking(TextTask):
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         scores = logits(self.model, self.tokenizer, [row.data for row in rows])
-        return [each.item() for each in scores]
+        return [score.item() for score in scores]
 
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
         assert isinstance(parameters, RankingParameters)
         scores = torch.tensor(outputs)
         if not parameters.raw_scores:
             scores = self.activation(scores)
-        ranked = sorted(enumerate(scores.tolist()), key=lambda each: -each[1])
+        ranked = sorted(enumerate(scores.tolist()), key=lambda pair: -pair[1])
         return [
             {"index": n, "score": score}
             | ({"text": prepared.rest[n]} if parameters.return_text else {})

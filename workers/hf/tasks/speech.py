@@ -262,7 +262,7 @@ def _language(generation: Any, language: str | None) -> str | None:
     name = language.strip().lower()
     token = name if name in known else f"<|{TO_LANGUAGE_CODE.get(name, name)}|>"
     if token not in known:
-        codes = [each.strip("<|>") for each in known]
+        codes = [code.strip("<|>") for code in known]
         more = len(codes) - SHOWN_LANGUAGES
         raise InvalidInput(
             f"parameters.language {language!r} is none that the model knows; it knows "

@@ -86,14 +86,14 @@ def entities(
         spans = _groups(spans, tokenizer)
     # A label may be ignored by its own name, or by that of its group.
     key = "entity" if strategy == "none" else "entity_group"
-    return [each for each in spans if each[key] not in ignored]
+    return [span for span in spans if span[key] not in ignored]
 
 
 def merged(spans: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Entities of overlapping windows: of those that overlap the longest is kept, and of equally
     long ones the surest."""
     kept: list[dict[str, Any]] = []
-    for entity in sorted(spans, key=lambda each: each["start"]):
+    for entity in sorted(spans, key=lambda span: span["start"]):
         if not kept or not kept[-1]["start"] <= entity["start"] < kept[-1]["end"]:
             kept.append(entity)
         elif _weight(entity) > _weight(kept[-1]):
@@ -259,9 +259,9 @@ class TokenClassification(TextTask):
         del watch  # One pass through an encoder is not worth watching.
         judged = logits(self.model, self.tokenizer, [row.data.row for row in rows])
         outputs = []
-        for row, each in zip(rows, judged, strict=True):
+        for row, scores in zip(rows, judged, strict=True):
             window: _Window = row.data
-            own = each[[token.index - window.shift for token in window.tokens]]
+            own = scores[[token.index - window.shift for token in window.tokens]]
             outputs.append(
                 entities(
                     window.text,
@@ -379,7 +379,7 @@ class FillMask(TextTask):
             # Only to be interrupted: leaving out a row of a part would save next to nothing.
             watch()
             judged = logits(self.model, self.tokenizer, [row.data.tokens for row in part])
-            best += [_best(each, row.data) for each, row in zip(judged, part, strict=True)]
+            best += [_best(scores, row.data) for scores, row in zip(judged, part, strict=True)]
         return best
 
     def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
@@ -404,7 +404,7 @@ class FillMask(TextTask):
         ids = list(masked.tokens.inputs["input_ids"])
         ids[place] = token
         sequence = self.tokenizer.decode(
-            [each for each in ids if each != self.tokenizer.pad_token_id],
+            [id_ for id_ in ids if id_ != self.tokenizer.pad_token_id],
             # Without special tokens, other masks would vanish from the text.
             skip_special_tokens=len(masked.places) == 1,
         )

@@ -101,11 +101,11 @@ class DecodeLayout(Layout):
         rows, heads, _, _ = query.shape
         folded = query.reshape(rows, keys.shape[1], -1, query.shape[-1])
         if self._is_uneven and self._known is not None:
-            each = [
+            attended = [
                 self._attend_one(folded, keys, values, row, column, options)
                 for row, column in enumerate(self._known)
             ]
-            return torch.cat(each).reshape(rows, 1, heads, -1)
+            return torch.cat(attended).reshape(rows, 1, heads, -1)
         if options.window is not None and (first := self._lowest - options.window + 1) > 0:
             keys, values = keys[:, :, first:], values[:, :, first:]
         else:
@@ -276,9 +276,9 @@ class Slab(Cache):
     def bytes_per_token(self) -> int:
         """Known after a first forward pass."""
         return sum(
-            each[0, :, 0].numel() * each.element_size()
+            tensor[0, :, 0].numel() * tensor.element_size()
             for layer in self._slab.values()
-            for each in layer.both()
+            for tensor in layer.both()
         )
 
     def update(
@@ -330,14 +330,14 @@ class Slab(Cache):
         self.shapes_taken += 1
 
     def move(self, source: int, target: int, columns: int) -> None:
-        for each in self._tensors():
-            each[target, :, :columns] = each[source, :, :columns]
+        for tensor in self._tensors():
+            tensor[target, :, :columns] = tensor[source, :, :columns]
 
     def swap(self, one: int, other: int, columns: int) -> None:
-        for each in self._tensors():
-            kept = each[one, :, :columns].clone()
-            each[one, :, :columns] = each[other, :, :columns]
-            each[other, :, :columns] = kept
+        for tensor in self._tensors():
+            kept = tensor[one, :, :columns].clone()
+            tensor[one, :, :columns] = tensor[other, :, :columns]
+            tensor[other, :, :columns] = kept
 
     def save(self, slot: int, columns: int) -> Saved:
         return tuple(
@@ -351,7 +351,7 @@ class Slab(Cache):
             layer.values[slot, :, :columns] = values[:, :columns]
 
     def _tensors(self) -> Sequence[Tensor]:
-        return [each for layer in self._slab.values() for each in layer.both()]
+        return [tensor for layer in self._slab.values() for tensor in layer.both()]
 
     def _shape_for(self, rows: int, tokens: int) -> tuple[int, int] | None:
         columns = -(-(tokens + 1) // COLUMNS_UNIT) * COLUMNS_UNIT
@@ -400,7 +400,7 @@ class Network:
     def prefill(self, pieces: Sequence[PromptPiece], selected: Sequence[bool]) -> Tensor:
         """Logits `[count of selected, vocabulary]` behind the last token of each selected piece."""
         layout = PackedLayout(pieces, self.device)
-        ids = torch.tensor([[each for piece in pieces for each in piece.ids]], device=self.device)
+        ids = torch.tensor([[id_ for piece in pieces for id_ in piece.ids]], device=self.device)
         ends, last = [], -1
         for piece, is_selected in zip(pieces, selected, strict=True):
             last += len(piece.ids)

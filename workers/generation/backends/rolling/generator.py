@@ -140,7 +140,7 @@ class Prompts:
         special = _special_tokens(tokenizer)
         self._special = _any_of(special)
         self._special_ids = frozenset(special.values())
-        self._call_ids = frozenset(special[each] for each in CALL_MARKS if each in special)
+        self._call_ids = frozenset(special[mark] for mark in CALL_MARKS if mark in special)
         self.has_tools = "tools" in str(tokenizer.chat_template or "")
         """Whether the template describes tools to the model."""
 
@@ -162,12 +162,12 @@ class Prompts:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text, without special tokens."""
-        return self._text([each for each in ids if each not in self._special_ids])
+        return self._text([id_ for id_ in ids if id_ not in self._special_ids])
 
     def decode_with_calls(self, ids: Sequence[int]) -> str:
         """The same, with the special tokens that mark calls of tools."""
         hidden = self._special_ids - self._call_ids
-        return self._text([each for each in ids if each not in hidden])
+        return self._text([id_ for id_ in ids if id_ not in hidden])
 
     def stop_strings(self, request: Request) -> tuple[str, ...]:
         is_plain = request.prompt is None and not self._has_template
@@ -218,9 +218,9 @@ class Prompts:
         if isinstance(value, str):
             return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", value)
         if isinstance(value, dict):
-            return {key: self._broken(each) for key, each in value.items()}
+            return {key: self._broken(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [self._broken(each) for each in value]
+            return [self._broken(item) for item in value]
         return value
 
 
@@ -239,7 +239,7 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted((each for each in strings if len(each) > 1), key=len, reverse=True)
+    longest_first = sorted((string for string in strings if len(string) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 

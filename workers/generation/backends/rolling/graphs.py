@@ -87,7 +87,7 @@ class StaticDecode:
     @staticmethod
     def padded_rows(rows: int) -> int:
         """How many rows the slab has to have for so many."""
-        return next((each for each in ROWS if each >= rows), rows)
+        return next((count for count in ROWS if count >= rows), rows)
 
     def decode(self, ids: Sequence[int], columns: Sequence[int]) -> Tensor:
         """As `Network.decode`."""

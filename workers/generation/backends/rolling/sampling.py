@@ -76,13 +76,15 @@ def _draw(logits: Tensor, choosers: Sequence[Chooser], positions: Sequence[int])
     samplings = [chooser.sampling for chooser in choosers]
     # Relative to the best, so that no temperature overflows.
     logits -= logits.max(dim=-1, keepdim=True).values
-    logits /= torch.tensor([[max(each.temperature, COLDEST)] for each in samplings], device=device)
+    logits /= torch.tensor(
+        [[max(sampling.temperature, COLDEST)] for sampling in samplings], device=device
+    )
     numbers = torch.tensor(
         [[chooser.number(at)] for chooser, at in zip(choosers, positions, strict=True)],
         device=device,
     )
     tokens = logits.argmax(dim=-1)
-    warm = [row for row, each in enumerate(samplings) if each.temperature > 0]
+    warm = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     limited = [row for row in warm if samplings[row].top_k or samplings[row].top_p < 1]
     free = [row for row in warm if row not in limited]
     if free:
@@ -98,10 +100,10 @@ def _among_likeliest(
     logits: Tensor, samplings: Sequence[Sampling], numbers: Tensor, candidates: int = CANDIDATES
 ) -> Tensor:
     vocabulary = logits.shape[-1]
-    candidates = min(vocabulary, max(candidates, *(each.top_k for each in samplings)))
+    candidates = min(vocabulary, max(candidates, *(sampling.top_k for sampling in samplings)))
     device = logits.device
-    top_k = torch.tensor([[each.top_k or vocabulary] for each in samplings], device=device)
-    top_p = torch.tensor([[each.top_p] for each in samplings], device=device)
+    top_k = torch.tensor([[sampling.top_k or vocabulary] for sampling in samplings], device=device)
+    top_p = torch.tensor([[sampling.top_p] for sampling in samplings], device=device)
     scores, tokens = logits.topk(candidates, dim=-1)
     scores = scores.masked_fill(torch.arange(candidates, device=device) >= top_k, -math.inf)
     # Without top-k, all tokens share the probability, and not the candidates alone.
