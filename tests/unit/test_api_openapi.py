@@ -37,8 +37,8 @@ def document() -> dict[str, Any]:
 def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     return [
         (method, path, operation)
-        for path, found in document["paths"].items()
-        for method, operation in found.items()
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
     ]
 
 
@@ -48,15 +48,15 @@ def test_its_version_is_that_of_the_package(document: dict[str, Any]) -> None:
 
 
 def test_operations_have_names_of_their_own_that_can_be_read(document: dict[str, Any]) -> None:
-    found = operations(document)
-    ids = [operation["operationId"] for _, _, operation in found]
+    entries = operations(document)
+    ids = [operation["operationId"] for _, _, operation in entries]
 
     assert not [name for name, count in Counter(ids).items() if count > 1]
     assert {
         "submit_job", "submit_jobs", "list_jobs", "get_job", "get_job_result", "cancel_job",
         "retry_job", "stream_job_events", "upload_file", "put_collection", "delete_document",
     } <= set(ids)  # fmt: skip
-    for _, path, operation in found:
+    for _, path, operation in entries:
         name = operation["operationId"]
         assert re.fullmatch(r"[a-z]+(_[a-z]+)+", name), name
         assert operation["summary"] == name.replace("_", " ").capitalize()

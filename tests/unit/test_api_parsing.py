@@ -45,8 +45,8 @@ def test_no_unstorable_string_comes_through(bad: str, value: Any) -> None:
 
 def _pairs(text: str) -> bool:
     """Whether JSON reads all surrogates of the text as pairs, which are characters."""
-    found = json.loads(json.dumps(text))
-    return not any("\ud800" <= c <= "\udfff" or c == "\x00" for c in found)
+    decoded = json.loads(json.dumps(text))
+    return not any("\ud800" <= c <= "\udfff" or c == "\x00" for c in decoded)
 
 
 @pytest.mark.parametrize(
@@ -83,14 +83,14 @@ def test_a_cursor_returns_its_position_to_its_own_list_only(position: str) -> No
 @given(st.text())
 def test_no_cursor_makes_another_error(cursor: str) -> None:
     try:
-        found = answers.decode_id("jobs", cursor)
+        last_id = answers.decode_id("jobs", cursor)
     except BadCursor:
         return
-    assert isinstance(found, UUID)
+    assert isinstance(last_id, UUID)
 
 
 @pytest.mark.parametrize(
-    ("given_name", "name"),
+    ("raw_name", "name"),
     [
         ("docs/안내.md", "docs/안내.md"),
         ("../../etc/passwd", "../../etc/passwd"),  # a name; never a path
@@ -98,8 +98,8 @@ def test_no_cursor_makes_another_error(cursor: str) -> None:
         ("a%22b%22.txt", 'a"b".txt'),
     ],
 )
-def test_names_keep_all_but_control_characters(given_name: str, name: str) -> None:
-    assert files.clean_name(given_name) == name
+def test_names_keep_all_but_control_characters(raw_name: str, name: str) -> None:
+    assert files.clean_name(raw_name) == name
 
 
 @pytest.mark.parametrize("name", [None, "", "\x00", " \n"])

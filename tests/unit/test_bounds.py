@@ -60,7 +60,7 @@ FEW = (bool, None, type(None), UUID)
 
 def unbounded(annotation: Any, metadata: tuple[Any, ...], seen: set[type]) -> Iterator[str]:
     """What in a type has no bound, by its place."""
-    if any(isinstance(each, Only) for each in metadata):
+    if any(isinstance(mark, Only) for mark in metadata):
         return  # one value
     if isinstance(annotation, TypeAliasType):
         yield from unbounded(annotation.__value__, metadata, seen)
@@ -84,39 +84,39 @@ def unbounded(annotation: Any, metadata: tuple[Any, ...], seen: set[type]) -> It
             for what in unbounded(field.annotation, tuple(field.metadata), seen):
                 yield f"{annotation.__name__}.{name}: {what}"
     elif get_origin(annotation) is list:
-        if not any(isinstance(each, MaxLen) for each in flat(metadata)):
+        if not any(isinstance(mark, MaxLen) for mark in flat(metadata)):
             yield "a list without max_length"
-        if not any(getattr(each, "fail_fast", False) for each in flat(metadata)):
+        if not any(getattr(mark, "fail_fast", False) for mark in flat(metadata)):
             yield "a list that goes on behind its first error"
         yield from unbounded(get_args(annotation)[0], (), seen)
     elif annotation is str:
         bounded = any(
-            isinstance(each, MaxLen) or getattr(each, "pattern", None) == COLLECTION_NAME
-            for each in flat(metadata)
+            isinstance(mark, MaxLen) or getattr(mark, "pattern", None) == COLLECTION_NAME
+            for mark in flat(metadata)
         )
         if not bounded:
             yield "a str without max_length"
     elif annotation in (int, float):
         for kinds in ((Ge, Gt), (Le, Lt)):
-            if not any(isinstance(each, kinds) for each in flat(metadata)):
+            if not any(isinstance(mark, kinds) for mark in flat(metadata)):
                 yield f"a number without {kinds[0].__name__}"
     elif annotation is Any or get_origin(annotation) is dict or annotation is dict:
-        if not any(isinstance(each, AfterValidator | PlainValidator) for each in metadata):
+        if not any(isinstance(mark, AfterValidator | PlainValidator) for mark in metadata):
             yield "free JSON without a check"
     elif annotation is AwareDatetime or annotation is datetime:
-        if not any(isinstance(each, AfterValidator) for each in metadata):
+        if not any(isinstance(mark, AfterValidator) for mark in metadata):
             yield "a date without bounds"
     elif annotation is AnyHttpUrl:
-        if not any(isinstance(each, UrlConstraints) and each.max_length for each in metadata):
+        if not any(isinstance(mark, UrlConstraints) and mark.max_length for mark in metadata):
             yield "a URL without max_length"
     else:
         yield f"{annotation!r}, which this test does not know"
 
 
 def flat(metadata: tuple[Any, ...]) -> Iterator[Any]:
-    for each in metadata:
-        yield each
-        yield from getattr(each, "metadata", ())
+    for mark in metadata:
+        yield mark
+        yield from getattr(mark, "metadata", ())
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -133,9 +133,9 @@ def test_the_walk_notices_what_has_none() -> None:
         free: dict[str, Any]
         date: datetime
 
-    found = list(unbounded(Loose, (), set()))
+    complaints = list(unbounded(Loose, (), set()))
 
-    assert {line.split(":")[0] for line in found} == {
+    assert {line.split(":")[0] for line in complaints} == {
         f"Loose.{name}" for name in Loose.model_fields
     }
 
@@ -456,7 +456,7 @@ JSON_VALUES = st.recursive(
 @given(JSON_VALUES, st.lists(st.integers(1, 9), min_size=1))
 def test_never_more_values_are_counted_than_there_are(value: Any, sizes: list[int]) -> None:
     body = json.dumps(value, ensure_ascii=False).encode()
-    tokens = [body[found.start() : found.start() + 1] for found in TOKEN.finditer(body)]
+    tokens = [body[match.start() : match.start() + 1] for match in TOKEN.finditer(body)]
     count, at, turn = ValueCount(), 0, 0
     while at < len(body):
         size = sizes[turn % len(sizes)]
@@ -471,6 +471,6 @@ def test_never_more_values_are_counted_than_there_are(value: Any, sizes: list[in
 )
 def test_values_behind_the_first_names_are_counted(start: bytes, block: bytes) -> None:
     count = ValueCount()
-    for each in (start, *[block * 1000] * 50):
-        count.feed(each)
+    for piece in (start, *[block * 1000] * 50):
+        count.feed(piece)
     assert 50_000 <= count.values <= 100_001

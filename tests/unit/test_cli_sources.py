@@ -27,11 +27,11 @@ def names(*paths: str) -> list[str]:
 
 
 def test_folders_are_searched_for_what_can_be_read() -> None:
-    found = discover(["docs"])
-    assert [document.name for document in found.documents] == [
+    sources = discover(["docs"])
+    assert [document.name for document in sources.documents] == [
         "docs/TABLE.CSV", "docs/deep/er/page.html", "docs/guide.md",
     ]  # fmt: skip
-    assert found.left_out == {".png": 1, "no extension": 1}
+    assert sources.left_out == {".png": 1, "no extension": 1}
 
 
 @pytest.mark.parametrize("spelling", ["docs", "docs/", "./docs", "../{here}/docs", "docs/deep/.."])
@@ -109,12 +109,12 @@ def test_files_whose_names_look_alike_do_not_hold_up_the_others() -> None:
     apart = unicodedata.normalize("NFD", composed)
     for name in (composed, apart, "other.md"):
         Path("docs", name).write_text(name)
-    found = discover(["docs"])
-    listed = [document.name for document in found.documents]
+    sources = discover(["docs"])
+    listed = [document.name for document in sources.documents]
     assert "docs/other.md" in listed
     assert "docs/guide.md" in listed
     assert f"docs/{composed}" not in listed
-    (error,) = found.errors
+    (error,) = sources.errors
     assert error.source == f"docs/{composed}"
     assert "U+CD9C U+C785 U+0020 U+ADDC …" in error.message
     assert "U+110E U+116E U+11AF U+110B … (as macOS takes letters apart, NFD)" in error.message
@@ -127,9 +127,9 @@ def test_files_whose_names_look_alike_do_not_hold_up_the_others() -> None:
 def test_other_names_that_become_one(one: str, other: str, codes: str) -> None:
     Path("docs", one).write_text("1")
     Path("docs", other).write_text("2")
-    found = discover(["docs"])
-    assert [codes in error.message for error in found.errors] == ([True] if codes else [])
-    assert "docs/guide.md" in [document.name for document in found.documents]
+    sources = discover(["docs"])
+    assert [codes in error.message for error in sources.errors] == ([True] if codes else [])
+    assert "docs/guide.md" in [document.name for document in sources.documents]
 
 
 def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
@@ -142,11 +142,11 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     Path("docs/second").symlink_to(outside / "deep")
     Path("docs/again").symlink_to("deep")  # which is there under its own name
     Path("docs/all").symlink_to(tmp_path)
-    found = discover(["docs"])
-    assert [document.name for document in found.documents] == [
+    sources = discover(["docs"])
+    assert [document.name for document in sources.documents] == [
         "docs/TABLE.CSV", "docs/a link/deep/note.md", "docs/deep/er/page.html", "docs/guide.md",
     ]  # fmt: skip
-    assert found.circular_links == ["docs/all"]  # the others lead to what is there
+    assert sources.circular_links == ["docs/all"]  # the others lead to what is there
     assert names("docs/again") == ["deep/er/page.html"]  # one that is named is a folder like others
 
 
@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) 
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refused)
-    found = discover(["docs"])
-    assert [document.name for document in found.documents] == ["docs/TABLE.CSV", "docs/guide.md"]
-    (error,) = found.errors
+    sources = discover(["docs"])
+    assert [document.name for document in sources.documents] == ["docs/TABLE.CSV", "docs/guide.md"]
+    (error,) = sources.errors
     assert error.message == "Cannot read the folder docs/deep: Permission denied."

@@ -64,8 +64,8 @@ def command_lines() -> Iterator[tuple[str, str]]:
     for folder in SOURCES:
         for file in sorted((ROOT / folder).rglob("*.py")):
             text = re.sub(r'"\s*\n\s*f?"', "", file.read_text(encoding="utf-8"))
-            for found in INLINE.findall(text):
-                yield str(file.relative_to(ROOT)), found
+            for line in INLINE.findall(text):
+                yield str(file.relative_to(ROOT)), line
 
 
 def commands(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -164,11 +164,11 @@ def texts() -> Iterator[Path]:
 
 def test_nobody_is_told_to_install_what_is_another_project() -> None:
     """`sluice` on PyPI is a tool for ZFS."""
-    wanted = re.compile(
+    pattern = re.compile(
         r"install\b[^\n`]*[\s'\"]sluice(\[|\s|'|\"|`|$)|sluice\[(api|worker|gpu|local|dev)"
     )
     wrong = [
-        str(path.relative_to(ROOT)) for path in texts() if wanted.search(path.read_text("utf-8"))
+        str(path.relative_to(ROOT)) for path in texts() if pattern.search(path.read_text("utf-8"))
     ]
     assert wrong == []
 

@@ -54,38 +54,38 @@ SCORES = [0.5, 0.5, 0.5]
     ],
 )
 def test_the_best_sentence_comes_first(question: str, start: str) -> None:
-    found = answer(question, PASSAGES, SCORES)
-    assert found.answer.startswith(start)
-    assert found.answer.split("\n")[0].endswith(" [1]")
+    reply = answer(question, PASSAGES, SCORES)
+    assert reply.answer.startswith(start)
+    assert reply.answer.split("\n")[0].endswith(" [1]")
 
 
 def test_markers_count_in_the_order_of_first_use() -> None:
     passages = ["Zinc melts at 420 degrees.", "Unrelated words only.", "Tin melts at 232 degrees."]
-    found = answer("At how many degrees does tin melt, and zinc?", passages, [0.4, 0.4, 0.6])
-    assert found.cited == (2, 0)
-    assert found.answer == "Tin melts at 232 degrees. [1]\nZinc melts at 420 degrees. [2]"
+    reply = answer("At how many degrees does tin melt, and zinc?", passages, [0.4, 0.4, 0.6])
+    assert reply.cited == (2, 0)
+    assert reply.answer == "Tin melts at 232 degrees. [1]\nZinc melts at 420 degrees. [2]"
 
 
 def test_sentences_of_one_passage_share_its_marker() -> None:
     text = "The pump is red. The pump weighs nine kilograms. Cats sleep."
-    found = answer("What does the pump weigh, and is the pump red?", [text], [0.7])
-    assert found.cited == (0,)
-    assert found.answer.count("[1]") == 2
+    reply = answer("What does the pump weigh, and is the pump red?", [text], [0.7])
+    assert reply.cited == (0,)
+    assert reply.answer.count("[1]") == 2
 
 
 def test_overlapping_chunks_are_quoted_once() -> None:
     """The same sentence, whole in one chunk and cut in the other: the whole one is quoted."""
     sentence = "The reactor was shut down in 1987 after an inspection found cracks."
     chunks = [f"found nothing. {sentence[:40]}", f"{sentence} Work went on.", sentence.upper()]
-    found = answer("When was the reactor shut down?", chunks, [0.6, 0.6, 0.6])
-    assert "1987" in found.answer
-    assert found.answer.lower().count("reactor") == 1
+    reply = answer("When was the reactor shut down?", chunks, [0.6, 0.6, 0.6])
+    assert "1987" in reply.answer
+    assert reply.answer.lower().count("reactor") == 1
 
 
 def test_sentences_that_differ_in_a_figure_are_not_the_same() -> None:
     rows = [f"Model A{n} of the series has a battery of {n}000 watt hours." for n in (1, 2)]
-    found = answer("What battery do the models of the series have?", rows, [0.5, 0.5])
-    assert len(found.cited) == 2
+    reply = answer("What battery do the models of the series have?", rows, [0.5, 0.5])
+    assert len(reply.cited) == 2
 
 
 def test_quotes_are_verbatim_but_for_whitespace() -> None:
@@ -118,8 +118,8 @@ def test_long_sentences_are_cut_at_words_around_what_was_asked() -> None:
 )
 def test_nothing_relevant_is_said_in_the_questions_language(question: str, expected: str) -> None:
     for passages in (PASSAGES, [], [""], ["...", "\n"]):
-        found = answer(question, passages, [0.5] * len(passages))
-        assert (found.answer, found.cited) == (expected, ())
+        reply = answer(question, passages, [0.5] * len(passages))
+        assert (reply.answer, reply.cited) == (expected, ())
 
 
 def test_a_low_retrieval_score_raises_the_bar() -> None:
@@ -136,11 +136,11 @@ def test_scores_must_fit_the_passages() -> None:
 
 @given(st.text(max_size=80), st.lists(st.text(max_size=200), max_size=4))
 def test_any_text_gives_an_answer_whose_markers_fit(question: str, passages: list[str]) -> None:
-    found = answer(question, passages, [0.5] * len(passages))
-    assert found.answer
-    assert len(set(found.cited)) == len(found.cited) <= 3
-    for number in range(1, len(found.cited) + 1):
-        assert f"[{number}]" in found.answer
+    reply = answer(question, passages, [0.5] * len(passages))
+    assert reply.answer
+    assert len(set(reply.cited)) == len(reply.cited) <= 3
+    for number in range(1, len(reply.cited) + 1):
+        assert f"[{number}]" in reply.answer
 
 
 # Sentences
@@ -176,9 +176,9 @@ def test_sentences(text: str, expected: list[str]) -> None:
 def test_headings_and_cut_sentences_are_known() -> None:
     cut = "This sentence goes on, and on, and past the end of the"
     text = f"of the text before. Whole one.\n\nInstallation\n\n{cut}"
-    found = extractive.split(text)
-    assert [sentence.is_heading for sentence in found] == [False, False, True, False]
-    assert [sentence.is_cut for sentence in found] == [True, False, False, True]
+    sentences = extractive.split(text)
+    assert [sentence.is_heading for sentence in sentences] == [False, False, True, False]
+    assert [sentence.is_cut for sentence in sentences] == [True, False, False, True]
 
 
 @given(st.text(max_size=300))
@@ -282,8 +282,8 @@ PROGRAM = "プログラムは九時に始まります。食堂は二階にあり
 def test_question_and_passage_may_differ_in_form(
     question: str, passage: str, start: str, form: Form, other: Form
 ) -> None:
-    found = answer(normalize(form, question), [normalize(other, passage)], [0.6])
-    assert found.answer.startswith(start)
+    reply = answer(normalize(form, question), [normalize(other, passage)], [0.6])
+    assert reply.answer.startswith(start)
 
 
 @pytest.mark.parametrize(
@@ -298,9 +298,9 @@ def test_question_and_passage_may_differ_in_form(
     ],
 )
 def test_width_and_ligatures_make_no_difference(question: str, passage: str) -> None:
-    found = answer(question, ["Bread is baked.", passage], [0.4, 0.4])
-    assert found.answer.removesuffix(" [1]") == passage  # quoted as it is written
-    assert found.cited == (1,)
+    reply = answer(question, ["Bread is baked.", passage], [0.4, 0.4])
+    assert reply.answer.removesuffix(" [1]") == passage  # quoted as it is written
+    assert reply.cited == (1,)
 
 
 def test_the_language_of_a_question_is_seen_in_every_form() -> None:

@@ -30,30 +30,30 @@ def heard(data: bytes, *, limit_s: float = 60) -> Any:
     return decode(data, rate_hz=RATE, limit_s=limit_s)
 
 
-def alike(found: Any, wanted: Any) -> float:
+def alike(samples: Any, expected: Any) -> float:
     """The best correlation, wherever an encoder has moved the sound by some milliseconds."""
-    best = correlate(found, wanted, mode="full").max()
-    return float(best / np.linalg.norm(found) / np.linalg.norm(wanted))
+    best = correlate(samples, expected, mode="full").max()
+    return float(best / np.linalg.norm(samples) / np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize(("format_", "subtype"), FORMATS)
 @pytest.mark.parametrize("rate", [8_000, 48_000])
 def test_a_file_sounds_as_what_was_said(format_: str, subtype: str, rate: int) -> None:
-    found = heard(encoded(speak("HELLO ALICE", rate), rate, format_, subtype))
-    assert found.dtype == np.float32
-    assert abs(len(found) - len(SAID)) < 0.15 * RATE
-    assert alike(found, SAID) > 0.95
-    assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(SAID), rel=0.1)
+    samples = heard(encoded(speak("HELLO ALICE", rate), rate, format_, subtype))
+    assert samples.dtype == np.float32
+    assert abs(len(samples) - len(SAID)) < 0.15 * RATE
+    assert alike(samples, SAID) > 0.95
+    assert np.linalg.norm(samples) == pytest.approx(np.linalg.norm(SAID), rel=0.1)
 
 
 @pytest.mark.parametrize("rate", [11_025, 22_050, 44_100, 96_000, 12_345])
 def test_resampling_block_by_block_is_resampling_at_once(rate: int) -> None:
     noise = np.random.default_rng(1).normal(0, 0.1, 10 * rate).astype(np.float32)
-    found = heard(encoded(noise, rate))
+    samples = heard(encoded(noise, rate))
     common = np.gcd(RATE, rate)
-    wanted = resample_poly(noise, RATE // common, rate // common)
-    assert len(found) == len(wanted)
-    assert np.abs(found - wanted).max() < 1e-4
+    expected = resample_poly(noise, RATE // common, rate // common)
+    assert len(samples) == len(expected)
+    assert np.abs(samples - expected).max() < 1e-4
 
 
 def test_channels_are_averaged() -> None:

@@ -87,7 +87,7 @@ def riff(*chunks: bytes, magic: bytes = b"RIFF", size: int | None = None) -> byt
 
 def ds64(data_size: int) -> bytes:
     sizes = (len(WAV), data_size, len(SAID))
-    return chunk(b"ds64", b"".join(each.to_bytes(8, "little") for each in sizes) + bytes(4))
+    return chunk(b"ds64", b"".join(size.to_bytes(8, "little") for size in sizes) + bytes(4))
 
 
 assert riff(chunk(b"fmt ", FMT), chunk(b"data", SOUND)) == WAV

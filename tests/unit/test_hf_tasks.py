@@ -165,7 +165,7 @@ def test_one_input_and_several(task: Task) -> None:
 
 @pytest.mark.parametrize("task", Task)
 @pytest.mark.parametrize(
-    ("inputs", "told"),
+    ("inputs", "message"),
     [
         (None, "inputs is null"),
         (7, "inputs is a number"),
@@ -177,8 +177,8 @@ def test_one_input_and_several(task: Task) -> None:
         ([["a"]], "inputs.0 is a list"),
     ],
 )
-def test_no_task_takes_these(task: Task, inputs: Any, told: str) -> None:
-    with pytest.raises(InvalidInput, match=told):
+def test_no_task_takes_these(task: Task, inputs: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
         single_inputs(task, inputs)
 
 
@@ -190,12 +190,12 @@ def test_no_task_takes_these(task: Task, inputs: Any, told: str) -> None:
 ))  # fmt: skip
 def test_whatever_is_sent_is_taken_or_refused(task: Task, inputs: Any) -> None:
     with suppress(InvalidInput):
-        each, many = single_inputs(task, inputs)
-        assert each == (inputs if many else [inputs])
+        values, many = single_inputs(task, inputs)
+        assert values == (inputs if many else [inputs])
 
 
 @pytest.mark.parametrize(
-    ("task", "inputs", "told"),
+    ("task", "inputs", "message"),
     [
         (Task("fill-mask"), " \n", "inputs is empty; give a text."),
         (Task("fill-mask"), ["a", "b", ""], "inputs.2 is empty"),
@@ -213,17 +213,17 @@ def test_whatever_is_sent_is_taken_or_refused(task: Task, inputs: Any) -> None:
         (Task("automatic-speech-recognition"), "", "give a file in base64"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_place(task: Task, inputs: Any, told: str) -> None:
-    with pytest.raises(InvalidInput, match=told):
+def test_what_is_wrong_is_told_with_its_place(task: Task, inputs: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
         single_inputs(task, inputs)
 
 
 def test_the_uploads_that_inputs_name() -> None:
     other = {"file_id": str(uuid4())}
-    assert [str(each) for each in file_ids([FILE, "ZkxhQw==", other])] == [
+    assert [str(file_id) for file_id in file_ids([FILE, "ZkxhQw==", other])] == [
         FILE["file_id"], other["file_id"]
     ]  # fmt: skip
-    assert [str(each) for each in file_ids(FILE)] == [FILE["file_id"]]
+    assert [str(file_id) for file_id in file_ids(FILE)] == [FILE["file_id"]]
     assert file_ids("ZkxhQw==") == []
 
 
@@ -246,13 +246,13 @@ BESIDE = {"inputs"}
 @pytest.mark.parametrize("task", PUBLISHED)
 def test_the_parameters_of_the_published_specification_are_known(task: Task) -> None:
     published = getattr(huggingface_hub, PUBLISHED[task])
-    names = {each.name for each in dataclasses.fields(published)} - BESIDE
+    names = {field.name for field in dataclasses.fields(published)} - BESIDE
     assert names <= set(TASKS[task].parameters.model_fields)
 
 
 def test_so_are_those_of_generation_that_speech_has() -> None:
     published = huggingface_hub.AutomaticSpeechRecognitionGenerationParameters
-    names = {each.name for each in dataclasses.fields(published)}
+    names = {field.name for field in dataclasses.fields(published)}
     assert names <= set(SpeechGenerationParameters.model_fields)
 
 
@@ -283,7 +283,7 @@ def test_what_clients_send_unasked_is_taken(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         ("adapter_id", "own/lora", "should be null"),
         ("best_of", 2, "should be 1"),
@@ -295,14 +295,16 @@ def test_what_clients_send_unasked_is_taken(names: list[str]) -> None:
         ("watermark", True, "should be False"),
     ],
 )
-def test_what_only_another_server_can_do_is_refused(name: str, value: Any, told: str) -> None:
-    with pytest.raises(InvalidInput, match=rf"^parameters\.{name}: Input {told}: .*leave it out$"):
+def test_what_only_another_server_can_do_is_refused(name: str, value: Any, message: str) -> None:
+    with pytest.raises(
+        InvalidInput, match=rf"^parameters\.{name}: Input {message}: .*leave it out$"
+    ):
         parse_parameters(Task("text-generation"), {name: value})
 
 
 def test_stop_sequences_is_stop_by_its_other_name() -> None:
-    found = parse_parameters(Task("text-generation"), {"stop_sequences": ["."], "stop": []})
-    assert found == parse_parameters(Task("text-generation"), {"stop": ["."]})
+    parameters = parse_parameters(Task("text-generation"), {"stop_sequences": ["."], "stop": []})
+    assert parameters == parse_parameters(Task("text-generation"), {"stop": ["."]})
     with pytest.raises(InvalidInput, match="not both"):
         parse_parameters(Task("text-generation"), {"stop_sequences": ["."], "stop": [","]})
 
@@ -328,8 +330,8 @@ def test_no_message_names_what_it_refuses(task: Task, parameters: dict[str, Any]
     known = caught.value.message.partition("it knows: ")[2].split(", ")
     assert len(known) > 2
     for name in known:
-        given = {outer: {name: None}} if isinstance(value, dict) else {name: None}
-        parse_parameters(task, given)
+        known_alone = {outer: {name: None}} if isinstance(value, dict) else {name: None}
+        parse_parameters(task, known_alone)
         with suppress(InvalidInput):
             parse_parameters(task, {outer: {name: "x"}} if isinstance(value, dict) else {name: "x"})
             continue
@@ -340,11 +342,11 @@ def test_no_message_names_what_it_refuses(task: Task, parameters: dict[str, Any]
 
 def test_the_language_may_stand_with_the_parameters_of_generation() -> None:
     for place in ("generate_kwargs", "generation_parameters"):
-        found = parse_parameters(
+        parameters = parse_parameters(
             Task("automatic-speech-recognition"), {"language": "en", place: {"language": "ko"}}
         )
-        assert isinstance(found, SpeechParameters)
-        assert (found.named_language, found.named_task) == ("ko", None)
+        assert isinstance(parameters, SpeechParameters)
+        assert (parameters.named_language, parameters.named_task) == ("ko", None)
     outer = parse_parameters(
         Task("automatic-speech-recognition"),
         {"task": "translate", "generate_kwargs": {"language": None}},
@@ -362,7 +364,7 @@ def test_without_parameters_there_are_defaults_and_null_stands_for_them(task: Ta
 
 
 @pytest.mark.parametrize(
-    ("task", "parameters", "told"),
+    ("task", "parameters", "message"),
     [
         (
             Task("fill-mask"),
@@ -391,11 +393,13 @@ def test_without_parameters_there_are_defaults_and_null_stands_for_them(task: Ta
         ),
     ],
 )
-def test_wrong_parameters_are_named(task: Task, parameters: dict[str, Any], told: str) -> None:
-    with pytest.raises(InvalidInput, match=told):
+def test_wrong_parameters_are_named(task: Task, parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
         parse_parameters(task, parameters)
 
 
 def test_labels_may_come_in_one_string() -> None:
-    found = parse_parameters(Task("zero-shot-classification"), {"candidate_labels": "good, bad,"})
-    assert found == parse_parameters(Task("zero-shot-classification"), LABELS)
+    parameters = parse_parameters(
+        Task("zero-shot-classification"), {"candidate_labels": "good, bad,"}
+    )
+    assert parameters == parse_parameters(Task("zero-shot-classification"), LABELS)

@@ -127,7 +127,7 @@ WRAPPED = [
 @given(st.data())
 def test_any_table_has_a_line_a_row_and_a_place_a_cell(data: st.DataObject) -> None:
     width = data.draw(st.integers(2, 5))
-    wanted: list[list[list[str]]] = []
+    expected: list[list[list[str]]] = []
     page, count = "", 0
     for _ in range(data.draw(st.integers(1, 5))):
         cells: list[list[str]] = []
@@ -142,7 +142,7 @@ def test_any_table_has_a_line_a_row_and_a_place_a_cell(data: st.DataObject) -> N
             cells.append(words)
         page += "</tr>"
         if any(cells):
-            wanted.append(cells)
+            expected.append(cells)
     lines = text_of(f"<h1>top</h1><table>{page}</table><p>end").split("\n")
     assert (lines[0], lines[-1]) == ("top", "end")
     rows = [
@@ -150,7 +150,7 @@ def test_any_table_has_a_line_a_row_and_a_place_a_cell(data: st.DataObject) -> N
         for line in lines[1:-1]
         if line
     ]
-    assert rows == wanted
+    assert rows == expected
 
 
 BLOCKS = ["p", "div", "li", "td", "tr", "table", "h2", "pre", "dd", "blockquote", "th", "section"]
@@ -175,8 +175,8 @@ def trees(draw: st.DrawFn, depth: int = 4) -> tuple[str, list[str]]:
 @given(trees())
 def test_every_word_is_there_and_stands_alone(tree: tuple[str, list[str]]) -> None:
     page, words = tree
-    found = [word for word in text_of(page).split() if word not in ("|", "-")]
-    assert found == words
+    text_words = [word for word in text_of(page).split() if word not in ("|", "-")]
+    assert text_words == words
 
 
 # What is seen

@@ -61,8 +61,8 @@ def test_steps_have_names_of_their_own_and_modules_of_the_workers() -> None:
     assert len(names) == len(set(names))
     for step in step_types():
         module, _, name = step.handler.partition(":")
-        found = find_spec(module)
-        assert found is not None, step.handler
-        assert found.origin is not None
-        source = Path(found.origin).read_text(encoding="utf-8")
+        spec = find_spec(module)
+        assert spec is not None, step.handler
+        assert spec.origin is not None
+        source = Path(spec.origin).read_text(encoding="utf-8")
         assert re.search(rf"^({name} = |def {name}\()", source, re.MULTILINE), step.handler

@@ -257,9 +257,9 @@ def test_spaces_beside_quotes_are_no_text() -> None:
     ],
 )
 def test_a_column_of_one_type_is_stored_as_that(values: list[str], stored: list[object]) -> None:
-    found = column(values)
-    assert found == stored
-    assert [type(value) for value in found] == [type(value) for value in stored]
+    cells = column(values)
+    assert cells == stored
+    assert [type(value) for value in cells] == [type(value) for value in stored]
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,11 @@ def test_a_worker_is_not_stopped(port: int, caplog: pytest.LogCaptureFixture) ->
     assert [MODEL in record.getMessage() for record in caplog.records] == [True, True]
 
 
-async def _asked(port: int) -> Loading | None:
+async def _loading(port: int) -> Loading | None:
     retry = Retry(NoBackoff(), 0)
     async with redis.asyncio.Redis(host="127.0.0.1", port=port, retry=retry) as client:
         return await events.of(client, MODEL)
 
 
 def test_no_model_is_told_of(port: int) -> None:
-    assert asyncio.run(_asked(port)) is None
+    assert asyncio.run(_loading(port)) is None

@@ -38,8 +38,8 @@ def test_a_whole_description() -> None:
 
 
 def test_a_short_one() -> None:
-    found = read_modelfile("FROM llama3.2\nSYSTEM You are 상냥한 helper.\r\n")
-    assert found == Description(from_="llama3.2", system="You are 상냥한 helper.")
+    description = read_modelfile("FROM llama3.2\nSYSTEM You are 상냥한 helper.\r\n")
+    assert description == Description(from_="llama3.2", system="You are 상냥한 helper.")
     assert read_modelfile('SYSTEM """One line."""').system == "One line."
     assert read_modelfile('SYSTEM ""').system == ""
 

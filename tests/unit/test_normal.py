@@ -117,14 +117,12 @@ def test_names_are_one_document_in_every_form() -> None:
 def test_questions_filters_and_metadata_arrive_composed() -> None:
     where = {apart("부서"): apart("총무")}
     search = {"filter": where}
-    asked = RagInput.model_validate(
-        {"collection": "abc", "question": apart("왜"), "search": search}
-    )
-    sought = SearchInput.model_validate(
+    rag = RagInput.model_validate({"collection": "abc", "question": apart("왜"), "search": search})
+    query = SearchInput.model_validate(
         {"collection": "abc", "query": apart("왜"), "search": search}
     )
-    assert (asked.question, sought.query) == ("왜", "왜")
-    assert asked.search.filter == sought.search.filter == {"부서": "총무"}
+    assert (rag.question, query.query) == ("왜", "왜")
+    assert rag.search.filter == query.search.filter == {"부서": "총무"}
     sources = [{"type": "text", "text": "x"}]
     order = {"collection": "abc", "sources": sources, "metadata": where}
     assert IngestInput.model_validate(order).metadata == {"부서": "총무"}

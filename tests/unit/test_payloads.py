@@ -164,23 +164,23 @@ def test_the_pattern_is_one_that_json_schema_can_carry() -> None:
 
 
 def test_the_defaults_are_those_of_the_contract() -> None:
-    wanted = IngestInput.model_validate(INGEST)
+    payload = IngestInput.model_validate(INGEST)
 
-    assert (wanted.splitter.type, wanted.splitter.chunk_size) == (SplitterType.RECURSIVE, 1000)
-    assert wanted.splitter.chunk_overlap == 200
-    assert (wanted.on_existing, wanted.metadata, wanted.csv) == ("replace", {}, CsvOptions())
+    assert (payload.splitter.type, payload.splitter.chunk_size) == (SplitterType.RECURSIVE, 1000)
+    assert payload.splitter.chunk_overlap == 200
+    assert (payload.on_existing, payload.metadata, payload.csv) == ("replace", {}, CsvOptions())
     assert SearchInput(collection="handbook", query="q").k == 6
     assert RagInput(collection="handbook", question="q").model is None
     assert EmbedInput(texts=["a"]).model is None
 
 
 def test_metadata_keeps_the_types_of_its_values() -> None:
-    given_ = {"bool": True, "int": 1, "float": 1.0, "text": "1", "big": 2**63 - 1}
+    metadata = {"bool": True, "int": 1, "float": 1.0, "text": "1", "big": 2**63 - 1}
 
-    found = IngestInput.model_validate(INGEST | {"metadata": given_}).metadata
+    kept = IngestInput.model_validate(INGEST | {"metadata": metadata}).metadata
 
-    assert [type(value) for value in found.values()] == [bool, int, float, str, int]
-    assert found == given_
+    assert [type(value) for value in kept.values()] == [bool, int, float, str, int]
+    assert kept == metadata
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,10 @@ def test_an_overlap_is_at_most_half_of_its_chunk(size: int, overlap: int) -> Non
 
 
 def test_shapes_are_frozen() -> None:
-    wanted = EraseInput(collection="handbook")
+    payload = EraseInput(collection="handbook")
 
     with pytest.raises(ValidationError, match="frozen"):
-        wanted.collection = "another"  # type: ignore[misc]
+        payload.collection = "another"  # type: ignore[misc]
 
 
 def test_results_refuse_fields_that_the_contract_does_not_have() -> None:

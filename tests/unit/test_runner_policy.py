@@ -37,10 +37,10 @@ def test_delays_grow_until_the_cap_and_are_not_all_alike() -> None:
     of = settings(retry_base_s=1, retry_cap_s=60)
     drawn = [[retry.backoff_s(of, attempt) for _ in range(200)] for attempt in range(1, 12)]
 
-    means = [mean(each) for each in drawn]
+    means = [mean(delays) for delays in drawn]
     assert all(later > earlier for earlier, later in pairwise(means[:6]))
-    assert all(max(each) <= 60 for each in drawn)
-    assert all(len(set(each)) > 100 for each in drawn)
+    assert all(max(delays) <= 60 for delays in drawn)
+    assert all(len(set(delays)) > 100 for delays in drawn)
     # The ranges of neighbours touch and do not overlap: a retry never comes sooner than the last.
     assert all(max(earlier) <= min(later) for earlier, later in pairwise(drawn[:6]))
 

@@ -169,11 +169,11 @@ x
 
 
 def test_markdown_headings_and_their_paths() -> None:
-    found = [
+    sections = [
         (MARKDOWN[section.start : section.end].split("\n")[0], section.heading)
         for section in markdown.sections(MARKDOWN)
     ]
-    assert found == [
+    assert sections == [
         ("---", None),
         ("# Guide #", "Guide > Install"),
         ("Use", "Use"),
@@ -193,8 +193,8 @@ def test_markdown_pieces_carry_their_heading() -> None:
 
 @given(TEXTS)
 def test_markdown_sections_are_the_whole_text(text: str) -> None:
-    found = list(markdown.sections(text))
-    assert "".join(text[section.start : section.end] for section in found) == text
+    sections = list(markdown.sections(text))
+    assert "".join(text[section.start : section.end] for section in sections) == text
 
 
 def headings_of(text: str) -> list[str]:
@@ -293,8 +293,8 @@ def test_headings_are_those_of_commonmark(text: str) -> None:
     starts = {text.count("\n", 0, section.start) for section in markdown.sections(text)}
     # A heading with nothing under it begins no section of its own; the first one of several does.
     assert starts - {0} <= set(expected)
-    found = [text.count("\n", 0, heading.start) for heading in markdown.headings(text)]
-    assert found == expected
+    lines = [text.count("\n", 0, heading.start) for heading in markdown.headings(text)]
+    assert lines == expected
 
 
 # Bounds

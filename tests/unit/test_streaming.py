@@ -32,7 +32,7 @@ def items_of(events: Sequence[Event], *, is_whole: bool) -> list[StreamItem]:
 def texts(events: Sequence[Event], *, is_whole: bool = True) -> list[str]:
     *before, last = items_of(events, is_whole=is_whole)
     assert isinstance(last, Job)
-    return [each.text for each in before if isinstance(each, TextPiece)]
+    return [piece.text for piece in before if isinstance(piece, TextPiece)]
 
 
 def test_pieces_come_as_they_are_told() -> None:

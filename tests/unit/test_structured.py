@@ -224,14 +224,14 @@ def test_models_are_told_the_schema() -> None:
 
 
 def test_the_repair_round_shows_the_answer_and_the_problem() -> None:
-    asked = [Message(role=Role.USER, content="Seoul?")]
+    messages = [Message(role=Role.USER, content="Seoul?")]
     problem = refusal(WRITTEN[:-1], CITY)
-    repair = repair_messages(asked, WRITTEN[:-1], problem)
-    assert repair[:1] == asked
+    repair = repair_messages(messages, WRITTEN[:-1], problem)
+    assert repair[:1] == messages
     assert (repair[1].role, repair[1].content) == (Role.ASSISTANT, WRITTEN[:-1])
     assert repair[2].role == Role.USER
     assert problem in repair[2].content
-    assert repair_messages(asked, "", problem)[1].content
+    assert repair_messages(messages, "", problem)[1].content
 
 
 def doubling(levels: int) -> dict[str, Any]:

@@ -157,11 +157,11 @@ TOOL = Tool(name="add", description="Adds 한", parameters={"type": "object", "p
 
 
 def test_tools_are_described_in_the_hermes_format() -> None:
-    told = describe([TOOL, TOOL])
-    listed = told.partition("<tools>\n")[2].partition("\n</tools>")[0].split("\n")
+    description = describe([TOOL, TOOL])
+    listed = description.partition("<tools>\n")[2].partition("\n</tools>")[0].split("\n")
     assert [json.loads(line)["function"]["name"] for line in listed] == ["add", "add"]
-    assert "Adds 한" in told
-    assert "<tool_call>" in told
+    assert "Adds 한" in description
+    assert "<tool_call>" in description
 
 
 def test_calls_and_results_become_text() -> None:

@@ -44,7 +44,7 @@ def test_every_built_in_tool_is_described_by_a_json_schema() -> None:
         Draft202012Validator.check_schema(tool.parameters)
         assert tool.parameters["type"] == "object"
         assert tool.description
-        assert all("title" not in each for each in tool.parameters["properties"].values())
+        assert all("title" not in parameter for parameter in tool.parameters["properties"].values())
     assert tools([]) == ()
 
 
