@@ -191,7 +191,7 @@ def _run(app: Celery, settings: Settings, name: str, lists: list[str]) -> int:
 
 def _beat(settings: Settings, arguments: argparse.Namespace) -> int:
     """The sweeper, in threads of its own; and beside it webhooks, in the threads of a worker."""
-    from workers.sweep.sweep import Sweeper
+    from workers.sweep import Sweeper
 
     patience = {"database_lock_timeout_s": settings.sweep_lock_timeout_s}
     slow = Process(settings.model_copy(update=patience), arguments.name)

@@ -27,8 +27,8 @@ from cli.terminal.output import (
     write_text,
 )
 from sluice import Advance, Client, Job, StreamItem, TextPiece, ToolRun, WaitTimeout
+from sluice.events import OnReason, by_line
 from sluice.ingest import Phase
-from sluice.waiting import OnReason, by_line
 
 BYTES = "bytes"
 _LINE_EVERY_S = 10.0

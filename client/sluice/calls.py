@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar
 from urllib.parse import quote
 
 from sluice.errors import InvalidInput, NotFound, SluiceError
-from sluice.events import EventReader, StreamItem, follow
+from sluice.events import EventReader, OnReason, StreamItem, by_line, follow, report_reasons
 from sluice.inputs import create_input, delete_input, pull_input
 from sluice.shapes import (
     Chunk,
@@ -38,7 +38,6 @@ from sluice.shapes import (
     Worker,
 )
 from sluice.transport import Background, Transport
-from sluice.waiting import OnReason, by_line, report_reasons
 
 PAGE_ITEMS = 100
 UNNAMED = "input"

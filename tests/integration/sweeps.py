@@ -4,7 +4,7 @@ from sqlalchemy import text
 
 from workers.app import CPU_QUEUES, handlers_of
 from workers.attempts.process import Process
-from workers.sweep.sweep import Sweeper
+from workers.sweep import Sweeper
 
 
 def sweep(process: Process) -> None:

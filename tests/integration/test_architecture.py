@@ -34,7 +34,7 @@ def test_check_passes(name: str) -> None:
         ("sluice", ("sqlalchemy", "celery", "workers", "api", "cli", "shared")),
         ("workers.generation.chat", ("torch", "transformers", "chromadb")),
         ("workers.ingest.steps", ("torch", "transformers", "chromadb")),
-        ("workers.sweep.sweep", ("torch", "transformers", "chromadb")),
+        ("workers.sweep", ("torch", "transformers", "chromadb")),
     ],
 )
 def test_importing_a_part_loads_nothing_that_it_must_not_have(

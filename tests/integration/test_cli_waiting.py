@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import run
-from sluice import ApiError, Client, Retries, WaitTimeout, waiting
+from sluice import ApiError, Client, Retries, WaitTimeout, events
 from tests.integration.cli_process import document
 from tests.integration.fake_api import State, serving
 from tests.integration.terminal import on_terminal
@@ -31,7 +31,7 @@ def url(state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         monkeypatch.setenv("SLUICE_URL", url)
         monkeypatch.setenv("SLUICE_HOME", str(tmp_path / "home"))
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(waiting, "FIRST_PAUSE_S", 0.02)
+        monkeypatch.setattr(events, "FIRST_PAUSE_S", 0.02)
         (tmp_path / "a.md").write_text("# a")
         yield url
 

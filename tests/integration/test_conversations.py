@@ -37,7 +37,7 @@ from tests.integration.workbench import (
 from tests.wire.behaviour import Wire
 from workers.attempts.process import Process
 from workers.attempts.runner import run
-from workers.sweep.sweep import Sweeper
+from workers.sweep import Sweeper
 
 
 @pytest.fixture

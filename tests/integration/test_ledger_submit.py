@@ -36,7 +36,7 @@ from tests.servers import Server, start_redis
 from workers.app import CPU_QUEUES, handlers_of
 from workers.attempts.context import Context, Done
 from workers.attempts.process import Process
-from workers.sweep.sweep import Sweeper
+from workers.sweep import Sweeper
 
 
 def asked(**fields: Any) -> NewJob:

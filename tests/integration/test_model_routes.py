@@ -17,8 +17,8 @@ from shared.vocabulary import Queue
 from tests.integration.talking import say
 from tests.integration.workbench import claim, handlers, job_of, make_process, submit
 from workers.attempts.process import Process
-from workers.sweep.rounds import Round
-from workers.sweep.sweep import fail_unserved
+from workers.rounds import Round
+from workers.sweep import fail_unserved
 
 
 @pytest.mark.parametrize(

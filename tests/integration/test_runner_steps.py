@@ -35,6 +35,7 @@ from tests.integration.workbench import (
 )
 from tests.waiting import until
 from workers.attempts.context import Context, Done, Handler
+from workers.attempts.heartbeat import heartbeats_of
 from workers.attempts.process import Process
 from workers.attempts.runner import conclude_all, run, run_next
 
@@ -368,7 +369,9 @@ def test_a_commit_whose_answer_is_lost_keeps_the_result(process: Process, togeth
         handler = Handler(run=work)
         with ExitStack() as stack:
             contexts = [Context(process, claimed(process)) for _ in job_ids]
-            running = [stack.enter_context(process.heartbeats.during(each)) for each in contexts]
+            running = [
+                stack.enter_context(heartbeats_of(process).during(each)) for each in contexts
+            ]
             conclude_all(
                 process, handler, [(heartbeat, work(heartbeat.context)) for heartbeat in running]
             )

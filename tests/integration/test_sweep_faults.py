@@ -32,8 +32,8 @@ from workers.app import CPU_QUEUES, GENERATE_QUEUES, failure_handlers, handlers_
 from workers.attempts.process import Process
 from workers.ingest.erasure import Garbage
 from workers.retrieval.store import store_of
-from workers.sweep.rounds import Round
-from workers.sweep.sweep import TABLES, Sweeper, end_overdue, take_back
+from workers.rounds import Round
+from workers.sweep import TABLES, Sweeper, end_overdue, take_back
 
 ENDED = "UPDATE steps SET lease_until = now() - interval '1 s' WHERE state = 'running'"
 DEEP = "repeat('[', 1000) || repeat(']', 1000)"

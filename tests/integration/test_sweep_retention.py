@@ -32,7 +32,7 @@ from workers.app import CPU_QUEUES, handlers_of
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.retrieval.store import Entry, store_of
-from workers.sweep.sweep import Sweeper
+from workers.sweep import Sweeper
 
 OLD = "now() - interval '40 days'"
 

@@ -28,7 +28,7 @@ from tests.integration.workbench import (
 )
 from workers.app import CPU_QUEUES, handlers_of
 from workers.attempts.process import Process
-from workers.sweep.sweep import LOCK, Sweeper
+from workers.sweep import LOCK, Sweeper
 
 
 def test_a_job_that_runs_too_long_fails_as_a_timeout(process: Process) -> None:

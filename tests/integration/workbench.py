@@ -25,8 +25,8 @@ from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import Handlers, run_next
 from workers.retrieval.embed import Embedders, make_embedders
-from workers.sweep.rounds import Round
-from workers.sweep.sweep import take_back
+from workers.rounds import Round
+from workers.sweep import take_back
 
 PATIENCE_S = 120
 ROUTES = ("extractive", "ollama", "openai")

@@ -1,27 +1,23 @@
 """What a step's handler is given, what it gives back, and where results go."""
 
+import io
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
-
-from shared.database.transaction import Transaction
-from shared.errors import Cancelled
-from shared.jobs.claims import Claim
-from shared.jobs.steps import Finish, NewStep, Record
-from shared.redis.events import Event, EventType
-
-if TYPE_CHECKING:
-    from workers.attempts.process import Process  # which holds the heartbeats, which know contexts
-import io
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 from uuid import UUID
 
 from shared.bounds import EncodedJson, to_json
 from shared.config import Settings
+from shared.database.transaction import Transaction
+from shared.errors import Cancelled
 from shared.files import make_storage
 from shared.jobs import jobs
+from shared.jobs.claims import Claim
+from shared.jobs.steps import Finish, NewStep, Record
+from shared.redis.events import Event, EventType
+from workers.attempts.process import Process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +39,7 @@ class Done:
 class Context:
     """One running attempt, as its handler sees it."""
 
-    def __init__(self, process: "Process", claim: Claim) -> None:
+    def __init__(self, process: Process, claim: Claim) -> None:
         self.process = process
         self.claim = claim
         self.stop = threading.Event()

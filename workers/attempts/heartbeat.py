@@ -23,6 +23,7 @@ from shared.jobs import steps
 from shared.jobs.steps import Lease
 from shared.vocabulary import Queue
 from workers.attempts.context import Context
+from workers.attempts.process import Process
 
 log = logging.getLogger(__name__)
 
@@ -142,3 +143,11 @@ class Heartbeats:
                 "is not extended any more",
                 claim.step_id, claim.name, limit_s, setting, silent_s,
             )  # fmt: skip
+
+
+def heartbeats_of(process: Process) -> Heartbeats:
+    return process.held(_heartbeats)
+
+
+def _heartbeats(process: Process) -> Heartbeats:
+    return Heartbeats(process.settings, process.ledger)

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from shared.config import Settings
 from shared.database.transaction import Ledger, make_ledger
 from shared.files import Storage, make_storage
-from workers.attempts.heartbeat import Heartbeats
 
 T = TypeVar("T")
 
@@ -37,10 +36,6 @@ class Process:
     @cached_property
     def ledger(self) -> Ledger:
         return make_ledger(self.settings)
-
-    @cached_property
-    def heartbeats(self) -> Heartbeats:
-        return Heartbeats(self.settings, self.ledger)
 
     @cached_property
     def storage(self) -> Storage:

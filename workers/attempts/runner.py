@@ -20,7 +20,7 @@ from shared.errors import Cancelled, Permanent, Retryable, SluiceError
 from shared.jobs import claims, jobs, steps
 from shared.jobs.claims import Claim
 from workers.attempts.context import Context, Done, Handler, RunBatch, finish_of, prepared
-from workers.attempts.heartbeat import Heartbeat
+from workers.attempts.heartbeat import Heartbeat, heartbeats_of
 from workers.attempts.process import Process
 from workers.attempts.retry import message_of, settle_failure
 
@@ -72,7 +72,7 @@ def run_batch(process: Process, run: RunBatch, batch: Sequence[Claim], conclude:
         running = {}
         for claim in batch:
             context = Context(process, claim)
-            running[context] = stack.enter_context(process.heartbeats.during(context))
+            running[context] = stack.enter_context(heartbeats_of(process).during(context))
         ledger = _Settlement(running, conclude)
         try:
             run(list(running), ledger)
@@ -164,7 +164,7 @@ def run(process: Process, handlers: Handlers, claim: Claim) -> None:
     """Run a claimed step to its record, whatever happens in it."""
     context = Context(process, claim)
     handler = handlers.get(claim.name)
-    with process.heartbeats.during(context) as heartbeat:
+    with heartbeats_of(process).during(context) as heartbeat:
         outcome: Done | Exception
         try:
             if handler is None or handler.run is None:

@@ -18,7 +18,7 @@ from shared.tables import Collection, Version
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.retrieval.store import store_of
-from workers.sweep.rounds import Item, Round
+from workers.rounds import Item, Round
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from workers.attempts.process import Process
 from workers.attempts.retry import lost_worker, settle_failure
 from workers.attempts.runner import Handlers
 from workers.ingest.erasure import Garbage, StrayVectors
-from workers.sweep.rounds import Item, Round
+from workers.rounds import Item, Round
 
 # Looks for rows that hold what Sluice never writes: dates beyond the calendar, JSON too deep.
 #
