@@ -41,9 +41,9 @@ def claim(ledger: Ledger) -> Callable[[str], Claim]:
 
     def start(queue: str) -> Claim:
         with ledger.begin() as session:
-            found = claims.claim(session, queue, worker="a test", lease_s=60)
-        assert found is not None, f"nothing to claim in {queue}"
-        return found
+            next_claim = claims.claim(session, queue, worker="a test", lease_s=60)
+        assert next_claim is not None, f"nothing to claim in {queue}"
+        return next_claim
 
     return start
 
@@ -53,10 +53,10 @@ def finish(ledger: Ledger, claim: Callable[[str], Claim]) -> Finish:
     """Run the next step of a queue to its end, with this result."""
 
     def run(queue: str, result: dict[str, Any]) -> Claim:
-        found = claim(queue)
+        next_claim = claim(queue)
         with ledger.begin() as session:
-            assert steps.succeed(session, found, result=result)
-        return found
+            assert steps.succeed(session, next_claim, result=result)
+        return next_claim
 
     return run
 

@@ -35,8 +35,8 @@ def document() -> dict[str, Any]:
         database_url=SecretStr("postgresql://nobody@127.0.0.1:1/none"),
         redis_url=SecretStr("redis://127.0.0.1:1"),
     )
-    found: dict[str, Any] = create_app(settings).openapi()
-    return found
+    openapi: dict[str, Any] = create_app(settings).openapi()
+    return openapi
 
 
 def operation(method: str, path: str) -> dict[str, Any] | None:
@@ -44,8 +44,8 @@ def operation(method: str, path: str) -> dict[str, Any] | None:
     for template, operations in _by_detail():
         pattern = re.sub(r"\{[^}]*\}", "[^/]+" if "reference" not in template else ".+", template)
         if re.fullmatch(pattern, path) and method.lower() in operations:
-            found: dict[str, Any] = operations[method.lower()]
-            return found
+            description: dict[str, Any] = operations[method.lower()]
+            return description
     return None
 
 
@@ -80,7 +80,11 @@ def wrong_request(
     spoken: Mapping[str, Any], query: str, content_type: str, body: bytes
 ) -> list[str]:
     """Its query and its body."""
-    names = {each["name"]: each for each in spoken.get("parameters", ()) if each["in"] == "query"}
+    names = {
+        parameter["name"]: parameter
+        for parameter in spoken.get("parameters", ())
+        if parameter["in"] == "query"
+    }
     errors = []
     for name, text in parse_qsl(query):
         if name not in names:
@@ -150,7 +154,7 @@ class Checked:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        taken, given = bytearray(), bytearray()
+        request_body, answer_body = bytearray(), bytearray()
         start: Message = {}
         done = {"request": False, "answer": False, "left": False}
 
@@ -159,7 +163,7 @@ class Checked:
             if message["type"] == "http.disconnect" and not done["request"]:
                 done["left"] = True
             if message["type"] == "http.request":
-                taken.extend(message.get("body", b""))
+                request_body.extend(message.get("body", b""))
                 done["request"] = not message.get("more_body", False)
             return message
 
@@ -167,7 +171,7 @@ class Checked:
             if message["type"] == "http.response.start":
                 start.update(message)
             else:
-                given.extend(message.get("body", b""))
+                answer_body.extend(message.get("body", b""))
                 done["answer"] = not message.get("more_body", False)
             await send(message)
 
@@ -178,7 +182,12 @@ class Checked:
             if start and OFF_CONTRACT not in headers and not done.pop("left"):
                 try:
                     self._compare(
-                        scope, bytes(taken), start["status"], headers, bytes(given), **done
+                        scope,
+                        bytes(request_body),
+                        start["status"],
+                        headers,
+                        bytes(answer_body),
+                        **done,
                     )
                 except Exception as error:  # uvicorn would close the connection, and say nothing
                     self.violations.append(f"{scope['method']} {scope['path']}: {error!r}")
@@ -186,10 +195,10 @@ class Checked:
     def _compare(
         self,
         scope: Scope,
-        taken: bytes,
+        request_body: bytes,
         status: int,
         headers: Mapping[bytes, bytes],
-        given: bytes,
+        answer_body: bytes,
         *,
         request: bool,
         answer: bool,
@@ -199,9 +208,9 @@ class Checked:
         errors = [] if spoken else ["the API has no such route"]
         if spoken and request and status < 400:
             query = scope["query_string"].decode()
-            errors += wrong_request(spoken, query, _type(dict(scope["headers"])), taken)
+            errors += wrong_request(spoken, query, _type(dict(scope["headers"])), request_body)
         if spoken and answer:
-            errors += wrong_answer(spoken, status, _type(headers), given)
+            errors += wrong_answer(spoken, status, _type(headers), answer_body)
         self.violations += [f"{method} {path} -> {status}: {error}" for error in errors]
 
 

@@ -92,10 +92,10 @@ class State:
 def make_app(state: State) -> FastAPI:
     def note(request: Request) -> None:
         state.requests.append((request.method, request.url.path))
-        wanted = f"Bearer {state.api_key}"
+        authorization = f"Bearer {state.api_key}"
         if request.url.path in ("/healthz", "/readyz"):
             return
-        if state.api_key and request.headers.get("Authorization") != wanted:
+        if state.api_key and request.headers.get("Authorization") != authorization:
             raise HTTPException(401, "Send a valid API key.")
 
     app = FastAPI(dependencies=[Depends(note)])
@@ -188,8 +188,8 @@ def make_app(state: State) -> FastAPI:
 
     @app.get("/v1/collections/{name}/documents")
     def documents(name: str, limit: int, cursor: int = 0) -> Response:
-        found = state.documents or [make_document(name, number) for number in range(3)]
-        return page(found, limit, cursor)
+        items = state.documents or [make_document(name, number) for number in range(3)]
+        return page(items, limit, cursor)
 
     @app.get("/v1/documents/{document_id}")
     def document(document_id: str) -> Response:
@@ -197,9 +197,9 @@ def make_app(state: State) -> FastAPI:
 
     @app.get("/v1/files")
     def files_by_hash(request: Request) -> Response:
-        wanted = set(request.query_params.getlist("sha256"))
-        found = [file for file in state.files.values() if file["sha256"] in wanted]
-        return JSONResponse({"items": found})
+        hashes = set(request.query_params.getlist("sha256"))
+        items = [file for file in state.files.values() if file["sha256"] in hashes]
+        return JSONResponse({"items": items})
 
     @app.post("/v1/files")
     async def upload(request: Request) -> Response:
@@ -241,8 +241,8 @@ def make_app(state: State) -> FastAPI:
         made = {"job": state.jobs, "conversation": state.conversations}.get(type, {})
         known = [*made, *state.prefixed.get(type, [])]
         digits = prefix.replace("-", "").lower()
-        found = [each for each in known if each.replace("-", "").startswith(digits)]
-        return JSONResponse({"items": [{"id": each} for each in found[:10]]})
+        matches = [id_ for id_ in known if id_.replace("-", "").startswith(digits)]
+        return JSONResponse({"items": [{"id": id_} for id_ in matches[:10]]})
 
     @app.get("/v1/workers")
     def workers() -> Response:
@@ -294,8 +294,8 @@ def make_app(state: State) -> FastAPI:
 
     @app.get("/v1/conversations/{conversation_id}")
     def conversation(conversation_id: str) -> Response:
-        found = state.conversations.get(conversation_id)
-        return missing(conversation_id) if found is None else JSONResponse(found)
+        stored = state.conversations.get(conversation_id)
+        return missing(conversation_id) if stored is None else JSONResponse(stored)
 
     @app.get("/v1/conversations/{conversation_id}/messages")
     def list_messages(conversation_id: str) -> Response:
@@ -355,7 +355,7 @@ def stream(state: State, job_id: str, last: str | None) -> Iterator[bytes]:
             state.dropped_streams -= 1
             raise ConnectionError("dropped on purpose")
     if state.script:
-        yield from told(state, job_id, last)
+        yield from script_from(state, job_id, last)
     else:
         yield b'id: 2-0\nevent: progress\ndata: {"done": 1, "total": 2, "unit": "documents"}\n\n'
     while state.outcome == "running" and state.jobs[job_id]["state"] != "cancelled":
@@ -365,7 +365,7 @@ def stream(state: State, job_id: str, last: str | None) -> Iterator[bytes]:
     yield f"id: 3-0\nevent: end\ndata: {data}\n\n".encode()
 
 
-def told(state: State, job_id: str, last: str | None) -> Iterator[bytes]:
+def script_from(state: State, job_id: str, last: str | None) -> Iterator[bytes]:
     """The script from where the client has it; ids are the number of the event."""
     first = int(last.partition("-")[0]) - 9 if last and last != "1-0" else 0
     cut = state.cuts.pop(0) if state.cuts else None

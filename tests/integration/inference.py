@@ -15,7 +15,7 @@ from shared.tables import Job
 
 MODEL = "owner/model"
 URL = f"/models/{MODEL}"
-ASKED = {"inputs": "A text."}
+BODY = {"inputs": "A text."}
 SUMMARY = [{"summary_text": "We open at nine."}]
 
 
@@ -33,9 +33,9 @@ class Worker:
         """The step of the job that a call has submitted."""
         while True:
             with self.ledger.begin() as session:
-                found = claims.claim(session, "hf", worker="a test", lease_s=60)
-            if found is not None:
-                return found
+                claim = claims.claim(session, "hf", worker="a test", lease_s=60)
+            if claim is not None:
+                return claim
             assert not call.done(), f"no job was submitted: {call.result()}"
 
     def succeed(self, claim: Claim, result: Any, **notes: Any) -> None:

@@ -45,12 +45,12 @@ def order(
     texts: Mapping[str, str] | Sequence[tuple[str, str]],
     *,
     fields: Mapping[str, Any] | None = None,
-    **wanted: Any,
+    **options: Any,
 ) -> UUID:
     """Submit an ingest job of inline texts; pairs where a name is to come twice."""
     pairs = texts.items() if isinstance(texts, Mapping) else texts
     sources = [{"type": "text", "name": name, "text": text_} for name, text_ in pairs]
-    return order_sources(process, collection, sources, fields=fields, **wanted)
+    return order_sources(process, collection, sources, fields=fields, **options)
 
 
 def order_sources(
@@ -59,9 +59,9 @@ def order_sources(
     sources: list[dict[str, Any]],
     *,
     fields: Mapping[str, Any] | None = None,
-    **wanted: Any,
+    **options: Any,
 ) -> UUID:
-    settings = {"collection": collection, "sources": sources, "splitter": SMALL_PIECES} | wanted
+    settings = {"collection": collection, "sources": sources, "splitter": SMALL_PIECES} | options
     input_ = IngestInput.model_validate(settings).model_dump(mode="json")
     return submit(process, kinds.INGEST, input_, **(fields or {}))
 
@@ -73,21 +73,21 @@ def upload(process: Process, name: str, data: bytes, content_type: str | None = 
 
 
 def ingest(
-    process: Process, collection: str, texts: Any, **wanted: Any
+    process: Process, collection: str, texts: Any, **options: Any
 ) -> tuple[dict[str, int], Job]:
     """Ingest to the end; returns the counts of documents by outcome (zeros left out), the job."""
-    job_id = order(process, collection, texts, **wanted)
+    job_id = order(process, collection, texts, **options)
     drain(process)
     return counts(process, job_id), job_of(process, job_id)
 
 
 def ingest_files(
-    process: Process, collection: str, uploads: dict[str, bytes], **wanted: Any
+    process: Process, collection: str, uploads: dict[str, bytes], **options: Any
 ) -> dict[str, int]:
     sources = [
         {"type": "file", "file_id": upload(process, name, data)} for name, data in uploads.items()
     ]
-    job_id = order_sources(process, collection, sources, **wanted)
+    job_id = order_sources(process, collection, sources, **options)
     drain(process)
     return counts(process, job_id)
 
@@ -104,9 +104,9 @@ def counts(process: Process, job_id: UUID) -> dict[str, int]:
     return {name: n for name, n in job.result["documents"].items() if n}
 
 
-def search(process: Process, collection: str, query: str, **wanted: Any) -> list[Hit]:
+def search(process: Process, collection: str, query: str, **options: Any) -> list[Hit]:
     """The hits of a search job."""
-    input_ = SearchInput(collection=collection, query=query, **wanted).model_dump(mode="json")
+    input_ = SearchInput(collection=collection, query=query, **options).model_dump(mode="json")
     job_id = submit(process, kinds.SEARCH, input_, lane=Lane.INTERACTIVE)
     while job_of(process, job_id).state in OPEN:
         run_next(process, handlers(), Queue.QUERY.value)
@@ -119,24 +119,24 @@ def search(process: Process, collection: str, query: str, **wanted: Any) -> list
 def live_texts(process: Process, collection: str) -> dict[str, list[str]]:
     """Source -> the texts of its chunks, as the document list gives them."""
     with process.ledger.read() as session:
-        found = collections.get(session, collection)
-        listed = documents.page(session, found.id, limit=1000, after=None)
+        owner = collections.get(session, collection)
+        listed = documents.page(session, owner.id, limit=1000, after=None)
         return {
-            each.source: [
+            document.source: [
                 chunk.text
-                for chunk in documents.chunk_page(session, each.id, limit=100_000, after=None)
+                for chunk in documents.chunk_page(session, document.id, limit=100_000, after=None)
             ]
-            for each in listed
+            for document in listed
         }
 
 
 def document_id(process: Process, collection: str, source: str) -> UUID:
     with process.ledger.read() as session:
-        found = collections.get(session, collection)
+        owner = collections.get(session, collection)
         (id_,) = [
-            each.id
-            for each in documents.page(session, found.id, limit=1000, after=None)
-            if each.source == source
+            document.id
+            for document in documents.page(session, owner.id, limit=1000, after=None)
+            if document.source == source
         ]
         return id_
 

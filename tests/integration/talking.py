@@ -29,8 +29,8 @@ def say_all(process: Process, messages: Sequence[dict[str, Any]], **fields: Any)
     own = {
         name: fields.pop(name) for name in ("lane", "timeout_s", "max_attempts") if name in fields
     }
-    asked = {"model": MODEL, "messages": list(messages), "conversation_id": talk} | fields
-    input_ = ChatInput.model_validate(asked).model_dump(mode="json")
+    fields_of_input = {"model": MODEL, "messages": list(messages), "conversation_id": talk} | fields
+    input_ = ChatInput.model_validate(fields_of_input).model_dump(mode="json")
     return submit(process, kinds.CHAT, input_, conversation_id=talk, **own)
 
 

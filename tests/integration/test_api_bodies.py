@@ -37,9 +37,9 @@ from tests.integration.answers import EMBED, problem
 def test_a_wrong_body_is_422_with_the_field_and_the_remedy(
     api: httpx.Client, body: dict[str, Any], field: str, says: str
 ) -> None:
-    found = problem(api.post("/v1/jobs", json=body), 422)
+    answer = problem(api.post("/v1/jobs", json=body), 422)
 
-    assert any(e["field"] == field and says in e["message"] for e in found["errors"]), found
+    assert any(e["field"] == field and says in e["message"] for e in answer["errors"]), answer
     assert api.get("/v1/jobs").json()["items"] == []
 
 
@@ -79,9 +79,9 @@ def test_what_is_not_storable_json_is_refused(
 ) -> None:
     headers = {"Content-Type": "application/json"}
 
-    found = problem(api.post("/v1/jobs", content=content, headers=headers), status)
+    answer = problem(api.post("/v1/jobs", content=content, headers=headers), status)
 
-    assert says in found["detail"]
+    assert says in answer["detail"]
 
 
 def test_an_escaped_backslash_before_u0000_is_no_nul(api: httpx.Client) -> None:
@@ -97,6 +97,6 @@ def test_an_escaped_backslash_before_u0000_is_no_nul(api: httpx.Client) -> None:
 def test_another_content_type_is_415(api: httpx.Client, content_type: str | None) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
 
-    found = problem(api.post("/v1/jobs", content=b"{}", headers=headers), 415)
+    answer = problem(api.post("/v1/jobs", content=b"{}", headers=headers), 415)
 
-    assert "application/json" in found["detail"]
+    assert "application/json" in answer["detail"]

@@ -27,9 +27,9 @@ JSON = {"Content-Type": "application/json"}
 def test_a_value_that_would_poison_is_refused_and_lists_go_on(
     api: httpx.Client, fields: dict[str, Any]
 ) -> None:
-    found = problem(api.post("/v1/jobs", json=EMBED | fields), 422)
+    answer = problem(api.post("/v1/jobs", json=EMBED | fields), 422)
 
-    assert found["errors"][0]["field"].startswith(next(iter(fields)))
+    assert answer["errors"][0]["field"].startswith(next(iter(fields)))
     assert api.get("/v1/jobs").json()["items"] == []
     problem(api.post("/v1/jobs/batch", json={"jobs": [EMBED, EMBED | fields]}), 422)
     assert api.get("/v1/jobs").json()["items"] == []

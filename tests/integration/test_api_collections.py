@@ -75,9 +75,9 @@ class TestCollections:
             problem(answer, 404)
 
     def test_a_bad_spec_is_422(self, api: httpx.Client) -> None:
-        found = problem(api.put("/v1/collections/abc", json={"dimensions": 3}), 422)
+        answer = problem(api.put("/v1/collections/abc", json={"dimensions": 3}), 422)
 
-        assert found["errors"][0]["field"] == "dimensions"
+        assert answer["errors"][0]["field"] == "dimensions"
 
     def test_the_list_goes_by_name_in_pages(self, api: httpx.Client) -> None:
         for name in ("ccc", "aaa", "bbb"):
@@ -94,9 +94,9 @@ class TestCollections:
         put_document(ledger, "a.md", 2)
         put_document(ledger, "b.md", 3)
 
-        found = api.get(f"/v1/collections/{handbook}").json()
+        view = api.get(f"/v1/collections/{handbook}").json()
 
-        assert (found["documents"], found["chunks"]) == (2, 5)
+        assert (view["documents"], view["chunks"]) == (2, 5)
 
 
 class TestDocuments:

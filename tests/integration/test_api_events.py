@@ -93,10 +93,10 @@ def test_an_ended_job_gets_its_end_at_once_and_then_204(
         if lose:
             with Redis.from_url(redis_url) as redis:
                 redis.flushall()
-        found = list(follow(job_id))
-        assert [event for _, event, _ in found][-1] == "end"
-        assert found[-1][2]["result"] == {"model": "m"}
-        assert follow(job_id, found[-1][0]).response.status_code == 204
+        received = list(follow(job_id))
+        assert [event for _, event, _ in received][-1] == "end"
+        assert received[-1][2]["result"] == {"model": "m"}
+        assert follow(job_id, received[-1][0]).response.status_code == 204
 
 
 def test_what_redis_lost_comes_from_postgres(

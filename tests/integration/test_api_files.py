@@ -44,9 +44,9 @@ def test_curl_sends_a_korean_name(api: httpx.Client, tmp_path: Path) -> None:
         check=True,
     )
 
-    found = api.get("/v1/files", params={"sha256": sha256("본문".encode()).hexdigest()}).json()
+    answer = api.get("/v1/files", params={"sha256": sha256("본문".encode()).hexdigest()}).json()
 
-    assert [file["name"] for file in found["items"]] == ["안내문.txt"]
+    assert [file["name"] for file in answer["items"]] == ["안내문.txt"]
 
 
 def test_files_are_found_by_their_hashes(api: httpx.Client) -> None:
@@ -66,9 +66,9 @@ def test_files_are_found_by_their_hashes(api: httpx.Client) -> None:
 def test_an_empty_file_is_refused_and_leaves_nothing(api: httpx.Client, settings: Settings) -> None:
     before = stored(settings)
 
-    found = problem(api.post("/v1/files", files={"file": ("empty.txt", b"")}), 422)
+    answer = problem(api.post("/v1/files", files={"file": ("empty.txt", b"")}), 422)
 
-    assert "empty.txt is empty" in found["detail"]
+    assert "empty.txt is empty" in answer["detail"]
     assert stored(settings) == before
 
 
@@ -123,9 +123,9 @@ def test_a_file_that_the_storage_lost_is_404_with_the_remedy(
     (lost,) = set(stored(settings)) - before
     lost.unlink()
 
-    found = problem(api.get(f"/v1/files/{file['id']}/content"), 404)
+    answer = problem(api.get(f"/v1/files/{file['id']}/content"), 404)
 
-    assert "SLUICE_STORAGE_URL" in found["detail"]
+    assert "SLUICE_STORAGE_URL" in answer["detail"]
 
 
 @pytest.mark.parametrize("id_", ["nonsense", "0198f2c4-0000-7000-8000-00000000dead"])

@@ -81,7 +81,7 @@ def test_it_cancels_and_tells_problems(load: Load, api: httpx.Client) -> None:
 
         assert cancelled.state == "cancelled"
         listed = load("api.jobs.list_jobs").sync(client=client, state=models.State.CANCELLED)
-        assert [each.id for each in listed.items] == [job.id]
+        assert [view.id for view in listed.items] == [job.id]
         nobody = "00000000-0000-4000-8000-000000000000"
         problem = load("api.jobs.get_job").sync(job_id=nobody, client=client)
         assert isinstance(problem, models.ProblemView)

@@ -36,8 +36,8 @@ def settings(settings: Settings, ollama: Wire, openai: Wire) -> Settings:
 
 
 def chat(**input_: Any) -> dict[str, Any]:
-    asked = {"model": "ollama/tiny", "messages": MESSAGES} | input_
-    return {"kind": "chat", "input": asked}
+    fields = {"model": "ollama/tiny", "messages": MESSAGES} | input_
+    return {"kind": "chat", "input": fields}
 
 
 def test_the_model_that_will_answer_is_in_the_job(api: httpx.Client) -> None:
@@ -47,7 +47,7 @@ def test_the_model_that_will_answer_is_in_the_job(api: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("input_", "told"),
+    ("input_", "reason"),
     [
         ({"messages": []}, "at least 1"),
         ({"messages": [{"role": "user", "content": ""}]}, "content"),
@@ -73,10 +73,10 @@ def test_the_model_that_will_answer_is_in_the_job(api: httpx.Client) -> None:
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_run_is_refused_with_its_reason(
-    api: httpx.Client, input_: dict[str, Any], told: str
+    api: httpx.Client, input_: dict[str, Any], reason: str
 ) -> None:
-    found = problem(api.post("/v1/jobs", json=chat(**input_)), 422)
-    assert told in str(found)
+    answer = problem(api.post("/v1/jobs", json=chat(**input_)), 422)
+    assert reason in str(answer)
 
 
 def test_temperature_zero_is_fine(api: httpx.Client) -> None:
@@ -86,8 +86,8 @@ def test_temperature_zero_is_fine(api: httpx.Client) -> None:
 def test_an_extractive_answer_takes_no_parameters(api: httpx.Client) -> None:
     api.put("/v1/collections/c-1")
     input_ = {"collection": "c-1", "question": "Why?", "parameters": {"temperature": 1}}
-    found = problem(api.post("/v1/jobs", json={"kind": "rag", "input": input_}), 422)
-    assert "quotes passages" in found["detail"]
+    answer = problem(api.post("/v1/jobs", json={"kind": "rag", "input": input_}), 422)
+    assert "quotes passages" in answer["detail"]
 
 
 @pytest.mark.parametrize("prompt", ["{context}", "{question}", "{context} {question} {x}", ""])
@@ -135,10 +135,10 @@ def test_a_conversation_from_its_start_to_its_end(api: httpx.Client) -> None:
     assert made.headers["location"] == f"/v1/conversations/{talk['id']}"
     other = api.post("/v1/conversations").json()
     listed = api.get("/v1/conversations").json()["items"]
-    assert [each["id"] for each in listed] == [other["id"], talk["id"]]
+    assert [item["id"] for item in listed] == [other["id"], talk["id"]]
     page = api.get("/v1/conversations", params={"limit": 1}).json()
     rest = api.get("/v1/conversations", params={"limit": 1, "cursor": page["next_cursor"]}).json()
-    assert [each["id"] for each in rest["items"]] == [talk["id"]]
+    assert [item["id"] for item in rest["items"]] == [talk["id"]]
 
     job = api.post("/v1/jobs", json=chat(conversation_id=talk["id"]))
     assert job.status_code == 202
@@ -169,7 +169,7 @@ def test_models_of_workers_and_servers_are_listed(api: httpx.Client, ledger: Led
                 concurrency=4,
             )
         )  # fmt: skip
-    listed = {each["reference"]: each for each in api.get("/v1/models").json()["items"]}
+    listed = {model["reference"]: model for model in api.get("/v1/models").json()["items"]}
     assert listed["hf/a"]["workers"] == 1
     assert listed["ollama/tiny"]["workers"] == 1
     assert listed["ollama/tiny"]["kinds"] == ["rag", "chat"]

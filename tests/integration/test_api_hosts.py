@@ -101,7 +101,7 @@ class TestHost:
     def test_those_of_this_machine_are_answered(self, api: httpx.Client, host: str) -> None:
         assert api.get("/v1/jobs", headers={"Host": host}).status_code == 200
 
-    def test_liveness_is_told_by_any_name(self, api: httpx.Client) -> None:
+    def test_liveness_answers_under_any_name(self, api: httpx.Client) -> None:
         """Load balancers call by address."""
         assert api.get("/healthz", headers={"Host": "10.0.0.7"}).status_code == 200
 
@@ -214,13 +214,13 @@ class TestCors:
     ) -> None:
         assert ledger is not None
         http, key = client
-        asked = {
+        headers = {
             "Origin": APP,
             "Sec-Fetch-Site": "cross-site",
             "Access-Control-Request-Method": "POST",
             "Access-Control-Request-Headers": "authorization,content-type,prefer,idempotency-key",
         }
-        answer = http.options("/v1/jobs", headers=asked)
+        answer = http.options("/v1/jobs", headers=headers)
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == APP
         assert "POST" in answer.headers["access-control-allow-methods"]

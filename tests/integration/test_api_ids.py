@@ -33,7 +33,7 @@ def test_jobs_and_files_by_prefix_at_any_length(api: httpx.Client) -> None:
     assert ids(api, "conversation", job[:13]) == []
 
 
-def test_several_are_told_oldest_first_and_the_client_refuses_to_choose(
+def test_several_come_oldest_first_and_the_client_refuses_to_choose(
     api: httpx.Client, api_url: str
 ) -> None:
     made = [

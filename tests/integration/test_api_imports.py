@@ -15,8 +15,8 @@ def test_importing_the_api_imports_no_model_library() -> None:
         f"print([name for name in sys.modules if name.partition('.')[0] in {FORBIDDEN!r}])"
     )
 
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
 
-    assert found.stdout.strip() == "[]"
+    assert process.stdout.strip() == "[]"

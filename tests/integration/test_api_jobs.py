@@ -61,9 +61,9 @@ class TestList:
 
     @pytest.mark.parametrize("query", ["limit=0", "limit=201", "state=lost", "collection=%00aa"])
     def test_a_bad_parameter_is_422(self, api: httpx.Client, query: str) -> None:
-        found = problem(api.get(f"/v1/jobs?{query}"), 422)
+        answer = problem(api.get(f"/v1/jobs?{query}"), 422)
 
-        assert found["errors"][0]["field"] == query.partition("=")[0]
+        assert answer["errors"][0]["field"] == query.partition("=")[0]
 
 
 class TestCancelAndRetry:

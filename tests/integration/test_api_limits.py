@@ -22,9 +22,9 @@ def test_a_file_of_50_mb_is_413_and_names_the_limit(api: httpx.Client, settings:
 
     answer = api.post("/v1/files", files={"file": ("big.txt", b"x" * 50_000_000)})
 
-    found = problem(answer, 413)
-    assert "32 MiB" in found["detail"]
-    assert "SLUICE_MAX_FILE_BYTES" in found["detail"]
+    body = problem(answer, 413)
+    assert "32 MiB" in body["detail"]
+    assert "SLUICE_MAX_FILE_BYTES" in body["detail"]
     assert stored(settings) == before
     assert api.get("/healthz").status_code == 200
 
@@ -35,9 +35,9 @@ def test_a_file_just_above_the_limit_is_413_with_its_name(
     """Within what the envelope of multipart is allowed; the count of the file itself decides."""
     data = b"x" * (settings.max_file_bytes + 1)
 
-    found = problem(api.post("/v1/files", files={"file": ("big.txt", data)}), 413)
+    body = problem(api.post("/v1/files", files={"file": ("big.txt", data)}), 413)
 
-    assert "big.txt" in found["detail"]
+    assert "big.txt" in body["detail"]
 
 
 def test_a_body_above_the_limit_is_413(api: httpx.Client, settings: Settings) -> None:

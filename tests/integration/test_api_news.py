@@ -87,7 +87,7 @@ def test_idle_streams_cost_one_look_for_all_and_hear_at_once(
     ids = submitted(api, STREAMS)
     with Redis.from_url(redis_url) as redis:
         before = redis.client_list()
-    blocked_before = sum("b" in each["flags"] for each in before)
+    blocked_before = sum("b" in connection["flags"] for connection in before)
 
     async def follow_all() -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -107,10 +107,12 @@ def test_idle_streams_cost_one_look_for_all_and_hear_at_once(
             await opened.wait()
             # The first of these looks are those of streams that have just been opened.
             await asyncio.to_thread(statements.of_looks, 3)
-            found = await asyncio.to_thread(statements.of_looks, 5)
-            assert set(found) == {"look"}, found
+            looks = await asyncio.to_thread(statements.of_looks, 5)
+            assert set(looks) == {"look"}, looks
             with Redis.from_url(redis_url) as redis:
-                blocked = [each for each in redis.client_list() if "b" in each["flags"]]
+                blocked = [
+                    connection for connection in redis.client_list() if "b" in connection["flags"]
+                ]
                 assert len(blocked) - blocked_before <= 1
                 assert len(redis.client_list()) - len(before) <= REDIS_CONNECTIONS
             for job_id in ids:
@@ -131,12 +133,12 @@ def test_waiting_is_no_polling_either(api_url: str, ledger: Ledger, statements: 
                 asyncio.create_task(client.post("/v1/jobs", json=EMBED, headers=headers))
                 for _ in range(50)
             ]
-            while len(found := (await client.get("/v1/jobs?limit=200")).json()["items"]) < 50:
+            while len(listed := (await client.get("/v1/jobs?limit=200")).json()["items"]) < 50:
                 await asyncio.sleep(0.05)
             await asyncio.to_thread(statements.of_looks, 3)
             counted = await asyncio.to_thread(statements.of_looks, 5)
             assert set(counted) == {"look"}, counted
-            for job in found:
+            for job in listed:
                 await client.post(f"/v1/jobs/{job['id']}/cancel")
             answers = await asyncio.gather(*waits)
         assert {answer.status_code for answer in answers} == {200}
@@ -165,8 +167,8 @@ def test_above_the_limit_it_is_503_until_a_client_has_gone(
                     answer = await asyncio.to_thread(
                         client.request, method, path, headers=headers, json=json
                     )
-                    found = problem(answer, 503)
-                    assert "SLUICE_API_LIMIT_STREAMS" in found["detail"]
+                    body = problem(answer, 503)
+                    assert "SLUICE_API_LIMIT_STREAMS" in body["detail"]
                     assert int(answer.headers["retry-after"]) > 0
                 answer = await asyncio.to_thread(
                     client.post, "/models/sentence-transformers/x", json={"inputs": "a"}

@@ -105,8 +105,8 @@ def test_models_are_the_configured_ones(api: httpx.Client) -> None:
         *((task.default_model, True) for task in TASKS.values()),
     }
     assert {task for item in items for task in item["tasks"]} == set(Task)
-    found = {kind for item in items for kind in item["kinds"]}
-    assert found == set(KINDS) - {"erase", "model", "chat"}
+    offered = {kind for item in items for kind in item["kinds"]}
+    assert offered == set(KINDS) - {"erase", "model", "chat"}
 
 
 class TestHealth:

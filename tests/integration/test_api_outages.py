@@ -72,10 +72,10 @@ class TestRedisDown:
     ) -> None:
         redis.kill()
         job_id = client.post("/v1/jobs", json=EMBED).json()["id"]
-        told = threading.Event()
+        streaming = threading.Event()
 
         def work() -> None:
-            told.wait(120)
+            streaming.wait(120)
             with ledger.begin() as session:
                 claim = claims.claim(session, "embed", worker="w", lease_s=60)
             assert claim is not None
@@ -89,7 +89,7 @@ class TestRedisDown:
             for line in stream.iter_lines():
                 if line.startswith("event: "):
                     names.append(line.removeprefix("event: "))
-                    told.set()
+                    streaming.set()
         worker.join()
         assert names[0] == "state"
         assert names[-1] == "end"

@@ -27,11 +27,11 @@ def test_many_calls_are_one_check(
     monkeypatch.setitem(health.CHECKS, "storage", counted)
     kept = settings.model_copy(update={"readiness_keep_s": 3600})
     with served(kept) as url, ThreadPoolExecutor(8) as pool:
-        found = list(
+        answers = list(
             pool.map(lambda _: httpx.get(f"{url}/readyz", trust_env=False).json(), range(40))
         )
     assert len(calls) == 1
-    assert all(each == found[0] for each in found)
+    assert all(answer == answers[0] for answer in answers)
 
 
 def test_a_check_that_hangs_is_said_to_and_started_once(

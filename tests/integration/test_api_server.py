@@ -65,8 +65,8 @@ def raw(api_url: str, api: httpx.Client) -> Iterator[Raw]:
         return opened[-1]
 
     yield start
-    for each in opened:
-        each.close()
+    for connection in opened:
+        connection.close()
 
 
 def rest_of(connection: socket.socket) -> bytes:
@@ -87,10 +87,10 @@ def problem_in(received: bytes, status: int) -> dict[str, Any]:
     assert b"content-type: application/problem+json" in lines
     assert b"connection: close" in lines
     assert not any(line.startswith(b"server:") for line in lines)
-    found = json.loads(body)
-    assert found["status"] == status
-    assert isinstance(found, dict)
-    return found
+    problem = json.loads(body)
+    assert problem["status"] == status
+    assert isinstance(problem, dict)
+    return problem
 
 
 def send_until_refused(connection: socket.socket, block: bytes, limit_bytes: int) -> int:
@@ -125,9 +125,9 @@ class TestHeads:
         for _ in range(16 * 1024 // len(block) + 1):
             connection.sendall(block)
 
-        found = problem_in(rest_of(connection), status)
+        problem = problem_in(rest_of(connection), status)
 
-        assert f"SLUICE_API_LIMIT_HEADER_{limit}" in found["detail"]
+        assert f"SLUICE_API_LIMIT_HEADER_{limit}" in problem["detail"]
 
     def test_the_answer_is_in_the_dialect_of_the_path(self, raw: Raw) -> None:
         connection = raw()
@@ -379,8 +379,8 @@ class TestAnswers:
 
         def is_served() -> bool:
             return any(
-                each.raddr and each.raddr.port == port and each.status == "ESTABLISHED"
-                for each in psutil.Process().net_connections("tcp")
+                entry.raddr and entry.raddr.port == port and entry.status == "ESTABLISHED"
+                for entry in psutil.Process().net_connections("tcp")
             )
 
         connection.recv(1)

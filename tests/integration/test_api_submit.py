@@ -56,9 +56,9 @@ def test_the_documented_example_of_each_kind_is_accepted(api: httpx.Client, kind
 
 @pytest.mark.parametrize("kind", ["ingest", "search", "rag", "erase"])
 def test_an_unknown_collection_is_404_with_the_remedy(api: httpx.Client, kind: str) -> None:
-    found = problem(api.post("/v1/jobs", json=EXAMPLES[kind]["value"]), 404)
+    answer = problem(api.post("/v1/jobs", json=EXAMPLES[kind]["value"]), 404)
 
-    assert "handbook" in found["detail"]
+    assert "handbook" in answer["detail"]
 
 
 class TestIdempotency:

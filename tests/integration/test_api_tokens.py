@@ -65,8 +65,8 @@ def tokens(reader: Reader) -> list[tuple[str, dict[str, Any]]]:
     return [(id_, data) for id_, event, data in reader if event == "token"]
 
 
-def text_of(found: list[tuple[str, dict[str, Any]]]) -> str:
-    return "".join(data["text"] for _, data in found)
+def text_of(pieces: list[tuple[str, dict[str, Any]]]) -> str:
+    return "".join(data["text"] for _, data in pieces)
 
 
 def test_tokens_come_as_they_are_written(
@@ -80,11 +80,11 @@ def test_tokens_come_as_they_are_written(
     for offset in range(5, len(TEXT), 5):
         assert write(ledger, claim, TEXT[offset : offset + 5], offset)
     succeed(ledger, claim)
-    found = [first, *tokens(reader)]
-    assert text_of(found) == TEXT
-    assert len(found) > 1
-    assert [data["offset"] for _, data in found] == [
-        sum(len(each["text"]) for _, each in found[:n]) for n in range(len(found))
+    pieces = [first, *tokens(reader)]
+    assert text_of(pieces) == TEXT
+    assert len(pieces) > 1
+    assert [data["offset"] for _, data in pieces] == [
+        sum(len(piece["text"]) for _, piece in pieces[:n]) for n in range(len(pieces))
     ]
 
 
@@ -94,12 +94,12 @@ def test_a_stream_resumed_at_any_token_goes_on_exactly_there(
     claim = claimed(ledger)
     write_all(ledger, claim, TEXT)
     succeed(ledger, claim)
-    found = tokens(follow(job_id))
-    for n, (id_, _) in enumerate(found):
-        assert text_of(found[: n + 1]) + text_of(tokens(follow(job_id, id_))) == TEXT
+    pieces = tokens(follow(job_id))
+    for n, (id_, _) in enumerate(pieces):
+        assert text_of(pieces[: n + 1]) + text_of(tokens(follow(job_id, id_))) == TEXT
 
 
-def test_what_redis_lost_or_tells_twice_is_told_once(
+def test_what_redis_lost_or_sends_twice_comes_once(
     job_id: str, ledger: Ledger, follow: Callable[..., Reader], redis_url: str
 ) -> None:
     claim = claimed(ledger)
@@ -124,7 +124,7 @@ def write_all_from(ledger: Ledger, claim: Claim, text: str, start: int, end: int
         assert write(ledger, claim, text[offset : min(offset + 5, end)], offset)
 
 
-def test_text_is_told_without_redis_memory(
+def test_text_comes_without_redis_memory(
     job_id: str, ledger: Ledger, follow: Callable[..., Reader], redis_url: str
 ) -> None:
     claim = claimed(ledger)
@@ -179,9 +179,9 @@ def test_the_steps_of_an_agent_follow_each_other(
     second = claimed(ledger)
     write_all(ledger, second, "It is 144.")
     succeed(ledger, second)
-    found = tokens(follow(job_id))
-    assert text_of(found) == "Let me see. It is 144."
-    assert {data["step"] for _, data in found} == {claim.step_id, second.step_id}
-    for n, (id_, _) in enumerate(found):
+    pieces = tokens(follow(job_id))
+    assert text_of(pieces) == "Let me see. It is 144."
+    assert {data["step"] for _, data in pieces} == {claim.step_id, second.step_id}
+    for n, (id_, _) in enumerate(pieces):
         rest = text_of(tokens(follow(job_id, id_)))
-        assert text_of(found[: n + 1]) + rest == "Let me see. It is 144."
+        assert text_of(pieces[: n + 1]) + rest == "Let me see. It is 144."

@@ -40,16 +40,16 @@ def ask(process: Process, model: str = "a/b", **fields: Any) -> UUID:
 
 
 def together(
-    each: Callable[[Context], Any], runs: Runs | None = None, *, at_most: int = 1000
+    run_one: Callable[[Context], Any], runs: Runs | None = None, *, at_most: int = 1000
 ) -> Mapping[str, Handler]:
-    """A handler that settles the first `at_most` of a batch, as `each` returns or raises."""
+    """A handler that settles the first `at_most` of a batch, as `run_one` returns or raises."""
 
     def run_batch(contexts: Sequence[Context], settle: Settle) -> None:
         if runs is not None:
             runs.append([context.claim.job_id for context in contexts])
         for context in contexts[:at_most]:
             try:
-                outcome: Done | Exception = Done(result=each(context))
+                outcome: Done | Exception = Done(result=run_one(context))
             except SoftTimeLimitExceeded:
                 raise
             except Exception as error:
@@ -91,12 +91,12 @@ def test_the_batch_follows_the_lane_of_its_first_step(process: Process) -> None:
 def test_each_step_ends_in_its_own_way(process: Process) -> None:
     ids = [ask(process) for _ in range(3)]
 
-    def each(context: Context) -> Any:
+    def run_one(context: Context) -> Any:
         if context.claim.job_id == ids[1]:
             raise Permanent("not this one")
         return [1, 2]
 
-    assert run(process, together(each))
+    assert run(process, together(run_one))
     assert states(process, ids) == [State.SUCCEEDED, State.FAILED, State.SUCCEEDED]
     assert job_of(process, ids[0]).result == [1, 2]
     assert job_of(process, ids[1]).error == {"type": "Permanent", "message": "not this one"}
@@ -123,7 +123,7 @@ def test_what_is_not_settled_goes_back_and_costs_no_attempt(process: Process) ->
 def test_a_cancelled_job_leaves_the_batch_and_the_others_go_on(process: Process) -> None:
     ids = [ask(process) for _ in range(3)]
 
-    def each(context: Context) -> Any:
+    def run_one(context: Context) -> Any:
         if context.claim.job_id == ids[0]:
             cancel(process, ids[1])
         if context.claim.job_id == ids[1]:
@@ -131,7 +131,7 @@ def test_a_cancelled_job_leaves_the_batch_and_the_others_go_on(process: Process)
             raise Cancelled(context.stop_reason)
         return 1
 
-    assert run(process, together(each))
+    assert run(process, together(run_one))
     assert states(process, ids) == [State.SUCCEEDED, State.CANCELLED, State.SUCCEEDED]
     invariants_hold(process, all_ended=True)
 
@@ -139,11 +139,11 @@ def test_a_cancelled_job_leaves_the_batch_and_the_others_go_on(process: Process)
 def test_a_job_cancelled_before_its_turn_is_not_queued_again(process: Process) -> None:
     ids = [ask(process) for _ in range(2)]
 
-    def each(_: Context) -> Any:
+    def run_one(_: Context) -> Any:
         cancel(process, ids[1])
         return 1
 
-    assert run(process, together(each, at_most=1))
+    assert run(process, together(run_one, at_most=1))
     assert states(process, ids) == [State.SUCCEEDED, State.CANCELLED]
     invariants_hold(process, all_ended=True)
 
@@ -213,11 +213,11 @@ def test_two_workers_share_the_steps_and_run_each_once(
     ran: list[UUID] = []
 
     def work(mine: Process, _: int) -> None:
-        def each(context: Context) -> Any:
+        def run_one(context: Context) -> Any:
             ran.append(context.claim.job_id)
             return 1
 
-        while run(mine, together(each)):
+        while run(mine, together(run_one)):
             pass
 
     in_threads(3, settings, work)

@@ -105,7 +105,7 @@ def test_a_job_that_waits_is_cancelled(case: str, process: Process, wires: dict[
     table = {**handlers(), **handlers_of(HF_QUEUES)}
     worker = threading.Thread(target=drain, args=(process, table), daemon=True)
     worker.start()
-    until(lambda: any(each.path.startswith(path) for each in wire.requests), "a request")
+    until(lambda: any(request.path.startswith(path) for request in wire.requests), "a request")
     assert worker.is_alive()
 
     cancel(process, job_id)

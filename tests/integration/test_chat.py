@@ -52,7 +52,7 @@ def test_parameters_reach_the_model(process: Process, wire: Wire) -> None:
 
     assert result["message"]["content"] == "1 2 3"
     assert result["finish_reason"] == "length"
-    options = wire.asked("/api/chat")[0]["options"]
+    options = wire.bodies("/api/chat")[0]["options"]
     assert options["num_predict"] == 3
     assert (options["temperature"], options["top_p"], options["top_k"]) == (0.5, 0.9, 7)
     assert (options["stop"], options["seed"], options["repeat_penalty"]) == (["x"], 11, 1.2)
@@ -62,7 +62,7 @@ def test_a_retried_step_draws_with_the_same_seed(process: Process, wire: Wire) -
     wire.of("tiny").refuse_times = 1
     answered(process, say(process, "hello", parameters={"temperature": 1}))
 
-    seeds = [asked["options"]["seed"] for asked in wire.asked("/api/chat")]
+    seeds = [body["options"]["seed"] for body in wire.bodies("/api/chat")]
     assert len(seeds) == 2
     assert len(set(seeds)) == 1
 
@@ -92,14 +92,16 @@ def test_calls_of_declared_tools_go_to_the_client_and_come_back(process: Process
         "type": "function",
         "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
     }
-    asked = user('call weather {"city": "부산"}')
+    question = user('call weather {"city": "부산"}')
 
-    first = answered(process, say_all(process, [asked], tools=[weather]))
+    first = answered(process, say_all(process, [question], tools=[weather]))
 
     (call,) = first["message"]["tool_calls"]
     assert call["function"] == {"name": "weather", "arguments": {"city": "부산"}}
-    told = {"role": "tool", "tool_call_id": call["id"], "content": "맑음"}
-    result = answered(process, say_all(process, [asked, first["message"], told], tools=[weather]))
+    tool_answer = {"role": "tool", "tool_call_id": call["id"], "content": "맑음"}
+    result = answered(
+        process, say_all(process, [question, first["message"], tool_answer], tools=[weather])
+    )
     assert result["message"]["content"] == "The tool says 맑음"
 
 
@@ -127,7 +129,7 @@ def test_json_is_checked_and_asked_for_again(process: Process, wire: Wire) -> No
     bad = say(process, '{"n": "three"}', response_format={"type": "json", "schema": schema})
     error = failed(process, bad)
     assert error["type"] == "NotJson"
-    assert len(wire.asked("/api/chat")) == 2
+    assert len(wire.bodies("/api/chat")) == 2
 
 
 def test_json_that_was_cut_off_says_so_and_is_not_asked_for_again(
@@ -142,7 +144,7 @@ def test_json_that_was_cut_off_says_so_and_is_not_asked_for_again(
         assert error["type"] == "NotJson"
         assert "cut off after 3 tokens" in error["message"]
         assert "max_tokens" in error["message"]
-        assert len(wire.asked("/api/chat")) == 1
+        assert len(wire.bodies("/api/chat")) == 1
 
 
 def test_a_schema_without_end_fails_its_job_and_no_other(talker: Callable[..., Process]) -> None:
@@ -168,7 +170,7 @@ def test_an_interrupted_answer_goes_on_where_it_stopped(process: Process, wire: 
     result = answered(process, job_id)
 
     assert result["message"]["content"] == "1 2 3 4 5 6 7 8 9"
-    first, second = wire.asked("/api/chat")
+    first, second = wire.bodies("/api/chat")
     assert second["messages"][:-1] == first["messages"]
     begun = second["messages"][-1]
     assert begun["role"] == "assistant"
@@ -193,8 +195,8 @@ def shown(process: Process, job_id: Any) -> str:
     from shared import conversations
 
     with process.ledger.read() as session:
-        found = conversations.shown_of_job(session, job_id, step_id=0, offset=0)
-    return "".join(each.text for each in found)
+        pieces = conversations.shown_of_job(session, job_id, step_id=0, offset=0)
+    return "".join(piece.text for piece in pieces)
 
 
 def test_a_running_chat_is_cancelled_in_the_middle(process: Process, wire: Wire) -> None:
@@ -234,7 +236,7 @@ def test_a_busy_server_is_asked_again_after_what_it_asked_for(process: Process, 
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "reason"),
     [
         ({"messages": [user("x" * 200_000)]}, "tokens"),
         ({"messages": [user("a")], "model": "ollama/unknown"}, "ollama pull unknown"),
@@ -251,14 +253,14 @@ def test_a_busy_server_is_asked_again_after_what_it_asked_for(process: Process, 
     ids=["too long", "unknown model", "result without call", "tool named twice", "bad schema"],
 )
 def test_what_cannot_be_answered_says_why_and_the_worker_lives_on(
-    process: Process, fields: dict[str, Any], told: str
+    process: Process, fields: dict[str, Any], reason: str
 ) -> None:
     job_id = say_all(process, fields.pop("messages"), **fields)
     drain(process)
     job = job_of(process, job_id)
-    if told:
+    if reason:
         assert job.state == "failed", job.result
-        assert told.lower() in (job.error or {})["message"].lower()
+        assert reason.lower() in (job.error or {})["message"].lower()
     assert chat(process, "still there") == "still there"
 
 

@@ -61,9 +61,9 @@ def test_options_of_chat(state: State, capsys: Captured) -> None:
 
 def test_chat_with_json_is_one_document(state: State, capsys: Captured) -> None:
     assert run(["chat", "hi", "--json"]) == 0
-    told = document(capsys)
-    assert told["message"]["content"] == "HI"
-    assert told["job_id"] in state.jobs
+    answer = document(capsys)
+    assert answer["message"]["content"] == "HI"
+    assert answer["job_id"] in state.jobs
 
 
 def test_chat_of_standard_input() -> None:
@@ -85,7 +85,7 @@ def test_the_exit_code_tells_how_a_streamed_job_ended(
     assert capsys.readouterr().err.startswith("sluice: Job ")
 
 
-def test_a_model_that_nobody_serves_is_told(state: State, capsys: Captured) -> None:
+def test_a_model_that_nobody_serves_is_reported(state: State, capsys: Captured) -> None:
     state.waiting_for = "No living worker serves the model 'hf/x'."
     assert run(["chat", "hi"]) == 0
     assert "Waiting: No living worker serves the model 'hf/x'." in capsys.readouterr().err

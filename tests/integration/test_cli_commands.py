@@ -293,19 +293,19 @@ def test_workers(capsys: Captured) -> None:
 
 
 def test_submit_takes_json_from_everywhere(state: State, tmp_path: Path, capsys: Captured) -> None:
-    wanted = {"texts": ["하나", "two"]}
-    text = json.dumps(wanted, ensure_ascii=False)
+    input_ = {"texts": ["하나", "two"]}
+    text = json.dumps(input_, ensure_ascii=False)
     (tmp_path / "input.json").write_text("\ufeff" + text, encoding="utf-8")
     options = ["--lane", "bulk", "--metadata", "team=a", "--metadata", "year=2026"]
     for source in ("input.json", text):
         assert run(["submit", "embed", source, *options]) == 0
         job_id = capsys.readouterr().out.strip()
         job = state.jobs[job_id]
-        assert (job["input"], job["lane"]) == (wanted, "bulk")
+        assert (job["input"], job["lane"]) == (input_, "bulk")
         assert job["metadata"] == {"team": "a", "year": 2026}
     with started("submit", "embed", "--json", stdin=subprocess.PIPE) as running:
         out, _ = running.communicate(text)
-    assert json.loads(out)["input"] == wanted
+    assert json.loads(out)["input"] == input_
 
 
 def test_submitting_again_with_the_same_key_is_the_same_job(state: State, capsys: Captured) -> None:
@@ -418,7 +418,7 @@ def completed(line: str, *, variables: dict[str, str] | None = None) -> list[str
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stderr == ""
-    return [each.partition(",")[2] for each in done.stdout.split()]
+    return [line.partition(",")[2] for line in done.stdout.split()]
 
 
 def test_names_and_ids_of_the_api_are_completed(state: State) -> None:
@@ -488,27 +488,27 @@ def test_the_script_of_bash_completes_in_bash(tmp_path: Path, state: State) -> N
 def test_a_server_of_another_version_is_an_error_that_says_so(
     answer: object, capsys: Captured
 ) -> None:
-    asked = {
+    paths = {
         "status": "/readyz", "queues": "/v1/queues", "workers": "/v1/workers",
         "jobs list": "/v1/jobs", f"jobs show {ONE}": f"/v1/jobs/{ONE}", "models": "/v1/models",
         "collections": "/v1/collections", "conversations": "/v1/conversations",
     }  # fmt: skip
-    with listening(answering(dict.fromkeys(asked.values(), answer))) as other:
-        for command in asked:
+    with listening(answering(dict.fromkeys(paths.values(), answer))) as other:
+        for command in paths:
             assert run([*command.split(), "--url", other, "--json"]) == 3, command
-            told = capsys.readouterr()
-            error = json.loads(told.err.splitlines()[-1])["error"]
+            output = capsys.readouterr()
+            error = json.loads(output.err.splitlines()[-1])["error"]
             assert error["type"] == "ConnectionFailed"
             assert "SLUICE_URL" in error["message"]
-            assert not told.out
+            assert not output.out
 
 
 def test_a_404_of_another_server_is_not_taken_for_the_api(capsys: Captured) -> None:
     with listening(answering({})) as other:
         assert run(["queues", "--url", other]) == 4
-    told = capsys.readouterr().err
-    assert f"{other}/v1/queues" in told
-    assert "SLUICE_URL" in told
+    error = capsys.readouterr().err
+    assert f"{other}/v1/queues" in error
+    assert "SLUICE_URL" in error
 
 
 @pytest.mark.parametrize("before", [True, False])

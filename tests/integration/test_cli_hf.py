@@ -21,7 +21,7 @@ def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
 
 
-def asked(state: State) -> Any:
+def last_input(state: State) -> Any:
     """The input of the last job."""
     job = list(state.jobs.values())[-1]
     assert (job["kind"], job["lane"]) == ("hf", "interactive")
@@ -34,7 +34,7 @@ def test_json_is_the_output_of_the_api(state: State, capsys: Captured) -> None:
     assert document(capsys) == [labels]
     assert run(["hf", "text-classification", "good", "bad", "--json"]) == 0
     assert document(capsys)[0] == labels
-    assert asked(state) == {
+    assert last_input(state) == {
         "task": "text-classification",
         "inputs": ["good", "bad"],
         "backend": "local",
@@ -44,7 +44,7 @@ def test_json_is_the_output_of_the_api(state: State, capsys: Captured) -> None:
 def test_everything_is_passed_on(state: State) -> None:
     options = ["--model", "org/name", "--backend", "hub", "-p", "seed=1", "-p", "stop=END"]
     assert run(["hf", "text-generation", "go", *options, "-p", 'generate={"a": [null]}']) == 0
-    assert asked(state) == {
+    assert last_input(state) == {
         "task": "text-generation",
         "inputs": "go",
         "model": "org/name",
@@ -58,28 +58,28 @@ def test_standard_input(state: State, monkeypatch: pytest.MonkeyPatch, capsys: C
         stdin(monkeypatch, "하나 둘 셋 넷\n".encode())
         assert run(["hf", "summarization", *args]) == 0
         assert capsys.readouterr().out == "하나 둘 셋\n"
-        assert asked(state)["inputs"] == "하나 둘 셋 넷"
+        assert last_input(state)["inputs"] == "하나 둘 셋 넷"
     stdin(monkeypatch, b"one\n\ntwo\n")
     assert run(["hf", "translation", "-", "--lines"]) == 0
-    assert asked(state)["inputs"] == ["one", "two"]
+    assert last_input(state)["inputs"] == ["one", "two"]
     stdin(monkeypatch, b"It is Rome")
     assert run(["hf", "question-answering", "Where?", "--context", "-", "--json"]) == 0
-    assert asked(state)["inputs"] == {"question": "Where?", "context": "It is Rome"}
+    assert last_input(state)["inputs"] == {"question": "Where?", "context": "It is Rome"}
     stdin(monkeypatch, FLAC)
     assert run(["hf", "automatic-speech-recognition", "-"]) == 0
-    assert list(asked(state)["inputs"]) == ["file_id"]
+    assert list(last_input(state)["inputs"]) == ["file_id"]
 
 
 def test_one_line_of_a_file_is_still_a_list(state: State) -> None:
     Path("one.txt").write_text("only\n")
     assert run(["hf", "translation", "--lines", "one.txt", "--json"]) == 0
-    assert asked(state)["inputs"] == ["only"]
+    assert last_input(state)["inputs"] == ["only"]
 
 
 def test_uploads_are_deleted_when_the_job_has_succeeded(state: State) -> None:
     args = ["hf", "automatic-speech-recognition", "call.flac", "call.flac"]
     assert run(args) == 0
-    assert len({each["file_id"] for each in asked(state)["inputs"]}) == 2
+    assert len({file["file_id"] for file in last_input(state)["inputs"]}) == 2
     assert not state.files
     state.outcome = "failed"
     assert run(args) == 1
@@ -148,7 +148,7 @@ def test_results_that_are_lists_are_shown_by_jobs(state: State, capsys: Captured
         (["fill-mask", "a", "-p", "top_k"], "'top_k' does not read NAME=VALUE"),
     ],
 )
-def test_what_cannot_be_is_told_before_any_job(
+def test_what_cannot_be_is_reported_before_any_job(
     state: State, args: list[str], says: str, capsys: Captured
 ) -> None:
     Path("empty.txt").write_text("\n")
@@ -181,7 +181,7 @@ def test_the_exit_code_tells_how_the_job_ended(
     assert capsys.readouterr().out == ""
 
 
-def test_on_a_terminal_many_inputs_are_told_apart_and_progress_is_shown(state: State) -> None:
+def test_on_a_terminal_many_inputs_are_kept_apart_and_progress_is_shown(state: State) -> None:
     half = {"event": "progress", "done": 1, "total": 2, "unit": "inputs"}
     state.script = [half, {**half, "done": 2}]
     with on_terminal("hf", "summarization", "a b c d", "report.txt") as terminal:

@@ -29,7 +29,7 @@ def url(state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
         yield url
 
 
-def asked(state: State) -> Any:
+def last_input(state: State) -> Any:
     """The input of the last job."""
     return list(state.jobs.values())[-1]["input"]
 
@@ -59,7 +59,7 @@ def test_pull_and_delete(state: State, capsys: Captured) -> None:
     assert run(["models", "pull", "llama3.2"]) == 0
     out, err = capsys.readouterr()
     assert (out, err) == ("Pulled ollama/llama3.2.\n", "")
-    assert asked(state) == {"action": "pull", "name": "ollama/llama3.2"}
+    assert last_input(state) == {"action": "pull", "name": "ollama/llama3.2"}
     assert run(["models", "delete", "llama3.2"]) == 2
     assert "--yes" in capsys.readouterr().err
     assert run(["models", "delete", "llama3.2", "--yes", "--json"]) == 0
@@ -78,7 +78,7 @@ def test_the_progress_of_a_pull_is_in_bytes(state: State) -> None:
         terminal.expect("3.0 MB/3.0 MB")
         terminal.expect("Pulled ollama/llama3.2.")
         assert terminal.end() == 0
-    assert asked(state)["action"] == "pull"
+    assert last_input(state)["action"] == "pull"
 
 
 def test_create_by_options(state: State, capsys: Captured) -> None:
@@ -86,7 +86,7 @@ def test_create_by_options(state: State, capsys: Captured) -> None:
     parameters = ["--parameter", "temperature=0.2", "--parameter", "stop=A", "--parameter=stop=B=C"]
     assert run(["models", "create", "helpdesk", *options, *parameters]) == 0
     assert capsys.readouterr().out == "Created ollama/helpdesk.\n"
-    assert asked(state) == {
+    assert last_input(state) == {
         "action": "create",
         "name": "ollama/helpdesk",
         "from": "ollama/llama3.2",
@@ -104,7 +104,7 @@ def test_create_by_a_file_whose_words_options_overrule(state: State, tmp_path: P
     )
     options = ["--file", str(path), "--system", "Be brief.", "--parameter", "top_k=9"]
     assert run(["models", "create", "mine", *options]) == 0
-    assert asked(state) == {
+    assert last_input(state) == {
         "action": "create",
         "name": "ollama/mine",
         "from": "ollama/llama3.2",
@@ -113,7 +113,7 @@ def test_create_by_a_file_whose_words_options_overrule(state: State, tmp_path: P
     }
 
 
-def test_what_is_wrong_with_a_description_is_told_before_any_job(
+def test_what_is_wrong_with_a_description_is_reported_before_any_job(
     state: State, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "Modelfile"

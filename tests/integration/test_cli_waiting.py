@@ -117,22 +117,22 @@ def test_a_program_that_wants_no_news_asks_no_questions(url: str, state: State) 
 
 def test_a_program_hears_reasons_and_when_there_is_none_any_more(url: str, state: State) -> None:
     state.reasons = [PAUSED, None, None]
-    told: list[str | None] = []
+    reasons: list[str | None] = []
     both = threading.Event()
     with Client(url) as client:
         job = client.submit("embed", {"texts": ["a"]})
 
         def tell(reason: str | None) -> None:
-            told.append(reason)
-            if len(told) == 2:
+            reasons.append(reason)
+            if len(reasons) == 2:
                 both.set()
 
         client.wait(job.id, on_waiting=tell)
     assert both.wait(30)
-    assert told == [PAUSED, None]
+    assert reasons == [PAUSED, None]
 
 
-def test_warnings_of_every_kind_are_told(state: State, capsys: Captured) -> None:
+def test_warnings_of_every_kind_are_shown(state: State, capsys: Captured) -> None:
     state.reasons, state.outcome = [], "succeeded"
     state.warnings = ["texts[0] was cut from 900 to 256 tokens."]
     for command in ("ask ? -c handbook", "search ? -c handbook", "chat hi", "ingest a.md -c books"):
@@ -159,12 +159,12 @@ def test_a_problem_is_an_answer(
     url: str, state: State, status: int, retry_after: str | None, capsys: Captured
 ) -> None:
     state.problems = [(status, retry_after, PROBLEM)]
-    told: list[str] = []
-    with Client(url, notify=told.append) as client, pytest.raises(ApiError) as caught:
+    notes: list[str] = []
+    with Client(url, notify=notes.append) as client, pytest.raises(ApiError) as caught:
         client.queues()
     assert caught.value.status == status
     assert caught.value.message == "Ollama does not answer."
-    assert told == []
+    assert notes == []
     assert state.count("GET", "/v1/queues") == 1
     state.problems = [(status, retry_after, PROBLEM)]
     assert run(["queues"]) == 3
@@ -173,18 +173,18 @@ def test_a_problem_is_an_answer(
 
 def test_a_problem_that_passes_soon_is_waited_for_in_its_own_words(url: str, state: State) -> None:
     state.problems = [(503, "0", f"{PROBLEM}; charset=utf-8")] * 6
-    told: list[str] = []
-    with Client(url, notify=told.append, retries=QUICK) as client:
+    notes: list[str] = []
+    with Client(url, notify=notes.append, retries=QUICK) as client:
         client.workers()
         assert client.queues()[0].name == "ingest"
-    assert told == ["Ollama does not answer; trying again for up to 60 s."]
+    assert notes == ["Ollama does not answer; trying again for up to 60 s."]
     assert state.count("GET", "/v1/queues") == 7
 
 
 def test_a_gateway_is_not_the_api(url: str, state: State) -> None:
     state.problems = [(503, None, "text/html")] * 6
-    told: list[str] = []
-    with Client(url, notify=told.append, retries=QUICK) as client:
+    notes: list[str] = []
+    with Client(url, notify=notes.append, retries=QUICK) as client:
         client.workers()
         assert client.queues()[0].name == "ingest"
-    assert told == [f"The API at {url} does not answer; trying again for up to 60 s."]
+    assert notes == [f"The API at {url} does not answer; trying again for up to 60 s."]

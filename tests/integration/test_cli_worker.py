@@ -95,8 +95,8 @@ def test_it_joins_the_stack_that_runs_here(
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        told, _ = process.communicate()
-    arguments, *environment = told.splitlines()
+        output, _ = process.communicate()
+    arguments, *environment = output.splitlines()
     name = f"{role}-{process.pid}@{os.uname().nodename}"
     assert arguments == " ".join(["-P -m workers", role, "--name", name, *options])
     assert environment == [
@@ -107,7 +107,7 @@ def test_it_joins_the_stack_that_runs_here(
     ]
 
 
-def test_joining_is_told_and_the_workers_errors_come_through(home: Path) -> None:
+def test_joining_is_reported_and_the_workers_errors_come_through(home: Path) -> None:
     stack_of_this_process(home)
     code, err = ended("worker", "generate", "--model", "hf//nowhere")
     assert code == 2

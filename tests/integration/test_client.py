@@ -25,7 +25,7 @@ from tests.integration.fake_api import State, serving
 from tests.waiting import until
 
 QUICK = Retries(connect_for_s=0.3, retry_for_s=5.0, busy_for_s=1.0, base_s=0.02, cap_s=0.1)
-ASKED = {"texts": ["a"]}
+INPUT = {"texts": ["a"]}
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def client(url: str) -> Iterator[Client]:
 def test_submit_sends_what_is_given_and_leaves_the_rest_to_the_server(
     client: Client, state: State
 ) -> None:
-    job = client.submit("embed", ASKED, metadata={"team": "a"}, run_after=datetime.now(UTC))
+    job = client.submit("embed", INPUT, metadata={"team": "a"}, run_after=datetime.now(UTC))
     assert state.jobs[job.id]["metadata"] == {"team": "a"}
     assert job.state == "queued"
     assert not job.ended
@@ -59,13 +59,13 @@ def test_a_submit_whose_answer_was_lost_is_repeated_without_a_second_job(
     client: Client, state: State
 ) -> None:
     state.lost_answers = 2
-    job = client.submit("embed", ASKED)
+    job = client.submit("embed", INPUT)
     assert list(state.jobs) == [job.id]
     assert state.count("POST", "/v1/jobs") == 3
 
 
 def test_a_batch_whose_answer_was_lost_is_not_repeated(client: Client, state: State) -> None:
-    batch = [{"kind": "embed", "input": ASKED}] * 2
+    batch = [{"kind": "embed", "input": INPUT}] * 2
     assert len(client.submit_batch(batch)) == 2
     state.lost_answers = 1
     with pytest.raises(ConnectionBroken, match="may or may not"):
@@ -81,23 +81,23 @@ def test_retry_is_not_repeated_blindly_but_a_refusal_is_shown(client: Client) ->
 
 def test_a_full_queue_is_waited_for(url: str, state: State) -> None:
     state.busy_times = 1
-    told: list[str] = []
-    with Client(url, retries=QUICK, notify=told.append) as client:
-        client.submit("embed", ASKED)
+    notes: list[str] = []
+    with Client(url, retries=QUICK, notify=notes.append) as client:
+        client.submit("embed", INPUT)
     assert len(state.jobs) == 1
-    assert told == ["The queue is full. Trying again in 0 s."]
+    assert notes == ["The queue is full. Trying again in 0 s."]
 
 
 def test_a_queue_that_stays_full_is_an_error_in_the_end(client: Client, state: State) -> None:
     state.busy_times = 10**9
     with pytest.raises(ApiError) as caught:
-        client.submit("embed", ASKED)
+        client.submit("embed", INPUT)
     assert caught.value.status == 429
 
 
 def test_wait_resumes_a_dropped_stream_where_it_was(client: Client, state: State) -> None:
     state.dropped_streams = 1
-    job = client.submit("embed", ASKED)
+    job = client.submit("embed", INPUT)
     seen: list[str | None] = []
     ended = client.wait(job.id, on_event=lambda event: seen.append(event.id))
     assert ended.state == "succeeded"
@@ -110,7 +110,7 @@ def test_wait_survives_a_restart_of_the_api(state: State) -> None:
     first = serving(state)
     url = first.__enter__()
     with Client(url, retries=QUICK) as client:
-        job = client.submit("embed", ASKED)
+        job = client.submit("embed", INPUT)
         ended = []
         waiter = threading.Thread(target=lambda: ended.append(client.wait(job.id)))
         waiter.start()
@@ -124,7 +124,7 @@ def test_wait_survives_a_restart_of_the_api(state: State) -> None:
 
 def test_wait_gives_up_in_time_and_leaves_the_job_alone(client: Client, state: State) -> None:
     state.outcome = "running"
-    job = client.submit("embed", ASKED)
+    job = client.submit("embed", INPUT)
     with pytest.raises(WaitTimeout, match=f"sluice jobs watch {job.id}"):
         client.wait(job.id, timeout_s=0.2)
     assert state.jobs[job.id]["state"] == "queued"
@@ -138,7 +138,7 @@ def test_wait_for_an_unknown_job_is_404_at_once(client: Client) -> None:
 
 
 def test_jobs_reads_all_pages(client: Client) -> None:
-    ids = [client.submit("embed", ASKED).id for _ in range(5)]
+    ids = [client.submit("embed", INPUT).id for _ in range(5)]
     assert [job.id for job in client.jobs(page_items=2)] == ids[::-1]
 
 
@@ -256,8 +256,8 @@ def test_a_large_result_comes_with_the_job_however_it_is_got(client: Client, sta
     state.results_are_large = True
     want = {"model": "m", "dimension": 2}
 
-    waited = client.wait(client.submit("embed", ASKED).id)
-    at_once = client.submit("embed", ASKED, wait_s=5)
+    waited = client.wait(client.submit("embed", INPUT).id)
+    at_once = client.submit("embed", INPUT, wait_s=5)
     read = client.job(waited.id, with_result=True)
     streamed = list(client.stream(waited.id))[-1]
     assert isinstance(streamed, Job)
@@ -278,7 +278,7 @@ def test_a_large_result_comes_with_the_job_however_it_is_got(client: Client, sta
 
 
 def test_a_state_that_this_version_does_not_know_is_shown(client: Client, state: State) -> None:
-    job = client.submit("embed", ASKED)
+    job = client.submit("embed", INPUT)
     state.jobs[job.id]["state"] = "confused"
 
     assert client.job(job.id).state == "confused"

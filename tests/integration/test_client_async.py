@@ -95,7 +95,7 @@ def test_a_job_is_submitted_and_awaited(api: httpx.Client, api_url: str, finish:
         )
         assert ended.require_success().result == RESULT
         assert (await client.job(job.id)).result == RESULT
-        assert [found.id async for found in client.jobs(page_items=1)] == [job.id]
+        assert [listed.id async for listed in client.jobs(page_items=1)] == [job.id]
         assert await client.whole_id("job", job.id[:13]) == job.id
 
     run_on(api_url, work)

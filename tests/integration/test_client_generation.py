@@ -9,7 +9,7 @@ from sluice import ApiError, Client, InvalidInput, Job, JobFailed, Retries, Text
 from tests.integration.fake_api import State, serving
 
 QUICK = Retries(connect_for_s=0.3, retry_for_s=5.0, busy_for_s=1.0, base_s=0.02, cap_s=0.1)
-ASKED = {"messages": [{"role": "user", "content": "how much?"}]}
+INPUT = {"messages": [{"role": "user", "content": "how much?"}]}
 SCRIPT: list[dict[str, Any]] = [
     {"event": "token", "step": 1, "offset": 0, "text": "Let me "},
     {"event": "token", "step": 1, "offset": 7, "text": "see."},
@@ -59,15 +59,15 @@ def test_chat_of_messages_with_everything(client: Client, state: State) -> None:
         tools=["calculator", "search_collection:handbook", declared],
         response_format={"type": "json"},
     )
-    wanted = input_of(state)
-    assert wanted["tools"] == [
+    input_ = input_of(state)
+    assert input_["tools"] == [
         {"type": "calculator"},
         {"type": "search_collection", "collection": "handbook"},
         declared,
     ]
-    assert wanted["conversation_id"] == CONVERSATION
-    assert wanted["response_format"] == {"type": "json"}
-    assert [message["role"] for message in wanted["messages"]] == ["system", "user"]
+    assert input_["conversation_id"] == CONVERSATION
+    assert input_["response_format"] == {"type": "json"}
+    assert [message["role"] for message in input_["messages"]] == ["system", "user"]
 
 
 @pytest.mark.parametrize("tool", ["search_collection", "calculator:x", "search_collection:"])
@@ -88,17 +88,17 @@ def test_ask_takes_a_prompt_and_parameters(client: Client, state: State) -> None
 
 
 def streamed(client: Client) -> tuple[list[TextPiece | ToolRun], Job]:
-    *before, job = client.stream(client.submit("chat", ASKED).id)
+    *before, job = client.stream(client.submit("chat", INPUT).id)
     assert isinstance(job, Job)
-    return [each for each in before if not isinstance(each, Job)], job
+    return [piece for piece in before if not isinstance(piece, Job)], job
 
 
-def texts(told: list[TextPiece | ToolRun]) -> list[str]:
+def texts(pieces: list[TextPiece | ToolRun]) -> list[str]:
     """What each step has said."""
     by_step: dict[int, str] = {}
-    for each in told:
-        if isinstance(each, TextPiece):
-            by_step[each.step] = by_step.get(each.step, "") + each.text
+    for piece in pieces:
+        if isinstance(piece, TextPiece):
+            by_step[piece.step] = by_step.get(piece.step, "") + piece.text
     return list(by_step.values())
 
 
@@ -108,10 +108,10 @@ def test_a_stream_that_breaks_repeats_and_loses_nothing(
 ) -> None:
     """Although the job has ended when it does."""
     state.script, state.cuts = SCRIPT, list(cuts)
-    told, job = streamed(client)
+    pieces, job = streamed(client)
     assert job.state == "succeeded"
-    assert texts(told) == ["Let me see.", "It is 42."]
-    runs = [each for each in told if isinstance(each, ToolRun)]
+    assert texts(pieces) == ["Let me see.", "It is 42."]
+    runs = [piece for piece in pieces if isinstance(piece, ToolRun)]
     assert [run.result for run in runs] == [None, "42"]
     assert runs[0].arguments == {"expression": "6*7"}
 
@@ -120,9 +120,9 @@ def test_a_stream_that_never_comes_again_ends_with_the_jobs_answer(
     client: Client, state: State
 ) -> None:
     state.script, state.cuts = SCRIPT, [1, *[0] * 100]
-    told, job = streamed(client)
+    pieces, job = streamed(client)
     assert job.state == "succeeded"
-    assert texts(told) == ["Let me ", "It is 42."]
+    assert texts(pieces) == ["Let me ", "It is 42."]
 
 
 def test_a_stream_resumes_by_its_last_event(client: Client, state: State) -> None:
@@ -173,8 +173,8 @@ def test_models(client: Client, state: State) -> None:
 def test_conversations(client: Client, state: State) -> None:
     made = [client.start_conversation({"n": n}, summarize=True) for n in range(3)]
     assert made[0].summarize
-    found = list(client.conversations(page_items=2))
-    assert [each.metadata for each in found] == [{"n": 2}, {"n": 1}, {"n": 0}]
+    listed = list(client.conversations(page_items=2))
+    assert [conversation.metadata for conversation in listed] == [{"n": 2}, {"n": 1}, {"n": 0}]
     assert client.conversation(made[0].id) == made[0]
     [question, _] = client.conversation_messages(made[0].id)
     assert question.message == {"role": "user", "content": "얼마예요?"}

@@ -25,13 +25,13 @@ def state(api: tuple[str, State]) -> State:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def notes() -> list[str]:
     return []
 
 
 @pytest.fixture
-def client(api: tuple[str, State], told: list[str]) -> Iterator[Client]:
-    with Client(api[0], notify=told.append) as client:
+def client(api: tuple[str, State], notes: list[str]) -> Iterator[Client]:
+    with Client(api[0], notify=notes.append) as client:
         yield client
 
 
@@ -53,14 +53,14 @@ def test_the_output_is_that_of_the_api(client: Client, state: State) -> None:
 
 
 def test_everything_is_passed_on(client: Client, state: State) -> None:
-    found = client.hf(
+    output = client.hf(
         "translation",
         ["a", "b"],
         model="org/name",
         parameters={"src_lang": "en", "tgt_lang": "fr"},
         backend="hub",
     )
-    assert found == [{"translation_text": "fr: A"}, {"translation_text": "fr: B"}]
+    assert output == [{"translation_text": "fr: A"}, {"translation_text": "fr: B"}]
     assert input_of(state) == {
         "task": "translation",
         "inputs": ["a", "b"],
@@ -89,10 +89,10 @@ def test_files_and_bytes_are_uploaded_for_the_job(
     assert len(state.files) == 1, "for when the job is redriven"
 
 
-def test_warnings_and_large_results(client: Client, state: State, told: list[str]) -> None:
+def test_warnings_and_large_results(client: Client, state: State, notes: list[str]) -> None:
     state.warnings, state.results_are_large = ["inputs was cut"], True
     assert client.hf("feature-extraction", "banana") == [3.0, 0.0, 0.0, 0.0, 0.0]
-    assert told == ["inputs was cut"]
+    assert notes == ["inputs was cut"]
     [job_id] = state.jobs
     job = client.job(job_id)
     assert (job.result, job.warnings) == (None, ["inputs was cut"])

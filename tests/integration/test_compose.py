@@ -62,7 +62,7 @@ def test_the_services_are_all_there() -> None:
         *("worker-cpu", "worker-generate", "worker-gpu", "worker-hf-gpu"),
     }
     profiles = {name: service.get("profiles") for name, service in SERVICES.items()}
-    assert {name: found for name, found in profiles.items() if found} == PROFILES
+    assert {name: names for name, names in profiles.items() if names} == PROFILES
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -114,26 +114,26 @@ def test_a_gpu_worker_serves_its_model_and_what_needs_no_gpu() -> None:
 
 @pytest.mark.parametrize("name", ["worker-generate", "worker-gpu"])
 def test_generation_workers_get_every_setting_of_generation(name: str) -> None:
-    given = SERVICES[name]["environment"]
+    environment = SERVICES[name]["environment"]
     of_generation = {
         f"SLUICE_{field.upper()}"
         for field in Settings.model_fields
         if field.startswith("generation_") and field not in FIXED_IN_CONTAINERS
     }
-    assert of_generation <= set(given)
-    assert {"HF_TOKEN", "SLUICE_OLLAMA_URL", "SLUICE_OPENAI_BASE_URL"} <= set(given)
+    assert of_generation <= set(environment)
+    assert {"HF_TOKEN", "SLUICE_OLLAMA_URL", "SLUICE_OPENAI_BASE_URL"} <= set(environment)
     assert "models:/data/models" in SERVICES[name]["volumes"]
     assert "HF_HOME=/data/models" in _lineage(SERVICES[name]["build"]["target"])
 
 
 @pytest.mark.parametrize("name", ["worker-cpu", "worker-hf-gpu"])
 def test_workers_that_run_hugging_face_tasks_get_every_setting_of_theirs(name: str) -> None:
-    given = SERVICES[name]["environment"]
+    environment = SERVICES[name]["environment"]
     of_tasks = {
         f"SLUICE_{field.upper()}" for field in Settings.model_fields if field.startswith("hf_")
     }
-    assert of_tasks - set(given) == {"SLUICE_HF_DEVICE", "SLUICE_HF_TOKEN"}
-    assert {"HF_TOKEN", "SLUICE_RESULT_INLINE_BYTES"} <= set(given)
+    assert of_tasks - set(environment) == {"SLUICE_HF_DEVICE", "SLUICE_HF_TOKEN"}
+    assert {"HF_TOKEN", "SLUICE_RESULT_INLINE_BYTES"} <= set(environment)
     # Folders of models lie beside the hub's cache, on a volume: SLUICE_HOME/models.
     assert "models:/data/models" in SERVICES[name]["volumes"]
     assert "SLUICE_HOME=/data " in _lineage(SERVICES[name]["build"]["target"])
@@ -145,15 +145,17 @@ def test_workers_that_run_hugging_face_tasks_get_every_setting_of_theirs(name: s
 
 def test_gpu_workers_ask_for_a_gpu() -> None:
     for name, service in SERVICES.items():
-        asked = service.get("deploy", {}).get("resources", {}).get("reservations", {})
-        assert bool(asked.get("devices")) == (name in PROFILES), name
+        reserved = service.get("deploy", {}).get("resources", {}).get("reservations", {})
+        assert bool(reserved.get("devices")) == (name in PROFILES), name
 
 
 def test_the_api_lists_the_models_that_workers_ask() -> None:
     shared_by_both = {"SLUICE_OLLAMA_URL", "SLUICE_OPENAI_BASE_URL", "SLUICE_OPENAI_API_KEY"}
-    given = [SERVICES[name]["environment"] for name in ("api", "worker-generate", "worker-gpu")]
-    assert all(shared_by_both <= set(each) for each in given)
-    assert len({each["SLUICE_OLLAMA_URL"] for each in given}) == 1
+    environments = [
+        SERVICES[name]["environment"] for name in ("api", "worker-generate", "worker-gpu")
+    ]
+    assert all(shared_by_both <= set(environment) for environment in environments)
+    assert len({environment["SLUICE_OLLAMA_URL"] for environment in environments}) == 1
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
@@ -165,11 +167,11 @@ def test_a_server_on_the_host_can_be_reached(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(OURS))
 def test_environment_names_are_settings(name: str) -> None:
     known = {f"SLUICE_{field.upper()}" for field in Settings.model_fields}
-    given = SERVICES[name]["environment"]
-    assert set(given) - NOT_OURS <= known
+    environment = SERVICES[name]["environment"]
+    assert set(environment) - NOT_OURS <= known
     # Anything not given here would be looked for on the container's own loopback.
     assert {f"SLUICE_{what}_URL" for what in ("DATABASE", "REDIS", "CHROMA", "STORAGE")} <= set(
-        given
+        environment
     )
 
 
@@ -240,7 +242,9 @@ def test_defaults_of_the_file_are_those_of_the_settings() -> None:
 def _passed_on() -> set[str]:
     """Variables without a value: set where .env or the shell sets them."""
     environments = [SERVICES[name]["environment"] for name in OURS]
-    return {name for each in environments for name, value in each.items() if value is None}
+    return {
+        name for environment in environments for name, value in environment.items() if value is None
+    }
 
 
 def test_settings_that_have_a_default_here_are_not_passed_on_as_well() -> None:

@@ -186,14 +186,14 @@ def test_a_turn_of_an_erased_conversation_is_not_retried(process: Process) -> No
 
 
 def test_jobs_on_a_collection_that_is_gone_fail_and_say_so(process: Process) -> None:
-    found = [
+    ids = [
         submit(process, kinds.SEARCH, {"collection": "gone", "query": "q", "k": 3, "search": {}}),
         submit(process, kinds.INGEST, {
             "collection": "gone", "sources": [{"type": "text", "text": "x", "name": "n"}],
         }),
     ]  # fmt: skip
     drain(process)
-    for job_id in found:
+    for job_id in ids:
         job: Job = job_of(process, job_id)
         assert job.state == "failed", job.result
         assert "'gone'" in str((job.error or {})["message"]), job.error
@@ -203,7 +203,7 @@ def test_jobs_on_a_collection_that_is_gone_fail_and_say_so(process: Process) -> 
 def test_a_file_that_is_deleted_before_its_job_runs(process: Process) -> None:
     name = new_collection(process)
     gone = "0198c0de-0000-7000-8000-000000000000"
-    wanted = IngestInput.model_validate(
+    input_ = IngestInput.model_validate(
         {
             "collection": name,
             "sources": [
@@ -212,7 +212,7 @@ def test_a_file_that_is_deleted_before_its_job_runs(process: Process) -> None:
             ],
         }
     )
-    ingest = submit(process, kinds.INGEST, wanted.model_dump(mode="json"))
+    ingest = submit(process, kinds.INGEST, input_.model_dump(mode="json"))
     drain(process)
     job = job_of(process, ingest)
     assert job.state == "succeeded", job.error

@@ -45,9 +45,12 @@ def process(talker: Callable[..., Process]) -> Process:
     return talker(remote_window_tokens=256)
 
 
-def asked(wire: Wire) -> list[tuple[str, str]]:
+def last_messages(wire: Wire) -> list[tuple[str, str]]:
     """What the model was given last."""
-    return [(each["role"], each["content"]) for each in wire.asked("/api/chat")[-1]["messages"]]
+    return [
+        (message["role"], message["content"])
+        for message in wire.bodies("/api/chat")[-1]["messages"]
+    ]
 
 
 def test_a_turn_knows_the_turns_before_it(process: Process, wire: Wire) -> None:
@@ -55,7 +58,7 @@ def test_a_turn_knows_the_turns_before_it(process: Process, wire: Wire) -> None:
     chat(process, "My name is 민수.", conversation_id=talk)
     chat(process, "What is my name?", conversation_id=talk)
 
-    assert asked(wire) == [
+    assert last_messages(wire) == [
         ("user", "My name is 민수."),
         ("assistant", "My name is 민수."),
         ("user", "What is my name?"),
@@ -69,12 +72,14 @@ def test_the_newest_system_prompt_stands_in_front(process: Process, wire: Wire) 
     be = [{"role": "system", "content": "Be kind."}, user("one")]
     answered(process, say_all(process, be, conversation_id=talk))
     chat(process, "two", conversation_id=talk)
-    assert asked(wire)[0] == ("system", "Be kind.")
+    assert last_messages(wire)[0] == ("system", "Be kind.")
     be[0]["content"] = "Be brief."
     answered(process, say_all(process, [be[0], user("three")], conversation_id=talk))
-    assert [each for each in asked(wire) if each[0] == "system"] == [("system", "Be brief.")]
+    assert [message for message in last_messages(wire) if message[0] == "system"] == [
+        ("system", "Be brief.")
+    ]
     chat(process, "four", conversation_id=talk)
-    assert asked(wire)[0] == ("system", "Be brief.")
+    assert last_messages(wire)[0] == ("system", "Be brief.")
 
 
 def test_turns_of_one_conversation_run_one_after_the_other(process: Process) -> None:
@@ -88,10 +93,10 @@ def test_turns_of_one_conversation_run_one_after_the_other(process: Process) -> 
     assert {first.job_id, second.job_id} == {ids[0], other}
     assert claim(process, Queue.GENERATE) is None
     with process.ledger.read() as session:
-        found = estimate(session, [jobs.get(session, ids[1])], worker_heartbeat_s=5)[ids[1]]
-    assert found.waiting_for == "an earlier turn of the conversation"
-    for each in (first, second):
-        run(process, handlers(), each)
+        forecast = estimate(session, [jobs.get(session, ids[1])], worker_heartbeat_s=5)[ids[1]]
+    assert forecast.waiting_for == "an earlier turn of the conversation"
+    for held in (first, second):
+        run(process, handlers(), held)
     drain(process, hurry=False)
 
     said = [content for role, content in stored(process, talk) if role == "user"]
@@ -115,7 +120,7 @@ def test_the_next_turn_goes_on_however_one_ends(process: Process, ends: str) -> 
     assert job_of(process, third).state == "succeeded"
     said = [content for role, content in stored(process, talk) if role == "user"]
     gone = "two" if ends == "cancelled while held" else "one"
-    assert said == [each for each in ("one", "two", "three") if each != gone]
+    assert said == [word for word in ("one", "two", "three") if word != gone]
 
 
 def test_a_redriven_turn_waits_for_its_turn(process: Process) -> None:
@@ -126,13 +131,13 @@ def test_a_redriven_turn_waits_for_its_turn(process: Process) -> None:
     with process.ledger.begin() as session:
         jobs.redrive(session, first)
 
-    found = claim(process, Queue.GENERATE)
-    assert found is not None
-    assert found.job_id == second
+    next_claim = claim(process, Queue.GENERATE)
+    assert next_claim is not None
+    assert next_claim.job_id == second
     assert claim(process, Queue.GENERATE) is None
-    run(process, handlers(), found)
+    run(process, handlers(), next_claim)
     drain(process, hurry=False)
-    assert [each[1] for each in stored(process, talk)] == ["two", "two", "one", "one"]
+    assert [message[1] for message in stored(process, talk)] == ["two", "two", "one", "one"]
 
 
 def test_the_sweeper_lets_a_turn_go_whose_predecessor_vanished(process: Process) -> None:
@@ -144,9 +149,9 @@ def test_the_sweeper_lets_a_turn_go_whose_predecessor_vanished(process: Process)
 
     assert Sweeper(process, handlers()).sweep()
 
-    found = claim(process, Queue.GENERATE)
-    assert found is not None
-    assert found.job_id == second
+    next_claim = claim(process, Queue.GENERATE)
+    assert next_claim is not None
+    assert next_claim.job_id == second
 
 
 def test_what_finds_no_room_is_dropped_and_counted(process: Process, wire: Wire) -> None:
@@ -159,24 +164,22 @@ def test_what_finds_no_room_is_dropped_and_counted(process: Process, wire: Wire)
         process, say(process, "last", conversation_id=talk, parameters={"max_tokens": 64})
     )
     assert result["messages_dropped"] > 0
-    assert asked(wire)[0] == ("system", "Be kind.")
-    assert asked(wire)[-1] == ("user", "last")
-    assert not any("first" in content for _, content in asked(wire))
+    assert last_messages(wire)[0] == ("system", "Be kind.")
+    assert last_messages(wire)[-1] == ("user", "last")
+    assert not any("first" in content for _, content in last_messages(wire))
 
 
-def test_a_long_conversation_is_summed_up_where_that_is_wanted(
-    process: Process, wire: Wire
-) -> None:
+def test_a_long_conversation_is_summed_up_where_that_is_set(process: Process, wire: Wire) -> None:
     talk = conversation(process, summarize=True)
     for n in range(6):
         chat(process, f"fact {n} " * 12, conversation_id=talk, parameters={"max_tokens": 64})
     with process.ledger.read() as session:
-        found = conversations.get(session, talk)
-    assert found.summary
-    assert found.summary_upto > 0
-    role, content = asked(wire)[0]
+        stored_talk = conversations.get(session, talk)
+    assert stored_talk.summary
+    assert stored_talk.summary_upto > 0
+    role, content = last_messages(wire)[0]
     assert role == "system"
-    assert found.summary.strip() in content
+    assert stored_talk.summary.strip() in content
     assert len(stored(process, talk)) == 12
 
 
@@ -202,7 +205,7 @@ def test_another_key_does_not_see_a_conversation(process: Process) -> None:
         assert conversations.page(session, "other", limit=9, before=None) == []
         with pytest.raises(NotFound):
             conversations.erase(session, talk, "other")
-        assert [each.conversation.id for each in conversations.page(
+        assert [row.conversation.id for row in conversations.page(
             session, "someone", limit=9, before=None
         )] == [talk]  # fmt: skip
 
@@ -224,9 +227,9 @@ def test_rag_in_a_conversation_knows_what_was_said(
     answered(process, ask("How long do cats sleep?"))
     answered(process, ask("And what else?"))
 
-    roles = [role for role, _ in asked(wire)]
+    roles = [role for role, _ in last_messages(wire)]
     assert roles == ["system", "user", "assistant", "user"]
-    assert asked(wire)[1] == ("user", "How long do cats sleep?")
+    assert last_messages(wire)[1] == ("user", "How long do cats sleep?")
     assert [content for role, content in stored(process, talk) if role == "user"] == [
         "How long do cats sleep?",
         "And what else?",

@@ -43,14 +43,14 @@ def nowhere() -> str:
 
 def checks(model: str, **changes: object) -> list[Check]:
     settings = Settings(_env_file=None, generation_model=model).model_copy(update=changes)
-    found = list(generation_model(settings))
-    assert all(check.fix for check in found if not check.ok)
-    return found
+    rows = list(generation_model(settings))
+    assert all(check.fix for check in rows if not check.ok)
+    return rows
 
 
 def check(model: str, **changes: object) -> Check:
-    [found] = checks(model, **changes)
-    return found
+    [row] = checks(model, **changes)
+    return row
 
 
 def test_what_needs_no_model_and_what_is_none() -> None:

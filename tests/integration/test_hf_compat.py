@@ -50,7 +50,7 @@ def client(api_url: str) -> Iterator[InferenceClient]:
         yield client
 
 
-def asked(job: Job) -> tuple[Any, Any, Any]:
+def contents(job: Job) -> tuple[Any, Any, Any]:
     assert job.kind == "hf"
     assert job.lane == 0, "the lane is interactive"
     assert (job.input["model"], job.input["backend"]) == (MODEL, "local")
@@ -77,7 +77,7 @@ CALLS: dict[str, tuple[Call, Any, Any, Any]] = {
         "Seoul",
     ),
     "question_answering, several": (
-        lambda c: [each.start for each in c.question_answering("Where?", CONTEXT, top_k=2)],
+        lambda c: [span.start for span in c.question_answering("Where?", CONTEXT, top_k=2)],
         ({"question": "Where?", "context": CONTEXT}, {"top_k": 2}),
         [SPAN, SPAN],
         [13, 13],
@@ -89,7 +89,7 @@ CALLS: dict[str, tuple[Call, Any, Any, Any]] = {
         [0.5, 1.0],
     ),
     "text_classification": (
-        lambda c: [(each.label, each.score) for each in c.text_classification("Good.", top_k=2)],
+        lambda c: [(label.label, label.score) for label in c.text_classification("Good.", top_k=2)],
         ("Good.", {"top_k": 2}),
         [LABELS],
         [("POSITIVE", 0.75), ("NEGATIVE", 0.25)],
@@ -107,22 +107,24 @@ CALLS: dict[str, tuple[Call, Any, Any, Any]] = {
         [0.5, -0.5],
     ),
     "zero_shot_classification": (
-        lambda c: [each.label for each in c.zero_shot_classification("Good.", ["good", "bad"])],
+        lambda c: [label.label for label in c.zero_shot_classification("Good.", ["good", "bad"])],
         ("Good.", {"candidate_labels": ["good", "bad"], "multi_label": False}),
         [{"label": "good", "score": 0.75}, {"label": "bad", "score": 0.25}],
         ["good", "bad"],
     ),
     "token_classification": (
         lambda c: [
-            (each.entity_group, each.word, each.start, each.end)
-            for each in c.token_classification(CONTEXT, aggregation_strategy="first")
+            (entity.entity_group, entity.word, entity.start, entity.end)
+            for entity in c.token_classification(CONTEXT, aggregation_strategy="first")
         ],
         (CONTEXT, {"aggregation_strategy": "first"}),
         [ENTITY],
         [("PER", "Kim", 0, 3)],
     ),
     "fill_mask": (
-        lambda c: [(each.token_str, each.token) for each in c.fill_mask("in <mask>.", top_k=1)],
+        lambda c: [
+            (filling.token_str, filling.token) for filling in c.fill_mask("in <mask>.", top_k=1)
+        ],
         ("in <mask>.", {"top_k": 1}),
         [FILLED],
         [("Seoul", 7)],
@@ -138,12 +140,12 @@ CALLS: dict[str, tuple[Call, Any, Any, Any]] = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_each_method_of_the_hubs_client(name: str, worker: Worker, client: InferenceClient) -> None:
-    call, wanted, result, parsed = CALLS[name]
-    found, job = worker.answer(lambda: call(client), result)
-    task, inputs, parameters = asked(job)
+    call, expected, result, parsed = CALLS[name]
+    output, job = worker.answer(lambda: call(client), result)
+    task, inputs, parameters = contents(job)
     assert task is None, "the model tells it"
-    assert (inputs, parameters) == wanted
-    assert found == parsed
+    assert (inputs, parameters) == expected
+    assert output == parsed
 
 
 class TestFiles:
@@ -175,7 +177,7 @@ class TestFiles:
         claim = worker.claim(call)
         assert self.upload_of(worker, worker.job(claim.job_id)).content_type == "image/png"
         worker.succeed(claim, LABELS)
-        assert [each.label for each in call.result()] == ["POSITIVE", "NEGATIVE"]
+        assert [label.label for label in call.result()] == ["POSITIVE", "NEGATIVE"]
 
     def test_the_upload_of_a_failed_job_stays_for_a_retry(
         self, worker: Worker, api: httpx.Client
@@ -188,13 +190,13 @@ class TestFiles:
 
     def test_base64_beside_parameters(self, worker: Worker, client: InferenceClient) -> None:
         chunks = [{"text": "HELLO", "timestamp": [0.0, 1.0]}]
-        wanted = {"return_timestamps": True}
-        found, job = worker.answer(
-            lambda: client.automatic_speech_recognition(AUDIO, extra_body=wanted),
+        parameters = {"return_timestamps": True}
+        output, job = worker.answer(
+            lambda: client.automatic_speech_recognition(AUDIO, extra_body=parameters),
             {"text": "HELLO", "chunks": chunks},
         )
-        assert asked(job) == (None, base64.b64encode(AUDIO).decode(), wanted)
-        assert found.chunks[0].timestamp == [0.0, 1.0]
+        assert contents(job) == (None, base64.b64encode(AUDIO).decode(), parameters)
+        assert output.chunks[0].timestamp == [0.0, 1.0]
 
     def test_long_base64_is_kept_out_of_the_job(
         self, worker: Worker, client: InferenceClient, settings: Settings
@@ -241,7 +243,7 @@ def test_json_is_read_whatever_it_is_called(
     answer, job = worker.answer(
         lambda: requests.post(url, data=data, headers=headers, timeout=30), SUMMARY
     )
-    assert asked(job) == (None, "A text.", {})
+    assert contents(job) == (None, "A text.", {})
     assert (answer.status_code, answer.json()) == (200, SUMMARY)
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-sluice-job-id"] == str(job.id)
@@ -252,7 +254,7 @@ def test_a_plain_text_is_the_inputs(worker: Worker, api: httpx.Client) -> None:
     _, job = worker.answer(
         lambda: api.post(f"/models/{MODEL}", content="아홉 시".encode(), headers=headers), SUMMARY
     )
-    assert asked(job) == (None, "아홉 시", {})
+    assert contents(job) == (None, "아홉 시", {})
 
 
 NO_TYPE: dict[str, str] = {}
@@ -287,7 +289,7 @@ def test_a_body_without_inputs_is_the_inputs(
     _, job = worker.answer(
         lambda: requests.post(url, data=body.encode(), headers=headers, timeout=30), SUMMARY
     )
-    assert asked(job) == (task, inputs, {})
+    assert contents(job) == (task, inputs, {})
 
 
 @pytest.mark.parametrize(
@@ -297,7 +299,7 @@ def test_so_is_json_that_is_no_object(
     body: Any, inputs: Any, worker: Worker, api: httpx.Client
 ) -> None:
     _, job = worker.answer(lambda: api.post(f"/models/{MODEL}", json=body), SUMMARY)
-    assert asked(job) == (None, inputs, {})
+    assert contents(job) == (None, inputs, {})
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -327,16 +329,16 @@ def test_so_is_the_object_that_a_task_takes(
     answer, job = worker.answer(
         lambda: requests.post(url, data=json.dumps(body), headers=headers, timeout=30), result
     )
-    assert asked(job) == (task if named else None, inputs, body.get("parameters", {}))
+    assert contents(job) == (task if named else None, inputs, body.get("parameters", {}))
     assert answer.json() == result
 
 
 def test_a_text_that_only_looks_like_a_file_is_a_text(worker: Worker, api: httpx.Client) -> None:
     """And bytes that are none are a file, where nothing tells the task."""
     _, job = worker.answer(lambda: api.post(f"/models/{MODEL}", content=b"BM is a firm."), LABELS)
-    assert asked(job)[1] == "BM is a firm."
+    assert contents(job)[1] == "BM is a firm."
     _, job = worker.answer(lambda: api.post(f"/models/{MODEL}", content=b"BM\x36\0\0\0"), LABELS)
-    assert set(asked(job)[1]) == {"file_id"}
+    assert set(contents(job)[1]) == {"file_id"}
 
 
 BASE64 = base64.b64encode(AUDIO * 100).decode()
@@ -371,7 +373,7 @@ def test_long_base64_is_a_file_however_it_is_written(
 )
 def test_a_long_text_is_no_file(inputs: str, worker: Worker, api: httpx.Client) -> None:
     _, job = worker.answer(lambda: api.post(f"/models/{MODEL}", json={"inputs": inputs}), SUMMARY)
-    assert asked(job)[1] == inputs
+    assert contents(job)[1] == inputs
 
 
 @pytest.mark.parametrize(
@@ -384,6 +386,6 @@ def test_the_task_is_taken_from_the_path_and_parameters_from_the_root(
     answer, job = worker.answer(
         lambda: api.post(path.format(MODEL), json=body), [[0.5, 1.0], [1.0, 0.5]]
     )
-    wanted = {"normalize": True, "truncate": False}
-    assert asked(job) == ("feature-extraction", ["a", "b"], wanted)
+    parameters = {"normalize": True, "truncate": False}
+    assert contents(job) == ("feature-extraction", ["a", "b"], parameters)
     assert answer.json() == [[0.5, 1.0], [1.0, 0.5]]

@@ -13,7 +13,7 @@ from shared.database.transaction import Ledger
 from shared.vocabulary import State
 from tests.api_server import served
 from tests.integration.answers import stored
-from tests.integration.inference import ASKED, MODEL, SUMMARY, URL, Worker, error, working
+from tests.integration.inference import BODY, MODEL, SUMMARY, URL, Worker, error, working
 
 KIB = 1024
 FILL = f"{URL}/pipeline/fill-mask"
@@ -55,8 +55,8 @@ def test_without_a_key(key: str, url: str) -> None:
 
 def test_the_token_of_the_hubs_client_is_the_key(url: str, worker: Worker) -> None:
     with InferenceClient(model=url + URL, token="other", timeout=30) as client:
-        found, job = worker.answer(lambda: client.summarization("A text."), SUMMARY)
-    assert found.summary_text == "We open at nine."
+        output, job = worker.answer(lambda: client.summarization("A text."), SUMMARY)
+    assert output.summary_text == "We open at nine."
     assert job.fair_key == "bob"
 
 
@@ -105,7 +105,7 @@ def test_a_full_queue(ann: httpx.Client, settings: Settings, worker: Worker) -> 
     before = stored(settings)
     refused: list[httpx.Response] = []
     while not refused:
-        answer = ann.post(URL, json=ASKED)
+        answer = ann.post(URL, json=BODY)
         refused = [answer] if answer.status_code != 504 else []
     assert "SLUICE_QUEUE_LIMIT_STEPS" in error(refused[0], 429)
     assert refused[0].headers["retry-after"] == "7"

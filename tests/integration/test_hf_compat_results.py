@@ -34,8 +34,8 @@ def test_a_large_result_is_streamed_from_the_storage(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     where = {"path": "results/large.json", "size_bytes": len(data)}
-    found, _ = worker.answer(lambda: client.feature_extraction(["a"] * 500), None, **where)
-    assert found.tolist() == vectors
+    output, _ = worker.answer(lambda: client.feature_extraction(["a"] * 500), None, **where)
+    assert output.tolist() == vectors
 
     answer, _ = worker.answer(
         lambda: api.post(f"/models/{MODEL}", json={"inputs": "a"}), None, **where

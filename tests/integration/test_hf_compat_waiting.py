@@ -14,7 +14,7 @@ from shared.redis import events
 from shared.redis.events import Event, EventType, Loading
 from shared.vocabulary import State
 from tests.integration.answers import EMBED, stored
-from tests.integration.inference import ASKED, MODEL, SUMMARY, URL, Worker, error, working
+from tests.integration.inference import BODY, MODEL, SUMMARY, URL, Worker, error, working
 
 FILL = f"{URL}/pipeline/fill-mask"
 LOADING = Loading(model=MODEL, estimated_s=20)
@@ -33,7 +33,7 @@ def worker(ledger: Ledger) -> Iterator[Worker]:
 
 
 class TestLoading:
-    def is_told(self, answer: httpx.Response) -> None:
+    def is_loading(self, answer: httpx.Response) -> None:
         assert answer.status_code == 503
         body = answer.json()
         assert body["error"] == f"Model {MODEL} is currently loading"
@@ -56,11 +56,11 @@ class TestLoading:
             (NO_WAIT, {"wait_for_model": True}),
         ],
     )
-    def test_who_does_not_wait_is_told_at_once(
+    def test_who_does_not_wait_is_answered_at_once(
         self, headers: dict[str, str], options: dict[str, Any], worker: Worker, api: httpx.Client
     ) -> None:
         self.begin(worker)
-        self.is_told(api.post(URL, json=ASKED | {"options": options}, headers=headers))
+        self.is_loading(api.post(URL, json=BODY | {"options": options}, headers=headers))
         assert worker.count() == 0
 
     @pytest.mark.parametrize(
@@ -76,18 +76,18 @@ class TestLoading:
     ) -> None:
         self.begin(worker)
         answer, _ = worker.answer(
-            lambda: api.post(URL, json=ASKED | {"options": options}, headers=headers), SUMMARY
+            lambda: api.post(URL, json=BODY | {"options": options}, headers=headers), SUMMARY
         )
         assert answer.json() == SUMMARY
 
-    @pytest.mark.parametrize("event", [True, False], ids=["told", "the event is lost"])
+    @pytest.mark.parametrize("event", [True, False], ids=["the event comes", "the event is lost"])
     def test_the_call_that_makes_the_model_load(
         self, event: bool, worker: Worker, api: httpx.Client
     ) -> None:
         """Its job goes on, so the model is there for the next call."""
 
         def ask() -> httpx.Response:
-            return api.post(URL, json=ASKED, headers=NO_WAIT)
+            return api.post(URL, json=BODY, headers=NO_WAIT)
 
         call = worker.call(ask)
         claim = worker.claim(call)
@@ -96,9 +96,9 @@ class TestLoading:
             news = Event(job_id=claim.job_id, type=EventType.STATE, data=LOADING.event())
             worker.ledger.events.publish([news])
         answer = call.result()
-        self.is_told(answer)
+        self.is_loading(answer)
         assert answer.headers["x-sluice-job-id"] == str(claim.job_id)
-        self.is_told(ask())
+        self.is_loading(ask())
         assert worker.count() == 1
         self.end(worker)
         worker.succeed(claim, SUMMARY)
@@ -108,12 +108,12 @@ class TestLoading:
 
     def test_other_models_are_not_waited_for(self, worker: Worker, api: httpx.Client) -> None:
         events.announce(worker.ledger.events.redis, Loading(model="owner/other", estimated_s=20))
-        answer, _ = worker.answer(lambda: api.post(URL, json=ASKED, headers=NO_WAIT), SUMMARY)
+        answer, _ = worker.answer(lambda: api.post(URL, json=BODY, headers=NO_WAIT), SUMMARY)
         assert answer.json() == SUMMARY
 
     def test_a_slow_load_has_always_some_time_left(self, worker: Worker, api: httpx.Client) -> None:
         events.announce(worker.ledger.events.redis, Loading(model=MODEL, estimated_s=0))
-        self.is_told(api.post(URL, json=ASKED, headers=NO_WAIT))
+        self.is_loading(api.post(URL, json=BODY, headers=NO_WAIT))
 
     def test_what_a_dead_worker_announced_ends(self, worker: Worker) -> None:
         self.begin(worker)
@@ -131,7 +131,7 @@ class TestLoading:
 
 def test_a_client_that_goes_away_leaves_its_job(worker: Worker, api_url: str) -> None:
     with httpx.Client(base_url=api_url, timeout=0.3, trust_env=False) as client:
-        call = worker.call(lambda: client.post(URL, json=ASKED))
+        call = worker.call(lambda: client.post(URL, json=BODY))
         claim = worker.claim(call)
         assert isinstance(call.exception(), httpx.ReadTimeout)
     assert worker.job(claim.job_id).state == State.RUNNING
@@ -144,7 +144,7 @@ class TestIdempotency:
 
     def test_the_same_call_is_the_same_job(self, worker: Worker, api: httpx.Client) -> None:
         def call() -> httpx.Response:
-            return api.post(URL, json=ASKED, headers=self.HEADERS)
+            return api.post(URL, json=BODY, headers=self.HEADERS)
 
         first, _ = worker.answer(call, SUMMARY)
         again = call()
@@ -157,8 +157,8 @@ class TestIdempotency:
         "other",
         [
             lambda api, headers: api.post(URL, json={"inputs": "Other."}, headers=headers),
-            lambda api, headers: api.post(FILL, json=ASKED, headers=headers),
-            lambda api, headers: api.post("/models/other", json=ASKED, headers=headers),
+            lambda api, headers: api.post(FILL, json=BODY, headers=headers),
+            lambda api, headers: api.post("/models/other", json=BODY, headers=headers),
             lambda api, headers: api.post(URL, content=b"fLaC", headers=headers),
             lambda api, headers: api.post("/v1/jobs", json=EMBED, headers=headers),
         ],
@@ -170,7 +170,7 @@ class TestIdempotency:
         api: httpx.Client,
         settings: Settings,
     ) -> None:
-        worker.answer(lambda: api.post(URL, json=ASKED, headers=self.HEADERS), SUMMARY)
+        worker.answer(lambda: api.post(URL, json=BODY, headers=self.HEADERS), SUMMARY)
         before = stored(settings)
         assert other(api, self.HEADERS).status_code == 409
         assert stored(settings) == before

@@ -31,8 +31,8 @@ def test_outputs_have_the_shape_of_the_local_back_end(
     assert run(task, model, [value, value], parameters, settings) == [output, output]
     nests = task in NESTED or (task is Task("text-generation") and not isinstance(output, list))
     assert run(task, model, value, parameters, settings) == ([output] if nests else output)
-    assert [each.path for each in wire.requests] == [f"/models/{model}/pipeline/{task}"] * 3
-    assert {each.authorization for each in wire.requests} == {f"Bearer {TOKEN}"}
+    assert [request.path for request in wire.requests] == [f"/models/{model}/pipeline/{task}"] * 3
+    assert {request.authorization for request in wire.requests} == {f"Bearer {TOKEN}"}
 
 
 EVERY_PARAMETER: dict[Task, dict[str, Any]] = {
@@ -58,12 +58,12 @@ EVERY_PARAMETER: dict[Task, dict[str, Any]] = {
 
 @pytest.mark.parametrize("task", EVERY_PARAMETER)
 def test_every_parameter_reaches_the_hub(wire: Wire, settings: Settings, task: Task) -> None:
-    given = EVERY_PARAMETER[task]
-    assert set(given) == set(TASKS[task].parameters.model_fields)
-    run(task, model_of(task), INPUTS[task], given, settings)
+    parameters = EVERY_PARAMETER[task]
+    assert set(parameters) == set(TASKS[task].parameters.model_fields)
+    run(task, model_of(task), INPUTS[task], parameters, settings)
     body = wire.requests[-1].body
     sent = body if task is Task("feature-extraction") else body["parameters"]
-    assert given.items() <= sent.items()
+    assert parameters.items() <= sent.items()
 
 
 def test_files_are_sent_as_bytes_with_their_type(wire: Wire, settings: Settings) -> None:
@@ -94,5 +94,5 @@ def test_no_file_or_url_is_read_for_an_input(
 
 
 def test_text_that_looks_like_a_url_is_text(settings: Settings) -> None:
-    found = run(Task("translation"), model_of(Task("translation")), "http://x", {}, settings)
-    assert found == [{"translation_text": "HTTP://X"}]
+    output = run(Task("translation"), model_of(Task("translation")), "http://x", {}, settings)
+    assert output == [{"translation_text": "HTTP://X"}]

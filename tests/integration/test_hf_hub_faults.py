@@ -38,9 +38,9 @@ def test_a_missing_token_says_what_to_set(
     wire: Wire, settings: Settings, token: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    told: dict[str, Any] = {"hf_token": token, "hf_hub_url": settings.hf_hub_url}
+    options: dict[str, Any] = {"hf_token": token, "hf_hub_url": settings.hf_hub_url}
     with pytest.raises(Permanent, match=r"Set HF_TOKEN \(or SLUICE_HF_TOKEN\) for the workers"):
-        run(SUMMARIZE, MODEL, "one", {}, Settings(_env_file=None, **told))
+        run(SUMMARIZE, MODEL, "one", {}, Settings(_env_file=None, **options))
     assert not wire.requests
 
 
@@ -56,9 +56,9 @@ def test_the_token_comes_from_either_name(
 
 
 def test_a_refused_token_says_so(settings: Settings) -> None:
-    told: dict[str, Any] = {"hf_token": "hf_wrong", "hf_hub_url": settings.hf_hub_url}
+    options: dict[str, Any] = {"hf_token": "hf_wrong", "hf_hub_url": settings.hf_hub_url}
     with pytest.raises(Permanent, match="refused the token") as raised:
-        run(SUMMARIZE, MODEL, "one", {}, Settings(_env_file=None, **told))
+        run(SUMMARIZE, MODEL, "one", {}, Settings(_env_file=None, **options))
     assert "Invalid username or password" in raised.value.message
     assert "HF_TOKEN" in raised.value.message
     assert "hf_wrong" not in raised.value.message
@@ -104,7 +104,7 @@ def test_a_refusal_is_of_the_right_kind_and_has_the_hubs_words(
     assert f"{wire.url} (SLUICE_HF_HUB_URL) answered {status}: words of the hub." in error.message
 
 
-def test_which_input_was_refused_is_told(settings: Settings) -> None:
+def test_which_input_was_refused_is_named(settings: Settings) -> None:
     mask = model_of(Task("fill-mask"))
     with pytest.raises(InvalidInput, match=r"No mask_token.*about inputs\.1\."):
         run(Task("fill-mask"), mask, ["a [MASK]", "a mask"], {}, settings)
@@ -248,6 +248,6 @@ def test_the_job_is_looked_at_before_each_input(wire: Wire, settings: Settings) 
 def test_many_threads_share_the_client(wire: Wire, settings: Settings) -> None:
     texts = [f"text {number}" for number in range(40)]
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda text: run(SUMMARIZE, MODEL, [text], {}, settings), texts)
-        assert list(found) == [[{"summary_text": text}] for text in texts]
+        outputs = pool.map(lambda text: run(SUMMARIZE, MODEL, [text], {}, settings), texts)
+        assert list(outputs) == [[{"summary_text": text}] for text in texts]
     assert len(wire.requests) == 40

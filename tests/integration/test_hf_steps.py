@@ -106,7 +106,9 @@ def test_waiting_jobs_of_a_model_run_as_one_batch(worker: Process) -> None:
     top = ask(worker, TEXTS[1], parameters={"top_k": 1})
     assert work(worker) == 1
     assert [best(ended(worker, job_id).result)[0] for job_id in ids] == RIGHT
-    assert [[each["label"] for each in row] for row in ended(worker, top).result] == [["NEGATIVE"]]
+    assert [[label["label"] for label in row] for row in ended(worker, top).result] == [
+        ["NEGATIVE"]
+    ]
 
 
 def test_the_task_is_that_of_the_model(worker: Process) -> None:
@@ -140,17 +142,17 @@ def test_an_input_of_many_windows_goes_on_between_them(
     worker: Process, settings: Settings, models: Path
 ) -> None:
     """What windows gave is kept from step to step; the answer is that of one go."""
-    asked = roberta_qa.LONG
-    inputs = {"question": asked.question, "context": asked.context}
+    example = roberta_qa.LONG
+    inputs = {"question": example.question, "context": example.context}
     hasty = make_process(settings, "hasty", models_folder=models, hf_step_s=1e-9, hf_batch_tokens=1)
     try:
         whole = ask(worker, inputs, "tiny/reader")
         work(worker)
         in_steps = ask(worker, inputs, "tiny/reader")
         assert work(hasty) > 2
-        found, wanted = ended(worker, in_steps).result, ended(worker, whole).result
-        assert found == wanted | {"score": pytest.approx(wanted["score"], abs=1e-5)}
-        assert wanted["answer"] == asked.answer
+        result, expected = ended(worker, in_steps).result, ended(worker, whole).result
+        assert result == expected | {"score": pytest.approx(expected["score"], abs=1e-5)}
+        assert expected["answer"] == example.answer
     finally:
         hasty.ledger.close()
 
@@ -164,7 +166,7 @@ def test_a_text_that_is_too_long_is_cut_and_said_to_be(worker: Process) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "type_", "part"),
+    ("fields", "type_", "part"),
     [
         ({"inputs": ["good", ""]}, "InvalidInput", "inputs.1 is empty"),
         ({"inputs": "   "}, "InvalidInput", "inputs is empty"),
@@ -178,13 +180,13 @@ def test_a_text_that_is_too_long_is_cut_and_said_to_be(worker: Process) -> None:
     ],
 )  # fmt: skip
 def test_bad_input_fails_its_own_job_and_no_other(
-    worker: Process, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], type_: str, part: str
+    worker: Process, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], type_: str, part: str
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    bad, good = ask(worker, **asked), ask(worker, TEXTS[0])
+    bad, good = ask(worker, **fields), ask(worker, TEXTS[0])
     work(worker)
-    found, message = error_of(worker, bad)
-    assert (found, part in message) == (type_, True), message
+    error_type, message = error_of(worker, bad)
+    assert (error_type, part in message) == (type_, True), message
     assert best(ended(worker, good).result) == RIGHT[:1]
 
 
@@ -245,5 +247,5 @@ def test_base64_that_is_none(worker: Process) -> None:
     job_id = ask(worker, "%%%", task="automatic-speech-recognition", model="tiny/sentiment")
     other = ask(worker, base64.b64encode(b"x").decode(), task="automatic-speech-recognition")
     work(worker)
-    for each in (job_id, other):
-        assert error_of(worker, each)[0] == "WrongTask"
+    for id_ in (job_id, other):
+        assert error_of(worker, id_)[0] == "WrongTask"

@@ -201,15 +201,15 @@ def test_columns_of_numbers_and_truth_values_are_found_by_filters(
         csv={"metadata_columns": ["year", "open", "code"]},
     )  # fmt: skip
 
-    def found(**filter_: Any) -> list[str]:
+    def texts_where(**filter_: Any) -> list[str]:
         hits = search(process, collection, "event", k=5, search={"filter": filter_})
         return [hit.text for hit in hits]
 
-    assert found(year=2024) == ["text: The kite festival."]
-    assert found(open=False) == ["text: The boat race."]
-    assert found(code="007") == ["text: The kite festival."]
-    assert found(code="123") == ["text: The boat race."]
-    assert found(year=1999) == []
+    assert texts_where(year=2024) == ["text: The kite festival."]
+    assert texts_where(open=False) == ["text: The boat race."]
+    assert texts_where(code="007") == ["text: The kite festival."]
+    assert texts_where(code="123") == ["text: The boat race."]
+    assert texts_where(year=1999) == []
 
 
 def test_an_overlap_is_half_of_small_chunks_unless_it_is_given(

@@ -81,16 +81,16 @@ def test_a_filter_leaves_only_what_matches_all_of_it(process: Process, collectio
     ingest(process, collection, {"b": CATS}, metadata={"team": "zoo", "year": 2021})
     ingest(process, collection, {"c": CATS}, metadata={"team": "rail", "year": 2021})
 
-    def found(**filter_: Any) -> set[str]:
+    def sources_where(**filter_: Any) -> set[str]:
         return {
             hit.source
             for hit in search(process, collection, "cat", k=20, search={"filter": filter_})
         }
 
-    assert found(team="zoo") == {"a", "b"}
-    assert found(team="zoo", year=2021) == {"b"}
-    assert found(source="c") == {"c"}
-    assert found(team="nobody") == set()
+    assert sources_where(team="zoo") == {"a", "b"}
+    assert sources_where(team="zoo", year=2021) == {"b"}
+    assert sources_where(source="c") == {"c"}
+    assert sources_where(team="nobody") == set()
 
 
 def test_korean_text_under_a_korean_name_in_a_korean_encoding(

@@ -34,9 +34,9 @@ def test_erased_documents_are_gone_from_both_stores_and_counted(
     chunks = len(live_texts(process, collection)["secret"])
     ids = [document_id(process, collection, name) for name in ("secret", "third")]
 
-    found = erase(process, document_ids=[*ids, new_id()])
+    erased = erase(process, document_ids=[*ids, new_id()])
 
-    assert found == {"documents": 2, "chunks": chunks + 1, "vectors": chunks + 1}
+    assert erased == {"documents": 2, "chunks": chunks + 1, "vectors": chunks + 1}
     assert live_texts(process, collection) == {"public": [PUBLIC]}
     stores_agree(process, collection)
     with process.ledger.read() as session:
@@ -110,7 +110,7 @@ def test_from_its_first_moment_an_erasure_hides_the_text(process: Process, colle
             collections.get(session, other)
         with pytest.raises(Conflict):
             collections.put(session, other, Spec(embedding_model=DEFAULT_EMBEDDING_MODEL))
-        assert other not in {each.name for each in collections.page(session, limit=100, after=None)}
+        assert other not in {row.name for row in collections.page(session, limit=100, after=None)}
 
 
 def test_a_search_that_runs_during_erasures_returns_no_erased_text(
@@ -129,8 +129,8 @@ def test_a_search_that_runs_during_erasures_returns_no_erased_text(
                     id_ = document_id(own, collection, "secret")
                     erase(own, document_ids=[id_])
                     gone[0] = True
-                    found = find(own, collection, SECRET, k=5, where=None)
-                    wrong.extend(hit.text for hit in found if hit.source == "secret")
+                    hits = find(own, collection, SECRET, k=5, where=None)
+                    wrong.extend(hit.text for hit in hits if hit.source == "secret")
                     gone[0] = False
             finally:
                 done.set()

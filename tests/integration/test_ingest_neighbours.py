@@ -55,8 +55,8 @@ def test_readers_see_the_old_or_the_new_text_never_a_mix_and_never_nothing(
     in_threads(2, settings, work)
 
     assert len(seen) > 6
-    assert all(len(each) == 1 for each in seen), [each for each in seen if len(each) != 1]
-    assert {word for each in seen for word in each} == {"apple", "banana"}
+    assert all(len(look) == 1 for look in seen), [look for look in seen if len(look) != 1]
+    assert {word for look in seen for word in look} == {"apple", "banana"}
     stores_agree(process, collection)
 
 
@@ -103,7 +103,7 @@ def test_the_collector_waits_for_who_just_locks_a_document(
     load_all(process)
     cancel(process, job_id)
     with process.ledger.begin() as session:
-        found = erasure.forsaken(session, limit=10)
+        forsaken = erasure.forsaken(session, limit=10)
     content = Content(
         source="d", sha256="0", content_hash="1", size_bytes=1, metadata={},
         chunks=[(0, "new", {})],
@@ -111,7 +111,7 @@ def test_the_collector_waits_for_who_just_locks_a_document(
     with process.ledger.begin() as session:
         owner = collections.get(session, collection)
         documents = versions.lock_documents(session, owner.id, ["d"])
-        remover = threading.Thread(target=_remove, args=(process, found))
+        remover = threading.Thread(target=_remove, args=(process, forsaken))
         remover.start()
         remover.join(0.3)
         made = versions.begin(session, documents["d"], content, skip_existing=False)
@@ -122,10 +122,10 @@ def test_the_collector_waits_for_who_just_locks_a_document(
         assert versions.live_or_pending(session, [made]) == {made}
 
 
-def _remove(process: Process, found: list[object]) -> None:
+def _remove(process: Process, forsaken: list[object]) -> None:
 
     with process.ledger.begin() as session:
-        erasure.remove(session, [each.version_id for each in found])  # type: ignore[attr-defined]
+        erasure.remove(session, [version.version_id for version in forsaken])  # type: ignore[attr-defined]
 
 
 def test_an_erased_collection_is_not_made_again_by_a_job_that_was_just_starting(
@@ -168,16 +168,16 @@ def test_search_goes_on_while_a_step_embeds(process: Process, collection: str) -
     ingest(process, collection, {"d": "the old text"})
     order(process, collection, {"d": "the new text"})
     load_all(process)
-    found = []
+    seen = []
 
     embed_alone = handlers()["ingest.embed"].run
     assert embed_alone is not None
 
     def embed(context: Context) -> Done:
         done = embed_alone(context)
-        found.append([hit.text for hit in search(process, collection, "text")])
+        seen.append([hit.text for hit in search(process, collection, "text")])
         return done
 
     run(process, {"ingest.embed": Handler(run=embed)}, claimed(process, Queue.EMBED))
 
-    assert found == [["the old text"]]
+    assert seen == [["the old text"]]

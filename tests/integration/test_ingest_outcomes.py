@@ -36,7 +36,7 @@ def test_new_documents_are_added_and_found(process: Process, collection: str) ->
     assert (job.progress_done, job.progress_total, job.progress_unit) == (2, 2, "documents")
     stores_agree(process, collection)
     texts = live_texts(process, collection)
-    assert job.result["chunks"] == sum(len(each) for each in texts.values())
+    assert job.result["chunks"] == sum(len(chunks) for chunks in texts.values())
     assert search(process, collection, "departure time of the train", k=1)[0].source == "trains"
 
 
@@ -130,12 +130,12 @@ def test_a_source_that_cannot_be_read_fails_alone_and_says_why(
     assert counts(process, job_id) == {"added": 1, "failed": 4}
     result = job_of(process, job_id).result
     assert result is not None
-    told = {error["source"]: error["message"] for error in result["errors"]}
-    assert list(told) == ["empty.txt", "photo.png", f"file {unknown}", "lost.txt"]
-    assert "empty" in told["empty.txt"]
-    assert ".png" in told["photo.png"]
-    assert "POST /v1/files" in told[f"file {unknown}"]
-    assert "no longer has" in told["lost.txt"]
+    messages = {error["source"]: error["message"] for error in result["errors"]}
+    assert list(messages) == ["empty.txt", "photo.png", f"file {unknown}", "lost.txt"]
+    assert "empty" in messages["empty.txt"]
+    assert ".png" in messages["photo.png"]
+    assert "POST /v1/files" in messages[f"file {unknown}"]
+    assert "no longer has" in messages["lost.txt"]
     stores_agree(process, collection)
 
 

@@ -65,4 +65,4 @@ def test_a_chain_answers_from_a_collection(process: Process, wire: Wire) -> None
     told = "Cats sleep fifteen hours a day. Q: How long do cats sleep?"
     assert chain.invoke("How long do cats sleep?") == told
     assert "".join(chain.stream("How long do cats sleep?")) == told
-    assert wire.asked("/api/chat")[0]["messages"] == [{"role": "user", "content": told}]
+    assert wire.bodies("/api/chat")[0]["messages"] == [{"role": "user", "content": told}]

@@ -119,7 +119,7 @@ def test_a_pull_that_breaks_off_goes_on_and_takes_nothing_back(
     assert job_of(process, job_id).state == "succeeded"
     told = [each["done"] for each in progress_of(redis_url, job_id)]
     assert told == sorted(told)
-    assert len(wire.asked("/api/pull")) > 1
+    assert len(wire.bodies("/api/pull")) > 1
 
 
 def test_a_pull_without_its_success_is_not_done(process: Process, wire: Wire) -> None:
@@ -131,7 +131,7 @@ def test_a_pull_without_its_success_is_not_done(process: Process, wire: Wire) ->
     job = job_of(process, job_id)
     assert job.state == "failed"
     assert "writing manifest" in error_of(job)["message"]
-    assert len(wire.asked("/api/pull")) == job.max_attempts
+    assert len(wire.bodies("/api/pull")) == job.max_attempts
 
 
 def test_a_model_that_nobody_has_fails_at_once(process: Process, wire: Wire) -> None:
@@ -143,7 +143,7 @@ def test_a_model_that_nobody_has_fails_at_once(process: Process, wire: Wire) -> 
     assert job.state == "failed"
     assert "nosuchmodel" in error_of(job)["message"]
     assert "ollama.com/library" in error_of(job)["message"]
-    assert len(wire.asked("/api/pull")) == 1
+    assert len(wire.bodies("/api/pull")) == 1
 
 
 def test_an_error_of_the_servers_own_is_tried_again(process: Process, wire: Wire) -> None:
@@ -163,7 +163,7 @@ def test_a_pull_that_hangs_is_cancelled(process: Process, wire: Wire, fault: str
     job_id = ask(process, "pull")
     worker = threading.Thread(target=drain, args=(process, TABLE))
     worker.start()
-    until(lambda: wire.asked("/api/pull"), "a request for the pull")
+    until(lambda: wire.bodies("/api/pull"), "a request for the pull")
 
     cancel(process, job_id)
     worker.join(PATIENCE_S)
@@ -182,7 +182,7 @@ def test_a_server_that_is_down_is_waited_for(process: Process, wire: Wire) -> No
 
     job = job_of(process, job_id)
     assert job.state == "succeeded"
-    assert len(wire.asked("/api/pull")) == 2
+    assert len(wire.bodies("/api/pull")) == 2
 
 
 def test_a_model_is_created_from_another(process: Process, wire: Wire) -> None:
@@ -218,7 +218,7 @@ def test_a_wrong_description_is_a_clear_error(
     assert (job.state, error_of(job)["type"]) == ("failed", "Permanent")
     assert words in error_of(job)["message"]
     assert "'mine'" in error_of(job)["message"]
-    assert len(wire.asked("/api/create")) == 1
+    assert len(wire.bodies("/api/create")) == 1
 
 
 def test_a_model_is_deleted(process: Process, wire: Wire) -> None:

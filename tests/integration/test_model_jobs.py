@@ -92,7 +92,7 @@ def test_a_missing_model_is_pulled_once_for_all_who_want_it(process: Process, wi
     (pull,) = pulls(process)
     assert pull.state == "succeeded"
     assert pull.input["name"] == "ollama/fresh"
-    assert len(wire.asked("/api/pull")) == 1
+    assert len(wire.bodies("/api/pull")) == 1
 
 
 def test_a_pull_that_fails_fails_who_waits_for_it(process: Process, wire: Wire) -> None:

@@ -74,7 +74,7 @@ def test_sampling_is_told_in_ollamas_words(fresh: Remote, generator: RemoteGener
         repetition_penalty=1.2,
     )  # fmt: skip
     ended(generator.start(Request(messages=said("hello"), sampling=sampling)))
-    (body,) = fresh.wire.asked("/api/chat")
+    (body,) = fresh.wire.bodies("/api/chat")
     assert body["options"] == {
         "num_ctx": CONTEXT_LENGTH, "num_predict": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 7,
         "stop": ["END"], "seed": 3, "repeat_penalty": 1.2,
@@ -84,7 +84,7 @@ def test_sampling_is_told_in_ollamas_words(fresh: Remote, generator: RemoteGener
 
 def test_ollamas_own_defaults_do_not_apply(fresh: Remote, generator: RemoteGenerator) -> None:
     ended(generator.start(Request(messages=said("hello"))))
-    options = fresh.wire.asked("/api/chat")[0]["options"]
+    options = fresh.wire.bodies("/api/chat")[0]["options"]
     assert options["top_k"] == 0
     assert options["repeat_penalty"] == 1.0
     assert "seed" not in options
@@ -97,14 +97,14 @@ def test_the_window_is_the_models_up_to_the_setting(fresh: Remote) -> None:
         assert generator.window_tokens == 100
         ended(generator.start(Request(messages=said("hello"))))
         ended(generator.start(Request(messages=said("hello"))))
-    assert fresh.wire.asked("/api/chat")[-1]["options"]["num_ctx"] == 100
-    assert len(fresh.wire.asked("/api/show")) == 2, "each generator asks once"
+    assert fresh.wire.bodies("/api/chat")[-1]["options"]["num_ctx"] == 100
+    assert len(fresh.wire.bodies("/api/show")) == 2, "each generator asks once"
 
 
 def test_a_bare_prompt_goes_around_the_template(fresh: Remote, generator: RemoteGenerator) -> None:
     completion, _ = ended(generator.start(Request(prompt="count to 3:")))
     assert completion.text == " 1 2 3"
-    (body,) = fresh.wire.asked("/api/generate")
+    (body,) = fresh.wire.bodies("/api/generate")
     assert body["raw"] is True
     assert body["prompt"] == "count to 3:"
 
@@ -126,7 +126,7 @@ def test_a_text_goes_back_as_the_assistants_last_message(
     # What was resumed is of the answer, with its tokens by estimate: 2 for 7 characters.
     assert completion.completion_tokens == 2 + 5
     assert completion.prompt_tokens == 3 + 4 - 2
-    body = fresh.wire.asked("/api/chat")[0]
+    body = fresh.wire.bodies("/api/chat")[0]
     assert body["messages"][-1] == {"role": "assistant", "content": "1 2 3 4"}
     assert body["options"]["num_predict"] < 50
 
@@ -146,7 +146,7 @@ def test_tools_are_offered_and_their_calls_returned(
     assert completion.finish_reason is FinishReason.STOP
     (call,) = completion.tool_calls
     assert (call.name, call.arguments) == ("add", {"a": 1})
-    (offered,) = fresh.wire.asked("/api/chat")[0]["tools"]
+    (offered,) = fresh.wire.bodies("/api/chat")[0]["tools"]
     assert offered["function"]["description"] == "Adds."
     assert offered["function"]["parameters"] == ADD.parameters
 
@@ -163,7 +163,7 @@ def test_a_tools_result_goes_by_its_name(fresh: Remote, generator: RemoteGenerat
     )
     completion, _ = ended(generator.start(Request(messages=messages, tools=(ADD,))))
     assert completion.text == "The tool says 2"
-    told = fresh.wire.asked("/api/chat")[0]["messages"]
+    told = fresh.wire.bodies("/api/chat")[0]["messages"]
     assert told[1]["tool_calls"] == [{"function": {"name": "add", "arguments": {"a": 1}}}]
     assert told[2]["tool_name"] == "add"
 
@@ -178,7 +178,7 @@ def test_what_the_client_drops_of_a_schema_is_in_the_description(
         parameters={"type": "object", "properties": {"address": inner}},
     )
     ended(generator.start(Request(messages=said("hello"), tools=(tool,))))
-    (offered,) = fresh.wire.asked("/api/chat")[0]["tools"]
+    (offered,) = fresh.wire.bodies("/api/chat")[0]["tools"]
     assert '"city"' in offered["function"]["description"]
 
 

@@ -84,7 +84,7 @@ def test_sampling_is_told_in_openais_words(fresh: Remote, generator: RemoteGener
         repetition_penalty=1.2,
     )  # fmt: skip
     ended(generator.start(Request(messages=said("hello"), sampling=sampling)))
-    (body,) = fresh.wire.asked(CHAT)
+    (body,) = fresh.wire.bodies(CHAT)
     assert body == {
         "model": MODEL, "messages": [{"role": "user", "content": "hello"}], "stream": True,
         "stream_options": {"include_usage": True}, "max_tokens": 9, "temperature": 0.5,
@@ -96,7 +96,7 @@ def test_what_openai_does_not_know_is_left_out_by_default(
     fresh: Remote, generator: RemoteGenerator
 ) -> None:
     ended(generator.start(Request(messages=said("hello"))))
-    (body,) = fresh.wire.asked(CHAT)
+    (body,) = fresh.wire.bodies(CHAT)
     assert not {"top_k", "repetition_penalty", "continue_final_message", "tools"} & set(body)
 
 
@@ -108,7 +108,7 @@ def test_more_stop_strings_than_openai_takes_are_applied_here(
     assert completion.text == "1 2 3"
     assert completion.finish_reason is FinishReason.STOP
     assert completion.completion_tokens > 0
-    assert fresh.wire.asked(CHAT)[0]["stop"] == ["a", "b", "c", "d"]
+    assert fresh.wire.bodies(CHAT)[0]["stop"] == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("mode", ["instruct", "prefill"])
@@ -118,7 +118,7 @@ def test_a_text_goes_on_in_either_way(fresh: Remote, mode: str) -> None:
         completion, deltas = ended(generator.start(request))
     assert completion.text == "1 2 3 4 5 6 7 8 9"
     assert deltas[0].text == " 5"
-    (body,) = fresh.wire.asked(CHAT)
+    (body,) = fresh.wire.bodies(CHAT)
     roles = [message["role"] for message in body["messages"]]
     if mode == "prefill":
         assert roles == ["user", "assistant"]
@@ -165,7 +165,7 @@ def test_tools_are_offered_whole_and_their_calls_put_together(
     assert completion.tool_calls == (
         ToolCall(id="call_0", name="send", arguments={"to": {"city": "서울"}}),
     )
-    (offered,) = fresh.wire.asked(CHAT)[0]["tools"]
+    (offered,) = fresh.wire.bodies(CHAT)[0]["tools"]
     assert offered["function"]["parameters"] == NESTED
 
 
@@ -178,7 +178,7 @@ def test_a_tools_result_goes_by_the_calls_id(fresh: Remote, generator: RemoteGen
     )
     completion, _ = ended(generator.start(Request(messages=messages, tools=(SEND,))))
     assert completion.text == "The tool says sent"
-    told = fresh.wire.asked(CHAT)[0]["messages"]
+    told = fresh.wire.bodies(CHAT)[0]["messages"]
     assert told[1]["tool_calls"][0]["function"] == {"name": "send", "arguments": '{"to": {}}'}
     assert told[2]["tool_call_id"] == "x1"
 

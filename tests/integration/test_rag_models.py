@@ -40,7 +40,7 @@ def ask(process: Process, collection: str, question: str, **fields: Any) -> UUID
 
 
 def prompt_of(wire: Wire) -> str:
-    return str(wire.asked("/api/chat")[-1]["messages"][-1]["content"])
+    return str(wire.bodies("/api/chat")[-1]["messages"][-1]["content"])
 
 
 def test_the_model_is_given_the_passages_and_its_markers_become_citations(
@@ -84,7 +84,7 @@ def test_without_passages_no_model_is_asked(
     empty = new_collection(process)
     result = answered(process, ask(process, empty, question))
     assert (result["answer"], result["citations"]) == (told, [])
-    assert wire.asked("/api/chat") == []
+    assert wire.bodies("/api/chat") == []
 
 
 def test_json_about_passages_is_valid_and_counts_markers(process: Process, collection: str) -> None:

@@ -80,8 +80,8 @@ class Wire:
     def of(self, model: str) -> Behaviour:
         return self.behaviours.setdefault(model, Behaviour())
 
-    def asked(self, path: str) -> list[dict[str, Any]]:
-        return [each.body for each in self.requests if each.path == path]
+    def bodies(self, path: str) -> list[dict[str, Any]]:
+        return [request.body for request in self.requests if request.path == path]
 
 
 async def note(wire: Wire, request: Request) -> dict[str, Any]:
