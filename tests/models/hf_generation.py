@@ -16,8 +16,8 @@ from tests.tiny import bart
 from workers.hf.task import LocalTask, Row
 
 
-def rows(task: LocalTask, name: Task, values: Sequence[str], **given: Any) -> list[Row]:
-    parameters = parse_parameters(name, given)
+def rows(task: LocalTask, name: Task, values: Sequence[str], **options: Any) -> list[Row]:
+    parameters = parse_parameters(name, options)
     return [row for value in values for row in task.prepare(value, parameters).rows]
 
 

@@ -25,42 +25,42 @@ def reference_pipeline(task: str, **parts: Any) -> Any:
     return make(task, **parts)
 
 
-def outputs(task: LocalTask, name: Task, values: Sequence[Any], **given: Any) -> list[Any]:
+def outputs(task: LocalTask, name: Task, values: Sequence[Any], **options: Any) -> list[Any]:
     """One for each value; rows of all values share batches, and are stored in between."""
-    parameters = parse_parameters(name, given)
+    parameters = parse_parameters(name, options)
     prepared = [task.prepare(value, parameters) for value in values]
-    rows: list[Row] = [row for each in prepared for row in each.rows]
+    rows: list[Row] = [row for item in prepared for row in item.rows]
     made: dict[int, Any] = {}
     for batch in batches(rows, Budget(4096), task.row_limit):
         # Not through `run_rows`: halving would hide a batch that fails.
         with torch.inference_mode():
-            found = task.run([rows[n] for n in batch], UNWATCHED)
-        made |= dict(zip(batch, json.loads(json.dumps(found)), strict=True))
+            results = task.run([rows[n] for n in batch], UNWATCHED)
+        made |= dict(zip(batch, json.loads(json.dumps(results)), strict=True))
     ends, start = [], 0
-    for each in prepared:
-        end = start + len(each.rows)
-        ends.append(task.finish(each, [made[n] for n in range(start, end)], parameters))
+    for item in prepared:
+        end = start + len(item.rows)
+        ends.append(task.finish(item, [made[n] for n in range(start, end)], parameters))
         start = end
     return ends
 
 
-def warnings(task: LocalTask, name: Task, value: Any, **given: Any) -> list[str]:
-    return list(task.prepare(value, parse_parameters(name, given)).warnings)
+def warnings(task: LocalTask, name: Task, value: Any, **options: Any) -> list[str]:
+    return list(task.prepare(value, parse_parameters(name, options)).warnings)
 
 
-def assert_same(found: Any, wanted: Any) -> None:
+def assert_same(actual: Any, expected: Any) -> None:
     """Equal, but for the last digits of scores."""
-    if isinstance(wanted, dict):
-        assert set(found) == set(wanted)
-        for key, value in wanted.items():
-            assert_same(found[key], value)
-    elif isinstance(wanted, list):
-        assert len(found) == len(wanted)
-        for one, other in zip(found, wanted, strict=True):
+    if isinstance(expected, dict):
+        assert set(actual) == set(expected)
+        for key, value in expected.items():
+            assert_same(actual[key], value)
+    elif isinstance(expected, list):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
             assert_same(one, other)
-    elif isinstance(wanted, float):
-        assert found == pytest.approx(wanted, abs=TOLERANCE)
+    elif isinstance(expected, float):
+        assert actual == pytest.approx(expected, abs=TOLERANCE)
     else:
         # numpy's numbers are no JSON.
-        assert type(found) in (str, int, type(None))
-        assert found == wanted
+        assert type(actual) in (str, int, type(None))
+        assert actual == expected

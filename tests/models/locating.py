@@ -69,7 +69,7 @@ def main() -> None:
 
 def _outcome(home: Path, request: dict[str, Any]) -> dict[str, Any]:
     stop, waits = Path(request.get("stop", home / "never")), request.get("waits")
-    found = request.get("found")
+    marker = request.get("marker")
 
     def check() -> None:
         if waits:
@@ -78,8 +78,8 @@ def _outcome(home: Path, request: dict[str, Any]) -> dict[str, Any]:
             raise ERRORS[request["stopped_by"]]()
 
     def on_found() -> None:
-        if found:
-            Path(found).touch()
+        if marker:
+            Path(marker).touch()
 
     settings = Settings(
         _env_file=None, home=home, hf_token=request.get("token"), **request.get("settings", {})

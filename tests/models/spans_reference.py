@@ -51,8 +51,8 @@ def brute_force(
     # Differences to the largest, lest the exponentials overflow.
     top_start = max([*starts.values(), *([none[0]] if none else [])])
     top_end = max([*ends.values(), *([none[1]] if none else [])])
-    all_starts = math.fsum(math.exp(each - top_start) for each in starts.values())
-    all_ends = math.fsum(math.exp(each - top_end) for each in ends.values())
+    all_starts = math.fsum(math.exp(score - top_start) for score in starts.values())
+    all_ends = math.fsum(math.exp(score - top_end) for score in ends.values())
     if none:
         all_starts += math.exp(none[0] - top_start)
         all_ends += math.exp(none[1] - top_end)
@@ -61,8 +61,8 @@ def brute_force(
         score = math.exp(-weight - top_start - top_end) / all_starts / all_ends
         if text[start:end].lower() not in answers:
             answers[text[start:end].lower()] = Answer(score=score, start=start, end=end)
-    found = list(answers.values())
+    candidates = list(answers.values())
     if may_be_none and none:
         score = math.exp(sum(none) - top_start - top_end) / all_starts / all_ends
-        found.append(Answer(score=score, start=0, end=0))
-    return sorted(found, key=lambda answer: -answer.score)[:top_k]
+        candidates.append(Answer(score=score, start=0, end=0))
+    return sorted(candidates, key=lambda answer: -answer.score)[:top_k]

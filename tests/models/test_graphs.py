@@ -40,7 +40,7 @@ class Reads(TorchDispatchMode):
             if isinstance(tensor, Tensor) and id(tensor) not in made:
                 self.outside.append(TensorWeakRef(tensor))
         result = func(*args, **(kwargs or {}))
-        self._made += [each for each in tree_leaves(result) if isinstance(each, Tensor)]
+        self._made += [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         return result
 
     def end(self) -> None:

@@ -52,12 +52,12 @@ class Doubling(LocalTask):
     st.none() | st.integers(1, 8),
 )
 def test_every_row_is_in_one_batch_of_its_group_within_the_budget(
-    given_rows: list[tuple[int, str]], tokens: int, limit: int | None
+    sizes: list[tuple[int, str]], tokens: int, limit: int | None
 ) -> None:
-    rows = [Row(size=size, data=None, group=group) for size, group in given_rows]
-    found = list(batches(rows, Budget(tokens), limit))
-    assert sorted(n for batch in found for n in batch) == list(range(len(rows)))
-    for batch in found:
+    rows = [Row(size=size, data=None, group=group) for size, group in sizes]
+    parts = list(batches(rows, Budget(tokens), limit))
+    assert sorted(n for batch in parts for n in batch) == list(range(len(rows)))
+    for batch in parts:
         assert len({rows[n].group for n in batch}) == 1
         assert len(batch) == 1 or len(batch) * max(rows[n].size for n in batch) <= tokens
         assert limit is None or len(batch) <= limit
@@ -86,14 +86,14 @@ def test_a_row_that_does_not_fit_alone_is_the_only_one_to_fail() -> None:
 
 def test_a_row_that_fails_takes_nobody_with_it() -> None:
     bad = [InvalidInput("not this"), IndexError("out of range")]
-    rows = [Row(size=1, data=each) for each in (1, bad[0], 3, 4, bad[1])]
+    rows = [Row(size=1, data=value) for value in (1, bad[0], 3, 4, bad[1])]
     assert run_rows(Doubling(), rows, UNWATCHED, Budget(100)) == [2, bad[0], 6, 8, bad[1]]
 
 
 def test_the_watch_of_half_a_batch_is_of_its_own_rows() -> None:
-    rows = [Row(size=1, data=each) for each in (1, 2, ValueError("no"), 4)]
-    found = run_rows(Doubling(), rows, lambda: [False, True, False, True], Budget(100))
-    assert [found[0], found[1], found[3]] == [2, None, None]
+    rows = [Row(size=1, data=value) for value in (1, 2, ValueError("no"), 4)]
+    outputs = run_rows(Doubling(), rows, lambda: [False, True, False, True], Budget(100))
+    assert [outputs[0], outputs[1], outputs[3]] == [2, None, None]
 
 
 @pytest.mark.parametrize("error", [
@@ -102,5 +102,5 @@ def test_the_watch_of_half_a_batch_is_of_its_own_rows() -> None:
 def test_what_ends_the_step_is_not_tried_in_halves(error: Exception) -> None:
     task = Doubling()
     with pytest.raises(type(error)):
-        run_rows(task, [Row(size=1, data=each) for each in (1, error)], UNWATCHED, Budget(100))
+        run_rows(task, [Row(size=1, data=value) for value in (1, error)], UNWATCHED, Budget(100))
     assert task.ran == [2]

@@ -55,33 +55,33 @@ def classify(classifier: TextClassification) -> Any:
 
 
 def test_sentiments_are_right(classifier: TextClassification) -> None:
-    found = outputs(classifier, CLASSIFY, list(distilbert.SENTIMENTS))
-    assert [each[0]["label"] for each in found] == list(distilbert.SENTIMENTS.values())
+    answers = outputs(classifier, CLASSIFY, list(distilbert.SENTIMENTS))
+    assert [answer[0]["label"] for answer in answers] == list(distilbert.SENTIMENTS.values())
     assert all(best["score"] > 0.99 and {best["label"], other["label"]} == {"POSITIVE", "NEGATIVE"}
-               for best, other in found)  # fmt: skip
+               for best, other in answers)  # fmt: skip
     # As the API nests the labels of a single text.
-    assert TASKS[CLASSIFY].alone(found[0]) == [found[0]]
+    assert TASKS[CLASSIFY].alone(answers[0]) == [answers[0]]
 
 
 def test_answers_stay_right_in_half_precision() -> None:
-    found = outputs(
+    answers = outputs(
         classification.load_text_classification(distilbert.folder(), HALF),
         CLASSIFY,
         list(distilbert.SENTIMENTS),
     )
-    assert [each[0]["label"] for each in found] == list(distilbert.SENTIMENTS.values())
-    found = outputs(
+    assert [answer[0]["label"] for answer in answers] == list(distilbert.SENTIMENTS.values())
+    answers = outputs(
         classification.load_zero_shot_classification(nli.folder(), HALF),
         ZERO_SHOT,
         list(nli.ABOUT),
         candidate_labels=nli.TOPICS,
     )
-    for topics, each in zip(nli.ABOUT.values(), found, strict=True):
-        assert each[0]["label"] in topics
+    for topics, answer in zip(nli.ABOUT.values(), answers, strict=True):
+        assert answer[0]["label"] in topics
     texts = list(crossencoder.ANSWERS.values())
     values = [{"query": query, "texts": texts} for query in crossencoder.ANSWERS]
-    found = outputs(sentences.load_text_ranking(crossencoder.folder(), HALF), RANK, values)
-    assert [each[0]["index"] for each in found] == list(range(len(texts)))
+    answers = outputs(sentences.load_text_ranking(crossencoder.folder(), HALF), RANK, values)
+    assert [answer[0]["index"] for answer in answers] == list(range(len(texts)))
 
 
 @pytest.mark.parametrize("function", [None, "softmax", "sigmoid", "none"])
@@ -89,8 +89,8 @@ def test_answers_stay_right_in_half_precision() -> None:
 def test_scores_are_those_of_the_pipeline(
     classifier: TextClassification, classify: Any, function: str | None, top_k: int | None
 ) -> None:
-    found = outputs(classifier, CLASSIFY, TEXTS, top_k=top_k, function_to_apply=function)
-    assert_same(found, classify(TEXTS, top_k=top_k, function_to_apply=function))
+    answers = outputs(classifier, CLASSIFY, TEXTS, top_k=top_k, function_to_apply=function)
+    assert_same(answers, classify(TEXTS, top_k=top_k, function_to_apply=function))
 
 
 @pytest.mark.parametrize(
@@ -173,17 +173,17 @@ def test_padding_moves_nothing_on_either_side(tmp_path: Path, architecture: str)
 
 @pytest.mark.parametrize("text", nli.ABOUT)
 def test_topics_are_right(zero_shot_classifier: ZeroShotClassification, text: str) -> None:
-    [found] = outputs(
+    [answer] = outputs(
         zero_shot_classifier, ZERO_SHOT, [text], candidate_labels=nli.TOPICS, multi_label=True
     )
-    assert {each["label"] for each in found if each["score"] > 0.9} == nli.ABOUT[text]
-    assert [each["label"] for each in found if each["score"] > 0.1] == [
-        each["label"] for each in found[: len(nli.ABOUT[text])]
+    assert {entry["label"] for entry in answer if entry["score"] > 0.9} == nli.ABOUT[text]
+    assert [entry["label"] for entry in answer if entry["score"] > 0.1] == [
+        entry["label"] for entry in answer[: len(nli.ABOUT[text])]
     ]
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         {"candidate_labels": nli.TOPICS},
         {"candidate_labels": nli.TOPICS, "multi_label": True},
@@ -192,7 +192,7 @@ def test_topics_are_right(zero_shot_classifier: ZeroShotClassification, text: st
     ],
 )
 def test_zero_shot_scores_are_those_of_the_pipeline(
-    zero_shot_classifier: ZeroShotClassification, given: dict[str, Any]
+    zero_shot_classifier: ZeroShotClassification, options: dict[str, Any]
 ) -> None:
     task = zero_shot_classifier
     expected = reference_pipeline(
@@ -200,15 +200,15 @@ def test_zero_shot_scores_are_those_of_the_pipeline(
     )
     # The second text has an end token of its own, which BART counts.
     texts = [*nli.ABOUT, "The striker </s> scored twice.", "x " * 300]
-    found = outputs(task, ZERO_SHOT, texts, **given)
-    wanted = [
+    answers = outputs(task, ZERO_SHOT, texts, **options)
+    reference = [
         [
             {"label": label, "score": score}
-            for label, score in zip(each["labels"], each["scores"], strict=True)
+            for label, score in zip(answer["labels"], answer["scores"], strict=True)
         ]
-        for each in expected(texts, **given)
+        for answer in expected(texts, **options)
     ]
-    assert_same(found, wanted)
+    assert_same(answers, reference)
 
 
 def test_zero_shot_cuts_the_text_and_never_the_label(
@@ -226,8 +226,8 @@ def test_zero_shot_cuts_the_text_and_never_the_label(
 
 
 def test_braces_of_a_template_are_text(zero_shot_classifier: ZeroShotClassification) -> None:
-    given = {"candidate_labels": ["a", "b"], "hypothesis_template": "{} {0} {x}"}
-    assert len(outputs(zero_shot_classifier, ZERO_SHOT, ["text"], **given)[0]) == 2
+    options = {"candidate_labels": ["a", "b"], "hypothesis_template": "{} {0} {x}"}
+    assert len(outputs(zero_shot_classifier, ZERO_SHOT, ["text"], **options)[0]) == 2
 
 
 def test_a_model_of_sentiments_is_none_for_zero_shot() -> None:

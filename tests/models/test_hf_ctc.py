@@ -33,45 +33,45 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module", params=["group norm", "layer norm"])
 def listener(request: pytest.FixtureRequest) -> CtcSpeech:
     folder = wav2vec2.folder if request.param == "group norm" else wav2vec2.masked_folder
-    found = speech.load_speech_recognition(folder(), OPTIONS)
-    assert isinstance(found, CtcSpeech)
-    return found
+    task = speech.load_speech_recognition(folder(), OPTIONS)
+    assert isinstance(task, CtcSpeech)
+    return task
 
 
 def transcribed(listener: CtcSpeech, files: list[bytes], **parameters: Any) -> list[Any]:
     """All rows of all files in as few batches as their groups allow."""
-    asked = parse_parameters(Task("automatic-speech-recognition"), parameters)
-    prepared = [listener.prepare(data, asked) for data in files]
-    rows = [row for each in prepared for row in each.rows]
+    options = parse_parameters(Task("automatic-speech-recognition"), parameters)
+    prepared = [listener.prepare(data, options) for data in files]
+    rows = [row for item in prepared for row in item.rows]
     groups = {row.group for row in rows}
-    found: dict[int, Any] = {}
+    results: dict[int, Any] = {}
     for group in groups:
         places = [n for n, row in enumerate(rows) if row.group == group]
         for n, output in zip(
             places, listener.run([rows[n] for n in places], UNWATCHED), strict=True
         ):
-            found[n] = output
+            results[n] = output
     answers, at = [], 0
-    for each in prepared:
-        outputs = [found[at + n] for n in range(len(each.rows))]
-        answers.append(listener.finish(each, outputs, asked))
-        at += len(each.rows)
+    for item in prepared:
+        outputs = [results[at + n] for n in range(len(item.rows))]
+        answers.append(listener.finish(item, outputs, options))
+        at += len(item.rows)
     return answers
 
 
 def test_words_are_right_alone_and_together(listener: CtcSpeech) -> None:
     files = [recorded(text) for text in SAID]
     together = transcribed(listener, files)
-    assert [each["text"] for each in together] == SAID
+    assert [answer["text"] for answer in together] == SAID
     assert together == [transcribed(listener, [data])[0] for data in files]
 
 
 def test_long_audio_is_right_in_windows(listener: CtcSpeech) -> None:
     parameters = {"chunk_length_s": 4, "return_timestamps": "word"}
-    (found,) = transcribed(listener, [recorded(LONG)], **parameters)
-    assert found["text"] == LONG
-    assert [chunk["text"] for chunk in found["chunks"]] == LONG.split()
-    times = [time for chunk in found["chunks"] for time in chunk["timestamp"]]
+    (answer,) = transcribed(listener, [recorded(LONG)], **parameters)
+    assert answer["text"] == LONG
+    assert [chunk["text"] for chunk in answer["chunks"]] == LONG.split()
+    times = [time for chunk in answer["chunks"] for time in chunk["timestamp"]]
     assert times == sorted(times)
     assert times[-1] == pytest.approx(voice.length_s(LONG), abs=0.2)
 
@@ -86,10 +86,10 @@ def test_texts_and_times_are_those_of_the_pipeline(listener: CtcSpeech) -> None:
     for text, chunk_s in ((SAID[2], None), (LONG, 5)):
         sound = {"raw": speak(text, RATE), "sampling_rate": RATE}
         more = {} if chunk_s is None else {"chunk_length_s": chunk_s}
-        wanted: Any = pipe(dict(sound), return_timestamps="word", **more)
-        (found,) = transcribed(listener, [recorded(text)], return_timestamps="word", **more)
-        assert found["text"] == wanted["text"]
-        for mine, theirs in zip(found["chunks"], wanted["chunks"], strict=True):
+        expected: Any = pipe(dict(sound), return_timestamps="word", **more)
+        (answer,) = transcribed(listener, [recorded(text)], return_timestamps="word", **more)
+        assert answer["text"] == expected["text"]
+        for mine, theirs in zip(answer["chunks"], expected["chunks"], strict=True):
             assert mine["text"] == theirs["text"]
             assert mine["timestamp"] == pytest.approx(list(theirs["timestamp"]), abs=0.021)
 
@@ -101,7 +101,9 @@ def test_silence_and_too_little_sound_say_nothing(listener: CtcSpeech) -> None:
         assert transcribed(listener, [out.getvalue()]) == [{"text": ""}]
 
 
-@pytest.mark.parametrize("given", [{"language": "en"}, {"chunk_length_s": 0.1}])
-def test_parameters_of_other_models_are_refused(listener: CtcSpeech, given: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInput, match=next(iter(given))):
-        transcribed(listener, [recorded("NO")], **given)
+@pytest.mark.parametrize("options", [{"language": "en"}, {"chunk_length_s": 0.1}])
+def test_parameters_of_other_models_are_refused(
+    listener: CtcSpeech, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidInput, match=next(iter(options))):
+        transcribed(listener, [recorded("NO")], **options)

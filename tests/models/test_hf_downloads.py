@@ -25,7 +25,7 @@ from tests.wire.hub_files import BLOCK_BYTES, TOKEN, Shelf, served_files
 from workers.models.locate import locate
 
 WHOLE = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-NOT_WANTED = {
+LEFT_OUT = {
     "flax_model.msgpack": b"x",
     "model.fp16.safetensors": b"x",
     "onnx/model.onnx": b"x",
@@ -63,7 +63,7 @@ def shelf(running: Shelf, checkpoint: Path) -> Iterator[Shelf]:
     running.sending.clear()
     running.put("own/fill", checkpoint)
     version = str(next(_versions)).encode()
-    running.repositories["own/fill"] |= NOT_WANTED | {".gitattributes": version}
+    running.repositories["own/fill"] |= LEFT_OUT | {".gitattributes": version}
     yield running
     running.open.set()
 
@@ -75,8 +75,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def process(running: Shelf, home: Path) -> Iterator[Locator]:
-    with locator(home, running.environment(home / "hf")) as found:
-        yield found
+    with locator(home, running.environment(home / "hf")) as worker:
+        yield worker
 
 
 @pytest.fixture
@@ -95,13 +95,13 @@ def sent(shelf: Shelf, model: str = "own/fill") -> dict[str, int]:
 
 
 def test_a_model_is_fetched_once(shelf: Shelf, worker: Locator, checkpoint: Path) -> None:
-    found = worker.ask("own/fill", Task("fill-mask"))
-    folder = Path(found["folder"])
+    answer = worker.ask("own/fill", Task("fill-mask"))
+    folder = Path(answer["folder"])
     for path in checkpoint.iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes()
     assert sent(shelf) == dict.fromkeys(WHOLE, 1)
     shelf.gets.clear()
-    assert worker.ask("own/fill", Task("fill-mask")) == found
+    assert worker.ask("own/fill", Task("fill-mask")) == answer
     assert not shelf.gets
 
 
@@ -110,12 +110,12 @@ def test_a_model_that_generates_text_is_fetched_alike(
 ) -> None:
     """Whatever its task is said to be, for the operator has named it."""
     shelf.put("own/chat", checkpoint)
-    shelf.repositories["own/chat"] |= NOT_WANTED
-    found = worker.ask("own/chat", generates=True)
-    assert (Path(found["folder"]) / "model.safetensors").is_file()
+    shelf.repositories["own/chat"] |= LEFT_OUT
+    answer = worker.ask("own/chat", generates=True)
+    assert (Path(answer["folder"]) / "model.safetensors").is_file()
     assert sent(shelf, "own/chat") == dict.fromkeys(WHOLE, 1)
     shelf.gets.clear()
-    assert worker.ask("own/chat", generates=True) == found
+    assert worker.ask("own/chat", generates=True) == answer
     assert not shelf.gets
     settings = {"generation_trust_remote_code": True}
     worker.ask("own/chat", generates=True, settings=settings)
@@ -283,11 +283,11 @@ def test_a_broken_download_is_mended(shelf: Shelf, worker: Locator) -> None:
 def test_without_a_hub_the_cache_serves(
     shelf: Shelf, worker: Locator, running: Shelf, home: Path
 ) -> None:
-    found = worker.ask("own/fill")
+    answer = worker.ask("own/fill")
     shelf.gets.clear()
     away = running.environment(home / "hf") | {"HF_ENDPOINT": "http://127.0.0.1:9"}
     with locator(home, away) as alone:
-        assert alone.ask("own/fill") == found
+        assert alone.ask("own/fill") == answer
         missing = alone.ask("own/other")
     assert missing["error"] == "ModelNotFound"
     assert "SLUICE_MODELS_FOLDER" in missing["message"]
@@ -297,11 +297,11 @@ def test_without_a_hub_the_cache_serves(
 @contextmanager
 def answering(status: int, headers: dict[str, str], body: bytes) -> Iterator[tuple[str, list[str]]]:
     """The URL of a gateway that answers so to all, and what it was asked."""
-    asked: list[str] = []
+    requests: list[str] = []
 
     class Gateway(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(f"{self.command} {self.path}")
+            requests.append(f"{self.command} {self.path}")
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -317,7 +317,7 @@ def answering(status: int, headers: dict[str, str], body: bytes) -> Iterator[tup
     with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
         thread = Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requests
         server.shutdown()
 
 
@@ -371,7 +371,7 @@ def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Awa
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "told"),
+    ("endpoint", "message"),
     [
         ("http://127.0.0.1:9", "127.0.0.1:9: "),
         ("https://127.0.0.1:9", "127.0.0.1:9: "),
@@ -379,9 +379,9 @@ def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Awa
     ],
 )
 def test_an_unknown_model_is_missing_where_nothing_listens(
-    endpoint: str, told: str, unreachable: Away
+    endpoint: str, message: str, unreachable: Away
 ) -> None:
-    assert told in unreachable(endpoint)
+    assert message in unreachable(endpoint)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -389,17 +389,17 @@ def test_an_unknown_model_is_missing_where_nothing_listens(
 def test_an_unknown_model_is_missing_behind_a_proxy_that_reaches_nothing(
     scheme: str, status: int, unreachable: Away
 ) -> None:
-    with answering(status, {}, b"<h1>Bad Gateway</h1>") as (proxy, asked):
-        told = unreachable(f"{scheme}://hub.invalid", {f"{scheme}_proxy": proxy})
-        assert str(status) in told
+    with answering(status, {}, b"<h1>Bad Gateway</h1>") as (proxy, requests):
+        message = unreachable(f"{scheme}://hub.invalid", {f"{scheme}_proxy": proxy})
+        assert str(status) in message
     # Once for the model; the library looks for a list of its own beside it.
-    assert len([each for each in asked if "agent-harnesses" not in each]) <= 2
-    assert len([each for each in asked if "own/unknown" in each]) == (scheme == "http")
+    assert len([request for request in requests if "agent-harnesses" not in request]) <= 2
+    assert len([request for request in requests if "own/unknown" in request]) == (scheme == "http")
 
 
 def test_a_proxy_that_is_away_is_named(unreachable: Away) -> None:
-    told = unreachable("https://hub.invalid", {"https_proxy": "127.0.0.1:9"})
-    assert "the proxy 127.0.0.1:9" in told
+    message = unreachable("https://hub.invalid", {"https_proxy": "127.0.0.1:9"})
+    assert "the proxy 127.0.0.1:9" in message
 
 
 @pytest.mark.parametrize(("status", "type_"), [(200, "text/html"), (200, "application/json")])
@@ -414,8 +414,8 @@ def test_a_gateway_that_answers_for_the_hub_is_no_hub(
 def test_silence_is_waited_for_as_long_as_a_setting_says(accepts: bool, unreachable: Away) -> None:
     """Whether the connection itself is silent is up to the kernel's own queue."""
     with silent(accepts=accepts) as url:
-        told = unreachable(url, **IMPATIENT)
-    assert "timed out" in told or "CONNECT_TIMEOUT_S" in told
+        message = unreachable(url, **IMPATIENT)
+    assert "timed out" in message or "CONNECT_TIMEOUT_S" in message
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -436,10 +436,10 @@ def test_a_slow_download_is_told_and_waited_for(
 ) -> None:
     """The times for the hub to be reached and to answer are not those of a download."""
     shelf.open.clear()
-    found, waits = tmp_path / "found", tmp_path / "waits"
-    worker.send("own/fill", found=str(found), waits=str(waits))
+    marker, waits = tmp_path / "marker", tmp_path / "waits"
+    worker.send("own/fill", marker=str(marker), waits=str(waits))
     assert shelf.sending.wait(30)
-    until(found.exists, "the model is found")
+    until(marker.exists, "the model is found")
     waits.unlink()
     until(waits.exists, "it says that it waits")
     shelf.open.set()
@@ -475,12 +475,12 @@ def test_weights_that_are_too_large_are_not_fetched(shelf: Shelf, worker: Locato
 def test_offline_the_cache_serves(
     shelf: Shelf, worker: Locator, running: Shelf, home: Path
 ) -> None:
-    found = worker.ask("own/fill")
+    answer = worker.ask("own/fill")
     shelf.gets.clear()
     # As other programs leave it, which list no trees.
-    shutil.rmtree(Path(found["folder"]).parent.parent / "trees")
+    shutil.rmtree(Path(answer["folder"]).parent.parent / "trees")
     with locator(home, running.environment(home / "hf") | {"HF_HUB_OFFLINE": "1"}) as alone:
-        assert alone.ask("own/fill") == found
+        assert alone.ask("own/fill") == answer
         missing = alone.ask("own/other")
     assert missing["error"] == "ModelNotFound"
     assert "HF_HUB_OFFLINE is set" in missing["message"]

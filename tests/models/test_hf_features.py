@@ -64,7 +64,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _sentence_model(bert: Path, folder: Path, **given: Any) -> Path:
+def _sentence_model(bert: Path, folder: Path, **options: Any) -> Path:
     """With every kind of module that such models have, and a mean without the prompt."""
     torch.manual_seed(1)
     encoder = Transformer(str(bert))
@@ -74,7 +74,7 @@ def _sentence_model(bert: Path, folder: Path, **given: Any) -> Path:
         Dense(SIZE, 16),
         Normalize(),
     ]
-    SentenceTransformer(modules=modules, device="cpu", **given).save(str(folder))
+    SentenceTransformer(modules=modules, device="cpu", **options).save(str(folder))
     return folder
 
 
@@ -103,38 +103,38 @@ def tokens(bert: Path) -> TokenFeatures:
     return task
 
 
-def _assert_close(found: Any, wanted: Any, *, within: float = 1e-5) -> None:
-    assert np.asarray(found).shape == np.asarray(wanted).shape
-    assert np.abs(np.asarray(found) - np.asarray(wanted)).max() < within
+def _assert_close(actual: Any, expected: Any, *, within: float = 1e-5) -> None:
+    assert np.asarray(actual).shape == np.asarray(expected).shape
+    assert np.abs(np.asarray(actual) - np.asarray(expected)).max() < within
 
 
 def test_the_true_model_gives_its_known_vectors() -> None:
     folder = bundled("sentence-transformers/all-MiniLM-L6-v2")
     assert folder is not None
     task = load_feature_extraction(folder, OPTIONS)
-    found = outputs(task, FEATURES, TEXTS)
-    _assert_close(found, SentenceTransformer(str(folder), device="cpu").encode(TEXTS))
-    assert len(found[0]) == 384
-    assert all(type(each) is float for each in found[0])
-    json.dumps(found, allow_nan=False)
+    vectors = outputs(task, FEATURES, TEXTS)
+    _assert_close(vectors, SentenceTransformer(str(folder), device="cpu").encode(TEXTS))
+    assert len(vectors[0]) == 384
+    assert all(type(number) is float for number in vectors[0])
+    json.dumps(vectors, allow_nan=False)
 
 
 def test_vectors_are_those_of_the_library(
     sentences: SentenceFeatures, library: SentenceTransformer
 ) -> None:
-    found = outputs(sentences, FEATURES, TEXTS)
-    _assert_close(found, library.encode(TEXTS))
-    _assert_close(np.linalg.norm(found, axis=1), np.ones(len(TEXTS)))
+    vectors = outputs(sentences, FEATURES, TEXTS)
+    _assert_close(vectors, library.encode(TEXTS))
+    _assert_close(np.linalg.norm(vectors, axis=1), np.ones(len(TEXTS)))
 
 
 @pytest.mark.parametrize("name", list(PROMPTS))
 def test_prompts_stand_before_the_text(
     sentences: SentenceFeatures, library: SentenceTransformer, name: str
 ) -> None:
-    found = outputs(sentences, FEATURES, TEXTS, prompt_name=name)
-    _assert_close(found, library.encode(TEXTS, prompt_name=name))
+    vectors = outputs(sentences, FEATURES, TEXTS, prompt_name=name)
+    _assert_close(vectors, library.encode(TEXTS, prompt_name=name))
     usual = outputs(sentences, FEATURES, TEXTS)
-    assert np.allclose(found, usual, atol=1e-5) == (name == "passage")
+    assert np.allclose(vectors, usual, atol=1e-5) == (name == "passage")
 
 
 def test_an_unknown_prompt_is_told_with_the_known_ones(
@@ -171,9 +171,9 @@ def test_a_model_that_is_meant_to_be_cut_is(bert: Path, tmp_path: Path) -> None:
     folder = _sentence_model(bert, tmp_path / "short", truncate_dim=8)
     task = load_feature_extraction(folder, OPTIONS)
     library = SentenceTransformer(str(folder), device="cpu")
-    found = outputs(task, FEATURES, TEXTS)
-    _assert_close(found, library.encode(TEXTS))
-    assert len(found[0]) == 8
+    vectors = outputs(task, FEATURES, TEXTS)
+    _assert_close(vectors, library.encode(TEXTS))
+    assert len(vectors[0]) == 8
     assert len(outputs(task, FEATURES, TEXTS, dimensions=12)[0]) == 12
 
 
@@ -198,11 +198,11 @@ def test_a_long_text_is_cut_on_the_side_asked_for(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     task = request.getfixturevalue(kind)
-    given = {"prompt_name": "plain"} if kind == "sentences" else {}
+    options = {"prompt_name": "plain"} if kind == "sentences" else {}
     beginning, end = "rivers " * 60, LONG
     for side, part in (("right", beginning), ("left", end), ("right", beginning)):
         cut, alone = outputs(
-            task, FEATURES, [beginning + end, part], truncation_direction=side, **given
+            task, FEATURES, [beginning + end, part], truncation_direction=side, **options
         )
         _assert_close(cut, alone)
     right, left = (
@@ -216,9 +216,9 @@ def test_tokens_have_the_vectors_of_the_pipeline(tokens: TokenFeatures) -> None:
     extract = reference_pipeline(
         "feature-extraction", model=tokens.model, tokenizer=tokens.tokenizer
     )
-    for found, text in zip(outputs(tokens, FEATURES, TEXTS), TEXTS, strict=True):
-        _assert_close(found, extract(text))
-        assert np.asarray(found).shape == (1, len(tokens.tokenizer(text)["input_ids"]), SIZE)
+    for vectors, text in zip(outputs(tokens, FEATURES, TEXTS), TEXTS, strict=True):
+        _assert_close(vectors, extract(text))
+        assert np.asarray(vectors).shape == (1, len(tokens.tokenizer(text)["input_ids"]), SIZE)
     [[unit]] = outputs(tokens, FEATURES, TEXTS[:1], normalize=True, dimensions=7)
     assert np.asarray(unit).shape[1] == 7
     _assert_close(np.linalg.norm(unit, axis=1), np.ones(len(unit)))
@@ -229,13 +229,13 @@ def test_tokens_have_the_vectors_of_the_pipeline(tokens: TokenFeatures) -> None:
 def test_rows_that_are_cut_or_prompted_otherwise_share_no_batch(
     sentences: SentenceFeatures,
 ) -> None:
-    given = [
+    variants = [
         FeatureParameters(),
         FeatureParameters(truncation_direction="left"),
         FeatureParameters(prompt_name="query"),
         FeatureParameters(prompt_name="passage", normalize=True, dimensions=3),
     ]
-    groups = [sentences.prepare("a", each).rows[0].group for each in given]
+    groups = [sentences.prepare("a", parameters).rows[0].group for parameters in variants]
     assert groups[0] == groups[3]
     assert len(set(groups)) == 3
 
@@ -243,16 +243,16 @@ def test_rows_that_are_cut_or_prompted_otherwise_share_no_batch(
 def test_company_does_not_matter(sentences: SentenceFeatures, tokens: TokenFeatures) -> None:
     for task in (sentences, tokens):
         together = outputs(task, FEATURES, TEXTS)
-        for found, text in zip(together, TEXTS, strict=True):
-            _assert_close(outputs(task, FEATURES, [text])[0], found)
+        for vectors, text in zip(together, TEXTS, strict=True):
+            _assert_close(outputs(task, FEATURES, [text])[0], vectors)
 
 
 def test_vectors_are_of_length_one_in_short_numbers_too(sentence_folder: Path) -> None:
     task = load_feature_extraction(sentence_folder, replace(OPTIONS, dtype=torch.bfloat16))
-    found = outputs(task, FEATURES, TEXTS)
-    _assert_close(np.linalg.norm(found, axis=1), np.ones(len(TEXTS)))
+    vectors = outputs(task, FEATURES, TEXTS)
+    _assert_close(np.linalg.norm(vectors, axis=1), np.ones(len(TEXTS)))
     _assert_close(
-        found,
+        vectors,
         outputs(load_feature_extraction(sentence_folder, OPTIONS), FEATURES, TEXTS),
         within=0.1,
     )

@@ -70,7 +70,7 @@ def test_tokens_of_other_architectures_have_the_vectors_of_the_pipeline(
     assert isinstance(task, TokenFeatures)
     assert type(task.model) is type(made)
     extract = reference_pipeline("feature-extraction", model=task.model, tokenizer=task.tokenizer)
-    for found, text in zip(outputs(task, FEATURES, TEXTS), TEXTS, strict=True):
-        wanted = np.asarray(extract(text))
-        assert np.asarray(found).shape == wanted.shape
-        assert np.abs(np.asarray(found) - wanted).max() < 1e-5
+    for vectors, text in zip(outputs(task, FEATURES, TEXTS), TEXTS, strict=True):
+        expected = np.asarray(extract(text))
+        assert np.asarray(vectors).shape == expected.shape
+        assert np.abs(np.asarray(vectors) - expected).max() < 1e-5

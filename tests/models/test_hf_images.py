@@ -47,17 +47,17 @@ def _file(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 def test_colours_are_right(options: LoadOptions, form: str) -> None:
     classifier = classification.load_image_classification(vit.folder(), options)
     files = [_file(vit.picture(label, size=(90, 70), spots=2), form) for label in vit.COLOURS]
-    found = outputs(classifier, CLASSIFY, files)
-    assert [each[0]["label"] for each in found] == list(vit.COLOURS)
-    assert all(len(each) == 3 and each[0]["score"] > 0.9 for each in found)
+    answers = outputs(classifier, CLASSIFY, files)
+    assert [answer[0]["label"] for answer in answers] == list(vit.COLOURS)
+    assert all(len(answer) == 3 and answer[0]["score"] > 0.9 for answer in answers)
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"top_k": 2}, {"function_to_apply": "none"}, {"function_to_apply": "sigmoid"}]
+    "options", [{}, {"top_k": 2}, {"function_to_apply": "none"}, {"function_to_apply": "sigmoid"}]
 )
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "I;16", "CMYK"])
 def test_scores_are_those_of_the_pipeline(
-    classifier: ImageClassification, mode: str, given: dict[str, Any]
+    classifier: ImageClassification, mode: str, options: dict[str, Any]
 ) -> None:
     expected = pipeline(
         "image-classification", model=classifier.model, image_processor=classifier.processor
@@ -71,8 +71,8 @@ def test_scores_are_those_of_the_pipeline(
         pictures = [picture.convert(mode) for picture in pictures]
     files = [_file(picture, "JPEG" if mode == "CMYK" else "PNG") for picture in pictures]
     opened: list[Image.Image] = [Image.open(io.BytesIO(file)) for file in files]
-    wanted = expected(opened, **given)
-    assert_same(outputs(classifier, CLASSIFY, files, **given), wanted)
+    reference = expected(opened, **options)
+    assert_same(outputs(classifier, CLASSIFY, files, **options), reference)
 
 
 def test_pictures_are_turned_upright() -> None:
@@ -111,8 +111,8 @@ def test_a_damaged_image_is_refused(classifier: ImageClassification, form: str) 
 
 def test_a_bomb_is_refused_before_it_is_decoded(classifier: ImageClassification) -> None:
     """A few bytes that would be gigabytes of pixels."""
-    for side, told in (20_000, "too large"), (8_500, "72,250,000|8,500 x 8,500 pixels"):
-        with pytest.raises(InvalidInput, match=told):
+    for side, message in (20_000, "too large"), (8_500, "72,250,000|8,500 x 8,500 pixels"):
+        with pytest.raises(InvalidInput, match=message):
             outputs(classifier, CLASSIFY, [_empty_png(side)])
     small = ImageClassification(
         classifier.model, classifier.processor, replace(OPTIONS, image_limit_pixels=1919)

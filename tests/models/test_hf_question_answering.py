@@ -39,20 +39,24 @@ def trained() -> QuestionAnswering:
     return question_answering.load_question_answering(roberta_qa.folder(), OPTIONS)
 
 
-def _value(each: roberta_qa.Question) -> dict[str, str]:
-    return {"question": each.question, "context": each.context}
+def _value(question: roberta_qa.Question) -> dict[str, str]:
+    return {"question": question.question, "context": question.context}
 
 
-VALUES = [_value(each) for each in QUESTIONS]
-ANSWERED = [each for each in QUESTIONS if each.answer]
+VALUES = [_value(question) for question in QUESTIONS]
+ANSWERED = [question for question in QUESTIONS if question.answer]
 
 
 def test_answers_are_right_in_english_and_korean(trained: QuestionAnswering) -> None:
-    found = outputs(trained, QA, [_value(each) for each in ANSWERED], align_to_words=False)
-    assert [each["answer"] for each in found] == [each.answer for each in ANSWERED]
-    for answer, each in zip(found, ANSWERED, strict=True):
-        assert answer["start"] == each.context.index(each.answer)
-        assert answer["end"] == answer["start"] + len(each.answer)
+    answers = outputs(
+        trained, QA, [_value(question) for question in ANSWERED], align_to_words=False
+    )
+    assert [question["answer"] for question in answers] == [
+        question.answer for question in ANSWERED
+    ]
+    for answer, question in zip(answers, ANSWERED, strict=True):
+        assert answer["start"] == question.context.index(question.answer)
+        assert answer["end"] == answer["start"] + len(question.answer)
         assert 0.5 < answer["score"] <= 1
         assert list(answer) == ["score", "start", "end", "answer"]
 
@@ -63,17 +67,17 @@ def test_an_answer_may_lie_in_a_late_one_of_many_windows(trained: QuestionAnswer
     early = prepared.rows[-3].data
     last = early.first + early.context.stop - early.context.start - 1
     assert LONG.context.index(LONG.answer) > prepared.rest.text.ends[last]
-    [found] = outputs(trained, QA, [_value(LONG)])
-    assert found["answer"] == LONG.answer
-    assert found["score"] > 0.9
+    [answer] = outputs(trained, QA, [_value(LONG)])
+    assert answer["answer"] == LONG.answer
+    assert answer["score"] > 0.9
 
 
 def test_only_a_question_without_an_answer_is_said_to_have_none(
     trained: QuestionAnswering,
 ) -> None:
-    found = outputs(trained, QA, VALUES, handle_impossible_answer=True)
-    for each, answer in zip(QUESTIONS, found, strict=True):
-        if each is IMPOSSIBLE:
+    answers = outputs(trained, QA, VALUES, handle_impossible_answer=True)
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        if question is IMPOSSIBLE:
             assert answer | {"score": 1} == {"score": 1, "start": 0, "end": 0, "answer": ""}
             assert 0.9 < answer["score"] <= 1
         else:
@@ -91,12 +95,12 @@ def test_answers_are_whole_words_unless_told_not_to(trained: QuestionAnswering) 
 
 
 def test_several_answers_come_best_first_and_differ(trained: QuestionAnswering) -> None:
-    for found in outputs(trained, QA, VALUES, top_k=5, handle_impossible_answer=True):
-        assert len(found) == 5
-        scores = [answer["score"] for answer in found]
+    for answers in outputs(trained, QA, VALUES, top_k=5, handle_impossible_answer=True):
+        assert len(answers) == 5
+        scores = [answer["score"] for answer in answers]
         assert scores == sorted(scores, reverse=True)
         assert sum(scores) <= 1
-        assert len({answer["answer"].lower() for answer in found}) == 5
+        assert len({answer["answer"].lower() for answer in answers}) == 5
     # The only span there is, and still a list.
     short = {"question": "Where?", "context": "London"}
     [[only]] = outputs(trained, QA, [short], top_k=5)
@@ -109,8 +113,8 @@ def test_what_rows_give_is_json_and_small(trained: QuestionAnswering) -> None:
     prepared = trained.prepare(_value(LONG), parameters)
     rows = trained.run(prepared.rows, UNWATCHED)
     kept = [json.dumps(row) for row in rows]
-    assert max(len(each) for each in kept) < 12 * roberta_qa.WINDOW_TOKENS + 100
-    stored = [json.loads(each) for each in kept]
+    assert max(len(text) for text in kept) < 12 * roberta_qa.WINDOW_TOKENS + 100
+    stored = [json.loads(text) for text in kept]
     assert trained.finish(prepared, stored, parameters) == trained.finish(
         prepared, rows, parameters
     )
@@ -130,7 +134,7 @@ def test_what_is_cut_off_or_changed_is_told(trained: QuestionAnswering) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "given", "message"),
+    ("value", "options", "message"),
     [
         ({}, {"doc_stride": 60}, r"cannot overlap by 60\. Lower doc_stride"),
         ({"question": "Who? " * 40}, {}, "leaves no room for the context in windows of 64"),
@@ -138,10 +142,10 @@ def test_what_is_cut_off_or_changed_is_told(trained: QuestionAnswering) -> None:
     ],
 )
 def test_windows_without_room_are_refused(
-    trained: QuestionAnswering, value: dict[str, str], given: dict[str, Any], message: str
+    trained: QuestionAnswering, value: dict[str, str], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidInput, match=message):
-        outputs(trained, QA, [_value(LONG) | value], **given)
+        outputs(trained, QA, [_value(LONG) | value], **options)
 
 
 def test_scores_that_are_no_numbers_are_told(trained: QuestionAnswering) -> None:

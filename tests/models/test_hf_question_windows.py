@@ -47,7 +47,7 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def _asked(language: str) -> list[dict[str, str]]:
+def _questions(language: str) -> list[dict[str, str]]:
     """The first question of some contexts."""
     path = DATA / f"xquad.{language}.json"
     if not path.exists():
@@ -86,9 +86,9 @@ def _random(family: str, texts: Sequence[str]) -> QuestionAnswering:
 
 
 @pytest.fixture(scope="module", params=list(product(("roberta", "bert"), ("en", "zh"))))
-def asked(request: pytest.FixtureRequest) -> tuple[QuestionAnswering, list[dict[str, str]]]:
+def case(request: pytest.FixtureRequest) -> tuple[QuestionAnswering, list[dict[str, str]]]:
     family, language = request.param
-    values = _asked(language)
+    values = _questions(language)
     return _random(family, [text for value in values for text in value.values()]), values
 
 
@@ -143,10 +143,10 @@ def _seen(
     ("size", "stride", "by_word"), [(64, 16, True), (96, 32, False), (64, 32, False)]
 )
 def test_long_contexts_are_searched_as_by_brute_force(
-    asked: tuple[QuestionAnswering, list[dict[str, str]]], size: int, stride: int, by_word: bool
+    case: tuple[QuestionAnswering, list[dict[str, str]]], size: int, stride: int, by_word: bool
 ) -> None:
-    task, values = asked
-    given = {"max_seq_len": size, "doc_stride": stride, "align_to_words": by_word}
+    task, values = case
+    options = {"max_seq_len": size, "doc_stride": stride, "align_to_words": by_word}
     room = {
         value["question"]: size - 4 - len(task.tokenizer(value["question"])["input_ids"])
         for value in values
@@ -156,32 +156,32 @@ def test_long_contexts_are_searched_as_by_brute_force(
     seen = [_seen(task, value, size, stride, by_word=by_word) for value in values]
     assert all(len(windows) > 1 for windows in seen)
     for top_k, may_be_none in product((1, 5), (False, True)):
-        found = outputs(
-            task, QA, values, top_k=top_k, handle_impossible_answer=may_be_none, **given
+        results = outputs(
+            task, QA, values, top_k=top_k, handle_impossible_answer=may_be_none, **options
         )
-        for value, windows, answers in zip(values, seen, found, strict=True):
+        for value, windows, answers in zip(values, seen, results, strict=True):
             context = value["context"]
-            wanted = brute_force(
+            expected = brute_force(
                 context, windows, top_k=top_k + 1, max_tokens=15, may_be_none=may_be_none
             )
-            _assert_same([answers] if top_k == 1 else answers, wanted, context)
+            _assert_same([answers] if top_k == 1 else answers, expected, context)
 
 
-def _assert_same(found: list[dict[str, Any]], wanted: list[Any], context: str) -> None:
+def _assert_same(answers: list[dict[str, Any]], expected: list[Any], context: str) -> None:
     """`wanted` has one more, to see how close the last one is to it."""
-    assert len(found) == len(wanted) - 1
-    for n, answer in enumerate(found):
-        assert answer["score"] == pytest.approx(wanted[n].score, abs=TOLERANCE)
+    assert len(answers) == len(expected) - 1
+    for n, answer in enumerate(answers):
+        assert answer["score"] == pytest.approx(expected[n].score, abs=TOLERANCE)
         assert context[answer["start"] : answer["end"]] == answer["answer"]
-        others = [each.score for k, each in enumerate(wanted) if k != n]
-        if all(abs(other / wanted[n].score - 1) > CLOSE for other in others):
-            assert (answer["start"], answer["end"]) == (wanted[n].start, wanted[n].end)
+        others = [candidate.score for k, candidate in enumerate(expected) if k != n]
+        if all(abs(other / expected[n].score - 1) > CLOSE for other in others):
+            assert (answer["start"], answer["end"]) == (expected[n].start, expected[n].end)
 
 
 @pytest.mark.data
 def test_models_that_are_padded_on_the_left_read_the_context_first() -> None:
-    [value, *_] = values = _asked("en")
-    made = _random("bert", [text for each in values for text in each.values()])
+    [value, *_] = values = _questions("en")
+    made = _random("bert", [text for pair in values for text in pair.values()])
     made.tokenizer.padding_side = "left"
     made.tokenizer.truncation_side = "left"
     task = QuestionAnswering(made.model, made.tokenizer, OPTIONS)
@@ -208,19 +208,19 @@ def _logits(output: dict[str, Any]) -> list[float]:
 
 @pytest.mark.data
 def test_company_and_type_do_not_matter_much() -> None:
-    values = _asked("zh")
-    task = _random("roberta", [text for each in values for text in each.values()])
-    given = {"max_seq_len": 80, "doc_stride": 8}
-    together = outputs(task, QA, values, **given)
-    alone = [outputs(task, QA, [value], **given)[0] for value in values]
+    values = _questions("zh")
+    task = _random("roberta", [text for pair in values for text in pair.values()])
+    options = {"max_seq_len": 80, "doc_stride": 8}
+    together = outputs(task, QA, values, **options)
+    alone = [outputs(task, QA, [value], **options)[0] for value in values]
     for one, other in zip(together, alone, strict=True):
         assert one["score"] == pytest.approx(other["score"], abs=TOLERANCE)
         assert one["answer"] == other["answer"]
     half = QuestionAnswering(
         task.model.bfloat16(), task.tokenizer, replace(OPTIONS, dtype=torch.bfloat16)
     )
-    for value, found in zip(values, outputs(half, QA, values, **given), strict=True):
-        assert value["context"][found["start"] : found["end"]] == found["answer"]
+    for value, answer in zip(values, outputs(half, QA, values, **options), strict=True):
+        assert value["context"][answer["start"] : answer["end"]] == answer["answer"]
 
 
 def test_a_context_without_tokens_is_refused() -> None:
@@ -228,6 +228,6 @@ def test_a_context_without_tokens_is_refused() -> None:
     with pytest.raises(InvalidInput, match="finds nothing to read"):
         outputs(task, QA, [{"question": "Where?", "context": "\u200b\u200b"}])
     # Nothing of the second one is a word to this tokenizer, but one is enough.
-    [found] = outputs(task, QA, [{"question": "Where?", "context": " \u200b\n a \u200b"}])
-    assert found["answer"] == "a"
-    assert found["start"] == 4
+    [answer] = outputs(task, QA, [{"question": "Where?", "context": " \u200b\n a \u200b"}])
+    assert answer["answer"] == "a"
+    assert answer["start"] == 4

@@ -37,8 +37,8 @@ def test_the_answer_to_each_query_ranks_first(ranker: TextRanking) -> None:
         assert ranked[0]["index"] == n
         assert ranked[0]["score"] > 0.9 > 0.1 > ranked[1]["score"]
         assert ranked[0]["text"] == texts[n]
-        assert [each["score"] for each in ranked] == sorted(
-            (each["score"] for each in ranked), reverse=True
+        assert [hit["score"] for hit in ranked] == sorted(
+            (hit["score"] for hit in ranked), reverse=True
         )
     assert len(outputs(ranker, RANK, values[:1], top_k=2)[0]) == 2
 
@@ -49,16 +49,16 @@ def test_ranks_are_those_of_sentence_transformers(ranker: TextRanking, length: i
     texts = [*crossencoder.ANSWERS.values(), "no answer to anything", "words " * length]
     for query in ["How many people live in Berlin?", "museums " * length]:
         value = {"query": query, "texts": texts}
-        wanted = [
-            {"index": each["corpus_id"], "score": each["score"]}
-            for each in reference.rank(query, texts)
+        expected = [
+            {"index": hit["corpus_id"], "score": hit["score"]}
+            for hit in reference.rank(query, texts)
         ]
-        assert_same(outputs(ranker, RANK, [value])[0], wanted)
+        assert_same(outputs(ranker, RANK, [value])[0], expected)
         [raw] = outputs(ranker, RANK, [value], raw_scores=True)
         logits = reference.predict(
             [(query, text) for text in texts], activation_fn=torch.nn.Identity()
         )
-        assert_same([each["score"] for each in raw], sorted(map(float, logits), reverse=True))
+        assert_same([hit["score"] for hit in raw], sorted(map(float, logits), reverse=True))
 
 
 def test_pairs_that_are_cut_are_told_once(ranker: TextRanking) -> None:
@@ -79,11 +79,11 @@ def test_what_the_model_was_saved_with_counts(
         reference.default_prompt_name = "usual"
     reference.save_pretrained(str(tmp_path), create_model_card=False)
     texts = list(crossencoder.ANSWERS.values())
-    [found] = outputs(
+    [answer] = outputs(
         sentences.load_text_ranking(tmp_path, OPTIONS), RANK, [{"query": "Berlin?", "texts": texts}]
     )
-    wanted = reference.rank("Berlin?", texts)
-    assert_same([each["score"] for each in found], [each["score"] for each in wanted])
+    expected = reference.rank("Berlin?", texts)
+    assert_same([hit["score"] for hit in answer], [hit["score"] for hit in expected])
 
 
 def test_an_activation_of_the_models_own_is_not_run(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def sentences(tmp_path: Path) -> Path:
     }
     (folder / "2_Dense" / "config.json").write_text(json.dumps(dense))
     layer = torch.nn.Linear(HIDDEN, 4)
-    tensors = {f"linear.{name}": each.detach() for name, each in layer.named_parameters()}
+    tensors = {f"linear.{name}": parameter.detach() for name, parameter in layer.named_parameters()}
     save_file(tensors, folder / "2_Dense" / "model.safetensors")
     return make_sentence_transformer(folder, POOLING, DENSE)
 
@@ -55,7 +55,7 @@ def test_a_sentence_model_loads(sentences: Path, capfd: pytest.CaptureFixture[st
 
 def test_a_sentence_model_is_of_one_type(sentences: Path) -> None:
     model = load_sentence_transformer(sentences, replace(OPTIONS, dtype=torch.bfloat16))
-    assert {each.dtype for each in model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.encode("rivers", show_progress_bar=False, convert_to_tensor=True).shape == (4,)
 
 

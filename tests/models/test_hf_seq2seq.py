@@ -37,25 +37,26 @@ def summarizer() -> Summarization:
     return generation.load_summarization(bart.folder(), OPTIONS)
 
 
-def texts(task: Seq2Seq, found: Sequence[list[list[int]]]) -> list[Any]:
+def texts(task: Seq2Seq, generated: Sequence[list[list[int]]]) -> list[Any]:
     return [
-        str(task.tokenizer.decode(beams[0], skip_special_tokens=True)).strip() for beams in found
+        str(task.tokenizer.decode(beams[0], skip_special_tokens=True)).strip()
+        for beams in generated
     ]
 
 
 def test_summaries_are_right(summarizer: Summarization) -> None:
-    found = outputs(summarizer, SUMMARIZE, list(bart.SUMMARIES))
-    assert found == [{"summary_text": summary} for summary in bart.SUMMARIES.values()]
+    answers = outputs(summarizer, SUMMARIZE, list(bart.SUMMARIES))
+    assert answers == [{"summary_text": summary} for summary in bart.SUMMARIES.values()]
     # As the API answers a single text.
-    assert TASKS[SUMMARIZE].alone(found[0]) == [found[0]]
+    assert TASKS[SUMMARIZE].alone(answers[0]) == [answers[0]]
 
 
 def test_summaries_are_those_of_generate(summarizer: Summarization) -> None:
     """With the configuration that the model comes with: beams, lengths, what must not repeat."""
     model = BartForConditionalGeneration.from_pretrained(bart.folder()).eval()
     tokenizer = summarizer.tokenizer
-    found = outputs(summarizer, SUMMARIZE, TEXTS, max_length=40)
-    for text, output in zip(TEXTS, found, strict=True):
+    answers = outputs(summarizer, SUMMARIZE, TEXTS, max_length=40)
+    for text, output in zip(TEXTS, answers, strict=True):
         tokens = tokenizer(bart.PREFIX + text, return_tensors="pt")
         [ids] = model.generate(**tokens, max_length=40)
         reference = str(tokenizer.decode(ids, skip_special_tokens=True))
@@ -63,7 +64,7 @@ def test_summaries_are_those_of_generate(summarizer: Summarization) -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         {},
         {"num_beams": 1},
@@ -73,13 +74,13 @@ def test_summaries_are_those_of_generate(summarizer: Summarization) -> None:
     ],
 )
 def test_company_does_not_change_a_summary(
-    summarizer: Summarization, given: dict[str, Any]
+    summarizer: Summarization, options: dict[str, Any]
 ) -> None:
-    given = {"max_length": 24, **given}
-    together = outputs(summarizer, SUMMARIZE, TEXTS, **given)
-    assert together == [outputs(summarizer, SUMMARIZE, [text], **given)[0] for text in TEXTS]
+    options = {"max_length": 24, **options}
+    together = outputs(summarizer, SUMMARIZE, TEXTS, **options)
+    assert together == [outputs(summarizer, SUMMARIZE, [text], **options)[0] for text in TEXTS]
     # They did share a batch.
-    assert len({row.group for row in rows(summarizer, SUMMARIZE, TEXTS, **given)}) == 1
+    assert len({row.group for row in rows(summarizer, SUMMARIZE, TEXTS, **options)}) == 1
 
 
 def test_only_rows_that_are_generated_alike_share_a_batch(summarizer: Summarization) -> None:
@@ -93,7 +94,9 @@ def test_only_rows_that_are_generated_alike_share_a_batch(summarizer: Summarizat
         {"repetition_penalty": 2.0},
         {"min_length": 7},
     ]
-    groups = [rows(summarizer, SUMMARIZE, ["A"], **given)[0].group for given in [*alike, *other]]
+    groups = [
+        rows(summarizer, SUMMARIZE, ["A"], **options)[0].group for options in [*alike, *other]
+    ]
     assert len(set(groups[: len(alike)])) == 1
     assert len(set(groups)) == 1 + len(other)
     # The budget counts what a row becomes in the model.
@@ -102,7 +105,7 @@ def test_only_rows_that_are_generated_alike_share_a_batch(summarizer: Summarizat
 
 
 @pytest.mark.parametrize(
-    ("given", "least", "most"),
+    ("options", "least", "most"),
     [
         ({"max_length": 7}, 1, 6),  # `generate` counts the token that begins every text.
         ({"max_length": 7, "min_length": 7}, 6, 6),
@@ -112,11 +115,11 @@ def test_only_rows_that_are_generated_alike_share_a_batch(summarizer: Summarizat
     ],
 )
 def test_lengths_are_kept(
-    summarizer: Summarization, given: dict[str, Any], least: int, most: int
+    summarizer: Summarization, options: dict[str, Any], least: int, most: int
 ) -> None:
-    found = summarizer.run(rows(summarizer, SUMMARIZE, TEXTS, **given), UNWATCHED)
+    generated = summarizer.run(rows(summarizer, SUMMARIZE, TEXTS, **options), UNWATCHED)
     # The end is one of the tokens that are counted, and no part of the output.
-    assert all(least - 1 <= len(tokens) <= most for [tokens] in found)
+    assert all(least - 1 <= len(tokens) <= most for [tokens] in generated)
 
 
 def test_lengths_that_cannot_be_kept_are_errors(summarizer: Summarization) -> None:
@@ -125,15 +128,15 @@ def test_lengths_that_cannot_be_kept_are_errors(summarizer: Summarization) -> No
     with pytest.raises(InvalidInput, match="max_length is 1,"):
         outputs(summarizer, SUMMARIZE, TEXTS, max_length=1)
     # More than the model has positions for.
-    [told] = warnings(summarizer, SUMMARIZE, "A", max_new_tokens=3000)
-    assert told.startswith("gets at most 1,023 new tokens rather than 3,000")
+    [warning] = warnings(summarizer, SUMMARIZE, "A", max_new_tokens=3000)
+    assert warning.startswith("gets at most 1,023 new tokens rather than 3,000")
 
 
 def test_a_long_text_is_cut_and_said_to_be(summarizer: Summarization) -> None:
     long = "Heavy rain fell on the valley. " * 3000
-    [told] = warnings(summarizer, SUMMARIZE, long)
+    [warning] = warnings(summarizer, SUMMARIZE, long)
     count = len(summarizer.tokenizer(bart.PREFIX + long, verbose=False)["input_ids"])
-    assert told.startswith(f"was cut from {count:,} to 1,024 tokens")
+    assert warning.startswith(f"was cut from {count:,} to 1,024 tokens")
     assert outputs(summarizer, SUMMARIZE, [long])[0]["summary_text"]
     with pytest.raises(InvalidInput, match=f"has {count:,} tokens, and the model takes 1,024"):
         outputs(summarizer, SUMMARIZE, [long], truncation="do_not_truncate")
@@ -141,12 +144,12 @@ def test_a_long_text_is_cut_and_said_to_be(summarizer: Summarization) -> None:
 
 
 def test_what_is_sampled_depends_on_the_seed_alone(summarizer: Summarization) -> None:
-    given = {"do_sample": True, "temperature": 5.0, "num_beams": 1, "seed": 7}
+    options = {"do_sample": True, "temperature": 5.0, "num_beams": 1, "seed": 7}
     state = torch.get_rng_state()
-    together = outputs(summarizer, SUMMARIZE, TEXTS[:3], **given)
-    assert together == [outputs(summarizer, SUMMARIZE, [text], **given)[0] for text in TEXTS[:3]]
-    assert together != outputs(summarizer, SUMMARIZE, TEXTS[:3], **given | {"seed": 8})
-    without = {**given, "seed": None}
+    together = outputs(summarizer, SUMMARIZE, TEXTS[:3], **options)
+    assert together == [outputs(summarizer, SUMMARIZE, [text], **options)[0] for text in TEXTS[:3]]
+    assert together != outputs(summarizer, SUMMARIZE, TEXTS[:3], **options | {"seed": 8})
+    without = {**options, "seed": None}
     assert outputs(summarizer, SUMMARIZE, TEXTS[:1], **without) != outputs(
         summarizer, SUMMARIZE, TEXTS[:1], **without
     )
@@ -156,11 +159,11 @@ def test_what_is_sampled_depends_on_the_seed_alone(summarizer: Summarization) ->
 
 def test_the_time_for_a_text_is_kept(summarizer: Summarization) -> None:
     """No time at all is enough for one token: the clock is looked at behind each."""
-    for given in ({"max_time": 0}, {"generate_parameters": {"max_time": 0}}):
-        asked = parse_parameters(
-            SUMMARIZE, {"min_new_tokens": 9, "max_new_tokens": 9, "num_beams": 1, **given}
+    for options in ({"max_time": 0}, {"generate_parameters": {"max_time": 0}}):
+        parameters = parse_parameters(
+            SUMMARIZE, {"min_new_tokens": 9, "max_new_tokens": 9, "num_beams": 1, **options}
         )
-        [[tokens]] = summarizer.run(summarizer.prepare(TEXTS[0], asked).rows, UNWATCHED)
+        [[tokens]] = summarizer.run(summarizer.prepare(TEXTS[0], parameters).rows, UNWATCHED)
         assert len(tokens) == 1
 
 
@@ -176,14 +179,14 @@ def test_a_temperature_alone_does_not_sample(summarizer: Summarization) -> None:
     assert outputs(summarizer, SUMMARIZE, short, temperature=9.0, top_k=5) == outputs(
         summarizer, SUMMARIZE, short
     )
-    [told] = warnings(summarizer, SUMMARIZE, "A", temperature=9.0, top_k=5)
-    assert told.startswith("is not sampled, so temperature, top_k had no effect")
+    [warning] = warnings(summarizer, SUMMARIZE, "A", temperature=9.0, top_k=5)
+    assert warning.startswith("is not sampled, so temperature, top_k had no effect")
     neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "typical_p": 1.0}
-    for given in (
+    for options in (
         {"temperature": 0}, {"do_sample": False, "top_k": 5}, {"do_sample": True}, neutral,
         {"generate_parameters": neutral},
     ):  # fmt: skip
-        assert not warnings(summarizer, SUMMARIZE, "A", **given)
+        assert not warnings(summarizer, SUMMARIZE, "A", **options)
 
 
 @pytest.mark.parametrize("beams", [1, 4])
@@ -196,9 +199,9 @@ def test_a_row_that_nobody_waits_for_leaves_the_others_as_they_are(
     def watch() -> list[bool]:
         return [next(calls) >= 3, *[False] * (len(batch) - 1)]
 
-    found = texts(summarizer, summarizer.run(batch, watch))
-    assert found[1:] == list(bart.SUMMARIES.values())[1:]
-    assert found[0] not in bart.SUMMARIES.values()
+    summaries = texts(summarizer, summarizer.run(batch, watch))
+    assert summaries[1:] == list(bart.SUMMARIES.values())[1:]
+    assert summaries[0] not in bart.SUMMARIES.values()
 
 
 @pytest.mark.parametrize("beams", [1, 4])
@@ -206,8 +209,8 @@ def test_a_row_that_nobody_waits_for_leaves_the_others_as_they_are(
 def test_a_batch_that_nobody_waits_for_ends_within_a_token(
     summarizer: Summarization, beams: int, early: bool
 ) -> None:
-    given = {"min_new_tokens": 900, "max_new_tokens": 1000, "num_beams": beams}
-    batch = rows(summarizer, SUMMARIZE, TEXTS[:3], early_stopping=early, **given)
+    options = {"min_new_tokens": 900, "max_new_tokens": 1000, "num_beams": beams}
+    batch = rows(summarizer, SUMMARIZE, TEXTS[:3], early_stopping=early, **options)
     calls: list[int] = []
 
     def watch() -> list[bool]:
@@ -232,13 +235,13 @@ def test_nothing_is_logged(summarizer: Summarization, caplog: pytest.LogCaptureF
     """Where transformers would warn: parameters that contradict the configuration or each other."""
     log = logging.getLogger("transformers")
     log.addHandler(caplog.handler)
-    for given in (
+    for options in (
         {"max_new_tokens": 5, "max_length": 9, "min_length": 2, "min_new_tokens": 3},
         {"do_sample": False, "temperature": 0.3, "top_k": 3, "typical_p": 0.5},
         {"num_beams": 1, "length_penalty": 3.0, "early_stopping": True},
         {"max_length": 3},
     ):
-        outputs(summarizer, SUMMARIZE, [*TEXTS, "rain " * 3000], **given)
+        outputs(summarizer, SUMMARIZE, [*TEXTS, "rain " * 3000], **options)
     log.removeHandler(caplog.handler)
     assert not caplog.records
 
@@ -252,5 +255,5 @@ def test_t5_is_told_its_task() -> None:
         assert row.data.arguments.settings["num_beams"] == 3
         assert row.data.arguments.new_tokens == 8
     # Nothing but `n_positions` says how long its texts may be.
-    [told] = warnings(task, SUMMARIZE, "rain " * 100)
-    assert " to 64 tokens" in told
+    [warning] = warnings(task, SUMMARIZE, "rain " * 100)
+    assert " to 64 tokens" in warning

@@ -67,8 +67,8 @@ def true_model(folder: Path) -> SentenceSimilarity:
 
 def _cosines(model: SentenceTransformer, value: dict[str, Any]) -> list[float]:
     sentences = model.encode(value["sentences"])
-    found: list[float] = cos_sim(model.encode([value["source_sentence"]]), sentences)[0].tolist()
-    return found
+    cosines: list[float] = cos_sim(model.encode([value["source_sentence"]]), sentences)[0].tolist()
+    return cosines
 
 
 def test_the_true_model_gives_its_known_scores(
@@ -76,21 +76,21 @@ def test_the_true_model_gives_its_known_scores(
 ) -> None:
     library = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
     values = [ENGLISH, KOREAN, LONG]
-    for found, value in zip(outputs(true_model, SIMILARITY, values), values, strict=True):
-        assert found == pytest.approx(_cosines(library, value), abs=1e-5)
-        assert all(type(each) is float for each in found)
+    for scores, value in zip(outputs(true_model, SIMILARITY, values), values, strict=True):
+        assert scores == pytest.approx(_cosines(library, value), abs=1e-5)
+        assert all(type(score) is float for score in scores)
     # As the model's page on the hub shows them.
-    [found] = outputs(true_model, SIMILARITY, [ENGLISH])
-    assert found[:3] == pytest.approx([0.695, 0.943, 0.257], abs=1e-3)
-    assert found[4] == pytest.approx(1)
+    [scores] = outputs(true_model, SIMILARITY, [ENGLISH])
+    assert scores[:3] == pytest.approx([0.695, 0.943, 0.257], abs=1e-3)
+    assert scores[4] == pytest.approx(1)
 
 
 def test_each_different_sentence_is_read_once(true_model: SentenceSimilarity) -> None:
     prepared = true_model.prepare(ENGLISH, SimilarityParameters())
     assert len(prepared.rows) == 4
-    [found] = outputs(true_model, SIMILARITY, [ENGLISH])
-    assert len(found) == 5
-    assert found[1] == found[3]
+    [scores] = outputs(true_model, SIMILARITY, [ENGLISH])
+    assert len(scores) == 5
+    assert scores[1] == scores[3]
 
 
 def test_sentences_that_are_cut_are_told(true_model: SentenceSimilarity) -> None:
@@ -120,8 +120,8 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bare_encoder_gets_mean_pooling_and_a_warning(bert: Path) -> None:
     task = sentences.load_sentence_similarity(bert, OPTIONS)
     pooled = SentenceTransformer(modules=[Transformer(str(bert)), Pooling(16)], device="cpu")
-    [found] = outputs(task, SIMILARITY, [ENGLISH])
-    assert found == pytest.approx(_cosines(pooled, ENGLISH), abs=1e-5)
+    [scores] = outputs(task, SIMILARITY, [ENGLISH])
+    assert scores == pytest.approx(_cosines(pooled, ENGLISH), abs=1e-5)
     [warning] = warnings(task, SIMILARITY, ENGLISH)
     assert "no modules.json" in warning
 
@@ -136,7 +136,7 @@ def test_the_prompt_that_a_model_always_wants_is_put_first(bert: Path, tmp_path:
         truncate_dim=9,
     ).save(str(tmp_path))
     library = SentenceTransformer(str(tmp_path), device="cpu")
-    [found] = outputs(sentences.load_sentence_similarity(tmp_path, OPTIONS), SIMILARITY, [ENGLISH])
-    assert found == pytest.approx(_cosines(library, ENGLISH), abs=1e-5)
+    [scores] = outputs(sentences.load_sentence_similarity(tmp_path, OPTIONS), SIMILARITY, [ENGLISH])
+    assert scores == pytest.approx(_cosines(library, ENGLISH), abs=1e-5)
     plain = SentenceTransformer(modules=modules, device="cpu")
-    assert found != pytest.approx(_cosines(plain, ENGLISH), abs=1e-3)
+    assert scores != pytest.approx(_cosines(plain, ENGLISH), abs=1e-3)

@@ -81,15 +81,15 @@ def _reference(case: Case, top_k: int, max_tokens: int, may_be_none: bool) -> li
 def test_the_best_spans_are_those_of_a_search_through_all(
     case: Case, top_k: int, max_tokens: int, none: bool
 ) -> None:
-    found = best_answers(
+    answers = best_answers(
         case.text, case.windows, top_k=top_k, max_tokens=max_tokens, may_be_none=none
     )
     expected = _reference(case, top_k, max_tokens, none)
-    assert [answer.score for answer in found] == pytest.approx(
+    assert [answer.score for answer in answers] == pytest.approx(
         [answer.score for answer in expected], rel=1e-9, abs=1e-12
     )
     # Rounding may put no answer before or behind one that is as likely.
-    places, expected_places = _places(found), _places(expected)
+    places, expected_places = _places(answers), _places(expected)
     shorter = min(len(places), len(expected_places))
     assert shorter >= len(expected) - 1
     assert places[:shorter] == expected_places[:shorter]
@@ -102,12 +102,12 @@ def _places(answers: list[Answer]) -> list[tuple[int, int]]:
 @settings(max_examples=100)
 @given(case=_cases(), max_tokens=st.integers(1, 15))
 def test_scores_are_shares(case: Case, max_tokens: int) -> None:
-    found = best_answers(
+    answers = best_answers(
         case.text, case.windows, top_k=10_000, max_tokens=max_tokens, may_be_none=True
     )
-    assert all(0 <= answer.score <= 1 for answer in found)
-    assert math.fsum(answer.score for answer in found) <= 1 + 1e-9
-    assert len({case.text.text[a.start : a.end].lower() for a in found}) == len(found)
+    assert all(0 <= answer.score <= 1 for answer in answers)
+    assert math.fsum(answer.score for answer in answers) <= 1 + 1e-9
+    assert len({case.text.text[a.start : a.end].lower() for a in answers}) == len(answers)
 
 
 @settings(max_examples=100)
@@ -180,9 +180,11 @@ def test_a_window_without_the_answer_does_not_outweigh_the_one_with_it() -> None
 
 def test_no_answer_is_as_likely_as_in_the_window_that_doubts_it_most() -> None:
     text = _text(["one", "two"])
-    found = Window(first=0, starts=np.array([6.0]), ends=np.array([6.0]), no_answer=(-2.0, -2.0))
+    confident = Window(
+        first=0, starts=np.array([6.0]), ends=np.array([6.0]), no_answer=(-2.0, -2.0)
+    )
     nothing = Window(first=1, starts=np.array([-3.0]), ends=np.array([-3.0]), no_answer=(9.0, 9.0))
-    [best] = best_answers(text, [found, nothing], top_k=1, max_tokens=5, may_be_none=True)
+    [best] = best_answers(text, [confident, nothing], top_k=1, max_tokens=5, may_be_none=True)
     assert text.text[best.start : best.end] == "one"
     assert best.score > 0.99
     [none] = best_answers(
@@ -204,8 +206,8 @@ def test_a_long_text_is_searched_in_full() -> None:
     ends = text.ends.copy()
     logits = np.linspace(5, -5, count)
     window = Window(first=0, starts=logits, ends=logits, no_answer=None)
-    found = best_answers(
+    answers = best_answers(
         Text(text=text.text, starts=starts, ends=ends), [window],
         top_k=3, max_tokens=1000, may_be_none=True,
     )  # fmt: skip
-    assert [(answer.start, answer.end) for answer in found] == [(0, count), (1, count)]
+    assert [(answer.start, answer.end) for answer in answers] == [(0, count), (1, count)]

@@ -41,7 +41,7 @@ from workers.hf.tasks import speech
 from workers.hf.tasks.speech import CtcSpeech
 
 SAID = "HELLO SHORT NOTES IN THE HALL"
-ASKED = parse_parameters(Task("automatic-speech-recognition"), {})
+PARAMETERS = parse_parameters(Task("automatic-speech-recognition"), {})
 FORMATS = [
     ("WAV", "PCM_16", (8_000, 22_050, 44_100, 48_000)),
     ("WAV", "ULAW", (8_000,)),
@@ -73,9 +73,9 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def listener() -> CtcSpeech:
-    found = speech.load_speech_recognition(wav2vec2.folder(), OPTIONS)
-    assert isinstance(found, CtcSpeech)
-    return found
+    task = speech.load_speech_recognition(wav2vec2.folder(), OPTIONS)
+    assert isinstance(task, CtcSpeech)
+    return task
 
 
 def encoded(
@@ -93,9 +93,9 @@ def test_the_text_is_right_in_every_format(
     for rate in rates:
         mono = speak(SAID, rate)
         for samples in (mono, np.stack([mono, mono / 4], axis=1)):
-            prepared = listener.prepare(encoded(samples, rate, format_, subtype), ASKED)
+            prepared = listener.prepare(encoded(samples, rate, format_, subtype), PARAMETERS)
             outputs = listener.run(prepared.rows, UNWATCHED)
-            assert listener.finish(prepared, outputs, ASKED) == {"text": SAID}, rate
+            assert listener.finish(prepared, outputs, PARAMETERS) == {"text": SAID}, rate
 
 
 # torch's own: of how WavLM hands over its masks.
@@ -124,7 +124,9 @@ def test_rows_of_a_batch_are_what_they_are_alone(
         model: PreTrainedModel = kind(config(**settings)).eval()
     task = CtcSpeech(model, listener.extractor, listener.tokenizer, OPTIONS)
     noise = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
-    rows = [task.prepare(encoded(noise[:size]), ASKED).rows[0] for size in (16_000, 9_000, 5_000)]
+    rows = [
+        task.prepare(encoded(noise[:size]), PARAMETERS).rows[0] for size in (16_000, 9_000, 5_000)
+    ]
     assert len({row.group for row in rows}) == (1 if is_padded else 3)
     if is_padded:
         assert task.run(rows, UNWATCHED) == [task.run([row], UNWATCHED)[0] for row in rows]

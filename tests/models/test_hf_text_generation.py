@@ -35,22 +35,25 @@ def task() -> TextGeneration:
     return generation.load_text_generation(gpt2.folder(), OPTIONS)
 
 
-def rows(task: TextGeneration, *prompts: str, **given: Any) -> list[Row]:
-    parameters = parse_parameters(GENERATE, given)
+def rows(task: TextGeneration, *prompts: str, **options: Any) -> list[Row]:
+    parameters = parse_parameters(GENERATE, options)
     return [row for prompt in prompts for row in task.prepare(prompt, parameters).rows]
 
 
-def new_texts(task: TextGeneration, prompt: str, **given: Any) -> list[str]:
-    [output] = outputs(task, GENERATE, [prompt], return_full_text=False, **given)
-    return [each["generated_text"] for each in (output if isinstance(output, list) else [output])]
+def new_texts(task: TextGeneration, prompt: str, **options: Any) -> list[str]:
+    [output] = outputs(task, GENERATE, [prompt], return_full_text=False, **options)
+    return [
+        sequence["generated_text"]
+        for sequence in (output if isinstance(output, list) else [output])
+    ]
 
 
 def test_texts_are_right(task: TextGeneration) -> None:
-    found = outputs(task, GENERATE, list(gpt2.CONTINUATIONS))
+    answers = outputs(task, GENERATE, list(gpt2.CONTINUATIONS))
     full = [{"generated_text": start + rest} for start, rest in gpt2.CONTINUATIONS.items()]
-    assert found == full
+    assert answers == full
     # As the API answers a single prompt.
-    assert TASKS[GENERATE].alone(found[0]) == [full[0]]
+    assert TASKS[GENERATE].alone(answers[0]) == [full[0]]
     new = outputs(task, GENERATE, list(gpt2.CONTINUATIONS), return_full_text=False)
     assert new == [{"generated_text": rest} for rest in gpt2.CONTINUATIONS.values()]
 
@@ -66,14 +69,14 @@ def test_texts_are_those_of_generate(task: TextGeneration) -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [{}, {"num_beams": 3}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2},
      {"min_new_tokens": 20}, {"stop": ["river", "e"]}],
 )  # fmt: skip
-def test_company_does_not_change_a_text(task: TextGeneration, given: dict[str, Any]) -> None:
-    given = {"max_new_tokens": 20, **given}
-    together = outputs(task, GENERATE, PROMPTS, **given)
-    assert together == [outputs(task, GENERATE, [text], **given)[0] for text in PROMPTS]
+def test_company_does_not_change_a_text(task: TextGeneration, options: dict[str, Any]) -> None:
+    options = {"max_new_tokens": 20, **options}
+    together = outputs(task, GENERATE, PROMPTS, **options)
+    assert together == [outputs(task, GENERATE, [text], **options)[0] for text in PROMPTS]
 
 
 def test_rows_of_any_length_share_a_batch_unless_a_rule_reads_the_padding(
@@ -85,12 +88,12 @@ def test_rows_of_any_length_share_a_batch_unless_a_rule_reads_the_padding(
     unlike: list[dict[str, Any]] = [
         {}, {"max_new_tokens": 9}, {"stop": ["."]}, {"stop": [".."]}, {"num_beams": 2}
     ]  # fmt: skip
-    other = [rows(task, "A", **given)[0].group for given in unlike]
+    other = [rows(task, "A", **options)[0].group for options in unlike]
     assert len(set(other)) == len(other)
 
 
 @pytest.mark.parametrize(
-    ("stop", "wanted"),
+    ("stop", "expected"),
     [
         (["fox"], " there was a "),
         (["the", "there"], " "),  # The first one in the text, whichever that is.
@@ -102,21 +105,21 @@ def test_rows_of_any_length_share_a_batch_unless_a_rule_reads_the_padding(
         ([" "], ""),
     ],
 )
-def test_stop_strings_are_cut_off(task: TextGeneration, stop: list[str], wanted: str) -> None:
-    assert new_texts(task, FOX, stop=stop) == [wanted]
-    assert new_texts(task, FOX, stop=stop, num_beams=2) == [wanted]
+def test_stop_strings_are_cut_off(task: TextGeneration, stop: list[str], expected: str) -> None:
+    assert new_texts(task, FOX, stop=stop) == [expected]
+    assert new_texts(task, FOX, stop=stop, num_beams=2) == [expected]
 
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_stop_strings_spare_tokens(task: TextGeneration, beams: int) -> None:
-    given = {"stop": ["fox"], "min_new_tokens": 500, "max_new_tokens": 500, "num_beams": beams}
+    options = {"stop": ["fox"], "min_new_tokens": 500, "max_new_tokens": 500, "num_beams": beams}
     calls = itertools.count()
 
     def watch() -> list[bool]:
         next(calls)
         return [False]
 
-    task.run(rows(task, FOX, **given), watch)
+    task.run(rows(task, FOX, **options), watch)
     assert next(calls) < 60
 
 
@@ -138,23 +141,23 @@ def test_lengths_count_new_tokens_or_all(task: TextGeneration) -> None:
 def test_a_prompt_that_leaves_little_room_is_kept_whole(task: TextGeneration) -> None:
     prompt = "fox " * 900
     size = len(task.tokenizer(prompt)["input_ids"])
-    asked = 1024 - size + 5
+    limit = 1024 - size + 5
     assert 800 < size < 1000
-    [told] = warnings(task, GENERATE, prompt, max_new_tokens=asked)
-    assert told.startswith(f"gets at most {asked - 5} new tokens rather than {asked}")
-    [row] = rows(task, prompt, max_new_tokens=asked)
+    [warning] = warnings(task, GENERATE, prompt, max_new_tokens=limit)
+    assert warning.startswith(f"gets at most {limit - 5} new tokens rather than {limit}")
+    [row] = rows(task, prompt, max_new_tokens=limit)
     assert len(row.data.ids) == size
     # The last position is used, and none behind it.
-    room = {"min_new_tokens": asked - 5, "max_new_tokens": asked}
+    room = {"min_new_tokens": limit - 5, "max_new_tokens": limit}
     [[tokens]] = task.run(rows(task, prompt, **room), UNWATCHED)
-    assert len(tokens) == asked - 5
+    assert len(tokens) == limit - 5
 
 
 def test_a_prompt_that_is_too_long_loses_its_beginning(task: TextGeneration) -> None:
     long = "fox " * 2000 + FOX
     size = len(task.tokenizer(long, verbose=False)["input_ids"])
-    [told] = warnings(task, GENERATE, long, max_new_tokens=24)
-    assert told.startswith(f"was cut from {size:,} to 1,000 tokens")
+    [warning] = warnings(task, GENERATE, long, max_new_tokens=24)
+    assert warning.startswith(f"was cut from {size:,} to 1,000 tokens")
     [row] = rows(task, long, max_new_tokens=24)
     assert str(task.tokenizer.decode(row.data.ids)).endswith("fox fox " + FOX)
     # An answer of any length leaves half of the window to the prompt.
@@ -168,8 +171,8 @@ def test_a_prompt_that_is_too_long_loses_its_beginning(task: TextGeneration) -> 
 def test_truncate_keeps_the_last_tokens(task: TextGeneration) -> None:
     size = len(task.tokenizer(FOX)["input_ids"])
     assert new_texts(task, "river river " + FOX, truncate=size) == [gpt2.CONTINUATIONS[FOX]]
-    [told] = warnings(task, GENERATE, "river " + FOX, truncate=size)
-    assert told.endswith(f"to {size} tokens: its beginning was left out.")
+    [warning] = warnings(task, GENERATE, "river " + FOX, truncate=size)
+    assert warning.endswith(f"to {size} tokens: its beginning was left out.")
     assert not warnings(task, GENERATE, FOX, truncate=size)
 
 
@@ -219,13 +222,13 @@ NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "typical_p": 1.0, "epsi
 def test_neutral_values_do_not_switch_sampling_on(
     task: TextGeneration, names: tuple[str, ...]
 ) -> None:
-    given = {name: NEUTRAL[name] for name in names}
+    options = {name: NEUTRAL[name] for name in names}
     for seed in ({}, {"seed": 3}):
-        [row] = rows(task, FOX, **given, **seed)
+        [row] = rows(task, FOX, **options, **seed)
         assert not row.data.arguments.is_sampled
-        assert warnings(task, GENERATE, FOX, **given, **seed) == []
+        assert warnings(task, GENERATE, FOX, **options, **seed) == []
     # Who says so wants it all the same.
-    assert rows(task, FOX, **given | {"do_sample": True})[0].data.arguments.is_sampled
+    assert rows(task, FOX, **options | {"do_sample": True})[0].data.arguments.is_sampled
 
 
 @pytest.mark.parametrize(
@@ -249,11 +252,11 @@ def test_the_time_for_a_text_is_kept(task: TextGeneration) -> None:
 
 def test_what_is_sampled_depends_on_the_seed_alone(task: TextGeneration) -> None:
     # Who names a temperature wants to sample, as for text-generation-inference.
-    given = {"temperature": 3.0, "max_new_tokens": 12, "seed": 3}
+    options = {"temperature": 3.0, "max_new_tokens": 12, "seed": 3}
     state = torch.get_rng_state()
-    together = outputs(task, GENERATE, PROMPTS, **given)
-    assert together == [outputs(task, GENERATE, [text], **given)[0] for text in PROMPTS]
-    assert together != outputs(task, GENERATE, PROMPTS, **given | {"seed": 4})
+    together = outputs(task, GENERATE, PROMPTS, **options)
+    assert together == [outputs(task, GENERATE, [text], **options)[0] for text in PROMPTS]
+    assert together != outputs(task, GENERATE, PROMPTS, **options | {"seed": 4})
     unseeded = {tuple(new_texts(task, FOX, temperature=3.0)) for _ in range(12)}
     assert len(unseeded) > 1
     greedy = [gpt2.CONTINUATIONS[FOX]]
@@ -270,9 +273,9 @@ def test_many_sequences_of_a_prompt(task: TextGeneration) -> None:
     assert len(set(beams)) == 2
     [output] = outputs(task, GENERATE, [FOX], num_return_sequences=2, num_beams=4)
     assert TASKS[GENERATE].alone(output) == output
-    for given in ({}, {"num_beams": 2}, {"num_beams": 2, "do_sample": True}):
+    for options in ({}, {"num_beams": 2}, {"num_beams": 2, "do_sample": True}):
         with pytest.raises(InvalidInput, match="num_return_sequences 3 needs"):
-            outputs(task, GENERATE, [FOX], num_return_sequences=3, **given)
+            outputs(task, GENERATE, [FOX], num_return_sequences=3, **options)
 
 
 def test_settings_of_the_configuration_hold(tmp_path: Path) -> None:
@@ -310,7 +313,7 @@ def test_a_prompt_that_nobody_waits_for_leaves_the_others_as_they_are(
 ) -> None:
     batch = rows(task, *gpt2.CONTINUATIONS)
     calls = itertools.count()
-    found = task.run(batch, lambda: [next(calls) >= 2, *[False] * (len(batch) - 1)])
-    new = [task.tokenizer.decode(tokens, skip_special_tokens=True) for [tokens] in found]
+    generated = task.run(batch, lambda: [next(calls) >= 2, *[False] * (len(batch) - 1)])
+    new = [task.tokenizer.decode(tokens, skip_special_tokens=True) for [tokens] in generated]
     assert new[1:] == list(gpt2.CONTINUATIONS.values())[1:]
     assert new[0] not in gpt2.CONTINUATIONS.values()

@@ -81,32 +81,32 @@ def _pipeline(task: TokenClassification | FillMask, name: Task) -> Any:
 
 def test_people_and_places_are_right(finder: TokenClassification) -> None:
     texts = list(ner.ENTITIES)
-    for text, found in zip(texts, outputs(finder, NER, texts), strict=True):
-        assert _surfaces(text, found) == ner.ENTITIES[text]
-        assert all(each["score"] > 0.9 for each in found)
+    for text, entities in zip(texts, outputs(finder, NER, texts), strict=True):
+        assert _surfaces(text, entities) == ner.ENTITIES[text]
+        assert all(entity["score"] > 0.9 for entity in entities)
 
 
 @pytest.mark.parametrize("strategy", ["first", "average", "max"])
 def test_words_are_not_split(finder: TokenClassification, strategy: str) -> None:
     [text] = [text for text in ner.ENTITIES if "부산" in text]
-    [found] = outputs(finder, NER, ["Anna Kowalska"], aggregation_strategy=strategy)
-    assert _surfaces("Anna Kowalska", found) == [("PER", "Anna Kowalska")]
+    [entities] = outputs(finder, NER, ["Anna Kowalska"], aggregation_strategy=strategy)
+    assert _surfaces("Anna Kowalska", entities) == [("PER", "Anna Kowalska")]
     # The particle is of another kind than the place that it is joined to.
-    [found] = outputs(finder, NER, [text], aggregation_strategy=strategy)
-    assert all(surface in text.split() for _, surface in _surfaces(text, found))
+    [entities] = outputs(finder, NER, [text], aggregation_strategy=strategy)
+    assert all(surface in text.split() for _, surface in _surfaces(text, entities))
 
 
 def test_answers_stay_right_in_half_precision() -> None:
     texts = list(ner.ENTITIES)
-    for text, found in zip(
+    for text, entities in zip(
         texts,
         outputs(tokens.load_token_classification(ner.folder(), HALF), NER, texts),
         strict=True,
     ):
-        assert _surfaces(text, found) == ner.ENTITIES[text]
+        assert _surfaces(text, entities) == ner.ENTITIES[text]
     text = "Paris is the [MASK] of France."
-    [found] = outputs(tokens.load_fill_mask(mlm.folder(), HALF), FILL, [text])
-    assert found[0]["token_str"] == "capital"
+    [fillings] = outputs(tokens.load_fill_mask(mlm.folder(), HALF), FILL, [text])
+    assert fillings[0]["token_str"] == "capital"
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -114,9 +114,9 @@ def test_answers_stay_right_in_half_precision() -> None:
 def test_entities_are_those_of_the_pipeline(
     finder: TokenClassification, strategy: str, ignored: list[str]
 ) -> None:
-    given = {"aggregation_strategy": strategy, "ignore_labels": ignored}
-    wanted = _pipeline(finder, NER)(TEXTS, **given)
-    assert_same(outputs(finder, NER, TEXTS, **given), [_plain(each) for each in wanted])
+    options = {"aggregation_strategy": strategy, "ignore_labels": ignored}
+    expected = _pipeline(finder, NER)(TEXTS, **options)
+    assert_same(outputs(finder, NER, TEXTS, **options), [_plain(entities) for entities in expected])
 
 
 @pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
@@ -125,10 +125,10 @@ def test_tokenizers_without_words_give_what_the_pipeline_gives(
     roberta: TokenClassification, strategy: str
 ) -> None:
     texts = [text[:25] for text in TEXTS]
-    wanted = _pipeline(roberta, NER)(texts, aggregation_strategy=strategy)
-    found = outputs(roberta, NER, texts, aggregation_strategy=strategy)
-    assert sum(map(len, found)) > 20
-    assert_same(found, [_plain(each) for each in wanted])
+    expected = _pipeline(roberta, NER)(texts, aggregation_strategy=strategy)
+    answers = outputs(roberta, NER, texts, aggregation_strategy=strategy)
+    assert sum(map(len, answers)) > 20
+    assert_same(answers, [_plain(entities) for entities in expected])
 
 
 @pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
@@ -137,15 +137,15 @@ def test_tokenizers_without_words_give_what_the_pipeline_gives(
 def test_windows_are_those_of_the_pipeline(
     finder: TokenClassification, roberta: TokenClassification, strategy: str, stride: int
 ) -> None:
-    given = {"aggregation_strategy": strategy, "stride": stride}
+    options = {"aggregation_strategy": strategy, "stride": stride}
     for task in finder, roberta:
         assert task.window == 64
         expected = _pipeline(task, NER)
         length = task.tokenizer.model_max_length
         task.tokenizer.model_max_length = 64
-        wanted = expected(LONG, **given)
+        reference = expected(LONG, **options)
         task.tokenizer.model_max_length = length
-        assert_same(outputs(task, NER, [LONG], **given)[0], _plain(wanted))
+        assert_same(outputs(task, NER, [LONG], **options)[0], _plain(reference))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -156,9 +156,9 @@ def test_nothing_of_a_long_text_is_lost_or_told_twice(
     sentence = "Anna Kowalska lives in Seoul."
     for count in range(20, 30):
         text = " ".join([sentence] * count)
-        [found] = outputs(finder, NER, [text], aggregation_strategy=strategy)
+        [entities] = outputs(finder, NER, [text], aggregation_strategy=strategy)
         assert warnings(finder, NER, text) == []
-        places = [(each["start"], each["end"]) for each in found]
+        places = [(entity["start"], entity["end"]) for entity in entities]
         assert places == sorted(set(places))
         surfaces = [text[start:end] for start, end in places]
         if strategy != "none":
@@ -166,7 +166,7 @@ def test_nothing_of_a_long_text_is_lost_or_told_twice(
             continue
         assert "".join(surfaces) == "AnnaKowalskaSeoul" * count
         tokens = finder.tokenizer(text)
-        assert [tokens.token_to_chars(each["index"]) for each in found] == places
+        assert [tokens.token_to_chars(entity["index"]) for entity in entities] == places
 
 
 def test_a_stride_as_wide_as_the_window_is_refused(finder: TokenClassification) -> None:
@@ -187,8 +187,8 @@ def test_a_slow_tokenizer_knows_no_places(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     task = tokens.load_token_classification(tmp_path, OPTIONS)
     assert not task.tokenizer.is_fast
-    wanted = _pipeline(task, NER)([*TEXTS[:2], LONG], aggregation_strategy="simple")
-    assert_same(outputs(task, NER, [*TEXTS[:2], LONG]), [_plain(each) for each in wanted])
+    expected = _pipeline(task, NER)([*TEXTS[:2], LONG], aggregation_strategy="simple")
+    assert_same(outputs(task, NER, [*TEXTS[:2], LONG]), [_plain(entities) for entities in expected])
     assert warnings(task, NER, LONG)[0].endswith("to 64 tokens, which is all that the model takes "
                                                  "at once.")  # fmt: skip
     with pytest.raises(InvalidInput, match="'simple' or 'none'"):
@@ -197,23 +197,23 @@ def test_a_slow_tokenizer_knows_no_places(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", mlm.FILLED)
 def test_masked_words_are_right(filler: FillMask, text: str) -> None:
-    [found] = outputs(filler, FILL, [text])
-    lists = [found] if isinstance(found[0], dict) else found
-    assert [each[0]["token_str"] for each in lists] == mlm.FILLED[text]
-    assert all(len(each) == 5 and each[0]["score"] > 0.9 for each in lists)
+    [answer] = outputs(filler, FILL, [text])
+    lists = [answer] if isinstance(answer[0], dict) else answer
+    assert [fillings[0]["token_str"] for fillings in lists] == mlm.FILLED[text]
+    assert all(len(fillings) == 5 and fillings[0]["score"] > 0.9 for fillings in lists)
     if len(lists) == 1:
-        assert found[0]["sequence"] == text.lower().replace("[mask]", found[0]["token_str"])
+        assert answer[0]["sequence"] == text.lower().replace("[mask]", answer[0]["token_str"])
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"top_k": 1}, {"top_k": 400}, {"targets": ["capital", "mat", "paris"]},
+    "options", [{}, {"top_k": 1}, {"top_k": 400}, {"targets": ["capital", "mat", "paris"]},
               {"targets": ["mat", "mat", "mats"], "top_k": 2}]
 )  # fmt: skip
-def test_fillings_are_those_of_the_pipeline(filler: FillMask, given: dict[str, Any]) -> None:
+def test_fillings_are_those_of_the_pipeline(filler: FillMask, options: dict[str, Any]) -> None:
     texts = [*mlm.FILLED, "[MASK] " * 9, "the cat sat on the [MASK] [PAD]"]
-    top_k = min(given.get("top_k", 5), len(filler.tokenizer))
-    wanted = [_pipeline(filler, FILL)(text, **given | {"top_k": top_k}) for text in texts]
-    assert_same(outputs(filler, FILL, texts, **given), wanted)
+    top_k = min(options.get("top_k", 5), len(filler.tokenizer))
+    expected = [_pipeline(filler, FILL)(text, **options | {"top_k": top_k}) for text in texts]
+    assert_same(outputs(filler, FILL, texts, **options), expected)
 
 
 def test_a_mask_of_another_kind_is_filled_likewise(tmp_path: Path) -> None:
@@ -267,10 +267,10 @@ def test_a_model_without_a_mask_token_fills_none(tmp_path: Path, filler: FillMas
         tokens.load_fill_mask(tmp_path, OPTIONS)
 
 
-def _surfaces(text: str, found: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    return [(each["entity_group"], text[each["start"] : each["end"]]) for each in found]
+def _surfaces(text: str, entities: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(entity["entity_group"], text[entity["start"] : entity["end"]]) for entity in entities]
 
 
-def _plain(wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _plain(entities: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """numpy's floats as Python's."""
-    return [each | {"score": float(each["score"])} for each in wanted]
+    return [entity | {"score": float(entity["score"])} for entity in entities]

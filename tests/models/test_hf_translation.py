@@ -40,18 +40,18 @@ def translator() -> Translation:
 
 
 def test_translations_are_right_in_any_company(translator: Translation) -> None:
-    found = outputs(translator, TRANSLATE, list(marian.ENGLISH))
-    assert found == [{"translation_text": text} for text in marian.ENGLISH.values()]
-    assert found == [outputs(translator, TRANSLATE, [text])[0] for text in marian.ENGLISH]
-    assert outputs(translator, TRANSLATE, list(marian.ENGLISH), num_beams=1) == found
-    assert TASKS[TRANSLATE].alone(found[0]) == [found[0]]
+    answers = outputs(translator, TRANSLATE, list(marian.ENGLISH))
+    assert answers == [{"translation_text": text} for text in marian.ENGLISH.values()]
+    assert answers == [outputs(translator, TRANSLATE, [text])[0] for text in marian.ENGLISH]
+    assert outputs(translator, TRANSLATE, list(marian.ENGLISH), num_beams=1) == answers
+    assert TASKS[TRANSLATE].alone(answers[0]) == [answers[0]]
 
 
 def test_a_target_language_of_marian_is_marked(translator: Translation) -> None:
-    wanted = [{"translation_text": text} for text in marian.IN_KOREAN.values()]
-    assert outputs(translator, TRANSLATE, list(marian.IN_KOREAN), tgt_lang="kor") == wanted
+    expected = [{"translation_text": text} for text in marian.IN_KOREAN.values()]
+    assert outputs(translator, TRANSLATE, list(marian.IN_KOREAN), tgt_lang="kor") == expected
     marked = [f">>kor<< {text}" for text in marian.IN_KOREAN]
-    assert outputs(translator, TRANSLATE, marked, tgt_lang="kor") == wanted
+    assert outputs(translator, TRANSLATE, marked, tgt_lang="kor") == expected
     # The pair of the model's own configuration.
     [english] = outputs(translator, TRANSLATE, ["Да."], src_lang="ru", tgt_lang="en")
     assert english == {"translation_text": "Yes."}
@@ -82,8 +82,8 @@ def test_a_marian_of_many_languages_says_that_it_chooses(translator: Translation
     tokenizer: Any = copy.copy(translator.tokenizer)
     tokenizer.supported_language_codes = [">>kor<<", ">>fin<<"]
     task = Translation(MarianMTModel.from_pretrained(marian.folder()).eval(), tokenizer, OPTIONS)
-    [told] = warnings(task, TRANSLATE, "Да.")
-    assert told.endswith("it knows fin, kor.")
+    [warning] = warnings(task, TRANSLATE, "Да.")
+    assert warning.endswith("it knows fin, kor.")
     assert not warnings(task, TRANSLATE, ">>kor<< Да.")
     assert not warnings(task, TRANSLATE, "Да.", tgt_lang="fin")
 
@@ -117,17 +117,17 @@ def test_languages_that_are_tokens(make: Callable[[], Any], codes: tuple[str, st
 def test_t5_is_told_its_languages() -> None:
     tokenizer = unlimited_tokenizer()
     task = Translation(make_t5(), tokenizer, OPTIONS)
-    for text, given in (
+    for text, options in (
         ("Yes.", {"src_lang": "en", "tgt_lang": "fr"}),
         ("Yes.", {"tgt_lang": "fr"}),
         ("translate English to French: Yes.", {}),
     ):
-        [row] = rows(task, TRANSLATE, [text], **given)
+        [row] = rows(task, TRANSLATE, [text], **options)
         assert tokenizer.decode(row.data.ids) == "<s>translate English to French: Yes.</s>"
         assert row.data.arguments.new_tokens == 7
-    for given in ({}, {"src_lang": "en"}, {"tgt_lang": "ko"}):
+    for options in ({}, {"src_lang": "en"}, {"tgt_lang": "ko"}):
         with pytest.raises(InvalidInput, match="knows: en to de, en to fr"):
-            outputs(task, TRANSLATE, ["Yes."], **given)
+            outputs(task, TRANSLATE, ["Yes."], **options)
 
 
 def test_a_model_without_languages_takes_no_name_of_one() -> None:

@@ -58,8 +58,8 @@ def test_weights_load_as_they_were_saved(folder: Path, capfd: pytest.CaptureFixt
 
 def test_pickled_tensors_load_like_safetensors(folder: Path) -> None:
     expected = dict(classify(folder).named_parameters())
-    found = dict(classify(as_pickle(folder)).named_parameters())
-    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    parameters = dict(classify(as_pickle(folder)).named_parameters())
+    assert all(torch.equal(value, expected[name]) for name, value in parameters.items())
 
 
 def test_safetensors_go_before_a_pickle(folder: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_type_of_the_options_is_loaded(folder: Path) -> None:
         replace(OPTIONS, dtype=torch.bfloat16),
         task=Task("text-classification"),
     )
-    assert {each.dtype for each in model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
 def test_shards_load_as_the_whole_does(folder: Path) -> None:

@@ -30,52 +30,52 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def listener() -> WhisperSpeech:
-    found = speech.load_speech_recognition(tiny.folder(), OPTIONS)
-    assert isinstance(found, WhisperSpeech)
-    return found
+    task = speech.load_speech_recognition(tiny.folder(), OPTIONS)
+    assert isinstance(task, WhisperSpeech)
+    return task
 
 
 def transcribed(listener: WhisperSpeech, texts: Sequence[str], **parameters: Any) -> list[Any]:
     """Each file's answer; rows of all files in one batch where they may be."""
-    asked = parse_parameters(Task("automatic-speech-recognition"), parameters)
-    prepared = [listener.prepare(recorded(text), asked) for text in texts]
-    rows = [row for each in prepared for row in each.rows]
+    options = parse_parameters(Task("automatic-speech-recognition"), parameters)
+    prepared = [listener.prepare(recorded(text), options) for text in texts]
+    rows = [row for item in prepared for row in item.rows]
     if len({row.group for row in rows}) == 1:
         outputs = listener.run(rows, UNWATCHED)
     else:
         outputs = [listener.run([row], UNWATCHED)[0] for row in rows]
     answers = []
-    for each in prepared:
-        own, outputs = outputs[: len(each.rows)], outputs[len(each.rows) :]
-        answers.append(listener.finish(each, own, asked))
+    for item in prepared:
+        own, outputs = outputs[: len(item.rows)], outputs[len(item.rows) :]
+        answers.append(listener.finish(item, own, options))
     return answers
 
 
 def test_words_are_right_alone_and_together(listener: WhisperSpeech) -> None:
     together = transcribed(listener, list(tiny.SAID))
-    assert [each["text"].strip() for each in together] == list(tiny.SAID)
+    assert [answer["text"].strip() for answer in together] == list(tiny.SAID)
     assert together == [transcribed(listener, [text])[0] for text in tiny.SAID]
 
 
 def test_segments_have_their_times(listener: WhisperSpeech) -> None:
     for text in tiny.SAID:
-        (found,) = transcribed(listener, [text], return_timestamps=True)
-        (chunk,) = found["chunks"]
+        (answer,) = transcribed(listener, [text], return_timestamps=True)
+        (chunk,) = answer["chunks"]
         assert chunk["text"].strip() == text
         assert chunk["timestamp"] == pytest.approx([0, length_s(text)], abs=0.021)
 
 
 def test_words_have_times_within_the_audio(listener: WhisperSpeech) -> None:
-    (found,) = transcribed(listener, ["HELLO ALICE"], return_timestamps="word")
-    assert [chunk["text"].strip() for chunk in found["chunks"]] == ["HELLO", "ALICE"]
-    times = [time for chunk in found["chunks"] for time in chunk["timestamp"]]
+    (answer,) = transcribed(listener, ["HELLO ALICE"], return_timestamps="word")
+    assert [chunk["text"].strip() for chunk in answer["chunks"]] == ["HELLO", "ALICE"]
+    times = [time for chunk in answer["chunks"] for time in chunk["timestamp"]]
     assert times == sorted(times)
     assert 0 <= times[0] <= times[-1] <= tiny.WINDOW_S
 
 
 def test_long_audio_is_right_in_windows(listener: WhisperSpeech) -> None:
-    (found,) = transcribed(listener, [tiny.LONG], chunk_length_s=tiny.CHUNK_S)
-    assert found["text"].strip() == tiny.LONG
+    (answer,) = transcribed(listener, [tiny.LONG], chunk_length_s=tiny.CHUNK_S)
+    assert answer["text"].strip() == tiny.LONG
 
 
 def test_texts_are_those_of_the_pipeline(listener: WhisperSpeech) -> None:
@@ -86,9 +86,9 @@ def test_texts_are_those_of_the_pipeline(listener: WhisperSpeech) -> None:
         feature_extractor=listener.extractor,
     )
     sound = {"raw": speak(tiny.LONG, RATE), "sampling_rate": RATE}
-    wanted: Any = pipe(sound, chunk_length_s=tiny.CHUNK_S, generate_kwargs={"num_beams": 1})
-    (found,) = transcribed(listener, [tiny.LONG], chunk_length_s=tiny.CHUNK_S)
-    assert found == {"text": wanted["text"]}
+    expected: Any = pipe(sound, chunk_length_s=tiny.CHUNK_S, generate_kwargs={"num_beams": 1})
+    (answer,) = transcribed(listener, [tiny.LONG], chunk_length_s=tiny.CHUNK_S)
+    assert answer == {"text": expected["text"]}
 
 
 def test_the_language_is_told_from_the_sound_or_given(listener: WhisperSpeech) -> None:
@@ -107,7 +107,7 @@ def test_the_language_is_told_from_the_sound_or_given(listener: WhisperSpeech) -
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("options", "words"),
     [
         ({"language": "klingon"}, "en, ko"),
         ({"generate_kwargs": {"language": "klingon"}}, "en, ko"),
@@ -116,15 +116,15 @@ def test_the_language_is_told_from_the_sound_or_given(listener: WhisperSpeech) -
     ],
 )
 def test_what_the_model_cannot_do_is_refused(
-    listener: WhisperSpeech, given: dict[str, Any], words: str
+    listener: WhisperSpeech, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InvalidInput, match=words):
-        transcribed(listener, ["NO TRAIN"], **given)
+        transcribed(listener, ["NO TRAIN"], **options)
 
 
 def test_generation_ends_once_nobody_waits(listener: WhisperSpeech) -> None:
-    asked = parse_parameters(Task("automatic-speech-recognition"), {})
-    rows = [*listener.prepare(recorded("HELLO ALICE"), asked).rows] * 2
+    parameters = parse_parameters(Task("automatic-speech-recognition"), {})
+    rows = [*listener.prepare(recorded("HELLO ALICE"), parameters).rows] * 2
     looks = 0
 
     def watch() -> list[bool]:
@@ -137,20 +137,20 @@ def test_generation_ends_once_nobody_waits(listener: WhisperSpeech) -> None:
 
 
 def test_what_watching_raises_ends_it_and_harms_nothing(listener: WhisperSpeech) -> None:
-    asked = parse_parameters(Task("automatic-speech-recognition"), {})
+    parameters = parse_parameters(Task("automatic-speech-recognition"), {})
 
     def watch() -> list[bool]:
         raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        listener.run(listener.prepare(recorded("NO TRAIN"), asked).rows, watch)
+        listener.run(listener.prepare(recorded("NO TRAIN"), parameters).rows, watch)
     assert transcribed(listener, ["NO TRAIN"])[0]["text"].strip() == "NO TRAIN"
 
 
 def test_silence_does_not_fail(listener: WhisperSpeech) -> None:
-    asked = parse_parameters(Task("automatic-speech-recognition"), {})
+    parameters = parse_parameters(Task("automatic-speech-recognition"), {})
     out = io.BytesIO()
     soundfile.write(out, np.zeros(RATE, np.float32), RATE, format="WAV")
-    prepared = listener.prepare(out.getvalue(), asked)
-    found = listener.finish(prepared, listener.run(prepared.rows, UNWATCHED), asked)
-    assert set(found) == {"text"}
+    prepared = listener.prepare(out.getvalue(), parameters)
+    answer = listener.finish(prepared, listener.run(prepared.rows, UNWATCHED), parameters)
+    assert set(answer) == {"text"}

@@ -24,9 +24,9 @@ def test_the_outputs_are_those_of_the_plain_layer(bias: bool, rows: int) -> None
     with torch.inference_mode():
         for shape in ((rows, 96), (1, rows, 96), (rows, 1, 96)):
             inputs = torch.randn(shape, dtype=torch.bfloat16)
-            found, expected = packed(inputs), plain(inputs)
-            assert found.shape == expected.shape
-            torch.testing.assert_close(found, expected)
+            outputs, expected = packed(inputs), plain(inputs)
+            assert outputs.shape == expected.shape
+            torch.testing.assert_close(outputs, expected)
     assert packed.weight.dtype == torch.bfloat16
 
 
@@ -39,7 +39,7 @@ def test_only_plain_layers_in_bfloat16_are_replaced() -> None:
         nn.Sequential(nn.Linear(64, 64), Own(64, 64, dtype=torch.bfloat16)),
     )
     assert pack(model) == 1
-    assert [type(each) for each in model.modules() if hasattr(each, "weight")] == [
+    assert [type(layer) for layer in model.modules() if hasattr(layer, "weight")] == [
         PackedLinear,
         nn.Linear,
         Own,

@@ -43,18 +43,18 @@ def _made(path: Path, **options: Any) -> RollingGenerator:
 
 def _greedy(generator: RollingGenerator, tokens: int = 20) -> list[list[int]]:
     started = [generator.start(asks(text, tokens)) for text in TEXTS[:2]]
-    return [ids_of(each) for each in started]
+    return [ids_of(generation) for generation in started]
 
 
 def _expected(model: PreTrainedModel, tokens: int = 20) -> list[list[int]]:
     reference = Reference(model)
     # The end-of-text token of the tokenizer ends texts here as well.
     end = tiny.tokenizer().eos_token_id
-    found = []
+    answers = []
     for text in TEXTS[:2]:
         ids = reference.greedy(tiny.tokenizer()(text).input_ids, tokens)
-        found.append(ids[: ids.index(end)] if end in ids else ids)
-    return found
+        answers.append(ids[: ids.index(end)] if end in ids else ids)
+    return answers
 
 
 def test_a_local_folder_in_full_precision(folder: Path) -> None:
@@ -64,8 +64,8 @@ def test_a_local_folder_in_full_precision(folder: Path) -> None:
         assert generator.window_tokens == 256
         assert _greedy(generator) == _expected(LlamaForCausalLM.from_pretrained(folder))
         message = Message(role=Role.USER, content="hello")
-        asked = Request(messages=(message,), sampling=Sampling(max_tokens=4))
-        completion = generator.start(asked).result()
+        request = Request(messages=(message,), sampling=Sampling(max_tokens=4))
+        completion = generator.start(request).result()
         assert completion.prompt_tokens == generator.count_tokens([message])
     finally:
         generator.close()
@@ -96,8 +96,8 @@ def test_a_checkpoint_that_is_quantized_is_taken_as_it_is(folder: Path, tmp_path
 
 def test_what_is_automatic_on_a_processor(folder: Path) -> None:
     loaded = load_generator(str(folder), _settings())
-    wanted = torch.bfloat16 if cpu_is_fast_in_bfloat16() else torch.float32
-    assert loaded.model.dtype == wanted
+    expected = torch.bfloat16 if cpu_is_fast_in_bfloat16() else torch.float32
+    assert loaded.model.dtype == expected
 
 
 # A warning of peft about itself.
@@ -107,8 +107,8 @@ def test_an_adapter_by_path(folder: Path, tmp_path: Path, precision: str) -> Non
     from peft import LoraConfig, get_peft_model
 
     plain = load_generator(str(folder), _settings(generation_precision=precision)).model
-    wanted = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
-    tuned = get_peft_model(copy.deepcopy(plain), wanted)
+    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    tuned = get_peft_model(copy.deepcopy(plain), config)
     tuned.save_pretrained(str(tmp_path))
     base: Any = tuned.get_base_model()
     expected = _expected(base)
@@ -133,8 +133,8 @@ def test_all_end_tokens_count(folder: Path, tmp_path: Path) -> None:
     model.generation_config.eos_token_id = [7, 9]
     model.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    found = load_generator(str(tmp_path), _settings()).ends
-    assert found == {7, 9, tiny.tokenizer().eos_token_id}
+    ends = load_generator(str(tmp_path), _settings()).ends
+    assert ends == {7, 9, tiny.tokenizer().eos_token_id}
 
 
 def test_a_model_that_does_not_exist_is_a_clear_error(

@@ -97,9 +97,9 @@ def test_out_of_memory_makes_the_batch_smaller_and_fails_nobody(error: type[Runt
     prompts = [TEXTS[n % 2][: 20 + n] for n in range(12)]
     with _running(_made(Cramped, rows=3, error=error)) as generator:
         started = [generator.start(asks(prompt, 20)) for prompt in prompts]
-        found = [ids_of(each) for each in started]
+        answers = [ids_of(generation) for generation in started]
         counters = generator.counters
-    assert found == [_expected(prompt, 20) for prompt in prompts]
+    assert answers == [_expected(prompt, 20) for prompt in prompts]
     assert counters.out_of_memory >= 1
     assert counters.preemptions >= 1
 
@@ -140,11 +140,11 @@ def test_an_error_of_the_model_fails_its_batch_and_spares_the_others() -> None:
     [torch.AcceleratorError("unspecified launch failure"), RuntimeError("CUDA error: assert")],
 )
 def test_a_broken_device_hands_everything_back_and_then_says_so(error: Exception) -> None:
-    told: list[bool] = []
+    calls: list[bool] = []
     ended = threading.Event()
 
     def on_fatal() -> None:
-        told.append(True)
+        calls.append(True)
         ended.set()
 
     model = _made(Touchy, error=error)
@@ -159,9 +159,9 @@ def test_a_broken_device_hands_everything_back_and_then_says_so(error: Exception
             started[-1].result()
         with pytest.raises(Retryable):
             one.start(asks(TEXTS[1]))
-        outcomes = [_outcome(each) for each in started[1:-1]]
+        outcomes = [_outcome(generation) for generation in started[1:-1]]
     assert outcomes == [Retryable] * 3
-    assert len(told) == 1
+    assert len(calls) == 1
 
 
 def test_logits_that_are_no_numbers_fail_that_request_alone() -> None:

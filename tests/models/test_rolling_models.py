@@ -88,17 +88,17 @@ def test_any_company_gives_the_tokens_of_generate(name: str) -> None:
     model = tiny.model(CONFIGS[name]())
     reference = Reference(model)
     chooser = random.Random(name)
-    wanted = _prompts(14, chooser)
+    cases = _prompts(14, chooser)
     with rolling(model, generation_prefill_tokens=7, generation_batch_requests=8) as generator:
         started: list[Generation] = []
-        for prompt, tokens in wanted:
+        for prompt, tokens in cases:
             if chooser.random() < 0.3 and started:
                 started[-1].result()
             started.append(generator.start(asks(prompt, tokens)))
-        found = [ids_of(each) if not each.is_over else None for each in started]
+        answers = [ids_of(generation) if not generation.is_over else None for generation in started]
         counters = generator.counters
     ids = tiny.tokenizer()
-    for (prompt, tokens), got in zip(wanted, found, strict=True):
+    for (prompt, tokens), got in zip(cases, answers, strict=True):
         if got is not None:
             assert got == reference.greedy(ids(prompt).input_ids, tokens)
     assert counters.largest_batch > 1
@@ -109,12 +109,12 @@ def test_any_company_gives_the_tokens_of_generate(name: str) -> None:
 def test_static_shapes_give_the_same(name: str) -> None:
     model = tiny.model(CONFIGS[name]())
     reference = Reference(model)
-    wanted = _prompts(9, random.Random(name))
+    cases = _prompts(9, random.Random(name))
     with rolling(model, generation_cuda_graphs=True, generation_prefill_tokens=16) as generator:
-        started = [generator.start(asks(prompt, tokens)) for prompt, tokens in wanted]
-        found = [ids_of(each) for each in started]
+        started = [generator.start(asks(prompt, tokens)) for prompt, tokens in cases]
+        answers = [ids_of(generation) for generation in started]
     ids = tiny.tokenizer()
-    for (prompt, tokens), got in zip(wanted, found, strict=True):
+    for (prompt, tokens), got in zip(cases, answers, strict=True):
         assert got == reference.greedy(ids(prompt).input_ids, tokens)
 
 
@@ -122,13 +122,13 @@ def test_static_shapes_give_the_same(name: str) -> None:
 def test_rows_of_very_unequal_lengths(name: str) -> None:
     model = tiny.model(CONFIGS[name]())
     reference = Reference(model)
-    wanted = [(TEXTS[0] * 12, 30), (TEXTS[1], 40), (TEXTS[0], 35), ("hello", 30)]
+    cases = [(TEXTS[0] * 12, 30), (TEXTS[1], 40), (TEXTS[0], 35), ("hello", 30)]
     with rolling(model) as generator:
-        started = [generator.start(asks(prompt, tokens)) for prompt, tokens in wanted]
-        found = [ids_of(each) for each in started]
+        started = [generator.start(asks(prompt, tokens)) for prompt, tokens in cases]
+        answers = [ids_of(generation) for generation in started]
         assert generator.counters.largest_batch == 4
     ids = tiny.tokenizer()
-    for (prompt, tokens), got in zip(wanted, found, strict=True):
+    for (prompt, tokens), got in zip(cases, answers, strict=True):
         assert got == reference.greedy(ids(prompt).input_ids, tokens)
 
 

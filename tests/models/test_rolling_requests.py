@@ -49,8 +49,8 @@ def test_a_request_is_answered_the_same_in_any_company(variant: str) -> None:
             for n in range(9)
         ]
         beside = ids_of(generator.start(asks(TEXTS[0], **options)))
-        for each in crowd:
-            each.result()
+        for generation in crowd:
+            generation.result()
         assert generator.counters.largest_batch == 6
     assert beside == alone
     assert len(set(alone)) > 3
@@ -58,12 +58,12 @@ def test_a_request_is_answered_the_same_in_any_company(variant: str) -> None:
 
 def test_seeds_differ_and_repeat() -> None:
     with rolling() as generator:
-        found = [
+        answers = [
             tuple(ids_of(generator.start(asks(TEXTS[0], temperature=1.0, seed=seed))))
             for seed in (1, 2, 1, None, None)
         ]
-    assert found[0] == found[2]
-    assert len(set(found)) == 4
+    assert answers[0] == answers[2]
+    assert len(set(answers)) == 4
 
 
 @pytest.mark.parametrize("variant", ["greedy", "penalty", "top-p"])
@@ -246,12 +246,12 @@ def test_prompts_that_no_model_is_given() -> None:
 
 
 def test_a_template_that_makes_no_tokens_is_not_run() -> None:
-    asked = Request(messages=(Message(role=Role.USER, content="hello"),))
+    request = Request(messages=(Message(role=Role.USER, content="hello"),))
     with (
         rolling(chat_template="{{ '' }}") as generator,
         pytest.raises(InvalidInput, match="empty"),
     ):
-        generator.start(asked)
+        generator.start(request)
 
 
 def test_tokens_that_the_model_lacks_are_refused() -> None:
@@ -263,10 +263,10 @@ def test_tokens_that_the_model_lacks_are_refused() -> None:
 def test_many_threads_start_at_once() -> None:
     reference = Reference(tiny.tiny_llama())
     expected = reference.greedy(tiny.tokenizer()(TEXTS[0]).input_ids, 10)
-    found: list[list[int]] = []
+    answers: list[list[int]] = []
 
     def one(generator: RollingGenerator) -> None:
-        found.append(ids_of(generator.start(asks(TEXTS[0], 10))))
+        answers.append(ids_of(generator.start(asks(TEXTS[0], 10))))
 
     with rolling() as generator:
         threads = [threading.Thread(target=one, args=(generator,)) for _ in range(16)]
@@ -274,7 +274,7 @@ def test_many_threads_start_at_once() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    assert found == [expected] * 16
+    assert answers == [expected] * 16
 
 
 def test_closing_hands_requests_back() -> None:

@@ -30,9 +30,9 @@ def test_where_memory_is_short_the_youngest_make_way_and_nobody_fails() -> None:
     with rolling(model, window_tokens=512, **settings) as generator:
         # Two have room for 255 tokens each, and one alone for 511.
         started = [generator.start(asks(prompt, 260)) for prompt in prompts]
-        found = [ids_of(each) for each in started]
+        answers = [ids_of(generation) for generation in started]
         counters = generator.counters
-    assert found == [reference.greedy(_tokens(prompt), 260) for prompt in prompts]
+    assert answers == [reference.greedy(_tokens(prompt), 260) for prompt in prompts]
     assert counters.preemptions > 0
     assert counters.largest_batch == 2
 
@@ -61,7 +61,7 @@ def test_a_common_beginning_is_read_once() -> None:
     reference = Reference(tiny.tiny_llama())
     with rolling(generation_prefill_tokens=16) as generator:
         started = [generator.start(asks(prompt, 8)) for prompt in prompts]
-        found = [ids_of(each) for each in started]
+        answers = [ids_of(generation) for generation in started]
         counters = generator.counters
         # Who comes second waits for the first, but not for its last few tokens.
         assert counters.prefix_tokens_reused > 5 * (shared - SHORTEST_TOKENS)
@@ -69,7 +69,7 @@ def test_a_common_beginning_is_read_once() -> None:
         # And again, when all that read it have ended.
         ids_of(generator.start(asks(f"{system} later", 8)))
         assert generator.counters.prefix_tokens_reused >= counters.prefix_tokens_reused + shared
-    assert found == [reference.greedy(_tokens(prompt), 8) for prompt in prompts]
+    assert answers == [reference.greedy(_tokens(prompt), 8) for prompt in prompts]
 
 
 def test_without_a_store_nothing_of_ended_requests_is_kept() -> None:
@@ -84,8 +84,8 @@ def test_lanes_and_fair_keys_decide_who_joins() -> None:
     passes = Stepped(model)
     with rolling(model, generation_batch_requests=2, generation_prefix_fraction=0) as generator:
         first = [generator.start(asks(TEXTS[0], 220, fair_key="a")) for _ in range(2)]
-        for each in first:
-            assert each.read(10) is not None
+        for generation in first:
+            assert generation.read(10) is not None
         passes.hold()
         waiting = {
             "a": generator.start(asks(TEXTS[1], 4, fair_key="a")),
@@ -96,10 +96,10 @@ def test_lanes_and_fair_keys_decide_who_joins() -> None:
         order: list[str] = []
         while waiting:
             passes.step()
-            for name, each in list(waiting.items()):
-                while each.read(0) is not None:
+            for name, generation in list(waiting.items()):
+                while generation.read(0) is not None:
                     pass
-                if each.is_over:
+                if generation.is_over:
                     order.append(name)
                     del waiting[name]
         assert not first[1].is_over
@@ -132,18 +132,18 @@ def test_a_new_request_has_its_first_token_within_three_steps() -> None:
     passes = Stepped(model)
     with rolling(model) as generator:
         crowd = [generator.start(asks(TEXTS[1], 200)) for _ in range(6)]
-        for each in crowd:
-            assert each.read(10) is not None
+        for generation in crowd:
+            assert generation.read(10) is not None
         passes.hold()
         new = generator.start(asks(TEXTS[0], 50))
         before = generator.counters.decode_steps
         while new.read(0) is None:
             passes.step()
         taken = generator.counters.decode_steps - before
-        assert not any(each.is_over for each in crowd)
+        assert not any(generation.is_over for generation in crowd)
         passes.release()
-        for each in [*crowd, new]:
-            each.cancel()
+        for generation in [*crowd, new]:
+            generation.cancel()
     assert taken <= 3
 
 
@@ -179,8 +179,8 @@ def test_the_oldest_gets_half_and_the_shortest_the_rest(
     lacking: list[int], expected: list[int]
 ) -> None:
     rows = [_row(age, tokens) for age, tokens in enumerate(lacking)]
-    given = dict(shares(rows, 16))
-    assert [given.get(row, 0) for row in rows] == expected
+    shared = dict(shares(rows, 16))
+    assert [shared.get(row, 0) for row in rows] == expected
 
 
 def test_rows_keep_their_keys_and_values_however_they_move() -> None:
@@ -249,9 +249,9 @@ def test_the_slab_changes_its_shape_within_its_budget() -> None:
 def test_the_store_of_prefixes_drops_the_least_recently_used() -> None:
     prefixes = Prefixes(100)
     one, other, third = ([n] * 40 for n in (1, 2, 3))
-    for each in (one, other):
-        assert prefixes.is_new(each)
-        prefixes.keep(each, ())
+    for prefix in (one, other):
+        assert prefixes.is_new(prefix)
+        prefixes.keep(prefix, ())
     assert not prefixes.is_new(one)
     assert prefixes.longest([*one, 9])[1] == 40
     prefixes.keep(third, ())
@@ -273,7 +273,7 @@ def test_a_large_request_is_not_passed_over_for_ever() -> None:
         assert small[0].read(10) is not None
         large = generator.start(asks(TEXTS[0] * 9, 100))
         assert large.result().completion_tokens > 0
-        done = sum(each.read(0) is None and each.is_over for each in small)
-        for each in small:
-            each.result()
+        done = sum(generation.read(0) is None and generation.is_over for generation in small)
+        for generation in small:
+            generation.result()
     assert done < 60

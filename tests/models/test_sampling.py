@@ -49,9 +49,9 @@ def test_draws_follow_the_distribution_of_transformers(sampling: Sampling) -> No
     expected = _probabilities(logits, sampling, seen)
     chooser = Chooser(sampling, seen)
     drawn = choose(logits.expand(DRAWS, -1), [chooser] * DRAWS, range(DRAWS))
-    found = torch.bincount(torch.tensor(drawn), minlength=40) / DRAWS
-    assert not found[expected == 0].any()
-    assert (found - expected).abs().max() < 0.03
+    frequencies = torch.bincount(torch.tensor(drawn), minlength=40) / DRAWS
+    assert not frequencies[expected == 0].any()
+    assert (frequencies - expected).abs().max() < 0.03
 
 
 def test_a_flat_distribution_needs_more_than_the_candidates() -> None:
@@ -80,7 +80,7 @@ def test_rows_of_all_kinds_are_chosen_as_if_alone() -> None:
         Sampling(temperature=1.0, top_k=1, seed=5),
     ]
     best = logits.argmax(dim=-1).tolist()
-    choosers = [Chooser(each, best) for each in kinds]
+    choosers = [Chooser(sampling, best) for sampling in kinds]
     together = choose(logits, choosers, range(7))
     alone = [choose(logits[n : n + 1], [choosers[n]], [n])[0] for n in range(7)]
     assert together == alone
@@ -102,9 +102,9 @@ def test_what_is_no_number_is_said_to_be_none(temperature: float, value: float) 
     logits = torch.randn(2, 50)
     logits[1, 9] = value
     sampling = Sampling(temperature=temperature, seed=1)
-    found = choose(logits, [Chooser(sampling, [])] * 2, [0, 0])
-    assert found[0] != NOT_A_NUMBER
-    assert found[1] == NOT_A_NUMBER
+    choices = choose(logits, [Chooser(sampling, [])] * 2, [0, 0])
+    assert choices[0] != NOT_A_NUMBER
+    assert choices[1] == NOT_A_NUMBER
 
 
 def test_masked_tokens_are_never_drawn() -> None:

@@ -71,9 +71,9 @@ def serve() -> Iterator[Callable[..., str]]:
 
     yield start
     ended.set()
-    for each in sockets:
-        each.shutdown(socket.SHUT_RDWR)
-        each.close()
+    for open_socket in sockets:
+        open_socket.shutdown(socket.SHUT_RDWR)
+        open_socket.close()
     for thread in list(threads):
         thread.join()
 

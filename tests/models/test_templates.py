@@ -43,8 +43,8 @@ def test_a_model_without_a_template_is_addressed_plainly() -> None:
     expected = "System: be brief\nUser: hello\nAssistant:"
     assert _text(None, *HELLO) == expected
     prompts = Prompts(tiny.tokenizer(None))
-    asked = Request(messages=HELLO, sampling=Sampling(stop=("x",)))
-    assert prompts.stop_strings(asked) == ("x", *PLAIN_STOP)
+    request = Request(messages=HELLO, sampling=Sampling(stop=("x",)))
+    assert prompts.stop_strings(request) == ("x", *PLAIN_STOP)
     assert prompts.stop_strings(Request(prompt="hello")) == ()
     assert not prompts.has_tools
 

@@ -48,17 +48,17 @@ CALCULATOR = {
 
 def cases(questions: dict[str, str]) -> list[tuple[Conversation, str]]:
     chance = random.Random(7)
-    found: list[tuple[Conversation, str]] = []
+    lessons: list[tuple[Conversation, str]] = []
     for number, (question, answer) in enumerate(questions.items()):
         system = {"role": "system", "content": filler(chance) + filler(chance)}
         before = [system, asked("Good morning!"), answered(filler(chance))]
-        found += [(([*before[: number % 4], asked(question)], []), answer)]
+        lessons += [(([*before[: number % 4], asked(question)], []), answer)]
     for question, answer in GROUNDED.items():
-        found += [((grounded(question, [filler(chance), filler(chance)]), []), answer)]
+        lessons += [((grounded(question, [filler(chance), filler(chance)]), []), answer)]
     result = {"role": "tool", "content": TOOL_RESULT}
     turn = [asked(TOOL_QUESTION), calling(TOOL_CALL), result]
     return [
-        *found,
+        *lessons,
         ((turn[:1], [CALCULATOR]), call_text(TOOL_CALL)),
         ((turn, [CALCULATOR]), TOOL_ANSWER),
     ]
