@@ -9,7 +9,7 @@ from contextlib import suppress
 from pydantic import SecretStr
 
 from api.app import create_app
-from api.http.server import Server
+from api.http.server import ApiServer
 from shared.addresses import is_loopback
 from shared.config import HttpSettings, load_settings, set_up_logging
 from shared.errors import ConfigurationError
@@ -48,7 +48,7 @@ def main() -> int:
     # What the application is made of stays; the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
-    server = Server(app, settings, host=settings.api_host, port=settings.api_port)
+    server = ApiServer(app, settings, host=settings.api_host, port=settings.api_port)
     server.run()
     return 0 if server.started else 1
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.staticfiles import StaticFiles
 
-from api.compat.dialect import NATIVE, REF, asks_for_key, dialect_of, dialects
+from api.compat.dialect import NATIVE, REF, dialect_of, dialects, requires_key
 from api.schemas import ProblemView
 from shared.kinds.registry import KINDS
 
@@ -108,7 +108,7 @@ def _complete(document: dict[str, Any], *, has_keys: bool) -> dict[str, Any]:
         document["components"]["securitySchemes"] = {"key": BEARER}
         document["security"] = [{"key": []}]
         for path, operations in document["paths"].items():
-            if not asks_for_key(path):
+            if not requires_key(path):
                 for operation in operations.values():
                     operation["security"] = []
     return _with_names(document)
@@ -141,7 +141,7 @@ def _add_responses(path: str, operation: dict[str, Any]) -> None:
         statuses |= {*WITH_BODY}
     if responses.pop("422", None) is not None:
         statuses.add(422)
-    if asks_for_key(path):
+    if requires_key(path):
         statuses.add(401)
     if dialect.takes_files:
         statuses.discard(415)

@@ -116,7 +116,7 @@ def _compare_bare(
     title: str, home: Path, task: Task, model: str, texts: list[str], rounds: int
 ) -> None:
     models = Models(Settings(_env_file=None, home=home, hf_device="cpu"))
-    folder = models.folder(model, task, check=lambda: None, on_found=lambda: None)
+    folder = models.folder(model, task, check=lambda: None, on_known=lambda: None)
     loaded = models.load(model, task, folder)
     parameters = parse_parameters(task, {})
     rows = [row for text in texts for row in loaded.prepare(text, parameters).rows]

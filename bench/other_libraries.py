@@ -20,7 +20,7 @@ from workers.ingest.formats import html, markdown, tables, text
 from workers.tools import calculator
 
 
-def render(page: str, *, name: str) -> html.Page:
+def render(page: str, *, name: str) -> html.HtmlPage:
     if os.environ["LIBRARY"] == "inscriptis":
         rendered = import_module("inscriptis").get_text(page)
     else:
@@ -28,7 +28,7 @@ def render(page: str, *, name: str) -> html.Page:
         rendered = extract(page, favor_recall=True, include_tables=True) or ""
     if not rendered.strip():
         raise DocumentError(f"{name}: the HTML has no text in it")
-    return html.Page(text=rendered.strip("\n"), title=None)
+    return html.HtmlPage(text=rendered.strip("\n"), title=None)
 
 
 def decode(data: bytes, *, name: str, hint: str, **_: Any) -> text.Decoded:

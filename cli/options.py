@@ -217,10 +217,10 @@ class ListByDefault(Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         at = self._end_of_options(args)
-        asks_help = any(name in args[:at] for name in CONTEXT["help_option_names"])
+        is_help = any(name in args[:at] for name in CONTEXT["help_option_names"])
         if at < len(args):
             args = [args[at], *args[:at], *args[at + 1 :]]
-        elif asks_help:
+        elif is_help:
             args = ["--help"]
         elif args or not ctx.resilient_parsing:  # Completing `sluice jobs ` offers the commands.
             args = ["list", *args]

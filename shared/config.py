@@ -68,7 +68,7 @@ HOST_NAME = re.compile(r"[\w.-]+|\[?[0-9a-fA-F:.]+\]?")
 ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
 
 
-class Role(BaseSettings):
+class RoleSettings(BaseSettings):
     """What one role needs to know. Functions take the role that they work for."""
 
     model_config = SettingsConfigDict(
@@ -80,7 +80,7 @@ class Role(BaseSettings):
     )
 
 
-class ConnectionSettings(Role):
+class ConnectionSettings(RoleSettings):
     """Where the servers and the storage are, and how long they are waited for."""
 
     home: Path = Path("~/.sluice")
@@ -118,7 +118,7 @@ class ConnectionSettings(Role):
         return self.storage_url or str(self.home_path / "files")
 
 
-class HttpSettings(Role):
+class HttpSettings(RoleSettings):
     """The API: who may call it, and the limits of what comes in and goes out."""
 
     api_host: str = "127.0.0.1"
@@ -241,7 +241,7 @@ class FolderSettings(ConnectionSettings):
         return (self.models_path, *(folder.expanduser() for folder in self.models_extra_folders))
 
 
-class ModelSettings(Role):
+class ModelSettings(RoleSettings):
     """Which models are used where a job names none."""
 
     embedding_model: ModelName = DEFAULT_EMBEDDING_MODEL
@@ -252,7 +252,7 @@ class ModelSettings(Role):
     embedding_model_limit_mib: PositiveInt = 4096
 
 
-class GenerationSettings(Role):
+class GenerationSettings(RoleSettings):
     """What jobs that generate may ask for, and how models of this process (`hf/...`) run."""
 
     max_tokens_default: PositiveInt = 512
@@ -278,7 +278,7 @@ class GenerationSettings(Role):
     generation_cuda_graphs: bool = False
 
 
-class RemoteSettings(Role):
+class RemoteSettings(RoleSettings):
     """Models of other servers: Ollama, and what speaks the API of OpenAI."""
 
     ollama_url: str = "http://127.0.0.1:11434"
@@ -293,7 +293,7 @@ class RemoteSettings(Role):
     remote_retry_after_limit_s: PositiveFloat = 300
 
 
-class HfSettings(Role):
+class HfSettings(RoleSettings):
     """Tasks of Hugging Face."""
 
     hf_models: Annotated[dict[str, ModelName], NoDecode] = {}
@@ -330,7 +330,7 @@ class HfSettings(Role):
         return models
 
 
-class ToolSettings(Role):
+class ToolSettings(RoleSettings):
     """Tools of agents."""
 
     fetch_timeout_s: PositiveFloat = 10
@@ -339,7 +339,7 @@ class ToolSettings(Role):
     tool_result_limit_chars: PositiveInt = 8000
 
 
-class StepSettings(Role):
+class StepSettings(RoleSettings):
     """Claiming, retrying, recovery, and how long things are kept."""
 
     step_lease_s: PositiveFloat = 15
@@ -359,7 +359,7 @@ class StepSettings(Role):
     retention_days: Annotated[float, Field(gt=0, le=36_500)] = 30
 
 
-class WorkerSettings(Role):
+class WorkerSettings(RoleSettings):
     """How much one worker process does at a time."""
 
     worker_concurrency: PositiveInt = 2
@@ -368,7 +368,7 @@ class WorkerSettings(Role):
     worker_heartbeat_s: PositiveFloat = 5
 
 
-class WebhookSettings(Role):
+class WebhookSettings(RoleSettings):
     """Calls of the URLs that jobs name."""
 
     webhook_timeout_s: PositiveFloat = 10
@@ -376,7 +376,7 @@ class WebhookSettings(Role):
     webhook_concurrency: PositiveInt = 16
 
 
-class IngestSettings(Role):
+class IngestSettings(RoleSettings):
     """How documents are cut into steps, and how large they may be."""
 
     max_sources_per_job: Annotated[int, Field(gt=0, le=SOURCES_LIMIT)] = 10_000

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from api.app import create_app
-from api.http.server import Server as ApiServer
+from api.http.server import ApiServer
 from shared.config import Settings
 from tests.servers import Server, free_port
 

@@ -218,17 +218,17 @@ STALE_SWEEPS = 10
 STALE_AT_LEAST_S = 10.0
 STOP_S = 5.0
 
-Part = Callable[[Round], None]
+SweepPart = Callable[[Round], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loop:
+class SweepLoop:
     """Parts that run one after the other, in a thread of their own."""
 
     number: int
     process: Process
     interval_s: float
-    parts: Mapping[str, Part]
+    parts: Mapping[str, SweepPart]
 
 
 # Retention: jobs that ended, uploads that nobody uses and workers that are gone, after their time.
@@ -260,18 +260,18 @@ class Retention:
         """Forget uploads that no open job needs. Those in use are read once a round."""
         process = round_.process
         kept = timedelta(days=process.settings.retention_days)
-        place = tuple_(File.created_at, File.id)
+        created = tuple_(File.created_at, File.id)
         query = (
             select(File.id, File.created_at)
             .where(
                 File.created_at < func.now() - kept,
                 ~sweeps.is_left_alone(round_.part, "file", File.id),
             )
-            .order_by(place)
+            .order_by(created)
             .limit(round_.limit_rows)
         )
         if self._files_after is not None:
-            query = query.where(place > tuple_(*self._files_after))
+            query = query.where(created > tuple_(*self._files_after))
         with process.ledger.read() as session:
             old = session.execute(query).all()
             in_use = _files_in_use(session, [row.id for row in old])
@@ -408,7 +408,7 @@ class Sweeper:
         self._failing: dict[str, str | None] = {}
         quick = quick or process
         soon_s, later_s = process.settings.sweep_interval_s, process.settings.tidy_interval_s
-        self._quick = Loop(
+        self._quick = SweepLoop(
             number=0,
             process=quick,
             interval_s=soon_s,
@@ -419,7 +419,7 @@ class Sweeper:
                 "held turns": let_turns_go,
             },
         )
-        slow: list[Mapping[str, Part]] = [
+        slow: list[Mapping[str, SweepPart]] = [
             {"garbage": Garbage(), "stray vectors": StrayVectors()},
             Retention().parts,
             {"storage": delete_doomed},
@@ -427,9 +427,9 @@ class Sweeper:
         ]
         self._loops = [
             self._quick,
-            Loop(number=1, process=quick, interval_s=soon_s, parts={"ring": ring}),
+            SweepLoop(number=1, process=quick, interval_s=soon_s, parts={"ring": ring}),
             *(
-                Loop(number=number, process=process, interval_s=later_s, parts=parts)
+                SweepLoop(number=number, process=process, interval_s=later_s, parts=parts)
                 for number, parts in enumerate(slow, start=2)
             ),
         ]
@@ -455,21 +455,21 @@ class Sweeper:
         for thread in self._threads:
             thread.join(max(0.0, ends - time.monotonic()))
 
-    def _run(self, loop: Loop) -> None:
-        said = ""
+    def _run(self, loop: SweepLoop) -> None:
+        last_words = ""
         while not self._stop.is_set():
             try:
                 self._round(loop)
-                said = ""
+                last_words = ""
             except Exception as error:
                 # Postgres is away, most likely. The loop goes on whatever it is.
                 words = first_line(error)
-                if words != said:  # said once, not each second
+                if words != last_words:  # said once, not each second
                     log.warning("a sweep failed, and is tried again: %s", words)
-                said = words
+                last_words = words
             self._stop.wait(loop.interval_s)
 
-    def _round(self, loop: Loop) -> bool:
+    def _round(self, loop: SweepLoop) -> bool:
         """False if another sweeper is at it."""
         with self._only_one(loop) as is_mine:
             if not is_mine:
@@ -485,7 +485,7 @@ class Sweeper:
                         sweeps.forget_faults(session, list(loop.parts), older_than_s=kept_s)
         return True
 
-    def _run_part(self, process: Process, name: str, part: Part) -> None:
+    def _run_part(self, process: Process, name: str, part: SweepPart) -> None:
         try:
             part(Round(process, self._handlers, name, self._stop))
         except Exception as error:
@@ -514,7 +514,7 @@ class Sweeper:
             log.debug("the failure of %s could not be noted: %s", name, first_line(away))
 
     @contextmanager
-    def _only_one(self, loop: Loop) -> Iterator[bool]:
+    def _only_one(self, loop: SweepLoop) -> Iterator[bool]:
         """Whether this process has the loop for itself; the lock goes with the connection.
 
         It spares work and is not needed for its being right. So a sweeper that has it and stands

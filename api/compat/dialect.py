@@ -155,6 +155,6 @@ def dialect_of(path: str) -> Dialect:
     return next((dialect for dialect in dialects() if dialect.owns(path)), NATIVE)
 
 
-def asks_for_key(path: str) -> bool:
+def requires_key(path: str) -> bool:
     """Whether a path is served to those alone who have one of the keys, where keys are set."""
     return NATIVE.owns(path) or dialect_of(path) is not NATIVE

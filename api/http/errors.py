@@ -181,10 +181,10 @@ def _invalid(error: Exception, request: Request | None) -> Problem:
 def _other_content_type(request: Request) -> Problem | None:
     """Of a body of another type, validation would only say that it is no object."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    wants_file = request.url.path == "/v1/files"
-    expected = "multipart/form-data" if wants_file else "application/json"
+    is_upload = request.url.path == "/v1/files"
+    expected = "multipart/form-data" if is_upload else "application/json"
     is_json = content_type == "application/json" or content_type.endswith("+json")
-    if (content_type == expected) if wants_file else is_json:
+    if (content_type == expected) if is_upload else is_json:
         return None
     if request.headers.get("content-length", "0") == "0" and not content_type:
         return None

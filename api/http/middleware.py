@@ -34,7 +34,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.compat.dialect import asks_for_key, dialect_of
+from api.compat.dialect import dialect_of, requires_key
 from api.http.body import MalformedBody, ValueCount, too_many
 from api.http.errors import refusal
 from shared.config import HttpSettings
@@ -464,7 +464,7 @@ class Keys:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and asks_for_key(scope["path"]):
+        if scope["type"] == "http" and requires_key(scope["path"]):
             name = self._name(scope) if self._names else ANONYMOUS
             if name is None:
                 error = Unauthorized(

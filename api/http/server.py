@@ -42,7 +42,7 @@ OTHER_FILES = 256
 """What a process opens besides its connections."""
 
 
-class Server(uvicorn.Server):
+class ApiServer(uvicorn.Server):
     """Serves an application; `should_exit` ends it."""
 
     def __init__(self, app: FastAPI, settings: HttpSettings, *, host: str, port: int) -> None:
@@ -117,7 +117,7 @@ class _Refused(Exception):
 
 
 class Connection(HttpToolsProtocol):
-    """One connection of a `Server`, with its limits. Its `review` is called now and then."""
+    """One connection of an `ApiServer`, with its limits. Its `review` is called now and then."""
 
     def __init__(self, settings: HttpSettings, unwanted: Rate, **options: Any) -> None:
         super().__init__(**options)

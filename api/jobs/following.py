@@ -49,7 +49,7 @@ ROWS = text("""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class StreamEntry:
     """An entry of a stream; `data` is JSON as it was written."""
 
     id: str
@@ -57,13 +57,13 @@ class Entry:
     data: str
 
     @staticmethod
-    def of(id_: str, fields: Mapping[str, str]) -> "Entry":
+    def of(id_: str, fields: Mapping[str, str]) -> "StreamEntry":
         """An entry that is none of ours has no type, and is passed over by its readers."""
-        return Entry(id=id_, type=fields.get("type", ""), data=fields.get("data", "null"))
+        return StreamEntry(id=id_, type=fields.get("type", ""), data=fields.get("data", "null"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class JobSnapshot:
     """A job as Postgres has it; `shown_bytes` changes with the text that it has generated."""
 
     state: State
@@ -78,8 +78,8 @@ class Update:
     `is_gone`: there is no such job any more.
     """
 
-    entries: Sequence[Entry] = ()
-    row: Row | None = None
+    entries: Sequence[StreamEntry] = ()
+    row: JobSnapshot | None = None
     is_gone: bool = False
 
 
@@ -92,13 +92,13 @@ class Follower:
         self.after = after
         """The last entry that was kept for it, or taken by it."""
         self._taken = after
-        self._entries: deque[Entry] = deque()
+        self._entries: deque[StreamEntry] = deque()
         self._update: Update | None = None
         self._is_updated = asyncio.Event()
         self.is_silent = True
         """Whether nothing has come since the last look at its row."""
 
-    def take_entries(self, entries: Sequence[Entry]) -> None:
+    def take_entries(self, entries: Sequence[StreamEntry]) -> None:
         new = [entry for entry in entries if _sort_key(entry.id) > _sort_key(self.after)]
         if not new:
             return
@@ -250,7 +250,7 @@ class Followers:
         )
         self._is_down = False
         for key, rows in answer or ():
-            entries = [Entry.of(id_, fields) for id_, fields in rows]
+            entries = [StreamEntry.of(id_, fields) for id_, fields in rows]
             for follower in tuple(self._followers.get(key, ())):
                 follower.take_entries(entries)
 
@@ -296,10 +296,10 @@ class Followers:
                 row = rows.get(follower.job_id)
                 follower.take_update(Update(row=row, is_gone=row is None))
 
-    def _rows(self, ids: set[UUID]) -> dict[UUID, Row]:
+    def _rows(self, ids: set[UUID]) -> dict[UUID, JobSnapshot]:
         with self._ledger.read() as session:
             return {
-                row.id: Row(
+                row.id: JobSnapshot(
                     state=known(row.state),
                     progress={
                         "done": row.progress_done,

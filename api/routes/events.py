@@ -17,7 +17,7 @@ from starlette.responses import StreamingResponse
 
 from api.deps import FairKey, JobId, Parts, PartsDep
 from api.http.answers import as_json, job_view
-from api.jobs.following import READ_ENTRIES, START, Entry, Update
+from api.jobs.following import READ_ENTRIES, START, StreamEntry, Update
 from api.openapi import documented
 from api.schemas import JobView
 from shared import conversations
@@ -67,13 +67,13 @@ def outline(parts: Parts, job_id: UUID, fair_key: str) -> Outline:
         )
 
 
-async def _entries(parts: Parts, job_id: UUID, after: str) -> list[Entry]:
+async def _entries(parts: Parts, job_id: UUID, after: str) -> list[StreamEntry]:
     """Entries after an id that are there; none where Redis does not answer."""
     try:
         answer: Any = await parts.redis.xread({stream_key(job_id): after}, count=READ_ENTRIES)
     except (RedisError, OSError):
         return []
-    return [Entry.of(id_, fields) for _stream, rows in answer or () for id_, fields in rows]
+    return [StreamEntry.of(id_, fields) for _stream, rows in answer or () for id_, fields in rows]
 
 
 def _shown_text(parts: Parts, job_id: UUID, *, step_id: int, offset: int) -> list[Shown]:
@@ -99,7 +99,7 @@ class Position:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Token:
+class TokenData:
     """The data of a `token` event, and how far a client has read that has it."""
 
     data: dict[str, Any]
@@ -123,7 +123,7 @@ class Unread:
         """The id of an event sent now: where to go on in the stream, and in the text."""
         return _id(entry_id, self._position)
 
-    async def of_token(self, token: dict[str, Any]) -> list[Token]:
+    async def of_token(self, token: dict[str, Any]) -> list[TokenData]:
         """What of a `token` of the stream is new to the client, with what it missed before."""
         try:
             step_id, offset, text = int(token["step"]), int(token["offset"]), str(token["text"])
@@ -137,7 +137,7 @@ class Unread:
             return await self.of_database()
         return self._advance(step_id, position.offset, text[position.offset - offset :])
 
-    async def of_database(self) -> list[Token]:
+    async def of_database(self) -> list[TokenData]:
         """All that Postgres has and the client does not."""
         position = self._position
         pieces = await run_in_threadpool(
@@ -153,12 +153,12 @@ class Unread:
             for token in self._advance(piece.step_id, piece.offset, piece.text)
         ]
 
-    def _advance(self, step_id: int, offset: int, text: str) -> list[Token]:
+    def _advance(self, step_id: int, offset: int, text: str) -> list[TokenData]:
         if not text:
             return []
         self._position = Position(step_id=step_id, offset=offset + len(text))
         data = {"step": step_id, "offset": offset, "text": text}
-        return [Token(data=data, position=self._position)]
+        return [TokenData(data=data, position=self._position)]
 
 
 # A job's events as Server-Sent Events: `state`, `progress`, `token`, `tool`, `end`.
@@ -255,7 +255,7 @@ class _Stream:
             frames += self._unsent(str(row.state), row.progress)
         return frames
 
-    async def of_entries(self, entries: Sequence[Entry]) -> list[bytes]:
+    async def of_entries(self, entries: Sequence[StreamEntry]) -> list[bytes]:
         frames: list[bytes] = []
         for entry in entries:
             self.at = entry.id
@@ -310,7 +310,7 @@ class _Stream:
     async def _unread_text(self) -> list[bytes]:
         return self._tokens(await self._unread.of_database())
 
-    def _tokens(self, tokens: Sequence[Token]) -> list[bytes]:
+    def _tokens(self, tokens: Sequence[TokenData]) -> list[bytes]:
         return [encode(EventType.TOKEN, _json(token.data), token.id(self.at)) for token in tokens]
 
 
@@ -319,7 +319,7 @@ def _is_generated(kind: str) -> bool:
     return definition is not None and definition.is_generated
 
 
-def _data_of(entry: Entry) -> dict[str, Any] | None:
+def _data_of(entry: StreamEntry) -> dict[str, Any] | None:
     """None of what no part of Sluice has written."""
     try:
         data = json.loads(entry.data)

@@ -115,7 +115,7 @@ class NotWell(Exception):
     """A check that failed, in words."""
 
 
-class Readiness:
+class ReadinessChecks:
     """The results of the checks, kept for `readiness_keep_s`, however many ask.
 
     Each check has one thread at most. One that hangs is said to, and is not started once more
@@ -280,13 +280,13 @@ CHECKS: dict[str, Check] = {
 }
 
 
-async def _readiness(request: Request, parts: PartsDep) -> Readiness:
+async def _readiness(request: Request, parts: PartsDep) -> ReadinessChecks:
     """One for the whole application, made when it is first needed."""
     state = request.app.state
     if not hasattr(state, "readiness"):
-        state.readiness = Readiness(parts)
+        state.readiness = ReadinessChecks(parts)
     readiness = state.readiness
-    assert isinstance(readiness, Readiness)
+    assert isinstance(readiness, ReadinessChecks)
     return readiness
 
 
@@ -310,7 +310,7 @@ async def check_health() -> HealthView:
 
 
 @router.get("/readyz", responses=documented({200: ReadinessView, 503: ReadinessView}))
-async def check_readiness(readiness: Annotated[Readiness, Depends(_readiness)]) -> Response:
+async def check_readiness(readiness: Annotated[ReadinessChecks, Depends(_readiness)]) -> Response:
     """Whether all that jobs need is there, part by part."""
     view = await readiness.view()
     return answer(view, 200 if view.status == "ready" else 503)

@@ -19,7 +19,7 @@ from shared.providers import PROVIDERS, Provider, provider_of
 
 # What the servers of providers offer, over plain HTTP. The API has no model library in it.
 
-ASK_S = 2.0
+LISTING_TIMEOUT_S = 2.0
 """A listing does not wait longer for a server that is not there."""
 
 
@@ -68,7 +68,7 @@ async def _details(settings: Settings, provider: Provider, reference: str) -> di
 
 
 def _client() -> httpx.AsyncClient:
-    return httpx.AsyncClient(timeout=ASK_S, trust_env=False)
+    return httpx.AsyncClient(timeout=LISTING_TIMEOUT_S, trust_env=False)
 
 
 router = APIRouter(prefix="/v1/models", tags=["models"])

@@ -22,7 +22,7 @@ from cli.terminal.output import (
     say,
     stdout,
 )
-from cli.terminal.progress import finished_job, show_answer, tell_remarks, tell_warnings
+from cli.terminal.progress import finished_job, print_remarks, print_warnings, show_answer
 from sluice import Answer, Client, Hit
 from sluice.inputs import rag_input, search_input
 
@@ -160,8 +160,8 @@ def ask(
         job = client.submit("rag", job_input, lane="interactive")
         job = show_answer(client, job, timeout_s=timeout_s)
         _show_sources(Answer.model_validate(client.result(job)))
-        tell_remarks(job.result)
-        tell_warnings(job)
+        print_remarks(job.result)
+        print_warnings(job)
         return 0
     job = finished_job(
         client, "rag", job_input, doing="Looking for the answer", timeout_s=timeout_s
@@ -172,7 +172,7 @@ def ask(
         return 0
     print_text(answer.answer)
     _show_sources(answer)
-    tell_remarks(answer.model_dump())
+    print_remarks(answer.model_dump())
     return 0
 
 

@@ -10,7 +10,7 @@ import click
 from cli.errors import ERRORS
 from cli.options import complete_conversations, complete_models, sampling_options, with_client
 from cli.terminal.output import print_json, say, stdout
-from cli.terminal.progress import show_answer, tell_remarks, tell_warnings, waiting
+from cli.terminal.progress import print_remarks, print_warnings, show_answer, waiting
 from sluice import Client
 from sluice.inputs import chat_input, user_messages
 
@@ -54,8 +54,8 @@ def talk(
                 lane="interactive",
             )
             job = show_answer(client, job)
-            tell_remarks(job.result)
-            tell_warnings(job)
+            print_remarks(job.result)
+            print_warnings(job)
         except KeyboardInterrupt:
             say("\nCancelled. This turn is not part of the conversation.")
         except ERRORS as error:
@@ -131,12 +131,12 @@ def chat(
     job = client.submit("chat", job_input, lane="interactive")
     if not as_json:
         job = show_answer(client, job, timeout_s=timeout_s)
-        tell_remarks(job.result)
-        tell_warnings(job)
+        print_remarks(job.result)
+        print_warnings(job)
         return 0
     with waiting("Waiting for the model") as show:
         job = client.wait(job.id, timeout_s=timeout_s, on_waiting=show).require_success()
-    tell_warnings(job)
+    print_warnings(job)
     print_json({"job_id": job.id, "conversation_id": known, **(job.result or {})})
     return 0
 

@@ -56,7 +56,7 @@ def create(
     made = client.put_collection(
         name, embedding_model=embedding_model, dimension=dimension, distance=distance
     )
-    return _tell(made, as_json)
+    return _print_collection(made, as_json)
 
 
 @collections.command()
@@ -64,7 +64,7 @@ def create(
 @with_client
 def show(client: Client, *, name: str, as_json: bool) -> int:
     """One collection."""
-    return _tell(client.collection(name), as_json)
+    return _print_collection(client.collection(name), as_json)
 
 
 @collections.command()
@@ -90,7 +90,7 @@ def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
     return 0
 
 
-def _tell(collection: Collection, as_json: bool) -> int:
+def _print_collection(collection: Collection, as_json: bool) -> int:
     if as_json:
         print_json(collection)
         return 0

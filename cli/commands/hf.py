@@ -21,7 +21,7 @@ from cli.terminal.output import (
     say,
     stdout,
 )
-from cli.terminal.progress import cancelled_when_left, tell_warnings, watch_job
+from cli.terminal.progress import cancelled_when_left, print_warnings, watch_job
 from shared.hf.task import HfTask, OneToManyInput, PairInput, TableOutput, TextOutput, in_a_list
 from shared.kinds.hf import TASKS
 from sluice import Client
@@ -324,7 +324,7 @@ def hf(
                 # What answers a submit does not know yet what the job waits for.
                 job = watch_job(client, client.job(job.id), name="Running", timeout_s=timeout_s)
         result = client.result(job.require_success())
-    tell_warnings(job)
+    print_warnings(job)
     if as_json:
         print_json(result)
     else:

@@ -150,7 +150,7 @@ def watch(client: Client, *, job_id: str, timeout_s: float | None, as_json: bool
 @with_client
 def cancel(client: Client, *, job_ids: tuple[str, ...], as_json: bool) -> int:
     """Cancel queued or running jobs."""
-    return _tell([client.cancel(job_id) for job_id in _whole(client, job_ids)], as_json)
+    return _print_states([client.cancel(job_id) for job_id in _whole(client, job_ids)], as_json)
 
 
 @jobs.command()
@@ -158,7 +158,7 @@ def cancel(client: Client, *, job_ids: tuple[str, ...], as_json: bool) -> int:
 @with_client
 def retry(client: Client, *, job_ids: tuple[str, ...], as_json: bool) -> int:
     """Run failed or cancelled jobs again."""
-    return _tell([client.retry(job_id) for job_id in _whole(client, job_ids)], as_json)
+    return _print_states([client.retry(job_id) for job_id in _whole(client, job_ids)], as_json)
 
 
 def _whole(client: Client, job_ids: tuple[str, ...]) -> list[str]:
@@ -180,7 +180,7 @@ def erase(client: Client, *, job_ids: tuple[str, ...], as_json: bool) -> int:
     return 0
 
 
-def _tell(changed: list[Job], as_json: bool) -> int:
+def _print_states(changed: list[Job], as_json: bool) -> int:
     if as_json:
         print_json({"items": changed})
     else:

@@ -41,7 +41,7 @@ def pause(client: Client, *, names: tuple[str, ...], as_json: bool) -> int:
     """
     for name in names:
         client.pause(name)
-    return _tell(client, names, as_json)
+    return _print_states(client, names, as_json)
 
 
 @queues.command()
@@ -51,7 +51,7 @@ def resume(client: Client, *, names: tuple[str, ...], as_json: bool) -> int:
     """Go on with paused queues."""
     for name in names:
         client.resume(name)
-    return _tell(client, names, as_json)
+    return _print_states(client, names, as_json)
 
 
 @click.command(short_help="List the workers.")
@@ -98,7 +98,7 @@ def paused_remark(items: list[Queue]) -> str | None:
     return f"Paused: {names}. `sluice queues resume {names}` goes on." if names else None
 
 
-def _tell(client: Client, names: tuple[str, ...], as_json: bool) -> int:
+def _print_states(client: Client, names: tuple[str, ...], as_json: bool) -> int:
     items = [queue for queue in client.queues() if queue.name in names]
     if as_json:
         print_json({"items": items})

@@ -181,7 +181,7 @@ def up(
 
     results = sys.stdout
 
-    def tell(stack: "Stack") -> None:
+    def print_stack(stack: "Stack") -> None:
         with redirect_stdout(results):
             print_json_line({"url": stack.api_url, "home": str(stack.home), "pid": stack.pid})
 
@@ -197,7 +197,7 @@ def up(
     if not as_json:
         return started()
     with redirect_stdout(sys.stderr):
-        return started(on_ready=tell)
+        return started(on_ready=print_stack)
 
 
 @click.command()

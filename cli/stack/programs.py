@@ -44,7 +44,7 @@ LOOPBACK = "127.0.0.1,localhost,::1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class ServerAddresses:
     """Where the servers of this stack are."""
 
     database_url: str = field(repr=False)
@@ -77,32 +77,36 @@ class WorkerCounts:
     device: str | None = None
 
 
-def program_parts(settings: Settings, places: Places, workers: WorkerCounts) -> list[Part]:
+def program_parts(
+    settings: Settings, addresses: ServerAddresses, workers: WorkerCounts
+) -> list[Part]:
     """The API, as many workers of each sort as asked for, and beat."""
-    env = _environment(settings, places) | _default_model(settings, workers)
+    env = _environment(settings, addresses) | _default_model(settings, workers)
     key = first_key(settings)
     api = Part(
         name="api",
         argv=_python("api"),
-        ready=lambda _pid: http_ready(f"{places.api_url}/healthz"),
+        ready=lambda _pid: http_ready(f"{addresses.api_url}/healthz"),
         env=env,
-        port=places.api_port,
+        port=addresses.api_port,
         hint="read the log; `sluice doctor` checks the settings that the API reads.",
     )
     beat = Part(
         name="beat",
         argv=_python("workers", "beat"),
-        ready=lambda _pid: sweeper_ready(places.api_url, key),
+        ready=lambda _pid: sweeper_ready(addresses.api_url, key),
         env=env,
         # A webhook that is under way may take this long.
         stop_grace_s=settings.webhook_timeout_s + 5,
         hint="read its log; it sweeps, and sends webhooks.",
     )
-    cpu = [_worker("cpu", number, (), env, places, key) for number in _numbers(workers.cpu_workers)]
+    cpu = [
+        _worker("cpu", number, (), env, addresses, key) for number in _numbers(workers.cpu_workers)
+    ]
     models = [argument for model in workers.models for argument in ("--model", model)]
     devices = _devices(settings, workers)
     gpu = [
-        _worker("generate", number, (*models, *devices[number - 1]), env, places, key)
+        _worker("generate", number, (*models, *devices[number - 1]), env, addresses, key)
         for number in _numbers(workers.gpu_workers)
     ]
     return [api, *cpu, *gpu, beat]
@@ -142,7 +146,7 @@ def _worker(
     number: int,
     arguments: tuple[str, ...],
     env: dict[str, str],
-    places: Places,
+    addresses: ServerAddresses,
     key: str | None,
 ) -> Part:
     part_name = f"{kind}-{number}"
@@ -151,7 +155,7 @@ def _worker(
     return Part(
         name=part_name,
         argv=_python("workers", kind, "--name", worker_name, *arguments),
-        ready=lambda pid: worker_ready(places.api_url, worker_name, pid, key),
+        ready=lambda pid: worker_ready(addresses.api_url, worker_name, pid, key),
         env=env,
         # Models are loaded, and may be fetched first: gigabytes, where they generate.
         ready_timeout_s=180 if kind == "cpu" else 1800,
@@ -160,15 +164,15 @@ def _worker(
     )
 
 
-def _environment(settings: Settings, places: Places) -> dict[str, str]:
+def _environment(settings: Settings, addresses: ServerAddresses) -> dict[str, str]:
     return {
         **common_environment(),
         "SLUICE_HOME": str(settings.home_path),
-        "SLUICE_DATABASE_URL": places.database_url,
-        "SLUICE_REDIS_URL": places.redis_url,
-        "SLUICE_CHROMA_URL": places.chroma_url,
-        "SLUICE_API_HOST": places.api_host,
-        "SLUICE_API_PORT": str(places.api_port),
+        "SLUICE_DATABASE_URL": addresses.database_url,
+        "SLUICE_REDIS_URL": addresses.redis_url,
+        "SLUICE_CHROMA_URL": addresses.chroma_url,
+        "SLUICE_API_HOST": addresses.api_host,
+        "SLUICE_API_PORT": str(addresses.api_port),
     }
 
 

@@ -433,11 +433,11 @@ def _refuse_other_versions(folder: Path) -> None:
         )
 
 
-def _account(place: Path) -> Account | None:
+def _account(path: Path) -> Account | None:
     """Whom to run the server as: None is "as ourselves"."""
     if os.geteuid() != 0:
         return None
-    owner = place.stat()
+    owner = path.stat()
     if owner.st_uid != 0:  # An ordinary user, or an earlier run, made it.
         return Account(uid=owner.st_uid, gid=owner.st_gid)
     try:

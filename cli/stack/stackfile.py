@@ -83,7 +83,7 @@ PROC = Path("/proc")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Process:
+class OsProcess:
     """One row of the process table; `started_ticks` counts clock ticks since boot."""
 
     pid: int
@@ -97,7 +97,7 @@ def machine() -> str:
     return f"{boot} {(PROC / 'self/ns/pid').readlink()}"
 
 
-def find_process(pid: int) -> Process | None:
+def find_process(pid: int) -> OsProcess | None:
     """The process, or None where it has ended; one that waits to be reaped has ended."""
     try:
         stat = (PROC / str(pid) / "stat").read_text(errors="replace")
@@ -107,7 +107,7 @@ def find_process(pid: int) -> Process | None:
     fields = stat.rpartition(")")[2].split()
     if fields[0] in "ZX":
         return None
-    return Process(pid=pid, session=int(fields[3]), started_ticks=int(fields[19]))
+    return OsProcess(pid=pid, session=int(fields[3]), started_ticks=int(fields[19]))
 
 
 def is_running(pid: int, started_ticks: int) -> bool:
@@ -115,7 +115,7 @@ def is_running(pid: int, started_ticks: int) -> bool:
     return process is not None and process.started_ticks == started_ticks
 
 
-def session_members(leader_pid: int, started_ticks: int) -> list[Process]:
+def session_members(leader_pid: int, started_ticks: int) -> list[OsProcess]:
     """The processes of the session that this leader began, whether or not it still lives."""
     leader = find_process(leader_pid)
     if leader is not None and leader.started_ticks != started_ticks:
@@ -162,7 +162,7 @@ def wait_for_exit(pid: int, timeout_s: float) -> bool:
         os.close(descriptor)
 
 
-def _all_processes() -> Iterator[Process]:
+def _all_processes() -> Iterator[OsProcess]:
     for entry in PROC.iterdir():
         if entry.name.isdigit():
             process = find_process(int(entry.name))

@@ -129,7 +129,7 @@ class StartFailed(SluiceError):
     """A part of the local stack did not start."""
 
 
-class _Run:
+class _PartRun:
     """The state of one part."""
 
     def __init__(self, part: Part) -> None:
@@ -155,7 +155,7 @@ class Supervisor:
         self._log = log
         self._on_change = on_change
         self._timing = timing or Timing()
-        self._groups: list[list[_Run]] = []
+        self._groups: list[list[_PartRun]] = []
         self._stop = asyncio.Event()
 
     async def start(self, parts: Sequence[Part]) -> bool:
@@ -165,7 +165,7 @@ class Supervisor:
         """
         if self._stop.is_set():
             return False
-        group = [_Run(part) for part in parts]
+        group = [_PartRun(part) for part in parts]
         self._groups.append(group)
         for run in group:
             run.keeper = asyncio.create_task(self._keep(run))
@@ -219,10 +219,10 @@ class Supervisor:
             for run in self._runs()
         ]
 
-    def _runs(self) -> list[_Run]:
+    def _runs(self) -> list[_PartRun]:
         return [run for group in self._groups for run in group]
 
-    async def _keep(self, run: _Run) -> None:
+    async def _keep(self, run: _PartRun) -> None:
         """Run the part again and again until a stop is asked for."""
         clock = asyncio.get_running_loop().time
         failures = 0
@@ -244,7 +244,7 @@ class Supervisor:
         run.child = None
         self._set(run, PartState.STOPPED, run.detail)
 
-    async def _once(self, run: _Run) -> str:
+    async def _once(self, run: _PartRun) -> str:
         """Start the part, watch it until it ends, and say how it ended."""
         part = run.part
         try:
@@ -262,15 +262,15 @@ class Supervisor:
         run.child = None
         return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
-    def _take_line(self, run: _Run, line: str) -> None:
+    def _take_line(self, run: _PartRun, line: str) -> None:
         quiet = run.part.quiet_start and run.state != PartState.READY
         self._log.write(run.part.name, line, show=not quiet)
 
-    async def _watch(self, run: _Run, pid: int) -> None:
+    async def _watch(self, run: _PartRun, pid: int) -> None:
         """Ask until the part is ready; give up only where it never was."""
         part, clock = run.part, asyncio.get_running_loop().time
         began, pause_s = clock(), self._timing.ready_pause_s
-        while (reason := await asyncio.to_thread(_ask, part, pid)) is not None:
+        while (reason := await asyncio.to_thread(_reason_not_ready, part, pid)) is not None:
             run.detail = reason
             if not run.first_ready.done() and clock() - began > part.ready_timeout_s:
                 self._fail(run, f"was not ready after {part.ready_timeout_s:g} s: {reason}")
@@ -283,7 +283,7 @@ class Supervisor:
         if not run.first_ready.done():
             run.first_ready.set_result(None)
 
-    async def _end(self, run: _Run) -> None:
+    async def _end(self, run: _PartRun) -> None:
         keeper, child, grace_s = run.keeper, run.child, run.part.stop_grace_s
         if child is not None:
             child.signal_stop(run.part)
@@ -294,7 +294,7 @@ class Supervisor:
         if keeper is not None:
             await keeper
 
-    def _fail(self, run: _Run, reason: str) -> None:
+    def _fail(self, run: _PartRun, reason: str) -> None:
         if not run.first_ready.done():
             tail = "".join(f"\n    {line}" for line in self._log.tail(run.part.name))
             log = self._log.path(run.part.name)
@@ -305,12 +305,12 @@ class Supervisor:
                 )
             )
 
-    def _set(self, run: _Run, state: PartState, detail: str) -> None:
+    def _set(self, run: _PartRun, state: PartState, detail: str) -> None:
         run.state, run.detail = state, detail
         self._on_change()
 
 
-def _ask(part: Part, pid: int) -> str | None:
+def _reason_not_ready(part: Part, pid: int) -> str | None:
     try:
         return part.ready(pid)
     except Exception as error:  # A check that breaks must not take the part's keeper with it.

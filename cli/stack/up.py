@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cli.stack.logs import Console, LogStream
-from cli.stack.programs import Places, WorkerCounts, program_parts
+from cli.stack.programs import ServerAddresses, WorkerCounts, program_parts
 from cli.stack.servers import (
     api_port,
     chroma_part,
@@ -139,7 +139,7 @@ class Plan:
 
     servers: tuple[Part, ...]
     programs: tuple[Part, ...]
-    places: Places
+    addresses: ServerAddresses
 
 
 def make_home(home: Path) -> None:
@@ -166,7 +166,7 @@ def make_plan(
 ) -> Plan:
     """Decide everything before anything is started. Takes seconds the first time."""
     home = settings.home_path
-    _require_given_servers(settings)
+    _require_configured_servers(settings)
     fixed = "api_port" in settings.model_fields_set
     port = api_port(settings.api_host, settings.api_port, fixed=fixed)
     if port != settings.api_port:
@@ -192,7 +192,7 @@ def make_plan(
     else:
         chroma = settings.chroma_url
 
-    places = Places(
+    addresses = ServerAddresses(
         database_url=database,
         redis_url=redis,
         chroma_url=chroma,
@@ -202,15 +202,15 @@ def make_plan(
     workers = WorkerCounts(
         cpu_workers=cpu_workers, gpu_workers=gpu_workers, models=tuple(models), device=device
     )
-    programs = program_parts(settings, places, workers)
-    return Plan(servers=tuple(servers), programs=tuple(programs), places=places)
+    programs = program_parts(settings, addresses, workers)
+    return Plan(servers=tuple(servers), programs=tuple(programs), addresses=addresses)
 
 
 def migrate(plan: Plan) -> None:
     from shared.database.engine import upgrade
 
     try:
-        upgrade(plan.places.database_url)
+        upgrade(plan.addresses.database_url)
     except Exception as error:
         raise SluiceError(
             f"The database could not be brought up to date: {error}\nIf this is a database of your "
@@ -219,7 +219,7 @@ def migrate(plan: Plan) -> None:
         ) from error
 
 
-def _require_given_servers(settings: Settings) -> None:
+def _require_configured_servers(settings: Settings) -> None:
     if settings.database_url is not None:
         reason = database_ready(settings.require_database_url())
         _require("SLUICE_DATABASE_URL", reason)
@@ -345,10 +345,10 @@ def run_stack(
         log = LogStream(
             home / "logs", Console(stream), colour=colour, parts_on_console=started is None
         )
-        order = _Order(settings, workers, log, None if detach else on_ready)
-        order.started = started
+        stack_run = _StackRun(settings, workers, log, None if detach else on_ready)
+        stack_run.started = started
         try:
-            return order.carry_out()
+            return stack_run.run()
         except SluiceError as error:
             log.say(error.message)
             return 1
@@ -364,7 +364,7 @@ def run_stack(
     return code
 
 
-class _Order:
+class _StackRun:
     """One call of `run_stack`."""
 
     def __init__(
@@ -383,7 +383,7 @@ class _Order:
         self._plan: Plan | None = None
         self.started: Callable[[], None] | None = None
 
-    def carry_out(self) -> int:
+    def run(self) -> int:
         """Run the stack if no other process does; else wait until that one is ready."""
         deadline = time.monotonic() + OTHER_STACK_S
         while True:
@@ -440,10 +440,10 @@ class _Order:
             return INTERRUPTED
         self._state = StackState.READY
         self._note()
-        url = plan.places.api_url
+        url = plan.addresses.api_url
         stop = "Ctrl-C here, or `sluice down`" if self.started is None else "`sluice down`"
         log.say(f"ready: {url}  (API pages: {url}/docs; stop: {stop})")
-        self._tell(self._stack(plan))
+        self._report_ready(self._stack(plan))
         if self.started is not None:
             log.mute()
             self.started()
@@ -488,14 +488,14 @@ class _Order:
             machine=machine(),
             state=self._state,
             home=self._home,
-            api_url=plan.places.api_url,
-            database_url=plan.places.database_url,
-            redis_url=plan.places.redis_url,
-            chroma_url=plan.places.chroma_url,
+            api_url=plan.addresses.api_url,
+            database_url=plan.addresses.database_url,
+            redis_url=plan.addresses.redis_url,
+            chroma_url=plan.addresses.chroma_url,
             parts=tuple(self._supervisor.reports()),
         )
 
-    def _tell(self, stack: Stack) -> None:
+    def _report_ready(self, stack: Stack) -> None:
         if self._on_ready is not None:
             # What it does may take long, and must not keep the parts from being looked after.
             threading.Thread(target=self._on_ready, args=(stack,), daemon=True).start()

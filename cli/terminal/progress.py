@@ -39,7 +39,7 @@ def _amount(number: float, unit: str) -> str:
     return decimal(int(number)) if unit == BYTES else f"{number:,.0f}"
 
 
-class _Count(ProgressColumn):
+class _CountColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         unit = task.fields["unit"]
         total = "" if task.total is None else f"/{_amount(task.total, unit)}"
@@ -65,7 +65,7 @@ def bars(names: Mapping[Phase, str] = _NAMES) -> Iterator[Callable[[Advance], No
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),
-        _Count(),
+        _CountColumn(),
         _Rate(),
         TimeRemainingColumn(compact=True),
     )
@@ -167,7 +167,7 @@ def show_answer(client: Client, job: Job, *, timeout_s: float | None = None) -> 
     The job is cancelled where its reader goes: at Ctrl-C, or when the pipe is closed. Raises
     `JobFailed`, `JobCancelled` or `WaitTimeout`.
     """
-    writer = _Writer()
+    writer = _StreamWriter()
     stream = client.stream(job.id, timeout_s=timeout_s)
     with cancelled_when_left(client, job.id):
         first = _awaited(client, job.id, stream)
@@ -184,7 +184,7 @@ def show_answer(client: Client, job: Job, *, timeout_s: float | None = None) -> 
     return job.require_success()
 
 
-def tell_remarks(result: Mapping[str, Any] | None) -> None:
+def print_remarks(result: Mapping[str, Any] | None) -> None:
     """What is to be known of a job's answer besides its text."""
     result = result or {}
     if result.get("finish_reason") == "length":
@@ -197,7 +197,7 @@ def tell_remarks(result: Mapping[str, Any] | None) -> None:
         say(f"(Markers that cited nothing, taken out: {removed})", style="dim")
 
 
-def tell_warnings(job: Job) -> None:
+def print_warnings(job: Job) -> None:
     """What a job has left out or cut off; never part of its result."""
     for warning in job.warnings:
         say(f"Warning: {warning}", style="yellow")
@@ -223,11 +223,11 @@ def finished_job(
                 job = client.wait(job.id, timeout_s=left_s, on_waiting=show)
             except WaitTimeout:
                 raise WaitTimeout(job.id, timeout_s or 0.0) from None
-    tell_warnings(job.require_success())
+    print_warnings(job.require_success())
     return job
 
 
-class _Writer:
+class _StreamWriter:
     """Text of different turns is kept on different lines; so is what is told between."""
 
     def __init__(self) -> None:

@@ -36,9 +36,9 @@ class Wire(BaseModel):
             return super().model_validate(obj, **options)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, ("answer", *first["loc"])))
+            location = ".".join(map(str, ("answer", *first["loc"])))
             raise ConnectionFailed(
-                f"The server answered, but not as this version of Sluice does ({place}: "
+                f"The server answered, but not as this version of Sluice does ({location}: "
                 f"{first['msg']}). Is SLUICE_URL right, and is that server of this version?"
             ) from error
 

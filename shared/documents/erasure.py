@@ -15,7 +15,7 @@ from shared.vocabulary import OPEN
 
 # Garbage: versions that readers no longer see, until their vectors and rows are deleted.
 
-ERASURE_GIVEN_UP_AFTER = timedelta(hours=1)
+ERASURE_ABANDONED_AFTER = timedelta(hours=1)
 """When the collector ends an erasure whose own job did not."""
 
 
@@ -45,7 +45,7 @@ def garbage(session: Session, *where: ColumnElement[bool], limit: int) -> list[G
         session,
         Version.state == VersionState.RETIRED,
         ~_awaited(),
-        or_(left_alone.is_(None), left_alone < func.now() - ERASURE_GIVEN_UP_AFTER),
+        or_(left_alone.is_(None), left_alone < func.now() - ERASURE_ABANDONED_AFTER),
         *where,
         limit=limit,
     )

@@ -46,7 +46,7 @@ class Content:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ChunkRange:
     """The chunks `first <= ordinal < end` of a version: what one embedding step works on."""
 
     version_id: UUID
@@ -174,7 +174,7 @@ def origins(session: Session, version_ids: Iterable[UUID]) -> dict[UUID, Origin]
     return {v: Origin(document_id=d, source=source) for v, d, source in rows}
 
 
-def unembedded(session: Session, parts: Iterable[Part]) -> list[Chunk]:
+def unembedded(session: Session, parts: Iterable[ChunkRange]) -> list[Chunk]:
     """The chunks of those parts that still lack vectors and whose version is still wanted."""
     chunks: list[Chunk] = []
     for part in parts:
@@ -224,7 +224,7 @@ class Embedded:
     chunk_count: int = 0
 
 
-def note_embedded(session: Session, part: Part) -> Embedded:
+def note_embedded(session: Session, part: ChunkRange) -> Embedded:
     """Note that the part has vectors; make the version live if it is now complete.
 
     Its document must be locked (`lock_documents_of`).

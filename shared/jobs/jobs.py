@@ -316,7 +316,7 @@ def set_total(session: Transaction, job_id: UUID, total: int, unit: str) -> None
         .where(Job.id == job_id)
         .values(progress_done=0, progress_total=total, progress_unit=unit)
     )
-    _tell_progress(session, job_id, 0, total, unit)
+    _publish_progress(session, job_id, 0, total, unit)
 
 
 def advance(session: Transaction, job_id: UUID, done: int) -> None:
@@ -327,7 +327,7 @@ def advance(session: Transaction, job_id: UUID, done: int) -> None:
         .values(progress_done=Job.progress_done + literal(done))
         .returning(Job.progress_done, Job.progress_total, Job.progress_unit)
     ).one()
-    _tell_progress(session, job_id, row.progress_done, row.progress_total, row.progress_unit)
+    _publish_progress(session, job_id, row.progress_done, row.progress_total, row.progress_unit)
 
 
 def report(session: Transaction, claim: Claim, done: int, total: int, unit: str) -> None:
@@ -350,7 +350,7 @@ def report(session: Transaction, claim: Claim, done: int, total: int, unit: str)
         .execution_options(synchronize_session=False)
     ).first()
     if row is not None:
-        _tell_progress(session, claim.job_id, row.progress_done, row.progress_total, unit)
+        _publish_progress(session, claim.job_id, row.progress_done, row.progress_total, unit)
 
 
 def seconds_left(session: Session, job_id: UUID) -> float | None:
@@ -384,7 +384,7 @@ def note_result_file(session: Session, job_id: UUID, *, path: str, size_bytes: i
     )
 
 
-def _tell_progress(
+def _publish_progress(
     session: Transaction, job_id: UUID, done: int, total: int | None, unit: str | None
 ) -> None:
     data = {"done": done, "total": total, "unit": unit}

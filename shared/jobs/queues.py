@@ -225,15 +225,15 @@ class _Lane:
 
     def ahead(self, key: str, rank: int) -> int:
         """How many steps of this lane are claimed before the step of this rank."""
-        turn, place = self.running[key] + rank, self.place(key)
+        rounds, position = self.running[key] + rank, self.position(key)
         total = rank
         for other, count in self.queued.items():
             if other != key:
-                ties = self.place(other) < place
-                total += min(count, max(0, turn - self.running[other] + ties))
+                ties = self.position(other) < position
+                total += min(count, max(0, rounds - self.running[other] + ties))
         return total
 
-    def place(self, key: str) -> tuple[int, int]:
+    def position(self, key: str) -> tuple[int, int]:
         """The order of keys that have as many running: a key that came to it by being served in
         this lane was served later than one that had so many all the time."""
         return -self.running[key], self.served.get(key, -1)
@@ -327,22 +327,22 @@ def _lanes(
         lane = _Lane(
             queued=of_key,
             running=running.copy(),
-            served={key: place for place, key in enumerate(order)},
+            served={key: position for position, key in enumerate(order)},
         )
         lanes[number] = lane
         running = running + Counter(of_key)
         # Who has most running at the end of the lane was served in its last round.
-        latest = sorted(of_key, key=lambda key: (running[key], lane.place(key)))
+        latest = sorted(of_key, key=lambda key: (running[key], lane.position(key)))
         order = [key for key in order if key not in of_key] + latest
     return lanes
 
 
 def _paces(
-    session: Session, places: Iterable[tuple[str, str]], living: _LivingWorkers
+    session: Session, groups: Iterable[tuple[str, str]], living: _LivingWorkers
 ) -> dict[tuple[str, str], float]:
     """Seconds between two steps that end: mean duration of recent ones over all slots. None where
     nobody works, or nothing has ended."""
-    worked = [place for place in places if living.slots(*place)]
+    worked = [group for group in groups if living.slots(*group)]
     if not worked:
         return {}
     rows = session.execute(

@@ -60,7 +60,7 @@ EXTEND = text("""
     UPDATE steps SET lease_until = now() + make_interval(secs => :lease_s)
     FROM mine WHERE steps.id = mine.id
 """)
-PULSES = text("""
+ENDINGS = text("""
     SELECT s.id, j.ending FROM steps s
     JOIN unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[])) m(id, attempt)
       ON s.id = m.id AND s.attempt = m.attempt AND s.state = 'running'
@@ -74,7 +74,7 @@ def heartbeats(
     """Extend the leases of `extend`, and learn of each of `claims` whether to go on."""
     if extend:
         session.execute(EXTEND, _tokens(extend) | {"lease_s": lease_s})
-    endings = {row.id: row.ending for row in session.execute(PULSES, _tokens(claims))}
+    endings = {row.id: row.ending for row in session.execute(ENDINGS, _tokens(claims))}
     return [
         Lease.LOST
         if claim.step_id not in endings

@@ -111,7 +111,7 @@ class ChatMessage(Shape):
     tool_call_id: Line | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> "ChatMessage":
+    def _has_content(self) -> "ChatMessage":
         if not self.content and not self.tool_calls and self.role != "tool":
             raise ValueError(f"a message of the {self.role} needs content")
         if self.tool_calls and self.role != "assistant":
@@ -161,7 +161,7 @@ class ChatInput(Shape):
     response_format: ResponseFormat = ResponseFormat()
 
     @model_validator(mode="after")
-    def _asks_something(self) -> "ChatInput":
+    def _has_question(self) -> "ChatInput":
         if self.messages[-1].role in ("system", "assistant"):
             raise ValueError("the last message must be of the user or of a tool")
         return self

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from cli.doctor import Check, generation_model
+from cli.doctor import DoctorCheck, generation_model
 from shared.config import Settings
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
@@ -41,14 +41,14 @@ def nowhere() -> str:
         return f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
-def checks(model: str, **changes: object) -> list[Check]:
+def checks(model: str, **changes: object) -> list[DoctorCheck]:
     settings = Settings(_env_file=None, generation_model=model).model_copy(update=changes)
     rows = list(generation_model(settings))
     assert all(check.fix for check in rows if not check.ok)
     return rows
 
 
-def check(model: str, **changes: object) -> Check:
+def check(model: str, **changes: object) -> DoctorCheck:
     [row] = checks(model, **changes)
     return row
 

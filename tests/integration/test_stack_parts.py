@@ -60,8 +60,8 @@ async def ready_again(supervisor: Supervisor, name: str, earlier: int | None) ->
 
 def check_servers(plan: Plan) -> None:
     """Each serves with its password, refuses without, and reaches no further than this machine."""
-    places = plan.places
-    with psycopg.connect(places.database_url) as connection:
+    addresses = plan.addresses
+    with psycopg.connect(addresses.database_url) as connection:
         row = connection.execute(
             "SELECT current_setting('server_version_num')::int, current_setting('server_encoding'),"
             " upper('é'), '한글' ~ '^[[:alpha:]]+$', current_setting('listen_addresses'),"
@@ -75,19 +75,19 @@ def check_servers(plan: Plan) -> None:
     assert row[0] >= 180_000
     assert row[1:] == ("UTF8", "É", True, "127.0.0.1", "", "on", "scram-sha-256")
     assert words == ("'데이터베이스는':1 '작업을':2",)
-    wrong = re.sub(":[^:@]+@", ":wrong@", places.database_url)
+    wrong = re.sub(":[^:@]+@", ":wrong@", addresses.database_url)
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(wrong)
-    with Redis.from_url(places.redis_url) as redis:
+    with Redis.from_url(addresses.redis_url) as redis:
         assert redis.ping()
         assert redis.config_get("appendonly") == {"appendonly": "yes"}
         assert redis.config_get("bind") == {"bind": "127.0.0.1"}
     with (
-        Redis.from_url(re.sub("//.*@", "//", places.redis_url)) as stranger,
+        Redis.from_url(re.sub("//.*@", "//", addresses.redis_url)) as stranger,
         pytest.raises(AuthenticationError),
     ):
         stranger.ping()
-    assert httpx.get(f"{places.chroma_url}/api/v2/heartbeat").status_code == 200
+    assert httpx.get(f"{addresses.chroma_url}/api/v2/heartbeat").status_code == 200
 
 
 def test_the_servers_start_survive_kills_and_leave_nothing(stack_settings: Settings) -> None:
@@ -97,7 +97,7 @@ def test_the_servers_start_survive_kills_and_leave_nothing(stack_settings: Setti
     # A cleared run folder costs nothing but the password, which is replaced.
     (run_folder(home) / "postgres.password").unlink()
     plan = plan_of(stack_settings)
-    assert first.password not in plan.places.database_url
+    assert first.password not in plan.addresses.database_url
     left: list[int] = []
 
     async def scenario() -> None:
@@ -136,14 +136,14 @@ def test_the_servers_start_survive_kills_and_leave_nothing(stack_settings: Setti
 
 
 def fill(plan: Plan) -> None:
-    with psycopg.connect(plan.places.database_url) as connection:
+    with psycopg.connect(plan.addresses.database_url) as connection:
         connection.execute("CREATE TABLE kept AS SELECT '한글' AS word")
-    with Redis.from_url(plan.places.redis_url) as redis:
+    with Redis.from_url(plan.addresses.redis_url) as redis:
         redis.set("kept", "글")
 
 
 def check_filled(plan: Plan) -> None:
-    with psycopg.connect(plan.places.database_url) as connection:
+    with psycopg.connect(plan.addresses.database_url) as connection:
         assert connection.execute("SELECT word FROM kept").fetchone() == ("한글",)
 
 

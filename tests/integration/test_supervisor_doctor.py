@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from cli.doctor import Check, check
+from cli.doctor import DoctorCheck, check
 from cli.stack.servers import free_ports
 from shared.config import Settings
 from tests.integration.fake_api import State, answering, listening, serving
 
 
-def checks(home: Path, **changes: object) -> dict[str, Check]:
+def checks(home: Path, **changes: object) -> dict[str, DoctorCheck]:
     settings = Settings(_env_file=None, home=home).model_copy(update=changes)
     found = check(settings)
     assert all(one.fix for one in found if not one.ok), "each failed check says what to do"

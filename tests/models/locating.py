@@ -77,7 +77,7 @@ def _outcome(home: Path, request: dict[str, Any]) -> dict[str, Any]:
         if stop.exists():
             raise ERRORS[request["stopped_by"]]()
 
-    def on_found() -> None:
+    def on_known() -> None:
         if marker:
             Path(marker).touch()
 
@@ -89,7 +89,7 @@ def _outcome(home: Path, request: dict[str, Any]) -> dict[str, Any]:
         if request.get("generates"):
             folder = locate_generator(request["model"], settings)
         else:
-            folder = locate(request["model"], settings, task=task, check=check, on_found=on_found)
+            folder = locate(request["model"], settings, task=task, check=check, on_known=on_known)
         return {"folder": str(folder)}
     except SluiceError as error:
         waits_s = getattr(error, "retry_after_s", None)

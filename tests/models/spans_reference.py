@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workers.hf.tasks.question_answering import Answer
+from workers.hf.tasks.question_answering import SpanAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Seen:
 
 def brute_force(
     text: str, windows: Sequence[Seen], *, top_k: int, max_tokens: int, may_be_none: bool
-) -> list[Answer]:
+) -> list[SpanAnswer]:
     """By the formula that `workers/hf/tasks/question_answering.py` tells."""
     nones = [window.none for window in windows if window.none is not None]
     none = min(nones, key=sum) if nones else None
@@ -56,13 +56,13 @@ def brute_force(
     if none:
         all_starts += math.exp(none[0] - top_start)
         all_ends += math.exp(none[1] - top_end)
-    answers: dict[str, Answer] = {}
+    answers: dict[str, SpanAnswer] = {}
     for weight, start, end in sorted(spans):
         score = math.exp(-weight - top_start - top_end) / all_starts / all_ends
         if text[start:end].lower() not in answers:
-            answers[text[start:end].lower()] = Answer(score=score, start=start, end=end)
+            answers[text[start:end].lower()] = SpanAnswer(score=score, start=start, end=end)
     candidates = list(answers.values())
     if may_be_none and none:
         score = math.exp(sum(none) - top_start - top_end) / all_starts / all_ends
-        candidates.append(Answer(score=score, start=0, end=0))
+        candidates.append(SpanAnswer(score=score, start=0, end=0))
     return sorted(candidates, key=lambda answer: -answer.score)[:top_k]

@@ -355,11 +355,11 @@ def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Awa
         close_session()  # which knows the proxies of before
         chosen = Settings(_env_file=None, home=tmp_path, **settings)
 
-        def on_found() -> None:
+        def on_known() -> None:
             raise AssertionError("nothing is there to be loaded")
 
         with pytest.raises(ModelNotFound) as caught:
-            locate("own/unknown", chosen, task=None, on_found=on_found)
+            locate("own/unknown", chosen, task=None, on_known=on_known)
         message = caught.value.message
         assert "There is no model 'own/unknown' on this machine, and the hub cannot be" in message
         assert f"{chosen.models_path}/own/unknown (SLUICE_MODELS_FOLDER)" in message

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers.pipelines.document_question_answering import select_starts_ends
 
 from tests.models.spans_reference import Seen, Token, brute_force
-from workers.hf.tasks.question_answering import Answer, Text, Window, best_answers
+from workers.hf.tasks.question_answering import SpanAnswer, Text, Window, best_answers
 
 WORDS = ("a", "A", "bc", "한강", "🌉", "de")
 
@@ -52,7 +52,7 @@ def _cases(draw: st.DrawFn) -> Case:
     return Case(text=_text(words), windows=windows)
 
 
-def _reference(case: Case, top_k: int, max_tokens: int, may_be_none: bool) -> list[Answer]:
+def _reference(case: Case, top_k: int, max_tokens: int, may_be_none: bool) -> list[SpanAnswer]:
     seen = [
         Seen(
             tokens=[
@@ -95,7 +95,7 @@ def test_the_best_spans_are_those_of_a_search_through_all(
     assert places[:shorter] == expected_places[:shorter]
 
 
-def _places(answers: list[Answer]) -> list[tuple[int, int]]:
+def _places(answers: list[SpanAnswer]) -> list[tuple[int, int]]:
     return [(answer.start, answer.end) for answer in answers if answer.end]
 
 
@@ -113,7 +113,7 @@ def test_scores_are_shares(case: Case, max_tokens: int) -> None:
 @settings(max_examples=100)
 @given(case=_cases(), top_k=st.integers(1, 12))
 def test_more_answers_begin_with_the_fewer(case: Case, top_k: int) -> None:
-    def search(top_k: int) -> list[Answer]:
+    def search(top_k: int) -> list[SpanAnswer]:
         return best_answers(case.text, case.windows, top_k=top_k, max_tokens=15, may_be_none=True)
 
     assert search(12)[:top_k] == search(top_k)

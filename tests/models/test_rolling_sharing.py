@@ -10,7 +10,7 @@ from tests.models.tiny import TEXTS, Reference, Stepped, asks, ids_of, rolling
 from workers.generation.backends.interface import Generation, Request, Sampling
 from workers.generation.backends.rolling.attention import SHORTEST_TOKENS, Prefixes, Slab
 from workers.generation.backends.rolling.sampling import Chooser
-from workers.generation.backends.rolling.scheduler import Batch, Row, shares
+from workers.generation.backends.rolling.scheduler import Batch, SlabRow, shares
 from workers.models.detokenize import TextStream
 
 # Keys and values of a token take 2 KiB in this one: 1 MiB holds 512 tokens.
@@ -147,8 +147,8 @@ def test_a_new_request_has_its_first_token_within_three_steps() -> None:
     assert taken <= 3
 
 
-def _row(age: int, tokens: int, filled: int = 0) -> Row:
-    return Row(
+def _row(age: int, tokens: int, filled: int = 0) -> SlabRow:
+    return SlabRow(
         request=Request(prompt="x"),
         generation=Generation(),
         tokens=list(range(tokens)),
@@ -193,7 +193,7 @@ def test_rows_keep_their_keys_and_values_however_they_move() -> None:
     slab.reserve(8, 20)
     batch = Batch(slab)
     chooser = random.Random(4)
-    alive: list[Row] = []
+    alive: list[SlabRow] = []
 
     class Whole:
         """Writes a row's age into its columns, as a forward pass would."""
@@ -207,7 +207,7 @@ def test_rows_keep_their_keys_and_values_however_they_move() -> None:
         def visible(self, slab: torch.Tensor) -> torch.Tensor:
             return slab
 
-    def write(row: Row) -> None:
+    def write(row: SlabRow) -> None:
         slab.layout = Whole([batch.slot(row)])  # type: ignore[assignment]  # only writes
         state = torch.full((1, 2, 1, 4), float(row.age))
         slab.update(state, state, 0)

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from api.app import create_app
-from api.compat.dialect import asks_for_key, dialect_of, dialects
+from api.compat.dialect import dialect_of, dialects, requires_key
 from api.openapi import RESULTS, TAGS
 from shared.config import Settings
 from shared.kinds import registry as kinds
@@ -107,7 +107,7 @@ def test_what_comes_from_before_the_routes_is_documented(document: dict[str, Any
     for method, path, operation in operations(document):
         statuses = set(operation["responses"])
         assert statuses >= {"403", "421", "431", "503"}, path
-        if asks_for_key(path):
+        if requires_key(path):
             assert "401" in statuses, path
         if "requestBody" in operation:
             assert statuses >= {"408", "413"}, path

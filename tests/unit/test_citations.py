@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workers.generation.prompts import NOT_FOUND, NOT_FOUND_KOREAN
-from workers.generation.rag import MarkerFilter, says_not_found
+from workers.generation.rag import MarkerFilter, is_no_answer
 
 
 def filtered(pieces: str | list[str], passages: int = 3) -> tuple[str, list[int], int]:
@@ -117,9 +117,9 @@ def test_what_is_left_cites_passages_only_and_no_words_are_lost(text: str) -> No
     ],
 )
 def test_an_answer_that_says_so_is_seen(answer: str) -> None:
-    assert says_not_found(answer)
+    assert is_no_answer(answer)
 
 
 @pytest.mark.parametrize("answer", ["", "Port 8000 [1].", f"{NOT_FOUND} But the port is 8000."])
 def test_an_answer_that_says_something_is_an_answer(answer: str) -> None:
-    assert not says_not_found(answer)
+    assert not is_no_answer(answer)

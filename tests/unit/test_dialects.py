@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from api.app import create_app
-from api.compat.dialect import NATIVE, Dialect, Problem, asks_for_key, dialect_of, dialects, load
+from api.compat.dialect import NATIVE, Dialect, Problem, dialect_of, dialects, load, requires_key
 from api.http.errors import RULES, problem_of, problem_of_job, refusal
 from api.schemas import ProblemView
 from shared import errors
@@ -63,7 +63,7 @@ def test_a_dialect_owns_paths_that_are_nobody_elses(dialect: Dialect) -> None:
         owners = [other.name for other in ALL if other.owns(prefix)]
         assert owners == [dialect.name], f"{prefix} belongs to {owners}"
         assert dialect_of(prefix + "x") is dialect
-        assert asks_for_key(prefix + "x")
+        assert requires_key(prefix + "x")
 
 
 @every_other

@@ -24,7 +24,7 @@ from workers.generation.backends.extractive import (
     words,
 )
 from workers.generation.prompts import is_korean
-from workers.generation.rag import says_not_found
+from workers.generation.rag import is_no_answer
 
 Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 FORMS: Final[tuple[Form, ...]] = ("NFC", "NFD", "NFKC", "NFKD")
@@ -308,7 +308,7 @@ def test_the_language_of_a_question_is_seen_in_every_form() -> None:
     for form in FORMS:
         assert answer(normalize(form, question), [LEAVE], [0.1]).answer == NOTHING_KOREAN
         assert is_korean(normalize(form, question))
-        assert says_not_found(normalize(form, NOTHING_KOREAN))
+        assert is_no_answer(normalize(form, NOTHING_KOREAN))
     assert answer("Ｗｈｙ？", [LEAVE], [0.1]).answer == NOTHING_ENGLISH
     assert not is_korean("プログラム")
 

@@ -9,7 +9,7 @@ from shared.formats import FORMATS, Format, suffixes
 from shared.kinds.ingest import CsvOptions
 from sluice.sources import SUPPORTED
 from tests.unit.loading import read
-from workers.ingest.formats.loader import Document, Loader, Parts
+from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument
 from workers.ingest.load import load, loader_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,8 +58,8 @@ def test_the_client_looks_for_the_files_that_can_be_read() -> None:
     assert suffixes() == SUPPORTED, "SUPPORTED of the client's sources.py is another list"
 
 
-def _load_stamped(document: Document) -> Parts:
-    return Parts(passages=[(document.content.removeprefix(b"STAMP\0").decode(), {})])
+def _load_stamped(document: RawDocument) -> DocumentParts:
+    return DocumentParts(passages=[(document.content.removeprefix(b"STAMP\0").decode(), {})])
 
 
 STAMPED = Loader(load=_load_stamped, example=b"STAMP\0text", example_text="text")

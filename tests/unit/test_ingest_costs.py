@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from shared.errors import DocumentError
 from shared.kinds.ingest import CsvOptions, Splitter, SplitterType
-from workers.ingest.load import LoadedText, Passage, load, split
+from workers.ingest.load import LoadedText, TextPassage, load, split
 
 DOUBLINGS = 3
 PER_DOUBLING = 3.2
@@ -354,7 +354,7 @@ def splitting(
 ) -> Callable[[int], Callable[[], object]]:
     def action_of(size: int) -> Callable[[], object]:
         text = make(size)
-        passages = (Passage(text=text, start=0, metadata={}),)
+        passages = (TextPassage(text=text, start=0, metadata={}),)
         loaded = LoadedText(text=text, passages=passages, metadata={})
         splitter = splitter_of(size)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import Role, Settings, load_settings
+from shared.config import RoleSettings, Settings, load_settings
 from shared.errors import ConfigurationError
 
 
@@ -14,7 +14,11 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_setting_belongs_to_one_role_and_has_the_name_of_its_variable() -> None:
-    roles = [type_ for type_ in Settings.__mro__ if issubclass(type_, Role) and type_ is not Role]
+    roles = [
+        type_
+        for type_ in Settings.__mro__
+        if issubclass(type_, RoleSettings) and type_ is not RoleSettings
+    ]
     owners: dict[str, list[str]] = {}
     for role in roles:
         assert role.__doc__, role.__name__

@@ -15,7 +15,7 @@ from shared.errors import ConfigurationError
 from shared.kinds.ingest import CsvOptions, Splitter, SplitterType
 from workers.ingest import load as tokens
 from workers.ingest.formats import markdown
-from workers.ingest.load import LoadedText, Passage, Piece, least_pieces, load, split
+from workers.ingest.load import LoadedText, Piece, TextPassage, least_pieces, load, split
 
 FRAGMENTS = [
     "a", "b", "word ", "aaaa", " ", "\n", "\n\n", "\r\n", "\t", "\xa0", "\u200b",
@@ -55,10 +55,10 @@ def tokenizer() -> Tokenizer:
 
 
 def document(text: str, *more: str) -> LoadedText:
-    passages: list[Passage] = []
+    passages: list[TextPassage] = []
     start = 0
     for part in (text, *more):
-        passages.append(Passage(text=part, start=start, metadata={"row": len(passages)}))
+        passages.append(TextPassage(text=part, start=start, metadata={"row": len(passages)}))
         start += len(part) + 2
     whole = "\n\n".join((text, *more))
     return LoadedText(text=whole, passages=tuple(passages), metadata={"title": "t"})

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from cli.stack.programs import Places, WorkerCounts, cuda_devices, program_parts
+from cli.stack.programs import ServerAddresses, WorkerCounts, cuda_devices, program_parts
 from cli.stack.stackfile import Part
 from shared.config import Settings
 
-PLACES = Places(
+PLACES = ServerAddresses(
     database_url="postgresql://u@127.0.0.1:1/d",
     redis_url="redis://127.0.0.1:1/0",
     chroma_url="http://127.0.0.1:1",

@@ -96,7 +96,7 @@ class AgentState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class ModelTurn:
     """What the model wrote in one turn: text for the client, and calls of tools."""
 
     text: str
@@ -158,7 +158,7 @@ def _generate(
     state: AgentState,
     *,
     is_last: bool,
-) -> Answer:
+) -> ModelTurn:
     tools = _tools(input_)
     chosen = sampling(input_.parameters, context.process.settings, step_id=context.claim.step_id)
     incoming = [to_message(message) for message in input_.messages]
@@ -195,19 +195,19 @@ def _generate(
         completion = write_quietly(context, generator, request)
         text, calls = _calls(completion, names, state)
         if calls:
-            return Answer(
+            return ModelTurn(
                 text=text, calls=calls, completion=completion, dropped=fitted.dropped,
                 record=show_at_once(context, text),
             )  # fmt: skip
         json_ = read_json(context, generator, request, completion, input_.response_format)
-        return Answer(
+        return ModelTurn(
             text=json_.text, calls=(), completion=json_.completion, dropped=fitted.dropped,
             parsed=json_.value, record=show_at_once(context, json_.text),
         )  # fmt: skip
     filter_: TextFilter = ToolCallFilter(names=names) if tools else Unfiltered()
     written = write(context, generator, request, filter_)
     _, calls = _calls(written.completion, names, state)
-    return Answer(
+    return ModelTurn(
         text=written.shown, calls=calls, completion=written.completion, dropped=fitted.dropped,
         record=written.record,
     )  # fmt: skip
@@ -251,7 +251,7 @@ def storable(call: ToolCall) -> ToolCall:
 
 
 def _end(
-    job: Job, input_: ChatInput, before: Dialogue, state: AgentState, model: str, answer: Answer
+    job: Job, input_: ChatInput, before: Dialogue, state: AgentState, model: str, answer: ModelTurn
 ) -> Done:
     message = Message(role=Role.ASSISTANT, content=answer.text, tool_calls=answer.calls)
     whole = state.after(answer.completion, [message])

@@ -401,8 +401,8 @@ def with_summary(messages: Sequence[Message], summary: str) -> list[Message]:
 
     It goes behind the text of the first one: many models take a single system message, in front.
     """
-    said = " ".join(message.content for message in messages if message.role == Role.USER)
-    system = wording_for(said).summary.format(summary=summary.strip())
+    user_text = " ".join(message.content for message in messages if message.role == Role.USER)
+    system = wording_for(user_text).summary.format(summary=summary.strip())
     if messages and messages[0].role == Role.SYSTEM:
         system = f"{messages[0].content}\n\n{system}"
         messages = messages[1:]

@@ -186,7 +186,7 @@ class MarkerFilter:
         self._at_line_start = text.endswith("\n")
 
 
-def says_not_found(answer: str) -> bool:
+def is_no_answer(answer: str) -> bool:
     """Whether the answer is the sentence for a question that the passages do not answer."""
     bare = comparable(" ".join(_MARKER.sub("", answer).split()).strip(_DECORATION))
     return bare in {comparable(one.strip(_DECORATION)) for one in (NOT_FOUND, NOT_FOUND_KOREAN)}
@@ -323,7 +323,7 @@ def _result(
     answer: str,
     model: str,
 ) -> RagResult:
-    cited = () if says_not_found(answer) else markers.cited
+    cited = () if is_no_answer(answer) else markers.cited
     return RagResult(
         answer=answer,
         citations=[_citation(number, hits[number - 1]) for number in cited],

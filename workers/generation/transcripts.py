@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Transcript:
+class GrowingTranscript:
     """The text of one step as it grows. `offset` counts the characters that are written down."""
 
     context: Context
@@ -93,19 +93,19 @@ class TranscriptWriter:
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._settings = settings
         self._ledger = ledger
-        self._transcripts: list[Transcript] = []
+        self._transcripts: list[GrowingTranscript] = []
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def open(self, transcript: Transcript) -> None:
+    def open(self, transcript: GrowingTranscript) -> None:
         with self._lock:
             self._transcripts.append(transcript)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="transcripts", daemon=True)
                 self._thread.start()
 
-    def close(self, transcript: Transcript) -> None:
+    def close(self, transcript: GrowingTranscript) -> None:
         """From here on it is its owner's alone, who writes its rest with `write_rest`."""
         with self._lock:
             self._transcripts.remove(transcript)
@@ -123,7 +123,7 @@ class TranscriptWriter:
             with self._writing:
                 self._write(transcripts)
 
-    def _write(self, transcripts: list[Transcript]) -> None:
+    def _write(self, transcripts: list[GrowingTranscript]) -> None:
         taken = [
             (transcript, addition) for transcript in transcripts if (addition := transcript.take())
         ]
@@ -142,7 +142,7 @@ class TranscriptWriter:
                 transcript.context.must_stop("The lease was lost; another worker has the step.")
 
 
-def write_rest(session: Transaction, transcript: Transcript) -> None:
+def write_rest(session: Transaction, transcript: GrowingTranscript) -> None:
     """Write what a closed transcript still holds, in the transaction that records its step."""
     addition = transcript.take()
     if addition is not None:
@@ -184,7 +184,7 @@ def write(
 ) -> Written:
     """Generate to the end. Raises Cancelled where the step has to stop, Timeout at its deadline."""
     process = context.process
-    transcript = Transcript(context)
+    transcript = GrowingTranscript(context)
     shown: list[str] = []
 
     def show(text: str, shown_text: str, token_ids: tuple[int, ...] = ()) -> None:
@@ -225,7 +225,7 @@ def write(
     )
 
 
-def _keep(context: Context, transcript: Transcript) -> None:
+def _keep(context: Context, transcript: GrowingTranscript) -> None:
     """Note what there is of a text that does not end now: for the next attempt, and for clients."""
     try:
         with context.process.ledger.begin() as session:
@@ -268,7 +268,7 @@ def show_at_once(context: Context, text: str) -> Record:
     """What records a text that was not written bit by bit, so that streams have it, too."""
     with context.process.ledger.read() as session:
         before = conversations.of_step(session, context.claim.step_id)
-    transcript = Transcript(context, offset=len(before.shown) if before else 0)
+    transcript = GrowingTranscript(context, offset=len(before.shown) if before else 0)
     transcript.add(text, text[transcript.offset :], ())
     return partial(write_rest, transcript=transcript)
 

@@ -118,7 +118,7 @@ def _plain_wav(data: bytes) -> bytes:
         known = size
         if is_long and size == UNKNOWN_BYTES:
             known = int.from_bytes(sizes[8:16], "little")
-        if _says_nothing(known, is_long=is_long):
+        if _is_unknown_size(known, is_long=is_long):
             known = 0 if _ends_with_chunks(data, start) else left
         bytes_per_s = int.from_bytes(format_[8:12], "little")
         if known - left > SLACK_S * bytes_per_s:
@@ -129,7 +129,7 @@ def _plain_wav(data: bytes) -> bytes:
     return data
 
 
-def _says_nothing(size: int, *, is_long: bool) -> bool:
+def _is_unknown_size(size: int, *, is_long: bool) -> bool:
     """Whether a size of the sound is what writers leave that do not know it."""
     return size == 0 or (size == UNKNOWN_BYTES if is_long else size >= UNKNOWN_WAV_BYTES)
 
@@ -357,7 +357,7 @@ STRIDE_PART = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class SampleWindow:
     """In samples."""
 
     start: int
@@ -370,14 +370,14 @@ class Window:
         return self.end - self.start
 
 
-def windows(samples: int, *, size: int, stride: int) -> Sequence[Window]:
+def windows(samples: int, *, size: int, stride: int) -> Sequence[SampleWindow]:
     """One window where all fits into it; the last one is as long as what is left."""
     if samples <= size:
-        return [Window(start=0, end=samples, left=0, right=0)]
+        return [SampleWindow(start=0, end=samples, left=0, right=0)]
     step = size - 2 * stride
     starts = range(0, samples - 2 * stride, step)
     return [
-        Window(
+        SampleWindow(
             start=start,
             end=min(start + size, samples),
             left=stride if start else 0,

@@ -241,8 +241,8 @@ def _translated(
 
 def _refused(error: HfHubHTTPError, server: RemoteServer, model: str, path: str) -> SluiceError:
     status, headers = error.response.status_code, error.response.headers
-    said = as_sentence(error.server_message or error.response.reason_phrase)
-    message = f"{server} answered {status}: {said}"
+    reason = as_sentence(error.server_message or error.response.reason_phrase)
+    message = f"{server} answered {status}: {reason}"
     if status in _PASSING:
         wait_s = _retry_after_s(error.response)
         capped = None if wait_s is None else min(wait_s, server.retry_after_limit_s)

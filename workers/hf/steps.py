@@ -277,7 +277,7 @@ class _Loader:
             task,
             check=self._check,
             # Not before: a model that is nowhere is not being loaded.
-            on_found=lambda: self._announce(None),
+            on_known=lambda: self._announce(None),
         )
 
     def _works(self, folder: Path) -> dict[str, list[Work]]:
@@ -440,7 +440,7 @@ def run(requests: Sequence[tuple[Context, HfInput]], settle: Settle) -> None:
     settings = requests[0][0].process.settings
     pool = ThreadPoolExecutor(settings.hf_hub_parallel_requests, thread_name_prefix="hub")
     waiting: dict[Future[Any], Context] = {
-        pool.submit(_ask, context, job_input): context for context, job_input in requests
+        pool.submit(_call_hub, context, job_input): context for context, job_input in requests
     }
     try:
         while waiting:
@@ -462,7 +462,7 @@ def run(requests: Sequence[tuple[Context, HfInput]], settle: Settle) -> None:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _ask(context: Context, job_input: HfInput) -> Any:
+def _call_hub(context: Context, job_input: HfInput) -> Any:
     context.check()
     if job_input.task is None or job_input.model is None:
         raise ConfigurationError("API and workers must be of one version.")
@@ -512,7 +512,7 @@ def run_batch(contexts: Sequence[Context], settle: Settle) -> None:
     loaded = load_for(requests, settle)
     deadline = time.monotonic() + contexts[0].process.settings.hf_step_s
     for model, works in loaded:
-        _Run(model, works, settle, deadline).run()
+        _TaskRun(model, works, settle, deadline).run()
 
 
 def _inputs(contexts: Sequence[Context]) -> list[HfInput]:
@@ -523,7 +523,7 @@ def _inputs(contexts: Sequence[Context]) -> list[HfInput]:
     return [HfInput.model_validate(inputs[job_id]) for job_id in ids]
 
 
-class _Run:
+class _TaskRun:
     """The works of one task, run in rounds until all are done or the time is up."""
 
     def __init__(

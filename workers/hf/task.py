@@ -188,12 +188,12 @@ class Models:
         task: str | None,
         *,
         check: Callable[[], None],
-        on_found: Callable[[], None],
+        on_known: Callable[[], None],
     ) -> Path:
         """Where the model lies, downloaded if need be. Raises what `files.locate` does."""
         known = self._folders.get(model)
         if known is None or not known.is_dir():
-            known = locate.locate(model, self._settings, task=task, check=check, on_found=on_found)
+            known = locate.locate(model, self._settings, task=task, check=check, on_known=on_known)
             self._folders[model] = known
         return known
 

@@ -32,7 +32,7 @@ class Tokens:
     """How many tokens it had before it was cut."""
     special: list[int] = field(default_factory=list)
     """1 for each token that is none of the text's; only if asked for."""
-    places: list[tuple[int, int]] | None = None
+    offsets: list[tuple[int, int]] | None = None
     """Where in the text each token starts and ends; only if asked for, and of fast tokenizers."""
 
     @property
@@ -71,7 +71,7 @@ def encode(
     *,
     limit: int | None,
     truncation: Truncation = "longest_first",
-    with_places: bool = False,
+    with_offsets: bool = False,
 ) -> list[Tokens]:
     """A row for each text, or for each text with its pair, of at most `limit` tokens.
 
@@ -79,8 +79,8 @@ def encode(
     is too short to be cut enough.
     """
     options = {
-        "return_special_tokens_mask": with_places,
-        "return_offsets_mapping": with_places and tokenizer.is_fast,
+        "return_special_tokens_mask": with_offsets,
+        "return_offsets_mapping": with_offsets and tokenizer.is_fast,
         "verbose": False,
     }
     rows = _rows(tokenizer(list(texts), None if pairs is None else list(pairs), **options))
@@ -114,13 +114,13 @@ def encode(
 def _rows(encoded: BatchEncoding) -> list[Tokens]:
     names = [name for name in INPUTS if name in encoded]
     special = encoded.get("special_tokens_mask")
-    places = encoded.get("offset_mapping")
+    offsets = encoded.get("offset_mapping")
     return [
         Tokens(
             inputs={name: encoded[name][n] for name in names},
             full_size=len(ids),
             special=special[n] if special else [],
-            places=places[n] if places else None,
+            offsets=offsets[n] if offsets else None,
         )
         for n, ids in enumerate(encoded["input_ids"])
     ]

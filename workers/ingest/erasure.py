@@ -9,7 +9,7 @@ from sqlalchemy import select
 from shared.database.transaction import Transaction
 from shared.documents import erasure, versions
 from shared.documents.documents import parse_chunk_id
-from shared.documents.versions import GarbageVersion, Part
+from shared.documents.versions import ChunkRange, GarbageVersion
 from shared.errors import Permanent, Unavailable
 from shared.jobs import jobs, sweeps
 from shared.jobs.steps import Record
@@ -75,7 +75,7 @@ def _collect_slowly(
         if round_ is not None and not round_.goes_on:
             return False
         end = min(first + SLICE_CHUNKS, version.chunk_count)
-        part = Part(version_id=version.version_id, first=first, end=end)
+        part = ChunkRange(version_id=version.version_id, first=first, end=end)
         store_of(process).delete(version.collection, part.chunk_ids())
         done[version.version_id] = first = end
     deleted = ROWS_AT_ONCE
@@ -165,7 +165,7 @@ def collect(process: Process, garbage: Iterable[GarbageVersion]) -> int:
     return vectors
 
 
-def delete_orphans(process: Process, collection: str, parts: Sequence[Part]) -> None:
+def delete_orphans(process: Process, collection: str, parts: Sequence[ChunkRange]) -> None:
     """Delete the vectors of those parts whose version is gone or retired.
 
     Of a retired one as well: its rows may be removed by who has looked for its vectors before.
@@ -177,7 +177,7 @@ def delete_orphans(process: Process, collection: str, parts: Sequence[Part]) -> 
         store_of(process).delete(collection, ids)
 
 
-def drop_unless_wanted(process: Process, name: str) -> None:
+def drop_unless_in_ledger(process: Process, name: str) -> None:
     """Delete a collection of Chroma that the ledger does not have (any more)."""
     with process.ledger.read() as session:
         if session.scalar(select(Collection.id).where(Collection.name == name)) is not None:
@@ -237,7 +237,7 @@ def _erase_collection(context: Context, name: str) -> Done:
     def record(transaction: Transaction) -> None:
         erasure.delete_collection(transaction, collection_id)
         # What an ingest job has made in between.
-        transaction.after_commit(lambda: drop_unless_wanted(process, name))
+        transaction.after_commit(lambda: drop_unless_in_ledger(process, name))
 
     return _done(extent, vectors, record)
 

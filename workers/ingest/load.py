@@ -30,7 +30,7 @@ from shared.errors import ConfigurationError, DocumentError
 from shared.formats import FORMATS, PLAIN_TEXT, Format
 from shared.kinds.ingest import CsvOptions, Splitter, SplitterType
 from workers.ingest.formats import markdown
-from workers.ingest.formats.loader import Document, Loader, Parts, too_long
+from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument, too_long
 from workers.ingest.formats.text import storable
 
 LOADER_VERSION = 3
@@ -40,7 +40,7 @@ PASSAGE_GAP: Final = "\n\n"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passage:
+class TextPassage:
     """A part of the text that is split on its own: a row, a JSON element, or the whole text."""
 
     text: str
@@ -53,7 +53,7 @@ class LoadedText:
     """`text[p.start : p.start + len(p.text)] == p.text` for each passage `p`."""
 
     text: str
-    passages: tuple[Passage, ...]
+    passages: tuple[TextPassage, ...]
     metadata: Metadata
 
 
@@ -88,7 +88,7 @@ def load(
     format_ = _format(name, media, data)
     if not data.strip():
         raise DocumentError(f"{name}: is empty. There is nothing to ingest; leave it out.")
-    document = Document(
+    document = RawDocument(
         name=name,
         data=data,
         charset=charset,
@@ -118,9 +118,9 @@ def form(name: str, content_type: str | None, data: bytes | str) -> tuple[str, .
     return media_type, ("" if is_plain else str(charset))
 
 
-def _assemble(document: Document, parts: Parts, *, media_type: str) -> LoadedText:
+def _assemble(document: RawDocument, parts: DocumentParts, *, media_type: str) -> LoadedText:
     name, max_passages = document.name, document.max_passages
-    passages: list[Passage] = []
+    passages: list[TextPassage] = []
     end = 0
     for written, own in parts.passages:
         text = storable(written)
@@ -136,7 +136,7 @@ def _assemble(document: Document, parts: Parts, *, media_type: str) -> LoadedTex
                 f"{name}: has more than {max_passages:,} rows or records, each a chunk. Divide it, "
                 "or raise SLUICE_MAX_DOCUMENT_CHUNKS."
             )
-        passages.append(Passage(text=text, start=start, metadata=_storable_metadata(own)))
+        passages.append(TextPassage(text=text, start=start, metadata=_storable_metadata(own)))
     if not passages:
         raise DocumentError(f"{name}: has no text in it. There is nothing to ingest; leave it out.")
     return LoadedText(

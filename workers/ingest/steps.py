@@ -24,7 +24,7 @@ from shared.database.transaction import Transaction
 from shared.documents import collections, documents, ingest_items, versions
 from shared.documents.documents import chunk_id
 from shared.documents.ingest_items import CutChunks, Outcome
-from shared.documents.versions import Content, Origin, Part, VersionState
+from shared.documents.versions import ChunkRange, Content, Origin, VersionState
 from shared.errors import Cancelled, DocumentError, NotFound, Permanent
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
@@ -34,7 +34,7 @@ from shared.tables import Chunk, Collection, File, Job
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
-from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_wanted
+from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_in_ledger
 from workers.ingest.load import LOADER_VERSION, LoadedText, Piece, form, least_pieces, split
 from workers.ingest.load import load as load_document
 from workers.retrieval.embed import embedders_of
@@ -82,10 +82,10 @@ def _cut_warning(cut: CutChunks, splitter: str | None) -> str:
     )
 
 
-def parts_of(claim: Claim) -> list[Part]:
+def parts_of(claim: Claim) -> list[ChunkRange]:
     """What an embedding step works on."""
     return [
-        Part(version_id=UUID(version_id), first=first, end=end)
+        ChunkRange(version_id=UUID(version_id), first=first, end=end)
         for version_id, first, end in claim.payload["parts"]
     ]
 
@@ -97,7 +97,7 @@ _NOTED = frozenset({"row", "item", "line", "heading"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestOptions:
+class IngestRequest:
     """What an ingest job asks for, without its sources."""
 
     collection: str
@@ -109,7 +109,7 @@ class IngestOptions:
     metadata: Metadata
 
     @classmethod
-    def of_job(cls, session: Session, job_id: UUID) -> "IngestOptions":
+    def of_job(cls, session: Session, job_id: UUID) -> "IngestRequest":
         """Raises NotFound where the collection has been erased meanwhile."""
         settings = ingest_items.settings_of(session, job_id)
         collection = collections.get(session, settings["collection"])
@@ -159,7 +159,7 @@ def source_name(source: dict[str, Any], uploads: dict[str, File]) -> str:
 
 
 def read_source(
-    process: Process, options: IngestOptions, source: dict[str, Any], uploads: dict[str, File]
+    process: Process, options: IngestRequest, source: dict[str, Any], uploads: dict[str, File]
 ) -> Raw:
     """Raises DocumentError for an unknown file, NotFound for one that the storage lost."""
     name = source_name(source, uploads)
@@ -228,7 +228,7 @@ def _chars(metadata: Metadata) -> int:
     return sum(len(key) + len(str(value)) for key, value in metadata.items())
 
 
-def content_of(process: Process, options: IngestOptions, raw: Raw) -> Content:
+def content_of(process: Process, options: IngestRequest, raw: Raw) -> Content:
     """Load and split. Raises DocumentError, naming the document and the remedy."""
     loaded = load_document(
         raw.data if raw.text is None else raw.text,
@@ -262,7 +262,7 @@ def content_of(process: Process, options: IngestOptions, raw: Raw) -> Content:
 
 def _split(
     settings: Settings,
-    options: IngestOptions,
+    options: IngestRequest,
     loaded: LoadedText,
     metadata: Metadata,
     *,
@@ -309,7 +309,7 @@ class Cut:
 
 
 def write_vectors(
-    context: Context, options: IngestOptions, parts: Sequence[Part]
+    context: Context, options: IngestRequest, parts: Sequence[ChunkRange]
 ) -> dict[UUID, Cut]:
     """Embed those chunks of the parts that still need it. No transaction is open meanwhile.
 
@@ -369,7 +369,7 @@ FLUSH_CHARS = 1_000_000
 class Writer:
     """`chunk_counts` has the versions that were written, or joined, and are to be embedded."""
 
-    def __init__(self, context: Context, options: IngestOptions) -> None:
+    def __init__(self, context: Context, options: IngestRequest) -> None:
         self._context = context
         self._options = options
         self._contents: list[tuple[int, Content]] = []
@@ -481,7 +481,7 @@ def _make_in_store(process: Process, collection: Collection) -> None:
         with process.ledger.begin() as session:
             collections.hold(session, collection.id)
     except NotFound:
-        drop_unless_wanted(process, collection.name)
+        drop_unless_in_ledger(process, collection.name)
         raise
 
 
@@ -496,7 +496,7 @@ def load(context: Context) -> Done:
     if claim.attempt > 1 and len(ordinals) > 1:
         return Done(children=[_load_step([ordinal]) for ordinal in ordinals])
     with process.ledger.read() as session:
-        options = IngestOptions.of_job(session, claim.job_id)
+        options = IngestRequest.of_job(session, claim.job_id)
         todo = ingest_items.still_open(session, claim.job_id, ordinals)
         uploads = files.of_sources(session, [item.source for item in todo])
         names = [source_name(item.source, uploads) for item in todo]
@@ -527,7 +527,7 @@ def embed(context: Context) -> Done:
     if claim.attempt > 1 and len(parts) > 1:
         return Done(children=[_embed_step([part]) for part in parts])
     with process.ledger.read() as session:
-        options = IngestOptions.of_job(session, claim.job_id)
+        options = IngestRequest.of_job(session, claim.job_id)
     # Vectors whose version is gone must not stay, whatever happens from here on.
     context.on_lost.append(lambda: delete_orphans(process, options.collection, parts))
     try:
@@ -555,7 +555,7 @@ def embed(context: Context) -> Done:
     return Done(result=result if cuts else None, record=record)
 
 
-def _note(session: Transaction, claim: Claim, part: Part) -> versions.Embedded:
+def _note(session: Transaction, claim: Claim, part: ChunkRange) -> versions.Embedded:
     """Book a part's vectors, and the outcome of its document where that is now decided."""
     noted = versions.note_embedded(session, part)
     job_id, version_id = claim.job_id, part.version_id
@@ -581,7 +581,7 @@ def _load_step(ordinals: Iterable[int]) -> NewStep:
 def _embed_steps(counts: dict[UUID, int], size: int) -> list[NewStep]:
     """Steps of at most `size` chunks: small documents together, large ones in several parts."""
     steps: list[NewStep] = []
-    batch: list[Part] = []
+    batch: list[ChunkRange] = []
     room = size
     for part in _cut(counts, size):
         length = part.end - part.first
@@ -595,13 +595,13 @@ def _embed_steps(counts: dict[UUID, int], size: int) -> list[NewStep]:
     return steps
 
 
-def _cut(counts: dict[UUID, int], size: int) -> Iterator[Part]:
+def _cut(counts: dict[UUID, int], size: int) -> Iterator[ChunkRange]:
     for version_id, count in counts.items():
         for first in range(0, count, size):
-            yield Part(version_id=version_id, first=first, end=min(first + size, count))
+            yield ChunkRange(version_id=version_id, first=first, end=min(first + size, count))
 
 
-def _embed_step(parts: list[Part]) -> NewStep:
+def _embed_step(parts: list[ChunkRange]) -> NewStep:
     payload = {"parts": [[str(part.version_id), part.first, part.end] for part in parts]}
     return NewStep(name="ingest.embed", queue=Queue.EMBED, payload=payload)
 

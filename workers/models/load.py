@@ -238,13 +238,13 @@ def _check_modules(folder: Path, options: LoadOptions) -> None:
 def _check_encoders(model: SentenceTransformer, folder: Path) -> None:
     """sentence-transformers does not tell which tensors were missing, so the names are read again,
     without the tensors."""
-    places = [folder / module.path for module in modules_of(folder)] or [folder]
-    for place, module in zip(places, model, strict=False):
+    folders = [folder / module.path for module in modules_of(folder)] or [folder]
+    for path, module in zip(folders, model, strict=False):
         encoder = getattr(module, "auto_model", None)
         if isinstance(encoder, PreTrainedModel):
             architecture: Any = type(encoder)
             _, info = architecture.from_pretrained(
-                str(place),
+                str(path),
                 config=encoder.config,
                 device_map="meta",
                 output_loading_info=True,
@@ -336,14 +336,14 @@ def _load_causal(
         "trust_remote_code": settings.generation_trust_remote_code,
         "local_files_only": True,
     }
-    place = str(folder)
+    path = str(folder)
     with load_errors("model", folder, "SLUICE_GENERATION"):
-        config = AutoConfig.from_pretrained(place, **safely)
+        config = AutoConfig.from_pretrained(path, **safely)
         precision = _precision(settings.generation_precision, device, config)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, **safely)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **safely)
         auto: Any = AutoModelForCausalLM  # whose types do not know `output_loading_info`
         model, info = auto.from_pretrained(
-            place,
+            path,
             config=config,
             output_loading_info=True,
             **safely,

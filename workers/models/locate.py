@@ -148,13 +148,13 @@ def _missing(model: str, folder: Path, hint: str) -> ModelNotFound:
 
 def _refused(model: str, error: HfHubHTTPError) -> StepError:
     status = error.response.status_code
-    said = as_sentence(error.server_message or error.response.reason_phrase)
+    reason = as_sentence(error.server_message or error.response.reason_phrase)
     if status in REFUSED:
         return Permanent(
-            f"The hub refuses {model} with status {status}: {said} Set HF_TOKEN for the workers to "
-            "a token that may read it."
+            f"The hub refuses {model} with status {status}: {reason} Set HF_TOKEN for the workers "
+            "to a token that may read it."
         )
-    message = f"The hub answered {status} for {model}: {said}"
+    message = f"The hub answered {status} for {model}: {reason}"
     if status in PASSING or status >= 500:
         wait_s = retry_after_s(error.response.headers.get("Retry-After"))
         return Unavailable(message, retry_after_s=wait_s)
@@ -194,11 +194,11 @@ def download_patterns(names: Iterable[str], folder: Path, *, with_code: bool = F
     for name in names:
         path = PurePosixPath(name)
         by_folder.setdefault(str(path.parent), []).append(path.name)
-    places = {".", *(str(PurePosixPath(module.path)) for module in modules_of(folder))}
+    folders = {".", *(str(PurePosixPath(module.path)) for module in modules_of(folder))}
     return sorted(
-        escape(str(PurePosixPath(place) / name))
-        for place in places
-        for name in _of_folder(by_folder.get(place, []), with_code=with_code)
+        escape(str(PurePosixPath(module_folder) / name))
+        for module_folder in folders
+        for name in _of_folder(by_folder.get(module_folder, []), with_code=with_code)
     )
 
 
@@ -250,9 +250,9 @@ def fetch(
     task: str | None,
     limit: SizeLimit,
     check: Callable[[], None],
-    on_found: Callable[[], None],
+    on_known: Callable[[], None],
 ) -> Path:
-    """The snapshot of a model in the hub's cache, fetched if it is not there whole. `on_found` is
+    """The snapshot of a model in the hub's cache, fetched if it is not there whole. `on_known` is
     called once the hub is known to have the model, and its arrival is waited for.
 
     Raises what `workers.models.locate.locate` does, and Unavailable for a download that goes on.
@@ -262,13 +262,13 @@ def fetch(
         return cached
     download = _Download(model, settings, task, limit, edition)
     download.start()
-    is_found = False
+    is_reported = False
     try:
         while not wait([download.outcome], timeout=POLL_S).done:
             check()
-            if download.is_known and not is_found:
-                is_found = True
-                on_found()
+            if download.is_known and not is_reported:
+                is_reported = True
+                on_known()
     except SoftTimeLimitExceeded:
         if not download.has_lock:
             download.stop.set()
@@ -415,25 +415,25 @@ class _Download(threading.Thread):
 
 
 def check_reachable(url: str, *, limit_s: float) -> None:
-    """Raises OSError where nothing listens at the place of a URL, or at the proxy before it.
+    """Raises OSError where nothing listens at the address of a URL, or at the proxy before it.
 
     A thread of its own looks: names may take longer to be resolved than anybody should wait, and
     nothing ends that.
     """
-    place = urlsplit(url)
-    host = place.hostname or ""
+    address = urlsplit(url)
+    host = address.hostname or ""
     proxies = {} if proxy_bypass(host) else getproxies()
-    proxy = proxies.get(place.scheme) or proxies.get("all")
+    proxy = proxies.get(address.scheme) or proxies.get("all")
     if proxy:
-        place = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    name = f"{place.hostname}:{place.port}" if place.port else str(place.hostname)
+        address = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    name = f"{address.hostname}:{address.port}" if address.port else str(address.hostname)
     shown = f"the proxy {name}" if proxy else name
-    port = place.port or (443 if place.scheme == "https" else 80)
+    port = address.port or (443 if address.scheme == "https" else 80)
     outcome: Future[None] = Future()
 
     def connect() -> None:
         try:
-            socket.create_connection((place.hostname, port), timeout=limit_s).close()
+            socket.create_connection((address.hostname, port), timeout=limit_s).close()
             outcome.set_result(None)
         except (OSError, UnicodeError) as error:
             outcome.set_exception(OSError(f"{shown}: {getattr(error, 'strerror', 0) or error}"))
@@ -515,11 +515,11 @@ def locate(
     limit: SizeLimit | None = None,
     edition: Edition = USUAL,
     check: Callable[[], None] = _nothing,
-    on_found: Callable[[], None] = _nothing,
+    on_known: Callable[[], None] = _nothing,
 ) -> Path:
     """The folder of a model. What is on the hub is fetched, once for all processes of a machine;
     `check` is called all the while, and may raise to give up. Without `limit` that of tasks holds.
-    `on_found` is called where the hub has the model, and it has to be waited for.
+    `on_known` is called where the hub has the model, and it has to be waited for.
 
     Raises InvalidInput for what is no name of a model, ModelNotFound also where the hub is away and
     nothing of the model is here, Permanent for a model that cannot be had, is made for another task
@@ -528,9 +528,9 @@ def locate(
     own = _of_operator(model, settings)
     if own is not None:
         return own
-    for place in _places(model, settings):
-        if _is_folder(place):
-            return _with_model(place)
+    for candidate in _candidate_folders(model, settings):
+        if _is_folder(candidate):
+            return _with_model(candidate)
     if model.startswith("/"):
         raise ModelNotFound(f"There is no folder {model!r} below those of models on this machine.")
     limit = limit or size_limit(settings)
@@ -541,7 +541,7 @@ def locate(
         task=task,
         limit=limit,
         check=check,
-        on_found=on_found,
+        on_known=on_known,
     )
 
 
@@ -598,29 +598,29 @@ def _of_operator(model: str, settings: Settings) -> Path | None:
     return path if is_there and holds_model(path) else None
 
 
-def _places(model: str, settings: Settings) -> list[Path]:
+def _candidate_folders(model: str, settings: Settings) -> list[Path]:
     """Where the model may lie below the folders of models. Raises InvalidInput for what is no name
     and no path below them, whether or not anything is there: nothing outside is looked at."""
     if model.startswith("/"):
         path = Path(model)
         tops = {top for folder in settings.model_paths for top in (folder, folder.resolve())}
-        places = [path] if any(path.is_relative_to(top) for top in tops) else []
-        if not places or ".." in path.parts or "\0" in model:
+        candidates = [path] if any(path.is_relative_to(top) for top in tops) else []
+        if not candidates or ".." in path.parts or "\0" in model:
             raise _no_name(model)
     else:
         try:
             validate_repo_id(model)
         except HFValidationError:
             raise _no_name(model) from None
-        places = [top / model for top in settings.model_paths]
+        candidates = [top / model for top in settings.model_paths]
     # Links lead out of them only to where models of the hub are kept.
     inside = [*settings.model_paths, Path(constants.HF_HUB_CACHE)]
     tops = {top.resolve() for top in inside}
-    for place in places:
-        real = Path(os.path.realpath(place))
+    for candidate in candidates:
+        real = Path(os.path.realpath(candidate))
         if not any(real.is_relative_to(top) for top in tops):
             raise _no_name(model)
-    return places
+    return candidates
 
 
 def _is_folder(path: Path) -> bool:

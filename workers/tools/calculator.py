@@ -16,7 +16,7 @@ LONGEST_CHARS: Final = 500
 LARGEST_BITS: Final = 10_000
 _DIGITS: Final = 15
 _LARGEST_FACTORIAL: Final = 1000
-_MOST_PLACES: Final = 100
+_MOST_DECIMALS: Final = 100
 
 Number = int | float
 
@@ -81,10 +81,10 @@ def _power(base: Number, exponent: Number) -> Number:
     return base**exponent
 
 
-def _round(value: Number, places: Number = 0) -> Number:
-    if not isinstance(places, int) or abs(places) > _MOST_PLACES:
-        raise ValueError(f"places must be a whole number of at most {_MOST_PLACES}")
-    return round(value, places)
+def _round(value: Number, decimals: Number = 0) -> Number:
+    if not isinstance(decimals, int) or abs(decimals) > _MOST_DECIMALS:
+        raise ValueError(f"places must be a whole number of at most {_MOST_DECIMALS}")
+    return round(value, decimals)
 
 
 def _factorial(value: Number) -> Number:

@@ -64,11 +64,11 @@ class SchemaChecker:
 
     def check(self, schema: dict[str, Any]) -> None:
         """Raises InvalidInput where it is no JSON Schema, or refers to something outside of it."""
-        self._ask({"schema": schema})
+        self._request({"schema": schema})
 
     def validate(self, value: Any, schema: dict[str, Any]) -> None:
         """Raises NotJson, which names what does not fit and where."""
-        answer = self._ask({"schema": schema, "value": value})
+        answer = self._request({"schema": schema, "value": value})
         if answer["problems"]:
             more = f"; and {answer['more']} more" if answer["more"] else ""
             raise NotJson(
@@ -82,12 +82,14 @@ class SchemaChecker:
         for child in idle:
             child.end()
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _request(self, request: dict[str, Any]) -> dict[str, Any]:
         with self._free:
             with self._lock:
                 child = self._idle.pop() if self._idle else None
             child = child or _Child(self._memory_bytes)
-            answer = child.ask(request | {"limit_s": self._limit_s}, self._limit_s * _WALL_FACTOR)
+            answer = child.request(
+                request | {"limit_s": self._limit_s}, self._limit_s * _WALL_FACTOR
+            )
             if answer is None:
                 raise InvalidInput(
                     f"The schema of response_format takes more than {self._limit_s:g} s to check "
@@ -127,7 +129,7 @@ class _Child:
             self._lines.put(line)
         self._lines.put("")
 
-    def ask(self, request: dict[str, Any], within_s: float) -> dict[str, Any] | None:
+    def request(self, request: dict[str, Any], within_s: float) -> dict[str, Any] | None:
         """None where it has ended instead of answering; it is of no more use then."""
         assert self._process.stdin is not None
         try:

@@ -97,7 +97,7 @@ _KOREAN_ENDING: Final = re.compile(
     ")$"
 )
 _KOREAN_PARTICLES: Final = frozenset("은는이가을를의에도만로와과")
-_KOREAN_ASKING: Final = re.compile(r"(?:무엇|누구|언제|어디|얼마|며칠|몇)")
+_KOREAN_QUESTION_WORD: Final = re.compile(r"(?:무엇|누구|언제|어디|얼마|며칠|몇)")
 _NUMBERS: Final = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMBER_WORDS: Final = {word: str(value) for value, word in enumerate(_NUMBERS.split())}
 
@@ -112,7 +112,7 @@ def words(text: str) -> Iterator[Word]:
             if word in _KOREAN_STOP:
                 continue
             root = korean_root(word)
-            if root not in _KOREAN_STOP and not _KOREAN_ASKING.match(root):
+            if root not in _KOREAN_STOP and not _KOREAN_QUESTION_WORD.match(root):
                 yield _pairs(root)
         elif _IS_HAN_OR_KANA.match(word):
             yield from ((pair,) for pair in _pairs(word))

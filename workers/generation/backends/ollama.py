@@ -106,7 +106,7 @@ def note(part: ollama.ChatResponse | ollama.GenerateResponse, reply: Reply) -> N
 P = TypeVar("P")
 
 
-class _Refused(Exception):
+class _StatusError(Exception):
     """An answer with a status from 300; the client's own error would lose the headers."""
 
     def __init__(self, response: httpx.Response) -> None:
@@ -152,7 +152,7 @@ class OllamaServer(Server):
 
     def translated(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
         info = self.info
-        if isinstance(error, _Refused):
+        if isinstance(error, _StatusError):
             if error.status == 404 and isinstance(error.model, str):
                 return missing(info, error.model)
             return refused(info, error.status, error.message, error.retry_after)
@@ -245,7 +245,7 @@ def missing(info: RemoteServer, model: str) -> ModelMissing:
 async def _refuse(response: httpx.Response) -> None:
     if response.status_code >= 300:
         await response.aread()
-        raise _Refused(response)
+        raise _StatusError(response)
 
 
 def _field(body: bytes, name: str) -> Any:

@@ -233,7 +233,7 @@ class RemoteGenerator(TextGenerator):
     def __init__(self, server: Server, reference: str) -> None:
         self.reference = reference
         self._server = server
-        self._runs: set[_Run] = set()
+        self._runs: set[_GenerationRun] = set()
 
     @abstractmethod
     def converse(self, request: Request, reply: Reply) -> AsyncGenerator[str, None]:
@@ -247,7 +247,7 @@ class RemoteGenerator(TextGenerator):
         return self.window_tokens
 
     def start(self, request: Request) -> Generation:
-        run = _Run(self, request)
+        run = _GenerationRun(self, request)
         self._server.post(run.begin)
         return run.generation
 
@@ -264,7 +264,7 @@ class RemoteGenerator(TextGenerator):
             run.abandon()
 
 
-class _Run:
+class _GenerationRun:
     """One generation under way. All but its making happens on the server's loop."""
 
     def __init__(self, generator: RemoteGenerator, request: Request) -> None:
@@ -289,7 +289,7 @@ class _Run:
             self._alarm = loop.call_at(
                 self._request.deadline, partial(self._end, FinishReason.DEADLINE)
             )
-        self._task = loop.create_task(self._ask())
+        self._task = loop.create_task(self._generate())
         # A task that is cancelled from elsewhere: the server is being closed.
         self._task.add_done_callback(lambda _: self.abandon())
 
@@ -301,7 +301,7 @@ class _Run:
         with suppress(Unavailable):  # Then the server is closed, and this has failed already.
             self._server.post(partial(self._end, FinishReason.CANCELLED))
 
-    async def _ask(self) -> None:
+    async def _generate(self) -> None:
         stops = StopFilter(self._request.sampling.stop)
         try:
             async with self._server.slots.slot(self._request.lane):

@@ -75,7 +75,7 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class SpanAnswer:
     """Empty (0 to 0) where there is no answer."""
 
     score: float
@@ -84,7 +84,7 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Span:
+class _AnswerSpan:
     weight: float
     start: int
     end: int
@@ -101,13 +101,13 @@ def best_answers(
     top_k: int,
     max_tokens: int,
     may_be_none: bool,
-) -> list[Answer]:
+) -> list[SpanAnswer]:
     """At most `top_k` different answers, best first; the earlier and shorter of equally good ones.
 
     Answers whose texts differ in no more than case are one, where the best of them stands.
     `may_be_none` lets no answer be one.
     """
-    best: dict[str, _Span] = {}
+    best: dict[str, _AnswerSpan] = {}
     for window in windows:
         for words, span in _best_spans(text, window, top_k, max_tokens):
             if words not in best or span.rank < best[words].rank:
@@ -117,17 +117,18 @@ def best_answers(
     none = min(nones, key=sum, default=None)
     total = _log_total(text, windows, none)
     answers = [
-        Answer(score=_share(span.weight, total), start=span.start, end=span.end) for span in spans
+        SpanAnswer(score=_share(span.weight, total), start=span.start, end=span.end)
+        for span in spans
     ]
     if may_be_none and none is not None:
-        answers.append(Answer(score=_share(sum(none), total), start=0, end=0))
+        answers.append(SpanAnswer(score=_share(sum(none), total), start=0, end=0))
         answers.sort(key=lambda answer: -answer.score)
     return answers[:top_k]
 
 
 def _best_spans(
     text: Text, window: Window, top_k: int, max_tokens: int
-) -> Iterator[tuple[str, _Span]]:
+) -> Iterator[tuple[str, _AnswerSpan]]:
     """The window's `top_k` best spans of different words, best first."""
     count = len(window.starts)
     tokens = slice(window.first, window.first + count)
@@ -143,7 +144,7 @@ def _best_spans(
         words = text.text[start:end].lower()
         if words and words not in seen:
             seen.add(words)
-            yield words, _Span(weight=float(weights[s, k]), start=start, end=end)
+            yield words, _AnswerSpan(weight=float(weights[s, k]), start=start, end=end)
             if len(seen) == top_k:
                 return
 
@@ -316,8 +317,8 @@ class QuestionAnswering(TextTask):
         )
         if not np.any(text.starts < text.ends):
             raise InvalidInput("the model's tokenizer finds nothing to read in the context.")
-        is_asked_for = "max_seq_len" in parameters.model_fields_set
-        if is_asked_for and size < parameters.max_seq_len and len(readings) > 1:
+        is_set = "max_seq_len" in parameters.model_fields_set
+        if is_set and size < parameters.max_seq_len and len(readings) > 1:
             warnings.append(
                 f"was read in windows of {size:,} tokens and not of {parameters.max_seq_len:,}: "
                 "the model takes no longer ones."
@@ -330,13 +331,13 @@ class QuestionAnswering(TextTask):
 
     def _cut(self, question: str, limit: int) -> tuple[str, list[str]]:
         """The question, of at most `limit` tokens, and a warning where it had more."""
-        places: list[tuple[int, int]] = self.tokenizer(
+        offsets: list[tuple[int, int]] = self.tokenizer(
             question, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )["offset_mapping"]
-        if len(places) <= limit:
+        if len(offsets) <= limit:
             return question, []
-        return question[: places[limit - 1][1]], [
-            f"has a question of {len(places):,} tokens, which was cut to {limit:,}; "
+        return question[: offsets[limit - 1][1]], [
+            f"has a question of {len(offsets):,} tokens, which was cut to {limit:,}; "
             "max_question_len can be raised."
         ]
 
@@ -423,7 +424,7 @@ def _unpacked(output: dict[str, Any], first: int) -> Window:
     )
 
 
-def _wire(answer: Answer, context: str) -> dict[str, Any]:
+def _wire(answer: SpanAnswer, context: str) -> dict[str, Any]:
     return {
         "score": answer.score,
         "start": answer.start,

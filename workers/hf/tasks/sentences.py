@@ -53,7 +53,7 @@ Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sentence:
+class SentenceInput:
     """A row's data."""
 
     text: str
@@ -123,7 +123,7 @@ class Sentences:
         size = full_size if self.window is None else min(full_size, self.window)
         # Prompts are left out of some models' mean, and cut with the batch.
         group = f"{cut_side} {prompt}"
-        data = Sentence(text=text, prompt=prompt, cut_side=cut_side)
+        data = SentenceInput(text=text, prompt=prompt, cut_side=cut_side)
         return Measured(row=Row(size=size, data=data, group=group), full_size=full_size)
 
     def _count(self, text: str) -> int:
@@ -133,7 +133,7 @@ class Sentences:
 
     def vectors(self, rows: Sequence[Row]) -> list[list[float]]:
         """In float32, before any normalization by a last module. The rows are of one group."""
-        first: Sentence = rows[0].data
+        first: SentenceInput = rows[0].data
         if isinstance(self._tokenizer, PreTrainedTokenizerBase):
             self._tokenizer.truncation_side = first.cut_side
         features: dict[str, Any] = self._model.preprocess(

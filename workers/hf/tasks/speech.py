@@ -27,7 +27,7 @@ from shared.errors import InvalidInput, Permanent
 from shared.hf.generation import GenerationParameters
 from shared.hf.speech import SPEECH_RECOGNITION, SpeechParameters
 from shared.hf.task import TaskParameters
-from workers.hf.audio import STRIDE_PART, Recordings, Samples, Window, aligned, windows
+from workers.hf.audio import STRIDE_PART, Recordings, Samples, SampleWindow, aligned, windows
 from workers.hf.task import LocalTask, Prepared, Row, Watch
 from workers.hf.tasks.generation import Arguments, known_settings, requested_settings, settle
 from workers.models.checkpoints import name_of, read_config
@@ -49,7 +49,7 @@ CHUNK_LEAST_S: Final = 1.0
 @dataclass(frozen=True, kw_only=True)
 class _CtcRecording:
     key: bytes
-    windows: Sequence[Window]
+    windows: Sequence[SampleWindow]
 
 
 class CtcSpeech(LocalTask):
@@ -145,7 +145,7 @@ class CtcSpeech(LocalTask):
             return {"text": text}
         return {"text": text, "chunks": self._chunks(tokens, parameters.return_timestamps)}
 
-    def _own_part(self, tokens: Sequence[int], window: Window) -> Sequence[int]:
+    def _own_part(self, tokens: Sequence[int], window: SampleWindow) -> Sequence[int]:
         """The last window's frames are one or two fewer than its samples promise."""
         end = round(window.size / self.frame) - round(window.right / self.frame)
         return tokens[round(window.left / self.frame) : end]
@@ -303,7 +303,7 @@ def _timestamps(generation: Any, timestamps: bool | str) -> bool | str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Piece:
+class _AudioPiece:
     samples: Samples
     decoding: DecodingOptions
 
@@ -311,7 +311,7 @@ class _Piece:
 @dataclass(frozen=True, kw_only=True)
 class _WhisperRecording:
     key: bytes
-    windows: Sequence[Window]
+    windows: Sequence[SampleWindow]
     timestamps: bool | str
 
 
@@ -347,7 +347,7 @@ class WhisperSpeech(LocalTask):
         rows = [
             Row(
                 size=self.frames * decoding.arguments.copies,
-                data=_Piece(samples=samples[window.start : window.end], decoding=decoding),
+                data=_AudioPiece(samples=samples[window.start : window.end], decoding=decoding),
                 group=decoding.group,
             )
             for window in cut

@@ -238,7 +238,7 @@ class TokenClassification(TextTask):
                 "would have it; take 'simple' or 'none'."
             )
         limit = None if is_fast else self.window
-        [whole] = encode(self.tokenizer, [value], limit=limit, with_places=True)
+        [whole] = encode(self.tokenizer, [value], limit=limit, with_offsets=True)
         own = _own(whole)
         windows = [
             _Window(
@@ -309,11 +309,11 @@ class TokenClassification(TextTask):
 
 def _own(whole: Tokens) -> list[Token | None]:
     """The tokens that stand for the text; None for the special ones around it."""
-    places: Sequence[tuple[int | None, int | None]] = whole.places or [(None, None)] * whole.size
+    offsets: Sequence[tuple[int | None, int | None]] = whole.offsets or [(None, None)] * whole.size
     return [
         None if special else Token(index=n, id=token, start=start, end=end)
         for n, (token, special, (start, end)) in enumerate(
-            zip(whole.inputs["input_ids"], whole.special, places, strict=True)
+            zip(whole.inputs["input_ids"], whole.special, offsets, strict=True)
         )
     ]
 
@@ -337,7 +337,7 @@ LOGITS_LIMIT_BYTES = 256 * 2**20
 @dataclass(frozen=True, kw_only=True)
 class _Masked:
     tokens: Tokens
-    places: list[int]
+    positions: list[int]
     targets: list[int] | None
     top_k: int
 
@@ -354,9 +354,9 @@ class FillMask(TextTask):
         assert isinstance(parameters, FillMaskParameters)
         [tokens] = encode(self.tokenizer, [value], limit=self.window)
         ids = tokens.inputs["input_ids"]
-        places = [n for n, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
+        positions = [n for n, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
         warnings = cut_warning([tokens])
-        if not places:
+        if not positions:
             mask = self.tokenizer.mask_token
             raise InvalidInput(
                 f"no {mask} is within the first {tokens.size:,} of {tokens.full_size:,} tokens, "
@@ -368,7 +368,9 @@ class FillMask(TextTask):
         if parameters.targets is not None:
             targets, unknown = self._targets(parameters.targets)
             warnings += unknown
-        masked = _Masked(tokens=tokens, places=places, targets=targets, top_k=parameters.top_k)
+        masked = _Masked(
+            tokens=tokens, positions=positions, targets=targets, top_k=parameters.top_k
+        )
         row = Row(size=tokens.size, data=masked)
         return Prepared(rows=[row], rest=masked, warnings=warnings)
 
@@ -387,8 +389,8 @@ class FillMask(TextTask):
         masked: _Masked = prepared.rest
         [output] = outputs
         filled = [
-            [self._filled(masked, place, score, token) for score, token in best]
-            for place, best in zip(masked.places, output, strict=True)
+            [self._filled(masked, position, score, token) for score, token in best]
+            for position, best in zip(masked.positions, output, strict=True)
         ]
         return filled[0] if len(filled) == 1 else filled
 
@@ -400,13 +402,13 @@ class FillMask(TextTask):
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
 
-    def _filled(self, masked: _Masked, place: int, score: float, token: int) -> dict[str, Any]:
+    def _filled(self, masked: _Masked, position: int, score: float, token: int) -> dict[str, Any]:
         ids = list(masked.tokens.inputs["input_ids"])
-        ids[place] = token
+        ids[position] = token
         sequence = self.tokenizer.decode(
             [id_ for id_ in ids if id_ != self.tokenizer.pad_token_id],
             # Without special tokens, other masks would vanish from the text.
-            skip_special_tokens=len(masked.places) == 1,
+            skip_special_tokens=len(masked.positions) == 1,
         )
         return {
             "score": score,
@@ -440,7 +442,7 @@ class FillMask(TextTask):
 
 
 def _best(judged: torch.Tensor, masked: _Masked) -> list[list[tuple[float, int]]]:
-    scores = judged[masked.places].softmax(-1)
+    scores = judged[masked.positions].softmax(-1)
     if masked.targets is not None:
         scores = scores[:, masked.targets]
     values, tokens = scores.topk(min(masked.top_k, scores.shape[1]))

@@ -27,7 +27,7 @@ from typing import Final
 from lxml import etree
 
 from shared.errors import DocumentError
-from workers.ingest.formats.loader import Document, Loader, Parts
+from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument
 from workers.ingest.formats.text import text_of
 
 _CHARSET: Final = re.compile(rb"""<meta[^>]{0,500}?charset\s*=\s*["']?\s*([\w.:-]+)""", re.I)
@@ -90,7 +90,7 @@ _LONG_ROW_CHARS: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Page:
+class HtmlPage:
     text: str
     title: str | None
 
@@ -102,7 +102,7 @@ def declared_charset(data: bytes) -> str | None:
     return match[1].decode("ascii") if match else None
 
 
-def render(text: str, *, name: str) -> Page:
+def render(text: str, *, name: str) -> HtmlPage:
     """Raises `DocumentError` if the page has no text."""
     root = _parse(text, name=name)
     writer = _Writer()
@@ -118,10 +118,10 @@ def render(text: str, *, name: str) -> Page:
             f"{name}: the HTML has no text in it. If a script builds the page, save the rendered "
             "page from a browser and ingest that."
         )
-    return Page(text=rendered, title=title)
+    return HtmlPage(text=rendered, title=title)
 
 
-def load(document: Document) -> Parts:
+def load(document: RawDocument) -> DocumentParts:
     data = document.data
     declared = None if isinstance(data, str) else declared_charset(data)
     text, metadata = text_of(
@@ -129,7 +129,7 @@ def load(document: Document) -> Parts:
     )
     page = render(text, name=document.name)
     title = {"title": page.title} if page.title else {}
-    return Parts(passages=[(page.text, {})], metadata=metadata | title)
+    return DocumentParts(passages=[(page.text, {})], metadata=metadata | title)
 
 
 HTML = Loader(
@@ -319,7 +319,7 @@ class _Mark(IntEnum):
 _BLOCKS: Final = dict.fromkeys(_PARAGRAPH_TAGS.split(), _Mark.PARAGRAPH) | dict.fromkeys(
     _LINE_TAGS.split(), _Mark.LINE
 )
-_SCRIPTS: Final = {"sup": _Mark.SUPERSCRIPT, "sub": _Mark.SUBSCRIPT}
+_SHIFTS: Final = {"sup": _Mark.SUPERSCRIPT, "sub": _Mark.SUBSCRIPT}
 
 
 @dataclass(kw_only=True)
@@ -384,8 +384,8 @@ class _Writer:
             self._rows.append(_Row(ends_with=node, is_implied=False))
         elif tag in _CELLS:
             self._open_cell(node)
-        elif tag in _SCRIPTS:
-            self._parts.append(_SCRIPTS[tag])
+        elif tag in _SHIFTS:
+            self._parts.append(_SHIFTS[tag])
         elif tag == "ruby":
             self._ruby += 1
         elif tag in _READINGS and self._ruby:
@@ -549,22 +549,22 @@ class _Writer:
 def _put_together(parts: list[str | _Mark]) -> Iterator[str]:
     gap, last = _Mark.NOTHING, ""
     item = False
-    script: _Mark | None = None
+    shift: _Mark | None = None
     in_row = False  # a mark between cells has just been written
     for part in parts:
         if isinstance(part, str):
             pieces = [_white(gap, last), "- " if item else ""]
-            if script and last[-1:].isdigit() and part[0].isdigit() and not any(pieces):
-                pieces.append("^" if script is _Mark.SUPERSCRIPT else "_")
+            if shift and last[-1:].isdigit() and part[0].isdigit() and not any(pieces):
+                pieces.append("^" if shift is _Mark.SUPERSCRIPT else "_")
             yield from (piece for piece in pieces if piece)
             yield part
-            gap, last, item, script, in_row = _Mark.NOTHING, part, False, None, False
+            gap, last, item, shift, in_row = _Mark.NOTHING, part, False, None, False
         elif part is _Mark.ITEM:
             item = True
         elif part is _Mark.ITEM_END:
             item = False
         elif part in (_Mark.SUPERSCRIPT, _Mark.SUBSCRIPT):
-            script = part
+            shift = part
         elif part is _Mark.CELL:
             if gap > _Mark.SPACE and last:
                 yield _white(gap, last)

@@ -7,12 +7,12 @@ from shared.bounds import Metadata
 from shared.errors import DocumentError
 from shared.kinds.ingest import CsvOptions
 
-Part = tuple[str, Metadata]
+RawPassage = tuple[str, Metadata]
 """The text of a passage, and what is noted of it alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Document:
+class RawDocument:
     """A document as it came, and what the job says of it. `workers/ingest/formats/text.py` decodes
     it for loaders of formats that are text."""
 
@@ -33,11 +33,11 @@ class Document:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class DocumentParts:
     """What a loader makes of a document. Passages come one by one, so that one that is too long is
     refused before it is all there; each is split on its own."""
 
-    passages: Iterable[Part]
+    passages: Iterable[RawPassage]
     metadata: Metadata = field(default_factory=dict)
     """Of the document as a whole, such as its title."""
 
@@ -51,7 +51,7 @@ class Loader:
     `example` is a small document, and `example_text` what becomes of it.
     """
 
-    load: Callable[[Document], Parts]
+    load: Callable[[RawDocument], DocumentParts]
     example: bytes
     example_text: str
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from shared.bounds import Metadata
 from shared.errors import DocumentError
-from workers.ingest.formats.loader import Document, Loader, Parts, too_long
+from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument, too_long
 from workers.ingest.formats.text import text_of
 
 _TEXT_FIELDS: Final = ("text", "content")
@@ -52,16 +52,16 @@ def lines(text: str, *, name: str, max_chars: int) -> Iterator[tuple[str, Metada
             yield _passage(value, {"line": number}, name=name, max_chars=max_chars)
 
 
-def load_json(document: Document) -> Parts:
+def load_json(document: RawDocument) -> DocumentParts:
     text, metadata = text_of(document)
     passages = elements(text, name=document.name, max_chars=document.max_chars)
-    return Parts(passages=passages, metadata=metadata)
+    return DocumentParts(passages=passages, metadata=metadata)
 
 
-def load_lines(document: Document) -> Parts:
+def load_lines(document: RawDocument) -> DocumentParts:
     text, metadata = text_of(document)
     passages = lines(text, name=document.name, max_chars=document.max_chars)
-    return Parts(passages=passages, metadata=metadata)
+    return DocumentParts(passages=passages, metadata=metadata)
 
 
 JSON = Loader(

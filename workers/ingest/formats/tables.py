@@ -30,7 +30,7 @@ from typing import Final, NamedTuple
 from shared.bounds import Metadata
 from shared.errors import DocumentError
 from shared.kinds.ingest import CsvOptions
-from workers.ingest.formats.loader import Document, Loader, Parts
+from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument
 from workers.ingest.formats.text import text_of
 
 MAX_COLUMNS: Final = 10_000
@@ -84,7 +84,7 @@ class _Record(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class _Run:
+class _RecordRun:
     """Neighbouring records that one number of fields fits: `low` to `high` fit all of them."""
 
     first: _Record
@@ -99,7 +99,7 @@ class _Scan:
 
     reader: "_Reader"
     head: list[_Record] = field(default_factory=list)
-    runs: list[_Run] = field(default_factory=list)
+    runs: list[_RecordRun] = field(default_factory=list)
     widths: Counter[int] = field(default_factory=Counter)
     bad_quote: _BadQuote | None = None
     too_wide: _Record | None = None
@@ -189,7 +189,7 @@ def rows(
         yield "\n".join(notes), {}
 
 
-def load(document: Document, *, delimiter: str | None = None) -> Parts:
+def load(document: RawDocument, *, delimiter: str | None = None) -> DocumentParts:
     options = document.csv
     text, metadata = text_of(
         document, encoding=options.encoding, hint="Save it as UTF-8, or set csv.encoding."
@@ -201,7 +201,7 @@ def load(document: Document, *, delimiter: str | None = None) -> Parts:
         delimiter=delimiter,
         max_rows=document.max_passages,
     )
-    return Parts(passages=passages, metadata=metadata)
+    return DocumentParts(passages=passages, metadata=metadata)
 
 
 CSV = Loader(
@@ -364,7 +364,7 @@ def _scan(reader: _Reader, max_rows: int) -> _Scan:
             elif len(scan.runs) == _RUNS:
                 return scan
             else:
-                scan.runs.append(_Run(first=record, low=record.length, high=width))
+                scan.runs.append(_RecordRun(first=record, low=record.length, high=width))
     except _BadQuote as broken:
         scan.bad_quote = broken
         return scan
@@ -406,11 +406,11 @@ def _title(reader: "_Reader", record: _Record) -> str:
     return reader.dialect.delimiter.join(reader.fields(record)[: record.length]).strip()
 
 
-def _are_notes(run: _Run) -> bool:
+def _are_notes(run: _RecordRun) -> bool:
     return run.first.after_blank and run.low == 1 and run.count <= _TITLE_RECORDS
 
 
-def _is_header_below_titles(scan: _Scan, above: int, body: _Run) -> bool:
+def _is_header_below_titles(scan: _Scan, above: int, body: _RecordRun) -> bool:
     """Whether the records above the widest part are titles beyond doubt, and it has a header."""
     titles, rest = scan.head[:above], scan.head[above:]
     if not rest or body.count < 2 or not _looks_like_header(rest[0]):
@@ -543,7 +543,7 @@ def _quote_error(broken: _BadQuote, name: str) -> DocumentError:
     )
 
 
-def _title_error(scan: _Scan, body: _Run, name: str) -> DocumentError:
+def _title_error(scan: _Scan, body: _RecordRun, name: str) -> DocumentError:
     first, line = scan.head[0], body.first.line
     fields = "1 field" if len(first.fields) == 1 else f"{len(first.fields)} fields"
     return DocumentError(
@@ -611,15 +611,15 @@ def _indices(
 ) -> list[int] | None:
     if selected is None:
         return None
-    places = {column: at for at, column in reversed(list(enumerate(columns)))}
+    indexes = {column: at for at, column in reversed(list(enumerate(columns)))}
     selected = [_plain(column) for column in selected]
-    missing = [column for column in selected if column not in places]
+    missing = [column for column in selected if column not in indexes]
     if missing:
         raise DocumentError(
             f"{name}: {setting} names {_listed(missing)}, which the file does not have. Its "
             f"columns are {_listed(columns)}."
         )
-    return [places[column] for column in dict.fromkeys(selected)]
+    return [indexes[column] for column in dict.fromkeys(selected)]
 
 
 def _listed(columns: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from charset_normalizer import from_bytes
 from shared.bounds import UNSTORABLE, Metadata, nfc
 from shared.errors import DocumentError
 from shared.formats import FORMATS
-from workers.ingest.formats.loader import Document, Loader, Parts
+from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -187,7 +187,7 @@ _SURROGATE_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 def text_of(
-    document: Document,
+    document: RawDocument,
     *,
     encoding: str | None = None,
     declared: Sequence[str | None] = (),
@@ -222,10 +222,10 @@ def storable(text: str) -> str:
     return UNSTORABLE.sub("\ufffd", text)
 
 
-def load_whole(document: Document) -> Parts:
+def load_whole(document: RawDocument) -> DocumentParts:
     """The document is one passage, its text as it stands."""
     text, metadata = text_of(document)
-    return Parts(passages=[(text, {})], metadata=metadata)
+    return DocumentParts(passages=[(text, {})], metadata=metadata)
 
 
 TEXT = Loader(load=load_whole, example="Grüße\r\n".encode(), example_text="Grüße\n")
@@ -490,22 +490,22 @@ def _nearest(data: bytes) -> tuple[str, int] | None:
         ("big5hkscs", _is_chinese),
         ("cp1252", _is_latin),
     ):
-        places: list[int] = []
+        positions: list[int] = []
         parts: list[str] = []
         start = 0
-        while start < len(data) and len(places) <= _LIMIT_BAD:
+        while start < len(data) and len(positions) <= _LIMIT_BAD:
             try:
                 parts.append(data[start:].decode(codec))
                 break
             except UnicodeDecodeError as broken:
-                place = start + broken.start
-                parts.append(data[start:place].decode(codec))
-                places.append(place)
-                start = place + 1
+                position = start + broken.start
+                parts.append(data[start:position].decode(codec))
+                positions.append(position)
+                start = position + 1
         text = "".join(parts)
-        is_rare = len(places) <= min(_LIMIT_BAD, 1 + bad // 100)
-        if places and is_rare and len(_HIGH.findall(text)) >= _SOME_CHARS and is_plausible(text):
-            return codec, places[0]
+        is_rare = len(positions) <= min(_LIMIT_BAD, 1 + bad // 100)
+        if positions and is_rare and len(_HIGH.findall(text)) >= _SOME_CHARS and is_plausible(text):
+            return codec, positions[0]
     return None
 
 

@@ -42,7 +42,13 @@ from workers.generation.backends.rolling.attention import (
 )
 from workers.generation.backends.rolling.graphs import StaticDecode
 from workers.generation.backends.rolling.sampling import Chooser
-from workers.generation.backends.rolling.scheduler import Counters, Limits, Loop, Row, Scheduler
+from workers.generation.backends.rolling.scheduler import (
+    Counters,
+    DecodeLoop,
+    Limits,
+    Scheduler,
+    SlabRow,
+)
 from workers.models.detokenize import TextStream
 from workers.models.load import LoadedGenerator, load_generator
 
@@ -331,7 +337,7 @@ class Intake:
         self._bounds = bounds
         self._ages = count()
 
-    def row(self, request: Request, generation: Generation) -> Row:
+    def row(self, request: Request, generation: Generation) -> SlabRow:
         """Raises InvalidInput."""
         prompt = self._prompts.encode(request)
         self._check(prompt)
@@ -349,7 +355,7 @@ class Intake:
             pieces, again = [resume.text], resume.text
         tokens = prompt + ids
         room = self._bounds.window_tokens - len(prompt)
-        return Row(
+        return SlabRow(
             request=request,
             generation=generation,
             tokens=tokens,
@@ -433,7 +439,7 @@ class RollingGenerator(TextGenerator):
             prefixes=prefixes,
             static=StaticDecode(network) if settings.generation_cuda_graphs else None,
         )
-        self._loop = Loop(self._scheduler, on_fatal)
+        self._loop = DecodeLoop(self._scheduler, on_fatal)
 
     @property
     def counters(self) -> Counters:

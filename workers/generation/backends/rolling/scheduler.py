@@ -45,7 +45,7 @@ SOON_TOKENS = 128
 
 
 @dataclass(eq=False, kw_only=True)
-class Row:
+class SlabRow:
     """A request. `tokens` are those of its prompt and those generated; the keys and values of the
     first `filled` of them are in the slab. `age` is its number in the order of arrival."""
 
@@ -105,18 +105,18 @@ class Batch:
     """Rows with a slot. Lets the slab move their keys and values along."""
 
     def __init__(self, slab: Slab) -> None:
-        self.decoding: list[Row] = []
-        self.prefilling: list[Row] = []
+        self.decoding: list[SlabRow] = []
+        self.prefilling: list[SlabRow] = []
         self._slab = slab
 
     def __len__(self) -> int:
         return len(self.decoding) + len(self.prefilling)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[SlabRow]:
         yield from self.decoding
         yield from self.prefilling
 
-    def slot(self, row: Row) -> int:
+    def slot(self, row: SlabRow) -> int:
         if row in self.prefilling:
             return len(self.decoding) + self.prefilling.index(row)
         return self.decoding.index(row)
@@ -130,11 +130,11 @@ class Batch:
     def longest_soon(self) -> int:
         return max((row.tokens_soon for row in self), default=0)
 
-    def join(self, row: Row) -> None:
+    def join(self, row: SlabRow) -> None:
         """Into the next free slot; the slab has room for it."""
         self.prefilling.append(row)
 
-    def promote(self, row: Row) -> None:
+    def promote(self, row: SlabRow) -> None:
         """The row's prompt has been read; from now on it decodes."""
         at = self.prefilling.index(row)
         if at:
@@ -145,7 +145,7 @@ class Batch:
         del self.prefilling[0]
         self.decoding.append(row)
 
-    def remove(self, row: Row) -> None:
+    def remove(self, row: SlabRow) -> None:
         """The last row of its kind moves into the slot, then the last of all behind that."""
         if row in self.prefilling:
             at = self.prefilling.index(row)
@@ -163,7 +163,7 @@ class Batch:
         self.decoding.clear()
         self.prefilling.clear()
 
-    def _close_gap(self, rows: list[Row], at: int, first_slot: int) -> None:
+    def _close_gap(self, rows: list[SlabRow], at: int, first_slot: int) -> None:
         last = rows.pop()
         if at < len(rows):
             self._slab.move(first_slot + len(rows), first_slot + at, last.filled)
@@ -190,7 +190,7 @@ class Counters:
 # read.
 
 
-def shares(rows: Sequence[Row], budget_tokens: int) -> list[tuple[Row, int]]:
+def shares(rows: Sequence[SlabRow], budget_tokens: int) -> list[tuple[SlabRow, int]]:
     """At most `budget_tokens` in all, in the order of `rows`.
 
     The oldest gets half of them, so that a long prompt is read however many short ones come; the
@@ -234,20 +234,20 @@ class Waiting:
     """For the engine's thread alone."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[SlabRow] = []
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: SlabRow) -> None:
         self.rows.append(row)
 
-    def remove(self, row: Row) -> None:
+    def remove(self, row: SlabRow) -> None:
         self.rows.remove(row)
 
     def next(
-        self, batch: Batch, fits: Callable[[Row], bool], prefixes: Prefixes
-    ) -> "tuple[Row, Beginning] | None":
+        self, batch: Batch, fits: Callable[[SlabRow], bool], prefixes: Prefixes
+    ) -> "tuple[SlabRow, Beginning] | None":
         """Who joins now; it has left the line."""
         passed = []
         for row in sorted(self.rows, key=lambda row: _priority(row, batch)):
@@ -266,12 +266,12 @@ class Waiting:
         return None
 
 
-def _priority(row: Row, batch: Batch) -> tuple[int, bool, int, int]:
+def _priority(row: SlabRow, batch: Batch) -> tuple[int, bool, int, int]:
     request = row.request
     return request.lane, not row.was_preempted, batch.active(request.fair_key), row.age
 
 
-def _beginning(row: Row, batch: Batch, prefixes: Prefixes) -> Beginning | None:
+def _beginning(row: SlabRow, batch: Batch, prefixes: Prefixes) -> Beginning | None:
     """None where it pays to wait until another row has read what both begin with."""
     # The last token is always read: its logits choose the next one.
     prefix = row.tokens[:-1]
@@ -331,11 +331,11 @@ class Scheduler:
         self._waiting = Waiting()
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SlabRow]:
         """All that are under way, in the batch or waiting."""
         return [*self._batch, *self._waiting.rows]
 
-    def take(self, rows: Iterable[Row]) -> None:
+    def take(self, rows: Iterable[SlabRow]) -> None:
         self._waiting.rows += rows
 
     def iterate(self) -> None:
@@ -362,10 +362,10 @@ class Scheduler:
                 break
         self.counters.largest_batch = max(self.counters.largest_batch, len(self._batch))
 
-    def _fits(self, row: Row) -> bool:
+    def _fits(self, row: SlabRow) -> bool:
         return self._slab.fits(*self._room_with(row))
 
-    def _room_with(self, row: Row) -> tuple[int, int]:
+    def _room_with(self, row: SlabRow) -> tuple[int, int]:
         """Rows and tokens: room for the row and for what all rows generate soon."""
         if not len(self._batch):
             return 1, len(row.tokens) + 1
@@ -375,7 +375,7 @@ class Scheduler:
     def _slots(self, rows: int) -> int:
         return rows if self._static is None else self._static.padded_rows(rows)
 
-    def _join(self, row: Row, beginning: Beginning) -> None:
+    def _join(self, row: SlabRow, beginning: Beginning) -> None:
         self._slab.reserve(*self._room_with(row))
         slot = len(self._batch)
         if beginning.source is not None:
@@ -401,7 +401,9 @@ class Scheduler:
             self._batch.promote(row)
             self._advance(row, token)
 
-    def _prefill(self, pieces: Sequence[tuple[Row, int]], ready: Sequence[Row]) -> list[int]:
+    def _prefill(
+        self, pieces: Sequence[tuple[SlabRow, int]], ready: Sequence[SlabRow]
+    ) -> list[int]:
         prompt_pieces = [
             PromptPiece(
                 slot=self._batch.slot(row),
@@ -435,12 +437,12 @@ class Scheduler:
         while not self._slab.reserve(self._slots(len(self._batch)), self._batch.longest()):
             self._preempt(max(self._batch, key=lambda row: (row.request.lane, row.age)))
 
-    def _decode(self, rows: Sequence[Row]) -> list[int]:
+    def _decode(self, rows: Sequence[SlabRow]) -> list[int]:
         decode = self._network.decode if self._static is None else self._static.decode
         logits = decode([row.tokens[-1] for row in rows], [row.filled for row in rows])
         return _chosen(logits, rows)
 
-    def _advance(self, row: Row, token: int) -> None:
+    def _advance(self, row: SlabRow, token: int) -> None:
         """The row has a token more, or has ended."""
         if token == NOT_A_NUMBER:
             self._leave(row)
@@ -464,18 +466,18 @@ class Scheduler:
         elif row.generated_tokens >= row.max_tokens:
             self._finish(row, FinishReason.LENGTH)
 
-    def _finish(self, row: Row, reason: FinishReason) -> None:
+    def _finish(self, row: SlabRow, reason: FinishReason) -> None:
         self._leave(row)
         row.finish(reason)
 
-    def _leave(self, row: Row) -> None:
+    def _leave(self, row: SlabRow) -> None:
         if row in self._waiting.rows:
             self._waiting.remove(row)
             return
         self._keep_prefix(row)
         self._batch.remove(row)
 
-    def _keep_prefix(self, row: Row) -> None:
+    def _keep_prefix(self, row: SlabRow) -> None:
         tokens = row.tokens[: row.filled]
         if not self._prefixes.is_new(tokens):
             return
@@ -488,19 +490,19 @@ class Scheduler:
         else:
             self._prefixes.keep(tokens, saved)
 
-    def _preempt(self, row: Row) -> None:
+    def _preempt(self, row: SlabRow) -> None:
         """Back to the line; its prompt and what it generated are read again later."""
         self._keep_prefix(row)
         self._batch.remove(row)
         self._requeue(row)
 
-    def _requeue(self, row: Row) -> None:
+    def _requeue(self, row: SlabRow) -> None:
         row.filled = 0
         row.was_preempted = True
         self.counters.preemptions += 1
         self._waiting.add(row)
 
-    def _attempt(self, rows: Sequence[Row], run: Callable[[], _T]) -> _T | None:
+    def _attempt(self, rows: Sequence[SlabRow], run: Callable[[], _T]) -> _T | None:
         """None where it failed, and what that means for the rows was seen to."""
         try:
             return run()
@@ -513,7 +515,7 @@ class Scheduler:
                 self._give_up(rows, error)
             return None
 
-    def _shed(self, tried: Sequence[Row], error: Exception) -> None:
+    def _shed(self, tried: Sequence[SlabRow], error: Exception) -> None:
         """Out of memory: half of the rows wait, the youngest. One alone is read in smaller pieces,
         and fails only where that does not help."""
         rows = list({*self._batch, *tried})
@@ -532,7 +534,7 @@ class Scheduler:
             rows.pop().fail(failure, error)
         self._start_over(rows)
 
-    def _give_up(self, rows: Sequence[Row], error: Exception) -> None:
+    def _give_up(self, rows: Sequence[SlabRow], error: Exception) -> None:
         """The rows of a forward pass that failed may be to blame; the others are not."""
         log.error("the model failed on %d requests", len(rows), exc_info=error)
         others = [row for row in self._batch if row not in rows]
@@ -542,7 +544,7 @@ class Scheduler:
             )
         self._start_over(others)
 
-    def _start_over(self, rows: Sequence[Row]) -> None:
+    def _start_over(self, rows: Sequence[SlabRow]) -> None:
         """With an empty slab. All of the rows wait, and join again as far as the limits allow."""
         self._batch.clear()
         self._slab.drop()
@@ -552,7 +554,7 @@ class Scheduler:
             self._requeue(row)
 
 
-def _chosen(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+def _chosen(logits: Tensor, rows: Sequence[SlabRow]) -> list[int]:
     return choose(logits, [row.chooser for row in rows], [row.generated_tokens for row in rows])
 
 
@@ -563,19 +565,19 @@ def _chosen(logits: Tensor, rows: Sequence[Row]) -> list[int]:
 # can serve it.
 
 
-class Loop:
+class DecodeLoop:
     """`on_fatal` is called from the loop's thread, after everything was handed back."""
 
     def __init__(self, scheduler: Scheduler, on_fatal: Callable[[], None]) -> None:
         self._scheduler = scheduler
         self._on_fatal = on_fatal
-        self._inbox: list[Row] = []
+        self._inbox: list[SlabRow] = []
         self._is_closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
 
-    def submit(self, row: Row) -> None:
+    def submit(self, row: SlabRow) -> None:
         with self._changed:
             if self._is_closed:
                 raise Retryable("This generation worker is ending; another one takes over.")
