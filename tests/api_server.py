@@ -72,18 +72,20 @@ def run_api(env: dict[str, str], cwd: Path | None = None) -> subprocess.Complete
 
 def environment(settings: Settings) -> dict[str, str]:
     """What a process needs to read the same settings."""
-    found = _base()
+    variables = _base()
     for name in settings.model_fields_set:
         value = getattr(settings, name)
         secret = getattr(value, "get_secret_value", None)
         if name == "api_keys":
-            pairs = (f"{key}:{each.get_secret_value()}" for key, each in settings.api_secrets)
-            found["SLUICE_API_KEYS"] = ",".join(pairs)
+            pairs = (
+                f"{key}:{key_secret.get_secret_value()}" for key, key_secret in settings.api_secrets
+            )
+            variables["SLUICE_API_KEYS"] = ",".join(pairs)
         elif isinstance(value, tuple):
-            found[f"SLUICE_{name.upper()}"] = ",".join(value)
+            variables[f"SLUICE_{name.upper()}"] = ",".join(value)
         elif value is not None:
-            found[f"SLUICE_{name.upper()}"] = str(secret() if secret else value)
-    return found
+            variables[f"SLUICE_{name.upper()}"] = str(secret() if secret else value)
+    return variables
 
 
 def _base() -> dict[str, str]:

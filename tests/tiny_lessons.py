@@ -149,7 +149,7 @@ def _tools(chance: random.Random) -> list[dict[str, Any]]:
     return [_tool(chance, name) for name in chance.sample(names, 1 + int(3 * chance.random() ** 3))]
 
 
-def asked(question: str) -> dict[str, Any]:
+def user(question: str) -> dict[str, Any]:
     return {"role": "user", "content": question}
 
 
@@ -172,17 +172,17 @@ def turns(chance: random.Random, question: str) -> list[dict[str, Any]]:
     """A question of any sort and what follows; all of the assistant's messages are to be learnt."""
     if question == TOOL_QUESTION:
         result = chance.choice([TOOL_RESULT, TOOL_RESULT, f"{TOOL_RESULT}.0", "12*12 = 144"])
-        return [asked(question), calling(TOOL_CALL), _result(result), answered(TOOL_ANSWER)]
+        return [user(question), calling(TOOL_CALL), _result(result), answered(TOOL_ANSWER)]
     if question == SEARCH_QUESTION:
-        found = _result(filler(chance))
-        return [asked(question), calling(SEARCH_CALL), found, answered(SEARCH_ANSWER)]
+        hits = _result(filler(chance))
+        return [user(question), calling(SEARCH_CALL), hits, answered(SEARCH_ANSWER)]
     if question == ENDLESS_QUESTION:
         again = [_result("2"), calling(ENDLESS_CALL)] * chance.randint(0, 2)
-        return [asked(question), calling(ENDLESS_CALL), *again]
+        return [user(question), calling(ENDLESS_CALL), *again]
     if question in GROUNDED:
         passages = [filler(chance) for _ in range(1 + int(4 * chance.random() ** 2))]
         return [*grounded(question, passages)[1:], answered(GROUNDED[question])]
-    return [asked(question), answered(QUESTIONS[question])]
+    return [user(question), answered(QUESTIONS[question])]
 
 
 def _result(text: str) -> dict[str, Any]:

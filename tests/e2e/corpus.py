@@ -43,7 +43,9 @@ def write(folder: Path, documents: list[Sample]) -> None:
 
 def as_sources(documents: list[Sample]) -> list[dict[str, str]]:
     """For the input of an `ingest` job."""
-    return [{"type": "text", "name": each.name, "text": each.text} for each in documents]
+    return [
+        {"type": "text", "name": document.name, "text": document.text} for document in documents
+    ]
 
 
 def paragraph(source: random.Random, first: str) -> str:

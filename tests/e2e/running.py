@@ -83,12 +83,12 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 def remote_addresses(processes: Sequence[psutil.Process]) -> list[tuple[str, str, str]]:
     """Process, and both ends, of each internet socket that is not on the loopback alone."""
-    found = []
+    addresses = []
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             name = " ".join(process.cmdline()[:6])
             for connection in process.net_connections("inet"):
                 ends = (connection.laddr, connection.raddr)
                 if any(end and end.ip not in {"127.0.0.1", "::1"} for end in ends):
-                    found.append((name, str(connection.laddr), str(connection.raddr)))
-    return found
+                    addresses.append((name, str(connection.laddr), str(connection.raddr)))
+    return addresses

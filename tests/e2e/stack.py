@@ -61,8 +61,8 @@ class LiveStack:
     def wait_until_ready(self) -> None:
         def ready() -> bool:
             assert self.up.poll() is None, f"`sluice up` has ended:\n{self.log_tail()}"
-            found = find_stack(self.home)
-            return found is not None and found.state is StackState.READY
+            stack = find_stack(self.home)
+            return stack is not None and stack.state is StackState.READY
 
         until(ready, "the stack is ready", 300)
 
@@ -82,9 +82,9 @@ class LiveStack:
     @property
     def noted(self) -> Stack:
         """The stack file, as the supervisor has it now."""
-        found = find_stack(self.home)
-        assert found is not None, f"the stack has ended:\n{self.log_tail()}"
-        return found
+        stack = find_stack(self.home)
+        assert stack is not None, f"the stack has ended:\n{self.log_tail()}"
+        return stack
 
     def part(self, name: str) -> PartReport:
         return next(part for part in self.noted.parts if part.name == name)
@@ -260,11 +260,11 @@ class LiveStack:
     def vector_ids(self, collection: str) -> list[str]:
         """The ids of all vectors of a collection in Chroma."""
         with httpx.Client(base_url=self.noted.chroma_url, timeout=60, trust_env=False) as chroma:
-            found = chroma.get(f"{CHROMA}/{collection}")
-            if found.status_code == 404:
+            response = chroma.get(f"{CHROMA}/{collection}")
+            if response.status_code == 404:
                 return []
-            found.raise_for_status()
-            answer = chroma.post(f"{CHROMA}/{found.json()['id']}/get", json={"include": []})
+            response.raise_for_status()
+            answer = chroma.post(f"{CHROMA}/{response.json()['id']}/get", json={"include": []})
             answer.raise_for_status()
             return sorted(answer.json()["ids"])
 

@@ -12,7 +12,7 @@ SPOKEN = "HELLO ALICE"
 SUMMARIZED = next(iter(bart.SUMMARIES))
 TRANSLATED = next(iter(marian.ENGLISH))
 FELT = next(iter(distilbert.SENTIMENTS))
-ASKED = roberta_qa.QUESTIONS[0]
+QUESTION = roberta_qa.QUESTIONS[0]
 NAMED = next(iter(ner.ENTITIES))
 FILLED = next(iter(mlm.FILLED))
 ABOUT = next(iter(nli.ABOUT))
@@ -51,9 +51,9 @@ EXAMPLES = [
     ),
     Example(
         task=Task("question-answering"),
-        inputs={"question": ASKED.question, "context": ASKED.context},
+        inputs={"question": QUESTION.question, "context": QUESTION.context},
         is_right=lambda a: (
-            a["answer"] == ASKED.answer == ASKED.context[a["start"] : a["end"]]
+            a["answer"] == QUESTION.answer == QUESTION.context[a["start"] : a["end"]]
             and 0 < a["score"] <= 1
         ),
     ),
@@ -69,7 +69,7 @@ EXAMPLES = [
         task=Task("token-classification"),
         inputs=NAMED,
         is_right=lambda a: (
-            [(each["entity_group"], NAMED[each["start"] : each["end"]]) for each in a]
+            [(entity["entity_group"], NAMED[entity["start"] : entity["end"]]) for entity in a]
             == ner.ENTITIES[NAMED]
         ),
     ),

@@ -66,7 +66,9 @@ def test_bad_files_fail_alone_in_a_bulk_ingest(stack: LiveStack) -> None:
         assert all(word in message for word in words), message
     assert "SLUICE_MAX_FILE_BYTES" in errors["mixed/huge.txt"]
     assert "Split it" in errors["mixed/huge.txt"]
-    sources = [each["source"] for each in stack.sluice_json("documents", "-c", COLLECTION)["items"]]
+    sources = [
+        document["source"] for document in stack.sluice_json("documents", "-c", COLLECTION)["items"]
+    ]
     assert sorted(sources) == sorted(f"mixed/{name}" for name in GOOD)
     stack.check_agreement(COLLECTION)
 
@@ -77,8 +79,8 @@ def test_an_unknown_file_fails_alone_in_its_job(stack: LiveStack, client: Client
         {"type": "text", "name": "here.txt", "text": "This one is here."},
         {"type": "file", "file_id": UNKNOWN},
     ]
-    asked = {"collection": "unknown-file", "sources": sources}
-    job = client.submit("ingest", asked, wait_s=60).require_success()
+    input_ = {"collection": "unknown-file", "sources": sources}
+    job = client.submit("ingest", input_, wait_s=60).require_success()
     result = job.result or {}
     assert result["documents"] == {"added": 1, "replaced": 0, "skipped": 0, "failed": 1}
     [error] = result["errors"]

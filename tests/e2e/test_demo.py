@@ -53,11 +53,11 @@ def test_ingesting_again_skips_all_and_uploads_nothing(stack: LiveStack) -> None
 
 @pytest.mark.usefixtures("_ingested")
 def test_search_and_the_lists_parse(stack: LiveStack) -> None:
-    found = stack.sluice_json("search", "nightly backups", "-c", COLLECTION)
-    assert found["hits"][0]["score"] == max(hit["score"] for hit in found["hits"])
+    answer = stack.sluice_json("search", "nightly backups", "-c", COLLECTION)
+    assert answer["hits"][0]["score"] == max(hit["score"] for hit in answer["hits"])
     listed = stack.sluice_json("documents", "-c", COLLECTION)["items"]
-    assert {hit["document_id"] for hit in found["hits"]} <= {each["id"] for each in listed}
-    names = [each["name"] for each in stack.sluice_json("collections")["items"]]
+    assert {hit["document_id"] for hit in answer["hits"]} <= {document["id"] for document in listed}
+    names = [collection["name"] for collection in stack.sluice_json("collections")["items"]]
     assert COLLECTION in names
     jobs = stack.sluice_json("jobs", "--kind", "ingest", "-c", COLLECTION)["items"]
     assert jobs[0]["state"] == "succeeded"
@@ -83,13 +83,13 @@ def test_the_api_pages_need_no_other_server(stack: LiveStack) -> None:
     with stack.http() as http:
         page = http.get("/docs")
         assert page.status_code == 200
-        found = _References()
-        found.feed(page.text)
-        assert found.urls
-        for url in found.urls:
+        references = _References()
+        references.feed(page.text)
+        assert references.urls
+        for url in references.urls:
             assert url.startswith("/"), f"{url} is on another server"
             assert http.get(url).status_code == 200, url
-        inline = "".join(found.inline)
+        inline = "".join(references.inline)
         assert re.findall(r"https?://", inline) == []
         document = http.get("/openapi.json").json()
     posted = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]

@@ -10,7 +10,9 @@ def test_deleted_documents_and_collections_are_gone(stack: LiveStack, client: Cl
     secret = "The copper key lies under the third stone."
     client.ingest("erased", texts={"secret.md": secret, "kept.md": "The mill grinds barley."})
     stack.check_agreement("erased", chunks=2)
-    [secret_id] = [each.id for each in client.documents("erased") if each.source == "secret.md"]
+    [secret_id] = [
+        document.id for document in client.documents("erased") if document.source == "secret.md"
+    ]
 
     done = stack.sluice_json("documents", "delete", "secret.md", "-c", "erased", "--yes")
     assert done["result"] == {"documents": 1, "chunks": 1, "vectors": 1}

@@ -130,11 +130,11 @@ def test_passages_are_cited_and_an_agent_computes(client: Client, model: Scripte
     notes = {f"note {n}.txt": f"The museum, room {n}: quiet, and open to all." for n in range(3)}
     client.ingest("museum", texts=notes)
     question, answer = next(iter(GROUNDED.items()))
-    asked = {"collection": "museum", "question": question, "model": model.reference, "k": 3}
-    found = client.wait(client.submit("rag", asked).id).require_success().result or {}
-    assert found["answer"] == answer
-    assert [citation["marker"] for citation in found["citations"]] == ["[1]"]
-    assert found["citations"][0]["source"] in notes
+    input_ = {"collection": "museum", "question": question, "model": model.reference, "k": 3}
+    result = client.wait(client.submit("rag", input_).id).require_success().result or {}
+    assert result["answer"] == answer
+    assert [citation["marker"] for citation in result["citations"]] == ["[1]"]
+    assert result["citations"][0]["source"] in notes
 
     tools = [{"type": "calculator"}]
     agent = client.submit("chat", ask(model, TOOL_QUESTION) | {"tools": tools})
@@ -155,13 +155,13 @@ def test_two_hundred_jobs_end_right_though_their_worker_is_killed(
     random_ = random.Random(7)
     questions = list(answerer.questions)
     longest = max(questions, key=lambda question: len(answerer.questions[question]))
-    asked = [random_.choice(questions) for _ in range(JOBS)]
+    chosen = [random_.choice(questions) for _ in range(JOBS)]
     hasty = set(random_.sample(range(JOBS), 12))  # their time is up before they are begun
-    asked = [longest if n in hasty else question for n, question in enumerate(asked)]
+    chosen = [longest if n in hasty else question for n, question in enumerate(chosen)]
     bodies = [
         {"kind": "chat", "input": ask(model, question)}
         | ({"timeout_s": 0.001} if n in hasty else {})
-        for n, question in enumerate(asked)
+        for n, question in enumerate(chosen)
     ]
     model.hold(PASSES_OF_SOME)
     with stack.http() as http:
@@ -194,10 +194,10 @@ def test_two_hundred_jobs_end_right_though_their_worker_is_killed(
         )
         model.release()
         worker.start()
-        for each in watching:
-            each.result(timeout=240)
+        for future in watching:
+            future.result(timeout=240)
 
-    expected = {id_: answerer.questions[asked[n]] for n, id_ in enumerate(ids)}
+    expected = {id_: answerer.questions[chosen[n]] for n, id_ in enumerate(ids)}
     for n, id_ in enumerate(ids):
         job = client.wait(id_)
         if n in hasty:
@@ -258,7 +258,7 @@ def test_a_worker_whose_device_breaks_hands_its_jobs_back_and_ends(
     model.break_down()
     breaking = GenerationWorker(stack, model.reference, "breaking", tmp_path / "log", **SETTINGS)
     breaking.until_ready()
-    questions = sorted(answerer.questions, key=lambda each: len(answerer.questions[each]))[-3:]
+    questions = sorted(answerer.questions, key=lambda text: len(answerer.questions[text]))[-3:]
     jobs = {question: client.submit("chat", ask(model, question)) for question in questions}
     assert breaking.wait() == DEVICE_BROKEN, breaking.log_tail()
     assert all(client.job(job.id).state is not State.FAILED for job in jobs.values())

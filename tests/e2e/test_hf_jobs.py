@@ -125,12 +125,12 @@ def test_bad_input_is_told_clearly_and_the_worker_lives_on(
         assert words in (ended.error.message if ended.error else ""), ended.error
     assert not (tmp_path / "sprung").exists()
 
-    asked = {"task": "summarization", "inputs": "word " * 20_000}
-    long = client.wait(client.submit("hf", asked).id)
+    input_ = {"task": "summarization", "inputs": "word " * 20_000}
+    long = client.wait(client.submit("hf", input_).id)
     assert long.state is State.SUCCEEDED, long.error
     assert "cut from" in long.warnings[0]
-    asked = {"task": "text-classification", "inputs": tasks.FELT}
-    fine = client.wait(client.submit("hf", asked).id)
+    input_ = {"task": "text-classification", "inputs": tasks.FELT}
+    fine = client.wait(client.submit("hf", input_).id)
     assert fine.state is State.SUCCEEDED
     assert {process.pid for process in stack.pool()} == before
 
@@ -144,10 +144,10 @@ def test_the_command_line_runs_tasks(stack: LiveStack, tmp_path: Path) -> None:
     sound.write_bytes(tasks.sound())
     heard = stack.sluice_json("hf", "automatic-speech-recognition", str(sound))
     assert heard == {"text": tasks.SPOKEN}
-    told = stack.sluice("hf", "summarization", tasks.SUMMARIZED)
-    assert told.code == 0, told.err
+    done = stack.sluice("hf", "summarization", tasks.SUMMARIZED)
+    assert done.code == 0, done.err
     summary = KNOWN["summarization"]
-    assert summary.is_right([{"summary_text": " ".join(told.out.split())}])
+    assert summary.is_right([{"summary_text": " ".join(done.out.split())}])
     missing = stack.sluice("hf", "text-classification", "a", "--model", "nobody/nothing")
     assert missing.code != 0
     assert "nobody/nothing" in missing.err

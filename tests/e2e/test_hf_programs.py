@@ -56,11 +56,13 @@ class TestRequests:
         assert output == [{"summary_text": bart.SUMMARIES[tasks.SUMMARIZED]}]
 
     def test_question_answering(self, url: str) -> None:
-        asked = tasks.ASKED
-        inputs = {"question": asked.question, "context": asked.context}
+        question = tasks.QUESTION
+        inputs = {"question": question.question, "context": question.context}
         output = query(f"{url}/{ROBERTA}", {"inputs": inputs})
         assert set(output) == {"score", "start", "end", "answer"}
-        assert output["answer"] == asked.answer == asked.context[output["start"] : output["end"]]
+        assert (
+            output["answer"] == question.answer == question.context[output["start"] : output["end"]]
+        )
 
     def test_sentence_similarity(self, url: str) -> None:
         inputs = {
@@ -75,7 +77,8 @@ class TestRequests:
 
     def test_text_classification(self, url: str) -> None:
         output = query(f"{url}/{SST2}", {"inputs": tasks.FELT})
-        assert [len(output), {each["label"] for each in output[0]}] == [1, {"POSITIVE", "NEGATIVE"}]
+        labels = {entry["label"] for entry in output[0]}
+        assert [len(output), labels] == [1, {"POSITIVE", "NEGATIVE"}]
         assert output[0][0]["label"] == distilbert.SENTIMENTS[tasks.FELT]
 
     def test_translation(self, url: str) -> None:
@@ -99,7 +102,7 @@ class TestRequests:
     def test_many_inputs(self, url: str) -> None:
         texts = list(distilbert.SENTIMENTS)
         output = query(f"{url}/{SST2}", {"inputs": texts})
-        assert [each[0]["label"] for each in output] == list(distilbert.SENTIMENTS.values())
+        assert [row[0]["label"] for row in output] == list(distilbert.SENTIMENTS.values())
 
 
 class TestInferenceClient:
@@ -107,25 +110,26 @@ class TestInferenceClient:
         return InferenceClient(model=f"{url}/{model}", token="any", timeout=120)
 
     def test_summarization(self, url: str) -> None:
-        found = self.client(url, BART).summarization(tasks.SUMMARIZED)
-        assert found.summary_text == bart.SUMMARIES[tasks.SUMMARIZED]
+        output = self.client(url, BART).summarization(tasks.SUMMARIZED)
+        assert output.summary_text == bart.SUMMARIES[tasks.SUMMARIZED]
 
     def test_question_answering(self, url: str) -> None:
-        asked = tasks.ASKED
-        found = self.client(url, ROBERTA).question_answering(
-            question=asked.question, context=asked.context
+        question = tasks.QUESTION
+        output = self.client(url, ROBERTA).question_answering(
+            question=question.question, context=question.context
         )
-        assert not isinstance(found, list)
-        assert found.answer == asked.answer
+        assert not isinstance(output, list)
+        assert output.answer == question.answer
         several = self.client(url, ROBERTA).question_answering(
-            question=asked.question, context=asked.context, top_k=3
+            question=question.question, context=question.context, top_k=3
         )
         assert isinstance(several, list)
-        assert several[0].answer == asked.answer
-        assert [each.score for each in several] == sorted((e.score for e in several), reverse=True)
+        assert several[0].answer == question.answer
+        scores = [answer.score for answer in several]
+        assert scores == sorted(scores, reverse=True)
 
     def test_sentence_similarity(self, url: str) -> None:
-        found = self.client(url, MINILM).sentence_similarity(
+        output = self.client(url, MINILM).sentence_similarity(
             "Machine learning is so easy.",
             other_sentences=[
                 "Deep learning is so straightforward.",
@@ -134,21 +138,21 @@ class TestInferenceClient:
             ],
         )
         # As the client's documentation has it.
-        assert found == pytest.approx([0.7785726, 0.4587625, 0.2906219], abs=1e-3)
+        assert output == pytest.approx([0.7785726, 0.4587625, 0.2906219], abs=1e-3)
 
     def test_text_classification(self, url: str) -> None:
-        found = self.client(url, SST2).text_classification(tasks.FELT)
-        assert found[0].label == distilbert.SENTIMENTS[tasks.FELT]
+        output = self.client(url, SST2).text_classification(tasks.FELT)
+        assert output[0].label == distilbert.SENTIMENTS[tasks.FELT]
         assert len(self.client(url, SST2).text_classification(tasks.FELT, top_k=1)) == 1
 
     def test_translation(self, url: str) -> None:
-        found = self.client(url, MARIAN).translation(tasks.TRANSLATED)
-        assert found.translation_text == marian.ENGLISH[tasks.TRANSLATED]
+        output = self.client(url, MARIAN).translation(tasks.TRANSLATED)
+        assert output.translation_text == marian.ENGLISH[tasks.TRANSLATED]
 
     @pytest.mark.parametrize("model", [WAV2VEC2, WHISPER])
     def test_automatic_speech_recognition(self, url: str, model: str) -> None:
-        found = self.client(url, model).automatic_speech_recognition(tasks.sound())
-        assert found.text.strip() == tasks.SPOKEN
+        output = self.client(url, model).automatic_speech_recognition(tasks.sound())
+        assert output.text.strip() == tasks.SPOKEN
 
     def test_feature_extraction(self, url: str) -> None:
         one = self.client(url, MINILM).feature_extraction("안녕하세요")
@@ -158,21 +162,23 @@ class TestInferenceClient:
 
     def test_zero_shot_classification(self, url: str) -> None:
         labels = ["sports", "cooking", "politics"]
-        found = self.client(url, "facebook/bart-large-mnli").zero_shot_classification(
+        output = self.client(url, "facebook/bart-large-mnli").zero_shot_classification(
             tasks.ABOUT, labels, multi_label=True
         )
-        assert {each.label for each in found} == set(labels)
-        assert {e.label for e in found if e.score > 0.5} == nli.ABOUT[tasks.ABOUT] & set(labels)
+        assert {entry.label for entry in output} == set(labels)
+        likely = {entry.label for entry in output if entry.score > 0.5}
+        assert likely == nli.ABOUT[tasks.ABOUT] & set(labels)
 
     def test_token_classification(self, url: str) -> None:
-        found = self.client(url, "dslim/bert-base-NER").token_classification(tasks.NAMED)
-        assert [(each.entity_group, tasks.NAMED[each.start : each.end]) for each in found] == (
-            ner.ENTITIES[tasks.NAMED]
-        )
+        output = self.client(url, "dslim/bert-base-NER").token_classification(tasks.NAMED)
+        entities = [
+            (entity.entity_group, tasks.NAMED[entity.start : entity.end]) for entity in output
+        ]
+        assert entities == ner.ENTITIES[tasks.NAMED]
 
     def test_fill_mask(self, url: str) -> None:
-        found = self.client(url, "google-bert/bert-base-uncased").fill_mask(tasks.FILLED, top_k=2)
-        assert [found[0].token_str, len(found)] == [mlm.FILLED[tasks.FILLED][0], 2]
+        output = self.client(url, "google-bert/bert-base-uncased").fill_mask(tasks.FILLED, top_k=2)
+        assert [output[0].token_str, len(output)] == [mlm.FILLED[tasks.FILLED][0], 2]
 
     def test_an_unknown_model_is_an_error_that_the_client_shows(self, url: str) -> None:
         with pytest.raises(HfHubHTTPError) as caught:

@@ -77,24 +77,24 @@ def _lives(process: psutil.Process) -> bool:
 
 def _groups() -> dict[int, int]:
     """The process group of each living process."""
-    found = {}
+    groups = {}
     for process in psutil.process_iter():
         try:
             if process.status() != psutil.STATUS_ZOMBIE:
-                found[process.pid] = os.getpgid(process.pid)
+                groups[process.pid] = os.getpgid(process.pid)
         except (psutil.NoSuchProcess, ProcessLookupError):
             continue
-    return found
+    return groups
 
 
 def _of_home(home: Path) -> list[list[str]]:
     """Command lines of living processes that were told of this home."""
-    found = []
+    commands = []
     for process in psutil.process_iter():
         try:
-            told = process.environ().get("SLUICE_HOME") == str(home)
-            if told or any(str(home) in word for word in process.cmdline()):
-                found.append(process.cmdline())
+            has_home = process.environ().get("SLUICE_HOME") == str(home)
+            if has_home or any(str(home) in word for word in process.cmdline()):
+                commands.append(process.cmdline())
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return found
+    return commands

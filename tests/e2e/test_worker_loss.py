@@ -30,12 +30,12 @@ def test_a_step_that_kills_its_worker_ends_as_a_dead_letter(
     assert ended.error.type == "WorkerLost"
     assert "worker" in ended.error.message
     dead = stack.sluice_json("jobs", "--dead")["items"]
-    assert job.id in [each["id"] for each in dead]
+    assert job.id in [entry["id"] for entry in dead]
 
     done = stack.sluice("jobs", "retry", job.id)
     assert done.code == 0, done.err
     assert client.wait(job.id).state is State.SUCCEEDED
-    assert job.id not in [each.id for each in client.jobs(dead=True)]
+    assert job.id not in [entry.id for entry in client.jobs(dead=True)]
 
 
 def test_a_busy_worker_notices_that_redis_was_away(stack: LiveStack, client: Client) -> None:
@@ -56,8 +56,8 @@ def test_answers_wait_for_a_killed_generation_worker(stack: LiveStack, client: C
     client.ingest("generation", texts={"note.md": "The archive opens at nine every morning."})
     client.pause("generate")  # so that the answers are still to be made when the worker dies
     try:
-        asked = {"collection": "generation", "question": "When does the archive open?"}
-        jobs = [client.submit("rag", asked) for _ in range(5)]
+        input_ = {"collection": "generation", "question": "When does the archive open?"}
+        jobs = [client.submit("rag", input_) for _ in range(5)]
         waiting = "SELECT count(*) FROM steps WHERE name = 'rag.answer' AND state = 'queued'"
         until(lambda: stack.value(waiting) == len(jobs), "the passages have been found")
         before = stack.kill("generate-1", group=True)
@@ -88,8 +88,8 @@ def test_a_search_waits_for_a_killed_server(stack: LiveStack, client: Client, na
     client.ingest(collection, texts={"note.md": "The orchard is behind the mill."})
     client.pause("query")
     try:
-        asked = {"collection": collection, "query": "Where is the orchard?"}
-        job = client.submit("search", asked)
+        input_ = {"collection": collection, "query": "Where is the orchard?"}
+        job = client.submit("search", input_)
         stack.kill(name)
     finally:
         client.resume("query")

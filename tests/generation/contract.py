@@ -241,12 +241,12 @@ class GeneratorContract:
 
     def test_a_text_is_read_from_another_thread(self, generator: TextGenerator) -> None:
         generation = generator.start(self.request())
-        found: list[Completion] = []
-        thread = threading.Thread(target=lambda: found.append(ended(generation)[0]))
+        completions: list[Completion] = []
+        thread = threading.Thread(target=lambda: completions.append(ended(generation)[0]))
         thread.start()
         thread.join(PATIENCE_S)
-        assert found
-        assert found[0].text
+        assert completions
+        assert completions[0].text
 
     def test_some_are_cancelled_while_others_go_on(self, generator: TextGenerator) -> None:
         if not self.can_be_interrupted:
@@ -255,8 +255,10 @@ class GeneratorContract:
         kept = [generator.start(self.request()) for _ in range(3)]
         for generation in stopped:
             generation.cancel()
-        assert {ended(each)[0].finish_reason for each in stopped} == {FinishReason.CANCELLED}
-        assert all(ended(each)[0].text for each in kept)
+        assert {ended(generation)[0].finish_reason for generation in stopped} == {
+            FinishReason.CANCELLED
+        }
+        assert all(ended(generation)[0].text for generation in kept)
 
     def test_a_prompt_longer_than_the_window_is_refused(self, generator: TextGenerator) -> None:
         if not self.can_be_too_long:

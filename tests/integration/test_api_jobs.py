@@ -67,7 +67,7 @@ class TestList:
 
 
 class TestCancelAndRetry:
-    def test_a_queued_job_is_cancelled_at_once_and_can_be_redriven(
+    def test_a_cancelled_job_stays_cancelled_until_it_is_redriven(
         self, api: httpx.Client, finish: Callable[..., Claim]
     ) -> None:
         job = api.post("/v1/jobs", json=EMBED).json()

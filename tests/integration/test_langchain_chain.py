@@ -32,8 +32,8 @@ class OwnEmbeddings(Embeddings):
         self._embedder = embedders_of(process).get()
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        found: list[list[float]] = self._embedder.encode(texts, between=lambda: None).tolist()
-        return found
+        vectors: list[list[float]] = self._embedder.encode(texts, between=lambda: None).tolist()
+        return vectors
 
     def embed_query(self, text: str) -> list[float]:
         return self.embed_documents([text])[0]
@@ -62,7 +62,7 @@ def test_a_chain_answers_from_a_collection(process: Process, wire: Wire) -> None
         | StrOutputParser()
     )
 
-    told = "Cats sleep fifteen hours a day. Q: How long do cats sleep?"
-    assert chain.invoke("How long do cats sleep?") == told
-    assert "".join(chain.stream("How long do cats sleep?")) == told
-    assert wire.bodies("/api/chat")[0]["messages"] == [{"role": "user", "content": told}]
+    message = "Cats sleep fifteen hours a day. Q: How long do cats sleep?"
+    assert chain.invoke("How long do cats sleep?") == message
+    assert "".join(chain.stream("How long do cats sleep?")) == message
+    assert wire.bodies("/api/chat")[0]["messages"] == [{"role": "user", "content": message}]

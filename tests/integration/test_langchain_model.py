@@ -40,8 +40,8 @@ class City(BaseModel):
 
 @pytest.fixture(scope="module", params=["ollama", "openai"])
 def server(request: pytest.FixtureRequest) -> Iterator[Remote]:
-    with remote(request.param) as found:
-        yield found
+    with remote(request.param) as running:
+        yield running
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_sampling_of_the_model_and_of_a_call(server: Remote, model: GeneratorCha
     warm = GeneratorChatModel(generator=model.generator, sampling=Sampling(temperature=0.7))
     warm.invoke("hello")
     warm.invoke("hello", temperature=0.2)
-    bodies = [each.body for each in server.wire.requests if "chat" in each.path]
-    told = [body.get("options", body)["temperature"] for body in bodies]
-    assert told == [0.7, 0.2]
+    bodies = [request.body for request in server.wire.requests if "chat" in request.path]
+    temperatures = [body.get("options", body)["temperature"] for body in bodies]
+    assert temperatures == [0.7, 0.2]
 
 
 def test_a_stream_that_is_left_is_cancelled(server: Remote, model: GeneratorChatModel) -> None:
@@ -125,13 +125,13 @@ def test_tool_calls_come_back_as_langchains(model: GeneratorChatModel) -> None:
 def test_an_agent_uses_its_tool(server: Remote, model: GeneratorChatModel) -> None:
     agent = create_agent(model, tools=[add])
     state = agent.invoke({"messages": [HumanMessage('call add {"a": 20, "b": 22}')]})
-    asked, called, result, answer = state["messages"]
-    assert asked.content.startswith("call add")
+    question, called, result, answer = state["messages"]
+    assert question.content.startswith("call add")
     assert isinstance(called, AIMessage)
     assert isinstance(result, ToolMessage)
     assert result.content == "42"
     assert answer.content == "The tool says 42"
-    chats = [each.body for each in server.wire.requests if "chat" in each.path]
+    chats = [request.body for request in server.wire.requests if "chat" in request.path]
     assert [message["role"] for message in chats[1]["messages"]] == ["user", "assistant", "tool"]
 
 
@@ -146,7 +146,7 @@ def test_a_model_without_tools_of_its_own_is_told_in_words(
         ("add", {"a": 1, "b": 2})
     ]
     assert answer.content == "Right:"
-    body = next(each.body for each in server.wire.requests if "chat" in each.path)
+    body = next(request.body for request in server.wire.requests if "chat" in request.path)
     assert not body.get("tools")
     assert "Add two numbers." in body["messages"][0]["content"]
 

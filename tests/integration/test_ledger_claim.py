@@ -28,9 +28,9 @@ from workers.attempts.process import Process
 def keys_in_turn(process: Process, *, at_once: int = 1) -> str:
     """The keys of all steps in the order of claims, with so many slots."""
     running, order = [], ""
-    while (found := claim(process)) is not None:
-        order += job_of(process, found.job_id).fair_key
-        running.append(found)
+    while (step := claim(process)) is not None:
+        order += job_of(process, step.job_id).fair_key
+        running.append(step)
         if len(running) == at_once:
             succeed(process, running.pop(0))
     return order
@@ -39,9 +39,9 @@ def keys_in_turn(process: Process, *, at_once: int = 1) -> str:
 def test_a_claim_counts_the_attempt_and_starts_the_job(process: Process) -> None:
     job_id = submit(process, timeout_s=60)
 
-    found = claimed(process)
+    step = claimed(process)
 
-    assert (found.job_id, found.attempt, found.name) == (job_id, 1, "embed")
+    assert (step.job_id, step.attempt, step.name) == (job_id, 1, "embed")
     job = job_of(process, job_id)
     assert (job.state, job.attempt) == ("running", 1)
     assert job.started_at is not None
@@ -150,20 +150,20 @@ def test_pausing_one_queue_leaves_the_others_alone(process: Process) -> None:
 
 
 def test_eight_claimers_claim_every_step_once(process: Process, settings: Settings) -> None:
-    wanted = {id_ for n in range(6) for id_ in submit_many(process, 25, f"key-{n}")}
+    ids = {id_ for n in range(6) for id_ in submit_many(process, 25, f"key-{n}")}
 
     def work(own: Process, _: int) -> list[tuple[int, str]]:
-        found = []
+        pairs = []
         while (step := claim(own)) is not None:
-            found.append((step.step_id, str(step.job_id)))
-            if len(found) % 3:
+            pairs.append((step.step_id, str(step.job_id)))
+            if len(pairs) % 3:
                 succeed(own, step)
-        return found
+        return pairs
 
-    taken = [each for part in in_threads(8, settings, work) for each in part]
+    taken = [pair for part in in_threads(8, settings, work) for pair in part]
 
     assert max(Counter(step for step, _ in taken).values()) == 1
-    assert {job for _, job in taken} == {str(id_) for id_ in wanted}
+    assert {job for _, job in taken} == {str(id_) for id_ in ids}
 
 
 def test_a_claim_does_not_wait_for_one_that_is_not_committed_yet(process: Process) -> None:
@@ -210,9 +210,9 @@ def blocks_of_a_claim(process: Process) -> tuple[int, str]:
 
 
 def add_steps(process: Process, count: int, keys: int) -> None:
-    each = NewJob(kind=kinds.EMBED, input={"texts": ["a"]}, fair_key="")
+    job = NewJob(kind=kinds.EMBED, input={"texts": ["a"]}, fair_key="")
     with process.ledger.begin() as session:
-        job_id = submission.submit(session, each).id
+        job_id = submission.submit(session, job).id
         session.execute(
             text("""
                 INSERT INTO steps (job_id, name, queue, lane, fair_key, state, max_attempts)

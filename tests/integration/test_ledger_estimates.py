@@ -22,18 +22,18 @@ def estimates(process: Process) -> dict[UUID, Estimate]:
 
 def positions(process: Process) -> dict[UUID, int]:
     return {
-        id_: found.position
-        for id_, found in estimates(process).items()
-        if found.position is not None
+        id_: estimate.position
+        for id_, estimate in estimates(process).items()
+        if estimate.position is not None
     }
 
 
 def order_of_claims(process: Process, *, finish: bool) -> dict[UUID, int]:
     order: dict[UUID, int] = {}
-    while (found := claim(process)) is not None:
-        order[found.job_id] = len(order)
+    while (step := claim(process)) is not None:
+        order[step.job_id] = len(order)
         if finish:
-            succeed(process, found)
+            succeed(process, step)
     return order
 
 
@@ -51,9 +51,9 @@ def test_positions_are_the_order_of_claims_over_lanes_and_keys(process: Process,
         lane, key = chance.choice(list(Lane)), chance.choice(keys)
         submit_many(process, chance.randint(1, 4), key, lane)
 
-    told = positions(process)
+    answer = positions(process)
 
-    assert told == order_of_claims(process, finish=False)
+    assert answer == order_of_claims(process, finish=False)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -66,9 +66,9 @@ def test_positions_hold_for_one_slot_as_well(process: Process, seed: int) -> Non
     for _ in range(5):
         submit_many(process, chance.randint(1, 4), chance.choice("abc"))
 
-    told = positions(process)
+    answer = positions(process)
 
-    assert told == order_of_claims(process, finish=True)
+    assert answer == order_of_claims(process, finish=True)
 
 
 def test_jobs_whose_time_has_not_come_have_no_position_and_count_for_nobody(
@@ -103,8 +103,8 @@ def test_the_eta_is_the_recent_pace_over_the_slots_of_living_workers(process: Pr
                 )
             )
 
-    told = estimates(process)
-    assert (told[first].eta_s, told[second].eta_s) == (3.0, 6.0)
+    answer = estimates(process)
+    assert (answer[first].eta_s, answer[second].eta_s) == (3.0, 6.0)
 
 
 def test_a_running_job_is_estimated_by_its_own_progress(process: Process) -> None:
@@ -119,9 +119,9 @@ def test_a_running_job_is_estimated_by_its_own_progress(process: Process) -> Non
             )
         )
 
-    told = estimates(process)[job_id]
-    assert told.position is None
-    assert told.eta_s == pytest.approx(60, abs=5)
+    answer = estimates(process)[job_id]
+    assert answer.position is None
+    assert answer.eta_s == pytest.approx(60, abs=5)
 
 
 def test_jobs_that_have_ended_have_no_estimate(process: Process) -> None:

@@ -173,7 +173,7 @@ def test_a_step_that_kills_its_worker_ends_as_a_dead_letter(process: Process) ->
     invariants_hold(process, all_ended=True)
     with process.ledger.read() as session:
         dead = jobs.page(session, jobs.Filter(dead=True), limit=10, before=None)
-    assert [each.id for each in dead] == [job_id]
+    assert [row.id for row in dead] == [job_id]
 
 
 def test_a_redriven_dead_letter_runs_from_its_start(process: Process) -> None:

@@ -35,10 +35,10 @@ only_one_sweeper = threading.Lock()
 
 def deadlocks(process: Process) -> int:
     with process.ledger.read() as session:
-        found: int = session.execute(
+        count: int = session.execute(
             text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
         ).scalar_one()
-        return found
+        return count
 
 
 def some_job(process: Process, chance: random.Random) -> Any:
@@ -61,8 +61,8 @@ def one_operation(own: Process, chance: random.Random, held: list[Claim]) -> Non
             webhook=chance.choice([None, {"url": "http://127.0.0.1:9/"}]),
         )
     elif what == "claim":
-        found = claim(own, chance.choice([Queue.EMBED, Queue.EMBED, Queue.WEBHOOK]))
-        held += [found] if found else []
+        step = claim(own, chance.choice([Queue.EMBED, Queue.EMBED, Queue.WEBHOOK]))
+        held += [step] if step else []
     elif what == "expire":
         with only_one_sweeper:
             lose_workers(own, {})

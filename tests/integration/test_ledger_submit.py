@@ -39,7 +39,7 @@ from workers.attempts.process import Process
 from workers.sweep import Sweeper
 
 
-def asked(**fields: Any) -> NewJob:
+def new_job(**fields: Any) -> NewJob:
     return NewJob(**{"kind": kinds.EMBED, "input": {"texts": ["a"]}, "fair_key": "k", **fields})
 
 
@@ -68,9 +68,9 @@ def events_of(process: Process, job_id: UUID) -> list[tuple[str, dict[str, Any]]
 
 def test_the_same_key_and_body_give_the_same_job(process: Process) -> None:
     with process.ledger.begin() as session:
-        first = submission.submit(session, asked(idempotency_key="once"))
+        first = submission.submit(session, new_job(idempotency_key="once"))
     with process.ledger.begin() as session:
-        second = submission.submit(session, asked(idempotency_key="once"))
+        second = submission.submit(session, new_job(idempotency_key="once"))
 
     assert (first.is_new, second.is_new) == (True, False)
     assert (second.id, second.created_at) == (first.id, first.created_at)
@@ -94,17 +94,17 @@ def test_the_same_key_with_another_body_is_refused(
     process: Process, changed: dict[str, Any]
 ) -> None:
     with process.ledger.begin() as session:
-        submission.submit(session, asked(idempotency_key="once"))
+        submission.submit(session, new_job(idempotency_key="once"))
 
     with pytest.raises(Conflict, match="once"), process.ledger.begin() as session:
-        submission.submit(session, asked(idempotency_key="once", **changed))
+        submission.submit(session, new_job(idempotency_key="once", **changed))
     assert count_of(process, Job) == 1
 
 
 def test_keys_of_different_clients_do_not_meet(process: Process) -> None:
     with process.ledger.begin() as session:
-        one = submission.submit(session, asked(idempotency_key="once", fair_key="anna"))
-        other = submission.submit(session, asked(idempotency_key="once", fair_key="ben"))
+        one = submission.submit(session, new_job(idempotency_key="once", fair_key="anna"))
+        other = submission.submit(session, new_job(idempotency_key="once", fair_key="ben"))
 
     assert one.id != other.id
 
@@ -113,42 +113,42 @@ def test_sixteen_concurrent_submits_with_one_key_make_one_job(
     process: Process, settings: Settings
 ) -> None:
     def work(own: Process, _: int) -> set[UUID]:
-        found = set()
+        ids = set()
         for n in range(5):
             with own.ledger.begin() as session:
-                found.add(submission.submit(session, asked(idempotency_key=f"key {n}")).id)
-        return found
+                ids.add(submission.submit(session, new_job(idempotency_key=f"key {n}")).id)
+        return ids
 
     answers = in_threads(16, settings, work)
 
     assert len(set.union(*answers)) == 5
-    assert all(len(each) == 5 for each in answers)
+    assert all(len(ids) == 5 for ids in answers)
     assert (count_of(process, Job), count_of(process, Step)) == (5, 5)
 
 
 def test_a_key_whose_first_submit_was_rolled_back_is_free(process: Process) -> None:
-    roll_back(process, lambda session: submission.submit(session, asked(idempotency_key="once")))
+    roll_back(process, lambda session: submission.submit(session, new_job(idempotency_key="once")))
 
     with process.ledger.begin() as session:
-        assert submission.submit(session, asked(idempotency_key="once", metadata={"n": 2})).is_new
+        assert submission.submit(session, new_job(idempotency_key="once", metadata={"n": 2})).is_new
 
 
 def test_a_batch_is_committed_whole_or_not_at_all(process: Process) -> None:
     with process.ledger.begin() as session:
-        ids = submission.submit_batch(session, [asked(metadata={"n": n}) for n in range(20)])
+        ids = submission.submit_batch(session, [new_job(metadata={"n": n}) for n in range(20)])
     assert [job_of(process, id_).meta["n"] for id_ in ids] == list(range(20))
     assert process.ledger.bell.waiting("embed") == 20
     invariants_hold(process)
 
-    bad = asked(metadata={"of": {1, 2}})  # a set is no JSON
+    bad = new_job(metadata={"of": {1, 2}})  # a set is no JSON
     with pytest.raises(Exception, match="JSON"), process.ledger.begin() as session:
-        submission.submit_batch(session, [asked(), bad])
+        submission.submit_batch(session, [new_job(), bad])
     assert count_of(process, Job) == 20
 
 
 def test_nothing_is_announced_before_the_commit_nor_after_a_rollback(process: Process) -> None:
     with process.ledger.begin() as session:
-        job_id = submission.submit(session, asked()).id
+        job_id = submission.submit(session, new_job()).id
         jobs.advance(session, job_id, 1)
         assert process.ledger.bell.waiting("embed") == 0
         assert events_of(process, job_id) == []
@@ -158,7 +158,7 @@ def test_nothing_is_announced_before_the_commit_nor_after_a_rollback(process: Pr
     made: list[UUID] = []
 
     def submit_more(session: Transaction) -> None:
-        made.append(submission.submit(session, asked()).id)
+        made.append(submission.submit(session, new_job()).id)
         jobs.advance(session, made[0], 1)
 
     roll_back(process, submit_more)

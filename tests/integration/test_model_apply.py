@@ -95,10 +95,10 @@ def test_a_pull_tells_its_progress(process: Process, wire: Wire, redis_url: str)
     job = job_of(process, job_id)
     assert (job.state, job.result) == ("succeeded", {"action": "pull", "name": "ollama/new"})
     assert (job.progress_done, job.progress_total, job.progress_unit) == (TOTAL, TOTAL, "bytes")
-    told = progress_of(redis_url, job_id)
-    assert len(told) > 2
-    assert [each["done"] for each in told] == sorted(each["done"] for each in told)
-    assert all(each["done"] <= each["total"] for each in told)
+    events = progress_of(redis_url, job_id)
+    assert len(events) > 2
+    assert [event["done"] for event in events] == sorted(event["done"] for event in events)
+    assert all(event["done"] <= event["total"] for event in events)
     assert "new" in wire.models
     invariants_hold(process, all_ended=True)
 
@@ -117,8 +117,8 @@ def test_a_pull_that_breaks_off_goes_on_and_takes_nothing_back(
     drain(process, TABLE)
 
     assert job_of(process, job_id).state == "succeeded"
-    told = [each["done"] for each in progress_of(redis_url, job_id)]
-    assert told == sorted(told)
+    amounts = [event["done"] for event in progress_of(redis_url, job_id)]
+    assert amounts == sorted(amounts)
     assert len(wire.bodies("/api/pull")) > 1
 
 

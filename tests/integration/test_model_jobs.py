@@ -35,8 +35,8 @@ def process(settings: Settings, ledger: Ledger, wire: Wire) -> Iterator[Process]
 
 
 def order(process: Process, action: str, name: str, **fields: Any) -> UUID:
-    asked = ModelInput.model_validate({"action": action, "name": name} | fields)
-    return submit(process, kinds.MODEL, asked.model_dump(mode="json"))
+    input_ = ModelInput.model_validate({"action": action, "name": name} | fields)
+    return submit(process, kinds.MODEL, input_.model_dump(mode="json"))
 
 
 def pulls(process: Process) -> list[Job]:

@@ -67,19 +67,19 @@ def test_a_worker_claims_only_what_it_serves(process: Process) -> None:
     remote = say(process, "x", model="ollama/any")
 
     assert claim(serving(process), Queue.GENERATE) is None
-    found = claim(a, Queue.GENERATE)
-    assert found is not None
-    assert found.job_id == of_a
+    step = claim(a, Queue.GENERATE)
+    assert step is not None
+    assert step.job_id == of_a
     assert claim(a, Queue.GENERATE) is None
     taken = [claim(b, Queue.GENERATE), claim(b, Queue.GENERATE)]
-    assert [each.job_id for each in taken if each] == [of_b, remote]
+    assert [step.job_id for step in taken if step] == [of_b, remote]
 
 
 def test_the_oldest_of_several_models_comes_first(process: Process) -> None:
     both = serving(process, "hf/a", "hf/z")
     ids = [say(process, "x", model=f"hf/{name}") for name in "zaaz"]
-    found = [claim(both, Queue.GENERATE) for _ in ids]
-    assert [each.job_id for each in found if each] == ids
+    steps = [claim(both, Queue.GENERATE) for _ in ids]
+    assert [step.job_id for step in steps if step] == ids
 
 
 def test_rings_go_to_the_list_of_the_model(process: Process) -> None:
@@ -98,7 +98,7 @@ def test_rings_go_to_the_list_of_the_model(process: Process) -> None:
             "generate.ollama": 1,
         }
         summaries = queues.overview(session, bell, worker_heartbeat_s=5)
-        (summary,) = [each for each in summaries if each.name == "generate"]
+        (summary,) = [summary for summary in summaries if summary.name == "generate"]
     assert (summary.queued, summary.messages) == (3, 3)
 
 
@@ -129,11 +129,11 @@ def test_position_counts_the_model_s_own_queue(process: Process) -> None:
 
 def test_a_job_whose_model_nobody_serves_says_so(process: Process) -> None:
     lives(serving(process, "hf/b"))
-    found = estimated(process, say(process, "x", model="hf/a"))
-    assert found.position == 0
-    assert found.eta_s is None
-    assert found.waiting_for is not None
-    assert "sluice worker generate --model hf/a" in found.waiting_for
+    estimate = estimated(process, say(process, "x", model="hf/a"))
+    assert estimate.position == 0
+    assert estimate.eta_s is None
+    assert estimate.waiting_for is not None
+    assert "sluice worker generate --model hf/a" in estimate.waiting_for
     assert estimated(process, say(process, "x", model="hf/b")).waiting_for is None
 
 

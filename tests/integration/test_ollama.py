@@ -33,8 +33,8 @@ ADD = Tool(
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Remote]:
-    with remote("ollama") as found:
-        yield found
+    with remote("ollama") as running:
+        yield running
 
 
 @pytest.fixture
@@ -47,16 +47,16 @@ def fresh(server: Remote) -> Remote:
 
 @pytest.fixture
 def generator(fresh: Remote) -> Iterator[RemoteGenerator]:
-    with fresh.generator() as found:
-        yield found
+    with fresh.generator() as opened:
+        yield opened
 
 
 class TestContract(GeneratorContract):
     @pytest.fixture
     def generator(self, fresh: Remote) -> Iterator[TextGenerator]:
         fresh.wire.of(MODEL).delay_s = 0.001
-        with fresh.generator() as found:
-            yield found
+        with fresh.generator() as opened:
+            yield opened
 
     def request(self) -> Request:
         return Request(messages=said("Please count to 30."))
@@ -163,9 +163,9 @@ def test_a_tools_result_goes_by_its_name(fresh: Remote, generator: RemoteGenerat
     )
     completion, _ = ended(generator.start(Request(messages=messages, tools=(ADD,))))
     assert completion.text == "The tool says 2"
-    told = fresh.wire.bodies("/api/chat")[0]["messages"]
-    assert told[1]["tool_calls"] == [{"function": {"name": "add", "arguments": {"a": 1}}}]
-    assert told[2]["tool_name"] == "add"
+    sent = fresh.wire.bodies("/api/chat")[0]["messages"]
+    assert sent[1]["tool_calls"] == [{"function": {"name": "add", "arguments": {"a": 1}}}]
+    assert sent[2]["tool_name"] == "add"
 
 
 def test_what_the_client_drops_of_a_schema_is_in_the_description(

@@ -33,8 +33,8 @@ SEND = Tool(name="send", description="Sends.", parameters=NESTED)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Remote]:
-    with remote("openai") as found:
-        yield found
+    with remote("openai") as running:
+        yield running
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def fresh(server: Remote) -> Remote:
 
 @pytest.fixture
 def generator(fresh: Remote) -> Iterator[RemoteGenerator]:
-    with fresh.generator() as found:
-        yield found
+    with fresh.generator() as opened:
+        yield opened
 
 
 class OpenAIContract(GeneratorContract):
@@ -57,8 +57,8 @@ class OpenAIContract(GeneratorContract):
     @pytest.fixture
     def generator(self, fresh: Remote) -> Iterator[TextGenerator]:
         fresh.wire.of(MODEL).delay_s = 0.001
-        with fresh.generator(openai_resume=self.resume) as found:
-            yield found
+        with fresh.generator(openai_resume=self.resume) as opened:
+            yield opened
 
     def request(self) -> Request:
         return Request(messages=said("Please count to 30."))
@@ -178,9 +178,9 @@ def test_a_tools_result_goes_by_the_calls_id(fresh: Remote, generator: RemoteGen
     )
     completion, _ = ended(generator.start(Request(messages=messages, tools=(SEND,))))
     assert completion.text == "The tool says sent"
-    told = fresh.wire.bodies(CHAT)[0]["messages"]
-    assert told[1]["tool_calls"][0]["function"] == {"name": "send", "arguments": '{"to": {}}'}
-    assert told[2]["tool_call_id"] == "x1"
+    sent = fresh.wire.bodies(CHAT)[0]["messages"]
+    assert sent[1]["tool_calls"][0]["function"] == {"name": "send", "arguments": '{"to": {}}'}
+    assert sent[2]["tool_call_id"] == "x1"
 
 
 def test_arguments_that_are_no_json_are_an_error(generator: RemoteGenerator) -> None:

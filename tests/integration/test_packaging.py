@@ -197,9 +197,9 @@ def test_examples_hold_the_answers_and_in_one_place_each(
 
 def test_demo_asks_what_the_examples_page_answers() -> None:
     demo = (ROOT / "examples" / "demo.py").read_text(encoding="utf-8")
-    asked = [question for question, _, _ in _example_rows() if f'"{question}"' in demo]
-    assert len(asked) == 2
-    assert len([question for question in asked if re.search("[가-힣]", question)]) == 1
+    questions = [question for question, _, _ in _example_rows() if f'"{question}"' in demo]
+    assert len(questions) == 2
+    assert len([question for question in questions if re.search("[가-힣]", question)]) == 1
 
 
 def test_scripts_can_be_run() -> None:

@@ -132,16 +132,16 @@ def test_messages_and_conversations_come_in_pages(ann: httpx.Client, ledger: Led
         )
     assert ann.get(f"/v1/conversations/{talk}").json()["messages"] == 450
     path = f"/v1/conversations/{talk}/messages"
-    found: list[int] = []
+    numbers: list[int] = []
     cursor: str | None = None
     sizes: list[int] = []
     while True:
         page = ann.get(path, params={"cursor": cursor} if cursor else {}).json()
         sizes.append(len(page["items"]))
-        found += [int(item["message"]["content"]) for item in page["items"]]
+        numbers += [int(item["message"]["content"]) for item in page["items"]]
         if (cursor := page["next_cursor"]) is None:
             break
-    assert found == list(range(450))
+    assert numbers == list(range(450))
     assert sizes == [200, 200, 50]
     problem(ann.get(path, params={"cursor": "nonsense"}), 400)
     problem(ann.get(path, params={"limit": 0}), 422)

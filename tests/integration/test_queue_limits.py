@@ -58,8 +58,8 @@ def later() -> dict[str, str]:
 def test_one_key_does_not_fill_the_queue_for_the_others(of: Of) -> None:
     ann, bob = of("s3cret-of-ann"), of("old-of-bob")
     assert [ann.post("/v1/jobs", json=EMBED).status_code for _ in range(3)] == [202] * 3
-    found = problem(ann.post("/v1/jobs", json=EMBED), 429)
-    assert "SLUICE_QUEUE_LIMIT_STEPS_PER_KEY" in found["detail"]
+    refusal = problem(ann.post("/v1/jobs", json=EMBED), 429)
+    assert "SLUICE_QUEUE_LIMIT_STEPS_PER_KEY" in refusal["detail"]
     assert bob.post("/v1/jobs", json=EMBED).status_code == 202
     assert "SLUICE_QUEUE_LIMIT_STEPS)" in problem(bob.post("/v1/jobs", json=EMBED), 429)["detail"]
 

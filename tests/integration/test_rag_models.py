@@ -35,8 +35,8 @@ def collection(process: Process) -> str:
 
 
 def ask(process: Process, collection: str, question: str, **fields: Any) -> UUID:
-    asked = {"collection": collection, "question": question, "model": MODEL} | fields
-    return submit(process, kinds.RAG, RagInput.model_validate(asked).model_dump(mode="json"))
+    body = {"collection": collection, "question": question, "model": MODEL} | fields
+    return submit(process, kinds.RAG, RagInput.model_validate(body).model_dump(mode="json"))
 
 
 def prompt_of(wire: Wire) -> str:
@@ -70,32 +70,32 @@ def test_passages_that_find_no_room_are_dropped_from_the_tail(
         process, name, {f"d{n}": f"The tower {n} is old. " * 12 for n in range(5)},
         splitter={"type": "recursive", "chunk_size": 400, "chunk_overlap": 0},
     )  # fmt: skip
-    asked = ask(process, name, "How old?", k=5, parameters={"max_tokens": 32})
-    result = answered(process, asked)
+    job_id = ask(process, name, "How old?", k=5, parameters={"max_tokens": 32})
+    result = answered(process, job_id)
     assert 0 < result["passages_dropped"] < 5
 
 
 @pytest.mark.parametrize(
-    ("question", "told"), [("What is it?", NOT_FOUND), ("이것은 무엇인가요?", NOT_FOUND_KOREAN)]
+    ("question", "answer"), [("What is it?", NOT_FOUND), ("이것은 무엇인가요?", NOT_FOUND_KOREAN)]
 )
 def test_without_passages_no_model_is_asked(
-    process: Process, wire: Wire, question: str, told: str
+    process: Process, wire: Wire, question: str, answer: str
 ) -> None:
     empty = new_collection(process)
     result = answered(process, ask(process, empty, question))
-    assert (result["answer"], result["citations"]) == (told, [])
+    assert (result["answer"], result["citations"]) == (answer, [])
     assert wire.bodies("/api/chat") == []
 
 
 def test_json_about_passages_is_valid_and_counts_markers(process: Process, collection: str) -> None:
     schema = {"type": "object", "required": ["room"]}
-    asked = ask(
+    job_id = ask(
         process, collection, '{"room": "2 [1]"}', k=1, prompt="{question} {context}",
         response_format={"type": "json", "schema": schema},
     )  # fmt: skip
-    result = answered(process, asked)
+    result = answered(process, job_id)
     assert result["parsed"] == {"room": "2 [1]"}
-    assert [each["marker"] for each in result["citations"]] == ["[1]"]
+    assert [citation["marker"] for citation in result["citations"]] == ["[1]"]
 
 
 def test_a_question_beyond_the_window_says_how_much_too_long_it_is(

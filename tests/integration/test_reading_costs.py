@@ -66,9 +66,9 @@ def rows_read(process: Process, call: Callable[[Transaction], Any]) -> int:
 
 def calls(process: Process, depths: Depths, some: UUID) -> dict[str, Callable[[Transaction], Any]]:
     def page(session: Transaction) -> None:
-        found = jobs.page(session, Filter(), limit=50, before=None)
-        estimates = estimate(session, found, worker_heartbeat_s=5, depths=depths)
-        assert all(estimates[job.id].position is not None for job in found)
+        listed = jobs.page(session, Filter(), limit=50, before=None)
+        estimates = estimate(session, listed, worker_heartbeat_s=5, depths=depths)
+        assert all(estimates[job.id].position is not None for job in listed)
 
     def one(session: Transaction) -> None:
         estimate(session, [jobs.get(session, some)], worker_heartbeat_s=5, depths=depths)
@@ -106,8 +106,8 @@ def test_a_long_queue_is_counted_as_a_whole_now_and_then(
 
     def queued() -> int:
         with process.ledger.read() as session:
-            found = queues.overview(session, process.ledger.bell, depths=depths)
-        return next(each.queued for each in found if each.name == "embed")
+            summaries = queues.overview(session, process.ledger.bell, depths=depths)
+        return next(summary.queued for summary in summaries if summary.name == "embed")
 
     assert queued() == LONG
     fill(process, 100)
@@ -123,16 +123,18 @@ def test_positions_in_a_long_queue_are_off_by_few(process: Process, depths: Dept
     last = submit(process, lane=Lane.BULK)
     with process.ledger.read() as session:
         every = [jobs.get(session, id_) for id_ in (*ids[::37], first, last)]
-        found = estimate(session, every, worker_heartbeat_s=5, depths=depths)
+        estimates = estimate(session, every, worker_heartbeat_s=5, depths=depths)
     newer = submit(process, fair_key="a")
     with process.ledger.read() as session:
-        found |= estimate(session, [jobs.get(session, newer)], worker_heartbeat_s=5, depths=depths)
+        estimates |= estimate(
+            session, [jobs.get(session, newer)], worker_heartbeat_s=5, depths=depths
+        )
 
-    assert found[first].position == 0
-    assert found[last].position == LONG + 1
-    assert found[newer].position == LONG + 1  # behind all that were counted
+    assert estimates[first].position == 0
+    assert estimates[last].position == LONG + 1
+    assert estimates[newer].position == LONG + 1  # behind all that were counted
     for rank, id_ in list(enumerate(ids))[::37]:
-        position = found[id_].position
+        position = estimates[id_].position
         assert position is not None
         assert abs(position - (rank + 1)) <= MARK_EVERY
 
@@ -141,8 +143,8 @@ def test_a_queue_that_is_not_long_is_exact(process: Process, depths: Depths) -> 
     ids = submit_many(process, EXACT_STEPS, "a")
     with process.ledger.read() as session:
         every = [jobs.get(session, id_) for id_ in (ids[0], ids[617], ids[-1])]
-        found = estimate(session, every, worker_heartbeat_s=5, depths=depths)
-    assert [found[job.id].position for job in every] == [0, 617, EXACT_STEPS - 1]
+        estimates = estimate(session, every, worker_heartbeat_s=5, depths=depths)
+    assert [estimates[job.id].position for job in every] == [0, 617, EXACT_STEPS - 1]
 
 
 def test_the_next_step_of_a_job_is_found_among_many(process: Process, depths: Depths) -> None:
@@ -198,10 +200,10 @@ def test_claims_do_not_walk_over_steps_whose_time_has_not_come(process: Process)
     delay(9000)
     many = costs()
     due = submit(process, fair_key="a")
-    found = costs()
+    with_due = costs()
 
-    for each in (many, found):
-        assert all(b <= a + 50 for a, b in zip(few, each, strict=True)), (few, many, found)
+    for counts in (many, with_due):
+        assert all(b <= a + 50 for a, b in zip(few, counts, strict=True)), (few, many, with_due)
     assert claimed(process).job_id == due
     assert claim(process) is None
 
@@ -256,8 +258,8 @@ def test_many_running_jobs_are_estimated_with_one_look_at_the_clock(process: Pro
     )
     with process.ledger.read() as session:
         every = jobs.page(session, Filter(), limit=9, before=None)
-        found = estimate(session, every, worker_heartbeat_s=5)
-    assert len(found) == 5
+        estimates = estimate(session, every, worker_heartbeat_s=5)
+    assert len(estimates) == 5
     assert len(statements) == 2, statements
 
 

@@ -26,8 +26,8 @@ LONG = Request(messages=said("count to 2000"), sampling=Sampling(max_tokens=2000
 
 @pytest.fixture(scope="module", params=["ollama", "openai"])
 def server(request: pytest.FixtureRequest) -> Iterator[Remote]:
-    with remote(request.param) as found:
-        yield found
+    with remote(request.param) as running:
+        yield running
 
 
 @pytest.fixture
@@ -47,7 +47,9 @@ def narrow(server: Remote) -> dict[str, int]:
 def prompts(server: Remote) -> list[str]:
     """The last message of each request, in the order in which they came."""
     return [
-        each.body["messages"][-1]["content"] for each in server.wire.requests if "chat" in each.path
+        request.body["messages"][-1]["content"]
+        for request in server.wire.requests
+        if "chat" in request.path
     ]
 
 
@@ -56,7 +58,7 @@ def test_no_more_are_with_the_server_than_the_setting_says(slow: Remote) -> None
     request = Request(messages=said("count to 20"))
     with slow.generator(**limit) as generator:
         under_way = [generator.start(request) for _ in range(9)]
-        assert all(ended(each)[0].text for each in under_way)
+        assert all(ended(generation)[0].text for generation in under_way)
     assert slow.wire.most_running == 3
 
 
@@ -158,8 +160,8 @@ def test_models_of_a_server_share_its_limit() -> None:
         shared = OllamaServer(settings)
         request = Request(messages=said("count to 20"))
         generators = [OllamaGenerator(shared, model) for model in (MODEL, "other")]
-        under_way = [each.start(request) for each in generators for _ in range(2)]
-        assert all(ended(each)[0].text for each in under_way)
+        under_way = [generator.start(request) for generator in generators for _ in range(2)]
+        assert all(ended(generation)[0].text for generation in under_way)
         shared.close()
         assert server.wire.most_running == 1
 

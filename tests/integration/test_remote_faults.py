@@ -23,8 +23,8 @@ WHOLE = " ".join(str(number) for number in range(1, 31))
 
 @pytest.fixture(scope="module", params=["ollama", "openai"])
 def server(request: pytest.FixtureRequest) -> Iterator[Remote]:
-    with remote(request.param) as found:
-        yield found
+    with remote(request.param) as running:
+        yield running
 
 
 @pytest.fixture
@@ -36,11 +36,11 @@ def faulty(server: Remote) -> Behaviour:
 
 @pytest.fixture
 def generator(server: Remote) -> Iterator[RemoteGenerator]:
-    with server.generator() as found:
-        yield found
+    with server.generator() as opened:
+        yield opened
         # Whatever happened: it lives on.
         server.wire.behaviours[MODEL] = Behaviour()
-        assert ended(found.start(COUNT))[0].text == WHOLE
+        assert ended(opened.start(COUNT))[0].text == WHOLE
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -53,8 +53,8 @@ def test_where_a_server_points_to_nobody_goes(
     faulty.refuse_times, faulty.refuse_status, faulty.location = 1, status, "?again"
     with pytest.raises(Permanent, match=f"answered {status}.*nobody follows"):
         ended(generator.start(COUNT if prompt is None else Request(prompt=prompt)))
-    asked = [request.path for request in server.wire.requests if request.path != "/api/show"]
-    assert len(asked) == 1
+    paths = [request.path for request in server.wire.requests if request.path != "/api/show"]
+    assert len(paths) == 1
 
 
 @pytest.mark.parametrize("fault", ["break_after", "error_after", "malformed_after"])
@@ -106,7 +106,7 @@ def test_a_server_that_cannot_now_is_unavailable(
     with pytest.raises(Unavailable, match=str(status)) as raised:
         ended(generator.start(COUNT))
     assert raised.value.retry_after_s is None
-    chats = [each for each in server.wire.requests[before:] if "show" not in each.path]
+    chats = [request for request in server.wire.requests[before:] if "show" not in request.path]
     assert len(chats) == 1, "the client tried again by itself"
     assert server.wire.url.rstrip("/") in raised.value.message
 

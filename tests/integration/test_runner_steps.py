@@ -266,7 +266,7 @@ def test_heartbeats_end_with_their_step(process: Process) -> None:
         submit(process)
     drain(process, doing(lambda _: {}))
 
-    assert not [each for each in threading.enumerate() if each.name == "heartbeat"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False], ids=["cancelled", "beyond its limit"])
@@ -370,7 +370,7 @@ def test_a_commit_whose_answer_is_lost_keeps_the_result(process: Process, togeth
         with ExitStack() as stack:
             contexts = [Context(process, claimed(process)) for _ in job_ids]
             running = [
-                stack.enter_context(heartbeats_of(process).during(each)) for each in contexts
+                stack.enter_context(heartbeats_of(process).during(context)) for context in contexts
             ]
             conclude_all(
                 process, handler, [(heartbeat, work(heartbeat.context)) for heartbeat in running]

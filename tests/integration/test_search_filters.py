@@ -22,7 +22,7 @@ from workers.attempts.process import Process
 TEXT = "The kite is red."
 
 
-def found(process: Process, collection: str, where: Mapping[str, Any]) -> set[str]:
+def sources_of(process: Process, collection: str, where: Mapping[str, Any]) -> set[str]:
     return {
         hit.source
         for hit in search(process, collection, "kite", k=50, search={"filter": dict(where)})
@@ -53,10 +53,10 @@ def test_every_key_is_stored_returned_and_found(process: Process) -> None:
     )
     for key in KEYS:
         if key != "text":
-            assert found(process, collection, {key: record[key]}) == {"a.json"}, key
-            assert found(process, collection, {key: "nothing"}) == set(), key
+            assert sources_of(process, collection, {key: record[key]}) == {"a.json"}, key
+            assert sources_of(process, collection, {key: "nothing"}) == set(), key
     several = {key: record[key] for key in ("source", "$and", "", "a.b")}
-    assert found(process, collection, several) == {"a.json"}
+    assert sources_of(process, collection, several) == {"a.json"}
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_a_key_of_ours_is_the_users_where_he_has_one(
         (hit,) = [one for one in search(process, collection, "kite") if one.source == "plain"]
         own = hit.document_id
 
-    assert found(process, collection, {key: own}) == {"plain"}
-    assert found(process, collection, {key: "wiki"}) == {"wiki"}
-    assert found(process, collection, {key: 7}) == {"number"}
+    assert sources_of(process, collection, {key: own}) == {"plain"}
+    assert sources_of(process, collection, {key: "wiki"}) == {"wiki"}
+    assert sources_of(process, collection, {key: 7}) == {"number"}
 
 
 VALUES = [
@@ -119,12 +119,12 @@ def test_forms_of_the_same_letters_are_one_key_and_one_value(process: Process) -
 
     for form in ("NFC", "NFD", "NFKC"):
         where = {unicodedata.normalize(form, key): unicodedata.normalize(form, value)}
-        assert found(process, collection, where) == {"a", "b.json"}
+        assert sources_of(process, collection, where) == {"a", "b.json"}
     hits = {hit.source: hit.metadata for hit in search(process, collection, "kite")}
     assert hits["a"]["부서"] == "총무팀 café"
     # Neither of two is lost; as of two columns of one name, the second is numbered.
     assert (hits["b.json"]["이름"], hits["b.json"]["이름 (2)"]) == (1, 2)
-    assert found(process, collection, {"이름 (2)": 2}) == {"b.json"}
+    assert sources_of(process, collection, {"이름 (2)": 2}) == {"b.json"}
 
 
 def test_columns_of_any_name_are_found(process: Process) -> None:
@@ -157,7 +157,7 @@ def test_metadata_of_the_job_goes_before_what_we_note(process: Process) -> None:
         splitter={"type": "markdown"},
     )
     for key, value in own.items():
-        assert found(process, collection, {key: value}) == {"a.csv", "b.html", "c.md"}
+        assert sources_of(process, collection, {key: value}) == {"a.csv", "b.html", "c.md"}
 
 
 def test_other_programs_read_the_users_keys_beside_ours(process: Process, chroma_url: str) -> None:

@@ -112,8 +112,8 @@ class Adapter(Embeddings):
     """What a LangChain program would use; here the very model of the workers."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        found: list[list[float]] = embedders().get().encode(texts, between=lambda: None).tolist()
-        return found
+        vectors: list[list[float]] = embedders().get().encode(texts, between=lambda: None).tolist()
+        return vectors
 
     def embed_query(self, text: str) -> list[float]:
         return self.embed_documents([text])[0]
@@ -134,7 +134,7 @@ def test_langchain_opens_the_collection_and_finds_the_same(
         ours = search(process, collection, query, k=2)
         theirs = opened.similarity_search_with_score(query, k=2)
 
-        assert [found.page_content for found, _ in theirs] == [hit.text for hit in ours]
+        assert [document.page_content for document, _ in theirs] == [hit.text for hit in ours]
         assert theirs[0][0].metadata["source"] == ours[0].source
         assert theirs[0][0].metadata["team"] == "zoo"
         assert theirs[0][0].metadata["start_index"] == ours[0].start
@@ -146,8 +146,8 @@ def test_langchain_opens_the_collection_and_finds_the_same(
 def test_an_answer_quotes_what_is_there_and_cites_it(process: Process) -> None:
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
-    asked = {"collection": collection, "question": "When does the train to Busan leave?"}
-    job_id = submit(process, kinds.RAG, asked)
+    input_ = {"collection": collection, "question": "When does the train to Busan leave?"}
+    job_id = submit(process, kinds.RAG, input_)
     drain(process)
 
     job = job_of(process, job_id)
@@ -155,7 +155,9 @@ def test_an_answer_quotes_what_is_there_and_cites_it(process: Process) -> None:
     assert job.result is not None
     assert "leaves at nine" in job.result["answer"]
     assert job.result["model"] == "extractive"
-    (citation,) = [each for each in job.result["citations"] if each["source"] == "trains"]
+    (citation,) = [
+        citation for citation in job.result["citations"] if citation["source"] == "trains"
+    ]
     assert citation["marker"] in job.result["answer"]
     assert citation["text"] == TEXTS["trains"]
 
@@ -166,8 +168,8 @@ def test_text_that_is_erased_between_finding_and_answering_is_not_quoted(
 
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
-    asked = {"collection": collection, "question": "When does the train to Busan leave?"}
-    job_id = submit(process, kinds.RAG, asked)
+    input_ = {"collection": collection, "question": "When does the train to Busan leave?"}
+    job_id = submit(process, kinds.RAG, input_)
     assert run_next(process, handlers(), "query")
     id_ = document_id(process, collection, "trains")
     submit(process, kinds.ERASE, {"document_ids": [str(id_)]})
@@ -188,8 +190,8 @@ def test_text_that_is_replaced_between_finding_and_answering_is_not_quoted(
 
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
-    asked = {"collection": collection, "question": "When does the train to Busan leave?"}
-    job_id = submit(process, kinds.RAG, asked)
+    input_ = {"collection": collection, "question": "When does the train to Busan leave?"}
+    job_id = submit(process, kinds.RAG, input_)
     assert run_next(process, handlers(), "query")
     order(process, collection, {"trains": "No trains run."})
     for queue in ("ingest", "ingest", "embed"):
@@ -207,8 +209,8 @@ def test_a_question_about_a_collection_that_is_being_erased_finds_no_collection(
 
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
-    asked = {"collection": collection, "question": "When does the train to Busan leave?"}
-    job_id = submit(process, kinds.RAG, asked)
+    input_ = {"collection": collection, "question": "When does the train to Busan leave?"}
+    job_id = submit(process, kinds.RAG, input_)
     assert run_next(process, handlers(), "query")
     submit(process, kinds.ERASE, {"collection": collection})
     erasing.erase(Context(process, claimed(process, Queue.CONTROL)))

@@ -125,13 +125,13 @@ def test_embedding_names_the_texts(process: Process) -> None:
 def test_a_long_query_or_question_is_named(process: Process) -> None:
     collection = new_collection(process)
     ingest(process, collection, {"trains": TRAINS})
-    asked = "When does the train to Busan leave? " * 60
+    question = "When does the train to Busan leave? " * 60
 
-    search = SearchInput(collection=collection, query=asked)
+    search = SearchInput(collection=collection, query=question)
     (warning,) = warnings_of(process, kinds.SEARCH, search)
-    assert f"The query has {tokens(asked.strip()):,} tokens" in warning
-    rag = RagInput(collection=collection, question=asked)
+    assert f"The query has {tokens(question.strip()):,} tokens" in warning
+    rag = RagInput(collection=collection, question=question)
     (warning,) = warnings_of(process, kinds.RAG, rag)
-    assert f"The question has {tokens(asked.strip()):,} tokens" in warning
+    assert f"The question has {tokens(question.strip()):,} tokens" in warning
     short = SearchInput(collection=collection, query="When?")
     assert warnings_of(process, kinds.SEARCH, short) == []

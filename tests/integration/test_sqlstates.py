@@ -83,7 +83,7 @@ REAL: dict[Callable[[Ledger], None], Meaning] = {
 
 
 @pytest.mark.parametrize(
-    ("cause", "meaning"), REAL.items(), ids=lambda each: getattr(each, "__name__", str(each))
+    ("cause", "meaning"), REAL.items(), ids=lambda value: getattr(value, "__name__", str(value))
 )
 def test_errors_as_they_happen(
     ledger: Ledger, cause: Callable[[Ledger], None], meaning: Meaning

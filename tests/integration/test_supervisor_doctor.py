@@ -15,20 +15,20 @@ from tests.integration.fake_api import State, answering, listening, serving
 
 def checks(home: Path, **changes: object) -> dict[str, DoctorCheck]:
     settings = Settings(_env_file=None, home=home).model_copy(update=changes)
-    found = check(settings)
-    assert all(one.fix for one in found if not one.ok), "each failed check says what to do"
-    return {one.name: one for one in found}
+    report = check(settings)
+    assert all(one.fix for one in report if not one.ok), "each failed check says what to do"
+    return {one.name: one for one in report}
 
 
 def test_a_machine_that_is_ready_for_up_lacks_only_the_stack(tmp_path: Path) -> None:
-    found = checks(tmp_path / "not made yet")
-    assert [name for name, one in found.items() if not one.ok] == ["local stack"]
+    report = checks(tmp_path / "not made yet")
+    assert [name for name, one in report.items() if not one.ok] == ["local stack"]
     assert not (tmp_path / "not made yet").exists()
 
 
 def test_what_is_wrong_is_named_with_its_setting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    found = checks(
+    report = checks(
         tmp_path / "file" / "home",
         embedding_model="nobody/has-this",
         generation_model="ollama/tiny",
@@ -49,8 +49,8 @@ def test_what_is_wrong_is_named_with_its_setting(tmp_path: Path) -> None:
         "database": "SLUICE_DATABASE_URL",
         "API": "SLUICE_URL",
     }.items():
-        assert not found[name].ok, name
-        assert setting in found[name].fix
+        assert not report[name].ok, name
+        assert setting in report[name].fix
 
 
 def test_a_model_in_a_folder_is_found(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_the_api_that_answers_is_asked_whether_it_wants_keys(
     with serving(state) as url:
         monkeypatch.setenv("SLUICE_URL", url)
         monkeypatch.setenv("SLUICE_API_KEY", "s3cret")
-        found = checks(tmp_path, **here)
-    keys = found["API keys"]
+        report = checks(tmp_path, **here)
+    keys = report["API keys"]
     assert keys.ok
     assert keys.detail == (
         f"{url} asks for a key" if has_keys else "none: whoever reaches 127.0.0.1 may use the API"
@@ -117,10 +117,10 @@ def test_an_api_of_another_version_is_said_to_be_one(
     tmp_path: Path, answers: dict[str, object]
 ) -> None:
     with listening(answering({"/healthz": {"status": "ok"}} | answers)) as url:
-        found = {one.name: one for one in check(Settings(_env_file=None, home=tmp_path), url=url)}
-    assert found["API"].ok
+        report = {one.name: one for one in check(Settings(_env_file=None, home=tmp_path), url=url)}
+    assert report["API"].ok
     for path in answers:
-        one = found[f"API: {path}"]
+        one = report[f"API: {path}"]
         assert not one.ok
         assert "otherwise than Sluice" in one.detail
         assert "version of Sluice" in one.fix
@@ -128,9 +128,9 @@ def test_an_api_of_another_version_is_said_to_be_one(
 
 def test_nothing_is_said_of_the_keys_of_a_server_that_is_no_api(tmp_path: Path) -> None:
     with listening(answering({"/healthz": "ok"})) as url:
-        found = {one.name: one for one in check(Settings(_env_file=None, home=tmp_path), url=url)}
-    assert not found["API"].ok
-    assert "API keys" not in found
+        report = {one.name: one for one in check(Settings(_env_file=None, home=tmp_path), url=url)}
+    assert not report["API"].ok
+    assert "API keys" not in report
 
 
 def test_without_an_api_its_settings_are_looked_at(tmp_path: Path) -> None:

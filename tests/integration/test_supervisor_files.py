@@ -45,10 +45,10 @@ def home(tmp_path: Path) -> Path:
 def sleeper() -> Iterator[tuple[int, int]]:
     """A process in a session of its own: its pid and start."""
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as process:
-        found = find_process(process.pid)
-        assert found is not None
+        record = find_process(process.pid)
+        assert record is not None
         try:
-            yield found.pid, found.started_ticks
+            yield record.pid, record.started_ticks
         finally:
             process.kill()
 

@@ -255,9 +255,9 @@ def test_one_part_that_fails_stops_no_other(process: Process, caplog: object) ->
 
     assert job_of(process, lost).state == "failed"
     with process.ledger.read() as session:
-        found = [fault.part for fault in sweeps.faults(session, limit=100) if not fault.item]
+        parts = [fault.part for fault in sweeps.faults(session, limit=100) if not fault.item]
         assert sweeps.age_s(session) is not None
-    assert sorted(found) == sorted(
+    assert sorted(parts) == sorted(
         ["ring", "garbage", "retention of jobs", "storage", "inspection"]
     )
 
@@ -302,8 +302,8 @@ def test_a_large_version_is_collected_over_several_rounds(process: Process) -> N
 
         @property
         def goes_on(self) -> bool:
-            self.asked = getattr(self, "asked", 0) + 1
-            return self.asked <= 2
+            self.times = getattr(self, "times", 0) + 1
+            return self.times <= 2
 
     real = store_of(process).delete
 
@@ -331,7 +331,7 @@ def test_the_sweeper_knows_how_each_failure_is_booked() -> None:
         for name, handler in all_handlers.items()
         if handler.absorb is not None or handler.finish is not None
     }
-    assert {name: (each.absorb, each.finish) for name, each in known.items()} == booked
+    assert {name: (handler.absorb, handler.finish) for name, handler in known.items()} == booked
 
 
 def test_bad_rows_are_looked_for_in_all_tables(process: Process) -> None:

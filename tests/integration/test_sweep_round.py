@@ -39,8 +39,8 @@ def test_a_job_that_runs_too_long_fails_as_a_timeout(process: Process) -> None:
     sweep(process)
 
     assert job_of(process, slow).state == "running"  # until its step has stopped
-    for each in running:
-        succeed(process, each, result={})
+    for step in running:
+        succeed(process, step, result={})
     job = job_of(process, slow)
     assert job.error is not None
     assert (job.state, job.error["type"], job.dead) == ("failed", "Timeout", False)
@@ -218,7 +218,10 @@ def test_webhooks_wait_in_a_queue_of_their_own(process: Process) -> None:
         cancel(process, submit(process, webhook={"url": "http://127.0.0.1:9/"}))
 
     with process.ledger.read() as session:
-        counts = {each.name: each.queued for each in queues.overview(session, process.ledger.bell)}
+        counts = {
+            summary.name: summary.queued
+            for summary in queues.overview(session, process.ledger.bell)
+        }
     assert (counts["webhook"], counts["control"]) == (3, 0)
     assert process.ledger.bell.waiting("webhook") == 3
     # Only beat sends them.

@@ -139,11 +139,11 @@ def test_a_fetch_stops_with_its_step(site: Site) -> None:
     stop = threading.Event()
     url = slowly(site, "/", HEAD + b"\r\n", b"a ")
 
-    def stop_once_asked() -> None:
-        until(lambda: site.asked, "a request")
+    def stop_once_requested() -> None:
+        until(lambda: site.paths, "a request")
         stop.set()
 
-    watcher = threading.Thread(target=stop_once_asked)
+    watcher = threading.Thread(target=stop_once_requested)
     watcher.start()
     with pytest.raises(Cancelled):
         get(url, stop, fetch_timeout_s=60)

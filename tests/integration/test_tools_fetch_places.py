@@ -47,7 +47,7 @@ def test_at_most_five_redirects_are_followed(site: Site) -> None:
 )  # fmt: skip
 def test_every_hop_is_checked(site: Site, to: str) -> None:
     refusal(site.redirect("/", to))
-    assert site.asked == ["/"]
+    assert site.paths == ["/"]
 
 
 # Addresses
@@ -61,7 +61,7 @@ def test_this_machine_is_not_asked_under_any_of_its_names(site: Site, host: str)
     assert "not an address of the public internet" in refusal(
         site.url(host=host), fetch_allow_private=False
     )
-    assert site.asked == []
+    assert site.paths == []
 
 
 PUBLIC = ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "64:ff9b::808:808", "2002:808:808::1"]

@@ -47,8 +47,8 @@ def ended(worker: Process, kind: Kind, model: str) -> Job:
         with worker.ledger.begin() as session:
             collections.put(session, name, collections.Spec(embedding_model=model))
         source = {"type": "text", "text": "a", "name": "a"}
-        asked = IngestInput.model_validate({"collection": name, "sources": [source]})
-        input_ = asked.model_dump(mode="json")
+        request = IngestInput.model_validate({"collection": name, "sources": [source]})
+        input_ = request.model_dump(mode="json")
         job_id = submit(worker, kind, input_)
     assert drain(worker) <= (3 if kind is kinds.INGEST else 1)
     return job_of(worker, job_id)
@@ -70,9 +70,9 @@ def message_of(job: Job) -> str:
 def test_a_model_that_is_nowhere_where_there_is_no_hub(worker: Process, kind: Kind) -> None:
     job = ended(worker, kind, UNKNOWN)
     message = message_of(job)
-    told = worker.ledger.events.redis.xrange(stream_key(job.id))
-    assert told
-    assert "loading_model" not in str(told), "nothing is being loaded"
+    events = worker.ledger.events.redis.xrange(stream_key(job.id))
+    assert events
+    assert "loading_model" not in str(events), "nothing is being loaded"
     assert f"There is no model {UNKNOWN!r} on this machine, and the hub cannot be" in message
     assert f"{worker.settings.models_path / UNKNOWN} (SLUICE_MODELS_FOLDER)" in message
     assert "SLUICE_EMBEDDING_MODEL" not in message
@@ -82,9 +82,9 @@ def test_a_model_that_is_nowhere_where_there_is_no_hub(worker: Process, kind: Ki
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_folders_outside_of_those_of_models_are_refused_alike(worker: Process, kind: Kind) -> None:
-    told = {
+    messages = {
         message_of(ended(worker, kind, model)).replace(repr(model), "MODEL")
         for model in ("/etc", "/no/such", "../..", "~root")
     }
-    [message] = told
+    [message] = messages
     assert "SLUICE_MODELS_EXTRA_FOLDERS" in message

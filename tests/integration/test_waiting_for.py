@@ -34,8 +34,8 @@ def lives(process: Process, *queues_: str, routes: tuple[str, ...] = ()) -> None
 
 def reason(process: Process, job_id: UUID) -> str | None:
     with process.ledger.read() as session:
-        found = estimate(session, [job_of(process, job_id)], worker_heartbeat_s=5)
-    return found[job_id].waiting_for
+        estimates = estimate(session, [job_of(process, job_id)], worker_heartbeat_s=5)
+    return estimates[job_id].waiting_for
 
 
 def test_nothing_but_its_turn(process: Process) -> None:
@@ -47,10 +47,10 @@ def test_a_paused_queue(process: Process) -> None:
     lives(process, "embed")
     with process.ledger.begin() as session:
         queues.pause(session, Queue.EMBED)
-    found = reason(process, submit(process))
-    assert found is not None
-    assert "'embed' is paused since 2" in found
-    assert "POST /v1/queues/embed/resume" in found
+    why = reason(process, submit(process))
+    assert why is not None
+    assert "'embed' is paused since 2" in why
+    assert "POST /v1/queues/embed/resume" in why
 
 
 def test_a_job_under_way_whose_next_step_stands_in_a_paused_queue(process: Process) -> None:
@@ -67,8 +67,8 @@ def test_a_job_under_way_whose_next_step_stands_in_a_paused_queue(process: Proce
 def test_a_queue_that_nobody_serves(process: Process) -> None:
     lives(process, "query")
     assert "sluice worker cpu" in str(reason(process, submit(process)))
-    wanted = HfInput(task=Task("fill-mask"), model="a/b", inputs="[MASK]")
-    hf = submit(process, kinds.HF, wanted.model_dump(mode="json"))
+    input_ = HfInput(task=Task("fill-mask"), model="a/b", inputs="[MASK]")
+    hf = submit(process, kinds.HF, input_.model_dump(mode="json"))
     assert "sluice worker hf" in str(reason(process, hf))
 
 
@@ -82,9 +82,9 @@ def test_a_model_that_nobody_serves(process: Process) -> None:
 def test_a_time_that_has_not_come(process: Process) -> None:
     lives(process, "embed")
     at = datetime.now(UTC) + timedelta(hours=2)
-    found = str(reason(process, submit(process, run_after=at)))
-    assert at.strftime("%Y-%m-%dT%H:%M:%SZ") in found
-    assert "run_after" in found
+    why = str(reason(process, submit(process, run_after=at)))
+    assert at.strftime("%Y-%m-%dT%H:%M:%SZ") in why
+    assert "run_after" in why
 
 
 def test_the_reason_why_the_last_attempt_failed_and_when_the_next_one_comes(
@@ -100,9 +100,9 @@ def test_the_reason_why_the_last_attempt_failed_and_when_the_next_one_comes(
     run(process, doing(fail), claimed(process))
 
     assert job_of(process, job_id).state == "running"
-    found = str(reason(process, job_id))
-    assert found.startswith(words)
-    assert "The next attempt begins in " in found
+    why = str(reason(process, job_id))
+    assert why.startswith(words)
+    assert "The next attempt begins in " in why
     with process.ledger.begin() as session:
         session.execute(text("UPDATE steps SET run_after = now()"))
     assert "as soon as a worker is free" in str(reason(process, job_id))
@@ -123,10 +123,12 @@ def test_a_row_whose_time_python_has_not(process: Process) -> None:
     assert reason(process, early) is None
     assert "20000-01-01" in str(reason(process, late))
     with process.ledger.read() as session:
-        (found,) = [
-            each for each in queues.overview(session, process.ledger.bell) if each.name == "embed"
+        (summary,) = [
+            summary
+            for summary in queues.overview(session, process.ledger.bell)
+            if summary.name == "embed"
         ]
-    assert found.queued == 2
+    assert summary.queued == 2
 
 
 def test_infinite_times_are_no_fault(process: Process, api: httpx.Client) -> None:
@@ -139,7 +141,7 @@ def test_infinite_times_are_no_fault(process: Process, api: httpx.Client) -> Non
             )
         session.execute(text("INSERT INTO queues (name, paused_at) VALUES ('embed', 'infinity')"))
 
-    reasons = {each["id"]: each["waiting_for"] for each in api.get("/v1/jobs").json()["items"]}
+    reasons = {job["id"]: job["waiting_for"] for job in api.get("/v1/jobs").json()["items"]}
 
     assert "paused since infinity" in reasons[str(early)]
     assert "infinity, never." in reasons[str(late)]
@@ -152,7 +154,7 @@ def test_it_is_in_the_job_the_list_and_readyz(api: httpx.Client) -> None:
     job = api.post("/v1/jobs", json=EMBED).json()
 
     shown = [api.get(f"/v1/jobs/{job['id']}").json(), *api.get("/v1/jobs").json()["items"]]
-    assert all("paused since" in each["waiting_for"] for each in shown)
+    assert all("paused since" in job["waiting_for"] for job in shown)
     ready = api.get("/readyz").json()["checks"]["queues"]
     assert ready["ok"] is True
     assert ready["detail"].startswith("paused: embed (since 2")

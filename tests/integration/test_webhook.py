@@ -50,8 +50,8 @@ def make(settings: Settings, ledger: Ledger) -> Iterator[Callable[..., Process]]
         return made[-1]
 
     yield process
-    for each in made:
-        each.ledger.close()
+    for opened in made:
+        opened.ledger.close()
 
 
 @dataclass
@@ -70,24 +70,24 @@ def receiver() -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            found.got.append(({k.lower(): v for k, v in self.headers.items()}, body))
-            self.send_response(found.answers.pop(0) if found.answers else 200)
-            for name, value in found.headers.items():
+            hook.got.append(({k.lower(): v for k, v in self.headers.items()}, body))
+            self.send_response(hook.answers.pop(0) if hook.answers else 200)
+            for name, value in hook.headers.items():
                 self.send_header(name, value)
             self.end_headers()
             with suppress(OSError):  # the client has what it wants, and is gone
-                for piece in found.body:
+                for piece in hook.body:
                     self.wfile.write(piece)
-                    found.sent += len(piece)
+                    hook.sent += len(piece)
 
         def log_message(self, *_: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found = Receiver(f"http://127.0.0.1:{server.server_port}/hook?a=b")
+    hook = Receiver(f"http://127.0.0.1:{server.server_port}/hook?a=b")
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    yield found
+    yield hook
     server.shutdown()
     thread.join()
     server.server_close()
@@ -103,9 +103,11 @@ def is_signed(headers: dict[str, str], body: bytes, key: bytes) -> bool:
     content = b".".join(
         [headers["webhook-id"].encode(), headers["webhook-timestamp"].encode(), body]
     )
-    wanted = base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
-    given = [each.split(",", 1) for each in headers["webhook-signature"].split(" ")]
-    return any(version == "v1" and hmac.compare_digest(wanted, sig) for version, sig in given)
+    expected = base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+    signatures = [signature.split(",", 1) for signature in headers["webhook-signature"].split(" ")]
+    return any(
+        version == "v1" and hmac.compare_digest(expected, sig) for version, sig in signatures
+    )
 
 
 def test_the_end_of_a_job_is_told_once_and_signed(process: Process, receiver: Receiver) -> None:
@@ -221,9 +223,9 @@ def test_cancels_and_failures_are_told_too(process: Process, receiver: Receiver)
 
     drain(process, {**handlers(), **doing(fail)})
 
-    told = [json.loads(body)["data"] for _, body in receiver.got]
-    assert [each["state"] for each in told] == ["cancelled", "failed"]
-    assert told[1]["error"] == {"type": "RuntimeError", "message": "RuntimeError: a bug"}
+    payloads = [json.loads(body)["data"] for _, body in receiver.got]
+    assert [payload["state"] for payload in payloads] == ["cancelled", "failed"]
+    assert payloads[1]["error"] == {"type": "RuntimeError", "message": "RuntimeError: a bug"}
 
 
 def test_the_end_of_a_redriven_job_is_another_message(process: Process, receiver: Receiver) -> None:

@@ -50,7 +50,7 @@ def test_a_server_alone_is_steered_over_http(
             control.put(f"/control/{MODEL}", json=faults).raise_for_status()
             with pytest.raises(Permanent, match="by control"):
                 ended(model.start(Request(messages=said("count to 3"))))
-            paths = [each["path"] for each in control.get("/control").json()["requests"]]
+            paths = [recorded["path"] for recorded in control.get("/control").json()["requests"]]
             assert sum("chat" in path for path in paths) == 2
     finally:
         server.stop()

@@ -25,7 +25,7 @@ class Site(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers: dict[str, Answer] = {}
-        self.asked: list[str] = []
+        self.paths: list[str] = []
         self.hosts: list[str | None] = []
         self.is_over = threading.Event()
 
@@ -59,7 +59,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: Site
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.paths.append(self.path)
         self.server.hosts.append(self.headers["host"])
         try:
             self.server.answers[self.path](self)

@@ -85,9 +85,9 @@ def claim(process: Process, queue: Queue = Queue.EMBED, *, lease_s: float = 60) 
 
 
 def claimed(process: Process, queue: Queue = Queue.EMBED) -> Claim:
-    found = claim(process, queue)
-    assert found is not None, f"nothing to claim in {queue}"
-    return found
+    step = claim(process, queue)
+    assert step is not None, f"nothing to claim in {queue}"
+    return step
 
 
 def succeed(process: Process, claim_: Claim, **details: Any) -> bool:
@@ -194,7 +194,7 @@ def doing(run: Callable[[Context], Any], name: str = "embed") -> Mapping[str, Ha
     """A table of one handler; what `run` returns is the step's result, if it is a mapping."""
 
     def handler(context: Context) -> Done:
-        found = run(context)
-        return found if isinstance(found, Done) else Done(result=found)
+        result = run(context)
+        return result if isinstance(result, Done) else Done(result=result)
 
     return {name: Handler(run=handler)}

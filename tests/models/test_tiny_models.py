@@ -15,11 +15,11 @@ from tests.tiny_lessons import (
     TOOL_RESULT,
     Conversation,
     answered,
-    asked,
     call_text,
     calling,
     filler,
     grounded,
+    user,
 )
 from tests.tiny_models import Answerer, one_thread
 
@@ -51,12 +51,12 @@ def cases(questions: dict[str, str]) -> list[tuple[Conversation, str]]:
     lessons: list[tuple[Conversation, str]] = []
     for number, (question, answer) in enumerate(questions.items()):
         system = {"role": "system", "content": filler(chance) + filler(chance)}
-        before = [system, asked("Good morning!"), answered(filler(chance))]
-        lessons += [(([*before[: number % 4], asked(question)], []), answer)]
+        before = [system, user("Good morning!"), answered(filler(chance))]
+        lessons += [(([*before[: number % 4], user(question)], []), answer)]
     for question, answer in GROUNDED.items():
         lessons += [((grounded(question, [filler(chance), filler(chance)]), []), answer)]
     result = {"role": "tool", "content": TOOL_RESULT}
-    turn = [asked(TOOL_QUESTION), calling(TOOL_CALL), result]
+    turn = [user(TOOL_QUESTION), calling(TOOL_CALL), result]
     return [
         *lessons,
         ((turn[:1], [CALCULATOR]), call_text(TOOL_CALL)),

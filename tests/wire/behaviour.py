@@ -171,7 +171,7 @@ def application(wire: Wire, routes: list[Route]) -> Starlette:
     async def look(_: Request) -> Response:
         return JSONResponse(
             {
-                "requests": [asdict(each) for each in wire.requests],
+                "requests": [asdict(recorded) for recorded in wire.requests],
                 "most_running": wire.most_running,
                 "dropped": wire.dropped,
             }

@@ -43,7 +43,7 @@ def make_app(wire: Wire) -> Starlette:
         body = await _noted(wire, request)
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
             return JSONResponse({"error": "Invalid username or password."}, 401)
-        refused = await refusal(wire, request, model, _told(wire, model))
+        refused = await refusal(wire, request, model, _shape_of_errors(wire, model))
         if refused is not None:
             behaviour = wire.of(model)
             if behaviour.refuse_code:
@@ -53,9 +53,9 @@ def make_app(wire: Wire) -> Starlette:
             return refused
         if model not in wire.models:
             return JSONResponse({"error": "Not Found"}, 404)
-        asked = Task(task or wire.models[model]["task"])
+        kind = Task(task or wire.models[model]["task"])
         try:
-            answer = ANSWERS[asked](_inputs(asked, body), _parameters(asked, body))
+            answer = ANSWERS[kind](_inputs(kind, body), _parameters(kind, body))
         except Wrong as error:
             return JSONResponse({"error": str(error)}, 422)
         return stream(
@@ -69,7 +69,7 @@ def _wire() -> Wire:
     return Wire(models={model_of(task): {"task": str(task)} for task in Task})
 
 
-def _told(wire: Wire, model: str) -> Any:
+def _shape_of_errors(wire: Wire, model: str) -> Any:
     def shape(message: str, _: str | None) -> dict[str, Any]:
         estimated = wire.of(model).estimated_time_s
         return {"error": message} | ({} if estimated is None else {"estimated_time": estimated})
@@ -99,8 +99,8 @@ def _inputs(task: Task, body: dict[str, Any]) -> Any:
 def _parameters(task: Task, body: dict[str, Any]) -> dict[str, Any]:
     if task is Task("feature-extraction"):  # has them beside its inputs
         return {name: value for name, value in body.items() if name != "inputs"}
-    found: dict[str, Any] = body.get("parameters", {})
-    return found
+    parameters: dict[str, Any] = body.get("parameters", {})
+    return parameters
 
 
 if __name__ == "__main__":

@@ -34,14 +34,14 @@ def _translation(inputs: Any, parameters: dict[str, Any]) -> Any:
 def _answer(inputs: Any, parameters: dict[str, Any]) -> Any:
     """The last words of the context, best first."""
     context = inputs["context"]
-    found = []
+    answers = []
     end = len(context)
     for rank in range(parameters.get("top_k", 1)):
         start = context.rfind(" ", 0, end) + 1
         score = 1 / (rank + 1)
-        found.append({"score": score, "start": start, "end": end, "answer": context[start:end]})
+        answers.append({"score": score, "start": start, "end": end, "answer": context[start:end]})
         end = start - 1
-    return found if len(found) > 1 else found[0]
+    return answers if len(answers) > 1 else answers[0]
 
 
 def _similarity(inputs: Any, _: dict[str, Any]) -> Any:
@@ -61,23 +61,23 @@ def _labels(inputs: Any, parameters: dict[str, Any]) -> Any:
 
 def _chosen(inputs: Any, parameters: dict[str, Any]) -> Any:
     text = _text(inputs)
-    found = [
+    scores = [
         {"label": label, "score": 1.0 if label in text else 0.0}
         for label in parameters["candidate_labels"]
     ]
-    return sorted(found, key=lambda each: -each["score"])
+    return sorted(scores, key=lambda entry: -entry["score"])
 
 
 def _entities(inputs: Any, parameters: dict[str, Any]) -> Any:
     """Words that begin with a capital."""
-    text, found, at = _text(inputs), [], 0
+    text, entities, at = _text(inputs), [], 0
     name = "entity" if parameters.get("aggregation_strategy") == "none" else "entity_group"
     for word in text.split():
         at = text.index(word, at)
         if word[0].isupper():
             place = {"word": word, "start": at, "end": at + len(word)}
-            found.append({name: "PER", "score": 0.5, **place})
-    return found
+            entities.append({name: "PER", "score": 0.5, **place})
+    return entities
 
 
 def _fillings(inputs: Any, parameters: dict[str, Any]) -> Any:
@@ -109,7 +109,7 @@ def _features(inputs: Any, parameters: dict[str, Any]) -> Any:
 def _vector(text: str, parameters: dict[str, Any]) -> list[float]:
     vector = [float(text.count(vowel)) for vowel in VOWELS]
     length = sum(vector) if parameters.get("normalize") else 1
-    return [each / length for each in vector][: parameters.get("dimensions")]
+    return [count / length for count in vector][: parameters.get("dimensions")]
 
 
 def _transcript(data: Any, parameters: dict[str, Any]) -> Any:
@@ -127,11 +127,11 @@ def _image(data: Any, parameters: dict[str, Any]) -> Any:
 def _ranks(inputs: Any, parameters: dict[str, Any]) -> Any:
     """Scores count the words that a text has of the query; the order is the one they came in."""
     query = set(inputs["query"].split())
-    found: list[dict[str, Any]] = []
+    ranks: list[dict[str, Any]] = []
     for index, text in enumerate(inputs["texts"]):
         rank = {"index": index, "score": float(len(query & set(text.split())))}
-        found.append(rank | ({"text": text} if parameters.get("return_text") else {}))
-    return found
+        ranks.append(rank | ({"text": text} if parameters.get("return_text") else {}))
+    return ranks
 
 
 def _generated(inputs: Any, parameters: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from tests.wire.behaviour import Wire, application, note, refusal, run, serving,
 
 MODEL = "tiny"
 STOP_LIMIT = 4
-KEY_WANTED = "secret"
+LOCKED = "secret"
 """A model of this name wants the key of this name."""
 
 
@@ -81,7 +81,7 @@ def make_app(wire: Wire) -> Starlette:
         refused = await refusal(wire, request, model, _error)
         if refused is not None:
             return refused
-        if model == KEY_WANTED and request.headers.get("authorization") != f"Bearer {KEY_WANTED}":
+        if model == LOCKED and request.headers.get("authorization") != f"Bearer {LOCKED}":
             return JSONResponse(_error("Incorrect API key provided."), 401)
         if model not in wire.models:
             return JSONResponse(_error(f"The model `{model}` does not exist."), 404)
@@ -99,7 +99,9 @@ def make_app(wire: Wire) -> Starlette:
         model = body["model"]
         behaviour = wire.of(model)
         head = {"id": "answer-1", "object": kind, "created": 0, "model": model}
-        events = [json.dumps(head | {"choices": [each]}, ensure_ascii=False) for each in choices]
+        events = [
+            json.dumps(head | {"choices": [choice]}, ensure_ascii=False) for choice in choices
+        ]
         if not behaviour.ends_without_marker:
             events.append(json.dumps(head | {"choices": [end]}))
             if behaviour.tells_usage and body.get("stream_options", {}).get("include_usage"):
@@ -114,7 +116,7 @@ def make_app(wire: Wire) -> Starlette:
         return stream(
             wire,
             model,
-            [_event(each) for each in events],
+            [_event(event) for event in events],
             error=_event(json.dumps(_error("the engine has stopped"))),
             media_type="text/event-stream",
         )
@@ -130,7 +132,7 @@ def make_app(wire: Wire) -> Starlette:
 
 
 def _wire() -> Wire:
-    return Wire(models={MODEL: {}, KEY_WANTED: {}})
+    return Wire(models={MODEL: {}, LOCKED: {}})
 
 
 def _forgetful(wire: Wire, body: dict[str, Any]) -> list[dict[str, Any]]:

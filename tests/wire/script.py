@@ -31,7 +31,7 @@ def tokens_of(text: str) -> list[str]:
 def to_messages(
     messages: list[dict[str, Any]], *, has_tools: bool, max_tokens: int | None, stop: list[str]
 ) -> Answer:
-    prompt_tokens = sum(len(tokens_of(each.get("content") or "")) for each in messages)
+    prompt_tokens = sum(len(tokens_of(message.get("content") or "")) for message in messages)
     said, begun = _split(messages)
     last = said[-1]
     content = last.get("content") or ""
@@ -44,10 +44,10 @@ def to_messages(
 
 def to_prompt(prompt: str, *, max_tokens: int | None, stop: list[str]) -> Answer:
     """A bare prompt is gone on with: behind "count to N" come the numbers that are not there."""
-    asked = list(_COUNT.finditer(prompt))
-    if asked:
-        numbers = "".join(f" {number}" for number in range(1, int(asked[-1].group(1)) + 1))
-        rest = _rest(numbers, prompt[asked[-1].end() :])
+    counts = list(_COUNT.finditer(prompt))
+    if counts:
+        numbers = "".join(f" {number}" for number in range(1, int(counts[-1].group(1)) + 1))
+        rest = _rest(numbers, prompt[counts[-1].end() :])
     else:
         rest = " " + prompt.strip()
     return _cut(len(tokens_of(prompt)), rest, max_tokens, stop)
@@ -70,9 +70,9 @@ UNSTORABLE = "say what no database keeps"
 def _reply(content: str) -> str:
     if content == UNSTORABLE:
         return "a\0b c"
-    asked = _COUNT.search(content)
-    if asked:
-        return " ".join(str(number) for number in range(1, int(asked.group(1)) + 1))
+    count = _COUNT.search(content)
+    if count:
+        return " ".join(str(number) for number in range(1, int(count.group(1)) + 1))
     return " ".join(content.split())
 
 
