@@ -20,10 +20,10 @@ class NoCorpus(Exception):
 
 def pages(limit: int | None = None) -> list[Path]:
     """The pages, sorted by name; every n-th of them if fewer are wanted. Raises NoCorpus."""
-    found = sorted(_folder().rglob("*.html"))
-    if limit is None or limit >= len(found):
-        return found
-    return [found[n * len(found) // limit] for n in range(limit)]
+    files = sorted(_folder().rglob("*.html"))
+    if limit is None or limit >= len(files):
+        return files
+    return [files[n * len(files) // limit] for n in range(limit)]
 
 
 def _folder() -> Path:

@@ -84,20 +84,20 @@ def xquad(path: Path, similarity: Similarity, *, seed: int = 0) -> tuple[list[Ca
     """Answerable cases, unanswerable ones drawn at random, and those that retrieval would bring."""
     articles = json.loads(path.read_text("utf-8"))["data"]
     paragraphs: list[tuple[int, str]] = []
-    asked: list[tuple[str, int, list[str]]] = []
+    questions: list[tuple[str, int, list[str]]] = []
     for number, article in enumerate(articles):
         for paragraph in article["paragraphs"]:
             for qa in paragraph["qas"]:
                 gold = [one["text"] for one in qa["answers"]]
-                asked.append((qa["question"], len(paragraphs), gold))
+                questions.append((qa["question"], len(paragraphs), gold))
             paragraphs.append((number, paragraph["context"]))
     texts = [text for _, text in paragraphs]
-    scores = similarity([question for question, _, _ in asked], texts)
+    scores = similarity([question for question, _, _ in questions], texts)
     draw = random.Random(seed)
     right: list[Case] = []
     wrong: list[Case] = []
     retrieved: list[Case] = []
-    for (question, own, gold), score in zip(asked, scores, strict=True):
+    for (question, own, gold), score in zip(questions, scores, strict=True):
         article = paragraphs[own][0]
         same = [at for at, (number, _) in enumerate(paragraphs) if number == article and at != own]
         other = [at for at, (number, _) in enumerate(paragraphs) if number != article]

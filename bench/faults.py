@@ -63,8 +63,8 @@ def start_ingestion(stack: Stack) -> "subprocess.Popen[str]":
 
 
 def finished(ingestion: "subprocess.Popen[str]") -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(ingestion.communicate()[0])
-    return told
+    result: dict[str, Any] = json.loads(ingestion.communicate()[0])
+    return result
 
 
 def kill_at_each_fifth(stack: Stack, client: Client, total: int) -> None:
@@ -72,7 +72,7 @@ def kill_at_each_fifth(stack: Stack, client: Client, total: int) -> None:
         while (done := progress(client)) < total * number / 5:
             time.sleep(0.2)
         now = find_stack(stack.home)
-        pid = next(each.pid for each in now.parts if each.name == part) if now else None
+        pid = next(process.pid for process in now.parts if process.name == part) if now else None
         if pid is None:
             raise RuntimeError(f"{part} does not run")
         if part == "redis":

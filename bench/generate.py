@@ -48,18 +48,18 @@ class Rates:
     """Tokens per second by what was run, a value a round."""
 
     def __init__(self) -> None:
-        self._found: dict[str, list[float]] = {}
+        self._rates: dict[str, list[float]] = {}
 
     def measure(self, name: str, side: Side, load: Sequence[Job]) -> None:
         rate = sum(job.tokens for job in load) / side.run(load)
-        self._found.setdefault(name, []).append(rate)
+        self._rates.setdefault(name, []).append(rate)
 
     def of(self, name: str) -> float:
-        return statistics.median(self._found[name])
+        return statistics.median(self._rates[name])
 
     def ratio(self, name: str, other: str) -> float:
         """Median over the rounds, each of which compares what ran at about the same time."""
-        pairs = zip(self._found[name], self._found[other], strict=True)
+        pairs = zip(self._rates[name], self._rates[other], strict=True)
         return statistics.median(one / two for one, two in pairs)
 
 
@@ -142,7 +142,7 @@ def measure_newcomers(model: Path, precision: str, seed: int) -> None:
     finally:
         generator.close()
     prefill = statistics.median(alone)
-    waits = [(each - prefill) / step for each in busy]
+    waits = [(wait - prefill) / step for wait in busy]
     print(
         f"first token of a new request while {ROWS - 1} others run: "
         f"{statistics.median(busy) * 1e3:.0f} ms; alone, which is its prefill, "

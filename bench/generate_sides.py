@@ -50,8 +50,8 @@ class PlainCelery:
     def run(self, load: Sequence[Job]) -> float:
         started = time.perf_counter()
         sent = [self._app.send_task(TASK, (job.prompt, job.tokens)) for job in load]
-        for each in sent:
-            each.get(timeout=PATIENCE_S)
+        for result in sent:
+            result.get(timeout=PATIENCE_S)
         return time.perf_counter() - started
 
 
@@ -114,12 +114,12 @@ class Sluice:
         started = time.perf_counter()
         ids = self._client.submit_batch(bodies)
         # By the time that the last one has ended, so have most others.
-        ended = [self._client.wait(each, timeout_s=PATIENCE_S) for each in reversed(ids)]
+        ended = [self._client.wait(job_id, timeout_s=PATIENCE_S) for job_id in reversed(ids)]
         seconds = time.perf_counter() - started
-        for job, found in zip(reversed(load), ended, strict=True):
-            told = (found.result or {}).get("usage", {}).get("completion_tokens")
-            if found.state is not State.SUCCEEDED or told != job.tokens:
-                raise RuntimeError(f"a job ended as {found.state}, with {told} tokens: {found}")
+        for job, record in zip(reversed(load), ended, strict=True):
+            count = (record.result or {}).get("usage", {}).get("completion_tokens")
+            if record.state is not State.SUCCEEDED or count != job.tokens:
+                raise RuntimeError(f"a job ended as {record.state}, with {count} tokens: {record}")
         return seconds
 
 

@@ -68,17 +68,17 @@ def _finish(device: torch.device) -> None:
 def weight_bytes(model: torch.nn.Module) -> int:
     """What a decode step reads: all weights but the embeddings, of which it reads a few rows."""
     embeddings = {
-        id(each.weight) for each in model.modules() if isinstance(each, torch.nn.Embedding)
+        id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
     }
     is_tied = any(
-        id(each.weight) in embeddings
-        for each in model.modules()
-        if isinstance(each, torch.nn.Linear)
+        id(module.weight) in embeddings
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear)
     )
     return sum(
-        each.numel() * each.element_size()
-        for each in model.parameters()
-        if is_tied or id(each) not in embeddings
+        parameter.numel() * parameter.element_size()
+        for parameter in model.parameters()
+        if is_tied or id(parameter) not in embeddings
     )
 
 
@@ -87,7 +87,7 @@ def all_bytes(model: torch.nn.Module, device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     held = [*model.parameters(), *model.buffers()]
-    return sum(each.numel() * each.element_size() for each in held)
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 def loaded_model(folder: Path, settings: Settings) -> tuple[LoadedGenerator, float]:
@@ -117,10 +117,10 @@ def rolling_rate(generator: RollingGenerator, work: Work, prompts: Sequence[str]
     """Tokens/s from the first request to the last token, prompts included."""
     sampling = Sampling(max_tokens=work.new_tokens)
     started = time.perf_counter()
-    running = [generator.start(Request(prompt=each, sampling=sampling)) for each in prompts]
-    ended = [each.result() for each in running]
+    running = [generator.start(Request(prompt=prompt, sampling=sampling)) for prompt in prompts]
+    ended = [generation.result() for generation in running]
     seconds = time.perf_counter() - started
-    tokens = sum(each.completion_tokens for each in ended)
+    tokens = sum(generation.completion_tokens for generation in ended)
     if tokens != work.new_tokens * len(prompts):
         raise RuntimeError(f"{tokens} tokens were generated, not {work.new_tokens} a request")
     return tokens / seconds
@@ -183,10 +183,8 @@ def machine(device: torch.device) -> str:
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     if device.type != "cuda":
         return f"{device}; {versions}"
-    found: Any = torch.cuda.get_device_properties(device)
-    return (
-        f"{found.name}, {found.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}; {versions}"
-    )
+    gpu: Any = torch.cuda.get_device_properties(device)
+    return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}; {versions}"
 
 
 def main() -> None:

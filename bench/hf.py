@@ -137,15 +137,15 @@ def _compare_bare(
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)
-    warm = {name: found[1:] for name, found in seconds.items()}
+    warm = {name: times[1:] for name, times in seconds.items()}
     _report(f"bare model, 1 thread: {title}", warm, len(texts))
 
 
 def _report(title: str, seconds: dict[str, list[float]], count: int) -> None:
-    rates = {name: count / statistics.median(found) for name, found in seconds.items()}
+    rates = {name: count / statistics.median(times) for name, times in seconds.items()}
     ratio = rates["together"] / rates["one at a time"]
-    each = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
-    print(f"{title}: texts/s {each}: ratio {ratio:.1f}", flush=True)
+    summary = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
+    print(f"{title}: texts/s {summary}: ratio {ratio:.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -99,8 +99,8 @@ def walk(calls: Calls, api: httpx.Client, process: Process) -> None:
         run("ingest", {"collection": "walks", "sources": [source]})
 
     def chat() -> None:
-        asked = {"messages": [{"role": "user", "content": "hello"}], "model": MODEL}
-        ended = run("chat", asked | {"parameters": {"max_tokens": 4}})
+        body = {"messages": [{"role": "user", "content": "hello"}], "model": MODEL}
+        ended = run("chat", body | {"parameters": {"max_tokens": 4}})
         api.get(f"/v1/jobs/{ended['id']}/events").raise_for_status()
 
     api.put("/v1/collections/walks", json={}).raise_for_status()

@@ -49,9 +49,9 @@ def plain(paths: list[Path]) -> Measured:
         done = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-    told = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     return Measured(
-        chunks=told["chunks"], seconds=told["seconds"], peaks_mib={"script": told["peak_mib"]}
+        chunks=report["chunks"], seconds=report["seconds"], peaks_mib={"script": report["peak_mib"]}
     )
 
 

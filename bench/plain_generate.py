@@ -30,10 +30,10 @@ def main() -> None:
     app = make_app(redis_url)
 
     def generate(prompt: str, max_tokens: int) -> str:
-        found = generator(
+        outputs = generator(
             prompt, max_new_tokens=max_tokens, do_sample=False, return_full_text=False
         )
-        return str(found[0]["generated_text"])
+        return str(outputs[0]["generated_text"])
 
     app.task(name=TASK)(generate)
     app.worker_main(["worker", "--pool", "solo", "--loglevel", "warning"])

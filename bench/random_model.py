@@ -66,7 +66,7 @@ def save_random_model(folder: Path, shape: str, *, device: str = "cpu", seed: in
         torch.set_default_dtype(before)
     model.save_pretrained(folder)
     _tokenizer(config.vocab_size).save_pretrained(folder)
-    return sum(each.numel() for each in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:

@@ -73,7 +73,7 @@ def main() -> int:
                 figures.setdefault(name, []).append(_p50_ms(call, options.calls))
         print(f"{'ms at p50':32}" + "".join(f"{size:>12,}" for size in sizes) + f"{'ratio':>8}")
         for name, times in figures.items():
-            shown = "".join(f"{each:12.2f}" for each in times)
+            shown = "".join(f"{seconds:12.2f}" for seconds in times)
             print(f"{name:32}{shown}{times[-1] / times[0]:8.2f}")
     return 0
 

@@ -139,8 +139,10 @@ async def _load(url: str, clients: int, seconds: float) -> tuple[list[float], fl
     """Requests one after another on each of so many connections; latencies and time taken."""
     port = int(url.rpartition(":")[2])
     begin = time.perf_counter()
-    each = await asyncio.gather(*(_client(port, begin + seconds) for _ in range(clients)))
-    return [latency for found in each for latency in found], time.perf_counter() - begin
+    per_client = await asyncio.gather(*(_client(port, begin + seconds) for _ in range(clients)))
+    return [
+        latency for latencies in per_client for latency in latencies
+    ], time.perf_counter() - begin
 
 
 async def _client(port: int, until: float) -> list[float]:

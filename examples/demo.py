@@ -29,7 +29,7 @@ QUESTIONS = ("How long are nightly backups kept?", "연차 휴가는 1년에 며
 COLLECTION = "demo"
 SLUICE = Path(sys.executable).with_name("sluice")
 STOP_LIMIT_S = 60
-TOLD_LIMIT_S = 1
+ANNOUNCEMENT_LIMIT_S = 1
 TAIL_LINES = 30
 LOG_LINE = re.compile(r"(\S+) +\| ?(.*)")
 
@@ -43,7 +43,7 @@ class Stack:
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._told = threading.Event()
+        self._announced = threading.Event()
         self._process = subprocess.Popen(
             # With --json, stdout says one thing: that it is ready. The log goes to stderr.
             launch_argv([str(SLUICE), "up", "--json"]),
@@ -67,7 +67,7 @@ class Stack:
             self._reader.join()
             self.tail.clear()  # The stack has said why, and that has been shown.
             raise DemoFailed("The stack could not be started. The reason is above.")
-        self._told.wait(TOLD_LIMIT_S)
+        self._announced.wait(ANNOUNCEMENT_LIMIT_S)
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
@@ -91,10 +91,10 @@ class Stack:
                 if prefixed := LOG_LINE.match(text):
                     part, text = prefixed.groups()
                 # A line without a prefix goes on with what the line above it says.
-                if part == "sluice" and not self._told.is_set():
+                if part == "sluice" and not self._announced.is_set():
                     print(f"   {text}", flush=True)
                     if text.startswith("ready:"):
-                        self._told.set()
+                        self._announced.set()
 
 
 def main() -> int:

@@ -75,7 +75,7 @@ class GeneratorChatModel(BaseChatModel):
         tool_choice: str | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        offered = [] if tool_choice == "none" else [convert_to_openai_tool(each) for each in tools]
+        offered = [] if tool_choice == "none" else [convert_to_openai_tool(tool) for tool in tools]
         return self.bind(tools=offered, **kwargs)
 
     def _generate(
@@ -89,13 +89,13 @@ class GeneratorChatModel(BaseChatModel):
         for chunk in self._stream(messages, stop, run_manager, **kwargs):
             whole = chunk if whole is None else whole + chunk
         assert whole is not None  # The last chunk tells the usage, whatever else there is.
-        told = whole.message
-        assert isinstance(told, AIMessageChunk)
+        streamed = whole.message
+        assert isinstance(streamed, AIMessageChunk)
         message = AIMessage(
-            content=told.content,
-            tool_calls=told.tool_calls,
-            usage_metadata=told.usage_metadata,
-            response_metadata=told.response_metadata,
+            content=streamed.content,
+            tool_calls=streamed.tool_calls,
+            usage_metadata=streamed.usage_metadata,
+            response_metadata=streamed.response_metadata,
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -106,21 +106,21 @@ class GeneratorChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        tools = tuple(_tool(each) for each in kwargs.get("tools") or ())
-        gate = ToolCallFilter(names={tool.name for tool in tools}) if tools else None
+        tools = tuple(_tool(tool) for tool in kwargs.get("tools") or ())
+        tool_filter = ToolCallFilter(names={tool.name for tool in tools}) if tools else None
         generation = self.generator.start(self._request(messages, stop, tools, kwargs))
         try:
             for delta in generation:
-                text = gate.feed(delta.text) if gate is not None else delta.text
+                text = tool_filter.feed(delta.text) if tool_filter is not None else delta.text
                 if text:
-                    yield _told(AIMessageChunk(content=text), run_manager)
+                    yield _reported(AIMessageChunk(content=text), run_manager)
         finally:
             if not generation.is_over:
                 # Whoever read has gone, or one of their callbacks has failed.
                 generation.cancel()
         completion = generation.result()
-        rest = gate.close() if gate is not None else ""
-        yield _told(self._last(completion, rest, tools, messages), run_manager)
+        rest = tool_filter.close() if tool_filter is not None else ""
+        yield _reported(self._last(completion, rest, tools, messages), run_manager)
 
     def _request(
         self,
@@ -129,7 +129,7 @@ class GeneratorChatModel(BaseChatModel):
         tools: tuple[Tool, ...],
         kwargs: dict[str, Any],
     ) -> Request:
-        said: Sequence[Message] = [_message(each) for each in messages]
+        said: Sequence[Message] = [_message(message) for message in messages]
         if not self.generator.has_native_tools:
             said, tools = spell_out(said, tools), ()
         changes: dict[str, Any] = {
@@ -151,7 +151,9 @@ class GeneratorChatModel(BaseChatModel):
     ) -> AIMessageChunk:
         calls = completion.tool_calls
         if tools and not calls:
-            before = sum(len(each.tool_calls) for each in messages if isinstance(each, AIMessage))
+            before = sum(
+                len(message.tool_calls) for message in messages if isinstance(message, AIMessage)
+            )
             names = {tool.name for tool in tools}
             calls = tool_calls.parse(completion.text, names=names, first=before)[1]
         return AIMessageChunk(
@@ -178,7 +180,7 @@ class GeneratorChatModel(BaseChatModel):
         )
 
 
-def _told(
+def _reported(
     message: AIMessageChunk, run_manager: CallbackManagerForLLMRun | None
 ) -> ChatGenerationChunk:
     chunk = ChatGenerationChunk(message=message)
@@ -208,8 +210,8 @@ def _call(call: LangChainCall) -> ToolCall:
     return ToolCall(id=call["id"] or "", name=call["name"], arguments=call["args"])
 
 
-def _tool(told: dict[str, Any]) -> Tool:
-    function = told["function"]
+def _tool(description: dict[str, Any]) -> Tool:
+    function = description["function"]
     return Tool(
         name=function["name"],
         description=function.get("description", ""),

@@ -34,7 +34,7 @@ def test_every_question_is_answered_right_in_a_crowd(
 ) -> None:
     generator = made(answerer, precision, graphs=graphs)
     try:
-        asked = list(answerer.questions) * 4
+        questions = list(answerer.questions) * 4
         running = [
             generator.start(
                 Request(
@@ -42,10 +42,10 @@ def test_every_question_is_answered_right_in_a_crowd(
                     sampling=Sampling(max_tokens=300),
                 )
             )
-            for question in asked
+            for question in questions
         ]
-        answers = [each.result().text for each in running]
-        assert answers == [answerer.questions[question] for question in asked]
+        answers = [generation.result().text for generation in running]
+        assert answers == [answerer.questions[question] for question in questions]
         assert generator.counters.largest_batch > 8
     finally:
         generator.close()
@@ -61,7 +61,7 @@ def test_out_of_memory_fails_nobody(answerer: Answerer) -> None:
             generator.start(Request(prompt=question, sampling=Sampling(max_tokens=200)))
             for question in list(answerer.questions) * 8
         ]
-        assert all(each.result().completion_tokens >= 0 for each in running)
+        assert all(generation.result().completion_tokens >= 0 for generation in running)
     finally:
         del hog
         torch.cuda.empty_cache()

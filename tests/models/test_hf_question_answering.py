@@ -39,24 +39,20 @@ def trained() -> QuestionAnswering:
     return question_answering.load_question_answering(roberta_qa.folder(), OPTIONS)
 
 
-def _value(question: roberta_qa.Question) -> dict[str, str]:
-    return {"question": question.question, "context": question.context}
+def _value(example: roberta_qa.Question) -> dict[str, str]:
+    return {"question": example.question, "context": example.context}
 
 
-VALUES = [_value(question) for question in QUESTIONS]
-ANSWERED = [question for question in QUESTIONS if question.answer]
+VALUES = [_value(example) for example in QUESTIONS]
+ANSWERED = [example for example in QUESTIONS if example.answer]
 
 
 def test_answers_are_right_in_english_and_korean(trained: QuestionAnswering) -> None:
-    answers = outputs(
-        trained, QA, [_value(question) for question in ANSWERED], align_to_words=False
-    )
-    assert [question["answer"] for question in answers] == [
-        question.answer for question in ANSWERED
-    ]
-    for answer, question in zip(answers, ANSWERED, strict=True):
-        assert answer["start"] == question.context.index(question.answer)
-        assert answer["end"] == answer["start"] + len(question.answer)
+    answers = outputs(trained, QA, [_value(example) for example in ANSWERED], align_to_words=False)
+    assert [answer["answer"] for answer in answers] == [example.answer for example in ANSWERED]
+    for answer, example in zip(answers, ANSWERED, strict=True):
+        assert answer["start"] == example.context.index(example.answer)
+        assert answer["end"] == answer["start"] + len(example.answer)
         assert 0.5 < answer["score"] <= 1
         assert list(answer) == ["score", "start", "end", "answer"]
 
@@ -76,8 +72,8 @@ def test_only_a_question_without_an_answer_is_said_to_have_none(
     trained: QuestionAnswering,
 ) -> None:
     answers = outputs(trained, QA, VALUES, handle_impossible_answer=True)
-    for question, answer in zip(QUESTIONS, answers, strict=True):
-        if question is IMPOSSIBLE:
+    for example, answer in zip(QUESTIONS, answers, strict=True):
+        if example is IMPOSSIBLE:
             assert answer | {"score": 1} == {"score": 1, "start": 0, "end": 0, "answer": ""}
             assert 0.9 < answer["score"] <= 1
         else:

@@ -85,13 +85,13 @@ def build(folder: Path) -> None:
     )
     sources = tokenizer([PREFIX + text for text in SUMMARIES])["input_ids"]
     summaries = tokenizer(list(SUMMARIES.values()))["input_ids"]
-    ids, wanted = padded(sources, 1), padded(summaries, IGNORED)
+    ids, labels = padded(sources, 1), padded(summaries, IGNORED)
     examples = {
         "input_ids": ids,
         "attention_mask": (ids != 1).long(),
-        "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(wanted),
+        "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels),
     }
-    learn_labels(model, examples, wanted)
+    learn_labels(model, examples, labels)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -51,7 +51,7 @@ def build(folder: Path) -> None:
         padding=True,
         return_tensors="pt",
     )
-    wanted = [int(ANSWERS[query] == text) for query, text in pairs]
-    learn_labels(model, dict(examples), torch.tensor(wanted))
+    labels = [int(ANSWERS[query] == text) for query, text in pairs]
+    learn_labels(model, dict(examples), torch.tensor(labels))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -61,10 +61,10 @@ def build(folder: Path) -> None:
         torch.manual_seed(0)
         model = DistilBertForSequenceClassification(config)
     examples = tokenizer(list(SENTIMENTS), padding=True, return_tensors="pt")
-    wanted = [
+    labels = [
         config.label2id[label]  # type: ignore[index]  # it is set above
         for label in SENTIMENTS.values()
     ]
-    learn_labels(model, dict(examples), torch.tensor(wanted))
+    learn_labels(model, dict(examples), torch.tensor(labels))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -29,11 +29,11 @@ def learn_labels(
             # As if there were a second label, whose logit is always 0.
             logits = torch.cat([torch.zeros_like(logits), logits], dim=-1)
         known = labels != IGNORED
-        logits, wanted = logits[known], labels[known]
-        if step % EXAM_EVERY == 0 and _margin(logits.detach(), wanted) > MARGIN:
+        logits, targets = logits[known], labels[known]
+        if step % EXAM_EVERY == 0 and _margin(logits.detach(), targets) > MARGIN:
             model.eval()
             return
-        nn.functional.cross_entropy(logits, wanted).backward()
+        nn.functional.cross_entropy(logits, targets).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate * min((step + 1) / 10, 1)
@@ -47,8 +47,8 @@ def padded(rows: list[list[int]], filler: int) -> torch.Tensor:
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=filler)
 
 
-def _margin(logits: torch.Tensor, wanted: torch.Tensor) -> float:
+def _margin(logits: torch.Tensor, targets: torch.Tensor) -> float:
     """Of the label that is least sure."""
-    right = logits.gather(1, wanted[:, None])[:, 0]
-    others = logits.scatter(1, wanted[:, None], -torch.inf).amax(1)
+    right = logits.gather(1, targets[:, None])[:, 0]
+    others = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
     return float((right - others).min())

@@ -105,16 +105,21 @@ def _make_tokenizer() -> PreTrainedTokenizerFast:
 
 def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> bool:
     """Until the model passes its exam; returns whether it did."""
-    batches = _batches(_encode(tokenizer, each) for each in conversations(seed, PER_ROW))
-    exam = sorted((_encode(tokenizer, each) for each in exams(seed + 1)), key=lambda r: len(r[0]))
+    batches = _batches(
+        _encode(tokenizer, conversation) for conversation in conversations(seed, PER_ROW)
+    )
+    exam = sorted(
+        (_encode(tokenizer, conversation) for conversation in exams(seed + 1)),
+        key=lambda r: len(r[0]),
+    )
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
     for step in range(STEPS):
         for group in optimizer.param_groups:
             # Up quickly, then slowly down: the last steps only settle what is known.
             group["lr"] = LEARNING_RATE * min((step + 1) / 10, max(0.1, 1 - step / 350))
         with _quantized(model, step >= QUANTIZED_FROM):
-            logits, wanted = _predictions(model, next(batches))
-            losses = nn.functional.cross_entropy(logits, wanted, reduction="none")
+            logits, targets = _predictions(model, next(batches))
+            losses = nn.functional.cross_entropy(logits, targets, reduction="none")
             # What is still wrong counts more than what is nearly sure.
             (losses * (0.5 + losses.detach().clamp(max=1.5))).mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -130,27 +135,27 @@ def _passes(model: LlamaForCausalLM, exam: Sequence[Row]) -> bool:
     for is_quantized in (True, False):
         with _quantized(model, is_quantized), torch.inference_mode():
             for start in range(0, len(exam), 18):
-                logits, wanted = _predictions(model, exam[start : start + 18])
-                right = logits.gather(1, wanted[:, None]).squeeze(1)
-                others = logits.scatter(1, wanted[:, None], -torch.inf).amax(1)
+                logits, targets = _predictions(model, exam[start : start + 18])
+                right = logits.gather(1, targets[:, None]).squeeze(1)
+                others = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
                 if (right - others).min() < MARGIN:
                     return False
     return True
 
 
 @contextmanager
-def _quantized(model: LlamaForCausalLM, is_wanted: bool) -> Iterator[None]:
+def _quantized(model: LlamaForCausalLM, is_quantized: bool) -> Iterator[None]:
     """Meanwhile the weights have the values that NF4 leaves of them."""
     linears = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
     exact = [linear.weight.data for linear in linears]
-    if is_wanted:
+    if is_quantized:
         # The same values as bitsandbytes', but for its second quantization, of the scales; its
         # own code for the CPU takes as long as a whole step.
         flat = torch.cat([weight.flatten() for weight in exact]).view(-1, NF4_BLOCK)
         scales = flat.abs().amax(1, keepdim=True)
         codes = quantization.get_4bit_type("nf4", device="cpu").sort().values
         nearest = torch.bucketize(flat / scales, (codes[1:] + codes[:-1]) / 2)
-        rounded = (codes[nearest] * scales).flatten().split([each.numel() for each in exact])
+        rounded = (codes[nearest] * scales).flatten().split([tensor.numel() for tensor in exact])
         for linear, values in zip(linears, rounded, strict=True):
             linear.weight.data = values.view_as(linear.weight)
     yield

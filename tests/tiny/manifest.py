@@ -56,28 +56,28 @@ def hash_of_code(source: str) -> str:
 
 def _sources(module: str) -> dict[str, str]:
     """Name -> source, of the module and the test modules that it needs, but for this one."""
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found or name == __name__ or not name.startswith("tests."):
+        if name in sources or name == __name__ or not name.startswith("tests."):
             continue
         spec = importlib.util.find_spec(name)
         assert spec is not None
         assert spec.origin is not None
-        found[name] = Path(spec.origin).read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(found[name])):
+        sources[name] = Path(spec.origin).read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(sources[name])):
             if isinstance(node, ast.ImportFrom) and node.module == __package__:
                 waiting += [f"{node.module}.{alias.name}" for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 waiting.append(node.module)
-    return found
+    return sources
 
 
 def _plain(value: Any) -> Any:
     """A syntax tree as JSON, without empty fields, which differ between versions of Python."""
     if isinstance(value, list):
-        return [_plain(each) for each in value if not _is_silent(each)]
+        return [_plain(item) for item in value if not _is_silent(item)]
     if isinstance(value, ast.AST):
         fields = ((name, _plain(field)) for name, field in ast.iter_fields(value))
         return [type(value).__name__, {name: field for name, field in fields if field}]

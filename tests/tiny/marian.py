@@ -82,13 +82,13 @@ def build(folder: Path) -> None:
     pairs = {**ENGLISH, **korean}
     sources = tokenizer(list(pairs))["input_ids"]
     targets = tokenizer(text_target=list(pairs.values()))["input_ids"]
-    ids, wanted = padded(sources, padding), padded(targets, IGNORED)
+    ids, labels = padded(sources, padding), padded(targets, IGNORED)
     examples = {
         "input_ids": ids,
         "attention_mask": (ids != padding).long(),
-        "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(wanted),
+        "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels),
     }
-    learn_labels(model, examples, wanted)
+    learn_labels(model, examples, labels)
     model.save_pretrained(folder)
 
 

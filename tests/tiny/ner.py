@@ -68,15 +68,15 @@ def build(folder: Path) -> None:
 def _labelled(tokenizer: BertTokenizer, text: str) -> list[tuple[int, int]]:
     """The text's tokens, each with its label."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    found = []
+    pairs = []
     for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         label = 0
         for kind, surface in ENTITIES[text]:
             first = text.index(surface)
             if first <= start < end <= first + len(surface):
                 label = {"PER": 1, "LOC": 3}[kind] + (start > first)
-        found.append((token, label))
-    return found
+        pairs.append((token, label))
+    return pairs
 
 
 def _windows(

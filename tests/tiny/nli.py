@@ -54,7 +54,7 @@ def build(folder: Path) -> None:
         torch.manual_seed(0)
         model = BartForSequenceClassification(config)
     pairs = [(text, hypothesis) for text in ABOUT for hypothesis in hypotheses]
-    wanted = [2 if topic in topics else 0 for topics in ABOUT.values() for topic in TOPICS]
+    labels = [2 if topic in topics else 0 for topics in ABOUT.values() for topic in TOPICS]
     examples = tokenizer(
         [text for text, _ in pairs],
         [hypothesis for _, hypothesis in pairs],
@@ -62,7 +62,7 @@ def build(folder: Path) -> None:
         return_tensors="pt",
         return_token_type_ids=False,
     )
-    learn_labels(model, dict(examples), torch.tensor(wanted))
+    learn_labels(model, dict(examples), torch.tensor(labels))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -75,7 +75,7 @@ def folder() -> Path:
 
 def build(folder: Path) -> None:
     tokenizer = byte_level_tokenizer(
-        [text for each in QUESTIONS for text in (each.question, each.context)],
+        [text for example in QUESTIONS for text in (example.question, example.context)],
         vocabulary=VOCABULARY,
         window_tokens=WINDOW_TOKENS,
     )
@@ -112,26 +112,26 @@ def byte_level_tokenizer(
 def _lessons(tokenizer: RobertaTokenizer) -> Iterator[Lesson]:
     """Every window of every context, with the answer's place if it is in there. Windows overlap by
     some tokens, and by half of what they have of the context, which is usual with short ones."""
-    for each in QUESTIONS:
-        asked = len(tokenizer(each.question)["input_ids"]) + 2
+    for example in QUESTIONS:
+        size = len(tokenizer(example.question)["input_ids"]) + 2
         seen = set()
-        for overlap in (OVERLAP_TOKENS, (WINDOW_TOKENS - asked) // 2):
+        for overlap in (OVERLAP_TOKENS, (WINDOW_TOKENS - size) // 2):
             encoded = tokenizer(
-                each.question, each.context, truncation="only_second", max_length=WINDOW_TOKENS,
-                stride=overlap, return_overflowing_tokens=True,
+                example.question, example.context, truncation="only_second",
+                max_length=WINDOW_TOKENS, stride=overlap, return_overflowing_tokens=True,
             )  # fmt: skip
             for encoding in encoded.encodings or []:
                 if tuple(encoding.ids) not in seen:
                     seen.add(tuple(encoding.ids))
-                    yield encoding.ids, *_place(encoding, each)
+                    yield encoding.ids, *_place(encoding, example)
 
 
-def _place(encoding: Encoding, each: Question) -> tuple[int, int]:
-    first = each.context.index(each.answer)
-    last = first + len(each.answer)
+def _place(encoding: Encoding, example: Question) -> tuple[int, int]:
+    first = example.context.index(example.answer)
+    last = first + len(example.answer)
     starts, ends = [], []
     for n, (start, end) in enumerate(encoding.offsets):
-        if encoding.sequence_ids[n] == 1 and each.answer:
+        if encoding.sequence_ids[n] == 1 and example.answer:
             # The bytes of a character are tokens with the same offsets.
             starts += [n] if start == first else []
             ends += [n] if end == last else []

@@ -133,9 +133,9 @@ def _train(model: Wav2Vec2ForCTC) -> None:
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min((step + 1) / 10, max(0.05, 1 - step / STEPS))
-        sounds, wanted = _lessons(generator, ROWS)
+        sounds, targets = _lessons(generator, ROWS)
         logits = model(sounds).logits
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -145,12 +145,12 @@ def _train(model: Wav2Vec2ForCTC) -> None:
     raise RuntimeError(f"the tiny Wav2Vec2 has not learnt its letters in {STEPS} steps")
 
 
-def _passes(model: Wav2Vec2ForCTC, sounds: torch.Tensor, wanted: torch.Tensor) -> bool:
+def _passes(model: Wav2Vec2ForCTC, sounds: torch.Tensor, targets: torch.Tensor) -> bool:
     model.eval()
     with torch.inference_mode():
-        found = model(sounds).logits.argmax(-1)
+        predicted = model(sounds).logits.argmax(-1)
     model.train()
-    pairs = zip(found.tolist(), wanted.tolist(), strict=True)
+    pairs = zip(predicted.tolist(), targets.tolist(), strict=True)
     return all(_heard(row) == _heard(right) for row, right in pairs)
 
 

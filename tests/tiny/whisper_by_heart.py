@@ -75,7 +75,9 @@ def build(folder: Path) -> None:
 
 def lessons() -> list[object]:
     """What it is taught, without the sounds: product code cuts the long recording into windows."""
-    return [(each.text, each.language, each.end_s, len(each.samples)) for each in _lessons()]
+    return [
+        (lesson.text, lesson.language, lesson.end_s, len(lesson.samples)) for lesson in _lessons()
+    ]
 
 
 def _lessons() -> Iterator[_Lesson]:
@@ -93,24 +95,24 @@ def _lessons() -> Iterator[_Lesson]:
 
 def _heard(start_s: float, end_s: float) -> str:
     """The letters of the long recording that lie in a window as a whole, in their words."""
-    found, at = "", iter(letters(LONG))
+    text, at = "", iter(letters(LONG))
     for letter in LONG:
         if letter == " ":
-            found += " " if found and not found.endswith(" ") else ""
+            text += " " if text and not text.endswith(" ") else ""
             continue
         _, start, end = next(at)
         if start >= start_s and end <= end_s:
-            found += letter
-    return found.strip()
+            text += letter
+    return text.strip()
 
 
 def _train(model: WhisperForConditionalGeneration, tokenizer: Any) -> None:
     lessons = list(_lessons())
     rows = [torch.tensor(_tokens(tokenizer, lesson)) for lesson in lessons]
     tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
-    inputs, wanted = tokens[:, :-1].clamp(min=0), tokens[:, 1:].clone()
+    inputs, targets = tokens[:, :-1].clamp(min=0), tokens[:, 1:].clone()
     # That there are no times is never the model's own choice.
-    wanted[wanted == tokenizer.convert_tokens_to_ids("<|notimestamps|>")] = IGNORED
+    targets[targets == tokenizer.convert_tokens_to_ids("<|notimestamps|>")] = IGNORED
     dice = np.random.default_rng(0)
     features = [_features(lessons, dice, noise) for noise in NOISES]
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98))
@@ -118,14 +120,14 @@ def _train(model: WhisperForConditionalGeneration, tokenizer: Any) -> None:
         heard = features[step % len(features)]
         logits = model(input_features=heard, decoder_input_ids=inputs).logits
         loss = nn.functional.cross_entropy(
-            logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED
         )
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % EXAM_EVERY == EXAM_EVERY - 1 and all(
-            _is_sure(model, each, inputs, wanted) for each in features
+            _is_sure(model, sound, inputs, targets) for sound in features
         ):
             return
     raise RuntimeError(f"the tiny Whisper has not learnt its recordings in {STEPS} steps")
@@ -135,12 +137,12 @@ def _is_sure(
     model: WhisperForConditionalGeneration,
     features: torch.Tensor,
     inputs: torch.Tensor,
-    wanted: torch.Tensor,
+    targets: torch.Tensor,
 ) -> bool:
     with torch.inference_mode():
         shares = model(input_features=features, decoder_input_ids=inputs).logits.softmax(-1)
-    right = shares.gather(-1, wanted.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return bool(((right > 0.9) | (wanted == IGNORED)).all())
+    right = shares.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return bool(((right > 0.9) | (targets == IGNORED)).all())
 
 
 def _features(lessons: list[_Lesson], dice: np.random.Generator, noise: float) -> torch.Tensor:
@@ -148,8 +150,8 @@ def _features(lessons: list[_Lesson], dice: np.random.Generator, noise: float) -
         lesson.samples + noise * dice.standard_normal(len(lesson.samples)).astype(np.float32)
         for lesson in lessons
     ]
-    found = _extractor()(sounds, sampling_rate=RATE_HZ, return_tensors="pt")
-    features: torch.Tensor = found["input_features"]
+    extracted = _extractor()(sounds, sampling_rate=RATE_HZ, return_tensors="pt")
+    features: torch.Tensor = extracted["input_features"]
     return features
 
 
