@@ -1,6 +1,7 @@
-"""A worker's part, played by tests: a process, claims of its next steps, and how they ended."""
+"""A process of a worker, streams of events, and the stand-in of the API for the CLI and clients."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.jobs import claims, steps
 from shared.jobs.claims import Claim
+from tests.integration.fake_api import State, serving
 from tests.integration.following import Reader
 from tests.integration.ingestion import new_collection
 from tests.integration.workbench import make_process
@@ -104,3 +106,25 @@ def follow(api: httpx.Client) -> Iterator[Callable[..., Reader]]:
     yield start
     for response in open_:
         response.close()
+
+
+@pytest.fixture
+def state() -> State:
+    """Of the stand-in of the API."""
+    return State()
+
+
+@pytest.fixture
+def url(state: State) -> Iterator[str]:
+    """Of the stand-in of the API."""
+    with serving(state) as url:
+        yield url
+
+
+@pytest.fixture
+def cli_folder(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder to run the CLI in, which then speaks to the stand-in."""
+    monkeypatch.setenv("SLUICE_URL", url)
+    monkeypatch.setenv("SLUICE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -105,7 +105,7 @@ def test_calls_of_declared_tools_go_to_the_client_and_come_back(process: Process
     assert result["message"]["content"] == "The tool says 맑음"
 
 
-def test_an_agent_that_never_ends_is_asked_without_tools_in_its_last_turn(
+def test_an_agent_that_never_ends_gets_no_tools_in_its_last_turn(
     talker: Callable[..., Process],
 ) -> None:
     process = talker(agent_limit_turns=1)
@@ -120,7 +120,7 @@ def test_an_agent_that_never_ends_is_asked_without_tools_in_its_last_turn(
     assert "SLUICE_AGENT_LIMIT_TURNS" in error["message"]
 
 
-def test_json_is_checked_and_asked_for_again(process: Process, wire: Wire) -> None:
+def test_json_is_checked_and_requested_again(process: Process, wire: Wire) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     good = say(process, '{"n": 3}', response_format={"type": "json", "schema": schema})
     assert answered(process, good)["parsed"] == {"n": 3}
@@ -132,7 +132,7 @@ def test_json_is_checked_and_asked_for_again(process: Process, wire: Wire) -> No
     assert len(wire.bodies("/api/chat")) == 2
 
 
-def test_json_that_was_cut_off_says_so_and_is_not_asked_for_again(
+def test_json_that_was_cut_off_says_so_and_is_not_requested_again(
     process: Process, wire: Wire
 ) -> None:
     for schema in ({}, {"schema": {"type": "object"}}):
@@ -220,7 +220,9 @@ def test_a_chat_past_its_time_fails_and_says_so(process: Process, wire: Wire) ->
     assert "timeout_s" in error["message"]
 
 
-def test_a_busy_server_is_asked_again_after_what_it_asked_for(process: Process, wire: Wire) -> None:
+def test_a_busy_server_gets_the_request_again_after_the_time_it_names(
+    process: Process, wire: Wire
+) -> None:
     wire.of("tiny").refuse_times = 2
     wire.of("tiny").refuse_status = 429
     wire.of("tiny").retry_after = "7"

@@ -1,7 +1,6 @@
 """The command line against a real HTTP server: what goes to stdout and stderr, and exit codes."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -9,23 +8,11 @@ import pytest
 
 from cli.main import run
 from tests.integration.cli_process import document, started
-from tests.integration.fake_api import State, answering, listening, serving
+from tests.integration.fake_api import State, answering, listening
 from tests.integration.fake_bodies import LONG_KOREAN
 from tests.integration.terminal import on_terminal
 
-
-@pytest.fixture
-def state() -> State:
-    return State()
-
-
-@pytest.fixture(autouse=True)
-def url(state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    with serving(state) as url:
-        monkeypatch.setenv("SLUICE_URL", url)
-        monkeypatch.setenv("SLUICE_HOME", str(tmp_path / "home"))
-        monkeypatch.chdir(tmp_path)
-        yield url
+pytestmark = pytest.mark.usefixtures("cli_folder")
 
 
 @pytest.fixture

@@ -1,32 +1,19 @@
 """`sluice chat` and `ask` that stream, and conversations: streams, exit codes, a real terminal."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cli.main import run
 from tests.integration.cli_process import document, started
-from tests.integration.fake_api import State, serving
+from tests.integration.fake_api import State
 from tests.integration.terminal import CTRL_C, CTRL_D, on_terminal
 from tests.integration.test_client_generation import SCRIPT
 
 Captured = pytest.CaptureFixture[str]
 
-
-@pytest.fixture
-def state() -> State:
-    return State()
-
-
-@pytest.fixture(autouse=True)
-def url(state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    with serving(state) as url:
-        monkeypatch.setenv("SLUICE_URL", url)
-        monkeypatch.setenv("SLUICE_HOME", str(tmp_path / "home"))
-        monkeypatch.chdir(tmp_path)
-        yield url
+pytestmark = pytest.mark.usefixtures("cli_folder")
 
 
 def test_text_goes_to_stdout_and_tool_runs_to_stderr(state: State, capsys: Captured) -> None:
@@ -165,7 +152,7 @@ def test_an_interactive_chat_goes_on_with_a_conversation_that_there_is(state: St
 # ask
 
 
-def test_ask_streams_where_told_to_and_tells_what_was_left_out(
+def test_ask_streams_with_its_option_and_says_what_was_left_out(
     state: State, tmp_path: Path, capsys: Captured
 ) -> None:
     state.script = [{"event": "token", "step": 2, "offset": 0, "text": "여섯 달 전 "}]

@@ -20,6 +20,8 @@ from tests.integration.fake_bodies import make_conversation, make_job
 Captured = pytest.CaptureFixture[str]
 ONE, OTHER = "01a21957-3c86-7c1b-9aaa-000000000001", "01a21957-3c99-7c1b-9aaa-000000000002"
 
+pytestmark = pytest.mark.usefixtures("cli_folder")
+
 
 @pytest.fixture
 def state() -> State:
@@ -27,15 +29,6 @@ def state() -> State:
     for id_ in (ONE, OTHER):
         state.jobs[id_] = make_job(id_, {"kind": "embed", "input": {"texts": ["a" * 5000]}})
     return state
-
-
-@pytest.fixture(autouse=True)
-def url(state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    with serving(state) as url:
-        monkeypatch.setenv("SLUICE_URL", url)
-        monkeypatch.setenv("SLUICE_HOME", str(tmp_path / "home"))
-        monkeypatch.chdir(tmp_path)
-        yield url
 
 
 def commands(group: click.Group = sluice, *path: str) -> Iterator[tuple[str, ...]]:

@@ -3,30 +3,17 @@
 import signal
 import subprocess
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cli.main import run
 from tests.integration.cli_process import document, started
-from tests.integration.fake_api import State, serving
+from tests.integration.fake_api import State
 from tests.integration.fake_bodies import make_document
 from tests.waiting import until
 
-
-@pytest.fixture
-def state() -> State:
-    return State()
-
-
-@pytest.fixture(autouse=True)
-def url(state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    with serving(state) as url:
-        monkeypatch.setenv("SLUICE_URL", url)
-        monkeypatch.setenv("SLUICE_HOME", str(tmp_path / "home"))
-        monkeypatch.chdir(tmp_path)
-        yield url
+pytestmark = pytest.mark.usefixtures("cli_folder")
 
 
 @pytest.fixture

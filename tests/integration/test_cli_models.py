@@ -1,7 +1,6 @@
 """`sluice models`: what is asked for, what is shown, and what is wrong with a description."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +8,12 @@ import pytest
 
 from cli.main import run
 from tests.integration.cli_process import document
-from tests.integration.fake_api import State, serving
+from tests.integration.fake_api import State
 from tests.integration.terminal import on_terminal
 
 Captured = pytest.CaptureFixture[str]
 
-
-@pytest.fixture
-def state() -> State:
-    return State()
-
-
-@pytest.fixture(autouse=True)
-def url(state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    with serving(state) as url:
-        monkeypatch.setenv("SLUICE_URL", url)
-        monkeypatch.setenv("SLUICE_HOME", str(tmp_path / "home"))
-        monkeypatch.chdir(tmp_path)
-        yield url
+pytestmark = pytest.mark.usefixtures("cli_folder")
 
 
 def last_input(state: State) -> Any:

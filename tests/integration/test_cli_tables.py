@@ -1,8 +1,7 @@
 """Tables on terminals of any width, and the lines of a pipe: nothing is cropped in silence."""
 
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +10,7 @@ from rich.cells import cell_len
 
 from cli.main import run
 from cli.terminal.output import print_fields, print_record, print_table
-from tests.integration.fake_api import State, serving
+from tests.integration.fake_api import State
 from tests.integration.fake_bodies import NOW, make_conversation, make_document, make_job
 from tests.integration.terminal import on_terminal
 
@@ -22,6 +21,8 @@ ERROR = "Chroma refused: the collection of the embeddings was made with another 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 WIDTHS = [40, 60, 80, 120, 200]
 Captured = pytest.CaptureFixture[str]
+
+pytestmark = pytest.mark.usefixtures("cli_folder")
 
 
 @pytest.fixture
@@ -40,15 +41,6 @@ def state() -> State:
     state.models["hf/some-organisation/some-model-of-a-very-long-name-13B-instruct"] = {}
     state.collections.add("a-collection-with-a-name-that-is-quite-long-but-is-allowed")
     return state
-
-
-@pytest.fixture(autouse=True)
-def url(state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    with serving(state) as url:
-        monkeypatch.setenv("SLUICE_URL", url)
-        monkeypatch.setenv("SLUICE_HOME", str(tmp_path / "home"))
-        monkeypatch.chdir(tmp_path)
-        yield url
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What a job waits for is told, wherever somebody waits; and an API that answers is not away."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from cli.main import run
 from sluice import ApiError, Client, Retries, WaitTimeout, events
 from tests.integration.cli_process import document
-from tests.integration.fake_api import State, serving
+from tests.integration.fake_api import State
 from tests.integration.terminal import on_terminal
 
 PAUSED = "The queue generate is paused; `sluice queues resume generate` lets it go on."
@@ -26,14 +25,10 @@ def state() -> State:
 
 
 @pytest.fixture(autouse=True)
-def url(state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    with serving(state) as url:
-        monkeypatch.setenv("SLUICE_URL", url)
-        monkeypatch.setenv("SLUICE_HOME", str(tmp_path / "home"))
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(events, "FIRST_PAUSE_S", 0.02)
-        (tmp_path / "a.md").write_text("# a")
-        yield url
+def quick_start(cli_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first question why a job waits comes at once; and there is a file to ingest."""
+    monkeypatch.setattr(events, "FIRST_PAUSE_S", 0.02)
+    (cli_folder / "a.md").write_text("# a")
 
 
 @pytest.mark.parametrize(

@@ -29,23 +29,12 @@ INPUT = {"texts": ["a"]}
 
 
 @pytest.fixture
-def state() -> State:
-    return State()
-
-
-@pytest.fixture
-def url(state: State) -> Iterator[str]:
-    with serving(state) as url:
-        yield url
-
-
-@pytest.fixture
 def client(url: str) -> Iterator[Client]:
     with Client(url, retries=QUICK) as client:
         yield client
 
 
-def test_submit_sends_what_is_given_and_leaves_the_rest_to_the_server(
+def test_submit_sends_what_is_set_and_leaves_the_rest_to_the_server(
     client: Client, state: State
 ) -> None:
     job = client.submit("embed", INPUT, metadata={"team": "a"}, run_after=datetime.now(UTC))
@@ -169,7 +158,7 @@ def test_a_job_that_did_not_succeed_is_an_exception(
         client.ask("handbook", "?")
 
 
-def test_a_slow_task_reports_the_time_that_was_asked_for(client: Client, state: State) -> None:
+def test_a_slow_task_reports_the_time_of_the_call(client: Client, state: State) -> None:
     state.outcome = "running"
     with pytest.raises(WaitTimeout, match=r"within 0\.3 s"):
         client.ask("handbook", "?", timeout_s=0.3)
@@ -193,7 +182,7 @@ def test_uploads_keep_the_name_and_the_bytes(client: Client, state: State, tmp_p
         client.upload(b"x")
 
 
-def test_hashes_are_asked_for_in_parts(client: Client, state: State) -> None:
+def test_hashes_are_requested_in_parts(client: Client, state: State) -> None:
     assert client.files_by_hash([f"{number:064x}" for number in range(120)]) == []
     assert state.count("GET", "/v1/files") == 3
 

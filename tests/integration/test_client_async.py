@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from sluice import (
     WaitTimeout,
 )
 from tests.integration.conftest import Finish
-from tests.integration.fake_api import State, serving
+from tests.integration.fake_api import State
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Retries(connect_for_s=0.3, retry_for_s=5.0, busy_for_s=1.0, base_s=0.02, cap_s=0.1)
@@ -181,17 +181,6 @@ def test_a_cancelled_wait_leaves_nothing_behind_and_no_job_cancelled(
 # Against the stand-in, which can be made to fail
 
 
-@pytest.fixture
-def state() -> State:
-    return State()
-
-
-@pytest.fixture
-def url(state: State) -> Iterator[str]:
-    with serving(state) as url:
-        yield url
-
-
 def test_what_fails_is_repeated_as_in_the_blocking_client(url: str, state: State) -> None:
     notes: list[str] = []
 
@@ -243,7 +232,7 @@ def test_whole_tasks_and_streams(url: str, state: State, tmp_path: Path) -> None
 def test_reasons_are_reported_and_what_the_callback_raises_is_raised(
     url: str, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sluice.waiting.FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr("sluice.events.FIRST_PAUSE_S", 0.02)
     state.outcome, state.reasons = "running", ["paused", "paused", None, None]
     reasons: list[str | None] = []
 

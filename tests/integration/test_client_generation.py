@@ -21,11 +21,6 @@ SCRIPT: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def state() -> State:
-    return State()
-
-
-@pytest.fixture
 def client(state: State) -> Iterator[Client]:
     with serving(state) as url, Client(url, retries=QUICK) as client:
         yield client

@@ -94,7 +94,7 @@ def test_a_model_on_this_machine_or_on_the_hub(tmp_path: Path) -> None:
     assert check("hf/org/model").ok
 
 
-def test_a_hub_that_hides_the_model_or_is_not_to_be_asked(
+def test_a_hub_that_hides_the_model_or_is_not_to_be_used(
     ollama: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", ollama.url)  # It answers 404 to what it does not know.

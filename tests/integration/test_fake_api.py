@@ -22,11 +22,6 @@ MADE_UP = {"eval"}
 
 
 @pytest.fixture
-def state() -> State:
-    return State()
-
-
-@pytest.fixture
 def api(state: State) -> Iterator[httpx.Client]:
     with serving(state) as url, httpx.Client(base_url=url, trust_env=False) as api:
         yield api

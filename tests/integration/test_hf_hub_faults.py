@@ -125,7 +125,7 @@ def test_an_unknown_model_is_not_found(settings: Settings, model: str) -> None:
 @pytest.mark.parametrize(
     "model", ["http://127.0.0.1:9/x", "/data/models/x", "../x", "a/../b", "a/b/c", "a b", ""]
 )
-def test_a_model_that_no_hub_could_have_is_not_asked_for(
+def test_a_model_that_no_hub_could_have_is_not_requested(
     wire: Wire, settings: Settings, model: str
 ) -> None:
     with pytest.raises(InvalidInput, match="is no model of the hub"):

@@ -212,7 +212,7 @@ def test_columns_of_numbers_and_truth_values_are_found_by_filters(
     assert texts_where(year=1999) == []
 
 
-def test_an_overlap_is_half_of_small_chunks_unless_it_is_given(
+def test_an_overlap_is_half_of_small_chunks_unless_it_is_set(
     process: Process, collection: str
 ) -> None:
     outcome, job = ingest(

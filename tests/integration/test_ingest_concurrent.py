@@ -79,7 +79,7 @@ def test_an_older_content_that_is_ready_last_does_not_replace_the_newer_one(
     stores_agree(process, collection)
 
 
-def test_the_last_wish_wins_when_an_earlier_content_is_asked_for_again(
+def test_the_last_job_wins_when_an_earlier_content_is_submitted_again(
     process: Process, collection: str
 ) -> None:
     """A is on its way, B overtakes it, then A is sent again: A it has to be."""

@@ -131,9 +131,7 @@ def test_a_document_that_is_being_erased_is_ingested_again_after_that(
     stores_agree(process, collection)
 
 
-def test_an_erasure_that_was_given_up_is_ended_by_the_collector(
-    process: Process, collection: str
-) -> None:
+def test_an_abandoned_erasure_is_ended_by_the_collector(process: Process, collection: str) -> None:
     ingest(process, collection, {"secret": SECRET, "public": PUBLIC})
     order_erasure(process, document_ids=[document_id(process, collection, "secret")])
     erasing.erase(Context(process, claimed(process, Queue.CONTROL)))
