@@ -19,7 +19,7 @@ class NoCorpus(Exception):
 
 
 def pages(limit: int | None = None) -> list[Path]:
-    """The pages, sorted by name; every n-th of them if fewer are wanted. Raises NoCorpus."""
+    """The pages, sorted by name; every n-th of them if there is a lower limit. Raises NoCorpus."""
     files = sorted(_folder().rglob("*.html"))
     if limit is None or limit >= len(files):
         return files

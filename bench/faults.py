@@ -97,7 +97,7 @@ def progress(client: Client) -> int:
 
 
 def compare(stack: Stack, expected: int) -> bool:
-    """Whether both stores have exactly the same chunks, as many as the job has told."""
+    """Whether both stores have exactly the same chunks, as many as the job reports."""
     host, _, port = stack.chroma_url.removeprefix("http://").partition(":")
     collection = chromadb.HttpClient(host=host, port=int(port)).get_collection("faults")
     vectors = set(collection.get(include=[])["ids"])

@@ -90,7 +90,7 @@ class StaticBatch:
                 ids = self._model.generate(**inputs, max_new_tokens=longest, do_sample=False)
             texts = self._loaded.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
             if len(texts) != len(batch) or ids.shape[1] != PROMPT_TOKENS + longest:
-                raise RuntimeError("generate() did not generate what it was asked for")
+                raise RuntimeError("generate() did not generate as many tokens as it should")
         return time.perf_counter() - started
 
 

@@ -1,6 +1,6 @@
 """What people write themselves: LangChain loaders, splitter, SentenceTransformer, Chroma.
 
-Run as a process of its own by `bench.ingest`, so that its memory can be told apart. Prints one
+Run as a process of its own by `bench.ingest`, so that its memory can be measured alone. Prints one
 JSON line: chunks, seconds (models loaded before, imports not counted) and its peak memory.
 """
 

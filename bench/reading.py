@@ -1,7 +1,7 @@
 """What reading costs as queues grow: each call at 1,000 and at 100,000 queued jobs, and the ratio.
 
 The jobs are of several keys, lanes, kinds and models. No worker runs, but some are noted as
-living, and steps have ended, so that ETAs are told. The servers are started here, in a temporary
+living, and steps have ended, so that there are ETAs. The servers are started here, in a temporary
 folder, and stopped at the end: `python -m bench.reading --calls 200`.
 """
 

@@ -1,6 +1,6 @@
 """Any generator as a LangChain chat model: for chains (`prompt | model | parser`) and agents.
 
-LangChain's own types stay in here. Tools are told to the model, or described in the prompt where
+LangChain's own types stay in here. Tools are passed to the model, or described in the prompt where
 its template knows none; either way their calls come back as LangChain's. A tool cannot be forced
 on a model: of `tool_choice`, only "none" has an effect.
 """

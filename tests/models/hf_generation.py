@@ -1,4 +1,4 @@
-"""Rows of texts that become texts, and a T5 that is told its task as the published ones are."""
+"""Rows of texts that become texts, and a T5 that reads its task in the prompt."""
 
 from collections.abc import Sequence
 from typing import Any

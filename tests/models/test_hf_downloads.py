@@ -190,7 +190,7 @@ def test_what_is_no_model_is_refused(
     assert set(sent(shelf)) <= {"config.json"}
 
 
-def test_a_model_that_is_nowhere_is_told(shelf: Shelf, worker: Locator, home: Path) -> None:
+def test_a_model_that_is_nowhere_is_reported(shelf: Shelf, worker: Locator, home: Path) -> None:
     del shelf
     missing = worker.ask("no/such")
     assert missing["error"] == "ModelNotFound"
@@ -207,7 +207,7 @@ def test_a_gated_model_needs_a_token(shelf: Shelf, worker: Locator) -> None:
     assert "folder" in worker.ask("own/fill", token=TOKEN)
 
 
-def test_a_wrong_token_is_told(shelf: Shelf, worker: Locator) -> None:
+def test_a_wrong_token_is_reported(shelf: Shelf, worker: Locator) -> None:
     del shelf
     refused = worker.ask("own/fill", token="hf_of_nobody")
     assert refused["error"] == "Permanent"
@@ -342,7 +342,7 @@ Away = Callable[..., str]
 
 @pytest.fixture
 def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Away]:
-    """Gives what is told of an unknown model where the hub is away."""
+    """Returns the message about an unknown model where the hub is away."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -431,7 +431,7 @@ def test_a_hub_that_does_not_know_a_model_is_asked_once(
     assert not shelf.gets
 
 
-def test_a_slow_download_is_told_and_waited_for(
+def test_a_slow_download_is_announced_and_waited_for(
     shelf: Shelf, worker: Locator, tmp_path: Path
 ) -> None:
     """The times for the hub to be reached and to answer are not those of a download."""

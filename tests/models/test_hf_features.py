@@ -137,7 +137,7 @@ def test_prompts_stand_before_the_text(
     assert np.allclose(vectors, usual, atol=1e-5) == (name == "passage")
 
 
-def test_an_unknown_prompt_is_told_with_the_known_ones(
+def test_an_unknown_prompt_is_reported_with_the_known_ones(
     sentences: SentenceFeatures, tokens: TokenFeatures
 ) -> None:
     with pytest.raises(InvalidInput, match=r"no prompt 'qeury'; it knows .*passage, plain, query"):
@@ -146,7 +146,7 @@ def test_an_unknown_prompt_is_told_with_the_known_ones(
         outputs(tokens, FEATURES, TEXTS, prompt_name="query")
 
 
-def test_vectors_are_of_length_one_or_not_as_asked(
+def test_vectors_are_of_length_one_or_not_by_parameter(
     sentences: SentenceFeatures, library: SentenceTransformer
 ) -> None:
     plain = outputs(sentences, FEATURES, TEXTS, normalize=False)
@@ -194,7 +194,7 @@ def test_a_long_text_is_cut_with_a_warning_or_refused(
 
 
 @pytest.mark.parametrize("kind", ["sentences", "tokens"])
-def test_a_long_text_is_cut_on_the_side_asked_for(
+def test_a_long_text_is_cut_on_the_side_of_the_parameter(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     task = request.getfixturevalue(kind)

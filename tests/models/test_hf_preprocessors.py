@@ -34,7 +34,7 @@ def test_a_tokenizer_loads(folder: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_missing_tokenizer_is_told(folder: Path) -> None:
+def test_a_missing_tokenizer_is_reported(folder: Path) -> None:
     for path in folder.glob("*token*"):
         path.unlink()
     with pytest.raises(Permanent, match="has no tokenizer"):
@@ -42,7 +42,7 @@ def test_a_missing_tokenizer_is_told(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": "1.0"}', "null"])
-def test_a_broken_tokenizer_is_told(folder: Path, content: str) -> None:
+def test_a_broken_tokenizer_is_reported(folder: Path, content: str) -> None:
     (folder / "tokenizer.json").write_text(content)
     with pytest.raises(Permanent, match="tokenizer"):
         load_tokenizer(folder, OPTIONS)
@@ -58,7 +58,7 @@ def test_a_tokenizer_with_code_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("load", [load_processor, load_feature_extractor, load_image_processor])
-def test_missing_preprocessors_are_told(tmp_path: Path, load: Any) -> None:
+def test_missing_preprocessors_are_reported(tmp_path: Path, load: Any) -> None:
     Wav2Vec2Config().save_pretrained(tmp_path)
     with pytest.raises(Permanent, match=r"(processor|feature extractor) of .* cannot be loaded"):
         load(tmp_path, OPTIONS)

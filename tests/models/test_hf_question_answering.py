@@ -1,4 +1,4 @@
-"""Answers are right, and lie where they are said to lie; what cannot be asked is told."""
+"""Answers are right, and lie where they are said to lie; unfit questions are refused."""
 
 import json
 from collections.abc import Iterator
@@ -83,7 +83,7 @@ def test_only_a_question_without_an_answer_is_said_to_have_none(
     assert unasked["score"] < 0.01
 
 
-def test_answers_are_whole_words_unless_told_not_to(trained: QuestionAnswering) -> None:
+def test_answers_are_whole_words_by_default(trained: QuestionAnswering) -> None:
     capital = QUESTIONS[4]
     [word] = outputs(trained, QA, [_value(capital)])
     assert word["answer"] == "서울은"
@@ -116,7 +116,7 @@ def test_what_rows_give_is_json_and_small(trained: QuestionAnswering) -> None:
     )
 
 
-def test_what_is_cut_off_or_changed_is_told(trained: QuestionAnswering) -> None:
+def test_what_is_cut_off_or_changed_is_reported(trained: QuestionAnswering) -> None:
     value = _value(LONG) | {"question": "Who, " * 50 + LONG.question}
     [warning] = warnings(trained, QA, value, max_question_len=20)
     size = len(trained.tokenizer(value["question"], add_special_tokens=False)["input_ids"])
@@ -144,7 +144,7 @@ def test_windows_without_room_are_refused(
         outputs(trained, QA, [_value(LONG) | value], **options)
 
 
-def test_scores_that_are_no_numbers_are_told(trained: QuestionAnswering) -> None:
+def test_scores_that_are_no_numbers_are_reported(trained: QuestionAnswering) -> None:
     parameters = QuestionAnsweringParameters()
     prepared = trained.prepare(_value(LONG), parameters)
     config: Any = trained.model.config

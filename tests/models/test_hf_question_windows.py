@@ -168,7 +168,7 @@ def test_long_contexts_are_searched_as_by_brute_force(
 
 
 def _assert_same(answers: list[dict[str, Any]], expected: list[Any], context: str) -> None:
-    """`wanted` has one more, to see how close the last one is to it."""
+    """`expected` has one more, to see how close the last one is to it."""
     assert len(answers) == len(expected) - 1
     for n, answer in enumerate(answers):
         assert answer["score"] == pytest.approx(expected[n].score, abs=TOLERANCE)

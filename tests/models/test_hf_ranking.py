@@ -61,7 +61,7 @@ def test_ranks_are_those_of_sentence_transformers(ranker: TextRanking, length: i
         assert_same([hit["score"] for hit in raw], sorted(map(float, logits), reverse=True))
 
 
-def test_pairs_that_are_cut_are_told_once(ranker: TextRanking) -> None:
+def test_pairs_that_are_cut_are_reported_once(ranker: TextRanking) -> None:
     value = {"query": "What is Berlin known for?", "texts": ["a " * 500, "short", "b " * 200]}
     [warning] = warnings(ranker, RANK, value)
     assert warning.startswith("has 2 of 3 texts that were cut, with the query, to 128 tokens")

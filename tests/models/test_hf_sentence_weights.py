@@ -75,7 +75,7 @@ def test_a_module_from_elsewhere_is_refused(sentences: Path) -> None:
         load_sentence_transformer(sentences, OPTIONS)
 
 
-def test_a_sentence_model_without_weights_is_told(sentences: Path) -> None:
+def test_a_sentence_model_without_weights_is_reported(sentences: Path) -> None:
     (sentences / "model.safetensors").rename(sentences / "tf_model.h5")
     with pytest.raises(Permanent, match=r"only tf_model\.h5"):
         load_sentence_transformer(sentences, OPTIONS)
@@ -88,7 +88,7 @@ def test_a_classifier_is_no_sentence_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pickled", [False, True])
-def test_missing_tensors_of_the_encoder_are_told(sentences: Path, pickled: bool) -> None:
+def test_missing_tensors_of_the_encoder_are_reported(sentences: Path, pickled: bool) -> None:
     kept = load_file(sentences / "model.safetensors")
     name = "encoder.layer.0.output.dense.weight"
     del kept[name]

@@ -1,4 +1,4 @@
-"""Summaries: right word for word, in any company, of the lengths that were asked for, and left in
+"""Summaries: right word for word, in any company, of the lengths of the parameters, and left in
 the middle when nobody waits for them."""
 
 import itertools
@@ -246,7 +246,7 @@ def test_nothing_is_logged(summarizer: Summarization, caplog: pytest.LogCaptureF
     assert not caplog.records
 
 
-def test_t5_is_told_its_task() -> None:
+def test_t5_gets_its_task_in_the_prompt() -> None:
     tokenizer = unlimited_tokenizer()
     task = Summarization(make_t5(), tokenizer, OPTIONS)
     for text in ("It rained.", "summarize: It rained."):

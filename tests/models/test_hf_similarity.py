@@ -93,7 +93,7 @@ def test_each_different_sentence_is_read_once(true_model: SentenceSimilarity) ->
     assert scores[1] == scores[3]
 
 
-def test_sentences_that_are_cut_are_told(true_model: SentenceSimilarity) -> None:
+def test_sentences_that_are_cut_are_reported(true_model: SentenceSimilarity) -> None:
     assert warnings(true_model, SIMILARITY, ENGLISH) == []
     assert warnings(true_model, SIMILARITY, LONG) == [
         "has 2 of 4 different sentences cut to 256 tokens, which is all that the model takes at "

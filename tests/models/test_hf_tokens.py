@@ -1,5 +1,5 @@
 """Token classification and filling masks give what transformers' pipelines give, in batches of any
-company; windows lose nothing of long texts, and what is cut off is told."""
+company; windows lose nothing of long texts, and warnings say what is cut off."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,7 +149,7 @@ def test_windows_are_those_of_the_pipeline(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_nothing_of_a_long_text_is_lost_or_told_twice(
+def test_nothing_of_a_long_text_is_lost_or_returned_twice(
     finder: TokenClassification, strategy: str
 ) -> None:
     """However the windows fall, and without the caller's asking."""
@@ -242,7 +242,7 @@ def test_a_batch_too_large_for_its_logits_is_run_in_parts(
         assert rows_of_calls == [1] * len(texts)
 
 
-def test_targets_that_are_no_tokens_are_told(filler: FillMask) -> None:
+def test_targets_that_are_no_tokens_are_reported(filler: FillMask) -> None:
     text = "Paris is the [MASK] of France."
     assert warnings(filler, FILL, text, targets=["capital"]) == []
     replaced, unknown, empty = warnings(filler, FILL, text, targets=["mats", "capital", "🌉", " "])

@@ -114,7 +114,7 @@ def test_languages_that_are_tokens(make: Callable[[], Any], codes: tuple[str, st
         outputs(task, TRANSLATE, ["un"], src_lang=codes[0])
 
 
-def test_t5_is_told_its_languages() -> None:
+def test_t5_gets_its_languages_in_the_prompt() -> None:
     tokenizer = unlimited_tokenizer()
     task = Translation(make_t5(), tokenizer, OPTIONS)
     for text, options in (

@@ -87,7 +87,7 @@ def test_shards_load_as_the_whole_does(folder: Path) -> None:
     assert all(torch.equal(value, whole[name]) for name, value in in_shards.items())
 
 
-def test_a_missing_shard_is_told(folder: Path) -> None:
+def test_a_missing_shard_is_reported(folder: Path) -> None:
     shard(folder)
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(Permanent, match=r"incomplete: model-00002-of-00002\.safetensors"):
@@ -125,7 +125,7 @@ def shard(folder: Path) -> None:
     ids=["empty", "text", "zeros", "huge"],
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_damaged_weights_are_told(folder: Path, name: str, content: bytes) -> None:
+def test_damaged_weights_are_reported(folder: Path, name: str, content: bytes) -> None:
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(content)
     with pytest.raises(Permanent, match=r"The weights of .* damaged.*etch them anew"):
@@ -134,7 +134,7 @@ def test_damaged_weights_are_told(folder: Path, name: str, content: bytes) -> No
 
 @pytest.mark.parametrize("part", [0.05, 0.5, 0.99])
 @pytest.mark.parametrize("pickled", [False, True])
-def test_truncated_weights_are_told(folder: Path, part: float, pickled: bool) -> None:
+def test_truncated_weights_are_reported(folder: Path, part: float, pickled: bool) -> None:
     if pickled:
         as_pickle(folder)
     [path] = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
@@ -144,7 +144,7 @@ def test_truncated_weights_are_told(folder: Path, part: float, pickled: bool) ->
         classify(folder)
 
 
-def test_a_zip_of_something_else_is_told(folder: Path) -> None:
+def test_a_zip_of_something_else_is_reported(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as archive:
         archive.writestr("archive/data.txt", "nothing")
@@ -162,7 +162,7 @@ def test_other_formats_are_refused(folder: Path, name: str) -> None:
         classify(folder)
 
 
-def test_no_weights_are_told(folder: Path) -> None:
+def test_no_weights_are_reported(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(Permanent, match=r"has no weights; model\.safetensors"):
         classify(folder)
@@ -200,7 +200,7 @@ def test_a_card_that_promises_another_architecture_is_found_out(folder: Path) ->
         load_model(AutoModelForCTC, folder, OPTIONS, task=Task("automatic-speech-recognition"))
 
 
-def test_missing_tensors_are_told(folder: Path) -> None:
+def test_missing_tensors_are_reported(folder: Path) -> None:
     kept = load_file(folder / "model.safetensors")
     name = "bert.encoder.layer.0.output.dense.weight"
     del kept[name]
@@ -209,7 +209,7 @@ def test_missing_tensors_are_told(folder: Path) -> None:
         classify(folder)
 
 
-def test_tensors_of_another_size_are_told(folder: Path) -> None:
+def test_tensors_of_another_size_are_reported(folder: Path) -> None:
     configure(folder, intermediate_size=2 * HIDDEN)
     with pytest.raises(Permanent, match="cannot be loaded"):
         classify(folder)
@@ -223,13 +223,13 @@ def test_an_encoder_lends_its_features_without_its_head(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "", '{"model_type": "bert", "hidden_size": "x"}'])
-def test_a_broken_configuration_is_told(folder: Path, content: str) -> None:
+def test_a_broken_configuration_is_reported(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     with pytest.raises(Permanent):
         classify(folder)
 
 
-def test_an_unknown_kind_of_model_is_told(folder: Path) -> None:
+def test_an_unknown_kind_of_model_is_reported(folder: Path) -> None:
     configure(folder, model_type="unheard_of", architectures=None)
     with pytest.raises(Permanent, match=r"cannot be loaded .*unheard_of"):
         classify(folder)

@@ -91,7 +91,7 @@ def test_texts_are_those_of_the_pipeline(listener: WhisperSpeech) -> None:
     assert answer == {"text": expected["text"]}
 
 
-def test_the_language_is_told_from_the_sound_or_given(listener: WhisperSpeech) -> None:
+def test_the_language_is_detected_from_the_sound_or_set(listener: WhisperSpeech) -> None:
     free, *named = (
         transcribed(listener, ["안녕 물"], **more)[0]
         for more in (

@@ -233,7 +233,7 @@ def test_extreme_parameters_are_served() -> None:
         assert cold == greedy
 
 
-def test_prompts_that_no_model_is_given() -> None:
+def test_prompts_that_no_model_gets() -> None:
     with rolling() as generator:
         with pytest.raises(InvalidInput, match=r"has \d{3} tokens.*window is 256"):
             generator.start(asks(TEXTS[0] * 40))

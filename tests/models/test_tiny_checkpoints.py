@@ -52,7 +52,7 @@ def test_half_the_bytes_are_stored_and_float32_is_loaded() -> None:
     assert model.dtype == torch.float32
 
 
-def test_one_that_is_missing_is_told_with_the_command() -> None:
+def test_one_that_is_missing_is_reported_with_the_command() -> None:
     with pytest.raises(FileNotFoundError, match=r"python -m tests\.tiny\.make nobody"):
         checkpoint("nobody")
 

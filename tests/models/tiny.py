@@ -98,7 +98,7 @@ def tiny_llama() -> PreTrainedModel:
 
 
 class Scripted(LlamaForCausalLM):
-    """Says `script`, whatever it is asked; over and over, from the first token of the answer on."""
+    """Says `script` to any prompt; over and over, from the first token of the answer on."""
 
     script: Sequence[int] = ()
     prompt_tokens = 0

@@ -11,7 +11,7 @@ def vocabulary(
     texts: Iterable[str], *, size: int, lowercase: bool, strip_accents: bool | None = None
 ) -> dict[str, int]:
     """Token -> id, special ones first, the same each time; every character of the texts is in it.
-    Unless told not to, BERT in lower case strips accents, and takes Hangul apart."""
+    By default, BERT in lower case strips accents, and takes Hangul apart."""
     normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     splitter = pre_tokenizers.BertPreTokenizer()
     texts = [normalizer.normalize_str(text) for text in texts]

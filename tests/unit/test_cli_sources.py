@@ -44,7 +44,7 @@ def test_the_folder_one_stands_in_has_a_name_too(monkeypatch: pytest.MonkeyPatch
     assert "docs/guide.md" in names(".")
 
 
-def test_named_files_are_always_sent_under_the_path_given() -> None:
+def test_named_files_are_always_sent_under_the_path_of_the_argument() -> None:
     assert names("notes.log", "./docs//photo.png") == ["docs/photo.png", "notes.log"]
     absolute = str(Path("notes.log").absolute())
     assert names(absolute) == [absolute]

@@ -162,7 +162,7 @@ def texts() -> Iterator[Path]:
     )
 
 
-def test_nobody_is_told_to_install_what_is_another_project() -> None:
+def test_no_text_installs_what_is_another_project() -> None:
     """`sluice` on PyPI is a tool for ZFS."""
     pattern = re.compile(
         r"install\b[^\n`]*[\s'\"]sluice(\[|\s|'|\"|`|$)|sluice\[(api|worker|gpu|local|dev)"

@@ -96,7 +96,7 @@ def test_quotes_are_verbatim_but_for_whitespace() -> None:
     )
 
 
-def test_long_sentences_are_cut_at_words_around_what_was_asked() -> None:
+def test_long_sentences_are_cut_at_words_around_what_the_question_is_about() -> None:
     filler = " ".join(f"item{n}," for n in range(150))
     text = f"The list holds {filler} and a blue lantern from Oslo, {filler} too."
     (quote,) = quotes("Where is the blue lantern from?", [text], [0.5])

@@ -1,4 +1,4 @@
-"""Audio files of any format and rate become the same sound; what is none is told so."""
+"""Audio files of any format and rate become the same sound; other files are refused."""
 
 import io
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a model can do, told from its folder."""
+"""What a model can do, read from its folder."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_models_of_sounds_and_images_take_no_texts(
     assert tasks_of(folder) == ()
 
 
-def test_speech_is_told_beside_its_preprocessor(tmp_path: Path) -> None:
+def test_speech_is_detected_beside_its_preprocessor(tmp_path: Path) -> None:
     folder = described(tmp_path, architectures=["WhisperForConditionalGeneration"])
     (folder / "preprocessor_config.json").write_text("{}")
     assert tasks_of(folder) == (Task("automatic-speech-recognition"),)
@@ -178,7 +178,7 @@ def test_kinds_of_sentence_transformers(
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '"x"', b"\xff\xfe"])
-def test_a_broken_configuration_is_told(tmp_path: Path, content: str | bytes) -> None:
+def test_a_broken_configuration_is_reported(tmp_path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     (tmp_path / "config.json").write_bytes(data)
     with pytest.raises(Permanent, match=r"config\.json"):

@@ -86,7 +86,7 @@ def test_own_models_go_before_the_bundled_one(settings: Settings, tmp_path: Path
 
 
 def refusal(name: str, settings: Settings) -> str:
-    """What is told, less the name itself."""
+    """The error message without the name itself."""
     with pytest.raises(InvalidInput) as caught:
         locate(name, settings, task=None)
     assert "SLUICE_MODELS_EXTRA_FOLDERS" in caught.value.message
@@ -161,7 +161,9 @@ def test_so_is_a_link_that_leads_outside(settings: Settings, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["none", "own/none", "a" * 300, "own"])
-def test_a_folder_without_a_model_is_told(settings: Settings, tmp_path: Path, name: str) -> None:
+def test_a_folder_without_a_model_is_reported(
+    settings: Settings, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "models" / "own").mkdir(parents=True)
     with pytest.raises(ModelNotFound, match=r"There is no folder|it has no config\.json"):
         locate(f"{tmp_path}/models/{name}", settings, task=None)

@@ -108,7 +108,7 @@ def test_so_is_one_of_any_encoding(size: int, subtype: str) -> None:
     whole = encoded(subtype=subtype)
     at = whole.index(b"data", 12) + 4
     lost = whole[:at] + size.to_bytes(4, "little") + whole[at + 4 :]
-    # What comes behind the sound cannot be told from it.
+    # What comes behind the sound cannot be distinguished from it.
     assert seconds(lost) == pytest.approx(LENGTH_S, abs=0.01)
 
 
@@ -167,7 +167,7 @@ def test_an_extensible_wav() -> None:
 )
 @pytest.mark.parametrize("size", [0, UNKNOWN])
 def test_a_wav_of_no_sound_holds_none(behind: bytes, size: int) -> None:
-    """Its length is zero or not told, and what follows is no sound either."""
+    """Its length is zero or not stated, and what follows is no sound either."""
     with pytest.raises(InvalidInput, match="holds no sound"):
         seconds(riff(chunk(b"fmt ", FMT), chunk(b"data", b"", size), behind))
 

@@ -213,7 +213,7 @@ def test_whatever_is_sent_is_taken_or_refused(task: Task, inputs: Any) -> None:
         (Task("automatic-speech-recognition"), "", "give a file in base64"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_place(task: Task, inputs: Any, message: str) -> None:
+def test_what_is_wrong_is_reported_with_its_location(task: Task, inputs: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         single_inputs(task, inputs)
 

@@ -40,5 +40,5 @@ async def _loading(port: int) -> Loading | None:
         return await events.of(client, MODEL)
 
 
-def test_no_model_is_told_of(port: int) -> None:
+def test_no_model_is_announced(port: int) -> None:
     assert asyncio.run(_loading(port)) is None

@@ -24,7 +24,7 @@ def test_all_is_well_until_something_fails(clock: Clock) -> None:
     assert [outage.passes() for _ in range(3)] == [True] * 3
 
 
-def test_one_caller_a_second_tries_and_the_others_are_told_not_to(clock: Clock) -> None:
+def test_one_caller_a_second_tries_and_the_others_do_not(clock: Clock) -> None:
     outage = Outage(1.0, clock)
     outage.begins()
     assert [outage.passes() for _ in range(50)] == [False] * 50

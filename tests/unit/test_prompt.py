@@ -73,7 +73,7 @@ def test_history_stands_between_the_rules_and_the_question() -> None:
     assert list(prompt_of(API, history=history).messages[1:3]) == history
 
 
-def test_no_passages_are_told_as_such() -> None:
+def test_the_prompt_says_that_there_are_no_passages() -> None:
     prompt = prompt_of()
     assert "(No passages were found.)" in prompt.messages[-1].content
     assert prompt.used == 0

@@ -46,7 +46,7 @@ def test_delays_grow_until_the_cap_and_are_not_all_alike() -> None:
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 3])
-def test_a_lost_worker_is_told_with_its_attempt_and_a_remedy(attempt: int) -> None:
+def test_a_lost_worker_is_reported_with_its_attempt_and_a_remedy(attempt: int) -> None:
     claim = Claim(
         step_id=1, job_id=uuid4(), name="ingest.load", queue="ingest", kind="ingest", lane=1,
         fair_key="someone", payload={},

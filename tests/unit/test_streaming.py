@@ -35,7 +35,7 @@ def texts(events: Sequence[Event], *, is_whole: bool = True) -> list[str]:
     return [piece.text for piece in before if isinstance(piece, TextPiece)]
 
 
-def test_pieces_come_as_they_are_told() -> None:
+def test_pieces_come_as_they_are_sent() -> None:
     assert texts([token(1, 0, "여권 "), token(1, 3, "갱신"), end(chat("여권 갱신"))]) == [
         "여권 ",
         "갱신",
@@ -58,7 +58,7 @@ def test_a_resumed_stream_has_what_follows_alone() -> None:
     assert texts([end(chat("abcd"))], is_whole=False) == []
 
 
-def test_an_agents_turns_are_told_apart() -> None:
+def test_the_answers_of_an_agent_are_separated() -> None:
     run = {"id": "c1", "step": 2, "name": "calculator", "arguments": {"expression": "6*7"}}
     events = [
         token(1, 0, "Let me see."),
@@ -76,14 +76,14 @@ def test_an_agents_turns_are_told_apart() -> None:
     assert isinstance(job, Job)
 
 
-def test_a_last_turn_that_was_not_told_comes_from_the_result() -> None:
+def test_a_last_answer_that_was_not_sent_comes_from_the_result() -> None:
     assert texts([token(1, 0, "Let me see."), end(chat("It is 42."))]) == [
         "Let me see.",
         "It is 42.",
     ]
 
 
-def test_a_job_that_did_not_succeed_has_no_more_than_was_told() -> None:
+def test_a_job_that_did_not_succeed_has_no_more_than_was_sent() -> None:
     assert texts([token(1, 0, "ab"), end(None, "cancelled")]) == ["ab"]
     assert texts([end(None, "failed")]) == []
 

@@ -121,7 +121,7 @@ def test_whatever_is_json_is_read(value: Any) -> None:
         ('{"a":' * 50_000, "nested too deep"),
     ],
 )
-def test_what_is_not_json_is_told(text: str, said: str) -> None:
+def test_what_is_not_json_is_reported(text: str, said: str) -> None:
     assert said in refusal(text)
 
 
@@ -136,7 +136,7 @@ def test_an_escaped_backslash_before_u0000_is_no_nul() -> None:
     assert parse('{"a": "\\\\u0000"}', None) == {"a": "\\u0000"}
 
 
-def test_what_does_not_fit_the_schema_is_told_with_its_place() -> None:
+def test_what_does_not_fit_the_schema_is_reported_with_its_location() -> None:
     message = refusal('{"people": "many"}', CITY)
     assert "at $.people: 'many' is not of type 'integer'" in message
     assert "'name' is a required property" in message
@@ -218,7 +218,7 @@ def test_an_older_draft_counts_where_it_is_named() -> None:
     refusal("3", draft4)
 
 
-def test_models_are_told_the_schema() -> None:
+def test_the_instructions_hold_the_schema() -> None:
     assert json.dumps(CITY, ensure_ascii=False) in instructions(CITY)
     assert "JSON object" in instructions(None)
 

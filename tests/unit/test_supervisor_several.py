@@ -51,7 +51,7 @@ def arguments(workers: WorkerCounts, **changes: Any) -> list[tuple[str, ...]]:
     return [part.argv[part.argv.index("--name") + 2 :] for part in generators]
 
 
-def test_without_models_workers_are_told_nothing() -> None:
+def test_without_models_workers_get_no_arguments() -> None:
     assert arguments(WorkerCounts(gpu_workers=2)) == [(), ()]
     assert [part.name for part in parts(WorkerCounts(gpu_workers=0, cpu_workers=2))] == [
         "api", "cpu-1", "cpu-2", "beat",
