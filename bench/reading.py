@@ -154,7 +154,7 @@ def _calls(
         "GET /readyz": partial(get, "/readyz"),
         "POST /v1/jobs": partial(get, "/v1/jobs", BODY),
         "sweeper: runnable": runnable,
-        "gate: count of the due": count_due,
+        "admission: count of the due": count_due,
         "claim: embed": partial(claim, Queue.EMBED),
         "claim: generate": partial(claim, Queue.GENERATE),
     }

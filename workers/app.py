@@ -21,7 +21,6 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.config import Settings
 from shared.database.engine import make_engine
 from shared.database.transaction import Transaction, make_sessions
-from shared.jobs import jobs
 from shared.kinds.kind import Kind, StepType
 from shared.kinds.registry import KINDS, WEBHOOK
 from shared.redis.bell import RING, list_of, make_celery
@@ -79,9 +78,7 @@ def _computed(kind: Kind, compute: Callable[[Any], Shape]) -> Callable[[Context]
     """A step that needs nothing but the job's input, and writes nothing but its result."""
 
     def run(context: Context) -> Done:
-        with context.process.ledger.read() as session:
-            values = jobs.get(session, context.claim.job_id).input
-        return Done(result=compute(kind.input.model_validate(values)).model_dump(mode="json"))
+        return Done(result=compute(context.input(kind.input)).model_dump(mode="json"))
 
     return run
 

@@ -1,11 +1,11 @@
-"""What a step's handler is given, what it gives back, and where results go."""
+"""What a step's handler gets, what it returns, and where results go."""
 
 import io
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from shared.bounds import EncodedJson, to_json
@@ -17,7 +17,10 @@ from shared.jobs import jobs
 from shared.jobs.claims import Claim
 from shared.jobs.steps import Finish, NewStep, Record
 from shared.redis.events import Event, EventType
+from shared.vocabulary import Shape
 from workers.attempts.process import Process
+
+InputT = TypeVar("InputT", bound=Shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,11 @@ class Context:
         """When the handler last showed that it is at work."""
         self.on_lost: list[Callable[[], None]] = []
         """Called if the attempt turns out not to be this worker's any more, to undo its writes."""
+
+    def input(self, shape: type[InputT]) -> InputT:
+        """The input of the step's job. Raises NotFound where the job is gone."""
+        with self.process.ledger.read() as session:
+            return shape.model_validate(jobs.get(session, self.claim.job_id).input)
 
     def check(self) -> None:
         """Raises Cancelled once the attempt has to stop. Call it between units of work."""

@@ -96,7 +96,7 @@ class AgentState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelTurn:
+class ModelOutput:
     """What the model wrote in one turn: text for the client, and calls of tools."""
 
     text: str
@@ -158,7 +158,7 @@ def _generate(
     state: AgentState,
     *,
     is_last: bool,
-) -> ModelTurn:
+) -> ModelOutput:
     tools = _tools(input_)
     chosen = sampling(input_.parameters, context.process.settings, step_id=context.claim.step_id)
     incoming = [to_message(message) for message in input_.messages]
@@ -195,19 +195,19 @@ def _generate(
         completion = write_quietly(context, generator, request)
         text, calls = _calls(completion, names, state)
         if calls:
-            return ModelTurn(
+            return ModelOutput(
                 text=text, calls=calls, completion=completion, dropped=fitted.dropped,
                 record=show_at_once(context, text),
             )  # fmt: skip
         json_ = read_json(context, generator, request, completion, input_.response_format)
-        return ModelTurn(
+        return ModelOutput(
             text=json_.text, calls=(), completion=json_.completion, dropped=fitted.dropped,
             parsed=json_.value, record=show_at_once(context, json_.text),
         )  # fmt: skip
     filter_: TextFilter = ToolCallFilter(names=names) if tools else Unfiltered()
     written = write(context, generator, request, filter_)
     _, calls = _calls(written.completion, names, state)
-    return ModelTurn(
+    return ModelOutput(
         text=written.shown, calls=calls, completion=written.completion, dropped=fitted.dropped,
         record=written.record,
     )  # fmt: skip
@@ -251,7 +251,12 @@ def storable(call: ToolCall) -> ToolCall:
 
 
 def _end(
-    job: Job, input_: ChatInput, before: Dialogue, state: AgentState, model: str, answer: ModelTurn
+    job: Job,
+    input_: ChatInput,
+    before: Dialogue,
+    state: AgentState,
+    model: str,
+    answer: ModelOutput,
 ) -> Done:
     message = Message(role=Role.ASSISTANT, content=answer.text, tool_calls=answer.calls)
     whole = state.after(answer.completion, [message])
@@ -282,8 +287,7 @@ def _end(
 
 def chat_tools(context: Context) -> Done:
     """Runs on CPU workers: the tool calls of the turn before."""
-    with context.process.ledger.read() as session:
-        input_ = ChatInput.model_validate(jobs.get(session, context.claim.job_id).input)
+    input_ = context.input(ChatInput)
     state = AgentState.of(context.claim.payload)
     results = []
     for call in state.later[-1].tool_calls:

@@ -187,7 +187,7 @@ UNIT: Final = "bytes"
 
 
 def run(context: Context) -> Done:
-    input_ = ModelInput.model_validate(_input(context))
+    input_ = context.input(ModelInput)
     with closing(OllamaServer(context.process.settings)) as server:
         _apply(context, server, input_)
     return Done(result=ModelResult(action=input_.action, name=input_.name).model_dump())
@@ -246,11 +246,6 @@ class _Meter:
         with process.ledger.begin() as session:
             jobs.report(session, self._context.claim, done, total, UNIT)
         self._next_write = time.monotonic() + process.settings.step_heartbeat_s
-
-
-def _input(context: Context) -> dict[str, Any]:
-    with context.process.ledger.read() as session:
-        return jobs.get(session, context.claim.job_id).input
 
 
 APPLY = Handler(run=run)

@@ -11,7 +11,7 @@ from shared.documents import erasure, versions
 from shared.documents.documents import parse_chunk_id
 from shared.documents.versions import ChunkRange, GarbageVersion
 from shared.errors import Permanent, Unavailable
-from shared.jobs import jobs, sweeps
+from shared.jobs import sweeps
 from shared.jobs.steps import Record
 from shared.kinds.erase import EraseInput, EraseResult
 from shared.tables import Collection, Version
@@ -193,8 +193,7 @@ def drop_unless_in_ledger(process: Process, name: str) -> None:
 
 
 def erase(context: Context) -> Done:
-    with context.process.ledger.read() as session:
-        input_ = EraseInput.model_validate(jobs.get(session, context.claim.job_id).input)
+    input_ = context.input(EraseInput)
     if input_.collection is not None:
         return _erase_collection(context, input_.collection)
     return _erase_documents(context, input_.document_ids or [])

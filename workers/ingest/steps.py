@@ -449,8 +449,8 @@ def plan(context: Context) -> Done:
     """Name the sources and spread them over load steps."""
     job_id = context.claim.job_id
     process = context.process
+    input_ = context.input(IngestInput)
     with process.ledger.read() as session:
-        input_ = IngestInput.model_validate(jobs.get(session, job_id).input)
         collection = collections.get(session, input_.collection)
         sources = [source.model_dump() for source in input_.sources]
         uploads = files.of_sources(session, sources)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from shared.bounds import Metadata, nfc
 from shared.documents import collections, documents
 from shared.errors import Permanent
-from shared.jobs import jobs
 from shared.jobs.steps import NewStep
 from shared.kinds.embed import EmbedInput, EmbedResult
 from shared.kinds.rag import RagInput
@@ -127,7 +126,7 @@ def _hit(chunk: documents.ChunkView, match: Match) -> Hit:
 
 
 def embed(context: Context) -> Done:
-    input_ = EmbedInput.model_validate(_input(context))
+    input_ = context.input(EmbedInput)
     embedder = embedders_of(context.process).get(input_.model, check=context.check)
     cut = embedder.overlong(input_.texts, between=context.check)
     vectors = embedder.encode(input_.texts, between=context.check)
@@ -138,7 +137,7 @@ def embed(context: Context) -> Done:
 
 
 def search(context: Context) -> Done:
-    input_ = SearchInput.model_validate(_input(context))
+    input_ = context.input(SearchInput)
     warnings: list[str] = []
     hits = find(
         context.process,
@@ -154,7 +153,7 @@ def search(context: Context) -> Done:
 
 def rag_find(context: Context) -> Done:
     """Keeps ids and scores only: the text is read again when the answer is made, if it is there."""
-    input_ = RagInput.model_validate(_input(context))
+    input_ = context.input(RagInput)
     warnings: list[str] = []
     hits = find(
         context.process,
@@ -170,11 +169,6 @@ def rag_find(context: Context) -> Done:
     model = input_.model or context.process.settings.generation_model
     answer = NewStep(name="rag.answer", queue=Queue.GENERATE, route=route_of(model))
     return Done(result={"found": matches}, children=[answer], warnings=warnings)
-
-
-def _input(context: Context) -> dict[str, object]:
-    with context.process.ledger.read() as session:
-        return jobs.get(session, context.claim.job_id).input
 
 
 EMBED = Handler(run=embed)

@@ -38,7 +38,7 @@ from workers.models.load import LoadOptions, load_feature_extractor, load_model,
 #
 # A row is a window of audio, its output the likeliest token of each frame of the window's own
 # part. The windows' tokens are joined first, and collapsed and decoded together: no word
-# breaks at a seam. What comes out is what transformers' pipeline gives for the same windows.
+# breaks at a boundary. What comes out is what transformers' pipeline gives for the same windows.
 
 PADDABLE: Final = frozenset({"wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat"})
 """Architectures whose masked padding changes nothing, given layer norms in front and no adapter
