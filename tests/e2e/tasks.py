@@ -1,5 +1,5 @@
-"""What the tiny models of the stack are right about, one example of each task: inputs, and how the
-answer is told right from wrong."""
+"""What the tiny models of the stack are right about, one example of each task: inputs, and whether
+an answer is right."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -175,7 +175,7 @@ def test_bodies_that_are_too_large_or_no_json(stack: LiveStack) -> None:
         _check_problem(no_file, 422, ("file",))
 
 
-def test_the_cli_names_what_it_was_given(stack: LiveStack) -> None:
+def test_the_cli_names_its_wrong_input(stack: LiveStack) -> None:
     expected = {
         ("ask", "why?", "-c", "nowhere"): (4, "nowhere"),
         ("jobs", "show", UNKNOWN): (4, UNKNOWN),

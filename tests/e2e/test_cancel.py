@@ -64,7 +64,7 @@ def test_a_cancelled_ingest_job_leaves_whole_documents_only(
     stack.check_agreement(COLLECTION, chunks=sum(chunks.values()))
 
 
-def test_a_running_step_is_given_up_before_its_end(stack: LiveStack, client: Client) -> None:
+def test_a_running_step_stops_before_its_end(stack: LiveStack, client: Client) -> None:
     text = "lanterns, harbours and the river in spring. " * 6
     job = client.submit("embed", {"texts": [f"{n}: {text}" for n in range(5000)]})
     until(lambda: stack.running_steps(job.id), "it is at work")

@@ -17,7 +17,9 @@ def at_home(stack: LiveStack, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("at_home")
-def test_a_paused_queue_is_told_where_one_waits_and_looks(stack: LiveStack, client: Client) -> None:
+def test_a_paused_queue_is_named_where_one_waits_and_looks(
+    stack: LiveStack, client: Client
+) -> None:
     client.ingest("paused", texts={"a.md": "The harbour opens at nine."})
     assert stack.sluice("queues", "pause", "query").out == "query is paused\n"
     try:
@@ -39,7 +41,7 @@ def test_a_paused_queue_is_told_where_one_waits_and_looks(stack: LiveStack, clie
         client.delete_collection("paused")
 
 
-def test_a_server_that_is_missing_is_told_in_its_own_words(stack: LiveStack) -> None:
+def test_a_server_that_is_missing_has_a_message_of_its_own(stack: LiveStack) -> None:
     """There is no Ollama here: the API says so at once, and does not seem to be away itself."""
     shown = stack.sluice("models", "show", "llama3.2")
     assert shown.code == 3

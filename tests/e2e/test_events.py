@@ -1,4 +1,4 @@
-"""Waiting for a job while what carries the news is killed: its end is told all the same."""
+"""Waiting for a job while what carries the news is killed: its end comes all the same."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +69,7 @@ def test_prefer_wait_answers_with_the_end_or_with_the_job_as_it_is(
 
 
 def test_waiting_ends_without_redis_news(stack: LiveStack, client: Client) -> None:
-    """The stream of a job that has ended is gone; its end is still told, from Postgres."""
+    """The stream of a job that has ended is gone; its end still comes, from Postgres."""
     job = client.submit("embed", {"texts": ["old news"]}, wait_s=60).require_success()
     with stack.redis() as redis:
         redis.flushall()

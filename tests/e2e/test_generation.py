@@ -75,7 +75,7 @@ def ask(model: ScriptedModel, question: str) -> dict[str, Any]:
 
 @dataclass
 class Read:
-    """What one reader of a job's stream has been told, over all its connections."""
+    """What one reader of a job's stream has received, over all its connections."""
 
     text: str = ""
     offsets: dict[int, int] = field(default_factory=dict)
@@ -113,7 +113,7 @@ def follow(stack: LiveStack, job_id: str, read: Read, *, leave_after: int | None
 
 
 @pytest.mark.usefixtures("worker")
-def test_each_question_is_answered_right_by_the_model_in_four_bits(
+def test_every_question_is_answered_right_by_the_model_in_four_bits(
     client: Client, model: ScriptedModel, answerer: Answerer
 ) -> None:
     jobs = {

@@ -99,7 +99,7 @@ class Trap:
         return (Path.touch, (self.path,))
 
 
-def test_bad_input_is_told_clearly_and_the_worker_lives_on(
+def test_bad_input_is_explained_and_the_worker_lives_on(
     stack: LiveStack, client: Client, tmp_path: Path
 ) -> None:
     before = {process.pid for process in stack.pool()}

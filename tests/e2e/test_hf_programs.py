@@ -187,7 +187,7 @@ class TestInferenceClient:
         assert "nobody/nothing" in str(caught.value)
 
 
-def test_who_does_not_want_to_wait_is_told_that_the_model_is_loading(
+def test_who_does_not_want_to_wait_reads_that_the_model_is_loading(
     url: str, live_stack: LiveStack
 ) -> None:
     """How long a load takes is the machine's business, so the first one here is only announced."""

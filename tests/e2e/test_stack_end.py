@@ -88,7 +88,7 @@ def _groups() -> dict[int, int]:
 
 
 def _of_home(home: Path) -> list[list[str]]:
-    """Command lines of living processes that were told of this home."""
+    """Command lines of living processes that belong to this home."""
     commands = []
     for process in psutil.process_iter():
         try:

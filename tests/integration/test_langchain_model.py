@@ -135,7 +135,7 @@ def test_an_agent_uses_its_tool(server: Remote, model: GeneratorChatModel) -> No
     assert [message["role"] for message in chats[1]["messages"]] == ["user", "assistant", "tool"]
 
 
-def test_a_model_without_tools_of_its_own_is_told_in_words(
+def test_a_model_without_tools_of_its_own_reads_them_in_the_prompt(
     server: Remote, model: GeneratorChatModel
 ) -> None:
     model.generator.has_native_tools = False

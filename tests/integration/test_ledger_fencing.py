@@ -113,7 +113,7 @@ def test_the_heartbeat_of_an_overtaken_attempt_learns_it_and_extends_nothing(
     assert snapshot(process) != before
 
 
-def test_a_heartbeat_extends_the_lease_only_when_asked(process: Process) -> None:
+def test_a_heartbeat_extends_the_lease_only_on_request(process: Process) -> None:
     submit(process)
     only = claimed(process)
     before = snapshot(process)

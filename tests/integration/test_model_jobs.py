@@ -71,7 +71,7 @@ def test_a_model_is_created_used_and_deleted(process: Process, wire: Wire) -> No
     ("action", "fields"),
     [("create", {"from": "nothing"}), ("delete", {}), ("pull", {})],
 )
-def test_what_ollama_refuses_is_told(
+def test_what_ollama_refuses_is_reported(
     process: Process, wire: Wire, action: str, fields: dict[str, Any]
 ) -> None:
     wire.of("absent").refuse_times = 1 if action == "pull" else 0

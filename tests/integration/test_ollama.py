@@ -68,7 +68,7 @@ class TestContract(GeneratorContract):
         return Request(prompt="count to 30:")
 
 
-def test_sampling_is_told_in_ollamas_words(fresh: Remote, generator: RemoteGenerator) -> None:
+def test_sampling_has_ollamas_names(fresh: Remote, generator: RemoteGenerator) -> None:
     sampling = Sampling(
         max_tokens=9, temperature=0.5, top_p=0.9, top_k=7, stop=("END",), seed=3,
         repetition_penalty=1.2,

@@ -78,7 +78,7 @@ class TestContractPrefill(OpenAIContract):
     resume = "prefill"
 
 
-def test_sampling_is_told_in_openais_words(fresh: Remote, generator: RemoteGenerator) -> None:
+def test_sampling_has_openais_names(fresh: Remote, generator: RemoteGenerator) -> None:
     sampling = Sampling(
         max_tokens=9, temperature=0.5, top_p=0.9, top_k=7, stop=("END",), seed=3,
         repetition_penalty=1.2,
@@ -130,7 +130,7 @@ def test_a_text_goes_on_in_either_way(fresh: Remote, mode: str) -> None:
 
 
 @pytest.mark.parametrize("again", [12, 20, 26])
-def test_what_a_model_repeats_when_told_to_go_on_is_dropped(
+def test_what_a_model_repeats_when_it_goes_on_is_dropped(
     fresh: Remote, generator: RemoteGenerator, again: int
 ) -> None:
     fresh.wire.of(MODEL).repeats_chars = again
@@ -150,7 +150,7 @@ def test_usage_is_the_servers(generator: RemoteGenerator) -> None:
 def test_usage_is_estimated_where_the_server_tells_none(
     fresh: Remote, generator: RemoteGenerator
 ) -> None:
-    fresh.wire.of(MODEL).tells_usage = False
+    fresh.wire.of(MODEL).reports_usage = False
     completion, _ = ended(generator.start(Request(messages=said("one two three"))))
     assert completion.prompt_tokens > 0
     assert completion.completion_tokens == 4  # 13 characters
@@ -196,7 +196,7 @@ def test_a_missing_model_says_where_to_look(fresh: Remote) -> None:
     assert f"{fresh.wire.url}/models" in raised.value.message
 
 
-def test_a_key_that_is_wanted(fresh: Remote) -> None:
+def test_a_server_that_requires_a_key(fresh: Remote) -> None:
     with fresh.generator("secret") as generator:
         generation = generator.start(Request(messages=said("hello")))
         with pytest.raises(Permanent, match="SLUICE_OPENAI_API_KEY"):

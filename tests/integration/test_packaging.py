@@ -188,7 +188,7 @@ def test_examples_page_asks_in_both_languages_and_names_every_document() -> None
 
 
 @pytest.mark.parametrize(("question", "answer", "name"), _example_rows())
-def test_examples_hold_the_answers_and_in_one_place_each(
+def test_examples_hold_the_answers_and_in_one_place_only(
     question: str, answer: str, name: str
 ) -> None:
     text = " ".join((DOCUMENTS / name).read_text(encoding="utf-8").split())

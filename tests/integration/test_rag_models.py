@@ -43,13 +43,13 @@ def prompt_of(wire: Wire) -> str:
     return str(wire.bodies("/api/chat")[-1]["messages"][-1]["content"])
 
 
-def test_the_model_is_given_the_passages_and_its_markers_become_citations(
+def test_the_model_reads_the_passages_and_its_markers_become_citations(
     process: Process, collection: str, wire: Wire
 ) -> None:
     question = "When does room 2 open? It says so in [1] and [9]."
     result = answered(process, ask(process, collection, question, k=3, prompt=ECHO))
 
-    # The test server says what it was told, so the question's markers are in its answer.
+    # The test server repeats its prompt, so the question's markers are in its answer.
     assert "[1]" in result["answer"]
     assert "[9]" not in result["answer"]
     assert result["markers_removed"] == 1
@@ -78,7 +78,7 @@ def test_passages_that_find_no_room_are_dropped_from_the_tail(
 @pytest.mark.parametrize(
     ("question", "answer"), [("What is it?", NOT_FOUND), ("이것은 무엇인가요?", NOT_FOUND_KOREAN)]
 )
-def test_without_passages_no_model_is_asked(
+def test_without_passages_no_model_is_called(
     process: Process, wire: Wire, question: str, answer: str
 ) -> None:
     empty = new_collection(process)

@@ -147,7 +147,7 @@ def test_a_queue_that_is_not_long_is_exact(process: Process, depths: Depths) -> 
     assert [estimates[job.id].position for job in every] == [0, 617, EXACT_STEPS - 1]
 
 
-def test_the_next_step_of_a_job_is_found_among_many(process: Process, depths: Depths) -> None:
+def test_the_next_step_of_a_job_costs_no_more_among_many(process: Process, depths: Depths) -> None:
     """A running job of thousands of steps costs no more to read than one of a few."""
     ids = [submit(process) for _ in range(2)]
     for id_, count in zip(ids, (5, 3000), strict=True):

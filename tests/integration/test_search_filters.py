@@ -37,7 +37,7 @@ KEYS = [
 ]  # fmt: skip
 
 
-def test_every_key_is_stored_returned_and_found(process: Process) -> None:
+def test_every_key_is_stored_returned_and_filtered_by(process: Process) -> None:
     collection = new_collection(process)
     record = {"text": TEXT, **{key: f"value {n}" for n, key in enumerate(KEYS) if key != "text"}}
     other = {"text": TEXT, **{key: "another" for key in KEYS if key != "text"}}
@@ -127,7 +127,7 @@ def test_forms_of_the_same_letters_are_one_key_and_one_value(process: Process) -
     assert sources_of(process, collection, {"이름 (2)": 2}) == {"b.json"}
 
 
-def test_columns_of_any_name_are_found(process: Process) -> None:
+def test_columns_of_any_name_can_be_filtered_by(process: Process) -> None:
     collection = new_collection(process)
     table = "#,text,$price,source\n1,The kite is red.,300,wiki\n2,The boat is blue.,500,wiki\n"
     ingest_files(

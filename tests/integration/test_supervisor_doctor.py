@@ -53,7 +53,7 @@ def test_what_is_wrong_is_named_with_its_setting(tmp_path: Path) -> None:
         assert setting in report[name].fix
 
 
-def test_a_model_in_a_folder_is_found(tmp_path: Path) -> None:
+def test_a_model_in_a_folder_is_no_fault(tmp_path: Path) -> None:
     assert checks(tmp_path, embedding_model=str(tmp_path))["embedding model"].ok
 
 
@@ -73,7 +73,7 @@ def test_the_doctor_imports_nothing_heavy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("has_keys", [True, False])
 @pytest.mark.parametrize("here", [{}, {"api_keys": {"me": SecretStr("mine")}}])
-def test_the_api_that_answers_is_asked_whether_it_wants_keys(
+def test_the_api_that_answers_says_whether_it_requires_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_keys: bool, here: dict[str, object]
 ) -> None:
     """Whatever the settings of this machine say, which are those of another API."""
@@ -89,7 +89,7 @@ def test_the_api_that_answers_is_asked_whether_it_wants_keys(
     )
 
 
-def test_the_api_that_is_named_is_asked_with_its_own_key(
+def test_the_api_that_is_named_gets_its_own_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not with the keys of this machine's API, which are no other server's business."""
@@ -139,7 +139,7 @@ def test_without_an_api_its_settings_are_looked_at(tmp_path: Path) -> None:
     assert checks(tmp_path, api_keys=keys)["API keys"].detail == "2 set for the API of this machine"
 
 
-def test_paused_queues_and_the_last_sweep_are_told(
+def test_paused_queues_and_the_last_sweep_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = State()

@@ -79,7 +79,7 @@ def make_stack(home: Path, pid: int, started_ticks: int) -> Stack:
     )
 
 
-def test_a_running_stack_is_found_as_it_was_written(home: Path) -> None:
+def test_a_running_stack_is_read_as_it_was_written(home: Path) -> None:
     with sleeper() as (pid, ticks):
         stack = make_stack(home, pid, ticks)
         write_stack(stack)
@@ -90,7 +90,7 @@ def test_a_running_stack_is_found_as_it_was_written(home: Path) -> None:
     assert "secret" not in repr(stack)
 
 
-def test_an_ended_stack_is_not_found_and_its_parts_are_not_ready(home: Path) -> None:
+def test_an_ended_stack_is_gone_and_its_parts_are_not_ready(home: Path) -> None:
     with sleeper() as (pid, ticks):
         stack = make_stack(home, pid, ticks)
     write_stack(stack)

@@ -323,7 +323,7 @@ def test_a_large_version_is_collected_over_several_rounds(process: Process) -> N
     stores_agree(process, collection)
 
 
-def test_the_sweeper_knows_how_each_failure_is_booked() -> None:
+def test_the_sweeper_knows_how_every_failure_is_booked() -> None:
     known = failure_handlers()
     all_handlers = {**handlers_of(CPU_QUEUES), **handlers_of(GENERATE_QUEUES)}
     booked = {

@@ -279,7 +279,7 @@ def test_jobs_of_any_input_keep_no_upload_and_stop_no_retention(process: Process
         process.storage.read(unused[1])
 
 
-def test_vectors_that_came_after_the_erasure_are_found(process: Process) -> None:
+def test_vectors_that_came_after_the_erasure_are_detected(process: Process) -> None:
     """A worker that was taken for dead writes for a version whose rows have been erased."""
     collection = new_collection(process)
     ingest(process, collection, {"kept": "one", "erased": "two"})
@@ -305,7 +305,7 @@ def test_vectors_that_came_after_the_erasure_are_found(process: Process) -> None
     assert vector_ids(process, collection) == {*kept, own}
 
 
-def test_stray_vectors_are_found_in_large_collections_round_by_round(
+def test_stray_vectors_are_detected_in_large_collections_round_by_round(
     process: Process, settings: Settings
 ) -> None:
     collection = new_collection(process)

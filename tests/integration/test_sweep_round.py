@@ -131,7 +131,7 @@ def test_one_sweep_at_a_time(process: Process, settings: Settings) -> None:
     sweep(process)
 
 
-def test_many_sweepers_at_once_take_each_lease_back_once(
+def test_many_sweepers_at_once_take_every_lease_back_once(
     process: Process, settings: Settings
 ) -> None:
     ids = submit_many(process, 30, "a")

@@ -63,7 +63,7 @@ def test_what_is_no_text_is_refused(site: Site, content_type: str, body: bytes) 
     assert site.url("/") in refusal(site.page("/", body, content_type))
 
 
-def test_an_error_status_is_told(site: Site) -> None:
+def test_an_error_status_is_reported(site: Site) -> None:
     assert "status 404" in refusal(site.page("/", "gone", "text/plain", 404))
     assert "status 304" in refusal(site.page("/b", "", "text/plain", 304))
 
@@ -106,7 +106,7 @@ def test_a_bomb_is_not_unpacked_beyond_the_limit(site: Site) -> None:
         ("gzip", gzip.compress(b"word " * 1000, mtime=0)[:-20], "ended in the middle"),
     ],
 )
-def test_bad_packing_is_told(site: Site, encoding: str, body: bytes, said: str) -> None:
+def test_bad_packing_is_reported(site: Site, encoding: str, body: bytes, said: str) -> None:
     assert said in refusal(site.page("/", body, "text/plain", content_encoding=encoding))
 
 
@@ -153,7 +153,7 @@ def test_a_fetch_stops_with_its_step(site: Site) -> None:
 @pytest.mark.parametrize(
     "answer", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab", b"junk"]
 )
-def test_a_broken_answer_is_told(site: Site, answer: bytes) -> None:
+def test_a_broken_answer_is_reported(site: Site, answer: bytes) -> None:
     def broken(request: http.server.BaseHTTPRequestHandler) -> None:
         request.wfile.write(answer)
         request.close_connection = True
@@ -162,7 +162,7 @@ def test_a_broken_answer_is_told(site: Site, answer: bytes) -> None:
     assert "could not be read" in refusal(site.url())
 
 
-def test_a_closed_port_is_told() -> None:
+def test_a_closed_port_is_reported() -> None:
     with serving() as site:
         url = site.url()
     assert "could not be reached" in refusal(url)

@@ -56,7 +56,7 @@ def test_every_hop_is_checked(site: Site, to: str) -> None:
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "[::ffff:127.0.0.1]"]
 )
-def test_this_machine_is_not_asked_under_any_of_its_names(site: Site, host: str) -> None:
+def test_this_machine_is_not_reached_under_any_of_its_names(site: Site, host: str) -> None:
     site.page("/", "secret", "text/plain")
     assert "not an address of the public internet" in refusal(
         site.url(host=host), fetch_allow_private=False
@@ -85,7 +85,7 @@ def test_which_addresses_are_allowed(address: str) -> None:
     assert is_allowed(address, allow_private=True) == (address not in NEVER)
 
 
-def test_a_name_that_does_not_exist_is_told() -> None:
+def test_a_name_that_does_not_exist_is_reported() -> None:
     with pytest.raises(InvalidInput, match=r"no host 'none-such\.invalid'"):
         asyncio.run(resolve("none-such.invalid", 80, allow_private=False))
 
@@ -118,7 +118,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return signed
 
 
-def test_the_certificate_must_be_the_hosts_though_its_address_is_asked(certificate: Path) -> None:
+def test_the_certificate_must_be_the_hosts_though_its_address_is_called(certificate: Path) -> None:
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(certificate)
     trusting = ssl.create_default_context(cafile=certificate)

@@ -110,7 +110,7 @@ def is_signed(headers: dict[str, str], body: bytes, key: bytes) -> bool:
     )
 
 
-def test_the_end_of_a_job_is_told_once_and_signed(process: Process, receiver: Receiver) -> None:
+def test_the_end_of_a_job_is_sent_once_and_signed(process: Process, receiver: Receiver) -> None:
     job_id = submit(
         process, webhook={"url": receiver.url, "secret": SECRET}, metadata={"ticket": "대한 7"}
     )
@@ -212,7 +212,7 @@ def test_what_cannot_work_is_not_tried_again(process: Process, webhook: dict[str
     assert (hook.state, hook.attempt, hook.error["type"]) == ("failed", 1, "Permanent")
 
 
-def test_cancels_and_failures_are_told_too(process: Process, receiver: Receiver) -> None:
+def test_cancels_and_failures_are_sent_too(process: Process, receiver: Receiver) -> None:
     cancelled = submit(process, webhook={"url": receiver.url})
     cancel(process, cancelled)
     drain(process, table())

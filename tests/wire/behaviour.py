@@ -52,9 +52,9 @@ class Behaviour:
     rate_limit: str | None = None
     """The header of that name, as the hub has it: `"api";r=0;t=55`."""
     repeats_chars: int = 0
-    """A model that is told to go on begins with so much of what was there."""
+    """A model that goes on with a text begins with so much of what was there."""
     ignores_stop: bool = False
-    tells_usage: bool = True
+    reports_usage: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

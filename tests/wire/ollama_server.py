@@ -78,7 +78,7 @@ def make_app(wire: Wire) -> Starlette:
         lines = [part | {"done": False} for part in parts]
         if not behaviour.ends_without_marker:
             last = end | {"done": True, "done_reason": "length" if answer.is_cut else "stop"}
-            if behaviour.tells_usage:
+            if behaviour.reports_usage:
                 counts = {"prompt_eval_count": answer.prompt_tokens, "eval_count": len(parts)}
                 last |= counts | {"total_duration": 1, "eval_duration": 1}
             lines.append(last)

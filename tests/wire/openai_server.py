@@ -104,7 +104,7 @@ def make_app(wire: Wire) -> Starlette:
         ]
         if not behaviour.ends_without_marker:
             events.append(json.dumps(head | {"choices": [end]}))
-            if behaviour.tells_usage and body.get("stream_options", {}).get("include_usage"):
+            if behaviour.reports_usage and body.get("stream_options", {}).get("include_usage"):
                 new = len(answer.tokens) + len(answer.calls)
                 usage = {
                     "prompt_tokens": answer.prompt_tokens,
