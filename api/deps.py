@@ -117,7 +117,7 @@ FairKey = Annotated[str, Depends(_fair_key)]
 JobId = Annotated[UUID, Depends(_job_id)]
 DocumentId = Annotated[UUID, Depends(_document_id)]
 FileId = Annotated[UUID, Depends(_file_id)]
-Limit = Annotated[int, Query(ge=1, le=200, description="How many items a page has.")]
+PageLimit = Annotated[int, Query(ge=1, le=200, description="How many items a page has.")]
 Cursor = Annotated[str | None, Query(max_length=2048, description="`next_cursor` of a page.")]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Response
 
-from api.deps import Cursor, FairKey, Limit, PartsDep, Prefer
+from api.deps import Cursor, FairKey, PageLimit, PartsDep, Prefer
 from api.http import answers
 from api.http.answers import answer
 from api.http.body import StrictRoute
@@ -63,7 +63,7 @@ def get_collection(parts: PartsDep, name: Name) -> Response:
 
 
 @router.get("", responses=documented({200: Page[CollectionView]}, 400, 422))
-def list_collections(parts: PartsDep, limit: Limit = 50, cursor: Cursor = None) -> Response:
+def list_collections(parts: PartsDep, limit: PageLimit = 50, cursor: Cursor = None) -> Response:
     """Collections by name."""
     after = answers.decode("collections", cursor)
     with parts.ledger.read() as session:
@@ -90,7 +90,7 @@ async def delete_collection(
 
 @router.get("/{name}/documents", responses=documented({200: Page[DocumentOut]}, 400, 404, 422))
 def list_collection_documents(
-    parts: PartsDep, name: Name, limit: Limit = 50, cursor: Cursor = None
+    parts: PartsDep, name: Name, limit: PageLimit = 50, cursor: Cursor = None
 ) -> Response:
     """The documents of a collection, oldest first."""
     after = answers.decode_id("documents", cursor)

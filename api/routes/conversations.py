@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Response
 
-from api.deps import Cursor, FairKey, Limit, PartsDep, as_id
+from api.deps import Cursor, FairKey, PageLimit, PartsDep, as_id
 from api.http import answers
 from api.http.answers import answer
 from api.http.body import StrictRoute
@@ -43,7 +43,7 @@ def start_conversation(
 
 @router.get("", responses=documented({200: Page[ConversationView]}, 400, 422))
 def list_conversations(
-    parts: PartsDep, fair_key: FairKey, limit: Limit = 50, cursor: Cursor = None
+    parts: PartsDep, fair_key: FairKey, limit: PageLimit = 50, cursor: Cursor = None
 ) -> Response:
     """The caller's conversations, newest first."""
     before = answers.decode_id("conversations", cursor)
@@ -76,7 +76,7 @@ def list_conversation_messages(
     parts: PartsDep,
     fair_key: FairKey,
     conversation_id: ConversationId,
-    limit: Limit = 200,
+    limit: PageLimit = 200,
     cursor: Cursor = None,
 ) -> Response:
     """The messages, oldest first. Those of a turn are stored together when its job has ended."""

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Response
 
-from api.deps import Cursor, DocumentId, FairKey, Limit, PartsDep, Prefer
+from api.deps import Cursor, DocumentId, FairKey, PageLimit, PartsDep, Prefer
 from api.http import answers
 from api.http.answers import answer
 from api.http.errors import BadCursor
@@ -25,7 +25,7 @@ def get_document(parts: PartsDep, document_id: DocumentId) -> Response:
 
 @router.get("/{document_id}/chunks", responses=documented({200: Page[ChunkOut]}, 400, 404, 409))
 def list_document_chunks(
-    parts: PartsDep, document_id: DocumentId, limit: Limit = 50, cursor: Cursor = None
+    parts: PartsDep, document_id: DocumentId, limit: PageLimit = 50, cursor: Cursor = None
 ) -> Response:
     """The pieces of a document's text, in order; 409 if it was replaced between two pages."""
     after = answers.decode("chunks", cursor)

@@ -107,7 +107,7 @@ CHECK_S = 5.0
 STALE_SWEEPS = 10
 STALE_AT_LEAST_S = 10.0
 FAULTS_SHOWN = 20
-Check = Callable[[Parts], str]
+ReadinessCheck = Callable[[Parts], str]
 """Says what is well, or raises."""
 
 
@@ -154,7 +154,7 @@ class ReadinessChecks:
         return CheckView(ok=True, detail=detail)
 
 
-def _in_thread(check: Check, parts: Parts) -> "asyncio.Future[str]":
+def _in_thread(check: ReadinessCheck, parts: Parts) -> "asyncio.Future[str]":
     """In a thread that nothing waits for when the process ends, and that takes no request's."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[str] = loop.create_future()
@@ -269,7 +269,7 @@ def _words(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-CHECKS: dict[str, Check] = {
+CHECKS: dict[str, ReadinessCheck] = {
     "database": _database,
     "redis": _redis,
     "chroma": _vectors,

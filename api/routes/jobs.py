@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import Cursor, FairKey, IdempotencyKey, JobId, Limit, PartsDep, Prefer
+from api.deps import Cursor, FairKey, IdempotencyKey, JobId, PageLimit, PartsDep, Prefer
 from api.http import answers
 from api.http.answers import answer, job_view, result_response
 from api.http.body import StrictRoute
@@ -105,7 +105,7 @@ def list_jobs(
     dead: Annotated[
         bool | None, Query(description="`true`: dead letters, out of attempts.")
     ] = None,
-    limit: Limit = 50,
+    limit: PageLimit = 50,
     cursor: Cursor = None,
 ) -> Response:
     """Jobs, newest first. What is large of them is left out, and named in `truncated`."""

@@ -11,8 +11,8 @@ from shared.hf.task import (
     FileInput,
     HfTask,
     HubCall,
-    Row,
     TableOutput,
+    TableRow,
     TaskParameters,
     TextInput,
     TopK,
@@ -59,7 +59,7 @@ class ZeroShotParameters(TaskParameters):
         return self
 
 
-def _labels(output: Any, _: Sequence[str]) -> Iterator[Row]:
+def _labels(output: Any, _: Sequence[str]) -> Iterator[TableRow]:
     for item in output:
         yield score_cell(item["score"]), item["label"]
 

@@ -12,12 +12,12 @@ from pydantic import Field, model_validator
 from shared.bounds import Count, FullLine, Line, Natural
 from shared.errors import InvalidInput
 from shared.hf.task import (
-    Arguments,
+    CallArguments,
     Checkpoints,
     HfTask,
     HubCall,
     Only,
-    Parameters,
+    ParameterValues,
     TaskParameters,
     TextInput,
     TextOutput,
@@ -132,7 +132,7 @@ def _rank(task: str) -> Callable[[str, Mapping[str, Any]], int | None]:
     return rank
 
 
-def _generation_apart(value: Any, parameters: Parameters) -> Arguments:
+def _generation_apart(value: Any, parameters: ParameterValues) -> CallArguments:
     """The API has a field of its own for the parameters of generation."""
     of_generation = GenerationParameters.model_fields.keys()
     others = {name: value for name, value in parameters.items() if name not in of_generation}
@@ -141,13 +141,13 @@ def _generation_apart(value: Any, parameters: Parameters) -> Arguments:
     return (value,), {**others, "generate_parameters": inner} if inner else others
 
 
-def _with_both_languages(value: Any, parameters: Parameters) -> Arguments:
+def _with_both_languages(value: Any, parameters: ParameterValues) -> CallArguments:
     if ("src_lang" in parameters) != ("tgt_lang" in parameters):
         raise InvalidInput("The hub takes src_lang and tgt_lang together; give both or neither.")
     return _generation_apart(value, parameters)
 
 
-def _generated(answer: Any, _value: Any, _parameters: Parameters) -> Any:
+def _generated(answer: Any, _value: Any, _parameters: ParameterValues) -> Any:
     """A list, of which several were asked for where there are several."""
     return answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
 

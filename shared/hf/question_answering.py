@@ -7,14 +7,14 @@ from pydantic import Field
 
 from shared.bounds import INT32_MAX, Natural
 from shared.hf.task import (
-    Arguments,
+    CallArguments,
     Checkpoints,
     HfTask,
     HubCall,
     PairInput,
-    Parameters,
-    Row,
+    ParameterValues,
     TableOutput,
+    TableRow,
     TaskParameters,
     TopK,
     score_cell,
@@ -33,7 +33,7 @@ class QuestionAnsweringParameters(TaskParameters):
     align_to_words: bool = True
 
 
-def _answers(output: Any, _: Sequence[str]) -> Iterator[Row]:
+def _answers(output: Any, _: Sequence[str]) -> Iterator[TableRow]:
     for item in output if isinstance(output, list) else [output]:
         yield score_cell(item["score"]), item["start"], item["end"], item["answer"]
 
@@ -45,11 +45,11 @@ def _answer(output: Any) -> str | None:
     return f"{output['answer']} ({where})" if output["answer"] else f"No answer ({where})"
 
 
-def _question(value: Any, parameters: Parameters) -> Arguments:
+def _question(value: Any, parameters: ParameterValues) -> CallArguments:
     return (), {**value, **parameters}
 
 
-def _single(answer: Any, _value: Any, parameters: Parameters) -> Any:
+def _single(answer: Any, _value: Any, parameters: ParameterValues) -> Any:
     """Some servers answer with a list of one where one was asked for."""
     if isinstance(answer, list) and len(answer) == 1 and parameters.get("top_k", 1) == 1:
         return answer[0]

@@ -6,14 +6,14 @@ from typing import Any, Literal
 from shared.bounds import Line, Natural
 from shared.hf.classification import CLASSIFIER, count_labels
 from shared.hf.task import (
-    Arguments,
+    CallArguments,
     Checkpoints,
     HfTask,
     HubCall,
     OneToManyInput,
-    Parameters,
-    Row,
+    ParameterValues,
     TableOutput,
+    TableRow,
     TaskParameters,
     TextInput,
     TopK,
@@ -48,28 +48,28 @@ class RankingParameters(TaskParameters):
     return_text: bool = False
 
 
-def _similarities(output: Any, sentences: Sequence[str]) -> Iterator[Row]:
+def _similarities(output: Any, sentences: Sequence[str]) -> Iterator[TableRow]:
     for score, sentence in zip(output, sentences, strict=True):
         yield score_cell(score), sentence
 
 
-def _vectors(output: Any, _: Sequence[str]) -> Iterator[Row]:
+def _vectors(output: Any, _: Sequence[str]) -> Iterator[TableRow]:
     rows = output if isinstance(output[0], list) else [output]
     size = f"{len(rows)} × {len(rows[0])}" if rows is output else f"{len(output)}"
     shown = ", ".join(f"{number:.4f}" for number in rows[0][:_SHOWN_NUMBERS])
     yield size, shown + (", …" if len(rows[0]) > _SHOWN_NUMBERS or len(rows) > 1 else "")
 
 
-def _ranks(output: Any, texts: Sequence[str]) -> Iterator[Row]:
+def _ranks(output: Any, texts: Sequence[str]) -> Iterator[TableRow]:
     for item in output:
         yield score_cell(item["score"]), item["index"], texts[item["index"]]
 
 
-def _sentences(value: Any, _parameters: Parameters) -> Arguments:
+def _sentences(value: Any, _parameters: ParameterValues) -> CallArguments:
     return (value["source_sentence"], value["sentences"]), {}
 
 
-def _scores(answer: Any, value: Any, _parameters: Parameters) -> Any:
+def _scores(answer: Any, value: Any, _parameters: ParameterValues) -> Any:
     if not isinstance(answer, list) or len(answer) != len(value["sentences"]):
         raise UnexpectedAnswer("it has not a score for each sentence.")
     if not all(isinstance(score, int | float) for score in answer):
@@ -77,7 +77,7 @@ def _scores(answer: Any, value: Any, _parameters: Parameters) -> Any:
     return answer
 
 
-def _vector(answer: Any, _value: Any, _parameters: Parameters) -> Any:
+def _vector(answer: Any, _value: Any, _parameters: ParameterValues) -> Any:
     """Some servers answer with a batch of one."""
     if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], list):
         answer = answer[0]
@@ -86,7 +86,7 @@ def _vector(answer: Any, _value: Any, _parameters: Parameters) -> Any:
     return answer
 
 
-def _ranked(answer: Any, value: Any, parameters: Parameters) -> Any:
+def _ranked(answer: Any, value: Any, parameters: ParameterValues) -> Any:
     ranks = check_list(answer, value, parameters)
     return sorted(ranks, key=lambda rank: float(rank["score"]), reverse=True)
 

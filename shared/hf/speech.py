@@ -8,12 +8,12 @@ from pydantic import Field
 from shared.bounds import Line
 from shared.hf.generation import GenerationParameters
 from shared.hf.task import (
-    Arguments,
+    CallArguments,
     Checkpoints,
     FileInput,
     HfTask,
     HubCall,
-    Parameters,
+    ParameterValues,
     TaskParameters,
     TextOutput,
     check_single,
@@ -64,7 +64,7 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.2f} s"
 
 
-def _in_the_body(value: Any, parameters: Parameters) -> Arguments:
+def _in_the_body(value: Any, parameters: ParameterValues) -> CallArguments:
     return (value,), {"extra_body": dict(parameters)}
 
 

@@ -177,7 +177,7 @@ def settable(shape: type[BaseModel]) -> list[str]:
 # Outputs, as the command line shows them to a person. Where an output has another shape, it shows
 # JSON.
 
-Row = tuple[object, ...]
+TableRow = tuple[object, ...]
 
 
 def _no_lines(_output: Any) -> Iterator[str]:
@@ -202,7 +202,7 @@ class TableOutput:
     """An output is some rows of a table."""
 
     columns: Sequence[str]
-    rows: Callable[[Any, Sequence[str]], Iterator[Row]]
+    rows: Callable[[Any, Sequence[str]], Iterator[TableRow]]
     """From an output and the names of what was compared, or of the input."""
     wide_column: str | None = None
     """What may be shortened: one knows it already. An answer is never shortened."""
@@ -216,9 +216,9 @@ def score_cell(value: float) -> str:
 
 # The inference API: how it is called, and what it answers.
 
-Parameters = Mapping[str, Any]
+ParameterValues = Mapping[str, Any]
 """The parameters that a job sets, by name."""
-Arguments = tuple[Sequence[Any], Mapping[str, Any]]
+CallArguments = tuple[Sequence[Any], Mapping[str, Any]]
 """Positional ones, and those with names."""
 
 
@@ -226,17 +226,17 @@ class UnexpectedAnswer(Exception):
     """The answer is JSON, and not what the task answers."""
 
 
-def one_value(value: Any, parameters: Parameters) -> Arguments:
+def one_value(value: Any, parameters: ParameterValues) -> CallArguments:
     return (value,), parameters
 
 
-def check_list(answer: Any, _value: Any, _parameters: Parameters) -> Any:
+def check_list(answer: Any, _value: Any, _parameters: ParameterValues) -> Any:
     if not isinstance(answer, list):
         raise UnexpectedAnswer("it is no list.")
     return answer
 
 
-def check_single(answer: Any, _value: Any, _parameters: Parameters) -> Any:
+def check_single(answer: Any, _value: Any, _parameters: ParameterValues) -> Any:
     if isinstance(answer, list):
         raise UnexpectedAnswer("it is a list.")
     return answer
@@ -249,10 +249,10 @@ class HubCall:
 
     keys: frozenset[str] = frozenset()
     """What every object of an answer has."""
-    arguments: Callable[[Any, Parameters], Arguments] | None = one_value
+    arguments: Callable[[Any, ParameterValues], CallArguments] | None = one_value
     """Of the client's method. None where it has no such method, or one that takes less than jobs
     may ask for: input and parameters are sent as they are."""
-    settle: Callable[[Any, Any, Parameters], Any] = check_list
+    settle: Callable[[Any, Any, ParameterValues], Any] = check_list
     """From the answer, the input and the parameters to the output of the local back end: servers
     differ. Raises UnexpectedAnswer."""
 

@@ -11,8 +11,8 @@ from shared.hf.task import (
     Checkpoints,
     HfTask,
     HubCall,
-    Row,
     TableOutput,
+    TableRow,
     TaskParameters,
     TextInput,
     TopK,
@@ -33,13 +33,13 @@ class FillMaskParameters(TaskParameters):
     targets: Annotated[list[Line], Field(fail_fast=True, max_length=10_000)] | None = None
 
 
-def _entities(output: Any, _: Sequence[str]) -> Iterator[Row]:
+def _entities(output: Any, _: Sequence[str]) -> Iterator[TableRow]:
     for item in output:
         name = item.get("entity_group") or item["entity"]
         yield name, score_cell(item["score"]), item["start"], item["end"], item["word"]
 
 
-def _fillings(output: Any, _: Sequence[str]) -> Iterator[Row]:
+def _fillings(output: Any, _: Sequence[str]) -> Iterator[TableRow]:
     """With several masks there is a list for each."""
     masks = output if output and isinstance(output[0], list) else [output]
     for mask, items in enumerate(masks, start=1):

@@ -367,7 +367,7 @@ def _paces(
     return {(queue, route): float(s) / living.slots(queue, route) for queue, route, s in rows}
 
 
-Group = tuple[str, int, str]
+ClaimGroup = tuple[str, int, str]
 """Route, lane and key: of one group, the oldest step is claimed first."""
 
 
@@ -394,7 +394,7 @@ class _Marks:
 class Depth:
     """The due steps of one queue."""
 
-    groups: dict[Group, _Marks]
+    groups: dict[ClaimGroup, _Marks]
     """In the order in which the database sorts their keys."""
 
     def rank(self, step: Any) -> int:
@@ -429,7 +429,7 @@ TOTALS = text("""
 
 def _depth(session: Session, queue: str, *, every: int, ids: Sequence[UUID] = ()) -> Depth:
     """The queue as it is now; with the exact ranks of the jobs `ids`, and of some others."""
-    groups: dict[Group, _Marks] = {}
+    groups: dict[ClaimGroup, _Marks] = {}
     rows = session.execute(MARKS, {"queue": queue, "every": every, "ids": list(ids)})
     for route, lane, key, job_id, rank, is_last in rows:
         marks = groups.setdefault((route, lane, key), _Marks())

@@ -20,7 +20,7 @@ from torch.utils.weak import TensorWeakRef
 from tests.models import tiny
 from workers.generation.backends.rolling.attention import Network
 from workers.generation.backends.rolling.generator import adapt
-from workers.generation.backends.rolling.graphs import Run, StaticDecode
+from workers.generation.backends.rolling.graphs import ForwardPass, StaticDecode
 
 IDS = [5, 6, 7]
 COLUMNS = [0, 0, 0]
@@ -60,7 +60,7 @@ def network() -> Network:
 def test_what_a_captured_step_reads_lives_as_long_as_the_step(network: Network) -> None:
     recorded: list[Reads] = []
 
-    def capture(run: Run) -> Run:
+    def capture(run: ForwardPass) -> ForwardPass:
         with Reads() as reads:
             logits = run()
         recorded.append(reads)
@@ -79,10 +79,10 @@ def test_what_a_captured_step_reads_lives_as_long_as_the_step(network: Network) 
 def test_steps_of_another_shape_of_the_slab_are_captured_anew(network: Network) -> None:
     captures = []
 
-    def new_capture() -> Callable[[Run], Run]:
+    def new_capture() -> Callable[[ForwardPass], ForwardPass]:
         captures.append(0)
 
-        def capture(run: Run) -> Run:
+        def capture(run: ForwardPass) -> ForwardPass:
             captures[-1] += 1
             return run
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_captured_runs_without_graphs(
 ) -> None:
     attempts = []
 
-    def capture(run: Run) -> Run:
+    def capture(run: ForwardPass) -> ForwardPass:
         attempts.append(run)
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_captured_runs_without_graphs(
 def test_a_lack_of_memory_is_not_hidden(network: Network) -> None:
     """The scheduler frees some and tries again."""
 
-    def capture(_: Run) -> Run:
+    def capture(_: ForwardPass) -> ForwardPass:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):

@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 from transformers.pipelines.document_question_answering import select_starts_ends
 
 from tests.models.spans_reference import Seen, Token, brute_force
-from workers.hf.tasks.question_answering import SpanAnswer, Text, Window, best_answers
+from workers.hf.tasks.question_answering import ContextText, SpanAnswer, Window, best_answers
 
 WORDS = ("a", "A", "bc", "한강", "🌉", "de")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    text: Text
+    text: ContextText
     windows: list[Window]
 
 
-def _text(words: list[str]) -> Text:
+def _text(words: list[str]) -> ContextText:
     starts = [sum(len(word) + 1 for word in words[:n]) for n in range(len(words))]
     ends = [start + len(word) for start, word in zip(starts, words, strict=True)]
-    return Text(text=" ".join(words), starts=np.array(starts), ends=np.array(ends))
+    return ContextText(text=" ".join(words), starts=np.array(starts), ends=np.array(ends))
 
 
 @st.composite
@@ -158,7 +158,7 @@ def test_an_answer_seen_by_two_windows_is_worth_as_much_as_by_one() -> None:
     sure = np.array([0.0, 9.0, 0.0])
     one = Window(first=0, starts=sure, ends=sure, no_answer=(0.0, 0.0))
     two = Window(first=1, starts=sure[[1, 0, 0]], ends=sure[[1, 0, 0]], no_answer=(0.0, 0.0))
-    short = Text(text=text.text, starts=text.starts[:3], ends=text.ends[:3])
+    short = ContextText(text=text.text, starts=text.starts[:3], ends=text.ends[:3])
     [alone] = best_answers(short, [one], top_k=1, max_tokens=5, may_be_none=True)
     [twice] = best_answers(text, [one, two], top_k=1, max_tokens=5, may_be_none=True)
     assert text.text[twice.start : twice.end] == "river"
@@ -188,7 +188,7 @@ def test_no_answer_is_as_likely_as_in_the_window_that_doubts_it_most() -> None:
     assert text.text[best.start : best.end] == "one"
     assert best.score > 0.99
     [none] = best_answers(
-        Text(text=text.text, starts=text.starts[1:], ends=text.ends[1:]),
+        ContextText(text=text.text, starts=text.starts[1:], ends=text.ends[1:]),
         [Window(first=0, starts=nothing.starts, ends=nothing.ends, no_answer=(9.0, 9.0))],
         top_k=1, max_tokens=5, may_be_none=True,
     )  # fmt: skip
@@ -198,7 +198,7 @@ def test_no_answer_is_as_likely_as_in_the_window_that_doubts_it_most() -> None:
 def test_a_long_text_is_searched_in_full() -> None:
     """A window whose best spans are all of one word, to look through by and by."""
     count = 300
-    text = Text(
+    text = ContextText(
         text="x" * count, starts=np.zeros(count, dtype=np.int64), ends=np.full(count, count)
     )
     starts = text.starts.copy()
@@ -207,7 +207,7 @@ def test_a_long_text_is_searched_in_full() -> None:
     logits = np.linspace(5, -5, count)
     window = Window(first=0, starts=logits, ends=logits, no_answer=None)
     answers = best_answers(
-        Text(text=text.text, starts=starts, ends=ends), [window],
+        ContextText(text=text.text, starts=starts, ends=ends), [window],
         top_k=3, max_tokens=1000, may_be_none=True,
     )  # fmt: skip
     assert [(answer.start, answer.end) for answer in answers] == [(0, count), (1, count)]

@@ -31,7 +31,7 @@ from workers.generation.backends.interface import ModelMissing
 from workers.generation.backends.ollama import OllamaServer, closable
 from workers.outbound import broken_off
 
-Progress = Callable[[ProgressResponse], None]
+OnProgress = Callable[[ProgressResponse], None]
 Check = Callable[[], None]
 
 _SUCCESS: Final = "success"
@@ -42,7 +42,7 @@ class _End:
     """Behind the last part of a stream."""
 
 
-def pull(server: OllamaServer, name: str, *, on_progress: Progress, check: Check) -> None:
+def pull(server: OllamaServer, name: str, *, on_progress: OnProgress, check: Check) -> None:
     """Have the server fetch the model. Interrupted, it goes on where it was the next time."""
 
     def start() -> Awaitable[AsyncIterator[ProgressResponse]]:
@@ -67,7 +67,7 @@ def create(
     system: str | None,
     template: str | None,
     parameters: Mapping[str, Any],
-    on_progress: Progress,
+    on_progress: OnProgress,
     check: Check,
 ) -> None:
     """Make a model of another one, as a Modelfile does."""
@@ -122,7 +122,7 @@ async def _show(server: OllamaServer, name: str) -> ShowResponse:
 def _to_success(
     server: OllamaServer,
     start: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
-    on_progress: Progress,
+    on_progress: OnProgress,
     check: Check,
 ) -> None:
     """Raises ollama.ResponseError where the server reports in its stream that it failed."""
@@ -259,10 +259,10 @@ APPLY = Handler(run=run)
 LOOK_AGAIN_S = 2.0
 LOCK = "pull a model"
 
-Run = Callable[[Context], Done]
+RunStep = Callable[[Context], Done]
 
 
-def on_demand(run: Run) -> Run:
+def on_demand(run: RunStep) -> RunStep:
     """Where the model is missing and may be pulled, the step waits for a pull."""
 
     @wraps(run)

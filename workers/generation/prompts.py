@@ -154,7 +154,7 @@ def wording_for(text: str) -> Wording:
     return KOREAN if is_korean(text) else ENGLISH
 
 
-Count = Callable[[Sequence[Message]], int]
+CountTokens = Callable[[Sequence[Message]], int]
 
 PLACEHOLDERS: Final = frozenset({"context", "question"})
 _SENTENCE_END: Final = re.compile(r"[.!?…。！？][\"'”’)\]»」』]*(?=\s|$)|\n")
@@ -185,7 +185,7 @@ def build(
     *,
     template: str | None = None,
     budget_tokens: int,
-    count: Count,
+    count: CountTokens,
     history: Sequence[Message] = (),
 ) -> RagPrompt:
     """Raises InvalidInput where the question has no room even beside a single word of a passage.
@@ -324,7 +324,7 @@ def check(messages: Sequence[Message]) -> None:
             raise InvalidInput(f"messages[{number}] has tool calls with equal ids.")
 
 
-def trim(messages: Sequence[Message], *, budget_tokens: int, count: Count) -> Trimmed:
+def trim(messages: Sequence[Message], *, budget_tokens: int, count: CountTokens) -> Trimmed:
     """Raises InvalidInput where not even what has to stay fits. `count` is called few times."""
     units, kept_from = _units(messages)
 
@@ -363,7 +363,7 @@ def _units(messages: Sequence[Message]) -> tuple[list[list[int]], int]:
 
 
 def summary_prompt(
-    old_summary: str | None, dropped: Sequence[Message], *, budget_tokens: int, count: Count
+    old_summary: str | None, dropped: Sequence[Message], *, budget_tokens: int, count: CountTokens
 ) -> list[Message]:
     """Asks a model for a summary that takes in the dropped messages.
 
@@ -467,7 +467,9 @@ def load(session: Session, conversation_id: UUID | None) -> Dialogue:
     )
 
 
-def newest(messages: Sequence[Message], *, budget_tokens: int, count: Count) -> tuple[Message, ...]:
+def newest(
+    messages: Sequence[Message], *, budget_tokens: int, count: CountTokens
+) -> tuple[Message, ...]:
     """As many of the last turns as fit, whole ones."""
     starts = [n for n, message in enumerate(messages) if message.role == Role.USER]
     turns = most(len(starts), lambda n: count(messages[starts[-n] :]) <= budget_tokens)
@@ -509,7 +511,7 @@ def fit(
     *,
     conversation_id: UUID | None,
     budget_tokens: int,
-    count: Count,
+    count: CountTokens,
 ) -> Fitted:
     """Raises InvalidInput where not even the last message fits, and what `write` raises."""
     if not before.summarize and before.summary is None:

@@ -226,10 +226,10 @@ def _encoded(value: Any) -> bytes:
 # While a model is being loaded, that is announced: a caller who does not want to wait gets to know.
 # Jobs that are cancelled meanwhile end at once.
 
-Request = tuple[Context, HfInput]
+StepInput = tuple[Context, HfInput]
 
 
-def load_for(requests: Sequence[Request], settle: Settle) -> list[tuple[LocalTask, list[Work]]]:
+def load_for(requests: Sequence[StepInput], settle: Settle) -> list[tuple[LocalTask, list[Work]]]:
     """The works of each task, with its model. All are of one model; what cannot run is settled."""
     loader = _Loader(requests, settle)
     try:
@@ -241,7 +241,7 @@ def load_for(requests: Sequence[Request], settle: Settle) -> list[tuple[LocalTas
 
 
 class _Loader:
-    def __init__(self, requests: Sequence[Request], settle: Settle) -> None:
+    def __init__(self, requests: Sequence[StepInput], settle: Settle) -> None:
         context, job_input = requests[0]
         self._name = str(job_input.model)
         self._models = models_of(context.process)

@@ -12,13 +12,14 @@ import torch
 from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.errors import InvalidInput
+from shared.hf.classification import Function
 
 # Tokenizers whose length nobody has set say 10**30.
 WINDOW_LIMIT_TOKENS = 10_000_000
 SHOWN_CHARS = 40
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
-Truncation = Literal["longest_first", "only_first", "only_second"]
+PairTruncation = Literal["longest_first", "only_first", "only_second"]
 Side = Literal["left", "right"]
 
 
@@ -70,7 +71,7 @@ def encode(
     pairs: Sequence[str] | None = None,
     *,
     limit: int | None,
-    truncation: Truncation = "longest_first",
+    truncation: PairTruncation = "longest_first",
     with_offsets: bool = False,
 ) -> list[Tokens]:
     """A row for each text, or for each text with its pair, of at most `limit` tokens.
@@ -231,8 +232,6 @@ def _batch(
 
 
 # Logits to scores, as transformers' pipelines of classification do it.
-
-Function = Literal["sigmoid", "softmax", "none"]
 
 
 def labels_of(config: PreTrainedConfig) -> dict[int, str]:

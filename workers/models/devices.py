@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 # What all models in this process have in common: batches of like length, vectors of length 1.
 
 Vectors = NDArray[np.float32]
-Number = TypeVar("Number", np.float32, np.float64)
+FloatT = TypeVar("FloatT", np.float32, np.float64)
 
 
 def batches_of(
@@ -40,10 +40,10 @@ def batches_of(
         yield batch
 
 
-def unit(vectors: NDArray[Number]) -> NDArray[Number]:
+def unit(vectors: NDArray[FloatT]) -> NDArray[FloatT]:
     """Rows of length 1; a row of zeros stays one."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: NDArray[Number] = vectors / lengths.clip(min=1e-12)
+    scaled: NDArray[FloatT] = vectors / lengths.clip(min=1e-12)
     return scaled
 
 

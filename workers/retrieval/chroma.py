@@ -27,13 +27,11 @@ from chromadb.auth import UserIdentity
 from chromadb.config import Settings as ChromaSettings
 from chromadb.errors import ChromaError, NotFoundError
 
-from shared.bounds import Metadata, nfc
+from shared.bounds import Metadata, Scalar, nfc
 from shared.config import Settings
 from shared.errors import Permanent, Unavailable
 from workers.models.devices import Vectors
 from workers.retrieval.store import Entry, Match, Missing
-
-Scalar = str | int | float | bool
 
 BATCH = 500
 OWN_KEYS = frozenset({"source", "document_id", "start_index"})

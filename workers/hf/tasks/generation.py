@@ -91,12 +91,12 @@ _KNOWN: Final = (
     | {"do_sample", "num_beams", "max_time"}
 )
 
-Settings = Mapping[str, Any]
+SettingValues = Mapping[str, Any]
 """Fields of GenerationConfig by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class GenerationArguments:
     """What one row is generated with. Rows of equal `key` can share a batch."""
 
     settings: dict[str, Any]
@@ -120,7 +120,7 @@ class Arguments:
         return json.dumps(self.settings, sort_keys=True)
 
 
-def own_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Settings:
+def own_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SettingValues:
     """What the model's configuration says of generation. `generate` is left without any of its
     own: it would add to what it is given, and complain of what contradicts."""
     own = known_settings(model.generation_config.to_dict())
@@ -144,7 +144,7 @@ def all_task_settings(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     return getattr(model.config, "task_specific_params", None) or {}
 
 
-def known_settings(settings: Settings) -> dict[str, Any]:
+def known_settings(settings: SettingValues) -> dict[str, Any]:
     return {name: settings[name] for name in _KNOWN if settings.get(name) is not None}
 
 
@@ -163,20 +163,20 @@ def requested_settings(
     return settings, seed
 
 
-def shapes_chances(settings: Settings) -> list[str]:
+def shapes_chances(settings: SettingValues) -> list[str]:
     """The sampling parameters that change the probability of a token."""
     return [name for name, neutral in NEUTRAL.items() if settings.get(name, neutral) != neutral]
 
 
 def settle(
-    request: Settings,
-    task: Settings,
-    own: Settings,
+    request: SettingValues,
+    task: SettingValues,
+    own: SettingValues,
     *,
     prompt_tokens: int,
     room: int | None,
     sequences: int = 1,
-) -> Arguments:
+) -> GenerationArguments:
     """`prompt_tokens` is how many tokens stand before the new ones, where lengths count them;
     `room` how many new ones the model has positions for. Raises InvalidInput."""
     layers = [request, task, own]
@@ -209,11 +209,11 @@ def settle(
     idle = ", ".join(shapes_chances(request))
     if idle and not is_sampled and request.get("temperature") != 0 and "do_sample" not in request:
         warnings.append(f"is not sampled, so {idle} had no effect; set do_sample true to sample.")
-    return Arguments(settings=settings, warnings=warnings)
+    return GenerationArguments(settings=settings, warnings=warnings)
 
 
 def _longest(
-    layers: Sequence[Settings], prompt_tokens: int, room: int | None
+    layers: Sequence[SettingValues], prompt_tokens: int, room: int | None
 ) -> tuple[int, list[str]]:
     request = layers[0]
     if (
@@ -234,14 +234,14 @@ def _longest(
     ]
 
 
-def _new_tokens(layer: Settings, prompt_tokens: int) -> int:
+def _new_tokens(layer: SettingValues, prompt_tokens: int) -> int:
     """How long the text may become; 0 where the layer does not say."""
     if "max_new_tokens" in layer:
         return int(layer["max_new_tokens"])
     return max(0, int(layer.get("max_length", 0)) - prompt_tokens)
 
 
-def _shortest(layers: Sequence[Settings], prompt_tokens: int) -> int:
+def _shortest(layers: Sequence[SettingValues], prompt_tokens: int) -> int:
     for layer in layers:
         if "min_new_tokens" in layer:
             return int(layer["min_new_tokens"])
@@ -265,16 +265,16 @@ STOP_SLACK_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SourceText:
     """What a row of generation holds: the source text, or the prompt, in tokens."""
 
     ids: Sequence[int]
-    arguments: Arguments
+    arguments: GenerationArguments
     stop: tuple[str, ...] = ()
     seed: int | None = None
 
 
-def make_row(model: PreTrainedModel, source: Source, *, size: int) -> Row:
+def make_row(model: PreTrainedModel, source: SourceText, *, size: int) -> Row:
     """Rows share a batch where they are generated alike, and where no padding gets between."""
     group = source.arguments.key + "".join(f"\0{string}" for string in source.stop)
     if _looks_at_padding(model, source.arguments):
@@ -288,7 +288,7 @@ def make_row(model: PreTrainedModel, source: Source, *, size: int) -> Row:
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[Source],
+    sources: Sequence[SourceText],
     watch: Watch,
 ) -> list[list[list[int]]]:
     """The new tokens, without the end: for each row as many sequences as were asked for.
@@ -369,7 +369,7 @@ class StoppedByText(StoppingCriteria):
 
 
 def _batch(
-    sources: Sequence[Source], filler: int, *, left: bool
+    sources: Sequence[SourceText], filler: int, *, left: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A decoder goes on from the last column: its rows are padded on the left."""
     width = max(len(source.ids) for source in sources)
@@ -383,7 +383,7 @@ def _batch(
     return ids, mask
 
 
-def _looks_at_padding(model: PreTrainedModel, arguments: Arguments) -> bool:
+def _looks_at_padding(model: PreTrainedModel, arguments: GenerationArguments) -> bool:
     """Whether rules of generation read the source's tokens without its mask."""
     settings = arguments.settings
     if model.config.is_encoder_decoder:
@@ -403,7 +403,7 @@ def _until_end(row: Sequence[int], ends: int | Sequence[int] | None) -> list[int
 
 
 @contextmanager
-def _dice(device: torch.device, source: Source) -> Iterator[None]:
+def _dice(device: torch.device, source: SourceText) -> Iterator[None]:
     """The process's own generators of random numbers stay as they are."""
     if not source.arguments.is_sampled:
         yield
@@ -424,7 +424,7 @@ class Directed:
     """A text as this model wants it for the task, with what its configuration says of the task."""
 
     text: str
-    settings: Settings = field(default_factory=dict)
+    settings: SettingValues = field(default_factory=dict)
     warnings: Sequence[str] = field(default=())
 
 
@@ -460,7 +460,7 @@ class Seq2Seq(TextTask):
         # `generate` counts the token that every text begins with.
         task = known_settings(directed.settings)
         arguments = settle(settings, task, self.own, prompt_tokens=1, room=self.room)
-        source = Source(ids=tokens.inputs["input_ids"], arguments=arguments, seed=seed)
+        source = SourceText(ids=tokens.inputs["input_ids"], arguments=arguments, seed=seed)
         return Prepared(
             rows=[make_row(self.model, source, size=tokens.size)],
             warnings=[*directed.warnings, *cut_warning([tokens]), *arguments.warnings],
@@ -559,7 +559,7 @@ class Directions(ABC):
 
 
 def directions(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own: Settings
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own: SettingValues
 ) -> Directions:
     codes = _codes(tokenizer)
     if codes:
@@ -574,7 +574,7 @@ class Coded(Directions):
     first token of the translation."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, codes: dict[str, int], own: Settings
+        self, tokenizer: PreTrainedTokenizerBase, codes: dict[str, int], own: SettingValues
     ) -> None:
         self.tokenizer: Any = tokenizer
         self.codes = codes
@@ -638,7 +638,7 @@ class Prefixed(Directions):
             for name, settings in all_task_settings(model).items()
             if (match := _PAIR.fullmatch(name))
         }
-        self.general: Settings = all_task_settings(model).get("translation", {})
+        self.general: SettingValues = all_task_settings(model).get("translation", {})
 
     def directed(self, text: str, source: str | None, target: str | None) -> Directed:
         if not self.pairs:
@@ -748,7 +748,7 @@ class TextGeneration(TextTask):
             room=None if self.window is None else self.window - len(kept),
             sequences=parameters.num_return_sequences or 1,
         )
-        source = Source(ids=kept, arguments=arguments, stop=tuple(parameters.stop), seed=seed)
+        source = SourceText(ids=kept, arguments=arguments, stop=tuple(parameters.stop), seed=seed)
         # What is generated stays in memory beside the prompt.
         row = make_row(self.model, source, size=len(kept) + arguments.new_tokens)
         cut = f"was cut from {len(ids):,} to {len(kept):,} tokens: its beginning was left out."

@@ -62,7 +62,7 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
+class ContextText:
     """A text and its tokens, by where an answer that starts or ends with the token would do so.
 
     Positions are of characters (code points), the end behind the last one. Spans that are empty by
@@ -95,7 +95,7 @@ class _AnswerSpan:
 
 
 def best_answers(
-    text: Text,
+    text: ContextText,
     windows: Sequence[Window],
     *,
     top_k: int,
@@ -127,7 +127,7 @@ def best_answers(
 
 
 def _best_spans(
-    text: Text, window: Window, top_k: int, max_tokens: int
+    text: ContextText, window: Window, top_k: int, max_tokens: int
 ) -> Iterator[tuple[str, _AnswerSpan]]:
     """The window's `top_k` best spans of different words, best first."""
     count = len(window.starts)
@@ -165,7 +165,9 @@ def _descending(values: Logits, *, at_once: int) -> Iterator[np.int64]:
         at_once *= 4
 
 
-def _log_total(text: Text, windows: Sequence[Window], none: tuple[float, float] | None) -> float:
+def _log_total(
+    text: ContextText, windows: Sequence[Window], none: tuple[float, float] | None
+) -> float:
     """The logarithm of the weights' sum."""
     total = 0.0
     for n, sides in enumerate(([w.starts for w in windows], [w.ends for w in windows])):
@@ -209,7 +211,7 @@ def read(
     overlap: int,
     by_word: bool,
     is_question_first: bool,
-) -> tuple[list[Reading], Text]:
+) -> tuple[list[Reading], ContextText]:
     """Windows of at most `size` tokens, of which they share `overlap` of the context's; and the
     context's tokens, each once."""
     encoded = tokenizer(
@@ -254,7 +256,9 @@ def _reading(
     )
 
 
-def _text(context: str, offsets: Sequence[tuple[int, int]], words: Sequence[int | None]) -> Text:
+def _text(
+    context: str, offsets: Sequence[tuple[int, int]], words: Sequence[int | None]
+) -> ContextText:
     """Tokens begin and end where their words do, if they are of any, without white space around."""
     bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
     # White space may be a token, which trimming leaves empty in its place; a token that is nowhere
@@ -266,7 +270,7 @@ def _text(context: str, offsets: Sequence[tuple[int, int]], words: Sequence[int 
     starts = np.append(solid, len(context))[np.searchsorted(solid, bounds[:, 0])]
     ends = np.append(0, solid + 1)[np.searchsorted(solid, bounds[:, 1])]
     starts[is_nowhere], ends[is_nowhere] = len(context), 0
-    return Text(text=context, starts=starts, ends=ends)
+    return ContextText(text=context, starts=starts, ends=ends)
 
 
 def _whole_words(bounds: NDArray[np.int64], words: Sequence[int | None]) -> NDArray[np.int64]:
@@ -286,7 +290,7 @@ def _whole_words(bounds: NDArray[np.int64], words: Sequence[int | None]) -> NDAr
 class _Context:
     """What `finish` needs of an input."""
 
-    text: Text
+    text: ContextText
     firsts: Sequence[int]
     """With which of the text's tokens each window begins."""
 

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,17 @@ from shared.hf.sentences import (
 )
 from shared.hf.task import TaskParameters
 from workers.hf.task import LocalTask, Prepared, Row, TextTask
-from workers.hf.text import Tokens, beginning, can_pad, encode, group, logits, pad, window_tokens
+from workers.hf.text import (
+    Side,
+    Tokens,
+    beginning,
+    can_pad,
+    encode,
+    group,
+    logits,
+    pad,
+    window_tokens,
+)
 from workers.models.checkpoints import modules_of, read_config, read_object
 from workers.models.devices import unit
 from workers.models.load import LoadOptions, load_model, load_sentence_transformer, load_tokenizer
@@ -48,8 +58,6 @@ from workers.models.load import LoadOptions, load_model, load_sentence_transform
 #
 # Only the last module is not run if it just normalizes: whether vectors get length 1 is
 # decided per job, and in float32, whatever the model computes in.
-
-Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,12 @@ from shared.hf.speech import SPEECH_RECOGNITION, SpeechParameters
 from shared.hf.task import TaskParameters
 from workers.hf.audio import STRIDE_PART, Recordings, Samples, SampleWindow, aligned, windows
 from workers.hf.task import LocalTask, Prepared, Row, Watch
-from workers.hf.tasks.generation import Arguments, known_settings, requested_settings, settle
+from workers.hf.tasks.generation import (
+    GenerationArguments,
+    known_settings,
+    requested_settings,
+    settle,
+)
 from workers.models.checkpoints import name_of, read_config
 from workers.models.load import LoadOptions, load_feature_extractor, load_model, load_tokenizer
 
@@ -219,7 +224,7 @@ SHOWN_LANGUAGES: Final = 12
 class DecodingOptions:
     """How a window is to be transcribed; the same for all of a batch."""
 
-    arguments: Arguments
+    arguments: GenerationArguments
     language: str | None
     task: str | None
     timestamps: bool | str

@@ -24,8 +24,8 @@ ROWS: Final = (1, 2, 4, 8, 16, 32, 64)
 SPAN_LEAST: Final = 128
 WARM_UP_RUNS: Final = 2
 
-Run = Callable[[], Tensor]
-Capture = Callable[[Run], Run]
+ForwardPass = Callable[[], Tensor]
+Capture = Callable[[ForwardPass], ForwardPass]
 """Makes a replay of a run. The replay need not keep alive what the run reads."""
 
 
@@ -36,7 +36,7 @@ class _Graph:
 
     tokens: Tensor
     slots: Tensor
-    replay: Run
+    replay: ForwardPass
 
 
 class CudaCapture:
@@ -47,7 +47,7 @@ class CudaCapture:
         self._device = device
         self._pool: Any = None
 
-    def __call__(self, run: Run) -> Run:
+    def __call__(self, run: ForwardPass) -> ForwardPass:
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
@@ -67,7 +67,7 @@ class CudaCapture:
         return replay
 
 
-def _as_it_is(run: Run) -> Run:
+def _as_it_is(run: ForwardPass) -> ForwardPass:
     return run
 
 
