@@ -149,6 +149,7 @@ class Checked:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.violations: list[str] = []
+        document()  # now, since clients wait only a moment for the first answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
