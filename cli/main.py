@@ -26,7 +26,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 MODULES = {
     "up": "stack", "down": "stack", "status": "stack", "doctor": "stack", "migrate": "stack",
-    "logs": "stack", "search": "ask", "submit": "jobs", "workers": "queues",
+    "logs": "stack", "search": "ask", "submit": "jobs", "queues": "stack", "workers": "stack",
 }  # fmt: skip
 """Where a command is not in the module of its name. A module is imported when it is needed."""
 

@@ -1,4 +1,5 @@
-"""`sluice up`, `down`, `status`, `logs`, `doctor`, `migrate`: the parts rather than the jobs.
+"""What the jobs run on: `sluice up`, `down`, `status`, `logs`, `doctor`, `migrate`, `queues`,
+`workers`.
 
 What these do is elsewhere (`cli/stack/up.py`, `cli/doctor.py`, `shared/database/engine.py`), and
 imported only by the command that needs it: the others start faster without.
@@ -17,11 +18,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import click
 from click.shell_completion import CompletionItem
 
-from cli.commands.queues import paused_remark, show_queues, show_workers
 from cli.connection import client_settings, connection
 from cli.errors import Exit
-from cli.options import connection_options, json_option, served_models, target
+from cli.options import (
+    ListByDefault,
+    complete_queues,
+    connection_options,
+    json_option,
+    served_models,
+    target,
+    with_client,
+)
 from cli.terminal.output import (
+    ago,
     clean,
     print_json,
     print_json_line,
@@ -33,10 +42,114 @@ from cli.terminal.output import (
 from shared.config import load_settings
 from shared.errors import Unavailable
 from shared.providers import SERVED_UNLESS_NAMED
-from sluice import ApiError, Client, ConnectionFailed, NotFound
+from sluice import ApiError, Client, ConnectionFailed, NotFound, Queue, Worker
 
 if TYPE_CHECKING:
     from cli.stack.stackfile import PartStatus, Stack
+
+
+# `sluice queues` and `sluice workers`: how busy the system is; pausing and resuming.
+
+
+@click.group(cls=ListByDefault)
+def queues() -> None:
+    """List, pause and resume queues (alone: list)."""
+
+
+_names = click.argument(
+    "names", metavar="QUEUE...", nargs=-1, required=True, shell_complete=complete_queues
+)
+
+
+@queues.command("list")
+@with_client
+def list_queues(client: Client, *, as_json: bool) -> int:
+    """All queues: the steps that wait and run in each, and whether it is paused."""
+    items = client.queues()
+    if as_json:
+        print_json({"items": items})
+    else:
+        show_queues(items)
+    return 0
+
+
+@queues.command()
+@_names
+@with_client
+def pause(client: Client, *, names: tuple[str, ...], as_json: bool) -> int:
+    """Start no more steps of these queues. What runs goes on, and jobs are still taken.
+
+    \b
+    Example:
+      sluice queues pause generate
+    """
+    for name in names:
+        client.pause(name)
+    return _print_states(client, names, as_json)
+
+
+@queues.command()
+@_names
+@with_client
+def resume(client: Client, *, names: tuple[str, ...], as_json: bool) -> int:
+    """Go on with paused queues."""
+    for name in names:
+        client.resume(name)
+    return _print_states(client, names, as_json)
+
+
+@click.command(short_help="List the workers.")
+@with_client
+def workers(client: Client, *, as_json: bool) -> int:
+    """The workers that were seen lately: their queues and models, and when they were seen."""
+    items = client.workers()
+    if as_json:
+        print_json({"items": items})
+        return 0
+    show_workers(items)
+    if not items:
+        say("No workers. `sluice up` starts some; `sluice worker --help` tells of more.")
+    return 0
+
+
+def show_queues(items: list[Queue]) -> None:
+    print_table(
+        ("queue", "queued", "running", "state"),
+        [(q.name, q.queued, q.running, "paused" if q.paused else "") for q in items],
+    )
+
+
+def show_workers(items: list[Worker]) -> None:
+    print_table(
+        ("worker", "queues", "models", "slots", "last seen"),
+        [
+            (
+                w.name,
+                " ".join(w.queues),
+                " ".join(w.models),
+                w.concurrency,
+                ago(w.last_seen_at) if w.alive else f"LOST {ago(w.last_seen_at)}",
+            )
+            for w in items
+        ],
+        flexible="models",
+    )
+
+
+def paused_remark(items: list[Queue]) -> str | None:
+    """What is paused, and how it goes on; None where nothing is."""
+    names = " ".join(queue.name for queue in items if queue.paused)
+    return f"Paused: {names}. `sluice queues resume {names}` goes on." if names else None
+
+
+def _print_states(client: Client, names: tuple[str, ...], as_json: bool) -> int:
+    items = [queue for queue in client.queues() if queue.name in names]
+    if as_json:
+        print_json({"items": items})
+    else:
+        for queue in items:
+            print_text(f"{queue.name} is {'paused' if queue.paused else 'running'}")
+    return 0
 
 
 # `sluice logs`: what the parts of the local stack have written, and what they write.
