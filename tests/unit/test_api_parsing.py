@@ -24,6 +24,7 @@ values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | storable
     | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner) | st.dictionaries(storable, inner),
+    max_leaves=10,
 )  # fmt: skip
 
 

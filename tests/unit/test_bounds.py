@@ -290,6 +290,7 @@ def test_free_json_of_sensible_depth_comes_through_as_it_is() -> None:
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=10,
     )
 )
 def test_what_is_checked_can_be_stored(value: Any) -> None:
