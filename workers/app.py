@@ -30,6 +30,8 @@ from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import Handlers, run_next
 
+log = logging.getLogger(__name__)
+
 # Which worker runs which steps: those of its queues, by the handlers that the kinds name.
 
 CPU_QUEUES = [Queue.CONTROL, Queue.QUERY, Queue.EMBED, Queue.HF, Queue.INGEST]
@@ -86,8 +88,6 @@ def _computed(kind: Kind, compute: Callable[[Any], Shape]) -> Callable[[Context]
 # Keeps a worker's row in the database fresh, so that users see who is alive.
 #
 # A thread of the main process, with a connection of its own; pool processes never touch it.
-
-log = logging.getLogger(__name__)
 
 
 class Presence:

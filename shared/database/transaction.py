@@ -26,6 +26,8 @@ from shared.errors import SluiceError
 from shared.redis.bell import Bell, make_celery, make_redis, route_in
 from shared.redis.events import Event, Events, EventType
 
+log = logging.getLogger(__name__)
+
 # Remembers that a server does not answer, so that not every caller waits to find that out.
 
 
@@ -56,8 +58,6 @@ class Outage:
     def over(self) -> None:
         self._retry_at = None
 
-
-log = logging.getLogger(__name__)
 
 HELD_LIMIT = 10_000
 """Transactions whose announcements may wait; Postgres knows what older ones had to say."""

@@ -46,6 +46,8 @@ from workers.hf.task import LocalTask, Prepared, Row, Watch, models_of
 from workers.models import checkpoints
 from workers.models.devices import batches_of, is_fatal, is_out_of_memory, return_freed_blocks
 
+log = logging.getLogger(__name__)
+
 # What a step has to do of one job
 
 MISSING: Any = object()
@@ -333,8 +335,6 @@ class _Loader:
 #
 # Rows of similar length go together, so that little of a batch is padding. A batch that fails
 # is tried in halves, down to the row that is to blame: no row fails because of its company.
-
-log = logging.getLogger(__name__)
 
 
 class Budget:

@@ -16,8 +16,10 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-# What all models in this process have in common: batches of like length, vectors of length 1.
+log = logging.getLogger(__name__)
 
+K = TypeVar("K")
+M = TypeVar("M")
 Vectors = NDArray[np.float32]
 FloatT = TypeVar("FloatT", np.float32, np.float64)
 
@@ -45,12 +47,6 @@ def unit(vectors: NDArray[FloatT]) -> NDArray[FloatT]:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     scaled: NDArray[FloatT] = vectors / lengths.clip(min=1e-12)
     return scaled
-
-
-log = logging.getLogger(__name__)
-
-K = TypeVar("K")
-M = TypeVar("M")
 
 
 class Kept(Generic[K, M]):

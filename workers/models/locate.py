@@ -69,6 +69,8 @@ from workers.models.checkpoints import (
 )
 from workers.outbound import as_sentence, retry_after_s
 
+log = logging.getLogger(__name__)
+
 # What goes wrong while a model is fetched from the hub, as errors for the retry policy.
 
 PASSING = (408, 425, 429)
@@ -221,8 +223,6 @@ def is_weights(path: str) -> bool:
     name = PurePosixPath(path).name
     return any(kind.fullmatch(name) for kind in WEIGHTS)
 
-
-log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.2
 """How often those who wait look whether they still should."""

@@ -40,6 +40,8 @@ from workers.generation.backends.rolling.sampling import NOT_A_NUMBER, Chooser, 
 from workers.models.detokenize import TextStream
 from workers.models.devices import is_fatal, is_out_of_memory
 
+log = logging.getLogger(__name__)
+
 SOON_TOKENS = 128
 """For so many more tokens a row should have room when it joins."""
 
@@ -289,8 +291,6 @@ def _beginning(row: SlabRow, batch: Batch, prefixes: Prefixes) -> Beginning | No
         return None
     return best if best.tokens >= SHORTEST_TOKENS else Beginning()
 
-
-log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
