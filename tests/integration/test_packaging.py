@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
@@ -129,6 +130,13 @@ def test_constraints_pin_everything_that_gets_installed() -> None:
     elsewhere = ("setuptools", "nvidia-", "cuda-", "triton")
     missing = sorted(_needed() - _pins().keys())
     assert [name for name in missing if not name.startswith(elsewhere)] == []
+
+
+def test_every_pin_can_be_installed_on_the_lowest_python() -> None:
+    lowest = _project()["requires-python"].removeprefix(">=")
+    needed = {name: metadata.metadata(name).get("Requires-Python", "") for name in _needed()}
+    too_new = {name: spec for name, spec in needed.items() if lowest not in SpecifierSet(spec)}
+    assert too_new == {}
 
 
 def test_api_installs_no_models_and_the_extras_are_those_documented() -> None:
