@@ -107,6 +107,8 @@ def test_an_adapter_by_path(folder: Path, tmp_path: Path, precision: str) -> Non
     from peft import LoraConfig, get_peft_model
 
     plain = load_generator(str(folder), _settings(generation_precision=precision)).model
+    # Drawn weights may make two tokens as likely as each other, which rounding then tells apart.
+    torch.manual_seed(13)  # the likeliest is ahead by 0.12 and more
     config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
     tuned = get_peft_model(copy.deepcopy(plain), config)
     tuned.save_pretrained(str(tmp_path))
