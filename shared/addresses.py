@@ -28,6 +28,7 @@ _NOT_PUBLIC: Final = tuple(
          "192.88.99.0/24"),
     )
 )  # fmt: skip
+_SIX_TO_FOUR: Final = ipaddress.ip_network("2002::/16")
 _ISATAP: Final = (0x0000_5EFE, 0x0200_5EFE)
 _LOCAL_NAMES: Final = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
@@ -65,8 +66,8 @@ def _is_allowed(address: Address, allow_private: bool) -> bool:
         return False
     if address.is_unspecified:
         return False
-    if address in _NAT64:
-        return True  # as good as the address that it stands for
+    if address in _NAT64 or address in _SIX_TO_FOUR:
+        return True  # as good as the address that it stands for; Pythons differ about 6to4
     if address.is_global and not any(address in network for network in _NOT_PUBLIC):
         return not address.is_reserved
     return allow_private
