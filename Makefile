@@ -36,10 +36,12 @@ up: $(LOCAL)
 
 TESTS := $(BIN)/python -m pytest
 TWO := -n 2 --dist loadfile
+# A stack for each of the two; the file that ends its stack stays the last.
+STACKS := $(TWO) --no-loadscope-reorder
 
 test: $(DEV)
 	$(TESTS) tests/unit tests/models tests/integration tests/gpu $(TWO)
-	$(TESTS) tests/e2e
+	$(TESTS) tests/e2e $(STACKS)
 
 test-unit: $(DEV)
 	$(TESTS) tests/unit $(TWO)
@@ -54,7 +56,7 @@ test-gpu: $(DEV)
 	$(TESTS) tests/gpu
 
 test-e2e: $(DEV)
-	$(TESTS) tests/e2e
+	$(TESTS) tests/e2e $(STACKS)
 
 # Types and contracts beside the tests, for a machine of two cores; what they say comes after the tests.
 check: $(DEV)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.stack.servers import free_ports
 from sluice import Client
 from tests.e2e.running import remote_addresses
 from tests.e2e.stack import LiveStack
@@ -64,7 +65,9 @@ def live_stack() -> Iterator[LiveStack]:
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="sluice e2e "))
     folder.chmod(0o755)  # PostgreSQL's own user must reach its part of it.
-    stack = LiveStack(folder / "스루스 home", SETTINGS)
+    # A port of its own: stacks that start at the same moment all find the default one free.
+    port = {"SLUICE_API_PORT": str(free_ports(1)[0])}
+    stack = LiveStack(folder / "스루스 home", SETTINGS | port)
     try:
         stack.wait_until_ready()
         yield stack
