@@ -1,5 +1,6 @@
 """`sluice ask`: a question and its answer; `sluice search`: the passages nearest to a query."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,11 @@ from cli.terminal.progress import finished_job, print_remarks, print_warnings, s
 from sluice import Answer, Client, Hit
 from sluice.inputs import rag_input, search_input
 
-# `sluice search`: the passages nearest to a query.
+# Options of both commands.
 
-_LINES = 3
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-
-@click.command()
-@click.argument("query")
-@click.option(
+_collection = click.option(
     "--collection",
     "-c",
     required=True,
@@ -41,15 +39,34 @@ _LINES = 3
     shell_complete=complete_collections,
     help="Where to look.",
 )
-@click.option("--k", type=click.IntRange(1, 100), help="How many passages to show.")
-@click.option(
+_filter = click.option(
     "--filter", "conditions", multiple=True, metavar="KEY=VALUE", callback=filter_values,
     help="Only documents with this metadata; may be repeated.",
 )  # fmt: skip
-@click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=120.0,
-    show_default=True, metavar="SECONDS", help="Give up waiting after this time.",
-)  # fmt: skip
+
+
+def _k(text: str) -> Decorator:
+    return click.option("--k", type=click.IntRange(1, 100), help=text)
+
+
+def _timeout(default_s: float) -> Decorator:
+    return click.option(
+        "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=default_s,
+        show_default=True, metavar="SECONDS", help="Give up waiting after this time.",
+    )  # fmt: skip
+
+
+# `sluice search`: the passages nearest to a query.
+
+_LINES = 3
+
+
+@click.command()
+@click.argument("query")
+@_collection
+@_k("How many passages to show.")
+@_filter
+@_timeout(120.0)
 @with_client
 def search(
     client: Client,
@@ -93,15 +110,8 @@ PASSAGE_CELLS = 100
 
 @click.command()
 @click.argument("question")
-@click.option(
-    "--collection",
-    "-c",
-    required=True,
-    metavar="NAME",
-    shell_complete=complete_collections,
-    help="Where to look.",
-)
-@click.option("--k", type=click.IntRange(1, 100), help="How many passages to use.")
+@_collection
+@_k("How many passages to use.")
 @click.option(
     "--model",
     metavar="REFERENCE",
@@ -113,18 +123,12 @@ PASSAGE_CELLS = 100
     "--prompt-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PATH",
     help="A prompt of your own, with the places {context} and {question}.",
 )  # fmt: skip
-@click.option(
-    "--filter", "conditions", multiple=True, metavar="KEY=VALUE", callback=filter_values,
-    help="Only documents with this metadata; may be repeated.",
-)  # fmt: skip
+@_filter
 @click.option(
     "--stream/--no-stream", default=None,
     help="Show the answer as it comes; on a terminal unless told otherwise.",
 )  # fmt: skip
-@click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=300.0,
-    show_default=True, metavar="SECONDS", help="Give up waiting after this time.",
-)  # fmt: skip
+@_timeout(300.0)
 @with_client
 def ask(
     client: Client,
