@@ -94,8 +94,7 @@ def help_(ctx: click.Context, /, words: tuple[str, ...]) -> int:
         subcommand = command.get_command(shown, word) if isinstance(command, click.Group) else None
         if subcommand is None:
             raise click.UsageError(f"There is no command {' '.join(words)!r}.", ctx=shown)
-        # CONTEXT holds settings of several types, by name.
-        shown = click.Context(subcommand, info_name=word, parent=shown, **CONTEXT)  # type: ignore[arg-type]
+        shown = click.Context(subcommand, info_name=word, parent=shown, **CONTEXT)
         command = subcommand
     print_text(shown.get_help())
     return Exit.OK

@@ -107,7 +107,7 @@ P = ParamSpec("P")
 
 _OPERATOR = re.compile(r"""[^"=<>!~][^=<>!~]*(?P<sign>[<>!~]+=?|==+|=[<>~]=?)""")
 
-CONTEXT = {"help_option_names": ["-h", "--help"]}
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,8 +142,10 @@ class Connection(HttpToolsProtocol):
 
     # What asyncio calls
 
-    # As uvicorn's own class, it has no other kind of transport.
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(
+        self,
+        transport: asyncio.Transport,  # type: ignore[override]  # as in uvicorn's own class
+    ) -> None:
         super().connection_made(transport)
         limit = self._settings.api_limit_connections
         if len(self.connections) <= limit:
