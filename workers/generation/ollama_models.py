@@ -32,7 +32,6 @@ from workers.generation.backends.ollama import OllamaServer, closable
 from workers.outbound import broken_off
 
 OnProgress = Callable[[ProgressResponse], None]
-Check = Callable[[], None]
 
 _SUCCESS: Final = "success"
 _NO_SUCH_MODEL: Final = ("file does not exist", "not found", "does not exist")
@@ -42,7 +41,9 @@ class _End:
     """Behind the last part of a stream."""
 
 
-def pull(server: OllamaServer, name: str, *, on_progress: OnProgress, check: Check) -> None:
+def pull(
+    server: OllamaServer, name: str, *, on_progress: OnProgress, check: Callable[[], None]
+) -> None:
     """Have the server fetch the model. Interrupted, it goes on where it was the next time."""
 
     def start() -> Awaitable[AsyncIterator[ProgressResponse]]:
@@ -68,7 +69,7 @@ def create(
     template: str | None,
     parameters: Mapping[str, Any],
     on_progress: OnProgress,
-    check: Check,
+    check: Callable[[], None],
 ) -> None:
     """Make a model of another one, as a Modelfile does."""
 
@@ -90,7 +91,7 @@ def create(
         ) from error
 
 
-def delete(server: OllamaServer, name: str, *, check: Check = lambda: None) -> None:
+def delete(server: OllamaServer, name: str, *, check: Callable[[], None] = lambda: None) -> None:
     """Raises ModelMissing where there is none."""
     server.call(_delete(server, name), check=check)
 
@@ -123,7 +124,7 @@ def _to_success(
     server: OllamaServer,
     start: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
     on_progress: OnProgress,
-    check: Check,
+    check: Callable[[], None],
 ) -> None:
     """Raises ollama.ResponseError where the server reports in its stream that it failed."""
     status: str | None = None
@@ -137,7 +138,7 @@ def _to_success(
 def _parts(
     server: OllamaServer,
     start: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
-    check: Check,
+    check: Callable[[], None],
 ) -> Iterator[ProgressResponse]:
     """The parts of a stream on the loop, read in this thread."""
     parts: queue.SimpleQueue[ProgressResponse | Exception | type[_End]] = queue.SimpleQueue()

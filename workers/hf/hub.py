@@ -99,8 +99,6 @@ PROVIDER = "hf-inference"
 _REPOSITORY = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _PASSING = (408, 425, 429, 502, 503, 504)
 
-Check = Callable[[], None]
-
 
 def run(
     name: str,
@@ -108,7 +106,7 @@ def run(
     inputs: Any,
     parameters: dict[str, Any],
     settings: Settings,
-    check: Check = lambda: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Any:
     """The output of the API for a task and a job's inputs, one request after the other.
 
