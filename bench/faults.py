@@ -22,8 +22,8 @@ from typing import Any
 import chromadb
 import psycopg
 
-from bench.corpus import NoCorpus, pages
-from bench.stack import peaks_mib, running_stack
+from bench.support.corpus import NoCorpus, pages
+from bench.support.stack import peaks_mib, running_stack
 from cli.stack.stackfile import Stack, find_stack
 from sluice import Client
 

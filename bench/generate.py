@@ -6,9 +6,9 @@
 One model (Llama's architecture, random weights) in one run, on this machine's processor. In turns:
 this system (local stack, real API and workers, all jobs submitted at once, timed until the client
 has the last result), a pipeline in a Celery task that takes the same jobs one at a time
-(`bench/plain_generate.py`), and `model.generate()` on static batches of the same size as this
-system's limit, in this process, with no queue at all. Then how long a new request waits for its
-first token while the batch is busy, measured at the engine. Prints medians over the rounds.
+(`bench/support/plain_generate.py`), and `model.generate()` on static batches of the same size as
+this system's limit, in this process, with no queue at all. Then how long a new request waits for
+its first token while the batch is busy, measured at the engine. Prints medians over the rounds.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from typing import Protocol
 import psutil
 import torch
 
-from bench.generate_sides import Job, StaticBatch, jobs, plain_celery, sluice
-from bench.random_model import SHAPES, save_random_model
+from bench.support.generate_sides import Job, StaticBatch, jobs, plain_celery, sluice
+from bench.support.random_model import SHAPES, save_random_model
 from shared.config import Settings
 from workers.generation.backends.interface import Generation, Request, Sampling
 from workers.generation.backends.rolling.generator import RollingBackend, RollingGenerator

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import transformers
 
-from bench.random_model import SHAPES, save_random_model
+from bench.support.random_model import SHAPES, save_random_model
 from shared.config import Settings
 from workers.generation.backends.interface import Request, Sampling
 from workers.generation.backends.rolling.generator import RollingGenerator

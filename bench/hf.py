@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from bench.stack import running_stack
+from bench.support.stack import running_stack
 from shared.config import Settings
 from shared.kinds.hf import Task, parse_parameters
 from sluice import Client

@@ -6,6 +6,7 @@ in the background (heartbeats) is counted where it happens to run; so the figure
 or two from run to run.
 """
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -60,6 +61,7 @@ class Calls:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     calls = Calls()
     threading.setprofile(calls.profile)
     sys.setprofile(calls.profile)

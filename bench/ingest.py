@@ -3,8 +3,8 @@
     python -m bench.ingest [--documents 200] [--rounds 2] [--memory]
 
 In one run, on one corpus (pages of PostgreSQL's documentation), in turns: the plain script
-(`bench/plain_ingest.py`) and this system (local stack, real API and workers, timed from the first
-upload to the end of the job). Prints chunks/s of both, their ratio, and peak memory. With
+(`bench/support/plain_ingest.py`) and this system (local stack, real API and workers, timed from the
+first upload to the end of the job). Prints chunks/s of both, their ratio, and peak memory. With
 `--memory`, instead, ingests the pages once and ten copies of each, in new stacks, and compares the
 peaks.
 """
@@ -20,8 +20,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.corpus import NoCorpus, pages
-from bench.stack import peaks_mib, running_stack
+from bench.support.corpus import NoCorpus, pages
+from bench.support.stack import peaks_mib, running_stack
 from shared.config import DEFAULT_EMBEDDING_MODEL
 
 COPIES = 10
@@ -43,7 +43,7 @@ def plain(paths: list[Path]) -> Measured:
         names = Path(folder) / "names"
         names.write_text("\n".join(map(str, paths)))
         command = [
-            sys.executable, "-W", "ignore", "-m", "bench.plain_ingest",
+            sys.executable, "-W", "ignore", "-m", "bench.support.plain_ingest",
             f"{folder}/chroma", DEFAULT_EMBEDDING_MODEL, str(names),
         ]  # fmt: skip
         done = subprocess.run(

@@ -5,6 +5,7 @@ counted wherever they stand in a module, but for cycles only at its top: what is
 breaks no import.
 """
 
+import argparse
 import ast
 import sys
 from collections import Counter, defaultdict
@@ -22,6 +23,7 @@ PARTS = {
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     paths = dict(_modules())
     importers: dict[str, set[str]] = defaultdict(set)
     graph: dict[str, set[str]] = {}

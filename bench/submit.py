@@ -75,7 +75,7 @@ def _start(folder: Path, postgres: Server, started: Callable[[Server], object]) 
     started(redis)
     env = _environment(folder, postgres.url, redis.url)
     urls = {}
-    bare = ["uvicorn", "--factory", "bench.bare:create_app", "--no-access-log"]
+    bare = ["uvicorn", "--factory", "bench.support.bare:create_app", "--no-access-log"]
     port = free_port()
     argv = [*bare, "--port", str(port), "--log-level", "warning"]
     urls["bare"] = _serve(folder, "bare", argv, port, env, started)

@@ -3,6 +3,7 @@
 `test_docs.py` has the pages for users, `test_faults_page.py` the page of faults.
 """
 
+import ast
 import re
 from pathlib import Path
 
@@ -23,6 +24,7 @@ IN_REPOSITORY = re.compile(
     r"|\.ci/run|Makefile|[\w.-]+\.(?:md|toml|txt|yml|yaml)|\.env\.example)"
     r"(?:::(\w+))?`"
 )
+BENCH = re.compile(r"python -m (bench\.[a-z_.]+[a-z])")
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 
@@ -60,6 +62,20 @@ def test_every_test_that_a_page_names_is_there(page: str) -> None:
 def test_every_link_leads_to_a_file(page: str) -> None:
     folder = (ROOT / page).parent
     assert [link for link in LINK.findall(prose(page)) if not (folder / link).exists()] == []
+
+
+def test_every_bench_says_how_it_is_run() -> None:
+    for path in (ROOT / "bench").glob("*.py"):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        command = "NAME" if path.stem == "__init__" else path.stem
+        assert f"python -m bench.{command}" in text, f"{path.name} belongs into bench/support"
+
+
+def test_every_bench_that_is_named_is_there() -> None:
+    pages = ["README.md", "Makefile", *PAGES, "docs/performance.md"]
+    commands = {name for page in pages for name in BENCH.findall((ROOT / page).read_text("utf-8"))}
+    assert len(commands) >= 8
+    assert [name for name in commands if not (ROOT / f"{name.replace('.', '/')}.py").exists()] == []
 
 
 def test_the_index_lists_every_record() -> None:

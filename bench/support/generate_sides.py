@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from celery import Celery
 
-from bench.plain_generate import TASK, make_app
-from bench.stack import running_stack
+from bench.support.plain_generate import TASK, make_app
+from bench.support.stack import running_stack
 from shared.config import Settings
 from sluice import Client, State
 from tests.servers import start_redis
@@ -58,7 +58,7 @@ class PlainCelery:
 @contextmanager
 def plain_celery(folder: Path, model: Path, precision: str) -> Iterator[PlainCelery]:
     redis = start_redis(folder / f"redis-{precision}")
-    argv = [sys.executable, "-W", "ignore", "-m", "bench.plain_generate"]
+    argv = [sys.executable, "-W", "ignore", "-m", "bench.support.plain_generate"]
     with (folder / "plain.log").open("ab") as log:
         worker = subprocess.Popen([*argv, redis.url, str(model), precision], stdout=log, stderr=log)
     try:

@@ -1,6 +1,6 @@
 """What `bench/submit.py` compares with: the thinnest API over Celery, which keeps no record.
 
-`uvicorn --factory bench.bare:create_app`, with SLUICE_REDIS_URL set.
+`uvicorn --factory bench.support.bare:create_app`, with SLUICE_REDIS_URL set.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """What `bench/generate.py` compares with: a pipeline inside a Celery task, one job at a time.
 
-    python -m bench.plain_generate REDIS_URL MODEL_FOLDER PRECISION
+    python -m bench.support.plain_generate REDIS_URL MODEL_FOLDER PRECISION
 
 runs the worker. The results come back through Celery's Redis backend.
 """
