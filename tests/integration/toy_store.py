@@ -25,14 +25,19 @@ class Memory:
             chunks[entry.id] = (entry, vector)
 
     def query(
-        self, name: str, vector: Vectors, *, limit: int, where: Metadata | None
-    ) -> list[Match]:
+        self, name: str, vectors: Vectors, *, limit: int, where: Metadata | None
+    ) -> list[list[Match]]:
+        chunks = self._chunks(name).values()
+        fitting = [(entry.id, other) for entry, other in chunks if _fits(entry, where or {})]
         matches = [
-            Match(id=entry.id, score=float(np.dot(vector, other)))
-            for entry, other in self._chunks(name).values()
-            if _fits(entry, where or {})
+            [Match(id=id_, score=float(np.dot(vector, other))) for id_, other in fitting]
+            for vector in vectors
         ]
-        return sorted(matches, key=lambda match: -match.score)[:limit]
+        return [sorted(row, key=lambda match: -match.score)[:limit] for row in matches]
+
+    def vectors(self, name: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        chunks = self._chunks(name)
+        return {id_: chunks[id_][1] for id_ in ids if id_ in chunks}
 
     def delete(self, name: str, ids: Sequence[str]) -> int:
         chunks = self._collections.get(name, {})

@@ -40,7 +40,8 @@ class VectorStoreContract:
         store.drop(name)
 
     def ids(self, store: VectorStore, name: str, **where: Any) -> list[str]:
-        return [match.id for match in store.query(name, along(0)[0], limit=9, where=where or None)]
+        (matches,) = store.query(name, along(0), limit=9, where=where or None)
+        return [match.id for match in matches]
 
     def test_it_has_all_that_a_store_has(self, store: VectorStore) -> None:
         assert isinstance(store, VectorStore)
@@ -53,9 +54,12 @@ class VectorStoreContract:
         store.make(name, distance)
         vectors = np.stack([between(0.5), between(0.9), between(-0.3)])
         store.upsert(name, [entry("half"), entry("near"), entry("far")], vectors)
-        matches = store.query(name, along(0)[0], limit=2, where=None)
+        matches, opposite = store.query(
+            name, np.stack([along(0)[0], -along(0)[0]]), limit=2, where=None
+        )
         assert [match.id for match in matches] == ["near", "half"]
         assert [match.score for match in matches] == pytest.approx([0.9, 0.5], abs=1e-3)
+        assert [match.id for match in opposite] == ["far", "half"]
         store.drop(name)
 
     def test_making_it_again_keeps_what_is_in_it(self, store: VectorStore, name: str) -> None:
@@ -68,7 +72,7 @@ class VectorStoreContract:
     ) -> None:
         store.upsert(name, [entry("a", {"n": 1})], along(1))
         store.upsert(name, [entry("a", {"n": 2})], along(0))
-        (match,) = store.query(name, along(0)[0], limit=9, where={"n": 2})
+        ((match,),) = store.query(name, along(0), limit=9, where={"n": 2})
         assert match.score == pytest.approx(1, abs=1e-3)
         assert self.ids(store, name, n=1) == []
 
@@ -81,6 +85,14 @@ class VectorStoreContract:
         assert store.delete(name, [*ids[1:], "never"]) == 1200
         assert store.delete(name, ids[1:]) == 0
         assert store.id_page(name, limit=9, offset=0) == ids[:1]
+
+    def test_vectors_are_given_back(self, store: VectorStore, name: str) -> None:
+        written = np.stack([between(n / 1201) for n in range(1201)])
+        store.upsert(name, [entry(f"id-{n}") for n in range(1201)], written)
+        read = store.vectors(name, ["never", *(f"id-{n}" for n in range(1201))])
+        assert len(read) == 1201
+        for n in (0, 600, 1200):
+            assert read[f"id-{n}"] == pytest.approx(written[n], abs=1e-3)
 
     @pytest.mark.parametrize(
         ("where", "ids"),
@@ -112,7 +124,9 @@ class VectorStoreContract:
         with pytest.raises(Missing):
             store.upsert(name, [entry("a")], along(0))
         with pytest.raises(Missing):
-            store.query(name, along(0)[0], limit=1, where=None)
+            store.query(name, along(0), limit=1, where=None)
+        with pytest.raises(Missing):
+            store.vectors(name, ["a"])
         assert store.delete(name, ["a"]) == 0
         assert store.id_page(name, limit=1, offset=0) == []
         assert store.drop(name) == 0

@@ -16,6 +16,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 from chromadb.api import ClientAPI
 from chromadb.api.client import Client
 from chromadb.api.collection_configuration import (
@@ -84,22 +85,36 @@ class Chroma:
                 )
 
     def query(
-        self, name: str, vector: Vectors, *, limit: int, where: Metadata | None
-    ) -> list[Match]:
+        self, name: str, vectors: Vectors, *, limit: int, where: Metadata | None
+    ) -> list[list[Match]]:
         with self._translated(name):
             collection = self._client.get_collection(name, embedding_function=None)
             result = collection.query(
-                query_embeddings=vector.reshape(1, -1),
+                query_embeddings=vectors,
                 n_results=limit,
                 where=_where(where),
                 include=["distances"],
             )
         space = str((collection.configuration_json or {}).get("hnsw", {}).get("space", "l2"))
-        distances = (result["distances"] or [[]])[0]
         return [
-            Match(id=id_, score=_similarity(space, distance))
-            for id_, distance in zip(result["ids"][0], distances, strict=True)
+            [
+                Match(id=id_, score=_similarity(space, distance))
+                for id_, distance in zip(ids, distances, strict=True)
+            ]
+            for ids, distances in zip(result["ids"], result["distances"] or (), strict=True)
         ]
+
+    def vectors(self, name: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        vectors: dict[str, Vectors] = {}
+        with self._translated(name):
+            collection = self._client.get_collection(name, embedding_function=None)
+            for first in range(0, len(ids), BATCH):
+                batch = list(ids[first : first + BATCH])
+                result = collection.get(ids=batch, include=["embeddings"])
+                if result["embeddings"] is not None:
+                    rows = np.asarray(result["embeddings"], dtype=np.float32)
+                    vectors |= zip(result["ids"], rows, strict=True)
+        return vectors
 
     def delete(self, name: str, ids: Sequence[str]) -> int:
         try:

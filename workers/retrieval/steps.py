@@ -88,11 +88,11 @@ def find(
             f"{embedder.dimension}. Put the model back, or ingest into a new collection."
         )
     cut_query(embedder, query, what=what, warn=warn)
-    vector = embedder.encode_queries([nfc(query)], between=lambda: None)[0]
+    vector = embedder.encode_queries([nfc(query)], between=lambda: None)
     limit = k
     for _ in range(WIDEN_TIMES):
         try:
-            matches = store_of(process).query(collection_name, vector, limit=limit, where=where)
+            (matches,) = store_of(process).query(collection_name, vector, limit=limit, where=where)
         except Missing:
             if _is_empty(process, collection_name):
                 return []

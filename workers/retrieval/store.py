@@ -61,13 +61,17 @@ class VectorStore(Protocol):
         """Write chunks, of any number; `vectors[n]` is that of `entries[n]`. Raises `Missing`."""
 
     def query(
-        self, name: str, vector: Vectors, *, limit: int, where: Metadata | None
-    ) -> list[Match]:
-        """The nearest chunks to a vector of the shape (dimension,), best first, at most `limit`.
+        self, name: str, vectors: Vectors, *, limit: int, where: Metadata | None
+    ) -> list[list[Match]]:
+        """The nearest chunks to each of some vectors, best first, at most `limit` each.
 
         Of `where`, all conditions hold: the user's value of that key is equal, numbers by value;
         of a key that the chunk's user has not set, `own` counts. Raises `Missing`.
         """
+
+    def vectors(self, name: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        """The vectors of those of the chunks that are there, of the shape (dimension,). Raises
+        `Missing`."""
 
     def delete(self, name: str, ids: Sequence[str]) -> int:
         """Delete chunks and make sure that they are gone; returns how many there were, 0 where
