@@ -111,6 +111,17 @@ def live_chunks(session: Session, collection_id: UUID, ids: Sequence[str]) -> di
     return {view.id: view for view in views}
 
 
+def neighbours(
+    session: Session, version_id: UUID, ordinal: int, *, distance: int
+) -> list[ChunkView]:
+    """A live chunk and those at most `distance` before and after it, in order."""
+    query = _chunks().where(
+        Chunk.version_id == version_id,
+        Chunk.ordinal.between(ordinal - distance, ordinal + distance),
+    )
+    return [_chunk_view(*row) for row in session.execute(query.order_by(Chunk.ordinal))]
+
+
 def _documents() -> Select[Document, Version, str]:
     return (
         select(Document, Version, Collection.name)

@@ -1,32 +1,144 @@
-"""The kind `search`: the passages of a collection that are nearest to a query."""
+"""The kind `search`: the passages of collections that answer a query."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
+from sqlalchemy.orm import Session
 
-from shared.bounds import CollectionName, Metadata, Text, nfc, nfc_metadata
+from shared.bounds import CollectionName, Metadata, ModelName, Text, nfc, nfc_metadata
+from shared.documents import collections
 from shared.kinds.kind import Kind, StepType
 from shared.vocabulary import Queue, Shape
 
+PASSAGES_LIMIT = 100
+FETCH_LIMIT = 1000
+QUERIES_LIMIT = 1000
+COLLECTIONS_LIMIT = 20
+NEIGHBOURS_LIMIT = 10
+
+
+class SearchType(StrEnum):
+    """How passages are chosen and scored; a higher score is always better.
+
+    `hybrid` weighs words and meaning as the collection has shown to be right, and scores from 0 to
+    1. `lexical` counts words: BM25. `similarity` is the cosine of the vectors; so it is with
+    `similarity_score_threshold`, whose hits reach `score_threshold`, and with `mmr`, whose hits
+    also differ from each other.
+    """
+
+    HYBRID = "hybrid"
+    SIMILARITY = "similarity"
+    MMR = "mmr"
+    SIMILARITY_SCORE_THRESHOLD = "similarity_score_threshold"
+    LEXICAL = "lexical"
+
+
+_OWNERS: Mapping[str, SearchType] = {
+    "score_threshold": SearchType.SIMILARITY_SCORE_THRESHOLD,
+    "fetch_k": SearchType.MMR,
+    "lambda_mult": SearchType.MMR,
+}
+"""Options of one type only."""
+
+DEFAULT_FETCH_K = 20
+DEFAULT_LAMBDA_MULT = 0.5
+"""As LangChain's stores have them."""
+
 
 class SearchOptions(Shape):
-    type: Literal["similarity"] = "similarity"
+    type: SearchType = SearchType.SIMILARITY
+    score_threshold: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None = None
+    """The least cosine of a hit: of the type `similarity_score_threshold`, which needs it."""
+    fetch_k: Annotated[int, Field(ge=1, le=FETCH_LIMIT)] | None = None
+    """`mmr` chooses from so many nearest passages: 20, or as many as are to be hits."""
+    lambda_mult: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """Of `mmr`: 1 is similarity to the query alone, 0 is difference from each other alone; 0.5."""
     filter: Annotated[Metadata, AfterValidator(nfc_metadata)] | None = None
     """What a hit's metadata has to equal, all of it; `source` is also the document's own."""
+    rerank: ModelName | None = None
+    """A cross-encoder that reads each candidate with the query; its scores are then the hits'."""
+    expand: Annotated[int, Field(ge=0, le=NEIGHBOURS_LIMIT)] = 0
+    """So many chunks before and after a hit are joined to its text."""
+    debug: bool = False
+    """Whether hits say how their score came about."""
+
+    @model_validator(mode="after")
+    def _options_are_of_the_type(self) -> Self:
+        for name, type_ in _OWNERS.items():
+            if getattr(self, name) is not None and self.type is not type_:
+                raise ValueError(
+                    f"{name} is for the type {type_}, and this is {self.type}; leave it out, or "
+                    "name that type"
+                )
+        if self.type is SearchType.SIMILARITY_SCORE_THRESHOLD and self.score_threshold is None:
+            raise ValueError(
+                f"the type {self.type} needs score_threshold, the least cosine of a hit, such as "
+                "0.5"
+            )
+        return self
 
 
-PassageCount = Annotated[int, Field(ge=1, le=100)]
+PassageCount = Annotated[int, Field(ge=1, le=PASSAGES_LIMIT)]
+Query = Annotated[Text, AfterValidator(nfc)]
 
 
 class SearchInput(Shape):
-    collection: CollectionName
-    query: Annotated[Text, AfterValidator(nfc)]
+    """One query or several, in one collection or several."""
+
+    collection: CollectionName | None = None
+    collections: (
+        Annotated[list[CollectionName], Field(min_length=1, max_length=COLLECTIONS_LIMIT)] | None
+    ) = None
+    query: Query | None = None
+    queries: (
+        Annotated[list[Query], Field(fail_fast=True, min_length=1, max_length=QUERIES_LIMIT)] | None
+    ) = None
     k: PassageCount = 6
     search: SearchOptions = SearchOptions()
 
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.collection is None) == (self.collections is None):
+            raise ValueError("give either collection or collections")
+        if (self.query is None) == (self.queries is None):
+            raise ValueError("give either query or queries")
+        return self
+
+    @property
+    def collection_names(self) -> list[str]:
+        """Without repetition, in order."""
+        names = self.collections if self.collection is None else [self.collection]
+        return list(dict.fromkeys(names or ()))
+
+    @property
+    def query_texts(self) -> list[str]:
+        return list(self.queries or ()) if self.query is None else [self.query]
+
+
+class Span(Shape):
+    """The part of a hit's text that fits the query best, in characters of that text."""
+
+    start: int
+    end: int
+
+
+class HitDebug(Shape):
+    """How the score of a hit came about. `similarity` is its cosine, `lexical` its BM25 score,
+    and `halves` names those whose best passages it was among."""
+
+    similarity: float | None = None
+    lexical: float | None = None
+    dense_weight: float | None = None
+    halves: list[str] = []
+
 
 class Hit(Shape):
-    """A chunk that matches; `score` is a cosine similarity, `start` an offset in characters."""
+    """A chunk that matches; `start` is an offset in characters of its document's text.
+
+    What `score` is depends on the type of the search; a higher one is always better.
+    """
 
     chunk_id: str
     document_id: str
@@ -35,17 +147,36 @@ class Hit(Shape):
     start: int
     score: float
     metadata: dict[str, Any] = {}
+    collection: str | None = None
+    """Where several were searched."""
+    span: Span | None = None
+    debug: HitDebug | None = None
+
+
+class QueryHits(Shape):
+    query: str
+    hits: list[Hit]
 
 
 class SearchResult(Shape):
-    hits: list[Hit]
+    """`hits` of `query`; `results` of `queries`, in their order."""
+
+    hits: list[Hit] | None = None
+    results: list[QueryHits] | None = None
+
+
+def _require_collections(session: Session, inputs: Sequence[Mapping[str, Any]]) -> None:
+    names = {name for input_ in inputs for name in input_.get("collections") or ()}
+    for name in sorted(names):
+        collections.get(session, name)
 
 
 SEARCH = Kind(
     name="search",
-    summary="the passages nearest to a query",
+    summary="the passages that answer a query",
     input=SearchInput,
     result=SearchResult,
     steps=[StepType(name="search", queue=Queue.QUERY, handler="workers.retrieval.steps:SEARCH")],
     example={"collection": "handbook", "query": "When do you open?", "k": 3},
+    require=_require_collections,
 )

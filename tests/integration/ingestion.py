@@ -18,6 +18,8 @@ from shared.vocabulary import OPEN, Lane, Queue, State
 from tests.integration.workbench import drain, handlers, job_of, submit
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
+from workers.retrieval import search as searching
+from workers.retrieval.search import SearchRequest
 from workers.retrieval.store import store_of
 
 SMALL_PIECES = {"type": "recursive", "chunk_size": 60, "chunk_overlap": 10}
@@ -114,6 +116,12 @@ def search(process: Process, collection: str, query: str, **options: Any) -> lis
     assert job.state == State.SUCCEEDED, job.error
     assert job.result is not None
     return [Hit.model_validate(hit) for hit in job.result["hits"]]
+
+
+def hits_of(process: Process, collection: str, query: str, **options: Any) -> list[Hit]:
+    """What a search gives, without a job."""
+    request = SearchRequest(collections=[collection], queries=[query], **options)
+    return list(searching.search(process, request).hits[0])
 
 
 def live_texts(process: Process, collection: str) -> dict[str, list[str]]:

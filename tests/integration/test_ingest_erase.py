@@ -14,6 +14,7 @@ from shared.vocabulary import Queue
 from tests.integration.erasures import PUBLIC, SECRET, erase, order_erasure
 from tests.integration.ingestion import (
     document_id,
+    hits_of,
     ingest,
     live_texts,
     new_collection,
@@ -24,7 +25,6 @@ from tests.integration.workbench import claimed, drain, in_threads, job_of
 from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.ingest import erasure as erasing
-from workers.retrieval.steps import find
 
 
 def test_erased_documents_are_gone_from_both_stores_and_counted(
@@ -129,7 +129,7 @@ def test_a_search_that_runs_during_erasures_returns_no_erased_text(
                     id_ = document_id(own, collection, "secret")
                     erase(own, document_ids=[id_])
                     gone[0] = True
-                    hits = find(own, collection, SECRET, k=5, where=None)
+                    hits = hits_of(own, collection, SECRET, k=5)
                     wrong.extend(hit.text for hit in hits if hit.source == "secret")
                     gone[0] = False
             finally:
@@ -137,7 +137,7 @@ def test_a_search_that_runs_during_erasures_returns_no_erased_text(
             return
         while not done.is_set():
             before = gone[0]
-            hits = find(own, collection, SECRET, k=5, where=None)
+            hits = hits_of(own, collection, SECRET, k=5)
             if before and gone[0]:
                 wrong.extend(hit.text for hit in hits if hit.source == "secret")
             assert "public" in {hit.source for hit in hits}

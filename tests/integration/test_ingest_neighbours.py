@@ -11,6 +11,7 @@ from shared.errors import NotFound
 from shared.vocabulary import Queue
 from tests.integration.ingestion import (
     counts,
+    hits_of,
     ingest,
     live_texts,
     load_all,
@@ -24,7 +25,6 @@ from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 from workers.ingest.erasure import collect_forsaken
-from workers.retrieval.steps import find
 from workers.retrieval.store import store_of
 
 
@@ -49,7 +49,7 @@ def test_readers_see_the_old_or_the_new_text_never_a_mix_and_never_nothing(
             return
         while not done.is_set():
             seen.append(words(live_texts(own, collection)["d"]))
-            hits = find(own, collection, "which page speaks of matters?", k=8, where=None)
+            hits = hits_of(own, collection, "which page speaks of matters?", k=8)
             seen.append(words([hit.text for hit in hits]))
 
     in_threads(2, settings, work)

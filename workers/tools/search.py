@@ -4,7 +4,7 @@ from typing import Final
 
 from workers.attempts.process import Process
 from workers.fences import code_for, cut_block
-from workers.retrieval.steps import find
+from workers.retrieval.search import SearchRequest, search
 
 NOTHING: Final = "Nothing was found."
 _BETWEEN: Final = "\n\n"
@@ -16,7 +16,8 @@ def search_collection(
     """Numbered passages with their sources, best first, as many as find room; the first is cut if
     it alone is too long. Raises NotFound without the collection.
     """
-    hits = find(process, collection, query, k=k, where=None)
+    answer = search(process, SearchRequest(collections=[collection], queries=[query], k=k))
+    hits = answer.hits[0]
     if not hits:
         return NOTHING
     code = code_for(text for hit in hits for text in (hit.text, hit.source))

@@ -1,0 +1,140 @@
+"""The types of a search, and what else it can be asked for."""
+
+import numpy as np
+import pytest
+
+from shared.kinds import registry as kinds
+from shared.kinds.search import SearchInput, SearchOptions
+from tests.integration.ingestion import hits_of, ingest, new_collection, search
+from tests.integration.workbench import drain, job_of, submit
+from workers.attempts.process import Process
+from workers.retrieval.search import marginal_relevance
+
+TEXTS = {
+    "cats": "Cats sleep for most of the day.",
+    "kittens": "Cats sleep most of the day, too.",
+    "trains": "The train to Busan leaves at nine in the morning.",
+    "bread": "Bread is baked from flour, water, salt and yeast.",
+    "stars": "A star is a ball of hot gas held together by gravity.",
+}
+QUERY = "How long does a cat sleep each day?"
+
+
+@pytest.fixture
+def collection(process: Process) -> str:
+    name = new_collection(process)
+    ingest(process, name, TEXTS)
+    return name
+
+
+def test_a_threshold_is_the_least_cosine_of_a_hit(process: Process, collection: str) -> None:
+    nearest = search(process, collection, QUERY, k=5)
+    assert nearest[1].score > nearest[2].score
+    threshold = (nearest[1].score + nearest[2].score) / 2
+
+    hits = search(
+        process, collection, QUERY, k=5,
+        search={"type": "similarity_score_threshold", "score_threshold": threshold},
+    )  # fmt: skip
+
+    assert hits == nearest[:2]
+
+
+def test_mmr_prefers_what_is_new_as_lambda_falls(process: Process, collection: str) -> None:
+    def sources(lambda_mult: float) -> list[str]:
+        options = {"type": "mmr", "lambda_mult": lambda_mult, "fetch_k": 5}
+        return [hit.source for hit in search(process, collection, QUERY, k=2, search=options)]
+
+    assert set(sources(1)) == {"cats", "kittens"}
+    assert len({"cats", "kittens"} & set(sources(0))) == 1
+
+
+def test_mmr_chooses_from_the_nearest_only(process: Process, collection: str) -> None:
+    options = {"type": "mmr", "lambda_mult": 0, "fetch_k": 2}
+    hits = search(process, collection, QUERY, k=2, search=options)
+    assert {hit.source for hit in hits} == {"cats", "kittens"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_mmr_is_that_of_langchain(share: float) -> None:
+    from langchain_core.vectorstores.utils import maximal_marginal_relevance
+
+    random = np.random.default_rng(7)
+    passages = random.normal(size=(40, 8)).astype(np.float32)
+    passages /= np.linalg.norm(passages, axis=1, keepdims=True)
+    query = random.normal(size=8).astype(np.float32)
+    query /= np.linalg.norm(query)
+
+    ours = marginal_relevance(query, passages, share=share, count=12)
+
+    assert ours == maximal_marginal_relevance(query, list(passages), lambda_mult=share, k=12)
+
+
+def test_several_queries_have_their_hits_in_their_order(process: Process, collection: str) -> None:
+    queries = [QUERY, "When does the train leave?", "What is bread made of?"]
+    input_ = SearchInput(collection=collection, queries=queries, k=1).model_dump(mode="json")
+    job_id = submit(process, kinds.SEARCH, input_)
+    drain(process)
+
+    job = job_of(process, job_id)
+    assert job.result is not None
+    results = job.result["results"]
+    assert [result["query"] for result in results] == queries
+    assert [result["hits"][0]["source"] for result in results][1:] == ["trains", "bread"]
+    for result in results:
+        (alone,) = search(process, collection, result["query"], k=1)
+        assert result["hits"][0]["chunk_id"] == alone.chunk_id
+
+
+def test_several_collections_are_one_list(process: Process, collection: str) -> None:
+    other = new_collection(process)
+    ingest(process, other, {"ships": "The ship to Jeju leaves at nine in the morning."})
+    input_ = SearchInput(
+        collections=[collection, other, collection], query="What leaves at nine?", k=3
+    )
+    job_id = submit(process, kinds.SEARCH, input_.model_dump(mode="json"))
+    drain(process)
+
+    job = job_of(process, job_id)
+    assert job.result is not None
+    hits = job.result["hits"]
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    assert {(hit["collection"], hit["source"]) for hit in hits[:2]} == {
+        (collection, "trains"),
+        (other, "ships"),
+    }
+
+
+LINES = [f"Line {n} of the story tells of the {word}." for n, word in enumerate(
+    ["harbour", "lantern", "violin", "orchard", "glacier", "compass", "teapot", "meadow"]
+)]  # fmt: skip
+
+
+def test_neighbours_are_joined_without_repeats(process: Process) -> None:
+    collection = new_collection(process)
+    text = "\n".join(LINES)
+    splitter = {"type": "recursive", "chunk_size": 60, "chunk_overlap": 0}
+    ingest(process, collection, {"story": text}, splitter=splitter)
+    (alone,) = hits_of(process, collection, "the glacier", k=1)
+    assert "glacier" in alone.text
+
+    (hit,) = hits_of(process, collection, "the glacier", k=1, options=SearchOptions(expand=1))
+
+    assert hit.chunk_id == alone.chunk_id
+    assert hit.text.split() == " ".join(LINES[3:6]).split()
+    assert text[hit.start :].startswith(LINES[3])
+
+
+def test_expanded_hits_are_whole_parts_of_their_document(process: Process) -> None:
+    collection = new_collection(process)
+    splitter = {"type": "recursive", "chunk_size": 80, "chunk_overlap": 40}
+    text = "\n".join(LINES * 3)
+    ingest(process, collection, {"story": text}, splitter=splitter)
+
+    hits = hits_of(process, collection, "the story", k=9, options=SearchOptions(expand=2))
+
+    ids = [hit.chunk_id for hit in hits]
+    assert len(ids) == len(set(ids))
+    for hit in hits:
+        part = text[hit.start :]
+        assert part.split()[: len(hit.text.split())] == hit.text.split()
