@@ -1,4 +1,4 @@
-"""`sluice ask`: a question and its answer; `sluice search`: the passages nearest to a query."""
+"""`sluice ask`: a question and its answer; `sluice search`: the passages that answer a query."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +24,7 @@ from cli.terminal.output import (
     stdout,
 )
 from cli.terminal.progress import finished_job, print_remarks, print_warnings, show_answer
+from shared.kinds.search import FETCH_LIMIT, NEIGHBOURS_LIMIT, SearchType
 from sluice import Answer, Client, Hit
 from sluice.inputs import rag_input, search_input
 
@@ -45,6 +46,19 @@ _filter = click.option(
 )  # fmt: skip
 
 
+_type = click.option(
+    "--type", "type_", type=click.Choice([type_.value for type_ in SearchType]),
+    help="By words, by meaning, or by both (hybrid).",
+)  # fmt: skip
+_rerank = click.option(
+    "--rerank", metavar="MODEL", help="A cross-encoder that reads the best passages once more."
+)
+_expand = click.option(
+    "--expand", type=click.IntRange(0, NEIGHBOURS_LIMIT), metavar="N",
+    help="Join N chunks before and after each passage.",
+)  # fmt: skip
+
+
 def _k(text: str) -> Decorator:
     return click.option("--k", type=click.IntRange(1, 100), help=text)
 
@@ -63,29 +77,55 @@ _LINES = 3
 
 @click.command()
 @click.argument("query")
-@_collection
+@click.option(
+    "--collection", "-c", "collections", required=True, multiple=True, metavar="NAME",
+    shell_complete=complete_collections, help="Where to look; may be repeated.",
+)  # fmt: skip
 @_k("How many passages to show.")
+@_type
+@click.option(
+    "--score-threshold", type=click.FloatRange(-1, 1), metavar="X",
+    help="The least similarity, of the type similarity_score_threshold.",
+)  # fmt: skip
+@click.option(
+    "--fetch-k", type=click.IntRange(1, FETCH_LIMIT), metavar="N",
+    help="Of the type mmr: choose from so many.",
+)  # fmt: skip
+@click.option(
+    "--lambda-mult", type=click.FloatRange(0, 1), metavar="X",
+    help="Of the type mmr: 1 is similarity alone, 0 difference alone.",
+)  # fmt: skip
+@_rerank
+@_expand
+@click.option("--debug", is_flag=True, help="Show how scores came about.")
 @_filter
 @_timeout(120.0)
 @with_client
 def search(
     client: Client,
+    /,
     *,
     query: str,
-    collection: str,
+    collections: tuple[str, ...],
     k: int | None,
+    type_: str | None,
+    debug: bool,
     conditions: dict[str, str | int | float | bool],
     timeout_s: float,
     as_json: bool,
+    **options: Any,
 ) -> int:
-    """Show the passages of a collection that are nearest to QUERY.
+    """Show the passages of a collection that answer QUERY.
 
     \b
     Examples:
       sluice search "renewing a pass" -c handbook
       sluice search "opening hours" -c handbook --filter team=office | cut -f 1,2
+      sluice search "B-2041" -c handbook -c contracts --type lexical --expand 1
     """
-    job_input = search_input(collection, query, k=k, filter=conditions)
+    where = collections[0] if len(collections) == 1 else collections
+    chosen = _chosen(type=type_, debug=debug or None, **options)
+    job_input = search_input(where, query, k=k, filter=conditions, search=chosen)
     job = finished_job(client, "search", job_input, doing="Searching", timeout_s=timeout_s)
     hits = [Hit.model_validate(hit) for hit in client.result(job)["hits"]]
     if as_json:
@@ -98,10 +138,17 @@ def search(
             print_record(hit.score, hit.source, hit.start, hit.chunk_id, hit.text)
         return 0
     for number, hit in enumerate(hits, start=1):
-        where = "" if hit.start is None else f", from character {hit.start:,}"
-        print_text(f"{number}. {hit.source} ({hit.score:.2f}{where})", style="bold")
+        source = f"{hit.collection}: {hit.source}" if hit.collection else hit.source
+        start = "" if hit.start is None else f", from character {hit.start:,}"
+        print_text(f"{number}. {source} ({hit.score:.2f}{start})", style="bold")
         print_text(f"   {first_words(hit.text, (stdout().width - 4) * _LINES)}")
+        if hit.debug is not None:
+            print_text("   " + ", ".join(f"{key} {value}" for key, value in hit.debug.items()))
     return 0
+
+
+def _chosen(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 PASSAGE_CELLS = 100
@@ -118,6 +165,9 @@ PASSAGE_CELLS = 100
     shell_complete=complete_models,
     help="Such as extractive or ollama/llama3.2.",
 )
+@_type
+@_rerank
+@_expand
 @sampling_options
 @click.option(
     "--prompt-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PATH",
@@ -139,6 +189,9 @@ def ask(
     model: str | None,
     parameters: dict[str, Any],
     prompt_file: Path | None,
+    type_: str | None,
+    rerank: str | None,
+    expand: int | None,
     conditions: dict[str, str | int | float | bool],
     stream: bool | None,
     timeout_s: float,
@@ -156,6 +209,7 @@ def ask(
         "k": k,
         "model": model,
         "filter": conditions,
+        "search": _chosen(type=type_, rerank=rerank, expand=expand),
         "parameters": parameters,
         "prompt": None if prompt_file is None else _prompt(prompt_file),
     }

@@ -113,16 +113,36 @@ class Tasks(Calls):
 
     async def search(
         self,
-        collection: str,
+        collection: str | Sequence[str],
         query: str,
         *,
         k: int | None = None,
         filter: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
     ) -> list[Hit]:
-        job_input = search_input(collection, query, k=k, filter=filter)
+        """The passages of one or several collections that answer a query, best first.
+
+        `search` are its other options, such as {"type": "lexical"} or {"expand": 1}.
+        """
+        job_input = search_input(collection, query, k=k, filter=filter, search=search)
         result = await self._result("search", job_input, timeout_s)
         return [Hit.model_validate(hit) for hit in result["hits"]]
+
+    async def search_many(
+        self,
+        collection: str | Sequence[str],
+        queries: Sequence[str],
+        *,
+        k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> list[list[Hit]]:
+        """The hits of each query, in their order, by one job."""
+        job_input = search_input(collection, list(queries), k=k, filter=filter, search=search)
+        result = await self._result("search", job_input, timeout_s)
+        return [[Hit.model_validate(hit) for hit in one["hits"]] for one in result["results"]]
 
     async def ask(
         self,
@@ -131,6 +151,7 @@ class Tasks(Calls):
         *,
         k: int | None = None,
         filter: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
         model: str | None = None,
         prompt: str | None = None,
         conversation_id: str | None = None,
@@ -140,14 +161,15 @@ class Tasks(Calls):
     ) -> Answer:
         """An answer from the documents of a collection, with its citations.
 
-        `prompt` is a template with the places {context} and {question}; `parameters` are such as
-        max_tokens and temperature.
+        `search` are options as of `search`; `prompt` is a template with the places {context} and
+        {question}; `parameters` are such as max_tokens and temperature.
         """
         job_input = rag_input(
             collection,
             question,
             k=k,
             filter=filter,
+            search=search,
             model=model,
             prompt=prompt,
             conversation_id=conversation_id,
@@ -380,6 +402,7 @@ class Client:
     ingest = _blocking(Tasks.ingest)
     ingest_documents = _blocking(Tasks.ingest_documents)
     search = _blocking(Tasks.search)
+    search_many = _blocking(Tasks.search_many)
     ask = _blocking(Tasks.ask)
     chat = _blocking(Tasks.chat)
     embed = _blocking(Tasks.embed)

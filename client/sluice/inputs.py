@@ -49,6 +49,7 @@ def rag_input(
     *,
     k: int | None = None,
     filter: Mapping[str, Any] | None = None,
+    search: Mapping[str, Any] | None = None,
     model: str | None = None,
     prompt: str | None = None,
     conversation_id: str | None = None,
@@ -57,7 +58,7 @@ def rag_input(
 ) -> dict[str, Any]:
     return {"collection": collection, "question": question} | _without_empty(
         k=k,
-        search=_search(filter),
+        search=_search(search, filter),
         model=model,
         prompt=prompt,
         conversation_id=conversation_id,
@@ -67,9 +68,21 @@ def rag_input(
 
 
 def search_input(
-    collection: str, query: str, *, k: int | None = None, filter: Mapping[str, Any] | None = None
+    collection: str | Sequence[str],
+    query: str | Sequence[str],
+    *,
+    k: int | None = None,
+    filter: Mapping[str, Any] | None = None,
+    search: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    return {"collection": collection, "query": query} | _without_empty(k=k, search=_search(filter))
+    """One query or several, in one collection or several."""
+    where = {"collection" if isinstance(collection, str) else "collections": collection}
+    what = {"query" if isinstance(query, str) else "queries": query}
+    options = _without_empty(k=k, search=_search(search, filter))
+    return {
+        name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        for name, value in (where | what | options).items()
+    }
 
 
 def hf_input(
@@ -129,8 +142,8 @@ def _tool(tool: str | Mapping[str, Any]) -> dict[str, Any]:
     return {"type": name, "collection": collection} if colon else {"type": name}
 
 
-def _search(filter: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return {"type": "similarity", "filter": dict(filter)} if filter else None
+def _search(search: Mapping[str, Any] | None, filter: Mapping[str, Any] | None) -> dict[str, Any]:
+    return dict(search or {}) | ({"filter": dict(filter)} if filter else {})
 
 
 def _without_empty(**fields: Any) -> dict[str, Any]:

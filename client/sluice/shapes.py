@@ -148,6 +148,9 @@ class StoredFile(Wire):
 
 
 class Hit(Wire):
+    """`span` has the `start` and the `end` of the part of `text` that fits the query best,
+    `debug` how the score came about; `collection` is where several were searched."""
+
     chunk_id: str
     document_id: str
     source: str
@@ -155,6 +158,9 @@ class Hit(Wire):
     start: int | None = None
     score: float
     metadata: dict[str, Any] = {}
+    collection: str | None = None
+    span: dict[str, int] | None = None
+    debug: dict[str, Any] | None = None
 
 
 class Citation(Hit):
