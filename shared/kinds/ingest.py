@@ -1,7 +1,8 @@
 """The kind `ingest`: documents become chunks with vectors, in a collection.
 
 Offsets and sizes named `*_chars` count Unicode code points; `chunk_size` of the token splitter
-counts tokens of the embedding model.
+counts tokens of the embedding model. Where none is given, no chunk is longer than what the model
+of the collection reads.
 """
 
 from enum import StrEnum
@@ -55,16 +56,27 @@ class SplitterType(StrEnum):
     MARKDOWN = "markdown"
 
 
+CHUNK_LIMIT = 1000
+"""Of chunks whose size is not given, where the embedding model reads that much."""
+
+
 class Splitter(Shape):
     """How text becomes chunks; sizes in characters, or in tokens for `token`.
 
-    `chunk_overlap` is at most half of `chunk_size`; where only the size is given, it is 200 or, of
-    sizes below 400, half of the size.
+    Without `chunk_size`, chunks hold what the collection's embedding model reads, counted by its
+    own tokenizer, and at most 1,000. `chunk_overlap` is at most half of `chunk_size`; where it is
+    not given, it is 200 or, of sizes below 400, half of the size. In chunks that the model made
+    smaller, it is as much smaller.
     """
 
     type: SplitterType = SplitterType.RECURSIVE
-    chunk_size: Annotated[int, Field(ge=16, le=100_000)] = 1000
+    chunk_size: Annotated[int, Field(ge=16, le=100_000)] | None = None
     chunk_overlap: Annotated[int, Field(ge=0, le=50_000)] = 200
+
+    @property
+    def size(self) -> int:
+        """The size, or the limit where none is given."""
+        return CHUNK_LIMIT if self.chunk_size is None else self.chunk_size
 
     @model_validator(mode="before")
     @classmethod
@@ -80,10 +92,10 @@ class Splitter(Shape):
     @model_validator(mode="after")
     def _overlap_is_smaller(self) -> "Splitter":
         # With more, a short text becomes any number of chunks: at 1000/999 one for each character.
-        if 2 * self.chunk_overlap > self.chunk_size:
+        if 2 * self.chunk_overlap > self.size:
             raise ValueError(
                 "chunk_overlap must be smaller: at most half of chunk_size, which is "
-                f"{self.chunk_size // 2} of {self.chunk_size}"
+                f"{self.size // 2} of {self.size}"
             )
         return self
 

@@ -13,7 +13,9 @@ JSON Lines (`records.py`) is a passage, with a blank line between two.
 
 import re
 import sys
+import unicodedata
 from array import array
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from email.message import Message
 from functools import cache, lru_cache, partial
 from pathlib import PurePosixPath
 from pkgutil import resolve_name
-from typing import Final
+from typing import Final, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -33,7 +35,7 @@ from workers.ingest.formats import markdown
 from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument, too_long
 from workers.ingest.formats.text import storable
 
-LOADER_VERSION = 3
+LOADER_VERSION = 4
 """Raise it when loading or splitting gives something else than before, so that it is redone: a
 source that is ingested again is then replaced, though its bytes are the same."""
 PASSAGE_GAP: Final = "\n\n"
@@ -205,6 +207,11 @@ def _storable_metadata(metadata: Metadata) -> Metadata:
 # the embedding model. A piece carries its passage's metadata, and under `markdown` a
 # `heading` such as "Guide > Install"; the document's own metadata is not repeated in it. The
 # default separators know no sentence ends, neither English nor Korean ones.
+#
+# Where no size is given, every piece fits into what the embedding model reads (`Window`). Pieces
+# that do are those above, the very same; what lies between, where they do not, is divided anew
+# by the model's tokens: between paragraphs, lines, sentences, clauses, words or characters,
+# whichever comes first in this order and leaves no piece very small.
 
 # Text -> spans of at most so many tokens of a Hugging Face fast tokenizer.
 #
@@ -320,17 +327,48 @@ class Piece:
     metadata: Metadata
 
 
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """What an embedding model reads of a text."""
+
+    tokens: int
+    """Of the text itself, without those that the model adds."""
+    tokenizer: Tokenizer | None
+    overlong: Callable[[Sequence[str]], dict[int, int]]
+    """Texts -> the tokens of those that are longer, with what the model adds, by index."""
+
+
 def split(
-    loaded: LoadedText, splitter: Splitter, *, tokenizer: Tokenizer | None = None
+    loaded: LoadedText,
+    splitter: Splitter,
+    *,
+    tokenizer: Tokenizer | None = None,
+    window: Window | None = None,
 ) -> Iterator[Piece]:
-    """The pieces in order. `token` needs the embedding model's tokenizer."""
-    spans = _spans_of(splitter, tokenizer)
-    for passage in loaded.passages:
+    """The pieces in order. `token` needs the embedding model's tokenizer. With a window each piece
+    fits into it, whatever size the splitter names."""
+    spans = _spans_of_document(loaded, splitter, _spans_of(splitter, tokenizer, window))
+    if window is not None:
+        spans = _fitting(spans, loaded.text, splitter, window)
+    for span in spans:
+        yield Piece(text=loaded.text[span.start : span.end], start=span.start, metadata=span.own)
+
+
+class _Span(NamedTuple):
+    """Of a passage, whose number it has, and of the document's text."""
+
+    passage: int
+    start: int
+    end: int
+    own: Metadata
+
+
+def _spans_of_document(loaded: LoadedText, splitter: Splitter, spans: Spans) -> Iterator[_Span]:
+    for number, passage in enumerate(loaded.passages):
         for offset, text, metadata in _sections(passage.text, passage.metadata, splitter):
+            at = passage.start + offset
             for start, end in spans(text):
-                yield Piece(
-                    text=text[start:end], start=passage.start + offset + start, metadata=metadata
-                )
+                yield _Span(number, at + start, at + end, metadata)
 
 
 def _sections(
@@ -344,16 +382,13 @@ def _sections(
         yield section.start, text[section.start : section.end], own
 
 
-def _spans_of(splitter: Splitter, tokenizer: Tokenizer | None) -> Spans:
+def _spans_of(splitter: Splitter, tokenizer: Tokenizer | None, window: Window | None) -> Spans:
     if splitter.type is SplitterType.TOKEN:
         if tokenizer is None:
             raise ConfigurationError("The token splitter needs the embedding model's tokenizer.")
-        return partial(
-            spans,
-            tokenizer=whole(tokenizer),
-            size=splitter.chunk_size,
-            overlap=splitter.chunk_overlap,
-        )
+        size = splitter.size if window is None else min(splitter.size, window.tokens)
+        overlap = splitter.chunk_overlap * size // splitter.size
+        return partial(spans, tokenizer=whole(tokenizer), size=size, overlap=overlap)
     return partial(_by_characters, splitter=splitter)
 
 
@@ -361,12 +396,12 @@ def least_pieces(loaded: LoadedText, splitter: Splitter) -> int:
     """No splitting by characters gives fewer; known without splitting."""
     if splitter.type in (SplitterType.TOKEN, SplitterType.CHARACTER):
         return len(loaded.passages)
-    size = splitter.chunk_size
+    size = splitter.size
     return sum(max(1, len(_SPACES.sub("", p.text)) // size) for p in loaded.passages)
 
 
 def _by_characters(text: str, *, splitter: Splitter) -> Iterator[tuple[int, int]]:
-    size, overlap = splitter.chunk_size, splitter.chunk_overlap
+    size, overlap = splitter.size, splitter.chunk_overlap
     if splitter.type is SplitterType.CHARACTER:
         # LangChain joins paragraphs by one gap, also where the text has more, and the result is
         # then no slice of the text. Keeping the gaps in the parts avoids that.
@@ -390,7 +425,7 @@ def _recursive(
     text: str, start: int, end: int, separators: Sequence[str], splitter: Splitter
 ) -> Iterator[tuple[int, int]]:
     """Merge the parts between the first separator that there is; divide long ones by the next."""
-    size, overlap = splitter.chunk_size, splitter.chunk_overlap
+    size, overlap = splitter.size, splitter.chunk_overlap
     at = next(at for at, sign in enumerate(separators) if text.find(sign, start, end) >= 0)
     if not separators[at]:
         yield from _windows(start, end, size, overlap)
@@ -459,3 +494,166 @@ class _Merger:
             yield self._parts[0][0], self._parts[-1][1]
         self._parts.clear()
         self._total = 0
+
+
+# Spans of any splitter -> spans that fit into the window of a model.
+
+_COUNTED_CHARS: Final = 200_000
+_COUNTED_SPANS: Final = 2000
+"""Of spans that are counted together."""
+_RUN_CHARS: Final = 100_000
+"""Of text that is divided anew at once, so that its tokens take little memory."""
+_ROUNDS: Final = 24
+"""A text of a million characters is cut into single ones in as many."""
+_PARAGRAPH_END: Final = re.compile(r"\n\s*?\n")
+_LINE_END: Final = re.compile(r"\n")
+_SENTENCE_END: Final = re.compile(r"[.!?…][\"')\]”’»]{0,3}\s|[。！？｡][\"')\]」』”’）]{0,3}")
+_CLAUSE_END: Final = re.compile(r"[,;:]\s|[、，；：]")
+_WORD_END: Final = re.compile(r"\s")
+_JOINER: Final = "\u200d"
+_UNEVEN: Final = 1.25
+"""A piece may be so much longer than its even share, for a better place to end."""
+_ENDS: Final = (_PARAGRAPH_END, _LINE_END, _SENTENCE_END, _CLAUSE_END, _WORD_END)
+"""Where text is best divided; the best first."""
+
+
+def _fitting(
+    spans: Iterator[_Span], text: str, splitter: Splitter, window: Window
+) -> Iterator[_Span]:
+    """Spans that fit are left as they are. Those that do not, one behind the other in a passage,
+    are joined and divided anew, so that nothing overlaps but neighbours."""
+    run: _Span | None = None
+    for batch in _batches(spans):
+        cut = window.overlong([text[span.start : span.end] for span in batch])
+        for n, span in enumerate(batch):
+            if run is not None:
+                goes_on = n in cut and span.passage == run.passage and span.own is run.own
+                if goes_on and span.end - run.start <= _RUN_CHARS:
+                    run = run._replace(end=span.end)
+                    continue
+                yield from _divided(run, text, splitter, window, window.tokens)
+                run = None
+            if n in cut:
+                run = span
+            else:
+                yield span
+    if run is not None:
+        yield from _divided(run, text, splitter, window, window.tokens)
+
+
+def _batches(spans: Iterator[_Span]) -> Iterator[list[_Span]]:
+    batch: list[_Span] = []
+    chars = 0
+    for span in spans:
+        batch.append(span)
+        chars += span.end - span.start
+        if chars >= _COUNTED_CHARS or len(batch) == _COUNTED_SPANS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def _divided(
+    run: _Span, text: str, splitter: Splitter, window: Window, limit: int, rounds: int = _ROUNDS
+) -> Iterator[_Span]:
+    """The run in spans of at most `limit` tokens.
+
+    A part of a text may have other tokens than it has within the text, so they are counted again,
+    and what still is too long is divided by a lower limit.
+    """
+    spans = [
+        run._replace(start=run.start + start, end=run.start + end)
+        for start, end in _windows_of_tokens(text[run.start : run.end], splitter, window, limit)
+    ]
+    cut = window.overlong([text[span.start : span.end] for span in spans])
+    for n, span in enumerate(spans):
+        if n not in cut or span.end - span.start == 1 or not rounds:
+            yield span
+        else:
+            lower = max(1, min(limit * window.tokens // cut[n], limit * 7 // 8))
+            yield from _divided(span, text, splitter, window, lower, rounds - 1)
+
+
+def _windows_of_tokens(
+    text: str, splitter: Splitter, window: Window, limit: int
+) -> Iterator[tuple[int, int]]:
+    """Start and end of each piece, stripped; of about the same length where they are few."""
+    starts = _token_starts(text, window)
+    if splitter.type is SplitterType.TOKEN:
+        size = overlap_chars = len(text)
+    else:
+        size, overlap_chars = splitter.size, splitter.chunk_overlap
+    overlap = limit * splitter.chunk_overlap // splitter.size
+    # A piece is at least this part of what it may be, and more than what overlaps.
+    least = max(0.5, 0.25 + splitter.chunk_overlap / splitter.size)
+    at = 0
+    while True:
+        first = bisect_left(starts, at)
+        rest = len(starts) - first
+        is_last = rest <= limit and len(text) - at <= size
+        cut = len(text)
+        if not is_last:
+            count = -(-(rest - overlap) // max(1, limit - overlap))
+            share = (rest - overlap) / max(1, count) + overlap
+            last = first + max(1, min(limit, int(_UNEVEN * share)))
+            end = min(at + size, starts[last] if last < len(starts) else len(text))
+            cut = _best_end(text, at, max(end, at + 1), least)
+        piece = text[at:cut]
+        if piece.strip():
+            yield at + len(piece) - len(piece.lstrip()), at + len(piece.rstrip())
+        if is_last or cut >= len(text):
+            return
+        back = starts[max(0, bisect_left(starts, cut) - overlap)] if overlap else cut
+        at = _resumption(text, max(back, cut - overlap_chars, (at + cut + 1) // 2), cut)
+
+
+def _token_starts(text: str, window: Window) -> "array[int]":
+    """Where each token of the text begins, in order; about where, if the model does not tell."""
+    starts = array("q")
+    if window.tokenizer is None:
+        count = max(window.overlong([text]).get(0, window.tokens), 1)
+        starts.extend(n * len(text) // count for n in range(count))
+        return starts
+    reached = 0
+    for start, _ in whole(window.tokenizer).encode(text, add_special_tokens=False).offsets:
+        reached = max(reached, start)
+        starts.append(reached)
+    return starts
+
+
+def _best_end(text: str, start: int, end: int, least: float) -> int:
+    """The best place to divide the text from `start` on, at `end` or before. Whitespace may go on
+    behind it, for pieces are stripped."""
+    floor = start + int((end - start) * least)
+    for sign in _ENDS:
+        best = 0
+        for match in sign.finditer(text, floor, end + 1):
+            if match.end() <= end or text[end].isspace():
+                best = match.end()
+        if best:
+            return best
+    return _before_mark(text, end, max(floor, start + 1))
+
+
+def _before_mark(text: str, at: int, floor: int) -> int:
+    """A place at or before `at` where no character is taken from the marks on it."""
+    while floor < at < len(text) and (
+        text[at] == _JOINER
+        or text[at - 1] == _JOINER
+        or unicodedata.category(text[at]).startswith("M")
+    ):
+        at -= 1
+    return at
+
+
+def _resumption(text: str, start: int, end: int) -> int:
+    """Where the piece behind `end` begins, so that it repeats whole sentences or else whole words,
+    or else what there is, but nothing before `start`."""
+    if start >= end:
+        return end
+    for sign in (_SENTENCE_END, _LINE_END, _WORD_END):
+        match = sign.search(text, max(0, start - 1), end)
+        if match and start <= match.end() < end:
+            return match.end()
+    return end if _WORD_END.search(text, start, end) else start
