@@ -6,6 +6,7 @@ at import: a process calls `load_settings()` once, at start, and hands the resul
 and size carries its unit in its name. Secrets have no default.
 """
 
+import json
 import logging
 import os
 import re
@@ -14,7 +15,15 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -62,6 +71,7 @@ Bytes = Annotated[int, Field(gt=0, le=2**50)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e9)]
 """Durations and the like: as seconds 31 years, which every date and interval can hold."""
 
+PROMPT_LIMIT_CHARS = 2000
 DEFAULT_EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 EXTRACTIVE = "extractive"
 HOST_NAME = re.compile(r"[\w.-]+|\[?[0-9a-fA-F:.]+\]?")
@@ -241,8 +251,17 @@ class FolderSettings(ConnectionSettings):
         return (self.models_path, *(folder.expanduser() for folder in self.models_extra_folders))
 
 
+class EmbeddingPrompts(BaseModel):
+    """What stands before a text that an embedding model reads; nothing where it is empty."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    query: Annotated[str, Field(max_length=PROMPT_LIMIT_CHARS)] = ""
+    passage: Annotated[str, Field(max_length=PROMPT_LIMIT_CHARS)] = ""
+
+
 class ModelSettings(RoleSettings):
-    """Which models are used where a job names none."""
+    """Which models are used where a job names none, and how models that embed are run."""
 
     embedding_model: ModelName = DEFAULT_EMBEDDING_MODEL
     generation_model: ModelName = EXTRACTIVE
@@ -250,6 +269,22 @@ class ModelSettings(RoleSettings):
     embedding_batch_tokens: PositiveInt = 4096
     embedding_threads: PositiveInt = 1
     embedding_model_limit_mib: PositiveInt = 4096
+    embedding_prompts: Annotated[dict[ModelName, EmbeddingPrompts], NoDecode] = {}
+
+    @field_validator("embedding_prompts", mode="before")
+    @classmethod
+    def _read_prompts(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            read = json.loads(value)
+        except (ValueError, RecursionError):
+            read = None
+        if not isinstance(read, dict):
+            raise ValueError(
+                'must read \'{"<model>": {"query": "<text>", "passage": "<text>"}}\', which is JSON'
+            )
+        return read
 
 
 class GenerationSettings(RoleSettings):

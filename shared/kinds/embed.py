@@ -1,6 +1,6 @@
 """The kind `embed`: vectors of texts."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,9 @@ from shared.vocabulary import Queue, Shape
 class EmbedInput(Shape):
     texts: Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=10_000)]
     model: ModelName | None = None
+    input_type: Literal["query", "passage"] = "passage"
+    """What the texts are for models that have a prompt for each; of other models the vectors are
+    the same."""
 
 
 class EmbedResult(Shape):

@@ -15,6 +15,7 @@ class Letters:
     window = None
     readable = None
     tokenizer = None
+    passage_prompt = ""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -22,6 +23,8 @@ class Letters:
     def overlong(self, texts: Sequence[str], *, between: Callable[[], None]) -> dict[int, int]:
         del texts, between
         return {}
+
+    overlong_queries = overlong
 
     def encode(self, texts: Sequence[str], *, between: Callable[[], None]) -> Vectors:
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)

@@ -166,7 +166,8 @@ def test_the_pattern_is_one_that_json_schema_can_carry() -> None:
 def test_the_defaults_are_those_of_the_contract() -> None:
     payload = IngestInput.model_validate(INGEST)
 
-    assert (payload.splitter.type, payload.splitter.chunk_size) == (SplitterType.RECURSIVE, 1000)
+    assert (payload.splitter.type, payload.splitter.chunk_size) == (SplitterType.RECURSIVE, None)
+    assert payload.splitter.size == 1000
     assert payload.splitter.chunk_overlap == 200
     assert (payload.on_existing, payload.metadata, payload.csv) == ("replace", {}, CsvOptions())
     assert SearchInput(collection="handbook", query="q").k == 6

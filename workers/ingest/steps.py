@@ -8,18 +8,17 @@ is one failed item, never a failed job. Each step may run any number of times.
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, overload
 from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from tokenizers import Tokenizer
 
 from shared import files
 from shared.bounds import Metadata, nfc
-from shared.config import Settings
 from shared.database.transaction import Transaction
 from shared.documents import collections, documents, ingest_items, versions
 from shared.documents.documents import chunk_id
@@ -35,9 +34,17 @@ from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_in_ledger
-from workers.ingest.load import LOADER_VERSION, LoadedText, Piece, form, least_pieces, split
+from workers.ingest.load import (
+    LOADER_VERSION,
+    LoadedText,
+    Piece,
+    Window,
+    form,
+    least_pieces,
+    split,
+)
 from workers.ingest.load import load as load_document
-from workers.retrieval.embed import embedders_of
+from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.store import Entry, store_of
 
 # How the failure of an ingest step is booked: its sources fail, and the job goes on; and the
@@ -107,6 +114,8 @@ class IngestRequest:
     csv: CsvOptions
     skip_existing: bool
     metadata: Metadata
+    passage_prompt: str = ""
+    """What the model reads before each chunk."""
 
     @classmethod
     def of_job(cls, session: Session, job_id: UUID) -> "IngestRequest":
@@ -126,7 +135,7 @@ class IngestRequest:
     def content_hash(self, data: bytes, form: tuple[str, ...]) -> str:
         """Of the bytes and of everything else that decides chunks, vectors and metadata."""
         recipe = [
-            LOADER_VERSION, self.model, self.metadata, form,
+            LOADER_VERSION, self.model, self.passage_prompt, self.metadata, form,
             self.splitter.model_dump(mode="json"), self.csv.model_dump(mode="json"),
         ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
@@ -228,8 +237,9 @@ def _chars(metadata: Metadata) -> int:
     return sum(len(key) + len(str(value)) for key, value in metadata.items())
 
 
-def content_of(process: Process, options: IngestRequest, raw: Raw) -> Content:
+def content_of(context: Context, options: IngestRequest, raw: Raw, embedder: Embedder) -> Content:
     """Load and split. Raises DocumentError, naming the document and the remedy."""
+    process = context.process
     loaded = load_document(
         raw.data if raw.text is None else raw.text,
         name=raw.name,
@@ -238,16 +248,13 @@ def content_of(process: Process, options: IngestRequest, raw: Raw) -> Content:
         max_chars=process.settings.max_document_chars,
         max_passages=process.settings.max_document_chunks,
     )
-    tokenizer = None
-    if options.splitter.type is SplitterType.TOKEN:
-        tokenizer = embedders_of(process).get(options.model).tokenizer
-        if tokenizer is None:
-            raise DocumentError(
-                f"{raw.name}: {options.model} has no tokenizer to split with. Choose another "
-                "splitter than token."
-            )
+    if options.splitter.type is SplitterType.TOKEN and embedder.tokenizer is None:
+        raise DocumentError(
+            f"{raw.name}: {options.model} has no tokenizer to split with. Choose another "
+            "splitter than token."
+        )
     metadata = {**loaded.metadata, **options.metadata}
-    chunks = _split(process.settings, options, loaded, metadata, name=raw.name, tokenizer=tokenizer)
+    chunks = _split(context, options, loaded, metadata, name=raw.name, embedder=embedder)
     if not chunks:
         raise DocumentError(f"{raw.name} has no text to ingest.")
     return Content(
@@ -261,25 +268,28 @@ def content_of(process: Process, options: IngestRequest, raw: Raw) -> Content:
 
 
 def _split(
-    settings: Settings,
+    context: Context,
     options: IngestRequest,
     loaded: LoadedText,
     metadata: Metadata,
     *,
     name: str,
-    tokenizer: Tokenizer | None,
+    embedder: Embedder,
 ) -> _Chunks:
     """Raises DocumentError as soon as it is plain that there are too many chunks."""
+    settings, splitter = context.process.settings, options.splitter
     limit = settings.max_document_chunks
+    at_most = "at most " if splitter.chunk_size is None else ""
     too_many = DocumentError(
-        f"{name}: has more than {limit:,} chunks of {options.splitter.chunk_size:,}. Choose larger "
+        f"{name}: has more than {limit:,} chunks of {at_most}{splitter.size:,}. Choose larger "
         "chunks, divide it, or raise SLUICE_MAX_DOCUMENT_CHUNKS."
     )
-    if least_pieces(loaded, options.splitter) > limit:
+    if least_pieces(loaded, splitter) > limit:
         raise too_many
     chosen = {key: value for key, value in options.metadata.items() if key in _NOTED}
     chunks = _Chunks(loaded.text, metadata, chosen)
-    for piece in split(loaded, options.splitter, tokenizer=tokenizer):
+    window = _window(embedder, context.check) if splitter.chunk_size is None else None
+    for piece in split(loaded, splitter, tokenizer=embedder.tokenizer, window=window):
         if len(chunks) == limit:
             raise too_many
         chunks.append(piece)
@@ -291,6 +301,16 @@ def _split(
                 "raise SLUICE_MAX_DOCUMENT_METADATA_CHARS."
             )
     return chunks
+
+
+def _window(embedder: Embedder, check: Callable[[], None]) -> Window | None:
+    if embedder.readable is None:
+        return None
+    return Window(
+        tokens=embedder.readable,
+        tokenizer=embedder.tokenizer,
+        overlong=partial(embedder.overlong, between=check),
+    )
 
 
 # The vectors of an embedding step: read texts, encode, write to the store.
@@ -501,6 +521,10 @@ def load(context: Context) -> Done:
         uploads = files.of_sources(session, [item.source for item in todo])
         names = [source_name(item.source, uploads) for item in todo]
         live = documents.live_hashes(session, options.collection_id, names)
+    if not todo:
+        return Done()
+    embedder = embedders_of(process).get(options.model, check=context.check)
+    options = replace(options, passage_prompt=embedder.passage_prompt)
     writer = Writer(context, options)
     for item, name in zip(todo, names, strict=True):
         context.check()
@@ -513,7 +537,7 @@ def load(context: Context) -> Done:
             if live.get(name) == raw.content_hash:
                 writer.add_skipped(item.ordinal)
             else:
-                writer.add(item.ordinal, content_of(process, options, raw))
+                writer.add(item.ordinal, content_of(context, options, raw, embedder))
         except (DocumentError, NotFound) as error:
             writer.add_failed(item.ordinal, error.message)
     writer.flush()

@@ -236,19 +236,23 @@ def _first(inputs: Any) -> Any:
 
 
 def _card_tag(folder: Path) -> str | None:
-    """`pipeline_tag` of the YAML before the model card's text. Cards are prose: a broken one tells
-    nothing, and stops nothing."""
+    tag = card_of(folder).get("pipeline_tag")
+    return tag if isinstance(tag, str) else None
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    """The YAML before the model card's text. Cards are prose: a broken one tells nothing, and stops
+    nothing."""
     card = folder / "README.md"
     try:
         with card.open(encoding="utf-8", errors="replace") as stream:
             text = stream.read(CARD_LIMIT_CHARS)
         start, _, rest = text.partition("\n")
         front, _, _ = rest.partition("\n---")
-        tags = yaml.safe_load(front) if start.strip("\ufeff \r") == "---" else None
+        read = yaml.safe_load(front) if start.strip("\ufeff \r") == "---" else None
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return None
-    tag = tags.get("pipeline_tag") if isinstance(tags, dict) else None
-    return tag if isinstance(tag, str) else None
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def _is_sentence_transformer(folder: Path) -> bool:

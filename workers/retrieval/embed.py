@@ -36,14 +36,26 @@ class Embedder(Protocol):
 
     @property
     def readable(self) -> int | None:
-        """How many tokens of the text itself are read: `window` less those that the model adds."""
+        """How many tokens of a passage itself are read: `window` less those that the model adds,
+        its prompt among them."""
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """For the splitter `token`, without truncation or padding; None where there is none."""
+        """Without truncation or padding; None where there is none that tells what it makes of which
+        characters. Splitting takes it."""
+
+    @property
+    def passage_prompt(self) -> str:
+        """What stands before each passage; empty where there is nothing. With another one, passages
+        have other vectors."""
 
     def overlong(self, texts: Sequence[str], *, between: Callable[[], None]) -> dict[int, int]:
-        """The tokens of those texts that `window` cuts, by index."""
+        """The tokens of those passages that `window` cuts, with what the model adds, by index."""
+
+    def overlong_queries(
+        self, texts: Sequence[str], *, between: Callable[[], None]
+    ) -> dict[int, int]:
+        """The same of queries."""
 
     def encode(self, texts: Sequence[str], *, between: Callable[[], None]) -> Vectors:
         """Passages -> vectors of length 1, of the shape (len(texts), dimension), in float32.

@@ -14,7 +14,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 
-from shared.config import Settings
+from shared.config import EmbeddingPrompts, Settings
 from shared.errors import Permanent
 from shared.hf.sentences import FEATURE_EXTRACTION
 from workers.models import locate
@@ -27,6 +27,7 @@ from workers.models.devices import (
     unit,
 )
 from workers.models.load import LoadOptions, load_sentence_transformer
+from workers.retrieval.prompts import prompts_of
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +39,18 @@ COUNTED_CHARS = 200_000
 class LocalEmbedder:
     """A loaded model."""
 
-    def __init__(self, name: str, model: SentenceTransformer, *, batch_tokens: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: SentenceTransformer,
+        *,
+        batch_tokens: int,
+        prompts: EmbeddingPrompts = EmbeddingPrompts(),  # noqa: B008  # it is frozen
+    ) -> None:
         self.name = name
         self._model = model
         self._batch_tokens = batch_tokens
+        self._prompts = prompts
 
     @cached_property
     def dimension(self) -> int:
@@ -50,8 +59,11 @@ class LocalEmbedder:
         return size
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_str(self._model.tokenizer.backend_tokenizer.to_str())
+    def tokenizer(self) -> Tokenizer | None:
+        backend = getattr(self._model.tokenizer, "backend_tokenizer", None)
+        if backend is None:  # one that is written in Python
+            return None
+        tokenizer = Tokenizer.from_str(backend.to_str())
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
@@ -60,13 +72,26 @@ class LocalEmbedder:
     def window(self) -> int | None:
         return self._model.max_seq_length
 
+    @property
+    def passage_prompt(self) -> str:
+        return self._prompts.passage
+
     def overlong(self, texts: Sequence[str], *, between: Callable[[], None]) -> dict[int, int]:
+        return self._overlong(texts, self._prompts.passage, between)
+
+    def overlong_queries(
+        self, texts: Sequence[str], *, between: Callable[[], None]
+    ) -> dict[int, int]:
+        return self._overlong(texts, self._prompts.query, between)
+
+    def _overlong(
+        self, texts: Sequence[str], prompt: str, between: Callable[[], None]
+    ) -> dict[int, int]:
         """Counted by the model's own tokenizer, which takes some two hundredths of the time that
         encoding takes."""
         window = self.window
         if window is None:
             return {}
-        prompt = self._model.prompts.get(self._model.default_prompt_name or "") or ""
         cut: dict[int, int] = {}
         first = 0
         while first < len(texts):
@@ -82,35 +107,45 @@ class LocalEmbedder:
 
     @cached_property
     def readable(self) -> int | None:
-        return None if self.window is None else self.window - self._sizes([""])[0]
+        if self.window is None:
+            return None
+        return max(1, self.window - self._sizes([self._prompts.passage])[0])
 
     def _sizes(self, texts: Sequence[str]) -> list[int]:
-        try:
-            tokenizer = self.tokenizer
-        except AttributeError:  # one that is written in Python
+        if self.tokenizer is None:
             encoded = self._model.tokenizer(list(texts), truncation=False, verbose=False)
             return [len(ids) for ids in encoded["input_ids"]]
-        return [len(encoding) for encoding in tokenizer.encode_batch_fast(list(texts))]
+        return [len(encoding) for encoding in self.tokenizer.encode_batch_fast(list(texts))]
 
     def encode(self, texts: Sequence[str], *, between: Callable[[], None]) -> Vectors:
+        return self._encode(texts, self._prompts.passage, "document", between)
+
+    def encode_queries(self, texts: Sequence[str], *, between: Callable[[], None]) -> Vectors:
+        return self._encode(texts, self._prompts.query, "query", between)
+
+    def _encode(
+        self, texts: Sequence[str], prompt: str, task: str, between: Callable[[], None]
+    ) -> Vectors:
+        """`task` is for models that have a part of their own for queries, and for passages."""
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        for batch in self.batches(texts):
+        for batch in self.batches(texts, prompt):
             between()
             return_freed_blocks()
             vectors[batch] = self._model.encode(
                 [texts[n] for n in batch],
+                prompt=prompt,  # also where it is empty: else one by default is taken
                 batch_size=len(batch),
                 convert_to_numpy=True,
                 show_progress_bar=False,
+                task=task,
             )
         return unit(vectors)  # in float32, whatever the model computed in: scores are cosines
 
-    encode_queries = encode
-
-    def batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
+    def batches(self, texts: Sequence[str], prompt: str = "") -> Iterator[list[int]]:
         """Indices by falling length, each batch under the token budget when padded."""
         window = self._model.max_seq_length or self._batch_tokens
-        tokens = [min(window, _tokens(text)) for text in texts]
+        more = _tokens(prompt) if prompt else 0
+        tokens = [min(window, _tokens(text) + more) for text in texts]
         return batches_of(tokens, lambda: self._batch_tokens)
 
 
@@ -141,8 +176,9 @@ def load(name: str, settings: Settings, check: Callable[[], None]) -> LocalEmbed
             f"The embedding model {name!r} cannot be used: {error.message} Put all its files into "
             f"{folder} anew, or name another model{where}."
         ) from error
-    log.info("embedding model %s loaded (%s)", name, options.dtype)
-    return LocalEmbedder(name, model, batch_tokens=settings.embedding_batch_tokens)
+    prompts = prompts_of(name, folder, settings)
+    log.info("embedding model %s loaded (%s), %s", name, options.dtype, prompts)
+    return LocalEmbedder(name, model, batch_tokens=settings.embedding_batch_tokens, prompts=prompts)
 
 
 def _dtype(setting: str) -> torch.dtype:

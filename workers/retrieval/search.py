@@ -126,7 +126,7 @@ class CollectionSearch:
         return embedder.encode_queries(self._request.queries, between=self._check)
 
     def _warn_of_cut(self, embedder: Embedder) -> None:
-        cut = embedder.overlong(self._request.queries, between=self._check)
+        cut = embedder.overlong_queries(self._request.queries, between=self._check)
         for n, tokens in cut.items():
             which = f" {n + 1:,}" if len(self._request.queries) > 1 else ""
             self.warnings.append(

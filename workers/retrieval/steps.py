@@ -37,8 +37,11 @@ def cut_texts(embedder: Embedder, cut: Mapping[int, int]) -> list[str]:
 def embed(context: Context) -> Done:
     input_ = context.input(EmbedInput)
     embedder = embedders_of(context.process).get(input_.model, check=context.check)
-    cut = embedder.overlong(input_.texts, between=context.check)
-    vectors = embedder.encode(input_.texts, between=context.check)
+    is_query = input_.input_type == "query"
+    overlong = embedder.overlong_queries if is_query else embedder.overlong
+    encode = embedder.encode_queries if is_query else embedder.encode
+    cut = overlong(input_.texts, between=context.check)
+    vectors = encode(input_.texts, between=context.check)
     result = EmbedResult(
         model=embedder.name, dimension=embedder.dimension, embeddings=vectors.tolist()
     )
