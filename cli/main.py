@@ -17,7 +17,7 @@ from cli.terminal.output import ClosedPipe, print_json, print_text, say, say_jso
 COMPLETE_VARIABLE = "_SLUICE_COMPLETE"
 SECTIONS: Mapping[str, Sequence[str]] = {
     "This machine": ("up", "down", "status", "doctor", "logs", "worker", "migrate"),
-    "Documents and answers": ("ingest", "ask", "search", "chat", "hf"),
+    "Documents and answers": ("ingest", "ask", "search", "eval", "chat", "hf"),
     "What is stored and queued": (
         "jobs", "submit", "collections", "documents", "conversations", "models",
     ),

@@ -423,6 +423,14 @@ class IngestSettings(RoleSettings):
     max_job_chunks: PositiveInt = 1_000_000
 
 
+class EvalSettings(RoleSettings):
+    """Jobs that measure searches."""
+
+    eval_limit_queries: PositiveInt = 100_000
+    eval_step_s: PositiveFloat = 2
+    eval_resamples: PositiveInt = 2000
+
+
 class Settings(
     FolderSettings,
     HttpSettings,
@@ -435,6 +443,7 @@ class Settings(
     WorkerSettings,
     WebhookSettings,
     IngestSettings,
+    EvalSettings,
 ):
     """All settings of all processes; `docs/settings.md` lists them for users."""
 

@@ -149,7 +149,7 @@ def new_job(
     idempotency_key: str | None = None,
     body: Any = None,
 ) -> NewJob:
-    """The job of a request; `lane` is where it goes unless the request says. Raises
+    """The job of a request; `lane` is where it goes unless the request or its kind says. Raises
     InvalidInput for what this server cannot run."""
     kind = KINDS[request.kind]
     kind.check(request.input, settings)
@@ -160,7 +160,7 @@ def new_job(
         kind=kind,
         input=request.input.model_dump(mode="json") | kind.defaults(request.input, settings),
         fair_key=fair_key,
-        lane=request.lane or lane,
+        lane=request.lane or kind.lane or lane,
         metadata=request.metadata,
         webhook=webhook.model_dump(mode="json", exclude_none=True) if webhook else None,
         timeout_s=request.timeout_s,

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, select, tuple_
+from sqlalchemy import Select, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from shared.bounds import INT32_MAX, as_object
@@ -100,6 +100,20 @@ def live_hashes(session: Session, collection_id: UUID, sources: Iterable[str]) -
     return dict(rows.all())
 
 
+def known_names(session: Session, collection_id: UUID, names: Sequence[str]) -> set[str]:
+    """Those of the names that are a live document's source or id, or a live chunk's id."""
+    ids = {parsed: name for name in names if (parsed := _parse_id(name)) is not None}
+    rows = session.execute(
+        select(Document.source, Document.id).where(
+            Document.collection_id == collection_id,
+            Document.live_version_id.is_not(None),
+            or_(Document.source.in_(names), Document.id.in_(ids)),
+        )
+    )
+    known = {name for row in rows for name in (row.source, ids.get(row.id, row.source))}
+    return known | live_chunks(session, collection_id, names).keys()
+
+
 def live_chunks(session: Session, collection_id: UUID, ids: Sequence[str]) -> dict[str, ChunkView]:
     """Those of the ids that are live now: one statement, so never a mix of two versions."""
     keys = [key for key in map(parse_chunk_id, ids) if key is not None]
@@ -120,6 +134,13 @@ def neighbours(
         Chunk.ordinal.between(ordinal - distance, ordinal + distance),
     )
     return [_chunk_view(*row) for row in session.execute(query.order_by(Chunk.ordinal))]
+
+
+def _parse_id(value: str) -> UUID | None:
+    try:
+        return UUID(value)
+    except ValueError:
+        return None
 
 
 def _documents() -> Select[Document, Version, str]:

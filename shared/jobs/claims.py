@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from shared.database.transaction import Transaction
 from shared.redis.events import EventType
@@ -126,6 +127,18 @@ WITH RECURSIVE present AS (
 """
     + TAKE
 )
+
+IS_BEHIND = text("""
+    SELECT EXISTS (SELECT FROM steps WHERE queue = :queue AND state = 'queued' AND lane < :lane
+                   AND run_after <= now())
+""")
+
+
+def is_behind(session: Session, claim: Claim) -> bool:
+    """Whether a step of a better lane waits in the queue of this one, which runs."""
+    parameters = {"queue": claim.queue, "lane": claim.lane}
+    return bool(session.scalar(IS_BEHIND, parameters))
+
 
 FEW_STEPS = 16
 """Not worth sharing between processes: halves of halves would be no batches any more."""

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from shared.config import Settings
 from shared.documents import collections
-from shared.vocabulary import Queue, Shape
+from shared.vocabulary import Lane, Queue, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,9 @@ class Kind:
     """Which workers can take the first step: those that serve a model, or any."""
     batch_key: Callable[[Mapping[str, Any]], str | None] = _no_batch
     """First steps of one key may run in one batch."""
+    lane: Lane | None = None
+    """Where its jobs go unless the request says; None as the others, those that are waited for
+    before those that are not."""
     file_path: str | None = None
     """Where inputs name uploads, as a JSON path of PostgreSQL; those are kept meanwhile."""
     is_generated: bool = False

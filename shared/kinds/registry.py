@@ -3,6 +3,7 @@
 from shared.kinds.chat import CHAT
 from shared.kinds.embed import EMBED
 from shared.kinds.erase import ERASE
+from shared.kinds.eval import EVAL
 from shared.kinds.hf import HF
 from shared.kinds.ingest import INGEST
 from shared.kinds.kind import Kind, StepType
@@ -12,7 +13,7 @@ from shared.kinds.search import SEARCH
 from shared.vocabulary import Queue
 
 __all__ = [
-    "CHAT", "EMBED", "ERASE", "HF", "INGEST", "KINDS", "MODEL", "RAG", "SEARCH", "WEBHOOK",
+    "CHAT", "EMBED", "ERASE", "EVAL", "HF", "INGEST", "KINDS", "MODEL", "RAG", "SEARCH", "WEBHOOK",
     "step_types",
 ]  # fmt: skip
 
@@ -27,6 +28,7 @@ KINDS: dict[str, Kind] = {
         HF,
         MODEL,
         ERASE,
+        EVAL,
     )
 }
 

@@ -1,7 +1,9 @@
 """What a new user does first: ingest the examples, ask in two languages, look around."""
 
 import re
+import shlex
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +65,22 @@ def test_search_and_the_lists_parse(stack: LiveStack) -> None:
     assert jobs[0]["state"] == "succeeded"
 
 
+@pytest.mark.usefixtures("_ingested")
+def test_the_commands_of_the_page_about_measuring_work(stack: LiveStack, tmp_path: Path) -> None:
+    page = (ROOT / "docs/eval.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\$ sluice (eval examples/.*)$", page, re.MULTILINE)
+    assert len(lines) == 2
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    for line in lines:
+        report = stack.sluice_json(*shlex.split(line), cwd=tmp_path)
+        assert report["query_count"] == 11
+        assert report["warnings"] == []
+        first = report["searches"][0]
+        assert first["measures"]["recall@6"]["value"] > 0.5
+        assert first["measures"]["answer@6"]["value"] > 0.5
+    assert "연차 휴가는" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_changed_content_replaces_the_old(stack: LiveStack) -> None:
     """Through the CLI as it is by default: what a user edits is what is found afterwards."""
     folder = stack.home.parent / "edited"
@@ -93,7 +111,7 @@ def test_the_api_pages_need_no_other_server(stack: LiveStack) -> None:
         assert re.findall(r"https?://", inline) == []
         document = http.get("/openapi.json").json()
     posted = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
-    kinds = {"ingest", "embed", "search", "rag", "chat", "hf", "erase", "model"}
+    kinds = {"ingest", "embed", "search", "rag", "chat", "hf", "erase", "model", "eval"}
     assert set(posted["examples"]) == kinds
 
 

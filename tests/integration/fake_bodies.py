@@ -68,12 +68,46 @@ def result_of(
         return {"model": "m", "dimension": 2, "embeddings": vectors}
     if job["kind"] == "search":
         return {"hits": [HIT]}
+    if job["kind"] == "eval":
+        return eval_result(job_input)
     if job["kind"] == "erase":
         return {"documents": 3, "chunks": 6, "vectors": 6}
     if script:
         answer = text_of(script)
         return {**ANSWER, "answer": answer, "passages_dropped": 2, "markers_removed": 1}
     return ANSWER
+
+
+def eval_result(job_input: dict[str, Any]) -> dict[str, Any]:
+    """Of three queries, which the first search answers best. JSONB has its keys in this order."""
+    names = ["mrr@10", "ndcg@10", "answer@6", "recall@1", "recall@6"]
+    figures = [
+        {
+            "search": search,
+            "measures": {
+                name: {"value": 0.5 / n, "low": 0.4 / n, "high": 0.625 / n} for name in names
+            },
+            "times": {"mean_ms": 12.0, "p50_ms": 10.25, "p99_ms": 20.5},
+            "places": [[1], [n], []],
+            "times_ms": [10.0, 5.5, 20.5],
+        }
+        for n, search in enumerate(job_input["searches"], start=1)
+    ]
+    return {
+        "collection": job_input["collection"],
+        "embedding_model": "all-MiniLM-L6-v2",
+        "query_count": 3,
+        "k": job_input["k"],
+        "searches": figures,
+        "differences": [
+            {
+                "search": n,
+                "measures": {name: {"value": -0.25, "low": -0.5, "high": 0.0} for name in names}
+                | {"recall@6": {"value": -0.25, "low": -0.5, "high": -0.125}},
+            }
+            for n in range(1, len(figures))
+        ],
+    }
 
 
 def text_of(script: list[dict[str, Any]]) -> str:

@@ -28,6 +28,8 @@ ID = "0197a0a0-1234-7000-8000-00000000abcd"
 TEXT = {"type": "text", "text": "Some text."}
 INGEST = {"collection": "handbook", "sources": [TEXT]}
 
+JUDGED = {"query": "q", "relevant": ["a.md"]}
+
 GOOD: dict[Kind, list[dict[str, Any]]] = {
     kinds.INGEST: [
         INGEST,
@@ -70,6 +72,20 @@ GOOD: dict[Kind, list[dict[str, Any]]] = {
         {"action": "delete", "name": "ollama/a"},
     ],
     kinds.ERASE: [{"collection": "handbook"}, {"document_ids": [ID]}],
+    kinds.EVAL: [
+        {"collection": "handbook", "queries": [JUDGED]},
+        {"collection": "handbook", "file_id": ID, "searches": [{}] * 16, "k": 100},
+        {
+            "collection": "handbook",
+            "queries": [
+                {
+                    "query": "q",
+                    "relevant": ["a", {"id": "b", "grade": 2}, {"text": "c"}],
+                    "answers": ["d"],
+                }
+            ],
+        },
+    ],
 }
 BAD: list[tuple[Kind, dict[str, Any], str]] = [
     (kinds.INGEST, {"collection": "handbook"}, "sources"),
@@ -117,6 +133,24 @@ BAD: list[tuple[Kind, dict[str, Any], str]] = [
     (kinds.ERASE, {}, "either"),
     (kinds.ERASE, {"collection": "handbook", "document_ids": [ID]}, "either"),
     (kinds.ERASE, {"document_ids": []}, "document_ids"),
+    (kinds.EVAL, {"collection": "handbook"}, "either queries or file_id"),
+    (kinds.EVAL, {"collection": "handbook", "queries": [JUDGED], "file_id": ID}, "either"),
+    (kinds.EVAL, {"collection": "handbook", "file_id": "judged.jsonl"}, "file_id"),
+    (kinds.EVAL, {"collection": "handbook", "queries": []}, "queries"),
+    (kinds.EVAL, {"collection": "handbook", "queries": [JUDGED], "searches": []}, "searches"),
+    (kinds.EVAL, {"collection": "handbook", "queries": [JUDGED], "searches": [{}] * 17}, "16"),
+    (kinds.EVAL, {"collection": "handbook", "queries": [JUDGED], "k": 9}, "k"),
+    (kinds.EVAL, {"collection": "handbook", "queries": [JUDGED | {"relevant": []}]}, "relevant"),
+    (
+        kinds.EVAL,
+        {"collection": "handbook", "queries": [JUDGED | {"relevant": [{"id": "a", "text": "b"}]}]},
+        "either id or text",
+    ),
+    (
+        kinds.EVAL,
+        {"collection": "handbook", "queries": [JUDGED | {"relevant": [{"id": "a", "grade": 0}]}]},
+        "grades of 0",
+    ),
 ]
 
 
