@@ -293,16 +293,16 @@ def _result(context: Context, evaluation: Evaluation, outcomes: Outcomes) -> Eva
     )
 
 
-def _estimates(means: Means, search: int, k: int) -> dict[str, Estimate]:
-    """Without the measures that no query has a value of."""
+def _estimates(means: Means, row: int, k: int) -> dict[str, Estimate]:
+    """Those of one search, without the measures that no query has a value of."""
     return {
         name: Estimate(
-            value=round(float(means.value[search, n]), 6),
-            low=round(float(means.low[search, n]), 6),
-            high=round(float(means.high[search, n]), 6),
+            value=round(float(means.value[row, n]), 6),
+            low=round(float(means.low[row, n]), 6),
+            high=round(float(means.high[row, n]), 6),
         )
         for n, name in enumerate(measure_names(k))
-        if not np.isnan(means.value[search, n])
+        if not np.isnan(means.value[row, n])
     }
 
 
