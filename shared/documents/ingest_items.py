@@ -4,6 +4,7 @@ The rows are the job's ledger: progress, result and errors are counted from them
 written once; later ones change nothing, so a step that runs twice counts once.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -143,6 +144,10 @@ class CutChunks:
     chunk_count: int
     chunk_size: int
     """Which would have fitted, in the unit of the splitter."""
+    token_count: int
+    """Of these chunks, with what the model adds; 0 where a worker of an older release noted it."""
+    unread_count: int
+    """The tokens among them that were not read."""
 
 
 def cut(session: Session, job_id: UUID, *, named: int = 10) -> CutChunks | None:
@@ -151,17 +156,20 @@ def cut(session: Session, job_id: UUID, *, named: int = 10) -> CutChunks | None:
         text("""
             WITH cut AS (
                 SELECT s.result ->> 'model' AS model, (c ->> 0)::uuid AS version_id,
-                       (c ->> 1)::int AS chunks, (c ->> 2)::int AS chunk_size
+                       (c ->> 1)::int AS chunks, (c ->> 2)::int AS chunk_size,
+                       coalesce((c ->> 3)::bigint, 0) AS tokens,
+                       coalesce((c ->> 4)::bigint, 0) AS unread
                 FROM steps s, jsonb_array_elements(s.result -> 'cut') c
                 WHERE s.job_id = :job_id AND s.name = 'ingest.embed' AND s.state = 'succeeded'
                       AND jsonb_typeof(s.result) = 'object'
             ), documents AS (
                 SELECT min(model) AS model, version_id, sum(chunks) AS chunks,
-                       min(chunk_size) AS chunk_size
+                       min(chunk_size) AS chunk_size, sum(tokens) AS tokens, sum(unread) AS unread
                 FROM cut GROUP BY version_id
             )
             SELECT d.model, i.name, d.chunks, count(*) OVER () AS documents,
-                   sum(d.chunks) OVER () AS all_chunks, min(d.chunk_size) OVER () AS chunk_size
+                   sum(d.chunks) OVER () AS all_chunks, min(d.chunk_size) OVER () AS chunk_size,
+                   sum(d.tokens) OVER () AS tokens, sum(d.unread) OVER () AS unread
             FROM documents d
             JOIN LATERAL (
                 SELECT name, ordinal FROM ingest_items
@@ -179,6 +187,46 @@ def cut(session: Session, job_id: UUID, *, named: int = 10) -> CutChunks | None:
         document_count=rows[0].documents,
         chunk_count=int(rows[0].all_chunks),
         chunk_size=rows[0].chunk_size,
+        token_count=int(rows[0].tokens),
+        unread_count=int(rows[0].unread),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadDocuments:
+    """Documents in scripts that the embedding model was not made for."""
+
+    model: str
+    scripts: list[str]
+    """By the names that Unicode has for them, that of most documents first."""
+    documents: list[str]
+    """The names of the first ones."""
+    document_count: int
+
+
+def unread(session: Session, job_id: UUID, *, named: int = 5) -> UnreadDocuments | None:
+    """What the load steps noted of the scripts of what they read; None for nothing."""
+    rows = session.execute(
+        text("""
+            SELECT min(s.result ->> 'model') AS model, i.name, array_agg(script) AS scripts
+            FROM steps s
+            CROSS JOIN LATERAL jsonb_array_elements(s.result -> 'unread') source
+            CROSS JOIN LATERAL jsonb_array_elements_text(source -> 1) script
+            JOIN ingest_items i ON i.job_id = s.job_id AND i.ordinal = (source ->> 0)::int
+            WHERE s.job_id = :job_id AND s.name = 'ingest.load' AND s.state = 'succeeded'
+                  AND jsonb_typeof(s.result) = 'object' AND i.outcome IN ('added', 'replaced')
+            GROUP BY i.ordinal, i.name ORDER BY i.ordinal
+        """),
+        {"job_id": job_id},
+    ).all()
+    if not rows:
+        return None
+    counts = Counter(script for row in rows for script in row.scripts)
+    return UnreadDocuments(
+        model=rows[0].model,
+        scripts=[script for script, _ in counts.most_common()],
+        documents=[row.name for row in rows[:named]],
+        document_count=len(rows),
     )
 
 

@@ -1,11 +1,14 @@
 """What the window of the embedding model cuts is in the warnings of the job."""
 
+import base64
+import re
 from typing import Any
 
 import pytest
 
 from shared.kinds import registry as kinds
 from shared.kinds.embed import EmbedInput
+from shared.kinds.ingest import SplitterType
 from shared.kinds.kind import Kind
 from shared.kinds.rag import RagInput
 from shared.kinds.search import SearchInput
@@ -14,6 +17,7 @@ from tests.integration.ingestion import (
     TRAINS,
     counts,
     ingest,
+    live_texts,
     new_collection,
     order,
     order_sources,
@@ -31,6 +35,11 @@ def tokens(text: str) -> int:
     tokenizer = embedders().get().tokenizer
     assert tokenizer is not None
     return len(tokenizer.encode(text))
+
+
+def of_length(warnings: list[str]) -> list[str]:
+    """Without those that the model does not know a script."""
+    return [warning for warning in warnings if "longer than" in warning]
 
 
 def warnings_of(process: Process, kind: Kind, input_: Any) -> list[str]:
@@ -57,8 +66,14 @@ def test_ingesting_says_what_is_not_read_and_a_size_that_fits(
     collection = new_collection(process)
     _, job = ingest(process, collection, {"long.md": text, "short.md": TRAINS}, splitter=splitter)
 
-    (warning,) = job.warnings
+    warning = job.warnings[0]
     assert "long.md (" in warning
+    said = re.search(r"of ([\d,]+) tokens ([\d,]+) are not read", warning)
+    assert said is not None
+    all_tokens, unread = (int(number.replace(",", "")) for number in said.groups())
+    assert tokens(text) * 0.9 < all_tokens < tokens(text) * 1.6  # chunks overlap
+    chunks = int(warning.split(" ")[0])
+    assert unread == all_tokens - 256 * chunks
     assert "short.md" not in warning
     assert embedders().get().name in warning
     size = int(warning.split("chunk_size of at most ")[1].split(" ")[0].replace(",", ""))
@@ -71,7 +86,7 @@ def test_ingesting_says_what_is_not_read_and_a_size_that_fits(
         assert "the splitter recursive" not in warning
     again = new_collection(process)
     _, job = ingest(process, again, {"long.md": text, "short.md": TRAINS}, splitter=fitting)
-    assert job.warnings == []
+    assert of_length(job.warnings) == []
 
 
 def test_chunks_are_counted_over_all_steps_and_documents(process: Process) -> None:
@@ -81,7 +96,7 @@ def test_chunks_are_counted_over_all_steps_and_documents(process: Process) -> No
     texts = {name: KOREAN * (2 if n == 0 else 1) + str(n) for n, name in enumerate(names)}
     _, job = ingest(process, collection, texts, splitter=splitter)
 
-    (warning,) = job.warnings
+    (warning,) = of_length(job.warnings)
     assert warning.startswith("15 chunks are longer than what ")
     assert "number 00.txt (2), number 01.txt (1)" in warning
     assert "number 09.txt (1) and 4 more documents." in warning
@@ -105,7 +120,57 @@ def test_short_chunks_warn_of_nothing(process: Process) -> None:
     collection = new_collection(process)
     job_id = order(process, collection, {"a": TRAINS, "b": KOREAN})  # in small pieces
     drain(process)
-    assert job_of(process, job_id).warnings == []
+    assert of_length(job_of(process, job_id).warnings) == []
+
+
+@pytest.mark.parametrize("splitter", [{}, *({"type": type_} for type_ in SplitterType)])
+def test_without_a_size_every_chunk_is_read_to_its_end(
+    process: Process, splitter: dict[str, Any]
+) -> None:
+    log = "".join(
+        f"2026-11-{n % 28 + 1:02}T09:{n % 60:02}:12Z [pid {n * 7919}] GET /a/{n * 104729:x} 200\n"
+        for n in range(60)
+    )
+    code = base64.b64encode(bytes(n * 37 % 251 for n in range(4000))).decode()
+    texts = {
+        "ko.md": KOREAN * 3, "en.md": ENGLISH, "log.txt": log, "code.txt": code,
+        "ja.txt": "倉庫は朝八時に開き、夜七時に閉まります。" * 80,
+        "numbers.csv": "a,b\n" + "\n".join(f"{n / 7:.9f},{n / 11:.9f}" for n in range(100)),
+    }  # fmt: skip
+    collection = new_collection(process)
+    outcome, job = ingest(process, collection, texts, splitter=splitter)
+    assert outcome == {"added": len(texts)}
+    assert of_length(job.warnings) == []
+    overlong = embedders().get().overlong
+    for name, chunks in live_texts(process, collection).items():
+        assert overlong(chunks, between=lambda: None) == {}, name
+        assert len("".join(chunks).replace(" ", "")) >= len(texts[name].replace(" ", "")) * 0.9
+
+
+def test_a_late_fact_is_in_the_vectors(process: Process) -> None:
+    """Of a text of 745 Korean letters the model read 200."""
+    fact = "연은 빨갛다."
+    collection = new_collection(process)
+    ingest(process, collection, {"late.txt": KOREAN + fact}, splitter={})
+    chunks = live_texts(process, collection)["late.txt"]
+    assert fact in chunks[-1]
+    encode = embedders().get().encode
+    whole, less = encode([chunks[-1], chunks[-1].replace(fact, "")], between=lambda: None)
+    assert float(whole @ less) < 0.999
+
+
+def test_a_model_that_does_not_know_the_script_is_named_once(process: Process) -> None:
+    texts = {f"{n}.txt": f"{n}. {KOREAN}" for n in range(7)}
+    russian = "Склад открывается в восемь часов утра и закрывается вечером."
+    _, job = ingest(process, new_collection(process), {"en": ENGLISH, **texts, "ru": russian})
+    (warning,) = job.warnings
+    assert "8 documents (Hangul, Cyrillic; 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 3 more)" in warning
+    assert "intfloat/multilingual-e5-small" in warning
+    assert embedders().get().name in warning
+
+    names = "The names Kim (김), Park (박) and Lee (이) are common. " * 3
+    _, job = ingest(process, new_collection(process), {"en": ENGLISH, "names": names})
+    assert job.warnings == []
 
 
 def test_embedding_names_the_texts(process: Process) -> None:

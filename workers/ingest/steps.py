@@ -8,7 +8,7 @@ is one failed item, never a failed job. Each step may run any number of times.
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, overload
@@ -22,7 +22,7 @@ from shared.bounds import Metadata, nfc
 from shared.database.transaction import Transaction
 from shared.documents import collections, documents, ingest_items, versions
 from shared.documents.documents import chunk_id
-from shared.documents.ingest_items import CutChunks, Outcome
+from shared.documents.ingest_items import CutChunks, Outcome, UnreadDocuments
 from shared.documents.versions import ChunkRange, Content, Origin, VersionState
 from shared.errors import Cancelled, DocumentError, NotFound, Permanent
 from shared.jobs import jobs, steps
@@ -46,6 +46,7 @@ from workers.ingest.load import (
 from workers.ingest.load import load as load_document
 from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.store import Entry, store_of
+from workers.retrieval.vocabulary import script_name, unknown_scripts
 
 # How the failure of an ingest step is booked: its sources fail, and the job goes on; and the
 # job's end.
@@ -71,7 +72,39 @@ def finish(session: Session, job_id: UUID) -> dict[str, Any]:
         input_ = session.scalar(select(Job.input).where(Job.id == job_id)) or {}
         splitter = (input_.get("splitter") or {}).get("type")
         jobs.warn(session, job_id, [_cut_warning(cut, splitter)])
+    unread = ingest_items.unread(session, job_id)
+    if unread is not None:
+        jobs.warn(session, job_id, [_unread_warning(unread)])
     return ingest_items.result(session, job_id)
+
+
+MULTILINGUAL_MODEL = "intfloat/multilingual-e5-small"
+"""What is named to users whose model does not know their script: the smallest that knows most."""
+# Of the hundred languages of XLM-RoBERTa, whose vocabulary it has.
+MULTILINGUAL_SCRIPTS = frozenset(
+    {
+        "ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ETHIOPIC", "GEORGIAN",
+        "GREEK", "GUJARATI", "GURMUKHI", "HANGUL", "HEBREW", "HIRAGANA", "KANNADA", "KATAKANA",
+        "KHMER", "LAO", "MALAYALAM", "MYANMAR", "ORIYA", "SINHALA", "TAMIL", "TELUGU", "THAI",
+    }
+)  # fmt: skip
+
+
+def _unread_warning(unread: UnreadDocuments) -> str:
+    left = unread.document_count - len(unread.documents)
+    more = f" and {left:,} more" if left else ""
+    documents = (
+        "1 document" if unread.document_count == 1 else f"{unread.document_count:,} documents"
+    )
+    scripts = ", ".join(map(script_name, unread.scripts))
+    helps = unread.model != MULTILINGUAL_MODEL and set(unread.scripts) <= MULTILINGUAL_SCRIPTS
+    other = f", such as {MULTILINGUAL_MODEL}," if helps else ""
+    return (
+        f"{unread.model} was not made for the script of {documents} ({scripts}; "
+        f"{', '.join(unread.documents)}{more}): it spells them out in single letters or does not "
+        "read them at all, so that they are not found by their meaning. Ingest into a collection "
+        f"with a multilingual embedding_model{other} instead; docs/models.md has a list."
+    )
 
 
 def _cut_warning(cut: CutChunks, splitter: str | None) -> str:
@@ -79,12 +112,14 @@ def _cut_warning(cut: CutChunks, splitter: str | None) -> str:
     left = cut.document_count - len(cut.documents)
     more = f" and {left:,} more documents" if left else ""
     chunks = "chunk is longer" if cut.chunk_count == 1 else "chunks are longer"
+    all_tokens = f"{cut.token_count:,} tokens {cut.unread_count:,}"
     # `character` divides between paragraphs only, so that a smaller size alone may change nothing.
     other = "the splitter recursive, " if splitter == SplitterType.CHARACTER else ""
     return (
-        f"{cut.chunk_count:,} {chunks} than what {cut.model} reads of a text, so that what stands "
-        f"at the end is hard to find: {named}{more}. Ingest again with {other}a chunk_size of at "
-        f"most {max(cut.chunk_size, 16):,} and a smaller chunk_overlap, or into a collection whose "
+        f"{cut.chunk_count:,} {chunks} than what {cut.model} reads of a text; of {all_tokens} are "
+        f"not read, so that what stands there is hard to find: {named}{more}. Ingest again without "
+        f"a chunk_size, so that all chunks fit, or with {other}a chunk_size of at most "
+        f"{max(cut.chunk_size, 16):,} and a smaller chunk_overlap, or into a collection whose "
         "model reads more."
     )
 
@@ -237,10 +272,9 @@ def _chars(metadata: Metadata) -> int:
     return sum(len(key) + len(str(value)) for key, value in metadata.items())
 
 
-def content_of(context: Context, options: IngestRequest, raw: Raw, embedder: Embedder) -> Content:
-    """Load and split. Raises DocumentError, naming the document and the remedy."""
-    process = context.process
-    loaded = load_document(
+def load_source(process: Process, options: IngestRequest, raw: Raw) -> LoadedText:
+    """Raises DocumentError, naming the document and the remedy."""
+    return load_document(
         raw.data if raw.text is None else raw.text,
         name=raw.name,
         content_type=raw.content_type,
@@ -248,6 +282,12 @@ def content_of(context: Context, options: IngestRequest, raw: Raw, embedder: Emb
         max_chars=process.settings.max_document_chars,
         max_passages=process.settings.max_document_chunks,
     )
+
+
+def content_of(
+    context: Context, options: IngestRequest, raw: Raw, loaded: LoadedText, embedder: Embedder
+) -> Content:
+    """Split. Raises DocumentError, naming the document and the remedy."""
     if options.splitter.type is SplitterType.TOKEN and embedder.tokenizer is None:
         raise DocumentError(
             f"{raw.name}: {options.model} has no tokenizer to split with. Choose another "
@@ -265,6 +305,21 @@ def content_of(context: Context, options: IngestRequest, raw: Raw, embedder: Emb
         metadata=metadata,
         chunks=chunks,
     )
+
+
+SAMPLE_CHARS = 4000
+"""Of the texts of a step that are looked at for their scripts, which takes some 4 µs each."""
+SLICE_CHARS = 100
+
+
+def _sample(text: str, chars: int) -> str:
+    """Slices from all over the text, `chars` together."""
+    count = max(1, chars // SLICE_CHARS)
+    if len(text) <= count * SLICE_CHARS:
+        return text
+    step = (len(text) - SLICE_CHARS) / max(1, count - 1)
+    starts = (int(n * step) for n in range(count))
+    return "\n".join(text[start : start + SLICE_CHARS] for start in starts)
 
 
 def _split(
@@ -326,6 +381,8 @@ class Cut:
     chunks: int
     chunk_size: int
     """Which the splitter should have had, going by the chunk of which the least was read."""
+    tokens: int
+    unread_tokens: int
 
 
 def write_vectors(
@@ -356,8 +413,11 @@ def write_vectors(
         fitting = embedder.readable or tokens
         if options.splitter.type is not SplitterType.TOKEN:
             fitting = int(_SAFE_SHARE * len(texts[n]) * fitting / tokens)
-        cut = cuts.setdefault(chunks[n].version_id, Cut(chunks=0, chunk_size=fitting))
+        none = Cut(chunks=0, chunk_size=fitting, tokens=0, unread_tokens=0)
+        cut = cuts.setdefault(chunks[n].version_id, none)
         cut.chunks += 1
+        cut.tokens += tokens
+        cut.unread_tokens += tokens - (embedder.window or 0)
         cut.chunk_size = min(cut.chunk_size, fitting)
     vectors = embedder.encode(texts, between=context.check)
     context.check()
@@ -526,6 +586,7 @@ def load(context: Context) -> Done:
     embedder = embedders_of(process).get(options.model, check=context.check)
     options = replace(options, passage_prompt=embedder.passage_prompt)
     writer = Writer(context, options)
+    samples: dict[int, str] = {}
     for item, name in zip(todo, names, strict=True):
         context.check()
         try:
@@ -537,11 +598,28 @@ def load(context: Context) -> Done:
             if live.get(name) == raw.content_hash:
                 writer.add_skipped(item.ordinal)
             else:
-                writer.add(item.ordinal, content_of(context, options, raw, embedder))
+                loaded = load_source(process, options, raw)
+                writer.add(item.ordinal, content_of(context, options, raw, loaded, embedder))
+                samples[item.ordinal] = _sample(loaded.text, SAMPLE_CHARS // len(todo))
         except (DocumentError, NotFound) as error:
             writer.add_failed(item.ordinal, error.message)
     writer.flush()
-    return Done(children=_embed_steps(writer.chunk_counts, process.settings.embed_step_chunks))
+    return Done(
+        result=_unread(embedder, samples),
+        children=_embed_steps(writer.chunk_counts, process.settings.embed_step_chunks),
+    )
+
+
+def _unread(embedder: Embedder, samples: Mapping[int, str]) -> dict[str, Any] | None:
+    """Which sources are written in scripts that the model does not know, by their ordinals."""
+    if embedder.tokenizer is None:
+        return None
+    unread = [
+        [ordinal, scripts]
+        for ordinal, sample in samples.items()
+        if (scripts := unknown_scripts(embedder.tokenizer, sample))
+    ]
+    return {"model": embedder.name, "unread": unread} if unread else None
 
 
 def embed(context: Context) -> Done:
@@ -574,7 +652,10 @@ def embed(context: Context) -> Done:
 
     result = {
         "model": options.model,
-        "cut": [[str(v), cut.chunks, cut.chunk_size] for v, cut in cuts.items()],
+        "cut": [
+            [str(v), cut.chunks, cut.chunk_size, cut.tokens, cut.unread_tokens]
+            for v, cut in cuts.items()
+        ],
     }
     return Done(result=result if cuts else None, record=record)
 

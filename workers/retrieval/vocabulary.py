@@ -36,6 +36,9 @@ UNKNOWN_BELOW_OF_WHOLE: Final = 0.5
 which is one of English, gives Korean 0.00, Thai 0.00, Arabic 0.00, Russian 0.04, Greek 0.06, kana
 0.00 and Chinese 0.29 (its 350 commonest characters); German 0.66, Finnish 0.58, English 0.97. One
 that was made for a script gives an alphabet 0.5 and more, and ideographs and syllables nearly 1."""
+LEAST_LETTERS: Final = 5
+LEAST_SHARE: Final = 0.2
+"""A text is written in scripts that its letters are so many of, and such a part of all."""
 _FORMS: Final = frozenset({"FULLWIDTH", "HALFWIDTH"})
 _NAMES: Final = {"CJK": "Chinese characters", "HANGUL": "Hangul"}
 
@@ -57,6 +60,25 @@ def is_unknown(script: str, knowledge: Knowledge) -> bool:
     """Whether the vocabulary was not made for the script."""
     least = UNKNOWN_BELOW_OF_WHOLE if script in WHOLE else UNKNOWN_BELOW
     return knowledge.share < least
+
+
+def unknown_scripts(tokenizer: Tokenizer, text: str) -> list[str]:
+    """The scripts that the vocabulary was not made for and that a good part of the text is written
+    in, the commonest first; their names as `scripts` has them.
+
+    LATIN is never among them: codes, hashes and base64 are spelled out by all models.
+    """
+    measured = scripts(tokenizer, [text])
+    all_letters = sum(knowledge.letters for knowledge in measured.values())
+    least = max(LEAST_LETTERS, LEAST_SHARE * all_letters)
+    unknown = {
+        script: knowledge.letters
+        for script, knowledge in measured.items()
+        if script != "LATIN" and is_unknown(script, knowledge)
+    }
+    if sum(unknown.values()) < least:
+        return []
+    return sorted(unknown, key=lambda script: -unknown[script])
 
 
 def script_coverage(tokenizer: Tokenizer, text: str) -> float:
