@@ -8,7 +8,7 @@ A case is measured again before it fails, for others use the same caches.
 import contextlib
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import pytest
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from shared.errors import DocumentError
 from shared.kinds.ingest import CsvOptions, Splitter, SplitterType
-from workers.ingest.load import LoadedText, TextPassage, load, split
+from workers.ingest.load import LoadedText, TextPassage, Window, load, split
 
 DOUBLINGS = 3
 PER_DOUBLING = 3.2
@@ -354,8 +354,19 @@ TEXTS: dict[str, Make] = {
 PLAIN = list(TEXTS)[: list(TEXTS).index("headings")]
 
 
+def fitting(limit: int) -> Window:
+    """Of a model that reads so many tokens."""
+
+    def overlong(texts: Sequence[str]) -> dict[int, int]:
+        encodings = tokenizer().encode_batch_fast(list(texts), add_special_tokens=False)
+        sizes = [len(encoding) for encoding in encodings]
+        return {n: size for n, size in enumerate(sizes) if size > limit}
+
+    return Window(tokens=limit, tokenizer=tokenizer(), overlong=overlong)
+
+
 def splitting(
-    make: Make, splitter_of: Callable[[int], Splitter]
+    make: Make, splitter_of: Callable[[int], Splitter], window: Window | None = None
 ) -> Callable[[int], Callable[[], object]]:
     def action_of(size: int) -> Callable[[], object]:
         text = make(size)
@@ -364,7 +375,7 @@ def splitting(
         splitter = splitter_of(size)
 
         def action() -> None:
-            for _ in split(loaded, splitter, tokenizer=tokenizer()):
+            for _ in split(loaded, splitter, tokenizer=tokenizer(), window=window):
                 pass
 
         return action
@@ -383,6 +394,13 @@ def test_markdown(make: Make) -> None:
 def test_splitters(name: str, type_: SplitterType) -> None:
     small = Splitter(type=type_, chunk_size=16, chunk_overlap=8)
     assert_linear(splitting(TEXTS[name], lambda _: small))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_pieces_that_fit(name: str) -> None:
+    """All of the text is divided anew; nearly all where half of each piece overlaps."""
+    overlapping = Splitter(chunk_overlap=500)
+    assert_linear(splitting(TEXTS[name], lambda _: overlapping, fitting(20)))
 
 
 @pytest.mark.parametrize("type_", list(SplitterType)[:3])

@@ -1,5 +1,6 @@
 """Splitting: every piece is an exact slice, nothing is lost, and LangChain's pieces are kept."""
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from shared.errors import ConfigurationError
 from shared.kinds.ingest import CsvOptions, Splitter, SplitterType
 from workers.ingest import load as tokens
 from workers.ingest.formats import markdown
-from workers.ingest.load import LoadedText, Piece, TextPassage, least_pieces, load, split
+from workers.ingest.load import LoadedText, Piece, TextPassage, Window, least_pieces, load, split
 
 FRAGMENTS = [
     "a", "b", "word ", "aaaa", " ", "\n", "\n\n", "\r\n", "\t", "\xa0", "\u200b",
@@ -64,8 +65,8 @@ def document(text: str, *more: str) -> LoadedText:
     return LoadedText(text=whole, passages=tuple(passages), metadata={"title": "t"})
 
 
-def pieces_of(loaded: LoadedText, splitter: Splitter) -> list[Piece]:
-    pieces = list(split(loaded, splitter, tokenizer=tokenizer()))
+def pieces_of(loaded: LoadedText, splitter: Splitter, window: Window | None = None) -> list[Piece]:
+    pieces = list(split(loaded, splitter, tokenizer=tokenizer(), window=window))
     covered = bytearray(len(loaded.text))
     for piece in pieces:
         assert piece.text
@@ -297,6 +298,107 @@ def test_headings_are_those_of_commonmark(text: str) -> None:
     assert lines == expected
 
 
+# Pieces that fit
+
+
+def window(limit: int, made: Tokenizer | None = None, *, is_seen: bool = True) -> Window:
+    """Of a model that reads so many tokens of a text. Without `is_seen` it only counts them."""
+    made = made or tokenizer()
+
+    def overlong(texts: Sequence[str]) -> dict[int, int]:
+        counts = [len(made.encode(text, add_special_tokens=False).ids) for text in texts]
+        return {n: count for n, count in enumerate(counts) if count > limit}
+
+    return Window(tokens=limit, tokenizer=made if is_seen else None, overlong=overlong)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from([*FRAGMENTS, "한국어 문장이다. " * 9, "aab " * 40]), max_size=60),
+    TEXTS,
+    st.sampled_from(SplitterType),
+    st.integers(8, 64),
+    st.integers(0, 500),
+    st.booleans(),
+)
+def test_without_a_size_every_piece_fits(
+    fragments: list[str], other: str, type_: SplitterType, limit: int, overlap: int, is_seen: bool
+) -> None:
+    splitter = Splitter(type=type_, chunk_overlap=overlap)
+    fitting = window(limit, is_seen=is_seen)
+    pieces = pieces_of(document("".join(fragments), other), splitter, fitting)
+    assert fitting.overlong([piece.text for piece in pieces]) == {}
+    starts = [piece.start for piece in pieces]
+    assert starts == sorted(starts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXTS, st.sampled_from(SplitterType))
+def test_where_all_fits_the_window_changes_nothing(text: str, type_: SplitterType) -> None:
+    splitter = Splitter(type=type_)
+    loaded = document(text * 5)
+    assert pieces_of(loaded, splitter, window(5000)) == pieces_of(loaded, splitter)
+
+
+def test_only_what_does_not_fit_is_divided_anew() -> None:
+    english = "\n\n".join(f"word {n}. " + "word word. " * 80 for n in range(9))
+    text = f"{english}\n\n{'한국어 문장이다. ' * 300}\n\n{english}"
+    plain = pieces_of(document(text), Splitter())
+    pieces = pieces_of(document(text), Splitter(), window(300))
+    kept = [piece for piece in plain if "한" not in piece.text]
+    assert len(kept) > 10
+    assert [piece for piece in pieces if "한" not in piece.text] == kept
+
+
+def test_text_is_divided_where_it_is_best_divided() -> None:
+    """Between sentences, with whole sentences in what overlaps, also where no space is."""
+    for sentence in ("한국어 문장이다. ", "倉庫は朝に開く。", "A word and one more word. "):
+        pieces = pieces_of(document(sentence * 200), Splitter(), window(100))
+        assert len(pieces) > 10
+        for piece in pieces:
+            assert piece.text.startswith(sentence[0])
+            assert piece.text.endswith(sentence.strip()[-1])
+        for piece, later in pairwise(pieces):
+            shared_chars = piece.start + len(piece.text) - later.start
+            assert 0 < shared_chars <= 0.3 * len(piece.text)
+        sizes = [len(piece.text) for piece in pieces]
+        assert min(sizes) > 0.5 * max(sizes)
+
+
+def test_two_pieces_in_the_place_of_one_are_about_equal() -> None:
+    text = "word aaaa. " * 30
+    count = len(tokenizer().encode(text).ids)
+    for limit in (count - 1, count * 2 // 3):
+        first, last = pieces_of(document(text), Splitter(), window(limit))
+        assert 0.4 < len(first.text) / len(text) < 0.8
+        assert 0.4 < len(last.text) / len(text) < 0.8
+
+
+def test_marks_stay_with_their_letters() -> None:
+    """A text without spaces is cut where the tokens end, but not between a letter and its mark."""
+    for letters in ("x\u0323\u0302", "👩\u200d👩\u200d👧", "ก\u0e34\u0e4a"):
+        for piece in pieces_of(document(letters * 300), Splitter(chunk_overlap=0), window(50)):
+            assert len(piece.text) % len(letters) == 0
+
+
+def test_rows_are_not_joined_to_fit() -> None:
+    rows = ["한국어 문장이다. " * 20, "aaaa " * 9, "한국어 문장이다. " * 30]
+    loaded = document(*rows)
+    pieces = pieces_of(loaded, Splitter(), window(64))
+    for row, passage in enumerate(loaded.passages):
+        own = [piece for piece in pieces if piece.metadata == {"row": row}]
+        assert own
+        for piece in own:
+            assert passage.start <= piece.start
+            assert piece.start + len(piece.text) <= passage.start + len(passage.text)
+
+
+def test_a_given_size_is_kept_without_a_window() -> None:
+    text = "한국어 문장이다. " * 300
+    sizes = [len(piece.text) for piece in pieces_of(document(text), Splitter(chunk_size=1000))]
+    assert max(sizes) > 900
+
+
 # Bounds
 
 
@@ -385,3 +487,8 @@ def test_the_default_models_own_tokenizer() -> None:
     for piece in pieces:
         assert loaded.text[piece.start : piece.start + len(piece.text)] == piece.text
         assert len(plain.encode(piece.text, add_special_tokens=False).ids) <= 128
+    fitting = window(254, plain)
+    pieces = pieces_of(
+        document("한국어 문장과 English words, emoji 😀.\n" * 80), Splitter(), fitting
+    )
+    assert fitting.overlong([piece.text for piece in pieces]) == {}

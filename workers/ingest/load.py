@@ -361,6 +361,7 @@ class _Span(NamedTuple):
     start: int
     end: int
     own: Metadata
+    fits: bool = True
 
 
 def _spans_of_document(loaded: LoadedText, splitter: Splitter, spans: Spans) -> Iterator[_Span]:
@@ -523,35 +524,38 @@ def _fitting(
     """Spans that fit are left as they are. Those that do not, one behind the other in a passage,
     are joined and divided anew, so that nothing overlaps but neighbours."""
     run: _Span | None = None
-    for batch in _batches(spans):
+    reached = 0
+    for span in _counted(spans, text, window):
+        goes_on = run and span and span.own is run.own and span.passage == run.passage
+        if run and span and goes_on and not span.fits and span.end - run.start <= _RUN_CHARS:
+            run = run._replace(end=span.end)
+            continue
+        parts = list(_divided(run, text, splitter, window, window.tokens)) if run else []
+        if span and span.fits:
+            parts.append(span)
+        for part in sorted(parts, key=lambda part: (part.start, -part.end)):
+            if part is span or part.end > reached:  # what lies in a neighbour says nothing new
+                yield part
+            reached = max(reached, part.end)
+        run = None if span is None or span.fits else span
+
+
+def _counted(spans: Iterator[_Span], text: str, window: Window) -> Iterator[_Span | None]:
+    """The spans with whether they fit; None is the end."""
+    more = True
+    while more:
+        batch: list[_Span] = []
+        chars = 0
+        for span in spans:
+            batch.append(span)
+            chars += span.end - span.start
+            if chars >= _COUNTED_CHARS or len(batch) == _COUNTED_SPANS:
+                break
+        else:
+            more = False
         cut = window.overlong([text[span.start : span.end] for span in batch])
-        for n, span in enumerate(batch):
-            if run is not None:
-                goes_on = n in cut and span.passage == run.passage and span.own is run.own
-                if goes_on and span.end - run.start <= _RUN_CHARS:
-                    run = run._replace(end=span.end)
-                    continue
-                yield from _divided(run, text, splitter, window, window.tokens)
-                run = None
-            if n in cut:
-                run = span
-            else:
-                yield span
-    if run is not None:
-        yield from _divided(run, text, splitter, window, window.tokens)
-
-
-def _batches(spans: Iterator[_Span]) -> Iterator[list[_Span]]:
-    batch: list[_Span] = []
-    chars = 0
-    for span in spans:
-        batch.append(span)
-        chars += span.end - span.start
-        if chars >= _COUNTED_CHARS or len(batch) == _COUNTED_SPANS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
+        yield from (span._replace(fits=n not in cut) for n, span in enumerate(batch))
+    yield None
 
 
 def _divided(
