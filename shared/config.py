@@ -423,6 +423,13 @@ class IngestSettings(RoleSettings):
     max_job_chunks: PositiveInt = 1_000_000
 
 
+class SearchSettings(RoleSettings):
+    """How passages are looked for."""
+
+    rerank_candidates: Annotated[int, Field(ge=1, le=200)] = 50
+    """So many passages a cross-encoder reads for each query; as many as are asked for, if more."""
+
+
 class EvalSettings(RoleSettings):
     """Jobs that measure searches."""
 
@@ -443,6 +450,7 @@ class Settings(
     WorkerSettings,
     WebhookSettings,
     IngestSettings,
+    SearchSettings,
     EvalSettings,
 ):
     """All settings of all processes; `docs/settings.md` lists them for users."""

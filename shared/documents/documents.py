@@ -125,14 +125,9 @@ def live_chunks(session: Session, collection_id: UUID, ids: Sequence[str]) -> di
     return {view.id: view for view in views}
 
 
-def neighbours(
-    session: Session, version_id: UUID, ordinal: int, *, distance: int
-) -> list[ChunkView]:
-    """A live chunk and those at most `distance` before and after it, in order."""
-    query = _chunks().where(
-        Chunk.version_id == version_id,
-        Chunk.ordinal.between(ordinal - distance, ordinal + distance),
-    )
+def chunk_range(session: Session, version_id: UUID, *, first: int, last: int) -> list[ChunkView]:
+    """The chunks `first <= ordinal <= last` of a version, in order; none unless it is live."""
+    query = _chunks().where(Chunk.version_id == version_id, Chunk.ordinal.between(first, last))
     return [_chunk_view(*row) for row in session.execute(query.order_by(Chunk.ordinal))]
 
 

@@ -11,7 +11,7 @@ from shared.errors import InvalidInput
 from shared.kinds import chat
 from shared.kinds.chat import Parameters, PromptTemplate, ResponseFormat, Usage
 from shared.kinds.kind import Kind, StepType
-from shared.kinds.search import Hit, PassageCount, SearchOptions
+from shared.kinds.search import RERANK_STEPS, Hit, PassageCount, SearchOptions
 from shared.providers import ModelReference
 from shared.vocabulary import Queue, Shape
 
@@ -68,6 +68,9 @@ RAG = Kind(
     result=RagResult,
     steps=[
         StepType(name="rag.find", queue=Queue.QUERY, handler="workers.retrieval.steps:RAG_FIND"),
+        StepType(
+            name=RERANK_STEPS["rag.find"], queue=Queue.HF, handler="workers.hf.rerank:RAG_RERANK"
+        ),
         StepType(
             name="rag.answer", queue=Queue.GENERATE, handler="workers.generation.rag:RAG_ANSWER"
         ),

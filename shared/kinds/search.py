@@ -171,12 +171,26 @@ def _require_collections(session: Session, inputs: Sequence[Mapping[str, Any]]) 
         collections.get(session, name)
 
 
+RERANK_STEPS: Mapping[str, str] = {"search": "search.rerank", "rag.find": "rag.rerank"}
+"""What follows a step that looks for passages where these are to be ranked again."""
+
+
+def rerank_key(step: str, model: str) -> str:
+    """Steps of one name that rank with one model may run in one batch."""
+    return f"{RERANK_STEPS[step]}:{model}"
+
+
 SEARCH = Kind(
     name="search",
     summary="the passages that answer a query",
     input=SearchInput,
     result=SearchResult,
-    steps=[StepType(name="search", queue=Queue.QUERY, handler="workers.retrieval.steps:SEARCH")],
+    steps=[
+        StepType(name="search", queue=Queue.QUERY, handler="workers.retrieval.steps:SEARCH"),
+        StepType(
+            name=RERANK_STEPS["search"], queue=Queue.HF, handler="workers.hf.rerank:SEARCH_RERANK"
+        ),
+    ],
     example={"collection": "handbook", "query": "When do you open?", "k": 3},
     require=_require_collections,
 )

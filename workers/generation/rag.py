@@ -1,9 +1,9 @@
 """The step `rag.answer`: an answer from the passages that `rag.find` found, with citations."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -18,6 +18,7 @@ from shared.jobs import jobs, steps
 from shared.jobs.steps import Record
 from shared.kinds.chat import Usage
 from shared.kinds.rag import Citation, RagInput, RagResult
+from shared.kinds.search import RERANK_STEPS
 from shared.tables import Job
 from workers.attempts.context import Context, Done, Handler
 from workers.generation import prompts
@@ -41,6 +42,7 @@ from workers.generation.transcripts import (
     write,
     write_quietly,
 )
+from workers.retrieval.search import joined
 
 # Citation markers in an answer, checked while it streams.
 #
@@ -213,7 +215,7 @@ def rag_answer(context: Context) -> Done:
     with context.process.ledger.read() as session:
         job = jobs.get(session, context.claim.job_id)
         input_ = RagInput.model_validate(job.input)
-        hits = _live_hits(session, job.id, input_.collection)
+        hits = _live_hits(session, job.id, input_)
     model = input_.model or context.process.settings.generation_model
     if model == EXTRACTIVE:
         return _quote(context, job, input_, hits)
@@ -223,16 +225,27 @@ def rag_answer(context: Context) -> Done:
     return _generate(context, job, input_, model, hits)
 
 
-def _live_hits(session: Session, job_id: UUID, collection_name: str) -> list[ScoredChunk]:
+def _live_hits(session: Session, job_id: UUID, input_: RagInput) -> list[ScoredChunk]:
     """The passages that are still there: text erased or replaced since is not quoted."""
-    matches = steps.result_of(session, job_id, "rag.find")["found"]
-    collection = collections.get(session, collection_name)
+    step = RERANK_STEPS["rag.find"] if input_.search.rerank else "rag.find"
+    matches = steps.result_of(session, job_id, step)["found"]
+    collection = collections.get(session, input_.collection)
     live = documents.live_chunks(session, collection.id, [match["id"] for match in matches])
     return [
-        ScoredChunk(chunk=live[match["id"]], score=match["score"])
+        ScoredChunk(chunk=_with_neighbours(session, live[match["id"]], match), score=match["score"])
         for match in matches
         if match["id"] in live
     ]
+
+
+def _with_neighbours(session: Session, chunk: ChunkView, match: Mapping[str, Any]) -> ChunkView:
+    """The passage as the search has joined it, where it consists of several chunks."""
+    first, last = match.get("ordinals") or (chunk.ordinal, chunk.ordinal)
+    place = documents.parse_chunk_id(chunk.id)
+    if first == last or place is None:
+        return chunk
+    chunks = documents.chunk_range(session, place[0], first=first, last=last)
+    return replace(chunk, start=chunks[0].start, text=joined(chunks)) if chunks else chunk
 
 
 def _quote(context: Context, job: Job, input_: RagInput, hits: Sequence[ScoredChunk]) -> Done:

@@ -165,8 +165,6 @@ class Work:
 # What an attempt stores that is then not recorded is deleted again; all of a job's folder
 # goes when retention forgets the job.
 
-STEP = "hf.run"
-
 
 def recorded_before(context: Context) -> tuple[dict[int, Any], list[str]]:
     """Outputs by input, and warnings, of the steps of the job that went before this one."""
@@ -175,7 +173,7 @@ def recorded_before(context: Context) -> tuple[dict[int, Any], list[str]]:
         results = session.scalars(
             select(Step.result)
             .where(
-                Step.job_id == claim.job_id, Step.name == STEP, Step.state == State.SUCCEEDED,
+                Step.job_id == claim.job_id, Step.name == claim.name, Step.state == State.SUCCEEDED,
                 Step.id < claim.step_id,
             )
             .order_by(Step.id)
@@ -206,8 +204,9 @@ def go_on(work: Work) -> Done:
     outputs = {str(n): output for n, output in work.outputs.items()}
     path = stored(work.context, _encoded(outputs)) if outputs else None
     kept = {"path": path} if path else {"outputs": outputs}
+    claim = work.context.claim
     following = NewStep(
-        name=STEP, queue=Queue.HF, batch_key=work.context.claim.batch_key, payload=work.rest()
+        name=claim.name, queue=Queue.HF, batch_key=claim.batch_key, payload=work.rest()
     )
     return Done(result=kept | {"warnings": work.warnings}, children=[following])
 
@@ -503,14 +502,17 @@ class JobRow(NamedTuple):
 
 def run_batch(contexts: Sequence[Context], settle: Settle) -> None:
     """Steps of one batch key: of one model, on one back end."""
-    requests = [
-        (context, job_input) for context, job_input in zip(contexts, _inputs(contexts), strict=True)
-    ]
+    requests = list(zip(contexts, _inputs(contexts), strict=True))
     if requests[0][1].backend == "hub":
         run(requests, settle)
-        return
+    else:
+        run_local(requests, settle)
+
+
+def run_local(requests: Sequence[StepInput], settle: Settle) -> None:
+    """Inputs of one model, which this process loads."""
     loaded = load_for(requests, settle)
-    deadline = time.monotonic() + contexts[0].process.settings.hf_step_s
+    deadline = time.monotonic() + requests[0][0].process.settings.hf_step_s
     for model, works in loaded:
         _TaskRun(model, works, settle, deadline).run()
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 import numpy as np
-from sqlalchemy.orm import Session
 
 from shared.documents import collections, documents
 from shared.documents.documents import ChunkView, parse_chunk_id
@@ -43,14 +42,6 @@ class SearchRequest:
     noun: str = "query"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchAnswer:
-    """The hits of each query, best first; fewer than k where there are fewer."""
-
-    hits: Sequence[Sequence[Hit]]
-    warnings: Sequence[str]
-
-
 @dataclass(kw_only=True)
 class Candidate:
     """A live passage that may become a hit. `debug` says how well it fits."""
@@ -61,23 +52,81 @@ class Candidate:
     debug: HitDebug
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Those of each query, best first, and what the user has to know."""
+
+    rows: Sequence[Sequence[Candidate]]
+    warnings: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """A candidate that is a hit, and the chunks that make its text: its own, and neighbours."""
+
+    candidate: Candidate
+    chunks: Sequence[ChunkView]
+
+    @property
+    def ordinals(self) -> tuple[int, int]:
+        """Of the first and of the last of the chunks."""
+        return self.chunks[0].ordinal, self.chunks[-1].ordinal
+
+    def hit(self, request: SearchRequest) -> Hit:
+        chunk = self.candidate.chunk
+        return Hit(
+            chunk_id=chunk.id,
+            document_id=str(chunk.document_id),
+            source=chunk.source,
+            text=joined(self.chunks),
+            start=self.chunks[0].start,
+            score=round(self.candidate.score, 6),
+            metadata=chunk.metadata,
+            collection=self.candidate.collection if len(request.collections) > 1 else None,
+            debug=self.candidate.debug if request.options.debug else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchAnswer:
+    """The hits of each query, best first; fewer than k where there are fewer."""
+
+    hits: Sequence[Sequence[Hit]]
+    warnings: Sequence[str]
+
+
 def search(
     process: Process, request: SearchRequest, *, check: Callable[[], None] = lambda: None
 ) -> SearchAnswer:
-    """`check` is called while a model is waited for, and may raise. Raises NotFound where a
-    collection is not there."""
+    """What `candidates` and `passages` give, together; nothing is reranked."""
+    chosen = candidates(process, request, check=check)
+    hits = [[one.hit(request) for one in passages(process, request, row)] for row in chosen.rows]
+    return SearchAnswer(hits=hits, warnings=chosen.warnings)
+
+
+def candidates(
+    process: Process,
+    request: SearchRequest,
+    *,
+    count: int = 0,
+    check: Callable[[], None] = lambda: None,
+) -> Candidates:
+    """At least `count` for each query, and as many as hits need; fewer where there are fewer.
+
+    `check` is called while a model is waited for, and may raise. Raises NotFound where a
+    collection is not there.
+    """
+    # Neighbours of better hits are no hits themselves.
+    count = max(count, request.k * (1 + 2 * request.options.expand))
     parts = [CollectionSearch(process, name, request, check) for name in request.collections]
-    ranked: list[list[Candidate]] = [[] for _ in request.queries]
+    rows: list[list[Candidate]] = [[] for _ in request.queries]
     for part in parts:
-        for row, candidates in zip(ranked, part.candidates(), strict=True):
-            row += candidates
-    hits: list[list[Hit]] = []
-    with process.ledger.read() as session:
-        for candidates in ranked:
-            candidates.sort(key=lambda candidate: -candidate.score)  # stable: equals stay in order
-            hits.append(_hits(session, request, candidates))
+        for row, more in zip(rows, part.candidates(count), strict=True):
+            row += more
+    for row in rows:
+        row.sort(key=lambda candidate: -candidate.score)  # stable: equals stay in order
     warnings = dict.fromkeys(warning for part in parts for warning in part.warnings)
-    return SearchAnswer(hits=hits, warnings=list(warnings))
+    return Candidates(rows=rows, warnings=list(warnings))
 
 
 class CollectionSearch:
@@ -97,11 +146,10 @@ class CollectionSearch:
             self._id, self._model = collection.id, collection.embedding_model
             self._dimension = collection.dimension
 
-    def candidates(self) -> list[list[Candidate]]:
-        """Those of each query, best first: k, and as many more as neighbours may take away."""
+    def candidates(self, count: int) -> list[list[Candidate]]:
+        """Those of each query, best first."""
         if self._dimension is None:
             return [[] for _ in self._request.queries]  # nothing has been ingested yet
-        count = self._request.k * (1 + 2 * self._options.expand)
         vectors = self._vectors()
         if self._options.type is SearchType.MMR:
             return self._diverse(vectors, count)
@@ -231,24 +279,28 @@ def marginal_relevance(query: Vectors, passages: Vectors, *, share: float, count
 # Candidates -> hits
 
 
-def _hits(session: Session, request: SearchRequest, candidates: Sequence[Candidate]) -> list[Hit]:
+def passages(process: Process, request: SearchRequest, row: Sequence[Candidate]) -> list[Passage]:
+    """The first k candidates, with their neighbours; no chunk is in two of them."""
     expand = request.options.expand
     if not expand:
-        return [_hit(request, one, [one.chunk]) for one in candidates[: request.k]]
+        return [Passage(candidate=one, chunks=[one.chunk]) for one in row[: request.k]]
     shown: dict[UUID, set[int]] = {}
-    hits: list[Hit] = []
-    for one in candidates:
-        version_id, ordinal = _place(one.chunk)
-        before = shown.setdefault(version_id, set())
-        if ordinal in before:
-            continue  # It is part of a better hit.
-        chunks = documents.neighbours(session, version_id, ordinal, distance=expand)
-        joined = list(_unbroken(chunks, ordinal, before)) or [one.chunk]
-        before |= {chunk.ordinal for chunk in joined}
-        hits.append(_hit(request, one, joined))
-        if len(hits) == request.k:
-            break
-    return hits
+    chosen: list[Passage] = []
+    with process.ledger.read() as session:
+        for one in row:
+            version_id, ordinal = _place(one.chunk)
+            before = shown.setdefault(version_id, set())
+            if ordinal in before:
+                continue
+            chunks = documents.chunk_range(
+                session, version_id, first=ordinal - expand, last=ordinal + expand
+            )
+            around = list(_unbroken(chunks, ordinal, before)) or [one.chunk]
+            before |= {chunk.ordinal for chunk in around}
+            chosen.append(Passage(candidate=one, chunks=around))
+            if len(chosen) == request.k:
+                break
+    return chosen
 
 
 def _place(chunk: ChunkView) -> tuple[UUID, int]:
@@ -268,22 +320,7 @@ def _unbroken(chunks: Sequence[ChunkView], ordinal: int, shown: set[int]) -> Ite
             yield chunk
 
 
-def _hit(request: SearchRequest, candidate: Candidate, chunks: Sequence[ChunkView]) -> Hit:
-    chunk = candidate.chunk
-    return Hit(
-        chunk_id=chunk.id,
-        document_id=str(chunk.document_id),
-        source=chunk.source,
-        text=_joined(chunks),
-        start=chunks[0].start,
-        score=round(candidate.score, 6),
-        metadata=chunk.metadata,
-        collection=candidate.collection if len(request.collections) > 1 else None,
-        debug=candidate.debug if request.options.debug else None,
-    )
-
-
-def _joined(chunks: Sequence[ChunkView]) -> str:
+def joined(chunks: Sequence[ChunkView]) -> str:
     """The text of neighbours, what two of them share only once."""
     text, end = chunks[0].text, chunks[0].start + len(chunks[0].text)
     for chunk in chunks[1:]:
