@@ -31,7 +31,7 @@ from typing import Any
 
 import pytest
 
-from bench.extractive import DATA, Case, klue, korean, measure, same_score, xquad
+from bench.extractive import DATA, Case, klue, korean, measure, same_score, squad
 from shared.errors import DocumentError, InvalidInput
 from workers.generation.answers.structured import NotJson, parse
 from workers.ingest.formats import html, markdown, tables, text
@@ -115,7 +115,7 @@ def bm25s() -> int:
     if not DATA.is_dir():
         print(f"skipped: {DATA} is absent (it holds xquad.en.json and klue-sts-v1.1_dev.json)")
         return 0
-    right, wrong, _ = xquad(DATA / "xquad.en.json", same_score)
+    right, _, wrong, _ = squad(DATA / "xquad.en.json")
     compare("XQuAD", right, wrong, is_korean=False)
     compare("Korean", *korean(same_score), is_korean=True)
     compare("KLUE-STS", *klue(DATA / "klue-sts-v1.1_dev.json", same_score), is_korean=True)

@@ -16,7 +16,7 @@ from tests.integration.workbench import handlers, submit
 from tests.wire.behaviour import Wire
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.generation.prompts import NOT_FOUND, NOT_FOUND_KOREAN
+from workers.generation.languages import ENGLISH, KOREAN
 
 ECHO = "{context}\nQ: {question}"
 
@@ -76,7 +76,8 @@ def test_passages_that_find_no_room_are_dropped_from_the_tail(
 
 
 @pytest.mark.parametrize(
-    ("question", "answer"), [("What is it?", NOT_FOUND), ("이것은 무엇인가요?", NOT_FOUND_KOREAN)]
+    ("question", "answer"),
+    [("What is it?", ENGLISH.not_found), ("이것은 무엇인가요?", KOREAN.not_found)],
 )
 def test_without_passages_no_model_is_called(
     process: Process, wire: Wire, question: str, answer: str

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workers.generation.prompts import NOT_FOUND, NOT_FOUND_KOREAN
+from workers.generation.languages import ENGLISH, KOREAN
 from workers.generation.rag import MarkerFilter, is_no_answer
 
 
@@ -108,18 +108,20 @@ def test_what_is_left_cites_passages_only_and_no_words_are_lost(text: str) -> No
 @pytest.mark.parametrize(
     "answer",
     [
-        NOT_FOUND,
-        NOT_FOUND_KOREAN,
-        f"  {NOT_FOUND}\n",
-        f'"{NOT_FOUND.upper()}"',
-        f"**{NOT_FOUND.rstrip('.')}** [1]",
-        NOT_FOUND_KOREAN.rstrip("."),
+        ENGLISH.not_found,
+        KOREAN.not_found,
+        f"  {ENGLISH.not_found}\n",
+        f'"{ENGLISH.not_found.upper()}"',
+        f"**{ENGLISH.not_found.rstrip('.')}** [1]",
+        KOREAN.not_found.rstrip("."),
     ],
 )
 def test_an_answer_that_says_so_is_seen(answer: str) -> None:
     assert is_no_answer(answer)
 
 
-@pytest.mark.parametrize("answer", ["", "Port 8000 [1].", f"{NOT_FOUND} But the port is 8000."])
+@pytest.mark.parametrize(
+    "answer", ["", "Port 8000 [1].", f"{ENGLISH.not_found} But the port is 8000."]
+)
 def test_an_answer_that_says_something_is_an_answer(answer: str) -> None:
     assert not is_no_answer(answer)

@@ -10,18 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.extractive import DATA, korean, measure, same_score, xquad
+from bench.extractive import DATA, korean, measure, same_score, squad
 from workers.generation.backends import extractive
 from workers.generation.backends.extractive import (
-    NOTHING_ENGLISH,
-    NOTHING_KOREAN,
     QUOTE_CHARS,
+    Part,
     answer,
     answer_pattern,
     english_stem,
+    keywords_of,
     korean_root,
     quotes,
-    words,
+)
+from workers.generation.languages import (
+    CHINESE,
+    ENGLISH,
+    JAPANESE,
+    KOREAN,
+    TRADITIONAL_CHINESE,
+    Language,
 )
 from workers.generation.prompts import is_korean
 from workers.generation.rag import is_no_answer
@@ -109,24 +116,29 @@ def test_long_sentences_are_cut_at_words_around_what_the_question_is_about() -> 
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
-        ("Who won the chess championship in Reykjavik?", NOTHING_ENGLISH),
-        ("체스 선수권 대회에서 누가 이겼나요?", NOTHING_KOREAN),
-        ("What is it?", NOTHING_ENGLISH),
-        ("무엇인가요?", NOTHING_KOREAN),
-        ("?!", NOTHING_ENGLISH),
+        ("Who won the chess championship in Reykjavik?", ENGLISH),
+        ("체스 선수권 대회에서 누가 이겼나요?", KOREAN),
+        ("谁赢得了国际象棋锦标赛？", CHINESE),
+        ("誰贏得了國際象棋錦標賽？", TRADITIONAL_CHINESE),
+        ("チェスの選手権で優勝したのは誰ですか？", JAPANESE),
+        ("What is it?", ENGLISH),
+        ("무엇인가요?", KOREAN),
+        ("?!", ENGLISH),
     ],
 )
-def test_nothing_relevant_is_said_in_the_questions_language(question: str, expected: str) -> None:
-    for passages in (PASSAGES, [], [""], ["...", "\n"]):
-        reply = answer(question, passages, [0.5] * len(passages))
-        assert (reply.answer, reply.cited) == (expected, ())
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_relevant_is_said_in_the_questions_language(
+    question: str, expected: Language, form: Form
+) -> None:
+    for passages in (PASSAGES, [], [""], ["...", "\n"], ["# Chess", "---"]):
+        reply = answer(normalize(form, question), passages, [0.5] * len(passages))
+        assert (reply.answer, reply.cited) == (expected.not_found, ())
 
 
-def test_a_low_retrieval_score_raises_the_bar() -> None:
-    passages = ["The treaty was signed by the mayor of the old town.", *PASSAGES]
-    question = "Which treaty about fishing quotas did Norway sign?"
-    assert answer(question, passages, [0.6] * 4).cited
-    assert not answer(question, passages, [0.05] * 4).cited
+def test_a_passage_that_retrieval_found_first_is_quoted_first() -> None:
+    passages = ["The fee is 20 euros for adults.", "The fee is 30 euros for groups."]
+    for scores, start in (([9.0, 3.0], "The fee is 20"), ([0.2, 0.6], "The fee is 30")):
+        assert answer("How much is the fee?", passages, scores).answer.startswith(start)
 
 
 def test_scores_must_fit_the_passages() -> None:
@@ -177,8 +189,157 @@ def test_headings_and_cut_sentences_are_known() -> None:
     cut = "This sentence goes on, and on, and past the end of the"
     text = f"of the text before. Whole one.\n\nInstallation\n\n{cut}"
     sentences = extractive.split(text)
-    assert [sentence.is_heading for sentence in sentences] == [False, False, True, False]
+    assert [sentence.part for sentence in sentences] == [
+        Part.TEXT, Part.TEXT, Part.HEADING, Part.TEXT,
+    ]  # fmt: skip
     assert [sentence.is_cut for sentence in sentences] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # References to sources, dates, ordinal numbers, abbreviations of other languages
+        ("그리스와 접한다.[1] 수도는 있다.[2][3]", ["그리스와 접한다.[1]", "수도는 있다.[2][3]"]),
+        ("It rained.[4] It poured.", ["It rained.[4]", "It poured."]),
+        ("2024. 5. 12. 서울에서 열렸다. 끝났다.", ["2024. 5. 12. 서울에서 열렸다.", "끝났다."]),
+        ("Er kam am 3. Mai und z. B. nicht am 4. Juni. Sie blieb.",
+         ["Er kam am 3. Mai und z. B. nicht am 4. Juni.", "Sie blieb."]),
+        ("They scored 24. The others won.", ["They scored 24.", "The others won."]),
+        ("В 1998 г. Банк открылся. Он рос.", ["В 1998 г. Банк открылся.", "Он рос."]),
+        # Ends without a space, other marks, letters without case
+        ("값은 3.5배이다.2020년에 올랐다.", ["값은 3.5배이다.", "2020년에 올랐다."]),
+        ("真的吗?不是!他说。", ["真的吗?", "不是!", "他说。"]),
+        ("「行きます。」と彼は言った。次です。", ["「行きます。」と彼は言った。", "次です。"]),
+        ("यह पहला है। यह दूसरा है।", ["यह पहला है।", "यह दूसरा है।"]),
+        ("هل هذا صحيح؟ نعم. انتهى.", ["هل هذا صحيح؟", "نعم.", "انتهى."]),
+        # Rules are nothing
+        ("One.\n\n---\n\n* * *\n\nTwo.", ["One.", "Two."]),
+        ("Name | Age\n--- | ---\nKim | 31", ["Name | Age", "Kim | 31"]),
+        ("| a | b |\n|:--|--:|\n| 1 | 2 |", ["| a | b |", "| 1 | 2 |"]),
+        ("+-----+\n| a 1 |\n+-----+", ["| a 1 |"]),
+        ("```\nmake up\n```", ["make up"]),
+    ],
+)  # fmt: skip
+def test_sentences_of_documents(text: str, expected: list[str]) -> None:
+    assert [sentence.text for sentence in extractive.split(text)] == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# Parking (2021)", "### 주차 안내", "**Parking**", "Parking (2021)", "주차 안내",
+        "3.2 Parking", "제3장 주차", "停车须知", "Chapter 4: Parking", "Contact",
+    ],
+)  # fmt: skip
+def test_a_heading_is_known(line: str) -> None:
+    (heading, _) = extractive.split(f"{line}\n\nLevel B2 is for electric cars.")
+    assert (heading.text, heading.part) == (line, Part.HEADING)
+
+
+def test_an_underlined_line_is_a_heading() -> None:
+    text = "Parking\n=======\nLevel B2 is for electric cars.\n\nFees\n----\nNone."
+    parts = [(sentence.text, sentence.part) for sentence in extractive.split(text)]
+    assert parts == [
+        ("Parking", Part.HEADING), ("Level B2 is for electric cars.", Part.TEXT),
+        ("Fees", Part.HEADING), ("None.", Part.TEXT),
+    ]  # fmt: skip
+
+
+FURNITURE = [
+    "Home > Docs > Backups", "홈 › 안내 › 백업", "Home » Docs » Backups", "Skip to main content",
+    "Back to top",
+    "Table of Contents", "목차", "목 차", "目录", "目次", "Inhaltsverzeichnis", "On this page",
+    "Backups ........ 12", "백업 · · · · · 12", "3. Backups …… 12",
+    "Page 3 of 10", "- 3 -", "12쪽", "第 3 页", "Seite 4 von 9", "3 / 10",
+    "Home | Backups | Log in", "홈 | 백업 | 로그인 | 회원가입", "Previous | Next", "이전글",
+    "더 보기",
+    "Accept all cookies",
+]  # fmt: skip
+NOTICES = [
+    "Copyright © 2024 Backups Ltd. All rights reserved.", "(c) 2023 Backups Inc",
+    "무단 전재 및 재배포 금지", "© 2024 백업 주식회사", "版权所有 2024",
+    "We use cookies to keep backups of your choices.",
+    "이 사이트는 쿠키를 사용합니다.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", FURNITURE)
+def test_page_furniture_is_known(line: str) -> None:
+    sentences = extractive.split(f"{line}\n\nBackups run every night.\n\n{line}\nThey are kept.")
+    texts = [sentence.text for sentence in sentences if sentence.part is Part.TEXT]
+    assert texts == ["Backups run every night.", "They are kept."]
+
+
+@pytest.mark.parametrize("line", NOTICES)
+def test_notices_are_quoted_only_to_who_asks_for_them(line: str) -> None:
+    passage = f"{line}\n\nThe gate opens at nine."
+    assert (
+        line
+        not in answer("When are backups kept? 백업 주식회사, 2024, 2023", [passage], [0.5]).answer
+    )
+    question = f"Copyright, 저작권, 版权, cookies, 쿠키: {line}"
+    assert answer(question, [passage], [0.5]).answer.startswith(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Cookies are baked at 180 degrees.", "The copyright of a photograph lasts for 70 years.",
+        "Press Menu > Save.", "Temperature | 21 | 22 | 24", "Search is fast.", "Page 3 is blank.",
+        "다음 회의는 3층에서 합니다.", "Version 2 → 3 takes an hour.",
+    ],
+)  # fmt: skip
+def test_text_about_such_things_is_no_furniture(line: str) -> None:
+    assert [sentence.part for sentence in extractive.split(f"Notes.\n\n{line}\n\nMore.")][1] in (
+        Part.TEXT, Part.BARE,
+    )  # fmt: skip
+
+
+def test_headings_and_furniture_are_never_quoted() -> None:
+    passages = [
+        f"# Parking on level B2\n\n{FURNITURE[0]}\n\nOnly electric cars may stand there.",
+        "# Who may park on level B2? (2021)",
+        "## Parking on level B2 (2020)\n\n---\n\n| --- | --- |",
+        "Parking | Level B2 | Log in | Contact",
+        "Level B2 ................ 14",
+    ]
+    reply = answer("Who may park on level B2?", passages, [0.5] * len(passages))
+    assert reply.answer == "Only electric cars may stand there. [1]"
+    assert reply.cited == (0,)
+    refused = answer("Who may park on level B2?", passages[1:], [0.5] * 4)
+    assert (refused.answer, refused.cited) == (ENGLISH.not_found, ())
+
+
+def test_headings_of_several_levels_say_what_a_sentence_is_about() -> None:
+    passage = (
+        "# Annex\n\n## Visitors\n\nThey pay 5 euros.\n\n## Tenants\n\nThey pay 40 euros.\n\n"
+        "# Main building\n\n## Visitors\n\nThey pay 9 euros."
+    )
+    for question, start in (
+        ("What do tenants of the annex pay?", "They pay 40"),
+        ("What do visitors of the main building pay?", "They pay 9"),
+        ("What do visitors of the annex pay?", "They pay 5"),
+    ):
+        assert answer(question, [passage], [0.5]).answer.startswith(start)
+
+
+@pytest.mark.parametrize("rule", ["", "--- | --- | ---\n"])
+def test_a_row_is_quoted_below_the_header_of_its_table(rule: str) -> None:
+    table = (
+        f"Name | Role | Phone\n{rule}Mina Park | Lead | 4120\nJoon Lee | Staff | 4121\n"
+        "Sora Kim | Staff | 4122"
+    )
+    reply = answer("What is the phone of Joon Lee?", [table], [0.5])
+    assert reply.answer == "Name | Role | Phone\nJoon Lee | Staff | 4121 [1]"
+    staff = answer("Which staff are in the table, by role and name?", ["A.", table], [0.5, 0.5])
+    assert staff.answer == (
+        "Name | Role | Phone\nJoon Lee | Staff | 4121 [1]\nSora Kim | Staff | 4122 [1]"
+    )
+
+
+def test_a_table_without_a_header_is_quoted_by_its_rows() -> None:
+    table = "Distance | 27,994\nHeight | 812\nDepth | 31"
+    assert answer("What is the height?", [table], [0.5]).answer == "Height | 812 [1]"
 
 
 @given(st.text(max_size=300))
@@ -218,8 +379,12 @@ def test_korean_words_lose_particles_and_endings(word: str, root: str) -> None:
 
 
 def test_question_words_say_nothing() -> None:
-    assert not list(words("What is it, and who was there?"))
-    assert not list(words("그것은 무엇이며 누가 언제 어디에서 하나요?"))[1:]
+    for question in (
+        "What is it, and who was there?", "Wer war das, und wo?", "¿Quién es y dónde está?",
+        "Кто это и где он?", "Qui est-ce et où?", "谁？多少？什么？", "いつ？どこ？誰？",
+    ):  # fmt: skip
+        assert not keywords_of(question)
+    assert len(keywords_of("그것은 무엇이며 누가 언제 어디에서 하나요?")) <= 1
 
 
 def test_what_a_question_asks_for() -> None:
@@ -251,15 +416,23 @@ def test_the_korean_fixture_is_sound() -> None:
 
 
 @pytest.mark.data
-def test_english_questions_are_answered() -> None:
-    path = DATA / "xquad.en.json"
+@pytest.mark.parametrize(
+    ("file", "first", "contained", "refused"),
+    [
+        ("xquad.en.json", 0.72, 0.87, 0.94),
+        ("xquad.zh.json", 0.7, 0.8, 0.94),
+        ("tydiqa.ko.json", 0.55, 0.72, 0.85),
+    ],
+)
+def test_questions_are_answered(file: str, first: float, contained: float, refused: float) -> None:
+    path = DATA / file
     if not path.exists():
         pytest.skip(f"{path} is absent: test data that a stranger's clone does not have")
-    right, wrong, _ = xquad(path, same_score)
-    answered, unanswerable = measure(right[::12]), measure(wrong[::12])
-    assert answered.contained >= 0.85
-    assert answered.first >= 0.7
-    assert unanswerable.nothing >= 0.9
+    right, _, at_random, _ = squad(path, every=12)
+    answered, unanswerable = measure(right), measure(at_random)
+    assert answered.first >= first
+    assert answered.contained >= contained
+    assert unanswerable.nothing >= refused
 
 
 # Normal forms: the same letters, however they are written
@@ -306,13 +479,14 @@ def test_width_and_ligatures_make_no_difference(question: str, passage: str) -> 
 def test_the_language_of_a_question_is_seen_in_every_form() -> None:
     question = "양자 얽힘은 왜 생깁니까?"
     for form in FORMS:
-        assert answer(normalize(form, question), [LEAVE], [0.1]).answer == NOTHING_KOREAN
+        assert answer(normalize(form, question), [LEAVE], [0.1]).answer == KOREAN.not_found
         assert is_korean(normalize(form, question))
-        assert is_no_answer(normalize(form, NOTHING_KOREAN))
-    assert answer("Ｗｈｙ？", [LEAVE], [0.1]).answer == NOTHING_ENGLISH
+        assert is_no_answer(normalize(form, KOREAN.not_found))
+    assert answer("Ｗｈｙ？", [LEAVE], [0.1]).answer == ENGLISH.not_found
     assert not is_korean("プログラム")
 
 
 def test_rare_ideographs_are_words_too() -> None:
-    assert [*words("佐々木")] == [("佐々",), ("々木",)]
-    assert [*words("𠮷野家")] == [("𠮷野",), ("野家",)]
+    for name in ("佐々木", "𠮷野家"):
+        passage = f"{name}は東京に住んでいます。"
+        assert answer(f"{name}", [passage, LEAVE], [0.5, 0.5]).cited == (0,)

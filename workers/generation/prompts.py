@@ -18,12 +18,10 @@ from langchain_core.prompts import PromptTemplate
 from sqlalchemy.orm import Session
 
 from shared import conversations
-from shared.bounds import nfc
 from shared.errors import InvalidInput
 from shared.kinds.chat import ChatMessage
 from workers.attempts.context import Context
 from workers.fences import block, code_for
-from workers.generation.backends.extractive import NOTHING_ENGLISH, NOTHING_KOREAN
 from workers.generation.backends.interface import (
     Message,
     Request,
@@ -32,6 +30,8 @@ from workers.generation.backends.interface import (
     TextGenerator,
     ToolCall,
 )
+from workers.generation.languages import KOREAN as KOREAN_LANGUAGE
+from workers.generation.languages import language_of
 from workers.generation.transcripts import write_quietly
 
 # The prompt of `rag`: rules, what was said before, numbered passages, the question.
@@ -61,13 +61,8 @@ def most(limit: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-# The words of prompts, in English and in Korean. The language is the one of the question.
-
-NOT_FOUND: Final = NOTHING_ENGLISH
-NOT_FOUND_KOREAN: Final = NOTHING_KOREAN
-"""What an answer says that the passages do not hold: the same words from every model."""
-
-_HANGUL: Final = re.compile(r"[가-힣]")
+# The words of prompts, in English and in Korean. The language is the one of the question. What a
+# model is to say where the passages hold no answer is in the question's own language.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +70,10 @@ class Wording:
     passages_are_data: str
     """Goes with every prompt that holds passages, also with a user's own template."""
     answer_from_passages: str
+    """Ends with what introduces the sentence that says that nothing was found."""
     no_passages: str
     question: str
     """Has the placeholders {context} and {question}."""
-    not_found: str
     summarize: str
     summary_so_far: str
     new_messages: str
@@ -99,11 +94,10 @@ ENGLISH: Final = Wording(
     answer_from_passages=(
         "You answer questions from passages of documents. Use only what the passages say and "
         "nothing else that you know. Be brief, and answer in the language of the question.\n"
-        f"If the passages do not hold the answer, reply with exactly this sentence: {NOT_FOUND}"
+        "If the passages do not hold the answer, reply with exactly this sentence:"
     ),
     no_passages="(No passages were found.)",
     question="{context}\n\nQuestion: {question}",
-    not_found=NOT_FOUND,
     summarize=(
         "You keep the running summary of a conversation between a user and an assistant. Write a "
         "new summary that holds what the old one and the new messages say: facts, names, numbers, "
@@ -128,11 +122,10 @@ KOREAN: Final = Wording(
     answer_from_passages=(
         "당신은 문서 발췌문을 근거로 질문에 답합니다. 발췌문에 있는 내용만 사용하고 그 밖의 "
         "지식은 사용하지 마세요. 질문의 언어인 한국어로 간결하게 답하세요.\n"
-        f"발췌문에 답이 없으면 정확히 다음 문장으로만 답하세요: {NOT_FOUND_KOREAN}"
+        "발췌문에 답이 없으면 정확히 다음 문장으로만 답하세요:"
     ),
     no_passages="(찾은 발췌문이 없습니다.)",
     question="{context}\n\n질문: {question}",
-    not_found=NOT_FOUND_KOREAN,
     summarize=(
         "당신은 사용자와 어시스턴트 사이의 대화를 계속 요약합니다. 이전 요약과 새 메시지의 내용을 "
         "모두 담은 새 요약을 쓰세요: 사실, 이름, 숫자, 결정, 사용자가 원하는 것, 아직 남은 일. "
@@ -146,7 +139,7 @@ KOREAN: Final = Wording(
 
 
 def is_korean(text: str) -> bool:
-    return _HANGUL.search(nfc(text)) is not None
+    return language_of(text) is KOREAN_LANGUAGE
 
 
 def wording_for(text: str) -> Wording:
@@ -230,7 +223,8 @@ def _messages(
     context = "\n\n".join(blocks) or wording.no_passages
     rules = wording.passages_are_data
     if template is None:
-        rules = f"{wording.answer_from_passages}\n\n{rules}"
+        not_found = language_of(question).not_found
+        rules = f"{wording.answer_from_passages} {not_found}\n\n{rules}"
         template = PromptTemplate.from_template(wording.question)
     content = template.format(context=context, question=question)
     return (

@@ -25,15 +25,9 @@ from workers.generation import prompts
 from workers.generation.answers.structured import instructed, read_json
 from workers.generation.backends import extractive
 from workers.generation.backends.interface import Completion, Request, TextGenerator, generators_of
+from workers.generation.languages import language_of, not_found_sentences
 from workers.generation.ollama_models import on_demand
-from workers.generation.prompts import (
-    NOT_FOUND,
-    NOT_FOUND_KOREAN,
-    Passage,
-    RagPrompt,
-    build,
-    wording_for,
-)
+from workers.generation.prompts import Passage, RagPrompt, build
 from workers.generation.transcripts import (
     deadline,
     prompt_budget,
@@ -56,7 +50,7 @@ _MARKER: Final = re.compile(r"\[ *(\d+(?: *[,;] *\d+)*) *\]", re.ASCII)
 _IN_MARKER: Final = frozenset("0123456789,; ")
 _SPACES: Final = frozenset(" \t")
 _FENCE_TICKS: Final = 3
-_DECORATION: Final = " \t\r\n\"'“”‘’«»*_`.。!！"
+_DECORATION: Final = " \t\r\n\"'“”‘’«»*_`.。।۔!！"
 
 
 class MarkerFilter:
@@ -191,7 +185,7 @@ class MarkerFilter:
 def is_no_answer(answer: str) -> bool:
     """Whether the answer is the sentence for a question that the passages do not answer."""
     bare = comparable(" ".join(_MARKER.sub("", answer).split()).strip(_DECORATION))
-    return bare in {comparable(one.strip(_DECORATION)) for one in (NOT_FOUND, NOT_FOUND_KOREAN)}
+    return bare in {comparable(one.strip(_DECORATION)) for one in not_found_sentences()}
 
 
 def _number(digits: str) -> int:
@@ -265,7 +259,7 @@ def _quote(context: Context, job: Job, input_: RagInput, hits: Sequence[ScoredCh
 
 def _nothing(input_: RagInput, model: str) -> RagResult:
     return RagResult(
-        answer=wording_for(input_.question).not_found,
+        answer=language_of(input_.question).not_found,
         citations=[],
         model=model,
         usage=Usage(prompt_tokens=0, completion_tokens=0),

@@ -16,47 +16,47 @@ model and keeps no state.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
 from typing import Final
+from unicodedata import normalize
 
 from shared.bounds import comparable, nfc, nfkc
+from workers.generation.languages import Language, language_of
 
-# Text -> the terms that carry its meaning, for lexical matching in English and Korean.
+# Text -> terms, for lexical matching in any language.
 #
-# English words are lower-cased and lightly stemmed; Korean words lose their particles and
-# endings and become pairs of syllables, so that compounds match however they are spaced;
-# Chinese and Japanese runs become pairs of characters. Width, ligatures and normal forms are
-# folded (NFKC). Question words and function words are left out. No dictionary and no
+# Words in letters are folded (NFKC, case, accents) and lightly stemmed; their first letters alone
+# are a term too, which half a match is left for: most languages inflect at the end. What is
+# written without spaces between words (Chinese, Japanese, Thai), and Korean, whose words carry
+# particles, becomes overlapping runs of two or three characters. No dictionary and no
 # morphological analysis: two forms that share no letters do not match.
-
-Word = tuple[str, ...]
-"""The terms of one word: one in English, the pairs of syllables in Korean."""
 
 _HAN_AND_KANA: Final = (
     "々〆〇぀-ヿ㇀-㇯ㇰ-ㇿ㐀-䶿一-鿿豈-﫿\U0001b000-\U0001b16f\U00020000-\U0003ffff"
 )
-_IS_HAN_OR_KANA: Final = re.compile(f"[{_HAN_AND_KANA}]")
+# Thai, Lao, Myanmar and Khmer, with their vowel signs.
+_SOUTHEAST_ASIAN: Final = "\u0e01-\u0e4e\u0e80-\u0ece\u1000-\u109f\u1780-\u17d3"
+# Vowel signs of India's scripts, which are no word characters to `re`, without the dandas.
+_SIGNS: Final = "\u0900-\u0963\u0966-\u0dff"
 _WORD: Final = re.compile(
-    rf"\d+(?:[.,]\d+)+|[가-힣]+|[{_HAN_AND_KANA}]+|[^\W_가-힣{_HAN_AND_KANA}]+(?:['’][a-z]+)?"
+    rf"\d+(?:[.,]\d+)+|[가-힣]+|[{_HAN_AND_KANA}]+|[{_SOUTHEAST_ASIAN}]+|"
+    rf"(?:(?![가-힣{_HAN_AND_KANA}{_SOUTHEAST_ASIAN}])(?:[^\W_]|[{_SIGNS}]))+(?:['’][a-z]+)?"
 )
+_IS_HAN_OR_KANA: Final = re.compile(f"[{_HAN_AND_KANA}]")
+_IS_SOUTHEAST_ASIAN: Final = re.compile(f"[{_SOUTHEAST_ASIAN}]")
+# Accents, and the points of Arabic and Hebrew.
+_ACCENTS: Final = re.compile("[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670]+")
+_ARABIC_ARTICLE: Final = re.compile(r"(?:[وفبك]?ال|لل)(?=\w{3})")
+_PREFIX_CHARS: Final = 5
 
-_ENGLISH_STOP_WORDS: Final = (
-    "a an the this that these those it its it's he him his she her hers they them their theirs "
-    "we us our ours you your yours i me my mine who whom whose which what when where why how is "
-    "am are was were be been being do does did done doing have has had having can could will "
-    "would shall should may might must of in on at by to from for with without into onto about "
-    "as than then there here and or but nor not no so if because while during between among "
-    "through over under after before up down out off again also just only very too any some "
-    "each every all both many much more most other another such own same s t d ll m re ve don't "
-    "doesn't didn't isn't aren't wasn't weren't can't won't one ones please tell give name list "
-    "explain describe show find mean means called"
-)
-_ENGLISH_STOP: Final = frozenset(_ENGLISH_STOP_WORDS.split())
 # Words so frequent that sharing them says little; they count, but less.
 _ENGLISH_COMMON_WORDS: Final = (
     "use used using make made take took get got go went come came see say said know known think "
-    "thing way time year day people person place part number number kind type example new old "
+    "thing way time year day people person place part number kind type example new old "
     "first last long large great good well high small different important world life work state "
     "become became call include including since until within however often usually still even "
     "several various certain two three 1 2 3 become like need want happen help possible"
@@ -98,35 +98,151 @@ _KOREAN_ENDING: Final = re.compile(
 )
 _KOREAN_PARTICLES: Final = frozenset("은는이가을를의에도만로와과")
 _KOREAN_QUESTION_WORD: Final = re.compile(r"(?:무엇|누구|언제|어디|얼마|며칠|몇)")
+# What asks, in Chinese and Japanese: it says nothing, and parts the words beside it.
+_EAST_ASIAN_QUESTION: Final = re.compile(
+    "为什么|為什麼|什么|什麼|甚麼|多少|哪[些个個位里裡一种種年]?|谁|誰|几|幾|如何|怎么样?|怎麼樣?|"
+    "怎样|怎樣|何时|何時|吗|嗎|呢|的|了|いくつ|いくら|いつ|どこ|どの|どんな|どれ|なぜ|なに|なん|"
+    "だれ|ですか|ますか|でしたか|ましたか|何"
+)
+# Characters that are words of grammar where they stand alone, and parts of words elsewhere.
+_EAST_ASIAN_COMMON: Final = frozenset(
+    "是在有和与與及或被把由从從对對于於为為以其这這那之个個中上下不人次名位年月日一"
+    + "".join(map(chr, range(0x3040, 0x30A0)))
+)
 _NUMBERS: Final = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMBER_WORDS: Final = {word: str(value) for value, word in enumerate(_NUMBERS.split())}
 
 
-def words(text: str) -> Iterator[Word]:
-    """One tuple of terms for each word that means something: several where a word is Korean."""
-    text = nfkc(text)
-    shouted = text.isupper()
+@dataclass(frozen=True, kw_only=True)
+class Keyword:
+    """A word of the question, or a character of one where words are matched by runs of them."""
+
+    terms: tuple[str, ...]
+    """Any of them in a sentence is a match."""
+    weak: tuple[tuple[str, float], ...] = ()
+    """Terms that are a match in part, and how much of one."""
+    weight: float = 1.0
+
+
+def folded(text: str) -> str:
+    """The same for texts that differ in width, case, normal form or accents."""
+    text = comparable(text)
+    if text.isascii():
+        return text
+    return normalize("NFC", _ACCENTS.sub("", normalize("NFD", text)))
+
+
+def terms_in(text: str) -> frozenset[str]:
+    return frozenset(_terms(folded(text)))
+
+
+def _terms(text: str) -> Iterator[str]:
     for match in _WORD.finditer(text):
-        word = match[0].casefold()
+        word = match[0]
         if "가" <= word[0] <= "힣":
-            if word in _KOREAN_STOP:
-                continue
-            root = korean_root(word)
-            if root not in _KOREAN_STOP and not _KOREAN_QUESTION_WORD.match(root):
-                yield _pairs(root)
+            yield _initial(word)
+            yield from _runs(word, 2)
         elif _IS_HAN_OR_KANA.match(word):
-            yield from ((pair,) for pair in _pairs(word))
+            yield from word
+            yield from _runs(word, 2)
+        elif _IS_SOUTHEAST_ASIAN.match(word):
+            yield from _runs(word, 3)
         else:
-            word = word.replace("’", "'").removesuffix("'s").replace(",", "")
+            yield from _word_terms(word)
+
+
+def _runs(text: str, length: int) -> Iterator[str]:
+    for at in range(max(1, len(text) - length + 1)):
+        yield text[at : at + length]
+
+
+def _initial(word: str) -> str:
+    return "^" + word[0]
+
+
+@lru_cache(16_384)
+def _word_terms(word: str) -> tuple[str, ...]:
+    """The word's stem, and its beginning where it is long."""
+    word = word.replace("’", "'").removesuffix("'s").replace(",", "")
+    if not word.isascii():
+        word = _ARABIC_ARTICLE.sub("", word)
+    stem = english_stem(word)
+    if len(word) <= _PREFIX_CHARS or word[0].isdigit():
+        return (stem,)
+    return (stem, word[:_PREFIX_CHARS] + "*")
+
+
+@lru_cache(64)
+def _function_words(language: Language) -> frozenset[str]:
+    return frozenset(map(folded, language.function_words))
+
+
+def keywords_of(question: str) -> list[Keyword]:
+    """What a sentence has to share with the question; none is there twice."""
+    plain = nfkc(question)
+    language = language_of(plain)
+    function_words = _function_words(language)
+    shouted = plain.isupper()
+    keywords: list[Keyword] = []
+    for match in _WORD.finditer(plain):
+        word = folded(match[0])
+        if "가" <= word[0] <= "힣":
+            keywords += _korean(word)
+        elif _IS_HAN_OR_KANA.match(word):
+            for part in filter(None, _EAST_ASIAN_QUESTION.split(word)):
+                keywords += _characters(part, 2)
+        elif _IS_SOUTHEAST_ASIAN.match(word):
+            keywords += _characters(word, 3)
+        else:
             # US, IT and WHO are names, unless all of the text is in capitals.
             is_name = len(word) > 1 and match[0].isupper() and not shouted
-            if is_name or word not in _ENGLISH_STOP:
-                yield (english_stem(word),)
+            article, apostrophe, rest = word.replace("’", "'").partition("'")
+            if apostrophe and article in function_words and len(rest) > 1:
+                word = rest  # l'ufficio
+            if is_name or word not in function_words:
+                stem, *prefix = _word_terms(word)
+                keywords.append(
+                    Keyword(
+                        terms=(stem,),
+                        weak=tuple((one, _SAME_BEGINNING) for one in prefix),
+                        weight=_COMMON_WORD if stem in _COMMON_STEMS else 1.0,
+                    )
+                )
+    return list(dict.fromkeys(keywords))
 
 
-def is_common(term: str) -> bool:
-    """Whether sharing the term says little, though it is no function word."""
-    return term in _COMMON_STEMS or term in _KOREAN_COMMON
+def _korean(word: str) -> Iterator[Keyword]:
+    if word in _KOREAN_STOP:
+        return
+    root = korean_root(word)
+    if root in _KOREAN_STOP or _KOREAN_QUESTION_WORD.match(root):
+        return
+    weight = _COMMON_WORD if root in _KOREAN_COMMON else 1.0
+    weak: tuple[tuple[str, float], ...] = ()
+    if len(root) == 1:
+        yield Keyword(terms=(_initial(root),), weight=_CHARACTER * weight)
+        return
+    if len(root) == 2:
+        # "집이" may be "집" with a particle, and "열렸" a form of "열다".
+        weak = ((_initial(root), _SAME_SYLLABLE),)
+    yield from _characters(root, 2, weak=weak, weight=weight)
+
+
+def _characters(
+    run: str, length: int, *, weak: tuple[tuple[str, float], ...] = (), weight: float = 1.0
+) -> Iterator[Keyword]:
+    """A keyword for each character of a longer run, matched by any run of `length` that it is in.
+
+    So a run across the border of two words, which no sentence needs to have, costs nothing.
+    """
+    runs = list(_runs(run, length))
+    if len(runs) == 1:
+        yield Keyword(terms=(run,), weak=weak, weight=_CHARACTER * len(run) * weight)
+        return
+    for at, char in enumerate(run):
+        around = tuple(dict.fromkeys(runs[max(0, at - length + 1) : at + 1]))
+        common = _COMMON_CHARACTER if char in _EAST_ASIAN_COMMON else 1.0
+        yield Keyword(terms=around, weak=weak, weight=_CHARACTER * common * weight)
 
 
 def english_stem(word: str) -> str:
@@ -169,21 +285,26 @@ def korean_root(word: str) -> str:
     return word
 
 
-def _pairs(run: str) -> tuple[str, ...]:
-    if len(run) == 1:
-        return (run,)
-    if len(run) == 2 and run[1] in _KOREAN_PARTICLES:
-        # "집이" may be "집" with a particle, and "나이" is a word: half a match is left for both.
-        return (run, run[0])
-    return tuple(run[at : at + 2] for at in range(len(run) - 1))
-
-
-# A passage -> its sentences, for English and Korean prose and for the lines of documents.
+# A passage -> its sentences, for prose in any language and for the lines of documents.
 #
-# Headings, list items, table rows and code lines are sentences of their own; a hard-wrapped
-# paragraph is joined first; the "column: value" lines of a record stay together. A sentence
-# knows whether the edge of the passage cut it. No model and no language data beyond the lists
-# below.
+# List items, rows of tables and lines of code are sentences of their own; a hard-wrapped
+# paragraph is joined first; the "column: value" lines of a record stay together. Rules and other
+# lines without a letter or digit are nothing. Headings, and the furniture of pages (menus, tables
+# of contents, page numbers, legal notices), are known for what they are. A sentence knows whether
+# the edge of the passage cut it. No model and no language data beyond the lists below.
+
+
+class Part(StrEnum):
+    """What a sentence is to its page."""
+
+    TEXT = "text"
+    BARE = "bare"
+    """A short line without an end, between blank lines: a heading, or all that there is to say."""
+    HEADING = "heading"
+    TABLE_HEADER = "table_header"
+    NOTICE = "notice"
+    """Of copyright, of cookies: furniture, unless the question is about just that."""
+    FURNITURE = "furniture"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,130 +312,356 @@ class Sentence:
     """`text` is a slice of the passage, with runs of whitespace collapsed to one space."""
 
     text: str
-    is_heading: bool
-    is_cut: bool  # it begins before the passage, or ends after it
+    part: Part = Part.TEXT
+    is_cut: bool = False  # it begins before the passage, or ends after it
+    header: str = ""
+    """Of a row in a table: the row that names its columns, where there is one."""
 
 
 _ABBREVIATED: Final = (
     "mr mrs ms dr prof st sr jr vs etc eg ie e.g i.e cf al fig figs eq no nos vol pp p ch sec "
     "inc ltd co corp dept est approx ca gen col lt sgt capt rev hon gov sen rep pres mt ft ave "
     "blvd rd u.s u.k u.n a.m p.m ph.d b.c a.d jan feb mar apr jun jul aug sep sept oct nov dec "
-    "resp incl excl max min viz esp"
+    "resp incl excl max min viz esp "
+    # German, French, Spanish and Portuguese, Russian
+    "bzw usw nr str sog vgl evtl ggf inkl z.b d.h u.a jh mio mrd mme mlle m.m "
+    "sra srta dra núm pág art av гг вв им млн млрд тыс руб ул др пр обл т.е т.д т.п н.э"
 )
 _ABBREVIATIONS: Final = frozenset(_ABBREVIATED.split())
+_CLOSING: Final = "\"'”’)\\]»」』）*_"
+# "[12]", a reference to a source, belongs to the sentence before it.
+_REFERENCES: Final = r"(?:\[\d{1,3}\])*"
 # An end mark with what closes after it. Whitespace must follow, except after Korean and CJK ends.
 _END: Final = re.compile(
-    r"[.!?…]+[\"'”’)\]»*_]*(?=\s)"
-    r"|(?<=[다요죠까네오])[.!?]+(?=[가-힣])"
-    r"|[。！？]+[」』”’）)]*"
+    rf"[.!?…؟।॥۔։။።។]+[{_CLOSING}]*{_REFERENCES}(?=\s)"
+    rf"|(?<=[가-힣][다요죠까네오])[.!?]+{_REFERENCES}(?=[가-힣A-Z0-9\"“‘(])"
+    rf"|[。！？｡]+[{_CLOSING}]*{_REFERENCES}"
+    rf"|(?<=[{_HAN_AND_KANA}])[!?]+[{_CLOSING}]*(?=\S)"
 )
 # After a closed quotation, a particle goes on with the sentence: "갑니다." 라고 말했다.
-_GOES_ON: Final = re.compile(r"\s*(?:이?라고|이?라는|하고|고|며|라며|는|란)(?![가-힣]{3})")
-_STARTS: Final = re.compile(r"\s+[\"'“‘(\[«*_`]*[A-Z0-9À-ÖØ-Þ가-힣぀-ヿ一-鿿]")
+_GOES_ON: Final = re.compile(
+    r"\s*(?:(?:이?라고|이?라는|하고|고|며|라며|는|란)(?![가-힣]{3})|と|って|という)"
+)
+_OPENING: Final = re.compile(r"\s+[\"'“‘«‹(\[*_`¿¡「『（]*")
 _LAST_WORD: Final = re.compile(r"([\w.]+)$")
+_DATE_GOES_ON: Final = re.compile(r"\s*\d{1,2}\.(?!\d)")
+_IN_DATE: Final = re.compile(r"\d{4}\.\s?\d{1,2}\.\s?\d{1,2}$")
 _BLANK_LINES: Final = re.compile(r"\n[ \t]*\n\s*")
 _LIST_ITEM: Final = re.compile(r"\s*(?:[-*+•·▪◦‣○●□■▶※]|\(?\d{1,3}[.)]|[가-하a-z][.)])\s+\S")
-_HEADING_MARK: Final = re.compile(r"\s*#{1,6}\s+\S")
+_HEADING_MARK: Final = re.compile(r"\s*#{1,6}\s+\S|\s*(\*\*|__)[^*_]+\1\s*$")
+_UNDERLINE: Final = re.compile(r"\s*(?:={3,}|-{3,})\s*$")
 _TABLE_ROW: Final = re.compile(r".*\S\s*\|\s*\S|\s*\|")
+_TABLE_RULE: Final = re.compile(r"\s*[|+]?[\s:]*-{2,}[-\s:|+]*$")
 _RECORD_LINE: Final = re.compile(r"[^\s:.?!|#-][^:.?!|]{0,39}: \S")
-_ENDED: Final = re.compile(r"[.!?。！？…:;][\"'”’)\]」』»*_`]*$")
-_WRAPPED_FROM_CHARS: Final = 40
-_HEADING_UP_TO_CHARS: Final = 80
+_WORD_CHARS: Final = 40
+_FURNITURE_UP_TO_CHARS: Final = 160
+_HAS_WORD: Final = re.compile(r"[^\W_]")
+_DIGIT: Final = re.compile(r"\d")
+_ENDED: Final = re.compile(
+    rf"[.!?。！？｡…:;؟।॥۔։။።។][{_CLOSING}`]*{_REFERENCES}$|"
+    r"(?:니다|니까|세요|어요|아요|해요|에요|예요|나요|한다|된다|있다|없다|이다|했다|였다|았다|었다)$|"
+    r"(?:です|ます|ました|でした|ません)$"
+)
+_WRAPPED_FROM_COLUMNS: Final = 40
+_HEADING_UP_TO_COLUMNS: Final = 80
+_MENU_FROM_CELLS: Final = 4
+_MENU_CELL_COLUMNS: Final = 20
+_WIDE: Final = re.compile(f"[가-힣{_HAN_AND_KANA}]")
+# "3.2", "제3장", "Chapter 4", "(2021)": figures that a heading may have.
+_HEADING_NUMBER: Final = re.compile(
+    r"^\s*(?:\(?[\dIVX]{1,4}[.)]|\d{1,2}(?:\.\d{1,2})+\.?|제?\s?\d{1,3}\s?[장절조항부편관]|"
+    r"第\s?\d{1,3}\s?[章節节条條部編编])\s|^\W*(?:chapter|section|part|appendix|kapitel|teil|chapitre|capítulo|глава)\s\w{1,4}\b|[(（\[]?(?:19|20)\d\d년?[)）\]]?",
+    re.IGNORECASE,
+)
+
+# Furniture: what pages carry around their text, in the words of several languages.
+_PAGE_NUMBER: Final = re.compile(
+    r"\W*(?:page|p\.|pg\.?|seite|s\.|página|pagina|strona|стр\.?|страница|σελίδα|trang|페이지|쪽|"
+    r"第|頁|页|ページ)?\s*\d{1,5}\s*(?:(?:of|von|de|di|из|/|中)\s*\d{1,5})?\s*(?:페이지|쪽|页|頁|ページ)?\W*",
+    re.IGNORECASE,
+)
+_CONTENTS: Final = re.compile(
+    r"\W*(?:(?:table of )?contents|on this page|in this article|목\s*차|차\s*례|"
+    r"目\s*[次录錄]|"
+    r"inhalt(?:sverzeichnis)?|sommaire|table des matières|índice|indice|sumário|содержание|"
+    r"оглавление|spis treści|inhoud(?:sopgave)?|içindekiler|mục lục|المحتويات|περιεχόμενα)\W*",
+    re.IGNORECASE,
+)
+_LEADERS: Final = re.compile(r".*\S\s*(?:(?:[.·‧]\s?){4,}|…{2,})\s*\d{1,4}\s*")
+_ARROWS: Final = re.compile(r"\s[>›»→/]\s|\s?[›»→]\s?")
+_LINK_TEXTS: Final = (
+    "home|menu|search|log ?in|log ?out|sign ?in|sign ?up|register|subscribe|contact(?: us)?|"
+    "about(?: us)?|help|faq|sitemap|site map|next(?: page)?|prev(?:ious)?(?: page)?|back|top|up|"
+    "back to (?:the )?top|skip to (?:the )?(?:main )?(?:content|navigation)|skip navigation|"
+    "read more|show more|load more|view all|see all|share|share this(?: page)?|"
+    "print(?: this page)?|"
+    "edit(?: this page)?|download|privacy(?: policy)?|terms(?: of (?:use|service))?|"
+    "terms (?:&|and) conditions|cookie (?:policy|settings|preferences)|"
+    "accept(?: all)?(?: cookies)?|"
+    "reject(?: all)?(?: cookies)?|close|advertisement|sponsored|follow us|newsletter|"
+    "홈|메뉴|전체 ?메뉴|검색|로그인|로그아웃|회원 ?가입|마이 ?페이지|고객 ?센터|사이트 ?맵|"
+    "이전(?: ?글| ?페이지)?|"
+    "다음(?: ?글| ?페이지)?|목록(?:으로)?|맨 ?위로|위로|더 ?보기|공유(?:하기)?|인쇄(?:하기)?|닫기|"
+    "본문 ?(?:으로 )?바로 ?가기|개인정보 ?(?:처리|취급) ?방침|이용 ?약관|쿠키 설정|광고|구독|"
+    "首页|首頁|主页|菜单|搜索|搜尋|登录|登入|注册|註冊|联系我们|聯絡我們|关于我们|關於我們|帮助|网站地图|"
+    "上一[页頁篇]|下一[页頁篇]|返回(?:顶部|頂部|首页)?|更多|分享|打印|列印|关闭|跳至内容|隐私政策|隱私政策|"
+    "ホーム|メニュー|検索|ログイン|ログアウト|会員登録|新規登録|お問い合わせ|サイトマップ|前へ|次へ|戻る|"
+    "トップへ戻る|ページトップへ|もっと見る|共有|印刷|閉じる|プライバシーポリシー|利用規約|"
+    "startseite|anmelden|abmelden|registrieren|impressum|datenschutz(?:erklärung)?|kontakt|"
+    "über uns|suche|zurück|weiter|nach oben|mehr (?:lesen|erfahren)|teilen|drucken|"
+    "accueil|connexion|s'inscrire|rechercher|mentions légales|suivant|précédent|haut de page|"
+    "lire la suite|partager|imprimer|inicio|iniciar sesión|registrarse|buscar|aviso legal|"
+    "siguiente|anterior|volver arriba|leer más|compartir|imprimir|início|entrar|próximo|"
+    "главная|войти|выйти|регистрация|поиск|контакты|о нас|далее|назад|наверх|поделиться"
+)
+_LINK: Final = re.compile(rf"\W*(?:{_LINK_TEXTS})\W*", re.IGNORECASE)
+_NOTICE: Final = re.compile(
+    r"©|\(c\)\s*(?:19|20)\d\d|\bcopyright\s*(?:©|\(c\)|(?:19|20)\d\d)|\ball rights reserved\b|"
+    r"무단\s?(?:전재|복제|배포)|모든 권리 보유|저작권자|版权所有|版權所有|无断转载|無断転載|禁無断|"
+    r"alle rechte vorbehalten|tous droits réservés|todos los derechos reservados|"
+    r"todos os direitos reservados|tutti i diritti riservati|все права защищены|"
+    r"\b(?:we|this (?:web)?site|our (?:web)?site|our partners)\b.{0,30}\bcookies?\b|"
+    r"\b(?:accept|reject|manage|allow)\b.{0,20}\bcookies\b|"
+    r"\bcookies? (?:policy|settings|consent)\b|"
+    r"쿠키(?:를|의)?\s?(?:사용(?:합니다|하고|에)|허용|동의)|(?:网站|網站)使用.{0,6}cookie|"
+    r"(?:サイト|当社).{0,12}(?:クッキー|cookie)|"
+    r"diese (?:web)?(?:seite|site) (?:verwendet|nutzt) cookies|"
+    r"(?:wir|nous|el sitio|este sitio).{0,30}\bcookies\b",
+    re.IGNORECASE,
+)
+_NOTICE_SIGNS: Final = (
+    "©", "(c)", "copyright", "rights", "cookie", "무단", "권리", "저작", "쿠키", "版权", "版權",
+    "转载", "転載", "クッキー", "rechte", "droits", "derechos", "direitos", "diritti", "права",
+)  # fmt: skip
+_ABOUT_NOTICE: Final = re.compile(
+    r"copyright|rights|licen[cs]e|cookie|저작권|권리|쿠키|版权|版權|著作権|クッキー|urheber|rechte|droits|"
+    r"derechos|direitos|diritti|прав|куки",
+    re.IGNORECASE,
+)
 
 
 def split(passage: str) -> list[Sentence]:
     """All sentences in order; none is empty."""
+    language = language_of(passage)
+    may_hold_notices = any(sign in passage.casefold() for sign in _NOTICE_SIGNS)
+    blocks = [
+        lines
+        for block in _BLANK_LINES.split(passage)
+        if (lines := [line for line in _lines(block.split("\n")) if _HAS_WORD.search(line.text)])
+    ]
     sentences: list[Sentence] = []
-    blocks = [block for block in _BLANK_LINES.split(passage) if block.strip()]
-    for number, block in enumerate(blocks):
-        is_last_block = number == len(blocks) - 1
-        units = list(_units(block))
-        for at, unit in enumerate(units):
-            parts = [" ".join(part.split()) for part in _prose(unit)]
-            for index, text in enumerate(part for part in parts if part):
-                first = not sentences
-                last = is_last_block and at == len(units) - 1 and index == len(parts) - 1
-                is_heading = bool(_HEADING_MARK.match(text)) or (
-                    len(parts) == 1 and len(units) == 1 and not last and _is_title(text)
+    for number, lines in enumerate(blocks):
+        following = blocks[number + 1] if number + 1 < len(blocks) else None
+        for at, line in enumerate(lines):
+            last_line = following is None and at == len(lines) - 1
+            part = line.part
+            is_notice = may_hold_notices and _NOTICE.search(line.text) is not None
+            if len(lines) == 1 and part in (Part.TEXT, Part.FURNITURE) and not is_notice:
+                part = _standing_alone(line, is_first=number == 0, following=following)
+            if part is not Part.TEXT:
+                sentences.append(Sentence(text=_collapsed(line.text), part=part))
+                continue
+            texts = [text for piece in _prose(line.text, language) if (text := _collapsed(piece))]
+            for index, text in enumerate(texts):
+                if not _HAS_WORD.search(text):
+                    continue
+                last = last_line and index == len(texts) - 1
+                is_cut = (not sentences and _begins_midway(text)) or (last and _ends_midway(text))
+                is_notice = may_hold_notices and _NOTICE.search(text) is not None
+                sentences.append(
+                    Sentence(
+                        text=text,
+                        part=Part.NOTICE if is_notice else Part.TEXT,
+                        is_cut=is_cut,
+                        header=line.header,
+                    )
                 )
-                is_cut = not is_heading and (
-                    (first and _begins_midway(text)) or (last and _ends_midway(text))
-                )
-                sentences.append(Sentence(text=text, is_heading=is_heading, is_cut=is_cut))
     return sentences
 
 
-def _units(block: str) -> Iterator[str]:
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A line of a block; several where they are one paragraph or one record."""
+
+    text: str
+    part: Part = Part.TEXT
+    header: str = ""
+
+
+def _collapsed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _columns(text: str) -> int:
+    """How wide it is: a Korean, Chinese or Japanese character is as wide as two letters."""
+    return len(text) + len(_WIDE.findall(text))
+
+
+def _standing_alone(line: _Line, *, is_first: bool, following: Sequence[_Line] | None) -> Part:
+    """What a line between blank lines is."""
+    if line.part is Part.FURNITURE:
+        # "Contact" above text is a heading.
+        is_heading = following is not None and following[0].part is Part.TEXT
+        return Part.HEADING if is_heading and _LINK.fullmatch(line.text) else Part.FURNITURE
+    text = line.text
+    if not _is_title(text):
+        return Part.TEXT
+    if following is None:
+        # All that there is, or the last line: a heading whose text is in the next passage.
+        is_short = _columns(text) <= _WRAPPED_FROM_COLUMNS
+        return Part.BARE if is_short and not is_first else Part.TEXT
+    if _DIGIT.search(_HEADING_NUMBER.sub(" ", text)):
+        return Part.BARE
+    next_text = following[0].text
+    is_one_of_several = (
+        len(following) == 1
+        and following[0].part is Part.TEXT
+        and _is_title(next_text)
+        and _columns(next_text) <= _WRAPPED_FROM_COLUMNS
+    )
+    return Part.BARE if is_one_of_several else Part.HEADING
+
+
+def _lines(lines: Sequence[str]) -> Iterator[_Line]:
     """The lines of a block, with wrapped lines and records put together."""
-    lines = block.split("\n")
     records = sum(bool(_RECORD_LINE.match(line)) for line in lines)
     if len(lines) > 1 and records >= 0.7 * len(lines) and records >= 2:
-        yield block
+        yield _Line(text="\n".join(lines))
         return
-    unit = ""
-    for line in lines:
-        if unit and _is_wrapped(unit.rsplit("\n", 1)[-1], line):
-            unit += "\n" + line
-            continue
-        if unit:
-            yield unit
-        unit = line
-    if unit:
-        yield unit
+    at = 0
+    while at < len(lines):
+        end = at + 1
+        if _is_row(lines[at]):
+            while end < len(lines) and (_is_row(lines[end]) or _TABLE_RULE.match(lines[end])):
+                end += 1
+            yield from _table(lines[at:end])
+        elif part := _part_of_line(lines[at]):
+            yield _Line(text=lines[at], part=part)
+        elif end < len(lines) and _UNDERLINE.match(lines[end]) and _HAS_WORD.search(lines[at]):
+            yield _Line(text=lines[at], part=Part.HEADING)
+            end += 1
+        else:
+            while end < len(lines) and _is_wrapped(lines[end - 1], lines[end]):
+                end += 1
+            yield _Line(text="\n".join(lines[at:end]))
+        at = end
+
+
+def _is_row(line: str) -> bool:
+    return "|" in line and _TABLE_ROW.match(line) is not None
+
+
+def _part_of_line(line: str) -> Part | None:
+    """None where the line is text."""
+    if _HEADING_MARK.match(line):
+        return Part.HEADING
+    if len(line) > _FURNITURE_UP_TO_CHARS:
+        return None
+    if _PAGE_NUMBER.fullmatch(line) or _CONTENTS.fullmatch(line) or _LEADERS.fullmatch(line):
+        return Part.FURNITURE
+    if _LINK.fullmatch(line):
+        return Part.FURNITURE
+    steps = _ARROWS.split(line)
+    if (
+        len(steps) > 2
+        and not _ENDED.search(line)
+        and max(map(_columns, steps)) <= 2 * _MENU_CELL_COLUMNS
+    ):
+        return Part.FURNITURE  # Home > Docs > Backups
+    return None
+
+
+def _table(lines: Sequence[str]) -> Iterator[_Line]:
+    """Rows that stand together, with the row above them that names the columns."""
+    rows = [line for line in lines if _HAS_WORD.search(line) and not _TABLE_RULE.match(line)]
+    cells = [[cell.strip() for cell in row.strip().strip("|").split("|")] for row in rows]
+    if len(rows) == 1:
+        yield _Line(text=rows[0], part=Part.FURNITURE if _is_menu(cells[0]) else Part.TEXT)
+        return
+    has_rule = len(lines) > 1 and _TABLE_RULE.match(lines[1]) is not None
+    is_grid = bool(cells) and len(cells[0]) > 1 and len({len(row) for row in cells}) == 1
+    for at, row in enumerate(rows):
+        if at == 0 and (has_rule or (is_grid and not _DIGIT.search(row))):
+            yield _Line(text=row, part=Part.TABLE_HEADER)
+        elif _is_menu(cells[at]):
+            yield _Line(text=row, part=Part.FURNITURE)
+        else:
+            named = has_rule or (is_grid and not _DIGIT.search(rows[0]))
+            yield _Line(text=row, header=_collapsed(rows[0]) if named else "")
+
+
+def _is_menu(cells: Sequence[str]) -> bool:
+    """A row of links: Home | Docs | Log in."""
+    links = sum(_LINK.fullmatch(cell) is not None for cell in cells)
+    return links >= max(2, len(cells) / 2)
 
 
 def _is_wrapped(above: str, line: str) -> bool:
     """Whether `line` continues the paragraph that the line above belongs to."""
-    if any(mark.match(line) for mark in (_LIST_ITEM, _HEADING_MARK, _TABLE_ROW)):
+    if _LIST_ITEM.match(line) or _is_row(line):
         return False
-    if _HEADING_MARK.match(above) or _TABLE_ROW.match(above):
+    if not _HAS_WORD.search(line) or _part_of_line(line):
         return False
-    return len(above.strip()) >= _WRAPPED_FROM_CHARS
+    return _columns(above.strip()) >= _WRAPPED_FROM_COLUMNS
 
 
-def _prose(unit: str) -> Iterator[str]:
+def _prose(text: str, language: Language) -> Iterator[str]:
     start = 0
-    for end in _END.finditer(unit):
-        if _is_end(unit, start, end):
-            yield unit[start : end.end()]
+    for end in _END.finditer(text):
+        if _is_end(text, start, end, language):
+            yield text[start : end.end()]
             start = end.end()
-    yield unit[start:]
+    yield text[start:]
 
 
-def _is_end(unit: str, start: int, end: re.Match[str]) -> bool:
+def _is_end(text: str, start: int, end: re.Match[str], language: Language) -> bool:
     mark, after = end[0], end.end()
-    if mark[0] in "。！？":
-        return True
-    if len(mark) > 1 and mark[-1] in "\"'”’" and _GOES_ON.match(unit, after):
+    if len(mark) > 1 and mark[-1] in "\"'”’」』" and _GOES_ON.match(text, after):
         return False
-    if after < len(unit) and not unit[after].isspace():
+    if mark[0] in "。！？｡":
+        return True
+    if after < len(text) and not text[after].isspace():
         return True  # a Korean ending straight before the next sentence
-    if not _STARTS.match(unit, after):
+    opening = _OPENING.match(text, after)
+    next_char = text[opening.end() : opening.end() + 1] if opening else ""
+    if not next_char.isalnum() or next_char.islower():
         return False
     if mark[0] != ".":
         return True
-    before = _LAST_WORD.search(unit, start, end.start())
+    before = _LAST_WORD.search(text, max(start, end.start() - _WORD_CHARS), end.start())
     word = before[1] if before else ""
     if word.lower() in _ABBREVIATIONS:
         return False
-    # Initials ("J. Smith") and the numbers of list items and sections ("1. Install").
-    is_initial = len(word) == 1 and (word.isupper() or (before and before.start() == start))
-    is_number = word.replace(".", "").isdigit() and unit[start : end.start()].strip() == word
-    return not (is_initial or is_number)
+    if len(word) == 1 and word.lower() != word.upper():
+        return False  # an initial: "J. Smith", "z. B."
+    if not word.replace(".", "").isdigit():
+        return True
+    if end.start() - start < _WORD_CHARS and text[start : end.start()].strip() == word:
+        return False  # the number of a list item or a section: "1. Install"
+    # Dates ("2024. 5. 12.") and, in some languages, ordinal numbers ("am 3. Mai").
+    if _DATE_GOES_ON.match(text, after) or _IN_DATE.search(
+        text, max(start, end.start() - _WORD_CHARS), end.start()
+    ):
+        return False
+    return not (language.has_ordinal_dots and len(word) <= 2)
 
 
 def _is_title(text: str) -> bool:
-    if _RECORD_LINE.match(text):
+    if (_RECORD_LINE.match(text) and not _HEADING_NUMBER.match(text)) or (
+        _LIST_ITEM.match(text) and not _HEADING_NUMBER.match(text)
+    ):
         return False
-    return len(text) <= _HEADING_UP_TO_CHARS and not _ENDED.search(text) and "|" not in text
+    if _columns(text) > _HEADING_UP_TO_COLUMNS:
+        return False
+    return not _ENDED.search(text.rstrip()) and "|" not in text
 
 
 def _begins_midway(text: str) -> bool:
-    return text[0].islower() or text[0] in ",.;:)]}%!?" or text[0] in "、。"
+    return text[0].islower() or text[0] in ",.;:)]}%!?、。"
 
 
 def _ends_midway(text: str) -> bool:
-    return len(text) > _WRAPPED_FROM_CHARS and not _ENDED.search(text) and "|" not in text
+    return _columns(text) > _WRAPPED_FROM_COLUMNS and not _ENDED.search(text) and "|" not in text
 
 
 # A question -> the pattern that a sentence holding its answer is likely to show.
@@ -376,8 +723,8 @@ def answer_pattern(question: str) -> re.Pattern[str] | None:
 
 MOST_QUOTES: Final = 3
 QUOTE_CHARS: Final = 400
-NOTHING_ENGLISH: Final = "Nothing relevant to this question was found in the collection."
-NOTHING_KOREAN: Final = "이 컬렉션에서 질문과 관련된 내용을 찾지 못했습니다."
+ENOUGH: Final = 0.3
+"""The relevance below which nothing is quoted."""
 
 # Measured with bench/extractive.py; the rates hardly change when one of these is halved or doubled.
 _FROM_NEIGHBOURS: Final = 0.3
@@ -385,25 +732,24 @@ _FROM_PASSAGE: Final = 0.3
 _FROM_RETRIEVAL: Final = 0.4
 _EXPECTED_ANSWER: Final = 0.15
 _IS_CUT: Final = 0.15
-_IS_HEADING: Final = 0.4
+_IS_BARE: Final = 0.4
 _IS_QUESTION: Final = 0.2
 _IS_SHORT: Final = 0.15
 _SHORT_CHARS: Final = 15
+_BACKGROUND: Final = 2.0
 _COMMON_WORD: Final = 0.35
-_FIRST_SYLLABLES: Final = 0.6
+_SAME_BEGINNING: Final = 0.7
+_SAME_SYLLABLE: Final = 0.35
+_CHARACTER: Final = 0.5
+_COMMON_CHARACTER: Final = 0.3
+_PER_SENTENCE: Final = 0.04
+_USUAL_SENTENCES: Final = 30
+_PER_KEYWORD: Final = 0.05
+_USUAL_KEYWORDS: Final = 5
 # A further quote must score this share of the best one.
 _NEXT_QUOTE: Final = 0.6
-# The share of the question's weighted terms that must be in the best sentence or around it (less
-# in Korean, whose words change more), and by how much a retrieval score below the usual one raises
-# that. High scores lower nothing: some embedding models find everything similar, and small English
-# ones all Korean text.
-_ENOUGH_ENGLISH: Final = 0.27
-_ENOUGH_KOREAN: Final = 0.18
-_USUAL_SCORE: Final = 0.4
-_DOUBT: Final = 0.5
 _SAME_SENTENCE: Final = 0.85
 
-_HANGUL: Final = re.compile(r"[가-힣]")
 _SPACE: Final = re.compile(" ")
 _NOT_WORD: Final = re.compile(r"\W+")
 
@@ -413,6 +759,17 @@ class Quote:
     text: str
     passage: int
     """Index into the passages."""
+    header: str = ""
+    """Of a row in a table: the row that names its columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """`quotes` are at most three, the best one first; `relevance` is of the best one, about 0 to 1:
+    the share of the question that it and its surroundings have, corrected for chance."""
+
+    relevance: float
+    quotes: tuple[Quote, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -427,7 +784,8 @@ class _Candidate:
     sentence: Sentence
     passage: int
     terms: frozenset[str]
-    matches: tuple[float, ...]  # of each of the question's words, from 0 to 1
+    matches: tuple[float, ...]  # of each keyword, from 0 to 1
+    is_quotable: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -438,85 +796,110 @@ class _Ranked:
 
 
 def answer(question: str, passages: Sequence[str], scores: Sequence[float]) -> ExtractiveAnswer:
-    """Quote what answers the question. `scores` are the passages' cosine similarities to it."""
-    question = nfkc(question)
+    """Quote what answers the question. `scores` are the passages': higher is better, the best of
+    them positive."""
     chosen = quotes(question, passages, scores)
     if not chosen:
-        nothing = NOTHING_KOREAN if _HANGUL.search(question) else NOTHING_ENGLISH
-        return ExtractiveAnswer(answer=nothing, cited=())
+        return ExtractiveAnswer(answer=language_of(question).not_found, cited=())
     cited = tuple(dict.fromkeys(quote.passage for quote in chosen))
-    lines = (f"{quote.text} [{cited.index(quote.passage) + 1}]" for quote in chosen)
+    lines: list[str] = []
+    # Rows of one table stand together below its header.
+    for table in dict.fromkeys((quote.passage, quote.header or quote.text) for quote in chosen):
+        rows = [quote for quote in chosen if (quote.passage, quote.header or quote.text) == table]
+        if rows[0].header:
+            lines.append(rows[0].header)
+        lines += (f"{row.text} [{cited.index(row.passage) + 1}]" for row in rows)
     return ExtractiveAnswer(answer="\n".join(lines), cited=cited)
 
 
 def quotes(question: str, passages: Sequence[str], scores: Sequence[float]) -> list[Quote]:
     """At most three quotes, the best one first."""
+    ranking = rank(question, passages, scores)
+    return list(ranking.quotes) if ranking.relevance >= ENOUGH else []
+
+
+def rank(question: str, passages: Sequence[str], scores: Sequence[float]) -> Ranking:
+    """What would be quoted, and how sure it is that it answers the question."""
     if len(passages) != len(scores):
         raise ValueError(f"{len(passages)} passages with {len(scores)} scores")
-    question, passages = nfkc(question), [nfc(passage) for passage in passages]
-    keywords = list(dict.fromkeys(words(question)))
-    candidates = _candidates(passages, keywords)
-    if not keywords or not candidates:
-        return []
+    keywords = keywords_of(question)
+    question = nfkc(question)
+    candidates = _candidates([nfc(passage) for passage in passages], keywords, question)
+    if not keywords or not any(candidate.is_quotable for candidate in candidates):
+        return Ranking(relevance=0.0, quotes=())
     weights = _weights(keywords, candidates)
     ranked = _rank(question, candidates, weights, scores)
     best = ranked[0]
-    doubt = max(0.0, _USUAL_SCORE - scores[best.candidate.passage])
-    enough = _ENOUGH_KOREAN if _HANGUL.search(question) else _ENOUGH_ENGLISH
-    if best.relevance < enough + _DOUBT * doubt:
-        return []
     chosen: list[_Candidate] = []
     for other in ranked:
         if len(chosen) == MOST_QUOTES or other.score < _NEXT_QUOTE * best.score:
             break
         if not any(_is_same(other.candidate, taken) for taken in chosen):
             chosen.append(other.candidate)
-    return [
-        Quote(
-            text=_shortened(candidate.sentence.text, keywords, weights), passage=candidate.passage
-        )
-        for candidate in chosen
-    ]
+    return Ranking(
+        relevance=_corrected(best.relevance, keywords, candidates),
+        quotes=tuple(
+            Quote(
+                text=_shortened(candidate.sentence.text, keywords, weights),
+                passage=candidate.passage,
+                header=candidate.sentence.header,
+            )
+            for candidate in chosen
+        ),
+    )
 
 
-def _candidates(passages: Sequence[str], keywords: Sequence[Word]) -> list[_Candidate]:
+def _candidates(
+    passages: Sequence[str], keywords: Sequence[Keyword], question: str
+) -> list[_Candidate]:
+    """The sentences of the passages in order, also those that are only context of others."""
+    own_terms = terms_in(question)
+    quotes_notices = _ABOUT_NOTICE.search(question) is not None
     candidates = []
     for passage, text in enumerate(passages):
         for sentence in split(text):
-            terms = _terms_in(sentence.text)
-            matches = tuple(_match(word, terms) for word in keywords)
+            terms = terms_in(sentence.text)
+            is_quotable = (
+                sentence.part is Part.TEXT
+                or (sentence.part is Part.NOTICE and quotes_notices)
+                # Words of the question and no others answer nothing.
+                or (sentence.part is Part.BARE and not terms <= own_terms)
+            )
             candidates.append(
                 _Candidate(
                     sentence=sentence,
                     passage=passage,
                     terms=terms,
-                    matches=matches,
+                    matches=tuple(_match(keyword, terms) for keyword in keywords),
+                    is_quotable=is_quotable,
                 )
             )
     return candidates
 
 
-def _terms_in(text: str) -> frozenset[str]:
-    return frozenset(term for word in words(text) for term in word)
+def _match(keyword: Keyword, terms: frozenset[str]) -> float:
+    """How much of the keyword is there."""
+    if any(term in terms for term in keyword.terms):
+        return 1.0
+    return max((part for term, part in keyword.weak if term in terms), default=0.0)
 
 
-def _match(word: Word, terms: frozenset[str]) -> float:
-    """How much of the word is there. Korean ones match in part, first of all by their beginning."""
-    share = sum(term in terms for term in word) / len(word)
-    if len(word) > 1 and word[0] in terms:
-        share = max(share, _FIRST_SYLLABLES)
-    return share if share >= 0.5 else 0.0
+def _weights(keywords: Sequence[Keyword], candidates: Sequence[_Candidate]) -> list[float]:
+    """What each keyword is worth, together 1: more where fewer sentences have it.
 
+    A character is as frequent as the most frequent of its runs: one across the border of two words
+    is in no sentence, and would make it rare.
+    """
+    wanted = {term for keyword in keywords for term in keyword.terms}
+    having = Counter(term for candidate in candidates for term in candidate.terms & wanted)
+    total = len(candidates)
 
-def _weights(keywords: Sequence[Word], candidates: Sequence[_Candidate]) -> list[float]:
-    """What each word of the question is worth, together 1: more where fewer sentences have it."""
-    raw = []
-    for at, word in enumerate(keywords):
-        having = sum(candidate.matches[at] > 0 for candidate in candidates)
-        rarity = math.log(1 + (len(candidates) - having + 0.5) / (having + 0.5))
-        raw.append(rarity * (_COMMON_WORD if all(map(is_common, word)) else 1))
-    total = sum(raw)
-    return [weight / total for weight in raw]
+    def rarity(term: str) -> float:
+        return math.log(1 + (total - having[term] + 0.5) / (having[term] + 0.5))
+
+    raw = [keyword.weight * (_BACKGROUND + min(map(rarity, keyword.terms))) for keyword in keywords]
+    whole = sum(raw)
+    return [weight / whole for weight in raw]
 
 
 def _rank(
@@ -535,26 +918,65 @@ def _rank(
         if best_score > 0:
             base -= _FROM_RETRIEVAL * (best_score - scores[passage]) / max(best_score, 0.3)
         nothing = (0.0,) * len(weights)
-        heading = nothing
+        headings: dict[int, tuple[float, ...]] = {}  # by level, those that are open
         for at, candidate in enumerate(own):
-            if candidate.sentence.is_heading:
-                heading = candidate.matches
-            before = own[at - 1].matches if at else nothing
-            after = own[at + 1].matches if at + 1 < len(own) else nothing
+            is_row = candidate.sentence.header != ""
+            if not is_row:
+                headings.pop(_HEADER_LEVEL, None)
+            if candidate.sentence.part in (Part.HEADING, Part.BARE, Part.TABLE_HEADER):
+                level = _level(candidate.sentence)
+                headings = {above: one for above, one in headings.items() if above < level}
+                headings[level] = candidate.matches
+            if not candidate.is_quotable:
+                continue
+            # A row says nothing about the rows beside it.
+            before = own[at - 1].matches if at and not is_row else nothing
+            after = own[at + 1].matches if at + 1 < len(own) and not is_row else nothing
             around = [
-                max(here, above, earlier, 0.7 * later)
-                for here, above, earlier, later in zip(
-                    candidate.matches, heading, before, after, strict=True
+                max(here, earlier, 0.7 * later, *above)
+                for here, earlier, later, *above in zip(
+                    candidate.matches, before, after, *headings.values(), strict=True
                 )
             ]
             direct = _weighted(candidate.matches, weights)
             relevance = _weighted(around, weights)
             score = base + direct + _FROM_NEIGHBOURS * (relevance - direct)
-            if pattern is not None and pattern.search(candidate.sentence.text):
+            if pattern is not None and _shows(candidate.sentence.text, pattern, question):
                 score += _EXPECTED_ANSWER
             score -= _penalty(candidate.sentence)
             ranked.append(_Ranked(candidate=candidate, score=score, relevance=relevance))
     return sorted(ranked, key=lambda one: -one.score)
+
+
+_HEADER_LEVEL: Final = 8
+
+
+def _level(heading: Sentence) -> int:
+    """1 to 6 in Markdown; a heading without marks stands below all of these, a table's lowest."""
+    if heading.part is Part.TABLE_HEADER:
+        return _HEADER_LEVEL
+    return len(heading.text) - len(heading.text.lstrip("#")) or 7
+
+
+def _corrected(
+    relevance: float, keywords: Sequence[Keyword], candidates: Sequence[_Candidate]
+) -> float:
+    """What is left of the relevance of the best sentence once chance is allowed for.
+
+    The best of many sentences shares more with any question than the best of few, and by chance
+    half of a short question is shared more easily than half of a long one.
+    """
+    length = sum(keyword.weight for keyword in keywords)
+    return (
+        relevance
+        - _PER_SENTENCE * math.log(len(candidates) / _USUAL_SENTENCES)
+        + _PER_KEYWORD * math.log(length / _USUAL_KEYWORDS)
+    )
+
+
+def _shows(text: str, pattern: re.Pattern[str], question: str) -> bool:
+    """Whether the pattern is there, elsewhere than in words of the question."""
+    return any(match[0].strip() not in question for match in pattern.finditer(nfkc(text)))
 
 
 def _weighted(matches: Sequence[float], weights: Sequence[float]) -> float:
@@ -564,7 +986,7 @@ def _weighted(matches: Sequence[float], weights: Sequence[float]) -> float:
 def _penalty(sentence: Sentence) -> float:
     return (
         _IS_CUT * sentence.is_cut
-        + _IS_HEADING * sentence.is_heading
+        + _IS_BARE * (sentence.part is Part.BARE)
         + _IS_QUESTION * sentence.text.endswith(("?", "？"))
         + _IS_SHORT * (len(sentence.text) < _SHORT_CHARS)
     )
@@ -583,7 +1005,7 @@ def _is_same(one: _Candidate, other: _Candidate) -> bool:
     return len(different) <= (1 - _SAME_SENTENCE) * len(one.terms | other.terms)
 
 
-def _shortened(text: str, keywords: Sequence[Word], weights: Sequence[float]) -> str:
+def _shortened(text: str, keywords: Sequence[Keyword], weights: Sequence[float]) -> str:
     """The text, or the part of at most about 400 characters that holds most of the question."""
     if len(text) <= QUOTE_CHARS:
         return text
@@ -591,8 +1013,8 @@ def _shortened(text: str, keywords: Sequence[Word], weights: Sequence[float]) ->
     starts = [0, *(space.end() for space in _SPACE.finditer(text) if space.end() < last)]
 
     def worth(start: int) -> float:
-        terms = _terms_in(text[start : start + QUOTE_CHARS])
-        return _weighted([_match(word, terms) for word in keywords], weights)
+        terms = terms_in(text[start : start + QUOTE_CHARS])
+        return _weighted([_match(keyword, terms) for keyword in keywords], weights)
 
     # One window every hundred characters is enough; the earliest of the equal ones is taken.
     apart = QUOTE_CHARS // 4
