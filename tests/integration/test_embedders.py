@@ -1,5 +1,6 @@
 """Every embedder does what the protocol says; a new one is a module and a line."""
 
+from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
 from uuid import uuid4
 
@@ -7,13 +8,16 @@ import httpx
 import numpy as np
 import pytest
 
-from shared.config import DEFAULT_EMBEDDING_MODEL
+from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
+from shared.documents import collections
 from shared.errors import Cancelled
+from shared.kinds import registry as kinds
 from tests.integration import toy_embedder
 from tests.integration.ingestion import CATS, TRAINS, ingest, search
 from tests.integration.toy_embedder import Letters
-from tests.integration.workbench import drain, embedders
+from tests.integration.workbench import drain, embedders, job_of, submit
 from workers.attempts.process import Process
+from workers.models.devices import Vectors
 from workers.retrieval.embed import EMBEDDERS, Embedder, provider_of
 from workers.retrieval.local_embedder import load as load_local
 
@@ -26,6 +30,7 @@ class EmbedderContract:
     def test_it_has_all_that_an_embedder_has(self, embedder: Embedder) -> None:
         assert isinstance(embedder, Embedder)
         assert (embedder.window is None) == (embedder.readable is None)
+        assert isinstance(embedder.passage_prompt, str)
 
     def test_vectors_have_length_one_or_none(self, embedder: Embedder) -> None:
         for vectors in (
@@ -57,9 +62,10 @@ class EmbedderContract:
         if embedder.window is None:
             return
         texts = ["short", "word " * (embedder.window + 1)]
-        cut = embedder.overlong(texts, between=lambda: None)
-        assert list(cut) == [1]
-        assert cut[1] > embedder.window
+        for overlong in (embedder.overlong, embedder.overlong_queries):
+            cut = overlong(texts, between=lambda: None)
+            assert list(cut) == [1]
+            assert cut[1] > embedder.window
 
 
 class TestHuggingFace(EmbedderContract):
@@ -110,3 +116,49 @@ def test_a_new_provider_is_used_over_http(
     (hit,) = search(process, collection, "BAAB", k=1)
     assert hit.source == "palindrome"
     assert hit.score == pytest.approx(1, abs=1e-3)
+
+
+class Asking(Letters):
+    """Tells queries, which it reads behind a z, from passages."""
+
+    passage_prompt = ""
+
+    def encode_queries(self, texts: Sequence[str], *, between: Callable[[], None]) -> Vectors:
+        return self.encode([f"z{text}" for text in texts], between=between)
+
+
+def load_asking(name: str, settings: Settings, check: Callable[[], None]) -> Asking:
+    del settings, check
+    return Asking(name)
+
+
+def test_texts_are_embedded_as_what_they_are(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EMBEDDERS, "asking", "tests.integration.test_embedders:load_asking")
+
+    def first(**input_: str) -> list[float]:
+        texts = {"texts": ["a"], "model": "asking/letters"}
+        job_id = submit(process, kinds.EMBED, texts | input_)
+        drain(process)
+        job = job_of(process, job_id)
+        assert job.result is not None
+        vector: list[float] = job.result["embeddings"][0]
+        return [vector[0], vector[25]]
+
+    assert first() == [1, 0]
+    assert first(input_type="passage") == [1, 0]
+    assert first(input_type="query") == pytest.approx([0.5**0.5, 0.5**0.5])
+
+
+def test_another_prompt_makes_other_vectors_of_the_same_document(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EMBEDDERS, "asking", "tests.integration.test_embedders:load_asking")
+    name = f"test-{uuid4().hex[:12]}"
+    with process.ledger.begin() as session:
+        collections.put(session, name, collections.Spec(embedding_model="asking/letters"))
+    assert ingest(process, name, {"a": CATS})[0] == {"added": 1}
+    assert ingest(process, name, {"a": CATS})[0] == {"skipped": 1}
+    monkeypatch.setattr(Asking, "passage_prompt", "passage: ")
+    assert ingest(process, name, {"a": CATS})[0] == {"replaced": 1}
