@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 from cli.connection import connection
 from cli.terminal.output import first_words, say
 from shared.bounds import nfc
+from shared.filters import escaped
 from shared.kinds.hf import TASKS
 from shared.providers import REFERENCE_FORMS, is_servable
 from sluice import Client, Retries
@@ -105,7 +106,6 @@ complete_queues = _completer(_queues)
 
 P = ParamSpec("P")
 
-_OPERATOR = re.compile(r"""[^"=<>!~][^=<>!~]*(?P<sign>[<>!~]+=?|==+|=[<>~]=?)""")
 
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
@@ -255,36 +255,116 @@ def confirm(question: str) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-Scalars = dict[str, str | int | float | bool]
+Value = str | int | float | bool
 
 
-def key_values(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> Scalars:
+def key_values(
+    _ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]
+) -> dict[str, Value | list[Any]]:
     """`year=2024` is a number, `draft=true` a truth value, `year="2024"` and all else text.
 
-    A key in double quotes may hold anything: `"a=b"=1`.
+    A list is written as JSON: `tags=["new", "large"]`. A key in double quotes may hold anything:
+    `"a=b"=1`.
     """
-    values: Scalars = {}
+    values: dict[str, Value | list[Any]] = {}
     for pair in pairs:
         key, text = _key_and_text(pair)
         if nfc(key) in map(nfc, values):
             raise click.BadParameter(f"{key!r} is given twice.")
-        values[key] = _scalar(text)
+        items = _list(text)
+        values[key] = _value(text) if items is None else items
     return values
 
 
-def filter_values(
-    context: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]
-) -> Scalars:
-    """As `key_values`; what would be another comparison is no key that ends in its sign."""
-    for pair in pairs:
-        operator = _OPERATOR.match(pair)
-        if operator is not None:
-            raise click.BadParameter(
-                f"{pair!r} compares with {operator['sign']}, but a filter knows only KEY=VALUE, "
-                f"such as year=2024. A key that ends so is put in double quotes: '\"year>\"=2024'; "
-                "so is a value that begins so: 'year=\"=2024\"'."
-            )
-    return key_values(context, parameter, pairs)
+def filter_of(
+    _ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, Any]:
+    """All of the filters together, as `shared/filters.py` reads them: `year>=2024`, `team != "x"`,
+    `team in office, desk`, `tags contains new`, or JSON such as `{"$or": [...]}`."""
+    parts = [_json_filter(text) if text.lstrip().startswith("{") else _one(text) for text in texts]
+    equal = [nfc(key) for part in parts for key, value in part.items() if not _is_compound(value)]
+    for key in equal:
+        if equal.count(key) > 1:
+            raise click.BadParameter(f"{key!r} cannot equal two values; write {key} in A, B.")
+    return parts[0] if len(parts) == 1 else {"$and": parts} if parts else {}
+
+
+_COMPARISON = re.compile(
+    r"""\s*(?P<key>"(?:[^"\\]|\\.)*"|[^"=<>!~].*?)??
+        (?:\s*(?P<sign>[<>=!~]{1,3})|\s+(?P<word>not\s+in|in|contains)(?=[\s([]))
+        \s*(?P<value>.*)""",
+    re.VERBOSE | re.DOTALL,
+)
+_OPERATORS = {
+    "=": "$eq", "==": "$eq", "!=": "$ne", ">": "$gt", ">=": "$gte", "<": "$lt", "<=": "$lte",
+    "in": "$in", "not in": "$nin", "contains": "$contains",
+}  # fmt: skip
+_ITEM = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^,]*?)\s*(?:,|$)')
+
+
+def _one(text: str) -> dict[str, Any]:
+    comparison = _COMPARISON.fullmatch(text)
+    if comparison is None or not (comparison["key"] or "").strip():
+        raise click.BadParameter(
+            f"{text!r} does not read KEY=VALUE. A filter is written year=2024, year!=2024, "
+            "year>=2024 (also > < <=), 'team in office, desk', 'tags contains new', or as JSON: "
+            '\'{"$or": [{"year": 2024}, {"year": 2025}]}\'.'
+        )
+    sign = comparison["sign"] or " ".join(comparison["word"].split())
+    if sign not in _OPERATORS:
+        raise click.BadParameter(
+            f"{text!r} compares with {sign}, which is none of = != > >= < <=, in, not in and "
+            "contains. A key that holds such a sign is put in double quotes: '\"a>b\"=1'; so is a "
+            "value that begins with one: 'a=\"=1\"'."
+        )
+    key = comparison["key"].strip()
+    if key.startswith('"'):
+        key = _quoted(key, text)
+    operator, written = _OPERATORS[sign], comparison["value"].strip()
+    if not written and operator != "$eq":
+        raise click.BadParameter(f'{text!r} has no value; an empty text is written "".')
+    if operator in ("$in", "$nin"):
+        return {escaped(key): {operator: _items(written)}}
+    if _list(written) is not None:
+        raise click.BadParameter(
+            f"{text!r} compares with a list. Write '{key} in A, B' for one of several values, or "
+            f"'{key} contains A' for an item of a list."
+        )
+    value = _value(written)
+    return {escaped(key): value if operator == "$eq" else {operator: value}}
+
+
+def _items(text: str) -> list[Any]:
+    """`office, "A, B", 3`, in brackets or not; or a list as JSON."""
+    if (items := _list(text)) is not None:
+        return items
+    for brackets in ("()", "[]"):
+        if text.startswith(brackets[0]) and text.endswith(brackets[1]):
+            text = text[1:-1]
+    return [_value(item[1]) for item in _ITEM.finditer(text) if item[1]]
+
+
+def _json_filter(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r} begins as JSON and is none ({error}). A key that begins with a brace is put "
+            "in double quotes."
+        ) from error
+    assert isinstance(value, dict)
+    return value
+
+
+def _is_compound(value: Any) -> bool:
+    return isinstance(value, dict | list)
+
+
+def _quoted(key: str, text: str) -> str:
+    try:
+        return str(json.loads(key))
+    except ValueError as error:
+        raise click.BadParameter(f'{text!r} does not read "KEY"=VALUE.') from error
 
 
 def _key_and_text(pair: str) -> tuple[str, str]:
@@ -314,7 +394,7 @@ def column_names(
     return names
 
 
-def _scalar(text: str) -> str | int | float | bool:
+def _value(text: str) -> Value:
     try:
         value = json.loads(text)
     except ValueError:
@@ -322,3 +402,13 @@ def _scalar(text: str) -> str | int | float | bool:
     if isinstance(value, float) and not math.isfinite(value):
         return text
     return value if isinstance(value, str | int | float | bool) else text
+
+
+def _list(text: str) -> list[Any] | None:
+    if not text.startswith("["):
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, list) else None

@@ -115,6 +115,13 @@ def nfkc(text: str) -> str:
     return _normalized(text, "NFKC")
 
 
+def nfc_value(value: Any) -> Any:
+    """A value of metadata; texts, also those of a list, in NFC."""
+    if isinstance(value, list):
+        return [nfc_value(item) for item in value]
+    return nfc(value) if isinstance(value, str) else value
+
+
 def nfc_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Keys and texts in NFC. Raises ValueError where two keys become one."""
     normal: dict[str, Any] = {}
@@ -124,7 +131,7 @@ def nfc_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{key[:100]!r} is there twice, in two Unicode normal forms; send it once"
             )
-        normal[key] = nfc(value) if isinstance(value, str) else value
+        normal[key] = nfc_value(value)
     return normal
 
 
@@ -164,6 +171,11 @@ BODY_LIMIT_VALUES = 500_000
 KEY_LIMIT_BYTES = 1024
 METADATA_LIMIT_BYTES = 64 * 1024
 METADATA_LIMIT_KEYS = 1000
+FILTER_LIMIT_BYTES = 512 * 1024
+FILTER_LIMIT_CONDITIONS = 100
+FILTER_LIMIT_VALUES = 5000
+"""Of all conditions together: `$in` and `$nin` have lists of them."""
+FILTER_LIMIT_DEPTH = 16
 SCHEMA_LIMIT_BYTES = 256 * 1024
 """Of a tool's parameters or arguments, and of the schema of an answer."""
 PARAMETERS_LIMIT_BYTES = 256 * 1024
@@ -320,22 +332,40 @@ def _free_json(limit_bytes: int, limit_keys: int | None = None) -> AfterValidato
     )
 
 
-def _scalars(value: Any, *, lists: bool) -> dict[str, Any]:
-    what = "a text, a number, true or false" + (", or a list of texts" if lists else "")
+def _values(value: Any, *, list_types: tuple[type, ...]) -> dict[str, Any]:
+    """Metadata: names with single values, or with lists of one of the types."""
     if not isinstance(value, dict):
         raise ValueError("must be an object")
     if len(value) > METADATA_LIMIT_KEYS:
         raise ValueError(f"has more than {METADATA_LIMIT_KEYS:,} keys; send fewer")
     for key, item in value.items():
-        of_texts = lists and isinstance(item, list) and all(isinstance(e, str) for e in item)
-        if not isinstance(item, str | int | float) and not of_texts:
-            raise ValueError(f"{shown(key)} must be {what}")
-        if isinstance(item, int) and not -INT64_MAX - 1 <= item <= INT64_MAX:
-            raise ValueError(
-                f"{shown(key)} is an integer of more than 64 bits; send it as a string"
-            )
+        if isinstance(item, list):
+            if is_of_one_type(item, list_types):
+                continue
+        elif isinstance(item, str | int | float):
+            if isinstance(item, int) and not -INT64_MAX - 1 <= item <= INT64_MAX:
+                raise ValueError(
+                    f"{shown(key)} is an integer of more than 64 bits; send it as a string"
+                )
+            continue
+        of = "texts" if list_types == (str,) else "texts, of numbers, or of booleans"
+        raise ValueError(f"{shown(key)} must be a text, a number, true or false, or a list of {of}")
     checked: dict[str, Any] = check_json(value, limit_bytes=METADATA_LIMIT_BYTES, limit_depth=2)
     return checked
+
+
+def is_of_one_type(items: list[Any], types: tuple[type, ...] = (str, float, bool)) -> bool:
+    """Whether all items are texts, all are numbers (float; also integers), or all are booleans."""
+    first = {_type_of(item) for item in items}
+    return not first or (len(first) == 1 and first <= {*types})
+
+
+def _type_of(item: Any) -> type | None:
+    if isinstance(item, bool):
+        return bool
+    if isinstance(item, int | float):
+        return float
+    return str if isinstance(item, str) else None
 
 
 Scalar = str | int | float | bool
@@ -343,15 +373,16 @@ Scalar = str | int | float | bool
 Metadata = Annotated[
     dict[str, Any],
     PlainValidator(
-        lambda value: _scalars(value, lists=False), json_schema_input_type=dict[str, Scalar]
+        lambda value: _values(value, list_types=(str, float, bool)),
+        json_schema_input_type=dict[str, Scalar | list[str] | list[float] | list[bool]],
     ),
 ]
-"""Of documents, and what filters compare with them: names with single values."""
+"""Of documents: names with single values, or with lists of one type."""
 
 ServerParameters = Annotated[
     dict[str, Any],
     PlainValidator(
-        lambda value: _scalars(value, lists=True),
+        lambda value: _values(value, list_types=(str,)),
         json_schema_input_type=dict[str, Scalar | list[str]],
     ),
 ]

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from cli.options import (
     complete_collections,
     complete_models,
-    filter_values,
+    filter_of,
     sampling_options,
     with_client,
 )
@@ -41,8 +41,8 @@ _collection = click.option(
     help="Where to look.",
 )
 _filter = click.option(
-    "--filter", "conditions", multiple=True, metavar="KEY=VALUE", callback=filter_values,
-    help="Only documents with this metadata; may be repeated.",
+    "--filter", "conditions", multiple=True, metavar="FILTER", callback=filter_of,
+    help="Only passages with this metadata, such as 'year>=2024'; may be repeated.",
 )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def search(
     k: int | None,
     type_: str | None,
     debug: bool,
-    conditions: dict[str, str | int | float | bool],
+    conditions: dict[str, Any],
     timeout_s: float,
     as_json: bool,
     **options: Any,
@@ -122,6 +122,7 @@ def search(
       sluice search "renewing a pass" -c handbook
       sluice search "opening hours" -c handbook --filter team=office | cut -f 1,2
       sluice search "B-2041" -c handbook -c contracts --type lexical --expand 1
+      sluice search "parking" -c handbook --filter 'year>=2024' --filter 'team in office, desk'
     """
     where = collections[0] if len(collections) == 1 else collections
     chosen = _chosen(type=type_, debug=debug or None, **options)
@@ -192,7 +193,7 @@ def ask(
     type_: str | None,
     rerank: str | None,
     expand: int | None,
-    conditions: dict[str, str | int | float | bool],
+    conditions: dict[str, Any],
     stream: bool | None,
     timeout_s: float,
     as_json: bool,

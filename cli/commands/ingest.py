@@ -75,7 +75,7 @@ def ingest(
     chunk_overlap: int | None,
     on_existing: Literal["skip", "replace"],
     lane: str | None,
-    metadata: dict[str, str | int | float | bool],
+    metadata: dict[str, Any],
     csv_encoding: str | None,
     content_columns: list[str] | None,
     metadata_columns: list[str] | None,

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.bounds import INT32_MAX, as_object
 from shared.errors import Conflict, NotFound
+from shared.filters import MetadataFilter
 from shared.tables import Chunk, Collection, Document, Version
 
 CHUNK_ID = re.compile(r"([0-9a-f]{32})-([0-9]{6,10})")
@@ -114,13 +115,22 @@ def known_names(session: Session, collection_id: UUID, names: Sequence[str]) -> 
     return known | live_chunks(session, collection_id, names).keys()
 
 
-def live_chunks(session: Session, collection_id: UUID, ids: Sequence[str]) -> dict[str, ChunkView]:
-    """Those of the ids that are live now: one statement, so never a mix of two versions."""
+def live_chunks(
+    session: Session,
+    collection_id: UUID,
+    ids: Sequence[str],
+    *,
+    where: MetadataFilter | None = None,
+) -> dict[str, ChunkView]:
+    """Those of the ids that are live now, and match: one statement, so never a mix of two
+    versions."""
     keys = [key for key in map(parse_chunk_id, ids) if key is not None]
     query = _chunks().where(
         Document.collection_id == collection_id,
         tuple_(Chunk.version_id, Chunk.ordinal).in_(keys),
     )
+    if where is not None:
+        query = query.where(where.condition())
     views = (_chunk_view(*row) for row in session.execute(query))
     return {view.id: view for view in views}
 
@@ -129,6 +139,27 @@ def chunk_range(session: Session, version_id: UUID, *, first: int, last: int) ->
     """The chunks `first <= ordinal <= last` of a version, in order; none unless it is live."""
     query = _chunks().where(Chunk.version_id == version_id, Chunk.ordinal.between(first, last))
     return [_chunk_view(*row) for row in session.execute(query.order_by(Chunk.ordinal))]
+
+
+def matching_chunks(
+    session: Session, collection_id: UUID, where: MetadataFilter, *, limit: int
+) -> list[str]:
+    """The ids of live chunks that a filter matches, at most `limit` and in no order.
+
+    It looks at all chunks of the collection where few match.
+    """
+    rows = session.execute(
+        select(Chunk.version_id, Chunk.ordinal)
+        .join(Document, Document.live_version_id == Chunk.version_id)
+        .join(Collection, Collection.id == Document.collection_id)
+        .where(
+            Document.collection_id == collection_id,
+            Collection.erasing_at.is_(None),
+            where.condition(),
+        )
+        .limit(limit)
+    )
+    return [chunk_id(version_id, ordinal) for version_id, ordinal in rows]
 
 
 def _parse_id(value: str) -> UUID | None:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 from sqlalchemy.orm import Session
 
-from shared.bounds import CollectionName, Metadata, ModelName, Text, nfc, nfc_metadata
+from shared.bounds import CollectionName, ModelName, Text, nfc
 from shared.documents import collections
+from shared.filters import FilterField
 from shared.kinds.kind import Kind, StepType
 from shared.vocabulary import Queue, Shape
 
@@ -55,8 +56,8 @@ class SearchOptions(Shape):
     """`mmr` chooses from so many nearest passages: 20, or as many as are to be hits."""
     lambda_mult: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     """Of `mmr`: 1 is similarity to the query alone, 0 is difference from each other alone; 0.5."""
-    filter: Annotated[Metadata, AfterValidator(nfc_metadata)] | None = None
-    """What a hit's metadata has to equal, all of it; `source` is also the document's own."""
+    filter: FilterField | None = None
+    """What a hit's metadata has to be; `source` is also the document's own."""
     rerank: ModelName | None = None
     """A cross-encoder that reads each candidate with the query; its scores are then the hits'."""
     expand: Annotated[int, Field(ge=0, le=NEIGHBOURS_LIMIT)] = 0

@@ -9,6 +9,7 @@ import chromadb
 import pytest
 from chromadb.config import Settings as ChromaSettings
 
+from shared.filters import escaped
 from tests.integration.ingestion import (
     ingest,
     ingest_files,
@@ -53,9 +54,10 @@ def test_every_key_is_stored_returned_and_filtered_by(process: Process) -> None:
     )
     for key in KEYS:
         if key != "text":
-            assert sources_of(process, collection, {key: record[key]}) == {"a.json"}, key
-            assert sources_of(process, collection, {key: "nothing"}) == set(), key
-    several = {key: record[key] for key in ("source", "$and", "", "a.b")}
+            name = escaped(key)
+            assert sources_of(process, collection, {name: record[key]}) == {"a.json"}, key
+            assert sources_of(process, collection, {name: "nothing"}) == set(), key
+    several = {escaped(key): record[key] for key in ("source", "$and", "", "a.b")}
     assert sources_of(process, collection, several) == {"a.json"}
 
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shared.bounds import Metadata, nfc
+from shared.bounds import Metadata, nfc, nfc_value
 from shared.config import Settings
+from shared.filters import MetadataFilter
 from workers.models.devices import Vectors
 from workers.retrieval.store import Entry, Match, Missing
 
@@ -25,10 +26,20 @@ class Memory:
             chunks[entry.id] = (entry, vector)
 
     def query(
-        self, name: str, vectors: Vectors, *, limit: int, where: Metadata | None
+        self,
+        name: str,
+        vectors: Vectors,
+        *,
+        limit: int,
+        where: MetadataFilter | None,
+        ids: Sequence[str] | None = None,
     ) -> list[list[Match]]:
-        chunks = self._chunks(name).values()
-        fitting = [(entry.id, other) for entry, other in chunks if _fits(entry, where or {})]
+        fitting = [
+            (entry.id, other)
+            for entry, other in self._chunks(name).values()
+            if (where is None or where.matches(_normal(entry.metadata), entry.own))
+            and (ids is None or entry.id in ids)
+        ]
         matches = [
             [Match(id=id_, score=float(np.dot(vector, other))) for id_, other in fitting]
             for vector in vectors
@@ -38,6 +49,10 @@ class Memory:
     def vectors(self, name: str, ids: Sequence[str]) -> dict[str, Vectors]:
         chunks = self._chunks(name)
         return {id_: chunks[id_][1] for id_ in ids if id_ in chunks}
+
+    def is_exact(self, where: MetadataFilter) -> bool:
+        del where
+        return True
 
     def delete(self, name: str, ids: Sequence[str]) -> int:
         chunks = self._collections.get(name, {})
@@ -55,6 +70,5 @@ class Memory:
         return self._collections[name]
 
 
-def _fits(entry: Entry, where: Metadata) -> bool:
-    values = {nfc(key): value for key, value in (entry.own | entry.metadata).items()}
-    return all(values.get(nfc(key)) == value for key, value in where.items())
+def _normal(metadata: Metadata) -> Metadata:
+    return {nfc(key): nfc_value(value) for key, value in metadata.items()}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from shared.bounds import Metadata
+from shared.filters import MetadataFilter
 from workers.models.devices import Vectors
 from workers.retrieval.store import Entry, Missing, VectorStore
 
@@ -15,6 +16,10 @@ from workers.retrieval.store import Entry, Missing, VectorStore
 def entry(id_: str, metadata: Metadata | None = None) -> Entry:
     own: Metadata = {"source": "file", "document_id": "d", "start_index": 0}
     return Entry(id=id_, text=f"text of {id_}", metadata=metadata or {}, own=own)
+
+
+def reads(where: Metadata) -> MetadataFilter | None:
+    return MetadataFilter.read(where) if where else None
 
 
 def along(*axes: int) -> Vectors:
@@ -40,7 +45,7 @@ class VectorStoreContract:
         store.drop(name)
 
     def ids(self, store: VectorStore, name: str, **where: Any) -> list[str]:
-        (matches,) = store.query(name, along(0), limit=9, where=where or None)
+        (matches,) = store.query(name, along(0), limit=9, where=reads(where))
         return [match.id for match in matches]
 
     def test_it_has_all_that_a_store_has(self, store: VectorStore) -> None:
@@ -72,7 +77,7 @@ class VectorStoreContract:
     ) -> None:
         store.upsert(name, [entry("a", {"n": 1})], along(1))
         store.upsert(name, [entry("a", {"n": 2})], along(0))
-        ((match,),) = store.query(name, along(0), limit=9, where={"n": 2})
+        ((match,),) = store.query(name, along(0), limit=9, where=reads({"n": 2}))
         assert match.score == pytest.approx(1, abs=1e-3)
         assert self.ids(store, name, n=1) == []
 
@@ -110,14 +115,66 @@ class VectorStoreContract:
             ({"source": "file"}, ["a"]),
             ({"source": "mine"}, ["b"]),
             ({"$odd": "x"}, ["b"]),
+            ({"tags": {"$contains": "new"}}, ["a"]),
+            ({"counts": {"$contains": 2}}, ["b"]),
+            ({"tags": "new"}, []),
+            ({"year": {"$ne": 2024}}, ["b"]),
+            ({"tags": {"$not": {"$contains": "new"}}}, ["b"]),
+            ({"$or": [{"year": {"$gt": 2023}}, {"share": {"$lte": 0.5}}]}, ["a", "b"]),
+            ({"share": {"$gt": 0.25}}, ["b"]),
+            ({"source": {"$nin": ["file"]}}, ["b"]),
+            ({"city": {"$in": []}}, []),
+            ({"city": {"$nin": []}}, ["a", "b"]),
         ],
         ids=str,
     )
     def test_filters(self, store: VectorStore, name: str, where: Metadata, ids: list[str]) -> None:
-        first = entry("a", {"year": 2024, "is_new": True})
-        second = entry("b", {"share": 0.5, "city": "caf\u00e9", "source": "mine", "$odd": "x"})
+        tags = {"tags": ["old", "new"], "none": []}
+        first = entry("a", {"year": 2024, "is_new": True, **tags})
+        odd = {"source": "mine", "$odd": "x", "counts": [1.5, 2]}
+        second = entry("b", {"share": 0.5, "city": "caf\u00e9", **odd})
         store.upsert(name, [first, second], along(0, 0))
         assert self.ids(store, name, **where) == ids
+
+    @pytest.mark.parametrize(
+        ("where", "ids"),
+        [
+            ({"day": {"$gte": "2024-02"}}, {"b"}),
+            ({"$not": {"n": {"$lt": 5}}}, {"b", "c"}),
+            ({"n": 2**53 + 1}, set()),
+            ({"day": {"$gte": "2024-02"}, "n": {"$gte": 0}}, {"b"}),
+        ],
+        ids=str,
+    )
+    def test_what_it_cannot_say_leaves_nothing_out(
+        self, store: VectorStore, name: str, where: Metadata, ids: set[str]
+    ) -> None:
+        chunks = [
+            entry("a", {"day": "2024-01-31", "n": 4}),
+            entry("b", {"day": "2024-02-01", "n": 5}),
+            entry("c", {"n": "4"}),
+        ]
+        store.upsert(name, chunks, along(0, 0, 0))
+        filter_ = reads(where)
+        assert filter_ is not None
+        (row,) = store.query(name, along(0), limit=9, where=filter_)
+        matches = {match.id for match in row}
+        assert matches >= ids
+        if store.is_exact(filter_):
+            assert matches == ids
+
+    def test_some_chunks_are_searched_alone(self, store: VectorStore, name: str) -> None:
+        store.upsert(name, [entry("a", {"n": 1}), entry("b"), entry("c")], along(0, 1, 0))
+
+        def among(*ids: str, **where: Any) -> list[str]:
+            (matches,) = store.query(name, along(0), limit=9, where=reads(where), ids=ids)
+            return [match.id for match in matches]
+
+        assert among("b", "c") == ["c", "b"]
+        assert among("b", "c", "never") == ["c", "b"]
+        assert among("a", "b", n=1) == ["a"]
+        assert among() == []
+        assert among("never") == []
 
     def test_a_collection_that_is_not_there(self, store: VectorStore) -> None:
         name = f"test-{uuid4().hex[:12]}"

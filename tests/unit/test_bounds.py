@@ -103,6 +103,8 @@ def unbounded(annotation: Any, metadata: tuple[Any, ...], seen: set[type]) -> It
     elif annotation is Any or get_origin(annotation) is dict or annotation is dict:
         if not any(isinstance(mark, AfterValidator | PlainValidator) for mark in metadata):
             yield "free JSON without a check"
+    elif any(isinstance(mark, PlainValidator) for mark in metadata):
+        return  # read by a function of ours, such as a filter
     elif annotation is AwareDatetime or annotation is datetime:
         if not any(isinstance(mark, AfterValidator) for mark in metadata):
             yield "a date without bounds"

@@ -113,7 +113,7 @@ def test_array_elements_and_lines_are_passages() -> None:
     loaded = read(json.dumps(objects), "a.json")
     assert [passage.text for passage in loaded.passages] == ["one", "two", "three"]
     assert loaded.passages[0].metadata == {
-        "item": 1, "id": 7, "ok": True, "tags": "x, y", "deep": '{"a": 1}'
+        "item": 1, "id": 7, "ok": True, "tags": ["x", "y"], "deep": '{"a": 1}'
     }  # fmt: skip
     assert loaded.passages[1].metadata == {"item": 2, "title": "T", "big": str(10**30)}
     lines = "\n\n".join(json.dumps(one, ensure_ascii=False) for one in objects)

@@ -122,7 +122,9 @@ def test_questions_filters_and_metadata_arrive_composed() -> None:
         {"collection": "abc", "query": apart("왜"), "search": search}
     )
     assert (rag.question, query.query) == ("왜", "왜")
-    assert rag.search.filter == query.search.filter == {"부서": "총무"}
+    for options in (rag.search, query.search):
+        assert options.filter is not None
+        assert options.filter.matches({"부서": "총무"}, {})
     sources = [{"type": "text", "text": "x"}]
     order = {"collection": "abc", "sources": sources, "metadata": where}
     assert IngestInput.model_validate(order).metadata == {"부서": "총무"}

@@ -36,12 +36,23 @@ GOOD: dict[Kind, list[dict[str, Any]]] = {
         INGEST | {"sources": [{"type": "file", "file_id": ID}, TEXT | {"name": "한글 이름.md"}]},
         INGEST | {"splitter": {"type": "token", "chunk_size": 256, "chunk_overlap": 0}},
         INGEST | {"on_existing": "skip", "metadata": {"a": 1, "b": 1.5, "c": True, "d": "x"}},
+        INGEST | {"metadata": {"a": ["x", "y"], "b": [1, 2.5], "c": [True], "d": []}},
         INGEST | {"csv": {"encoding": "cp949", "content_columns": ["a"]}},
     ],
     kinds.EMBED: [{"texts": ["a", "b"]}, {"texts": ["a"], "model": "some/model"}],
     kinds.SEARCH: [
         {"collection": "handbook", "query": "q"},
         {"collection": "handbook", "query": "q", "k": 100, "search": {"filter": {"team": "a"}}},
+        {
+            "collection": "handbook",
+            "query": "q",
+            "search": {
+                "filter": {
+                    "year": {"$gte": 2020, "$lt": 2025.5},
+                    "$or": [{"a": True}, {"$not": {"$$or": 1}}],
+                }
+            },
+        },
     ],
     kinds.RAG: [
         {"collection": "handbook", "question": "q", "model": "extractive"},
@@ -97,7 +108,8 @@ BAD: list[tuple[Kind, dict[str, Any], str]] = [
     (kinds.INGEST, INGEST | {"on_existing": "replaced"}, "on_existing"),
     (kinds.INGEST, INGEST | {"on_exists": "skip"}, "on_exists"),
     (kinds.INGEST, INGEST | {"metadata": {"a": None}}, "metadata"),
-    (kinds.INGEST, INGEST | {"metadata": {"a": [1]}}, "metadata"),
+    (kinds.INGEST, INGEST | {"metadata": {"a": [1, "b"]}}, "list of texts, of numbers"),
+    (kinds.INGEST, INGEST | {"metadata": {"a": [[1]]}}, "list of texts, of numbers"),
     (kinds.INGEST, INGEST | {"metadata": {"a": 2**63}}, "64 bits"),
     (kinds.INGEST, INGEST | {"splitter": {"chunk_size": 0}}, "chunk_size"),
     (

@@ -23,7 +23,7 @@ from email.message import Message
 from functools import cache, lru_cache, partial
 from pathlib import PurePosixPath
 from pkgutil import resolve_name
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -35,7 +35,7 @@ from workers.ingest.formats import markdown
 from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument, too_long
 from workers.ingest.formats.text import storable
 
-LOADER_VERSION = 4
+LOADER_VERSION = 5
 """Raise it when loading or splitting gives something else than before, so that it is redone: a
 source that is ingested again is then replaced, though its bytes are the same."""
 PASSAGE_GAP: Final = "\n\n"
@@ -190,8 +190,14 @@ def _storable_metadata(metadata: Metadata) -> Metadata:
         copy = 2
         while key in renamed or (key != base and key in metadata):
             key, copy = f"{base} ({copy})", copy + 1
-        renamed[key] = storable(value) if isinstance(value, str) else value
+        renamed[key] = _storable_value(value)
     return renamed
+
+
+def _storable_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_storable_value(item) for item in value]
+    return storable(value) if isinstance(value, str) else value
 
 
 # A loaded document -> the pieces that become chunks, each an exact slice of the document's

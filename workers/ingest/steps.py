@@ -269,7 +269,11 @@ class _Chunks(Sequence[tuple[int, str, Metadata]]):
 
 
 def _chars(metadata: Metadata) -> int:
-    return sum(len(key) + len(str(value)) for key, value in metadata.items())
+    """Of keys and values; each item of a list costs as much as a value with a key of its own."""
+    return sum(
+        len(key) * (len(value) if isinstance(value, list) else 1) + len(str(value))
+        for key, value in metadata.items()
+    )
 
 
 def load_source(process: Process, options: IngestRequest, raw: Raw) -> LoadedText:

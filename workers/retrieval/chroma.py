@@ -3,15 +3,17 @@
 A Chroma collection has the name of the Sluice collection, and keeps text and metadata with each
 vector, so that any LangChain program can open it. There `source`, `document_id` and `start_index`
 are ours. A user's key of such a name, or of one that Chroma refuses, is kept with `sluice:` before
-it, and filters find it under its own name.
+it, and filters find it under its own name. A list is kept as Chroma's arrays are: of integers only
+where all of its numbers are integers. Empty lists are in PostgreSQL alone.
 """
 
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -28,14 +30,25 @@ from chromadb.auth import UserIdentity
 from chromadb.config import Settings as ChromaSettings
 from chromadb.errors import ChromaError, NotFoundError
 
-from shared.bounds import Metadata, Scalar, nfc
+from shared.bounds import INT64_MAX, Scalar, nfc, nfc_value
 from shared.config import Settings
 from shared.errors import Permanent, Unavailable
+from shared.filters import (
+    ORDER,
+    OWN_KEYS,
+    AllOf,
+    AnyOf,
+    Comparison,
+    Condition,
+    MetadataFilter,
+    Not,
+    Operator,
+    decimal,
+)
 from workers.models.devices import Vectors
 from workers.retrieval.store import Entry, Match, Missing
 
 BATCH = 500
-OWN_KEYS = frozenset({"source", "document_id", "start_index"})
 PREFIX = "sluice:"
 _PREFIXED = re.compile(rf"$|[$#]|chroma:|{PREFIX}")
 _SHADOWED = PREFIX + "shadowed:"
@@ -85,16 +98,36 @@ class Chroma:
                 )
 
     def query(
-        self, name: str, vectors: Vectors, *, limit: int, where: Metadata | None
+        self,
+        name: str,
+        vectors: Vectors,
+        *,
+        limit: int,
+        where: MetadataFilter | None,
+        ids: Sequence[str] | None = None,
     ) -> list[list[Match]]:
+        kept = _ALL if where is None else _kept(where.root)
         with self._translated(name):
             collection = self._client.get_collection(name, embedding_function=None)
-            result = collection.query(
+            if kept.is_nothing or (ids is not None and not ids):
+                return [[] for _ in vectors]
+            query = partial(
+                collection.query,
                 query_embeddings=vectors,
                 n_results=limit,
-                where=_where(where),
+                where=kept.where,
                 include=["distances"],
             )
+            try:
+                result = query(ids=None if ids is None else list(ids))
+            except ChromaError:
+                # It fails where one of the ids has gone.
+                there = [] if ids is None else collection.get(ids=list(ids), include=[])["ids"]
+                if ids is None or len(there) == len(ids):
+                    raise
+                if not there:
+                    return [[] for _ in vectors]
+                result = query(ids=there)
         space = str((collection.configuration_json or {}).get("hnsw", {}).get("space", "l2"))
         return [
             [
@@ -115,6 +148,10 @@ class Chroma:
                     rows = np.asarray(result["embeddings"], dtype=np.float32)
                     vectors |= zip(result["ids"], rows, strict=True)
         return vectors
+
+
+    def is_exact(self, where: MetadataFilter) -> bool:
+        return _kept(where.root).is_exact
 
     def delete(self, name: str, ids: Sequence[str]) -> int:
         try:
@@ -252,41 +289,188 @@ def _key(key: str) -> str:
     return PREFIX + key if key in OWN_KEYS or _PREFIXED.match(key) else key
 
 
-def _stored(entry: Entry) -> dict[str, Scalar]:
+def _stored(entry: Entry) -> dict[str, Any]:
     return {
-        **{_key(key): _value(value) for key, value in entry.metadata.items()},
+        **{_key(key): _value(value) for key, value in entry.metadata.items() if value != []},
         **{_SHADOWED + key: True for key in OWN_KEYS & entry.metadata.keys()},
         **entry.own,
     }
 
 
-def _where(where: Metadata | None) -> Any:
-    """All of the conditions; of the three keys that are ours, the user's own go before."""
-    conditions: list[Any] = []
-    for key, value in (where or {}).items():
-        users = _equals(_key(key), value)
-        if key in OWN_KEYS:
-            ours = {"$and": [_equals(key, value), {_SHADOWED + key: {"$ne": True}}]}
-            users = {"$or": [users, ours]}
-        conditions.append(users)
-    if not conditions:
+def _value(value: Any) -> Any:
+    """Chroma's arrays have one type, and integers are another one than decimal numbers."""
+    if isinstance(value, list) and any(isinstance(item, float) for item in value):
+        return [float(item) for item in value]
+    return nfc_value(value)
+
+
+# Filters -> Chroma's conditions.
+#
+# Negations are moved to the comparisons, for Chroma has `$ne`, `$nin` and `$not_contains`, which
+# hold of missing keys as ours do, and no others. What Chroma cannot say is left out: orders of
+# texts, and opposites of orders. Its numbers are integers of 64 bits or doubles. Comparing one with
+# the other, it takes an integer for the nearest double, and a fraction for the integer that is left
+# when it is cut off. So that nothing is missed, and little too much kept:
+#
+# - whole numbers are compared as integers; less strictly where doubles do not have them all, or
+#   where they are no integers of 64 bits;
+# - with a fraction, the integer that it is cut to is put right.
+
+_DOUBLES_END = 2**53
+"""Below it doubles have every integer, and none that is rounded to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """A condition that holds for all chunks that a filter matches; if exact, for no others.
+
+    Without `where` it holds for all chunks, or for none.
+    """
+
+    where: dict[str, Any] | None = None
+    is_nothing: bool = False
+    is_exact: bool = True
+
+
+_ALL = _Kept()
+_NOTHING = _Kept(is_nothing=True)
+_UNKNOWN = _Kept(is_exact=False)
+
+
+def _kept(condition: Condition, *, negated: bool = False) -> _Kept:
+    match condition:
+        case Not():
+            return _kept(condition.condition, negated=not negated)
+        case AllOf() | AnyOf():
+            parts = (_kept(part, negated=negated) for part in condition.conditions)
+            return _all_of(parts) if isinstance(condition, AllOf) != negated else _any_of(parts)
+        case Comparison():
+            return _kept_by(condition, negated=negated)
+
+
+def _all_of(parts: Iterable[_Kept]) -> _Kept:
+    parts = list(parts)
+    if any(part.is_nothing for part in parts):
+        return _NOTHING
+    return _joined("$and", [part for part in parts if part != _ALL]) or _ALL
+
+
+def _any_of(parts: Iterable[_Kept]) -> _Kept:
+    parts = [part for part in parts if not part.is_nothing]
+    if any(part == _ALL for part in parts):
+        return _ALL
+    if any(part.where is None for part in parts):
+        return _UNKNOWN
+    return _joined("$or", parts) or _NOTHING
+
+
+def _joined(sign: str, parts: Sequence[_Kept]) -> _Kept | None:
+    if not parts:
         return None
-    return conditions[0] if len(conditions) == 1 else {"$and": conditions}
+    conditions = [part.where for part in parts if part.where is not None]
+    where: dict[str, Any] | None = {sign: conditions}
+    if len(conditions) < 2:
+        where = conditions[0] if conditions else None
+    return _Kept(where=where, is_exact=all(part.is_exact for part in parts))
 
 
-def _equals(key: str, value: Scalar) -> Any:
-    """Numbers are equal by value, whether they are written 2024 or 2024.0."""
-    if isinstance(value, float) and math.isfinite(value):
-        whole = min(max(math.trunc(value), -(2**63)), 2**63 - 1)
-        if whole == value:
-            return {key: whole}
-        # Chroma looks for a fraction among the integers, too, cut to one: 0.5 would find 0.
-        return {"$and": [{key: value}, {key: {"$ne": whole}}]}
-    return {key: _value(value)}
+def _kept_by(comparison: Comparison, *, negated: bool) -> _Kept:
+    users = _compared(comparison, _key(comparison.key), negated=negated)
+    if comparison.key not in OWN_KEYS:
+        return users
+    ours = _compared(comparison, comparison.key, negated=negated)
+    shadowed = _SHADOWED + comparison.key
+    # Where the user has no such key, a negated comparison with it holds.
+    if negated:
+        return _all_of([users, _any_of([ours, _Kept(where={shadowed: True})])])
+    return _any_of([users, _all_of([ours, _Kept(where={shadowed: {"$ne": True}})])])
 
 
-def _value(value: Scalar) -> Scalar:
-    return nfc(value) if isinstance(value, str) else value
+def _compared(comparison: Comparison, key: str, *, negated: bool) -> _Kept:
+    if comparison.operator is Operator.CONTAINS:
+        return _contained(key, comparison.value, negated=negated)
+    if comparison.operator is Operator.IN:
+        parts = list(_listed(key, comparison.values, negated=negated))
+        return _all_of(parts) if negated else _any_of(parts)
+    value = comparison.value
+    if negated or isinstance(value, str):
+        return _UNKNOWN
+    whole = _whole(value)
+    if whole is None:
+        return _beside_fraction(key, comparison.operator, value)
+    if abs(whole) < _DOUBLES_END:
+        return _Kept(where={key: {comparison.operator.value: whole}})
+    is_lower_bound = comparison.operator in (Operator.GT, Operator.GTE)
+    loose = Operator.GTE if is_lower_bound else Operator.LTE
+    operand = whole if _is_int64(whole) else float(value)
+    return _Kept(where={key: {loose.value: operand}}, is_exact=False)
+
+
+def _listed(key: str, values: Sequence[Scalar], *, negated: bool) -> Iterator[_Kept]:
+    """`$in`, or `$nin`: a condition for each type."""
+    sign = "$nin" if negated else "$in"
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    fractions = [float(value) for value in numbers if _whole(value) is None]
+    wholes = [(value, whole) for value in numbers if (whole := _whole(value)) is not None]
+    for type_ in (str, bool):
+        if same := [value for value in values if isinstance(value, type_)]:
+            yield _Kept(where={key: {sign: same}})
+    if exact := [whole for _, whole in wholes if abs(whole) < _DOUBLES_END]:
+        yield _Kept(where={key: {sign: exact}})
+    large = [pair for pair in wholes if abs(pair[1]) >= _DOUBLES_END]
+    if large and negated:
+        yield _UNKNOWN  # for Chroma would leave out their neighbours, too
+    elif large:
+        integers = [whole for _, whole in large if _is_int64(whole)]
+        doubles = [float(value) for value, whole in large if not _is_int64(whole)]
+        for some in (integers, doubles):
+            if some:
+                yield _Kept(where={key: {"$in": some}}, is_exact=False)
+    if fractions:
+        cut = [math.trunc(fraction) for fraction in fractions]
+        with_cut = {key: {sign: fractions}}
+        if negated:
+            yield _Kept(where={"$or": [with_cut, {key: {"$in": cut}}]})
+        else:
+            yield _Kept(where={"$and": [with_cut, {key: {"$nin": cut}}]})
+
+
+def _beside_fraction(key: str, compared: Operator, fraction: float) -> _Kept:
+    cut = math.trunc(fraction)
+    holds = ORDER[compared](cut, fraction)
+    where = {key: {compared.value: fraction}}
+    # Chroma compares integers with `cut`, and of equal ones a strict comparison does not hold.
+    if holds and compared in (Operator.GT, Operator.LT):
+        return _Kept(where={"$or": [where, {key: cut}]})
+    if not holds and compared in (Operator.GTE, Operator.LTE):
+        return _Kept(where={"$and": [where, {key: {"$ne": cut}}]})
+    return _Kept(where=where)
+
+
+def _contained(key: str, value: Scalar, *, negated: bool) -> _Kept:
+    """Arrays of integers have integers, and those of decimal numbers these."""
+    sign = "$not_contains" if negated else "$contains"
+    if isinstance(value, str | bool):
+        return _Kept(where={key: {sign: value}})
+    whole = _whole(value)
+    operands: list[int | float] = [float(value)]
+    is_exact = whole is None or abs(whole) < _DOUBLES_END
+    if whole is not None and _is_int64(whole):
+        operands.append(whole)
+    if negated and not is_exact:
+        return _UNKNOWN
+    parts = [_Kept(where={key: {sign: operand}}, is_exact=is_exact) for operand in operands]
+    return _all_of(parts) if negated else _any_of(parts)
+
+
+def _whole(value: float) -> int | None:
+    """The integer that a number is, in the notation that it is stored in."""
+    number = decimal(value)
+    return int(number) if number == number.to_integral_value() else None
+
+
+def _is_int64(number: int) -> bool:
+    return -INT64_MAX - 1 <= number <= INT64_MAX
 
 
 def _similarity(space: str, distance: float) -> float:

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 from shared.bounds import Metadata
 from shared.config import Settings
 from shared.errors import Permanent
+from shared.filters import MetadataFilter
 from shared.vector_stores import store_type
 from workers.attempts.process import Process
 from workers.models.devices import Vectors
@@ -61,13 +62,24 @@ class VectorStore(Protocol):
         """Write chunks, of any number; `vectors[n]` is that of `entries[n]`. Raises `Missing`."""
 
     def query(
-        self, name: str, vectors: Vectors, *, limit: int, where: Metadata | None
+        self,
+        name: str,
+        vectors: Vectors,
+        *,
+        limit: int,
+        where: MetadataFilter | None,
+        ids: Sequence[str] | None = None,
     ) -> list[list[Match]]:
-        """The nearest chunks to each of some vectors, best first, at most `limit` each.
+        """The nearest chunks to each of some vectors, best first, at most `limit` each; of those
+        with these ids, where ids are named. Raises `Missing`.
 
-        Of `where`, all conditions hold: the user's value of that key is equal, numbers by value;
-        of a key that the chunk's user has not set, `own` counts. Raises `Missing`.
+        All chunks that `where` matches are candidates, going by `metadata` and `own` of their
+        entries. Others may be, too, where the store cannot say what the filter says (`is_exact`):
+        who asks has to look at the hits again.
         """
+
+    def is_exact(self, where: MetadataFilter) -> bool:
+        """Whether all chunks that `query` finds with this filter match it."""
 
     def vectors(self, name: str, ids: Sequence[str]) -> dict[str, Vectors]:
         """The vectors of those of the chunks that are there, of the shape (dimension,). Raises

@@ -1,11 +1,12 @@
 """JSON and JSON Lines -> one passage of text for each element, with its number and metadata.
 
 An object with a string under `text` (or else `content`) is that text, and its other fields are
-its metadata: scalars as they are, lists of scalars joined by commas, anything deeper as JSON. Any
-other value is written out as "path: value" lines, such as "address.city: Seoul". The elements of
-an array at the top, and the lines of JSON Lines, are passages of their own; `item` or `line`
-counts them from 1. Null and empty values are left out. A key that comes again in its object is
-kept as `key (2)`. Costs are linear in the text and in what becomes of it, which `max_chars` bounds.
+its metadata: scalars as they are; lists of texts, of numbers or of booleans as lists, in which
+scalars of several types become texts; anything deeper as JSON. Any other value is written out as
+"path: value" lines, such as "address.city: Seoul". The elements of an array at the top, and the
+lines of JSON Lines, are passages of their own; `item` or `line` counts them from 1. Null and empty
+values are left out. A key that comes again in its object is kept as `key (2)`. Costs are linear in
+the text and in what becomes of it, which `max_chars` bounds.
 """
 
 import json
@@ -13,7 +14,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
-from shared.bounds import Metadata
+from shared.bounds import Metadata, is_of_one_type
 from shared.errors import DocumentError
 from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument, too_long
 from workers.ingest.formats.text import text_of
@@ -168,7 +169,8 @@ def _as_metadata(fields: dict[str, Any], *, name: str) -> Metadata:
         if value is None or value == "" or value == [] or value == {}:
             continue
         if isinstance(value, list) and not any(isinstance(item, list | dict) for item in value):
-            metadata[key] = ", ".join(_scalar(item) for item in value if item is not None)
+            if items := [item for item in value if item is not None]:
+                metadata[key] = _as_list(items)
         elif isinstance(value, list | dict):
             try:
                 metadata[key] = json.dumps(value, ensure_ascii=False)
@@ -179,6 +181,11 @@ def _as_metadata(fields: dict[str, Any], *, name: str) -> Metadata:
         else:
             metadata[key] = value
     return metadata
+
+
+def _as_list(items: list[Any]) -> list[Any]:
+    is_large = any(isinstance(item, int) and abs(item) > _LARGEST_INTEGER for item in items)
+    return [_scalar(item) for item in items] if is_large or not is_of_one_type(items) else items
 
 
 def _render(value: Any, *, name: str) -> Iterator[str]:

@@ -1,0 +1,532 @@
+"""Filters on metadata: which chunks of a collection a search may find.
+
+A filter is an object. Each of its keys names a key of the metadata and what its value has to be;
+all of them have to hold:
+
+    {"team": "office", "year": {"$gte": 2020, "$lt": 2025}}
+    {"$or": [{"team": {"$in": ["office", "desk"]}}, {"$not": {"tags": {"$contains": "old"}}}]}
+
+A value alone means `$eq`. The comparisons are `$eq $ne $in $nin $gt $gte $lt $lte $contains` and
+`$not` with comparisons in it; `$and` and `$or` join filters, `$not` turns one round. Any other name
+is a key of the metadata, `$price` too; `$$` at its beginning stands for one `$`, so that `$$and` is
+the key `$and`. Dots mean nothing.
+
+What a filter means is the same for `MetadataFilter.matches`, in Python, and for
+`MetadataFilter.condition`, in PostgreSQL; a vector store may keep more chunks
+(`workers/retrieval/store.py`):
+
+- Values of different types are never equal, and none is larger than the other. The types are text,
+  number, boolean and list: 2024 is 2024.0 and is not "2024"; true is not 1.
+- Numbers compare by their decimal notation, exactly. Texts compare by code points, so dates compare
+  in time's order where all are written in one ISO form.
+- `$contains` is for lists: one of the items is equal. It finds nothing in a text. All other
+  comparisons are of single values, and never hold of a list.
+- `$ne`, `$nin` and `$not` are the opposites of the others: they hold where the key is missing, or
+  its value of another type, as in MongoDB and Chroma.
+- Keys and texts are in Unicode's normal form C.
+- `source`, `document_id` and `start_index` are the chunk's own, unless its metadata has such a key.
+
+Nothing here reads a database.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+from sqlalchemy import (
+    ColumnElement,
+    Numeric,
+    SQLColumnExpression,
+    String,
+    and_,
+    cast,
+    false,
+    func,
+    literal,
+    not_,
+    or_,
+    true,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from shared.bounds import (
+    DEPTH_LIMIT,
+    FILTER_LIMIT_BYTES,
+    FILTER_LIMIT_CONDITIONS,
+    FILTER_LIMIT_DEPTH,
+    FILTER_LIMIT_VALUES,
+    Scalar,
+    check_json,
+    nfc,
+    shown,
+)
+from shared.tables import Chunk, Document
+
+OWN_KEYS: Final = frozenset({"source", "document_id", "start_index"})
+"""Keys that mean the chunk's own value where its metadata has none of that name."""
+
+
+class Operator(StrEnum):
+    """The comparisons that conditions consist of; `$eq`, `$ne` and `$nin` are made of `$in`."""
+
+    IN = "$in"
+    GT = "$gt"
+    GTE = "$gte"
+    LT = "$lt"
+    LTE = "$lte"
+    CONTAINS = "$contains"
+
+
+ORDER: Final[Mapping[Operator, Callable[[Any, Any], Any]]] = {
+    Operator.GT: operator.gt,
+    Operator.GTE: operator.ge,
+    Operator.LT: operator.lt,
+    Operator.LTE: operator.le,
+}
+_JOINING: Final = ("$and", "$or", "$not")
+_COMPARING: Final = (
+    "$eq", "$ne", "$in", "$nin", "$gt", "$gte", "$lt", "$lte", "$contains", "$not",
+)  # fmt: skip
+_NEGATED: Final = {"$ne": "$eq", "$nin": "$in"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """`values` are in NFC; only `$in` has any other number of them than one."""
+
+    key: str
+    operator: Operator
+    values: tuple[Scalar, ...]
+
+    @property
+    def value(self) -> Scalar:
+        return self.values[0]
+
+
+@dataclass(frozen=True)
+class AllOf:
+    """Holds if all of its conditions hold; if there are none, always."""
+
+    conditions: tuple["Condition", ...]
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    conditions: tuple["Condition", ...]
+
+
+@dataclass(frozen=True)
+class Not:
+    condition: "Condition"
+
+
+Condition = Comparison | AllOf | AnyOf | Not
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetadataFilter:
+    """A filter that was read; `json` is what it was read from."""
+
+    json: Mapping[str, Any]
+    root: Condition
+
+    @classmethod
+    def read(cls, value: Any) -> "MetadataFilter":
+        """Raises ValueError, which names the place in the filter and what to write there."""
+        if not isinstance(value, dict):
+            raise ValueError(
+                f'is {_kind(value)}; write an object such as {{"year": {{"$gte": 2020}}}}'
+            )
+        reader = _Reader()
+        root = reader.filter(value, (), depth=1)
+        check_json(value, limit_bytes=FILTER_LIMIT_BYTES, limit_depth=DEPTH_LIMIT)
+        return cls(json=value, root=root)
+
+    def matches(self, metadata: Mapping[str, Any], own: Mapping[str, Scalar]) -> bool:
+        """Whether a chunk with this metadata matches. `own` has its values of OWN_KEYS, which count
+        where `metadata` has no such key."""
+        return _holds(self.root, {**own, **metadata})
+
+    def condition(self) -> ColumnElement[bool]:
+        """The same in SQL, never NULL, for statements that select from Chunk and Document."""
+        return _sql(self.root)
+
+
+def escaped(key: str) -> str:
+    """How a filter names a key of the metadata, whatever the key is called."""
+    is_taken = key.startswith("$$") or key in (*_JOINING, *_COMPARING)
+    return f"${key}" if is_taken else key
+
+
+# Reading
+
+_Place = tuple[str | int, ...]
+
+
+class _Reader:
+    """Counts what all parts of a filter have together."""
+
+    def __init__(self) -> None:
+        self._conditions = 0
+        self._values = 0
+
+    def filter(self, value: Any, place: _Place, *, depth: int) -> Condition:
+        if not isinstance(value, dict):
+            raise _wrong(
+                place, f'is {_kind(value)}; write a filter such as {{"year": {{"$gte": 2020}}}}'
+            )
+        if depth > FILTER_LIMIT_DEPTH:
+            raise ValueError(
+                f"is nested deeper than {FILTER_LIMIT_DEPTH} levels of $and, $or and $not; flatten "
+                "it"
+            )
+        if not value:
+            self._count(conditions=1)
+        conditions: list[Condition] = []
+        keys: set[str] = set()
+        for name, inner in value.items():
+            here = (*place, str(name))
+            if name in ("$and", "$or"):
+                conditions.append(self._joined(name, inner, here, depth=depth))
+            elif name == "$not":
+                if not isinstance(inner, dict):
+                    raise _wrong(
+                        here,
+                        f'is {_kind(inner)}; write one filter, or {{"$or": [...]}} for what none '
+                        f"of several may be{_or_key(name)}",
+                    )
+                conditions.append(Not(self.filter(inner, here, depth=depth + 1)))
+            elif name in _COMPARING:
+                raise _wrong(
+                    here,
+                    f'has no key to compare; write {{"KEY": {{"{name}": ...}}}}{_or_key(name)}',
+                )
+            else:
+                key = self._key(name, inner, here)
+                if key in keys:
+                    raise _wrong(
+                        here, "is there twice, in two Unicode normal forms or spellings; join both"
+                    )
+                keys.add(key)
+                conditions.append(self._comparisons(key, inner, here, depth=depth))
+        return conditions[0] if len(conditions) == 1 else AllOf(tuple(conditions))
+
+    def _joined(self, name: str, inner: Any, place: _Place, *, depth: int) -> Condition:
+        if not isinstance(inner, list) or not inner:
+            what = "an empty list" if isinstance(inner, list) else _kind(inner)
+            raise _wrong(
+                place, f"is {what}; write a list of filters, with one at least{_or_key(name)}"
+            )
+        conditions = tuple(
+            self.filter(part, (*place, at), depth=depth + 1) for at, part in enumerate(inner)
+        )
+        return AllOf(conditions) if name == "$and" else AnyOf(conditions)
+
+    def _key(self, name: Any, inner: Any, place: _Place) -> str:
+        """The key of the metadata that a name in a filter stands for."""
+        if not isinstance(name, str):
+            raise _wrong(place, "is no text, as keys are")
+        is_typing_mistake = name.startswith("$") and (
+            isinstance(inner, list) or (isinstance(inner, dict) and not _is_comparing(inner))
+        )
+        if is_typing_mistake and not name.startswith("$$"):
+            raise _wrong(
+                place,
+                f"is none of {', '.join(_JOINING)}, which alone stand before filters; a key of "
+                "that name takes a value, or comparisons",
+            )
+        return nfc(name.removeprefix("$") if name.startswith("$$") else name)
+
+    def _comparisons(self, key: str, inner: Any, place: _Place, *, depth: int) -> Condition:
+        if not isinstance(inner, dict):
+            return self._comparison(key, "$eq", inner, place)
+        if not inner:
+            raise _wrong(place, 'is empty; write a value, or comparisons such as {"$gte": 2020}')
+        conditions: list[Condition] = []
+        for name, value in inner.items():
+            here = (*place, str(name))
+            if name == "$not":
+                if not isinstance(value, dict):
+                    raise _wrong(
+                        here, f'takes comparisons such as {{"$gt": 5}}, not {_kind(value)}'
+                    )
+                if depth >= FILTER_LIMIT_DEPTH:
+                    raise ValueError(
+                        f"is nested deeper than {FILTER_LIMIT_DEPTH} levels; flatten it"
+                    )
+                conditions.append(Not(self._comparisons(key, value, here, depth=depth + 1)))
+            elif name in _COMPARING:
+                conditions.append(self._comparison(key, name, value, here))
+            else:
+                hint = (
+                    "it stands before filters, not behind a key"
+                    if name in ("$and", "$or")
+                    else "the metadata has no objects; a filter names its keys at the top"
+                )
+                raise _wrong(
+                    here, f"is no comparison ({hint}); comparisons are {', '.join(_COMPARING)}"
+                )
+        return conditions[0] if len(conditions) == 1 else AllOf(tuple(conditions))
+
+    def _comparison(self, key: str, name: str, value: Any, place: _Place) -> Condition:
+        is_negated = name in _NEGATED
+        name = _NEGATED.get(name, name)
+        if name == "$in":
+            if not isinstance(value, list):
+                raise _wrong(place, f"takes a list of values, not {_kind(value)}")
+            self._count(conditions=1, values=len(value))
+            values = [_scalar(item, (*place, at)) for at, item in enumerate(value)]
+        else:
+            self._count(conditions=1, values=1)
+            values = [_scalar(value, place)]
+        if name in ("$gt", "$gte", "$lt", "$lte") and isinstance(value, bool):
+            raise _wrong(place, f"compares numbers or texts, not {_kind(value)}")
+        condition = Comparison(
+            key=key,
+            operator=Operator.IN if name == "$eq" else Operator(name),
+            values=tuple(values),
+        )
+        return Not(condition) if is_negated else condition
+
+    def _count(self, *, conditions: int, values: int = 0) -> None:
+        self._conditions += conditions
+        self._values += values
+        if self._conditions > FILTER_LIMIT_CONDITIONS:
+            raise ValueError(
+                f"has more than {FILTER_LIMIT_CONDITIONS:,} conditions; write many values of one "
+                "key as $in"
+            )
+        if self._values > FILTER_LIMIT_VALUES:
+            raise ValueError(
+                f"has more than {FILTER_LIMIT_VALUES:,} values; search several times, or note what "
+                "they have in common in the metadata"
+            )
+
+
+def _scalar(value: Any, place: _Place) -> Scalar:
+    if isinstance(value, str):
+        return nfc(value)
+    if isinstance(value, bool | int | float):
+        try:
+            check_json(value, limit_bytes=FILTER_LIMIT_BYTES)
+        except ValueError as error:
+            raise _wrong(place, str(error)) from error
+        return value
+    hint = ""
+    if isinstance(value, list):
+        hint = '; write {"$in": [...]} for one of several, {"$contains": ...} for an item of a list'
+    elif value is None:
+        hint = "; metadata has none, and $ne and $not hold where a key is missing"
+    raise _wrong(place, f"takes a text, a number, true or false, not {_kind(value)}{hint}")
+
+
+def _is_comparing(value: dict[Any, Any]) -> bool:
+    return bool(value) and all(name in _COMPARING for name in value)
+
+
+def _or_key(name: str) -> str:
+    return f" (the key {name!r} of the metadata is written {escaped(name)!r})"
+
+
+def _wrong(place: _Place, message: str) -> ValueError:
+    written = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return ValueError(f"{shown(written.removeprefix('.'))} {message}")
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", str: "a text", list: "a list", dict: "an object"}
+    if value is None:
+        return "null"
+    return kinds.get(type(value), "a number")
+
+
+# Python
+
+
+def _holds(condition: Condition, values: Mapping[str, Any]) -> bool:
+    match condition:
+        case AllOf():
+            return all(_holds(part, values) for part in condition.conditions)
+        case AnyOf():
+            return any(_holds(part, values) for part in condition.conditions)
+        case Not():
+            return not _holds(condition.condition, values)
+        case Comparison():
+            return condition.key in values and _compares(condition, values[condition.key])
+
+
+def _compares(comparison: Comparison, stored: Any) -> bool:
+    operands = [_typed(value) for value in comparison.values]
+    if comparison.operator is Operator.CONTAINS:
+        return isinstance(stored, list) and operands[0] in map(_typed, stored)
+    typed = _typed(stored)
+    if comparison.operator is Operator.IN:
+        return typed is not None and typed in operands
+    (operand,) = operands
+    return (
+        typed is not None
+        and operand is not None
+        and typed[0] == operand[0] != "boolean"
+        and bool(ORDER[comparison.operator](typed[1], operand[1]))
+    )
+
+
+def _typed(value: Any) -> tuple[str, Any] | None:
+    """A value with its type; None for what no comparison is of."""
+    if isinstance(value, bool):
+        return "boolean", value
+    if isinstance(value, int | float):
+        return "number", decimal(value)
+    return ("string", value) if isinstance(value, str) else None
+
+
+def decimal(value: float) -> Decimal:
+    """The number as JSON writes it, which is what JSONB keeps: 0.1 is one tenth."""
+    return Decimal(repr(value))
+
+
+# PostgreSQL
+
+
+def _sql(condition: Condition) -> ColumnElement[bool]:
+    match condition:
+        case AllOf():
+            return and_(true(), *map(_sql, condition.conditions))
+        case AnyOf():
+            return or_(false(), *map(_sql, condition.conditions))
+        case Not():
+            return not_(_sql(condition.condition))
+        case Comparison():
+            stored = _of_metadata(condition)
+            if condition.key not in OWN_KEYS:
+                return stored
+            return or_(stored, and_(not_(Chunk.meta.has_key(condition.key)), _of_own(condition)))
+
+
+def _of_metadata(comparison: Comparison) -> ColumnElement[bool]:
+    key, values = comparison.key, comparison.values
+    if comparison.operator is Operator.CONTAINS:
+        return Chunk.meta.contains(_json({key: [comparison.value]}))
+    stored = Chunk.meta.op("->", return_type=JSONB())(literal(key, String))
+    if comparison.operator is Operator.IN:
+        if len(values) == 1:
+            return Chunk.meta.contains(_json({key: comparison.value}))
+        # Hashed by PostgreSQL, however many there are.
+        return func.coalesce(stored == func.any(literal(list(values), ARRAY(JSONB))), false())
+    type_ = "string" if isinstance(comparison.value, str) else "number"
+    compare = ORDER[comparison.operator]
+    if type_ == "string":
+        text = Chunk.meta.op("->>", return_type=String())(literal(key, String))
+        holds = compare(text.collate("C"), literal(comparison.value, String))
+    else:
+        holds = compare(stored, _json(comparison.value))
+    return func.coalesce(and_(func.jsonb_typeof(stored) == type_, holds), false())
+
+
+def _json(value: Any) -> ColumnElement[Any]:
+    return literal(value, JSONB())
+
+
+def _of_own(comparison: Comparison) -> ColumnElement[bool]:
+    """Of the chunk's own value, which is never NULL."""
+    if comparison.operator is Operator.CONTAINS:
+        return false()
+    if comparison.key == "start_index":
+        numbers = [
+            decimal(value) for value in comparison.values
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]  # fmt: skip
+        return _of_column(comparison.operator, cast(Chunk.start, Numeric), numbers)
+    texts = [value for value in comparison.values if isinstance(value, str)]
+    if comparison.key == "source":
+        return _of_column(comparison.operator, Document.source, texts)
+    if comparison.operator is Operator.IN:
+        return _of_column(comparison.operator, Document.id, [*filter(None, map(_uuid, texts))])
+    return _of_column(comparison.operator, cast(Document.id, String), texts)
+
+
+def _of_column(
+    compared: Operator, column: SQLColumnExpression[Any], values: Sequence[Any]
+) -> ColumnElement[bool]:
+    if not values:
+        return false()
+    if compared is Operator.IN:
+        return column.in_(values) if len(values) > 1 else column == values[0]
+    (value,) = values
+    if isinstance(value, str):
+        column = column.collate("C")
+    holds: ColumnElement[bool] = ORDER[compared](column, value)
+    return holds
+
+
+def _uuid(text: str) -> UUID | None:
+    """The id that is written so and not otherwise."""
+    try:
+        id_ = UUID(text)
+    except ValueError:
+        return None
+    return id_ if str(id_) == text else None
+
+
+# The field of a request
+
+_VALUE: Final = {"anyOf": [{"type": name} for name in ("string", "number", "boolean")]}
+_ORDERED: Final = {"anyOf": [{"type": "string"}, {"type": "number"}]}
+_VALUES: Final = {"type": "array", "items": _VALUE, "maxItems": FILTER_LIMIT_VALUES}
+_FILTERS: Final = {"type": "array", "items": {"type": "object"}, "minItems": 1}
+_SCHEMA: Final[dict[str, Any]] = {
+    "title": "MetadataFilter",
+    "description": (
+        "What a chunk's metadata has to be: all that is named. A value alone means `$eq`; "
+        'comparisons are in an object, such as `{"$gte": 2020}`. `$and` and `$or` join filters, '
+        "`$not` turns one round. `$$` at the beginning of a key stands for one `$`. Numbers are "
+        "equal by value, and values of different types never. `$ne`, `$nin` and `$not` hold where "
+        "the key is missing."
+    ),
+    "type": "object",
+    "properties": {"$and": _FILTERS, "$or": _FILTERS, "$not": {"type": "object"}},
+    "additionalProperties": {
+        "anyOf": [
+            *_VALUE["anyOf"],
+            {
+                "type": "object",
+                "properties": {
+                    "$eq": _VALUE,
+                    "$ne": _VALUE,
+                    "$in": _VALUES,
+                    "$nin": _VALUES,
+                    "$gt": _ORDERED,
+                    "$gte": _ORDERED,
+                    "$lt": _ORDERED,
+                    "$lte": _ORDERED,
+                    "$contains": _VALUE,
+                    "$not": {"type": "object"},
+                },
+                "additionalProperties": False,
+                "minProperties": 1,
+            },
+        ]
+    },
+    "examples": [
+        {"team": "office", "year": {"$gte": 2020, "$lt": 2025}},
+        {"$or": [{"team": {"$in": ["office", "desk"]}}, {"tags": {"$contains": "hours"}}]},
+    ],
+}
+
+
+def _validated(value: Any) -> MetadataFilter:
+    return value if isinstance(value, MetadataFilter) else MetadataFilter.read(value)
+
+
+FilterField = Annotated[
+    MetadataFilter,
+    PlainValidator(_validated),
+    PlainSerializer(lambda filter_: dict(filter_.json), return_type=dict[str, Any]),
+    WithJsonSchema(_SCHEMA),
+]
+"""A filter in a shape; there it is read, and written as its JSON."""
