@@ -178,3 +178,69 @@ def test_other_programs_read_the_users_keys_beside_ours(process: Process, chroma
     assert metadata["sluice:$price"] == 3
     assert metadata["team"] == "zoo"
     assert live_texts(process, collection) == {"a": [TEXT]}
+
+
+def test_what_the_store_does_not_know_is_looked_for_in_postgres(process: Process) -> None:
+    collection = new_collection(process)
+    lines = [{"text": f"{TEXT} {n}", "day": f"2024-01-{n % 31 + 1:02}"} for n in range(99)]
+    lines.append({"text": "Taxes are due.", "day": "2025-06-30"})
+    data = "\n".join(map(json.dumps, lines)).encode()
+    ingest_files(process, collection, {"days.jsonl": data})
+
+    def days(where: Mapping[str, Any], k: int = 1) -> list[str]:
+        hits = search(process, collection, "kite", k=k, search={"filter": dict(where)})
+        return [hit.metadata["day"] for hit in hits]
+
+    # Texts have no order in Chroma; the nearest 64 of 100 passages are of the wrong days.
+    assert days({"day": {"$gte": "2024-02-01"}}) == ["2025-06-30"]
+    assert days({"day": {"$not": {"$lt": "2024-01-31"}}}, k=9).count("2025-06-30") == 1
+    assert set(days({"day": {"$gt": "2024-01-29", "$lt": "2024-02"}}, k=9)) == {
+        "2024-01-30", "2024-01-31",
+    }  # fmt: skip
+    assert days({"day": {"$gt": "2026"}}, k=9) == []
+
+
+def test_lists_are_found_by_what_they_contain(process: Process) -> None:
+    collection = new_collection(process)
+    records = [
+        {"text": TEXT, "tags": ["새", "large", None], "sizes": [1, 2.5], "mixed": ["a", 1, True]},
+        {"text": TEXT, "tags": ["small"], "sizes": [], "mixed": "a"},
+    ]
+    files = {f"{n}.json": json.dumps(record).encode() for n, record in enumerate(records)}
+    ingest_files(process, collection, files)
+    ingest(process, collection, {"a.txt": TEXT}, metadata={"tags": ["large"], "source": ["x"]})
+    stores_agree(process, collection)
+
+    assert sources_of(process, collection, {"tags": {"$contains": "large"}}) == {"0.json", "a.txt"}
+    apart = unicodedata.normalize("NFD", "새")
+    assert sources_of(process, collection, {"tags": {"$contains": apart}}) == {"0.json"}
+    assert sources_of(process, collection, {"sizes": {"$contains": 1}}) == {"0.json"}
+    assert sources_of(process, collection, {"mixed": {"$contains": "1"}}) == {"0.json"}
+    assert sources_of(process, collection, {"source": {"$contains": "x"}}) == {"a.txt"}
+    without = {"tags": {"$not": {"$contains": "large"}}}
+    assert sources_of(process, collection, without) == {"1.json"}
+    (hit,) = search(process, collection, "kite", search={"filter": {"source": "0.json"}})
+    assert hit.metadata["tags"] == ["새", "large"]
+    assert hit.metadata["mixed"] == ["a", "1", "true"]
+
+
+def test_columns_of_numbers_compare_as_numbers(process: Process) -> None:
+    collection = new_collection(process)
+    table = "text,year,open,phone\nkite,2024,true,010-1\nboat,2025,false,+82\nkite,999,true,007\n"
+    ingest_files(
+        process,
+        collection,
+        {"t.csv": table.encode()},
+        csv={"metadata_columns": ["year", "open", "phone"]},
+    )
+
+    def rows(where: Mapping[str, Any]) -> set[int]:
+        hits = search(process, collection, "kite", k=9, search={"filter": dict(where)})
+        return {hit.metadata["row"] for hit in hits}
+
+    assert rows({"year": 2024}) == {1}
+    assert rows({"year": "2024"}) == set()
+    assert rows({"year": {"$gte": 2024}}) == {1, 2}
+    assert rows({"year": {"$lt": 2024.5}, "open": True}) == {1, 3}
+    assert rows({"phone": {"$in": ["007", "+82"]}}) == {2, 3}
+    assert rows({"row": {"$ne": 1}, "year": {"$gt": 1000}}) == {2}

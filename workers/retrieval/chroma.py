@@ -149,7 +149,6 @@ class Chroma:
                     vectors |= zip(result["ids"], rows, strict=True)
         return vectors
 
-
     def is_exact(self, where: MetadataFilter) -> bool:
         return _kept(where.root).is_exact
 

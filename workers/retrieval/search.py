@@ -4,7 +4,7 @@ All queries of a request are embedded together, and a store is asked once for al
 comes back is looked up in Postgres: a passage that is not live there is no hit.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -13,6 +13,7 @@ import numpy as np
 from shared.documents import collections, documents
 from shared.documents.documents import ChunkView, parse_chunk_id
 from shared.errors import Permanent
+from shared.filters import MetadataFilter
 from shared.kinds.search import (
     DEFAULT_FETCH_K,
     DEFAULT_LAMBDA_MULT,
@@ -29,6 +30,9 @@ from workers.retrieval.store import Match, Missing, store_of
 WIDEN_TIMES = 4
 WIDEN_FACTOR = 4
 """A store that gives too few live passages is asked for so many times as many, so often."""
+MATCHING_CHUNKS = 10_000
+"""So many chunks that a filter matches are compared with a query where it has to be found in
+Postgres which ones these are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,35 +190,49 @@ class CollectionSearch:
     def _nearest(self, vectors: Vectors, count: int) -> list[list[Candidate]]:
         """The passages whose vectors are nearest, `count` for each query.
 
-        The store may know passages that are live no longer, and for a moment the other way round.
-        Where such ones leave fewer than `count`, more are asked for.
+        The store may know passages that are live no longer, and for a moment the other way round;
+        and it may not know all of the filter. Where that leaves fewer than `count`, more are asked
+        for, and then those that Postgres has found.
         """
         nearest: list[list[Candidate]] = [[] for _ in vectors]
         left = list(range(len(vectors)))
         limit = count
         for _ in range(WIDEN_TIMES):
             rows = self._query(vectors[left], limit)
-            live = self._live(match.id for row in rows for match in row)
-            for n, row in zip(left, rows, strict=True):
-                nearest[n] = [
-                    self._candidate(live[match.id], match.score)
-                    for match in row
-                    if match.id in live
-                ][:count]
+            for n, live in zip(left, self._live(rows, count), strict=True):
+                nearest[n] = live
             left = [
                 n
                 for n, row in zip(left, rows, strict=True)
                 if len(nearest[n]) < min(count, len(row))
             ]
             if not left:
-                break
+                return nearest
             limit *= WIDEN_FACTOR
+        where = self._options.filter
+        if where is not None and not store_of(self._process).is_exact(where):
+            rows = self._query(vectors[left], count, ids=self._matching(where))
+            for n, live in zip(left, self._live(rows, count), strict=True):
+                nearest[n] = live
         return nearest
 
-    def _query(self, vectors: Vectors, limit: int) -> list[list[Match]]:
+    def _matching(self, where: MetadataFilter) -> list[str]:
+        with self._process.ledger.read() as session:
+            ids = documents.matching_chunks(session, self._id, where, limit=MATCHING_CHUNKS)
+        if len(ids) == MATCHING_CHUNKS:
+            self.warnings.append(
+                f"The filter matches {MATCHING_CHUNKS:,} passages or more of {self._name}, and the "
+                "vector store does not know all of it: not all were compared. Filter by something "
+                "that it knows, too: that a value is equal to another, or larger than a number."
+            )
+        return ids
+
+    def _query(
+        self, vectors: Vectors, limit: int, *, ids: Sequence[str] | None = None
+    ) -> list[list[Match]]:
         try:
             return store_of(self._process).query(
-                self._name, vectors, limit=limit, where=self._options.filter
+                self._name, vectors, limit=limit, where=self._options.filter, ids=ids
             )
         except Missing:
             if self._is_empty():
@@ -227,9 +245,17 @@ class CollectionSearch:
             collection = collections.get(session, self._name)
             return not documents.page(session, collection.id, limit=1, after=None)
 
-    def _live(self, ids: Iterable[str]) -> dict[str, ChunkView]:
+    def _live(self, rows: Sequence[Sequence[Match]], count: int) -> list[list[Candidate]]:
+        """Of each row those that are live and match the filter, `count` at most."""
+        ids = list(dict.fromkeys(match.id for row in rows for match in row))
         with self._process.ledger.read() as session:
-            return documents.live_chunks(session, self._id, list(dict.fromkeys(ids)))
+            live = documents.live_chunks(session, self._id, ids, where=self._options.filter)
+        return [
+            [self._candidate(live[match.id], match.score) for match in row if match.id in live][
+                :count
+            ]
+            for row in rows
+        ]
 
     def _candidate(self, chunk: ChunkView, similarity: float) -> Candidate:
         debug = HitDebug(similarity=similarity, halves=["dense"])
