@@ -95,6 +95,8 @@ def _search_options(
 @click.option("--split", metavar="NAME", help="Which qrels of a BEIR folder; else test.")
 @click.option("--embedding-model", metavar="NAME",
               help="Of the collection, where it has to be made.")  # fmt: skip
+@click.option("--chunk-size", type=click.IntRange(min=1), metavar="N",
+              help="Of its chunks, in characters; else what the model reads.")  # fmt: skip
 @click.option("--delete/--keep", default=False, help="What to do with the documents afterwards.")
 @click.option(
     "--html", "html_path", type=click.Path(dir_okay=False, writable=True, path_type=Path),
@@ -118,6 +120,7 @@ def eval(
     seed: int,
     split: str | None,
     embedding_model: str | None,
+    chunk_size: int | None,
     delete: bool,
     html_path: Path | None,
     timeout_s: float | None,
@@ -142,10 +145,11 @@ def eval(
         say(remark)
     sample = dataset.sample(limit, seed)
     name = collection or dataset.name
-    if not dataset.documents:
-        _own_collection(path, collection, embedding_model, delete)
+    if dataset.documents:
+        _put(client, name, dataset, embedding_model, chunk_size)
     else:
-        _put(client, name, dataset, embedding_model)
+        makes = bool(embedding_model or chunk_size or delete)
+        _require_collection(path, collection, makes=makes)
     queries = "\n".join(query.model_dump_json(exclude_defaults=True) for query in sample.queries)
     with client.attached(queries.encode()) as upload:
         job_input = {
@@ -200,28 +204,36 @@ def _complete_types() -> list[SearchOptions]:
     return complete
 
 
-def _own_collection(
-    path: Path, collection: str | None, embedding_model: str | None, delete: bool
-) -> None:
+def _require_collection(path: Path, collection: str | None, *, makes: bool) -> None:
+    """Of queries without documents. Raises UsageError."""
     if collection is None:
         raise click.UsageError(
             f"{path} has queries alone; name the collection that they are about with --collection."
         )
-    if embedding_model is not None or delete:
+    if makes:
         raise click.UsageError(
-            "--embedding-model and --delete are for collections that this command makes, and "
-            f"{path} has queries alone."
+            "--embedding-model, --chunk-size and --delete are for collections that this command "
+            f"makes, and {path} has queries alone."
         )
 
 
 # The documents of a data set, in a collection of their own
 
 
-def _put(client: Client, name: str, dataset: Dataset, embedding_model: str | None) -> None:
+def _put(
+    client: Client,
+    name: str,
+    dataset: Dataset,
+    embedding_model: str | None,
+    chunk_size: int | None,
+) -> None:
     """Raises InvalidInput where the collection has other documents, which would be hits, too."""
     _require_own(client, name, dataset)
     if embedding_model is not None:
         client.put_collection(name, embedding_model=embedding_model)
+    options = IngestOptions(
+        splitter=None if chunk_size is None else {"chunk_size": chunk_size}, lane="bulk"
+    )
     done = failed = 0
     documents = [TextDocument(name=key, text=text) for key, text in dataset.documents.items()]
     with bars() as show:
@@ -229,7 +241,7 @@ def _put(client: Client, name: str, dataset: Dataset, embedding_model: str | Non
             report = client.ingest_documents(
                 name,
                 batch,
-                options=IngestOptions(lane="bulk"),
+                options=options,
                 on_advance=_counting_from(done, len(documents), show),
             )
             done += len(batch)

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from html import escape
 
 from cli.evaluation.dataset import Dataset
+from cli.terminal.output import first_words
+from shared.bounds import nfc
 from shared.kinds.eval import Estimate, EvalResult, JudgedQuery, measure_names
 from shared.kinds.search import SearchOptions
 from sluice import Collection
 
-WIDTH, LEFT, RIGHT, ROW, HEAD, FOOT = 760, 210, 96, 24, 26, 30
+WIDTH, LEFT, RIGHT, ROW, HEAD = 760, 210, 96, 24, 26
 """Of plots, in their own units."""
 COLOURS = 8
 QUERIES_SHOWN = 200
-SHOWN_CHARS = 400
+SHOWN_CELLS = 600
+"""Of a query; what a Latin letter takes is a cell, and a Korean syllable two."""
 TITLES = {"mrr": "MRR", "ndcg": "nDCG"}
 
 
@@ -121,7 +124,7 @@ def page(evaluation: Evaluation) -> str:
         "<h2>Queries</h2>",
         *_queries(evaluation, titles),
     ]
-    body = "\n".join(parts)
+    body = nfc("\n".join(parts))  # not every font can put letters together
     return _PAGE.replace("{title}", escape(evaluation.path)).replace("{body}", body)
 
 
@@ -154,7 +157,7 @@ def _estimates_plot(
         return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     height = HEAD + sum(ROW * (len(rows) + 1) for _, rows in groups)
-    marks = [*_grid([(at(tick), f"{tick:+g}" if signed else f"{tick:g}")
+    marks = [*_grid([(at(tick), f"{tick:+g}" if signed and tick else f"{tick:g}")
                      for tick in _ticks(low, high)], height)]  # fmt: skip
     if signed:
         marks.append(f"<line class=zero x1={at(0):.1f} x2={at(0):.1f} y1={HEAD} y2={height} />")
@@ -172,7 +175,7 @@ def _estimates_plot(
                 f"<line class=interval x1={at(one.low):.1f} x2={at(one.high):.1f} "
                 f"y1={middle} y2={middle} />"
                 f"<circle cx={at(one.value):.1f} cy={middle} r=5 /></g>"
-                f"<text x=12 y={middle + 4}>{escape(_short(title, 28))}</text>"
+                f"<text x=12 y={middle + 4}>{escape(first_words(title, 28))}</text>"
                 f"<text class=value x={WIDTH} y={middle + 4}>{value}</text>"
             )
     return _svg(height + 4, marks, label)
@@ -239,7 +242,7 @@ def _curves_plot(
         marks.append(
             f'<g class="c{number % COLOURS}"><line class=interval x1={left} x2={left + 24} '
             f"y1={row} y2={row} /></g><text x={left + 32} y={row + 4}>"
-            f"{escape(_short(title, 90))}</text>"
+            f"{escape(first_words(title, 90))}</text>"
         )
     return _svg(top + ROW * len(titles), marks, label)
 
@@ -285,10 +288,6 @@ def _svg(height: float, marks: Sequence[str], label: str) -> str:
     )
 
 
-def _short(text: str, chars: int) -> str:
-    return text if len(text) <= chars else text[: chars - 1] + "…"
-
-
 # Tables
 
 
@@ -327,7 +326,7 @@ def _queries(evaluation: Evaluation, titles: Sequence[str]) -> Iterator[str]:
     )
     heads = "".join(f"<th>{escape(title)}</th>" for title in titles)
     rows = "".join(
-        f"<tr><td class=text>{escape(_short(query.query, SHOWN_CHARS))}"
+        f"<tr><td class=text>{escape(first_words(query.query, SHOWN_CELLS))}"
         f"<br><small>{escape(_relevant(query))}</small></td>"
         + "".join(f"<td>{first or '–'}</td>" for first in firsts[n])
         + "</tr>"
@@ -341,9 +340,11 @@ def _queries(evaluation: Evaluation, titles: Sequence[str]) -> Iterator[str]:
 
 
 def _relevant(query: JudgedQuery) -> str:
-    names = [one.id or f"“{_short(one.text or '', 60)}”" for one in query.judgements if one.grade]
+    names = [
+        one.id or f"“{first_words(one.text or '', 60)}”" for one in query.judgements if one.grade
+    ]
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-    answers = f" — {_short('; '.join(query.answers), 120)}" if query.answers else ""
+    answers = f" — {first_words('; '.join(query.answers), 120)}" if query.answers else ""
     return ", ".join(names[:3]) + more + answers
 
 

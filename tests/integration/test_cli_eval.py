@@ -129,7 +129,8 @@ def test_the_documents_of_a_squad_file_are_put_into_a_collection_of_its_name(
 def test_what_was_put_there_can_be_deleted_afterwards(
     squad: str, state: State, capsys: Captured
 ) -> None:
-    assert run(["eval", squad, "--delete", "--embedding-model", "a/b"]) == 0
+    assert run(["eval", squad, "--delete", "--embedding-model", "a/b", "--chunk-size", "300"]) == 0
+    assert job_of(state, "ingest")["input"]["splitter"] == {"chunk_size": 300}
     assert "Deleted the collection numbers.en." in capsys.readouterr().err
     assert state.collections == set()
     assert state.count("PUT", "/v1/collections/numbers.en") == 1

@@ -1,6 +1,7 @@
 """The page of an evaluation: whole in itself, right in every script, safe with any text."""
 
 import re
+import unicodedata
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
@@ -51,9 +52,9 @@ def evaluation(*searches: SearchOptions, times_ms: Any = (3.0, 9.0, 250.0)) -> E
         JudgedQuery(query="黑豹队", relevant=["a"]),
         JudgedQuery(query=EVIL, relevant=[Judgement(text=EVIL)]),
         JudgedQuery(
-            query="출장비 정산은 언제?",
+            query=unicodedata.normalize("NFD", "출장비 정산은 언제?"),
             relevant=["규정/출장.md", "b", "c", "d", "e"],
-            answers=["열흘 안에"],
+            answers=[unicodedata.normalize("NFD", "열흘 안에")],
         ),
     ]
     figures = [
