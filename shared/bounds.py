@@ -97,6 +97,11 @@ def _is_base64_url(head: str) -> bool:
 
 _LONG_RUN: Final = 30
 """No language writes more marks on one letter (UAX 15, stream-safe text)."""
+_ODD_LETTERS: Final = re.compile(
+    "[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a"  # full width
+    "\uff66-\uff9f\uffa0-\uffdc"  # half width: kana with their marks, Hangul
+    "\ufb00-\ufb06\u2460-\u24ff\u3200-\u33ff]+"  # ligatures, circles and squares
+)
 _NONSTARTERS: Final = range(0x300, 0x1F000)
 
 
@@ -120,6 +125,14 @@ def nfc_value(value: Any) -> Any:
     if isinstance(value, list):
         return [nfc_value(item) for item in value]
     return nfc(value) if isinstance(value, str) else value
+
+
+def plain_letters(text: str) -> str:
+    """Letters and digits in full or half width, in circles and squares, and ligatures as the plain
+    ones that they stand for. Signs stay, such as the comma of Chinese."""
+    if text.isascii():
+        return text
+    return _ODD_LETTERS.sub(lambda run: nfkc(run[0]), text)
 
 
 def nfc_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,24 @@ def test_a_text_has_its_vector_whatever_it_is_sent_with() -> None:
     assert (together * theirs).sum(axis=1) == pytest.approx(np.ones(120), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("odd", "text"),
+    [
+        ("Ｔｈｅ ｇａｔｅ ｏｐｅｎｓ ａｔ ９", "The gate opens at 9"),
+        ("㈜한빛 ①번 ㎏ ﬁle", "(주)한빛 1번 kg file"),
+        ("THE GATE", "the gate"),
+    ],
+)
+def test_width_and_case_make_no_difference(odd: str, text: str) -> None:
+    """To the vocabulary of this model letters in full width are unknown."""
+    long = " ".join([odd] * 300)
+    for encode in (embedders().get().encode, embedders().get().encode_queries):
+        assert (encode([odd], between=lambda: None) == encode([text], between=lambda: None)).all()
+    counts = embedders().get().overlong([long], between=lambda: None)
+    same = embedders().get().overlong([long.replace(odd, text)], between=lambda: None)
+    assert counts == same != {}
+
+
 @pytest.mark.parametrize("word", ["year", "고양이는", "naïve"])
 def test_batches_hold_every_text_once_and_keep_to_the_budget(word: str) -> None:
     budget = 1024

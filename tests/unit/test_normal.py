@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from api.routes.files import clean_name
-from shared.bounds import comparable, nfc, nfc_metadata, nfkc
+from shared.bounds import comparable, nfc, nfc_metadata, nfkc, plain_letters
 from shared.kinds.ingest import CsvOptions, IngestInput
 from shared.kinds.rag import RagInput
 from shared.kinds.search import SearchInput
@@ -130,3 +130,18 @@ def test_questions_filters_and_metadata_arrive_composed() -> None:
     assert IngestInput.model_validate(order).metadata == {"부서": "총무"}
     with pytest.raises(ValidationError, match="there twice"):
         IngestInput.model_validate(order | {"metadata": where | {"부서": "총무"}})
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("Ｔｈｅ ｇａｔｅ ９", "The gate 9"),
+        ("ﾊﾟｿｺﾝ ｶﾞｲﾄﾞ", "パソコン ガイド"),
+        ("㈜한빛 ① ㎏ ﬁle", "(주)한빛 1 kg file"),
+        ("“이것”，那（個）！ x² 10⁻³ é 한", "“이것”，那（個）！ x² 10⁻³ é 한"),
+        ("plain", "plain"),
+    ],
+)
+def test_letters_become_plain_and_signs_stay(written: str, plain: str) -> None:
+    assert plain_letters(written) == unicodedata.normalize("NFC", plain)
+    assert plain_letters(plain) == plain

@@ -14,6 +14,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 
+from shared.bounds import plain_letters
 from shared.config import EmbeddingPrompts, Settings
 from shared.errors import Permanent
 from shared.hf.sentences import FEATURE_EXTRACTION
@@ -100,7 +101,7 @@ class LocalEmbedder:
             while end < len(texts) and chars + len(texts[end]) <= COUNTED_CHARS:
                 chars += len(texts[end])
                 end += 1
-            sizes = self._sizes([prompt + text for text in texts[first:end]])
+            sizes = self._sizes([prompt + self._plain(text) for text in texts[first:end]])
             cut |= {n: size for n, size in enumerate(sizes, first) if size > window}
             first = end
         return cut
@@ -132,7 +133,7 @@ class LocalEmbedder:
             between()
             return_freed_blocks()
             vectors[batch] = self._model.encode(
-                [texts[n] for n in batch],
+                [self._plain(texts[n]) for n in batch],
                 prompt=prompt,  # also where it is empty: else one by default is taken
                 batch_size=len(batch),
                 convert_to_numpy=True,
@@ -140,6 +141,18 @@ class LocalEmbedder:
                 task=task,
             )
         return unit(vectors)  # in float32, whatever the model computed in: scores are cosines
+
+    def _plain(self, text: str) -> str:
+        return text if self._reads_full_width else plain_letters(text)
+
+    @cached_property
+    def _reads_full_width(self) -> bool:
+        """Whether the tokenizer takes letters in full width for the plain ones. To others they are
+        unknown, so these models get the plain ones."""
+        tokenizer = self.tokenizer
+        return (
+            tokenizer is not None and tokenizer.encode("ｗａｙ").ids == tokenizer.encode("way").ids
+        )
 
     def batches(self, texts: Sequence[str], prompt: str = "") -> Iterator[list[int]]:
         """Indices by falling length, each batch under the token budget when padded."""

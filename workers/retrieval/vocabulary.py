@@ -23,7 +23,7 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
-from shared.bounds import nfc
+from shared.bounds import nfc, plain_letters
 
 SURE_LETTERS: Final = 4
 """So many letters of a word in one token are a part with a meaning. Words of languages that models
@@ -39,7 +39,6 @@ that was made for a script gives an alphabet 0.5 and more, and ideographs and sy
 LEAST_LETTERS: Final = 5
 LEAST_SHARE: Final = 0.2
 """A text is written in scripts that its letters are so many of, and such a part of all."""
-_FORMS: Final = frozenset({"FULLWIDTH", "HALFWIDTH"})
 _NAMES: Final = {"CJK": "Chinese characters", "HANGUL": "Hangul"}
 
 
@@ -99,7 +98,7 @@ def scripts(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Knowledge]:
     found: dict[str, Knowledge] = {}
     unknown = _unknown_id(tokenizer)
     for text in texts:
-        _add(found, tokenizer, nfc(text), unknown)
+        _add(found, tokenizer, nfc(plain_letters(text)), unknown)
     return found
 
 
@@ -160,10 +159,7 @@ def _script(char: str) -> str:
         return "INHERITED"
     if not char.isalpha():
         return ""
-    first = unicodedata.name(char, "UNNAMED").partition(" ")[0]
-    if first in _FORMS:
-        first = unicodedata.name(unicodedata.normalize("NFKC", char)[0], first).partition(" ")[0]
-    return first
+    return unicodedata.name(char, "UNNAMED").partition(" ")[0]
 
 
 @lru_cache(maxsize=4)
