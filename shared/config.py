@@ -438,6 +438,13 @@ class EvalSettings(RoleSettings):
     eval_resamples: PositiveInt = 2000
 
 
+class LexicalSettings(RoleSettings):
+    """Lexical search."""
+
+    morphemes: Literal["off", "kiwi"] = "off"
+    lexical_cache_mib: PositiveInt = 128
+
+
 class Settings(
     FolderSettings,
     HttpSettings,
@@ -452,6 +459,7 @@ class Settings(
     IngestSettings,
     SearchSettings,
     EvalSettings,
+    LexicalSettings,
 ):
     """All settings of all processes; `docs/settings.md` lists them for users."""
 

@@ -192,6 +192,8 @@ class Version(Base):
     chunk_count: Mapped[int]
     embedded: Mapped[Any] = mapped_column(INT4MULTIRANGE, server_default=sql("'{}'"))
     """The ordinals whose vectors are in Chroma."""
+    lexical_fields: Mapped[int] = mapped_column(SmallInteger, server_default=sql("0"))
+    """Bits of the fields (`shared.documents.lexical.Field`) of which its postings count."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (
@@ -204,6 +206,16 @@ class Version(Base):
             postgresql_where=sql("state = 'pending'"),
         ),
         Index("ix_versions_not_live", "created_at", postgresql_where=sql("state <> 'live'")),
+        Index(
+            "ix_versions_without_terms",
+            "id",
+            postgresql_where=sql("state = 'live' AND lexical_fields & 1 = 0"),
+        ),
+        Index(
+            "ix_versions_without_morphemes",
+            "id",
+            postgresql_where=sql("state = 'live' AND lexical_fields & 2 = 0"),
+        ),
     )
 
 
@@ -219,6 +231,67 @@ class Chunk(Base):
     start: Mapped[int]
     text: Mapped[str]
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
+
+
+class LexicalSegment(Base):
+    """Packed postings of some chunks of a collection; `shared/documents/lexical.py` writes them.
+
+    Not tied to collections by a foreign key: who writes one holds documents, and a key would have
+    it wait for an erasure of the collection, which waits for these documents.
+    """
+
+    __tablename__ = "lexical_segments"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    collection_id: Mapped[UUID]
+    field: Mapped[int] = mapped_column(SmallInteger)
+    version_id: Mapped[UUID | None] = mapped_column(ForeignKey("versions.id", ondelete="CASCADE"))
+    """The pending version that it is a part of; None where it counts."""
+    tier: Mapped[int] = mapped_column(SmallInteger)
+    chunks: Mapped[int]
+    tokens: Mapped[int] = mapped_column(BigInteger)
+    members: Mapped[bytes]
+    lengths: Mapped[bytes]
+    page_ends: Mapped[bytes]
+
+    __table_args__ = (
+        Index(
+            "ix_lexical_segments_tier",
+            "collection_id",
+            "field",
+            "version_id",
+            "tier",
+            postgresql_include=["id"],
+        ),
+        Index(
+            "ix_lexical_segments_version_id",
+            "version_id",
+            postgresql_where=sql("version_id IS NOT NULL"),
+        ),
+    )
+
+
+class LexicalPage(Base):
+    """Postings of the terms of a segment behind the page before it, up to `last_term`."""
+
+    __tablename__ = "lexical_pages"
+
+    segment_id: Mapped[int] = mapped_column(
+        BigInteger, ForeignKey("lexical_segments.id", ondelete="CASCADE"), primary_key=True
+    )
+    last_term: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    data: Mapped[bytes]
+
+
+class LexicalDeath(Base):
+    """A version that does not count any more and still has chunks in segments; how many."""
+
+    __tablename__ = "lexical_deaths"
+
+    collection_id: Mapped[UUID] = mapped_column(primary_key=True)
+    field: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    version_id: Mapped[UUID] = mapped_column(primary_key=True)
+    chunks: Mapped[int]
 
 
 class File(Base):

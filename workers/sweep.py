@@ -3,7 +3,8 @@
 Whatever was lost with Redis or with a worker is found here, in Postgres. It runs in the process
 `python -m workers beat`, of which there may be several: each loop is at work in one of them at a
 time. It waits for nobody: leases, deadlines and held turns have a loop of their own, which needs
-Postgres alone; rings, vectors, retention, the storage and the look at bad rows have theirs. A round
+Postgres alone; rings, vectors, retention, the storage, the look at bad rows and the lexical index
+have theirs. A round
 of each part is bounded in rows and seconds, a part that fails stops no other, and a row that cannot
 be handled stops no other row: it is noted for `/readyz` and left alone for a while.
 """
@@ -36,6 +37,7 @@ from workers.attempts.process import Process
 from workers.attempts.retry import lost_worker, settle_failure
 from workers.attempts.runner import Handlers
 from workers.ingest.erasure import Garbage, StrayVectors
+from workers.ingest.indexing import LexicalUpkeep
 from workers.rounds import Item, Round
 
 # Looks for rows that hold what Sluice never writes: dates beyond the calendar, JSON too deep.
@@ -424,6 +426,7 @@ class Sweeper:
             Retention().parts,
             {"storage": delete_doomed},
             {"inspection": Inspection()},
+            {"lexical index": LexicalUpkeep()},
         ]
         self._loops = [
             self._quick,

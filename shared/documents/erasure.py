@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
+from shared.documents import lexical
 from shared.documents.versions import GarbageVersion, VersionState, garbage_where, lock_documents_of
 from shared.errors import NotFound
 from shared.tables import Chunk, Collection, Document, IngestItem, Job, Version
@@ -144,6 +145,8 @@ def hide_documents(session: Session, document_ids: Sequence[UUID]) -> list[UUID]
             .with_for_update()
         )
     )
+    live = select(Version.id).join(Document, Document.live_version_id == Version.id)
+    lexical.bury(session, session.scalars(live.where(Document.id.in_(existing_ids))).all())
     session.execute(
         update(Document)
         .where(Document.id.in_(existing_ids))
@@ -155,6 +158,11 @@ def hide_documents(session: Session, document_ids: Sequence[UUID]) -> list[UUID]
         .values(state=VersionState.RETIRED.value)
     )
     return existing_ids
+
+
+def collections_of(session: Session, document_ids: Sequence[UUID]) -> list[UUID]:
+    collection_ids = select(Document.collection_id).where(Document.id.in_(document_ids)).distinct()
+    return sorted(session.scalars(collection_ids))
 
 
 def hide_collection(session: Session, name: str) -> UUID:
@@ -194,5 +202,6 @@ def delete_documents(session: Session, document_ids: Sequence[UUID]) -> None:
 
 
 def delete_collection(session: Session, collection_id: UUID) -> None:
-    session.execute(text("SET LOCAL statement_timeout = 0"))
+    lexical.lock(session, collection_id)  # a merge would write segments behind the deletion
     session.execute(delete(Collection).where(Collection.id == collection_id))
+    lexical.delete_of_collection(session, collection_id)

@@ -17,6 +17,7 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from shared.documents import lexical
 from shared.documents.documents import chunk_id
 from shared.errors import Unavailable
 from shared.tables import Chunk, Collection, Document, Version, new_id
@@ -162,16 +163,17 @@ def live_or_pending(session: Session, version_ids: Iterable[UUID]) -> set[UUID]:
 class Origin:
     document_id: UUID
     source: str
+    chunk_count: int
 
 
 def origins(session: Session, version_ids: Iterable[UUID]) -> dict[UUID, Origin]:
     """The documents of those versions that still exist."""
     rows = session.execute(
-        select(Version.id, Document.id, Document.source)
+        select(Version.id, Document.id, Document.source, Version.chunk_count)
         .join(Document, Document.id == Version.document_id)
         .where(Version.id.in_(list(version_ids)))
     )
-    return {v: Origin(document_id=d, source=source) for v, d, source in rows}
+    return {v: Origin(document_id=d, source=name, chunk_count=n) for v, d, name, n in rows}
 
 
 def unembedded(session: Session, parts: Iterable[ChunkRange]) -> list[Chunk]:
@@ -187,16 +189,20 @@ def unembedded(session: Session, parts: Iterable[ChunkRange]) -> list[Chunk]:
         )
         if not lacks_vectors:
             continue
-        chunks += session.scalars(
-            select(Chunk)
-            .where(
-                Chunk.version_id == part.version_id,
-                Chunk.ordinal >= part.first,
-                Chunk.ordinal < part.end,
-            )
-            .order_by(Chunk.ordinal)
-        )
+        chunks += chunks_of(session, part)
     return chunks
+
+
+def chunks_of(session: Session, part: ChunkRange) -> Sequence[Chunk]:
+    return session.scalars(
+        select(Chunk)
+        .where(
+            Chunk.version_id == part.version_id,
+            Chunk.ordinal >= part.first,
+            Chunk.ordinal < part.end,
+        )
+        .order_by(Chunk.ordinal)
+    ).all()
 
 
 def lock_documents_of(session: Session, version_ids: Sequence[UUID]) -> None:
@@ -259,8 +265,10 @@ def note_embedded(session: Session, part: ChunkRange) -> Embedded:
         _set_state(session, part.version_id, VersionState.RETIRED)
         return Embedded(state=VersionState.RETIRED, superseded=True)
     if old is not None:
+        lexical.bury(session, [old])
         _set_state(session, old, VersionState.RETIRED)
     _set_state(session, part.version_id, VersionState.LIVE)
+    lexical.publish(session, part.version_id)
     document.live_version_id = part.version_id
     document.updated_at = func.now()
     session.flush()

@@ -17,6 +17,7 @@ from shared.kinds.erase import EraseInput, EraseResult
 from shared.tables import Collection, Version
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
+from workers.ingest.indexing import purge
 from workers.retrieval.store import store_of
 from workers.rounds import Item, Round
 
@@ -185,7 +186,8 @@ def drop_unless_in_ledger(process: Process, name: str) -> None:
     store_of(process).drop(name)
 
 
-# The `erase` step: documents or a whole collection, out of both stores, verified.
+# The `erase` step: documents or a whole collection, out of both stores and of the lexical index,
+# verified.
 #
 # Readers stop seeing the text in the first transaction. Rows go last, in the transaction that
 # records the step, so that an interrupted erasure is taken up again with nothing forgotten.
@@ -209,10 +211,13 @@ def _erase_documents(context: Context, ids: list[str]) -> Done:
         hidden = erasure.hide_documents(session, document_ids)
         extent = erasure.extent_of_documents(session, hidden)
         retired = erasure.garbage_of_documents(session, hidden)
+        collection_ids = erasure.collections_of(session, hidden)
     vectors = 0
     for version in retired:
         context.check()
         vectors += store_of(process).delete(version.collection, version.chunk_ids())
+    for collection_id in collection_ids:
+        purge(process, collection_id, check=context.check)
 
     def delete_again() -> None:
         """What an embedding step wrote in between, whose rows are now gone."""

@@ -34,6 +34,7 @@ from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_in_ledger
+from workers.ingest.indexing import NewPostings, merge_soon
 from workers.ingest.load import (
     LOADER_VERSION,
     LoadedText,
@@ -389,20 +390,25 @@ class Cut:
     unread_tokens: int
 
 
-def write_vectors(
-    context: Context, options: IngestRequest, parts: Sequence[ChunkRange]
-) -> dict[UUID, Cut]:
-    """Embed those chunks of the parts that still need it. No transaction is open meanwhile.
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What came of the chunks of a step, besides the vectors in the store."""
 
-    Returns what the model did not read, by version.
-    """
+    cuts: dict[UUID, Cut]
+    """What the model did not read, by version."""
+    postings: NewPostings | None
+
+
+def write_vectors(context: Context, options: IngestRequest, parts: Sequence[ChunkRange]) -> Encoded:
+    """Embed those chunks of the parts that still need it, and make their postings. No transaction
+    is open meanwhile."""
     process = context.process
     with process.ledger.read() as session:
         chunks = versions.unembedded(session, parts)
         origins = versions.origins(session, {chunk.version_id for chunk in chunks})
     chunks = [chunk for chunk in chunks if chunk.version_id in origins]  # others just vanished
     if not chunks:
-        return {}
+        return Encoded(cuts={}, postings=None)
     embedder = embedders_of(process).get(options.model, check=context.check)
     with process.ledger.begin() as session:
         dimension = collections.fix_dimension(session, options.collection_id, embedder.dimension)
@@ -427,7 +433,8 @@ def write_vectors(
     context.check()
     entries = [_entry(chunk, origins[chunk.version_id]) for chunk in chunks]
     store_of(process).upsert(options.collection, entries, vectors)
-    return cuts
+    sizes = {version_id: origin.chunk_count for version_id, origin in origins.items()}
+    return Encoded(cuts=cuts, postings=NewPostings(process, chunks, sizes))
 
 
 def _entry(chunk: Chunk, origin: Origin) -> Entry:
@@ -637,7 +644,7 @@ def embed(context: Context) -> Done:
     # Vectors whose version is gone must not stay, whatever happens from here on.
     context.on_lost.append(lambda: delete_orphans(process, options.collection, parts))
     try:
-        cuts = write_vectors(context, options, parts)
+        encoded = write_vectors(context, options, parts)
     except Permanent:
         if len(parts) == 1:
             raise
@@ -646,22 +653,28 @@ def embed(context: Context) -> Done:
 
     def record(transaction: Transaction) -> None:
         versions.lock_documents_of(transaction, [part.version_id for part in parts])
+        if encoded.postings is not None:
+            encoded.postings.write_parts(transaction, options.collection_id)
         noted = [_note(transaction, claim, part) for part in parts]
+        if encoded.postings is not None:
+            outcomes = zip((part.version_id for part in parts), noted, strict=True)
+            encoded.postings.write_whole(transaction, options.collection_id, outcomes)
         transaction.after_commit(lambda: tidy(noted))
 
     def tidy(noted: Sequence[versions.Embedded]) -> None:
         if any(version.state in (None, VersionState.RETIRED) for version in noted):
             delete_orphans(process, options.collection, parts)
         collect_replaced(process, [version.replaced for version in noted if version.replaced])
+        merge_soon(process, options.collection_id)
 
     result = {
         "model": options.model,
         "cut": [
             [str(v), cut.chunks, cut.chunk_size, cut.tokens, cut.unread_tokens]
-            for v, cut in cuts.items()
+            for v, cut in encoded.cuts.items()
         ],
     }
-    return Done(result=result if cuts else None, record=record)
+    return Done(result=result if encoded.cuts else None, record=record)
 
 
 def _note(session: Transaction, claim: Claim, part: ChunkRange) -> versions.Embedded:

@@ -1,0 +1,422 @@
+"""The lexical index as ingestion keeps it: postings of new versions, merges, what lacks, what goes.
+
+Postings are made beside vectors, by the embedding step, outside of any transaction; the one that
+notes the vectors stores them, and makes them count where it makes a version live. Merging follows
+commits, or is the sweeper's; what has to be erased is taken out of the pages in their place.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared.config import LexicalSettings
+from shared.documents import lexical, versions
+from shared.documents.lexical import Field, MergeGroup, PackedSegment, StoredSegment
+from shared.documents.versions import ChunkRange, Embedded, VersionState
+from shared.tables import Chunk
+from workers.attempts.process import Process
+from workers.retrieval.postings import (
+    MEMBER,
+    SEGMENT_CHUNKS,
+    Array,
+    Page,
+    Part,
+    Segment,
+    Span,
+    build,
+    chunk_of,
+    dead_chunks,
+    merge,
+    merge_members,
+)
+from workers.retrieval.terms import morphemes_of, terms
+from workers.rounds import Round
+
+AT_ONCE_CHUNKS: Final = 512
+"""Whose text is held while postings are made for what has none."""
+DEAD_SHARE: Final = 0.25
+DEAD_CHUNKS: Final = 512
+"""An index is rewritten where this share of its chunks is dead, and so many."""
+DEAD_VERSIONS: Final = 2048
+"""Or where so many versions are, which each search reads."""
+SOON_TIER: Final = 3
+"""Segments up to this tier are merged by who wrote the last of them: that takes no second."""
+PAGES_AT_ONCE: Final = 32
+
+
+def fields_of(settings: LexicalSettings) -> list[Field]:
+    return [Field.TERMS, Field.MORPHEMES] if settings.morphemes == "kiwi" else [Field.TERMS]
+
+
+def _terms_in(process: Process, field: Field) -> Callable[[str], list[str]]:
+    return terms if field is Field.TERMS else morphemes_of(process).terms
+
+
+def pack(field: Field, segment: Segment) -> PackedSegment:
+    return PackedSegment(
+        field=field,
+        chunks=len(segment.lengths),
+        tokens=int(segment.lengths.sum(dtype=np.int64)),
+        members=segment.members.tobytes(),
+        lengths=segment.lengths.tobytes(),
+        pages=[(int(page.terms[-1]), page.packed()) for page in segment.pages],
+    )
+
+
+# New versions.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Postings:
+    field: Field
+    spans: Sequence[Span]
+    packed: PackedSegment
+
+    @classmethod
+    def of(cls, field: Field, spans: Sequence[Span]) -> "_Postings":
+        return cls(field=field, spans=spans, packed=pack(field, build(spans)))
+
+
+class NewPostings:
+    """The postings of what an embedding step has embedded.
+
+    Versions that are complete with it become one segment, however small each of them is; a part
+    of a larger one is kept for the time when its version becomes live.
+    """
+
+    def __init__(self, process: Process, chunks: Sequence[Chunk], sizes: dict[UUID, int]) -> None:
+        """`chunks` are those of each part together, by ordinal; `sizes` has the number of chunks
+        of each version."""
+        self._whole: list[_Postings] = []
+        self._parts: list[tuple[UUID, int, _Postings]] = []
+        runs = list(_runs(chunks))
+        whole = [run for run in runs if len(run) == sizes[run[0].version_id]]
+        for field in fields_of(process.settings):
+            terms_in = _terms_in(process, field)
+            if whole:
+                spans = [_span(run, terms_in) for run in whole]
+                self._whole.append(_Postings.of(field, spans))
+            for run in runs:
+                if len(run) < sizes[run[0].version_id]:
+                    postings = _Postings.of(field, [_span(run, terms_in)])
+                    self._parts.append((run[0].version_id, len(run), postings))
+
+    def write_parts(self, session: Session, collection_id: UUID) -> None:
+        """Store what waits for the rest of its version. Before its vectors are noted, and in the
+        same transaction; the documents must be locked."""
+        for version_id, chunks, postings in self._parts:
+            _, first = chunk_of(postings.packed.members[:20])
+            if lexical.lacks_postings(session, version_id, first=first, end=first + chunks):
+                lexical.write(session, collection_id, postings.packed, version_id=version_id)
+
+    def write_whole(
+        self, session: Session, collection_id: UUID, embedded: Iterable[tuple[UUID, Embedded]]
+    ) -> None:
+        """Store the postings of those versions that this transaction makes live."""
+        live = {
+            version_id
+            for version_id, noted in embedded
+            if noted.state is VersionState.LIVE and not noted.by_another
+        }
+        fields: list[Field] = []
+        published: set[UUID] = set()
+        for postings in self._whole:
+            spans = [span for span in postings.spans if span.version_id in live]
+            if not spans:
+                continue
+            if len(spans) < len(postings.spans):  # somebody erased or replaced one meanwhile
+                postings = _Postings.of(postings.field, spans)
+            lexical.write(session, collection_id, postings.packed)
+            fields.append(postings.field)
+            published.update(span.version_id for span in spans)
+        if published:
+            lexical.note_published(session, published, fields)
+
+
+def _runs(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+    """Chunks of one version with consecutive ordinals."""
+    run: list[Chunk] = []
+    for chunk in chunks:
+        if run and (chunk.version_id != run[-1].version_id or chunk.ordinal != run[-1].ordinal + 1):
+            yield run
+            run = []
+        run.append(chunk)
+    if run:
+        yield run
+
+
+def _span(run: Sequence[Chunk], terms_in: Callable[[str], list[str]]) -> Span:
+    return Span(
+        version_id=run[0].version_id,
+        first=run[0].ordinal,
+        terms=[terms_in(chunk.text) for chunk in run],
+    )
+
+
+# Merging.
+
+
+class _Changed(Exception):
+    """What was to be merged is no longer what it was; another round finds what there is then."""
+
+
+def merge_soon(process: Process, collection_id: UUID) -> None:
+    """Merge the small segments of a collection that are too many now."""
+    with process.ledger.read() as session:
+        groups = lexical.crowded(session, collection_id, up_to_tier=SOON_TIER, limit=4)
+    for group in groups:
+        merge_group(process, group)
+
+
+def merge_group(process: Process, group: MergeGroup) -> bool:
+    """Put one segment in the place of several, less what is dead; False where somebody else is
+    merging in the collection, or the segments have changed."""
+    with suppress(_Changed), process.ledger.begin() as session:
+        if not lexical.lock(session, group.collection_id, wait=False):
+            return False
+        stored = _fitting(lexical.segments(session, group.segment_ids))
+        dead: set[UUID] = set()
+        if group.version_id is None:
+            dead = lexical.deaths(session, group.collection_id, group.field)
+        _replace(session, group, stored, dead)
+        return True
+    return False
+
+
+def _fitting(stored: Sequence[StoredSegment]) -> list[StoredSegment]:
+    """As many of them as go into one segment."""
+    fitting: list[StoredSegment] = []
+    room = SEGMENT_CHUNKS
+    for segment in stored:
+        if segment.chunks <= room:
+            fitting.append(segment)
+            room -= segment.chunks
+    return fitting
+
+
+def _replace(
+    session: Session, group: MergeGroup, stored: Sequence[StoredSegment], dead: set[UUID]
+) -> None:
+    parts = [_part(session, segment, dead) for segment in stored]
+    if not parts:
+        raise _Changed
+    members, lengths = merge_members(parts)
+    if len(lengths):
+        head = PackedSegment(
+            field=group.field,
+            chunks=len(lengths),
+            tokens=int(lengths.sum(dtype=np.int64)),
+            members=members.tobytes(),
+            lengths=lengths.tobytes(),
+            pages=[],
+        )
+        new_id = lexical.write(session, group.collection_id, head)
+        ends: list[int] = []
+        batch: list[tuple[int, bytes]] = []
+        for page in merge(parts):
+            batch.append((int(page.terms[-1]), page.packed()))
+            if len(batch) == PAGES_AT_ONCE:
+                lexical.write_pages(session, new_id, batch)
+                ends += [end for end, _ in batch]
+                batch = []
+        lexical.write_pages(session, new_id, batch)
+        lexical.set_page_ends(session, new_id, [*ends, *(end for end, _ in batch)])
+        owner = group.version_id
+        if owner is not None and not lexical.give_to_pending(session, new_id, owner):
+            raise _Changed
+    ids = [segment.id for segment in stored]
+    if lexical.remove_segments(session, ids, version_id=group.version_id) < len(ids):
+        raise _Changed  # published, or gone with its version
+    lexical.settle_deaths(session, group.collection_id, group.field, _removed(parts))
+
+
+def _part(session: Session, stored: StoredSegment, dead: set[UUID]) -> Part:
+    members: Array = np.frombuffer(stored.members, MEMBER)
+    ends = np.frombuffer(stored.page_ends, "<i8")
+
+    def read(first: int, end: int) -> list[Page]:
+        return [
+            Page.read(data)
+            for _, data in lexical.pages(session, stored.id, ends[first:end].tolist())
+        ]
+
+    return Part(
+        members=members,
+        lengths=np.frombuffer(stored.lengths, "<u4"),
+        dead=dead_chunks(members, dead),
+        page_ends=ends,
+        read=read,
+    )
+
+
+def _removed(parts: Sequence[Part]) -> Iterator[tuple[UUID, int]]:
+    """The versions that were left out, with their chunks; one may come several times."""
+    for part in parts:
+        starts = np.cumsum(part.members["chunks"]) - part.members["chunks"]
+        for member in part.members[part.dead[starts]] if len(part.members) else []:
+            version_id, _ = chunk_of(member["key"])
+            yield version_id, int(member["chunks"])
+
+
+def compact(process: Process, collection_id: UUID, field: Field) -> None:
+    """Rewrite the segments of an index of which much is dead."""
+    with process.ledger.read() as session:
+        dead = lexical.deaths(session, collection_id, field)
+        stored = lexical.segments(session, lexical.counting_ids(session, collection_id, field))
+    for segment in stored:
+        share = dead_chunks(np.frombuffer(segment.members, MEMBER), dead).mean()
+        if share > DEAD_SHARE / 2:
+            group = MergeGroup(
+                collection_id=collection_id, field=field, version_id=None, segment_ids=[segment.id]
+            )
+            merge_group(process, group)
+
+
+# Erasing.
+
+
+def purge(process: Process, collection_id: UUID, *, check: Callable[[], None]) -> int:
+    """Take the postings of all dead versions of a collection out of its pages.
+
+    Until none are left: each page is read again after it was written. Returns how many pages
+    were. Waits for a merge that is at work, which may still write what has died meanwhile.
+    """
+    pages = 0
+    while True:
+        with process.ledger.begin() as session:
+            lexical.lock(session, collection_id)
+            written = sum(_purge_segments(session, collection_id, field, check) for field in Field)
+        if not written:
+            return pages
+        pages += written
+
+
+def _purge_segments(
+    session: Session, collection_id: UUID, field: Field, check: Callable[[], None]
+) -> int:
+    dead_versions = lexical.deaths(session, collection_id, field)
+    written = 0
+    ids = lexical.counting_ids(session, collection_id, field) if dead_versions else []
+    for id_ in ids:
+        check()
+        for stored in lexical.segments(session, [id_]):
+            dead = dead_chunks(np.frombuffer(stored.members, MEMBER), dead_versions)
+            if not dead.any():
+                continue
+            ends = np.frombuffer(stored.page_ends, "<i8").tolist()
+            for first in range(0, len(ends), PAGES_AT_ONCE):
+                some = ends[first : first + PAGES_AT_ONCE]
+                for end, data in lexical.pages(session, id_, some):
+                    page = Page.read(data).without(dead)
+                    if page is not None:
+                        lexical.rewrite_page(session, id_, end, page.packed())
+                        written += 1
+    return written
+
+
+# What has no postings yet.
+
+
+def add_missing(process: Process, field: Field, *, limit: int) -> int:
+    """Make postings for some live versions that lack them; returns for how many chunks."""
+    with process.ledger.read() as session:
+        lacking = lexical.unindexed(session, field, limit=limit)
+    if not lacking:
+        return 0
+    collection_id, version_id, chunks = lacking[0]
+    if chunks > AT_ONCE_CHUNKS:
+        return _add_part(process, field, collection_id, version_id, chunks)
+    batch: list[UUID] = []
+    room = AT_ONCE_CHUNKS
+    for owner, other, count in lacking:
+        if owner == collection_id and count <= room:
+            batch.append(other)
+            room -= count
+    return _add_batch(process, field, collection_id, batch)
+
+
+def _add_batch(
+    process: Process, field: Field, collection_id: UUID, version_ids: Sequence[UUID]
+) -> int:
+    with process.ledger.read() as session:
+        chunks = session.scalars(
+            select(Chunk)
+            .where(Chunk.version_id.in_(version_ids))
+            .order_by(Chunk.version_id, Chunk.ordinal)
+        ).all()
+    terms_in = _terms_in(process, field)
+    spans = [_span(run, terms_in) for run in _runs(chunks)]
+    with process.ledger.begin() as session:
+        versions.lock_documents_of(session, version_ids)
+        wanted = lexical.still_unindexed(session, version_ids, field)
+        spans = [span for span in spans if span.version_id in wanted]
+        if spans:
+            lexical.write(session, collection_id, pack(field, build(spans)))
+        lexical.note_published(session, wanted, [field])
+    return len(chunks)
+
+
+def _add_part(
+    process: Process, field: Field, collection_id: UUID, version_id: UUID, chunk_count: int
+) -> int:
+    """The next chunks of a large version: its postings count once there are all of them."""
+    with process.ledger.read() as session:
+        first = lexical.pending_chunks(session, version_id, field)
+    end = min(first + AT_ONCE_CHUNKS, chunk_count)
+    part = ChunkRange(version_id=version_id, first=first, end=end)
+    with process.ledger.read() as session:
+        chunks = versions.chunks_of(session, part)
+    span = _span(chunks, _terms_in(process, field)) if chunks else None
+    with process.ledger.begin() as session:
+        versions.lock_documents_of(session, [version_id])
+        if not lexical.still_unindexed(session, [version_id], field):
+            return len(chunks)
+        if span is not None and lexical.pending_chunks(session, version_id, field) == first:
+            packed = pack(field, build([span]))
+            lexical.write(session, collection_id, packed, version_id=version_id)
+        if end == chunk_count:
+            lexical.publish(session, version_id)
+    return len(chunks)
+
+
+class LexicalUpkeep:
+    """The part of the sweeper that keeps the lexical indexes: adds what lacks, merges, rewrites."""
+
+    def __init__(self) -> None:
+        self._is_dropped = False
+
+    def __call__(self, round_: Round) -> None:
+        process = round_.process
+        fields = fields_of(process.settings)
+        for field in fields:
+            while round_.goes_on and add_missing(process, field, limit=AT_ONCE_CHUNKS):
+                self._merge(round_)
+        if Field.MORPHEMES not in fields and not self._is_dropped:
+            while round_.goes_on and not self._is_dropped:
+                with process.ledger.begin() as session:
+                    self._is_dropped = not lexical.drop_field(
+                        session, Field.MORPHEMES, limit=round_.limit_rows
+                    )
+        self._merge(round_)
+        with process.ledger.read() as session:
+            dying = lexical.dying(
+                session, share=DEAD_SHARE, least_chunks=DEAD_CHUNKS, versions=DEAD_VERSIONS,
+                limit=round_.limit_rows,
+            )  # fmt: skip
+        for collection_id, field in dying:
+            if round_.goes_on:
+                compact(process, collection_id, field)
+
+    def _merge(self, round_: Round) -> None:
+        with round_.process.ledger.read() as session:
+            groups = lexical.crowded(session, limit=round_.limit_rows)
+        for group in groups:
+            if not round_.goes_on:
+                return
+            merge_group(round_.process, group)

@@ -1,0 +1,574 @@
+"""Lexical search: BM25 over the segments of a collection, exact at the moment of the search.
+
+The form is that of Lucene, as `bm25s` has it under "lucene" (Kamphuis et al., "Which BM25 do you
+mean?", ECIR 2020): a term that is f times in a chunk of l terms adds
+
+    ln(1 + (N - n + 0.5) / (n + 0.5)) * f / (f + k1 * (1 - b + b * l / avg))
+
+for each time that it is in the query, where n of the N chunks have it. It is never negative, and a
+term adds less than its logarithm: the sum of these is what a query could reach at best. N, n and
+avg are those of the chunks that are live in the snapshot that the search reads; what is dead and
+still in its segment does not count.
+
+A process keeps pages and heads of segments, which do not change; so a search reads which segments
+count and what is dead, and then the pages of its terms that it does not have. Rare terms are scored
+first; once what the rest can add puts no other chunk among the best, the rest is looked up for the
+chunks at the top alone (MaxScore: Turtle and Flood, 1995).
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from math import log
+from threading import RLock
+from typing import Any, Final
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection
+
+from shared.documents.documents import chunk_id, parse_chunk_id
+from shared.documents.lexical import Field
+from workers.attempts.process import Process
+from workers.retrieval.postings import MEMBER, Array, Bools, Longs, Page, chunk_of, hash_of, key_of
+from workers.retrieval.terms import has_hangul, morphemes_of, terms
+
+K1: Final = 1.5
+B: Final = 0.75
+QUERY_TERMS: Final = 1024
+"""So many different terms of a query are looked for, the first ones."""
+UNINDEXED_LIMIT: Final = 1000
+VIEWS_KEPT: Final = 16
+WORTH_POSTINGS: Final = 4096
+"""Fewer are scored faster than it can be said whether they have to be."""
+_MIB = 2**20
+
+Scores = NDArray[np.float64]
+
+
+class Cache:
+    """Heads and pages of segments, least recently used out; for several threads."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._bytes = 0
+        self._values: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self._lock = RLock()
+
+    def get(self, key: Any) -> Any:
+        with self._lock:
+            entry = self._values.get(key)
+            if entry is None:
+                return None
+            self._values.move_to_end(key)
+            return entry[0]
+
+    def add(self, key: Any, value: Any, size: int) -> None:
+        with self._lock:
+            if key in self._values:
+                return
+            self._values[key] = value, size
+            self._bytes += size
+            while self._bytes > self._limit_bytes and len(self._values) > 1:
+                _, (_, gone) = self._values.popitem(last=False)
+                self._bytes -= gone
+
+
+class Head:
+    """What a segment says of its chunks, without its postings."""
+
+    def __init__(self, id_: int, members: bytes, lengths: bytes, page_ends: bytes) -> None:
+        self.id = id_
+        self.members: Array = np.frombuffer(members, MEMBER)
+        self.lengths: NDArray[np.uint32] = np.frombuffer(lengths, "<u4")
+        self.page_ends: Longs = np.frombuffer(page_ends, "<i8")
+        self.size = 2 * len(members) + len(lengths) + len(page_ends)
+
+    @cached_property
+    def starts(self) -> Longs:
+        """(members,): the number of the first chunk of each."""
+        sizes: Longs = self.members["chunks"].astype(np.int64)
+        return np.cumsum(sizes) - sizes
+
+    @cached_property
+    def by_key(self) -> tuple[Array, Longs]:
+        """The keys of the members, ascending, and the place of each."""
+        keys = self.members["key"]
+        order = np.argsort(keys, kind="stable")
+        return keys[order], order
+
+    def dead(self, versions: Array) -> Bools | None:
+        """(chunks,): which belong to the versions, (n, 16) of bytes; None where none does."""
+        keys, order = self.by_key
+        bounds = np.zeros((2, len(versions), 20), np.uint8)
+        bounds[:, :, :16] = versions
+        bounds[1, :, 16:] = 0xFF
+        first, end = np.searchsorted(keys, bounds.view("S20")[..., 0])
+        if not (first < end).any():
+            return None
+        dead = np.zeros(len(self.lengths), np.bool_)
+        for one, other in zip(first.tolist(), end.tolist(), strict=True):
+            for member in order[one:other].tolist():
+                start = int(self.starts[member])
+                dead[start : start + int(self.members["chunks"][member])] = True
+        return dead
+
+    def locate(self, keys: Array) -> Longs:
+        """The numbers of chunks, (n,) of S20; -1 for those that it does not have."""
+        known, order = self.by_key
+        at = np.searchsorted(known, keys, "right") - 1
+        numbers = np.full(len(keys), -1, np.int64)
+        for n in np.flatnonzero(at >= 0).tolist():
+            member = order[at[n]]
+            version, first = chunk_of(known[at[n]])
+            own, ordinal = chunk_of(keys[n])
+            if version == own and ordinal < first + int(self.members["chunks"][member]):
+                numbers[n] = self.starts[member] + ordinal - first
+        return numbers
+
+
+class View:
+    """What counts of one field of a collection: segments one behind the other, and what is dead.
+
+    Chunks have numbers through all segments, from 0.
+    """
+
+    def __init__(self, heads: Sequence[Head], deaths: bytes) -> None:
+        self.heads = heads
+        sizes = [len(head.lengths) for head in heads]
+        self.bases: Longs = np.cumsum([0, *sizes])
+        self.size = int(self.bases[-1])
+        self.lengths: NDArray[np.uint32] = (
+            np.concatenate([head.lengths for head in heads]) if heads else np.empty(0, np.uint32)
+        )
+        self.deaths = deaths
+        dead = np.frombuffer(deaths, np.uint8).reshape(-1, 16)
+        masks = [head.dead(dead) if len(dead) else None for head in heads]
+        self.has_dead = [mask is not None for mask in masks]
+        self.alive: Bools | None = None
+        self.chunks = self.size
+        tokens = int(self.lengths.sum(dtype=np.int64))
+        if any(self.has_dead):
+            self.alive = np.ones(self.size, np.bool_)
+            for base, mask in zip(self.bases.tolist(), masks, strict=False):
+                if mask is not None:
+                    self.alive[base : base + len(mask)] = ~mask
+            self.chunks = int(self.alive.sum())
+            tokens = int(self.lengths[self.alive].sum(dtype=np.int64))
+        self.average = tokens / self.chunks if tokens else 1.0
+
+    def locate(self, chunk_ids: Sequence[str]) -> Longs:
+        """The numbers of chunks by their ids; -1 for what does not count."""
+        numbers = np.full(len(chunk_ids), -1, np.int64)
+        parsed = [parse_chunk_id(id_) for id_ in chunk_ids]
+        keys = np.array([b"" if key is None else key_of(*key) for key in parsed], "S20")
+        for head, base in zip(self.heads, self.bases.tolist(), strict=False):
+            own = head.locate(keys)
+            numbers = np.where(own >= 0, own + base, numbers)
+        if self.alive is not None:
+            numbers[numbers >= 0] = np.where(
+                self.alive[numbers[numbers >= 0]], numbers[numbers >= 0], -1
+            )
+        return numbers
+
+    def chunk_ids(self, numbers: Longs) -> list[str]:
+        ids: list[str] = []
+        segments = (np.searchsorted(self.bases, numbers, "right") - 1).tolist()
+        for segment, number in zip(segments, numbers.tolist(), strict=True):
+            head = self.heads[segment]
+            own = number - int(self.bases[segment])
+            member = int(np.searchsorted(head.starts, own, "right")) - 1
+            version_id, first = chunk_of(head.members["key"][member])
+            ids.append(chunk_id(version_id, first + own - int(head.starts[member])))
+        return ids
+
+
+class Term:
+    """A term of a query: its weight, and its postings in a view."""
+
+    def __init__(
+        self, view: View, times: int, pieces: Sequence[tuple[int, NDArray[np.uint16], Array]]
+    ) -> None:
+        """`pieces` has, of each segment that has the term, its place, the chunks, the counts."""
+        self._view = view
+        self._pieces = pieces
+        self.postings = sum(len(chunks) for _, chunks, _ in pieces)
+        known = 0
+        for segment, chunks, _ in pieces:
+            if view.alive is not None and view.has_dead[segment]:
+                base = int(view.bases[segment])
+                end = int(view.bases[segment + 1])
+                known += int(np.count_nonzero(view.alive[base:end][chunks]))
+            else:
+                known += len(chunks)
+        self.chunks = known
+        """How many live ones have it."""
+        total = view.chunks
+        self.weight = times * log(1 + (total - known + 0.5) / (known + 0.5))
+        """More than it can add to a chunk."""
+
+    @cached_property
+    def numbers(self) -> NDArray[np.int64]:
+        """Of the chunks, ascending, dead ones too."""
+        bases = self._view.bases
+        return np.concatenate(
+            [chunks.astype(np.int64) + bases[segment] for segment, chunks, _ in self._pieces]
+        )
+
+    @cached_property
+    def counts(self) -> Array:
+        return np.concatenate([counts for _, _, counts in self._pieces])
+
+    def scores(self, places: Any = slice(None)) -> Scores:
+        """What it adds to the chunks at those places of `numbers`."""
+        counts = self.counts[places].astype(np.float64)
+        lengths = self._view.lengths[self.numbers[places]]
+        norm: Scores = lengths * (K1 * B / self._view.average)
+        norm += K1 * (1 - B)
+        norm += counts
+        np.divide(counts, norm, out=norm)
+        norm *= self.weight
+        return norm
+
+    def scores_of(self, numbers: Longs) -> Scores:
+        """What it adds to these chunks: 0 where it does not stand."""
+        own = self.numbers
+        at = np.minimum(np.searchsorted(own, numbers), len(own) - 1)
+        has = np.flatnonzero(own[at] == numbers)
+        scores = np.zeros(len(numbers))
+        scores[has] = self.scores(at[has])
+        return scores
+
+
+class FieldQuery:
+    """A query in one field."""
+
+    def __init__(self, view: View, terms_: Sequence[Term]) -> None:
+        self.view = view
+        self.terms = sorted((t for t in terms_ if t.chunks), key=lambda t: -t.weight)
+        self.best_possible = sum(term.weight for term in self.terms)
+
+    def best(self, limit: int) -> tuple[Longs, Scores]:
+        """The chunks with the highest scores, best first, and these: all above 0."""
+        scores = np.zeros(self.view.size)
+        rest = np.cumsum([0.0, *(term.weight for term in reversed(self.terms))])[::-1]
+        numbers = np.empty(0, np.int64)
+        threshold = 0.0
+        scored = 0
+        for n, term in enumerate(self.terms):
+            if n and rest[n] < threshold:
+                break
+            scores[term.numbers] += term.scores()
+            scored += 1
+            if n + 1 < len(self.terms) and self.terms[n + 1].postings >= WORTH_POSTINGS:
+                numbers = self._alive(np.flatnonzero(scores))
+                if len(numbers) >= limit:
+                    at = len(numbers) - limit
+                    threshold = float(np.partition(scores[numbers], at)[at])
+        numbers = self._alive(np.flatnonzero(scores))
+        own = scores[numbers]
+        for n in range(scored, len(self.terms)):
+            is_near = own + rest[n] >= threshold
+            numbers, own = numbers[is_near], own[is_near]
+            own = own + self.terms[n].scores_of(numbers)
+        if len(numbers) > limit:
+            top = np.argpartition(own, len(own) - limit)[len(own) - limit :]
+            numbers, own = numbers[top], own[top]
+        order = np.lexsort((numbers, -own))
+        return numbers[order], own[order]
+
+    def _alive(self, numbers: Longs) -> Longs:
+        return numbers if self.view.alive is None else numbers[self.view.alive[numbers]]
+
+    def score(self, chunk_ids: Sequence[str]) -> Scores:
+        numbers = self.view.locate(chunk_ids)
+        known = np.flatnonzero(numbers >= 0)
+        scores = np.zeros(len(chunk_ids))
+        for term in self.terms:
+            scores[known] += term.scores_of(numbers[known])
+        return scores
+
+
+class LexicalResult:
+    """The chunks that have terms of a query, best first, all of one moment.
+
+    With one field, scores are BM25, and shares are these divided by `best_possible`. With
+    morphemes as well, a share is the mean of the shares in both fields, and a score is the share
+    times `best_possible`.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[FieldQuery],
+        *,
+        limit: int,
+        query_terms: int,
+        terms_left_out: int,
+        unindexed: int,
+    ) -> None:
+        self._fields = [fields[0], *(f for f in fields[1:] if f.terms)]
+        self.query_terms = query_terms
+        """How many different ones the query has."""
+        self.terms_left_out = terms_left_out
+        """How many of them were not looked for (`QUERY_TERMS`)."""
+        self.known_terms = len(fields[0].terms)
+        """How many of them some live chunk has."""
+        self.live_chunks = fields[0].view.chunks
+        self.unindexed = unindexed
+        """Live documents of the collection that lack postings, `UNINDEXED_LIMIT` at most: the
+        sweeper makes them, after an upgrade."""
+        self.best_possible = fields[0].best_possible
+        self.chunk_ids: list[str]
+        self.scores: Scores
+        self.shares: Scores
+        self.chunk_ids, self.scores, self.shares = self._best(limit)
+
+    def _best(self, limit: int) -> tuple[list[str], Scores, Scores]:
+        if len(self._fields) == 1:
+            (field,) = self._fields
+            numbers, scores = field.best(limit)
+            return field.view.chunk_ids(numbers), scores, scores / (field.best_possible or 1.0)
+        # The best by the sum are among the best of each, but for what is middling in both.
+        ids: dict[str, None] = {}
+        for field in self._fields:
+            ids |= dict.fromkeys(field.view.chunk_ids(field.best(2 * limit)[0]))
+        chunk_ids = list(ids)
+        shares = self.share(chunk_ids)
+        order = np.argsort(-shares, kind="stable")[:limit]
+        return [chunk_ids[n] for n in order], shares[order] * self.best_possible, shares[order]
+
+    def further(self, limit: int) -> "LexicalResult":
+        """The same with up to `limit` chunks, at the same moment; it reads nothing."""
+        return LexicalResult(
+            self._fields,
+            limit=limit,
+            query_terms=self.query_terms,
+            terms_left_out=self.terms_left_out,
+            unindexed=self.unindexed,
+        )
+
+    def score(self, chunk_ids: Sequence[str]) -> Scores:
+        """The exact scores of any chunks: 0 where no term stands, and where a chunk is not live."""
+        if len(self._fields) == 1:
+            return self._fields[0].score(chunk_ids)
+        return self.share(chunk_ids) * self.best_possible
+
+    def share(self, chunk_ids: Sequence[str]) -> Scores:
+        """The same from 0 to below 1, whatever the query."""
+        shares = [field.score(chunk_ids) / (field.best_possible or 1.0) for field in self._fields]
+        mean: Scores = np.mean(shares, axis=0)
+        return mean
+
+
+SNAPSHOT = """
+    SELECT
+        ARRAY(
+            SELECT id FROM lexical_segments
+            WHERE collection_id = %(id)s AND field = 0 AND version_id IS NULL ORDER BY id
+        ),
+        (
+            SELECT string_agg(uuid_send(version_id), ''::bytea ORDER BY version_id)
+            FROM lexical_deaths WHERE collection_id = %(id)s AND field = 0
+        ),
+        ARRAY(
+            SELECT id FROM lexical_segments
+            WHERE collection_id = %(id)s AND field = 1 AND version_id IS NULL ORDER BY id
+        ),
+        (
+            SELECT string_agg(uuid_send(version_id), ''::bytea ORDER BY version_id)
+            FROM lexical_deaths WHERE collection_id = %(id)s AND field = 1
+        ),
+        (
+            SELECT count(*) FROM (
+                SELECT FROM versions v
+                JOIN documents d ON d.id = v.document_id AND d.live_version_id = v.id
+                WHERE v.state = 'live' AND v.lexical_fields & 1 = 0 AND d.collection_id = %(id)s
+                LIMIT %(unindexed)s
+            ) lacking
+        )
+"""
+HEADS = """
+    SELECT id, members, lengths, page_ends FROM lexical_segments WHERE id = ANY(%(ids)s)
+"""
+PAGES = """
+    SELECT p.segment_id, p.last_term, p.data
+    FROM unnest(%(ids)s::bigint[], %(ends)s::bigint[]) AS w (segment_id, last_term)
+    JOIN lexical_pages p ON p.segment_id = w.segment_id AND p.last_term = w.last_term
+"""
+
+
+class Lexical:
+    """The lexical index as a process reads it."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        settings = process.settings
+        self._cache = Cache(settings.lexical_cache_mib * _MIB)
+        self._with_morphemes = settings.morphemes == "kiwi"
+        self._views: OrderedDict[tuple[UUID, Field], tuple[tuple[int, ...], View]] = OrderedDict()
+        self._lock = RLock()
+
+    def search(
+        self,
+        collection_id: UUID,
+        query: str,
+        *,
+        limit: int,
+        connection: Connection | None = None,
+    ) -> LexicalResult:
+        """The chunks that have terms of the query, at most `limit`.
+
+        With a connection, it reads in its transaction, which must be REPEATABLE READ: so the moment
+        is that of what else is read there. Raises ConfigurationError where morphemes are on and
+        their package is missing.
+        """
+        return self.search_many(collection_id, [query], limit=limit, connection=connection)[0]
+
+    def search_many(
+        self,
+        collection_id: UUID,
+        queries: Sequence[str],
+        *,
+        limit: int,
+        connection: Connection | None = None,
+    ) -> list[LexicalResult]:
+        """Several queries at the same moment, which read the database together."""
+        counted = [Counter(terms(query)) for query in queries]
+        wanted = [dict(list(counts.items())[:QUERY_TERMS]) for counts in counted]
+        korean: list[dict[str, int]] = [{} for _ in queries]
+        if self._with_morphemes and any(map(has_hangul, queries)):
+            analyser = morphemes_of(self._process)
+            korean = [
+                dict(list(Counter(analyser.terms(query)).items())[:QUERY_TERMS])
+                for query in queries
+            ]
+        with nullcontext(connection) if connection else self._snapshot() as connection:
+            row = _rows(connection, SNAPSHOT, id=collection_id, unindexed=UNINDEXED_LIMIT)[0]
+            ids, deaths, korean_ids, korean_deaths, unindexed = row
+            view = self._view(connection, collection_id, Field.TERMS, ids, deaths or b"")
+            fields = [self._queries(connection, view, wanted)]
+            if any(korean) and korean_ids:
+                other = self._view(
+                    connection, collection_id, Field.MORPHEMES, korean_ids, korean_deaths or b""
+                )
+                if other.chunks == view.chunks:  # else it is still being made
+                    fields.append(self._queries(connection, other, korean))
+        return [
+            LexicalResult(
+                [of_field[n] for of_field in fields],
+                limit=limit,
+                query_terms=len(counts),
+                terms_left_out=len(counts) - len(wanted[n]),
+                unindexed=unindexed,
+            )
+            for n, counts in enumerate(counted)
+        ]
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[Connection]:
+        """Segments, deaths and pages of one moment."""
+        with self._process.ledger.engine.connect() as connection:
+            yield connection.execution_options(isolation_level="REPEATABLE READ")
+
+    def _view(
+        self, connection: Connection, collection_id: UUID, field: Field, ids: list[int], dead: bytes
+    ) -> View:
+        key = collection_id, field
+        with self._lock:
+            kept_ids, kept = self._views.get(key, ((), None))
+            if kept is not None and kept_ids == tuple(ids) and kept.deaths == dead:
+                self._views.move_to_end(key)
+                return kept
+        heads = {id_: self._cache.get(id_) for id_ in ids}
+        missing = [id_ for id_, head in heads.items() if head is None]
+        if missing:
+            for id_, members, lengths, page_ends in _rows(connection, HEADS, ids=missing):
+                head = heads[id_] = Head(id_, members, lengths, page_ends)
+                self._cache.add(id_, head, head.size)
+        view = View([heads[id_] for id_ in ids], dead)
+        with self._lock:
+            self._views[key] = tuple(ids), view
+            self._views.move_to_end(key)
+            while len(self._views) > VIEWS_KEPT:
+                self._views.popitem(last=False)
+        return view
+
+    def _queries(
+        self, connection: Connection, view: View, queries: Sequence[dict[str, int]]
+    ) -> list[FieldQuery]:
+        hashes = {term: hash_of(term) for query in queries for term in query}
+        distinct = np.unique(np.fromiter(hashes.values(), np.int64, len(hashes)))
+        pieces = self._pieces(connection, view, distinct)
+        return [
+            FieldQuery(
+                view,
+                [
+                    Term(view, times, pieces[hashes[term]])
+                    for term, times in query.items()
+                    if hashes[term] in pieces
+                ],
+            )
+            for query in queries
+        ]
+
+    def _pieces(
+        self, connection: Connection, view: View, distinct: Longs
+    ) -> dict[int, list[tuple[int, NDArray[np.uint16], Array]]]:
+        """Of each of the terms, ascending, that some chunk has: its postings in each segment."""
+        wanted: list[tuple[int, tuple[int, int], Longs]] = []
+        for segment, head in enumerate(view.heads):
+            at = np.searchsorted(head.page_ends, distinct)
+            inside = int(np.searchsorted(at, len(head.page_ends)))
+            if not inside:
+                continue
+            cuts = np.flatnonzero(np.diff(at[:inside], prepend=-1)).tolist()
+            for first, end in zip(cuts, [*cuts[1:], inside], strict=True):
+                key = head.id, int(head.page_ends[at[first]])
+                wanted.append((segment, key, distinct[first:end]))
+        pages = self._pages(connection, [key for _, key, _ in wanted])
+        pieces: dict[int, list[tuple[int, NDArray[np.uint16], Array]]] = {}
+        for segment, key, own in wanted:
+            page = pages[key]
+            at = np.searchsorted(page.terms, own)
+            for place, value in zip(at.tolist(), own.tolist(), strict=True):
+                if place == len(page.terms) or page.terms[place] != value:
+                    continue
+                first = int(page.ends[place - 1]) if place else 0
+                end = int(page.ends[place])
+                piece = segment, page.chunks[first:end], page.counts[first:end]
+                pieces.setdefault(value, []).append(piece)
+        return pieces
+
+    def _pages(
+        self, connection: Connection, keys: Sequence[tuple[int, int]]
+    ) -> dict[tuple[int, int], Page]:
+        pages: dict[tuple[int, int], Page] = {}
+        missing: list[tuple[int, int]] = []
+        for key in keys:
+            page = self._cache.get(key)
+            if page is None:
+                missing.append(key)
+            else:
+                pages[key] = page
+        if missing:
+            ids, ends = zip(*missing, strict=True)
+            for id_, end, data in _rows(connection, PAGES, ids=list(ids), ends=list(ends)):
+                page = pages[id_, end] = Page.read(data)
+                self._cache.add((id_, end), page, len(data))
+        return pages
+
+
+def _rows(connection: Connection, statement: str, **values: Any) -> list[tuple[Any, ...]]:
+    """In PostgreSQL's binary format: as text, bytes come in twice as many."""
+    driver = connection.connection.driver_connection
+    assert driver is not None
+    with driver.cursor(binary=True) as cursor:
+        cursor.execute(statement, values)
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows
+
+
+def lexical_of(process: Process) -> Lexical:
+    return process.held(Lexical)

@@ -1,0 +1,280 @@
+"""Text -> terms, the units of lexical search; the same for passages and for queries.
+
+Compatibility forms, case and other spellings of one character are folded (NFKC, full case folding).
+Scripts that put no spaces between words (Chinese, Japanese, Thai, ...), and Hangul, whose words
+carry their particles with them, give overlapping bigrams of each run; every other script gives
+words. Numbers and codes are terms whole and in parts. All of it is linear in the text.
+
+Optionally `Morphemes` makes terms of another kind, of Korean text alone; see there.
+"""
+
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from itertools import pairwise
+from typing import Any
+
+from shared.errors import ConfigurationError
+from workers.attempts.process import Process
+
+TERMS_VERSION = 1
+"""Raised whenever a text gets other terms than before: then every index is built anew."""
+
+KEPT_WORDS = 2**15
+LONG_WORD_CHARS = 64
+"""Longer words (hashes, encoded data) are a term, and not terms in parts."""
+
+_BIGRAMS = (
+    "\u1100-\u11ff\u2e80-\u2fd5\u3005-\u3007\u3021-\u3029\u3038-\u303c"
+    "\u3041-\u3096\u3099\u309a\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f\u3131-\u318e"
+    "\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97c\uac00-\ud7fb\uf900-\ufaff"
+    "\U00016fe0-\U00018dff\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
+)
+"""Han, Hangul, Kana and Bopomofo, with what Unicode puts beside them, as a class of `re`."""
+_CLUSTERS = (
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ecf\u1000-\u103f\u1050-\u108f\u109a-\u109f\u1780-\u17d3"
+    "\u17d7\u17dc\u17dd\ua9e0-\ua9ef\ua9fa-\ua9fe\uaa60-\uaa7f"
+)
+"""Thai, Lao, Burmese and Khmer: no spaces either, and marks that belong to the letter before."""
+_JOINTS = r"-./:@&',_"
+"""What holds the parts of a number, a code, an address or a compound together."""
+
+
+def terms(text: str) -> list[str]:
+    """The terms of a text, in their order, with repetitions.
+
+    A text in any normal form, width and case has the same ones.
+    """
+    text = _folded(text)
+    found: list[str] = []
+    for run, clusters, word in _pattern(text.isascii()).findall(text):
+        if word:
+            found += _terms_of(word) if len(word) <= LONG_WORD_CHARS else _of_long(word)
+        elif run:
+            found += _bigrams(run)
+        else:
+            found += _bigrams(_clusters().findall(clusters))
+    return found
+
+
+def _bigrams(run: str | list[str]) -> Iterator[str]:
+    """Of a single character, itself."""
+    if len(run) == 1:
+        return iter(run)
+    return (first + second for first, second in pairwise(run))
+
+
+@cache
+def _pattern(only_ascii: bool) -> re.Pattern[str]:
+    """Groups: a run for bigrams, one of clusters, a word with its joints."""
+    word = "0-9A-Za-z_" if only_ascii else _word_class()
+    runs = "(?!)" if only_ascii else f"[{_BIGRAMS}]+"
+    clusters = "(?!)" if only_ascii else f"[{_CLUSTERS}]+"
+    joints = _JOINTS.replace("_", "")
+    return re.compile(f"({runs})|({clusters})|([{word}]+(?:[{joints}][{word}]+)*(?:\\+\\+|#)?)")
+
+
+@cache
+def _clusters() -> re.Pattern[str]:
+    marks = _ranges(lambda c: unicodedata.category(c)[0] == "M", 0x0E00, 0xAA80)
+    return re.compile(f"[{_CLUSTERS}][{marks}\u0e33\u0eb3]*")
+
+
+@cache
+def _word_class() -> str:
+    """Letters, marks and numbers of all scripts with words, and the underscore.
+
+    `\\w` of `re` has no marks, and so would break words of most scripts of India at every vowel.
+    """
+    other = re.compile(f"[{_BIGRAMS}{_CLUSTERS}]")
+    return _ranges(
+        lambda c: unicodedata.category(c)[0] in "LMN" and not other.match(c), 0, 0x1FFFF
+    ) + "_"  # fmt: skip
+
+
+def _ranges(holds: Any, first: int, last: int) -> str:
+    """The characters of which a condition holds, as the inside of a class of `re`."""
+    ranges: list[str] = []
+    start: int | None = None
+    for code in range(first, last + 2):
+        is_in = code <= last and holds(chr(code))
+        if is_in and start is None:
+            start = code
+        elif not is_in and start is not None:
+            ranges.append(f"{chr(start)}-{chr(code - 1)}")
+            start = None
+    return "".join(ranges)
+
+
+# Folding: what readers take for the same letters becomes the same letters.
+
+
+def _folded(text: str) -> str:
+    """NFKC, and one form of what people write in several: digits, hyphens, vowel signs of Arabic
+    and Hebrew that may be left out. The case is left: it divides names as in `getUserName`."""
+    if text.isascii():
+        return text
+    pattern, table = _variants()
+    return pattern.sub(lambda match: table[match[0]], unicodedata.normalize("NFKC", text))
+
+
+@cache
+def _variants() -> tuple[re.Pattern[str], dict[str, str]]:
+    """As Lucene's ArabicNormalizer, PersianNormalizer and DecimalDigitFilter do; and what Unicode
+    calls ignorable, but for the space without width, which divides words."""
+    table = dict.fromkeys("\u00ad\u034f\u061c\u0640\u200c\u200d\u2060\ufeff", "")
+    table |= {chr(code): "" for code in range(0xFE00, 0xFE10)}  # variation selectors
+    table |= {chr(code): "" for code in [*range(0x64B, 0x653), 0x670]}  # harakat
+    table |= {chr(code): "" for code in [*range(0x591, 0x5BE), 0x5BF, 0x5C1, 0x5C2, 0x5C7]}
+    table |= dict.fromkeys("\u2010\u2012\u2013\u2212\u05be", "-")
+    table |= dict.fromkeys("\u2018\u2019\u02bc", "'")
+    table |= dict.fromkeys("أإآٱ", "ا") | {"ى": "ي", "ی": "ي", "ک": "ك", "ة": "ه", "ہ": "ه"}
+    table |= {"ё": "е", "Ё": "Е", "ı": "i", "İ": "I"}
+    table |= dict(zip("άέήίόύώΐΰΆΈΉΊΌΎΏ", "αεηιουωϊϋΑΕΗΙΟΥΩ", strict=True))
+    table |= {
+        chr(code): str(unicodedata.decimal(chr(code)))
+        for code in range(0x80, 0x1FFFF)
+        if unicodedata.category(chr(code)) == "Nd"
+    }
+    return re.compile(f"[{''.join(map(re.escape, table))}]"), table
+
+
+# Words, numbers and codes.
+
+_GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
+_HUMPS = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])")
+_LETTERS_OR_DIGITS = re.compile(r"[0-9]+|[^0-9]+")
+
+
+def _of_long(word: str) -> list[str]:
+    """Whole, and what stands between its joints: an address, a path, encoded data."""
+    word = _cased(word)
+    parts = [part for part in re.split(f"[{re.escape(_JOINTS)}]", word) if part]
+    return parts if len(parts) == 1 else [word, *parts]
+
+
+@lru_cache(KEPT_WORDS)
+def _terms_of(word: str) -> tuple[str, ...]:
+    """The terms of a word with its joints, whose case is as it was written."""
+    if word.isalpha():
+        return (_cased(word), *_humps(word))
+    if _GROUPED.fullmatch(word):
+        word = word.replace(",", "")
+    found: list[str] = []
+    if word[-1] in "+#":  # C++, C#, F#; of other words it is no part
+        stem = word.rstrip("+#")
+        if len(stem) == 1:
+            found.append(_cased(word))
+        word = stem
+    if not any(character.isalpha() for character in word):
+        # 3.14, 10:30, 2024-03-01, 192.168.0.1: as written, and what stands between.
+        parts = _split(word)
+        return (*found, *dict.fromkeys([word.strip("_"), *parts])) if parts else ()
+    # An apostrophe cuts off an article, a case or a possessive (l'eau, Ankara'da, model's); of
+    # what is cut off, a single letter says nothing.
+    between = re.split("[',/:]", word)
+    pieces = [piece for piece in between if len(piece) > 1 or piece.isdigit()] or between
+    for piece in pieces:
+        found += _of_piece(piece)
+    return tuple(found)
+
+
+def _of_piece(piece: str) -> Iterator[str]:
+    """Of KX-2000b: kx2000b, kx, 2000b, 2000, b; so that KX2000B and KX 2000b have it, too."""
+    parts = _split(piece)
+    if len(parts) > 1:
+        yield _whole(piece, parts)
+    for part in parts:
+        yield _cased(part)
+        some = _LETTERS_OR_DIGITS.findall(part)
+        if len(some) > 1:
+            yield from map(_cased, some)
+        else:
+            yield from _humps(part)
+
+
+def _whole(piece: str, parts: list[str]) -> str:
+    """A compound without its hyphens: e-mail and email, KX-2000 and KX2000, U.S.A. and USA."""
+    if all(len(part) == 1 for part in parts):
+        return _cased("".join(parts))
+    return _cased(re.sub("[-_]", "", piece))
+
+
+def _split(word: str) -> list[str]:
+    return [part for part in re.split(f"[{re.escape(_JOINTS)}]", word) if part]
+
+
+def _humps(word: str) -> list[str]:
+    """Of getUserName: get, user, name. Of a word in one case, or with a capital: nothing."""
+    if word.islower() or word.isupper() or word[1:].islower():
+        return []
+    parts = _HUMPS.split(word)
+    return [_cased(part) for part in parts] if len(parts) > 1 else []
+
+
+def _cased(word: str) -> str:
+    """Without case. Folding may undo the normal form, which is made again."""
+    folded = word.casefold()
+    return folded if folded.isascii() else unicodedata.normalize("NFKC", folded)
+
+
+# Morphemes of Korean text: what stands before particles and endings, by the analyser Kiwi.
+
+_TAGS = ("N", "VV", "VA", "XR", "SL", "SH", "SN")
+"""Nouns, verbs, adjectives, roots, foreign words, Han, numbers; of the Sejong tag set."""
+_AT_ONCE_CHARS = 4096
+_HANGUL = re.compile("[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")
+
+
+def has_hangul(text: str) -> bool:
+    return _HANGUL.search(unicodedata.normalize("NFKC", text)) is not None
+
+
+class Morphemes:
+    """The Korean analyser, for one thread at a time; it takes some 150 MiB once it is loaded."""
+
+    def __init__(self) -> None:
+        """Raises ConfigurationError where the package is missing."""
+        try:
+            from kiwipiepy import Kiwi
+        except ImportError as error:
+            raise ConfigurationError(
+                "SLUICE_MORPHEMES is kiwi, and the package kiwipiepy is not installed here. "
+                "Install it with `pip install kiwipiepy` (the extra kiwi), or set "
+                "SLUICE_MORPHEMES=off."
+            ) from error
+        self._kiwi: Any = Kiwi(num_workers=1)
+
+    def terms(self, text: str) -> list[str]:
+        """Nouns, stems of verbs, numbers and foreign words, in their order; none where the text
+        has no Hangul, of which `terms` knows as much."""
+        if not has_hangul(text):
+            return []
+        found: list[str] = []
+        for part in _parts(_folded(text)):
+            for token in self._kiwi.tokenize(part):
+                if token.tag.startswith(_TAGS):
+                    found.append(sys.intern(_cased(token.form)))
+        return found
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Parts that end at a space where one is near: what the analyser takes at once is bounded."""
+    start = 0
+    while start < len(text):
+        end = start + _AT_ONCE_CHARS
+        if end < len(text):
+            end = max(text.rfind(" ", start + _AT_ONCE_CHARS // 2, end), 0) or end
+        yield text[start:end]
+        start = end
+
+
+def morphemes_of(process: Process) -> Morphemes:
+    """Loaded at first use. Raises ConfigurationError."""
+    return process.held(_morphemes)
+
+
+def _morphemes(_process: Process) -> Morphemes:
+    return Morphemes()
