@@ -294,9 +294,8 @@ class FieldQuery:
 class LexicalResult:
     """The chunks that have terms of a query, best first, all of one moment.
 
-    With one field, scores are BM25, and shares are these divided by `best_possible`. With
-    morphemes as well, a share is the mean of the shares in both fields, and a score is the share
-    times `best_possible`.
+    Scores are BM25; with morphemes, the sum of that in both fields. Shares are scores divided by
+    `best_possible`.
     """
 
     def __init__(
@@ -308,7 +307,7 @@ class LexicalResult:
         terms_left_out: int,
         unindexed: int,
     ) -> None:
-        self._fields = [fields[0], *(f for f in fields[1:] if f.terms)]
+        self._fields = fields
         self.query_terms = query_terms
         """How many different ones the query has."""
         self.terms_left_out = terms_left_out
@@ -319,25 +318,25 @@ class LexicalResult:
         self.unindexed = unindexed
         """Live documents of the collection that lack postings, `UNINDEXED_LIMIT` at most: the
         sweeper makes them, after an upgrade."""
-        self.best_possible = fields[0].best_possible
+        self.best_possible = sum(field.best_possible for field in fields)
         self.chunk_ids: list[str]
         self.scores: Scores
         self.shares: Scores
-        self.chunk_ids, self.scores, self.shares = self._best(limit)
+        self.chunk_ids, self.scores = self._best(limit)
+        self.shares = self.scores / (self.best_possible or 1.0)
 
-    def _best(self, limit: int) -> tuple[list[str], Scores, Scores]:
+    def _best(self, limit: int) -> tuple[list[str], Scores]:
         if len(self._fields) == 1:
-            (field,) = self._fields
-            numbers, scores = field.best(limit)
-            return field.view.chunk_ids(numbers), scores, scores / (field.best_possible or 1.0)
+            numbers, scores = self._fields[0].best(limit)
+            return self._fields[0].view.chunk_ids(numbers), scores
         # The best by the sum are among the best of each, but for what is middling in both.
         ids: dict[str, None] = {}
         for field in self._fields:
             ids |= dict.fromkeys(field.view.chunk_ids(field.best(2 * limit)[0]))
         chunk_ids = list(ids)
-        shares = self.share(chunk_ids)
-        order = np.argsort(-shares, kind="stable")[:limit]
-        return [chunk_ids[n] for n in order], shares[order] * self.best_possible, shares[order]
+        scores = self.score(chunk_ids)
+        order = np.argsort(-scores, kind="stable")[:limit]
+        return [chunk_ids[n] for n in order], scores[order]
 
     def further(self, limit: int) -> "LexicalResult":
         """The same with up to `limit` chunks, at the same moment; it reads nothing."""
@@ -351,15 +350,8 @@ class LexicalResult:
 
     def score(self, chunk_ids: Sequence[str]) -> Scores:
         """The exact scores of any chunks: 0 where no term stands, and where a chunk is not live."""
-        if len(self._fields) == 1:
-            return self._fields[0].score(chunk_ids)
-        return self.share(chunk_ids) * self.best_possible
-
-    def share(self, chunk_ids: Sequence[str]) -> Scores:
-        """The same from 0 to below 1, whatever the query."""
-        shares = [field.score(chunk_ids) / (field.best_possible or 1.0) for field in self._fields]
-        mean: Scores = np.mean(shares, axis=0)
-        return mean
+        total: Scores = np.sum([field.score(chunk_ids) for field in self._fields], axis=0)
+        return total
 
 
 SNAPSHOT = """
