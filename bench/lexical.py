@@ -1,0 +1,320 @@
+"""Lexical search and what its index costs, in PostgreSQL alone.
+
+    python -m bench.lexical [--chunks 10000 50000 200000] [--queries 200] [--explain]
+
+Writes chunks of 1,000 characters as ingestion does, in steps of 128, with every merge: words by
+Zipf's law from a vocabulary that grows (Heaps), and, for every other document, text of PostgreSQL's
+documentation. Prints, at each size, what a chunk cost (terms, packing, writing, merging), the
+sizes of the tables, and the milliseconds of a query: ten words that stand one after the other in
+some chunk. `--explain` prints how PostgreSQL reads. `--recall` instead prints how often the right
+passage is among the best, for the data sets of `../shared/data`, with and without morphemes.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from random import Random
+from uuid import UUID
+
+import numpy as np
+from pydantic import SecretStr
+from sqlalchemy import insert, text
+
+from bench.support.corpus import NoCorpus, pages
+from shared.config import Settings
+from shared.database.engine import upgrade
+from shared.documents import collections, lexical
+from shared.documents.lexical import Field
+from shared.kinds.ingest import CsvOptions
+from shared.tables import Document, Version, new_id
+from tests.servers import start_postgres
+from workers.attempts.process import Process
+from workers.ingest.indexing import merge_group, pack
+from workers.ingest.load import load
+from workers.retrieval.lexical import HEADS, PAGES, SNAPSHOT, Lexical, lexical_of
+from workers.retrieval.postings import Span, build
+from workers.retrieval.terms import morphemes_of, terms
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+CHUNK_CHARS = 1000
+STEP_CHUNKS = 128
+DOCUMENT_CHUNKS = 8
+QUERY_WORDS = 10
+
+
+class Corpus:
+    """Chunks without end, always the same ones."""
+
+    def __init__(self) -> None:
+        self._random = Random(1)
+        self._draw = np.random.default_rng(1)
+        self._real = cycle(_real_text())
+        self._used = 0
+
+    def document(self) -> list[str]:
+        self._used += 1
+        if self._used % 2:
+            return [next(self._real) for _ in range(DOCUMENT_CHUNKS)]
+        return [self._zipf() for _ in range(DOCUMENT_CHUNKS)]
+
+    def _zipf(self) -> str:
+        """Ranks by a power law; the letters of a word are those of its rank."""
+        ranks = self._draw.zipf(1.15, 165) % 2_000_000
+        return " ".join(_word(rank) for rank in ranks.tolist())[:CHUNK_CHARS]
+
+
+def _word(rank: int) -> str:
+    letters = "etaoinshrdlu"
+    word = letters[rank % 12]
+    while rank := rank // 12:
+        word += letters[rank % 12]
+    return word
+
+
+def _real_text() -> list[str]:
+    chunks: list[str] = []
+    for path in pages():
+        loaded = load(
+            path.read_bytes(), name=path.name, content_type="text/html", csv=CsvOptions(),
+            max_chars=10**7, max_passages=10**5,
+        )  # fmt: skip
+        chunks += [
+            loaded.text[n : n + CHUNK_CHARS] for n in range(0, len(loaded.text), CHUNK_CHARS)
+        ]
+    return chunks
+
+
+class Writer:
+    """Writes chunks to a collection, and keeps the seconds of each part of it."""
+
+    def __init__(self, process: Process, collection_id: UUID) -> None:
+        self._process = process
+        self._collection_id = collection_id
+        self._corpus = Corpus()
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.chunks = 0
+        self.samples: list[str] = []
+
+    def write_up_to(self, chunks: int) -> None:
+        while self.chunks < chunks:
+            self._write_step(
+                [self._corpus.document() for _ in range(STEP_CHUNKS // DOCUMENT_CHUNKS)]
+            )
+
+    def _write_step(self, documents: Sequence[Sequence[str]]) -> None:
+        self.samples.append(documents[-1][-1] if len(self.samples) % 2 else documents[0][0])
+        with self._timed("terms"):
+            found = [[terms(chunk) for chunk in document] for document in documents]
+        ids = [new_id() for _ in documents]
+        with self._timed("packing"):
+            spans = [Span(version_id=i, first=0, terms=t) for i, t in zip(ids, found, strict=True)]
+            packed = pack(Field.TERMS, build(spans))
+        with self._process.ledger.begin() as session:
+            rows = [
+                {"id": id_, "collection_id": self._collection_id, "source": str(id_),
+                 "live_version_id": id_}
+                for id_ in ids
+            ]  # fmt: skip
+            session.execute(insert(Document), rows)
+            session.execute(
+                insert(Version),
+                [
+                    {"id": id_, "document_id": id_, "state": "live", "sha256": "",
+                     "content_hash": "", "size_bytes": 0, "meta": {}, "chunk_count": len(t)}
+                    for id_, t in zip(ids, found, strict=True)
+                ],
+            )  # fmt: skip
+            with self._timed("writing"):
+                lexical.write(session, self._collection_id, packed)
+                lexical.note_published(session, ids, [Field.TERMS])
+        with self._timed("merging"):
+            with self._process.ledger.read() as session:
+                groups = lexical.crowded(session, self._collection_id, limit=10)
+            for group in groups:
+                merge_group(self._process, group)
+        self.chunks += sum(map(len, found))
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - began
+
+
+def measure(process: Process, sizes: Sequence[int], queries: int, *, explain: bool) -> None:
+    with process.ledger.begin() as session:
+        collections.put(session, "bench", collections.Spec(embedding_model="none"))
+        collection_id = collections.get(session, "bench").id
+    writer = Writer(process, collection_id)
+    for size in sizes:
+        writer.write_up_to(size)
+        parts = ", ".join(
+            f"{part} {1000 * seconds / writer.chunks:.2f}"
+            for part, seconds in writer.seconds.items()
+        )
+        print(f"{writer.chunks:,} chunks; ms a chunk until here: {parts}")
+        with process.ledger.begin() as session:
+            session.execute(text("ANALYZE"))
+            count = len(lexical.counting_ids(session, collection_id))
+            bytes_ = session.scalar(
+                text("""
+                    SELECT sum(pg_column_size(data)) FROM lexical_pages
+                """)
+            )
+        print(f"  {count} segments, pages of {bytes_ / 2**20:,.0f} MiB")
+        random = Random(2)
+        asked = [_query(random, writer.samples) for _ in range(queries)]
+        own = Lexical(process)
+        for name in ("cold", "warm"):
+            times = []
+            for query in asked:
+                began = time.perf_counter()
+                own.search(collection_id, query, limit=100)
+                times.append(1000 * (time.perf_counter() - began))
+            shown = ", ".join(f"p{p} {np.percentile(times, p):.1f}" for p in (50, 95, 99))
+            print(f"  {name}: ms a query {shown}")
+        began = time.perf_counter()
+        own.search_many(collection_id, asked[:32], limit=100)
+        print(
+            f"  32 at once: ms a query {1000 * (time.perf_counter() - began) / 32:.1f}", flush=True
+        )
+    if explain:
+        _explain(process, collection_id)
+
+
+def _query(random: Random, samples: Sequence[str]) -> str:
+    words = random.choice(samples).split()
+    first = random.randrange(max(1, len(words) - QUERY_WORDS))
+    return " ".join(words[first : first + QUERY_WORDS])
+
+
+def _explain(process: Process, collection_id: UUID) -> None:
+    with process.ledger.engine.connect() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT segment_id, last_term FROM lexical_pages ORDER BY random() LIMIT 20"
+        ).all()
+        ids, ends = zip(*rows, strict=True)
+        values = {
+            "id": collection_id, "unindexed": 1000, "ids": list(ids), "ends": list(ends)
+        }  # fmt: skip
+        for name, statement in (("snapshot", SNAPSHOT), ("heads", HEADS), ("pages", PAGES)):
+            print(f"-- {name}")
+            plan = connection.exec_driver_sql(
+                f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) {statement}", values
+            )
+            print("\n".join(row[0] for row in plan))
+
+
+# Recall.
+
+
+def _squad(name: str) -> tuple[list[str], list[tuple[str, int]]]:
+    passages: dict[str, int] = {}
+    questions: list[tuple[str, int]] = []
+    for article in json.loads((DATA / name).read_text("utf-8"))["data"]:
+        for paragraph in article["paragraphs"]:
+            number = passages.setdefault(paragraph["context"], len(passages))
+            questions += [(qa["question"], number) for qa in paragraph["qas"]]
+    return list(passages), questions
+
+
+def _klue(name: str) -> tuple[list[str], list[tuple[str, int]]]:
+    sentences: dict[str, int] = {}
+    pairs: list[tuple[str, int]] = []
+    for row in json.loads((DATA / name).read_text("utf-8")):
+        number = sentences.setdefault(row["sentence2"], len(sentences))
+        if row["labels"]["binary-label"] == 1:
+            pairs.append((row["sentence1"], number))
+    return list(sentences), pairs
+
+
+SETS = {
+    "xquad.en.json": _squad,
+    "xquad.zh.json": _squad,
+    "tydiqa.ko.json": _squad,
+    "klue-sts-v1.1_dev.json": _klue,
+}
+
+
+def recall(process: Process) -> None:
+    for name, read in SETS.items():
+        passages, questions = read(name)
+        with process.ledger.begin() as session:
+            collections.put(session, name, collections.Spec(embedding_model="none"))
+            collection_id = collections.get(session, name).id
+            version_id, document_id = new_id(), new_id()
+            session.execute(
+                insert(Document).values(
+                    id=document_id, collection_id=collection_id, source=name,
+                    live_version_id=version_id,
+                )
+            )  # fmt: skip
+            session.execute(
+                insert(Version).values(
+                    id=version_id, document_id=document_id, state="live", sha256="",
+                    content_hash="", size_bytes=0, meta={}, chunk_count=len(passages),
+                )
+            )  # fmt: skip
+            for field, terms_in in (
+                (Field.TERMS, terms), (Field.MORPHEMES, morphemes_of(process).terms)
+            ):  # fmt: skip
+                span = Span(version_id=version_id, first=0, terms=[terms_in(p) for p in passages])
+                lexical.write(session, collection_id, pack(field, build([span])))
+            lexical.note_published(session, [version_id], list(Field))
+        for morphemes in ("off", "kiwi"):
+            reader = Process(process.settings.model_copy(update={"morphemes": morphemes}), "bench")
+            results = lexical_of(reader).search_many(
+                collection_id, [question for question, _ in questions], limit=10
+            )
+            ranks = [
+                next((n for n, id_ in enumerate(r.chunk_ids, 1) if int(id_[33:]) == right), 0)
+                for r, (_, right) in zip(results, questions, strict=True)
+            ]
+            found = np.array(ranks)
+            print(
+                f"{name:24} morphemes {morphemes:5} recall@1 {(found == 1).mean():.3f} "
+                f"@6 {((found > 0) & (found <= 6)).mean():.3f} "
+                f"MRR@10 {np.where(found > 0, 1 / np.maximum(found, 1), 0).mean():.3f}",
+                flush=True,
+            )
+            reader.ledger.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chunks", type=int, nargs="+", default=[10_000, 50_000, 200_000])
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--explain", action="store_true")
+    parser.add_argument("--recall", action="store_true")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="sluice-bench-"))
+    folder.chmod(0o755)  # PostgreSQL's own user must reach its part of it
+    postgres = start_postgres(folder / "postgres", durable=True)
+    try:
+        upgrade(postgres.url)
+        settings = Settings(
+            database_url=SecretStr(postgres.url), redis_url=SecretStr("redis://127.0.0.1:9")
+        )
+        process = Process(settings, "bench")
+        if arguments.recall:
+            recall(process)
+        else:
+            measure(process, arguments.chunks, arguments.queries, explain=arguments.explain)
+        process.ledger.close()
+    except NoCorpus as error:
+        sys.exit(str(error))
+    finally:
+        postgres.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
