@@ -1,0 +1,318 @@
+"""How much each half of a hybrid search tells of a collection, measured without anyone's judgement.
+
+A pseudo-query is a sentence (or heading, or line) of a chunk, and its answer is the rest of that
+chunk: the inverse cloze task (Lee, Chang, Toutanova: Latent retrieval for weakly supervised open
+domain question answering, 2019). The sentence itself is taken out, else every word of it would
+match and lexical search would always win. How steeply the chance to be the answer rises with each
+half's score is the maximum of the conditional likelihood of the answers among sampled chunks (a
+logistic regression of two slopes), with a prior where the pairs are few.
+
+No I/O in here: the caller draws the chunks and gives the functions that make terms and vectors.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from workers.models.devices import Vectors
+from workers.retrieval.fusion import (
+    LEXICAL_PRIOR,
+    STD_LEAST,
+    Floats,
+    Tuning,
+    covered,
+    highest_by_chance,
+)
+from workers.retrieval.vocabulary import script_coverage
+
+PSEUDO_QUERIES: Final = 64
+SAMPLED_CHUNKS: Final = 256
+"""Among which the answers are looked for; the pseudo-queries are of these, too."""
+CHUNKS_LEAST: Final = 2
+
+K1: Final = 1.5
+B: Final = 0.75
+
+QUERY_CHARS: Final = 200
+PIECE_LETTERS: Final = 8
+"""Shorter pieces are joined with the one behind."""
+HALVED_LETTERS: Final = 2 * PIECE_LETTERS
+"""A chunk of one piece gives every other word, if it has so many letters."""
+HALVED_WEIGHT: Final = 0.25
+"""Such a pair counts for so many: halves of a sentence mean less than sentences do."""
+
+SIGHT_PRIOR_PAIRS: Final = 4
+"""Pairs that the prior counts for where ranks are averaged."""
+LEXICAL_OF_QUESTIONS: Final = 2.0
+"""Questions of people repeat more of the answer's words than the sentences around it do."""
+LEXICAL_SLOPE_LEAST: Final = 0.05
+
+CHUNK_CHARS: Final = 4_000
+"""Of longer chunks the beginning is taken."""
+COVERAGE_CHARS: Final = 2_000
+
+_PIECES = re.compile(r"(?<=[.!?…।؟۔])\s|(?<=[。！？])|\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledChunk:
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoQuery:
+    chunk: int
+    """Its place in the sample."""
+    query: str
+    answer: str
+    """The rest of that chunk."""
+    weight: float = 1.0
+
+
+def is_stale(tuning: Tuning | None, chunk_count: int) -> bool:
+    """Whether a collection of so many live chunks has to be measured: never yet, or when it was
+    half as large or twice as large."""
+    if chunk_count < CHUNKS_LEAST:
+        return False
+    return tuning is None or not tuning.chunks / 2 < chunk_count < tuning.chunks * 2
+
+
+def coverage_by(tokenizer: Tokenizer | None) -> Callable[[str], float]:
+    """How well an embedding model knows the words of a text, from 0 to 1; 1 where its tokenizer
+    cannot be asked."""
+    if tokenizer is None:
+        return lambda _: 1.0
+    return lambda text: script_coverage(tokenizer, text[:COVERAGE_CHARS])
+
+
+def pseudo_queries(
+    sample: Sequence[SampledChunk], limit: int = PSEUDO_QUERIES
+) -> list[PseudoQuery]:
+    """At most one of each chunk; the same ones for the same chunks."""
+    drawn: list[PseudoQuery] = []
+    for n, chunk in enumerate(sample):
+        if len(drawn) == limit:
+            break
+        pair = _pair(n, chunk)
+        if pair is not None:
+            drawn.append(pair)
+    return drawn
+
+
+def measure(
+    sample: Sequence[SampledChunk],
+    vectors: Vectors,
+    *,
+    chunk_count: int,
+    terms: Callable[[str], Sequence[str]],
+    encode: Callable[[Sequence[str]], Vectors],
+    encode_queries: Callable[[Sequence[str]], Vectors],
+    coverage: Callable[[str], float],
+) -> Tuning | None:
+    """Of a random sample of a collection's chunks, up to `SAMPLED_CHUNKS`, whose vectors have the
+    shape (len(sample), dimension) and length 1. None where no pseudo-query can be made of it.
+
+    `encode` is called once with as many texts as there are pseudo-queries (each no longer than a
+    chunk), and `encode_queries` once.
+    """
+    pairs = pseudo_queries(sample)
+    if not pairs or len(sample) < CHUNKS_LEAST:
+        return None
+    queries = [pair.query for pair in pairs]
+    rows, answers = np.arange(len(pairs)), np.array([pair.chunk for pair in pairs])
+
+    query_vectors = encode_queries(queries).astype(np.float64)
+    cosines = query_vectors @ vectors.astype(np.float64).T
+    background = np.ones(cosines.shape, dtype=np.bool_)
+    background[rows, answers] = False
+    mean = float(cosines[background].mean())
+    std = max(float(cosines[background].std()), STD_LEAST)
+    answer_vectors = encode([pair.answer for pair in pairs])
+    cosines[rows, answers] = np.sum(query_vectors * answer_vectors, axis=1)
+    deviations = (cosines - mean) / std
+    highest = np.where(background, deviations, -np.inf).max(axis=1)
+
+    lexical = _bm25(
+        [terms(query) for query in queries],
+        [terms(chunk.text[:CHUNK_CHARS]) for chunk in sample],
+        {n: terms(pair.answer) for n, pair in enumerate(pairs)},
+        answers,
+    )
+    weights = np.array([pair.weight for pair in pairs])
+    coverages = [coverage(query) for query in queries]
+    known = float(np.quantile(coverages, 0.9))
+    seen = np.array([covered(one, known) for one in coverages])
+    alone = LEXICAL_PRIOR / LEXICAL_OF_QUESTIONS
+    (lexical_slope,) = _slopes(
+        [lexical], answers, weights, prior=[alone], precision=[(2 / alone) ** 2]
+    )
+    dense_slope, _ = _slopes(
+        [deviations * seen[:, None], lexical],
+        answers,
+        weights,
+        prior=[known, lexical_slope],
+        precision=[1.0, (4 / alone) ** 2],
+    )
+    return Tuning(
+        mean=mean,
+        std=std,
+        chance=float(np.quantile(highest, 0.95)) / highest_by_chance(len(sample)),
+        dense=max(0.0, dense_slope) * _sight(deviations, answers, weights * seen, prior=known),
+        lexical=float(
+            np.sqrt(LEXICAL_PRIOR * LEXICAL_OF_QUESTIONS * max(lexical_slope, LEXICAL_SLOPE_LEAST))
+        ),
+        coverage=known,
+        pairs=len(pairs),
+        chunks=chunk_count,
+    )
+
+
+# Pseudo-queries
+
+
+def _pair(place: int, chunk: SampledChunk) -> PseudoQuery | None:
+    draw = random.Random(chunk.id)
+    text = chunk.text[:CHUNK_CHARS].strip()
+    pieces = list(_pieces(text))
+    if len(pieces) > 1:
+        n = draw.randrange(len(pieces))
+        rest = "\n".join(pieces[:n] + pieces[n + 1 :])
+        return PseudoQuery(chunk=place, query=_shortened(pieces[n]), answer=rest)
+    if _letters(text) < HALVED_LETTERS:
+        return None
+    words = text.split()
+    if len(words) >= 4:
+        one, other = " ".join(words[::2]), " ".join(words[1::2])
+    else:
+        one, other = text[: len(text) // 2], text[len(text) // 2 :]
+    return PseudoQuery(chunk=place, query=_shortened(one), answer=other, weight=HALVED_WEIGHT)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Sentences and lines, short ones with what is behind them, but for a short end."""
+    piece = ""
+    for part in _PIECES.split(text):
+        piece = f"{piece} {part}".strip()
+        if _letters(piece) >= PIECE_LETTERS:
+            yield piece
+            piece = ""
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalnum, text))
+
+
+def _shortened(query: str) -> str:
+    if len(query) <= QUERY_CHARS:
+        return query
+    cut = query[:QUERY_CHARS]
+    return cut[: cut.rfind(" ")] if " " in cut[QUERY_CHARS // 2 :] else cut
+
+
+# Scores and slopes
+
+
+def _bm25(
+    queries: Sequence[Sequence[str]],
+    chunks: Sequence[Sequence[str]],
+    answer_terms: dict[int, Sequence[str]],
+    answers: npt.NDArray[np.int64],
+) -> Floats:
+    """BM25 of each query and chunk of the sample, as `workers.retrieval.lexical` has it; for each
+    query, the chunk of its answer is the answer alone. Shape (queries, chunks)."""
+    counts = [Counter(chunk) for chunk in chunks]
+    average = max(1.0, sum(map(len, chunks)) / len(chunks))
+    frequency = Counter(term for count in counts for term in count)
+    postings: dict[str, list[tuple[int, int]]] = {}
+    for n, count in enumerate(counts):
+        for term, times in count.items():
+            postings.setdefault(term, []).append((n, times))
+
+    def score(times: int, length: int) -> float:
+        return times / (times + K1 * (1 - B + B * length / average))
+
+    scores = np.zeros((len(queries), len(chunks)))
+    for n, query in enumerate(queries):
+        own = Counter(answer_terms[n])
+        answer = int(answers[n])
+        for term, repeated in Counter(query).items():
+            if term not in frequency:
+                continue
+            rarity = (len(chunks) - frequency[term] + 0.5) / (frequency[term] + 0.5)
+            weight = repeated * float(np.log1p(rarity))
+            for chunk, times in postings[term]:
+                if chunk != answer:
+                    scores[n, chunk] += weight * score(times, len(chunks[chunk]))
+            if own[term]:
+                scores[n, answer] += weight * score(own[term], len(answer_terms[n]))
+    return scores
+
+
+def _slopes(
+    features: Sequence[Floats],
+    answers: npt.NDArray[np.int64],
+    weights: Floats,
+    *,
+    prior: Sequence[float],
+    precision: Sequence[float],
+) -> list[float]:
+    """The slopes w that maximize the likelihood of the answers, under softmax over each row of the
+    sum of w x feature, and normal priors. `weights` are those of the rows. Newton's method
+    with halved steps: it is concave."""
+    x = np.stack(features, axis=-1)
+    rows = np.arange(len(answers))
+    chosen = x[rows, answers]
+    means, firmness = np.array(prior, dtype=np.float64), np.array(precision, dtype=np.float64)
+
+    def state(slopes: Floats) -> tuple[float, Floats]:
+        logits = x @ slopes
+        top = logits.max(axis=1, keepdims=True)
+        shares = np.exp(logits - top)
+        sums = shares.sum(axis=1, keepdims=True)
+        likelihood = logits[rows, answers] - top[:, 0] - np.log(sums[:, 0])
+        penalty = float((firmness * (slopes - means) ** 2).sum()) / 2
+        return float(weights @ likelihood) - penalty, shares / sums
+
+    slopes = means.copy()
+    value, shares = state(slopes)
+    for _ in range(50):
+        expected = np.einsum("qc,qcf->qf", shares, x)
+        gradient = weights @ (chosen - expected) - firmness * (slopes - means)
+        spread = np.einsum("q,qc,qcf,qcg->fg", weights, shares, x, x, optimize=True)
+        spread -= (expected.T * weights) @ expected
+        step = np.linalg.solve(spread + np.diag(firmness), gradient)
+        while True:
+            further = slopes + step
+            reached, further_shares = state(further)
+            if reached >= value or np.abs(step).max() < 1e-9:
+                break
+            step /= 2
+        gained = reached - value
+        slopes, value, shares = further, reached, further_shares
+        if gained < 1e-9:
+            break
+    return [float(slope) for slope in slopes]
+
+
+def _sight(
+    scores: Floats, answers: npt.NDArray[np.int64], weights: Floats, *, prior: float
+) -> float:
+    """How often scores alone put the answer first, nearly: its mean reciprocal rank, less the
+    standard error, between what chance gives (0) and 1. Equals count half."""
+    own = scores[np.arange(len(answers)), answers][:, None]
+    ranks = 1 + (scores > own).sum(axis=1) + ((scores == own).sum(axis=1) - 1) / 2
+    reciprocal = np.append(1 / ranks, prior)
+    weights = np.append(weights, SIGHT_PRIOR_PAIRS)
+    mean = np.average(reciprocal, weights=weights)
+    error = np.sqrt(np.average((reciprocal - mean) ** 2, weights=weights) / weights.sum())
+    chunks = scores.shape[1]
+    chance = (1 / np.arange(1, chunks + 1)).sum() / chunks
+    return max(0.0, float((mean - error - chance) / (1 - chance)))
