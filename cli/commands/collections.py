@@ -51,7 +51,7 @@ def create(
     \b
     Example:
       sluice collections create rules-ko \\
-        --embedding-model sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2
+        --embedding-model intfloat/multilingual-e5-small
     """
     made = client.put_collection(
         name, embedding_model=embedding_model, dimension=dimension, distance=distance

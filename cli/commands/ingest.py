@@ -39,7 +39,8 @@ SHOWN_DUPLICATES = 3
     help="Name documents by their paths from here on, whatever folder is given.",
 )  # fmt: skip
 @click.option("--splitter", type=click.Choice([s.value for s in SplitterType]))
-@click.option("--chunk-size", type=int, help="In characters; in tokens for `token`.")
+@click.option("--chunk-size", type=int,
+              help="In characters; in tokens for `token`. Else what the model reads.")  # fmt: skip
 @click.option("--chunk-overlap", type=int, help="In the same unit.")
 @click.option(
     "--on-existing", type=click.Choice(["skip", "replace"]), default="replace",
