@@ -614,7 +614,9 @@ def _windows_of_tokens(
             yield at + len(piece) - len(piece.lstrip()), at + len(piece.rstrip())
         if is_last or cut >= len(text):
             return
-        back = starts[max(0, bisect_left(starts, cut) - overlap)] if overlap else cut
+        back = cut
+        if overlap and starts:
+            back = starts[max(0, bisect_left(starts, cut) - overlap)]
         at = _resumption(text, max(back, cut - overlap_chars, (at + cut + 1) // 2), cut)
 
 

@@ -363,8 +363,13 @@ def _split(
     return chunks
 
 
+LEAST_WINDOW_TOKENS = 16
+"""A model that reads fewer, because its prompt fills its window, is beyond help by splitting: the
+job warns of what is not read."""
+
+
 def _window(embedder: Embedder, check: Callable[[], None]) -> Window | None:
-    if embedder.readable is None:
+    if embedder.readable is None or embedder.readable < LEAST_WINDOW_TOKENS:
         return None
     return Window(
         tokens=embedder.readable,
