@@ -29,6 +29,7 @@ from workers.generation.languages import (
     KOREAN,
     TRADITIONAL_CHINESE,
     Language,
+    language_of,
 )
 from workers.generation.prompts import is_korean
 from workers.generation.rag import is_no_answer
@@ -405,6 +406,28 @@ def test_korean_questions_are_answered() -> None:
     assert answered.contained >= 0.85
     assert answered.first >= 0.65
     assert unanswerable.nothing >= 0.8
+
+
+OTHER_LANGUAGES = json.loads(
+    (Path(__file__).parent / "fixtures" / "questions.json").read_text("utf-8")
+)
+del OTHER_LANGUAGES["about"]
+
+
+@pytest.mark.parametrize("language", OTHER_LANGUAGES)
+def test_questions_of_many_languages_are_answered_and_refused(language: str) -> None:
+    """Of four questions, with the four passages and without their own."""
+    rows = OTHER_LANGUAGES[language]
+    answered = refused = 0
+    for passage, question, held in rows:
+        passages = [one for one, _, _ in rows]
+        found = quotes(question, passages, [0.5] * len(passages))
+        answered += bool(found) and held in found[0].text
+        others = [one for one in passages if one != passage]
+        reply = answer(question, others, [0.5] * len(others))
+        refused += reply.answer == language_of(question).not_found
+    assert answered >= 3
+    assert refused >= 3
 
 
 def test_the_korean_fixture_is_sound() -> None:

@@ -67,6 +67,14 @@ TRADITIONAL_CHINESE: Final = _language("zh-Hant", "在此集合中找不到與�
 JAPANESE: Final = _language(
     "ja", "このコレクションには、質問に関連する内容が見つかりませんでした。"
 )
+VIETNAMESE: Final = _language(
+    "vi",
+    "Không tìm thấy nội dung nào liên quan đến câu hỏi này trong bộ sưu tập.",
+    "là và hoặc hay nhưng không có được bị của cho với từ trong ngoài trên dưới ở tại đến về "
+    "khi nào đâu ai gì cái nào sao tại vì thế như bao nhiêu mấy các những một này đó đã đang "
+    "sẽ thì mà để bởi do theo cũng rất vào ra lên xuống nó họ",
+    letters="ơưđảẩẳẻểỉỏổởủửỷạậặẹệịọộợụựỵấầẫắằẵếềễốồỗớờỡứừữẽỹỳ",
+)
 
 _LATIN: Final = (
     ENGLISH,
@@ -199,17 +207,11 @@ _LATIN: Final = (
         "Bu koleksiyonda soruyla ilgili bir şey bulunamadı.",
         "bir ve veya ama değil bu şu o onun onlar biz ben sen ile için gibi kadar göre sonra önce "
         "ne neden niçin nasıl nerede nereden nereye hangi hangisi kim kimi kimin kaç ne zaman mi "
-        "mı mu mü nedir kimdir da de ki çok daha en olarak olan oldu idi var yok",
+        "mı mu mü nedir kimdir kaçtır neresidir kadardır da de ki çok daha en olarak olan oldu idi "
+        "var yok",
         letters="ğış",
     ),
-    _language(
-        "vi",
-        "Không tìm thấy nội dung nào liên quan đến câu hỏi này trong bộ sưu tập.",
-        "là và hoặc hay nhưng không có được bị của cho với từ trong ngoài trên dưới ở tại đến về "
-        "khi nào đâu ai gì cái nào sao tại vì thế như bao nhiêu mấy các những một này đó đã đang "
-        "sẽ thì mà để bởi do theo cũng rất",
-        letters="ơưđ",
-    ),
+    VIETNAMESE,
     _language(
         "id",
         "Tidak ditemukan hal yang terkait dengan pertanyaan ini dalam koleksi.",
@@ -225,8 +227,9 @@ _CYRILLIC: Final = (
         "и или но а не ни в во на с со к ко о об от до из за по под над при для без между через "
         "после перед у это этот эта эти тот та те то он она оно они мы вы я его её ее их им ему "
         "ей был была было были быть есть является являются что чего чем кто кого кем кому когда "
-        "где куда откуда почему зачем как какой какая какое какие каких каким сколько который "
-        "которая которое которые чей чья ли же бы также только ещё еще уже",
+        "каков какова каково каковы где куда откуда почему зачем как какой какая какое какие "
+        "каких каким сколько который которая которое которые чей чья ли же бы "
+        "также только ещё еще уже",
         letters="ыэё",
     ),
     _language(

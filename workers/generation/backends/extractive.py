@@ -21,11 +21,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from itertools import pairwise
 from typing import Final
 from unicodedata import normalize
 
 from shared.bounds import comparable, nfc, nfkc
-from workers.generation.languages import Language, language_of
+from workers.generation.languages import VIETNAMESE, Language, language_of
 
 # Text -> terms, for lexical matching in any language.
 #
@@ -44,12 +45,16 @@ _SOUTHEAST_ASIAN: Final = "\u0e01-\u0e4e\u0e80-\u0ece\u1000-\u109f\u1780-\u17d3"
 _SIGNS: Final = "\u0900-\u0963\u0966-\u0dff"
 _WORD: Final = re.compile(
     rf"\d+(?:[.,]\d+)+|[가-힣]+|[{_HAN_AND_KANA}]+|[{_SOUTHEAST_ASIAN}]+|"
-    rf"(?:(?![가-힣{_HAN_AND_KANA}{_SOUTHEAST_ASIAN}])(?:[^\W_]|[{_SIGNS}]))+(?:['’][a-z]+)?"
+    rf"(?:(?![가-힣{_HAN_AND_KANA}{_SOUTHEAST_ASIAN}])(?:[^\W_]|[{_SIGNS}]))+"
+    r"(?:['’](?:s|t|d|m|re|ve|ll)(?![^\W_]))?"
 )
 _IS_HAN_OR_KANA: Final = re.compile(f"[{_HAN_AND_KANA}]")
 _IS_SOUTHEAST_ASIAN: Final = re.compile(f"[{_SOUTHEAST_ASIAN}]")
 # Accents, and the points of Arabic and Hebrew.
 _ACCENTS: Final = re.compile("[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670]+")
+# Letters that only Vietnamese has. It writes a space between syllables, and most words have two:
+# so pairs of syllables are its runs. Its accents tell words apart.
+_VIETNAMESE: Final = re.compile("[ơưảẩẳẻểỉỏổởủửỷạậặẹệịọộợụựỵấầẫắằẵếềễốồỗớờỡứừữẽỹỳ]")
 _ARABIC_ARTICLE: Final = re.compile(r"(?:[وفبك]?ال|لل)(?=\w{3})")
 _PREFIX_CHARS: Final = 5
 
@@ -127,7 +132,7 @@ class Keyword:
 def folded(text: str) -> str:
     """The same for texts that differ in width, case, normal form or accents."""
     text = comparable(text)
-    if text.isascii():
+    if text.isascii() or _VIETNAMESE.search(text):
         return text
     return normalize("NFC", _ACCENTS.sub("", normalize("NFD", text)))
 
@@ -137,6 +142,10 @@ def terms_in(text: str) -> frozenset[str]:
 
 
 def _terms(text: str) -> Iterator[str]:
+    if _VIETNAMESE.search(text):
+        for one, other in pairwise(_WORD.finditer(text)):
+            if one.end() + 1 == other.start():
+                yield f"{one[0]} {other[0]}"
     for match in _WORD.finditer(text):
         word = match[0]
         if "가" <= word[0] <= "힣":
@@ -167,7 +176,7 @@ def _word_terms(word: str) -> tuple[str, ...]:
     if not word.isascii():
         word = _ARABIC_ARTICLE.sub("", word)
     stem = english_stem(word)
-    if len(word) <= _PREFIX_CHARS or word[0].isdigit():
+    if len(word) < _PREFIX_CHARS or word[0].isdigit():
         return (stem,)
     return (stem, word[:_PREFIX_CHARS] + "*")
 
@@ -181,6 +190,8 @@ def keywords_of(question: str) -> list[Keyword]:
     """What a sentence has to share with the question; none is there twice."""
     plain = nfkc(question)
     language = language_of(plain)
+    if language is VIETNAMESE:
+        return list(dict.fromkeys(_vietnamese(folded(plain))))
     function_words = _function_words(language)
     shouted = plain.isupper()
     keywords: list[Keyword] = []
@@ -196,10 +207,7 @@ def keywords_of(question: str) -> list[Keyword]:
         else:
             # US, IT and WHO are names, unless all of the text is in capitals.
             is_name = len(word) > 1 and match[0].isupper() and not shouted
-            article, apostrophe, rest = word.replace("’", "'").partition("'")
-            if apostrophe and article in function_words and len(rest) > 1:
-                word = rest  # l'ufficio
-            if is_name or word not in function_words:
+            if is_name or word.replace("’", "'") not in function_words:
                 stem, *prefix = _word_terms(word)
                 keywords.append(
                     Keyword(
@@ -209,6 +217,16 @@ def keywords_of(question: str) -> list[Keyword]:
                     )
                 )
     return list(dict.fromkeys(keywords))
+
+
+def _vietnamese(question: str) -> Iterator[Keyword]:
+    """A keyword for each syllable, matched with the one before or after it, and weakly alone."""
+    syllables = [match[0] for match in _WORD.finditer(question)]
+    pairs = [f"{one} {other}" for one, other in pairwise(syllables)]
+    for at, syllable in enumerate(syllables):
+        if syllable not in VIETNAMESE.function_words:
+            terms = tuple(pairs[max(0, at - 1) : at + 1]) or (syllable,)
+            yield Keyword(terms=terms, weak=((syllable, _SAME_SYLLABLE),), weight=_CHARACTER)
 
 
 def _korean(word: str) -> Iterator[Keyword]:
@@ -667,33 +685,40 @@ def _ends_midway(text: str) -> bool:
 # A question -> the pattern that a sentence holding its answer is likely to show.
 #
 # "How many" and 몇 expect a number, "when" and 언제 a date, "who" and 누구 a name, "where" and 어디
-# a place, "why" and 왜 a reason. Only a preference: a sentence without the pattern may still
-# be the answer, and most questions expect nothing in particular.
+# a place, "why" and 왜 a reason, and so in other languages. Only a preference: a sentence without
+# the pattern may still be the answer, and most questions expect nothing in particular.
 
 _NUMBER: Final = re.compile(
     r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|hundred|thousand|"
     r"million|billion|dozen|half|third|quarter|once|twice|first|second)\b|"
-    r"(?:한|두|세|네|다섯|여섯|일곱|여덟|아홉|열|스무|서른|하루|이틀|사흘|나흘|열흘)\s?[가-힣]",
+    r"(?:한|두|세|네|다섯|여섯|일곱|여덟|아홉|열|스무|서른|하루|이틀|사흘|나흘|열흘)\s?[가-힣]|"
+    r"[一二三四五六七八九十百千万億亿两兩]",
     re.IGNORECASE,
 )
 _DATE: Final = re.compile(
-    r"\b1\d{3}\b|\b20\d\d\b|\b\d{1,2}:\d\d\b|\b\d{2,4}s\b|\bcentur(?:y|ies)\b|"
+    r"\b1\d{3}\b|\b20\d\d\b|\b\d{1,2}[:.]\d\d\b|\b\d{2,4}s\b|\bcentur(?:y|ies)\b|"
     r"\b(?:January|February|March|April|May|June|July|August|September|October|November|December|"
     r"Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday)\b|"
-    r"\d+\s?(?:년|월|일|시|분|세기|주)|오전|오후|새벽|정오|자정|매(?:일|주|달|월|년)|[월화수목금토일]요일"
+    r"\d+\s?(?:년|월|일|시|분|세기|주)|오전|오후|새벽|정오|자정|매(?:일|주|달|월|년)|[월화수목금토일]요일|"
+    r"[\d一二三四五六七八九十〇]\s?[年月日時点點]|世[紀纪]"
 )
 _NAME: Final = re.compile(
     r"(?<=[a-z,;)] )[A-Z][\w.'’-]+|^[A-Z][\w'’-]+ [A-Z]|"
     r"[가-힣]{2,4}\s?(?:씨|님|교수|박사|대표|팀장|과장|부장|사장|감독|장관|대통령|담당자|관리자|대왕)|"
     r"[가-힣]{2,4}(?:이|가|은|는)\s"
 )
+_TWO_NAMES: Final = re.compile(r"(?<=\w )[A-ZÀ-ÞА-ЯΑ-Ω][\w’'-]+ [A-ZÀ-ÞА-ЯΑ-Ω]|·|さん|氏")
 _PLACE: Final = re.compile(
     r"\b(?:in|at|on|near|from|to|of) (?:the )?[A-Z]|"
-    r"[가-힣](?:에서|에 있|층|역|시|도|군|구|동|읍|면)(?![가-힣])|메뉴|위치|저장"
+    r"[가-힣](?:에서|에 있|층|역|시|도|군|구|동|읍|면)(?![가-힣])|메뉴|위치|저장|"
+    r"在|位[于於]|[市省县縣国國州区區]|にあ"
 )
 _REASON: Final = re.compile(
     r"\b(?:because|due to|since|in order|so that|therefore|result|reason|caused?)\b|"
-    r"때문|위해|위하여|덕분|므로|까닭|이유",
+    r"때문|위해|위하여|덕분|므로|까닭|이유|因|由于|由於|為に|ため|から|"
+    r"\b(?:weil|denn|wegen|damit|parce que|à cause|porque|debido|perché|poiché|omdat|deoarece|"
+    r"ponieważ|protože|потому|так как|из-за|бо|çünkü|nedeniyle|vì|bởi|επειδή|διότι|λόγω)\b|"
+    r"क्योंकि|कारण|لأن|بسبب|เพราะ",
     re.IGNORECASE,
 )
 # The later of two that fit says more: "몇 년" asks for a date, not for any number.
@@ -705,12 +730,40 @@ _ANSWER_PATTERNS: Final = tuple(
             _NUMBER,
         ),
         (r"\bwhat (?:percent\w*|number|amount|age)\b", _NUMBER),
+        (
+            r"\b(?:wie ?viele?|wie (?:lange?|hoch|weit|gro(?:ß|ss)|alt)|combien|"
+            r"cuánt[oa]s?|quant[aeio]s?|"
+            r"сколько|скільки|колко|kaç|bao nhiêu|mấy|πόσ\w+|câ[tț][iăe]?|"
+            r"hoeveel|ilu|ile|kolik|hány|"
+            r"berapa|hur många|hvor mange|kuinka (?:monta|paljon)|كم|چند|کتنے)\b|कितन|กี่|เท่าไร|"
+            r"多少|几|幾|多[大长長高远遠久]|いくつ|いくら|ど(?:の|れ)(?:くらい|ぐらい)|"
+            r"何(?:人|個|冊|回|歳|匹|本|枚|キロ|メートル|パーセント)",
+            _NUMBER,
+        ),
         (r"\b(?:when|(?:what|which) (?:year|date|day|month|time|century|decade))\b", _DATE),
         (r"언제|몇\s?(?:년|월|일|시(?!간)|요일)", _DATE),
+        (
+            r"\b(?:wann|quand|cuándo|quando|когда|коли|кога|ne zaman|khi nào|năm nào|πότε|când|"
+            r"wanneer|kiedy|kdy|när|hvornår|milloin|mikor|kapan|متى)\b|"
+            r"何时|何時|什么时候|什麼時候|哪一?年|哪[天日]|几[月年]|幾[月年]|いつ|何[年月日]",
+            _DATE,
+        ),
         (r"\b(?:who|whom|whose)\b|누구|누가", _NAME),
+        (
+            r"\b(?:wer|wem|wen|qui|quién|quiénes|quem|кто|кого|хто|кой|kim|cine|kto|kdo|vem|hvem|kuka|"
+            r"ποι[οόa]ς|ποια)\b|^(?:chi|ai|ki|wie)\b|谁|誰|だれ",
+            _TWO_NAMES,
+        ),
         (r"\b(?:where|(?:what|which) (?:city|country|place|location|town|state|region))\b", _PLACE),
-        (r"어디|어느 (?:곳|도시|나라|지역)", _PLACE),
-        (r"\bwhy\b|왜|이유|까닭", _REASON),
+        (r"어디|어느 (?:곳|도시|나라|지역)|哪[里裡儿兒国國个城]|何处|どこ", _PLACE),
+        (r"\bwhy\b|왜|이유|까닭|为什么|為什麼|为何|なぜ|どうして", _REASON),
+        (
+            r"\b(?:warum|weshalb|wieso|pourquoi|por qué|por que|perché|почему|чому|защо|neden|"
+            r"niçin|tại sao|vì sao|γιατί|waarom|dlaczego|proč|de ce|varför|hvorfor|miksi|miért|"
+            r"mengapa|لماذا)\b|"
+            r"क्यों|ทำไม",
+            _REASON,
+        ),
     )
 )
 
