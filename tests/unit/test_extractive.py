@@ -138,13 +138,31 @@ def test_nothing_relevant_is_said_in_the_questions_language(
 
 def test_a_passage_that_retrieval_found_first_is_quoted_first() -> None:
     passages = ["The fee is 20 euros for adults.", "The fee is 30 euros for groups."]
-    for scores, start in (([9.0, 3.0], "The fee is 20"), ([0.2, 0.6], "The fee is 30")):
+    for scores, start in (
+        ([9.0, 3.0], "The fee is 20"),
+        ([0.2, 0.6], "The fee is 30"),
+        ([-7.0, -2.5], "The fee is 30"),
+        ([4.0, -11.0], "The fee is 20"),
+    ):
         assert answer("How much is the fee?", passages, scores).answer.startswith(start)
 
 
-def test_scores_must_fit_the_passages() -> None:
+def test_a_title_says_what_a_passage_is_about() -> None:
+    passages = ["Opens at nine. Closed on Mondays.", "Opens at ten. Closed on Sundays."]
+    titles = ["City museum", "도시 도서관"]
+    for question, start in (
+        ("When does the museum open?", "Opens at nine"),
+        ("When is the 도서관 closed?", "Closed on Sundays"),
+    ):
+        assert answer(question, passages, [0.5, 0.5], titles).answer.startswith(start)
+    assert not answer("What is the city museum worth?", ["Nothing here."], [0.5], ["Annex"]).cited
+
+
+def test_scores_and_titles_must_fit_the_passages() -> None:
     with pytest.raises(ValueError, match="3 passages with 1 scores"):
         answer("x", PASSAGES, [0.5])
+    with pytest.raises(ValueError, match="and 1 titles"):
+        answer("x", PASSAGES, SCORES, ["x"])
 
 
 @given(st.text(max_size=80), st.lists(st.text(max_size=200), max_size=4))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any, Final
 from uuid import UUID
 
@@ -244,7 +245,10 @@ def _with_neighbours(session: Session, chunk: ChunkView, match: Mapping[str, Any
 
 def _quote(context: Context, job: Job, input_: RagInput, hits: Sequence[ScoredChunk]) -> Done:
     quotes = extractive.answer(
-        input_.question, [hit.chunk.text for hit in hits], [hit.score for hit in hits]
+        input_.question,
+        [hit.chunk.text for hit in hits],
+        [hit.score for hit in hits],
+        [_title(hit.chunk) for hit in hits],
     )
     result = RagResult(
         answer=quotes.answer,
@@ -255,6 +259,13 @@ def _quote(context: Context, job: Job, input_: RagInput, hits: Sequence[ScoredCh
         usage=Usage(prompt_tokens=0, completion_tokens=0),
     )
     return _done(context, job, result)
+
+
+def _title(chunk: ChunkView) -> str:
+    """What says what a chunk is about: the name of its document, its title, the headings above."""
+    name = PurePosixPath(chunk.source).stem
+    texts = [chunk.metadata.get(key) for key in ("title", "heading")]
+    return "\n".join([name, *(text for text in texts if isinstance(text, str))])
 
 
 def _nothing(input_: RagInput, model: str) -> RagResult:

@@ -791,6 +791,7 @@ _IS_SHORT: Final = 0.15
 _SHORT_CHARS: Final = 15
 _BACKGROUND: Final = 2.0
 _COMMON_WORD: Final = 0.35
+_TITLE: Final = 0.7
 _SAME_BEGINNING: Final = 0.7
 _SAME_SYLLABLE: Final = 0.35
 _CHARACTER: Final = 0.5
@@ -848,10 +849,18 @@ class _Ranked:
     relevance: float  # the weighted share of the question in the sentence and around it
 
 
-def answer(question: str, passages: Sequence[str], scores: Sequence[float]) -> ExtractiveAnswer:
-    """Quote what answers the question. `scores` are the passages': higher is better, the best of
-    them positive."""
-    chosen = quotes(question, passages, scores)
+def answer(
+    question: str,
+    passages: Sequence[str],
+    scores: Sequence[float],
+    titles: Sequence[str] | None = None,
+) -> ExtractiveAnswer:
+    """Quote what answers the question.
+
+    `scores` are of the passages, on whatever scale: higher is better. `titles`, of each passage,
+    say what it is about where its text does not: the name of its document, the headings above it.
+    """
+    chosen = quotes(question, passages, scores, titles)
     if not chosen:
         return ExtractiveAnswer(answer=language_of(question).not_found, cited=())
     cited = tuple(dict.fromkeys(quote.passage for quote in chosen))
@@ -865,23 +874,40 @@ def answer(question: str, passages: Sequence[str], scores: Sequence[float]) -> E
     return ExtractiveAnswer(answer="\n".join(lines), cited=cited)
 
 
-def quotes(question: str, passages: Sequence[str], scores: Sequence[float]) -> list[Quote]:
+def quotes(
+    question: str,
+    passages: Sequence[str],
+    scores: Sequence[float],
+    titles: Sequence[str] | None = None,
+) -> list[Quote]:
     """At most three quotes, the best one first."""
-    ranking = rank(question, passages, scores)
+    ranking = rank(question, passages, scores, titles)
     return list(ranking.quotes) if ranking.relevance >= ENOUGH else []
 
 
-def rank(question: str, passages: Sequence[str], scores: Sequence[float]) -> Ranking:
+def rank(
+    question: str,
+    passages: Sequence[str],
+    scores: Sequence[float],
+    titles: Sequence[str] | None = None,
+) -> Ranking:
     """What would be quoted, and how sure it is that it answers the question."""
-    if len(passages) != len(scores):
-        raise ValueError(f"{len(passages)} passages with {len(scores)} scores")
+    titles = [""] * len(passages) if titles is None else titles
+    if not len(passages) == len(scores) == len(titles):
+        raise ValueError(
+            f"{len(passages)} passages with {len(scores)} scores and {len(titles)} titles"
+        )
     keywords = keywords_of(question)
     question = nfkc(question)
     candidates = _candidates([nfc(passage) for passage in passages], keywords, question)
     if not keywords or not any(candidate.is_quotable for candidate in candidates):
         return Ranking(relevance=0.0, quotes=())
     weights = _weights(keywords, candidates)
-    ranked = _rank(question, candidates, weights, scores)
+    of_titles = [
+        tuple(_TITLE * _match(keyword, terms) for keyword in keywords)
+        for terms in map(terms_in, titles)
+    ]
+    ranked = _rank(question, candidates, weights, scores, of_titles)
     best = ranked[0]
     chosen: list[_Candidate] = []
     for other in ranked:
@@ -960,18 +986,20 @@ def _rank(
     candidates: Sequence[_Candidate],
     weights: Sequence[float],
     scores: Sequence[float],
+    titles: Sequence[tuple[float, ...]],
 ) -> list[_Ranked]:
     pattern = answer_pattern(question)
     best_score = max(scores)
+    # Similarities lie between 0 and 1, scores of BM25 above, those of cross-encoders on both sides.
+    scale = max(best_score, best_score - min(scores), 0.3)
     ranked = []
     for passage in dict.fromkeys(candidate.passage for candidate in candidates):
         own = [candidate for candidate in candidates if candidate.passage == passage]
         whole = [max(column) for column in zip(*(one.matches for one in own), strict=True)]
         base = _FROM_PASSAGE * _weighted(whole, weights)
-        if best_score > 0:
-            base -= _FROM_RETRIEVAL * (best_score - scores[passage]) / max(best_score, 0.3)
+        base -= _FROM_RETRIEVAL * (best_score - scores[passage]) / scale
         nothing = (0.0,) * len(weights)
-        headings: dict[int, tuple[float, ...]] = {}  # by level, those that are open
+        headings = {0: titles[passage]}  # by level, those that are open
         for at, candidate in enumerate(own):
             is_row = candidate.sentence.header != ""
             if not is_row:
