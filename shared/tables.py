@@ -152,6 +152,8 @@ class Collection(Base):
     embedding_model: Mapped[str]
     dimension: Mapped[int | None]
     distance: Mapped[str]
+    tuning: Mapped[dict[str, Any] | None]
+    """What was measured of both halves of hybrid search (`workers/retrieval/fusion.py`)."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     erasing_at: Mapped[datetime | None]
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select, update
@@ -99,6 +100,11 @@ def fix_dimension(session: Session, collection_id: UUID, dimension: int) -> int:
         ).scalar_one()
         or dimension
     )
+
+
+def note_tuning(session: Session, collection_id: UUID, tuning: dict[str, Any]) -> None:
+    """The last one that is measured counts."""
+    session.execute(update(Collection).where(Collection.id == collection_id).values(tuning=tuning))
 
 
 def page(session: Session, *, limit: int, after: str | None) -> list[Summary]:

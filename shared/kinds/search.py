@@ -49,7 +49,7 @@ DEFAULT_LAMBDA_MULT = 0.5
 
 
 class SearchOptions(Shape):
-    type: SearchType = SearchType.SIMILARITY
+    type: SearchType = SearchType.HYBRID
     score_threshold: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None = None
     """The least cosine of a hit: of the type `similarity_score_threshold`, which needs it."""
     fetch_k: Annotated[int, Field(ge=1, le=FETCH_LIMIT)] | None = None

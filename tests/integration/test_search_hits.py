@@ -39,7 +39,7 @@ def test_scores_are_cosines_and_fall_whatever_the_distance(process: Process, dis
     ingest(process, collection, TEXTS)
     query = "When does the train to Busan leave?"
 
-    hits = search(process, collection, query)
+    hits = search(process, collection, query, search={"type": "similarity"})
 
     assert hits[0].source == "trains"
     scores = [hit.score for hit in hits]
@@ -131,7 +131,7 @@ def test_langchain_opens_the_collection_and_finds_the_same(
     opened = Chroma(collection, embedding_function=Adapter(), client=client)
 
     for query in ("When does the train leave?", "How is bread made?"):
-        ours = search(process, collection, query, k=2)
+        ours = search(process, collection, query, k=2, search={"type": "similarity"})
         theirs = opened.similarity_search_with_score(query, k=2)
 
         assert [document.page_content for document, _ in theirs] == [hit.text for hit in ours]

@@ -28,7 +28,7 @@ def collection(process: Process) -> str:
 
 
 def test_a_threshold_is_the_least_cosine_of_a_hit(process: Process, collection: str) -> None:
-    nearest = search(process, collection, QUERY, k=5)
+    nearest = search(process, collection, QUERY, k=5, search={"type": "similarity"})
     assert nearest[1].score > nearest[2].score
     threshold = (nearest[1].score + nearest[2].score) / 2
 

@@ -189,9 +189,14 @@ class Term:
     """A term of a query: its weight, and its postings in a view."""
 
     def __init__(
-        self, view: View, times: int, pieces: Sequence[tuple[int, NDArray[np.uint16], Array]]
+        self,
+        view: View,
+        name: str,
+        times: int,
+        pieces: Sequence[tuple[int, NDArray[np.uint16], Array]],
     ) -> None:
         """`pieces` has, of each segment that has the term, its place, the chunks, the counts."""
+        self.name = name
         self._view = view
         self._pieces = pieces
         self.postings = sum(len(chunks) for _, chunks, _ in pieces)
@@ -314,6 +319,8 @@ class LexicalResult:
         """How many of them were not looked for (`QUERY_TERMS`)."""
         self.known_terms = len(fields[0].terms)
         """How many of them some live chunk has."""
+        self.weights = {term.name: term.weight for term in fields[0].terms}
+        """Of those: the most that each can add to a score."""
         self.live_chunks = fields[0].view.chunks
         self.unindexed = unindexed
         """Live documents of the collection that lack postings, `UNINDEXED_LIMIT` at most: the
@@ -347,6 +354,13 @@ class LexicalResult:
             terms_left_out=self.terms_left_out,
             unindexed=self.unindexed,
         )
+
+    def sample(self, count: int) -> list[str]:
+        """Live chunks at random, the same ones for the same index."""
+        view = self._fields[0].view
+        numbers = np.arange(view.size) if view.alive is None else np.flatnonzero(view.alive)
+        chosen = np.random.default_rng(len(numbers)).permutation(len(numbers))[:count]
+        return view.chunk_ids(numbers[chosen])
 
     def score(self, chunk_ids: Sequence[str]) -> Scores:
         """The exact scores of any chunks: 0 where no term stands, and where a chunk is not live."""
@@ -497,7 +511,7 @@ class Lexical:
             FieldQuery(
                 view,
                 [
-                    Term(view, times, pieces[hashes[term]])
+                    Term(view, term, times, pieces[hashes[term]])
                     for term, times in query.items()
                     if hashes[term] in pieces
                 ],

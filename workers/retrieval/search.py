@@ -4,8 +4,11 @@ All queries of a request are embedded together, and a store is asked once for al
 comes back is looked up in Postgres: a passage that is not live there is no hit.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import UUID
 
 import numpy as np
@@ -21,12 +24,25 @@ from shared.kinds.search import (
     HitDebug,
     SearchOptions,
     SearchType,
+    Span,
 )
 from workers.attempts.process import Process
 from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder, embedders_of
+from workers.retrieval.fusion import UNMEASURED, Floats, QueryFacts, Tuning, fuse
+from workers.retrieval.lexical import LexicalResult, lexical_of
 from workers.retrieval.store import Match, Missing, store_of
+from workers.retrieval.terms import terms
+from workers.retrieval.tuning import (
+    SAMPLED_CHUNKS,
+    SampledChunk,
+    coverage_by,
+    is_stale,
+    measure,
+)
 
+HYBRID_POOL = 50
+"""So many of the best of each half are weighed, at least."""
 WIDEN_TIMES = 4
 WIDEN_FACTOR = 4
 """A store that gives too few live passages is asked for so many times as many, so often."""
@@ -54,6 +70,8 @@ class Candidate:
     collection: str
     score: float
     debug: HitDebug
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """What each term of the query is worth in the collection, where that is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +94,19 @@ class Passage:
         """Of the first and of the last of the chunks."""
         return self.chunks[0].ordinal, self.chunks[-1].ordinal
 
-    def hit(self, request: SearchRequest) -> Hit:
+    def hit(self, request: SearchRequest, query: str) -> Hit:
         chunk = self.candidate.chunk
+        text = joined(self.chunks)
         return Hit(
             chunk_id=chunk.id,
             document_id=str(chunk.document_id),
             source=chunk.source,
-            text=joined(self.chunks),
+            text=text,
             start=self.chunks[0].start,
             score=round(self.candidate.score, 6),
             metadata=chunk.metadata,
             collection=self.candidate.collection if len(request.collections) > 1 else None,
+            span=best_span(text, self.candidate.weights or dict.fromkeys(terms(query), 1.0)),
             debug=self.candidate.debug if request.options.debug else None,
         )
 
@@ -104,7 +124,10 @@ def search(
 ) -> SearchAnswer:
     """What `candidates` and `passages` give, together; nothing is reranked."""
     chosen = candidates(process, request, check=check)
-    hits = [[one.hit(request) for one in passages(process, request, row)] for row in chosen.rows]
+    hits = [
+        [one.hit(request, query) for one in passages(process, request, row)]
+        for query, row in zip(request.queries, chosen.rows, strict=True)
+    ]
     return SearchAnswer(hits=hits, warnings=chosen.warnings)
 
 
@@ -149,13 +172,20 @@ class CollectionSearch:
             collection = collections.get(session, name)
             self._id, self._model = collection.id, collection.embedding_model
             self._dimension = collection.dimension
+            self._stored_tuning = collection.tuning
 
     def candidates(self, count: int) -> list[list[Candidate]]:
         """Those of each query, best first."""
         if self._dimension is None:
             return [[] for _ in self._request.queries]  # nothing has been ingested yet
-        vectors = self._vectors()
-        if self._options.type is SearchType.MMR:
+        type_ = self._options.type
+        if type_ is SearchType.LEXICAL:
+            return self._matches(self._lexical(count), count)
+        embedder = self._embedder()
+        vectors = embedder.encode_queries(self._request.queries, between=self._check)
+        if type_ is SearchType.HYBRID:
+            return self._weighed(embedder, vectors, count)
+        if type_ is SearchType.MMR:
             return self._diverse(vectors, count)
         nearest = self._nearest(vectors, count)
         threshold = self._options.score_threshold
@@ -163,10 +193,182 @@ class CollectionSearch:
             return nearest
         return [[one for one in row if one.score >= threshold] for row in nearest]
 
+    # Both halves
+
+    def _weighed(self, embedder: Embedder, vectors: Vectors, count: int) -> list[list[Candidate]]:
+        """The best by words and by meaning together: the best of each half, with both scores."""
+        pool = max(count, HYBRID_POOL)
+        results = self._lexical(pool)
+        halves = zip(self._nearest(vectors, pool), self._matches(results, pool), strict=True)
+        rows = [_united(nearest, matches) for nearest, matches in halves]
+        cosines = self._cosines(vectors, rows)
+        tuning = self._tuning(embedder, results[0])
+        coverage = coverage_by(embedder.tokenizer)
+        for query, row, result, similarities in zip(
+            self._request.queries, rows, results, cosines, strict=True
+        ):
+            lexical = result.score([one.chunk.id for one in row])
+            fused = fuse(
+                similarities,
+                lexical,
+                best_possible=result.best_possible,
+                facts=QueryFacts(coverage=coverage(query)),
+                tuning=tuning,
+                chunk_count=result.live_chunks,
+            )
+            for one, score, similarity, match in zip(
+                row, fused.scores.tolist(), similarities.tolist(), lexical.tolist(), strict=True
+            ):
+                one.score = score
+                one.weights = result.weights
+                one.debug = HitDebug(
+                    similarity=None if math.isnan(similarity) else round(similarity, 6),
+                    lexical=round(match, 6),
+                    dense_weight=round(fused.weight, 6),
+                    halves=one.debug.halves,
+                )
+            row.sort(key=lambda one: -one.score)
+        return [row[:count] for row in rows]
+
+    def _cosines(self, vectors: Vectors, rows: Sequence[Sequence[Candidate]]) -> list[Floats]:
+        """Of each row's candidates with its query; NaN for those without a vector."""
+        missing = dict.fromkeys(
+            one.chunk.id for row in rows for one in row if one.debug.similarity is None
+        )
+        kept = store_of(self._process).vectors(self._name, list(missing)) if missing else {}
+
+        def cosine(vector: Vectors, one: Candidate) -> float:
+            if one.debug.similarity is not None:
+                return one.debug.similarity
+            other = kept.get(one.chunk.id)
+            if other is None:
+                return math.nan
+            return float(vector @ other) / max(float(np.linalg.norm(other)), 1e-12)
+
+        return [
+            np.array([cosine(vector, one) for one in row], dtype=np.float64)
+            for vector, row in zip(vectors, rows, strict=True)
+        ]
+
+    def _tuning(self, embedder: Embedder, result: LexicalResult) -> Tuning:
+        """What is known of the collection; measured here where it has grown since."""
+        tuning = Tuning.load(self._stored_tuning)
+        if is_stale(tuning, result.live_chunks):
+            tuning = self._measured(embedder, result) or tuning
+        return tuning or UNMEASURED
+
+    def _measured(self, embedder: Embedder, result: LexicalResult) -> Tuning | None:
+        ids = result.sample(SAMPLED_CHUNKS)
+        with self._process.ledger.read() as session:
+            live = documents.live_chunks(session, self._id, ids)
+        vectors = store_of(self._process).vectors(self._name, list(live))
+        sample = [SampledChunk(id=id_, text=live[id_].text) for id_ in ids if id_ in vectors]
+        if not sample:
+            return None
+        stacked = np.stack([vectors[one.id] for one in sample])
+        tuning = measure(
+            sample,
+            stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-12),
+            chunk_count=result.live_chunks,
+            terms=terms,
+            encode=partial(embedder.encode, between=self._check),
+            encode_queries=partial(embedder.encode_queries, between=self._check),
+            coverage=coverage_by(embedder.tokenizer),
+        )
+        if tuning is not None:
+            with self._process.ledger.begin() as session:
+                collections.note_tuning(session, self._id, tuning.dump())
+        return tuning
+
+    # The lexical half
+
+    def _lexical(self, limit: int) -> list[LexicalResult]:
+        results = lexical_of(self._process).search_many(
+            self._id, self._request.queries, limit=limit
+        )
+        if results[0].unindexed:
+            self.warnings.append(
+                f"{results[0].unindexed:,} documents or more of {self._name} are not in the index "
+                "of words yet: they were ingested by an older version, and come in one by one. "
+                "Search again later."
+            )
+        for n, result in enumerate(results):
+            if result.terms_left_out:
+                which = f" {n + 1:,}" if len(results) > 1 else ""
+                self.warnings.append(
+                    f"The {self._request.noun}{which} has {result.query_terms:,} different words "
+                    f"and parts of words, of which the first "
+                    f"{result.query_terms - result.terms_left_out:,} were looked for. Shorten it."
+                )
+        return results
+
+    def _matches(self, results: Sequence[LexicalResult], count: int) -> list[list[Candidate]]:
+        """The passages that have words of the queries, `count` for each.
+
+        What was erased since, or does not match the filter, makes room for further ones; where
+        that is most of them, those that Postgres has found are scored.
+        """
+        matches: list[list[Candidate]] = [[] for _ in results]
+        left = dict(enumerate(results))
+        limit = count
+        for _ in range(WIDEN_TIMES):
+            live = self._live_matches(left.values(), count)
+            for n, row in zip(left, live, strict=True):
+                matches[n] = row
+            left = {
+                n: result
+                for n, result in left.items()
+                if len(matches[n]) < count and len(result.chunk_ids) >= limit
+            }
+            if not left:
+                return matches
+            limit *= WIDEN_FACTOR
+            left = {n: result.further(limit) for n, result in left.items()}
+        where = self._options.filter
+        if where is not None:
+            ids = self._matching(where)
+            for n, row in zip(left, self._scored(left.values(), ids, count), strict=True):
+                matches[n] = row
+        return matches
+
+    def _live_matches(
+        self, results: Collection[LexicalResult], count: int
+    ) -> list[list[Candidate]]:
+        ids = list(dict.fromkeys(id_ for result in results for id_ in result.chunk_ids))
+        live = self._live_chunks(ids)
+        return [
+            [
+                self._match(live[id_], score, result.weights)
+                for id_, score in zip(result.chunk_ids, result.scores.tolist(), strict=True)
+                if id_ in live
+            ][:count]
+            for result in results
+        ]
+
+    def _scored(
+        self, results: Collection[LexicalResult], ids: Sequence[str], count: int
+    ) -> list[list[Candidate]]:
+        """The best of those passages."""
+        best: list[list[tuple[str, float]]] = []
+        for result in results:
+            scores = result.score(ids)
+            order = np.argsort(-scores, kind="stable")[:count].tolist()
+            best.append([(ids[n], float(scores[n])) for n in order if scores[n] > 0])
+        live = self._live_chunks(list(dict.fromkeys(id_ for row in best for id_, _ in row)))
+        return [
+            [self._match(live[id_], score, result.weights) for id_, score in row if id_ in live]
+            for result, row in zip(results, best, strict=True)
+        ]
+
+    def _match(self, chunk: ChunkView, score: float, weights: Mapping[str, float]) -> Candidate:
+        debug = HitDebug(lexical=round(score, 6), halves=["lexical"])
+        return Candidate(
+            chunk=chunk, collection=self._name, score=score, debug=debug, weights=weights
+        )
+
     # The dense half
 
-    def _vectors(self) -> Vectors:
-        """Of the queries, of the shape (queries, dimension)."""
+    def _embedder(self) -> Embedder:
         embedder = embedders_of(self._process).get(self._model, check=self._check)
         if embedder.dimension != self._dimension:
             raise Permanent(
@@ -175,7 +377,7 @@ class CollectionSearch:
                 "collection."
             )
         self._warn_of_cut(embedder)
-        return embedder.encode_queries(self._request.queries, between=self._check)
+        return embedder
 
     def _warn_of_cut(self, embedder: Embedder) -> None:
         cut = embedder.overlong_queries(self._request.queries, between=self._check)
@@ -247,15 +449,17 @@ class CollectionSearch:
 
     def _live(self, rows: Sequence[Sequence[Match]], count: int) -> list[list[Candidate]]:
         """Of each row those that are live and match the filter, `count` at most."""
-        ids = list(dict.fromkeys(match.id for row in rows for match in row))
-        with self._process.ledger.read() as session:
-            live = documents.live_chunks(session, self._id, ids, where=self._options.filter)
+        live = self._live_chunks(list(dict.fromkeys(match.id for row in rows for match in row)))
         return [
             [self._candidate(live[match.id], match.score) for match in row if match.id in live][
                 :count
             ]
             for row in rows
         ]
+
+    def _live_chunks(self, ids: Sequence[str]) -> dict[str, ChunkView]:
+        with self._process.ledger.read() as session:
+            return documents.live_chunks(session, self._id, ids, where=self._options.filter)
 
     def _candidate(self, chunk: ChunkView, similarity: float) -> Candidate:
         debug = HitDebug(similarity=similarity, halves=["dense"])
@@ -279,6 +483,18 @@ class CollectionSearch:
             )
             diverse.append([row[n] for n in order])
         return diverse
+
+
+def _united(nearest: Sequence[Candidate], matches: Sequence[Candidate]) -> list[Candidate]:
+    """Each passage once; one that both halves have says so."""
+    united = {one.chunk.id: one for one in nearest}
+    for one in matches:
+        known = united.setdefault(one.chunk.id, one)
+        if known is not one:
+            known.debug = HitDebug(
+                similarity=known.debug.similarity, halves=[*known.debug.halves, *one.debug.halves]
+            )
+    return list(united.values())
 
 
 def marginal_relevance(query: Vectors, passages: Vectors, *, share: float, count: int) -> list[int]:
@@ -357,3 +573,19 @@ def joined(chunks: Sequence[ChunkView]) -> str:
             text += chunk.text[-gap:]
         end = max(end, chunk.start + len(chunk.text))
     return text
+
+
+_SENTENCE = re.compile(r"[^.!?…。！？؟۔।\n]+(?:[.!?…。！？؟۔।]+(?=\s|$|[^\x00-\x7f])|[.!?]+|\n|$)?")
+
+
+def best_span(text: str, weights: Mapping[str, float]) -> Span | None:
+    """The sentence, or line, with the terms that are worth most; None where it has none of them."""
+    best: Span | None = None
+    most = 0.0
+    for match in _SENTENCE.finditer(text):
+        sentence = match[0]
+        worth = sum(weights.get(term, 0.0) for term in set(terms(sentence)))
+        if worth > most:
+            start = match.start() + len(sentence) - len(sentence.lstrip())
+            best, most = Span(start=start, end=match.start() + len(sentence.rstrip())), worth
+    return best

@@ -114,8 +114,8 @@ def search_done(context: Context, input_: SearchInput, rows: Rows) -> Done:
     """The end of a search job, of the candidates of each query."""
     request = request_of(input_)
     hits = [
-        [passage.hit(request) for passage in passages(context.process, request, row)]
-        for row in rows
+        [passage.hit(request, query) for passage in passages(context.process, request, row)]
+        for query, row in zip(request.queries, rows, strict=True)
     ]
     if input_.queries is None:
         result = SearchResult(hits=hits[0])
