@@ -267,6 +267,8 @@ class ModelSettings(RoleSettings):
     generation_model: ModelName = EXTRACTIVE
     embedding_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     embedding_batch_tokens: PositiveInt = 4096
+    embedding_batch_steps: PositiveInt = 64
+    embedding_batch_s: PositiveFloat = 2
     embedding_threads: PositiveInt = 1
     embedding_model_limit_mib: PositiveInt = 4096
     embedding_prompts: Annotated[dict[ModelName, EmbeddingPrompts], NoDecode] = {}

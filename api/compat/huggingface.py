@@ -439,6 +439,7 @@ async def run(parts: Parts, call: Call, http: Request) -> Response:
             made.id,
             wait_s=parts.settings.compat_wait_s,
             meanwhile=None if waits else notice_loading,
+            is_new=made.is_new,
         )
     except ModelIsLoading as error:
         # The job goes on: it is what the model is loaded for, to be there for the next call.

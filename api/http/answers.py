@@ -15,7 +15,6 @@ from api.http.errors import BadCursor
 from api.schemas import JobView
 from shared.bounds import is_deep
 from shared.jobs import jobs
-from shared.jobs.jobs import Contents
 from shared.jobs.queues import Estimate, estimate
 from shared.tables import Job
 
@@ -120,13 +119,12 @@ def job_view(parts: Parts, job_id: UUID, fair_key: str, *, is_whole: bool = Fals
     answers to those who wait are small.
     """
     limit_bytes = parts.settings.result_inline_bytes
-    with parts.ledger.read() as session:
-        if is_whole:
-            job, contents = jobs.get(session, job_id), None
-        else:
-            job = jobs.without_contents(session, job_id)
-            small = jobs.contents(session, [job_id], limit_bytes=limit_bytes)
-            contents = small.get(job_id, Contents())
+    with parts.ledger.read_single() as session:
+        job, contents = (
+            (jobs.get(session, job_id), None)
+            if is_whole
+            else jobs.with_small_contents(session, job_id, limit_bytes=limit_bytes)
+        )
         estimates = estimate(
             session,
             [job],

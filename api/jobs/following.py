@@ -37,6 +37,9 @@ KEPT_ENTRIES = 1000
 DOWN_POLL_S = 0.5
 """How often Postgres is read where Redis does not answer."""
 WAKE_S = 0.01
+"""How long the reader may take to begin to read anew."""
+WAKE_FOLLOWER_S = 0.0001
+"""So long, for each follower, lies at least between two times that it is made to."""
 FULL_RETRY_AFTER_S = 5
 
 ROWS = text("""
@@ -151,6 +154,8 @@ class Followers:
         self._has_followers = asyncio.Event()
         self._changed = asyncio.Event()
         """Both are set for a new follower: one for the reader, one for who wakes it."""
+        self._has_begun = asyncio.Event()
+        """Set whenever the reader begins to read."""
         self._is_down = False
         self._stopping = asyncio.Event()
 
@@ -245,6 +250,7 @@ class Followers:
             for key, followers in self._followers.items()
         }
         block_s = self._settings.sse_poll_s
+        self._has_begun.set()
         answer: Any = await reader.xread(
             positions, count=READ_ENTRIES, block=max(1, int(block_s * 1000))
         )
@@ -263,9 +269,13 @@ class Followers:
             await self._unblock(self._reader_id)
 
     async def _unblock(self, reader_id: int) -> None:
+        self._has_begun.clear()
         with suppress(RedisError, OSError):  # the reader says it, and does not wait for ever
             await self._redis.client_unblock(reader_id)
-        await asyncio.sleep(WAKE_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WAKE_S):
+                await self._has_begun.wait()
+        await asyncio.sleep(min(WAKE_S, WAKE_FOLLOWER_S * self._count))
 
     # Postgres
 

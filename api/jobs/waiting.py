@@ -10,6 +10,8 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from typing import Literal, TypeVar
 from uuid import UUID
 
 from fastapi import Response
@@ -20,6 +22,7 @@ from api.deps import Parts
 from api.http.answers import answer, job_view
 from api.http.middleware import release_body
 from api.jobs.following import START
+from api.schemas import JobView
 from shared.errors import NotFound
 from shared.jobs import jobs, submission
 from shared.jobs.submission import NewJob, Submitted
@@ -47,30 +50,55 @@ def applied(seconds: float | None) -> dict[str, str]:
     return {} if seconds is None else {"Preference-Applied": f"wait={seconds:g}"}
 
 
+T = TypeVar("T")
+
+
 async def until_end(
     parts: Parts,
     job_id: UUID,
     *,
     wait_s: float,
     meanwhile: Callable[[], Awaitable[None]] | None = None,
+    is_new: bool = False,
 ) -> bool:
     """Wait for the job's end, for `wait_s` at most; whether it came. Raises NotFound.
 
     `meanwhile` is called at each update of the job, and every `sse_poll_s` without; it may raise.
+    A job that `is_new` is not looked for before there is news of it.
     """
+    has_ended = partial(_has_ended, parts, job_id)
+    ended = await _when_ended(
+        parts, job_id, has_ended, wait_s=wait_s, meanwhile=meanwhile, is_new=is_new
+    )
+    return ended is not None
+
+
+async def _when_ended(
+    parts: Parts,
+    job_id: UUID,
+    look: Callable[[], T | None],
+    *,
+    wait_s: float,
+    meanwhile: Callable[[], Awaitable[None]] | None = None,
+    is_new: bool,
+) -> T | None:
+    """What `look`, called in a thread, sees in Postgres of the job once it has ended. It returns
+    None before that."""
     release_body()
     deadline = time.monotonic() + wait_s
     poll_s = parts.settings.sse_poll_s
     with parts.followers.follow(job_id, START) as follower:
-        may_have_ended = True
+        may_have_ended = not is_new
         while True:
-            if may_have_ended and await run_in_threadpool(_has_ended, parts, job_id):
-                return True
+            if may_have_ended:
+                seen = await run_in_threadpool(look)
+                if seen is not None:
+                    return seen
             if meanwhile is not None:
                 await meanwhile()
             left_s = deadline - time.monotonic()
             if left_s <= 0 or parts.stopping.is_set():
-                return False
+                return None
             update = await follower.next(min(left_s, poll_s))
             may_have_ended = update is not None and (
                 any(entry.type == EventType.END for entry in update.entries)
@@ -79,19 +107,25 @@ async def until_end(
             )
 
 
-def _has_ended(parts: Parts, job_id: UUID) -> bool:
+def _has_ended(parts: Parts, job_id: UUID) -> Literal[True] | None:
     """Raises NotFound."""
-    with parts.ledger.read() as session:
-        return jobs.state_of(session, job_id) not in OPEN
+    with parts.ledger.read_single() as session:
+        return True if jobs.state_of(session, job_id) not in OPEN else None
 
 
 async def answer_when_ended(
-    parts: Parts, job_id: UUID, fair_key: str, wait_s: float, headers: Mapping[str, str]
+    parts: Parts, made: Submitted, fair_key: str, wait_s: float, headers: Mapping[str, str]
 ) -> Response:
     """200 with the finished job if it ends in time, else 202 with the job as it is."""
-    ended = await until_end(parts, job_id, wait_s=wait_s)
-    view = await run_in_threadpool(job_view, parts, job_id, fair_key)
-    return answer(view, 200 if ended else 202, headers)
+
+    def look() -> JobView | None:
+        view = job_view(parts, made.id, fair_key)
+        return None if view.state in OPEN else view
+
+    ended = await _when_ended(parts, made.id, look, wait_s=wait_s, is_new=made.is_new)
+    if ended is not None:
+        return answer(ended, 200, headers)
+    return answer(await run_in_threadpool(job_view, parts, made.id, fair_key), 202, headers)
 
 
 ERASURE_WAIT_S = 30.0
@@ -135,7 +169,7 @@ async def erase(
     made = await run_in_threadpool(add)
     at_most_s = min(ERASURE_WAIT_S, parts.settings.max_wait_s)
     wait_s = at_most_s if preferred_s is None else preferred_s
-    ended = await until_end(parts, made.id, wait_s=wait_s)
+    ended = await until_end(parts, made.id, wait_s=wait_s, is_new=made.is_new)
     if not ended:
         await run_in_threadpool(hide_now)
     headers = {"Location": f"/v1/jobs/{made.id}"} | applied(preferred_s)

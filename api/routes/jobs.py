@@ -73,7 +73,7 @@ async def submit_job(
     if not made.is_new:
         headers["Idempotent-Replayed"] = "true"
     if wait_s is not None:
-        return await waiting.answer_when_ended(parts, made.id, fair_key, wait_s, headers)
+        return await waiting.answer_when_ended(parts, made, fair_key, wait_s, headers)
     if made.is_new:
         return answer(submission.view_of_new(new, made), 202, headers)
     return answer(await run_in_threadpool(job_view, parts, made.id, fair_key), 202, headers)

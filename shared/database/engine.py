@@ -26,12 +26,27 @@ USED_AT = "sluice.used_at"
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
 
-def make_engine(settings: ConnectionSettings) -> Engine:
+def make_engine(settings: ConnectionSettings, *, plans_once: bool = False) -> Engine:
     """A pooled engine; dead connections are noticed before use, slow statements are ended.
 
     What is written is made storable or refused, and whatever a row holds can be read: see
     `shared/bounds.py`. Errors do not show the parameters of statements, which are what users sent.
+
+    `plans_once`: each connection plans a statement at its first use, whatever the values are, and
+    never again. Conditions of partial indexes must then be literals in the statement.
     """
+    options = (
+        "-c timezone=UTC -c statement_timeout="
+        f"{int(settings.database_statement_timeout_s * 1000)} -c lock_timeout="
+        f"{int((settings.database_lock_timeout_s or 0) * 1000)}"
+    )
+    connect_args: dict[str, Any] = {
+        "connect_timeout": max(1, int(settings.connect_timeout_s)),
+        "options": options,
+    }
+    if plans_once:
+        connect_args["options"] += " -c plan_cache_mode=force_generic_plan"
+        connect_args["prepare_threshold"] = 0
     engine = create_engine(
         psycopg_url(settings.require_database_url()),
         pool_size=settings.database_pool_connections,
@@ -42,12 +57,7 @@ def make_engine(settings: ConnectionSettings) -> Engine:
         client_encoding="utf8",
         json_serializer=to_json,
         json_deserializer=from_json,
-        connect_args={
-            "connect_timeout": max(1, int(settings.connect_timeout_s)),
-            "options": "-c timezone=UTC -c statement_timeout="
-            f"{int(settings.database_statement_timeout_s * 1000)} -c lock_timeout="
-            f"{int((settings.database_lock_timeout_s or 0) * 1000)}",
-        },
+        connect_args=connect_args,
     )
     _ping_idle_connections(engine)
     _adapt_values(engine)

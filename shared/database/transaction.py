@@ -91,6 +91,14 @@ class Transaction(Session):
         """Let those who follow the job know of what this transaction writes."""
         self.announcements.events.append(Event(job_id=job_id, type=type_, data=data))
 
+    def retract(self, job_id: UUID, type_: EventType) -> None:
+        """Publish no such event of the job: what it tells of was not written."""
+        self.announcements.events = [
+            event
+            for event in self.announcements.events
+            if event.job_id != job_id or event.type is not type_
+        ]
+
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call it once this is committed. Its errors are logged: what is written stays written."""
         self._callbacks.append(callback)
@@ -118,12 +126,15 @@ class Ledger:
         bell: Bell,
         events: Events,
         *,
+        planned: Engine,
         worker_heartbeat_s: float,
     ) -> None:
         self._sessions = sessions
+        self.planned_engine = planned
         self._worker_heartbeat_s = worker_heartbeat_s
         self._served_until: dict[str, float] = {}
         self._singles = make_sessions(self.engine.execution_options(isolation_level="AUTOCOMMIT"))
+        self._planned = make_sessions(planned.execution_options(isolation_level="AUTOCOMMIT"))
         self.bell = bell
         self.events = events
         self._outage = Outage()
@@ -147,9 +158,26 @@ class Ledger:
         self.complete(transaction)
 
     @contextmanager
+    def begin_planned(self) -> Iterator[Transaction]:
+        """As `begin_single`, on connections of their own that plan each statement once.
+
+        For statements that take longer to plan than to run (`make_engine` says which may be used).
+        """
+        with self._planned() as transaction:
+            yield transaction
+        self.complete(transaction)
+
+    @contextmanager
     def read(self) -> Iterator[Session]:
         """A session for reading alone; nothing is announced, nothing is kept."""
         with self._sessions() as session:
+            yield session
+
+    @contextmanager
+    def read_single(self) -> Iterator[Session]:
+        """As `read`, for one statement, or several that need not see the same moment: it saves the
+        trips that begin and end a transaction."""
+        with self._singles() as session:
             yield session
 
     def complete(self, transaction: Transaction) -> None:
@@ -168,6 +196,7 @@ class Ledger:
     def close(self) -> None:
         """Close all connections; the next use opens new ones."""
         self.engine.dispose()
+        self.planned_engine.dispose()
         self.bell.close()
         self.events.close()
 
@@ -249,5 +278,6 @@ def make_ledger(settings: Settings) -> Ledger:
             keep_s=settings.events_keep_s,
             keep_after_end_s=settings.events_keep_after_end_s,
         ),
+        planned=make_engine(settings, plans_once=True),
         worker_heartbeat_s=settings.worker_heartbeat_s,
     )

@@ -35,6 +35,10 @@ class Claim:
     """Why the attempt before this one is tried again."""
     free_attempts: int = 0
     """How many attempts before this one are not counted."""
+    input: Any = None
+    """The job's input, where it is small; None where it has to be read from its row."""
+    has_company: bool = False
+    """Whether other steps of its batch key were queued."""
 
     @property
     def counted_attempt(self) -> int:
@@ -45,7 +49,8 @@ class Claim:
 # What is `picked` runs from now on, and its job with it. Attempts that are not counted have raised
 # the step's `max_attempts` beyond the job's; the job's attempt, which users see, is without them.
 # Sums are made in 64 bits: a row with a count at the end of its range must not stop its queue.
-TAKE = """), claimed AS (
+# An input comes along unless it is stored apart from its row, and would have to be fetched.
+TAKEN = """), claimed AS (
     UPDATE steps SET state = 'running', attempt = least(attempt, 2147483646) + 1, worker = :worker,
         started_at = now(), lease_until = now() + make_interval(secs => :lease_s)
     FROM picked WHERE steps.id = picked.id
@@ -62,20 +67,20 @@ TAKE = """), claimed AS (
       AND (jobs.state = 'queued' OR jobs.queue <> c.queue
            OR jobs.attempt < CAST(c.attempt AS bigint) - c.max_attempts + jobs.max_attempts)
     RETURNING jobs.id
-)
+)"""
+COLUMNS = """
 SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_key, c.attempt,
     c.max_attempts, c.error, j.kind, j.state AS job_state,
-    CAST(c.max_attempts AS bigint) - j.max_attempts AS free_attempts
-FROM claimed c JOIN jobs j ON j.id = c.job_id
-ORDER BY c.lane, c.job_id, c.id
-"""
+    CAST(c.max_attempts AS bigint) - j.max_attempts AS free_attempts,
+    CASE WHEN pg_column_size(j.input) < 2000 THEN j.input END AS input"""
 
 # The best runnable step of a queue: lane, then fair share between keys (fewest running, then
 # longest unserved), then age. `present` is a loose index scan over (lane, key), and `heads` looks
 # at the worker's own routes alone: a claim costs the same with ten queued steps as with a million,
 # and whatever other models they name. Steps that were due when they were made and steps that were
 # put off have an index each, so that no claim walks over those whose time has not come. The row is
-# locked last, in the order of `turns`, which is why that is materialized.
+# locked last, in the order of `turns`, which is why that is materialized. That the key was served
+# is noted as far as it can be: fair share's memory must not make claims wait for each other.
 CLAIM = text(
     """
 WITH RECURSIVE present AS (
@@ -125,7 +130,27 @@ WITH RECURSIVE present AS (
             FOR UPDATE SKIP LOCKED) put_off) s
     LIMIT 1
 """
-    + TAKE
+    + TAKEN
+    + """, turn AS MATERIALIZED (
+    SELECT t.queue, t.fair_key FROM claimed c
+    JOIN turns t ON t.queue = c.queue AND t.fair_key = c.fair_key
+    FOR UPDATE OF t SKIP LOCKED
+), served AS (
+    UPDATE turns t SET served_at = clock_timestamp() FROM turn
+    WHERE t.queue = turn.queue AND t.fair_key = turn.fair_key
+), first_served AS (
+    INSERT INTO turns (queue, fair_key, served_at)
+    SELECT c.queue, c.fair_key, clock_timestamp() FROM claimed c
+    WHERE NOT EXISTS (SELECT FROM turns t WHERE t.queue = c.queue AND t.fair_key = c.fair_key)
+    ON CONFLICT DO NOTHING
+)"""
+    + COLUMNS
+    + """, company.waits IS NOT NULL AS has_company
+FROM claimed c JOIN jobs j ON j.id = c.job_id LEFT JOIN LATERAL (
+    SELECT true AS waits FROM steps o
+    WHERE o.queue = c.queue AND o.batch_key = c.batch_key AND o.state = 'queued' AND o.id <> c.id
+    LIMIT 1) company ON true
+"""
 )
 
 IS_BEHIND = text("""
@@ -157,38 +182,25 @@ WITH picked AS MATERIALIZED (
         LIMIT :limit * :shared_by) waiting))
     FOR NO KEY UPDATE OF s, j SKIP LOCKED
 """
-    + TAKE
+    + TAKEN
+    + COLUMNS
+    + """, false AS has_company
+FROM claimed c JOIN jobs j ON j.id = c.job_id
+ORDER BY c.lane, c.job_id, c.id
+"""
 )
-
-# Best effort: fair share's memory must not make claims wait for each other.
-SERVED = text("""
-WITH locked AS (
-    SELECT queue, fair_key FROM turns WHERE queue = :queue AND fair_key = :fair_key
-    FOR UPDATE SKIP LOCKED
-), moved AS (
-    UPDATE turns t SET served_at = clock_timestamp() FROM locked
-    WHERE t.queue = locked.queue AND t.fair_key = locked.fair_key
-)
-INSERT INTO turns (queue, fair_key, served_at)
-SELECT :queue, :fair_key, clock_timestamp()
-WHERE NOT EXISTS (SELECT FROM turns WHERE queue = :queue AND fair_key = :fair_key)
-ON CONFLICT DO NOTHING
-""")
 
 
 def claim(
     session: Transaction, queue: str, *, worker: str, lease_s: float, routes: Sequence[str] = ()
 ) -> Claim | None:
-    """Take the best runnable step of the queue for `lease_s` seconds, or None.
+    """Take the best runnable step of the queue for `lease_s` seconds, or None. One statement.
 
     Steps that only some workers can run are taken by those that have their route.
     """
     values = {"queue": queue, "worker": worker, "lease_s": lease_s, "routes": ["", *routes]}
     row = session.execute(CLAIM, values).first()
-    if row is None:
-        return None
-    session.execute(SERVED, {"queue": queue, "fair_key": row.fair_key})
-    return _claimed(session, row)
+    return None if row is None else _claimed(session, row)
 
 
 def claim_companions(
@@ -223,5 +235,5 @@ def _claimed(session: Transaction, row: Any) -> Claim:
         step_id=row.id, job_id=row.job_id, name=row.name, queue=row.queue, kind=row.kind,
         lane=row.lane, fair_key=row.fair_key, payload=row.payload, batch_key=row.batch_key,
         attempt=row.attempt, max_attempts=row.max_attempts, error_before=row.error,
-        free_attempts=row.free_attempts,
+        free_attempts=row.free_attempts, input=row.input, has_company=row.has_company,
     )  # fmt: skip

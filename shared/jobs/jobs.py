@@ -59,6 +59,12 @@ def hides_text(job: Job, fair_key: str) -> bool:
     return job.private and job.fair_key != fair_key
 
 
+def inputs_of(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, Any]:
+    """The inputs of those of the jobs that there are."""
+    rows = session.execute(select(Job.id, Job.input).where(Job.id.in_(job_ids)))
+    return {row.id: row.input for row in rows}
+
+
 def state_of(session: Session, job_id: UUID) -> State:
     """Raises NotFound."""
     state = session.scalar(select(Job.state).where(Job.id == job_id))
@@ -131,15 +137,32 @@ def contents(
 
     PostgreSQL reads no large value for that: its stored size is looked at first.
     """
-    parts = {"input": Job.input, "result": Job.result, "metadata": Job.meta}
-    rows = session.execute(
-        select(
-            Job.id,
-            *(_small(column, limit_bytes).label(name) for name, column in parts.items()),
-            *(column.is_not(None).label(f"has_{name}") for name, column in parts.items()),
-        ).where(Job.id.in_(job_ids))
-    )
-    return {row.id: _contents(row, list(parts)) for row in rows}
+    rows = session.execute(select(Job.id, *_small_contents(limit_bytes)).where(Job.id.in_(job_ids)))
+    return {row.id: _contents(row) for row in rows}
+
+
+def with_small_contents(
+    session: Session, job_id: UUID, *, limit_bytes: int
+) -> tuple[Job, Contents]:
+    """The job and its `contents`, by one statement. Raises NotFound."""
+    row = session.execute(
+        select(Job, *_small_contents(limit_bytes))
+        .options(*_without_contents())
+        .where(Job.id == job_id)
+    ).first()
+    if row is None:
+        raise _unknown(job_id)
+    return row.Job, _contents(row)
+
+
+_CONTENTS = {"input": Job.input, "result": Job.result, "metadata": Job.meta}
+
+
+def _small_contents(limit_bytes: int) -> list[ColumnElement[Any]]:
+    return [
+        *(_small(column, limit_bytes).label(name) for name, column in _CONTENTS.items()),
+        *(column.is_not(None).label(f"has_{name}") for name, column in _CONTENTS.items()),
+    ]
 
 
 def _small(column: InstrumentedAttribute[Any], limit_bytes: int) -> ColumnElement[Any]:
@@ -150,9 +173,9 @@ def _small(column: InstrumentedAttribute[Any], limit_bytes: int) -> ColumnElemen
     )
 
 
-def _contents(row: Row[Any], names: Sequence[str]) -> Contents:
-    values = {name: getattr(row, name) for name in names}
-    truncated = [n for n in names if values[n] is None and getattr(row, f"has_{n}")]
+def _contents(row: Row[Any]) -> Contents:
+    values = {name: getattr(row, name) for name in _CONTENTS}
+    truncated = [n for n in _CONTENTS if values[n] is None and getattr(row, f"has_{n}")]
     return Contents(**values, truncated=tuple(truncated))
 
 

@@ -17,11 +17,12 @@ from uuid import UUID
 from sqlalchemy import BigInteger, ColumnElement, cast, func, insert, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from shared.bounds import INT32_MAX, YEAR_S
+from shared.bounds import INT32_MAX, YEAR_S, EncodedJson
 from shared.database.transaction import ALIVE_FACTOR, HEARTBEAT_S, Transaction
 from shared.jobs import jobs
 from shared.jobs.claims import Claim
 from shared.redis.bell import list_of
+from shared.redis.events import EventType
 from shared.tables import Job, Step
 from shared.vocabulary import Queue, State
 
@@ -122,6 +123,60 @@ def succeed(
     _add(session, job, new)
     _settle(session, job, finish or (lambda _session, _job_id: result))
     return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """A step that succeeded, and its result as JSON, which is to be its job's."""
+
+    claim: Claim
+    result: EncodedJson
+
+
+# As `succeed` does it for each, in the same order of locks: steps, then jobs, each by their ids.
+# The result is written once, to the job.
+END_JOBS = text("""
+    WITH mine AS MATERIALIZED (
+        SELECT s.id, s.job_id, e.result FROM ROWS FROM (
+            unnest(CAST(:ids AS bigint[])), unnest(CAST(:attempts AS int[])),
+            jsonb_array_elements(CAST(:results AS jsonb))
+        ) e(id, attempt, result)
+        JOIN steps s ON s.id = e.id AND s.attempt = e.attempt
+        WHERE s.state = 'running' AND NOT s.after_end
+        ORDER BY s.id FOR NO KEY UPDATE OF s
+    ), last AS MATERIALIZED (
+        SELECT j.id, mine.id AS step_id, mine.result FROM mine JOIN jobs j ON j.id = mine.job_id
+        WHERE j.state = 'running' AND j.ending IS NULL AND j.open_steps = 1
+          AND j.webhook IS NULL AND j.conversation_id IS NULL
+        ORDER BY j.id FOR NO KEY UPDATE OF j
+    ), ended AS (
+        UPDATE jobs SET state = 'succeeded', open_steps = 0, finished_at = now(),
+            result = CASE WHEN last.result <> 'null' THEN last.result END
+        FROM last WHERE jobs.id = last.id
+    )
+    UPDATE steps SET state = 'succeeded', lease_until = NULL, finished_at = now(), error = NULL
+    FROM last WHERE steps.id = last.step_id
+    RETURNING steps.id
+""")
+
+
+def end_jobs(session: Transaction, endings: Sequence[Ending]) -> set[int]:
+    """Record successes, by one statement, with which nothing but their jobs end; the ids of these
+    steps. All others are left as they are, for `succeed`: attempts that run no longer, jobs that
+    have other open steps or are ending otherwise, and those whose end has something follow.
+    """
+    for ending in endings:  # now, for the answer to a commit may be lost
+        session.publish(ending.claim.job_id, EventType.END, {"state": State.SUCCEEDED.value})
+    rows = session.execute(
+        END_JOBS,
+        _tokens([ending.claim for ending in endings])
+        | {"results": f"[{','.join(ending.result.text for ending in endings)}]"},
+    )
+    ended = {row.id for row in rows}
+    for ending in endings:
+        if ending.claim.step_id not in ended:
+            session.retract(ending.claim.job_id, EventType.END)
+    return ended
 
 
 def fail(

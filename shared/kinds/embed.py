@@ -1,6 +1,7 @@
 """The kind `embed`: vectors of texts."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -23,6 +24,21 @@ class EmbedResult(Shape):
     embeddings: list[list[float]]
 
 
+SMALL_CHARS = 4096
+"""A job with more text than this is run alone: others would wait for it."""
+
+
+def batch_key_of(input_: Mapping[str, Any]) -> str | None:
+    """Small jobs of one model may run in one batch, passages and queries apart.
+
+    Rows that were written by hand may hold anything: those run alone.
+    """
+    texts = input_.get("texts")
+    if not isinstance(texts, list) or sum(len(str(text)) for text in texts) > SMALL_CHARS:
+        return None
+    return f"embed:{input_.get('input_type')}:{input_.get('model') or ''}"
+
+
 EMBED = Kind(
     name="embed",
     summary="vectors of texts",
@@ -30,4 +46,5 @@ EMBED = Kind(
     result=EmbedResult,
     steps=[StepType(name="embed", queue=Queue.EMBED, handler="workers.retrieval.steps:EMBED")],
     example={"texts": ["We open at nine.", "아홉 시에 엽니다."]},
+    batch_key=batch_key_of,
 )

@@ -1,5 +1,6 @@
 """The kind `rag`: an answer from the passages of a collection, with citations."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from shared.errors import InvalidInput
 from shared.kinds import chat
 from shared.kinds.chat import Parameters, PromptTemplate, ResponseFormat, Usage
 from shared.kinds.kind import Kind, StepType
-from shared.kinds.search import RERANK_STEPS, Hit, PassageCount, SearchOptions
+from shared.kinds.search import RERANK_STEPS, SMALL_CHARS, Hit, PassageCount, SearchOptions
 from shared.providers import ModelReference
 from shared.vocabulary import Queue, Shape
 
@@ -61,6 +62,14 @@ def _check(job_input: RagInput, settings: Settings) -> None:
     chat.check(job_input.model, job_input.parameters, settings)
 
 
+def batch_key_of(input_: Mapping[str, Any]) -> str | None:
+    """Short questions to one collection may be looked up in one batch."""
+    question, collection = input_.get("question"), input_.get("collection")
+    if not isinstance(question, str) or len(question) > SMALL_CHARS:
+        return None
+    return f"rag.find:{collection}"
+
+
 RAG = Kind(
     name="rag",
     summary="an answer with citations",
@@ -78,5 +87,6 @@ RAG = Kind(
     example={"collection": "handbook", "question": "When do you open?"},
     check=_check,
     defaults=lambda job_input, settings: {"model": chat.model_of(job_input.model, settings)[0]},
+    batch_key=batch_key_of,
     is_generated=True,
 )

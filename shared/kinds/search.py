@@ -181,6 +181,17 @@ def rerank_key(step: str, model: str) -> str:
     return f"{RERANK_STEPS[step]}:{model}"
 
 
+SMALL_CHARS = 4096
+
+
+def batch_key_of(input_: Mapping[str, Any]) -> str | None:
+    """Short queries of one collection may be answered in one batch."""
+    query, collection = input_.get("query"), input_.get("collection")
+    if not isinstance(query, str) or collection is None or len(query) > SMALL_CHARS:
+        return None
+    return f"search:{collection}"
+
+
 SEARCH = Kind(
     name="search",
     summary="the passages that answer a query",
@@ -194,4 +205,5 @@ SEARCH = Kind(
     ],
     example={"collection": "handbook", "query": "When do you open?", "k": 3},
     require=_require_collections,
+    batch_key=batch_key_of,
 )

@@ -109,6 +109,17 @@ class Bell:
         if length == times and route_in(list_):  # it is new
             self._redis.expire(list_, self._keep_s)
 
+    def take(self, list_: str, limit: int) -> int:
+        """Take up to so many messages off the list, the newest; how many there were.
+
+        Raises redis' errors.
+        """
+        with self._redis.pipeline() as pipe:
+            pipe.llen(list_)
+            pipe.ltrim(list_, limit, -1)
+            length, _ = pipe.execute()
+        return min(int(length), limit)
+
     def _message(self, queue: str) -> str:
         if queue not in self._templates:
             self._templates[queue] = _caught(self._celery, queue)

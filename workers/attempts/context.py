@@ -51,11 +51,14 @@ class Context:
         """When the handler last showed that it is at work."""
         self.on_lost: list[Callable[[], None]] = []
         """Called if the attempt turns out not to be this worker's any more, to undo its writes."""
+        self._input: Any = claim.input
 
     def input(self, shape: type[InputT]) -> InputT:
         """The input of the step's job. Raises NotFound where the job is gone."""
-        with self.process.ledger.read() as session:
-            return shape.model_validate(jobs.get(session, self.claim.job_id).input)
+        if self._input is None:
+            with self.process.ledger.read_single() as session:
+                self._input = jobs.get(session, self.claim.job_id).input
+        return shape.model_validate(self._input)
 
     def check(self) -> None:
         """Raises Cancelled once the attempt has to stop. Call it between units of work."""
@@ -76,6 +79,16 @@ class Context:
     def must_stop(self, reason: str) -> None:
         self.stop_reason = reason
         self.stop.set()
+
+
+def fetch_inputs(contexts: Sequence[Context]) -> None:
+    """Read the inputs that did not come with the claims, by one statement."""
+    missing = {context.claim.job_id: context for context in contexts if context._input is None}
+    if not missing:
+        return
+    with contexts[0].process.ledger.read_single() as session:
+        for job_id, value in jobs.inputs_of(session, list(missing)).items():
+            missing[job_id]._input = value
 
 
 class Settle(Protocol):

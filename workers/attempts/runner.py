@@ -6,19 +6,25 @@ each keeps an attempt of its own.
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
 from billiard.exceptions import SoftTimeLimitExceeded
+from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
+from shared.bounds import EncodedJson
 from shared.config import Settings
 from shared.database.sqlstates import is_outage
 from shared.database.transaction import Transaction
 from shared.errors import Cancelled, Permanent, Retryable, SluiceError
 from shared.jobs import claims, jobs, steps
 from shared.jobs.claims import Claim
+from shared.jobs.steps import Ending
+from shared.redis.bell import Bell
+from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler, RunBatch, finish_of, prepared
 from workers.attempts.heartbeat import Heartbeat, heartbeats_of
 from workers.attempts.process import Process
@@ -32,11 +38,20 @@ Handlers = Mapping[str, Handler]
 Conclude = Callable[[Sequence[tuple[Heartbeat, Done | Exception]]], None]
 
 FIRST_STEPS = 32
+LEFT_MESSAGES = 256
+"""So many are taken at once where the last one was for nothing."""
+KEYS_KEPT = 1000
+"""Of so many batch keys a process knows how many steps it claims at once."""
 
 
 def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
-    """Run the best runnable step, with what shares its batch; False if there is none."""
-    with process.ledger.begin() as transaction:
+    """Run the best runnable step, with what shares its batch; False if there is none.
+
+    It is called for a message of the queue's list, and answers for those that it takes itself.
+    """
+    rings = rings_of(process)
+    taken = rings.take(queue)
+    with process.ledger.begin_planned() as transaction:
         claim = claims.claim(
             transaction,
             queue,
@@ -44,14 +59,16 @@ def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
             lease_s=process.settings.step_lease_s,
             routes=process.routes,
         )
-        if claim is None:
-            return False
-        handler = handlers.get(claim.name)
-        together = handler is not None and handler.run_batch is not None
-        batch = claim_more(process, transaction, claim) if together else [claim]
+    if claim is None:
+        rings.settle(queue, taken, claimed=0)
+        return False
+    handler = handlers.get(claim.name)
     if handler is not None and handler.run_batch is not None:
+        batch = _with_companions(process, claim)
+        rings.settle(queue, taken, claimed=len(batch))
         run_batch(process, handler.run_batch, batch, partial(conclude_all, process, handler))
     else:
+        rings.settle(queue, taken, claimed=1)
         run(process, handlers, claim)
     return True
 
@@ -71,7 +88,7 @@ def run(process: Process, handlers: Handlers, claim: Claim) -> None:
             outcome = handler.run(context)
         except Exception as error:
             outcome = error
-        conclude(process, handler, heartbeat, outcome)
+        conclude_all(process, handler or Handler(), [(heartbeat, outcome)])
 
 
 def conclude(
@@ -149,9 +166,9 @@ def _persistently(
 def conclude_all(
     process: Process, handler: Handler, outcomes: Sequence[tuple[Heartbeat, Done | Exception]]
 ) -> None:
-    """Record what came of several attempts: successes in one transaction, if that can be."""
+    """Record what came of several attempts: successes together, if that can be."""
     done: list[tuple[Heartbeat, Done]] = []
-    others: list[tuple[Heartbeat, Exception]] = []
+    others: list[tuple[Heartbeat, Done | Exception]] = []
     for heartbeat, outcome in outcomes:
         try:
             if isinstance(outcome, Exception):
@@ -161,6 +178,39 @@ def conclude_all(
             others.append((heartbeat, error))
     # In the order of their ids, as by all that lock several jobs.
     done.sort(key=lambda pair: pair[0].context.claim.job_id)
+    done = _end_jobs(process, handler, done)
+    if len(done) > 1:
+        done = _succeed_all(process, handler, done)
+    others += done
+    for heartbeat, outcome in others:
+        conclude(process, handler, heartbeat, outcome)
+
+
+Successes = Sequence[tuple[Heartbeat, Done]]
+
+
+def _end_jobs(process: Process, handler: Handler, done: Successes) -> list[tuple[Heartbeat, Done]]:
+    """Record those that are no more than the end of their jobs, by one statement; the others."""
+    endings = [
+        Ending(claim=heartbeat.context.claim, result=success.result)
+        for heartbeat, success in done
+        if handler.finish is None and isinstance(success.result, EncodedJson)
+        and success.record is None and not (success.children or success.warnings)
+    ]  # fmt: skip
+    if not endings:
+        return list(done)
+    try:
+        with process.ledger.begin_planned() as transaction:
+            ended = steps.end_jobs(transaction, endings)
+    except SQLAlchemyError as error:
+        return _unanswered(done, transaction, error)
+    return [pair for pair in done if pair[0].context.claim.step_id not in ended]
+
+
+def _succeed_all(
+    process: Process, handler: Handler, done: Successes
+) -> list[tuple[Heartbeat, Done]]:
+    """Record them in one transaction, whatever follows from them; all of them if that failed."""
     try:
         with process.ledger.begin() as transaction:
             recorded = [
@@ -168,16 +218,20 @@ def conclude_all(
                 for heartbeat, success in done
             ]
     except Exception as error:
-        log.warning("a batch is recorded step by step: %s", message_of(error))
-        for heartbeat, success in done:
-            heartbeat.unanswered = transaction
-            conclude(process, handler, heartbeat, success)
-    else:
-        for (heartbeat, _), is_recorded in zip(done, recorded, strict=True):
-            if not is_recorded:
-                _undo(heartbeat.context)
-    for heartbeat, failure in others:
-        conclude(process, handler, heartbeat, failure)
+        return _unanswered(done, transaction, error)
+    for (heartbeat, _), is_recorded in zip(done, recorded, strict=True):
+        if not is_recorded:
+            _undo(heartbeat.context)
+    return []
+
+
+def _unanswered(
+    done: Successes, transaction: Transaction, error: Exception
+) -> list[tuple[Heartbeat, Done]]:
+    log.warning("%s steps are recorded one by one: %s", len(done), message_of(error))
+    for heartbeat, _ in done:
+        heartbeat.unanswered = transaction
+    return list(done)
 
 
 def _succeed(
@@ -232,17 +286,40 @@ def _undo(context: Context) -> None:
 class BatchSizes:
     """How many steps of each batch key a process claims at once, in the light of the last time."""
 
-    def __init__(self, limit_steps: int) -> None:
-        self._limit = limit_steps
-        self._steps: dict[str, int] = {}
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._steps: OrderedDict[str, int] = OrderedDict()
 
-    def of(self, batch_key: str) -> int:
-        return self._steps.get(batch_key, min(FIRST_STEPS, self._limit))
+    def of(self, claim: Claim) -> int:
+        limit = self._limit(claim)
+        return min(self._steps.get(claim.batch_key or "", FIRST_STEPS), limit)
 
-    def learn(self, batch_key: str, *, claimed: int, through: int) -> None:
+    def learn(self, claim: Claim, *, claimed: int, through: int) -> None:
         """Twice as many next time if all were through, else as many as were."""
-        size = 2 * self.of(batch_key) if through == claimed else max(1, through)
-        self._steps[batch_key] = min(self._limit, size)
+        if claim.batch_key is None:
+            return
+        size = 2 * self.of(claim) if through == claimed else max(1, through)
+        self._steps[claim.batch_key] = min(self._limit(claim), size)
+        self._steps.move_to_end(claim.batch_key)
+        if len(self._steps) > KEYS_KEPT:
+            self._steps.popitem(last=False)
+
+    def _limit(self, claim: Claim) -> int:
+        """How many that may be; of the steps in `claim`'s queue."""
+        if claim.queue == Queue.HF:
+            return self._settings.hf_batch_steps
+        return self._settings.embedding_batch_steps
+
+
+def _with_companions(process: Process, first: Claim) -> list[Claim]:
+    if not first.has_company:
+        return [first]
+    try:
+        with process.ledger.begin_planned() as transaction:
+            return claim_more(process, transaction, first)
+    except SQLAlchemyError as error:
+        log.warning("step %s runs alone: %s", first.step_id, message_of(error))
+        return [first]
 
 
 def claim_more(process: Process, transaction: Transaction, first: Claim) -> list[Claim]:
@@ -254,7 +331,7 @@ def claim_more(process: Process, transaction: Transaction, first: Claim) -> list
         first,
         worker=process.worker_name,
         lease_s=process.settings.step_lease_s,
-        limit=batch_sizes_of(process).of(first.batch_key) - 1,
+        limit=batch_sizes_of(process).of(first) - 1,
         shared_by=process.settings.worker_concurrency,
         routes=process.routes,
     )
@@ -278,10 +355,7 @@ def run_batch(process: Process, run: RunBatch, batch: Sequence[Claim], conclude:
             for context in settlement.left():
                 settlement(context, error)
             return
-        if batch[0].batch_key is not None:
-            batch_sizes_of(process).learn(
-                batch[0].batch_key, claimed=len(batch), through=len(batch) - len(left)
-            )
+        batch_sizes_of(process).learn(batch[0], claimed=len(batch), through=len(batch) - len(left))
         _give_back(process, left)
 
 
@@ -326,4 +400,57 @@ def batch_sizes_of(process: Process) -> BatchSizes:
 
 
 def _batch_sizes(process: Process) -> BatchSizes:
-    return BatchSizes(process.settings.hf_batch_steps)
+    return BatchSizes(process.settings)
+
+
+# Messages of steps that are claimed together.
+
+
+class Rings:
+    """The messages that a process takes off a queue's list by itself, beyond the one in hand.
+
+    There is a message for each runnable step. Who claims several steps for one message takes the
+    others' messages, too: each would cost a trip through Celery, and a claim that finds nothing.
+    They are taken before the claim and handed back after it as far as it left their steps, so no
+    step is ever without its message. Those of a claim that found nothing are nobody's: it saw all
+    that was committed before they were taken.
+    """
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+        self._steps: dict[str, int] = {}
+        """How many steps the last claim of a queue took, where these were several."""
+
+    def take(self, queue: str) -> int:
+        """Take as many messages as the next claim may have steps for; how many there were."""
+        if queue not in self._steps:
+            return 0
+        try:
+            return self._bell.take(queue, self._steps[queue])
+        except (RedisError, OSError) as error:
+            log.debug("no messages taken from %s: %s", queue, error)
+            return 0
+
+    def settle(self, queue: str, taken: int, *, claimed: int) -> None:
+        """After a claim of so many steps, the first of which is that of the message in hand."""
+        if claimed > 1:
+            self._steps[queue] = claimed
+        elif claimed == 1:
+            self._steps.pop(queue, None)
+        elif queue in self._steps:  # batches have left messages behind
+            self._steps[queue] = LEFT_MESSAGES
+        unused = taken - (claimed - 1)
+        if claimed == 0 or unused <= 0:
+            return
+        try:
+            self._bell.ring(queue, unused)
+        except (RedisError, OSError) as error:
+            log.warning("%s messages were not handed back; the sweeper rings: %s", unused, error)
+
+
+def rings_of(process: Process) -> Rings:
+    return process.held(_rings)
+
+
+def _rings(process: Process) -> Rings:
+    return Rings(process.ledger.bell)

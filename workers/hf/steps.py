@@ -37,9 +37,9 @@ from shared.jobs.steps import NewStep
 from shared.kinds.hf import TASKS, HfInput, parse_parameters, single_inputs, takes_files
 from shared.redis import events
 from shared.redis.events import Event, EventType, Loading
-from shared.tables import Job, Step
+from shared.tables import Step
 from shared.vocabulary import Queue, State
-from workers.attempts.context import Context, Done, Handler, Settle, stored
+from workers.attempts.context import Context, Done, Handler, Settle, fetch_inputs, stored
 from workers.attempts.process import Process
 from workers.hf import hub
 from workers.hf.task import LocalTask, Prepared, Row, Watch, models_of
@@ -502,7 +502,8 @@ class JobRow(NamedTuple):
 
 def run_batch(contexts: Sequence[Context], settle: Settle) -> None:
     """Steps of one batch key: of one model, on one back end."""
-    requests = list(zip(contexts, _inputs(contexts), strict=True))
+    fetch_inputs(contexts)
+    requests = [(context, context.input(HfInput)) for context in contexts]
     if requests[0][1].backend == "hub":
         run(requests, settle)
     else:
@@ -515,14 +516,6 @@ def run_local(requests: Sequence[StepInput], settle: Settle) -> None:
     deadline = time.monotonic() + requests[0][0].process.settings.hf_step_s
     for model, works in loaded:
         _TaskRun(model, works, settle, deadline).run()
-
-
-def _inputs(contexts: Sequence[Context]) -> list[HfInput]:
-    with contexts[0].process.ledger.read() as session:
-        ids = [context.claim.job_id for context in contexts]
-        rows = session.execute(select(Job.id, Job.input).where(Job.id.in_(ids)))
-        inputs = {row.id: row.input for row in rows}
-    return [HfInput.model_validate(inputs[job_id]) for job_id in ids]
 
 
 class _TaskRun:

@@ -1,13 +1,23 @@
 """The steps `embed` (texts to vectors), `search`, and `rag.find` (the retrieval half of `rag`)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from operator import attrgetter
+from typing import Any, Self, TypeVar
 
+import numpy as np
+import orjson
+from billiard.exceptions import SoftTimeLimitExceeded
+from pydantic import ValidationError
+
+from shared.bounds import EncodedJson
 from shared.documents import collections, documents
 from shared.documents.documents import ChunkView
+from shared.errors import Cancelled, Permanent, Retryable, SluiceError
 from shared.jobs.steps import NewStep
-from shared.kinds.embed import EmbedInput, EmbedResult
+from shared.kinds.embed import EmbedInput
 from shared.kinds.rag import RagInput
 from shared.kinds.search import (
     RERANK_STEPS,
@@ -19,8 +29,9 @@ from shared.kinds.search import (
 )
 from shared.providers import route_of
 from shared.vocabulary import Queue
-from workers.attempts.context import Context, Done, Handler
+from workers.attempts.context import Context, Done, Handler, Settle, fetch_inputs
 from workers.attempts.process import Process
+from workers.models.devices import Vectors
 from workers.retrieval import search as searching
 from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.search import Candidate, SearchRequest, passages
@@ -47,50 +58,6 @@ def cut_texts(embedder: Embedder, cut: Mapping[int, int]) -> list[str]:
         f"{', '.join(named)}{more}. Their vectors stand for what was read: divide them, or choose "
         "a model that reads more."
     ]
-
-
-def embed(context: Context) -> Done:
-    input_ = context.input(EmbedInput)
-    embedder = embedders_of(context.process).get(input_.model, check=context.check)
-    is_query = input_.input_type == "query"
-    overlong = embedder.overlong_queries if is_query else embedder.overlong
-    encode = embedder.encode_queries if is_query else embedder.encode
-    cut = overlong(input_.texts, between=context.check)
-    vectors = encode(input_.texts, between=context.check)
-    result = EmbedResult(
-        model=embedder.name, dimension=embedder.dimension, embeddings=vectors.tolist()
-    )
-    return Done(result=result.model_dump(), warnings=cut_texts(embedder, cut))
-
-
-def search(context: Context) -> Done:
-    input_ = context.input(SearchInput)
-    request = request_of(input_)
-    return _begin(context, request, then=lambda rows: search_done(context, input_, rows))
-
-
-def rag_find(context: Context) -> Done:
-    input_ = context.input(RagInput)
-    request = request_of(input_)
-    return _begin(context, request, then=lambda rows: rag_found(context, input_, rows))
-
-
-def _begin(context: Context, request: SearchRequest, *, then: Callable[[Rows], Done]) -> Done:
-    """The candidates: those of a search that is not to be reranked become hits at once."""
-    model = request.options.rerank
-    settings = context.process.settings
-    count = settings.rerank_candidates if model else 0
-    candidates = searching.candidates(context.process, request, count=count, check=context.check)
-    if model is None:
-        done = then(candidates.rows)
-    else:
-        step = NewStep(
-            name=RERANK_STEPS[context.claim.name],
-            queue=Queue.HF,
-            batch_key=rerank_key(context.claim.name, model),
-        )
-        done = Done(result={"candidates": to_json(candidates.rows)}, children=[step])
-    return replace(done, warnings=candidates.warnings)
 
 
 def request_of(input_: SearchInput | RagInput) -> SearchRequest:
@@ -180,6 +147,234 @@ def from_json(process: Process, rows: Any) -> list[list[Candidate | None]]:
     return [[candidate(one) for one in row] for row in rows]
 
 
-EMBED = Handler(run=embed)
-SEARCH = Handler(run=search)
-RAG_FIND = Handler(run=rag_find)
+# Steps that share a batch: small `embed` jobs of one model, short queries of one collection.
+#
+# They are run in rounds, each of one lane, and each is recorded before the next one begins: who
+# waits for an answer does not wait for what rides along. What has not begun by
+# SLUICE_EMBEDDING_BATCH_S goes back to the queue.
+
+ROUND_SEARCHES = 8
+BYTES_PER_TOKEN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedWork:
+    """What a step `embed` has to do; `tokens` is about how many its texts have."""
+
+    context: Context
+    input: EmbedInput
+    tokens: int
+
+    @classmethod
+    def of(cls, context: Context) -> Self:
+        input_ = context.input(EmbedInput)
+        tokens = sum(len(text.encode()) // BYTES_PER_TOKEN + 2 for text in input_.texts)
+        return cls(context=context, input=input_, tokens=tokens)
+
+    @property
+    def likeness(self) -> tuple[Any, ...]:
+        """Works in which this is equal can be encoded together."""
+        return self.context.claim.lane, self.input.model or "", self.input.input_type
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchWork:
+    """What a step `search` or `rag.find` has to look for."""
+
+    context: Context
+    input: SearchInput | RagInput
+    request: SearchRequest
+
+    @classmethod
+    def of(cls, context: Context) -> Self:
+        is_rag = context.claim.name == "rag.find"
+        input_ = context.input(RagInput) if is_rag else context.input(SearchInput)
+        return cls(context=context, input=input_, request=request_of(input_))
+
+    @property
+    def likeness(self) -> tuple[Any, ...]:
+        """Works in which this is equal can be one request."""
+        request = self.request
+        options = request.options.model_dump_json()
+        return self.context.claim.lane, *request.collections, request.k, options
+
+    def done(self, rows: Rows) -> Done:
+        """What comes of the candidates of each query: hits, unless they are to be reranked."""
+        model, name = self.request.options.rerank, self.context.claim.name
+        if model is not None:
+            step = NewStep(
+                name=RERANK_STEPS[name], queue=Queue.HF, batch_key=rerank_key(name, model)
+            )
+            return Done(result={"candidates": to_json(rows)}, children=[step])
+        if isinstance(self.input, RagInput):
+            return rag_found(self.context, self.input, rows)
+        return search_done(self.context, self.input, rows)
+
+
+WorkT = TypeVar("WorkT", EmbedWork, SearchWork)
+RunRound = Callable[[Sequence[WorkT]], Sequence[Done | Exception]]
+
+
+def embed(contexts: Sequence[Context], settle: Settle) -> None:
+    """Steps of one model."""
+    settings = contexts[0].process.settings
+    works = _works(contexts, EmbedWork.of, settle)
+    rounds = _embed_rounds(works, settings.embedding_batch_tokens)
+    _run_rounds(rounds, _embed_round, settle, batch_s=settings.embedding_batch_s)
+
+
+def search(contexts: Sequence[Context], settle: Settle) -> None:
+    """Steps `search`, or `rag.find`, of one collection."""
+    works = _works(contexts, SearchWork.of, settle)
+    rounds = (
+        group[first : first + ROUND_SEARCHES]
+        for group in _alike(works)
+        for first in range(0, len(group), ROUND_SEARCHES)
+    )
+    batch_s = contexts[0].process.settings.embedding_batch_s
+    _run_rounds(rounds, _search_round, settle, batch_s=batch_s)
+
+
+def _works(
+    contexts: Sequence[Context], of: Callable[[Context], WorkT], settle: Settle
+) -> list[WorkT]:
+    """What the steps have to do; those whose input cannot be used are settled."""
+    fetch_inputs(contexts)
+    works = []
+    for context in contexts:
+        try:
+            works.append(of(context))
+        except (SluiceError, ValidationError) as error:
+            settle(context, error)
+    return works
+
+
+def _alike(works: Sequence[WorkT]) -> Iterator[list[WorkT]]:
+    """Works that can be run together, the better lanes first."""
+    likeness = attrgetter("likeness")
+    for _, group in groupby(sorted(works, key=likeness), likeness):
+        yield list(group)
+
+
+def _run_rounds(
+    rounds: Iterable[Sequence[WorkT]], run: RunRound[WorkT], settle: Settle, *, batch_s: float
+) -> None:
+    """Run and record one round after the other, until the time is up; at least one is run."""
+    deadline = time.monotonic() + batch_s
+    for members in rounds:
+        works = []
+        for work in members:
+            if work.context.stop.is_set():
+                settle(work.context, Cancelled(work.context.stop_reason))
+            else:
+                works.append(work)
+        if works:
+            for work, outcome in zip(works, _outcomes(works, run), strict=True):
+                settle(work.context, outcome)
+            settle.flush()
+        if time.monotonic() > deadline:
+            return
+
+
+def _outcomes(works: Sequence[WorkT], run: RunRound[WorkT]) -> Sequence[Done | Exception]:
+    """What came of each. Where all fail together, each is run alone: none fails because of others.
+
+    Unless it is what would stop each: nobody waits, the time is up, a server does not answer.
+    """
+    try:
+        return run(works)
+    except (Cancelled, Retryable) as error:
+        return [error] * len(works)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as error:
+        if len(works) == 1:
+            return [error]
+    return [outcome for work in works for outcome in _outcomes([work], run)]
+
+
+def _check_all(works: Sequence[EmbedWork] | Sequence[SearchWork]) -> Callable[[], None]:
+    """To be called between units of work: it raises Cancelled once nobody waits for them."""
+
+    def check() -> None:
+        for work in works:
+            work.context.progress()
+        if all(work.context.stop.is_set() for work in works):
+            raise Cancelled(works[0].context.stop_reason)
+
+    return check
+
+
+def _embed_rounds(works: Sequence[EmbedWork], budget: int) -> Iterator[list[EmbedWork]]:
+    """Works that are alike, the short ones first, of so many tokens together; or a long one."""
+    for group in _alike(works):
+        members: list[EmbedWork] = []
+        left = budget
+        for work in sorted(group, key=attrgetter("tokens")):
+            if members and work.tokens > left:
+                yield members
+                members, left = [], budget
+            members.append(work)
+            left -= work.tokens
+        yield members
+
+
+def _embed_round(works: Sequence[EmbedWork]) -> list[Done | Exception]:
+    check = _check_all(works)
+    input_ = works[0].input
+    try:
+        embedder = embedders_of(works[0].context.process).get(input_.model, check=check)
+    except Permanent as error:
+        return [error] * len(works)
+    is_query = input_.input_type == "query"
+    overlong = embedder.overlong_queries if is_query else embedder.overlong
+    encode = embedder.encode_queries if is_query else embedder.encode
+    texts = [text for work in works for text in work.input.texts]
+    cut = overlong(texts, between=check)
+    vectors = encode(texts, between=check)
+    outcomes: list[Done | Exception] = []
+    first = 0
+    for work in works:
+        end = first + len(work.input.texts)
+        own_cut = {n - first: tokens for n, tokens in cut.items() if first <= n < end}
+        try:
+            result = _embeddings(embedder, vectors[first:end])
+            outcomes.append(Done(result=result, warnings=cut_texts(embedder, own_cut)))
+        except Permanent as error:
+            outcomes.append(error)
+        first = end
+    return outcomes
+
+
+def _embeddings(embedder: Embedder, vectors: Vectors) -> EncodedJson:
+    """An `EmbedResult`; numbers have as many digits as tell a float32 from all others.
+
+    Raises Permanent for numbers that are none.
+    """
+    if not np.isfinite(vectors).all():
+        raise Permanent(
+            f"{embedder.name} gave numbers that are none (NaN or infinity). Set "
+            "SLUICE_EMBEDDING_DTYPE=float32, or use another model."
+        )
+    result = {"model": embedder.name, "dimension": embedder.dimension, "embeddings": vectors}
+    return EncodedJson(result, orjson.dumps(result, option=orjson.OPT_SERIALIZE_NUMPY).decode())
+
+
+def _search_round(works: Sequence[SearchWork]) -> Sequence[Done | Exception]:
+    process, request = works[0].context.process, works[0].request
+    candidates = searching.candidates(
+        process,
+        replace(request, queries=[query for work in works for query in work.request.queries]),
+        count=process.settings.rerank_candidates if request.options.rerank else 0,
+        check=_check_all(works),
+    )
+    if candidates.warnings and len(works) > 1:  # they name queries by their place in the request
+        return [outcome for work in works for outcome in _outcomes([work], _search_round)]
+    rows = iter(candidates.rows)
+    done = [work.done(list(islice(rows, len(work.request.queries)))) for work in works]
+    return [replace(one, warnings=candidates.warnings) for one in done]
+
+
+EMBED = Handler(run_batch=embed)
+SEARCH = Handler(run_batch=search)
+RAG_FIND = Handler(run_batch=search)
