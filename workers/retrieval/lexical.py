@@ -17,8 +17,7 @@ chunks at the top alone (MaxScore: Turtle and Flood, 1995).
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from functools import cached_property
 from math import log
 from threading import RLock
@@ -174,14 +173,18 @@ class View:
         return numbers
 
     def chunk_ids(self, numbers: Longs) -> list[str]:
-        ids: list[str] = []
-        segments = (np.searchsorted(self.bases, numbers, "right") - 1).tolist()
-        for segment, number in zip(segments, numbers.tolist(), strict=True):
+        ids = [""] * len(numbers)
+        segments = np.searchsorted(self.bases, numbers, "right") - 1
+        for segment in np.unique(segments).tolist():
             head = self.heads[segment]
-            own = number - int(self.bases[segment])
-            member = int(np.searchsorted(head.starts, own, "right")) - 1
-            version_id, first = chunk_of(head.members["key"][member])
-            ids.append(chunk_id(version_id, first + own - int(head.starts[member])))
+            places = np.flatnonzero(segments == segment)
+            own = numbers[places] - self.bases[segment]
+            members = np.searchsorted(head.starts, own, "right") - 1
+            behind = (own - head.starts[members]).tolist()
+            keys = head.members["key"][members].tolist()
+            for place, key, n in zip(places.tolist(), keys, behind, strict=True):
+                version_id, first = chunk_of(key)
+                ids[place] = chunk_id(version_id, first + n)
         return ids
 
 
@@ -405,6 +408,10 @@ PAGES = """
 """
 
 
+class _NotKept(Exception):
+    """Something has to be read that the process does not keep."""
+
+
 class Lexical:
     """The lexical index as a process reads it."""
 
@@ -413,6 +420,9 @@ class Lexical:
         settings = process.settings
         self._cache = Cache(settings.lexical_cache_mib * _MIB)
         self._with_morphemes = settings.morphemes == "kiwi"
+        engine = process.ledger.engine
+        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._transaction = engine.execution_options(isolation_level="REPEATABLE READ")
         self._views: OrderedDict[tuple[UUID, Field], tuple[tuple[int, ...], View]] = OrderedDict()
         self._lock = RLock()
 
@@ -450,17 +460,18 @@ class Lexical:
                 dict(list(Counter(analyser.terms(query)).items())[:QUERY_TERMS])
                 for query in queries
             ]
-        with nullcontext(connection) if connection else self._snapshot() as connection:
-            row = _rows(connection, SNAPSHOT, id=collection_id, unindexed=UNINDEXED_LIMIT)[0]
-            ids, deaths, korean_ids, korean_deaths, unindexed = row
-            view = self._view(connection, collection_id, Field.TERMS, ids, deaths or b"")
-            fields = [self._queries(connection, view, wanted)]
-            if any(korean) and korean_ids:
-                other = self._view(
-                    connection, collection_id, Field.MORPHEMES, korean_ids, korean_deaths or b""
-                )
-                if other.chunks == view.chunks:  # else it is still being made
-                    fields.append(self._queries(connection, other, korean))
+        if connection is not None:
+            fields, unindexed = self._fields(connection, collection_id, wanted, korean)
+        else:
+            try:
+                # One statement, which needs no transaction, where nothing else is to be read.
+                with self._single.connect() as single:
+                    fields, unindexed = self._fields(
+                        single, collection_id, wanted, korean, only_kept=True
+                    )
+            except _NotKept:
+                with self._transaction.connect() as opened:
+                    fields, unindexed = self._fields(opened, collection_id, wanted, korean)
         return [
             LexicalResult(
                 [of_field[n] for of_field in fields],
@@ -472,14 +483,34 @@ class Lexical:
             for n, counts in enumerate(counted)
         ]
 
-    @contextmanager
-    def _snapshot(self) -> Iterator[Connection]:
-        """Segments, deaths and pages of one moment."""
-        with self._process.ledger.engine.connect() as connection:
-            yield connection.execution_options(isolation_level="REPEATABLE READ")
+    def _fields(
+        self,
+        connection: Connection,
+        collection_id: UUID,
+        wanted: Sequence[dict[str, int]],
+        korean: Sequence[dict[str, int]],
+        *,
+        only_kept: bool = False,
+    ) -> tuple[list[list[FieldQuery]], int]:
+        """The queries in each field, and how many documents lack postings, of one moment.
+
+        With `only_kept` raises _NotKept where more than the first statement is needed.
+        """
+        row = _rows(connection, SNAPSHOT, id=collection_id, unindexed=UNINDEXED_LIMIT)[0]
+        reader = _Reader(connection, self._cache, only_kept=only_kept)
+        ids, deaths, korean_ids, korean_deaths, unindexed = row
+        view = self._view(reader, collection_id, Field.TERMS, ids, deaths or b"")
+        fields = [reader.queries(view, wanted)]
+        if any(korean) and korean_ids:
+            other = self._view(
+                reader, collection_id, Field.MORPHEMES, korean_ids, korean_deaths or b""
+            )
+            if other.chunks == view.chunks:  # else it is still being made
+                fields.append(reader.queries(other, korean))
+        return fields, unindexed
 
     def _view(
-        self, connection: Connection, collection_id: UUID, field: Field, ids: list[int], dead: bytes
+        self, reader: "_Reader", collection_id: UUID, field: Field, ids: list[int], dead: bytes
     ) -> View:
         key = collection_id, field
         with self._lock:
@@ -487,13 +518,7 @@ class Lexical:
             if kept is not None and kept_ids == tuple(ids) and kept.deaths == dead:
                 self._views.move_to_end(key)
                 return kept
-        heads = {id_: self._cache.get(id_) for id_ in ids}
-        missing = [id_ for id_, head in heads.items() if head is None]
-        if missing:
-            for id_, members, lengths, page_ends in _rows(connection, HEADS, ids=missing):
-                head = heads[id_] = Head(id_, members, lengths, page_ends)
-                self._cache.add(id_, head, head.size)
-        view = View([heads[id_] for id_ in ids], dead)
+        view = View(reader.heads(ids), dead)
         with self._lock:
             self._views[key] = tuple(ids), view
             self._views.move_to_end(key)
@@ -501,12 +526,33 @@ class Lexical:
                 self._views.popitem(last=False)
         return view
 
-    def _queries(
-        self, connection: Connection, view: View, queries: Sequence[dict[str, int]]
-    ) -> list[FieldQuery]:
+
+class _Reader:
+    """Reads what a search needs and the process does not keep."""
+
+    def __init__(self, connection: Connection, cache: Cache, *, only_kept: bool) -> None:
+        self._connection = connection
+        self._cache = cache
+        self._only_kept = only_kept
+
+    def _missing(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
+        if self._only_kept:
+            raise _NotKept
+        return _rows(self._connection, statement, **values)
+
+    def heads(self, ids: Sequence[int]) -> list[Head]:
+        heads = {id_: self._cache.get(id_) for id_ in ids}
+        missing = [id_ for id_, head in heads.items() if head is None]
+        if missing:
+            for id_, members, lengths, page_ends in self._missing(HEADS, ids=missing):
+                head = heads[id_] = Head(id_, members, lengths, page_ends)
+                self._cache.add(id_, head, head.size)
+        return [heads[id_] for id_ in ids]
+
+    def queries(self, view: View, queries: Sequence[dict[str, int]]) -> list[FieldQuery]:
         hashes = {term: hash_of(term) for query in queries for term in query}
         distinct = np.unique(np.fromiter(hashes.values(), np.int64, len(hashes)))
-        pieces = self._pieces(connection, view, distinct)
+        pieces = self._pieces(view, distinct)
         return [
             FieldQuery(
                 view,
@@ -520,7 +566,7 @@ class Lexical:
         ]
 
     def _pieces(
-        self, connection: Connection, view: View, distinct: Longs
+        self, view: View, distinct: Longs
     ) -> dict[int, list[tuple[int, NDArray[np.uint16], Array]]]:
         """Of each of the terms, ascending, that some chunk has: its postings in each segment."""
         wanted: list[tuple[int, tuple[int, int], Longs]] = []
@@ -533,7 +579,7 @@ class Lexical:
             for first, end in zip(cuts, [*cuts[1:], inside], strict=True):
                 key = head.id, int(head.page_ends[at[first]])
                 wanted.append((segment, key, distinct[first:end]))
-        pages = self._pages(connection, [key for _, key, _ in wanted])
+        pages = self._pages([key for _, key, _ in wanted])
         pieces: dict[int, list[tuple[int, NDArray[np.uint16], Array]]] = {}
         for segment, key, own in wanted:
             page = pages[key]
@@ -547,9 +593,7 @@ class Lexical:
                 pieces.setdefault(value, []).append(piece)
         return pieces
 
-    def _pages(
-        self, connection: Connection, keys: Sequence[tuple[int, int]]
-    ) -> dict[tuple[int, int], Page]:
+    def _pages(self, keys: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Page]:
         pages: dict[tuple[int, int], Page] = {}
         missing: list[tuple[int, int]] = []
         for key in keys:
@@ -560,7 +604,7 @@ class Lexical:
                 pages[key] = page
         if missing:
             ids, ends = zip(*missing, strict=True)
-            for id_, end, data in _rows(connection, PAGES, ids=list(ids), ends=list(ends)):
+            for id_, end, data in self._missing(PAGES, ids=list(ids), ends=list(ends)):
                 page = pages[id_, end] = Page.read(data)
                 self._cache.add((id_, end), page, len(data))
         return pages
