@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from shared.tables import LexicalPage, LexicalSegment, Version
+from shared.tables import Document, LexicalPage, LexicalSegment, Version
 
 ROWS_AT_ONCE = 10_000
 TIER_FACTOR = 8
@@ -388,28 +388,25 @@ def settle_deaths(
 
 
 def unindexed(
-    session: Session, field: Field, *, collection_id: UUID | None = None, limit: int
+    session: Session, field: Field, *where: ColumnElement[bool], limit: int
 ) -> list[tuple[UUID, UUID, int]]:
-    """Live versions without postings of the field: collection, version, number of chunks."""
+    """Live versions without postings of the field, of which conditions hold: collection, version,
+    number of chunks."""
     rows = session.execute(
-        text(f"""
-            SELECT d.collection_id, v.id, v.chunk_count
-            FROM versions v
-            JOIN documents d ON d.id = v.document_id AND d.live_version_id = v.id
-            WHERE v.state = 'live' AND {_LACKS[field]}
-                AND (CAST(:id AS uuid) IS NULL OR d.collection_id = :id)
-            ORDER BY v.id LIMIT :limit
-        """),
-        {"id": collection_id, "limit": limit},
+        select(Document.collection_id, Version.id, Version.chunk_count)
+        .join(
+            Document,
+            and_(Document.id == Version.document_id, Document.live_version_id == Version.id),
+        )
+        .where(Version.state == "live", _LACKS[field], *where)
+        .order_by(Version.id)
+        .limit(limit)
     )
-    return [(row.collection_id, row.id, row.chunk_count) for row in rows]
+    return [(collection_id, version_id, chunks) for collection_id, version_id, chunks in rows]
 
 
-_LACKS = {
-    Field.TERMS: "v.lexical_fields & 1 = 0",
-    Field.MORPHEMES: "v.lexical_fields & 2 = 0",
-}
-"""As the partial index has it."""
+_LACKS = {field: text(f"versions.lexical_fields & {field.bit} = 0") for field in Field}
+"""As the partial indexes have it."""
 
 
 def pending_chunks(session: Session, version_id: UUID, field: Field) -> int:

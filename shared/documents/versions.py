@@ -268,7 +268,8 @@ def note_embedded(session: Session, part: ChunkRange) -> Embedded:
         lexical.bury(session, [old])
         _set_state(session, old, VersionState.RETIRED)
     _set_state(session, part.version_id, VersionState.LIVE)
-    lexical.publish(session, part.version_id)
+    if part.end - part.first < row.chunk_count:  # else no other step has left postings
+        lexical.publish(session, part.version_id)
     document.live_version_id = part.version_id
     document.updated_at = func.now()
     session.flush()

@@ -20,10 +20,11 @@ from shared.documents.documents import chunk_id
 from shared.documents.lexical import Field
 from shared.documents.versions import ChunkRange, Content
 from shared.errors import Unavailable
+from shared.jobs import sweeps
 from shared.tables import Chunk, Document, LexicalDeath, LexicalPage, LexicalSegment
 from tests.integration.erasures import erase
-from tests.integration.ingestion import document_id, ingest
-from tests.integration.sweeps import sweep
+from tests.integration.ingestion import document_id
+from tests.integration.sweeps import change, sweep
 from tests.integration.workbench import make_process
 from workers.attempts.process import Process
 from workers.ingest import indexing
@@ -153,7 +154,7 @@ def test_scores_are_those_of_bm25s_at_any_moment(
     collection_id = collection_id_of(process, collection)
     ended = threading.Event()
 
-    def change(seed: int) -> None:
+    def alter(seed: int) -> None:
         random = Random(seed)
         for _ in range(40):
             source = f"document {random.randrange(8)}"
@@ -176,7 +177,7 @@ def test_scores_are_those_of_bm25s_at_any_moment(
     compared = 0
     with ThreadPoolExecutor(4) as pool:
         merging = pool.submit(merge)
-        changes = [pool.submit(change, seed) for seed in (1, 2)]
+        changes = [pool.submit(alter, seed) for seed in (1, 2)]
         while not all(future.done() for future in changes):
             compare(process, lexical_, collection_id)
             compared += 1
@@ -215,8 +216,9 @@ def test_an_erased_document_leaves_no_term_in_any_version(
     process: Process, collection: str
 ) -> None:
     collection_id = collection_id_of(process, collection)
-    ingest(process, collection, {"kept": "public words stay", "gone": "secretformer words"})
-    ingest(process, collection, {"gone": "secretnow words"}, on_existing="replace")
+    write(process, collection_id, "kept", ["public words stay"] * 3, step=3)
+    write(process, collection_id, "gone", ["secretformer words"])
+    write(process, collection_id, "gone", ["secretnow words"])
     before = stored_terms(process, collection_id)
     assert {hash_of("secretnow"), hash_of("secretformer")} <= before
     erase(process, document_ids=[document_id(process, collection, "gone")])
@@ -227,8 +229,8 @@ def test_an_erased_document_leaves_no_term_in_any_version(
 
 def test_an_erased_collection_leaves_nothing(process: Process, collection: str) -> None:
     collection_id = collection_id_of(process, collection)
-    ingest(process, collection, {"a": "some words", "b": "other words"})
-    ingest(process, collection, {"a": "new words"}, on_existing="replace")
+    write(process, collection_id, "a", ["some words"])
+    write(process, collection_id, "a", ["new words"])
     assert count(process, LexicalSegment, collection_id) > 0
     assert count(process, LexicalDeath, collection_id) > 0
     erase(process, collection=collection)
@@ -320,7 +322,7 @@ def test_what_was_ingested_before_there_was_an_index_is_counted_as_missing_then_
     assert (result.unindexed, result.chunk_ids) == (5, [])
     write(process, collection_id, "document 0", ["word1 as new"])
     assert lexical_of(process).search(collection_id, "word1", limit=5).unindexed == 4
-    while add_missing(process, Field.TERMS, limit=10):
+    while add_missing(process, Field.TERMS):
         pass
     assert compare(process, lexical_of(process), collection_id).unindexed == 0
     write(process, collection_id, "document 2", ["word2 as new"])
@@ -356,3 +358,23 @@ def test_the_sweeper_adds_morphemes_where_they_are_on_and_drops_them_where_not(
     assert fields == [1]
     compare(process, lexical_of(process), collection_id)
     korean.ledger.close()
+
+
+def test_a_version_of_which_postings_cannot_be_made_stops_no_other(
+    process: Process, collection: str
+) -> None:
+    """One with chunks that are gone, as no program leaves them behind."""
+    collection_id = collection_id_of(process, collection)
+    for name in "abc":
+        write(process, collection_id, name, ["word1"])
+    change(process, "DELETE FROM lexical_segments")
+    change(process, "UPDATE versions SET lexical_fields = 0")
+    with process.ledger.read() as session:
+        bad = session.scalars(select(Document.live_version_id).where(Document.source == "b")).one()
+    change(process, f"UPDATE versions SET chunk_count = 1000 WHERE id = '{bad}'")
+    change(process, f"DELETE FROM chunks WHERE version_id = '{bad}'")
+    sweep(process)
+    result = lexical_of(process).search(collection_id, "word1", limit=5)
+    assert (len(result.chunk_ids), result.unindexed) == (2, 1)
+    with process.ledger.read() as session:
+        assert [fault.item for fault in sweeps.faults(session, limit=5)] == [f"version {bad}"]

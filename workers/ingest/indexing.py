@@ -5,9 +5,11 @@ notes the vectors stores them, and makes them count where it makes a version liv
 commits, or is the sweeper's; what has to be erased is taken out of the pages in their place.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -16,10 +18,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.config import LexicalSettings
+from shared.database.sqlstates import first_line, is_outage
 from shared.documents import lexical, versions
 from shared.documents.lexical import Field, MergeGroup, PackedSegment, StoredSegment
 from shared.documents.versions import ChunkRange, Embedded, VersionState
-from shared.tables import Chunk
+from shared.jobs import sweeps
+from shared.tables import Chunk, Version
 from workers.attempts.process import Process
 from workers.retrieval.postings import (
     MEMBER,
@@ -36,7 +40,9 @@ from workers.retrieval.postings import (
     merge_members,
 )
 from workers.retrieval.terms import morphemes_of, terms
-from workers.rounds import Round
+from workers.rounds import Item, Round
+
+log = logging.getLogger(__name__)
 
 AT_ONCE_CHUNKS: Final = 512
 """Whose text is held while postings are made for what has none."""
@@ -323,27 +329,45 @@ def _purge_segments(
 # What has no postings yet.
 
 
-def add_missing(process: Process, field: Field, *, limit: int) -> int:
-    """Make postings for some live versions that lack them; returns for how many chunks."""
+def add_missing(process: Process, field: Field, round_: Round | None = None) -> bool:
+    """Make postings for some live versions that lack them; False where none does.
+
+    A version of which that fails is noted, and left alone for a while.
+    """
+    fine = [] if round_ is None else [~sweeps.is_left_alone(round_.part, "version", Version.id)]
     with process.ledger.read() as session:
-        lacking = lexical.unindexed(session, field, limit=limit)
+        lacking = lexical.unindexed(session, field, *fine, limit=AT_ONCE_CHUNKS)
     if not lacking:
-        return 0
+        return False
     collection_id, version_id, chunks = lacking[0]
+    batch = [version_id]
+    add: Callable[[Sequence[UUID]], None]
     if chunks > AT_ONCE_CHUNKS:
-        return _add_part(process, field, collection_id, version_id, chunks)
-    batch: list[UUID] = []
-    room = AT_ONCE_CHUNKS
-    for owner, other, count in lacking:
-        if owner == collection_id and count <= room:
-            batch.append(other)
-            room -= count
-    return _add_batch(process, field, collection_id, batch)
+        add = partial(_add_part, process, field, collection_id, chunk_count=chunks)
+    else:
+        add = partial(_add_batch, process, field, collection_id)
+        room = AT_ONCE_CHUNKS - chunks
+        for owner, other, count in lacking[1:]:
+            if owner == collection_id and count <= room:
+                batch.append(other)
+                room -= count
+    try:
+        add(batch)
+    except Exception as error:
+        if round_ is None or is_outage(error):
+            raise
+        log.info("postings of %s versions are made one by one: %s", len(batch), first_line(error))
+        for one in batch:
+            try:
+                add([one])
+            except Exception as own:
+                round_.blame(Item(kind="version", id=one), own)
+    return True
 
 
 def _add_batch(
     process: Process, field: Field, collection_id: UUID, version_ids: Sequence[UUID]
-) -> int:
+) -> None:
     with process.ledger.read() as session:
         chunks = session.scalars(
             select(Chunk)
@@ -359,30 +383,33 @@ def _add_batch(
         if spans:
             lexical.write(session, collection_id, pack(field, build(spans)))
         lexical.note_published(session, wanted, [field])
-    return len(chunks)
 
 
 def _add_part(
-    process: Process, field: Field, collection_id: UUID, version_id: UUID, chunk_count: int
-) -> int:
+    process: Process,
+    field: Field,
+    collection_id: UUID,
+    version_ids: Sequence[UUID],
+    *,
+    chunk_count: int,
+) -> None:
     """The next chunks of a large version: its postings count once there are all of them."""
+    (version_id,) = version_ids
     with process.ledger.read() as session:
         first = lexical.pending_chunks(session, version_id, field)
     end = min(first + AT_ONCE_CHUNKS, chunk_count)
     part = ChunkRange(version_id=version_id, first=first, end=end)
     with process.ledger.read() as session:
         chunks = versions.chunks_of(session, part)
-    span = _span(chunks, _terms_in(process, field)) if chunks else None
+    packed = pack(field, build([_span(chunks, _terms_in(process, field))]))
     with process.ledger.begin() as session:
         versions.lock_documents_of(session, [version_id])
         if not lexical.still_unindexed(session, [version_id], field):
-            return len(chunks)
-        if span is not None and lexical.pending_chunks(session, version_id, field) == first:
-            packed = pack(field, build([span]))
+            return
+        if lexical.pending_chunks(session, version_id, field) == first:
             lexical.write(session, collection_id, packed, version_id=version_id)
         if end == chunk_count:
             lexical.publish(session, version_id)
-    return len(chunks)
 
 
 class LexicalUpkeep:
@@ -395,7 +422,7 @@ class LexicalUpkeep:
         process = round_.process
         fields = fields_of(process.settings)
         for field in fields:
-            while round_.goes_on and add_missing(process, field, limit=AT_ONCE_CHUNKS):
+            while round_.goes_on and add_missing(process, field, round_):
                 self._merge(round_)
         if Field.MORPHEMES not in fields and not self._is_dropped:
             while round_.goes_on and not self._is_dropped:
@@ -410,13 +437,19 @@ class LexicalUpkeep:
                 limit=round_.limit_rows,
             )  # fmt: skip
         for collection_id, field in dying:
-            if round_.goes_on:
-                compact(process, collection_id, field)
+            self._try(round_, collection_id, partial(compact, process, collection_id, field))
 
     def _merge(self, round_: Round) -> None:
         with round_.process.ledger.read() as session:
             groups = lexical.crowded(session, limit=round_.limit_rows)
         for group in groups:
-            if not round_.goes_on:
-                return
-            merge_group(round_.process, group)
+            self._try(round_, group.collection_id, partial(merge_group, round_.process, group))
+
+    def _try(self, round_: Round, collection_id: UUID, upkeep: Callable[[], object]) -> None:
+        """One collection that cannot be handled stops no other."""
+        if not round_.goes_on:
+            return
+        try:
+            upkeep()
+        except Exception as error:
+            round_.blame(Item(kind="collection", id=collection_id), error)

@@ -119,13 +119,21 @@ class Head:
         known, order = self.by_key
         at = np.searchsorted(known, keys, "right") - 1
         numbers = np.full(len(keys), -1, np.int64)
-        for n in np.flatnonzero(at >= 0).tolist():
-            member = order[at[n]]
-            version, first = chunk_of(known[at[n]])
-            own, ordinal = chunk_of(keys[n])
-            if version == own and ordinal < first + int(self.members["chunks"][member]):
-                numbers[n] = self.starts[member] + ordinal - first
+        places = np.flatnonzero(at >= 0)
+        members = order[at[places]]
+        versions, firsts = _split(self.members["key"][members])
+        own, ordinals = _split(keys[places])
+        behind = ordinals - firsts
+        has = (versions == own).all(axis=1) & (behind < self.members["chunks"][members])
+        numbers[places[has]] = self.starts[members[has]] + behind[has]
         return numbers
+
+
+def _split(keys: Array) -> tuple[NDArray[np.uint8], Longs]:
+    """Keys, (n,) of S20, as the bytes of versions, (n, 16), and ordinals, (n,)."""
+    raw = np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 20)
+    ordinals = np.ascontiguousarray(raw[:, 16:]).view(">u4")[:, 0].astype(np.int64)
+    return raw[:, :16], ordinals
 
 
 class View:
@@ -261,21 +269,23 @@ class FieldQuery:
     def best(self, limit: int) -> tuple[Longs, Scores]:
         """The chunks with the highest scores, best first, and these: all above 0."""
         scores = np.zeros(self.view.size)
+        is_scored = np.zeros(self.view.size, np.bool_)
         rest = np.cumsum([0.0, *(term.weight for term in reversed(self.terms))])[::-1]
-        numbers = np.empty(0, np.int64)
         threshold = 0.0
         scored = 0
         for n, term in enumerate(self.terms):
             if n and rest[n] < threshold:
                 break
             scores[term.numbers] += term.scores()
+            is_scored[term.numbers] = True
             scored += 1
-            if n + 1 < len(self.terms) and self.terms[n + 1].postings >= WORTH_POSTINGS:
-                numbers = self._alive(np.flatnonzero(scores))
+            may_be_enough = rest[n + 1] < self.best_possible / 2
+            if may_be_enough and self._postings_behind(n) >= WORTH_POSTINGS:
+                numbers = self._alive(np.flatnonzero(is_scored))
                 if len(numbers) >= limit:
                     at = len(numbers) - limit
                     threshold = float(np.partition(scores[numbers], at)[at])
-        numbers = self._alive(np.flatnonzero(scores))
+        numbers = self._alive(np.flatnonzero(is_scored))
         own = scores[numbers]
         for n in range(scored, len(self.terms)):
             is_near = own + rest[n] >= threshold
@@ -286,6 +296,9 @@ class FieldQuery:
             numbers, own = numbers[top], own[top]
         order = np.lexsort((numbers, -own))
         return numbers[order], own[order]
+
+    def _postings_behind(self, n: int) -> int:
+        return self.terms[n + 1].postings if n + 1 < len(self.terms) else 0
 
     def _alive(self, numbers: Longs) -> Longs:
         return numbers if self.view.alive is None else numbers[self.view.alive[numbers]]
