@@ -301,6 +301,29 @@ def test_headings_are_those_of_commonmark(text: str) -> None:
 # Pieces that fit
 
 
+@cache
+def spelling() -> Tokenizer:
+    """Of bytes, a kind that knows no words at all."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({byte: n for n, byte in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return made
+
+
+@cache
+def prefixing() -> Tokenizer:
+    """Of XLM-RoBERTa's kind: each text begins with a token of its own, compatible forms are taken
+    apart, and what is unknown is one token however long it is."""
+    pieces = ["<unk>", "▁", "▁word", "word", "aa", *"abx한국어", "▁한국어", "ab ab"]
+    made = Tokenizer(models.Unigram([(piece, -float(n)) for n, piece in enumerate(pieces)], 0))
+    made.normalizer = normalizers.NFKD()
+    made.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    return made
+
+
+TOKENIZERS = {"words": tokenizer, "bytes": spelling, "prefix": prefixing}
+
+
 def window(limit: int, made: Tokenizer | None = None, *, is_seen: bool = True) -> Window:
     """Of a model that reads so many tokens of a text. Without `is_seen` it only counts them."""
     made = made or tokenizer()
@@ -319,13 +342,20 @@ def window(limit: int, made: Tokenizer | None = None, *, is_seen: bool = True) -
     st.sampled_from(SplitterType),
     st.integers(8, 64),
     st.integers(0, 500),
+    st.sampled_from(list(TOKENIZERS)),
     st.booleans(),
 )
 def test_without_a_size_every_piece_fits(
-    fragments: list[str], other: str, type_: SplitterType, limit: int, overlap: int, is_seen: bool
+    fragments: list[str],
+    other: str,
+    type_: SplitterType,
+    limit: int,
+    overlap: int,
+    made: str,
+    is_seen: bool,
 ) -> None:
     splitter = Splitter(type=type_, chunk_overlap=overlap)
-    fitting = window(limit, is_seen=is_seen)
+    fitting = window(limit, TOKENIZERS[made](), is_seen=is_seen)
     pieces = pieces_of(document("".join(fragments), other), splitter, fitting)
     assert fitting.overlong([piece.text for piece in pieces]) == {}
     starts = [piece.start for piece in pieces]
