@@ -102,6 +102,11 @@ def fix_dimension(session: Session, collection_id: UUID, dimension: int) -> int:
     )
 
 
+def tuning(session: Session, collection_id: UUID) -> Any:
+    """As `note_tuning` left it; None where nothing was noted, or the collection has gone."""
+    return session.scalar(select(Collection.tuning).where(Collection.id == collection_id))
+
+
 def note_tuning(session: Session, collection_id: UUID, tuning: dict[str, Any]) -> None:
     """The last one that is measured counts."""
     session.execute(update(Collection).where(Collection.id == collection_id).values(tuning=tuning))

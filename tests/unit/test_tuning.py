@@ -3,11 +3,12 @@
 import hashlib
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from workers.models.devices import Vectors
+from workers.models.devices import Vectors, unit
 from workers.retrieval.fusion import LEXICAL_PRIOR, Tuning
 from workers.retrieval.tuning import (
     CHUNK_CHARS,
@@ -28,7 +29,7 @@ CHUNKS = 120
 def vector_of(text: str) -> Vectors:
     seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
     drawn = np.random.default_rng(seed).standard_normal(DIMENSION)
-    return (drawn / np.linalg.norm(drawn)).astype(np.float32)
+    return np.asarray(drawn / np.linalg.norm(drawn), dtype=np.float32)
 
 
 def random_vectors(texts: Sequence[str]) -> Vectors:
@@ -39,7 +40,7 @@ def topic_vectors(texts: Sequence[str]) -> Vectors:
     """By the first word of a text, whose letter before the colon names the topic in any words."""
     topics = random_vectors([text.split(":")[0].split()[-1] for text in texts])
     mixed = topics + random_vectors(texts)
-    return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+    return unit(mixed)
 
 
 def chunk_of(n: int, *, shared_words: bool) -> SampledChunk:
@@ -204,13 +205,12 @@ def test_pseudo_queries_of_long_chunks_are_bounded() -> None:
     assert len(pair.answer) <= CHUNK_CHARS
 
 
-def test_a_collection_is_measured_again_when_it_has_doubled_or_halved() -> None:
-    tuning = tuned("random")
+def test_a_collection_is_measured_again_when_its_size_is_another() -> None:
+    small, large = tuned("random"), replace(tuned("random"), chunks=1000)
     assert is_stale(None, 2)
     assert not is_stale(None, 1)
-    assert [is_stale(tuning, n) for n in (60, 61, 120, 239, 240)] == [
-        True, False, False, False, True,
-    ]  # fmt: skip
+    assert [is_stale(small, n) for n in (60, 61, 239, 240)] == [True, False, False, True]
+    assert [is_stale(large, n) for n in (250, 251, 3999, 4000)] == [True, False, False, True]
 
 
 def test_slopes_are_those_of_the_likelihood() -> None:

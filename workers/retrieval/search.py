@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from uuid import UUID
 
 import numpy as np
@@ -29,17 +28,11 @@ from shared.kinds.search import (
 from workers.attempts.process import Process
 from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder, embedders_of
-from workers.retrieval.fusion import UNMEASURED, Floats, QueryFacts, Tuning, fuse
+from workers.retrieval.fusion import Floats, QueryFacts, fuse
 from workers.retrieval.lexical import LexicalResult, lexical_of
 from workers.retrieval.store import Match, Missing, store_of
 from workers.retrieval.terms import terms
-from workers.retrieval.tuning import (
-    SAMPLED_CHUNKS,
-    SampledChunk,
-    coverage_by,
-    is_stale,
-    measure,
-)
+from workers.retrieval.tuning import CollectionFacts, coverage_by, tuning_of
 
 HYBRID_POOL = 50
 """So many of the best of each half are weighed, at least."""
@@ -172,7 +165,9 @@ class CollectionSearch:
             collection = collections.get(session, name)
             self._id, self._model = collection.id, collection.embedding_model
             self._dimension = collection.dimension
-            self._stored_tuning = collection.tuning
+            self._facts = CollectionFacts(
+                id=collection.id, name=collection.name, tuning=collection.tuning
+            )
 
     def candidates(self, count: int) -> list[list[Candidate]]:
         """Those of each query, best first."""
@@ -202,7 +197,7 @@ class CollectionSearch:
         halves = zip(self._nearest(vectors, pool), self._matches(results, pool), strict=True)
         rows = [_united(nearest, matches) for nearest, matches in halves]
         cosines = self._cosines(vectors, rows)
-        tuning = self._tuning(embedder, results[0])
+        tuning = tuning_of(self._process, self._facts, embedder, results[0], check=self._check)
         coverage = coverage_by(embedder.tokenizer)
         for query, row, result, similarities in zip(
             self._request.queries, rows, results, cosines, strict=True
@@ -249,36 +244,6 @@ class CollectionSearch:
             np.array([cosine(vector, one) for one in row], dtype=np.float64)
             for vector, row in zip(vectors, rows, strict=True)
         ]
-
-    def _tuning(self, embedder: Embedder, result: LexicalResult) -> Tuning:
-        """What is known of the collection; measured here where it has grown since."""
-        tuning = Tuning.load(self._stored_tuning)
-        if is_stale(tuning, result.live_chunks):
-            tuning = self._measured(embedder, result) or tuning
-        return tuning or UNMEASURED
-
-    def _measured(self, embedder: Embedder, result: LexicalResult) -> Tuning | None:
-        ids = result.sample(SAMPLED_CHUNKS)
-        with self._process.ledger.read() as session:
-            live = documents.live_chunks(session, self._id, ids)
-        vectors = store_of(self._process).vectors(self._name, list(live))
-        sample = [SampledChunk(id=id_, text=live[id_].text) for id_ in ids if id_ in vectors]
-        if not sample:
-            return None
-        stacked = np.stack([vectors[one.id] for one in sample])
-        tuning = measure(
-            sample,
-            stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-12),
-            chunk_count=result.live_chunks,
-            terms=terms,
-            encode=partial(embedder.encode, between=self._check),
-            encode_queries=partial(embedder.encode_queries, between=self._check),
-            coverage=coverage_by(embedder.tokenizer),
-        )
-        if tuning is not None:
-            with self._process.ledger.begin() as session:
-                collections.note_tuning(session, self._id, tuning.dump())
-        return tuning
 
     # The lexical half
 

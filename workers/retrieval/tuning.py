@@ -7,35 +7,49 @@ match and lexical search would always win. How steeply the chance to be the answ
 half's score is the maximum of the conditional likelihood of the answers among sampled chunks (a
 logistic regression of two slopes), with a prior where the pairs are few.
 
-No I/O in here: the caller draws the chunks and gives the functions that make terms and vectors.
+`measure` is without I/O: it is given chunks, and functions that make terms and vectors.
+`tuning_of` draws the chunks of a collection, and keeps what was measured with the collection.
 """
 
 import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from functools import partial
+from threading import Lock
+from typing import Any, Final
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from workers.models.devices import Vectors
+from shared.documents import collections, documents
+from workers.attempts.process import Process
+from workers.models.devices import Vectors, unit
+from workers.retrieval.embed import Embedder
 from workers.retrieval.fusion import (
     LEXICAL_PRIOR,
     STD_LEAST,
+    UNMEASURED,
     Floats,
     Tuning,
     covered,
     highest_by_chance,
 )
+from workers.retrieval.lexical import LexicalResult
+from workers.retrieval.store import store_of
+from workers.retrieval.terms import terms
 from workers.retrieval.vocabulary import script_coverage
 
 PSEUDO_QUERIES: Final = 64
 SAMPLED_CHUNKS: Final = 256
 """Among which the answers are looked for; the pseudo-queries are of these, too."""
 CHUNKS_LEAST: Final = 2
+STALE_FACTOR: Final = 4
+"""A search waits while a collection is measured; how large that is beyond a sample matters little.
+"""
 
 K1: Final = 1.5
 B: Final = 0.75
@@ -78,11 +92,14 @@ class PseudoQuery:
 
 
 def is_stale(tuning: Tuning | None, chunk_count: int) -> bool:
-    """Whether a collection of so many live chunks has to be measured: never yet, or when it was
-    half as large or twice as large."""
+    """Whether a collection of so many live chunks has to be measured: never yet, or when it had
+    fewer or more by the factor `STALE_FACTOR`; where samples were the whole, by 2."""
     if chunk_count < CHUNKS_LEAST:
         return False
-    return tuning is None or not tuning.chunks / 2 < chunk_count < tuning.chunks * 2
+    if tuning is None:
+        return True
+    factor = 2 if tuning.chunks < SAMPLED_CHUNKS else STALE_FACTOR
+    return not tuning.chunks / factor < chunk_count < tuning.chunks * factor
 
 
 def coverage_by(tokenizer: Tokenizer | None) -> Callable[[str], float]:
@@ -173,6 +190,87 @@ def measure(
         pairs=len(pairs),
         chunks=chunk_count,
     )
+
+
+# The tuning of a collection
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionFacts:
+    """`tuning` is what is stored of it."""
+
+    id: UUID
+    name: str
+    tuning: Any
+
+
+def tuning_of(
+    process: Process,
+    collection: CollectionFacts,
+    embedder: Embedder,
+    result: LexicalResult,
+    *,
+    check: Callable[[], None],
+) -> Tuning:
+    """The tuning that is kept with the collection, which is measured first where it is stale
+    (`is_stale`): about log(chunks) times in its life. That takes the time of embedding
+    `PSEUDO_QUERIES` chunks and as many sentences.
+
+    `result` is of any query, and says which chunks are live. `check` is called between batches, and
+    may raise. While one thread of this process measures, others go on with what was measured
+    before, or wait where that is nothing. Raises what the store and the embedder raise.
+    """
+    kept = Tuning.load(collection.tuning)
+    if not is_stale(kept, result.live_chunks):
+        return kept or UNMEASURED
+    lock = process.held(_Measuring).lock
+    if not lock.acquire(blocking=kept is None):
+        assert kept is not None
+        return kept
+    try:
+        with process.ledger.read() as session:
+            latest = Tuning.load(collections.tuning(session, collection.id))
+        if not is_stale(latest, result.live_chunks):
+            return latest or UNMEASURED
+        tuning = _measured(process, collection, embedder, result, check)
+        with process.ledger.begin() as session:
+            collections.note_tuning(session, collection.id, tuning.dump())
+        return tuning
+    finally:
+        lock.release()
+
+
+def _measured(
+    process: Process,
+    collection: CollectionFacts,
+    embedder: Embedder,
+    result: LexicalResult,
+    check: Callable[[], None],
+) -> Tuning:
+    ids = result.sample(SAMPLED_CHUNKS)
+    vectors = store_of(process).vectors(collection.name, ids)
+    with process.ledger.read() as session:
+        live = documents.live_chunks(session, collection.id, ids)
+    sample = [
+        SampledChunk(id=id_, text=live[id_].text) for id_ in ids if id_ in live and id_ in vectors
+    ]
+    tuning = measure(
+        sample,
+        unit(np.array([vectors[chunk.id] for chunk in sample]).reshape(len(sample), -1)),
+        chunk_count=result.live_chunks,
+        terms=terms,
+        encode=partial(embedder.encode, between=check),
+        encode_queries=partial(embedder.encode_queries, between=check),
+        coverage=coverage_by(embedder.tokenizer),
+    )
+    return tuning or replace(UNMEASURED, chunks=result.live_chunks)
+
+
+class _Measuring:
+    """Held by the thread that measures."""
+
+    def __init__(self, _process: Process) -> None:
+        self.lock = Lock()
 
 
 # Pseudo-queries
