@@ -62,6 +62,7 @@ from shared.bounds import (
     FILTER_LIMIT_VALUES,
     Scalar,
     check_json,
+    is_storable_text,
     nfc,
     shown,
 )
@@ -310,6 +311,8 @@ class _Reader:
 
 def _scalar(value: Any, place: _Place) -> Scalar:
     if isinstance(value, str):
+        if not is_storable_text(value):
+            raise _wrong(place, "holds a NUL character or half of a surrogate pair; remove it")
         return nfc(value)
     if isinstance(value, bool | int | float):
         try:
