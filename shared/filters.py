@@ -153,6 +153,15 @@ class MetadataFilter:
         where `metadata` has no such key."""
         return _holds(self.root, {**own, **metadata})
 
+    def required(self, key: str) -> tuple[Scalar, ...] | None:
+        """The values one of which the key has in every chunk that matches, where the filter says
+        so of all of them."""
+        parts = self.root.conditions if isinstance(self.root, AllOf) else (self.root,)
+        for part in parts:
+            if isinstance(part, Comparison) and part.key == key and part.operator is Operator.IN:
+                return part.values
+        return None
+
     def condition(self) -> ColumnElement[bool]:
         """The same in SQL, never NULL, for statements that select from Chunk and Document."""
         return _sql(self.root)

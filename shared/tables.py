@@ -234,6 +234,15 @@ class Chunk(Base):
     text: Mapped[str]
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
 
+    __table_args__ = (
+        Index(
+            "ix_chunks_metadata",
+            "metadata",
+            postgresql_using="gin",
+            postgresql_ops={"metadata": "jsonb_path_ops"},
+        ),
+    )
+
 
 class LexicalSegment(Base):
     """Packed postings of some chunks of a collection; `shared/documents/lexical.py` writes them.

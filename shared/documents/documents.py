@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, or_, select, tuple_
+from sqlalchemy import Select, func, literal, or_, select, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Session
 
 from shared.bounds import INT32_MAX, as_object
@@ -146,9 +147,10 @@ def matching_chunks(
 ) -> list[str]:
     """The ids of live chunks that a filter matches, at most `limit` and in no order.
 
-    It looks at all chunks of the collection where few match.
+    Indexes know which chunks have a value or an item of a list, and which are of a document. For
+    anything else in a filter all chunks of the collection are looked at.
     """
-    rows = session.execute(
+    query = (
         select(Chunk.version_id, Chunk.ordinal)
         .join(Document, Document.live_version_id == Chunk.version_id)
         .join(Collection, Collection.id == Document.collection_id)
@@ -157,8 +159,28 @@ def matching_chunks(
             Collection.erasing_at.is_(None),
             where.condition(),
         )
-        .limit(limit)
     )
+    for key in ("source", "document_id"):
+        values = where.required(key)
+        if values is None:
+            continue
+        texts = [value for value in values if isinstance(value, str)]
+        own = (
+            Document.source.in_(texts) if key == "source"
+            else Document.id.in_([*filter(None, map(_parse_id, texts))])
+        )  # fmt: skip
+        # What follows from the condition, in a form for which both indexes can be used.
+        versions = select(Document.live_version_id).where(
+            Document.collection_id == collection_id, own
+        )
+        users = literal([{key: value} for value in values], ARRAY(JSONB))
+        query = query.where(
+            or_(
+                Chunk.version_id == func.any(func.array(versions.scalar_subquery())),
+                Chunk.meta.op("@>", is_comparison=True)(func.any(users)),
+            )
+        )
+    rows = session.execute(query.limit(limit))
     return [chunk_id(version_id, ordinal) for version_id, ordinal in rows]
 
 

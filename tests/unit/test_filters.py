@@ -15,12 +15,13 @@ from shared.bounds import (
     FILTER_LIMIT_CONDITIONS,
     FILTER_LIMIT_DEPTH,
     FILTER_LIMIT_VALUES,
+    Scalar,
     nfc,
 )
 from shared.filters import MetadataFilter, escaped
 from shared.kinds.search import SearchInput, SearchOptions
 
-OWN = {"source": "wiki", "document_id": "d", "start_index": 0}
+OWN: dict[str, Scalar] = {"source": "wiki", "document_id": "d", "start_index": 0}
 
 
 def matches(filter_: Any, metadata: dict[str, Any]) -> bool:

@@ -388,9 +388,9 @@ class CollectionSearch:
             ids = documents.matching_chunks(session, self._id, where, limit=MATCHING_CHUNKS)
         if len(ids) == MATCHING_CHUNKS:
             self.warnings.append(
-                f"The filter matches {MATCHING_CHUNKS:,} passages or more of {self._name}, and the "
-                "vector store does not know all of it: not all were compared. Filter by something "
-                "that it knows, too: that a value is equal to another, or larger than a number."
+                f"The filter matches {MATCHING_CHUNKS:,} passages or more of {self._name}, of "
+                f"which {MATCHING_CHUNKS:,} were compared with the {self._request.noun}: better "
+                "ones may be missing. Narrow the filter down."
             )
         return ids
 
