@@ -136,8 +136,8 @@ def eval(
     Examples:
       sluice eval xquad.en.json
       sluice eval judged.jsonl -c handbook --html report.html
-      sluice eval scifact/ --limit 300 --type similarity --json
-      sluice eval judged.jsonl -c handbook --vs '{"filter": {"team": "office"}}'
+      sluice eval scifact/ --limit 300 --type hybrid --type lexical --json
+      sluice eval judged.jsonl -c handbook --vs '{"rerank": "BAAI/bge-reranker-v2-m3"}'
     """
     chosen = _chosen(types, searches, rivals)
     dataset = read_dataset(path, split=split)

@@ -216,13 +216,18 @@ def _require(session: Session, inputs: Sequence[Mapping[str, Any]]) -> None:
         files.require(session, ids)
 
 
+STEP = "eval.run"
+RERANK_STEP = "eval.rerank"
+"""What follows the first step where a search reranks: its model is one of Hugging Face tasks."""
+
 EVAL = Kind(
     name="eval",
     summary="how well searches find what is relevant",
     input=EvalInput,
     result=EvalResult,
     steps=[
-        StepType(name="eval.run", queue=Queue.QUERY, handler="workers.retrieval.evaluation:EVAL")
+        StepType(name=STEP, queue=Queue.QUERY, handler="workers.retrieval.evaluation:EVAL"),
+        StepType(name=RERANK_STEP, queue=Queue.HF, handler="workers.hf.evaluation:EVAL_RERANK"),
     ],
     example={
         "collection": "handbook",

@@ -1,6 +1,8 @@
 """Jobs of the kind `eval`: what is measured, on real stores, in steps that let others go first."""
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +27,8 @@ from tests.integration.workbench import (
     steps_of,
     submit,
 )
+from tests.tiny import crossencoder
+from tests.tiny_models import one_thread
 from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 
@@ -283,3 +287,36 @@ def test_an_unknown_file_is_refused(api: httpx.Client) -> None:
     answer = api.post("/v1/jobs", json=body)
     assert answer.status_code == 404
     assert file_id in answer.json()["detail"]
+
+
+def test_a_search_that_reranks_is_measured_with_its_ranker(
+    settings: Settings, tmp_path: Path, process: Process
+) -> None:
+    shutil.copytree(crossencoder.folder(), tmp_path / "tiny/ranker")
+    texts = {f"text {n}": text for n, text in enumerate(crossencoder.ANSWERS.values())}
+    name = new_collection(process)
+    ingest(process, name, texts, splitter={"chunk_size": 200})
+    queries = [
+        {"query": query, "relevant": [f"text {n}"]} for n, query in enumerate(crossencoder.ANSWERS)
+    ]
+    worker = make_process(settings, models_folder=tmp_path, eval_step_s=1e-6)
+    try:
+        with one_thread():
+            searches = [{"filter": {"source": "text 0"}}, {"rerank": "tiny/ranker"}]
+            job_id = submitted(worker, name, queries=queries, searches=searches)
+            unknown = submitted(worker, name, searches=[{"rerank": "tiny/nothing"}])
+            drain(worker)
+    finally:
+        worker.ledger.close()
+
+    result = result_of(process, job_id)
+    assert {step.name for step in steps_of(process, job_id)} == {"eval.run", "eval.rerank"}
+    assert result.query_count == len(queries) == len(result.searches[0].places)
+    plain, reranked = result.searches
+    assert reranked.measures["recall@1"].value == 1
+    assert plain.measures["recall@1"].value == pytest.approx(1 / len(queries), abs=1e-5)
+    assert min(reranked.times_ms) > 0
+    failed = job_of(process, unknown)
+    assert failed.state == State.FAILED
+    assert failed.error is not None
+    assert "tiny/nothing" in failed.error["message"]

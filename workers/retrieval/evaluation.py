@@ -1,4 +1,4 @@
-"""The step `eval.run`: judged queries, each asked with each search of the job.
+"""The steps of an `eval` job: judged queries, each asked with each search of the job.
 
 A step asks some queries and goes on in a new one: after SLUICE_EVAL_STEP_S, or as soon as a step
 waits that goes before it, so that searches of users wait for one query at most. Each keeps what
@@ -9,7 +9,7 @@ query first, and a process asks each one once beforehand, uncounted, which loads
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from shared.documents import collections, documents
 from shared.jobs import claims, jobs
 from shared.jobs.steps import NewStep
 from shared.kinds.eval import (
+    RERANK_STEP,
     Estimate,
     EvalInput,
     EvalResult,
@@ -45,9 +46,8 @@ from workers.retrieval.measures import (
     judge,
     values_of,
 )
-from workers.retrieval.search import SearchRequest, search
+from workers.retrieval.search import Candidate, SearchRequest, candidates, passages
 
-STEP = "eval.run"
 UNIT = "queries"
 NAMED = 10
 """So many names or warnings are told; of the rest only the number is."""
@@ -74,14 +74,26 @@ class Outcomes:
     warnings: list[str]
 
 
+Rank = Callable[[Context, str, str, Sequence[Candidate]], Sequence[Candidate]]
+"""Context, model, query, candidates -> the candidates by what the model thinks of them."""
+
+
 def run(context: Context) -> Done:
+    """A search that reranks needs the model of a Hugging Face task, which other steps run."""
+    if any(options.rerank for options in _evaluation(context).input.searches):
+        return Done(children=[NewStep(name=RERANK_STEP, queue=Queue.HF)])
+    return ask_some(context, None)
+
+
+def ask_some(context: Context, rank: Rank | None) -> Done:
+    """Ask queries until others are to go first. With `rank`, searches may rerank."""
     claim, settings = context.claim, context.process.settings
     evaluation = _evaluation(context)
     first = int(claim.payload.get("first", 0))
     warnings = [] if first else _unknown(context, evaluation)
     _report(context, evaluation, first)
-    _warm_up(context, evaluation)
-    trials = _Trials(context, evaluation)
+    _warm_up(context, evaluation, rank)
+    trials = _Trials(context, evaluation, rank)
     deadline = time.monotonic() + settings.eval_step_s
     end = first
     while end < len(evaluation.queries):
@@ -92,7 +104,7 @@ def run(context: Context) -> Done:
     _report(context, evaluation, end)
     outcomes = trials.outcomes()
     if end < len(evaluation.queries):
-        following = NewStep(name=STEP, queue=Queue.QUERY, payload={"first": end})
+        following = NewStep(name=claim.name, queue=Queue(claim.queue), payload={"first": end})
         return Done(result=vars(outcomes), children=[following], warnings=warnings)
     whole = _joined([*_recorded(context), outcomes])
     result = _result(context, evaluation, whole)
@@ -153,20 +165,21 @@ def _unknown(context: Context, evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _warm_up(context: Context, evaluation: Evaluation) -> None:
+def _warm_up(context: Context, evaluation: Evaluation, rank: Rank | None) -> None:
     if evaluation.is_warm:
         return
     for options in evaluation.input.searches:
-        _timed(context, evaluation, evaluation.queries[0].query, options, {})
+        _timed(context, evaluation, evaluation.queries[0].query, options, {}, rank)
     evaluation.is_warm = True
 
 
 class _Trials:
     """The queries of one step, and what came of them."""
 
-    def __init__(self, context: Context, evaluation: Evaluation) -> None:
+    def __init__(self, context: Context, evaluation: Evaluation, rank: Rank | None) -> None:
         self._context = context
         self._evaluation = evaluation
+        self._rank = rank
         count = len(evaluation.input.searches)
         self._judged: list[list[JudgedHits]] = [[] for _ in range(count)]
         self._times_ms: list[list[float]] = [[] for _ in range(count)]
@@ -178,7 +191,12 @@ class _Trials:
         for turn in range(len(searches)):
             at = (n + turn) % len(searches)
             hits, elapsed_ms = _timed(
-                self._context, self._evaluation, query.query, searches[at], self._warnings
+                self._context,
+                self._evaluation,
+                query.query,
+                searches[at],
+                self._warnings,
+                self._rank,
             )
             self._judged[at].append(judge(query, hits))
             self._times_ms[at].append(elapsed_ms)
@@ -205,20 +223,27 @@ def _timed(
     query: str,
     options: SearchOptions,
     warnings: dict[str, None],
+    rank: Rank | None,
 ) -> tuple[Sequence[Hit], float]:
     """The hits of a search job of these options, and how many milliseconds the search took."""
     context.check()
+    process = context.process
     request = SearchRequest(
         collections=[evaluation.input.collection],
         queries=[query],
         k=evaluation.input.k,
         options=options,
     )
+    count = process.settings.rerank_candidates if options.rerank else 0
     begin = time.perf_counter()
-    answer = search(context.process, request, check=context.check)
+    found = candidates(process, request, count=count, check=context.check)
+    row = found.rows[0]
+    if options.rerank and rank is not None:
+        row = rank(context, options.rerank, query, row)
+    hits = [passage.hit(request, query) for passage in passages(process, request, row)]
     elapsed_ms = 1000 * (time.perf_counter() - begin)
-    warnings.update(dict.fromkeys(answer.warnings))
-    return answer.hits[0], round(elapsed_ms, 3)
+    warnings.update(dict.fromkeys(found.warnings))
+    return hits, round(elapsed_ms, 3)
 
 
 def _is_waited_for(context: Context) -> bool:
@@ -238,7 +263,7 @@ def _recorded(context: Context) -> list[Outcomes]:
         results = session.scalars(
             select(Step.result)
             .where(
-                Step.job_id == claim.job_id, Step.name == STEP, Step.state == State.SUCCEEDED,
+                Step.job_id == claim.job_id, Step.name == claim.name, Step.state == State.SUCCEEDED,
                 Step.id < claim.step_id,
             )
             .order_by(Step.id)
