@@ -3,8 +3,8 @@
     python -m bench.extractive [--every N] [--curve]
 
 XQuAD (English and Chinese), and the Korean of TyDi QA: each question with its paragraph among six
-(three more of the same article, two of others), and with the six paragraphs that a lexical search
-of all of them ranks first; a quote counts if it holds a gold answer. Questions without an answer:
+(three more of the same article, two of others), and with the six paragraphs that the lexical search
+ranks first of all; a quote counts if it holds a gold answer. Questions without an answer:
 the same ones with six paragraphs of other articles, none of which holds a gold answer, drawn at
 random, or those that the search ranks highest. Korean besides: the questions of the tests, and
 KLUE-STS, where `sentence2` is to be quoted for `sentence1` among five others.
@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from workers.generation.backends import extractive
+from workers.retrieval.lexical import K1, B
+from workers.retrieval.terms import terms
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -104,23 +106,23 @@ def same_score(questions: Sequence[str], passages: Sequence[str]) -> list[list[f
 
 
 class Search:
-    """BM25 (k1 1.5, b 0.75) over the terms of the answerer, each counted once a passage."""
+    """BM25 over the terms of the lexical index, as that has it."""
 
     def __init__(self, passages: Sequence[str]) -> None:
-        terms = [extractive.terms_in(passage) for passage in passages]
-        mean = sum(map(len, terms)) / len(terms)
-        having = Counter(term for one in terms for term in one)
+        counts = [Counter(terms(passage)) for passage in passages]
+        mean = sum(one.total() for one in counts) / len(counts)
+        having = Counter(term for one in counts for term in one)
         self._postings: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        for at, one in enumerate(terms):
-            weight = 2.5 / (1 + 1.5 * (0.25 + 0.75 * len(one) / mean))
-            for term in one:
-                rarity = math.log(1 + (len(terms) - having[term] + 0.5) / (having[term] + 0.5))
-                self._postings[term].append((at, rarity * weight))
+        for at, one in enumerate(counts):
+            norm = K1 * (1 - B + B * one.total() / mean)
+            for term, times in one.items():
+                rarity = math.log(1 + (len(counts) - having[term] + 0.5) / (having[term] + 0.5))
+                self._postings[term].append((at, rarity * times / (times + norm)))
 
     def scores(self, question: str) -> dict[int, float]:
         """Of those passages that share a term with the question."""
         scores: dict[int, float] = defaultdict(float)
-        for term in extractive.terms_in(question):
+        for term in terms(question):
             for at, score in self._postings.get(term, ()):
                 scores[at] += score
         return scores

@@ -16,25 +16,23 @@ model and keeps no state.
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from itertools import pairwise
 from typing import Final
-from unicodedata import normalize
 
 from shared.bounds import comparable, nfc, nfkc
-from workers.generation.languages import VIETNAMESE, Language, language_of
+from workers.generation.languages import ENGLISH, VIETNAMESE, Language, language_of
+from workers.retrieval.terms import terms
 
-# Text -> terms, for lexical matching in any language.
+# A question -> keywords, each with the terms that a sentence may have for it.
 #
-# Words in letters are folded (NFKC, case, accents) and lightly stemmed; their first letters alone
-# are a term too, which half a match is left for: most languages inflect at the end. What is
-# written without spaces between words (Chinese, Japanese, Thai), and Korean, whose words carry
-# particles, becomes overlapping runs of two or three characters. No dictionary and no
-# morphological analysis: two forms that share no letters do not match.
+# Terms are those of the lexical index (`workers/retrieval/terms.py`): words, and the first letters
+# of long ones, which a weaker match is left for, since most languages inflect at the end; and
+# overlapping pairs of characters where no spaces part words (Chinese, Japanese, Thai), and in
+# Korean, whose words carry particles. No dictionary and no morphological analysis: two forms that
+# share no letters do not match.
 
 _HAN_AND_KANA: Final = (
     "々〆〇぀-ヿ㇀-㇯ㇰ-ㇿ㐀-䶿一-鿿豈-﫿\U0001b000-\U0001b16f\U00020000-\U0003ffff"
@@ -50,13 +48,13 @@ _WORD: Final = re.compile(
 )
 _IS_HAN_OR_KANA: Final = re.compile(f"[{_HAN_AND_KANA}]")
 _IS_SOUTHEAST_ASIAN: Final = re.compile(f"[{_SOUTHEAST_ASIAN}]")
-# Accents, and the points of Arabic and Hebrew.
-_ACCENTS: Final = re.compile("[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670]+")
-# Letters that only Vietnamese has. It writes a space between syllables, and most words have two:
-# so pairs of syllables are its runs. Its accents tell words apart.
-_VIETNAMESE: Final = re.compile("[ơưảẩẳẻểỉỏổởủửỷạậặẹệịọộợụựỵấầẫắằẵếềễốồỗớờỡứừữẽỹỳ]")
+# What has each term with its neighbour besides, as alone they say too little: Vietnamese, which
+# writes a space between syllables (these letters only it has), and pairs of letters of Thai.
+_IS_JOINED: Final = re.compile(
+    f"[ơưảẩẳẻểỉỏổởủửỷạậặẹệịọộợụựỵấầẫắằẵếềễốồỗớờỡứừữẽỹỳ{_SOUTHEAST_ASIAN}]"
+)
 _ARABIC_ARTICLE: Final = re.compile(r"(?:[وفبك]?ال|لل)(?=\w{3})")
-_PREFIX_CHARS: Final = 5
+_ARABIC_PREFIXES: Final = ("", "ال", "وال", "بال", "لل", "و")
 
 # Words so frequent that sharing them says little; they count, but less.
 _ENGLISH_COMMON_WORDS: Final = (
@@ -120,70 +118,25 @@ _NUMBER_WORDS: Final = {word: str(value) for value, word in enumerate(_NUMBERS.s
 
 @dataclass(frozen=True, kw_only=True)
 class Keyword:
-    """A word of the question, or a character of one where words are matched by runs of them."""
+    """A word of the question, or a character of one where words are matched by pairs of them."""
 
-    terms: tuple[str, ...]
+    terms: frozenset[str]
     """Any of them in a sentence is a match."""
     weak: tuple[tuple[str, float], ...] = ()
     """Terms that are a match in part, and how much of one."""
     weight: float = 1.0
 
 
-def folded(text: str) -> str:
-    """The same for texts that differ in width, case, normal form or accents."""
-    text = comparable(text)
-    if text.isascii() or _VIETNAMESE.search(text):
-        return text
-    return normalize("NFC", _ACCENTS.sub("", normalize("NFD", text)))
-
-
 def terms_in(text: str) -> frozenset[str]:
-    return frozenset(_terms(folded(text)))
+    all_terms = terms(text)
+    if not text.isascii() and _IS_JOINED.search(nfc(text).casefold()):
+        all_terms += _joined(all_terms)
+    return frozenset(all_terms)
 
 
-def _terms(text: str) -> Iterator[str]:
-    if _VIETNAMESE.search(text):
-        for one, other in pairwise(_WORD.finditer(text)):
-            if one.end() + 1 == other.start():
-                yield f"{one[0]} {other[0]}"
-    for match in _WORD.finditer(text):
-        word = match[0]
-        if "가" <= word[0] <= "힣":
-            yield _initial(word)
-            yield from _runs(word, 2)
-        elif _IS_HAN_OR_KANA.match(word):
-            yield from word
-            yield from _runs(word, 2)
-        elif _IS_SOUTHEAST_ASIAN.match(word):
-            yield from _runs(word, 3)
-        else:
-            yield from _word_terms(word)
-
-
-def _runs(text: str, length: int) -> Iterator[str]:
-    for at in range(max(1, len(text) - length + 1)):
-        yield text[at : at + length]
-
-
-def _initial(word: str) -> str:
-    return "^" + word[0]
-
-
-@lru_cache(16_384)
-def _word_terms(word: str) -> tuple[str, ...]:
-    """The word's stem, and its beginning where it is long."""
-    word = word.replace("’", "'").removesuffix("'s").replace(",", "")
-    if not word.isascii():
-        word = _ARABIC_ARTICLE.sub("", word)
-    stem = english_stem(word)
-    if len(word) < _PREFIX_CHARS or word[0].isdigit():
-        return (stem,)
-    return (stem, word[:_PREFIX_CHARS] + "*")
-
-
-@lru_cache(64)
-def _function_words(language: Language) -> frozenset[str]:
-    return frozenset(map(folded, language.function_words))
+def _joined(some: Sequence[str]) -> list[str]:
+    """Each with the next one."""
+    return [f"{one} {other}" for one, other in pairwise(some)]
 
 
 def keywords_of(question: str) -> list[Keyword]:
@@ -191,42 +144,53 @@ def keywords_of(question: str) -> list[Keyword]:
     plain = nfkc(question)
     language = language_of(plain)
     if language is VIETNAMESE:
-        return list(dict.fromkeys(_vietnamese(folded(plain))))
-    function_words = _function_words(language)
+        return list(dict.fromkeys(_with_neighbours(terms(plain))))
     shouted = plain.isupper()
     keywords: list[Keyword] = []
     for match in _WORD.finditer(plain):
-        word = folded(match[0])
+        word = comparable(match[0]).replace("’", "'")
         if "가" <= word[0] <= "힣":
             keywords += _korean(word)
         elif _IS_HAN_OR_KANA.match(word):
             for part in filter(None, _EAST_ASIAN_QUESTION.split(word)):
-                keywords += _characters(part, 2)
+                keywords += _characters(part)
         elif _IS_SOUTHEAST_ASIAN.match(word):
-            keywords += _characters(word, 3)
+            keywords += _with_neighbours(terms(word))
         else:
             # US, IT and WHO are names, unless all of the text is in capitals.
             is_name = len(word) > 1 and match[0].isupper() and not shouted
-            if is_name or word.replace("’", "'") not in function_words:
-                stem, *prefix = _word_terms(word)
-                keywords.append(
-                    Keyword(
-                        terms=(stem,),
-                        weak=tuple((one, _SAME_BEGINNING) for one in prefix),
-                        weight=_COMMON_WORD if stem in _COMMON_STEMS else 1.0,
-                    )
-                )
+            if is_name or word not in language.function_words:
+                keywords += _word(word, language)
     return list(dict.fromkeys(keywords))
 
 
-def _vietnamese(question: str) -> Iterator[Keyword]:
-    """A keyword for each syllable, matched with the one before or after it, and weakly alone."""
-    syllables = [match[0] for match in _WORD.finditer(question)]
-    pairs = [f"{one} {other}" for one, other in pairwise(syllables)]
-    for at, syllable in enumerate(syllables):
-        if syllable not in VIETNAMESE.function_words:
-            terms = tuple(pairs[max(0, at - 1) : at + 1]) or (syllable,)
-            yield Keyword(terms=terms, weak=((syllable, _SAME_SYLLABLE),), weight=_CHARACTER)
+def _word(word: str, language: Language) -> Iterator[Keyword]:
+    found = terms(word)
+    if not found:
+        return
+    first, *parts = found
+    same = {first}
+    weight = 1.0
+    if language is ENGLISH:
+        same |= english_forms(first)
+        weight = _COMMON_WORD if same & _ENGLISH_COMMON else 1.0
+    elif _ARABIC_LETTER.match(first):
+        same |= {prefix + _ARABIC_ARTICLE.sub("", first) for prefix in _ARABIC_PREFIXES}
+    weak = () if first[0].isdigit() else tuple((part, _SAME_BEGINNING) for part in parts)
+    yield Keyword(terms=frozenset(same), weak=weak, weight=weight)
+
+
+_ARABIC_LETTER: Final = re.compile("[ء-ۓ]")
+
+
+def _with_neighbours(some: Sequence[str]) -> Iterator[Keyword]:
+    """A keyword for each, matched with the one before or after it, and weakly alone."""
+    joined = _joined(some)
+    for at, term in enumerate(some):
+        if term not in VIETNAMESE.function_words:
+            around = joined[max(0, at - 1) : at + 1] or [term]
+            weak = ((term, _SAME_SYLLABLE),)
+            yield Keyword(terms=frozenset(around), weak=weak, weight=_CHARACTER)
 
 
 def _korean(word: str) -> Iterator[Keyword]:
@@ -235,64 +199,59 @@ def _korean(word: str) -> Iterator[Keyword]:
     root = korean_root(word)
     if root in _KOREAN_STOP or _KOREAN_QUESTION_WORD.match(root):
         return
+    # The index has the first syllable of each word, too: "집이" may be "집" with a particle, and
+    # "열렸" a form of "열다".
+    weak = ((root[0], _SAME_SYLLABLE),) if len(root) == 2 else ()
     weight = _COMMON_WORD if root in _KOREAN_COMMON else 1.0
-    weak: tuple[tuple[str, float], ...] = ()
-    if len(root) == 1:
-        yield Keyword(terms=(_initial(root),), weight=_CHARACTER * weight)
-        return
-    if len(root) == 2:
-        # "집이" may be "집" with a particle, and "열렸" a form of "열다".
-        weak = ((_initial(root), _SAME_SYLLABLE),)
-    yield from _characters(root, 2, weak=weak, weight=weight)
+    yield from _characters(root, weak=weak, weight=weight)
 
 
 def _characters(
-    run: str, length: int, *, weak: tuple[tuple[str, float], ...] = (), weight: float = 1.0
+    run: str, *, weak: tuple[tuple[str, float], ...] = (), weight: float = 1.0
 ) -> Iterator[Keyword]:
-    """A keyword for each character of a longer run, matched by any run of `length` that it is in.
+    """A keyword for each character of a longer run, matched by either pair that it is in.
 
-    So a run across the border of two words, which no sentence needs to have, costs nothing.
+    So a pair across the border of two words, which no sentence needs to have, costs nothing.
     """
-    runs = list(_runs(run, length))
-    if len(runs) == 1:
-        yield Keyword(terms=(run,), weak=weak, weight=_CHARACTER * len(run) * weight)
+    pairs = terms(run)[: max(1, len(run) - 1)]
+    if len(run) <= 2:
+        yield Keyword(terms=frozenset(pairs), weak=weak, weight=_CHARACTER * len(run) * weight)
         return
-    for at, char in enumerate(run):
-        around = tuple(dict.fromkeys(runs[max(0, at - length + 1) : at + 1]))
-        common = _COMMON_CHARACTER if char in _EAST_ASIAN_COMMON else 1.0
-        yield Keyword(terms=around, weak=weak, weight=_CHARACTER * common * weight)
+    for at, character in enumerate(run):
+        common = _COMMON_CHARACTER if character in _EAST_ASIAN_COMMON else 1.0
+        yield Keyword(
+            terms=frozenset(pairs[max(0, at - 1) : at + 1]),
+            weak=weak,
+            weight=_CHARACTER * common * weight,
+        )
 
 
-def english_stem(word: str) -> str:
-    """A light stem: plurals, -ed, -ing, -ly, -er, -ion; close enough to match, not a word."""
-    word = _NUMBER_WORDS.get(word, word)
-    if len(word) <= 3 or not word.isascii() or word.isdigit():
-        return word
-    if word.endswith("ies") and len(word) > 4:
-        word = word[:-3] + "y"
-    elif word.endswith("sses"):
-        word = word[:-2]
-    elif word.endswith("s") and word[-2] not in "su":
-        word = word[:-1]
-    for ending in _ENGLISH_ENDINGS:
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            word = word[: -len(ending)]
-            if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "lsz":
-                word = word[:-1]
-            break
-    if len(word) > 3 and word[-1] == "e":
-        word = word[:-1]
-    if word[-1] == "y":
-        word = word[:-1] + "i"
-    return word
+_ENGLISH_SUFFIXES: Final = ("s", "es", "ed", "d", "ing", "er", "ly")
+_NUMBER_DIGITS: Final = {digits: word for word, digits in _NUMBER_WORDS.items()}
 
 
-_ENGLISH_ENDINGS: Final = (
-    "ization", "isation", "ational", "fulness", "iveness", "ingly", "ation", "ition", "ment",
-    "ness", "able", "ible", "ally", "edly", "ance", "ence", "ing", "ion", "ive", "ity", "ous",
-    "ful", "est", "ed", "er", "or", "ly", "al",
-)  # fmt: skip
-_COMMON_STEMS: Final = frozenset(english_stem(word) for word in _ENGLISH_COMMON)
+def english_forms(word: str) -> set[str]:
+    """Forms that the word may have; not all of them are words. The index has words as they are."""
+    forms = {word, _NUMBER_WORDS.get(word, word), _NUMBER_DIGITS.get(word, word)}
+    if len(word) < 3 or not word.isascii() or not word.isalpha():
+        return forms
+    stems = {word}
+    for suffix in _ENGLISH_SUFFIXES:
+        stem = word.removesuffix(suffix)
+        if stem != word and len(stem) >= 3:
+            stems |= {stem, stem + "e"} if suffix not in ("s", "d") else {stem}
+            if stem[-1] == stem[-2]:
+                stems.add(stem[:-1])
+    if word.endswith("ies"):
+        stems.add(word[:-3] + "y")
+    for stem in stems:
+        forms |= {stem + suffix for suffix in ("", *_ENGLISH_SUFFIXES)}
+        forms |= {stem + stem[-1] + suffix for suffix in ("ed", "ing", "er")}
+        if stem[-1] == "e":
+            forms |= {stem[:-1] + "ing"}
+        if stem[-1] == "y":
+            forms |= {stem[:-1] + "ies", stem[:-1] + "ied"}
+    return forms
 
 
 def korean_root(word: str) -> str:
@@ -904,8 +863,8 @@ def rank(
         return Ranking(relevance=0.0, quotes=())
     weights = _weights(keywords, candidates)
     of_titles = [
-        tuple(_TITLE * _match(keyword, terms) for keyword in keywords)
-        for terms in map(terms_in, titles)
+        tuple(_TITLE * _match(keyword, title) for keyword in keywords)
+        for title in map(terms_in, titles)
     ]
     ranked = _rank(question, candidates, weights, scores, of_titles)
     best = ranked[0]
@@ -937,46 +896,40 @@ def _candidates(
     candidates = []
     for passage, text in enumerate(passages):
         for sentence in split(text):
-            terms = terms_in(sentence.text)
+            terms_ = terms_in(sentence.text)
             is_quotable = (
                 sentence.part is Part.TEXT
                 or (sentence.part is Part.NOTICE and quotes_notices)
                 # Words of the question and no others answer nothing.
-                or (sentence.part is Part.BARE and not terms <= own_terms)
+                or (sentence.part is Part.BARE and not terms_ <= own_terms)
             )
             candidates.append(
                 _Candidate(
                     sentence=sentence,
                     passage=passage,
-                    terms=terms,
-                    matches=tuple(_match(keyword, terms) for keyword in keywords),
+                    terms=terms_,
+                    matches=tuple(_match(keyword, terms_) for keyword in keywords),
                     is_quotable=is_quotable,
                 )
             )
     return candidates
 
 
-def _match(keyword: Keyword, terms: frozenset[str]) -> float:
-    """How much of the keyword is there."""
-    if any(term in terms for term in keyword.terms):
+def _match(keyword: Keyword, sentence: frozenset[str]) -> float:
+    """How much of the keyword is among the terms of a sentence."""
+    if not keyword.terms.isdisjoint(sentence):
         return 1.0
-    return max((part for term, part in keyword.weak if term in terms), default=0.0)
+    return max((part for term, part in keyword.weak if term in sentence), default=0.0)
 
 
 def _weights(keywords: Sequence[Keyword], candidates: Sequence[_Candidate]) -> list[float]:
-    """What each keyword is worth, together 1: more where fewer sentences have it.
-
-    A character is as frequent as the most frequent of its runs: one across the border of two words
-    is in no sentence, and would make it rare.
-    """
-    wanted = {term for keyword in keywords for term in keyword.terms}
-    having = Counter(term for candidate in candidates for term in candidate.terms & wanted)
+    """What each keyword is worth, together 1: more where fewer sentences have it."""
     total = len(candidates)
-
-    def rarity(term: str) -> float:
-        return math.log(1 + (total - having[term] + 0.5) / (having[term] + 0.5))
-
-    raw = [keyword.weight * (_BACKGROUND + min(map(rarity, keyword.terms))) for keyword in keywords]
+    raw = []
+    for at, keyword in enumerate(keywords):
+        having = sum(candidate.matches[at] == 1 for candidate in candidates)
+        rarity = math.log(1 + (total - having + 0.5) / (having + 0.5))
+        raw.append(keyword.weight * (_BACKGROUND + rarity))
     whole = sum(raw)
     return [weight / whole for weight in raw]
 
@@ -1094,8 +1047,8 @@ def _shortened(text: str, keywords: Sequence[Keyword], weights: Sequence[float])
     starts = [0, *(space.end() for space in _SPACE.finditer(text) if space.end() < last)]
 
     def worth(start: int) -> float:
-        terms = terms_in(text[start : start + QUOTE_CHARS])
-        return _weighted([_match(keyword, terms) for keyword in keywords], weights)
+        part = terms_in(text[start : start + QUOTE_CHARS])
+        return _weighted([_match(keyword, part) for keyword in keywords], weights)
 
     # One window every hundred characters is enough; the earliest of the equal ones is taken.
     apart = QUOTE_CHARS // 4
