@@ -6,7 +6,9 @@ Writes chunks of 1,000 characters as ingestion does, in steps of 128, with every
 Zipf's law from a vocabulary that grows (Heaps), and, for every other document, text of PostgreSQL's
 documentation. Prints, at each size, what a chunk cost (terms, packing, writing, merging), the
 sizes of the tables, and the milliseconds of a query: ten words that stand one after the other in
-some chunk. `--explain` prints how PostgreSQL reads. `--recall` instead prints how often the right
+some chunk. `--explain` prints how PostgreSQL reads. `--ingest` instead ingests pages of the
+documentation in this process, with the postings and without, in turns, and prints the seconds of
+both. `--recall` prints how often the right
 passage is among the best, for the data sets of `../shared/data`, with and without morphemes.
 """
 
@@ -18,10 +20,11 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from pathlib import Path
 from random import Random
+from unittest.mock import patch
 from uuid import UUID
 
 import numpy as np
@@ -35,8 +38,11 @@ from shared.documents import collections, lexical
 from shared.documents.lexical import Field
 from shared.kinds.ingest import CsvOptions
 from shared.tables import Document, Version, new_id
-from tests.servers import start_postgres
+from tests.integration.ingestion import ingest, new_collection
+from tests.integration.workbench import make_process
+from tests.servers import start_chroma, start_postgres, start_redis
 from workers.attempts.process import Process
+from workers.ingest import steps
 from workers.ingest.indexing import merge_group, pack
 from workers.ingest.load import load
 from workers.retrieval.lexical import HEADS, PAGES, SNAPSHOT, Lexical, lexical_of
@@ -213,6 +219,59 @@ def _explain(process: Process, collection_id: UUID) -> None:
             print("\n".join(row[0] for row in plan))
 
 
+# Ingestion with postings and without.
+
+
+class _NoPostings:
+    """What stands in their place."""
+
+    def __init__(self, *_: object) -> None:
+        """Takes what NewPostings takes."""
+
+    def write_parts(self, *_: object) -> None:
+        """Nothing."""
+
+    write_whole = write_parts
+
+
+def ingest_pairs(folder: Path, documents: int, rounds: int) -> None:
+    postgres = start_postgres(folder / "postgres", durable=True)
+    redis, chroma = start_redis(folder / "redis"), start_chroma(folder / "chroma")
+    try:
+        upgrade(postgres.url)
+        settings = Settings(
+            database_url=SecretStr(postgres.url), redis_url=SecretStr(redis.url),
+            chroma_url=chroma.url, storage_url=str(folder / "files"), home=folder / "home",
+        )  # fmt: skip
+        process = make_process(settings, embed_step_chunks=128, load_step_documents=16)
+        sources = {path.name: path.read_text("utf-8") for path in pages(documents)}
+        ingest(process, new_collection(process), dict(list(sources.items())[:4]), splitter={})
+        ratios = []
+        for number in range(1, rounds + 1):
+            seconds: dict[str, float] = {}
+            for name in ("without", "with") if number % 2 else ("with", "without"):
+                with ExitStack() as stack:
+                    if name == "without":
+                        stack.enter_context(patch.object(steps, "NewPostings", _NoPostings))
+                        stack.enter_context(patch.object(steps, "merge_soon", lambda *_: None))
+                    collection = new_collection(process)
+                    began = time.perf_counter()
+                    _, job = ingest(process, collection, sources, splitter={})
+                    seconds[name] = time.perf_counter() - began
+            ratios.append(seconds["with"] / seconds["without"])
+            chunks = (job.result or {})["chunks"]
+            print(
+                f"round {number}: {chunks} chunks, without postings {seconds['without']:.1f} s, "
+                f"with {seconds['with']:.1f} s, ratio {ratios[-1]:.3f}",
+                flush=True,
+            )
+        print(f"median ratio {np.median(ratios):.3f}")
+        process.ledger.close()
+    finally:
+        for server in (chroma, redis, postgres):
+            server.stop()
+
+
 # Recall.
 
 
@@ -294,9 +353,24 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--explain", action="store_true")
     parser.add_argument("--recall", action="store_true")
+    parser.add_argument("--ingest", action="store_true")
+    parser.add_argument("--documents", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="sluice-bench-"))
     folder.chmod(0o755)  # PostgreSQL's own user must reach its part of it
+    try:
+        if arguments.ingest:
+            ingest_pairs(folder, arguments.documents, arguments.rounds)
+        else:
+            _with_postgres(folder, arguments)
+    except NoCorpus as error:
+        sys.exit(str(error))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _with_postgres(folder: Path, arguments: argparse.Namespace) -> None:
     postgres = start_postgres(folder / "postgres", durable=True)
     try:
         upgrade(postgres.url)
@@ -309,11 +383,8 @@ def main() -> None:
         else:
             measure(process, arguments.chunks, arguments.queries, explain=arguments.explain)
         process.ledger.close()
-    except NoCorpus as error:
-        sys.exit(str(error))
     finally:
         postgres.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -46,10 +46,10 @@ log = logging.getLogger(__name__)
 
 AT_ONCE_CHUNKS: Final = 512
 """Whose text is held while postings are made for what has none."""
-DEAD_SHARE: Final = 0.25
+DEAD_SHARE: Final = 0.1
 DEAD_CHUNKS: Final = 512
 """An index is rewritten where this share of its chunks is dead, and so many."""
-DEAD_VERSIONS: Final = 2048
+DEAD_VERSIONS: Final = 20_000
 """Or where so many versions are, which each search reads."""
 SOON_TIER: Final = 3
 """Segments up to this tier are merged by who wrote the last of them: that takes no second."""
@@ -271,17 +271,26 @@ def _removed(parts: Sequence[Part]) -> Iterator[tuple[UUID, int]]:
 
 
 def compact(process: Process, collection_id: UUID, field: Field) -> None:
-    """Rewrite the segments of an index of which much is dead."""
+    """Rewrite segments of an index, those first of which most is dead, until half of what is
+    allowed is left."""
     with process.ledger.read() as session:
         dead = lexical.deaths(session, collection_id, field)
         stored = lexical.segments(session, lexical.counting_ids(session, collection_id, field))
-    for segment in stored:
-        share = dead_chunks(np.frombuffer(segment.members, MEMBER), dead).mean()
-        if share > DEAD_SHARE / 2:
-            group = MergeGroup(
-                collection_id=collection_id, field=field, version_id=None, segment_ids=[segment.id]
-            )
-            merge_group(process, group)
+    masks = {
+        segment.id: dead_chunks(np.frombuffer(segment.members, MEMBER), dead) for segment in stored
+    }
+    left = sum(int(mask.sum()) for mask in masks.values())
+    allowed = DEAD_SHARE * sum(map(len, masks.values()))
+    if len(dead) >= DEAD_VERSIONS:
+        allowed = min(allowed, left / 2)
+    for id_ in sorted(masks, key=lambda id_: -masks[id_].mean()):
+        if left <= allowed / 2:
+            break
+        group = MergeGroup(
+            collection_id=collection_id, field=field, version_id=None, segment_ids=[id_]
+        )
+        if merge_group(process, group):
+            left -= int(masks[id_].sum())
 
 
 # Erasing.

@@ -105,10 +105,11 @@ class Head:
         bounds[:, :, :16] = versions
         bounds[1, :, 16:] = 0xFF
         first, end = np.searchsorted(keys, bounds.view("S20")[..., 0])
-        if not (first < end).any():
+        has = np.flatnonzero(first < end)
+        if not len(has):
             return None
         dead = np.zeros(len(self.lengths), np.bool_)
-        for one, other in zip(first.tolist(), end.tolist(), strict=True):
+        for one, other in zip(first[has].tolist(), end[has].tolist(), strict=True):
             for member in order[one:other].tolist():
                 start = int(self.starts[member])
                 dead[start : start + int(self.members["chunks"][member])] = True
@@ -129,6 +130,10 @@ class Head:
         return numbers
 
 
+def _versions(ids: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(ids, np.uint8).reshape(-1, 16)
+
+
 def _split(keys: Array) -> tuple[NDArray[np.uint8], Longs]:
     """Keys, (n,) of S20, as the bytes of versions, (n, 16), and ordinals, (n,)."""
     raw = np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 20)
@@ -142,7 +147,11 @@ class View:
     Chunks have numbers through all segments, from 0.
     """
 
-    def __init__(self, heads: Sequence[Head], deaths: bytes) -> None:
+    def __init__(
+        self, heads: Sequence[Head], deaths: bytes, *, before: "View | None" = None
+    ) -> None:
+        """`deaths` are the ids of versions, in bytes, one behind the other. What the view of a
+        moment `before` knows of the dead is not looked for again."""
         self.heads = heads
         sizes = [len(head.lengths) for head in heads]
         self.bases: Longs = np.cumsum([0, *sizes])
@@ -151,8 +160,8 @@ class View:
             np.concatenate([head.lengths for head in heads]) if heads else np.empty(0, np.uint32)
         )
         self.deaths = deaths
-        dead = np.frombuffer(deaths, np.uint8).reshape(-1, 16)
-        masks = [head.dead(dead) if len(dead) else None for head in heads]
+        self._dead_in = self._dead_chunks(before)
+        masks = [self._dead_in[head.id] for head in heads]
         self.has_dead = [mask is not None for mask in masks]
         self.alive: Bools | None = None
         self.chunks = self.size
@@ -165,6 +174,25 @@ class View:
             self.chunks = int(self.alive.sum())
             tokens = int(self.lengths[self.alive].sum(dtype=np.int64))
         self.average = tokens / self.chunks if tokens else 1.0
+
+    def _dead_chunks(self, before: "View | None") -> dict[int, Bools | None]:
+        """(chunks,) of each segment, by its id; None where all are alive.
+
+        Deaths that are gone are those of versions of which no segment has chunks any more.
+        """
+        dead = _versions(self.deaths)
+        known = before._dead_in if before is not None else {}
+        new = dead
+        if known and before is not None:
+            old = np.frombuffer(before.deaths, "S16")
+            new = dead[~np.isin(np.frombuffer(self.deaths, "S16"), old)]
+        masks: dict[int, Bools | None] = {}
+        for head in self.heads:
+            mask = known.get(head.id)
+            wanted = new if head.id in known else dead
+            more = head.dead(wanted) if len(wanted) else None
+            masks[head.id] = mask if more is None else more if mask is None else mask | more
+        return masks
 
     def locate(self, chunk_ids: Sequence[str]) -> Longs:
         """The numbers of chunks by their ids; -1 for what does not count."""
@@ -531,7 +559,7 @@ class Lexical:
             if kept is not None and kept_ids == tuple(ids) and kept.deaths == dead:
                 self._views.move_to_end(key)
                 return kept
-        view = View(reader.heads(ids), dead)
+        view = View(reader.heads(ids), dead, before=kept)
         with self._lock:
             self._views[key] = tuple(ids), view
             self._views.move_to_end(key)
