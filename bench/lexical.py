@@ -6,7 +6,7 @@ Writes chunks of 1,000 characters as ingestion does, in steps of 128, with every
 Zipf's law from a vocabulary that grows (Heaps), and, for every other document, text of PostgreSQL's
 documentation. Prints, at each size, what a chunk cost (terms, packing, writing, merging), the
 sizes of the tables, and the milliseconds of a query: ten words that stand one after the other in
-some chunk. `--explain` prints how PostgreSQL reads. `--ingest` instead ingests pages of the
+some chunk. `--copies 5` then has each chunk five times. `--explain` prints how PostgreSQL reads. `--ingest` instead ingests pages of the
 documentation in this process, with the postings and without, in turns, and prints the seconds of
 both. `--recall` prints how often the right
 passage is among the best, for the data sets of `../shared/data`, with and without morphemes.
@@ -155,7 +155,14 @@ class Writer:
         self.seconds[part] += time.perf_counter() - began
 
 
-def measure(process: Process, sizes: Sequence[int], queries: int, *, explain: bool) -> None:
+def measure(
+    process: Process,
+    sizes: Sequence[int],
+    copies: Sequence[int],
+    queries: int,
+    *,
+    explain: bool,
+) -> None:
     with process.ledger.begin() as session:
         collections.put(session, "bench", collections.Spec(embedding_model="none"))
         collection_id = collections.get(session, "bench").id
@@ -167,33 +174,71 @@ def measure(process: Process, sizes: Sequence[int], queries: int, *, explain: bo
             for part, seconds in writer.seconds.items()
         )
         print(f"{writer.chunks:,} chunks; ms a chunk until here: {parts}")
-        with process.ledger.begin() as session:
-            session.execute(text("ANALYZE"))
-            count = len(lexical.counting_ids(session, collection_id))
-            bytes_ = session.scalar(
-                text("""
-                    SELECT sum(pg_column_size(data)) FROM lexical_pages
-                """)
-            )
-        print(f"  {count} segments, pages of {bytes_ / 2**20:,.0f} MiB")
-        random = Random(2)
-        asked = [_query(random, writer.samples) for _ in range(queries)]
-        own = Lexical(process)
-        for name in ("cold", "warm"):
-            times = []
-            for query in asked:
-                began = time.perf_counter()
-                own.search(collection_id, query, limit=100)
-                times.append(1000 * (time.perf_counter() - began))
-            shown = ", ".join(f"p{p} {np.percentile(times, p):.1f}" for p in (50, 95, 99))
-            print(f"  {name}: ms a query {shown}")
-        began = time.perf_counter()
-        own.search_many(collection_id, asked[:32], limit=100)
-        print(
-            f"  32 at once: ms a query {1000 * (time.perf_counter() - began) / 32:.1f}", flush=True
-        )
+        _time(process, collection_id, writer, queries)
+    for times in copies:
+        _copy(process, collection_id, times)
+        print(f"each of these chunks {times} times, {times * writer.chunks:,}")
+        _time(process, collection_id, writer, queries)
     if explain:
         _explain(process, collection_id)
+
+
+_COPIES = 10**9
+"""Added to the number of a segment for each of its copies."""
+
+
+def _copy(process: Process, collection_id: UUID, times: int) -> None:
+    """Have each segment so often: to search more than is worth writing."""
+    values = {"id": collection_id, "step": _COPIES, "times": times}
+    with process.ledger.begin() as session:
+        session.execute(text("SET LOCAL statement_timeout = 0"))
+        session.execute(text("DELETE FROM lexical_segments WHERE id >= :step"), values)
+        session.execute(
+            text("""
+                INSERT INTO lexical_segments OVERRIDING SYSTEM VALUE
+                SELECT id + n * :step, collection_id, field, version_id, tier, chunks, tokens,
+                    members, lengths, page_ends
+                FROM lexical_segments, generate_series(1, CAST(:times AS int) - 1) n
+                WHERE collection_id = :id
+            """),
+            values,
+        )
+        session.execute(
+            text("""
+                INSERT INTO lexical_pages
+                SELECT s.id, p.last_term, p.data FROM lexical_segments s
+                JOIN lexical_pages p ON p.segment_id = s.id % :step
+                WHERE s.collection_id = :id AND s.id >= :step
+            """),
+            values,
+        )
+
+
+def _time(process: Process, collection_id: UUID, writer: Writer, queries: int) -> None:
+    with process.ledger.begin() as session:
+        session.execute(text("ANALYZE"))
+        count = len(lexical.counting_ids(session, collection_id))
+        bytes_ = session.scalar(text("SELECT sum(length(data)) FROM lexical_pages"))
+    print(f"  {count} segments, pages of {(bytes_ or 0) / 2**20:,.0f} MiB")
+    random = Random(2)
+    asked = [_query(random, writer.samples) for _ in range(queries)]
+    own = Lexical(process)
+    for name in ("cold", "warm"):
+        times: list[tuple[float, float]] = []
+        for query in asked:
+            began, cpu_began = time.perf_counter(), time.process_time()
+            own.search(collection_id, query, limit=100)
+            ended, cpu_ended = time.perf_counter(), time.process_time()
+            times.append((1000 * (ended - began), 1000 * (cpu_ended - cpu_began)))
+        wall, cpu = (
+            ", ".join(f"p{p} {np.percentile(column, p):.1f}" for p in (50, 95, 99))
+            for column in zip(*times, strict=True)
+        )
+        print(f"  {name}: ms a query {wall}; of its processor time {cpu}")
+    cpu_began = time.process_time()
+    own.search_many(collection_id, asked[:32], limit=100)
+    print(f"  32 at once: processor ms a query {1000 * (time.process_time() - cpu_began) / 32:.1f}")
+    sys.stdout.flush()
 
 
 def _query(random: Random, samples: Sequence[str]) -> str:
@@ -350,6 +395,7 @@ def recall(process: Process) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chunks", type=int, nargs="+", default=[10_000, 50_000, 200_000])
+    parser.add_argument("--copies", type=int, nargs="*", default=[])
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--explain", action="store_true")
     parser.add_argument("--recall", action="store_true")
@@ -381,7 +427,10 @@ def _with_postgres(folder: Path, arguments: argparse.Namespace) -> None:
         if arguments.recall:
             recall(process)
         else:
-            measure(process, arguments.chunks, arguments.queries, explain=arguments.explain)
+            measure(
+                process, arguments.chunks, arguments.copies, arguments.queries,
+                explain=arguments.explain,
+            )  # fmt: skip
         process.ledger.close()
     finally:
         postgres.stop()

@@ -42,6 +42,9 @@ UNINDEXED_LIMIT: Final = 1000
 VIEWS_KEPT: Final = 16
 WORTH_POSTINGS: Final = 4096
 """Fewer are scored faster than it can be said whether they have to be."""
+KEPT_POSTINGS: Final = 2**16
+"""So many of one term are kept together for the other queries of a search; more are put together
+each time, which takes less than to score them."""
 _MIB = 2**20
 
 Scores = NDArray[np.float64]
@@ -224,65 +227,68 @@ class View:
         return ids
 
 
-class Term:
-    """A term of a query: its weight, and its postings in a view."""
+class Postings:
+    """Where a term stands in a view, for all queries of a search that have it."""
 
-    def __init__(
-        self,
-        view: View,
-        name: str,
-        times: int,
-        pieces: Sequence[tuple[int, NDArray[np.uint16], Array]],
-    ) -> None:
+    def __init__(self, view: View, pieces: Sequence[tuple[int, NDArray[np.uint16], Array]]) -> None:
         """`pieces` has, of each segment that has the term, its place, the chunks, the counts."""
-        self.name = name
         self._view = view
         self._pieces = pieces
-        self.postings = sum(len(chunks) for _, chunks, _ in pieces)
-        known = 0
+        self._kept: tuple[NDArray[np.int32], Array] | None = None
+        self.size = sum(len(chunks) for _, chunks, _ in pieces)
+        self.chunks = 0
+        """How many live ones have it."""
         for segment, chunks, _ in pieces:
             if view.alive is not None and view.has_dead[segment]:
                 base = int(view.bases[segment])
                 end = int(view.bases[segment + 1])
-                known += int(np.count_nonzero(view.alive[base:end][chunks]))
+                self.chunks += int(np.count_nonzero(view.alive[base:end][chunks]))
             else:
-                known += len(chunks)
-        self.chunks = known
-        """How many live ones have it."""
-        total = view.chunks
-        self.weight = times * log(1 + (total - known + 0.5) / (known + 0.5))
+                self.chunks += len(chunks)
+
+    def read(self) -> tuple[NDArray[np.int32], Array]:
+        """The numbers of the chunks, ascending, dead ones too, and the counts."""
+        if self._kept is not None:
+            return self._kept
+        numbers = np.empty(self.size, np.int32)
+        end = 0
+        for segment, chunks, _ in self._pieces:
+            first, end = end, end + len(chunks)
+            np.add(chunks, self._view.bases[segment], out=numbers[first:end], casting="unsafe")
+        read = numbers, np.concatenate([counts for _, _, counts in self._pieces])
+        if self.size <= KEPT_POSTINGS:
+            self._kept = read
+        return read
+
+
+class Term:
+    """A term of a query: its weight, and its postings."""
+
+    def __init__(self, view: View, name: str, times: int, postings: Postings) -> None:
+        self.name = name
+        self._view = view
+        self.postings = postings
+        total, own = view.chunks, postings.chunks
+        self.weight = times * log(1 + (total - own + 0.5) / (own + 0.5))
         """More than it can add to a chunk."""
 
-    @cached_property
-    def numbers(self) -> NDArray[np.int64]:
-        """Of the chunks, ascending, dead ones too."""
-        bases = self._view.bases
-        return np.concatenate(
-            [chunks.astype(np.int64) + bases[segment] for segment, chunks, _ in self._pieces]
-        )
-
-    @cached_property
-    def counts(self) -> Array:
-        return np.concatenate([counts for _, _, counts in self._pieces])
-
-    def scores(self, places: Any = slice(None)) -> Scores:
-        """What it adds to the chunks at those places of `numbers`."""
-        counts = self.counts[places].astype(np.float64)
-        lengths = self._view.lengths[self.numbers[places]]
-        norm: Scores = lengths * (K1 * B / self._view.average)
-        norm += K1 * (1 - B)
-        norm += counts
-        np.divide(counts, norm, out=norm)
-        norm *= self.weight
-        return norm
+    def scores(self, numbers: Array, counts: Array) -> Scores:
+        """What it adds to chunks in which it stands so often."""
+        scores: Scores = self._view.lengths[numbers].astype(np.float64)
+        scores *= K1 * B / self._view.average
+        scores += K1 * (1 - B)
+        scores += counts
+        np.divide(counts, scores, out=scores)
+        scores *= self.weight
+        return scores
 
     def scores_of(self, numbers: Longs) -> Scores:
         """What it adds to these chunks: 0 where it does not stand."""
-        own = self.numbers
-        at = np.minimum(np.searchsorted(own, numbers), len(own) - 1)
+        own, counts = self.postings.read()
+        at = np.minimum(np.searchsorted(own, numbers.astype(np.int32)), len(own) - 1)
         has = np.flatnonzero(own[at] == numbers)
         scores = np.zeros(len(numbers))
-        scores[has] = self.scores(at[has])
+        scores[has] = self.scores(numbers[has], counts[at[has]])
         return scores
 
 
@@ -291,7 +297,7 @@ class FieldQuery:
 
     def __init__(self, view: View, terms_: Sequence[Term]) -> None:
         self.view = view
-        self.terms = sorted((t for t in terms_ if t.chunks), key=lambda t: -t.weight)
+        self.terms = sorted((t for t in terms_ if t.postings.chunks), key=lambda t: -t.weight)
         self.best_possible = sum(term.weight for term in self.terms)
 
     def best(self, limit: int) -> tuple[Longs, Scores]:
@@ -304,8 +310,9 @@ class FieldQuery:
         for n, term in enumerate(self.terms):
             if n and rest[n] < threshold:
                 break
-            scores[term.numbers] += term.scores()
-            is_scored[term.numbers] = True
+            own_numbers, counts = term.postings.read()
+            scores[own_numbers] += term.scores(own_numbers, counts)
+            is_scored[own_numbers] = True
             scored += 1
             may_be_enough = rest[n + 1] < self.best_possible / 2
             if may_be_enough and self._postings_behind(n) >= WORTH_POSTINGS:
@@ -326,7 +333,7 @@ class FieldQuery:
         return numbers[order], own[order]
 
     def _postings_behind(self, n: int) -> int:
-        return self.terms[n + 1].postings if n + 1 < len(self.terms) else 0
+        return self.terms[n + 1].postings.size if n + 1 < len(self.terms) else 0
 
     def _alive(self, numbers: Longs) -> Longs:
         return numbers if self.view.alive is None else numbers[self.view.alive[numbers]]
@@ -593,14 +600,16 @@ class _Reader:
     def queries(self, view: View, queries: Sequence[dict[str, int]]) -> list[FieldQuery]:
         hashes = {term: hash_of(term) for query in queries for term in query}
         distinct = np.unique(np.fromiter(hashes.values(), np.int64, len(hashes)))
-        pieces = self._pieces(view, distinct)
+        postings = {
+            hash_: Postings(view, pieces) for hash_, pieces in self._pieces(view, distinct).items()
+        }
         return [
             FieldQuery(
                 view,
                 [
-                    Term(view, term, times, pieces[hashes[term]])
+                    Term(view, term, times, postings[hashes[term]])
                     for term, times in query.items()
-                    if hashes[term] in pieces
+                    if hashes[term] in postings
                 ],
             )
             for query in queries

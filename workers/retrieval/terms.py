@@ -7,6 +7,10 @@ character and the first syllable of Hangul, for words may be as short. Every oth
 words, and the first letters of each longer one, which most of its inflected forms share. Numbers
 and codes are terms whole and in parts. All of it is linear in the text.
 
+A release in which a text gets other terms than before needs a migration that empties
+`lexical_segments` and `lexical_deaths` and sets `versions.lexical_fields` to 0: then the sweeper
+builds the index anew.
+
 Optionally `Morphemes` makes terms of another kind, of Korean text alone; see there.
 """
 
@@ -20,9 +24,6 @@ from typing import Any
 
 from shared.errors import ConfigurationError
 from workers.attempts.process import Process
-
-TERMS_VERSION = 1
-"""Raised whenever a text gets other terms than before: then every index is built anew."""
 
 KEPT_WORDS = 2**15
 PREFIX_CHARS = 5
