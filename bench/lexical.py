@@ -4,12 +4,14 @@
 
 Writes chunks of 1,000 characters as ingestion does, in steps of 128, with every merge: words by
 Zipf's law from a vocabulary that grows (Heaps), and, for every other document, text of PostgreSQL's
-documentation. Prints, at each size, what a chunk cost (terms, packing, writing, merging), the
-sizes of the tables, and the milliseconds of a query: ten words that stand one after the other in
-some chunk. `--copies 5` then has each chunk five times. `--explain` prints how PostgreSQL reads. `--ingest` instead ingests pages of the
-documentation in this process, with the postings and without, in turns, and prints the seconds of
-both. `--recall` prints how often the right
-passage is among the best, for the data sets of `../shared/data`, with and without morphemes.
+documentation.
+
+Prints, at each size, what a chunk cost (terms, packing, writing, merging), the size of the pages,
+and the milliseconds of a query: ten words that stand one after the other in some chunk.
+`--copies 5` then has each chunk five times. `--explain` prints how PostgreSQL reads. `--ingest`
+instead ingests pages of the documentation in this process, with postings and without, in turns,
+and prints the seconds of both. `--recall` instead prints how often the right passage is among the
+best, for the data sets of `../shared/data`, with morphemes and without.
 """
 
 import argparse
