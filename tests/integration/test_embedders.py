@@ -113,7 +113,7 @@ def test_a_new_provider_is_used_over_http(
     assert result["embeddings"][0][:3] == pytest.approx([0.5**0.5, 0.5**0.5, 0])
     assert ingest(process, collection, {"cats": CATS, "trains": TRAINS})[0] == {"added": 2}
     assert ingest(process, collection, {"palindrome": "abba"})[0] == {"added": 1}
-    (hit,) = search(process, collection, "BAAB", k=1)
+    (hit,) = search(process, collection, "BAAB", k=1, search={"type": "similarity"})
     assert hit.source == "palindrome"
     assert hit.score == pytest.approx(1, abs=1e-3)
 
