@@ -30,7 +30,7 @@ Nothing here reads a database.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -108,6 +108,13 @@ class Comparison:
     def value(self) -> Scalar:
         return self.values[0]
 
+    @property
+    def types(self) -> set[str]:
+        """Of what it can hold for, as `jsonb_typeof` calls them."""
+        if self.operator is Operator.CONTAINS:
+            return {"array"}
+        return {typed[0] for typed in map(_typed, self.values) if typed is not None}
+
 
 @dataclass(frozen=True)
 class AllOf:
@@ -161,6 +168,16 @@ class MetadataFilter:
             if isinstance(part, Comparison) and part.key == key and part.operator is Operator.IN:
                 return part.values
         return None
+
+    def comparisons(self) -> Iterator[Comparison]:
+        """Those that are to hold, not the opposites of others."""
+        left: list[Condition] = [self.root]
+        while left:
+            condition = left.pop()
+            if isinstance(condition, Comparison):
+                yield condition
+            elif not isinstance(condition, Not):
+                left += reversed(condition.conditions)
 
     def condition(self) -> ColumnElement[bool]:
         """The same in SQL, never NULL, for statements that select from Chunk and Document."""

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, literal, or_, select, tuple_
+from sqlalchemy import Select, String, func, literal, or_, select, true, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Session
 
@@ -189,6 +189,27 @@ def _parse_id(value: str) -> UUID | None:
         return UUID(value)
     except ValueError:
         return None
+
+
+def value_types(
+    session: Session, collection_id: UUID, keys: Sequence[str], *, sample_chunks: int
+) -> dict[str, set[str]]:
+    """The types that the values of these keys have in the metadata of some live chunks, as
+    `jsonb_typeof` calls them; keys that none of these has are left out."""
+    sample = (
+        select(Chunk.meta)
+        .join(Document, Document.live_version_id == Chunk.version_id)
+        .where(Document.collection_id == collection_id)
+        .limit(sample_chunks)
+        .subquery()
+    )
+    names = func.unnest(literal(list(keys), ARRAY(String))).table_valued("name")
+    type_ = func.jsonb_typeof(sample.c.meta.op("->")(names.c.name))
+    query = select(names.c.name, type_).select_from(sample.join(names, true()))
+    types: dict[str, set[str]] = {}
+    for name, value_type in session.execute(query.where(type_.is_not(None)).distinct()):
+        types.setdefault(name, set()).add(value_type)
+    return types
 
 
 def _documents() -> Select[Document, Version, str]:

@@ -10,6 +10,7 @@ import pytest
 from chromadb.config import Settings as ChromaSettings
 
 from shared.filters import escaped
+from shared.kinds.search import SearchOptions
 from tests.integration.ingestion import (
     ingest,
     ingest_files,
@@ -19,6 +20,8 @@ from tests.integration.ingestion import (
     stores_agree,
 )
 from workers.attempts.process import Process
+from workers.retrieval import search as searching
+from workers.retrieval.search import SearchRequest
 
 TEXT = "The kite is red."
 
@@ -244,3 +247,33 @@ def test_columns_of_numbers_compare_as_numbers(process: Process) -> None:
     assert rows({"year": {"$lt": 2024.5}, "open": True}) == {1, 3}
     assert rows({"phone": {"$in": ["007", "+82"]}}) == {2, 3}
     assert rows({"row": {"$ne": 1}, "year": {"$gt": 1000}}) == {2}
+
+
+def test_a_search_that_finds_nothing_says_what_of_the_filter_cannot_match(process: Process) -> None:
+    collection = new_collection(process)
+    table = "text,year,open\nkite,2024,true\nboat,2025,false\n"
+    columns = {"metadata_columns": ["year", "open"]}
+    ingest_files(process, collection, {"t.csv": table.encode()}, csv=columns, metadata={"t": ["a"]})
+
+    def warnings(where: Mapping[str, Any], type_: str = "hybrid") -> list[str]:
+        request = SearchRequest(
+            collections=[collection],
+            queries=["kite"],
+            k=3,
+            options=SearchOptions.model_validate({"type": type_, "filter": dict(where)}),
+        )
+        return list(searching.search(process, request).warnings)
+
+    (text,) = warnings({"year": "2024"})
+    assert "'year' has to be a text, but in" in text
+    assert "it is a number; values of different types never match" in text
+    assert (
+        "'yaer', which the metadata of no passage" in warnings({"yaer": {"$gt": 1}}, "lexical")[0]
+    )
+    assert "look with $contains" in warnings({"$and": [{"t": "a"}, {"year": 2024}]})[0]
+    assert "'year' has to be a list" in warnings({"year": {"$contains": 1}}, "similarity")[0]
+    # Nothing is wrong with these: the values are other ones, or something is found.
+    assert warnings({"year": 1999, "source": "x", "open": {"$in": [True, "yes"]}}) == []
+    assert warnings({"year": 2024, "$not": {"nothing": 1}}) == []
+    assert warnings({"$or": [{"year": 2024}, {"nothing": 1}]}) == []
+    assert warnings({}) == []

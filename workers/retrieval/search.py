@@ -12,10 +12,11 @@ from uuid import UUID
 
 import numpy as np
 
+from shared.bounds import shown
 from shared.documents import collections, documents
 from shared.documents.documents import ChunkView, parse_chunk_id
 from shared.errors import Permanent
-from shared.filters import MetadataFilter
+from shared.filters import OWN_KEYS, MetadataFilter
 from shared.kinds.search import (
     DEFAULT_FETCH_K,
     DEFAULT_LAMBDA_MULT,
@@ -145,6 +146,9 @@ def candidates(
             row += more
     for row in rows:
         row.sort(key=lambda candidate: -candidate.score)  # stable: equals stay in order
+    if not any(rows):
+        for part in parts:
+            part.warn_of_filter()
     warnings = dict.fromkeys(warning for part in parts for warning in part.warnings)
     return Candidates(rows=rows, warnings=list(warnings))
 
@@ -187,6 +191,34 @@ class CollectionSearch:
         if threshold is None:
             return nearest
         return [[one for one in row if one.score >= threshold] for row in nearest]
+
+    def warn_of_filter(self) -> None:
+        """Say of keys that the filter names where no passage has them, or in another type."""
+        where = self._options.filter
+        if where is None or self._dimension is None:
+            return
+        compared: dict[str, set[str]] = {}
+        for comparison in where.comparisons():
+            if comparison.key not in OWN_KEYS:
+                compared.setdefault(comparison.key, set()).update(comparison.types)
+        if not compared:
+            return
+        with self._process.ledger.read() as session:
+            stored = documents.value_types(
+                session, self._id, list(compared), sample_chunks=MATCHING_CHUNKS
+            )
+        for key, types in compared.items():
+            if key not in stored:
+                self.warnings.append(
+                    f"The filter names {shown(key)}, which the metadata of no passage of "
+                    f"{self._name} has, of {MATCHING_CHUNKS:,} at most that were looked at."
+                )
+            elif not types & stored[key]:
+                self.warnings.append(
+                    f"For the filter {shown(key)} has to be {_named(types)}, but in {self._name} "
+                    f"it is {_named(stored[key])}; values of different types never match."
+                    + (" In lists look with $contains." if "array" in stored[key] else "")
+                )
 
     # Both halves
 
@@ -460,6 +492,15 @@ def _united(nearest: Sequence[Candidate], matches: Sequence[Candidate]) -> list[
                 similarity=known.debug.similarity, halves=[*known.debug.halves, *one.debug.halves]
             )
     return list(united.values())
+
+
+_TYPES = {
+    "string": "a text", "number": "a number", "boolean": "true or false", "array": "a list",
+}  # fmt: skip
+
+
+def _named(types: Collection[str]) -> str:
+    return " or ".join(name for type_, name in _TYPES.items() if type_ in types) or "nothing"
 
 
 def marginal_relevance(query: Vectors, passages: Vectors, *, share: float, count: int) -> list[int]:
