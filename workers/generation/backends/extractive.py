@@ -6,8 +6,9 @@ collapsed, for its normal form, which is NFC, and for length: of a sentence long
 characters the part that matches best is quoted, with an ellipsis where it was cut. Nothing is
 written by a language model. Sentences are ranked by the question's informative terms in them and
 around them, by the retrieval score of their passage, and by whether they hold a number, a date or a
-name where the question is after one. When none shares enough of those terms, the answer says so and
-cites nothing.
+name where the question is after one. Headings and titles count for what stands below them, and are
+not quoted; nor is the furniture of pages. When no sentence shares enough of those terms, the answer
+says so in the question's language and cites nothing.
 
 It matches words, whatever their width, case and normal form, and not meaning: a Korean question
 about an English passage finds only the names that both write alike. It reads no settings, loads no
