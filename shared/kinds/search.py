@@ -90,7 +90,11 @@ class SearchInput(Shape):
 
     collection: CollectionName | None = None
     collections: (
-        Annotated[list[CollectionName], Field(min_length=1, max_length=COLLECTIONS_LIMIT)] | None
+        Annotated[
+            list[CollectionName],
+            Field(fail_fast=True, min_length=1, max_length=COLLECTIONS_LIMIT),
+        ]
+        | None
     ) = None
     query: Query | None = None
     queries: (

@@ -126,7 +126,19 @@ BAD: list[tuple[Kind, dict[str, Any], str]] = [
     (kinds.SEARCH, {"collection": "handbook", "query": ""}, "query"),
     (kinds.SEARCH, {"collection": "handbook", "query": "q", "k": 0}, "k"),
     (kinds.SEARCH, {"collection": "handbook", "query": "q", "k": 101}, "k"),
-    (kinds.SEARCH, {"collection": "handbook", "query": "q", "search": {"type": "mmr"}}, "type"),
+    (kinds.SEARCH, {"collection": "handbook", "query": "q", "search": {"type": "best"}}, "type"),
+    (kinds.SEARCH, {"collection": "handbook", "query": "q", "search": {"fetch_k": 9}}, "mmr"),
+    (kinds.SEARCH, {"collection": "handbook"}, "query or queries"),
+    (kinds.SEARCH, {"query": "q"}, "collection or collections"),
+    (
+        kinds.SEARCH,
+        {
+            "collection": "handbook",
+            "query": "q",
+            "search": {"type": "similarity_score_threshold"},
+        },
+        "needs score_threshold",
+    ),
     (
         kinds.SEARCH,
         {"collection": "handbook", "query": "q", "search": {"filter": {"a": -(2**63) - 1}}},
@@ -204,7 +216,7 @@ def test_what_is_no_name_of_a_collection(name: str) -> None:
 
 
 def test_the_pattern_is_one_that_json_schema_can_carry() -> None:
-    schema = SearchInput.model_json_schema()
+    schema = RagInput.model_json_schema()
 
     assert schema["properties"]["collection"]["pattern"] == COLLECTION_NAME
 
@@ -266,9 +278,11 @@ def test_results_refuse_fields_that_the_contract_does_not_have() -> None:
 
 
 def test_a_hit_has_the_fields_of_the_contract() -> None:
-    assert list(Hit.model_fields) == [
+    always, where_asked = list(Hit.model_fields)[:7], list(Hit.model_fields)[7:]
+    assert always == [
         "chunk_id", "document_id", "source", "text", "start", "score", "metadata",
     ]  # fmt: skip
+    assert where_asked == ["collection", "span", "debug"]
 
 
 def test_a_text_source_may_be_as_long_as_a_book() -> None:
