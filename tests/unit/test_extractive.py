@@ -104,6 +104,12 @@ def test_quotes_are_verbatim_but_for_whitespace() -> None:
     )
 
 
+def test_references_of_a_text_do_not_pass_for_markers() -> None:
+    text = "The bridge was built in 1968,[12] and `rows[0]` names it.[3][4] Cats sleep."
+    reply = answer("When was the bridge built?", [text], [0.5])
+    assert reply.answer == "The bridge was built in 1968, and `rows[0]` names it. [1]"
+
+
 def test_long_sentences_are_cut_at_words_around_what_the_question_is_about() -> None:
     filler = " ".join(f"item{n}," for n in range(150))
     text = f"The list holds {filler} and a blue lantern from Oslo, {filler} too."

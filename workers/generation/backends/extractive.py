@@ -2,9 +2,11 @@
 
 One to three sentences are quoted from the passages, a line each, followed by the marker of their
 passage: `[1]`, `[2]` in the order of first use. A quote is verbatim, but for whitespace, which is
-collapsed, for its normal form, which is NFC, and for length: of a sentence longer than about 400
-characters the part that matches best is quoted, with an ellipsis where it was cut. Nothing is
-written by a language model. Sentences are ranked by the question's informative terms in them and
+collapsed, for its normal form, which is NFC, for references such as "[3]" behind a mark, which
+would pass for markers, and for length: of a sentence longer than about 400 characters the part that
+matches best is quoted, with an ellipsis where it was cut. Nothing is written by a language model.
+
+Sentences are ranked by the question's informative terms in them and
 around them, by the retrieval score of their passage, and by whether they hold a number, a date or a
 name where the question is after one. Headings and titles count for what stands below them, and are
 not quoted; nor is the furniture of pages. When no sentence shares enough of those terms, the answer
@@ -309,6 +311,7 @@ _ABBREVIATIONS: Final = frozenset(_ABBREVIATED.split())
 _CLOSING: Final = "\"'”’)\\]»」』）*_"
 # "[12]", a reference to a source, belongs to the sentence before it.
 _REFERENCES: Final = r"(?:\[\d{1,3}\])*"
+_REFERENCE: Final = re.compile(r"(?<=[.!?。！？,;:”’\"')])(?:\[\d{1,3}\])+(?=\s|$)")
 # An end mark with what closes after it. Whitespace must follow, except after Korean and CJK ends.
 _END: Final = re.compile(
     rf"[.!?…؟।॥۔։။።។]+[{_CLOSING}]*{_REFERENCES}(?=\s)"
@@ -1042,6 +1045,7 @@ def _is_same(one: _Candidate, other: _Candidate) -> bool:
 
 def _shortened(text: str, keywords: Sequence[Keyword], weights: Sequence[float]) -> str:
     """The text, or the part of at most about 400 characters that holds most of the question."""
+    text = _REFERENCE.sub("", text)
     if len(text) <= QUOTE_CHARS:
         return text
     last = len(text) - QUOTE_CHARS // 2  # a part that begins later would be needlessly short
