@@ -198,8 +198,8 @@ def _copy(process: Process, collection_id: UUID, times: int) -> None:
         session.execute(
             text("""
                 INSERT INTO lexical_segments OVERRIDING SYSTEM VALUE
-                SELECT id + n * :step, collection_id, field, version_id, tier, chunks, tokens,
-                    members, lengths, page_ends
+                SELECT id + CAST(n AS bigint) * :step, collection_id, field, version_id, tier,
+                    chunks, tokens, members, lengths, page_ends
                 FROM lexical_segments, generate_series(1, CAST(:times AS int) - 1) n
                 WHERE collection_id = :id
             """),

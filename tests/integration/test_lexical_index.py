@@ -21,7 +21,14 @@ from shared.documents.lexical import Field
 from shared.documents.versions import ChunkRange, Content
 from shared.errors import Unavailable
 from shared.jobs import sweeps
-from shared.tables import Chunk, Document, LexicalDeath, LexicalPage, LexicalSegment
+from shared.tables import (
+    Chunk,
+    Document,
+    LexicalDeath,
+    LexicalPage,
+    LexicalSegment,
+    new_id,
+)
 from tests.integration.erasures import erase
 from tests.integration.ingestion import document_id
 from tests.integration.sweeps import change, sweep
@@ -30,7 +37,7 @@ from workers.attempts.process import Process
 from workers.ingest import indexing
 from workers.ingest.indexing import NewPostings, add_missing, merge_group, purge
 from workers.retrieval.lexical import Lexical, LexicalResult, lexical_of
-from workers.retrieval.postings import Page, hash_of
+from workers.retrieval.postings import Page, Span, build, hash_of
 from workers.retrieval.terms import terms
 
 WORDS = [f"word{n}" for n in range(60)]
@@ -378,3 +385,22 @@ def test_a_version_of_which_postings_cannot_be_made_stops_no_other(
     assert (len(result.chunk_ids), result.unindexed) == (2, 1)
     with process.ledger.read() as session:
         assert [fault.item for fault in sweeps.faults(session, limit=5)] == [f"version {bad}"]
+
+
+def test_chunks_are_told_apart_beyond_those_of_one_segment(
+    process: Process, collection: str
+) -> None:
+    """With a common term, whose scores are kept for the next query, and a rare one."""
+    collection_id = collection_id_of(process, collection)
+    version_ids = [new_id() for _ in range(3)]
+    for version_id in version_ids:
+        texts = [["common"]] * 30_000 + [["common", "rare"]]
+        segment = build([Span(version_id=version_id, first=0, terms=texts)])
+        with process.ledger.begin() as session:
+            lexical.write(session, collection_id, indexing.pack(Field.TERMS, segment))
+    for _ in range(2):
+        result = lexical_of(process).search(collection_id, "rare common", limit=4)
+        assert set(result.chunk_ids[:3]) == {chunk_id(id_, 30_000) for id_ in version_ids}
+        assert result.live_chunks == 90_003
+        assert result.scores[3] < result.scores[2]
+        assert result.score(result.chunk_ids) == pytest.approx(result.scores)

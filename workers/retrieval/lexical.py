@@ -19,6 +19,7 @@ chunks at the top alone (MaxScore: Turtle and Flood, 1995).
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import count
 from math import log
 from threading import RLock
 from typing import Any, Final
@@ -42,12 +43,16 @@ UNINDEXED_LIMIT: Final = 1000
 VIEWS_KEPT: Final = 16
 WORTH_POSTINGS: Final = 4096
 """Fewer are scored faster than it can be said whether they have to be."""
-KEPT_POSTINGS: Final = 2**16
-"""So many of one term are kept together for the other queries of a search; more are put together
-each time, which takes less than to score them."""
+POSTING_BYTES: Final = 12
+COMMON_SHARE: Final = 0.25
+"""Of the cache, for what common terms add to each chunk: while nothing changes, that is the same
+for all queries."""
 _MIB = 2**20
 
 Scores = NDArray[np.float64]
+Piece = tuple[int, NDArray[np.uint16], Array]
+"""Of a term: the place of a segment in its view, the chunks in it, the counts."""
+_views = count()
 
 
 class Cache:
@@ -74,8 +79,10 @@ class Cache:
             self._values[key] = value, size
             self._bytes += size
             while self._bytes > self._limit_bytes and len(self._values) > 1:
-                _, (_, gone) = self._values.popitem(last=False)
-                self._bytes -= gone
+                _, (gone, size) = self._values.popitem(last=False)
+                self._bytes -= size
+                if isinstance(gone, Postings):
+                    gone.forget()
 
 
 class Head:
@@ -155,6 +162,7 @@ class View:
     ) -> None:
         """`deaths` are the ids of versions, in bytes, one behind the other. What the view of a
         moment `before` knows of the dead is not looked for again."""
+        self.number = next(_views)
         self.heads = heads
         sizes = [len(head.lengths) for head in heads]
         self.bases: Longs = np.cumsum([0, *sizes])
@@ -177,6 +185,14 @@ class View:
             self.chunks = int(self.alive.sum())
             tokens = int(self.lengths[self.alive].sum(dtype=np.int64))
         self.average = tokens / self.chunks if tokens else 1.0
+
+    @cached_property
+    def norms(self) -> Scores:
+        """(size,): what is added to the count of a term below the line."""
+        norms = self.lengths.astype(np.float64)
+        norms *= K1 * B / self.average
+        norms += K1 * (1 - B)
+        return norms
 
     def _dead_chunks(self, before: "View | None") -> dict[int, Bools | None]:
         """(chunks,) of each segment, by its id; None where all are alive.
@@ -228,13 +244,14 @@ class View:
 
 
 class Postings:
-    """Where a term stands in a view, for all queries of a search that have it."""
+    """Where a term stands in a view, for all queries that have it while the view lasts."""
 
-    def __init__(self, view: View, pieces: Sequence[tuple[int, NDArray[np.uint16], Array]]) -> None:
+    def __init__(self, view: View, pieces: Sequence[Piece]) -> None:
         """`pieces` has, of each segment that has the term, its place, the chunks, the counts."""
         self._view = view
         self._pieces = pieces
-        self._kept: tuple[NDArray[np.int32], Array] | None = None
+        self._keeps = True
+        self._kept: tuple[NDArray[np.int32], Scores] | None = None
         self.size = sum(len(chunks) for _, chunks, _ in pieces)
         self.chunks = 0
         """How many live ones have it."""
@@ -246,19 +263,30 @@ class Postings:
             else:
                 self.chunks += len(chunks)
 
-    def read(self) -> tuple[NDArray[np.int32], Array]:
-        """The numbers of the chunks, ascending, dead ones too, and the counts."""
-        if self._kept is not None:
-            return self._kept
+    def forget(self) -> None:
+        """Take no more memory than it does by itself, whatever results still hold it."""
+        self._keeps, self._kept = False, None
+
+    def parts(self) -> tuple[NDArray[np.int32], Scores]:
+        """The numbers of the chunks, ascending, dead ones too, and what the term adds to each by a
+        weight of 1."""
+        kept = self._kept
+        if kept is not None:
+            return kept
         numbers = np.empty(self.size, np.int32)
+        shares = np.empty(self.size)
         end = 0
-        for segment, chunks, _ in self._pieces:
+        for segment, chunks, counts in self._pieces:
             first, end = end, end + len(chunks)
-            np.add(chunks, self._view.bases[segment], out=numbers[first:end], casting="unsafe")
-        read = numbers, np.concatenate([counts for _, _, counts in self._pieces])
-        if self.size <= KEPT_POSTINGS:
-            self._kept = read
-        return read
+            base = int(self._view.bases[segment])
+            np.add(chunks, np.int32(base), out=numbers[first:end])
+            own = shares[first:end]
+            np.take(self._view.norms[base:], chunks, out=own)
+            own += counts
+            np.divide(counts, own, out=own)
+        if self._keeps:
+            self._kept = numbers, shares
+        return numbers, shares
 
 
 class Term:
@@ -272,24 +300,11 @@ class Term:
         self.weight = times * log(1 + (total - own + 0.5) / (own + 0.5))
         """More than it can add to a chunk."""
 
-    def scores(self, numbers: Array, counts: Array) -> Scores:
-        """What it adds to chunks in which it stands so often."""
-        scores: Scores = self._view.lengths[numbers].astype(np.float64)
-        scores *= K1 * B / self._view.average
-        scores += K1 * (1 - B)
-        scores += counts
-        np.divide(counts, scores, out=scores)
-        scores *= self.weight
-        return scores
-
     def scores_of(self, numbers: Longs) -> Scores:
         """What it adds to these chunks: 0 where it does not stand."""
-        own, counts = self.postings.read()
+        own, shares = self.postings.parts()
         at = np.minimum(np.searchsorted(own, numbers.astype(np.int32)), len(own) - 1)
-        has = np.flatnonzero(own[at] == numbers)
-        scores = np.zeros(len(numbers))
-        scores[has] = self.scores(numbers[has], counts[at[has]])
-        return scores
+        return np.where(own[at] == numbers, shares[at] * self.weight, 0.0)
 
 
 class FieldQuery:
@@ -310,9 +325,9 @@ class FieldQuery:
         for n, term in enumerate(self.terms):
             if n and rest[n] < threshold:
                 break
-            own_numbers, counts = term.postings.read()
-            scores[own_numbers] += term.scores(own_numbers, counts)
-            is_scored[own_numbers] = True
+            places, shares = term.postings.parts()
+            scores[places] += term.weight * shares
+            is_scored[places] = True
             scored += 1
             may_be_enough = rest[n + 1] < self.best_possible / 2
             if may_be_enough and self._postings_behind(n) >= WORTH_POSTINGS:
@@ -466,7 +481,9 @@ class Lexical:
     def __init__(self, process: Process) -> None:
         self._process = process
         settings = process.settings
-        self._cache = Cache(settings.lexical_cache_mib * _MIB)
+        limit_bytes = settings.lexical_cache_mib * _MIB
+        self._cache = Cache(int((1 - COMMON_SHARE) * limit_bytes))
+        self._common = Cache(int(COMMON_SHARE * limit_bytes))
         self._with_morphemes = settings.morphemes == "kiwi"
         engine = process.ledger.engine
         self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -545,7 +562,7 @@ class Lexical:
         With `only_kept` raises _NotKept where more than the first statement is needed.
         """
         row = _rows(connection, SNAPSHOT, id=collection_id, unindexed=UNINDEXED_LIMIT)[0]
-        reader = _Reader(connection, self._cache, only_kept=only_kept)
+        reader = _Reader(connection, self._cache, self._common, only_kept=only_kept)
         ids, deaths, korean_ids, korean_deaths, unindexed = row
         view = self._view(reader, collection_id, Field.TERMS, ids, deaths or b"")
         fields = [reader.queries(view, wanted)]
@@ -578,8 +595,11 @@ class Lexical:
 class _Reader:
     """Reads what a search needs and the process does not keep."""
 
-    def __init__(self, connection: Connection, cache: Cache, *, only_kept: bool) -> None:
+    def __init__(
+        self, connection: Connection, cache: Cache, common: Cache, *, only_kept: bool
+    ) -> None:
         self._connection = connection
+        self._common = common
         self._cache = cache
         self._only_kept = only_kept
 
@@ -601,7 +621,8 @@ class _Reader:
         hashes = {term: hash_of(term) for query in queries for term in query}
         distinct = np.unique(np.fromiter(hashes.values(), np.int64, len(hashes)))
         postings = {
-            hash_: Postings(view, pieces) for hash_, pieces in self._pieces(view, distinct).items()
+            hash_: self._postings(view, hash_, pieces)
+            for hash_, pieces in self._pieces(view, distinct).items()
         }
         return [
             FieldQuery(
@@ -615,9 +636,18 @@ class _Reader:
             for query in queries
         ]
 
-    def _pieces(
-        self, view: View, distinct: Longs
-    ) -> dict[int, list[tuple[int, NDArray[np.uint16], Array]]]:
+    def _postings(self, view: View, hash_: int, pieces: Sequence[Piece]) -> Postings:
+        """Of common terms, those of the query before where nothing has changed since."""
+        key = "postings", view.number, hash_
+        kept: Postings | None = self._common.get(key)
+        if kept is not None:
+            return kept
+        postings = Postings(view, pieces)
+        if postings.size >= WORTH_POSTINGS:
+            self._common.add(key, postings, POSTING_BYTES * postings.size)
+        return postings
+
+    def _pieces(self, view: View, distinct: Longs) -> dict[int, list[Piece]]:
         """Of each of the terms, ascending, that some chunk has: its postings in each segment."""
         wanted: list[tuple[int, tuple[int, int], Longs]] = []
         for segment, head in enumerate(view.heads):
@@ -630,7 +660,7 @@ class _Reader:
                 key = head.id, int(head.page_ends[at[first]])
                 wanted.append((segment, key, distinct[first:end]))
         pages = self._pages([key for _, key, _ in wanted])
-        pieces: dict[int, list[tuple[int, NDArray[np.uint16], Array]]] = {}
+        pieces: dict[int, list[Piece]] = {}
         for segment, key, own in wanted:
             page = pages[key]
             at = np.searchsorted(page.terms, own)
