@@ -9,8 +9,8 @@ the ledger's own clock, from the first row until the last job has ended; the mes
 `apply_async` until the last has been taken.
 
 Then one client sends one request after the other and waits for each (`Prefer: wait`): `embed` of a
-word, and `search` in a collection of 1,000 chunks. Beside it what encoding that word takes, in this
-process.
+word, and `search` in a collection of 1,000 chunks, by default and of the type `similarity`. Beside
+it what encoding that word takes, in this process.
 """
 
 import argparse
@@ -80,7 +80,12 @@ INPUTS: dict[str, dict[str, Any]] = {
         "input": {"task": "feature-extraction", "model": MINILM, "inputs": "word"},
     },
 }
-SEARCH = {"kind": "search", "input": {"collection": COLLECTION, "query": "a quiet room"}}
+SEARCH: dict[str, Any] = {"collection": COLLECTION, "query": "a quiet room"}
+CALLS: dict[str, dict[str, Any]] = {
+    "embed": INPUTS["embed"],
+    "search": {"kind": "search", "input": SEARCH},
+    "search, similarity": {"kind": "search", "input": SEARCH | {"search": {"type": "similarity"}}},
+}
 NOOP = "bare Celery no-op"
 
 
@@ -186,7 +191,7 @@ def make_collection(client: Client) -> None:
 
 def compare_latencies(api_url: str, calls: int) -> None:
     print(f"one client, `Prefer: wait`, {calls} calls of each kind, ms at p50 and p99")
-    for name, job in (("embed", INPUTS["embed"]), ("search", SEARCH)):
+    for name, job in CALLS.items():
         latencies_ms = list(wait_for_each(api_url, job, calls + 20))[20:]
         print(f"  {name:24} {_spread(latencies_ms)}", flush=True)
 

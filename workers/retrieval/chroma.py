@@ -10,11 +10,11 @@ where all of its numbers are integers. Empty lists are in PostgreSQL alone.
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -25,6 +25,7 @@ from chromadb.api.collection_configuration import (
     CreateCollectionConfiguration,
     CreateHNSWConfiguration,
 )
+from chromadb.api.models.Collection import Collection
 from chromadb.api.types import Space
 from chromadb.auth import UserIdentity
 from chromadb.config import Settings as ChromaSettings
@@ -48,7 +49,10 @@ from shared.filters import (
 from workers.models.devices import Vectors
 from workers.retrieval.store import Entry, Match, Missing
 
+T = TypeVar("T")
+
 BATCH = 500
+COLLECTIONS_KEPT = 256
 PREFIX = "sluice:"
 _PREFIXED = re.compile(rf"$|[$#]|chroma:|{PREFIX}")
 _SHADOWED = PREFIX + "shadowed:"
@@ -60,6 +64,7 @@ class Chroma:
         self._url = settings.require_chroma_url()
         self._timeout_s = settings.request_timeout_s
         self._connect_timeout_s = settings.connect_timeout_s
+        self._collections: dict[str, Collection] = {}
 
     @cached_property
     def _client(self) -> ClientAPI:
@@ -107,8 +112,8 @@ class Chroma:
         ids: Sequence[str] | None = None,
     ) -> list[list[Match]]:
         kept = _ALL if where is None else _kept(where.root)
-        with self._translated(name):
-            collection = self._client.get_collection(name, embedding_function=None)
+
+        def read(collection: Collection) -> list[list[Match]]:
             if kept.is_nothing or (ids is not None and not ids):
                 return [[] for _ in vectors]
             query = partial(
@@ -128,26 +133,45 @@ class Chroma:
                 if not there:
                     return [[] for _ in vectors]
                 result = query(ids=there)
-        space = str((collection.configuration_json or {}).get("hnsw", {}).get("space", "l2"))
-        return [
-            [
-                Match(id=id_, score=_similarity(space, distance))
-                for id_, distance in zip(ids, distances, strict=True)
+            space = str((collection.configuration_json or {}).get("hnsw", {}).get("space", "l2"))
+            return [
+                [
+                    Match(id=id_, score=_similarity(space, distance))
+                    for id_, distance in zip(found, distances, strict=True)
+                ]
+                for found, distances in zip(result["ids"], result["distances"] or (), strict=True)
             ]
-            for ids, distances in zip(result["ids"], result["distances"] or (), strict=True)
-        ]
+
+        return self._read(name, read)
 
     def vectors(self, name: str, ids: Sequence[str]) -> dict[str, Vectors]:
-        vectors: dict[str, Vectors] = {}
-        with self._translated(name):
-            collection = self._client.get_collection(name, embedding_function=None)
+        def read(collection: Collection) -> dict[str, Vectors]:
+            vectors: dict[str, Vectors] = {}
             for first in range(0, len(ids), BATCH):
                 batch = list(ids[first : first + BATCH])
                 result = collection.get(ids=batch, include=["embeddings"])
                 if result["embeddings"] is not None:
                     rows = np.asarray(result["embeddings"], dtype=np.float32)
                     vectors |= zip(result["ids"], rows, strict=True)
-        return vectors
+            return vectors
+
+        return self._read(name, read)
+
+    def _read(self, name: str, read: Callable[[Collection], T]) -> T:
+        """What `read` has of the collection. That is kept, so that it is not asked for each time;
+        if it was made anew since, its id is another one."""
+        with self._translated(name):
+            kept = self._collections.get(name)
+            if kept is not None:
+                try:
+                    return read(kept)
+                except NotFoundError:
+                    del self._collections[name]
+            collection = self._client.get_collection(name, embedding_function=None)
+            self._collections[name] = collection
+            if len(self._collections) > COLLECTIONS_KEPT:
+                del self._collections[next(iter(self._collections))]
+            return read(collection)
 
     def is_exact(self, where: MetadataFilter) -> bool:
         return _kept(where.root).is_exact

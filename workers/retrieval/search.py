@@ -165,7 +165,7 @@ class CollectionSearch:
         self._options = request.options
         self._check = check
         self.warnings: list[str] = []
-        with process.ledger.read() as session:
+        with process.ledger.read_single() as session:
             collection = collections.get(session, name)
             self._id, self._model = collection.id, collection.embedding_model
             self._dimension = collection.dimension
@@ -416,7 +416,7 @@ class CollectionSearch:
         return nearest
 
     def _matching(self, where: MetadataFilter) -> list[str]:
-        with self._process.ledger.read() as session:
+        with self._process.ledger.read_single() as session:
             ids = documents.matching_chunks(session, self._id, where, limit=MATCHING_CHUNKS)
         if len(ids) == MATCHING_CHUNKS:
             self.warnings.append(
@@ -440,7 +440,7 @@ class CollectionSearch:
 
     def _is_empty(self) -> bool:
         """Whether there is nothing to find. Raises NotFound where it was just erased."""
-        with self._process.ledger.read() as session:
+        with self._process.ledger.read_single() as session:
             collection = collections.get(session, self._name)
             return not documents.page(session, collection.id, limit=1, after=None)
 
@@ -455,7 +455,7 @@ class CollectionSearch:
         ]
 
     def _live_chunks(self, ids: Sequence[str]) -> dict[str, ChunkView]:
-        with self._process.ledger.read() as session:
+        with self._process.ledger.read_single() as session:
             return documents.live_chunks(session, self._id, ids, where=self._options.filter)
 
     def _candidate(self, chunk: ChunkView, similarity: float) -> Candidate:
@@ -534,7 +534,7 @@ def passages(process: Process, request: SearchRequest, row: Sequence[Candidate])
         return [Passage(candidate=one, chunks=[one.chunk]) for one in row[: request.k]]
     shown: dict[UUID, set[int]] = {}
     chosen: list[Passage] = []
-    with process.ledger.read() as session:
+    with process.ledger.read_single() as session:
         for one in row:
             version_id, ordinal = _place(one.chunk)
             before = shown.setdefault(version_id, set())
