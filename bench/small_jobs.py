@@ -21,8 +21,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ CHUNKS = 1000
 PATIENCE_S = 300.0
 POLL_S = 0.1
 WARM_JOBS = 200
+WARM_CALLS = 20
+PARTS = ("request to row", "row to claim", "claim to record", "record to answer")
 WORDS = [
     "service",
     "friendly",
@@ -103,7 +107,7 @@ def main() -> int:
         ways[NOOP] = messages_through(app, stack.redis_url)
         compare_rates(ways, options.jobs, options.rounds)
         make_collection(client)
-        compare_latencies(stack.api_url, options.calls)
+        compare_latencies(stack.api_url, stack.database_url, options.calls)
     print_encoding(options.calls)
     return 0
 
@@ -189,27 +193,62 @@ def make_collection(client: Client) -> None:
         raise RuntimeError(f"the collection has {report.chunks} chunks")
 
 
-def compare_latencies(api_url: str, calls: int) -> None:
-    print(f"one client, `Prefer: wait`, {calls} calls of each kind, ms at p50 and p99")
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One request that waited for its job; times are those of this machine's clock, in seconds."""
+
+    job_id: str
+    began_at: float
+    ended_at: float
+
+    @property
+    def elapsed_ms(self) -> float:
+        return (self.ended_at - self.began_at) * 1e3
+
+
+def compare_latencies(api_url: str, database_url: str, count: int) -> None:
+    print(f"one client, `Prefer: wait`, {count} calls of each kind, ms at p50 and p99")
     for name, job in CALLS.items():
-        latencies_ms = list(wait_for_each(api_url, job, calls + 20))[20:]
-        print(f"  {name:24} {_spread(latencies_ms)}", flush=True)
+        calls = list(wait_for_each(api_url, job, count + WARM_CALLS))[WARM_CALLS:]
+        print(f"  {name:24} {_spread([call.elapsed_ms for call in calls])}", flush=True)
+        for part, times_ms in parts_of(calls, database_url).items():
+            print(f"    {part:22} {_spread(times_ms)}", flush=True)
 
 
-def wait_for_each(api_url: str, job: dict[str, Any], calls: int) -> Iterator[float]:
+def wait_for_each(api_url: str, job: dict[str, Any], count: int) -> Iterator[Call]:
     connection = http.client.HTTPConnection(api_url.removeprefix("http://"), timeout=60)
     body = json.dumps(job)
     headers = {"Content-Type": "application/json", "Prefer": "wait=30"}
-    for _ in range(calls):
-        began = time.perf_counter()
+    for _ in range(count):
+        began_at = time.time()
         connection.request("POST", "/v1/jobs", body, headers)
         answer = connection.getresponse()
         content = answer.read()
-        elapsed_ms = (time.perf_counter() - began) * 1e3
-        if answer.status != 200 or json.loads(content)["state"] != "succeeded":
+        ended_at = time.time()
+        view = json.loads(content)
+        if answer.status != 200 or view["state"] != "succeeded":
             raise RuntimeError(content.decode()[:1000])
-        yield elapsed_ms
+        yield Call(job_id=view["id"], began_at=began_at, ended_at=ended_at)
     connection.close()
+
+
+def parts_of(calls: Sequence[Call], database_url: str) -> dict[str, list[float]]:
+    """What passes of each call between the moments that its row notes, in ms. These are those at
+    which the statements began that wrote them."""
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute(
+            "SELECT id::text, extract(epoch FROM created_at)::float8, "
+            "extract(epoch FROM started_at)::float8, extract(epoch FROM finished_at)::float8 "
+            "FROM jobs WHERE id = ANY(%s::uuid[])",
+            ([call.job_id for call in calls],),
+        ).fetchall()
+    moments = {id_: times for id_, *times in rows}
+    parts: dict[str, list[float]] = {}
+    for call in calls:
+        times = [call.began_at, *moments[call.job_id], call.ended_at]
+        for name, (first, last) in zip(PARTS, pairwise(times), strict=True):
+            parts.setdefault(name, []).append((last - first) * 1e3)
+    return parts
 
 
 def print_encoding(calls: int) -> None:
@@ -217,11 +256,11 @@ def print_encoding(calls: int) -> None:
     settings = Settings(_env_file=None, home=Path("/nonexistent"))
     embedder = Embedders(settings).get()
     times_ms = []
-    for _ in range(calls + 20):
+    for _ in range(calls + WARM_CALLS):
         began = time.perf_counter()
         embedder.encode(["word"], between=lambda: None)
         times_ms.append((time.perf_counter() - began) * 1e3)
-    print(f"  {'encoding alone':24} {_spread(times_ms[20:])}")
+    print(f"  {'encoding alone':24} {_spread(times_ms[WARM_CALLS:])}")
 
 
 def _spread(times_ms: list[float]) -> str:
