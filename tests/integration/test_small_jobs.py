@@ -1,7 +1,7 @@
 """Small `embed` jobs of one model, and short queries of one collection, share batches."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from sqlalchemy import event, text
 
 from shared.bounds import EncodedJson, to_json
 from shared.config import Settings
+from shared.database.transaction import Ledger
 from shared.errors import Permanent
 from shared.jobs import claims, steps
 from shared.kinds import registry as kinds
@@ -55,6 +56,14 @@ class Picky(Letters):
         if BAD in texts:
             raise RuntimeError("cannot read that")
         return super().encode(texts, between=between)
+
+
+@pytest.fixture
+def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
+    """With time enough for each batch, however slow the machine is."""
+    process = make_process(settings, embedding_batch_s=3600)
+    yield process
+    process.ledger.close()
 
 
 @pytest.fixture
