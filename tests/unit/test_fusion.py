@@ -51,6 +51,12 @@ def test_a_cosine_beyond_all_chance_wins_even_where_the_model_was_blind_so_far()
     assert result.weight > 0.8
 
 
+@pytest.mark.parametrize("dimension", [32, 64, 384, 4096])
+def test_a_perfect_match_wins_whatever_the_dimension(dimension: int) -> None:
+    tuning = replace(BLIND, std=dimension**-0.5)
+    assert order(fused([0.0, 1.0], [16.0, 0.0], tuning))[0] == 1
+
+
 def test_where_no_word_matches_the_nearest_comes_first() -> None:
     for tuning in (BLIND, SEEING, UNMEASURED):
         result = fused([0.1, 0.3, 0.2], [0.0, 0.0, 0.0], tuning, best_possible=0.0)

@@ -8,7 +8,7 @@ The evidence of BM25 is linear in it: its term weights are log odds already (Rob
 The probabilistic relevance framework, 2009, section 3), too large by a factor, as terms that occur
 together are counted as independent. The evidence of a cosine is linear in its distance from the
 mean of random pairs, as it is for two normal distributions of equal deviation; beyond all that
-chance gives, it is that of a normal distribution: half the square. `workers.retrieval.tuning`
+chance gives, it is how rare such a cosine is of random directions. `workers.retrieval.tuning`
 measures these slopes for each collection.
 
 Written as a convex combination: `weight` x dense + (1 - `weight`) x lexical, where lexical is BM25
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 LEXICAL_PRIOR = 1.25
 """Nats for each unit of BM25, where nothing was measured."""
 
-DENSE_LEAST = 0.01
+DENSE_LEAST = 0.001
 """Nats for each standard deviation of cosines: orders chunks that are equal in all else."""
 
 STD_LEAST = 1e-3
@@ -37,6 +37,10 @@ STD_LEAST = 1e-3
 
 BEYOND_CHANCE = 1.0
 """Standard deviations between the highest cosine of a random pair and one that is none."""
+
+NEARNESS_MOST = 0.995
+"""Of what is nearer than this, nothing more is told: vectors of few dimensions may be as near, and
+so may texts of which a model can read nothing."""
 
 COVERAGE_LEAST = 0.1
 """Added to both sides where coverages are compared, so that little and less are alike."""
@@ -123,10 +127,11 @@ def fuse(
     deviations = np.where(np.isnan(cosines), 0.0, (cosines - tuning.mean) / std)
     chance = BEYOND_CHANCE + max(tuning.chance, 1.0) * highest_by_chance(chunk_count)
     slope = max(DENSE_LEAST, tuning.dense * covered(facts.coverage, tuning.coverage))
-    dense = _dense_evidence(deviations, slope, chance)
+    highest = max(1.0 - tuning.mean, STD_LEAST) / std
+    dense = slope * deviations + _beyond_chance(deviations, chance, highest)
     # The nearest chunk's, or what chance may give where that is more: a list of which none stands
     # out has no best.
-    dense_best = _dense_evidence(np.append(deviations, chance), slope, chance).max()
+    dense_best = max(dense.max(initial=0.0), slope * chance)
     lexical_best = tuning.lexical * max(best_possible, matches.max(initial=0.0))
     total = float(dense_best + lexical_best)
     return Fused(
@@ -146,10 +151,21 @@ def covered(query: float, collection: float) -> float:
     return min(1.0, (query + COVERAGE_LEAST) / (collection + COVERAGE_LEAST))
 
 
-def _dense_evidence(deviations: Floats, slope: float, chance: float) -> Floats:
-    outlying = np.maximum(deviations, chance)
-    evidence: Floats = slope * deviations + (outlying**2 - chance**2) / 2
-    return evidence
+def _beyond_chance(deviations: Floats, chance: float, highest: float) -> Floats:
+    """The evidence of cosines that chance does not give: 0 up to `chance` deviations.
+
+    The cosine r of random directions in d dimensions has a density in proportion to
+    (1 - r^2)^((d - 3) / 2), which falls as the normal one at first, and to 0 at 1, which lies
+    `highest` deviations above the mean: a distance of 1 / `highest` is what a deviation is of it.
+    """
+    least = np.full_like(deviations, chance)
+
+    def rarity(values: Floats) -> Floats:
+        nearness = np.clip(values / highest, 0.0, NEARNESS_MOST)
+        rare: Floats = -np.log1p(-(nearness**2)) * (highest**2 / 2)
+        return rare
+
+    return rarity(np.maximum(deviations, least)) - rarity(least)
 
 
 def _is_finite(value: Any) -> bool:
