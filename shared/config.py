@@ -444,7 +444,7 @@ class LexicalSettings(RoleSettings):
     """Lexical search."""
 
     morphemes: Literal["off", "kiwi"] = "off"
-    lexical_cache_mib: PositiveInt = 128
+    lexical_cache_mib: PositiveInt = 256
 
 
 class Settings(
