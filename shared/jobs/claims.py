@@ -149,6 +149,7 @@ WITH RECURSIVE present AS (
 FROM claimed c JOIN jobs j ON j.id = c.job_id LEFT JOIN LATERAL (
     SELECT true AS waits FROM steps o
     WHERE o.queue = c.queue AND o.batch_key = c.batch_key AND o.state = 'queued' AND o.id <> c.id
+    ORDER BY o.lane, o.job_id, o.id  -- by the index, of however many the planner thinks they are
     LIMIT 1) company ON true
 """
 )

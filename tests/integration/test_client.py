@@ -143,7 +143,7 @@ def test_whole_tasks_are_interactive_and_carry_their_options(client: Client, sta
     client.ask("handbook", "?", k=3, model="extractive", filter={"year": 2024})
     [job] = state.jobs.values()
     assert job["lane"] == "interactive"
-    search = {"type": "similarity", "filter": {"year": 2024}}
+    search = {"filter": {"year": 2024}}
     assert job["input"] == {
         "collection": "handbook", "question": "?", "k": 3, "search": search, "model": "extractive",
     }  # fmt: skip

@@ -258,7 +258,7 @@ def test_one_part_that_fails_stops_no_other(process: Process, caplog: object) ->
         parts = [fault.part for fault in sweeps.faults(session, limit=100) if not fault.item]
         assert sweeps.age_s(session) is not None
     assert sorted(parts) == sorted(
-        ["ring", "garbage", "retention of jobs", "storage", "inspection"]
+        ["ring", "garbage", "lexical index", "retention of jobs", "storage", "inspection"]
     )
 
 
