@@ -139,15 +139,15 @@ class VectorStoreContract:
     @pytest.mark.parametrize(
         ("where", "ids"),
         [
-            ({"day": {"$gte": "2024-02"}}, {"b"}),
-            ({"$not": {"n": {"$lt": 5}}}, {"b", "c"}),
-            ({"n": 2**53 + 1}, set()),
-            ({"day": {"$gte": "2024-02"}, "n": {"$gte": 0}}, {"b"}),
+            ({"day": {"$gte": "2024-02"}}, ["b"]),
+            ({"$not": {"n": {"$lt": 5}}}, ["b", "c"]),
+            ({"n": 2**53 + 1}, []),
+            ({"day": {"$gte": "2024-02"}, "n": {"$gte": 0}}, ["b"]),
         ],
         ids=str,
     )
     def test_what_it_cannot_say_leaves_nothing_out(
-        self, store: VectorStore, name: str, where: Metadata, ids: set[str]
+        self, store: VectorStore, name: str, where: Metadata, ids: list[str]
     ) -> None:
         chunks = [
             entry("a", {"day": "2024-01-31", "n": 4}),
@@ -159,9 +159,9 @@ class VectorStoreContract:
         assert filter_ is not None
         (row,) = store.query(name, along(0), limit=9, where=filter_)
         matches = {match.id for match in row}
-        assert matches >= ids
+        assert matches >= set(ids)
         if store.is_exact(filter_):
-            assert matches == ids
+            assert matches == set(ids)
 
     def test_some_chunks_are_searched_alone(self, store: VectorStore, name: str) -> None:
         store.upsert(name, [entry("a", {"n": 1}), entry("b"), entry("c")], along(0, 1, 0))
