@@ -5,7 +5,7 @@ Nothing here commits.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -18,7 +18,7 @@ from shared.errors import Cancelled
 from shared.jobs import jobs, turns
 from shared.jobs.claims import Claim
 from shared.redis.events import EventType
-from shared.tables import Conversation, ConversationMessage, Job, Step, Transcript, new_id
+from shared.tables import Conversation, ConversationMessage, Job, Transcript, new_id
 from shared.vocabulary import State
 
 
@@ -227,18 +227,28 @@ def of_step(session: Session, step_id: int) -> Transcript | None:
     return session.get(Transcript, step_id)
 
 
-def shown_of_job(session: Session, job_id: UUID, *, step_id: int, offset: int) -> list[Shown]:
-    """What the job's steps have shown behind the character `offset` of the step `step_id`, in
-    order. With 0 and 0, all of it."""
-    start = {True: offset, False: 0}
+def shown_of_job(session: Session, job_id: UUID, offsets: Mapping[int, int]) -> list[Shown]:
+    """What the job's steps have shown behind so many characters of each, in order; of steps before
+    the first of `offsets`, nothing."""
     rows = session.execute(
-        select(Transcript.step_id, Transcript.shown)
-        .join(Step, Step.id == Transcript.step_id)
-        .where(Step.job_id == job_id, Transcript.step_id >= step_id)
-        .order_by(Transcript.step_id)
-    ).all()
-    return [
-        Shown(step_id=row.step_id, offset=at, text=row.shown[at:])
-        for row in rows
-        if (at := start[row.step_id == step_id]) < len(row.shown)
-    ]
+        SHOWN,
+        {
+            "job_id": job_id,
+            "first": min(offsets, default=0),
+            "offsets": json.dumps({str(step_id): offset for step_id, offset in offsets.items()}),
+        },
+    )
+    return [Shown(step_id=row.step_id, offset=row.start, text=row.text) for row in rows]
+
+
+# Characters of PostgreSQL are those of Python: code points.
+SHOWN = text("""
+    SELECT t.step_id, o.start, substr(t.shown, o.start + 1) AS text
+    FROM steps s
+    JOIN transcripts t ON t.step_id = s.id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(CAST(CAST(:offsets AS jsonb) ->> CAST(s.id AS text) AS int), 0) AS start
+    ) o
+    WHERE s.job_id = :job_id AND s.id >= :first AND length(t.shown) > o.start
+    ORDER BY s.id
+""")

@@ -35,6 +35,14 @@ class Problem:
     """What else a dialect has in such a body, as `estimated_time`."""
 
 
+class ProblemError(Exception):
+    """A problem, raised where it is met; it is written in the dialect of the request's path."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
     """An API that is spoken on paths of its own."""
@@ -58,6 +66,8 @@ class Dialect:
     """What a status means here, for the OpenAPI document; the native words by default."""
     takes_files: bool = False
     """Bodies may be files, as they are or in base64: of any content type, and as large as files."""
+    upload_paths: tuple[str, ...] = ()
+    """Where forms with files are sent (`multipart/form-data`): bodies may be as large as files."""
 
     def owns(self, path: str) -> bool:
         return path.startswith(self.prefixes)
@@ -125,6 +135,7 @@ NATIVE = Dialect(
     error=_problem_json,
     error_schema={"$ref": f"{REF}{ProblemView.__name__}"},
     media_type="application/problem+json",
+    upload_paths=("/v1/files",),
 )
 """RFC 9457: how errors are written wherever no other dialect owns the path."""
 
@@ -134,7 +145,7 @@ NATIVE = Dialect(
 # Their modules have routes, which are built on modules that import this one; so they are
 # named, and loaded at the first call.
 
-DIALECTS = ("api.compat.huggingface:HUGGING_FACE",)
+DIALECTS = ("api.compat.huggingface:HUGGING_FACE", "api.compat.openai.dialect:OPENAI")
 
 
 @cache
@@ -153,6 +164,11 @@ def load(name: str) -> Any:
 def dialect_of(path: str) -> Dialect:
     """The dialect that owns a path: the native one where it is nobody's."""
     return next((dialect for dialect in dialects() if dialect.owns(path)), NATIVE)
+
+
+def takes_uploads(path: str) -> bool:
+    """Whether forms with files are sent to a path."""
+    return path.rstrip("/") in (NATIVE if NATIVE.owns(path) else dialect_of(path)).upload_paths
 
 
 def requires_key(path: str) -> bool:

@@ -7,20 +7,18 @@ goes away, or that SLUICE_COMPAT_WAIT_S is too short for, leaves its job running
 import io
 import math
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from tempfile import SpooledTemporaryFile
 from typing import IO, Annotated, Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from api.compat import calls
 from api.compat.dialect import Dialect, Problem
 from api.deps import FairKey, IdempotencyKey, Parts, PartsDep
 from api.http.answers import result_response
@@ -30,12 +28,12 @@ from api.jobs import submission, waiting
 from api.routes.files import forget, keep
 from api.schemas import REQUESTS
 from shared import bounds, files
-from shared.bounds import cut, shown
+from shared.bounds import shown
 from shared.config import HttpSettings
 from shared.errors import InvalidInput, ModelNotFound, NotFound, TooLarge
 from shared.jobs import jobs
 from shared.jobs.submission import NewJob, Submitted
-from shared.kinds.hf import HF, TASKS, HfInput, Task, takes_files
+from shared.kinds.hf import HF, TASKS, Task, takes_files
 from shared.redis import events
 from shared.redis.events import Loading
 from shared.tables import File, Job
@@ -302,19 +300,13 @@ def _decoded(data: bytes) -> str:
 # What there is to know of a result, such as that a text was cut off, is in headers
 # `x-warning`.
 
-WARNING = "x-warning"
-WARNINGS_SHOWN = 8
-"""Clients take a hundred headers; the job has all warnings."""
-WARNING_CHARS = 1000
-PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
-
 
 def answer_of(parts: Parts, job: Job, headers: dict[str, str]) -> Response:
     """The answer that a job gives as it is now. Blocks: call it in a thread."""
     if job.state == State.SUCCEEDED:
         response = result_response(parts, job, headers)
-        for warning in shown_warnings(job.warnings, str(job.id)):
-            response.headers.append(WARNING, warning)
+        for warning in calls.shown_warnings(job.warnings, str(job.id)):
+            response.headers.append(calls.WARNING, warning)
         return response
     if job.state == State.CANCELLED:
         detail = f"Job {job.id} was cancelled. Send the request again."
@@ -326,20 +318,6 @@ def answer_of(parts: Parts, job: Job, headers: dict[str, str]) -> Response:
         detail = f"Model {job.input['model']} does not exist. {problem.detail}"
         problem = replace(problem, detail=detail)
     return HUGGING_FACE.answer(problem)
-
-
-def shown_warnings(warnings: Sequence[str], job_id: str) -> list[str]:
-    """Values of headers; what ASCII does not have is percent-encoded."""
-    shown = [_header_safe(warning) for warning in warnings[:WARNINGS_SHOWN]]
-    if len(warnings) > WARNINGS_SHOWN:
-        more = len(warnings) - WARNINGS_SHOWN
-        shown.append(f"and {more} more: GET /v1/jobs/{job_id} has all")
-    return shown
-
-
-def _header_safe(text: str) -> str:
-    short = text if len(text) <= WARNING_CHARS else f"{text[:WARNING_CHARS]} ..."
-    return quote(short, safe=PRINTABLE)
 
 
 def _still_running(parts: Parts, job: Job, headers: dict[str, str]) -> Response:
@@ -360,7 +338,6 @@ def _still_running(parts: Parts, job: Job, headers: dict[str, str]) -> Response:
 # Bytes that came as the body are an upload until their job has succeeded. Those of jobs that
 # failed or run on stay, so that they can be retried, and go when retention takes them.
 
-JOB_ID = "x-sluice-job-id"
 NO = {"0", "false", "no"}
 UPLOAD_NAME = "inputs"
 
@@ -430,9 +407,7 @@ async def run(parts: Parts, call: Call, http: Request) -> Response:
         if loading is not None:
             raise ModelIsLoading(loading)
 
-    headers = {JOB_ID: str(made.id)}
-    if not made.is_new:
-        headers["Idempotent-Replayed"] = "true"
+    headers = calls.headers_of(made)
     try:
         await waiting.until_end(
             parts,
@@ -470,17 +445,13 @@ def _submit(
 
 def _new_job(parts: Parts, call: Call, payload: Payload, inputs: Any, *, identity: Any) -> NewJob:
     """`identity` is what differs where the inputs of two calls do."""
-    try:
-        request = REQUESTS[HF.name](
-            kind=HF.name,
-            input=HfInput(
-                task=call.task, model=call.model, inputs=inputs, parameters=payload.parameters
-            ),
-        )
-    except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False)[0]
-        field_name = cut(".".join(map(str, wrong["loc"])), 200) or "The request"
-        raise InvalidInput(f"{field_name}: {wrong['msg'].removeprefix('Value error, ')}") from error
+    values = {
+        "task": call.task,
+        "model": call.model,
+        "inputs": inputs,
+        "parameters": payload.parameters,
+    }
+    request = REQUESTS[HF.name](kind=HF.name, input=calls.input_of(HF, values))
     return submission.new_job(
         request,
         parts.settings,

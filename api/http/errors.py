@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from api.compat.dialect import Problem, dialect_of
+from api.compat.dialect import Problem, ProblemError, dialect_of, takes_uploads
 from api.schemas import ID_PREFIX, PRINTABLE, SHA256
 from shared.bounds import COLLECTION_NAME, cut, shown
 from shared.database.sqlstates import Meaning, first_line, trouble_of
@@ -181,7 +181,7 @@ def _invalid(error: Exception, request: Request | None) -> Problem:
 def _other_content_type(request: Request) -> Problem | None:
     """Of a body of another type, validation would only say that it is no object."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    is_upload = request.url.path == "/v1/files"
+    is_upload = takes_uploads(request.url.path)
     expected = "multipart/form-data" if is_upload else "application/json"
     is_json = content_type == "application/json" or content_type.endswith("+json")
     if (content_type == expected) if is_upload else is_json:
@@ -288,7 +288,13 @@ def _unexpected(_error: Exception, _request: Request | None) -> Problem:
     return Problem(status=500, detail=detail)
 
 
+def _as_it_is(error: Exception, _request: Request | None) -> Problem:
+    assert isinstance(error, ProblemError)
+    return error.problem
+
+
 _TRANSLATE: dict[type[Exception], Callable[[Exception, Request | None], Problem]] = {
+    ProblemError: _as_it_is,
     SluiceError: _domain,
     RequestValidationError: _invalid,
     HTTPException: _http,

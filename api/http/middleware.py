@@ -34,7 +34,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.compat.dialect import dialect_of, requires_key
+from api.compat.dialect import dialect_of, requires_key, takes_uploads
 from api.http.body import MalformedBody, ValueCount, too_many
 from api.http.errors import refusal
 from shared.config import HttpSettings
@@ -161,7 +161,6 @@ def _values(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1").strip() for key, value in headers if key == name]
 
 
-FILES = "/v1/files"
 ENVELOPE_BYTES = 64 * 1024
 """What multipart or JSON adds to a file."""
 SMALL_BYTES = 64 * 1024
@@ -334,7 +333,7 @@ class BodyLimit:
     def _limit(self, path: str) -> Limit:
         if dialect_of(path).takes_files:
             return self._inference
-        return self._file if path.rstrip("/") == FILES else self._json
+        return self._file if takes_uploads(path) else self._json
 
 
 class Body:

@@ -3,29 +3,27 @@
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Response
-from redis.exceptions import RedisError
 from sqlalchemy.orm import load_only
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from api.deps import FairKey, JobId, Parts, PartsDep
 from api.http.answers import as_json, job_view
-from api.jobs.following import READ_ENTRIES, START, StreamEntry, Update
+from api.jobs.following import START, StreamEntry, Update
+from api.jobs.texts import TextPiece, Unread, entries
 from api.openapi import documented
 from api.schemas import JobView
-from shared import conversations
-from shared.conversations import Shown
 from shared.errors import NotFound
 from shared.jobs import jobs
 from shared.kinds.registry import KINDS
-from shared.redis.events import EventType, stream_key
+from shared.redis.events import EventType
 from shared.tables import Job
 from shared.vocabulary import ENDED, State, known
 
@@ -67,109 +65,15 @@ def outline(parts: Parts, job_id: UUID, fair_key: str) -> Outline:
         )
 
 
-async def _entries(parts: Parts, job_id: UUID, after: str) -> list[StreamEntry]:
-    """Entries after an id that are there; none where Redis does not answer."""
-    try:
-        answer: Any = await parts.redis.xread({stream_key(job_id): after}, count=READ_ENTRIES)
-    except (RedisError, OSError):
-        return []
-    return [StreamEntry.of(id_, fields) for _stream, rows in answer or () for id_, fields in rows]
-
-
-def _shown_text(parts: Parts, job_id: UUID, *, step_id: int, offset: int) -> list[Shown]:
-    """What the job has generated behind a position of its text."""
-    with parts.ledger.read() as session:
-        return conversations.shown_of_job(session, job_id, step_id=step_id, offset=offset)
-
-
-# The text that a job generates, for one client: each character once, whatever is lost.
-#
-# A `token` event is `{"step", "offset", "text"}`: text of one step, from a character on. The
-# stream in Redis may have lost entries, hold some twice, or those of a run before a
-# redrive; Postgres has all that was shown (`shared/conversations.py`), and is read where the
-# stream has a gap.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """How far a client has read: so many characters of the text of that step."""
-
-    step_id: int = 0
-    offset: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenData:
-    """The data of a `token` event, and how far a client has read that has it."""
-
-    data: dict[str, Any]
-    position: Position
-
-    def id(self, entry_id: str) -> str:
-        return _id(entry_id, self.position)
-
-
-def _id(entry_id: str, position: Position) -> str:
-    return f"{entry_id}~{position.step_id}.{position.offset}" if position.step_id else entry_id
-
-
-class Unread:
-    def __init__(self, parts: Parts, job_id: UUID, position: Position) -> None:
-        self._parts = parts
-        self._job_id = job_id
-        self._position = position
-
-    def id(self, entry_id: str) -> str:
-        """The id of an event sent now: where to go on in the stream, and in the text."""
-        return _id(entry_id, self._position)
-
-    async def of_token(self, token: dict[str, Any]) -> list[TokenData]:
-        """What of a `token` of the stream is new to the client, with what it missed before."""
-        try:
-            step_id, offset, text = int(token["step"]), int(token["offset"]), str(token["text"])
-        except (KeyError, TypeError, ValueError):  # nothing of Sluice's has written it
-            return []
-        position = self._position
-        if step_id < position.step_id:
-            return []
-        if step_id > position.step_id or offset > position.offset:
-            # A step that is new here, or a gap. Postgres knows whether there is such a step.
-            return await self.of_database()
-        return self._advance(step_id, position.offset, text[position.offset - offset :])
-
-    async def of_database(self) -> list[TokenData]:
-        """All that Postgres has and the client does not."""
-        position = self._position
-        pieces = await run_in_threadpool(
-            _shown_text,
-            self._parts,
-            self._job_id,
-            step_id=position.step_id,
-            offset=position.offset,
-        )
-        return [
-            token
-            for piece in pieces
-            for token in self._advance(piece.step_id, piece.offset, piece.text)
-        ]
-
-    def _advance(self, step_id: int, offset: int, text: str) -> list[TokenData]:
-        if not text:
-            return []
-        self._position = Position(step_id=step_id, offset=offset + len(text))
-        data = {"step": step_id, "offset": offset, "text": text}
-        return [TokenData(data=data, position=self._position)]
-
-
 # A job's events as Server-Sent Events: `state`, `progress`, `token`, `tool`, `end`.
 #
 # Ids are those of the job's Redis stream, so that `Last-Event-ID` resumes it; once text was
-# sent, with the position in it behind a `~`. What comes from Postgres instead carries the id to
-# resume from: of the last entry seen, or the stream's start. `end` has an id of its own, made
-# from the job's end, by which a client that has it is known.
+# sent, with `~step.offset` behind it for each step that has some. What comes from Postgres
+# instead carries the id to resume from: of the last entry seen, or the stream's start. `end` has
+# an id of its own, made from the job's end, by which a client that has it is known.
 
-EVENT_ID = re.compile(r"(\d{1,20}-\d{1,20})(?:~(\d{1,18})\.(\d{1,18}))?")
-EVENT_ID_CHARS = 100
+EVENT_ID = re.compile(r"(\d{1,20}-\d{1,20})((?:~\d{1,18}\.\d{1,9})*)")
+EVENT_ID_CHARS = 8192
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _TYPES = frozenset(EventType)
 HEARTBEAT = b": still here\n\n"
@@ -195,8 +99,8 @@ async def events(
     stream = _Stream(parts, job, last_event_id, fair_key)
     begin = stream.at
     # What is there already comes first, and then what the row says besides.
-    while entries := await _entries(parts, job.id, stream.at):
-        for frame in await stream.of_entries(entries):
+    while read := await entries(parts, job.id, stream.at):
+        for frame in await stream.of_entries(read):
             yield frame
     if stream.at == begin and job.state not in ENDED:
         frames = await stream.of_open(job.state, job.progress)
@@ -232,8 +136,8 @@ class _Stream:
         self._fair_key = fair_key
         self._shows_text = job.shows_text
         self._generates = job.shows_text and _is_generated(job.kind)
-        self.at, position = _resumed(last_event_id)
-        self._unread = Unread(parts, job.id, position)
+        self.at, offsets = _resumed(last_event_id)
+        self._unread = Unread(parts, job.id, offsets)
         self._sent: dict[str, Any] = {}
         self._shown_bytes: int | None = None
         self._may_be_over = False
@@ -244,7 +148,7 @@ class _Stream:
         row = update.row
         if update.is_gone or (row is not None and row.state in ENDED):
             # What led to the end may be in the stream already.
-            frames += await self.of_entries(await _entries(self._parts, self._id, self.at))
+            frames += await self.of_entries(await entries(self._parts, self._id, self.at))
             self._may_be_over = True
         if self._may_be_over:
             return frames + await self.look()
@@ -274,7 +178,7 @@ class _Stream:
             if entry.type == EventType.STATE and self._sent.get(entry.type) == data:
                 continue  # it was in the row first
             self._sent[entry.type] = data
-            frames.append(encode(entry.type, entry.data, self._unread.id(self.at)))
+            frames.append(encode(entry.type, entry.data, self._event_id()))
         return frames
 
     async def look(self) -> list[bytes]:
@@ -304,14 +208,25 @@ class _Stream:
         for type_, data in now:
             if self._sent.get(type_) != data:
                 self._sent[type_] = data
-                frames.append(encode(type_, _json(data), self._unread.id(self.at)))
+                frames.append(encode(type_, _json(data), self._event_id()))
         return frames
 
     async def _unread_text(self) -> list[bytes]:
         return self._tokens(await self._unread.of_database())
 
-    def _tokens(self, tokens: Sequence[TokenData]) -> list[bytes]:
-        return [encode(EventType.TOKEN, _json(token.data), token.id(self.at)) for token in tokens]
+    def _tokens(self, pieces: Sequence[TextPiece]) -> list[bytes]:
+        return [
+            encode(EventType.TOKEN, _json(piece.data), _id(self.at, piece.offsets))
+            for piece in pieces
+        ]
+
+    def _event_id(self) -> str:
+        """Of an event sent now: where to go on in the stream, and in the text."""
+        return _id(self.at, self._unread.offsets)
+
+
+def _id(entry_id: str, offsets: Mapping[int, int]) -> str:
+    return entry_id + "".join(f"~{step_id}.{offset}" for step_id, offset in sorted(offsets.items()))
 
 
 def _is_generated(kind: str) -> bool:
@@ -328,11 +243,13 @@ def _data_of(entry: StreamEntry) -> dict[str, Any] | None:
     return data if entry.type in _TYPES and isinstance(data, dict) else None
 
 
-def _resumed(last_event_id: str | None) -> tuple[str, Position]:
+def _resumed(last_event_id: str | None) -> tuple[str, Mapping[int, int]]:
+    """Where to go on in the stream, and how much of which step's text was sent."""
     match = EVENT_ID.fullmatch((last_event_id or "")[:EVENT_ID_CHARS])
     if match is None or any(int(part) >= 2**64 for part in match[1].split("-")):
-        return START, Position()
-    return match[1], Position(step_id=int(match[2] or 0), offset=int(match[3] or 0))
+        return START, {}
+    pairs = (pair.split(".") for pair in match[2].split("~")[1:])
+    return match[1], {int(step_id): int(offset) for step_id, offset in pairs}
 
 
 def _json(data: dict[str, Any]) -> str:

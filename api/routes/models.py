@@ -5,7 +5,7 @@ import asyncio
 import httpx
 from fastapi import APIRouter, Response
 
-from api.deps import PartsDep
+from api.deps import Parts, PartsDep
 from api.http.answers import answer
 from api.openapi import documented
 from api.schemas import Items, ModelDetails, ModelView
@@ -83,6 +83,11 @@ async def list_models(parts: PartsDep) -> Response:
 
     A server that does not answer offers nothing.
     """
+    return answer(Items[ModelView](items=await offered(parts)))
+
+
+async def offered(parts: Parts) -> list[ModelView]:
+    """All that can run here, as far as it is known without trying."""
     settings = parts.settings
     served, names = await asyncio.gather(
         asyncio.to_thread(_served, parts),
@@ -90,17 +95,16 @@ async def list_models(parts: PartsDep) -> Response:
     )
     default = settings.generation_model
     references: dict[str, None] = {}
-    for provider, offered in zip(PROVIDERS.values(), names, strict=True):
+    for provider, of_provider in zip(PROVIDERS.values(), names, strict=True):
         if not provider.has_models:
-            offered = [provider.name]
+            of_provider = [provider.name]
         elif provider.is_loaded:
-            offered = [route for route in served if route.startswith(provider.prefix)]
-        references |= dict.fromkeys(offered)
+            of_provider = [route for route in served if route.startswith(provider.prefix)]
+        references |= dict.fromkeys(of_provider)
     if default not in references:
         references[default] = None
     generating = [_view(reference, default, served) for reference in references]
-    models = [_embedding(settings), *_of_tasks(settings), *generating]
-    return answer(Items[ModelView](items=models))
+    return [_embedding(settings), *_of_tasks(settings), *generating]
 
 
 @router.get("/{reference:path}", responses=documented({200: ModelDetails}, 404))

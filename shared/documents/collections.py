@@ -120,6 +120,17 @@ def page(session: Session, *, limit: int, after: str | None) -> list[Summary]:
     return _summaries(session, session.scalars(query.order_by(Collection.name).limit(limit)).all())
 
 
+def newest(session: Session, *, limit: int) -> list[tuple[str, datetime]]:
+    """Names of collections and when they were made, newest first."""
+    query = (
+        select(Collection.name, Collection.created_at)
+        .where(Collection.erasing_at.is_(None))
+        .order_by(Collection.id.desc())
+        .limit(limit)
+    )
+    return [(row.name, row.created_at) for row in session.execute(query)]
+
+
 def summary(session: Session, collection: Collection) -> Summary:
     return _summaries(session, [collection])[0]
 

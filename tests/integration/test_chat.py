@@ -195,7 +195,7 @@ def shown(process: Process, job_id: Any) -> str:
     from shared import conversations
 
     with process.ledger.read() as session:
-        pieces = conversations.shown_of_job(session, job_id, step_id=0, offset=0)
+        pieces = conversations.shown_of_job(session, job_id, {})
     return "".join(piece.text for piece in pieces)
 
 

@@ -1,0 +1,95 @@
+"""The text that a job generates, for one reader: each character once, whatever is lost.
+
+A `token` event is `{"step", "offset", "text"}`: text of one step, from a character on. The stream
+in Redis may have lost entries, hold some twice, or those of a run before a redrive; Postgres has
+all that was shown (`shared/conversations.py`), and is read where the stream has a gap. Steps of a
+job may write at the same time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from redis.exceptions import RedisError
+from starlette.concurrency import run_in_threadpool
+
+from api.deps import Parts
+from api.jobs.following import READ_ENTRIES, StreamEntry
+from shared import conversations
+from shared.conversations import Shown
+from shared.redis.events import stream_key
+
+
+async def entries(parts: Parts, job_id: UUID, after: str) -> list[StreamEntry]:
+    """Entries of the job's stream after an id; none where Redis does not answer."""
+    try:
+        answer: Any = await parts.redis.xread({stream_key(job_id): after}, count=READ_ENTRIES)
+    except (RedisError, OSError):
+        return []
+    return [StreamEntry.of(id_, fields) for _stream, rows in answer or () for id_, fields in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPiece:
+    """New text of a step, from the character `offset` on; `offsets` is how far a reader is that
+    has it."""
+
+    step_id: int
+    offset: int
+    text: str
+    offsets: Mapping[int, int]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """That of a `token` event."""
+        return {"step": self.step_id, "offset": self.offset, "text": self.text}
+
+
+class Unread:
+    """What one reader has not had yet. `offsets` says how many characters of which steps it has;
+    it has all of the steps before those."""
+
+    def __init__(
+        self, parts: Parts, job_id: UUID, offsets: Mapping[int, int] | None = None
+    ) -> None:
+        self._parts = parts
+        self._job_id = job_id
+        self._gone: set[int] = set()
+        """Steps of which the stream has text, and Postgres has none."""
+        self.offsets: Mapping[int, int] = dict(offsets or {})
+
+    async def of_token(self, token: Mapping[str, Any]) -> list[TextPiece]:
+        """What of a `token` of the stream is new to the reader, with what it missed before."""
+        try:
+            step_id, offset, text = int(token["step"]), int(token["offset"]), str(token["text"])
+        except (KeyError, TypeError, ValueError):  # nothing of Sluice's has written it
+            return []
+        if step_id in self._gone:
+            return []
+        known = self.offsets.get(step_id)
+        if known is None or offset > known:
+            # A step that is new here, or a gap. Postgres knows whether there is such a step.
+            pieces = await self.of_database()
+            if step_id not in self.offsets:
+                self._gone.add(step_id)
+            return pieces
+        return self._advance(step_id, known, text[known - offset :])
+
+    async def of_database(self) -> list[TextPiece]:
+        """All that Postgres has and the reader does not."""
+        shown = await run_in_threadpool(_shown_text, self._parts, self._job_id, self.offsets)
+        return [
+            piece for part in shown for piece in self._advance(part.step_id, part.offset, part.text)
+        ]
+
+    def _advance(self, step_id: int, offset: int, text: str) -> list[TextPiece]:
+        if not text:
+            return []
+        self.offsets = {**self.offsets, step_id: offset + len(text)}
+        return [TextPiece(step_id=step_id, offset=offset, text=text, offsets=self.offsets)]
+
+
+def _shown_text(parts: Parts, job_id: UUID, offsets: Mapping[int, int]) -> list[Shown]:
+    with parts.ledger.read() as session:
+        return conversations.shown_of_job(session, job_id, offsets)
