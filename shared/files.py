@@ -1,18 +1,23 @@
-"""Uploads: streamed into the storage (a folder or any fsspec URL), then recorded.
+"""Files: uploads, streamed into the storage (a folder or any fsspec URL), then recorded; and files
+that grow, of which each part is an object of the storage.
 
-A file exists once its row is committed; bytes without a row are never seen by anyone.
+A file, or a part of one, exists once its row is committed; bytes without a row are never seen by
+anyone.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from datetime import datetime
+from enum import StrEnum
+from io import BytesIO
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from fsspec.core import url_to_fs
 from sqlalchemy import delete as delete_rows
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared.config import ConnectionSettings
@@ -20,6 +25,21 @@ from shared.errors import InvalidInput, NotFound, TooLarge, Unavailable
 from shared.tables import File, new_id
 
 BLOCK_BYTES = 2**20
+PARTS_LIMIT = 10_000
+"""Of a file that grows: each is a name in its row, and an object of the storage."""
+
+
+class Purpose(StrEnum):
+    """What a file is for, in the words of OpenAI's API."""
+
+    ASSISTANTS = "assistants"
+    ASSISTANTS_OUTPUT = "assistants_output"
+    BATCH = "batch"
+    BATCH_OUTPUT = "batch_output"
+    FINE_TUNE = "fine-tune"
+    FINE_TUNE_RESULTS = "fine-tune-results"
+    VISION = "vision"
+    USER_DATA = "user_data"
 
 
 class Readable(Protocol):
@@ -133,19 +153,115 @@ def too_large(name: str, limit_bytes: int) -> str:
     )
 
 
-def record(session: Session, stored: Stored, *, name: str, content_type: str | None) -> File:
-    file = File(
-        id=stored.id,
-        name=name,
-        size_bytes=stored.size_bytes,
-        sha256=stored.sha256,
-        content_type=content_type,
-        path=stored.path,
+def record(
+    session: Session,
+    stored: Stored,
+    *,
+    name: str,
+    content_type: str | None,
+    purpose: Purpose = Purpose.USER_DATA,
+    expires_at: datetime | None = None,
+) -> File:
+    return _add(
+        session,
+        File(
+            id=stored.id,
+            name=name,
+            size_bytes=stored.size_bytes,
+            sha256=stored.sha256,
+            content_type=content_type,
+            path=stored.path,
+            purpose=purpose.value,
+            expires_at=expires_at,
+        ),
     )
+
+
+def _add(session: Session, file: File) -> File:
     session.add(file)
     session.flush()
     session.refresh(file)
     return file
+
+
+# Files that grow: whoever reads one reads the parts that are there by then.
+
+
+_NO_HASH: Final = ""
+"""Of a file that grows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Bytes in the storage that no row names yet."""
+
+    path: str
+    size_bytes: int
+
+
+def begin(
+    session: Session,
+    *,
+    name: str,
+    purpose: Purpose,
+    content_type: str | None,
+    expires_at: datetime | None = None,
+) -> File:
+    """An empty file that grows with `append`."""
+    file_id = new_id()
+    return _add(
+        session,
+        File(
+            id=file_id,
+            name=name,
+            size_bytes=0,
+            sha256=_NO_HASH,
+            content_type=content_type,
+            path=f"{file_id.hex[-2:]}/{file_id}",
+            parts=[],
+            purpose=purpose.value,
+            expires_at=expires_at,
+        ),
+    )
+
+
+def write_part(storage: Storage, file_id: UUID, data: bytes) -> Part:
+    """Write a part, with no transaction open; it counts from the commit of `append` on. No other
+    part has its path, so that an attempt that comes too late changes nothing."""
+    path = f"{file_id.hex[-2:]}/{file_id}/{new_id().hex}"
+    storage.write(path, BytesIO(data))
+    return Part(path=path, size_bytes=len(data))
+
+
+def append(session: Session, file_id: UUID, *parts: Part) -> None:
+    """Let parts count, behind those that do. Raises NotFound where the file has gone, TooLarge
+    where it has too many."""
+    paths = [part.path for part in parts]
+    count = session.scalar(
+        update(File)
+        .where(File.id == file_id, File.parts.is_not(None))
+        .values(
+            parts=func.array_cat(File.parts, paths, type_=File.parts.type),
+            size_bytes=File.size_bytes + sum(part.size_bytes for part in parts),
+        )
+        .returning(func.cardinality(File.parts))
+        .execution_options(synchronize_session=False)
+    )
+    if count is None:
+        raise NotFound(f"There is no file {file_id} that grows.")
+    if count > PARTS_LIMIT:
+        raise TooLarge(f"File {file_id} has more than {PARTS_LIMIT:,} parts; write larger ones.")
+
+
+def blocks(storage: Storage, file: File) -> Iterator[bytes]:
+    """A file in pieces, whatever it consists of. Raises as `Storage.read` does."""
+    for path in [file.path] if file.parts is None else file.parts:
+        yield from storage.blocks(path)
+
+
+def read(storage: Storage, file: File) -> bytes:
+    """Raises as `Storage.read` does."""
+    return storage.read(file.path) if file.parts is None else b"".join(blocks(storage, file))
 
 
 def get(session: Session, file_id: UUID) -> File:
@@ -175,14 +291,30 @@ def of_sources(session: Session, sources: Iterable[dict[str, Any]]) -> dict[str,
     return {str(file.id): file for file in rows}
 
 
-def delete(session: Session, file_id: UUID) -> str:
-    """Forget a file; returns the path to delete once this is committed. Raises NotFound."""
-    path: str | None = session.scalar(
-        delete_rows(File).where(File.id == file_id).returning(File.path)
-    )
-    if path is None:
+@dataclass(frozen=True, kw_only=True)
+class Remains:
+    """What to delete from the storage of a file whose row is gone."""
+
+    path: str
+    is_folder: bool
+
+
+def delete(session: Session, file_id: UUID) -> Remains:
+    """Forget a file; returns what to delete once this is committed. Raises NotFound."""
+    remains = delete_all(session, [file_id])
+    if not remains:
         raise NotFound(f"There is no file {file_id}.")
-    return path
+    return remains[0]
+
+
+def delete_all(session: Session, file_ids: Sequence[UUID]) -> list[Remains]:
+    rows = session.execute(
+        delete_rows(File)
+        .where(File.id.in_(file_ids))
+        .returning(File.path, File.parts.is_not(None))
+        .execution_options(synchronize_session=False)
+    )
+    return [Remains(path=path, is_folder=is_folder) for path, is_folder in rows]
 
 
 def _parse_id(value: object) -> UUID | None:

@@ -306,7 +306,8 @@ class LexicalDeath(Base):
 
 
 class File(Base):
-    """An upload; its bytes lie in the storage under `path`."""
+    """An upload, whose bytes lie in the storage under `path`; or a file that grows, of which each
+    of `parts` is such a path."""
 
     __tablename__ = "files"
 
@@ -316,9 +317,19 @@ class File(Base):
     sha256: Mapped[str]
     content_type: Mapped[str | None]
     path: Mapped[str]
+    parts: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    """In their order, below `path`; None for an upload, which is whole."""
+    purpose: Mapped[str] = mapped_column(server_default=sql("'user_data'"))
+    """One of `shared.files.Purpose`."""
+    expires_at: Mapped[datetime | None]
+    """When it is forgotten at the latest; retention may be earlier."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
-    __table_args__ = (Index("ix_files_sha256", "sha256"),)
+    __table_args__ = (
+        Index("ix_files_sha256", "sha256"),
+        Index("ix_files_purpose_id", "purpose", "id"),
+        Index("ix_files_expires_at", "expires_at", postgresql_where=sql("expires_at IS NOT NULL")),
+    )
 
 
 # of which the migrations read all tables

@@ -20,11 +20,12 @@ from typing import Any
 from uuid import UUID
 
 from redis.exceptions import RedisError
-from sqlalchemy import delete, func, select, text, tuple_, update
+from sqlalchemy import delete, func, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from shared import files
 from shared.database.sqlstates import first_line, is_outage
 from shared.database.transaction import Transaction
 from shared.errors import ModelNotServed, SluiceError, Timeout
@@ -266,7 +267,7 @@ class Retention:
         query = (
             select(File.id, File.created_at)
             .where(
-                File.created_at < func.now() - kept,
+                or_(File.created_at < func.now() - kept, File.expires_at < func.now()),
                 ~sweeps.is_left_alone(round_.part, "file", File.id),
             )
             .order_by(created)
@@ -367,8 +368,10 @@ def _forget_jobs(session: Session, ids: Sequence[UUID]) -> None:
 
 
 def _forget_files(session: Session, ids: Sequence[UUID]) -> None:
-    paths = session.scalars(delete(File).where(File.id.in_(ids)).returning(File.path)).all()
-    _doom(session, paths, is_folder=False)
+    remains = files.delete_all(session, ids)
+    for is_folder in (False, True):
+        paths = [one.path for one in remains if one.is_folder is is_folder]
+        _doom(session, paths, is_folder=is_folder)
 
 
 def _doom(session: Session, paths: Sequence[str], *, is_folder: bool) -> None:

@@ -476,10 +476,10 @@ def _answer(
 def _forget(parts: Parts, upload: File) -> None:
     try:
         with parts.ledger.begin() as session:
-            path = files.delete(session, upload.id)
+            remains = files.delete(session, upload.id)
     except NotFound:  # its owner was faster
         return
-    forget(parts, path)
+    forget(parts, remains)
 
 
 def _loading(loading: Loading, headers: dict[str, str]) -> Response:

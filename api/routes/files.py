@@ -7,6 +7,7 @@ not. No name is ever used as a path.
 
 import re
 from contextlib import suppress
+from datetime import datetime
 from typing import Annotated
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ from api.schemas import SHA256, FileView, Items
 from shared import files, tables
 from shared.bounds import NAME_LIMIT_BYTES, nfc
 from shared.errors import InvalidInput
-from shared.files import Readable
+from shared.files import Purpose, Readable, Remains
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 CONTENT_TYPE = re.compile(
@@ -43,23 +44,39 @@ CONTENT_RESPONSES = documented({}, 404) | {
 Sha256 = Annotated[str, Query(pattern=SHA256, max_length=64)]
 
 
-def keep(parts: Parts, source: Readable, *, name: str, content_type: str | None) -> tables.File:
+def keep(
+    parts: Parts,
+    source: Readable,
+    *,
+    name: str,
+    content_type: str | None,
+    purpose: Purpose = Purpose.USER_DATA,
+    expires_at: datetime | None = None,
+) -> tables.File:
     """Store a stream and record it. Raises what `Storage.store` does."""
     stored = parts.storage.store(source, name=name, limit_bytes=parts.settings.max_file_bytes)
     try:
         with parts.ledger.begin() as session:
             return files.record(
-                session, stored, name=name, content_type=clean_content_type(content_type)
+                session,
+                stored,
+                name=name,
+                content_type=clean_content_type(content_type),
+                purpose=purpose,
+                expires_at=expires_at,
             )
     except BaseException:
-        forget(parts, stored.path)
+        forget(parts, Remains(path=stored.path, is_folder=False))
         raise
 
 
-def forget(parts: Parts, path: str) -> None:
+def forget(parts: Parts, remains: Remains) -> None:
     """Bytes without a row harm nobody; failing to remove them is no error of the request."""
+    if remains.is_folder:
+        forget_folder(parts, remains.path)
+        return
     with suppress(OSError):
-        parts.storage.delete(path)
+        parts.storage.delete(remains.path)
 
 
 def forget_folder(parts: Parts, path: str) -> None:
@@ -122,7 +139,12 @@ def get_file_content(parts: PartsDep, file_id: FileId) -> Response:
     """The bytes, as an attachment."""
     with parts.ledger.read() as session:
         file = files.get(session, file_id)
-    blocks = parts.storage.blocks(file.path)
+    return content_response(parts, file)
+
+
+def content_response(parts: Parts, file: tables.File) -> Response:
+    """The bytes that the file has now, as an attachment. Blocks: call it in a thread."""
+    blocks = files.blocks(parts.storage, file)
     # The first is read here, so that a lost file is an error and not a cut answer.
     first = next(blocks, b"")
     return StreamingResponse(
@@ -133,7 +155,7 @@ def get_file_content(parts: PartsDep, file_id: FileId) -> Response:
             "Content-Length": str(file.size_bytes),
             "Content-Disposition": disposition(file.name),
             "X-Content-Type-Options": "nosniff",
-            "ETag": f'"{file.sha256}"',
+            "ETag": f'"{file.sha256 or f"{file.id}-{file.size_bytes}"}"',
         },
     )
 
@@ -142,6 +164,6 @@ def get_file_content(parts: PartsDep, file_id: FileId) -> Response:
 def delete_file(parts: PartsDep, file_id: FileId) -> Response:
     """Forget a file. Documents that were made of it stay."""
     with parts.ledger.begin() as session:
-        path = files.delete(session, file_id)
-    forget(parts, path)
+        remains = files.delete(session, file_id)
+    forget(parts, remains)
     return Response(status_code=204)

@@ -8,7 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from shared import files
 from shared.config import Settings
+from shared.database.transaction import Ledger
+from shared.errors import NotFound
+from shared.files import Purpose, make_storage
 from tests.integration.answers import problem, stored
 
 NAMES = ["plain.txt", "docs/한국어 안내.md", 'a "quoted" name.txt', "ends with dot.", "🙂.html"]
@@ -131,3 +135,29 @@ def test_a_file_that_the_storage_lost_is_404_with_the_remedy(
 @pytest.mark.parametrize("id_", ["nonsense", "0198f2c4-0000-7000-8000-00000000dead"])
 def test_an_unknown_file_is_404(api: httpx.Client, id_: str) -> None:
     problem(api.get(f"/v1/files/{id_}"), 404)
+
+
+def test_a_file_is_read_while_it_grows(
+    api: httpx.Client, ledger: Ledger, settings: Settings
+) -> None:
+    storage = make_storage(settings)
+    with ledger.begin() as session:
+        file = files.begin(
+            session, name="out.jsonl", purpose=Purpose.BATCH_OUTPUT, content_type="text/plain"
+        )
+    url = f"/v1/files/{file.id}/content"
+    seen = [api.get(url).content]
+    for data in ("하나\n", "two\n"):
+        part = files.write_part(storage, file.id, data.encode())
+        files.write_part(storage, file.id, b"of an attempt that was lost")
+        with ledger.begin() as session:
+            files.append(session, file.id, part)
+        seen.append(api.get(url).content)
+
+    assert [content.decode() for content in seen] == ["", "하나\n", "하나\ntwo\n"]
+    assert api.get(f"/v1/files/{file.id}").json()["size_bytes"] == len("하나\ntwo\n".encode())
+    assert api.delete(f"/v1/files/{file.id}").status_code == 204
+    with pytest.raises(NotFound):
+        storage.read(part.path)
+    with ledger.begin() as session, pytest.raises(NotFound):
+        files.append(session, file.id, part)

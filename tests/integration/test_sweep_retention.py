@@ -96,6 +96,36 @@ def test_uploads_are_kept_while_an_open_job_needs_them(process: Process) -> None
             process.storage.read(path)
 
 
+def test_files_go_when_they_expire_with_all_their_parts(process: Process) -> None:
+    with process.ledger.begin() as session:
+        growing, kept = (
+            files.begin(session, name=name, purpose=files.Purpose.BATCH_OUTPUT, content_type=None)
+            for name in ("growing", "kept")
+        )
+    parts = {
+        file.id: [files.write_part(process.storage, file.id, data) for data in (b"one", b"two")]
+        for file in (growing, kept)
+    }
+    with process.ledger.begin() as session:
+        files.append(session, growing.id, *parts[growing.id])
+        files.append(session, kept.id, parts[kept.id][0])
+        files.append(session, kept.id, parts[kept.id][1])
+    whole = upload(process, "whole")
+    for file_id in (growing.id, whole[0]):
+        change(process, f"UPDATE files SET expires_at = now() WHERE id = '{file_id}'")
+
+    sweep(process)
+
+    with process.ledger.read() as session:
+        (left,) = session.scalars(select(File))
+    assert left.id == kept.id
+    assert files.read(process.storage, left) == b"onetwo"
+    assert left.size_bytes == 6
+    for path in (whole[1], *(part.path for part in parts[growing.id])):
+        with pytest.raises(NotFound):
+            process.storage.read(path)
+
+
 def test_workers_that_are_long_gone_are_taken_off_the_list(process: Process) -> None:
     with process.ledger.begin() as session:
         for name, age in (("here", 0), ("gone", 3)):

@@ -421,8 +421,8 @@ def _read_file(process: Process, value: Any) -> bytes:
 def _read_upload(process: Process, file_id: UUID) -> bytes:
     try:
         with process.ledger.read() as session:
-            path = files.get(session, file_id).path
-        return process.storage.read(path)
+            file = files.get(session, file_id)
+        return files.read(process.storage, file)
     except NotFound as error:
         raise InvalidInput(error.message) from error
 

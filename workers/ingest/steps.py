@@ -219,7 +219,7 @@ def read_source(
             raise DocumentError(
                 f"There is no file {source['file_id']}; upload it with `POST /v1/files` first."
             )
-        data, content_type = process.storage.read(upload.path), upload.content_type
+        data, content_type = files.read(process.storage, upload), upload.content_type
     form_ = form(name, content_type, data if text is None else text)
     return Raw(
         name=name,

@@ -133,9 +133,8 @@ def _evaluations(_process: Process) -> Kept[UUID, Evaluation]:
 def _queries_of_file(process: Process, file_id: UUID) -> list[JudgedQuery]:
     with process.ledger.read() as session:
         file = files.get(session, file_id)
-        name, path = file.name, file.path
     limit = process.settings.eval_limit_queries
-    return parse_queries(process.storage.read(path), name=name, limit=limit)
+    return parse_queries(files.read(process.storage, file), name=file.name, limit=limit)
 
 
 def _unknown(context: Context, evaluation: Evaluation) -> list[str]:
