@@ -13,8 +13,10 @@ from uuid import UUID
 from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
+from shared.bounds import as_object, from_json
 from shared.database.transaction import Transaction
-from shared.errors import Cancelled
+from shared.errors import Cancelled, Conflict, NotFound
+from shared.files import Storage
 from shared.jobs import jobs, turns
 from shared.jobs.claims import Claim
 from shared.redis.events import EventType
@@ -149,6 +151,93 @@ def erase(session: Transaction, conversation_id: UUID, fair_key: str) -> None:
     for job_id in sorted(locked):
         jobs.stop(session, job_id, State.CANCELLED, error)
     session.execute(delete(Conversation).where(Conversation.id == conversation_id))
+
+
+# Chats that continue others: what was said before one is in the jobs that it goes back to, as long
+# as retention keeps these. A turn of a conversation goes back to the beginning of that.
+
+EARLIER_LIMIT_JOBS = 10_000
+
+
+def require_continuable(session: Session, job_id: UUID, fair_key: str) -> None:
+    """Raises NotFound where the key has no such chat, Conflict where it has not succeeded."""
+    row = session.execute(
+        select(Job.state).where(Job.id == job_id, Job.kind == "chat", Job.fair_key == fair_key)
+    ).first()
+    if row is None:
+        raise NotFound(
+            f"There is no chat job {job_id} of this key to continue; retention may have removed it."
+        )
+    if row.state != State.SUCCEEDED:
+        raise Conflict(
+            f"Job {job_id} is {row.state}; only a chat that has succeeded can be continued."
+        )
+
+
+def earlier(
+    session: Session, job_id: UUID, fair_key: str, storage: Storage
+) -> list[dict[str, Any]]:
+    """The messages of a chat, and of all that it continues, oldest first; also of its answer.
+
+    Raises NotFound where one of these jobs, or its conversation, is gone.
+    """
+    limits = {"id": job_id, "fair_key": fair_key, "limit": EARLIER_LIMIT_JOBS}
+    chain = list(session.execute(CHAIN, limits))
+    if not chain or chain[0].previous_id is not None:
+        gone = chain[0].previous_id if chain else job_id
+        raise NotFound(
+            f"The chat job {gone}, which this one goes back to, is gone: it was erased, or removed "
+            f"by retention, or there are more than {EARLIER_LIMIT_JOBS:,}. Send its messages anew."
+        )
+    found: list[dict[str, Any]] = []
+    if chain[0].is_turn:
+        found += _up_to_turn(session, chain[0].id)
+        del chain[0]
+    # One at a time: a row may be large.
+    for row in chain:
+        job = jobs.get(session, row.id)
+        result = job.result
+        if job.result_path is not None:
+            result = from_json(storage.read(job.result_path))
+        result = as_object(result)
+        said = [*as_object(job.input).get("messages", ()), *result.get("steps", ())]
+        found += [*said, result.get("message", {})]
+        session.expunge(job)
+    # A model may have said nothing.
+    return [message for message in found if message.get("content") or _has_part(message)]
+
+
+def _has_part(message: dict[str, Any]) -> bool:
+    return bool(message.get("tool_calls")) or message.get("role") == "tool"
+
+
+def _up_to_turn(session: Session, job_id: UUID) -> list[dict[str, Any]]:
+    last = session.execute(
+        select(ConversationMessage.conversation_id, func.max(ConversationMessage.ordinal))
+        .join(Job, Job.conversation_id == ConversationMessage.conversation_id)
+        .where(Job.id == job_id, ConversationMessage.job_id == job_id)
+        .group_by(ConversationMessage.conversation_id)
+    ).first()
+    if last is None:
+        raise NotFound(f"The conversation of the chat job {job_id} was erased.")
+    rows = messages(session, last[0], limit=None)
+    return [row.message for row in rows if row.ordinal <= last[1]]
+
+
+CHAIN = text("""
+    WITH RECURSIVE chain AS (
+        SELECT id, 1 AS depth, private AS is_turn,
+            CAST(input ->> 'previous_job_id' AS uuid) AS previous_id
+        FROM jobs
+        WHERE id = :id AND fair_key = :fair_key AND kind = 'chat' AND state = 'succeeded'
+        UNION ALL
+        SELECT j.id, chain.depth + 1, j.private, CAST(j.input ->> 'previous_job_id' AS uuid)
+        FROM chain JOIN jobs j ON j.id = chain.previous_id
+        WHERE j.fair_key = :fair_key AND j.kind = 'chat' AND j.state = 'succeeded'
+            AND chain.depth < :limit
+    )
+    SELECT id, is_turn, previous_id FROM chain ORDER BY depth DESC
+""")
 
 
 # Transcripts: what running steps have generated, written before anybody is shown it.

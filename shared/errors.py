@@ -50,6 +50,12 @@ class InvalidInput(SluiceError):
     code = "InvalidInput"
 
 
+class WindowExceeded(InvalidInput):
+    """The messages have more tokens than the model's window leaves for them."""
+
+    code = "WindowExceeded"
+
+
 class TooLarge(SluiceError):
     """The body is larger than the server accepts."""
 

@@ -234,11 +234,16 @@ def _require_collection(session: Session, new: NewJob) -> None:
 
 
 def _require(session: Session, new: Sequence[NewJob]) -> None:
-    """The conversations are the caller's own, and what else the inputs name is there."""
+    """Conversations, and chats that are continued, are the caller's own; and what else the inputs
+    name is there."""
     owned = {(job.conversation_id, job.fair_key) for job in new}
     for conversation_id, fair_key in owned:
         if conversation_id is not None:
             conversations.get(session, conversation_id, fair_key)
+    continued = {(job.input.get("previous_job_id"), job.fair_key) for job in new}
+    for job_id, fair_key in continued:
+        if job_id is not None:
+            conversations.require_continuable(session, UUID(job_id), fair_key)
     inputs: dict[Kind, list[dict[str, Any]]] = {}
     for job in new:
         inputs.setdefault(job.kind, []).append(job.input)

@@ -16,6 +16,7 @@ from shared.config import Settings
 from shared.documents import collections
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType
+from shared.kinds.search import COLLECTIONS_LIMIT, Hit, PassageCount, SearchOptions
 from shared.providers import ModelReference, provider_of, route_of
 from shared.vocabulary import Queue, Shape
 
@@ -122,16 +123,43 @@ class ChatMessage(Shape):
 
 
 class BuiltInTool(Shape):
-    """A tool that Sluice runs itself; `collection` is where `search_collection` looks."""
+    """A tool that Sluice runs itself. `search_collection` looks in `collection`, or in all of
+    `collections` at once."""
 
     type: Literal["search_collection", "calculator", "fetch_url"]
     collection: CollectionName | None = None
+    collections: (
+        Annotated[
+            list[CollectionName],
+            Field(fail_fast=True, min_length=1, max_length=COLLECTIONS_LIMIT),
+        ]
+        | None
+    ) = None
+    k: PassageCount | None = None
+    """How many passages a search gives; the model chooses where this is not set."""
+    search: SearchOptions | None = None
+    least_score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """Passages with a lower score are left out."""
 
     @model_validator(mode="after")
-    def _collection_goes_with_search(self) -> "BuiltInTool":
-        if (self.type == "search_collection") != (self.collection is not None):
-            raise ValueError("collection goes with search_collection, which needs it")
+    def _options_go_with_search(self) -> "BuiltInTool":
+        places = [self.collection, self.collections]
+        if self.type != "search_collection":
+            options = [*places, self.k, self.search, self.least_score]
+            if any(option is not None for option in options):
+                raise ValueError(
+                    "collection, collections, k, search and least_score go with search_collection"
+                )
+        elif places.count(None) != 1:
+            raise ValueError("search_collection needs either collection or collections")
+        elif self.search is not None and self.search.rerank is not None:
+            raise ValueError("search.rerank is not for tools; leave it out")
         return self
+
+    @property
+    def places(self) -> list[str]:
+        """The collections that `search_collection` looks in."""
+        return [self.collection] if self.collection is not None else list(self.collections or ())
 
 
 class FunctionSpec(Shape):
@@ -151,25 +179,64 @@ ToolSpec = Annotated[BuiltInTool | DeclaredTool, Field(discriminator="type")]
 
 
 class ChatInput(Shape):
-    """With `conversation_id`, `messages` are the new ones; the earlier ones are stored."""
+    """With `conversation_id`, `messages` are the new ones; the earlier ones are stored. With
+    `previous_job_id`, the earlier ones are those of that chat and of the chats that it continues;
+    several may continue the same one.
+    """
 
     messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=1000)]
     model: ModelReference | None = None
+    instructions: Annotated[str, Field(min_length=1, max_length=1_000_000)] | None = None
+    """A system prompt of this turn alone, in front of all messages."""
     conversation_id: UUID | None = None
+    previous_job_id: UUID | None = None
+    history: Literal["trim", "whole"] = "trim"
+    """Whether the oldest messages are dropped that find no room in the model's window, or the job
+    fails."""
     tools: Annotated[list[ToolSpec], Field(fail_fast=True, max_length=64)] = []
     parameters: Parameters = Parameters()
+    tool_calls_limit: Annotated[int, Field(ge=0, le=CALLS_LIMIT)] | None = None
+    """How many calls of Sluice's own tools are run; further ones are ignored."""
     response_format: ResponseFormat = ResponseFormat()
 
     @model_validator(mode="after")
     def _has_question(self) -> "ChatInput":
-        if self.messages[-1].role in ("system", "assistant"):
+        spoken = [message for message in self.messages if message.role != "system"]
+        if not spoken or spoken[-1].role == "assistant":
             raise ValueError("the last message must be of the user or of a tool")
         return self
 
+    @model_validator(mode="after")
+    def _continues_one(self) -> "ChatInput":
+        if self.conversation_id is not None and self.previous_job_id is not None:
+            raise ValueError("give either conversation_id or previous_job_id")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_where_to_search(self) -> "ChatInput":
+        searches = [tool for tool in self.tools if tool.type == "search_collection"]
+        if len(searches) > 1 and any(tool.collection is None for tool in searches):
+            raise ValueError(
+                "one tool search_collection with `collections`, or several with a `collection` of "
+                "their own: the model chooses among these"
+            )
+        return self
+
+
+class ToolSearch(Shape):
+    """What a call of `search_collection` has shown to the model: its passages are numbered on from
+    `first`, and cited by these numbers."""
+
+    call_id: str
+    query: str
+    first: int
+    hits: list[Hit]
+
 
 class ChatResult(Shape):
-    """`turns` counts the model's answers, `steps` are its calls of tools and their results;
-    `messages_dropped` of the history found no room in its window."""
+    """`turns` counts the model's answers, `steps` are its calls of tools and their results, of
+    which `searches` has the passages; `messages_dropped` of the history found no room in its
+    window."""
 
     message: dict[str, Any]
     model: str
@@ -177,6 +244,7 @@ class ChatResult(Shape):
     finish_reason: str = "stop"
     turns: int = 1
     steps: list[dict[str, Any]] = []
+    searches: list[ToolSearch] = []
     messages_dropped: int = 0
     parsed: Any = None
 
@@ -194,8 +262,10 @@ def _check(job_input: ChatInput, settings: Settings) -> None:
 
 def _require(session: Session, inputs: Sequence[Mapping[str, Any]]) -> None:
     """The collections of the tools."""
-    names = {tool.get("collection") for input_ in inputs for tool in input_.get("tools", ())}
-    for name in names - {None}:
+    tools = [tool for input_ in inputs for tool in input_.get("tools", ())]
+    names = {tool.get("collection") for tool in tools}
+    names.update(name for tool in tools for name in tool.get("collections") or ())
+    for name in sorted(names - {None}):
         collections.get(session, name)
 
 

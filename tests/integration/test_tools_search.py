@@ -33,7 +33,7 @@ def looked_up(process: Process, collection: str, query: str, **arguments: int) -
     submit(process)
     context = Context(process, claimed(process, Queue.EMBED))
     tool = BuiltInTool(type="search_collection", collection=collection)
-    return run(context, tool.type, {"query": query} | arguments, [tool])
+    return run(context, tool.type, {"query": query} | arguments, [tool]).text
 
 
 def test_passages_come_numbered_with_their_sources_best_first(process: Process) -> None:

@@ -58,7 +58,7 @@ def test_the_collection_is_asked_for_only_where_there_are_several() -> None:
 
 
 def test_a_call_is_run() -> None:
-    assert run(context(), *call("calculator", expression="6 * 7"), [CALCULATOR]) == "42"
+    assert run(context(), *call("calculator", expression="6 * 7"), [CALCULATOR]).text == "42"
 
 
 @pytest.mark.parametrize(
@@ -82,20 +82,21 @@ def test_a_call_is_run() -> None:
 def test_wrong_calls_get_an_error_to_read(
     tool_call: tuple[str, dict[str, Any]], problem: str
 ) -> None:
-    result = run(context(), *tool_call, [CALCULATOR, FETCH, SEARCH, OTHER])
+    result = run(context(), *tool_call, [CALCULATOR, FETCH, SEARCH, OTHER]).text
     assert result.startswith("error: ")
     assert problem in result
 
 
 def test_a_tool_that_was_not_allowed_is_unknown() -> None:
-    assert "no tool 'calculator'" in run(context(), *call("calculator", expression="1"), [FETCH])
-    assert "tools are: none" in run(context(), *call("calculator", expression="1"), [])
+    one = call("calculator", expression="1")
+    assert "no tool 'calculator'" in run(context(), *one, [FETCH]).text
+    assert "tools are: none" in run(context(), *one, []).text
 
 
 def test_results_are_cut_with_a_note() -> None:
     result = run(
         context(tool_result_limit_chars=100), *call("calculator", expression="9**900"), [CALCULATOR]
-    )
+    ).text
     assert len(result) == 100
     assert result.endswith("(cut: the rest is too long)")
 
@@ -132,7 +133,7 @@ def page_url() -> Iterator[str]:
 
 def test_a_page_comes_within_a_fence_that_it_cannot_close(page_url: str) -> None:
     allowing = context(fetch_allow_private=True, tool_result_limit_chars=2000)
-    result = run(allowing, *call("fetch_url", url=page_url), [FETCH])
+    result = run(allowing, *call("fetch_url", url=page_url), [FETCH]).text
     first, *_, last = result.split("\n")
     assert first.startswith("<page-")
     assert f'url="{page_url}"' in first

@@ -20,10 +20,18 @@ from shared.bounds import (
     storable_text,
 )
 from shared.database.transaction import Transaction
-from shared.errors import InvalidInput, Permanent, Retryable
+from shared.errors import InvalidInput, Permanent, Retryable, WindowExceeded
 from shared.jobs import jobs
 from shared.jobs.steps import NewStep, Record
-from shared.kinds.chat import BuiltInTool, ChatInput, ChatMessage, ChatResult, DeclaredTool, Usage
+from shared.kinds.chat import (
+    BuiltInTool,
+    ChatInput,
+    ChatMessage,
+    ChatResult,
+    DeclaredTool,
+    ToolSearch,
+    Usage,
+)
 from shared.providers import route_of
 from shared.tables import Job
 from shared.vocabulary import Queue
@@ -59,10 +67,12 @@ from workers.tools import table
 
 @dataclass(frozen=True, kw_only=True)
 class AgentState:
-    """How far an agent has come: `later` are the messages since the client's."""
+    """How far an agent has come: `later` are the messages since the client's, of whose calls
+    `searches` has what was found."""
 
     turn: int = 1
     later: tuple[Message, ...] = ()
+    searches: tuple[ToolSearch, ...] = ()
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -74,6 +84,7 @@ class AgentState:
         return cls(
             turn=payload.get("turn", 1),
             later=tuple(later),
+            searches=tuple(map(ToolSearch.model_validate, payload.get("searches", []))),
             prompt_tokens=payload.get("prompt_tokens", 0),
             completion_tokens=payload.get("completion_tokens", 0),
         )
@@ -82,17 +93,24 @@ class AgentState:
         return {
             "turn": self.turn,
             "messages": [message.as_dict() for message in self.later],
+            "searches": [search.model_dump(mode="json") for search in self.searches],
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
         }
 
     def after(self, completion: Completion, messages: Sequence[Message]) -> "AgentState":
-        return AgentState(
+        return replace(
+            self,
             turn=self.turn + 1,
             later=(*self.later, *messages),
             prompt_tokens=self.prompt_tokens + completion.prompt_tokens,
             completion_tokens=self.completion_tokens + completion.completion_tokens,
         )
+
+    def calls_left(self, limit: int | None) -> int | None:
+        """How many calls of Sluice's own tools may still be run; None for any number."""
+        run = sum(message.role == Role.TOOL for message in self.later)
+        return None if limit is None else max(limit - run, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +130,11 @@ def chat_answer(context: Context) -> Done:
     with process.ledger.read() as session:
         job = jobs.get(session, context.claim.job_id)
         input_ = ChatInput.model_validate(job.input)
-        before = prompts.load(session, job.conversation_id)
+        before = (
+            prompts.load(session, job.conversation_id)
+            if input_.previous_job_id is None
+            else prompts.continued(session, input_.previous_job_id, job.fair_key, process.storage)
+        )
     state = AgentState.of(context.claim.payload)
     generator = generators_of(process).get(input_.model or process.settings.generation_model)
     is_last = state.turn >= process.settings.agent_limit_turns
@@ -126,6 +148,7 @@ def chat_answer(context: Context) -> Done:
     foreign = tuple(call for call in answer.calls if call.name in declared)
     # Of a tool that there is not, the model reads that there is none.
     own = tuple(call for call in answer.calls if call.name not in declared)
+    own = own[: state.calls_left(input_.tool_calls_limit)]
     if own and not foreign:
         message = Message(role=Role.ASSISTANT, content=answer.text, tool_calls=own)
         after = state.after(answer.completion, [message])
@@ -162,7 +185,7 @@ def _generate(
     tools = _tools(input_)
     chosen = sampling(input_.parameters, context.process.settings, step_id=context.claim.step_id)
     incoming = [to_message(message) for message in input_.messages]
-    messages = (*_in_order(before, incoming), *state.later)
+    messages = (*_in_order(input_.instructions, before, incoming), *state.later)
     prompts.check(messages)
     as_json = input_.response_format.type == "json"
     if as_json:
@@ -182,6 +205,12 @@ def _generate(
         context, generator, before, messages, budget_tokens=budget, count=count,
         conversation_id=job.conversation_id,
     )  # fmt: skip
+    if fitted.dropped and input_.history == "whole":
+        raise WindowExceeded(
+            f"The messages have more tokens than the {budget:,} that the model's window leaves for "
+            f"them: the {fitted.dropped} oldest find no room. Send less, ask for fewer max_tokens, "
+            "take a model with a larger window, or let the oldest be dropped (`history`: trim)."
+        )
     request = Request(
         messages=tuple(spelled(fitted.messages)),
         tools=offered,
@@ -213,9 +242,17 @@ def _generate(
     )  # fmt: skip
 
 
-def _in_order(before: Dialogue, messages: Sequence[Message]) -> list[Message]:
-    """The newest system prompt in front, where models look for it; then all other messages."""
-    system = [message for message in messages if message.role == Role.SYSTEM] or before.system[-1:]
+def _in_order(
+    instructions: str | None, before: Dialogue, messages: Sequence[Message]
+) -> list[Message]:
+    """System prompts in front, where models look for them; then all other messages."""
+    system = [message for message in messages if message.role == Role.SYSTEM]
+    if before.keeps_system:
+        system = [*before.system, *system]
+    elif not system:
+        system = before.system[-1:]
+    if instructions is not None:
+        system.insert(0, Message(role=Role.SYSTEM, content=instructions))
     spoken = [message for message in messages if message.role != Role.SYSTEM]
     return [*system, *before.spoken, *spoken]
 
@@ -267,6 +304,7 @@ def _end(
         finish_reason=answer.completion.finish_reason.value,
         turns=state.turn,
         steps=[message.as_dict() for message in state.later],
+        searches=list(state.searches),
         messages_dropped=answer.dropped,
         parsed=answer.parsed,
     )
@@ -289,13 +327,18 @@ def chat_tools(context: Context) -> Done:
     """Runs on CPU workers: the tool calls of the turn before."""
     input_ = context.input(ChatInput)
     state = AgentState.of(context.claim.payload)
-    results = []
+    results: list[Message] = []
+    searches = list(state.searches)
     for call in state.later[-1].tool_calls:
         context.publish_tool_call(call.id, {"name": call.name, "arguments": call.arguments})
-        text = table.run(context, call.name, call.arguments, _built_in(input_))
-        context.publish_tool_call(call.id, {"name": call.name, "result": text})
-        results.append(Message(role=Role.TOOL, content=text, tool_call_id=call.id))
-    after = replace(state, later=(*state.later, *results))
+        first = 1 + sum(len(search.hits) for search in searches)
+        output = table.run(context, call.name, call.arguments, _built_in(input_), first=first)
+        context.publish_tool_call(call.id, {"name": call.name, "result": output.text})
+        results.append(Message(role=Role.TOOL, content=output.text, tool_call_id=call.id))
+        if output.hits is not None:
+            hits = list(output.hits)
+            searches.append(ToolSearch(call_id=call.id, query=output.query, first=first, hits=hits))
+    after = replace(state, later=(*state.later, *results), searches=tuple(searches))
     model = input_.model or context.process.settings.generation_model
     step = NewStep(
         name="chat.answer", queue=Queue.GENERATE, route=route_of(model), payload=after.payload()

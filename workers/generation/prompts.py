@@ -18,7 +18,8 @@ from langchain_core.prompts import PromptTemplate
 from sqlalchemy.orm import Session
 
 from shared import conversations
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, WindowExceeded
+from shared.files import Storage
 from shared.kinds.chat import ChatMessage
 from workers.attempts.context import Context
 from workers.fences import block, code_for
@@ -319,7 +320,7 @@ def check(messages: Sequence[Message]) -> None:
 
 
 def trim(messages: Sequence[Message], *, budget_tokens: int, count: CountTokens) -> Trimmed:
-    """Raises InvalidInput where not even what has to stay fits. `count` is called few times."""
+    """Raises WindowExceeded where not even what has to stay fits. `count` is called few times."""
     units, kept_from = _units(messages)
 
     def without(number: int) -> list[Message]:
@@ -330,7 +331,7 @@ def trim(messages: Sequence[Message], *, budget_tokens: int, count: CountTokens)
     dropped = kept_from - kept_units
     remaining = without(dropped)
     if not kept_units and (needed := count(remaining)) > budget_tokens:
-        raise InvalidInput(
+        raise WindowExceeded(
             f"The system prompt and the newest messages need {needed:,} tokens, but the model's "
             f"window leaves {max(budget_tokens, 0):,} for the prompt. Shorten them, ask for fewer "
             "max_tokens, or take a model with a larger window."
@@ -429,6 +430,8 @@ class Dialogue:
     lines: tuple[StoredMessage, ...] = ()
     summary: str | None = None
     summarize: bool = False
+    keeps_system: bool = False
+    """Whether all of its system prompts count, and not only the newest one."""
 
     @property
     def system(self) -> list[Message]:
@@ -458,6 +461,18 @@ def load(session: Session, conversation_id: UUID | None) -> Dialogue:
         ),
         summary=conversation.summary,
         summarize=conversation.summarize,
+    )
+
+
+def continued(session: Session, job_id: UUID, fair_key: str, storage: Storage) -> Dialogue:
+    """What was said up to a chat's end. Raises NotFound where it, or one before it, is gone."""
+    messages = conversations.earlier(session, job_id, fair_key, storage)
+    return Dialogue(
+        lines=tuple(
+            StoredMessage(ordinal=ordinal, message=to_message(ChatMessage.model_validate(message)))
+            for ordinal, message in enumerate(messages)
+        ),
+        keeps_system=True,
     )
 
 

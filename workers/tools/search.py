@@ -1,7 +1,10 @@
-"""The tool `search_collection`: passages of a collection as text for a model."""
+"""The tool `search_collection`: passages of collections as text for a model."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
+from shared.kinds.search import Hit
 from workers.attempts.process import Process
 from workers.fences import code_for, cut_block
 from workers.retrieval.search import SearchRequest, search
@@ -10,23 +13,38 @@ NOTHING: Final = "Nothing was found."
 _BETWEEN: Final = "\n\n"
 
 
-def search_collection(
-    process: Process, collection: str, query: str, k: int, *, limit_chars: int
-) -> str:
-    """Numbered passages with their sources, best first, as many as find room; the first is cut if
-    it alone is too long. Raises NotFound without the collection.
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Passages as a model reads them, and as they were found."""
+
+    text: str
+    hits: Sequence[Hit]
+
+
+def search_collections(
+    process: Process,
+    request: SearchRequest,
+    *,
+    least_score: float | None,
+    first: int,
+    limit_chars: int,
+    check: Callable[[], None],
+) -> Shown:
+    """Passages with their sources, best first and numbered from `first` on, as many as find room;
+    one alone is cut if it is too long. Raises NotFound without the collections.
     """
-    answer = search(process, SearchRequest(collections=[collection], queries=[query], k=k))
-    hits = answer.hits[0]
+    hits = search(process, request, check=check).hits[0]
+    if least_score is not None:
+        hits = [hit for hit in hits if hit.score >= least_score]
     if not hits:
-        return NOTHING
+        return Shown(text=NOTHING, hits=())
     code = code_for(text for hit in hits for text in (hit.text, hit.source))
-    shown: list[str] = []
+    blocks: list[str] = []
     room = limit_chars
-    for number, hit in enumerate(hits, start=1):
+    for number, hit in enumerate(hits, start=first):
         passage = cut_block("passage", code, hit.text, limit_chars, id=number, source=hit.source)
-        if shown and len(passage) > room:
+        if blocks and len(passage) > room:
             break
-        shown.append(passage)
+        blocks.append(passage)
         room -= len(passage) + len(_BETWEEN)
-    return _BETWEEN.join(shown)
+    return Shown(text=_BETWEEN.join(blocks), hits=hits[: len(blocks)])

@@ -6,12 +6,14 @@ This module is light, so that generation workers can describe the tools that CPU
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from pydantic import Field, ValidationError
 
 from shared.errors import InvalidInput, NotFound
 from shared.kinds.chat import BuiltInTool, FunctionSpec
+from shared.kinds.search import Hit, SearchOptions
 from shared.vocabulary import Shape
 from workers.attempts.context import Context
 from workers.fences import code_for, cut_block
@@ -39,6 +41,16 @@ class SearchArguments(Shape):
     collection: Annotated[str | None, Field(description="Where to look")] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ToolOutput:
+    """What came of a call: the text that the model reads; of a search, also what it found."""
+
+    text: str
+    query: str = ""
+    hits: Sequence[Hit] | None = None
+    """None where nothing was searched."""
+
+
 def tools(allowed: Sequence[BuiltInTool]) -> tuple[FunctionSpec, ...]:
     """The descriptions of the tools that a model may use, in the order of `allowed`."""
     described: dict[str, FunctionSpec] = {}
@@ -56,15 +68,21 @@ def tools(allowed: Sequence[BuiltInTool]) -> tuple[FunctionSpec, ...]:
                 parameters=_parameters(FetchArguments),
             )
         else:
-            tool = _search_tool(_collections(allowed))
+            tool = _search_tool(_searches(allowed))
         described.setdefault(tool.name, tool)
     return tuple(described.values())
 
 
 def run(
-    context: Context, name: str, arguments: dict[str, Any], allowed: Sequence[BuiltInTool]
-) -> str:
-    """What the model reads as the result of its call, at most `tool_result_limit_chars` long.
+    context: Context,
+    name: str,
+    arguments: dict[str, Any],
+    allowed: Sequence[BuiltInTool],
+    *,
+    first: int = 1,
+) -> ToolOutput:
+    """What comes of the model's call. Its text is at most `tool_result_limit_chars` long; passages
+    in it are numbered from `first` on.
 
     Raises Cancelled where the step is to stop, and what the stores raise.
     """
@@ -77,14 +95,14 @@ def run(
         if name == CALCULATOR:
             result = _calculate(arguments)
         elif name == FETCH_URL:
-            return _fetch(context, arguments, limit_chars)
+            return ToolOutput(text=_fetch(context, arguments, limit_chars))
         else:
-            return _search(context, arguments, _collections(allowed), limit_chars)
+            return _search(context, arguments, _searches(allowed), first, limit_chars)
     except ValidationError as error:
         result = f"error: the arguments of {name} are wrong: {_problems(error)}"
     except (InvalidInput, NotFound) as error:
         result = f"error: {error.message}"
-    return _cut(result, limit_chars)
+    return ToolOutput(text=_cut(result, limit_chars))
 
 
 def _calculate(values: dict[str, Any]) -> str:
@@ -105,40 +123,64 @@ def _fetch(context: Context, values: dict[str, Any], limit_chars: int) -> str:
 
 
 def _search(
-    context: Context, values: dict[str, Any], collections: Sequence[str], limit_chars: int
-) -> str:
+    context: Context,
+    values: dict[str, Any],
+    allowed: Sequence[BuiltInTool],
+    first: int,
+    limit_chars: int,
+) -> ToolOutput:
     # Imported here, since it brings Chroma and the embedding library.
-    from workers.tools.search import search_collection
+    from workers.retrieval.search import SearchRequest
+    from workers.tools.search import search_collections
 
     arguments = SearchArguments.model_validate(values)
-    collection = arguments.collection or (collections[0] if len(collections) == 1 else "")
-    if collection not in collections:
-        raise InvalidInput(f"collection must be one of: {', '.join(collections)}.")
-    return search_collection(
-        context.process, collection, arguments.query, arguments.k, limit_chars=limit_chars
+    named = [tool for tool in allowed if arguments.collection in tool.places]
+    if arguments.collection is None and len(allowed) == 1:
+        named = list(allowed)
+    if not named:
+        places = [place for tool in allowed for place in tool.places]
+        raise InvalidInput(f"collection must be one of: {', '.join(places)}.")
+    tool = named[0]
+    request = SearchRequest(
+        collections=tool.places,
+        queries=[arguments.query],
+        k=tool.k or arguments.k,
+        options=tool.search or SearchOptions(),
     )
+    shown = search_collections(
+        context.process, request, least_score=tool.least_score, first=first,
+        limit_chars=limit_chars, check=context.check,
+    )  # fmt: skip
+    return ToolOutput(text=shown.text, query=arguments.query, hits=shown.hits)
 
 
-def _collections(allowed: Sequence[BuiltInTool]) -> list[str]:
-    return list(dict.fromkeys(tool.collection for tool in allowed if tool.collection is not None))
+def _searches(allowed: Sequence[BuiltInTool]) -> list[BuiltInTool]:
+    """The tools that search, one of each place."""
+    return list({tuple(tool.places): tool for tool in allowed if tool.type == SEARCH}.values())
 
 
-def _search_tool(collections: Sequence[str]) -> FunctionSpec:
+def _search_tool(searches: Sequence[BuiltInTool]) -> FunctionSpec:
     parameters = _parameters(SearchArguments)
-    if len(collections) == 1:
+    places = [place for tool in searches for place in tool.places]
+    if len(searches) == 1:
         del parameters["properties"]["collection"]
-        where = f"the collection {collections[0]!r}"
+        where = f"the collection {places[0]!r}" if len(places) == 1 else "collections"
+        if searches[0].k is not None:
+            del parameters["properties"]["k"]
     else:
         parameters["properties"]["collection"] = {
             "type": "string",
-            "enum": list(collections),
+            "enum": places,
             "description": "Where to look",
         }
         parameters["required"].append("collection")
         where = "a collection"
     return FunctionSpec(
         name=SEARCH,
-        description=f"Finds the passages of {where} of documents that fit a query best.",
+        description=(
+            f"Finds the passages of {where} of documents that fit a query best. Put the number of "
+            "a passage that a statement rests on in square brackets behind it, like [1]."
+        ),
         parameters=parameters,
     )
 
