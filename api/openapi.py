@@ -34,6 +34,7 @@ the paths tagged {tags} answer as the API does that they stand for. A response o
 TAGS = {
     "jobs": "Submit, follow, cancel and redrive work of all kinds.",
     "conversations": "Stored turns with a model; `chat` and `rag` jobs go on with them.",
+    "prompts": "Stored templates with variables, in versions; `rag` and `chat` jobs name them.",
     "collections": "Named sets of documents, each with one embedding model.",
     "documents": "What `ingest` jobs put into collections, and the pieces of its text.",
     "files": "Uploads, for jobs to work on.",

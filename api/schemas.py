@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, create_model
 
+from shared import prompts
 from shared.bounds import (
     BATCH_LIMIT_JOBS,
     EARLIEST,
@@ -16,7 +17,10 @@ from shared.bounds import (
     YEAR_S,
     FreeMetadata,
     ModelName,
+    Natural,
+    Paragraph,
     RunAfter,
+    Scalar,
     Unreadable,
     WebUrl,
     as_object,
@@ -29,6 +33,7 @@ from shared.jobs.queues import Estimate
 from shared.kinds.hf import Task
 from shared.kinds.kind import Kind
 from shared.kinds.registry import KINDS
+from shared.prompts import Declared, TemplateText, VariableValues, Version
 from shared.tables import ConversationMessage, File, Job
 from shared.vocabulary import Lane, LaneRank, Queue, Shape, State
 
@@ -313,6 +318,92 @@ class MessageView(BaseModel):
         return cls(message=as_object(row.message), job_id=row.job_id, created_at=row.created_at)
 
 
+class VariableView(BaseModel):
+    """A variable of a prompt's template; `default` null has to be given."""
+
+    name: str
+    description: str
+    default: Scalar | None
+
+
+class PromptView(BaseModel):
+    """A version of a prompt. `reference` is what jobs name it by; `current` is the version that the
+    name alone stands for, `latest` the newest."""
+
+    name: str
+    version: int
+    reference: str
+    current: int
+    latest: int
+    is_current: bool
+    template: str
+    description: str
+    variables: list[VariableView]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, version: Version) -> "PromptView":
+        return cls(
+            name=version.name,
+            version=version.version,
+            reference=str(version),
+            current=version.current,
+            latest=version.latest,
+            is_current=version.version == version.current,
+            template=version.content.template,
+            description=version.content.description,
+            variables=_variables(version),
+            created_at=version.created_at,
+        )
+
+
+def _variables(version: Version) -> list[VariableView]:
+    return [
+        VariableView(name=name, description=variable.description, default=variable.default)
+        for name, variable in version.content.variables.items()
+    ]
+
+
+class PromptDifference(BaseModel):
+    """`template` is a unified diff, empty where both are equal."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    name: str
+    from_: int = Field(serialization_alias="from")
+    to: int
+    template: str
+    added: list[VariableView]
+    removed: list[VariableView]
+    changed: list[VariableView]
+    """As they are in the newer version."""
+    description: str | None
+    """The newer one, where it is another."""
+
+    @classmethod
+    def of(cls, old: Version, new: Version) -> "PromptDifference":
+        before = {variable.name: variable for variable in _variables(old)}
+        after = {variable.name: variable for variable in _variables(new)}
+        described = new.content.description
+        return cls.model_construct(
+            name=new.name,
+            from_=old.version,
+            to=new.version,
+            template=prompts.difference(old, new),
+            added=[after[name] for name in after if name not in before],
+            removed=[before[name] for name in before if name not in after],
+            changed=[
+                after[name] for name in after if name in before and after[name] != before[name]
+            ],
+            description=None if described == old.content.description else described,
+        )
+
+
+class RenderedPrompt(BaseModel):
+    prompt: str
+    text: str
+
+
 class QueueView(BaseModel):
     """`messages` is null where Redis does not answer."""
 
@@ -423,6 +514,24 @@ class NewConversation(Shape):
 
     metadata: FreeMetadata = Field(default_factory=dict)
     summarize: StrictBool = False
+
+
+class NewPrompt(Shape):
+    """`{name}` in the template is a variable; `{{` and `}}` are braces. `variables` may say more of
+    them. With `make_current` false the name goes on standing for the version that it does."""
+
+    template: TemplateText
+    description: Paragraph = ""
+    variables: Declared = Field(default_factory=dict)
+    make_current: StrictBool = True
+
+
+class RollBack(Shape):
+    version: Natural | None = None
+
+
+class VariablesBody(Shape):
+    variables: VariableValues = Field(default_factory=dict)
 
 
 class CollectionSpec(Shape):

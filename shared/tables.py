@@ -1,7 +1,8 @@
 """The tables of PostgreSQL, which holds the truth; and ids that sort by age.
 
 State columns of jobs and steps are written only in `shared/jobs/`, those of documents only in
-`shared/documents/`, generated text and conversations only by `shared/conversations.py`.
+`shared/documents/`, generated text and conversations only by `shared/conversations.py`, prompts
+only by `shared/prompts.py`.
 """
 
 import os
@@ -134,6 +135,39 @@ class ConversationMessage(Base):
     message: Mapped[dict[str, Any]]
     job_id: Mapped[UUID | None]
     """The job whose turn it was; jobs may be gone by retention."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+# The tables of prompts; `shared/prompts.py` is their only writer.
+
+
+class Prompt(Base):
+    """A name for versions of a template. Without a `current` one it is erased."""
+
+    __tablename__ = "prompts"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    current: Mapped[int | None]
+    """The version that the name alone stands for."""
+    latest: Mapped[int] = mapped_column(server_default=sql("0"))
+    """The highest number that was ever given: none is given twice."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class PromptVersion(Base):
+    """A version of a prompt. Its row never changes."""
+
+    __tablename__ = "prompt_versions"
+
+    prompt: Mapped[str] = mapped_column(
+        ForeignKey("prompts.name", ondelete="CASCADE"), primary_key=True
+    )
+    version: Mapped[int] = mapped_column(primary_key=True)
+    template: Mapped[str]
+    description: Mapped[str]
+    variables: Mapped[dict[str, Any]]
+    """By name: `description` and `default`."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

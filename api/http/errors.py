@@ -39,6 +39,7 @@ from shared.errors import (
     type_of,
 )
 from shared.kinds.registry import KINDS
+from shared.prompts import NAME_RULE, PROMPT_NAME
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +148,7 @@ REMEDIES = {
 PATTERNS = {
     COLLECTION_NAME: "use 3 to 63 letters (a-z), digits, '.', '_' and '-', a letter or digit first "
     "and last",
+    PROMPT_NAME: NAME_RULE,
     SHA256: "give a SHA-256 as 64 hexadecimal digits",
     ID_PREFIX: "give the first 4 to 32 hexadecimal digits of an id, with or without its hyphens",
     PRINTABLE: "use printable ASCII characters without spaces",

@@ -67,8 +67,10 @@ def submit(session: Transaction, new: NewJob) -> Submitted:
     """Add a job and its first step, in one statement.
 
     Raises Conflict where the idempotency key stands for another request. A turn of a conversation
-    waits for the turns before it, and needs a transaction around.
+    waits for the turns before it, and needs a transaction around. What its input names is resolved
+    (`Kind.resolve`), in place.
     """
+    new.kind.resolve(session, [new.input])
     job_id = new_id()
     held = new.conversation_id is not None and not turns.is_free(session, new.conversation_id)
     due = turns.HELD if held else new.run_after
@@ -127,6 +129,11 @@ def submit_batch(session: Transaction, new_jobs: list[NewJob]) -> list[UUID]:
             turns.lock(session, conversation_id)
         # Each turn of a conversation waits for those before it, also for those of this batch.
         return [submit(session, new).id for new in new_jobs]
+    inputs: dict[Kind, list[dict[str, Any]]] = {}
+    for new in new_jobs:
+        inputs.setdefault(new.kind, []).append(new.input)
+    for kind, of_kind in inputs.items():
+        kind.resolve(session, of_kind)
     rows = [(new_id(), new) for new in new_jobs]
     session.execute(insert(JOBS), [_job_row(job_id, new) for job_id, new in rows])
     session.execute(insert(Step), [first_step(job_id, new) for job_id, new in rows])

@@ -3,20 +3,21 @@
 What it has in common with `rag` is here, too.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from sqlalchemy.orm import Session
 
+from shared import prompts
 from shared.bounds import CollectionName, JsonSchema, Line, Natural, Paragraph, ToolArguments
 from shared.config import Settings
 from shared.documents import collections
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType
 from shared.kinds.search import COLLECTIONS_LIMIT, Hit, PassageCount, SearchOptions
+from shared.prompts import RENDERED_LIMIT_CHARS, PromptReference, VariableValues
 from shared.providers import ModelReference, provider_of, route_of
 from shared.vocabulary import Queue, Shape
 
@@ -48,14 +49,14 @@ class ResponseFormat(Shape):
     json_schema: JsonSchema | None = Field(default=None, alias="schema")
 
 
-def _has_placeholders(template: str) -> str:
-    names = set(re.findall(r"{(\w*)}", template.replace("{{", "").replace("}}", "")))
-    if names != {"context", "question"}:
-        raise ValueError("a prompt has the placeholders {context} and {question}, and no others")
-    return template
+Rendered = Annotated[str, Field(max_length=2 * RENDERED_LIMIT_CHARS)]
+"""What the server makes of a stored prompt when a job is submitted; clients leave it out."""
 
 
-PromptTemplate = Annotated[str, Field(max_length=100_000), AfterValidator(_has_placeholders)]
+def check_variables(prompt: str | None, variables: Mapping[str, Any]) -> None:
+    """Raises ValueError where there is nothing that has variables."""
+    if variables and (prompt is None or prompts.reference_of(prompt) is None):
+        raise ValueError("variables goes with a prompt that is the name of a stored one")
 
 
 class Usage(Shape):
@@ -182,9 +183,15 @@ class ChatInput(Shape):
     """With `conversation_id`, `messages` are the new ones; the earlier ones are stored. With
     `previous_job_id`, the earlier ones are those of that chat and of the chats that it continues;
     several may continue the same one.
+
+    `prompt` names a stored prompt: beside `messages` it is the system's message in front of them,
+    alone it is the user's.
     """
 
-    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=1000)]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, max_length=1000)] = []
+    prompt: PromptReference | None = None
+    variables: VariableValues = {}
+    rendered: Rendered | None = None
     model: ModelReference | None = None
     instructions: Annotated[str, Field(min_length=1, max_length=1_000_000)] | None = None
     """A system prompt of this turn alone, in front of all messages."""
@@ -201,6 +208,11 @@ class ChatInput(Shape):
 
     @model_validator(mode="after")
     def _has_question(self) -> "ChatInput":
+        check_variables(self.prompt, self.variables)
+        if not self.messages and self.prompt is not None:
+            return self
+        if not self.messages:
+            raise ValueError("messages is required, at least 1 message, or else prompt")
         spoken = [message for message in self.messages if message.role != "system"]
         if not spoken or spoken[-1].role == "assistant":
             raise ValueError("the last message must be of the user or of a tool")
@@ -221,6 +233,14 @@ class ChatInput(Shape):
                 "their own: the model chooses among these"
             )
         return self
+
+    @property
+    def all_messages(self) -> list[ChatMessage]:
+        """With that of the prompt."""
+        if self.rendered is None:
+            return self.messages
+        role: Literal["system", "user"] = "system" if self.messages else "user"
+        return [ChatMessage(role=role, content=self.rendered), *self.messages]
 
 
 class ToolSearch(Shape):
@@ -290,6 +310,7 @@ CHAT = Kind(
     check=_check,
     defaults=lambda job_input, settings: {"model": model_of(job_input.model, settings)[0]},
     require=_require,
+    resolve=prompts.use,
     route=lambda input_: route_of(input_["model"]),
     is_generated=True,
 )

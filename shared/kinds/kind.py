@@ -43,6 +43,10 @@ def _needs_nothing(_session: Session, _inputs: Sequence[Mapping[str, Any]]) -> N
     pass
 
 
+def _as_they_are(_session: Session, _inputs: Sequence[dict[str, Any]]) -> None:
+    pass
+
+
 def _any_worker(_input: Mapping[str, Any]) -> str:
     return ""
 
@@ -73,6 +77,9 @@ class Kind:
     """Raises NotFound for the `collection` of an input."""
     require: Callable[[Session, Sequence[Mapping[str, Any]]], None] = _needs_nothing
     """Raises NotFound where something else is not there that the inputs name."""
+    resolve: Callable[[Session, Sequence[dict[str, Any]]], None] = _as_they_are
+    """Notes in the inputs of new jobs what the names in them stand for at that moment, such as the
+    version of a prompt. Raises NotFound or InvalidInput."""
     route: Callable[[Mapping[str, Any]], str] = _any_worker
     """Which workers can take the first step: those that serve a model, or any."""
     batch_key: Callable[[Mapping[str, Any]], str | None] = _no_batch

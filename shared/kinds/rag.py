@@ -1,32 +1,78 @@
 """The kind `rag`: an answer from the passages of a collection, with citations."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field, model_validator
 
+from shared import prompts
 from shared.bounds import CollectionName, Text, nfc
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput
 from shared.kinds import chat
-from shared.kinds.chat import Parameters, PromptTemplate, ResponseFormat, Usage
+from shared.kinds.chat import Parameters, Rendered, ResponseFormat, Usage, check_variables
 from shared.kinds.kind import Kind, StepType
 from shared.kinds.search import RERANK_STEPS, SMALL_CHARS, Hit, PassageCount, SearchOptions
+from shared.prompts import TEMPLATE_LIMIT_CHARS, VariableValues
 from shared.providers import ModelReference
 from shared.vocabulary import Queue, Shape
 
+PLACEHOLDERS = ("context", "question")
+"""What `rag` fills in a prompt: the passages, and the question."""
+
+
+def _template_or_reference(text: str) -> str:
+    """A text with braces is a template, one without is the name of a stored prompt."""
+    if "{" not in text and "}" not in text:
+        if prompts.reference_of(text) is None:
+            raise ValueError(
+                "is neither a template, which has the placeholders {context} and {question}, nor "
+                "the name of a stored prompt, such as 'answer' or 'answer@3'"
+            )
+        return text
+    try:
+        names = prompts.parse(text).names
+    except InvalidInput as error:
+        raise ValueError(error.message) from error
+    if set(names) != set(PLACEHOLDERS):
+        raise ValueError(
+            "a template has the placeholders {context} and {question}, and no others; store it "
+            "(PUT /v1/prompts/{name}) for variables of your own"
+        )
+    return text
+
 
 class RagInput(Shape):
+    """`prompt` is a template with `{context}` and `{question}`, or names a stored one."""
+
     collection: CollectionName
     question: Annotated[Text, AfterValidator(nfc)]
     k: PassageCount = 6
     search: SearchOptions = SearchOptions()
     model: ModelReference | None = None
-    prompt: PromptTemplate | None = None
+    prompt: (
+        Annotated[
+            str, Field(max_length=TEMPLATE_LIMIT_CHARS), AfterValidator(_template_or_reference)
+        ]
+        | None
+    ) = None
+    variables: VariableValues = {}
+    rendered: Rendered | None = None
     conversation_id: UUID | None = None
     parameters: Parameters = Parameters()
     response_format: ResponseFormat = ResponseFormat()
+
+    @model_validator(mode="after")
+    def _variables_have_a_prompt(self) -> Self:
+        check_variables(self.prompt, self.variables)
+        return self
+
+    @property
+    def template(self) -> str | None:
+        """The text of the prompt, with the two placeholders."""
+        return self.prompt if self.rendered is None else self.rendered
 
 
 class Citation(Hit):
@@ -51,7 +97,7 @@ def _check(job_input: RagInput, settings: Settings) -> None:
     model, where = chat.model_of(job_input.model, settings)
     if model == EXTRACTIVE:
         ignored = [
-            name for name in ("prompt", "parameters", "response_format")
+            name for name in ("prompt", "variables", "parameters", "response_format")
             if name in job_input.model_fields_set
         ]  # fmt: skip
         if ignored:
@@ -87,6 +133,7 @@ RAG = Kind(
     example={"collection": "handbook", "question": "When do you open?"},
     check=_check,
     defaults=lambda job_input, settings: {"model": chat.model_of(job_input.model, settings)[0]},
+    resolve=partial(prompts.use, left=PLACEHOLDERS),
     batch_key=batch_key_of,
     is_generated=True,
 )

@@ -27,7 +27,15 @@ from pydantic.networks import AnyHttpUrl
 from typing_extensions import TypeAliasType
 
 from api.http.body import TOKEN, MalformedBody, ValueCount, check_structure, parse
-from api.schemas import BatchRequest, CollectionSpec, JobRequest, NewConversation
+from api.schemas import (
+    BatchRequest,
+    CollectionSpec,
+    JobRequest,
+    NewConversation,
+    NewPrompt,
+    RollBack,
+    VariablesBody,
+)
 from shared import bounds
 from shared.bounds import (
     COLLECTION_NAME,
@@ -43,11 +51,13 @@ from shared.config import Settings
 from shared.errors import Permanent, Retryable
 from shared.hf.task import Only
 from shared.kinds.hf import TASKS
+from shared.prompts import Variable
 from workers.generation.backends.interface import ToolCall
 from workers.generation.chat import storable
 
 MODELS: list[type[BaseModel]] = [
-    BatchRequest, NewConversation, CollectionSpec, *(task.parameters for task in TASKS.values()),
+    BatchRequest, NewConversation, CollectionSpec, NewPrompt, RollBack, VariablesBody, Variable,
+    *(task.parameters for task in TASKS.values()),
 ]  # fmt: skip
 REQUESTS = {model.__name__: model for model in MODELS}
 

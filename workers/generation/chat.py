@@ -184,7 +184,7 @@ def _generate(
 ) -> ModelOutput:
     tools = _tools(input_)
     chosen = sampling(input_.parameters, context.process.settings, step_id=context.claim.step_id)
-    incoming = [to_message(message) for message in input_.messages]
+    incoming = [to_message(message) for message in input_.all_messages]
     messages = (*_in_order(input_.instructions, before, incoming), *state.later)
     prompts.check(messages)
     as_json = input_.response_format.type == "json"
@@ -311,7 +311,7 @@ def _end(
     known = {message.content for message in before.system[-1:]}
     stored = [
         message.as_dict()
-        for message in [*map(to_message, input_.messages), *whole.later]
+        for message in [*map(to_message, input_.all_messages), *whole.later]
         if message.role != Role.SYSTEM or message.content not in known
     ]
 

@@ -290,7 +290,7 @@ def _generate(
     prompt = build(
         input_.question,
         [Passage(text=hit.chunk.text, source=hit.chunk.source) for hit in hits],
-        template=input_.prompt,
+        template=input_.template,
         budget_tokens=budget,
         count=generator.count_tokens,
         history=prompts.newest(
