@@ -19,6 +19,7 @@ from shared.errors import Cancelled, Conflict, NotFound
 from shared.files import Storage
 from shared.jobs import jobs, turns
 from shared.jobs.claims import Claim
+from shared.kinds.chat import messages_of
 from shared.redis.events import EventType
 from shared.tables import Conversation, ConversationMessage, Job, Transcript, new_id
 from shared.vocabulary import State
@@ -200,7 +201,7 @@ def earlier(
         if job.result_path is not None:
             result = from_json(storage.read(job.result_path))
         result = as_object(result)
-        said = [*as_object(job.input).get("messages", ()), *result.get("steps", ())]
+        said = [*messages_of(as_object(job.input)), *result.get("steps", ())]
         found += [*said, result.get("message", {})]
         session.expunge(job)
     # A model may have said nothing.

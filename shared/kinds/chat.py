@@ -239,8 +239,16 @@ class ChatInput(Shape):
         """With that of the prompt."""
         if self.rendered is None:
             return self.messages
-        role: Literal["system", "user"] = "system" if self.messages else "user"
-        return [ChatMessage(role=role, content=self.rendered), *self.messages]
+        return list(map(ChatMessage.model_validate, messages_of(self.model_dump(mode="json"))))
+
+
+def messages_of(stored_input: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a job's stored input, with that of its prompt."""
+    messages = list(stored_input.get("messages", ()))
+    rendered = stored_input.get("rendered")
+    if rendered is None:
+        return messages
+    return [{"role": "system" if messages else "user", "content": rendered}, *messages]
 
 
 class ToolSearch(Shape):

@@ -197,6 +197,19 @@ def test_turns_of_a_conversation_use_a_prompt(
     assert [row["message"]["role"] for row in rows] == ["system", *["user", "assistant"] * 2]
 
 
+def test_a_chat_that_continues_one_begins_with_its_prompt(
+    api: httpx.Client, talker: Callable[..., Process], wire: Wire
+) -> None:
+    process = talker()
+    put(api, "count to {n}")
+    first = chat(api, prompt="greeting", variables={"n": 3})
+    drain(process)
+    chat(api, previous_job_id=first["id"], messages=MESSAGES)
+    drain(process)
+    read = [message["content"] for message in wire.bodies("/api/chat")[-1]["messages"]]
+    assert read == ["count to 3", "1 2 3", "count to 2"]
+
+
 def test_rag_fills_a_stored_prompt(
     api: httpx.Client, talker: Callable[..., Process], wire: Wire
 ) -> None:
