@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -30,6 +30,7 @@ from bench.support.stack import running_stack
 from shared.config import Settings
 from shared.kinds.hf import Task, parse_parameters
 from sluice import Client
+from sluice.kinds import NewJob
 from workers.hf.steps import Budget, batches, run_rows
 from workers.hf.task import UNWATCHED, Models
 
@@ -104,7 +105,10 @@ def _compare(
 def _run(client: Client, task: Task, model: str, texts: list[str]) -> float:
     """Seconds from the submission until the last job has ended, by the ledger's own clock; raises
     if one did not succeed."""
-    jobs = [{"kind": "hf", "input": {"task": task, "model": model, "inputs": t}} for t in texts]
+    jobs: list[NewJob] = [
+        {"kind": "hf", "input": {"task": cast("Any", task.value), "model": model, "inputs": text}}
+        for text in texts
+    ]
     ids = client.submit_batch(jobs)
     ended = [client.wait(job_id, timeout_s=WAIT_S).require_success() for job_id in reversed(ids)]
     last = max(job.finished_at for job in ended if job.finished_at is not None)

@@ -36,6 +36,7 @@ from bench.support.noop import END, TASK, make_app
 from bench.support.stack import running_stack
 from shared.config import Settings
 from sluice import Client
+from sluice.kinds import NewJob, SearchInput
 from workers.retrieval.embed import Embedders
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -77,18 +78,18 @@ WORDS = [
     "week",
     "works",
 ]
-INPUTS: dict[str, dict[str, Any]] = {
+INPUTS: dict[str, NewJob] = {
     "embed": {"kind": "embed", "input": {"texts": ["word"]}},
     "hf feature-extraction": {
         "kind": "hf",
         "input": {"task": "feature-extraction", "model": MINILM, "inputs": "word"},
     },
 }
-SEARCH: dict[str, Any] = {"collection": COLLECTION, "query": "a quiet room"}
-CALLS: dict[str, dict[str, Any]] = {
+SEARCH: SearchInput = {"collection": COLLECTION, "query": "a quiet room"}
+CALLS: dict[str, NewJob] = {
     "embed": INPUTS["embed"],
     "search": {"kind": "search", "input": SEARCH},
-    "search, similarity": {"kind": "search", "input": SEARCH | {"search": {"type": "similarity"}}},
+    "search, similarity": {"kind": "search", "input": {**SEARCH, "search": {"type": "similarity"}}},
 }
 NOOP = "bare Celery no-op"
 
@@ -112,7 +113,7 @@ def main() -> int:
     return 0
 
 
-def jobs_through(client: Client, database_url: str, job: dict[str, Any]) -> Callable[[int], float]:
+def jobs_through(client: Client, database_url: str, job: NewJob) -> Callable[[int], float]:
     """A function that runs so many such jobs and returns the seconds that they took."""
 
     def run(count: int) -> float:
@@ -215,7 +216,7 @@ def compare_latencies(api_url: str, database_url: str, count: int) -> None:
             print(f"    {part:22} {_spread(times_ms)}", flush=True)
 
 
-def wait_for_each(api_url: str, job: dict[str, Any], count: int) -> Iterator[Call]:
+def wait_for_each(api_url: str, job: NewJob, count: int) -> Iterator[Call]:
     connection = http.client.HTTPConnection(api_url.removeprefix("http://"), timeout=60)
     body = json.dumps(job)
     headers = {"Content-Type": "application/json", "Prefer": "wait=30"}

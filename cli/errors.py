@@ -67,8 +67,10 @@ def error_document(
     error: Exception, message: str, exit_code: int, *, type_: str | None = None
 ) -> dict[str, Any]:
     """What `--json` runs say of an error, with all that it knows besides its message."""
+    # One name for all answers of the API, whose `status` tells them apart.
+    name = ApiError.__name__ if isinstance(error, ApiError) else type(error).__name__
     entry: dict[str, Any] = {
-        "type": type_ or type(error).__name__,
+        "type": type_ or name,
         "message": message,
         "exit_code": int(exit_code),
     }

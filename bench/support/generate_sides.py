@@ -19,6 +19,7 @@ from bench.support.plain_generate import TASK, make_app
 from bench.support.stack import running_stack
 from shared.config import Settings
 from sluice import Client, State
+from sluice.kinds import NewJob
 from tests.servers import start_redis
 from workers.models.load import load_generator
 
@@ -101,7 +102,7 @@ class Sluice:
         self._client = client
 
     def run(self, load: Sequence[Job]) -> float:
-        bodies = [
+        bodies: list[NewJob] = [
             {
                 "kind": "chat",
                 "input": {

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 from rich.cells import cell_len
@@ -25,8 +25,9 @@ from cli.terminal.output import (
 )
 from cli.terminal.progress import finished_job, print_remarks, print_warnings, show_answer
 from shared.kinds.search import FETCH_LIMIT, NEIGHBOURS_LIMIT, SearchType
-from sluice import Answer, Client, Hit
+from sluice import Answer, Client, Hit, Job
 from sluice.inputs import rag_input, search_input
+from sluice.kinds import SearchOptions
 
 # Options of both commands.
 
@@ -125,7 +126,7 @@ def search(
       sluice search "parking" -c handbook --filter 'year>=2024' --filter 'team in office, desk'
     """
     where = collections[0] if len(collections) == 1 else collections
-    chosen = _chosen(type=type_, debug=debug or None, **options)
+    chosen = cast("SearchOptions", _chosen(type=type_, debug=debug or None, **options))
     job_input = search_input(where, query, k=k, filter=conditions, search=chosen)
     job = finished_job(client, "search", job_input, doing="Searching", timeout_s=timeout_s)
     hits = [Hit.model_validate(hit) for hit in client.result(job)["hits"]]
@@ -216,7 +217,7 @@ def ask(
     }
     job_input = rag_input(collection, question, **options)
     if not as_json and (stdout().is_terminal if stream is None else stream):
-        job = client.submit("rag", job_input, lane="interactive")
+        job: Job = client.submit("rag", job_input, lane="interactive")
         job = show_answer(client, job, timeout_s=timeout_s)
         _show_sources(Answer.model_validate(client.result(job)))
         print_remarks(job.result)

@@ -11,7 +11,7 @@ from cli.errors import ERRORS
 from cli.options import complete_conversations, complete_models, sampling_options, with_client
 from cli.terminal.output import print_json, say, stdout
 from cli.terminal.progress import print_remarks, print_warnings, show_answer, waiting
-from sluice import Client
+from sluice import Client, Job
 from sluice.inputs import chat_input, user_messages
 
 # An interactive chat: lines of a terminal as the messages of one stored conversation.
@@ -48,7 +48,7 @@ def talk(
         try:
             if conversation_id is None:
                 conversation_id = client.start_conversation().id
-            job = client.submit(
+            job: Job = client.submit(
                 "chat",
                 chat_input(user_messages(text, system), conversation_id=conversation_id, **options),
                 lane="interactive",
@@ -128,7 +128,7 @@ def chat(
         known = client.start_conversation().id
         say(f"Conversation {known}")
     job_input = chat_input(user_messages(text, system), conversation_id=known, **options)
-    job = client.submit("chat", job_input, lane="interactive")
+    job: Job = client.submit("chat", job_input, lane="interactive")
     if not as_json:
         job = show_answer(client, job, timeout_s=timeout_s)
         print_remarks(job.result)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import click
 from pydantic import ValidationError
@@ -28,7 +28,8 @@ from cli.terminal.progress import bars, cancelled_when_left, print_warnings, wat
 from shared.bounds import shown
 from shared.kinds.eval import SEARCHES_LIMIT, Estimate, EvalResult
 from shared.kinds.search import SearchOptions
-from sluice import Advance, ApiError, Client, IngestOptions, InvalidInput
+from sluice import Advance, ApiError, Client, IngestOptions, InvalidInput, Job
+from sluice.kinds import EvalInput
 from sluice.sources import TextDocument
 
 BATCH_DOCUMENTS = 1000
@@ -158,7 +159,7 @@ def eval(
             "searches": [search.model_dump(mode="json") for search in chosen],
             "k": k,
         }
-        job = client.submit("eval", job_input)
+        job: Job = client.submit("eval", cast("EvalInput", job_input))
         with cancelled_when_left(client, job.id):
             job = watch_job(client, job, name="Asking", timeout_s=timeout_s)
         job.require_success()

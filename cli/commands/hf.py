@@ -24,7 +24,7 @@ from cli.terminal.output import (
 from cli.terminal.progress import cancelled_when_left, print_warnings, watch_job
 from shared.hf.task import HfTask, OneToManyInput, PairInput, TableOutput, TextOutput, in_a_list
 from shared.kinds.hf import TASKS
-from sluice import Client
+from sluice import Client, Job
 from sluice.inputs import hf_input
 
 # What the arguments of `sluice hf` are: texts, files, or standard input, put together as the
@@ -316,7 +316,7 @@ def hf(
     )
     with client.attached(named_inputs.inputs) as sent:
         job_input = hf_input(task.name, sent, model=model, parameters=parameters, backend=backend)
-        job = client.submit("hf", job_input, lane="interactive")
+        job: Job = client.submit("hf", job_input, lane="interactive")
         with cancelled_when_left(client, job.id):
             if as_json:
                 job = client.wait(job.id, timeout_s=timeout_s)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import click
 
@@ -17,6 +17,7 @@ from shared.kinds.ingest import SplitterType
 from shared.vocabulary import Lane
 from sluice import Client, Duplicate, IngestOptions, IngestReport, InvalidInput, Job
 from sluice.ingest import PARALLEL_UPLOADS
+from sluice.kinds import CsvOptions, Splitter
 from sluice.sources import LocalDocument, TextDocument, discover
 
 SHOWN_ERRORS = 20
@@ -113,15 +114,21 @@ def ingest(
         raise InvalidInput(f"Nothing to ingest in {', '.join(paths)}.")
 
     options = IngestOptions(
-        splitter=_without_none(type=splitter, chunk_size=chunk_size, chunk_overlap=chunk_overlap),
-        csv=_without_none(
-            encoding=csv_encoding,
-            content_columns=content_columns,
-            metadata_columns=metadata_columns,
+        splitter=cast(
+            "Splitter | None",
+            _without_none(type=splitter, chunk_size=chunk_size, chunk_overlap=chunk_overlap),
+        ),
+        csv=cast(
+            "CsvOptions | None",
+            _without_none(
+                encoding=csv_encoding,
+                content_columns=content_columns,
+                metadata_columns=metadata_columns,
+            ),
         ),
         on_existing=on_existing,
         metadata=metadata,
-        lane=lane,
+        lane=cast("Any", lane),  # one of them: the option takes no other
     )
     jobs: list[Job] = []
     try:

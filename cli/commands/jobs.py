@@ -319,7 +319,7 @@ def submit(
     """
     if timeout_s is not None and not wait:
         raise click.UsageError("--timeout is for --wait; --job-timeout bounds the job itself.")
-    job = client.submit(
+    job: Job = client.submit_untyped(
         kind,
         _input(source),
         lane=lane,

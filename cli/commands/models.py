@@ -1,10 +1,9 @@
 """`sluice models`: what can answer, and the models of the Ollama server."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -12,8 +11,9 @@ from cli.errors import Exit, Interrupted
 from cli.options import ListByDefault, confirm, with_client
 from cli.terminal.output import print_fields, print_json, print_table, print_text, stdout
 from cli.terminal.progress import watch_job
-from sluice import Client, InvalidInput
+from sluice import Client, InvalidInput, Job
 from sluice.inputs import create_input, delete_input, of_ollama, pull_input
+from sluice.kinds import ModelInput
 
 # Descriptions of models in the form of Ollama's Modelfile, read line by line.
 #
@@ -283,9 +283,9 @@ def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
     return _carry_out(client, job_input, as_json)
 
 
-def _carry_out(client: Client, job_input: Mapping[str, Any], as_json: bool) -> int:
+def _carry_out(client: Client, job_input: ModelInput, as_json: bool) -> int:
     action = job_input["action"]
-    job = client.submit("model", job_input, lane="interactive")
+    job: Job = client.submit("model", job_input, lane="interactive")
     try:
         job = client.wait(job.id) if as_json else watch_job(client, job, name=_DOING[action])
     except KeyboardInterrupt:

@@ -215,7 +215,7 @@ def finished_job(
     started = time.monotonic()
     with waiting(doing) as show:
         wait_s = _QUICK_S if timeout_s is None or timeout_s > _QUICK_S else None
-        job = client.submit(kind, input, lane="interactive", wait_s=wait_s)
+        job: Job = client.submit_untyped(kind, input, lane="interactive", wait_s=wait_s)
         if not job.ended:
             left_s = None if timeout_s is None else timeout_s - (time.monotonic() - started)
             try:

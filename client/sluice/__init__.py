@@ -1,21 +1,41 @@
-"""The Python client of Sluice: `from sluice import Client, AsyncClient`."""
+"""The Python client of Sluice: `from sluice import Client, AsyncClient`.
+
+The types of inputs and results by kind are in `sluice.kinds`.
+"""
+
+import logging
 
 from sluice.client import AsyncClient, Client
 from sluice.errors import (
     ApiError,
+    BadGateway,
+    BadRequest,
     ConfigurationError,
+    Conflict,
     ConnectionBroken,
     ConnectionFailed,
+    Forbidden,
+    GatewayTimeout,
     InvalidInput,
     JobCancelled,
     JobEndedBadly,
     JobFailed,
+    Missing,
     NotFound,
+    ServerError,
     SluiceError,
+    TooLarge,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+    Unprocessable,
+    UnsupportedMediaType,
     WaitTimeout,
 )
 from sluice.events import StreamItem, TextPiece, ToolRun
 from sluice.ingest import Advance, Duplicate, IngestOptions, IngestReport
+from sluice.jobs import AsyncClientJob, ClientJob
+from sluice.kinds import KindName, Lane
 from sluice.shapes import (
     Answer,
     ChatAnswer,
@@ -44,18 +64,25 @@ from sluice.shapes import (
 )
 from sluice.transport import Retries
 
+logging.getLogger("sluice").addHandler(logging.NullHandler())  # silent unless the program logs
+
 __all__ = [
     "Advance",
     "Answer",
     "ApiError",
     "AsyncClient",
+    "AsyncClientJob",
+    "BadGateway",
+    "BadRequest",
     "ChatAnswer",
     "Check",
     "Chunk",
     "Citation",
     "Client",
+    "ClientJob",
     "Collection",
     "ConfigurationError",
+    "Conflict",
     "ConnectionBroken",
     "ConnectionFailed",
     "Conversation",
@@ -65,6 +92,8 @@ __all__ = [
     "Duplicate",
     "Embeddings",
     "Event",
+    "Forbidden",
+    "GatewayTimeout",
     "Hit",
     "IngestOptions",
     "IngestReport",
@@ -74,6 +103,9 @@ __all__ = [
     "JobEndedBadly",
     "JobError",
     "JobFailed",
+    "KindName",
+    "Lane",
+    "Missing",
     "Model",
     "ModelDetails",
     "NotFound",
@@ -81,13 +113,20 @@ __all__ = [
     "Queue",
     "Readiness",
     "Retries",
+    "ServerError",
     "SluiceError",
     "SourceError",
     "State",
     "StoredFile",
     "StreamItem",
     "TextPiece",
+    "TooLarge",
+    "TooManyRequests",
     "ToolRun",
+    "Unauthorized",
+    "Unavailable",
+    "Unprocessable",
+    "UnsupportedMediaType",
     "WaitTimeout",
     "Worker",
 ]

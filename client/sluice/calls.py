@@ -3,6 +3,9 @@
 They are coroutines. `AsyncClient` has them as they are; `Client` runs the same ones over a
 transport that blocks (`sluice/transport.py`). Whole tasks (`ask`, `chat`, `ingest`, …) are in
 `sluice/client.py`.
+
+`timeout_s` of a call is how long it may take, with all its tries; where a call waits for the end of
+a job, how long it waits. In `submit` it is the job's own, and `call_timeout_s` the call's.
 """
 
 import io
@@ -13,12 +16,21 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Generic, TypeVar
 from urllib.parse import quote
 
 from sluice.errors import InvalidInput, NotFound, SluiceError
-from sluice.events import EventReader, OnReason, StreamItem, by_line, follow, report_reasons
+from sluice.events import (
+    EventReader,
+    OnEvent,
+    OnReason,
+    StreamItem,
+    by_line,
+    follow,
+    report_reasons,
+)
 from sluice.inputs import create_input, delete_input, pull_input
+from sluice.kinds import NewJob
 from sluice.shapes import (
     Chunk,
     Collection,
@@ -42,7 +54,6 @@ from sluice.transport import Background, Transport
 PAGE_ITEMS = 100
 UNNAMED = "input"
 """What bytes are called that are uploaded for one job."""
-OnEvent = Callable[[Event], object]
 
 _UPLOAD_TRIES = 3
 """A server may close the connection on a body it refuses; sending it for a minute is no use."""
@@ -69,18 +80,28 @@ _TYPES = {
 
 
 W = TypeVar("W", bound=Wire)
+J = TypeVar("J", bound=Job)
 
 
 def silent(_message: str) -> None:
     """For clients whose program wants to know nothing of what they wait for."""
 
 
-class Calls:
-    """Calls over one transport; `notify` is called with a sentence about what is waited for."""
+class Calls(Generic[J]):
+    """Calls over one transport; `notify` is called with a sentence about what is waited for.
 
-    def __init__(self, transport: Transport, notify: Callable[[str], None]) -> None:
+    `known` makes of an answer a job that knows the client (`sluice/jobs.py`).
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        notify: Callable[[str], None],
+        known: Callable[[Job], J],
+    ) -> None:
         self.transport = transport
         self.notify = notify
+        self._known = known
 
     @property
     def url(self) -> str:
@@ -88,7 +109,7 @@ class Calls:
 
     # Jobs
 
-    async def submit(
+    async def submit_untyped(
         self,
         kind: str,
         input: Mapping[str, Any],
@@ -101,10 +122,13 @@ class Calls:
         run_after: datetime | None = None,
         idempotency_key: str | None = None,
         wait_s: float | None = None,
-    ) -> Job:
+        call_timeout_s: float | None = None,
+    ) -> J:
         """A new job. With `wait_s` the answer is held back until it ends, at most so long.
 
-        `run_after` without a time zone is local time.
+        `timeout_s` is how long the job may run, `call_timeout_s` how long this call may take.
+        `run_after` without a time zone is local time. `submit` is the same with the types of the
+        kinds; this one is for a kind or an input that is known at run time only.
         """
         optional: dict[str, Any] = {
             "lane": lane,
@@ -121,11 +145,18 @@ class Calls:
             # RFC 7240 knows whole seconds only.
             headers["Prefer"] = f"wait={max(1, round(wait_s))}"
         answer = await self.transport.json(
-            "POST", "/v1/jobs", body=body, headers=headers, wait_s=wait_s or 0.0
+            "POST",
+            "/v1/jobs",
+            body=body,
+            headers=headers,
+            wait_s=wait_s or 0.0,
+            timeout_s=call_timeout_s,
         )
-        return await self._with_result(Job.model_validate(answer))
+        return self._known(await self._with_result(Job.model_validate(answer)))
 
-    async def submit_batch(self, jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+    async def submit_batch(
+        self, jobs: Sequence[NewJob], *, timeout_s: float | None = None
+    ) -> list[str]:
         """Up to 1,000 jobs, all or none; each is a body of `POST /v1/jobs`. Returns their ids.
 
         The API knows no key for a batch, so it is not repeated when its answer is lost: that
@@ -133,25 +164,28 @@ class Calls:
         """
         body = {"jobs": [dict(job) for job in jobs]}
         ids = await self.transport.listed(
-            "POST", "/v1/jobs/batch", name="ids", body=body, safe=False
+            "POST", "/v1/jobs/batch", name="ids", body=body, safe=False, timeout_s=timeout_s
         )
         return [str(job_id) for job_id in ids]
 
-    async def job(self, job_id: str, *, with_result: bool = False) -> Job:
+    async def job(
+        self, job_id: str, *, with_result: bool = False, timeout_s: float | None = None
+    ) -> J:
         """The job as it is now; `with_result` also fetches one that is too large for that view."""
-        job = await self._get(Job, f"/v1/jobs/{part(job_id)}")
-        return await self._with_result(job) if with_result else job
+        job = await self._get(Job, f"/v1/jobs/{part(job_id)}", timeout_s)
+        return self._known(await self._with_result(job, timeout_s) if with_result else job)
 
-    async def result(self, job: Job) -> Any:
+    async def result(self, job: Job, *, timeout_s: float | None = None) -> Any:
         """What a job has ended with, also where that is too large for the job's own view."""
         if job.result is not None or job.result_url is None:
             return job.result
-        return await self.transport.json("GET", f"/v1/jobs/{part(job.id)}/result")
+        path = f"/v1/jobs/{part(job.id)}/result"
+        return await self.transport.json("GET", path, timeout_s=timeout_s)
 
-    async def _with_result(self, job: Job) -> Job:
-        if job.result is not None or job.result_url is None or job.state is not State.SUCCEEDED:
+    async def _with_result(self, job: Job, timeout_s: float | None = None) -> Job:
+        if not job.lacks_result:
             return job
-        return job.model_copy(update={"result": await self.result(job)})
+        return job.model_copy(update={"result": await self.result(job, timeout_s=timeout_s)})
 
     async def _event_with_result(self, event: Event) -> Event:
         if event.event != "end" or not event.data.get("result_url"):
@@ -159,11 +193,11 @@ class Calls:
         job = await self._with_result(Job.model_validate(event.data))
         return event.model_copy(update={"data": event.data | {"result": job.result}})
 
-    async def erase_job(self, job_id: str) -> None:
+    async def erase_job(self, job_id: str, *, timeout_s: float | None = None) -> None:
         """Forget a job that has ended, with its input and result."""
-        await self.transport.request("DELETE", f"/v1/jobs/{part(job_id)}")
+        await self.transport.request("DELETE", f"/v1/jobs/{part(job_id)}", timeout_s=timeout_s)
 
-    def jobs(
+    async def jobs(
         self,
         *,
         state: State | str | None = None,
@@ -171,15 +205,21 @@ class Calls:
         collection: str | None = None,
         dead: bool | None = None,
         page_items: int = PAGE_ITEMS,
-    ) -> AsyncGenerator[Job, None]:
-        """Newest first, page by page. `dead=True`: those that have used up their attempts."""
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[J, None]:
+        """Newest first, page by page. `dead=True`: those that have used up their attempts.
+
+        `timeout_s` is for each page.
+        """
         params: dict[str, Any] = {
             "state": None if state is None else str(state),
             "kind": None if kind is None else str(kind),
             "collection": collection,
             "dead": None if dead is None else str(dead).lower(),
         }
-        return self._pages(Job, "/v1/jobs", params, page_items)
+        async with aclosing(self._pages(Job, "/v1/jobs", params, page_items, timeout_s)) as jobs:
+            async for job in jobs:
+                yield self._known(job)
 
     async def events(
         self, job_id: str, *, last_event_id: str | None = None, timeout_s: float | None = None
@@ -211,7 +251,7 @@ class Calls:
         timeout_s: float | None = None,
         on_event: OnEvent | None = None,
         on_waiting: OnReason | None = None,
-    ) -> Job:
+    ) -> J:
         """The job once it has ended, however. Raises `WaitTimeout`; the job then goes on.
 
         `on_waiting`, else `notify` of the client, is called with what the job waits for: by
@@ -225,7 +265,7 @@ class Calls:
                 if on_event is not None:
                     on_event(event)
                 if event.event == "end":
-                    return Job.model_validate(event.data)
+                    return self._known(Job.model_validate(event.data))
         return await self.job(job_id, with_result=True)
 
     @asynccontextmanager
@@ -247,13 +287,16 @@ class Calls:
         async with self.transport.beside(work):
             yield
 
-    async def cancel(self, job_id: str) -> Job:
-        return Job.model_validate(await self._post(f"/v1/jobs/{part(job_id)}/cancel"))
+    async def cancel(self, job_id: str, *, timeout_s: float | None = None) -> J:
+        """Queued, it ends at once; running, it stops soon: `wait` for its end."""
+        answer = await self._post(f"/v1/jobs/{part(job_id)}/cancel", timeout_s)
+        return self._known(Job.model_validate(answer))
 
-    async def retry(self, job_id: str) -> Job:
+    async def retry(self, job_id: str, *, timeout_s: float | None = None) -> J:
         """Redrive a failed or cancelled job."""
         # Repeating it blindly could redrive a job that has failed again meanwhile.
-        return Job.model_validate(await self._post(f"/v1/jobs/{part(job_id)}/retry", safe=False))
+        answer = await self._post(f"/v1/jobs/{part(job_id)}/retry", timeout_s, safe=False)
+        return self._known(Job.model_validate(answer))
 
     # Collections and documents
 
@@ -264,6 +307,7 @@ class Calls:
         embedding_model: str | None = None,
         dimension: int | None = None,
         distance: str | None = None,
+        timeout_s: float | None = None,
     ) -> Collection:
         """Create a collection; the same again changes nothing, a different one is refused."""
         body = {
@@ -275,34 +319,38 @@ class Calls:
             "PUT",
             f"/v1/collections/{part(name)}",
             body={key: value for key, value in body.items() if value is not None},
+            timeout_s=timeout_s,
         )
         return Collection.model_validate(answer)
 
-    async def collection(self, name: str) -> Collection:
-        return await self._get(Collection, f"/v1/collections/{part(name)}")
+    async def collection(self, name: str, *, timeout_s: float | None = None) -> Collection:
+        return await self._get(Collection, f"/v1/collections/{part(name)}", timeout_s)
 
-    def collections(self, *, page_items: int = PAGE_ITEMS) -> AsyncGenerator[Collection, None]:
-        return self._pages(Collection, "/v1/collections", {}, page_items)
+    def collections(
+        self, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
+    ) -> AsyncGenerator[Collection, None]:
+        return self._pages(Collection, "/v1/collections", {}, page_items, timeout_s)
 
     async def delete_collection(
         self, name: str, *, timeout_s: float | None = None, on_waiting: OnReason | None = None
-    ) -> Job:
+    ) -> J:
         """The `erase` job, succeeded: the documents, their text and their vectors are gone."""
         return await self._erase(f"/v1/collections/{part(name)}", timeout_s, on_waiting)
 
     def documents(
-        self, collection: str, *, page_items: int = PAGE_ITEMS
+        self, collection: str, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
     ) -> AsyncGenerator[Document, None]:
         path = f"/v1/collections/{part(collection)}/documents"
-        return self._pages(Document, path, {}, page_items)
+        return self._pages(Document, path, {}, page_items, timeout_s)
 
-    async def document(self, document_id: str) -> Document:
-        return await self._get(Document, f"/v1/documents/{part(document_id)}")
+    async def document(self, document_id: str, *, timeout_s: float | None = None) -> Document:
+        return await self._get(Document, f"/v1/documents/{part(document_id)}", timeout_s)
 
     def chunks(
-        self, document_id: str, *, page_items: int = PAGE_ITEMS
+        self, document_id: str, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
     ) -> AsyncGenerator[Chunk, None]:
-        return self._pages(Chunk, f"/v1/documents/{part(document_id)}/chunks", {}, page_items)
+        path = f"/v1/documents/{part(document_id)}/chunks"
+        return self._pages(Chunk, path, {}, page_items, timeout_s)
 
     async def delete_document(
         self,
@@ -310,12 +358,18 @@ class Calls:
         *,
         timeout_s: float | None = None,
         on_waiting: OnReason | None = None,
-    ) -> Job:
+    ) -> J:
         return await self._erase(f"/v1/documents/{part(document_id)}", timeout_s, on_waiting)
 
     # Files
 
-    async def upload(self, source: str | Path | bytes, *, name: str | None = None) -> StoredFile:
+    async def upload(
+        self,
+        source: str | Path | bytes,
+        *,
+        name: str | None = None,
+        timeout_s: float | None = None,
+    ) -> StoredFile:
         """Store a file; `name` becomes the document's `source` when it is ingested.
 
         Raises `OSError` for a file that cannot be read.
@@ -323,11 +377,11 @@ class Calls:
         if isinstance(source, bytes):
             if name is None:
                 raise InvalidInput("Bytes have no name of their own; give name=...")
-            return await self._send(name, io.BytesIO(source))
+            return await self._send(name, io.BytesIO(source), timeout_s)
         with Path(source).open("rb") as stream:
-            return await self._send(name or Path(source).name, stream)
+            return await self._send(name or Path(source).name, stream, timeout_s)
 
-    async def _send(self, name: str, stream: IO[bytes]) -> StoredFile:
+    async def _send(self, name: str, stream: IO[bytes], timeout_s: float | None) -> StoredFile:
         suffix = Path(name).suffix.lower()
         content_type = _TYPES.get(suffix) or mimetypes.guess_type(name)[0]
         answer = await self.transport.json(
@@ -335,32 +389,42 @@ class Calls:
             "/v1/files",
             upload=(name, stream, content_type or "application/octet-stream"),
             tries=_UPLOAD_TRIES,
+            timeout_s=timeout_s,
         )
         return StoredFile.model_validate(answer)
 
-    async def file(self, file_id: str) -> StoredFile:
-        return await self._get(StoredFile, f"/v1/files/{part(file_id)}")
+    async def file(self, file_id: str, *, timeout_s: float | None = None) -> StoredFile:
+        return await self._get(StoredFile, f"/v1/files/{part(file_id)}", timeout_s)
 
-    async def delete_file(self, file_id: str) -> None:
-        await self.transport.request("DELETE", f"/v1/files/{part(file_id)}")
+    async def delete_file(self, file_id: str, *, timeout_s: float | None = None) -> None:
+        path = f"/v1/files/{part(file_id)}"
+        await self.transport.request("DELETE", path, timeout_s=timeout_s)
 
-    async def files_by_hash(self, sha256: Sequence[str]) -> list[StoredFile]:
-        """The stored files with one of these hashes (hexadecimal), in any order."""
+    async def files_by_hash(
+        self, sha256: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[StoredFile]:
+        """The stored files with one of these hashes (hexadecimal), in any order.
+
+        `timeout_s` is for each fifty of them.
+        """
         files: list[StoredFile] = []
         # Fifty hashes make a URL of 4 KB, which also proxies with small buffers let through.
         for start in range(0, len(sha256), 50):
             params = {"sha256": list(sha256[start : start + 50])}
-            items = await self.transport.listed("GET", "/v1/files", params=params)
+            items = await self.transport.listed(
+                "GET", "/v1/files", params=params, timeout_s=timeout_s
+            )
             files += [StoredFile.model_validate(item) for item in items]
         return files
 
     @asynccontextmanager
-    async def attached(self, inputs: Any) -> AsyncIterator[Any]:
+    async def attached(self, inputs: Any, *, timeout_s: float | None = None) -> AsyncIterator[Any]:
         """The inputs of a job, with every `Path` and all bytes in them uploaded, and replaced by
         what the API knows them by. After the block they are deleted.
 
         Every one is an upload of its own, whatever lies in the storage already, so that no other
         job can be using it. After a failure it stays, for the job may be redriven or go on.
+        `timeout_s` is for each upload.
         """
         ids: list[str] = []
 
@@ -368,7 +432,7 @@ class Calls:
             if not isinstance(value, bytes | Path):
                 return value
             name = UNNAMED if isinstance(value, bytes) else None
-            ids.append((await self.upload(value, name=name)).id)
+            ids.append((await self.upload(value, name=name, timeout_s=timeout_s)).id)
             return {"file_id": ids[-1]}
 
         try:
@@ -388,26 +452,27 @@ class Calls:
             with suppress(SluiceError):
                 await self.delete_file(file_id)
 
-    async def _erase(self, path: str, timeout_s: float | None, on_waiting: OnReason | None) -> Job:
+    async def _erase(self, path: str, timeout_s: float | None, on_waiting: OnReason | None) -> J:
         headers = {"Prefer": f"wait={_ERASE_WAIT_S}"}
         answer = await self.transport.json("DELETE", path, headers=headers, wait_s=_ERASE_WAIT_S)
-        job = Job.model_validate(answer)
+        job = self._known(Job.model_validate(answer))
         if not job.ended:
             job = await self.wait(job.id, timeout_s=timeout_s, on_waiting=on_waiting)
         return job.require_success()
 
     # Models
 
-    async def models(self) -> list[Model]:
-        return await self._all(Model, "/v1/models")
+    async def models(self, *, timeout_s: float | None = None) -> list[Model]:
+        return await self._all(Model, "/v1/models", timeout_s)
 
-    async def model(self, reference: str) -> ModelDetails:
+    async def model(self, reference: str, *, timeout_s: float | None = None) -> ModelDetails:
         """One model; of those of Ollama, what that server says of it."""
-        return await self._get(ModelDetails, f"/v1/models/{quote(reference, safe='/')}")
+        path = f"/v1/models/{quote(reference, safe='/')}"
+        return await self._get(ModelDetails, path, timeout_s)
 
     async def pull_model(
         self, name: str, *, timeout_s: float | None = None, on_event: OnEvent | None = None
-    ) -> Job:
+    ) -> J:
         """Have the Ollama server fetch a model; the job, succeeded.
 
         `name` is `ollama/llama3.2` or, shorter, `llama3.2`.
@@ -424,66 +489,83 @@ class Calls:
         parameters: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
         on_event: OnEvent | None = None,
-    ) -> Job:
+    ) -> J:
         """Have the Ollama server make a model of another one, in the place of one of that name."""
         job_input = create_input(
             name, from_, system=system, template=template, parameters=parameters or {}
         )
         return await self._change(job_input, timeout_s, on_event)
 
-    async def delete_model(self, name: str, *, timeout_s: float | None = None) -> Job:
+    async def delete_model(self, name: str, *, timeout_s: float | None = None) -> J:
         return await self._change(delete_input(name), timeout_s, None)
 
     async def _change(
         self, job_input: Mapping[str, Any], timeout_s: float | None, on_event: OnEvent | None
-    ) -> Job:
-        job = await self.submit("model", job_input, lane="interactive")
+    ) -> J:
+        job = await self.submit_untyped("model", job_input, lane="interactive")
         job = await self.wait(job.id, timeout_s=timeout_s, on_event=on_event)
         return job.require_success()
 
     # Conversations
 
     async def start_conversation(
-        self, metadata: Mapping[str, Any] | None = None, *, summarize: bool = False
+        self,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        summarize: bool = False,
+        timeout_s: float | None = None,
     ) -> Conversation:
         """With `summarize`, what finds no room in the model's window later is summed up."""
         body = {"metadata": dict(metadata or {}), "summarize": summarize}
         # Repeating it blindly could start two.
-        answer = await self.transport.json("POST", "/v1/conversations", body=body, safe=False)
+        answer = await self.transport.json(
+            "POST", "/v1/conversations", body=body, safe=False, timeout_s=timeout_s
+        )
         return Conversation.model_validate(answer)
 
-    def conversations(self, *, page_items: int = PAGE_ITEMS) -> AsyncGenerator[Conversation, None]:
+    def conversations(
+        self, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
+    ) -> AsyncGenerator[Conversation, None]:
         """Newest first, page by page."""
-        return self._pages(Conversation, "/v1/conversations", {}, page_items)
+        return self._pages(Conversation, "/v1/conversations", {}, page_items, timeout_s)
 
-    async def conversation(self, conversation_id: str) -> Conversation:
-        return await self._get(Conversation, f"/v1/conversations/{part(conversation_id)}")
+    async def conversation(
+        self, conversation_id: str, *, timeout_s: float | None = None
+    ) -> Conversation:
+        path = f"/v1/conversations/{part(conversation_id)}"
+        return await self._get(Conversation, path, timeout_s)
 
-    async def conversation_messages(self, conversation_id: str) -> Sequence[ConversationMessage]:
-        """All of them, oldest first."""
+    async def conversation_messages(
+        self, conversation_id: str, *, timeout_s: float | None = None
+    ) -> Sequence[ConversationMessage]:
+        """All of them, oldest first. `timeout_s` is for each page."""
         path = f"/v1/conversations/{part(conversation_id)}/messages"
-        return [message async for message in self._pages(ConversationMessage, path, {}, PAGE_ITEMS)]
+        pages = self._pages(ConversationMessage, path, {}, PAGE_ITEMS, timeout_s)
+        return [message async for message in pages]
 
-    async def erase_conversation(self, conversation_id: str) -> None:
+    async def erase_conversation(
+        self, conversation_id: str, *, timeout_s: float | None = None
+    ) -> None:
         """With all its messages. Jobs of it that are open end, and are not stored."""
-        await self.transport.request("DELETE", f"/v1/conversations/{part(conversation_id)}")
+        path = f"/v1/conversations/{part(conversation_id)}"
+        await self.transport.request("DELETE", path, timeout_s=timeout_s)
 
     # Queues, workers, and the system itself
 
-    async def queues(self) -> list[Queue]:
-        return await self._all(Queue, "/v1/queues")
+    async def queues(self, *, timeout_s: float | None = None) -> list[Queue]:
+        return await self._all(Queue, "/v1/queues", timeout_s)
 
-    async def pause(self, queue: str) -> None:
+    async def pause(self, queue: str, *, timeout_s: float | None = None) -> None:
         """Let no step of this queue start; what runs goes on."""
-        await self._post(f"/v1/queues/{part(queue)}/pause")
+        await self._post(f"/v1/queues/{part(queue)}/pause", timeout_s)
 
-    async def resume(self, queue: str) -> None:
-        await self._post(f"/v1/queues/{part(queue)}/resume")
+    async def resume(self, queue: str, *, timeout_s: float | None = None) -> None:
+        await self._post(f"/v1/queues/{part(queue)}/resume", timeout_s)
 
-    async def workers(self) -> list[Worker]:
-        return await self._all(Worker, "/v1/workers")
+    async def workers(self, *, timeout_s: float | None = None) -> list[Worker]:
+        return await self._all(Worker, "/v1/workers", timeout_s)
 
-    async def whole_id(self, type: str, prefix: str) -> str:
+    async def whole_id(self, type: str, prefix: str, *, timeout_s: float | None = None) -> str:
         """The id of the one job, document, file or conversation that begins so.
 
         What is no beginning of an id, or of none, is given back as it is, for the API to refuse.
@@ -493,7 +575,7 @@ class Calls:
         if not _PREFIX.fullmatch(prefix) or not _SHORTEST <= len(digits) < _DIGITS:
             return prefix
         params = {"type": type, "prefix": prefix}
-        items = await self.transport.listed("GET", "/v1/ids", params=params)
+        items = await self.transport.listed("GET", "/v1/ids", params=params, timeout_s=timeout_s)
         ids = [str(item["id"]) for item in items]
         if len(ids) > 1:
             raise NotFound(
@@ -502,33 +584,44 @@ class Calls:
             )
         return ids[0] if ids else prefix
 
-    async def health(self) -> bool:
+    async def health(self, *, timeout_s: float | None = None) -> bool:
         """Whether the API itself answers."""
-        return (await self.transport.request("GET", "/healthz")).status_code == 200
+        answer = await self.transport.request("GET", "/healthz", timeout_s=timeout_s)
+        return answer.status_code == 200
 
-    async def ready(self) -> Readiness:
+    async def ready(self, *, timeout_s: float | None = None) -> Readiness:
         """Whether everything that jobs need is there, part by part."""
-        answer = await self.transport.json("GET", "/readyz", accept_status=(503,))
+        answer = await self.transport.json(
+            "GET", "/readyz", accept_status=(503,), timeout_s=timeout_s
+        )
         return Readiness.model_validate(answer)
 
     # What they are made of
 
-    async def _get(self, shape: type[W], path: str) -> W:
-        return shape.model_validate(await self.transport.json("GET", path))
+    async def _get(self, shape: type[W], path: str, timeout_s: float | None) -> W:
+        return shape.model_validate(await self.transport.json("GET", path, timeout_s=timeout_s))
 
-    async def _all(self, shape: type[W], path: str) -> list[W]:
-        return [shape.model_validate(item) for item in await self.transport.listed("GET", path)]
+    async def _all(self, shape: type[W], path: str, timeout_s: float | None) -> list[W]:
+        items = await self.transport.listed("GET", path, timeout_s=timeout_s)
+        return [shape.model_validate(item) for item in items]
 
-    async def _post(self, path: str, *, safe: bool = True) -> Any:
-        return await self.transport.json("POST", path, safe=safe)
+    async def _post(self, path: str, timeout_s: float | None, *, safe: bool = True) -> Any:
+        return await self.transport.json("POST", path, safe=safe, timeout_s=timeout_s)
 
     async def _pages(
-        self, shape: type[W], path: str, params: Mapping[str, Any], page_items: int
+        self,
+        shape: type[W],
+        path: str,
+        params: Mapping[str, Any],
+        page_items: int,
+        timeout_s: float | None,
     ) -> AsyncGenerator[W, None]:
+        """`timeout_s` is for each page."""
         cursor: str | None = None
         while True:
             page_params = {**params, "limit": page_items, "cursor": cursor}
-            page = Page.model_validate(await self.transport.json("GET", path, params=page_params))
+            answer = await self.transport.json("GET", path, params=page_params, timeout_s=timeout_s)
+            page = Page.model_validate(answer)
             for item in page.items:
                 yield shape.model_validate(item)
             cursor = page.next_cursor

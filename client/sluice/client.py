@@ -21,12 +21,23 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, cont
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, get_args
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar, cast, get_args
 
-from sluice.calls import Calls, silent
+from sluice.calls import Calls, J, silent
 from sluice.errors import ConnectionFailed, WaitTimeout
 from sluice.ingest import PARALLEL_UPLOADS, Advance, IngestOptions, IngestReport, ingest_documents
 from sluice.inputs import Messages, Tools, chat_input, hf_input, rag_input, search_input
+from sluice.jobs import AsyncClientJob, ClientJob
+from sluice.kinds import (
+    AsyncSubmit,
+    CsvOptions,
+    Lane,
+    Parameters,
+    ResponseFormat,
+    SearchOptions,
+    Splitter,
+    Submit,
+)
 from sluice.shapes import Answer, ChatAnswer, Embeddings, Hit, Job, SourceError
 from sluice.sources import LocalDocument, discover, text_documents
 from sluice.transport import AsyncTransport, BlockingTransport, Retries, drive
@@ -41,7 +52,7 @@ _PREFER_S = 20.0
 """How long one answer is held back; what takes longer is followed through its events."""
 
 
-class Tasks(Calls):
+class Tasks(Calls[J], Generic[J]):
     """Whole tasks beside the calls: submit, wait, and the result."""
 
     async def ingest(
@@ -50,12 +61,12 @@ class Tasks(Calls):
         paths: Sequence[str | Path] = (),
         *,
         texts: Mapping[str, str] | None = None,
-        splitter: Mapping[str, Any] | None = None,
-        csv: Mapping[str, Any] | None = None,
+        splitter: Splitter | None = None,
+        csv: CsvOptions | None = None,
         on_existing: Literal["skip", "replace"] = "replace",
         metadata: Mapping[str, Any] | None = None,
         root: str | Path | None = None,
-        lane: str | None = None,
+        lane: Lane | None = None,
         parallel_uploads: int = PARALLEL_UPLOADS,
         wait: bool = True,
         timeout_s: float | None = None,
@@ -118,7 +129,7 @@ class Tasks(Calls):
         *,
         k: int | None = None,
         filter: Mapping[str, Any] | None = None,
-        search: Mapping[str, Any] | None = None,
+        search: SearchOptions | None = None,
         timeout_s: float | None = None,
     ) -> list[Hit]:
         """The passages of one or several collections that answer a query, best first.
@@ -136,7 +147,7 @@ class Tasks(Calls):
         *,
         k: int | None = None,
         filter: Mapping[str, Any] | None = None,
-        search: Mapping[str, Any] | None = None,
+        search: SearchOptions | None = None,
         timeout_s: float | None = None,
     ) -> list[list[Hit]]:
         """The hits of each query, in their order, by one job."""
@@ -151,12 +162,12 @@ class Tasks(Calls):
         *,
         k: int | None = None,
         filter: Mapping[str, Any] | None = None,
-        search: Mapping[str, Any] | None = None,
+        search: SearchOptions | None = None,
         model: str | None = None,
         prompt: str | None = None,
         conversation_id: str | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        response_format: Mapping[str, Any] | None = None,
+        parameters: Parameters | None = None,
+        response_format: ResponseFormat | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
         """An answer from the documents of a collection, with its citations.
@@ -185,8 +196,8 @@ class Tasks(Calls):
         model: str | None = None,
         conversation_id: str | None = None,
         tools: Tools = (),
-        parameters: Mapping[str, Any] | None = None,
-        response_format: Mapping[str, Any] | None = None,
+        parameters: Parameters | None = None,
+        response_format: ResponseFormat | None = None,
         timeout_s: float | None = None,
     ) -> ChatAnswer:
         """A model's answer to a text or to messages.
@@ -205,11 +216,19 @@ class Tasks(Calls):
         return ChatAnswer.model_validate(await self._result("chat", job_input, timeout_s))
 
     async def embed(
-        self, texts: Sequence[str], *, model: str | None = None, timeout_s: float | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        model: str | None = None,
+        input_type: Literal["query", "passage"] | None = None,
+        timeout_s: float | None = None,
     ) -> Embeddings:
+        """`input_type` says what the texts are, for models that have a prompt for each."""
         job_input: dict[str, Any] = {"texts": list(texts)}
         if model is not None:
             job_input["model"] = model
+        if input_type is not None:
+            job_input["input_type"] = input_type
         return Embeddings.model_validate(await self._result("embed", job_input, timeout_s))
 
     async def hf(
@@ -244,11 +263,11 @@ class Tasks(Calls):
 
     async def _finished(
         self, kind: str, job_input: Mapping[str, Any], timeout_s: float | None
-    ) -> Job:
+    ) -> J:
         """Submit in the lane of those who wait, and wait."""
         started = time.monotonic()
         wait_s = _PREFER_S if timeout_s is None else min(_PREFER_S, timeout_s)
-        job = await self.submit(kind, job_input, lane="interactive", wait_s=wait_s)
+        job = await self.submit_untyped(kind, job_input, lane="interactive", wait_s=wait_s)
         if not job.ended and timeout_s is None:
             job = await self.wait(job.id)
         elif not job.ended and timeout_s is not None:
@@ -260,11 +279,14 @@ class Tasks(Calls):
         return job.require_success()
 
 
+BlockingTasks = Tasks[ClientJob[Any]]
+
+
 def _ignore(_: object) -> None:
     """For callbacks that nobody has set."""
 
 
-class AsyncClient(Tasks):
+class AsyncClient(Tasks[AsyncClientJob[Any]]):
     """A connection to one API for asyncio: `Client` with `await`, `async for` and `async with`.
 
     It belongs to one event loop. To cancel a task that awaits a method cancels no job. An iterator
@@ -282,7 +304,10 @@ class AsyncClient(Tasks):
     ) -> None:
         notify = notify or silent
         options = _options(url, api_key, timeout_s, retries, notify)
-        super().__init__(AsyncTransport(**options), notify)
+        known: Callable[[Job], AsyncClientJob[Any]] = functools.partial(AsyncClientJob.of, self)
+        super().__init__(AsyncTransport(**options), notify, known)
+
+    submit: AsyncSubmit = cast("AsyncSubmit", Tasks.submit_untyped)
 
     async def aclose(self) -> None:
         await self.transport.close()
@@ -300,7 +325,7 @@ class AsyncClient(Tasks):
 
 
 def _blocking(
-    call: Callable[Concatenate[Tasks, P], Coroutine[Any, Any, R]],
+    call: Callable[Concatenate[BlockingTasks, P], Coroutine[Any, Any, R]],
 ) -> Callable[Concatenate["Client", P], R]:
     @functools.wraps(call)
     def run(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -310,7 +335,7 @@ def _blocking(
 
 
 def _blocking_iterator(
-    call: Callable[Concatenate[Tasks, P], AsyncGenerator[R, None]],
+    call: Callable[Concatenate[BlockingTasks, P], AsyncGenerator[R, None]],
 ) -> Callable[Concatenate["Client", P], Iterator[R]]:
     @functools.wraps(call)
     def run(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
@@ -330,7 +355,7 @@ def _blocking_iterator(
 
 
 def _blocking_block(
-    call: Callable[Concatenate[Tasks, P], AbstractAsyncContextManager[R]],
+    call: Callable[Concatenate[BlockingTasks, P], AbstractAsyncContextManager[R]],
 ) -> Callable[Concatenate["Client", P], AbstractContextManager[R]]:
     @functools.wraps(call)
     def run(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[R]:
@@ -379,7 +404,8 @@ class Client:
     ) -> None:
         notify = notify or silent
         options = _options(url, api_key, timeout_s, retries, notify)
-        self.tasks = Tasks(BlockingTransport(**options), notify)
+        known: Callable[[Job], ClientJob[Any]] = functools.partial(ClientJob.of, self)
+        self.tasks = BlockingTasks(BlockingTransport(**options), notify, known)
 
     @property
     def url(self) -> str:
@@ -408,7 +434,8 @@ class Client:
     embed = _blocking(Tasks.embed)
     hf = _blocking(Tasks.hf)
 
-    submit = _blocking(Tasks.submit)
+    submit: Submit = cast("Submit", _blocking(Tasks.submit_untyped))
+    submit_untyped = _blocking(Tasks.submit_untyped)
     submit_batch = _blocking(Tasks.submit_batch)
     job = _blocking(Tasks.job)
     result = _blocking(Tasks.result)

@@ -52,6 +52,80 @@ class ApiError(SluiceError):
         super().__init__(_describe(status, title, detail, self.errors))
 
 
+class BadRequest(ApiError):
+    """400: the request cannot be read, or the job that it waited for was refused its input."""
+
+
+class Unauthorized(ApiError):
+    """401: the API wants a key, or another one."""
+
+
+class Forbidden(ApiError):
+    """403: this key may not do that."""
+
+
+class Missing(ApiError, NotFound):
+    """404: the API has no such thing."""
+
+
+class Conflict(ApiError):
+    """409: it is there already, and another; or its state does not allow this."""
+
+
+class TooLarge(ApiError):
+    """413: more bytes than the API takes."""
+
+
+class UnsupportedMediaType(ApiError):
+    """415: the API reads no bodies of this type."""
+
+
+class Unprocessable(ApiError):
+    """422: a field is wrong; `errors` names each."""
+
+
+class TooManyRequests(ApiError):
+    """429: the queue is full, or the key has used up its share, for `retry_after_s` seconds."""
+
+
+class ServerError(ApiError):
+    """500 and above: the API has failed."""
+
+
+class BadGateway(ServerError):
+    """502: what stands before the API does not reach it."""
+
+
+class Unavailable(ServerError):
+    """503: the API lacks a server of its own; the message names it."""
+
+
+class GatewayTimeout(ServerError):
+    """504: the answer took too long for what stands before the API, or for the job itself."""
+
+
+OF_STATUS: Mapping[int, type[ApiError]] = {
+    400: BadRequest,
+    401: Unauthorized,
+    403: Forbidden,
+    404: Missing,
+    409: Conflict,
+    413: TooLarge,
+    415: UnsupportedMediaType,
+    422: Unprocessable,
+    429: TooManyRequests,
+    502: BadGateway,
+    503: Unavailable,
+    504: GatewayTimeout,
+}
+
+
+def of_status(status: int) -> type[ApiError]:
+    """The class of errors with this status; those without one of their own are `ServerError` from
+    500 on, else `ApiError`."""
+    return OF_STATUS.get(status, ServerError if status >= 500 else ApiError)
+
+
 class ConnectionFailed(SluiceError):
     """The API does not answer. Is it running? Start it with `sluice up`."""
 

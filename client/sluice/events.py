@@ -210,6 +210,8 @@ def answer_of(job: Job) -> str:
     return answer if isinstance(answer, str) else ""
 
 
+OnEvent = Callable[[Event], object]
+
 # What an open job waits for, reported as it changes, while its end is awaited elsewhere.
 
 FIRST_PAUSE_S = 0.5

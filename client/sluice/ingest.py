@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from sluice.calls import Calls
 from sluice.errors import ApiError, ConnectionBroken, InvalidInput
-from sluice.shapes import DocumentCounts, Event, IngestResult, Job, SourceError, StoredFile
+from sluice.kinds import CsvOptions, Lane, Splitter
+from sluice.shapes import DocumentCounts, Event, IngestOutcome, Job, SourceError, StoredFile
 from sluice.sources import FileDocument, LocalDocument, TextDocument
 
 # Getting many files to the server, in parallel, each at most once.
@@ -63,7 +64,7 @@ class Sent:
 
 
 async def send(
-    calls: Calls,
+    calls: Calls[Any],
     documents: Sequence[LocalDocument],
     sent: Sent,
     *,
@@ -131,7 +132,9 @@ def _hash(file: FileDocument) -> str | SourceError:
         return _unreadable(file, error)
 
 
-async def _stored(calls: Calls, hashes: Iterable[str], parallel: int) -> dict[tuple[str, str], str]:
+async def _stored(
+    calls: Calls[Any], hashes: Iterable[str], parallel: int
+) -> dict[tuple[str, str], str]:
     """The ids of stored files by hash and name."""
     unique = sorted(set(hashes))
     parts = [
@@ -142,7 +145,7 @@ async def _stored(calls: Calls, hashes: Iterable[str], parallel: int) -> dict[tu
         return {(file.sha256, file.name): file.id async for _, files in answers for file in files}
 
 
-async def _upload(calls: Calls, file: FileDocument) -> StoredFile | SourceError:
+async def _upload(calls: Calls[Any], file: FileDocument) -> StoredFile | SourceError:
     try:
         return await calls.upload(file.path, name=file.name)
     except OSError as error:
@@ -172,11 +175,11 @@ SOURCES_PER_JOB = 10_000
 class IngestOptions:
     """Passed on to the server; what is `None` is left to its defaults."""
 
-    splitter: Mapping[str, Any] | None = None
-    csv: Mapping[str, Any] | None = None
+    splitter: Splitter | None = None
+    csv: CsvOptions | None = None
     on_existing: Literal["skip", "replace"] = "replace"
     metadata: Mapping[str, Any] | None = None
-    lane: str | None = None
+    lane: Lane | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +210,7 @@ class IngestReport:
 
 
 async def ingest_documents(
-    calls: Calls,
+    calls: Calls[Any],
     collection: str,
     documents: Sequence[LocalDocument],
     *,
@@ -261,7 +264,7 @@ async def ingest_documents(
         return report
     deadline = None if timeout_s is None else started + timeout_s
     ended = [await _finish(calls, job, deadline, on_advance) for job in jobs]
-    results = [IngestResult.model_validate(await calls.result(job) or {}) for job in ended]
+    results = [IngestOutcome.model_validate(await calls.result(job) or {}) for job in ended]
     return replace(
         report,
         finished=True,
@@ -274,7 +277,7 @@ async def ingest_documents(
 
 
 async def _duplicates(
-    calls: Calls, collection: str, named_otherwise: Mapping[str, str]
+    calls: Calls[Any], collection: str, named_otherwise: Mapping[str, str]
 ) -> tuple[Duplicate, ...]:
     """Of the files whose bytes are stored under another name, those that are live there.
 
@@ -294,7 +297,7 @@ async def _duplicates(
     )
 
 
-async def ensure_collection(calls: Calls, name: str) -> bool:
+async def ensure_collection(calls: Calls[Any], name: str) -> bool:
     """Make the collection where there is none; True if it was made."""
     try:
         await calls.collection(name)
@@ -319,7 +322,7 @@ def _counting_from(
 
 
 async def _submit(
-    calls: Calls, collection: str, sources: Sequence[Mapping[str, Any]], options: IngestOptions
+    calls: Calls[Any], collection: str, sources: Sequence[Mapping[str, Any]], options: IngestOptions
 ) -> Job:
     job_input: dict[str, Any] = {
         "collection": collection,
@@ -329,18 +332,19 @@ async def _submit(
     for name in ("splitter", "csv", "metadata"):
         if value := getattr(options, name):
             job_input[name] = dict(value)
-    return await calls.submit("ingest", job_input, lane=options.lane)
+    job: Job = await calls.submit_untyped("ingest", job_input, lane=options.lane)
+    return job
 
 
 async def _finish(
-    calls: Calls, job: Job, deadline: float | None, on_advance: Callable[[Advance], object]
+    calls: Calls[Any], job: Job, deadline: float | None, on_advance: Callable[[Advance], object]
 ) -> Job:
     def on_event(event: Event) -> None:
         if event.event == "progress":
             on_advance(Advance.of(event.data))
 
     left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-    ended = (await calls.wait(job.id, timeout_s=left_s, on_event=on_event)).require_success()
+    ended: Job = (await calls.wait(job.id, timeout_s=left_s, on_event=on_event)).require_success()
     if ended.progress is not None:
         on_advance(Advance.of(ended.progress.model_dump()))
     return ended

@@ -4,16 +4,29 @@ What is left out is left to the server's defaults. Nothing here talks to the net
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from sluice.errors import InvalidInput
+from sluice.kinds import (
+    BuiltInTool,
+    ChatInput,
+    ChatMessage,
+    DeclaredTool,
+    HfInput,
+    ModelInput,
+    Parameters,
+    RagInput,
+    ResponseFormat,
+    SearchInput,
+    SearchOptions,
+)
 
 PROVIDER = "ollama/"
 OTHER_PROVIDERS = ("hf/", "openai/")
 SEARCH = "search_collection"
 
-Messages = str | Sequence[Mapping[str, Any]]
-Tools = Sequence[str | Mapping[str, Any]]
+Messages = str | Sequence[ChatMessage] | Sequence[Mapping[str, Any]]
+Tools = Sequence[str | BuiltInTool | DeclaredTool | Mapping[str, Any]]
 
 
 def chat_input(
@@ -22,19 +35,20 @@ def chat_input(
     model: str | None = None,
     conversation_id: str | None = None,
     tools: Tools = (),
-    parameters: Mapping[str, Any] | None = None,
-    response_format: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    parameters: Parameters | None = None,
+    response_format: ResponseFormat | None = None,
+) -> ChatInput:
     """A text is one message of the user."""
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    return {"messages": [dict(message) for message in messages]} | _without_empty(
+    fields = {"messages": [dict(message) for message in messages]} | _without_empty(
         model=model,
         conversation_id=conversation_id,
         tools=[_tool(tool) for tool in tools],
         parameters=dict(parameters or {}),
         response_format=response_format and dict(response_format),
     )
+    return cast("ChatInput", fields)
 
 
 def user_messages(text: str, system: str | None) -> Sequence[Mapping[str, Any]]:
@@ -49,14 +63,14 @@ def rag_input(
     *,
     k: int | None = None,
     filter: Mapping[str, Any] | None = None,
-    search: Mapping[str, Any] | None = None,
+    search: SearchOptions | None = None,
     model: str | None = None,
     prompt: str | None = None,
     conversation_id: str | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    response_format: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    return {"collection": collection, "question": question} | _without_empty(
+    parameters: Parameters | None = None,
+    response_format: ResponseFormat | None = None,
+) -> RagInput:
+    fields = {"collection": collection, "question": question} | _without_empty(
         k=k,
         search=_search(search, filter),
         model=model,
@@ -65,6 +79,7 @@ def rag_input(
         parameters=dict(parameters or {}),
         response_format=response_format and dict(response_format),
     )
+    return cast("RagInput", fields)
 
 
 def search_input(
@@ -73,16 +88,17 @@ def search_input(
     *,
     k: int | None = None,
     filter: Mapping[str, Any] | None = None,
-    search: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    search: SearchOptions | None = None,
+) -> SearchInput:
     """One query or several, in one collection or several."""
     where = {"collection" if isinstance(collection, str) else "collections": collection}
     what = {"query" if isinstance(query, str) else "queries": query}
     options = _without_empty(k=k, search=_search(search, filter))
-    return {
+    fields = {
         name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         for name, value in (where | what | options).items()
     }
+    return cast("SearchInput", fields)
 
 
 def hf_input(
@@ -92,14 +108,15 @@ def hf_input(
     model: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     backend: str = "local",
-) -> dict[str, Any]:
+) -> HfInput:
     """`inputs` is one input, or a list of them."""
-    return {"task": task, "inputs": inputs, "backend": backend} | _without_empty(
+    fields = {"task": task, "inputs": inputs, "backend": backend} | _without_empty(
         model=model, parameters=dict(parameters or {})
     )
+    return cast("HfInput", fields)
 
 
-def pull_input(name: str) -> dict[str, Any]:
+def pull_input(name: str) -> ModelInput:
     return {"action": "pull", "name": of_ollama(name)}
 
 
@@ -110,13 +127,13 @@ def create_input(
     system: str | None = None,
     template: str | None = None,
     parameters: Mapping[str, Any],
-) -> dict[str, Any]:
-    return {"action": "create", "name": of_ollama(name), "from": of_ollama(from_)} | _without_empty(
-        system=system, template=template, parameters=dict(parameters)
-    )
+) -> ModelInput:
+    names = {"action": "create", "name": of_ollama(name), "from": of_ollama(from_)}
+    options = _without_empty(system=system, template=template, parameters=dict(parameters))
+    return cast("ModelInput", names | options)
 
 
-def delete_input(name: str) -> dict[str, Any]:
+def delete_input(name: str) -> ModelInput:
     return {"action": "delete", "name": of_ollama(name)}
 
 
@@ -130,7 +147,7 @@ def of_ollama(name: str) -> str:
     return name if name.startswith(PROVIDER) else PROVIDER + name
 
 
-def _tool(tool: str | Mapping[str, Any]) -> dict[str, Any]:
+def _tool(tool: str | BuiltInTool | DeclaredTool | Mapping[str, Any]) -> dict[str, Any]:
     """`search_collection:NAME` and the bare names of the other built-in tools, or a whole spec."""
     if not isinstance(tool, str):
         return dict(tool)
@@ -142,7 +159,7 @@ def _tool(tool: str | Mapping[str, Any]) -> dict[str, Any]:
     return {"type": name, "collection": collection} if colon else {"type": name}
 
 
-def _search(search: Mapping[str, Any] | None, filter: Mapping[str, Any] | None) -> dict[str, Any]:
+def _search(search: SearchOptions | None, filter: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(search or {}) | ({"filter": dict(filter)} if filter else {})
 
 

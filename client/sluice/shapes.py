@@ -90,7 +90,13 @@ class Job(Wire):
     def ended(self) -> bool:
         return self.state in ENDED
 
-    def require_success(self) -> "Job":
+    @property
+    def lacks_result(self) -> bool:
+        """Whether it has one that is too large for this answer."""
+        is_there = self.state is State.SUCCEEDED and self.result_url is not None
+        return is_there and self.result is None
+
+    def require_success(self) -> Self:
         """This job, or `JobFailed` or `JobCancelled`."""
         if self.state is State.FAILED:
             raise JobFailed(self)
@@ -226,7 +232,7 @@ class DocumentCounts(Wire):
         )
 
 
-class IngestResult(Wire):
+class IngestOutcome(Wire):
     documents: DocumentCounts = DocumentCounts()
     chunks: int = 0
     errors: list[SourceError] = []

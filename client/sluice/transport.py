@@ -11,9 +11,14 @@ All of this is written once, as coroutines. `AsyncTransport` runs them on asynci
 `BlockingTransport` they never wait for an event loop: each `await` does its work at once, in the
 thread that called, so that `drive` has the result after one step. This module knows nothing of
 jobs.
+
+The logger `sluice` has a line for each request (DEBUG) and for each that is tried again (INFO):
+method, path, status and times; no keys, no queries of URLs, no bodies.
 """
 
 import asyncio
+import logging
+import math
 import random
 import threading
 import time
@@ -31,11 +36,19 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import IO, Any, ParamSpec, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
-from sluice.errors import ApiError, ConfigurationError, ConnectionBroken, ConnectionFailed
+from sluice.errors import (
+    ApiError,
+    ConfigurationError,
+    ConnectionBroken,
+    ConnectionFailed,
+    of_status,
+)
+
+log = logging.getLogger("sluice")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,6 +62,7 @@ _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _PASSING = {502, 503, 504}
 _REPORTED_FAILURES = 4
 _PROBLEM = "application/problem+json"
+_MOMENT_S = 0.001
 _SHORT_S = 10.0
 """A longer `Retry-After` of an API that lacks a server of its own is left to the caller."""
 
@@ -95,6 +109,8 @@ class Transport(ABC):
                 f"{url!r} is not a URL of the API; it must read like http://127.0.0.1:8000."
             )
         self.url = url.rstrip("/")
+        self._shown_url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        """Without a password, for messages."""
         self.timeout_s = timeout_s
         self._retries = retries
         self._notify = notify
@@ -165,15 +181,20 @@ class Transport(ABC):
         accept_status: Sequence[int] = (),
         tries: int | None = None,
         retry: bool = True,
+        timeout_s: float | None = None,
     ) -> httpx.Response:
         """One answer below 400 (or in `accept_status`).
 
         Raises `ApiError` or `ConnectionFailed`. `wait_s` is how long the server may hold the
         answer back; `tries` bounds how often a connection may break in the middle; `retry=False`
-        gives up at the first failure.
+        gives up at the first failure. `timeout_s` is for the whole call, with all its tries; None
+        leaves it to the client's timeout, which is for each try, and to its `Retries`.
         """
-        pauses = _Pauses(self._retries, known=self._answered, tries=tries)
+        pauses = _Pauses(self._retries, known=self._answered, tries=tries, timeout_s=timeout_s)
         while True:
+            started = time.monotonic()
+            answer_s = self.timeout_s if timeout_s is None else pauses.left_s()
+            held_s = wait_s if timeout_s is None else 0.0
             try:
                 response = await self._send(
                     method,
@@ -182,14 +203,16 @@ class Transport(ABC):
                     json=body,
                     files={"file": _rewound(upload)} if upload else None,
                     headers=headers,
-                    timeout=httpx.Timeout(self.timeout_s, read=self.timeout_s + wait_s),
+                    timeout=httpx.Timeout(answer_s, read=answer_s + held_s),
                 )
             except httpx.TransportError as error:
+                log.debug("%s %s: %s", method, path, type(error).__name__)
                 unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
                 pause_s = pauses.away() if unsent else pauses.broken() if safe else None
                 if pause_s is None or not retry:
                     raise self._failure(error, sent=not unsent) from error
-                self._report_absence(pauses, f"The API at {self.url} does not answer")
+                self._report_absence(pauses, f"The API at {self._shown_url} does not answer")
+                log.info("%s %s is tried again in %.1f s", method, path, pause_s)
                 await self.pause(pause_s)
                 continue
             except RuntimeError as error:
@@ -198,6 +221,8 @@ class Transport(ABC):
                     raise ConnectionFailed("The client was closed.") from error
                 raise
             self._answered = True
+            took_ms = 1000 * (time.monotonic() - started)
+            log.debug("%s %s: %d in %.0f ms", method, path, response.status_code, took_ms)
             if response.status_code < 400 or response.status_code in accept_status:
                 self._absence_reported = False
                 return response
@@ -222,7 +247,10 @@ class Transport(ABC):
                 pause_s = pauses.away()
                 if pause_s is None:
                     raise problem
-                self._report_absence(pauses, f"The API at {self.url} does not answer")
+                self._report_absence(pauses, f"The API at {self._shown_url} does not answer")
+            log.info(
+                "%s %s: %d, tried again in %.1f s", method, path, response.status_code, pause_s
+            )
             await self.pause(pause_s)
 
     async def json(self, method: str, path: str, **options: Any) -> Any:
@@ -251,24 +279,26 @@ class Transport(ABC):
         timeout = httpx.Timeout(self.timeout_s, read=silence_s)
         async with self._open(path, headers, timeout) as (response, chunks):
             self._answered = True
+            log.debug("GET %s: %d, a stream", path, response.status_code)
             if response.status_code >= 400:
                 raise problem_of(response)
             yield chunks
 
     def _foreign(self) -> ConnectionFailed:
         return ConnectionFailed(
-            f"{self.url} answered, but not as this version of Sluice does. Is SLUICE_URL right?"
+            f"{self._shown_url} answered, but not as this version of Sluice does. "
+            "Is SLUICE_URL right?"
         )
 
     def _failure(self, error: Exception, *, sent: bool) -> ConnectionFailed:
         reason = str(error).strip() or type(error).__name__
         if sent:
             return ConnectionBroken(
-                f"The connection to the API at {self.url} broke ({reason}). "
+                f"The connection to the API at {self._shown_url} broke ({reason}). "
                 "The request may or may not have been carried out."
             )
         return ConnectionFailed(
-            f"Cannot reach the API at {self.url} ({reason}). "
+            f"Cannot reach the API at {self._shown_url} ({reason}). "
             "Is it running? Start it with `sluice up`, or set SLUICE_URL."
         )
 
@@ -469,14 +499,27 @@ def drive(coroutine: Awaitable[R]) -> R:
 class _Pauses:
     """How long one request has been failing, and how long to pause before the next try."""
 
-    def __init__(self, retries: Retries, *, known: bool, tries: int | None) -> None:
+    def __init__(
+        self,
+        retries: Retries,
+        *,
+        known: bool,
+        tries: int | None,
+        timeout_s: float | None = None,
+    ) -> None:
         self._retries = retries
         self._tries = tries
         self.failures = 0
         self._breaks = 0
         started = time.monotonic()
-        self._away_until = started + (retries.retry_for_s if known else retries.connect_for_s)
-        self._busy_until = started + retries.busy_for_s
+        self._deadline = math.inf if timeout_s is None else started + timeout_s
+        away_until = started + (retries.retry_for_s if known else retries.connect_for_s)
+        self._away_until = min(self._deadline, away_until)
+        self._busy_until = min(self._deadline, started + retries.busy_for_s)
+
+    def left_s(self) -> float:
+        """Of the whole call's time; a moment where it is over, for httpx takes no zero."""
+        return max(_MOMENT_S, self._deadline - time.monotonic())
 
     def away(self, *, at_least_s: float = 0.0) -> float | None:
         """Nothing was sent, or the API or a gateway before it said that it is not there yet."""
@@ -509,13 +552,11 @@ def problem_of(response: httpx.Response) -> ApiError:
     if response.status_code == 401:
         text = f"{text or 'The API wants a key.'} Set SLUICE_API_KEY, or give --api-key."
     elif response.status_code == 404 and not _is_problem(response):
-        text = (
-            f"{response.url.copy_with(query=None)} answers 404, and not as Sluice does. "
-            "Is SLUICE_URL right?"
-        )
+        url = response.url.copy_with(query=None, userinfo=b"")
+        text = f"{url} answers 404, and not as Sluice does. Is SLUICE_URL right?"
     elif response.status_code >= 500 and not (text and _is_problem(response)):
         text = f"The API failed with status {response.status_code}: {text or title}"
-    return ApiError(
+    return of_status(response.status_code)(
         status=response.status_code,
         title=title,
         detail=text,

@@ -80,7 +80,7 @@ def test_an_unknown_file_fails_alone_in_its_job(stack: LiveStack, client: Client
         {"type": "file", "file_id": UNKNOWN},
     ]
     input_ = {"collection": "unknown-file", "sources": sources}
-    job = client.submit("ingest", input_, wait_s=60).require_success()
+    job = client.submit_untyped("ingest", input_, wait_s=60).require_success()
     result = job.result or {}
     assert result["documents"] == {"added": 1, "replaced": 0, "skipped": 0, "failed": 1}
     [error] = result["errors"]

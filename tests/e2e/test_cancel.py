@@ -14,7 +14,7 @@ def test_a_cancelled_ingest_job_leaves_whole_documents_only(
 ) -> None:
     documents = corpus.samples(DOCUMENTS, seed=COLLECTION)
     client.put_collection(COLLECTION)
-    job = client.submit(
+    job = client.submit_untyped(
         "ingest",
         {
             "collection": COLLECTION,

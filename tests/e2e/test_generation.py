@@ -117,7 +117,8 @@ def test_every_question_is_answered_right_by_the_model_in_four_bits(
     client: Client, model: ScriptedModel, answerer: Answerer
 ) -> None:
     jobs = {
-        question: client.submit("chat", ask(model, question)) for question in answerer.questions
+        question: client.submit_untyped("chat", ask(model, question))
+        for question in answerer.questions
     }
     for question, job in jobs.items():
         ended = client.wait(job.id).require_success()
@@ -131,13 +132,13 @@ def test_passages_are_cited_and_an_agent_computes(client: Client, model: Scripte
     client.ingest("museum", texts=notes)
     question, answer = next(iter(GROUNDED.items()))
     input_ = {"collection": "museum", "question": question, "model": model.reference, "k": 3}
-    result = client.wait(client.submit("rag", input_).id).require_success().result or {}
+    result = client.wait(client.submit_untyped("rag", input_).id).require_success().result or {}
     assert result["answer"] == answer
     assert [citation["marker"] for citation in result["citations"]] == ["[1]"]
     assert result["citations"][0]["source"] in notes
 
     tools = [{"type": "calculator"}]
-    agent = client.submit("chat", ask(model, TOOL_QUESTION) | {"tools": tools})
+    agent = client.submit_untyped("chat", ask(model, TOOL_QUESTION) | {"tools": tools})
     done = client.wait(agent.id).require_success().result or {}
     assert done["message"]["content"] == TOOL_ANSWER
     assert done["turns"] == 2
@@ -225,7 +226,7 @@ def test_a_stream_goes_on_where_a_killed_worker_stopped(
 ) -> None:
     longest = max(answerer.questions, key=lambda question: len(answerer.questions[question]))
     model.hold(12)
-    job_id = client.submit("chat", ask(model, longest)).id
+    job_id = client.submit_untyped("chat", ask(model, longest)).id
     model.until_held()
     texts = (
         "SELECT t.shown FROM transcripts t JOIN steps s ON s.id = t.step_id "
@@ -259,7 +260,7 @@ def test_a_worker_whose_device_breaks_hands_its_jobs_back_and_ends(
     breaking = GenerationWorker(stack, model.reference, "breaking", tmp_path / "log", **SETTINGS)
     breaking.until_ready()
     questions = sorted(answerer.questions, key=lambda text: len(answerer.questions[text]))[-3:]
-    jobs = {question: client.submit("chat", ask(model, question)) for question in questions}
+    jobs = {question: client.submit_untyped("chat", ask(model, question)) for question in questions}
     assert breaking.wait() == DEVICE_BROKEN, breaking.log_tail()
     assert all(client.job(job.id).state is not State.FAILED for job in jobs.values())
     assert stack.sql("SELECT name FROM workers WHERE name = 'breaking'") == []

@@ -120,17 +120,17 @@ def test_bad_input_is_explained_and_the_worker_lives_on(
         ({"model": "nobody/nothing", "inputs": "a"}, "nobody/nothing"),
     ]
     for input_, words in wrong:
-        ended = client.wait(client.submit("hf", input_).id)
+        ended = client.wait(client.submit_untyped("hf", input_).id)
         assert (ended.state, ended.error is not None) == (State.FAILED, True), ended.result
         assert words in (ended.error.message if ended.error else ""), ended.error
     assert not (tmp_path / "sprung").exists()
 
     input_ = {"task": "summarization", "inputs": "word " * 20_000}
-    long = client.wait(client.submit("hf", input_).id)
+    long = client.wait(client.submit_untyped("hf", input_).id)
     assert long.state is State.SUCCEEDED, long.error
     assert "cut from" in long.warnings[0]
     input_ = {"task": "text-classification", "inputs": tasks.FELT}
-    fine = client.wait(client.submit("hf", input_).id)
+    fine = client.wait(client.submit_untyped("hf", input_).id)
     assert fine.state is State.SUCCEEDED
     assert {process.pid for process in stack.pool()} == before
 

@@ -16,7 +16,7 @@ def test_an_interactive_search_does_not_wait_for_a_bulk_job(
     documents = corpus.samples(DOCUMENTS, seed=COLLECTION)
     client.pause("embed")  # so that the bulk job cannot end before it is resumed
     try:
-        bulk = client.submit(
+        bulk = client.submit_untyped(
             "ingest",
             {
                 "collection": COLLECTION,

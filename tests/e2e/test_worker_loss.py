@@ -57,7 +57,7 @@ def test_answers_wait_for_a_killed_generation_worker(stack: LiveStack, client: C
     client.pause("generate")  # so that the answers are still to be made when the worker dies
     try:
         input_ = {"collection": "generation", "question": "When does the archive open?"}
-        jobs = [client.submit("rag", input_) for _ in range(5)]
+        jobs = [client.submit_untyped("rag", input_) for _ in range(5)]
         waiting = "SELECT count(*) FROM steps WHERE name = 'rag.answer' AND state = 'queued'"
         until(lambda: stack.value(waiting) == len(jobs), "the passages have been found")
         before = stack.kill("generate-1", group=True)
@@ -89,7 +89,7 @@ def test_a_search_waits_for_a_killed_server(stack: LiveStack, client: Client, na
     client.pause("query")
     try:
         input_ = {"collection": collection, "query": "Where is the orchard?"}
-        job = client.submit("search", input_)
+        job = client.submit_untyped("search", input_)
         stack.kill(name)
     finally:
         client.resume("query")

@@ -21,11 +21,12 @@ from sluice import (
     SluiceError,
     WaitTimeout,
 )
+from sluice.kinds import EmbedInput, NewJob
 from tests.integration.fake_api import State, serving
 from tests.waiting import until
 
 QUICK = Retries(connect_for_s=0.3, retry_for_s=5.0, busy_for_s=1.0, base_s=0.02, cap_s=0.1)
-INPUT = {"texts": ["a"]}
+INPUT: EmbedInput = {"texts": ["a"]}
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_a_submit_whose_answer_was_lost_is_repeated_without_a_second_job(
 
 
 def test_a_batch_whose_answer_was_lost_is_not_repeated(client: Client, state: State) -> None:
-    batch = [{"kind": "embed", "input": INPUT}] * 2
+    batch: list[NewJob] = [{"kind": "embed", "input": INPUT}] * 2
     assert len(client.submit_batch(batch)) == 2
     state.lost_answers = 1
     with pytest.raises(ConnectionBroken, match="may or may not"):
@@ -189,7 +190,7 @@ def test_hashes_are_requested_in_parts(client: Client, state: State) -> None:
 
 def test_errors_name_the_field(client: Client) -> None:
     with pytest.raises(ApiError, match=r"not valid: kind: unknown kind") as caught:
-        client.submit("nonsense", {})
+        client.submit_untyped("nonsense", {})
     assert caught.value.errors[0]["message"] == "unknown kind"
 
 

@@ -24,12 +24,13 @@ from sluice import (
     TextPiece,
     WaitTimeout,
 )
+from sluice.kinds import EmbedInput
 from tests.integration.conftest import Finish
 from tests.integration.fake_api import State
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Retries(connect_for_s=0.3, retry_for_s=5.0, busy_for_s=1.0, base_s=0.02, cap_s=0.1)
-EMBED = {"texts": ["a"]}
+EMBED: EmbedInput = {"texts": ["a"]}
 RESULT = {"model": "m", "dimension": 2, "embeddings": [[0.0, 1.0]]}
 LIFE = {"close", "aclose"}
 """How each is ended, besides its block."""

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from sluice import ApiError, Client, InvalidInput, Job, JobFailed, Retries, TextPiece, ToolRun
+from sluice.kinds import ChatInput
 from tests.integration.fake_api import State, serving
 
 QUICK = Retries(connect_for_s=0.3, retry_for_s=5.0, busy_for_s=1.0, base_s=0.02, cap_s=0.1)
-INPUT = {"messages": [{"role": "user", "content": "how much?"}]}
+INPUT: ChatInput = {"messages": [{"role": "user", "content": "how much?"}]}
 SCRIPT: list[dict[str, Any]] = [
     {"event": "token", "step": 1, "offset": 0, "text": "Let me "},
     {"event": "token", "step": 1, "offset": 7, "text": "see."},

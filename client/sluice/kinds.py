@@ -1,0 +1,610 @@
+"""What each kind of job takes and gives, as types that editors and mypy know.
+
+Made from the records of the kinds by `python -m tests.client_types`; not to be edited. At run time
+all of these are dictionaries, as they go over the wire. What is `NotRequired` may be left out of an
+input, and may be missing from a result.
+"""
+
+from collections.abc import Coroutine, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, Unpack, overload
+
+if TYPE_CHECKING:
+    from sluice.jobs import AsyncClientJob, ClientJob
+
+Lane = Literal["interactive", "normal", "bulk"]
+
+
+KindName = Literal["ingest", "embed", "search", "rag", "chat", "hf", "model", "erase", "eval"]
+
+
+class FileSource(TypedDict):
+    type: Literal["file"]
+    file_id: str
+
+
+class TextSource(TypedDict):
+    type: Literal["text"]
+    text: str
+    name: NotRequired[str | None]
+
+
+class Splitter(TypedDict):
+    """How text becomes chunks; sizes in characters, or in tokens for `token`.
+
+    Without `chunk_size`, chunks hold what the collection's embedding model reads, counted by its
+    own tokenizer, and at most 1,000. `chunk_overlap` is at most half of `chunk_size`; where it is
+    not given, it is 200 or, of sizes below 400, half of the size. In chunks that the model made
+    smaller, it is as much smaller.
+    """
+
+    type: NotRequired[Literal["recursive", "character", "token", "markdown"]]
+    chunk_size: NotRequired[int | None]
+    chunk_overlap: NotRequired[int]
+
+
+class CsvOptions(TypedDict):
+    """How CSV rows become text: which columns are text, which are metadata."""
+
+    encoding: NotRequired[str | None]
+    content_columns: NotRequired[list[str] | None]
+    metadata_columns: NotRequired[list[str] | None]
+
+
+class IngestInput(TypedDict):
+    collection: str
+    sources: list[FileSource | TextSource]
+    splitter: NotRequired[Splitter]
+    csv: NotRequired[CsvOptions]
+    on_existing: NotRequired[Literal["skip", "replace"]]
+    metadata: NotRequired[Mapping[str, Any]]
+
+
+class EmbedInput(TypedDict):
+    texts: list[str]
+    model: NotRequired[str | None]
+    input_type: NotRequired[Literal["query", "passage"]]
+
+
+class SearchOptions(TypedDict):
+    type: NotRequired[
+        Literal["hybrid", "similarity", "mmr", "similarity_score_threshold", "lexical"]
+    ]
+    score_threshold: NotRequired[float | None]
+    fetch_k: NotRequired[int | None]
+    lambda_mult: NotRequired[float | None]
+    filter: NotRequired[Mapping[str, Any] | None]
+    rerank: NotRequired[str | None]
+    expand: NotRequired[int]
+    debug: NotRequired[bool]
+
+
+class SearchInput(TypedDict):
+    """One query or several, in one collection or several."""
+
+    collection: NotRequired[str | None]
+    collections: NotRequired[list[str] | None]
+    query: NotRequired[str | None]
+    queries: NotRequired[list[str] | None]
+    k: NotRequired[int]
+    search: NotRequired[SearchOptions]
+
+
+class Parameters(TypedDict):
+    """Sampling. `temperature` 0 always takes the likeliest token; `max_tokens` has a default and
+    a limit among the server's settings.
+    """
+
+    max_tokens: NotRequired[int | None]
+    temperature: NotRequired[float]
+    top_p: NotRequired[float]
+    top_k: NotRequired[int]
+    stop: NotRequired[list[str]]
+    seed: NotRequired[int | None]
+    repetition_penalty: NotRequired[float]
+
+
+class ResponseFormat(TypedDict):
+    """`json` makes the model answer with JSON, valid by `schema` where there is one."""
+
+    type: NotRequired[Literal["text", "json"]]
+    schema: NotRequired[Mapping[str, Any] | None]
+
+
+class RagInput(TypedDict):
+    collection: str
+    question: str
+    k: NotRequired[int]
+    search: NotRequired[SearchOptions]
+    model: NotRequired[str | None]
+    prompt: NotRequired[str | None]
+    conversation_id: NotRequired[str | None]
+    parameters: NotRequired[Parameters]
+    response_format: NotRequired[ResponseFormat]
+
+
+class FunctionCall(TypedDict):
+    """A call of a declared tool; `arguments` is the decoded JSON object."""
+
+    name: str
+    arguments: NotRequired[Mapping[str, Any]]
+
+
+class CallOfTool(TypedDict):
+    id: str
+    type: NotRequired[Literal["function"]]
+    function: FunctionCall
+
+
+class ChatMessage(TypedDict):
+    """`tool_calls` belong to the assistant's messages, `tool_call_id` to those of a tool."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: NotRequired[str]
+    tool_calls: NotRequired[list[CallOfTool]]
+    tool_call_id: NotRequired[str | None]
+
+
+class BuiltInTool(TypedDict):
+    """A tool that Sluice runs itself; `collection` is where `search_collection` looks."""
+
+    type: Literal["search_collection", "calculator", "fetch_url"]
+    collection: NotRequired[str | None]
+
+
+class FunctionSpec(TypedDict):
+    name: str
+    description: NotRequired[str]
+    parameters: NotRequired[Mapping[str, Any]]
+
+
+class DeclaredTool(TypedDict):
+    """A tool of the client: its calls are returned, and the client sends what came of them."""
+
+    type: Literal["function"]
+    function: FunctionSpec
+
+
+class ChatInput(TypedDict):
+    """With `conversation_id`, `messages` are the new ones; the earlier ones are stored."""
+
+    messages: list[ChatMessage]
+    model: NotRequired[str | None]
+    conversation_id: NotRequired[str | None]
+    tools: NotRequired[list[BuiltInTool | DeclaredTool]]
+    parameters: NotRequired[Parameters]
+    response_format: NotRequired[ResponseFormat]
+
+
+class HfInput(TypedDict):
+    """`task` may be left out where a model is named: then its own configuration tells it.
+
+    A single input gives a single output; a list gives a list, one output an input.
+    """
+
+    task: NotRequired[
+        Literal[
+            "summarization",
+            "question-answering",
+            "sentence-similarity",
+            "text-classification",
+            "translation",
+            "automatic-speech-recognition",
+            "zero-shot-classification",
+            "token-classification",
+            "fill-mask",
+            "feature-extraction",
+            "text-generation",
+            "text-ranking",
+            "image-classification",
+        ]
+        | None
+    ]
+    model: NotRequired[str | None]
+    inputs: Any
+    parameters: NotRequired[Mapping[str, Any]]
+    backend: NotRequired[Literal["local", "hub"]]
+
+
+ModelInput = TypedDict(
+    "ModelInput",
+    {
+        "action": Literal["pull", "create", "delete"],
+        "name": str,
+        "from": NotRequired[str | None],
+        "system": NotRequired[str | None],
+        "template": NotRequired[str | None],
+        "parameters": NotRequired[Mapping[str, Any]],
+    },
+)
+
+
+class EraseInput(TypedDict):
+    document_ids: NotRequired[list[str] | None]
+    collection: NotRequired[str | None]
+
+
+class Judgement(TypedDict):
+    """What is relevant to a query: a document or chunk by `id`, or the chunks that hold `text`.
+
+    Of a document the first hit counts. `grade` is how relevant it is, which nDCG weighs; 0 is not.
+    """
+
+    id: NotRequired[str | None]
+    text: NotRequired[str | None]
+    grade: NotRequired[int]
+
+
+class JudgedQuery(TypedDict):
+    """A query, and what is relevant to it: names alone have the grade 1.
+
+    `answers` are texts of which one should stand in a good hit, word for word.
+    """
+
+    query: str
+    relevant: list[str | Judgement]
+    answers: NotRequired[list[str]]
+
+
+class EvalInput(TypedDict):
+    """The queries are given as they are, or as an upload with one such object a line."""
+
+    collection: str
+    queries: NotRequired[list[JudgedQuery] | None]
+    file_id: NotRequired[str | None]
+    searches: NotRequired[list[SearchOptions]]
+    k: NotRequired[int]
+
+
+class IngestDocuments(TypedDict):
+    added: int
+    replaced: int
+    skipped: int
+    failed: int
+
+
+class SourceErrorDict(TypedDict):
+    source: str
+    message: str
+
+
+class IngestResult(TypedDict):
+    documents: IngestDocuments
+    chunks: int
+    errors: list[SourceErrorDict]
+
+
+class EmbedResult(TypedDict):
+    model: str
+    dimension: int
+    embeddings: list[list[float]]
+
+
+class Span(TypedDict):
+    """The part of a hit's text that fits the query best, in characters of that text."""
+
+    start: int
+    end: int
+
+
+class HitDebug(TypedDict):
+    """How the score of a hit came about. `similarity` is its cosine, `lexical` its BM25 score,
+    and `halves` names those whose best passages it was among.
+    """
+
+    similarity: NotRequired[float]
+    lexical: NotRequired[float]
+    dense_weight: NotRequired[float]
+    halves: NotRequired[list[str]]
+
+
+class HitDict(TypedDict):
+    """A chunk that matches; `start` is an offset in characters of its document's text.
+
+    What `score` is depends on the type of the search; a higher one is always better.
+    """
+
+    chunk_id: str
+    document_id: str
+    source: str
+    text: str
+    start: int
+    score: float
+    metadata: NotRequired[dict[str, Any]]
+    collection: NotRequired[str]
+    span: NotRequired[Span]
+    debug: NotRequired[HitDebug]
+
+
+class QueryHits(TypedDict):
+    query: str
+    hits: list[HitDict]
+
+
+class SearchResult(TypedDict):
+    """`hits` of `query`; `results` of `queries`, in their order."""
+
+    hits: NotRequired[list[HitDict]]
+    results: NotRequired[list[QueryHits]]
+
+
+class CitationDict(TypedDict):
+    chunk_id: str
+    document_id: str
+    source: str
+    text: str
+    start: int
+    score: float
+    metadata: NotRequired[dict[str, Any]]
+    collection: NotRequired[str]
+    span: NotRequired[Span]
+    debug: NotRequired[HitDebug]
+    marker: str
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class RagResult(TypedDict):
+    """`passages_dropped` found no room in the model's window; `markers_removed` cited nothing."""
+
+    answer: str
+    citations: list[CitationDict]
+    model: str
+    usage: Usage
+    finish_reason: NotRequired[str]
+    passages_dropped: NotRequired[int]
+    markers_removed: NotRequired[int]
+    parsed: NotRequired[Any]
+
+
+class ChatResult(TypedDict):
+    """`turns` counts the model's answers, `steps` are its calls of tools and their results;
+    `messages_dropped` of the history found no room in its window.
+    """
+
+    message: dict[str, Any]
+    model: str
+    usage: Usage
+    finish_reason: NotRequired[str]
+    turns: NotRequired[int]
+    steps: NotRequired[list[dict[str, Any]]]
+    messages_dropped: NotRequired[int]
+    parsed: NotRequired[Any]
+
+
+class ModelResult(TypedDict):
+    action: str
+    name: str
+
+
+class EraseResult(TypedDict):
+    documents: int
+    chunks: int
+    vectors: int
+
+
+class Estimate(TypedDict):
+    """A mean over the queries, with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class SearchTimes(TypedDict):
+    """Milliseconds of the search within the worker: neither the queue nor HTTP are in it."""
+
+    mean_ms: float
+    p50_ms: float
+    p99_ms: float
+
+
+class SearchFigures(TypedDict):
+    """What came of one search. The lists have an entry for each query, in their order: at which
+    places, from 1, relevant hits stood, and how many milliseconds the search took.
+    """
+
+    search: SearchOptions
+    measures: dict[str, Estimate]
+    times: SearchTimes
+    places: list[list[int]]
+    times_ms: list[float]
+
+
+class SearchDifference(TypedDict):
+    """The measures of search number `search` less those of the first, query by query (paired)."""
+
+    search: int
+    measures: dict[str, Estimate]
+
+
+class EvalResult(TypedDict):
+    """`measures` have the names of `measure_names`."""
+
+    collection: str
+    embedding_model: str
+    query_count: int
+    k: int
+    searches: list[SearchFigures]
+    differences: list[SearchDifference]
+
+
+class Webhook(TypedDict):
+    """Where to POST when the job has ended; with a secret, signed as Standard Webhooks are."""
+
+    url: str
+    secret: NotRequired[str | None]
+
+
+class JobFields(TypedDict):
+    """A new job, beside its kind."""
+
+    lane: NotRequired[Lane]
+    metadata: NotRequired[Mapping[str, Any]]
+    webhook: NotRequired[Webhook]
+    timeout_s: NotRequired[float]
+    max_attempts: NotRequired[int]
+    run_after: NotRequired[str]
+
+
+class SubmitOptions(TypedDict):
+    """The options of `Client.submit`."""
+
+    lane: NotRequired[Lane | None]
+    metadata: NotRequired[Mapping[str, Any] | None]
+    webhook: NotRequired[Webhook | None]
+    timeout_s: NotRequired[float | None]
+    max_attempts: NotRequired[int | None]
+    run_after: NotRequired[datetime | None]
+    idempotency_key: NotRequired[str | None]
+    wait_s: NotRequired[float | None]
+    call_timeout_s: NotRequired[float | None]
+
+
+class IngestJob(JobFields):
+    kind: Literal["ingest"]
+    input: IngestInput
+
+
+class EmbedJob(JobFields):
+    kind: Literal["embed"]
+    input: EmbedInput
+
+
+class SearchJob(JobFields):
+    kind: Literal["search"]
+    input: SearchInput
+
+
+class RagJob(JobFields):
+    kind: Literal["rag"]
+    input: RagInput
+
+
+class ChatJob(JobFields):
+    kind: Literal["chat"]
+    input: ChatInput
+
+
+class HfJob(JobFields):
+    kind: Literal["hf"]
+    input: HfInput
+
+
+class ModelJob(JobFields):
+    kind: Literal["model"]
+    input: ModelInput
+
+
+class EraseJob(JobFields):
+    kind: Literal["erase"]
+    input: EraseInput
+
+
+class EvalJob(JobFields):
+    kind: Literal["eval"]
+    input: EvalInput
+
+
+NewJob = IngestJob | EmbedJob | SearchJob | RagJob | ChatJob | HfJob | ModelJob | EraseJob | EvalJob
+
+
+class Submit(Protocol):
+    """`Client.submit`: a new job of a kind."""
+
+    @overload
+    def __call__(
+        self, kind: Literal["ingest"], input: IngestInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[IngestResult]": ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["embed"], input: EmbedInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[EmbedResult]": ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["search"], input: SearchInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[SearchResult]": ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["rag"], input: RagInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[RagResult]": ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["chat"], input: ChatInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[ChatResult]": ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["hf"], input: HfInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[Any]": ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["model"], input: ModelInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[ModelResult]": ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["erase"], input: EraseInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[EraseResult]": ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["eval"], input: EvalInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[EvalResult]": ...
+
+
+class AsyncSubmit(Protocol):
+    """`AsyncClient.submit`: a new job of a kind."""
+
+    @overload
+    def __call__(
+        self, kind: Literal["ingest"], input: IngestInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[IngestResult]"]: ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["embed"], input: EmbedInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[EmbedResult]"]: ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["search"], input: SearchInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[SearchResult]"]: ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["rag"], input: RagInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[RagResult]"]: ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["chat"], input: ChatInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[ChatResult]"]: ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["hf"], input: HfInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[Any]"]: ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["model"], input: ModelInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[ModelResult]"]: ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["erase"], input: EraseInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[EraseResult]"]: ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["eval"], input: EvalInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[EvalResult]"]: ...
