@@ -1,7 +1,7 @@
-"""Files: uploads, streamed into the storage (a folder or any fsspec URL), then recorded; and files
-that grow, of which each part is an object of the storage.
+"""Files: uploads in the storage (a folder or any fsspec URL), and files that grow there.
 
-A file, or a part of one, exists once its row is committed; bytes without a row are never seen by
+An upload is streamed into the storage, then recorded. Each part of a file that grows is an object
+of the storage. A file, or a part of one, exists once its row is committed; bytes without a row are never seen by
 anyone.
 """
 

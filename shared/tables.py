@@ -188,8 +188,69 @@ class Collection(Base):
     distance: Mapped[str]
     tuning: Mapped[dict[str, Any] | None]
     """What was measured of both halves of hybrid search (`workers/retrieval/fusion.py`)."""
+    display_name: Mapped[str | None]
+    """Any text, as vector stores have it; `name` where there is none."""
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
+    expires_after_days: Mapped[int | None]
+    """It is erased so many days after it was last used; None: never."""
+    used_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When it was last used, or before: the newest job that names it may be later."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     erasing_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index(
+            "ix_collections_expires_after_days",
+            "id",
+            postgresql_where=sql("expires_after_days IS NOT NULL AND erasing_at IS NULL"),
+        ),
+    )
+
+
+class Attachment(Base):
+    """A file that was put into a collection by its id, and what became of it: the document
+    `document_id`. `shared/documents/attachments.py` is its only writer."""
+
+    __tablename__ = "attachments"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    collection_id: Mapped[UUID] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"))
+    file_id: Mapped[UUID]
+    """Of an upload, which may be gone."""
+    source: Mapped[str]
+    """What the document is called: the name of the file, or one made of it where that is taken."""
+    document_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("documents.id", ondelete="SET NULL")
+    )
+    job_id: Mapped[UUID]
+    ordinal: Mapped[int]
+    """Of its ingest item in the job, which may be gone by retention."""
+    state: Mapped[str]
+    """One of `shared.documents.attachments.AttachmentState`."""
+    message: Mapped[str | None]
+    """Why it failed."""
+    attributes: Mapped[dict[str, Any]] = mapped_column(server_default=sql("'{}'"))
+    """As they were sent with it; those of a document that is there are its version's."""
+    splitter: Mapped[dict[str, Any]] = mapped_column(server_default=sql("'{}'"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        UniqueConstraint("collection_id", "file_id"),
+        UniqueConstraint("collection_id", "source"),
+        Index("ix_attachments_collection_id_id", "collection_id", "id"),
+        Index("ix_attachments_file_id", "file_id"),
+        Index("ix_attachments_job_id", "job_id"),
+        Index(
+            "ix_attachments_document_id",
+            "document_id",
+            postgresql_where=sql("document_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_attachments_in_progress",
+            "collection_id",
+            postgresql_where=sql("state = 'in_progress'"),
+        ),
+    )
 
 
 class Document(Base):
@@ -225,6 +286,8 @@ class Version(Base):
     """Of the raw bytes and of everything else that decides the chunks and their metadata."""
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
+    attributes: Mapped[dict[str, Any] | None]
+    """The part of its metadata that came with the request; None where that was not noted."""
     chunk_count: Mapped[int]
     embedded: Mapped[Any] = mapped_column(INT4MULTIRANGE, server_default=sql("'{}'"))
     """The ordinals whose vectors are in Chroma."""

@@ -28,12 +28,15 @@ from sqlalchemy.orm import Session
 from shared import files
 from shared.database.sqlstates import first_line, is_outage
 from shared.database.transaction import Transaction
+from shared.documents import attachments, collections, erasure
 from shared.errors import ModelNotServed, SluiceError, Timeout
-from shared.jobs import jobs, steps, sweeps, turns
+from shared.jobs import jobs, steps, submission, sweeps, turns
 from shared.jobs.queues import lacks_worker
-from shared.kinds.registry import KINDS
-from shared.tables import DoomedPath, File, Job, Step, Worker
-from shared.vocabulary import ENDED, OPEN, State
+from shared.jobs.submission import NewJob
+from shared.kinds.erase import EraseInput
+from shared.kinds.registry import ERASE, KINDS
+from shared.tables import Collection, DoomedPath, File, Job, Step, Worker
+from shared.vocabulary import ENDED, OPEN, Lane, State
 from workers.attempts.process import Process
 from workers.attempts.retry import lost_worker, settle_failure
 from workers.attempts.runner import Handlers
@@ -234,13 +237,16 @@ class SweepLoop:
     parts: Mapping[str, SweepPart]
 
 
-# Retention: jobs that ended, uploads that nobody uses and workers that are gone, after their time.
+# Retention: collections that expire, jobs that ended, uploads that nobody uses and workers that are
+# gone, after their time.
 #
 # Rows go a few at a time. What lies in the storage is noted as doomed in the transaction that
 # deletes its row, and is deleted after that, path by path: one that fails is tried again later.
-# Documents stay until they are erased.
+# Other documents stay until they are erased.
 
 BATCH = 100
+EXPIRY = "expiry"
+"""The name that erasures of expired collections are submitted under."""
 WORKERS_KEPT = timedelta(days=1)
 
 
@@ -254,6 +260,8 @@ class Retention:
     @property
     def parts(self) -> Mapping[str, Any]:
         return {
+            "files of vector stores": settle_attachments,
+            "expiry of collections": erase_expired,
             "retention of jobs": forget_jobs,
             "retention of uploads": self.forget_files,
             "retention of workers": forget_workers,
@@ -277,7 +285,7 @@ class Retention:
             query = query.where(created > tuple_(*self._files_after))
         with process.ledger.read() as session:
             old = session.execute(query).all()
-            in_use = _files_in_use(session, [row.id for row in old])
+            in_use = jobs.files_in_use(session, [row.id for row in old])
         self._files_after = (old[-1].created_at, old[-1].id) if old else None
         unused = [row.id for row in old if str(row.id) not in in_use]
         _forget_batches(round_, "file", unused, _forget_files)
@@ -297,6 +305,49 @@ def forget_jobs(round_: Round) -> None:
             .limit(round_.limit_rows)
         ).all()
     _forget_batches(round_, "job", ids, _forget_jobs)
+
+
+def settle_attachments(round_: Round) -> None:
+    """Note what became of files of vector stores, while their jobs are remembered."""
+    with round_.process.ledger.begin() as session:
+        attachments.settle(session, limit=round_.limit_rows)
+
+
+def erase_expired(round_: Round) -> None:
+    """Erase the collections that nobody has used for as long as they are to be kept."""
+    process = round_.process
+    with process.ledger.begin() as noting:
+        collections.note_uses(noting)
+    with process.ledger.read() as session:
+        ids = session.scalars(
+            select(Collection.id)
+            .where(
+                collections.is_expired(),
+                Collection.erasing_at.is_(None),
+                ~sweeps.is_left_alone(round_.part, "collection", Collection.id),
+            )
+            .order_by(Collection.id)
+            .limit(round_.limit_rows)
+        ).all()
+
+    def erase(session: Transaction, item: Item) -> None:
+        row = select(Collection.name).where(
+            Collection.id == item.id, collections.is_expired(), Collection.erasing_at.is_(None)
+        )
+        name = session.scalar(row.with_for_update())
+        if name is None:
+            return
+        new = NewJob(
+            kind=ERASE,
+            input=EraseInput(collection=name).model_dump(mode="json"),
+            fair_key=EXPIRY,
+            lane=Lane.BULK,
+            max_attempts=process.settings.max_attempts,
+        )
+        submission.submit(session, new)
+        erasure.hide_collection(session, name)
+
+    round_.handle_all((Item(kind="collection", id=id_) for id_ in ids), erase)
 
 
 def forget_workers(round_: Round) -> None:
@@ -378,24 +429,6 @@ def _doom(session: Session, paths: Sequence[str], *, is_folder: bool) -> None:
     if paths:
         rows = [{"path": path, "is_folder": is_folder} for path in paths]
         session.execute(insert(DoomedPath).on_conflict_do_nothing(), rows)
-
-
-# Paths of JSON are lax: an input of another shape has no such file, and is no error.
-IN_USE = text("""
-    SELECT DISTINCT used.id FROM jobs j
-    JOIN unnest(CAST(:kinds AS text[]), CAST(:paths AS jsonpath[])) kind (name, path)
-        ON kind.name = j.kind
-    CROSS JOIN LATERAL (SELECT jsonb_path_query(j.input, kind.path) #>> '{}' AS id) used
-    WHERE j.state IN ('queued', 'running') AND used.id = ANY(:ids)
-""")
-
-
-def _files_in_use(session: Session, ids: Sequence[UUID]) -> set[str]:
-    if not ids:
-        return set()
-    paths = {kind.name: kind.file_path for kind in KINDS.values() if kind.file_path is not None}
-    values = {"ids": [str(id_) for id_ in ids], "kinds": list(paths), "paths": [*paths.values()]}
-    return set(session.scalars(IN_USE, values))
 
 
 class Sweeper:

@@ -157,7 +157,7 @@ LOCATIONS = {"body", "query", "path", "header"}
 # Members of unions show in pydantic's paths, but not in the document that the user sent.
 QUOTED = re.compile(r"'(\w+)'")
 KIND_TAGS = set(KINDS)
-ITEM_TAGS = {*KINDS, "file", "text"}
+ITEM_TAGS = {*KINDS, "file", "text", "document"}
 
 
 def _invalid(error: Exception, request: Request | None) -> Problem:

@@ -1,15 +1,17 @@
 """Collections: named sets of documents with one embedding model and one dimension."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, and_, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared.bounds import COLLECTION_NAME
 from shared.errors import Conflict, NotFound
 from shared.tables import Collection, Document, Version, new_id
 
@@ -25,12 +27,15 @@ class Spec:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
+    id: UUID
     name: str
     embedding_model: str
     dimension: int | None
     distance: str
     documents: int
     chunks: int
+    size_bytes: int
+    """Of what its documents were made of."""
     created_at: datetime
 
 
@@ -135,23 +140,151 @@ def summary(session: Session, collection: Collection) -> Summary:
     return _summaries(session, [collection])[0]
 
 
+# Collections as vector stores of OpenAI's API: known by their ids, called as anybody likes.
+
+
+_ID_NAME: Final = re.compile(r"vs_[0-9a-f]{32}")
+
+
+def make_store(
+    session: Session,
+    spec: Spec,
+    *,
+    display_name: str | None,
+    metadata: dict[str, Any],
+    expires_after_days: int | None,
+) -> Collection:
+    """Make a collection that may be called as others are. Its name is what it is called, if that is
+    free and a name of collections, else `vs_` and the digits of its id."""
+    id_ = new_id()
+    row = {
+        "id": id_,
+        "embedding_model": spec.embedding_model,
+        "dimension": spec.dimension,
+        "distance": spec.distance,
+        "display_name": display_name,
+        "metadata": metadata,
+        "expires_after_days": expires_after_days,
+    }
+    names = [f"vs_{id_.hex}"]
+    is_name = re.fullmatch(COLLECTION_NAME, display_name or "") is not None
+    if display_name and is_name and not _ID_NAME.fullmatch(display_name):
+        names.insert(0, display_name)
+    for name in names:
+        statement = insert(Collection).values(row | {"name": name}).on_conflict_do_nothing()
+        if session.scalar(statement.returning(Collection.id)) is not None:
+            break
+    return session.scalars(select(Collection).where(Collection.id == id_)).one()
+
+
+def find_store(session: Session, id_: UUID) -> Collection | None:
+    return session.scalars(
+        select(Collection).where(Collection.id == id_, Collection.erasing_at.is_(None))
+    ).first()
+
+
+def store_page(
+    session: Session,
+    *,
+    limit: int,
+    newest_first: bool,
+    behind: UUID | None = None,
+    before: UUID | None = None,
+) -> list[Collection]:
+    """Collections by age: those behind or before the one that is named, and as near to it as they
+    can be."""
+    backwards = before is not None and behind is None
+    query = select(Collection).where(Collection.erasing_at.is_(None))
+    if behind is not None:
+        query = query.where(Collection.id < behind if newest_first else Collection.id > behind)
+    if before is not None:
+        query = query.where(Collection.id > before if newest_first else Collection.id < before)
+    is_descending = newest_first is not backwards
+    by_age = Collection.id.desc() if is_descending else Collection.id.asc()
+    rows = list(session.scalars(query.order_by(by_age).limit(limit)))
+    return rows[::-1] if backwards else rows
+
+
+def summaries(session: Session, collections: Sequence[Collection]) -> list[Summary]:
+    return _summaries(session, collections)
+
+
+def last_use(session: Session, collections: Sequence[Collection]) -> dict[UUID, datetime]:
+    """When each was last used: made, filled, or named by a job."""
+    rows = session.execute(
+        text("""
+            SELECT c.id, greatest(c.used_at, (
+                SELECT created_at FROM jobs WHERE collection = c.name ORDER BY id DESC LIMIT 1
+            )) AS used_at
+            FROM collections c WHERE c.id = ANY(:ids)
+        """),
+        {"ids": [collection.id for collection in collections]},
+    )
+    return {row.id: row.used_at for row in rows}
+
+
+def note_use(session: Session, names: Sequence[str]) -> None:
+    """Of collections that expire, where the job does not show it: it names several of them."""
+    session.execute(
+        update(Collection)
+        .where(
+            Collection.name.in_(names),
+            Collection.expires_after_days.is_not(None),
+            Collection.used_at < func.now() - timedelta(minutes=1),
+        )
+        .values(used_at=func.now())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def note_uses(session: Session) -> None:
+    """Note the last use of all collections that expire, for jobs are forgotten."""
+    session.execute(
+        text("""
+            UPDATE collections c SET used_at = newest.created_at
+            FROM collections other
+            CROSS JOIN LATERAL (
+                SELECT created_at FROM jobs WHERE collection = other.name ORDER BY id DESC LIMIT 1
+            ) newest
+            WHERE other.expires_after_days IS NOT NULL AND other.erasing_at IS NULL
+                AND c.id = other.id AND newest.created_at > c.used_at + interval '1 second'
+        """)
+    )
+
+
+def is_expired() -> ColumnElement[bool]:
+    """Whether a collection's time is up, going by the use that was noted."""
+    lifetime = func.make_interval(0, 0, 0, Collection.expires_after_days)
+    return and_(
+        Collection.expires_after_days.is_not(None), Collection.used_at + lifetime <= func.now()
+    )
+
+
 def _summaries(session: Session, collections: Sequence[Collection]) -> list[Summary]:
     """Each collection with its counts, in one statement for all."""
     rows = session.execute(
-        select(Document.collection_id, func.count(), func.sum(Version.chunk_count))
+        select(
+            Document.collection_id,
+            func.count(),
+            func.sum(Version.chunk_count),
+            func.sum(Version.size_bytes),
+        )
         .join(Version, Version.id == Document.live_version_id)
         .where(Document.collection_id == func.any([collection.id for collection in collections]))
         .group_by(Document.collection_id)
     )
-    counts = {collection_id: (documents, chunks) for collection_id, documents, chunks in rows}
+    counts = {row[0]: tuple(row[1:]) for row in rows}
+    none = (0, 0, 0)
     return [
         Summary(
+            id=collection.id,
             name=collection.name,
             embedding_model=collection.embedding_model,
             dimension=collection.dimension,
             distance=collection.distance,
-            documents=counts.get(collection.id, (0, 0))[0],
-            chunks=counts.get(collection.id, (0, 0))[1],
+            documents=counts.get(collection.id, none)[0],
+            chunks=counts.get(collection.id, none)[1],
+            size_bytes=int(counts.get(collection.id, none)[2]),
             created_at=collection.created_at,
         )
         for collection in collections

@@ -102,6 +102,17 @@ def live_hashes(session: Session, collection_id: UUID, sources: Iterable[str]) -
     return dict(rows.all())
 
 
+def names(session: Session, collection_id: UUID, ids: Iterable[str]) -> dict[str, str]:
+    """What those of the documents are called that are in the collection, by their ids."""
+    parsed = [id_ for id_ in map(_parse_id, ids) if id_ is not None]
+    rows = session.execute(
+        select(Document.id, Document.source).where(
+            Document.collection_id == collection_id, Document.id.in_(parsed)
+        )
+    )
+    return {str(row.id): row.source for row in rows}
+
+
 def known_names(session: Session, collection_id: UUID, names: Sequence[str]) -> set[str]:
     """Those of the names that are a live document's source or id, or a live chunk's id."""
     ids = {parsed: name for name in names if (parsed := _parse_id(name)) is not None}

@@ -7,7 +7,7 @@ and rows last. The document row is the lock that serializes all of this.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 from typing import Any, Final
@@ -17,6 +17,7 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from shared.bounds import as_object
 from shared.documents import lexical
 from shared.documents.documents import chunk_id
 from shared.errors import Unavailable
@@ -44,6 +45,10 @@ class Content:
     size_bytes: int
     metadata: dict[str, Any]
     chunks: Sequence[tuple[int, str, dict[str, Any]]]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """The part of the metadata that came with the request."""
+    copied_from: UUID | None = None
+    """The version that has the same chunks, with the same vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +142,7 @@ def begin(
             content_hash=content.content_hash,
             size_bytes=content.size_bytes,
             meta=content.metadata,
+            attributes=content.attributes,
             chunk_count=len(content.chunks),
         )
     )
@@ -203,6 +209,43 @@ def chunks_of(session: Session, part: ChunkRange) -> Sequence[Chunk]:
         )
         .order_by(Chunk.ordinal)
     ).all()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveVersion:
+    """What is live of a document, less its chunks; `attributes` came with the request."""
+
+    id: UUID
+    source: str
+    sha256: str
+    content_hash: str
+    size_bytes: int
+    chunk_count: int
+    metadata: dict[str, Any]
+    attributes: dict[str, Any]
+
+
+def live_version(session: Session, collection_id: UUID, document_id: UUID) -> LiveVersion | None:
+    """None where the collection has no such document that readers see."""
+    row = session.execute(
+        select(Document.source, Version)
+        .join(Version, Version.id == Document.live_version_id)
+        .where(Document.id == document_id, Document.collection_id == collection_id)
+    ).first()
+    if row is None:
+        return None
+    source, version = row
+    metadata = as_object(version.meta)
+    return LiveVersion(
+        id=version.id,
+        source=source,
+        sha256=version.sha256,
+        content_hash=version.content_hash,
+        size_bytes=version.size_bytes,
+        chunk_count=version.chunk_count,
+        metadata=metadata,
+        attributes=metadata if version.attributes is None else as_object(version.attributes),
+    )
 
 
 def lock_documents_of(session: Session, version_ids: Sequence[UUID]) -> None:

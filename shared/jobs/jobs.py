@@ -28,6 +28,7 @@ from sqlalchemy import (
     literal,
     null,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -41,7 +42,7 @@ from shared.jobs.claims import Claim
 from shared.jobs.submission import NewJob, first_list, first_step
 from shared.kinds.registry import KINDS
 from shared.redis.events import EventType
-from shared.tables import IngestItem, Job, Step
+from shared.tables import Attachment, IngestItem, Job, Step
 from shared.vocabulary import ENDED, LaneRank, Queue, State, known
 
 
@@ -204,6 +205,26 @@ def forget(session: Session, job_ids: Sequence[UUID]) -> list[UUID]:
     )
 
 
+# Paths of JSON are lax: an input of another shape has no such file, and is no error.
+_IN_USE = text("""
+    SELECT DISTINCT used.id FROM jobs j
+    JOIN unnest(CAST(:kinds AS text[]), CAST(:paths AS jsonpath[])) kind (name, path)
+        ON kind.name = j.kind
+    CROSS JOIN LATERAL (SELECT jsonb_path_query(j.input, kind.path) #>> '{}' AS id) used
+    WHERE j.state IN ('queued', 'running') AND used.id = ANY(:ids)
+""")
+
+
+def files_in_use(session: Session, ids: Sequence[UUID]) -> set[str]:
+    """Those of the files that an open job needs. The inputs of all open jobs of kinds that take
+    files are read for that."""
+    if not ids:
+        return set()
+    paths = {kind.name: kind.file_path for kind in KINDS.values() if kind.file_path is not None}
+    values = {"ids": [str(id_) for id_ in ids], "kinds": list(paths), "paths": [*paths.values()]}
+    return set(session.scalars(_IN_USE, values))
+
+
 def cancel(session: Transaction, job_id: UUID) -> None:
     """End a job: queued steps now, running ones when their workers notice (within 2 s).
 
@@ -302,6 +323,12 @@ def redrive(session: Transaction, job_id: UUID) -> None:
         ) from error
     session.execute(delete(Step).where(Step.job_id == job_id))
     session.execute(delete(IngestItem).where(IngestItem.job_id == job_id))
+    session.execute(  # those of files of vector stores; see `shared/documents/attachments.py`
+        update(Attachment)
+        .where(Attachment.job_id == job_id)
+        .values(state="in_progress", message=None)
+        .execution_options(synchronize_session=False)
+    )
     talks = job.conversation_id
     held = talks is not None and not turns.is_free(session, talks)
     job.state = State.QUEUED.value

@@ -9,7 +9,13 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from shared.bounds import (
     SOURCES_LIMIT,
@@ -33,20 +39,6 @@ def _canonical_id(value: str) -> str:
         return str(UUID(value))
     except ValueError:
         return value
-
-
-class FileSource(Shape):
-    type: Literal["file"]
-    file_id: Annotated[Line, AfterValidator(_canonical_id)]
-
-
-class TextSource(Shape):
-    type: Literal["text"]
-    text: DocumentText
-    name: SourceName | None = None
-
-
-Source = Annotated[FileSource | TextSource, Field(discriminator="type")]
 
 
 class SplitterType(StrEnum):
@@ -98,6 +90,49 @@ class Splitter(Shape):
                 f"{self.size // 2} of {self.size}"
             )
         return self
+
+
+class _Source(Shape):
+    """`metadata` is added to that of the job, and `splitter` stands for the job's."""
+
+    metadata: Annotated[Metadata, AfterValidator(nfc_metadata)] | None = None
+    splitter: Splitter | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A job has up to 100,000 of these.
+        values: dict[str, Any] = serialize(self)
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None or (name == "name" and isinstance(self, TextSource))
+        }
+
+
+class FileSource(_Source):
+    """An upload; its document is called `name`, or as the upload."""
+
+    type: Literal["file"]
+    file_id: Annotated[Line, AfterValidator(_canonical_id)]
+    name: SourceName | None = None
+
+
+class TextSource(_Source):
+    type: Literal["text"]
+    text: DocumentText
+    name: SourceName | None = None
+
+
+class DocumentSource(Shape):
+    """A document of the collection, which gets other metadata: all that came with requests before
+    gives way to `metadata`. Its text and its chunks stay as they are."""
+
+    type: Literal["document"]
+    document_id: Annotated[Line, AfterValidator(_canonical_id)]
+    metadata: Annotated[Metadata, AfterValidator(nfc_metadata)] = {}
+
+
+Source = Annotated[FileSource | TextSource | DocumentSource, Field(discriminator="type")]
 
 
 Columns = Annotated[

@@ -174,6 +174,8 @@ def _require_collections(session: Session, inputs: Sequence[Mapping[str, Any]]) 
     names = {name for input_ in inputs for name in input_.get("collections") or ()}
     for name in sorted(names):
         collections.get(session, name)
+    if names:
+        collections.note_use(session, sorted(names))
 
 
 RERANK_STEPS: Mapping[str, str] = {"search": "search.rerank", "rag.find": "rag.rerank"}

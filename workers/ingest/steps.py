@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any, overload
 from uuid import UUID
 
+import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared import files
-from shared.bounds import Metadata, nfc
+from shared.bounds import Metadata, as_object, nfc
 from shared.database.transaction import Transaction
 from shared.documents import collections, documents, ingest_items, versions
 from shared.documents.documents import chunk_id
@@ -45,6 +46,7 @@ from workers.ingest.load import (
     split,
 )
 from workers.ingest.load import load as load_document
+from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.store import Entry, store_of
 from workers.retrieval.vocabulary import script_name, unknown_scripts
@@ -168,6 +170,17 @@ class IngestRequest:
             metadata=settings["metadata"],
         )
 
+    def of_source(self, source: Mapping[str, Any]) -> "IngestRequest":
+        """With what the source has of its own."""
+        metadata, splitter = source.get("metadata"), source.get("splitter")
+        if not metadata and splitter is None:
+            return self
+        return replace(
+            self,
+            metadata={**self.metadata, **(metadata or {})},
+            splitter=self.splitter if splitter is None else Splitter.model_validate(splitter),
+        )
+
     def content_hash(self, data: bytes, form: tuple[str, ...]) -> str:
         """Of the bytes and of everything else that decides chunks, vectors and metadata."""
         recipe = [
@@ -191,16 +204,35 @@ class Raw:
     content_hash: str
 
 
-def source_name(source: dict[str, Any], uploads: dict[str, File]) -> str:
-    """The identity of a source within its collection: file name, or the name given to a text.
+def source_name(
+    source: Mapping[str, Any], uploads: Mapping[str, File], known: Mapping[str, str] | None = None
+) -> str:
+    """The identity of a source within its collection: file name, or the name that came with it.
 
-    In NFC: macOS spells the names of files in another way, and they are the same ones.
+    In NFC: macOS spells the names of files in another way, and they are the same ones. `known` has
+    the names of documents by their ids.
     """
+    if source["type"] == "document":
+        id_ = source["document_id"]
+        return (known or {}).get(id_, f"document {id_}")
+    if source.get("name"):
+        return nfc(source["name"])
     if source["type"] == "file":
         upload = uploads.get(source["file_id"])
         return nfc(upload.name) if upload else f"file {source['file_id']}"
     digest = hashlib.sha256(source["text"].encode()).hexdigest()
-    return nfc(source["name"] or f"text-{digest[:16]}")
+    return nfc(f"text-{digest[:16]}")
+
+
+def _names(
+    session: Session,
+    collection_id: UUID,
+    sources: Sequence[Mapping[str, Any]],
+    uploads: Mapping[str, File],
+) -> list[str]:
+    ids = [source["document_id"] for source in sources if source["type"] == "document"]
+    known = documents.names(session, collection_id, ids) if ids else {}
+    return [source_name(source, uploads, known) for source in sources]
 
 
 def read_source(
@@ -309,6 +341,54 @@ def content_of(
         size_bytes=len(raw.data),
         metadata=metadata,
         chunks=chunks,
+        attributes=options.metadata,
+    )
+
+
+def relabelled(
+    process: Process, options: IngestRequest, source: Mapping[str, Any]
+) -> Content | None:
+    """The live content of a document with other metadata; None where it has that already. Raises
+    DocumentError where there is no such document."""
+    document_id = source["document_id"]
+    attributes: Metadata = source["metadata"]
+    with process.ledger.read() as session:
+        live = versions.live_version(session, options.collection_id, UUID(document_id))
+        chunks = (
+            versions.chunks_of(
+                session, ChunkRange(version_id=live.id, first=0, end=live.chunk_count)
+            )
+            if live is not None
+            else ()
+        )
+    if live is None:
+        raise DocumentError(
+            f"There is no document {document_id} in {options.collection} that readers see."
+        )
+    if live.attributes == attributes:
+        return None
+
+    def relabel(metadata: Metadata) -> Metadata:
+        # What loading noted of a chunk itself is not the request's to change.
+        own = {
+            key: value
+            for key, value in metadata.items()
+            if key not in live.metadata or live.metadata[key] != value
+        }
+        rest = {key: value for key, value in metadata.items() if key not in live.attributes}
+        return {**rest, **attributes, **own}
+
+    rest = {key: value for key, value in live.metadata.items() if key not in live.attributes}
+    recipe = json.dumps([live.content_hash, attributes], sort_keys=True)
+    return Content(
+        source=live.source,
+        sha256=live.sha256,
+        content_hash=hashlib.sha256(recipe.encode()).hexdigest(),
+        size_bytes=live.size_bytes,
+        metadata={**rest, **attributes},
+        chunks=[(chunk.start, chunk.text, relabel(as_object(chunk.meta))) for chunk in chunks],
+        attributes=attributes,
+        copied_from=live.id,
     )
 
 
@@ -422,6 +502,8 @@ def write_vectors(context: Context, options: IngestRequest, parts: Sequence[Chun
             f"Collection {options.collection!r} has {dimension} dimensions, but {options.model!r} "
             f"gives {embedder.dimension}. Ingest into a new collection."
         )
+    copied = _copied_vectors(context, options.collection, chunks)
+    all_chunks, chunks = chunks, [chunk for chunk in chunks if _id(chunk) not in copied]
     texts = [chunk.text for chunk in chunks]
     cuts: dict[UUID, Cut] = {}
     for n, tokens in embedder.overlong(texts, between=context.check).items():
@@ -434,17 +516,44 @@ def write_vectors(context: Context, options: IngestRequest, parts: Sequence[Chun
         cut.tokens += tokens
         cut.unread_tokens += tokens - (embedder.window or 0)
         cut.chunk_size = min(cut.chunk_size, fitting)
-    vectors = embedder.encode(texts, between=context.check)
-    context.check()
-    entries = [_entry(chunk, origins[chunk.version_id]) for chunk in chunks]
-    store_of(process).upsert(options.collection, entries, vectors)
+    if chunks:
+        vectors = embedder.encode(texts, between=context.check)
+        context.check()
+        entries = [_entry(chunk, origins[chunk.version_id]) for chunk in chunks]
+        store_of(process).upsert(options.collection, entries, vectors)
+    if copied:
+        twins = [chunk for chunk in all_chunks if _id(chunk) in copied]
+        entries = [_entry(chunk, origins[chunk.version_id]) for chunk in twins]
+        vectors = np.stack([copied[_id(chunk)] for chunk in twins])
+        store_of(process).upsert(options.collection, entries, vectors)
     sizes = {version_id: origin.chunk_count for version_id, origin in origins.items()}
-    return Encoded(cuts=cuts, postings=NewPostings(process, chunks, sizes))
+    return Encoded(cuts=cuts, postings=NewPostings(process, all_chunks, sizes))
+
+
+def _copied_vectors(
+    context: Context, collection: str, chunks: Sequence[Chunk]
+) -> dict[str, Vectors]:
+    """By the ids of chunks, the vectors of chunks of an older version that have the same text, as
+    far as the store still has them."""
+    copied: dict[str, str] = context.claim.payload.get("copied") or {}
+    twins = {
+        chunk_id(UUID(copied[str(chunk.version_id)]), chunk.ordinal): _id(chunk)
+        for chunk in chunks
+        if str(chunk.version_id) in copied
+    }
+    if not twins:
+        return {}
+    vectors = store_of(context.process).vectors(collection, list(twins))
+    return {twins[id_]: vector for id_, vector in vectors.items()}
+
+
+def _id(chunk: Chunk) -> str:
+    return chunk_id(chunk.version_id, chunk.ordinal)
 
 
 def _entry(chunk: Chunk, origin: Origin) -> Entry:
     return Entry(
-        id=chunk_id(chunk.version_id, chunk.ordinal),
+        id=_id(chunk),
         text=chunk.text,
         metadata=chunk.meta,
         own={
@@ -463,7 +572,8 @@ FLUSH_CHARS = 1_000_000
 
 
 class Writer:
-    """`chunk_counts` has the versions that were written, or joined, and are to be embedded."""
+    """`chunk_counts` has the versions that were written, or joined, and are to be embedded;
+    `copies` has, of those with the chunks of another one, which that is."""
 
     def __init__(self, context: Context, options: IngestRequest) -> None:
         self._context = context
@@ -473,6 +583,7 @@ class Writer:
         self._failed: list[tuple[int, str]] = []
         self._chars = 0
         self.chunk_counts: dict[UUID, int] = {}
+        self.copies: dict[UUID, UUID] = {}
 
     def add(self, ordinal: int, content: Content) -> None:
         """Raises DocumentError where the job would have too many chunks with it."""
@@ -539,6 +650,8 @@ class Writer:
             else:
                 ingest_items.assign(session, job_id, ordinal, version_id)
                 self.chunk_counts[version_id] = len(content.chunks)
+                if content.copied_from is not None:
+                    self.copies[version_id] = content.copied_from
 
 
 def plan(context: Context) -> Done:
@@ -550,7 +663,7 @@ def plan(context: Context) -> Done:
         collection = collections.get(session, input_.collection)
         sources = [source.model_dump() for source in input_.sources]
         uploads = files.of_sources(session, sources)
-        names = [source_name(source, uploads) for source in sources]
+        names = _names(session, collection.id, sources, uploads)
     _make_in_store(process, collection)
 
     def record(session: Transaction) -> None:
@@ -595,7 +708,8 @@ def load(context: Context) -> Done:
         options = IngestRequest.of_job(session, claim.job_id)
         todo = ingest_items.still_open(session, claim.job_id, ordinals)
         uploads = files.of_sources(session, [item.source for item in todo])
-        names = [source_name(item.source, uploads) for item in todo]
+        sources = [item.source for item in todo]
+        names = _names(session, options.collection_id, sources, uploads)
         live = documents.live_hashes(session, options.collection_id, names)
     if not todo:
         return Done()
@@ -609,20 +723,30 @@ def load(context: Context) -> Done:
             if options.skip_existing and name in live:
                 writer.add_skipped(item.ordinal)
                 continue
-            raw = read_source(process, options, item.source, uploads)
+            if item.source["type"] == "document":
+                content = relabelled(process, options, item.source)
+                if content is None:
+                    writer.add_skipped(item.ordinal)
+                else:
+                    writer.add(item.ordinal, content)
+                continue
+            own = options.of_source(item.source)
+            raw = read_source(process, own, item.source, uploads)
             # Asked before loading and splitting, which unchanged documents need not.
             if live.get(name) == raw.content_hash:
                 writer.add_skipped(item.ordinal)
             else:
-                loaded = load_source(process, options, raw)
-                writer.add(item.ordinal, content_of(context, options, raw, loaded, embedder))
+                loaded = load_source(process, own, raw)
+                writer.add(item.ordinal, content_of(context, own, raw, loaded, embedder))
                 samples[item.ordinal] = _sample(loaded.text, SAMPLE_CHARS // len(todo))
         except (DocumentError, NotFound) as error:
             writer.add_failed(item.ordinal, error.message)
     writer.flush()
     return Done(
         result=_unread(embedder, samples),
-        children=_embed_steps(writer.chunk_counts, process.settings.embed_step_chunks),
+        children=_embed_steps(
+            writer.chunk_counts, process.settings.embed_step_chunks, writer.copies
+        ),
     )
 
 
@@ -705,7 +829,7 @@ def _load_step(ordinals: Iterable[int]) -> NewStep:
     return NewStep(name="ingest.load", queue=Queue.INGEST, payload={"ordinals": list(ordinals)})
 
 
-def _embed_steps(counts: dict[UUID, int], size: int) -> list[NewStep]:
+def _embed_steps(counts: dict[UUID, int], size: int, copies: Mapping[UUID, UUID]) -> list[NewStep]:
     """Steps of at most `size` chunks: small documents together, large ones in several parts."""
     steps: list[NewStep] = []
     batch: list[ChunkRange] = []
@@ -713,12 +837,12 @@ def _embed_steps(counts: dict[UUID, int], size: int) -> list[NewStep]:
     for part in _cut(counts, size):
         length = part.end - part.first
         if batch and length > room:
-            steps.append(_embed_step(batch))
+            steps.append(_embed_step(batch, copies))
             batch, room = [], size
         batch.append(part)
         room -= length
     if batch:
-        steps.append(_embed_step(batch))
+        steps.append(_embed_step(batch, copies))
     return steps
 
 
@@ -728,8 +852,17 @@ def _cut(counts: dict[UUID, int], size: int) -> Iterator[ChunkRange]:
             yield ChunkRange(version_id=version_id, first=first, end=min(first + size, count))
 
 
-def _embed_step(parts: list[ChunkRange]) -> NewStep:
-    payload = {"parts": [[str(part.version_id), part.first, part.end] for part in parts]}
+def _embed_step(parts: list[ChunkRange], copies: Mapping[UUID, UUID] | None = None) -> NewStep:
+    payload: dict[str, Any] = {
+        "parts": [[str(part.version_id), part.first, part.end] for part in parts]
+    }
+    copied = {
+        str(part.version_id): str(copies[part.version_id])
+        for part in parts
+        if copies and part.version_id in copies
+    }
+    if copied:
+        payload["copied"] = copied
     return NewStep(name="ingest.embed", queue=Queue.EMBED, payload=payload)
 
 
