@@ -1,8 +1,8 @@
 """Files: uploads in the storage (a folder or any fsspec URL), and files that grow there.
 
 An upload is streamed into the storage, then recorded. Each part of a file that grows is an object
-of the storage. A file, or a part of one, exists once its row is committed; bytes without a row are never seen by
-anyone.
+of the storage. A file, or a part of one, exists once its row is committed; bytes without a row are
+never seen by anyone.
 """
 
 import hashlib
@@ -282,6 +282,23 @@ def require(session: Session, file_ids: Sequence[UUID]) -> None:
 
 def with_hashes(session: Session, hashes: list[str]) -> list[File]:
     return list(session.scalars(select(File).where(File.sha256.in_(hashes)).order_by(File.id)))
+
+
+def page(
+    session: Session,
+    *,
+    limit: int,
+    newest_first: bool,
+    behind: UUID | None = None,
+    purpose: Purpose | None = None,
+) -> list[File]:
+    """Files by age, behind the one that is named, which may be gone."""
+    query = select(File).order_by(File.id.desc() if newest_first else File.id).limit(limit)
+    if behind is not None:
+        query = query.where(File.id < behind if newest_first else File.id > behind)
+    if purpose is not None:
+        query = query.where(File.purpose == purpose.value)
+    return list(session.scalars(query))
 
 
 def of_sources(session: Session, sources: Iterable[dict[str, Any]]) -> dict[str, File]:
