@@ -3,6 +3,7 @@
 import functools
 import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
@@ -30,9 +31,12 @@ from shared.documents.documents import ChunkView, DocumentView
 from shared.jobs import jobs
 from shared.jobs.jobs import Contents
 from shared.jobs.queues import Estimate
+from shared.kinds.chat import Parameters
 from shared.kinds.hf import Task
 from shared.kinds.kind import Kind
 from shared.kinds.registry import KINDS
+from shared.modelfile import Description, options_of, read_modelfile
+from shared.named_models import LICENSES_LIMIT, MESSAGES_LIMIT, PresetMessage
 from shared.prompts import Declared, TemplateText, VariableValues, Version
 from shared.tables import ConversationMessage, File, Job
 from shared.vocabulary import Lane, LaneRank, Queue, Shape, State
@@ -279,6 +283,38 @@ class ModelView(BaseModel):
 
 class ModelDetails(ModelView):
     details: dict[str, Any]
+
+
+class NamedModelSpec(Shape):
+    """What a named model is made of. `modelfile` is a description in Ollama's form; what the other
+    fields say goes before what it says."""
+
+    modelfile: Paragraph | None = None
+    from_: ModelName | None = Field(default=None, alias="from")
+    system: Paragraph | None = None
+    template: Paragraph | None = None
+    parameters: Parameters | None = None
+    messages: (
+        Annotated[list[PresetMessage], Field(fail_fast=True, max_length=MESSAGES_LIMIT)] | None
+    ) = None
+    adapter: ModelName | None = None
+    licenses: Annotated[list[Paragraph], Field(fail_fast=True, max_length=LICENSES_LIMIT)] = []  # noqa: RUF012  (pydantic copies it)
+
+    def description(self) -> Description:
+        """Raises InvalidInput, which names the line."""
+        read = Description() if self.modelfile is None else read_modelfile(self.modelfile)
+        own: dict[str, Any] = {
+            "from_": self.from_, "system": self.system, "template": self.template,
+            "adapter": self.adapter,
+        }  # fmt: skip
+        changes = {name: value for name, value in own.items() if value is not None}
+        if self.messages is not None:
+            changes["messages"] = tuple((m.role, m.content) for m in self.messages)
+        if self.parameters is not None:
+            set_ = self.parameters.model_dump(mode="json", exclude_unset=True)
+            changes["parameters"] = read.parameters | options_of(set_)
+        lines = {place: n for place, n in read.lines.items() if place.lower() not in changes}
+        return replace(read, lines=lines, licenses=(*read.licenses, *self.licenses), **changes)
 
 
 class ConversationView(BaseModel):

@@ -4,6 +4,7 @@ A provider is one record, and `PROVIDERS` lists them. The API, the command line,
 workers take what they need to know from there. How to add one: CONTRIBUTING.md.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
@@ -185,6 +186,28 @@ def is_reference(value: str) -> bool:
     return len(value) > len(provider.prefix) if provider.has_models else value == provider.name
 
 
+_NAME: Final = re.compile(
+    r"(?:[a-z0-9][a-z0-9._-]*/){0,2}[a-z0-9][a-z0-9._-]*(?::[a-z0-9._-]+)?", re.IGNORECASE
+)
+NAME_LIMIT_CHARS: Final = 255
+RESERVED: Final = frozenset({*PROVIDERS, "rag", "fastembed", "sluice"})
+"""How no name of a named model may begin: it stands for something else."""
+LATEST: Final = ":latest"
+ADAPTER_MARK: Final = "+"
+"""Between a model that a worker loads and a LoRA adapter over it: `hf/<model>+<adapter>`."""
+NAME_FORM: Final = (
+    "letters, digits, '.', '_' and '-', with at most two '/' and then a tag behind ':', as "
+    "`helpdesk` or `team/helpdesk:v2`"
+)
+
+
+def is_model_name(value: str) -> bool:
+    """Whether a named model (`shared/named_models.py`) may have this name."""
+    if len(value) > NAME_LIMIT_CHARS or _NAME.fullmatch(value) is None:
+        return False
+    return value.partition("/")[0].partition(":")[0].lower() not in RESERVED
+
+
 def is_servable(value: str) -> bool:
     """What a worker may be started to serve: a model, or all models of a provider."""
     provider = PROVIDERS.get(value)
@@ -220,9 +243,9 @@ def served_unless_named(settings: Settings) -> list[str]:
 
 
 def _reference(value: str) -> str:
-    if is_reference(value):
+    if is_reference(value) or is_model_name(value):
         return value
-    raise ValueError(f"a model reference is {REFERENCE_FORMS}")
+    raise ValueError(f"a model reference is {REFERENCE_FORMS}, or the name of a named model")
 
 
 ModelReference = Annotated[ModelName, AfterValidator(_reference)]

@@ -81,6 +81,19 @@ class Base(DeclarativeBase):
     }
 
 
+class Texts(TypeDecorator[list[str]]):
+    """A column of several texts. A row that holds nulls or lists of lists is read as the texts in
+    it, for such a row must not stop those who read others."""
+
+    impl = ARRAY(Text)
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Any) -> list[str]:
+        if not isinstance(value, list):
+            return [] if value is None else [str(value)]
+        return [text for item in value for text in self.process_result_value(item, dialect)]
+
+
 # The tables of generated text: what running steps have shown, and stored conversations.
 #
 # `shared/conversations.py` is their only writer.
@@ -169,6 +182,26 @@ class PromptVersion(Base):
     variables: Mapped[dict[str, Any]]
     """By name: `description` and `default`."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+# Presets over models.
+
+
+class NamedModel(Base):
+    """A preset over a model; `shared/named_models.py` is its only reader and writer."""
+
+    __tablename__ = "named_models"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    base: Mapped[str]
+    """The model reference that writes."""
+    preset: Mapped[dict[str, Any]]
+    """In the shape of `shared.kinds.chat.Preset`."""
+    parameters: Mapped[dict[str, Any]] = mapped_column(server_default=sql("'{}'"))
+    """Those that it sets, under the names of `shared.kinds.chat.Parameters`."""
+    licenses: Mapped[list[str]] = mapped_column(Texts, server_default=sql("'{}'"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 # The tables of collections, documents and their text, and of uploads.
@@ -427,23 +460,6 @@ class File(Base):
         Index("ix_files_purpose_id", "purpose", "id"),
         Index("ix_files_expires_at", "expires_at", postgresql_where=sql("expires_at IS NOT NULL")),
     )
-
-
-# of which the migrations read all tables
-# so that they read these, too
-
-
-class Texts(TypeDecorator[list[str]]):
-    """A column of several texts. A row that holds nulls or lists of lists is read as the texts in
-    it, for such a row must not stop those who read others."""
-
-    impl = ARRAY(Text)
-    cache_ok = True
-
-    def process_result_value(self, value: Any, dialect: Any) -> list[str]:
-        if not isinstance(value, list):
-            return [] if value is None else [str(value)]
-        return [text for item in value for text in self.process_result_value(item, dialect)]
 
 
 class Job(Base):

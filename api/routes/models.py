@@ -1,24 +1,31 @@
 """The models that can run here."""
 
 import asyncio
+from collections.abc import Sequence
+from datetime import datetime
 
 import httpx
 from fastapi import APIRouter, Response
+from sqlalchemy.orm import Session
 
 from api.deps import Parts, PartsDep
 from api.http.answers import answer
+from api.http.body import StrictRoute
 from api.openapi import documented
-from api.schemas import Items, ModelDetails, ModelView
+from api.schemas import Items, ModelDetails, ModelView, NamedModelSpec
+from shared import modelfile, named_models
 from shared.bounds import MODEL_LIMIT_BYTES, is_storable_text, shown
 from shared.config import HfSettings, ModelSettings, Settings
 from shared.errors import NotFound, Unavailable
 from shared.jobs import queues
 from shared.kinds.hf import Task, default_models
 from shared.kinds.registry import EMBED, HF, INGEST, KINDS, SEARCH
+from shared.named_models import Definition
 from shared.providers import PROVIDERS, Provider, provider_of
 
 # What the servers of providers offer, over plain HTTP. The API has no model library in it.
 
+LISTED_LIMIT = 1000
 LISTING_TIMEOUT_S = 2.0
 """A listing does not wait longer for a server that is not there."""
 
@@ -71,15 +78,15 @@ def _client() -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=LISTING_TIMEOUT_S, trust_env=False)
 
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictRoute)
 
 GENERATING = [kind.name for kind in KINDS.values() if kind.is_generated]
 
 
 @router.get("", responses=documented({200: Items[ModelView]}))
 async def list_models(parts: PartsDep) -> Response:
-    """The embedding model, the tasks' default models, what living workers hold, and what the
-    servers behind them offer.
+    """The embedding model, the tasks' default models, named models, what living workers hold, and
+    what the servers behind them offer.
 
     A server that does not answer offers nothing.
     """
@@ -89,8 +96,8 @@ async def list_models(parts: PartsDep) -> Response:
 async def offered(parts: Parts) -> list[ModelView]:
     """All that can run here, as far as it is known without trying."""
     settings = parts.settings
-    served, names = await asyncio.gather(
-        asyncio.to_thread(_served, parts),
+    (served, named), names = await asyncio.gather(
+        asyncio.to_thread(_known, parts),
         asyncio.gather(*(_names(settings, provider) for provider in PROVIDERS.values())),
     )
     default = settings.generation_model
@@ -104,7 +111,8 @@ async def offered(parts: Parts) -> list[ModelView]:
     if default not in references:
         references[default] = None
     generating = [_view(reference, default, served) for reference in references]
-    return [_embedding(settings), *_of_tasks(settings), *generating]
+    presets = [_named_view(definition, served) for definition in named]
+    return [_embedding(settings), *_of_tasks(settings), *presets, *generating]
 
 
 @router.get("/{reference:path}", responses=documented({200: ModelDetails}, 404))
@@ -119,12 +127,84 @@ async def get_model(parts: PartsDep, reference: str) -> Response:
     served = await asyncio.to_thread(_served, parts)
     provider = provider_of(reference)
     if provider is None:
+        definition = await asyncio.to_thread(_find_named, parts, reference)
+        if definition is not None:
+            view = _named_view(definition, served)
+            return answer(ModelDetails(**view.model_dump(), details=_named_details(definition)))
         raise NotFound(
             f"There is no model {shown(reference)}; `GET /v1/models` lists those that there are."
         )
     details = await _details(settings, provider, reference)
     view = _view(reference, settings.generation_model, served)
     return answer(ModelDetails(**view.model_dump(), details=details))
+
+
+@router.put(
+    "/{name:path}",
+    responses=documented({200: ModelDetails, 201: ModelDetails}, 400, 415, 422),
+)
+def put_model(parts: PartsDep, name: str, spec: NamedModelSpec) -> Response:
+    """Make or replace a named model: 201 where it is new. It is a model reference from then on."""
+    description = spec.description()
+    with parts.ledger.begin() as session:
+        is_new = modelfile.define(session, name, description, parts.settings)
+        definition = named_models.get(session, name)
+    view = _named_view(definition, _served(parts))
+    details = ModelDetails(**view.model_dump(), details=_named_details(definition))
+    return answer(details, 201 if is_new else 200)
+
+
+@router.delete("/{name:path}", status_code=204, responses=documented({}, 404))
+def delete_model(parts: PartsDep, name: str) -> Response:
+    """Delete a named model. Jobs that were submitted with it go on. (Models of Ollama are deleted
+    by a job of the kind `model`.)"""
+    with parts.ledger.begin() as session:
+        _require_named(session, name)
+        named_models.delete(session, name)
+    return Response(status_code=204)
+
+
+def _require_named(session: Session, name: str) -> None:
+    if len(name) > MODEL_LIMIT_BYTES or not is_storable_text(name):
+        raise NotFound(f"There is no named model {shown(name)}; that is not a name of one.")
+    named_models.get(session, name)
+
+
+def _find_named(parts: PartsDep, name: str) -> Definition | None:
+    with parts.ledger.read() as session:
+        return named_models.find(session, name)
+
+
+def _known(parts: PartsDep) -> tuple[dict[str, int], Sequence[Definition]]:
+    """What workers serve, and the named models."""
+    with parts.ledger.read() as session:
+        named = named_models.page(session, limit=LISTED_LIMIT, after=None)
+    return _served(parts), named
+
+
+def _named_view(definition: Definition, served: dict[str, int]) -> ModelView:
+    base = _view(definition.base, "", served)
+    return base.model_copy(update={"reference": definition.name, "default": False})
+
+
+def _named_details(definition: Definition) -> dict[str, object]:
+    described = modelfile.description_of(definition)
+    preset = definition.preset.model_dump(mode="json")
+    return {
+        "from": definition.base,
+        "system": preset["system"],
+        "template": preset["template"],
+        "parameters": definition.parameters,
+        "messages": preset["messages"],
+        "licenses": list(definition.licenses),
+        "modelfile": modelfile.write_modelfile(described),
+        "created_at": as_moment(definition.created_at),
+        "updated_at": as_moment(definition.updated_at),
+    }
+
+
+def as_moment(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
 
 
 def _embedding(settings: ModelSettings) -> ModelView:

@@ -10,15 +10,24 @@ from uuid import UUID
 from pydantic import Field, model_validator
 from sqlalchemy.orm import Session
 
-from shared import prompts
-from shared.bounds import CollectionName, JsonSchema, Line, Natural, Paragraph, ToolArguments
+from shared import named_models, prompts
+from shared.bounds import (
+    INT32_MAX,
+    CollectionName,
+    JsonSchema,
+    Line,
+    Natural,
+    Paragraph,
+    ToolArguments,
+)
 from shared.config import Settings
 from shared.documents import collections
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType
 from shared.kinds.search import COLLECTIONS_LIMIT, Hit, PassageCount, SearchOptions
+from shared.named_models import Preset
 from shared.prompts import RENDERED_LIMIT_CHARS, PromptReference, VariableValues
-from shared.providers import ModelReference, provider_of, route_of
+from shared.providers import ModelReference, is_reference, provider_of, route_of
 from shared.vocabulary import Queue, Shape
 
 # What the kinds that generate text, `chat` and `rag`, have in common.
@@ -40,6 +49,8 @@ class Parameters(Shape):
     ] = []
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    window_tokens: Annotated[int, Field(ge=16, le=INT32_MAX)] | None = None
+    """How many tokens prompt and answer may have together, where the model's window is larger."""
 
 
 class ResponseFormat(Shape):
@@ -86,6 +97,16 @@ def check(model: str | None, parameters: Parameters, settings: Settings) -> None
             f"input.parameters.max_tokens is {parameters.max_tokens:,}; this server allows "
             f"{limit:,} (SLUICE_MAX_TOKENS_LIMIT)."
         )
+
+
+def defaults(job_input: Any, settings: Settings) -> dict[str, Any]:
+    """The model; and of the parameters for a named one those alone that were set, since it has
+    others."""
+    model, _ = model_of(job_input.model, settings)
+    noted: dict[str, Any] = {"model": model}
+    if not is_reference(model):
+        noted["parameters"] = job_input.parameters.model_dump(mode="json", exclude_unset=True)
+    return noted
 
 
 CALLS_LIMIT = 1000
@@ -193,6 +214,8 @@ class ChatInput(Shape):
     variables: VariableValues = {}
     rendered: Rendered | None = None
     model: ModelReference | None = None
+    preset: Preset | None = None
+    """What the server notes of a named model when a job is submitted; clients leave it out."""
     instructions: Annotated[str, Field(min_length=1, max_length=1_000_000)] | None = None
     """A system prompt of this turn alone, in front of all messages."""
     conversation_id: UUID | None = None
@@ -297,6 +320,11 @@ def _require(session: Session, inputs: Sequence[Mapping[str, Any]]) -> None:
         collections.get(session, name)
 
 
+def _resolve(session: Session, inputs: Sequence[dict[str, Any]]) -> None:
+    prompts.use(session, inputs)
+    named_models.use(session, inputs)
+
+
 CHAT = Kind(
     name="chat",
     summary="an answer of a model",
@@ -316,9 +344,9 @@ CHAT = Kind(
         "parameters": {"max_tokens": 64, "temperature": 0.7},
     },
     check=_check,
-    defaults=lambda job_input, settings: {"model": model_of(job_input.model, settings)[0]},
+    defaults=defaults,
     require=_require,
-    resolve=prompts.use,
+    resolve=_resolve,
     route=lambda input_: route_of(input_["model"]),
     is_generated=True,
 )

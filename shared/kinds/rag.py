@@ -1,13 +1,13 @@
 """The kind `rag`: an answer from the passages of a collection, with citations."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 from uuid import UUID
 
 from pydantic import AfterValidator, Field, model_validator
+from sqlalchemy.orm import Session
 
-from shared import prompts
+from shared import named_models, prompts
 from shared.bounds import CollectionName, Text, nfc
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput
@@ -15,6 +15,7 @@ from shared.kinds import chat
 from shared.kinds.chat import Parameters, Rendered, ResponseFormat, Usage, check_variables
 from shared.kinds.kind import Kind, StepType
 from shared.kinds.search import RERANK_STEPS, SMALL_CHARS, Hit, PassageCount, SearchOptions
+from shared.named_models import Preset
 from shared.prompts import TEMPLATE_LIMIT_CHARS, VariableValues
 from shared.providers import ModelReference
 from shared.vocabulary import Queue, Shape
@@ -52,6 +53,8 @@ class RagInput(Shape):
     k: PassageCount = 6
     search: SearchOptions = SearchOptions()
     model: ModelReference | None = None
+    preset: Preset | None = None
+    """What the server notes of a named model when a job is submitted; clients leave it out."""
     prompt: (
         Annotated[
             str, Field(max_length=TEMPLATE_LIMIT_CHARS), AfterValidator(_template_or_reference)
@@ -116,6 +119,11 @@ def batch_key_of(input_: Mapping[str, Any]) -> str | None:
     return f"rag.find:{collection}"
 
 
+def _resolve(session: Session, inputs: Sequence[dict[str, Any]]) -> None:
+    prompts.use(session, inputs, left=PLACEHOLDERS)
+    named_models.use(session, inputs)
+
+
 RAG = Kind(
     name="rag",
     summary="an answer with citations",
@@ -132,8 +140,8 @@ RAG = Kind(
     ],
     example={"collection": "handbook", "question": "When do you open?"},
     check=_check,
-    defaults=lambda job_input, settings: {"model": chat.model_of(job_input.model, settings)[0]},
-    resolve=partial(prompts.use, left=PLACEHOLDERS),
+    defaults=chat.defaults,
+    resolve=_resolve,
     batch_key=batch_key_of,
     is_generated=True,
 )

@@ -2,8 +2,17 @@
 
 import pytest
 
-from cli.commands.models import Description, parameters_of, read_modelfile
-from sluice import InvalidInput
+from shared.config import Settings
+from shared.errors import InvalidInput
+from shared.modelfile import (
+    Description,
+    definition_of,
+    description_of,
+    parameters_of,
+    read_modelfile,
+    values_of,
+    write_modelfile,
+)
 
 WHOLE = '''
 # For the helpdesk.
@@ -57,9 +66,10 @@ def test_a_short_one() -> None:
         ('PARAMETER stop "a', 1, "not closed"),
         ('# one\nSYSTEM """\nnever\nclosed', 2, "not closed"),
         ('SYSTEM """\na\n""" b\n"""', 4, "text follows"),
-        ("ADAPTER ./lora", 1, "ADAPTER is not supported"),
-        ("FROM a\nLICENSE MIT", 2, "LICENSE is not supported"),
-        ("message user hi", 1, "MESSAGE is not supported"),
+        ("RENDERER x", 1, "RENDERER is not supported"),
+        ("FROM a\nMESSAGE user", 2, "a role and a text"),
+        ("message tool hi", 1, "system, user or assistant"),
+        ("FROM a\nADAPTER", 2, "ADAPTER needs a value"),
     ],
 )
 def test_the_wrong_line_is_named(text: str, line: int, says: str) -> None:
@@ -69,6 +79,87 @@ def test_the_wrong_line_is_named(text: str, line: int, says: str) -> None:
 
 def test_parameters_of_the_command_line() -> None:
     pairs = [("temperature", "0.2"), ("stop", "1"), ("stop", "x"), ("mirostat", "0"), ("a", "b c")]
-    assert parameters_of(pairs) == {
+    assert values_of(pairs) == {
         "temperature": 0.2, "stop": ["1", "x"], "mirostat": 0, "a": "b c",
     }  # fmt: skip
+
+
+NAMED = """
+FROM hf/owner/model
+ADAPTER owner/lora
+SYSTEM You answer for the helpdesk.
+PARAMETER num_predict 64
+PARAMETER repeat_penalty 1.1
+PARAMETER num_gpu 1
+PARAMETER stop \"\"\"
+\"\"\"
+MESSAGE system In Korean.
+MESSAGE user When do you open?
+MESSAGE assistant \"\"\"At nine.
+Or ten.\"\"\"
+LICENSE MIT
+LICENSE "Apache 2.0"
+"""
+LIMIT_TOKENS = Settings(_env_file=None).max_tokens_limit
+
+
+def test_a_description_becomes_a_named_model_and_can_be_written_again() -> None:
+    made = definition_of("helpdesk:latest", read_modelfile(NAMED), None, LIMIT_TOKENS)
+    assert (made.name, made.base) == ("helpdesk", "hf/owner/model+owner/lora")
+    assert made.parameters == {"max_tokens": 64, "repetition_penalty": 1.1, "stop": ["\n"]}
+    assert [message.content for message in made.preset.messages] == [
+        "In Korean.", "When do you open?", "At nine.\nOr ten.",
+    ]  # fmt: skip
+    assert made.licenses == ("MIT", "Apache 2.0")
+    written = write_modelfile(description_of(made))
+    assert definition_of("helpdesk", read_modelfile(written), None, LIMIT_TOKENS) == made
+
+
+def test_a_model_made_of_a_named_one_goes_on_with_its_preset() -> None:
+    base = definition_of("helpdesk", read_modelfile(NAMED), None, LIMIT_TOKENS)
+    text = "FROM helpdesk\nPARAMETER temperature 0.5\nSYSTEM Be brief."
+    made = definition_of("team/short:v2", read_modelfile(text), base, LIMIT_TOKENS)
+    assert made.base == base.base
+    assert made.preset.system == "Be brief."
+    assert made.preset.messages == base.preset.messages
+    assert made.parameters == {**base.parameters, "temperature": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("FROM a\nPARAMETER min_p 0.5", 2, "min_p is not supported.* 0, which turns it off"),
+        ("FROM a\nPARAMETER no_such 1", 2, "no_such is no option"),
+        ("FROM a\nPARAMETER temperature 9", 2, "less than or equal to 2"),
+        ("FROM a\nPARAMETER num_predict 1e9", 2, "SLUICE_MAX_TOKENS_LIMIT"),
+        ("FROM a\nTEMPLATE {{ if .Prompt }}", 2, "without its {{ end }}"),
+        ("FROM a\nADAPTER b", 2, "runs on another server"),
+        ("\nFROM extractive", 2, "generates text"),
+        ("FROM two words", 1, "is no model"),
+        ("FROM a\nSYSTEM " + "x" * 100_001, 2, "at most 100000"),
+    ],
+)
+def test_what_cannot_be_made_is_named_with_its_line(text: str, line: int, says: str) -> None:
+    with pytest.raises(InvalidInput, match=f"line {line}: .*{says}"):
+        definition_of("mine", read_modelfile(text), None, LIMIT_TOKENS)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "hf/x", "ollama", "rag/handbook", "a b", "a/b/c/d", "x" * 300]
+)
+def test_a_name_is_not_what_stands_for_something_else(name: str) -> None:
+    with pytest.raises(InvalidInput, match="is no name for a model of your own"):
+        definition_of(name, Description(from_="a"), None, LIMIT_TOKENS)
+
+
+def test_options_of_ollama_are_ours_or_are_refused_by_name() -> None:
+    options = {
+        "num_predict": -1, "seed": 7, "top_k": 40.0, "stop": "END", "num_ctx": 4096, "min_p": 0.0,
+        "num_thread": 8, "temperature": None,
+    }  # fmt: skip
+    assert parameters_of(options) == {
+        "seed": 7, "top_k": 40, "stop": ["END"], "window_tokens": 4096,
+    }  # fmt: skip
+    for name, value in {"presence_penalty": 1.5, "top_p": "high", "num_predict": 0, "x": 1}.items():
+        with pytest.raises(InvalidInput, match=rf"^options\.{name} "):
+            parameters_of({name: value})

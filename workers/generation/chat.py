@@ -32,11 +32,12 @@ from shared.kinds.chat import (
     ToolSearch,
     Usage,
 )
+from shared.named_models import Preset
 from shared.providers import route_of
 from shared.tables import Job
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
-from workers.generation import prompts
+from workers.generation import presets, prompts
 from workers.generation.answers import tool_calls
 from workers.generation.answers.structured import instructed, read_json
 from workers.generation.answers.tool_calls import ToolCallFilter, spell_out
@@ -136,7 +137,8 @@ def chat_answer(context: Context) -> Done:
             else prompts.continued(session, input_.previous_job_id, job.fair_key, process.storage)
         )
     state = AgentState.of(context.claim.payload)
-    generator = generators_of(process).get(input_.model or process.settings.generation_model)
+    model = generators_of(process).get(input_.model or process.settings.generation_model)
+    generator = presets.generator_for(model, input_.preset, input_.parameters)
     is_last = state.turn >= process.settings.agent_limit_turns
     answer = _generate(context, generator, job, input_, before, state, is_last=is_last)
     if is_last and answer.calls:
@@ -154,7 +156,8 @@ def chat_answer(context: Context) -> Done:
         after = state.after(answer.completion, [message])
         step = NewStep(name="chat.tools", queue=Queue.QUERY, payload=after.payload())
         return Done(children=[step], record=answer.record)
-    return _end(job, input_, before, state, generator.reference, replace(answer, calls=foreign))
+    name = presets.name_of(input_.preset, generator)
+    return _end(job, input_, before, state, name, replace(answer, calls=foreign))
 
 
 def _tools(input_: ChatInput) -> tuple[Tool, ...]:
@@ -185,7 +188,7 @@ def _generate(
     tools = _tools(input_)
     chosen = sampling(input_.parameters, context.process.settings, step_id=context.claim.step_id)
     incoming = [to_message(message) for message in input_.all_messages]
-    messages = (*_in_order(input_.instructions, before, incoming), *state.later)
+    messages = (*_in_order(input_.instructions, input_.preset, before, incoming), *state.later)
     prompts.check(messages)
     as_json = input_.response_format.type == "json"
     if as_json:
@@ -243,18 +246,27 @@ def _generate(
 
 
 def _in_order(
-    instructions: str | None, before: Dialogue, messages: Sequence[Message]
+    instructions: str | None,
+    preset: Preset | None,
+    before: Dialogue,
+    messages: Sequence[Message],
 ) -> list[Message]:
-    """System prompts in front, where models look for them; then all other messages."""
+    """System prompts in front, where models look for them; then all other messages. Those of a
+    named model are never stored with the conversation."""
     system = [message for message in messages if message.role == Role.SYSTEM]
     if before.keeps_system:
         system = [*before.system, *system]
     elif not system:
-        system = before.system[-1:]
+        system = before.system[-1:] or presets.system_of(preset)
     if instructions is not None:
         system.insert(0, Message(role=Role.SYSTEM, content=instructions))
     spoken = [message for message in messages if message.role != Role.SYSTEM]
-    return [*system, *before.spoken, *spoken]
+    return [
+        *system,
+        *presets.spoken_of(preset),
+        *before.spoken,
+        *spoken,
+    ]
 
 
 def _calls(

@@ -181,18 +181,19 @@ def build(
     budget_tokens: int,
     count: CountTokens,
     history: Sequence[Message] = (),
+    system: Sequence[str] = (),
 ) -> RagPrompt:
     """Raises InvalidInput where the question has no room even beside a single word of a passage.
 
     `history` is what was said before, without a system prompt; it is taken whole, so trim it to a
-    part of the budget first.
+    part of the budget first. `system` is what a named model says before the rules.
     """
     wording = wording_for(question)
     written = _template(template) if template is not None else None
     code = code_for(text for passage in passages for text in (passage.text, passage.source))
 
     def messages(shown: Sequence[Passage]) -> tuple[Message, ...]:
-        return _messages(question, shown, code, wording, written, history)
+        return _messages(question, shown, code, wording, written, history, system)
 
     def fits(shown: Sequence[Passage]) -> bool:
         return count(messages(shown)) <= budget_tokens
@@ -216,6 +217,7 @@ def _messages(
     wording: Wording,
     template: PromptTemplate | None,
     history: Sequence[Message],
+    system: Sequence[str],
 ) -> tuple[Message, ...]:
     blocks = [
         block("passage", code, passage.text, id=number, source=passage.source)
@@ -229,7 +231,7 @@ def _messages(
         template = PromptTemplate.from_template(wording.question)
     content = template.format(context=context, question=question)
     return (
-        Message(role=Role.SYSTEM, content=rules),
+        Message(role=Role.SYSTEM, content="\n\n".join([*system, rules])),
         *history,
         Message(role=Role.USER, content=content),
     )

@@ -22,7 +22,7 @@ from shared.kinds.rag import Citation, RagInput, RagResult
 from shared.kinds.search import RERANK_STEPS
 from shared.tables import Job
 from workers.attempts.context import Context, Done, Handler
-from workers.generation import prompts
+from workers.generation import presets, prompts
 from workers.generation.answers.structured import instructed, read_json
 from workers.generation.backends import extractive
 from workers.generation.backends.interface import Completion, Request, TextGenerator, generators_of
@@ -216,7 +216,8 @@ def rag_answer(context: Context) -> Done:
         return _quote(context, job, input_, hits)
     if not hits:
         # Nothing to rest an answer on: no model runs.
-        return _done(context, job, _nothing(input_, model))
+        named = model if input_.preset is None else input_.preset.name
+        return _done(context, job, _nothing(input_, named))
     return _generate(context, job, input_, model, hits)
 
 
@@ -281,7 +282,10 @@ def _generate(
     context: Context, job: Job, input_: RagInput, model: str, hits: Sequence[ScoredChunk]
 ) -> Done:
     process = context.process
-    generator = generators_of(process).get(model)
+    held = generators_of(process).get(model)
+    generator = presets.generator_for(held, input_.preset, input_.parameters)
+    model = presets.name_of(input_.preset, generator)
+    own = presets.spoken_of(input_.preset)
     chosen = sampling(input_.parameters, process.settings, step_id=context.claim.step_id)
     generator.learn(context.check)
     budget = prompt_budget(generator, chosen.max_tokens)
@@ -294,8 +298,9 @@ def _generate(
         budget_tokens=budget,
         count=generator.count_tokens,
         history=prompts.newest(
-            before, budget_tokens=budget // HISTORY_SHARE, count=generator.count_tokens
+            [*own, *before], budget_tokens=budget // HISTORY_SHARE, count=generator.count_tokens
         ),
+        system=[message.content for message in presets.system_of(input_.preset)],
     )
     markers = MarkerFilter(prompt.used)
     request = Request(
@@ -329,7 +334,8 @@ def _generate_json(
     markers = MarkerFilter(prompt.used)
     markers.feed(answer.text)
     markers.close()
-    result = _result(prompt, markers, hits, answer.completion, answer.text, generator.reference)
+    model = presets.name_of(input_.preset, generator)
+    result = _result(prompt, markers, hits, answer.completion, answer.text, model)
     return _done(context, job, result.model_copy(update={"parsed": answer.value}))
 
 

@@ -37,6 +37,7 @@ from shared.config import Settings
 from shared.errors import ConfigurationError, Permanent, Retryable, SluiceError, WrongTask
 from shared.hf.generation import TEXT_GENERATION
 from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY
+from shared.providers import ADAPTER_MARK
 from workers.models.checkpoints import check_task, modules_of, name_of, tasks_of, weight_files
 from workers.models.devices import cpu_is_fast_in_bfloat16
 from workers.models.locate import locate_generator
@@ -305,8 +306,9 @@ def load_generator(name: str, settings: Settings) -> LoadedGenerator:
         torch.set_num_threads(settings.generation_threads)
     logging.disable_progress_bar()
     device = _device(settings.generation_device)
+    base, adapter = _with_adapter_of(name, settings)
     try:
-        folder = locate_generator(name, settings)
+        folder = locate_generator(base, settings)
         model, tokenizer, precision = _load_causal(folder, device, settings)
     except ConfigurationError:
         raise
@@ -316,8 +318,8 @@ def load_generator(name: str, settings: Settings) -> LoadedGenerator:
             "(SLUICE_GENERATION_MODEL), with SLUICE_GENERATION_REVISION if it needs one, and "
             "HF_TOKEN if it is private."
         ) from error
-    if settings.generation_adapter is not None:
-        model = _with_adapter(model, settings.generation_adapter, precision)
+    if adapter is not None:
+        model = _with_adapter(model, adapter, precision)
     log.info("model %s loaded in %s on %s", name, precision, model.device)
     return LoadedGenerator(
         model=model.eval(),
@@ -326,6 +328,15 @@ def load_generator(name: str, settings: Settings) -> LoadedGenerator:
         ends=_ends(model, tokenizer),
         precision=precision,
     )
+
+
+def _with_adapter_of(name: str, settings: Settings) -> tuple[str, str | None]:
+    """The model and its adapter, which stands in its name or else in the settings. A folder whose
+    own name has the mark is itself."""
+    base, mark, adapter = name.partition(ADAPTER_MARK)
+    if not mark or Path(name).expanduser().is_dir():
+        return name, settings.generation_adapter
+    return base, adapter
 
 
 def _load_causal(
@@ -412,8 +423,9 @@ def _with_adapter(model: PreTrainedModel, adapter: str, precision: str) -> PreTr
         tuned = PeftModel.from_pretrained(model, str(Path(adapter).expanduser()))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigurationError(
-            f"The adapter {adapter!r} cannot be loaded over this model ({error}). Set "
-            "SLUICE_GENERATION_ADAPTER to the folder of an adapter that was trained for it."
+            f"The adapter {adapter!r} cannot be loaded over this model ({error}). Name the folder "
+            "of an adapter that was trained for it, in SLUICE_GENERATION_ADAPTER or behind the "
+            f"model's name (hf/<model>{ADAPTER_MARK}<adapter>)."
         ) from error
     # Merging into quantized weights would round twice; there the adapter runs beside them.
     is_plain = precision in ("bfloat16", "float32")
