@@ -272,6 +272,7 @@ class ModelView(BaseModel):
 
     `workers` counts the living generation workers that serve it; null for models that any CPU
     worker can load. `tasks` are the Hugging Face tasks that use it unless a job names another.
+    `base` is the model behind a named one.
     """
 
     reference: str
@@ -279,6 +280,7 @@ class ModelView(BaseModel):
     default: bool
     workers: int | None = None
     tasks: list[Task] = []
+    base: str | None = None
 
 
 class ModelDetails(ModelView):

@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.bounds import Paragraph, as_object, shown
+from shared.bounds import FullLine, Paragraph, as_object, shown
 from shared.errors import InvalidInput, NotFound
 from shared.providers import (
     LATEST,
@@ -42,7 +42,7 @@ class PresetMessage(Shape):
 class Preset(Shape):
     """What a named model adds to its model. `messages` stand in front of every conversation's."""
 
-    name: str
+    name: FullLine
     system: Paragraph | None = None
     template: Paragraph | None = None
     """In the language of `shared/go_templates.py`."""

@@ -183,8 +183,8 @@ def _known(parts: PartsDep) -> tuple[dict[str, int], Sequence[Definition]]:
 
 
 def _named_view(definition: Definition, served: dict[str, int]) -> ModelView:
-    base = _view(definition.base, "", served)
-    return base.model_copy(update={"reference": definition.name, "default": False})
+    view = _view(definition.base, "", served)
+    return view.model_copy(update={"reference": definition.name, "base": definition.base})
 
 
 def _named_details(definition: Definition) -> dict[str, object]:

@@ -18,7 +18,7 @@ OF_NAMED = ("ADAPTER", "LICENSE", "MESSAGE")
 """Instructions that jobs of the kind `model` do not know."""
 _DOING = {"pull": "Pulling", "create": "Creating", "delete": "Deleting"}
 _DONE = {"pull": "Pulled", "create": "Created", "delete": "Deleted"}
-_SHOWN = ("details", "capabilities", "parameters", "system", "template")
+_SHOWN = ("from", "details", "capabilities", "parameters", "system", "template", "messages")
 
 
 @click.group(cls=ListByDefault, short_help="List models; pull, make, delete those of Ollama.")
@@ -129,10 +129,60 @@ def create(
 
 @models.command()
 @click.argument("name")
+@click.option("--from", "from_", metavar="MODEL", help="The model that writes, of any provider.")
+@click.option("--system", metavar="TEXT", help="Its system prompt.")
+@click.option("--template", metavar="TEXT", help="Its prompt template, in Ollama's language.")
+@click.option(
+    "--file", "-f", "path", type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    metavar="MODELFILE", help="A description in the form of Ollama's Modelfile.",
+)  # fmt: skip
+@with_client
+def define(
+    client: Client,
+    *,
+    name: str,
+    from_: str | None,
+    system: str | None,
+    template: str | None,
+    path: str | None,
+    as_json: bool,
+) -> int:
+    """Make or replace the named model NAME: a preset over a model of any provider.
+
+    Jobs name it as any other model. What options say goes before what the file says.
+
+    \b
+    Examples:
+      sluice models define helpdesk --from hf/Qwen/Qwen3-4B --system "Two sentences at most."
+      sluice models define helpdesk --file Modelfile
+    """
+    text = None if path is None else _read(path)
+    if text is None and from_ is None:
+        raise click.UsageError("Say what it is made from: --from MODEL, or FROM in the --file.")
+    model = client.define_model(name, text, from_=from_, system=system, template=template)
+    if as_json:
+        print_json(model)
+    else:
+        print_text(f"Defined {model.reference} over {model.details['from']}.")
+    return Exit.OK
+
+
+@models.command()
+@click.argument("name")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @with_client
 def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
-    """Delete the model NAME from the Ollama server."""
+    """Delete the named model NAME, or else the model of that name from the Ollama server."""
+    named = {model.reference for model in client.models() if model.base is not None}
+    if name.removesuffix(":latest") in named:
+        if not yes:
+            confirm(f"Delete the named model {name}?")
+        client.undefine_model(name)
+        if as_json:
+            print_json({"deleted": name})
+        else:
+            print_text(f"Deleted {name}.")
+        return Exit.OK
     job_input = delete_input(name)
     if not yes:
         confirm(f"Delete {job_input['name']} from the Ollama server?")

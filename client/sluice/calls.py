@@ -499,6 +499,32 @@ class Calls(Generic[J]):
     async def delete_model(self, name: str, *, timeout_s: float | None = None) -> J:
         return await self._change(delete_input(name), timeout_s, None)
 
+    async def define_model(
+        self,
+        name: str,
+        modelfile: str | None = None,
+        *,
+        from_: str | None = None,
+        system: str | None = None,
+        template: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> ModelDetails:
+        """Make or replace a named model: a preset over any model, used by its name from then on.
+
+        `modelfile` is a description in Ollama's form; the others go before what it says.
+        """
+        fields = {
+            "modelfile": modelfile, "from": from_, "system": system, "template": template,
+            "parameters": None if parameters is None else dict(parameters),
+        }  # fmt: skip
+        body = {field: value for field, value in fields.items() if value is not None}
+        path = f"/v1/models/{quote(name, safe='/')}"
+        return ModelDetails.model_validate(await self.transport.json("PUT", path, body=body))
+
+    async def undefine_model(self, name: str) -> None:
+        """Delete a named model; jobs that were submitted with it go on."""
+        await self.transport.request("DELETE", f"/v1/models/{quote(name, safe='/')}")
+
     async def _change(
         self, job_input: Mapping[str, Any], timeout_s: float | None, on_event: OnEvent | None
     ) -> J:

@@ -465,6 +465,8 @@ class Client:
     pull_model = _blocking(Tasks.pull_model)
     create_model = _blocking(Tasks.create_model)
     delete_model = _blocking(Tasks.delete_model)
+    define_model = _blocking(Tasks.define_model)
+    undefine_model = _blocking(Tasks.undefine_model)
     start_conversation = _blocking(Tasks.start_conversation)
     conversations = _blocking_iterator(Tasks.conversations)
     conversation = _blocking(Tasks.conversation)

@@ -263,6 +263,8 @@ class Model(Wire):
     kinds: list[str] = []
     default: bool | list[str] = False
     workers: int | None = None
+    base: str | None = None
+    """The model behind a named one."""
 
 
 class ModelDetails(Model):

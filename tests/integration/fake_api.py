@@ -270,7 +270,10 @@ def make_app(state: State) -> FastAPI:
     def list_models() -> Response:
         models = [
             make_model("extractive", ["rag"]),
-            *(make_model(name, ["chat"]) for name in state.models),
+            *(
+                {**make_model(name, ["chat"]), "base": details.get("from")}
+                for name, details in state.models.items()
+            ),
         ]
         return JSONResponse({"items": models})
 
@@ -280,6 +283,17 @@ def make_app(state: State) -> FastAPI:
             return problem(404, "Not found", f"There is no model {reference}.")
         view = make_model(reference, ["chat"])
         return JSONResponse({**view, "details": state.models[reference]})
+
+    @app.put("/v1/models/{name:path}")
+    async def define(name: str, request: Request) -> Response:
+        state.models[name] = {"from": "ollama/tiny", "sent": await request.json()}
+        view = make_model(name, ["chat"])
+        return JSONResponse({**view, "details": state.models[name]}, 201)
+
+    @app.delete("/v1/models/{name:path}")
+    def undefine(name: str) -> Response:
+        del state.models[name]
+        return Response(status_code=204)
 
     @app.post("/v1/conversations")
     async def start(request: Request) -> Response:

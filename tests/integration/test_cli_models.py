@@ -105,7 +105,8 @@ def test_what_is_wrong_with_a_description_is_reported_before_any_job(
 ) -> None:
     path = tmp_path / "Modelfile"
     for text, says in {
-        "FROM a\nADAPTER x": "line 2: ADAPTER is not supported",
+        "FROM a\nADAPTER x": "line 2: ADAPTER is for named models: `sluice models define`",
+        "FROM a\nPARSER x": "line 2: PARSER is not supported",
         "SYSTEM hi": "--from MODEL, or FROM in the --file",
         'FROM a\nSYSTEM """x': "line 2: the quotes",
     }.items():
@@ -120,3 +121,22 @@ def test_what_is_wrong_with_a_description_is_reported_before_any_job(
     assert not state.jobs
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"FROM llama3.2")))
     assert run(["models", "create", "mine", "--file", "-"]) == 0
+
+
+def test_named_models_are_defined_shown_and_deleted(
+    state: State, tmp_path: Path, capsys: Captured
+) -> None:
+    path = tmp_path / "Modelfile"
+    path.write_text("FROM tiny\nMESSAGE user Hi")
+    assert run(["models", "define", "mine", "--file", str(path), "--system", "Be brief."]) == 0
+    assert capsys.readouterr().out == "Defined mine over ollama/tiny.\n"
+    sent = state.models["mine"]["sent"]
+    assert sent == {"modelfile": "FROM tiny\nMESSAGE user Hi", "system": "Be brief."}
+    assert run(["models", "show", "mine"]) == 0
+    assert "from\tollama/tiny" in capsys.readouterr().out
+    assert run(["models", "delete", "mine"]) == 2
+    assert run(["models", "delete", "mine", "--yes"]) == 0
+    assert "Deleted mine.\n" in capsys.readouterr().out
+    assert not state.models
+    assert not state.jobs
+    assert run(["models", "define", "mine"]) == 2

@@ -203,7 +203,7 @@ def test_a_window_of_its_own_drops_what_finds_no_room(
 
     body = {"messages": [{"role": "user", "content": "word " * 200}]}
     error = failed(process, submitted(api, "chat", **body)["id"])
-    assert error["type"] == "InvalidInput"
+    assert error["type"] == "WindowExceeded"
 
 
 def test_rag_has_its_system_prompt_and_its_examples(

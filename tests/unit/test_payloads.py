@@ -165,7 +165,7 @@ BAD: list[tuple[Kind, dict[str, Any], str]] = [
     ),
     (kinds.CHAT, {"prompt": "greeting", "variables": {"a": [1]}}, "variables"),
     (kinds.CHAT, {"prompt": "greeting", "variables": {"a": None}}, "variables"),
-    (kinds.RAG, {"collection": "handbook", "question": "q", "model": "gpt"}, "model reference"),
+    (kinds.RAG, {"collection": "handbook", "question": "q", "model": "hf"}, "model reference"),
     (kinds.CHAT, {"messages": []}, "messages"),
     (kinds.CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "role"),
     (kinds.CHAT, {"messages": [{"role": "system", "content": "a"}]}, "last message"),
