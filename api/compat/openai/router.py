@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter
 
-from api.compat.openai import models
+from api.compat.openai import files, models, vector_stores
 from api.compat.openai.dialect import OPENAI, PREFIX
 
 router = APIRouter(prefix=PREFIX, tags=[OPENAI.tag])
 
-for module in (models,):
+for module in (models, files, vector_stores):
     router.include_router(module.router)
