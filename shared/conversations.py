@@ -97,8 +97,24 @@ def append(
 ) -> None:
     """Store a turn's messages behind the others; nothing where the conversation is gone."""
     session.execute(select(Job.id).where(Job.id == job_id).with_for_update(key_share=True))
+    if turns.lock(session, conversation_id) is not None:
+        _add(session, conversation_id, new, job_id)
+
+
+def add(
+    session: Session, conversation_id: UUID, new: Sequence[dict[str, Any]]
+) -> list[ConversationMessage]:
+    """Store messages that are no turn's behind the others. Raises NotFound."""
     if turns.lock(session, conversation_id) is None:
-        return
+        raise turns.no_conversation(conversation_id)
+    first = _add(session, conversation_id, new, None)
+    return messages(session, conversation_id, after=first - 1)
+
+
+def _add(
+    session: Session, conversation_id: UUID, new: Sequence[dict[str, Any]], job_id: UUID | None
+) -> int:
+    """Returns the ordinal of the first; the conversation is locked."""
     last = session.scalar(
         select(func.max(ConversationMessage.ordinal)).where(
             ConversationMessage.conversation_id == conversation_id
@@ -109,10 +125,26 @@ def append(
         {"conversation_id": conversation_id, "ordinal": n, "message": message, "job_id": job_id}
         for n, message in enumerate(new, start=first)
     ]
-    session.execute(insert(ConversationMessage), rows)
+    if rows:
+        session.execute(insert(ConversationMessage), rows)
     session.execute(
         update(Conversation).where(Conversation.id == conversation_id).values(updated_at=func.now())
     )
+    return first
+
+
+def change(
+    session: Session, conversation_id: UUID, ordinal: int, message: dict[str, Any] | None
+) -> None:
+    """Put another message in the place of a stored one, or none."""
+    here = (
+        ConversationMessage.conversation_id == conversation_id,
+        ConversationMessage.ordinal == ordinal,
+    )
+    if message is None:
+        session.execute(delete(ConversationMessage).where(*here))
+    else:
+        session.execute(update(ConversationMessage).where(*here).values(message=message))
 
 
 def sum_up(session: Session, conversation_id: UUID, summary: str, upto: int) -> None:

@@ -144,6 +144,9 @@ class ChatMessage(Shape):
         return self
 
 
+SEARCH_TOOL: Literal["search_collection"] = "search_collection"
+
+
 class BuiltInTool(Shape):
     """A tool that Sluice runs itself. `search_collection` looks in `collection`, or in all of
     `collections` at once."""
@@ -166,7 +169,7 @@ class BuiltInTool(Shape):
     @model_validator(mode="after")
     def _options_go_with_search(self) -> "BuiltInTool":
         places = [self.collection, self.collections]
-        if self.type != "search_collection":
+        if self.type != SEARCH_TOOL:
             options = [*places, self.k, self.search, self.least_score]
             if any(option is not None for option in options):
                 raise ValueError(
@@ -249,7 +252,7 @@ class ChatInput(Shape):
 
     @model_validator(mode="after")
     def _knows_where_to_search(self) -> "ChatInput":
-        searches = [tool for tool in self.tools if tool.type == "search_collection"]
+        searches = [tool for tool in self.tools if tool.type == SEARCH_TOOL]
         if len(searches) > 1 and any(tool.collection is None for tool in searches):
             raise ValueError(
                 "one tool search_collection with `collections`, or several with a `collection` of "

@@ -6,8 +6,10 @@ own, claimed, fenced and recovered like any other. Calls of tools that the clien
 job; the client runs them and sends their results. The last turn allowed offers no tools.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from shared import conversations
@@ -141,6 +143,8 @@ def chat_answer(context: Context) -> Done:
     generator = presets.generator_for(model, input_.preset, input_.parameters)
     is_last = state.turn >= process.settings.agent_limit_turns
     answer = _generate(context, generator, job, input_, before, state, is_last=is_last)
+    own_ids = partial(_with_own_id, step_id=context.claim.step_id)
+    answer = replace(answer, calls=tuple(map(own_ids, answer.calls)))
     if is_last and answer.calls:
         raise Permanent(
             f"The model was asked {state.turn} times and still calls tools instead of answering. "
@@ -278,6 +282,13 @@ def _calls(
     first = sum(len(message.tool_calls) for message in state.later)
     text, calls = tool_calls.parse(completion.text, names=names, first=first)
     return text, tuple(map(storable, calls))
+
+
+def _with_own_id(call: ToolCall, *, step_id: int) -> ToolCall:
+    """Calls that were read in a text are numbered from 0 on: one chat that goes on with another
+    would have two of one id."""
+    number = re.fullmatch(r"call_(\d+)", call.id, re.ASCII)
+    return call if number is None else replace(call, id=f"call_{step_id}_{number[1]}")
 
 
 def storable(call: ToolCall) -> ToolCall:

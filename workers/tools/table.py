@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationError
 
 from shared.errors import InvalidInput, NotFound
-from shared.kinds.chat import BuiltInTool, FunctionSpec
+from shared.kinds.chat import SEARCH_TOOL, BuiltInTool, FunctionSpec
 from shared.kinds.search import Hit, SearchOptions
 from shared.vocabulary import Shape
 from workers.attempts.context import Context
@@ -20,7 +20,6 @@ from workers.fences import code_for, cut_block
 
 CALCULATOR: Final = "calculator"
 FETCH_URL: Final = "fetch_url"
-SEARCH: Final = "search_collection"
 
 _CUT_NOTE: Final = " (cut: the rest is too long)"
 
@@ -156,7 +155,7 @@ def _search(
 
 def _searches(allowed: Sequence[BuiltInTool]) -> list[BuiltInTool]:
     """The tools that search, one of each place."""
-    return list({tuple(tool.places): tool for tool in allowed if tool.type == SEARCH}.values())
+    return list({tuple(tool.places): tool for tool in allowed if tool.type == SEARCH_TOOL}.values())
 
 
 def _search_tool(searches: Sequence[BuiltInTool]) -> FunctionSpec:
@@ -176,7 +175,7 @@ def _search_tool(searches: Sequence[BuiltInTool]) -> FunctionSpec:
         parameters["required"].append("collection")
         where = "a collection"
     return FunctionSpec(
-        name=SEARCH,
+        name=SEARCH_TOOL,
         description=(
             f"Finds the passages of {where} of documents that fit a query best. Put the number of "
             "a passage that a statement rests on in square brackets behind it, like [1]."

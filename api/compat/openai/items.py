@@ -1,0 +1,533 @@
+"""Items of responses and of conversations, and the messages of chats that they stand for.
+
+The messages of a chat (`shared.kinds.chat.ChatMessage`) are what is stored. A message of the
+assistant with calls of tools is several items; its calls of `search_collection` are
+`file_search_call` items with the passages that were found.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import Depends, Query, Response
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from api.compat.openai.dialect import WireShape
+from shared.bounds import Line, ToolArguments, shown
+from shared.errors import InvalidInput
+from shared.kinds.chat import SEARCH_TOOL, ChatResult, ToolSearch
+from shared.kinds.search import Hit
+
+Taken = Any
+"""Of a parameter that cannot change an answer: whatever it is, it is passed over."""
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A validator of a parameter that is not supported: only what changes nothing passes."""
+
+    remedy: str
+    neutral: Any = None
+
+    def __call__(self, value: Any) -> Any:
+        if value in (None, self.neutral):
+            return value
+        raise ValueError(f"is not supported here: {self.remedy}")
+
+
+def answer_json(body: Any, headers: Mapping[str, str]) -> Response:
+    data = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return Response(
+        data.encode("utf-8", "backslashreplace"),
+        headers=dict(headers),
+        media_type="application/json",
+    )
+
+
+EVENT_STREAM = "text/event-stream"
+
+
+def keep_alive(_pause: Any) -> bytes:
+    """A comment, which all clients pass over: the stream lives, and where its job is."""
+    return b": still here\n\n"
+
+
+# Parameters that several routes have.
+
+METADATA_LIMIT = 16
+
+Include = Literal[
+    "file_search_call.results", "message.output_text.logprobs", "web_search_call.results",
+    "web_search_call.action.sources", "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url", "message.input_image.image_url",
+    "reasoning.encrypted_content",
+]  # fmt: skip
+"""Only the first two are of items that there are here; the others change nothing."""
+WITH_RESULTS: Include = "file_search_call.results"
+WITH_LOGPROBS: Include = "message.output_text.logprobs"
+
+
+async def _included(
+    include: Annotated[list[Include] | None, Query(max_length=32)] = None,
+    bracketed: Annotated[list[Include] | None, Query(alias="include[]", max_length=32)] = None,
+) -> list[Include]:
+    return [*(include or ()), *(bracketed or ())]
+
+
+Included = Annotated[list[Include], Depends(_included)]
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=METADATA_LIMIT),
+]
+
+# What clients send. Their contents are texts, as strings or in parts.
+
+TEXT_CHARS = 1_000_000
+ITEMS_LIMIT = 1000
+RESULTS_LIMIT = 1000
+PART_TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
+"""The types of parts that are text, and where they have it."""
+REFUSED_PARTS = {
+    "input_image": "images are not supported here; send text, or the text that the image shows",
+    "input_file": "files are not supported here; put them into a vector store and let the model "
+    "search it with the tool file_search, or send their text",
+    "input_audio": "audio is not supported here; transcribe it first (audio/transcriptions)",
+}
+
+
+def text_of(content: Any) -> Any:
+    """The text of a content: a string, or a list of parts that are text. Raises ValueError."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ValueError("must be a string, or a list of parts of the type input_text")
+    return "".join(_text_of_part(number, part) for number, part in enumerate(content))
+
+
+def _text_of_part(number: int, part: Any) -> str:
+    type_ = part.get("type") if isinstance(part, dict) else None
+    if isinstance(type_, str) and type_ in REFUSED_PARTS:
+        raise ValueError(f"part {number}: {REFUSED_PARTS[type_]}")
+    name = PART_TEXTS.get(type_) if isinstance(type_, str) else None
+    text = part.get(name) if name is not None else None
+    if not isinstance(text, str):
+        raise ValueError(f'part {number} is no text; send {{"type": "input_text", "text": "..."}}')
+    return text
+
+
+Content = Annotated[
+    str,
+    Field(max_length=TEXT_CHARS),
+    BeforeValidator(text_of, json_schema_input_type=str | list[dict[str, Any]]),
+]
+
+
+def _decoded(value: Any) -> Any:
+    """Arguments of a call, which the wire has as JSON in a string."""
+    if not isinstance(value, str):
+        raise ValueError("must be a JSON object in a string, as the model wrote it")
+    try:
+        arguments = json.loads(value or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError("must be a JSON object in a string, as the model wrote it")
+    return arguments
+
+
+class MessageItem(WireShape):
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Content
+    id: Taken = None
+    status: Taken = None
+    phase: Taken = None
+
+
+class FunctionCallItem(WireShape):
+    type: Literal["function_call"]
+    call_id: Line
+    name: Line
+    arguments: Annotated[ToolArguments, BeforeValidator(_decoded, json_schema_input_type=str)]
+    id: Taken = None
+    status: Taken = None
+    caller: Taken = None
+    created_by: Taken = None
+
+
+class FunctionCallOutputItem(WireShape):
+    type: Literal["function_call_output"]
+    call_id: Line
+    output: Content
+    id: Taken = None
+    status: Taken = None
+    caller: Taken = None
+    name: Taken = None
+    created_by: Taken = None
+
+
+class FileSearchResult(WireShape):
+    file_id: Taken = None
+    filename: Line = ""
+    text: Annotated[str, Field(max_length=TEXT_CHARS)] = ""
+    score: Taken = None
+    attributes: Taken = None
+
+
+class FileSearchCallItem(WireShape):
+    """As a response had it. The model reads the passages again only where they are here
+    (`include: ["file_search_call.results"]`)."""
+
+    type: Literal["file_search_call"]
+    id: Line
+    queries: Annotated[tuple[Line, ...], Field(max_length=100)] = ()
+    results: Annotated[tuple[FileSearchResult, ...], Field(max_length=RESULTS_LIMIT)] = ()
+    status: Taken = None
+
+
+class ReasoningItem(WireShape):
+    """What a model of another server thought; models here do not read it."""
+
+    type: Literal["reasoning"]
+    id: Taken = None
+    summary: Taken = None
+    content: Taken = None
+    encrypted_content: Taken = None
+    status: Taken = None
+
+
+class ItemReference(WireShape):
+    """An item of a stored response."""
+
+    type: Literal["item_reference"] = "item_reference"
+    id: Line
+
+
+ITEM_TYPES: Mapping[str, type[WireShape]] = {
+    "message": MessageItem,
+    "function_call": FunctionCallItem,
+    "function_call_output": FunctionCallOutputItem,
+    "file_search_call": FileSearchCallItem,
+    "reasoning": ReasoningItem,
+    "item_reference": ItemReference,
+}
+
+
+def _type_of(value: Any) -> str:
+    """Messages and references come without a type, too."""
+    if isinstance(value, WireShape):
+        return str(value.type)  # type: ignore[attr-defined]
+    if not isinstance(value, Mapping):
+        return ""
+    type_ = value.get("type")
+    if type_ is None:
+        return "message" if "role" in value else "item_reference" if set(value) == {"id"} else ""
+    return str(type_)[:100]
+
+
+InputItem = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[FunctionCallItem, Tag("function_call")]
+    | Annotated[FunctionCallOutputItem, Tag("function_call_output")]
+    | Annotated[FileSearchCallItem, Tag("file_search_call")]
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[ItemReference, Tag("item_reference")],
+    Discriminator(
+        _type_of,
+        custom_error_type="item_type",
+        custom_error_message="is of no type that is supported here: "
+        + ", ".join(ITEM_TYPES)
+        + ". Send what it says as a message",
+    ),
+]
+
+Resolve = Callable[[str], InputItem]
+"""The item of an id. Raises InvalidInput."""
+
+
+def chat_messages(items: Sequence[InputItem], resolve: Resolve) -> list[dict[str, Any]]:
+    """The messages of a chat that the items stand for."""
+    messages: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] | None = None
+    """Those of the last message, where it is the assistant's."""
+    for item in items:
+        if isinstance(item, ItemReference):
+            item = resolve(item.id)
+        match item:
+            case MessageItem(role="assistant"):
+                calls = []
+                if item.content:
+                    messages.append(_assistant(item.content, calls))
+            case MessageItem():
+                role = "system" if item.role == "developer" else item.role
+                messages.append({"role": role, "content": item.content})
+                calls = None
+            case FunctionCallItem():
+                if calls is None or not messages or messages[-1]["role"] != "assistant":
+                    calls = []
+                    messages.append(_assistant("", calls))
+                calls.append(_call(item.call_id, item.name, item.arguments))
+            case FunctionCallOutputItem():
+                messages.append(_tool(item.call_id, item.output))
+                calls = None
+            case FileSearchCallItem(results=[_, *_]):
+                query = {"query": " ".join(item.queries)}
+                messages.append(_assistant("", [_call(item.id, SEARCH_TOOL, query)]))
+                messages.append(_tool(item.id, _passages(item.results)))
+                calls = None
+            case _:
+                pass  # says nothing that a model here reads
+    return messages
+
+
+def _assistant(content: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
+def _tool(call_id: str, content: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": call_id, "content": content}
+
+
+def _call(id_: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _passages(results: Sequence[FileSearchResult]) -> str:
+    return "\n\n".join(f"{result.filename}:\n{result.text}" for result in results)[:TEXT_CHARS]
+
+
+# Ids of items are made of the job's, or of the conversation's, and of the item's place.
+
+ITEM_ID = re.compile(r"(?:msg|fc|fco|fs)_([0-9a-f]{32})_[iox0-9]{1,20}", re.ASCII)
+
+
+def owner_of(item_id: str) -> UUID | None:
+    """The job or conversation that an item's id was made of."""
+    match = ITEM_ID.fullmatch(item_id)
+    return None if match is None else UUID(hex=match[1])
+
+
+# What clients are shown.
+
+MARKER = re.compile(r"\[ *(\d+(?: *[,;] *\d+)*) *\]", re.ASCII)
+"""A citation, as `workers/generation/rag.py` has it."""
+
+
+@dataclass(kw_only=True)
+class Passages:
+    """What the searches of a job have found, by the numbers that it is cited by."""
+
+    hits: dict[int, Hit] = field(default_factory=dict)
+    by_call: dict[str, ToolSearch] = field(default_factory=dict)
+
+    def add(self, search: ToolSearch) -> None:
+        self.by_call[search.call_id] = search
+        self.hits.update(enumerate(search.hits, start=search.first))
+
+
+def citations(text: str, passages: Passages) -> list[dict[str, Any]]:
+    """The annotations of a text: one for each passage of each marker, at the marker's place."""
+    if not passages.hits:
+        return []
+    return [
+        {
+            "type": "file_citation",
+            "index": match.start(),
+            "file_id": file_id_of(passages.hits[number]),
+            "filename": passages.hits[number].source,
+        }
+        for match in MARKER.finditer(text)
+        for number in map(int, re.findall(r"\d+", match[1][:100]))
+        if number in passages.hits
+    ]
+
+
+def file_id_of(hit: Hit) -> str:
+    return f"file-{UUID(hit.document_id).hex}"
+
+
+def search_results(search: ToolSearch) -> list[dict[str, Any]]:
+    return [
+        {
+            "file_id": file_id_of(hit),
+            "filename": hit.source,
+            "score": min(max(hit.score, 0.0), 1.0),
+            "text": hit.text,
+            "attributes": {
+                key: value
+                for key, value in hit.metadata.items()
+                if isinstance(value, str | int | float)
+            },
+        }
+        for hit in search.hits
+    ]
+
+
+def output_text(
+    text: str, annotations: Sequence[Mapping[str, Any]], logprobs: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    return {
+        "type": "output_text",
+        "text": text,
+        "annotations": list(annotations),
+        "logprobs": list(logprobs),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemWriter:
+    """Writes what an assistant said and called, as items of one job or conversation."""
+
+    owner: UUID
+    with_results: bool = False
+    """Whether searches show what they have found."""
+
+    def message(
+        self, place: int | str, content: Sequence[Mapping[str, Any]], status: str
+    ) -> dict[str, Any]:
+        return {
+            "id": f"msg_{self.owner.hex}_{place}",
+            "type": "message",
+            "role": "assistant",
+            "status": status,
+            "content": list(content),
+        }
+
+    def function_call(
+        self, place: int | str, call: Mapping[str, Any], status: str = "completed"
+    ) -> dict[str, Any]:
+        arguments = json.dumps(call["function"].get("arguments", {}), ensure_ascii=False)
+        return {
+            "id": f"fc_{self.owner.hex}_{place}",
+            "type": "function_call",
+            "status": status,
+            "call_id": str(call["id"]),
+            "name": call["function"]["name"],
+            "arguments": arguments,
+        }
+
+    def file_search_call(
+        self, place: int | str, call: Mapping[str, Any], search: ToolSearch | None
+    ) -> dict[str, Any]:
+        """`search` is None where it came to nothing: the arguments were wrong."""
+        query = call["function"].get("arguments", {}).get("query")
+        item: dict[str, Any] = {
+            "id": f"fs_{self.owner.hex}_{place}",
+            "type": "file_search_call",
+            "status": "completed" if search is not None else "failed",
+            "queries": [query] if isinstance(query, str) else [],
+        }
+        if self.with_results:
+            item["results"] = search_results(search) if search is not None else None
+        return item
+
+    def message_items(
+        self, place: str, message: Mapping[str, Any], searches: set[str]
+    ) -> Iterator[dict[str, Any]]:
+        """What a message consists of. `searches` are the ids of calls that searched; they are shown
+        by what they looked for, and what came of them is not."""
+        content, role = message.get("content", ""), message["role"]
+        if role == "tool":
+            if message["tool_call_id"] not in searches:
+                yield {
+                    "id": f"fco_{self.owner.hex}_{place}",
+                    "type": "function_call_output",
+                    "call_id": message["tool_call_id"],
+                    "output": content,
+                    "status": "completed",
+                }
+        elif role != "assistant":
+            yield {
+                "id": f"msg_{self.owner.hex}_{place}",
+                "type": "message",
+                "role": role,
+                "status": "completed",
+                "content": [{"type": "input_text", "text": content}],
+            }
+        else:
+            if content:
+                yield self.message(place, [output_text(content, [])], "completed")
+            for number, call in enumerate(message.get("tool_calls", ())):
+                at = f"{place}x{number}"
+                if call["function"]["name"] == SEARCH_TOOL:
+                    searches.add(call["id"])
+                    yield {**self.file_search_call(at, call, None), "status": "completed"}
+                else:
+                    yield self.function_call(at, call)
+
+    def input_items(self, messages: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Messages that were sent, or said before, as they are listed."""
+        searches: set[str] = set()
+        for number, message in enumerate(messages):
+            yield from self.message_items(f"i{number}", message, searches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One answer of the model: its text, and its calls of tools that are shown."""
+
+    text: str
+    calls: Sequence[Mapping[str, Any]]
+    is_last: bool = False
+
+    @property
+    def has_message(self) -> bool:
+        return bool(self.text) or (self.is_last and not self.calls)
+
+
+def turns_of(result: ChatResult) -> list[Turn]:
+    last = Turn(
+        text=result.message.get("content", ""),
+        calls=result.message.get("tool_calls", ()),
+        is_last=True,
+    )
+    return [*settled_turns(result.steps), last]
+
+
+def settled_turns(steps: Sequence[Mapping[str, Any]]) -> list[Turn]:
+    """Those whose calls were run: of the messages that a chat has added so far."""
+    return [
+        Turn(
+            text=message.get("content", ""),
+            calls=[
+                call
+                for call in message.get("tool_calls", ())
+                if call["function"]["name"] == SEARCH_TOOL
+            ],
+        )
+        for message in steps
+        if message["role"] == "assistant"
+    ]
+
+
+def no_item(id_: str) -> str:
+    return f"there is no item {shown(id_)} in a stored response of this key; send the item itself"
+
+
+# Pages of lists that are whole.
+
+ListOrder = Literal["asc", "desc"]
+
+
+def page_of(
+    items: Sequence[Mapping[str, Any]], *, limit: int, order: ListOrder, after: str | None
+) -> dict[str, Any]:
+    """`items` are in the order `asc`. Raises InvalidInput for an `after` that is none of them."""
+    rows = list(items) if order == "asc" else list(reversed(items))
+    if after is not None:
+        at = next((n for n, item in enumerate(rows) if item["id"] == after), None)
+        if at is None:
+            raise InvalidInput(f"after: there is no item {shown(after)} in this list.")
+        rows = rows[at + 1 :]
+    page = rows[:limit]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else "",
+        "last_id": page[-1]["id"] if page else "",
+        "has_more": len(rows) > limit,
+    }

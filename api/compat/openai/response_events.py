@@ -1,0 +1,305 @@
+"""The events of a response, in an order and with numbers that are the same for each reader.
+
+They depend on what the job has written alone, not on how it came in pieces: a text is cut at places
+that lie in the text, and what is done at the same time is told one thing after the other. So a
+reader that comes back goes on behind the number that it has (`starting_after`).
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from api.compat.openai.items import (
+    ItemWriter,
+    Passages,
+    Turn,
+    citations,
+    output_text,
+    settled_turns,
+    turns_of,
+)
+from shared.kinds.chat import ChatResult, ToolSearch
+
+Event = dict[str, Any]
+
+PIECE_CHARS = 16
+"""The longest piece of a word that is written at once."""
+FIRST_WIDE = "\u1100"
+"""From Hangul on, writing has words of few letters, and often no spaces between them."""
+
+
+def cut(text: str, *, is_whole: bool) -> list[str]:
+    """The text in pieces: words, with the space before them. Where a piece ends depends on what
+    comes before it and on the next character; the last one is left out where none has come yet."""
+    pieces: list[str] = []
+    start = 0
+    for at in range(1, len(text)):
+        before, here = text[at - 1], text[at]
+        begins_space = here.isspace() and not before.isspace()
+        if begins_space or at - start >= PIECE_CHARS or before >= FIRST_WIDE:
+            pieces.append(text[start:at])
+            start = at
+    if is_whole and start < len(text):
+        pieces.append(text[start:])
+    return pieces
+
+
+def frame(event: Mapping[str, Any]) -> bytes:
+    data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+    return f"event: {event['type']}\ndata: {data}\n\n".encode("utf-8", "backslashreplace")
+
+
+@dataclass(kw_only=True)
+class _OpenMessage:
+    """The message that is being written."""
+
+    item: dict[str, Any]
+    waiting: str = ""
+    """What is not written yet."""
+    written_chars: int = 0
+
+
+@dataclass(kw_only=True)
+class ResponseEvents:
+    """Feed it `text` as it comes, and between two turns what was `settled`; then `end` it, or let
+    it fail. All of them give the events that are new to a reader who has had `starting_after`.
+    """
+
+    writer: ItemWriter
+    is_queued: bool
+    """Whether it says when the response has begun to run: one in the background may wait long."""
+    starting_after: int = -1
+    step_id: int | None = None
+    """The step whose text is being written."""
+    number: int = -1
+    """Of the last event."""
+    output: list[dict[str, Any]] = field(default_factory=list)
+    _passages: Passages = field(default_factory=Passages)
+    _turns: int = 0
+    """How many turns are settled."""
+    _calls: int = 0
+    """How many calls of the turn behind these are done."""
+    _is_searching: bool = False
+    """Whether the call behind these has been told of."""
+    _message: _OpenMessage | None = None
+    _message_is_done: bool = False
+    _is_running: bool = False
+
+    def begin(self, response: Mapping[str, Any]) -> Iterator[Event]:
+        """`response` is as it is before anything has come of it."""
+        if not self.is_queued:
+            yield from self._event("response.created", response=response)
+            yield from self._runs(response)
+            return
+        queued = {**response, "status": "queued"}
+        yield from self._event("response.created", response=queued)
+        yield from self._event("response.queued", response=queued)
+
+    def _runs(self, response: Mapping[str, Any]) -> Iterator[Event]:
+        if not self._is_running:
+            self._is_running = True
+            running = {**response, "status": "in_progress"}
+            yield from self._event("response.in_progress", response=running)
+
+    def text(self, step_id: int, text: str, response: Mapping[str, Any]) -> Iterator[Event]:
+        """More text of a step; what lies before the step is settled."""
+        yield from self._runs(response)
+        self.step_id = step_id
+        if self._message_is_done:  # an old step; nothing more of it is shown
+            return
+        message = self._message
+        if message is None:
+            message = self._new_message()
+            yield from self._begin(message)
+        message.waiting += text
+        yield from self._deltas(message, is_whole=False)
+
+    def settled(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        searches: Sequence[ToolSearch],
+        response: Mapping[str, Any],
+    ) -> Iterator[Event]:
+        """What the job has added to the dialogue so far. The last calls may still be at work."""
+        yield from self._runs(response)
+        found = {search.call_id: search for search in searches}
+        answered = {m["tool_call_id"] for m in messages if m["role"] == "tool"}
+        for turn in settled_turns(messages)[self._turns :]:
+            if not self._message_is_done:
+                yield from self._close_message(turn, "completed")
+            for call in turn.calls[self._calls :]:
+                if not self._is_searching:
+                    yield from self._search_begins(call)
+                if call["id"] not in answered:
+                    return
+                yield from self._search_ends(call, found.get(call["id"]))
+            if any(call["id"] not in answered for call in _all_calls(messages, self._turns)):
+                return
+            self._turns += 1
+            self._calls = 0
+            self._message_is_done = False
+
+    def end(
+        self,
+        result: ChatResult,
+        response: Mapping[str, Any],
+        logprobs: Sequence[Mapping[str, Any]] = (),
+    ) -> Iterator[Event]:
+        """Up to the last event. `response` is as it has ended, less its output."""
+        yield from self.settled(result.steps, result.searches, response)
+        last = turns_of(result)[-1]
+        status = "incomplete" if response["status"] == "incomplete" else "completed"
+        yield from self._close_message(last, status, logprobs)
+        for call in last.calls:
+            yield from self._function_call(call)
+        whole = {**response, "output": self.output}
+        yield from self._event(f"response.{response['status']}", response=whole)
+
+    def fail(self, response: Mapping[str, Any]) -> Iterator[Event]:
+        yield from self._runs({**response, "error": None})
+        yield from self._event("response.failed", response=response)
+
+    def _event(self, type_: str, **fields: Any) -> Iterator[Event]:
+        self.number += 1
+        if self.number > self.starting_after:
+            yield {"type": type_, "sequence_number": self.number, **fields}
+
+    # Messages
+
+    def _new_message(self) -> _OpenMessage:
+        item = self.writer.message(len(self.output), [], "in_progress")
+        self._message = _OpenMessage(item=item)
+        return self._message
+
+    def _begin(self, message: _OpenMessage) -> Iterator[Event]:
+        item = message.item
+        yield from self._event(
+            "response.output_item.added", output_index=len(self.output), item=item
+        )
+        yield from self._event(
+            "response.content_part.added", **self._part_of(item), part=output_text("", [])
+        )
+
+    def _part_of(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        return {"item_id": item["id"], "output_index": len(self.output), "content_index": 0}
+
+    def _deltas(self, message: _OpenMessage, *, is_whole: bool) -> Iterator[Event]:
+        pieces = cut(message.waiting, is_whole=is_whole)
+        chars = sum(map(len, pieces))
+        message.waiting = message.waiting[chars:]
+        message.written_chars += chars
+        for piece in pieces:
+            yield from self._event(
+                "response.output_text.delta",
+                **self._part_of(message.item),
+                delta=piece,
+                logprobs=[],
+            )
+
+    def _close_message(
+        self, turn: Turn, status: str, logprobs: Sequence[Mapping[str, Any]] = ()
+    ) -> Iterator[Event]:
+        self._message_is_done = True
+        if not turn.has_message:
+            return
+        message = self._message
+        if message is None:
+            message = self._new_message()
+            yield from self._begin(message)
+        # The whole text is known now; what was written is its beginning.
+        message.waiting = turn.text[message.written_chars :]
+        yield from self._deltas(message, is_whole=True)
+        self._message = None
+        annotations = citations(turn.text, self._passages)
+        part = output_text(turn.text, annotations, logprobs)
+        item = self.writer.message(len(self.output), [part], status)
+        place = self._part_of(item)
+        for number, annotation in enumerate(annotations):
+            yield from self._event(
+                "response.output_text.annotation.added",
+                **place,
+                annotation_index=number,
+                annotation=annotation,
+            )
+        yield from self._event(
+            "response.output_text.done",
+            **place,
+            text=turn.text,
+            logprobs=[_without_bytes(logprob) for logprob in logprobs],
+        )
+        yield from self._event("response.content_part.done", **place, part=part)
+        yield from self._done(item)
+
+    # Calls
+
+    def _search_begins(self, call: Mapping[str, Any]) -> Iterator[Event]:
+        self._is_searching = True
+        item = self.writer.file_search_call(len(self.output), call, None)
+        item = {**item, "status": "in_progress"}
+        place = {"item_id": item["id"], "output_index": len(self.output)}
+        yield from self._event(
+            "response.output_item.added", output_index=len(self.output), item=item
+        )
+        yield from self._event("response.file_search_call.in_progress", **place)
+        yield from self._event("response.file_search_call.searching", **place)
+
+    def _search_ends(self, call: Mapping[str, Any], search: ToolSearch | None) -> Iterator[Event]:
+        if search is not None:
+            self._passages.add(search)
+        item = self.writer.file_search_call(len(self.output), call, search)
+        place = {"item_id": item["id"], "output_index": len(self.output)}
+        yield from self._event("response.file_search_call.completed", **place)
+        yield from self._done(item)
+        self._calls += 1
+        self._is_searching = False
+
+    def _function_call(self, call: Mapping[str, Any]) -> Iterator[Event]:
+        item = self.writer.function_call(len(self.output), call)
+        place = {"item_id": item["id"], "output_index": len(self.output)}
+        begun = {**item, "arguments": "", "status": "in_progress"}
+        yield from self._event(
+            "response.output_item.added", output_index=len(self.output), item=begun
+        )
+        yield from self._event(
+            "response.function_call_arguments.delta", **place, delta=item["arguments"]
+        )
+        yield from self._event(
+            "response.function_call_arguments.done",
+            **place,
+            name=item["name"],
+            arguments=item["arguments"],
+        )
+        yield from self._done(item)
+
+    def _done(self, item: dict[str, Any]) -> Iterator[Event]:
+        index = len(self.output)
+        self.output.append(item)
+        yield from self._event("response.output_item.done", output_index=index, item=item)
+
+
+def _all_calls(messages: Sequence[Mapping[str, Any]], turn: int) -> Sequence[Mapping[str, Any]]:
+    """Also those that are not shown."""
+    said = [message for message in messages if message["role"] == "assistant"]
+    calls: Sequence[Mapping[str, Any]] = said[turn].get("tool_calls", ())
+    return calls
+
+
+def _without_bytes(logprob: Mapping[str, Any]) -> dict[str, Any]:
+    top = [{"token": one["token"], "logprob": one["logprob"]} for one in logprob["top_logprobs"]]
+    return {"token": logprob["token"], "logprob": logprob["logprob"], "top_logprobs": top}
+
+
+def output_of(
+    writer: ItemWriter,
+    result: ChatResult,
+    *,
+    is_incomplete: bool,
+    logprobs: Sequence[Mapping[str, Any]] = (),
+) -> list[dict[str, Any]]:
+    """The items of a response that has ended: those that its events add up to."""
+    events = ResponseEvents(writer=writer, is_queued=False, starting_after=2**62)
+    status = "incomplete" if is_incomplete else "completed"
+    for _ in events.end(result, {"status": status}, logprobs):
+        pass
+    return events.output
