@@ -272,6 +272,11 @@ def get(session: Session, file_id: UUID) -> File:
     return file
 
 
+def get_all(session: Session, file_ids: Sequence[UUID]) -> list[File]:
+    """Those of the files that there are, in no order."""
+    return list(session.scalars(select(File).where(File.id == func.any(list(file_ids)))))
+
+
 def require(session: Session, file_ids: Sequence[UUID]) -> None:
     """Raises NotFound for the first of the files that is not there."""
     known = set(session.scalars(select(File.id).where(File.id == func.any(list(file_ids)))))

@@ -19,7 +19,7 @@ from api.schemas import JobRequest, JobView, ProgressView
 from shared import conversations
 from shared.addresses import is_allowed, literal
 from shared.config import HttpSettings, Settings, WebhookSettings
-from shared.database.transaction import Ledger
+from shared.database.transaction import Ledger, Transaction
 from shared.errors import InvalidInput, NotFound, QueueFull
 from shared.jobs import queues, submission
 from shared.jobs.queues import KEEP_FACTOR
@@ -185,9 +185,15 @@ def submit(ledger: Ledger, admission: Admission, new: NewJob) -> Submitted:
             if replayed is None:
                 raise
             return replayed
-        _require_collection(session, new)
-        _require(session, [new])
-        return submission.submit(session, new)
+        return add(session, new)
+
+
+def add(session: Transaction, new: NewJob) -> Submitted:
+    """Submit a job that its queue has admitted, in the caller's transaction. Raises what `submit`
+    does besides."""
+    _require_collection(session, new)
+    _require(session, [new])
+    return submission.submit(session, new)
 
 
 def submit_batch(ledger: Ledger, admission: Admission, new: list[NewJob]) -> list[UUID]:

@@ -319,7 +319,10 @@ def page(
         where = " AND ".join(of_documents)
         parts.append(f"({_DOCUMENT_COLUMNS}{where} ORDER BY d.id {direction} LIMIT :limit)")
     rows = session.execute(
-        text(f"{' UNION ALL '.join(parts)} ORDER BY key {direction} LIMIT :limit"),
+        text(
+            f"SELECT * FROM ({' UNION ALL '.join(parts)}) files "
+            f"ORDER BY key {direction} LIMIT :limit"
+        ),
         {
             "collection_id": collection_id,
             "limit": limit,

@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter
 
-from api.compat.openai import conversations, models, responses
+from api.compat.openai import conversations, files, models, responses, vector_stores
 from api.compat.openai.dialect import OPENAI, PREFIX
 
 router = APIRouter(prefix=PREFIX, tags=[OPENAI.tag])
 
-for module in (models, responses, conversations):
+for module in (models, files, vector_stores, responses, conversations):
     router.include_router(module.router)

@@ -1,0 +1,1280 @@
+"""`/vector_stores`: collections, their documents and searches, as OpenAI's API has them.
+
+A vector store is a collection, whoever made it: `vs_` and the digits of its id. It may be named by
+the name of the collection as well. Its files are uploads that were put into it, by the id of the
+upload, and documents that came in another way, by their own ids
+(`shared/documents/attachments.py`). Putting files into it is one `ingest` job, which is a file
+batch, too.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from fastapi import APIRouter, Body, Query, Response
+from pydantic import AfterValidator, BaseModel, Field, PlainValidator, StrictBool, model_validator
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from api.compat import calls
+from api.compat.calls import Caller, CallerDep
+from api.compat.openai.dialect import OPENAI, WireShape, id_of, uuid_of
+from api.compat.openai.files import answer, erase, file_id_of, file_uuid, invalid, seconds
+from api.deps import Parts, PartsDep
+from api.http.body import StrictRoute
+from api.jobs import submission, waiting
+from shared import files
+from shared.bounds import (
+    COLLECTION_NAME,
+    INT64_MAX,
+    FullLine,
+    Line,
+    Text,
+    is_storable_text,
+    nfc,
+    nfc_metadata,
+    shown,
+)
+from shared.config import EXTRACTIVE
+from shared.database.transaction import Transaction
+from shared.documents import attachments, collections, documents, erasure, ingest_items
+from shared.documents.attachments import AttachedFile, AttachmentState, Counts, NewAttachment
+from shared.documents.ingest_items import Outcome
+from shared.errors import NotFound
+from shared.filters import MetadataFilter, escaped
+from shared.jobs import jobs
+from shared.kinds import registry as kinds
+from shared.kinds.chat import ChatInput
+from shared.kinds.erase import EraseInput
+from shared.kinds.ingest import DocumentSource, FileSource, IngestInput, Splitter, SplitterType
+from shared.kinds.search import Hit, SearchInput, SearchOptions, SearchType
+from shared.tables import Collection, File, IngestItem, Job
+from shared.vocabulary import ENDED, Lane, Queue, State
+
+STORE_PREFIX = "vs_"
+BATCH_PREFIX = "vsfb_"
+LIMIT_PAIRS = 16
+LIMIT_KEY_CHARS = 64
+LIMIT_VALUE_CHARS = 512
+LIMIT_STORE_FILES = 500
+LIMIT_BATCH_FILES = 2000
+POLL_AFTER_MS = {"openai-poll-after-ms": "250"}
+"""When clients that wait for a file are to look again."""
+CONTENT_PAGE_CHUNKS = 500
+
+router = APIRouter(route_class=StrictRoute)
+
+
+# What clients send.
+
+
+def _pairs(value: Any, types: tuple[type, ...], kinds_: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("must be an object")
+    if len(value) > LIMIT_PAIRS:
+        raise ValueError(f"has {len(value):,} keys; {LIMIT_PAIRS} are allowed")
+    for key, item in value.items():
+        if not isinstance(key, str) or not 1 <= len(key) <= LIMIT_KEY_CHARS:
+            raise ValueError(f"{shown(key)}: a key has 1 to {LIMIT_KEY_CHARS} characters")
+        if not isinstance(item, types):
+            raise ValueError(f"{shown(key)} must be {kinds_}")
+        if isinstance(item, str) and len(item) > LIMIT_VALUE_CHARS:
+            raise ValueError(f"{shown(key)} is longer than {LIMIT_VALUE_CHARS} characters")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"{shown(key)} is no finite number")
+        if isinstance(item, int) and not -INT64_MAX - 1 <= item <= INT64_MAX:
+            raise ValueError(f"{shown(key)} has more than 64 bits; send it as a string")
+        if not all(is_storable_text(text) for text in (key, item) if isinstance(text, str)):
+            raise ValueError(f"{shown(key)} holds a NUL character or half of a surrogate pair")
+    read: dict[str, Any] = nfc_metadata(value)
+    return read
+
+
+Attributes = Annotated[
+    dict[str, Any],
+    PlainValidator(
+        lambda value: _pairs(value, (str, int, float, bool), "a string, a number or a boolean"),
+        json_schema_input_type=dict[str, str | float | bool],
+    ),
+]
+StoreMetadata = Annotated[
+    dict[str, Any],
+    PlainValidator(
+        lambda value: _pairs(value, (str,), "a string"), json_schema_input_type=dict[str, str]
+    ),
+]
+StoreName = Annotated[Line, AfterValidator(nfc)]
+
+
+class StoreExpiry(WireShape):
+    anchor: Literal["last_active_at"]
+    days: Annotated[int, Field(ge=1, le=365)]
+
+
+class StaticSizes(WireShape):
+    max_chunk_size_tokens: Annotated[int, Field(ge=100, le=4096)]
+    chunk_overlap_tokens: Annotated[int, Field(ge=0, le=2048)]
+
+    @model_validator(mode="after")
+    def _overlap_is_half_at_most(self) -> Self:
+        if 2 * self.chunk_overlap_tokens > self.max_chunk_size_tokens:
+            raise ValueError("chunk_overlap_tokens is at most half of max_chunk_size_tokens")
+        return self
+
+
+class AutoChunking(WireShape):
+    """Chunks that the collection's model reads to their ends."""
+
+    type: Literal["auto"]
+
+
+class StaticChunking(WireShape):
+    type: Literal["static"]
+    static: StaticSizes
+
+
+Chunking = Annotated[AutoChunking | StaticChunking, Field(discriminator="type")]
+FileIds = Annotated[list[FullLine], Field(fail_fast=True, max_length=LIMIT_STORE_FILES)]
+
+
+class NewVectorStore(WireShape):
+    name: StoreName | None = None
+    description: Line | None = None
+    """Taken, and not kept."""
+    file_ids: FileIds | None = None
+    chunking_strategy: Chunking | None = None
+    expires_after: StoreExpiry | None = None
+    metadata: StoreMetadata | None = None
+
+
+class VectorStoreChange(WireShape):
+    """What is null, or left out, stays as it is; but for `expires_after`, of which null means that
+    the vector store does not expire any more."""
+
+    name: StoreName | None = None
+    expires_after: StoreExpiry | None = None
+    metadata: StoreMetadata | None = None
+    never_expires: Annotated[StrictBool, Field(exclude=True)] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_never(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            if "never_expires" in value:
+                raise ValueError("never_expires is no field; send expires_after as null")
+            if "expires_after" in value and value["expires_after"] is None:
+                return {**value, "never_expires": True}
+        return value
+
+
+class NewVectorStoreFile(WireShape):
+    file_id: FullLine
+    attributes: Attributes | None = None
+    chunking_strategy: Chunking | None = None
+
+
+class NewFileBatch(WireShape):
+    file_ids: (
+        Annotated[list[FullLine], Field(fail_fast=True, min_length=1, max_length=LIMIT_BATCH_FILES)]
+        | None
+    ) = None
+    files: (
+        Annotated[
+            list[NewVectorStoreFile],
+            Field(fail_fast=True, min_length=1, max_length=LIMIT_BATCH_FILES),
+        ]
+        | None
+    ) = None
+    attributes: Attributes | None = None
+    chunking_strategy: Chunking | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.file_ids is None) == (self.files is None):
+            raise ValueError("send either file_ids or files")
+        if self.files is not None and (self.attributes or self.chunking_strategy):
+            raise ValueError(
+                "attributes and chunking_strategy of `files` stand beside each file_id; leave them "
+                "out here"
+            )
+        return self
+
+    @property
+    def entries(self) -> list[NewVectorStoreFile]:
+        """Each file with what goes with it."""
+        if self.files is not None:
+            return list(self.files)
+        return [
+            NewVectorStoreFile(
+                file_id=file_id,
+                attributes=self.attributes,
+                chunking_strategy=self.chunking_strategy,
+            )
+            for file_id in dict.fromkeys(self.file_ids or ())
+        ]
+
+
+class AttributeChange(WireShape):
+    """`attributes` null takes all of them away."""
+
+    attributes: Attributes | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_there(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "attributes" not in value:
+            raise ValueError("attributes is required; null takes all of them away")
+        return value
+
+
+RANKERS: Mapping[str, SearchType] = {
+    "auto": SearchType.HYBRID,
+    "default-2024-11-15": SearchType.HYBRID,
+    "default_2024_08_21": SearchType.HYBRID,
+    "none": SearchType.SIMILARITY,
+}
+"""What a ranker is here: words and meaning together, or meaning alone."""
+
+
+class RankingOptions(WireShape):
+    ranker: Literal["auto", "default-2024-11-15", "default_2024_08_21", "none"] = "auto"
+    score_threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0
+
+
+WireFilter = Annotated[dict[str, Any], PlainValidator(lambda value: _filter(value))]
+
+
+def _filter(value: Any) -> dict[str, Any]:
+    """A filter of this API as one of ours, read once to see that it can be."""
+    read = translate_filter(value)
+    MetadataFilter.read(read)
+    return read
+
+
+class VectorStoreSearch(WireShape):
+    query: Text | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=50)]
+    max_num_results: Annotated[int, Field(ge=1, le=50)] = 10
+    filters: WireFilter | None = None
+    ranking_options: RankingOptions = RankingOptions()
+    rewrite_query: StrictBool = False
+
+    @property
+    def queries(self) -> list[str]:
+        return [self.query] if isinstance(self.query, str) else list(self.query)
+
+
+# Filters: comparisons by type, joined by and and or.
+
+_COMPARISONS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
+_JOINTS = ("and", "or")
+_LIMIT_DEPTH = 16
+
+
+def translate_filter(value: Any, depth: int = 1) -> dict[str, Any]:
+    """A comparison or compound filter as a filter on metadata (`shared/filters.py`). Raises
+    ValueError."""
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            'must be an object such as {"type": "eq", "key": "team", "value": "office"}'
+        )
+    if depth > _LIMIT_DEPTH:
+        raise ValueError(f"is nested deeper than {_LIMIT_DEPTH} levels; flatten it")
+    type_ = value.get("type")
+    allowed = {"type", "filters"} if type_ in _JOINTS else {"type", "key", "value"}
+    if type_ not in (*_COMPARISONS, *_JOINTS):
+        raise ValueError(
+            f"type is {shown(type_)}; it must be one of {', '.join((*_COMPARISONS, *_JOINTS))}"
+        )
+    if missing := sorted(allowed - value.keys()):
+        raise ValueError(f"{missing[0]} is missing in a filter of type {type_}")
+    if unknown := sorted(map(str, value.keys() - allowed)):
+        raise ValueError(f"{shown(unknown[0])} is no field of a filter of type {type_}")
+    if type_ in _JOINTS:
+        parts = value["filters"]
+        if not isinstance(parts, list) or not parts:
+            raise ValueError("filters must be a list of filters, with one at least")
+        return {f"${type_}": [translate_filter(part, depth + 1) for part in parts]}
+    key = value["key"]
+    if not isinstance(key, str) or not key:
+        raise ValueError("key must be the name of an attribute")
+    return {escaped(key): {f"${type_}": value["value"]}}
+
+
+# What clients get.
+
+
+class FileCounts(BaseModel):
+    in_progress: int
+    completed: int
+    failed: int
+    cancelled: int
+    total: int
+
+    @classmethod
+    def of(cls, counts: Counts) -> Self:
+        return cls(
+            in_progress=counts.in_progress,
+            completed=counts.completed,
+            failed=counts.failed,
+            cancelled=counts.cancelled,
+            total=counts.total,
+        )
+
+
+class ExpiryView(BaseModel):
+    anchor: Literal["last_active_at"] = "last_active_at"
+    days: int
+
+
+class VectorStore(BaseModel):
+    """A collection; `name` is the collection's where it has no other."""
+
+    id: str
+    object: Literal["vector_store"] = "vector_store"
+    created_at: int
+    name: str
+    usage_bytes: int
+    file_counts: FileCounts
+    status: Literal["expired", "in_progress", "completed"]
+    expires_after: ExpiryView | None = None
+    expires_at: int | None = None
+    last_active_at: int
+    metadata: dict[str, str]
+
+
+class VectorStoreList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[VectorStore]
+    first_id: str
+    last_id: str
+    has_more: bool
+
+
+class VectorStoreDeleted(BaseModel):
+    id: str
+    object: Literal["vector_store.deleted"] = "vector_store.deleted"
+    deleted: bool
+
+
+class LastError(BaseModel):
+    code: Literal["server_error", "unsupported_file", "invalid_file"]
+    message: str
+
+
+class VectorStoreFile(BaseModel):
+    """`chunking_strategy` is `other` where the sizes were not fixed by the request."""
+
+    id: str
+    object: Literal["vector_store.file"] = "vector_store.file"
+    usage_bytes: int
+    created_at: int
+    vector_store_id: str
+    status: AttachmentState
+    last_error: LastError | None
+    chunking_strategy: dict[str, Any]
+    attributes: dict[str, str | int | float | bool] | None
+
+
+class VectorStoreFileList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[VectorStoreFile]
+    first_id: str
+    last_id: str
+    has_more: bool
+
+
+class VectorStoreFileDeleted(BaseModel):
+    id: str
+    object: Literal["vector_store.file.deleted"] = "vector_store.file.deleted"
+    deleted: bool
+
+
+class VectorStoreFileBatch(BaseModel):
+    id: str
+    object: Literal["vector_store.files_batch"] = "vector_store.files_batch"
+    created_at: int
+    vector_store_id: str
+    status: Literal["in_progress", "completed", "cancelled", "failed"]
+    file_counts: FileCounts
+
+
+class TextPart(BaseModel):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class VectorStoreFileContent(BaseModel):
+    object: Literal["vector_store.file_content.page"] = "vector_store.file_content.page"
+    data: list[TextPart]
+    has_more: bool = False
+    next_page: str | None = None
+
+
+class FoundFile(BaseModel):
+    """A passage that a search has found, and the file that it is of."""
+
+    file_id: str
+    filename: str
+    score: float
+    attributes: dict[str, str | int | float | bool] | None
+    content: list[TextPart]
+
+
+class VectorStoreHits(BaseModel):
+    object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
+    search_query: list[str]
+    data: list[FoundFile]
+    has_more: bool = False
+    next_page: str | None = None
+
+
+def _whole(view: BaseModel, headers: Mapping[str, str] | None = None) -> Response:
+    """With what is None."""
+    return Response(
+        view.model_dump_json(),
+        media_type="application/json",
+        headers=dict(headers) if headers else None,
+    )
+
+
+def store_id_of(id_: UUID) -> str:
+    return id_of(STORE_PREFIX, id_)
+
+
+def batch_id_of(job_id: UUID) -> str:
+    return id_of(BATCH_PREFIX, job_id)
+
+
+def shown_attributes(metadata: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
+    """As much of any metadata as attributes may be."""
+    fitting = {
+        key: value
+        for key, value in metadata.items()
+        if len(key) <= LIMIT_KEY_CHARS
+        and isinstance(value, str | int | float | bool)
+        and not (isinstance(value, str) and len(value) > LIMIT_VALUE_CHARS)
+    }
+    return dict(list(fitting.items())[:LIMIT_PAIRS])
+
+
+# Vector stores.
+
+
+def find_store(
+    session: Session, vector_store_id: str, param: str = "vector_store_id"
+) -> Collection:
+    """The collection behind an id, or of that name. Raises ProblemError."""
+    collection = None
+    try:
+        id_ = uuid_of(STORE_PREFIX, vector_store_id, "vector store")
+    except NotFound:
+        if re.fullmatch(COLLECTION_NAME, vector_store_id):
+            query = select(Collection).where(
+                Collection.name == vector_store_id, Collection.erasing_at.is_(None)
+            )
+            collection = session.scalars(query).first()
+    else:
+        collection = collections.find_store(session, id_)
+    if collection is None:
+        raise invalid(
+            param,
+            f"There is no vector store {shown(vector_store_id)}. GET /openai/v1/vector_stores "
+            "lists them.",
+            status=404,
+        )
+    return collection
+
+
+def usable_store(
+    session: Session, vector_store_id: str, param: str = "vector_store_id"
+) -> Collection:
+    """The same, for what counts as a use of it. Raises ProblemError for one that has expired."""
+    collection = find_store(session, vector_store_id, param)
+    days = collection.expires_after_days
+    if days is not None:
+        used_at = collections.last_use(session, [collection])[collection.id]
+        if used_at + timedelta(days=days) <= datetime.now(UTC):
+            raise invalid(
+                param,
+                f"Vector store {vector_store_id} has expired, and is about to be erased. Make "
+                "another one.",
+            )
+    return collection
+
+
+def _views(session: Session, rows: Sequence[Collection]) -> list[VectorStore]:
+    ids = [row.id for row in rows]
+    if not ids:
+        return []
+    attachments.settle(session, ids)
+    summaries = {summary.id: summary for summary in collections.summaries(session, rows)}
+    numbers = {id_: summary.documents for id_, summary in summaries.items()}
+    counts = attachments.counts(session, numbers)
+    used = collections.last_use(session, rows)
+    now = session.scalar(select(func.now())) or datetime.now(UTC)
+    return [_view(row, summaries[row.id], counts[row.id], used[row.id], now) for row in rows]
+
+
+def _view(
+    row: Collection,
+    summary: collections.Summary,
+    counts: Counts,
+    used_at: datetime,
+    now: datetime,
+) -> VectorStore:
+    days = row.expires_after_days
+    ends = None if days is None else used_at + timedelta(days=days)
+    status: Literal["expired", "in_progress", "completed"] = "completed"
+    if ends is not None and ends <= now:
+        status = "expired"
+    elif counts.in_progress:
+        status = "in_progress"
+    return VectorStore(
+        id=store_id_of(row.id),
+        created_at=seconds(row.created_at),
+        name=row.name if row.display_name is None else row.display_name,
+        usage_bytes=summary.size_bytes,
+        file_counts=FileCounts.of(counts),
+        status=status,
+        expires_after=None if days is None else ExpiryView(days=days),
+        expires_at=None if ends is None else seconds(ends),
+        last_active_at=seconds(used_at),
+        metadata={key: str(value) for key, value in row.meta.items()},
+    )
+
+
+DOCUMENTED = OPENAI.documented(400, 401, 404, 503)
+WITH_JOBS = OPENAI.documented(400, 401, 404, 409, 429, 500, 503, 504)
+
+
+@router.post("/vector_stores", response_model=VectorStore, responses=WITH_JOBS)
+def create_vector_store(
+    parts: PartsDep, caller: CallerDep, request: Annotated[NewVectorStore | None, Body()] = None
+) -> Response:
+    """Make a vector store, which is a collection with the server's embedding model."""
+    request = request or NewVectorStore()
+    entries = [
+        NewVectorStoreFile(file_id=file_id, chunking_strategy=request.chunking_strategy)
+        for file_id in dict.fromkeys(request.file_ids or ())
+    ]
+    try:
+        view = _make_store(parts, caller, request, entries)
+    except _MadeBefore as error:
+        with parts.ledger.begin() as session:
+            (view,) = _views(session, [find_store(session, error.collection)])
+    return answer(view)
+
+
+class _MadeBefore(Exception):
+    """The Idempotency-Key stands for the job that filled this collection; no other is made."""
+
+    def __init__(self, collection: str) -> None:
+        super().__init__(collection)
+        self.collection = collection
+
+
+def _make_store(
+    parts: Parts, caller: Caller, request: NewVectorStore, entries: Sequence[NewVectorStoreFile]
+) -> VectorStore:
+    with parts.ledger.begin() as session:
+        if entries:
+            parts.admission.admit(session, Queue.INGEST, caller.fair_key)
+        collection = collections.make_store(
+            session,
+            collections.Spec(embedding_model=parts.settings.embedding_model),
+            display_name=request.name,
+            metadata=request.metadata or {},
+            expires_after_days=request.expires_after.days if request.expires_after else None,
+        )
+        if entries:
+            job = _attach(parts, caller, session, collection, entries, param="file_ids")
+            if job.collection != collection.name:
+                raise _MadeBefore(str(job.collection))
+        (view,) = _views(session, [collection])
+    return view
+
+
+@router.get("/vector_stores", response_model=VectorStoreList, responses=DOCUMENTED)
+def list_vector_stores(
+    parts: PartsDep,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    before: Annotated[str | None, Query(max_length=64)] = None,
+) -> Response:
+    """All collections by age, the newest first unless `order` says otherwise."""
+    with parts.ledger.begin() as session:
+        rows = collections.store_page(
+            session,
+            limit=limit + 1,
+            newest_first=order == "desc",
+            behind=None if after is None else uuid_of(STORE_PREFIX, after, "vector store"),
+            before=None if before is None else uuid_of(STORE_PREFIX, before, "vector store"),
+        )
+        has_more = len(rows) > limit
+        rows = _cut_page(rows, limit, is_backwards=before is not None and after is None)
+        views = _views(session, rows)
+    return answer(
+        VectorStoreList(
+            data=views,
+            first_id=views[0].id if views else "",
+            last_id=views[-1].id if views else "",
+            has_more=has_more,
+        )
+    )
+
+
+def _cut_page(rows: list[Any], limit: int, *, is_backwards: bool) -> list[Any]:
+    """Without the row that only says that there are more."""
+    return rows[-limit:] if is_backwards else rows[:limit]
+
+
+@router.get("/vector_stores/{vector_store_id}", response_model=VectorStore, responses=DOCUMENTED)
+def get_vector_store(parts: PartsDep, vector_store_id: str) -> Response:
+    """A vector store, and how many files of it are in which state."""
+    with parts.ledger.begin() as session:
+        (view,) = _views(session, [find_store(session, vector_store_id)])
+    return answer(view)
+
+
+@router.post("/vector_stores/{vector_store_id}", response_model=VectorStore, responses=DOCUMENTED)
+def change_vector_store(
+    parts: PartsDep, vector_store_id: str, request: Annotated[VectorStoreChange, Body()]
+) -> Response:
+    """Change what a vector store is called, its metadata, or when it expires."""
+    with parts.ledger.begin() as session:
+        collection = find_store(session, vector_store_id)
+        if request.name is not None:
+            collection.display_name = request.name
+        if request.metadata is not None:
+            collection.meta = request.metadata
+        if request.never_expires:
+            collection.expires_after_days = None
+        elif request.expires_after is not None:
+            collection.expires_after_days = request.expires_after.days
+            collection.used_at = func.now()
+        session.flush()
+        session.refresh(collection)
+        (view,) = _views(session, [collection])
+    return answer(view)
+
+
+@router.delete(
+    "/vector_stores/{vector_store_id}", response_model=VectorStoreDeleted, responses=WITH_JOBS
+)
+async def delete_vector_store(parts: PartsDep, caller: CallerDep, vector_store_id: str) -> Response:
+    """Erase a collection with all its text and vectors. The files that it was made of stay."""
+
+    def find() -> tuple[UUID, str]:
+        with parts.ledger.read() as session:
+            collection = find_store(session, vector_store_id)
+            return collection.id, collection.name
+
+    id_, name = await run_in_threadpool(find)
+    await waiting.erase(
+        parts,
+        EraseInput(collection=name),
+        fair_key=caller.fair_key,
+        preferences=(),
+        require=lambda session: erasure.require_collection(session, name),
+        hide=lambda session: erasure.hide_collection(session, name),
+    )
+    return answer(VectorStoreDeleted(id=store_id_of(id_), deleted=True))
+
+
+# Files of vector stores.
+
+
+def _attach(
+    parts: Parts,
+    caller: Caller,
+    session: Transaction,
+    collection: Collection,
+    entries: Sequence[NewVectorStoreFile],
+    *,
+    param: str,
+) -> Job:
+    """Submit the job that puts files into a collection, and note them. Their queue has admitted it
+    already. Raises ProblemError for a file that is not there."""
+    collections.hold(session, collection.id)
+    uploads = _uploads(session, [entry.file_id for entry in entries], param)
+    names = attachments.sources_of(session, collection.id, uploads)
+    splitters = [_splitter(entry.chunking_strategy) for entry in entries]
+    # What all files have in common is noted once.
+    common = splitters[0] if all(splitter == splitters[0] for splitter in splitters) else None
+    job_input = IngestInput(
+        collection=collection.name,
+        sources=[
+            FileSource(
+                type="file",
+                file_id=str(upload.id),
+                name=names[upload.id],
+                metadata=entry.attributes or None,
+                splitter=None if common else splitter,
+            )
+            for entry, upload, splitter in zip(entries, uploads, splitters, strict=True)
+        ],
+        splitter=common or Splitter(),
+    )
+    identity = [entry.model_dump(mode="json") for entry in entries]
+    new = calls.new_job(parts, caller, kinds.INGEST, job_input, identity=identity, lane=Lane.NORMAL)
+    made = submission.add(session, new)
+    if made.is_new:
+        attachments.add(
+            session,
+            collection.id,
+            made.id,
+            [
+                NewAttachment(
+                    file_id=upload.id,
+                    source=names[upload.id],
+                    attributes=entry.attributes or {},
+                    splitter=_noted(entry.chunking_strategy),
+                )
+                for entry, upload in zip(entries, uploads, strict=True)
+            ],
+        )
+        collection.used_at = func.now()
+        session.flush()
+        session.refresh(collection)
+    return jobs.get(session, made.id)
+
+
+def _uploads(session: Session, file_ids: Sequence[str], param: str) -> list[File]:
+    """In their order. Raises ProblemError."""
+    if len(set(file_ids)) < len(file_ids):
+        raise invalid(param, f"{param} names a file twice; send each once.")
+    ids = [file_uuid(file_id) for file_id in file_ids]
+    rows = {row.id: row for row in files.get_all(session, ids)}
+    for file_id, id_ in zip(file_ids, ids, strict=True):
+        if id_ not in rows:
+            raise invalid(
+                param,
+                f"There is no file {file_id}; upload it with POST /openai/v1/files.",
+                status=404,
+            )
+    return [rows[id_] for id_ in ids]
+
+
+def _splitter(chunking: AutoChunking | StaticChunking | None) -> Splitter:
+    if not isinstance(chunking, StaticChunking):
+        return Splitter()
+    return Splitter(
+        type=SplitterType.TOKEN,
+        chunk_size=chunking.static.max_chunk_size_tokens,
+        chunk_overlap=chunking.static.chunk_overlap_tokens,
+    )
+
+
+def _noted(chunking: AutoChunking | StaticChunking | None) -> dict[str, Any]:
+    """The strategy as answers show it."""
+    if isinstance(chunking, StaticChunking):
+        return chunking.model_dump(mode="json")
+    return {"type": "other"}
+
+
+def _file_view(collection_id: UUID, file: AttachedFile) -> VectorStoreFile:
+    error = None
+    if file.state is AttachmentState.FAILED:
+        message = file.message or "It could not be ingested."
+        error = LastError(code=_error_code(message), message=message)
+    return VectorStoreFile(
+        id=file_id_of(file.id),
+        usage_bytes=file.size_bytes,
+        created_at=seconds(file.created_at),
+        vector_store_id=store_id_of(collection_id),
+        status=file.state,
+        last_error=error,
+        chunking_strategy=dict(file.splitter or {"type": "other"}),
+        attributes=shown_attributes(file.attributes),
+    )
+
+
+_UNSUPPORTED = re.compile(r"cannot be read|can be ingested|is no text|not a format", re.I)
+
+
+def _error_code(message: str) -> Literal["server_error", "unsupported_file", "invalid_file"]:
+    if re.search(r"server|worker|internal|storage", message, re.I):
+        return "server_error"
+    return "unsupported_file" if _UNSUPPORTED.search(message) else "invalid_file"
+
+
+@router.post(
+    "/vector_stores/{vector_store_id}/files", response_model=VectorStoreFile, responses=WITH_JOBS
+)
+def create_vector_store_file(
+    parts: PartsDep,
+    caller: CallerDep,
+    vector_store_id: str,
+    request: Annotated[NewVectorStoreFile, Body()],
+) -> Response:
+    """Put an upload into a vector store: an `ingest` job, which goes on behind the answer."""
+    with parts.ledger.begin() as session:
+        parts.admission.admit(session, Queue.INGEST, caller.fair_key)
+        collection = usable_store(session, vector_store_id)
+        job = _attach(parts, caller, session, collection, [request], param="file_id")
+        file = attachments.get(session, collection.id, file_uuid(request.file_id))
+        assert file is not None  # it was just noted
+        view = _file_view(collection.id, file)
+    return _whole(view, POLL_AFTER_MS | {calls.JOB_ID: str(job.id)})
+
+
+@router.get(
+    "/vector_stores/{vector_store_id}/files",
+    response_model=VectorStoreFileList,
+    responses=DOCUMENTED,
+)
+def list_vector_store_files(
+    parts: PartsDep,
+    vector_store_id: str,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    before: Annotated[str | None, Query(max_length=64)] = None,
+    filter: AttachmentState | None = None,
+) -> Response:
+    """The files of a vector store by age, the newest first unless `order` says otherwise."""
+    with parts.ledger.begin() as session:
+        collection = find_store(session, vector_store_id)
+        view = _file_page(session, collection, limit, order, after, before, filter)
+    return _whole(view)
+
+
+def _file_page(
+    session: Session,
+    collection: Collection,
+    limit: int,
+    order: str,
+    after: str | None,
+    before: str | None,
+    state: AttachmentState | None,
+    job_id: UUID | None = None,
+) -> VectorStoreFileList:
+    attachments.settle(session, [collection.id])
+    rows = attachments.page(
+        session,
+        collection.id,
+        limit=limit + 1,
+        newest_first=order == "desc",
+        behind=_key(session, collection, after, "after"),
+        before=_key(session, collection, before, "before"),
+        state=state,
+        job_id=job_id,
+    )
+    has_more = len(rows) > limit
+    rows = _cut_page(rows, limit, is_backwards=before is not None and after is None)
+    views = [_file_view(collection.id, row) for row in rows]
+    return VectorStoreFileList(
+        data=views,
+        first_id=views[0].id if views else "",
+        last_id=views[-1].id if views else "",
+        has_more=has_more,
+    )
+
+
+def _key(session: Session, collection: Collection, file_id: str | None, param: str) -> UUID | None:
+    """What the list is sorted by, of the file that a cursor names. Raises ProblemError."""
+    if file_id is None:
+        return None
+    file = attachments.get(session, collection.id, file_uuid(file_id))
+    if file is None:
+        raise invalid(param, f"{param} is {shown(file_id)}, which is no file of this vector store.")
+    return file.key
+
+
+def _find_file(session: Session, collection: Collection, file_id: str) -> AttachedFile:
+    """Raises ProblemError."""
+    file = attachments.get(session, collection.id, file_uuid(file_id))
+    if file is None:
+        raise invalid(
+            "file_id",
+            f"Vector store {store_id_of(collection.id)} has no file {shown(file_id)}. GET "
+            "/openai/v1/vector_stores/{id}/files lists them.",
+            status=404,
+        )
+    return file
+
+
+@router.get(
+    "/vector_stores/{vector_store_id}/files/{file_id}",
+    response_model=VectorStoreFile,
+    responses=DOCUMENTED,
+)
+def get_vector_store_file(parts: PartsDep, vector_store_id: str, file_id: str) -> Response:
+    """A file of a vector store, and whether it can be found yet."""
+    with parts.ledger.begin() as session:
+        collection = find_store(session, vector_store_id)
+        attachments.settle(session, [collection.id])
+        view = _file_view(collection.id, _find_file(session, collection, file_id))
+    return _whole(view, POLL_AFTER_MS)
+
+
+@router.post(
+    "/vector_stores/{vector_store_id}/files/{file_id}",
+    response_model=VectorStoreFile,
+    responses=WITH_JOBS,
+)
+async def change_vector_store_file(
+    parts: PartsDep,
+    caller: CallerDep,
+    vector_store_id: str,
+    file_id: str,
+    request: Annotated[AttributeChange, Body()],
+) -> Response:
+    """Change the attributes of a file: an `ingest` job, which is waited for."""
+    attributes = request.attributes or {}
+
+    def find() -> tuple[str, AttachedFile]:
+        with parts.ledger.begin() as session:
+            collection = usable_store(session, vector_store_id)
+            attachments.settle(session, [collection.id])
+            return collection.name, _find_file(session, collection, file_id)
+
+    name, file = await run_in_threadpool(find)
+    if file.document_id is None:
+        raise invalid(
+            "file_id",
+            f"{file_id} is {file.state}; its attributes can be changed once it is completed.",
+        )
+    source = DocumentSource(type="document", document_id=str(file.document_id), metadata=attributes)
+    job_input = IngestInput(collection=name, sources=[source])
+    new = calls.new_job(parts, caller, kinds.INGEST, job_input)
+    made = await calls.submit(parts, new)
+    outcome = await calls.outcome(parts, caller, made, keeps_on=True)
+    errors = outcome.result.get("errors") if isinstance(outcome.result, dict) else None
+    if errors:
+        raise invalid("attributes", str(errors[0].get("message")), status=409)
+    return await run_in_threadpool(get_vector_store_file, parts, vector_store_id, file_id)
+
+
+@router.delete(
+    "/vector_stores/{vector_store_id}/files/{file_id}",
+    response_model=VectorStoreFileDeleted,
+    responses=WITH_JOBS,
+)
+async def delete_vector_store_file(
+    parts: PartsDep, caller: CallerDep, vector_store_id: str, file_id: str
+) -> Response:
+    """Take a file out of a vector store: its document is erased, the upload stays."""
+    document_id = await run_in_threadpool(_detach, parts, vector_store_id, file_id)
+    if document_id is not None:
+        await erase(parts, caller, [document_id])
+    return answer(VectorStoreFileDeleted(id=file_id, deleted=True))
+
+
+def _detach(parts: Parts, vector_store_id: str, file_id: str) -> UUID | None:
+    """Forget that a file is in a vector store, and stop its ingestion; returns its document."""
+    with parts.ledger.begin() as session:
+        collection = find_store(session, vector_store_id)
+        attachments.settle(session, [collection.id])
+        file = _find_file(session, collection, file_id)
+        if file.state is AttachmentState.IN_PROGRESS and file.job_id is not None:
+            job = session.get(Job, file.job_id)
+            if job is not None and job.state not in ENDED:
+                if len(job.input.get("sources", ())) == 1:
+                    jobs.cancel(session, job.id)
+                elif file.ordinal is not None:
+                    ingest_items.settle(
+                        session,
+                        job.id,
+                        [file.ordinal],
+                        Outcome.FAILED,
+                        "It was taken out of the vector store meanwhile.",
+                    )
+        attachments.remove(session, file_id=file.id, collection_id=collection.id)
+        return attachments.document_of(session, collection.id, file.source)
+
+
+@router.get(
+    "/vector_stores/{vector_store_id}/files/{file_id}/content",
+    response_model=VectorStoreFileContent,
+    responses=DOCUMENTED,
+)
+def get_vector_store_file_content(parts: PartsDep, vector_store_id: str, file_id: str) -> Response:
+    """The text of a file as it was read, in the pieces that it was cut into, without what they have
+    in common."""
+    with parts.ledger.begin() as session:
+        collection = find_store(session, vector_store_id)
+        attachments.settle(session, [collection.id])
+        file = _find_file(session, collection, file_id)
+    if file.document_id is None or file.version_id is None:
+        raise invalid(
+            "file_id", f"{file_id} is {file.state}; it has no text before it is completed."
+        )
+    return StreamingResponse(_content(parts, file.document_id), media_type="application/json")
+
+
+def _content(parts: Parts, document_id: UUID) -> Iterator[bytes]:
+    """The answer piece by piece: a document may have 100,000 of them."""
+    yield b'{"object":"vector_store.file_content.page","data":['
+    after: str | None = None
+    end, is_first = 0, True
+    while True:
+        with parts.ledger.read() as session:
+            chunks = documents.chunk_page(
+                session, document_id, limit=CONTENT_PAGE_CHUNKS, after=after
+            )
+        for chunk in chunks:
+            text = chunk.text[max(0, end - chunk.start) :] if chunk.start < end else chunk.text
+            end = max(end, chunk.start + len(chunk.text))
+            if not text:
+                continue
+            part = json.dumps({"type": "text", "text": text}, ensure_ascii=False)
+            yield (b"" if is_first else b",") + part.encode()
+            is_first = False
+        if len(chunks) < CONTENT_PAGE_CHUNKS:
+            break
+        after = chunks[-1].id
+    yield b'],"has_more":false,"next_page":null}'
+
+
+# File batches: ingest jobs.
+
+
+@router.post(
+    "/vector_stores/{vector_store_id}/file_batches",
+    response_model=VectorStoreFileBatch,
+    responses=WITH_JOBS,
+)
+def create_file_batch(
+    parts: PartsDep,
+    caller: CallerDep,
+    vector_store_id: str,
+    request: Annotated[NewFileBatch, Body()],
+) -> Response:
+    """Put several uploads into a vector store with one `ingest` job."""
+    param = "file_ids" if request.files is None else "files"
+    with parts.ledger.begin() as session:
+        parts.admission.admit(session, Queue.INGEST, caller.fair_key)
+        collection = usable_store(session, vector_store_id)
+        job = _attach(parts, caller, session, collection, request.entries, param=param)
+        view = _batch_view(session, collection, job)
+    return _whole(view, POLL_AFTER_MS | {calls.JOB_ID: str(job.id)})
+
+
+def _find_batch(session: Session, collection: Collection, batch_id: str) -> Job:
+    """Raises ProblemError."""
+    id_ = uuid_of(BATCH_PREFIX, batch_id, "file batch")
+    job = session.get(Job, id_)
+    if job is None or job.kind != kinds.INGEST.name or job.collection != collection.name:
+        raise invalid(
+            "batch_id",
+            f"Vector store {store_id_of(collection.id)} has no file batch {shown(batch_id)}; "
+            "batches are forgotten SLUICE_RETENTION_DAYS after their end.",
+            status=404,
+        )
+    return job
+
+
+def _batch_view(session: Session, collection: Collection, job: Job) -> VectorStoreFileBatch:
+    rows = session.execute(
+        select(IngestItem.outcome, func.count())
+        .where(IngestItem.job_id == job.id)
+        .group_by(IngestItem.outcome)
+    )
+    by_outcome: dict[str | None, int] = dict(rows.all())
+    total = len(job.input.get("sources", ()))
+    failed = by_outcome.pop(Outcome.FAILED.value, 0)
+    by_outcome.pop(None, None)
+    completed = sum(by_outcome.values())
+    left = max(0, total - failed - completed)
+    counts = {"in_progress": 0, "failed": failed, "cancelled": 0}
+    status: Literal["in_progress", "completed", "cancelled", "failed"] = "completed"
+    if job.state not in ENDED and (left or not total):
+        status, counts["in_progress"] = "in_progress", left
+    elif job.state == State.CANCELLED:
+        status, counts["cancelled"] = "cancelled", left
+    else:
+        counts["failed"] += left  # of a job that failed as a whole
+        if job.state == State.FAILED or (total and counts["failed"] == total):
+            status = "failed"
+    return VectorStoreFileBatch(
+        id=batch_id_of(job.id),
+        created_at=seconds(job.created_at),
+        vector_store_id=store_id_of(collection.id),
+        status=status,
+        file_counts=FileCounts(completed=completed, total=total, **counts),
+    )
+
+
+@router.get(
+    "/vector_stores/{vector_store_id}/file_batches/{batch_id}",
+    response_model=VectorStoreFileBatch,
+    responses=DOCUMENTED,
+)
+def get_file_batch(parts: PartsDep, vector_store_id: str, batch_id: str) -> Response:
+    """How far a batch of files is."""
+    with parts.ledger.read() as session:
+        collection = find_store(session, vector_store_id)
+        view = _batch_view(session, collection, _find_batch(session, collection, batch_id))
+    return _whole(view, POLL_AFTER_MS)
+
+
+@router.post(
+    "/vector_stores/{vector_store_id}/file_batches/{batch_id}/cancel",
+    response_model=VectorStoreFileBatch,
+    responses=DOCUMENTED,
+)
+def cancel_file_batch(parts: PartsDep, vector_store_id: str, batch_id: str) -> Response:
+    """Cancel a batch of files: those that are completed stay."""
+    with parts.ledger.begin() as session:
+        collection = find_store(session, vector_store_id)
+        job = _find_batch(session, collection, batch_id)
+        if job.state not in ENDED:
+            jobs.cancel(session, job.id)
+            session.flush()
+            session.refresh(job)
+        view = _batch_view(session, collection, job)
+    return _whole(view, POLL_AFTER_MS)
+
+
+@router.get(
+    "/vector_stores/{vector_store_id}/file_batches/{batch_id}/files",
+    response_model=VectorStoreFileList,
+    responses=DOCUMENTED,
+)
+def list_file_batch_files(
+    parts: PartsDep,
+    vector_store_id: str,
+    batch_id: str,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    before: Annotated[str | None, Query(max_length=64)] = None,
+    filter: AttachmentState | None = None,
+) -> Response:
+    """The files of a batch, less those that a later one has put into the vector store again."""
+    with parts.ledger.begin() as session:
+        collection = find_store(session, vector_store_id)
+        job = _find_batch(session, collection, batch_id)
+        view = _file_page(session, collection, limit, order, after, before, filter, job_id=job.id)
+    return _whole(view)
+
+
+# Searches.
+
+REWRITING = (
+    "Rewrite the user's message as one short query for a search engine. Keep names, numbers and "
+    "the language. Answer with the query alone."
+)
+REWRITTEN_CHARS = 1000
+
+
+@router.post(
+    "/vector_stores/{vector_store_id}/search", response_model=VectorStoreHits, responses=WITH_JOBS
+)
+async def search_vector_store(
+    parts: PartsDep,
+    caller: CallerDep,
+    vector_store_id: str,
+    request: Annotated[VectorStoreSearch, Body()],
+) -> Response:
+    """The passages of a vector store that answer a query: a `search` job, which is waited for."""
+
+    def find() -> str:
+        with parts.ledger.read() as session:
+            return usable_store(session, vector_store_id).name
+
+    name = await run_in_threadpool(find)
+    queries = request.queries
+    if request.rewrite_query:
+        queries = [await _rewritten(parts, caller, query) for query in queries]
+    options = SearchOptions(
+        type=RANKERS[request.ranking_options.ranker], filter=request.filters or None
+    )
+    single = len(queries) == 1
+    job_input = calls.input_of(
+        kinds.SEARCH,
+        {
+            "collection": name,
+            "query": queries[0] if single else None,
+            "queries": None if single else queries,
+            "k": request.max_num_results,
+            "search": options,
+        },
+    )
+    assert isinstance(job_input, SearchInput)
+    new = calls.new_job(parts, caller, kinds.SEARCH, job_input)
+    outcome = await calls.run(parts, caller, new)
+    hits = _best(outcome.result, request)
+    found = await run_in_threadpool(found_files, parts, hits)
+    return _whole(VectorStoreHits(search_query=queries, data=found), outcome.headers)
+
+
+async def _rewritten(parts: Parts, caller: Caller, query: str) -> str:
+    """The query as the server's model would put it to a search engine."""
+    model = parts.settings.generation_model
+    if model == EXTRACTIVE:
+        raise invalid(
+            "rewrite_query",
+            "rewrite_query needs a language model, and this server has `extractive`, which writes "
+            "nothing. Set SLUICE_GENERATION_MODEL, or send rewrite_query as false.",
+        )
+    job_input = calls.input_of(
+        kinds.CHAT,
+        {
+            "messages": [
+                {"role": "system", "content": REWRITING},
+                {"role": "user", "content": query},
+            ],
+            "parameters": {"max_tokens": 64, "temperature": 0},
+        },
+    )
+    assert isinstance(job_input, ChatInput)
+    # The key of the call is that of its search.
+    single = Caller(http=caller.http, fair_key=caller.fair_key)
+    outcome = await calls.run(parts, single, calls.new_job(parts, single, kinds.CHAT, job_input))
+    message = outcome.result.get("message", {}) if isinstance(outcome.result, dict) else {}
+    words = " ".join(str(message.get("content") or "").split())[:REWRITTEN_CHARS]
+    return words or query
+
+
+def _best(result: Any, request: VectorStoreSearch) -> list[Hit]:
+    """The best hits of all queries, each passage once."""
+    lists = [result.get("hits")] if result.get("hits") is not None else [
+        entry["hits"] for entry in result.get("results") or ()
+    ]  # fmt: skip
+    best: dict[str, Hit] = {}
+    for hits in lists:
+        for value in hits:
+            hit = Hit.model_validate(value)
+            known = best.get(hit.chunk_id)
+            if known is None or known.score < hit.score:
+                best[hit.chunk_id] = hit
+    ranked = sorted(best.values(), key=lambda hit: -hit.score)
+    least = request.ranking_options.score_threshold
+    return [hit for hit in ranked if score_of(hit) >= least][: request.max_num_results]
+
+
+def score_of(hit: Hit) -> float:
+    """From 0 to 1, as this API has scores."""
+    return min(1.0, max(0.0, hit.score))
+
+
+def found_files(parts: Parts, hits: Sequence[Hit]) -> list[FoundFile]:
+    """Hits with the files that they are of, less what was erased since."""
+    ids = list({UUID(hit.document_id) for hit in hits})
+    with parts.ledger.read() as session:
+        owners = attachments.of_documents(session, ids) if ids else {}
+    found: list[FoundFile] = []
+    for hit in hits:
+        owner = owners.get(UUID(hit.document_id))
+        if owner is None:
+            continue
+        file_id, name, attributes = owner
+        found.append(
+            FoundFile(
+                file_id=file_id_of(file_id),
+                filename=name,
+                score=score_of(hit),
+                attributes=shown_attributes(attributes),
+                content=[TextPart(text=hit.text)],
+            )
+        )
+    return found
