@@ -279,9 +279,9 @@ class Attachment(Base):
             postgresql_where=sql("document_id IS NOT NULL"),
         ),
         Index(
-            "ix_attachments_in_progress",
+            "ix_attachments_incomplete",
             "collection_id",
-            postgresql_where=sql("state = 'in_progress'"),
+            postgresql_where=sql("state <> 'completed'"),
         ),
     )
 

@@ -72,10 +72,10 @@ def upgrade() -> None:
         postgresql_where=sa.text("document_id IS NOT NULL"),
     )
     op.create_index(
-        "ix_attachments_in_progress",
+        "ix_attachments_incomplete",
         "attachments",
         ["collection_id"],
-        postgresql_where=sa.text("state = 'in_progress'"),
+        postgresql_where=sa.text("state <> 'completed'"),
     )
 
 

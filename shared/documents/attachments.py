@@ -138,12 +138,8 @@ def add(
 
 
 _SETTLE = f"""
-    WITH open AS (
-        SELECT a.id, a.collection_id, a.source, a.job_id, a.ordinal FROM attachments a
-        WHERE a.state = 'in_progress' AND %s
-        ORDER BY a.id LIMIT :limit FOR UPDATE SKIP LOCKED
-    ), decided AS (
-        SELECT open.id, d.id AS document_id,
+    WITH decided AS (
+        SELECT a.id, d.id AS document_id,
             CASE
                 WHEN i.outcome IN (:added, :replaced, :skipped) THEN 'completed'
                 WHEN i.outcome IS NOT NULL THEN 'failed'
@@ -153,13 +149,14 @@ _SETTLE = f"""
             END AS state,
             coalesce(i.message, j.error ->> 'message',
                 'Its ingest job was forgotten before it had ended.') AS message
-        FROM open
-        LEFT JOIN jobs j ON j.id = open.job_id
-        LEFT JOIN ingest_items i ON i.job_id = open.job_id AND i.ordinal = open.ordinal
-        LEFT JOIN documents d ON d.collection_id = open.collection_id AND d.source = open.source
+        FROM attachments a
+        LEFT JOIN jobs j ON j.id = a.job_id
+        LEFT JOIN ingest_items i ON i.job_id = a.job_id AND i.ordinal = a.ordinal
+        LEFT JOIN documents d ON d.collection_id = a.collection_id AND d.source = a.source
             AND d.live_version_id IS NOT NULL
-        WHERE i.outcome IS NOT NULL OR j.id IS NULL
-            OR j.state NOT IN ({", ".join(f"'{state.value}'" for state in OPEN)})
+        WHERE a.state = 'in_progress' AND %s AND (i.outcome IS NOT NULL OR j.id IS NULL
+            OR j.state NOT IN ({", ".join(f"'{state.value}'" for state in OPEN)}))
+        ORDER BY a.id LIMIT :limit FOR UPDATE OF a SKIP LOCKED
     )
     UPDATE attachments a SET state = decided.state, document_id = decided.document_id,
         message = CASE WHEN decided.state = 'failed' THEN left(decided.message, 2000) END

@@ -55,6 +55,21 @@ def still_open(session: Session, job_id: UUID, ordinals: Sequence[int]) -> list[
     return [OpenItem(ordinal=n, source=source, version_id=v) for n, source, v in rows]
 
 
+def hold(session: Session, job_id: UUID, ordinals: Sequence[int]) -> set[int]:
+    """Those of the items that have no outcome; they get none before the commit."""
+    rows = session.scalars(
+        select(IngestItem.ordinal)
+        .where(
+            IngestItem.job_id == job_id,
+            IngestItem.ordinal.in_(ordinals),
+            IngestItem.outcome.is_(None),
+        )
+        .order_by(IngestItem.ordinal)
+        .with_for_update()
+    )
+    return set(rows)
+
+
 def settings_of(session: Session, job_id: UUID) -> dict[str, Any]:
     """The job's input without its sources, which may be many."""
     value = session.execute(

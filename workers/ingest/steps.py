@@ -378,6 +378,14 @@ def relabelled(
         rest = {key: value for key, value in metadata.items() if key not in live.attributes}
         return {**rest, **attributes, **own}
 
+    chunked = [(chunk.start, chunk.text, relabel(as_object(chunk.meta))) for chunk in chunks]
+    limit = process.settings.max_document_metadata_chars
+    if sum(_chars(metadata) for _, _, metadata in chunked) > limit:
+        raise DocumentError(
+            f"{live.source}: has too much metadata, which each of its chunks carries: more than "
+            f"{limit:,} characters together. Send less, or raise "
+            "SLUICE_MAX_DOCUMENT_METADATA_CHARS."
+        )
     rest = {key: value for key, value in live.metadata.items() if key not in live.attributes}
     recipe = json.dumps([live.content_hash, attributes], sort_keys=True)
     return Content(
@@ -386,7 +394,7 @@ def relabelled(
         content_hash=hashlib.sha256(recipe.encode()).hexdigest(),
         size_bytes=live.size_bytes,
         metadata={**rest, **attributes},
-        chunks=[(chunk.start, chunk.text, relabel(as_object(chunk.meta))) for chunk in chunks],
+        chunks=chunked,
         attributes=attributes,
         copied_from=live.id,
     )
@@ -638,7 +646,11 @@ class Writer:
         documents = versions.lock_documents(
             session, self._options.collection_id, [content.source for _, content in self._contents]
         )
+        # A source may have been taken out of the job meanwhile.
+        wanted = ingest_items.hold(session, job_id, [ordinal for ordinal, _ in self._contents])
         for ordinal, content in self._contents:
+            if ordinal not in wanted:
+                continue
             version_id = versions.begin(
                 session,
                 documents[content.source],

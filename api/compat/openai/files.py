@@ -20,7 +20,7 @@ from api.routes.files import clean_name, content_response, forget, keep
 from shared import files, tables
 from shared.bounds import shown
 from shared.documents import attachments
-from shared.errors import NotFound
+from shared.errors import InvalidInput, NotFound
 from shared.files import Purpose
 from shared.jobs import jobs
 from shared.kinds import registry as kinds
@@ -69,9 +69,17 @@ def file_id_of(id_: UUID) -> str:
     return id_of(FILE_PREFIX, id_)
 
 
-def file_uuid(file_id: str) -> UUID:
-    """Raises NotFound."""
-    return uuid_of(FILE_PREFIX, file_id, "file")
+def file_uuid(file_id: str, param: str = "file_id") -> UUID:
+    """Raises ProblemError, which names the parameter."""
+    return wire_uuid(FILE_PREFIX, file_id, "file", param)
+
+
+def wire_uuid(prefix: str, id_: str, what: str, param: str) -> UUID:
+    """As `uuid_of`. Raises ProblemError, which names the parameter."""
+    try:
+        return uuid_of(prefix, id_, what)
+    except NotFound as error:
+        raise invalid(param, error.message, status=404) from None
 
 
 def invalid(param: str, message: str, status: int = 400) -> ProblemError:
@@ -136,16 +144,18 @@ async def create_openai_file(
     expires_at = _expiry(anchor, lifetime_s)
     if expires_at is None and purpose == Purpose.BATCH:
         expires_at = datetime.now(UTC) + BATCH_LIFETIME
-    name = clean_name(file.filename)
-    row = await run_in_threadpool(
-        keep,
-        parts,
-        file.file,
-        name=name,
-        content_type=file.content_type,
-        purpose=Purpose(purpose),
-        expires_at=expires_at,
-    )
+    try:
+        row = await run_in_threadpool(
+            keep,
+            parts,
+            file.file,
+            name=clean_name(file.filename),
+            content_type=file.content_type,
+            purpose=Purpose(purpose),
+            expires_at=expires_at,
+        )
+    except InvalidInput as error:
+        raise invalid("file", error.message) from error
     return answer(file_view(parts, row))
 
 
@@ -184,7 +194,7 @@ def list_openai_files(
             session,
             limit=limit + 1,
             newest_first=order == "desc",
-            behind=None if after is None else file_uuid(after),
+            behind=None if after is None else file_uuid(after, "after"),
             purpose=None if purpose is None else Purpose(purpose),
         )
     views = [file_view(parts, row) for row in rows[:limit]]
@@ -228,9 +238,11 @@ def _find(parts: Parts, file_id: str) -> tables.File:
         try:
             return files.get(session, id_)
         except NotFound:
-            raise NotFound(
+            raise invalid(
+                "file_id",
                 f"There is no file {file_id}; upload it with POST /openai/v1/files. What came into "
-                "a vector store in another way is read at vector_stores/{id}/files/{file_id}."
+                "a vector store in another way is read at vector_stores/{id}/files/{file_id}.",
+                status=404,
             ) from None
 
 
@@ -259,7 +271,10 @@ def _delete(parts: Parts, id_: UUID, file_id: str) -> list[UUID]:
                 "POST /v1/jobs/{id}/cancel.",
                 status=409,
             )
-        remains = files.delete(session, id_)
+        try:
+            remains = files.delete(session, id_)
+        except NotFound:
+            raise invalid("file_id", f"There is no file {file_id}.", status=404) from None
         documents = attachments.documents_of_file(session, id_)
         attachments.remove(session, file_id=id_)
     forget(parts, remains)

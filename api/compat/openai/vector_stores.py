@@ -25,7 +25,15 @@ from starlette.responses import StreamingResponse
 from api.compat import calls
 from api.compat.calls import Caller, CallerDep
 from api.compat.openai.dialect import OPENAI, WireShape, id_of, uuid_of
-from api.compat.openai.files import answer, erase, file_id_of, file_uuid, invalid, seconds
+from api.compat.openai.files import (
+    answer,
+    erase,
+    file_id_of,
+    file_uuid,
+    invalid,
+    seconds,
+    wire_uuid,
+)
 from api.deps import Parts, PartsDep
 from api.http.body import StrictRoute
 from api.jobs import submission, waiting
@@ -614,8 +622,8 @@ def list_vector_stores(
             session,
             limit=limit + 1,
             newest_first=order == "desc",
-            behind=None if after is None else uuid_of(STORE_PREFIX, after, "vector store"),
-            before=None if before is None else uuid_of(STORE_PREFIX, before, "vector store"),
+            behind=None if after is None else _cursor(after, "after"),
+            before=None if before is None else _cursor(before, "before"),
         )
         has_more = len(rows) > limit
         rows = _cut_page(rows, limit, is_backwards=before is not None and after is None)
@@ -628,6 +636,10 @@ def list_vector_stores(
             has_more=has_more,
         )
     )
+
+
+def _cursor(store_id: str, param: str) -> UUID:
+    return wire_uuid(STORE_PREFIX, store_id, "vector store", param)
 
 
 def _cut_page(rows: list[Any], limit: int, *, is_backwards: bool) -> list[Any]:
@@ -750,7 +762,7 @@ def _uploads(session: Session, file_ids: Sequence[str], param: str) -> list[File
     """In their order. Raises ProblemError."""
     if len(set(file_ids)) < len(file_ids):
         raise invalid(param, f"{param} names a file twice; send each once.")
-    ids = [file_uuid(file_id) for file_id in file_ids]
+    ids = [file_uuid(file_id, param) for file_id in file_ids]
     rows = {row.id: row for row in files.get_all(session, ids)}
     for file_id, id_ in zip(file_ids, ids, strict=True):
         if id_ not in rows:
@@ -882,7 +894,7 @@ def _key(session: Session, collection: Collection, file_id: str | None, param: s
     """What the list is sorted by, of the file that a cursor names. Raises ProblemError."""
     if file_id is None:
         return None
-    file = attachments.get(session, collection.id, file_uuid(file_id))
+    file = attachments.get(session, collection.id, file_uuid(file_id, param))
     if file is None:
         raise invalid(param, f"{param} is {shown(file_id)}, which is no file of this vector store.")
     return file.key
@@ -937,7 +949,7 @@ async def change_vector_store_file(
             return collection.name, _find_file(session, collection, file_id)
 
     name, file = await run_in_threadpool(find)
-    if file.document_id is None:
+    if file.document_id is None or file.state is AttachmentState.IN_PROGRESS:
         raise invalid(
             "file_id",
             f"{file_id} is {file.state}; its attributes can be changed once it is completed.",
@@ -1060,7 +1072,7 @@ def create_file_batch(
 
 def _find_batch(session: Session, collection: Collection, batch_id: str) -> Job:
     """Raises ProblemError."""
-    id_ = uuid_of(BATCH_PREFIX, batch_id, "file batch")
+    id_ = wire_uuid(BATCH_PREFIX, batch_id, "file batch", "batch_id")
     job = session.get(Job, id_)
     if job is None or job.kind != kinds.INGEST.name or job.collection != collection.name:
         raise invalid(
