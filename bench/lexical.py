@@ -313,7 +313,7 @@ def ingest_pairs(folder: Path, documents: int, rounds: int) -> None:
                 flush=True,
             )
         print(f"median ratio {np.median(ratios):.3f}")
-        process.ledger.close()
+        process.close()
     finally:
         for server in (chroma, redis, postgres):
             server.stop()
@@ -433,7 +433,7 @@ def _with_postgres(folder: Path, arguments: argparse.Namespace) -> None:
                 process, arguments.chunks, arguments.copies, arguments.queries,
                 explain=arguments.explain,
             )  # fmt: skip
-        process.ledger.close()
+        process.close()
     finally:
         postgres.stop()
 

@@ -208,7 +208,7 @@ def test_a_bad_file_fails_and_names_the_line(
         drain(process)
         job = job_of(process, job_id)
     finally:
-        process.ledger.close()
+        process.close()
     assert (job.state, job.attempt) == (State.FAILED, 1)
     assert job.error is not None
     assert message in job.error["message"]

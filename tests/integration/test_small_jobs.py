@@ -63,7 +63,7 @@ def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: A
     """With time enough for each batch, however slow the machine is."""
     process = make_process(settings, embedding_batch_s=3600)
     yield process
-    process.ledger.close()
+    process.close()
 
 
 @pytest.fixture
