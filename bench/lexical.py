@@ -391,7 +391,7 @@ def recall(process: Process) -> None:
                 f"MRR@10 {np.where(found > 0, 1 / np.maximum(found, 1), 0).mean():.3f}",
                 flush=True,
             )
-            reader.ledger.close()
+            reader.close()
 
 
 def main() -> None:

@@ -391,7 +391,7 @@ def test_the_sweeper_adds_morphemes_where_they_are_on_and_drops_them_where_not(
         fields = session.scalars(text("SELECT DISTINCT lexical_fields FROM versions")).all()
     assert fields == [1]
     compare(process, lexical_of(process), collection_id)
-    korean.ledger.close()
+    korean.close()
 
 
 def test_a_version_of_which_postings_cannot_be_made_stops_no_other(

@@ -207,7 +207,7 @@ def test_what_has_not_begun_in_time_goes_back_and_costs_no_attempt(
         assert sorted(ended) == [State.RUNNING] * 3 + [State.SUCCEEDED]
         drain(hasty)
     finally:
-        hasty.ledger.close()
+        hasty.close()
     assert {job_of(process, job_id).state for job_id in ids} == {State.SUCCEEDED}
     assert {job_of(process, job_id).attempt for job_id in ids} == {1}
 

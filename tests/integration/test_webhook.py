@@ -51,7 +51,7 @@ def make(settings: Settings, ledger: Ledger) -> Iterator[Callable[..., Process]]
 
     yield process
     for opened in made:
-        opened.ledger.close()
+        opened.close()
 
 
 @dataclass
