@@ -313,7 +313,7 @@ def ingest_pairs(folder: Path, documents: int, rounds: int) -> None:
                 flush=True,
             )
         print(f"median ratio {np.median(ratios):.3f}")
-        process.ledger.close()
+        process.close()
     finally:
         for server in (chroma, redis, postgres):
             server.stop()
@@ -391,7 +391,7 @@ def recall(process: Process) -> None:
                 f"MRR@10 {np.where(found > 0, 1 / np.maximum(found, 1), 0).mean():.3f}",
                 flush=True,
             )
-            reader.ledger.close()
+            reader.close()
 
 
 def main() -> None:
@@ -433,7 +433,7 @@ def _with_postgres(folder: Path, arguments: argparse.Namespace) -> None:
                 process, arguments.chunks, arguments.copies, arguments.queries,
                 explain=arguments.explain,
             )  # fmt: skip
-        process.ledger.close()
+        process.close()
     finally:
         postgres.stop()
 

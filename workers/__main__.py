@@ -160,7 +160,7 @@ def _generate(settings: Settings, arguments: argparse.Namespace) -> int:
     )
     lists = [list_of(queue, route) for queue in GENERATE_QUEUES for route in routes]
     code = _run(app, settings, arguments.name, lists)
-    generators_of(process).close()
+    process.close()
     if fatal.is_set():
         os._exit(FATAL)  # what a broken device left behind must not delay the end
     return code

@@ -11,7 +11,8 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from shared.vector_stores import CHROMA
 EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 LOWEST = 10_240
 SPAN = 12_000
+PORTS_TRIED = 200
 
 
 def free_ports(count: int) -> list[int]:
@@ -70,18 +72,33 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
-def api_port(host: str, preferred: int, *, fixed: bool) -> int:
-    """The preferred port, or the next free one unless the user fixed it."""
-    if is_free(host, preferred):
-        return preferred
-    if not fixed:
-        for port in range(preferred + 1, min(preferred + 200, 65_536)):
-            if is_free(host, port):
-                return port
+@contextmanager
+def hold_api_port(host: str, preferred: int, *, fixed: bool) -> Iterator[int]:
+    """The preferred port, or the next free one unless the user fixed it.
+
+    No other stack of this machine is given it before this one ends: the API binds it only seconds
+    later. Raises ConfigurationError where there is none.
+    """
+    ports = [preferred] if fixed else range(preferred, min(preferred + PORTS_TRIED, 65_536))
+    with ExitStack() as held:
+        for port in ports:
+            if is_free(host, port) and _is_held(held, port):
+                yield port
+                return
     raise ConfigurationError(
-        f"The API cannot listen on {host} port {preferred}: another program does, or the address "
-        "is not this machine's. Set SLUICE_API_PORT (or SLUICE_API_HOST) to another."
+        f"The API cannot listen on {host} port {preferred}: another program does, or is about to, "
+        "or the address is not this machine's. Set SLUICE_API_PORT (or SLUICE_API_HOST) to another."
     )
+
+
+def _is_held(held: ExitStack, port: int) -> bool:
+    """Hold it by a name that Linux gives to one process only, and takes back when that ends."""
+    name = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    try:
+        name.bind(f"\0sluice-api-port-{port}")
+    except OSError:
+        return False
+    return True
 
 
 def _ephemeral_start() -> int:

@@ -21,12 +21,12 @@ from typing import Any, TextIO
 from cli.stack.logs import Console, LogStream
 from cli.stack.programs import ServerAddresses, WorkerCounts, program_parts
 from cli.stack.servers import (
-    api_port,
     chroma_part,
     chroma_ready,
     chroma_url,
     database_ready,
     free_ports,
+    hold_api_port,
     new_password,
     postgres_part,
     postgres_url,
@@ -158,6 +158,7 @@ def make_home(home: Path) -> None:
 def make_plan(
     settings: Settings,
     *,
+    api_port: int,
     gpu_workers: int,
     cpu_workers: int,
     models: Sequence[str] = (),
@@ -167,10 +168,8 @@ def make_plan(
     """Decide everything before anything is started. Takes seconds the first time."""
     home = settings.home_path
     _require_configured_servers(settings)
-    fixed = "api_port" in settings.model_fields_set
-    port = api_port(settings.api_host, settings.api_port, fixed=fixed)
-    if port != settings.api_port:
-        say(f"port {settings.api_port} is taken; the API listens on {port}")
+    if api_port != settings.api_port:
+        say(f"port {settings.api_port} is taken; the API listens on {api_port}")
     database_port, redis_port, chroma_port = free_ports(3)
     servers: list[Part] = []
 
@@ -197,7 +196,7 @@ def make_plan(
         redis_url=redis,
         chroma_url=chroma,
         api_host=settings.api_host,
-        api_port=port,
+        api_port=api_port,
     )
     workers = WorkerCounts(
         cpu_workers=cpu_workers, gpu_workers=gpu_workers, models=tuple(models), device=device
@@ -413,8 +412,11 @@ class _StackRun:
     async def _supervise(self) -> int:
         self._supervisor = supervisor = Supervisor(self._log, on_change=self._note)
         self._handle_signals()
+        settings = self._settings
+        fixed = "api_port" in settings.model_fields_set
         try:
-            return await self._start_and_stay()
+            with hold_api_port(settings.api_host, settings.api_port, fixed=fixed) as port:
+                return await self._start_and_stay(port)
         except SluiceError as error:
             self._log.say(error.message)
             return 1
@@ -425,11 +427,11 @@ class _StackRun:
             remove_stack(self._home)
             self._log.say("stopped")
 
-    async def _start_and_stay(self) -> int:
+    async def _start_and_stay(self, api_port: int) -> int:
         supervisor, log = self._supervisor, self._log
         log.say(f"starting under {self._home}")
         plan = self._plan = await asyncio.to_thread(
-            make_plan, self._settings, say=log.say, **self._workers
+            make_plan, self._settings, api_port=api_port, say=log.say, **self._workers
         )
         self._note()
         if not await supervisor.start(plan.servers):

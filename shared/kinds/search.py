@@ -62,8 +62,14 @@ class SearchOptions(Shape):
     """A cross-encoder that reads each candidate with the query; its scores are then the hits'."""
     expand: Annotated[int, Field(ge=0, le=NEIGHBOURS_LIMIT)] = 0
     """So many chunks before and after a hit are joined to its text."""
+    join: bool | None = None
+    """Whether hits that follow each other in a text become one: with `hybrid`, unless told."""
     debug: bool = False
     """Whether hits say how their score came about."""
+
+    @property
+    def joins(self) -> bool:
+        return self.type is SearchType.HYBRID if self.join is None else self.join
 
     @model_validator(mode="after")
     def _options_are_of_the_type(self) -> Self:
@@ -142,6 +148,7 @@ class HitDebug(Shape):
 class Hit(Shape):
     """A chunk that matches; `start` is an offset in characters of its document's text.
 
+    Where further chunks are joined to it, `text` and `start` are those of all of them.
     What `score` is depends on the type of the search; a higher one is always better.
     """
 

@@ -18,8 +18,6 @@ from tests.integration.workbench import make_process
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
 from workers.attempts.process import Process
-from workers.generation.answers.structured import schemas_of
-from workers.generation.backends.interface import generators_of
 
 Finish = Callable[[str, dict[str, Any]], Claim]
 
@@ -28,8 +26,7 @@ Finish = Callable[[str, dict[str, Any]], Claim]
 def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
     process = make_process(settings)
     yield process
-    schemas_of(process).close()
-    process.ledger.close()
+    process.close()
 
 
 @pytest.fixture
@@ -87,9 +84,7 @@ def talker(
 
     yield make
     for process in made:
-        generators_of(process).close()
-        schemas_of(process).close()
-        process.ledger.close()
+        process.close()
 
 
 @pytest.fixture

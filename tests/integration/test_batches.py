@@ -194,7 +194,7 @@ def test_the_limit_of_steps_is_a_setting_and_batches_grow_to_it(
         runs: Runs = []
         drain(mine, together(lambda _: 1, runs))
     finally:
-        mine.ledger.close()
+        mine.close()
     assert [len(batch) for batch in runs] == [32, 40, 28]
     assert set(states(process, ids)) == {State.SUCCEEDED}
 

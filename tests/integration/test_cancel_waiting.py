@@ -31,7 +31,6 @@ from tests.wire.ollama_server import MODEL, served_ollama
 from tests.wire.openai_server import served_openai
 from workers.app import HF_QUEUES, handlers_of
 from workers.attempts.process import Process
-from workers.generation.backends.interface import generators_of
 
 FOREVER_S = 10_000
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
@@ -67,8 +66,7 @@ def process(
     )
     yield process
     invariants_hold(process, all_ended=True)
-    generators_of(process).close()
-    process.ledger.close()
+    process.close()
 
 
 AT_THE_HUB = {

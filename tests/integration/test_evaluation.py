@@ -142,7 +142,7 @@ def test_it_goes_on_in_steps_whose_outcome_is_that_of_one(
         while run_next(slow, handlers(), Queue.QUERY.value):
             progress.append(job_of(slow, in_steps).progress_done)
     finally:
-        slow.ledger.close()
+        slow.close()
 
     assert progress == list(range(1, 13))
     assert len(steps_of(process, in_steps)) == 12
@@ -208,7 +208,7 @@ def test_a_bad_file_fails_and_names_the_line(
         drain(process)
         job = job_of(process, job_id)
     finally:
-        process.ledger.close()
+        process.close()
     assert (job.state, job.attempt) == (State.FAILED, 1)
     assert job.error is not None
     assert message in job.error["message"]
@@ -225,7 +225,7 @@ def test_a_step_that_lost_its_worker_is_run_again_and_counts_once(
         lose_workers(slow)
         drain(slow)
     finally:
-        slow.ledger.close()
+        slow.close()
 
     result = result_of(process, job_id)
     assert len(result.searches[0].places) == result.query_count == 3
@@ -242,7 +242,7 @@ def test_it_can_be_cancelled_between_two_steps(
         cancel(slow, job_id)
         assert not run_next(slow, handlers(), Queue.QUERY.value)
     finally:
-        slow.ledger.close()
+        slow.close()
     assert job_of(process, job_id).state == State.CANCELLED
 
 
@@ -265,7 +265,7 @@ def test_a_large_result_lies_in_the_storage(collection: str, settings: Settings)
         assert job.result_path is not None
         result = EvalResult.model_validate_json(frugal.storage.read(job.result_path))
     finally:
-        frugal.ledger.close()
+        frugal.close()
     assert result.query_count == 3
 
 
@@ -307,7 +307,7 @@ def test_a_search_that_reranks_is_measured_with_its_ranker(
             unknown = submitted(worker, name, searches=[{"rerank": "tiny/nothing"}])
             drain(worker)
     finally:
-        worker.ledger.close()
+        worker.close()
 
     result = result_of(process, job_id)
     assert {step.name for step in steps_of(process, job_id)} == {"eval.run", "eval.rerank"}

@@ -61,7 +61,7 @@ def _one_thread() -> Iterator[None]:
 def worker(process: Process, settings: Settings, models: Path) -> Iterator[Process]:
     mine = make_process(settings, "hf", models_folder=models)
     yield mine
-    mine.ledger.close()
+    mine.close()
     invariants_hold(process, all_ended=True)
 
 
@@ -135,7 +135,7 @@ def test_a_long_job_goes_on_step_by_step(worker: Process, settings: Settings, mo
         assert best(json.loads(worker.storage.read(str(job.result_path)))) == RIGHT
         assert [step.state for step in steps_of(worker, job_id)] == ["succeeded"] * len(TEXTS)
     finally:
-        hasty.ledger.close()
+        hasty.close()
 
 
 def test_an_input_of_many_windows_goes_on_between_them(
@@ -154,7 +154,7 @@ def test_an_input_of_many_windows_goes_on_between_them(
         assert result == expected | {"score": pytest.approx(expected["score"], abs=1e-5)}
         assert expected["answer"] == example.answer
     finally:
-        hasty.ledger.close()
+        hasty.close()
 
 
 def test_a_text_that_is_too_long_is_cut_and_said_to_be(worker: Process) -> None:
@@ -205,7 +205,7 @@ def test_a_model_that_has_no_room_is_refused_before_it_is_loaded(
         job_id = ask(worker, "a", str(huge))
         work(named)
     finally:
-        named.ledger.close()
+        named.close()
     type_, message = error_of(worker, job_id)
     assert (type_, "SLUICE_HF_CACHE_MIB" in message) == ("Permanent", True)
 
@@ -222,7 +222,7 @@ def test_least_recently_used_models_make_room(
                 ended(worker, job_id)
         assert len(models_of(small)) == 1
     finally:
-        small.ledger.close()
+        small.close()
 
 
 def test_a_cancelled_job_ends_and_its_neighbours_go_on(worker: Process) -> None:

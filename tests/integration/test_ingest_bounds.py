@@ -55,7 +55,7 @@ def test_a_document_of_too_many_chunks_fails_alone(
         assert "more than 10 chunks" in message
         assert "SLUICE_MAX_DOCUMENT_CHUNKS" in message
     finally:
-        strict.ledger.close()
+        strict.close()
     stores_agree(process, collection)
 
 
@@ -75,7 +75,7 @@ def test_rows_beyond_the_limit_fail_alone(
         assert counts(strict, job_id) == {"added": 1, "failed": 1}
         assert "more than 10 rows or records" in errors(strict, job_id)["eleven.csv"]
     finally:
-        strict.ledger.close()
+        strict.close()
     stores_agree(process, collection)
 
 
@@ -97,7 +97,7 @@ def test_a_job_of_too_many_chunks_takes_small_documents_and_no_large_ones(
         assert "the job has" in message
         assert "SLUICE_MAX_JOB_CHUNKS" in message
     finally:
-        strict.ledger.close()
+        strict.close()
     stores_agree(process, collection)
 
 
@@ -118,7 +118,7 @@ def test_metadata_that_each_chunk_would_carry_is_bounded(
         assert counts(strict, job_id) == {"added": 1, "failed": 1}
         assert "SLUICE_MAX_DOCUMENT_METADATA_CHARS" in errors(strict, job_id)["a.jsonl"]
     finally:
-        strict.ledger.close()
+        strict.close()
     stores_agree(process, collection)
 
 

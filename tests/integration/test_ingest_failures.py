@@ -117,7 +117,7 @@ def test_chroma_that_is_away_is_waited_for(process: Process, collection: str) ->
         make_due(process)
         assert run_next(away, handlers(), "embed")
     assert job_of(process, job_id).state == "running"
-    away.ledger.close()
+    away.close()
 
     drain(process)
 

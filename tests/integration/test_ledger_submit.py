@@ -230,7 +230,7 @@ def test_without_redis_jobs_are_taken_and_later_rung(
     assert sweeper.sweep()
     assert process.ledger.bell.waiting("embed") == 2
     assert {job_of(process, id_).state for id_ in ids[1:]} == {"queued"}
-    process.ledger.close()
+    process.close()
 
 
 def test_after_losing_every_key_of_redis_all_jobs_are_rung_for_again(process: Process) -> None:

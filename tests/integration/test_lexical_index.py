@@ -2,11 +2,14 @@
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
+from math import log
 from random import Random
+from typing import Any
 from uuid import UUID
 
 import bm25s
@@ -36,7 +39,7 @@ from tests.integration.workbench import make_process
 from workers.attempts.process import Process
 from workers.ingest import indexing
 from workers.ingest.indexing import NewPostings, add_missing, merge_group, purge
-from workers.retrieval.lexical import Lexical, LexicalResult, lexical_of
+from workers.retrieval.lexical import CONTEXT_SHARE, Lexical, LexicalResult, lexical_of
 from workers.retrieval.postings import Page, Span, build, hash_of
 from workers.retrieval.terms import terms
 
@@ -100,6 +103,27 @@ def erase_rows(process: Process, source: str) -> None:
         erasure.delete_documents(session, ids)
 
 
+def contexts_of(query: str, rows: Sequence[Any]) -> np.ndarray:
+    """BM25 of each chunk with its neighbours, by the book; terms weigh as they do in chunks."""
+    counts = {(row.version_id, row.ordinal): Counter(terms(row.text)) for row in rows}
+    contexts = [
+        sum(
+            (counts.get((row.version_id, row.ordinal + step), Counter()) for step in (-1, 0, 1)),
+            Counter(),
+        )
+        for row in rows
+    ]
+    average = sum(context.total() for context in contexts) / len(contexts)
+    scores = np.zeros(len(rows))
+    for term, times in Counter(terms(query)).items():
+        has = sum(term in count for count in counts.values())
+        weight = times * log(1 + (len(rows) - has + 0.5) / (has + 0.5))
+        for n, context in enumerate(contexts):
+            length = 1.5 * (1 - 0.75 + 0.75 * context.total() / average)
+            scores[n] += weight * context[term] / (context[term] + length)
+    return scores
+
+
 def compare(process: Process, lexical_: Lexical, collection_id: UUID) -> LexicalResult:
     """Search and read the live text at one moment: every score is that of bm25s."""
     with process.ledger.engine.connect() as opened:
@@ -125,6 +149,9 @@ def compare(process: Process, lexical_: Lexical, collection_id: UUID) -> Lexical
         best = np.sort(scores[scores > 0])[::-1][:5]
         np.testing.assert_allclose(result.scores, best, atol=1e-6, rtol=0)
         np.testing.assert_allclose(result.scores, result.score(result.chunk_ids), atol=1e-9)
+        in_context = (1 - CONTEXT_SHARE) * scores + CONTEXT_SHARE * contexts_of(query, rows)
+        np.testing.assert_allclose(result.score_in_context(ids), in_context, atol=1e-6, rtol=0)
+        assert in_context.max(initial=0) <= result.best_possible
         everything = result.further(len(ids))
         assert sorted(everything.chunk_ids) == sorted(
             id_ for id_, score in zip(ids, scores, strict=True) if score > 0
@@ -364,7 +391,7 @@ def test_the_sweeper_adds_morphemes_where_they_are_on_and_drops_them_where_not(
         fields = session.scalars(text("SELECT DISTINCT lexical_fields FROM versions")).all()
     assert fields == [1]
     compare(process, lexical_of(process), collection_id)
-    korean.ledger.close()
+    korean.close()
 
 
 def test_a_version_of_which_postings_cannot_be_made_stops_no_other(

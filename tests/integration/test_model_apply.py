@@ -64,7 +64,7 @@ def process(
 ) -> Iterator[Process]:
     process = make_process(settings, ollama_url=wire.url, remote_read_timeout_s=5)
     yield process
-    process.ledger.close()
+    process.close()
 
 
 def ask(process: Process, action: str, name: str = "new", **more: Any) -> UUID:

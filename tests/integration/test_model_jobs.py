@@ -17,7 +17,6 @@ from tests.integration.workbench import drain, job_of, make_process, submit
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
 from workers.attempts.process import Process
-from workers.generation.backends.interface import generators_of
 
 
 @pytest.fixture
@@ -30,8 +29,7 @@ def wire() -> Iterator[Wire]:
 def process(settings: Settings, ledger: Ledger, wire: Wire) -> Iterator[Process]:  # noqa: ARG001
     process = make_process(settings, ollama_url=wire.url, ollama_pull=True)
     yield process
-    generators_of(process).close()
-    process.ledger.close()
+    process.close()
 
 
 def order(process: Process, action: str, name: str, **fields: Any) -> UUID:

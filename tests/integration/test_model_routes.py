@@ -150,7 +150,7 @@ def test_it_fails_after_a_while_unless_a_worker_was_seen(
     of_rag = submit(process, kinds.RAG, {"collection": "c", "question": "q"})
     patient = make_process(process.settings, model_missing_fail_s=60)
     fail_unserved(Round(patient, handlers(), "unserved", Event()))
-    patient.ledger.close()
+    patient.close()
 
     assert job_of(process, young).state == "queued"
     assert job_of(process, of_rag).state == "queued"

@@ -141,7 +141,7 @@ def test_the_count_is_read_again_once_it_is_old(settings: Settings, ledger: Ledg
         gate.admit(session, Queue.EMBED, "someone")
     process = make_process(settings)
     submit_many(process, 2, "other")
-    process.ledger.close()
+    process.close()
     now[0] = 0.9
     with ledger.read() as session:
         gate.admit(session, Queue.EMBED, "someone")

@@ -42,7 +42,7 @@ def worker(process: Process, settings: Settings, tmp_path: Path) -> Iterator[Pro
     own = make_process(settings, "hf", models_folder=tmp_path)
     with one_thread():
         yield own
-    own.ledger.close()
+    own.close()
     invariants_hold(process, all_ended=True)
 
 
@@ -115,7 +115,7 @@ def test_a_long_job_goes_on_in_another_step(
     own = make_process(worker.settings, hf_step_s=1e-9, hf_batch_tokens=1)
     job_id = order(process, collection, QUERIES)
     drain(own, handlers_of(list(Queue)))
-    own.ledger.close()
+    own.close()
 
     assert [row[0]["text"] for row in rows_of(process, job_id)] == ANSWERS
     assert len(steps_of(process, job_id)) > 3

@@ -113,7 +113,7 @@ def test_an_outage_that_lasts_too_long_uses_up_attempts_after_all(
 
     drain(impatient, raising(*[Unavailable("no answer")] * 9))
 
-    impatient.ledger.close()
+    impatient.close()
     job = job_of(process, job_id)
     assert job.error == {"type": "Unavailable", "message": "no answer"}
     assert (job.state, job.dead, job.attempt) == ("failed", True, 2)

@@ -181,7 +181,7 @@ def test_the_heartbeat_keeps_a_long_step(settings: Settings, process: Process) -
             context.stop.wait(0.02)
 
     run_next(own, doing(slow), "embed")
-    own.ledger.close()
+    own.close()
 
     assert job_of(process, job_id).state == "succeeded"
 
@@ -195,7 +195,7 @@ def test_a_step_over_its_soft_limit_is_tried_again(process: Process, settings: S
         context.check()
 
     run_next(own, doing(slow), "embed")
-    own.ledger.close()
+    own.close()
 
     job = job_of(process, job_id)
     assert job.error is not None
@@ -299,7 +299,7 @@ def test_a_step_that_hangs_loses_its_lease_and_the_worker_goes_on(
     finally:
         go_on.set()
         thread.join()
-        worker.ledger.close()
+        worker.close()
     assert undone == ["vectors"]
     assert job_of(process, other).result == {"in": "time"}
 
@@ -327,7 +327,7 @@ def test_a_long_step_that_shows_progress_keeps_its_lease(
 
     job_id = submit(process)
     run_next(worker, doing(work), "embed")
-    worker.ledger.close()
+    worker.close()
     assert seen == [True]
     assert job_of(process, job_id).result == {"in": "time"}
 

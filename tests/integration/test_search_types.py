@@ -5,7 +5,7 @@ import pytest
 
 from shared.kinds import registry as kinds
 from shared.kinds.search import SearchInput, SearchOptions
-from tests.integration.ingestion import hits_of, ingest, new_collection, search
+from tests.integration.ingestion import hits_of, ingest, ingest_files, new_collection, search
 from tests.integration.workbench import drain, job_of, submit
 from workers.attempts.process import Process
 from workers.retrieval.search import marginal_relevance
@@ -105,6 +105,7 @@ def test_several_collections_are_one_list(process: Process, collection: str) -> 
     }
 
 
+UNJOINED = SearchOptions(join=False)
 LINES = [f"Line {n} of the story tells of the {word}." for n, word in enumerate(
     ["harbour", "lantern", "violin", "orchard", "glacier", "compass", "teapot", "meadow"]
 )]  # fmt: skip
@@ -123,6 +124,56 @@ def test_neighbours_are_joined_without_repeats(process: Process) -> None:
     assert hit.chunk_id == alone.chunk_id
     assert hit.text.split() == " ".join(LINES[3:6]).split()
     assert text[hit.start :].startswith(LINES[3])
+
+
+def test_hits_that_follow_each_other_become_one(process: Process) -> None:
+    collection = new_collection(process)
+    splitter = {"type": "recursive", "chunk_size": 60, "chunk_overlap": 20}
+    text = "\n".join(LINES)
+    ingest(process, collection, {"story": text, "letter": "A violin."}, splitter=splitter)
+    query = "the violin and the orchard"
+    alone = hits_of(process, collection, query, k=3, options=UNJOINED)
+    parts = [hit for hit in alone if "violin" in hit.text or "orchard" in hit.text]
+    assert [hit.source for hit in parts].count("story") == 2
+
+    hits = hits_of(process, collection, query, k=3)
+
+    assert len(hits) == 3
+    whole = next(hit for hit in hits if "violin" in hit.text and "orchard" in hit.text)
+    best = next(hit for hit in alone if hit.source == "story")
+    assert (whole.chunk_id, whole.score) == (best.chunk_id, best.score)
+    assert text[whole.start :].split()[: len(whole.text.split())] == whole.text.split()
+    assert whole.span is not None
+    assert LINES[2] in whole.text
+    assert LINES[3] in whole.text
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_joining_takes_no_hit_away(process: Process, k: int) -> None:
+    """A text of which there is nothing beside gives as many hits as it has chunks."""
+    collection = new_collection(process)
+    splitter = {"type": "recursive", "chunk_size": 60, "chunk_overlap": 20}
+    text = "\n".join(LINES)
+    ingest(process, collection, {"story": text}, splitter=splitter)
+
+    hits = hits_of(process, collection, "the story of the teapot", k=k)
+
+    alone = hits_of(process, collection, "the story of the teapot", k=9, options=UNJOINED)
+    assert len(hits) == min(k, len(alone))
+    assert len({hit.chunk_id for hit in hits}) == len(hits)
+    for hit in hits:
+        assert text[hit.start :].split()[: len(hit.text.split())] == hit.text.split()
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_rows_of_a_table_stay_hits_of_their_own(process: Process) -> None:
+    collection = new_collection(process)
+    rows = "\n".join(f"{n},a lantern of brass" for n in range(1, 9))
+    ingest_files(process, collection, {"stock.csv": f"id,thing\n{rows}".encode()})
+
+    hits = hits_of(process, collection, "a brass lantern", k=4)
+
+    assert [hit.text.count("lantern") for hit in hits] == [1, 1, 1, 1]
 
 
 def test_expanded_hits_are_whole_parts_of_their_document(process: Process) -> None:

@@ -32,7 +32,9 @@ def stack_settings(tmp_path: Path) -> Settings:
 
 def plan_of(settings: Settings) -> Plan:
     said: list[str] = []
-    return make_plan(settings, gpu_workers=1, cpu_workers=1, say=said.append)
+    return make_plan(
+        settings, api_port=settings.api_port, gpu_workers=1, cpu_workers=1, say=said.append
+    )
 
 
 def postgres_processes(reports: list[PartReport]) -> list[int]:

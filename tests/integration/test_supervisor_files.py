@@ -16,7 +16,7 @@ import pytest
 
 from cli.stack.launch import launch_argv
 from cli.stack.logs import FILES_KEPT, Console, LogFile, LogStream
-from cli.stack.servers import api_port, free_ports
+from cli.stack.servers import free_ports, hold_api_port
 from cli.stack.stackfile import (
     PartReport,
     PartState,
@@ -203,6 +203,25 @@ def test_free_ports_differ_and_lie_below_the_ephemeral_range() -> None:
 def test_the_api_port_moves_on_only_when_nobody_fixed_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert api_port("127.0.0.1", port, fixed=False) != port
-        with pytest.raises(ConfigurationError, match="SLUICE_API_PORT"):
-            api_port("127.0.0.1", port, fixed=True)
+        with hold_api_port("127.0.0.1", port, fixed=False) as other:
+            assert other != port
+        with (
+            pytest.raises(ConfigurationError, match="SLUICE_API_PORT"),
+            hold_api_port("127.0.0.1", port, fixed=True),
+        ):
+            pass
+
+
+def test_two_stacks_that_start_together_have_ports_of_their_own() -> None:
+    """The first one's API does not listen yet when the second one looks for a port."""
+    (preferred,) = free_ports(1)
+    with hold_api_port("127.0.0.1", preferred, fixed=False) as one:
+        with hold_api_port("127.0.0.1", preferred, fixed=False) as other:
+            assert one != other
+        with (
+            pytest.raises(ConfigurationError, match="SLUICE_API_PORT"),
+            hold_api_port("127.0.0.1", one, fixed=True),
+        ):
+            pass
+    with hold_api_port("127.0.0.1", one, fixed=True) as again:
+        assert again == one

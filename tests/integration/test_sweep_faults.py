@@ -148,7 +148,7 @@ def test_bad_rows_do_not_stand_before_good_ones(process: Process, settings: Sett
     assert job_of(process, good).state == "running"
     assert len(faults(process)) == len(bad)
     take_back(round_of(small, "take back"))
-    small.ledger.close()
+    small.close()
 
     assert job_of(process, good).state == "failed"
     with process.ledger.read() as session:  # each was tried once, and is then left alone
@@ -164,7 +164,7 @@ def test_a_row_that_is_handled_after_all_is_forgiven(process: Process, settings:
     change(process, """UPDATE steps SET payload = '{"ordinals": [0]}' WHERE state = 'running'""")
 
     take_back(round_of(hasty, "take back"))
-    hasty.ledger.close()
+    hasty.close()
 
     assert faults(process) == {}
     assert job_of(process, bad).state == "succeeded"  # with its one source failed
@@ -187,7 +187,7 @@ def test_a_row_that_somebody_has_locked_is_left_for_the_next_round(
         assert session.scalar(text(ending), {"id": held}) is None
     assert faults(process) == {}
     end_overdue(round_of(hasty, "overdue"))
-    hasty.ledger.close()
+    hasty.close()
     with process.ledger.read() as session:
         assert session.scalar(text(ending), {"id": held}) == "failed"
 
@@ -234,7 +234,7 @@ def test_leases_and_deadlines_go_on_beside_a_chroma_that_never_answers(
     finally:
         silent.close()
         sweeper.stop()
-        slow.ledger.close()
+        slow.close()
 
 
 def test_one_part_that_fails_stops_no_other(process: Process, caplog: object) -> None:  # noqa: ARG001

@@ -182,7 +182,7 @@ def test_a_sweep_goes_on_without_chroma(process: Process) -> None:
     )
 
     sweep(away)
-    away.ledger.close()
+    away.close()
 
     assert not exists(process, ended)
     sweep(process)
@@ -267,7 +267,7 @@ def test_what_the_storage_does_not_delete_is_tried_again_and_stops_nothing_else(
             process.storage.read(gone)
     storage.deletes_all = True
     sweep(hasty)
-    hasty.ledger.close()
+    hasty.close()
     with process.ledger.read() as session:
         assert session.scalars(select(DoomedPath.path)).all() == []
     with pytest.raises(NotFound):
@@ -285,7 +285,7 @@ def test_a_backlog_goes_a_few_at_a_time(process: Process, settings: Settings) ->
         sweep(small)
         with process.ledger.read() as session:
             left.append(session.scalar(select(func.count()).select_from(Job)))
-    small.ledger.close()
+    small.close()
     assert left == [7, 2, 0]
 
 
@@ -351,5 +351,5 @@ def test_stray_vectors_are_detected_in_large_collections_round_by_round(
     sweeper = Sweeper(small, handlers_of(CPU_QUEUES))
     for _ in range(20):
         assert sweeper.sweep()
-    small.ledger.close()
+    small.close()
     assert vector_ids(process, collection) == kept

@@ -26,7 +26,7 @@ TEXTS = {
 def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
     process = make_process(settings)
     yield process
-    process.ledger.close()
+    process.close()
 
 
 def looked_up(process: Process, collection: str, query: str, **arguments: int) -> str:

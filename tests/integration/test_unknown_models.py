@@ -29,7 +29,7 @@ def worker(
     mine = make_process(settings, "alone")
     mine.hold(make_embedders, Embedders(mine.settings))
     yield mine
-    mine.ledger.close()
+    mine.close()
     invariants_hold(process, all_ended=True)
 
 

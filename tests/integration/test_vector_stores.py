@@ -70,7 +70,7 @@ def process_with_toy(
     monkeypatch.setitem(STORES, line.name, line)
     process = make_process(settings, chroma_url=None)
     yield process
-    process.ledger.close()
+    process.close()
 
 
 def test_documents_are_ingested_searched_and_replaced_with_a_new_store(

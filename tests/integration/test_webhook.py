@@ -51,7 +51,7 @@ def make(settings: Settings, ledger: Ledger) -> Iterator[Callable[..., Process]]
 
     yield process
     for opened in made:
-        opened.ledger.close()
+        opened.close()
 
 
 @dataclass
@@ -323,7 +323,7 @@ def test_a_receiver_that_drips_its_headers_has_a_time_in_all(
             max_attempts=1,
         )
         drain(process, table())
-        process.ledger.close()
+        process.close()
         gone.set()
         thread.join()
     state, attempt, type_, message = hook_of(process, job_id)

@@ -184,7 +184,7 @@ def in_threads(
         try:
             return work(process, n)
         finally:
-            process.ledger.close()
+            process.close()
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(run, range(count)))

@@ -53,6 +53,18 @@ class Process:
             value: T = self._held[make]
             return value
 
+    def close(self) -> None:
+        """End what it has opened: whatever it holds that can be closed, and its connections."""
+        with self._lock:
+            held = list(self._held.values())
+            self._held.clear()
+        for value in reversed(held):
+            close = getattr(value, "close", None)
+            if callable(close):
+                close()
+        if "ledger" in self.__dict__:
+            self.ledger.close()
+
     def hold(self, make: Callable[["Process"], T], value: T) -> None:
         """Let `held` give this value, which another process made."""
         with self._lock:

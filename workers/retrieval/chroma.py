@@ -90,6 +90,11 @@ class Chroma:
                 embedding_function=None,
             )
 
+    def close(self) -> None:
+        client = self.__dict__.get("_client")
+        if client is not None:
+            client.close_sessions()
+
     def upsert(self, name: str, entries: Sequence[Entry], vectors: Vectors) -> None:
         with self._translated(name):
             collection = self._client.get_collection(name, embedding_function=None)
@@ -246,9 +251,12 @@ class _Client(Client):
         try:
             super().__init__(settings=settings)
         except BaseException:
-            for session in self._sessions:
-                session.close()
+            self.close_sessions()
             raise
+
+    def close_sessions(self) -> None:
+        for session in self._sessions:
+            session.close()
 
     # Both are called before the first request of the servers that they give a time.
 

@@ -37,6 +37,8 @@ from workers.retrieval.terms import has_hangul, morphemes_of, terms
 
 K1: Final = 1.5
 B: Final = 0.75
+CONTEXT_SHARE: Final = 1 / 3
+"""Of a score in context: what a chunk and its neighbours together count beside the chunk alone."""
 QUERY_TERMS: Final = 1024
 """So many different terms of a query are looked for, the first ones."""
 UNINDEXED_LIMIT: Final = 1000
@@ -93,7 +95,7 @@ class Head:
         self.members: Array = np.frombuffer(members, MEMBER)
         self.lengths: NDArray[np.uint32] = np.frombuffer(lengths, "<u4")
         self.page_ends: Longs = np.frombuffer(page_ends, "<i8")
-        self.size = 2 * len(members) + len(lengths) + len(page_ends)
+        self.size = 2 * len(members) + 2 * len(lengths) + len(page_ends)
 
     @cached_property
     def starts(self) -> Longs:
@@ -107,6 +109,35 @@ class Head:
         keys = self.members["key"]
         order = np.argsort(keys, kind="stable")
         return keys[order], order
+
+    @cached_property
+    def followers(self) -> tuple[Longs, Longs, Longs]:
+        """The numbers of chunks behind which another one of the version comes, and of these;
+        and the members that begin within a version whose chunk before is not here."""
+        is_first = np.zeros(len(self.lengths), np.bool_)
+        is_first[self.starts] = True
+        within = np.flatnonzero(~is_first)
+        keys, order = self.by_key
+        versions, firsts = _split(keys)
+        sizes, starts = self.members["chunks"][order].astype(np.int64), self.starts[order]
+        goes_on = np.zeros(len(keys), np.bool_)
+        goes_on[1:] = (versions[1:] == versions[:-1]).all(axis=1)
+        goes_on[1:] &= firsts[1:] == firsts[:-1] + sizes[:-1]
+        behind = np.flatnonzero(goes_on)
+        ends = (starts + sizes - 1)[behind - 1]
+        before = np.concatenate([within - 1, ends])
+        return before, np.concatenate([within, starts[behind]]), order[~goes_on & (firsts > 0)]
+
+    @cached_property
+    def contexts(self) -> NDArray[np.uint32]:
+        """(chunks,): the terms of each chunk and of those before and behind it in its version, as
+        far as they are here."""
+        contexts = self.lengths.copy()
+        before, behind, _ = self.followers
+        # No chunk is before two others, nor behind two.
+        contexts[behind] += self.lengths[before]
+        contexts[before] += self.lengths[behind]
+        return contexts
 
     def dead(self, versions: Array) -> Bools | None:
         """(chunks,): which belong to the versions, (n, 16) of bytes; None where none does."""
@@ -149,6 +180,14 @@ def _split(keys: Array) -> tuple[NDArray[np.uint8], Longs]:
     raw = np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 20)
     ordinals = np.ascontiguousarray(raw[:, 16:]).view(">u4")[:, 0].astype(np.int64)
     return raw[:, :16], ordinals
+
+
+def _keys(versions: NDArray[np.uint8], ordinals: Longs) -> Array:
+    """The other way round."""
+    raw = np.empty((len(ordinals), 20), np.uint8)
+    raw[:, :16] = versions
+    raw[:, 16:] = ordinals.astype(">u4").view(np.uint8).reshape(-1, 4)
+    return raw.view("S20")[:, 0]
 
 
 class View:
@@ -194,6 +233,27 @@ class View:
         norms += K1 * (1 - B)
         return norms
 
+    @cached_property
+    def context_average(self) -> float:
+        """The mean length of a chunk together with those before and behind it in its version."""
+        tokens = 0
+        for head, base in zip(self.heads, self.bases.tolist(), strict=False):
+            dead = self._dead_in[head.id]
+            contexts = head.contexts if dead is None else head.contexts[~dead]
+            tokens += int(contexts.sum(dtype=np.int64))
+            # Parts of a version that are not merged yet lie in several segments.
+            loose = head.followers[2]
+            if len(loose):
+                versions, firsts = _split(head.members["key"][loose])
+                before = self._locate(_keys(versions, firsts - 1))
+                pairs = self.lengths[before].astype(np.int64)
+                pairs += head.lengths[head.starts[loose]]
+                is_live = before >= 0
+                if self.alive is not None:
+                    is_live &= self.alive[base + head.starts[loose]]
+                tokens += int(pairs[is_live].sum())
+        return tokens / self.chunks if tokens else 1.0
+
     def _dead_chunks(self, before: "View | None") -> dict[int, Bools | None]:
         """(chunks,) of each segment, by its id; None where all are alive.
 
@@ -215,9 +275,13 @@ class View:
 
     def locate(self, chunk_ids: Sequence[str]) -> Longs:
         """The numbers of chunks by their ids; -1 for what does not count."""
-        numbers = np.full(len(chunk_ids), -1, np.int64)
         parsed = [parse_chunk_id(id_) for id_ in chunk_ids]
-        keys = np.array([b"" if key is None else key_of(*key) for key in parsed], "S20")
+        return self._locate(
+            np.array([b"" if key is None else key_of(*key) for key in parsed], "S20")
+        )
+
+    def _locate(self, keys: Array) -> Longs:
+        numbers = np.full(len(keys), -1, np.int64)
         for head, base in zip(self.heads, self.bases.tolist(), strict=False):
             own = head.locate(keys)
             numbers = np.where(own >= 0, own + base, numbers)
@@ -306,6 +370,14 @@ class Term:
         at = np.minimum(np.searchsorted(own, numbers.astype(np.int32)), len(own) - 1)
         return np.where(own[at] == numbers, shares[at] * self.weight, 0.0)
 
+    def counts_in(self, numbers: Longs) -> Scores:
+        """How often it stands in each of these chunks."""
+        own, shares = self.postings.parts()
+        at = np.minimum(np.searchsorted(own, numbers.astype(np.int32)), len(own) - 1)
+        # Of share = count / (count + norm), which holds a count of any length to the last digit.
+        counts = shares[at] * self._view.norms[numbers] / (1 - shares[at])
+        return np.where(own[at] == numbers, np.rint(counts), 0.0)
+
 
 class FieldQuery:
     """A query in one field."""
@@ -359,6 +431,32 @@ class FieldQuery:
         scores = np.zeros(len(chunk_ids))
         for term in self.terms:
             scores[known] += term.scores_of(numbers[known])
+        return scores
+
+    def score_contexts(self, places: Sequence[tuple[UUID, int]]) -> Scores:
+        """BM25 of each chunk together with its neighbours, as if they were one chunk. Terms weigh
+        as they do in chunks, and lengths are measured by the mean of such contexts."""
+        numbers = self.view.locate(
+            [
+                chunk_id(version_id, ordinal + step) if ordinal + step >= 0 else ""
+                for step in (-1, 0, 1)
+                for version_id, ordinal in places
+            ]
+        )
+        known = np.flatnonzero(numbers >= 0)
+        values = np.zeros(len(numbers))
+
+        def in_contexts(of_known: Scores) -> Scores:
+            values[known] = of_known
+            total: Scores = values.reshape(3, len(places)).sum(axis=0)
+            return total
+
+        lengths = in_contexts(self.view.lengths[numbers[known]].astype(np.float64))
+        norms = K1 * (1 - B + B * lengths / self.view.context_average)
+        scores = np.zeros(len(places))
+        for term in self.terms:
+            counts = in_contexts(term.counts_in(numbers[known]))
+            scores += term.weight * counts / (counts + norms)
         return scores
 
 
@@ -432,6 +530,19 @@ class LexicalResult:
         """The exact scores of any chunks: 0 where no term stands, and where a chunk is not live."""
         total: Scores = np.sum([field.score(chunk_ids) for field in self._fields], axis=0)
         return total
+
+    def score_in_context(self, chunk_ids: Sequence[str]) -> Scores:
+        """The scores of live chunks, to which the words of their neighbours in the document add.
+
+        What a passage is about is often said before it, or behind it, and not again: such words
+        of a query stand in the chunk that is cut off there. A chunk counts two thirds alone, and
+        one third with its neighbours (`CONTEXT_SHARE`); the best possible score is the same.
+        """
+        places = [place for place in map(parse_chunk_id, chunk_ids) if place is not None]
+        assert len(places) == len(chunk_ids)
+        contexts = np.sum([field.score_contexts(places) for field in self._fields], axis=0)
+        scores: Scores = (1 - CONTEXT_SHARE) * self.score(chunk_ids) + CONTEXT_SHARE * contexts
+        return scores
 
 
 SNAPSHOT = """

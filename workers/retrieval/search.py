@@ -37,6 +37,8 @@ from workers.retrieval.tuning import CollectionFacts, coverage_by, tuning_of
 
 HYBRID_POOL = 50
 """So many of the best of each half are weighed, at least."""
+JOINED_CHUNKS = 3
+"""At most so many chunks that follow each other are one hit."""
 WIDEN_TIMES = 4
 WIDEN_FACTOR = 4
 """A store that gives too few live passages is asked for so many times as many, so often."""
@@ -138,7 +140,11 @@ def candidates(
     collection is not there.
     """
     # Neighbours of better hits are no hits themselves.
-    count = max(count, request.k * (1 + 2 * request.options.expand))
+    options = request.options
+    share = 1 + 2 * options.expand if options.expand else 1
+    if options.joins and not options.expand and not options.rerank:
+        share = JOINED_CHUNKS
+    count = max(count, request.k * share)
     parts = [CollectionSearch(process, name, request, check) for name in request.collections]
     rows: list[list[Candidate]] = [[] for _ in request.queries]
     for part in parts:
@@ -234,7 +240,7 @@ class CollectionSearch:
         for query, row, result, similarities in zip(
             self._request.queries, rows, results, cosines, strict=True
         ):
-            lexical = result.score([one.chunk.id for one in row])
+            lexical = result.score_in_context([one.chunk.id for one in row])
             fused = fuse(
                 similarities,
                 lexical,
@@ -531,7 +537,7 @@ def passages(process: Process, request: SearchRequest, row: Sequence[Candidate])
     """The first k candidates, with their neighbours; no chunk is in two of them."""
     expand = request.options.expand
     if not expand:
-        return [Passage(candidate=one, chunks=[one.chunk]) for one in row[: request.k]]
+        return _joining(row, request.k, at_most=JOINED_CHUNKS if request.options.joins else 1)
     shown: dict[UUID, set[int]] = {}
     chosen: list[Passage] = []
     with process.ledger.read_single() as session:
@@ -549,6 +555,58 @@ def passages(process: Process, request: SearchRequest, row: Sequence[Candidate])
             if len(chosen) == request.k:
                 break
     return chosen
+
+
+def _joining(row: Sequence[Candidate], k: int, *, at_most: int) -> list[Passage]:
+    """k passages of the best candidates. Of these, up to `at_most` that follow each other in a text
+    become one passage, which has the score of the best; the next candidate takes the free place.
+    Where there is none, those that were joined last are passages of their own again."""
+    groups: list[list[Candidate]] = []
+    places: dict[tuple[UUID, int], list[Candidate]] = {}
+    joined: list[Candidate] = []
+    for one in row:
+        version_id, ordinal = _place(one.chunk)
+        group = next(
+            (
+                near
+                for step in (-1, 1)
+                if (near := places.get((version_id, ordinal + step))) is not None
+                and len(near) < at_most
+                and any(_is_continued(one.chunk, other.chunk) for other in near)
+            ),
+            None,
+        )
+        if group is not None:
+            group.append(one)
+            joined.append(one)
+        elif len(groups) == k:
+            break
+        else:
+            group = [one]
+            groups.append(group)
+        places[version_id, ordinal] = group
+    alone = joined[max(0, len(joined) + len(groups) - k) :]
+    ranked = [
+        *([one for one in group if one is group[0] or one not in alone] for group in groups),
+        *([one] for one in alone),
+    ]
+    ranked.sort(key=lambda group: row.index(group[0]))
+    return [
+        Passage(
+            candidate=group[0],
+            chunks=sorted((one.chunk for one in group), key=lambda chunk: chunk.ordinal),
+        )
+        for group in ranked
+    ]
+
+
+def _is_continued(one: ChunkView, other: ChunkView) -> bool:
+    """Whether one of these chunks of a version goes on where the other ends. Rows of a table, and
+    elements of a list, are texts of their own, with metadata of their own and a line between."""
+    before, after = sorted((one, other), key=lambda chunk: chunk.ordinal)
+    if after.ordinal != before.ordinal + 1 or before.metadata != after.metadata:
+        return False
+    return after.start <= before.start + len(before.text) + 1
 
 
 def _place(chunk: ChunkView) -> tuple[UUID, int]:
