@@ -440,6 +440,16 @@ class EvalSettings(RoleSettings):
     eval_resamples: PositiveInt = 2000
 
 
+class BatchSettings(RoleSettings):
+    """Batches, whose lines are jobs."""
+
+    batch_limit_lines: PositiveInt = 50_000
+    batch_limit_errors: Annotated[int, Field(gt=0, le=1000)] = 100
+    batch_open_lines: PositiveInt = 2000
+    batch_interval_s: PositiveFloat = 1
+    batch_finish_s: PositiveInt = 86_400
+
+
 class LexicalSettings(RoleSettings):
     """Lexical search."""
 
@@ -461,6 +471,7 @@ class Settings(
     IngestSettings,
     SearchSettings,
     EvalSettings,
+    BatchSettings,
     LexicalSettings,
 ):
     """All settings of all processes; `docs/settings.md` lists them for users."""

@@ -481,6 +481,8 @@ class Job(Base):
     conversation_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("conversations.id", ondelete="SET NULL")
     )
+    batch_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    """The job of the batch of which it is a line; lists of jobs leave lines out."""
     input: Mapped[dict[str, Any]]
     result: Mapped[Any] = mapped_column(JSON, nullable=True)
     result_path: Mapped[str | None]
@@ -517,9 +519,12 @@ class Job(Base):
             unique=True,
             postgresql_where=sql("idempotency_key IS NOT NULL"),
         ),
-        Index("ix_jobs_state_id", "state", "id"),
-        Index("ix_jobs_kind_id", "kind", "id"),
-        Index("ix_jobs_collection_id", "collection", "id"),
+        # Of lists, which leave out the lines of batches; those are a list of their own.
+        Index("ix_jobs_listed", "id", postgresql_where=sql("batch_id IS NULL")),
+        Index("ix_jobs_state_id", "state", "id", postgresql_where=sql("batch_id IS NULL")),
+        Index("ix_jobs_kind_id", "kind", "id", postgresql_where=sql("batch_id IS NULL")),
+        Index("ix_jobs_collection_id", "collection", "id", postgresql_where=sql("batch_id IS NULL")),
+        Index("ix_jobs_batch_id_id", "batch_id", "id", postgresql_where=sql("batch_id IS NOT NULL")),
         Index("ix_jobs_dead_id", "id", postgresql_where=sql("dead")),
         Index(
             "ix_jobs_conversation_id",
@@ -714,5 +719,88 @@ class IngestItem(Base):
             "ix_ingest_items_version_id",
             "version_id",
             postgresql_where=sql("version_id IS NOT NULL"),
+        ),
+    )
+
+
+# The tables of batches: `shared/batches.py` is their only writer.
+
+
+class Batch(Base):
+    """What is known of a job of the kind `batch` beyond its row, whose id it has.
+
+    `counts` of its lines are kept here, so that nobody counts rows to show them.
+    """
+
+    __tablename__ = "batches"
+
+    id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    read_bytes: Mapped[int] = mapped_column(BigInteger, server_default=sql("0"))
+    """How far the file has been read, at the end of a line."""
+    read_lines: Mapped[int] = mapped_column(server_default=sql("0"))
+    """How many lines that are, blank ones as well."""
+    errors: Mapped[list[dict[str, Any]]] = mapped_column(JSON, server_default=sql("'[]'"))
+    """What is wrong with lines of the file: objects of `line`, `message`, `code` and `param`."""
+    total: Mapped[int] = mapped_column(server_default=sql("0"))
+    open: Mapped[int] = mapped_column(server_default=sql("0"))
+    """How many lines are jobs whose end is not noted here yet."""
+    succeeded: Mapped[int] = mapped_column(server_default=sql("0"))
+    failed: Mapped[int] = mapped_column(server_default=sql("0"))
+    cancelled: Mapped[int] = mapped_column(server_default=sql("0"))
+    expired: Mapped[int] = mapped_column(server_default=sql("0"))
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default=sql("0"))
+    completion_tokens: Mapped[int] = mapped_column(BigInteger, server_default=sql("0"))
+    output_file_id: Mapped[UUID] = mapped_column(default=new_id)
+    error_file_id: Mapped[UUID] = mapped_column(default=new_id)
+    finish_by: Mapped[datetime]
+    validated_at: Mapped[datetime | None]
+    cancelled_at: Mapped[datetime | None]
+    expired_at: Mapped[datetime | None]
+    ran_at: Mapped[datetime | None]
+    """When its last line ended."""
+    closed_at: Mapped[datetime | None]
+    """When its files were written; until then they are read from the lines' jobs."""
+
+    __table_args__ = (
+        Index("ix_batches_output_file_id", "output_file_id"),
+        Index("ix_batches_error_file_id", "error_file_id"),
+    )
+
+
+class BatchLine(Base):
+    """A line of a batch: where it lies in the file, and what became of it."""
+
+    __tablename__ = "batch_lines"
+
+    batch_id: Mapped[UUID] = mapped_column(
+        ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(primary_key=True)
+    """Of the line in the file, from 1."""
+    custom_id: Mapped[str]
+    start: Mapped[int] = mapped_column(BigInteger)
+    size_bytes: Mapped[int]
+    state: Mapped[str]
+    """`waiting` until it is a job, then `open`, then as the job ended, or `expired`."""
+    url: Mapped[str]
+    job_id: Mapped[UUID | None]
+    """No foreign key: jobs go by thousands, and each would be looked for here."""
+    error: Mapped[dict[str, Any] | None]
+    """Why there was no job; what a job failed with stands in its row."""
+
+    __table_args__ = (
+        UniqueConstraint("batch_id", "custom_id"),
+        Index(
+            "ix_batch_lines_unsettled",
+            "batch_id",
+            "state",
+            "number",
+            postgresql_where=sql("state IN ('waiting', 'open')"),
+        ),
+        Index(
+            "ix_batch_lines_without_result",
+            "batch_id",
+            "number",
+            postgresql_where=sql("state IN ('failed', 'cancelled', 'expired')"),
         ),
     )

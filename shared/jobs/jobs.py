@@ -40,7 +40,7 @@ from shared.errors import Conflict, NotFound
 from shared.jobs import turns
 from shared.jobs.claims import Claim
 from shared.jobs.submission import NewJob, first_list, first_step
-from shared.kinds.registry import KINDS
+from shared.kinds.registry import BATCH, KINDS
 from shared.redis.events import EventType
 from shared.tables import Attachment, IngestItem, Job, Step
 from shared.vocabulary import ENDED, LaneRank, Queue, State, known
@@ -85,6 +85,8 @@ class Filter:
     kind: str | None = None
     collection: str | None = None
     dead: bool | None = None
+    batch_id: UUID | None = None
+    """Whose lines are listed; None for the jobs that are no lines, and dead lines where `dead`."""
 
 
 def page(session: Session, where: Filter, *, limit: int, before: UUID | None) -> list[Job]:
@@ -104,6 +106,10 @@ def page(session: Session, where: Filter, *, limit: int, before: UUID | None) ->
         query = query.where(Job.collection == where.collection)
     if where.dead is not None:
         query = query.where(Job.dead.is_(where.dead))
+    if where.batch_id is not None:
+        query = query.where(Job.batch_id == where.batch_id)
+    elif not where.dead:
+        query = query.where(Job.batch_id.is_(None))
     return list(session.scalars(query))
 
 
@@ -183,15 +189,37 @@ def _contents(row: Row[Any]) -> Contents:
 def erase(session: Session, job_id: UUID) -> str:
     """Remove a job that has ended, with its steps; returns the folder of the storage that is to be
     deleted once this is committed. Raises NotFound, or Conflict while the job is open."""
-    state = session.scalar(select(Job.state).where(Job.id == job_id).with_for_update())
-    if state is None:
+    row = session.execute(
+        select(Job.state, Job.batch_id).where(Job.id == job_id).with_for_update()
+    ).first()
+    if row is None:
         raise _unknown(job_id)
-    if state not in ENDED:
+    if row.state not in ENDED:
         raise Conflict(
-            f"Job {job_id} is {cut(state, 40)}; cancel it, and erase it when it has ended."
+            f"Job {job_id} is {cut(row.state, 40)}; cancel it, and erase it when it has ended."
         )
+    _refuse_line(job_id, row.batch_id, "erased", "DELETE /v1/jobs/{batch}")
+    session.execute(DOOM_RESULTS, {"id": job_id})
     session.execute(delete(Job).where(Job.id == job_id))
     return result_folder(job_id)
+
+
+# What lines of a batch have put into the storage goes with it.
+DOOM_RESULTS = text("""
+    INSERT INTO doomed_paths (path, is_folder)
+    SELECT 'results/' || right(replace(CAST(id AS text), '-', ''), 2) || '/' || id, true
+    FROM jobs WHERE batch_id = :id AND result_path IS NOT NULL
+    ON CONFLICT DO NOTHING
+""")
+
+
+def _refuse_line(job_id: UUID, batch_id: UUID | None, done: str, call: str) -> None:
+    """Raises Conflict for a line of a batch, whose counts and files would not know of it."""
+    if batch_id is not None:
+        raise Conflict(
+            f"Job {job_id} is a line of the batch {batch_id}, and is {done} with it: "
+            f"`{call.format(batch=batch_id)}`."
+        )
 
 
 def forget(session: Session, job_ids: Sequence[UUID]) -> list[UUID]:
@@ -255,6 +283,8 @@ def stop(
         job.ending = ending.value
         job.error = error
         job.dead = dead
+    if job.kind == BATCH.name:
+        stop_lines(session, job_id)
     # Steps that a worker is claiming this moment are skipped; that worker sees `ending`.
     queued = (
         select(Step.id)
@@ -270,6 +300,42 @@ def stop(
     job.open_steps = max(job.open_steps - len(stopped), 0)
     if job.open_steps == 0:
         end(session, job, result=None)
+
+
+# Each line ends as `stop` lets a job end: its queued steps now, those that are running when their
+# workers notice. Locks are taken in the order jobs by their ids, then queued steps.
+STOP_LINES = text("""
+    WITH unsettled AS MATERIALIZED (
+        SELECT j.id, j.open_steps FROM batch_lines l JOIN jobs j ON j.id = l.job_id
+        WHERE l.batch_id = :id AND l.state = 'open' AND j.state IN ('queued', 'running')
+        ORDER BY j.id FOR NO KEY UPDATE OF j
+    ), taken AS MATERIALIZED (
+        SELECT s.id FROM unsettled u JOIN steps s ON s.job_id = u.id
+        WHERE s.state = 'queued' AND NOT s.after_end
+        FOR UPDATE OF s SKIP LOCKED
+    ), stopped AS (
+        UPDATE steps SET state = 'cancelled', finished_at = now()
+        FROM taken WHERE steps.id = taken.id
+        RETURNING steps.job_id
+    ), left_open AS (
+        SELECT u.id, greatest(u.open_steps - count(s.job_id), 0) AS steps
+        FROM unsettled u LEFT JOIN stopped s ON s.job_id = u.id GROUP BY u.id, u.open_steps
+    )
+    UPDATE jobs SET open_steps = left_open.steps,
+        state = CASE WHEN left_open.steps = 0 THEN coalesce(jobs.ending, 'cancelled')
+            ELSE jobs.state END,
+        ending = CASE WHEN left_open.steps > 0 THEN coalesce(jobs.ending, 'cancelled') END,
+        finished_at = CASE WHEN left_open.steps = 0 THEN now() END
+    FROM left_open WHERE jobs.id = left_open.id
+    RETURNING jobs.id, jobs.state, left_open.steps
+""")
+
+
+def stop_lines(session: Transaction, batch_id: UUID) -> None:
+    """Cancel the lines of a batch that are open, by one statement. The batch is locked."""
+    for row in session.execute(STOP_LINES, {"id": batch_id}):
+        if row.steps == 0:
+            session.publish(row.id, EventType.END, {"state": row.state})
 
 
 def _has_open_steps(session: Session, job_id: UUID) -> bool:
@@ -293,18 +359,44 @@ def end(session: Transaction, job: Job, result: Any) -> None:
         }  # fmt: skip
         session.execute(insert(Step), [webhook])
         session.ring(Queue.WEBHOOK.value)
+    if job.kind == BATCH.name:
+        _add_closing_step(session, job)
     if job.conversation_id is not None:
         turns.let_next_go(session, job.conversation_id)
     session.publish(job.id, EventType.END, {"state": job.state})
 
 
-def redrive(session: Transaction, job_id: UUID) -> None:
-    """Run a failed or cancelled job again from its start. Raises Conflict for other states."""
+def _add_closing_step(session: Transaction, job: Job) -> None:
+    step = KINDS[job.kind].closing_step
+    assert step is not None
+    closing = {
+        "job_id": job.id, "name": step.name, "queue": step.queue.value, "lane": job.lane,
+        "fair_key": job.fair_key, "state": State.QUEUED.value, "after_end": True,
+        "max_attempts": job.max_attempts,
+    }  # fmt: skip
+    session.execute(insert(Step), [closing])
+    session.ring(step.queue.value)
+
+
+REDRIVEN = (State.FAILED, State.CANCELLED)
+
+
+def redrive(
+    session: Transaction,
+    job_id: UUID,
+    *,
+    states: Sequence[State] = REDRIVEN,
+    batch_id: UUID | None = None,
+) -> None:
+    """Run a job again from its start that has ended in one of `states`; a line of a batch only for
+    that batch. Raises Conflict."""
     job = _locked(session, job_id)
-    if job.state not in (State.FAILED, State.CANCELLED):
+    if job.state not in states:
         raise Conflict(
             f"Job {job_id} is {job.state}; only failed and cancelled jobs can be retried."
         )
+    if job.batch_id != batch_id:
+        _refuse_line(job_id, job.batch_id, "retried", "POST /v1/batches/{batch}/retry")
     if job.private and job.conversation_id is None:
         raise Conflict(
             f"The conversation of job {job_id} was erased, so its turn cannot be retried. Start "
@@ -463,7 +555,7 @@ def lock(session: Session, job_id: UUID) -> Job | None:
 
 _LOCKED = (
     Job.kind, Job.state, Job.ending, Job.lane, Job.queue, Job.fair_key, Job.conversation_id,
-    Job.open_steps, Job.max_attempts,
+    Job.batch_id, Job.open_steps, Job.max_attempts,
 )  # fmt: skip
 
 

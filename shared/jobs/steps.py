@@ -245,6 +245,41 @@ def retry(
     return True
 
 
+def put_off(
+    session: Transaction, claim: Claim, *, in_s: float, record: Record | None = None
+) -> bool:
+    """Record what an attempt has done, and queue the step again for after `in_s` seconds: there is
+    more to do. Attempts are counted from 0 again.
+
+    `record` writes under the lock of the job, and not where the job is ending: nothing that it adds
+    to the job is missed by who ends it.
+    """
+    running = select(Step.id).where(*_is_running(claim)).with_for_update()
+    if session.execute(running).first() is None:
+        return _no_op(claim, "put off")
+    job = _lock_job(session, claim)
+    if job is not None and job.ending is not None:
+        return abandon(session, claim)
+    if record is not None:
+        record(session)
+    limit = claim.max_attempts - claim.free_attempts
+    session.execute(
+        update(Step)
+        .where(*_is_running(claim))
+        .values(
+            state=State.QUEUED.value,
+            lease_until=None,
+            worker=None,
+            error=None,
+            max_attempts=min(claim.attempt + limit, INT32_MAX),
+            run_after=func.now() + timedelta(seconds=in_s),
+        )
+    )
+    if in_s == 0:
+        session.ring(claim.queue)
+    return True
+
+
 def is_ending(session: Session, claim: Claim) -> bool:
     return jobs.ending_of(session, claim.job_id) is not None
 

@@ -40,6 +40,8 @@ class NewJob:
     max_attempts: int = 3
     run_after: datetime | None = None
     conversation_id: UUID | None = None
+    batch_id: UUID | None = None
+    """The batch of which it is a line."""
     idempotency_key: str | None = None
     body_hash: str | None = None
     """Of what the client sent, where that is known: defaults may change, a body does not."""
@@ -154,6 +156,7 @@ def _job_row(job_id: UUID, new: NewJob) -> dict[str, Any]:
         "private": new.conversation_id is not None,
         "collection": new.input.get("collection"),
         "conversation_id": new.conversation_id,
+        "batch_id": new.batch_id,
         "input": new.input,
         "open_steps": 1,
         "max_attempts": new.max_attempts,

@@ -91,6 +91,8 @@ class Kind:
     """Where inputs name uploads, as a JSON path of PostgreSQL; those are kept meanwhile."""
     is_generated: bool = False
     """Its jobs write text that clients may read as it is written."""
+    closing_step: StepType | None = None
+    """The step that follows the end of its jobs, however they end."""
 
     @property
     def first_step(self) -> StepType:

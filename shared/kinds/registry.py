@@ -1,5 +1,6 @@
 """All kinds of jobs, a line each. Whatever has to do with every kind goes through `KINDS`."""
 
+from shared.kinds.batch import BATCH
 from shared.kinds.chat import CHAT
 from shared.kinds.embed import EMBED
 from shared.kinds.erase import ERASE
@@ -13,7 +14,7 @@ from shared.kinds.search import SEARCH
 from shared.vocabulary import Queue
 
 __all__ = [
-    "CHAT", "EMBED", "ERASE", "EVAL", "HF", "INGEST", "KINDS", "MODEL", "RAG", "SEARCH", "WEBHOOK",
+    "BATCH", "CHAT", "EMBED", "ERASE", "EVAL", "HF", "INGEST", "KINDS", "MODEL", "RAG", "SEARCH", "WEBHOOK",
     "step_types",
 ]  # fmt: skip
 
@@ -29,6 +30,7 @@ KINDS: dict[str, Kind] = {
         MODEL,
         ERASE,
         EVAL,
+        BATCH,
     )
 }
 

@@ -30,13 +30,15 @@ class Done:
     `result` is JSON: the job's, unless the step has `children`, which run next, or its handler a
     `finish`. `warnings` are what the user has to know of the job. `record` writes what else there
     is; it may run twice, where the commit of the first went unanswered, and says with
-    `transaction.after_commit` what is to follow.
+    `transaction.after_commit` what is to follow. With `again_in_s` the same step runs again after
+    so many seconds, for there is more to do.
     """
 
     result: Any = None
     children: Sequence[NewStep] = ()
     warnings: Sequence[str] = ()
     record: Record | None = None
+    again_in_s: float | None = None
 
 
 class Context:

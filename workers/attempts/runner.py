@@ -247,6 +247,8 @@ def _succeed(
         if done.record is not None:
             done.record(transaction)
 
+    if done.again_in_s is not None:
+        return steps.put_off(transaction, claim, in_s=done.again_in_s, record=record)
     return steps.succeed(
         transaction,
         claim,
