@@ -13,6 +13,9 @@ class SluiceError(Exception):
     code: ClassVar[str] = "SluiceError"
     """What clients and stored jobs know the error by (`error.type`). It stays as it is when the
     class is renamed; a class that states none has its own name for one."""
+    job_status: ClassVar[int] = 500
+    """The HTTP status of an answer that stands for a job which has ended with it: the request
+    itself was right."""
 
     def __init_subclass__(cls) -> None:
         if "code" not in cls.__dict__:
@@ -36,18 +39,21 @@ class NotFound(SluiceError):
     """No such thing."""
 
     code = "NotFound"
+    job_status = 404
 
 
 class Conflict(SluiceError):
     """The request contradicts the present state."""
 
     code = "Conflict"
+    job_status = 400
 
 
 class InvalidInput(SluiceError):
     """The input cannot be used as it is."""
 
     code = "InvalidInput"
+    job_status = 400
 
 
 class WindowExceeded(InvalidInput):
@@ -60,6 +66,7 @@ class TooLarge(SluiceError):
     """The body is larger than the server accepts."""
 
     code = "TooLarge"
+    job_status = 400
 
 
 class QueueFull(SluiceError):
@@ -94,6 +101,7 @@ class Unavailable(Retryable):
     """A server that the step needs does not answer; the attempt is not counted against it."""
 
     code = "Unavailable"
+    job_status = 503
 
     def __init__(self, message: str | None = None, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -111,30 +119,40 @@ class Permanent(StepError):
     """The step cannot succeed as it is; it fails at once."""
 
     code = "Permanent"
+    job_status = 400
 
 
 class Timeout(Permanent):
     """The job ran longer than its `timeout_s`."""
 
     code = "Timeout"
+    job_status = 504
 
 
 class ModelNotServed(Permanent):
     """No worker holds the model that the job asks for."""
 
     code = "ModelNotServed"
+    job_status = 503
 
 
 class ModelNotFound(Permanent):
     """There is no such model."""
 
     code = "ModelNotFound"
+    job_status = 404
 
 
 class WrongTask(Permanent):
     """The model is not made for the task."""
 
     code = "WrongTask"
+
+
+class BatchExpired(Permanent):
+    """The time of the batch was up before all of its lines were done."""
+
+    code = "BatchExpired"
 
 
 class Cancelled(StepError):

@@ -750,21 +750,16 @@ class Batch(Base):
     expired: Mapped[int] = mapped_column(server_default=sql("0"))
     prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default=sql("0"))
     completion_tokens: Mapped[int] = mapped_column(BigInteger, server_default=sql("0"))
-    output_file_id: Mapped[UUID] = mapped_column(default=new_id)
-    error_file_id: Mapped[UUID] = mapped_column(default=new_id)
+    output_file_id: Mapped[UUID | None]
+    """Of `files`; it grows while the batch runs, and has the order of the lines at last."""
+    error_file_id: Mapped[UUID | None]
     finish_by: Mapped[datetime]
     validated_at: Mapped[datetime | None]
-    cancelled_at: Mapped[datetime | None]
+    settled_at: Mapped[datetime | None]
+    """When lines were last found to have ended, and written into the files."""
     expired_at: Mapped[datetime | None]
-    ran_at: Mapped[datetime | None]
-    """When its last line ended."""
     closed_at: Mapped[datetime | None]
-    """When its files were written; until then they are read from the lines' jobs."""
-
-    __table_args__ = (
-        Index("ix_batches_output_file_id", "output_file_id"),
-        Index("ix_batches_error_file_id", "error_file_id"),
-    )
+    """When its files were written to their ends."""
 
 
 class BatchLine(Base):
@@ -783,6 +778,8 @@ class BatchLine(Base):
     state: Mapped[str]
     """`waiting` until it is a job, then `open`, then as the job ended, or `expired`."""
     url: Mapped[str]
+    options: Mapped[dict[str, Any] | None]
+    """What its answer needs of the body, beside the job's input."""
     job_id: Mapped[UUID | None]
     """No foreign key: jobs go by thousands, and each would be looked for here."""
     error: Mapped[dict[str, Any] | None]

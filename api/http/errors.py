@@ -25,17 +25,12 @@ from shared.database.sqlstates import Meaning, first_line, trouble_of
 from shared.errors import (
     Conflict,
     InvalidInput,
-    ModelNotFound,
-    ModelNotServed,
     NotFound,
-    Permanent,
     QueueFull,
     SluiceError,
-    Timeout,
     TooLarge,
     Unauthorized,
     Unavailable,
-    WrongTask,
     type_of,
 )
 from shared.kinds.registry import KINDS
@@ -67,27 +62,19 @@ class Rule:
     """What a type of error is in HTTP."""
 
     status: int = 500
-    """Where a request raises it."""
-    of_job: int = 500
-    """Where the job that a request waited for has ended with it: the request itself was right."""
+    """Where a request raises it; `SluiceError.job_status` is that of a job that ended with it."""
     headers: Callable[[Any], Mapping[str, str]] = _none
 
 
 RULES: dict[type[SluiceError], Rule] = {
     BadCursor: Rule(status=400),
-    Conflict: Rule(status=409, of_job=400),
-    InvalidInput: Rule(status=422, of_job=400),
-    NotFound: Rule(status=404, of_job=404),
+    Conflict: Rule(status=409),
+    InvalidInput: Rule(status=422),
+    NotFound: Rule(status=404),
     QueueFull: Rule(status=429, headers=_retry_after),
-    TooLarge: Rule(status=413, of_job=400),
+    TooLarge: Rule(status=413),
     Unauthorized: Rule(status=401, headers=_scheme),
-    Unavailable: Rule(status=503, of_job=503, headers=_retry_after),
-    # Jobs end with these; a request that raises one has met a fault of ours.
-    ModelNotFound: Rule(of_job=404),
-    ModelNotServed: Rule(of_job=503),
-    Permanent: Rule(of_job=400),
-    Timeout: Rule(of_job=504),
-    WrongTask: Rule(of_job=400),
+    Unavailable: Rule(status=503, headers=_retry_after),
 }
 """All other types, and subclasses that are not here, go by the nearest base, or are 500."""
 NO_RULE = Rule()
@@ -109,7 +96,7 @@ def problem_of_job(error: Mapping[str, Any]) -> Problem:
     """What the stored error of a job is, for an answer that stands for the job."""
     code = str(error.get("type", ""))
     type_ = type_of(code)
-    status = rule_of(type_).of_job if type_ is not None else 500
+    status = type_.job_status if type_ is not None else 500
     return Problem(status=status, detail=str(error.get("message", "")), code=code)
 
 

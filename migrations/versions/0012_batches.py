@@ -30,21 +30,18 @@ def upgrade() -> None:
         sa.Column(
             "completion_tokens", sa.BigInteger(), server_default=sa.text("0"), nullable=False
         ),
-        sa.Column("output_file_id", sa.Uuid(), nullable=False),
-        sa.Column("error_file_id", sa.Uuid(), nullable=False),
+        sa.Column("output_file_id", sa.Uuid(), nullable=True),
+        sa.Column("error_file_id", sa.Uuid(), nullable=True),
         sa.Column("finish_by", MOMENT, nullable=False),
         sa.Column("validated_at", MOMENT, nullable=True),
-        sa.Column("cancelled_at", MOMENT, nullable=True),
+        sa.Column("settled_at", MOMENT, nullable=True),
         sa.Column("expired_at", MOMENT, nullable=True),
-        sa.Column("ran_at", MOMENT, nullable=True),
         sa.Column("closed_at", MOMENT, nullable=True),
         sa.ForeignKeyConstraint(
             ["id"], ["jobs.id"], name=op.f("fk_batches_id_jobs"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_batches")),
     )
-    op.create_index("ix_batches_output_file_id", "batches", ["output_file_id"])
-    op.create_index("ix_batches_error_file_id", "batches", ["error_file_id"])
     op.create_table(
         "batch_lines",
         sa.Column("batch_id", sa.Uuid(), nullable=False),
@@ -54,6 +51,7 @@ def upgrade() -> None:
         sa.Column("size_bytes", sa.Integer(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("options", JSON, nullable=True),
         sa.Column("job_id", sa.Uuid(), nullable=True),
         sa.Column("error", JSON, nullable=True),
         sa.ForeignKeyConstraint(
