@@ -78,6 +78,8 @@ class JobView(BaseModel):
     large is null, and named in `truncated`; `GET /v1/jobs/{id}` has it. Where a row holds what
     cannot be read, the rest is shown, and `error` says so.
 
+    `batch_id` is that of the batch of which it is a line.
+
     Turns of a conversation are for the key alone that owns it. Others see of such a job that it is
     there and how far it is: `input` and `metadata` are empty, `result` and `waiting_for` null, and
     an error has no message.
@@ -99,6 +101,7 @@ class JobView(BaseModel):
     waiting_for: str | None = None
     attempt: int
     max_attempts: int
+    batch_id: UUID | None = None
     metadata: dict[str, Any]
     truncated: list[str] = []
     created_at: datetime
@@ -140,6 +143,7 @@ class JobView(BaseModel):
             waiting_for=None if hides_text else estimate.waiting_for,
             attempt=job.attempt,
             max_attempts=job.max_attempts,
+            batch_id=job.batch_id,
             metadata=as_object(contents.metadata),
             truncated=list(contents.truncated),
             created_at=job.created_at,

@@ -7,23 +7,25 @@ part of a file with its answer are written. So a line is counted once and answer
 dies meanwhile. Nothing here commits.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, select, text, update
+from sqlalchemy import Select, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared import files
 from shared.bounds import as_object, to_json
 from shared.database.transaction import Transaction
 from shared.errors import BatchExpired, Conflict, NotFound
+from shared.files import Remains
 from shared.jobs import jobs
-from shared.kinds.batch import CLOSING, LineError
-from shared.kinds.registry import BATCH
-from shared.tables import Batch, BatchLine, File, Job, Step
+from shared.kinds.batch import BATCH, LineError
+from shared.tables import Batch, BatchLine, DoomedPath, Job
 from shared.vocabulary import ENDED, OPEN, State
 
 WAITING = "waiting"
@@ -51,7 +53,7 @@ def page(session: Session, *, limit: int, before: UUID | None) -> list[tuple[Job
     return [(job, batch) for job, batch in session.execute(query)]
 
 
-def _select() -> Select[Any]:
+def _select() -> "Select[Job, Batch]":
     return (
         select(Job, Batch)
         .outerjoin(Batch, Batch.id == Job.id)
@@ -121,15 +123,12 @@ def add_lines(session: Session, batch_id: UUID, lines: Sequence[NewLine]) -> lis
     doubled = {line.custom_id: line.number for line in lines if line.number not in new}
     if not doubled:
         return []
-    first = dict(
-        session.execute(
-            select(BatchLine.custom_id, BatchLine.number).where(
-                BatchLine.batch_id == batch_id, BatchLine.custom_id.in_(list(doubled))
-            )
+    rows = session.execute(
+        select(BatchLine.custom_id, BatchLine.number).where(
+            BatchLine.batch_id == batch_id, BatchLine.custom_id.in_(list(doubled))
         )
-        .tuples()
-        .all()
     )
+    first = {row.custom_id: row.number for row in rows}
     return [
         LineError(
             line=line.number,
@@ -177,9 +176,14 @@ def note_valid(session: Session, batch_id: UUID) -> None:
     session.execute(update(Batch).where(Batch.id == batch_id).values(validated_at=func.now()))
 
 
-def drop_lines(session: Session, batch_id: UUID) -> None:
-    """Forget the lines of a file that cannot be run, or that is to be read anew."""
+def forget_lines(session: Session, batch_id: UUID) -> None:
+    """Of a file that cannot be run."""
     session.execute(delete(BatchLine).where(BatchLine.batch_id == batch_id))
+
+
+def drop_lines(session: Session, batch_id: UUID) -> None:
+    """Let the file be read anew."""
+    forget_lines(session, batch_id)
     session.execute(
         update(Batch)
         .where(Batch.id == batch_id)
@@ -201,9 +205,7 @@ class WaitingLine:
     job_id: UUID | None
 
 
-def waiting(
-    session: Session, batch_id: UUID, *, limit: int, limit_bytes: int
-) -> list[WaitingLine]:
+def waiting(session: Session, batch_id: UUID, *, limit: int, limit_bytes: int) -> list[WaitingLine]:
     """The first lines that wait; of all but one, no more bytes than the limit."""
     rows = session.execute(
         select(
@@ -252,23 +254,6 @@ def note_open(session: Session, batch_id: UUID, job_ids: Mapping[int, UUID]) -> 
 # Settling lines: what has ended is counted and answered.
 
 
-@dataclass(frozen=True, kw_only=True)
-class EndedLine:
-    """A line whose job has ended; `state` None where the job is gone."""
-
-    number: int
-    custom_id: str
-    url: str
-    options: Mapping[str, Any]
-    job_id: UUID
-    state: str | None
-    input: Any
-    result: Any
-    result_path: str | None
-    error: Mapping[str, Any]
-    created_at: datetime | None
-
-
 ENDED_SIZES = text("""
     SELECT l.number, coalesce(pg_column_size(j.input), 0) + coalesce(pg_column_size(j.result), 0)
         + coalesce(j.result_bytes, 0) AS size_bytes
@@ -301,3 +286,412 @@ LINES = text("""
     FROM batch_lines l LEFT JOIN jobs j ON j.id = l.job_id
     WHERE l.batch_id = :id AND l.number = ANY(CAST(:numbers AS int[])) ORDER BY l.number
 """)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineOutcome:
+    """How a line ended, and what its answer is made of; `state` as `BatchLine` has it."""
+
+    number: int
+    custom_id: str
+    url: str
+    options: Mapping[str, Any]
+    state: str
+    job_id: UUID | None
+    input: Mapping[str, Any]
+    result: Any
+    result_path: str | None
+    """Where in the storage the result lies instead."""
+    error: Mapping[str, Any]
+    created_at: datetime | None
+
+
+GONE = {"type": "NotFound", "message": "The job of this line is gone; retry the failed lines."}
+
+
+def ended(
+    session: Session, batch_id: UUID, numbers: Sequence[int], *, has_expired: bool
+) -> list[LineOutcome]:
+    """Of open lines whose jobs have ended; what was stopped when the time was up has expired."""
+    return [
+        _outcome(row, _state_of(row, has_expired)) for row in _lines(session, batch_id, numbers)
+    ]
+
+
+def settled(session: Session, batch_id: UUID, numbers: Sequence[int]) -> list[LineOutcome]:
+    return [_outcome(row, row.line_state) for row in _lines(session, batch_id, numbers)]
+
+
+def _lines(session: Session, batch_id: UUID, numbers: Sequence[int]) -> Sequence[Any]:
+    return session.execute(LINES, {"id": batch_id, "numbers": list(numbers)}).all()
+
+
+def _state_of(row: Any, has_expired: bool) -> str:
+    if row.state == State.SUCCEEDED:
+        return State.SUCCEEDED.value
+    if row.state == State.CANCELLED:
+        return EXPIRED if has_expired else State.CANCELLED.value
+    return State.FAILED.value
+
+
+def _outcome(row: Any, state: str) -> LineOutcome:
+    error = row.line_error or row.error or (GONE if row.state is None else {})
+    return LineOutcome(
+        number=row.number,
+        custom_id=row.custom_id,
+        url=row.url,
+        options=as_object(row.options),
+        state=state,
+        job_id=row.job_id,
+        input=as_object(row.input),
+        result=row.result,
+        result_path=row.result_path,
+        error=as_object(error),
+        created_at=row.created_at,
+    )
+
+
+SETTLE_LINES = text("""
+    WITH changed AS (
+        UPDATE batch_lines l SET state = n.state, error = n.error
+        FROM ROWS FROM (
+            unnest(CAST(:numbers AS int[])), unnest(CAST(:states AS text[])),
+            unnest(CAST(:errors AS jsonb[]))
+        ) n(number, state, error)
+        WHERE l.batch_id = :id AND l.number = n.number AND l.state = :before
+        RETURNING l.state
+    ), counted AS (
+        SELECT count(*) AS lines, count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
+            count(*) FILTER (WHERE state = 'failed') AS failed,
+            count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+            count(*) FILTER (WHERE state = 'expired') AS expired
+        FROM changed
+    )
+    UPDATE batches b SET settled_at = now(),
+        open = greatest(b.open - CASE WHEN :before = 'open' THEN c.lines ELSE 0 END, 0),
+        succeeded = b.succeeded + c.succeeded, failed = b.failed + c.failed,
+        cancelled = b.cancelled + c.cancelled, expired = b.expired + c.expired,
+        prompt_tokens = b.prompt_tokens + :prompt_tokens,
+        completion_tokens = b.completion_tokens + :completion_tokens
+    FROM counted c WHERE b.id = :id
+""")
+
+
+def settle(
+    session: Session,
+    batch_id: UUID,
+    outcomes: Sequence[LineOutcome],
+    *,
+    prompt_tokens: int = 0,
+    completion_tokens: int = 0,
+) -> None:
+    """Note how open lines ended, and count them."""
+    _settle(
+        session,
+        batch_id,
+        before=OPENED,
+        states={outcome.number: outcome.state for outcome in outcomes},
+        errors={},
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+    )
+
+
+def refuse(session: Session, batch_id: UUID, errors: Mapping[int, Mapping[str, Any]]) -> None:
+    """Note that waiting lines cannot become jobs, and why."""
+    states = dict.fromkeys(errors, State.FAILED.value)
+    _settle(session, batch_id, before=WAITING, states=states, errors=errors)
+
+
+def _settle(
+    session: Session,
+    batch_id: UUID,
+    *,
+    before: str,
+    states: Mapping[int, str],
+    errors: Mapping[int, Mapping[str, Any]],
+    prompt_tokens: int = 0,
+    completion_tokens: int = 0,
+) -> None:
+    if not states:
+        return
+    session.execute(
+        SETTLE_LINES,
+        {
+            "id": batch_id,
+            "before": before,
+            "numbers": list(states),
+            "states": list(states.values()),
+            "errors": [to_json(errors[n]) if n in errors else None for n in states],
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+        },
+    )
+
+
+SETTLE_NUMBERS = text("""
+    WITH changed AS (
+        UPDATE batch_lines l SET state = CASE
+            WHEN e.state = 'succeeded' THEN 'succeeded'
+            WHEN e.state = 'cancelled' AND :has_expired THEN 'expired'
+            WHEN e.state = 'cancelled' THEN 'cancelled' ELSE 'failed' END
+        FROM (
+            SELECT o.number, j.state FROM batch_lines o LEFT JOIN jobs j ON j.id = o.job_id
+            WHERE o.batch_id = :id AND o.number = ANY(CAST(:numbers AS int[]))
+        ) e
+        WHERE l.batch_id = :id AND l.number = e.number AND l.state = 'open'
+        RETURNING l.state
+    ), counted AS (
+        SELECT count(*) AS lines, count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
+            count(*) FILTER (WHERE state = 'failed') AS failed,
+            count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+            count(*) FILTER (WHERE state = 'expired') AS expired
+        FROM changed
+    )
+    UPDATE batches b SET settled_at = now(), open = greatest(b.open - c.lines, 0),
+        succeeded = b.succeeded + c.succeeded, failed = b.failed + c.failed,
+        cancelled = b.cancelled + c.cancelled, expired = b.expired + c.expired
+    FROM counted c WHERE b.id = :id
+""")
+
+
+def settle_numbers(
+    session: Session, batch_id: UUID, numbers: Sequence[int], *, has_expired: bool
+) -> None:
+    """As `settle`, of lines whose answers are written later."""
+    if numbers:
+        session.execute(
+            SETTLE_NUMBERS,
+            {"id": batch_id, "numbers": list(numbers), "has_expired": has_expired},
+        )
+
+
+def open_lines(session: Session, batch_id: UUID) -> int:
+    count: int = session.execute(select(Batch.open).where(Batch.id == batch_id)).scalar_one()
+    return count
+
+
+def forget_job(session: Session, batch_id: UUID, number: int) -> None:
+    """A waiting line is to become a new job."""
+    session.execute(
+        update(BatchLine)
+        .where(BatchLine.batch_id == batch_id, BatchLine.number == number)
+        .values(job_id=None)
+    )
+
+
+def end_waiting(session: Session, batch_id: UUID, state: str) -> None:
+    """The lines that wait will not run: the batch is `cancelled`, or its time is up (`expired`)."""
+    count = len(
+        session.execute(
+            update(BatchLine)
+            .where(BatchLine.batch_id == batch_id, BatchLine.state == WAITING)
+            .values(state=state)
+            .returning(BatchLine.number)
+        ).all()
+    )
+    column = Batch.expired if state == EXPIRED else Batch.cancelled
+    session.execute(update(Batch).where(Batch.id == batch_id).values({column: column + count}))
+
+
+def expire(session: Transaction, batch_id: UUID) -> None:
+    """The time is up: what runs is stopped, what waits does not run. The batch is locked."""
+    jobs.stop_lines(session, batch_id)
+    end_waiting(session, batch_id, EXPIRED)
+    session.execute(update(Batch).where(Batch.id == batch_id).values(expired_at=func.now()))
+
+
+# The files: parts of answers while the batch runs, in the end all of them in the order of lines.
+
+SETTLED_SIZES = text("""
+    SELECT l.number, coalesce(pg_column_size(j.input), 0) + coalesce(pg_column_size(j.result), 0)
+        + coalesce(j.result_bytes, 0) AS size_bytes
+    FROM batch_lines l LEFT JOIN jobs j ON j.id = l.job_id
+    WHERE l.batch_id = :id AND l.number > :after AND l.state = ANY(CAST(:states AS text[]))
+    ORDER BY l.number LIMIT :limit
+""")
+
+
+def settled_numbers(
+    session: Session,
+    batch_id: UUID,
+    *,
+    states: Sequence[str],
+    after: int,
+    limit: int,
+    limit_bytes: int,
+) -> list[int]:
+    """The next lines behind a number that ended so; of all but one, no more stored bytes than the
+    limit."""
+    values = {"id": batch_id, "after": after, "states": list(states), "limit": limit}
+    numbers: list[int] = []
+    size = 0
+    for row in session.execute(SETTLED_SIZES, values):
+        size += row.size_bytes
+        if numbers and size > limit_bytes:
+            break
+        numbers.append(row.number)
+    return numbers
+
+
+def note_file(session: Session, batch_id: UUID, *, is_output: bool, file_id: UUID | None) -> None:
+    column = Batch.output_file_id if is_output else Batch.error_file_id
+    session.execute(update(Batch).where(Batch.id == batch_id).values({column: file_id}))
+
+
+def note_closed(session: Session, batch_id: UUID) -> None:
+    """Nothing more comes into the files."""
+    session.execute(update(Batch).where(Batch.id == batch_id).values(closed_at=func.now()))
+
+
+# Running lines again
+
+
+REOPEN_LINES = text("""
+    WITH chosen AS MATERIALIZED (
+        SELECT number, state FROM batch_lines
+        WHERE batch_id = :id AND state = ANY(CAST(:states AS text[])) FOR UPDATE
+    ), changed AS (
+        UPDATE batch_lines l SET state = 'waiting', error = NULL FROM chosen
+        WHERE l.batch_id = :id AND l.number = chosen.number
+    ), counted AS (
+        SELECT count(*) AS lines, count(*) FILTER (WHERE state = 'failed') AS failed,
+            count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+            count(*) FILTER (WHERE state = 'expired') AS expired
+        FROM chosen
+    )
+    UPDATE batches b SET failed = b.failed - c.failed, cancelled = b.cancelled - c.cancelled,
+        expired = b.expired - c.expired, closed_at = NULL, expired_at = NULL,
+        finish_by = greatest(b.finish_by, now() + make_interval(secs => :finish_s))
+    FROM counted c WHERE b.id = :id
+    RETURNING c.lines
+""")
+
+
+def retry(session: Transaction, batch_id: UUID, *, states: Sequence[str], finish_s: float) -> None:
+    """Let the lines wait again that ended in one of `states`, and the batch run again where it has
+    ended; it then has `finish_s` seconds at least.
+
+    Raises NotFound, or Conflict where there are no such lines.
+    """
+    get(session, batch_id)
+    job = jobs.lock(session, batch_id)
+    batch = session.scalar(select(Batch).where(Batch.id == batch_id).with_for_update())
+    if job is None or batch is None or batch.validated_at is None:
+        if job is not None and batch is not None and batch.errors:
+            drop_lines(session, batch_id)
+        jobs.redrive(session, batch_id)
+        return
+    if job.state in ENDED and batch.closed_at is None:
+        raise Conflict(f"Batch {batch_id} is being finished; retry it in a moment.")
+    if job.state in OPEN and (job.ending is not None or batch.expired_at is not None):
+        raise Conflict(f"Batch {batch_id} is ending; retry it when it has ended.")
+    values = {"id": batch_id, "states": list(states), "finish_s": finish_s}
+    if not session.execute(REOPEN_LINES, values).scalar_one():
+        raise Conflict(f"Batch {batch_id} has no lines that are {' or '.join(states)}.")
+    if batch.error_file_id is not None:
+        # It is written anew: some of its lines are not true any more.
+        forget_file(session, batch.error_file_id)
+        note_file(session, batch_id, is_output=False, file_id=None)
+    if job.state in ENDED:
+        jobs.redrive(session, batch_id, states=ENDED)
+
+
+def forget_file(session: Session, file_id: UUID) -> None:
+    """Forget a file of a batch, if it is still there; the sweeper deletes what is left of it."""
+    doom(session, files.delete_all(session, [file_id]))
+
+
+def doom(session: Session, remains: Sequence[Remains]) -> None:
+    if remains:
+        rows = [{"path": one.path, "is_folder": one.is_folder} for one in remains]
+        session.execute(insert(DoomedPath).on_conflict_do_nothing(), rows)
+
+
+# As people see them
+
+
+class Status(StrEnum):
+    """What a batch is at, in the words of OpenAI's API."""
+
+    VALIDATING = "validating"
+    FAILED = "failed"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+
+def status_of(job: Job, batch: Batch | None) -> Status:
+    """`finalizing` and `cancelling` end when the files are written to their ends."""
+    is_closed = batch is None or batch.closed_at is not None
+    if job.state in OPEN:
+        if job.ending == State.CANCELLED:
+            return Status.CANCELLING
+        is_valid = batch is not None and batch.validated_at is not None
+        return Status.IN_PROGRESS if is_valid else Status.VALIDATING
+    if job.state == State.SUCCEEDED:
+        return Status.COMPLETED if is_closed else Status.FINALIZING
+    if job.state == State.CANCELLED:
+        return Status.CANCELLED if is_closed else Status.CANCELLING
+    if as_object(job.error).get("type") != BatchExpired.code:
+        return Status.FAILED
+    return Status.EXPIRED if is_closed else Status.FINALIZING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Of lines, by what has become of them; `running` are jobs that have not ended."""
+
+    total: int = 0
+    waiting: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+
+
+UNSETTLED = text("""
+    SELECT j.state, count(*) AS lines FROM batch_lines l JOIN jobs j ON j.id = l.job_id
+    WHERE l.batch_id = :id AND l.state = 'open' AND j.state NOT IN ('queued', 'running')
+    GROUP BY j.state
+""")
+
+
+def counts(session: Session, batch: Batch | None) -> Counts:
+    """As of this moment: with lines that have ended and are not settled yet."""
+    if batch is None:
+        return Counts()
+    ended_now = {}
+    if batch.open:
+        ended_now = {row.state: row.lines for row in session.execute(UNSETTLED, {"id": batch.id})}
+    settled_lines = batch.succeeded + batch.failed + batch.cancelled + batch.expired
+    return Counts(
+        total=batch.total,
+        waiting=max(0, batch.total - batch.open - settled_lines),
+        running=max(0, batch.open - sum(ended_now.values())),
+        succeeded=batch.succeeded + ended_now.get(State.SUCCEEDED, 0),
+        failed=batch.failed + ended_now.get(State.FAILED, 0),
+        cancelled=batch.cancelled + ended_now.get(State.CANCELLED, 0),
+        expired=batch.expired,
+    )
+
+
+def next_line(session: Session, batch_id: UUID) -> Job | None:
+    """The job of the first line that is queued, less what may be large: its place in the queue is
+    that of the batch."""
+    job_id = session.scalar(
+        select(Job.id)
+        .join(BatchLine, BatchLine.job_id == Job.id)
+        .where(
+            BatchLine.batch_id == batch_id,
+            BatchLine.state == OPENED,
+            Job.state == State.QUEUED,
+        )
+        .order_by(BatchLine.number)
+        .limit(1)
+    )
+    return None if job_id is None else jobs.without_contents(session, job_id)

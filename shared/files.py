@@ -104,6 +104,13 @@ class Storage:
             data: bytes = self._fs.cat_file(self._full(path))
         return data
 
+    def part(self, path: str, start: int, end: int) -> bytes:
+        """The bytes of a file from `start` to before `end`; fewer where it ends. Raises as `read`
+        does."""
+        with _storage_errors(path):
+            data: bytes = self._fs.cat_file(self._full(path), start=start, end=end)
+        return data
+
     def blocks(self, path: str) -> Iterator[bytes]:
         """The file in pieces. Raises as `read` does."""
         with _storage_errors(path), self._fs.open(self._full(path), "rb") as stream:
@@ -253,6 +260,28 @@ def append(session: Session, file_id: UUID, *parts: Part) -> None:
         raise TooLarge(f"File {file_id} has more than {PARTS_LIMIT:,} parts; write larger ones.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Remains:
+    """What to delete from the storage of a file whose row is gone."""
+
+    path: str
+    is_folder: bool
+
+
+def complete(
+    session: Session, file_id: UUID, *, path: str, size_bytes: int, sha256: str
+) -> Remains | None:
+    """Let a file grow no more: it is what lies at `path`. Returns what to delete of its parts, None
+    where the file has gone."""
+    file = session.scalar(select(File).where(File.id == file_id).with_for_update())
+    if file is None:
+        return None
+    remains = Remains(path=file.path, is_folder=file.parts is not None)
+    file.path, file.parts, file.size_bytes, file.sha256 = path, None, size_bytes, sha256
+    session.flush()
+    return remains
+
+
 def blocks(storage: Storage, file: File) -> Iterator[bytes]:
     """A file in pieces, whatever it consists of. Raises as `Storage.read` does."""
     for path in [file.path] if file.parts is None else file.parts:
@@ -311,14 +340,6 @@ def of_sources(session: Session, sources: Iterable[dict[str, Any]]) -> dict[str,
     ids = [parsed for source in sources if (parsed := _parse_id(source.get("file_id")))]
     rows = session.scalars(select(File).where(File.id.in_(ids)))
     return {str(file.id): file for file in rows}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Remains:
-    """What to delete from the storage of a file whose row is gone."""
-
-    path: str
-    is_folder: bool
 
 
 def delete(session: Session, file_id: UUID) -> Remains:

@@ -523,8 +523,12 @@ class Job(Base):
         Index("ix_jobs_listed", "id", postgresql_where=sql("batch_id IS NULL")),
         Index("ix_jobs_state_id", "state", "id", postgresql_where=sql("batch_id IS NULL")),
         Index("ix_jobs_kind_id", "kind", "id", postgresql_where=sql("batch_id IS NULL")),
-        Index("ix_jobs_collection_id", "collection", "id", postgresql_where=sql("batch_id IS NULL")),
-        Index("ix_jobs_batch_id_id", "batch_id", "id", postgresql_where=sql("batch_id IS NOT NULL")),
+        Index(
+            "ix_jobs_collection_id", "collection", "id", postgresql_where=sql("batch_id IS NULL")
+        ),
+        Index(
+            "ix_jobs_batch_id_id", "batch_id", "id", postgresql_where=sql("batch_id IS NOT NULL")
+        ),
         Index("ix_jobs_dead_id", "id", postgresql_where=sql("dead")),
         Index(
             "ix_jobs_conversation_id",

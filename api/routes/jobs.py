@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import Cursor, FairKey, IdempotencyKey, JobId, PageLimit, PartsDep, Prefer
+from api.deps import Cursor, FairKey, IdempotencyKey, JobId, PageLimit, PartsDep, Prefer, as_id
 from api.http import answers
 from api.http.answers import answer, job_view, result_response
 from api.http.body import StrictRoute
@@ -24,12 +24,14 @@ from api.schemas import (
     KindView,
     Page,
 )
+from shared import batches
+from shared.batches import WITHOUT_RESULT
 from shared.bounds import CollectionName, Unreadable
 from shared.errors import Conflict, InvalidInput, NotFound
 from shared.jobs import jobs
 from shared.jobs.jobs import Contents, Filter
 from shared.jobs.queues import Estimate, estimate
-from shared.kinds.registry import KINDS
+from shared.kinds.registry import BATCH, KINDS
 from shared.vocabulary import Lane, State
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=StrictRoute)
@@ -105,11 +107,18 @@ def list_jobs(
     dead: Annotated[
         bool | None, Query(description="`true`: dead letters, out of attempts.")
     ] = None,
+    batch: Annotated[
+        str | None, Query(description="The id of a batch: its lines, which are else left out.")
+    ] = None,
     limit: PageLimit = 50,
     cursor: Cursor = None,
 ) -> Response:
-    """Jobs, newest first. What is large of them is left out, and named in `truncated`."""
-    where = Filter(state=state, kind=kind, collection=collection, dead=dead)
+    """Jobs, newest first. What is large of them is left out, and named in `truncated`.
+
+    Lines of batches are left out unless `batch` names theirs, or they are `dead`.
+    """
+    batch_id = None if batch is None else as_id(batch, "batch")
+    where = Filter(state=state, kind=kind, collection=collection, dead=dead, batch_id=batch_id)
     with parts.ledger.read() as session:
         rows = jobs.page(session, where, limit=limit + 1, before=answers.decode_id("jobs", cursor))
         shown = rows[:limit]
@@ -182,9 +191,13 @@ def cancel_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
 
 @router.post("/jobs/{job_id}/retry", responses=documented({200: JobView}, 404, 409))
 def retry_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
-    """Run a failed or cancelled job again, from its start."""
+    """Run a failed or cancelled job again, from its start; of a batch, all lines without answer."""
     with parts.ledger.begin() as session:
-        jobs.redrive(session, job_id)
+        if jobs.without_contents(session, job_id).kind == BATCH.name:
+            finish_s = parts.settings.batch_finish_s
+            batches.retry(session, job_id, states=WITHOUT_RESULT, finish_s=finish_s)
+        else:
+            jobs.redrive(session, job_id)
     return answer(job_view(parts, job_id, fair_key))
 
 

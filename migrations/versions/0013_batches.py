@@ -86,9 +86,7 @@ def upgrade() -> None:
         op.create_index(
             f"ix_jobs_{name}_id", "jobs", [name, "id"], postgresql_where=sa.text("batch_id IS NULL")
         )
-    op.create_index(
-        "ix_jobs_listed", "jobs", ["id"], postgresql_where=sa.text("batch_id IS NULL")
-    )
+    op.create_index("ix_jobs_listed", "jobs", ["id"], postgresql_where=sa.text("batch_id IS NULL"))
     op.create_index(
         "ix_jobs_batch_id_id",
         "jobs",

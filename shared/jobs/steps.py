@@ -134,7 +134,7 @@ class Ending:
 
 
 # As `succeed` does it for each, in the same order of locks: steps, then jobs, each by their ids.
-# The result is written once, to the job.
+# The result is written once, to the job. A batch has a step that follows its end.
 END_JOBS = text("""
     WITH mine AS MATERIALIZED (
         SELECT s.id, s.job_id, e.result FROM ROWS FROM (
@@ -147,7 +147,7 @@ END_JOBS = text("""
     ), last AS MATERIALIZED (
         SELECT j.id, mine.id AS step_id, mine.result FROM mine JOIN jobs j ON j.id = mine.job_id
         WHERE j.state = 'running' AND j.ending IS NULL AND j.open_steps = 1
-          AND j.webhook IS NULL AND j.conversation_id IS NULL
+          AND j.webhook IS NULL AND j.conversation_id IS NULL AND j.kind <> 'batch'
         ORDER BY j.id FOR NO KEY UPDATE OF j
     ), ended AS (
         UPDATE jobs SET state = 'succeeded', open_steps = 0, finished_at = now(),

@@ -6,7 +6,6 @@ reads line by line, and whatever is wrong is an error that names the line and sa
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,7 @@ from importlib import import_module
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AwareDatetime, Field, ValidationError
 from sqlalchemy.orm import Session
 
 from shared import files
@@ -157,16 +156,6 @@ def _known(url: str) -> str:
     return normal
 
 
-def _ahead(moment: datetime) -> datetime:
-    now = datetime.now(UTC)
-    if not now < moment <= now + FINISH_AHEAD:
-        raise ValueError(
-            f"is to lie ahead, at most {FINISH_AHEAD.days} days; give a moment such as "
-            f"{(now + timedelta(days=1)).isoformat(timespec='seconds')}"
-        )
-    return moment.astimezone(UTC)
-
-
 Window = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}[smhd]$")]
 """A time to finish in, as `24h`."""
 
@@ -178,15 +167,9 @@ class BatchInput(Shape):
     file_id: UUID
     endpoint: Annotated[ShortText, AfterValidator(_known)] = MIXED
     completion_window: Window | None = None
-    finish_by: Annotated[AwareDatetime, AfterValidator(_ahead)] | None = None
+    finish_by: AwareDatetime | None = None
     output_expires_after_s: Annotated[int, Field(ge=3600, le=366 * 86_400)] | None = None
     """Its files are forgotten so long after they are made; retention may be earlier."""
-
-    @model_validator(mode="after")
-    def _has_one_end(self) -> "BatchInput":
-        if self.finish_by is not None and self.completion_window is not None:
-            raise ValueError("give either finish_by or completion_window")
-        return self
 
 
 class BatchResult(Shape):
@@ -204,7 +187,15 @@ def window_s(window: str) -> int:
 
 
 def _check(job_input: BatchInput, _settings: Settings) -> None:
-    window = job_input.completion_window
+    now = datetime.now(UTC)
+    moment, window = job_input.finish_by, job_input.completion_window
+    if moment is not None and window is not None:
+        raise InvalidInput("Give either input.finish_by or input.completion_window, not both.")
+    if moment is not None and not now < moment <= now + FINISH_AHEAD:
+        raise InvalidInput(
+            f"input.finish_by is to lie ahead, at most {FINISH_AHEAD.days} days; give a moment "
+            f"such as {(now + timedelta(days=1)).isoformat(timespec='seconds')}."
+        )
     if window is not None and window_s(window) > FINISH_AHEAD.total_seconds():
         raise InvalidInput(
             f"input.completion_window is {window}; a batch has {FINISH_AHEAD.days} days at most."
@@ -288,7 +279,7 @@ class LineError:
 class BadLine(InvalidInput):
     """A line of a batch cannot be run."""
 
-    code = "BadLine"
+    code = InvalidInput.code
 
     def __init__(self, reason: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -385,8 +376,3 @@ def _bad_field(error: ValidationError, within: str) -> BadLine:
     if first["type"] == "extra_forbidden":
         return BadLine("unknown_parameter", f"{path}: there is no such field; check its name", path)
     return BadLine("invalid_request", f"{path}: {cut(message, 500)}", path or None)
-
-
-def left_s(finish_by: datetime) -> float:
-    """How long until then; never less than 0."""
-    return max(0.0, math.floor((finish_by - datetime.now(UTC)).total_seconds()))

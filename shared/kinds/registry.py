@@ -14,8 +14,8 @@ from shared.kinds.search import SEARCH
 from shared.vocabulary import Queue
 
 __all__ = [
-    "BATCH", "CHAT", "EMBED", "ERASE", "EVAL", "HF", "INGEST", "KINDS", "MODEL", "RAG", "SEARCH", "WEBHOOK",
-    "step_types",
+    "BATCH", "CHAT", "EMBED", "ERASE", "EVAL", "HF", "INGEST", "KINDS", "MODEL", "RAG", "SEARCH",
+    "WEBHOOK", "step_types",
 ]  # fmt: skip
 
 KINDS: dict[str, Kind] = {

@@ -1,0 +1,788 @@
+"""The steps of a batch: reading its file, then letting its lines run; and closing its files.
+
+`batch.run` does a little and is put off until there is more to do: it reads a part of the file, or
+it settles the lines that have ended and makes jobs of as many more. At most SLUICE_BATCH_OPEN_LINES
+are open at once, and no more than half of what a queue takes are lines of batches; so 50,000 lines
+are no more in memory, in lists and in queues than that. Each run is one transaction, in which the
+attempt is fenced: a line becomes one job and is answered once.
+
+`batch.close` follows the end of the batch, however it ended. The files, which had the order in
+which lines ended, get that of the lines.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from shared import batches, files
+from shared.batches import EXPIRED, WITHOUT_RESULT, LineOutcome, NewLine, WaitingLine
+from shared.bounds import as_object, from_json
+from shared.database.transaction import Transaction
+from shared.errors import BatchExpired, Conflict, InvalidInput, NotFound, SluiceError, type_of
+from shared.files import Purpose
+from shared.jobs import jobs, queues, steps, submission
+from shared.jobs.claims import Claim
+from shared.jobs.submission import NewJob
+from shared.kinds.batch import (
+    BadLine,
+    BatchInput,
+    BatchResult,
+    Ended,
+    LineError,
+    ValidLine,
+    endpoint_of,
+    parse_line,
+)
+from shared.kinds.kind import Kind
+from shared.tables import Batch, File
+from shared.vocabulary import Lane, LaneRank, Queue, State
+from workers.attempts.context import Context, Done, Handler
+
+UNIT = "lines"
+READ_BYTES = 2 * 2**20
+"""Of a file that one attempt reads, or one line, if that is longer."""
+OPEN_AT_ONCE, OPEN_BYTES = 500, 4 * 2**20
+REDRIVEN_AT_ONCE = 200
+SETTLE_AT_ONCE, SETTLE_BYTES = 500, 8 * 2**20
+GAP_BYTES = 4096
+"""So far apart lines are read from the storage together."""
+SHARE_OF_LINES = 100
+"""Ended lines are written once they are one in so many of those that are: files have few parts."""
+WRITE_AFTER_S = 30.0
+"""They are written after this time, however few."""
+IDLE_FACTOR, IDLE_LIMIT_S = 4, 10.0
+"""A batch of which nothing ends is looked at more and more seldom."""
+STOPPING_S = 1.0
+"""So long the last lines of a batch that was cancelled are waited for at once."""
+CONTENT_TYPE = "application/jsonl"
+
+
+def run(context: Context) -> Done:
+    batch = _row(context)
+    if batch.validated_at is None:
+        return _read_some(context, batch)
+    return _Tick(context, batch).run()
+
+
+def _row(context: Context) -> Batch:
+    batch_id = context.claim.job_id
+    with context.process.ledger.read() as session:
+        batch = session.get(Batch, batch_id)
+    if batch is not None:
+        return batch
+    job_input = context.input(BatchInput)
+    left = timedelta(seconds=context.process.settings.batch_finish_s)
+    with context.process.ledger.begin() as session:
+        return batches.begin(
+            session, batch_id, finish_by=job_input.finish_by or datetime.now(UTC) + left
+        )
+
+
+# Reading the file
+
+
+def _read_some(context: Context, batch: Batch) -> Done:
+    """Note the lines of the next part of the file. Raises InvalidInput where some are wrong."""
+    settings, batch_id = context.process.settings, batch.id
+    file = _file(context)
+    if batch.errors and (
+        batch.read_bytes >= file.size_bytes or len(batch.errors) >= settings.batch_limit_errors
+    ):
+        raise _invalid(context, batch.errors)
+    part = _Part(context, file, batch)
+    part.read()
+    at_end = part.end >= file.size_bytes
+    if at_end and batch.total + len(part.lines) == 0 and not (batch.errors or part.errors):
+        part.errors.append(
+            LineError(line=None, code="empty_file", message="The file has no lines.")
+        )
+
+    def record(transaction: Transaction) -> None:
+        errors = [*part.errors, *batches.add_lines(transaction, batch_id, part.lines)]
+        errors.sort(key=lambda error: error.line or 0)
+        room = settings.batch_limit_errors - len(batch.errors)
+        batches.note_read(
+            transaction,
+            batch_id,
+            read_bytes=file.size_bytes if part.is_over else part.end,
+            read_lines=part.number,
+            lines=len(part.lines),
+            errors=errors[:room],
+        )
+        if at_end and not (errors or batch.errors):
+            batches.note_valid(transaction, batch_id)
+            total = batch.total + len(part.lines)
+            jobs.report(transaction, context.claim, 0, total, UNIT)
+
+    return Done(record=record, again_in_s=0)
+
+
+def _file(context: Context) -> File:
+    file_id = context.input(BatchInput).file_id
+    with context.process.ledger.read() as session:
+        file = files.get(session, file_id)
+    if file.parts is not None:
+        raise InvalidInput(f"File {file.id} is written by a batch that runs; wait for its end.")
+    return file
+
+
+def _invalid(context: Context, errors: Sequence[Mapping[str, Any]]) -> InvalidInput:
+    """The end of a batch whose file cannot be run; its lines go."""
+    with context.process.ledger.begin() as session:
+        if steps.hold(session, context.claim):
+            batches.forget_lines(session, context.claim.job_id)
+    first = errors[0]
+    where = f"Line {first['line']:,}" if first["line"] else "The file"
+    limit = context.process.settings.batch_limit_errors
+    count = "at least " if len(errors) >= limit else ""
+    return InvalidInput(
+        f"No line was run, for {count}{len(errors):,} of the file cannot be: {where}: "
+        f"{first['message']} Correct them and upload the file again; `errors` of the batch has all."
+    )
+
+
+class _Part:
+    """The next lines of the file: `lines` and `errors` of those up to `end`, the last of which is
+    number `number`. With `is_over` nothing behind that is looked at."""
+
+    def __init__(self, context: Context, file: File, batch: Batch) -> None:
+        self._context = context
+        self._settings = context.process.settings
+        self._file = file
+        self._endpoint = context.input(BatchInput).endpoint
+        self._total = batch.total
+        self.number = batch.read_lines
+        self.end = batch.read_bytes
+        self.lines: list[NewLine] = []
+        self.errors: list[LineError] = []
+        self.is_over = False
+
+    def read(self) -> None:
+        limit = self._settings.max_body_bytes
+        size = READ_BYTES
+        data = self._bytes(size)
+        while b"\n" not in data and self.end + len(data) < self._file.size_bytes:
+            if len(data) > limit:
+                self._fail(
+                    "too_large",
+                    f"is longer than {limit:,} bytes (SLUICE_MAX_BODY_BYTES). Make several lines "
+                    "of it. The lines behind it were not looked at.",
+                )
+                return
+            size = min(2 * size, limit + 1)
+            data = self._bytes(size)
+        at_end = self.end + len(data) >= self._file.size_bytes
+        whole = data if at_end else data[: data.rindex(b"\n") + 1]
+        for raw in _lines(whole):
+            self._take(raw)
+            if self.is_over:
+                return
+
+    def _bytes(self, size: int) -> bytes:
+        return self._context.process.storage.part(self._file.path, self.end, self.end + size)
+
+    def _take(self, raw: bytes) -> None:
+        start, self.end = self.end, self.end + len(raw)
+        self.number += 1
+        self._context.check()
+        text = raw.strip()
+        if start == 0:
+            text = text.removeprefix(b"\xef\xbb\xbf")
+        if not text:
+            return
+        if self._total + len(self.lines) >= self._settings.batch_limit_lines:
+            self._fail(
+                "too_many_lines",
+                f"is one more than the {self._settings.batch_limit_lines:,} lines that a batch may "
+                "have (SLUICE_BATCH_LIMIT_LINES). Make several batches.",
+                number=self.number,
+            )
+            return
+        try:
+            line = parse_line(text, endpoint=self._endpoint, settings=self._settings)
+        except BadLine as error:
+            self.errors.append(error.at(self.number))
+            self.is_over = len(self.errors) >= self._settings.batch_limit_errors
+            return
+        self.lines.append(
+            NewLine(
+                number=self.number, custom_id=line.custom_id, start=start, size_bytes=len(raw),
+                url=line.url, options=line.request.options,
+            )
+        )  # fmt: skip
+
+    def _fail(self, code: str, message: str, *, number: int | None = None) -> None:
+        line = number or self.number + 1
+        self.errors.append(LineError(line=line, code=code, message=message))
+        self.is_over = True
+
+
+def _lines(data: bytes) -> Iterator[bytes]:
+    """Lines end with a line feed alone: what else `splitlines` takes for an end may stand in
+    a line."""
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start) + 1 or len(data)
+        yield data[start:end]
+        start = end
+
+
+# Letting lines run
+
+
+@dataclass(kw_only=True)
+class _Opening:
+    """Waiting lines that are to become jobs, or cannot."""
+
+    new: dict[int, NewJob] = field(default_factory=dict)
+    redriven: dict[int, UUID] = field(default_factory=dict)
+    refused: dict[int, dict[str, Any]] = field(default_factory=dict)
+    lines: dict[int, WaitingLine] = field(default_factory=dict)
+    leaves_some: bool = False
+    """Whether more could have been taken."""
+
+
+@dataclass(kw_only=True)
+class _Answers:
+    """Lines of the files, and what models read and wrote for them."""
+
+    output: list[bytes] = field(default_factory=list)
+    errors: list[bytes] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Tick:
+    """One look at the lines of a batch."""
+
+    def __init__(self, context: Context, batch: Batch) -> None:
+        self._context = context
+        self._process = context.process
+        self._settings = context.process.settings
+        self._batch = batch
+        settled = batch.succeeded + batch.failed + batch.cancelled + batch.expired
+        self._settled = settled
+        self._waiting = batch.total - batch.open - settled
+
+    def run(self) -> Done:
+        batch, context = self._batch, self._context
+        if batch.open == 0 and self._waiting == 0:
+            return self._end()
+        is_late = datetime.now(UTC) >= batch.finish_by
+        if is_late and batch.expired_at is None:
+            return Done(record=lambda own: batches.expire(own, batch.id), again_in_s=0)
+        outcomes, more = self._ended()
+        opening = _Opening()
+        if batch.expired_at is None and self._waiting:
+            opening = self._opening(self._settings.batch_open_lines - batch.open + len(outcomes))
+        answers = _Answers()
+        for outcome in outcomes:
+            context.check()
+            _add_answer(context, batch.id, outcome, answers)
+        for number, error in opening.refused.items():
+            line = opening.lines[number]
+            answers.errors.append(
+                _refused_answer(batch.id, number, custom_id=line.custom_id, error=error)
+            )
+        write = self._parts(answers)
+
+        def record(transaction: Transaction) -> None:
+            write(transaction)
+            batches.settle(
+                transaction,
+                batch.id,
+                outcomes,
+                prompt_tokens=answers.prompt_tokens,
+                completion_tokens=answers.completion_tokens,
+            )
+            batches.refuse(transaction, batch.id, opening.refused)
+            _open(transaction, batch.id, opening)
+            done = self._settled + len(outcomes) + len(opening.refused)
+            jobs.report(transaction, context.claim, done, batch.total, UNIT)
+
+        at_once = more or opening.leaves_some or self._is_over(outcomes, opening)
+        has_moved = bool(outcomes or opening.lines)
+        return Done(record=record, again_in_s=0 if at_once else self._pause_s(has_moved))
+
+    def _is_over(self, outcomes: Sequence[LineOutcome], opening: _Opening) -> bool:
+        return (
+            self._batch.open == len(outcomes)
+            and not opening.new
+            and not opening.redriven
+            and self._waiting == len(opening.refused)
+        )
+
+    def _pause_s(self, has_moved: bool) -> float:
+        interval_s = self._settings.batch_interval_s
+        if has_moved or self._batch.settled_at is None:
+            return interval_s
+        idle_s = (datetime.now(UTC) - self._batch.settled_at).total_seconds()
+        return min(max(interval_s, idle_s / IDLE_FACTOR), max(interval_s, IDLE_LIMIT_S))
+
+    def _end(self) -> Done:
+        """Raises BatchExpired where not all lines are done."""
+        batch = self._batch
+        if batch.expired_at is not None and batch.expired:
+            raise BatchExpired(
+                f"{batch.finish_by.isoformat(timespec='seconds')} (finish_by) has passed before "
+                f"{batch.expired:,} of {batch.total:,} lines were done; the others have their "
+                f"answers. Run these with `POST /v1/batches/{batch.id}/retry`, or "
+                "`sluice batch retry`."
+            )
+        result = BatchResult(
+            total=batch.total,
+            succeeded=batch.succeeded,
+            failed=batch.failed + batch.cancelled,
+            output_file_id=batch.output_file_id,
+            error_file_id=batch.error_file_id,
+        )
+        warnings = []
+        if result.failed:
+            warnings.append(
+                f"{result.failed:,} of {result.total:,} lines failed; the file of errors says why. "
+                f"`POST /v1/batches/{batch.id}/retry` runs them again."
+            )
+        return Done(result=result.model_dump(mode="json"), warnings=warnings)
+
+    # What has ended
+
+    def _ended(self) -> tuple[list[LineOutcome], bool]:
+        """Lines to settle, where it is time to, and whether there are more."""
+        batch = self._batch
+        with self._process.ledger.read() as session:
+            numbers, more = batches.ended_numbers(
+                session, batch.id, limit=SETTLE_AT_ONCE, limit_bytes=SETTLE_BYTES
+            )
+            if not numbers or not (more or self._is_time(len(numbers))):
+                return [], False
+            has_expired = batch.expired_at is not None
+            return batches.ended(session, batch.id, numbers, has_expired=has_expired), more
+
+    def _is_time(self, count: int) -> bool:
+        batch = self._batch
+        if count == batch.open or batch.settled_at is None:
+            return True
+        least = min(self._settled // SHARE_OF_LINES, self._settings.batch_open_lines // 4)
+        idle_s = (datetime.now(UTC) - batch.settled_at).total_seconds()
+        return count >= least or idle_s >= WRITE_AFTER_S
+
+    def _parts(self, answers: _Answers) -> Callable[[Transaction], None]:
+        """Write parts of files; what is returned lets them count."""
+        writes = [
+            self._part(answers.output, is_output=True),
+            self._part(answers.errors, is_output=False),
+        ]
+
+        def write(transaction: Transaction) -> None:
+            for append in writes:
+                append(transaction)
+
+        return write
+
+    def _part(self, lines: Sequence[bytes], *, is_output: bool) -> Callable[[Transaction], None]:
+        if not lines:
+            return lambda _transaction: None
+        file_id = self._grown_file(is_output=is_output)
+        part = files.write_part(self._process.storage, file_id, b"".join(lines))
+
+        def append(transaction: Transaction) -> None:
+            try:
+                files.append(transaction, file_id, part)
+            except NotFound:  # its user has deleted it, or the batch was retried
+                batches.note_file(transaction, self._batch.id, is_output=is_output, file_id=None)
+
+        return append
+
+    def _grown_file(self, *, is_output: bool) -> UUID:
+        """The file that answers go to, which is begun with the first of them."""
+        batch = self._batch
+        known = batch.output_file_id if is_output else batch.error_file_id
+        if known is not None:
+            return known
+        with self._process.ledger.begin() as session:
+            return _begin_file(session, self._context, batch.id, is_output=is_output)
+
+    # What is to run
+
+    def _opening(self, room: int) -> _Opening:
+        """As many waiting lines as there is room for, read from the file anew."""
+        opening = _Opening()
+        if room < 1:
+            return opening
+        limit = min(room, OPEN_AT_ONCE)
+        with self._process.ledger.read() as session:
+            lines = batches.waiting(session, self._batch.id, limit=limit, limit_bytes=OPEN_BYTES)
+            rooms = _Rooms(session, self._context)
+            before = [line for line in lines if line.job_id is not None][:REDRIVEN_AT_ONCE]
+            if before:
+                opening.lines = {line.number: line for line in before}
+                opening.redriven = {line.number: line.job_id for line in before if line.job_id}
+                opening.leaves_some = room > len(before)
+                return opening
+            opening.leaves_some = len(lines) < min(room, self._waiting)
+            for line, raw in self._texts(lines, opening):
+                self._context.check()
+                try:
+                    valid = parse_line(
+                        raw,
+                        endpoint=self._context.input(BatchInput).endpoint,
+                        settings=self._settings,
+                    )
+                    _require(session, valid)
+                except (BadLine, NotFound, InvalidInput) as error:
+                    opening.refused[line.number] = {"type": error.code, "message": error.message}
+                    opening.lines[line.number] = line
+                    continue
+                if not rooms.takes(valid.request.kind):
+                    opening.leaves_some = False
+                    break
+                opening.lines[line.number] = line
+                opening.new[line.number] = self._new_job(valid)
+        return opening
+
+    def _texts(
+        self, lines: Sequence[WaitingLine], opening: _Opening
+    ) -> Iterator[tuple[WaitingLine, bytes]]:
+        """The bytes of the lines; what lies close together is read at once."""
+        try:
+            file = _file(self._context)
+        except NotFound as error:
+            message = f"{error.message} Lines that had not begun cannot be run."
+            for line in lines:
+                opening.lines[line.number] = line
+                opening.refused[line.number] = {"type": error.code, "message": message}
+            return
+        for group in _groups(lines):
+            start = group[0].start
+            end = group[-1].start + group[-1].size_bytes
+            data = self._process.storage.part(file.path, start, end)
+            for line in group:
+                at = line.start - start
+                raw = data[at : at + line.size_bytes].strip()
+                yield line, raw.removeprefix(b"\xef\xbb\xbf") if line.start == 0 else raw
+
+    def _new_job(self, line: ValidLine) -> NewJob:
+        claim = self._context.claim
+        return NewJob(
+            kind=line.request.kind,
+            input=line.job_input,
+            fair_key=claim.fair_key,
+            lane=_lane(claim),
+            metadata={"batch_id": str(self._batch.id), "custom_id": line.custom_id},
+            max_attempts=claim.max_attempts - claim.free_attempts,
+            batch_id=self._batch.id,
+        )
+
+
+def _lane(claim: Claim) -> Lane:
+    return LaneRank(claim.lane).lane if claim.lane in set(LaneRank) else Lane.BULK
+
+
+class _Rooms:
+    """How many more lines each queue takes: of its room, batches leave a half to others."""
+
+    def __init__(self, session: Session, context: Context) -> None:
+        self._session = session
+        self._fair_key = context.claim.fair_key
+        self._settings = context.process.settings
+        self._left: dict[Queue, int] = {}
+
+    def takes(self, kind: Kind) -> bool:
+        queue = kind.first_step.queue
+        if queue not in self._left:
+            self._left[queue] = self._room(queue)
+        if self._left[queue] < 1:
+            return False
+        self._left[queue] -= 1
+        return True
+
+    def _room(self, queue: Queue) -> int:
+        limit = max(1, self._settings.queue_limit_steps // 2)
+        room = limit - queues.count_due(self._session, queue, up_to=limit)
+        if self._settings.steps_per_key is None:
+            return room
+        limit = max(1, self._settings.steps_per_key // 2)
+        due = queues.count_due(self._session, queue, up_to=limit, fair_key=self._fair_key)
+        return min(room, limit - due)
+
+
+def _require(session: Session, line: ValidLine) -> None:
+    """Raises NotFound for what the line names and is not there."""
+    kind, name = line.request.kind, line.job_input.get("collection")
+    if name is not None:
+        kind.find_collection(session, name)
+    kind.require(session, [line.job_input])
+
+
+def _groups(lines: Sequence[WaitingLine]) -> Iterator[list[WaitingLine]]:
+    group: list[WaitingLine] = []
+    for line in lines:
+        if group and line.start - (group[-1].start + group[-1].size_bytes) > GAP_BYTES:
+            yield group
+            group = []
+        group.append(line)
+    if group:
+        yield group
+
+
+def _open(transaction: Transaction, batch_id: UUID, opening: _Opening) -> None:
+    """Make jobs of lines, or run their jobs again."""
+    numbers = list(opening.new)
+    ids = submission.submit_batch(transaction, list(opening.new.values())) if numbers else []
+    opened = dict(zip(numbers, ids, strict=True))
+    for number, job_id in opening.redriven.items():
+        try:
+            jobs.redrive(transaction, job_id, batch_id=batch_id)
+        except (Conflict, NotFound):
+            # It cannot be run as it is, and is read from the file at the next look.
+            batches.forget_job(transaction, batch_id, number)
+            continue
+        opened[number] = job_id
+    batches.note_open(transaction, batch_id, opened)
+
+
+# Lines of the files
+
+
+def _add_answer(context: Context, batch_id: UUID, outcome: LineOutcome, answers: _Answers) -> None:
+    """The line of a file that tells of a line."""
+    if outcome.state != State.SUCCEEDED:
+        answers.errors.append(_error_line(batch_id, outcome))
+        return
+    result = outcome.result
+    if result is None and outcome.result_path is not None:
+        result = from_json(context.process.storage.read(outcome.result_path))
+    usage = as_object(as_object(result).get("usage"))
+    answers.prompt_tokens += _count(usage.get("prompt_tokens"))
+    answers.completion_tokens += _count(usage.get("completion_tokens"))
+    endpoint = endpoint_of(outcome.url)
+    assert endpoint is not None, outcome.url
+    assert outcome.job_id is not None
+    assert outcome.created_at is not None
+    body = endpoint.answer(
+        Ended(
+            id=outcome.job_id,
+            input=outcome.input,
+            result=result,
+            created_at=outcome.created_at,
+            options=outcome.options,
+        )
+    )
+    answers.output.append(
+        _line(
+            batch_id, outcome.number, outcome.custom_id, _response(200, outcome.job_id, body), None
+        )
+    )
+
+
+def _error_line(batch_id: UUID, outcome: LineOutcome) -> bytes:
+    if outcome.state == EXPIRED:
+        return _line(batch_id, outcome.number, outcome.custom_id, None, {
+            "code": "batch_expired",
+            "message": "This request was not done before the batch's time was up (finish_by).",
+        })  # fmt: skip
+    if outcome.state == State.CANCELLED:
+        return _line(batch_id, outcome.number, outcome.custom_id, None, {
+            "code": "batch_cancelled", "message": "This request was cancelled before it was done.",
+        })  # fmt: skip
+    response = _failure(outcome.error, outcome.job_id or batch_id)
+    return _line(batch_id, outcome.number, outcome.custom_id, response, None)
+
+
+def _refused_answer(
+    batch_id: UUID, number: int, *, custom_id: str, error: Mapping[str, Any]
+) -> bytes:
+    return _line(batch_id, number, custom_id, _failure(error, batch_id), None)
+
+
+def _failure(error: Mapping[str, Any], request_id: UUID) -> dict[str, Any]:
+    """A response of the status that the call alone would have had."""
+    code = str(error.get("type", ""))
+    status = (type_of(code) or SluiceError).job_status
+    type_ = "invalid_request_error" if status < 500 else "server_error"
+    body = {"message": error.get("message", ""), "type": type_, "param": None, "code": code}
+    return _response(status, request_id, {"error": body})
+
+
+def _response(status: int, request_id: UUID, body: Any) -> dict[str, Any]:
+    return {"status_code": status, "request_id": str(request_id), "body": body}
+
+
+def _line(
+    batch_id: UUID,
+    number: int,
+    custom_id: str,
+    response: Mapping[str, Any] | None,
+    error: Mapping[str, Any] | None,
+) -> bytes:
+    value = {
+        "id": f"batch_req_{batch_id.hex}{number:08x}",
+        "custom_id": custom_id,
+        "response": response,
+        "error": error,
+    }
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+# Files
+
+
+def _begin_file(session: Session, context: Context, batch_id: UUID, *, is_output: bool) -> UUID:
+    """An empty file of the batch, whose attempt is fenced. Raises Conflict where it has ended."""
+    if not steps.hold(session, context.claim):
+        raise Conflict(f"This attempt of the batch {batch_id} runs no longer.")
+    kept_s = context.input(BatchInput).output_expires_after_s
+    expires_at = None if kept_s is None else datetime.now(UTC) + timedelta(seconds=kept_s)
+    file = files.begin(
+        session,
+        name=f"batch_{batch_id.hex}_{'output' if is_output else 'error'}.jsonl",
+        purpose=Purpose.BATCH_OUTPUT,
+        content_type=CONTENT_TYPE,
+        expires_at=expires_at,
+    )
+    batches.note_file(session, batch_id, is_output=is_output, file_id=file.id)
+    return file.id
+
+
+class _Stream:
+    """Blocks of bytes as a file to read, which counts and hashes what is read."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def read(self, _size: int = -1, /) -> bytes:
+        block = next(self._blocks, b"")
+        self._hash.update(block)
+        self.size_bytes += len(block)
+        return block
+
+
+def close(context: Context) -> Done:
+    """Settle what was stopped, and write the files in the order of the lines."""
+    process, batch_id = context.process, context.claim.job_id
+    with process.ledger.read() as session:
+        batch = session.get(Batch, batch_id)
+    if batch is None or batch.closed_at is not None:
+        return Done()
+    if batch.validated_at is None:
+        return Done(record=lambda transaction: batches.note_closed(transaction, batch_id))
+    if not _settle_rest(context, batch):
+        return Done(again_in_s=process.settings.batch_interval_s / 4)
+    with process.ledger.begin() as session:
+        if steps.hold(session, context.claim):
+            state = State.CANCELLED.value if batch.expired_at is None else EXPIRED
+            batches.end_waiting(session, batch_id, state)
+    writes = [
+        _written(context, batch_id, is_output=True), _written(context, batch_id, is_output=False)
+    ]  # fmt: skip
+
+    def record(transaction: Transaction) -> None:
+        for write in writes:
+            write(transaction)
+        batches.note_closed(transaction, batch_id)
+
+    return Done(record=record)
+
+
+def _settle_rest(context: Context, batch: Batch) -> bool:
+    """Settle the lines that have ended since; whether these were the last."""
+    deadline = time.monotonic() + STOPPING_S
+    has_expired = batch.expired_at is not None
+    while True:
+        context.check()
+        with context.process.ledger.begin() as session:
+            if not steps.hold(session, context.claim):
+                return False
+            numbers, more = batches.ended_numbers(
+                session, batch.id, limit=SETTLE_AT_ONCE, limit_bytes=2**62
+            )
+            batches.settle_numbers(session, batch.id, numbers, has_expired=has_expired)
+            left = batches.open_lines(session, batch.id)
+        if not left:
+            return True
+        if not more and time.monotonic() > deadline:
+            return False
+        if not more:
+            time.sleep(0.1)
+
+
+def _written(context: Context, batch_id: UUID, *, is_output: bool) -> Callable[[Transaction], None]:
+    """Write a file to the storage; what is returned puts it in the place of what had grown."""
+    process, claim = context.process, context.claim
+    states = (State.SUCCEEDED.value,) if is_output else WITHOUT_RESULT
+    with process.ledger.read() as session:
+        batch = session.get(Batch, batch_id)
+        assert batch is not None
+        is_empty = not batches.settled_numbers(
+            session, batch_id, states=states, after=0, limit=1, limit_bytes=1
+        )
+    file_id = batch.output_file_id if is_output else batch.error_file_id
+    if is_empty:
+        return lambda _transaction: None
+    if file_id is None:
+        with process.ledger.begin() as session:
+            file_id = _begin_file(session, context, batch_id, is_output=is_output)
+    stream = _Stream(_answers(context, batch_id, states))
+    path = f"{file_id.hex[-2:]}/{file_id}-{claim.step_id}-{claim.attempt}"
+    process.storage.write(path, stream)
+    context.on_lost.append(lambda: process.storage.delete(path))
+
+    def write(transaction: Transaction) -> None:
+        remains = files.complete(
+            transaction, file_id, path=path, size_bytes=stream.size_bytes, sha256=stream.sha256
+        )
+        if remains is None:  # its user has deleted it
+            remains = files.Remains(path=path, is_folder=False)
+        batches.doom(transaction, [remains])
+
+    return write
+
+
+def _answers(context: Context, batch_id: UUID, states: Sequence[str]) -> Iterator[bytes]:
+    """The answers of the lines that ended so, in their order."""
+    after = 0
+    while True:
+        context.check()
+        with context.process.ledger.read() as session:
+            numbers = batches.settled_numbers(
+                session,
+                batch_id,
+                states=states,
+                after=after,
+                limit=SETTLE_AT_ONCE,
+                limit_bytes=SETTLE_BYTES,
+            )
+            outcomes = batches.settled(session, batch_id, numbers)
+        if not outcomes:
+            return
+        answers = _Answers()
+        for outcome in outcomes:
+            _add_answer(context, batch_id, outcome, answers)
+        yield b"".join([*answers.output, *answers.errors])
+        after = outcomes[-1].number
+
+
+def absorb_close(session: Transaction, claim: Claim, _message: str) -> None:
+    """The files stay as they have grown."""
+    batches.note_closed(session, claim.job_id)
+
+
+BATCH_RUN = Handler(run=run)
+BATCH_CLOSE = Handler(run=close, absorb=absorb_close)
