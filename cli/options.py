@@ -67,6 +67,11 @@ def _jobs(client: Client, _: click.Context) -> Offers:
         yield job.id, f"{job.kind}, {job.state}"
 
 
+def _batches(client: Client, _: click.Context) -> Offers:
+    for batch in islice(client.batches(page_items=SHOWN_ITEMS), SHOWN_ITEMS):
+        yield batch.id, f"{batch.lines.total:,} lines, {batch.status}"
+
+
 def _documents(client: Client, ctx: click.Context) -> Offers:
     collection = ctx.params.get("collection")
     if not collection:
@@ -97,6 +102,7 @@ def complete_hf_tasks(
 
 
 complete_collections = _completer(_collections)
+complete_batches = _completer(_batches)
 complete_jobs = _completer(_jobs)
 complete_documents = _completer(_documents)
 complete_conversations = _completer(_conversations)

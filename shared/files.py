@@ -191,6 +191,14 @@ def _add(session: Session, file: File) -> File:
     return file
 
 
+@dataclass(frozen=True, kw_only=True)
+class Remains:
+    """What to delete from the storage of a file whose row is gone."""
+
+    path: str
+    is_folder: bool
+
+
 # Files that grow: whoever reads one reads the parts that are there by then.
 
 
@@ -235,9 +243,14 @@ def begin(
 def write_part(storage: Storage, file_id: UUID, data: bytes) -> Part:
     """Write a part, with no transaction open; it counts from the commit of `append` on. No other
     part has its path, so that an attempt that comes too late changes nothing."""
-    path = f"{file_id.hex[-2:]}/{file_id}/{new_id().hex}"
+    path = new_part_path(file_id)
     storage.write(path, BytesIO(data))
     return Part(path=path, size_bytes=len(data))
+
+
+def new_part_path(file_id: UUID) -> str:
+    """Where a part of the file may be written."""
+    return f"{file_id.hex[-2:]}/{file_id}/{new_id().hex}"
 
 
 def append(session: Session, file_id: UUID, *parts: Part) -> None:
@@ -250,6 +263,7 @@ def append(session: Session, file_id: UUID, *parts: Part) -> None:
         .values(
             parts=func.array_cat(File.parts, paths, type_=File.parts.type),
             size_bytes=File.size_bytes + sum(part.size_bytes for part in parts),
+            sha256=_NO_HASH,
         )
         .returning(func.cardinality(File.parts))
         .execution_options(synchronize_session=False)
@@ -260,26 +274,16 @@ def append(session: Session, file_id: UUID, *parts: Part) -> None:
         raise TooLarge(f"File {file_id} has more than {PARTS_LIMIT:,} parts; write larger ones.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Remains:
-    """What to delete from the storage of a file whose row is gone."""
-
-    path: str
-    is_folder: bool
-
-
-def complete(
-    session: Session, file_id: UUID, *, path: str, size_bytes: int, sha256: str
-) -> Remains | None:
-    """Let a file grow no more: it is what lies at `path`. Returns what to delete of its parts, None
-    where the file has gone."""
+def replace_parts(session: Session, file_id: UUID, part: Part, *, sha256: str) -> list[Remains]:
+    """Let one part stand for all that there were: the file is whole, until it grows again. Returns
+    what to delete of the others once this is committed. Raises NotFound."""
     file = session.scalar(select(File).where(File.id == file_id).with_for_update())
-    if file is None:
-        return None
-    remains = Remains(path=file.path, is_folder=file.parts is not None)
-    file.path, file.parts, file.size_bytes, file.sha256 = path, None, size_bytes, sha256
+    if file is None or file.parts is None:
+        raise NotFound(f"There is no file {file_id} that grows.")
+    before = [Remains(path=path, is_folder=False) for path in file.parts]
+    file.parts, file.size_bytes, file.sha256 = [part.path], part.size_bytes, sha256
     session.flush()
-    return remains
+    return before
 
 
 def blocks(storage: Storage, file: File) -> Iterator[bytes]:

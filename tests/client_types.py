@@ -119,7 +119,11 @@ class _Module:
             return "Mapping[str, Any]"
         if type_ in (bool, int, float, str):
             return type_.__name__
-        assert issubclass(type_, datetime) or "Url" in type_.__name__, f"cannot write {type_!r}"
+        assert (
+            issubclass(type_, datetime)
+            or type_.__name__ == "AwareDatetime"
+            or "Url" in type_.__name__
+        ), f"cannot write {type_!r}"
         return "str"
 
 

@@ -128,9 +128,13 @@ def _file(context: Context) -> File:
     file_id = context.input(BatchInput).file_id
     with context.process.ledger.read() as session:
         file = files.get(session, file_id)
-    if file.parts is not None:
+    if file.parts is not None and len(file.parts) != 1:
         raise InvalidInput(f"File {file.id} is written by a batch that runs; wait for its end.")
     return file
+
+
+def _path(file: File) -> str:
+    return file.path if file.parts is None else file.parts[0]
 
 
 def _invalid(context: Context, errors: Sequence[Mapping[str, Any]]) -> InvalidInput:
@@ -186,7 +190,7 @@ class _Part:
                 return
 
     def _bytes(self, size: int) -> bytes:
-        return self._context.process.storage.part(self._file.path, self.end, self.end + size)
+        return self._context.process.storage.part(_path(self._file), self.end, self.end + size)
 
     def _take(self, raw: bytes) -> None:
         start, self.end = self.end, self.end + len(raw)
@@ -462,7 +466,7 @@ class _Tick:
         for group in _groups(lines):
             start = group[0].start
             end = group[-1].start + group[-1].size_bytes
-            data = self._process.storage.part(file.path, start, end)
+            data = self._process.storage.part(_path(file), start, end)
             for line in group:
                 at = line.start - start
                 raw = data[at : at + line.size_bytes].strip()
@@ -725,7 +729,7 @@ def _settle_rest(context: Context, batch: Batch) -> bool:
 
 def _written(context: Context, batch_id: UUID, *, is_output: bool) -> Callable[[Transaction], None]:
     """Write a file to the storage; what is returned puts it in the place of what had grown."""
-    process, claim = context.process, context.claim
+    process = context.process
     states = (State.SUCCEEDED.value,) if is_output else WITHOUT_RESULT
     with process.ledger.read() as session:
         batch = session.get(Batch, batch_id)
@@ -740,17 +744,17 @@ def _written(context: Context, batch_id: UUID, *, is_output: bool) -> Callable[[
         with process.ledger.begin() as session:
             file_id = _begin_file(session, context, batch_id, is_output=is_output)
     stream = _Stream(_answers(context, batch_id, states))
-    path = f"{file_id.hex[-2:]}/{file_id}-{claim.step_id}-{claim.attempt}"
+    path = files.new_part_path(file_id)
     process.storage.write(path, stream)
     context.on_lost.append(lambda: process.storage.delete(path))
 
     def write(transaction: Transaction) -> None:
-        remains = files.complete(
-            transaction, file_id, path=path, size_bytes=stream.size_bytes, sha256=stream.sha256
-        )
-        if remains is None:  # its user has deleted it
-            remains = files.Remains(path=path, is_folder=False)
-        batches.doom(transaction, [remains])
+        part = files.Part(path=path, size_bytes=stream.size_bytes)
+        try:
+            before = files.replace_parts(transaction, file_id, part, sha256=stream.sha256)
+        except NotFound:  # its user has deleted it
+            before = [files.Remains(path=path, is_folder=False)]
+        batches.doom(transaction, before)
 
     return write
 

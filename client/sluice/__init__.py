@@ -38,6 +38,8 @@ from sluice.jobs import AsyncClientJob, ClientJob
 from sluice.kinds import KindName, Lane
 from sluice.shapes import (
     Answer,
+    Batch,
+    BatchLines,
     ChatAnswer,
     Check,
     Chunk,
@@ -52,6 +54,7 @@ from sluice.shapes import (
     Hit,
     Job,
     JobError,
+    LineError,
     Model,
     ModelDetails,
     Progress,
@@ -74,6 +77,8 @@ __all__ = [
     "AsyncClientJob",
     "BadGateway",
     "BadRequest",
+    "Batch",
+    "BatchLines",
     "ChatAnswer",
     "Check",
     "Chunk",
@@ -105,6 +110,7 @@ __all__ = [
     "JobFailed",
     "KindName",
     "Lane",
+    "LineError",
     "Missing",
     "Model",
     "ModelDetails",

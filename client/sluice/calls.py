@@ -9,8 +9,10 @@ a job, how long it waits. In `submit` it is the job's own, and `call_timeout_s` 
 """
 
 import io
+import json
 import mimetypes
 import re
+import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
@@ -19,7 +21,9 @@ from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 from urllib.parse import quote
 
-from sluice.errors import InvalidInput, NotFound, SluiceError
+import httpx
+
+from sluice.errors import ConnectionBroken, InvalidInput, NotFound, SluiceError, WaitTimeout
 from sluice.events import (
     EventReader,
     OnEvent,
@@ -32,6 +36,7 @@ from sluice.events import (
 from sluice.inputs import create_input, delete_input, pull_input
 from sluice.kinds import NewJob
 from sluice.shapes import (
+    Batch,
     Chunk,
     Collection,
     Conversation,
@@ -55,6 +60,12 @@ PAGE_ITEMS = 100
 UNNAMED = "input"
 """What bytes are called that are uploaded for one job."""
 
+BATCH_NAME = "batch.jsonl"
+"""What bytes are called that are the lines of a batch."""
+
+_CLOSE_POLL_S = 0.2
+"""How often a batch is looked at whose files are being written."""
+_SILENCE_S = 60.0
 _UPLOAD_TRIES = 3
 """A server may close the connection on a body it refuses; sending it for a minute is no use."""
 _ERASE_WAIT_S = 2
@@ -297,6 +308,109 @@ class Calls(Generic[J]):
         # Repeating it blindly could redrive a job that has failed again meanwhile.
         answer = await self._post(f"/v1/jobs/{part(job_id)}/retry", timeout_s, safe=False)
         return self._known(Job.model_validate(answer))
+
+    # Batches
+
+    async def create_batch(
+        self,
+        source: str | Path | bytes | None = None,
+        *,
+        file_id: str | None = None,
+        endpoint: str | None = None,
+        completion_window: str | None = None,
+        finish_by: datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        max_attempts: int | None = None,
+        lane: str | None = None,
+        idempotency_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Batch:
+        """Run each line of a JSONL file as a job: of a path or bytes, or of an upload `file_id`.
+
+        A line reads `{"custom_id": "1", "url": "/v1/embed", "body": {...}}`; with an `endpoint`
+        all lines name that one. What is not done by `finish_by`, or within the `completion_window`
+        (`24h`), expires. `max_attempts` is that of each line.
+        """
+        if (source is None) == (file_id is None):
+            raise InvalidInput("Give either a file or the file_id of an upload.")
+        if source is not None:
+            name = BATCH_NAME if isinstance(source, bytes) else None
+            file_id = (await self.upload(source, name=name, timeout_s=timeout_s)).id
+        body: dict[str, Any] = {
+            "file_id": file_id,
+            "endpoint": endpoint,
+            "completion_window": completion_window,
+            "finish_by": finish_by.astimezone().isoformat() if finish_by else None,
+            "metadata": dict(metadata) if metadata is not None else None,
+            "max_attempts": max_attempts,
+            "lane": lane,
+        }
+        answer = await self.transport.json(
+            "POST",
+            "/v1/batches",
+            body={name: value for name, value in body.items() if value is not None},
+            headers={"Idempotency-Key": idempotency_key or str(uuid.uuid4())},
+            timeout_s=timeout_s,
+        )
+        return Batch.model_validate(answer)
+
+    async def batch(self, batch_id: str, *, timeout_s: float | None = None) -> Batch:
+        """How far it is, with its place in the queue."""
+        return await self._get(Batch, f"/v1/batches/{part(batch_id)}", timeout_s)
+
+    def batches(
+        self, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
+    ) -> AsyncGenerator[Batch, None]:
+        """Newest first, page by page."""
+        return self._pages(Batch, "/v1/batches", {}, page_items, timeout_s)
+
+    async def wait_batch(self, batch_id: str, *, timeout_s: float | None = None) -> Batch:
+        """The batch once it has ended, however, and its files are written. Raises `WaitTimeout`."""
+        started = time.monotonic()
+        await self.wait(batch_id, timeout_s=timeout_s)
+        while True:
+            batch = await self.batch(batch_id)
+            if batch.closed:
+                return batch
+            if timeout_s is not None and time.monotonic() - started > timeout_s:
+                raise WaitTimeout(batch_id, timeout_s)
+            await self.transport.pause(_CLOSE_POLL_S)
+
+    async def batch_results(
+        self, batch_id: str, *, errors: bool = False
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The answers so far, or with `errors` the lines that have ended without one: each with
+        its `custom_id`. While the batch runs they come as lines ended, later in their order."""
+        path = f"/v1/batches/{part(batch_id)}/{'errors' if errors else 'results'}"
+        rest = b""
+        try:
+            async with self.transport.stream(path, headers={}, silence_s=_SILENCE_S) as chunks:
+                async for chunk in chunks:
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        yield json.loads(line)
+        except httpx.TransportError as error:
+            raise ConnectionBroken(f"The answers of batch {batch_id} broke off: {error}") from error
+
+    async def cancel_batch(self, batch_id: str, *, timeout_s: float | None = None) -> Batch:
+        """The lines that are not done end within 2 s; the answers of the others stay."""
+        return Batch.model_validate(
+            await self._post(f"/v1/batches/{part(batch_id)}/cancel", timeout_s)
+        )
+
+    async def retry_batch(
+        self, batch_id: str, *, unfinished: bool = False, timeout_s: float | None = None
+    ) -> Batch:
+        """Run the failed lines again; with `unfinished` also those that were cancelled or have
+        expired."""
+        answer = await self.transport.json(
+            "POST",
+            f"/v1/batches/{part(batch_id)}/retry",
+            body={"lines": "unfinished" if unfinished else "failed"},
+            safe=False,
+            timeout_s=timeout_s,
+        )
+        return Batch.model_validate(answer)
 
     # Collections and documents
 

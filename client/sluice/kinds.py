@@ -15,18 +15,9 @@ if TYPE_CHECKING:
 Lane = Literal["interactive", "normal", "bulk"]
 
 
-KindName = Literal["ingest", "embed", "search", "rag", "chat", "hf", "model", "erase", "eval"]
-
-
-class FileSource(TypedDict):
-    type: Literal["file"]
-    file_id: str
-
-
-class TextSource(TypedDict):
-    type: Literal["text"]
-    text: str
-    name: NotRequired[str | None]
+KindName = Literal[
+    "ingest", "embed", "search", "rag", "chat", "hf", "model", "erase", "eval", "batch"
+]
 
 
 class Splitter(TypedDict):
@@ -43,6 +34,34 @@ class Splitter(TypedDict):
     chunk_overlap: NotRequired[int]
 
 
+class FileSource(TypedDict):
+    """An upload; its document is called `name`, or as the upload."""
+
+    metadata: NotRequired[Mapping[str, Any] | None]
+    splitter: NotRequired[Splitter | None]
+    type: Literal["file"]
+    file_id: str
+    name: NotRequired[str | None]
+
+
+class TextSource(TypedDict):
+    metadata: NotRequired[Mapping[str, Any] | None]
+    splitter: NotRequired[Splitter | None]
+    type: Literal["text"]
+    text: str
+    name: NotRequired[str | None]
+
+
+class DocumentSource(TypedDict):
+    """A document of the collection, which gets other metadata: all that came with requests before
+    gives way to `metadata`. Its text and its chunks stay as they are.
+    """
+
+    type: Literal["document"]
+    document_id: str
+    metadata: NotRequired[Mapping[str, Any]]
+
+
 class CsvOptions(TypedDict):
     """How CSV rows become text: which columns are text, which are metadata."""
 
@@ -53,7 +72,7 @@ class CsvOptions(TypedDict):
 
 class IngestInput(TypedDict):
     collection: str
-    sources: list[FileSource | TextSource]
+    sources: list[FileSource | TextSource | DocumentSource]
     splitter: NotRequired[Splitter]
     csv: NotRequired[CsvOptions]
     on_existing: NotRequired[Literal["skip", "replace"]]
@@ -112,12 +131,16 @@ class ResponseFormat(TypedDict):
 
 
 class RagInput(TypedDict):
+    """`prompt` is a template with `{context}` and `{question}`, or names a stored one."""
+
     collection: str
     question: str
     k: NotRequired[int]
     search: NotRequired[SearchOptions]
     model: NotRequired[str | None]
     prompt: NotRequired[str | None]
+    variables: NotRequired[Mapping[str, Any]]
+    rendered: NotRequired[str | None]
     conversation_id: NotRequired[str | None]
     parameters: NotRequired[Parameters]
     response_format: NotRequired[ResponseFormat]
@@ -146,10 +169,16 @@ class ChatMessage(TypedDict):
 
 
 class BuiltInTool(TypedDict):
-    """A tool that Sluice runs itself; `collection` is where `search_collection` looks."""
+    """A tool that Sluice runs itself. `search_collection` looks in `collection`, or in all of
+    `collections` at once.
+    """
 
     type: Literal["search_collection", "calculator", "fetch_url"]
     collection: NotRequired[str | None]
+    collections: NotRequired[list[str] | None]
+    k: NotRequired[int | None]
+    search: NotRequired[SearchOptions | None]
+    least_score: NotRequired[float | None]
 
 
 class FunctionSpec(TypedDict):
@@ -166,13 +195,26 @@ class DeclaredTool(TypedDict):
 
 
 class ChatInput(TypedDict):
-    """With `conversation_id`, `messages` are the new ones; the earlier ones are stored."""
+    """With `conversation_id`, `messages` are the new ones; the earlier ones are stored. With
+    `previous_job_id`, the earlier ones are those of that chat and of the chats that it continues;
+    several may continue the same one.
 
-    messages: list[ChatMessage]
+    `prompt` names a stored prompt: beside `messages` it is the system's message in front of them,
+    alone it is the user's.
+    """
+
+    messages: NotRequired[list[ChatMessage]]
+    prompt: NotRequired[str | None]
+    variables: NotRequired[Mapping[str, Any]]
+    rendered: NotRequired[str | None]
     model: NotRequired[str | None]
+    instructions: NotRequired[str | None]
     conversation_id: NotRequired[str | None]
+    previous_job_id: NotRequired[str | None]
+    history: NotRequired[Literal["trim", "whole"]]
     tools: NotRequired[list[BuiltInTool | DeclaredTool]]
     parameters: NotRequired[Parameters]
+    tool_calls_limit: NotRequired[int | None]
     response_format: NotRequired[ResponseFormat]
 
 
@@ -254,6 +296,18 @@ class EvalInput(TypedDict):
     file_id: NotRequired[str | None]
     searches: NotRequired[list[SearchOptions]]
     k: NotRequired[int]
+
+
+class BatchInput(TypedDict):
+    """The lines of an upload. What is not done by `finish_by`, or `completion_window` after the
+    submission, expires; the lines that are done stay.
+    """
+
+    file_id: str
+    endpoint: NotRequired[str]
+    completion_window: NotRequired[str | None]
+    finish_by: NotRequired[str | None]
+    output_expires_after_s: NotRequired[int | None]
 
 
 class IngestDocuments(TypedDict):
@@ -360,9 +414,21 @@ class RagResult(TypedDict):
     parsed: NotRequired[Any]
 
 
+class ToolSearch(TypedDict):
+    """What a call of `search_collection` has shown to the model: its passages are numbered on from
+    `first`, and cited by these numbers.
+    """
+
+    call_id: str
+    query: str
+    first: int
+    hits: list[HitDict]
+
+
 class ChatResult(TypedDict):
-    """`turns` counts the model's answers, `steps` are its calls of tools and their results;
-    `messages_dropped` of the history found no room in its window.
+    """`turns` counts the model's answers, `steps` are its calls of tools and their results, of
+    which `searches` has the passages; `messages_dropped` of the history found no room in its
+    window.
     """
 
     message: dict[str, Any]
@@ -371,6 +437,7 @@ class ChatResult(TypedDict):
     finish_reason: NotRequired[str]
     turns: NotRequired[int]
     steps: NotRequired[list[dict[str, Any]]]
+    searches: NotRequired[list[ToolSearch]]
     messages_dropped: NotRequired[int]
     parsed: NotRequired[Any]
 
@@ -430,6 +497,16 @@ class EvalResult(TypedDict):
     k: int
     searches: list[SearchFigures]
     differences: list[SearchDifference]
+
+
+class BatchResult(TypedDict):
+    """How its lines ended. The files are written to their ends shortly after the job has ended."""
+
+    total: int
+    succeeded: int
+    failed: int
+    output_file_id: str | None
+    error_file_id: str | None
 
 
 class Webhook(TypedDict):
@@ -509,7 +586,23 @@ class EvalJob(JobFields):
     input: EvalInput
 
 
-NewJob = IngestJob | EmbedJob | SearchJob | RagJob | ChatJob | HfJob | ModelJob | EraseJob | EvalJob
+class BatchJob(JobFields):
+    kind: Literal["batch"]
+    input: BatchInput
+
+
+NewJob = (
+    IngestJob
+    | EmbedJob
+    | SearchJob
+    | RagJob
+    | ChatJob
+    | HfJob
+    | ModelJob
+    | EraseJob
+    | EvalJob
+    | BatchJob
+)
 
 
 class Submit(Protocol):
@@ -560,6 +653,11 @@ class Submit(Protocol):
         self, kind: Literal["eval"], input: EvalInput, **options: Unpack[SubmitOptions]
     ) -> "ClientJob[EvalResult]": ...
 
+    @overload
+    def __call__(
+        self, kind: Literal["batch"], input: BatchInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[BatchResult]": ...
+
 
 class AsyncSubmit(Protocol):
     """`AsyncClient.submit`: a new job of a kind."""
@@ -608,3 +706,8 @@ class AsyncSubmit(Protocol):
     def __call__(
         self, kind: Literal["eval"], input: EvalInput, **options: Unpack[SubmitOptions]
     ) -> Coroutine[Any, Any, "AsyncClientJob[EvalResult]"]: ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["batch"], input: BatchInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[BatchResult]"]: ...

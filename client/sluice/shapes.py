@@ -105,6 +105,65 @@ class Job(Wire):
         return self
 
 
+class BatchLines(Wire):
+    """Lines of a batch by what has become of them; `waiting` are no jobs yet, `running` are queued
+    or run."""
+
+    total: int = 0
+    waiting: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+
+
+class LineError(Wire):
+    """What is wrong with a line of a batch's file; `line` counts from 1."""
+
+    line: int | None = None
+    code: str = ""
+    message: str = ""
+    param: str | None = None
+
+
+class Batch(Wire):
+    """The lines of a file, each of which is a job; so is the batch, whose id it has.
+
+    `status` tells more than `state`, as in OpenAI's API: `validating`, `in_progress`, `finalizing`,
+    `completed`, `failed`, `expired`, `cancelling` or `cancelled`.
+    """
+
+    id: str
+    state: Annotated[State | str, Field(union_mode="left_to_right")]
+    status: str
+    endpoint: str
+    file_id: str
+    lines: BatchLines = BatchLines()
+    progress: Progress | None = None
+    position: int | None = None
+    eta_s: float | None = None
+    waiting_for: str | None = None
+    errors: list[LineError] = []
+    error: JobError | None = None
+    warnings: list[str] = []
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    finish_by: datetime | None = None
+    metadata: dict[str, Any] = {}
+    created_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended and its files are written, in the order of its lines."""
+        return self.ended and self.status not in ("finalizing", "cancelling")
+
+
 class Event(Wire):
     """One Server-Sent Event of a job: `state`, `progress`, `token`, `tool` or `end`."""
 

@@ -93,10 +93,6 @@ CHAT_ENDPOINT = _native("/v1/chat", CHAT)
 HF_URL = "/v1/hf/"
 
 ENDPOINTS: Mapping[str, str] = {
-    "/v1/chat/completions": "shared.openai.chat:CHAT_COMPLETIONS",
-    "/v1/completions": "shared.openai.completions:COMPLETIONS",
-    "/v1/embeddings": "shared.openai.embeddings:EMBEDDINGS",
-    "/v1/responses": "shared.openai.responses:RESPONSES",
     "/v1/rag": "shared.kinds.batch:RAG_ENDPOINT",
     "/v1/search": "shared.kinds.batch:SEARCH_ENDPOINT",
     "/v1/embed": "shared.kinds.batch:EMBED_ENDPOINT",
@@ -156,6 +152,7 @@ def _known(url: str) -> str:
     return normal
 
 
+EndpointName = Annotated[ShortText, AfterValidator(_known)]
 Window = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}[smhd]$")]
 """A time to finish in, as `24h`."""
 
@@ -165,7 +162,7 @@ class BatchInput(Shape):
     submission, expires; the lines that are done stay."""
 
     file_id: UUID
-    endpoint: Annotated[ShortText, AfterValidator(_known)] = MIXED
+    endpoint: EndpointName = MIXED
     completion_window: Window | None = None
     finish_by: AwareDatetime | None = None
     output_expires_after_s: Annotated[int, Field(ge=3600, le=366 * 86_400)] | None = None
@@ -232,7 +229,7 @@ BATCH = Kind(
         StepType(name=RUN_STEP, queue=Queue.CONTROL, handler="workers.batches:BATCH_RUN"),
         CLOSING,
     ],
-    example={"file_id": "0198c0de-0000-7000-8000-000000000000", "endpoint": "/v1/embeddings"},
+    example={"file_id": "0198c0de-0000-7000-8000-000000000000", "endpoint": "/v1/embed"},
     check=_check,
     defaults=_defaults,
     require=_require,

@@ -1,0 +1,250 @@
+"""Batches: a file of requests, of which each line is a job (`shared/kinds/batch.py`).
+
+What has no place in the published shape is there beside it: `position`, `eta_s` and `finish_by`.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import AwareDatetime, BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from api.compat.openai.dialect import OPENAI, WireShape, id_of, uuid_of
+from api.deps import FairKey, IdempotencyKey, PartsDep
+from api.http.body import StrictRoute
+from api.jobs import submission
+from api.routes.batches import BatchOut, NewBatch, submit, view, views_of
+from shared import batches
+from shared.batches import Status
+from shared.bounds import Line
+from shared.jobs import jobs
+from shared.kinds.batch import EndpointName, Window
+
+PREFIX = "batch_"
+FILE_PREFIX = "file-"
+LIMIT = 100
+
+router = APIRouter(route_class=StrictRoute)
+
+
+class ExpiresAfter(WireShape):
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=3600, le=2_592_000)]
+
+
+class OpenAINewBatch(WireShape):
+    """`completion_window` is `24h`, or any other time, as `90m` or `3d`; `endpoint` is one of those
+    of lines, or `mixed`. `finish_by`, a moment, is not of OpenAI's API."""
+
+    input_file_id: Line
+    endpoint: EndpointName
+    completion_window: Window
+    metadata: Annotated[dict[Line, Line], Field(default_factory=dict, max_length=16)]
+    output_expires_after: ExpiresAfter | None = None
+    finish_by: AwareDatetime | None = None
+
+
+class OpenAILineError(BaseModel):
+    code: str
+    message: str
+    param: str | None
+    line: int | None
+
+
+class OpenAILineErrors(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[OpenAILineError]
+
+
+class OpenAIRequestCounts(BaseModel):
+    """Lines; what was cancelled or has expired is neither."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class OpenAIBatch(BaseModel):
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    errors: OpenAILineErrors | None = None
+    input_file_id: str
+    completion_window: str
+    status: Status
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    created_at: int
+    in_progress_at: int | None = None
+    expires_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    request_counts: OpenAIRequestCounts
+    usage: dict[str, Any] | None = None
+    metadata: dict[str, Any]
+    position: int | None = None
+    eta_s: float | None = None
+    finish_by: datetime
+
+
+class OpenAIBatchList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[OpenAIBatch]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool
+
+
+def answer(value: BaseModel) -> Response:
+    """Without what is None: this API has few nulls."""
+    return Response(value.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+@router.post(
+    "/batches",
+    response_model=OpenAIBatch,
+    responses=OPENAI.documented(400, 401, 404, 409, 413, 429, 503),
+)
+async def create_openai_batch(
+    http: Request,
+    parts: PartsDep,
+    fair_key: FairKey,
+    request: OpenAINewBatch,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Run the lines of a file of the purpose `batch`, each as a job."""
+    body = await http.json() if idempotency_key else None
+
+    def create() -> OpenAIBatch:
+        expires = request.output_expires_after
+        new = NewBatch(
+            file_id=uuid_of(FILE_PREFIX, request.input_file_id, "file"),
+            endpoint=request.endpoint,
+            completion_window=None if request.finish_by else request.completion_window,
+            finish_by=request.finish_by,
+            output_expires_after_s=expires.seconds if expires else None,
+            metadata=request.metadata,
+        )
+        job = submission.new_job(
+            new.request(),
+            parts.settings,
+            fair_key=fair_key,
+            idempotency_key=idempotency_key,
+            body=body,
+        )
+        return batch_of(view(parts, submit(parts, job).id))
+
+    return answer(await run_in_threadpool(create))
+
+
+@router.get(
+    "/batches", response_model=OpenAIBatchList, responses=OPENAI.documented(400, 401, 404, 503)
+)
+def list_openai_batches(
+    parts: PartsDep,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=LIMIT)] = 20,
+) -> Response:
+    """Batches, newest first, behind the one that `after` names."""
+    before = None if after is None else uuid_of(PREFIX, after, "batch")
+    with parts.ledger.read() as session:
+        rows = batches.page(session, limit=limit + 1, before=before)
+        data = [batch_of(one) for one in views_of(parts, session, rows[:limit])]
+    return answer(
+        OpenAIBatchList(
+            data=data,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+            has_more=len(rows) > limit,
+        )
+    )
+
+
+@router.get(
+    "/batches/{batch_id}",
+    response_model=OpenAIBatch,
+    responses=OPENAI.documented(400, 401, 404, 503),
+)
+def get_openai_batch(parts: PartsDep, batch_id: str) -> Response:
+    """How far a batch is."""
+    return answer(batch_of(view(parts, uuid_of(PREFIX, batch_id, "batch"))))
+
+
+@router.post(
+    "/batches/{batch_id}/cancel",
+    response_model=OpenAIBatch,
+    responses=OPENAI.documented(400, 401, 404, 503),
+)
+def cancel_openai_batch(parts: PartsDep, batch_id: str) -> Response:
+    """Cancel the lines that are not done, within 2 s. The answers of the others stay."""
+    id_ = uuid_of(PREFIX, batch_id, "batch")
+    with parts.ledger.begin() as session:
+        batches.get(session, id_)
+        jobs.cancel(session, id_)
+    return answer(batch_of(view(parts, id_)))
+
+
+def batch_of(own: BatchOut) -> OpenAIBatch:
+    """A batch as this API has it."""
+    ended, closed = _seconds(own.finished_at), _seconds(own.closed_at)
+    moments = {
+        Status.COMPLETED: {"finalizing_at": ended, "completed_at": closed or ended},
+        Status.FINALIZING: {"finalizing_at": ended},
+        Status.FAILED: {"failed_at": ended},
+        Status.EXPIRED: {"expired_at": _seconds(own.expired_at) or ended},
+        Status.CANCELLING: {"cancelling_at": ended},
+        Status.CANCELLED: {"cancelling_at": ended, "cancelled_at": closed or ended},
+    }
+    errors = [OpenAILineError(**entry.model_dump()) for entry in own.errors]
+    if own.status == Status.FAILED and not errors and own.error is not None:
+        errors = [
+            OpenAILineError(code=own.error.type, message=own.error.message, param=None, line=None)
+        ]
+    return OpenAIBatch(
+        id=id_of(PREFIX, own.id),
+        endpoint=own.endpoint,
+        errors=OpenAILineErrors(data=errors) if errors else None,
+        input_file_id=id_of(FILE_PREFIX, own.file_id),
+        completion_window=own.completion_window or "24h",
+        status=own.status,
+        output_file_id=_file(own.output_file_id),
+        error_file_id=_file(own.error_file_id),
+        created_at=int(own.created_at.timestamp()),
+        in_progress_at=_seconds(own.validated_at),
+        expires_at=_seconds(own.finish_by),
+        request_counts=OpenAIRequestCounts(
+            total=own.lines.total, completed=own.lines.succeeded, failed=own.lines.failed
+        ),
+        usage=_usage(own),
+        metadata=own.metadata,
+        position=own.position,
+        eta_s=own.eta_s,
+        finish_by=own.finish_by,
+        **moments.get(own.status, {}),
+    )
+
+
+def _seconds(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())
+
+
+def _file(file_id: UUID | None) -> str | None:
+    return None if file_id is None else id_of(FILE_PREFIX, file_id)
+
+
+def _usage(own: BatchOut) -> dict[str, Any] | None:
+    if not own.prompt_tokens:
+        return None
+    return {
+        "input_tokens": own.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": own.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": own.prompt_tokens + own.completion_tokens,
+    }

@@ -1,0 +1,289 @@
+"""`sluice batch`: files of many requests, of which each line is a job."""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.errors import OF_STATE, Exit, Interrupted
+from cli.options import ListByDefault, complete_batches, key_values, with_client
+from cli.terminal.output import (
+    ago,
+    duration,
+    plural,
+    print_fields,
+    print_json,
+    print_table,
+    print_text,
+    say,
+    stdout,
+    write_text,
+)
+from cli.terminal.progress import watch_job
+from shared.vocabulary import Lane
+from sluice import Batch, Client
+
+SHOWN_ERRORS = 10
+
+
+@click.group(cls=ListByDefault)
+def batch() -> None:
+    """Run the lines of files as jobs (alone: list the batches).
+
+    \b
+    A line of a file reads:
+      {"custom_id": "1", "url": "/v1/embed", "body": {"texts": ["We open at nine."]}}
+    """
+
+
+ID = click.argument("batch_id", metavar="ID", shell_complete=complete_batches)
+TIMEOUT = click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    help="Stop waiting after this time; the batch goes on.",
+)  # fmt: skip
+
+
+@batch.command()
+@click.argument("path", metavar="FILE.jsonl|-", type=click.Path(allow_dash=True, path_type=str))
+@click.option("--endpoint", metavar="URL", help="Which all lines are to name; else each its own.")
+@click.option("--window", metavar="TIME", help="What is not done after it expires: 90m, 24h, 3d.")
+@click.option("--finish-by", type=click.DateTime(), metavar="TIME",
+              help="The same as a moment (local), as 2027-01-31T06:00:00.")  # fmt: skip
+@click.option(
+    "--metadata", multiple=True, metavar="KEY=VALUE", callback=key_values,
+    help="Noted with the batch; may be repeated.",
+)  # fmt: skip
+@click.option("--max-attempts", type=click.IntRange(1, 20), metavar="N", help="Of each line.")
+@click.option(
+    "--lane", type=click.Choice([lane.value for lane in Lane]), help="Of the lines; else bulk."
+)
+@click.option("--idempotency-key", metavar="KEY", help="The same key is the same batch.")
+@click.option("--wait", is_flag=True, help="Follow it to its end; the exit code tells how it did.")
+@TIMEOUT
+@with_client
+def submit(
+    client: Client,
+    *,
+    path: str,
+    endpoint: str | None,
+    window: str | None,
+    finish_by: datetime | None,
+    metadata: dict[str, Any],
+    max_attempts: int | None,
+    lane: str | None,
+    idempotency_key: str | None,
+    wait: bool,
+    timeout_s: float | None,
+    as_json: bool,
+) -> int:
+    """Upload FILE and run its lines, each as a job; prints the id of the batch.
+
+    \b
+    Examples:
+      sluice batch submit questions.jsonl --wait
+      sluice batch submit texts.jsonl --endpoint /v1/embed --window 3d
+    """
+    if timeout_s is not None and not wait:
+        raise click.UsageError("--timeout is for --wait.")
+    made = client.create_batch(
+        _source(path),
+        endpoint=endpoint,
+        completion_window=window,
+        finish_by=finish_by,
+        metadata=metadata or None,
+        max_attempts=max_attempts,
+        lane=lane,
+        idempotency_key=idempotency_key,
+    )
+    if wait:
+        return _followed(client, made.id, timeout_s=timeout_s, as_json=as_json)
+    if as_json:
+        print_json(made)
+    else:
+        print_text(made.id)
+        say(f"Submitted. Follow it with `sluice batch watch {made.id}`.")
+    return Exit.OK
+
+
+@batch.command()
+@ID
+@TIMEOUT
+@with_client
+def watch(client: Client, *, batch_id: str, timeout_s: float | None, as_json: bool) -> int:
+    """Follow a batch to its end: lines done, rate, time left. Ctrl-C leaves it running."""
+    return _followed(client, _whole(client, batch_id), timeout_s=timeout_s, as_json=as_json)
+
+
+@batch.command()
+@ID
+@with_client
+def show(client: Client, *, batch_id: str, as_json: bool) -> int:
+    """How far a batch is, and what was wrong with its file."""
+    one = client.batch(_whole(client, batch_id))
+    if as_json:
+        print_json(one)
+    else:
+        _show(one)
+    return Exit.OK
+
+
+@batch.command("list")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+@with_client
+def list_batches(client: Client, *, limit: int, as_json: bool) -> int:
+    """The newest batches."""
+    items = list(itertools.islice(client.batches(page_items=min(limit, 100)), limit))
+    if as_json:
+        print_json({"items": items})
+        return Exit.OK
+    for_person = stdout().is_terminal
+    print_table(
+        ("id", "status", "done", "failed", "age" if for_person else "created", "endpoint"),
+        [
+            (
+                one.id,
+                one.status,
+                f"{one.lines.succeeded}/{one.lines.total}",
+                one.lines.failed,
+                ago(one.created_at).removesuffix(" ago") if for_person else one.created_at,
+                one.endpoint,
+            )
+            for one in items
+        ],
+        flexible="endpoint",
+    )
+    if not items:
+        say("No batches. `sluice batch submit FILE.jsonl` makes one.")
+    return Exit.OK
+
+
+@batch.command()
+@ID
+@click.option("--errors", is_flag=True, help="The lines that have ended without an answer instead.")
+@click.option(
+    "--output", "-o", type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="PATH", help="Write them to a file.",
+)  # fmt: skip
+@with_client
+def results(
+    client: Client, *, batch_id: str, errors: bool, output: Path | None, as_json: bool
+) -> int:
+    """The answers so far, as JSON lines. While the batch runs they come as lines ended; in the
+    end they have the order of its file."""
+    lines = client.batch_results(_whole(client, batch_id), errors=errors)
+    if as_json:
+        print_json({"items": list(lines)})
+        return Exit.OK
+    count = 0
+    if output is None:
+        for text in _texts(lines):
+            write_text(text)
+            count += 1
+    else:
+        with output.open("w", encoding="utf-8") as stream:
+            for text in _texts(lines):
+                stream.write(text)
+                count += 1
+        say(f"Wrote {plural(count, 'line')} to {output}.")
+    if not count and output is None:
+        say("No lines that failed." if errors else "No answers yet.")
+    return Exit.OK
+
+
+@batch.command("retry-failed")
+@ID
+@click.option("--unfinished", is_flag=True, help="Also those that were cancelled or have expired.")
+@with_client
+def retry_failed(client: Client, *, batch_id: str, unfinished: bool, as_json: bool) -> int:
+    """Run the lines again that have failed, and nothing else."""
+    one = client.retry_batch(_whole(client, batch_id), unfinished=unfinished)
+    if as_json:
+        print_json(one)
+    else:
+        left = one.lines.waiting + one.lines.running
+        say(f"{plural(left, 'line')} to run. Follow it with `sluice batch watch {one.id}`.")
+    return Exit.OK
+
+
+@batch.command()
+@ID
+@with_client
+def cancel(client: Client, *, batch_id: str, as_json: bool) -> int:
+    """Cancel the lines that are not done. The answers of the others stay."""
+    one = client.cancel_batch(_whole(client, batch_id))
+    if as_json:
+        print_json(one)
+    else:
+        say(f"{one.id} is {one.status}; {plural(one.lines.succeeded, 'answer')} stay.")
+    return Exit.OK
+
+
+def _source(path: str) -> Path | bytes:
+    if path == "-":
+        if sys.stdin.isatty():
+            say("Reading lines from the terminal; end them with Ctrl-D.")
+        return sys.stdin.buffer.read()
+    if not Path(path).is_file():
+        raise click.UsageError(f"There is no file {path}.")
+    return Path(path)
+
+
+def _whole(client: Client, batch_id: str) -> str:
+    """Ids of OpenAI's API are taken, too."""
+    return client.whole_id("job", batch_id.removeprefix("batch_"))
+
+
+def _followed(client: Client, batch_id: str, *, timeout_s: float | None, as_json: bool) -> int:
+    try:
+        if not as_json:
+            watch_job(client, client.job(batch_id), name="Lines", timeout_s=timeout_s)
+        one = client.wait_batch(batch_id, timeout_s=timeout_s)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"The batch goes on. Cancel it with `sluice batch cancel {batch_id}`."
+        ) from None
+    if as_json:
+        print_json(one)
+    else:
+        _show(one)
+    return OF_STATE.get(one.state, Exit.OK)
+
+
+def _texts(lines: Iterator[dict[str, Any]]) -> Iterator[str]:
+    for line in lines:
+        yield f"{json.dumps(line, ensure_ascii=False)}\n"
+
+
+def _show(one: Batch) -> None:
+    print_fields([(name, value) for name, value in _fields(one) if value not in (None, "")])
+
+
+def _fields(one: Batch) -> Iterator[tuple[str, object]]:
+    counts = one.lines
+    yield "id", one.id
+    yield "status", one.status
+    yield "endpoint", one.endpoint
+    yield "lines", counts.total
+    for name in ("waiting", "running", "succeeded", "failed", "cancelled", "expired"):
+        if count := getattr(counts, name):
+            yield name, count
+    yield "position", one.position
+    if one.eta_s is not None:
+        yield "done in", duration(one.eta_s)
+    yield "waits for", one.waiting_for
+    if not one.ended:
+        yield "finish by", one.finish_by
+    yield "error", one.error.message if one.error else ""
+    for error in one.errors[:SHOWN_ERRORS]:
+        yield "", f"line {error.line}: {error.message}" if error.line else error.message
+    if (left := len(one.errors) - SHOWN_ERRORS) > 0:
+        yield "", f"and {left} more; --json has all"
+    for warning in one.warnings:
+        yield "warning", warning
+    if counts.succeeded:
+        yield "answers", f"`sluice batch results {one.id}`"
