@@ -338,7 +338,7 @@ class _Tick:
                 f"{batch.finish_by.isoformat(timespec='seconds')} (finish_by) has passed before "
                 f"{batch.expired:,} of {batch.total:,} lines were done; the others have their "
                 f"answers. Run these with `POST /v1/batches/{batch.id}/retry`, or "
-                "`sluice batch retry`."
+                "`sluice batch retry-failed`."
             )
         result = BatchResult(
             total=batch.total,

@@ -38,7 +38,7 @@ from shared.vocabulary import OPEN, Lane, LaneRank, Shape, State
 OUTPUT_TYPE = "application/jsonl"
 
 
-class NewBatch(BatchInput):
+class BatchSpec(BatchInput):
     """`max_attempts` is that of each line."""
 
     lane: Lane | None = None
@@ -140,7 +140,7 @@ async def create_batch(
     http: Request,
     parts: PartsDep,
     fair_key: FairKey,
-    new: Annotated[NewBatch, Body()],
+    new: Annotated[BatchSpec, Body()],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Run the lines of an uploaded JSONL file, each as a job. It exists once this is answered."""
@@ -149,7 +149,7 @@ async def create_batch(
 
 
 def _create(
-    parts: Parts, fair_key: str, new: NewBatch, idempotency_key: str | None, body: Any
+    parts: Parts, fair_key: str, new: BatchSpec, idempotency_key: str | None, body: Any
 ) -> Response:
     job = submission.new_job(
         new.request(),

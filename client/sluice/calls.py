@@ -377,14 +377,18 @@ class Calls(Generic[J]):
             await self.transport.pause(_CLOSE_POLL_S)
 
     async def batch_results(
-        self, batch_id: str, *, errors: bool = False
+        self, batch_id: str, *, errors: bool = False, timeout_s: float | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The answers so far, or with `errors` the lines that have ended without one: each with
-        its `custom_id`. While the batch runs they come as lines ended, later in their order."""
+        its `custom_id`. While the batch runs they come as lines ended, later in their order.
+
+        `timeout_s` is how long the server may be silent.
+        """
         path = f"/v1/batches/{part(batch_id)}/{'errors' if errors else 'results'}"
         rest = b""
         try:
-            async with self.transport.stream(path, headers={}, silence_s=_SILENCE_S) as chunks:
+            silence_s = timeout_s or _SILENCE_S
+            async with self.transport.stream(path, headers={}, silence_s=silence_s) as chunks:
                 async for chunk in chunks:
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:

@@ -109,6 +109,20 @@ class SearchInput(TypedDict):
     search: NotRequired[SearchOptions]
 
 
+class PresetMessage(TypedDict):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Preset(TypedDict):
+    """What a named model adds to its model. `messages` stand in front of every conversation's."""
+
+    name: str
+    system: NotRequired[str | None]
+    template: NotRequired[str | None]
+    messages: NotRequired[list[PresetMessage]]
+
+
 class Parameters(TypedDict):
     """Sampling. `temperature` 0 always takes the likeliest token; `max_tokens` has a default and
     a limit among the server's settings.
@@ -121,6 +135,7 @@ class Parameters(TypedDict):
     stop: NotRequired[list[str]]
     seed: NotRequired[int | None]
     repetition_penalty: NotRequired[float]
+    window_tokens: NotRequired[int | None]
 
 
 class ResponseFormat(TypedDict):
@@ -138,6 +153,7 @@ class RagInput(TypedDict):
     k: NotRequired[int]
     search: NotRequired[SearchOptions]
     model: NotRequired[str | None]
+    preset: NotRequired[Preset | None]
     prompt: NotRequired[str | None]
     variables: NotRequired[Mapping[str, Any]]
     rendered: NotRequired[str | None]
@@ -208,6 +224,7 @@ class ChatInput(TypedDict):
     variables: NotRequired[Mapping[str, Any]]
     rendered: NotRequired[str | None]
     model: NotRequired[str | None]
+    preset: NotRequired[Preset | None]
     instructions: NotRequired[str | None]
     conversation_id: NotRequired[str | None]
     previous_job_id: NotRequired[str | None]

@@ -158,7 +158,8 @@ def test_a_stored_error_has_its_type_and_its_rule(type_: type[SluiceError]) -> N
 def test_codes_are_what_stored_jobs_have() -> None:
     """Jobs of earlier versions have them, and programs compare them: they never change."""
     assert {type_.code for type_ in TYPES} == {
-        "Cancelled", "ConfigurationError", "Conflict", "DocumentError", "InvalidInput",
+        "BatchExpired", "Cancelled", "ConfigurationError", "Conflict", "DocumentError",
+        "InvalidInput",
         "ModelNotFound", "ModelNotServed", "NotFound", "Permanent", "QueueFull", "Retryable",
         "SluiceError", "StepError", "Timeout", "TooLarge", "Unauthorized", "Unavailable",
         "WorkerLost", "WrongTask",

@@ -39,6 +39,11 @@ GOOD: dict[Kind, list[dict[str, Any]]] = {
         INGEST | {"metadata": {"a": ["x", "y"], "b": [1, 2.5], "c": [True], "d": []}},
         INGEST | {"csv": {"encoding": "cp949", "content_columns": ["a"]}},
     ],
+    kinds.BATCH: [
+        {"file_id": ID},
+        {"file_id": ID, "endpoint": "/v1/hf/summarization", "completion_window": "90m"},
+        {"file_id": ID, "endpoint": "mixed", "output_expires_after_s": 3600},
+    ],
     kinds.EMBED: [{"texts": ["a", "b"]}, {"texts": ["a"], "model": "some/model"}],
     kinds.SEARCH: [
         {"collection": "handbook", "query": "q"},

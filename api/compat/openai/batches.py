@@ -15,7 +15,7 @@ from api.compat.openai.dialect import OPENAI, WireShape, id_of, uuid_of
 from api.deps import FairKey, IdempotencyKey, PartsDep
 from api.http.body import StrictRoute
 from api.jobs import submission
-from api.routes.batches import BatchOut, NewBatch, submit, view, views_of
+from api.routes.batches import BatchOut, BatchSpec, submit, view, views_of
 from shared import batches
 from shared.batches import Status
 from shared.bounds import Line
@@ -123,7 +123,7 @@ async def create_openai_batch(
 
     def create() -> OpenAIBatch:
         expires = request.output_expires_after
-        new = NewBatch(
+        new = BatchSpec(
             file_id=uuid_of(FILE_PREFIX, request.input_file_id, "file"),
             endpoint=request.endpoint,
             completion_window=None if request.finish_by else request.completion_window,
