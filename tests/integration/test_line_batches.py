@@ -447,7 +447,7 @@ def test_erasing_a_batch_erases_its_lines(
 def test_requests_name_what_is_wrong(api: httpx.Client) -> None:
     file_id = upload(api, [embed(0)])
     for fields, words in (
-        ({"endpoint": "/v1/images"}, "/v1/chat/completions"),
+        ({"endpoint": "/v1/images"}, "/v1/rag"),
         ({"completion_window": "soon"}, "completion_window"),
         ({"completion_window": "9999d"}, "366 days"),
         ({"finish_by": "2020-01-01T00:00:00Z"}, "ahead"),
