@@ -22,7 +22,7 @@ from shared.config import Settings
 from shared.database.transaction import Ledger, make_ledger
 from shared.errors import NotFound
 from shared.files import Storage, make_storage
-from shared.jobs.queues import Depths
+from shared.jobs.queues import Depths, Routes
 
 REDIS_CONNECTIONS = 10
 """Each is used for a moment, but for the one that waits for events."""
@@ -38,6 +38,7 @@ class Parts:
     redis: redis.asyncio.Redis
     admission: Admission
     depths: Depths
+    routes: Routes
     followers: Followers
     stopping: Event = field(default_factory=Event)
     """Set when the server is to stop, so that streams and waits end by themselves."""
@@ -54,6 +55,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         redis=connections,
         admission=Admission(settings),
         depths=Depths(keep_s=settings.queue_count_keep_s),
+        routes=Routes(keep_s=settings.queue_count_keep_s),
         followers=Followers(settings, ledger, connections),
     )
     following = asyncio.create_task(parts.followers.run())

@@ -19,7 +19,7 @@ from shared.errors import Cancelled, Conflict, NotFound
 from shared.files import Storage
 from shared.jobs import jobs, turns
 from shared.jobs.claims import Claim
-from shared.kinds.chat import messages_of
+from shared.kinds.chat import TokenLogprob, messages_of
 from shared.redis.events import EventType
 from shared.tables import Conversation, ConversationMessage, Job, Transcript, new_id
 from shared.vocabulary import State
@@ -283,20 +283,24 @@ CHAIN = text("""
 @dataclass(frozen=True, kw_only=True)
 class Addition:
     """What a step has generated since the last write; `offset` counts the characters shown before
-    `shown`."""
+    `shown`, and `logprobs_before` those of the tokens before."""
 
     claim: Claim
     text: str
     shown: str
     token_ids: tuple[int, ...]
     offset: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs_before: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """What one step of a job has shown, from an offset on."""
+    """What one step of a job has shown, from an offset on; `choice` is the number of the answer
+    that the step writes, where its job has several."""
 
     step_id: int
+    choice: int
     offset: int
     text: str
 
@@ -305,18 +309,21 @@ class Shown:
 APPEND = text("""
     WITH new AS (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb))
-            AS r(step_id bigint, attempt int, text text, shown text, token_ids int[])
+            AS r(step_id bigint, attempt int, text text, shown text, token_ids int[],
+                 logprobs jsonb)
     ), held AS (
         SELECT s.id FROM steps s
         JOIN new ON new.step_id = s.id AND new.attempt = s.attempt
           AND s.state IN ('running', 'succeeded')
         ORDER BY s.id FOR SHARE OF s
     )
-    INSERT INTO transcripts AS old (step_id, text, shown, token_ids)
-    SELECT new.step_id, new.text, new.shown, new.token_ids
+    INSERT INTO transcripts AS old (step_id, text, shown, token_ids, logprobs)
+    SELECT new.step_id, new.text, new.shown, new.token_ids, new.logprobs
     FROM new JOIN held ON held.id = new.step_id
     ON CONFLICT (step_id) DO UPDATE SET text = old.text || excluded.text,
-        shown = old.shown || excluded.shown, token_ids = old.token_ids || excluded.token_ids
+        shown = old.shown || excluded.shown, token_ids = old.token_ids || excluded.token_ids,
+        logprobs = CASE WHEN excluded.logprobs IS NULL THEN old.logprobs
+            ELSE coalesce(old.logprobs, '[]') || excluded.logprobs END
     RETURNING step_id
 """)
 
@@ -327,22 +334,30 @@ def append_text(session: Transaction, additions: Sequence[Addition]) -> set[int]
     Returns the ids of the steps whose attempt still runs, or succeeds in this transaction; the
     others' text was dropped.
     """
+    logprobs = [[entry.model_dump() for entry in added.logprobs] or None for added in additions]
     rows = [
         {
             "step_id": added.claim.step_id, "attempt": added.claim.attempt, "text": added.text,
-            "shown": added.shown, "token_ids": list(added.token_ids),
+            "shown": added.shown, "token_ids": list(added.token_ids), "logprobs": entries,
         }
-        for added in additions
+        for added, entries in zip(additions, logprobs, strict=True)
     ]  # fmt: skip
     written = set(session.scalars(APPEND, {"rows": json.dumps(rows)}))
-    for added in additions:
-        if added.claim.step_id in written and added.shown:
-            session.publish(
-                added.claim.job_id,
-                EventType.TOKEN,
-                {"step": added.claim.step_id, "offset": added.offset, "text": added.shown},
-            )
+    for added, entries in zip(additions, logprobs, strict=True):
+        if added.claim.step_id in written and (added.shown or entries):
+            session.publish(added.claim.job_id, EventType.TOKEN, _token(added, entries))
     return written
+
+
+def _token(added: Addition, logprobs: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """The data of a `token` event; what most texts have none of is left out."""
+    claim = added.claim
+    data: dict[str, Any] = {"step": claim.step_id, "offset": added.offset, "text": added.shown}
+    if choice := claim.payload.get("choice"):
+        data["choice"] = choice
+    if logprobs is not None:
+        data |= {"logprobs": logprobs, "logprobs_before": added.logprobs_before}
+    return data
 
 
 def of_step(session: Session, step_id: int) -> Transcript | None:
@@ -360,12 +375,16 @@ def shown_of_job(session: Session, job_id: UUID, offsets: Mapping[int, int]) -> 
             "offsets": json.dumps({str(step_id): offset for step_id, offset in offsets.items()}),
         },
     )
-    return [Shown(step_id=row.step_id, offset=row.start, text=row.text) for row in rows]
+    return [
+        Shown(step_id=row.step_id, choice=row.choice or 0, offset=row.start, text=row.text)
+        for row in rows
+    ]
 
 
 # Characters of PostgreSQL are those of Python: code points.
 SHOWN = text("""
-    SELECT t.step_id, o.start, substr(t.shown, o.start + 1) AS text
+    SELECT t.step_id, o.start, substr(t.shown, o.start + 1) AS text,
+        CAST(s.payload ->> 'choice' AS int) AS choice
     FROM steps s
     JOIN transcripts t ON t.step_id = s.id
     CROSS JOIN LATERAL (

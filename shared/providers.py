@@ -65,7 +65,7 @@ class Provider:
     backend: str | None
     form: str
     """How its references are written."""
-    kinds: tuple[str, ...] = ("rag", "chat")
+    kinds: tuple[str, ...] = ("rag", "chat", "complete")
     """Kinds of jobs that its models answer."""
     packages: tuple[str, ...] = ()
     """The modules of Python packages that `backend` needs beside those of every worker."""

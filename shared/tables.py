@@ -115,6 +115,8 @@ class Transcript(Base):
     shown: Mapped[str]
     """As clients see it: without markers that cite nothing, without calls of tools."""
     token_ids: Mapped[list[int]] = mapped_column(ARRAY(Integer))
+    logprobs: Mapped[Any] = mapped_column(JSON, nullable=True)
+    """Of its tokens, where the job asks for them: entries of `TokenLogprob`."""
 
 
 class Conversation(Base):

@@ -358,7 +358,7 @@ async def _news(
     headers = headers_of(made)
     settings = parts.settings
     poll_s = min(settings.sse_poll_s, settings.sse_heartbeat_s)
-    unread = Unread(parts, made.id)
+    unread = Unread(parts, made.id, is_new=made.is_new)
     shown_bytes: int | None = None
     sent_at = time.monotonic()
     with parts.followers.follow(made.id, START) as follower:

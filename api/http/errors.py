@@ -144,7 +144,9 @@ LOCATIONS = {"body", "query", "path", "header"}
 # Members of unions show in pydantic's paths, but not in the document that the user sent.
 QUOTED = re.compile(r"'(\w+)'")
 KIND_TAGS = set(KINDS)
-ITEM_TAGS = {*KINDS, "file", "text", "document"}
+ITEM_TAGS = {*KINDS, "file", "text", "document", "system", "user", "assistant", "tool"}
+# Of unions that are one parameter of OpenAI's API.
+CHOICE_TAGS = {"tool_choice": {"mode", "function", "allowed_tools"}}
 
 
 def _invalid(error: Exception, request: Request | None) -> Problem:
@@ -190,6 +192,8 @@ def _field(entry: Mapping[str, Any]) -> str:
         if n == 0 and part in LOCATIONS:
             continue
         if (n == 1 and part in KIND_TAGS) or (isinstance(loc[n - 1], int) and part in ITEM_TAGS):
+            continue
+        if part in CHOICE_TAGS.get(str(loc[n - 1]), ()):
             continue
         parts.append(cut(str(part), PART_CHARS))
     return cut(".".join(parts), FIELD_CHARS) or "body"

@@ -1,12 +1,13 @@
 """The text that a job generates, for one reader: each character once, whatever is lost.
 
-A `token` event is `{"step", "offset", "text"}`: text of one step, from a character on. The stream
+A `token` event is `{"step", "offset", "text"}`: text of one step, from a character on; with
+`choice`, where the job writes several answers and this is not the first. The stream
 in Redis may have lost entries, hold some twice, or those of a run before a redrive; Postgres has
 all that was shown (`shared/conversations.py`), and is read where the stream has a gap. Steps of a
 job may write at the same time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -36,23 +37,40 @@ class TextPiece:
     has it."""
 
     step_id: int
+    choice: int
     offset: int
     text: str
     offsets: Mapping[int, int]
+    logprobs: Sequence[Mapping[str, Any]] = ()
+    """Entries of `TokenLogprob` (`shared/kinds/chat.py`), where the stream had them: Postgres has
+    them in the job's result alone."""
+    logprobs_before: int = 0
 
     @property
     def data(self) -> dict[str, Any]:
         """That of a `token` event."""
-        return {"step": self.step_id, "offset": self.offset, "text": self.text}
+        data: dict[str, Any] = {"step": self.step_id, "offset": self.offset, "text": self.text}
+        if self.choice:
+            data["choice"] = self.choice
+        if self.logprobs:
+            data |= {"logprobs": self.logprobs, "logprobs_before": self.logprobs_before}
+        return data
 
 
 class Unread:
     """What one reader has not had yet. `offsets` says how many characters of which steps it has;
-    it has all of the steps before those."""
+    it has all of the steps before those. The stream of a job that `is_new` has no text of a run
+    before."""
 
     def __init__(
-        self, parts: Parts, job_id: UUID, offsets: Mapping[int, int] | None = None
+        self,
+        parts: Parts,
+        job_id: UUID,
+        offsets: Mapping[int, int] | None = None,
+        *,
+        is_new: bool = False,
     ) -> None:
+        self._is_new = is_new
         self._parts = parts
         self._job_id = job_id
         self._gone: set[int] = set()
@@ -67,27 +85,41 @@ class Unread:
             return []
         if step_id in self._gone:
             return []
-        known = self.offsets.get(step_id)
+        known = self.offsets.get(step_id, 0 if self._is_new else None)
         if known is None or offset > known:
             # A step that is new here, or a gap. Postgres knows whether there is such a step.
             pieces = await self.of_database()
             if step_id not in self.offsets:
                 self._gone.add(step_id)
             return pieces
-        return self._advance(step_id, known, text[known - offset :])
+        return self._advance(step_id, known, text[known - offset :], token)
 
     async def of_database(self) -> list[TextPiece]:
         """All that Postgres has and the reader does not."""
         shown = await run_in_threadpool(_shown_text, self._parts, self._job_id, self.offsets)
         return [
-            piece for part in shown for piece in self._advance(part.step_id, part.offset, part.text)
+            piece
+            for part in shown
+            for piece in self._advance(part.step_id, part.offset, part.text, vars(part))
         ]
 
-    def _advance(self, step_id: int, offset: int, text: str) -> list[TextPiece]:
-        if not text:
+    def _advance(
+        self, step_id: int, offset: int, text: str, data: Mapping[str, Any]
+    ) -> list[TextPiece]:
+        logprobs = data.get("logprobs") or ()
+        if not text and not logprobs:
             return []
         self.offsets = {**self.offsets, step_id: offset + len(text)}
-        return [TextPiece(step_id=step_id, offset=offset, text=text, offsets=self.offsets)]
+        piece = TextPiece(
+            step_id=step_id,
+            choice=data.get("choice") or 0,
+            offset=offset,
+            text=text,
+            offsets=self.offsets,
+            logprobs=logprobs,
+            logprobs_before=data.get("logprobs_before") or 0,
+        )
+        return [piece]
 
 
 def _shown_text(parts: Parts, job_id: UUID, offsets: Mapping[int, int]) -> list[Shown]:

@@ -648,6 +648,23 @@ def workers(session: Session, *, worker_heartbeat_s: float) -> list[WorkerSummar
     ]
 
 
+class Routes:
+    """What workers serve that were seen lately, alive or not: read at most every `keep_s`."""
+
+    def __init__(self, *, keep_s: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._keep_s = keep_s
+        self._clock = clock
+        self._routes: frozenset[str] = frozenset()
+        self._until = float("-inf")
+
+    def of_workers(self, session: Session) -> frozenset[str]:
+        if self._clock() >= self._until:
+            query = select(func.unnest(Worker.routes)).distinct()
+            self._routes = frozenset(session.scalars(query))
+            self._until = self._clock() + self._keep_s
+        return self._routes
+
+
 def _messages(session: Session, bell: Bell, worker_heartbeat_s: float) -> dict[Queue, int]:
     """By queue, with the lists of all routes that a living worker listens at."""
     routes = session.scalars(

@@ -414,6 +414,20 @@ def result_of(session: Session, job_id: UUID, name: str) -> dict[str, Any]:
     return value
 
 
+def results_of(session: Session, job_id: UUID, name: str) -> list[dict[str, Any]]:
+    """What the steps of that name have recorded, oldest first, of those that gave a result."""
+    values = session.scalars(
+        select(Step.result)
+        .where(
+            Step.job_id == job_id,
+            Step.name == name,
+            Step.state == State.SUCCEEDED,
+        )
+        .order_by(Step.id)
+    )
+    return [value for value in values if isinstance(value, dict)]
+
+
 def _is_running(claim: Claim) -> tuple[Any, ...]:
     return (
         Step.id == claim.step_id,

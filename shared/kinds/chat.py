@@ -33,11 +33,20 @@ from shared.vocabulary import Queue, Shape
 # What the kinds that generate text, `chat` and `rag`, have in common.
 
 STOP_LIMIT = 16
+CHOICES_LIMIT = 128
+ALTERNATIVES_LIMIT = 20
+LOGPROBS_LIMIT = 256
+"""Of all choices together: so many log-probabilities are kept for each place in the text."""
 
 
 class Parameters(Shape):
     """Sampling. `temperature` 0 always takes the likeliest token; `max_tokens` has a default and
-    a limit among the server's settings."""
+    a limit among the server's settings.
+
+    The penalties are taken off the logit of a token that was written already: `presence_penalty`
+    once, `frequency_penalty` for each time. With `logprobs` the result has the log-probability of
+    each token, and so many of the likeliest at its place.
+    """
 
     max_tokens: Natural | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
@@ -49,8 +58,37 @@ class Parameters(Shape):
     ] = []
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logprobs: Annotated[int, Field(ge=0, le=ALTERNATIVES_LIMIT)] | None = None
     window_tokens: Annotated[int, Field(ge=16, le=INT32_MAX)] | None = None
     """How many tokens prompt and answer may have together, where the model's window is larger."""
+
+
+def check_choices(choices: int, parameters: Parameters) -> None:
+    """Raises ValueError for more choices than a job may have, or than it may tell of so much."""
+    if choices > CHOICES_LIMIT:
+        raise ValueError(f"makes {choices:,} choices; a job takes {CHOICES_LIMIT}")
+    if parameters.logprobs is not None and choices * (parameters.logprobs + 1) > LOGPROBS_LIMIT:
+        raise ValueError(
+            f"makes {choices} choices with {parameters.logprobs} logprobs at each place; a job "
+            f"keeps {LOGPROBS_LIMIT} for a place, the token's own included. Send fewer at once"
+        )
+
+
+class Likely(Shape):
+    """A token and its log-probability. `bytes` are its own in UTF-8, where they are known: a token
+    may be a part of a character, and `token` is then no text."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(Likely):
+    """A token of a text, and the likeliest at its place, best first."""
+
+    top: list[Likely] = []
 
 
 class ResponseFormat(Shape):
@@ -210,6 +248,10 @@ class ChatInput(Shape):
 
     `prompt` names a stored prompt: beside `messages` it is the system's message in front of them,
     alone it is the user's.
+
+    `tool_choice` says whether the model may call tools, and `required` that it has to, in its
+    first answer; without `parallel_tool_calls` one answer has one call at most. `n` answers are
+    written side by side, each with a seed of its own.
     """
 
     messages: Annotated[list[ChatMessage], Field(fail_fast=True, max_length=1000)] = []
@@ -227,6 +269,9 @@ class ChatInput(Shape):
     """Whether the oldest messages are dropped that find no room in the model's window, or the job
     fails."""
     tools: Annotated[list[ToolSpec], Field(fail_fast=True, max_length=64)] = []
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    parallel_tool_calls: bool = True
+    n: Annotated[int, Field(ge=1, le=CHOICES_LIMIT)] = 1
     parameters: Parameters = Parameters()
     tool_calls_limit: Annotated[int, Field(ge=0, le=CALLS_LIMIT)] | None = None
     """How many calls of Sluice's own tools are run; further ones are ignored."""
@@ -260,6 +305,15 @@ class ChatInput(Shape):
             )
         return self
 
+    @model_validator(mode="after")
+    def _choices_are_possible(self) -> "ChatInput":
+        if self.tool_choice == "required" and not self.tools:
+            raise ValueError("tool_choice is required, and there are no tools")
+        if self.n > 1 and self.conversation_id is not None:
+            raise ValueError("a turn of a conversation has one answer; leave n out")
+        check_choices(self.n, self.parameters)
+        return self
+
     @property
     def all_messages(self) -> list[ChatMessage]:
         """With that of the prompt."""
@@ -277,6 +331,15 @@ def messages_of(stored_input: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "system" if messages else "user", "content": rendered}, *messages]
 
 
+class ChatChoice(Shape):
+    """One of several answers."""
+
+    message: dict[str, Any]
+    finish_reason: str = "stop"
+    parsed: Any = None
+    logprobs: list[TokenLogprob] | None = None
+
+
 class ToolSearch(Shape):
     """What a call of `search_collection` has shown to the model: its passages are numbered on from
     `first`, and cited by these numbers."""
@@ -290,7 +353,7 @@ class ToolSearch(Shape):
 class ChatResult(Shape):
     """`turns` counts the model's answers, `steps` are its calls of tools and their results, of
     which `searches` has the passages; `messages_dropped` of the history found no room in its
-    window."""
+    window. With `n` above 1, `choices` are all answers, of which `message` is the first."""
 
     message: dict[str, Any]
     model: str
@@ -301,6 +364,8 @@ class ChatResult(Shape):
     searches: list[ToolSearch] = []
     messages_dropped: int = 0
     parsed: Any = None
+    logprobs: list[TokenLogprob] | None = None
+    choices: list[ChatChoice] = []
 
 
 def _check(job_input: ChatInput, settings: Settings) -> None:
@@ -336,6 +401,9 @@ CHAT = Kind(
     steps=[
         StepType(
             name="chat.answer", queue=Queue.GENERATE, handler="workers.generation.chat:CHAT_ANSWER"
+        ),
+        StepType(
+            name="chat.choice", queue=Queue.GENERATE, handler="workers.generation.chat:CHAT_CHOICE"
         ),
         StepType(
             name="chat.tools", queue=Queue.QUERY, handler="workers.generation.chat:CHAT_TOOLS"

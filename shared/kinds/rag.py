@@ -12,7 +12,14 @@ from shared.bounds import CollectionName, Text, nfc
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput
 from shared.kinds import chat
-from shared.kinds.chat import Parameters, Rendered, ResponseFormat, Usage, check_variables
+from shared.kinds.chat import (
+    ChatMessage,
+    Parameters,
+    Rendered,
+    ResponseFormat,
+    Usage,
+    check_variables,
+)
 from shared.kinds.kind import Kind, StepType
 from shared.kinds.search import RERANK_STEPS, SMALL_CHARS, Hit, PassageCount, SearchOptions
 from shared.named_models import Preset
@@ -64,12 +71,26 @@ class RagInput(Shape):
     variables: VariableValues = {}
     rendered: Rendered | None = None
     conversation_id: UUID | None = None
+    earlier: Annotated[list[ChatMessage], Field(fail_fast=True, max_length=1000)] = []
+    """What was said before, without system prompts and tools. It goes to the model as far as there
+    is room for it, the newest first, and not into the search."""
+    instructions: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    """What the model reads before the rules of answering from passages."""
     parameters: Parameters = Parameters()
     response_format: ResponseFormat = ResponseFormat()
 
     @model_validator(mode="after")
     def _variables_have_a_prompt(self) -> Self:
         check_variables(self.prompt, self.variables)
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_history(self) -> Self:
+        if self.earlier and self.conversation_id is not None:
+            raise ValueError("give either earlier or conversation_id")
+        for n, message in enumerate(self.earlier):
+            if message.role in ("system", "tool") or message.tool_calls:
+                raise ValueError(f"earlier.{n} must be of the user or an answer, without tools")
         return self
 
     @property
@@ -100,7 +121,10 @@ def _check(job_input: RagInput, settings: Settings) -> None:
     model, where = chat.model_of(job_input.model, settings)
     if model == EXTRACTIVE:
         ignored = [
-            name for name in ("prompt", "variables", "parameters", "response_format")
+            name
+            for name in (
+                "prompt", "variables", "parameters", "response_format", "earlier", "instructions",
+            )
             if name in job_input.model_fields_set
         ]  # fmt: skip
         if ignored:

@@ -2,6 +2,7 @@
 
 from shared.kinds.batch import BATCH
 from shared.kinds.chat import CHAT
+from shared.kinds.complete import COMPLETE
 from shared.kinds.embed import EMBED
 from shared.kinds.erase import ERASE
 from shared.kinds.eval import EVAL
@@ -14,7 +15,8 @@ from shared.kinds.search import SEARCH
 from shared.vocabulary import Queue
 
 __all__ = [
-    "BATCH", "CHAT", "EMBED", "ERASE", "EVAL", "HF", "INGEST", "KINDS", "MODEL", "RAG", "SEARCH",
+    "BATCH", "CHAT", "COMPLETE", "EMBED", "ERASE", "EVAL", "HF", "INGEST", "KINDS", "MODEL", "RAG",
+    "SEARCH",
     "WEBHOOK", "step_types",
 ]  # fmt: skip
 
@@ -26,6 +28,7 @@ KINDS: dict[str, Kind] = {
         SEARCH,
         RAG,
         CHAT,
+        COMPLETE,
         HF,
         MODEL,
         ERASE,

@@ -155,6 +155,7 @@ def _row(age: int, tokens: int, filled: int = 0) -> SlabRow:
         prompt_tokens=tokens,
         max_tokens=10,
         chooser=Chooser(Sampling(), ()),
+        spell=lambda _: ("", []),
         text=TextStream(lambda ids: "x" * len(ids)),
         age=age,
         pieces=[],

@@ -69,6 +69,10 @@ GOOD: dict[Kind, list[dict[str, Any]]] = {
         {"model": "a/b", "inputs": ["a", "b"]},
         {"task": "summarization", "model": "a/b", "inputs": "a", "backend": "hub"},
     ],
+    kinds.COMPLETE: [
+        {"prompts": ["Once"]},
+        {"prompts": ["a", "b"], "n": 3, "parameters": {"logprobs": 5, "frequency_penalty": -2}},
+    ],
     kinds.CHAT: [
         {"messages": [{"role": "user", "content": "안녕"}], "model": "ollama/a:b"},
         {
@@ -172,6 +176,10 @@ BAD: list[tuple[Kind, dict[str, Any], str]] = [
     (kinds.CHAT, {"prompt": "greeting", "variables": {"a": None}}, "variables"),
     (kinds.RAG, {"collection": "handbook", "question": "q", "model": "hf"}, "model reference"),
     (kinds.CHAT, {"messages": []}, "messages"),
+    (kinds.COMPLETE, {"prompts": []}, "prompts"),
+    (kinds.COMPLETE, {"prompts": [""]}, "prompts"),
+    (kinds.COMPLETE, {"prompts": ["a"] * 65, "n": 2}, "130 choices"),
+    (kinds.COMPLETE, {"prompts": ["a"], "n": 20, "parameters": {"logprobs": 20}}, "logprobs"),
     (kinds.CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "role"),
     (kinds.CHAT, {"messages": [{"role": "system", "content": "a"}]}, "last message"),
     (kinds.HF, {"inputs": "a"}, "name a task"),

@@ -130,14 +130,17 @@ class Handler:
 # deleted again; all of a job's folder goes when the job is erased or retention forgets it.
 
 
-def prepared(context: Context, done: Done) -> Done:
+def prepared(context: Context, done: Done, handler: Handler | None = None) -> Done:
     """The success of a step, its result encoded; in the storage where it is the job's and large.
+    Where the handler has a `finish`, it is the step's own, and stays in its row.
 
     Raises Permanent for a result that is no JSON, Unavailable where the storage does not take it.
     """
     if done.result is None or done.children:
         return done
     result = _encoded(done.result)
+    if handler is not None and handler.finish is not None:
+        return replace(done, result=result)
     data = result.text.encode()
     path = stored(context, data)
     if path is None:

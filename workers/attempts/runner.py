@@ -122,7 +122,7 @@ def _recorded(
     try:
         if isinstance(outcome, Exception):
             raise outcome
-        done = prepared(heartbeat.context, outcome)
+        done = prepared(heartbeat.context, outcome, handler)
         return _persistently(
             process, heartbeat, lambda own: _succeed(own, process.settings, handler, claim, done)
         )
@@ -173,7 +173,7 @@ def conclude_all(
         try:
             if isinstance(outcome, Exception):
                 raise outcome
-            done.append((heartbeat, prepared(heartbeat.context, outcome)))
+            done.append((heartbeat, prepared(heartbeat.context, outcome, handler)))
         except Exception as error:
             others.append((heartbeat, error))
     # In the order of their ids, as by all that lock several jobs.

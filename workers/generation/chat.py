@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from shared import conversations
 from shared.bounds import (
@@ -27,6 +28,7 @@ from shared.jobs import jobs
 from shared.jobs.steps import NewStep, Record
 from shared.kinds.chat import (
     BuiltInTool,
+    ChatChoice,
     ChatInput,
     ChatMessage,
     ChatResult,
@@ -53,6 +55,7 @@ from workers.generation.backends.interface import (
     ToolCall,
     generators_of,
 )
+from workers.generation.choices import choice_results, choice_steps, logprobs_of
 from workers.generation.ollama_models import on_demand
 from workers.generation.prompts import Dialogue, to_message
 from workers.generation.transcripts import (
@@ -74,6 +77,8 @@ class AgentState:
     `searches` has what was found."""
 
     turn: int = 1
+    choice: int | None = None
+    """The number of the answer, where the job writes several."""
     later: tuple[Message, ...] = ()
     searches: tuple[ToolSearch, ...] = ()
     prompt_tokens: int = 0
@@ -86,6 +91,7 @@ class AgentState:
         )
         return cls(
             turn=payload.get("turn", 1),
+            choice=payload.get("choice"),
             later=tuple(later),
             searches=tuple(map(ToolSearch.model_validate, payload.get("searches", []))),
             prompt_tokens=payload.get("prompt_tokens", 0),
@@ -95,6 +101,7 @@ class AgentState:
     def payload(self) -> dict[str, Any]:
         return {
             "turn": self.turn,
+            **({} if self.choice is None else {"choice": self.choice}),
             "messages": [message.as_dict() for message in self.later],
             "searches": [search.model_dump(mode="json") for search in self.searches],
             "prompt_tokens": self.prompt_tokens,
@@ -129,6 +136,7 @@ class ModelOutput:
 
 
 def chat_answer(context: Context) -> Done:
+    """The answer, or the steps of several answers."""
     process = context.process
     with process.ledger.read() as session:
         job = jobs.get(session, context.claim.job_id)
@@ -139,8 +147,11 @@ def chat_answer(context: Context) -> Done:
             else prompts.continued(session, input_.previous_job_id, job.fair_key, process.storage)
         )
     state = AgentState.of(context.claim.payload)
-    model = generators_of(process).get(input_.model or process.settings.generation_model)
-    generator = presets.generator_for(model, input_.preset, input_.parameters)
+    model = input_.model or process.settings.generation_model
+    if input_.n > 1 and state.choice is None:
+        return Done(children=choice_steps("chat.choice", model, [{}] * input_.n))
+    loaded = generators_of(process).get(model)
+    generator = presets.generator_for(loaded, input_.preset, input_.parameters)
     is_last = state.turn >= process.settings.agent_limit_turns
     answer = _generate(context, generator, job, input_, before, state, is_last=is_last)
     own_ids = partial(_with_own_id, step_id=context.claim.step_id)
@@ -155,6 +166,8 @@ def chat_answer(context: Context) -> Done:
     # Of a tool that there is not, the model reads that there is none.
     own = tuple(call for call in answer.calls if call.name not in declared)
     own = own[: state.calls_left(input_.tool_calls_limit)]
+    if not input_.parallel_tool_calls:
+        own, foreign = own[:1], foreign[:1]
     if own and not foreign:
         message = Message(role=Role.ASSISTANT, content=answer.text, tool_calls=own)
         after = state.after(answer.completion, [message])
@@ -190,14 +203,18 @@ def _generate(
     is_last: bool,
 ) -> ModelOutput:
     tools = _tools(input_)
-    chosen = sampling(input_.parameters, context.process.settings, step_id=context.claim.step_id)
+    chosen = sampling(
+        input_.parameters, context.process.settings, step_id=context.claim.step_id,
+        choice=state.choice or 0,
+    )  # fmt: skip
     incoming = [to_message(message) for message in input_.all_messages]
     messages = (*_in_order(input_.instructions, input_.preset, before, incoming), *state.later)
     prompts.check(messages)
     as_json = input_.response_format.type == "json"
     if as_json:
         messages = instructed(context, messages, input_.response_format)
-    available = () if is_last else tools
+    available = () if is_last or input_.tool_choice == "none" else tools
+    must_call = input_.tool_choice == "required" and state.turn == 1 and not is_last
     offered = available if generator.has_native_tools else ()
 
     def spelled(part: Sequence[Message]) -> Sequence[Message]:
@@ -221,12 +238,20 @@ def _generate(
     request = Request(
         messages=tuple(spelled(fitted.messages)),
         tools=offered,
+        must_call=must_call,
+        parallel_calls=input_.parallel_tool_calls,
         sampling=chosen,
         deadline=deadline(context),
         lane=context.claim.lane,
         fair_key=context.claim.fair_key,
     )
-    names = {tool.name for tool in tools}
+    names = set() if input_.tool_choice == "none" else {tool.name for tool in tools}
+    if must_call:
+        text, calls, completion = _required_calls(context, generator, request, names, state)
+        return ModelOutput(
+            text=text, calls=calls, completion=completion, dropped=fitted.dropped,
+            record=show_at_once(context, text),
+        )  # fmt: skip
     if as_json:
         completion = write_quietly(context, generator, request)
         text, calls = _calls(completion, names, state)
@@ -240,7 +265,7 @@ def _generate(
             text=json_.text, calls=(), completion=json_.completion, dropped=fitted.dropped,
             parsed=json_.value, record=show_at_once(context, json_.text),
         )  # fmt: skip
-    filter_: TextFilter = ToolCallFilter(names=names) if tools else Unfiltered()
+    filter_: TextFilter = ToolCallFilter(names=names) if names else Unfiltered()
     written = write(context, generator, request, filter_)
     _, calls = _calls(written.completion, names, state)
     return ModelOutput(
@@ -291,6 +316,46 @@ def _with_own_id(call: ToolCall, *, step_id: int) -> ToolCall:
     return call if number is None else replace(call, id=f"call_{step_id}_{number[1]}")
 
 
+CALL_A_TOOL = (
+    "You have to call a tool now. Answer with one JSON object and nothing else: "
+    '{{"name": <the tool>, "arguments": <its arguments, an object>}}. The tools are: {names}.'
+)
+
+
+def _required_calls(
+    context: Context,
+    generator: TextGenerator,
+    request: Request,
+    names: set[str],
+    state: AgentState,
+) -> tuple[str, tuple[ToolCall, ...], Completion]:
+    """An answer that calls a tool; the model is told so once more where it does not. Raises
+    Permanent after that."""
+    completion = write_quietly(context, generator, request)
+    text, calls = _calls(completion, names, state)
+    if calls:
+        return text, calls, completion
+    again = [
+        *request.messages,
+        Message(role=Role.ASSISTANT, content=completion.text or "(no answer)"),
+        Message(role=Role.USER, content=CALL_A_TOOL.format(names=", ".join(sorted(names)))),
+    ]
+    second = write_quietly(context, generator, replace(request, messages=tuple(again)))
+    text, calls = _calls(second, names, state)
+    if not calls:
+        raise Permanent(
+            f"{generator.reference} called no tool, and tool_choice is required. Describe the "
+            "tools and the question better, or name a model that is made for calling tools."
+        )
+    tokens = completion.completion_tokens + second.completion_tokens
+    whole = replace(
+        second,
+        prompt_tokens=completion.prompt_tokens + second.prompt_tokens,
+        completion_tokens=tokens,
+    )
+    return text, calls, whole
+
+
 def storable(call: ToolCall) -> ToolCall:
     """The call as it can be stored and read again, whatever a model or its server wrote. Raises
     Retryable: another attempt may be written better."""
@@ -330,6 +395,7 @@ def _end(
         searches=list(state.searches),
         messages_dropped=answer.dropped,
         parsed=answer.parsed,
+        logprobs=logprobs_of(answer.completion, input_.parameters, model),
     )
     known = {message.content for message in before.system[-1:]}
     stored = [
@@ -343,7 +409,29 @@ def _end(
         if job.conversation_id is not None:
             conversations.append(transaction, job.conversation_id, stored, job.id)
 
-    return Done(result=result.model_dump(mode="json"), record=record)
+    values = result.model_dump(mode="json")
+    if state.choice is not None:
+        values["choice"] = state.choice
+    return Done(result=values, record=record)
+
+
+def all_choices(transaction: Transaction, job_id: UUID) -> dict[str, Any]:
+    """The result of a job that writes several answers: what they have in common is of the first,
+    and all have cost what they have cost."""
+    results = choice_results(transaction, job_id, "chat.choice")
+    whole = ChatResult.model_validate(
+        {key: results[0][key] for key in results[0] if key != "choice"}
+    )
+    usages = [Usage.model_validate(result["usage"]) for result in results]
+    spent = Usage(
+        prompt_tokens=whole.usage.prompt_tokens,
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+    )
+    choices = [
+        ChatChoice.model_validate({key: result[key] for key in ChatChoice.model_fields})
+        for result in results
+    ]
+    return whole.model_copy(update={"usage": spent, "choices": choices}).model_dump(mode="json")
 
 
 def chat_tools(context: Context) -> Done:
@@ -363,11 +451,11 @@ def chat_tools(context: Context) -> Done:
             searches.append(ToolSearch(call_id=call.id, query=output.query, first=first, hits=hits))
     after = replace(state, later=(*state.later, *results), searches=tuple(searches))
     model = input_.model or context.process.settings.generation_model
-    step = NewStep(
-        name="chat.answer", queue=Queue.GENERATE, route=route_of(model), payload=after.payload()
-    )
+    name = "chat.answer" if after.choice is None else "chat.choice"
+    step = NewStep(name=name, queue=Queue.GENERATE, route=route_of(model), payload=after.payload())
     return Done(children=[step])
 
 
 CHAT_ANSWER = Handler(run=on_demand(chat_answer))
+CHAT_CHOICE = Handler(run=on_demand(chat_answer), finish=all_choices)
 CHAT_TOOLS = Handler(run=chat_tools)

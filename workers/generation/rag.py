@@ -291,6 +291,7 @@ def _generate(
     budget = prompt_budget(generator, chosen.max_tokens)
     with process.ledger.read() as session:
         before = prompts.load(session, job.conversation_id).spoken
+    before = before or [prompts.to_message(message) for message in input_.earlier]
     prompt = build(
         input_.question,
         [Passage(text=hit.chunk.text, source=hit.chunk.source) for hit in hits],
@@ -300,7 +301,10 @@ def _generate(
         history=prompts.newest(
             [*own, *before], budget_tokens=budget // HISTORY_SHARE, count=generator.count_tokens
         ),
-        system=[message.content for message in presets.system_of(input_.preset)],
+        system=[
+            *(message.content for message in presets.system_of(input_.preset)),
+            *([input_.instructions] if input_.instructions else ()),
+        ],
     )
     markers = MarkerFilter(prompt.used)
     request = Request(

@@ -22,7 +22,8 @@ from shared.database.transaction import Ledger, Transaction
 from shared.errors import InvalidInput, Timeout
 from shared.jobs import jobs
 from shared.jobs.steps import Record
-from shared.kinds.chat import Parameters
+from shared.kinds.chat import Parameters, TokenLogprob
+from shared.tables import Transcript
 from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.generation.backends.interface import (
@@ -53,19 +54,29 @@ class GrowingTranscript:
     _text: list[str] = field(default_factory=list)
     _shown: list[str] = field(default_factory=list)
     _token_ids: list[int] = field(default_factory=list)
+    _logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs_before: int = 0
+    """How many log-probabilities are written down."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, text: str, shown: str, token_ids: tuple[int, ...]) -> None:
+    def add(
+        self,
+        text: str,
+        shown: str,
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
         self.context.progress()
         with self._lock:
             self._text.append(text)
             self._shown.append(shown)
             self._token_ids.extend(token_ids)
+            self._logprobs.extend(logprobs)
 
     def take(self) -> Addition | None:
         """What has come since; None if nothing has."""
         with self._lock:
-            if not (self._token_ids or any(self._text) or any(self._shown)):
+            if not (self._token_ids or self._logprobs or any(self._text) or any(self._shown)):
                 return None
             addition = Addition(
                 claim=self.context.claim,
@@ -73,15 +84,20 @@ class GrowingTranscript:
                 shown="".join(self._shown),
                 token_ids=tuple(self._token_ids),
                 offset=self.offset,
+                logprobs=tuple(self._logprobs),
+                logprobs_before=self.logprobs_before,
             )
             self.offset += len(addition.shown)
-            self._text, self._shown, self._token_ids = [], [], []
+            self.logprobs_before += len(addition.logprobs)
+            self._text, self._shown, self._token_ids, self._logprobs = [], [], [], []
             return addition
 
     def put_back(self, addition: Addition) -> None:
         """It could not be written; it comes again with what follows."""
         with self._lock:
             self.offset -= len(addition.shown)
+            self.logprobs_before -= len(addition.logprobs)
+            self._logprobs[:0] = addition.logprobs
             self._text.insert(0, addition.text)
             self._shown.insert(0, addition.shown)
             self._token_ids[:0] = addition.token_ids
@@ -187,15 +203,18 @@ def write(
     transcript = GrowingTranscript(context)
     shown: list[str] = []
 
-    def show(text: str, shown_text: str, token_ids: tuple[int, ...] = ()) -> None:
+    def show(text: str, shown_text: str, delta: Delta | None = None) -> None:
         shown.append(shown_text)
-        transcript.add(text, shown_text, token_ids)
+        if delta is None:
+            transcript.add(text, shown_text)
+        else:
+            transcript.add(text, shown_text, delta.token_ids, delta.logprobs)
 
     with process.ledger.read() as session:
         before = conversations.of_step(session, context.claim.step_id)
     if before is not None:
-        ids = tuple(before.token_ids)
-        request = replace(request, resume=Resume(text=before.text, token_ids=ids))
+        request = replace(request, resume=_resume(before, request))
+        transcript.logprobs_before = len(before.logprobs or ())
         again = filter_.feed(before.text)
         shown.append(again[: len(before.shown)])
         transcript.offset = len(before.shown)
@@ -206,7 +225,7 @@ def write(
             context,
             generator,
             request,
-            lambda delta: show(delta.text, filter_.feed(delta.text), delta.token_ids),
+            lambda delta: show(delta.text, filter_.feed(delta.text), delta),
         )
     except BaseException:
         transcript_writer_of(process).close(transcript)
@@ -223,6 +242,16 @@ def write(
         shown="".join(shown),
         record=partial(write_rest, transcript=transcript),
     )
+
+
+def _resume(before: Transcript, request: Request) -> Resume:
+    """What an attempt before has written. With log-probabilities, tokens that had none yet are
+    written again: they had no text either."""
+    ids = tuple(before.token_ids)
+    if request.sampling.logprobs is None:
+        return Resume(text=before.text, token_ids=ids)
+    known = [TokenLogprob.model_validate(entry) for entry in before.logprobs or ()]
+    return Resume(text=before.text, token_ids=ids[: len(known)], logprobs=tuple(known))
 
 
 def _keep(context: Context, transcript: GrowingTranscript) -> None:
@@ -269,14 +298,17 @@ def show_at_once(context: Context, text: str) -> Record:
     with context.process.ledger.read() as session:
         before = conversations.of_step(session, context.claim.step_id)
     transcript = GrowingTranscript(context, offset=len(before.shown) if before else 0)
-    transcript.add(text, text[transcript.offset :], ())
+    transcript.add(text, text[transcript.offset :])
     return partial(write_rest, transcript=transcript)
 
 
-def sampling(parameters: Parameters, settings: Settings, *, step_id: int) -> Sampling:
+def sampling(
+    parameters: Parameters, settings: Settings, *, step_id: int, choice: int = 0
+) -> Sampling:
     """Raises InvalidInput for more tokens than the server allows.
 
-    Without a seed the step's id is one: the next attempt has to draw as this one did.
+    Without a seed the step's id is one: the next attempt has to draw as this one did. Choices of
+    one job have seeds that follow each other.
     """
     max_tokens = parameters.max_tokens or settings.max_tokens_default
     check_max_tokens(max_tokens, settings)
@@ -286,8 +318,11 @@ def sampling(parameters: Parameters, settings: Settings, *, step_id: int) -> Sam
         top_p=parameters.top_p,
         top_k=parameters.top_k,
         stop=tuple(parameters.stop),
-        seed=step_id if parameters.seed is None else parameters.seed,
+        seed=step_id if parameters.seed is None else (parameters.seed + choice) % 2**63,
         repetition_penalty=parameters.repetition_penalty,
+        frequency_penalty=parameters.frequency_penalty,
+        presence_penalty=parameters.presence_penalty,
+        logprobs=parameters.logprobs,
     )
 
 

@@ -4,15 +4,29 @@ After the published description, version 2.3.0 (github.com/openai/openai-openapi
 this one have the routes; `router.py` lists them.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
+from fastapi import Response
 from pydantic import model_validator
 
+from api.compat.calls import Outcome, Pause
 from api.compat.dialect import Dialect, Problem
 from shared.bounds import shown
-from shared.errors import ModelNotFound, ModelNotServed, NotFound, QueueFull, Unauthorized
+from shared.config import Settings
+from shared.errors import (
+    InvalidInput,
+    ModelNotFound,
+    ModelNotServed,
+    NotFound,
+    QueueFull,
+    Unauthorized,
+)
+from shared.kinds.kind import Kind
 from shared.vocabulary import Shape
 
 PREFIX = "/openai/v1"
@@ -39,6 +53,7 @@ def error_of(problem: Problem) -> dict[str, Any]:
 
     `problem.fields` may name `param` and `code`.
     """
+    problem = remedied(problem)
     param = problem.fields.get("param") or next(
         (entry["field"] for entry in problem.errors if entry.get("field") != "body"), None
     )
@@ -109,6 +124,104 @@ def uuid_of(prefix: str, id_: str, what: str) -> UUID:
         raise NotFound(
             f"There is no {what} {shown(id_)}; such an id is {prefix!r} and 32 hexadecimal digits."
         ) from None
+
+
+# What its requests, answers and streams have in common.
+
+Taken = Any
+"""Of a parameter that cannot change an answer: whatever it is, it is passed over."""
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A validator of a parameter that is not supported: what changes nothing is let through."""
+
+    remedy: str
+    neutral: Any = None
+
+    def __call__(self, value: Any) -> Any:
+        if value in (None, self.neutral):
+            return value
+        raise ValueError(f"is not supported here: {self.remedy}")
+
+
+FIELD = re.compile(
+    r"(?P<place>(?:input\.)?(?:parameters\.)?)"
+    r"(?P<param>[a-z_]+(?:\.[a-z_]+|\.\d+|\[\d+\])*)(?=:| is | has | must | names | goes | needs )"
+)
+"""How messages of ours begin that are about a field."""
+
+
+def remedied(problem: Problem) -> Problem:
+    """With the name of the parameter as this API has it: our inputs have it in another place."""
+    has_field = any(entry["field"] != "body" for entry in problem.errors)
+    detail = problem.detail.removeprefix("body: ")
+    match = FIELD.match(detail)
+    if problem.code != InvalidInput.code or has_field or match is None:
+        return problem
+    detail = detail[match.end("place") :]
+    fields = {"param": match["param"], **problem.fields}
+    return replace(problem, detail=detail, fields=fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOfCall:
+    """What a request is as a job."""
+
+    kind: Kind
+    input: Shape
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+RequestT = TypeVar("RequestT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint(Generic[RequestT]):
+    """An endpoint whose requests are one job each: all that calls and batches need to know of it.
+
+    `request` is the shape of a body. `job` raises InvalidInput for what it cannot be. `body` makes
+    the answer's of the job's outcome; `base_url` is that of this server, for links.
+    """
+
+    path: str
+    """Behind the prefix of the dialect, with `/v1`, as batches name it."""
+    request: type[RequestT]
+    job: Callable[[RequestT, Settings], JobOfCall]
+    body: Callable[[RequestT, Outcome, str], dict[str, Any]]
+
+
+def answer_json(body: Any, headers: Mapping[str, str]) -> Response:
+    """An answer, serialized once and validated nowhere: its writer is its test."""
+    data = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return Response(
+        data.encode("utf-8", "backslashreplace"),
+        headers=dict(headers),
+        media_type="application/json",
+    )
+
+
+EVENT_STREAM = "text/event-stream"
+DONE_FRAME = b"data: [DONE]\n\n"
+
+
+def data_frame(body: Any) -> bytes:
+    """A chunk of a stream."""
+    data = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return b"data: " + data.encode("utf-8", "backslashreplace") + b"\n\n"
+
+
+def error_frame(problem: Problem) -> bytes:
+    """An error in a stream; it is its end."""
+    return data_frame(_body(problem))
+
+
+def keep_alive(pause: Pause) -> bytes:
+    """A comment, which all clients pass over: the stream lives, and where its job is."""
+    if pause.position is None:
+        return b": still here\n\n"
+    eta = "" if pause.eta_s is None else f", about {pause.eta_s:.0f} s"
+    return f": {pause.position} before this one{eta}\n\n".encode()
 
 
 class WireShape(Shape):

@@ -4,7 +4,9 @@ Model references are those of Sluice. A model `rag/<collection>` answers from th
 collection, by the default model or by the one that follows: `rag/handbook/ollama/llama3.2`.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,14 +14,21 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from api.compat.dialect import Problem
+from api.compat import calls
+from api.compat.calls import Caller, News, Outcome
+from api.compat.dialect import Problem, ProblemError
 from api.compat.openai.dialect import OPENAI
 from api.deps import Parts, PartsDep
 from api.http.answers import answer
 from api.http.body import StrictRoute
 from api.routes.models import offered
+from api.schemas import ModelView
 from shared.bounds import shown
 from shared.documents import collections
+from shared.errors import ModelNotFound, ModelNotServed, NotFound
+from shared.jobs.submission import NewJob, Submitted
+from shared.kinds.chat import CHAT
+from shared.providers import is_model_name, is_reference, provider_of
 
 RAG_PREFIX = "rag/"
 COLLECTIONS_SHOWN = 1000
@@ -58,18 +67,16 @@ async def get_openai_model(parts: PartsDep, model: str) -> Response:
     for entry in all_:
         if entry.id == model:
             return answer(entry)
-    return OPENAI.answer(unknown_model(model, [entry.id for entry in all_]))
+    raise ProblemError(unknown_model(model, [entry.id for entry in all_]))
 
 
-async def entries(parts: Parts) -> list[OpenAIModel]:
-    views = await offered(parts)
+async def entries(parts: Parts, kind: str | None = None) -> list[OpenAIModel]:
+    """All models, or those that jobs of a kind can name; of `chat`, collections as well."""
+    views = [view for view in await offered(parts) if kind is None or kind in view.kinds]
+    if kind not in (None, CHAT.name):
+        return [_entry(view) for view in views]
     names = await run_in_threadpool(_collections, parts)
-    by_reference = {
-        view.reference: OpenAIModel(
-            id=view.reference, created=0, owned_by=view.reference.partition("/")[0]
-        )
-        for view in views
-    }
+    by_reference = {view.reference: _entry(view) for view in views}
     of_collections = [
         OpenAIModel(id=RAG_PREFIX + name, created=int(created_at.timestamp()))
         for name, created_at in names
@@ -77,20 +84,110 @@ async def entries(parts: Parts) -> list[OpenAIModel]:
     return [*by_reference.values(), *of_collections]
 
 
+def _entry(view: ModelView) -> OpenAIModel:
+    return OpenAIModel(id=view.reference, created=0, owned_by=view.reference.partition("/")[0])
+
+
 def _collections(parts: Parts) -> Sequence[tuple[str, datetime]]:
     with parts.ledger.read() as session:
         return collections.newest(session, limit=COLLECTIONS_SHOWN)
 
 
-def unknown_model(model: str, known: Sequence[str], param: str | None = "model") -> Problem:
+def unknown_model(model: str, known: Sequence[str], why: str = "") -> Problem:
     """The error about a model that is not here, with those that are."""
-    fields: dict[str, Any] = {"code": "model_not_found", "param": param}
-    return Problem(
-        status=404, detail=f"There is no model {shown(model)} here. {named(known)}", fields=fields
-    )
+    fields: dict[str, Any] = {"code": "model_not_found", "param": "model"}
+    detail = f"{why or f'There is no model {shown(model)} here.'} {named(known)}"
+    return Problem(status=404, detail=detail, fields=fields)
 
 
 def named(known: Sequence[str]) -> str:
     """The models that there are, for an error."""
     more = f", and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
     return f"There are: {', '.join(known[:NAMES_SHOWN])}{more} (GET /openai/v1/models)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RagModel:
+    """A collection to answer from, and the model that answers: None is the server's default."""
+
+    collection: str
+    model: str | None = None
+
+
+def rag_of(model: str) -> RagModel | None:
+    """What a model `rag/<collection>` or `rag/<collection>/<model>` means; None for all others."""
+    if not model.startswith(RAG_PREFIX):
+        return None
+    collection, _, answering = model.removeprefix(RAG_PREFIX).partition("/")
+    return RagModel(collection=collection, model=answering or None)
+
+
+# From a request that names a model to its job, and from there to its outcome. What goes wrong with
+# the model on the way is an error that names those that there are.
+
+
+async def writes(parts: Parts, model: str, kind: str = CHAT.name) -> None:
+    """Raises ProblemError for a model that cannot write text here: a name that is no reference, or
+    one that would have to be loaded and no worker has."""
+    rag = rag_of(model)
+    reference = model if rag is None else rag.model
+    if reference is None:
+        return
+    if not is_reference(reference) and not is_model_name(reference):
+        raise await unknown(parts, model, kind)
+    provider = provider_of(reference) if is_reference(reference) else None
+    is_default = reference == parts.settings.generation_model
+    if provider is None or not provider.is_loaded or is_default:
+        return
+    if reference not in await run_in_threadpool(_routes, parts):
+        raise await unknown(parts, model, kind, why=f"No worker serves the model {shown(model)}.")
+
+
+def _routes(parts: Parts) -> frozenset[str]:
+    with parts.ledger.read() as session:
+        return parts.routes.of_workers(session)
+
+
+async def unknown(
+    parts: Parts, model: str, kind: str = CHAT.name, *, why: str = ""
+) -> ProblemError:
+    """The error about a model that jobs of the kind cannot name here."""
+    known = [entry.id for entry in await entries(parts, kind)]
+    return ProblemError(unknown_model(model, known, why))
+
+
+async def submit_for(parts: Parts, new: NewJob, model: str) -> Submitted:
+    """Raises ProblemError where there is no named model of that name, or no such collection."""
+    try:
+        return await calls.submit(parts, new)
+    except NotFound as error:
+        raise await unknown(parts, model, why=error.message) from error
+
+
+async def outcome_for(
+    parts: Parts, caller: Caller, made: Submitted, model: str, kind: str = CHAT.name
+) -> Outcome:
+    """Raises ProblemError for a job that did not succeed, or not in time."""
+    try:
+        return await calls.outcome(parts, caller, made)
+    except ProblemError as error:
+        raise await _explained(parts, error, model, kind) from error
+
+
+async def news_for(
+    parts: Parts, caller: Caller, made: Submitted, model: str, kind: str = CHAT.name
+) -> AsyncGenerator[News, None]:
+    """As `calls.follow`."""
+    try:
+        async with aclosing(calls.follow(parts, caller, made)) as news:
+            async for item in news:
+                yield item
+    except ProblemError as error:
+        raise await _explained(parts, error, model, kind) from error
+
+
+async def _explained(parts: Parts, error: ProblemError, model: str, kind: str) -> ProblemError:
+    if error.problem.code not in (ModelNotFound.code, ModelNotServed.code):
+        return error
+    explained = await unknown(parts, model, kind, why=error.problem.detail)
+    return ProblemError(replace(explained.problem, headers=error.problem.headers))

@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter
 
-from api.compat.openai import batches, conversations, files, models, responses, vector_stores
+from api.compat.openai import batches, chat, conversations, files, models, responses, vector_stores
 from api.compat.openai.dialect import OPENAI, PREFIX
 
 router = APIRouter(prefix=PREFIX, tags=[OPENAI.tag])
 
-for module in (models, files, batches, vector_stores, responses, conversations):
+for module in (models, chat, files, batches, vector_stores, responses, conversations):
     router.include_router(module.router)

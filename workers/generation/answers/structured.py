@@ -48,6 +48,8 @@ _WALL_FACTOR: Final = 30
 class NotJson(Permanent):
     """The model's answer is not the JSON that the job requires."""
 
+    code = Permanent.code
+
 
 class SchemaChecker:
     """Thread-safe. At most `children` checks run at a time, by default one a core; each has

@@ -17,7 +17,8 @@ from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 from shared.config import Settings
-from shared.errors import InvalidInput, Permanent
+from shared.errors import InvalidInput, ModelNotFound, Permanent
+from shared.kinds.chat import TokenLogprob
 from shared.providers import PROVIDERS, provider_of
 from workers.attempts.process import Process
 
@@ -104,6 +105,11 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logprobs: int | None = None
+    """Report the log-probability of each token, before any penalty or temperature, and so many of
+    the likeliest at its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +117,12 @@ class Resume:
     """What an earlier attempt generated; the text goes on behind it.
 
     `text` is what that attempt's deltas added up to, `token_ids` their tokens (empty for back
-    ends that report no ids).
+    ends that report no ids), `logprobs` what they reported.
     """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +136,9 @@ class Request:
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
     tools: tuple[Tool, ...] = ()
+    must_call: bool = False
+    """Whether the model has to call a tool, where the back end can see to it."""
+    parallel_calls: bool = True
     sampling: Sampling = Sampling()
     deadline: float | None = None
     lane: int = 1
@@ -144,21 +154,30 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Delta:
-    """A piece of new text. The text may be empty while a character or a stop string is open."""
+    """A piece of new text. The text may be empty while a character or a stop string is open.
+
+    `logprobs` come with the text that their tokens make: those of tokens without text yet come
+    with the next piece, and those of a stop string not at all.
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A finished text: all of it, with what was resumed. Token counts are the model's own."""
+    """A finished text: all of it, with what was resumed. Token counts are the model's own.
+
+    `logprobs` are all that were reported, if the request asks for them.
+    """
 
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass
@@ -283,8 +302,10 @@ class Backend(Protocol):
         """Give back what its models share; they are closed by then."""
 
 
-class ModelMissing(Permanent):
+class ModelMissing(ModelNotFound):
     """The server does not have the model."""
+
+    code = ModelNotFound.code
 
     def __init__(self, message: str, *, reference: str) -> None:
         super().__init__(message)

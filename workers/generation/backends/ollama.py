@@ -18,8 +18,10 @@ import httpx
 import ollama
 
 from shared.addresses import is_loopback
+from shared.bounds import storable_text
 from shared.config import Settings
 from shared.errors import Retryable, SluiceError
+from shared.kinds.chat import Likely, TokenLogprob
 from shared.providers import OLLAMA, OLLAMA_SERVER
 from workers.generation.backends.interface import (
     FinishReason,
@@ -51,6 +53,10 @@ def sampling_options(request: Request, window: int) -> dict[str, Any]:
         options["stop"] = list(sampling.stop)
     if sampling.seed is not None:
         options["seed"] = sampling.seed
+    if sampling.frequency_penalty:
+        options["frequency_penalty"] = sampling.frequency_penalty
+    if sampling.presence_penalty:
+        options["presence_penalty"] = sampling.presence_penalty
     return options
 
 
@@ -94,8 +100,23 @@ def calls(message: ollama.Message) -> list[ToolCall]:
     ]
 
 
+def logprobs_asked(request: Request) -> dict[str, Any]:
+    """Servers before 0.12.11 pass over these."""
+    count = request.sampling.logprobs
+    return {} if count is None else {"logprobs": True, "top_logprobs": count}
+
+
+def _likely(entry: Any) -> dict[str, Any]:
+    token = storable_text(entry.token)
+    bytes_ = list(entry.token.encode(errors="replace"))
+    return {"token": token, "logprob": entry.logprob, "bytes": bytes_}
+
+
 def note(part: ollama.ChatResponse | ollama.GenerateResponse, reply: Reply) -> None:
     reply.has_begun = True
+    for entry in part.logprobs or ():
+        top = [Likely(**_likely(other)) for other in entry.top_logprobs or ()]
+        reply.logprobs.append(TokenLogprob(**_likely(entry), top=top))
     if part.done:
         is_cut = part.done_reason == "length"
         reply.finish_reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
@@ -212,8 +233,9 @@ class OllamaGenerator(RemoteGenerator):
         client = self._ollama.client
         if request.prompt is not None:
             stream = await client.generate(
-                self._name, request.prompt + resumed, raw=True, stream=True, options=options
-            )
+                self._name, request.prompt + resumed, raw=True, stream=True, options=options,
+                **logprobs_asked(request),
+            )  # fmt: skip
             async with aclosing(closable(stream)) as parts:
                 async for part in parts:
                     note(part, reply)
@@ -225,6 +247,7 @@ class OllamaGenerator(RemoteGenerator):
             tools=[described(tool) for tool in request.tools],
             stream=True,
             options=options,
+            **logprobs_asked(request),
         )
         async with aclosing(closable(answer)) as chunks:
             async for chunk in chunks:

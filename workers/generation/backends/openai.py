@@ -17,12 +17,15 @@ from uuid import uuid4
 
 import openai
 from openai.types import Completion, CompletionUsage
-from openai.types.chat import ChatCompletionChunk
+from openai.types.chat import ChatCompletionChunk, ChatCompletionTokenLogprob
 from openai.types.chat.chat_completion_chunk import ChoiceDeltaToolCall
+from openai.types.completion_choice import Logprobs
 
 from shared.addresses import is_loopback
+from shared.bounds import storable_text
 from shared.config import Settings
 from shared.errors import ConfigurationError, Permanent, Retryable, SluiceError
+from shared.kinds.chat import Likely, TokenLogprob
 from shared.providers import OPENAI, OPENAI_SERVER
 from workers.generation.backends.interface import (
     FinishReason,
@@ -91,6 +94,8 @@ def piece_of(chunk: ChatCompletionChunk, reply: Reply, calls: ToolCallPieces) ->
     # The client does not validate: a chunk without choices may come with None.
     for choice in chunk.choices or ():
         _note_finish(choice.finish_reason, reply)
+        if choice.logprobs is not None:
+            reply.logprobs += map(_token_logprob, choice.logprobs.content or ())
         for piece in choice.delta.tool_calls or ():
             calls.add(piece)
         return choice.delta.content or ""
@@ -101,8 +106,41 @@ def text_of(text: Completion, reply: Reply) -> str:
     _note_usage(text.usage, reply)
     for choice in text.choices or ():
         _note_finish(choice.finish_reason, reply)
+        if choice.logprobs is not None:
+            reply.logprobs += _logprobs_of_text(choice.logprobs)
         return choice.text or ""
     return ""
+
+
+def _token_logprob(entry: ChatCompletionTokenLogprob) -> TokenLogprob:
+    return TokenLogprob(
+        token=storable_text(entry.token),
+        logprob=entry.logprob,
+        bytes=entry.bytes,
+        top=[
+            Likely(token=storable_text(other.token), logprob=other.logprob, bytes=other.bytes)
+            for other in entry.top_logprobs or ()
+        ],
+    )
+
+
+def _logprobs_of_text(logprobs: Logprobs) -> list[TokenLogprob]:
+    """As the endpoint `completions` has them, in lists of equal length."""
+    tokens, own = logprobs.tokens or [], logprobs.token_logprobs or []
+    likeliest: list[dict[str, float]] = [*(logprobs.top_logprobs or [])]
+    likeliest += [{}] * (len(tokens) - len(likeliest))
+    return [
+        TokenLogprob(
+            token=storable_text(token),
+            logprob=logprob or 0.0,
+            bytes=list(token.encode(errors="replace")),
+            top=[
+                Likely(token=storable_text(text), logprob=value)
+                for text, value in sorted((top or {}).items(), key=lambda item: -item[1])
+            ],
+        )
+        for token, logprob, top in zip(tokens, own, likeliest, strict=False)
+    ]
 
 
 def _note_finish(reason: str | None, reply: Reply) -> None:
@@ -126,6 +164,30 @@ def sampling(request: Request, *, limit: str) -> dict[str, Any]:
         options["stop"] = list(chosen.stop[:_STOP_LIMIT])
     if chosen.seed is not None:
         options["seed"] = chosen.seed
+    if chosen.frequency_penalty:
+        options["frequency_penalty"] = chosen.frequency_penalty
+    if chosen.presence_penalty:
+        options["presence_penalty"] = chosen.presence_penalty
+    return options
+
+
+def logprobs_of_chat(request: Request) -> dict[str, Any]:
+    count = request.sampling.logprobs
+    return {} if count is None else {"logprobs": True, "top_logprobs": count}
+
+
+def logprobs_of_completion(request: Request) -> dict[str, Any]:
+    count = request.sampling.logprobs
+    return {} if count is None else {"logprobs": count}
+
+
+def choice_of_tool(request: Request) -> dict[str, Any]:
+    """Only what differs from the default, which not every server knows."""
+    options: dict[str, Any] = {}
+    if request.must_call and request.tools:
+        options["tool_choice"] = "required"
+    if not request.parallel_calls and request.tools:
+        options["parallel_tool_calls"] = False
     return options
 
 
@@ -306,6 +368,7 @@ class OpenAIGenerator(RemoteGenerator):
                 stream_options={"include_usage": True},
                 extra_body=extra(request),
                 **sampling(request, limit="max_tokens"),
+                **logprobs_of_completion(request),
             )
             async with texts:
                 async for text in texts:
@@ -321,6 +384,8 @@ class OpenAIGenerator(RemoteGenerator):
             stream_options={"include_usage": True},
             extra_body=extra(request, is_prefill=bool(resumed) and mode == "prefill"),
             **sampling(request, limit=self._limit_name),
+            **logprobs_of_chat(request),
+            **choice_of_tool(request),
         )
         calls = ToolCallPieces()
         repeats = RepeatFilter(resumed if mode == "instruct" else "")

@@ -25,6 +25,7 @@ from itertools import count
 from typing import Any, Final, TypeVar
 
 from shared.errors import InvalidInput, SluiceError, Unavailable
+from shared.kinds.chat import TokenLogprob
 from workers.generation.backends.interface import (
     Completion,
     Delta,
@@ -225,6 +226,8 @@ class Reply:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     tool_calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """All that came, of the new text."""
 
 
 class RemoteGenerator(TextGenerator):
@@ -275,6 +278,7 @@ class _GenerationRun:
         self._resumed = request.resume.text if request.resume is not None else ""
         self._parts = [self._resumed]
         self._reply = Reply()
+        self._shown_logprobs = 0
         self._task: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._is_over = False
@@ -349,7 +353,9 @@ class _GenerationRun:
     def _show(self, text: str) -> None:
         if text and not self._is_over:
             self._parts.append(text)
-            self.generation.put(Delta(text=text))
+            new = tuple(self._reply.logprobs[self._shown_logprobs :])
+            self._shown_logprobs += len(new)
+            self.generation.put(Delta(text=text, logprobs=new))
 
     def _end(self, reason: FinishReason) -> None:
         if not self._is_over:
@@ -373,6 +379,8 @@ class _GenerationRun:
     def _completion(self, reason: FinishReason) -> Completion:
         """A resumed text is part of the prompt for the server, and of the answer for us."""
         before = tokens_of(self._resumed)
+        resume = self._request.resume
+        before_logprobs = () if resume is None else resume.logprobs
         prompt, new = self._reply.prompt_tokens, self._reply.completion_tokens
         if prompt is None:
             request = self._request
@@ -389,6 +397,7 @@ class _GenerationRun:
             prompt_tokens=max(0, prompt - before),
             completion_tokens=before + new,
             tool_calls=tuple(self._reply.tool_calls),
+            logprobs=(*before_logprobs, *self._reply.logprobs[: self._shown_logprobs]),
         )
 
 

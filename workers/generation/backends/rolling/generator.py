@@ -126,6 +126,21 @@ def _is_slow(weight: Tensor) -> bool:
 PLAIN_STOP: Final = ("\nUser:",)
 # Tokens that open a call of a tool where a model has special ones for it (Mistral, Llama 3).
 CALL_MARKS: Final = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>")
+BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-F]{2})>")
+"""How sentencepiece writes a byte that is a part of a character."""
+WORD_BEGIN: Final = "\u2581"
+
+
+def _bytes_of_letters() -> dict[str, int]:
+    """How byte-level BPE writes bytes: printable ones as they are, the others from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + n): byte for n, byte in enumerate(others)
+    }
+
+
+BYTES_OF_LETTERS: Final = _bytes_of_letters()
 _PLAIN_NAMES: Final = {
     Role.SYSTEM: "System",
     Role.USER: "User",
@@ -143,6 +158,7 @@ class Prompts:
         self._has_template = bool(tokenizer.chat_template)
         # Tokenizers keep their truncation and padding in themselves, and refuse to be borrowed.
         self._lock = threading.Lock()
+        self._has_byte_letters = "ByteLevel" in str(getattr(self._backend, "decoder", ""))
         special = _special_tokens(tokenizer)
         self._special = _any_of(special)
         self._special_ids = frozenset(special.values())
@@ -174,6 +190,22 @@ class Prompts:
         """The same, with the special tokens that mark calls of tools."""
         hidden = self._special_ids - self._call_ids
         return self._text([id_ for id_ in ids if id_ not in hidden])
+
+    def spelled(self, id_: int) -> tuple[str, list[int]]:
+        """A token as a text of its own, and its bytes: it may be a part of a character."""
+        token = self._tokenizer.convert_ids_to_tokens(id_)
+        text = self._text([id_])
+        if not isinstance(token, str) or id_ in self._special_ids:
+            return text, list(text.encode(errors="replace"))
+        byte = BYTE_TOKEN.fullmatch(token)
+        if byte is not None:
+            return text, [int(byte[1], 16)]
+        if self._has_byte_letters and all(letter in BYTES_OF_LETTERS for letter in token):
+            return text, [BYTES_OF_LETTERS[letter] for letter in token]
+        # Sentencepiece drops the space in front of a text's first word.
+        if token.startswith(WORD_BEGIN) and not text.startswith(" "):
+            text = f" {text}"
+        return text, list(text.encode(errors="replace"))
 
     def stop_strings(self, request: Request) -> tuple[str, ...]:
         is_plain = request.prompt is None and not self._has_template
@@ -361,10 +393,12 @@ class Intake:
             tokens=tokens,
             prompt_tokens=len(prompt),
             max_tokens=min(request.sampling.max_tokens, room),
-            chooser=Chooser(request.sampling, tokens),
+            chooser=Chooser(request.sampling, tokens, len(prompt)),
             text=text,
             age=next(self._ages),
             pieces=pieces,
+            spell=self._prompts.spelled,
+            logprobs=list(resume.logprobs),
             repeated_chars=max(0, len(resume.text) - len(again)),
         )
 

@@ -3,12 +3,15 @@
 Greedy rows cost one argmax for all of them. Others draw by the inverse of the cumulative
 distribution at a number that depends on the request's seed and the token's position alone, so
 that a request's text is the same in any company and goes on the same after an interruption.
-Repetition penalty, temperature, top-k and top-p mean what they mean in transformers, in that order.
+Repetition penalty, temperature, top-k and top-p mean what they mean in transformers, in that order;
+frequency and presence penalty come before them and mean what they mean at OpenAI.
 """
 
 import math
 import secrets
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Final
 
@@ -27,30 +30,55 @@ COLDEST: Final = 1e-6
 
 
 class Chooser:
-    """How one request chooses, and what its repetition penalty has to know."""
+    """How one request chooses, and what its penalties have to know.
 
-    def __init__(self, sampling: Sampling, tokens: Sequence[int]) -> None:
+    `tokens` are those of the prompt and those generated behind its `prompt_tokens`. The repetition
+    penalty is of all of them, as in transformers; the others are of those generated, as OpenAI's.
+    """
+
+    def __init__(
+        self, sampling: Sampling, tokens: Sequence[int], prompt_tokens: int | None = None
+    ) -> None:
         _validate(sampling)
         self.sampling = sampling
-        self.is_greedy = sampling.temperature == 0 and sampling.repetition_penalty == 1
+        self._has_counts = bool(sampling.frequency_penalty or sampling.presence_penalty)
+        self.is_greedy = (
+            sampling.temperature == 0 and sampling.repetition_penalty == 1 and not self._has_counts
+        )
         self._seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self._seen = set(tokens) if sampling.repetition_penalty != 1 else None
+        generated = tokens[len(tokens) if prompt_tokens is None else prompt_tokens :]
+        self._counts = Counter(generated if self._has_counts else ())
 
     def saw(self, token: int) -> None:
         if self._seen is not None:
             self._seen.add(token)
+        if self._has_counts:
+            self._counts[token] += 1
 
     def number(self, position: int) -> float:
         """In [0, 1): where in the cumulative distribution the token at that position lies."""
         return Random(f"{self._seed}:{position}").random()
 
     def penalise(self, logits: Tensor) -> None:
-        """Divide the logits `[vocabulary]` of seen tokens in place, or multiply negative ones."""
+        """Change the logits `[vocabulary]` in place: divide those of seen tokens, or multiply
+        negative ones; then take off what each generated token costs."""
+        if self._counts:
+            self._take_off(logits)
         if self._seen is not None:
             seen = torch.tensor(list(self._seen), device=logits.device)
             scores = logits[seen]
             penalty = self.sampling.repetition_penalty
             logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+
+    def _take_off(self, logits: Tensor) -> None:
+        sampling = self.sampling
+        written = torch.tensor(list(self._counts), device=logits.device)
+        costs = [
+            sampling.frequency_penalty * count + sampling.presence_penalty
+            for count in self._counts.values()
+        ]
+        logits[written] -= torch.tensor(costs, device=logits.device, dtype=logits.dtype)
 
 
 @torch.inference_mode()
@@ -67,6 +95,41 @@ def choose(logits: Tensor, choosers: Sequence[Chooser], positions: Sequence[int]
         )
     chosen: list[int] = tokens.where(best.isfinite(), NOT_A_NUMBER).tolist()
     return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The log-probability of a chosen token, and the likeliest ones, best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@torch.inference_mode()
+def score(
+    logits: Tensor, choosers: Sequence[Chooser], tokens: Sequence[int]
+) -> list[Scored | None]:
+    """What the rows of `[rows, vocabulary]` give the tokens that were chosen, as the model has it;
+    None for rows that did not ask."""
+    scored: list[Scored | None] = [None] * len(tokens)
+    rows = [
+        row
+        for row, chooser in enumerate(choosers)
+        if chooser.sampling.logprobs is not None and tokens[row] != NOT_A_NUMBER
+    ]
+    if not rows:
+        return scored
+    logprobs = logits[rows].float().log_softmax(dim=-1)
+    chosen = torch.tensor([[tokens[row]] for row in rows], device=logits.device)
+    own = logprobs.gather(1, chosen)[:, 0].tolist()
+    most = max(choosers[row].sampling.logprobs or 0 for row in rows)
+    top = logprobs.topk(min(most, logprobs.shape[-1]), dim=-1)
+    ids, values = top.indices.tolist(), top.values.tolist()
+    for at, row in enumerate(rows):
+        count = choosers[row].sampling.logprobs or 0
+        pairs = tuple(zip(ids[at][:count], values[at][:count], strict=True))
+        scored[row] = Scored(logprob=own[at], top=pairs)
+    return scored
 
 
 def _draw(logits: Tensor, choosers: Sequence[Chooser], positions: Sequence[int]) -> Tensor:
@@ -140,6 +203,9 @@ def _validate(sampling: Sampling) -> None:
         ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
         ("top_k", sampling.top_k >= 0, "0 or more"),
         ("repetition_penalty", 0 < sampling.repetition_penalty < math.inf, "above 0"),
+        ("frequency_penalty", math.isfinite(sampling.frequency_penalty), "a number"),
+        ("presence_penalty", math.isfinite(sampling.presence_penalty), "a number"),
+        ("logprobs", (sampling.logprobs or 0) >= 0, "0 or more"),
         ("stop", all(sampling.stop), "strings that are not empty"),
     ):
         if not is_right:

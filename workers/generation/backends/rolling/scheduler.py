@@ -10,7 +10,7 @@ for the whole process makes `iterate` raise.
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import Permanent, Retryable, SluiceError
+from shared.kinds.chat import Likely, TokenLogprob
 from workers.generation.backends.interface import (
     Completion,
     Delta,
@@ -36,12 +37,22 @@ from workers.generation.backends.rolling.attention import (
     common_tokens,
 )
 from workers.generation.backends.rolling.graphs import StaticDecode
-from workers.generation.backends.rolling.sampling import NOT_A_NUMBER, Chooser, choose
+from workers.generation.backends.rolling.sampling import (
+    NOT_A_NUMBER,
+    Chooser,
+    Scored,
+    choose,
+    score,
+)
 from workers.models.detokenize import TextStream
 from workers.models.devices import is_fatal, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
+Choice = tuple[int, Scored | None]
+"""The next token of a row, and its log-probability where the row asks for it."""
+IMPOSSIBLE: Final = -9999.0
+"""As OpenAI writes the log-probability of what cannot be."""
 SOON_TOKENS = 128
 """For so many more tokens a row should have room when it joins."""
 
@@ -63,6 +74,12 @@ class SlabRow:
     """The text so far."""
     repeated_chars: int
     """How much of the text that comes next was shown by an earlier attempt."""
+    spell: Callable[[int], tuple[str, list[int]]]
+    """A token as a text of its own, and its bytes."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the tokens of `pieces`, where the request asks for them."""
+    pending: list[TokenLogprob] = field(default_factory=list)
+    """Of tokens whose text is still open."""
     filled: int = 0
     times_passed: int = 0
     was_preempted: bool = False
@@ -71,10 +88,32 @@ class SlabRow:
         self.pieces.append(piece)
         known = min(len(piece), self.repeated_chars)
         self.repeated_chars -= known
-        self.generation.put(Delta(text=piece[known:], token_ids=ids))
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if self.pending and piece:
+            logprobs = tuple(self.pending)
+            self.logprobs += logprobs
+            self.pending = []
+        self.generation.put(Delta(text=piece[known:], token_ids=ids, logprobs=logprobs))
+
+    def note(self, token: int, scored: Scored) -> None:
+        """What the token's log-probability was, before its text is shown."""
+        text, bytes_ = self.spell(token)
+        top = []
+        for id_, logprob in scored.top:
+            other, other_bytes = self.spell(id_)
+            top.append(Likely(token=other, logprob=_finite(logprob), bytes=other_bytes))
+        self.pending.append(
+            TokenLogprob(token=text, logprob=_finite(scored.logprob), bytes=bytes_, top=top)
+        )
 
     def finish(self, reason: FinishReason) -> None:
-        if rest := self.text.close():
+        rest = self.text.close()
+        if self.pending and not self.text.is_stopped:
+            # Tokens that make no text, or half a character, are the end of it all the same.
+            self.logprobs += self.pending
+            self.generation.put(Delta(text="", logprobs=tuple(self.pending)))
+            self.pending = []
+        if rest:
             self.show(rest)
         self.generation.finish(
             Completion(
@@ -82,6 +121,7 @@ class SlabRow:
                 finish_reason=reason,
                 prompt_tokens=self.prompt_tokens,
                 completion_tokens=self.generated_tokens,
+                logprobs=tuple(self.logprobs),
             )
         )
 
@@ -397,13 +437,13 @@ class Scheduler:
         for row, count in pieces:
             row.filled += count
             self.counters.prefill_tokens += count
-        for row, token in zip(ready, tokens, strict=True):
+        for row, choice in zip(ready, tokens, strict=True):
             self._batch.promote(row)
-            self._advance(row, token)
+            self._advance(row, choice)
 
     def _prefill(
         self, pieces: Sequence[tuple[SlabRow, int]], ready: Sequence[SlabRow]
-    ) -> list[int]:
+    ) -> list[Choice]:
         prompt_pieces = [
             PromptPiece(
                 slot=self._batch.slot(row),
@@ -426,8 +466,8 @@ class Scheduler:
         self.counters.decode_steps += 1
         for row in rows:
             row.filled += 1
-        for row, token in zip(rows, tokens, strict=True):
-            self._advance(row, token)
+        for row, choice in zip(rows, tokens, strict=True):
+            self._advance(row, choice)
         if self.counters.decode_steps % RECOVERY_DECODES == 0:
             self._row_limit = min(self._limits.rows, self._row_limit + 1)
             self._prefill_tokens = min(self._limits.prefill_tokens, self._prefill_tokens * 2)
@@ -437,13 +477,14 @@ class Scheduler:
         while not self._slab.reserve(self._slots(len(self._batch)), self._batch.longest()):
             self._preempt(max(self._batch, key=lambda row: (row.request.lane, row.age)))
 
-    def _decode(self, rows: Sequence[SlabRow]) -> list[int]:
+    def _decode(self, rows: Sequence[SlabRow]) -> list[Choice]:
         decode = self._network.decode if self._static is None else self._static.decode
         logits = decode([row.tokens[-1] for row in rows], [row.filled for row in rows])
         return _chosen(logits, rows)
 
-    def _advance(self, row: SlabRow, token: int) -> None:
+    def _advance(self, row: SlabRow, choice: Choice) -> None:
         """The row has a token more, or has ended."""
+        token, scored = choice
         if token == NOT_A_NUMBER:
             self._leave(row)
             row.fail(Permanent("The model computed no numbers (NaN): its weights are damaged."))
@@ -454,6 +495,8 @@ class Scheduler:
         row.tokens.append(token)
         row.chooser.saw(token)
         self.counters.generated_tokens += 1
+        if scored is not None:
+            row.note(token, scored)
         try:
             piece = row.text.feed(token)
         except Exception as error:
@@ -554,8 +597,15 @@ class Scheduler:
             self._requeue(row)
 
 
-def _chosen(logits: Tensor, rows: Sequence[SlabRow]) -> list[int]:
-    return choose(logits, [row.chooser for row in rows], [row.generated_tokens for row in rows])
+def _chosen(logits: Tensor, rows: Sequence[SlabRow]) -> list[Choice]:
+    choosers = [row.chooser for row in rows]
+    tokens = choose(logits, choosers, [row.generated_tokens for row in rows])
+    return list(zip(tokens, score(logits, choosers, tokens), strict=True))
+
+
+def _finite(logprob: float) -> float:
+    """As JSON can have it: what a model holds for impossible has a logit of minus infinity."""
+    return max(logprob, IMPOSSIBLE)
 
 
 # The thread that a model runs in, from the first request to the last.
