@@ -162,7 +162,7 @@ def test_codes_are_what_stored_jobs_have() -> None:
         "InvalidInput",
         "ModelNotFound", "ModelNotServed", "NotFound", "Permanent", "QueueFull", "Retryable",
         "SluiceError", "StepError", "Timeout", "TooLarge", "Unauthorized", "Unavailable",
-        "WorkerLost", "WrongTask",
+        "WindowExceeded", "WorkerLost", "WrongTask",
     }  # fmt: skip
     assert code_of(ValueError()) == "ValueError"
     assert type_of("ValueError") is None
