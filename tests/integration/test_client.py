@@ -261,7 +261,7 @@ def test_a_large_result_comes_with_the_job_however_it_is_got(client: Client, sta
         ended.data["result"],
     ):
         assert isinstance(result, dict)
-        assert {name: result[name] for name in want} == want
+        assert {name: dict(result)[name] for name in want} == want
     assert client.result(client.job(waited.id)) == waited.result
     assert client.job(waited.id).result is None
     assert client.embed(["a"]).dimension == 2
