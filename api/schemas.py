@@ -235,6 +235,8 @@ class ChunkOut(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     id: str
+    document_id: UUID
+    source: str
     ordinal: int
     start: int
     text: str

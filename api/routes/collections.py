@@ -1,20 +1,22 @@
 """Collections, and the documents that they hold."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Path, Response
+from fastapi import APIRouter, Body, Depends, Path, Query, Response
 
 from api.deps import Cursor, FairKey, PageLimit, PartsDep, Prefer
 from api.http import answers
 from api.http.answers import answer
 from api.http.body import StrictRoute
+from api.http.errors import BadCursor
 from api.jobs import waiting
 from api.openapi import documented
-from api.schemas import CollectionSpec, CollectionView, DocumentOut, JobView, Page
-from shared.bounds import COLLECTION_NAME, CollectionName, shown
+from api.schemas import ChunkOut, CollectionSpec, CollectionView, DocumentOut, JobView, Page
+from shared.bounds import COLLECTION_NAME, CollectionName, SourceName, shown
 from shared.documents import collections, documents, erasure
-from shared.errors import NotFound
+from shared.errors import InvalidInput, NotFound
 from shared.kinds.erase import EraseInput
 
 router = APIRouter(prefix="/v1/collections", tags=["collections"], route_class=StrictRoute)
@@ -29,6 +31,7 @@ async def _name(name: str) -> str:
 
 
 Name = Annotated[str, Depends(_name)]
+Names = Annotated[Sequence[SourceName], Query(max_length=100, fail_fast=True)]
 
 
 @router.put(
@@ -86,6 +89,31 @@ async def delete_collection(
         require=lambda session: erasure.require_collection(session, name),
         hide=lambda session: erasure.hide_collection(session, name),
     )
+
+
+@router.get("/{name}/chunks", responses=documented({200: Page[ChunkOut]}, 400, 404, 422))
+def find_collection_chunks(
+    parts: PartsDep,
+    name: Name,
+    source: Names = (),
+    id: Names = (),
+    limit: PageLimit = 50,
+    cursor: Cursor = None,
+) -> Response:
+    """The chunks with these ids, and those of the documents with these sources."""
+    if not source and not id:
+        raise InvalidInput("Name a source or an id, as in ?source=handbook.md or ?id=...")
+    after = answers.decode("collection chunks", cursor)
+    if after is not None and documents.parse_chunk_id(after) is None:
+        raise BadCursor
+    with parts.ledger.read() as session:
+        collection = collections.get(session, name)
+        views = documents.named_chunks(
+            session, collection.id, sources=source, ids=id, limit=limit + 1, after=after
+        )
+    shown = [ChunkOut.of(view) for view in views[:limit]]
+    more = answers.encode("collection chunks", shown[-1].id) if len(views) > limit else None
+    return answer(Page[ChunkOut](items=shown, next_cursor=more))
 
 
 @router.get("/{name}/documents", responses=documented({200: Page[DocumentOut]}, 400, 404, 422))

@@ -14,7 +14,15 @@ import mimetypes
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
@@ -73,6 +81,7 @@ _ERASE_WAIT_S = 2
 _PREFIX = re.compile(r"[0-9a-fA-F-]+")
 _SHORTEST, _DIGITS = 4, 32
 _SHOWN_IDS = 3
+_QUERY_CHARS, _QUERY_NAMES = 4000, 100
 # The usual name for these differs between systems, and some systems know none.
 _TYPES = {
     ".csv": "text/csv",
@@ -470,6 +479,26 @@ class Calls(Generic[J]):
         path = f"/v1/documents/{part(document_id)}/chunks"
         return self._pages(Chunk, path, {}, page_items, timeout_s)
 
+    async def find_chunks(
+        self,
+        collection: str,
+        *,
+        sources: Sequence[str] = (),
+        ids: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> list[Chunk]:
+        """The chunks with these ids, and those of the documents with these sources, in any order.
+
+        What is not there is left out. `timeout_s` is for each page.
+        """
+        path = f"/v1/collections/{part(collection)}/chunks"
+        chunks: dict[str, Chunk] = {}
+        for name, values in (("source", sources), ("id", ids)):
+            for some in _fitting(values):
+                pages = self._pages(Chunk, path, {name: some}, PAGE_ITEMS, timeout_s)
+                chunks |= {chunk.id: chunk async for chunk in pages}
+        return list(chunks.values())
+
     async def delete_document(
         self,
         document_id: str,
@@ -771,6 +800,21 @@ class Calls(Generic[J]):
             cursor = page.next_cursor
             if not cursor:
                 return
+
+
+def _fitting(names: Sequence[str]) -> Iterator[list[str]]:
+    """The names in parts that a URL has room for, also before proxies with small buffers."""
+    some: list[str] = []
+    length = 0
+    for name in names:
+        size = len(part(name)) + len("&source=")
+        if some and (length + size > _QUERY_CHARS or len(some) == _QUERY_NAMES):
+            yield some
+            some, length = [], 0
+        some.append(name)
+        length += size
+    if some:
+        yield some
 
 
 def part(value: str) -> str:

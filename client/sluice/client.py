@@ -461,6 +461,7 @@ class Client:
     documents = _blocking_iterator(Tasks.documents)
     document = _blocking(Tasks.document)
     chunks = _blocking_iterator(Tasks.chunks)
+    find_chunks = _blocking(Tasks.find_chunks)
     delete_document = _blocking(Tasks.delete_document)
     upload = _blocking(Tasks.upload)
     file = _blocking(Tasks.file)

@@ -16,7 +16,7 @@ Lane = Literal["interactive", "normal", "bulk"]
 
 
 KindName = Literal[
-    "ingest", "embed", "search", "rag", "chat", "hf", "model", "erase", "eval", "batch"
+    "ingest", "embed", "search", "rag", "chat", "complete", "hf", "model", "erase", "eval", "batch"
 ]
 
 
@@ -52,6 +52,15 @@ class TextSource(TypedDict):
     name: NotRequired[str | None]
 
 
+class ChunkSource(TypedDict):
+    """A text that is one chunk as it is: no format is looked for in it, and it is not divided."""
+
+    type: Literal["chunk"]
+    text: str
+    name: NotRequired[str | None]
+    metadata: NotRequired[Mapping[str, Any]]
+
+
 class DocumentSource(TypedDict):
     """A document of the collection, which gets other metadata: all that came with requests before
     gives way to `metadata`. Its text and its chunks stay as they are.
@@ -72,7 +81,7 @@ class CsvOptions(TypedDict):
 
 class IngestInput(TypedDict):
     collection: str
-    sources: list[FileSource | TextSource | DocumentSource]
+    sources: list[FileSource | TextSource | ChunkSource | DocumentSource]
     splitter: NotRequired[Splitter]
     csv: NotRequired[CsvOptions]
     on_existing: NotRequired[Literal["skip", "replace"]]
@@ -95,6 +104,7 @@ class SearchOptions(TypedDict):
     filter: NotRequired[Mapping[str, Any] | None]
     rerank: NotRequired[str | None]
     expand: NotRequired[int]
+    join: NotRequired[bool | None]
     debug: NotRequired[bool]
 
 
@@ -123,9 +133,35 @@ class Preset(TypedDict):
     messages: NotRequired[list[PresetMessage]]
 
 
+class FunctionCall(TypedDict):
+    """A call of a declared tool; `arguments` is the decoded JSON object."""
+
+    name: str
+    arguments: NotRequired[Mapping[str, Any]]
+
+
+class CallOfTool(TypedDict):
+    id: str
+    type: NotRequired[Literal["function"]]
+    function: FunctionCall
+
+
+class ChatMessage(TypedDict):
+    """`tool_calls` belong to the assistant's messages, `tool_call_id` to those of a tool."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: NotRequired[str]
+    tool_calls: NotRequired[list[CallOfTool]]
+    tool_call_id: NotRequired[str | None]
+
+
 class Parameters(TypedDict):
     """Sampling. `temperature` 0 always takes the likeliest token; `max_tokens` has a default and
     a limit among the server's settings.
+
+    The penalties are taken off the logit of a token that was written already: `presence_penalty`
+    once, `frequency_penalty` for each time. With `logprobs` the result has the log-probability of
+    each token, and so many of the likeliest at its place.
     """
 
     max_tokens: NotRequired[int | None]
@@ -135,6 +171,9 @@ class Parameters(TypedDict):
     stop: NotRequired[list[str]]
     seed: NotRequired[int | None]
     repetition_penalty: NotRequired[float]
+    frequency_penalty: NotRequired[float]
+    presence_penalty: NotRequired[float]
+    logprobs: NotRequired[int | None]
     window_tokens: NotRequired[int | None]
 
 
@@ -158,30 +197,10 @@ class RagInput(TypedDict):
     variables: NotRequired[Mapping[str, Any]]
     rendered: NotRequired[str | None]
     conversation_id: NotRequired[str | None]
+    earlier: NotRequired[list[ChatMessage]]
+    instructions: NotRequired[str | None]
     parameters: NotRequired[Parameters]
     response_format: NotRequired[ResponseFormat]
-
-
-class FunctionCall(TypedDict):
-    """A call of a declared tool; `arguments` is the decoded JSON object."""
-
-    name: str
-    arguments: NotRequired[Mapping[str, Any]]
-
-
-class CallOfTool(TypedDict):
-    id: str
-    type: NotRequired[Literal["function"]]
-    function: FunctionCall
-
-
-class ChatMessage(TypedDict):
-    """`tool_calls` belong to the assistant's messages, `tool_call_id` to those of a tool."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: NotRequired[str]
-    tool_calls: NotRequired[list[CallOfTool]]
-    tool_call_id: NotRequired[str | None]
 
 
 class BuiltInTool(TypedDict):
@@ -217,6 +236,10 @@ class ChatInput(TypedDict):
 
     `prompt` names a stored prompt: beside `messages` it is the system's message in front of them,
     alone it is the user's.
+
+    `tool_choice` says whether the model may call tools, and `required` that it has to, in its
+    first answer; without `parallel_tool_calls` one answer has one call at most. `n` answers are
+    written side by side, each with a seed of its own.
     """
 
     messages: NotRequired[list[ChatMessage]]
@@ -230,9 +253,22 @@ class ChatInput(TypedDict):
     previous_job_id: NotRequired[str | None]
     history: NotRequired[Literal["trim", "whole"]]
     tools: NotRequired[list[BuiltInTool | DeclaredTool]]
+    tool_choice: NotRequired[Literal["auto", "none", "required"]]
+    parallel_tool_calls: NotRequired[bool]
+    n: NotRequired[int]
     parameters: NotRequired[Parameters]
     tool_calls_limit: NotRequired[int | None]
     response_format: NotRequired[ResponseFormat]
+
+
+class CompleteInput(TypedDict):
+    """Each prompt goes to the model as it is, special tokens included, `n` times."""
+
+    prompts: list[str]
+    model: NotRequired[str | None]
+    n: NotRequired[int]
+    parameters: NotRequired[Parameters]
+    preset: NotRequired[Preset | None]
 
 
 class HfInput(TypedDict):
@@ -372,6 +408,7 @@ class HitDebug(TypedDict):
 class HitDict(TypedDict):
     """A chunk that matches; `start` is an offset in characters of its document's text.
 
+    Where further chunks are joined to it, `text` and `start` are those of all of them.
     What `score` is depends on the type of the search; a higher one is always better.
     """
 
@@ -442,10 +479,38 @@ class ToolSearch(TypedDict):
     hits: list[HitDict]
 
 
+class Likely(TypedDict):
+    """A token and its log-probability. `bytes` are its own in UTF-8, where they are known: a token
+    may be a part of a character, and `token` is then no text.
+    """
+
+    token: str
+    logprob: float
+    bytes: NotRequired[list[int]]
+
+
+class TokenLogprob(TypedDict):
+    """A token of a text, and the likeliest at its place, best first."""
+
+    token: str
+    logprob: float
+    bytes: NotRequired[list[int]]
+    top: NotRequired[list[Likely]]
+
+
+class ChatChoice(TypedDict):
+    """One of several answers."""
+
+    message: dict[str, Any]
+    finish_reason: NotRequired[str]
+    parsed: NotRequired[Any]
+    logprobs: NotRequired[list[TokenLogprob]]
+
+
 class ChatResult(TypedDict):
     """`turns` counts the model's answers, `steps` are its calls of tools and their results, of
     which `searches` has the passages; `messages_dropped` of the history found no room in its
-    window.
+    window. With `n` above 1, `choices` are all answers, of which `message` is the first.
     """
 
     message: dict[str, Any]
@@ -457,6 +522,24 @@ class ChatResult(TypedDict):
     searches: NotRequired[list[ToolSearch]]
     messages_dropped: NotRequired[int]
     parsed: NotRequired[Any]
+    logprobs: NotRequired[list[TokenLogprob]]
+    choices: NotRequired[list[ChatChoice]]
+
+
+class TextChoice(TypedDict):
+    """What the model wrote behind a prompt."""
+
+    text: str
+    finish_reason: NotRequired[str]
+    logprobs: NotRequired[list[TokenLogprob]]
+
+
+class CompleteResult(TypedDict):
+    """`choices` are in the order of the prompts, `n` of each."""
+
+    choices: list[TextChoice]
+    model: str
+    usage: Usage
 
 
 class ModelResult(TypedDict):
@@ -583,6 +666,11 @@ class ChatJob(JobFields):
     input: ChatInput
 
 
+class CompleteJob(JobFields):
+    kind: Literal["complete"]
+    input: CompleteInput
+
+
 class HfJob(JobFields):
     kind: Literal["hf"]
     input: HfInput
@@ -614,6 +702,7 @@ NewJob = (
     | SearchJob
     | RagJob
     | ChatJob
+    | CompleteJob
     | HfJob
     | ModelJob
     | EraseJob
@@ -649,6 +738,11 @@ class Submit(Protocol):
     def __call__(
         self, kind: Literal["chat"], input: ChatInput, **options: Unpack[SubmitOptions]
     ) -> "ClientJob[ChatResult]": ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["complete"], input: CompleteInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[CompleteResult]": ...
 
     @overload
     def __call__(
@@ -703,6 +797,11 @@ class AsyncSubmit(Protocol):
     def __call__(
         self, kind: Literal["chat"], input: ChatInput, **options: Unpack[SubmitOptions]
     ) -> Coroutine[Any, Any, "AsyncClientJob[ChatResult]"]: ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["complete"], input: CompleteInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[CompleteResult]"]: ...
 
     @overload
     def __call__(

@@ -197,6 +197,8 @@ class Document(Wire):
 
 class Chunk(Wire):
     id: str
+    document_id: str | None = None
+    source: str | None = None
     ordinal: int
     start: int | None = None
     text: str

@@ -11,7 +11,7 @@ from sqlalchemy import Select, String, func, literal, or_, select, true, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Session
 
-from shared.bounds import INT32_MAX, as_object
+from shared.bounds import INT32_MAX, as_object, nfc
 from shared.errors import Conflict, NotFound
 from shared.filters import MetadataFilter
 from shared.tables import Chunk, Collection, Document, Version
@@ -89,6 +89,37 @@ def chunk_page(
         if live != position[0]:
             raise Conflict(f"Document {document_id} was replaced while it was read; start again.")
         query = query.where(Chunk.version_id == position[0], Chunk.ordinal > position[1])
+    return [_chunk_view(*row) for row in session.execute(query)]
+
+
+def named_chunks(
+    session: Session,
+    collection_id: UUID,
+    *,
+    sources: Sequence[str],
+    ids: Sequence[str],
+    limit: int,
+    after: str | None,
+) -> list[ChunkView]:
+    """The live chunks of these ids, and those of the documents of these sources, by their ids."""
+    keys = [key for key in map(parse_chunk_id, ids) if key is not None]
+    names = [nfc(name) for name in sources]
+    versions = select(Document.live_version_id).where(
+        Document.collection_id == collection_id, Document.source.in_(names)
+    )
+    place = tuple_(Chunk.version_id, Chunk.ordinal)
+    query = _chunks().where(
+        Document.collection_id == collection_id,
+        # As an array, so that the index of chunks can be used for both.
+        or_(
+            Chunk.version_id == func.any(func.array(versions.scalar_subquery())),
+            place.in_(keys),
+        ),
+    )
+    position = parse_chunk_id(after) if after is not None else None
+    if position is not None:
+        query = query.where(place > position)
+    query = query.order_by(Chunk.version_id, Chunk.ordinal).limit(limit)
     return [_chunk_view(*row) for row in session.execute(query)]
 
 

@@ -24,6 +24,7 @@ from shared.bounds import (
     Line,
     Metadata,
     SourceName,
+    Text,
     nfc,
     nfc_metadata,
 )
@@ -123,6 +124,15 @@ class TextSource(_Source):
     name: SourceName | None = None
 
 
+class ChunkSource(Shape):
+    """A text that is one chunk as it is: no format is looked for in it, and it is not divided."""
+
+    type: Literal["chunk"]
+    text: Text
+    name: SourceName | None = None
+    metadata: Annotated[Metadata, AfterValidator(nfc_metadata)] = {}
+
+
 class DocumentSource(Shape):
     """A document of the collection, which gets other metadata: all that came with requests before
     gives way to `metadata`. Its text and its chunks stay as they are."""
@@ -132,7 +142,9 @@ class DocumentSource(Shape):
     metadata: Annotated[Metadata, AfterValidator(nfc_metadata)] = {}
 
 
-Source = Annotated[FileSource | TextSource | DocumentSource, Field(discriminator="type")]
+Source = Annotated[
+    FileSource | TextSource | ChunkSource | DocumentSource, Field(discriminator="type")
+]
 
 
 Columns = Annotated[

@@ -102,6 +102,15 @@ def load(
     return _assemble(document, parts, media_type=format_.media_types[0])
 
 
+def whole_text(text: str, *, name: str) -> LoadedText:
+    """A text that is a chunk as it is. Raises `DocumentError`."""
+    text = storable(text)
+    if not text.strip():
+        raise DocumentError(f"{name}: is empty. There is nothing to ingest; leave it out.")
+    passage = TextPassage(text=text, start=0, metadata={})
+    return LoadedText(text=text, passages=(passage,), metadata={})
+
+
 @cache
 def loader_of(format_: Format) -> Loader:
     """Imported late: a library that reads one format is needed by nobody who reads others."""

@@ -44,6 +44,7 @@ from workers.ingest.load import (
     form,
     least_pieces,
     split,
+    whole_text,
 )
 from workers.ingest.load import load as load_document
 from workers.models.devices import Vectors
@@ -74,7 +75,8 @@ def finish(session: Session, job_id: UUID) -> dict[str, Any]:
     if cut is not None:
         input_ = session.scalar(select(Job.input).where(Job.id == job_id)) or {}
         splitter = (input_.get("splitter") or {}).get("type")
-        jobs.warn(session, job_id, [_cut_warning(cut, splitter)])
+        types = {source.get("type") for source in input_.get("sources") or ()}
+        jobs.warn(session, job_id, [_cut_warning(cut, splitter, are_chunks="chunk" in types)])
     unread = ingest_items.unread(session, job_id)
     if unread is not None:
         jobs.warn(session, job_id, [_unread_warning(unread)])
@@ -110,7 +112,7 @@ def _unread_warning(unread: UnreadDocuments) -> str:
     )
 
 
-def _cut_warning(cut: CutChunks, splitter: str | None) -> str:
+def _cut_warning(cut: CutChunks, splitter: str | None, *, are_chunks: bool) -> str:
     named = ", ".join(f"{name} ({count:,})" for name, count in cut.documents)
     left = cut.document_count - len(cut.documents)
     more = f" and {left:,} more documents" if left else ""
@@ -120,7 +122,9 @@ def _cut_warning(cut: CutChunks, splitter: str | None) -> str:
     other = "the splitter recursive, " if splitter == SplitterType.CHARACTER else ""
     return (
         f"{cut.chunk_count:,} {chunks} than what {cut.model} reads of a text; of {all_tokens} are "
-        f"not read, so that what stands there is hard to find: {named}{more}. Ingest again without "
+        f"not read, so that what stands there is hard to find: {named}{more}. "
+        f"{'Sources of the type chunk are not divided: send them as texts. ' if are_chunks else ''}"
+        "Ingest again without "
         f"a chunk_size, so that all chunks fit, or with {other}a chunk_size of at most "
         f"{max(cut.chunk_size, 16):,} and a smaller chunk_overlap, or into a collection whose "
         "model reads more."
@@ -202,6 +206,8 @@ class Raw:
     """What the client sent as text, which needs no decoding."""
     content_type: str | None
     content_hash: str
+    is_chunk: bool = False
+    """Whether it is a chunk as it is, which is neither read as a format nor split."""
 
 
 def source_name(
@@ -242,7 +248,7 @@ def read_source(
     name = source_name(source, uploads)
     text: str | None = None
     content_type: str | None = None
-    if source["type"] == "text":
+    if source["type"] != "file":
         text = source["text"]
         data = source["text"].encode()
     else:
@@ -252,13 +258,15 @@ def read_source(
                 f"There is no file {source['file_id']}; upload it with `POST /v1/files` first."
             )
         data, content_type = files.read(process.storage, upload), upload.content_type
+    is_chunk = source["type"] == "chunk"
     form_ = form(name, content_type, data if text is None else text)
     return Raw(
         name=name,
         data=data,
         text=text,
         content_type=content_type,
-        content_hash=options.content_hash(data, form_),
+        content_hash=options.content_hash(data, ("one chunk",) if is_chunk else form_),
+        is_chunk=is_chunk,
     )
 
 
@@ -311,6 +319,8 @@ def _chars(metadata: Metadata) -> int:
 
 def load_source(process: Process, options: IngestRequest, raw: Raw) -> LoadedText:
     """Raises DocumentError, naming the document and the remedy."""
+    if raw.is_chunk:
+        return whole_text(raw.text or "", name=raw.name)
     return load_document(
         raw.data if raw.text is None else raw.text,
         name=raw.name,
@@ -331,7 +341,11 @@ def content_of(
             "splitter than token."
         )
     metadata = {**loaded.metadata, **options.metadata}
-    chunks = _split(context, options, loaded, metadata, name=raw.name, embedder=embedder)
+    if raw.is_chunk:
+        chunks = _Chunks(loaded.text, metadata, {})
+        chunks.append(Piece(text=loaded.text, start=0, metadata={}))
+    else:
+        chunks = _split(context, options, loaded, metadata, name=raw.name, embedder=embedder)
     if not chunks:
         raise DocumentError(f"{raw.name} has no text to ingest.")
     return Content(
