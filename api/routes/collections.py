@@ -1,7 +1,6 @@
 """Collections, and the documents that they hold."""
 
 import re
-from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Response
@@ -31,7 +30,7 @@ async def _name(name: str) -> str:
 
 
 Name = Annotated[str, Depends(_name)]
-Names = Annotated[Sequence[SourceName], Query(max_length=100, fail_fast=True)]
+Names = Annotated[list[SourceName], Query(default_factory=list, max_length=100, fail_fast=True)]
 
 
 @router.put(
@@ -95,8 +94,8 @@ async def delete_collection(
 def find_collection_chunks(
     parts: PartsDep,
     name: Name,
-    source: Names = (),
-    id: Names = (),
+    source: Names,
+    id: Names,
     limit: PageLimit = 50,
     cursor: Cursor = None,
 ) -> Response:

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar, cast, get_args
 
+import httpx
+
 from sluice.calls import Calls, J, silent
 from sluice.errors import ConnectionFailed, WaitTimeout
 from sluice.ingest import PARALLEL_UPLOADS, Advance, IngestOptions, IngestReport, ingest_documents
@@ -301,9 +303,10 @@ class AsyncClient(Tasks[AsyncClientJob[Any]]):
         timeout_s: float = 30.0,
         retries: Retries | None = None,
         notify: Callable[[str], None] | None = None,
+        limits: httpx.Limits | None = None,
     ) -> None:
         notify = notify or silent
-        options = _options(url, api_key, timeout_s, retries, notify)
+        options = _options(url, api_key, timeout_s, retries, notify, limits)
         known: Callable[[Job], AsyncClientJob[Any]] = functools.partial(AsyncClientJob.of, self)
         super().__init__(AsyncTransport(**options), notify, known)
 
@@ -339,19 +342,23 @@ def _blocking_iterator(
 ) -> Callable[Concatenate["Client", P], Iterator[R]]:
     @functools.wraps(call)
     def run(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
-        items = call(client.tasks, *args, **kwargs)
-        try:
-            while True:
-                try:
-                    item = drive(anext(items))
-                except StopAsyncIteration:
-                    return
-                yield item
-        finally:
-            drive(items.aclose())
+        yield from blocking_items(call(client.tasks, *args, **kwargs))
 
     _show_result(run, Iterator)
     return run
+
+
+def blocking_items(items: AsyncGenerator[R, None]) -> Iterator[R]:
+    """What a generator over a `BlockingTransport` yields; it is closed with this one."""
+    try:
+        while True:
+            try:
+                item = drive(anext(items))
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        drive(items.aclose())
 
 
 def _blocking_block(
@@ -389,7 +396,8 @@ class Client:
 
     The key is `api_key`, else `SLUICE_API_KEY`. The stack is looked for where Sluice itself is
     installed, too (`docs/settings.md`). `timeout_s` bounds each answer, `retries` how long failing
-    calls are repeated; `notify` is called with a sentence when the client waits for something.
+    calls are repeated; `notify` is called with a sentence when the client waits for something;
+    `limits` are those of the connection pool.
     Threads may share a client.
     """
 
@@ -401,9 +409,10 @@ class Client:
         timeout_s: float = 30.0,
         retries: Retries | None = None,
         notify: Callable[[str], None] | None = None,
+        limits: httpx.Limits | None = None,
     ) -> None:
         notify = notify or silent
-        options = _options(url, api_key, timeout_s, retries, notify)
+        options = _options(url, api_key, timeout_s, retries, notify, limits)
         known: Callable[[Job], ClientJob[Any]] = functools.partial(ClientJob.of, self)
         self.tasks = BlockingTasks(BlockingTransport(**options), notify, known)
 
@@ -495,6 +504,7 @@ def _options(
     timeout_s: float,
     retries: Retries | None,
     notify: Callable[[str], None],
+    limits: httpx.Limits | None,
 ) -> dict[str, Any]:
     url, api_key = _connection(url, api_key)
     return {
@@ -503,6 +513,7 @@ def _options(
         "timeout_s": timeout_s,
         "retries": retries or Retries(),
         "notify": notify,
+        "limits": limits,
     }
 
 

@@ -44,7 +44,7 @@ def chat_input(
     fields = {"messages": [dict(message) for message in messages]} | _without_empty(
         model=model,
         conversation_id=conversation_id,
-        tools=[_tool(tool) for tool in tools],
+        tools=[tool_spec(tool) for tool in tools],
         parameters=dict(parameters or {}),
         response_format=response_format and dict(response_format),
     )
@@ -147,7 +147,7 @@ def of_ollama(name: str) -> str:
     return name if name.startswith(PROVIDER) else PROVIDER + name
 
 
-def _tool(tool: str | BuiltInTool | DeclaredTool | Mapping[str, Any]) -> dict[str, Any]:
+def tool_spec(tool: str | BuiltInTool | DeclaredTool | Mapping[str, Any]) -> dict[str, Any]:
     """`search_collection:NAME` and the bare names of the other built-in tools, or a whole spec."""
     if not isinstance(tool, str):
         return dict(tool)

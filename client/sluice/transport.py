@@ -102,6 +102,7 @@ class Transport(ABC):
         timeout_s: float,
         retries: Retries,
         notify: Callable[[str], None],
+        limits: httpx.Limits | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -127,6 +128,8 @@ class Transport(ABC):
             "trust_env": parts.hostname not in _LOOPBACK,
             "follow_redirects": True,
         }
+        if limits is not None:
+            self._options["limits"] = limits
 
     @abstractmethod
     async def close(self) -> None:

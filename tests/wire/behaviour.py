@@ -55,6 +55,8 @@ class Behaviour:
     """A model that goes on with a text begins with so much of what was there."""
     ignores_stop: bool = False
     reports_usage: bool = True
+    is_obliging: bool = False
+    """The model calls the first tool that it is offered, and answers with JSON where that is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)

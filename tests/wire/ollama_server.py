@@ -35,12 +35,16 @@ def make_app(wire: Wire) -> Starlette:
     async def chat(request: Request) -> Response:
         body = await note(wire, request)
         options = body.get("options", {})
-        answer = script.to_messages(
-            body["messages"],
-            has_tools=bool(body.get("tools")),
-            max_tokens=options.get("num_predict"),
-            stop=_stop(wire, body),
-        )
+        answer = None
+        if wire.of(body["model"]).is_obliging:
+            answer = script.obliging(body["messages"], tools=body.get("tools") or [])
+        if answer is None:
+            answer = script.to_messages(
+                body["messages"],
+                has_tools=bool(body.get("tools")),
+                max_tokens=options.get("num_predict"),
+                stop=_stop(wire, body),
+            )
         calls = [
             {"function": {"name": name, "arguments": json.loads(arguments)}}
             for name, arguments in answer.calls

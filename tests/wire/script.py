@@ -5,12 +5,14 @@ request offers tools, and anything else with its own words. A token is a word wi
 before it. A text that was interrupted is gone on with exactly where it stopped.
 """
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 _COUNT = re.compile(r"count to (\d+)[.:]?", re.IGNORECASE)
 _CALL = re.compile(r"call (\w+) (\{.*\})", re.DOTALL)
+_QUOTED = re.compile(r"['\"]([^'\"]+)['\"]")
 _TOKEN = re.compile(r"\s*\S+|\s+$")
 
 
@@ -40,6 +42,47 @@ def to_messages(
         return Answer(prompt_tokens=prompt_tokens, calls=[(wish.group(1), wish.group(2))])
     whole = f"The tool says {content}" if last["role"] == "tool" else _reply(content)
     return _cut(prompt_tokens, _rest(whole, begun), max_tokens, stop)
+
+
+def obliging(messages: list[dict[str, Any]], *, tools: list[dict[str, Any]]) -> Answer | None:
+    """A call of the first tool, or the JSON that the system's message wants, filled with what
+    stands in the last message; None where neither is wanted."""
+    last = messages[-1]
+    text = last.get("content") or ""
+    prompt_tokens = sum(len(tokens_of(message.get("content") or "")) for message in messages)
+    if tools and last["role"] == "user":
+        function = tools[0]["function"]
+        arguments = json.dumps(_filled(function["parameters"], text), ensure_ascii=False)
+        return Answer(prompt_tokens=prompt_tokens, calls=[(function["name"], arguments)])
+    wish = messages[0].get("content") or ""
+    if messages[0]["role"] == "system" and "JSON" in wish:
+        _, marker, schema = wish.partition("JSON Schema:\n")
+        shape = json.JSONDecoder().raw_decode(schema)[0] if marker else _named(text)
+        written = json.dumps(_filled(shape, text), ensure_ascii=False)
+        return Answer(prompt_tokens=prompt_tokens, tokens=tokens_of(written))
+    return None
+
+
+def _named(text: str) -> dict[str, Any]:
+    """A schema with a text for each name in quotes."""
+    names = {name: {"type": "string"} for name in _QUOTED.findall(text)}
+    return {"type": "object", "properties": names}
+
+
+def _filled(schema: dict[str, Any], text: str) -> Any:
+    """A value of a schema: the first number of the text, or what it has in quotes."""
+    type_ = schema.get("type", "object")
+    if type_ == "object":
+        return {name: _filled(of, text) for name, of in schema.get("properties", {}).items()}
+    if type_ in ("integer", "number"):
+        number = re.search(r"\d+", text)
+        return int(number[0]) if number else 1
+    if type_ == "array":
+        return [_filled(schema.get("items", {"type": "string"}), text)]
+    if type_ == "boolean":
+        return True
+    quoted = _QUOTED.search(text)
+    return quoted[1] if quoted else " ".join(text.split()[-3:])
 
 
 def to_prompt(prompt: str, *, max_tokens: int | None, stop: list[str]) -> Answer:
