@@ -144,7 +144,11 @@ LOCATIONS = {"body", "query", "path", "header"}
 # Members of unions show in pydantic's paths, but not in the document that the user sent.
 QUOTED = re.compile(r"'(\w+)'")
 KIND_TAGS = set(KINDS)
-ITEM_TAGS = {*KINDS, "allowed_tools", "assistant", "chunk", "document", "file", "function", "mode", "system", "text", "tool", "tool_choice", "user"}
+ITEM_TAGS = {
+    *KINDS, "file", "text", "chunk", "document", "system", "user", "assistant", "tool"
+}  # fmt: skip
+# Of unions that are one parameter of OpenAI's API.
+CHOICE_TAGS = {"tool_choice": {"mode", "function", "allowed_tools"}}
 
 
 def _invalid(error: Exception, request: Request | None) -> Problem:

@@ -56,7 +56,7 @@ class Behaviour:
     ignores_stop: bool = False
     reports_usage: bool = True
     is_obliging: bool = False
-    """The model calls the first tool that it is offered, and answers with JSON where that is wanted."""
+    """The model calls the first tool that it is offered, and answers with JSON where it has to."""
 
 
 @dataclass(frozen=True, kw_only=True)
