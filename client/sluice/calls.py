@@ -655,6 +655,7 @@ class Calls(Generic[J]):
         system: str | None = None,
         template: str | None = None,
         parameters: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
     ) -> ModelDetails:
         """Make or replace a named model: a preset over any model, used by its name from then on.
 
@@ -666,11 +667,13 @@ class Calls(Generic[J]):
         }  # fmt: skip
         body = {field: value for field, value in fields.items() if value is not None}
         path = f"/v1/models/{quote(name, safe='/')}"
-        return ModelDetails.model_validate(await self.transport.json("PUT", path, body=body))
+        answer = await self.transport.json("PUT", path, body=body, timeout_s=timeout_s)
+        return ModelDetails.model_validate(answer)
 
-    async def undefine_model(self, name: str) -> None:
+    async def undefine_model(self, name: str, *, timeout_s: float | None = None) -> None:
         """Delete a named model; jobs that were submitted with it go on."""
-        await self.transport.request("DELETE", f"/v1/models/{quote(name, safe='/')}")
+        path = f"/v1/models/{quote(name, safe='/')}"
+        await self.transport.request("DELETE", path, timeout_s=timeout_s)
 
     async def _change(
         self, job_input: Mapping[str, Any], timeout_s: float | None, on_event: OnEvent | None
