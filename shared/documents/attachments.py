@@ -273,8 +273,11 @@ _DOCUMENT_COLUMNS = """
 
 
 def get(session: Session, collection_id: UUID, file_id: UUID) -> AttachedFile | None:
+    """By the id of the upload, or of the document."""
+    by_upload = f"{_COLUMNS} AND a.file_id = :id"
+    by_document = f"{_COLUMNS} AND a.document_id = :id"
     rows = session.execute(
-        text(f"{_COLUMNS} AND a.file_id = :id UNION ALL {_DOCUMENT_COLUMNS} AND d.id = :id"),
+        text(f"{by_upload} UNION ALL {by_document} UNION ALL {_DOCUMENT_COLUMNS} AND d.id = :id"),
         {"collection_id": collection_id, "id": file_id},
     ).all()
     return _view(rows[0]) if rows else None
@@ -372,6 +375,12 @@ def of_documents(
         {"ids": list(document_ids)},
     )
     return {row.document_id: (row.id, row.name, as_object(row.attributes)) for row in rows}
+
+
+def file_of_document(session: Session, document_id: UUID) -> UUID | None:
+    """The upload that was put into a collection as this document."""
+    query = select(Attachment.file_id).where(Attachment.document_id == document_id)
+    return session.scalar(query.limit(1))
 
 
 def documents_of_file(session: Session, file_id: UUID) -> list[UUID]:

@@ -1,12 +1,14 @@
 """Files and vector stores of OpenAI's API, by its own SDK over a socket, beside a worker."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
 import httpx
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -14,6 +16,7 @@ from openai import AsyncOpenAI, OpenAI
 from shared import files
 from shared.config import Settings
 from shared.files import Purpose
+from tests.integration.description import valid
 from tests.integration.sweeps import change
 from tests.integration.workbench import drain, make_process
 from workers.attempts.process import Process
@@ -52,12 +55,51 @@ def at_work(settings: Settings) -> Iterator[threading.Event]:
     process.ledger.close()
 
 
+STORE, FILE, BATCH = "/vector_stores/[^/]+", "/files/[^/]+", "/file_batches/[^/]+"
+ANSWERS = {
+    "POST /files": "OpenAIFile",
+    "GET /files": "ListFilesResponse",
+    f"GET {FILE}": "OpenAIFile",
+    f"DELETE {FILE}": "DeleteFileResponse",
+    "POST /vector_stores": "VectorStoreObject",
+    "GET /vector_stores": "ListVectorStoresResponse",
+    f"(GET|POST) {STORE}": "VectorStoreObject",
+    f"DELETE {STORE}": "DeleteVectorStoreResponse",
+    f"POST {STORE}/search": "VectorStoreSearchResultsPage",
+    f"POST {STORE}/files": "VectorStoreFileObject",
+    f"GET {STORE}(/file_batches/[^/]+)?/files": "ListVectorStoreFilesResponse",
+    f"(GET|POST) {STORE}{FILE}": "VectorStoreFileObject",
+    f"DELETE {STORE}{FILE}": "DeleteVectorStoreFileResponse",
+    f"GET {STORE}{FILE}/content": "VectorStoreFileContentResponse",
+    f"POST {STORE}/file_batches": "VectorStoreFileBatchObject",
+    f"(GET|POST) {STORE}{BATCH}(/cancel)?": "VectorStoreFileBatchObject",
+}
+"""What the published description calls each answer."""
+
+
+def check(response: httpx2.Response) -> None:
+    """Whether an answer is what the published description says."""
+    call = f"{response.request.method} {response.request.url.path.removeprefix('/openai/v1')}"
+    if re.fullmatch(f"GET {FILE}/content", call):
+        return
+    names = [name for pattern, name in ANSWERS.items() if re.fullmatch(pattern, call)]
+    assert len(names) == 1, call
+    response.read()
+    valid(response.json(), names[0] if response.is_success else "ErrorResponse")
+
+
 @pytest.fixture
 def client(api_url: str, at_work: threading.Event) -> Iterator[OpenAI]:
     at_work.set()
-    url = f"{api_url}/openai/v1"
-    with OpenAI(base_url=url, api_key="none", max_retries=0, _strict_response_validation=True) as c:
-        yield c
+    http = httpx2.Client(event_hooks={"response": [check]})
+    with OpenAI(
+        base_url=f"{api_url}/openai/v1",
+        api_key="none",
+        max_retries=0,
+        http_client=http,
+        _strict_response_validation=True,
+    ) as client:
+        yield client
 
 
 @pytest.fixture
@@ -404,6 +446,12 @@ def test_a_collection_is_a_vector_store_and_the_other_way_round(
     assert {entry["source"]: entry["metadata"]["kind"] for entry in documents} == {
         "tea.md": "hot drink", "cats.txt": "animal",
     }  # fmt: skip
+    by_document = f"file-{documents[1]['id'].replace('-', '')}"
+    assert client.vector_stores.files.retrieve(by_document, vector_store_id=store.id).id != file.id
+    assert client.files.retrieve(by_document).filename == "cats.txt"
+    assert client.files.content(by_document).text == CATS
+    assert client.files.retrieve(file.id).filename == "tea.md"
+    assert client.files.content(file.id).text == f"{TEA}\n"
     native.delete(f"/v1/documents/{documents[0]['id']}")
     assert len(client.vector_stores.files.list(store.id).data) == 1
 

@@ -1,7 +1,7 @@
 """`/files`: uploads, and what batches write, as OpenAI's API has them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 from uuid import UUID
@@ -9,6 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
 
 from api.compat import calls
 from api.compat.calls import NO_RETRY, CallerDep
@@ -19,7 +20,8 @@ from api.http.body import StrictRoute
 from api.routes.files import clean_name, content_response, forget, keep
 from shared import files, tables
 from shared.bounds import shown
-from shared.documents import attachments
+from shared.documents import attachments, documents
+from shared.documents.documents import DocumentView
 from shared.errors import InvalidInput, NotFound
 from shared.files import Purpose
 from shared.jobs import jobs
@@ -212,8 +214,19 @@ def list_openai_files(
     "/files/{file_id}", response_model=OpenAIFile, responses=OPENAI.documented(401, 404, 503)
 )
 def get_openai_file(parts: PartsDep, file_id: str) -> Response:
-    """What is known of a file."""
-    return answer(file_view(parts, _find(parts, file_id)))
+    """What is known of a file, or of a document that was made of no upload."""
+    file = _find(parts, file_id)
+    if isinstance(file, DocumentView):
+        return answer(
+            OpenAIFile(
+                id=file_id_of(file.id),
+                bytes=file.size_bytes,
+                created_at=seconds(file.created_at),
+                filename=file.source,
+                purpose=Purpose.USER_DATA,
+            )
+        )
+    return answer(file_view(parts, file))
 
 
 @router.get(
@@ -228,22 +241,55 @@ def get_openai_file(parts: PartsDep, file_id: str) -> Response:
     },
 )
 def get_openai_file_content(parts: PartsDep, file_id: str) -> Response:
-    """The bytes of a file; of one that a batch still writes, those that are there."""
-    return content_response(parts, _find(parts, file_id))
+    """The bytes of a file; of one that a batch still writes, those that are there; of a document
+    that was made of no upload, its text."""
+    file = _find(parts, file_id)
+    if isinstance(file, DocumentView):
+        lines = (f"{text}\n".encode() for text in texts_of(parts, file.id))
+        return StreamingResponse(lines, media_type="text/plain")
+    return content_response(parts, file)
 
 
-def _find(parts: Parts, file_id: str) -> tables.File:
+def _find(parts: Parts, file_id: str) -> tables.File | DocumentView:
+    """The upload, or the document: answers cite documents by their own ids."""
     id_ = file_uuid(file_id)
     with parts.ledger.read() as session:
+        upload_id = attachments.file_of_document(session, id_)
+        for of_upload in (id_, upload_id):
+            file = None if of_upload is None else session.get(tables.File, of_upload)
+            if file is not None:
+                return file
         try:
-            return files.get(session, id_)
+            return documents.get(session, id_)
         except NotFound:
             raise invalid(
                 "file_id",
-                f"There is no file {file_id}; upload it with POST /openai/v1/files. What came into "
-                "a vector store in another way is read at vector_stores/{id}/files/{file_id}.",
+                f"There is no file {file_id}; upload it with POST /openai/v1/files.",
                 status=404,
             ) from None
+
+
+CONTENT_PAGE_CHUNKS = 500
+
+
+def texts_of(parts: Parts, document_id: UUID) -> Iterator[str]:
+    """The text of a document in the pieces that it was cut into, without what these have in
+    common. Raises Conflict where it is replaced meanwhile."""
+    after: str | None = None
+    end = 0
+    while True:
+        with parts.ledger.read() as session:
+            chunks = documents.chunk_page(
+                session, document_id, limit=CONTENT_PAGE_CHUNKS, after=after
+            )
+        for chunk in chunks:
+            text = chunk.text[max(0, end - chunk.start) :] if chunk.start < end else chunk.text
+            end = max(end, chunk.start + len(chunk.text))
+            if text:
+                yield text
+        if len(chunks) < CONTENT_PAGE_CHUNKS:
+            return
+        after = chunks[-1].id
 
 
 @router.delete(

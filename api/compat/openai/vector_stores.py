@@ -32,6 +32,7 @@ from api.compat.openai.files import (
     file_uuid,
     invalid,
     seconds,
+    texts_of,
     wire_uuid,
 )
 from api.deps import Parts, PartsDep
@@ -51,7 +52,7 @@ from shared.bounds import (
 )
 from shared.config import EXTRACTIVE
 from shared.database.transaction import Transaction
-from shared.documents import attachments, collections, documents, erasure, ingest_items
+from shared.documents import attachments, collections, erasure, ingest_items
 from shared.documents.attachments import AttachedFile, AttachmentState, Counts, NewAttachment
 from shared.documents.ingest_items import Outcome
 from shared.errors import NotFound
@@ -74,7 +75,6 @@ LIMIT_STORE_FILES = 500
 LIMIT_BATCH_FILES = 2000
 POLL_AFTER_MS = {"openai-poll-after-ms": "250"}
 """When clients that wait for a file are to look again."""
-CONTENT_PAGE_CHUNKS = 500
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -795,7 +795,7 @@ def _file_view(collection_id: UUID, file: AttachedFile) -> VectorStoreFile:
     error = None
     if file.state is AttachmentState.FAILED:
         message = file.message or "It could not be ingested."
-        error = LastError(code=_error_code(message), message=message)
+        error = LastError(code=_error_code(file, message), message=message)
     return VectorStoreFile(
         id=file_id_of(file.id),
         usage_bytes=file.size_bytes,
@@ -808,13 +808,17 @@ def _file_view(collection_id: UUID, file: AttachedFile) -> VectorStoreFile:
     )
 
 
-_UNSUPPORTED = re.compile(r"cannot be read|can be ingested|is no text|not a format", re.I)
+_UNSUPPORTED = re.compile(r"(is|are) not supported|Supported are")
 
 
-def _error_code(message: str) -> Literal["server_error", "unsupported_file", "invalid_file"]:
-    if re.search(r"server|worker|internal|storage", message, re.I):
-        return "server_error"
-    return "unsupported_file" if _UNSUPPORTED.search(message) else "invalid_file"
+def _error_code(
+    file: AttachedFile, message: str
+) -> Literal["server_error", "unsupported_file", "invalid_file"]:
+    """What is wrong with a document begins with its name; the rest is no fault of the file."""
+    if _UNSUPPORTED.search(message):
+        return "unsupported_file"
+    of_file = message.startswith((file.source, file.name, "There is no file"))
+    return "invalid_file" if of_file else "server_error"
 
 
 @router.post(
@@ -1019,30 +1023,17 @@ def get_vector_store_file_content(parts: PartsDep, vector_store_id: str, file_id
         raise invalid(
             "file_id", f"{file_id} is {file.state}; it has no text before it is completed."
         )
-    return StreamingResponse(_content(parts, file.document_id), media_type="application/json")
+    return StreamingResponse(
+        _content(texts_of(parts, file.document_id)), media_type="application/json"
+    )
 
 
-def _content(parts: Parts, document_id: UUID) -> Iterator[bytes]:
+def _content(texts: Iterator[str]) -> Iterator[bytes]:
     """The answer piece by piece: a document may have 100,000 of them."""
     yield b'{"object":"vector_store.file_content.page","data":['
-    after: str | None = None
-    end, is_first = 0, True
-    while True:
-        with parts.ledger.read() as session:
-            chunks = documents.chunk_page(
-                session, document_id, limit=CONTENT_PAGE_CHUNKS, after=after
-            )
-        for chunk in chunks:
-            text = chunk.text[max(0, end - chunk.start) :] if chunk.start < end else chunk.text
-            end = max(end, chunk.start + len(chunk.text))
-            if not text:
-                continue
-            part = json.dumps({"type": "text", "text": text}, ensure_ascii=False)
-            yield (b"" if is_first else b",") + part.encode()
-            is_first = False
-        if len(chunks) < CONTENT_PAGE_CHUNKS:
-            break
-        after = chunks[-1].id
+    for number, text in enumerate(texts):
+        part = json.dumps({"type": "text", "text": text}, ensure_ascii=False)
+        yield (b"," if number else b"") + part.encode()
     yield b'],"has_more":false,"next_page":null}'
 
 
