@@ -233,8 +233,8 @@ def test_a_vector_store_is_made_changed_and_erased(client: OpenAI, native: httpx
     assert store.expires_after is not None
     assert store.expires_at == (store.last_active_at or 0) + 7 * 86_400
     assert store.file_counts.total == store.usage_bytes == 0
-    assert found(client, store.id, "anything") == []
     assert client.vector_stores.retrieve(store.id) == store
+    assert found(client, store.id, "anything") == []
     assert native.get("/v1/collections/handbook-1").status_code == 200
     assert client.vector_stores.create(name="handbook-1").id != plain.id
     changed = client.vector_stores.update(store.id, name="Rules", expires_after=None, metadata={})

@@ -250,7 +250,7 @@ RANKERS: Mapping[str, SearchType] = {
 """What a ranker is here: words and meaning together, or meaning alone."""
 
 
-class RankingOptions(WireShape):
+class SearchRanking(WireShape):
     ranker: Literal["auto", "default-2024-11-15", "default_2024_08_21", "none"] = "auto"
     score_threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0
 
@@ -269,7 +269,7 @@ class VectorStoreSearch(WireShape):
     query: Text | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=50)]
     max_num_results: Annotated[int, Field(ge=1, le=50)] = 10
     filters: WireFilter | None = None
-    ranking_options: RankingOptions = RankingOptions()
+    ranking_options: SearchRanking = SearchRanking()
     rewrite_query: StrictBool = False
 
     @property
