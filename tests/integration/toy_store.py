@@ -64,6 +64,9 @@ class Memory:
     def id_page(self, name: str, *, limit: int, offset: int) -> list[str]:
         return list(self._collections.get(name, {}))[offset : offset + limit]
 
+    def close(self) -> None:
+        pass
+
     def _chunks(self, name: str) -> dict[str, tuple[Entry, Vectors]]:
         if name not in self._collections:
             raise Missing(f"There is no collection {name!r} in memory.")

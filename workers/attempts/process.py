@@ -4,9 +4,9 @@ Built after the fork, never before: connections and models do not survive one. T
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from threading import RLock
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from shared.config import Settings
 from shared.database.transaction import Ledger, make_ledger
@@ -31,6 +31,7 @@ class Process:
         self.routes = tuple(routes)
         self.on_fatal = on_fatal
         self._held: dict[Any, Any] = {}
+        self._closes: list[Callable[[], object]] = []
         self._lock = RLock()
 
     @cached_property
@@ -41,27 +42,27 @@ class Process:
     def storage(self) -> Storage:
         return make_storage(self.settings)
 
-    def held(self, make: Callable[["Process"], T]) -> T:
-        """What `make` makes of this process, once, and kept for its life.
+    def held(self, make: Callable[["Process"], T], close: Callable[[T], object] | None = None) -> T:
+        """What `make` makes of this process, once, and kept for its life; then `close` ends it.
 
         So a process has what its steps use, and imports no more: a worker of `extractive` neither
         Chroma nor torch.
         """
         with self._lock:
             if make not in self._held:
-                self._held[make] = make(self)
-            value: T = self._held[make]
-            return value
+                value = make(self)
+                self._held[make] = value
+                if close is not None:
+                    self._closes.append(partial(close, value))
+            return cast(T, self._held[make])
 
     def close(self) -> None:
-        """End what it has opened: whatever it holds that can be closed, and its connections."""
+        """End what it has opened, the latest first, and its connections."""
         with self._lock:
-            held = list(self._held.values())
+            closes, self._closes = self._closes, []
             self._held.clear()
-        for value in reversed(held):
-            close = getattr(value, "close", None)
-            if callable(close):
-                close()
+        for close in reversed(closes):
+            close()
         if "ledger" in self.__dict__:
             self.ledger.close()
 

@@ -96,6 +96,9 @@ class VectorStore(Protocol):
         """Some of the ids of a collection, in an order that lasts while nothing is written; none
         behind the last one, and none where there is no such collection."""
 
+    def close(self) -> None:
+        """End its connections; it is not used again."""
+
 
 def import_store(settings: Settings) -> Callable[[Settings], VectorStore]:
     """The class of the store that the settings name; imported with its library by the parent of
@@ -110,7 +113,7 @@ def make_store(settings: Settings) -> VectorStore:
 
 
 def store_of(process: Process) -> VectorStore:
-    return process.held(_store)
+    return process.held(_store, lambda store: store.close())
 
 
 def _store(process: Process) -> VectorStore:

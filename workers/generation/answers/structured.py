@@ -343,7 +343,7 @@ def _checked_value(context: Context, completion: Completion, format_: ResponseFo
 
 
 def schemas_of(process: Process) -> SchemaChecker:
-    return process.held(_schemas)
+    return process.held(_schemas, SchemaChecker.close)
 
 
 def _schemas(process: Process) -> SchemaChecker:

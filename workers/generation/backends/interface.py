@@ -372,7 +372,7 @@ def is_past(deadline: float | None) -> bool:
 
 
 def generators_of(process: Process) -> Generators:
-    return process.held(_generators)
+    return process.held(_generators, Generators.close)
 
 
 def _generators(process: Process) -> Generators:
