@@ -177,6 +177,7 @@ def prepare(stack: LiveStack) -> None:
     """Models and a collection."""
     place(stack.home / "models")
     with stack.client() as client:
+        client.put_collection(COLLECTION)
         job = client.submit(
             "ingest",
             {
