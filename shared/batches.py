@@ -304,6 +304,8 @@ class LineOutcome:
     """Where in the storage the result lies instead."""
     error: Mapping[str, Any]
     created_at: datetime | None
+    has_own_error: bool = False
+    """Whether `error` is of the line alone: its job has none."""
 
 
 GONE = {"type": "NotFound", "message": "The job of this line is gone; retry the failed lines."}
@@ -391,7 +393,7 @@ def settle(
         batch_id,
         before=OPENED,
         states={outcome.number: outcome.state for outcome in outcomes},
-        errors={},
+        errors={one.number: one.error for one in outcomes if one.has_own_error or not one.job_id},
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
     )

@@ -12,9 +12,10 @@ which lines ended, get that of the lines.
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -25,7 +26,16 @@ from shared import batches, files
 from shared.batches import EXPIRED, WITHOUT_RESULT, LineOutcome, NewLine, WaitingLine
 from shared.bounds import as_object, from_json
 from shared.database.transaction import Transaction
-from shared.errors import BatchExpired, Conflict, InvalidInput, NotFound, SluiceError, type_of
+from shared.errors import (
+    BatchExpired,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    SluiceError,
+    Unavailable,
+    code_of,
+    type_of,
+)
 from shared.files import Purpose
 from shared.jobs import jobs, queues, steps, submission
 from shared.jobs.claims import Claim
@@ -44,6 +54,9 @@ from shared.kinds.kind import Kind
 from shared.tables import Batch, File
 from shared.vocabulary import Lane, LaneRank, Queue, State
 from workers.attempts.context import Context, Done, Handler
+from workers.attempts.retry import message_of
+
+log = logging.getLogger(__name__)
 
 UNIT = "lines"
 READ_BYTES = 2 * 2**20
@@ -287,9 +300,9 @@ class _Tick:
         if batch.expired_at is None and self._waiting:
             opening = self._opening(self._settings.batch_open_lines - batch.open + len(outcomes))
         answers = _Answers()
-        for outcome in outcomes:
+        for n, outcome in enumerate(outcomes):
             context.check()
-            _add_answer(context, batch.id, outcome, answers)
+            outcomes[n] = _add_answer(context, batch.id, outcome, answers)
         for number, error in opening.refused.items():
             line = opening.lines[number]
             answers.errors.append(
@@ -555,33 +568,55 @@ def _open(transaction: Transaction, batch_id: UUID, opening: _Opening) -> None:
 # Lines of the files
 
 
-def _add_answer(context: Context, batch_id: UUID, outcome: LineOutcome, answers: _Answers) -> None:
-    """The line of a file that tells of a line."""
+def _add_answer(
+    context: Context, batch_id: UUID, outcome: LineOutcome, answers: _Answers
+) -> LineOutcome:
+    """Add what a file tells of a line. Returns the outcome: a line whose result cannot be written
+    has failed, and holds up no other. Raises Unavailable where the storage does not answer."""
     if outcome.state != State.SUCCEEDED:
         answers.errors.append(_error_line(batch_id, outcome))
-        return
+        return outcome
+    try:
+        body = _body(context, outcome)
+    except Unavailable:
+        raise
+    except Exception as error:
+        log.exception("line %s of batch %s has no answer", outcome.number, batch_id)
+        message = f"The job has succeeded, and its answer cannot be written: {message_of(error)}"
+        failed = replace(
+            outcome,
+            state=State.FAILED.value,
+            error={"type": code_of(error), "message": message},
+            has_own_error=True,
+        )
+        answers.errors.append(_error_line(batch_id, failed))
+        return failed
+    usage = as_object(as_object(body).get("usage"))
+    answers.prompt_tokens += _count(usage.get("prompt_tokens") or usage.get("input_tokens"))
+    answers.completion_tokens += _count(
+        usage.get("completion_tokens") or usage.get("output_tokens")
+    )
+    response = _response(200, outcome.job_id or batch_id, body)
+    answers.output.append(_line(batch_id, outcome.number, outcome.custom_id, response, None))
+    return outcome
+
+
+def _body(context: Context, outcome: LineOutcome) -> Any:
+    """The answer as the call alone would have had it."""
     result = outcome.result
     if result is None and outcome.result_path is not None:
         result = from_json(context.process.storage.read(outcome.result_path))
-    usage = as_object(as_object(result).get("usage"))
-    answers.prompt_tokens += _count(usage.get("prompt_tokens"))
-    answers.completion_tokens += _count(usage.get("completion_tokens"))
     endpoint = endpoint_of(outcome.url)
-    assert endpoint is not None, outcome.url
-    assert outcome.job_id is not None
-    assert outcome.created_at is not None
-    body = endpoint.answer(
+    if endpoint is None or outcome.job_id is None or outcome.created_at is None:
+        raise NotFound(f"There is no endpoint {outcome.url}.")
+    return endpoint.answer(
         Ended(
             id=outcome.job_id,
             input=outcome.input,
             result=result,
             created_at=outcome.created_at,
-            options=outcome.options,
-        )
-    )
-    answers.output.append(
-        _line(
-            batch_id, outcome.number, outcome.custom_id, _response(200, outcome.job_id, body), None
+            # Links are relative: nobody asks for this answer under an address.
+            options={"base_url": ""} | dict(outcome.options),
         )
     )
 

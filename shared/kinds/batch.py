@@ -53,7 +53,8 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A job that has succeeded, for the answer; `options` as `Request` has them."""
+    """A job that has succeeded, for the answer; `options` as `Request` has them, with `base_url`,
+    that of this server or empty."""
 
     id: UUID
     input: Mapping[str, Any]
