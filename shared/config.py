@@ -54,7 +54,9 @@ QUIET = (
     "filelock",
     "httpcore",
     "httpx",
+    "mcp",
     "sentence_transformers",
+    "sse_starlette",
     "urllib3",
 )
 

@@ -70,7 +70,7 @@ class Dialect:
     """Where forms with files are sent (`multipart/form-data`): bodies may be as large as files."""
 
     def owns(self, path: str) -> bool:
-        return path.startswith(self.prefixes)
+        return path.startswith(self.prefixes) or f"{path}/" in self.prefixes
 
     def status(self, status: int) -> int:
         return self.statuses.get(status, status)
@@ -145,7 +145,11 @@ NATIVE = Dialect(
 # Their modules have routes, which are built on modules that import this one; so they are
 # named, and loaded at the first call.
 
-DIALECTS = ("api.compat.huggingface:HUGGING_FACE", "api.compat.openai.dialect:OPENAI")
+DIALECTS = (
+    "api.compat.huggingface:HUGGING_FACE",
+    "api.compat.mcp.dialect:MCP",
+    "api.compat.openai.dialect:OPENAI",
+)
 
 
 @cache
