@@ -423,6 +423,7 @@ ModelName = Annotated[
     Field(min_length=1, max_length=MODEL_LIMIT_BYTES),
     AfterValidator(_within_bytes(MODEL_LIMIT_BYTES)),
 ]
+McpServerName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,32}$", max_length=32)]
 Line = Annotated[str, Field(max_length=LINE_LIMIT_CHARS), AfterValidator(_plain)]
 """A short text: a label, an id, the name of a column."""
 FullLine = Annotated[str, Field(min_length=1, max_length=LINE_LIMIT_CHARS), AfterValidator(_plain)]

@@ -37,7 +37,9 @@ from shared.bounds import (
     FAIR_KEY_LIMIT_BYTES,
     INT32_MAX,
     SOURCES_LIMIT,
+    McpServerName,
     ModelName,
+    WebUrl,
 )
 from shared.errors import ConfigurationError
 
@@ -278,17 +280,7 @@ class ModelSettings(RoleSettings):
     @field_validator("embedding_prompts", mode="before")
     @classmethod
     def _read_prompts(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        try:
-            read = json.loads(value)
-        except (ValueError, RecursionError):
-            read = None
-        if not isinstance(read, dict):
-            raise ValueError(
-                'must read \'{"<model>": {"query": "<text>", "passage": "<text>"}}\', which is JSON'
-            )
-        return read
+        return _json_object(value, '{"<model>": {"query": "<text>", "passage": "<text>"}}')
 
 
 class GenerationSettings(RoleSettings):
@@ -369,13 +361,36 @@ class HfSettings(RoleSettings):
         return models
 
 
+class McpServer(BaseModel):
+    """An MCP server whose tools agents may use."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    url: WebUrl
+    headers: dict[str, SecretStr] = {}
+    """Sent with every request, such as `Authorization`."""
+    allowed_tools: tuple[str, ...] | None = None
+    """All of its tools, unless some are named."""
+    timeout_s: PositiveFloat = 60
+
+
 class ToolSettings(RoleSettings):
     """Tools of agents."""
 
+    mcp_servers: Annotated[dict[McpServerName, McpServer], NoDecode] = {}
+    mcp_limit_bytes: Bytes = 4 * 2**20
+    mcp_limit_tools: PositiveInt = 64
     fetch_timeout_s: PositiveFloat = 10
     fetch_limit_bytes: Bytes = 1_000_000
     fetch_allow_private: bool = False
     tool_result_limit_chars: PositiveInt = 8000
+
+    @field_validator("mcp_servers", mode="before")
+    @classmethod
+    def _read_servers(cls, value: object) -> object:
+        return _json_object(
+            value, '{"<name>": {"url": "<address>", "headers": {"Authorization": "Bearer <key>"}}}'
+        )
 
 
 class StepSettings(RoleSettings):
@@ -523,6 +538,19 @@ def _pairs(value: str, separator: str, rule: str) -> list[tuple[str, str]]:
     if any(not name.strip() or not content.strip() for name, _, content in pairs):
         raise ValueError(rule)
     return [(name.strip(), content.strip()) for name, _, content in pairs]
+
+
+def _json_object(value: object, rule: str) -> object:
+    """What is written as a JSON object; anything but a string as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        read = None
+    if not isinstance(read, dict):
+        raise ValueError(f"must read '{rule}', which is JSON")
+    return read
 
 
 def _list(value: object, pattern: re.Pattern[str], rule: str) -> object:

@@ -16,9 +16,11 @@ from shared.bounds import (
     CollectionName,
     JsonSchema,
     Line,
+    McpServerName,
     Natural,
     Paragraph,
     ToolArguments,
+    shown,
 )
 from shared.config import Settings
 from shared.documents import collections
@@ -238,7 +240,16 @@ class DeclaredTool(Shape):
     function: FunctionSpec
 
 
-ToolSpec = Annotated[BuiltInTool | DeclaredTool, Field(discriminator="type")]
+class McpTool(Shape):
+    """Tools of an MCP server that the operator has set up (`SLUICE_MCP_SERVERS`): all that it
+    allows, or those of them that are named."""
+
+    type: Literal["mcp"]
+    server: McpServerName
+    allowed_tools: Annotated[list[Line], Field(fail_fast=True, max_length=64)] | None = None
+
+
+ToolSpec = Annotated[BuiltInTool | DeclaredTool | McpTool, Field(discriminator="type")]
 
 
 class ChatInput(Shape):
@@ -377,6 +388,27 @@ def _check(job_input: ChatInput, settings: Settings) -> None:
             "chat, as `ollama/llama3.2` or `hf/Qwen/Qwen3-4B-Instruct-2507`."
         )
     check(job_input.model, job_input.parameters, settings)
+    for tool in job_input.tools:
+        if isinstance(tool, McpTool):
+            _check_server(tool, settings)
+
+
+def _check_server(tool: McpTool, settings: Settings) -> None:
+    server = settings.mcp_servers.get(tool.server)
+    if server is None:
+        known = ", ".join(settings.mcp_servers) or "none"
+        raise InvalidInput(
+            f"input.tools: there is no MCP server {tool.server!r}; there are: {known}. "
+            "SLUICE_MCP_SERVERS names them, for the API and for CPU workers."
+        )
+    if server.allowed_tools is None:
+        return
+    refused = [name for name in tool.allowed_tools or () if name not in server.allowed_tools]
+    if refused:
+        raise InvalidInput(
+            f"input.tools: {shown(refused[0])} of the MCP server {tool.server!r} is not allowed "
+            f"here (SLUICE_MCP_SERVERS); allowed are: {', '.join(server.allowed_tools) or 'none'}."
+        )
 
 
 def _require(session: Session, inputs: Sequence[Mapping[str, Any]]) -> None:

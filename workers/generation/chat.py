@@ -33,6 +33,7 @@ from shared.kinds.chat import (
     ChatMessage,
     ChatResult,
     DeclaredTool,
+    McpTool,
     ToolSearch,
     Usage,
 )
@@ -69,6 +70,7 @@ from workers.generation.transcripts import (
     write_quietly,
 )
 from workers.tools import table
+from workers.tools.table import RemoteTool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,8 @@ class AgentState:
     """The number of the answer, where the job writes several."""
     later: tuple[Message, ...] = ()
     searches: tuple[ToolSearch, ...] = ()
+    remote: tuple[RemoteTool, ...] | None = None
+    """The tools of MCP servers; None where they are not known yet."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -94,6 +98,9 @@ class AgentState:
             choice=payload.get("choice"),
             later=tuple(later),
             searches=tuple(map(ToolSearch.model_validate, payload.get("searches", []))),
+            remote=None
+            if payload.get("remote") is None
+            else tuple(map(RemoteTool.model_validate, payload["remote"])),
             prompt_tokens=payload.get("prompt_tokens", 0),
             completion_tokens=payload.get("completion_tokens", 0),
         )
@@ -104,6 +111,9 @@ class AgentState:
             **({} if self.choice is None else {"choice": self.choice}),
             "messages": [message.as_dict() for message in self.later],
             "searches": [search.model_dump(mode="json") for search in self.searches],
+            "remote": None
+            if self.remote is None
+            else [tool.model_dump(mode="json") for tool in self.remote],
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
         }
@@ -147,9 +157,14 @@ def chat_answer(context: Context) -> Done:
             else prompts.continued(session, input_.previous_job_id, job.fair_key, process.storage)
         )
     state = AgentState.of(context.claim.payload)
+    if _servers(input_) and state.remote is None:
+        # What MCP servers offer is looked up by a CPU worker, once: each attempt reads the same.
+        step = NewStep(name="chat.tools", queue=Queue.QUERY, payload=state.payload())
+        return Done(children=[step])
     model = input_.model or process.settings.generation_model
     if input_.n > 1 and state.choice is None:
-        return Done(children=choice_steps("chat.choice", model, [{}] * input_.n))
+        payloads = [state.payload()] * input_.n
+        return Done(children=choice_steps("chat.choice", model, payloads))
     loaded = generators_of(process).get(model)
     generator = presets.generator_for(loaded, input_.preset, input_.parameters)
     is_last = state.turn >= process.settings.agent_limit_turns
@@ -177,11 +192,11 @@ def chat_answer(context: Context) -> Done:
     return _end(job, input_, before, state, name, replace(answer, calls=foreign))
 
 
-def _tools(input_: ChatInput) -> tuple[Tool, ...]:
+def _tools(input_: ChatInput, remote: Sequence[RemoteTool]) -> tuple[Tool, ...]:
     declared = (tool.function for tool in input_.tools if isinstance(tool, DeclaredTool))
     tools = tuple(
         Tool(name=spec.name, description=spec.description, parameters=spec.parameters)
-        for spec in (*table.tools(_built_in(input_)), *declared)
+        for spec in (*table.tools(_built_in(input_), remote), *declared)
     )
     if len({tool.name for tool in tools}) < len(tools):
         raise InvalidInput("input.tools names a tool twice.")
@@ -190,6 +205,10 @@ def _tools(input_: ChatInput) -> tuple[Tool, ...]:
 
 def _built_in(input_: ChatInput) -> list[BuiltInTool]:
     return [tool for tool in input_.tools if isinstance(tool, BuiltInTool)]
+
+
+def _servers(input_: ChatInput) -> list[McpTool]:
+    return [tool for tool in input_.tools if isinstance(tool, McpTool)]
 
 
 def _generate(
@@ -202,7 +221,7 @@ def _generate(
     *,
     is_last: bool,
 ) -> ModelOutput:
-    tools = _tools(input_)
+    tools = _tools(input_, state.remote or ())
     chosen = sampling(
         input_.parameters, context.process.settings, step_id=context.claim.step_id,
         choice=state.choice or 0,
@@ -435,25 +454,34 @@ def all_choices(transaction: Transaction, job_id: UUID) -> dict[str, Any]:
 
 
 def chat_tools(context: Context) -> Done:
-    """Runs on CPU workers: the tool calls of the turn before."""
+    """Runs on CPU workers: what MCP servers offer, or the tool calls of the turn before."""
     input_ = context.input(ChatInput)
     state = AgentState.of(context.claim.payload)
+    if not state.later:
+        remote = table.remote_tools(context, _servers(input_))
+        return Done(children=[_next_answer(context, input_, replace(state, remote=tuple(remote)))])
     results: list[Message] = []
     searches = list(state.searches)
     for call in state.later[-1].tool_calls:
         context.publish_tool_call(call.id, {"name": call.name, "arguments": call.arguments})
         first = 1 + sum(len(search.hits) for search in searches)
-        output = table.run(context, call.name, call.arguments, _built_in(input_), first=first)
+        output = table.run(
+            context, call.name, call.arguments, _built_in(input_), remote=state.remote or (),
+            first=first,
+        )  # fmt: skip
         context.publish_tool_call(call.id, {"name": call.name, "result": output.text})
         results.append(Message(role=Role.TOOL, content=output.text, tool_call_id=call.id))
         if output.hits is not None:
             hits = list(output.hits)
             searches.append(ToolSearch(call_id=call.id, query=output.query, first=first, hits=hits))
     after = replace(state, later=(*state.later, *results), searches=tuple(searches))
+    return Done(children=[_next_answer(context, input_, after)])
+
+
+def _next_answer(context: Context, input_: ChatInput, state: AgentState) -> NewStep:
     model = input_.model or context.process.settings.generation_model
-    name = "chat.answer" if after.choice is None else "chat.choice"
-    step = NewStep(name=name, queue=Queue.GENERATE, route=route_of(model), payload=after.payload())
-    return Done(children=[step])
+    name = "chat.answer" if state.choice is None else "chat.choice"
+    return NewStep(name=name, queue=Queue.GENERATE, route=route_of(model), payload=state.payload())
 
 
 CHAT_ANSWER = Handler(run=on_demand(chat_answer))

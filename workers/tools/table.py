@@ -11,8 +11,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, ValidationError
 
+from shared.bounds import JsonSchema
 from shared.errors import InvalidInput, NotFound
-from shared.kinds.chat import SEARCH_TOOL, BuiltInTool, FunctionSpec
+from shared.kinds.chat import SEARCH_TOOL, BuiltInTool, FunctionSpec, McpTool
 from shared.kinds.search import Hit, SearchOptions
 from shared.vocabulary import Shape
 from workers.attempts.context import Context
@@ -50,8 +51,22 @@ class ToolOutput:
     """None where nothing was searched."""
 
 
-def tools(allowed: Sequence[BuiltInTool]) -> tuple[FunctionSpec, ...]:
-    """The descriptions of the tools that a model may use, in the order of `allowed`."""
+class RemoteTool(Shape):
+    """A tool of an MCP server as it was when the job asked for it; `name` is what models call it
+    by."""
+
+    server: str
+    tool: str
+    name: str
+    description: str
+    parameters: JsonSchema
+
+
+def tools(
+    allowed: Sequence[BuiltInTool], remote: Sequence[RemoteTool] = ()
+) -> tuple[FunctionSpec, ...]:
+    """The descriptions of the tools that a model may use, in the order of `allowed`, and then those
+    of MCP servers."""
     described: dict[str, FunctionSpec] = {}
     for built_in in allowed:
         if built_in.type == CALCULATOR:
@@ -69,7 +84,11 @@ def tools(allowed: Sequence[BuiltInTool]) -> tuple[FunctionSpec, ...]:
         else:
             tool = _search_tool(_searches(allowed))
         described.setdefault(tool.name, tool)
-    return tuple(described.values())
+    others = (
+        FunctionSpec(name=tool.name, description=tool.description, parameters=tool.parameters)
+        for tool in remote
+    )
+    return (*described.values(), *others)
 
 
 def run(
@@ -78,6 +97,7 @@ def run(
     arguments: dict[str, Any],
     allowed: Sequence[BuiltInTool],
     *,
+    remote: Sequence[RemoteTool] = (),
     first: int = 1,
 ) -> ToolOutput:
     """What comes of the model's call. Its text is at most `tool_result_limit_chars` long; passages
@@ -88,8 +108,12 @@ def run(
     context.check()
     limit_chars = context.process.settings.tool_result_limit_chars
     try:
+        for tool in remote:
+            if tool.name == name:
+                return ToolOutput(text=_call(context, tool, arguments, limit_chars))
         if name not in {built_in.type for built_in in allowed}:
-            known = ", ".join(dict.fromkeys(built_in.type for built_in in allowed)) or "none"
+            names = [built_in.type for built_in in allowed] + [tool.name for tool in remote]
+            known = ", ".join(dict.fromkeys(names)) or "none"
             raise InvalidInput(f"there is no tool {name!r}; the tools are: {known}.")
         if name == CALCULATOR:
             result = _calculate(arguments)
@@ -102,6 +126,23 @@ def run(
     except (InvalidInput, NotFound) as error:
         result = f"error: {error.message}"
     return ToolOutput(text=_cut(result, limit_chars))
+
+
+def remote_tools(context: Context, wished: Sequence[McpTool]) -> list[RemoteTool]:
+    """The tools of MCP servers that a job may use. Raises what `workers/tools/mcp.py` does."""
+    from workers.tools import mcp
+
+    context.check()
+    return mcp.listed(wished, context.process.settings, context.stop)
+
+
+def _call(context: Context, tool: RemoteTool, arguments: dict[str, Any], limit_chars: int) -> str:
+    # Imported here, since the SDK takes a second.
+    from workers.tools import mcp
+
+    return mcp.call(
+        tool, arguments, context.process.settings, context.stop, limit_chars=limit_chars
+    )
 
 
 def _calculate(values: dict[str, Any]) -> str:

@@ -115,4 +115,6 @@ async def answer(http: Request) -> Response:
     if sent != JSON:
         raise HTTPException(415, f"Send a JSON-RPC message with `Content-Type: {JSON}`.")
     message = await http.json()
+    if not isinstance(message, dict):
+        raise HTTPException(422, "Send one JSON-RPC message, which is an object.")
     return Served(await http.body(), message)

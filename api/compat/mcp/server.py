@@ -621,7 +621,9 @@ def _arguments(tool: ToolRecord, values: dict[str, Any], call: Call) -> Shape:
     try:
         return tool.arguments.model_validate(values)
     except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False)) from error
+        entries = error.errors(include_url=False)
+        wrong = [{**entry, "loc": ("body", *entry["loc"])} for entry in entries]
+        raise RequestValidationError(wrong) from error
 
 
 def _failure(call: Call, error: Exception, values: dict[str, Any]) -> str:
