@@ -19,7 +19,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
     "This machine": ("up", "down", "status", "doctor", "logs", "worker", "migrate"),
     "Documents and answers": ("ingest", "ask", "search", "eval", "chat", "hf"),
     "What is stored and queued": (
-        "jobs", "submit", "batch", "collections", "documents", "conversations", "models",
+        "jobs", "submit", "batch", "collections", "documents", "conversations", "prompts", "models",
     ),
     "Queues and workers": ("queues", "workers"),
     "The command itself": ("completion", "help", "version"),

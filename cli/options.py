@@ -85,6 +85,11 @@ def _conversations(client: Client, _: click.Context) -> Offers:
         yield conversation.id, f"{conversation.messages:,} messages"
 
 
+def _prompts(client: Client, _: click.Context) -> Offers:
+    for prompt in islice(client.prompts(page_items=SHOWN_ITEMS), SHOWN_ITEMS):
+        yield prompt.name, prompt.description or prompt.template
+
+
 def _models(client: Client, _: click.Context) -> Offers:
     for model in client.models():
         yield model.reference, " ".join(model.kinds)
@@ -106,6 +111,7 @@ complete_batches = _completer(_batches)
 complete_jobs = _completer(_jobs)
 complete_documents = _completer(_documents)
 complete_conversations = _completer(_conversations)
+complete_prompts = _completer(_prompts)
 complete_models = _completer(_models)
 complete_queues = _completer(_queues)
 
@@ -176,6 +182,26 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         run = option(run)
     return run
+
+
+def variables_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--var NAME=VALUE`, repeated; the command gets them as `variables`."""
+
+    def read(
+        _ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]
+    ) -> dict[str, str]:
+        variables: dict[str, str] = {}
+        for pair in pairs:
+            name, equals, value = pair.partition("=")
+            if not equals or not name.strip():
+                raise click.BadParameter(f"{pair!r} does not read NAME=VALUE.")
+            variables[name.strip()] = value
+        return variables
+
+    return click.option(
+        "--var", "variables", multiple=True, metavar="NAME=VALUE", callback=read,
+        help="The value of a variable of the prompt; may be repeated.",
+    )(function)  # fmt: skip
 
 
 def with_client(function: Callable[Concatenate[Client, P], int]) -> Callable[..., int]:

@@ -10,8 +10,10 @@ from rich.cells import cell_len
 from cli.options import (
     complete_collections,
     complete_models,
+    complete_prompts,
     filter_of,
     sampling_options,
+    variables_option,
     with_client,
 )
 from cli.terminal.output import (
@@ -172,6 +174,10 @@ PASSAGE_CELLS = 100
 @_expand
 @sampling_options
 @click.option(
+    "--prompt", metavar="NAME[@VERSION]", shell_complete=complete_prompts, help="A stored prompt."
+)
+@variables_option
+@click.option(
     "--prompt-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="PATH",
     help="A prompt of your own, with the places {context} and {question}.",
 )  # fmt: skip
@@ -190,6 +196,8 @@ def ask(
     k: int | None,
     model: str | None,
     parameters: dict[str, Any],
+    prompt: str | None,
+    variables: dict[str, str],
     prompt_file: Path | None,
     type_: str | None,
     rerank: str | None,
@@ -207,13 +215,16 @@ def ask(
       sluice ask "Who may park on B2?" -c handbook --filter year=2026 --k 3 --json
       sluice ask "Sum up the incident" -c handbook --model ollama/llama3.2
     """
+    if prompt is not None and prompt_file is not None:
+        raise click.UsageError("Give either --prompt or --prompt-file.")
     options: dict[str, Any] = {
         "k": k,
         "model": model,
         "filter": conditions,
         "search": _chosen(type=type_, rerank=rerank, expand=expand),
         "parameters": parameters,
-        "prompt": None if prompt_file is None else _prompt(prompt_file),
+        "prompt": prompt if prompt_file is None else _prompt(prompt_file),
+        "variables": variables,
     }
     job_input = rag_input(collection, question, **options)
     if not as_json and (stdout().is_terminal if stream is None else stream):

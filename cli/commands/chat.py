@@ -1,14 +1,21 @@
 """`sluice chat`: an answer of a model as it comes, or a whole conversation on the terminal."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import click
 
 from cli.errors import ERRORS
-from cli.options import complete_conversations, complete_models, sampling_options, with_client
+from cli.options import (
+    complete_conversations,
+    complete_models,
+    complete_prompts,
+    sampling_options,
+    variables_option,
+    with_client,
+)
 from cli.terminal.output import print_json, say, stdout
 from cli.terminal.progress import print_remarks, print_warnings, show_answer, waiting
 from sluice import Client, Job
@@ -80,10 +87,15 @@ NEW = "new"
     help="Go on with one, or start one.",
 )
 @click.option("--system", metavar="TEXT", help="The system prompt.")
+@click.option(
+    "--prompt", metavar="NAME[@VERSION]", shell_complete=complete_prompts,
+    help="A stored prompt: the system's beside TEXT, the user's without.",
+)  # fmt: skip
+@variables_option
 @sampling_options
 @click.option(
     "--tool", "tools", multiple=True, metavar="NAME",
-    help="calculator, fetch_url or search_collection:COLLECTION; may be repeated.",
+    help="calculator, fetch_url, search_collection:COLLECTION or mcp:SERVER; may be repeated.",
 )  # fmt: skip
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
@@ -97,6 +109,8 @@ def chat(
     model: str | None,
     conversation: str | None,
     system: str | None,
+    prompt: str | None,
+    variables: dict[str, str],
     parameters: dict[str, Any],
     tools: tuple[str, ...],
     timeout_s: float | None,
@@ -112,9 +126,15 @@ def chat(
       sluice chat "How many days are 17 weeks?" --tool calculator
       sluice chat - --system "Answer in Korean." < question.txt
     """
-    options: dict[str, Any] = {"model": model, "tools": tools, "parameters": parameters}
+    options: dict[str, Any] = {
+        "model": model,
+        "tools": tools,
+        "parameters": parameters,
+        "prompt": prompt,
+        "variables": variables,
+    }
     known = None if conversation in (None, NEW) else client.whole_id("conversation", conversation)
-    if text is None and sys.stdin.isatty():
+    if text is None and prompt is None and sys.stdin.isatty():
         if as_json or not stdout().is_terminal:
             raise click.UsageError("Give a TEXT, or - to read one from standard input.")
         if known is not None:
@@ -123,11 +143,15 @@ def chat(
         if talked is not None:
             say(f"Go on with `sluice chat --conversation {talked}`.")
         return 0
-    text = _text(text)
+    messages: Sequence[Mapping[str, Any]] = ()
+    if text is not None or prompt is None:
+        messages = user_messages(_text(text), system)
+    elif system is not None:
+        raise click.UsageError("--system goes with a TEXT; --prompt alone is the user's message.")
     if conversation == NEW:
         known = client.start_conversation().id
         say(f"Conversation {known}")
-    job_input = chat_input(user_messages(text, system), conversation_id=known, **options)
+    job_input = chat_input(messages, conversation_id=known, **options)
     job: Job = client.submit("chat", job_input, lane="interactive")
     if not as_json:
         job = show_answer(client, job, timeout_s=timeout_s)

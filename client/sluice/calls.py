@@ -55,6 +55,8 @@ from sluice.shapes import (
     Model,
     ModelDetails,
     Page,
+    Prompt,
+    PromptDifference,
     Queue,
     Readiness,
     State,
@@ -725,6 +727,98 @@ class Calls(Generic[J]):
         """With all its messages. Jobs of it that are open end, and are not stored."""
         path = f"/v1/conversations/{part(conversation_id)}"
         await self.transport.request("DELETE", path, timeout_s=timeout_s)
+
+    # Prompts
+
+    async def put_prompt(
+        self,
+        name: str,
+        template: str,
+        *,
+        description: str = "",
+        variables: Mapping[str, Mapping[str, Any]] | None = None,
+        make_current: bool = True,
+        timeout_s: float | None = None,
+    ) -> Prompt:
+        """Store a version of a prompt; the newest one, if it holds the same. `variables` may have a
+        `description` and a `default` for each."""
+        body = {
+            "template": template,
+            "description": description,
+            "variables": {key: dict(spec) for key, spec in (variables or {}).items()},
+            "make_current": make_current,
+        }
+        path = f"/v1/prompts/{part(name)}"
+        answer = await self.transport.json("PUT", path, body=body, timeout_s=timeout_s)
+        return Prompt.model_validate(answer)
+
+    async def prompt(self, name: str, *, timeout_s: float | None = None) -> Prompt:
+        """The current version, or the one that `name@3` names."""
+        return await self._get(Prompt, f"/v1/prompts/{part(name)}", timeout_s)
+
+    def prompts(
+        self, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
+    ) -> AsyncGenerator[Prompt, None]:
+        """The current version of each, by name, page by page."""
+        return self._pages(Prompt, "/v1/prompts", {}, page_items, timeout_s)
+
+    def prompt_versions(
+        self, name: str, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
+    ) -> AsyncGenerator[Prompt, None]:
+        """Newest first, page by page."""
+        path = f"/v1/prompts/{part(name)}/versions"
+        return self._pages(Prompt, path, {}, page_items, timeout_s)
+
+    async def diff_prompt(
+        self,
+        name: str,
+        from_: int | None = None,
+        to: int | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> PromptDifference:
+        """What the newest version changes of the one before, or one version of another."""
+        answer = await self.transport.json(
+            "GET",
+            f"/v1/prompts/{part(name)}/diff",
+            params={"from": from_, "to": to},
+            timeout_s=timeout_s,
+        )
+        return PromptDifference.model_validate(answer)
+
+    async def roll_back_prompt(
+        self, name: str, version: int | None = None, *, timeout_s: float | None = None
+    ) -> Prompt:
+        """Make a version the current one; the one before it, unless one is named."""
+        answer = await self.transport.json(
+            "POST",
+            f"/v1/prompts/{part(name)}/rollback",
+            body={} if version is None else {"version": version},
+            # Repeating it blindly could go back twice.
+            safe=version is not None,
+            timeout_s=timeout_s,
+        )
+        return Prompt.model_validate(answer)
+
+    async def render_prompt(
+        self,
+        name: str,
+        variables: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> str:
+        """The text that a prompt makes of values. No model runs."""
+        answer = await self.transport.json(
+            "POST",
+            f"/v1/prompts/{part(name)}/render",
+            body={"variables": dict(variables or {})},
+            timeout_s=timeout_s,
+        )
+        return str(answer["text"])
+
+    async def delete_prompt(self, name: str, *, timeout_s: float | None = None) -> None:
+        """With all its versions. Jobs that were submitted with it are not affected."""
+        await self.transport.request("DELETE", f"/v1/prompts/{part(name)}", timeout_s=timeout_s)
 
     # Queues, workers, and the system itself
 

@@ -167,6 +167,7 @@ class Tasks(Calls[J], Generic[J]):
         search: SearchOptions | None = None,
         model: str | None = None,
         prompt: str | None = None,
+        variables: Mapping[str, Any] | None = None,
         conversation_id: str | None = None,
         parameters: Parameters | None = None,
         response_format: ResponseFormat | None = None,
@@ -175,7 +176,8 @@ class Tasks(Calls[J], Generic[J]):
         """An answer from the documents of a collection, with its citations.
 
         `search` are options as of `search`; `prompt` is a template with the places {context} and
-        {question}; `parameters` are such as max_tokens and temperature.
+        {question}, or the name of a stored one, whose `variables` may be given; `parameters` are
+        such as max_tokens and temperature.
         """
         job_input = rag_input(
             collection,
@@ -185,6 +187,7 @@ class Tasks(Calls[J], Generic[J]):
             search=search,
             model=model,
             prompt=prompt,
+            variables=variables,
             conversation_id=conversation_id,
             parameters=parameters,
             response_format=response_format,
@@ -193,8 +196,10 @@ class Tasks(Calls[J], Generic[J]):
 
     async def chat(
         self,
-        messages: Messages,
+        messages: Messages = (),
         *,
+        prompt: str | None = None,
+        variables: Mapping[str, Any] | None = None,
         model: str | None = None,
         conversation_id: str | None = None,
         tools: Tools = (),
@@ -202,13 +207,15 @@ class Tasks(Calls[J], Generic[J]):
         response_format: ResponseFormat | None = None,
         timeout_s: float | None = None,
     ) -> ChatAnswer:
-        """A model's answer to a text or to messages.
+        """A model's answer to a text, to messages, or to a stored prompt with its variables.
 
         `tools` are names (calculator, fetch_url, search_collection:NAME) or whole specs. To get
         the text as it comes, `submit` the job and `stream` it.
         """
         job_input = chat_input(
             messages,
+            prompt=prompt,
+            variables=variables,
             model=model,
             conversation_id=conversation_id,
             tools=tools,
@@ -489,6 +496,14 @@ class Client:
     conversation = _blocking(Tasks.conversation)
     conversation_messages = _blocking(Tasks.conversation_messages)
     erase_conversation = _blocking(Tasks.erase_conversation)
+    put_prompt = _blocking(Tasks.put_prompt)
+    prompt = _blocking(Tasks.prompt)
+    prompts = _blocking_iterator(Tasks.prompts)
+    prompt_versions = _blocking_iterator(Tasks.prompt_versions)
+    diff_prompt = _blocking(Tasks.diff_prompt)
+    roll_back_prompt = _blocking(Tasks.roll_back_prompt)
+    render_prompt = _blocking(Tasks.render_prompt)
+    delete_prompt = _blocking(Tasks.delete_prompt)
     queues = _blocking(Tasks.queues)
     pause = _blocking(Tasks.pause)
     resume = _blocking(Tasks.resume)

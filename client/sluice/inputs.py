@@ -13,6 +13,7 @@ from sluice.kinds import (
     ChatMessage,
     DeclaredTool,
     HfInput,
+    McpTool,
     ModelInput,
     Parameters,
     RagInput,
@@ -24,14 +25,18 @@ from sluice.kinds import (
 PROVIDER = "ollama/"
 OTHER_PROVIDERS = ("hf/", "openai/")
 SEARCH = "search_collection"
+MCP = "mcp"
+_PLACES = {SEARCH: "collection", MCP: "server"}
 
 Messages = str | Sequence[ChatMessage] | Sequence[Mapping[str, Any]]
-Tools = Sequence[str | BuiltInTool | DeclaredTool | Mapping[str, Any]]
+Tools = Sequence[str | BuiltInTool | DeclaredTool | McpTool | Mapping[str, Any]]
 
 
 def chat_input(
     messages: Messages,
     *,
+    prompt: str | None = None,
+    variables: Mapping[str, Any] | None = None,
     model: str | None = None,
     conversation_id: str | None = None,
     tools: Tools = (),
@@ -42,6 +47,8 @@ def chat_input(
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     fields = {"messages": [dict(message) for message in messages]} | _without_empty(
+        prompt=prompt,
+        variables=dict(variables or {}),
         model=model,
         conversation_id=conversation_id,
         tools=[tool_spec(tool) for tool in tools],
@@ -66,6 +73,7 @@ def rag_input(
     search: SearchOptions | None = None,
     model: str | None = None,
     prompt: str | None = None,
+    variables: Mapping[str, Any] | None = None,
     conversation_id: str | None = None,
     parameters: Parameters | None = None,
     response_format: ResponseFormat | None = None,
@@ -75,6 +83,7 @@ def rag_input(
         search=_search(search, filter),
         model=model,
         prompt=prompt,
+        variables=dict(variables or {}),
         conversation_id=conversation_id,
         parameters=dict(parameters or {}),
         response_format=response_format and dict(response_format),
@@ -147,16 +156,20 @@ def of_ollama(name: str) -> str:
     return name if name.startswith(PROVIDER) else PROVIDER + name
 
 
-def tool_spec(tool: str | BuiltInTool | DeclaredTool | Mapping[str, Any]) -> dict[str, Any]:
-    """`search_collection:NAME` and the bare names of the other built-in tools, or a whole spec."""
+def tool_spec(
+    tool: str | BuiltInTool | DeclaredTool | McpTool | Mapping[str, Any],
+) -> dict[str, Any]:
+    """`search_collection:NAME`, `mcp:SERVER` and the bare names of the other built-in tools, or a
+    whole spec."""
     if not isinstance(tool, str):
         return dict(tool)
-    name, colon, collection = tool.partition(":")
-    if (name == SEARCH) != bool(colon and collection):
+    name, colon, place = tool.partition(":")
+    if (name in _PLACES) != bool(colon and place):
         raise InvalidInput(
-            f"{tool!r} does not name a tool; write calculator, fetch_url or {SEARCH}:COLLECTION."
+            f"{tool!r} does not name a tool; write calculator, fetch_url, {SEARCH}:COLLECTION or "
+            f"{MCP}:SERVER."
         )
-    return {"type": name, "collection": collection} if colon else {"type": name}
+    return {"type": name, _PLACES[name]: place} if colon else {"type": name}
 
 
 def _search(search: SearchOptions | None, filter: Mapping[str, Any] | None) -> dict[str, Any]:

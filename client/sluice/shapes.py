@@ -348,6 +348,44 @@ class ConversationMessage(Wire):
     created_at: datetime | None = None
 
 
+class PromptVariable(Wire):
+    """One without a `default` has to be given."""
+
+    name: str
+    description: str = ""
+    default: str | int | float | bool | None = None
+
+
+class Prompt(Wire):
+    """A version of a prompt. `reference` is what jobs name it by; `current` is the version that the
+    name alone stands for, `latest` the newest."""
+
+    name: str
+    version: int
+    reference: str
+    current: int
+    latest: int
+    is_current: bool = False
+    template: str
+    description: str = ""
+    variables: list[PromptVariable] = []
+    created_at: datetime | None = None
+
+
+class PromptDifference(Wire):
+    """`template` is a unified diff, empty where both are equal; `changed` are variables as the
+    newer version has them."""
+
+    name: str
+    from_: Annotated[int, Field(alias="from")]
+    to: int
+    template: str
+    added: list[PromptVariable] = []
+    removed: list[PromptVariable] = []
+    changed: list[PromptVariable] = []
+    description: str | None = None
+
+
 class Check(Wire):
     ok: bool
     detail: str | None = None

@@ -214,7 +214,7 @@ def test_what_is_wrong_with_a_call_the_model_reads_with_what_to_do(
         ("search", search | {"k": 0}, "k: "),
         ("search", search | {"kk": 1}, "there is no such field"),
         ("search", search | {"collection": "a b"}, "3 to 63 letters"),
-        ("search", search | {"filter": {"$x": 1}}, "$x"),
+        ("search", search | {"filter": {"a": {"$x": 1}}}, "$x"),
         ("search", search | {"type": "exact"}, "hybrid"),
         ("search", search | {"score_threshold": 0.5}, "type"),
         ("ask", ask | {"model": "gpt"}, "model"),
@@ -273,7 +273,7 @@ def test_progress_is_told(api_url: str, process: Process, era: Era) -> None:
             return await calling
 
     assert not run(api_url, work, era).is_error
-    assert "no living worker" in str(told[0][2])
+    assert "No living worker" in str(told[0][2])
     values = [progress for progress, _, _ in told]
     assert values == sorted(set(values))
 

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [
     "README.md",
     "examples/README.md",
-    *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+    *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")),
+    *(str(p.relative_to(ROOT)) for p in (ROOT / "docs" / "clients").glob("*.md")),
 ]
 SOURCES = ("api", "cli", "client", "shared", "workers", "examples", "deploy", "bench")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
