@@ -229,6 +229,16 @@ class DeclaredTool(TypedDict):
     function: FunctionSpec
 
 
+class McpTool(TypedDict):
+    """Tools of an MCP server that the operator has set up (`SLUICE_MCP_SERVERS`): all that it
+    allows, or those of them that are named.
+    """
+
+    type: Literal["mcp"]
+    server: str
+    allowed_tools: NotRequired[list[str] | None]
+
+
 class ChatInput(TypedDict):
     """With `conversation_id`, `messages` are the new ones; the earlier ones are stored. With
     `previous_job_id`, the earlier ones are those of that chat and of the chats that it continues;
@@ -252,7 +262,7 @@ class ChatInput(TypedDict):
     conversation_id: NotRequired[str | None]
     previous_job_id: NotRequired[str | None]
     history: NotRequired[Literal["trim", "whole"]]
-    tools: NotRequired[list[BuiltInTool | DeclaredTool]]
+    tools: NotRequired[list[BuiltInTool | DeclaredTool | McpTool]]
     tool_choice: NotRequired[Literal["auto", "none", "required"]]
     parallel_tool_calls: NotRequired[bool]
     n: NotRequired[int]
