@@ -19,7 +19,8 @@ from shared.errors import Cancelled, Conflict, NotFound
 from shared.files import Storage
 from shared.jobs import jobs, turns
 from shared.jobs.claims import Claim
-from shared.kinds.chat import TokenLogprob, messages_of
+from shared.kinds.chat import CHAT, TokenLogprob, messages_of
+from shared.kinds.rag import RAG
 from shared.redis.events import EventType
 from shared.tables import Conversation, ConversationMessage, Job, Transcript, new_id
 from shared.vocabulary import State
@@ -190,12 +191,15 @@ def erase(session: Transaction, conversation_id: UUID, fair_key: str) -> None:
 # as retention keeps these. A turn of a conversation goes back to the beginning of that.
 
 EARLIER_LIMIT_JOBS = 10_000
+CONTINUABLE = (CHAT.name, RAG.name)
 
 
 def require_continuable(session: Session, job_id: UUID, fair_key: str) -> None:
     """Raises NotFound where the key has no such chat, Conflict where it has not succeeded."""
     row = session.execute(
-        select(Job.state).where(Job.id == job_id, Job.kind == "chat", Job.fair_key == fair_key)
+        select(Job.state).where(
+            Job.id == job_id, Job.kind.in_(CONTINUABLE), Job.fair_key == fair_key
+        )
     ).first()
     if row is None:
         raise NotFound(
@@ -233,11 +237,22 @@ def earlier(
         if job.result_path is not None:
             result = from_json(storage.read(job.result_path))
         result = as_object(result)
-        said = [*messages_of(as_object(job.input)), *result.get("steps", ())]
-        found += [*said, result.get("message", {})]
+        found += said_by_client(job)
+        if job.kind == RAG.name:
+            found.append({"role": "assistant", "content": result.get("answer", "")})
+        else:
+            found += [*result.get("steps", ()), result.get("message", {})]
         session.expunge(job)
     # A model may have said nothing.
     return [message for message in found if message.get("content") or _has_part(message)]
+
+
+def said_by_client(job: Job) -> list[dict[str, Any]]:
+    """The messages that a chat, or a `rag`, was submitted with."""
+    input_ = as_object(job.input)
+    if job.kind != RAG.name:
+        return messages_of(input_)
+    return [*input_.get("earlier", ()), {"role": "user", "content": input_.get("question", "")}]
 
 
 def _has_part(message: dict[str, Any]) -> bool:
@@ -262,11 +277,11 @@ CHAIN = text("""
         SELECT id, 1 AS depth, private AS is_turn,
             CAST(input ->> 'previous_job_id' AS uuid) AS previous_id
         FROM jobs
-        WHERE id = :id AND fair_key = :fair_key AND kind = 'chat' AND state = 'succeeded'
+        WHERE id = :id AND fair_key = :fair_key AND kind IN ('chat', 'rag') AND state = 'succeeded'
         UNION ALL
         SELECT j.id, chain.depth + 1, j.private, CAST(j.input ->> 'previous_job_id' AS uuid)
         FROM chain JOIN jobs j ON j.id = chain.previous_id
-        WHERE j.fair_key = :fair_key AND j.kind = 'chat' AND j.state = 'succeeded'
+        WHERE j.fair_key = :fair_key AND j.kind IN ('chat', 'rag') AND j.state = 'succeeded'
             AND chain.depth < :limit
     )
     SELECT id, is_turn, previous_id FROM chain ORDER BY depth DESC

@@ -143,6 +143,8 @@ PATTERNS = {
 LOCATIONS = {"body", "query", "path", "header"}
 # Members of unions show in pydantic's paths, but not in the document that the user sent.
 QUOTED = re.compile(r"'(\w+)'")
+UNION_TAG = "<"
+"""How those are named that dialects have in places of their own."""
 KIND_TAGS = set(KINDS)
 ITEM_TAGS = {
     *KINDS, "file", "text", "chunk", "document", "system", "user", "assistant", "tool"
@@ -192,6 +194,8 @@ def _field(entry: Mapping[str, Any]) -> str:
         loc = [*loc, entry["ctx"]["discriminator"].strip("'")]
     for n, part in enumerate(loc):
         if n == 0 and part in LOCATIONS:
+            continue
+        if isinstance(part, str) and part.startswith(UNION_TAG):
             continue
         if (n == 1 and part in KIND_TAGS) or (isinstance(loc[n - 1], int) and part in ITEM_TAGS):
             continue

@@ -71,6 +71,8 @@ class RagInput(Shape):
     variables: VariableValues = {}
     rendered: Rendered | None = None
     conversation_id: UUID | None = None
+    previous_job_id: UUID | None = None
+    """A `chat` or `rag` that this one continues; several may continue the same one."""
     earlier: Annotated[list[ChatMessage], Field(fail_fast=True, max_length=1000)] = []
     """What was said before, without system prompts and tools. It goes to the model as far as there
     is room for it, the newest first, and not into the search."""
@@ -86,8 +88,9 @@ class RagInput(Shape):
 
     @model_validator(mode="after")
     def _has_one_history(self) -> Self:
-        if self.earlier and self.conversation_id is not None:
-            raise ValueError("give either earlier or conversation_id")
+        histories = [self.earlier or None, self.conversation_id, self.previous_job_id]
+        if len(histories) - histories.count(None) > 1:
+            raise ValueError("give one of earlier, conversation_id and previous_job_id")
         for n, message in enumerate(self.earlier):
             if message.role in ("system", "tool") or message.tool_calls:
                 raise ValueError(f"earlier.{n} must be of the user or an answer, without tools")

@@ -26,6 +26,7 @@ def answering(
 ) -> Iterator[Process]:
     """A worker that serves these models, besides those of servers, until the end of the block:
     so many threads that generate, and one for all else."""
+    table = handlers()  # what they import takes longer than what they do
     process = make_process(settings, **({"generation_flush_s": 0.01} | changes))
     process.routes = (*ROUTES, *models)
     with process.ledger.begin() as session:
@@ -38,7 +39,7 @@ def answering(
 
     def work(queues: list[str]) -> None:
         while not over.is_set():
-            if not sum(run_next(process, handlers(), queue) for queue in queues):
+            if not sum(run_next(process, table, queue) for queue in queues):
                 over.wait(IDLE_S)
 
     running = [threading.Thread(target=work, args=(CPU_QUEUES,))]

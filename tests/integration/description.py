@@ -30,7 +30,9 @@ def _registry() -> Registry[Any]:
         if schema.get("$recursiveAnchor"):
             _name_recursion(schema, f"urn:openai#/components/schemas/{name}")
     resource = Resource.from_contents(document, default_specification=DRAFT202012)
-    return Registry().with_resource("urn:openai", resource)
+    registry: Registry[Any] = Registry()
+    filled: Registry[Any] = registry.with_resource("urn:openai", resource)
+    return filled
 
 
 @cache

@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter
 from shared.config import Settings
 from tests.integration.answering import answering
 from tests.integration.description import valid
-from tests.integration.ingestion import ingest, new_collection
+from tests.integration.ingestion import new_collection
 from tests.wire.behaviour import Behaviour, Wire
 from tests.wire.ollama_server import served_ollama
 from workers.attempts.process import Process
@@ -75,10 +75,16 @@ def _well(ollama: Wire) -> None:
 
 
 @pytest.fixture(scope="module")
-def collection(worker: Process) -> str:
+def collection(api_url: str, worker: Process) -> str:
     name = new_collection(worker)
     texts = {"hours.md": "We open at nine [1].", "bread.md": "Bread is baked from flour."}
-    ingest(worker, name, texts)
+    sources = [{"type": "text", "name": source, "text": text} for source, text in texts.items()]
+    job = {"kind": "ingest", "input": {"collection": name, "sources": sources}}
+    with httpx.Client(base_url=api_url, timeout=70, trust_env=False) as client:
+        ingest = client.post("/v1/jobs", json=job).json()
+        while ingest["state"] in ("queued", "running"):
+            ingest = client.get(f"/v1/jobs/{ingest['id']}").json()
+    assert ingest["state"] == "succeeded", ingest
     return name
 
 
@@ -350,6 +356,22 @@ class TestFileSearch:
         assert found(filters={"type": "and", "filters": [only, only]}) == ["hours.md"]
         assert found(ranking_options={"score_threshold": 1.0}) == []
 
+    def test_it_can_be_required(self, client: OpenAI, collection: str) -> None:
+        response = create(
+            client,
+            'call search_collection {"query": "flour"}',
+            tools=[self.tool(collection), WEATHER],
+            tool_choice={"type": "file_search"},
+        )
+        assert [item.type for item in response.output] == ["file_search_call", "message"]
+        refused = create(
+            client,
+            'call search_collection {"query": "flour"}',
+            tools=[self.tool(collection)],
+            tool_choice="none",
+        )
+        assert [item.type for item in refused.output] == ["message"]
+
     def test_no_calls_beyond_the_limit(self, client: OpenAI, collection: str) -> None:
         response = create(
             client,
@@ -358,6 +380,31 @@ class TestFileSearch:
             max_tool_calls=0,
         )
         assert [item.type for item in response.output] == ["message"]
+
+
+class TestRag:
+    def test_an_answer_from_a_collection(self, raw: httpx.Client, collection: str) -> None:
+        model = f"rag/{collection}"
+        events = stream(raw, "When do you open?", model=model)
+        response = checked(events[-1]["response"])
+        assert response.model == model
+        (message,) = response.output
+        assert message.type == "message"
+        (text,) = message.content
+        assert text.type == "output_text"
+        assert "We open at nine" in text.text
+        assert text.annotations[0].type == "file_citation"
+        assert text.annotations[0].filename == "hours.md"
+        assert again(raw, response.id) == events
+
+    def test_it_goes_on(self, client: OpenAI, collection: str, ollama: Wire) -> None:
+        model = f"rag/{collection}/{MODEL}"
+        first = create(client, "When?", model=model)
+        second = create(client, "And why?", model=model, previous_response_id=first.id)
+        said = [text for _, text in heard(ollama)]
+        assert said[1] == "When?"
+        create(client, "More.", previous_response_id=second.id)
+        assert [text for _, text in heard(ollama)][0::2] == ["When?", "And why?", "More."]
 
 
 class TestChains:
@@ -455,7 +502,7 @@ class TestConversations:
         create(client, "branch", previous_response_id=first.id)
         assert [text for _, text in heard(ollama)] == [*said[:3], "branch"]
         items = list(client.conversations.items.list(talk.id, order="asc"))
-        assert [item.content[0].text for item in items] == [*said, "three"]  # type: ignore[union-attr]
+        assert [item.content[0].text for item in items] == [*said, "three"]  # type: ignore[union-attr, index]
 
     def test_items_are_added_listed_and_removed(self, client: OpenAI, raw: httpx.Client) -> None:
         talk = client.conversations.create()
@@ -476,7 +523,7 @@ class TestConversations:
         assert [item["id"] for item in reversed(listed["data"])] == [i.id for i in added.data]
         kept = str(added.data[1].id)
         item = client.conversations.items.retrieve(kept, conversation_id=talk.id)
-        assert item.content[0].text == "b"  # type: ignore[union-attr]
+        assert item.content[0].text == "b"  # type: ignore[union-attr, index]
         client.conversations.items.delete(str(added.data[2].id), conversation_id=talk.id)
         client.conversations.items.delete(str(added.data[3].id), conversation_id=talk.id)
         assert [item.id for item in client.conversations.items.list(talk.id)] == [
@@ -503,7 +550,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
      "input", "vector store"),
     ({"input": [{"type": "web_search_call", "id": "a"}]}, "input", "file_search_call"),
     ({"input": [{"role": "assistant", "content": "a"}]}, "input", "must end with"),
-    ({"tools": [{"type": "web_search"}]}, "tools", "web_search"),
+    ({"tools": [{"type": "web_search"}]}, "tools", "function, file_search"),
     ({"tools": [{"type": "code_interpreter", "container": {}}]}, "tools", "file_search"),
     ({"tools": [{"type": "file_search", "vector_store_ids": ["nowhere"]}]}, "tools", "nowhere"),
     ({"tool_choice": "required"}, "tool_choice", "no tools"),

@@ -443,6 +443,15 @@ class Dialogue:
     def spoken(self) -> list[Message]:
         return [line.message for line in self.lines if line.message.role != Role.SYSTEM]
 
+    @property
+    def without_tools(self) -> list[Message]:
+        """What the user and the model have said to each other."""
+        return [
+            message
+            for message in self.spoken
+            if message.role != Role.TOOL and not message.tool_calls
+        ]
+
 
 def load(session: Session, conversation_id: UUID | None) -> Dialogue:
     """Raises NotFound where the conversation was erased."""

@@ -290,7 +290,11 @@ def _generate(
     generator.learn(context.check)
     budget = prompt_budget(generator, chosen.max_tokens)
     with process.ledger.read() as session:
-        before = prompts.load(session, job.conversation_id).spoken
+        before = (
+            prompts.load(session, job.conversation_id)
+            if input_.previous_job_id is None
+            else prompts.continued(session, input_.previous_job_id, job.fair_key, process.storage)
+        ).without_tools
     before = before or [prompts.to_message(message) for message in input_.earlier]
     prompt = build(
         input_.question,

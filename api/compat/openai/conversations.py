@@ -12,14 +12,13 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from api.compat.openai.dialect import OPENAI, WireShape, id_of, uuid_of
+from api.compat.openai.dialect import OPENAI, WireShape, answer_json, id_of, uuid_of
 from api.compat.openai.items import (
     Included,
     InputItem,
     ItemWriter,
     ListOrder,
     Metadata,
-    answer_json,
     chat_messages,
     no_item,
     page_of,
@@ -30,7 +29,7 @@ from shared import conversations
 from shared.errors import InvalidInput, NotFound
 from shared.tables import Conversation, ConversationMessage
 
-PREFIX: Final = "conv_"
+CONVERSATION_PREFIX: Final = "conv_"
 ITEMS_LIMIT = 20
 """Of one request."""
 
@@ -54,12 +53,12 @@ class NewItems(WireShape):
 
 def conversation_of(session: Session, id_: str, fair_key: str) -> Conversation:
     """Raises NotFound, also where it is another key's."""
-    return conversations.get(session, uuid_of(PREFIX, id_, "conversation"), fair_key)
+    return conversations.get(session, uuid_of(CONVERSATION_PREFIX, id_, "conversation"), fair_key)
 
 
 def _view(conversation: Conversation) -> dict[str, Any]:
     return {
-        "id": id_of(PREFIX, conversation.id),
+        "id": id_of(CONVERSATION_PREFIX, conversation.id),
         "object": "conversation",
         "created_at": int(conversation.created_at.timestamp()),
         "metadata": conversation.meta,

@@ -12,48 +12,17 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import Depends, Query, Response
+from fastapi import Depends, Query
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from api.compat.openai.dialect import WireShape
+from api.compat.openai.dialect import Taken, WireShape
+from api.compat.openai.files import file_id_of
+from api.compat.openai.vector_stores import score_of, shown_attributes
 from shared.bounds import Line, ToolArguments, shown
 from shared.errors import InvalidInput
 from shared.kinds.chat import SEARCH_TOOL, ChatResult, ToolSearch
+from shared.kinds.rag import RagResult
 from shared.kinds.search import Hit
-
-Taken = Any
-"""Of a parameter that cannot change an answer: whatever it is, it is passed over."""
-
-
-@dataclass(frozen=True)
-class Unsupported:
-    """A validator of a parameter that is not supported: only what changes nothing passes."""
-
-    remedy: str
-    neutral: Any = None
-
-    def __call__(self, value: Any) -> Any:
-        if value in (None, self.neutral):
-            return value
-        raise ValueError(f"is not supported here: {self.remedy}")
-
-
-def answer_json(body: Any, headers: Mapping[str, str]) -> Response:
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return Response(
-        data.encode("utf-8", "backslashreplace"),
-        headers=dict(headers),
-        media_type="application/json",
-    )
-
-
-EVENT_STREAM = "text/event-stream"
-
-
-def keep_alive(_pause: Any) -> bytes:
-    """A comment, which all clients pass over: the stream lives, and where its job is."""
-    return b": still here\n\n"
-
 
 # Parameters that several routes have.
 
@@ -207,42 +176,41 @@ class ItemReference(WireShape):
     id: Line
 
 
-ITEM_TYPES: Mapping[str, type[WireShape]] = {
-    "message": MessageItem,
-    "function_call": FunctionCallItem,
-    "function_call_output": FunctionCallOutputItem,
-    "file_search_call": FileSearchCallItem,
-    "reasoning": ReasoningItem,
-    "item_reference": ItemReference,
-}
+ITEM_TYPES = (
+    "message", "function_call", "function_call_output", "file_search_call", "reasoning",
+    "item_reference",
+)  # fmt: skip
 
 
-def _type_of(value: Any) -> str:
+def tag_of(value: Any) -> str:
+    """The type of a member of a union, as its tag; no part of the path of an error."""
+    type_ = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return f"<{str(type_)[:100]}>"
+
+
+def _item_tag_of(value: Any) -> str:
     """Messages and references come without a type, too."""
-    if isinstance(value, WireShape):
-        return str(value.type)  # type: ignore[attr-defined]
-    if not isinstance(value, Mapping):
-        return ""
-    type_ = value.get("type")
-    if type_ is None:
-        return "message" if "role" in value else "item_reference" if set(value) == {"id"} else ""
-    return str(type_)[:100]
+    if isinstance(value, Mapping) and value.get("type") is None:
+        if "role" in value:
+            return "<message>"
+        return "<item_reference>" if set(value) <= {"id", "type"} and "id" in value else "<>"
+    return tag_of(value)
+
+
+def none_of(types: Sequence[str], remedy: str) -> Any:
+    """What a union says of a member of another type: keywords of its `Discriminator`."""
+    message = f"is of no type that is supported here ({', '.join(types)}); {remedy}"
+    return {"custom_error_type": "unsupported_type", "custom_error_message": message}
 
 
 InputItem = Annotated[
-    Annotated[MessageItem, Tag("message")]
-    | Annotated[FunctionCallItem, Tag("function_call")]
-    | Annotated[FunctionCallOutputItem, Tag("function_call_output")]
-    | Annotated[FileSearchCallItem, Tag("file_search_call")]
-    | Annotated[ReasoningItem, Tag("reasoning")]
-    | Annotated[ItemReference, Tag("item_reference")],
-    Discriminator(
-        _type_of,
-        custom_error_type="item_type",
-        custom_error_message="is of no type that is supported here: "
-        + ", ".join(ITEM_TYPES)
-        + ". Send what it says as a message",
-    ),
+    Annotated[MessageItem, Tag("<message>")]
+    | Annotated[FunctionCallItem, Tag("<function_call>")]
+    | Annotated[FunctionCallOutputItem, Tag("<function_call_output>")]
+    | Annotated[FileSearchCallItem, Tag("<file_search_call>")]
+    | Annotated[ReasoningItem, Tag("<reasoning>")]
+    | Annotated[ItemReference, Tag("<item_reference>")],
+    Discriminator(_item_tag_of, **none_of(ITEM_TYPES, "send what it says as a message")),
 ]
 
 Resolve = Callable[[str], InputItem]
@@ -317,54 +285,69 @@ MARKER = re.compile(r"\[ *(\d+(?: *[,;] *\d+)*) *\]", re.ASCII)
 """A citation, as `workers/generation/rag.py` has it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CitedFile:
+    """The file that a passage is of."""
+
+    file_id: str
+    name: str
+    attributes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, hit: Hit) -> "CitedFile":
+        """Where nothing more is known of the document."""
+        return cls(
+            file_id=file_id_of(UUID(hit.document_id)),
+            name=hit.source,
+            attributes=shown_attributes(hit.metadata),
+        )
+
+
 @dataclass(kw_only=True)
 class Passages:
-    """What the searches of a job have found, by the numbers that it is cited by."""
+    """What the searches of a job have found, by the numbers that it is cited by; and the files that
+    it is of, by document."""
 
     hits: dict[int, Hit] = field(default_factory=dict)
-    by_call: dict[str, ToolSearch] = field(default_factory=dict)
+    files: dict[str, CitedFile] = field(default_factory=dict)
 
     def add(self, search: ToolSearch) -> None:
-        self.by_call[search.call_id] = search
         self.hits.update(enumerate(search.hits, start=search.first))
 
+    def file_of(self, hit: Hit) -> CitedFile:
+        return self.files.get(hit.document_id) or CitedFile.of(hit)
 
-def citations(text: str, passages: Passages) -> list[dict[str, Any]]:
-    """The annotations of a text: one for each passage of each marker, at the marker's place."""
-    if not passages.hits:
-        return []
-    return [
-        {
-            "type": "file_citation",
-            "index": match.start(),
-            "file_id": file_id_of(passages.hits[number]),
-            "filename": passages.hits[number].source,
-        }
-        for match in MARKER.finditer(text)
-        for number in map(int, re.findall(r"\d+", match[1][:100]))
-        if number in passages.hits
-    ]
+    def citations(self, text: str) -> list[dict[str, Any]]:
+        """The annotations of a text: one for each passage of each marker, at the marker's place."""
+        if not self.hits:
+            return []
+        cited = [
+            (match.start(), self.file_of(self.hits[number]))
+            for match in MARKER.finditer(text)
+            for number in map(int, re.findall(r"\d+", match[1][:100]))
+            if number in self.hits
+        ]
+        return [
+            {
+                "type": "file_citation",
+                "index": at,
+                "file_id": file.file_id,
+                "filename": file.name,
+            }
+            for at, file in cited
+        ]
 
-
-def file_id_of(hit: Hit) -> str:
-    return f"file-{UUID(hit.document_id).hex}"
-
-
-def search_results(search: ToolSearch) -> list[dict[str, Any]]:
-    return [
-        {
-            "file_id": file_id_of(hit),
-            "filename": hit.source,
-            "score": min(max(hit.score, 0.0), 1.0),
-            "text": hit.text,
-            "attributes": {
-                key: value
-                for key, value in hit.metadata.items()
-                if isinstance(value, str | int | float)
-            },
-        }
-        for hit in search.hits
-    ]
+    def results(self, search: ToolSearch) -> list[dict[str, Any]]:
+        return [
+            {
+                "file_id": (file := self.file_of(hit)).file_id,
+                "filename": file.name,
+                "score": score_of(hit),
+                "text": hit.text,
+                "attributes": dict(file.attributes),
+            }
+            for hit in search.hits
+        ]
 
 
 def output_text(
@@ -383,6 +366,7 @@ class ItemWriter:
     """Writes what an assistant said and called, as items of one job or conversation."""
 
     owner: UUID
+    passages: Passages = field(default_factory=Passages)
     with_results: bool = False
     """Whether searches show what they have found."""
 
@@ -422,7 +406,7 @@ class ItemWriter:
             "queries": [query] if isinstance(query, str) else [],
         }
         if self.with_results:
-            item["results"] = search_results(search) if search is not None else None
+            item["results"] = self.passages.results(search) if search is not None else None
         return item
 
     def message_items(
@@ -502,6 +486,21 @@ def settled_turns(steps: Sequence[Mapping[str, Any]]) -> list[Turn]:
         for message in steps
         if message["role"] == "assistant"
     ]
+
+
+def read_result(values: Mapping[str, Any], passages: Passages) -> ChatResult:
+    """The result of a `chat`, or that of a `rag` as one; the passages that it cites are added."""
+    if "answer" not in values:
+        return ChatResult.model_validate(values)
+    answered = RagResult.model_validate(values)
+    for citation in answered.citations:
+        passages.hits[int(citation.marker.strip("[]"))] = citation
+    return ChatResult(
+        message={"role": "assistant", "content": answered.answer},
+        model=answered.model,
+        usage=answered.usage,
+        finish_reason=answered.finish_reason,
+    )
 
 
 def no_item(id_: str) -> str:

@@ -12,9 +12,7 @@ from typing import Any
 
 from api.compat.openai.items import (
     ItemWriter,
-    Passages,
     Turn,
-    citations,
     output_text,
     settled_turns,
     turns_of,
@@ -75,7 +73,6 @@ class ResponseEvents:
     number: int = -1
     """Of the last event."""
     output: list[dict[str, Any]] = field(default_factory=list)
-    _passages: Passages = field(default_factory=Passages)
     _turns: int = 0
     """How many turns are settled."""
     _calls: int = 0
@@ -211,7 +208,7 @@ class ResponseEvents:
         message.waiting = turn.text[message.written_chars :]
         yield from self._deltas(message, is_whole=True)
         self._message = None
-        annotations = citations(turn.text, self._passages)
+        annotations = self.writer.passages.citations(turn.text)
         part = output_text(turn.text, annotations, logprobs)
         item = self.writer.message(len(self.output), [part], status)
         place = self._part_of(item)
@@ -246,7 +243,7 @@ class ResponseEvents:
 
     def _search_ends(self, call: Mapping[str, Any], search: ToolSearch | None) -> Iterator[Event]:
         if search is not None:
-            self._passages.add(search)
+            self.writer.passages.add(search)
         item = self.writer.file_search_call(len(self.output), call, search)
         place = {"item_id": item["id"], "output_index": len(self.output)}
         yield from self._event("response.file_search_call.completed", **place)

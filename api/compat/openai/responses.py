@@ -1,54 +1,79 @@
 """Responses: jobs of the kind `chat`, whose ids are made of the jobs' own.
 
-What a chat's input does not have of a request is in the job's metadata, under `openai.response`; so
-a response is there as long as its job. One that names `previous_response_id` continues that job
-(`shared/conversations.py`); one with a `conversation` is a turn of it.
+Those of a model `rag/<collection>` are jobs of the kind `rag`. What a job's input does not have of
+a request is in the job's metadata, under `openai.response`; so a response is there as long as its
+job. One that names `previous_response_id` continues that job (`shared/conversations.py`); one with
+a `conversation` is a turn of it.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import replace
-from typing import Annotated, Any, Final, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, Literal, Protocol
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
-from sqlalchemy import select
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.compat import calls
 from api.compat.calls import Caller, CallerDep, Outcome, StreamedAnswer, ToolNews
 from api.compat.dialect import Problem, ProblemError
-from api.compat.openai.conversations import conversation_of
+from api.compat.openai.conversations import CONVERSATION_PREFIX, conversation_of
 from api.compat.openai.dialect import (
+    EVENT_STREAM,
     OPENAI,
+    Endpoint,
+    JobOfCall,
+    Taken,
+    Unsupported,
     WireShape,
+    answer_json,
     error_of,
     id_of,
+    keep_alive,
     uuid_of,
 )
+from api.compat.openai.files import file_id_of
 from api.compat.openai.items import (
-    EVENT_STREAM,
     ITEMS_LIMIT,
     WITH_LOGPROBS,
     WITH_RESULTS,
+    CitedFile,
     Include,
     Included,
     InputItem,
     ItemWriter,
     ListOrder,
     Metadata,
-    Taken,
-    Unsupported,
-    answer_json,
+    Passages,
     chat_messages,
-    keep_alive,
     no_item,
+    none_of,
     owner_of,
     page_of,
+    read_result,
+    tag_of,
 )
+from api.compat.openai.models import RAG_PREFIX, RagModel, outcome_for, rag_of, submit_for, writes
 from api.compat.openai.response_events import Event, ResponseEvents, frame, output_of
+from api.compat.openai.vector_stores import (
+    RANKERS,
+    SearchRanking,
+    shown_attributes,
+    translate_filter,
+    usable_store,
+)
 from api.deps import FairKey, Parts, PartsDep
 from api.http.body import StrictRoute
 from api.http.errors import problem_of_job
@@ -56,23 +81,25 @@ from api.jobs import waiting
 from api.jobs.texts import TextPiece
 from api.routes.files import forget_folder
 from shared import conversations
-from shared.bounds import JsonSchema, Line, ModelName, Paragraph, as_object
+from shared.bounds import COLLECTION_NAME, JsonSchema, Line, ModelName, Paragraph, as_object, shown
+from shared.config import EXTRACTIVE, Settings
+from shared.documents import attachments
 from shared.errors import Conflict, NotFound
-from shared.filters import escaped
+from shared.filters import MetadataFilter
 from shared.jobs import jobs
-from shared.jobs.submission import NewJob, Submitted
+from shared.jobs.submission import Submitted
 from shared.kinds.chat import (
     CALLS_LIMIT,
     CHAT,
     SEARCH_TOOL,
-    ChatInput,
     ChatResult,
     FunctionSpec,
+    Parameters,
     ToolSearch,
-    messages_of,
 )
-from shared.kinds.search import COLLECTIONS_LIMIT
-from shared.tables import Collection, Job, Step
+from shared.kinds.rag import RAG
+from shared.kinds.search import COLLECTIONS_LIMIT, Hit
+from shared.tables import Job, Step
 from shared.vocabulary import ENDED, Lane, State
 
 PREFIX: Final = "resp_"
@@ -84,6 +111,9 @@ KEY: Final = "openai.response"
 TEXT_CHARS = 1_000_000
 TOOLS_LIMIT = 64
 RESULTS_LIMIT = 50
+MODES = ("none", "auto", "required")
+FORMATS = ("text", "json_object", "json_schema")
+TOOLS = ("function", "file_search")
 
 
 class FunctionTool(WireShape):
@@ -114,12 +144,9 @@ class FunctionTool(WireShape):
         }
 
 
-class RankingOptions(WireShape):
-    ranker: Taken = None
-    score_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    hybrid_search: Annotated[
-        Any, AfterValidator(Unsupported("a collection weighs words and meaning itself"))
-    ] = None
+def _is_filter(value: Any) -> Any:
+    MetadataFilter.read(translate_filter(value))
+    return value
 
 
 class FileSearchTool(WireShape):
@@ -128,33 +155,38 @@ class FileSearchTool(WireShape):
         list[Line], Field(fail_fast=True, min_length=1, max_length=COLLECTIONS_LIMIT)
     ]
     max_num_results: Annotated[int, Field(ge=1, le=RESULTS_LIMIT)] = 20
-    ranking_options: RankingOptions = RankingOptions()
-    filters: dict[str, Any] | None = None
+    ranking_options: SearchRanking = SearchRanking()
+    filters: Annotated[Any, AfterValidator(_is_filter)] = None
 
     def ours(self, names: Sequence[str]) -> dict[str, Any]:
         """`names` are the collections'."""
-        tool: dict[str, Any] = {
-            "type": SEARCH_TOOL, "collections": list(names), "k": self.max_num_results,
-            "least_score": self.ranking_options.score_threshold,
-        }  # fmt: skip
-        if self.filters is not None:
-            tool["search"] = {"filter": filter_of(self.filters)}
-        return tool
+        where = None if self.filters is None else translate_filter(self.filters)
+        return {
+            "type": SEARCH_TOOL,
+            "collections": list(names),
+            "k": self.max_num_results,
+            "least_score": self.ranking_options.score_threshold or None,
+            "search": {"type": RANKERS[self.ranking_options.ranker], "filter": where},
+        }
 
     def echo(self) -> dict[str, Any]:
-        echo: dict[str, Any] = {
+        ranking = self.ranking_options
+        return {
             "type": "file_search",
             "vector_store_ids": self.vector_store_ids,
             "max_num_results": self.max_num_results,
             "filters": self.filters,
-            "ranking_options": {"ranker": self.ranking_options.ranker or "auto"},
+            "ranking_options": {
+                "ranker": "default-2024-11-15" if ranking.ranker != "auto" else "auto",
+                "score_threshold": ranking.score_threshold,
+            },
         }
-        if self.ranking_options.score_threshold is not None:
-            echo["ranking_options"]["score_threshold"] = self.ranking_options.score_threshold
-        return echo
 
 
-Tool = Annotated[FunctionTool | FileSearchTool, Field(discriminator="type")]
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("<function>")] | Annotated[FileSearchTool, Tag("<file_search>")],
+    Discriminator(tag_of, **none_of(TOOLS, "describe it as a function, and run it yourself")),
+]
 
 
 class FunctionChoice(WireShape):
@@ -166,7 +198,11 @@ class FileSearchChoice(WireShape):
     type: Literal["file_search"]
 
 
-NamedTool = Annotated[FunctionChoice | FileSearchChoice, Field(discriminator="type")]
+NamedTool = Annotated[
+    Annotated[FunctionChoice, Tag("<function>")]
+    | Annotated[FileSearchChoice, Tag("<file_search>")],
+    Discriminator(tag_of, **none_of(TOOLS, "leave it out")),
+]
 
 
 class AllowedTools(WireShape):
@@ -175,8 +211,18 @@ class AllowedTools(WireShape):
     tools: Annotated[list[NamedTool], Field(fail_fast=True, min_length=1, max_length=TOOLS_LIMIT)]
 
 
+def _choice_tag_of(value: Any) -> str:
+    return "<mode>" if isinstance(value, str) else tag_of(value)
+
+
 ToolChoice = Annotated[
-    FunctionChoice | FileSearchChoice | AllowedTools, Field(discriminator="type")
+    Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
+    | Annotated[FunctionChoice, Tag("<function>")]
+    | Annotated[FileSearchChoice, Tag("<file_search>")]
+    | Annotated[AllowedTools, Tag("<allowed_tools>")],
+    Discriminator(
+        _choice_tag_of, **none_of((*MODES, *TOOLS, "allowed_tools"), "name one of these")
+    ),
 ]
 
 
@@ -207,7 +253,10 @@ class JsonSchemaFormat(WireShape):
 
 class TextOptions(WireShape):
     format: Annotated[
-        TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+        Annotated[TextFormat, Tag("<text>")]
+        | Annotated[JsonObjectFormat, Tag("<json_object>")]
+        | Annotated[JsonSchemaFormat, Tag("<json_schema>")],
+        Discriminator(tag_of, **none_of(FORMATS, "name one of these")),
     ] = TextFormat()
     verbosity: Annotated[
         Any, AfterValidator(Unsupported("ask for it in the instructions", "medium"))
@@ -231,9 +280,24 @@ class ConversationReference(WireShape):
     id: Line
 
 
+def _as_reference(value: Any) -> Any:
+    return {"id": value} if isinstance(value, str) else value
+
+
+def _as_items(value: Any) -> Any:
+    """A text is a message of the user."""
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
 class InputText(WireShape):
     type: Literal["input_text"]
     text: Annotated[str, Field(max_length=TEXT_CHARS)]
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return InputText.model_validate(value).text
+    return value
 
 
 class StoredPrompt(WireShape):
@@ -243,18 +307,20 @@ class StoredPrompt(WireShape):
     id: Annotated[str, Field(max_length=80)]
     version: Annotated[str, Field(max_length=10)] | None = None
     variables: Annotated[
-        dict[Line, Annotated[str, Field(max_length=TEXT_CHARS)] | InputText], Field(max_length=100)
+        dict[
+            Line,
+            Annotated[
+                str,
+                Field(max_length=TEXT_CHARS),
+                BeforeValidator(_as_text, json_schema_input_type=str | InputText),
+            ],
+        ],
+        Field(max_length=100),
     ] = {}
 
     @property
     def reference(self) -> str:
         return self.id if self.version is None else f"{self.id}@{self.version}"
-
-    def values(self) -> dict[str, str]:
-        return {
-            name: value if isinstance(value, str) else value.text
-            for name, value in self.variables.items()
-        }
 
 
 class StreamOptions(WireShape):
@@ -272,16 +338,25 @@ class ResponseRequest(WireShape):
     model: ModelName | None = None
     """The server's own where none is named."""
     input: (
-        Annotated[str, Field(min_length=1, max_length=TEXT_CHARS)]
-        | Annotated[list[InputItem], Field(fail_fast=True, min_length=1, max_length=ITEMS_LIMIT)]
+        Annotated[
+            list[InputItem],
+            Field(fail_fast=True, min_length=1, max_length=ITEMS_LIMIT),
+            BeforeValidator(_as_items, json_schema_input_type=str | list[InputItem]),
+        ]
         | None
     ) = None
     prompt: StoredPrompt | None = None
     instructions: Annotated[str, Field(max_length=TEXT_CHARS)] | None = None
     previous_response_id: Line | None = None
-    conversation: Line | ConversationReference | None = None
+    conversation: (
+        Annotated[
+            ConversationReference,
+            BeforeValidator(_as_reference, json_schema_input_type=str | ConversationReference),
+        ]
+        | None
+    ) = None
     tools: Annotated[list[Tool], Field(fail_fast=True, max_length=TOOLS_LIMIT)] = []
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice = "auto"
+    tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     max_tool_calls: Annotated[int, Field(ge=0, le=CALLS_LIMIT)] | None = None
     text: TextOptions = TextOptions()
@@ -313,14 +388,6 @@ class ResponseRequest(WireShape):
     access_programs: Annotated[Any, AfterValidator(Unsupported("leave it out"))] = None
 
     @property
-    def items(self) -> Sequence[InputItem]:
-        if self.input is None:
-            return []
-        if isinstance(self.input, str):
-            return ITEMS.validate_python([{"role": "user", "content": self.input}])
-        return self.input
-
-    @property
     def with_results(self) -> bool:
         return WITH_RESULTS in self.include
 
@@ -336,38 +403,7 @@ class ResponseRequest(WireShape):
         return Lane.NORMAL if window == "soonest" else Lane.BULK
 
 
-ITEMS: Final[TypeAdapter[list[InputItem]]] = TypeAdapter(list[InputItem])
 ITEM: Final[TypeAdapter[InputItem]] = TypeAdapter(InputItem)
-
-
-# Vector stores are collections.
-
-COMPARISONS = {
-    "eq": "$eq", "ne": "$ne", "gt": "$gt", "gte": "$gte", "lt": "$lt", "lte": "$lte",
-    "in": "$in", "nin": "$nin",
-}  # fmt: skip
-
-
-def filter_of(value: Any, depth: int = 1) -> dict[str, Any]:
-    type_ = value.get("type") if isinstance(value, dict) else None
-    if type_ in ("and", "or") and isinstance(value.get("filters"), list) and depth < 16:
-        return {f"${type_}": [filter_of(part, depth + 1) for part in value["filters"]]}
-    if type_ in COMPARISONS and isinstance(value.get("key"), str) and "value" in value:
-        return {escaped(value["key"]): {COMPARISONS[type_]: value["value"]}}
-    raise ValueError("is no filter")
-
-
-def names_of(session: Session, ids: Sequence[str], param: str) -> list[str]:
-    names = []
-    for id_ in ids:
-        if id_.startswith("vs_"):
-            row = session.get(Collection, uuid_of("vs_", id_, "vector store"))
-        else:
-            row = session.scalar(select(Collection).where(Collection.name == id_))
-        if row is None or row.erasing_at is not None:
-            raise wrong(param, f"there is no vector store {id_!r}", status=404)
-        names.append(row.name)
-    return list(dict.fromkeys(names))
 
 
 # From a request to a job.
@@ -379,36 +415,56 @@ def wrong(param: str, detail: str, *, code: str | None = None, status: int = 400
     return ProblemError(Problem(status=status, detail=f"{param}: {detail}", fields=fields))
 
 
-def new_response(parts: Parts, caller: Caller, request: ResponseRequest) -> NewJob:
-    """The job of a response. Blocks. Raises ProblemError or InvalidInput for what cannot be run."""
-    with parts.ledger.read() as session:
-        values = _chat_values(parts, session, caller.fair_key, request)
-    values = {k: v for k, v in values.items() if k in ChatInput.model_fields}  # HACK
-    values["parameters"].pop("logprobs", None)  # HACK
-    job_input = calls.input_of(CHAT, values)
-    identity = request.model_dump(mode="json", exclude_unset=True)
-    new = calls.new_job(parts, caller, CHAT, job_input, identity=identity, lane=request.lane)
-    return replace(new, metadata={**request.metadata, KEY: echo_of(request, job_input)})
+class Lookup(Protocol):
+    """What of a request is somewhere else."""
+
+    def collections(self, ids: Sequence[str], param: str) -> list[str]:
+        """The names of vector stores."""
+
+    def item(self, id_: str) -> InputItem:
+        """The item that a reference means."""
+
+    def previous(self, id_: str) -> str:
+        """The id of the job of a response that is continued."""
+
+    def conversation(self, id_: str) -> str:
+        """The id of a conversation of Sluice."""
 
 
-def _chat_values(
-    parts: Parts, session: Session, fair_key: str, request: ResponseRequest
-) -> dict[str, Any]:
+def response_job(request: ResponseRequest, settings: Settings, lookup: Lookup) -> JobOfCall:
+    """A `chat`, or a `rag` of a model `rag/<collection>`. Raises InvalidInput, and ProblemError
+    where something is not there that the request names."""
     if request.previous_response_id is not None and request.conversation is not None:
         raise wrong("conversation", "give either previous_response_id or conversation")
     if request.background and not request.store:
         raise wrong("store", "a response in the background is stored; send store: true")
-
-    def resolve(id_: str) -> Any:
-        return _stored_item(parts, session, fair_key, id_)
-
-    messages = chat_messages(request.items, resolve)
-    spoken = [message["role"] for message in messages if message["role"] != "system"]
     if request.input is None and request.prompt is None:
         raise wrong("input", "is required: a text, or a list of items")
+    messages = chat_messages(request.input or [], lookup.item)
+    spoken = [message["role"] for message in messages if message["role"] != "system"]
     if request.input is not None and (not spoken or spoken[-1] == "assistant"):
         raise wrong("input", "must end with a message of the user, or with a function_call_output")
-    tools, choice = _tools(session, request)
+    rag = None if request.model is None else rag_of(request.model)
+    if rag is None:
+        kind, values = CHAT, _chat_values(request, messages, lookup)
+    else:
+        kind, values = RAG, _rag_values(request, messages, rag, settings)
+    if request.previous_response_id is not None:
+        values["previous_job_id"] = lookup.previous(request.previous_response_id)
+    if request.conversation is not None:
+        values["conversation_id"] = lookup.conversation(request.conversation.id)
+    echo = echo_of(request, request.model or settings.generation_model)
+    return JobOfCall(
+        kind=kind,
+        input=calls.input_of(kind, values),
+        metadata={**request.metadata, KEY: echo},
+    )
+
+
+def _chat_values(
+    request: ResponseRequest, messages: Sequence[Mapping[str, Any]], lookup: Lookup
+) -> dict[str, Any]:
+    tools, choice = _tools(request, lookup)
     values: dict[str, Any] = {
         "model": request.model,
         "messages": messages,
@@ -422,12 +478,54 @@ def _chat_values(
         "parameters": _parameters(request),
     }
     if request.prompt is not None:
-        values |= {"prompt": request.prompt.reference, "variables": request.prompt.values()}
-    if request.previous_response_id is not None:
-        values["previous_job_id"] = _previous(session, fair_key, request.previous_response_id)
-    if request.conversation is not None:
-        values["conversation_id"] = _conversation(session, fair_key, request.conversation)
+        values |= {"prompt": request.prompt.reference, "variables": request.prompt.variables}
     return values
+
+
+def _rag_values(
+    request: ResponseRequest,
+    messages: Sequence[Mapping[str, Any]],
+    rag: RagModel,
+    settings: Settings,
+) -> dict[str, Any]:
+    """The last message is the question; what was said before goes to the model, too."""
+    refused = {
+        "tools": request.tools,
+        "prompt": request.prompt,
+        "top_logprobs": request.top_logprobs,
+    }
+    for name, value in refused.items():
+        if value:
+            raise wrong(name, "is not supported by models rag/<collection>; leave it out")
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    *earlier, last = (message for message in messages if message["role"] != "system")
+    has_tools = any(m["role"] == "tool" or m.get("tool_calls") for m in (*earlier, last))
+    if has_tools or last["role"] != "user":
+        raise wrong("input", "must be without calls of tools for models rag/<collection>")
+    values: dict[str, Any] = {"collection": rag.collection, "question": last["content"]}
+    if rag.model is not None:
+        values["model"] = rag.model
+    if (rag.model or settings.generation_model) == EXTRACTIVE:
+        # It quotes: there is nothing to sample, and what was said before changes nothing.
+        if not isinstance(request.text.format, TextFormat):
+            raise wrong(
+                "text.format",
+                f"is for models that generate text; {request.model} quotes passages. Name a model "
+                f"behind the collection, as {RAG_PREFIX}{rag.collection}/ollama/llama3.2",
+            )
+        return values
+    if earlier and (request.conversation or request.previous_response_id):
+        raise wrong("input", "must be one message for models rag/<collection> that go on")
+    if request.instructions:
+        system.insert(0, request.instructions)
+    return values | {
+        "parameters": _parameters(request),
+        "response_format": request.text.format.ours(),
+        "instructions": "\n\n".join(system) or None,
+        "earlier": [
+            {"role": message["role"], "content": message["content"]} for message in earlier
+        ],
+    }
 
 
 def _parameters(request: ResponseRequest) -> dict[str, Any]:
@@ -443,90 +541,113 @@ def _parameters(request: ResponseRequest) -> dict[str, Any]:
 
 
 def _tools(
-    session: Session, request: ResponseRequest
+    request: ResponseRequest, lookup: Lookup
 ) -> tuple[list[dict[str, Any]], Literal["auto", "none", "required"]]:
     """The tools that the model may call, and whether it has to call one."""
-    searches = [n for n, tool in enumerate(request.tools) if isinstance(tool, FileSearchTool)]
-    if len(searches) > 1:
-        raise wrong(
-            f"tools.{searches[1]}",
-            "there is one file_search already; name all vector_store_ids there",
-        )
-    ours: list[tuple[str, dict[str, Any]]] = []
+    ours: dict[str, dict[str, Any]] = {}
     for number, tool in enumerate(request.tools):
-        if isinstance(tool, FunctionTool):
-            if tool.name == SEARCH_TOOL:
-                raise wrong(f"tools.{number}.name", f"{tool.name} is taken; give another name")
-            ours.append((tool.name, tool.ours()))
+        if isinstance(tool, FileSearchTool):
+            if SEARCH_TOOL in ours:
+                raise wrong(
+                    f"tools.{number}",
+                    "there is one file_search already; name all vector_store_ids there",
+                )
+            param = f"tools.{number}.vector_store_ids"
+            ours[SEARCH_TOOL] = tool.ours(lookup.collections(tool.vector_store_ids, param))
+        elif tool.name in ours or tool.name == SEARCH_TOOL:
+            raise wrong(f"tools.{number}.name", f"{tool.name} is taken; give another name")
         else:
-            names = names_of(session, tool.vector_store_ids, f"tools.{number}.vector_store_ids")
-            try:
-                ours.append((SEARCH_TOOL, tool.ours(names)))
-            except ValueError as error:
-                raise wrong(f"tools.{number}.filters", str(error)) from error
+            ours[tool.name] = tool.ours()
     choice = request.tool_choice
     if isinstance(choice, str):
         if choice == "required" and not ours:
             raise wrong("tool_choice", "is required, and there are no tools")
-        return [tool for _, tool in ours], choice
-    named = choice.tools if isinstance(choice, AllowedTools) else [choice]
-    names_ = {tool.name if isinstance(tool, FunctionChoice) else SEARCH_TOOL for tool in named}
-    unknown = names_ - {name for name, _ in ours}
-    if unknown:
-        raise wrong("tool_choice", f"names {sorted(unknown)[0]!r}, which is not among tools")
+        return list(ours.values()), choice
+    chosen = choice.tools if isinstance(choice, AllowedTools) else [choice]
+    names = {tool.name if isinstance(tool, FunctionChoice) else SEARCH_TOOL for tool in chosen}
+    for name in sorted(names - ours.keys()):
+        known = "file_search" if name == SEARCH_TOOL else name
+        raise wrong("tool_choice", f"names the tool {shown(known)}, which is not in tools")
     mode = choice.mode if isinstance(choice, AllowedTools) else "required"
-    return [tool for name, tool in ours if name in names_], mode
+    return [tool for name, tool in ours.items() if name in names], mode
 
 
-def _previous(session: Session, fair_key: str, id_: str) -> str:
-    try:
-        job = _job(session, id_, fair_key)
-        conversations.require_continuable(session, job.id, fair_key)
-    except NotFound as error:
-        raise wrong(
-            "previous_response_id",
-            f"there is no response {id_!r}; it may have been deleted, not stored, or removed by "
-            "retention (SLUICE_RETENTION_DAYS). Send its items as input",
-            code="previous_response_not_found",
-        ) from error
-    except Conflict as error:
-        raise wrong(
-            "previous_response_id",
-            f"the response {id_!r} is not completed; wait for its end, or continue another one",
-            code="previous_response_not_completed",
-        ) from error
-    return str(job.id)
+@dataclass(frozen=True, kw_only=True)
+class StoredLookup:
+    """What the key has stored. Raises ProblemError."""
+
+    parts: Parts
+    session: Session
+    fair_key: str
+
+    def collections(self, ids: Sequence[str], param: str) -> list[str]:
+        stores = [usable_store(self.session, id_, param) for id_ in ids]
+        return list(dict.fromkeys(store.name for store in stores))
+
+    def item(self, id_: str) -> InputItem:
+        owner = owner_of(id_)
+        if owner is not None:
+            with suppress(NotFound, ProblemError, ValidationError, StopIteration):
+                job = _job(self.session, id_of(PREFIX, owner), self.fair_key)
+                items = _all_items(self.parts, self.session, job)
+                return next(ITEM.validate_python(item) for item in items if item["id"] == id_)
+        raise wrong("input", no_item(id_), status=404)
+
+    def previous(self, id_: str) -> str:
+        try:
+            job = _job(self.session, id_, self.fair_key)
+            conversations.require_continuable(self.session, job.id, self.fair_key)
+        except NotFound as error:
+            raise wrong(
+                "previous_response_id",
+                f"there is no response {shown(id_)}; it may have been deleted, not stored, or "
+                "removed by retention (SLUICE_RETENTION_DAYS). Send its items as input",
+                code="previous_response_not_found",
+            ) from error
+        except Conflict as error:
+            raise wrong(
+                "previous_response_id",
+                f"the response {shown(id_)} is not completed; wait for its end, or continue "
+                "another one",
+                code="previous_response_not_completed",
+            ) from error
+        return str(job.id)
+
+    def conversation(self, id_: str) -> str:
+        try:
+            return str(conversation_of(self.session, id_, self.fair_key).id)
+        except NotFound as error:
+            raise wrong("conversation", error.message, status=404) from error
 
 
-def _conversation(session: Session, fair_key: str, value: str | ConversationReference) -> str:
-    id_ = value if isinstance(value, str) else value.id
-    return str(conversation_of(session, id_, fair_key).id)
+class NoLookup:
+    """For requests that are read where nothing stored can be looked up, as lines of a batch. What
+    they name is looked for when they are submitted."""
 
+    def collections(self, ids: Sequence[str], param: str) -> list[str]:
+        for id_ in ids:
+            if id_.startswith("vs_") or not re.fullmatch(COLLECTION_NAME, id_):
+                raise wrong(param, f"name the collection itself here, not {shown(id_)}")
+        return list(dict.fromkeys(ids))
 
-def _stored_item(parts: Parts, session: Session, fair_key: str, id_: str) -> Any:
-    """The item that a reference means. Raises ProblemError."""
-    owner = owner_of(id_)
-    if owner is not None:
-        with suppress(NotFound, ProblemError, ValidationError):
-            job = _job(session, id_of(PREFIX, owner), fair_key)
-            result = _result(parts, job)
-            writer = ItemWriter(owner=job.id, with_results=True)
-            items = [
-                *writer.input_items(_input_messages(parts, session, job)),
-                *output_of(writer, result, is_incomplete=False),
-            ]
-            return next(ITEM.validate_python(item) for item in items if item["id"] == id_)
-    raise wrong("input", no_item(id_), status=404)
+    def item(self, id_: str) -> InputItem:
+        raise wrong("input", f"send the item itself here, not a reference to {shown(id_)}")
+
+    def previous(self, id_: str) -> str:
+        return str(uuid_of(PREFIX, id_, "response"))
+
+    def conversation(self, id_: str) -> str:
+        return str(uuid_of(CONVERSATION_PREFIX, id_, "conversation"))
 
 
 # How a response is written.
 
 
-def echo_of(request: ResponseRequest, job_input: ChatInput) -> dict[str, Any]:
+def echo_of(request: ResponseRequest, model: str) -> dict[str, Any]:
     """What a response says of its request."""
-    choice = request.tool_choice
-    conversation = request.conversation
+    choice, prompt, default = request.tool_choice, request.prompt, Parameters()
     echo: dict[str, Any] = {
+        "model": model,
         "background": request.background,
         "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens,
@@ -534,63 +655,58 @@ def echo_of(request: ResponseRequest, job_input: ChatInput) -> dict[str, Any]:
         "metadata": request.metadata,
         "parallel_tool_calls": request.parallel_tool_calls,
         "previous_response_id": request.previous_response_id,
-        "prompt": None if request.prompt is None else request.prompt.model_dump(exclude_none=True),
+        "prompt": None if prompt is None else prompt.model_dump(exclude_none=True),
         "prompt_cache_key": request.prompt_cache_key,
         "reasoning": {"effort": request.reasoning.effort, "summary": None},
         "safety_identifier": request.safety_identifier,
         "service_tier": "default",
         "store": request.store,
-        "temperature": job_input.parameters.temperature,
+        "temperature": default.temperature if request.temperature is None else request.temperature,
         "text": request.text.echo(),
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
         "tools": [tool.echo() for tool in request.tools],
         "top_logprobs": request.top_logprobs or 0,
-        "top_p": job_input.parameters.top_p,
+        "top_p": default.top_p if request.top_p is None else request.top_p,
         "truncation": request.truncation,
     }
-    if conversation is not None:
-        id_ = conversation if isinstance(conversation, str) else conversation.id
-        echo["conversation"] = {"id": id_}
+    if request.conversation is not None:
+        echo["conversation"] = {"id": request.conversation.id}
     if request.user is not None:
         echo["user"] = request.user
     return echo
 
 
-def snapshot(
-    job_id: UUID, created_at: float, model: str, echo: Mapping[str, Any]
-) -> dict[str, Any]:
+def snapshot(job_id: UUID, created_s: float, echo: Mapping[str, Any]) -> dict[str, Any]:
     """A response of which nothing has come yet."""
     return {
         "id": id_of(PREFIX, job_id),
         "object": "response",
-        "created_at": int(created_at),
+        "created_at": int(created_s),
         "status": "in_progress",
         "completed_at": None,
         "error": None,
         "incomplete_details": None,
-        "model": model,
         "output": [],
         **echo,
     }
 
 
 def _begun(job: Job) -> dict[str, Any]:
-    model = str(as_object(job.input).get("model", ""))
-    return snapshot(job.id, job.created_at.timestamp(), model, _echo(job))
+    return snapshot(job.id, job.created_at.timestamp(), _echo(job))
 
 
 def _echo(job: Job) -> Mapping[str, Any]:
     return as_object(as_object(job.meta).get(KEY))
 
 
-def _ended(begun: Mapping[str, Any], result: ChatResult, completed_at: float) -> dict[str, Any]:
+def _ended(begun: Mapping[str, Any], result: ChatResult, completed_s: float) -> dict[str, Any]:
     """A response that has been answered, less its output."""
     is_cut = result.finish_reason == "length"
     usage = result.usage
     return {
         **begun,
         "status": "incomplete" if is_cut else "completed",
-        "completed_at": None if is_cut else int(completed_at),
+        "completed_at": None if is_cut else int(completed_s),
         "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
         "usage": {
             "input_tokens": usage.prompt_tokens,
@@ -607,73 +723,111 @@ def _failed(begun: Mapping[str, Any], job: Job) -> dict[str, Any]:
         return {**begun, "status": "cancelled"}
     problem = problem_of_job(job.error or {})
     code = "invalid_prompt" if problem.status < 500 else "server_error"
-    if problem.status == 429:
-        code = "rate_limit_exceeded"
     return {**begun, "status": "failed", "error": {"code": code, "message": problem.detail}}
 
 
 def logprobs_of(result: ChatResult) -> list[dict[str, Any]]:
     return [
         {
-            "token": one.token,
-            "logprob": one.logprob,
-            "bytes": _bytes(one),
-            "top_logprobs": [
-                {"token": other.token, "logprob": other.logprob, "bytes": _bytes(other)}
-                for other in one.top
-            ],
+            **_likely(one.token, one.logprob, one.bytes),
+            "top_logprobs": [_likely(top.token, top.logprob, top.bytes) for top in one.top],
         }
-        for one in getattr(result, "logprobs", None) or ()
+        for one in result.logprobs or ()
     ]
 
 
-def _bytes(token: Any) -> list[int]:
-    return token.bytes if token.bytes is not None else list(token.token.encode())
+def _likely(token: str, logprob: float, bytes_: list[int] | None) -> dict[str, Any]:
+    known = list(token.encode(errors="replace")) if bytes_ is None else bytes_
+    return {"token": token, "logprob": logprob, "bytes": known}
+
+
+def cited_files(parts: Parts, hits: Iterable[Hit]) -> dict[str, CitedFile]:
+    """The files that hits are of, by document; less what was erased since. Blocks."""
+    ids = list({UUID(hit.document_id) for hit in hits})
+    if not ids:
+        return {}
+    with parts.ledger.read() as session:
+        owners = attachments.of_documents(session, ids)
+    return {
+        str(document_id): CitedFile(
+            file_id=file_id_of(file_id), name=name, attributes=shown_attributes(attributes)
+        )
+        for document_id, (file_id, name, attributes) in owners.items()
+    }
+
+
+def _written(
+    owner: UUID, values: Mapping[str, Any], parts: Parts | None, *, with_results: bool
+) -> tuple[ChatResult, list[dict[str, Any]]]:
+    """The result of a job, and the items that it is. Without `parts` documents stand for files."""
+    passages = Passages()
+    result = read_result(values, passages)
+    if parts is not None:
+        passages.files = cited_files(parts, [*_hits(result.searches), *passages.hits.values()])
+    items = output_of(
+        ItemWriter(owner=owner, passages=passages, with_results=with_results),
+        result,
+        is_incomplete=result.finish_reason == "length",
+        logprobs=logprobs_of(result),
+    )
+    return result, items
+
+
+def _hits(searches: Sequence[ToolSearch]) -> list[Hit]:
+    return [hit for search in searches for hit in search.hits]
+
+
+def body_of(
+    outcome: Outcome, echo: Mapping[str, Any], parts: Parts | None, *, with_results: bool
+) -> dict[str, Any]:
+    """The response of a job that has succeeded. Blocks, with `parts`."""
+    result, output = _written(outcome.id, outcome.result, parts, with_results=with_results)
+    begun = snapshot(outcome.id, outcome.created_at.timestamp(), echo)
+    finished_s = outcome.created_at.timestamp()
+    if parts is not None and (job := _job_now(parts, outcome.id)) is not None:
+        finished_s = _finished_s(job)
+    return {**_ended(begun, result, finished_s), "output": output}
 
 
 def response_of(parts: Parts, job: Job, *, with_results: bool) -> dict[str, Any]:
     """The response as it is now. Blocks."""
     begun = _begun(job)
     if job.state == State.SUCCEEDED:
-        result = _result(parts, job)
-        ended = _ended(begun, result, _finished(job))
-        return {**ended, "output": _output(job.id, result, with_results=with_results)}
+        values = calls.outcome_of(parts, job, {}).result
+        result, output = _written(job.id, values, parts, with_results=with_results)
+        return {**_ended(begun, result, _finished_s(job)), "output": output}
     if job.state in ENDED:
         return _failed(begun, job)
     is_waiting = job.state == State.QUEUED and begun.get("background")
     return {**begun, "status": "queued" if is_waiting else "in_progress"}
 
 
-def _output(job_id: UUID, result: ChatResult, *, with_results: bool) -> list[dict[str, Any]]:
-    return output_of(
-        ItemWriter(owner=job_id, with_results=with_results),
-        result,
-        is_incomplete=result.finish_reason == "length",
-        logprobs=logprobs_of(result),
-    )
-
-
-def _finished(job: Job) -> float:
+def _finished_s(job: Job) -> float:
     return (job.finished_at or job.created_at).timestamp()
 
 
-def _result(parts: Parts, job: Job) -> ChatResult:
-    """Raises ProblemError where the job has not succeeded."""
-    return ChatResult.model_validate(calls.outcome_of(parts, job, {}).result)
+def _job_of_line(request: ResponseRequest, settings: Settings) -> JobOfCall:
+    for name in ("stream", "background"):
+        if getattr(request, name):
+            raise wrong(name, "is not for a line of a batch; leave it out")
+    return response_job(request, settings, NoLookup())
 
 
-def body_of(outcome: Outcome, echo: Mapping[str, Any], *, with_results: bool) -> dict[str, Any]:
-    """The response of a job that has succeeded."""
-    result = ChatResult.model_validate(outcome.result)
-    begun = snapshot(outcome.id, outcome.created_at.timestamp(), str(outcome.input["model"]), echo)
-    ended = _ended(begun, result, outcome.created_at.timestamp())
-    return {**ended, "output": _output(outcome.id, result, with_results=with_results)}
+def _body_of_line(request: ResponseRequest, outcome: Outcome, _base_url: str) -> dict[str, Any]:
+    echo = echo_of(request, request.model or str(outcome.input["model"]))
+    return body_of(outcome, echo, None, with_results=request.with_results)
+
+
+RESPONSES = Endpoint(
+    path="/v1/responses", request=ResponseRequest, job=_job_of_line, body=_body_of_line
+)
 
 
 # The stream of a response.
 
 
 def _failed_frame(problem: Problem) -> bytes:
+    """The end of a stream whose response goes on. It has no number of its own in the order."""
     error = error_of(problem)
     event = {
         "type": "error", "code": error["code"], "message": error["message"],
@@ -726,11 +880,7 @@ async def _of_news(
         case ToolNews(data={"name": name, "step": int(step_id)}) if name == SEARCH_TOOL:
             return await _settled(parts, events, step_id, begun)
         case Outcome():
-            result = ChatResult.model_validate(item.result)
-            job = await run_in_threadpool(_job_now, parts, item.id)
-            finished_s = item.created_at.timestamp() if job is None else _finished(job)
-            ended = _ended(begun, result, finished_s)
-            return list(events.end(result, ended, logprobs_of(result)))
+            return await run_in_threadpool(_of_outcome, parts, events, item, begun)
     return []
 
 
@@ -738,9 +888,25 @@ async def _settled(
     parts: Parts, events: ResponseEvents, step_id: int, begun: Mapping[str, Any]
 ) -> list[Event]:
     """What was written and called before a step."""
-    payload = await run_in_threadpool(_payload, parts, step_id)
-    searches = [ToolSearch.model_validate(search) for search in payload.get("searches", ())]
-    return list(events.settled(payload.get("messages", ()), searches, begun))
+
+    def read() -> list[Event]:
+        payload = _payload(parts, step_id)
+        searches = [ToolSearch.model_validate(search) for search in payload.get("searches", ())]
+        events.writer.passages.files |= cited_files(parts, _hits(searches))
+        return list(events.settled(payload.get("messages", ()), searches, begun))
+
+    return await run_in_threadpool(read)
+
+
+def _of_outcome(
+    parts: Parts, events: ResponseEvents, outcome: Outcome, begun: Mapping[str, Any]
+) -> list[Event]:
+    passages = events.writer.passages
+    result = read_result(outcome.result, passages)
+    passages.files |= cited_files(parts, [*_hits(result.searches), *passages.hits.values()])
+    job = _job_now(parts, outcome.id)
+    finished_s = outcome.created_at.timestamp() if job is None else _finished_s(job)
+    return list(events.end(result, _ended(begun, result, finished_s), logprobs_of(result)))
 
 
 def _payload(parts: Parts, step_id: int) -> Mapping[str, Any]:
@@ -750,11 +916,9 @@ def _payload(parts: Parts, step_id: int) -> Mapping[str, Any]:
 
 
 def _job_now(parts: Parts, job_id: UUID) -> Job | None:
-    with parts.ledger.read() as session:
-        try:
-            return jobs.get(session, job_id)
-        except NotFound:
-            return None
+    with parts.ledger.read() as session, suppress(NotFound):
+        return jobs.get(session, job_id)
+    return None
 
 
 def _streamed(
@@ -785,8 +949,8 @@ def _job(session: Session, id_: str, fair_key: str) -> Job:
     job = session.get(Job, job_id)
     if job is None or job.fair_key != fair_key or not _echo(job).get("store"):
         raise NotFound(
-            f"There is no response {id_!r}; it may have been deleted, not stored, or removed by "
-            "retention."
+            f"There is no response {shown(id_)}; it may have been deleted, not stored, or removed "
+            "by retention."
         )
     return job
 
@@ -799,19 +963,30 @@ def _stored(parts: Parts, id_: str, fair_key: str) -> Job:
 @router.post("/responses", responses=DOCUMENTED)
 async def create_response(parts: PartsDep, caller: CallerDep, request: ResponseRequest) -> Response:
     """Make a response: its text, calls of functions, searches of vector stores."""
-    new = await run_in_threadpool(new_response, parts, caller, request)
-    made = await calls.submit(parts, new)
-    echo = new.metadata[KEY]
-    begun = snapshot(made.id, made.created_at.timestamp(), new.input["model"], echo)
-    keeps_on = request.background or caller.comes_back
+    model = request.model or parts.settings.generation_model
+    if request.model is not None:
+        await writes(parts, request.model)
+
+    def new_job() -> JobOfCall:
+        with parts.ledger.read() as session:
+            lookup = StoredLookup(parts=parts, session=session, fair_key=caller.fair_key)
+            return response_job(request, parts.settings, lookup)
+
+    job = await run_in_threadpool(new_job)
+    identity = request.model_dump(mode="json", exclude_unset=True)
+    new = calls.new_job(parts, caller, job.kind, job.input, identity=identity, lane=request.lane)
+    # Requests may be larger than what clients keep with their jobs.
+    made = await submit_for(parts, replace(new, metadata=dict(job.metadata)), model)
+    echo = job.metadata[KEY]
+    begun = snapshot(made.id, made.created_at.timestamp(), echo)
+    with_results = request.with_results
     if request.stream:
-        return _streamed(
-            parts, caller, made, begun, with_results=request.with_results, keeps_on=keeps_on
-        )
+        keeps_on = request.background or caller.comes_back
+        return _streamed(parts, caller, made, begun, with_results=with_results, keeps_on=keeps_on)
     if request.background:
         return answer_json({**begun, "status": "queued"}, calls.headers_of(made))
-    outcome = await calls.outcome(parts, caller, made, keeps_on=keeps_on)
-    body = body_of(outcome, echo, with_results=request.with_results)
+    outcome = await outcome_for(parts, caller, made, model)
+    body = await run_in_threadpool(body_of, outcome, echo, parts, with_results=with_results)
     return answer_json(body, outcome.headers)
 
 
@@ -906,17 +1081,24 @@ async def list_response_input_items(
     def read() -> dict[str, Any]:
         with parts.ledger.read() as session:
             job = _job(session, response_id, fair_key)
-            messages = _input_messages(parts, session, job)
-        items = list(ItemWriter(owner=job.id).input_items(messages))
+            items = _input_items(parts, session, job)
         return page_of(items, limit=limit, order=order, after=after)
 
     return answer_json(await run_in_threadpool(read), {})
 
 
-def _input_messages(parts: Parts, session: Session, job: Job) -> list[Mapping[str, Any]]:
-    input_ = as_object(job.input)
-    previous = input_.get("previous_job_id")
+def _input_items(parts: Parts, session: Session, job: Job) -> list[dict[str, Any]]:
+    previous = as_object(job.input).get("previous_job_id")
     before: list[dict[str, Any]] = []
     if previous is not None:
         before = conversations.earlier(session, UUID(previous), job.fair_key, parts.storage)
-    return [*before, *messages_of(input_)]
+    messages = [*before, *conversations.said_by_client(job)]
+    return list(ItemWriter(owner=job.id).input_items(messages))
+
+
+def _all_items(parts: Parts, session: Session, job: Job) -> list[dict[str, Any]]:
+    """Those that a response was made from, and those that it is. Raises ProblemError for one that
+    has not succeeded."""
+    values = calls.outcome_of(parts, job, {}).result
+    _, output = _written(job.id, values, parts, with_results=True)
+    return [*_input_items(parts, session, job), *output]
