@@ -142,6 +142,8 @@ class Outcome:
     warnings: Sequence[str]
     created_at: datetime
     headers: Mapping[str, str]
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
 
     @property
     def created_s(self) -> int:
@@ -159,6 +161,8 @@ def outcome_of(parts: Parts, job: Job, headers: Mapping[str, str]) -> Outcome:
             warnings=[str(warning) for warning in job.warnings],
             created_at=job.created_at,
             headers={**headers, **warning_headers(job.warnings, str(job.id))},
+            started_at=job.started_at,
+            finished_at=job.finished_at,
         )
     if job.state == State.CANCELLED:
         detail = f"Job {job.id} was cancelled. Send the request again."
@@ -319,6 +323,14 @@ class ToolNews:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a job is; `total` is None where nobody knows."""
+
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pause:
     """Nothing has come for a while; where the job is in its queue, if it is."""
 
@@ -326,7 +338,7 @@ class Pause:
     eta_s: float | None = None
 
 
-News = TextPiece | ToolNews | Pause | Outcome
+News = TextPiece | ToolNews | Progress | Pause | Outcome
 
 
 async def follow(
@@ -374,7 +386,7 @@ async def _news(
             if parts.stopping.is_set():
                 raise ProblemError(_not_in_time(parts, made, headers, goes_on=goes_on))
             update = await follower.next(poll_s)
-            news: list[TextPiece | ToolNews] = []
+            news: list[TextPiece | ToolNews | Progress] = []
             if update is not None:
                 news = await _of_update(unread, update)
                 row = update.row
@@ -391,10 +403,10 @@ async def _news(
                 sent_at = time.monotonic()
 
 
-async def _of_update(unread: Unread, update: Update) -> list[TextPiece | ToolNews]:
-    news: list[TextPiece | ToolNews] = []
+async def _of_update(unread: Unread, update: Update) -> list[TextPiece | ToolNews | Progress]:
+    news: list[TextPiece | ToolNews | Progress] = []
     for entry in update.entries:
-        if entry.type not in (EventType.TOKEN, EventType.TOOL):
+        if entry.type not in (EventType.TOKEN, EventType.TOOL, EventType.PROGRESS):
             continue
         try:
             data = json.loads(entry.data)
@@ -404,6 +416,8 @@ async def _of_update(unread: Unread, update: Update) -> list[TextPiece | ToolNew
             continue
         if entry.type == EventType.TOKEN:
             news += await unread.of_token(data)
+        elif entry.type == EventType.PROGRESS:
+            news.append(Progress(done=int(data.get("done") or 0), total=data.get("total")))
         else:
             news.append(ToolNews(data=data))
     return news

@@ -148,6 +148,7 @@ NATIVE = Dialect(
 DIALECTS = (
     "api.compat.huggingface:HUGGING_FACE",
     "api.compat.mcp.dialect:MCP",
+    "api.compat.ollama.dialect:OLLAMA_API",
     "api.compat.openai.dialect:OPENAI",
 )
 

@@ -1,0 +1,172 @@
+"""`api/embed` and `api/embeddings`: jobs of the kind `embed`."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, BeforeValidator, Field
+from starlette.responses import JSONResponse
+
+from api.compat import calls
+from api.compat.calls import CallerDep
+from api.compat.dialect import Problem, ProblemError
+from api.compat.ollama.chat import KeepAlive
+from api.compat.ollama.dialect import OLLAMA_API, AnyTypeRoute, ModelRequest, nanoseconds
+from api.deps import Parts, PartsDep
+from shared.bounds import shown
+from shared.errors import InvalidInput, ModelNotFound
+from shared.kinds.embed import EMBED
+from shared.modelfile import parameters_of
+from shared.providers import HF, LATEST, is_reference, provider_of
+
+TEXTS_LIMIT: Final = 10_000
+TEXT_CHARS: Final = 1_000_000
+ALIASES: Final = {
+    "all-minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "all-minilm:22m": "sentence-transformers/all-MiniLM-L6-v2",
+    "all-minilm:l6-v2": "sentence-transformers/all-MiniLM-L6-v2",
+    "bge-m3": "BAAI/bge-m3",
+    "granite-embedding:278m": "ibm-granite/granite-embedding-278m-multilingual",
+    "nomic-embed-text": "nomic-ai/nomic-embed-text-v1.5",
+    "snowflake-arctic-embed2": "Snowflake/snowflake-arctic-embed-l-v2.0",
+}
+"""Models of Ollama's library, and the same ones on the hub."""
+
+
+def _texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value] if value else []
+    return value
+
+
+class EmbedRequest(ModelRequest):
+    input: Annotated[
+        list[Annotated[str, Field(max_length=TEXT_CHARS)]],
+        Field(fail_fast=True, max_length=TEXTS_LIMIT),
+        BeforeValidator(_texts, json_schema_input_type=str | list[str]),
+    ] = []
+    truncate: bool = True
+    dimensions: Annotated[int, Field(ge=0, le=100_000)] = 0
+    options: Annotated[dict[str, Any], Field(max_length=64)] = {}
+    keep_alive: KeepAlive = None
+
+
+class EmbeddingsRequest(ModelRequest):
+    prompt: Annotated[str, Field(max_length=TEXT_CHARS)] = ""
+    options: Annotated[dict[str, Any], Field(max_length=64)] = {}
+    keep_alive: KeepAlive = None
+
+
+class Embedded(BaseModel):
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int | None = None
+    load_duration: int | None = None
+    prompt_eval_count: int | None = None
+
+
+class Embedding(BaseModel):
+    embedding: list[float]
+
+
+def embedding_model_of(parts: Parts, name: str) -> str:
+    """What jobs name the embedding model of a request. Raises InvalidInput for models of servers,
+    which make no vectors here."""
+    short = name.removesuffix(LATEST)
+    own = parts.settings.embedding_model
+    if short in (own, own.rpartition("/")[2]):
+        return own
+    if short in ALIASES:
+        return ALIASES[short]
+    provider = provider_of(short)
+    if provider is not None and provider is not HF and is_reference(short):
+        raise InvalidInput(
+            f"model {shown(name)} runs on another server; embeddings are made by models of the "
+            f"library sentence-transformers, such as {own}"
+        )
+    return short.removeprefix(HF.prefix)
+
+
+def cut_to(vector: Sequence[float], dimensions: int) -> list[float]:
+    """The first dimensions, of length 1 again, as Ollama does it."""
+    part = list(vector[:dimensions])
+    length = math.sqrt(sum(value * value for value in part))
+    return [value / length for value in part] if length > 1e-12 else part
+
+
+router = APIRouter(route_class=AnyTypeRoute)
+DOCUMENTED: Mapping[int | str, dict[str, Any]] = OLLAMA_API.documented(
+    400, 401, 404, 409, 413, 429, 500, 503, 504
+)
+
+
+@router.post("/api/embed", response_model=Embedded, responses=dict(DOCUMENTED))
+async def embed_as_ollama(parts: PartsDep, caller: CallerDep, request: EmbedRequest) -> Response:
+    """Vectors of texts, each of length 1."""
+    began = time.time()
+    parameters_of(request.options)
+    name = request.wanted
+    model = embedding_model_of(parts, name)
+    texts = _nonempty(request.input)
+    if not texts:
+        return JSONResponse({"model": name, "embeddings": []})
+    outcome = await _vectors(parts, caller, name, model, texts)
+    if not request.truncate and outcome.warnings:
+        raise InvalidInput(f"the input length exceeds the context length: {outcome.warnings[0]}")
+    vectors = outcome.result["embeddings"]
+    dimensions = request.dimensions
+    if dimensions and dimensions < outcome.result["dimension"]:
+        vectors = [cut_to(vector, dimensions) for vector in vectors]
+    now = time.time()
+    started = outcome.started_at.timestamp() if outcome.started_at is not None else now
+    body: dict[str, Any] = {
+        "model": name,
+        "embeddings": vectors,
+        "total_duration": nanoseconds(now - began),
+        "load_duration": nanoseconds(started - began),
+    }
+    tokens = (outcome.result.get("usage") or {}).get("prompt_tokens")
+    if tokens is not None:
+        body["prompt_eval_count"] = tokens
+    return JSONResponse(body, headers=dict(outcome.headers))
+
+
+@router.post("/api/embeddings", response_model=Embedding, responses=dict(DOCUMENTED))
+async def embed_one_as_ollama(
+    parts: PartsDep, caller: CallerDep, request: EmbeddingsRequest
+) -> Response:
+    """The vector of one text: an older form of `api/embed`."""
+    parameters_of(request.options)
+    name = request.wanted
+    model = embedding_model_of(parts, name)
+    if not request.prompt:
+        return JSONResponse({"embedding": []})
+    outcome = await _vectors(parts, caller, name, model, [request.prompt])
+    vector = outcome.result["embeddings"][0]
+    return JSONResponse({"embedding": vector}, headers=dict(outcome.headers))
+
+
+def _nonempty(texts: Sequence[str]) -> list[str]:
+    """Raises InvalidInput for an empty text among others: it has no vector."""
+    for number, text in enumerate(texts):
+        if not text:
+            raise InvalidInput(f"input.{number} is empty; leave it out")
+    return list(texts)
+
+
+async def _vectors(
+    parts: Parts, caller: calls.Caller, name: str, model: str, texts: Sequence[str]
+) -> calls.Outcome:
+    job_input = calls.input_of(EMBED, {"texts": list(texts), "model": model})
+    try:
+        return await calls.run(parts, caller, calls.new_job(parts, caller, EMBED, job_input))
+    except ProblemError as error:
+        problem = error.problem
+        if problem.code != ModelNotFound.code:
+            raise
+        detail = f"model '{name}' not found; {problem.detail}"
+        raise ProblemError(
+            Problem(status=404, detail=detail, code=problem.code, headers=problem.headers)
+        ) from error
