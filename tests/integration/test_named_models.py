@@ -56,7 +56,7 @@ def chat(api: httpx.Client, process: Process, **fields: Any) -> dict[str, Any]:
 def test_it_is_made_shown_listed_replaced_and_deleted(
     api: httpx.Client, helpdesk: dict[str, Any]
 ) -> None:
-    assert (helpdesk["reference"], helpdesk["kinds"]) == ("helpdesk", ["rag", "chat"])
+    assert (helpdesk["reference"], helpdesk["kinds"]) == ("helpdesk", ["rag", "chat", "complete"])
     details = helpdesk["details"]
     assert details["from"] == "ollama/tiny"
     assert details["parameters"] == {"temperature": 0.25, "max_tokens": 7, "stop": ["END"]}

@@ -63,20 +63,20 @@ KeepAlive = Annotated[float | str | None, BeforeValidator(check_keep_alive)]
 Think = bool | Literal["low", "medium", "high", "max"]
 
 
-class FunctionOfCall(WireShape):
+class OllamaFunctionOfCall(WireShape):
     name: Line
     arguments: ToolArguments = {}
     index: int = 0
     description: Paragraph = ""
 
 
-class CallOfTool(WireShape):
+class OllamaCall(WireShape):
     id: Line = ""
     type: str = "function"
-    function: FunctionOfCall
+    function: OllamaFunctionOfCall
 
 
-class WireMessage(WireShape):
+class OllamaMessage(WireShape):
     """`thinking` of an earlier answer is not read again by models."""
 
     role: Annotated[
@@ -86,22 +86,22 @@ class WireMessage(WireShape):
     content: Annotated[str, Field(max_length=MESSAGE_CHARS)] = ""
     thinking: Annotated[str, Field(max_length=MESSAGE_CHARS)] = ""
     images: NoImages = None
-    tool_calls: Annotated[list[CallOfTool], Field(fail_fast=True, max_length=CALLS_LIMIT)] = []
+    tool_calls: Annotated[list[OllamaCall], Field(fail_fast=True, max_length=CALLS_LIMIT)] = []
     tool_name: Line = ""
     tool_call_id: Line = ""
     name: Line = ""
 
 
-class Function(WireShape):
+class OllamaFunction(WireShape):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", max_length=64)]
     description: Paragraph = ""
     parameters: JsonSchema = {"type": "object", "properties": {}}
 
 
-class Tool(WireShape):
+class OllamaTool(WireShape):
     type: Literal["function"] = "function"
     items: Any = None
-    function: Function
+    function: OllamaFunction
 
 
 def _format(value: Any) -> Any:
@@ -148,12 +148,12 @@ class WritingRequest(ModelRequest):
         return {"type": "json", **schema}
 
 
-class ChatRequest(WritingRequest):
-    messages: Annotated[list[WireMessage], Field(fail_fast=True, max_length=MESSAGES_LIMIT)] = []
-    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=TOOLS_LIMIT)] = []
+class OllamaChat(WritingRequest):
+    messages: Annotated[list[OllamaMessage], Field(fail_fast=True, max_length=MESSAGES_LIMIT)] = []
+    tools: Annotated[list[OllamaTool], Field(fail_fast=True, max_length=TOOLS_LIMIT)] = []
 
 
-class GenerateRequest(WritingRequest):
+class OllamaGenerate(WritingRequest):
     prompt: Annotated[str, Field(max_length=MESSAGE_CHARS)] = ""
     suffix: Annotated[str, Field(max_length=MESSAGE_CHARS)] = ""
     system: Annotated[str, Field(max_length=MESSAGE_CHARS)] = ""
@@ -169,7 +169,7 @@ class GenerateRequest(WritingRequest):
 # From messages of the wire to ours.
 
 
-def messages_of(wire: Sequence[WireMessage]) -> list[dict[str, Any]]:
+def messages_of(wire: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
     """Calls of tools have ids here; a result belongs to the call of its id, or else to the first
     one of its tool that has none."""
     messages: list[dict[str, Any]] = []
@@ -200,7 +200,7 @@ def messages_of(wire: Sequence[WireMessage]) -> list[dict[str, Any]]:
     return messages
 
 
-def _answered(number: int, message: WireMessage, waiting: list[tuple[str, str]]) -> str:
+def _answered(number: int, message: OllamaMessage, waiting: list[tuple[str, str]]) -> str:
     name = message.tool_name or message.name
     for known in ((message.tool_call_id, None), (None, name)):
         for call in waiting:
@@ -263,7 +263,7 @@ class Work:
     said: Sequence[Mapping[str, Any]] | None = None
 
 
-def chat_work(parts: Parts, model: Model, request: ChatRequest) -> Work:
+def chat_work(parts: Parts, model: Model, request: OllamaChat) -> Work:
     """Raises InvalidInput."""
     messages = messages_of(request.messages)
     if model.reference.startswith(RAG_PREFIX):
@@ -281,7 +281,7 @@ def chat_work(parts: Parts, model: Model, request: ChatRequest) -> Work:
     return Work(kind=CHAT, values=values)
 
 
-def generate_work(parts: Parts, model: Model, request: GenerateRequest) -> Work:
+def generate_work(parts: Parts, model: Model, request: OllamaGenerate) -> Work:
     """Raises InvalidInput."""
     if request.suffix:
         raise InvalidInput(
@@ -316,7 +316,7 @@ def generate_work(parts: Parts, model: Model, request: GenerateRequest) -> Work:
 
 
 def _bare_work(
-    parts: Parts, model: Model, request: GenerateRequest, prompt: str, because: str
+    parts: Parts, model: Model, request: OllamaGenerate, prompt: str, because: str
 ) -> Work:
     if model.reference.startswith(RAG_PREFIX):
         raise InvalidInput(f"{because} is not supported by models {RAG_PREFIX}<collection>")
@@ -331,7 +331,7 @@ def _bare_work(
     return Work(kind=COMPLETE, values=values)
 
 
-def _rendered(request: GenerateRequest, model: Model, said: Sequence[Mapping[str, Any]]) -> str:
+def _rendered(request: OllamaGenerate, model: Model, said: Sequence[Mapping[str, Any]]) -> str:
     template = go_templates.parse(request.template)
     messages = list(said)
     preset = None if model.definition is None else model.definition.preset
@@ -634,7 +634,7 @@ async def _without_words(
 router = APIRouter(route_class=AnyTypeRoute)
 
 
-class Written(BaseModel):
+class OllamaAnswer(BaseModel):
     """The whole answer, or one part of a stream."""
 
     model_config = ConfigDict(extra="allow")
@@ -645,13 +645,13 @@ class Written(BaseModel):
 
 
 DOCUMENTED: dict[str, Any] = {
-    "response_model": Written,
+    "response_model": OllamaAnswer,
     "responses": OLLAMA_API.documented(400, 401, 404, 409, 413, 429, 500, 503, 504),
 }
 
 
 @router.post("/api/chat", **DOCUMENTED)
-async def chat_as_ollama(parts: PartsDep, caller: CallerDep, request: ChatRequest) -> Response:
+async def chat_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaChat) -> Response:
     """An answer to a conversation, as a stream unless `stream` is false."""
     clock = Clock(time.time())
     model = await model_of(parts, request.wanted)
@@ -665,7 +665,7 @@ async def chat_as_ollama(parts: PartsDep, caller: CallerDep, request: ChatReques
 
 @router.post("/api/generate", **DOCUMENTED)
 async def generate_as_ollama(
-    parts: PartsDep, caller: CallerDep, request: GenerateRequest
+    parts: PartsDep, caller: CallerDep, request: OllamaGenerate
 ) -> Response:
     """How a prompt goes on, as a stream unless `stream` is false."""
     clock = Clock(time.time())

@@ -41,7 +41,7 @@ def _texts(value: Any) -> Any:
     return value
 
 
-class EmbedRequest(ModelRequest):
+class OllamaEmbed(ModelRequest):
     input: Annotated[
         list[Annotated[str, Field(max_length=TEXT_CHARS)]],
         Field(fail_fast=True, max_length=TEXTS_LIMIT),
@@ -53,13 +53,13 @@ class EmbedRequest(ModelRequest):
     keep_alive: KeepAlive = None
 
 
-class EmbeddingsRequest(ModelRequest):
+class OllamaEmbedOne(ModelRequest):
     prompt: Annotated[str, Field(max_length=TEXT_CHARS)] = ""
     options: Annotated[dict[str, Any], Field(max_length=64)] = {}
     keep_alive: KeepAlive = None
 
 
-class Embedded(BaseModel):
+class OllamaVectors(BaseModel):
     model: str
     embeddings: list[list[float]]
     total_duration: int | None = None
@@ -67,7 +67,7 @@ class Embedded(BaseModel):
     prompt_eval_count: int | None = None
 
 
-class Embedding(BaseModel):
+class OllamaVector(BaseModel):
     embedding: list[float]
 
 
@@ -102,8 +102,8 @@ DOCUMENTED: Mapping[int | str, dict[str, Any]] = OLLAMA_API.documented(
 )
 
 
-@router.post("/api/embed", response_model=Embedded, responses=dict(DOCUMENTED))
-async def embed_as_ollama(parts: PartsDep, caller: CallerDep, request: EmbedRequest) -> Response:
+@router.post("/api/embed", response_model=OllamaVectors, responses=dict(DOCUMENTED))
+async def embed_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaEmbed) -> Response:
     """Vectors of texts, each of length 1."""
     began = time.time()
     parameters_of(request.options)
@@ -133,9 +133,9 @@ async def embed_as_ollama(parts: PartsDep, caller: CallerDep, request: EmbedRequ
     return JSONResponse(body, headers=dict(outcome.headers))
 
 
-@router.post("/api/embeddings", response_model=Embedding, responses=dict(DOCUMENTED))
+@router.post("/api/embeddings", response_model=OllamaVector, responses=dict(DOCUMENTED))
 async def embed_one_as_ollama(
-    parts: PartsDep, caller: CallerDep, request: EmbeddingsRequest
+    parts: PartsDep, caller: CallerDep, request: OllamaEmbedOne
 ) -> Response:
     """The vector of one text: an older form of `api/embed`."""
     parameters_of(request.options)

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from api.compat import calls
 from api.compat.calls import Caller, CallerDep, Outcome
 from api.compat.dialect import Problem, ProblemError
-from api.compat.ollama.chat import WireMessage
+from api.compat.ollama.chat import OllamaMessage
 from api.compat.ollama.dialect import (
     OLLAMA_API,
     VERSION,
@@ -62,19 +62,19 @@ HELD_FOR: Final = timedelta(days=36_500)
 router = APIRouter(route_class=AnyTypeRoute)
 
 
-class Anything(BaseModel):
+class OllamaModel(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-class VersionView(BaseModel):
+class OllamaVersion(BaseModel):
     version: str
 
 
-class Listed(BaseModel):
+class OllamaModels(BaseModel):
     models: list[dict[str, Any]]
 
 
-class StatusView(BaseModel):
+class OllamaStatus(BaseModel):
     """The end of what was to be done, or a part of a stream on the way there."""
 
     model_config = ConfigDict(extra="allow")
@@ -93,7 +93,7 @@ async def is_running() -> Response:
     return PlainTextResponse("Ollama is running")
 
 
-@router.get("/api/version", response_model=VersionView, responses=_documented())
+@router.get("/api/version", response_model=OllamaVersion, responses=_documented())
 async def version_as_ollama() -> Response:
     """The version of Ollama whose API this is."""
     return JSONResponse({"version": VERSION})
@@ -105,7 +105,7 @@ router.add_api_route("/api/version", version_as_ollama, methods=["HEAD"], includ
 # What there is.
 
 
-@router.get("/api/tags", response_model=Listed, responses=_documented(503))
+@router.get("/api/tags", response_model=OllamaModels, responses=_documented(503))
 async def list_as_ollama(parts: PartsDep) -> Response:
     """All models: named ones, those of the Ollama server behind under its own names, those of other
     providers under Sluice's, collections as `rag/<collection>`, and embedding models."""
@@ -203,7 +203,7 @@ def _details(reference: str, **fields: Any) -> dict[str, Any]:
     }
 
 
-@router.get("/api/ps", response_model=Listed, responses=_documented(503))
+@router.get("/api/ps", response_model=OllamaModels, responses=_documented(503))
 async def list_running_as_ollama(parts: PartsDep) -> Response:
     """What living workers hold, and what the Ollama server behind has loaded."""
     body = await ask_behind(parts.settings, "GET", "/api/ps")
@@ -231,7 +231,7 @@ def _is_held(route: str) -> bool:
     return provider is not None and provider.is_loaded
 
 
-class ShowRequest(ModelRequest):
+class OllamaShow(ModelRequest):
     """`system`, `template` and `options` are of old clients, and change nothing."""
 
     verbose: bool = False
@@ -240,8 +240,8 @@ class ShowRequest(ModelRequest):
     options: Any = None
 
 
-@router.post("/api/show", response_model=Anything, responses=_documented(400, 404, 503))
-async def show_as_ollama(parts: PartsDep, request: ShowRequest) -> Response:
+@router.post("/api/show", response_model=OllamaModel, responses=_documented(400, 404, 503))
+async def show_as_ollama(parts: PartsDep, request: OllamaShow) -> Response:
     """One model; of those of the Ollama server behind, what that says of it."""
     name = request.wanted
     entries = {entry["name"]: entry for entry in await listed(parts)}
@@ -294,7 +294,7 @@ def _parameter_lines(description: Description) -> str:
 # What changes what there is.
 
 
-class PullRequest(ModelRequest):
+class OllamaPull(ModelRequest):
     stream: bool = True
     insecure: bool = False
     username: str = ""
@@ -302,13 +302,13 @@ class PullRequest(ModelRequest):
 
 
 CHANGES: dict[str, Any] = {
-    "response_model": StatusView,
+    "response_model": OllamaStatus,
     "responses": _documented(400, 404, 409, 413, 429, 500, 503, 504),
 }
 
 
 @router.post("/api/pull", **CHANGES)
-async def pull_as_ollama(parts: PartsDep, caller: CallerDep, request: PullRequest) -> Response:
+async def pull_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaPull) -> Response:
     """Have the Ollama server behind fetch a model: a job of the kind `model`, as a stream of its
     progress. What is here already is there at once."""
     name = request.wanted
@@ -321,12 +321,12 @@ async def pull_as_ollama(parts: PartsDep, caller: CallerDep, request: PullReques
     return await _changed(parts, caller, "pull", reference, stream=request.stream)
 
 
-class PushRequest(PullRequest):
+class OllamaPush(OllamaPull):
     pass
 
 
 @router.post("/api/push", **CHANGES)
-async def push_as_ollama(request: PushRequest) -> Response:
+async def push_as_ollama(request: OllamaPush) -> Response:
     """Refused: models are not published from here."""
     raise ProblemError(
         Problem(
@@ -337,12 +337,12 @@ async def push_as_ollama(request: PushRequest) -> Response:
     )
 
 
-class DeleteRequest(ModelRequest):
+class OllamaDelete(ModelRequest):
     pass
 
 
 @router.delete("/api/delete", status_code=200, responses=_documented(400, 404, 409, 500, 503, 504))
-async def delete_as_ollama(parts: PartsDep, caller: CallerDep, request: DeleteRequest) -> Response:
+async def delete_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaDelete) -> Response:
     """Delete a named model, or a model of the Ollama server behind."""
     name = request.wanted
     if await _is_named(parts, name):
@@ -358,13 +358,13 @@ async def delete_as_ollama(parts: PartsDep, caller: CallerDep, request: DeleteRe
     return Response(status_code=200)
 
 
-class CopyRequest(WireShape):
+class OllamaCopy(WireShape):
     source: Annotated[str, Field(min_length=1, max_length=1024)]
     destination: Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 @router.post("/api/copy", status_code=200, responses=_documented(400, 404, 503))
-async def copy_as_ollama(parts: PartsDep, request: CopyRequest) -> Response:
+async def copy_as_ollama(parts: PartsDep, request: OllamaCopy) -> Response:
     """Make a named model that is the same as another one, or is any other model."""
     source = await model_of(parts, request.source)
     description = Description(from_=source.reference)
@@ -372,7 +372,7 @@ async def copy_as_ollama(parts: PartsDep, request: CopyRequest) -> Response:
     return Response(status_code=200)
 
 
-class CreateRequest(ModelRequest):
+class OllamaCreate(ModelRequest):
     """`modelfile` is of old clients, which sent the description itself."""
 
     from_: Annotated[str, Field(max_length=1024)] | None = Field(default=None, alias="from")
@@ -381,7 +381,7 @@ class CreateRequest(ModelRequest):
     system: Paragraph | None = None
     template: Paragraph | None = None
     parameters: Annotated[dict[str, Any], Field(max_length=64)] = {}
-    messages: Annotated[list[WireMessage], Field(fail_fast=True, max_length=1000)] = []
+    messages: Annotated[list[OllamaMessage], Field(fail_fast=True, max_length=1000)] = []
     license: str | list[str] | None = None
     adapters: dict[str, str] = {}
     files: dict[str, str] = {}
@@ -440,7 +440,7 @@ def _adapter(adapters: Mapping[str, str]) -> str | None:
 
 
 @router.post("/api/create", **CHANGES)
-async def create_as_ollama(parts: PartsDep, request: CreateRequest) -> Response:
+async def create_as_ollama(parts: PartsDep, request: OllamaCreate) -> Response:
     """Make or replace a named model: a preset over a model of any provider."""
     name = request.wanted
     description = request.description()
