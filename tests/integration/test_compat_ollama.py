@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
 import httpx
 import ollama
@@ -211,7 +212,7 @@ class TestChat:
         wire.of(MODEL).delay_s = 0
         while True:
             with ledger.read() as session:
-                state = jobs.get(session, job_id).state
+                state = jobs.get(session, UUID(job_id)).state
             if state not in (State.QUEUED, State.RUNNING):
                 break
         assert state == State.CANCELLED

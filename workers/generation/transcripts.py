@@ -121,7 +121,7 @@ class TranscriptWriter:
                 self._thread = threading.Thread(target=self._run, name="transcripts", daemon=True)
                 self._thread.start()
 
-    def close(self, transcript: GrowingTranscript) -> None:
+    def finish(self, transcript: GrowingTranscript) -> None:
         """From here on it is its owner's alone, who writes its rest with `write_rest`."""
         with self._lock:
             self._transcripts.remove(transcript)
@@ -228,10 +228,10 @@ def write(
             lambda delta: show(delta.text, filter_.feed(delta.text), delta),
         )
     except BaseException:
-        transcript_writer_of(process).close(transcript)
+        transcript_writer_of(process).finish(transcript)
         _keep(context, transcript)
         raise
-    transcript_writer_of(process).close(transcript)
+    transcript_writer_of(process).finish(transcript)
     show("", filter_.close())
     if completion.finish_reason in INTERRUPTED:
         _keep(context, transcript)
