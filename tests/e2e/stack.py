@@ -99,8 +99,10 @@ class LiveStack:
         return until(pid, f"{name} runs") or 0
 
     def pool(self, name: str = "cpu-1") -> list[psutil.Process]:
-        """The pool processes of a worker."""
-        return psutil.Process(self.pid(name)).children()
+        """The pool processes of a worker; of a CPU worker, those too that answer queries, which are
+        below a process of their own."""
+        below = {child: child.children() for child in psutil.Process(self.pid(name)).children()}
+        return [process for child, pool in below.items() for process in pool or [child]]
 
     def processes(self) -> list[psutil.Process]:
         """The supervisor and everything below it."""
