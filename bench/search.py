@@ -129,7 +129,7 @@ def process_of(stack: Stack) -> Iterator[Process]:
     try:
         yield process
     finally:
-        process.ledger.close()
+        process.close()
 
 
 def fill(process: Process, corpus: Corpus, size: int) -> None:
