@@ -417,6 +417,7 @@ class WorkerSettings(RoleSettings):
     """How much one worker process does at a time."""
 
     worker_concurrency: PositiveInt = 2
+    query_concurrency: PositiveInt = 2
     generate_concurrency: PositiveInt = 64
     worker_max_memory_mib: PositiveInt = 3072
     worker_heartbeat_s: PositiveFloat = 5

@@ -1,6 +1,7 @@
 """`python -m workers cpu|hf|generate|beat`: one worker process; beat sweeps and sends webhooks."""
 
 import argparse
+import ctypes
 import logging
 import os
 import signal
@@ -8,9 +9,10 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
-from celery import Celery
+from celery import Celery, signals
 from celery.platforms import SecurityWarning
 
 from shared.config import Settings, load_settings, set_up_logging
@@ -23,6 +25,7 @@ from shared.providers import (
     served_unless_named,
 )
 from shared.redis.bell import list_of
+from shared.vocabulary import Queue
 from workers.app import (
     CPU_QUEUES,
     GENERATE_QUEUES,
@@ -46,7 +49,9 @@ NO_TELEMETRY = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 FATAL = 70
-"""The exit code of a worker whose device is broken: whoever keeps it up starts it anew."""
+"""The exit code of a worker whose device is broken, or whose part has died: whoever keeps it up
+starts it anew."""
+PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -102,15 +107,80 @@ def _retrieve(settings: Settings, arguments: argparse.Namespace) -> int:
     # A GPU is for the workers that are started for it.
     concurrency = arguments.concurrency or settings.worker_concurrency
     settings = settings.model_copy(update={"hf_device": "cpu", "worker_concurrency": concurrency})
-    app = make_worker_app(
-        settings,
-        handlers_of(CPU_QUEUES),
-        name=arguments.name,
-        queues=CPU_QUEUES,
-        pool=PREFORK,
-        concurrency=concurrency,
-    )
-    return _run(app, settings, arguments.name, [queue.value for queue in CPU_QUEUES])
+    handlers = handlers_of(CPU_QUEUES)
+    queues: list[Queue] = [queue for queue in CPU_QUEUES if queue is not Queue.QUERY]
+
+    def answer_queries() -> int:
+        own = settings.model_copy(update={"worker_concurrency": settings.query_concurrency})
+        app = make_worker_app(
+            own,
+            handlers,
+            name=arguments.name,
+            queues=[Queue.QUERY],
+            announced=(),
+            pool=PREFORK,
+            concurrency=settings.query_concurrency,
+        )
+        return _run(app, own, arguments.name, [Queue.QUERY.value])
+
+    with _beside(answer_queries) as has_died:
+        app = make_worker_app(
+            settings,
+            handlers,
+            name=arguments.name,
+            queues=queues,
+            announced=CPU_QUEUES,
+            pool=PREFORK,
+            concurrency=concurrency,
+        )
+        code = _run(app, settings, arguments.name, [queue.value for queue in queues])
+    return FATAL if has_died.is_set() else code
+
+
+@contextmanager
+def _beside(run: Callable[[], int]) -> Iterator[threading.Event]:
+    """Run it in a process of its own, which shares the libraries of this one, until the block ends.
+
+    So searches do not wait until what takes seconds has ended. The event is set where that process
+    ended before it was told to; then this one ends, too. Neither outlives the other.
+    """
+    parent, pid = os.getpid(), os.fork()
+    if not pid:
+        code = 1
+        try:
+            if sys.platform == "linux":
+                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+            if os.getppid() == parent:
+                code = run()
+        except BaseException:
+            logging.getLogger(__name__).exception("the worker of queries failed")
+        finally:
+            os._exit(code)
+    stopping, has_died = threading.Event(), threading.Event()
+
+    def stop(**_: object) -> None:
+        if not stopping.is_set():
+            stopping.set()
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    def watch() -> None:
+        _, status = os.waitpid(pid, 0)
+        if not stopping.is_set():
+            has_died.set()
+            code = os.waitstatus_to_exitcode(status)
+            logging.getLogger(__name__).error("the worker of queries ended (%s)", code)
+            os.kill(parent, signal.SIGTERM)
+
+    signals.worker_shutting_down.connect(stop, weak=False)
+    watcher = threading.Thread(target=watch, name="queries", daemon=True)
+    watcher.start()
+    try:
+        yield has_died
+    finally:
+        if not has_died.is_set():
+            stop()
+        watcher.join()
 
 
 def _run_tasks(settings: Settings, arguments: argparse.Namespace) -> int:

@@ -162,11 +162,14 @@ def make_worker_app(
     pool: str,
     concurrency: int,
     routes: Sequence[str] = (),
+    announced: Sequence[Queue] | None = None,
     process: Process | None = None,
 ) -> Celery:
     """A Celery application whose worker runs the steps of these queues.
 
-    `process` is what all threads of a worker share; the children of a forking one make their own.
+    `announced` are the queues that its row in the database names, where they are others; without
+    any, it has no row. `process` is what all threads of a worker share; the children of a forking
+    one make their own.
     """
     lists = [list_of(queue, route) for queue in queues for route in routes]
     app = make_celery(settings, lists)
@@ -190,7 +193,10 @@ def make_worker_app(
         run_next(mine(), handlers, queue)
 
     app.task(ring, name=RING)
-    presence = Presence(settings, name, [queue.value for queue in queues], concurrency, routes)
+    named = [queue.value for queue in (queues if announced is None else announced)]
+    if not named:
+        return app
+    presence = Presence(settings, name, named, concurrency, routes)
     # weak=False: the connections live as long as the process.
     signals.worker_ready.connect(lambda **_: presence.start(), weak=False)
     signals.worker_shutdown.connect(lambda **_: presence.stop(), weak=False)

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -19,13 +19,17 @@ READY_S = 180.0
 
 
 @contextmanager
-def running_stack(**settings: str) -> Iterator[tuple[Stack, Client]]:
-    """Start a stack, wait until all its parts are ready, and stop it in the end."""
-    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:
-        home = Path(folder)
+def running_stack(home: Path | None = None, /, **settings: str) -> Iterator[tuple[Stack, Client]]:
+    """Start a stack, wait until all its parts are ready, and stop it in the end. Its home is kept
+    where one is named."""
+    with ExitStack() as entered:
+        if home is None:
+            new = tempfile.TemporaryDirectory(prefix="sluice-bench-")
+            home = Path(entered.enter_context(new))
+        home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o755)  # PostgreSQL's own user must reach its part of it
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SLUICE_")}
-        environment |= {"SLUICE_HOME": folder, **settings}
+        environment |= {"SLUICE_HOME": str(home), **settings}
         log = (home / "up.log").open("w")
         up = subprocess.Popen(
             [sys.executable, "-m", "cli.main", "up"], env=environment, stdout=log, stderr=log

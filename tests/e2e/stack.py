@@ -98,9 +98,12 @@ class LiveStack:
 
         return until(pid, f"{name} runs") or 0
 
-    def pool(self, name: str = "cpu-1") -> list[psutil.Process]:
-        """The pool processes of a worker."""
-        return psutil.Process(self.pid(name)).children()
+    def pool(self, name: str = "cpu-1", *, with_queries: bool = True) -> list[psutil.Process]:
+        """The pool processes of a worker; of a CPU worker, those too that answer queries, which are
+        below a process of their own."""
+        below = {child: child.children() for child in psutil.Process(self.pid(name)).children()}
+        own = [child for child, pool in below.items() if not pool]
+        return own + [process for pool in below.values() for process in pool if with_queries]
 
     def processes(self) -> list[psutil.Process]:
         """The supervisor and everything below it."""
@@ -143,9 +146,9 @@ class LiveStack:
         return True
 
     @contextmanager
-    def pool_stopped(self, name: str = "cpu-1") -> Iterator[None]:
+    def pool_stopped(self, name: str = "cpu-1", *, with_queries: bool = True) -> Iterator[None]:
         """The pool processes of a worker stand still until the end of the block."""
-        pool = self.pool(name)
+        pool = self.pool(name, with_queries=with_queries)
         for process in pool:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()

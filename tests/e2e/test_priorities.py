@@ -41,3 +41,11 @@ def test_an_interactive_search_does_not_wait_for_a_bulk_job(
     for job in (now, later, bulk):
         client.wait(job.id).require_success()
     stack.check_agreement(COLLECTION)
+
+
+def test_a_search_needs_no_process_that_ingests(stack: LiveStack, client: Client) -> None:
+    """These may be busy for seconds with one step."""
+    client.ingest("beside", texts={"known.md": "The lighthouse keeper is called Mina."})
+    with stack.pool_stopped(with_queries=False):
+        hits = client.search("beside", "Who keeps the lighthouse?", k=1)
+    assert [hit.source for hit in hits] == ["known.md"]

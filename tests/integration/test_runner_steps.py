@@ -254,12 +254,15 @@ def test_an_undo_that_fails_does_not_keep_the_others_from_running(process: Proce
     assert undone == ["second"]
 
 
-def test_heartbeats_end_with_their_step(process: Process) -> None:
+def test_heartbeats_end_with_their_steps(process: Process) -> None:
     for _ in range(5):
         submit(process)
     drain(process, doing(lambda _: {}))
 
-    assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
+    for thread in threading.enumerate():
+        if thread.name == "heartbeat":
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False], ids=["cancelled", "beyond its limit"])

@@ -51,15 +51,19 @@ class Heartbeat:
 
 
 class Heartbeats:
-    """Of all steps that the process runs, for as long as any does."""
+    """Of all steps that the process runs.
+
+    The thread ends at a beat at which there is none: to start and to join one for each step would
+    be a part of what a short step costs.
+    """
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._settings = settings
         self._ledger = ledger
         self._lock = threading.Lock()
+        self._beating = threading.Lock()
         self._running: list[Heartbeat] = []
         self._thread: threading.Thread | None = None
-        self._idle = threading.Event()
 
     @contextmanager
     def during(self, context: Context) -> Iterator[Heartbeat]:
@@ -68,28 +72,26 @@ class Heartbeats:
         with self._lock:
             self._running.append(heartbeat)
             if self._thread is None:
-                self._idle = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._idle,), name="heartbeat", daemon=True
-                )
+                self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
                 self._thread.start()
         try:
             yield heartbeat
         finally:
             with self._lock:
                 self._running.remove(heartbeat)
-                last = None if self._running else self._thread
-                if last is not None:
-                    self._thread = None
-                    self._idle.set()
-            if last is not None:
-                last.join()
+            with self._beating:
+                pass  # no beat for it begins from here on, and none is under way
 
-    def _run(self, idle: threading.Event) -> None:
-        while not idle.wait(self._settings.step_heartbeat_s):
-            with self._lock:
-                running = list(self._running)
-            self._extend(running)
+    def _run(self) -> None:
+        while True:
+            time.sleep(self._settings.step_heartbeat_s)
+            with self._beating:
+                with self._lock:
+                    running = list(self._running)
+                    if not running:
+                        self._thread = None
+                        return
+                self._extend(running)
 
     def _extend(self, running: list[Heartbeat]) -> None:
         lease_s = self._settings.step_lease_s

@@ -31,7 +31,7 @@ from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
 from shared.kinds.ingest import CsvOptions, IngestInput, Splitter, SplitterType
 from shared.tables import Chunk, Collection, File, Job
-from shared.vocabulary import Queue
+from shared.vocabulary import OPEN, Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_in_ledger
@@ -50,6 +50,7 @@ from workers.ingest.load import load as load_document
 from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.store import Entry, store_of
+from workers.retrieval.tuning import measure_ingested
 from workers.retrieval.vocabulary import script_name, unknown_scripts
 
 # How the failure of an ingest step is booked: its sources fail, and the job goes on; and the
@@ -821,6 +822,10 @@ def embed(context: Context) -> Done:
             delete_orphans(process, options.collection, parts)
         collect_replaced(process, [version.replaced for version in noted if version.replaced])
         merge_soon(process, options.collection_id)
+        with process.ledger.read_single() as session:
+            has_ended = jobs.state_of(session, claim.job_id) not in OPEN
+        if has_ended:
+            measure_ingested(process, options.collection)
 
     result = {
         "model": options.model,

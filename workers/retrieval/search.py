@@ -7,6 +7,7 @@ comes back is looked up in Postgres: a passage that is not live there is no hit.
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -33,7 +34,7 @@ from workers.retrieval.fusion import Floats, QueryFacts, fuse
 from workers.retrieval.lexical import LexicalResult, lexical_of
 from workers.retrieval.store import Match, Missing, store_of
 from workers.retrieval.terms import terms
-from workers.retrieval.tuning import CollectionFacts, coverage_by, tuning_of
+from workers.retrieval.tuning import CollectionFacts, coverage_by, tuning_for_search
 
 HYBRID_POOL = 50
 """So many of the best of each half are weighed, at least."""
@@ -42,6 +43,9 @@ JOINED_CHUNKS = 3
 WIDEN_TIMES = 4
 WIDEN_FACTOR = 4
 """A store that gives too few live passages is asked for so many times as many, so often."""
+TEXTS_AT_ONCE = 25
+"""Of so many passages the text is read when it is asked whether they are live. Of more, most are
+not among the best, and so theirs is read last."""
 MATCHING_CHUNKS = 10_000
 """So many chunks that a filter matches are compared with a query where it has to be found in
 Postgres which ones these are."""
@@ -68,6 +72,19 @@ class Candidate:
     debug: HitDebug
     weights: Mapping[str, float] = field(default_factory=dict)
     """What each term of the query is worth in the collection, where that is known."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Found:
+    """A live passage before its text is read: its id, its score, and how that came about."""
+
+    id: str
+    score: float
+    halves: tuple[str, ...]
+    similarity: float | None = None
+    lexical: float | None = None
+    dense_weight: float | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +188,9 @@ class CollectionSearch:
         self._options = request.options
         self._check = check
         self.warnings: list[str] = []
+        self._is_live: dict[str, bool] = {}
+        """Whether passages, by their ids, were live and matched the filter when they were met."""
+        self._chunks: dict[str, ChunkView] = {}
         with process.ledger.read_single() as session:
             collection = collections.get(session, name)
             self._id, self._model = collection.id, collection.embedding_model
@@ -185,18 +205,18 @@ class CollectionSearch:
             return [[] for _ in self._request.queries]  # nothing has been ingested yet
         type_ = self._options.type
         if type_ is SearchType.LEXICAL:
-            return self._matches(self._lexical(count), count)
+            return self._read(self._matches(self._lexical(count), count), count)
         embedder = self._embedder()
         vectors = embedder.encode_queries(self._request.queries, between=self._check)
         if type_ is SearchType.HYBRID:
-            return self._weighed(embedder, vectors, count)
+            return self._read(self._weighed(embedder, vectors, count), count)
         if type_ is SearchType.MMR:
-            return self._diverse(vectors, count)
-        nearest = self._nearest(vectors, count)
+            return self._read(self._diverse(vectors, count), count)
+        nearest = self._nearest(vectors, self._query(vectors, count), count)
         threshold = self._options.score_threshold
-        if threshold is None:
-            return nearest
-        return [[one for one in row if one.score >= threshold] for row in nearest]
+        if threshold is not None:
+            nearest = [[one for one in row if one.score >= threshold] for row in nearest]
+        return self._read(nearest, count)
 
     def warn_of_filter(self) -> None:
         """Say of keys that the filter names where no passage has them, or in another type."""
@@ -228,19 +248,35 @@ class CollectionSearch:
 
     # Both halves
 
-    def _weighed(self, embedder: Embedder, vectors: Vectors, count: int) -> list[list[Candidate]]:
+    def _weighed(self, embedder: Embedder, vectors: Vectors, count: int) -> list[list[_Found]]:
         """The best by words and by meaning together: the best of each half, with both scores."""
         pool = max(count, HYBRID_POOL)
-        results = self._lexical(pool)
-        halves = zip(self._nearest(vectors, pool), self._matches(results, pool), strict=True)
-        rows = [_united(nearest, matches) for nearest, matches in halves]
-        cosines = self._cosines(vectors, rows)
-        tuning = tuning_of(self._process, self._facts, embedder, results[0], check=self._check)
+        # The store and Postgres look at the same time, the store before a thread of its own.
+        aside = self._process.held(_aside, ThreadPoolExecutor.shutdown)
+        waiting = aside.submit(self._query, vectors, pool)
+        try:
+            results = self._lexical(pool)
+        finally:
+            wait([waiting])
+        rows = waiting.result()
+        nearest_ids = set(_ids(rows))
+        others = [id_ for result in results for id_ in result.chunk_ids if id_ not in nearest_ids]
+        kept = aside.submit(self._vectors_if_there, list(dict.fromkeys(others)))
+        try:
+            self._live([*nearest_ids, *others])  # of both halves by one statement
+        finally:
+            wait([kept])
+        halves = zip(self._nearest(vectors, rows, pool), self._matches(results, pool), strict=True)
+        united = [_united(nearest, matches) for nearest, matches in halves]
+        cosines = self._cosines(vectors, united, kept.result())
+        tuning = tuning_for_search(
+            self._process, self._facts, embedder, results[0], check=self._check
+        )
         coverage = coverage_by(embedder.tokenizer)
         for query, row, result, similarities in zip(
-            self._request.queries, rows, results, cosines, strict=True
+            self._request.queries, united, results, cosines, strict=True
         ):
-            lexical = result.score_in_context([one.chunk.id for one in row])
+            lexical = result.score_in_context([one.id for one in row])
             fused = fuse(
                 similarities,
                 lexical,
@@ -254,26 +290,26 @@ class CollectionSearch:
             ):
                 one.score = score
                 one.weights = result.weights
-                one.debug = HitDebug(
-                    similarity=None if math.isnan(similarity) else round(similarity, 6),
-                    lexical=round(match, 6),
-                    dense_weight=round(fused.weight, 6),
-                    halves=one.debug.halves,
-                )
+                one.similarity = None if math.isnan(similarity) else round(similarity, 6)
+                one.lexical = round(match, 6)
+                one.dense_weight = round(fused.weight, 6)
             row.sort(key=lambda one: -one.score)
-        return [row[:count] for row in rows]
+        return united
 
-    def _cosines(self, vectors: Vectors, rows: Sequence[Sequence[Candidate]]) -> list[Floats]:
-        """Of each row's candidates with its query; NaN for those without a vector."""
+    def _cosines(
+        self, vectors: Vectors, rows: Sequence[Sequence[_Found]], kept: Mapping[str, Vectors]
+    ) -> list[Floats]:
+        """Of each row's candidates with its query; NaN for those without a vector. `kept` has
+        vectors of most of those that the store did not compare with the query."""
         missing = dict.fromkeys(
-            one.chunk.id for row in rows for one in row if one.debug.similarity is None
+            one.id for row in rows for one in row if one.similarity is None and one.id not in kept
         )
-        kept = store_of(self._process).vectors(self._name, list(missing)) if missing else {}
+        kept = {**kept, **self._vectors(list(missing))}
 
-        def cosine(vector: Vectors, one: Candidate) -> float:
-            if one.debug.similarity is not None:
-                return one.debug.similarity
-            other = kept.get(one.chunk.id)
+        def cosine(vector: Vectors, one: _Found) -> float:
+            if one.similarity is not None:
+                return one.similarity
+            other = kept.get(one.id)
             if other is None:
                 return math.nan
             return float(vector @ other) / max(float(np.linalg.norm(other)), 1e-12)
@@ -305,13 +341,13 @@ class CollectionSearch:
                 )
         return results
 
-    def _matches(self, results: Sequence[LexicalResult], count: int) -> list[list[Candidate]]:
+    def _matches(self, results: Sequence[LexicalResult], count: int) -> list[list[_Found]]:
         """The passages that have words of the queries, `count` for each.
 
         What was erased since, or does not match the filter, makes room for further ones; where
         that is most of them, those that Postgres has found are scored.
         """
-        matches: list[list[Candidate]] = [[] for _ in results]
+        matches: list[list[_Found]] = [[] for _ in results]
         left = dict(enumerate(results))
         limit = count
         for _ in range(WIDEN_TIMES):
@@ -334,14 +370,11 @@ class CollectionSearch:
                 matches[n] = row
         return matches
 
-    def _live_matches(
-        self, results: Collection[LexicalResult], count: int
-    ) -> list[list[Candidate]]:
-        ids = list(dict.fromkeys(id_ for result in results for id_ in result.chunk_ids))
-        live = self._live_chunks(ids)
+    def _live_matches(self, results: Collection[LexicalResult], count: int) -> list[list[_Found]]:
+        live = self._live([id_ for result in results for id_ in result.chunk_ids])
         return [
             [
-                self._match(live[id_], score, result.weights)
+                _match(id_, score, result.weights)
                 for id_, score in zip(result.chunk_ids, result.scores.tolist(), strict=True)
                 if id_ in live
             ][:count]
@@ -350,24 +383,18 @@ class CollectionSearch:
 
     def _scored(
         self, results: Collection[LexicalResult], ids: Sequence[str], count: int
-    ) -> list[list[Candidate]]:
+    ) -> list[list[_Found]]:
         """The best of those passages."""
         best: list[list[tuple[str, float]]] = []
         for result in results:
             scores = result.score(ids)
             order = np.argsort(-scores, kind="stable")[:count].tolist()
             best.append([(ids[n], float(scores[n])) for n in order if scores[n] > 0])
-        live = self._live_chunks(list(dict.fromkeys(id_ for row in best for id_, _ in row)))
+        live = self._live([id_ for row in best for id_, _ in row])
         return [
-            [self._match(live[id_], score, result.weights) for id_, score in row if id_ in live]
+            [_match(id_, score, result.weights) for id_, score in row if id_ in live]
             for result, row in zip(results, best, strict=True)
         ]
-
-    def _match(self, chunk: ChunkView, score: float, weights: Mapping[str, float]) -> Candidate:
-        debug = HitDebug(lexical=round(score, 6), halves=["lexical"])
-        return Candidate(
-            chunk=chunk, collection=self._name, score=score, debug=debug, weights=weights
-        )
 
     # The dense half
 
@@ -392,19 +419,23 @@ class CollectionSearch:
                 "search. Shorten it."
             )
 
-    def _nearest(self, vectors: Vectors, count: int) -> list[list[Candidate]]:
-        """The passages whose vectors are nearest, `count` for each query.
+    def _nearest(
+        self, vectors: Vectors, rows: Sequence[Sequence[Match]], count: int
+    ) -> list[list[_Found]]:
+        """The passages whose vectors are nearest, `count` for each query: those of `rows`, which
+        `_query` has of as many.
 
         The store may know passages that are live no longer, and for a moment the other way round;
         and it may not know all of the filter. Where that leaves fewer than `count`, more are asked
         for, and then those that Postgres has found.
         """
-        nearest: list[list[Candidate]] = [[] for _ in vectors]
+        nearest: list[list[_Found]] = [[] for _ in vectors]
         left = list(range(len(vectors)))
         limit = count
         for _ in range(WIDEN_TIMES):
-            rows = self._query(vectors[left], limit)
-            for n, live in zip(left, self._live(rows, count), strict=True):
+            if limit > count:
+                rows = self._query(vectors[left], limit)
+            for n, live in zip(left, self._live_nearest(rows, count), strict=True):
                 nearest[n] = live
             left = [
                 n
@@ -417,7 +448,7 @@ class CollectionSearch:
         where = self._options.filter
         if where is not None and not store_of(self._process).is_exact(where):
             rows = self._query(vectors[left], count, ids=self._matching(where))
-            for n, live in zip(left, self._live(rows, count), strict=True):
+            for n, live in zip(left, self._live_nearest(rows, count), strict=True):
                 nearest[n] = live
         return nearest
 
@@ -444,40 +475,43 @@ class CollectionSearch:
                 return [[] for _ in vectors]
             raise
 
+    def _vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
+        return store_of(self._process).vectors(self._name, ids) if ids else {}
+
+    def _vectors_if_there(self, ids: Sequence[str]) -> dict[str, Vectors]:
+        """None where the store has no such collection any more: perhaps none of these is live."""
+        try:
+            return self._vectors(ids)
+        except Missing:
+            return {}
+
     def _is_empty(self) -> bool:
         """Whether there is nothing to find. Raises NotFound where it was just erased."""
         with self._process.ledger.read_single() as session:
             collection = collections.get(session, self._name)
             return not documents.page(session, collection.id, limit=1, after=None)
 
-    def _live(self, rows: Sequence[Sequence[Match]], count: int) -> list[list[Candidate]]:
+    def _live_nearest(self, rows: Sequence[Sequence[Match]], count: int) -> list[list[_Found]]:
         """Of each row those that are live and match the filter, `count` at most."""
-        live = self._live_chunks(list(dict.fromkeys(match.id for row in rows for match in row)))
+        live = self._live(_ids(rows))
         return [
-            [self._candidate(live[match.id], match.score) for match in row if match.id in live][
-                :count
-            ]
+            [
+                _Found(id=match.id, score=match.score, similarity=match.score, halves=("dense",))
+                for match in row
+                if match.id in live
+            ][:count]
             for row in rows
         ]
 
-    def _live_chunks(self, ids: Sequence[str]) -> dict[str, ChunkView]:
-        with self._process.ledger.read_single() as session:
-            return documents.live_chunks(session, self._id, ids, where=self._options.filter)
-
-    def _candidate(self, chunk: ChunkView, similarity: float) -> Candidate:
-        debug = HitDebug(similarity=similarity, halves=["dense"])
-        return Candidate(chunk=chunk, collection=self._name, score=similarity, debug=debug)
-
-    def _diverse(self, vectors: Vectors, count: int) -> list[list[Candidate]]:
+    def _diverse(self, vectors: Vectors, count: int) -> list[list[_Found]]:
         fetch = max(self._options.fetch_k or DEFAULT_FETCH_K, count)
         share = self._options.lambda_mult
-        nearest = self._nearest(vectors, fetch)
-        ids = list(dict.fromkeys(one.chunk.id for row in nearest for one in row))
-        kept = store_of(self._process).vectors(self._name, ids) if ids else {}
+        nearest = self._nearest(vectors, self._query(vectors, fetch), fetch)
+        kept = self._vectors(list(dict.fromkeys(one.id for row in nearest for one in row)))
         diverse = []
         for query, row in zip(vectors, nearest, strict=True):
-            row = [one for one in row if one.chunk.id in kept]
-            passages = np.array([kept[one.chunk.id] for one in row]).reshape(len(row), len(query))
+            row = [one for one in row if one.id in kept]
+            passages = np.array([kept[one.id] for one in row]).reshape(len(row), len(query))
             order = marginal_relevance(
                 query,
                 passages / np.maximum(np.linalg.norm(passages, axis=1, keepdims=True), 1e-12),
@@ -487,16 +521,82 @@ class CollectionSearch:
             diverse.append([row[n] for n in order])
         return diverse
 
+    # What Postgres has of them
 
-def _united(nearest: Sequence[Candidate], matches: Sequence[Candidate]) -> list[Candidate]:
+    def _live(self, ids: Sequence[str]) -> set[str]:
+        """Those of the passages that are live and match the filter. Each is looked up but once."""
+        new = [id_ for id_ in dict.fromkeys(ids) if id_ not in self._is_live]
+        if new:
+            where = self._options.filter
+            live: Collection[str]
+            with self._process.ledger.read_single() as session:
+                if len(new) > TEXTS_AT_ONCE:
+                    live = documents.live_ids(session, self._id, new, where=where)
+                else:
+                    live = chunks = documents.live_chunks(session, self._id, new, where=where)
+                    self._chunks |= chunks
+            self._is_live |= {id_: id_ in live for id_ in new}
+        return {id_ for id_ in ids if self._is_live[id_]}
+
+    def _read(self, rows: Sequence[Sequence[_Found]], count: int) -> list[list[Candidate]]:
+        """The first `count` of each row with their texts. One that is erased just now makes room
+        for the next."""
+        first = [row[:count] for row in rows]
+        if not self._read_chunks(first):
+            self._read_chunks(rows)
+        return [
+            [self._candidate(one) for one in row if one.id in self._chunks][:count] for row in rows
+        ]
+
+    def _read_chunks(self, rows: Sequence[Sequence[_Found]]) -> bool:
+        """Whether all of them are there."""
+        ids = dict.fromkeys(one.id for row in rows for one in row)
+        new = [id_ for id_ in ids if id_ not in self._chunks]
+        if not new:
+            return True
+        with self._process.ledger.read_single() as session:
+            chunks = documents.live_chunks(session, self._id, new, where=self._options.filter)
+        self._chunks |= chunks
+        return len(chunks) == len(new)
+
+    def _candidate(self, found: _Found) -> Candidate:
+        debug = HitDebug(
+            similarity=found.similarity,
+            lexical=found.lexical,
+            dense_weight=found.dense_weight,
+            halves=list(found.halves),
+        )
+        return Candidate(
+            chunk=self._chunks[found.id],
+            collection=self._name,
+            score=found.score,
+            debug=debug,
+            weights=found.weights,
+        )
+
+
+def _aside(_process: Process) -> ThreadPoolExecutor:
+    """A thread beside those that search, which waits for the store meanwhile."""
+    return ThreadPoolExecutor(1, thread_name_prefix="store")
+
+
+def _ids(rows: Sequence[Sequence[Match]]) -> list[str]:
+    return [match.id for row in rows for match in row]
+
+
+def _match(id_: str, score: float, weights: Mapping[str, float]) -> _Found:
+    return _Found(
+        id=id_, score=score, lexical=round(score, 6), halves=("lexical",), weights=weights
+    )
+
+
+def _united(nearest: Sequence[_Found], matches: Sequence[_Found]) -> list[_Found]:
     """Each passage once; one that both halves have says so."""
-    united = {one.chunk.id: one for one in nearest}
+    united = {one.id: one for one in nearest}
     for one in matches:
-        known = united.setdefault(one.chunk.id, one)
+        known = united.setdefault(one.id, one)
         if known is not one:
-            known.debug = HitDebug(
-                similarity=known.debug.similarity, halves=[*known.debug.halves, *one.debug.halves]
-            )
+            known.halves += one.halves
     return list(united.values())
 
 

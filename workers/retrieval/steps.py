@@ -35,6 +35,7 @@ from workers.models.devices import Vectors
 from workers.retrieval import search as searching
 from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.search import Candidate, SearchRequest, passages
+from workers.retrieval.tuning import measure_due
 
 Rows = Sequence[Sequence[Candidate]]
 """Of each query, best first."""
@@ -231,8 +232,9 @@ def search(contexts: Sequence[Context], settle: Settle) -> None:
         for group in _alike(works)
         for first in range(0, len(group), ROUND_SEARCHES)
     )
-    batch_s = contexts[0].process.settings.embedding_batch_s
-    _run_rounds(rounds, _search_round, settle, batch_s=batch_s)
+    process = contexts[0].process
+    if _run_rounds(rounds, _search_round, settle, batch_s=process.settings.embedding_batch_s):
+        measure_due(process)
 
 
 def _works(
@@ -258,8 +260,9 @@ def _alike(works: Sequence[WorkT]) -> Iterator[list[WorkT]]:
 
 def _run_rounds(
     rounds: Iterable[Sequence[WorkT]], run: RunRound[WorkT], settle: Settle, *, batch_s: float
-) -> None:
-    """Run and record one round after the other, until the time is up; at least one is run."""
+) -> bool:
+    """Run and record one round after the other, until the time is up; at least one is run. Whether
+    the time was enough."""
     deadline = time.monotonic() + batch_s
     for members in rounds:
         works = []
@@ -273,7 +276,8 @@ def _run_rounds(
                 settle(work.context, outcome)
             settle.flush()
         if time.monotonic() > deadline:
-            return
+            return False
+    return True
 
 
 def _outcomes(works: Sequence[WorkT], run: RunRound[WorkT]) -> Sequence[Done | Exception]:

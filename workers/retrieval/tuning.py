@@ -9,8 +9,12 @@ logistic regression of two slopes), with a prior where the pairs are few.
 
 `measure` is without I/O: it is given chunks, and functions that make terms and vectors.
 `tuning_of` draws the chunks of a collection, and keeps what was measured with the collection.
+Measuring takes the time of a hundred searches, so that none waits for it but the first of a
+collection of which nothing is known: the others go by what is kept, and it is measured behind them,
+or at the end of an ingest.
 """
 
+import logging
 import random
 import re
 from collections import Counter
@@ -23,12 +27,14 @@ from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
+from sqlalchemy.exc import SQLAlchemyError
 from tokenizers import Tokenizer
 
 from shared.documents import collections, documents
+from shared.errors import SluiceError
 from workers.attempts.process import Process
 from workers.models.devices import Vectors, unit
-from workers.retrieval.embed import Embedder
+from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.fusion import (
     LEXICAL_PRIOR,
     STD_LEAST,
@@ -38,18 +44,21 @@ from workers.retrieval.fusion import (
     covered,
     highest_by_chance,
 )
-from workers.retrieval.lexical import LexicalResult
+from workers.retrieval.lexical import LexicalResult, lexical_of
 from workers.retrieval.store import store_of
 from workers.retrieval.terms import terms
 from workers.retrieval.vocabulary import script_coverage
+
+log = logging.getLogger(__name__)
 
 PSEUDO_QUERIES: Final = 64
 SAMPLED_CHUNKS: Final = 256
 """Among which the answers are looked for; the pseudo-queries are of these, too."""
 CHUNKS_LEAST: Final = 2
 STALE_FACTOR: Final = 4
-"""A search waits while a collection is measured; how large that is beyond a sample matters little.
-"""
+"""How large a collection is beyond a sample matters little."""
+INGESTED_CHUNKS_LEAST: Final = 16
+"""Smaller collections are measured so quickly that the first search does it."""
 
 K1: Final = 1.5
 B: Final = 0.75
@@ -238,6 +247,57 @@ def tuning_of(
         return tuning
     finally:
         lock.release()
+
+
+def tuning_for_search(
+    process: Process,
+    collection: CollectionFacts,
+    embedder: Embedder,
+    result: LexicalResult,
+    *,
+    check: Callable[[], None],
+) -> Tuning:
+    """As `tuning_of`, but what is kept is taken if it is stale, too, and `measure_due` then knows
+    of it."""
+    kept = Tuning.load(collection.tuning)
+    if kept is None or not is_stale(kept, result.live_chunks):
+        return tuning_of(process, collection, embedder, result, check=check)
+    process.held(_Due).names.add(collection.name)
+    return kept
+
+
+def measure_due(process: Process) -> None:
+    """Measure the collections that searches of this process have met as stale. Called behind these;
+    nothing comes of what fails, and the next search finds it stale again."""
+    due = process.held(_Due).names
+    while due:
+        measure_ingested(process, due.pop(), chunks_least=CHUNKS_LEAST)
+
+
+def measure_ingested(
+    process: Process, name: str, *, chunks_least: int = INGESTED_CHUNKS_LEAST
+) -> None:
+    """Measure a collection where it is stale, and has so many chunks. Logs what fails."""
+    try:
+        with process.ledger.read() as session:
+            row = collections.get(session, name)
+            collection = CollectionFacts(id=row.id, name=row.name, tuning=row.tuning)
+            model = row.embedding_model
+        result = lexical_of(process).search(collection.id, "", limit=1)
+        if result.live_chunks < chunks_least:
+            return
+        if is_stale(Tuning.load(collection.tuning), result.live_chunks):
+            embedder = embedders_of(process).get(model)
+            tuning_of(process, collection, embedder, result, check=lambda: None)
+    except (SluiceError, SQLAlchemyError) as error:
+        log.info("collection %s was not measured: %s", name, error)
+
+
+class _Due:
+    """The names of collections that are to be measured."""
+
+    def __init__(self, _process: Process) -> None:
+        self.names: set[str] = set()
 
 
 def _measured(
