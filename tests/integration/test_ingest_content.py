@@ -8,15 +8,22 @@ from tests.integration.ingestion import (
     CATS,
     TRAINS,
     counts,
+    document_id,
     ingest,
     ingest_files,
     live_texts,
     order_sources,
     search,
     stores_agree,
+    upload,
+    vector_ids,
 )
 from tests.integration.workbench import drain
 from workers.attempts.process import Process
+from workers.retrieval.local_embedder import LocalEmbedder
+from workers.retrieval.store import store_of
+
+MISSING = "00000000-0000-7000-8000-000000000000"
 
 
 @pytest.mark.parametrize(
@@ -142,3 +149,70 @@ def test_metadata_that_chroma_would_refuse_does_not_cost_a_document(
     stores_agree(process, collection)
     (hit,) = search(process, collection, "fine", search={"filter": {"kept": "z"}})
     assert (hit.text, hit.metadata["$id"], hit.metadata["#"]) == ("fine", "x", 1)
+
+
+def test_sources_have_metadata_splitters_and_names_of_their_own(
+    process: Process, collection: str
+) -> None:
+    file_id = upload(process, "plan.txt", TRAINS.encode())
+    sources = [
+        {"type": "text", "name": "cats", "text": CATS, "metadata": {"topic": "animals"}},
+        {"type": "file", "file_id": file_id, "name": "routes/plan.txt", "metadata": {"year": 1},
+         "splitter": {"type": "token", "chunk_size": 16, "chunk_overlap": 0}},
+    ]  # fmt: skip
+
+    job_id = order_sources(
+        process, collection, sources, metadata={"year": 2026}, splitter={"type": "recursive"}
+    )
+    drain(process)
+
+    assert counts(process, job_id) == {"added": 2}
+    texts = live_texts(process, collection)
+    assert (texts["cats"], len(texts["routes/plan.txt"]) > 1) == ([CATS], True)
+    years = {hit.source: hit.metadata["year"] for hit in search(process, collection, "a")}
+    assert years == {"cats": 2026, "routes/plan.txt": 1}
+    again = order_sources(
+        process, collection, sources, metadata={"year": 2026}, splitter={"type": "recursive"}
+    )
+    drain(process)
+    assert counts(process, again) == {"skipped": 2}
+
+
+def test_a_document_gets_other_metadata_and_is_not_embedded_again(
+    process: Process, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    csv = {"content_columns": ["question"], "metadata_columns": ["id"]}
+    table = b"id,question\n7,When do you open?\n8,Where are you?\n"
+    ingest_files(process, collection, {"faq.csv": table}, csv=csv, metadata={"team": "a", "old": 1})
+    ingest(process, collection, {"cats": CATS})
+    before = store_of(process).vectors(collection, sorted(vector_ids(process, collection)))
+    faq = str(document_id(process, collection, "faq.csv"))
+
+    def relabel(document_id: str, metadata: dict[str, Any]) -> dict[str, int]:
+        source = {"type": "document", "document_id": document_id, "metadata": metadata}
+        job_id = order_sources(process, collection, [source])
+        drain(process)
+        return counts(process, job_id)
+
+    def encode(*_: Any, **__: Any) -> Any:
+        raise AssertionError("nothing is to be embedded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalEmbedder, "encode", encode)
+        assert relabel(faq, {"team": "b", "id": "x"}) == {"replaced": 1}
+        assert relabel(faq, {"team": "b", "id": "x"}) == {"skipped": 1}
+        assert relabel(MISSING, {"team": "b"}) == {"failed": 1}
+
+    hits = search(process, collection, "open", k=9, search={"filter": {"team": "b"}})
+    assert sorted(hit.metadata["id"] for hit in hits) == [7, 8], "the rows' own is not changed"
+    assert all("old" not in hit.metadata for hit in hits)
+    assert search(process, collection, "open", search={"filter": {"old": 1}}) == []
+    after = store_of(process).vectors(collection, sorted(vector_ids(process, collection)))
+    as_rows = [sorted(map(bytes, vectors.values())) for vectors in (before, after)]
+    assert as_rows[0] == as_rows[1]
+    stores_agree(process, collection)
+    # What was ingested with other metadata is not taken for unchanged.
+    again = ingest_files(
+        process, collection, {"faq.csv": table}, csv=csv, metadata={"team": "a", "old": 1}
+    )
+    assert again == {"replaced": 1}

@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ from tests.integration.workbench import drain, make_process
 from workers.attempts.process import Process
 from workers.sweep import Sweeper
 
+ROOT = Path(__file__).resolve().parents[2]
 CATS = "Cats sleep for most of the day. A cat sleeps fifteen hours on average."
 TRAINS = "The train to Busan leaves at nine. Trains run every thirty minutes."
 TEA = "Green tea is brewed at eighty degrees for two minutes."
@@ -417,6 +419,28 @@ def test_the_async_client_does_the_same(api_url: str, client: OpenAI) -> None:
 
     asyncio.run(run())
     assert client.files.list().data
+
+
+def test_the_page_runs_as_it_stands(
+    client: OpenAI,  # noqa: ARG001  (a worker beside)
+    api_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (ROOT / "docs/clients/openai-files.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("hours.md").write_text("# Hours\n\nWe open at nine and close at six.", encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.replace("http://127.0.0.1:8000", api_url), names)
+    names["client"].close()
+
+    out = capsys.readouterr().out
+    assert "completed {'topic': 'hours', 'year': 2026" in out
+    assert "We open at nine" in out
+    assert "completed 2" in out
 
 
 # One and the same

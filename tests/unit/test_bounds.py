@@ -26,6 +26,14 @@ from pydantic import (
 from pydantic.networks import AnyHttpUrl
 from typing_extensions import TypeAliasType
 
+from api.compat.openai.vector_stores import (
+    AttributeChange,
+    NewFileBatch,
+    NewVectorStore,
+    NewVectorStoreFile,
+    VectorStoreChange,
+    VectorStoreSearch,
+)
 from api.http.body import TOKEN, MalformedBody, ValueCount, check_structure, parse
 from api.schemas import (
     BatchRequest,
@@ -57,7 +65,8 @@ from workers.generation.chat import storable
 
 MODELS: list[type[BaseModel]] = [
     BatchRequest, NewConversation, CollectionSpec, NewPrompt, RollBack, VariablesBody, Variable,
-    *(task.parameters for task in TASKS.values()),
+    NewVectorStore, NewVectorStoreFile, NewFileBatch, AttributeChange, VectorStoreChange,
+    VectorStoreSearch, *(task.parameters for task in TASKS.values()),
 ]  # fmt: skip
 REQUESTS = {model.__name__: model for model in MODELS}
 
