@@ -81,12 +81,13 @@ def get(session: Session, name: str) -> Collection:
     return collection
 
 
-def hold(session: Session, collection_id: UUID) -> None:
-    """Let no erasure of the collection begin before the commit. Raises NotFound if one has."""
+def hold(session: Session, collection_id: UUID, *, alone: bool = False) -> None:
+    """Let no erasure of the collection begin before the commit; `alone`, nobody else hold it, too.
+    Raises NotFound if an erasure has begun."""
     held = session.scalar(
         select(Collection.name)
         .where(Collection.id == collection_id, Collection.erasing_at.is_(None))
-        .with_for_update(read=True)
+        .with_for_update(read=not alone, key_share=alone)
     )
     if held is None:
         raise NotFound("The collection was erased.")

@@ -16,7 +16,15 @@ from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Query, Response
-from pydantic import AfterValidator, BaseModel, Field, PlainValidator, StrictBool, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    PlainValidator,
+    StrictBool,
+    WithJsonSchema,
+    model_validator,
+)
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -64,7 +72,7 @@ from shared.kinds.erase import EraseInput
 from shared.kinds.ingest import DocumentSource, FileSource, IngestInput, Splitter, SplitterType
 from shared.kinds.search import Hit, SearchInput, SearchOptions, SearchType
 from shared.tables import Collection, File, IngestItem, Job
-from shared.vocabulary import ENDED, Lane, Queue, State
+from shared.vocabulary import ENDED, Lane, Queue, Shape, State
 
 STORE_PREFIX = "vs_"
 BATCH_PREFIX = "vsfb_"
@@ -161,24 +169,17 @@ class NewVectorStore(WireShape):
     metadata: StoreMetadata | None = None
 
 
-class VectorStoreChange(WireShape):
+class VectorStoreChange(Shape):
     """What is null, or left out, stays as it is; but for `expires_after`, of which null means that
     the vector store does not expire any more."""
 
     name: StoreName | None = None
     expires_after: StoreExpiry | None = None
     metadata: StoreMetadata | None = None
-    never_expires: Annotated[StrictBool, Field(exclude=True)] = False
 
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_never(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            if "never_expires" in value:
-                raise ValueError("never_expires is no field; send expires_after as null")
-            if "expires_after" in value and value["expires_after"] is None:
-                return {**value, "never_expires": True}
-        return value
+    @property
+    def never_expires(self) -> bool:
+        return "expires_after" in self.model_fields_set and self.expires_after is None
 
 
 class NewVectorStoreFile(WireShape):
@@ -241,6 +242,9 @@ class AttributeChange(WireShape):
         return value
 
 
+COMPARISONS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
+JOINTS = ("and", "or")
+LIMIT_DEPTH = 16
 RANKERS: Mapping[str, SearchType] = {
     "auto": SearchType.HYBRID,
     "default-2024-11-15": SearchType.HYBRID,
@@ -255,7 +259,26 @@ class SearchRanking(WireShape):
     score_threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0
 
 
-WireFilter = Annotated[dict[str, Any], PlainValidator(lambda value: _filter(value))]
+_FILTER_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {
+        "type": {"enum": [*COMPARISONS, *JOINTS]},
+        "key": {"type": "string", "minLength": 1},
+        "value": {
+            "anyOf": [
+                {"type": ["string", "number", "boolean"]},
+                {"type": "array", "items": {"type": ["string", "number"]}},
+            ]
+        },
+        "filters": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+    },
+    "additionalProperties": False,
+    "examples": [{"type": "eq", "key": "team", "value": "office"}],
+}
+WireFilter = Annotated[
+    dict[str, Any], PlainValidator(lambda value: _filter(value)), WithJsonSchema(_FILTER_SCHEMA)
+]
 
 
 def _filter(value: Any) -> dict[str, Any]:
@@ -277,11 +300,7 @@ class VectorStoreSearch(WireShape):
         return [self.query] if isinstance(self.query, str) else list(self.query)
 
 
-# Filters: comparisons by type, joined by and and or.
-
-_COMPARISONS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
-_JOINTS = ("and", "or")
-_LIMIT_DEPTH = 16
+# Filters.
 
 
 def translate_filter(value: Any, depth: int = 1) -> dict[str, Any]:
@@ -291,19 +310,19 @@ def translate_filter(value: Any, depth: int = 1) -> dict[str, Any]:
         raise ValueError(
             'must be an object such as {"type": "eq", "key": "team", "value": "office"}'
         )
-    if depth > _LIMIT_DEPTH:
-        raise ValueError(f"is nested deeper than {_LIMIT_DEPTH} levels; flatten it")
+    if depth > LIMIT_DEPTH:
+        raise ValueError(f"is nested deeper than {LIMIT_DEPTH} levels; flatten it")
     type_ = value.get("type")
-    allowed = {"type", "filters"} if type_ in _JOINTS else {"type", "key", "value"}
-    if type_ not in (*_COMPARISONS, *_JOINTS):
+    allowed = {"type", "filters"} if type_ in JOINTS else {"type", "key", "value"}
+    if type_ not in (*COMPARISONS, *JOINTS):
         raise ValueError(
-            f"type is {shown(type_)}; it must be one of {', '.join((*_COMPARISONS, *_JOINTS))}"
+            f"type is {shown(type_)}; it must be one of {', '.join((*COMPARISONS, *JOINTS))}"
         )
     if missing := sorted(allowed - value.keys()):
         raise ValueError(f"{missing[0]} is missing in a filter of type {type_}")
     if unknown := sorted(map(str, value.keys() - allowed)):
         raise ValueError(f"{shown(unknown[0])} is no field of a filter of type {type_}")
-    if type_ in _JOINTS:
+    if type_ in JOINTS:
         parts = value["filters"]
         if not isinstance(parts, list) or not parts:
             raise ValueError("filters must be a list of filters, with one at least")
@@ -714,7 +733,8 @@ def _attach(
 ) -> Job:
     """Submit the job that puts files into a collection, and note them. Their queue has admitted it
     already. Raises ProblemError for a file that is not there."""
-    collections.hold(session, collection.id)
+    # Alone, so that of two files of one name at the same time each gets its own.
+    collections.hold(session, collection.id, alone=True)
     uploads = _uploads(session, [entry.file_id for entry in entries], param)
     names = attachments.sources_of(session, collection.id, uploads)
     splitters = [_splitter(entry.chunking_strategy) for entry in entries]
@@ -752,9 +772,6 @@ def _attach(
                 for entry, upload in zip(entries, uploads, strict=True)
             ],
         )
-        collection.used_at = func.now()
-        session.flush()
-        session.refresh(collection)
     return jobs.get(session, made.id)
 
 
