@@ -154,7 +154,7 @@ def test_metadata_that_chroma_would_refuse_does_not_cost_a_document(
 def test_sources_have_metadata_splitters_and_names_of_their_own(
     process: Process, collection: str
 ) -> None:
-    file_id = upload(process, "plan.txt", TRAINS.encode())
+    file_id = upload(process, "plan.txt", f"{TRAINS} {TRAINS}".encode())
     sources = [
         {"type": "text", "name": "cats", "text": CATS, "metadata": {"topic": "animals"}},
         {"type": "file", "file_id": file_id, "name": "routes/plan.txt", "metadata": {"year": 1},

@@ -130,12 +130,12 @@ StoreName = Annotated[Line, AfterValidator(nfc)]
 
 class StoreExpiry(WireShape):
     anchor: Literal["last_active_at"]
-    days: Annotated[int, Field(ge=1, le=365)]
+    days: Annotated[int, Field(strict=True, ge=1, le=365)]
 
 
 class StaticSizes(WireShape):
-    max_chunk_size_tokens: Annotated[int, Field(ge=100, le=4096)]
-    chunk_overlap_tokens: Annotated[int, Field(ge=0, le=2048)]
+    max_chunk_size_tokens: Annotated[int, Field(strict=True, ge=100, le=4096)]
+    chunk_overlap_tokens: Annotated[int, Field(strict=True, ge=0, le=2048)]
 
     @model_validator(mode="after")
     def _overlap_is_half_at_most(self) -> Self:
@@ -256,7 +256,7 @@ RANKERS: Mapping[str, SearchType] = {
 
 class SearchRanking(WireShape):
     ranker: Literal["auto", "default-2024-11-15", "default_2024_08_21", "none"] = "auto"
-    score_threshold: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0
+    score_threshold: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = 0
 
 
 _FILTER_SCHEMA: dict[str, Any] = {
@@ -290,7 +290,7 @@ def _filter(value: Any) -> dict[str, Any]:
 
 class VectorStoreSearch(WireShape):
     query: Text | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=50)]
-    max_num_results: Annotated[int, Field(ge=1, le=50)] = 10
+    max_num_results: Annotated[int, Field(strict=True, ge=1, le=50)] = 10
     filters: WireFilter | None = None
     ranking_options: SearchRanking = SearchRanking()
     rewrite_query: StrictBool = False
