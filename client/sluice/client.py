@@ -142,6 +142,28 @@ class Tasks(Calls[J], Generic[J]):
         result = await self._result("search", job_input, timeout_s)
         return [Hit.model_validate(hit) for hit in result["hits"]]
 
+    async def search_vector(
+        self,
+        collection: str | Sequence[str],
+        vector: Sequence[float],
+        *,
+        k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        search: SearchOptions | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Hit]:
+        """The passages whose vectors are nearest to one of the collection's model.
+
+        `search` are options of the types similarity (unless it says otherwise), mmr and
+        similarity_score_threshold.
+        """
+        options = cast("SearchOptions", {"type": "similarity", **(search or {})})
+        job_input = {**search_input(collection, "", k=k, filter=filter, search=options)}
+        del job_input["query"]
+        job_input["vector"] = list(vector)
+        result = await self._result("search", job_input, timeout_s)
+        return [Hit.model_validate(hit) for hit in result["hits"]]
+
     async def search_many(
         self,
         collection: str | Sequence[str],
@@ -444,6 +466,7 @@ class Client:
     ingest = _blocking(Tasks.ingest)
     ingest_documents = _blocking(Tasks.ingest_documents)
     search = _blocking(Tasks.search)
+    search_vector = _blocking(Tasks.search_vector)
     search_many = _blocking(Tasks.search_many)
     ask = _blocking(Tasks.ask)
     chat = _blocking(Tasks.chat)

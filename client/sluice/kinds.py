@@ -109,12 +109,13 @@ class SearchOptions(TypedDict):
 
 
 class SearchInput(TypedDict):
-    """One query or several, in one collection or several."""
+    """One query or several, in one collection or several; or a vector that the client has made."""
 
     collection: NotRequired[str | None]
     collections: NotRequired[list[str] | None]
     query: NotRequired[str | None]
     queries: NotRequired[list[str] | None]
+    vector: NotRequired[list[float] | None]
     k: NotRequired[int]
     search: NotRequired[SearchOptions]
 
@@ -197,6 +198,7 @@ class RagInput(TypedDict):
     variables: NotRequired[Mapping[str, Any]]
     rendered: NotRequired[str | None]
     conversation_id: NotRequired[str | None]
+    previous_job_id: NotRequired[str | None]
     earlier: NotRequired[list[ChatMessage]]
     instructions: NotRequired[str | None]
     parameters: NotRequired[Parameters]

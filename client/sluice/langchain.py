@@ -669,17 +669,19 @@ def _document(hit: Hit, *, with_score: bool = False) -> Document:
 async def _hits(
     calls: Calls,
     collection: str | Sequence[str],
-    query: str,
+    query: str | Sequence[float],
     *,
     k: int,
     filter: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     timeout_s: float | None,
 ) -> list[Hit]:
+    """Of a query, or of a vector."""
     search = {name: value for name, value in options.items() if value is not None}
-    return await calls.search(
-        collection, query, k=k, filter=filter, search=cast("Any", search), timeout_s=timeout_s
-    )
+    of_all: dict[str, Any] = {"k": k, "filter": filter, "search": search, "timeout_s": timeout_s}
+    if isinstance(query, str):
+        return await calls.search(collection, query, **of_all)
+    return await calls.search_vector(collection, query, **of_all)
 
 
 class SluiceRetriever(_Connected, BaseRetriever):
@@ -882,15 +884,15 @@ class SluiceVectorStore(VectorStore):
             return
         model = None if self._embedding is None else self._embedding.model
         try:
-            found = await calls.collection(self.collection, timeout_s=self.timeout_s)
+            collection = await calls.collection(self.collection, timeout_s=self.timeout_s)
         except NotFound:
-            found = await calls.put_collection(
+            collection = await calls.put_collection(
                 self.collection, embedding_model=model, timeout_s=self.timeout_s
             )
-        if model is not None and found.embedding_model != model:
+        if model is not None and collection.embedding_model != model:
             raise ConfigurationError(
                 f"The collection {self.collection} has the embedding model "
-                f"{found.embedding_model}, and not {model}. Leave the embedding out, or name "
+                f"{collection.embedding_model}, and not {model}. Leave the embedding out, or name "
                 "another collection."
             )
         self._is_there = True
@@ -906,13 +908,13 @@ class SluiceVectorStore(VectorStore):
 
     async def _by_ids(self, calls: Calls, ids: Sequence[str]) -> list[Document]:
         chunks = await self._chunks(calls, ids)
-        found = {
+        documents = {
             id_: _document(
                 Hit.model_validate(chunk.model_dump() | {"chunk_id": chunk.id, "score": 0})
             )
             for id_, chunk in chunks.items()
         }
-        return [found[id_] for id_ in dict.fromkeys(ids) if id_ in found]
+        return [documents[id_] for id_ in dict.fromkeys(ids) if id_ in documents]
 
     async def _chunks(self, calls: Calls, ids: Sequence[str]) -> dict[str, Chunk]:
         """By the ids as they were given."""
@@ -922,13 +924,13 @@ class SluiceVectorStore(VectorStore):
         chunks = await calls.find_chunks(
             self.collection, sources=list(sources), ids=sorted(chunk_ids), timeout_s=self.timeout_s
         )
-        found: dict[str, Chunk] = {}
+        chunks_by_id: dict[str, Chunk] = {}
         for chunk in chunks:
             if chunk.source in sources:
-                found[sources[chunk.source]] = chunk
+                chunks_by_id[sources[chunk.source]] = chunk
             elif chunk.id in chunk_ids:
-                found[chunk.id] = chunk
-        return found
+                chunks_by_id[chunk.id] = chunk
+        return chunks_by_id
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
         """Without ids everything in the collection. What is not there is no error."""
@@ -983,10 +985,12 @@ class SluiceVectorStore(VectorStore):
 
     def search(self, query: str, search_type: str, **kwargs: Any) -> list[Document]:
         """`search_type` is any of Sluice's; see the methods of these names for the options."""
-        return self._connection.run(lambda calls: self._found(calls, query, search_type, kwargs))
+        return self._connection.run(
+            lambda calls: self._documents(calls, query, search_type, kwargs)
+        )
 
     async def asearch(self, query: str, search_type: str, **kwargs: Any) -> list[Document]:
-        return await self._found(self._connection.waiting(), query, search_type, kwargs)
+        return await self._documents(self._connection.waiting(), query, search_type, kwargs)
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         """Those with the nearest vectors; options are `filter`, `rerank`, `expand`."""
@@ -1031,13 +1035,58 @@ class SluiceVectorStore(VectorStore):
         options = {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, **kwargs}
         return await self.asearch(query, "mmr", **options)
 
-    async def _found(
-        self, calls: Calls, query: str, search_type: str, options: Mapping[str, Any]
+    def similarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, **kwargs: Any
+    ) -> list[Document]:
+        """Those that are nearest to a vector of the collection's model."""
+        options = {"k": k, **kwargs}
+        return self._connection.run(
+            lambda calls: self._documents(calls, embedding, "similarity", options)
+        )
+
+    async def asimilarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, **kwargs: Any
+    ) -> list[Document]:
+        options = {"k": k, **kwargs}
+        return await self._documents(self._connection.waiting(), embedding, "similarity", options)
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        **kwargs: Any,
+    ) -> list[Document]:
+        options = {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, **kwargs}
+        return self._connection.run(lambda calls: self._documents(calls, embedding, "mmr", options))
+
+    async def amax_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        **kwargs: Any,
+    ) -> list[Document]:
+        options = {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, **kwargs}
+        return await self._documents(self._connection.waiting(), embedding, "mmr", options)
+
+    async def _documents(
+        self,
+        calls: Calls,
+        query: str | Sequence[float],
+        search_type: str,
+        options: Mapping[str, Any],
     ) -> list[Document]:
         return [document for document, _ in await self._scored(calls, query, search_type, options)]
 
     async def _scored(
-        self, calls: Calls, query: str, search_type: str, options: Mapping[str, Any]
+        self,
+        calls: Calls,
+        query: str | Sequence[float],
+        search_type: str,
+        options: Mapping[str, Any],
     ) -> list[tuple[Document, float]]:
         if search_type not in SEARCH_TYPES:
             raise ValueError(

@@ -91,8 +91,16 @@ PassageCount = Annotated[int, Field(ge=1, le=PASSAGES_LIMIT)]
 Query = Annotated[Text, AfterValidator(nfc)]
 
 
+VECTOR_TYPES = (SearchType.SIMILARITY, SearchType.SIMILARITY_SCORE_THRESHOLD, SearchType.MMR)
+VECTOR_LIMIT = 16_384
+Vector = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False)]],
+    Field(fail_fast=True, min_length=1, max_length=VECTOR_LIMIT),
+]
+
+
 class SearchInput(Shape):
-    """One query or several, in one collection or several."""
+    """One query or several, in one collection or several; or a vector that the client has made."""
 
     collection: CollectionName | None = None
     collections: (
@@ -106,6 +114,8 @@ class SearchInput(Shape):
     queries: (
         Annotated[list[Query], Field(fail_fast=True, min_length=1, max_length=QUERIES_LIMIT)] | None
     ) = None
+    vector: Vector | None = None
+    """Of the collection's model. It has no words, so that only cosines are compared with it."""
     k: PassageCount = 6
     search: SearchOptions = SearchOptions()
 
@@ -113,8 +123,21 @@ class SearchInput(Shape):
     def _one_of_both(self) -> Self:
         if (self.collection is None) == (self.collections is None):
             raise ValueError("give either collection or collections")
-        if (self.query is None) == (self.queries is None):
-            raise ValueError("give either query or queries")
+        if [self.query, self.queries, self.vector].count(None) != 2:
+            raise ValueError("give either query or queries or vector")
+        return self
+
+    @model_validator(mode="after")
+    def _vector_is_compared(self) -> Self:
+        if self.vector is None:
+            return self
+        if self.search.type not in VECTOR_TYPES:
+            raise ValueError(
+                f"a vector is for the types {', '.join(VECTOR_TYPES)}, and this is "
+                f"{self.search.type}; name one in search.type, or send a query"
+            )
+        if self.search.rerank is not None:
+            raise ValueError("rerank reads the query, and a vector has none; leave it out")
         return self
 
     @property
@@ -125,7 +148,8 @@ class SearchInput(Shape):
 
     @property
     def query_texts(self) -> list[str]:
-        return list(self.queries or ()) if self.query is None else [self.query]
+        """An empty one for a vector."""
+        return [self.query or ""] if self.queries is None else list(self.queries)
 
 
 class Span(Shape):

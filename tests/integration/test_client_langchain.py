@@ -256,16 +256,23 @@ def test_the_tutorial_on_vector_stores(pets: SluiceVectorStore) -> None:
         pets.similarity_search("cat", filter={"source": "fish-pets-doc"})[0].page_content[:8]
         == "Goldfish"
     )
+    vector = SluiceEmbeddings().embed_query("cat")
+    assert pets.similarity_search_by_vector(vector, k=1) == [cats]
+    assert pets.max_marginal_relevance_search_by_vector(vector, k=2, fetch_k=4)[0] == cats
+    with pytest.raises(JobFailed, match="384"):
+        pets.similarity_search_by_vector([1.0, 2.0])
+    with pytest.raises(Unprocessable, match="a vector is for the types"):
+        pets.search(vector, "hybrid")  # type: ignore[arg-type]
     retriever: Runnable[str, list[Document]]
     retriever = RunnableLambda(pets.similarity_search).bind(k=1)
-    found = retriever.batch(["cat", "goldfish"])
-    assert [[document.page_content[:4] for document in row] for row in found] == [
+    rows = retriever.batch(["cat", "goldfish"])
+    assert [[document.page_content[:4] for document in row] for row in rows] == [
         ["Cats"],
         ["Gold"],
     ]
     retriever = pets.as_retriever(search_type="similarity", search_kwargs={"k": 1})
-    found = retriever.batch(["cat", "goldfish"])
-    assert [[document.page_content[:4] for document in row] for row in found] == [
+    rows = retriever.batch(["cat", "goldfish"])
+    assert [[document.page_content[:4] for document in row] for row in rows] == [
         ["Cats"],
         ["Gold"],
     ]
@@ -371,9 +378,11 @@ def test_a_text_is_kept_as_it_is(client: Client) -> None:
     texts = ["<b>bold</b>\n\na,b\n1,2", "  spaces around  ", "안녕하세요" * 200]
     ids = ["page.html", "table.csv", "한 글/ä?&#"]
     assert store.add_texts(texts, [{"source": "own", "media_type": "x"}, {}, {}], ids=ids) == ids
-    found = store.get_by_ids([*reversed(ids), "missing", ""])
-    assert [(one.id, one.page_content) for one in found] == [*zip(ids, texts, strict=True)][::-1]
-    assert found[2].metadata == {"source": "own", "media_type": "x"}
+    documents = store.get_by_ids([*reversed(ids), "missing", ""])
+    assert [(one.id, one.page_content) for one in documents] == [*zip(ids, texts, strict=True)][
+        ::-1
+    ]
+    assert documents[2].metadata == {"source": "own", "media_type": "x"}
     store.add_texts([texts[0]], [{"source": "new"}], ids=ids[:1])
     assert store.get_by_ids(ids[:1])[0].metadata == {"source": "new"}
     assert store.delete([ids[0], "missing"])

@@ -71,6 +71,8 @@ def _named(text: str) -> dict[str, Any]:
 
 def _filled(schema: dict[str, Any], text: str) -> Any:
     """A value of a schema: the first number of the text, or what it has in quotes."""
+    if "anyOf" in schema:
+        return _filled(schema["anyOf"][0], text)
     type_ = schema.get("type", "object")
     if type_ == "object":
         return {name: _filled(of, text) for name, of in schema.get("properties", {}).items()}

@@ -60,6 +60,8 @@ class SearchRequest:
     k: int
     options: SearchOptions = field(default_factory=SearchOptions)
     noun: str = "query"
+    vector: Sequence[float] | None = None
+    """What stands for the one query, which is then empty."""
 
 
 @dataclass(kw_only=True)
@@ -206,10 +208,13 @@ class CollectionSearch:
         type_ = self._options.type
         if type_ is SearchType.LEXICAL:
             return self._read(self._matches(self._lexical(count), count), count)
-        embedder = self._embedder()
-        vectors = embedder.encode_queries(self._request.queries, between=self._check)
-        if type_ is SearchType.HYBRID:
-            return self._read(self._weighed(embedder, vectors, count), count)
+        if self._request.vector is None:
+            embedder = self._embedder()
+            vectors = embedder.encode_queries(self._request.queries, between=self._check)
+            if type_ is SearchType.HYBRID:
+                return self._read(self._weighed(embedder, vectors, count), count)
+        else:
+            vectors = self._unit_vector(self._request.vector)
         if type_ is SearchType.MMR:
             return self._read(self._diverse(vectors, count), count)
         nearest = self._nearest(vectors, self._query(vectors, count), count)
@@ -217,6 +222,16 @@ class CollectionSearch:
         if threshold is not None:
             nearest = [[one for one in row if one.score >= threshold] for row in nearest]
         return self._read(nearest, count)
+
+    def _unit_vector(self, vector: Sequence[float]) -> Vectors:
+        """The vector of a request, of length 1."""
+        if len(vector) != self._dimension:
+            raise Permanent(
+                f"The vector has {len(vector):,} numbers, and those of {self._name} have "
+                f"{self._dimension:,}. Make it with {self._model}, or send a query."
+            )
+        numbers = np.array([vector], dtype=np.float32)
+        return numbers / max(float(np.linalg.norm(numbers)), 1e-12)
 
     def warn_of_filter(self) -> None:
         """Say of keys that the filter names where no passage has them, or in another type."""

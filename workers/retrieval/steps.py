@@ -75,6 +75,7 @@ def request_of(input_: SearchInput | RagInput) -> SearchRequest:
         queries=input_.query_texts,
         k=input_.k,
         options=input_.search,
+        vector=input_.vector,
     )
 
 
