@@ -619,13 +619,15 @@ class SluiceEmbeddings(_Connected, Embeddings):
         return vectors
 
 
-def _parts(items: Sequence[T], chars: Callable[[T], int]) -> Iterator[list[T]]:
+def _parts(
+    items: Sequence[T], chars: Callable[[T], int], *, limit: int = _TEXTS_PER_JOB
+) -> Iterator[list[T]]:
     """The items in lists that one job takes."""
     some: list[T] = []
     total = 0
     for item in items:
         size = chars(item)
-        if some and (len(some) == _TEXTS_PER_JOB or total + size > _CHARS_PER_JOB):
+        if some and (len(some) >= min(limit, _TEXTS_PER_JOB) or total + size > _CHARS_PER_JOB):
             yield some
             some, total = [], 0
         some.append(item)
@@ -838,15 +840,17 @@ class SluiceVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
+        batch_size: int = _TEXTS_PER_JOB,
         **kwargs: Any,
     ) -> list[str]:
         """Their ids. A text with the id of another one takes its place.
 
-        Metadata values are texts, numbers, truth values, or lists of one of these.
+        Metadata values are texts, numbers, truth values, or lists of one of these. A job has
+        `batch_size` texts at most.
         """
         _no_more(kwargs, "add_texts")
         rows = _rows(texts, metadatas, ids)
-        return self._connection.run(lambda calls: self._add(calls, rows))
+        return self._connection.run(lambda calls: self._add(calls, rows, batch_size))
 
     async def aadd_texts(
         self,
@@ -854,18 +858,20 @@ class SluiceVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
+        batch_size: int = _TEXTS_PER_JOB,
         **kwargs: Any,
     ) -> list[str]:
         _no_more(kwargs, "aadd_texts")
-        return await self._add(self._connection.waiting(), _rows(texts, metadatas, ids))
+        rows = _rows(texts, metadatas, ids)
+        return await self._add(self._connection.waiting(), rows, batch_size)
 
-    async def _add(self, calls: Calls, rows: "Sequence[_Row]") -> list[str]:
+    async def _add(self, calls: Calls, rows: "Sequence[_Row]", batch_size: int) -> list[str]:
         if not rows:
             return []
         await self._ensure(calls)
         refused: list[SourceError] = []
         last = {row.id: row for row in rows}
-        for some in _parts(list(last.values()), _Row.chars):
+        for some in _parts(list(last.values()), _Row.chars, limit=batch_size):
             sources = [row.source() for row in some]
             job_input = {"collection": self.collection, "sources": sources}
             job: Job = await calls.submit_untyped("ingest", job_input, lane=self.lane)

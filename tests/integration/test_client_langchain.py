@@ -311,7 +311,7 @@ def test_the_tutorial_on_rag(pets: SluiceVectorStore) -> None:
 def test_a_stream_that_is_left_cancels_its_job(client: Client, wire: Wire) -> None:
     wire.of("tiny").delay_s = 0.01
     stream = ChatSluice(model=MODEL).stream("count to 1000")
-    assert next(stream).content == "1"
+    assert str(next(stream).content).startswith("1")
     stream.close()  # type: ignore[attr-defined]  # it is a generator
     wire.of("tiny").delay_s = 0
     assert client.wait(next(client.jobs(kind="chat")).id).state == "cancelled"
@@ -383,7 +383,7 @@ def test_a_text_is_kept_as_it_is(client: Client) -> None:
         ::-1
     ]
     assert documents[2].metadata == {"source": "own", "media_type": "x"}
-    store.add_texts([texts[0]], [{"source": "new"}], ids=ids[:1])
+    store.add_texts([texts[0]], [{"source": "new"}], ids=ids[:1], batch_size=1)
     assert store.get_by_ids(ids[:1])[0].metadata == {"source": "new"}
     assert store.delete([ids[0], "missing"])
     assert [one.id for one in store.get_by_ids(ids)] == ids[1:]
