@@ -270,12 +270,21 @@ class ModelSettings(RoleSettings):
     embedding_model: ModelName = DEFAULT_EMBEDDING_MODEL
     generation_model: ModelName = EXTRACTIVE
     embedding_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    embedding_matryoshka_models: Annotated[tuple[ModelName, ...], NoDecode] = ()
     embedding_batch_tokens: PositiveInt = 4096
     embedding_batch_steps: PositiveInt = 64
     embedding_batch_s: PositiveFloat = 2
     embedding_threads: PositiveInt = 1
     embedding_model_limit_mib: PositiveInt = 4096
     embedding_prompts: Annotated[dict[ModelName, EmbeddingPrompts], NoDecode] = {}
+
+    @field_validator("embedding_matryoshka_models", mode="before")
+    @classmethod
+    def _split_models(cls, value: object) -> object:
+        """`name,name` -> a tuple."""
+        if not isinstance(value, str):
+            return value
+        return tuple(name.strip() for name in value.split(",") if name.strip())
 
     @field_validator("embedding_prompts", mode="before")
     @classmethod

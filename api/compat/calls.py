@@ -9,8 +9,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any
@@ -81,13 +81,20 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 
 def input_of(kind: Kind, values: Mapping[str, Any]) -> Any:
     """An input of the kind. Raises InvalidInput, which names the first wrong field by its path."""
-    try:
+    with naming_fields():
         return kind.input.model_validate(values)
+
+
+@contextmanager
+def naming_fields() -> Iterator[None]:
+    """A ValidationError becomes an InvalidInput, which names the first wrong field by its path."""
+    try:
+        yield
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)[0]
-        field = cut(".".join(map(str, wrong["loc"])), 200) or "The request"
+        field = cut(".".join(map(str, wrong["loc"])), 200)
         message = wrong["msg"].removeprefix("Value error, ")
-        raise InvalidInput(f"{field}: {message}") from error
+        raise InvalidInput(f"{field}: {message}" if field else message) from error
 
 
 def new_job(
@@ -119,7 +126,12 @@ async def submit(parts: Parts, new: NewJob) -> Submitted:
     """Commit the job of somebody who is to wait for it. Raises what `submission.submit` does, and
     Unavailable where too many wait."""
     parts.followers.check_room()
-    return await run_in_threadpool(submission.submit, parts.ledger, parts.admission, new)
+    return await run_in_threadpool(submit_now, parts, new)
+
+
+def submit_now(parts: Parts, new: NewJob) -> Submitted:
+    """The same without a look at how many wait. Blocks: call it in a thread."""
+    return submission.submit(parts.ledger, parts.admission, new)
 
 
 def headers_of(made: Submitted) -> dict[str, str]:

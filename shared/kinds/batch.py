@@ -94,6 +94,9 @@ CHAT_ENDPOINT = _native("/v1/chat", CHAT)
 HF_URL = "/v1/hf/"
 
 ENDPOINTS: Mapping[str, str] = {
+    "/v1/chat/completions": "shared.openai.chat:CHAT_COMPLETIONS",
+    "/v1/completions": "shared.openai.completions:COMPLETIONS",
+    "/v1/embeddings": "shared.openai.embeddings:EMBEDDINGS",
     "/v1/rag": "shared.kinds.batch:RAG_ENDPOINT",
     "/v1/search": "shared.kinds.batch:SEARCH_ENDPOINT",
     "/v1/embed": "shared.kinds.batch:EMBED_ENDPOINT",

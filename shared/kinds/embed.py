@@ -9,19 +9,27 @@ from shared.bounds import ModelName, Text
 from shared.kinds.kind import Kind, StepType
 from shared.vocabulary import Queue, Shape
 
+TEXTS_LIMIT = 10_000
+
 
 class EmbedInput(Shape):
-    texts: Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=10_000)]
+    texts: Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=TEXTS_LIMIT)]
     model: ModelName | None = None
     input_type: Literal["query", "passage"] = "passage"
     """What the texts are for models that have a prompt for each; of other models the vectors are
     the same."""
+    dimensions: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    """How long the vectors are to be: shorter than the model's own only of models that were trained
+    for it."""
 
 
 class EmbedResult(Shape):
+    """`tokens` counts those of all texts, with what the model adds."""
+
     model: str
     dimension: int
     embeddings: list[list[float]]
+    tokens: int = 0
 
 
 SMALL_CHARS = 4096

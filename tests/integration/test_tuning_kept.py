@@ -37,6 +37,7 @@ class Counted:
         self.window, self.readable = embedder.window, embedder.readable
         self.tokenizer, self.passage_prompt = embedder.tokenizer, embedder.passage_prompt
         self.overlong, self.overlong_queries = embedder.overlong, embedder.overlong_queries
+        self.sizes, self.can_shorten = embedder.sizes, embedder.can_shorten
         self.texts = 0
         self.entered = Event()
         self._hold = hold

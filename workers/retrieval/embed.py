@@ -49,6 +49,15 @@ class Embedder(Protocol):
         """What stands before each passage; empty where there is nothing. With another one, passages
         have other vectors."""
 
+    @property
+    def can_shorten(self) -> bool:
+        """Whether the beginnings of its vectors are vectors themselves (Matryoshka)."""
+
+    def sizes(
+        self, texts: Sequence[str], *, is_query: bool, between: Callable[[], None]
+    ) -> list[int]:
+        """How many tokens each text has, with what the model adds, also beyond `window`."""
+
     def overlong(self, texts: Sequence[str], *, between: Callable[[], None]) -> dict[int, int]:
         """The tokens of those passages that `window` cuts, with what the model adds, by index."""
 

@@ -5,9 +5,12 @@ times the speed of batches in input order. Vectors are float32 and of length 1, 
 product is the cosine similarity. No database and no store in here.
 """
 
+import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,6 +36,8 @@ from workers.retrieval.prompts import prompts_of
 log = logging.getLogger(__name__)
 
 CHARS_PER_TOKEN = 3  # of ASCII
+CARD_CHARS = 64 * 1024
+MATRYOSHKA_TAG = re.compile(r"^- *(?:loss:)?matryoshka(?:loss)? *$", re.IGNORECASE | re.MULTILINE)
 COUNTED_CHARS = 200_000
 """Of texts that are counted together, so that their tokens take little memory."""
 
@@ -47,8 +52,10 @@ class LocalEmbedder:
         *,
         batch_tokens: int,
         prompts: EmbeddingPrompts = EmbeddingPrompts(),  # noqa: B008  # it is frozen
+        can_shorten: bool = False,
     ) -> None:
         self.name = name
+        self.can_shorten = can_shorten
         self._model = model.eval()
         self._batch_tokens = batch_tokens
         self._prompts = prompts
@@ -85,15 +92,25 @@ class LocalEmbedder:
     ) -> dict[int, int]:
         return self._overlong(texts, self._prompts.query, between)
 
+    def sizes(
+        self, texts: Sequence[str], *, is_query: bool, between: Callable[[], None]
+    ) -> list[int]:
+        prompt = self._prompts.query if is_query else self._prompts.passage
+        return self._counted(texts, prompt, between)
+
     def _overlong(
         self, texts: Sequence[str], prompt: str, between: Callable[[], None]
     ) -> dict[int, int]:
-        """Counted by the model's own tokenizer, which takes some two hundredths of the time that
-        encoding takes."""
         window = self.window
         if window is None:
             return {}
-        cut: dict[int, int] = {}
+        sizes = self._counted(texts, prompt, between)
+        return {n: size for n, size in enumerate(sizes) if size > window}
+
+    def _counted(self, texts: Sequence[str], prompt: str, between: Callable[[], None]) -> list[int]:
+        """By the model's own tokenizer, which takes some two hundredths of the time that encoding
+        takes."""
+        sizes: list[int] = []
         first = 0
         while first < len(texts):
             between()
@@ -101,10 +118,9 @@ class LocalEmbedder:
             while end < len(texts) and chars + len(texts[end]) <= COUNTED_CHARS:
                 chars += len(texts[end])
                 end += 1
-            sizes = self._sizes([prompt + self._plain(text) for text in texts[first:end]])
-            cut |= {n: size for n, size in enumerate(sizes, first) if size > window}
+            sizes += self._sizes([prompt + self._plain(text) for text in texts[first:end]])
             first = end
-        return cut
+        return sizes
 
     @cached_property
     def readable(self) -> int | None:
@@ -193,7 +209,30 @@ def load(name: str, settings: Settings, check: Callable[[], None]) -> LocalEmbed
         ) from error
     prompts = prompts_of(name, folder, settings)
     log.info("embedding model %s loaded (%s), %s", name, options.dtype, prompts)
-    return LocalEmbedder(name, model, batch_tokens=settings.embedding_batch_tokens, prompts=prompts)
+    return LocalEmbedder(
+        name,
+        model,
+        batch_tokens=settings.embedding_batch_tokens,
+        prompts=prompts,
+        can_shorten=name in settings.embedding_matryoshka_models or _is_matryoshka(folder),
+    )
+
+
+def _is_matryoshka(folder: Path) -> bool:
+    """Whether the model's own files say that it was trained so: its configuration, or the tags of
+    its card."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
+    if isinstance(config, dict) and config.get("matryoshka_dimensions"):
+        return True
+    try:
+        with (folder / "README.md").open(encoding="utf-8", errors="replace") as card:
+            head = card.read(CARD_CHARS)
+    except OSError:
+        return False
+    return MATRYOSHKA_TAG.search(head) is not None
 
 
 def _dtype(setting: str) -> torch.dtype:

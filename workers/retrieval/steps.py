@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from shared.bounds import EncodedJson
 from shared.documents import collections, documents
 from shared.documents.documents import ChunkView
-from shared.errors import Cancelled, Permanent, Retryable, SluiceError
+from shared.errors import Cancelled, InvalidInput, Permanent, Retryable, SluiceError
 from shared.jobs.steps import NewStep
 from shared.kinds.embed import EmbedInput
 from shared.kinds.rag import RagInput
@@ -31,7 +31,7 @@ from shared.providers import route_of
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler, Settle, fetch_inputs
 from workers.attempts.process import Process
-from workers.models.devices import Vectors
+from workers.models.devices import Vectors, unit
 from workers.retrieval import search as searching
 from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.search import Candidate, SearchRequest, passages
@@ -332,26 +332,44 @@ def _embed_round(works: Sequence[EmbedWork]) -> list[Done | Exception]:
     except Permanent as error:
         return [error] * len(works)
     is_query = input_.input_type == "query"
-    overlong = embedder.overlong_queries if is_query else embedder.overlong
     encode = embedder.encode_queries if is_query else embedder.encode
     texts = [text for work in works for text in work.input.texts]
-    cut = overlong(texts, between=check)
+    sizes = embedder.sizes(texts, is_query=is_query, between=check)
     vectors = encode(texts, between=check)
     outcomes: list[Done | Exception] = []
     first = 0
     for work in works:
         end = first + len(work.input.texts)
-        own_cut = {n - first: tokens for n, tokens in cut.items() if first <= n < end}
+        own = sizes[first:end]
+        window = embedder.window or max(own)
+        cut = {n: tokens for n, tokens in enumerate(own) if tokens > window}
+        tokens = sum(min(size, window) for size in own)
         try:
-            result = _embeddings(embedder, vectors[first:end])
-            outcomes.append(Done(result=result, warnings=cut_texts(embedder, own_cut)))
-        except Permanent as error:
+            shortened = _shortened(embedder, vectors[first:end], work.input.dimensions)
+            result = _embeddings(embedder, shortened, tokens)
+            outcomes.append(Done(result=result, warnings=cut_texts(embedder, cut)))
+        except (Permanent, InvalidInput) as error:
             outcomes.append(error)
         first = end
     return outcomes
 
 
-def _embeddings(embedder: Embedder, vectors: Vectors) -> EncodedJson:
+def _shortened(embedder: Embedder, vectors: Vectors, dimensions: int | None) -> Vectors:
+    """The first numbers of each vector, of length 1 again. Raises InvalidInput where these alone
+    mean nothing."""
+    if dimensions is None or dimensions == embedder.dimension:
+        return vectors
+    if dimensions > embedder.dimension or not embedder.can_shorten:
+        raise InvalidInput(
+            f"dimensions is {dimensions}, and vectors of {embedder.name} have "
+            f"{embedder.dimension}; leave it out. Shorter ones are for models that were trained "
+            "for it (Matryoshka): name those whose files do not say so in "
+            "SLUICE_EMBEDDING_MATRYOSHKA_MODELS."
+        )
+    return unit(vectors[:, :dimensions])
+
+
+def _embeddings(embedder: Embedder, vectors: Vectors, tokens: int) -> EncodedJson:
     """An `EmbedResult`; numbers have as many digits as tell a float32 from all others.
 
     Raises Permanent for numbers that are none.
@@ -361,7 +379,12 @@ def _embeddings(embedder: Embedder, vectors: Vectors) -> EncodedJson:
             f"{embedder.name} gave numbers that are none (NaN or infinity). Set "
             "SLUICE_EMBEDDING_DTYPE=float32, or use another model."
         )
-    result = {"model": embedder.name, "dimension": embedder.dimension, "embeddings": vectors}
+    result = {
+        "model": embedder.name,
+        "dimension": vectors.shape[1],
+        "embeddings": np.ascontiguousarray(vectors),
+        "tokens": tokens,
+    }
     return EncodedJson(result, orjson.dumps(result, option=orjson.OPT_SERIALIZE_NUMPY).decode())
 
 

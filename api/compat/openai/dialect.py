@@ -1,4 +1,4 @@
-"""The API of OpenAI: its record, its errors, its ids, and what all its requests have in common.
+"""The API of OpenAI: its record, its errors, its ids, and the frames of its streams.
 
 After the published description, version 2.3.0 (github.com/openai/openai-openapi). Modules beside
 this one have the routes; `router.py` lists them.
@@ -6,18 +6,16 @@ this one have the routes; `router.py` lists them.
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 from fastapi import Response
-from pydantic import model_validator
 
 from api.compat.calls import Outcome, Pause
 from api.compat.dialect import Dialect, Problem
 from shared.bounds import shown
-from shared.config import Settings
 from shared.errors import (
     InvalidInput,
     ModelNotFound,
@@ -26,8 +24,9 @@ from shared.errors import (
     QueueFull,
     Unauthorized,
 )
-from shared.kinds.kind import Kind
-from shared.vocabulary import Shape
+from shared.kinds.batch import Ended
+from shared.openai.wire import WireShape as WireShape
+from shared.openai.wire import id_of as id_of
 
 PREFIX = "/openai/v1"
 
@@ -108,11 +107,6 @@ OPENAI = Dialect(
 # Ids are made from ours: a prefix and the 32 hexadecimal digits of a UUID.
 
 
-def id_of(prefix: str, id_: UUID) -> str:
-    """As `chatcmpl-<hex>`; the prefix ends with its own sign."""
-    return f"{prefix}{id_.hex}"
-
-
 def uuid_of(prefix: str, id_: str, what: str) -> UUID:
     """The UUID behind an id of that prefix. Raises NotFound, naming `what` is sought."""
     digits = id_.removeprefix(prefix)
@@ -127,23 +121,6 @@ def uuid_of(prefix: str, id_: str, what: str) -> UUID:
 
 
 # What its requests, answers and streams have in common.
-
-Taken = Any
-"""Of a parameter that cannot change an answer: whatever it is, it is passed over."""
-
-
-@dataclass(frozen=True)
-class Unsupported:
-    """A validator of a parameter that is not supported: what changes nothing is let through."""
-
-    remedy: str
-    neutral: Any = None
-
-    def __call__(self, value: Any) -> Any:
-        if value in (None, self.neutral):
-            return value
-        raise ValueError(f"is not supported here: {self.remedy}")
-
 
 FIELD = re.compile(
     r"(?P<place>(?:input\.)?(?:parameters\.)?)"
@@ -164,33 +141,6 @@ def remedied(problem: Problem) -> Problem:
     return replace(problem, detail=detail, fields=fields)
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobOfCall:
-    """What a request is as a job."""
-
-    kind: Kind
-    input: Shape
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-RequestT = TypeVar("RequestT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint(Generic[RequestT]):
-    """An endpoint whose requests are one job each: all that calls and batches need to know of it.
-
-    `request` is the shape of a body. `job` raises InvalidInput for what it cannot be. `body` makes
-    the answer's of the job's outcome; `base_url` is that of this server, for links.
-    """
-
-    path: str
-    """Behind the prefix of the dialect, with `/v1`, as batches name it."""
-    request: type[RequestT]
-    job: Callable[[RequestT, Settings], JobOfCall]
-    body: Callable[[RequestT, Outcome, str], dict[str, Any]]
-
-
 def answer_json(body: Any, headers: Mapping[str, str]) -> Response:
     """An answer, serialized once and validated nowhere: its writer is its test."""
     data = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
@@ -198,6 +148,18 @@ def answer_json(body: Any, headers: Mapping[str, str]) -> Response:
         data.encode("utf-8", "backslashreplace"),
         headers=dict(headers),
         media_type="application/json",
+    )
+
+
+def ended_of(outcome: Outcome, options: Mapping[str, Any]) -> Ended:
+    """The outcome of a call's job, for what writes the answer; `options` are those of its `Request`
+    (`shared/kinds/batch.py`)."""
+    return Ended(
+        id=outcome.id,
+        input=outcome.input,
+        result=outcome.result,
+        created_at=outcome.created_at,
+        options=options,
     )
 
 
@@ -222,15 +184,3 @@ def keep_alive(pause: Pause) -> bytes:
         return b": still here\n\n"
     eta = "" if pause.eta_s is None else f", about {pause.eta_s:.0f} s"
     return f": {pause.position} before this one{eta}\n\n".encode()
-
-
-class WireShape(Shape):
-    """Base of this dialect's requests: a null is a parameter that is left out, as all of its
-    clients may send it."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nulls_are_left_out(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: item for name, item in value.items() if item is not None}
-        return value

@@ -6,7 +6,7 @@ collection, by the default model or by the one that follows: `rag/handbook/ollam
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -28,9 +28,9 @@ from shared.documents import collections
 from shared.errors import ModelNotFound, ModelNotServed, NotFound
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.chat import CHAT
+from shared.openai.chat import RAG_PREFIX, rag_of
 from shared.providers import is_model_name, is_reference, provider_of
 
-RAG_PREFIX = "rag/"
 COLLECTIONS_SHOWN = 1000
 NAMES_SHOWN = 20
 """How many models an error names."""
@@ -104,22 +104,6 @@ def named(known: Sequence[str]) -> str:
     """The models that there are, for an error."""
     more = f", and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
     return f"There are: {', '.join(known[:NAMES_SHOWN])}{more} (GET /openai/v1/models)."
-
-
-@dataclass(frozen=True, kw_only=True)
-class RagModel:
-    """A collection to answer from, and the model that answers: None is the server's default."""
-
-    collection: str
-    model: str | None = None
-
-
-def rag_of(model: str) -> RagModel | None:
-    """What a model `rag/<collection>` or `rag/<collection>/<model>` means; None for all others."""
-    if not model.startswith(RAG_PREFIX):
-        return None
-    collection, _, answering = model.removeprefix(RAG_PREFIX).partition("/")
-    return RagModel(collection=collection, model=answering or None)
 
 
 # From a request that names a model to its job, and from there to its outcome. What goes wrong with

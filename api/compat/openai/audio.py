@@ -1,0 +1,358 @@
+"""Transcriptions: jobs of the kind `hf`, and their texts in each form that the wire has."""
+
+import re
+import wave
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+
+from api.compat import calls
+from api.compat.calls import Caller, CallerDep, Outcome
+from api.compat.dialect import Problem, ProblemError
+from api.compat.openai.dialect import OPENAI, WireShape, answer_json
+from api.compat.openai.models import outcome_for
+from api.deps import Parts, PartsDep
+from api.routes.files import forget, keep
+from shared import files
+from shared.bounds import Line, ModelName, cut, shown
+from shared.errors import NotFound
+from shared.hf.speech import SPEECH_RECOGNITION
+from shared.jobs.submission import Submitted
+from shared.kinds.hf import HF
+from shared.tables import File
+
+FIELDS_LIMIT = 64
+GRANULARITIES = "timestamp_granularities"
+UPLOAD_NAME = "audio"
+UNSUPPORTED = {
+    "languages": "name one in language, or none",
+    "keywords": "leave it out",
+    "prompt": "models here take none; leave it out",
+    "include": "leave it out",
+    "chunking_strategy": "long recordings are divided by themselves; leave it out",
+    "known_speaker_names": "speakers are not told apart here",
+    "known_speaker_references": "speakers are not told apart here",
+}
+"""Fields of the description, and what to do instead."""
+
+
+class TranscriptionForm(WireShape):
+    """The fields beside the file."""
+
+    model: ModelName
+    language: Line | None = None
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    temperature: float = Field(default=0.0, ge=0, le=1)
+    timestamp_granularities: list[Literal["word", "segment"]] = Field(
+        default=["segment"], max_length=2
+    )
+
+    @property
+    def wants_words(self) -> bool:
+        return self.response_format == "verbose_json" and "word" in self.timestamp_granularities
+
+    @property
+    def timestamps(self) -> bool | str:
+        """As the task has them."""
+        if self.wants_words:
+            return "word"
+        return self.response_format in ("verbose_json", "srt", "vtt")
+
+
+def form_of(form: FormData) -> tuple[TranscriptionForm, UploadFile]:
+    """Raises ProblemError, which names the field."""
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise _wrong("file", "is required: the recording, as a file of the form")
+    values: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        plain = name.removesuffix("[]")
+        if plain == "file":
+            continue
+        if isinstance(value, UploadFile):
+            raise _wrong(plain, "is a file; it has to be text")
+        if plain in UNSUPPORTED:
+            if value not in ("", "auto"):
+                raise _wrong(plain, f"is not supported here: {UNSUPPORTED[plain]}")
+        elif plain == "stream":
+            if value.strip().lower() not in ("", "false", "0"):
+                raise _wrong(plain, "is not supported here: a transcript comes whole")
+        elif plain == GRANULARITIES:
+            values.setdefault(plain, []).append(value)
+        else:
+            values[plain] = value or None
+    try:
+        return TranscriptionForm.model_validate(values), file
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        name = cut(".".join(map(str, wrong["loc"])), 200)
+        raise _wrong(name, f": {wrong['msg'].removeprefix('Value error, ')}") from error
+
+
+def _wrong(param: str, what: str) -> ProblemError:
+    space = "" if what.startswith(":") else " "
+    detail = f"{param}{space}{what}."
+    return ProblemError(Problem(status=422, detail=detail, fields={"param": param}))
+
+
+# Pieces of a transcript: words as the model times them, and segments made of them.
+
+PAUSE_S = 0.6
+SEGMENT_S = 7.0
+SEGMENT_CHARS = 84
+"""Two lines of a subtitle."""
+SENTENCE_END = re.compile(r"[.!?…。！？]$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    text: str
+    start: float
+    end: float
+
+
+def pieces_of(result: Mapping[str, Any]) -> list[Piece]:
+    """The timed pieces of a result. Where an end is open, the piece ends where it begins."""
+    pieces = []
+    for chunk in result.get("chunks", ()):
+        start, end = chunk["timestamp"]
+        start = 0.0 if start is None else float(start)
+        pieces.append(
+            Piece(text=chunk["text"], start=start, end=start if end is None else float(end))
+        )
+    return pieces
+
+
+def segments_of(pieces: Sequence[Piece]) -> list[Piece]:
+    """Segments as models give them; words are put together, up to a pause or the end of a
+    sentence."""
+    segments: list[list[Piece]] = []
+    for piece in pieces:
+        if segments and _goes_on(segments[-1], piece):
+            segments[-1].append(piece)
+        else:
+            segments.append([piece])
+    return [
+        Piece(text=_joined(group), start=group[0].start, end=group[-1].end) for group in segments
+    ]
+
+
+def _goes_on(group: Sequence[Piece], piece: Piece) -> bool:
+    """Whether a word belongs to the segment before it. What has several words is one itself."""
+    if any(" " in one.text.strip() for one in (group[-1], piece)):
+        return False
+    return (
+        piece.start - group[-1].end < PAUSE_S
+        and piece.end - group[0].start <= SEGMENT_S
+        and len(_joined([*group, piece])) <= SEGMENT_CHARS
+        and SENTENCE_END.search(group[-1].text.strip()) is None
+    )
+
+
+def _joined(pieces: Sequence[Piece]) -> str:
+    """Words of Whisper have the space before them; those of others have none."""
+    separator = "" if any(piece.text.startswith(" ") for piece in pieces) else " "
+    return separator.join(piece.text for piece in pieces).strip()
+
+
+# The forms of an answer.
+
+
+def subtitles(segments: Sequence[Piece], *, is_vtt: bool) -> str:
+    """SubRip, or WebVTT."""
+    cues = ["WEBVTT\n"] if is_vtt else []
+    for number, segment in enumerate(segments, start=1):
+        first, last = (_clock(s, "." if is_vtt else ",") for s in (segment.start, segment.end))
+        head = "" if is_vtt else f"{number}\n"
+        # A line that is empty, or an arrow, would end or begin a cue.
+        text = re.sub(r"\s*\n\s*", " ", segment.text).replace("-->", "->")
+        cues.append(f"{head}{first} --> {last}\n{text}\n")
+    return "\n".join(cues) + ("" if is_vtt or not cues else "\n")
+
+
+def _clock(seconds: float, point: str) -> str:
+    milliseconds = round(seconds * 1000)
+    hours, rest = divmod(milliseconds, 3_600_000)
+    minutes, rest = divmod(rest, 60_000)
+    return f"{hours:02}:{minutes:02}:{rest // 1000:02}{point}{rest % 1000:03}"
+
+
+def verbose(
+    form: TranscriptionForm, result: Mapping[str, Any], pieces: Sequence[Piece], duration_s: float
+) -> dict[str, Any]:
+    """What models here do not measure of a segment (`avg_logprob`, `no_speech_prob`) is 0."""
+    body: dict[str, Any] = {
+        "task": "transcribe",
+        "language": form.language or "unknown",
+        "duration": duration_s,
+        "text": result["text"],
+        "usage": {"type": "duration", "seconds": duration_s},
+    }
+    if form.wants_words:
+        body["words"] = [
+            {"word": piece.text.strip(), "start": piece.start, "end": piece.end} for piece in pieces
+        ]
+    if "segment" in form.timestamp_granularities:
+        body["segments"] = list(_segments(segments_of(pieces), form.temperature))
+    return body
+
+
+def _segments(segments: Sequence[Piece], temperature: float) -> Iterator[dict[str, Any]]:
+    for number, segment in enumerate(segments):
+        data = segment.text.encode()
+        yield {
+            "id": number,
+            "seek": round(segment.start * 100),
+            "start": segment.start,
+            "end": segment.end,
+            "text": segment.text,
+            "tokens": [],
+            "temperature": temperature,
+            "avg_logprob": 0.0,
+            "compression_ratio": len(data) / len(zlib.compress(data)),
+            "no_speech_prob": 0.0,
+        }
+
+
+def wave_seconds(file: IO[bytes]) -> float | None:
+    """How long a recording is; None for other files than WAV. The file is at its start again."""
+    seconds = None
+    with suppress(wave.Error, EOFError, ValueError), wave.open(file, "rb") as recording:
+        seconds = recording.getnframes() / recording.getframerate()
+    file.seek(0)
+    return seconds
+
+
+router = APIRouter()
+
+
+class Transcription(BaseModel):
+    """As OpenAI's description has it; of `verbose_json` there is more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    text: str
+
+
+FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "model"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "model": {"type": "string"},
+                        "language": {"type": "string"},
+                        "response_format": {"enum": ["json", "text", "srt", "verbose_json", "vtt"]},
+                        "temperature": {"type": "number"},
+                        "timestamp_granularities[]": {
+                            "type": "array",
+                            "items": {"enum": ["word", "segment"]},
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "/audio/transcriptions",
+    response_model=Transcription,
+    responses=OPENAI.documented(400, 401, 404, 409, 413, 429, 500, 503, 504),
+    openapi_extra=FORM,
+)
+async def create_transcription(http: Request, parts: PartsDep, caller: CallerDep) -> Response:
+    """What is said in a recording."""
+    parts.followers.check_room()
+    content_type = http.headers.get("content-type", "")
+    if not content_type.lower().startswith("multipart/form-data"):
+        detail = f"Send a form (multipart/form-data); this came as {shown(content_type or 'none')}."
+        raise ProblemError(Problem(status=415, detail=detail))
+    async with http.form(max_fields=FIELDS_LIMIT, max_files=1) as form:
+        fields, file = form_of(form)
+        duration_s = await run_in_threadpool(wave_seconds, file.file)
+        made, upload = await run_in_threadpool(_submit, parts, caller, fields, file)
+    outcome = await outcome_for(parts, caller, made, fields.model, HF.name)
+    if upload is not None:
+        await run_in_threadpool(_forget, parts, upload)
+    return _answer(fields, outcome, duration_s)
+
+
+def _answer(form: TranscriptionForm, outcome: Outcome, duration_s: float | None) -> Response:
+    result = outcome.result
+    pieces = pieces_of(result)
+    if duration_s is None:
+        duration_s = max((piece.end for piece in pieces), default=0.0)
+    match form.response_format:
+        case "json":
+            return answer_json({"text": result["text"]}, outcome.headers)
+        case "verbose_json":
+            return answer_json(verbose(form, result, pieces, duration_s), outcome.headers)
+        case "text":
+            text, type_ = f"{result['text']}\n", "text/plain; charset=utf-8"
+        case "srt" | "vtt" as kind:
+            text = subtitles(segments_of(pieces), is_vtt=kind == "vtt")
+            type_ = "text/vtt; charset=utf-8" if kind == "vtt" else "text/plain; charset=utf-8"
+    return Response(text.encode(), headers={**outcome.headers, "Content-Type": type_})
+
+
+def _submit(
+    parts: Parts, caller: Caller, form: TranscriptionForm, file: UploadFile
+) -> tuple[Submitted, File | None]:
+    """The job, and the upload that was made for it."""
+    upload = keep(parts, file.file, name=UPLOAD_NAME, content_type=file.content_type)
+    try:
+        values = {
+            "task": SPEECH_RECOGNITION.name,
+            "model": form.model,
+            "inputs": {"file_id": str(upload.id)},
+            "parameters": _parameters(form),
+        }
+        new = calls.new_job(
+            parts,
+            caller,
+            HF,
+            calls.input_of(HF, values),
+            identity=[upload.sha256, form.model_dump(mode="json")],
+        )
+        made = calls.submit_now(parts, new)
+    except BaseException:
+        _forget(parts, upload)
+        raise
+    if not made.is_new:
+        _forget(parts, upload)
+        return made, None
+    return made, upload
+
+
+def _parameters(form: TranscriptionForm) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
+    if form.timestamps:
+        parameters["return_timestamps"] = form.timestamps
+    if form.language is not None:
+        parameters["language"] = form.language
+    if form.temperature:
+        sampling = {"do_sample": True, "temperature": form.temperature}
+        parameters["generation_parameters"] = sampling
+    return parameters
+
+
+def _forget(parts: Parts, upload: File) -> None:
+    try:
+        with parts.ledger.begin() as session:
+            path = files.delete(session, upload.id)
+    except NotFound:  # its owner was faster
+        return
+    forget(parts, path)

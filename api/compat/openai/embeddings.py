@@ -1,0 +1,52 @@
+"""Embeddings: jobs of the kind `embed`."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from api.compat import calls
+from api.compat.calls import CallerDep
+from api.compat.openai.dialect import OPENAI, answer_json, ended_of
+from api.compat.openai.models import outcome_for
+from api.deps import PartsDep
+from api.http.body import StrictRoute
+from shared.openai.embeddings import EmbeddingRequest, embedding_body, embedding_job
+
+router = APIRouter(route_class=StrictRoute)
+
+
+class OpenAIEmbedding(BaseModel):
+    object: str
+    index: int
+    embedding: list[float] | str
+
+
+class OpenAIEmbeddingList(BaseModel):
+    """As OpenAI's description has it; vectors are texts where base64 is asked for."""
+
+    object: str
+    data: list[OpenAIEmbedding]
+    model: str
+    usage: dict[str, Any]
+
+
+@router.post(
+    "/embeddings",
+    response_model=OpenAIEmbeddingList,
+    responses=OPENAI.documented(400, 401, 404, 409, 413, 429, 500, 503, 504),
+)
+async def create_embedding(
+    parts: PartsDep, caller: CallerDep, request: EmbeddingRequest
+) -> Response:
+    """Vectors of texts."""
+    with calls.naming_fields():
+        work = embedding_job(request, parts.settings)
+    new = calls.new_job(parts, caller, work.kind, work.input)
+    made = await calls.submit(parts, new)
+    outcome = await outcome_for(parts, caller, made, request.model, work.kind.name)
+    # Thousands of vectors take a while to be written.
+    return await run_in_threadpool(
+        lambda: answer_json(embedding_body(ended_of(outcome, work.options)), outcome.headers)
+    )

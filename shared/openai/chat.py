@@ -1,0 +1,568 @@
+"""Chat completions of OpenAI's API: what is sent, as a job; and what comes of it, as is answered.
+
+A model `rag/<collection>` answers from the passages of a collection, by the default model or by
+the one that follows: `rag/handbook/ollama/llama3.2`.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from shared.bounds import JsonSchema, Line, ModelName, Paragraph, ToolArguments, shown
+from shared.config import EXTRACTIVE, Settings
+from shared.errors import InvalidInput
+from shared.kinds.batch import Ended, Endpoint, Request
+from shared.kinds.chat import CALLS_LIMIT, CHAT, CHOICES_LIMIT, FunctionSpec
+from shared.kinds.rag import RAG
+from shared.openai.sampling import (
+    FINISH_REASONS,
+    Alternatives,
+    SamplingFields,
+    StreamOptions,
+    usage_of,
+)
+from shared.openai.wire import Taken, Unsupported, WireShape, id_of, without_stream
+
+# Messages. Their contents are texts, as strings or in parts.
+
+TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
+REFUSED_PARTS = {
+    "image_url": "images are not supported here: send text, or the text that the image shows",
+    "input_audio": "audio is not supported here: transcribe it first (audio/transcriptions)",
+    "file": "files are not supported here: ingest them, and name the model rag/<collection>",
+}
+MESSAGE_CHARS = 1_000_000
+
+
+def text_of(content: Any) -> str:
+    """The text of a content: a string, or a list of parts that are text. Raises ValueError."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ValueError("must be a string, or a list of parts of the type text")
+    return "".join(_text_of_part(n, part) for n, part in enumerate(content))
+
+
+def _text_of_part(number: int, part: Any) -> str:
+    type_ = part.get("type") if isinstance(part, dict) else None
+    if isinstance(type_, str) and type_ in REFUSED_PARTS:
+        raise ValueError(f"part {number}: {REFUSED_PARTS[type_]}")
+    text = part.get("refusal" if type_ == "refusal" else "text") if isinstance(part, dict) else None
+    if type_ not in TEXT_TYPES or not isinstance(text, str):
+        raise ValueError(f'part {number} is no text; send {{"type": "text", "text": "..."}}')
+    return text
+
+
+class TextPart(WireShape):
+    type: Literal["text"]
+    text: str
+
+
+Content = Annotated[
+    str,
+    Field(max_length=MESSAGE_CHARS),
+    BeforeValidator(text_of, json_schema_input_type=str | list[TextPart]),
+]
+
+
+def _decoded(value: Any) -> Any:
+    """Arguments of a call, which the wire has as JSON in a string."""
+    if not isinstance(value, str):
+        return value
+    try:
+        arguments = json.loads(value or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError("must be a JSON object in a string, as the model wrote it")
+    return arguments
+
+
+class FunctionOfCall(WireShape):
+    name: Line
+    arguments: Annotated[ToolArguments, BeforeValidator(_decoded, json_schema_input_type=str)] = {}
+
+
+class ToolCall(WireShape):
+    id: Line
+    type: Literal["function"] = "function"
+    function: FunctionOfCall
+
+
+class SystemMessage(WireShape):
+    role: Literal["system", "developer"]
+    content: Content
+    name: Taken = None
+
+    def ours(self) -> dict[str, Any]:
+        return {"role": "system", "content": self.content}
+
+
+class UserMessage(WireShape):
+    role: Literal["user"]
+    content: Content
+    name: Taken = None
+
+    def ours(self) -> dict[str, Any]:
+        return {"role": "user", "content": self.content}
+
+
+class AssistantMessage(WireShape):
+    """As answers have it, so that they can be sent back as they are."""
+
+    role: Literal["assistant"]
+    content: Content = ""
+    refusal: Annotated[str, Field(max_length=MESSAGE_CHARS)] = ""
+    name: Taken = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=CALLS_LIMIT)] = []
+    annotations: Taken = None
+    reasoning_content: Taken = None
+    """What a model thought before an earlier answer; models do not read it again."""
+    audio: Annotated[Any, AfterValidator(Unsupported("send the text of the answer"))] = None
+    function_call: Annotated[Any, AfterValidator(Unsupported("send tool_calls"))] = None
+
+    def ours(self) -> dict[str, Any]:
+        values: dict[str, Any] = {"role": "assistant", "content": self.content or self.refusal}
+        if self.tool_calls:
+            values["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        return values
+
+
+class ToolMessage(WireShape):
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: Line
+    name: Taken = None
+
+    def ours(self) -> dict[str, Any]:
+        return {"role": "tool", "content": self.content, "tool_call_id": self.tool_call_id}
+
+
+WireMessage = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
+
+
+# Tools and formats.
+
+
+class FunctionTool(WireShape):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", max_length=64)]
+    description: Paragraph = ""
+    parameters: JsonSchema = {"type": "object", "properties": {}}
+    strict: Taken = None
+
+
+class Tool(WireShape):
+    type: Literal["function"]
+    function: FunctionTool
+
+    def ours(self) -> dict[str, Any]:
+        spec = FunctionSpec(
+            name=self.function.name,
+            description=self.function.description,
+            parameters=self.function.parameters or {"type": "object", "properties": {}},
+        )
+        return {"type": "function", "function": spec.model_dump()}
+
+
+class JsonSchemaFormat(WireShape):
+    name: Line
+    description: Paragraph = ""
+    schema_: JsonSchema | None = Field(default=None, alias="schema")
+    strict: Taken = None
+
+
+class TextFormat(WireShape):
+    type: Literal["text"]
+
+    def ours(self) -> dict[str, Any]:
+        return {"type": "text"}
+
+
+class JsonObjectFormat(WireShape):
+    type: Literal["json_object"]
+
+    def ours(self) -> dict[str, Any]:
+        return {"type": "json"}
+
+
+class SchemaFormat(WireShape):
+    type: Literal["json_schema"]
+    json_schema: JsonSchemaFormat
+
+    def ours(self) -> dict[str, Any]:
+        schema = self.json_schema.schema_
+        return {"type": "json"} if schema is None else {"type": "json", "schema": schema}
+
+
+WireFormat = Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(discriminator="type")]
+
+
+MESSAGES_LIMIT = 1000
+TOOLS_LIMIT = 64
+
+
+class NamedFunction(WireShape):
+    name: Line
+
+
+class ChosenTool(WireShape):
+    """One tool, which the model has to call."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class AllowedTools(WireShape):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ChosenTool], Field(fail_fast=True, min_length=1, max_length=TOOLS_LIMIT)]
+
+
+class AllowedToolsChoice(WireShape):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def _kind_of_choice(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "mode"
+    type_ = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return type_ if type_ in ("function", "allowed_tools") else None
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("mode")]
+    | Annotated[ChosenTool, Tag("function")]
+    | Annotated[AllowedToolsChoice, Tag("allowed_tools")],
+    Discriminator(
+        _kind_of_choice,
+        custom_error_type="tool_choice",
+        custom_error_message="must be none, auto, required, or an object of the type function or "
+        "allowed_tools",
+    ),
+]
+
+
+class ChatRequest(SamplingFields):
+    """A chat completion. What is no field here is refused."""
+
+    model: ModelName
+    messages: Annotated[
+        list[WireMessage], Field(fail_fast=True, min_length=1, max_length=MESSAGES_LIMIT)
+    ]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=CHOICES_LIMIT)] = 1
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=TOOLS_LIMIT)] = []
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
+    response_format: WireFormat = TextFormat(type="text")
+    logprobs: bool = False
+    top_logprobs: Alternatives | None = None
+    modalities: Annotated[Any, AfterValidator(Unsupported("answers are text", ["text"]))] = None
+    audio: Annotated[Any, AfterValidator(Unsupported("answers are text"))] = None
+    functions: Annotated[Any, AfterValidator(Unsupported("send tools"))] = None
+    function_call: Annotated[Any, AfterValidator(Unsupported("send tool_choice"))] = None
+    reasoning_effort: Annotated[
+        Any, AfterValidator(Unsupported("say in a message how long to think", "none"))
+    ] = None
+    verbosity: Annotated[
+        Any, AfterValidator(Unsupported("say in a message how long to be", "medium"))
+    ] = None
+    web_search_options: Annotated[
+        Any, AfterValidator(Unsupported("name a model rag/<collection> to search documents"))
+    ] = None
+    moderation: Annotated[Any, AfterValidator(Unsupported("leave it out"))] = None
+    # These cannot change an answer.
+    metadata: Annotated[dict[Line, Line], Field(max_length=16)] = {}
+    user: Taken = None
+    store: Taken = None
+    service_tier: Taken = None
+    safety_identifier: Taken = None
+    prompt_cache_key: Taken = None
+    prompt_cache_retention: Taken = None
+    prompt_cache_options: Taken = None
+    prediction: Taken = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs: true")
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise ValueError("tool_choice needs tools")
+        known = {tool.function.name for tool in self.tools}
+        for name in self.chosen_names:
+            if name not in known:
+                raise ValueError(f"tool_choice names the tool {shown(name)}, which is not in tools")
+        return self
+
+    @property
+    def chosen_names(self) -> list[str]:
+        """The only tools that may be called; none where all may."""
+        choice = self.tool_choice
+        if isinstance(choice, ChosenTool):
+            return [choice.function.name]
+        if isinstance(choice, AllowedToolsChoice):
+            return [tool.function.name for tool in choice.allowed_tools.tools]
+        return []
+
+    @property
+    def mode(self) -> str:
+        """Whether tools may, may not or have to be called."""
+        choice = self.tool_choice
+        if isinstance(choice, ChosenTool):
+            return "required"
+        if isinstance(choice, AllowedToolsChoice):
+            return choice.allowed_tools.mode
+        return choice or "auto"
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many log-probabilities stand beside that of each token; None for none at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def sampling(self) -> dict[str, Any]:
+        limit = self.max_completion_tokens or self.max_tokens
+        return self.parameters(max_tokens=limit, choices=self.n, logprobs=self.alternatives)
+
+
+# The request as a job.
+
+RAG_PREFIX = "rag/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RagModel:
+    """A collection to answer from, and the model that answers: None is the server's default."""
+
+    collection: str
+    model: str | None = None
+
+
+def rag_of(model: str) -> RagModel | None:
+    """What a model `rag/<collection>` or `rag/<collection>/<model>` means; None for all others."""
+    if not model.startswith(RAG_PREFIX):
+        return None
+    collection, _, answering = model.removeprefix(RAG_PREFIX).partition("/")
+    return RagModel(collection=collection, model=answering or None)
+
+
+def chat_job(request: ChatRequest, settings: Settings, base_url: str = "") -> Request:
+    """A `chat`, or a `rag` of a model `rag/<collection>`. Raises InvalidInput or ValidationError.
+
+    `base_url` is that of this server, for links; by default where it listens.
+    """
+    options = {
+        "model": request.model,
+        "base_url": base_url or f"http://{settings.api_host}:{settings.api_port}",
+    }
+    rag = rag_of(request.model)
+    if rag is not None:
+        values = _rag_input(request, rag, settings)
+        return Request(kind=RAG, input=RAG.input.model_validate(values), options=options)
+    chosen = request.chosen_names
+    values = {
+        "model": request.model,
+        "messages": [message.ours() for message in request.messages],
+        "tools": [
+            tool.ours() for tool in request.tools if not chosen or tool.function.name in chosen
+        ],
+        "tool_choice": request.mode,
+        "parallel_tool_calls": request.parallel_tool_calls,
+        "n": request.n,
+        "parameters": request.sampling(),
+        "response_format": request.response_format.ours(),
+    }
+    return Request(kind=CHAT, input=CHAT.input.model_validate(values), options=options)
+
+
+def _rag_input(request: ChatRequest, rag: RagModel, settings: Settings) -> dict[str, Any]:
+    """The last message is the question; what was said before goes to the model, too."""
+    refusals = {
+        "tools": bool(request.tools),
+        "n": request.n > 1,
+        "logprobs": request.logprobs,
+    }
+    for name, is_there in refusals.items():
+        if is_there:
+            raise InvalidInput(f"{name} is not supported by models rag/<collection>; leave it out.")
+    *earlier, last = request.messages
+    if not isinstance(last, UserMessage):
+        raise InvalidInput("messages must end with the question, a message of the user.")
+    system = [message.content for message in earlier if isinstance(message, SystemMessage)]
+    spoken = [message for message in earlier if not isinstance(message, SystemMessage)]
+    if any(isinstance(message, ToolMessage) or _calls(message) for message in spoken):
+        raise InvalidInput("messages must be without tools for models rag/<collection>.")
+    model = rag.model or settings.generation_model
+    values: dict[str, Any] = {"collection": rag.collection, "question": last.content}
+    if rag.model is not None:
+        values["model"] = rag.model
+    if model == EXTRACTIVE:
+        # It quotes: there is nothing to sample, and no token is generated. What was said before
+        # changes nothing either.
+        if request.stop or request.response_format.type != "text":
+            name = "stop" if request.stop else "response_format"
+            raise InvalidInput(
+                f"{name} is for models that generate text; {request.model} quotes passages. Name a "
+                f"model behind the collection, as {RAG_PREFIX}{rag.collection}/ollama/llama3.2."
+            )
+        return values
+    values |= {
+        "parameters": request.sampling(),
+        "response_format": request.response_format.ours(),
+        "earlier": [message.ours() for message in spoken],
+    }
+    if system:
+        values["instructions"] = "\n\n".join(system)
+    return values
+
+
+def _calls(message: Any) -> bool:
+    return isinstance(message, AssistantMessage) and bool(message.tool_calls)
+
+
+# The job's outcome as an answer.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One answer, as the wire has it."""
+
+    content: str
+    finish_reason: str
+    tool_calls: Sequence[Mapping[str, Any]] = ()
+    annotations: Sequence[Mapping[str, Any]] = ()
+    logprobs: Sequence[Mapping[str, Any]] | None = None
+
+
+def choices_of(ended: Ended) -> list[Choice]:
+    """The answers of a `chat` or `rag` job."""
+    result = ended.result
+    if "answer" in result:
+        choice = Choice(
+            content=result["answer"],
+            finish_reason=FINISH_REASONS.get(result["finish_reason"], "stop"),
+            annotations=list(
+                annotations(result["answer"], result["citations"], ended.options["base_url"])
+            ),
+        )
+        return [choice]
+    choices = result.get("choices") or [result]
+    return list(map(_choice, choices))
+
+
+def _choice(values: Mapping[str, Any]) -> Choice:
+    message = values["message"]
+    tool_calls = [wire_call(call) for call in message.get("tool_calls") or ()]
+    reason = FINISH_REASONS.get(values["finish_reason"], "stop")
+    return Choice(
+        content=message["content"],
+        finish_reason="tool_calls" if tool_calls else reason,
+        tool_calls=tool_calls,
+        logprobs=values.get("logprobs"),
+    )
+
+
+def wire_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call of a tool, with its arguments as JSON in a string."""
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return {
+        "id": call["id"],
+        "type": "function",
+        "function": {"name": function["name"], "arguments": arguments},
+    }
+
+
+def annotations(
+    text: str, citations: Sequence[Mapping[str, Any]], base_url: str
+) -> Iterator[dict[str, Any]]:
+    """A `url_citation` for each place where a passage is cited."""
+    by_marker = {citation["marker"]: citation for citation in citations}
+    for place in MARKER.finditer(text):
+        citation = by_marker.get(place[0])
+        if citation is not None:
+            yield {
+                "type": "url_citation",
+                "url_citation": {
+                    "start_index": place.start(),
+                    "end_index": place.end(),
+                    "title": citation["source"],
+                    "url": url_of(citation, base_url),
+                },
+            }
+
+
+MARKER = re.compile(r"\[\d{1,9}\]")
+
+
+def url_of(hit: Mapping[str, Any], base_url: str) -> str:
+    """Where a passage can be read: its own address where it has one, else its document here."""
+    for value in (hit["source"], hit["metadata"].get("url")):
+        if isinstance(value, str) and urlsplit(value).scheme in ("http", "https"):
+            return value
+    return f"{base_url.rstrip('/')}/v1/documents/{hit['document_id']}"
+
+
+def logprobs_body(entries: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    if entries is None:
+        return None
+    content = [
+        {
+            "token": entry["token"],
+            "logprob": entry["logprob"],
+            "bytes": entry["bytes"],
+            "top_logprobs": entry["top"],
+        }
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+def chat_body(ended: Ended) -> dict[str, Any]:
+    """The answer to a request whose job has succeeded."""
+    choices = []
+    for index, choice in enumerate(choices_of(ended)):
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": choice.content if choice.content or not choice.tool_calls else None,
+            "refusal": None,
+            "annotations": list(choice.annotations),
+        }
+        if choice.tool_calls:
+            message["tool_calls"] = list(choice.tool_calls)
+        choices.append(
+            {
+                "index": index,
+                "message": message,
+                "logprobs": logprobs_body(choice.logprobs),
+                "finish_reason": choice.finish_reason,
+            }
+        )
+    return {
+        "id": id_of(ID_PREFIX, ended.id),
+        "object": "chat.completion",
+        "created": int(ended.created_at.timestamp()),
+        "model": ended.options["model"],
+        "choices": choices,
+        "usage": usage_of(ended.result),
+    }
+
+
+ID_PREFIX = "chatcmpl-"
+
+
+def _read(body: Any, settings: Settings) -> Request:
+    without_stream(body)
+    return chat_job(ChatRequest.model_validate(body), settings)
+
+
+CHAT_COMPLETIONS = Endpoint(url="/v1/chat/completions", read=_read, answer=chat_body)
