@@ -227,11 +227,12 @@ def _within(
     at = f"the MCP server {name!r} (SLUICE_MCP_SERVERS)"
 
     async def whole() -> T:
+        transport = _Limited(settings.mcp_limit_bytes)
         try:
-            async with _connected(server, settings.mcp_limit_bytes) as client:
+            async with _connected(server, transport) as client:
                 return await work(client)
         except Exception as error:
-            raise _failure(at, error) from error
+            raise _failure(at, error, transport.status) from error
 
     try:
         return outbound.within(whole, timeout_s=server.timeout_s, what=at, stop=stop)
@@ -240,12 +241,12 @@ def _within(
 
 
 @asynccontextmanager
-async def _connected(server: McpServer, limit_bytes: int) -> AsyncIterator[Client]:
+async def _connected(server: McpServer, transport: "_Limited") -> AsyncIterator[Client]:
     headers = {name: value.get_secret_value() for name, value in server.headers.items()}
     async with (
         httpx2.AsyncClient(
             headers={"user-agent": "Sluice", **headers, "accept-encoding": "identity"},
-            transport=_Limited(limit_bytes),
+            transport=transport,
             timeout=server.timeout_s,
             trust_env=False,
         ) as http,
@@ -254,7 +255,7 @@ async def _connected(server: McpServer, limit_bytes: int) -> AsyncIterator[Clien
                 str(server.url),
                 http_client=http,
                 terminate_on_close=False,
-                max_sse_event_size=limit_bytes,
+                max_sse_event_size=transport.limit_bytes,
             ),
             cache=None,
             read_timeout_seconds=server.timeout_s,
@@ -272,11 +273,13 @@ class _Limited(httpx2.AsyncBaseTransport):
 
     def __init__(self, limit_bytes: int) -> None:
         self._transport = httpx2.AsyncHTTPTransport(trust_env=False)
-        self._limit_bytes = limit_bytes
-        self.left = limit_bytes
+        self.limit_bytes = self.left = limit_bytes
+        self.status = 200
+        """Of the last answer, of which the SDK tells nothing where it is an error."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         response = await self._transport.handle_async_request(request)
+        self.status = response.status_code
         if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
             await response.aclose()
             raise _TooLong("its answer is packed, which was not asked for")
@@ -288,7 +291,7 @@ class _Limited(httpx2.AsyncBaseTransport):
         self.left -= size
         if self.left < 0:
             raise _TooLong(
-                f"its answer is longer than {self._limit_bytes:,} bytes (SLUICE_MCP_LIMIT_BYTES)"
+                f"its answer is longer than {self.limit_bytes:,} bytes (SLUICE_MCP_LIMIT_BYTES)"
             )
 
     async def aclose(self) -> None:
@@ -308,21 +311,23 @@ class _Counted(httpx2.AsyncByteStream):
         await self._stream.aclose()
 
 
-def _failure(at: str, error: BaseException) -> _Failure:
+def _failure(at: str, error: BaseException, status: int) -> _Failure:
     """The first error that says what has happened: the SDK's tasks raise them in groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, _Failure):
         return error
     words = outbound.as_sentence(str(error) or type(error).__name__)
-    if isinstance(error, MCPError):
-        return _Failure(f"{at} answers: {words}", may_pass=False)
     if isinstance(error, _TooLong):
         return _Failure(f"{at} cannot be read: {words}", may_pass=False)
-    if isinstance(error, httpx2.HTTPStatusError):
-        status = error.response.status_code
-        return _Failure(f"{at} answers {status}: {words}", may_pass=status >= 500)
+    if status in (401, 403):
+        remedy = "Set its `headers` to a key that it takes."
+        return _Failure(f"{at} answers {status}: {words} {remedy}", may_pass=False)
+    if status >= 400:
+        return _Failure(f"{at} answers {status}: {words}", may_pass=status >= 500 or status == 429)
     if isinstance(error, httpx2.HTTPError | OSError):
         return _Failure(f"{at} does not answer: {words}", may_pass=True)
+    if isinstance(error, MCPError):
+        return _Failure(f"{at} answers: {words}", may_pass=False)
     log.warning("%s: %s: %s", at, type(error).__name__, words)
     return _Failure(f"{at} answers what is not MCP: {words}", may_pass=False)
