@@ -150,6 +150,7 @@ DIALECTS = (
     "api.compat.mcp.dialect:MCP",
     "api.compat.ollama.dialect:OLLAMA_API",
     "api.compat.openai.dialect:OPENAI",
+    "api.compat.tei:TEI",
 )
 
 

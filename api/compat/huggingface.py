@@ -20,6 +20,8 @@ from starlette.requests import ClientDisconnect
 
 from api.compat import calls
 from api.compat.dialect import Dialect, Problem
+from api.compat.openai.chat import ChatRequest, create_chat_completion
+from api.compat.openai.models import RAG_PREFIX
 from api.deps import FairKey, IdempotencyKey, Parts, PartsDep
 from api.http.answers import result_response
 from api.http.body import MalformedBody, check_structure, parse
@@ -27,13 +29,15 @@ from api.http.errors import problem_of_job
 from api.jobs import submission, waiting
 from api.routes.files import forget, keep
 from api.schemas import REQUESTS
-from shared import bounds, files
+from shared import bounds, files, named_models
 from shared.bounds import shown
 from shared.config import HttpSettings
 from shared.errors import InvalidInput, ModelNotFound, NotFound, TooLarge
 from shared.jobs import jobs
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.hf import HF, TASKS, Task, takes_files
+from shared.providers import HF as HF_PROVIDER
+from shared.providers import is_reference
 from shared.redis import events
 from shared.redis.events import Loading
 from shared.tables import File, Job
@@ -575,6 +579,30 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 TaskName = Annotated[str, Path(json_schema_extra={"enum": [task.value for task in Task]})]
+
+
+@router.post(
+    "/models/{model_id:path}/v1/chat/completions",
+    name="chat_with_model",
+    responses=HUGGING_FACE.documented(400, 401, 404, 409, 413, 429, 500, 503, 504)
+    | {200: {"description": "The answer of OpenAI's API, or a stream of it"}},
+)
+async def chat_with_model(
+    parts: PartsDep, caller: calls.CallerDep, model_id: str, request: ChatRequest
+) -> Response:
+    """`chat_completion` of huggingface_hub, on a model's URL: of a model that generation workers
+    hold, by its name on the hub, or of any other by its reference."""
+    is_known = is_reference(model_id) or model_id.startswith(RAG_PREFIX)
+    reference = model_id if is_known else HF_PROVIDER.prefix + model_id
+    if not is_known and await run_in_threadpool(_is_named, parts, model_id):
+        reference = model_id
+    named = request.model_copy(update={"model": reference})
+    return await create_chat_completion(parts, caller, named)
+
+
+def _is_named(parts: Parts, name: str) -> bool:
+    with parts.ledger.read() as session:
+        return named_models.find(session, name) is not None
 
 
 # The longer path comes first: a model's name may have slashes.

@@ -1,0 +1,348 @@
+"""The API of Text Embeddings Inference: its paths below `/tei`, or `/tei/<model>` for a model by name.
+
+After `router/src/http` of github.com/huggingface/text-embeddings-inference. A server of that kind has
+one model; here `/embed` runs the embedding model, `/rerank` and `/predict` the default models of
+their tasks, unless the path names another one. Each call is a job of the kind `hf`.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BeforeValidator, Field, model_validator
+from starlette.responses import JSONResponse
+
+from api.compat import calls
+from api.compat.calls import CallerDep, Outcome
+from api.compat.dialect import Dialect, Problem, ProblemError
+from api.deps import Parts, PartsDep
+from api.http.body import StrictRoute
+from api.openapi import package_version
+from shared.bounds import Line, shown
+from shared.errors import InvalidInput, ModelNotFound
+from shared.hf.classification import TEXT_CLASSIFICATION
+from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY, TEXT_RANKING
+from shared.hf.task import HfTask
+from shared.kinds.hf import HF, default_models
+from shared.vocabulary import Shape
+
+PREFIX: Final = "/tei"
+TEXTS_LIMIT: Final = 10_000
+TEXT_CHARS: Final = 1_000_000
+TYPES: Final = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
+
+
+def _body(problem: Problem) -> dict[str, Any]:
+    type_ = TYPES.get(problem.status, "Backend" if problem.status >= 500 else "Validation")
+    return {"error": problem.detail.removeprefix("body: "), "error_type": type_}
+
+
+TEI = Dialect(
+    name="tei",
+    summary="The API of Text Embeddings Inference",
+    tag="tei",
+    prefixes=(f"{PREFIX}/",),
+    router="api.compat.tei:router",
+    error=_body,
+    error_schema={
+        "type": "object",
+        "required": ["error", "error_type"],
+        "properties": {"error": {"type": "string"}, "error_type": {"type": "string"}},
+    },
+    # There, 413 is whatever is wrong with a request, and 424 a model that fails.
+    statuses={400: 422, 500: 424},
+    descriptions={
+        413: "Too large",
+        422: "A field is wrong, or is not supported here; the error names it",
+        424: "The job failed",
+        404: "No such model",
+        504: "No answer in time; the job was cancelled",
+    },
+)
+
+
+class TeiShape(Shape):
+    """A null is a field that is left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nulls_are_left_out(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: item for name, item in value.items() if item is not None}
+        return value
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+TeiText = Annotated[str, Field(max_length=TEXT_CHARS)]
+TeiTexts = Annotated[list[TeiText], Field(fail_fast=True, min_length=1, max_length=TEXTS_LIMIT)]
+Direction = Literal["left", "right", "Left", "Right"]
+
+
+class TeiEmbed(TeiShape):
+    """`truncate` true is the default here; false makes a text that is too long an error."""
+
+    inputs: Annotated[TeiTexts, BeforeValidator(_listed, json_schema_input_type=str | list[str])]
+    truncate: bool = True
+    truncation_direction: Direction = "right"
+    prompt_name: Line | None = None
+    normalize: bool = True
+    dimensions: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    parameters: dict[str, Any] = {}
+    """What `huggingface_hub` sends with `feature_extraction` to a model's own URL."""
+
+
+class TeiRerank(TeiShape):
+    query: TeiText
+    texts: TeiTexts
+    truncate: Literal[True] = True
+    truncation_direction: Literal["right", "Right"] = "right"
+    raw_scores: bool = False
+    return_text: bool = False
+    model: Any = None
+
+
+class TeiPredict(TeiShape):
+    inputs: TeiText | Annotated[list[Any], Field(min_length=1, max_length=TEXTS_LIMIT)]
+    truncate: Literal[True] = True
+    truncation_direction: Literal["right", "Right"] = "right"
+    raw_scores: bool = False
+
+    def texts(self) -> tuple[list[str], bool]:
+        """The texts, and whether they came as a batch. Raises InvalidInput."""
+        if isinstance(self.inputs, str):
+            return [self.inputs], False
+        is_batch = isinstance(self.inputs[0], list)
+        rows = self.inputs if is_batch else [self.inputs]
+        for number, row in enumerate(rows):
+            if not isinstance(row, list) or not row or not all(isinstance(t, str) for t in row):
+                raise InvalidInput(f"inputs.{number} must be a list with a string")
+            if len(row) > 1:
+                raise InvalidInput(
+                    f"inputs.{number} is a pair of texts, which is not supported here: send one "
+                    "text in each list"
+                )
+        return [row[0] for row in rows], is_batch
+
+
+class TeiPair(TeiShape):
+    source_sentence: TeiText
+    sentences: TeiTexts
+
+
+class TeiSimilarityParameters(TeiShape):
+    truncate: Literal[True] = True
+    truncation_direction: Literal["right", "Right"] = "right"
+    prompt_name: Literal[""] = ""
+
+
+class TeiSimilarity(TeiShape):
+    inputs: TeiPair
+    parameters: TeiSimilarityParameters = TeiSimilarityParameters()
+
+
+# Calls as jobs.
+
+
+def model_for(parts: Parts, task: HfTask, model: str) -> str:
+    """The model of the path, or what runs without one."""
+    if model:
+        return model.removeprefix("hf/")
+    if task in (FEATURE_EXTRACTION, SENTENCE_SIMILARITY):
+        return parts.settings.embedding_model
+    return next(m for t, m in default_models(parts.settings).items() if t == task.name)
+
+
+async def _run(
+    parts: Parts, caller: calls.Caller, task: HfTask, model: str, inputs: Any, **parameters: Any
+) -> Outcome:
+    values = {
+        "task": task.name,
+        "model": model_for(parts, task, model),
+        "inputs": inputs,
+        "parameters": {name: value for name, value in parameters.items() if value is not None},
+    }
+    new = calls.new_job(parts, caller, HF, calls.input_of(HF, values))
+    try:
+        return await calls.run(parts, caller, new)
+    except ProblemError as error:
+        if error.problem.code != ModelNotFound.code:
+            raise
+        detail = f"Model {values['model']} does not exist. {error.problem.detail}"
+        raise ProblemError(Problem(status=404, detail=detail, code=ModelNotFound.code)) from error
+
+
+def _answer(outcome: Outcome, body: Any) -> Response:
+    return JSONResponse(body, headers=dict(outcome.headers))
+
+
+router = APIRouter(prefix=PREFIX, tags=[TEI.tag], route_class=StrictRoute)
+DOCUMENTED: dict[str, Any] = {
+    "responses": TEI.documented(401, 404, 409, 413, 422, 424, 429, 503, 504)
+    | {200: {"description": "As that API answers", "content": {"application/json": {"schema": {}}}}}
+}
+
+
+async def _embed(parts: Parts, caller: calls.Caller, model: str, request: TeiEmbed) -> Response:
+    parameters = {
+        "truncate": request.truncate,
+        "truncation_direction": request.truncation_direction.lower(),
+        "prompt_name": request.prompt_name,
+        "normalize": request.normalize,
+        "dimensions": request.dimensions,
+        **request.parameters,
+    }
+    outcome = await _run(parts, caller, FEATURE_EXTRACTION, model, request.inputs, **parameters)
+    vectors = outcome.result
+    if vectors and isinstance(vectors[0], list) and isinstance(vectors[0][0], list):
+        raise InvalidInput(
+            f"{model_for(parts, FEATURE_EXTRACTION, model)} has a vector for each token and none "
+            "for a text: name a model of the library sentence-transformers"
+        )
+    return _answer(outcome, vectors)
+
+
+@router.post("/embed", name="embed_as_tei", **DOCUMENTED)
+@router.post("/", name="embed_at_root_as_tei", include_in_schema=False)
+async def embed(parts: PartsDep, caller: CallerDep, request: TeiEmbed) -> Response:
+    """Vectors of texts."""
+    return await _embed(parts, caller, "", request)
+
+
+@router.post("/rerank", name="rerank_as_tei", **DOCUMENTED)
+async def rerank(parts: PartsDep, caller: CallerDep, request: TeiRerank) -> Response:
+    """Texts by how well they fit a query, best first."""
+    return await _rerank(parts, caller, "", request)
+
+
+async def _rerank(parts: Parts, caller: calls.Caller, model: str, request: TeiRerank) -> Response:
+    inputs = {"query": request.query, "texts": request.texts}
+    flags = {"raw_scores": request.raw_scores, "return_text": request.return_text}
+    outcome = await _run(parts, caller, TEXT_RANKING, model, inputs, **flags)
+    return _answer(outcome, outcome.result)
+
+
+@router.post("/predict", name="predict_as_tei", **DOCUMENTED)
+async def predict(parts: PartsDep, caller: CallerDep, request: TeiPredict) -> Response:
+    """Labels of texts with their scores, best first."""
+    return await _predict(parts, caller, "", request)
+
+
+async def _predict(parts: Parts, caller: calls.Caller, model: str, request: TeiPredict) -> Response:
+    texts, is_batch = request.texts()
+    raw = {"function_to_apply": "none"} if request.raw_scores else {}
+    outcome = await _run(parts, caller, TEXT_CLASSIFICATION, model, texts, **raw)
+    return _answer(outcome, outcome.result if is_batch else outcome.result[0])
+
+
+@router.post("/similarity", name="compare_as_tei", **DOCUMENTED)
+async def similarity(parts: PartsDep, caller: CallerDep, request: TeiSimilarity) -> Response:
+    """How similar sentences are to one."""
+    return await _similarity(parts, caller, "", request)
+
+
+async def _similarity(
+    parts: Parts, caller: calls.Caller, model: str, request: TeiSimilarity
+) -> Response:
+    inputs = request.inputs.model_dump()
+    outcome = await _run(parts, caller, SENTENCE_SIMILARITY, model, inputs)
+    return _answer(outcome, outcome.result)
+
+
+REFUSED: Final = {
+    "embed_all": "send texts to /embed, which has one vector for each",
+    "embed_sparse": "search a collection with the type lexical or hybrid (POST /v1/jobs)",
+    "tokenize": "tokenizers are with the workers; /embed cuts texts that are too long, and says so",
+    "decode": "tokenizers are with the workers",
+}
+
+
+@router.get("/info", name="describe_as_tei", **DOCUMENTED)
+async def info(parts: PartsDep) -> Response:
+    """The embedding model, and what a call may hold."""
+    return _info(parts, parts.settings.embedding_model)
+
+
+def _info(parts: Parts, model: str) -> Response:
+    settings = parts.settings
+    return JSONResponse(
+        {
+            "model_id": model,
+            "model_sha": None,
+            "model_dtype": "float32",
+            "served_model_name": model,
+            "model_type": {"embedding": {"pooling": "mean"}},
+            "max_concurrent_requests": settings.api_limit_streams,
+            "max_input_length": settings.hf_batch_tokens,
+            "max_batch_tokens": settings.hf_batch_tokens,
+            "max_batch_requests": None,
+            "max_client_batch_size": min(settings.hf_limit_inputs, TEXTS_LIMIT),
+            "auto_truncate": True,
+            "tokenization_workers": 0,
+            "version": package_version(),
+            "sha": None,
+            "docker_label": None,
+        }
+    )
+
+
+@router.get("/health", name="check_as_tei", responses=TEI.documented(401, 503))
+async def health() -> Response:
+    """Whether the API is there."""
+    return Response(status_code=200)
+
+
+def _refusal(name: str) -> ProblemError:
+    return ProblemError(
+        Problem(status=422, detail=f"{name} is not supported here: {REFUSED[name]}")
+    )
+
+
+SHAPES: Final[dict[str, tuple[type[TeiShape], Any]]] = {
+    "embed": (TeiEmbed, _embed),
+    "rerank": (TeiRerank, _rerank),
+    "predict": (TeiPredict, _predict),
+    "similarity": (TeiSimilarity, _similarity),
+}
+
+
+@router.get("/{model:path}", include_in_schema=False)
+async def of_model(parts: PartsDep, model: str) -> Response:
+    """`info` and `health` below a model's name."""
+    name, _, last = model.rpartition("/")
+    if name and last == "info":
+        return _info(parts, name)
+    if name and last == "health":
+        return Response(status_code=200)
+    raise ProblemError(_nothing(model))
+
+
+@router.post("/{model:path}", include_in_schema=False)
+async def of_model_by_post(
+    http: Request, parts: PartsDep, caller: CallerDep, model: str
+) -> Response:
+    """The calls below a model's name, which may have slashes; `feature_extraction` of
+    huggingface_hub goes to the name itself."""
+    name, _, last = model.rstrip("/").rpartition("/")
+    if last in REFUSED:
+        raise _refusal(last)
+    if last not in SHAPES:
+        name, last = model.rstrip("/"), "embed"
+    if not name:
+        raise ProblemError(_nothing(model))
+    shape, run = SHAPES[last]
+    body = await http.json()
+    values = body if isinstance(body, dict) else {"inputs": body}
+    response: Response = await run(parts, caller, name, _parsed(shape, values))
+    return response
+
+
+def _parsed(shape: type[TeiShape], values: dict[str, Any]) -> Any:
+    with calls.naming_fields():
+        return shape.model_validate(values)
+
+
+def _nothing(path: str) -> Problem:
+    paths = ", ".join(f"/{name}" for name in (*SHAPES, "info", "health"))
+    return Problem(status=404, detail=f"There is nothing at {shown(path)}; there are {paths}.")
