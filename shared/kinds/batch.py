@@ -101,6 +101,7 @@ ENDPOINTS: Mapping[str, str] = {
     "/v1/search": "shared.kinds.batch:SEARCH_ENDPOINT",
     "/v1/embed": "shared.kinds.batch:EMBED_ENDPOINT",
     "/v1/chat": "shared.kinds.batch:CHAT_ENDPOINT",
+    "/v1/responses": "shared.openai.responses:RESPONSES",
 }
 """Where the record of each stands, as `module:name`, but for `/v1/hf/<task>`."""
 

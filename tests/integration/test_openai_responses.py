@@ -3,6 +3,7 @@ client's types, and by the whole description where SLUICE_OPENAPI_DESCRIPTION na
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from openai.types.responses.response_item_list import ResponseItemList
 from pydantic import BaseModel, TypeAdapter
 
 from shared.config import Settings
+from tests.api_server import ROOT
 from tests.integration.answering import answering
 from tests.integration.description import valid
 from tests.integration.ingestion import new_collection
@@ -540,6 +542,20 @@ class TestConversations:
         assert client.conversations.delete(talk.id).deleted
         with pytest.raises(openai.NotFoundError):
             client.conversations.retrieve(talk.id)
+
+
+def test_the_snippets_of_the_docs(
+    client: OpenAI, collection: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In their order, as one program."""
+    text = (ROOT / "docs" / "clients" / "openai-responses.md").read_text()
+    snippets = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    program = "\n".join(snippets).replace("http://127.0.0.1:8000/openai/v1", str(client.base_url))
+    program = program.replace("ollama/llama3.2", MODEL).replace("handbook", collection)
+    names: dict[str, Any] = {}
+    exec(compile(program, "openai-responses.md", "exec"), names)
+    names["client"].close()
+    assert "Tell me a story." in capsys.readouterr().out
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [

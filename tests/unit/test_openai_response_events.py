@@ -1,19 +1,26 @@
 """The events of a response are the same however what the job writes comes in pieces."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import hypothesis
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.responses import ResponseStreamEvent
+from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from api.compat.openai.items import ItemWriter
-from api.compat.openai.response_events import Event, ResponseEvents, cut
+from shared.config import Settings
+from shared.errors import InvalidInput
+from shared.kinds.batch import Ended
 from shared.kinds.chat import ChatResult, ToolSearch, Usage
 from shared.kinds.search import Hit
+from shared.openai.items import ItemWriter
+from shared.openai.response_events import Event, ResponseEvents, cut
+from shared.openai.responses import RESPONSES
 
 OWNER = UUID(int=7)
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
@@ -152,3 +159,30 @@ def test_one_in_the_background_says_when_it_begins() -> None:
     assert [event["type"] for event in told.fail(failed)] == [
         "response.in_progress", "response.failed",
     ]  # fmt: skip
+
+
+def test_a_line_of_a_batch() -> None:
+    settings = Settings(_env_file=None)
+    tool = {"type": "file_search", "vector_store_ids": ["handbook"]}
+    body = {"model": "ollama/tiny", "input": "Hello", "tools": [tool], "metadata": {"a": "b"}}
+    request = RESPONSES.read(body, settings)
+    assert request.kind.name == "chat"
+    ended = Ended(
+        id=OWNER,
+        input=request.input.model_dump(mode="json"),
+        result=RESULT.model_dump(mode="json"),
+        created_at=datetime.now(UTC),
+        options=json.loads(json.dumps(request.options)),
+    )
+    response = Response.model_validate(RESPONSES.answer(ended))
+    assert response.output_text == "".join([STEPS[0]["content"], STEPS[5]["content"], ANSWER])
+    assert response.metadata == {"a": "b"}
+    for more, param in (
+        ({"stream": True}, "stream"),
+        ({"background": True}, "background"),
+        ({"tools": [tool | {"vector_store_ids": ["vs_1"]}]}, "tools.0.vector_store_ids"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+    ):
+        with pytest.raises(InvalidInput, match=param):
+            RESPONSES.read(body | more, settings)

@@ -5,31 +5,24 @@ that names a conversation is a turn of it: a job with its `conversation_id`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from api.compat.openai.dialect import OPENAI, WireShape, answer_json, id_of, uuid_of
-from api.compat.openai.items import (
-    Included,
-    InputItem,
-    ItemWriter,
-    ListOrder,
-    Metadata,
-    chat_messages,
-    no_item,
-    page_of,
-)
+from api.compat.openai.dialect import OPENAI, answer_json, uuid_of
+from api.compat.openai.lists import Included, ListOrder, page_of
 from api.deps import FairKey, PartsDep
 from api.http.body import StrictRoute
 from shared import conversations
 from shared.errors import InvalidInput, NotFound
+from shared.openai.items import InputItem, ItemWriter, Metadata, chat_messages, no_item
+from shared.openai.responses import CONVERSATION_PREFIX
+from shared.openai.wire import WireShape, id_of
 from shared.tables import Conversation, ConversationMessage
 
-CONVERSATION_PREFIX: Final = "conv_"
 ITEMS_LIMIT = 20
 """Of one request."""
 

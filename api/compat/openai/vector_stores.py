@@ -64,21 +64,30 @@ from shared.documents import attachments, collections, erasure, ingest_items
 from shared.documents.attachments import AttachedFile, AttachmentState, Counts, NewAttachment
 from shared.documents.ingest_items import Outcome
 from shared.errors import NotFound
-from shared.filters import MetadataFilter, escaped
+from shared.filters import MetadataFilter
 from shared.jobs import jobs
 from shared.kinds import registry as kinds
 from shared.kinds.chat import ChatInput
 from shared.kinds.erase import EraseInput
 from shared.kinds.ingest import DocumentSource, FileSource, IngestInput, Splitter, SplitterType
-from shared.kinds.search import Hit, SearchInput, SearchOptions, SearchType
+from shared.kinds.search import Hit, SearchInput, SearchOptions
+from shared.openai.file_search import (
+    COMPARISONS,
+    JOINTS,
+    LIMIT_KEY_CHARS,
+    LIMIT_PAIRS,
+    LIMIT_VALUE_CHARS,
+    RANKERS,
+    SearchRanking,
+    score_of,
+    shown_attributes,
+    translate_filter,
+)
 from shared.tables import Collection, File, IngestItem, Job
 from shared.vocabulary import ENDED, Lane, Queue, Shape, State
 
 STORE_PREFIX = "vs_"
 BATCH_PREFIX = "vsfb_"
-LIMIT_PAIRS = 16
-LIMIT_KEY_CHARS = 64
-LIMIT_VALUE_CHARS = 512
 LIMIT_STORE_FILES = 500
 LIMIT_BATCH_FILES = 2000
 POLL_AFTER_MS = {"openai-poll-after-ms": "250"}
@@ -242,23 +251,6 @@ class AttributeChange(WireShape):
         return value
 
 
-COMPARISONS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
-JOINTS = ("and", "or")
-LIMIT_DEPTH = 16
-RANKERS: Mapping[str, SearchType] = {
-    "auto": SearchType.HYBRID,
-    "default-2024-11-15": SearchType.HYBRID,
-    "default_2024_08_21": SearchType.HYBRID,
-    "none": SearchType.SIMILARITY,
-}
-"""What a ranker is here: words and meaning together, or meaning alone."""
-
-
-class SearchRanking(WireShape):
-    ranker: Literal["auto", "default-2024-11-15", "default_2024_08_21", "none"] = "auto"
-    score_threshold: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = 0
-
-
 _FILTER_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["type"],
@@ -298,39 +290,6 @@ class VectorStoreSearch(WireShape):
     @property
     def queries(self) -> list[str]:
         return [self.query] if isinstance(self.query, str) else list(self.query)
-
-
-# Filters.
-
-
-def translate_filter(value: Any, depth: int = 1) -> dict[str, Any]:
-    """A comparison or compound filter as a filter on metadata (`shared/filters.py`). Raises
-    ValueError."""
-    if not isinstance(value, Mapping):
-        raise ValueError(
-            'must be an object such as {"type": "eq", "key": "team", "value": "office"}'
-        )
-    if depth > LIMIT_DEPTH:
-        raise ValueError(f"is nested deeper than {LIMIT_DEPTH} levels; flatten it")
-    type_ = value.get("type")
-    allowed = {"type", "filters"} if type_ in JOINTS else {"type", "key", "value"}
-    if type_ not in (*COMPARISONS, *JOINTS):
-        raise ValueError(
-            f"type is {shown(type_)}; it must be one of {', '.join((*COMPARISONS, *JOINTS))}"
-        )
-    if missing := sorted(allowed - value.keys()):
-        raise ValueError(f"{missing[0]} is missing in a filter of type {type_}")
-    if unknown := sorted(map(str, value.keys() - allowed)):
-        raise ValueError(f"{shown(unknown[0])} is no field of a filter of type {type_}")
-    if type_ in JOINTS:
-        parts = value["filters"]
-        if not isinstance(parts, list) or not parts:
-            raise ValueError("filters must be a list of filters, with one at least")
-        return {f"${type_}": [translate_filter(part, depth + 1) for part in parts]}
-    key = value["key"]
-    if not isinstance(key, str) or not key:
-        raise ValueError("key must be the name of an attribute")
-    return {escaped(key): {f"${type_}": value["value"]}}
 
 
 # What clients get.
@@ -476,18 +435,6 @@ def store_id_of(id_: UUID) -> str:
 
 def batch_id_of(job_id: UUID) -> str:
     return id_of(BATCH_PREFIX, job_id)
-
-
-def shown_attributes(metadata: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
-    """As much of any metadata as attributes may be."""
-    fitting = {
-        key: value
-        for key, value in metadata.items()
-        if len(key) <= LIMIT_KEY_CHARS
-        and isinstance(value, str | int | float | bool)
-        and not (isinstance(value, str) and len(value) > LIMIT_VALUE_CHARS)
-    }
-    return dict(list(fitting.items())[:LIMIT_PAIRS])
 
 
 # Vector stores.
@@ -1270,11 +1217,6 @@ def _best(result: Any, request: VectorStoreSearch) -> list[Hit]:
     ranked = sorted(best.values(), key=lambda hit: -hit.score)
     least = request.ranking_options.score_threshold
     return [hit for hit in ranked if score_of(hit) >= least][: request.max_num_results]
-
-
-def score_of(hit: Hit) -> float:
-    """From 0 to 1, as this API has scores."""
-    return min(1.0, max(0.0, hit.score))
 
 
 def found_files(parts: Parts, hits: Sequence[Hit]) -> list[FoundFile]:

@@ -12,17 +12,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import Depends, Query
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from api.compat.openai.dialect import Taken, WireShape
-from api.compat.openai.files import file_id_of
-from api.compat.openai.vector_stores import score_of, shown_attributes
 from shared.bounds import Line, ToolArguments, shown
-from shared.errors import InvalidInput
 from shared.kinds.chat import SEARCH_TOOL, ChatResult, ToolSearch
 from shared.kinds.rag import RagResult
 from shared.kinds.search import Hit
+from shared.openai.file_search import score_of, shown_attributes
+from shared.openai.wire import Taken, WireShape, id_of
 
 # Parameters that several routes have.
 
@@ -39,15 +36,6 @@ WITH_RESULTS: Include = "file_search_call.results"
 WITH_LOGPROBS: Include = "message.output_text.logprobs"
 
 
-async def _included(
-    include: Annotated[list[Include] | None, Query(max_length=32)] = None,
-    bracketed: Annotated[list[Include] | None, Query(alias="include[]", max_length=32)] = None,
-) -> list[Include]:
-    return [*(include or ()), *(bracketed or ())]
-
-
-Included = Annotated[list[Include], Depends(_included)]
-
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=METADATA_LIMIT),
@@ -56,6 +44,7 @@ Metadata = Annotated[
 # What clients send. Their contents are texts, as strings or in parts.
 
 TEXT_CHARS = 1_000_000
+FILE_PREFIX = "file-"
 ITEMS_LIMIT = 1000
 RESULTS_LIMIT = 1000
 PART_TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
@@ -297,7 +286,7 @@ class CitedFile:
     def of(cls, hit: Hit) -> "CitedFile":
         """Where nothing more is known of the document."""
         return cls(
-            file_id=file_id_of(UUID(hit.document_id)),
+            file_id=id_of(FILE_PREFIX, UUID(hit.document_id)),
             name=hit.source,
             attributes=shown_attributes(hit.metadata),
         )
@@ -505,28 +494,3 @@ def read_result(values: Mapping[str, Any], passages: Passages) -> ChatResult:
 
 def no_item(id_: str) -> str:
     return f"there is no item {shown(id_)} in a stored response of this key; send the item itself"
-
-
-# Pages of lists that are whole.
-
-ListOrder = Literal["asc", "desc"]
-
-
-def page_of(
-    items: Sequence[Mapping[str, Any]], *, limit: int, order: ListOrder, after: str | None
-) -> dict[str, Any]:
-    """`items` are in the order `asc`. Raises InvalidInput for an `after` that is none of them."""
-    rows = list(items) if order == "asc" else list(reversed(items))
-    if after is not None:
-        at = next((n for n, item in enumerate(rows) if item["id"] == after), None)
-        if at is None:
-            raise InvalidInput(f"after: there is no item {shown(after)} in this list.")
-        rows = rows[at + 1 :]
-    page = rows[:limit]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else "",
-        "last_id": page[-1]["id"] if page else "",
-        "has_more": len(rows) > limit,
-    }

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from api.compat.openai.items import (
+from shared.kinds.chat import ChatResult, ToolSearch
+from shared.openai.items import (
     ItemWriter,
     Turn,
     output_text,
     settled_turns,
     turns_of,
 )
-from shared.kinds.chat import ChatResult, ToolSearch
 
 Event = dict[str, Any]
 
