@@ -20,10 +20,10 @@ from typing import Any
 from uuid import UUID
 
 from redis.exceptions import RedisError
-from sqlalchemy import delete, func, or_, select, text, tuple_, update
+from sqlalchemy import delete, exists, func, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from shared import files
 from shared.database.sqlstates import first_line, is_outage
@@ -244,7 +244,7 @@ class SweepLoop:
 # deletes its row, and is deleted after that, path by path: one that fails is tried again later.
 # Other documents stay until they are erased.
 
-BATCH = 100
+ROWS_AT_ONCE = 100
 EXPIRY = "expiry"
 """The name that erasures of expired collections are submitted under."""
 WORKERS_KEPT = timedelta(days=1)
@@ -292,19 +292,32 @@ class Retention:
 
 
 def forget_jobs(round_: Round) -> None:
-    kept = timedelta(days=round_.process.settings.retention_days)
-    with round_.process.ledger.read() as session:
-        ids = session.scalars(
-            select(Job.id)
-            .where(
-                Job.finished_at < func.now() - kept,
-                Job.state.in_(ENDED),
-                ~sweeps.is_left_alone(round_.part, "job", Job.id),
-            )
-            .order_by(Job.finished_at)
-            .limit(round_.limit_rows)
-        ).all()
-    _forget_batches(round_, "job", ids, _forget_jobs)
+    """Lines of batches go when their batch has ended so long ago, and the batch behind them."""
+    is_old = func.now() - timedelta(days=round_.process.settings.retention_days)
+    batch, line = aliased(Job), aliased(Job)
+    not_left_alone = ~sweeps.is_left_alone(round_.part, "job", Job.id)
+    lines = (
+        select(Job.id)
+        .join(batch, batch.id == Job.batch_id)
+        .where(batch.finished_at < is_old, batch.state.in_(ENDED), not_left_alone)
+        .limit(round_.limit_rows)
+    )
+    others = (
+        select(Job.id)
+        .where(
+            Job.finished_at < is_old,
+            Job.state.in_(ENDED),
+            Job.batch_id.is_(None),
+            or_(Job.kind != BATCH.name, ~exists().where(line.batch_id == Job.id)),
+            not_left_alone,
+        )
+        .order_by(Job.finished_at)
+        .limit(round_.limit_rows)
+    )
+    for query in (lines, others):
+        with round_.process.ledger.read() as session:
+            ids = session.scalars(query).all()
+        _forget_batches(round_, "job", ids, _forget_jobs)
 
 
 def settle_attachments(round_: Round) -> None:
@@ -400,10 +413,10 @@ def _postpone(round_: Round, path: str) -> None:
 
 def _forget_batches(round_: Round, kind: str, ids: Sequence[UUID], forget: Any) -> None:
     """Forget rows a batch at a time; one by one where a batch fails."""
-    for first in range(0, len(ids), BATCH):
+    for first in range(0, len(ids), ROWS_AT_ONCE):
         if not round_.goes_on:
             return
-        batch = ids[first : first + BATCH]
+        batch = ids[first : first + ROWS_AT_ONCE]
         try:
             with round_.process.ledger.begin() as session:
                 forget(session, batch)

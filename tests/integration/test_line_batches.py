@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
 from shared.config import Settings
 from shared.database.transaction import Ledger
@@ -15,6 +15,7 @@ from shared.tables import Batch, BatchLine, Job, Step
 from shared.vocabulary import Queue
 from tests.integration.answers import problem
 from tests.integration.ingestion import CATS, TRAINS, new_collection, order
+from tests.integration.sweeps import sweep
 from tests.integration.workbench import (
     claimed,
     drain,
@@ -43,7 +44,7 @@ def worker(settings: Settings, ledger: Ledger) -> Iterator[Callable[..., Process
 
     yield make
     for process in made:
-        process.ledger.close()
+        process.close()
 
 
 def embed(n: int, **body: Any) -> Line:
@@ -429,6 +430,38 @@ def test_a_step_that_dies_anywhere_loses_and_doubles_nothing(
         assert {line.state for line in lines} == {"succeeded"}
         assert session.scalar(select(func.count(Job.id)).where(Job.batch_id.is_not(None))) == 10
     invariants_hold(process, all_ended=True)
+
+
+def test_retention_forgets_lines_with_their_batch(
+    api: httpx.Client, worker: Callable[..., Process]
+) -> None:
+    process = worker(batch_open_lines=2)
+    old = create(api, [embed(n) for n in range(3)])
+    drain(process)
+    running = create(api, [embed(4), embed(5)])
+    control(process, 4)
+    with process.ledger.begin() as session:
+        session.execute(update(Job).values(created_at=Job.created_at - timedelta(days=40)))
+        session.execute(
+            update(Job)
+            .where(Job.batch_id == running["id"])
+            .values(state="succeeded", finished_at=func.now() - timedelta(days=40), open_steps=0)
+        )
+        session.execute(delete(Step).where(Step.name == "embed", Step.job_id.in_(
+            select(Job.id).where(Job.batch_id == running["id"]))))  # fmt: skip
+    sweep(process)
+    assert len(_jobs(api, running)) == 2
+    drain(process)
+    with process.ledger.begin() as session:
+        of_old = (Job.id == old["id"]) | (Job.batch_id == old["id"])
+        session.execute(
+            update(Job).where(of_old).values(finished_at=func.now() - timedelta(days=40))
+        )
+    sweep(process)
+    problem(api.get(f"/v1/batches/{old['id']}"), 404)
+    with process.ledger.read() as session:
+        assert session.scalar(select(func.count(Job.id))) == 3
+        assert session.scalar(select(func.count(BatchLine.number))) == 2
 
 
 def test_erasing_a_batch_erases_its_lines(

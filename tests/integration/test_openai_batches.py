@@ -19,7 +19,7 @@ from workers.attempts.process import Process
 def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: ARG001 (empty tables)
     process = make_process(settings, batch_interval_s=0.01)
     yield process
-    process.ledger.close()
+    process.close()
 
 
 @pytest.fixture
