@@ -34,8 +34,7 @@ from shared.jobs import jobs, steps, submission, sweeps, turns
 from shared.jobs.queues import lacks_worker
 from shared.jobs.submission import NewJob
 from shared.kinds.erase import EraseInput
-from shared.kinds.registry import ERASE, KINDS
-from shared.kinds.registry import BATCH, KINDS
+from shared.kinds.registry import BATCH, ERASE, KINDS
 from shared.tables import Collection, DoomedPath, File, Job, Step, Worker
 from shared.vocabulary import ENDED, OPEN, Lane, State
 from workers.attempts.process import Process
