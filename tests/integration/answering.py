@@ -1,11 +1,13 @@
 """A worker beside the API: real steps of real models run in threads, for programs over a socket."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import insert
+import httpx
+from sqlalchemy import func, insert
 
 from shared.config import Settings
 from shared.tables import Worker
@@ -17,15 +19,20 @@ from workers.generation.answers.structured import schemas_of
 from workers.generation.backends.interface import generators_of
 
 IDLE_S = 0.005
-CPU_QUEUES = [queue.value for queue in Queue if queue is not Queue.GENERATE]
+CPU_QUEUES = [queue for queue in Queue if queue is not Queue.GENERATE]
 
 
 @contextmanager
 def answering(
-    settings: Settings, *models: str, threads: int = 4, **changes: Any
+    settings: Settings,
+    *models: str,
+    threads: int = 4,
+    queues: Sequence[Queue] = (Queue.QUERY,),
+    **changes: Any,
 ) -> Iterator[Process]:
     """A worker that serves these models, besides those of servers, until the end of the block:
-    so many threads that generate, and one for all else."""
+    so many threads that generate, and one for the other `queues`. What `ingest` of the workbench
+    drains itself must not be among these."""
     table = handlers()  # what they import takes longer than what they do
     process = make_process(settings, **({"generation_flush_s": 0.01} | changes))
     process.routes = (*ROUTES, *models)
@@ -33,6 +40,7 @@ def answering(
         row = {
             "name": process.worker_name, "hostname": "here", "pid": 1, "concurrency": 1,
             "queues": [queue.value for queue in Queue], "routes": list(process.routes),
+            "last_seen_at": func.now() + timedelta(days=1),  # nobody reports for it
         }  # fmt: skip
         session.execute(insert(Worker).values(row))
     over = threading.Event()
@@ -42,7 +50,7 @@ def answering(
             if not sum(run_next(process, table, queue) for queue in queues):
                 over.wait(IDLE_S)
 
-    running = [threading.Thread(target=work, args=(CPU_QUEUES,))]
+    running = [threading.Thread(target=work, args=([queue.value for queue in queues],))]
     running += [
         threading.Thread(target=work, args=([Queue.GENERATE.value],)) for _ in range(threads)
     ]
@@ -57,3 +65,14 @@ def answering(
         generators_of(process).close()
         schemas_of(process).close()
         process.ledger.close()
+
+
+def ingested(api_url: str, name: str, texts: Mapping[str, str]) -> str:
+    """A collection of these documents, which the worker makes; returns its name."""
+    sources = [{"type": "text", "text": text, "name": name} for name, text in texts.items()]
+    with httpx.Client(base_url=api_url, timeout=60, trust_env=False) as client:
+        client.put(f"/v1/collections/{name}").raise_for_status()
+        body = {"kind": "ingest", "input": {"collection": name, "sources": sources}}
+        job = client.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"}).json()
+    assert job["state"] == "succeeded", job
+    return name

@@ -25,7 +25,7 @@ def valid(value: Any, name: str) -> None:
 @cache
 def _registry() -> Registry[Any]:
     assert PATH is not None
-    document = yaml.load(Path(PATH).read_text(), Loader=yaml.CSafeLoader)
+    document = _with_nulls(yaml.load(Path(PATH).read_text(), Loader=yaml.CSafeLoader))
     for name, schema in document["components"]["schemas"].items():
         if schema.get("$recursiveAnchor"):
             _name_recursion(schema, f"urn:openai#/components/schemas/{name}")
@@ -49,3 +49,16 @@ def _name_recursion(schema: Any, to: str) -> None:
             _name_recursion(part, to)
     if isinstance(schema, dict) and schema.pop("$recursiveRef", None):
         schema["$ref"] = to
+
+
+def _with_nulls(schema: Any) -> Any:
+    """`nullable`, which OpenAPI 3.1 knows no more and this description still has, said in JSON
+    Schema."""
+    if isinstance(schema, list):
+        return [_with_nulls(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = {name: _with_nulls(part) for name, part in schema.items()}
+    if parts.pop("nullable", None) is not True:
+        return parts
+    return {"anyOf": [parts, {"type": "null"}]}

@@ -90,10 +90,7 @@ class TextChunks:
             "logprobs": logprobs_body(entries, offset=offset) if entries else None,
             "finish_reason": finish_reason,
         }
-        body = {**self._head, "choices": [choice]}
-        if self._request.stream_options.include_usage:
-            body["usage"] = None
-        return data_frame(body)
+        return data_frame({**self._head, "choices": [choice]})
 
 
 router = APIRouter(route_class=StrictRoute)

@@ -28,7 +28,8 @@ from shared.documents import collections
 from shared.errors import ModelNotFound, ModelNotServed, NotFound
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.chat import CHAT
-from shared.openai.chat import RAG_PREFIX
+from shared.kinds.rag import RAG
+from shared.openai.chat import RAG_PREFIX as RAG_PREFIX
 from shared.openai.chat import RagModel as RagModel
 from shared.openai.chat import rag_of as rag_of
 from shared.providers import is_model_name, is_reference, provider_of
@@ -75,7 +76,7 @@ async def get_openai_model(parts: PartsDep, model: str) -> Response:
 async def entries(parts: Parts, kind: str | None = None) -> list[OpenAIModel]:
     """All models, or those that jobs of a kind can name; of `chat`, collections as well."""
     views = [view for view in await offered(parts) if kind is None or kind in view.kinds]
-    if kind not in (None, CHAT.name):
+    if kind not in (None, CHAT.name, RAG.name):
         return [_entry(view) for view in views]
     names = await run_in_threadpool(_collections, parts)
     by_reference = {view.reference: _entry(view) for view in views}
