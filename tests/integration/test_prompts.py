@@ -1,11 +1,16 @@
 """Prompts: versions over HTTP, and jobs that name them."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from cli.main import run
+from sluice import Client
+from sluice.inputs import chat_input
 from tests.integration.answers import problem
 from tests.integration.ingestion import ingest, new_collection
 from tests.integration.talking import answered
@@ -240,3 +245,78 @@ def test_rag_fills_a_stored_prompt(
     put(api, "{question} only", "answer")
     assert "answer@2 has no {context}" in refused_rag(422, prompt="answer")
     assert "extractive" in refused_rag(422, prompt="answer@1", model="extractive")
+
+
+# The command line and the client
+
+
+def test_the_command_line_does_all_of_it(
+    api: httpx.Client,
+    api_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert api.get("/v1/prompts").json()["items"] == []
+    monkeypatch.setenv("SLUICE_URL", api_url)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "answer.txt").write_text("Hi {who}\nas {tone}", encoding="utf-8")
+
+    def shown(*words: str, code: int = 0) -> str:
+        assert run(["prompts", *words]) == code
+        captured = capsys.readouterr()
+        return captured.out if code == 0 else captured.err
+
+    shown("list")
+    assert shown("put", "greeting", "Hello {who}", "--default", "who=you=me") == (
+        "Stored greeting@1.\n"
+    )
+    put = ["put", "greeting", "--file", "answer.txt", "--describe", "who=whom", "--draft"]
+    assert shown(*put) == "Stored greeting@2, not the current one (1).\n"
+    assert "Hello {who}" in shown("show", "greeting")
+    assert 'who (default "you=me")' in shown("show", "greeting@1")
+    assert "who: whom" in shown("show", "greeting@2")
+    assert shown("render", "greeting") == "Hello you=me\n"
+    assert shown("render", "greeting@2", "--var", "who=Ada", "--var", "tone=a friend") == (
+        "Hi Ada\nas a friend\n"
+    )
+    difference = shown("diff", "greeting")
+    assert "-Hello {who}\n+Hi {who}\n+as {tone}" in difference
+    assert "+ tone" in difference
+    assert shown("rollback", "greeting", "--to", "2") == "greeting is greeting@2 now.\n"
+    assert shown("rollback", "greeting") == "greeting is greeting@1 now.\n"
+    assert "first version" in shown("rollback", "greeting", code=5)
+    versions = json.loads(shown("versions", "greeting", "--json"))["items"]
+    assert [(v["version"], v["is_current"]) for v in versions] == [(2, False), (1, True)]
+    assert "greeting\t1\t2\twho" in shown("list")
+    assert "needs who (whom)" in shown("render", "greeting@2", code=5)
+    assert "no prompt 'none'" in shown("show", "none", code=4)
+    shown("put", "greeting", code=2)
+    shown("put", "greeting", "x", "--default", "who", code=2)
+    assert shown("delete", "greeting", "--yes") == "Deleted greeting.\n"
+    assert json.loads(shown("list", "--json")) == {"items": []}
+
+
+def test_the_client_uses_prompts(
+    api: httpx.Client, api_url: str, talker: Callable[..., Process]
+) -> None:
+    api.get("/healthz")
+    process = talker()
+    with Client(api_url) as client:
+        variables = {"n": {"description": "how far", "default": 2}}
+        stored = client.put_prompt("counting", "count to {n}", variables=variables)
+        assert [(v.name, v.description, v.default) for v in stored.variables] == [
+            ("n", "how far", 2)
+        ]
+        client.put_prompt("counting", "count to {n}!", variables=variables, make_current=False)
+        assert client.prompt("counting").reference == "counting@1"
+        assert [prompt.version for prompt in client.prompt_versions("counting")] == [2, 1]
+        assert "+count to {n}!" in client.diff_prompt("counting", 1, 2).template
+        assert client.roll_back_prompt("counting", 2).version == 2
+        assert client.render_prompt("counting@1", {"n": 7}) == "count to 7"
+        input_ = chat_input((), prompt="counting@1", variables={"n": 3}, model="ollama/tiny")
+        job = client.submit("chat", input_)
+        drain(process)
+        assert client.job(job.id).result["message"]["content"] == "1 2 3"
+        client.delete_prompt("counting")
+        assert list(client.prompts()) == []

@@ -4,16 +4,21 @@ The commands of `docs/http.md` are run against a real stack in `tests/e2e/test_h
 """
 
 import base64
+import json
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
 import pytest
+from pydantic import TypeAdapter
 
+from api.schemas import JobRequest
 from cli.main import run, sluice
+from shared.kinds.search import SearchOptions
 from workers.webhook import sign
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -201,3 +206,21 @@ def test_the_page_verifies_what_workers_sign(secret: str) -> None:
     assert not is_genuine(secret, headers, body.encode() + b" ")
     old = {**headers, "webhook-timestamp": "1795730860"}
     assert not is_genuine(secret, old, body.encode())
+
+
+def test_the_json_of_the_pages_is_taken() -> None:
+    """Bodies of jobs, as the API reads them, and filters, which stand one a line."""
+    jobs: TypeAdapter[Any] = TypeAdapter(JobRequest)
+    count = 0
+    for page in PAGES:
+        for language, block in FENCE.findall(read(page)):
+            if language != "json" or "…" in block:
+                continue
+            if '"kind"' in block and '"input"' in block:
+                jobs.validate_json(block)
+                count += 1
+            elif page == "docs/http.md" and "$" in block:
+                for line in block.splitlines():
+                    SearchOptions.model_validate({"filter": json.loads(line)})
+                    count += 1
+    assert count >= 5
