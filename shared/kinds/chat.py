@@ -249,6 +249,17 @@ class McpTool(Shape):
     allowed_tools: Annotated[list[Line], Field(fail_fast=True, max_length=64)] | None = None
 
 
+class RemoteTool(Shape):
+    """A tool of an MCP server as it was when the job asked for it; `name` is what models call it
+    by."""
+
+    server: str
+    tool: str
+    name: str
+    description: str
+    parameters: JsonSchema
+
+
 ToolSpec = Annotated[BuiltInTool | DeclaredTool | McpTool, Field(discriminator="type")]
 
 

@@ -34,6 +34,7 @@ from shared.kinds.chat import (
     ChatResult,
     DeclaredTool,
     McpTool,
+    RemoteTool,
     ToolSearch,
     Usage,
 )
@@ -70,7 +71,6 @@ from workers.generation.transcripts import (
     write_quietly,
 )
 from workers.tools import table
-from workers.tools.table import RemoteTool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,10 +23,9 @@ from mcp.shared.exceptions import MCPError
 from shared.bounds import SCHEMA_LIMIT_BYTES, check_json, shown, storable_json, storable_text
 from shared.config import McpServer, ToolSettings
 from shared.errors import InvalidInput, Permanent, StepError, Unavailable
-from shared.kinds.chat import McpTool
+from shared.kinds.chat import McpTool, RemoteTool
 from workers import outbound
 from workers.fences import code_for, cut_block, disarm
-from workers.tools.table import RemoteTool
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, ValidationError
 
-from shared.bounds import JsonSchema
 from shared.errors import InvalidInput, NotFound
-from shared.kinds.chat import SEARCH_TOOL, BuiltInTool, FunctionSpec, McpTool
+from shared.kinds.chat import SEARCH_TOOL, BuiltInTool, FunctionSpec, McpTool, RemoteTool
 from shared.kinds.search import Hit, SearchOptions
 from shared.vocabulary import Shape
 from workers.attempts.context import Context
@@ -49,17 +48,6 @@ class ToolOutput:
     query: str = ""
     hits: Sequence[Hit] | None = None
     """None where nothing was searched."""
-
-
-class RemoteTool(Shape):
-    """A tool of an MCP server as it was when the job asked for it; `name` is what models call it
-    by."""
-
-    server: str
-    tool: str
-    name: str
-    description: str
-    parameters: JsonSchema
 
 
 def tools(
