@@ -92,6 +92,7 @@ class EmbedInput(TypedDict):
     texts: list[str]
     model: NotRequired[str | None]
     input_type: NotRequired[Literal["query", "passage"]]
+    dimensions: NotRequired[int | None]
 
 
 class SearchOptions(TypedDict):
@@ -394,9 +395,12 @@ class IngestResult(TypedDict):
 
 
 class EmbedResult(TypedDict):
+    """`tokens` counts those of all texts, with what the model adds."""
+
     model: str
     dimension: int
     embeddings: list[list[float]]
+    tokens: NotRequired[int]
 
 
 class Span(TypedDict):
