@@ -93,8 +93,10 @@ Query = Annotated[Text, AfterValidator(nfc)]
 
 VECTOR_TYPES = (SearchType.SIMILARITY, SearchType.SIMILARITY_SCORE_THRESHOLD, SearchType.MMR)
 VECTOR_LIMIT = 16_384
+NUMBER_LIMIT = 1e9
+"""Of a vector's numbers, so that its length is a number, too."""
 Vector = Annotated[
-    list[Annotated[float, Field(allow_inf_nan=False)]],
+    list[Annotated[float, Field(ge=-NUMBER_LIMIT, le=NUMBER_LIMIT, allow_inf_nan=False)]],
     Field(fail_fast=True, min_length=1, max_length=VECTOR_LIMIT),
 ]
 
