@@ -5,15 +5,17 @@ model; here `/embed` runs the embedding model, `/rerank` and `/predict` the defa
 their tasks, unless the path names another one. Each call is a job of the kind `hf`.
 """
 
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Body, Request, Response
 from pydantic import BeforeValidator, Field, model_validator
 from starlette.responses import JSONResponse
 
 from api.compat import calls
 from api.compat.calls import CallerDep, Outcome
 from api.compat.dialect import Dialect, Problem, ProblemError
+from api.compat.openai.embeddings import create_embedding
 from api.deps import Parts, PartsDep
 from api.http.body import StrictRoute
 from api.openapi import package_version
@@ -23,12 +25,13 @@ from shared.hf.classification import TEXT_CLASSIFICATION
 from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY, TEXT_RANKING
 from shared.hf.task import HfTask
 from shared.kinds.hf import HF, default_models
+from shared.openai.embeddings import EmbeddingRequest
 from shared.vocabulary import Shape
 
 PREFIX: Final = "/tei"
 TEXTS_LIMIT: Final = 10_000
 TEXT_CHARS: Final = 1_000_000
-TYPES: Final = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
+TYPES: Final = {424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
 
 
 def _body(problem: Problem) -> dict[str, Any]:
@@ -48,8 +51,8 @@ TEI = Dialect(
         "required": ["error", "error_type"],
         "properties": {"error": {"type": "string"}, "error_type": {"type": "string"}},
     },
-    # There, 413 is whatever is wrong with a request, and 424 a model that fails.
-    statuses={400: 422, 500: 424},
+    # There, 413 is whatever is wrong with a request's texts, and 422 with its shape.
+    statuses={400: 422},
     descriptions={
         413: "Too large",
         422: "A field is wrong, or is not supported here; the error names it",
@@ -167,6 +170,8 @@ async def _run(
     try:
         return await calls.run(parts, caller, new)
     except ProblemError as error:
+        if error.problem.status == 500:
+            raise ProblemError(replace(error.problem, status=424)) from error
         if error.problem.code != ModelNotFound.code:
             raise
         detail = f"Model {values['model']} does not exist. {error.problem.detail}"
@@ -205,6 +210,7 @@ async def _embed(parts: Parts, caller: calls.Caller, model: str, request: TeiEmb
 
 @router.post("/embed", name="embed_as_tei", **DOCUMENTED)
 @router.post("/", name="embed_at_root_as_tei", include_in_schema=False)
+@router.post("", name="embed_at_address_as_tei", include_in_schema=False)
 async def embed(parts: PartsDep, caller: CallerDep, request: TeiEmbed) -> Response:
     """Vectors of texts."""
     return await _embed(parts, caller, "", request)
@@ -248,6 +254,17 @@ async def _similarity(
     inputs = request.inputs.model_dump()
     outcome = await _run(parts, caller, SENTENCE_SIMILARITY, model, inputs)
     return _answer(outcome, outcome.result)
+
+
+@router.post("/v1/embeddings", name="embed_as_openai_of_tei", **DOCUMENTED)
+async def embed_as_openai(
+    parts: PartsDep, caller: CallerDep, request: Annotated[dict[str, Any], Body()]
+) -> Response:
+    """Vectors of texts in the form of OpenAI; without a model, of the embedding model."""
+    sent = {name: value for name, value in request.items() if value is not None}
+    with calls.naming_fields():
+        named = EmbeddingRequest.model_validate({"model": parts.settings.embedding_model, **sent})
+    return await create_embedding(parts, caller, named)
 
 
 REFUSED: Final = {
@@ -294,9 +311,8 @@ async def health() -> Response:
 
 
 def _refusal(name: str) -> ProblemError:
-    return ProblemError(
-        Problem(status=422, detail=f"{name} is not supported here: {REFUSED[name]}")
-    )
+    detail = f"{name} is not supported here: {REFUSED[name]}"
+    return ProblemError(Problem(status=422, detail=detail))
 
 
 SHAPES: Final[dict[str, tuple[type[TeiShape], Any]]] = {
@@ -308,11 +324,11 @@ SHAPES: Final[dict[str, tuple[type[TeiShape], Any]]] = {
 
 
 @router.get("/{model:path}", include_in_schema=False)
-async def of_model(parts: PartsDep, model: str) -> Response:
+async def of_model(http: Request, model: str) -> Response:
     """`info` and `health` below a model's name."""
     name, _, last = model.rpartition("/")
     if name and last == "info":
-        return _info(parts, name)
+        return _info(http.app.state.parts, name)
     if name and last == "health":
         return Response(status_code=200)
     raise ProblemError(_nothing(model))

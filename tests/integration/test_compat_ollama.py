@@ -196,6 +196,8 @@ class TestChat:
         assert (without.message.content, without.message.thinking) == ("Yes.", None)
         with pytest.raises(ollama.ResponseError, match="does not support thinking"):
             client.chat(MODEL, [wish], think=True)
+        with pytest.raises(ollama.ResponseError, match="think must be true or false"):
+            client.chat(MODEL, [wish], think="high")
 
     def test_no_messages_load_or_unload(self, client: ollama.Client, held: str) -> None:
         assert client.chat(held, []).done_reason == "load"
@@ -284,6 +286,7 @@ class TestEmbeddings:
         one = client.embed("sentence-transformers/all-MiniLM-L6-v2", "We open at nine.")
         assert one.embeddings[0] == pytest.approx(both.embeddings[0], abs=1e-5)
         assert (one.total_duration or 0) > 0
+        assert (one.prompt_eval_count or 0) > 3
         old = client.embeddings("all-minilm:latest", "We open at nine.")
         assert old.embedding == pytest.approx(both.embeddings[0], abs=1e-5)
         short = client.embed("all-minilm", "We open at nine.", dimensions=16)
@@ -307,6 +310,7 @@ class TestModels:
         assert http.get("/api/version").json()["version"]
         assert http.get("/").text == "Ollama is running"
         assert http.head("/").status_code == 200
+        assert http.get("").text == "Ollama is running"
 
     def test_showing(self, client: ollama.Client, held: str) -> None:
         behind = client.show(MODEL)

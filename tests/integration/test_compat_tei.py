@@ -64,6 +64,11 @@ def test_embed(http: httpx.Client, api_url: str) -> None:
     assert len(short[0]) == 8
     with InferenceClient(model=f"{api_url}/tei/{MINILM}", timeout=60) as client:
         assert client.feature_extraction(TEXTS[0])[0].tolist() == pytest.approx(alone, abs=1e-4)
+    with InferenceClient(model=f"{api_url}/tei", timeout=60) as client:
+        assert client.feature_extraction(TEXTS[0])[0].tolist() == pytest.approx(alone, abs=1e-4)
+    (as_openai,) = post(http, "/v1/embeddings", {"input": TEXTS[0], "model": None})["data"]
+    # The kind `embed` may compute in another precision.
+    assert sum(a * b for a, b in zip(as_openai["embedding"], alone, strict=True)) > 0.999
 
 
 def test_rerank_predict_and_similarity(http: httpx.Client) -> None:

@@ -1,6 +1,6 @@
-"""`api/chat` and `api/generate`: jobs of the kinds `chat`, `complete` (bare prompts) and `rag`.
+"""`/api/chat` and `/api/generate`: jobs of the kinds `chat`, `complete` (bare prompts) and `rag`.
 
-`context`, with which `api/generate` goes on with what was said, is an encoding of the messages
+`context`, with which `/api/generate` goes on with what was said, is an encoding of the messages
 themselves: it holds for every back end, and a chat template sees the turns as they were.
 """
 
@@ -114,7 +114,7 @@ Format = Annotated[JsonSchema | Literal["", "json"], BeforeValidator(_format)]
 
 
 class WritingRequest(ModelRequest):
-    """What `api/chat` and `api/generate` have in common.
+    """What `/api/chat` and `/api/generate` have in common.
 
     `truncate` false makes a conversation that finds no room an error; `shift` would go on in a
     window that has moved, which no back end here does.
@@ -682,8 +682,14 @@ async def generate_as_ollama(
 
 
 def check_thinking(model: Model, think: bool | str | None) -> None:
-    """Raises InvalidInput where a model of Ollama is known not to think. Others write their
-    thoughts in front of the answer, if they do."""
-    shown_ = model.shown
-    if think and shown_ is not None and "thinking" not in (shown_.get("capabilities") or ()):
+    """Raises InvalidInput for what is not done: how much a model thinks is its own to say, and what
+    models of the server behind think does not come through."""
+    if isinstance(think, str):
+        raise InvalidInput("think must be true or false here: levels are not passed on to models")
+    if think and model.shown is not None:
+        if "thinking" in (model.shown.get("capabilities") or ()):
+            raise InvalidInput(
+                "think must be false for models of the Ollama server behind: what they think does "
+                "not come through"
+            )
         raise InvalidInput(f'"{model.name}" does not support thinking')

@@ -1,4 +1,4 @@
-"""`api/embed` and `api/embeddings`: jobs of the kind `embed`."""
+"""`/api/embed` and `/api/embeddings`: jobs of the kind `embed`."""
 
 import math
 import time
@@ -121,15 +121,13 @@ async def embed_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaEmb
         vectors = [cut_to(vector, dimensions) for vector in vectors]
     now = time.time()
     started = outcome.started_at.timestamp() if outcome.started_at is not None else now
-    body: dict[str, Any] = {
+    body = {
         "model": name,
         "embeddings": vectors,
         "total_duration": nanoseconds(now - began),
         "load_duration": nanoseconds(started - began),
+        "prompt_eval_count": outcome.result["tokens"],
     }
-    tokens = (outcome.result.get("usage") or {}).get("prompt_tokens")
-    if tokens is not None:
-        body["prompt_eval_count"] = tokens
     return JSONResponse(body, headers=dict(outcome.headers))
 
 
@@ -137,7 +135,7 @@ async def embed_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaEmb
 async def embed_one_as_ollama(
     parts: PartsDep, caller: CallerDep, request: OllamaEmbedOne
 ) -> Response:
-    """The vector of one text: an older form of `api/embed`."""
+    """The vector of one text: an older form of `/api/embed`."""
     parameters_of(request.options)
     name = request.wanted
     model = embedding_model_of(parts, name)

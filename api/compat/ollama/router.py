@@ -7,5 +7,6 @@ from api.compat.ollama.dialect import OLLAMA_API, PREFIX
 
 router = APIRouter(prefix=PREFIX, tags=[OLLAMA_API.tag])
 
+router.add_api_route("", models.is_running, methods=["GET", "HEAD"], include_in_schema=False)
 for module in (models, chat, embeddings):
     router.include_router(module.router)
