@@ -54,6 +54,7 @@ TEXT_CHARS = 1_000_000
 TOOLS_LIMIT = 64
 RESULTS_LIMIT = 50
 MODES = ("none", "auto", "required")
+SPEAKERS = ("user", "system")
 FORMATS = ("text", "json_object", "json_schema")
 TOOLS = ("function", "file_search")
 
@@ -382,6 +383,15 @@ def response_job(request: ResponseRequest, settings: Settings, lookup: Lookup) -
     spoken = [message["role"] for message in messages if message["role"] != "system"]
     if request.input is not None and (not spoken or spoken[-1] == "assistant"):
         raise wrong("input", "must end with a message of the user, or with a function_call_output")
+    if any(not message["content"] for message in messages if message["role"] in SPEAKERS):
+        raise wrong("input", "has a message without a text; leave it out, or write one")
+    limit = settings.max_tokens_limit
+    if (request.max_output_tokens or 0) > limit:
+        raise wrong(
+            "max_output_tokens",
+            f"is {request.max_output_tokens:,}; this server allows {limit:,} "
+            "(SLUICE_MAX_TOKENS_LIMIT)",
+        )
     rag = None if request.model is None else rag_of(request.model)
     if rag is not None:
         kind, values = RAG, _rag_values(request, messages, rag, settings)

@@ -488,6 +488,29 @@ class TestBackground:
         assert raw.get(f"/responses/{id_}").json()["status"] == "cancelled"
 
 
+def test_too_long_an_input_is_refused_or_cut(client: OpenAI) -> None:
+    items = [
+        {"role": "user", "content": "word " * 3000},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "more"},
+    ]
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(client, items)
+    assert caught.value.code == "context_length_exceeded"
+    assert create(client, items, truncation="auto").output_text == "more"
+
+
+def test_prompts_fill_in_for_input(client: OpenAI, raw: httpx.Client) -> None:
+    root = str(raw.base_url).partition("/openai")[0]
+    put = httpx.put(f"{root}/v1/prompts/greet", json={"template": "Hello {name}"}, trust_env=False)
+    assert put.status_code < 300, put.text
+    prompt: Any = {"id": "greet", "version": "1", "variables": {"name": "Kim"}}
+    response = client.responses.create(model=MODEL, prompt=prompt)
+    assert response.output_text == "Hello Kim"
+    assert response.prompt is not None
+    assert response.prompt.id == "greet"
+
+
 class TestConversations:
     def test_turns_of_a_conversation(self, client: OpenAI, ollama: Wire) -> None:
         greeting: Any = [{"type": "message", "role": "user", "content": "Hello."}]
@@ -560,6 +583,10 @@ def test_the_snippets_of_the_docs(
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"input": []}, "input", "at least 1"),
+    ({"input": ""}, "input", "without a text"),
+    ({"max_output_tokens": 10**6}, "max_output_tokens", "SLUICE_MAX_TOKENS_LIMIT"),
+    ({"model": "gpt-5"}, "model", "ollama/tiny"),
+    ({"prompt": {"id": "nowhere"}}, "prompt", "nowhere"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "a"}]}]},
      "input", "images are not supported"),
     ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "a"}]}]},

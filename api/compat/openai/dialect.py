@@ -24,6 +24,7 @@ from shared.errors import (
     NotFound,
     QueueFull,
     Unauthorized,
+    WindowExceeded,
 )
 from shared.kinds.batch import Ended
 from shared.kinds.kind import Kind
@@ -42,6 +43,7 @@ CODES = {
     ModelNotServed.code: "model_not_found",
     QueueFull.code: "rate_limit_exceeded",
     Unauthorized.code: "invalid_api_key",
+    WindowExceeded.code: "context_length_exceeded",
 }
 """What OpenAI's own clients know by a code."""
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

@@ -39,7 +39,7 @@ from api.http.errors import problem_of_job
 from api.jobs import waiting
 from api.jobs.texts import TextPiece
 from api.routes.files import forget_folder
-from shared import conversations
+from shared import conversations, prompts
 from shared.bounds import as_object, shown
 from shared.documents import attachments
 from shared.errors import Conflict, InvalidInput, NotFound
@@ -70,6 +70,7 @@ from shared.openai.responses import (
     written,
 )
 from shared.openai.wire import id_of
+from shared.prompts import reference_of
 from shared.tables import Job, Step
 from shared.vocabulary import ENDED, State
 
@@ -107,6 +108,15 @@ class StoredLookup:
                 items = _all_items(self.parts, self.session, job)
                 return next(ITEM.validate_python(item) for item in items if item["id"] == id_)
         raise wrong("input", no_item(id_), status=404)
+
+    def require_prompt(self, request: ResponseRequest) -> None:
+        reference = None if request.prompt is None else reference_of(request.prompt.reference)
+        if reference is None:
+            return
+        try:
+            prompts.get(self.session, reference)
+        except NotFound as error:
+            raise wrong("prompt", error.message, status=404) from error
 
     def previous(self, id_: str) -> str:
         try:
@@ -361,6 +371,7 @@ async def create_response(parts: PartsDep, caller: CallerDep, request: ResponseR
     def read() -> Request:
         with parts.ledger.read() as session:
             lookup = StoredLookup(parts=parts, session=session, fair_key=caller.fair_key)
+            lookup.require_prompt(request)
             return response_job(request, parts.settings, lookup)
 
     try:
