@@ -29,6 +29,9 @@ from tests.tiny.zoo import place
 from tests.tiny_models import Answerer, load_answerer
 
 COLLECTION = "batch-faults"
+EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+OF_A_RUN = ("id", "created")
+"""Fields of answers that tell runs apart."""
 FACTS = {
     "opening.md": "The museum opens at ten in the morning and closes at six.",
     "cats.md": "Cats sleep for most of the day. A cat sleeps fifteen hours on average.",
@@ -69,16 +72,19 @@ def _request(
 ) -> dict[str, Any]:
     if kind == "chat":
         return {
-            "url": "/v1/chat",
+            "url": "/v1/chat/completions",
             "body": {
                 "model": model,
                 "messages": [{"role": "user", "content": rng.choice(questions)}],
-                "parameters": {"max_tokens": 64},
+                "max_tokens": 64,
             },
         }
     if kind == "embed":
         words = rng.sample(("red", "green", "old", "new", "slow", "quick", "house", "river"), 4)
-        return {"url": "/v1/embed", "body": {"texts": [f"{' '.join(words)} {n}"]}}
+        text = f"{' '.join(words)} {n}"
+        if rng.random() < 0.5:
+            return {"url": "/v1/embed", "body": {"texts": [text]}}
+        return {"url": "/v1/embeddings", "body": {"model": EMBEDDING_MODEL, "input": text}}
     if kind == "rag":
         question = f"{rng.choice(QUESTIONS)}"
         return {
@@ -152,7 +158,10 @@ def answers(client: Client, batch: Batch) -> dict[str, Any]:
     bodies: dict[str, Any] = {}
     for line in client.batch_results(batch.id):
         assert line["custom_id"] not in bodies, f"{line['custom_id']} was answered twice"
-        bodies[line["custom_id"]] = line["response"]["body"]
+        body = line["response"]["body"]
+        if isinstance(body, dict):
+            body = {name: value for name, value in body.items() if name not in OF_A_RUN}
+        bodies[line["custom_id"]] = body
     return bodies
 
 

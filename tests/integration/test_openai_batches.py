@@ -1,16 +1,21 @@
 """The `openai` package, unchanged, with batches: sync and async."""
 
 import asyncio
+import base64
 import json
+import struct
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
+from openai.types import CreateEmbeddingResponse
+from openai.types.chat import ChatCompletion
 
-from shared.config import Settings
+from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.database.transaction import Ledger
+from tests.integration.ingestion import CATS, TRAINS, ingest, new_collection
 from tests.integration.workbench import drain, make_process
 from workers.attempts.process import Process
 
@@ -80,6 +85,63 @@ def test_a_batch_runs_and_its_files_are_read(client: OpenAI, process: Process) -
     file = client.files.retrieve(batch.output_file_id)
     assert file.purpose == "batch_output"
     assert file.bytes == len(client.files.content(batch.output_file_id).content)
+
+
+def test_lines_of_its_own_endpoints_are_answered_as_calls_are(
+    client: OpenAI, process: Process
+) -> None:
+    collection = new_collection(process)
+    ingest(process, collection, {"cats.txt": CATS, "trains.txt": TRAINS})
+    model = DEFAULT_EMBEDDING_MODEL
+    question = [{"role": "user", "content": "How long does a cat sleep?"}]
+    lines = [
+        line(0, "/v1/embeddings", model=model, input=["one", "two"]),
+        line(1, "/v1/embeddings", model=model, input="one", encoding_format="base64"),
+        line(2, "/v1/chat/completions", model=f"rag/{collection}", messages=question),
+        line(3, "/v1/chat/completions", model="rag/not-there", messages=question),
+    ]
+    batch = create(client, lines)
+    drain(process)
+    batch = client.batches.retrieve(batch.id)
+    assert batch.status == "completed", batch
+    assert batch.output_file_id is not None
+    rows = [json.loads(row) for row in client.files.content(batch.output_file_id).iter_lines()]
+    assert [row["custom_id"] for row in rows] == ["line-0", "line-1", "line-2"]
+    floats = CreateEmbeddingResponse.model_validate(rows[0]["response"]["body"])
+    assert [item.index for item in floats.data] == [0, 1]
+    packed = base64.b64decode(rows[1]["response"]["body"]["data"][0]["embedding"])
+    assert struct.unpack("<384f", packed) == pytest.approx(floats.data[0].embedding, abs=1e-5)
+    chat = ChatCompletion.model_validate(rows[2]["response"]["body"])
+    assert chat.id.startswith("chatcmpl-")
+    assert "fifteen hours" in (chat.choices[0].message.content or "")
+    (failed,) = [
+        json.loads(row) for row in client.files.content(batch.error_file_id or "").iter_lines()
+    ]
+    assert failed["response"]["status_code"] == 404
+    assert batch.usage is not None
+    assert batch.usage.input_tokens > 0
+
+
+BAD_BODIES: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}, "model"),
+    ("/v1/chat/completions", {"model": "extractive", "messages": []}, "messages"),
+    ("/v1/chat/completions", {"model": "ollama/x", "messages": [
+        {"role": "user", "content": "x"}], "stream": True}, "stream"),
+    ("/v1/embeddings", {"model": "m", "input": [[1, 2]]}, "check_embedding_ctx_length"),
+    ("/v1/embeddings", {"model": "m", "input": "x", "nothing": 1}, "nothing"),
+    ("/v1/completions", {"model": "ollama/x"}, "prompt"),
+]  # fmt: skip
+
+
+def test_bad_bodies_are_named_by_their_lines(client: OpenAI, process: Process) -> None:
+    batch = create(client, [line(n, url, **body) for n, (url, body, _) in enumerate(BAD_BODIES)])
+    drain(process)
+    batch = client.batches.retrieve(batch.id)
+    assert batch.status == "failed"
+    errors = (batch.errors.data if batch.errors else None) or []
+    assert [error.line for error in errors] == [*range(1, len(BAD_BODIES) + 1)]
+    for error, (_, _, words) in zip(errors, BAD_BODIES, strict=True):
+        assert words in f"{error.param} {error.message}", error
 
 
 def test_a_bad_file_fails_with_its_lines(client: OpenAI, process: Process) -> None:
