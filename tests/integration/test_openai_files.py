@@ -332,7 +332,7 @@ def test_a_batch_of_files_with_attributes_of_their_own(client: OpenAI) -> None:
     store = client.vector_stores.create()
     ids = [upload(client, f"{n}.txt", text) for n, text in enumerate((CATS, TRAINS))]
     bad = upload(client, "picture.png", "\x89PNG not really")
-    static = {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 20}
+    static: Any = {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 20}
 
     batch = client.vector_stores.file_batches.create_and_poll(
         store.id, poll_interval_ms=10,
@@ -401,7 +401,10 @@ def test_the_async_client_does_the_same(api_url: str, client: OpenAI) -> None:
         ) as own:
             file = await own.files.create(file=("tea.txt", TEA.encode()), purpose="assistants")
             store = await own.vector_stores.create(name="async", file_ids=[file.id])
-            uploads = [("cats.txt", BytesIO(CATS.encode())), ("trains.txt", TRAINS.encode())]
+            uploads: list[Any] = [
+                ("cats.txt", BytesIO(CATS.encode())),
+                ("trains.txt", TRAINS.encode()),
+            ]
             batch = await own.vector_stores.file_batches.upload_and_poll(
                 store.id, files=uploads, poll_interval_ms=10
             )
@@ -507,7 +510,7 @@ def test_a_vector_store_that_nobody_uses_is_erased(
     assert erased["lane"] == "bulk"
 
 
-WRONG: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
+WRONG: dict[str, tuple[str, str, dict[str, Any], int, str | None]] = {
     "name": ("", "", {"name": 5}, 400, "name"),
     "unknown": ("", "", {"colour": "red"}, 400, "colour"),
     "metadata": ("", "", {"metadata": {"n": 1}}, 400, "metadata"),

@@ -390,14 +390,14 @@ class VectorStoreFileBatch(BaseModel):
     file_counts: FileCounts
 
 
-class TextPart(BaseModel):
+class PassageText(BaseModel):
     type: Literal["text"] = "text"
     text: str
 
 
 class VectorStoreFileContent(BaseModel):
     object: Literal["vector_store.file_content.page"] = "vector_store.file_content.page"
-    data: list[TextPart]
+    data: list[PassageText]
     has_more: bool = False
     next_page: str | None = None
 
@@ -409,7 +409,7 @@ class FoundFile(BaseModel):
     filename: str
     score: float
     attributes: dict[str, str | int | float | bool] | None
-    content: list[TextPart]
+    content: list[PassageText]
 
 
 class VectorStoreHits(BaseModel):
@@ -1236,7 +1236,7 @@ def found_files(parts: Parts, hits: Sequence[Hit]) -> list[FoundFile]:
                 filename=name,
                 score=score_of(hit),
                 attributes=shown_attributes(attributes),
-                content=[TextPart(text=hit.text)],
+                content=[PassageText(text=hit.text)],
             )
         )
     return found
