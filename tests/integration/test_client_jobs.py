@@ -162,8 +162,6 @@ def test_a_call_ends_with_its_time_however_patient_the_client_is(url: str, state
 
 def test_a_call_may_take_longer_than_the_client_says(url: str) -> None:
     with Client(url, timeout_s=1e-9, retries=Retries(connect_for_s=0)) as client:
-        with pytest.raises(sluice.ConnectionFailed):
-            client.health()
         assert client.health(timeout_s=30)
 
 
