@@ -99,7 +99,7 @@ def test_lines_of_several_endpoints_end_in_the_order_of_the_file(
     collection = new_collection(process)
     order(process, collection, {"cats.txt": CATS, "trains.txt": TRAINS})
     drain(process)
-    lines = [
+    lines: list[Line | str] = [
         embed(0),
         {"custom_id": "s", "url": "/v1/search",
          "body": {"collection": collection, "query": "When does the train leave?", "k": 1}},
@@ -148,7 +148,7 @@ def test_lines_of_several_endpoints_end_in_the_order_of_the_file(
     invariants_hold(process, all_ended=True)
 
 
-BAD = [
+BAD: list[tuple[Line | str, str, str]] = [
     ("{", "invalid_json_line", "is no JSON"),
     ("[1]", "invalid_json_line", "is no JSON object"),
     ({"custom_id": "a", "body": {}}, "missing_required_parameter", "url is missing"),
@@ -176,7 +176,13 @@ def test_a_bad_file_names_each_bad_line_and_runs_none(
     api: httpx.Client, worker: Callable[..., Process]
 ) -> None:
     process = worker()
-    lines = [embed(100), *(line for line, _, _ in BAD), embed(101), embed(100), "   "]
+    lines: list[Line | str] = [
+        embed(100),
+        *(line for line, _, _ in BAD),
+        embed(101),
+        embed(100),
+        "   ",
+    ]
     made = create(api, lines)
     drain(process)
     ended = look(api, made)
