@@ -340,6 +340,19 @@ def parameters_of(options: Mapping[str, Any], *, where: str = "options") -> dict
     return ours
 
 
+def checked_parameters(options: Mapping[str, Any], *, where: str = "options") -> dict[str, Any]:
+    """The same, within their bounds."""
+    ours = parameters_of(options, where=where)
+    try:
+        Parameters.model_validate(ours)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        names = {own_name: name for name, (own_name, _) in OURS.items()}
+        path = ".".join([names.get(str(first["loc"][0]), ""), *map(str, first["loc"][1:])])
+        raise InvalidInput(f"{where}.{path}: {first['msg']}.") from error
+    return ours
+
+
 def options_of(parameters: Mapping[str, Any]) -> dict[str, Value]:
     """Ours under Ollama's names, for descriptions."""
     names = {own_name: name for name, (own_name, _) in OURS.items()}

@@ -42,7 +42,12 @@ GREEDY = {"temperature": 0, "num_predict": 48}
 @pytest.fixture(scope="module")
 def settings(settings: Settings, wire: Wire) -> Settings:
     return settings.model_copy(
-        update={"ollama_url": wire.url, "generation_device": "cpu", "worker_heartbeat_s": 600}
+        update={
+            "ollama_url": wire.url,
+            "generation_device": "cpu",
+            "worker_heartbeat_s": 600,
+            "hub_connect_timeout_s": 0.5,
+        }
     )
 
 
@@ -78,7 +83,7 @@ def client(url: str) -> Iterator[ollama.Client]:
 
 @pytest.fixture(scope="module")
 def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+    with httpx.Client(base_url=url, timeout=180, trust_env=False) as client:
         yield client
 
 
@@ -397,6 +402,7 @@ GENERATE = {"model": MODEL, "prompt": "a"}
         ("chat", {**CHAT, "options": {"min_p": 1}}, 400, "options.min_p"),
         ("chat", {**CHAT, "options": {"x": 1}}, 400, "options.x is no"),
         ("chat", {**CHAT, "options": {"top_p": 7}}, 400, "top_p"),
+        ("chat", {**CHAT, "options": {"num_ctx": 1}}, 400, "options.num_ctx: "),
         ("chat", {**CHAT, "no_such": 1}, 400, "no_such"),
         ("chat", {**CHAT, "keep_alive": "soon"}, 400, "keep_alive"),
         ("chat", {**CHAT, "format": "xml"}, 400, "format"),

@@ -27,7 +27,12 @@ def settings(settings: Settings) -> Settings:
         "text-classification": str(checkpoint("distilbert")),
     }
     return settings.model_copy(
-        update={"hf_models": models, "generation_device": "cpu", "worker_heartbeat_s": 600}
+        update={
+            "hf_models": models,
+            "generation_device": "cpu",
+            "worker_heartbeat_s": 600,
+            "hub_connect_timeout_s": 0.5,
+        }
     )
 
 
@@ -44,7 +49,7 @@ def worker(settings: Settings, held: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def http(api_url: str, worker: None) -> Iterator[httpx.Client]:  # noqa: ARG001 (order)
-    with httpx.Client(base_url=f"{api_url}/tei", timeout=60, trust_env=False) as client:
+    with httpx.Client(base_url=f"{api_url}/tei", timeout=180, trust_env=False) as client:
         yield client
 
 

@@ -42,7 +42,7 @@ from shared.kinds.chat import ALTERNATIVES_LIMIT, CALLS_LIMIT, CHAT
 from shared.kinds.complete import COMPLETE
 from shared.kinds.kind import Kind
 from shared.kinds.rag import RAG
-from shared.modelfile import parameters_of
+from shared.modelfile import checked_parameters
 from shared.providers import OLLAMA, OLLAMA_SERVER
 
 # What requests look like.
@@ -96,6 +96,11 @@ class OllamaFunction(WireShape):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", max_length=64)]
     description: Paragraph = ""
     parameters: JsonSchema = {"type": "object", "properties": {}}
+    strict: Any = None
+
+    def ours(self) -> dict[str, Any]:
+        """In the shape of a declared tool of `chat`."""
+        return {"type": "function", "function": self.model_dump(exclude={"strict"})}
 
 
 class OllamaTool(WireShape):
@@ -134,7 +139,9 @@ class WritingRequest(ModelRequest):
     def parameters(self, parts: Parts, model: Model) -> dict[str, Any]:
         """What the options say, then what the model has by itself. Raises InvalidInput."""
         options = dict(self.options)
-        ours = {**model.parameters, **parameters_of(options)}
+        if options.get("top_p") == 0:
+            options |= {"top_p": None, "top_k": 1}  # it leaves the likeliest token alone
+        ours = {**model.parameters, **checked_parameters(options)}
         if options.get("num_predict") in (-1, -2):
             ours["max_tokens"] = parts.settings.max_tokens_limit
         if self.logprobs:
@@ -273,7 +280,7 @@ def chat_work(parts: Parts, model: Model, request: OllamaChat) -> Work:
     values: dict[str, Any] = {
         "model": model.reference,
         "messages": messages,
-        "tools": [tool.model_dump(exclude={"items"}) for tool in request.tools],
+        "tools": [tool.function.ours() for tool in request.tools],
         "parameters": request.parameters(parts, model),
         "response_format": request.response_format(),
         "history": "trim" if request.truncate else "whole",
