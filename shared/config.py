@@ -280,7 +280,7 @@ class ModelSettings(RoleSettings):
 
     @field_validator("embedding_matryoshka_models", mode="before")
     @classmethod
-    def _split_models(cls, value: object) -> object:
+    def _split_names(cls, value: object) -> object:
         """`name,name` -> a tuple."""
         if not isinstance(value, str):
             return value
