@@ -158,7 +158,7 @@ def _known(url: str) -> str:
 
 
 EndpointName = Annotated[ShortText, AfterValidator(_known)]
-Window = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}[smhd]$")]
+Window = Annotated[str, Field(max_length=8, pattern=r"^[1-9][0-9]{0,6}[smhd]$")]
 """A time to finish in, as `24h`."""
 
 
