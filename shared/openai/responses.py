@@ -59,7 +59,7 @@ FORMATS = ("text", "json_object", "json_schema")
 TOOLS = ("function", "file_search")
 
 
-class FunctionTool(WireShape):
+class ResponseFunctionTool(WireShape):
     type: Literal["function"]
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", max_length=64)]
     description: Paragraph = ""
@@ -127,7 +127,8 @@ class FileSearchTool(WireShape):
 
 
 Tool = Annotated[
-    Annotated[FunctionTool, Tag("<function>")] | Annotated[FileSearchTool, Tag("<file_search>")],
+    Annotated[ResponseFunctionTool, Tag("<function>")]
+    | Annotated[FileSearchTool, Tag("<file_search>")],
     Discriminator(tag_of, **none_of(TOOLS, "describe it as a function, and run it yourself")),
 ]
 
@@ -148,7 +149,7 @@ NamedTool = Annotated[
 ]
 
 
-class AllowedTools(WireShape):
+class ToolChoiceAllowed(WireShape):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedTool], Field(fail_fast=True, min_length=1, max_length=TOOLS_LIMIT)]
@@ -162,14 +163,14 @@ ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
     | Annotated[FunctionChoice, Tag("<function>")]
     | Annotated[FileSearchChoice, Tag("<file_search>")]
-    | Annotated[AllowedTools, Tag("<allowed_tools>")],
+    | Annotated[ToolChoiceAllowed, Tag("<allowed_tools>")],
     Discriminator(
         _choice_tag_of, **none_of((*MODES, *TOOLS, "allowed_tools"), "name one of these")
     ),
 ]
 
 
-class TextFormat(WireShape):
+class ResponseTextFormat(WireShape):
     type: Literal["text"] = "text"
 
     def ours(self) -> dict[str, Any]:
@@ -183,7 +184,7 @@ class JsonObjectFormat(WireShape):
         return {"type": "json"}
 
 
-class JsonSchemaFormat(WireShape):
+class ResponseJsonSchema(WireShape):
     type: Literal["json_schema"]
     name: Line
     schema_: JsonSchema = Field(alias="schema")
@@ -196,11 +197,11 @@ class JsonSchemaFormat(WireShape):
 
 class TextOptions(WireShape):
     format: Annotated[
-        Annotated[TextFormat, Tag("<text>")]
+        Annotated[ResponseTextFormat, Tag("<text>")]
         | Annotated[JsonObjectFormat, Tag("<json_object>")]
-        | Annotated[JsonSchemaFormat, Tag("<json_schema>")],
+        | Annotated[ResponseJsonSchema, Tag("<json_schema>")],
         Discriminator(tag_of, **none_of(FORMATS, "name one of these")),
-    ] = TextFormat()
+    ] = ResponseTextFormat()
     verbosity: Annotated[
         Any, AfterValidator(Unsupported("ask for it in the instructions", "medium"))
     ] = None
@@ -266,7 +267,7 @@ class StoredPrompt(WireShape):
         return self.id if self.version is None else f"{self.id}@{self.version}"
 
 
-class StreamOptions(WireShape):
+class ResponseStreamOptions(WireShape):
     include_obfuscation: Taken = None
 
 
@@ -312,7 +313,7 @@ class ResponseRequest(WireShape):
     background_options: BackgroundOptions = BackgroundOptions()
     store: bool = True
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
+    stream_options: ResponseStreamOptions = ResponseStreamOptions()
     include: Annotated[list[Include], Field(fail_fast=True, max_length=32)] = []
     metadata: Metadata = {}
     reasoning: Reasoning = Reasoning()
@@ -452,7 +453,7 @@ def _rag_values(
         values["model"] = rag.model
     if (rag.model or settings.generation_model) == EXTRACTIVE:
         # It quotes: there is nothing to sample, and what was said before changes nothing.
-        if not isinstance(request.text.format, TextFormat):
+        if not isinstance(request.text.format, ResponseTextFormat):
             raise wrong(
                 "text.format",
                 f"is for models that generate text; {request.model} quotes passages. Name a model "
@@ -508,12 +509,12 @@ def _tools(
         if choice == "required" and not ours:
             raise wrong("tool_choice", "is required, and there are no tools")
         return list(ours.values()), choice
-    chosen = choice.tools if isinstance(choice, AllowedTools) else [choice]
+    chosen = choice.tools if isinstance(choice, ToolChoiceAllowed) else [choice]
     names = {tool.name if isinstance(tool, FunctionChoice) else SEARCH_TOOL for tool in chosen}
     for name in sorted(names - ours.keys()):
         known = "file_search" if name == SEARCH_TOOL else name
         raise wrong("tool_choice", f"names the tool {shown(known)}, which is not in tools")
-    mode = choice.mode if isinstance(choice, AllowedTools) else "required"
+    mode = choice.mode if isinstance(choice, ToolChoiceAllowed) else "required"
     return [tool for name, tool in ours.items() if name in names], mode
 
 

@@ -80,9 +80,7 @@ router = APIRouter(route_class=StrictRoute)
     response_model=Reranking,
     responses=OPENAI.documented(400, 401, 404, 409, 413, 429, 500, 503, 504),
 )
-async def rerank_documents(
-    parts: PartsDep, caller: CallerDep, request: RerankRequest
-) -> Response:
+async def rerank_documents(parts: PartsDep, caller: CallerDep, request: RerankRequest) -> Response:
     """Documents by how well they answer a query, as Cohere's and Jina's API has it."""
     values = {
         "task": TEXT_RANKING.name,
