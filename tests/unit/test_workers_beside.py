@@ -17,9 +17,12 @@ import os, signal, sys, time
 from celery import signals
 from workers.__main__ import _beside
 
+def say(line):
+    os.write(1, f"{line}\\n".encode())  # whole, for both write here
+
 def run():
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    os.write(1, b"%d\\n" % os.getpid())
+    say(os.getpid())
     time.sleep(600)
     return 0
 
@@ -33,10 +36,10 @@ signal.signal(signal.SIGTERM, tell)
 died = None
 try:
     with _beside(run) as died:
-        os.write(1, b"it runs\\n")  # at once: two processes write to one pipe
+        say("it runs")
         time.sleep(600)
 except Told:
-    print("died" if died.is_set() else "told", flush=True)
+    say("died" if died.is_set() else "told")
 """
 
 
