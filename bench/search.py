@@ -288,7 +288,7 @@ def bulk_ingest(client: Client, stack: Stack, corpus: Corpus) -> Iterator[None]:
         for n in range(BULK_DOCUMENTS)
     ]
     client.put_collection(name)
-    job_id = client.submit("ingest", {"collection": name, "sources": sources}).id
+    job_id = client.submit_untyped("ingest", {"collection": name, "sources": sources}).id
     running = (
         "SELECT count(*) FROM steps WHERE job_id = %s AND name = 'ingest.embed' "
         "AND state = 'running'"

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from api.compat import calls
 from api.compat.dialect import Dialect, Problem
-from api.compat.openai.chat import ChatRequest, create_chat_completion
+from api.compat.openai.chat import create_chat_completion
 from api.compat.openai.models import RAG_PREFIX
 from api.deps import FairKey, IdempotencyKey, Parts, PartsDep
 from api.http.answers import result_response
@@ -36,6 +36,7 @@ from shared.errors import InvalidInput, ModelNotFound, NotFound, TooLarge
 from shared.jobs import jobs
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.hf import HF, TASKS, Task, takes_files
+from shared.openai.chat import ChatRequest
 from shared.providers import HF as HF_PROVIDER
 from shared.providers import is_reference
 from shared.redis import events
