@@ -35,7 +35,7 @@ from shared.kinds.chat import Parameters
 from shared.kinds.hf import Task
 from shared.kinds.kind import Kind
 from shared.kinds.registry import KINDS
-from shared.modelfile import Description, options_of, read_modelfile
+from shared.modelfiles.modelfile import Description, options_of, read_modelfile
 from shared.named_models import LICENSES_LIMIT, MESSAGES_LIMIT, PresetMessage
 from shared.prompts import Declared, TemplateText, VariableValues, Version
 from shared.tables import ConversationMessage, File, Job

@@ -45,7 +45,7 @@ class Preset(Shape):
     name: FullLine
     system: Paragraph | None = None
     template: Paragraph | None = None
-    """In the language of `shared/go_templates.py`."""
+    """In the language of `shared/modelfiles/go_templates.py`."""
     messages: Annotated[list[PresetMessage], Field(fail_fast=True, max_length=MESSAGES_LIMIT)] = []
 
 

@@ -13,13 +13,14 @@ from api.http.answers import answer
 from api.http.body import StrictRoute
 from api.openapi import documented
 from api.schemas import Items, ModelDetails, ModelView, NamedModelSpec
-from shared import modelfile, named_models
+from shared import named_models
 from shared.bounds import MODEL_LIMIT_BYTES, is_storable_text, shown
 from shared.config import HfSettings, ModelSettings, Settings
 from shared.errors import NotFound, Unavailable
 from shared.jobs import queues
 from shared.kinds.hf import Task, default_models
 from shared.kinds.registry import EMBED, HF, INGEST, KINDS, SEARCH
+from shared.modelfiles import modelfile
 from shared.named_models import Definition
 from shared.providers import PROVIDERS, Provider, provider_of
 

@@ -9,7 +9,7 @@ from cli.errors import Exit, Interrupted
 from cli.options import ListByDefault, confirm, with_client
 from cli.terminal.output import print_fields, print_json, print_table, print_text, stdout
 from cli.terminal.progress import watch_job
-from shared.modelfile import Description, Value, read_modelfile, values_of
+from shared.modelfiles.modelfile import Description, Value, read_modelfile, values_of
 from sluice import Client, Job
 from sluice.inputs import create_input, delete_input, of_ollama, pull_input
 from sluice.kinds import ModelInput

@@ -3,7 +3,7 @@
 import pytest
 
 from shared.errors import InvalidInput
-from shared.go_templates import LIMIT_STEPS, parse
+from shared.modelfiles.go_templates import LIMIT_STEPS, parse
 
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 HELLO = {"role": "user", "content": "Hello, how are you?"}

@@ -4,7 +4,7 @@ import pytest
 
 from shared.config import Settings
 from shared.errors import InvalidInput
-from shared.modelfile import (
+from shared.modelfiles.modelfile import (
     Description,
     definition_of,
     description_of,

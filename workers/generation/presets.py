@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from shared import go_templates
-from shared.go_templates import GoTemplate
 from shared.kinds.chat import Parameters
+from shared.modelfiles import go_templates
+from shared.modelfiles.go_templates import GoTemplate
 from shared.named_models import Preset
 from workers.generation.backends.interface import (
     Generation,

@@ -33,7 +33,6 @@ from api.compat.ollama.dialect import (
 from api.compat.ollama.names import RAG_PREFIX, Model, ask_behind, model_of
 from api.deps import Parts, PartsDep
 from api.jobs.texts import TextPiece
-from shared import go_templates
 from shared.bounds import JsonSchema, Line, Paragraph, ToolArguments, shown
 from shared.config import EXTRACTIVE
 from shared.errors import InvalidInput
@@ -42,7 +41,8 @@ from shared.kinds.chat import ALTERNATIVES_LIMIT, CALLS_LIMIT, CHAT
 from shared.kinds.complete import COMPLETE
 from shared.kinds.kind import Kind
 from shared.kinds.rag import RAG
-from shared.modelfile import checked_parameters
+from shared.modelfiles import go_templates
+from shared.modelfiles.modelfile import checked_parameters
 from shared.providers import OLLAMA, OLLAMA_SERVER
 
 # What requests look like.

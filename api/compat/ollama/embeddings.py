@@ -18,7 +18,7 @@ from api.deps import Parts, PartsDep
 from shared.bounds import shown
 from shared.errors import InvalidInput, ModelNotFound
 from shared.kinds.embed import EMBED
-from shared.modelfile import parameters_of
+from shared.modelfiles.modelfile import parameters_of
 from shared.providers import HF, LATEST, is_reference, provider_of
 
 TEXTS_LIMIT: Final = 10_000

@@ -41,14 +41,15 @@ from api.compat.ollama.names import (
 from api.deps import Parts, PartsDep
 from api.routes.models import offered
 from api.schemas import ModelView
-from shared import modelfile, named_models
+from shared import named_models
 from shared.bounds import Paragraph, shown
 from shared.documents import collections
 from shared.errors import InvalidInput, NotFound
 from shared.kinds.chat import CHAT
 from shared.kinds.embed import EMBED
 from shared.kinds.model import MODEL
-from shared.modelfile import Description, read_modelfile, spelled
+from shared.modelfiles import modelfile
+from shared.modelfiles.modelfile import Description, read_modelfile, spelled
 from shared.named_models import Definition
 from shared.providers import HF, LATEST, OLLAMA, is_reference, provider_of
 from shared.vocabulary import Lane

@@ -18,7 +18,7 @@ from shared import named_models
 from shared.bounds import MODEL_LIMIT_BYTES, cut, is_storable_text, shown
 from shared.config import Settings
 from shared.errors import InvalidInput, Unavailable
-from shared.modelfile import parameters_of, values_of
+from shared.modelfiles.modelfile import parameters_of, values_of
 from shared.named_models import Definition
 from shared.providers import LATEST, OLLAMA, OLLAMA_SERVER, is_reference, provider_of
 

@@ -24,11 +24,12 @@ from typing import Any, Final
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from shared import go_templates, named_models
+from shared import named_models
 from shared.bounds import MODEL_LIMIT_BYTES, is_storable_text, shown
 from shared.config import Settings
 from shared.errors import InvalidInput
 from shared.kinds.chat import Parameters
+from shared.modelfiles import go_templates
 from shared.named_models import LICENSES_LIMIT, Definition, Preset, PresetMessage
 from shared.providers import (
     ADAPTER_MARK,
