@@ -15,8 +15,6 @@ from shared.vocabulary import Queue
 from tests.integration.workbench import ROUTES, handlers, make_process
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.generation.answers.structured import schemas_of
-from workers.generation.backends.interface import generators_of
 
 IDLE_S = 0.005
 CPU_QUEUES = [queue for queue in Queue if queue is not Queue.GENERATE]
@@ -27,12 +25,10 @@ def answering(
     settings: Settings,
     *models: str,
     threads: int = 4,
-    queues: Sequence[Queue] = (Queue.QUERY,),
     **changes: Any,
 ) -> Iterator[Process]:
     """A worker that serves these models, besides those of servers, until the end of the block:
-    so many threads that generate, and one for the other `queues`. What `ingest` of the workbench
-    drains itself must not be among these."""
+    so many threads that generate, and one for all other queues."""
     table = handlers()  # what they import takes longer than what they do
     process = make_process(settings, **({"generation_flush_s": 0.01} | changes))
     process.routes = (*ROUTES, *models)
@@ -44,16 +40,20 @@ def answering(
         }  # fmt: skip
         session.execute(insert(Worker).values(row))
     over = threading.Event()
+    faults: list[Exception] = []
 
-    def work(queues: list[str]) -> None:
+    def work(queues: Sequence[Queue]) -> None:
         while not over.is_set():
-            if not sum(run_next(process, table, queue) for queue in queues):
+            try:
+                has_run = sum(run_next(process, table, queue.value) for queue in queues)
+            except Exception as error:  # whoever waits for an answer must not wait for ever
+                faults.append(error)
+                has_run = False
+            if not has_run:
                 over.wait(IDLE_S)
 
-    running = [threading.Thread(target=work, args=([queue.value for queue in queues],))]
-    running += [
-        threading.Thread(target=work, args=([Queue.GENERATE.value],)) for _ in range(threads)
-    ]
+    running = [threading.Thread(target=work, args=(CPU_QUEUES,))]
+    running += [threading.Thread(target=work, args=([Queue.GENERATE],)) for _ in range(threads)]
     for thread in running:
         thread.start()
     try:
@@ -62,9 +62,9 @@ def answering(
         over.set()
         for thread in running:
             thread.join()
-        generators_of(process).close()
-        schemas_of(process).close()
-        process.ledger.close()
+        process.close()
+    if faults:
+        raise ExceptionGroup("steps that could not be run", faults)
 
 
 def ingested(api_url: str, name: str, texts: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shared.config import Settings
-from tests.integration.answering import CPU_QUEUES, answering, ingested
+from tests.integration.answering import answering, ingested
 from tests.integration.workbench import embedders
 from tests.tiny_lessons import TOOL_ANSWER
 from tests.tiny_models import Answerer
@@ -32,7 +32,7 @@ def model(answerer: Answerer) -> str:
 
 @pytest.fixture(scope="module")
 def worker(settings: Settings, model: str) -> Iterator[Process]:
-    with answering(settings, model, queues=CPU_QUEUES) as process:
+    with answering(settings, model) as process:
         yield process
 
 

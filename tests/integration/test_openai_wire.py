@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 
 from shared.config import Settings
 from shared.jobs import jobs
-from tests.integration.answering import CPU_QUEUES, answering, ingested
+from tests.integration.answering import answering, ingested
 from tests.integration.description import valid
 from tests.integration.ingestion import new_collection
 from tests.integration.workbench import embedders, job_of
@@ -62,7 +62,7 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture(scope="module")
 def worker(settings: Settings, model: str) -> Iterator[Process]:
-    with answering(settings, model, queues=CPU_QUEUES) as process:
+    with answering(settings, model) as process:
         yield process
 
 
