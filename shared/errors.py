@@ -149,6 +149,12 @@ class WrongTask(Permanent):
     code = "WrongTask"
 
 
+class NotJson(Permanent):
+    """The model's answer is not the JSON that the job requires."""
+
+    code = "NotJson"
+
+
 class BatchExpired(Permanent):
     """The time of the batch was up before all of its lines were done."""
 

@@ -63,7 +63,6 @@ def test_the_model_that_will_answer_is_in_the_job(api: httpx.Client) -> None:
         ({"parameters": {"stop": [""]}}, "stop"),
         ({"parameters": {"seed": -1}}, "seed"),
         ({"parameters": {"tempreature": 1}}, "tempreature"),
-        ({"model": "gpt-5"}, "model reference"),
         ({"model": "hf/"}, "model reference"),
         ({"model": "extractive"}, "rag"),
         ({"tools": [{"type": "sudo"}]}, "tools"),
@@ -77,6 +76,12 @@ def test_what_cannot_be_run_is_refused_with_its_reason(
 ) -> None:
     answer = problem(api.post("/v1/jobs", json=chat(**input_)), 422)
     assert reason in str(answer)
+
+
+def test_a_name_that_is_no_model_is_404_with_the_forms_of_references(api: httpx.Client) -> None:
+    answer = problem(api.post("/v1/jobs", json=chat(model="gpt-5")), 404)
+    assert "model references" in answer["detail"]
+    assert "ollama/gpt-5" in answer["detail"]
 
 
 def test_temperature_zero_is_fine(api: httpx.Client) -> None:
@@ -172,7 +177,7 @@ def test_models_of_workers_and_servers_are_listed(api: httpx.Client, ledger: Led
     listed = {model["reference"]: model for model in api.get("/v1/models").json()["items"]}
     assert listed["hf/a"]["workers"] == 1
     assert listed["ollama/tiny"]["workers"] == 1
-    assert listed["ollama/tiny"]["kinds"] == ["rag", "chat"]
+    assert listed["ollama/tiny"]["kinds"] == ["rag", "chat", "complete"]
     assert any(name.startswith("openai/") for name in listed)
     assert listed["extractive"]["default"]
 

@@ -35,13 +35,28 @@ ALLOWED = {
     f"/v1/conversations/{NOBODY}/messages": "GET, HEAD, OPTIONS",
     "/v1/kinds": "GET, HEAD, OPTIONS",
     "/v1/models": "GET, HEAD, OPTIONS",
-    "/v1/models/extractive": "GET, HEAD, OPTIONS",
+    "/v1/models/extractive": "GET, HEAD, PUT, DELETE, OPTIONS",
+    "/v1/batches": "GET, HEAD, POST, OPTIONS",
+    f"/v1/batches/{NOBODY}": "GET, HEAD, OPTIONS",
+    f"/v1/batches/{NOBODY}/cancel": "POST, OPTIONS",
+    f"/v1/batches/{NOBODY}/retry": "POST, OPTIONS",
+    f"/v1/batches/{NOBODY}/results": "GET, HEAD, OPTIONS",
+    f"/v1/batches/{NOBODY}/errors": "GET, HEAD, OPTIONS",
+    "/v1/collections/abc/chunks": "GET, HEAD, OPTIONS",
+    "/v1/prompts": "GET, HEAD, OPTIONS",
+    "/v1/prompts/abc": "GET, HEAD, PUT, DELETE, OPTIONS",
+    "/v1/prompts/abc/versions": "GET, HEAD, OPTIONS",
+    "/v1/prompts/abc/versions/1": "GET, HEAD, OPTIONS",
+    "/v1/prompts/abc/diff": "GET, HEAD, OPTIONS",
+    "/v1/prompts/abc/rollback": "POST, OPTIONS",
+    "/v1/prompts/abc/render": "POST, OPTIONS",
     "/v1/queues": "GET, HEAD, OPTIONS",
     "/v1/queues/embed/pause": "POST, OPTIONS",
     "/v1/queues/embed/resume": "POST, OPTIONS",
     "/v1/ids": "GET, HEAD, OPTIONS",
     "/v1/workers": "GET, HEAD, OPTIONS",
     "/models/owner/name": "POST, OPTIONS",
+    "/models/owner/name/v1/chat/completions": "POST, OPTIONS",
     "/models/owner/name/pipeline/fill-mask": "POST, OPTIONS",
     "/pipeline/fill-mask/owner/name": "POST, OPTIONS",
 }
@@ -65,8 +80,12 @@ def test_allow_names_the_methods_that_the_path_takes(api: httpx.Client, path: st
 
 
 def test_every_path_of_the_document_is_in_the_table(api: httpx.Client) -> None:
+    """But for those of dialects whose own clients call all of them."""
+    others = ("/openai/", "/ollama", "/tei", "/mcp")
     templates = [
-        re.sub(r"\{[^}]+\}", ".+", path) for path in api.get("/openapi.json").json()["paths"]
+        re.sub(r"\{[^}]+\}", ".+", path)
+        for path in api.get("/openapi.json").json()["paths"]
+        if not path.startswith(others)
     ]
     for template in templates:
         assert any(re.fullmatch(template, path) for path in ALLOWED), template

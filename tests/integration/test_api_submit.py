@@ -47,8 +47,12 @@ def test_a_job_rings_once(api: httpx.Client, ledger: Ledger) -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_documented_example_of_each_kind_is_accepted(api: httpx.Client, kind: str) -> None:
     api.put("/v1/collections/handbook")
+    example = EXAMPLES[kind]["value"]
+    if "file_id" in example["input"]:
+        upload = api.post("/v1/files", files={"file": ("lines.jsonl", b"{}")}).json()
+        example = example | {"input": example["input"] | {"file_id": upload["id"]}}
 
-    answer = api.post("/v1/jobs", json=EXAMPLES[kind]["value"])
+    answer = api.post("/v1/jobs", json=example)
 
     assert answer.status_code == 202, answer.text
     assert answer.json()["kind"] == kind

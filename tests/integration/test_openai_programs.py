@@ -4,8 +4,12 @@ llama-index wants an older `openai` than the one that is pinned here, so its tes
 somebody has installed it, and is skipped elsewhere.
 """
 
+import asyncio
+import gc
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,25 @@ ROOT = Path(__file__).resolve().parents[2]
 CAPITAL = "What is the capital of Korea?"
 SEOUL = "The capital of Korea is Seoul."
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::UserWarning", "ignore:unclosed:ResourceWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def kept_clients() -> Iterator[None]:
+    """These programs keep clients for ever; what they leave open must not trouble other tests."""
+    yield
+    if "litellm" in sys.modules:
+        sys.modules["litellm"].in_memory_llm_clients_cache.flush_cache()
+        with suppress(RuntimeError):  # there is none
+            asyncio.get_event_loop_policy().get_event_loop().close()
+            asyncio.set_event_loop(None)
+    for name in ("_cached_async_httpx_client", "_cached_sync_httpx_client"):
+        cached = getattr(sys.modules.get("langchain_openai.chat_models._client_utils"), name, None)
+        if cached is not None:
+            cached.cache_clear()
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -258,7 +258,7 @@ def test_one_part_that_fails_stops_no_other(process: Process, caplog: object) ->
         parts = [fault.part for fault in sweeps.faults(session, limit=100) if not fault.item]
         assert sweeps.age_s(session) is not None
     assert sorted(parts) == sorted(
-        ["ring", "garbage", "lexical index", "retention of jobs", "storage", "inspection"]
+        ["ring", "garbage", "lexical index", "files of vector stores", "storage", "inspection"]
     )
 
 
@@ -329,7 +329,7 @@ def test_the_sweeper_knows_how_every_failure_is_booked() -> None:
     booked = {
         name: (handler.absorb, handler.finish)
         for name, handler in all_handlers.items()
-        if handler.absorb is not None or handler.finish is not None
+        if handler.absorb is not None  # others fail their jobs, which need no result then
     }
     assert {name: (handler.absorb, handler.finish) for name, handler in known.items()} == booked
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shared.bounds import is_deep
-from shared.errors import InvalidInput, Permanent
+from shared.errors import InvalidInput, NotJson
 from shared.kinds.chat import ResponseFormat
 from workers.attempts.context import Context
 from workers.attempts.process import Process
@@ -43,12 +43,6 @@ from workers.generation.transcripts import write_quietly
 MEMORY_BYTES: Final = 1 << 30
 _WALL_FACTOR: Final = 30
 """How much longer than its CPU time a check may take, on a machine that has other work."""
-
-
-class NotJson(Permanent):
-    """The model's answer is not the JSON that the job requires."""
-
-    code = Permanent.code
 
 
 class SchemaChecker:
