@@ -32,8 +32,8 @@ from typing import Any
 import pytest
 
 from bench.extractive import DATA, Case, klue, korean, measure, same_score, squad
-from shared.errors import DocumentError, InvalidInput
-from workers.generation.answers.structured import NotJson, parse
+from shared.errors import DocumentError, InvalidInput, NotJson
+from workers.generation.answers.structured import parse
 from workers.ingest.formats import html, markdown, tables, text
 from workers.tools import calculator
 

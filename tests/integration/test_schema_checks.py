@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, NotJson
 from workers.generation.answers import structured
-from workers.generation.answers.structured import NotJson, SchemaChecker
+from workers.generation.answers.structured import SchemaChecker
 
 CITY = {
     "type": "object",

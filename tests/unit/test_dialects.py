@@ -160,7 +160,8 @@ def test_codes_are_what_stored_jobs_have() -> None:
     assert {type_.code for type_ in TYPES} == {
         "BatchExpired", "Cancelled", "ConfigurationError", "Conflict", "DocumentError",
         "InvalidInput",
-        "ModelNotFound", "ModelNotServed", "NotFound", "NotJson", "Permanent", "QueueFull", "Retryable",
+        "ModelNotFound", "ModelNotServed", "NotFound", "NotJson", "Permanent", "QueueFull",
+        "Retryable",
         "SluiceError", "StepError", "Timeout", "TooLarge", "Unauthorized", "Unavailable",
         "WindowExceeded", "WorkerLost", "WrongTask",
     }  # fmt: skip
