@@ -80,7 +80,15 @@ def _listed(value: Any) -> Any:
 
 TeiText = Annotated[str, Field(max_length=TEXT_CHARS)]
 TeiTexts = Annotated[list[TeiText], Field(fail_fast=True, min_length=1, max_length=TEXTS_LIMIT)]
-Direction = Literal["left", "right", "Left", "Right"]
+
+
+def _lower(value: Any) -> Any:
+    """TEI writes these words in both ways."""
+    return value.lower() if isinstance(value, str) else value
+
+
+Direction = Annotated[Literal["left", "right"], BeforeValidator(_lower)]
+FromTheRight = Annotated[Literal["right"], BeforeValidator(_lower)]
 
 
 class TeiEmbed(TeiShape):
@@ -100,7 +108,7 @@ class TeiRerank(TeiShape):
     query: TeiText
     texts: TeiTexts
     truncate: Literal[True] = True
-    truncation_direction: Literal["right", "Right"] = "right"
+    truncation_direction: FromTheRight = "right"
     raw_scores: bool = False
     return_text: bool = False
     model: Any = None
@@ -109,7 +117,7 @@ class TeiRerank(TeiShape):
 class TeiPredict(TeiShape):
     inputs: TeiText | Annotated[list[Any], Field(min_length=1, max_length=TEXTS_LIMIT)]
     truncate: Literal[True] = True
-    truncation_direction: Literal["right", "Right"] = "right"
+    truncation_direction: FromTheRight = "right"
     raw_scores: bool = False
 
     def texts(self) -> tuple[list[str], bool]:
@@ -136,7 +144,7 @@ class TeiPair(TeiShape):
 
 class TeiSimilarityParameters(TeiShape):
     truncate: Literal[True] = True
-    truncation_direction: Literal["right", "Right"] = "right"
+    truncation_direction: FromTheRight = "right"
     prompt_name: Literal[""] = ""
 
 

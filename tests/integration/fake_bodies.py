@@ -70,6 +70,13 @@ def result_of(
         return {"hits": [HIT]}
     if job["kind"] == "eval":
         return eval_result(job_input)
+    if job["kind"] == "batch":
+        counts = {"total": 2, "succeeded": 2, "failed": 0}
+        return counts | {"output_file_id": job_input["file_id"], "error_file_id": None}
+    if job["kind"] == "complete":
+        usage = {"prompt_tokens": 2, "completion_tokens": 1}
+        choice = {"index": 0, "text": "Yes.", "finish_reason": "stop"}
+        return {"choices": [choice], "model": "m", "usage": usage}
     if job["kind"] == "erase":
         return {"documents": 3, "chunks": 6, "vectors": 6}
     if script:

@@ -119,7 +119,9 @@ class TestDocuments:
         assert api.get(f"/v1/documents/{document['id']}").json() == document
         path = f"/v1/documents/{document['id']}/chunks"
         page = api.get(f"{path}?limit=2").json()
-        assert set(page["items"][0]) == {"id", "ordinal", "start", "text", "metadata"}
+        assert set(page["items"][0]) == {
+            "id", "document_id", "source", "ordinal", "start", "text", "metadata",
+        }  # fmt: skip
         rest = api.get(f"{path}?limit=2&cursor={page['next_cursor']}").json()
         assert [c["ordinal"] for c in page["items"] + rest["items"]] == [0, 1, 2]
         assert rest["next_cursor"] is None

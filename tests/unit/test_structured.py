@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.bounds import SHOWN_DEPTH
+from shared.errors import NotJson
 from workers.generation.answers import structured
 from workers.generation.answers.structured import (
-    NotJson,
     instructions,
     repair_messages,
 )
