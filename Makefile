@@ -35,22 +35,23 @@ up: $(LOCAL)
 	@exec $(BIN)/sluice up
 
 TESTS := $(BIN)/python -m pytest
-TWO := -n 2 --dist loadfile
-# A stack for each of the two; the file that ends its stack stays the last.
-STACKS := $(TWO) --no-loadscope-reorder
+# Four processes on two cores: they wait for servers half of the time.
+FOUR := -n 4 --dist loadfile
+# A stack for each of three; the file that ends its stack stays the last.
+STACKS := -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(DEV)
-	$(TESTS) tests/unit tests/models tests/integration tests/gpu $(TWO)
+	$(TESTS) tests/unit tests/models tests/integration tests/gpu $(FOUR)
 	$(TESTS) tests/e2e $(STACKS)
 
 test-unit: $(DEV)
-	$(TESTS) tests/unit $(TWO)
+	$(TESTS) tests/unit $(FOUR)
 
 test-models: $(DEV)
-	$(TESTS) tests/models $(TWO)
+	$(TESTS) tests/models $(FOUR)
 
 test-integration: $(DEV)
-	$(TESTS) tests/integration $(TWO)
+	$(TESTS) tests/integration $(FOUR)
 
 test-gpu: $(DEV)
 	$(TESTS) tests/gpu

@@ -75,7 +75,7 @@ def result_of(
         return counts | {"output_file_id": job_input["file_id"], "error_file_id": None}
     if job["kind"] == "complete":
         usage = {"prompt_tokens": 2, "completion_tokens": 1}
-        choice = {"index": 0, "text": "Yes.", "finish_reason": "stop"}
+        choice = {"text": "Yes.", "finish_reason": "stop"}
         return {"choices": [choice], "model": "m", "usage": usage}
     if job["kind"] == "erase":
         return {"documents": 3, "chunks": 6, "vectors": 6}
