@@ -97,7 +97,7 @@ def submit_jobs(parts: PartsDep, fair_key: FairKey, batch: BatchRequest) -> Resp
     return answer(BatchView(ids=submission.submit_batch(parts.ledger, parts.admission, new)), 202)
 
 
-@router.get("/jobs", responses=documented({200: Page[JobView]}, 400, 422))
+@router.get("/jobs", responses=documented({200: Page[JobView]}, 400, 404, 422))
 def list_jobs(
     parts: PartsDep,
     fair_key: FairKey,

@@ -162,6 +162,13 @@ Window = Annotated[str, Field(max_length=8, pattern=r"^[1-9][0-9]{0,6}[smhd]$")]
 """A time to finish in, as `24h`."""
 
 
+def _storable(moment: datetime) -> datetime:
+    """Which dates it may be depends on today (`_check`); these can be stored at all."""
+    if not 2000 <= moment.year <= 2999:
+        raise ValueError("must be a date between the years 2000 and 2999")
+    return moment
+
+
 class BatchInput(Shape):
     """The lines of an upload. What is not done by `finish_by`, or `completion_window` after the
     submission, expires; the lines that are done stay."""
@@ -169,7 +176,7 @@ class BatchInput(Shape):
     file_id: UUID
     endpoint: EndpointName = MIXED
     completion_window: Window | None = None
-    finish_by: AwareDatetime | None = None
+    finish_by: Annotated[AwareDatetime, AfterValidator(_storable)] | None = None
     output_expires_after_s: Annotated[int, Field(ge=3600, le=366 * 86_400)] | None = None
     """Its files are forgotten so long after they are made; retention may be earlier."""
 

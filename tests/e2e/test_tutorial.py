@@ -6,6 +6,7 @@ What starts the stack and joins a worker is run by others: `live_stack`, `tests/
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def run(script: str, stack: LiveStack, folder: Path) -> str:
     programs.mkdir()
     for name, arguments in (("sluice", "-P -m cli.main"), ("python", "")):
         program = programs / name
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
         program.chmod(0o755)
     done = subprocess.run(
         ["bash", "-c", f"set -eu\n{script}"],
