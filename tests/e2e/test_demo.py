@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.kinds.registry import KINDS
 from tests.e2e.stack import ROOT, LiveStack
 
 EXAMPLES = ROOT / "examples"
@@ -111,7 +112,7 @@ def test_the_api_pages_need_no_other_server(stack: LiveStack) -> None:
         assert re.findall(r"https?://", inline) == []
         document = http.get("/openapi.json").json()
     posted = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
-    kinds = {"ingest", "embed", "search", "rag", "chat", "hf", "erase", "model", "eval"}
+    kinds = set(KINDS)
     assert set(posted["examples"]) == kinds
 
 
