@@ -127,7 +127,7 @@ REFUSED: dict[str, tuple[str, str, Any, int, tuple[str, ...]]] = {
     ),
     "unknown model": (
         "POST", "/v1/jobs",
-        {"kind": "rag", "input": {"collection": "nowhere", "question": "a", "model": "none/a"}},
+        {"kind": "rag", "input": {"collection": "nowhere", "question": "a", "model": "hf/"}},
         422, ("input.model", "hf/<repository or path>"),
     ),
     "unknown job": ("GET", f"/v1/jobs/{UNKNOWN}", None, 404, (UNKNOWN,)),
