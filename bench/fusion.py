@@ -17,6 +17,7 @@ import hashlib
 import json
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -248,7 +249,7 @@ def lexical_scores(questions: Questions, kiwi: Morphemes | None) -> tuple[Floats
     return scores, best
 
 
-class Embedding:
+class Embedding(ABC):
     """Vectors of passages, of queries, and of what pseudo-queries are made of."""
 
     def __init__(self, questions: Questions) -> None:
@@ -256,8 +257,9 @@ class Embedding:
         self.passages = self.encode(questions.passages)
         self.queries = self.encode(questions.queries)
 
+    @abstractmethod
     def encode(self, texts: Sequence[str]) -> Vectors:
-        raise NotImplementedError
+        """Shape (len(texts), dimension), of length 1."""
 
     def prepare(self, sample: Sequence[SampledChunk], vectors: Vectors) -> None:
         """Before the pseudo-queries of the sample are encoded."""

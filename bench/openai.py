@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -251,20 +252,20 @@ def main() -> None:
             for_streams, lone = prompts(STREAMS), prompts(LONE_REQUESTS)
             texts = _texts(chance, options.texts)
             streams.measure(
-                lambda p=for_streams: engine.tokens_per_s(p, options.tokens),  # type: ignore[misc]
-                lambda p=for_streams: wire.tokens_per_s(p, options.tokens),  # type: ignore[misc]
+                partial(engine.tokens_per_s, for_streams, options.tokens),
+                partial(wire.tokens_per_s, for_streams, options.tokens),
             )
             first.measure(
-                lambda p=lone: engine.first_token_ms(p),  # type: ignore[misc]
-                lambda p=lone: wire.first_token_ms(p),  # type: ignore[misc]
+                partial(engine.first_token_ms, lone),
+                partial(wire.first_token_ms, lone),
             )
             once.measure(
-                lambda t=texts: encoder.embed_once(t),  # type: ignore[misc]
-                lambda t=texts: wire.embed_once(t),  # type: ignore[misc]
+                partial(encoder.embed_once, texts),
+                partial(wire.embed_once, texts),
             )
             each.measure(
-                lambda t=texts: encoder.embed_each(t),  # type: ignore[misc]
-                lambda t=texts: wire.embed_each(t),  # type: ignore[misc]
+                partial(encoder.embed_each, texts),
+                partial(wire.embed_each, texts),
             )
             print(f"round {number} of {options.rounds} done", flush=True)
         print(f"\n{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
