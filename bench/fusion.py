@@ -263,6 +263,7 @@ class Embedding(ABC):
 
     def prepare(self, sample: Sequence[SampledChunk], vectors: Vectors) -> None:
         """Before the pseudo-queries of the sample are encoded."""
+        del sample, vectors
 
     def coverage(self, text: str) -> float:
         del text
