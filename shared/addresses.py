@@ -1,13 +1,16 @@
 """Which network addresses may be reached on a user's behalf: those of the public internet.
 
-With `allow_private` also those of the local network and of this machine, but never link-local
-addresses, multicast, or the ones where clouds hand out a machine's credentials. The API refuses
-URLs that spell out such an address; workers (`workers/outbound.py`) look names up, and check
-every address that they then connect to.
+With `allow_private`, or where the deployer has named them (`SLUICE_OUTBOUND_ALLOWED_HOSTS`), also
+those of the local network and of this machine, but never link-local addresses, multicast, or the
+ones where clouds hand out a machine's credentials. The API refuses URLs that spell out such an
+address; workers (`workers/outbound.py`) look names up, and check every address that they then
+connect to.
 """
 
 import ipaddress
 import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -31,6 +34,89 @@ _NOT_PUBLIC: Final = tuple(
 _SIX_TO_FOUR: Final = ipaddress.ip_network("2002::/16")
 _ISATAP: Final = (0x0000_5EFE, 0x0200_5EFE)
 _LOCAL_NAMES: Final = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+
+
+# What the Fetch standard of WHATWG blocks ("bad ports"), and servers of databases and of containers
+# that do what any text says which comes to them.
+_BLOCKED_PORTS: Final = frozenset(
+    {
+        0, 1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95,
+        101, 102, 103, 104, 109, 110, 111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179,
+        389, 427, 465, 512, 513, 514, 515, 526, 530, 531, 532, 540, 548, 554, 556, 563, 587, 601,
+        636, 989, 990, 993, 995, 1433, 1521, 1719, 1720, 1723, 2049, 2375, 2376, 3306, 3659, 4045,
+        4190, 5060, 5061, 5432, 6000, 6379, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080,
+        11211, 27017,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A host by its name or address, or a network; at one port, or at all but blocked ones."""
+
+    host: str | ipaddress.IPv4Network | ipaddress.IPv6Network
+    port: int | None = None
+
+    def holds(self, host: str, address: Address, port: int) -> bool:
+        if self.port is not None and self.port != port:
+            return False
+        if isinstance(self.host, str):
+            return self.host == host
+        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        return address in self.host or (mapped is not None and mapped in self.host)
+
+
+def read_place(text: str) -> Place:
+    """`wiki.example`, `wiki.example:8080`, `10.0.0.0/8`, `[::1]:8080`. Raises ValueError."""
+    host, port = text.strip().lower(), None
+    if host.startswith("[") or host.count(":") == 1:
+        before, colon, after = host.rpartition(":")
+        if colon and not after.endswith("]"):
+            if not after.isascii() or not after.isdigit() or not 0 < int(after) < 65536:
+                raise ValueError(f"{text!r} has no port behind its colon")
+            host, port = before, int(after)
+    bare = host.strip("[]")
+    try:
+        return Place(host=ipaddress.ip_network(bare), port=port)
+    except ValueError:
+        name = bare.rstrip(".")
+        if not name or not all(char.isalnum() or char in "-._" for char in name):
+            raise ValueError(
+                f"{text!r} is no host; write a name, an address or a network, such as "
+                "wiki.example:8080 or 10.0.0.0/8"
+            ) from None
+        return Place(host=_spelled(name), port=port)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Which places requests may go to that are made on a user's behalf."""
+
+    allow_private: bool = False
+    places: Sequence[Place] = ()
+    """Those that the deployer permits beside the public internet."""
+
+    def allows(self, host: str, address: str, port: int) -> bool:
+        """Whether `address`, at which `host` is, may be connected to at this port."""
+        is_blocked = port in _BLOCKED_PORTS
+        if is_allowed(address, allow_private=self.allow_private) and not is_blocked:
+            return True
+        if not is_allowed(address, allow_private=True):
+            return False  # which nobody can permit
+        parsed, spelled = ipaddress.ip_address(address), _spelled(host)
+        return any(
+            place.holds(spelled, parsed, port) and (place.port is not None or not is_blocked)
+            for place in self.places
+        )
+
+
+def _spelled(host: str) -> str:
+    """A name in the one form that it is compared in."""
+    name = host.strip("[]").rstrip(".").lower()
+    try:
+        return name if name.isascii() else name.encode("idna").decode("ascii")
+    except UnicodeError:
+        return name
 
 
 def is_allowed(address: str, *, allow_private: bool) -> bool:

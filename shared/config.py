@@ -31,6 +31,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from shared.addresses import Guard, read_place
 from shared.bounds import (
     BATCH_LIMIT_JOBS,
     BODY_LIMIT_VALUES,
@@ -383,7 +384,32 @@ class McpServer(BaseModel):
     timeout_s: PositiveFloat = 60
 
 
-class ToolSettings(RoleSettings):
+class OutboundSettings(RoleSettings):
+    """Where requests may go that are made on a user's behalf, beside the public internet."""
+
+    outbound_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+
+    @field_validator("outbound_allowed_hosts", mode="before")
+    @classmethod
+    def _split_places(cls, value: object) -> object:
+        """`name,name:port,network` -> a tuple."""
+        if not isinstance(value, str):
+            return value
+        return tuple(item.strip() for item in value.split(",") if item.strip())
+
+    @field_validator("outbound_allowed_hosts")
+    @classmethod
+    def _are_places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            read_place(item)
+        return value
+
+    def guard(self, *, allow_private: bool = False) -> Guard:
+        places = tuple(map(read_place, self.outbound_allowed_hosts))
+        return Guard(allow_private=allow_private, places=places)
+
+
+class ToolSettings(OutboundSettings):
     """Tools of agents."""
 
     mcp_servers: Annotated[dict[McpServerName, McpServer], NoDecode] = {}
@@ -432,7 +458,7 @@ class WorkerSettings(RoleSettings):
     worker_heartbeat_s: PositiveFloat = 5
 
 
-class WebhookSettings(RoleSettings):
+class WebhookSettings(OutboundSettings):
     """Calls of the URLs that jobs name."""
 
     webhook_timeout_s: PositiveFloat = 10
@@ -521,7 +547,7 @@ def load_settings() -> Settings:
 
 RIGHTS = (
     "api_allow_anonymous", "fetch_allow_private", "generation_trust_remote_code",
-    "hf_trust_remote_code", "webhook_allow_private",
+    "hf_trust_remote_code", "outbound_allowed_hosts", "webhook_allow_private",
 )  # fmt: skip
 """Settings that let others in, or run their code."""
 OFF = {"", "0", "f", "false", "n", "no", "off"}
@@ -534,11 +560,12 @@ def _refuse_rights_of_a_folder() -> None:
     in_environment = {name.upper() for name in os.environ}
     for name in RIGHTS:
         setting = f"SLUICE_{name.upper()}"
-        is_on = str(in_file.get(name, "")).strip().lower() not in OFF
-        if is_on and setting not in in_environment:
+        value = str(in_file.get(name, "")).strip()
+        if value.lower() not in OFF and setting not in in_environment:
+            meant = "true" if Settings.model_fields[name].annotation is bool else "..."
             raise ConfigurationError(
                 f"{setting} stands in the file .env of this folder. It is taken from the "
-                f"environment alone: if it is meant, `export {setting}=true`; else take it out."
+                f"environment alone: if it is meant, `export {setting}={meant}`; else take it out."
             )
 
 

@@ -1,27 +1,32 @@
 """Requests to other servers: what their errors mean; and the one guard for addresses that users
-name (webhooks, `fetch_url`).
+name (webhooks, `fetch_url`, sources of ingest jobs).
 
 Every hop's host is looked up here, every address of it is checked (`shared/addresses.py`), and the
 connection goes to the very address that was checked: a name that answers otherwise the next time
 changes nothing. A request has a time in all, stops with its step, and is sent without proxies,
-cookies or credentials. Who reads a body reads it piece by piece, to a limit of its own.
+cookies or credentials. `get` follows redirects, each hop checked anew, and unpacks the body piece
+by piece, to a limit.
 """
 
 import asyncio
 import math
 import socket
+import ssl
 import threading
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+import zlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final, TypeVar
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Final, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+import brotli
 import httpx
 
-from shared.addresses import is_allowed
+from shared.addresses import Guard
 from shared.errors import (
     Cancelled,
     ConfigurationError,
@@ -141,9 +146,14 @@ class Unreachable(InvalidInput):
 
 
 def within(
-    work: Callable[[], Awaitable[T]], *, timeout_s: float, what: str, stop: threading.Event
+    work: Callable[[], Awaitable[T]],
+    *,
+    timeout_s: float,
+    what: str,
+    stop: threading.Event,
+    runner: "asyncio.Runner | None" = None,
 ) -> T:
-    """The result of `work`, for a thread that can wait.
+    """The result of `work`, for a thread that can wait. Connections last as long as the runner.
 
     Raises Unreachable after `timeout_s`, Cancelled soon after `stop` is set, and what `work` does.
     """
@@ -164,7 +174,36 @@ def within(
         finally:
             task.cancel()
 
-    return asyncio.run(watched())
+    return asyncio.run(watched()) if runner is None else runner.run(watched())
+
+
+class Clients:
+    """Connections for `send` and `get`: of each host its own, for one to an address would be used
+    again for whatever host is there. `tls` is for hosts with certificates of one's own."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self._clients: dict[bytes, httpx.AsyncClient] = {}
+
+    def of(self, url: httpx.URL) -> httpx.AsyncClient:
+        key = url.raw_scheme + b"://" + url.netloc
+        if key not in self._clients:
+            self._clients[key] = httpx.AsyncClient(
+                verify=self._tls or True,
+                trust_env=False,
+                follow_redirects=False,
+                timeout=None,
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none are kept
+            )
+        return self._clients[key]
+
+    async def __aenter__(self) -> "Clients":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for client in self._clients.values():
+            await client.aclose()
+        self._clients.clear()
 
 
 def parsed(url: str, base: httpx.URL | None = None) -> httpx.URL:
@@ -178,6 +217,8 @@ def parsed(url: str, base: httpx.URL | None = None) -> httpx.URL:
         raise InvalidInput(f"{url!r} cannot be fetched; give a URL with http:// or https://.")
     if target.userinfo:
         raise InvalidInput("URLs with a user name or password are not fetched.")
+    if target.port is not None and not 0 < target.port < 65536:
+        raise InvalidInput(f"{url!r} is no URL: it has no port behind its colon.")
     return target.copy_with(fragment=None)
 
 
@@ -187,7 +228,7 @@ async def send(
     url: httpx.URL,
     *,
     headers: Mapping[str, str],
-    allow_private: bool,
+    guard: Guard,
     content: bytes | None = None,
 ) -> httpx.Response:
     """The answer with its body unread; close it. Redirects are the caller's to follow.
@@ -195,7 +236,7 @@ async def send(
     Sent to a checked address, under the host's name. Raises NotAllowed or Unreachable.
     """
     addresses = await resolve(
-        url.raw_host.decode("ascii"), url.port or PORTS[url.scheme], allow_private=allow_private
+        url.raw_host.decode("ascii"), url.port or PORTS[url.scheme], guard=guard
     )
     problem = "it has no address"
     for address in addresses:
@@ -212,10 +253,13 @@ async def send(
             problem = reason(error)
         except httpx.HTTPError as error:
             raise Unreachable(f"{url} could not be read: {reason(error)}.") from error
+        except (httpx.InvalidURL, ValueError) as error:
+            # The client reads where a redirect leads to, though it does not follow it.
+            raise InvalidInput(f"{url} redirects to what is no URL: {error}.") from error
     raise Unreachable(f"{url} could not be reached: {problem}.")
 
 
-async def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
+async def resolve(host: str, port: int, *, guard: Guard) -> list[str]:
     """The addresses of a host. Raises NotAllowed if a single one of them is not allowed, and
     Unreachable where there is none.
 
@@ -223,12 +267,211 @@ async def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
     """
     addresses = list(dict.fromkeys(await _lookup(host, port)))
     for address in addresses:
-        if not is_allowed(address, allow_private=allow_private):
+        if not guard.allows(host, address, port):
             raise NotAllowed(
-                f"{host} is at {address}, which is not an address of the public internet; it is "
-                "not fetched."
+                f"{host} is at {address} and port {port}, which is not an address of the public "
+                "internet, or no port of web sites; it is not fetched. "
+                "SLUICE_OUTBOUND_ALLOWED_HOSTS names what may be reached beside it."
             )
     return addresses
+
+
+# Resources of the web: redirects, statuses, types, packed bodies.
+
+MOST_REDIRECTS: Final = 5
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+PACKINGS: Final = "gzip, deflate, br"
+"""For `accept-encoding`."""
+_ANY_PACKED: Final = 32 + zlib.MAX_WBITS  # gzip or zlib, by the header
+_MOST_PACKINGS: Final = 3
+_PIECE_BYTES: Final = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resource:
+    """What a server sent for a URL. The body of anything but a success is not read."""
+
+    url: str
+    """Where the redirects led to."""
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    is_cut: bool
+    """Whether the body goes on beyond the limit."""
+    hops: tuple[str, ...] = ()
+    """The URLs that redirected, in order."""
+    is_moved: bool = False
+    """Whether all redirects are permanent ones, and there is one."""
+
+    @property
+    def media_type(self) -> str:
+        """In small letters, without parameters; empty where the server says none."""
+        content_type: str = self.headers.get("content-type", "")
+        return content_type.partition(";")[0].strip().lower()
+
+    @property
+    def charset(self) -> str | None:
+        return httpx.Response(200, headers=self.headers).charset_encoding
+
+
+async def get(
+    url: str,
+    *,
+    guard: Guard,
+    headers: Mapping[str, str],
+    limit_bytes: int,
+    clients: Callable[[httpx.URL], httpx.AsyncClient],
+    accepts: Callable[[Resource], None] | None = None,
+    may_go: Callable[[str], None] | None = None,
+) -> Resource:
+    """The resource at the end of all redirects, at most MOST_REDIRECTS of them.
+
+    `clients` has the client of each host. `accepts` sees a success before its body is read, and
+    `may_go` each URL that a redirect leads to, before it is followed: they raise what is to be
+    raised. Raises InvalidInput: NotAllowed, Unreachable, or for a body that is not packed as it
+    says.
+    """
+    at = parsed(url)
+    hops: list[str] = []
+    is_moved = True
+    for _ in range(MOST_REDIRECTS + 1):
+        response = await send(clients(at), "GET", at, headers=headers, guard=guard)
+        try:
+            location = response.headers.get("location")
+            if response.status_code not in REDIRECTS or location is None:
+                return await _read(at, response, limit_bytes, accepts, tuple(hops), is_moved)
+            hops.append(str(at))
+            is_moved = is_moved and response.status_code in (301, 308)
+            at = parsed(location, base=at)
+            if may_go is not None:
+                may_go(str(at))
+        except httpx.HTTPError as error:
+            raise Unreachable(f"{at} could not be read: {reason(error)}.") from error
+        finally:
+            await response.aclose()
+    raise InvalidInput(f"{url} redirects more than {MOST_REDIRECTS} times.")
+
+
+async def _read(
+    url: httpx.URL,
+    response: httpx.Response,
+    limit_bytes: int,
+    accepts: Callable[[Resource], None] | None,
+    hops: tuple[str, ...],
+    is_moved: bool,
+) -> Resource:
+    head = Resource(
+        url=str(url),
+        status=response.status_code,
+        headers=response.headers,
+        body=b"",
+        is_cut=False,
+        hops=hops,
+        is_moved=is_moved and bool(hops),
+    )
+    if not response.is_success:
+        return head
+    if accepts is not None:
+        accepts(head)
+    data = bytearray()
+    async with aclosing(_unpacked(url, response)) as pieces:
+        async for piece in pieces:
+            data += piece
+            if len(data) > limit_bytes:
+                break
+    return replace(head, body=bytes(data[:limit_bytes]), is_cut=len(data) > limit_bytes)
+
+
+async def _unpacked(url: httpx.URL, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """The body in small pieces, however tightly it was packed."""
+    named = response.headers.get("content-encoding", "").lower().split(",")
+    packings = [name.strip() for name in named if name.strip() not in ("", "identity")]
+    if len(packings) > _MOST_PACKINGS:
+        raise InvalidInput(f"{url} is packed {len(packings)} times.")
+    unpackers: list[_Unpacker] = []
+    for packing in reversed(packings):
+        if packing not in _UNPACKERS:
+            raise InvalidInput(f"{url} is packed as {packing}, which was not asked for.")
+        unpackers.append(_UNPACKERS[packing]())
+    try:
+        async for raw in response.aiter_raw():
+            for piece in _through(unpackers, raw):
+                yield piece
+    except (zlib.error, brotli.error) as error:
+        raise InvalidInput(f"{url} is not packed as it says: {error}.") from error
+    if not all(unpacker.is_whole for unpacker in unpackers):
+        raise InvalidInput(f"{url} ended in the middle.")
+
+
+def _through(unpackers: "list[_Unpacker]", data: bytes) -> Iterator[bytes]:
+    if not unpackers:
+        yield data
+        return
+    for piece in unpackers[0].unpack(data):
+        yield from _through(unpackers[1:], piece)
+
+
+class _Unpacker(Protocol):
+    def unpack(self, data: bytes) -> Iterator[bytes]:
+        """Pieces of _PIECE_BYTES at most."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the end has come, or nothing at all."""
+
+
+class _Deflate:
+    """gzip of one or more members, zlib, and the bare stream that some servers send for it."""
+
+    def __init__(self) -> None:
+        self._unpacker = zlib.decompressobj(_ANY_PACKED)
+        self._is_fresh = self.is_whole = True
+
+    def unpack(self, data: bytes) -> Iterator[bytes]:
+        while data:
+            self.is_whole = False
+            try:
+                piece = self._unpacker.decompress(data, _PIECE_BYTES)
+            except zlib.error:
+                if not self._is_fresh:
+                    raise
+                self._unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+                piece = self._unpacker.decompress(data, _PIECE_BYTES)
+            self._is_fresh = False
+            if piece:
+                yield piece
+            data = self._unpacker.unconsumed_tail
+            if self._unpacker.eof:
+                self.is_whole = True
+                data = self._unpacker.unused_data
+                if not data.startswith(b"\x1f\x8b"):
+                    return  # what stands behind the end is padding
+                self._unpacker = zlib.decompressobj(_ANY_PACKED)
+
+
+class _Brotli:
+    def __init__(self) -> None:
+        self._unpacker = brotli.Decompressor()
+        self._is_fresh = True
+
+    def unpack(self, data: bytes) -> Iterator[bytes]:
+        self._is_fresh = self._is_fresh and not data
+        while True:
+            piece = self._unpacker.process(data, output_buffer_limit=_PIECE_BYTES)
+            if piece:
+                yield piece
+            data = b""
+            if self._unpacker.can_accept_more_data() or not piece:
+                return
+
+    @property
+    def is_whole(self) -> bool:
+        return self._is_fresh or self._unpacker.is_finished()
+
+
+_UNPACKERS: Final[Mapping[str, Callable[[], _Unpacker]]] = {
+    "gzip": _Deflate, "x-gzip": _Deflate, "deflate": _Deflate, "br": _Brotli,
+}  # fmt: skip
 
 
 def reason(error: httpx.HTTPError) -> str:

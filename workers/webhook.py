@@ -13,8 +13,6 @@ import hmac
 import json
 import time
 
-import httpx
-
 from shared.config import Settings
 from shared.errors import InvalidInput, Permanent, Retryable
 from shared.jobs import jobs
@@ -50,7 +48,7 @@ def deliver(context: Context) -> Done:
     except outbound.NotAllowed as error:
         raise Permanent(
             f"The webhook was not sent: {error.message} SLUICE_WEBHOOK_ALLOW_PRIVATE lets webhooks "
-            "reach this machine and its network."
+            "reach all of this machine and its network."
         ) from error
     except outbound.Unreachable as error:
         raise Retryable(f"The webhook failed: {error.message}") from error
@@ -65,14 +63,15 @@ def deliver(context: Context) -> Done:
 
 async def _post(url: str, body: bytes, headers: dict[str, str], settings: Settings) -> int:
     """The status of the answer. Its body is nobody's business, and is not read."""
-    async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=None) as client:
+    target = outbound.parsed(url)
+    async with outbound.Clients() as clients:
         answer = await outbound.send(
-            client,
+            clients.of(target),
             "POST",
-            outbound.parsed(url),
+            target,
             headers=headers,
             content=body,
-            allow_private=settings.webhook_allow_private,
+            guard=settings.guard(allow_private=settings.webhook_allow_private),
         )
         await answer.aclose()
     return answer.status_code

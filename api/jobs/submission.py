@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from api.schemas import JobRequest, JobView, ProgressView
 from shared import conversations
-from shared.addresses import is_allowed, literal
+from shared.addresses import literal
 from shared.config import HttpSettings, Settings, WebhookSettings
 from shared.database.transaction import Ledger, Transaction
 from shared.errors import InvalidInput, NotFound, QueueFull
@@ -263,13 +263,15 @@ def _check_address(url: AnyHttpUrl, settings: WebhookSettings) -> None:
         raise InvalidInput(
             "webhook.url has a user name or a password in it; give a `secret`, which signs."
         )
-    address = literal(url.host or "")
-    if address is not None and not is_allowed(
-        address, allow_private=settings.webhook_allow_private
-    ):
+    guard = settings.guard(allow_private=settings.webhook_allow_private)
+    host, port = url.host or "", url.port or 0  # pydantic knows the ports of the schemes
+    address = literal(host)
+    if address is not None and not guard.allows(host, address, port):
         raise InvalidInput(
-            f"webhook.url is at {address}, which is not an address of the public internet. "
-            "SLUICE_WEBHOOK_ALLOW_PRIVATE lets webhooks reach this machine and its network."
+            f"webhook.url is at {address} and port {port}, which is not an address of the public "
+            "internet, or no port of web sites. "
+            "SLUICE_WEBHOOK_ALLOW_PRIVATE lets webhooks reach this machine and its network, and "
+            "SLUICE_OUTBOUND_ALLOWED_HOSTS single places of it."
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.addresses import is_allowed, literal
+from shared.addresses import Guard, is_allowed, literal
 from shared.config import Settings
 from shared.errors import InvalidInput
 from tests.integration.websites import Site, get, refusal, serving
@@ -87,7 +87,7 @@ def test_which_addresses_are_allowed(address: str) -> None:
 
 def test_a_name_that_does_not_exist_is_reported() -> None:
     with pytest.raises(InvalidInput, match=r"no host 'none-such\.invalid'"):
-        asyncio.run(resolve("none-such.invalid", 80, allow_private=False))
+        asyncio.run(resolve("none-such.invalid", 80, guard=Guard()))
 
 
 @pytest.mark.parametrize(

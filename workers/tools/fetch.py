@@ -7,13 +7,8 @@ says so.
 
 import ssl
 import threading
-import zlib
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
-
-import httpx
 
 from shared.config import Settings
 from shared.errors import DocumentError, InvalidInput
@@ -21,15 +16,12 @@ from workers import outbound
 from workers.ingest.formats.html import declared_charset, render
 from workers.ingest.formats.text import decode
 
-MOST_REDIRECTS: Final = 5
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _HTML: Final = frozenset({"text/html", "application/xhtml+xml"})
 _HEADERS: Final = {
     "user-agent": "Sluice (fetch_url)",
     "accept": "text/html, application/xhtml+xml, application/json, text/*;q=0.9",
-    "accept-encoding": "gzip",
+    "accept-encoding": outbound.PACKINGS,
 }
-_ANY_PACKED: Final = 32 + zlib.MAX_WBITS  # gzip or zlib, by the header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,81 +49,42 @@ def fetch(
 
 
 async def _fetch(url: str, settings: Settings, tls: ssl.SSLContext | None) -> Fetched:
-    async with httpx.AsyncClient(
-        verify=tls or True, trust_env=False, follow_redirects=False, timeout=None
-    ) as client:
-        at = outbound.parsed(url)
-        for _ in range(MOST_REDIRECTS + 1):
-            response = await outbound.send(
-                client, "GET", at, headers=_HEADERS, allow_private=settings.fetch_allow_private
-            )
-            try:
-                location = response.headers.get("location")
-                if response.status_code not in _REDIRECTS or location is None:
-                    return await _read(at, response, settings.fetch_limit_bytes)
-                at = outbound.parsed(location, base=at)
-            except httpx.HTTPError as error:
-                raise InvalidInput(f"{at} could not be read: {outbound.reason(error)}.") from error
-            finally:
-                await response.aclose()
-    raise InvalidInput(f"{url} redirects more than {MOST_REDIRECTS} times.")
-
-
-async def _read(url: httpx.URL, response: httpx.Response, limit_bytes: int) -> Fetched:
-    if not response.is_success:
-        raise InvalidInput(f"{url} answered with status {response.status_code}.")
-    media_type = (
-        response.headers.get("content-type", "text/plain").partition(";")[0].strip().lower()
-    )
-    is_html = media_type in _HTML
-    is_json = media_type == "application/json" or media_type.endswith("+json")
-    if not (is_html or is_json or media_type.startswith("text/")):
-        raise InvalidInput(f"{url} is {media_type}; only text, HTML and JSON are fetched.")
-    data = bytearray()
-    async with aclosing(_unpacked(url, response, limit_bytes + 1)) as pieces:
-        async for piece in pieces:
-            data += piece
-            if len(data) > limit_bytes:
-                break
-    is_cut = len(data) > limit_bytes
-    body = _whole_words(bytes(data[:limit_bytes])) if is_cut else bytes(data)
+    async with outbound.Clients(tls) as clients:
+        resource = await outbound.get(
+            url,
+            guard=settings.guard(allow_private=settings.fetch_allow_private),
+            headers=_HEADERS,
+            limit_bytes=settings.fetch_limit_bytes,
+            clients=clients.of,
+            accepts=_check_type,
+        )
+    if not 200 <= resource.status < 300:
+        raise InvalidInput(f"{resource.url} answered with status {resource.status}.")
+    body = _whole_words(resource.body) if resource.is_cut else resource.body
+    is_html = resource.media_type in _HTML
     try:
         text = decode(
             body,
-            name=str(url),
-            declared=[response.charset_encoding, declared_charset(body) if is_html else None],
+            name=resource.url,
+            declared=[resource.charset, declared_charset(body) if is_html else None],
             hint="It cannot be read.",
         ).text
-        page = render(text, name=str(url)) if is_html else None
+        page = render(text, name=resource.url) if is_html else None
     except DocumentError as error:
         raise InvalidInput(error.message) from error
     return Fetched(
-        url=str(url),
+        url=resource.url,
         text=page.text if page else text,
         title=page.title if page else None,
-        is_cut=is_cut,
+        is_cut=resource.is_cut,
     )
 
 
-async def _unpacked(
-    url: httpx.URL, response: httpx.Response, limit_bytes: int
-) -> AsyncGenerator[bytes, None]:
-    """The body piece by piece; no piece is longer than the limit, however tightly it was packed."""
-    encoding = response.headers.get("content-encoding", "identity").strip().lower()
-    if encoding == "identity":
-        async for piece in response.aiter_raw():
-            yield piece
-        return
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise InvalidInput(f"{url} is packed as {encoding}, which was not asked for.")
-    unpacker = zlib.decompressobj(_ANY_PACKED)
-    try:
-        async for piece in response.aiter_raw():
-            yield unpacker.decompress(piece, limit_bytes)
-    except zlib.error as error:
-        raise InvalidInput(f"{url} is not packed as it says: {error}.") from error
-    if not unpacker.eof:
-        raise InvalidInput(f"{url} ended in the middle.")
+def _check_type(resource: outbound.Resource) -> None:
+    media_type = resource.media_type or "text/plain"
+    is_json = media_type == "application/json" or media_type.endswith("+json")
+    if not (media_type in _HTML or is_json or media_type.startswith("text/")):
+        raise InvalidInput(f"{resource.url} is {media_type}; only text, HTML and JSON are fetched.")
 
 
 def _whole_words(data: bytes) -> bytes:
