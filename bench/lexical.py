@@ -38,7 +38,6 @@ from shared.config import Settings
 from shared.database.engine import upgrade
 from shared.documents import collections, lexical
 from shared.documents.lexical import Field
-from shared.kinds.ingest import CsvOptions
 from shared.tables import Document, Version, new_id
 from tests.integration.ingestion import ingest, new_collection
 from tests.integration.workbench import make_process
@@ -91,7 +90,7 @@ def _real_text() -> list[str]:
     chunks: list[str] = []
     for path in pages():
         loaded = load(
-            path.read_bytes(), name=path.name, content_type="text/html", csv=CsvOptions(),
+            path.read_bytes(), name=path.name, content_type="text/html",
             max_chars=10**7, max_passages=10**5,
         )  # fmt: skip
         chunks += [

@@ -1,7 +1,8 @@
 """Formats of files that can be ingested, a line each. How to add one: CONTRIBUTING.md.
 
-A document's format goes by the suffix of its name, else by its media type, else by its first
-bytes, else it is plain text (`workers/ingest/load.py`).
+Bytes that no text has say themselves which format they are; of texts, the suffix of the name says
+it, else the media type, else how they begin, else they are plain text
+(`workers/ingest/formats/sniffing.py`).
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,22 @@ class Format:
     """The first is noted in the metadata of each document of the format."""
     loader: str
     """A `Loader` (`workers/ingest/formats/loader.py`) as `module:name`; only workers import it."""
-    magic: bytes = b""
-    """How its documents begin, where neither name nor media type says what they are."""
+    is_text: bool = True
+    """Whether its documents are text in some encoding. Bytes that are none are never read as it,
+    and a text is never read as a format that is none."""
+    signatures: Sequence[bytes] = ()
+    """How its documents begin, where no library knows it. Of texts, it counts only where neither
+    name nor media type say what they are, and small letters are as good as capitals."""
+    zip_members: Sequence[str] = ()
+    """Of a format that is a ZIP archive without a member `mimetype`, which says it: how the name of
+    one of its members begins, such as `word/`."""
+    ole_streams: Sequence[str] = ()
+    """Of a format that is an OLE compound file: the name of a stream that no other one has."""
+    extra: str = ""
+    """The extra of the distribution that has the library it needs; empty: the worker has it."""
+    is_isolated: bool = False
+    """Whether it is read in a process of its own with limits of time and memory: wherever it takes
+    a library that others wrote, for one that hangs or crashes must not take the worker along."""
 
 
 FORMATS: dict[str, Format] = {

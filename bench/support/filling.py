@@ -27,7 +27,6 @@ from bench.support.corpus import pages
 from shared.documents import collections, lexical
 from shared.documents.documents import chunk_id
 from shared.documents.lexical import Field
-from shared.kinds.ingest import CsvOptions
 from shared.tables import new_id
 from workers.attempts.process import Process
 from workers.ingest.indexing import merge_group, pack
@@ -122,7 +121,7 @@ def make_corpus(process: Process, *, kept: Path) -> Corpus:
 def _texts() -> Iterator[str]:
     for path in pages():
         loaded = load(
-            path.read_bytes(), name=path.name, content_type="text/html", csv=CsvOptions(),
+            path.read_bytes(), name=path.name, content_type="text/html",
             max_chars=10**7, max_passages=10**5,
         )  # fmt: skip
         yield loaded.text

@@ -52,7 +52,9 @@ SHOWN_DUPLICATES = 3
     "--metadata", multiple=True, metavar="KEY=VALUE", callback=key_values,
     help="Noted with every document; may be repeated.",
 )  # fmt: skip
-@click.option("--csv-encoding", metavar="NAME", help="Such as cp949; else it is detected.")
+@click.option("--encoding", metavar="NAME",
+              help="Of all that is text, such as cp949; else it is detected.")  # fmt: skip
+@click.option("--csv-encoding", metavar="NAME", help="Of CSV files alone.")
 @click.option("--content-columns", metavar="NAME,…", callback=column_names,
               help="CSV columns that are text.")  # fmt: skip
 @click.option("--metadata-columns", metavar="NAME,…", callback=column_names,
@@ -78,6 +80,7 @@ def ingest(
     on_existing: Literal["skip", "replace"],
     lane: str | None,
     metadata: dict[str, Any],
+    encoding: str | None,
     csv_encoding: str | None,
     content_columns: list[str] | None,
     metadata_columns: list[str] | None,
@@ -95,7 +98,7 @@ def ingest(
     Examples:
       sluice ingest docs/ notes.csv -c handbook --metadata team=support
       sluice ingest 'docs/**/*.md' -c handbook --root docs
-      sluice ingest prices.csv -c prices --csv-encoding cp949 --content-columns product,note
+      sluice ingest prices.csv -c prices --encoding cp949 --content-columns product,note
     """
     discovery = discover(
         (path for path in paths if path != "-"), root=root, suffixes=formats.suffixes()
@@ -118,6 +121,7 @@ def ingest(
             "Splitter | None",
             _without_none(type=splitter, chunk_size=chunk_size, chunk_overlap=chunk_overlap),
         ),
+        encoding=encoding,
         csv=cast(
             "CsvOptions | None",
             _without_none(

@@ -33,7 +33,10 @@ from sluice.jobs import AsyncClientJob, ClientJob
 from sluice.kinds import (
     AsyncSubmit,
     CsvOptions,
+    HtmlOptions,
+    JsonOptions,
     Lane,
+    OcrOptions,
     Parameters,
     ResponseFormat,
     SearchOptions,
@@ -64,7 +67,11 @@ class Tasks(Calls[J], Generic[J]):
         *,
         texts: Mapping[str, str] | None = None,
         splitter: Splitter | None = None,
+        encoding: str | None = None,
         csv: CsvOptions | None = None,
+        html: HtmlOptions | None = None,
+        json: JsonOptions | None = None,
+        ocr: OcrOptions | None = None,
         on_existing: Literal["skip", "replace"] = "replace",
         metadata: Mapping[str, Any] | None = None,
         root: str | Path | None = None,
@@ -82,7 +89,15 @@ class Tasks(Calls[J], Generic[J]):
         named = [str(path) for path in paths]
         discovery = await self.transport.in_thread(discover, named, root=root)
         options = IngestOptions(
-            splitter=splitter, csv=csv, on_existing=on_existing, metadata=metadata, lane=lane
+            splitter=splitter,
+            encoding=encoding,
+            csv=csv,
+            html=html,
+            json=json,
+            ocr=ocr,
+            on_existing=on_existing,
+            metadata=metadata,
+            lane=lane,
         )
         return await self.ingest_documents(
             collection,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sluice.calls import Calls
 from sluice.errors import ApiError, ConnectionBroken, InvalidInput
-from sluice.kinds import CsvOptions, Lane, Splitter
+from sluice.kinds import CsvOptions, HtmlOptions, JsonOptions, Lane, OcrOptions, Splitter
 from sluice.shapes import DocumentCounts, Event, IngestOutcome, Job, SourceError, StoredFile
 from sluice.sources import FileDocument, LocalDocument, TextDocument
 
@@ -176,7 +176,12 @@ class IngestOptions:
     """Passed on to the server; what is `None` is left to its defaults."""
 
     splitter: Splitter | None = None
+    encoding: str | None = None
     csv: CsvOptions | None = None
+    html: HtmlOptions | None = None
+    json: JsonOptions | None = None
+    ocr: OcrOptions | None = None
+    """`{}` has pages and images without text recognized."""
     on_existing: Literal["skip", "replace"] = "replace"
     metadata: Mapping[str, Any] | None = None
     lane: Lane | None = None
@@ -329,7 +334,11 @@ async def _submit(
         "sources": list(sources),
         "on_existing": options.on_existing,
     }
-    for name in ("splitter", "csv", "metadata"):
+    if options.encoding:
+        job_input["encoding"] = options.encoding
+    if options.ocr is not None:
+        job_input["ocr"] = dict(options.ocr)
+    for name in ("splitter", "csv", "html", "json", "metadata"):
         if value := getattr(options, name):
             job_input[name] = dict(value)
     job: Job = await calls.submit_untyped("ingest", job_input, lane=options.lane)

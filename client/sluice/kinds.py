@@ -20,6 +20,38 @@ KindName = Literal[
 ]
 
 
+class CsvOptions(TypedDict):
+    """How CSV rows become text: which columns are text, which are metadata."""
+
+    encoding: NotRequired[str | None]
+    content_columns: NotRequired[list[str] | None]
+    metadata_columns: NotRequired[list[str] | None]
+
+
+class HtmlOptions(TypedDict):
+    """What of a page becomes text."""
+
+    css_classes: NotRequired[list[str] | None]
+    main_content: NotRequired[bool]
+
+
+class JsonOptions(TypedDict):
+    """Which fields of an object are its text, and which its metadata; paths of keys with dots, such
+    as `author.name`. Without any, `text` or `content` is the text, and the others are metadata.
+    """
+
+    content_fields: NotRequired[list[str] | None]
+    metadata_fields: NotRequired[list[str] | None]
+
+
+class OcrOptions(TypedDict):
+    """Pages and images without text are read by optical character recognition, where the workers
+    have that.
+    """
+
+    languages: NotRequired[list[str] | None]
+
+
 class Splitter(TypedDict):
     """How text becomes chunks; sizes in characters, or in tokens for `token`.
 
@@ -39,6 +71,11 @@ class FileSource(TypedDict):
 
     metadata: NotRequired[Mapping[str, Any] | None]
     splitter: NotRequired[Splitter | None]
+    encoding: NotRequired[str | None]
+    csv: NotRequired[CsvOptions | None]
+    html: NotRequired[HtmlOptions | None]
+    json: NotRequired[JsonOptions | None]
+    ocr: NotRequired[OcrOptions | None]
     type: Literal["file"]
     file_id: str
     name: NotRequired[str | None]
@@ -47,6 +84,11 @@ class FileSource(TypedDict):
 class TextSource(TypedDict):
     metadata: NotRequired[Mapping[str, Any] | None]
     splitter: NotRequired[Splitter | None]
+    encoding: NotRequired[str | None]
+    csv: NotRequired[CsvOptions | None]
+    html: NotRequired[HtmlOptions | None]
+    json: NotRequired[JsonOptions | None]
+    ocr: NotRequired[OcrOptions | None]
     type: Literal["text"]
     text: str
     name: NotRequired[str | None]
@@ -71,19 +113,15 @@ class DocumentSource(TypedDict):
     metadata: NotRequired[Mapping[str, Any]]
 
 
-class CsvOptions(TypedDict):
-    """How CSV rows become text: which columns are text, which are metadata."""
-
-    encoding: NotRequired[str | None]
-    content_columns: NotRequired[list[str] | None]
-    metadata_columns: NotRequired[list[str] | None]
-
-
 class IngestInput(TypedDict):
+    encoding: NotRequired[str | None]
+    csv: NotRequired[CsvOptions]
+    html: NotRequired[HtmlOptions]
+    json: NotRequired[JsonOptions]
+    ocr: NotRequired[OcrOptions | None]
     collection: str
     sources: list[FileSource | TextSource | ChunkSource | DocumentSource]
     splitter: NotRequired[Splitter]
-    csv: NotRequired[CsvOptions]
     on_existing: NotRequired[Literal["skip", "replace"]]
     metadata: NotRequired[Mapping[str, Any]]
 

@@ -21,6 +21,7 @@ from shared.bounds import (
     SOURCES_LIMIT,
     CollectionName,
     DocumentText,
+    FullLine,
     Line,
     Metadata,
     SourceName,
@@ -93,11 +94,73 @@ class Splitter(Shape):
         return self
 
 
+Columns = Annotated[
+    list[Annotated[Line, AfterValidator(nfc)]], Field(fail_fast=True, max_length=10_000)
+]
+
+
+Classes = Annotated[list[FullLine], Field(fail_fast=True, min_length=1, max_length=100)]
+Languages = Annotated[list[FullLine], Field(fail_fast=True, min_length=1, max_length=16)]
+
+
+class CsvOptions(Shape):
+    """How CSV rows become text: which columns are text, which are metadata."""
+
+    encoding: Line | None = None
+    content_columns: Columns | None = None
+    metadata_columns: Columns | None = None
+
+
+class HtmlOptions(Shape):
+    """What of a page becomes text."""
+
+    css_classes: Classes | None = None
+    """Only elements that have one of these classes, with what is in them."""
+    main_content: bool = True
+    """Of a whole page, its main content, without navigation, banners and the like; where there is
+    none, or this is false, all that a reader sees of it."""
+
+
+class JsonOptions(Shape):
+    """Which fields of an object are its text, and which its metadata; paths of keys with dots, such
+    as `author.name`. Without any, `text` or `content` is the text, and the others are metadata."""
+
+    content_fields: Columns | None = None
+    metadata_fields: Columns | None = None
+
+
+class OcrOptions(Shape):
+    """Pages and images without text are read by optical character recognition, where the workers
+    have that."""
+
+    languages: (
+        Annotated[list[FullLine], Field(fail_fast=True, min_length=1, max_length=16)] | None
+    ) = None
+    """As the program names them (`kor`, `eng`); those of the workers' settings without any."""
+
+
+class LoadOptions(Shape):
+    """How documents are read; each format goes by those that concern it."""
+
+    encoding: Line | None = None
+    """Of all that is text, whatever the documents and their types say of it."""
+    csv: CsvOptions = CsvOptions()
+    html: HtmlOptions = HtmlOptions()
+    json_: JsonOptions = Field(default=JsonOptions(), alias="json")
+    ocr: OcrOptions | None = None
+    """Nothing is recognized without it."""
+
+
 class _Source(Shape):
-    """`metadata` is added to that of the job, and `splitter` stands for the job's."""
+    """`metadata` is added to that of the job, and everything else stands for the job's."""
 
     metadata: Annotated[Metadata, AfterValidator(nfc_metadata)] | None = None
     splitter: Splitter | None = None
+    encoding: Line | None = None
+    csv: CsvOptions | None = None
+    html: HtmlOptions | None = None
+    json_: JsonOptions | None = Field(default=None, alias="json")
+    ocr: OcrOptions | None = None
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -147,24 +210,10 @@ Source = Annotated[
 ]
 
 
-Columns = Annotated[
-    list[Annotated[Line, AfterValidator(nfc)]], Field(fail_fast=True, max_length=10_000)
-]
-
-
-class CsvOptions(Shape):
-    """How CSV rows become text: which columns are text, which are metadata."""
-
-    encoding: Line | None = None
-    content_columns: Columns | None = None
-    metadata_columns: Columns | None = None
-
-
-class IngestInput(Shape):
+class IngestInput(LoadOptions):
     collection: CollectionName
     sources: Annotated[list[Source], Field(fail_fast=True, min_length=1, max_length=SOURCES_LIMIT)]
     splitter: Splitter = Splitter()
-    csv: CsvOptions = CsvOptions()
     on_existing: Literal["skip", "replace"] = "replace"
     """`replace`: changed content replaces the old, unchanged is skipped. `skip`: a source that
     the collection already has is left as it is, whatever its content."""

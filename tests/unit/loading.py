@@ -3,7 +3,7 @@
 import pytest
 
 from shared.errors import DocumentError
-from shared.kinds.ingest import CsvOptions
+from shared.kinds.ingest import CsvOptions, LoadOptions
 from workers.ingest.load import LoadedText, load
 
 KOREAN = (
@@ -19,11 +19,12 @@ def read(
     *,
     content_type: str | None = None,
     csv: CsvOptions | None = None,
+    options: LoadOptions | None = None,
     max_chars: int = LIMIT_CHARS,
 ) -> LoadedText:
-    loaded = load(
-        data, name=name, content_type=content_type, csv=csv or CsvOptions(), max_chars=max_chars
-    )
+    if options is None:
+        options = LoadOptions(csv=csv or CsvOptions())
+    loaded = load(data, name=name, content_type=content_type, options=options, max_chars=max_chars)
     for passage in loaded.passages:
         end = passage.start + len(passage.text)
         assert loaded.text[passage.start : end] == passage.text

@@ -30,7 +30,7 @@ def test_wide_text_without_a_mark_is_recognized_in_every_language(text: str, enc
     message = refusal(text.encode(encoding))
     assert f"{encoding[:6].upper()} without a byte order mark" in message
     assert f"charset={encoding}" in message
-    assert f"--csv-encoding {encoding}" in message
+    assert f"--encoding {encoding}" in message
 
 
 @pytest.mark.parametrize("name", NAMES)

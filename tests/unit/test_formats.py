@@ -1,15 +1,25 @@
 """Every format of files is complete: its record, its loader, and what is derived from them."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 
+from shared.errors import Cancelled, DocumentError
 from shared.formats import FORMATS, Format, suffixes
-from shared.kinds.ingest import CsvOptions
+from shared.kinds.ingest import LoadOptions
 from sluice.sources import SUPPORTED
 from tests.unit.loading import read
-from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument
+from workers.ingest.formats.loader import (
+    DocumentKey,
+    DocumentParts,
+    Loader,
+    PassageKey,
+    RawDocument,
+    RawPassage,
+)
 from workers.ingest.load import load, loader_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,11 +77,65 @@ STAMPED = Loader(load=_load_stamped, example=b"STAMP\0text", example_text="text"
 
 def test_a_format_of_bytes_may_be_known_by_its_first_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     stamped = Format(
-        "Stamped", [".stamped"], ["application/x-stamped"], f"{__name__}:STAMPED", magic=b"STAMP\0"
+        "Stamped",
+        [".stamped"],
+        ["application/x-stamped"],
+        f"{__name__}:STAMPED",
+        is_text=False,
+        signatures=[b"STAMP\0"],
     )
     monkeypatch.setitem(FORMATS, stamped.name, stamped)
-    loaded = load(
-        STAMPED.example, name="upload", content_type=None, csv=CsvOptions(), max_chars=100
-    )
+    loaded = load(STAMPED.example, name="upload", content_type=None, max_chars=100)
     assert loaded.text == "text"
     assert loaded.metadata == {"media_type": "application/x-stamped"}
+
+
+FAILURES = {
+    "cannot be read as Failing (ValueError: no such table)": ValueError("no\nsuch  table"),
+    "cannot be read as Failing (KeyError: 3). It may be damaged": KeyError(3),
+    "nested too deeply": RecursionError("maximum recursion depth exceeded"),
+    "takes more memory": MemoryError(),
+    "lack a package: No module named 'failing'. Install sluice[failing]": ModuleNotFoundError(
+        "No module named 'failing'", name="failing"
+    ),
+    "its own words": DocumentError("a.failing: its own words"),
+}
+
+
+def _load_failing(document: RawDocument) -> DocumentParts:
+    def passages() -> Iterator[RawPassage]:
+        yield "a passage", {}
+        raise FAILURES[document.content.decode()]
+
+    if document.options.encoding:
+        raise FAILURES[document.content.decode()]
+    return DocumentParts(passages=passages())
+
+
+FAILING = Loader(load=_load_failing, example=b"", example_text="")
+
+
+@pytest.mark.parametrize("message", FAILURES)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_whatever_a_loader_raises_names_the_document(
+    monkeypatch: pytest.MonkeyPatch, message: str, at_once: bool
+) -> None:
+    failing = Format("Failing", [".failing"], ["x/f"], f"{__name__}:FAILING", extra="failing")
+    monkeypatch.setitem(FORMATS, failing.name, failing)
+    with pytest.raises(DocumentError) as caught:
+        read(message.encode(), "a.failing", options=LoadOptions(encoding="x" if at_once else None))
+    assert caught.value.message.startswith("a.failing: ")
+    assert message in caught.value.message
+
+
+def test_what_stops_a_step_stops_a_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = Format("Failing", [".failing"], ["x/f"], f"{__name__}:FAILING")
+    monkeypatch.setitem(FORMATS, failing.name, failing)
+    for stop in (SoftTimeLimitExceeded(), Cancelled("the job was cancelled")):
+        monkeypatch.setitem(FAILURES, "stop", stop)
+        with pytest.raises(type(stop)):
+            read(b"stop", "a.failing")
+
+
+def test_keys_of_documents_and_of_passages_are_other_ones() -> None:
+    assert not {key.value for key in DocumentKey} & {key.value for key in PassageKey}

@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from shared.errors import DocumentError
-from shared.kinds.ingest import CsvOptions, Splitter, SplitterType
+from shared.kinds.ingest import CsvOptions, LoadOptions, Splitter, SplitterType
 from workers.ingest.load import LoadedText, TextPassage, Window, load, split
 
 DOUBLINGS = 3
@@ -59,7 +59,13 @@ def assert_linear(action_of: Callable[[int], Callable[[], object]], size: int = 
 def load_all(data: bytes, name: str, options: CsvOptions | None = None) -> Callable[[], object]:
     def action() -> None:
         with contextlib.suppress(DocumentError):
-            load(data, name=name, content_type=None, csv=options or CsvOptions(), max_chars=10**8)
+            load(
+                data,
+                name=name,
+                content_type=None,
+                options=LoadOptions(csv=options or CsvOptions()),
+                max_chars=10**8,
+            )
 
     return action
 

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from shared.errors import ConfigurationError
-from shared.kinds.ingest import CsvOptions, Splitter, SplitterType
+from shared.kinds.ingest import Splitter, SplitterType
 from workers.ingest import load as tokens
 from workers.ingest.formats import markdown
 from workers.ingest.load import LoadedText, Piece, TextPassage, Window, least_pieces, load, split
@@ -129,9 +129,7 @@ def test_a_paragraph_gap_of_many_lines_stays_in_the_piece() -> None:
 
 
 def test_rows_are_never_joined_and_keep_their_metadata() -> None:
-    loaded = load(
-        b"a,b\n1,x\n2,y\n", name="t.csv", content_type=None, csv=CsvOptions(), max_chars=99
-    )
+    loaded = load(b"a,b\n1,x\n2,y\n", name="t.csv", content_type=None, max_chars=99)
     pieces = pieces_of(loaded, Splitter())
     assert [(piece.text, piece.start, piece.metadata) for piece in pieces] == [
         ("a: 1\nb: x", 0, {"row": 1}),

@@ -1,16 +1,17 @@
 """A document's bytes -> its text, and the pieces of it that become chunks.
 
-`load` finds the format (`shared/formats.py`: by suffix, then media type, then first bytes, else
-plain text), and has its loader make text of the bytes. Whatever it returns can be stored: it is in
-Unicode's normal form C (NFC), line ends are `\n`, and NUL characters and lone surrogates, which
-Postgres refuses, have become U+FFFD. Whatever it cannot use is a `DocumentError` that names the
-document and the remedy. No network, no database, no splitting.
+`load` finds the format (`formats/sniffing.py`), and has its loader make text of the bytes. Whatever
+it returns can be stored: it is in Unicode's normal form C (NFC), line ends are `\n`, and NUL
+characters and lone surrogates, which Postgres refuses, have become U+FFFD. Whatever it cannot use
+is a `DocumentError` that names the document and the remedy, also where a library fails. No network,
+no database, no splitting.
 
 Offsets count code points of that text. Plain text and Markdown are otherwise unchanged; HTML is
 rendered (`html.py`); every row of a CSV (`tables.py`) and every element of a JSON array or line of
 JSON Lines (`records.py`) is a passage, with a blank line between two.
 """
 
+import logging
 import re
 import sys
 import unicodedata
@@ -18,27 +19,38 @@ from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from email.message import Message
 from functools import cache, lru_cache, partial
-from pathlib import PurePosixPath
 from pkgutil import resolve_name
 from typing import Any, Final, NamedTuple
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from tokenizers import Tokenizer
 
-from shared.bounds import Metadata
-from shared.errors import ConfigurationError, DocumentError
-from shared.formats import FORMATS, PLAIN_TEXT, Format
-from shared.kinds.ingest import CsvOptions, Splitter, SplitterType
+from shared.bounds import Metadata, cut
+from shared.errors import ConfigurationError, DocumentError, SluiceError
+from shared.formats import Format
+from shared.kinds.ingest import LoadOptions, Splitter, SplitterType
 from workers.ingest.formats import markdown
-from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument, too_long
+from workers.ingest.formats.loader import (
+    DocumentKey,
+    DocumentParts,
+    Loader,
+    PassageKey,
+    RawDocument,
+    too_long,
+)
+from workers.ingest.formats.sniffing import format_of, split_content_type
 from workers.ingest.formats.text import storable
 
-LOADER_VERSION = 5
+log = logging.getLogger(__name__)
+
+LOADER_VERSION = 6
 """Raise it when loading or splitting gives something else than before, so that it is redone: a
 source that is ingested again is then replaced, though its bytes are the same."""
 PASSAGE_GAP: Final = "\n\n"
+NO_OPTIONS: Final = LoadOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,47 +71,67 @@ class LoadedText:
     metadata: Metadata
 
 
-# Refused by name, before a byte is looked at. Any other unknown extension (.log, .rst, .py) may
-# well be text, and is read as text if its bytes are.
-_UNSUPPORTED_EXTENSIONS: Final = (
-    ".7z .aac .avi .bin .bmp .bz2 .dll .doc .docm .docx .eml .epub .exe .flac .gif .gz .hwp .hwpx "
-    ".ico .jar .jpeg .jpg .key .m4a .mkv .mov .mp3 .mp4 .msg .numbers .odp .ods .odt .ogg .otf "
-    ".pages .parquet .pdf .png .ppt .pptx .rar .rtf .so .sqlite .tar .tgz .tif .tiff .ttf .wav "
-    ".webm .webp .whl .xls .xlsb .xlsm .xlsx .xz .zip .zst"
-)
-_UNSUPPORTED: Final = frozenset(_UNSUPPORTED_EXTENSIONS.split())
-_UNSUPPORTED_TYPES: Final = ("image/", "audio/", "video/", "font/", "application/pdf")
-
-
 def load(
     data: bytes | str,
     *,
     name: str,
     content_type: str | None,
-    csv: CsvOptions,
     max_chars: int,
+    options: LoadOptions = NO_OPTIONS,
     max_passages: int = sys.maxsize,
 ) -> LoadedText:
-    """Read one document. Raises `DocumentError`.
+    """Read one document. Raises `DocumentError`, whatever is wrong with it.
 
     `data` may be a string (text sent inline): nothing is decoded then, and an extension in `name`
     that is unknown or unsupported means plain text, since the name is only a label. Each passage
     becomes at least one chunk, so `max_passages` is how many of these the document may have.
     """
-    media, charset = _content_type(content_type)
-    format_ = _format(name, media, data)
+    format_ = format_of(name, content_type, data)
     if not data.strip():
         raise DocumentError(f"{name}: is empty. There is nothing to ingest; leave it out.")
     document = RawDocument(
         name=name,
         data=data,
-        charset=charset,
-        csv=csv,
+        charset=split_content_type(content_type)[1],
+        options=options,
         max_chars=max_chars,
         max_passages=max_passages,
     )
-    parts = loader_of(format_).load(document)
-    return _assemble(document, parts, media_type=format_.media_types[0])
+    with _document_errors(name, format_):
+        parts = loader_of(format_).load(document)
+        return _assemble(document, parts, media_type=format_.media_types[0])
+
+
+@contextmanager
+def _document_errors(name: str, format_: Format) -> Iterator[None]:
+    """Whatever a loader or its library raises says which document cannot be read. What stops the
+    step passes."""
+    try:
+        yield
+    except (SluiceError, SoftTimeLimitExceeded):
+        raise
+    except ImportError as error:
+        extra = f"sluice[{format_.extra or 'worker'}]"
+        raise DocumentError(
+            f"{name}: {format_.name} cannot be read, for the workers lack a package: {error}. "
+            f"Install {extra} where they run."
+        ) from error
+    except MemoryError as error:
+        raise DocumentError(
+            f"{name}: takes more memory to read as {format_.name} than there is. Divide it."
+        ) from error
+    except RecursionError as error:
+        raise DocumentError(
+            f"{name}: is nested too deeply to be read as {format_.name}. Flatten it, or save it "
+            "in another format."
+        ) from error
+    except Exception as error:
+        log.info("%s: not read as %s", name, format_.name, exc_info=True)
+        reason = cut(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+        raise DocumentError(
+            f"{name}: cannot be read as {format_.name} ({reason}). It may be damaged: open it in "
+            "the program that made it, and save it again."
+        ) from error
 
 
 def whole_text(text: str, *, name: str) -> LoadedText:
@@ -120,11 +152,11 @@ def loader_of(format_: Format) -> Loader:
 
 def form(name: str, content_type: str | None, data: bytes | str) -> tuple[str, ...]:
     """What decides about the text that the bytes become, beside them."""
-    media, charset = _content_type(content_type)
+    media_type, charset = split_content_type(content_type)
     try:
-        media_type = _format(name, media, data).media_types[0]
+        media_type = format_of(name, content_type, data).media_types[0]
     except DocumentError:
-        media_type = media or ""  # loading will say what is wrong
+        media_type = media_type or ""  # loading will say what is wrong
     is_plain = isinstance(data, str) or charset in (None, "utf-8", "utf8")
     return media_type, ("" if is_plain else str(charset))
 
@@ -153,42 +185,8 @@ def _assemble(document: RawDocument, parts: DocumentParts, *, media_type: str) -
     return LoadedText(
         text=PASSAGE_GAP.join(passage.text for passage in passages),
         passages=tuple(passages),
-        metadata=_storable_metadata({"media_type": media_type, **parts.metadata}),
+        metadata=_storable_metadata({DocumentKey.MEDIA_TYPE: media_type, **parts.metadata}),
     )
-
-
-def _format(name: str, media: str | None, data: bytes | str) -> Format:
-    """Raises `DocumentError` for files whose name or type says that they cannot be read."""
-    suffix = PurePosixPath(name.replace("\\", "/")).suffix.lower()
-    for format_ in FORMATS.values():
-        if suffix in format_.suffixes:
-            return format_
-    is_inline = isinstance(data, str)
-    supported = ", ".join(suffix for format_ in FORMATS.values() for suffix in format_.suffixes)
-    if not is_inline and suffix in _UNSUPPORTED:
-        raise DocumentError(
-            f"{name}: {suffix} files are not supported. Convert it to one of {supported}."
-        )
-    for format_ in FORMATS.values():
-        if media in format_.media_types:
-            return format_
-    if not is_inline and media and media.startswith(_UNSUPPORTED_TYPES):
-        raise DocumentError(
-            f"{name}: the type {media} is not supported. Convert it to one of {supported}."
-        )
-    for format_ in FORMATS.values():
-        if isinstance(data, bytes) and format_.magic and data.startswith(format_.magic):
-            return format_
-    return PLAIN_TEXT
-
-
-def _content_type(value: str | None) -> tuple[str | None, str | None]:
-    """`text/html; charset=euc-kr` -> the type and the charset."""
-    if not value:
-        return None, None
-    header = Message()
-    header["content-type"] = value.replace("\r", " ").replace("\n", " ")
-    return header.get_content_type(), header.get_content_charset()
 
 
 def _storable_metadata(metadata: Metadata) -> Metadata:
@@ -394,7 +392,7 @@ def _sections(
         yield 0, text, metadata
         return
     for section in markdown.sections(text):
-        own = metadata | {"heading": section.heading} if section.heading else metadata
+        own = metadata | {PassageKey.HEADING: section.heading} if section.heading else metadata
         yield section.start, text[section.start : section.end], own
 
 

@@ -29,12 +29,13 @@ from shared.errors import Cancelled, DocumentError, NotFound, Permanent
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
-from shared.kinds.ingest import CsvOptions, IngestInput, Splitter, SplitterType
+from shared.kinds.ingest import IngestInput, LoadOptions, Splitter, SplitterType
 from shared.tables import Chunk, Collection, File, Job
 from shared.vocabulary import OPEN, Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_in_ledger
+from workers.ingest.formats.loader import PassageKey
 from workers.ingest.indexing import NewPostings, merge_soon
 from workers.ingest.load import (
     LOADER_VERSION,
@@ -142,8 +143,9 @@ def parts_of(claim: Claim) -> list[ChunkRange]:
 
 # From a source of an ingest job to the content of a version: read, load, split, hash.
 
-_NOTED = frozenset({"row", "item", "line", "heading"})
+_NOTED = frozenset(key.value for key in PassageKey)
 """What loading and splitting note of a passage, unless the job's own metadata has it."""
+_OPTIONS = frozenset(LoadOptions().model_dump())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +156,7 @@ class IngestRequest:
     collection_id: UUID
     model: str
     splitter: Splitter
-    csv: CsvOptions
+    options: LoadOptions
     skip_existing: bool
     metadata: Metadata
     passage_prompt: str = ""
@@ -170,27 +172,35 @@ class IngestRequest:
             collection_id=collection.id,
             model=collection.embedding_model,
             splitter=Splitter.model_validate(settings["splitter"]),
-            csv=CsvOptions.model_validate(settings["csv"]),
+            options=LoadOptions.model_validate(
+                {key: value for key, value in settings.items() if key in _OPTIONS}
+            ),
             skip_existing=settings["on_existing"] == "skip",
             metadata=settings["metadata"],
         )
 
     def of_source(self, source: Mapping[str, Any]) -> "IngestRequest":
         """With what the source has of its own."""
+        own = {key: value for key in _OPTIONS if (value := source.get(key)) is not None}
         metadata, splitter = source.get("metadata"), source.get("splitter")
-        if not metadata and splitter is None:
+        if not metadata and splitter is None and not own:
             return self
+        options = self.options
+        if own:
+            options = LoadOptions.model_validate(options.model_dump(mode="json") | own)
         return replace(
             self,
             metadata={**self.metadata, **(metadata or {})},
             splitter=self.splitter if splitter is None else Splitter.model_validate(splitter),
+            options=options,
         )
 
     def content_hash(self, data: bytes, form: tuple[str, ...]) -> str:
         """Of the bytes and of everything else that decides chunks, vectors and metadata."""
         recipe = [
             LOADER_VERSION, self.model, self.passage_prompt, self.metadata, form,
-            self.splitter.model_dump(mode="json"), self.csv.model_dump(mode="json"),
+            self.splitter.model_dump(mode="json"),
+            self.options.model_dump(mode="json", exclude_defaults=True),
         ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
         digest.update(data)
@@ -326,7 +336,7 @@ def load_source(process: Process, options: IngestRequest, raw: Raw) -> LoadedTex
         raw.data if raw.text is None else raw.text,
         name=raw.name,
         content_type=raw.content_type,
-        csv=options.csv,
+        options=options.options,
         max_chars=process.settings.max_document_chars,
         max_passages=process.settings.max_document_chunks,
     )

@@ -2,13 +2,53 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from shared.bounds import Metadata
 from shared.errors import DocumentError
-from shared.kinds.ingest import CsvOptions
+from shared.kinds.ingest import LoadOptions
+
+
+class DocumentKey(StrEnum):
+    """What loaders note of a document as a whole, under the same key in every format."""
+
+    MEDIA_TYPE = "media_type"
+    """Noted of every document, by `load`."""
+    ENCODING = "encoding"
+    """Of documents that are text."""
+    TITLE = "title"
+    AUTHOR = "author"
+    LANGUAGE = "language"
+    """As BCP 47 has it, such as `ko`."""
+    DATE = "date"
+    """When it was written or published: a date, or a date and time, of ISO 8601."""
+    URL = "url"
+    """Where it was read, or where the page itself says that it lies."""
+
+
+class PassageKey(StrEnum):
+    """What loaders note of a passage, under the same key in every format; all count from 1."""
+
+    PAGE = "page"
+    SLIDE = "slide"
+    SHEET = "sheet"
+    """The name of a sheet of a workbook."""
+    ROW = "row"
+    ITEM = "item"
+    """Of an array."""
+    LINE = "line"
+    """The first one of a passage."""
+    PART = "part"
+    """The title or else the name of a part of a book."""
+    HEADING = "heading"
+    """The path of headings above a passage, outermost first: `Guide > Install`."""
+    START_S = "start_s"
+    """When it begins, in seconds from the beginning of a recording; may be a fraction."""
+    END_S = "end_s"
+
 
 RawPassage = tuple[str, Metadata]
-"""The text of a passage, and what is noted of it alone."""
+"""The text of a passage, and what is noted of it alone. No chunk is of two passages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +62,7 @@ class RawDocument:
     """A string where the client sent text in the request."""
     charset: str | None
     """What the content type says; often wrong."""
-    csv: CsvOptions
+    options: LoadOptions
     max_chars: int
     max_passages: int
 
@@ -45,8 +85,10 @@ class DocumentParts:
 @dataclass(frozen=True, kw_only=True)
 class Loader:
     """`load` takes time and memory linear in the size of the document, and raises `DocumentError`
-    with the document's name and what to do about it. Its passages may hold what cannot be stored
-    (NUL, lone surrogates, other normal forms): that is mended behind it.
+    with the document's name and what to do about it. Any other error, such as one of a library,
+    becomes a `DocumentError` behind it that can say no more than that the document cannot be read.
+    Its passages may hold what cannot be stored (NUL, lone surrogates, other normal forms): that is
+    mended behind it.
 
     `example` is a small document, and `example_text` what becomes of it.
     """

@@ -190,7 +190,7 @@ def rows(
 
 
 def load(document: RawDocument, *, delimiter: str | None = None) -> DocumentParts:
-    options = document.csv
+    options = document.options.csv
     text, metadata = text_of(
         document, encoding=options.encoding, hint="Save it as UTF-8, or set csv.encoding."
     )

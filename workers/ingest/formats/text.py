@@ -203,7 +203,8 @@ def text_of(
     decoded = decode(
         document.data,
         name=document.name,
-        encoding=encoding,
+        encoding=encoding or document.options.encoding,
+        option="csv.encoding" if encoding else "encoding",
         declared=[document.charset, *declared],
         hint=hint,
     )
@@ -242,10 +243,12 @@ def decode(
     *,
     name: str,
     encoding: str | None = None,
+    option: str = "encoding",
     declared: Sequence[str | None] = (),
     hint: str,
 ) -> Decoded:
-    """`encoding` is binding; those `declared`, the weightiest first, are believed after UTF-8.
+    """`encoding`, which the `option` of that name has, is binding; those `declared`, the weightiest
+    first, are believed after UTF-8.
 
     `hint` ends the error's remedy.
     """
@@ -255,7 +258,7 @@ def decode(
     if encoding is not None:
         if not _is_wide(encoding):
             _refuse_nul(data, name)
-        return _strict(data, encoding, name=name, why=f"csv.encoding is {encoding!r}")
+        return _strict(data, encoding, name=name, why=f"{option} is {encoding!r}")
     labels = [label for label in declared if label]
     for label in labels:
         # A page whose bytes say "utf-16" in ASCII is not UTF-16 (the HTML standard says the same).
@@ -423,8 +426,8 @@ def _unmarked(name: str, codec: str) -> DocumentError:
     kind = codec[: len("utf-16")].upper()
     return DocumentError(
         f"{name}: looks like {kind} without a byte order mark ({codec}). Save the file as UTF-8, "
-        f"or name the encoding: --csv-encoding {codec} (csv.encoding) for CSV, and charset={codec} "
-        "in the content type of the upload for anything else."
+        f"or name the encoding: `encoding` of the job or of the source (--encoding {codec}), or "
+        f"charset={codec} in the content type of the upload."
     )
 
 

@@ -1,0 +1,220 @@
+"""Which format a document has: what its bytes say, then its name, then its media type.
+
+Bytes that are no text are known by their signature (puremagic), ZIP archives and OLE compound files
+by what is in them: a `.docx` that is a PDF is read as PDF. A text hardly says what it is, so of
+texts the suffix of the name counts first, unless it belongs to a format that is no text; then the
+media type, then how the text begins. What is left is plain text. Only the beginning and the table
+of contents of a document are looked at.
+"""
+
+import io
+import re
+import struct
+import zipfile
+from collections.abc import Iterator
+from email.message import Message
+from functools import cache
+from pathlib import PurePosixPath
+from typing import Final
+
+import puremagic
+
+from shared.errors import DocumentError
+from shared.formats import FORMATS, PLAIN_TEXT, Format
+
+# Files that Sluice does not read, by their names. Any other unknown suffix may well be text, and is
+# read as text if its bytes are.
+_UNSUPPORTED_SUFFIXES: Final = (
+    ".7z .aac .apk .avi .bin .bmp .bz2 .dll .doc .docm .docx .eml .epub .exe .flac .gif .gz .hwp "
+    ".hwpx .ico .jar .jpeg .jpg .key .m4a .mkv .mov .mp3 .mp4 .msg .msi .numbers .odp .ods .odt "
+    ".ogg .otf .pages .parquet .pdf .png .ppt .pptx .rar .rtf .so .sqlite .tar .tgz .tif .tiff "
+    ".ttf .wav .webm .webp .whl .xls .xlsb .xlsm .xlsx .xz .zip .zst"
+)
+_UNSUPPORTED: Final = frozenset(_UNSUPPORTED_SUFFIXES.split())
+_UNSUPPORTED_TYPES: Final = ("image/", "audio/", "video/", "font/", "application/pdf")
+
+_ZIP: Final = b"PK\x03\x04"
+_EMPTY_ZIP: Final = b"PK\x05\x06"
+_OLE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_SAMPLE_BYTES: Final = 4096
+_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+# Line ends, tabs, page breaks, and the escapes of terminals and of ISO-2022.
+_CONTROLS: Final = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
+_MEMBERS_LIMIT: Final = 4096
+"""So many members of a ZIP archive are looked at, and members of documents come early in it."""
+_END_BYTES: Final = 22 + 0xFFFF
+_MIMETYPE_BYTES: Final = 256
+_SURE: Final = 0.3
+"""Of a signature of three bytes; shorter ones fit texts of two bytes a character, too."""
+
+
+def format_of(name: str, content_type: str | None, data: bytes | str) -> Format:
+    """Raises `DocumentError` for documents that cannot be read, by what they are, by name or type.
+
+    A string was sent as text, and its name is only a label.
+    """
+    suffix = PurePosixPath(name.replace("\\", "/")).suffix.lower()
+    media_type, _ = split_content_type(content_type)
+    by_name, by_type = _by_suffix(suffix), _by_media_type(media_type)
+    if isinstance(data, str):
+        return next((f for f in (by_name, by_type) if f is not None and f.is_text), PLAIN_TEXT)
+    if is_binary(data):
+        return _binary(name, suffix, media_type, data, by_name or by_type)
+    if by_name is not None and by_name.is_text:
+        return by_name
+    begins = _by_beginning(data)
+    if by_name is not None:
+        if begins is None:
+            raise DocumentError(
+                f"{name}: is plain text, and no {by_name.name}. If that is right, give it a name "
+                "that ends with .txt; otherwise save it again."
+            )
+        return begins
+    if begins is None and suffix in _UNSUPPORTED:
+        raise _unsupported(name, f"{suffix} files are not supported")
+    if by_type is not None and by_type.is_text:
+        return by_type
+    if begins is None and media_type and media_type.startswith(_UNSUPPORTED_TYPES):
+        raise _unsupported(name, f"the type {media_type} is not supported")
+    return begins or PLAIN_TEXT
+
+
+def _binary(
+    name: str, suffix: str, media_type: str | None, data: bytes, expected: Format | None
+) -> Format:
+    """The format of bytes that are no text; plain text, whose decoder says what they are, where
+    nothing better is known."""
+    known = _by_content(data)
+    if known is not None:
+        return known
+    if expected is not None:
+        # A damaged document, which its loader finds out; or a text in an encoding with zeros.
+        return expected
+    if suffix in _UNSUPPORTED:
+        raise _unsupported(name, f"{suffix} files are not supported")
+    if media_type and media_type.startswith(_UNSUPPORTED_TYPES):
+        raise _unsupported(name, f"the type {media_type} is not supported")
+    return PLAIN_TEXT
+
+
+def split_content_type(value: str | None) -> tuple[str | None, str | None]:
+    """`text/html; charset=euc-kr` -> the type and the charset."""
+    if not value:
+        return None, None
+    header = Message()
+    header["content-type"] = value.replace("\r", " ").replace("\n", " ")
+    return header.get_content_type(), header.get_content_charset()
+
+
+def is_binary(data: bytes) -> bool:
+    """Whether the beginning of the bytes is no text in an encoding without zeros; or whether it is
+    that of a format that is no text, though written with letters, such as PDF."""
+    sample = data[:_SAMPLE_BYTES]
+    if sample.startswith(_MARKS):
+        return False
+    return _CONTROLS.search(sample) is not None or _by_signature(sample) is not None
+
+
+def _by_suffix(suffix: str) -> Format | None:
+    return next((f for f in FORMATS.values() if suffix in f.suffixes), None)
+
+
+def _by_media_type(media_type: str | None) -> Format | None:
+    return next((f for f in FORMATS.values() if media_type in f.media_types), None)
+
+
+def _by_signature(sample: bytes) -> Format | None:
+    for format_ in FORMATS.values():
+        if not format_.is_text and sample.startswith(tuple(format_.signatures)):
+            return format_
+    return None
+
+
+def _by_beginning(data: bytes) -> Format | None:
+    """The format of a text."""
+    sample = data[:_SAMPLE_BYTES].removeprefix(_MARKS[0]).lstrip().lower()
+    for format_ in FORMATS.values():
+        signatures = tuple(signature.lower() for signature in format_.signatures)
+        if format_.is_text and sample.startswith(signatures):
+            return format_
+    return None
+
+
+def _by_content(data: bytes) -> Format | None:
+    if (format_ := _by_signature(data[:_SAMPLE_BYTES])) is not None:
+        return format_
+    if data.startswith((_ZIP, _EMPTY_ZIP)):
+        return _by_zip_members(data) or _by_media_type("application/zip")
+    if data.startswith(_OLE):
+        for format_ in FORMATS.values():
+            if any(stream.encode("utf-16-le") in data for stream in format_.ole_streams):
+                return format_
+        return None
+    try:
+        guesses = puremagic.magic_string(data[:_SAMPLE_BYTES] + data[-_SAMPLE_BYTES:])
+    except (puremagic.PureError, ValueError):
+        return None
+    for guess in guesses:  # the surest first
+        if guess.confidence < _SURE:
+            break
+        for format_ in (_by_media_type(guess.mime_type or None), _by_suffix(guess.extension)):
+            # What it takes for a text is one with zeros; and it cannot look into these archives.
+            if format_ is not None and not (
+                format_.is_text or format_.zip_members or format_.ole_streams
+            ):
+                return format_
+    return None
+
+
+def _by_zip_members(data: bytes) -> Format | None:
+    names = list(_zip_members(data))
+    if "mimetype" in names and len(names) < _MEMBERS_LIMIT:
+        media_type = _mimetype(data)
+        format_ = _by_media_type(media_type)
+        if format_ is not None:
+            return format_
+    for format_ in FORMATS.values():
+        prefixes = tuple(format_.zip_members)
+        if prefixes and any(name.startswith(prefixes) for name in names):
+            return format_
+    return None
+
+
+def _mimetype(data: bytes) -> str:
+    """What the member `mimetype` says, which OpenDocument, EPUB and HWPX have."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open("mimetype") as member:
+            return member.read(_MIMETYPE_BYTES).decode("ascii", "replace").strip()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, OSError, EOFError):
+        return ""  # damaged or encrypted, which the loader says
+
+
+def _zip_members(data: bytes) -> Iterator[str]:
+    """The first names in the central directory (APPNOTE.TXT 4.3.12 and 4.3.16); none where there is
+    no sound one. Without `zipfile`, which reads all of it, and that may be millions."""
+    end = data.rfind(_EMPTY_ZIP, max(0, len(data) - _END_BYTES))
+    if end < 0 or end + 22 > len(data):
+        return
+    size, offset = struct.unpack_from("<II", data, end + 12)
+    at = end - size  # also where something stands before the archive
+    if not 0 <= at < end:
+        at = offset
+    for _ in range(_MEMBERS_LIMIT):
+        if data[at : at + 4] != b"PK\x01\x02" or at + 46 > len(data):
+            return
+        name_bytes, extra_bytes, comment_bytes = struct.unpack_from("<HHH", data, at + 28)
+        yield data[at + 46 : at + 46 + name_bytes].decode("utf-8", "replace")
+        at += 46 + name_bytes + extra_bytes + comment_bytes
+
+
+def _unsupported(name: str, what: str) -> DocumentError:
+    return DocumentError(f"{name}: {what}. Convert it to one of {_supported_suffixes()}.")
+
+
+@cache
+def _suffixes(formats: tuple[Format, ...]) -> str:
+    return ", ".join(suffix for format_ in formats for suffix in format_.suffixes)
+
+
+def _supported_suffixes() -> str:
+    return _suffixes(tuple(FORMATS.values()))
