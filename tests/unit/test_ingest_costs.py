@@ -118,6 +118,9 @@ TABLES: dict[str, Make] = {
     "all delimiters": lines("a,b;c\td|e\n"),
     "one delimiter in each row": lines("a,b\na;b\na\tb\na|b\n"),
     "equal signs": lines("=", first="sep"),
+    "comments": lines("# x\n", first="a,b\n"),
+    "comments with delimiters": lines("# x, y\n1,2\n", first="# a, b\n"),
+    "comments with quotes": lines('# "x, y\n1,"2"\n', first="a,b\n"),
 }
 
 

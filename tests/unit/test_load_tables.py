@@ -302,3 +302,59 @@ def test_a_choice_of_columns_that_are_not_there_lists_some() -> None:
     message = refusal(f"{header}\n{header}\n", "a.csv", csv=CsvOptions(content_columns=["x"]))
     assert "'c0', 'c1'" in message
     assert "and 480 more" in message
+
+
+# Comments
+
+
+@pytest.mark.parametrize(
+    ("data", "comment", "row"),
+    [
+        ("# by Mina\na,b\nx,1\n", "# by Mina", "a: x\nb: 1"),
+        ("# by Mina\n# on Monday\na,b,c\nx,y,z\n", "# by Mina\n# on Monday", "a: x\nb: y\nc: z"),
+        ("# by Mina, for Joon\na,b\nx,1\n", "# by Mina, for Joon", "a: x\nb: 1"),
+        ("# by Mina, for Joon\na,b\nx,y\n", "# by Mina, for Joon", "a: x\nb: y"),
+        ("# 부서; 총무\n이름;나이\n김하나;41\n", "# 부서; 총무", "이름: 김하나\n나이: 41"),
+        ("a,b\n# a remark\nx,1\n", "# a remark", "a: x\nb: 1"),
+        ("a,b\n# one, two, three\nx,1\n", "# one, two, three", "a: x\nb: 1"),
+        ('a,b\n# an "open, "quote, here\nx,1\n', '# an "open, "quote, here', "a: x\nb: 1"),
+        ("a\tb\nx\t1\n# the end\n", "# the end", "a: x\nb: 1"),
+        ("a,b\n#\nx,1\n#end\n", "#\n#end", "a: x\nb: 1"),
+        ('a,b\n# x\n"p\n# q",1\n', "# x", "a: p\n# q\nb: 1"),
+    ],
+)
+def test_comments_are_a_passage_of_their_own(data: str, comment: str, row: str) -> None:
+    assert texts(data) == [comment, row]
+
+
+@pytest.mark.parametrize(
+    ("data", "row"),
+    [
+        ("#,name\n1,Mina\n2,Joon\n", "#: 1\nname: Mina"),
+        ("#name,age\nMina,41\nJoon,35\n", "#name: Mina\nage: 41"),
+        ("# id, name\n1, Mina\n2, Joon\n", "# id: 1\nname: Mina"),
+        ("#name,city\nMina,Seoul\nJoon,Busan\n", "#name: Mina\ncity: Seoul"),
+        ("tag,n\n#red,1\n#blue,2\n", "tag: #red\nn: 1"),
+        ('text,n\n"# A\n# B",1\n', "text: # A\n# B\nn: 1"),
+        ("text\n# A\nB\n", "text: # A"),
+    ],
+)
+def test_a_hash_is_also_a_name_and_a_value(data: str, row: str) -> None:
+    assert texts(data)[0] == row
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [
+        (",,\n1,2,3\n4,5,6\n", ["column 1: 1\ncolumn 2: 2\ncolumn 3: 3"]),
+        (";;\nLamp;12;x\nFan;7;y\n", ["column 1: Lamp\ncolumn 2: 12\ncolumn 3: x"]),
+        (",,\nname,2023,2024\nLamp,1,2\n", ["name: Lamp\n2023: 1\n2024: 2"]),
+        (",,\nReport,,\nname,n,city\nLamp,1,x\n", ["Report", "name: Lamp\nn: 1\ncity: x"]),
+    ],
+)
+def test_a_header_without_any_name(data: str, rows: list[str]) -> None:
+    assert texts(data)[: len(rows)] == rows
+
+
+def test_the_end_of_a_dos_file_is_no_row() -> None:
+    assert texts(b"a,b\r\n1,2\r\n\x1a") == ["a: 1\nb: 2"]

@@ -6,7 +6,9 @@ the header. Quoted fields may hold line ends, in the header too. Quotes inside a
 or, if the file is only then a table, written with a backslash (Spark, MySQL). A row of another
 length is an error that names its line; nothing is padded or cut. Lines of one field above the
 header (titles) and, after a blank line, below the rows (notes) become passages of their own,
-where it is plain that they are such, and are else an error that says what to do.
+where it is plain that they are such, and are else an error that says what to do. Lines that begin
+with `#` are comments, and a passage of their own, where the file is a table only without them, or
+where the first of them stands above what is plainly the header.
 
 A row reads "column: value" line by line; empty values, and `\\N`, which is how databases write
 NULL, are left out. A metadata column in which every value is an integer of at most 64 bits, a
@@ -22,7 +24,7 @@ import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, NamedTuple
@@ -42,6 +44,9 @@ _HEAD_RECORDS: Final = 64
 _TITLE_RECORDS: Final = 20
 _RUNS: Final = 64  # with more changes of width this is no table under that delimiter
 _NULL: Final = "\\N"
+_FILE_END: Final = "\x1a"  # which DOS programs write
+_COMMENT: Final = "#"
+_COMMENT_LINE: Final = re.compile(rf"^{_COMMENT}", re.MULTILINE)
 
 _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _DECIMAL: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.([0-9]+))?")
@@ -64,6 +69,8 @@ class _Dialect:
     """Spaces may stand between a delimiter and a quote."""
     escapes: bool = False
     """A backslash before a quote, a delimiter, a line end or a backslash takes it as it is."""
+    comments: bool = False
+    """Lines that begin with `#`, outside of quotes, do not belong to the table."""
 
 
 class _BadQuote(Exception):
@@ -80,7 +87,12 @@ class _Record(NamedTuple):
     fields: list[str]
     length: int
     """Without empty fields at the end; never 0."""
-    after_blank: bool
+    blank_width: int
+    """How many fields the record before it has, all of them empty; 0 if that has text."""
+
+    @property
+    def after_blank(self) -> bool:
+        return self.blank_width > 0
 
 
 @dataclass(kw_only=True)
@@ -120,6 +132,7 @@ class _Scan:
 @dataclass(frozen=True, kw_only=True)
 class _Table:
     reader: "_Reader"
+    comments: list[str]
     titles: list[str]
     header: list[str]
     header_line: int
@@ -178,8 +191,8 @@ def rows(
             for at, type_ in types.items():
                 if row[at]:
                     type_.see(row[at])
-    if table.titles:
-        yield "\n".join(table.titles), {}
+    if titles := table.comments + table.titles:
+        yield "\n".join(titles), {}
     for number, row in enumerate(table.rows(), start=1):
         lines = [f"{columns[at]}: {row[at]}" for at in content if row[at]]
         own: Metadata = {"row": number}
@@ -221,8 +234,12 @@ class _Reader:
 
     def __init__(self, text: str, dialect: _Dialect) -> None:
         self.dialect = dialect
+        self._source = text
+        self.comments: list[str] = []
+        """Those that were met so far."""
         self._line_end = ""
         self._escaped: dict[int, str] = {}
+        self._is_record_open = False
         if dialect.spaces:
             # Behind a closing quote; those before an opening one are the csv module's business.
             sign = re.escape(dialect.delimiter)
@@ -230,6 +247,9 @@ class _Reader:
         if dialect.escapes:
             text = self._without_escapes(text)
         self._text = text
+
+    def under(self, dialect: _Dialect) -> "_Reader":
+        return _Reader(self._source, dialect)
 
     def _without_escapes(self, text: str) -> str:
         """Characters that are nowhere in the text stand for the escaped ones while it is parsed."""
@@ -247,6 +267,18 @@ class _Reader:
         signs = re.escape(self.dialect.delimiter)
         return re.sub(rf'\\(["\\\n{signs}])', lambda escape: stand_ins[escape[1]], text)
 
+    def _without_comments(self, source: Iterable[str]) -> Iterator[str]:
+        """The lines, blank instead of comments, whose quotes are none. Only where the parser asks
+        for the first line of a record can there be one."""
+        self.comments = []
+        self._is_record_open = False
+        for line in source:
+            if not self._is_record_open and line.startswith(_COMMENT):
+                self.comments.append(line.strip().translate(self._escaped))
+                line = "\n"
+            self._is_record_open = True
+            yield line
+
     def fields(self, record: _Record) -> list[str]:
         if not self._escaped:
             return record.fields
@@ -254,8 +286,9 @@ class _Reader:
 
     def records(self) -> Iterator[_Record]:
         """Raises _BadQuote."""
+        source = io.StringIO(self._text, newline="")
         reader = csv.reader(
-            io.StringIO(self._text, newline=""),
+            self._without_comments(source) if self.dialect.comments else source,
             delimiter=self.dialect.delimiter,
             quoting=csv.QUOTE_MINIMAL if self.dialect.quoting else csv.QUOTE_NONE,
             strict=True,
@@ -263,15 +296,19 @@ class _Reader:
         )
         line = 1
         escaped_lines = 0
-        after_blank = False
+        blank_width = 0
+        comments = 0
         try:
             for cells in reader:
+                self._is_record_open = False
                 length = len(cells)
                 while length and not cells[length - 1].strip():
                     length -= 1
                 if length:
-                    yield _Record(line=line, fields=cells, length=length, after_blank=after_blank)
-                after_blank = not length
+                    yield _Record(line=line, fields=cells, length=length, blank_width=blank_width)
+                if len(self.comments) == comments:
+                    blank_width = 0 if length else max(1, len(cells))
+                comments = len(self.comments)
                 if self._line_end:
                     escaped_lines += sum(cell.count(self._line_end) for cell in cells)
                 line = reader.line_num + 1 + escaped_lines
@@ -280,7 +317,7 @@ class _Reader:
 
 
 def _find(text: str, *, name: str, first: str | None, max_rows: int) -> _Table:
-    text, declared = _without_sep_line(text)
+    text, declared = _without_sep_line(text.rstrip(_FILE_END))
     present = [sign for sign in _DELIMITERS if sign in text]
     groups = [present]
     if declared:
@@ -296,13 +333,30 @@ def _find(text: str, *, name: str, first: str | None, max_rows: int) -> _Table:
             ]
             tables = [table for table in map(_table, tried) if table is not None]
             if tables:
-                return max(tables, key=lambda table: (not table.titles, len(table.header)))
-            if variant.quoting:
+                best = max(tables, key=lambda table: (not table.titles, len(table.header)))
+                return _below_comments(best, max_rows) or best
+            if variant.quoting and not variant.comments:
                 scans += tried
         failure = failure or _failure(scans, text=text, name=name, max_rows=max_rows)
     if failure is not None:
         raise failure
     return _one_column(text, name, max_rows)
+
+
+def _below_comments(table: _Table, max_rows: int) -> _Table | None:
+    """The table without the comment that was taken for its header, if it plainly is one."""
+    cells = table.header
+    if table.titles or not cells[0].startswith(_COMMENT):
+        return None
+    dialect = replace(table.reader.dialect, comments=True)
+    scan = _scan(table.reader.under(dialect), max_rows)
+    below = _table(scan)
+    if below is None or below.titles or not _looks_like_header(scan.head[0]):
+        return None
+    delimiter = dialect.delimiter
+    is_prose = delimiter in ",;" and all(cell.startswith(" ") for cell in cells[1:] if cell)
+    is_sure = _has_types(scan.head) or (is_prose and not _is_spaced(scan.head, delimiter))
+    return below if is_sure else None
 
 
 def _one_column(text: str, name: str, max_rows: int) -> _Table:
@@ -320,6 +374,13 @@ def _one_column(text: str, name: str, max_rows: int) -> _Table:
 
 def _variants(text: str, signs: Sequence[str]) -> list[_Dialect]:
     """From the proper reading to the others. The first that makes a rectangle is right."""
+    variants = _quotings(text, signs)
+    if _COMMENT_LINE.search(text):
+        variants += [replace(variant, comments=True) for variant in variants]
+    return variants
+
+
+def _quotings(text: str, signs: Sequence[str]) -> list[_Dialect]:
     if '"' not in text and "\\" not in text:
         return [_Dialect()]
     variants = [_Dialect()]
@@ -392,13 +453,23 @@ def _table(scan: _Scan) -> _Table | None:
     # Spreadsheets pad titles to the width of the table.
     padded = above + _padded_titles(scan.head[above:])
     header = scan.head[padded]
+    has_names = not _is_below_empty_header(header) or padded
     return _Table(
         reader=scan.reader,
+        comments=list(scan.reader.comments),
         titles=[_title(scan.reader, record) for record in scan.head[:padded]],
-        header=scan.reader.fields(header)[: body.high],
-        header_line=header.line,
+        header=scan.reader.fields(header)[: body.high] if has_names else [""] * body.high,
+        header_line=header.line if has_names else header.line - 1,
         notes_line=notes_line,
-        row_count=body.count - (padded - above) - 1,
+        row_count=body.count - (padded - above) - bool(has_names),
+    )
+
+
+def _is_below_empty_header(record: _Record) -> bool:
+    """A row of values below a row as wide without any name. (Above titles such a row is blank.)"""
+    cells = [cell.strip() for cell in record.fields]
+    return record.blank_width == len(cells) > 1 and any(
+        _is_value(cell) and not _YEAR.fullmatch(cell) for cell in cells
     )
 
 
@@ -419,14 +490,19 @@ def _is_header_below_titles(scan: _Scan, above: int, body: _RecordRun) -> bool:
     for title in titles:
         if title.length > 1 and (is_spaced or not _is_spaced([title], ",")):
             return False
-    has_types = any(
-        all(_is_value(row.fields[at]) for row in rest[1:])
-        for at in range(min(len(record.fields) for record in rest))
-        if not _is_value(rest[0].fields[at])
-    )
+    has_types = _has_types(rest)
     if is_spaced:  # sentences with commas look like this
         return has_types or (body.count > 2 and (body.high > 2 or rest[0].after_blank))
     return has_types or body.high > 2 or above > 1 or rest[0].after_blank
+
+
+def _has_types(records: Sequence[_Record]) -> bool:
+    """Whether numbers or dates stand below a name that is none, in some column."""
+    return len(records) > 1 and any(
+        all(_is_value(row.fields[at]) for row in records[1:])
+        for at in range(min(len(record.fields) for record in records))
+        if not _is_value(records[0].fields[at])
+    )
 
 
 def _padded_titles(head: Sequence[_Record]) -> int:
