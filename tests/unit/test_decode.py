@@ -1,12 +1,18 @@
 """Encodings: wide ones, escapes, labels that lie, and which byte an error names."""
 
 import codecs
+import contextlib
+import struct
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from shared.bounds import nfc
 from shared.errors import DocumentError
 from shared.kinds.ingest import CsvOptions
 from tests.unit.loading import KOREAN, read, refusal
+from workers.ingest.formats.text import storable
 
 JAPANESE = "これは日本語の文書です。データベースを使います。検索もできます。"
 CHINESE = "这是一个中文文档。数据库支持事务，所以任务的状态不会丢失。我们可以搜索文件的内容。"
@@ -24,9 +30,35 @@ def written(text: str, name: str) -> str:
     return f'"{text}"' if ".json" in name else text
 
 
+RUSSIAN = "Это русский текст, и он достаточно длинный. Каждый понедельник проверяется склад."
+GREEK = "Αυτό είναι ένα ελληνικό κείμενο αρκετά μεγάλο. Κάθε Δευτέρα ελέγχεται η αποθήκη."
+THAI = "นี่คือเอกสารภาษาไทย ทุกเช้าวันจันทร์จะมีการตรวจสอบสินค้าคงคลัง"
+HINDI = "यह एक हिंदी दस्तावेज़ है। हर सोमवार की सुबह स्टॉक की जाँच की जाती है।"
+VIETNAMESE = "Đây là một văn bản tiếng Việt. Mỗi sáng thứ Hai kho hàng được kiểm tra."
+ARABIC = "هذا نص عربي طويل بما فيه الكفاية. كل صباح يوم الاثنين يتم فحص المخزون."
+FRENCH = "L’été, où l’on va à la plage… Très bien, ça coûte 5 € – déjà élève français."
+TEXTS = [KOREAN, JAPANESE, CHINESE, TAIWANESE, ENGLISH, GERMAN, RUSSIAN, GREEK, THAI, HINDI]
+TEXTS += [VIETNAMESE, ARABIC, FRENCH]
+
+
 @pytest.mark.parametrize("encoding", WIDE)
-@pytest.mark.parametrize("text", [KOREAN, JAPANESE, CHINESE, ENGLISH, GERMAN, "안녕하세요"])
-def test_wide_text_without_a_mark_is_recognized_in_every_language(text: str, encoding: str) -> None:
+@pytest.mark.parametrize("text", TEXTS)
+def test_wide_text_without_a_mark_is_read_in_every_language(text: str, encoding: str) -> None:
+    loaded = read(text.encode(encoding))
+    assert loaded.text == nfc(text)
+    assert loaded.metadata["encoding"] == encoding
+
+
+@pytest.mark.parametrize("encoding", WIDE)
+@pytest.mark.parametrize("label", ["iso-8859-1", "us-ascii", "utf-8", "euc-kr"])
+def test_wide_text_is_read_whatever_its_label(label: str, encoding: str) -> None:
+    data = written(KOREAN + " OK", "a.csv").encode(encoding)
+    assert KOREAN in read(data, "a.csv", content_type=f"text/csv; charset={label}").text
+
+
+@pytest.mark.parametrize("encoding", WIDE)
+@pytest.mark.parametrize("text", ["안녕하세요", "Hi"])
+def test_short_wide_text_is_to_be_named(text: str, encoding: str) -> None:
     message = refusal(text.encode(encoding))
     assert f"{encoding[:6].upper()} without a byte order mark" in message
     assert f"charset={encoding}" in message
@@ -87,7 +119,13 @@ def test_bytes_that_are_no_text_are_not_taken_for_wide_text(data: bytes) -> None
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("text", "encoding"),
-    [(KOREAN, "iso2022_kr"), (JAPANESE, "iso2022_jp"), ("半角ｱｲｳと漢字です", "iso2022_jp_ext")],
+    [
+        (KOREAN, "iso2022_kr"),
+        (JAPANESE, "iso2022_jp"),
+        ("半角ｱｲｳと漢字です", "iso2022_jp_ext"),
+        ("ｱｲｳ", "iso2022_jp_ext"),
+        (KOREAN, "iso2022_jp_2"),
+    ],
 )
 @pytest.mark.parametrize("label", ["", "; charset=us-ascii"])
 def test_iso_2022_is_known_by_its_escapes(name: str, text: str, encoding: str, label: str) -> None:
@@ -208,6 +246,65 @@ def test_utf_8_that_is_called_wide_is_refused() -> None:
     data = "이름,도시\n김하나,서울 \n".encode()
     with pytest.raises(DocumentError, match="is UTF-8, not utf-16-le"):
         read(data, "a.csv", csv=CsvOptions(encoding="utf-16-le"))
+
+
+def test_a_wide_text_that_is_cut_off_names_its_end() -> None:
+    data = (KOREAN + " OK\n").encode("utf-16-le") * 3
+    assert f"offset {len(data) - 2:,}" in refusal(data[:-1])
+    damaged = data[:100] + b"\x00\xd8" + data[100:]
+    assert "byte 0x00 at offset 100 " in refusal(damaged)
+
+
+def test_numbers_are_no_wide_text() -> None:
+    for form, values in [("<32H", range(32)), (">16I", range(16)), ("<64H", range(190, 254))]:
+        assert "NUL byte" in refusal(struct.pack(form, *values))
+
+
+ENCODINGS = (
+    "utf-8 utf-8-sig utf-16 utf-32 utf-7 cp949 euc_kr johab iso2022_kr cp932 shift_jis euc_jp "
+    "iso2022_jp iso2022_jp_2 iso2022_jp_ext gb18030 gbk big5 big5hkscs cp1252 iso8859-1 iso8859-15 "
+    "iso8859-2 cp1250 cp1251 koi8_r cp866 iso8859-5 cp1253 iso8859-7 cp874 cp1256 cp1255 cp1258 "
+    "cp437 cp850 mac_roman utf-16-le utf-16-be utf-32-le utf-32-be"
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(TEXTS),
+    st.sampled_from(ENCODINGS.split()),
+    st.integers(1, 6),
+    st.integers(0, 40),
+    st.sampled_from(["", "us-ascii", "iso-8859-1", "utf-8"]),
+)
+def test_a_text_comes_back_or_is_refused(
+    text: str, encoding: str, times: int, start: int, label: str
+) -> None:
+    """Never another text, whatever the encoding and whatever its label."""
+    text = (text * times)[start:]
+    if encoding == "utf-7" and sum(not char.isascii() for char in text) < 10:
+        return  # ASCII that may as well be meant as it is
+    try:
+        data = text.encode(encoding)
+    except UnicodeEncodeError:
+        return
+    with contextlib.suppress(DocumentError):
+        content_type = f"text/plain; charset={label}" if label else None
+        assert read(data, content_type=content_type).text == storable(text)
+
+
+def test_utf_7_is_known_by_its_escapes() -> None:
+    assert read(KOREAN.encode("utf-7")).text == KOREAN
+    for text in ("1 + 2 +3", "a+b-c", "+82-10-1234-5678", "C++ and a+=1", "q=a+b+c&x=%2B"):
+        assert read(text.encode()).text == text
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("label", ["", "; charset=iso-8859-1", "; charset=euc-kr"])
+def test_johab_is_read(name: str, label: str) -> None:
+    data = written(KOREAN, name).encode("johab")
+    loaded = read(data, name, content_type=f"x/y{label}")
+    assert KOREAN in loaded.text
+    assert loaded.metadata["encoding"] == "johab"
 
 
 def test_hz_is_known_by_its_escapes() -> None:

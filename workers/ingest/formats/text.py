@@ -1,19 +1,21 @@
 """Plain text, and how the bytes of every format that is text are decoded.
 
 `decode` makes text of bytes, or raises a `DocumentError` that says what is wrong and what to do.
-The order: byte order mark, an encoding the caller names, the escapes of ISO-2022, strict UTF-8, the
-encodings that the document declares, Korean CP949 (a superset of EUC-KR), Windows-1252, and last
-`charset-normalizer`. A label is not believed where the bytes are plainly Korean, Japanese or
-Chinese text in another encoding, for most encodings fit any bytes; and those that servers and
-`file` name when they do not know (iso-8859-1, us-ascii, windows-1252) only where the text that
-they give could be one. A guess is taken only when the result looks like real text: a file with
-damaged bytes is an error that names the first bad one under the encoding of the rest, and never
-mojibake. UTF-16 and UTF-32 without a mark are recognized, and read if named.
+The order: byte order mark, an encoding the caller names, the escapes of ISO-2022, HZ and UTF-7,
+strict UTF-8, the encodings that the document declares, Korean CP949 (a superset of EUC-KR) and
+Johab, Windows-1252, and last `charset-normalizer`. A label is not believed where the bytes are
+plainly Korean, Japanese or Chinese text in another encoding, for most encodings fit any bytes; and
+those that servers and `file` name when they do not know (iso-8859-1, us-ascii, windows-1252) only
+where the text that they give could be one. A guess is taken only when the result looks like real
+text: a file with damaged bytes is an error that names the first bad one under the encoding of the
+rest, and never mojibake. UTF-16 and UTF-32 without a mark are read if all of the text makes sense,
+and are else an error that asks for their name.
 """
 
 import codecs
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -92,6 +94,9 @@ _ALIASES = {
     "us-ascii": "cp1252",
     "ascii": "cp1252",
     "hz-gb-2312": "hz",
+    "x-johab": "johab",
+    "ks_c_5601-1992": "johab",
+    "ksc5601-1992": "johab",
 }
 
 # They fit any bytes, and stand for "I do not know" at servers and in what `file` says.
@@ -108,20 +113,28 @@ _ESCAPES: Final = (
     (b"\x1b$)C", ("iso2022_kr",)),
     (b"\x1b$)A", ()),
     (b"\x1b$)G", ()),
+    # ISO-2022-JP-2 has Korean in it, and others have Latin and half-width kana beside Japanese.
+    (b"\x1b$(C", ("iso2022_jp_2", "iso2022_jp_ext")),
     *(
         (mark, ("iso2022_jp", "iso2022_jp_2", "iso2022_jp_ext", "iso2022_jp_3", "iso2022_jp_2004"))
-        for mark in (b"\x1b$B", b"\x1b$@", b"\x1b$(D", b"\x1b$(O", b"\x1b$(Q", b"\x1b$A")
+        for mark in (b"\x1b$B", b"\x1b$@", b"\x1b$(D", b"\x1b$(O", b"\x1b$(Q", b"\x1b$A", b"\x1b(I")
     ),
 )
 _SEVEN_BITS: Final = ("iso2022", "iso-2022", "csiso2022", "hz", "utf-7", "utf7")
 _SAMPLE_BYTES: Final = 65_536
 # Text of the alphabets that people write in, as opposed to bytes that are none.
 _EVERYDAY: Final = re.compile(
-    "[\t\n\r -~\xa0-\u024f\u0370-\u052f\u0590-\u06ff\u0e00-\u0e7f\u2010-\u205e\u20a0-\u20bf"
-    "\u2190-\u22ff\u2460-\u26ff\u3000-\u30ff\u3130-\u318f\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]"
+    "[\t\n\f\r -~\xa0-\u024f\u0300-\u052f\u0531-\u06ff\u0900-\u109f\u10a0-\u10ff\u1780-\u17ff"
+    "\u1e00-\u1fff\u2010-\u205e\u20a0-\u20bf\u2190-\u22ff\u2460-\u26ff\u3000-\u30ff\u3130-\u318f"
+    "\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]"
 )
 # What bytes of another order, or of ASCII in pairs, hardly ever look like.
-_TELLING: Final = re.compile("[\t\n\r -~\uac00-\ud7a3\u3001\u3002\uff0c]")
+_BLOCK_BITS: Final = 7
+_LARGE_SCRIPTS: Final = (("\u3041", "\u30ff"), ("\u3400", "\u9fff"), ("\uac00", "\ud7a3"))
+_ACCENTED: Final = range(1, 5)  # blocks of Latin letters, which stand among those of ASCII
+_FEW_UNITS: Final = 8
+_ASIAN: Final = re.compile("[\u3400-\u9fff\uac00-\ud7a3]")
+_TELLING: Final = re.compile("[\t\n\r -~\u0370-\u1fff\uac00-\ud7a3\u3001\u3002\uff0c]")
 _LIMIT_BAD: Final = 20
 _COMMON_CHINESE: Final = frozenset(
     "的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可"
@@ -264,6 +277,8 @@ def decode(
         # A page whose bytes say "utf-16" in ASCII is not UTF-16 (the HTML standard says the same).
         if _is_wide(label) and (b"\x00" in data or _wide_without_mark(data) is not None):
             return _strict(data, label, name=name, why=f"the document declares {label!r}")
+    if b"\x00" in data and (unmarked := _without_mark(data, name)) is not None:
+        return unmarked
     _refuse_nul(data, name)
     if (escaped := _by_escapes(data, labels, name)) is not None:
         return escaped
@@ -273,6 +288,9 @@ def decode(
         bad = f"byte 0x{data[cause.start]:02x} at offset {cause.start:,} is not valid UTF-8"
         broken = DocumentError(f"{name}: {bad}, and no other encoding fits. {hint}")
         broken.__cause__ = cause
+    with contextlib.suppress(DocumentError):
+        if (unmarked := _without_mark(data, name)) is not None:
+            return unmarked
     # Many programs say utf-8 whatever they send; what is not, is told from its bytes.
     known = [
         (label, codec)
@@ -290,8 +308,8 @@ def decode(
             f"{name}: byte 0x{data[offset]:02x} at offset {offset:,} is damaged: the rest reads as "
             f"{codec}, and it does not fit. {hint}"
         ) from broken
-    if not _is_damaged_utf8(data) and (wide := _wide_without_mark(data)) is not None:
-        raise _unmarked(name, wide) from broken
+    if not _is_damaged_utf8(data) and (unmarked := _without_mark(data, name)) is not None:
+        return unmarked
     raise broken
 
 
@@ -300,26 +318,56 @@ def _by_labels(data: bytes, known: Sequence[tuple[str, str]], name: str) -> Deco
     if not known:
         return None
     plain = _plainly(data)
-    exact = [(label, codec) for label, codec in known if codec not in _CATCH_ALL]
-    for _, codec in exact:
-        with contextlib.suppress(UnicodeDecodeError):
-            labelled = Decoded(text=_text(data, codec), encoding=codec)
-            is_plausible = _PLAUSIBLE.get(codec)
-            if plain is None or (is_plausible is not None and is_plausible(labelled.text)):
-                return labelled
+    believable: list[tuple[str, str]] = []
+    for label, codec in known:
+        if codec in _CATCH_ALL:
+            continue
+        is_plausible = _PLAUSIBLE.get(codec)
+        try:
+            text = _text(data, codec)
+        except UnicodeDecodeError:
+            believable.append((label, codec))
+            continue
+        if is_plausible is not None and is_plausible(text):
+            return Decoded(text=text, encoding=codec)
+        if is_plausible is None or not _is_mixed(text):
+            if plain is None:
+                return Decoded(text=text, encoding=codec)
+            believable.append((label, codec))
     if plain is not None:
         return plain
     guess = _guess(data)
     if guess is not None and guess.encoding == "cp949":
         return guess  # whatever the label: this is Korean text beyond doubt
-    label, codec = (exact or known)[0]
-    if not exact:
+    catch_all = next((pair for pair in known if pair[1] in _CATCH_ALL), None)
+    if believable:
+        label, codec = believable[0]
+    elif catch_all is not None:
+        label, codec = catch_all
         if guess is not None and guess.encoding not in _SINGLE_BYTE:
             return guess
         with contextlib.suppress(UnicodeDecodeError):
             if _is_damaged_utf8(data) or _is_no_latin(data.decode(codec)):
                 return guess
+    else:
+        return guess
     return _strict(data, codec, name=name, why=f"the document declares {label!r}")
+
+
+def _is_mixed(text: str) -> bool:
+    """Whether no script has most of the characters, as where bytes of another encoding are read in
+    pairs."""
+    high: list[str] = _HIGH.findall(text)
+    scripts = Counter(map(_script, high))
+    return len(high) >= _SOME_CHARS and 2 * max(scripts.values()) < len(high)
+
+
+def _script(char: str) -> int:
+    """A number for the script of a character: one for each of the large ones."""
+    for first, last in _LARGE_SCRIPTS:
+        if first <= char <= last:
+            return -ord(first)
+    return ord(char) >> _BLOCK_BITS
 
 
 def _plainly(data: bytes) -> Decoded | None:
@@ -431,20 +479,42 @@ def _unmarked(name: str, codec: str) -> DocumentError:
     )
 
 
+def _without_mark(data: bytes, name: str) -> Decoded | None:
+    """Text in units of two or four bytes; None if it is none. Raises `DocumentError` where it seems
+    to be such a text and does not make sense."""
+    codec = _wide_without_mark(data)
+    if codec is None:
+        return None
+    decoded = _strict(data, codec, name=name, why="it looks like that, without a byte order mark")
+    if len(decoded.text) < _FEW_UNITS or not _is_plain(decoded.text):
+        raise _unmarked(name, codec)
+    return decoded
+
+
+def _is_plain(text: str) -> bool:
+    """Whether all of a text is of alphabets that people write in. Syllables and characters of Asian
+    languages, which any two bytes may be, have to be those that are frequent."""
+    if len(_EVERYDAY.findall(text)) < 0.99 * len(text):
+        return False
+    if _ASIAN.search(text) is not None:
+        return _is_korean(text) or _is_japanese(text) or _is_chinese(text)
+    # Numbers in pairs of bytes look like letters of all alphabets; texts are mostly in one.
+    blocks = Counter(ord(char) >> _BLOCK_BITS for char in text if char.isalpha())
+    most = max((n for block, n in blocks.items() if block not in _ACCENTED), default=0)
+    return 2 * most >= blocks.total() > 0
+
+
 def _wide_without_mark(data: bytes) -> str | None:
     """The codec of text in units of two or four bytes that has no mark; None if it is none."""
     sample = data[:_SAMPLE_BYTES]
-    plain = len(sample) - len(sample.translate(None, bytes(range(32, 127)) + b"\t\n\r"))
+    plain = len(sample) - len(sample.translate(None, bytes(range(32, 127))))
     if plain > 0.8 * len(sample) and sample.count(0) < 0.2 * len(sample):
         return None  # ASCII with some NULs in it; its pairs would look like Chinese
     best: tuple[float, str] | None = None
     for codec in _WIDE:
-        if len(data) % (4 if codec.startswith("utf-32") else 2):
+        if b"\x00" not in sample and len(data) % (4 if codec.startswith("utf-32") else 2):
             continue
-        try:
-            text = codecs.getincrementaldecoder(codec)().decode(sample)
-        except UnicodeDecodeError:
-            continue
+        text = codecs.getincrementaldecoder(codec)("replace").decode(sample)
         telling = len(_TELLING.findall(text))
         if len(_EVERYDAY.findall(text)) < 0.95 * len(text) or telling < 0.05 * len(text):
             continue
@@ -465,7 +535,12 @@ def _by_escapes(data: bytes, labels: Sequence[str], name: str) -> Decoded | None
             text = data.decode("hz")
             if len(_HIGH.findall(text)) >= _SOME_CHARS and _is_chinese(text):
                 return Decoded(text=text, encoding="hz")
-    if b"\x1b$" not in data:
+    if b"+" in data:
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode("utf-7")
+            if len(_HIGH.findall(text)) >= _SOME_CHARS and _is_plain(text):
+                return Decoded(text=text, encoding="utf-7")
+    if b"\x1b$" not in data and b"\x1b(I" not in data:
         return None
     codecs_ = next((codecs_ for mark, codecs_ in _ESCAPES if mark in data), None)
     if codecs_ is None:
@@ -592,6 +667,7 @@ _SEVERAL_BYTES: Final[tuple[tuple[str, Callable[[str], bool]], ...]] = (
     ("euc_jp", _is_japanese),
     ("gb18030", _is_chinese),
     ("big5hkscs", _is_chinese),
+    ("johab", _is_korean),
 )
 _PLAUSIBLE: Final[dict[str, Callable[[str], bool]]] = {
     **dict(_SEVERAL_BYTES),
