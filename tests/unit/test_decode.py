@@ -264,7 +264,7 @@ ENCODINGS = (
     "utf-8 utf-8-sig utf-16 utf-32 utf-7 cp949 euc_kr johab iso2022_kr cp932 shift_jis euc_jp "
     "iso2022_jp iso2022_jp_2 iso2022_jp_ext gb18030 gbk big5 big5hkscs cp1252 iso8859-1 iso8859-15 "
     "iso8859-2 cp1250 cp1251 koi8_r cp866 iso8859-5 cp1253 iso8859-7 cp874 cp1256 cp1255 cp1258 "
-    "cp437 cp850 mac_roman utf-16-le utf-16-be utf-32-le utf-32-be"
+    "utf-16-le utf-16-be utf-32-le utf-32-be"
 )
 
 
