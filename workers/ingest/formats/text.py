@@ -656,7 +656,8 @@ def _is_no_latin(text: str) -> bool:
     odd = len(_MISPLACED.findall(_HIGH_RUN.sub(" ", text)))
     for run in _HIGH_RUN.findall(text):
         letters = sum(map(len, _LETTERS.findall(run)))
-        if letters >= _LETTERS_IN_A_ROW or 0 < letters < len(run):
+        is_word = run.islower() or run.isupper() or run.istitle()
+        if letters >= _LETTERS_IN_A_ROW or 0 < letters < len(run) or not is_word:
             odd += len(run)
     return odd >= _FEW_CHARS and odd > 0.4 * high
 
