@@ -353,6 +353,48 @@ class Version(Base):
     )
 
 
+class RemoteDocument(Base):
+    """Where a document was read that lies elsewhere, and what its server said of it then."""
+
+    __tablename__ = "remote_documents"
+
+    collection_id: Mapped[UUID] = mapped_column(
+        ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True
+    )
+    source: Mapped[str] = mapped_column(primary_key=True)
+    """The name of the document."""
+    parent: Mapped[str | None]
+    """The URL of the site or of the folder that it was found in."""
+    url: Mapped[str]
+    etag: Mapped[str | None]
+    modified: Mapped[str | None]
+    """As the server writes it (`Last-Modified`)."""
+    recipe: Mapped[str]
+    """A hash of everything but the bytes that decides the document's content."""
+    content_hash: Mapped[str]
+    """That of the version which came of it."""
+    links: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    """Of a page of a site, where its links lead that may be followed."""
+
+    __table_args__ = (
+        Index(
+            "ix_remote_documents_parent",
+            "collection_id",
+            "parent",
+            postgresql_where=sql("parent IS NOT NULL"),
+        ),
+    )
+
+
+class RemoteHost(Base):
+    """A host that documents are read from: when it may be asked again."""
+
+    __tablename__ = "remote_hosts"
+
+    origin: Mapped[str] = mapped_column(primary_key=True)
+    next_at: Mapped[datetime]
+
+
 class Chunk(Base):
     """A piece of a version's text. Its public id is `chunk_id(version_id, ordinal)`."""
 
@@ -719,8 +761,19 @@ class IngestItem(Base):
     message: Mapped[str | None]
     version_id: Mapped[UUID | None]
     chunks: Mapped[int] = mapped_column(server_default=sql("0"))
+    parent: Mapped[int | None]
+    """The ordinal of the source that the item is a part of, such as a page of a site."""
+    source: Mapped[dict[str, Any] | None]
+    """Of an item that has a parent, what stands for an entry of the job's input."""
 
     __table_args__ = (
+        Index(
+            "ix_ingest_items_parent",
+            "job_id",
+            "parent",
+            "ordinal",
+            postgresql_where=sql("parent IS NOT NULL"),
+        ),
         Index(
             "ix_ingest_items_version_id",
             "version_id",

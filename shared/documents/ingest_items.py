@@ -1,5 +1,8 @@
 """Ingest items: one row for each source of an ingest job, and what became of it.
 
+A source that is many documents, such as a site or an archive, is *expanded*: each document that is
+met in it becomes an item of its own, whose `parent` is the source's, and the source itself is none.
+
 The rows are the job's ledger: progress, result and errors are counted from them. An outcome is
 written once; later ones change nothing, so a step that runs twice counts once.
 """
@@ -14,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import case, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
+from shared.bounds import as_object
 from shared.database.transaction import Transaction
 from shared.jobs import jobs
 from shared.kinds.ingest import IngestDocuments, IngestResult, SourceError
@@ -25,15 +29,29 @@ class Outcome(StrEnum):
     REPLACED = "replaced"
     SKIPPED = "skipped"
     FAILED = "failed"
+    LEFT_OUT = "left_out"
+    """No document: a source that was expanded, or what was met in one and is not to be ingested.
+    It is not counted in the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenItem:
-    """A source that has no outcome yet; `source` is its entry in the job's input."""
+    """A source that has no outcome yet; `source` is its entry in the job's input, or what stands
+    for one."""
 
     ordinal: int
     source: dict[str, Any]
     version_id: UUID | None
+    parent: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOfSource:
+    """A document that was met in a source which is expanded."""
+
+    name: str
+    source: dict[str, Any]
+    """What stands for an entry of the job's input."""
 
 
 def add_all(session: Session, job_id: UUID, names: Sequence[str]) -> None:
@@ -42,17 +60,79 @@ def add_all(session: Session, job_id: UUID, names: Sequence[str]) -> None:
     session.execute(insert(IngestItem), rows)
 
 
+def expand(
+    session: Transaction, job_id: UUID, parent: int, parts: Sequence[PartOfSource]
+) -> list[int]:
+    """Add what was met in a source, in this order; returns the ordinals.
+
+    The job is locked from here on to the commit, so that two steps of it number their parts one by
+    one; documents are locked before.
+    """
+    if not parts:
+        return []
+    jobs.extend_total(session, job_id, len(parts))
+    last = session.scalar(select(func.max(IngestItem.ordinal)).where(IngestItem.job_id == job_id))
+    first = (last or 0) + 1
+    rows = [
+        {
+            "job_id": job_id, "ordinal": first + n, "name": part.name, "parent": parent,
+            "source": part.source,
+        }
+        for n, part in enumerate(parts)
+    ]  # fmt: skip
+    session.execute(insert(IngestItem), rows)
+    return list(range(first, first + len(rows)))
+
+
+def parts(session: Session, job_id: UUID, parent: int) -> list[str]:
+    """The names of all that was met in a source, in order."""
+    names = select(IngestItem.name).where(IngestItem.job_id == job_id, IngestItem.parent == parent)
+    return list(session.scalars(names.order_by(IngestItem.ordinal)))
+
+
+def open_parts(session: Session, job_id: UUID, parent: int, *, limit: int) -> list[OpenItem]:
+    """The first ones of a source that have neither an outcome nor a version."""
+    rows = session.execute(
+        select(IngestItem.ordinal, IngestItem.source)
+        .where(
+            IngestItem.job_id == job_id,
+            IngestItem.parent == parent,
+            IngestItem.outcome.is_(None),
+            IngestItem.version_id.is_(None),
+        )
+        .order_by(IngestItem.ordinal)
+        .limit(limit)
+    )
+    return [
+        OpenItem(ordinal=ordinal, source=as_object(source), version_id=None, parent=parent)
+        for ordinal, source in rows
+    ]
+
+
+def note_source(session: Session, job_id: UUID, ordinal: int, source: dict[str, Any]) -> None:
+    """Change what stands for a part's entry in the input."""
+    session.execute(
+        update(IngestItem)
+        .where(IngestItem.job_id == job_id, IngestItem.ordinal == ordinal)
+        .values(source=source)
+    )
+
+
 def still_open(session: Session, job_id: UUID, ordinals: Sequence[int]) -> list[OpenItem]:
     rows = session.execute(
         text("""
-            SELECT i.ordinal, j.input -> 'sources' -> i.ordinal AS source, i.version_id
+            SELECT i.ordinal, i.version_id, i.parent,
+                   coalesce(i.source, j.input -> 'sources' -> i.ordinal) AS source
             FROM ingest_items i JOIN jobs j ON j.id = i.job_id
             WHERE i.job_id = :job_id AND i.ordinal = ANY(:ordinals) AND i.outcome IS NULL
             ORDER BY i.ordinal
         """),
         {"job_id": job_id, "ordinals": list(ordinals)},
     )
-    return [OpenItem(ordinal=n, source=source, version_id=v) for n, source, v in rows]
+    return [
+        OpenItem(ordinal=n, source=source, version_id=version_id, parent=parent)
+        for n, version_id, parent, source in rows
+    ]
 
 
 def hold(session: Session, job_id: UUID, ordinals: Sequence[int]) -> set[int]:
@@ -259,7 +339,9 @@ def result(session: Session, job_id: UUID) -> dict[str, Any]:
         .order_by(IngestItem.ordinal)
     )
     return IngestResult(
-        documents=IngestDocuments(**{o.value: counts.get(o.value, 0) for o in Outcome}),
+        documents=IngestDocuments(
+            **{name: counts.get(name, 0) for name in IngestDocuments.model_fields}
+        ),
         chunks=sum(chunks or 0 for _, _, chunks in rows),
         errors=[
             SourceError(source=name, message=message or "not processed; please report this")

@@ -461,6 +461,17 @@ def set_total(session: Transaction, job_id: UUID, total: int, unit: str) -> None
     _publish_progress(session, job_id, 0, total, unit)
 
 
+def extend_total(session: Transaction, job_id: UUID, more: int) -> None:
+    """There is more to do than was known; the job is locked until the commit."""
+    row = session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(progress_total=func.coalesce(Job.progress_total, 0) + literal(more))
+        .returning(Job.progress_done, Job.progress_total, Job.progress_unit)
+    ).one()
+    _publish_progress(session, job_id, row.progress_done, row.progress_total, row.progress_unit)
+
+
 def advance(session: Transaction, job_id: UUID, done: int) -> None:
     """Count `done` more units as done."""
     row = session.execute(
