@@ -91,7 +91,6 @@ def _real_text() -> list[str]:
     for path in pages():
         loaded = load(
             path.read_bytes(), name=path.name, content_type="text/html",
-            max_chars=10**7, max_passages=10**5,
         )  # fmt: skip
         chunks += [
             loaded.text[n : n + CHUNK_CHARS] for n in range(0, len(loaded.text), CHUNK_CHARS)

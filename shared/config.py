@@ -476,6 +476,8 @@ class IngestSettings(RoleSettings):
     max_document_chunks: PositiveInt = 100_000
     max_document_metadata_chars: PositiveInt = 50_000_000
     max_job_chunks: PositiveInt = 1_000_000
+    load_limit_s: PositiveFloat = 120
+    load_memory_mib: Annotated[int, Field(ge=256, le=2**20)] = 2048
 
 
 class SearchSettings(RoleSettings):

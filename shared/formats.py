@@ -54,6 +54,7 @@ FORMATS: dict[str, Format] = {
             [".html", ".htm", ".xhtml", ".xht"],
             ["text/html", "application/xhtml+xml"],
             "workers.ingest.formats.html:HTML",
+            is_isolated=True,
         ),
         Format(
             "CSV", [".csv"], ["text/csv", "application/csv"], "workers.ingest.formats.tables:CSV"

@@ -122,7 +122,6 @@ def _texts() -> Iterator[str]:
     for path in pages():
         loaded = load(
             path.read_bytes(), name=path.name, content_type="text/html",
-            max_chars=10**7, max_passages=10**5,
         )  # fmt: skip
         yield loaded.text
     squad = DATA / "xquad.en.json"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from shared.config import IngestSettings
 from shared.errors import DocumentError
 from shared.kinds.ingest import CsvOptions, LoadOptions
 from workers.ingest.load import LoadedText, load
@@ -24,7 +25,13 @@ def read(
 ) -> LoadedText:
     if options is None:
         options = LoadOptions(csv=csv or CsvOptions())
-    loaded = load(data, name=name, content_type=content_type, options=options, max_chars=max_chars)
+    loaded = load(
+        data,
+        name=name,
+        content_type=content_type,
+        options=options,
+        settings=IngestSettings.model_construct(max_document_chars=max_chars),
+    )
     for passage in loaded.passages:
         end = passage.start + len(passage.text)
         assert loaded.text[passage.start : end] == passage.text

@@ -85,7 +85,7 @@ def test_a_format_of_bytes_may_be_known_by_its_first_bytes(monkeypatch: pytest.M
         signatures=[b"STAMP\0"],
     )
     monkeypatch.setitem(FORMATS, stamped.name, stamped)
-    loaded = load(STAMPED.example, name="upload", content_type=None, max_chars=100)
+    loaded = load(STAMPED.example, name="upload", content_type=None)
     assert loaded.text == "text"
     assert loaded.metadata == {"media_type": "application/x-stamped"}
 

@@ -14,6 +14,7 @@ from functools import cache
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from shared.config import IngestSettings
 from shared.errors import DocumentError
 from shared.kinds.ingest import CsvOptions, LoadOptions, Splitter, SplitterType
 from workers.ingest.load import LoadedText, TextPassage, Window, load, split
@@ -56,6 +57,9 @@ def assert_linear(action_of: Callable[[int], Callable[[], object]], size: int = 
     raise AssertionError(f"{2**DOUBLINGS} times the input takes {large / small:.0f} times the work")
 
 
+LARGE = IngestSettings.model_construct(max_document_chars=10**8, max_document_chunks=10**8)
+
+
 def load_all(data: bytes, name: str, options: CsvOptions | None = None) -> Callable[[], object]:
     def action() -> None:
         with contextlib.suppress(DocumentError):
@@ -64,7 +68,7 @@ def load_all(data: bytes, name: str, options: CsvOptions | None = None) -> Calla
                 name=name,
                 content_type=None,
                 options=LoadOptions(csv=options or CsvOptions()),
-                max_chars=10**8,
+                settings=LARGE,
             )
 
     return action

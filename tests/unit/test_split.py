@@ -129,7 +129,7 @@ def test_a_paragraph_gap_of_many_lines_stays_in_the_piece() -> None:
 
 
 def test_rows_are_never_joined_and_keep_their_metadata() -> None:
-    loaded = load(b"a,b\n1,x\n2,y\n", name="t.csv", content_type=None, max_chars=99)
+    loaded = load(b"a,b\n1,x\n2,y\n", name="t.csv", content_type=None)
     pieces = pieces_of(loaded, Splitter())
     assert [(piece.text, piece.start, piece.metadata) for piece in pieces] == [
         ("a: 1\nb: x", 0, {"row": 1}),

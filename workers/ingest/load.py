@@ -13,7 +13,6 @@ JSON Lines (`records.py`) is a passage, with a blank line between two.
 
 import logging
 import re
-import sys
 import unicodedata
 from array import array
 from bisect import bisect_left
@@ -22,13 +21,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
+from math import isfinite
 from pkgutil import resolve_name
 from typing import Any, Final, NamedTuple
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from tokenizers import Tokenizer
 
-from shared.bounds import Metadata, cut
+from shared.bounds import INT64_MAX, Metadata, cut
+from shared.config import IngestSettings
 from shared.errors import ConfigurationError, DocumentError, SluiceError
 from shared.formats import Format
 from shared.kinds.ingest import LoadOptions, Splitter, SplitterType
@@ -51,6 +52,7 @@ LOADER_VERSION = 6
 source that is ingested again is then replaced, though its bytes are the same."""
 PASSAGE_GAP: Final = "\n\n"
 NO_OPTIONS: Final = LoadOptions()
+DEFAULTS: Final = IngestSettings.model_construct()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,21 +72,39 @@ class LoadedText:
     passages: tuple[TextPassage, ...]
     metadata: Metadata
 
+    def as_json(self) -> dict[str, Any]:
+        """For another process; the text is in it once."""
+        return {
+            "text": self.text,
+            "passages": [(p.start, len(p.text), p.metadata) for p in self.passages],
+            "metadata": self.metadata,
+        }
+
+    @classmethod
+    def of_json(cls, value: dict[str, Any]) -> "LoadedText":
+        text = value["text"]
+        return cls(
+            text=text,
+            passages=tuple(
+                TextPassage(text=text[start : start + length], start=start, metadata=metadata)
+                for start, length, metadata in value["passages"]
+            ),
+            metadata=value["metadata"],
+        )
+
 
 def load(
     data: bytes | str,
     *,
     name: str,
     content_type: str | None,
-    max_chars: int,
     options: LoadOptions = NO_OPTIONS,
-    max_passages: int = sys.maxsize,
+    settings: IngestSettings = DEFAULTS,
 ) -> LoadedText:
     """Read one document. Raises `DocumentError`, whatever is wrong with it.
 
     `data` may be a string (text sent inline): nothing is decoded then, and an extension in `name`
-    that is unknown or unsupported means plain text, since the name is only a label. Each passage
-    becomes at least one chunk, so `max_passages` is how many of these the document may have.
+    that is unknown or unsupported means plain text, since the name is only a label.
     """
     format_ = format_of(name, content_type, data)
     if not data.strip():
@@ -94,8 +114,7 @@ def load(
         data=data,
         charset=split_content_type(content_type)[1],
         options=options,
-        max_chars=max_chars,
-        max_passages=max_passages,
+        settings=settings,
     )
     with _document_errors(name, format_):
         parts = loader_of(format_).load(document)
@@ -118,7 +137,8 @@ def _document_errors(name: str, format_: Format) -> Iterator[None]:
         ) from error
     except MemoryError as error:
         raise DocumentError(
-            f"{name}: takes more memory to read as {format_.name} than there is. Divide it."
+            f"{name}: takes more memory to read as {format_.name} than there is "
+            "(SLUICE_LOAD_MEMORY_MIB). Divide it."
         ) from error
     except RecursionError as error:
         raise DocumentError(
@@ -150,15 +170,13 @@ def loader_of(format_: Format) -> Loader:
     return loader
 
 
-def form(name: str, content_type: str | None, data: bytes | str) -> tuple[str, ...]:
+def form(format_: Format | None, content_type: str | None, data: bytes | str) -> tuple[str, ...]:
     """What decides about the text that the bytes become, beside them."""
     media_type, charset = split_content_type(content_type)
-    try:
-        media_type = format_of(name, content_type, data).media_types[0]
-    except DocumentError:
-        media_type = media_type or ""  # loading will say what is wrong
+    if format_ is not None:
+        media_type = format_.media_types[0]
     is_plain = isinstance(data, str) or charset in (None, "utf-8", "utf8")
-    return media_type, ("" if is_plain else str(charset))
+    return media_type or "", ("" if is_plain else str(charset))
 
 
 def _assemble(document: RawDocument, parts: DocumentParts, *, media_type: str) -> LoadedText:
@@ -197,14 +215,22 @@ def _storable_metadata(metadata: Metadata) -> Metadata:
         copy = 2
         while key in renamed or (key != base and key in metadata):
             key, copy = f"{base} ({copy})", copy + 1
-        renamed[key] = _storable_value(value)
+        if value is not None:
+            renamed[key] = _storable_value(value)
     return renamed
 
 
 def _storable_value(value: Any) -> Any:
+    """Libraries hand on what they read: dates, decimals, numbers that are none."""
     if isinstance(value, list):
         return [_storable_value(item) for item in value]
-    return storable(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, bool) or (isinstance(value, int) and abs(value) <= INT64_MAX):
+        return int(value) if type(value) not in (bool, int) else value
+    if isinstance(value, float) and isfinite(value):
+        return float(value)
+    return storable(str(value))
 
 
 # A loaded document -> the pieces that become chunks, each an exact slice of the document's

@@ -36,6 +36,7 @@ from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_in_ledger
 from workers.ingest.formats.loader import PassageKey
+from workers.ingest.formats.sniffing import format_of
 from workers.ingest.indexing import NewPostings, merge_soon
 from workers.ingest.load import (
     LOADER_VERSION,
@@ -48,6 +49,7 @@ from workers.ingest.load import (
     whole_text,
 )
 from workers.ingest.load import load as load_document
+from workers.ingest.reader import reader_of
 from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.store import Entry, store_of
@@ -219,6 +221,8 @@ class Raw:
     content_hash: str
     is_chunk: bool = False
     """Whether it is a chunk as it is, which is neither read as a format nor split."""
+    is_isolated: bool = False
+    """Whether it is read in a process of its own."""
 
 
 def source_name(
@@ -270,7 +274,12 @@ def read_source(
             )
         data, content_type = files.read(process.storage, upload), upload.content_type
     is_chunk = source["type"] == "chunk"
-    form_ = form(name, content_type, data if text is None else text)
+    content = data if text is None else text
+    try:
+        format_ = format_of(name, content_type, content)
+    except DocumentError:
+        format_ = None  # loading will say what is wrong
+    form_ = form(format_, content_type, content)
     return Raw(
         name=name,
         data=data,
@@ -278,6 +287,7 @@ def read_source(
         content_type=content_type,
         content_hash=options.content_hash(data, ("one chunk",) if is_chunk else form_),
         is_chunk=is_chunk,
+        is_isolated=format_ is not None and format_.is_isolated,
     )
 
 
@@ -328,17 +338,26 @@ def _chars(metadata: Metadata) -> int:
     )
 
 
-def load_source(process: Process, options: IngestRequest, raw: Raw) -> LoadedText:
+def load_source(context: Context, options: IngestRequest, raw: Raw) -> LoadedText:
     """Raises DocumentError, naming the document and the remedy."""
+    process = context.process
     if raw.is_chunk:
         return whole_text(raw.text or "", name=raw.name)
+    data = raw.data if raw.text is None else raw.text
+    if raw.is_isolated:
+        return reader_of(process).load(
+            data,
+            name=raw.name,
+            content_type=raw.content_type,
+            options=options.options,
+            check=context.check,
+        )
     return load_document(
-        raw.data if raw.text is None else raw.text,
+        data,
         name=raw.name,
         content_type=raw.content_type,
         options=options.options,
-        max_chars=process.settings.max_document_chars,
-        max_passages=process.settings.max_document_chunks,
+        settings=process.settings,
     )
 
 
@@ -773,7 +792,7 @@ def load(context: Context) -> Done:
             if live.get(name) == raw.content_hash:
                 writer.add_skipped(item.ordinal)
             else:
-                loaded = load_source(process, own, raw)
+                loaded = load_source(context, own, raw)
                 writer.add(item.ordinal, content_of(context, own, raw, loaded, embedder))
                 samples[item.ordinal] = _sample(loaded.text, SAMPLE_CHARS // len(todo))
         except (DocumentError, NotFound) as error:

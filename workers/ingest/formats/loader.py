@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shared.bounds import Metadata
+from shared.config import IngestSettings
 from shared.errors import DocumentError
 from shared.kinds.ingest import LoadOptions
 
@@ -63,8 +64,17 @@ class RawDocument:
     charset: str | None
     """What the content type says; often wrong."""
     options: LoadOptions
-    max_chars: int
-    max_passages: int
+    settings: IngestSettings
+
+    @property
+    def max_chars(self) -> int:
+        """Of the text that it becomes."""
+        return self.settings.max_document_chars
+
+    @property
+    def max_passages(self) -> int:
+        """Each becomes at least one chunk."""
+        return self.settings.max_document_chunks
 
     @property
     def content(self) -> bytes:

@@ -1,0 +1,228 @@
+"""Reads documents in processes beside the worker (`reader_child.py`), each with limits of its own.
+
+A document that takes more processor time than SLUICE_LOAD_LIMIT_S, more memory than
+SLUICE_LOAD_MEMORY_MIB, or that crashes a library, is a `DocumentError`, and the worker goes on. A
+step that is to stop stops in the middle of a document, whatever a library is at.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+import orjson
+
+from shared import errors
+from shared.config import IngestSettings, Settings
+from shared.errors import DocumentError, SluiceError
+from shared.kinds.ingest import LoadOptions
+from workers.attempts.process import Process
+from workers.ingest import reader_child
+from workers.ingest.load import LoadedText
+from workers.ingest.reader_child import LENGTHS, Frame, packed
+
+_START_S: Final = 120
+CHECK_S: Final = 0.2
+"""How often a worker that waits for a document looks whether it is to stop."""
+BLOCK_BYTES: Final = 2**20
+_WALL_SHARE: Final = 0.9
+"""Of the time that a step has: what one document may take of it, with other programs that it
+waits for."""
+_KEPT_SHARE: Final = 0.5
+"""A child that has once needed more of the memory that it may have is not kept for the next."""
+_ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TESSDATA_PREFIX")
+"""What a child sees of the worker's environment, in which there are secrets."""
+
+
+class Reader:
+    """Thread-safe: a child for each document that is read at the same time, kept for the next."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._idle: list[_Child] = []
+        self._lock = threading.Lock()
+
+    def load(
+        self,
+        data: bytes | str,
+        *,
+        name: str,
+        content_type: str | None,
+        options: LoadOptions,
+        check: Callable[[], None],
+    ) -> LoadedText:
+        """As `load` does in this process. Raises DocumentError, and what `check` raises."""
+        request = {
+            "name": name,
+            "content_type": content_type,
+            "is_text": isinstance(data, str),
+            "options": options.model_dump(mode="json"),
+        }
+        content = data.encode() if isinstance(data, str) else data
+        (frame,) = self._answer(request, content, check)
+        return LoadedText.of_json(frame.header["loaded"])
+
+    def close(self) -> None:
+        """End the children. A later request starts new ones."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for child in idle:
+            child.end()
+
+    def _answer(
+        self, request: dict[str, Any], data: bytes, check: Callable[[], None]
+    ) -> Iterator[Frame]:
+        """The frames of the answer. A child that has not given all of them is of no more use."""
+        settings = self._settings
+        own = {name: getattr(settings, name) for name in IngestSettings.model_fields}
+        memory_bytes = settings.load_memory_mib * 2**20
+        until = time.monotonic() + _WALL_SHARE * settings.step_soft_limit_s
+        with self._lock:
+            child = self._idle.pop() if self._idle else None
+        child = child or _Child(memory_bytes)
+        is_kept = False
+        try:
+            child.send(request | {"settings": own}, data)
+            while "last" not in (frame := child.receive(until, check)).header:
+                yield frame
+            if "error" in frame.header:
+                name, message = frame.header["error"]
+                is_kept = True
+                raise _ERRORS.get(name, DocumentError)(message)
+            is_kept = frame.header["peak_bytes"] < _KEPT_SHARE * memory_bytes
+            yield frame
+        except _Late:
+            raise DocumentError(self._late(request["name"])) from None
+        except _Ended as ended:
+            raise DocumentError(self._ended(request["name"], ended.code)) from None
+        finally:
+            if is_kept:
+                with self._lock:
+                    self._idle.append(child)
+            else:
+                child.end()
+
+    def _late(self, name: str) -> str:
+        return (
+            f"{name}: takes too long to read, more than {_WALL_SHARE:.0%} of a step "
+            f"(SLUICE_STEP_SOFT_LIMIT_S, {self._settings.step_soft_limit_s} s). Divide it."
+        )
+
+    def _ended(self, name: str, code: int) -> str:
+        settings = self._settings
+        if code == -signal.SIGPROF:
+            return (
+                f"{name}: takes more than {settings.load_limit_s:g} s of processor time to read. "
+                "It may be damaged; otherwise divide it, or raise SLUICE_LOAD_LIMIT_S."
+            )
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return (
+            f"{name}: the program that reads it crashed ({how}). It may be damaged, or need more "
+            f"memory than {settings.load_memory_mib:,} MiB (SLUICE_LOAD_MEMORY_MIB): open it in "
+            "the program that made it, save it again, or divide it."
+        )
+
+
+_ERRORS: Final[dict[str, Callable[[str], SluiceError]]] = {
+    name: class_
+    for name, class_ in vars(errors).items()
+    if isinstance(class_, type) and issubclass(class_, SluiceError)
+}
+
+
+class _Late(Exception):
+    """The answer did not come in time."""
+
+
+class _Ended(Exception):
+    """The child has ended instead of answering."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class _Child:
+    """One running program; for one thread at a time."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        # In a session of its own: a signal to the worker's group is not for it, and what it has
+        # started itself ends with it.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", reader_child.__name__, str(memory_bytes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={
+                **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            },
+            start_new_session=True,
+            bufsize=0,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        self._received = bytearray()
+        try:
+            # The time that starting takes is not the document's.
+            self.receive(time.monotonic() + _START_S, lambda: None)
+        except (_Late, _Ended) as error:
+            self.end()
+            raise RuntimeError(f"{reader_child.__name__} does not start") from error
+
+    def send(self, request: dict[str, Any], data: bytes) -> None:
+        """Raises _Ended."""
+        try:
+            for part in (packed(request, len(data)), data):
+                rest = memoryview(part)
+                while rest:
+                    rest = rest[self._requests.write(rest) :]
+        except OSError:
+            raise self._end_of_it() from None
+
+    def receive(self, until: float, check: Callable[[], None]) -> Frame:
+        """The next frame. Raises _Late, _Ended, and what `check` raises."""
+        header_bytes, data_bytes = LENGTHS.unpack(self._take(LENGTHS.size, until, check))
+        header = orjson.loads(self._take(header_bytes, until, check))
+        return Frame(header, self._take(data_bytes, until, check))
+
+    def _take(self, count: int, until: float, check: Callable[[], None]) -> bytes:
+        received = self._received
+        while len(received) < count:
+            check()
+            if not select.select([self._answers], [], [], CHECK_S)[0]:
+                if time.monotonic() > until:
+                    raise _Late
+                continue
+            block = os.read(self._answers.fileno(), BLOCK_BYTES)
+            if not block:
+                raise self._end_of_it()
+            received += block
+        taken = bytes(received[:count])
+        del received[:count]
+        return taken
+
+    def _end_of_it(self) -> _Ended:
+        return _Ended(self._process.wait())
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._requests, self._answers):
+            with suppress(OSError):
+                pipe.close()
+
+
+def reader_of(process: Process) -> Reader:
+    return process.held(_reader, lambda reader: reader.close())
+
+
+def _reader(process: Process) -> Reader:
+    return Reader(process.settings)

@@ -1,0 +1,105 @@
+"""The program that reads documents for a worker: requests on its standard input, answers on its
+standard output, until the input ends.
+
+Documents come from anywhere, and libraries that read them hang, eat memory and crash. So they are
+read beside the worker (`reader.py`), in a process whose memory is limited, and which ends itself by
+a signal where one document takes more processor time than it may. It has no settings of the worker,
+and so no secrets of it: all that it needs comes with a request.
+
+A frame is two lengths of eight bytes, little-endian, then JSON of the first length and bytes of
+the second. A request is `{"name", "content_type", "is_text", "options", "settings"}` with the
+document's bytes. The last frame of its answer has `last`, and either `loaded` or `error`: the class
+and the message.
+"""
+
+import logging
+import os
+import resource
+import signal
+import struct
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple
+
+import orjson
+
+from shared.config import IngestSettings
+from shared.errors import SluiceError
+from shared.kinds.ingest import LoadOptions
+from workers.ingest.load import LoadedText, load
+
+LENGTHS: Final = struct.Struct("<QQ")
+READY: Final = {"ready": True}
+
+
+class Frame(NamedTuple):
+    header: dict[str, Any]
+    data: bytes
+
+
+def packed(header: dict[str, Any], data_bytes: int) -> bytes:
+    """A frame less its bytes, which follow."""
+    encoded = orjson.dumps(header)
+    return LENGTHS.pack(len(encoded), data_bytes) + encoded
+
+
+def main() -> None:
+    memory_bytes = int(sys.argv[1])
+    # The worker ends it; a key that is pressed in a terminal does not.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.basicConfig(level=logging.WARNING)
+    # What libraries print is no answer.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    _write(answers, READY)
+    while (request := _read(sys.stdin.buffer)) is not None:
+        settings = IngestSettings.model_construct(**request.header["settings"])
+        # Its default action ends the process, also in the middle of what C code does.
+        signal.setitimer(signal.ITIMER_PROF, settings.load_limit_s)
+        answer: dict[str, Any]
+        try:
+            answer = {"loaded": _loaded(request, settings).as_json()}
+        except SluiceError as error:
+            answer = {"error": [type(error).__name__, error.message]}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _write(answers, answer | {"peak_bytes": _peak_bytes(), "last": True})
+
+
+def _peak_bytes() -> int:
+    """Of the memory that this program has had at once. `getrusage` counts that of the worker that
+    started it, too."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _loaded(request: Frame, settings: IngestSettings) -> LoadedText:
+    header = request.header
+    return load(
+        request.data.decode() if header["is_text"] else request.data,
+        name=header["name"],
+        content_type=header["content_type"],
+        options=LoadOptions.model_validate(header["options"]),
+        settings=settings,
+    )
+
+
+def _read(source: BinaryIO) -> Frame | None:
+    lengths = source.read(LENGTHS.size)
+    if len(lengths) < LENGTHS.size:
+        return None
+    header_bytes, data_bytes = LENGTHS.unpack(lengths)
+    header = orjson.loads(source.read(header_bytes))
+    return Frame(header, source.read(data_bytes))
+
+
+def _write(target: BinaryIO, header: dict[str, Any]) -> None:
+    target.write(packed(header, 0))
+    target.flush()
+
+
+if __name__ == "__main__":
+    main()
