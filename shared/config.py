@@ -478,6 +478,10 @@ class IngestSettings(RoleSettings):
     max_job_chunks: PositiveInt = 1_000_000
     load_limit_s: PositiveFloat = 120
     load_memory_mib: Annotated[int, Field(ge=256, le=2**20)] = 2048
+    max_unpacked_mib: Annotated[int, Field(gt=0, le=2**20)] = 512
+    max_unpacked_ratio: PositiveInt = 400
+    ocr_languages: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\+[A-Za-z0-9_]+)*$")] = "kor+eng"
+    ocr_page_limit_s: PositiveFloat = 60
 
 
 class SearchSettings(RoleSettings):

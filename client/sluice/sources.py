@@ -28,6 +28,10 @@ SUPPORTED = frozenset(
     {
         *(".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".xht"),
         *(".csv", ".tsv", ".json", ".jsonl", ".ndjson"),
+        *(".pdf", ".rtf", ".epub", ".hwpx", ".hwp"),
+        *(".docx", ".docm", ".dotx", ".dotm", ".odt", ".ott"),
+        *(".xlsx", ".xlsm", ".xltx", ".xltm", ".xls", ".xlt", ".ods", ".ots"),
+        *(".pptx", ".pptm", ".ppsx", ".ppsm", ".potx", ".potm", ".odp", ".otp"),
     }
 )
 """The suffixes of files that servers of this version read; they have the list in

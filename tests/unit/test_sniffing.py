@@ -13,7 +13,9 @@ ENTRY = "workers.ingest.formats.text:TEXT"
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 ODT = "application/vnd.oasis.opendocument.text"
 PDF = b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n"
-HWP = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500) + "FileHeader".encode("utf-16-le")
+_NAME = "FileHeader\0".encode("utf-16-le")
+# Of a compound file, its mark and an entry of its directory.
+HWP = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504) + _NAME.ljust(64, b"\0") + b"\x16\0"
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +60,11 @@ def test_bytes_say_what_they_are_whatever_they_are_called(
         (b"fLaC\x00\x00\x00\x22" + bytes(100), "x-flac"),
     ):
         assert format_of(name, content_type, data).name == expected
+
+
+def test_a_compound_file_is_no_other_for_a_word_in_it() -> None:
+    words = HWP[:512] + b"the words " + _NAME + bytes(128)
+    assert format_of("upload", None, words) is FORMATS["text"]
 
 
 def test_something_may_stand_before_a_zip_archive() -> None:

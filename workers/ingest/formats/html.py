@@ -28,7 +28,7 @@ from lxml import etree
 
 from shared.errors import DocumentError
 from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument
-from workers.ingest.formats.text import text_of
+from workers.ingest.formats.text import decode, text_of
 
 _CHARSET: Final = re.compile(rb"""<meta[^>]{0,500}?charset\s*=\s*["']?\s*([\w.:-]+)""", re.I)
 _XML_ENCODING: Final = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]+)""")
@@ -105,20 +105,32 @@ def declared_charset(data: bytes) -> str | None:
 def render(text: str, *, name: str) -> HtmlPage:
     """Raises `DocumentError` if the page has no text."""
     root = _parse(text, name=name)
+    page = _page(root)
+    if page is not None:
+        return page
+    if root is not None and root.find(".//{*}frameset") is not None:
+        raise DocumentError(
+            f"{name}: the HTML has no text of its own, only frames. Ingest the pages that it "
+            "shows in them."
+        )
+    raise DocumentError(
+        f"{name}: the HTML has no text in it. If a script builds the page, save the rendered "
+        "page from a browser and ingest that."
+    )
+
+
+def page_within(data: bytes, *, name: str) -> HtmlPage | None:
+    """Of a page that is a part of a document in another format; None where it has no text."""
+    hint = "Save the document again with the program that it comes from."
+    decoded = decode(data, name=name, declared=[declared_charset(data)], hint=hint)
+    return _page(_parse(decoded.text.removeprefix("\ufeff"), name=name))
+
+
+def _page(root: etree._Element | None) -> HtmlPage | None:
     writer = _Writer()
     title = _walk(root, writer) if root is not None else None
-    rendered = writer.text().strip("\n")
-    if not rendered.strip():
-        if root is not None and root.find(".//{*}frameset") is not None:
-            raise DocumentError(
-                f"{name}: the HTML has no text of its own, only frames. Ingest the pages that it "
-                "shows in them."
-            )
-        raise DocumentError(
-            f"{name}: the HTML has no text in it. If a script builds the page, save the rendered "
-            "page from a browser and ingest that."
-        )
-    return HtmlPage(text=rendered, title=title)
+    text = writer.text().strip("\n")
+    return HtmlPage(text=text, title=title) if text.strip() else None
 
 
 def load(document: RawDocument) -> DocumentParts:

@@ -25,17 +25,23 @@ from shared.formats import FORMATS, PLAIN_TEXT, Format
 # Files that Sluice does not read, by their names. Any other unknown suffix may well be text, and is
 # read as text if its bytes are.
 _UNSUPPORTED_SUFFIXES: Final = (
-    ".7z .aac .apk .avi .bin .bmp .bz2 .dll .doc .docm .docx .eml .epub .exe .flac .gif .gz .hwp "
-    ".hwpx .ico .jar .jpeg .jpg .key .m4a .mkv .mov .mp3 .mp4 .msg .msi .numbers .odp .ods .odt "
-    ".ogg .otf .pages .parquet .pdf .png .ppt .pptx .rar .rtf .so .sqlite .tar .tgz .tif .tiff "
-    ".ttf .wav .webm .webp .whl .xls .xlsb .xlsm .xlsx .xz .zip .zst"
+    ".7z .aac .apk .avi .bin .bmp .bz2 .dll .doc .dot .eml .exe .flac .gif .gz .ico .jar .jpeg "
+    ".jpg .key .m4a .mkv .mov .mp3 .mp4 .msg .msi .numbers .ogg .otf .pages .parquet .png .pps "
+    ".ppt .rar .so .sqlite .tar .tgz .tif .tiff .ttf .wav .webm .webp .whl .xlsb .xz .zip .zst"
 )
 _UNSUPPORTED: Final = frozenset(_UNSUPPORTED_SUFFIXES.split())
-_UNSUPPORTED_TYPES: Final = ("image/", "audio/", "video/", "font/", "application/pdf")
+_UNSUPPORTED_TYPES: Final = ("image/", "audio/", "video/", "font/")
+_SUCCESSORS: Final = {
+    **dict.fromkeys((".doc", ".dot", ".pages"), ".docx"),
+    **dict.fromkeys((".pps", ".ppt", ".key"), ".pptx"),
+    **dict.fromkeys((".xlsb", ".numbers"), ".xlsx"),
+}
+"""What the programs that made such documents can save them as."""
 
 _ZIP: Final = b"PK\x03\x04"
 _EMPTY_ZIP: Final = b"PK\x05\x06"
 _OLE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_OLE_ENTRY_BYTES: Final = 128
 _SAMPLE_BYTES: Final = 4096
 _MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 # Line ends, tabs, page breaks, and the escapes of terminals and of ISO-2022.
@@ -147,7 +153,7 @@ def _by_content(data: bytes) -> Format | None:
         return _by_zip_members(data) or _by_media_type("application/zip")
     if data.startswith(_OLE):
         for format_ in FORMATS.values():
-            if any(stream.encode("utf-16-le") in data for stream in format_.ole_streams):
+            if any(_has_ole_stream(data, stream) for stream in format_.ole_streams):
                 return format_
         return None
     try:
@@ -164,6 +170,17 @@ def _by_content(data: bytes) -> Format | None:
             ):
                 return format_
     return None
+
+
+def _has_ole_stream(data: bytes, name: str) -> bool:
+    """By its entry in the directory ([MS-CFB] 2.6.1): the name, zeros, and the length of both."""
+    wide = (name + "\0").encode("utf-16-le")
+    at = data.find(wide)
+    while at >= 0:
+        if at % _OLE_ENTRY_BYTES == 0 and data[at + 64 : at + 66] == struct.pack("<H", len(wide)):
+            return True
+        at = data.find(wide, at + 1)
+    return False
 
 
 def _by_zip_members(data: bytes) -> Format | None:
@@ -208,6 +225,9 @@ def _zip_members(data: bytes) -> Iterator[str]:
 
 
 def _unsupported(name: str, what: str) -> DocumentError:
+    successor = _SUCCESSORS.get(PurePosixPath(name).suffix.lower())
+    if successor is not None:
+        return DocumentError(f"{name}: {what}. Save it as {successor} and ingest that.")
     return DocumentError(f"{name}: {what}. Convert it to one of {_supported_suffixes()}.")
 
 

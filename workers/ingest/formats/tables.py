@@ -177,7 +177,7 @@ def rows(
     # Python refuses fields of more than 128 KiB by default; the document's own limit is enough.
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     table = _find(text, name=name, first=delimiter, max_rows=max_rows)
-    columns = _column_names(table.header)
+    columns = column_names(table.header)
     content = _indices(options.content_columns, columns, "csv.content_columns", name)
     metadata = _indices(options.metadata_columns, columns, "csv.metadata_columns", name) or []
     if content is None:
@@ -525,11 +525,16 @@ def _padded_titles(head: Sequence[_Record]) -> int:
 
 
 def _looks_like_header(record: _Record) -> bool:
-    cells = [cell.strip() for cell in record.fields if cell.strip()]
+    return looks_like_header(record.fields, width=record.length)
+
+
+def looks_like_header(fields: Sequence[str], *, width: int) -> bool:
+    """Whether they may be names of columns, of which there are `width`."""
+    cells = [cell.strip() for cell in fields if cell.strip()]
     names = [cell for cell in cells if not _is_value(cell)]
     return (
         len(cells) >= 2
-        and 2 * len(cells) > record.length
+        and 2 * len(cells) > width
         and len(set(cells)) == len(cells)
         and bool(names)
         and all(_YEAR.fullmatch(cell) for cell in cells if _is_value(cell))
@@ -658,7 +663,7 @@ def _ragged(scan: _Scan, header: _Record, name: str) -> DocumentError:
     )
 
 
-def _column_names(header: Sequence[str]) -> list[str]:
+def column_names(header: Sequence[str]) -> list[str]:
     """Names on one line that are all there and all different: `column 3`, `name (2)`."""
     bases = [_plain(cell) or f"column {at}" for at, cell in enumerate(header, start=1)]
     taken = set(bases)
@@ -692,13 +697,14 @@ def _indices(
     missing = [column for column in selected if column not in indexes]
     if missing:
         raise DocumentError(
-            f"{name}: {setting} names {_listed(missing)}, which the file does not have. Its "
-            f"columns are {_listed(columns)}."
+            f"{name}: {setting} names {named_columns(missing)}, which the file does not have. Its "
+            f"columns are {named_columns(columns)}."
         )
     return [indexes[column] for column in dict.fromkeys(selected)]
 
 
-def _listed(columns: Sequence[str]) -> str:
+def named_columns(columns: Sequence[str]) -> str:
+    """For messages."""
     named = ", ".join(map(repr, columns[:_COLUMNS_NAMED_IN_ERRORS]))
     more = len(columns) - _COLUMNS_NAMED_IN_ERRORS
     return named + (f" and {more:,} more" if more > 0 else "")

@@ -1,0 +1,167 @@
+"""PDF as reportlab writes it: pages, columns, hyphens, Korean, and what cannot be read."""
+
+import io
+from collections.abc import Callable
+
+import pytest
+from PIL import Image
+from pypdf import PdfReader, PdfWriter
+from reportlab.lib.pagesizes import A4
+from reportlab.lib.utils import ImageReader
+from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfbase.cidfonts import UnicodeCIDFont
+from reportlab.pdfgen.canvas import Canvas
+
+from tests.unit.loading import read, refusal
+
+KOREAN = "HYSMyeongJo-Medium"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def font() -> None:
+    pdfmetrics.registerFont(UnicodeCIDFont(KOREAN))
+
+
+def drawn(*pages: Callable[[Canvas], object], title: str = "") -> bytes:
+    stream = io.BytesIO()
+    canvas = Canvas(stream, pagesize=A4)
+    canvas.setTitle(title)
+    canvas.setAuthor("김하나")
+    for page in pages:
+        page(canvas)
+        canvas.showPage()
+    canvas.save()
+    return stream.getvalue()
+
+
+def lines(
+    *texts: str, font: str = "Helvetica", x: int = 60, y: int = 760
+) -> Callable[[Canvas], None]:
+    def draw(canvas: Canvas) -> None:
+        canvas.setFont(font, 10)
+        for at, text in enumerate(texts):
+            canvas.drawString(x, y - 14 * at, text)
+
+    return draw
+
+
+def test_each_page_is_a_passage_with_its_number() -> None:
+    loaded = read(
+        drawn(
+            lines("We open at nine."),
+            lines(),
+            lines("문은 여섯 시에 닫습니다.", font=KOREAN),
+            title="안내",
+        ),
+        "a.pdf",
+    )
+    assert [(p.text, p.metadata) for p in loaded.passages] == [
+        ("We open at nine.", {"page": 1}),
+        ("문은 여섯 시에 닫습니다.", {"page": 3}),
+    ]
+    assert loaded.metadata["title"] == "안내"
+    assert loaded.metadata["author"] == "김하나"
+    assert str(loaded.metadata["date"]).startswith("20")
+
+
+LEFT = [
+    "The queue only rings a door-",
+    "bell; the state of each single",
+    "job is kept in the database,",
+    "so that nothing is ever lost",
+    "when messages do disappear.",
+    "Workers look at it again.",
+]
+RIGHT = [
+    "Workers claim steps with one",
+    "single statement. They then",
+    "extend a lease while they are",
+    "running, and what has expired",
+    "is put back into its queue by",
+    "the sweeper after some time.",
+]
+
+
+def test_columns_that_are_drawn_across_are_read_one_behind_the_other() -> None:
+    def draw(canvas: Canvas) -> None:
+        canvas.setFont("Helvetica", 10)
+        for at, (left, right) in enumerate(zip(LEFT, RIGHT, strict=True)):
+            canvas.drawString(60, 700 - 14 * at, left)
+            canvas.drawString(320, 700 - 14 * at, right)
+
+    assert read(drawn(draw), "a.pdf").text == (
+        "The queue only rings a doorbell; the state of each single job is kept in the database, so "
+        "that nothing is ever lost when messages do disappear. Workers look at it again.\n\n"
+        "Workers claim steps with one single statement. They then extend a lease while they are "
+        "running, and what has expired is put back into its queue by the sweeper after some time."
+    )
+
+
+def test_rows_of_a_table_stay_rows() -> None:
+    def draw(canvas: Canvas) -> None:
+        canvas.setFont("Helvetica", 10)
+        for at, row in enumerate(
+            [("Item", "Price", "Days"), ("Lamp", "12", "3"), ("Fan", "7", "5")]
+        ):
+            for column, cell in enumerate(row):
+                canvas.drawString(60 + 120 * column, 700 - 14 * at, cell)
+
+    assert read(drawn(draw), "a.pdf").text == "Item | Price | Days\nLamp | 12 | 3\nFan | 7 | 5"
+
+
+def test_wrapped_korean_is_joined_where_the_page_shows_its_spaces() -> None:
+    page = lines(
+        "작업 큐는 알림만 보내고 작업의 상태는 모두 ",
+        "데이터베이스에 저장합니다. 알림이 사라",
+        "져도 작업은 잃지 않습니다.",
+        font=KOREAN,
+    )
+    assert read(drawn(page), "a.pdf").text == (
+        "작업 큐는 알림만 보내고 작업의 상태는 모두 데이터베이스에 저장합니다. "
+        "알림이 사라져도 작업은 잃지 않습니다."
+    )
+
+
+@pytest.mark.parametrize("cells", [["배", "900원"], ["갑", "을"], ["가", "나", "다"]])
+def test_single_characters_of_a_font_that_is_not_embedded_are_not_lost(cells: list[str]) -> None:
+    def draw(canvas: Canvas) -> None:
+        canvas.setFont(KOREAN, 10)
+        for at, cell in enumerate(cells):
+            canvas.drawString(60 + 150 * at, 700, cell)
+
+    assert read(drawn(draw), "a.pdf").text.split() == cells
+
+
+def test_a_form_is_read_with_what_is_filled_in() -> None:
+    def draw(canvas: Canvas) -> None:
+        canvas.drawString(60, 700, "Name:")
+        canvas.acroForm.textfield(name="name", value="Mina Kim", x=120, y=690, width=200, height=20)
+
+    assert "Mina Kim" in read(drawn(draw), "a.pdf").text
+
+
+def encrypted(user: str) -> bytes:
+    writer = PdfWriter(PdfReader(io.BytesIO(drawn(lines("We open at nine.")))))
+    writer.encrypt(user_password=user, owner_password="owner", algorithm="RC4-128")
+    stream = io.BytesIO()
+    writer.write(stream)
+    return stream.getvalue()
+
+
+def test_an_encrypted_document_is_read_if_it_opens_without_a_password() -> None:
+    assert read(encrypted(""), "a.pdf").text == "We open at nine."
+    assert "encrypted with a password" in refusal(encrypted("secret"), "a.pdf")
+
+
+def test_what_is_damaged_or_no_pdf_is_refused() -> None:
+    assert "damaged" in refusal(b"%PDF-1.7 and nothing else", "a.pdf")
+    # A document that is cut off is read as far as it can be mended.
+    assert refusal(drawn(lines("x"))[:400], "a.pdf")
+
+
+def test_a_scan_is_refused_with_what_to_do() -> None:
+    def draw(canvas: Canvas) -> None:
+        canvas.drawImage(ImageReader(Image.new("L", (200, 80), 255)), 60, 600)
+
+    assert "ocr" in refusal(drawn(draw), "a.pdf")
+    assert "has no text" in refusal(drawn(lines()), "a.pdf")

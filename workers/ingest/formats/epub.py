@@ -1,0 +1,138 @@
+"""EPUB books -> a passage for each document of the spine, in its order.
+
+`part` in the metadata is the title of the chapter: of the table of contents (EPUB 3's navigation,
+EPUB 2's NCX) or else of the document itself. The documents are read as HTML is (`html.py`); the
+navigation itself is left out. Books with DRM are refused.
+
+By lxml alone: EbookLib has the AGPL, and LangChain's loader needs pandoc.
+"""
+
+from collections.abc import Iterator
+from posixpath import dirname
+from typing import Final
+
+from lxml import etree
+
+from shared.errors import DocumentError
+from workers.ingest.formats.html import page_within
+from workers.ingest.formats.loader import DocumentParts, Loader, PassageKey, RawDocument, RawPassage
+from workers.ingest.formats.package import (
+    Package,
+    archive_of,
+    attribute,
+    child,
+    children,
+    descendants,
+    dublin_core,
+    resolve,
+    text_within,
+)
+
+# What only makes fonts unreadable, which nobody reads here.
+_FONT_ALGORITHMS: Final = (
+    "http://www.idpf.org/2008/embedding",
+    "http://ns.adobe.com/pdf/enc#RC",
+)
+_PAGES: Final = frozenset({"application/xhtml+xml", "text/html", "application/x-dtbook+xml"})
+
+
+def load(document: RawDocument) -> DocumentParts:
+    package = Package(document, kind="an EPUB book")
+    rights = package.xml("META-INF/encryption.xml")
+    for method in descendants(rights, "EncryptionMethod"):
+        if method.get("Algorithm") not in _FONT_ALGORITHMS:
+            raise DocumentError(
+                f"{document.name}: is protected by DRM, so that its text cannot be read. Ingest a "
+                "copy without protection."
+            )
+    container = package.xml("META-INF/container.xml")
+    main = next(
+        (node.get("full-path") or "" for node in descendants(container, "rootfile")), ""
+    ) or next((name for name in package.names() if name.endswith(".opf")), "")
+    root = package.xml(resolve("", main)) if main else None
+    if root is None:
+        raise package.lacks("META-INF/container.xml that names a package document (.opf)")
+    return DocumentParts(
+        passages=_passages(package, root, dirname(main)),
+        metadata=dict(dublin_core(child(root, "metadata"))),
+    )
+
+
+def _passages(package: Package, root: etree._Element, folder: str) -> Iterator[RawPassage]:
+    manifest = {
+        node.get("id") or "": node
+        for node in children(child(root, "manifest"), "item")
+        if node.get("href")
+    }
+    spine = child(root, "spine")
+    titles = _titles(package, manifest, spine, folder)
+    for reference in children(spine, "itemref"):
+        item = manifest.get(reference.get("idref") or "")
+        if item is None or item.get("media-type") not in _PAGES or _is_navigation(item):
+            continue
+        name = resolve(folder, item.get("href") or "")
+        data = package.read(name)
+        page = page_within(data, name=f"{package.name}!/{name}") if data.strip() else None
+        if page is None:
+            continue  # a cover that is a picture
+        title = titles.get(name.lower()) or page.title
+        yield page.text, {PassageKey.PART: title[:1000]} if title else {}
+
+
+def _is_navigation(item: etree._Element) -> bool:
+    return "nav" in (item.get("properties") or "").split()
+
+
+def _titles(
+    package: Package,
+    manifest: dict[str, etree._Element],
+    spine: etree._Element | None,
+    folder: str,
+) -> dict[str, str]:
+    """Of members, the outermost first entry of the table of contents that leads there."""
+    titles: dict[str, str] = {}
+    for item in manifest.values():
+        if not _is_navigation(item):
+            continue
+        name = resolve(folder, item.get("href") or "")
+        root = package.xml(name)
+        for nav in descendants(root, "nav"):
+            if "toc" in (attribute(nav, "type") or "toc").split():
+                for link in descendants(nav, "a"):
+                    _note(titles, dirname(name), link.get("href"), text_within(link))
+    toc = manifest.get(spine.get("toc") or "") if spine is not None else None
+    if toc is None:
+        toc = next(
+            (i for i in manifest.values() if i.get("media-type") == "application/x-dtbncx+xml"),
+            None,
+        )
+    if toc is not None and not titles:
+        name = resolve(folder, toc.get("href") or "")
+        for point in descendants(package.xml(name), "navPoint"):
+            label = child(point, "navLabel", "text")
+            content = child(point, "content")
+            if label is not None and content is not None:
+                _note(titles, dirname(name), content.get("src"), label.text or "")
+    return titles
+
+
+def _note(titles: dict[str, str], folder: str, target: str | None, title: str) -> None:
+    title = " ".join(title.split())
+    if target and title:
+        titles.setdefault(resolve(folder, target).lower(), title)
+
+
+EPUB = Loader(
+    load=load,
+    example=archive_of(
+        {
+            "mimetype": "application/epub+zip",
+            "META-INF/container.xml": '<c><rootfile full-path="a.opf"/></c>',
+            "a.opf": '<package><manifest><item id="1" href="1.xhtml" '
+            'media-type="application/xhtml+xml"/></manifest><spine><itemref idref="1"/></spine>'
+            "</package>",
+            "1.xhtml": "<html><body><h1>Hours</h1><p>We open at nine.</p></body></html>",
+        }
+    ),
+    example_text="Hours\n\nWe open at nine.",
+)

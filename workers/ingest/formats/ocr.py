@@ -1,0 +1,90 @@
+"""Pictures of text -> text, by tesseract: scanned pages of a PDF, and pictures that are documents.
+
+Only where a job asks for it (`ocr`). The program and the data of its languages are to be on the
+machine of the workers (Debian: tesseract-ocr, tesseract-ocr-kor); no package of Python brings them.
+"""
+
+import io
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Final
+
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from shared.errors import DocumentError
+from workers.ingest.formats.loader import (
+    DocumentParts,
+    PassageKey,
+    RawDocument,
+    RawPassage,
+)
+
+DPI: Final = 200
+"""Of pages that are drawn to be read."""
+_PROGRAM: Final = "tesseract"
+_LANGUAGE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_MAX_PIXELS: Final = 100_000_000
+_EMPTY_LINES: Final = re.compile(r"\n{3,}")
+
+
+def text_of_picture(picture: Image.Image, document: RawDocument) -> str:
+    """Raises `DocumentError`."""
+    program = shutil.which(_PROGRAM)
+    if program is None:
+        raise DocumentError(
+            f"{document.name}: the workers have no {_PROGRAM} to recognize text with. Install it "
+            "where they run (Debian: tesseract-ocr and tesseract-ocr-kor), or ingest without ocr."
+        )
+    chosen = document.options.ocr.languages if document.options.ocr is not None else None
+    languages = "+".join(chosen) if chosen else document.settings.ocr_languages
+    if not all(_LANGUAGE.fullmatch(language) for language in languages.split("+")):
+        raise DocumentError(
+            f"{document.name}: {languages!r} names no languages of {_PROGRAM}, such as kor or eng."
+        )
+    stream = io.BytesIO()
+    picture.convert("L").save(stream, "PNG")
+    limit_s = document.settings.ocr_page_limit_s
+    try:
+        ended = subprocess.run(
+            [program, "stdin", "stdout", "-l", languages, "--dpi", str(DPI)],
+            input=stream.getvalue(), capture_output=True, timeout=limit_s, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as late:
+        raise DocumentError(
+            f"{document.name}: recognizing a page takes more than {limit_s:g} s. Raise "
+            "SLUICE_OCR_PAGE_LIMIT_S, or scan it at a lower resolution."
+        ) from late
+    if ended.returncode:
+        complaint = " ".join(ended.stderr.decode("utf-8", "replace").split())[:300]
+        raise DocumentError(
+            f"{document.name}: {_PROGRAM} cannot recognize text in {languages}: {complaint}. Where "
+            "the workers run, install the data of these languages (Debian: tesseract-ocr-kor), or "
+            "name others in ocr.languages."
+        )
+    text = ended.stdout.decode("utf-8", "replace").replace("\f", "")
+    return _EMPTY_LINES.sub("\n\n", text).strip()
+
+
+def load(document: RawDocument) -> DocumentParts:
+    if document.options.ocr is None:
+        raise DocumentError(
+            f"{document.name}: is a picture. Ingest it with ocr to have its text recognized."
+        )
+    return DocumentParts(passages=_pages(document))
+
+
+def _pages(document: RawDocument) -> Iterator[RawPassage]:
+    try:
+        with Image.open(io.BytesIO(document.content)) as picture:
+            for number, page in enumerate(ImageSequence.Iterator(picture), start=1):
+                if page.width * page.height > _MAX_PIXELS:
+                    raise DocumentError(
+                        f"{document.name}: has more than {_MAX_PIXELS:,} pixels. Make it smaller."
+                    )
+                yield text_of_picture(page, document), {PassageKey.PAGE: number}
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as wrong:
+        raise DocumentError(
+            f"{document.name}: cannot be read as a picture: {wrong}. Save it again as PNG."
+        ) from wrong

@@ -1,0 +1,155 @@
+"""Text in sections under headings -> one passage for each section.
+
+A section's text is its headings and what stands below the last of them; the path of headings is its
+metadata, as `Guide > Install`. Headings that nothing stands between are of one section. Paragraphs
+stand between blank lines; items of a list and rows of a table are lines.
+
+A row of a table is one line with its cells separated by " | ", and an empty cell leaves its place
+empty. A merged cell counts in each row that it covers, and once in a row. As tables also serve for
+layout, a row of one cell is no row but blocks, and the cells of a row that holds a table, or long
+text of several paragraphs, stand one below the other.
+
+What stands beside the text (notes, comments) becomes passages of its own, behind its section, with
+`part` saying what it is.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from shared.bounds import Metadata
+from workers.ingest.formats.loader import PassageKey, RawPassage
+
+_LONG_ROW_CHARS: Final = 1000
+PATH_SIGN: Final = " > "
+CELL_SIGN: Final = " | "
+_MAX_PATH_CHARS: Final = 1000
+"""Each chunk below carries its headings."""
+
+
+@dataclass(kw_only=True)
+class Cell:
+    """Blocks of a cell of a table; of each whether it is a line of the block before."""
+
+    blocks: list[tuple[str, bool]] = field(default_factory=list)
+    has_rows: bool = False
+    """Whether a table with rows of several cells is in it."""
+
+    def text(self) -> str:
+        return " ".join(" ".join(text for text, _ in self.blocks).split())
+
+
+class Blocks:
+    """What paragraphs, lines and rows are written to; `Outline` and the inside of a cell."""
+
+    def paragraph(self, text: str) -> None:
+        self.add(text, is_line=False)
+
+    def line(self, text: str) -> None:
+        self.add(text, is_line=True)
+
+    def add(self, text: str, *, is_line: bool) -> None:
+        raise NotImplementedError
+
+    def heading(self, level: int, text: str, *, label: str = "") -> None:
+        """`label` is its automatic number."""
+        raise NotImplementedError
+
+    def rows(self, rows: Sequence[Sequence[Cell]]) -> None:
+        """A whole table."""
+        for number, row in enumerate(rows):
+            self.row(row, is_first=not number)
+
+    def row(self, row: Sequence[Cell], *, is_first: bool) -> None:
+        blocks = sum(len(cell.blocks) for cell in row)
+        chars = sum(len(text) for cell in row for text, _ in cell.blocks)
+        is_long = chars > _LONG_ROW_CHARS and blocks > len(row)
+        if len(row) < 2 or is_long or any(cell.has_rows for cell in row):
+            for cell in row:
+                is_row = len(row) < 2 and len(cell.blocks) == 1 and not is_first
+                for at, (text, is_line) in enumerate(cell.blocks):
+                    self.add(text, is_line=is_row or (is_line and at > 0))
+            return
+        line = CELL_SIGN.join(cell.text() for cell in row)
+        if line.strip(" |"):
+            self.add(line.strip(), is_line=not is_first)
+
+
+class CellBlocks(Blocks):
+    """What writes into a cell."""
+
+    def __init__(self) -> None:
+        self.cell = Cell()
+
+    def heading(self, level: int, text: str, *, label: str = "") -> None:  # noqa: ARG002
+        """A paragraph: cells have no sections, whatever the level."""
+        self.paragraph(f"{label} {text}" if label else text)
+
+    def add(self, text: str, *, is_line: bool) -> None:
+        if text.strip():
+            self.cell.blocks.append((text.strip("\n"), is_line))
+
+    def row(self, row: Sequence[Cell], *, is_first: bool) -> None:
+        super().row(row, is_first=is_first)
+        self.cell.has_rows |= len(row) > 1 or any(cell.has_rows for cell in row)
+
+
+class Outline(Blocks):
+    """Blocks in reading order -> passages."""
+
+    def __init__(self, own: Metadata | None = None) -> None:
+        """`own` is noted of each passage."""
+        self._own = dict(own or {})
+        self._path: list[tuple[int, str]] = []
+        self._blocks: list[str] = []
+        self._has_body = False
+        self._notes: dict[str, list[str]] = {}
+        self._passages: list[RawPassage] = []
+
+    def heading(self, level: int, text: str, *, label: str = "") -> None:
+        """Level 1 is the outermost but for titles, whose level is 0. An automatic number is text,
+        but not a part of the path, for it changes when others come before it."""
+        name = " ".join(text.split())
+        if not name:
+            return
+        if self._has_body:
+            self._end_section()
+        while self._path and self._path[-1][0] >= level:
+            self._path.pop()
+        self._path.append((level, name))
+        self._blocks.append(f"{label} {text.strip()}" if label else text.strip())
+
+    def add(self, text: str, *, is_line: bool) -> None:
+        text = text.strip("\n")
+        if not text.strip():
+            return
+        if is_line and self._has_body:
+            self._blocks.append("\n" + text)
+        else:
+            self._blocks.append(text)
+        self._has_body = True
+
+    def note(self, part: str, text: str) -> None:
+        """What stands beside the text at this place."""
+        if text.strip():
+            self._notes.setdefault(part, []).append(text.strip())
+
+    def passages(self) -> Iterator[RawPassage]:
+        """All of them; nothing is written behind this."""
+        self._end_section()
+        yield from self._passages
+
+    def _end_section(self) -> None:
+        own = dict(self._own)
+        if self._path:
+            own[PassageKey.HEADING] = PATH_SIGN.join(name for _, name in self._path)[
+                :_MAX_PATH_CHARS
+            ]
+        if self._blocks:
+            parts: list[str] = []
+            for block in self._blocks:
+                parts.append(block if not parts or block[0] == "\n" else "\n\n" + block)
+            self._passages.append(("".join(parts), own))
+        for part, texts in self._notes.items():
+            self._passages.append(("\n".join(texts), {**own, PassageKey.PART: part}))
+        self._blocks, self._has_body, self._notes = [], False, {}

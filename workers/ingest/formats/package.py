@@ -1,0 +1,332 @@
+"""Documents that are ZIP archives of XML: Office Open XML, OpenDocument, EPUB, HWPX.
+
+A `Package` reads members by name and parses XML safely: no entity of a document's own is expanded
+into the tree, no DTD is loaded, nothing is fetched, and libxml2's own limits on depth (256), on the
+length of a text (10 MB) and on what entities amplify stay on. What all members that are read unpack
+to is limited, and so is how much more that is than the archive, so that a bomb is refused while it
+unpacks. Members that no loader reads (pictures, fonts) cost nothing.
+"""
+
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
+from posixpath import join, normpath
+from typing import IO, Final
+from urllib.parse import unquote, urlsplit
+
+from lxml import etree
+
+from shared.errors import DocumentError
+from workers.ingest.formats.loader import RawDocument
+
+_RATIO_FROM_BYTES: Final = 16 * 1024 * 1024
+"""Small documents of much repetition may unpack to more."""
+
+_OLE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_ENCRYPTED: Final = "EncryptedPackage".encode("utf-16-le")
+_DAMAGE: Final = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, KeyError,
+    NotImplementedError, RuntimeError, OverflowError, MemoryError,
+)  # fmt: skip
+
+
+class Package:
+    """Raises `DocumentError` for what is no archive, damaged, encrypted, or unpacks to too much."""
+
+    def __init__(self, document: RawDocument, *, kind: str) -> None:
+        """`kind` is what people call the format, with its article: `a Word document`."""
+        self.name = document.name
+        self.kind = kind
+        content = document.content
+        if content.startswith(_OLE):
+            raise self._ole_error(content)
+        try:
+            self._archive = zipfile.ZipFile(BytesIO(content))
+        except _DAMAGE as wrong:
+            raise self.damage(wrong) from wrong
+        # Names are compared without case, as OPC has it, and some writers have backslashes.
+        self._members: dict[str, zipfile.ZipInfo] = {
+            _key(member.filename): member for member in self._archive.infolist()
+        }
+        self._unpacked = Unpacked(document)
+
+    def names(self) -> list[str]:
+        """Of all members, in small letters."""
+        return list(self._members)
+
+    def __contains__(self, name: str) -> bool:
+        return _key(name) in self._members
+
+    def read(self, name: str) -> bytes:
+        """Empty where there is no such member."""
+        if name not in self:
+            return b""
+        stream = self.open(name)
+        blocks: list[bytes] = []
+        while block := stream.read(1 << 20):
+            blocks.append(block)
+        return b"".join(blocks)
+
+    def open(self, name: str) -> "_Limited":
+        """A stream of a member that is there, for what is parsed as it comes."""
+        member = self._members[_key(name)]
+        if member.flag_bits & 0x1:
+            raise self.encryption()
+        try:
+            return _Limited(self._archive.open(member), self._unpacked.add, self.damage)
+        except _DAMAGE as wrong:
+            raise self.damage(wrong) from wrong
+
+    def xml(self, name: str) -> etree._Element | None:
+        """None where there is no such member."""
+        data = self.read(name)
+        if not data.strip():
+            return None
+        try:
+            return etree.fromstring(data, xml_parser())
+        except (etree.XMLSyntaxError, ValueError) as wrong:
+            raise DocumentError(
+                f"{self.name}: is damaged: {name} in it is no sound XML ({_one_line(wrong)}). Open "
+                "it in the program that it comes from and save it again."
+            ) from wrong
+
+    def events(self, name: str, tags: tuple[str, ...]) -> Iterator[etree._Element]:
+        """Elements of these names as they end, for members that are too large for a tree. Each is
+        emptied behind its use, and so is what stands before it."""
+        if name not in self:
+            return
+        stream = self.open(name)
+        try:
+            for _, element in etree.iterparse(
+                stream, events=("end",), tag=tags, resolve_entities=False, no_network=True,
+                load_dtd=False, remove_comments=True, remove_pis=True,
+            ):  # fmt: skip
+                yield element
+                element.clear()
+                while element.getprevious() is not None:
+                    del element.getparent()[0]
+        except (etree.XMLSyntaxError, ValueError) as wrong:
+            raise DocumentError(
+                f"{self.name}: is damaged: {name} in it is no sound XML ({_one_line(wrong)}). Open "
+                "it in the program that it comes from and save it again."
+            ) from wrong
+
+    def relations(self, name: str) -> dict[str, "Relation"]:
+        """What a part of an Office Open XML package refers to, by id."""
+        folder, _, base = name.rpartition("/")
+        root = self.xml(join(folder, "_rels", base + ".rels"))
+        relations: dict[str, Relation] = {}
+        for node in () if root is None else root:
+            if not isinstance(node.tag, str) or node.get("TargetMode") == "External":
+                continue
+            id_, target = node.get("Id"), node.get("Target")
+            if id_ and target:
+                type_ = node.get("Type", "").rpartition("/")[2]
+                relations[id_] = Relation(type_, resolve(folder, target))
+        return relations
+
+    def damage(self, wrong: object) -> DocumentError:
+        return DocumentError(
+            f"{self.name}: cannot be read as {self.kind}: {_one_line(wrong)}. The file is damaged "
+            "or not what its name says; open it in the program that it comes from and save it "
+            "again."
+        )
+
+    def encryption(self) -> DocumentError:
+        return DocumentError(
+            f"{self.name}: is encrypted with a password. Save it without one and ingest that."
+        )
+
+    def lacks(self, part: str) -> DocumentError:
+        return DocumentError(
+            f"{self.name}: is not {self.kind}: there is no {part} in it. Check what it is, and "
+            "give it the ending that it should have."
+        )
+
+    def _ole_error(self, content: bytes) -> DocumentError:
+        if _ENCRYPTED in content:
+            return self.encryption()
+        return DocumentError(
+            f"{self.name}: is not {self.kind} but a file of an older program (.doc, .xls, .ppt, "
+            ".hwp). Give it the ending that it should have, or save it in the newer format."
+        )
+
+
+class Unpacked:
+    """What has been unpacked of a document, which is limited."""
+
+    def __init__(self, document: RawDocument) -> None:
+        self._name = document.name
+        self._settings = document.settings
+        self._bytes = 0
+        self._most = max(
+            _RATIO_FROM_BYTES, document.settings.max_unpacked_ratio * len(document.content)
+        )
+
+    @property
+    def left(self) -> int:
+        """Bytes that may still come."""
+        return min(self._settings.max_unpacked_mib * 2**20, self._most) - self._bytes
+
+    def add(self, count: int) -> None:
+        """Raises `DocumentError`."""
+        self._bytes += count
+        if self._bytes > self._settings.max_unpacked_mib * 2**20:
+            raise DocumentError(
+                f"{self._name}: unpacks to more than {self._settings.max_unpacked_mib:,} MiB. "
+                "Divide it, or raise SLUICE_MAX_UNPACKED_MIB."
+            )
+        if self._bytes > self._most:
+            raise DocumentError(
+                f"{self._name}: unpacks to more than {self._settings.max_unpacked_ratio:,} times "
+                "its size, as a ZIP bomb does. If it is sound, divide it, or raise "
+                "SLUICE_MAX_UNPACKED_RATIO."
+            )
+
+
+class Relation:
+    """Of an Office Open XML part to another."""
+
+    __slots__ = ("target", "type")
+
+    def __init__(self, type_: str, target: str) -> None:
+        self.type = type_
+        """The last word of its type, such as `footnotes`."""
+        self.target = target
+        """The name of a member."""
+
+
+class _Limited:
+    """A member's stream that counts what it unpacks to."""
+
+    def __init__(
+        self,
+        stream: IO[bytes],
+        unpack: Callable[[int], None],
+        damage: Callable[[object], DocumentError],
+    ) -> None:
+        self._stream = stream
+        self._unpack = unpack
+        self._damage = damage
+
+    def read(self, size: int = 1 << 20) -> bytes:
+        try:
+            block = self._stream.read(size if size >= 0 else 1 << 20)
+        except _DAMAGE as wrong:
+            raise self._damage(wrong) from wrong
+        self._unpack(len(block))
+        return block
+
+
+def xml_parser() -> etree.XMLParser:
+    return etree.XMLParser(
+        resolve_entities=False, no_network=True, load_dtd=False, remove_comments=True,
+        remove_pis=True,
+    )  # fmt: skip
+
+
+def resolve(folder: str, target: str) -> str:
+    """The name of the member that an address within the package means, seen from a folder."""
+    path = unquote(urlsplit(target).path) if ":" not in target.split("/")[0] else target
+    if path.startswith("/"):
+        return normpath(path).lstrip("/")
+    return normpath(join(folder, path)).lstrip("/")
+
+
+def local(node: etree._Element) -> str:
+    """The name of an element without its namespace, for these differ between versions of a format;
+    empty for what is no element."""
+    tag = node.tag
+    return tag.rpartition("}")[2] if isinstance(tag, str) else ""
+
+
+def attribute(node: etree._Element, name: str) -> str | None:
+    """An attribute of whatever namespace."""
+    value = node.get(name)
+    if value is None:
+        for key, other in node.attrib.items():
+            if str(key).endswith("}" + name):
+                return str(other)
+    return value
+
+
+def children(node: etree._Element | None, *names: str) -> Iterator[etree._Element]:
+    for child in () if node is None else node:
+        if local(child) in names:
+            yield child
+
+
+def child(node: etree._Element | None, *path: str) -> etree._Element | None:
+    """The first child of a name, and of that the first of the next name."""
+    for name in path:
+        node = next(children(node, name), None)
+    return node
+
+
+def descendants(node: etree._Element | None, *names: str) -> Iterator[etree._Element]:
+    if node is not None:
+        yield from node.iter(*(f"{{*}}{name}" for name in names))
+
+
+def text_within(node: etree._Element) -> str:
+    return "".join(map(str, node.itertext()))
+
+
+def alternative(node: etree._Element) -> etree._Element | None:
+    """Of several forms of the same content, the first with text."""
+    first: etree._Element | None = None
+    for branch in children(node, "Choice", "Fallback"):
+        if first is None:
+            first = branch
+        if next(descendants(branch, "t"), None) is not None:
+            return branch
+    return first
+
+
+def _key(name: str) -> str:
+    return name.replace("\\", "/").lstrip("/").lower()
+
+
+def _one_line(wrong: object) -> str:
+    text = " ".join(str(wrong).split()).rstrip(".")
+    return text[:200] or type(wrong).__name__
+
+
+def archive_of(members: Mapping[str, str]) -> bytes:
+    """A ZIP archive of these texts, always the same bytes: an example of a format."""
+    stream = BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in members.items():
+            archive.writestr(zipfile.ZipInfo(name), text)
+    return stream.getvalue()
+
+
+def core_properties(package: Package) -> dict[str, str]:
+    """Title, author, language and date of an Office Open XML package."""
+    target = next(
+        (r.target for r in package.relations("").values() if r.type == "core-properties"),
+        "docProps/core.xml",
+    )
+    return dublin_core(package.xml(target))
+
+
+_TERMS: Final = {
+    "title": "title", "creator": "author", "initial-creator": "author", "language": "language",
+    "created": "date", "creation-date": "date", "modified": "date", "date": "date",
+}  # fmt: skip
+_PREFERENCE: Final = ("created", "creation-date", "initial-creator", "title", "creator", "language")
+
+
+def dublin_core(root: etree._Element | None) -> dict[str, str]:
+    """Terms of Dublin Core (and those of OpenDocument that say the same) under our keys. Of several
+    dates, when it was made."""
+    terms: dict[str, str] = {}
+    for node in () if root is None else root.iter():
+        name = local(node)
+        key = _TERMS.get(name)
+        value = " ".join((node.text or "").split()) if key else ""
+        if key and value and (key not in terms or name in _PREFERENCE[:3]):
+            terms[key] = value
+    return terms

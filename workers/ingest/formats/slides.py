@@ -1,0 +1,241 @@
+"""PowerPoint presentations (Office Open XML, ISO/IEC 29500) -> a passage for each slide, and one
+for its notes.
+
+The title comes first, then the shapes in the order of the slide, which is the order in which
+screen readers read it; groups, tables (a line a row), text of SmartArt, and titles, names and
+values of charts are among them. Numbers of slides and dates of footers are left out. The slide's
+number and title are in the metadata, `part` for notes and comments, and `hidden` for a slide that
+is not shown.
+
+By lxml alone: LangChain's loader needs unstructured; python-pptx has no text of SmartArt, and makes
+objects of all pictures.
+"""
+
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Final
+
+from lxml import etree
+
+from shared.bounds import Metadata
+from workers.ingest.formats.loader import (
+    DocumentParts,
+    Loader,
+    PassageKey,
+    RawDocument,
+    RawPassage,
+)
+from workers.ingest.formats.outline import Blocks, Cell, CellBlocks
+from workers.ingest.formats.package import (
+    Package,
+    Relation,
+    alternative,
+    archive_of,
+    attribute,
+    child,
+    children,
+    core_properties,
+    descendants,
+    local,
+    text_within,
+)
+from workers.ingest.formats.sheets import HIDDEN
+
+_TITLES: Final = frozenset({"title", "ctrTitle"})
+_LEFT_OUT: Final = frozenset({"sldNum", "dt"})
+_POINTS: Final = 200
+"""Of a chart's series that become text."""
+
+
+def load(document: RawDocument) -> DocumentParts:
+    package = Package(document, kind="a PowerPoint presentation (.pptx)")
+    main = next(
+        (r.target for r in package.relations("").values() if r.type == "officeDocument"),
+        "ppt/presentation.xml",
+    )
+    root = package.xml(main)
+    if root is None or local(root) != "presentation":
+        raise package.lacks("ppt/presentation.xml")
+    return DocumentParts(
+        passages=_passages(package, main, root), metadata=dict(core_properties(package))
+    )
+
+
+def _passages(package: Package, main: str, root: etree._Element) -> Iterator[RawPassage]:
+    relations = package.relations(main)
+    for number, node in enumerate(children(child(root, "sldIdLst"), "sldId"), start=1):
+        relation = relations.get(_relation_id(node) or "")
+        slide = None if relation is None else package.xml(relation.target)
+        if relation is not None and slide is not None:
+            yield from _slide(package, relation.target, slide, number)
+
+
+def _relation_id(node: etree._Element) -> str | None:
+    """`r:id`, which stands beside an `id` of another meaning."""
+    for key, value in node.attrib.items():
+        if str(key).endswith("}id"):
+            return str(value)
+    return None
+
+
+def _slide(package: Package, part: str, slide: etree._Element, number: int) -> Iterator[RawPassage]:
+    relations = package.relations(part)
+    blocks = CellBlocks()
+    title = _shapes(package, relations, child(slide, "cSld", "spTree"), blocks)
+    own: Metadata = {PassageKey.SLIDE: number}
+    if title:
+        own[PassageKey.HEADING] = title[:1000]
+    if slide.get("show") in ("0", "false"):
+        own[HIDDEN] = True
+    parts = [title] if title else []
+    for text, is_line in blocks.cell.blocks:
+        parts.append(f"\n{text}" if is_line and parts else text)
+    yield _joined(parts), own
+    for relation in relations.values():
+        if relation.type == "notesSlide":
+            notes = CellBlocks()
+            tree = child(package.xml(relation.target), "cSld", "spTree")
+            for shape in children(tree, "sp"):
+                if (_placeholder(shape) or "") == "body":
+                    _paragraphs(child(shape, "txBody"), notes)
+            yield notes_text(notes), {**own, PassageKey.PART: "notes"}
+        elif relation.type == "comments":
+            comments = [
+                " ".join(text_within(text).split())
+                for text in descendants(package.xml(relation.target), "text", "txBody")
+            ]
+            yield "\n".join(filter(None, comments)), {**own, PassageKey.PART: "comment"}
+
+
+def notes_text(notes: CellBlocks) -> str:
+    return "\n".join(text for text, _ in notes.cell.blocks)
+
+
+def _joined(parts: list[str]) -> str:
+    text = ""
+    pieces: list[str] = []
+    for part in parts:
+        pieces.append(part if not pieces or part.startswith("\n") else "\n\n" + part)
+    return text.join(pieces)
+
+
+def _shapes(
+    package: Package, relations: dict[str, Relation], tree: etree._Element | None, out: Blocks
+) -> str:
+    """Writes the shapes; returns the title."""
+    title = ""
+    for shape in () if tree is None else tree:
+        name = local(shape)
+        if name == "sp":
+            placeholder = _placeholder(shape)
+            body = child(shape, "txBody")
+            if placeholder in _LEFT_OUT:
+                continue
+            if placeholder in _TITLES and not title:
+                title = " ".join(" ".join(_lines(body)).split())
+                continue
+            _paragraphs(body, out)
+        elif name in ("grpSp", "contentPart"):
+            title = title or _shapes(package, relations, shape, out)
+        elif name == "graphicFrame":
+            _frame(package, relations, shape, out)
+        elif name == "AlternateContent":
+            title = title or _shapes(package, relations, alternative(shape), out)
+    return title
+
+
+def _placeholder(shape: etree._Element) -> str | None:
+    node = next(descendants(child(shape, "nvSpPr"), "ph"), None)
+    return None if node is None else node.get("type", "obj")
+
+
+def _paragraphs(body: etree._Element | None, out: Blocks) -> None:
+    for at, line in enumerate(_lines(body)):
+        out.add(line, is_line=at > 0)
+
+
+def _lines(body: etree._Element | None) -> Iterator[str]:
+    for paragraph in children(body, "p"):
+        parts: list[str] = []
+        for node in paragraph.iter():
+            name = local(node)
+            if name == "t":
+                parts.append(node.text or "")
+            elif name == "br":
+                parts.append("\n")
+            elif name == "tab":
+                parts.append("\t")
+        text = "".join(parts).replace("\x0b", "\n").strip()
+        if text:
+            yield text
+
+
+def _frame(
+    package: Package, relations: dict[str, Relation], frame: etree._Element, out: Blocks
+) -> None:
+    for table in descendants(frame, "tbl"):
+        _table(table, out)
+    for node in descendants(frame, "chart", "relIds"):
+        # A diagram names its data with `dm`, a chart its part with `id`.
+        id_ = attribute(node, "dm") or attribute(node, "id")
+        relation = relations.get(id_ or "")
+        root = None if relation is None else package.xml(relation.target)
+        if local(node) == "chart":
+            _chart(root, out)
+        else:
+            for point in descendants(root, "pt"):
+                _paragraphs(child(point, "t"), out)
+
+
+def _table(table: etree._Element, out: Blocks) -> None:
+    below: dict[int, Cell] = {}
+    rows: list[list[Cell]] = []
+    for row in children(table, "tr"):
+        cells: list[Cell] = []
+        for column, node in enumerate(children(row, "tc")):
+            if node.get("hMerge") in ("1", "true"):
+                continue
+            if node.get("vMerge") in ("1", "true") and column in below:
+                cells.append(below[column])
+                continue
+            blocks = CellBlocks()
+            _paragraphs(child(node, "txBody"), blocks)
+            cells.append(blocks.cell)
+            below.pop(column, None)
+            if (node.get("rowSpan") or "1") != "1":
+                below[column] = blocks.cell
+        rows.append(cells)
+    out.rows(rows)
+
+
+def _chart(root: etree._Element | None, out: Blocks) -> None:
+    for title in descendants(root, "title"):
+        out.paragraph(" ".join("".join(t.text or "" for t in descendants(title, "t")).split()))
+    for at, series in enumerate(descendants(root, "ser")):
+        name = " ".join(_values(child(series, "tx")))
+        labels = _values(child(series, "cat")) or _values(child(series, "xVal"))
+        values = _values(child(series, "val")) or _values(child(series, "yVal"))
+        points = [
+            f"{label} {value}".strip()
+            for label, value in zip_longest(labels[: len(values)], values[:_POINTS], fillvalue="")
+        ]
+        out.add(f"{name}: {', '.join(points)}" if name else ", ".join(points), is_line=at > 0)
+
+
+def _values(node: etree._Element | None) -> list[str]:
+    return [" ".join((v.text or "").split()) for v in descendants(node, "v")]
+
+
+SLIDES = Loader(
+    load=load,
+    example=archive_of(
+        {
+            "ppt/presentation.xml": '<presentation xmlns:r="r"><sldIdLst><sldId id="256" r:id="1"/>'
+            "</sldIdLst></presentation>",
+            "ppt/_rels/presentation.xml.rels": '<R><R Id="1" Type="x/slide" Target="1.xml"/></R>',
+            "ppt/1.xml": "<sld><cSld><spTree><sp><txBody><p><r><t>We open at nine.</t></r></p>"
+            "</txBody></sp></spTree></cSld></sld>",
+        }
+    ),
+    example_text="We open at nine.",
+)
