@@ -59,7 +59,37 @@ def test_spans_and_groups_do_not_join_rows() -> None:
       <tr><th>낮</th><th>밤</th></tr></thead>
       <tbody><tr><td rowspan="2">북</td><td>1</td><td></td></tr><tr><td></td><td>2</td></tr></tbody>
       <tfoot><tr><td colspan="3">합계 2</td></tr></tfoot></table>"""
-    assert text_of(page) == "지점\n이름 | 전화\n낮 | 밤\n북 | 1 |\n| 2\n합계 2"
+    assert text_of(page) == ("지점\n이름 | 전화\n이름 | 낮 | 밤\n북 | 1 |\n북 |  | 2\n합계 2")
+
+
+@pytest.mark.parametrize(
+    ("table_", "text"),
+    [
+        ("<tr><td rowspan=3>a<td>b<tr><td>c<tr><td>d", "a | b\na | c\na | d"),
+        ("<tr><td>a<td rowspan=2>b<td>c<tr><td>d<td>e", "a | b | c\nd | b | e"),
+        ("<tr><td>a<td rowspan=2>b<tr><td>d<tr><td>e<td>f", "a | b\nd | b\ne | f"),
+        ("<tr><td rowspan=2 colspan=2>a<td>b<tr><td>c<tr><td>1<td>2<td>3",
+         "a | b\na | c\n1 | 2 | 3"),
+        ("<tr><td rowspan=2>a<td rowspan=2>b<td>c<tr><td>d", "a | b | c\na | b | d"),
+        ("<tr><td rowspan=0>a<td>b<tr><td>c<tr><td>d", "a | b\na | c\na | d"),
+        ("<tr><td rowspan=2><td>b<tr><td>c", "| b\n| c"),
+        ("<tr><td rowspan=2><b>a</b> <i>b</i><p>c<td>d<tr><td>e", "a b c | d\na b c | e"),
+        ("<thead><tr><th rowspan=9>a<th>b<tbody><tr><td>c<td>d", "a | b\nc | d"),
+        ("<tr><td rowspan=2>a<td>b<tr><td><table><tr><td>c<td>d</table>",
+         "a | b\n\nc | d"),
+        (f"<tr><td rowspan=2>{'a' * 101}<td>b<tr><td>c", f"{'a' * 101} | b\n| c"),
+        ("<tr><td rowspan=x>a<td>b<tr><td rowspan=-1>c<td>d", "a | b\nc | d"),
+        ("<tr><td rowspan=2>a<td rowspan=2>b<tr><tr><td>c<td>d", "a | b\nc | d"),
+    ],
+)  # fmt: skip
+def test_a_merged_cell_counts_in_each_row(table_: str, text: str) -> None:
+    assert text_of(f"<table>{table_}</table>") == text
+
+
+def test_merged_cells_add_no_more_than_some_times_the_page() -> None:
+    head = "<td rowspan=1000>" + "</td><td rowspan=1000>".join(["x" * 99] * 20)
+    page = f"<table><tr>{head}" + "<tr><td>y" * 900
+    assert len(text_of(page)) < 40 * len(page)
 
 
 def test_a_calendar() -> None:

@@ -283,6 +283,31 @@ def test_html(make: Make) -> None:
     assert_linear(loading(make, "a.html"))
 
 
+SENTENCE = "<p>A sentence that is long enough to be taken for one of an article, and no link.</p>"
+PAGES: dict[str, Make] = {
+    "nested articles": lambda size: ("<div>" + SENTENCE) * min(size // 90, 80) + "x" * size,
+    "nested lists": lambda size: "<ul><li>a" * min(size // 9, 900) + "b" * size,
+    "nested quotes": lambda size: ("<blockquote>" + SENTENCE) * (size // 90),
+    "bars": lines("<div class='share sidebar menu'><a href=x>a</a></div>", last=SENTENCE * 9),
+    "nested bars": lambda size: "<div class=menu>" * min(size // 20, 900) + SENTENCE * (size // 80),
+    "banners": lines("<div>cookie <button>accept</button></div>", last=SENTENCE * 9),
+    "nested banners": lambda size: (
+        "<div>cookie <button>accept</button>" * min(size // 40, 900) + SENTENCE * (size // 80)
+    ),
+    "headings": lines("<h1>a</h1>", first="<title>aaaa</title>", last=SENTENCE * 9),
+    "merged cells": lines("<tr><td rowspan=99>a<td rowspan=99 colspan=9>b", first="<table>"),
+    "JSON of dates": lambda size: (
+        "<script type='application/ld+json'>" + '"datePublished":' * (size // 16) + "</script>x"
+    ),
+    "definitions": lines("<dl><dt>a<dd>b</dl>", last=SENTENCE),
+}
+
+
+@pytest.mark.parametrize("make", PAGES.values(), ids=PAGES)
+def test_main_content(make: Make) -> None:
+    assert_linear(loading(lambda size: f"<html><body>{make(size)}</body></html>", "a.html"))
+
+
 # Splitters
 
 

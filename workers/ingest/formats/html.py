@@ -2,10 +2,14 @@
 
 Blocks become lines, paragraphs and headings stand between blank lines, `<pre>` keeps its line
 ends, list items begin with "- ". A row of a table is one line with its cells separated by " | ",
-an empty cell leaving its place empty, and line ends inside a cell becoming spaces. Not so where
-tables serve for layout: a row of one cell is no row but a block, and the cells of a row that holds
-the rows of another table, lines of code or long text of several blocks stand on lines of their
-own, one below the other. A row without any text is left out.
+an empty cell leaving its place empty, and line ends inside a cell becoming spaces. What a merged
+cell says is in each row that it covers, once in a row. Not so where tables serve for layout: a row
+of one cell is no row but a block, and the cells of a row that holds the rows of another table,
+lines of code or long text of several blocks stand on lines of their own, one below the other. A row
+without any text is left out.
+
+Of a whole page, as opposed to a fragment, the main content becomes text (`main_content.py`), unless
+the job says otherwise; or what has one of the classes that the job names.
 
 Left out is what a browser does not show: scripts, styles, templates, `<noscript>`, `<noframes>`,
 what elements hold for browsers that do not know them (`<iframe>`, `<object>`, `<canvas>`,
@@ -16,19 +20,29 @@ bars of DocBook. `<header>`, `<footer>`, `<aside>` and a closed `<details>` stay
 not read. The text of `<title>` is metadata, not text. It runs no scripts and loads nothing.
 """
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from html import escape
 from html.entities import html5
-from typing import Final
+from typing import Final, NamedTuple
 
 from lxml import etree
 
+from shared.bounds import Metadata
 from shared.errors import DocumentError
-from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument
-from workers.ingest.formats.text import decode, text_of
+from workers.ingest.formats.loader import (
+    DocumentKey,
+    DocumentParts,
+    Heading,
+    Loader,
+    RawDocument,
+    heading_title,
+)
+from workers.ingest.formats.main_content import find_main_content, is_page
+from workers.ingest.formats.text import decode, storable, text_of
 
 _CHARSET: Final = re.compile(rb"""<meta[^>]{0,500}?charset\s*=\s*["']?\s*([\w.:-]+)""", re.I)
 _XML_ENCODING: Final = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]+)""")
@@ -54,6 +68,7 @@ _LINE_TAGS: Final = (
     "caption center dd dir div dt figcaption head legend li marquee menu optgroup option select "
     "summary tbody tfoot thead tr"
 )
+_HEADINGS: Final = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 _CELLS: Final = frozenset({"td", "th"})
 _VERBATIM: Final = frozenset({"listing", "plaintext", "pre", "textarea", "xmp"})
 _READINGS: Final = frozenset({"rt", "rtc"})
@@ -85,6 +100,36 @@ _ATTRIBUTE: Final = re.compile(
 _ATTRIBUTES_LIMIT: Final = 10_000
 _ATTRIBUTES_FEW: Final = 200_000
 
+_ROW_GROUPS: Final = frozenset({"thead", "tbody", "tfoot"})
+_SPAN: Final = re.compile(r"\s*([0-9]{1,5})")
+_SPAN_LIMIT: Final = 1000
+_MERGED_CELLS: Final = 20
+_MERGED_CHARS: Final = 100
+_MERGED_PARTS: Final = 50
+_FILLED_CELLS: Final = 1000
+_FILLED_CHARS: Final = 10_000
+_FILLED_SHARE: Final = 8
+"""What merged cells add to rows is bounded by what is in the page."""
+
+_CLASSES_NAMED: Final = 30
+_META_LIMIT: Final = 500
+_META_CHARS: Final = 1000
+_JSON_CHARS: Final = 100_000
+_LANGUAGE: Final = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,8})*")
+_URL: Final = re.compile(r"https?://[^\s<>\"']{1,2000}", re.I)
+_DATE_NAMES: Final = (
+    "article:published_time", "og:published_time", "datepublished", "date", "dc.date",
+    "dc.date.issued", "dcterms.created", "dcterms.date", "dcterms.issued", "publishdate",
+    "publish-date", "pubdate", "parsely-pub-date", "citation_publication_date", "citation_date",
+    "article:modified_time", "last-modified",
+)  # fmt: skip
+_DATE: Final = re.compile(
+    r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
+    r"(?:[T ][0-2][0-9]:[0-5][0-9](?::[0-5][0-9](?:\.[0-9]{1,9})?)?"
+    r"(?:Z|[+-][0-2][0-9]:?[0-5][0-9])?)?"
+)
+_PUBLISHED: Final = re.compile(r'"date(?:Published|Created)"\s{0,9}:\s{0,9}"([^"]{8,40})"')
+
 _LONG_ROW_CHARS: Final = 1000
 """A row with blocks in it and more text than this is layout, not data: the text is an article."""
 
@@ -93,6 +138,9 @@ _LONG_ROW_CHARS: Final = 1000
 class HtmlPage:
     text: str
     title: str | None
+    headings: tuple[Heading, ...] = ()
+    metadata: Metadata = field(default_factory=dict)
+    """What the page says of itself beside its title: its language, its address, its date."""
 
 
 def declared_charset(data: bytes) -> str | None:
@@ -102,10 +150,21 @@ def declared_charset(data: bytes) -> str | None:
     return match[1].decode("ascii") if match else None
 
 
-def render(text: str, *, name: str) -> HtmlPage:
-    """Raises `DocumentError` if the page has no text."""
+def render(
+    text: str, *, name: str, main_content: bool = False, css_classes: Sequence[str] | None = None
+) -> HtmlPage:
+    """The text of a page or fragment; only of its main content, or of the elements of certain
+    classes. Raises `DocumentError` if there is none."""
     root = _parse(text, name=name)
-    page = _page(root)
+    page = None
+    if root is not None and css_classes is not None:
+        page = _page(root, _of_classes(root, css_classes, name=name), _hidden(root))
+    elif root is not None and main_content and is_page(text):
+        hidden = _hidden(root)
+        content = find_main_content(root, hidden=hidden)
+        page = _page(root, content.roots, hidden | content.left_out)
+    if page is None:
+        page = _page(root)
     if page is not None:
         return page
     if root is not None and root.find(".//{*}frameset") is not None:
@@ -126,11 +185,23 @@ def page_within(data: bytes, *, name: str) -> HtmlPage | None:
     return _page(_parse(decoded.text.removeprefix("\ufeff"), name=name))
 
 
-def _page(root: etree._Element | None) -> HtmlPage | None:
+def _page(
+    root: etree._Element | None,
+    parts: Sequence[etree._Element] | None = None,
+    left_out: set[etree._Element] | None = None,
+) -> HtmlPage | None:
+    """Of all that is shown, or of parts of the page without what is left out; None if there is no
+    text."""
+    if root is None:
+        return None
     writer = _Writer()
-    title = _walk(root, writer) if root is not None else None
-    text = writer.text().strip("\n")
-    return HtmlPage(text=text, title=title) if text.strip() else None
+    left_out = _hidden(root) if left_out is None else left_out
+    for part in parts or [root]:
+        _walk(part, writer, left_out)
+    text, headings = writer.text()
+    if not text.strip():
+        return None
+    return HtmlPage(text=text, title=_title(root), headings=headings, metadata=_about(root))
 
 
 def load(document: RawDocument) -> DocumentParts:
@@ -139,9 +210,18 @@ def load(document: RawDocument) -> DocumentParts:
     text, metadata = text_of(
         document, declared=[declared], hint="Save it as UTF-8, or declare its charset."
     )
-    page = render(text, name=document.name)
-    title = {"title": page.title} if page.title else {}
-    return DocumentParts(passages=[(page.text, {})], metadata=metadata | title)
+    page = render(
+        text,
+        name=document.name,
+        main_content=document.options.html.main_content,
+        css_classes=document.options.html.css_classes,
+    )
+    title: Metadata = {DocumentKey.TITLE: page.title} if page.title else {}
+    return DocumentParts(
+        passages=[(page.text, {})],
+        metadata=metadata | title | page.metadata,
+        headings=page.headings,
+    )
 
 
 HTML = Loader(
@@ -226,12 +306,61 @@ def _number_entity(match: re.Match[str]) -> str:
     return "".join(f"&#{ord(char)};" for char in html5[match[1]])
 
 
-def _walk(root: etree._Element, writer: "_Writer") -> str | None:
-    """Visit every node in document order, without recursion. Returns the title."""
-    title: str | None = None
-    skipped: etree._Element | None = None
+def _hidden(root: etree._Element) -> set[etree._Element]:
+    """What no browser shows, and decoration. Elements within such ones are left out of account."""
+    hidden: set[etree._Element] = set()
     main_parts: set[etree._Element] | None = None
+    walker = etree.iterwalk(root, events=("start",))
+    for _, node in walker:
+        tag = _local(node.tag)
+        is_hidden = tag in _DROPPED
+        if node.attrib and not is_hidden:
+            is_hidden = _is_hidden(tag, node, _declarations(node.get("style", "")))
+            is_decoration = node.get("aria-hidden", "").strip().lower() == "true"
+            if not is_hidden and is_decoration and tag not in ("html", "body"):
+                # A page that was saved under an open dialog marks all of its content so.
+                main_parts = _around_main_parts(root) if main_parts is None else main_parts
+                is_hidden = node not in main_parts
+        if is_hidden or (tag == "dialog" and node.get("open") is None):
+            hidden.add(node)
+            walker.skip_subtree()
+    return hidden
+
+
+def _of_classes(
+    root: etree._Element, css_classes: Sequence[str], *, name: str
+) -> list[etree._Element]:
+    """The outermost elements that have one of the classes, or whose attribute is just that, as
+    with a `SoupStrainer` of Beautiful Soup."""
+    wanted = set(css_classes)
+    roots: list[etree._Element] = []
+    others: dict[str, None] = {}
+    walker = etree.iterwalk(root, events=("start",))
+    for _, node in walker:
+        attribute = node.get("class")
+        if attribute is None:
+            continue
+        classes = attribute.split()
+        if attribute in wanted or not wanted.isdisjoint(classes):
+            roots.append(node)
+            walker.skip_subtree()
+        elif len(others) < _CLASSES_NAMED:
+            others.update(dict.fromkeys(classes))
+    if not roots:
+        named = ", ".join(map(repr, css_classes))
+        has = ", ".join(map(repr, list(others)[:_CLASSES_NAMED])) or "none"
+        raise DocumentError(
+            f"{name}: no element has the class {named} (html.css_classes). Classes of the page "
+            f"are: {has}."
+        )
+    return roots
+
+
+def _walk(root: etree._Element, writer: "_Writer", left_out: set[etree._Element]) -> None:
+    """Visit every node in document order, without recursion."""
+    skipped: etree._Element | None = None
     walker = etree.iterwalk(root, events=("start", "end"))
+    writer.begin()
     for event, node in walker:
         tag = _local(node.tag)
         if event == "end":
@@ -239,29 +368,85 @@ def _walk(root: etree._Element, writer: "_Writer") -> str | None:
                 skipped = None
             else:
                 writer.close(tag, node)
-            if node.tail:
+            if node.tail and node is not root:
                 writer.write(node.tail)
             continue
-        style = _declarations(node.get("style", "")) if node.attrib else {}
-        hidden = tag in _DROPPED or (bool(node.attrib) and _is_hidden(tag, node, style))
-        is_decoration = node.get("aria-hidden", "").strip().lower() == "true"
-        if not hidden and is_decoration and tag not in ("html", "body"):
-            # A page that was saved under an open dialog marks all of its content so.
-            main_parts = _around_main_parts(root) if main_parts is None else main_parts
-            hidden = node not in main_parts
-        if hidden or (tag == "dialog" and node.get("open") is None):
-            if tag == "title" and title is None:
-                title = " ".join("".join(node.itertext()).split()) or None
+        if node in left_out and node is not root:
             if tag in _REPLACED:
                 writer.space()
+            elif tag not in _DROPPED:
+                writer.part(tag)
             # The end event of a skipped element still comes, and comes next.
             walker.skip_subtree()
             skipped = node
             continue
-        writer.open(tag, node, style)
+        writer.open(tag, node, _declarations(node.get("style", "")) if node.attrib else {})
         if node.text:
             writer.write(node.text)
-    return title
+
+
+def _title(root: etree._Element) -> str | None:
+    """Of the page, not of an image in it."""
+    for node in root.iter("{*}title"):
+        parent = node.getparent()
+        is_page_title = parent is None or _local(parent.tag) in ("html", "head", "body")
+        if is_page_title and (title := " ".join("".join(node.itertext()).split())):
+            return title
+    return _meta(root).get("og:title")
+
+
+def _meta(root: etree._Element) -> dict[str, str]:
+    """Names and contents of `<meta>`; of two of one name the first."""
+    found: dict[str, str] = {}
+    for node in root.iter("{*}meta"):
+        name = node.get("property") or node.get("name") or node.get("http-equiv") or ""
+        content = " ".join(node.get("content", "").split())[:_META_CHARS]
+        if name and content and len(found) < _META_LIMIT:
+            found.setdefault(name.strip().lower(), content)
+    return found
+
+
+def _about(root: etree._Element) -> Metadata:
+    about: Metadata = {}
+    meta = _meta(root)
+    xml_language = root.get("{http://www.w3.org/XML/1998/namespace}lang") or root.get("xml:lang")
+    for language in (root.get("lang"), xml_language, meta.get("content-language"),
+                     meta.get("og:locale")):  # fmt: skip
+        if language and _LANGUAGE.fullmatch(language.strip()):
+            about[DocumentKey.LANGUAGE] = language.strip().replace("_", "-")
+            break
+    links = (node.get("href") for node in root.iter("{*}link") if _is_canonical(node))
+    for url in (next(links, None), meta.get("og:url")):
+        if url and _URL.fullmatch(url.strip()):
+            about[DocumentKey.URL] = url.strip()
+            break
+    author = meta.get("author") or meta.get("article:author")
+    if author and not _URL.fullmatch(author):
+        about[DocumentKey.AUTHOR] = author
+    for date in _dates(root, meta):
+        if match := _DATE.match(date.strip()):
+            about[DocumentKey.DATE] = match[0].replace(" ", "T")
+            break
+    return about
+
+
+def _is_canonical(link: etree._Element) -> bool:
+    return "canonical" in link.get("rel", "").lower().split()
+
+
+def _dates(root: etree._Element, meta: Mapping[str, str]) -> Iterator[str]:
+    """What may be the date of publication, the surest first."""
+    yield from (meta[name] for name in _DATE_NAMES if name in meta)
+    for script in itertools.islice(root.iter("{*}script"), _META_LIMIT):
+        if script.get("type", "").strip().lower() == "application/ld+json" and script.text:
+            yield from _PUBLISHED.findall(script.text[:_JSON_CHARS])
+    for node in itertools.islice(root.iter("{*}time"), _META_LIMIT):
+        if node.get("itemprop") == "datePublished" or node.get("pubdate") is not None:
+            yield node.get("datetime", "")
+    for article in itertools.islice(root.iter("{*}article", "{*}header"), 1):
+        yield from (
+            node.get("datetime", "") for node in itertools.islice(article.iter("{*}time"), 1)
+        )
 
 
 def _local(tag: str) -> str:
@@ -328,6 +513,12 @@ class _Mark(IntEnum):
     SUBSCRIPT = 8  # "_" likewise
 
 
+class _HeadingMark(NamedTuple):
+    """Where a heading begins; with level 0 where it ends."""
+
+    level: int
+
+
 _BLOCKS: Final = dict.fromkeys(_PARAGRAPH_TAGS.split(), _Mark.PARAGRAPH) | dict.fromkeys(
     _LINE_TAGS.split(), _Mark.LINE
 )
@@ -345,6 +536,11 @@ class _Row:
     chars: int = 0
     inner_rows: bool = False  # that have to stay lines
     inner_lines: bool = False
+    column: int = 0  # of the next cell
+    filled: list[int] = field(default_factory=list)  # where what merged cells add is
+    merged: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """Cells of more than one row: column, width, rows that follow, and where its text begins."""
+    ends: list[int] = field(default_factory=list)  # where the cells of `merged` end
     gaps: list[int] = field(default_factory=list)  # where the marks between cells are
     breaks: list[int] = field(default_factory=list)  # and those of blocks within cells
 
@@ -356,12 +552,28 @@ class _Row:
 
 
 @dataclass(kw_only=True)
+class _Merged:
+    """A cell of a row above, of a table that is being written."""
+
+    text: str
+    width: int
+    rows: int
+    """How many more it covers."""
+
+
+@dataclass(kw_only=True)
 class _Style:
     """Inherited properties, from one element on."""
 
     node: etree._Element | None
     is_visible: bool
     is_verbatim: bool
+
+
+def _span(cell: etree._Element, attribute: str) -> int:
+    """How many columns or rows a cell covers; those that it names 0, all that follow."""
+    match = _SPAN.match(cell.get(attribute, "1"))
+    return min(int(match[1]) or _SPAN_LIMIT, _SPAN_LIMIT) if match else 1
 
 
 class _Writer:
@@ -372,12 +584,15 @@ class _Writer:
     """
 
     def __init__(self) -> None:
-        self._parts: list[str | _Mark] = []
+        self._parts: list[str | _Mark | _HeadingMark] = []
         self._rows: list[_Row] = []
         self._styles = [_Style(node=None, is_visible=True, is_verbatim=False)]
         self._is_fresh = False  # a <pre> has just begun; its first line end is not content
         self._has_line = False  # verbatim text has been written since
         self._line_ended = False
+        self._tables: list[dict[int, _Merged]] = [{}]
+        self._chars = self._cells = 0  # of the page
+        self._filled = self._filled_chars = 0  # that merged cells add
         self._ruby = 0
         self._reading = 0
         self._readings: list[str] = []
@@ -388,10 +603,16 @@ class _Writer:
             self._end_row()
         self._part(tag, style)
         self._inherit(tag, node, style)
+        if tag in _HEADINGS and not self._rows:
+            self._parts.append(_HeadingMark(int(tag[1])))
         if tag == "br":
             self._break(_Mark.BR)
         elif tag == "li":
             self._parts.append(_Mark.ITEM)
+        elif tag == "table":
+            self._tables.append({})
+        elif tag in _ROW_GROUPS:
+            self._tables[-1].clear()
         elif tag == "tr":
             self._rows.append(_Row(ends_with=node, is_implied=False))
         elif tag in _CELLS:
@@ -408,11 +629,18 @@ class _Writer:
             self._end_row()
         if self._styles[-1].node is node:
             self._styles.pop()
+        if tag in _HEADINGS and not self._rows:
+            self._parts.append(_HeadingMark(0))
         if tag == "li":
             self._parts.append(_Mark.ITEM_END)
+        elif tag == "table" and len(self._tables) > 1:
+            self._tables.pop()
         elif tag in _CELLS:
             if self._rows:
-                self._rows[-1].in_cell = False
+                row = self._rows[-1]
+                row.in_cell = False
+                if len(row.ends) < len(row.merged):
+                    row.ends.append(len(self._parts))
             self.space()
         elif tag == "ruby":
             self._ruby -= 1
@@ -450,13 +678,25 @@ class _Writer:
         if text[-1].isspace():
             self.space()
 
-    def text(self) -> str:
+    def text(self) -> tuple[str, tuple[Heading, ...]]:
         while self._rows:
             self._end_row()
-        return "".join(_put_together(self._parts))
+        return _put_together(self._parts)
+
+    def begin(self) -> None:
+        """Of a part of the page: it stands apart from the one before."""
+        while self._rows:
+            self._end_row()
+        self._styles = self._styles[:1]
+        self._break(_Mark.PARAGRAPH)
+
+    def part(self, tag: str) -> None:
+        """In the place of an element that is left out."""
+        self._part(tag, {})
 
     def _add(self, text: str) -> None:
         self._parts.append(text)
+        self._chars += len(text)
         if self._rows:
             self._rows[-1].chars += len(text)
 
@@ -520,20 +760,52 @@ class _Writer:
             self._break(_Mark.LINE)
             self._rows.append(_Row(ends_with=parent, is_implied=True))
         row = self._rows[-1]
+        self._fill(row)
         if row.cells:
             row.gaps.append(len(self._parts))
         row.cells += 1
         row.in_cell = True
         self._parts.append(_Mark.SPACE)
+        self._cells += 1
+        width, rows = _span(node, "colspan"), _span(node, "rowspan")
+        if rows > 1 and len(row.merged) < _MERGED_CELLS:
+            row.merged.append((row.column, width, rows - 1, len(self._parts)))
+        row.column += width
+
+    def _fill(self, row: _Row) -> None:
+        """The text of merged cells of the rows above, up to the next cell."""
+        merged = self._tables[-1]
+        while (cell := merged.get(row.column)) is not None:
+            self._filled += 1
+            self._filled_chars += len(cell.text)
+            if self._filled > _FILLED_CELLS + _FILLED_SHARE * self._cells:
+                return  # a page that is made to be large
+            cell.rows -= 1
+            if not cell.rows:
+                del merged[row.column]
+            if row.cells:
+                row.gaps.append(len(self._parts))
+            row.cells += 1
+            self._parts.append(_Mark.SPACE)
+            row.filled.append(len(self._parts))
+            is_within = self._filled_chars <= _FILLED_CHARS + _FILLED_SHARE * self._chars
+            self._parts.append(cell.text if cell.text and is_within else _Mark.SPACE)
+            row.column += cell.width
 
     def _end_row(self) -> None:
         row = self._rows.pop()
+        if row.cells:
+            self._fill(row)
         if row.chars and row.is_line():
+            self._note_merged(row)
             for at in row.gaps:
                 self._parts[at] = _Mark.CELL
             for at in row.breaks:
                 self._parts[at] = _Mark.SPACE
         else:
+            self._tables[-1].clear()
+            for at in row.filled:
+                self._parts[at] = _Mark.SPACE
             for at in row.gaps:
                 self._parts[at] = _Mark.PARAGRAPH
         if self._rows:
@@ -550,6 +822,20 @@ class _Writer:
         if row.is_implied:
             self._break(_Mark.LINE)
 
+    def _note_merged(self, row: _Row) -> None:
+        """What cells of several rows put into the rows below: their text, if it is short."""
+        for (column, width, rows, start), end in zip(row.merged, row.ends, strict=False):
+            words: list[str] = []
+            for part in self._parts[start : min(end, start + _MERGED_PARTS)]:
+                if isinstance(part, str):
+                    words += [part]
+                elif words and words[-1] != " ":
+                    words += [" "]
+            text = "".join(words).strip()
+            if end - start > _MERGED_PARTS or len(text) > _MERGED_CHARS:
+                text = ""
+            self._tables[-1][column] = _Merged(text=text, width=width, rows=rows)
+
     def _end_readings(self) -> None:
         """How the characters of a ruby are read, in brackets after them."""
         if self._readings and not self._ruby:
@@ -558,7 +844,13 @@ class _Writer:
             self._readings = []
 
 
-def _put_together(parts: list[str | _Mark]) -> Iterator[str]:
+def _put_together(parts: list[str | _Mark | _HeadingMark]) -> tuple[str, tuple[Heading, ...]]:
+    """The text, fit to be stored, and where in it headings are."""
+    written: list[str] = []
+    headings: list[Heading] = []
+    begun = 0  # in `written`, of a heading
+    level = 0
+    edges: list[tuple[int, int, int]] = []  # of headings in `written`, with their level
     gap, last = _Mark.NOTHING, ""
     item = False
     shift: _Mark | None = None
@@ -568,9 +860,20 @@ def _put_together(parts: list[str | _Mark]) -> Iterator[str]:
             pieces = [_white(gap, last), "- " if item else ""]
             if shift and last[-1:].isdigit() and part[0].isdigit() and not any(pieces):
                 pieces.append("^" if shift is _Mark.SUPERSCRIPT else "_")
-            yield from (piece for piece in pieces if piece)
-            yield part
+            if level and begun < 0:
+                begun = len(written) + bool(pieces[0])
+                if last and not (pieces[0] or last).endswith("\n"):
+                    level = 0  # within a line
+            written += (piece for piece in pieces if piece)
+            written.append(part)
             gap, last, item, shift, in_row = _Mark.NOTHING, part, False, None, False
+        elif isinstance(part, _HeadingMark):
+            if part.level:
+                level, begun = part.level, -1
+            else:
+                if level and begun >= 0:
+                    edges.append((begun, len(written), level))
+                level = 0
         elif part is _Mark.ITEM:
             item = True
         elif part is _Mark.ITEM_END:
@@ -579,12 +882,12 @@ def _put_together(parts: list[str | _Mark]) -> Iterator[str]:
             shift = part
         elif part is _Mark.CELL:
             if gap > _Mark.SPACE and last:
-                yield _white(gap, last)
+                written.append(_white(gap, last))
                 last = "\n"
             # "a |  | b": an empty cell keeps its place.
             begins = not last or last.endswith("\n")
             last = "|" if begins else "  |" if in_row else " |"
-            yield last
+            written.append(last)
             gap, item, in_row = _Mark.SPACE, False, True
         elif item:
             continue  # a block that opens a list item does not part it from its mark
@@ -592,6 +895,22 @@ def _put_together(parts: list[str | _Mark]) -> Iterator[str]:
             gap = _Mark(min(_Mark.PARAGRAPH, max(gap, _Mark.SPACE) + 1))
         else:
             gap = max(gap, part)
+    # Headings are between line ends, across which no two characters become one.
+    texts: list[str] = []
+    length = reached = 0
+    for first, last_, level in edges:
+        before = storable("".join(written[reached:first]))
+        before = before.lstrip("\n") if not length else before
+        heading = storable("".join(written[first:last_]))
+        start = length + len(before)
+        length = start + len(heading)
+        texts += (before, heading)
+        title = heading.removeprefix("- ")
+        headings.append(Heading(start=start, end=length, level=level, title=heading_title(title)))
+        reached = last_
+    rest = storable("".join(written[reached:]))
+    texts.append(rest.rstrip("\n") if length else rest.strip("\n"))
+    return "".join(texts), tuple(headings)
 
 
 def _white(gap: _Mark, last: str) -> str:

@@ -1,8 +1,9 @@
 """What a loader is: the bytes of a document of one format -> passages of text, with metadata."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from shared.bounds import Metadata
 from shared.config import IngestSettings
@@ -48,6 +49,8 @@ class PassageKey(StrEnum):
     END_S = "end_s"
 
 
+_TITLE_CHARS: Final = 500
+
 RawPassage = tuple[str, Metadata]
 """The text of a passage, and what is noted of it alone. No chunk is of two passages."""
 
@@ -83,6 +86,17 @@ class RawDocument:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Heading:
+    """`text[start:end]` of the text that it is in, with whole lines around it."""
+
+    start: int
+    end: int
+    level: int
+    """1 is the highest."""
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class DocumentParts:
     """What a loader makes of a document. Passages come one by one, so that one that is too long is
     refused before it is all there; each is split on its own."""
@@ -90,6 +104,9 @@ class DocumentParts:
     passages: Iterable[RawPassage]
     metadata: Metadata = field(default_factory=dict)
     """Of the document as a whole, such as its title."""
+    headings: Sequence[Heading] = ()
+    """Those in the text of its only passage, in order; it has then to be fit to be stored. (Other
+    passages note the headings above them in their metadata.)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +123,12 @@ class Loader:
     load: Callable[[RawDocument], DocumentParts]
     example: bytes
     example_text: str
+
+
+def heading_title(text: str) -> str:
+    """On one line, and not too long: each chunk of a section carries the titles above it."""
+    title = " ".join(text[: 4 * _TITLE_CHARS].split())
+    return title if len(title) <= _TITLE_CHARS else title[: _TITLE_CHARS - 1].rstrip() + "…"
 
 
 def too_long(name: str, max_chars: int) -> DocumentError:

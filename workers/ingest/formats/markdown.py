@@ -9,14 +9,13 @@ linear.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from workers.ingest.formats.loader import Loader
+from workers.ingest.formats.loader import Heading, Loader, heading_title
 from workers.ingest.formats.text import load_whole
 
-_TITLE_CHARS: Final = 500  # each chunk of the section carries the title
 _NESTED_ITEMS: Final = 64
 _RULE_CHARS: Final = 1000
 _TAB: Final = 4
@@ -71,19 +70,15 @@ class Section:
     heading: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Heading:
-    start: int
-    end: int
-    level: int
-    title: str
-
-
 def sections(text: str) -> Iterator[Section]:
+    return sections_of(text, headings(text))
+
+
+def sections_of(text: str, headings: Iterable[Heading]) -> Iterator[Section]:
     """All of the text, in order, without gaps."""
     path: dict[int, str] = {}
     start = body = 0
-    for heading in headings(text):
+    for heading in headings:
         if text[body : heading.start].strip():
             yield Section(start=start, end=heading.start, heading=_joined(path))
             start = heading.start
@@ -121,10 +116,7 @@ def headings(text: str) -> Iterator[Heading]:
             first = start if is_atx else blocks.title_start
             assert first is not None
             title = _atx_title(text[start:end]) if is_atx else text[first:start]
-            title = " ".join(title[: 4 * _TITLE_CHARS].split())
-            if len(title) > _TITLE_CHARS:
-                title = title[: _TITLE_CHARS - 1].rstrip() + "…"
-            yield Heading(start=first, end=end, level=level, title=title)
+            yield Heading(start=first, end=end, level=level, title=heading_title(title))
         start = end
 
 
