@@ -476,6 +476,11 @@ class IngestSettings(RoleSettings):
     max_document_chunks: PositiveInt = 100_000
     max_document_metadata_chars: PositiveInt = 50_000_000
     max_job_chunks: PositiveInt = 1_000_000
+    archive_limit_bytes: Bytes = 2**30
+    archive_limit_member_bytes: Bytes = 32 * 2**20
+    archive_limit_entries: PositiveInt = 20_000
+    archive_limit_ratio: PositiveInt = 200
+    archive_limit_depth: Annotated[int, Field(ge=1, le=16)] = 4
     load_limit_s: PositiveFloat = 120
     load_memory_mib: Annotated[int, Field(ge=256, le=2**20)] = 2048
     max_unpacked_mib: Annotated[int, Field(gt=0, le=2**20)] = 512

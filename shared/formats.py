@@ -34,6 +34,11 @@ class Format:
     """Of a format that is an OLE compound file: the name of a stream that no other one has."""
     extra: str = ""
     """The extra of the distribution that has the library it needs; empty: the worker has it."""
+    holds_documents: bool = False
+    """Whether its documents may hold others, which become documents of their own: archives, mail
+    with attachments."""
+    is_document: bool = True
+    """An archive is none: what is in it are the documents."""
     is_isolated: bool = False
     """Whether it is read in a process of its own with limits of time and memory: wherever it takes
     a library that others wrote, for one that hangs or crashes must not take the worker along."""
@@ -202,6 +207,65 @@ FORMATS: dict[str, Format] = {
             "workers.ingest.formats.rtf:RTF",
             is_text=False,
             signatures=[b"{\\rtf"],
+        ),
+        *(
+            Format(
+                name,
+                suffixes,
+                media_types,
+                f"workers.ingest.formats.archives:{loader}",
+                is_text=False,
+                extra=extra,
+                holds_documents=True,
+                is_document=False,
+                is_isolated=True,
+            )
+            for name, suffixes, media_types, loader, extra in (
+                ("ZIP", [".zip"], ["application/zip", "application/x-zip-compressed"], "ZIP", ""),
+                ("TAR", [".tar"], ["application/x-tar"], "TAR", ""),
+                (
+                    "gzip",
+                    [".gz", ".tgz"],
+                    ["application/gzip", "application/x-gzip"],
+                    "GZIP",
+                    "",
+                ),
+                (
+                    "bzip2",
+                    [".bz2", ".tbz2", ".tbz"],
+                    ["application/x-bzip2", "application/bzip2"],
+                    "BZIP2",
+                    "",
+                ),
+                ("xz", [".xz", ".txz"], ["application/x-xz"], "XZ", ""),
+                ("Zstandard", [".zst", ".tzst"], ["application/zstd"], "ZSTANDARD", ""),
+                (
+                    "7-Zip",
+                    [".7z"],
+                    ["application/x-7z-compressed"],
+                    "SEVENZIP",
+                    "sevenzip",
+                ),
+            )
+        ),
+        Format(
+            "EML",
+            [".eml"],
+            ["message/rfc822"],
+            "workers.ingest.formats.mail:EML",
+            signatures=[b"return-path:", b"delivered-to:", b"received: ", b"mime-version: "],
+            holds_documents=True,
+            is_isolated=True,
+        ),
+        Format(
+            "MSG",
+            [".msg"],
+            ["application/vnd.ms-outlook"],
+            "workers.ingest.formats.mail:MSG",
+            is_text=False,
+            ole_streams=["__properties_version1.0"],
+            holds_documents=True,
+            is_isolated=True,
         ),
     )
 }

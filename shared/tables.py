@@ -297,6 +297,8 @@ class Document(Base):
     collection_id: Mapped[UUID] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"))
     source: Mapped[str]
     live_version_id: Mapped[UUID | None]
+    container: Mapped[str | None]
+    """The name of the source that it was found in, such as an archive; None of a source itself."""
     erasing_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -304,6 +306,12 @@ class Document(Base):
     __table_args__ = (
         UniqueConstraint("collection_id", "source"),
         Index("ix_documents_collection_id_id", "collection_id", "id"),
+        Index(
+            "ix_documents_container",
+            "collection_id",
+            "container",
+            postgresql_where=sql("container IS NOT NULL"),
+        ),
     )
 
 

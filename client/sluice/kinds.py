@@ -419,6 +419,7 @@ class IngestDocuments(TypedDict):
     replaced: int
     skipped: int
     failed: int
+    erased: NotRequired[int]
 
 
 class SourceErrorDict(TypedDict):

@@ -32,6 +32,8 @@ SUPPORTED = frozenset(
         *(".docx", ".docm", ".dotx", ".dotm", ".odt", ".ott"),
         *(".xlsx", ".xlsm", ".xltx", ".xltm", ".xls", ".xlt", ".ods", ".ots"),
         *(".pptx", ".pptm", ".ppsx", ".ppsm", ".potx", ".potm", ".odp", ".otp"),
+        *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".tbz", ".xz", ".txz", ".zst", ".tzst"),
+        *(".7z", ".eml", ".msg"),
     }
 )
 """The suffixes of files that servers of this version read; they have the list in

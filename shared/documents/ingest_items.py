@@ -8,7 +8,7 @@ written once; later ones change nothing, so a step that runs twice counts once.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -29,9 +29,11 @@ class Outcome(StrEnum):
     REPLACED = "replaced"
     SKIPPED = "skipped"
     FAILED = "failed"
+    ERASED = "erased"
+    """It was in a source that holds documents, and is no more."""
     LEFT_OUT = "left_out"
     """No document: a source that was expanded, or what was met in one and is not to be ingested.
-    It is not counted in the result."""
+    It is not counted, neither in the progress nor in the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,38 @@ def expand(
     ]  # fmt: skip
     session.execute(insert(IngestItem), rows)
     return list(range(first, first + len(rows)))
+
+
+def add_erased(session: Transaction, job_id: UUID, parent: int, names: Sequence[str]) -> None:
+    """Note documents that are gone since they are not in a source any more."""
+    ordinals = expand(
+        session, job_id, parent, [PartOfSource(name=name, source={}) for name in names]
+    )
+    settle(session, job_id, ordinals, Outcome.ERASED)
+
+
+def open_members(session: Session, job_id: UUID, parents: Sequence[int]) -> list[tuple[int, str]]:
+    """Those of the members of these sources that have neither an outcome nor a version: their
+    ordinals, and where in the storage they lie."""
+    rows = session.execute(
+        text("""
+            SELECT ordinal, source ->> 'path' AS path FROM ingest_items
+            WHERE job_id = :job_id AND parent = ANY(:parents) AND outcome IS NULL
+                  AND version_id IS NULL AND source ->> 'type' = 'member'
+            ORDER BY ordinal
+        """),
+        {"job_id": job_id, "parents": list(parents)},
+    )
+    return [(ordinal, path) for ordinal, path in rows]
+
+
+def has_members(session: Session, job_id: UUID) -> bool:
+    """Whether members of sources were put into the storage."""
+    one = text("""
+        SELECT true FROM ingest_items
+        WHERE job_id = :job_id AND parent IS NOT NULL AND source ->> 'type' = 'member' LIMIT 1
+    """)
+    return session.scalar(one, {"job_id": job_id}) is not None
 
 
 def parts(session: Session, job_id: UUID, parent: int) -> list[str]:
@@ -194,8 +228,30 @@ def settle(
         .values(outcome=outcome.value, message=message or None)
         .returning(IngestItem.ordinal)
     ).all()
-    if changed:
+    if changed and outcome is Outcome.LEFT_OUT:
+        jobs.extend_total(session, job_id, -len(changed))
+    elif changed:
         jobs.advance(session, job_id, len(changed))
+
+
+def settle_failed(session: Transaction, job_id: UUID, messages: Mapping[int, str]) -> None:
+    """Write that items failed which nobody else works on, each with its message."""
+    if not messages:
+        return
+    session.execute(
+        text("""
+            UPDATE ingest_items i SET outcome = :failed, message = f.message
+            FROM unnest(CAST(:ordinals AS int[]), CAST(:messages AS text[])) f (ordinal, message)
+            WHERE i.job_id = :job_id AND i.ordinal = f.ordinal AND i.outcome IS NULL
+        """),
+        {
+            "job_id": job_id,
+            "failed": Outcome.FAILED.value,
+            "ordinals": list(messages),
+            "messages": list(messages.values()),
+        },
+    )
+    jobs.advance(session, job_id, len(messages))
 
 
 def settle_version(

@@ -49,6 +49,8 @@ class Content:
     """The part of the metadata that came with the request."""
     copied_from: UUID | None = None
     """The version that has the same chunks, with the same vectors."""
+    container: str | None = None
+    """The name of the source that the document was found in, such as an archive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,48 @@ def lock_documents(
     return {document.source: document for document in documents}
 
 
+def retire_missing(
+    session: Session, collection_id: UUID, container: str, names: Sequence[str]
+) -> dict[str, GarbageVersion]:
+    """Take away from readers what was found in a container before and is none of these now; returns
+    what is left of it, by name, to be collected after the commit."""
+    missing = session.scalars(
+        select(Document)
+        .where(
+            Document.collection_id == collection_id,
+            Document.container == container,
+            Document.source != func.all(list(names)),
+            Document.live_version_id.is_not(None),
+            Document.erasing_at.is_(None),
+        )
+        .order_by(Document.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).all()
+    if not missing:
+        return {}
+    ids = [document.id for document in missing]
+    live = [document.live_version_id for document in missing]
+    lexical.bury(session, [version_id for version_id in live if version_id is not None])
+    for document in missing:
+        document.live_version_id = None
+    session.flush()
+    session.execute(
+        update(Version)
+        .where(Version.document_id.in_(ids))
+        .values(state=VersionState.RETIRED.value)
+        .execution_options(synchronize_session=False)
+    )
+    garbage = {
+        version.version_id: version for version in garbage_where(session, Version.id.in_(live))
+    }
+    return {
+        document.source: garbage[version_id]
+        for document, version_id in zip(missing, live, strict=True)
+        if version_id is not None
+    }
+
+
 def begin(
     session: Session, document: Document, content: Content, *, skip_existing: bool
 ) -> UUID | None:
@@ -108,6 +152,8 @@ def begin(
     """
     if document.erasing_at is not None:
         raise Unavailable(f"{content.source} is being erased; it is ingested again after that.")
+    if content.container is not None:
+        document.container = content.container
     live_hash = session.scalar(
         select(Version.content_hash).where(Version.id == document.live_version_id)
     )

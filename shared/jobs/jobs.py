@@ -32,6 +32,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import InstrumentedAttribute, Session, defer, load_only
 
 from shared.bounds import as_object, cut
@@ -42,7 +43,7 @@ from shared.jobs.claims import Claim
 from shared.jobs.submission import NewJob, first_list, first_step
 from shared.kinds.registry import BATCH, KINDS
 from shared.redis.events import EventType
-from shared.tables import Attachment, IngestItem, Job, Step
+from shared.tables import Attachment, DoomedPath, IngestItem, Job, Step
 from shared.vocabulary import ENDED, LaneRank, Queue, State, known
 
 
@@ -472,6 +473,11 @@ def extend_total(session: Transaction, job_id: UUID, more: int) -> None:
     _publish_progress(session, job_id, row.progress_done, row.progress_total, row.progress_unit)
 
 
+def total(session: Session, job_id: UUID) -> int:
+    """How much there is to do, as far as is known."""
+    return session.scalar(select(Job.progress_total).where(Job.id == job_id)) or 0
+
+
 def advance(session: Transaction, job_id: UUID, done: int) -> None:
     """Count `done` more units as done."""
     row = session.execute(
@@ -519,6 +525,17 @@ def seconds_left(session: Session, job_id: UUID) -> float | None:
 def result_folder(job_id: UUID) -> str:
     """Where in the storage results of the job lie that are too large for a row."""
     return f"results/{job_id.hex[-2:]}/{job_id}"
+
+
+def members_folder(job_id: UUID) -> str:
+    """Where in the storage lies what was unpacked for the job."""
+    return f"{result_folder(job_id)}/members"
+
+
+def doom_members(session: Session, job_id: UUID) -> None:
+    """Have what was unpacked for the job deleted; nothing reads it any more."""
+    row = {"path": members_folder(job_id), "is_folder": True}
+    session.execute(upsert(DoomedPath).values(row).on_conflict_do_nothing())
 
 
 def warn(session: Session, job_id: UUID, warnings: Sequence[str]) -> None:

@@ -225,6 +225,8 @@ class IngestDocuments(Shape):
     replaced: int
     skipped: int
     failed: int
+    erased: int = 0
+    """They were in an archive, or the like, that was ingested again without them."""
 
 
 class SourceError(Shape):

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
+from shared.config import IngestSettings
 from shared.errors import Cancelled, DocumentError
 from shared.formats import FORMATS, Format, suffixes
 from shared.kinds.ingest import LoadOptions
 from sluice.sources import SUPPORTED
-from tests.unit.loading import read
+from tests.unit.loading import read, refusal
 from workers.ingest.formats.loader import (
     DocumentKey,
     DocumentParts,
@@ -21,6 +22,7 @@ from workers.ingest.formats.loader import (
     RawPassage,
 )
 from workers.ingest.load import load, loader_of
+from workers.ingest.members import members
 
 ROOT = Path(__file__).resolve().parents[2]
 every_format = pytest.mark.parametrize("format_", FORMATS.values(), ids=list(FORMATS))
@@ -39,14 +41,35 @@ def test_its_example_is_loaded_by_suffix_and_by_media_type(format_: Format) -> N
     loader = loader_of(format_)
     assert isinstance(loader, Loader), f"{format_.loader} is no Loader"
     for suffix in format_.suffixes:
-        loaded = read(loader.example, f"example{suffix.upper()}")
-        assert loaded.text == loader.example_text
-        assert loaded.metadata["media_type"] == format_.media_types[0]
+        check_example(format_, f"example{suffix.upper()}", None)
     for media_type in format_.media_types:
-        declared = f"{media_type.upper()}; charset=utf-8"
-        loaded = read(loader.example, "example", content_type=declared)
+        check_example(format_, "example", f"{media_type.upper()}; charset=utf-8")
+
+
+def check_example(format_: Format, name: str, content_type: str | None) -> None:
+    loader = loader_of(format_)
+    if format_.is_document:
+        loaded = read(loader.example, name, content_type=content_type)
         assert loaded.text == loader.example_text
         assert loaded.metadata["media_type"] == format_.media_types[0]
+        return
+    assert "is an archive" in refusal(loader.example, name, content_type=content_type)
+    (member,) = members(
+        loader.example,
+        name=name,
+        content_type=content_type,
+        options=LoadOptions(),
+        settings=IngestSettings.model_construct(),
+    )
+    assert member.name.startswith(f"{name}!/")
+    assert (member.data.decode(), member.error) == (loader.example_text, "")
+
+
+@every_format
+def test_formats_that_hold_documents_have_members(format_: Format) -> None:
+    loader = loader_of(format_)
+    assert (loader.members is not None) == format_.holds_documents
+    assert (loader.load is not None) == format_.is_document
 
 
 def test_no_two_formats_have_a_suffix_or_a_media_type_in_common() -> None:

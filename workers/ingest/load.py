@@ -116,13 +116,19 @@ def load(
         options=options,
         settings=settings,
     )
-    with _document_errors(name, format_):
-        parts = loader_of(format_).load(document)
+    with document_errors(name, format_):
+        read = loader_of(format_).load
+        if read is None:
+            raise DocumentError(
+                f"{name}: is an archive ({format_.name}), which is no document itself. Unpack it, "
+                "and ingest what is in it."
+            )
+        parts = read(document)
         return _assemble(document, parts, media_type=format_.media_types[0])
 
 
 @contextmanager
-def _document_errors(name: str, format_: Format) -> Iterator[None]:
+def document_errors(name: str, format_: Format) -> Iterator[None]:
     """Whatever a loader or its library raises says which document cannot be read. What stops the
     step passes."""
     try:

@@ -24,6 +24,7 @@ from shared.errors import DocumentError, SluiceError
 from shared.kinds.ingest import LoadOptions
 from workers.attempts.process import Process
 from workers.ingest import reader_child
+from workers.ingest.formats.container import Member
 from workers.ingest.load import LoadedText
 from workers.ingest.reader_child import LENGTHS, Frame, packed
 
@@ -58,15 +59,22 @@ class Reader:
         check: Callable[[], None],
     ) -> LoadedText:
         """As `load` does in this process. Raises DocumentError, and what `check` raises."""
-        request = {
-            "name": name,
-            "content_type": content_type,
-            "is_text": isinstance(data, str),
-            "options": options.model_dump(mode="json"),
-        }
-        content = data.encode() if isinstance(data, str) else data
-        (frame,) = self._answer(request, content, check)
+        (frame,) = self._answer("text", data, name, content_type, options, check)
         return LoadedText.of_json(frame.header["loaded"])
+
+    def members(
+        self,
+        data: bytes | str,
+        *,
+        name: str,
+        content_type: str | None,
+        options: LoadOptions,
+        check: Callable[[], None],
+    ) -> Iterator[Member]:
+        """As `members` does in this process. Raises DocumentError, and what `check` raises."""
+        for frame in self._answer("members", data, name, content_type, options, check):
+            if "member" in frame.header:
+                yield Member(**frame.header["member"], data=frame.data)
 
     def close(self) -> None:
         """End the children. A later request starts new ones."""
@@ -76,11 +84,24 @@ class Reader:
             child.end()
 
     def _answer(
-        self, request: dict[str, Any], data: bytes, check: Callable[[], None]
+        self,
+        of: str,
+        data: bytes | str,
+        name: str,
+        content_type: str | None,
+        options: LoadOptions,
+        check: Callable[[], None],
     ) -> Iterator[Frame]:
         """The frames of the answer. A child that has not given all of them is of no more use."""
         settings = self._settings
-        own = {name: getattr(settings, name) for name in IngestSettings.model_fields}
+        request = {
+            "of": of,
+            "name": name,
+            "content_type": content_type,
+            "is_text": isinstance(data, str),
+            "options": options.model_dump(mode="json"),
+            "settings": {field: getattr(settings, field) for field in IngestSettings.model_fields},
+        }
         memory_bytes = settings.load_memory_mib * 2**20
         until = time.monotonic() + _WALL_SHARE * settings.step_soft_limit_s
         with self._lock:
@@ -88,19 +109,19 @@ class Reader:
         child = child or _Child(memory_bytes)
         is_kept = False
         try:
-            child.send(request | {"settings": own}, data)
+            child.send(request, data.encode() if isinstance(data, str) else data)
             while "last" not in (frame := child.receive(until, check)).header:
                 yield frame
             if "error" in frame.header:
-                name, message = frame.header["error"]
+                class_, message = frame.header["error"]
                 is_kept = True
-                raise _ERRORS.get(name, DocumentError)(message)
+                raise _ERRORS.get(class_, DocumentError)(message)
             is_kept = frame.header["peak_bytes"] < _KEPT_SHARE * memory_bytes
             yield frame
         except _Late:
-            raise DocumentError(self._late(request["name"])) from None
+            raise DocumentError(self._late(name)) from None
         except _Ended as ended:
-            raise DocumentError(self._ended(request["name"], ended.code)) from None
+            raise DocumentError(self._ended(name, ended.code)) from None
         finally:
             if is_kept:
                 with self._lock:

@@ -7,9 +7,9 @@ a signal where one document takes more processor time than it may. It has no set
 and so no secrets of it: all that it needs comes with a request.
 
 A frame is two lengths of eight bytes, little-endian, then JSON of the first length and bytes of
-the second. A request is `{"name", "content_type", "is_text", "options", "settings"}` with the
-document's bytes. The last frame of its answer has `last`, and either `loaded` or `error`: the class
-and the message.
+the second. A request is `{"of", "name", "content_type", "is_text", "options", "settings"}` with the
+document's bytes; `of` is `text` or `members`. Each frame of its answer but the last is a `member`
+with its bytes; the last one has `last`, and `loaded`, or `error`: the class and the message.
 """
 
 import logging
@@ -26,7 +26,9 @@ import orjson
 from shared.config import IngestSettings
 from shared.errors import SluiceError
 from shared.kinds.ingest import LoadOptions
-from workers.ingest.load import LoadedText, load
+from workers.ingest.formats.container import Member
+from workers.ingest.load import load
+from workers.ingest.members import members
 
 LENGTHS: Final = struct.Struct("<QQ")
 READY: Final = {"ready": True}
@@ -60,7 +62,12 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, settings.load_limit_s)
         answer: dict[str, Any]
         try:
-            answer = {"loaded": _loaded(request, settings).as_json()}
+            if request.header["of"] == "members":
+                for member in members(**_arguments(request, settings)):
+                    _write(answers, {"member": _less_data(member)}, member.data)
+                answer = {}
+            else:
+                answer = {"loaded": load(**_arguments(request, settings)).as_json()}
         except SluiceError as error:
             answer = {"error": [type(error).__name__, error.message]}
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -76,15 +83,19 @@ def _peak_bytes() -> int:
     return 0
 
 
-def _loaded(request: Frame, settings: IngestSettings) -> LoadedText:
+def _arguments(request: Frame, settings: IngestSettings) -> dict[str, Any]:
     header = request.header
-    return load(
-        request.data.decode() if header["is_text"] else request.data,
-        name=header["name"],
-        content_type=header["content_type"],
-        options=LoadOptions.model_validate(header["options"]),
-        settings=settings,
-    )
+    return {
+        "data": request.data.decode() if header["is_text"] else request.data,
+        "name": header["name"],
+        "content_type": header["content_type"],
+        "options": LoadOptions.model_validate(header["options"]),
+        "settings": settings,
+    }
+
+
+def _less_data(member: Member) -> dict[str, str | None]:
+    return {"name": member.name, "content_type": member.content_type, "error": member.error}
 
 
 def _read(source: BinaryIO) -> Frame | None:
@@ -96,8 +107,9 @@ def _read(source: BinaryIO) -> Frame | None:
     return Frame(header, source.read(data_bytes))
 
 
-def _write(target: BinaryIO, header: dict[str, Any]) -> None:
-    target.write(packed(header, 0))
+def _write(target: BinaryIO, header: dict[str, Any], data: bytes = b"") -> None:
+    target.write(packed(header, len(data)))
+    target.write(data)
     target.flush()
 
 

@@ -6,11 +6,13 @@ is one failed item, never a failed job. Each step may run any number of times.
 """
 
 import hashlib
+import io
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Any, overload
 from uuid import UUID
 
@@ -23,9 +25,16 @@ from shared.bounds import Metadata, as_object, nfc
 from shared.database.transaction import Transaction
 from shared.documents import collections, documents, ingest_items, versions
 from shared.documents.documents import chunk_id
-from shared.documents.ingest_items import CutChunks, Outcome, UnreadDocuments
-from shared.documents.versions import ChunkRange, Content, Origin, VersionState
+from shared.documents.ingest_items import (
+    CutChunks,
+    OpenItem,
+    Outcome,
+    PartOfSource,
+    UnreadDocuments,
+)
+from shared.documents.versions import ChunkRange, Content, GarbageVersion, Origin, VersionState
 from shared.errors import Cancelled, DocumentError, NotFound, Permanent
+from shared.formats import Format
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
@@ -35,6 +44,7 @@ from shared.vocabulary import OPEN, Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_in_ledger
+from workers.ingest.formats.container import Member
 from workers.ingest.formats.loader import PassageKey
 from workers.ingest.formats.sniffing import format_of
 from workers.ingest.indexing import NewPostings, merge_soon
@@ -63,7 +73,9 @@ from workers.retrieval.vocabulary import script_name, unknown_scripts
 
 
 def absorb_load(session: Transaction, claim: Claim, message: str) -> None:
-    ingest_items.settle(session, claim.job_id, claim.payload["ordinals"], Outcome.FAILED, message)
+    ordinals: list[int] = claim.payload["ordinals"]
+    members = [ordinal for ordinal, _ in ingest_items.open_members(session, claim.job_id, ordinals)]
+    ingest_items.settle(session, claim.job_id, [*ordinals, *members], Outcome.FAILED, message)
 
 
 def absorb_embed(session: Transaction, claim: Claim, message: str) -> None:
@@ -84,6 +96,8 @@ def finish(session: Session, job_id: UUID) -> dict[str, Any]:
     unread = ingest_items.unread(session, job_id)
     if unread is not None:
         jobs.warn(session, job_id, [_unread_warning(unread)])
+    if ingest_items.has_members(session, job_id):
+        jobs.doom_members(session, job_id)
     return ingest_items.result(session, job_id)
 
 
@@ -219,10 +233,12 @@ class Raw:
     """What the client sent as text, which needs no decoding."""
     content_type: str | None
     content_hash: str
+    format_: Format | None
+    """None where loading will say that there is none, and of a chunk."""
     is_chunk: bool = False
     """Whether it is a chunk as it is, which is neither read as a format nor split."""
-    is_isolated: bool = False
-    """Whether it is read in a process of its own."""
+    container: str | None = None
+    """The name of the source that it was found in."""
 
 
 def source_name(
@@ -263,7 +279,11 @@ def read_source(
     name = source_name(source, uploads)
     text: str | None = None
     content_type: str | None = None
-    if source["type"] != "file":
+    if source["type"] == "member":
+        start, end = source["start"], source["start"] + source["size"]
+        data = process.storage.part(source["path"], start, end) if start < end else b""
+        content_type = source["content_type"]
+    elif source["type"] != "file":
         text = source["text"]
         data = source["text"].encode()
     else:
@@ -273,21 +293,29 @@ def read_source(
                 f"There is no file {source['file_id']}; upload it with `POST /v1/files` first."
             )
         data, content_type = files.read(process.storage, upload), upload.content_type
-    is_chunk = source["type"] == "chunk"
+    if source["type"] == "chunk":
+        return Raw(
+            name=name,
+            data=data,
+            text=text,
+            content_type=None,
+            content_hash=options.content_hash(data, ("one chunk",)),
+            format_=None,
+            is_chunk=True,
+        )
     content = data if text is None else text
     try:
         format_ = format_of(name, content_type, content)
     except DocumentError:
         format_ = None  # loading will say what is wrong
-    form_ = form(format_, content_type, content)
     return Raw(
         name=name,
         data=data,
         text=text,
         content_type=content_type,
-        content_hash=options.content_hash(data, ("one chunk",) if is_chunk else form_),
-        is_chunk=is_chunk,
-        is_isolated=format_ is not None and format_.is_isolated,
+        content_hash=options.content_hash(data, form(format_, content_type, content)),
+        format_=format_,
+        container=source.get("container"),
     )
 
 
@@ -344,7 +372,7 @@ def load_source(context: Context, options: IngestRequest, raw: Raw) -> LoadedTex
     if raw.is_chunk:
         return whole_text(raw.text or "", name=raw.name)
     data = raw.data if raw.text is None else raw.text
-    if raw.is_isolated:
+    if raw.format_ is not None and raw.format_.is_isolated:
         return reader_of(process).load(
             data,
             name=raw.name,
@@ -386,6 +414,7 @@ def content_of(
         metadata=metadata,
         chunks=chunks,
         attributes=options.metadata,
+        container=raw.container,
     )
 
 
@@ -634,6 +663,8 @@ class Writer:
         self._skipped: list[int] = []
         self._failed: list[tuple[int, str]] = []
         self._chars = 0
+        self._documents: int | None = None
+        """How many the job has, as far as is known by now."""
         self.chunk_counts: dict[UUID, int] = {}
         self.copies: dict[UUID, UUID] = {}
 
@@ -646,16 +677,18 @@ class Writer:
             self.flush()
 
     def _limit(self, content: Content) -> None:
-        """Small documents pass unasked, for all that a job may have are within the limit together.
+        """Small documents pass unasked, for all of the job would be within half of the limit.
 
         Steps that run at the same time do not see each other's chunks, so the limit is exceeded by
         as many documents at the most.
         """
         settings = self._context.process.settings
         count, limit = len(content.chunks), settings.max_job_chunks
-        if count <= limit // settings.max_sources_per_job:
-            return
         with self._context.process.ledger.read() as session:
+            if self._documents is None:
+                self._documents = jobs.total(session, self._context.claim.job_id)
+            if count <= limit // (2 * max(1, self._documents)):
+                return
             written = ingest_items.count_chunks(session, self._context.claim.job_id)
         waiting = sum(len(other.chunks) for _, other in self._contents)
         if written + waiting + count > limit:
@@ -708,6 +741,111 @@ class Writer:
                 self.chunk_counts[version_id] = len(content.chunks)
                 if content.copied_from is not None:
                     self.copies[version_id] = content.copied_from
+
+
+# Sources that hold documents: their members lie in the storage, some together in one object, until
+# the job has ended, and are items of their own.
+
+BUNDLE_BYTES = 4 * 2**20
+"""Members are written together up to this size, or as many as a step loads."""
+_INHERITED = ("metadata", "splitter", *sorted(_OPTIONS))
+"""What a member has from its source."""
+
+
+class _Bundles:
+    """Puts members into the storage. `parts` are their items, of which those in `errors`, by their
+    numbers, have failed already."""
+
+    def __init__(self, context: Context, item: OpenItem, container: str) -> None:
+        claim = context.claim
+        self._storage = context.process.storage
+        self._limit = context.process.settings.load_step_documents
+        folder = jobs.members_folder(claim.job_id)
+        self._stem = f"{folder}/{claim.step_id}-{claim.attempt}-{item.ordinal}"
+        self._shared = {key: item.source[key] for key in _INHERITED if key in item.source}
+        self._shared |= {"type": "member", "container": container}
+        self._blocks: list[bytes] = []
+        self._size = 0
+        self._paths: list[str] = []
+        self.parts: list[PartOfSource] = []
+        self.errors: dict[int, str] = {}
+
+    def add(self, member: Member) -> None:
+        source: dict[str, Any] = {"name": member.name}
+        if member.error:
+            self.errors[len(self.parts)] = f"{member.name}: {member.error}"
+        else:
+            source |= {
+                "path": f"{self._stem}-{len(self._paths)}",
+                "start": self._size,
+                "size": len(member.data),
+                "content_type": member.content_type,
+            }
+            self._blocks.append(member.data)
+            self._size += len(member.data)
+        self.parts.append(PartOfSource(name=member.name, source=self._shared | source))
+        if self._size >= BUNDLE_BYTES or len(self._blocks) == self._limit:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._blocks:
+            path = f"{self._stem}-{len(self._paths)}"
+            self._paths.append(path)
+            self._storage.write(path, io.BytesIO(b"".join(self._blocks)))
+            self._blocks, self._size = [], 0
+
+    def delete(self) -> None:
+        for path in self._paths:
+            self._storage.delete(path)
+
+
+def expand(context: Context, options: IngestRequest, item: OpenItem, raw: Raw) -> None:
+    """Make items of the members of a source, and erase those that it had before and has no more.
+    Raises DocumentError, and then nothing has changed; Cancelled where the attempt is lost."""
+    process, job_id = context.process, context.claim.job_id
+    with process.ledger.read() as session:
+        if ingest_items.parts(session, job_id, item.ordinal):
+            return  # by an attempt before
+    assert raw.format_ is not None
+    bundles = _Bundles(context, item, raw.name)
+    try:
+        for member in reader_of(process).members(
+            raw.data if raw.text is None else raw.text,
+            name=raw.name,
+            content_type=raw.content_type,
+            options=options.options,
+            check=context.check,
+        ):
+            bundles.add(member)
+        bundles.flush()
+        if not bundles.parts and not raw.format_.is_document:
+            raise DocumentError(f"{raw.name}: is an archive without any file; leave it out.")
+    except BaseException:
+        bundles.delete()
+        raise
+    # What was written and is not recorded now goes with the job's folder.
+    with process.ledger.begin() as session:
+        if not steps.hold(session, context.claim):
+            raise Cancelled
+        erased: dict[str, GarbageVersion] = {}
+        if not options.skip_existing:
+            names = [part.name for part in bundles.parts]
+            erased = versions.retire_missing(session, options.collection_id, raw.name, names)
+        ordinals = ingest_items.expand(session, job_id, item.ordinal, bundles.parts)
+        failed = {ordinals[n]: message for n, message in bundles.errors.items()}
+        ingest_items.settle_failed(session, job_id, failed)
+        ingest_items.add_erased(session, job_id, item.ordinal, list(erased))
+        if not raw.format_.is_document:
+            ingest_items.settle(session, job_id, [item.ordinal], Outcome.LEFT_OUT)
+        session.after_commit(lambda: collect_replaced(process, list(erased.values())))
+
+
+def _member_steps(members: Iterable[tuple[int, str]]) -> list[NewStep]:
+    """A step for those that lie in one object of the storage."""
+    return [
+        _load_step(ordinal for ordinal, _ in group)
+        for _, group in groupby(members, key=lambda member: member[1])
+    ]
 
 
 def plan(context: Context) -> Done:
@@ -767,12 +905,14 @@ def load(context: Context) -> Done:
         sources = [item.source for item in todo]
         names = _names(session, options.collection_id, sources, uploads)
         live = documents.live_hashes(session, options.collection_id, names)
+        members = ingest_items.open_members(session, claim.job_id, ordinals)
     if not todo:
-        return Done()
+        return Done(children=_member_steps(members))
     embedder = embedders_of(process).get(options.model, check=context.check)
     options = replace(options, passage_prompt=embedder.passage_prompt)
     writer = Writer(context, options)
     samples: dict[int, str] = {}
+    archives: list[int] = []
     for item, name in zip(todo, names, strict=True):
         context.check()
         try:
@@ -788,6 +928,13 @@ def load(context: Context) -> Done:
                 continue
             own = options.of_source(item.source)
             raw = read_source(process, own, item.source, uploads)
+            if raw.format_ is not None and raw.format_.holds_documents and item.parent is None:
+                if not raw.format_.is_document and len(ordinals) > 1:
+                    archives.append(item.ordinal)  # each takes a step of its own
+                    continue
+                expand(context, own, item, raw)
+                if not raw.format_.is_document:
+                    continue
             # Asked before loading and splitting, which unchanged documents need not.
             if live.get(name) == raw.content_hash:
                 writer.add_skipped(item.ordinal)
@@ -798,11 +945,15 @@ def load(context: Context) -> Done:
         except (DocumentError, NotFound) as error:
             writer.add_failed(item.ordinal, error.message)
     writer.flush()
+    with process.ledger.read() as session:
+        members = ingest_items.open_members(session, claim.job_id, ordinals)
     return Done(
         result=_unread(embedder, samples),
-        children=_embed_steps(
-            writer.chunk_counts, process.settings.embed_step_chunks, writer.copies
-        ),
+        children=[
+            *_embed_steps(writer.chunk_counts, process.settings.embed_step_chunks, writer.copies),
+            *(_load_step([ordinal]) for ordinal in archives),
+            *_member_steps(members),
+        ],
     )
 
 

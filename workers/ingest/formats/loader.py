@@ -1,6 +1,6 @@
 """What a loader is: the bytes of a document of one format -> passages of text, with metadata."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -9,6 +9,7 @@ from shared.bounds import Metadata
 from shared.config import IngestSettings
 from shared.errors import DocumentError
 from shared.kinds.ingest import LoadOptions
+from workers.ingest.formats.container import Budget, Member
 
 
 class DocumentKey(StrEnum):
@@ -117,10 +118,15 @@ class Loader:
     Its passages may hold what cannot be stored (NUL, lone surrogates, other normal forms): that is
     mended behind it.
 
-    `example` is a small document, and `example_text` what becomes of it.
+    `example` is a small document, and `example_text` what becomes of it, or of the only member of
+    an archive.
     """
 
-    load: Callable[[RawDocument], DocumentParts]
+    load: Callable[[RawDocument], DocumentParts] | None = None
+    """None of an archive, which is no document itself."""
+    members: Callable[[RawDocument, Budget], Iterator[Member]] | None = None
+    """Of a format whose documents hold others, these, one by one; not what is within them in turn.
+    Raises `DocumentError` where the document cannot be opened, `Exceeded` by the budget."""
     example: bytes
     example_text: str
 

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import PurePosixPath
 from typing import Final
 
+import olefile
 import puremagic
 
 from shared.errors import DocumentError
@@ -152,10 +153,8 @@ def _by_content(data: bytes) -> Format | None:
     if data.startswith((_ZIP, _EMPTY_ZIP)):
         return _by_zip_members(data) or _by_media_type("application/zip")
     if data.startswith(_OLE):
-        for format_ in FORMATS.values():
-            if any(_has_ole_stream(data, stream) for stream in format_.ole_streams):
-                return format_
-        return None
+        names = _ole_names(data)
+        return next((f for f in FORMATS.values() if names & set(f.ole_streams)), None)
     try:
         guesses = puremagic.magic_string(data[:_SAMPLE_BYTES] + data[-_SAMPLE_BYTES:])
     except (puremagic.PureError, ValueError):
@@ -181,6 +180,20 @@ def _has_ole_stream(data: bytes, name: str) -> bool:
             return True
         at = data.find(wide, at + 1)
     return False
+
+
+def _ole_names(data: bytes) -> set[str]:
+    """What lies at the top of a compound file: a message may have a workbook attached."""
+    try:
+        with olefile.OleFileIO(data) as file:
+            return {path[0] for path in file.listdir(streams=True, storages=True)}
+    except Exception:  # of olefile and of what it builds on, for a file that is damaged
+        return {
+            stream
+            for format_ in FORMATS.values()
+            for stream in format_.ole_streams
+            if stream.encode("utf-16-le") in data
+        }
 
 
 def _by_zip_members(data: bytes) -> Format | None:
