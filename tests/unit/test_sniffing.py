@@ -7,6 +7,7 @@ import pytest
 
 from shared.errors import DocumentError
 from shared.formats import FORMATS, Format
+from tests.unit.compound_file import compound_file
 from workers.ingest.formats.sniffing import format_of
 
 ENTRY = "workers.ingest.formats.text:TEXT"
@@ -128,3 +129,10 @@ def test_a_name_or_type_that_is_not_supported_lists_what_is() -> None:
         for data in (b"\x89PNG\r\n\x1a\n\0", b"letters"):
             with pytest.raises(DocumentError, match=r"not supported.*\.md"):
                 format_of(name, content_type, data)
+
+
+def test_a_compound_file_is_what_lies_at_its_top() -> None:
+    attached = compound_file({"FileHeader": b"x" * 5000})
+    message = compound_file({"__attach": {"data": attached, "FileHeader": b"x"}, "other": b"x"})
+    assert format_of("a", None, attached).name == "x-hwp"
+    assert format_of("a.txt", None, message).name == "text"

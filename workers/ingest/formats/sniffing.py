@@ -192,7 +192,7 @@ def _ole_names(data: bytes) -> set[str]:
             stream
             for format_ in FORMATS.values()
             for stream in format_.ole_streams
-            if stream.encode("utf-16-le") in data
+            if _has_ole_stream(data, stream)
         }
 
 
