@@ -1,5 +1,6 @@
 """Every format of files is complete: its record, its loader, and what is derived from them."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
-from workers.ingest.load import load, loader_of
+from workers.ingest.load import LoadedText, load, loader_of
 from workers.ingest.members import members
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,7 @@ def check_example(format_: Format, name: str, content_type: str | None) -> None:
         loaded = read(loader.example, name, content_type=content_type)
         assert loaded.text == loader.example_text
         assert loaded.metadata["media_type"] == format_.media_types[0]
+        assert LoadedText.of_json(json.loads(json.dumps(loaded.as_json()))) == loaded
         return
     assert "is an archive" in refusal(loader.example, name, content_type=content_type)
     (member,) = members(
