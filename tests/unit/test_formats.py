@@ -120,7 +120,7 @@ FAILURES = {
     "cannot be read as Failing (KeyError: 3). It may be damaged": KeyError(3),
     "nested too deeply": RecursionError("maximum recursion depth exceeded"),
     "takes more memory": MemoryError(),
-    "lack a package: No module named 'failing'. Install sluice[failing]": ModuleNotFoundError(
+    "lack a package: No module named 'failing'. Install the extra failing": ModuleNotFoundError(
         "No module named 'failing'", name="failing"
     ),
     "its own words": DocumentError("a.failing: its own words"),

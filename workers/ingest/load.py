@@ -136,10 +136,11 @@ def document_errors(name: str, format_: Format) -> Iterator[None]:
     except (SluiceError, SoftTimeLimitExceeded):
         raise
     except ImportError as error:
-        extra = f"sluice[{format_.extra or 'worker'}]"
+        extra = format_.extra or "worker"
         raise DocumentError(
             f"{name}: {format_.name} cannot be read, for the workers lack a package: {error}. "
-            f"Install {extra} where they run."
+            f"Install the extra {extra} for them (in the folder of Sluice: "
+            f"pip install ./client '.[{extra}]')."
         ) from error
     except MemoryError as error:
         raise DocumentError(
