@@ -22,6 +22,7 @@ def read(
     csv: CsvOptions | None = None,
     options: LoadOptions | None = None,
     max_chars: int = LIMIT_CHARS,
+    settings: IngestSettings | None = None,
 ) -> LoadedText:
     if options is None:
         options = LoadOptions(csv=csv or CsvOptions())
@@ -30,7 +31,7 @@ def read(
         name=name,
         content_type=content_type,
         options=options,
-        settings=IngestSettings.model_construct(max_document_chars=max_chars),
+        settings=settings or IngestSettings.model_construct(max_document_chars=max_chars),
     )
     for passage in loaded.passages:
         end = passage.start + len(passage.text)

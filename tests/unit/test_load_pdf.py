@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pypdf import PdfReader, PdfWriter
 from reportlab.lib.pagesizes import A4
-from reportlab.lib.utils import ImageReader
+from reportlab.lib.utils import ImageReader, simpleSplit
 from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfbase.cidfonts import UnicodeCIDFont
 from reportlab.pdfgen.canvas import Canvas
@@ -64,36 +64,40 @@ def test_each_page_is_a_passage_with_its_number() -> None:
     assert str(loaded.metadata["date"]).startswith("20")
 
 
-LEFT = [
-    "The queue only rings a door-",
-    "bell; the state of each single",
-    "job is kept in the database,",
-    "so that nothing is ever lost",
-    "when messages do disappear.",
-    "Workers look at it again.",
-]
-RIGHT = [
-    "Workers claim steps with one",
-    "single statement. They then",
-    "extend a lease while they are",
-    "running, and what has expired",
-    "is put back into its queue by",
-    "the sweeper after some time.",
-]
+LEFT = (
+    "The queue only rings a doorbell; the state of each single job is kept in the database, so "
+    "that nothing is ever lost when messages do disappear. Workers look at it again soon."
+)
+RIGHT = (
+    "Workers claim steps with one single statement. They then extend a lease while they are "
+    "running, and what has expired is put back by the sweeper."
+)
 
 
 def test_columns_that_are_drawn_across_are_read_one_behind_the_other() -> None:
     def draw(canvas: Canvas) -> None:
         canvas.setFont("Helvetica", 10)
-        for at, (left, right) in enumerate(zip(LEFT, RIGHT, strict=True)):
+        columns = [simpleSplit(text, "Helvetica", 10, 200) for text in (LEFT, RIGHT)]
+        assert len(columns[0]) == len(columns[1])
+        for at, (left, right) in enumerate(zip(*columns, strict=True)):
             canvas.drawString(60, 700 - 14 * at, left)
             canvas.drawString(320, 700 - 14 * at, right)
 
-    assert read(drawn(draw), "a.pdf").text == (
-        "The queue only rings a doorbell; the state of each single job is kept in the database, so "
-        "that nothing is ever lost when messages do disappear. Workers look at it again.\n\n"
-        "Workers claim steps with one single statement. They then extend a lease while they are "
-        "running, and what has expired is put back into its queue by the sweeper after some time."
+    assert read(drawn(draw), "a.pdf").text == f"{LEFT}\n\n{RIGHT}"
+
+
+def test_wrapped_lines_are_paragraphs_and_divided_words_whole() -> None:
+    page = lines(
+        "The queue only rings a doorbell, and the state of every job is kept in the data-",
+        "base, so that nothing is lost when a message disappears from Redis.",
+        "- One item of a list",
+        "- Another one",
+        "A short line",
+    )
+    assert read(drawn(page), "a.pdf").text == (
+        "The queue only rings a doorbell, and the state of every job is kept in the database, so "
+        "that nothing is lost when a message disappears from Redis.\n- One item of a list\n"
+        "- Another one\nA short line"
     )
 
 
@@ -111,14 +115,15 @@ def test_rows_of_a_table_stay_rows() -> None:
 
 def test_wrapped_korean_is_joined_where_the_page_shows_its_spaces() -> None:
     page = lines(
-        "작업 큐는 알림만 보내고 작업의 상태는 모두 ",
-        "데이터베이스에 저장합니다. 알림이 사라",
-        "져도 작업은 잃지 않습니다.",
+        "작업 큐는 알림만 보내고 작업의 상태는 모두 데이터베이스에 저장합니다. 그래서 ",
+        "알림이 사라져도 작업은 잃지 않습니다. 정리 프로그램이 밀린 작업을 다시 알립",
+        "니다. 작업자는 하나씩 가져갑니다.",
         font=KOREAN,
     )
     assert read(drawn(page), "a.pdf").text == (
-        "작업 큐는 알림만 보내고 작업의 상태는 모두 데이터베이스에 저장합니다. "
-        "알림이 사라져도 작업은 잃지 않습니다."
+        "작업 큐는 알림만 보내고 작업의 상태는 모두 데이터베이스에 저장합니다. 그래서 알림이 "
+        "사라져도 작업은 잃지 않습니다. 정리 프로그램이 밀린 작업을 다시 알립니다. 작업자는 "
+        "하나씩 가져갑니다."
     )
 
 

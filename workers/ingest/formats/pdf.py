@@ -14,11 +14,13 @@ does the same without joining lines. PyMuPDF has the AGPL. PDFium is not safe fo
 document at a time is read in a process.
 """
 
+import logging
 import re
 import threading
 from collections.abc import Iterator, Sequence
 from ctypes import byref, c_float, create_string_buffer
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from io import BytesIO
 from itertools import pairwise
 from typing import Final
@@ -52,10 +54,24 @@ _SHOWN_ANNOTATIONS: Final = frozenset(
 _COLUMN_LINES: Final = 4
 _WIDE_GAP: Final = 1.2
 """Of the height of its line."""
-_OPENERS: Final = re.compile(r"(?:[-–—•‣▪◦●○■□▶※*·☞]|\(?[0-9]{1,3}[.)]|[①-⑳]|[가-하][.)])(?:\s|$)")
+_OPENER: Final = re.compile(r"(?:[-–—•‣▪◦●○■□▶※*·☞]|\(?[0-9]{1,3}[.)]|[①-⑳])(?:\s|$)")
+_KOREAN_OPENER: Final = re.compile(r"[가나다라마바사아자차카타파하][.)](?:\s|$)")
+_ENDS: Final = frozenset(".!?:;)")
+_PARTICLES: Final = frozenset("은는이가을를의에로고며서도만과와지면게")
+"""With which a Korean word often ends, and hardly a part of one."""
+_SUFFIXES: Final = frozenset(
+    {"다", "니다", "습니다", "입니다", "합니다", "됩니다", "은", "는", "이", "가", "을", "를", "의"}
+    | {"에", "로", "으로", "에서", "에게", "까지", "부터", "도", "만", "과", "와", "고", "며", "서"}
+)
+"""What is no word of its own at the beginning of a line."""
 _HANGUL: Final = re.compile(r"[가-힣]")
 _CJK: Final = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 _NO_BOX: Final = pdfium.FS_RECTF()
+_NO_GAP: Final = 0.1
+_SIZES: Final = 0.04
+"""By how much sizes of fonts differ within a paragraph."""
+_FULL: Final = 1.4
+"""Room at the end of a line that is full, in characters: less than one and a space."""
 _NO_WIDTH: Final = 0.01
 _STANDARD_FONTS: Final = (b"Helvetica", b"Times", b"Courier", b"Arial", b"Symbol", b"Zapf")
 
@@ -68,20 +84,25 @@ class _Segment:
     left: float
     right: float
     bottom: float
-    top: float
+    size: float
+    """Of its font."""
+    lead: float
+    """The width of its first word."""
+    first: float
+    """The width of its first character."""
     ends_with_space: bool = False
     is_divided: bool = False
     """It ends with a hyphen that divides a word."""
 
-    @property
-    def height(self) -> float:
-        return self.top - self.bottom
+    def is_alike(self, other: "_Segment") -> bool:
+        return abs(self.size - other.size) <= _SIZES * max(self.size, other.size)
 
 
 @dataclass(kw_only=True)
 class _Column:
     """Lines one below the other, of one column or of the page's width."""
 
+    width: float
     lines: list[_Segment] = field(default_factory=list)
     rows: list[str] = field(default_factory=list)
     """Of a table instead."""
@@ -182,7 +203,9 @@ def _page(document: RawDocument, pdf: pypdfium2.PdfDocument, index: int) -> tupl
             if flat == pdfium.FLATTEN_SUCCESS:
                 page.close()
                 page = pdf.get_page(index)
-        text = _without_pdfium(document, index) if _drops_text(page) else _text(page)
+        text = _text(page)
+        if _drops_text(page):
+            text = max(_without_pdfium(document, index), text, key=_letters)
         is_picture = not text.strip() and any(
             True for _ in page.get_objects([pdfium.FPDF_PAGEOBJ_IMAGE], max_depth=4)
         )
@@ -225,10 +248,16 @@ def _drops_text(page: pypdfium2.PdfPage) -> bool:
 
 
 def _without_pdfium(document: RawDocument, index: int) -> str:
+    """By pypdf, in the order of the page; empty where it cannot read the page."""
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it thinks of the document
     try:
         return pypdf.PdfReader(BytesIO(document.content)).pages[index].extract_text()
-    except Exception as wrong:  # pypdf's own classes are a part of what it raises
-        raise _damage(document, f"page {index + 1:,} is broken ({type(wrong).__name__})") from wrong
+    except Exception:  # its own classes are a part of what it raises
+        return ""
+
+
+def _letters(text: str) -> int:
+    return sum(not char.isspace() for char in text)
 
 
 def _text(page: pypdfium2.PdfPage) -> str:
@@ -237,13 +266,12 @@ def _text(page: pypdfium2.PdfPage) -> str:
         lines = list(_lines(text_page))
     finally:
         text_page.close()
-    knows_spaces = any(segment.ends_with_space for line in lines for segment in line)
     blocks: list[str] = []
-    for column in _columns(lines):
+    for column in _columns(lines, page.get_width()):
         if column.rows:
             blocks.append("\n".join(column.rows))
         else:
-            blocks.extend(_paragraphs(column.lines, knows_spaces=knows_spaces))
+            blocks.extend(_paragraphs(block, column.width) for block in _blocks(column.lines))
     return "\n\n".join(blocks)
 
 
@@ -257,79 +285,103 @@ def _chars(text_page: pypdfium2.PdfTextPage) -> str:
     return "".join(chr(code) if code < 0x110000 else "\ufffd" for code in codes)
 
 
+class _Line:
+    """A line that is being gathered from characters of PDFium's."""
+
+    def __init__(self, text_page: pypdfium2.PdfTextPage, text: str) -> None:
+        self._page = text_page
+        self._text = text
+        self.segments: list[_Segment] = []
+        self._words: list[str] = []
+        self._first = self._last = self._lead = _NO_BOX
+        self._start = self._end = 0
+
+    def add(self, word: re.Match[str]) -> bool:
+        """Whether the word is of this line, which then has it."""
+        left, right = self._box(word.start()), self._box(word.end() - 1)
+        if self._words:
+            last = self._last
+            height = max(left.top - left.bottom, last.top - last.bottom, 1.0)
+            lower = min(left.top - left.bottom, last.top - last.bottom)
+            gap = left.left - last.right
+            if min(left.top, last.top) - max(left.bottom, last.bottom) <= 0.5 * lower:
+                return False
+            if gap < -height or (gap < 0 and self._text[self._end : self._end + 1] in "\r\n\x02"):
+                return False
+            if gap > _WIDE_GAP * height:
+                self.end_segment()
+            elif gap < _NO_GAP * height:
+                # A space that PDFium puts where a font changes, or that is drawn elsewhere.
+                self._words[-1] += word[0]
+                self._last, self._end = right, word.end()
+                return True
+        if not self._words:
+            self._first, self._lead, self._start = left, right, word.start()
+        self._words.append(word[0])
+        self._last, self._end = right, word.end()
+        return True
+
+    def end_segment(self) -> None:
+        if not self._words:
+            return
+        text = " ".join(self._words)
+        is_divided = self._text[self._end : self._end + 1] in _HYPHENS
+        if len(text) > 2 and text[-1] in "-‐" and text[-2].isalpha():
+            text, is_divided = text[:-1], True
+        first, last = self._first, self._last
+        size: float = pdfium.FPDFText_GetFontSize(self._page, self._start)
+        self.segments.append(
+            _Segment(
+                text=text,
+                left=min(first.left, last.left),
+                right=max(first.right, last.right),
+                bottom=first.bottom,
+                size=size,
+                lead=self._lead.right - first.left,
+                first=first.right - first.left,
+                ends_with_space=self._ends_with_space(size),
+                is_divided=is_divided,
+            )
+        )
+        self._words = []
+
+    def _ends_with_space(self, size: float) -> bool:
+        """Whether a space stands right behind it, and not elsewhere on the page."""
+        if self._text[self._end : self._end + 1] != " ":
+            return False
+        if pdfium.FPDFText_IsGenerated(self._page, self._end) != 0:
+            return False
+        return bool(abs(self._box(self._end).left - self._last.right) < 0.3 * max(size, 1.0))
+
+    def _box(self, at: int) -> pdfium.FS_RECTF:
+        """By the font's height and the character's width, for glyphs may be missing."""
+        box = pdfium.FS_RECTF()
+        pdfium.FPDFText_GetLooseCharBox(self._page, at, byref(box))
+        return box
+
+
 def _lines(text_page: pypdfium2.PdfTextPage) -> Iterator[list[_Segment]]:
     """Each line's segments, from left to right, in the order of the page.
 
     By the places of words, for PDFium also ends a line within one, before single characters.
     """
     text = _chars(text_page)
-    line: list[_Segment] = []
-    words: list[str] = []
-    first = before = _NO_BOX
-
-    def segment(end: int) -> _Segment:
-        ends_with_space = text[end : end + 1] == " " and text[end + 1 : end + 2] in ("", "\r", "\n")
-        return _segment(words, first, before, ends_with_space, text[end : end + 1] in _HYPHENS)
-
-    end = 0
+    line = _Line(text_page, text)
     for word in _WORD.finditer(text):
-        left, right = _box(text_page, word.start()), _box(text_page, word.end() - 1)
-        height = max(left.top - left.bottom, before.top - before.bottom, 1.0)
-        overlap = min(left.top, before.top) - max(left.bottom, before.bottom)
-        gap = left.left - before.right
-        is_same_line = overlap > 0.5 * min(left.top - left.bottom, before.top - before.bottom)
-        if not words:
-            first = left
-        elif not is_same_line or gap < -height or (gap < 0 and _is_line_end(text, end)):
-            line.append(segment(end))
-            yield line
-            line, words, first = [], [], left
-        elif gap > _WIDE_GAP * height:
-            line.append(segment(end))
-            words, first = [], left
-        words.append(word[0])
-        before, end = right, word.end()
-    if words:
-        line.append(segment(end))
-        yield line
+        if not line.add(word):
+            line.end_segment()
+            yield line.segments
+            line = _Line(text_page, text)
+            line.add(word)
+    line.end_segment()
+    if line.segments:
+        yield line.segments
 
 
-def _is_line_end(text: str, at: int) -> bool:
-    return text[at : at + 2].strip(" ")[:1] in ("\r", "\n", *_HYPHENS)
-
-
-def _box(text_page: pypdfium2.PdfTextPage, at: int) -> pdfium.FS_RECTF:
-    """By the font's height and the character's width, for glyphs may be missing."""
-    box = pdfium.FS_RECTF()
-    pdfium.FPDFText_GetLooseCharBox(text_page, at, byref(box))
-    return box
-
-
-def _segment(
-    words: Sequence[str],
-    first: pdfium.FS_RECTF,
-    last: pdfium.FS_RECTF,
-    ends_with_space: bool,
-    is_divided: bool,
-) -> _Segment:
-    text = " ".join(words)
-    if len(text) > 2 and text[-1] in "-‐" and text[-2].isalpha():
-        text, is_divided = text[:-1], True
-    return _Segment(
-        text=text,
-        left=min(first.left, last.left),
-        right=max(first.right, last.right),
-        bottom=first.bottom,
-        top=first.top,
-        ends_with_space=ends_with_space,
-        is_divided=is_divided,
-    )
-
-
-def _columns(lines: Sequence[list[_Segment]]) -> Iterator[_Column]:
+def _columns(lines: Sequence[list[_Segment]], width: float) -> Iterator[_Column]:
     """Neighbouring lines that a gutter divides become columns, or rows of a table."""
     at = 0
-    plain = _Column()
+    plain = _Column(width=width)
     while at < len(lines):
         end, gutter = _gutter(lines, at)
         if end - at < 2:
@@ -338,7 +390,7 @@ def _columns(lines: Sequence[list[_Segment]]) -> Iterator[_Column]:
             continue
         if plain.lines:
             yield plain
-            plain = _Column()
+            plain = _Column(width=width)
         block = lines[at:end]
         if _are_columns(block, gutter):
             for is_right in (False, True):
@@ -346,10 +398,13 @@ def _columns(lines: Sequence[list[_Segment]]) -> Iterator[_Column]:
                     [segment for segment in line if (segment.left >= gutter) is is_right]
                     for line in block
                 ]
-                yield from _columns([segments for segments in side if segments])
+                within = [segment for segments in side for segment in segments]
+                left = min(segment.left for segment in within)
+                right = max(segment.right for segment in within)
+                yield from _columns([segments for segments in side if segments], right - left)
         else:
             rows = [" | ".join(_text_of(segment) for segment in line) for line in block]
-            yield _Column(rows=rows)
+            yield _Column(width=width, rows=rows)
         at = end
     if plain.lines:
         yield plain
@@ -408,12 +463,11 @@ def _are_columns(lines: Sequence[Sequence[_Segment]], gutter: float) -> bool:
 def _joined(line: Sequence[_Segment]) -> _Segment:
     if len(line) == 1:
         return line[0]
-    return _Segment(
-        text=" ".join(segment.text for segment in line),
+    return replace(
+        line[0],
+        text=" ".join(_text_of(segment) for segment in line[:-1]) + f" {line[-1].text}",
         left=min(segment.left for segment in line),
         right=max(segment.right for segment in line),
-        bottom=line[0].bottom,
-        top=line[0].top,
         ends_with_space=line[-1].ends_with_space,
         is_divided=line[-1].is_divided,
     )
@@ -423,39 +477,19 @@ def _text_of(segment: _Segment) -> str:
     return segment.text + ("-" if segment.is_divided else "")
 
 
-def _paragraphs(lines: Sequence[_Segment], *, knows_spaces: bool) -> Iterator[str]:
-    """Lines of one column -> paragraphs; single lines that are no running text stay lines."""
-    edge = max(segment.right for segment in lines)
+def _blocks(lines: Sequence[_Segment]) -> Iterator[list[_Segment]]:
+    """Lines of one size at the usual distance below each other."""
     pitch = _pitch(lines)
-    parts: list[str] = []
-    before: _Segment | None = None
+    block: list[_Segment] = []
     for line in lines:
-        if before is not None:
-            step = before.bottom - line.bottom
-            is_alike = abs(line.height - before.height) < 0.2 * pitch
-            is_near = 0 < step < 1.35 * pitch and is_alike
-            is_full = before.right > edge - 0.15 * (edge - min(before.left, line.left))
-            is_wrapped = is_near and (is_full or before.is_divided)
-            if not is_wrapped or _OPENERS.match(line.text):
-                parts.append("-" if before.is_divided else "")
-                if (
-                    step > 1.35 * pitch
-                    or step < 0
-                    or abs(line.height - before.height) > 0.2 * pitch
-                ):
-                    yield "".join(parts)
-                    parts = []
-                else:
-                    parts.append("\n")
-            elif not before.is_divided:
-                parts.append(_between(before, line, knows_spaces=knows_spaces))
-            elif not line.text[:1].islower():
-                parts.append("-")
-        parts.append(line.text)
-        before = line
-    if before is not None and before.is_divided:
-        parts.append("-")
-    yield "".join(parts)
+        if block:
+            step = block[-1].bottom - line.bottom
+            if not (0 <= step < 1.35 * pitch and block[-1].is_alike(line)):
+                yield block
+                block = []
+        block.append(line)
+    if block:
+        yield block
 
 
 def _pitch(lines: Sequence[_Segment]) -> float:
@@ -465,17 +499,84 @@ def _pitch(lines: Sequence[_Segment]) -> float:
         for above, below in pairwise(lines)
         if above.bottom > below.bottom
     )
-    return steps[len(steps) // 2] if steps else max(lines[0].height, 1.0)
+    return steps[len(steps) // 2] if steps else 1.5 * max(lines[0].size, 1.0)
 
 
-def _between(before: _Segment, line: _Segment, *, knows_spaces: bool) -> str:
+def _paragraphs(lines: Sequence[_Segment], width: float) -> str:
+    """Lines of a block, joined where the text was wrapped: where a line is so full that the first
+    word of the next one had no room."""
+    left, edge = min(line.left for line in lines), max(line.right for line in lines)
+    is_full = sum(edge - line.right < 0.12 * (edge - left) for line in lines) >= _COLUMN_LINES - 1
+    pairs = list(pairwise(lines))
+    wrapped = [
+        (is_full or before.right - before.left > 0.45 * width)
+        and edge - before.right < line.lead + 0.5 * line.size
+        and not _begins_item(before, line)
+        for before, line in pairs
+    ]
+    breaks = _breaks(pairs, wrapped, edge)
+    words = {word for line in lines for word in line.text.split(" ")[1:-1]}
+    parts = [lines[0].text]
+    for (before, line), is_wrapped in zip(pairs, wrapped, strict=True):
+        if before.is_divided and not (is_wrapped and line.text[:1].islower()):
+            parts.append("-")
+        if not is_wrapped:
+            parts.append("\n")
+        elif not before.is_divided:
+            parts.append(_between(before, line, breaks, words))
+        parts.append(line.text)
+    if lines[-1].is_divided:
+        parts.append("-")
+    return "".join(parts)
+
+
+def _begins_item(before: _Segment, line: _Segment) -> bool:
+    if _KOREAN_OPENER.match(line.text):
+        return before.text[-1:] in _ENDS  # else the "다." of a sentence
+    return _OPENER.match(line.text) is not None
+
+
+class _Breaks(Enum):
+    """Where lines of Korean are broken."""
+
+    UNKNOWN = 0
+    SPACES_ARE_SHOWN = 1
+    """A space at a line's end is in the page."""
+    ANYWHERE = 2
+    """Lines are as full as they can be, and ragged."""
+
+
+def _breaks(
+    pairs: Sequence[tuple[_Segment, _Segment]], wrapped: Sequence[bool], edge: float
+) -> _Breaks:
+    korean = [
+        (before, line)
+        for (before, line), is_wrapped in zip(pairs, wrapped, strict=True)
+        if is_wrapped and _HANGUL.match(before.text[-1:]) and _HANGUL.match(line.text[:1])
+    ]
+    if any(before.ends_with_space for before, _ in korean):
+        return _Breaks.SPACES_ARE_SHOWN
+    rooms = [(edge - before.right) / max(line.first, 0.1) for before, line in korean]
+    is_ragged = any(room > 0.3 for room in rooms)
+    if is_ragged and sum(room < _FULL for room in rooms) >= 0.8 * len(rooms):
+        return _Breaks.ANYWHERE
+    return _Breaks.UNKNOWN
+
+
+def _between(before: _Segment, line: _Segment, breaks: _Breaks, words: set[str]) -> str:
     """What the end of a line stands for within a paragraph."""
     last, first = before.text[-1:], line.text[:1]
     if _CJK.match(last) and _CJK.match(first):
         return ""
-    if _HANGUL.match(last) and _HANGUL.match(first) and knows_spaces:
+    if not (_HANGUL.match(last) and _HANGUL.match(first)):
+        return " "
+    if breaks is _Breaks.SPACES_ARE_SHOWN:
         return " " if before.ends_with_space else ""
-    return " "
+    above, below = before.text.rpartition(" ")[2], line.text.partition(" ")[0]
+    if above + below in words or below.rstrip(".,?!)") in _SUFFIXES:
+        return ""
+    is_whole = above in words or last in _PARTICLES
+    return "" if breaks is _Breaks.ANYWHERE and not is_whole else " "
 
 
 def _example() -> bytes:

@@ -8,9 +8,11 @@ of contents of a document are looked at.
 """
 
 import io
+import lzma
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from email.message import Message
 from functools import cache
@@ -47,6 +49,11 @@ _SAMPLE_BYTES: Final = 4096
 _MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 # Line ends, tabs, page breaks, and the escapes of terminals and of ISO-2022.
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
+# What `zipfile` raises for archives that are damaged or encrypted.
+_ZIP_DAMAGE: Final = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError,
+    RuntimeError, ValueError,
+)  # fmt: skip
 _MEMBERS_LIMIT: Final = 4096
 """So many members of a ZIP archive are looked at, and members of documents come early in it."""
 _END_BYTES: Final = 22 + 0xFFFF
@@ -215,7 +222,7 @@ def _mimetype(data: bytes) -> str:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open("mimetype") as member:
             return member.read(_MIMETYPE_BYTES).decode("ascii", "replace").strip()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, OSError, EOFError):
+    except _ZIP_DAMAGE:
         return ""  # damaged or encrypted, which the loader says
 
 
