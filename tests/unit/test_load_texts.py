@@ -144,8 +144,8 @@ def book() -> bytes:
 def test_a_book_is_read_in_the_order_of_its_spine() -> None:
     data = book()
     assert passages(data, "a.epub") == [
-        ("시작\n\n문은 아홉 시에 엽니다.", {"part": "시작"}),
-        ("The end\n\nThe doors close at six.", {"part": "The end"}),
+        ("시작\n\n문은 아홉 시에 엽니다.", {"part": "시작", "heading": "시작"}),
+        ("The end\n\nThe doors close at six.", {"part": "The end", "heading": "The end"}),
     ]
     metadata = read(data, "a.epub").metadata
     assert (metadata["title"], metadata["author"], metadata["language"]) == (

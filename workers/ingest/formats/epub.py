@@ -1,4 +1,4 @@
-"""EPUB books -> a passage for each document of the spine, in its order.
+"""EPUB books -> passages of the documents of the spine, in its order: sections under headings.
 
 `part` in the metadata is the title of the chapter: of the table of contents (EPUB 3's navigation,
 EPUB 2's NCX) or else of the document itself. The documents are read as HTML is (`html.py`); the
@@ -15,7 +15,15 @@ from lxml import etree
 
 from shared.errors import DocumentError
 from workers.ingest.formats.html import page_within
-from workers.ingest.formats.loader import DocumentParts, Loader, PassageKey, RawDocument, RawPassage
+from workers.ingest.formats.loader import (
+    DocumentParts,
+    Loader,
+    PassageKey,
+    RawDocument,
+    RawPassage,
+    heading_title,
+)
+from workers.ingest.formats.outline import Outline
 from workers.ingest.formats.package import (
     Package,
     archive_of,
@@ -76,7 +84,14 @@ def _passages(package: Package, root: etree._Element, folder: str) -> Iterator[R
         if page is None:
             continue  # a cover that is a picture
         title = titles.get(name.lower()) or page.title
-        yield page.text, {PassageKey.PART: title[:1000]} if title else {}
+        outline = Outline({PassageKey.PART: heading_title(title)} if title else {})
+        end = 0
+        for heading in page.headings:
+            outline.paragraph(page.text[end : heading.start])
+            outline.heading(heading.level, page.text[heading.start : heading.end])
+            end = heading.end
+        outline.paragraph(page.text[end:])
+        yield from outline.passages()
 
 
 def _is_navigation(item: etree._Element) -> bool:

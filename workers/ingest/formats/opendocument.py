@@ -24,6 +24,7 @@ from workers.ingest.formats.loader import (
     PassageKey,
     RawDocument,
     RawPassage,
+    heading_title,
 )
 from workers.ingest.formats.numerals import numeral
 from workers.ingest.formats.outline import Blocks, Cell, CellBlocks, Outline
@@ -154,7 +155,7 @@ def _slides(reader: "_Reader", body: etree._Element) -> Iterator[RawPassage]:
             elif attribute(shape, "class") not in ("page-number", "date-time"):
                 reader.shape(shape, blocks)
         if title:
-            own[PassageKey.HEADING] = title[:1000]
+            own[PassageKey.HEADING] = heading_title(title)
         style = reader.properties.get(attribute(page, "style-name") or "")
         if style is not None and attribute(style, "visibility") == "hidden":
             own[HIDDEN] = True

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shared.bounds import Metadata
-from workers.ingest.formats.loader import PassageKey, RawPassage
+from workers.ingest.formats.loader import PassageKey, RawPassage, heading_title
 
 _LONG_ROW_CHARS: Final = 1000
 PATH_SIGN: Final = " > "
@@ -109,7 +109,7 @@ class Outline(Blocks):
     def heading(self, level: int, text: str, *, label: str = "") -> None:
         """Level 1 is the outermost but for titles, whose level is 0. An automatic number is text,
         but not a part of the path, for it changes when others come before it."""
-        name = " ".join(text.split())
+        name = heading_title(text)
         if not name:
             return
         if self._has_body:

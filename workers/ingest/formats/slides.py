@@ -24,6 +24,7 @@ from workers.ingest.formats.loader import (
     PassageKey,
     RawDocument,
     RawPassage,
+    heading_title,
 )
 from workers.ingest.formats.outline import Blocks, Cell, CellBlocks
 from workers.ingest.formats.package import (
@@ -84,7 +85,7 @@ def _slide(package: Package, part: str, slide: etree._Element, number: int) -> I
     title = _shapes(package, relations, child(slide, "cSld", "spTree"), blocks)
     own: Metadata = {PassageKey.SLIDE: number}
     if title:
-        own[PassageKey.HEADING] = title[:1000]
+        own[PassageKey.HEADING] = heading_title(title)
     if slide.get("show") in ("0", "false"):
         own[HIDDEN] = True
     parts = [title] if title else []
