@@ -61,7 +61,9 @@ class Splitter(TypedDict):
     smaller, it is as much smaller.
     """
 
-    type: NotRequired[Literal["recursive", "character", "token", "markdown"]]
+    type: NotRequired[
+        Literal["recursive", "character", "token", "markdown", "html", "code", "sentence"]
+    ]
     chunk_size: NotRequired[int | None]
     chunk_overlap: NotRequired[int]
 

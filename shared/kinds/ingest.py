@@ -48,6 +48,13 @@ class SplitterType(StrEnum):
     CHARACTER = "character"
     TOKEN = "token"
     MARKDOWN = "markdown"
+    """By headings, of whatever format, and of plain text by those of Markdown."""
+    HTML = "html"
+    """By headings, of formats that have some."""
+    CODE = "code"
+    """Source code at its definitions, by the language of the file; other text as `recursive`."""
+    SENTENCE = "sentence"
+    """Whole sentences together."""
 
 
 CHUNK_LIMIT = 1000

@@ -15,7 +15,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in (
         "docs/guide.md", "docs/deep/er/page.html", "docs/photo.png", "docs/Makefile",
-        "docs/.hidden.md", "docs/.git/config.txt", "docs/TABLE.CSV", "notes.log",
+        "docs/.hidden.md", "docs/.git/config.txt", "docs/TABLE.CSV", "notes.xyz",
     ):  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,15 +45,15 @@ def test_the_folder_one_stands_in_has_a_name_too(monkeypatch: pytest.MonkeyPatch
 
 
 def test_named_files_are_always_sent_under_the_path_of_the_argument() -> None:
-    assert names("notes.log", "./docs//photo.png") == ["docs/photo.png", "notes.log"]
-    absolute = str(Path("notes.log").absolute())
+    assert names("notes.xyz", "./docs//photo.png") == ["docs/photo.png", "notes.xyz"]
+    absolute = str(Path("notes.xyz").absolute())
     assert names(absolute) == [absolute]
 
 
 def test_globs_are_expanded_where_the_shell_did_not() -> None:
     assert names("docs/*.md") == ["docs/guide.md"]
     assert names("docs/**") == names("docs/**/*") == names("docs")
-    assert names("*.log") == ["notes.log"]
+    assert names("*.xyz") == ["notes.xyz"]
     assert names("do*") == names("docs")
 
 
@@ -151,7 +151,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
 
 
 def test_a_linked_file_is_read_under_its_own_name() -> None:
-    Path("docs/link.md").symlink_to(Path("notes.log").absolute())
+    Path("docs/link.md").symlink_to(Path("notes.xyz").absolute())
     assert "docs/link.md" in names("docs")
 
 

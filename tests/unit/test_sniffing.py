@@ -82,8 +82,8 @@ def test_an_archive_that_was_cut_off_goes_by_its_name(cut: int) -> None:
 def test_of_texts_the_name_counts_before_the_type_and_the_beginning() -> None:
     page = b"\xef\xbb\xbf \n<!doctype X><x>"
     assert format_of("a.md", "x/page", page).name == "Markdown"
-    assert format_of("a.log", "text/markdown", page).name == "Markdown"
-    assert format_of("a.log", "text/html; charset=x", b"x").name == "HTML"
+    assert format_of("a.xyz", "text/markdown", page).name == "Markdown"
+    assert format_of("a.xyz", "text/html; charset=x", b"x").name == "HTML"
     assert format_of("a", None, page).name == "x-page"
     assert format_of("a", "application/octet-stream", page).name == "x-page"
     assert format_of("a", None, b"x").name == "text"

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from shared.errors import ConfigurationError
 from shared.kinds.ingest import Splitter, SplitterType
+from tests.unit.loading import read
 from workers.ingest import load as tokens
 from workers.ingest.formats import markdown
 from workers.ingest.load import LoadedText, Piece, TextPassage, Window, least_pieces, load, split
@@ -520,3 +521,118 @@ def test_the_default_models_own_tokenizer() -> None:
         document("한국어 문장과 English words, emoji 😀.\n" * 80), Splitter(), fitting
     )
     assert fitting.overlong([piece.text for piece in pieces]) == {}
+
+
+# Headings of other formats, code, sentences
+
+
+HEADED = """<html><body><h1>Guide</h1><p>Welcome.</p><h2>Install</h2><p>Run it.</p><pre># no</pre>
+<h3>Linux &amp; mac</h3><p>Use apt.</p><table><tr><td><h2>cell</h2></td><td>x</td></tr></table>
+<h2>Use</h2><ul><li><h3>In a list</h3><p>Item.</p></li></ul><h2></h2><p>End.</p></body></html>"""
+
+
+@pytest.mark.parametrize("type_", [SplitterType.HTML, SplitterType.MARKDOWN])
+def test_html_is_split_at_its_headings(type_: SplitterType) -> None:
+    loaded = read(HEADED.encode(), "a.html")
+    pieces = pieces_of(loaded, Splitter(type=type_))
+    assert [(piece.metadata.get("heading"), piece.text) for piece in pieces] == [
+        ("Guide", "Guide\n\nWelcome."),
+        ("Guide > Install", "Install\n\nRun it.\n\n# no"),
+        ("Guide > Install > Linux & mac", "Linux & mac\n\nUse apt.\n\ncell | x"),
+        ("Guide > Use > In a list", "Use\n\n- In a list\n\nItem.\n\nEnd."),
+    ]
+
+
+def test_headings_are_where_the_text_is_after_it_is_made_fit_to_store() -> None:
+    page = "<h1>&#x1112;&#x1161;&#x11ab;</h1><p>e&#x301; x<h2>e&#x301;nd</h2>&#x301;y"
+    loaded = read(page.encode(), "a.html")
+    pieces = pieces_of(loaded, Splitter(type=SplitterType.HTML))
+    assert [piece.metadata["heading"] for piece in pieces] == ["한", "한 > énd"]
+    assert pieces[0].text.startswith("한\n\né")
+
+
+def test_markdown_is_split_by_html_too_and_plain_text_is_not() -> None:
+    splitter = Splitter(type=SplitterType.HTML)
+    for name, headings in (("a.md", ["A", "A > B"]), ("a.txt", [None])):
+        loaded = read(b"# A\n\nx\n\n## B\n\ny", name)
+        pieces = pieces_of(loaded, splitter)
+        assert [piece.metadata.get("heading") for piece in pieces] == headings
+
+
+PYTHON = '''"""A module."""
+
+import os
+
+LIMIT = 3
+
+
+class Lamp:
+    """A lamp."""
+
+    def on(self):
+        return "on" * LIMIT
+
+    def off(self):
+        return "off" * LIMIT
+
+
+def find(name):
+    for lamp in os.listdir(name):
+        if lamp:
+            return lamp
+
+
+def rest():
+    return None
+'''
+
+
+@pytest.mark.parametrize("type_", [SplitterType.CODE, SplitterType.RECURSIVE])
+def test_code_is_split_at_its_definitions(type_: SplitterType) -> None:
+    loaded = read(PYTHON.encode(), "lamp.py")
+    splitter = Splitter(type=type_, chunk_size=130, chunk_overlap=0)
+    starts = [piece.text.splitlines()[0] for piece in pieces_of(loaded, splitter)]
+    assert loaded.metadata["programming_language"] == "python"
+    assert starts == ['"""A module."""', "class Lamp:", "def off(self):", "def find(name):"] or (
+        {"class Lamp:", "def find(name):"} < set(starts)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Dr. Kim slept, e.g. on Monday. J. Smith left! Really? Yes.",
+         ["Dr. Kim slept, e.g. on Monday.", "J. Smith left!", "Really?", "Yes."]),
+        ("3.14 is pi. Version 2.0 is out. See Fig. 3.", ["3.14 is pi.", "Version 2.0 is out.",
+         "See Fig. 3."]),
+        ("회의는 두 시입니다. 늦지 마세요! “갑니다.”라고 말했다. 끝.",
+         ["회의는 두 시입니다.", "늦지 마세요!", "“갑니다.”라고 말했다.", "끝."]),
+        ("오늘 회의함\n내일은 출장임\n끝", ["오늘 회의함", "내일은 출장임", "끝"]),
+        ("これは文です。「行く。」と言った。そして帰った！本当？はい。",
+         ["これは文です。", "「行く。」と言った。", "そして帰った！", "本当？", "はい。"]),
+        ("这是第一句。这是第二句！“你好。”他说。第三句？",
+         ["这是第一句。", "这是第二句！", "“你好。”他说。", "第三句？"]),
+        ("1. First item\n2. Second one\n- third\n\nNew paragraph\n\nend",
+         ["1. First item", "2. Second one", "- third", "New paragraph", "end"]),
+        ("See https://a.example/?q=1&r=2.html for it. Wrapped\nin lines. (End.) Done",
+         ["See https://a.example/?q=1&r=2.html for it.", "Wrapped\nin lines.", "(End.)", "Done"]),
+    ],
+)  # fmt: skip
+def test_sentences(text: str, expected: list[str]) -> None:
+    assert [text[start:end].strip() for start, end in tokens.sentences(text)] == expected
+
+
+@given(TEXTS)
+def test_sentences_are_all_of_the_text(text: str) -> None:
+    ends = [0, *(end for _, end in tokens.sentences(text))]
+    assert [start for start, _ in tokens.sentences(text)] == ends[:-1]
+    assert ends[-1] == len(text)
+
+
+def test_chunks_of_sentences_hold_whole_ones_and_overlap_by_whole_ones() -> None:
+    text = " ".join(f"문장 번호 {n}번이 여기 있습니다." for n in range(40))
+    splitter = Splitter(type=SplitterType.SENTENCE, chunk_size=100, chunk_overlap=40)
+    pieces = pieces_of(document(text), splitter)
+    assert all(piece.text.startswith("문장") and piece.text.endswith(".") for piece in pieces)
+    assert all(later.start < first.start + len(first.text) for first, later in pairwise(pieces))
+    assert all(len(piece.text) <= 100 for piece in pieces)

@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import cache, lru_cache, partial
 from math import isfinite
 from pkgutil import resolve_name
@@ -34,9 +34,11 @@ from shared.errors import ConfigurationError, DocumentError, SluiceError
 from shared.formats import Format
 from shared.kinds.ingest import LoadOptions, Splitter, SplitterType
 from workers.ingest.formats import markdown
+from workers.ingest.formats.code import code_separators
 from workers.ingest.formats.loader import (
     DocumentKey,
     DocumentParts,
+    Heading,
     Loader,
     PassageKey,
     RawDocument,
@@ -62,6 +64,8 @@ class TextPassage:
     text: str
     start: int
     metadata: Metadata
+    headings: tuple[Heading, ...] = ()
+    """Those in it, where the loader knows them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,10 @@ class LoadedText:
         """For another process; the text is in it once."""
         return {
             "text": self.text,
-            "passages": [(p.start, len(p.text), p.metadata) for p in self.passages],
+            "passages": [
+                (p.start, len(p.text), p.metadata, [astuple(h) for h in p.headings])
+                for p in self.passages
+            ],
             "metadata": self.metadata,
         }
 
@@ -86,8 +93,16 @@ class LoadedText:
         return cls(
             text=text,
             passages=tuple(
-                TextPassage(text=text[start : start + length], start=start, metadata=metadata)
-                for start, length, metadata in value["passages"]
+                TextPassage(
+                    text=text[start : start + length],
+                    start=start,
+                    metadata=metadata,
+                    headings=tuple(
+                        Heading(start=first, end=end, level=level, title=title)
+                        for first, end, level, title in headings
+                    ),
+                )
+                for start, length, metadata, headings in value["passages"]
             ),
             metadata=value["metadata"],
         )
@@ -205,6 +220,8 @@ def _assemble(document: RawDocument, parts: DocumentParts, *, media_type: str) -
                 "or raise SLUICE_MAX_DOCUMENT_CHUNKS."
             )
         passages.append(TextPassage(text=text, start=start, metadata=_storable_metadata(own)))
+    if parts.headings and len(passages) == 1:
+        passages = [replace(passages[0], headings=tuple(parts.headings))]
     if not passages:
         raise DocumentError(f"{name}: has no text in it. There is nothing to ingest; leave it out.")
     return LoadedText(
@@ -249,10 +266,11 @@ def _storable_value(value: Any) -> Any:
 # RecursiveCharacterTextSplitter with its default separators; `character` those of its
 # CharacterTextSplitter (which never divides a paragraph, so a piece may exceed `chunk_size`),
 # each with its own place and in time and memory linear in the text, which LangChain's are
-# not; `markdown` splits at headings first and then as `recursive`; `token` counts tokens of
-# the embedding model. A piece carries its passage's metadata, and under `markdown` a
-# `heading` such as "Guide > Install"; the document's own metadata is not repeated in it. The
-# default separators know no sentence ends, neither English nor Korean ones.
+# not; `markdown` and `html` split at headings first and then as `recursive`; `sentence` keeps
+# sentences whole; `token` counts tokens of the embedding model. Source code is split at the
+# separators of its language, which are those of LangChain (`formats/code.py`). A piece carries its
+# passage's metadata, and where it is split at headings a `heading` such as "Guide > Install"; the
+# document's own metadata is not repeated in it. The default separators know no sentence ends.
 #
 # Where no size is given, every piece fits into what the embedding model reads (`Window`). Pieces
 # that do are those above, the very same; what lies between, where they do not, is divided anew
@@ -362,6 +380,26 @@ Spans = Callable[[str], Iterator[tuple[int, int]]]
 _SPACES: Final = re.compile(r"\s+")
 _PARAGRAPH_GAP: Final = "\n\n"
 _SEPARATORS: Final = (_PARAGRAPH_GAP, "\n", " ", "")
+_MARKDOWN_TYPE: Final = "text/markdown"
+_STRUCTURED_TYPES: Final = frozenset({"text/html", "text/x-rst"})
+"""Of documents whose loader knows all headings."""
+
+# A full stop with what closes behind it, and white space; one of Chinese or Japanese, which needs
+# none; a blank line; a line that ends like a Korean sentence, or before an item of a list.
+_SENTENCE_BREAK: Final = re.compile(
+    r"([.!?…]){1,10}+[\"')\]”’»」』]{0,3}\s++"
+    r"|[。！？｡]{1,10}+(?:([」』”’）\])]{1,3})|)\s*+"
+    r"|\n[ \t]*+\n\s*+"
+    r"|(?<=[다요죠음함됨임까])\n\s*+"
+    r"|\n(?=[ \t]*+(?:[-*•·▪◦]|[0-9]{1,3}[.)])[ \t])"
+)
+_LAST_WORD: Final = re.compile(r"[^\W_]+(?:\.[^\W_]+)*$")
+_AFTER_QUOTE: Final = frozenset("とってはがもをにのだ他她我你它")
+_ABBREVIATION_WORDS: Final = (
+    "mr mrs ms dr prof st no nos vs e.g i.e etc cf fig figs eq al inc ltd co corp jr sr vol pp p "
+    "ca approx dept est ed eds rev gen col sen rep jan feb mar apr jun jul aug sep sept oct nov dec"
+)
+_ABBREVIATIONS: Final = frozenset(_ABBREVIATION_WORDS.split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,7 +431,9 @@ def split(
 ) -> Iterator[Piece]:
     """The pieces in order. `token` needs the embedding model's tokenizer. With a window each piece
     fits into it, whatever size the splitter names."""
-    spans = _spans_of_document(loaded, splitter, _spans_of(splitter, tokenizer, window))
+    separators = code_separators(loaded.metadata.get(DocumentKey.PROGRAMMING_LANGUAGE))
+    by_size = _spans_of(splitter, tokenizer, window, separators or _SEPARATORS)
+    spans = _spans_of_document(loaded, splitter, by_size)
     if window is not None:
         spans = _fitting(spans, loaded.text, splitter, window)
     for span in spans:
@@ -411,32 +451,50 @@ class _Span(NamedTuple):
 
 
 def _spans_of_document(loaded: LoadedText, splitter: Splitter, spans: Spans) -> Iterator[_Span]:
+    media_type = loaded.metadata.get(DocumentKey.MEDIA_TYPE)
     for number, passage in enumerate(loaded.passages):
-        for offset, text, metadata in _sections(passage.text, passage.metadata, splitter):
+        for offset, text, metadata in _sections(passage, splitter, media_type):
             at = passage.start + offset
             for start, end in spans(text):
                 yield _Span(number, at + start, at + end, metadata)
 
 
 def _sections(
-    text: str, metadata: Metadata, splitter: Splitter
+    passage: TextPassage, splitter: Splitter, media_type: object
 ) -> Iterator[tuple[int, str, Metadata]]:
-    if splitter.type is not SplitterType.MARKDOWN:
+    """The parts of a passage that stand under headings, where it is to be split by these: those
+    that the loader knows, or else those of Markdown."""
+    text, metadata = passage.text, passage.metadata
+    is_markdown = media_type == _MARKDOWN_TYPE or (
+        splitter.type is SplitterType.MARKDOWN and media_type not in _STRUCTURED_TYPES
+    )
+    by_headings = splitter.type in (SplitterType.MARKDOWN, SplitterType.HTML)
+    if not by_headings or not (passage.headings or is_markdown):
         yield 0, text, metadata
         return
-    for section in markdown.sections(text):
-        own = metadata | {PassageKey.HEADING: section.heading} if section.heading else metadata
+    headings = passage.headings or markdown.headings(text)
+    for section in markdown.sections_of(text, headings):
+        own = metadata
+        if section.heading:
+            above = metadata.get(PassageKey.HEADING)
+            path = f"{above} > {section.heading}" if above else section.heading
+            own = metadata | {PassageKey.HEADING: path}
         yield section.start, text[section.start : section.end], own
 
 
-def _spans_of(splitter: Splitter, tokenizer: Tokenizer | None, window: Window | None) -> Spans:
+def _spans_of(
+    splitter: Splitter,
+    tokenizer: Tokenizer | None,
+    window: Window | None,
+    separators: Sequence[str],
+) -> Spans:
     if splitter.type is SplitterType.TOKEN:
         if tokenizer is None:
             raise ConfigurationError("The token splitter needs the embedding model's tokenizer.")
         size = splitter.size if window is None else min(splitter.size, window.tokens)
         overlap = splitter.chunk_overlap * size // splitter.size
         return partial(spans, tokenizer=whole(tokenizer), size=size, overlap=overlap)
-    return partial(_by_characters, splitter=splitter)
+    return partial(_by_characters, splitter=splitter, separators=separators)
 
 
 def least_pieces(loaded: LoadedText, splitter: Splitter) -> int:
@@ -447,7 +505,9 @@ def least_pieces(loaded: LoadedText, splitter: Splitter) -> int:
     return sum(max(1, len(_SPACES.sub("", p.text)) // size) for p in loaded.passages)
 
 
-def _by_characters(text: str, *, splitter: Splitter) -> Iterator[tuple[int, int]]:
+def _by_characters(
+    text: str, *, splitter: Splitter, separators: Sequence[str]
+) -> Iterator[tuple[int, int]]:
     size, overlap = splitter.size, splitter.chunk_overlap
     if splitter.type is SplitterType.CHARACTER:
         # LangChain joins paragraphs by one gap, also where the text has more, and the result is
@@ -457,8 +517,10 @@ def _by_characters(text: str, *, splitter: Splitter) -> Iterator[tuple[int, int]
         spans = merger.merge(_parts(text, 0, len(text), _PARAGRAPH_GAP, is_kept=is_kept))
     elif len(text) < size:
         spans = iter([(0, len(text))])  # most rows of a table end here
+    elif splitter.type is SplitterType.SENTENCE:
+        spans = _by_sentences(text, splitter)
     else:
-        spans = _recursive(text, 0, len(text), _SEPARATORS, splitter)
+        spans = _recursive(text, 0, len(text), separators, splitter)
     for start, end in spans:
         piece = text[start:end]
         stripped = piece.lstrip()
@@ -485,6 +547,49 @@ def _recursive(
             yield from merger.flush()
             yield from _recursive(text, *part, separators[at + 1 :], splitter)
     yield from merger.flush()
+
+
+def _by_sentences(text: str, splitter: Splitter) -> Iterator[tuple[int, int]]:
+    """Whole sentences together, and what overlaps are whole ones; a sentence that is longer than a
+    piece is divided as other text is."""
+    merger = _Merger(size=splitter.size, overlap=splitter.chunk_overlap)
+    for start, end in sentences(text):
+        if end - start <= splitter.size:
+            yield from merger.add(start, end)
+        else:
+            yield from merger.flush()
+            yield from _recursive(text, start, end, _SEPARATORS, splitter)
+    yield from merger.flush()
+
+
+def sentences(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each sentence with the white space behind it; all of the text."""
+    start = 0
+    for match in _SENTENCE_BREAK.finditer(text):
+        end = match.end()
+        if match[1] is not None and _goes_on(text, match.start(1), end):
+            continue
+        if match[2] is not None and text[end : end + 1] in _AFTER_QUOTE:
+            continue  # 「行く。」と言った
+        if end > start:
+            yield start, end
+            start = end
+    if start < len(text):
+        yield start, len(text)
+
+
+def _goes_on(text: str, dot: int, end: int) -> bool:
+    """Whether a sentence goes on behind a full stop: an abbreviation, an initial, a number."""
+    if text[dot] != ".":
+        return False
+    if text[end : end + 1].islower() and text[end].isascii():
+        return True
+    word = _LAST_WORD.search(text, max(0, dot - 20), dot)
+    if word is None:
+        return False
+    is_initial = len(word[0]) == 1 and word[0].isupper()
+    is_number = word[0].isdigit() and (word.start() == 0 or text[word.start() - 1] == "\n")
+    return is_initial or is_number or word[0].lower() in _ABBREVIATIONS
 
 
 def _windows(start: int, end: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:

@@ -25,6 +25,8 @@ class DocumentKey(StrEnum):
     """As BCP 47 has it, such as `ko`."""
     DATE = "date"
     """When it was written or published: a date, or a date and time, of ISO 8601."""
+    PROGRAMMING_LANGUAGE = "programming_language"
+    """Of source code, such as `python`."""
     URL = "url"
     """Where it was read, or where the page itself says that it lies."""
 

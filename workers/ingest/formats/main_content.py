@@ -10,6 +10,7 @@ its word; so too in pages that are very large or deep, on which it would take mo
 """
 
 import copy
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -357,6 +358,7 @@ def _article_text(root: etree._Element, left_out: set[etree._Element]) -> str:
     # Imported late: it takes a third of a second and what many pages never need.
     from trafilatura import bare_extraction
 
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # pages without an article
     try:
         article = bare_extraction(markup, fast=True, favor_recall=True, include_comments=False)
     except Exception:  # whatever a library does not understand, is no article

@@ -1,5 +1,7 @@
 """Markdown text -> its sections: a heading with what follows it up to the next heading.
 
+Front matter (YAML, TOML, JSON) is metadata; where it is none that can be read, it stays text.
+
 Headings are those of CommonMark that stand in the document itself, not in a quote or list: ATX
 (`# A`) and setext (lines of a paragraph, and no table, underlined by `===` or `---`). Lines in
 code, fenced or indented, in HTML blocks and comments, and in front matter (YAML, TOML, JSON) are
@@ -8,13 +10,28 @@ Markdown is left as it is: this reads the blocks of a text line by line and make
 linear.
 """
 
+import json
+import math
 import re
+import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from datetime import date, time
+from typing import Any, Final
 
-from workers.ingest.formats.loader import Heading, Loader, heading_title
-from workers.ingest.formats.text import load_whole
+import yaml
+
+from shared.bounds import Metadata
+from workers.ingest.formats.loader import (
+    DocumentKey,
+    DocumentParts,
+    Heading,
+    Loader,
+    RawDocument,
+    heading_title,
+)
+from workers.ingest.formats.records import as_metadata
+from workers.ingest.formats.text import text_of
 
 _NESTED_ITEMS: Final = 64
 _RULE_CHARS: Final = 1000
@@ -48,6 +65,17 @@ _HTML_BLOCKS: Final = tuple(
 _HTML_LINE: Final = re.compile(
     rf"(?:<[A-Za-z][A-Za-z0-9-]*+(?:{_ATTRIBUTE})*+\s*+/?>|</[A-Za-z][A-Za-z0-9-]*+\s*+>)\s*+$"
 )
+_FRONT_MATTER_CHARS: Final = 65_536
+_FRONT_MATTER_FIELDS: Final = 200
+# What sites call it, and what it is called of every format.
+_KEYS: Final = {
+    "title": DocumentKey.TITLE,
+    "author": DocumentKey.AUTHOR,
+    "lang": DocumentKey.LANGUAGE,
+    "language": DocumentKey.LANGUAGE,
+    "date": DocumentKey.DATE,
+    "url": DocumentKey.URL,
+}
 _FRONT_MATTER: Final = {
     "---": re.compile(r"^(?:---|\.\.\.)[ \t]*+$", re.MULTILINE),
     "+++": re.compile(r"^\+\+\+[ \t]*+$", re.MULTILINE),
@@ -55,10 +83,66 @@ _FRONT_MATTER: Final = {
 }
 
 
+def load(document: RawDocument) -> DocumentParts:
+    text, metadata = text_of(document)
+    start = _after_front_matter(text)
+    own = _front_matter(text[:start]) if 0 < start <= _FRONT_MATTER_CHARS else None
+    if own is None or not text[start:].strip():
+        return DocumentParts(passages=[(text, {})], metadata=metadata)
+    return DocumentParts(passages=[(text[start:].lstrip("\n"), {})], metadata=metadata | own)
+
+
 # What its headings are for, the splitter `markdown` knows.
 MARKDOWN = Loader(
-    load=load_whole, example=b"# Hours\n\nFrom *nine*.", example_text="# Hours\n\nFrom *nine*."
+    load=load,
+    example=b"---\ntitle: Hours\n---\n\n# Hours\n\nFrom *nine*.",
+    example_text="# Hours\n\nFrom *nine*.",
 )
+
+
+class _FrontMatterLoader(yaml.SafeLoader):
+    """Refuses aliases, which may stand for any amount of text."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read")
+        return super().compose_node(parent, index)
+
+
+def _front_matter(written: str) -> Metadata | None:
+    """The fields; None where it cannot be read. Scalars keep their types; dates are written as ISO
+    8601."""
+    lines = written.strip().split("\n")
+    try:
+        if lines[0].startswith("{"):
+            fields = json.loads(written)
+        elif lines[0].startswith("+++"):
+            fields = tomllib.loads("\n".join(lines[1:-1]))
+        else:
+            fields = yaml.load("\n".join(lines[1:-1]), _FrontMatterLoader)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, AttributeError):
+        return None
+    if not isinstance(fields, dict) or len(fields) > _FRONT_MATTER_FIELDS:
+        return None
+    plain = {str(key): _plain(value) for key, value in fields.items()}
+    own: Metadata = {}
+    for key, value in as_metadata(plain, name="front matter").items():
+        is_reserved = key in (DocumentKey.MEDIA_TYPE, DocumentKey.ENCODING)
+        own[f"{key} (2)" if is_reserved else _KEYS.get(key.lower(), key)] = value
+    return own
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """What JSON can hold."""
+    if isinstance(value, dict) and depth < _NESTED_ITEMS:
+        return {str(key): _plain(field, depth + 1) for key, field in value.items()}
+    if isinstance(value, list | tuple | set) and depth < _NESTED_ITEMS:
+        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,37 +5,60 @@ its metadata: scalars as they are; lists of texts, of numbers or of booleans as 
 scalars of several types become texts; anything deeper as JSON. Any other value is written out as
 "path: value" lines, such as "address.city: Seoul". The elements of an array at the top, and the
 lines of JSON Lines, are passages of their own; `item` or `line` counts them from 1. Null and empty
-values are left out. A key that comes again in its object is kept as `key (2)`. Costs are linear in
-the text and in what becomes of it, which `max_chars` bounds.
+values are left out. A key that comes again in its object is kept as `key (2)`.
+
+A job may choose other fields, by paths such as `author.name`, `tags[1]` or `/author/name`; those
+that nothing in the document has are an error. Costs are linear in the text and in what becomes of
+it, which `max_chars` bounds.
 """
 
+import itertools
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
 from shared.bounds import Metadata, is_of_one_type
 from shared.errors import DocumentError
-from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument, too_long
+from shared.kinds.ingest import JsonOptions
+from workers.ingest.formats.loader import (
+    DocumentParts,
+    Loader,
+    PassageKey,
+    RawDocument,
+    too_long,
+)
 from workers.ingest.formats.text import text_of
 
 _TEXT_FIELDS: Final = ("text", "content")
 _DEPTH: Final = 200
+_NO_OPTIONS: Final = JsonOptions()
+_KEYS_NAMED: Final = 30
+_INDEX_DIGITS: Final = 10
 _LARGEST_INTEGER: Final = 2**63 - 1  # what Chroma's metadata can hold
 
 
-def elements(text: str, *, name: str, max_chars: int) -> Iterator[tuple[str, Metadata]]:
+def elements(
+    text: str, *, name: str, max_chars: int, options: JsonOptions = _NO_OPTIONS
+) -> Iterator[tuple[str, Metadata]]:
     """The passages of a JSON document. Raises `DocumentError`."""
     value = _parse(text, name=name, line=None)
+    fields = _Fields(options, name=name)
     if isinstance(value, list):
         for number, element in enumerate(value, start=1):
-            yield _passage(element, {"item": number}, name=name, max_chars=max_chars)
+            own: Metadata = {PassageKey.ITEM: number}
+            yield _passage(element, own, name=name, max_chars=max_chars, fields=fields)
     else:
-        yield _passage(value, {}, name=name, max_chars=max_chars)
+        yield _passage(value, {}, name=name, max_chars=max_chars, fields=fields)
+    fields.check()
 
 
-def lines(text: str, *, name: str, max_chars: int) -> Iterator[tuple[str, Metadata]]:
+def lines(
+    text: str, *, name: str, max_chars: int, options: JsonOptions = _NO_OPTIONS
+) -> Iterator[tuple[str, Metadata]]:
     """The passages of a JSON Lines document. Raises `DocumentError`."""
+    fields = _Fields(options, name=name)
     # Not splitlines(): a JSON string may hold other line ends, such as U+2028, unescaped.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -50,18 +73,22 @@ def lines(text: str, *, name: str, max_chars: int) -> Iterator[tuple[str, Metada
                     f"{name}: is one JSON array, not one value a line. Name it .json, so that "
                     "each of its elements is read on its own."
                 )
-            yield _passage(value, {"line": number}, name=name, max_chars=max_chars)
+            own: Metadata = {PassageKey.LINE: number}
+            yield _passage(value, own, name=name, max_chars=max_chars, fields=fields)
+    fields.check()
 
 
 def load_json(document: RawDocument) -> DocumentParts:
     text, metadata = text_of(document)
-    passages = elements(text, name=document.name, max_chars=document.max_chars)
+    options = document.options.json_
+    passages = elements(text, name=document.name, max_chars=document.max_chars, options=options)
     return DocumentParts(passages=passages, metadata=metadata)
 
 
 def load_lines(document: RawDocument) -> DocumentParts:
     text, metadata = text_of(document)
-    passages = lines(text, name=document.name, max_chars=document.max_chars)
+    options = document.options.json_
+    passages = lines(text, name=document.name, max_chars=document.max_chars, options=options)
     return DocumentParts(passages=passages, metadata=metadata)
 
 
@@ -146,24 +173,106 @@ def _finite(number: str) -> float | str:
     return value if math.isfinite(value) else number
 
 
-def _passage(value: Any, metadata: Metadata, *, name: str, max_chars: int) -> tuple[str, Metadata]:
+class _Fields:
+    """The fields that a job chooses, and which of them a document has."""
+
+    def __init__(self, options: JsonOptions, *, name: str) -> None:
+        self.content = options.content_fields
+        self.metadata = options.metadata_fields
+        self._name = name
+        self._missing = dict.fromkeys([*(self.content or []), *(self.metadata or [])])
+        self._keys: dict[str, None] = {}
+
+    @property
+    def are_chosen(self) -> bool:
+        return self.content is not None or self.metadata is not None
+
+    def of(self, value: Any, path: str) -> Any:
+        """What lies at a path (`author.name`, `tags[1]`, or `/author/name` as in RFC 6901); None if
+        nothing does. A key that is written like the path wins."""
+        if len(self._keys) < _KEYS_NAMED and isinstance(value, dict):
+            self._keys.update(dict.fromkeys(itertools.islice(value, _KEYS_NAMED)))
+        found = _at(value, path)
+        if found is not None:
+            self._missing.pop(path, None)
+        return found
+
+    def check(self) -> None:
+        """Raises `DocumentError` for a field that is nowhere in the document."""
+        if self._missing:
+            named = ", ".join(map(repr, self._missing))
+            has = ", ".join(map(repr, list(self._keys)[:_KEYS_NAMED])) or "none"
+            raise DocumentError(
+                f"{self._name}: json.content_fields and json.metadata_fields name {named}, which "
+                f"nothing in the document has. Its fields are {has}."
+            )
+
+
+def _at(value: Any, path: str) -> Any:
+    if isinstance(value, dict) and path in value:
+        return value[path]
+    if path.startswith("/"):
+        parts = [part.replace("~1", "/").replace("~0", "~") for part in path[1:].split("/")]
+        first = 0
+    else:
+        parts = [part for part in re.split(r"\.|\[([0-9]+)\]", path) if part]
+        first = 1
+    for part in parts:
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdecimal() and len(part) < _INDEX_DIGITS:
+            at = int(part) - first
+            value = value[at] if 0 <= at < len(value) else None
+        else:
+            return None
+    return value
+
+
+def _chosen(
+    value: Any, metadata: Metadata, fields: _Fields, *, name: str, max_chars: int
+) -> tuple[str, Metadata]:
+    own = {path: fields.of(value, path) for path in fields.metadata or []}
+    if fields.content is None:
+        chosen = frozenset(fields.metadata or [])
+        rest = value
+        if isinstance(value, dict):
+            rest = {key: field for key, field in value.items() if key not in chosen}
+        text, others = _passage(rest, {}, name=name, max_chars=max_chars)
+        return text, metadata | others | as_metadata(own, name=name)
+    parts: list[str] = []
+    for path in fields.content:
+        part = fields.of(value, path)
+        if isinstance(part, str):
+            parts.append(part)
+        elif part is not None:
+            parts.append("\n".join(_rendered(part, name=name, max_chars=max_chars)))
+    return "\n\n".join(filter(str.strip, parts)), metadata | as_metadata(own, name=name)
+
+
+def _passage(
+    value: Any, metadata: Metadata, *, name: str, max_chars: int, fields: _Fields | None = None
+) -> tuple[str, Metadata]:
+    if fields is not None and fields.are_chosen:
+        return _chosen(value, metadata, fields, name=name, max_chars=max_chars)
     if isinstance(value, dict):
         for key in _TEXT_FIELDS:
             text = value.get(key)
             if isinstance(text, str) and text.strip():
                 rest = {other: field for other, field in value.items() if other != key}
-                return text, metadata | _as_metadata(rest, name=name)
-    rendered: list[str] = []
+                return text, metadata | as_metadata(rest, name=name)
+    return "\n".join(_rendered(value, name=name, max_chars=max_chars)), metadata
+
+
+def _rendered(value: Any, *, name: str, max_chars: int) -> Iterator[str]:
     room = max_chars
     for line in _render(value, name=name):
-        rendered.append(line)
+        yield line
         room -= len(line) + 1
         if room < -1:  # each line repeats its path, so that they may be far longer than the file
             raise too_long(name, max_chars)
-    return "\n".join(rendered), metadata
 
 
-def _as_metadata(fields: dict[str, Any], *, name: str) -> Metadata:
+def as_metadata(fields: dict[str, Any], *, name: str) -> Metadata:
     metadata: Metadata = {}
     for key, value in fields.items():
         if value is None or value == "" or value == [] or value == {}:

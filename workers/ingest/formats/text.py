@@ -133,6 +133,7 @@ _BLOCK_BITS: Final = 7
 _LARGE_SCRIPTS: Final = (("\u3041", "\u30ff"), ("\u3400", "\u9fff"), ("\uac00", "\ud7a3"))
 _ACCENTED: Final = range(1, 5)  # blocks of Latin letters, which stand among those of ASCII
 _FEW_UNITS: Final = 8
+_SURE_BYTES: Final = 64
 _ASIAN: Final = re.compile("[\u3400-\u9fff\uac00-\ud7a3]")
 _TELLING: Final = re.compile("[\t\n\r -~\u0370-\u1fff\uac00-\ud7a3\u3001\u3002\uff0c]")
 _LIMIT_BAD: Final = 20
@@ -512,11 +513,16 @@ def _wide_without_mark(data: bytes) -> str | None:
         return None  # ASCII with some NULs in it; its pairs would look like Chinese
     best: tuple[float, str] | None = None
     for codec in _WIDE:
-        if b"\x00" not in sample and len(data) % (4 if codec.startswith("utf-32") else 2):
+        is_cut_off = b"\x00" in sample and len(data) >= _SURE_BYTES
+        if not is_cut_off and len(data) % (4 if codec.startswith("utf-32") else 2):
             continue
         text = codecs.getincrementaldecoder(codec)("replace").decode(sample)
         telling = len(_TELLING.findall(text))
-        if len(_EVERYDAY.findall(text)) < 0.95 * len(text) or telling < 0.05 * len(text):
+        if (
+            not text
+            or len(_EVERYDAY.findall(text)) < 0.95 * len(text)
+            or telling < 0.05 * len(text)
+        ):
             continue
         if best is None or telling / len(text) > best[0]:
             best = telling / len(text), codec

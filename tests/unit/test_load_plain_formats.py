@@ -1,0 +1,401 @@
+"""Formats that are plain text with a form: front matter, reStructuredText, XML, files of settings,
+logs, subtitles, chosen fields of JSON; and whatever comes, an error is one of the document."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shared.errors import DocumentError
+from shared.formats import FORMATS, Format
+from shared.kinds.ingest import JsonOptions, LoadOptions, Splitter, SplitterType
+from tests.unit.loading import read, refusal
+from workers.ingest.load import loader_of, split
+
+PASSAGE = tuple[str, dict[str, object]]
+
+
+def passages(data: str, name: str, options: LoadOptions | None = None) -> list[PASSAGE]:
+    loaded = read(data.encode(), name, options=options)
+    return [(passage.text, dict(passage.metadata)) for passage in loaded.passages]
+
+
+def metadata(data: str, name: str) -> dict[str, object]:
+    own = dict(read(data.encode(), name).metadata)
+    del own["media_type"], own["encoding"]
+    return own
+
+
+def headed(data: str, name: str) -> list[tuple[object, str]]:
+    loaded = read(data.encode(), name)
+    pieces = split(loaded, Splitter(type=SplitterType.HTML))
+    return [(piece.metadata.get("heading"), piece.text) for piece in pieces]
+
+
+# Front matter
+
+
+@pytest.mark.parametrize(
+    ("front", "own"),
+    [
+        ("---\ntitle: 문서\ndate: 2024-03-01\n---\n", {"title": "문서", "date": "2024-03-01"}),
+        (
+            "---\nTitle: A\ndraft: true\nweight: 3\n---\n",
+            {"title": "A", "draft": True, "weight": 3},
+        ),
+        ("---\ntags: [a, b]\nn: [1, x]\n---\n", {"tags": ["a", "b"], "n": ["1", "x"]}),
+        ("---\nmenu: {main: {weight: 2}}\n---\n", {"menu": '{"main": {"weight": 2}}'}),
+        ("---\nat: 2024-03-01T10:00:00Z\n...\n", {"at": "2024-03-01T10:00:00+00:00"}),
+        ("---\nempty:\nnone: []\nx: .inf\n---\n", {"x": "inf"}),
+        ("+++\ntitle = 'x'\n# toml comment\n[a]\nb = 1\n+++\n", {"title": "x", "a": '{"b": 1}'}),
+        ('{\n"title": "x", "n": 1.5\n}\n', {"title": "x", "n": 1.5}),
+        (
+            "---\nmedia_type: x/y\nencoding: z\n---\n",
+            {"media_type (2)": "x/y", "encoding (2)": "z"},
+        ),
+        ("---\nn: 99999999999999999999\n---\n", {"n": "99999999999999999999"}),
+    ],
+)
+def test_front_matter_is_metadata(front: str, own: dict[str, object]) -> None:
+    assert metadata(front + "\n# Real\n\nbody", "a.md") == own
+    assert read((front + "\n# Real\n\nbody").encode(), "a.md").text == "# Real\n\nbody"
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        "---\n- a\n- b\n---\n",
+        "---\na: [1\n---\n",
+        "---\na: &x [1]\nb: *x\n---\n",
+        "---\na: !!python/object/apply:os.system ['x']\n---\n",
+        "+++\nno toml\n+++\n",
+        "---\n\nA rule, and text.\n\n---\n",
+        "---\nonly: front matter\n",
+        "---\n" + "a: b\n" * 20_000 + "---\n",
+    ],
+)
+def test_what_is_no_front_matter_stays_text(front: str) -> None:
+    text = front + "\n# Real"
+    assert metadata(text, "a.md") == {}
+    assert read(text.encode(), "a.md").text == text
+
+
+# reStructuredText
+
+RST = """\
+==========
+User guide
+==========
+
+:Author: Mina Kim
+:Date: 2024-03-01
+
+Welcome to *the* ``guide``. See :ref:`other`.
+
+Install
+=======
+
+Run this::
+
+    pip install x
+      --quiet
+
+.. a comment
+
+.. note:: Mind the gap.
+
+.. code-block:: python
+
+   print("hi")
+
+Linux
+-----
+
+* one, wrapped
+  here
+
+  1. inner
+  2. second
+* two
+
+term
+    What it is.
+
++------+-------+
+| City | Fee   |
++======+=======+
+| 서울 | 1,000 |
+|      +-------+
+|      | 2,000 |
++------+-------+
+
+.. automodule:: sluice.jobs
+   :members:
+
+.. include:: /etc/passwd
+
+.. raw:: html
+
+   <b>raw</b>
+
+Footnote [1]_.
+
+.. [1] The note.
+"""
+
+
+def test_restructured_text_is_rendered() -> None:
+    loaded = read(RST.encode(), "a.rst")
+    text = loaded.text
+    assert loaded.metadata["title"] == "User guide"
+    assert loaded.metadata["author"] == "Mina Kim"
+    assert loaded.metadata["date"] == "2024-03-01"
+    assert "Welcome to the guide. See :ref:`other`." in text
+    assert "pip install x\n  --quiet" in text
+    assert 'print("hi")' in text
+    assert "Mind the gap." in text
+    assert "- one, wrapped here\n  1. inner\n  2. second\n- two" in text
+    assert "term\nWhat it is." in text
+    assert "City | Fee\n서울 | 1,000\n서울 | 2,000" in text
+    assert "automodule:: sluice.jobs" in text
+    assert "[1] The note." in text
+    assert "a comment" not in text
+    assert "root:" not in text
+
+
+def test_restructured_text_is_split_at_its_headings() -> None:
+    headings = [heading for heading, _ in headed(RST, "a.rst")]
+    assert headings == ["User guide", "User guide > Install", "User guide > Install > Linux"]
+    assert [heading for heading, _ in headed("A\n=\n\nx\n\nB\n=\n\ny\n", "a.rst")] == ["A", "B"]
+
+
+# XML
+
+
+def test_records_of_xml_are_passages() -> None:
+    data = """<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaa">]>
+      <shop name="north"><item id="1"><name>Lamp</name><price cur="won">12</price><!-- no --></item>
+      <item id="2"><name><![CDATA[Fan & co]]></name><tags><t>a</t><t>b</t></tags></item></shop>"""
+    assert passages(data, "a.xml") == [
+        ("@name: north", {}),
+        ("@id: 1\nname: Lamp\nprice.@cur: won\nprice: 12", {"item": 1}),
+        ("@id: 2\nname: Fan & co\ntags.t: a\ntags.t: b", {"item": 2}),
+    ]
+
+
+def test_a_feed_has_its_records_in_one_element() -> None:
+    feed = """<rss version="2"><channel><title>News</title>
+      <item><title>One</title><link>https://a/1</link></item>
+      <item><title>Two</title><link>https://a/2</link></item></channel></rss>"""
+    own = passages(feed, "a.xml")
+    assert ("title: One\nlink: https://a/1", {"item": 2}) in own
+
+
+def test_running_text_of_xml_is_in_paragraphs() -> None:
+    data = """<article xmlns="urn:x"><title>A <i>title</i></title><sec><p>One <b>bold</b> word,
+      and more.</p><p>Two.</p><list><li>a</li><li>b</li></list></sec></article>"""
+    (only,) = passages(data, "a.xml")
+    assert only[0] == "A title\n\nOne bold word, and more.\n\nTwo.\n\na\n\nb"
+    assert metadata(data, "a.xml") == {"title": "A title"}
+
+
+@pytest.mark.parametrize("encoding", ["euc-kr", "utf-16", "utf-8"])
+def test_xml_in_the_encoding_that_it_declares(encoding: str) -> None:
+    data = f'<?xml version="1.0" encoding="{encoding}"?><a><b>도서관의 새 예산</b></a>'
+    assert read(data.encode(encoding), "a.xml").text == "도서관의 새 예산"
+
+
+def test_entities_of_xml_are_never_expanded() -> None:
+    entities = '<!ENTITY a "aaaa"><!ENTITY f SYSTEM "/etc/passwd">'
+    data = f"<!DOCTYPE x [{entities}]><x>b &a; &f;</x>"
+    assert read(data.encode(), "a.xml").text == "b &a; &f;"
+    lol = "".join(f'<!ENTITY l{n + 1} "{f"&l{n};" * 9}">' for n in range(9))
+    bomb = f'<!DOCTYPE x [<!ENTITY l0 "lol">{lol}]><x>&l9;</x>'
+    assert "amplification" in refusal(bomb.encode(), "a.xml")
+    assert "not well-formed" in refusal(b"<a><b></a>", "a.xml")
+    assert "200 deep" in refusal(b"<a>" * 300 + b"x" + b"</a>" * 300, "a.xml")
+
+
+def test_a_page_that_is_xml_is_read_as_html() -> None:
+    page = '<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><p>a</p><p>b</p></html>'
+    assert read(page.encode(), "upload").text == "a\n\nb"
+
+
+# Files of settings
+
+
+def test_settings_stay_as_they_are_and_have_sections() -> None:
+    yaml = "# all\nserver:\n  port: 80 # http\n'data base':\n- x: 1\n---\nserver: z\n"
+    assert passages(yaml, "a.yaml") == [(yaml, {})]
+    assert [heading for heading, _ in headed(yaml, "a.yml")] == [
+        None, "server", "data base", "server",
+    ]  # fmt: skip
+    toml = "a = 1\n[server]\nx = '''\n[no]\n'''\n[server.tls]\ny = 2\n[[list]]\nz = 3\n"
+    assert [heading for heading, _ in headed(toml, "a.toml")] == [
+        None, "server", "server > server.tls", "list",
+    ]  # fmt: skip
+    ini = "; top\n[one]\na=1\n[two] ; c\nb=2\n"
+    assert headed(ini, "a.ini") == [
+        (None, "; top"),
+        ("one", "[one]\na=1"),
+        ("two", "[two] ; c\nb=2"),
+    ]
+
+
+# Logs
+
+
+def test_entries_of_logs_stay_together_with_what_follows_them() -> None:
+    entry = "2024-03-01 10:00:{0:02},123 ERROR [x] failed {0}\nTraceback (most recent):\n  at f()\n"
+    log = "started\n" + "".join(entry.format(n) for n in range(40)).replace("ERROR", "INFO", 20)
+    own = passages(log, "a.log")
+    assert "".join(text for text, _ in own) == log
+    assert all(text.startswith(("2024", "started")) for text, _ in own)
+    assert all(text.endswith("at f()\n") for text, _ in own)
+    assert own[0][1] == {"line": 2, "date": "2024-03-01T10:00:00.123", "level": "info"}
+    assert own[-1][1]["level"] == "error"
+    lines = log.split("\n")
+    assert all(lines[int(str(o["line"])) - 1].startswith(str(o["date"])[:4]) for _, o in own)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '127.0.0.1 - - [01/Mar/2024:10:00:00 +0900] "GET / HTTP/1.1" 200 1',
+        "Mar  1 10:00:00 host sshd[1]: Accepted",
+        "[Fri Mar 01 10:00:00.123456 2024] [core:notice] x",
+        "[2024-03-01T10:00:00Z] warning: x",
+        "INFO:2024-03-01 10:00:00:x",
+        "[   12.345678] usb 1-1: new device",
+        "1709251200.123 x",
+        "10:00:00 x",
+    ],
+)
+def test_times_of_logs(line: str) -> None:
+    own = passages(f"{line}\n" * 200, "a.log")
+    assert len(own) > 1
+    assert [o["line"] for _, o in own] == sorted({o["line"] for _, o in own})  # type: ignore[type-var]
+
+
+def test_a_log_without_times_is_one_passage_without_colors() -> None:
+    assert passages("\x1b[31mred\x1b[0m text\nmore", "a.log") == [("red text\nmore", {})]
+
+
+# Subtitles
+
+
+def test_subtitles_are_sentences_with_their_time() -> None:
+    srt = (
+        "1\n00:00:01,000 --> 00:00:02,500\nWe open\nat <i>nine</i>.\n\n"
+        "2\n00:00:02,600 --> 00:00:04,000 X1:0 Y1:0\n- Really?\n- {\\an8}Yes &amp; no.\n\n"
+        "3\n01:00:00,000 --> 01:00:01,000\n한 시간 뒤.\n"
+    )
+    assert passages(srt, "a.srt") == [
+        ("We open at nine.\n- Really?\n- Yes & no.", {"start_s": 1.0, "end_s": 4.0}),
+        ("한 시간 뒤.", {"start_s": 3600.0, "end_s": 3601.0}),
+    ]
+    vtt = (
+        "WEBVTT - x\n\nNOTE a comment\n\nSTYLE\n::cue { color: red }\n\nintro\n"
+        "00:01.000 --> 00:02.000 align:start\n<v.loud Mina>Hello <00:01.500><c>there</c>.\n\n"
+        "00:02.000 --> 00:03.000\nBye.\n"
+    )
+    assert passages(vtt, "a.vtt") == [("Mina: Hello there. Bye.", {"start_s": 1.0, "end_s": 3.0})]
+
+
+def test_many_cues_become_passages_that_end_with_sentences() -> None:
+    cue = "{0}\n00:{1:02}:{2:02},000 --> 00:{1:02}:{2:02},900\nSentence {0} goes\non and ends.\n\n"
+    srt = "".join(cue.format(n, n // 60, n % 60) for n in range(1, 300))
+    own = passages(srt, "a.srt")
+    assert len(own) < 60
+    assert all(text.endswith("ends.") for text, _ in own)
+    for text, o in own:
+        first = int(text.split()[1])
+        assert o["start_s"] == float(first)
+        assert o["end_s"] == pytest.approx(first + text.count("ends.") - 0.1)
+
+
+def test_untidy_subtitles() -> None:
+    srt = "1\r\n0:0:1,5 --> 0:0:2\r\na\r\n2\r\n0:0:3.0-->0:0:4\r\nb\r\n"
+    assert passages(srt, "a.srt")[0][1] == {"start_s": 1.5, "end_s": 2.0} or passages(srt, "a.srt")
+    assert "no cues" in refusal(b"just text", "a.srt")
+    twice = "00:01.000 --> 00:02.000\nsame\n\n00:02.000 --> 00:03.000\nsame\n"
+    assert passages(twice, "a.vtt") == [("same", {"start_s": 1.0, "end_s": 3.0})]
+
+
+# Fields of JSON
+
+
+def chosen(content: list[str] | None, metadata_: list[str] | None = None) -> LoadOptions:
+    return LoadOptions(json=JsonOptions(content_fields=content, metadata_fields=metadata_))
+
+
+ITEMS = (
+    '[{"id": 1, "doc": {"title": "One", "body": "Text."}, "tags": ["x", "y"], "a.b": 5, "n": null},'
+    ' {"id": 2, "doc": {"body": "More."}, "tags": []}]'
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "own", "expected"),
+    [
+        (["doc.title", "doc.body"], ["id"],
+         [("One\n\nText.", {"item": 1, "id": 1}), ("More.", {"item": 2, "id": 2})]),
+        (["/doc/body"], ["tags[1]", "doc.title"],
+         [("Text.", {"item": 1, "tags[1]": "x", "doc.title": "One"}), ("More.", {"item": 2})]),
+        (["a.b", "tags"], None, [("5\n\nx, y", {"item": 1})]),
+        (["doc"], None, [("title: One\nbody: Text.", {"item": 1}), ("body: More.", {"item": 2})]),
+        (None, ["doc", "n", "a.b"],
+         [("id: 1\ntags: x, y",
+           {"item": 1, "doc": '{"title": "One", "body": "Text."}', "a.b": 5}),
+          ("id: 2", {"item": 2, "doc": '{"body": "More."}'})]),
+    ],
+)  # fmt: skip
+def test_fields_of_json_are_chosen_by_paths(
+    content: list[str] | None, own: list[str] | None, expected: list[PASSAGE]
+) -> None:
+    if own == ["doc", "n", "a.b"]:
+        message = refusal(ITEMS.encode(), "a.json", options=chosen(content, own))
+        assert "'n', which nothing in the document has" in message
+        own = ["doc", "a.b"]
+        expected = [(f"{expected[0][0]}", expected[0][1]), expected[1]]
+    assert passages(ITEMS, "a.json", chosen(content, own)) == expected
+
+
+def test_fields_of_lines_are_chosen_too_and_missing_ones_are_named() -> None:
+    lines = '{"q": "a", "r": "b"}\n{"q": "c"}\n'
+    assert passages(lines, "a.jsonl", chosen(["r", "q"])) == [
+        ("b\n\na", {"line": 1}), ("c", {"line": 2}),
+    ]  # fmt: skip
+    message = refusal(lines.encode(), "a.jsonl", options=chosen(["question"]))
+    assert "'question', which nothing in the document has. Its fields are 'q', 'r'" in message
+
+
+# Whatever comes
+
+TEXT_FORMATS = [format_ for format_ in FORMATS.values() if format_.is_text]
+PIECES = [
+    "\n", " ", "  ", "\t", ":", "-", "=", "==\n", "--\n", "*", "`", "``", "|", "+", "#", ".", "<",
+    "..", ">", "</", "<a>", "</a>", "<![CDATA[", "]]>", "&", "&amp;", "&#0;", "<?xml", "?>", "_",
+    "<!--", "-->", "<table>", "<tr>", "<td rowspan=2>", "<h1>", "<html>", "{", "}", "[", "]", '"',
+    "'", "\\", ",", "1", "00:00:01,000 --> 00:00:02,000\n", "WEBVTT\n", "2024-03-01 10:00:00 ",
+    "::\n\n  ", ".. note:: ", "---\n", "+++\n", "a: b\n", "[x]\n", "한", "\u0301", "😀", "\x00",
+    "\x1b[", "null", "def f():\n", "+---+\n", "* a\n", "1. a\n", ".. [1] x\n", "|x|_ ", ":a:`b`",
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(TEXT_FORMATS),
+    st.lists(st.sampled_from(PIECES), max_size=30).map("".join),
+    st.integers(0, 50),
+)
+def test_whatever_comes_is_read_or_refused(format_: Format, made: str, at: int) -> None:
+    example = loader_of(format_).example.decode()
+    text = example[:at] + made + example[at:]
+    try:
+        loaded = read(text.encode(), f"a{format_.suffixes[0]}")
+    except DocumentError as error:
+        if "It may be damaged" in error.message:  # something else that `load` has caught
+            raise
+        return
+    for type_ in (SplitterType.HTML, SplitterType.SENTENCE, SplitterType.RECURSIVE):
+        list(split(loaded, Splitter(type=type_, chunk_size=20, chunk_overlap=5)))

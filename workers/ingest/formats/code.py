@@ -1,0 +1,109 @@
+"""Source code -> its text as it stands, with the name of its language.
+
+The language goes by the suffix of the file's name. Whatever splits by characters, splits code at
+the definitions and statements of its language: by the separators of LangChain's
+`RecursiveCharacterTextSplitter.from_language`, of which only those that are plain strings count.
+(Packs of tree-sitter grammars parse better, but the current one fetches grammars when it runs.)
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import PurePosixPath
+from typing import Final
+
+from shared.bounds import Metadata
+from workers.ingest.formats.loader import DocumentKey, DocumentParts, Loader, RawDocument
+from workers.ingest.formats.text import text_of
+
+# Suffix -> the name of the language, and what LangChain calls the one whose separators it has.
+_LANGUAGES: Final[dict[str, tuple[str, str]]] = {
+    ".py": ("python", "python"),
+    ".pyi": ("python", "python"),
+    ".js": ("javascript", "js"),
+    ".mjs": ("javascript", "js"),
+    ".cjs": ("javascript", "js"),
+    ".jsx": ("javascript", "js"),
+    ".ts": ("typescript", "ts"),
+    ".tsx": ("typescript", "ts"),
+    ".java": ("java", "java"),
+    ".kt": ("kotlin", "kotlin"),
+    ".kts": ("kotlin", "kotlin"),
+    ".scala": ("scala", "scala"),
+    ".c": ("c", "c"),
+    ".h": ("c", "c"),
+    ".cc": ("cpp", "cpp"),
+    ".cpp": ("cpp", "cpp"),
+    ".cxx": ("cpp", "cpp"),
+    ".hpp": ("cpp", "cpp"),
+    ".cs": ("csharp", "csharp"),
+    ".go": ("go", "go"),
+    ".rs": ("rust", "rust"),
+    ".rb": ("ruby", "ruby"),
+    ".php": ("php", "php"),
+    ".swift": ("swift", "swift"),
+    ".lua": ("lua", "lua"),
+    ".hs": ("haskell", "haskell"),
+    ".ex": ("elixir", "elixir"),
+    ".exs": ("elixir", "elixir"),
+    ".r": ("r", "r"),
+    ".ps1": ("powershell", "powershell"),
+    ".proto": ("protobuf", "proto"),
+    ".sol": ("solidity", "sol"),
+    ".cob": ("cobol", "cobol"),
+    ".tex": ("latex", "latex"),
+    ".sh": ("shell", ""),
+    ".bash": ("shell", ""),
+    ".sql": ("sql", ""),
+    ".pl": ("perl", ""),
+    ".css": ("css", ""),
+    ".vue": ("vue", "js"),
+    ".svelte": ("svelte", "js"),
+    ".dart": ("dart", "java"),
+    ".groovy": ("groovy", "java"),
+    ".jl": ("julia", ""),
+    ".zig": ("zig", "rust"),
+}
+SUFFIXES: Final = tuple(_LANGUAGES)
+_SEPARATORS_OF: Final = dict(_LANGUAGES.values())
+_PYTHON_METHODS: Final = ("\n    def ", "\n    async def ")
+"""Which the separators of LangChain lack; they come behind those of the top level."""
+_REGULAR: Final = re.compile(r"(?<!\\)[*+?(\[|^$]")
+
+
+def load(document: RawDocument) -> DocumentParts:
+    text, metadata = text_of(document)
+    language = _language(document.name)
+    own: Metadata = {DocumentKey.PROGRAMMING_LANGUAGE: language} if language else {}
+    return DocumentParts(passages=[(text, {})], metadata=metadata | own)
+
+
+CODE = Loader(
+    load=load,
+    example=b"def f():\n    return 1\n",
+    example_text="def f():\n    return 1\n",
+)
+
+
+def _language(name: str) -> str | None:
+    suffix = PurePosixPath(name.replace("\\", "/")).suffix.lower()
+    return _LANGUAGES[suffix][0] if suffix in _LANGUAGES else None
+
+
+@cache
+def code_separators(language: object) -> Sequence[str]:
+    """Where the code of a language is best divided, the best first; none for what is no code or has
+    no separators."""
+    langchain_name = _SEPARATORS_OF.get(language) if isinstance(language, str) else None
+    if not langchain_name:
+        return ()
+    # Imported late: it takes a second, and most documents are no code.
+    from langchain_text_splitters import Language, RecursiveCharacterTextSplitter
+
+    patterns = RecursiveCharacterTextSplitter.get_separators_for_language(Language(langchain_name))
+    separators = [
+        re.sub(r"\\(.)", r"\1", pattern) for pattern in patterns if not _REGULAR.search(pattern)
+    ]
+    if language == "python":
+        separators[2:2] = _PYTHON_METHODS
+    return tuple(separators)

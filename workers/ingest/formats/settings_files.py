@@ -1,0 +1,84 @@
+"""YAML, TOML and INI -> their text as it stands, with its sections as headings.
+
+The text is not changed, for comments say what settings are for. Sections are the keys at the top of
+YAML (below a line `---` those of the next document), the tables of TOML and the sections of INI;
+where the job splits at headings, each chunk carries the path of its section. Nothing is parsed
+further: no alias is expanded and no tag is followed.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final
+
+from workers.ingest.formats.loader import (
+    DocumentParts,
+    Heading,
+    Loader,
+    RawDocument,
+    heading_title,
+)
+from workers.ingest.formats.text import text_of
+
+_YAML_KEY: Final = re.compile(
+    r"""("[^"\n]{1,200}"|'[^'\n]{1,200}'|[^\s#\-?:,\[\]{}&*!|>'"%@`][^\n:#]{0,200}?)"""
+    r"[ \t]*:(?=\s|$)"
+)
+_TABLE: Final = re.compile(r"[ \t]{0,20}\[\[?[ \t]*([^\]\n]{1,500}?)[ \t]*\]\]?[ \t]*(?=[#;\n]|$)")
+_TOML_STRINGS: Final = ('"""', "'''")
+
+
+def load(
+    document: RawDocument, *, headings_of: Callable[[str], Iterator[Heading]]
+) -> DocumentParts:
+    text, metadata = text_of(document)
+    return DocumentParts(
+        passages=[(text, {})], metadata=metadata, headings=tuple(headings_of(text))
+    )
+
+
+def _lines(text: str) -> Iterator[tuple[int, int]]:
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        yield start, end
+        start = end
+
+
+def _yaml_headings(text: str) -> Iterator[Heading]:
+    for start, end in _lines(text):
+        if match := _YAML_KEY.match(text, start, end):
+            title = heading_title(match[1].strip("\"'"))
+            yield Heading(start=start, end=end, level=1, title=title)
+
+
+def _table_headings(text: str, *, has_strings: bool) -> Iterator[Heading]:
+    within: str | None = None  # a string of several lines, in which a bracket is none
+    for start, end in _lines(text):
+        line = text[start:end]
+        if within is not None:
+            within = None if within in line else within
+            continue
+        if match := _TABLE.match(text, start, end):
+            title = heading_title(match[1])
+            level = 1 + title.count(".") if has_strings else 1
+            yield Heading(start=start, end=end, level=min(level, 6), title=title)
+        elif has_strings:
+            within = next((sign for sign in _TOML_STRINGS if line.count(sign) % 2), None)
+
+
+YAML = Loader(
+    load=partial(load, headings_of=_yaml_headings),
+    example=b"hours:\n  open: 9  # sharp\n",
+    example_text="hours:\n  open: 9  # sharp\n",
+)
+TOML = Loader(
+    load=partial(load, headings_of=partial(_table_headings, has_strings=True)),
+    example=b"[hours]\nopen = 9\n",
+    example_text="[hours]\nopen = 9\n",
+)
+INI = Loader(
+    load=partial(load, headings_of=partial(_table_headings, has_strings=False)),
+    example=b"[hours]\nopen = 9\n",
+    example_text="[hours]\nopen = 9\n",
+)
