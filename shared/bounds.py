@@ -215,8 +215,16 @@ SHOWN_CHARS = 80
 SHOWN_DEPTH = 200
 MESSAGE_LIMIT_CHARS = 2000
 
-COLLECTION_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]$"
-"""Chroma's rule for names: any LangChain program can open the collection under its name."""
+# Letters of any script, digits, marks; of signs in ASCII only spaces, `.`, `_` and `-` within. What
+# is not seen, and what ends a line, is none of them.
+_NO_PART_OF_NAMES: Final = (
+    r"\x00-\x1f!-,/:-@\[-\^`{-\xa0\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff"
+    r"\ufff0-\uffff"
+)
+_EDGE: Final = rf"[^{_NO_PART_OF_NAMES} ._-]"
+COLLECTION_NAME = rf"^{_EDGE}(?:[^{_NO_PART_OF_NAMES}]{{0,126}}{_EDGE})?$"
+"""Those of 3 to 63 characters in ASCII are the same in Chroma, so that any LangChain program can
+open the collection under its name (`workers/retrieval/chroma.py`)."""
 
 
 # What errors show of values
@@ -412,7 +420,7 @@ TaskParameterValues = Annotated[dict[str, Any], _free_json(PARAMETERS_LIMIT_BYTE
 # Single values
 
 
-CollectionName = Annotated[str, Field(pattern=COLLECTION_NAME)]
+CollectionName = Annotated[str, Field(pattern=COLLECTION_NAME), AfterValidator(nfc)]
 Text = Annotated[str, Field(min_length=1, max_length=TEXT_LIMIT_CHARS)]
 DocumentText = Annotated[str, Field(max_length=DOCUMENT_LIMIT_CHARS)]
 SourceName = Annotated[

@@ -133,8 +133,8 @@ REMEDIES = {
     "union_tag_not_found": "is required",
 }
 PATTERNS = {
-    COLLECTION_NAME: "use 3 to 63 letters (a-z), digits, '.', '_' and '-', a letter or digit first "
-    "and last",
+    COLLECTION_NAME: "use up to 128 letters of any script, digits, '.', '_', '-' and spaces, a "
+    "letter or digit first and last",
     PROMPT_NAME: NAME_RULE,
     SHA256: "give a SHA-256 as 64 hexadecimal digits",
     ID_PREFIX: "give the first 4 to 32 hexadecimal digits of an id, with or without its hyphens",

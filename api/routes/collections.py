@@ -13,20 +13,23 @@ from api.http.errors import BadCursor
 from api.jobs import waiting
 from api.openapi import documented
 from api.schemas import ChunkOut, CollectionSpec, CollectionView, DocumentOut, JobView, Page
-from shared.bounds import COLLECTION_NAME, CollectionName, SourceName, shown
+from shared.bounds import COLLECTION_NAME, CollectionName, SourceName, nfc, shown
 from shared.documents import collections, documents, erasure
 from shared.errors import InvalidInput, NotFound
 from shared.kinds.erase import EraseInput
 
 router = APIRouter(prefix="/v1/collections", tags=["collections"], route_class=StrictRoute)
 
-NewName = Annotated[CollectionName, Path(description="3 to 63 letters, digits, `.`, `_` or `-`.")]
+NewName = Annotated[
+    CollectionName,
+    Path(description="Up to 128 letters of any script, digits, `.`, `_`, `-` or spaces."),
+]
 
 
 async def _name(name: str) -> str:
     if re.fullmatch(COLLECTION_NAME, name) is None:
         raise NotFound(f"There is no collection {shown(name)}; that is not a name of one.")
-    return name
+    return nfc(name)
 
 
 Name = Annotated[str, Depends(_name)]

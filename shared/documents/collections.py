@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, and_, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.bounds import COLLECTION_NAME
+from shared.bounds import COLLECTION_NAME, nfc
 from shared.errors import Conflict, NotFound
 from shared.tables import Collection, Document, Version, new_id
 
@@ -71,7 +71,7 @@ def put(session: Session, name: str, spec: Spec) -> bool:
 def get(session: Session, name: str) -> Collection:
     """Raises NotFound, also while the collection is being erased."""
     collection = session.scalars(
-        select(Collection).where(Collection.name == name, Collection.erasing_at.is_(None))
+        select(Collection).where(Collection.name == nfc(name), Collection.erasing_at.is_(None))
     ).first()
     if collection is None:
         raise NotFound(

@@ -213,7 +213,7 @@ def test_what_is_wrong_with_a_call_the_model_reads_with_what_to_do(
         ("search", there, "query: is required"),
         ("search", search | {"k": 0}, "k: "),
         ("search", search | {"kk": 1}, "there is no such field"),
-        ("search", search | {"collection": "a b"}, "3 to 63 letters"),
+        ("search", search | {"collection": "a/b"}, "128 letters"),
         ("search", search | {"filter": {"a": {"$x": 1}}}, "$x"),
         ("search", search | {"type": "exact"}, "hybrid"),
         ("search", search | {"score_threshold": 0.5}, "type"),

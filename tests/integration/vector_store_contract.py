@@ -72,6 +72,18 @@ class VectorStoreContract:
         store.make(name, "cosine")
         assert self.ids(store, name) == ["a"]
 
+    @pytest.mark.parametrize("name", ["가", "고객 지원", "a..b", "127.0.0.1", "日" * 128])
+    def test_a_collection_may_be_called_in_any_script(self, store: VectorStore, name: str) -> None:
+        store.drop(name)
+        store.make(name, "cosine")
+        store.upsert(name, [entry("a")], along(0))
+        assert self.ids(store, name) == ["a"]
+        assert store.id_page(name, limit=9, offset=0) == ["a"]
+        assert store.delete(name, ["a"]) == 1
+        assert store.drop(name) == 0
+        with pytest.raises(Missing):
+            self.ids(store, name)
+
     def test_writing_twice_is_writing_once_and_the_last_counts(
         self, store: VectorStore, name: str
     ) -> None:

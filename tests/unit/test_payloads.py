@@ -234,14 +234,49 @@ def test_what_is_refused_is_named(kind: Kind, value: dict[str, Any], named: str)
         kind.input.model_validate(value)
 
 
-@pytest.mark.parametrize("name", ["abc", "a-b", "a.b_c", "A1z", "0" * 63, "handbook-2024.v1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a",
+        "a-b",
+        "a.b_c",
+        "A1z",
+        "0" * 128,
+        "handbook-2024.v1",
+        "핸드북",
+        "고객 지원",
+        "日本",
+        "😀",
+    ],
+)
 def test_names_of_collections(name: str) -> None:
     assert TypeAdapter(CollectionName).validate_python(name) == name
 
 
 @pytest.mark.parametrize(
     "name",
-    ["", "ab", "-abc", "abc-", ".abc", "a b", "a/b", "핸드북", "a" * 64, "abc\n", "../x", "a\x00b"],
+    [
+        "",
+        " ",
+        "-abc",
+        "abc-",
+        ".abc",
+        " a",
+        "a ",
+        "a/b",
+        "a\\b",
+        "a!",
+        "a" * 129,
+        "abc\n",
+        "../x",
+        "a\x00b",
+        "a\u200bb",
+        "가\u3000나",
+        "a\u2028b",
+        "\ufeffa",
+        "a:b",
+        "..",
+    ],
 )
 def test_what_is_no_name_of_a_collection(name: str) -> None:
     with pytest.raises(ValidationError):

@@ -1,12 +1,14 @@
 """The vector store Chroma.
 
-A Chroma collection has the name of the Sluice collection, and keeps text and metadata with each
-vector, so that any LangChain program can open it. There `source`, `document_id` and `start_index`
+A Chroma collection has the name of the Sluice collection, or where Chroma does not take that, one
+made of it (`stored_name`); and it keeps text and metadata with each vector, so that any LangChain
+program can open it. There `source`, `document_id` and `start_index`
 are ours. A user's key of such a name, or of one that Chroma refuses, is kept with `sluice:` before
 it, and filters find it under its own name. A list is kept as Chroma's arrays are: of integers only
 where all of its numbers are integers. Empty lists are in PostgreSQL alone.
 """
 
+import hashlib
 import math
 import re
 import time
@@ -59,6 +61,21 @@ _SHADOWED = PREFIX + "shadowed:"
 """Marks a chunk whose user has a key of this name too, which then counts in filters."""
 
 
+# Chroma's own rule, less what it refuses besides: two dots in a row, and addresses.
+_CHROMA_NAME = re.compile(
+    r"(?!.*\.\.)(?![0-9]+\.[0-9]+\.[0-9]+\.[0-9]+$)[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]"
+)
+
+
+def stored_name(name: str) -> str:
+    """What Chroma calls a collection: as it is called, where that is a name in ASCII of 3 to 63
+    characters; otherwise `sluice-` and the SHA-256 of the name in UTF-8, which is longer than any
+    of those, so that no two are the same."""
+    if _CHROMA_NAME.fullmatch(name):
+        return name
+    return f"sluice-{hashlib.sha256(name.encode()).hexdigest()}"
+
+
 class Chroma:
     def __init__(self, settings: Settings) -> None:
         self._url = settings.require_chroma_url()
@@ -83,7 +100,7 @@ class Chroma:
     def make(self, name: str, distance: str) -> None:
         with self._translated(name):
             self._client.get_or_create_collection(
-                name,
+                stored_name(name),
                 configuration=CreateCollectionConfiguration(
                     hnsw=CreateHNSWConfiguration(space=cast(Space, distance))
                 ),
@@ -97,7 +114,7 @@ class Chroma:
 
     def upsert(self, name: str, entries: Sequence[Entry], vectors: Vectors) -> None:
         with self._translated(name):
-            collection = self._client.get_collection(name, embedding_function=None)
+            collection = self._client.get_collection(stored_name(name), embedding_function=None)
             for first in range(0, len(entries), BATCH):
                 batch = entries[first : first + BATCH]
                 collection.upsert(
@@ -172,7 +189,7 @@ class Chroma:
                     return read(kept)
                 except NotFoundError:
                     del self._collections[name]
-            collection = self._client.get_collection(name, embedding_function=None)
+            collection = self._client.get_collection(stored_name(name), embedding_function=None)
             self._collections[name] = collection
             if len(self._collections) > COLLECTIONS_KEPT:
                 del self._collections[next(iter(self._collections))]
@@ -184,7 +201,7 @@ class Chroma:
     def delete(self, name: str, ids: Sequence[str]) -> int:
         try:
             with self._translated(name):
-                collection = self._client.get_collection(name, embedding_function=None)
+                collection = self._client.get_collection(stored_name(name), embedding_function=None)
                 before = 0
                 for first in range(0, len(ids), BATCH):
                     batch = list(ids[first : first + BATCH])
@@ -200,8 +217,10 @@ class Chroma:
     def drop(self, name: str) -> int:
         try:
             with self._translated(name):
-                count = self._client.get_collection(name, embedding_function=None).count()
-                self._client.delete_collection(name)
+                count = self._client.get_collection(
+                    stored_name(name), embedding_function=None
+                ).count()
+                self._client.delete_collection(stored_name(name))
         except Missing:
             return 0
         return count
@@ -209,7 +228,7 @@ class Chroma:
     def id_page(self, name: str, *, limit: int, offset: int) -> list[str]:
         try:
             with self._translated(name):
-                collection = self._client.get_collection(name, embedding_function=None)
+                collection = self._client.get_collection(stored_name(name), embedding_function=None)
                 return list(collection.get(include=[], limit=limit, offset=offset)["ids"])
         except Missing:
             return []
