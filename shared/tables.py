@@ -340,6 +340,7 @@ class Version(Base):
 
     __table_args__ = (
         Index("ix_versions_document_id", "document_id"),
+        Index("ix_versions_sha256", "sha256"),
         Index(
             "uq_versions_pending",
             "document_id",

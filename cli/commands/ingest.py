@@ -47,6 +47,10 @@ SHOWN_DUPLICATES = 3
     "--on-existing", type=click.Choice(["skip", "replace"]), default="replace",
     show_default=True, help="What to do with documents that are there with other content.",
 )  # fmt: skip
+@click.option(
+    "--on-duplicate", type=click.Choice(["warn", "skip"]), default="warn", show_default=True,
+    help="What to do with contents that are there under another name.",
+)  # fmt: skip
 @click.option("--lane", type=click.Choice([lane.value for lane in Lane]))
 @click.option(
     "--metadata", multiple=True, metavar="KEY=VALUE", callback=key_values,
@@ -78,6 +82,7 @@ def ingest(
     chunk_size: int | None,
     chunk_overlap: int | None,
     on_existing: Literal["skip", "replace"],
+    on_duplicate: Literal["warn", "skip"],
     lane: str | None,
     metadata: dict[str, Any],
     encoding: str | None,
@@ -131,6 +136,7 @@ def ingest(
             ),
         ),
         on_existing=on_existing,
+        on_duplicate=on_duplicate,
         metadata=metadata,
         lane=cast("Any", lane),  # one of them: the option takes no other
     )

@@ -73,6 +73,7 @@ class Tasks(Calls[J], Generic[J]):
         json: JsonOptions | None = None,
         ocr: OcrOptions | None = None,
         on_existing: Literal["skip", "replace"] = "replace",
+        on_duplicate: Literal["warn", "skip"] = "warn",
         metadata: Mapping[str, Any] | None = None,
         root: str | Path | None = None,
         lane: Lane | None = None,
@@ -96,6 +97,7 @@ class Tasks(Calls[J], Generic[J]):
             json=json,
             ocr=ocr,
             on_existing=on_existing,
+            on_duplicate=on_duplicate,
             metadata=metadata,
             lane=lane,
         )

@@ -183,6 +183,7 @@ class IngestOptions:
     ocr: OcrOptions | None = None
     """`{}` has pages and images without text recognized."""
     on_existing: Literal["skip", "replace"] = "replace"
+    on_duplicate: Literal["warn", "skip"] = "warn"
     metadata: Mapping[str, Any] | None = None
     lane: Lane | None = None
 
@@ -333,6 +334,7 @@ async def _submit(
         "collection": collection,
         "sources": list(sources),
         "on_existing": options.on_existing,
+        "on_duplicate": options.on_duplicate,
     }
     if options.encoding:
         job_input["encoding"] = options.encoding

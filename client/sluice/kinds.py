@@ -125,6 +125,7 @@ class IngestInput(TypedDict):
     sources: list[FileSource | TextSource | ChunkSource | DocumentSource]
     splitter: NotRequired[Splitter]
     on_existing: NotRequired[Literal["skip", "replace"]]
+    on_duplicate: NotRequired[Literal["warn", "skip"]]
     metadata: NotRequired[Mapping[str, Any]]
 
 

@@ -381,6 +381,59 @@ def unread(session: Session, job_id: UUID, *, named: int = 5) -> UnreadDocuments
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """Documents with the same bytes as others of the collection."""
+
+    documents: list[tuple[str, str]]
+    """The names of the first ones, each with that of another."""
+    document_count: int
+
+
+def duplicates(session: Session, job_id: UUID, *, named: int = 5) -> Duplicates | None:
+    """Those that the job has added beside older ones; None for nothing."""
+    rows = session.execute(
+        text("""
+            SELECT i.name, twin.source, count(*) OVER () AS documents
+            FROM ingest_items i
+            JOIN versions v ON v.id = i.version_id
+            JOIN documents d ON d.id = v.document_id
+            CROSS JOIN LATERAL (
+                SELECT other.source FROM versions o
+                JOIN documents other ON other.id = o.document_id AND other.live_version_id = o.id
+                WHERE o.sha256 = v.sha256 AND o.state = 'live' AND o.id < v.id
+                      AND other.collection_id = d.collection_id AND other.id <> d.id
+                LIMIT 1
+            ) twin
+            WHERE i.job_id = :job_id AND i.outcome IN ('added', 'replaced')
+            ORDER BY i.ordinal LIMIT :named
+        """),
+        {"job_id": job_id, "named": named},
+    ).all()
+    return _duplicates(rows)
+
+
+def left_out_duplicates(session: Session, job_id: UUID, *, named: int = 5) -> Duplicates | None:
+    """Those that the job has skipped for that; None for nothing."""
+    rows = session.execute(
+        text("""
+            SELECT name, message AS source, count(*) OVER () AS documents FROM ingest_items
+            WHERE job_id = :job_id AND outcome = 'skipped' AND message IS NOT NULL
+            ORDER BY ordinal LIMIT :named
+        """),
+        {"job_id": job_id, "named": named},
+    ).all()
+    return _duplicates(rows)
+
+
+def _duplicates(rows: Sequence[Any]) -> Duplicates | None:
+    if not rows:
+        return None
+    return Duplicates(
+        documents=[(row.name, row.source) for row in rows], document_count=rows[0].documents
+    )
+
+
 def result(session: Session, job_id: UUID) -> dict[str, Any]:
     """The result of an ingest job; an item without outcome would be a bug and is told as failed."""
     settled = case((IngestItem.outcome.is_(None), Outcome.FAILED.value), else_=IngestItem.outcome)

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import delete, exists, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -98,6 +98,41 @@ def lock_documents(
     if len(documents) < len(names):
         raise Unavailable("A document was removed at this moment; it is ingested again after that.")
     return {document.source: document for document in documents}
+
+
+def hold_contents(session: Session, collection_id: UUID) -> None:
+    """Let nobody else who calls this add a content to the collection before the commit."""
+    session.execute(
+        text("SELECT pg_advisory_xact_lock(hashtextextended(:id, 0))"), {"id": str(collection_id)}
+    )
+
+
+def twin(session: Session, document: Document, sha256: str) -> str | None:
+    """The name of another document of the collection that has these bytes, or is about to; None
+    where there is none, or where the document has a content already."""
+    if document.live_version_id is not None:
+        return None
+    return session.scalar(
+        select(Document.source)
+        .join(Version, Version.document_id == Document.id)
+        .where(
+            Version.sha256 == sha256,
+            Version.state != VersionState.RETIRED,
+            Document.collection_id == document.collection_id,
+            Document.id != document.id,
+            Document.erasing_at.is_(None),
+        )
+        .limit(1)
+    )
+
+
+def remove_empty(session: Session, document: Document) -> None:
+    """Delete a document that was made for a version that it did not get."""
+    session.execute(
+        delete(Document)
+        .where(Document.id == document.id, ~exists().where(Version.document_id == Document.id))
+        .execution_options(synchronize_session=False)
+    )
 
 
 def retire_missing(

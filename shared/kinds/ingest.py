@@ -224,6 +224,9 @@ class IngestInput(LoadOptions):
     on_existing: Literal["skip", "replace"] = "replace"
     """`replace`: changed content replaces the old, unchanged is skipped. `skip`: a source that
     the collection already has is left as it is, whatever its content."""
+    on_duplicate: Literal["warn", "skip"] = "warn"
+    """Of bytes that the collection has under another name. `warn`: they are ingested, and the job
+    says so. `skip`: they are not, unless the source has other content there."""
     metadata: Annotated[Metadata, AfterValidator(nfc_metadata)] = {}
 
 

@@ -27,6 +27,7 @@ from shared.documents import collections, documents, ingest_items, versions
 from shared.documents.documents import chunk_id
 from shared.documents.ingest_items import (
     CutChunks,
+    Duplicates,
     OpenItem,
     Outcome,
     PartOfSource,
@@ -96,6 +97,8 @@ def finish(session: Session, job_id: UUID) -> dict[str, Any]:
     unread = ingest_items.unread(session, job_id)
     if unread is not None:
         jobs.warn(session, job_id, [_unread_warning(unread)])
+    if warnings := _duplicate_warnings(session, job_id):
+        jobs.warn(session, job_id, warnings)
     if ingest_items.has_members(session, job_id):
         jobs.doom_members(session, job_id)
     return ingest_items.result(session, job_id)
@@ -128,6 +131,32 @@ def _unread_warning(unread: UnreadDocuments) -> str:
         "read them at all, so that they are not found by their meaning. Ingest into a collection "
         f"with a multilingual embedding_model{other} instead; docs/models.md has a list."
     )
+
+
+def _duplicate_warnings(session: Session, job_id: UUID) -> list[str]:
+    warnings = []
+    if (added := ingest_items.duplicates(session, job_id)) is not None:
+        warnings.append(
+            f"{_documents(added)} the same content as others of the collection: {_named(added)}. "
+            'Searches find each of them; with "on_duplicate": "skip" such are left out.'
+        )
+    if (skipped := ingest_items.left_out_duplicates(session, job_id)) is not None:
+        warnings.append(
+            f"{_documents(skipped)} the same content as others of the collection, and so were "
+            f"skipped: {_named(skipped)}."
+        )
+    return warnings
+
+
+def _documents(found: Duplicates) -> str:
+    count = found.document_count
+    return "1 document has" if count == 1 else f"{count:,} documents have"
+
+
+def _named(found: Duplicates) -> str:
+    left = found.document_count - len(found.documents)
+    more = f" and {left:,} more" if left else ""
+    return ", ".join(f"{name} (as {other})" for name, other in found.documents) + more
 
 
 def _cut_warning(cut: CutChunks, splitter: str | None, *, are_chunks: bool) -> str:
@@ -174,6 +203,7 @@ class IngestRequest:
     splitter: Splitter
     options: LoadOptions
     skip_existing: bool
+    skip_duplicates: bool
     metadata: Metadata
     passage_prompt: str = ""
     """What the model reads before each chunk."""
@@ -192,6 +222,7 @@ class IngestRequest:
                 {key: value for key, value in settings.items() if key in _OPTIONS}
             ),
             skip_existing=settings["on_existing"] == "skip",
+            skip_duplicates=settings.get("on_duplicate") == "skip",
             metadata=settings["metadata"],
         )
 
@@ -716,18 +747,26 @@ class Writer:
                 ingest_items.settle(session, claim.job_id, [ordinal], Outcome.FAILED, message)
         self._contents, self._skipped, self._failed, self._chars = [], [], [], 0
 
-    def _write_contents(self, session: Session) -> None:
+    def _write_contents(self, session: Transaction) -> None:
         if not self._contents:
             return
         job_id = self._context.claim.job_id
         documents = versions.lock_documents(
             session, self._options.collection_id, [content.source for _, content in self._contents]
         )
+        if self._options.skip_duplicates:
+            versions.hold_contents(session, self._options.collection_id)
         # A source may have been taken out of the job meanwhile.
         wanted = ingest_items.hold(session, job_id, [ordinal for ordinal, _ in self._contents])
         for ordinal, content in self._contents:
             if ordinal not in wanted:
                 continue
+            if self._options.skip_duplicates:
+                document = documents[content.source]
+                if (other := versions.twin(session, document, content.sha256)) is not None:
+                    ingest_items.settle(session, job_id, [ordinal], Outcome.SKIPPED, other)
+                    versions.remove_empty(session, document)
+                    continue
             version_id = versions.begin(
                 session,
                 documents[content.source],
