@@ -43,6 +43,7 @@ from shared.bounds import (
     WebUrl,
 )
 from shared.errors import ConfigurationError
+from shared.urls import folder_url
 
 # Logging: one line an event on standard error, with time, level and origin.
 
@@ -489,6 +490,37 @@ class IngestSettings(RoleSettings):
     ocr_page_limit_s: PositiveFloat = 60
 
 
+class WebSettings(OutboundSettings):
+    """Sources of ingest jobs that are read from the web."""
+
+    web_user_agent: Annotated[str, Field(pattern=r"^[!-~]([ -~]{0,254}[!-~])?$")] = "Sluice"
+    web_timeout_s: PositiveFloat = 30
+    web_limit_bytes: Bytes = 32 * 2**20
+    web_delay_s: Annotated[float, Field(ge=0, le=3600)] = 0.2
+    web_delay_limit_s: Annotated[float, Field(gt=0, le=86_400)] = 60
+    web_retries: Annotated[int, Field(ge=0, le=100)] = 3
+    web_step_s: PositiveFloat = 20
+    web_limit_pages: Annotated[int, Field(gt=0, le=100_000)] = 10_000
+    source_folders: Annotated[tuple[str, ...], NoDecode] = ()
+
+    @field_validator("source_folders", mode="before")
+    @classmethod
+    def _split_folder_urls(cls, value: object) -> object:
+        """`s3://bucket,file:///srv/docs` -> a tuple."""
+        if isinstance(value, str):
+            value = tuple(item.strip() for item in value.split(",") if item.strip())
+        return value
+
+    @field_validator("source_folders")
+    @classmethod
+    def _are_folders(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(folder_url, value))
+
+    def permits_folder(self, url: str) -> bool:
+        """Whether sources may read this folder: it is one of `source_folders`, or in one."""
+        return url.startswith(self.source_folders) if self.source_folders else False
+
+
 class SearchSettings(RoleSettings):
     """How passages are looked for."""
 
@@ -533,6 +565,7 @@ class Settings(
     WorkerSettings,
     WebhookSettings,
     IngestSettings,
+    WebSettings,
     SearchSettings,
     EvalSettings,
     BatchSettings,
@@ -558,7 +591,7 @@ def load_settings() -> Settings:
 
 RIGHTS = (
     "api_allow_anonymous", "fetch_allow_private", "generation_trust_remote_code",
-    "hf_trust_remote_code", "outbound_allowed_hosts", "webhook_allow_private",
+    "hf_trust_remote_code", "outbound_allowed_hosts", "source_folders", "webhook_allow_private",
 )  # fmt: skip
 """Settings that let others in, or run their code."""
 OFF = {"", "0", "f", "false", "n", "no", "off"}

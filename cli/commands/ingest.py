@@ -17,15 +17,22 @@ from shared.kinds.ingest import SplitterType
 from shared.vocabulary import Lane
 from sluice import Client, Duplicate, IngestOptions, IngestReport, InvalidInput, Job
 from sluice.ingest import PARALLEL_UPLOADS
-from sluice.kinds import CsvOptions, Splitter
-from sluice.sources import LocalDocument, TextDocument, discover
+from sluice.kinds import CsvOptions, HtmlOptions, Splitter
+from sluice.sources import (
+    LocalDocument,
+    TextDocument,
+    discover,
+    is_url,
+    site_documents,
+    url_documents,
+)
 
 SHOWN_ERRORS = 20
 SHOWN_DUPLICATES = 3
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATHS|GLOBS|-")
+@click.argument("paths", nargs=-1, required=True, metavar="PATHS|GLOBS|URLS|-")
 @click.option(
     "--collection",
     "-c",
@@ -63,6 +70,13 @@ SHOWN_DUPLICATES = 3
               help="CSV columns that are text.")  # fmt: skip
 @click.option("--metadata-columns", metavar="NAME,…", callback=column_names,
               help="CSV columns that are metadata.")  # fmt: skip
+@click.option("--site", is_flag=True,
+              help="Of each URL all pages of its site, by links and sitemaps.")  # fmt: skip
+@click.option("--max-pages", type=click.IntRange(1, 100_000), help="Of a site.  [default: 1000]")
+@click.option("--max-depth", type=click.IntRange(0, 1000),
+              help="Links that a page of a site may be away from its URL.")  # fmt: skip
+@click.option("--css-classes", metavar="NAME,…", callback=column_names,
+              help="Of HTML, only elements of these classes.")  # fmt: skip
 @click.option("--uploads", type=click.IntRange(1, 64), default=PARALLEL_UPLOADS,
               show_default=True, help="Files to send at the same time.")  # fmt: skip
 @click.option("--no-wait", is_flag=True, help="Submit the job and leave.")
@@ -89,6 +103,10 @@ def ingest(
     csv_encoding: str | None,
     content_columns: list[str] | None,
     metadata_columns: list[str] | None,
+    site: bool,
+    max_pages: int | None,
+    max_depth: int | None,
+    css_classes: list[str] | None,
     uploads: int,
     no_wait: bool,
     timeout_s: float | None,
@@ -96,19 +114,33 @@ def ingest(
 ) -> int:
     """Put documents into a collection.
 
-    Folders are searched for text, Markdown, HTML, CSV and JSON files; files that are named are
-    always sent; `-` reads a text from standard input. Running it again sends only what is new.
+    Folders are searched for files that can be read; files that are named are always sent; URLs are
+    read by the server; `-` reads a text from standard input. Running it again sends only what is
+    new.
 
     \b
     Examples:
       sluice ingest docs/ notes.csv -c handbook --metadata team=support
       sluice ingest 'docs/**/*.md' -c handbook --root docs
       sluice ingest prices.csv -c prices --encoding cp949 --content-columns product,note
+      sluice ingest https://example.org/post.html -c blog --css-classes post-title,post-content
+      sluice ingest --site https://docs.example.org/ -c docs --max-pages 500
     """
+    urls = [path for path in paths if is_url(path)]
+    if not urls and site:
+        raise InvalidInput("--site goes with a URL, such as https://docs.example.org/.")
+    if not site and (max_pages, max_depth) != (None, None):
+        raise InvalidInput("--max-pages and --max-depth go with --site.")
     discovery = discover(
-        (path for path in paths if path != "-"), root=root, suffixes=formats.suffixes()
+        (path for path in paths if path != "-" and not is_url(path)),
+        root=root,
+        suffixes=formats.suffixes(),
     )
     documents: list[LocalDocument] = list(discovery.documents)
+    if site:
+        documents += site_documents(urls, max_pages=max_pages, max_depth=max_depth)
+    else:
+        documents += url_documents(urls)
     if "-" in paths:
         documents.append(_standard_input(name))
     left_out = sum(discovery.left_out.values())
@@ -135,6 +167,7 @@ def ingest(
                 metadata_columns=metadata_columns,
             ),
         ),
+        html=cast("HtmlOptions | None", _without_none(css_classes=css_classes)),
         on_existing=on_existing,
         on_duplicate=on_duplicate,
         metadata=metadata,
@@ -212,6 +245,15 @@ def _duplicates(duplicates: Sequence[Duplicate]) -> str:
     )
 
 
+def _vanished(names: Sequence[str]) -> str:
+    first = ", ".join(names[:SHOWN_DUPLICATES])
+    more = f" and {len(names) - SHOWN_DUPLICATES:,} more" if len(names) > SHOWN_DUPLICATES else ""
+    return (
+        f"{plural(len(names), 'document')} of the site are no longer there ({first}{more}); "
+        "`sluice documents delete` removes them here."
+    )
+
+
 def _document(report: IngestReport, left_out: Mapping[str, int]) -> dict[str, Any]:
     return {
         "collection": report.collection,
@@ -221,6 +263,7 @@ def _document(report: IngestReport, left_out: Mapping[str, int]) -> dict[str, An
         "documents": jsonable(report.documents),
         "chunks": report.chunks,
         "errors": jsonable(report.errors),
+        "vanished": list(report.vanished),
         "warnings": list(report.warnings),
         "duplicates": [asdict(duplicate) for duplicate in report.duplicates],
         "uploaded_files": report.uploaded_files,
@@ -239,6 +282,8 @@ def _show(report: IngestReport) -> None:
         say(f"… and {len(report.errors) - SHOWN_ERRORS:,} more; --json lists all.")
     if report.duplicates:
         say(_duplicates(report.duplicates), style="yellow")
+    if report.vanished:
+        say(_vanished(report.vanished), style="yellow")
     for warning in report.warnings[:SHOWN_ERRORS]:
         say(f"Warning: {warning}", style="yellow")
     if not report.finished:

@@ -44,7 +44,14 @@ from sluice.kinds import (
     Submit,
 )
 from sluice.shapes import Answer, ChatAnswer, Embeddings, Hit, Job, SourceError
-from sluice.sources import LocalDocument, discover, text_documents
+from sluice.sources import (
+    LocalDocument,
+    discover,
+    is_url,
+    site_documents,
+    text_documents,
+    url_documents,
+)
 from sluice.transport import AsyncTransport, BlockingTransport, Retries, drive
 
 P = ParamSpec("P")
@@ -66,6 +73,7 @@ class Tasks(Calls[J], Generic[J]):
         paths: Sequence[str | Path] = (),
         *,
         texts: Mapping[str, str] | None = None,
+        sites: Sequence[str] = (),
         splitter: Splitter | None = None,
         encoding: str | None = None,
         csv: CsvOptions | None = None,
@@ -81,14 +89,17 @@ class Tasks(Calls[J], Generic[J]):
         wait: bool = True,
         timeout_s: float | None = None,
     ) -> IngestReport:
-        """Files, folders, globs, and `texts` by name into a collection, made where it is missing.
+        """Files, folders, globs, URLs, and `texts` by name into a collection, made where it is
+        missing; and all pages of `sites`, which the server reads from their URLs on.
 
         Documents are named as their paths are given, or with `root` by their paths from there on.
         A file that is refused is an entry in the report's `errors`. Raises `JobFailed`,
         `JobCancelled` or `WaitTimeout` for the job as a whole.
         """
         named = [str(path) for path in paths]
-        discovery = await self.transport.in_thread(discover, named, root=root)
+        local = [path for path in named if not is_url(path)]
+        remote = [*url_documents(filter(is_url, named)), *site_documents(sites)]
+        discovery = await self.transport.in_thread(discover, local, root=root)
         options = IngestOptions(
             splitter=splitter,
             encoding=encoding,
@@ -103,7 +114,7 @@ class Tasks(Calls[J], Generic[J]):
         )
         return await self.ingest_documents(
             collection,
-            [*discovery.documents, *text_documents(texts or {})],
+            [*discovery.documents, *text_documents(texts or {}), *remote],
             options=options,
             refused=discovery.errors,
             parallel_uploads=parallel_uploads,

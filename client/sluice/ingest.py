@@ -15,7 +15,7 @@ from sluice.calls import Calls
 from sluice.errors import ApiError, ConnectionBroken, InvalidInput
 from sluice.kinds import CsvOptions, HtmlOptions, JsonOptions, Lane, OcrOptions, Splitter
 from sluice.shapes import DocumentCounts, Event, IngestOutcome, Job, SourceError, StoredFile
-from sluice.sources import FileDocument, LocalDocument, TextDocument
+from sluice.sources import FileDocument, LocalDocument, RemoteDocument, TextDocument
 
 # Getting many files to the server, in parallel, each at most once.
 #
@@ -120,6 +120,8 @@ async def send(
         if isinstance(document, TextDocument):
             text = {"type": "text", "text": document.text, "name": document.name}
             sent.sources.append(text)
+        elif isinstance(document, RemoteDocument):
+            sent.sources.append(dict(document.source))
         elif document.name in ids:
             sent.sources.append({"type": "file", "file_id": ids[document.name]})
 
@@ -208,6 +210,8 @@ class IngestReport:
     documents: DocumentCounts
     chunks: int
     errors: tuple[SourceError, ...]
+    vanished: tuple[str, ...] = ()
+    """Documents of sites that earlier jobs read there, and that are there no longer."""
     warnings: tuple[str, ...]
     duplicates: tuple[Duplicate, ...]
     uploaded_files: int
@@ -277,6 +281,7 @@ async def ingest_documents(
         documents=sum((result.documents for result in results), report.documents),
         chunks=sum(result.chunks for result in results),
         errors=(*report.errors, *(error for result in results for error in result.errors)),
+        vanished=tuple(name for result in results for name in result.vanished),
         warnings=tuple(warning for job in ended for warning in job.warnings),
         elapsed_s=time.monotonic() - started,
     )

@@ -115,6 +115,68 @@ class DocumentSource(TypedDict):
     metadata: NotRequired[Mapping[str, Any]]
 
 
+class UrlSource(TypedDict):
+    """A document of the web, called `name`, or by its URL."""
+
+    metadata: NotRequired[Mapping[str, Any] | None]
+    splitter: NotRequired[Splitter | None]
+    encoding: NotRequired[str | None]
+    csv: NotRequired[CsvOptions | None]
+    html: NotRequired[HtmlOptions | None]
+    json: NotRequired[JsonOptions | None]
+    ocr: NotRequired[OcrOptions | None]
+    type: Literal["url"]
+    url: str
+    name: NotRequired[str | None]
+    css_classes: NotRequired[list[str] | None]
+
+
+class SiteSource(TypedDict):
+    """All pages of a web site that its sitemaps name, or that links lead to from `url` on; each is
+    a document called by its URL. What robots.txt, `nofollow` and `noindex` keep from robots is left
+    out.
+    """
+
+    metadata: NotRequired[Mapping[str, Any] | None]
+    splitter: NotRequired[Splitter | None]
+    encoding: NotRequired[str | None]
+    csv: NotRequired[CsvOptions | None]
+    html: NotRequired[HtmlOptions | None]
+    json: NotRequired[JsonOptions | None]
+    ocr: NotRequired[OcrOptions | None]
+    type: Literal["site"]
+    url: str
+    max_pages: NotRequired[int]
+    max_depth: NotRequired[int]
+    use_sitemaps: NotRequired[bool]
+    include_paths: NotRequired[list[str] | None]
+    exclude_paths: NotRequired[list[str] | None]
+    ignore_parameters: NotRequired[list[str]]
+    delay_s: NotRequired[float | None]
+    on_vanished: NotRequired[Literal["keep", "erase"]]
+    max_erased_share: NotRequired[float]
+    css_classes: NotRequired[list[str] | None]
+
+
+class FolderSource(TypedDict):
+    """All files that can be read below a folder of a bucket or of the workers' disks, if the
+    deployer permits that folder; each is a document called by its URL.
+    """
+
+    metadata: NotRequired[Mapping[str, Any] | None]
+    splitter: NotRequired[Splitter | None]
+    encoding: NotRequired[str | None]
+    csv: NotRequired[CsvOptions | None]
+    html: NotRequired[HtmlOptions | None]
+    json: NotRequired[JsonOptions | None]
+    ocr: NotRequired[OcrOptions | None]
+    type: Literal["folder"]
+    url: str
+    max_documents: NotRequired[int]
+    on_vanished: NotRequired[Literal["keep", "erase"]]
+    max_erased_share: NotRequired[float]
+
+
 class IngestInput(TypedDict):
     encoding: NotRequired[str | None]
     csv: NotRequired[CsvOptions]
@@ -122,7 +184,15 @@ class IngestInput(TypedDict):
     json: NotRequired[JsonOptions]
     ocr: NotRequired[OcrOptions | None]
     collection: str
-    sources: list[FileSource | TextSource | ChunkSource | DocumentSource]
+    sources: list[
+        FileSource
+        | TextSource
+        | ChunkSource
+        | DocumentSource
+        | UrlSource
+        | SiteSource
+        | FolderSource
+    ]
     splitter: NotRequired[Splitter]
     on_existing: NotRequired[Literal["skip", "replace"]]
     on_duplicate: NotRequired[Literal["warn", "skip"]]
@@ -434,6 +504,7 @@ class IngestResult(TypedDict):
     documents: IngestDocuments
     chunks: int
     errors: list[SourceErrorDict]
+    vanished: NotRequired[list[str]]
 
 
 class EmbedResult(TypedDict):

@@ -297,6 +297,7 @@ class IngestOutcome(Wire):
     documents: DocumentCounts = DocumentCounts()
     chunks: int = 0
     errors: list[SourceError] = []
+    vanished: list[str] = []
 
 
 class Queue(Wire):

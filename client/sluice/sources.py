@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from sluice.errors import InvalidInput
@@ -126,7 +127,33 @@ class TextDocument:
     text: str
 
 
-LocalDocument = FileDocument | TextDocument
+@dataclass(frozen=True, kw_only=True)
+class RemoteDocument:
+    """What the server reads itself: a page, or all documents of a site. `source` is its entry in
+    the job's input."""
+
+    name: str
+    source: Mapping[str, Any]
+
+
+LocalDocument = FileDocument | TextDocument | RemoteDocument
+
+_URL = re.compile(r"https?://", re.IGNORECASE)
+
+
+def is_url(path: str) -> bool:
+    """Whether it names a document of the web, and no file."""
+    return _URL.match(path) is not None
+
+
+def url_documents(urls: Iterable[str]) -> list[RemoteDocument]:
+    return [RemoteDocument(name=url, source={"type": "url", "url": url}) for url in urls]
+
+
+def site_documents(urls: Iterable[str], **options: Any) -> list[RemoteDocument]:
+    """`options` are those of the source, such as `max_pages`; None is left to the server."""
+    chosen = {name: value for name, value in options.items() if value is not None}
+    return [RemoteDocument(name=url, source={"type": "site", "url": url, **chosen}) for url in urls]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,6 +143,47 @@ def open_parts(session: Session, job_id: UUID, parent: int, *, limit: int) -> li
     ]
 
 
+def count_parts(session: Session, job_id: UUID, parent: int, *, outcome: Outcome) -> int:
+    """How many parts of a source have this outcome."""
+    count = session.scalar(
+        select(func.count()).where(
+            IngestItem.job_id == job_id,
+            IngestItem.parent == parent,
+            IngestItem.outcome == outcome.value,
+        )
+    )
+    return int(count or 0)
+
+
+def parts_there(session: Session, job_id: UUID, parent: int) -> set[str]:
+    """The names of what was met in a source and is still there: all but what was left out, and
+    what its server says is gone (`gone` in what stands for its entry in the input)."""
+    rows = session.execute(
+        text("""
+            SELECT name FROM ingest_items
+            WHERE job_id = :job_id AND parent = :parent
+              AND coalesce(outcome, '') <> 'left_out' AND source -> 'gone' IS NULL
+        """),
+        {"job_id": job_id, "parent": parent},
+    )
+    return set(rows.scalars())
+
+
+def settle_parts(
+    session: Transaction, job_id: UUID, parent: int, outcome: Outcome, message: str
+) -> None:
+    """Write the outcome of the parts of a source that have neither one nor a version."""
+    ordinals = session.scalars(
+        select(IngestItem.ordinal).where(
+            IngestItem.job_id == job_id,
+            IngestItem.parent == parent,
+            IngestItem.outcome.is_(None),
+            IngestItem.version_id.is_(None),
+        )
+    ).all()
+    settle(session, job_id, ordinals, outcome, message)
+
+
 def note_source(session: Session, job_id: UUID, ordinal: int, source: dict[str, Any]) -> None:
     """Change what stands for a part's entry in the input."""
     session.execute(
@@ -364,7 +405,8 @@ def unread(session: Session, job_id: UUID, *, named: int = 5) -> UnreadDocuments
             CROSS JOIN LATERAL jsonb_array_elements(s.result -> 'unread') source
             CROSS JOIN LATERAL jsonb_array_elements_text(source -> 1) script
             JOIN ingest_items i ON i.job_id = s.job_id AND i.ordinal = (source ->> 0)::int
-            WHERE s.job_id = :job_id AND s.name = 'ingest.load' AND s.state = 'succeeded'
+            WHERE s.job_id = :job_id AND s.name IN ('ingest.load', 'ingest.crawl')
+                  AND s.state = 'succeeded'
                   AND jsonb_typeof(s.result) = 'object' AND i.outcome IN ('added', 'replaced')
             GROUP BY i.ordinal, i.name ORDER BY i.ordinal
         """),
@@ -456,4 +498,19 @@ def result(session: Session, job_id: UUID) -> dict[str, Any]:
             SourceError(source=name, message=message or "not processed; please report this")
             for name, message in failures
         ],
+        vanished=_vanished(session, job_id),
     ).model_dump(mode="json")
+
+
+def _vanished(session: Session, job_id: UUID) -> list[str]:
+    """What the steps that expand sources have noted of documents of earlier jobs."""
+    rows = session.scalars(
+        text("""
+            SELECT jsonb_array_elements_text(source #> '{state,vanished}') FROM ingest_items
+            WHERE job_id = :job_id AND parent IS NULL
+              AND jsonb_typeof(source #> '{state,vanished}') = 'array'
+            ORDER BY ordinal
+        """),
+        {"job_id": job_id},
+    )
+    return list(rows)

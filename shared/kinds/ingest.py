@@ -29,9 +29,10 @@ from shared.bounds import (
     nfc,
     nfc_metadata,
 )
-from shared.config import IngestSettings
+from shared.config import Settings
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType
+from shared.urls import TRACKING, URL_LIMIT_BYTES, check_literal, folder_url, normal_url
 from shared.vocabulary import Queue, Shape
 
 
@@ -203,6 +204,71 @@ class ChunkSource(Shape):
     metadata: Annotated[Metadata, AfterValidator(nfc_metadata)] = {}
 
 
+def _of_the_web(url: str) -> str:
+    normal_url(url)
+    return url
+
+
+PageUrl = Annotated[str, Field(max_length=URL_LIMIT_BYTES), AfterValidator(_of_the_web)]
+
+
+class UrlSource(_Source):
+    """A document of the web, called `name`, or by its URL."""
+
+    type: Literal["url"]
+    url: PageUrl
+    name: SourceName | None = None
+    css_classes: Classes | None = None
+    """The same as `html.css_classes`."""
+
+
+PathPrefix = Annotated[str, Field(min_length=1, max_length=1024, pattern="^/")]
+PathPrefixes = Annotated[list[PathPrefix], Field(fail_fast=True, min_length=1, max_length=100)]
+
+
+class SiteSource(_Source):
+    """All pages of a web site that its sitemaps name, or that links lead to from `url` on; each is
+    a document called by its URL. What robots.txt, `nofollow` and `noindex` keep from robots is left
+    out."""
+
+    type: Literal["site"]
+    url: PageUrl
+    """Where to begin; or a sitemap, whose pages are then all there are."""
+    max_pages: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    max_depth: Annotated[int, Field(ge=0, le=1000)] = 20
+    """How many links a page may be away from `url`, or from one that a sitemap names."""
+    use_sitemaps: bool = True
+    include_paths: PathPrefixes | None = None
+    """Only pages whose paths begin with one of these, such as `/docs/`."""
+    exclude_paths: PathPrefixes | None = None
+    ignore_parameters: Annotated[list[FullLine], Field(fail_fast=True, max_length=100)] = [
+        *TRACKING
+    ]
+    """Parameters of queries that make no other page; `utm_*` is all that begin with `utm_`."""
+    delay_s: Annotated[float, Field(ge=0, le=3600)] | None = None
+    """Between two requests; no less than what robots.txt says, or else SLUICE_WEB_DELAY_S."""
+    on_vanished: Literal["keep", "erase"] = "keep"
+    """What becomes of documents of earlier jobs that are no longer on the site."""
+    max_erased_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of the documents of the site: if more have vanished, none is erased, and the job warns."""
+    css_classes: Classes | None = None
+    """The same as `html.css_classes`."""
+
+
+class FolderSource(_Source):
+    """All files that can be read below a folder of a bucket or of the workers' disks, if the
+    deployer permits that folder; each is a document called by its URL."""
+
+    type: Literal["folder"]
+    url: Annotated[str, Field(max_length=URL_LIMIT_BYTES), AfterValidator(folder_url)]
+    """`s3://bucket/folder`, `gs://…`, `az://…`, `file:///…`."""
+    max_documents: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    on_vanished: Literal["keep", "erase"] = "keep"
+    """What becomes of documents of earlier jobs that are no longer in the folder."""
+    max_erased_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of the documents of the folder: if more have vanished, none is erased, and the job warns."""
+
+
 class DocumentSource(Shape):
     """A document of the collection, which gets other metadata: all that came with requests before
     gives way to `metadata`. Its text and its chunks stay as they are."""
@@ -213,7 +279,8 @@ class DocumentSource(Shape):
 
 
 Source = Annotated[
-    FileSource | TextSource | ChunkSource | DocumentSource, Field(discriminator="type")
+    FileSource | TextSource | ChunkSource | DocumentSource | UrlSource | SiteSource | FolderSource,
+    Field(discriminator="type"),
 ]
 
 
@@ -248,14 +315,33 @@ class IngestResult(Shape):
     documents: IngestDocuments
     chunks: int
     errors: list[SourceError]
+    vanished: list[str] = []
+    """Documents of sites and folders that earlier jobs read there, and that are there no longer."""
 
 
-def _check(job_input: IngestInput, settings: IngestSettings) -> None:
+def _check(job_input: IngestInput, settings: Settings) -> None:
     if len(job_input.sources) > settings.max_sources_per_job:
         raise InvalidInput(
             f"input.sources has {len(job_input.sources)} entries; a job takes "
             f"{settings.max_sources_per_job} (SLUICE_MAX_SOURCES_PER_JOB). Submit several jobs."
         )
+    guard = settings.guard()
+    for n, source in enumerate(job_input.sources):
+        if isinstance(source, SiteSource) and source.max_pages > settings.web_limit_pages:
+            raise InvalidInput(
+                f"input.sources.{n}.max_pages is {source.max_pages:,}; a site may have "
+                f"{settings.web_limit_pages:,} pages (SLUICE_WEB_LIMIT_PAGES)."
+            )
+        if isinstance(source, FolderSource) and not settings.permits_folder(source.url):
+            raise InvalidInput(
+                f"input.sources.{n}.url is {source.url}, which is not in a folder that sources may "
+                "read. SLUICE_SOURCE_FOLDERS names those."
+            )
+        if isinstance(source, UrlSource | SiteSource):
+            try:
+                check_literal(source.url, guard)
+            except ValueError as error:
+                raise InvalidInput(f"input.sources.{n}.url {error}") from None
 
 
 INGEST = Kind(
@@ -269,6 +355,18 @@ INGEST = Kind(
             name="ingest.load",
             queue=Queue.INGEST,
             handler="workers.ingest.steps:LOAD",
+            is_absorbed=True,
+        ),
+        StepType(
+            name="ingest.list",
+            queue=Queue.INGEST,
+            handler="workers.ingest.listing:LIST",
+            is_absorbed=True,
+        ),
+        StepType(
+            name="ingest.crawl",
+            queue=Queue.INGEST,
+            handler="workers.ingest.crawl:CRAWL",
             is_absorbed=True,
         ),
         StepType(

@@ -36,7 +36,9 @@ def new_collection(process: Process, **spec: Any) -> str:
     name = f"test-{uuid4().hex[:12]}"
     with process.ledger.begin() as session:
         collections.put(
-            session, name, collections.Spec(embedding_model=DEFAULT_EMBEDDING_MODEL, **spec)
+            session,
+            name,
+            collections.Spec(**{"embedding_model": DEFAULT_EMBEDDING_MODEL, **spec}),
         )
     return name
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import select
@@ -202,11 +203,25 @@ def erase(context: Context) -> Done:
 
 
 def _erase_documents(context: Context, ids: list[str]) -> Done:
-    process = context.process
     try:
         document_ids = [UUID(id_) for id_ in ids]
     except ValueError as error:
         raise Permanent("document_ids must be the ids that the document list gives.") from error
+    removal = remove_documents(context, document_ids)
+    return _done(removal.extent, removal.vectors, removal.record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """Documents that readers no longer see, whose vectors are gone; `record` deletes their rows."""
+
+    extent: erasure.Extent
+    vectors: int
+    record: Record
+
+
+def remove_documents(context: Context, document_ids: Sequence[UUID]) -> Removal:
+    process = context.process
     with process.ledger.begin() as session:
         hidden = erasure.hide_documents(session, document_ids)
         extent = erasure.extent_of_documents(session, hidden)
@@ -228,7 +243,7 @@ def _erase_documents(context: Context, ids: list[str]) -> Done:
         erasure.delete_documents(transaction, hidden)
         transaction.after_commit(delete_again)
 
-    return _done(extent, vectors, record)
+    return Removal(extent=extent, vectors=vectors, record=record)
 
 
 def _erase_collection(context: Context, name: str) -> Done:

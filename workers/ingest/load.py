@@ -115,13 +115,16 @@ def load(
     content_type: str | None,
     options: LoadOptions = NO_OPTIONS,
     settings: IngestSettings = DEFAULTS,
+    file_name: str | None = None,
 ) -> LoadedText:
     """Read one document. Raises `DocumentError`, whatever is wrong with it.
 
     `data` may be a string (text sent inline): nothing is decoded then, and an extension in `name`
     that is unknown or unsupported means plain text, since the name is only a label.
+    `file_name` is whose suffix counts, where `name` is none of a file.
     """
-    format_ = format_of(name, content_type, data)
+    with _renamed(name, file_name):
+        format_ = format_of(file_name or name, content_type, data)
     if not data.strip():
         raise DocumentError(f"{name}: is empty. There is nothing to ingest; leave it out.")
     document = RawDocument(
@@ -140,6 +143,17 @@ def load(
             )
         parts = read(document)
         return _assemble(document, parts, media_type=format_.media_types[0])
+
+
+@contextmanager
+def _renamed(name: str, file_name: str | None) -> Iterator[None]:
+    """Errors name the document, and not the file."""
+    try:
+        yield
+    except DocumentError as error:
+        if file_name is None:
+            raise
+        raise DocumentError(f"{name}{error.message.removeprefix(file_name)}") from error
 
 
 @contextmanager

@@ -26,12 +26,14 @@ def members(
     content_type: str | None,
     options: LoadOptions,
     settings: IngestSettings,
+    file_name: str | None = None,
 ) -> Iterator[Member]:
     """The members by their whole names; those that are archives themselves are left out. Raises
-    `DocumentError` where the document cannot be opened, or too much comes out of it."""
+    `DocumentError` where the document cannot be opened, or too much comes out of it. `file_name` as
+    of `load`."""
     budget = Budget(name=name, size_bytes=len(data), settings=settings)
     document = RawDocument(name=name, data=data, charset=None, options=options, settings=settings)
-    yield from _within(document, format_of(name, content_type, data), budget, depth=1)
+    yield from _within(document, format_of(file_name or name, content_type, data), budget, depth=1)
 
 
 def _within(

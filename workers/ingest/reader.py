@@ -57,9 +57,10 @@ class Reader:
         content_type: str | None,
         options: LoadOptions,
         check: Callable[[], None],
+        file_name: str | None = None,
     ) -> LoadedText:
         """As `load` does in this process. Raises DocumentError, and what `check` raises."""
-        (frame,) = self._answer("text", data, name, content_type, options, check)
+        (frame,) = self._answer("text", data, name, content_type, options, check, file_name)
         return LoadedText.of_json(frame.header["loaded"])
 
     def members(
@@ -70,9 +71,10 @@ class Reader:
         content_type: str | None,
         options: LoadOptions,
         check: Callable[[], None],
+        file_name: str | None = None,
     ) -> Iterator[Member]:
         """As `members` does in this process. Raises DocumentError, and what `check` raises."""
-        for frame in self._answer("members", data, name, content_type, options, check):
+        for frame in self._answer("members", data, name, content_type, options, check, file_name):
             if "member" in frame.header:
                 yield Member(**frame.header["member"], data=frame.data)
 
@@ -91,12 +93,14 @@ class Reader:
         content_type: str | None,
         options: LoadOptions,
         check: Callable[[], None],
+        file_name: str | None = None,
     ) -> Iterator[Frame]:
         """The frames of the answer. A child that has not given all of them is of no more use."""
         settings = self._settings
         request = {
             "of": of,
             "name": name,
+            "file_name": file_name,
             "content_type": content_type,
             "is_text": isinstance(data, str),
             "options": options.model_dump(mode="json"),

@@ -7,9 +7,10 @@ a signal where one document takes more processor time than it may. It has no set
 and so no secrets of it: all that it needs comes with a request.
 
 A frame is two lengths of eight bytes, little-endian, then JSON of the first length and bytes of
-the second. A request is `{"of", "name", "content_type", "is_text", "options", "settings"}` with the
-document's bytes; `of` is `text` or `members`. Each frame of its answer but the last is a `member`
-with its bytes; the last one has `last`, and `loaded`, or `error`: the class and the message.
+the second. A request is `{"of", "name", "file_name", "content_type", "is_text", "options",
+"settings"}` with the document's bytes; `of` is `text` or `members`. Each frame of its answer but
+the last is a `member` with its bytes; the last one has `last`, and `loaded`, or `error`: the class
+and the message.
 """
 
 import logging
@@ -89,6 +90,7 @@ def _arguments(request: Frame, settings: IngestSettings) -> dict[str, Any]:
         "data": request.data.decode() if header["is_text"] else request.data,
         "name": header["name"],
         "content_type": header["content_type"],
+        "file_name": header.get("file_name"),
         "options": LoadOptions.model_validate(header["options"]),
         "settings": settings,
     }

@@ -10,9 +10,11 @@ import io
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
+from pathlib import PurePosixPath
 from typing import Any, overload
 from uuid import UUID
 
@@ -23,7 +25,7 @@ from sqlalchemy.orm import Session
 from shared import files
 from shared.bounds import Metadata, as_object, nfc
 from shared.database.transaction import Transaction
-from shared.documents import collections, documents, ingest_items, versions
+from shared.documents import collections, documents, ingest_items, remote, versions
 from shared.documents.documents import chunk_id
 from shared.documents.ingest_items import (
     CutChunks,
@@ -33,20 +35,24 @@ from shared.documents.ingest_items import (
     PartOfSource,
     UnreadDocuments,
 )
+from shared.documents.remote import RemoteOrigin
 from shared.documents.versions import ChunkRange, Content, GarbageVersion, Origin, VersionState
 from shared.errors import Cancelled, DocumentError, NotFound, Permanent
 from shared.formats import Format
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
-from shared.jobs.steps import NewStep
+from shared.jobs.steps import NewStep, Record
 from shared.kinds.ingest import IngestInput, LoadOptions, Splitter, SplitterType
 from shared.tables import Chunk, Collection, File, Job
+from shared.urls import normal_url
 from shared.vocabulary import OPEN, Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
+from workers.ingest import web
 from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_in_ledger
+from workers.ingest.folders import read_object
 from workers.ingest.formats.container import Member
-from workers.ingest.formats.loader import PassageKey
+from workers.ingest.formats.loader import DocumentKey, PassageKey
 from workers.ingest.formats.sniffing import format_of
 from workers.ingest.indexing import NewPostings, merge_soon
 from workers.ingest.load import (
@@ -61,6 +67,7 @@ from workers.ingest.load import (
 )
 from workers.ingest.load import load as load_document
 from workers.ingest.reader import reader_of
+from workers.ingest.web import Fetcher, NotNow, Page
 from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.store import Entry, store_of
@@ -229,6 +236,9 @@ class IngestRequest:
     def of_source(self, source: Mapping[str, Any]) -> "IngestRequest":
         """With what the source has of its own."""
         own = {key: value for key in _OPTIONS if (value := source.get(key)) is not None}
+        if classes := source.get("css_classes"):
+            html = own.get("html") or self.options.html.model_dump(mode="json")
+            own["html"] = html | {"css_classes": classes}
         metadata, splitter = source.get("metadata"), source.get("splitter")
         if not metadata and splitter is None and not own:
             return self
@@ -253,6 +263,10 @@ class IngestRequest:
         digest.update(data)
         return digest.hexdigest()
 
+    def recipe(self, what: str) -> str:
+        """Of all but the bytes, and what only they tell."""
+        return self.content_hash(b"", (what,))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Raw:
@@ -270,6 +284,10 @@ class Raw:
     """Whether it is a chunk as it is, which is neither read as a format nor split."""
     container: str | None = None
     """The name of the source that it was found in."""
+    file_name: str | None = None
+    """Whose suffix counts, where `name` is none of a file."""
+    noted: Metadata = field(default_factory=dict)
+    """What is known of it from where it was read, if its loader does not know better."""
 
 
 def source_name(
@@ -288,6 +306,10 @@ def source_name(
     if source["type"] == "file":
         upload = uploads.get(source["file_id"])
         return nfc(upload.name) if upload else f"file {source['file_id']}"
+    if source["type"] in ("url", "site", "page"):
+        return normal_url(source["url"])
+    if source["type"] in ("folder", "object"):
+        return nfc(source["url"])
     digest = hashlib.sha256(source["text"].encode()).hexdigest()
     return nfc(f"text-{digest[:16]}")
 
@@ -335,10 +357,7 @@ def read_source(
             is_chunk=True,
         )
     content = data if text is None else text
-    try:
-        format_ = format_of(name, content_type, content)
-    except DocumentError:
-        format_ = None  # loading will say what is wrong
+    format_ = _format_of(name, content_type, content)
     return Raw(
         name=name,
         data=data,
@@ -348,6 +367,97 @@ def read_source(
         format_=format_,
         container=source.get("container"),
     )
+
+
+def _format_of(name: str, content_type: str | None, content: bytes | str) -> Format | None:
+    """None where loading will say what is wrong."""
+    try:
+        return format_of(name, content_type, content)
+    except DocumentError:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchedSource:
+    """A document of the web; `raw` is None where it is the same as what is live."""
+
+    page: Page
+    raw: Raw | None
+    origin: RemoteOrigin
+
+
+def fetch_source(
+    fetcher: Fetcher,
+    options: IngestRequest,
+    *,
+    name: str,
+    url: str,
+    known: RemoteOrigin | None,
+    live_hash: str | None,
+    limit_bytes: int,
+    **fetching: Any,
+) -> FetchedSource:
+    """Raises what `Fetcher.fetch` raises, and DocumentError for what is no document.
+
+    The server is asked for changes alone, if what is live came of what it said of it then.
+    """
+    recipe = options.recipe("url")
+    is_current = known is not None and known.content_hash == live_hash and known.recipe == recipe
+    page = fetcher.fetch(url, known=known if is_current else None, **fetching)
+    web.check_status(page, url)
+    if page.is_same and known is not None:
+        return FetchedSource(page=page, raw=None, origin=known)
+    web.check_whole(page, url, limit_bytes)
+    format_ = _format_of(page.file_name, page.content_type, page.data)
+    form_ = form(format_, page.content_type, page.data)
+    raw = Raw(
+        name=name,
+        data=page.data,
+        text=None,
+        content_type=page.content_type,
+        content_hash=options.content_hash(page.data, (*form_, page.url)),
+        format_=format_,
+        file_name=page.file_name,
+        noted={DocumentKey.URL.value: page.url, DocumentKey.FETCHED_URL.value: page.url},
+    )
+    origin = RemoteOrigin(
+        source=name,
+        url=page.url,
+        recipe=recipe,
+        content_hash=raw.content_hash,
+        etag=page.etag,
+        modified=page.modified,
+    )
+    is_live = raw.content_hash == live_hash
+    return FetchedSource(page=page, raw=None if is_live else raw, origin=origin)
+
+
+def read_object_source(
+    process: Process, options: IngestRequest, source: Mapping[str, Any], name: str
+) -> tuple[Raw, RemoteOrigin]:
+    """A file of a folder. Raises DocumentError, Unavailable."""
+    data = read_object(source, process.settings)
+    file_name = PurePosixPath(source["url"]).name
+    format_ = _format_of(file_name, None, data)
+    raw = Raw(
+        name=name,
+        data=data,
+        text=None,
+        content_type=None,
+        content_hash=options.content_hash(data, form(format_, None, data)),
+        format_=format_,
+        file_name=file_name,
+        noted={DocumentKey.URL.value: source["url"]},
+    )
+    origin = RemoteOrigin(
+        source=name,
+        url=source["url"],
+        recipe=options.recipe("object"),
+        content_hash=raw.content_hash,
+        parent=source["folder"],
+        etag=source["validator"],
+    )
+    return raw, origin
 
 
 class _Chunks(Sequence[tuple[int, str, Metadata]]):
@@ -409,6 +519,7 @@ def load_source(context: Context, options: IngestRequest, raw: Raw) -> LoadedTex
             name=raw.name,
             content_type=raw.content_type,
             options=options.options,
+            file_name=raw.file_name,
             check=context.check,
         )
     return load_document(
@@ -417,6 +528,7 @@ def load_source(context: Context, options: IngestRequest, raw: Raw) -> LoadedTex
         content_type=raw.content_type,
         options=options.options,
         settings=process.settings,
+        file_name=raw.file_name,
     )
 
 
@@ -429,7 +541,7 @@ def content_of(
             f"{raw.name}: {options.model} has no tokenizer to split with. Choose another "
             "splitter than token."
         )
-    metadata = {**loaded.metadata, **options.metadata}
+    metadata = {**raw.noted, **loaded.metadata, **options.metadata}
     if raw.is_chunk:
         chunks = _Chunks(loaded.text, metadata, {})
         chunks.append(Piece(text=loaded.text, start=0, metadata={}))
@@ -509,7 +621,7 @@ SAMPLE_CHARS = 4000
 SLICE_CHARS = 100
 
 
-def _sample(text: str, chars: int) -> str:
+def sample(text: str, chars: int) -> str:
     """Slices from all over the text, `chars` together."""
     count = max(1, chars // SLICE_CHARS)
     if len(text) <= count * SLICE_CHARS:
@@ -693,6 +805,9 @@ class Writer:
         self._contents: list[tuple[int, Content]] = []
         self._skipped: list[int] = []
         self._failed: list[tuple[int, str]] = []
+        self._left_out: list[int] = []
+        self._origins: list[RemoteOrigin] = []
+        self._records: list[Record] = []
         self._chars = 0
         self._documents: int | None = None
         """How many the job has, as far as is known by now."""
@@ -735,6 +850,17 @@ class Writer:
     def add_failed(self, ordinal: int, message: str) -> None:
         self._failed.append((ordinal, message))
 
+    def add_left_out(self, ordinal: int) -> None:
+        self._left_out.append(ordinal)
+
+    def note_origin(self, origin: RemoteOrigin) -> None:
+        """Write where a document was read, in the same transaction."""
+        self._origins.append(origin)
+
+    def also(self, record: Record) -> None:
+        """Write something else in the same transaction, after all documents."""
+        self._records.append(record)
+
     def flush(self) -> None:
         """Raises Cancelled where the attempt is no longer this worker's."""
         claim = self._context.claim
@@ -742,10 +868,15 @@ class Writer:
             if not steps.hold(session, claim):
                 raise Cancelled
             self._write_contents(session)
+            remote.note(session, self._options.collection_id, self._origins)
             ingest_items.settle(session, claim.job_id, self._skipped, Outcome.SKIPPED)
+            ingest_items.settle(session, claim.job_id, self._left_out, Outcome.LEFT_OUT)
             for ordinal, message in self._failed:
                 ingest_items.settle(session, claim.job_id, [ordinal], Outcome.FAILED, message)
+            for record in self._records:
+                record(session)
         self._contents, self._skipped, self._failed, self._chars = [], [], [], 0
+        self._left_out, self._origins, self._records = [], [], []
 
     def _write_contents(self, session: Transaction) -> None:
         if not self._contents:
@@ -854,6 +985,7 @@ def expand(context: Context, options: IngestRequest, item: OpenItem, raw: Raw) -
             content_type=raw.content_type,
             options=options.options,
             check=context.check,
+            file_name=raw.file_name,
         ):
             bundles.add(member)
         bundles.flush()
@@ -882,7 +1014,7 @@ def expand(context: Context, options: IngestRequest, item: OpenItem, raw: Raw) -
 def _member_steps(members: Iterable[tuple[int, str]]) -> list[NewStep]:
     """A step for those that lie in one object of the storage."""
     return [
-        _load_step(ordinal for ordinal, _ in group)
+        load_step(ordinal for ordinal, _ in group)
         for _, group in groupby(members, key=lambda member: member[1])
     ]
 
@@ -904,9 +1036,12 @@ def plan(context: Context) -> Done:
         ingest_items.add_all(session, job_id, names)
 
     size = process.settings.load_step_documents
-    children = [
-        _load_step(range(first, min(first + size, len(names))))
-        for first in range(0, len(names), size)
+    whole = [n for n, source in enumerate(sources) if source["type"] not in _EXPANDED]
+    children = [load_step(whole[first : first + size]) for first in range(0, len(whole), size)]
+    children += [
+        expanding_step(_EXPANDED[source["type"]], n)
+        for n, source in enumerate(sources)
+        if source["type"] in _EXPANDED
     ]
     return Done(children=children, record=record)
 
@@ -935,8 +1070,8 @@ def load(context: Context) -> Done:
     """
     claim, process = context.claim, context.process
     ordinals: list[int] = claim.payload["ordinals"]
-    if claim.attempt > 1 and len(ordinals) > 1:
-        return Done(children=[_load_step([ordinal]) for ordinal in ordinals])
+    if claim.counted_attempt > 1 and len(ordinals) > 1:
+        return Done(children=[load_step([ordinal]) for ordinal in ordinals])
     with process.ledger.read() as session:
         options = IngestRequest.of_job(session, claim.job_id)
         todo = ingest_items.still_open(session, claim.job_id, ordinals)
@@ -952,51 +1087,115 @@ def load(context: Context) -> Done:
     writer = Writer(context, options)
     samples: dict[int, str] = {}
     archives: list[int] = []
-    for item, name in zip(todo, names, strict=True):
-        context.check()
-        try:
-            if options.skip_existing and name in live:
-                writer.add_skipped(item.ordinal)
-                continue
-            if item.source["type"] == "document":
-                content = relabelled(process, options, item.source)
-                if content is None:
+    with closing(_Pages(context, claim.payload.get("tries", 0))) as pages:
+        for item, name in zip(todo, names, strict=True):
+            context.check()
+            try:
+                if options.skip_existing and name in live:
+                    writer.add_skipped(item.ordinal)
+                    continue
+                if item.source["type"] == "document":
+                    content = relabelled(process, options, item.source)
+                    if content is None:
+                        writer.add_skipped(item.ordinal)
+                    else:
+                        writer.add(item.ordinal, content)
+                    continue
+                own = options.of_source(item.source)
+                if item.source["type"] == "url":
+                    source = pages.fetch(own, item, name, live.get(name))
+                    if source is None:
+                        continue  # at another time
+                    writer.note_origin(source.origin)
+                    raw = source.raw
+                elif item.source["type"] == "object":
+                    raw, origin = read_object_source(process, own, item.source, name)
+                    writer.note_origin(origin)
+                else:
+                    raw = read_source(process, own, item.source, uploads)
+                if (
+                    raw is not None
+                    and raw.format_ is not None
+                    and raw.format_.holds_documents
+                    and item.source["type"] != "member"
+                ):
+                    if not raw.format_.is_document and len(ordinals) > 1:
+                        archives.append(item.ordinal)  # each takes a step of its own
+                        continue
+                    expand(context, own, item, raw)
+                    if not raw.format_.is_document:
+                        continue
+                # Asked before loading and splitting, which unchanged documents need not.
+                if raw is None or live.get(name) == raw.content_hash:
                     writer.add_skipped(item.ordinal)
                 else:
-                    writer.add(item.ordinal, content)
-                continue
-            own = options.of_source(item.source)
-            raw = read_source(process, own, item.source, uploads)
-            if raw.format_ is not None and raw.format_.holds_documents and item.parent is None:
-                if not raw.format_.is_document and len(ordinals) > 1:
-                    archives.append(item.ordinal)  # each takes a step of its own
-                    continue
-                expand(context, own, item, raw)
-                if not raw.format_.is_document:
-                    continue
-            # Asked before loading and splitting, which unchanged documents need not.
-            if live.get(name) == raw.content_hash:
-                writer.add_skipped(item.ordinal)
-            else:
-                loaded = load_source(context, own, raw)
-                writer.add(item.ordinal, content_of(context, own, raw, loaded, embedder))
-                samples[item.ordinal] = _sample(loaded.text, SAMPLE_CHARS // len(todo))
-        except (DocumentError, NotFound) as error:
-            writer.add_failed(item.ordinal, error.message)
+                    loaded = load_source(context, own, raw)
+                    writer.add(item.ordinal, content_of(context, own, raw, loaded, embedder))
+                    samples[item.ordinal] = sample(loaded.text, SAMPLE_CHARS // len(todo))
+            except (DocumentError, NotFound) as error:
+                writer.add_failed(item.ordinal, error.message)
     writer.flush()
+    if len(pages.put_off) == len(todo) and pages.tries == claim.payload.get("tries", 0):
+        return Done(again_in_s=pages.wait_s)
     with process.ledger.read() as session:
         members = ingest_items.open_members(session, claim.job_id, ordinals)
-    return Done(
-        result=_unread(embedder, samples),
-        children=[
-            *_embed_steps(writer.chunk_counts, process.settings.embed_step_chunks, writer.copies),
-            *(_load_step([ordinal]) for ordinal in archives),
-            *_member_steps(members),
-        ],
-    )
+    children = [
+        *embed_steps(writer.chunk_counts, process.settings.embed_step_chunks, writer.copies),
+        *(load_step([ordinal]) for ordinal in archives),
+        *_member_steps(members),
+    ]
+    if pages.put_off:
+        children.append(load_step(pages.put_off, tries=pages.tries))
+    return Done(result=unread_scripts(embedder, samples), children=children)
 
 
-def _unread(embedder: Embedder, samples: Mapping[int, str]) -> dict[str, Any] | None:
+class _Pages:
+    """The documents of the web among the sources of a load step. Those whose host is not to be
+    asked now are put off; those that the host sent away too often fail."""
+
+    def __init__(self, context: Context, tries: int) -> None:
+        self._context = context
+        self._fetcher: Fetcher | None = None
+        self._tries = self.tries = tries
+        self.put_off: list[int] = []
+        self.wait_s = 0.0
+
+    def fetch(
+        self, options: IngestRequest, item: OpenItem, name: str, live_hash: str | None
+    ) -> FetchedSource | None:
+        """None where it is put off. Raises DocumentError."""
+        process = self._context.process
+        if self._fetcher is None:
+            self._fetcher = Fetcher(self._context).__enter__()
+        with process.ledger.read() as session:
+            known = remote.origins(session, options.collection_id, [name]).get(name)
+        url = normal_url(item.source["url"])
+        try:
+            return fetch_source(
+                self._fetcher,
+                options,
+                name=name,
+                url=url,
+                known=known,
+                live_hash=live_hash,
+                limit_bytes=process.settings.web_limit_bytes,
+                accepts=partial(web.check_type, url),
+            )
+        except NotNow as later:
+            if later.reason:
+                if self._tries >= process.settings.web_retries:
+                    raise DocumentError(f"{later.reason} Try again later.") from later
+                self.tries = self._tries + 1
+            self.put_off.append(item.ordinal)
+            self.wait_s = max(self.wait_s, later.wait_s)
+            return None
+
+    def close(self) -> None:
+        if self._fetcher is not None:
+            self._fetcher.__exit__(None, None, None)
+
+
+def unread_scripts(embedder: Embedder, samples: Mapping[int, str]) -> dict[str, Any] | None:
     """Which sources are written in scripts that the model does not know, by their ordinals."""
     if embedder.tokenizer is None:
         return None
@@ -1075,11 +1274,22 @@ def _note(session: Transaction, claim: Claim, part: ChunkRange) -> versions.Embe
     return noted
 
 
-def _load_step(ordinals: Iterable[int]) -> NewStep:
-    return NewStep(name="ingest.load", queue=Queue.INGEST, payload={"ordinals": list(ordinals)})
+def load_step(ordinals: Iterable[int], *, tries: int = 0) -> NewStep:
+    payload: dict[str, Any] = {"ordinals": list(ordinals)}
+    if tries:
+        payload["tries"] = tries
+    return NewStep(name="ingest.load", queue=Queue.INGEST, payload=payload)
 
 
-def _embed_steps(counts: dict[UUID, int], size: int, copies: Mapping[UUID, UUID]) -> list[NewStep]:
+_EXPANDED = {"site": "ingest.crawl", "folder": "ingest.list"}
+"""The steps that make many documents of a source, by its type."""
+
+
+def expanding_step(name: str, ordinal: int) -> NewStep:
+    return NewStep(name=name, queue=Queue.INGEST, payload={"ordinal": ordinal})
+
+
+def embed_steps(counts: dict[UUID, int], size: int, copies: Mapping[UUID, UUID]) -> list[NewStep]:
     """Steps of at most `size` chunks: small documents together, large ones in several parts."""
     steps: list[NewStep] = []
     batch: list[ChunkRange] = []

@@ -155,7 +155,7 @@ def render(
 ) -> HtmlPage:
     """The text of a page or fragment; only of its main content, or of the elements of certain
     classes. Raises `DocumentError` if there is none."""
-    root = _parse(text, name=name)
+    root = parse(text, name=name)
     page = None
     if root is not None and css_classes is not None:
         page = _page(root, _of_classes(root, css_classes, name=name), _hidden(root))
@@ -182,7 +182,7 @@ def page_within(data: bytes, *, name: str) -> HtmlPage | None:
     """Of a page that is a part of a document in another format; None where it has no text."""
     hint = "Save the document again with the program that it comes from."
     decoded = decode(data, name=name, declared=[declared_charset(data)], hint=hint)
-    return _page(_parse(decoded.text.removeprefix("\ufeff"), name=name))
+    return _page(parse(decoded.text.removeprefix("\ufeff"), name=name))
 
 
 def _page(
@@ -231,7 +231,7 @@ HTML = Loader(
 )
 
 
-def _parse(text: str, *, name: str) -> etree._Element | None:
+def parse(text: str, *, name: str) -> etree._Element | None:
     """As XML where that is what it says and is, else as HTML, of whatever quality."""
     if name.lower().endswith((".xhtml", ".xht")) or _IS_XHTML.search(text[:_DECLARED_WITHIN_BYTES]):
         root = _parse_xml(text)

@@ -29,6 +29,9 @@ class DocumentKey(StrEnum):
     """Of source code, such as `python`."""
     URL = "url"
     """Where it was read, or where the page itself says that it lies."""
+    FETCHED_URL = "fetched_url"
+    """Of a document of the web, where redirects led to. Noted of every one, whatever its loader
+    notes."""
 
 
 class PassageKey(StrEnum):

@@ -1,0 +1,164 @@
+"""Documents that are read from elsewhere: what their servers said of them; and turns at hosts
+
+With what was said, the next job fetches only what has changed.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import delete, func, select, text
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from shared.tables import Document, RemoteDocument, RemoteHost
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteOrigin:
+    """Where a document was read; fields as in `RemoteDocument`."""
+
+    source: str
+    url: str
+    recipe: str
+    content_hash: str
+    parent: str | None = None
+    etag: str | None = None
+    modified: str | None = None
+    links: Sequence[str] | None = None
+
+
+def origins(
+    session: Session, collection_id: UUID, sources: Iterable[str]
+) -> dict[str, RemoteOrigin]:
+    """Those that are known, by the names of the documents."""
+    rows = session.scalars(
+        select(RemoteDocument).where(
+            RemoteDocument.collection_id == collection_id,
+            RemoteDocument.source.in_(list(sources)),
+        )
+    )
+    return {
+        row.source: RemoteOrigin(
+            source=row.source,
+            url=row.url,
+            recipe=row.recipe,
+            content_hash=row.content_hash,
+            parent=row.parent,
+            etag=row.etag,
+            modified=row.modified,
+            links=row.links,
+        )
+        for row in rows
+    }
+
+
+def note(session: Session, collection_id: UUID, noted: Sequence[RemoteOrigin]) -> None:
+    """Write where documents were read; what was known of them before is replaced."""
+    rows: dict[str, dict[str, Any]] = {
+        origin.source: {
+            "collection_id": collection_id,
+            "source": origin.source,
+            "parent": origin.parent,
+            "url": origin.url,
+            "etag": origin.etag,
+            "modified": origin.modified,
+            "recipe": origin.recipe,
+            "content_hash": origin.content_hash,
+            "links": None if origin.links is None else list(origin.links),
+        }
+        for origin in noted
+    }
+    if not rows:
+        return
+    # In the order of their names, so that two jobs with the same documents do not deadlock.
+    insert = upsert(RemoteDocument)
+    keys = ("collection_id", "source")
+    changed = {
+        column.name: insert.excluded[column.name]
+        for column in RemoteDocument.__table__.columns
+        if column.name not in keys
+    }
+    session.execute(
+        insert.on_conflict_do_update(index_elements=keys, set_=changed),
+        [rows[name] for name in sorted(rows)],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    document_id: UUID
+    source: str
+
+
+def of_parent(session: Session, collection_id: UUID, parent: str) -> list[Known]:
+    """The documents that readers see and that were met in this site or folder, by their names."""
+    rows = session.execute(
+        select(Document.id, Document.source)
+        .join(
+            RemoteDocument,
+            (RemoteDocument.collection_id == Document.collection_id)
+            & (RemoteDocument.source == Document.source),
+        )
+        .where(
+            RemoteDocument.collection_id == collection_id,
+            RemoteDocument.parent == parent,
+            Document.live_version_id.is_not(None),
+        )
+        .order_by(Document.source)
+    )
+    return [Known(document_id=id_, source=source) for id_, source in rows]
+
+
+def forget(session: Session, collection_id: UUID, sources: Sequence[str]) -> None:
+    """Of documents that are erased."""
+    session.execute(
+        delete(RemoteDocument).where(
+            RemoteDocument.collection_id == collection_id, RemoteDocument.source.in_(sources)
+        )
+    )
+
+
+# Hosts
+
+TAKE_TURN = text("""
+    INSERT INTO remote_hosts AS h (origin, next_at)
+    VALUES (:origin, now() + make_interval(secs => :delay_s))
+    ON CONFLICT (origin) DO UPDATE
+    SET next_at = greatest(h.next_at, now()) + make_interval(secs => :delay_s)
+    WHERE h.next_at <= now() + make_interval(secs => :patience_s)
+    RETURNING extract(epoch FROM h.next_at - now()) - :delay_s AS wait_s
+""")
+
+
+def take_turn(session: Session, origin: str, *, delay_s: float, patience_s: float) -> float | None:
+    """Seconds until the host may be asked, which is then this caller's turn; the next one's is
+    `delay_s` later. None where it is more than `patience_s` away: then nobody's turn is taken."""
+    wait_s = session.scalar(
+        TAKE_TURN, {"origin": origin, "delay_s": delay_s, "patience_s": patience_s}
+    )
+    return None if wait_s is None else max(0.0, float(wait_s))
+
+
+def wait_of(session: Session, origin: str) -> float:
+    """Seconds until the host may be asked again."""
+    seconds = session.scalar(
+        select(func.extract("epoch", RemoteHost.next_at - func.now())).where(
+            RemoteHost.origin == origin
+        )
+    )
+    return max(0.0, float(seconds or 0))
+
+
+def hold_back(session: Session, origin: str, seconds: float) -> None:
+    """The host has said that it is not to be asked for so long."""
+    until = func.now() + timedelta(seconds=seconds)
+    insert = upsert(RemoteHost).values(origin=origin, next_at=until)
+    session.execute(
+        insert.on_conflict_do_update(
+            index_elements=["origin"],
+            set_={"next_at": func.greatest(RemoteHost.next_at, insert.excluded.next_at)},
+        )
+    )

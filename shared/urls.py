@@ -1,0 +1,149 @@
+"""URLs of the web in one form each, so that a page has one name.
+
+As RFC 3986 (6.2.2 and 6.2.3) has it: scheme and host in small letters, the host in ASCII, no
+default port, no fragment, no `.` and `..`, escapes in capitals and only where they are needed.
+What a query says is left as it is, but for parameters that are to be ignored.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+from urllib.parse import urljoin
+
+import httpx
+
+from shared.addresses import Guard, literal
+
+URL_LIMIT_BYTES: Final = 2048
+TRACKING: Final = (
+    "utm_*", "gclid", "gclsrc", "dclid", "gbraid", "wbraid", "fbclid", "msclkid", "yclid", "ttclid",
+    "twclid", "igshid", "mc_cid", "mc_eid", "_hsenc", "_hsmi", "mkt_tok", "li_fat_id", "srsltid",
+)  # fmt: skip
+"""Parameters that say where a reader came from, and nothing of the page. One with `*` behind it
+stands for all that begin so."""
+
+_ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+# Which browsers take out of what stands in pages (WHATWG, "URL parsing").
+_REMOVED: Final = re.compile(r"[\t\n\r]")
+_EDGES: Final = "".join(map(chr, range(33)))
+
+
+def normal_url(url: str, *, base: str | None = None, ignored: Sequence[str] = ()) -> str:
+    """The URL of the web in its normal form, seen from `base`, without the parameters that are to
+    be ignored. Raises ValueError, which says what is wrong."""
+    text = _REMOVED.sub("", url.strip(_EDGES))
+    if len(text) > URL_LIMIT_BYTES:
+        raise ValueError(f"a URL has at most {URL_LIMIT_BYTES:,} characters")
+    try:
+        parsed = httpx.URL(text if base is None else urljoin(base, text))
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ValueError(f"{text!r} is no URL: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"{text!r} is no URL of the web, which begins with http:// or https://")
+    if parsed.userinfo:
+        raise ValueError("a URL with a user name or a password is not fetched")
+    if parsed.port is not None and not 0 < parsed.port < 65536:
+        raise ValueError(f"{text!r} has no port behind its colon")
+    path, question, query = parsed.raw_path.decode("ascii").partition("?")
+    if question and ignored:
+        query = "&".join(_kept(query.split("&"), ignored))
+    normal = f"{parsed.scheme}://{_host_of(parsed)}{_without_dots(_least_escaped(path))}"
+    normal += f"?{_least_escaped(query)}" if query else ""
+    if len(normal) > URL_LIMIT_BYTES:
+        raise ValueError(f"a URL has at most {URL_LIMIT_BYTES:,} characters, escapes included")
+    return normal
+
+
+FOLDER_SCHEMES: Final = {
+    "s3": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "file": "file",
+    "memory": "memory",
+}  # fmt: skip
+"""Schemes of folders, and the one that each is written with."""
+
+
+def folder_url(url: str) -> str:
+    """The URL of a folder of a bucket or of a disk, in its one form, which ends with a slash.
+    Raises ValueError."""
+    scheme, separator, path = url.strip().partition("://")
+    known = FOLDER_SCHEMES.get(scheme.lower())
+    if not separator or known is None:
+        raise ValueError(
+            f"{url!r} is no folder; give a URL such as s3://bucket/folder, gs://, az:// or file:///"
+        )
+    if any(ord(char) < 32 or char in "\\?#*[]" for char in path):
+        raise ValueError(f"{url!r} has characters that no folder's URL has: \\ ? # * [ ]")
+    segments = [segment for segment in path.split("/") if segment not in ("", ".")]
+    if ".." in segments:
+        raise ValueError(f"{url!r} has `..` in it; give the folder itself")
+    is_local = known in ("file", "memory")
+    if is_local != path.startswith("/") or not (segments or is_local):
+        raise ValueError(
+            f"{url!r} is no folder; a bucket stands behind s3://, and a whole path behind file://"
+        )
+    return f"{known}://{'/' if is_local else ''}{'/'.join(segments)}{'/' if segments else ''}"
+
+
+def check_literal(url: str, guard: Guard) -> None:
+    """Raises ValueError for a URL that spells out an address which may not be reached; names are
+    looked up when they are."""
+    parsed = httpx.URL(normal_url(url))
+    host, port = parsed.host, parsed.port or (443 if parsed.scheme == "https" else 80)
+    address = literal(host)
+    if address is not None and not guard.allows(host, address, port):
+        raise ValueError(
+            f"is at {address} and port {port}, which is not an address of the public internet, or "
+            "no port of web sites. SLUICE_OUTBOUND_ALLOWED_HOSTS names what may be reached beside "
+            "it."
+        )
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of a URL in its normal form, without a slash behind."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{re.split('[/?#]', rest, maxsplit=1)[0]}"
+
+
+def path_of(url: str) -> str:
+    """The path of a URL in its normal form, without the query."""
+    return url.removeprefix(origin_of(url)).partition("?")[0] or "/"
+
+
+def _host_of(parsed: httpx.URL) -> str:
+    host = parsed.raw_host.decode("ascii").rstrip(".")
+    host = f"[{host}]" if ":" in host else host
+    return host if parsed.port is None else f"{host}:{parsed.port}"
+
+
+def _least_escaped(text: str) -> str:
+    def escape(match: re.Match[str]) -> str:
+        char = chr(int(match[1], 16))
+        return char if char in _UNRESERVED else match[0].upper()
+
+    return _ESCAPE.sub(escape, text)
+
+
+def _without_dots(path: str) -> str:
+    """RFC 3986, 5.2.4."""
+    kept: list[str] = []
+    segments = path.split("/")[1:]
+    for n, segment in enumerate(segments):
+        is_last = n == len(segments) - 1
+        if segment == "..":
+            kept = kept[:-1]
+        elif segment != ".":
+            kept.append(segment)
+        if segment in (".", "..") and is_last:
+            kept.append("")
+    return "/" + "/".join(kept)
+
+
+def _kept(parameters: Iterable[str], ignored: Sequence[str]) -> list[str]:
+    whole = {name.lower() for name in ignored if not name.endswith("*")}
+    prefixes = tuple(name[:-1].lower() for name in ignored if name.endswith("*"))
+    kept = []
+    for parameter in parameters:
+        name = parameter.partition("=")[0].lower()
+        if name not in whole and not (prefixes and name.startswith(prefixes)):
+            kept.append(parameter)
+    return kept

@@ -1,0 +1,810 @@
+"""The step `ingest.crawl`: the pages of a web site become documents, each called by its URL.
+
+What is met on the site becomes items of the job (`shared/documents/ingest_items.py`), and what is
+open among these is what is still to be fetched, in the order in which it was met. So a step that
+was lost goes on where it was. Each step works for about SLUICE_WEB_STEP_S, reads its pages itself,
+and leaves the rest to the next one; where the host is not to be asked for a while, it is put off.
+
+A page is asked for once: redirects are not followed but become pages themselves, and URLs are
+compared in their normal form. What robots.txt disallows is not asked for; links with
+`rel=nofollow`, and those of pages that say `nofollow`, are not followed; pages that say `noindex`
+are no documents. Pages that have not changed since the last job are not sent again
+(`shared/documents/remote.py`), and their links are still known.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import PurePosixPath
+from time import monotonic
+from typing import Any, Final
+
+from lxml import etree
+from protego import Protego
+
+from shared.database.transaction import Transaction
+from shared.documents import documents, ingest_items, remote
+from shared.documents.ingest_items import OpenItem, Outcome, PartOfSource
+from shared.documents.remote import RemoteOrigin
+from shared.errors import DocumentError
+from shared.formats import suffixes
+from shared.jobs.claims import Claim
+from shared.kinds.ingest import SiteSource
+from shared.urls import normal_url, origin_of, path_of
+from workers.attempts.context import Context, Done, Handler
+from workers.ingest import web
+from workers.ingest.formats.html import declared_charset, parse
+from workers.ingest.formats.text import decode
+from workers.ingest.steps import (
+    SAMPLE_CHARS,
+    FetchedSource,
+    IngestRequest,
+    Writer,
+    content_of,
+    embed_steps,
+    expanding_step,
+    fetch_source,
+    finish,
+    load_source,
+    sample,
+    unread_scripts,
+)
+from workers.ingest.vanished import Vanished, find_vanished
+from workers.ingest.web import Fetcher, Gone, NoDocument, NotNow, Page
+from workers.outbound import Resource
+from workers.retrieval.embed import Embedder, embedders_of
+
+AT_ONCE: Final = 16
+"""So many pages are written in one transaction."""
+SEEN_FACTOR: Final = 5
+"""So many times the pages that a site may have are looked at, for some of them are no documents."""
+ROBOTS_BYTES: Final = 512 * 1024
+"""RFC 9309 (2.5): a parser has to read 500 KiB."""
+SITEMAP_BYTES: Final = 50 * 2**20
+"""The limit of sitemaps.org, unpacked."""
+SITEMAPS: Final = 200
+SITEMAP_URLS: Final = 50_000
+NAME_CHARS: Final = 1024
+_HTML: Final = frozenset({"text/html", "application/xhtml+xml"})
+# Links to these are not followed, unless there is a format that reads them.
+_OTHER_SUFFIXES: Final = (
+    ".7z .aac .apk .avi .avif .bin .bmp .bz2 .css .dmg .doc .docm .docx .eot .epub .exe .flac .gif "
+    ".gz .hwp .hwpx .ico .iso .jar .jpeg .jpg .js .key .m4a .m4v .map .mjs .mkv .mov .mp3 .mp4 "
+    ".mpeg .mpg .msi .numbers .odp .ods .odt .ogg .otf .pages .parquet .pdf .png .ppt .pptx .rar "
+    ".rtf .svg .swf .tar .tgz .tif .tiff .ttf .wasm .wav .webm .webp .whl .wmv .woff .woff2 .xls "
+    ".xlsb .xlsm .xlsx .xz .zip .zst"
+)
+_OTHER_FILES: Final = frozenset(_OTHER_SUFFIXES.split())
+_SHOWN: Final = 5
+
+
+class _Redirected(Exception):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
+
+class _Refused(DocumentError):
+    """The site as a whole cannot be read."""
+
+
+@dataclass(kw_only=True)
+class State:
+    """What a crawl keeps from one step to the next, beside its items."""
+
+    key: str
+    """The URL in the job's input, in its normal form: what earlier jobs know the site by."""
+    start: str
+    """Where to begin: where that has led to."""
+    origin: str
+    """Scheme, host and port of the pages."""
+    robots: str | None = None
+    """The text of robots.txt; None where it has not been read."""
+    sitemaps: list[str] | None = None
+    """Those that are still to be read; None where none has been looked for."""
+    seen_sitemaps: int = 0
+    tries: int = 0
+    """How often the host has sent us away with robots.txt or a sitemap."""
+    has_pages: bool = False
+    over_limit: int = 0
+    """Pages that are more than there may be."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Files and pages that are no documents, by their suffixes or types."""
+    vanished: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, source: Mapping[str, Any], site: SiteSource) -> "State":
+        kept = source.get("state")
+        if isinstance(kept, dict):
+            return cls(**kept)
+        key = _normal(site, site.url)
+        return cls(key=key, start=key, origin=origin_of(key))
+
+
+def _normal(site: SiteSource, url: str, base: str | None = None) -> str:
+    return normal_url(url, base=base, ignored=site.ignore_parameters)
+
+
+def crawl(context: Context) -> Done:
+    claim, process = context.claim, context.process
+    ordinal: int = claim.payload["ordinal"]
+    with process.ledger.read() as session:
+        options = IngestRequest.of_job(session, claim.job_id)
+        root = ingest_items.still_open(session, claim.job_id, [ordinal])
+        names = ingest_items.parts(session, claim.job_id, ordinal)
+        left_out = ingest_items.count_parts(
+            session, claim.job_id, ordinal, outcome=Outcome.LEFT_OUT
+        )
+    if not root:
+        return Done()
+    embedder = embedders_of(process).get(options.model, check=context.check)
+    options = replace(options, passage_prompt=embedder.passage_prompt)
+    with Fetcher(context) as fetcher:
+        run = _Crawl(
+            context,
+            options.of_source(root[0].source),
+            root[0],
+            fetcher,
+            embedder,
+            names=names,
+            page_count=len(names) - left_out,
+        )
+        return run.step()
+
+
+class _Crawl:
+    """One step of a crawl."""
+
+    def __init__(
+        self,
+        context: Context,
+        options: IngestRequest,
+        root: OpenItem,
+        fetcher: Fetcher,
+        embedder: Embedder,
+        *,
+        names: Sequence[str],
+        page_count: int,
+    ) -> None:
+        self._context = context
+        self._process = context.process
+        self._settings = context.process.settings
+        self._options = options
+        self._root = root
+        self._fetcher = fetcher
+        self._embedder = embedder
+        kept = {key: value for key, value in root.source.items() if key != "state"}
+        self._site = SiteSource.model_validate(kept)
+        self._source = kept
+        self._state = State.of(root.source, self._site)
+        self._names = set(names)
+        self._page_count = page_count
+        self._met: list[PartOfSource] = []
+        self._files: list[PartOfSource] = []
+        self._samples: dict[int, str] = {}
+        self._writer = Writer(context, options)
+        self._most_names = SEEN_FACTOR * self._site.max_pages + AT_ONCE
+        self._robots: Protego | None = None
+        self._ends_at = monotonic() + self._settings.web_step_s
+
+    def step(self) -> Done:
+        claim = self._context.claim
+        try:
+            self._read_robots()
+            if not self._state.has_pages:
+                self._begin()
+            self._read_sitemaps()
+            self._read_pages()
+        except NotNow as later:
+            return self._go_on(later.wait_s)
+        except _Refused as error:
+            self._writer.add_failed(self._root.ordinal, error.message)
+            self._flush()
+            return Done(children=self._embed_steps(), result=self._unread())
+        with self._process.ledger.read() as session:
+            left = ingest_items.open_parts(session, claim.job_id, self._root.ordinal, limit=1)
+        return self._go_on(0) if left or self._state.sitemaps else self._end()
+
+    def _go_on(self, wait_s: float) -> Done:
+        """The same step again; or a new one, beside those that embed what this one has read."""
+        self._flush()
+        children = self._embed_steps()
+        if not children:
+            return Done(again_in_s=wait_s)
+        children.append(expanding_step("ingest.crawl", self._root.ordinal))
+        return Done(children=children, result=self._unread())
+
+    def _unread(self) -> dict[str, Any] | None:
+        return unread_scripts(self._embedder, self._samples)
+
+    def _embed_steps(self) -> list[Any]:
+        writer = self._writer
+        return embed_steps(writer.chunk_counts, self._settings.embed_step_chunks, writer.copies)
+
+    def _flush(self) -> None:
+        """Write what has been read and met. Documents are locked before the job is."""
+        claim, root = self._context.claim, self._root.ordinal
+        met, self._met = self._met, []
+        files, self._files = self._files, []
+        source = self._source | {"state": vars(self._state)}
+
+        def record(transaction: Transaction) -> None:
+            ingest_items.note_source(transaction, claim.job_id, root, source)
+            ingest_items.expand(transaction, claim.job_id, root, met)
+            left_out = ingest_items.expand(transaction, claim.job_id, root, files)
+            ingest_items.settle(transaction, claim.job_id, left_out, Outcome.LEFT_OUT)
+
+        self._writer.also(record)
+        self._writer.flush()
+
+    # robots.txt and sitemaps
+
+    def _read_robots(self) -> None:
+        state = self._state
+        if state.robots is None:
+            state.robots = self._fetch_robots(f"{state.origin}/robots.txt")
+            state.tries = 0
+        self._robots = Protego.parse(state.robots)
+        self._delay_s = self._settings.web_delay_s
+        if self._site.delay_s is not None:
+            self._delay_s = self._site.delay_s
+        agent = self._agent
+        rate = self._robots.request_rate(agent)
+        delays = [self._robots.crawl_delay(agent), rate and rate.seconds / max(1, rate.requests)]
+        delay_s = max((delay for delay in delays if delay), default=0.0)
+        if delay_s > self._settings.web_delay_limit_s:
+            raise _Refused(
+                f"{self._state.start}: robots.txt wants {delay_s:g} s between two requests. Raise "
+                "SLUICE_WEB_DELAY_LIMIT_S if that is to be waited for."
+            )
+        self._delay_s = max(self._delay_s, delay_s)
+
+    @property
+    def _agent(self) -> str:
+        """The product token, which robots.txt goes by (RFC 9309, 2.2.1)."""
+        return self._settings.web_user_agent.partition("/")[0].partition(" ")[0]
+
+    def _fetch_robots(self, url: str) -> str:
+        """Its text; empty where there is none. Where the server fails, nothing may be read."""
+        page = self._patiently(url, ROBOTS_BYTES)
+        if isinstance(page, DocumentError):
+            raise _Refused(
+                f"{self._state.start}: its robots.txt cannot be read, so nothing of the site is: "
+                f"{page.message}"
+            )
+        status = page.resource.status
+        if status >= 500:
+            raise _Refused(
+                f"{self._state.start}: its robots.txt was answered with status {status}, so "
+                "nothing of the site is read. Try again later."
+            )
+        return page.data.decode("utf-8", "replace") if 200 <= status < 300 else ""
+
+    def _patiently(self, url: str, limit_bytes: int) -> Page | DocumentError:
+        """Raises NotNow as long as the host may yet answer."""
+        state = self._state
+        try:
+            return self._fetcher.fetch(url, limit_bytes=limit_bytes)
+        except NotNow as later:
+            if not later.reason:
+                raise
+            state.tries += 1
+            if state.tries <= self._settings.web_retries:
+                raise
+            return DocumentError(later.reason)
+        except DocumentError as error:
+            return error
+
+    def _may_fetch(self, url: str) -> bool:
+        return self._robots is None or self._robots.can_fetch(url, self._agent)
+
+    def _read_sitemaps(self) -> None:
+        state, site = self._state, self._site
+        if state.sitemaps is None:
+            state.sitemaps = []
+            if site.use_sitemaps and self._robots is not None:
+                named = list(self._robots.sitemaps)[:SITEMAPS]
+                state.sitemaps = named or [f"{state.origin}/sitemap.xml"]
+        while state.sitemaps:
+            if monotonic() >= self._ends_at:
+                raise NotNow(0)
+            url = state.sitemaps[0]
+            try:
+                url = normal_url(url, base=state.origin)
+            except ValueError:
+                state.sitemaps.pop(0)
+                continue
+            page = self._patiently(url, SITEMAP_BYTES)
+            state.tries = 0
+            state.sitemaps.pop(0)
+            state.seen_sitemaps += 1
+            if not isinstance(page, DocumentError) and 200 <= page.resource.status < 300:
+                self._take_sitemap(page)
+            self._flush()
+
+    def _take_sitemap(self, page: Page) -> bool:
+        """Whether it is one."""
+        entries = read_sitemap(page.data)
+        if entries is None:
+            return False
+        state = self._state
+        if entries.is_index:
+            known = state.sitemaps or []
+            room = max(0, SITEMAPS - state.seen_sitemaps - len(known))
+            state.sitemaps = known + [url for url in entries.urls if url not in known][:room]
+        else:
+            self._meet(entries.urls, base=page.url, depth=0)
+        return True
+
+    # Pages
+
+    def _begin(self) -> None:
+        """The page to begin with; the first one, also where sitemaps name it."""
+        if not self._may_fetch(self._state.start):
+            raise _Refused(
+                f"{self._state.start}: robots.txt of the site does not allow {self._agent} to read "
+                "it. Ask its operator, or ingest saved pages."
+            )
+        self._add(self._state.start, depth=0, is_start=True)
+        self._state.has_pages = True
+        self._flush()
+
+    def _meet(self, urls: Iterable[str], *, base: str, depth: int) -> None:
+        """Add what pages or sitemaps name, as far as it is to be read."""
+        for written in urls:
+            try:
+                url = _normal(self._site, written, base)
+            except ValueError:
+                continue
+            url = self._as_here(url)
+            if url in self._names or not self._is_wanted(url):
+                continue
+            suffix = PurePosixPath(path_of(url)).suffix.lower()
+            if suffix in _OTHER_FILES and suffix not in suffixes():
+                if len(self._names) < self._most_names:
+                    self._names.add(url)
+                    self._files.append(PartOfSource(name=url, source={"type": "page", "url": url}))
+                    self._leave_out(suffix)
+            elif self._may_fetch(url):
+                self._add(url, depth=depth)
+
+    def _as_here(self, url: str) -> str:
+        """By the scheme of the site, where host and port are the usual ones."""
+        origin = self._state.origin
+        if origin_of(url) != origin and origin_of(url).split("://")[1] == origin.split("://")[1]:
+            return origin + url.removeprefix(origin_of(url))
+        return url
+
+    def _is_wanted(self, url: str) -> bool:
+        if origin_of(url) != self._state.origin or len(url) > NAME_CHARS:
+            return False
+        path, site = path_of(url), self._site
+        if site.include_paths and not path.startswith(tuple(site.include_paths)):
+            return False
+        return not (site.exclude_paths and path.startswith(tuple(site.exclude_paths)))
+
+    def _add(self, url: str, *, depth: int, is_start: bool = False) -> None:
+        if url in self._names:
+            return
+        limit = self._site.max_pages
+        if not is_start and (self._page_count >= limit or len(self._names) >= self._most_names):
+            self._state.over_limit += 1
+            return
+        self._names.add(url)
+        self._page_count += 1
+        source = {"type": "page", "url": url, "depth": depth}
+        self._met.append(PartOfSource(name=url, source=source))
+
+    def _leave_out(self, what: str) -> None:
+        left_out = self._state.left_out
+        if what in left_out or len(left_out) < 100:
+            left_out[what] = left_out.get(what, 0) + 1
+
+    def _read_pages(self) -> None:
+        claim, is_again = self._context.claim, self._context.claim.counted_attempt > 1
+        while monotonic() < self._ends_at:
+            with self._process.ledger.read() as session:
+                items = ingest_items.open_parts(
+                    session, claim.job_id, self._root.ordinal, limit=1 if is_again else AT_ONCE
+                )
+                urls = [item.source["url"] for item in items]
+                known = remote.origins(session, self._options.collection_id, urls)
+                live = documents.live_hashes(session, self._options.collection_id, urls)
+            if not items:
+                return
+            if is_again and claim.attempt >= claim.max_attempts:
+                # What is open first has ended its worker each time.
+                message = f"{urls[0]}: the worker did not survive reading it."
+                self._writer.add_failed(items[0].ordinal, message)
+                self._flush()
+                raise NotNow(0)
+            try:
+                for item, url in zip(items, urls, strict=True):
+                    self._context.check()
+                    if self._options.skip_existing and url in live and url in known:
+                        self._writer.add_skipped(item.ordinal)
+                        self._follow(known[url].links or (), url, item)
+                    else:
+                        self._read_page(item, url, known.get(url), live.get(url))
+                    if monotonic() >= self._ends_at:
+                        break
+            finally:
+                # Also before the host is left alone for a while.
+                self._flush()
+
+    def _read_page(
+        self, item: OpenItem, url: str, known: RemoteOrigin | None, live_hash: str | None
+    ) -> None:
+        try:
+            source = fetch_source(
+                self._fetcher,
+                self._options,
+                name=url,
+                url=url,
+                known=known,
+                live_hash=live_hash,
+                limit_bytes=self._settings.web_limit_bytes,
+                delay_s=self._delay_s,
+                accepts=partial(self._check_type, url),
+                may_go=_redirected,
+            )
+            self._take(item, url, source, live_hash)
+        except _Redirected as redirect:
+            self._follow_redirect(item, url, redirect.url)
+        except NotNow as later:
+            if not later.reason:
+                raise
+            self._try_again(item, later)
+            raise
+        except NoDocument:
+            self._drop(item)
+        except Gone as error:
+            self._note(item, gone=True)
+            self._writer.add_failed(item.ordinal, error.message)
+        except DocumentError as error:
+            self._writer.add_failed(item.ordinal, error.message)
+
+    def _check_type(self, url: str, resource: Resource) -> None:
+        try:
+            web.check_type(url, resource)
+        except NoDocument:
+            self._leave_out(resource.media_type)
+            raise
+
+    def _take(self, item: OpenItem, url: str, source: FetchedSource, live_hash: str | None) -> None:
+        page, raw = source.page, source.raw
+        is_start = url == self._state.start
+        if page.is_same:
+            self._follow(source.origin.links or (), url, item)
+            links = source.origin.links
+        else:
+            if is_start and self._take_sitemap(page):
+                self._drop(item)
+                return
+            page_links = _links_of(page, self._agent)
+            links = list(self._here(page_links))
+            self._follow(links, url, item)
+            canonical = page_links.canonical and self._canonical(
+                page_links.canonical, page_links.base, url
+            )
+            if canonical:
+                self._meet([canonical], base=url, depth=item.source["depth"])
+            if page_links.is_hidden or canonical or not self._is_wanted(url):
+                self._drop(item)
+                return
+        origin = replace(
+            source.origin, parent=self._state.key, links=None if links is None else list(links)
+        )
+        self._writer.note_origin(origin)
+        if raw is None or raw.content_hash == live_hash:
+            self._writer.add_skipped(item.ordinal)
+            return
+        if raw.format_ is not None and not raw.format_.is_document:
+            self._leave_out(raw.format_.media_types[0])  # an archive
+            self._drop(item)
+            return
+        loaded = load_source(self._context, self._options, raw)
+        content = content_of(self._context, self._options, raw, loaded, self._embedder)
+        self._writer.add(item.ordinal, content)
+        self._samples[item.ordinal] = sample(loaded.text, SAMPLE_CHARS // AT_ONCE)
+
+    def _here(self, links: "Links") -> Iterator[str]:
+        """The whole URLs of links that stay on the site."""
+        for written in links.urls:
+            try:
+                url = self._as_here(normal_url(written, base=links.base))
+            except ValueError:
+                continue
+            if origin_of(url) == self._state.origin:
+                yield url
+
+    def _follow(self, links: Iterable[str], base: str, item: OpenItem) -> None:
+        depth = int(item.source["depth"]) + 1
+        if depth <= self._site.max_depth:
+            self._meet(links, base=base, depth=depth)
+
+    def _canonical(self, written: str, base: str, url: str) -> str | None:
+        """Where the page says that it lies, if that is the same path with another query: then this
+        is but another way to it. Others are believed to be pages, for many sites say nonsense."""
+        try:
+            canonical = self._as_here(_normal(self._site, written, base))
+        except ValueError:
+            return None
+        is_same_path = origin_of(canonical) == origin_of(url) and path_of(canonical) == path_of(url)
+        return canonical if is_same_path and canonical != url else None
+
+    def _follow_redirect(self, item: OpenItem, url: str, to: str) -> None:
+        """The page that it leads to is read as any other, and this is none."""
+        self._drop(item)
+        state, target = self._state, _normal(self._site, to)
+        if url != state.start or target in self._names:
+            self._meet([target], base=url, depth=item.source["depth"])
+            return
+        state.start, state.has_pages = target, False
+        if origin_of(target) != state.origin:
+            # The site has moved: to https, or to a name with www.
+            state.origin, state.robots, state.sitemaps = origin_of(target), None, None
+        raise NotNow(0)
+
+    def _drop(self, item: OpenItem) -> None:
+        self._writer.add_left_out(item.ordinal)
+        self._page_count -= 1
+
+    def _try_again(self, item: OpenItem, later: NotNow) -> None:
+        tries = int(item.source.get("tries", 0)) + 1
+        if tries > self._settings.web_retries:
+            self._writer.add_failed(item.ordinal, f"{later.reason} Try again later.")
+        else:
+            self._note(item, tries=tries)
+
+    def _note(self, item: OpenItem, **changes: Any) -> None:
+        source, job_id = item.source | changes, self._context.claim.job_id
+        self._writer.also(
+            lambda session: ingest_items.note_source(session, job_id, item.ordinal, source)
+        )
+
+    # The end
+
+    def _end(self) -> Done:
+        claim, root, state = self._context.claim, self._root.ordinal, self._state
+        warnings = self._warnings()
+        vanished: Vanished | None = None
+        if not state.over_limit:  # which keeps pages from being met
+            with self._process.ledger.read() as session:
+                there = ingest_items.parts_there(session, claim.job_id, root)
+            vanished = find_vanished(
+                self._context,
+                self._options.collection_id,
+                state.key,
+                there=there,
+                is_erased=self._site.on_vanished == "erase",
+                max_share=self._site.max_erased_share,
+            )
+            warnings += vanished.warnings
+            state.vanished = vanished.names
+        source = self._source | {"state": vars(state)}
+
+        def record(transaction: Transaction) -> None:
+            if vanished is not None:
+                vanished.record(transaction)
+            ingest_items.note_source(transaction, claim.job_id, root, source)
+            if self._page_count > 0:
+                ingest_items.settle(transaction, claim.job_id, [root], Outcome.LEFT_OUT)
+            else:
+                message = (
+                    f"{state.key}: no page of the site is to be ingested. They redirect in a "
+                    "circle, say `noindex`, or are not among `include_paths`."
+                )
+                ingest_items.settle(transaction, claim.job_id, [root], Outcome.FAILED, message)
+
+        self._flush()
+        return Done(
+            children=self._embed_steps(), result=self._unread(), warnings=warnings, record=record
+        )
+
+    def _warnings(self) -> list[str]:
+        state, warnings = self._state, []
+        if state.over_limit:
+            warnings.append(
+                f"{state.key}: {state.over_limit:,} more links lead to pages of the site than "
+                f"max_pages, which is {self._site.max_pages:,}; they were not read."
+            )
+        if state.left_out:
+            most = Counter(state.left_out).most_common(_SHOWN)
+            named = ", ".join(f"{what} {count:,}" for what, count in most)
+            total = sum(state.left_out.values())
+            files = "1 file is" if total == 1 else f"{total:,} files are"
+            warnings.append(
+                f"{self._state.start}: {files} of types that are not ingested ({named})."
+            )
+        return warnings
+
+
+def _redirected(url: str) -> None:
+    raise _Redirected(url)
+
+
+# Links of pages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    base: str
+    urls: Sequence[str]
+    """As they are written, seen from `base`; none where the page does not want them followed."""
+    canonical: str | None = None
+    is_hidden: bool = False
+    """Whether the page is not to be indexed."""
+
+
+_LINKS_LIMIT: Final = 10_000
+_RULES_WITH_VALUES: Final = frozenset(
+    {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
+)
+
+
+def _links_of(page: Page, agent: str) -> Links:
+    rules = _robots_rules(
+        [value for name, value in page.resource.headers.multi_items() if name == "x-robots-tag"],
+        agent,
+    )
+    if page.resource.media_type not in _HTML:
+        return Links(base=page.url, urls=(), is_hidden="noindex" in rules)
+    declared = [page.resource.charset, declared_charset(page.data)]
+    text = decode(page.data, name=page.url, declared=declared, hint="It cannot be read.").text
+    root = parse(text, name=page.url)
+    return (
+        Links(base=page.url, urls=()) if root is None else read_links(root, page.url, rules, agent)
+    )
+
+
+def read_links(root: etree._Element, url: str, rules: frozenset[str], agent: str) -> Links:
+    base = url
+    for element in root.iter("{*}base"):
+        if element.get("href"):
+            try:
+                base = normal_url(element.get("href", ""), base=url)
+            except ValueError:
+                base = url
+            break
+    metas = [
+        (element.get("name", "").strip().lower(), element.get("content", ""))
+        for element in root.iter("{*}meta")
+    ]
+    values = [value for name, value in metas if name in ("robots", agent.lower())]
+    rules = rules | _robots_rules(values, agent)
+    canonical: str | None = None
+    urls: dict[str, None] = {}
+    for element in root.iter("{*}a", "{*}area", "{*}link", "{*}frame", "{*}iframe"):
+        tag = str(element.tag).rpartition("}")[2]
+        relations = element.get("rel", "").lower().split()
+        target = element.get("src" if tag in ("frame", "iframe") else "href")
+        if target is None:
+            continue
+        if tag == "link":
+            if "canonical" in relations and canonical is None:
+                canonical = target
+            if not {"next", "prev"} & {*relations}:
+                continue
+        if "nofollow" in relations or len(urls) >= _LINKS_LIMIT:
+            continue
+        target = target.strip()
+        if target and not target.startswith("#"):
+            urls[target.partition("#")[0]] = None
+    return Links(
+        base=base,
+        urls=[] if "nofollow" in rules else list(urls),
+        canonical=canonical,
+        is_hidden="noindex" in rules,
+    )
+
+
+def _robots_rules(values: Iterable[str], agent: str) -> frozenset[str]:
+    """What `X-Robots-Tag` or `<meta name="robots">` say: each a list, which may begin with whom it
+    is for."""
+    rules: set[str] = set()
+    for value in values:
+        whom, colon, rest = value.partition(":")
+        name = whom.strip().lower()
+        if colon and "," not in name and name not in _RULES_WITH_VALUES:
+            if name != agent.lower():
+                continue
+            value = rest
+        rules |= {rule.strip().lower() for rule in value.split(",")}
+    if "none" in rules:
+        rules |= {"noindex", "nofollow"}
+    return frozenset(rules)
+
+
+# Sitemaps (sitemaps.org): XML, packed by gzip or not, or a list of URLs; and feeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitemapEntries:
+    urls: Sequence[str]
+    is_index: bool = False
+    """Whether these are sitemaps."""
+
+
+def read_sitemap(data: bytes) -> SitemapEntries | None:
+    """None for what is no sitemap."""
+    data = _unzipped(data)
+    if data.lstrip()[:5].lower().startswith((b"http:", b"https")):
+        lines = [line.strip() for line in data.decode("utf-8", "replace").split("\n")]
+        urls = [line for line in lines if line][:SITEMAP_URLS]
+        are_urls = all(url.lower().startswith(("http://", "https://")) for url in urls)
+        return SitemapEntries(urls=urls) if are_urls else None
+    root = _root_tag(data)
+    if root not in ("urlset", "sitemapindex"):
+        return None
+    urls = list(_locations(data))
+    return SitemapEntries(urls=urls, is_index=root == "sitemapindex")
+
+
+def _unzipped(data: bytes) -> bytes:
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(data, SITEMAP_BYTES)
+    except zlib.error:
+        return b""
+
+
+def _parser() -> etree.XMLPullParser:
+    return etree.XMLPullParser(
+        events=("start", "end"), resolve_entities=False, no_network=True, load_dtd=False,
+        recover=True, remove_comments=True, remove_pis=True,
+    )  # fmt: skip
+
+
+def _root_tag(data: bytes) -> str | None:
+    for event, element in _events(data[:65_536]):
+        if event == "start":
+            return _local(element)
+    return None
+
+
+def _locations(data: bytes) -> Iterator[str]:
+    count = 0
+    for event, element in _events(data):
+        if event != "end":
+            continue
+        parent = element.getparent()
+        if _local(element) == "loc" and parent is not None and _local(parent) in ("url", "sitemap"):
+            text = (element.text or "").strip()
+            if text:
+                yield text
+                count += 1
+            if count >= SITEMAP_URLS:
+                return
+        elif _local(element) in ("url", "sitemap"):
+            element.clear()
+            while element.getprevious() is not None and parent is not None:
+                del parent[0]
+
+
+def _events(data: bytes) -> Iterator[tuple[str, etree._Element]]:
+    parser = _parser()
+    try:
+        for first in range(0, len(data), 65_536):
+            parser.feed(data[first : first + 65_536])
+            for event, element in parser.read_events():
+                if isinstance(element, etree._Element) and isinstance(element.tag, str):
+                    yield str(event), element
+    except etree.XMLSyntaxError:
+        return
+
+
+def _local(element: etree._Element) -> str:
+    return str(element.tag).rpartition("}")[2].lower()
+
+
+def absorb(session: Transaction, claim: Claim, message: str) -> None:
+    ordinal = claim.payload["ordinal"]
+    ingest_items.settle_parts(session, claim.job_id, ordinal, Outcome.FAILED, message)
+    ingest_items.settle(session, claim.job_id, [ordinal], Outcome.FAILED, message)
+
+
+CRAWL = Handler(run=crawl, absorb=absorb, finish=finish)

@@ -1,0 +1,151 @@
+"""The step `ingest.list`: the files below a folder become items of the job, which load steps read.
+
+A file of which the storage says the same as the last time (its ETag, or its time and size) is not
+read again (`shared/documents/remote.py`). A step that was lost goes on with the items that it has
+written.
+"""
+
+from dataclasses import replace
+from typing import Any, Final
+
+from shared.bounds import nfc
+from shared.database.transaction import Transaction
+from shared.documents import documents, ingest_items, remote
+from shared.documents.ingest_items import Outcome, PartOfSource
+from shared.errors import Cancelled, DocumentError
+from shared.jobs import steps
+from shared.jobs.claims import Claim
+from shared.kinds.ingest import FolderSource
+from workers.attempts.context import Context, Done, Handler
+from workers.ingest.folders import Entry, list_files
+from workers.ingest.steps import IngestRequest, finish, load_step
+from workers.ingest.vanished import find_vanished
+from workers.retrieval.embed import embedders_of
+
+AT_ONCE: Final = 1000
+_OWN: Final = frozenset(
+    {"type", "url", "state", "max_documents", "on_vanished", "max_erased_share"}
+)
+
+
+def list_folder(context: Context) -> Done:
+    claim, process = context.claim, context.process
+    ordinal: int = claim.payload["ordinal"]
+    with process.ledger.read() as session:
+        options = IngestRequest.of_job(session, claim.job_id)
+        root = ingest_items.still_open(session, claim.job_id, [ordinal])
+    if not root:
+        return Done()
+    source = root[0].source
+    folder = FolderSource.model_validate({k: v for k, v in source.items() if k != "state"})
+    embedder = embedders_of(process).get(options.model, check=context.check)
+    own = replace(options.of_source(source), passage_prompt=embedder.passage_prompt)
+    if "state" not in source:
+        try:
+            source = _write_items(context, own, folder, source)
+        except DocumentError as error:
+            message = error.message
+
+            def fail(transaction: Transaction) -> None:
+                ingest_items.settle(transaction, claim.job_id, [ordinal], Outcome.FAILED, message)
+
+            return Done(record=fail)
+    state: dict[str, Any] = source["state"]
+    limit = folder.max_documents
+    with process.ledger.read() as session:
+        there = set(ingest_items.parts(session, claim.job_id, ordinal))
+        items = ingest_items.open_parts(session, claim.job_id, ordinal, limit=limit)
+    warnings = list(state["warnings"])
+    vanished = None
+    if state["is_whole"]:
+        vanished = find_vanished(
+            context,
+            own.collection_id,
+            folder.url,
+            there=there,
+            is_erased=folder.on_vanished == "erase",
+            max_share=folder.max_erased_share,
+        )
+        warnings += vanished.warnings
+        state["vanished"] = vanished.names
+
+    def record(transaction: Transaction) -> None:
+        if vanished is not None:
+            vanished.record(transaction)
+        ingest_items.note_source(transaction, claim.job_id, ordinal, source)
+        ingest_items.settle(transaction, claim.job_id, [ordinal], Outcome.LEFT_OUT)
+
+    size, ordinals = process.settings.load_step_documents, [item.ordinal for item in items]
+    children = [
+        load_step(ordinals[first : first + size]) for first in range(0, len(ordinals), size)
+    ]
+    return Done(children=children, record=record, warnings=warnings)
+
+
+def _write_items(
+    context: Context, options: IngestRequest, folder: FolderSource, source: dict[str, Any]
+) -> dict[str, Any]:
+    """Make items of the files of a folder; the source with what was noted of it. Raises
+    DocumentError, Unavailable."""
+    claim, process = context.claim, context.process
+    ordinal: int = claim.payload["ordinal"]
+    listing = list_files(folder.url, folder.max_documents, process.settings, context.check)
+    same = _unchanged(context, options, listing.entries)
+    kept = {key: value for key, value in source.items() if key not in _OWN}
+    parts = [
+        PartOfSource(
+            name=nfc(entry.url),
+            source={
+                **kept, "type": "object", "url": entry.url, "validator": entry.validator,
+                "folder": folder.url,
+            },
+        )
+        for entry in listing.entries
+    ]  # fmt: skip
+    state = {
+        "is_whole": listing.is_whole,
+        "warnings": listing.warnings(folder.url, folder.max_documents),
+    }
+    noted = source | {"state": state}
+    with process.ledger.begin() as session:
+        if not steps.hold(session, claim):
+            raise Cancelled
+        ingest_items.note_source(session, claim.job_id, ordinal, noted)
+        ordinals = ingest_items.expand(session, claim.job_id, ordinal, parts)
+        skipped = [
+            n for n, entry in zip(ordinals, listing.entries, strict=True) if entry.url in same
+        ]
+        ingest_items.settle(session, claim.job_id, skipped, Outcome.SKIPPED)
+    return noted
+
+
+def _unchanged(context: Context, options: IngestRequest, entries: list[Entry]) -> set[str]:
+    """The URLs of those that are live as they are."""
+    recipe, same = options.recipe("object"), set()
+    for first in range(0, len(entries), AT_ONCE):
+        context.check()
+        some = entries[first : first + AT_ONCE]
+        names = [nfc(entry.url) for entry in some]
+        with context.process.ledger.read() as session:
+            known = remote.origins(session, options.collection_id, names)
+            live = documents.live_hashes(session, options.collection_id, names)
+        for entry, name in zip(some, names, strict=True):
+            origin = known.get(name)
+            if name not in live:
+                continue
+            is_same = origin is not None and (
+                (origin.etag, origin.recipe, origin.content_hash)
+                == (entry.validator, recipe, live[name])
+            )
+            if is_same or options.skip_existing:
+                same.add(entry.url)
+    return same
+
+
+def absorb(session: Transaction, claim: Claim, message: str) -> None:
+    ordinal = claim.payload["ordinal"]
+    ingest_items.settle_parts(session, claim.job_id, ordinal, Outcome.FAILED, message)
+    ingest_items.settle(session, claim.job_id, [ordinal], Outcome.FAILED, message)
+
+
+LIST = Handler(run=list_folder, absorb=absorb, finish=finish)

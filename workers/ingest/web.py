@@ -1,0 +1,225 @@
+"""Documents of the web, fetched: politely, guarded, and only where they have changed.
+
+Each request waits for its turn at the host (`shared/documents/remote.py`), goes through
+`workers/outbound.py`, and carries what the server said of the document the last time. What cannot
+be had is a `DocumentError` that names the URL; what can be had later is `NotNow`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from types import TracebackType
+from typing import Final
+from urllib.parse import unquote
+
+from shared.addresses import Guard
+from shared.documents import remote
+from shared.documents.remote import RemoteOrigin
+from shared.errors import Cancelled, DocumentError, InvalidInput
+from shared.formats import FORMATS
+from shared.urls import normal_url, origin_of, path_of
+from workers import outbound
+from workers.attempts.context import Context
+from workers.outbound import Resource
+
+_PATIENCE_S: Final = 2.0
+"""A turn that is further away than this is not waited for here: the step has other things to do."""
+_LATER: Final = frozenset({429, 503})
+_GONE: Final = frozenset({404, 410})
+_VAGUE_TYPES: Final = frozenset(
+    {"", "text/plain", "application/octet-stream", "binary/octet-stream", "application/zip"}
+)
+_ACCEPT: Final = "text/html,application/xhtml+xml,text/*;q=0.9,*/*;q=0.5"
+# Types that no format of documents has, so that they need not be read to know it.
+_NO_DOCUMENTS: Final = ("image/", "audio/", "video/", "font/", "model/", "multipart/")
+
+
+class NotNow(Exception):
+    """The host is to be asked later. `reason` is what it answered, where it was asked."""
+
+    def __init__(self, wait_s: float, reason: str = "") -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+        self.reason = reason
+
+
+class Gone(DocumentError):
+    """The server says that there is no such document."""
+
+
+class NoDocument(DocumentError):
+    """Of a type that is not ingested."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What was fetched; `is_same`: it has not changed since `origin` was noted, and has no data."""
+
+    url: str
+    """Where the redirects led to, in its normal form."""
+    resource: Resource
+    is_same: bool
+
+    @property
+    def data(self) -> bytes:
+        return self.resource.body
+
+    @property
+    def content_type(self) -> str | None:
+        value: str | None = self.resource.headers.get("content-type")
+        return value
+
+    @property
+    def etag(self) -> str | None:
+        return _header(self.resource, "etag")
+
+    @property
+    def modified(self) -> str | None:
+        return _header(self.resource, "last-modified")
+
+    @property
+    def file_name(self) -> str:
+        """A name whose suffix says something of the format: none where the media type says it."""
+        last = unquote(path_of(self.url).rsplit("/", 1)[-1]) or "page"
+        is_said = self.resource.media_type not in _VAGUE_TYPES and any(
+            self.resource.media_type in format_.media_types for format_ in FORMATS.values()
+        )
+        return PurePosixPath(last).stem if is_said else last
+
+
+def _header(resource: Resource, name: str) -> str | None:
+    """As it can be stored and sent back."""
+    value: str | None = resource.headers.get(name)
+    return value if value and len(value) <= 1024 and value.isascii() else None
+
+
+class Fetcher:
+    """Fetches one document after the other; its connections last as long as it is open."""
+
+    def __init__(self, context: Context, *, patience_s: float = _PATIENCE_S) -> None:
+        self._context = context
+        self._settings = context.process.settings
+        self._guard: Guard = self._settings.guard()
+        self._patience_s = patience_s
+
+    def __enter__(self) -> "Fetcher":
+        self._runner = asyncio.Runner()
+        self._clients = outbound.Clients()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(Exception):
+            self._runner.run(self._clients.__aexit__(None, None, None))
+        self._runner.close()
+
+    def fetch(
+        self,
+        url: str,
+        *,
+        known: RemoteOrigin | None = None,
+        delay_s: float | None = None,
+        limit_bytes: int | None = None,
+        may_go: Callable[[str], None] | None = None,
+        accepts: Callable[[Resource], None] | None = None,
+    ) -> Page:
+        """Raises DocumentError, NotNow, Cancelled, and what `may_go` raises of the URL that a
+        redirect leads to; nothing for any other status than one of a document (`Page.resource`).
+
+        With `known`, the document is asked for only if it has changed since.
+        """
+        self._wait(origin_of(url), self._settings.web_delay_s if delay_s is None else delay_s)
+        headers = {
+            "user-agent": self._settings.web_user_agent,
+            "accept": _ACCEPT,
+            "accept-encoding": outbound.PACKINGS,
+        }
+        if known is not None and known.etag:
+            headers["if-none-match"] = known.etag
+        if known is not None and known.modified:
+            headers["if-modified-since"] = known.modified
+        limit = self._settings.web_limit_bytes if limit_bytes is None else limit_bytes
+        try:
+            resource = outbound.within(
+                lambda: outbound.get(
+                    url,
+                    guard=self._guard,
+                    headers=headers,
+                    limit_bytes=limit,
+                    clients=self._clients.of,
+                    accepts=accepts,
+                    may_go=may_go,
+                ),
+                timeout_s=self._settings.web_timeout_s,
+                what=url,
+                stop=self._context.stop,
+                runner=self._runner,
+            )
+        except InvalidInput as error:
+            named = url in error.message
+            raise DocumentError(error.message if named else f"{url}: {error.message}") from error
+        if resource.status in _LATER:
+            self._be_patient(url, resource)
+        return Page(
+            url=normal_url(resource.url),
+            resource=resource,
+            is_same=resource.status == 304 and known is not None,
+        )
+
+    def _wait(self, origin: str, delay_s: float) -> None:
+        with self._context.process.ledger.begin() as session:
+            wait_s = remote.take_turn(session, origin, delay_s=delay_s, patience_s=self._patience_s)
+            left_s = remote.wait_of(session, origin) if wait_s is None else 0.0
+        if wait_s is None:
+            raise NotNow(left_s)
+        if wait_s and self._context.stop.wait(wait_s):
+            raise Cancelled(self._context.stop_reason)
+        self._context.check()
+
+    def _be_patient(self, url: str, resource: Resource) -> None:
+        header_s = outbound.retry_after_s(resource.headers.get("retry-after"))
+        wait_s = min(5.0 if header_s is None else header_s, self._settings.web_delay_limit_s)
+        with self._context.process.ledger.begin() as session:
+            remote.hold_back(session, origin_of(normal_url(resource.url)), wait_s)
+        raise NotNow(wait_s, f"{url}: the server answered with status {resource.status}.")
+
+
+def check_status(page: Page, url: str) -> None:
+    """Raises DocumentError for what is no document, Gone where there is none any more."""
+    status = page.resource.status
+    if 200 <= status < 300 or page.is_same:
+        return
+    at = "" if page.url == url else f" at {page.url}"
+    if status in _GONE:
+        raise Gone(
+            f"{url}: there is nothing{at} (status {status}). Correct the URL, or leave it out."
+        )
+    if status in (401, 403):
+        raise DocumentError(
+            f"{url}: the server does not let us read it{at} (status {status}). Save the page, and "
+            "ingest the file."
+        )
+    raise DocumentError(f"{url}: the server answered with status {status}{at}. Try again later.")
+
+
+def check_type(url: str, resource: Resource) -> None:
+    """Raises NoDocument, before the body is read, for what is none of the formats."""
+    media_type = resource.media_type
+    is_known = any(media_type in format_.media_types for format_ in FORMATS.values())
+    if media_type.startswith(_NO_DOCUMENTS) and not is_known:
+        raise NoDocument(f"{url}: is {media_type}, which is not ingested. Leave it out.")
+
+
+def check_whole(page: Page, url: str, limit_bytes: int) -> None:
+    """Raises DocumentError where the document is longer than what is read."""
+    if page.resource.is_cut:
+        raise DocumentError(
+            f"{url}: has more than {limit_bytes:,} bytes. Ingest it as a file, or raise "
+            "SLUICE_WEB_LIMIT_BYTES."
+        )
