@@ -61,12 +61,14 @@ def load(document: RawDocument) -> DocumentParts:
     if root is None:
         raise package.lacks("META-INF/container.xml that names a package document (.opf)")
     return DocumentParts(
-        passages=_passages(package, root, dirname(main)),
+        passages=_passages(document, package, root, dirname(main)),
         metadata=dict(dublin_core(child(root, "metadata"))),
     )
 
 
-def _passages(package: Package, root: etree._Element, folder: str) -> Iterator[RawPassage]:
+def _passages(
+    document: RawDocument, package: Package, root: etree._Element, folder: str
+) -> Iterator[RawPassage]:
     manifest = {
         node.get("id") or "": node
         for node in children(child(root, "manifest"), "item")
@@ -74,8 +76,9 @@ def _passages(package: Package, root: etree._Element, folder: str) -> Iterator[R
     }
     spine = child(root, "spine")
     titles = _titles(package, manifest, spine, folder)
-    for reference in children(spine, "itemref"):
-        item = manifest.get(reference.get("idref") or "")
+    # An item that the spine names again is read once.
+    for id_ in dict.fromkeys(node.get("idref") or "" for node in children(spine, "itemref")):
+        item = manifest.get(id_)
         if item is None or item.get("media-type") not in _PAGES or _is_navigation(item):
             continue
         name = resolve(folder, item.get("href") or "")
@@ -84,7 +87,7 @@ def _passages(package: Package, root: etree._Element, folder: str) -> Iterator[R
         if page is None:
             continue  # a cover that is a picture
         title = titles.get(name.lower()) or page.title
-        outline = Outline({PassageKey.PART: heading_title(title)} if title else {})
+        outline = Outline(document, {PassageKey.PART: heading_title(title)} if title else {})
         end = 0
         for heading in page.headings:
             outline.paragraph(page.text[end : heading.start])

@@ -27,7 +27,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
-from workers.ingest.formats.numerals import numeral
+from workers.ingest.formats.numerals import LABEL_CHARS, numeral
 from workers.ingest.formats.outline import Blocks, Cell, CellBlocks, Outline
 from workers.ingest.formats.package import Unpacked
 
@@ -109,7 +109,7 @@ class _Reader:
                 "encrypted. Ingest the document that it was made of."
             )
         self._is_compressed = bool(flags & _COMPRESSED)
-        self._outline = Outline()
+        self._outline = Outline(document)
         self._numbers = {"footnote": 0, "endnote": 0}
         self._beside: dict[str, list[str]] = {"header": [], "footer": []}
         self._shapes: list[_ParagraphShape] = []
@@ -390,7 +390,7 @@ def _forms(data: bytes) -> dict[int, tuple[str, str, int]]:
             break
         (flags,) = struct.unpack_from("<I", data, at)
         text, at = _string(data, at + 12)
-        form = flags >> 5 & 0xF
+        form, text = flags >> 5 & 0xF, text[:LABEL_CHARS]
         forms[level] = _FORMS[form] if form < len(_FORMS) else "decimal", text, 1
     return forms
 

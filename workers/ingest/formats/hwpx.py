@@ -26,7 +26,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
-from workers.ingest.formats.numerals import numeral
+from workers.ingest.formats.numerals import LABEL_CHARS, numeral
 from workers.ingest.formats.outline import Blocks, Cell, CellBlocks, Outline
 from workers.ingest.formats.package import (
     Package,
@@ -53,6 +53,8 @@ _FORMS: Final = {
 }  # fmt: skip
 _PLACE: Final = re.compile(r"\^([0-9n])")
 LEVELS: Final = 10
+_REPEATS: Final = 16
+"""How often merged cells come again, for each cell of a table."""
 
 
 @dataclass(kw_only=True)
@@ -97,12 +99,15 @@ def write_table(cells: Sequence[TableCell], out: Blocks) -> None:
     for cell in cells:
         rows.setdefault(cell.row, []).append(cell)
     below: dict[int, tuple[int, Cell]] = {}
+    repeats = _REPEATS * len(cells)
     for number, row in enumerate(sorted(rows)):
         line = {cell.column: cell.cell for cell in rows[row]}
         for column in [column for column, (last, _) in below.items() if last < row]:
             del below[column]
         for column, (_, above) in below.items():
-            line.setdefault(column, above)
+            if column not in line and repeats:
+                repeats -= 1
+                line[column] = above.below()
         for own in rows[row]:
             if own.row_span > 1:
                 below[own.column] = own.row + own.row_span - 1, own.cell
@@ -122,7 +127,7 @@ def load(document: RawDocument) -> DocumentParts:
     sections = _sections(package, root)
     if not sections:
         raise package.lacks("Contents/section0.xml")
-    reader = _Reader(package)
+    reader = _Reader(document, package)
     return DocumentParts(passages=reader.passages(sections), metadata=_metadata(root))
 
 
@@ -162,9 +167,9 @@ def _metadata(root: etree._Element | None) -> Metadata:
 
 
 class _Reader:
-    def __init__(self, package: Package) -> None:
+    def __init__(self, document: RawDocument, package: Package) -> None:
         self._package = package
-        self._outline = Outline()
+        self._outline = Outline(document)
         self._numbers = {"footnote": 0, "endnote": 0}
         self._beside: dict[str, list[str]] = {"header": [], "footer": []}
         self._is_deleted = False
@@ -332,7 +337,7 @@ def _forms(numbering: etree._Element) -> dict[int, tuple[str, str, int]]:
     for node in children(numbering, "paraHead"):
         level = _number(node, "level") - 1
         form = _FORMS.get(node.get("numFormat") or "", "decimal")
-        forms[level] = form, node.text or "", _number(node, "start") or 1
+        forms[level] = form, (node.text or "")[:LABEL_CHARS], _number(node, "start") or 1
     return forms
 
 

@@ -147,3 +147,10 @@ def too_long(name: str, max_chars: int) -> DocumentError:
         f"{name}: has more than {max_chars:,} characters of text. Divide it, or raise "
         "SLUICE_MAX_DOCUMENT_CHARS."
     )
+
+
+def too_many(name: str, max_passages: int) -> DocumentError:
+    return DocumentError(
+        f"{name}: has more than {max_passages:,} sections, rows or records, each a chunk. Divide "
+        "it, or raise SLUICE_MAX_DOCUMENT_CHUNKS."
+    )

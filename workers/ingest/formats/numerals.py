@@ -24,6 +24,8 @@ _ENCLOSED: Final = {
     "decimalEnclosedFullstop": (0x2488, 20),
 }
 _LARGEST: Final = 9999
+LABEL_CHARS: Final = 100
+"""Of the text around an automatic number, which each paragraph of its list has."""
 
 
 def numeral(number: int, form: str) -> str:

@@ -26,7 +26,7 @@ from workers.ingest.formats.loader import (
     RawPassage,
     heading_title,
 )
-from workers.ingest.formats.numerals import numeral
+from workers.ingest.formats.numerals import LABEL_CHARS, numeral
 from workers.ingest.formats.outline import Blocks, Cell, CellBlocks, Outline
 from workers.ingest.formats.package import (
     Package,
@@ -101,7 +101,7 @@ def load_text(document: RawDocument) -> DocumentParts:
     if body is None:
         raise package.lacks("office:text in its content.xml")
     reader = _Reader(content, styles)
-    outline = Outline()
+    outline = Outline(document)
     reader.blocks(body, outline)
     return DocumentParts(
         passages=_text_passages(reader, outline, styles), metadata=_metadata(package)
@@ -129,11 +129,11 @@ def load_slides(document: RawDocument) -> DocumentParts:
     if body is None:
         raise package.lacks("office:presentation in its content.xml")
     return DocumentParts(
-        passages=_slides(_Reader(content, styles), body), metadata=_metadata(package)
+        passages=_slides(document, _Reader(content, styles), body), metadata=_metadata(package)
     )
 
 
-def _slides(reader: "_Reader", body: etree._Element) -> Iterator[RawPassage]:
+def _slides(document: RawDocument, reader: "_Reader", body: etree._Element) -> Iterator[RawPassage]:
     for number, page in enumerate(children(body, "page"), start=1):
         own: Metadata = {PassageKey.SLIDE: number}
         title = ""
@@ -159,7 +159,7 @@ def _slides(reader: "_Reader", body: etree._Element) -> Iterator[RawPassage]:
         style = reader.properties.get(attribute(page, "style-name") or "")
         if style is not None and attribute(style, "visibility") == "hidden":
             own[HIDDEN] = True
-        outline = Outline()
+        outline = Outline(document)
         if title:
             outline.paragraph(title)
         for text, is_line in blocks.cell.blocks:
@@ -403,7 +403,7 @@ class _Reader:
                 if local(part) == "covered-table-cell":
                     left, cell = below.get(column, (0, None))
                     if cell is not None and left:
-                        cells.append(cell)
+                        cells.append(cell.below())
                         below[column] = left - 1, cell
                 else:
                     blocks = CellBlocks()
@@ -509,8 +509,8 @@ def _levels(style: etree._Element) -> dict[int, _ListLevel]:
             continue
         levels[level] = _ListLevel(
             format=_FORMS.get(attribute(node, "num-format") or "", "decimal"),
-            prefix=attribute(node, "num-prefix") or "",
-            suffix=attribute(node, "num-suffix") or "",
+            prefix=(attribute(node, "num-prefix") or "")[:LABEL_CHARS],
+            suffix=(attribute(node, "num-suffix") or "")[:LABEL_CHARS],
             shown_levels=max(1, _count(node, "display-levels", _LEVELS)),
             start=_count(node, "start-value", _LAST_ROW) or 1,
         )

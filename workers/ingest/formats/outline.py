@@ -5,9 +5,9 @@ metadata, as `Guide > Install`. Headings that nothing stands between are of one 
 stand between blank lines; items of a list and rows of a table are lines.
 
 A row of a table is one line with its cells separated by " | ", and an empty cell leaves its place
-empty. A merged cell counts in each row that it covers, and once in a row. As tables also serve for
-layout, a row of one cell is no row but blocks, and the cells of a row that holds a table, or long
-text of several paragraphs, stand one below the other.
+empty. A merged cell counts in each row that it covers, unless it is long, and once in a row. As
+tables also serve for layout, a row of one cell is no row but blocks, and the cells of a row that
+holds a table, or long text of several paragraphs, stand one below the other.
 
 What stands beside the text (notes, comments) becomes passages of its own, behind its section, with
 `part` saying what it is.
@@ -18,9 +18,18 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shared.bounds import Metadata
-from workers.ingest.formats.loader import PassageKey, RawPassage, heading_title
+from workers.ingest.formats.loader import (
+    PassageKey,
+    RawDocument,
+    RawPassage,
+    heading_title,
+    too_long,
+    too_many,
+)
 
 _LONG_ROW_CHARS: Final = 1000
+_LONG_CELL_CHARS: Final = 300
+"""A merged cell with more text is in the first of its rows alone."""
 PATH_SIGN: Final = " > "
 CELL_SIGN: Final = " | "
 _MAX_PATH_CHARS: Final = 1000
@@ -37,6 +46,11 @@ class Cell:
 
     def text(self) -> str:
         return " ".join(" ".join(text for text, _ in self.blocks).split())
+
+    def below(self) -> "Cell":
+        """What a merged cell is in the rows below its first one."""
+        is_long = sum(len(text) for text, _ in self.blocks) > _LONG_CELL_CHARS
+        return Cell() if is_long or self.has_rows else self
 
 
 class Blocks:
@@ -97,9 +111,12 @@ class CellBlocks(Blocks):
 class Outline(Blocks):
     """Blocks in reading order -> passages."""
 
-    def __init__(self, own: Metadata | None = None) -> None:
-        """`own` is noted of each passage."""
+    def __init__(self, document: RawDocument, own: Metadata | None = None) -> None:
+        """`own` is noted of each passage. Raises `DocumentError`, later, where they become more
+        text than a document may have, or more passages."""
+        self._document = document
         self._own = dict(own or {})
+        self._chars = 0
         self._path: list[tuple[int, str]] = []
         self._blocks: list[str] = []
         self._has_body = False
@@ -123,6 +140,9 @@ class Outline(Blocks):
         text = text.strip("\n")
         if not text.strip():
             return
+        self._chars += len(text)
+        if self._chars > self._document.max_chars:
+            raise too_long(self._document.name, self._document.max_chars)
         if is_line and self._has_body:
             self._blocks.append("\n" + text)
         else:
@@ -150,6 +170,8 @@ class Outline(Blocks):
             for block in self._blocks:
                 parts.append(block if not parts or block[0] == "\n" else "\n\n" + block)
             self._passages.append(("".join(parts), own))
+        if len(self._passages) > self._document.max_passages:
+            raise too_many(self._document.name, self._document.max_passages)
         for part, texts in self._notes.items():
             self._passages.append(("\n".join(texts), {**own, PassageKey.PART: part}))
         self._blocks, self._has_body, self._notes = [], False, {}

@@ -24,6 +24,8 @@ from workers.ingest.formats.loader import RawDocument
 _RATIO_FROM_BYTES: Final = 16 * 1024 * 1024
 """Small documents of much repetition may unpack to more."""
 
+_AGAIN: Final = 8
+
 _OLE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENCRYPTED: Final = "EncryptedPackage".encode("utf-16-le")
 _DAMAGE: Final = (
@@ -75,9 +77,10 @@ class Package:
         if member.flag_bits & 0x1:
             raise self.encryption()
         try:
-            return _Limited(self._archive.open(member), self._unpacked.add, self.damage)
+            stream = self._archive.open(member)
         except _DAMAGE as wrong:
             raise self.damage(wrong) from wrong
+        return _Limited(stream, member.filename, self._unpacked, self.damage)
 
     def xml(self, name: str) -> etree._Element | None:
         """None where there is no such member."""
@@ -161,9 +164,26 @@ class Unpacked:
         self._name = document.name
         self._settings = document.settings
         self._bytes = 0
+        self._again = 0
+        self._reached: dict[str, int] = {}
         self._most = max(
             _RATIO_FROM_BYTES, document.settings.max_unpacked_ratio * len(document.content)
         )
+
+    def add_member(self, name: str, end: int, count: int) -> None:
+        """Of a member, `count` bytes up to `end`. What is read again costs time but no memory, and
+        may be more."""
+        reached = self._reached.get(name, 0)
+        if end > reached:
+            self._reached[name] = end
+            self.add(min(count, end - reached))
+        else:
+            self._again += count
+            if self._again > _AGAIN * self._most:
+                raise DocumentError(
+                    f"{self._name}: parts of it refer to the same part again and again. It is "
+                    "damaged; open it in the program that it comes from and save it again."
+                )
 
     @property
     def left(self) -> int:
@@ -204,19 +224,23 @@ class _Limited:
     def __init__(
         self,
         stream: IO[bytes],
-        unpack: Callable[[int], None],
+        name: str,
+        unpacked: Unpacked,
         damage: Callable[[object], DocumentError],
     ) -> None:
         self._stream = stream
-        self._unpack = unpack
+        self._name = name
+        self._unpacked = unpacked
         self._damage = damage
+        self._at = 0
 
     def read(self, size: int = 1 << 20) -> bytes:
         try:
             block = self._stream.read(size if size >= 0 else 1 << 20)
         except _DAMAGE as wrong:
             raise self._damage(wrong) from wrong
-        self._unpack(len(block))
+        self._at += len(block)
+        self._unpacked.add_member(self._name, self._at, len(block))
         return block
 
 

@@ -52,6 +52,9 @@ _SHOWN_ANNOTATIONS: Final = frozenset(
     {pdfium.FPDF_ANNOT_WIDGET, pdfium.FPDF_ANNOT_FREETEXT, pdfium.FPDF_ANNOT_STAMP}
 )
 _COLUMN_LINES: Final = 4
+_MAX_SEGMENTS: Final = 64
+_MAX_LINES: Final = 400
+"""Of a page, so many lines behind each other are looked at for a gutter."""
 _WIDE_GAP: Final = 1.2
 """Of the height of its line."""
 _OPENER: Final = re.compile(r"(?:[-–—•‣▪◦●○■□▶※*·☞]|\(?[0-9]{1,3}[.)]|[①-⑳])(?:\s|$)")
@@ -412,14 +415,15 @@ def _columns(lines: Sequence[list[_Segment]], width: float) -> Iterator[_Column]
 
 def _gutter(lines: Sequence[list[_Segment]], at: int) -> tuple[int, float]:
     """Up to which line a gap goes on that begins in this one, and its middle."""
-    if len(lines[at]) < 2:
+    if not 1 < len(lines[at]) <= _MAX_SEGMENTS:
         return at + 1, 0.0
     best = at + 1, 0.0
+    last = min(len(lines), at + _MAX_LINES)
     for left, right in pairwise(lines[at]):
         low, high = left.right, right.left
         end = at + 1
         gapped = end
-        while end < len(lines) and (gap := _gap(lines[end], low, high)) is not None:
+        while end < last and (gap := _gap(lines[end], low, high)) is not None:
             low, high = gap
             end += 1
             if len(lines[end - 1]) > 1:
@@ -431,7 +435,7 @@ def _gutter(lines: Sequence[list[_Segment]], at: int) -> tuple[int, float]:
 
 def _gap(line: Sequence[_Segment], low: float, high: float) -> tuple[float, float] | None:
     """What is left of a gap between x of `low` and `high` in a line; None if it is crossed."""
-    for segment in line:
+    for segment in line[:_MAX_SEGMENTS]:
         if segment.right <= low or segment.left >= high:
             continue
         middle = (low + high) / 2

@@ -107,15 +107,15 @@ def load(document: RawDocument) -> DocumentParts:
             f"{document.name}: is not RTF: it does not begin with {{\\rtf. Check what it is, and "
             "give it the ending that it should have."
         )
-    reader = _Reader()
+    reader = _Reader(document)
     reader.read(document.content)
     return DocumentParts(passages=reader.passages(), metadata=reader.metadata)
 
 
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, document: RawDocument) -> None:
         self.metadata: Metadata = {}
-        self._outline = Outline()
+        self._outline = Outline(document)
         body = _Target(part="", out=self._outline)
         self._group = _Group(target=body)
         self._stack: list[_Group] = []
@@ -380,8 +380,9 @@ class _Reader:
             if merge == "clmrg":
                 continue
             if merge == "clvmrg" and column in target.above:
-                cell = target.above[column]
-            target.above[column] = cell
+                cell = target.above[column].below()
+            else:
+                target.above[column] = cell
             cells.append(cell)
         target.out.row(cells, is_first=not target.has_rows)
         target.has_rows = True

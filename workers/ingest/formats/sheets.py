@@ -6,10 +6,11 @@ where cells of it are merged: `2023 first half`. Where no row looks like a heade
 values, separated by " | ". Rows have the numbers that people see; the name of the sheet is in the
 metadata, and `hidden` where the sheet is hidden.
 
-A merged cell counts in each row that it covers, and once in a row. `csv.content_columns` and
-`csv.metadata_columns` choose columns as they do for CSV, in each sheet that has them. A metadata
-column is stored as integers, numbers or truth values if all its cells are such and none is shown
-with leading zeros; dates are of ISO 8601, and everything else is the text that is shown.
+A merged cell counts in each row that it covers, unless it is long, and once in a row.
+`csv.content_columns` and `csv.metadata_columns` choose columns as they do for CSV, in each sheet
+that has them. A metadata column is stored as integers, numbers or truth values if all its cells
+are such and none is shown with leading zeros; dates are of ISO 8601, and everything else is the
+text that is shown.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +20,14 @@ from typing import Final, NamedTuple
 
 from shared.bounds import Metadata
 from shared.errors import DocumentError
-from workers.ingest.formats.loader import PassageKey, RawDocument, RawPassage
+from workers.ingest.formats.loader import PassageKey, RawDocument, RawPassage, too_many
 from workers.ingest.formats.outline import CELL_SIGN
 from workers.ingest.formats.tables import column_names, looks_like_header, named_columns
 
 _HEAD_ROWS: Final = 64
 _TITLE_ROWS: Final = 20
 _HEADER_ROWS: Final = 5
+_LONG_CELL_CHARS: Final = 300
 HIDDEN: Final = "hidden"
 
 Value = str | int | float | bool
@@ -91,10 +93,7 @@ def passages(document: RawDocument, sheets: Sequence[Sheet]) -> Iterator[RawPass
         for passage in _sheet(document, sheet, left, seen):
             count += 1
             if count > document.max_passages:
-                raise DocumentError(
-                    f"{document.name}: has more than {document.max_passages:,} rows, each a chunk. "
-                    "Divide it, or raise SLUICE_MAX_DOCUMENT_CHUNKS."
-                )
+                raise too_many(document.name, document.max_passages)
             yield passage
     if left:
         raise DocumentError(
@@ -191,8 +190,10 @@ def _filled(rows: Iterator[SheetRow], merges: Sequence[Merge]) -> Iterator[Sheet
             if column not in own:
                 cells[column] = cell
         for merge in starting:
-            if merge.last_row > merge.first_row and merge.first_column in cells:
-                active[merge.first_column] = merge.last_row, cells[merge.first_column]
+            cell = cells.get(merge.first_column)
+            is_short = cell is not None and len(cell.text) <= _LONG_CELL_CHARS
+            if merge.last_row > merge.first_row and cell is not None and is_short:
+                active[merge.first_column] = merge.last_row, cell
         yield SheetRow(row.number, [cells[column] for column in sorted(cells)])
 
 

@@ -64,10 +64,14 @@ def load(document: RawDocument) -> DocumentParts:
 
 def _passages(package: Package, main: str, root: etree._Element) -> Iterator[RawPassage]:
     relations = package.relations(main)
+    parts: set[str] = set()
     for number, node in enumerate(children(child(root, "sldIdLst"), "sldId"), start=1):
         relation = relations.get(_relation_id(node) or "")
-        slide = None if relation is None else package.xml(relation.target)
-        if relation is not None and slide is not None:
+        if relation is None or relation.target in parts:
+            continue
+        parts.add(relation.target)
+        slide = package.xml(relation.target)
+        if slide is not None:
             yield from _slide(package, relation.target, slide, number)
 
 
@@ -92,7 +96,7 @@ def _slide(package: Package, part: str, slide: etree._Element, number: int) -> I
     for text, is_line in blocks.cell.blocks:
         parts.append(f"\n{text}" if is_line and parts else text)
     yield _joined(parts), own
-    for relation in relations.values():
+    for relation in {relation.target: relation for relation in relations.values()}.values():
         if relation.type == "notesSlide":
             notes = CellBlocks()
             tree = child(package.xml(relation.target), "cSld", "spTree")
@@ -197,7 +201,7 @@ def _table(table: etree._Element, out: Blocks) -> None:
             if node.get("hMerge") in ("1", "true"):
                 continue
             if node.get("vMerge") in ("1", "true") and column in below:
-                cells.append(below[column])
+                cells.append(below[column].below())
                 continue
             blocks = CellBlocks()
             _paragraphs(child(node, "txBody"), blocks)

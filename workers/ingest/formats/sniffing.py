@@ -99,6 +99,9 @@ def _binary(
     """The format of bytes that are no text; plain text, whose decoder says what they are, where
     nothing better is known."""
     known = _by_content(data)
+    if known is not None and not known.is_document and data.startswith((_ZIP, _EMPTY_ZIP)):
+        # A damaged document that is a ZIP archive, which its loader says, is no archive.
+        return expected if expected is not None and _is_zipped(expected) else known
     if known is not None:
         return known
     if expected is not None:
@@ -215,6 +218,12 @@ def _by_zip_members(data: bytes) -> Format | None:
         if prefixes and any(name.startswith(prefixes) for name in names):
             return format_
     return None
+
+
+def _is_zipped(format_: Format) -> bool:
+    """Whether its documents are ZIP archives: nothing else of them is known."""
+    is_other = format_.is_text or format_.signatures or format_.ole_streams
+    return not is_other and format_.is_document and not format_.holds_documents
 
 
 def _mimetype(data: bytes) -> str:

@@ -27,7 +27,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
-from workers.ingest.formats.numerals import numeral
+from workers.ingest.formats.numerals import LABEL_CHARS, numeral
 from workers.ingest.formats.outline import Blocks, Cell, CellBlocks, Outline
 from workers.ingest.formats.package import (
     Package,
@@ -122,7 +122,7 @@ def load(document: RawDocument) -> DocumentParts:
         raise package.lacks("word/document.xml")
     reader = _Reader(package, main)
     metadata = core_properties(package)
-    outline = Outline()
+    outline = Outline(document)
     reader.blocks(body, outline)
     title = metadata.get(DocumentKey.TITLE) or reader.title
     if title:
@@ -313,7 +313,7 @@ class _Reader:
                 merge = child(format_, "vMerge")
                 is_below = merge is not None and _value(merge) in (None, "continue")
                 if is_below and column in merged:
-                    content = merged[column]
+                    content = merged[column].below()
                 else:
                     blocks = CellBlocks()
                     self.blocks(cell, blocks)
@@ -436,7 +436,7 @@ def _levels(parent: etree._Element) -> dict[int, _ListLevel]:
         levels[at] = _ListLevel(
             start=1 if start is None else start,
             format=_value(child(node, "numFmt")) or "decimal",
-            text=_value(child(node, "lvlText")) or "",
+            text=(_value(child(node, "lvlText")) or "")[:LABEL_CHARS],
             has_plain_numbers=legal is not None and (_value(legal) or "").lower() in _ON,
         )
     return levels

@@ -78,11 +78,15 @@ def load(document: RawDocument) -> DocumentParts:
         is_1904=(attribute_of(child(root, "workbookPr"), "date1904") or "0") in ("1", "true"),
     )
     sheets: list[Sheet] = []
+    parts: set[str] = set()
     beside: list[Iterator[RawPassage]] = []
     for node in children(child(root, "sheets"), "sheet"):
         relation = relations.get(attribute(node, "id") or "")
         if relation is None or relation.type not in ("worksheet", "dialogsheet"):
             continue  # a sheet that is a chart
+        if relation.target in parts:
+            continue
+        parts.add(relation.target)
         name = node.get("name") or ""
         sheets.append(
             Sheet(
@@ -231,7 +235,8 @@ def _beside(book: _Book, sheet: Relation, name: str) -> Iterator[RawPassage]:
     """What stands on a sheet but in no cell."""
     comments: list[str] = []
     shapes: list[str] = []
-    for relation in book.package.relations(sheet.target).values():
+    relations = book.package.relations(sheet.target).values()
+    for relation in {relation.target: relation for relation in relations}.values():
         if relation.type == "comments":
             for node in descendants(book.package.xml(relation.target), "comment"):
                 body = child(node, "text")
