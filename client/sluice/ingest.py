@@ -183,7 +183,7 @@ class IngestOptions:
     html: HtmlOptions | None = None
     json: JsonOptions | None = None
     ocr: OcrOptions | None = None
-    """`{}` has pages and images without text recognized."""
+    """`{}` has pages that are pictures of text recognized."""
     on_existing: Literal["skip", "replace"] = "replace"
     on_duplicate: Literal["warn", "skip"] = "warn"
     metadata: Mapping[str, Any] | None = None

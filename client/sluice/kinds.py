@@ -45,7 +45,7 @@ class JsonOptions(TypedDict):
 
 
 class OcrOptions(TypedDict):
-    """Pages and images without text are read by optical character recognition, where the workers
+    """Pages that are pictures of text are read by optical character recognition, where the workers
     have that.
     """
 

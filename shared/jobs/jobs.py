@@ -538,11 +538,15 @@ def doom_members(session: Session, job_id: UUID) -> None:
     session.execute(upsert(DoomedPath).values(row).on_conflict_do_nothing())
 
 
+WARNINGS_LIMIT = 1000
+"""With so many, more of them help nobody."""
+
+
 def warn(session: Session, job_id: UUID, warnings: Sequence[str]) -> None:
-    """Add to what the user has to know of the job."""
+    """Add to what the user has to know of the job, up to a limit."""
     session.execute(
         update(Job)
-        .where(Job.id == job_id)
+        .where(Job.id == job_id, func.cardinality(Job.warnings) < WARNINGS_LIMIT)
         .values(warnings=func.array_cat(Job.warnings, cast(list(warnings), ARRAY(Text))))
     )
 

@@ -138,7 +138,7 @@ class JsonOptions(Shape):
 
 
 class OcrOptions(Shape):
-    """Pages and images without text are read by optical character recognition, where the workers
+    """Pages that are pictures of text are read by optical character recognition, where the workers
     have that."""
 
     languages: (

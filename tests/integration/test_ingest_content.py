@@ -1,9 +1,14 @@
 """Ingestion of all forms of text: split, named and described as asked, and found by it."""
 
+import io
 from typing import Any
 
 import pytest
+from PIL import Image
+from reportlab.lib.utils import ImageReader
+from reportlab.pdfgen.canvas import Canvas
 
+from shared.formats import FORMATS
 from tests.integration.ingestion import (
     CATS,
     TRAINS,
@@ -18,8 +23,9 @@ from tests.integration.ingestion import (
     upload,
     vector_ids,
 )
-from tests.integration.workbench import drain
+from tests.integration.workbench import drain, job_of
 from workers.attempts.process import Process
+from workers.ingest.load import loader_of
 from workers.retrieval.local_embedder import LocalEmbedder
 from workers.retrieval.store import store_of
 
@@ -216,3 +222,45 @@ def test_a_document_gets_other_metadata_and_is_not_embedded_again(
         process, collection, {"faq.csv": table}, csv=csv, metadata={"team": "a", "old": 1}
     )
     assert again == {"replaced": 1}
+
+
+def test_sentences_of_office_documents_are_found_where_they_stand(
+    process: Process, collection: str
+) -> None:
+    uploads = {
+        f"{name.replace(' ', '_')}{FORMATS[name].suffixes[0]}": loader_of(FORMATS[name]).example
+        for name in (
+            *("PDF", "Word", "Excel", "PowerPoint"),
+            *("OpenDocument text", "HWPX", "HWP 5", "EPUB"),
+        )
+    }
+    assert ingest_files(process, collection, uploads) == {"added": len(uploads)}
+
+    hits = {hit.source: hit.metadata for hit in search(process, collection, "open at nine", k=20)}
+
+    assert hits["PDF.pdf"]["page"] == 1
+    assert hits["Word.docx"]["heading"] == "Hours"
+    assert (hits["Excel.xlsx"]["sheet"], hits["Excel.xlsx"]["row"]) == ("Hours", 2)
+    assert hits["PowerPoint.pptx"]["slide"] == 1
+    assert hits["OpenDocument_text.odt"]["heading"] == "Hours"
+    assert hits["EPUB.epub"]["heading"] == "Hours"
+    assert {"HWPX.hwpx", "HWP_5.hwp"} <= set(hits)
+
+
+def test_what_was_not_read_of_a_document_is_a_warning_of_the_job(
+    process: Process, collection: str
+) -> None:
+    picture = ImageReader(Image.new("L", (80, 80), 255))
+    stream = io.BytesIO()
+    canvas = Canvas(stream)
+    canvas.drawString(60, 700, "We open at nine.")
+    canvas.showPage()
+    canvas.drawImage(picture, 60, 600)
+    canvas.save()
+    source = {"type": "file", "file_id": upload(process, "scan.pdf", stream.getvalue())}
+    job_id = order_sources(process, collection, [source])
+    drain(process)
+
+    assert counts(process, job_id) == {"added": 1}
+    (warning,) = job_of(process, job_id).warnings
+    assert warning.startswith("scan.pdf: pages that are pictures were not read (2).")

@@ -1,10 +1,11 @@
 """PDF as reportlab writes it: pages, columns, hyphens, Korean, and what cannot be read."""
 
 import io
+import shutil
 from collections.abc import Callable
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from pypdf import PdfReader, PdfWriter
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.utils import ImageReader, simpleSplit
@@ -12,6 +13,7 @@ from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfbase.cidfonts import UnicodeCIDFont
 from reportlab.pdfgen.canvas import Canvas
 
+from shared.kinds.ingest import LoadOptions, OcrOptions
 from tests.unit.loading import read, refusal
 
 KOREAN = "HYSMyeongJo-Medium"
@@ -170,3 +172,44 @@ def test_a_scan_is_refused_with_what_to_do() -> None:
 
     assert "ocr" in refusal(drawn(draw), "a.pdf")
     assert "has no text" in refusal(drawn(lines()), "a.pdf")
+
+
+def test_pages_that_are_not_read_are_named() -> None:
+    picture = ImageReader(Image.new("L", (200, 80), 255))
+    data = drawn(lines("We open at nine."), lambda canvas: canvas.drawImage(picture, 60, 600))
+    loaded = read(data, "a.pdf")
+    assert loaded.text == "We open at nine."
+    (warning,) = loaded.warnings
+    assert warning.startswith("a.pdf: pages that are pictures were not read (2).")
+
+
+def scan(text: str) -> bytes:
+    picture = Image.new("L", (1200, 200), 255)
+    ImageDraw.Draw(picture).text((40, 60), text, fill=0, font=ImageFont.load_default(48))
+    return drawn(lambda canvas: canvas.drawImage(ImageReader(picture), 40, 600, 500, 84))
+
+
+@pytest.mark.skipif(shutil.which("tesseract") is None, reason="there is no tesseract here")
+def test_a_scan_is_read_where_the_job_asks_for_it() -> None:
+    data = scan("We open at nine.")
+    english = LoadOptions(ocr=OcrOptions(languages=["eng"]))
+    loaded = read(data, "a.pdf", options=english)
+    assert loaded.text == "We open at nine."
+    assert loaded.passages[0].metadata == {"page": 1}
+    unknown = LoadOptions(ocr=OcrOptions(languages=["xyz"]))
+    assert "the data of these languages" in refusal(data, "a.pdf", options=unknown)
+
+
+@pytest.mark.parametrize("language", ["../eng", "-c", "eng kor"])
+def test_only_names_of_languages_reach_the_program(language: str) -> None:
+    options = LoadOptions(ocr=OcrOptions(languages=[language]))
+    message = refusal(scan("x"), "a.pdf", options=options)
+    assert "names no languages" in message
+
+
+def test_a_machine_without_the_program_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    message = refusal(scan("x"), "a.pdf", options=LoadOptions(ocr=OcrOptions()))
+    assert "tesseract-ocr-kor" in message

@@ -43,6 +43,7 @@ from workers.ingest.formats.loader import (
     PassageKey,
     RawDocument,
     too_long,
+    too_many,
 )
 from workers.ingest.formats.sniffing import format_of, split_content_type
 from workers.ingest.formats.text import storable
@@ -75,6 +76,8 @@ class LoadedText:
     text: str
     passages: tuple[TextPassage, ...]
     metadata: Metadata
+    warnings: tuple[str, ...] = ()
+    """What was not read of the document."""
 
     def as_json(self) -> dict[str, Any]:
         """For another process; the text is in it once."""
@@ -85,6 +88,7 @@ class LoadedText:
                 for p in self.passages
             ],
             "metadata": self.metadata,
+            "warnings": self.warnings,
         }
 
     @classmethod
@@ -105,6 +109,7 @@ class LoadedText:
                 for start, length, metadata, headings in value["passages"]
             ),
             metadata=value["metadata"],
+            warnings=tuple(value["warnings"]),
         )
 
 
@@ -229,10 +234,7 @@ def _assemble(document: RawDocument, parts: DocumentParts, *, media_type: str) -
             # Checked as the parts come, so that an endless document is not built first.
             raise too_long(name, document.max_chars)
         if len(passages) == max_passages:
-            raise DocumentError(
-                f"{name}: has more than {max_passages:,} rows or records, each a chunk. Divide it, "
-                "or raise SLUICE_MAX_DOCUMENT_CHUNKS."
-            )
+            raise too_many(name, max_passages)
         passages.append(TextPassage(text=text, start=start, metadata=_storable_metadata(own)))
     if parts.headings and len(passages) == 1:
         passages = [replace(passages[0], headings=tuple(parts.headings))]
@@ -242,6 +244,7 @@ def _assemble(document: RawDocument, parts: DocumentParts, *, media_type: str) -
         text=PASSAGE_GAP.join(passage.text for passage in passages),
         passages=tuple(passages),
         metadata=_storable_metadata({DocumentKey.MEDIA_TYPE: media_type, **parts.metadata}),
+        warnings=tuple(storable(warning) for warning in parts.warnings),
     )
 
 

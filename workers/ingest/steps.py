@@ -195,6 +195,7 @@ def parts_of(claim: Claim) -> list[ChunkRange]:
 
 # From a source of an ingest job to the content of a version: read, load, split, hash.
 
+_WARNINGS_OF_STEP = 4
 _NOTED = frozenset(key.value for key in PassageKey)
 """What loading and splitting note of a passage, unless the job's own metadata has it."""
 _OPTIONS = frozenset(LoadOptions().model_dump())
@@ -1086,6 +1087,7 @@ def load(context: Context) -> Done:
     options = replace(options, passage_prompt=embedder.passage_prompt)
     writer = Writer(context, options)
     samples: dict[int, str] = {}
+    warnings: list[str] = []
     archives: list[int] = []
     with closing(_Pages(context, claim.payload.get("tries", 0))) as pages:
         for item, name in zip(todo, names, strict=True):
@@ -1131,6 +1133,7 @@ def load(context: Context) -> Done:
                 else:
                     loaded = load_source(context, own, raw)
                     writer.add(item.ordinal, content_of(context, own, raw, loaded, embedder))
+                    warnings += loaded.warnings
                     samples[item.ordinal] = sample(loaded.text, SAMPLE_CHARS // len(todo))
             except (DocumentError, NotFound) as error:
                 writer.add_failed(item.ordinal, error.message)
@@ -1146,7 +1149,16 @@ def load(context: Context) -> Done:
     ]
     if pages.put_off:
         children.append(load_step(pages.put_off, tries=pages.tries))
-    return Done(result=unread_scripts(embedder, samples), children=children)
+    return Done(
+        result=unread_scripts(embedder, samples), children=children, warnings=_first(warnings)
+    )
+
+
+def _first(warnings: Sequence[str]) -> list[str]:
+    """Of a step: its job may have thousands."""
+    left = len(warnings) - _WARNINGS_OF_STEP
+    more = [f"So it is with {left:,} more documents."] if left > 0 else []
+    return [*warnings[:_WARNINGS_OF_STEP], *more]
 
 
 class _Pages:

@@ -110,6 +110,9 @@ class DocumentParts:
     passages: Iterable[RawPassage]
     metadata: Metadata = field(default_factory=dict)
     """Of the document as a whole, such as its title."""
+    warnings: list[str] = field(default_factory=list)
+    """What was not read of the document, and how it can be, in whole sentences with its name. May
+    grow until the last passage has come."""
     headings: Sequence[Heading] = ()
     """Those in the text of its only passage, in order; it has then to be fit to be stored. (Other
     passages note the headings above them in their metadata.)"""

@@ -1,4 +1,4 @@
-"""Pictures of text -> text, by tesseract: scanned pages of a PDF, and pictures that are documents.
+"""Pictures of text, such as scanned pages of a PDF -> text, by tesseract.
 
 Only where a job asks for it (`ocr`). The program and the data of its languages are to be on the
 machine of the workers (Debian: tesseract-ocr, tesseract-ocr-kor); no package of Python brings them.
@@ -8,40 +8,33 @@ import io
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from typing import Final
 
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image
 
 from shared.errors import DocumentError
-from workers.ingest.formats.loader import (
-    DocumentParts,
-    PassageKey,
-    RawDocument,
-    RawPassage,
-)
+from workers.ingest.formats.loader import RawDocument
 
 DPI: Final = 200
 """Of pages that are drawn to be read."""
 _PROGRAM: Final = "tesseract"
 _LANGUAGE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_MAX_PIXELS: Final = 100_000_000
 _EMPTY_LINES: Final = re.compile(r"\n{3,}")
 
 
 def text_of_picture(picture: Image.Image, document: RawDocument) -> str:
     """Raises `DocumentError`."""
-    program = shutil.which(_PROGRAM)
-    if program is None:
-        raise DocumentError(
-            f"{document.name}: the workers have no {_PROGRAM} to recognize text with. Install it "
-            "where they run (Debian: tesseract-ocr and tesseract-ocr-kor), or ingest without ocr."
-        )
     chosen = document.options.ocr.languages if document.options.ocr is not None else None
     languages = "+".join(chosen) if chosen else document.settings.ocr_languages
     if not all(_LANGUAGE.fullmatch(language) for language in languages.split("+")):
         raise DocumentError(
             f"{document.name}: {languages!r} names no languages of {_PROGRAM}, such as kor or eng."
+        )
+    program = shutil.which(_PROGRAM)
+    if program is None:
+        raise DocumentError(
+            f"{document.name}: the workers have no {_PROGRAM} to recognize text with. Install it "
+            "where they run (Debian: tesseract-ocr and tesseract-ocr-kor), or ingest without ocr."
         )
     stream = io.BytesIO()
     picture.convert("L").save(stream, "PNG")
@@ -65,26 +58,3 @@ def text_of_picture(picture: Image.Image, document: RawDocument) -> str:
         )
     text = ended.stdout.decode("utf-8", "replace").replace("\f", "")
     return _EMPTY_LINES.sub("\n\n", text).strip()
-
-
-def load(document: RawDocument) -> DocumentParts:
-    if document.options.ocr is None:
-        raise DocumentError(
-            f"{document.name}: is a picture. Ingest it with ocr to have its text recognized."
-        )
-    return DocumentParts(passages=_pages(document))
-
-
-def _pages(document: RawDocument) -> Iterator[RawPassage]:
-    try:
-        with Image.open(io.BytesIO(document.content)) as picture:
-            for number, page in enumerate(ImageSequence.Iterator(picture), start=1):
-                if page.width * page.height > _MAX_PIXELS:
-                    raise DocumentError(
-                        f"{document.name}: has more than {_MAX_PIXELS:,} pixels. Make it smaller."
-                    )
-                yield text_of_picture(page, document), {PassageKey.PAGE: number}
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as wrong:
-        raise DocumentError(
-            f"{document.name}: cannot be read as a picture: {wrong}. Save it again as PNG."
-        ) from wrong

@@ -52,6 +52,7 @@ _SHOWN_ANNOTATIONS: Final = frozenset(
     {pdfium.FPDF_ANNOT_WIDGET, pdfium.FPDF_ANNOT_FREETEXT, pdfium.FPDF_ANNOT_STAMP}
 )
 _COLUMN_LINES: Final = 4
+_NAMED_PAGES: Final = 20
 _MAX_SEGMENTS: Final = 64
 _MAX_LINES: Final = 400
 """Of a page, so many lines behind each other are looked at for a gutter."""
@@ -112,7 +113,10 @@ class _Column:
 
 
 def load(document: RawDocument) -> DocumentParts:
-    return DocumentParts(passages=_passages(document), metadata=_metadata(document))
+    warnings: list[str] = []
+    return DocumentParts(
+        passages=_passages(document, warnings), metadata=_metadata(document), warnings=warnings
+    )
 
 
 def _open(document: RawDocument) -> pypdfium2.PdfDocument:
@@ -165,7 +169,7 @@ def _date(text: str) -> str | None:
     return f"{date}T{hour}:{minute or '00'}:{second or '00'}{offset}"
 
 
-def _passages(document: RawDocument) -> Iterator[RawPassage]:
+def _passages(document: RawDocument, warnings: list[str]) -> Iterator[RawPassage]:
     pictures: list[int] = []
     has_text = False
     with _LOCK:
@@ -187,6 +191,13 @@ def _passages(document: RawDocument) -> Iterator[RawPassage]:
     finally:
         with _LOCK:
             pdf.close()
+    if has_text and pictures:
+        named = ", ".join(map(str, pictures[:_NAMED_PAGES]))
+        more = f" and {len(pictures) - _NAMED_PAGES:,} more" if len(pictures) > _NAMED_PAGES else ""
+        warnings.append(
+            f"{document.name}: pages that are pictures were not read ({named}{more}). Ingest it "
+            "with ocr, so that their text is recognized."
+        )
     if not has_text and pictures:
         raise DocumentError(
             f"{document.name}: has no text, only pictures of it (a scan). Ingest it with "
@@ -216,7 +227,7 @@ def _page(document: RawDocument, pdf: pypdfium2.PdfDocument, index: int) -> tupl
             text = ocr.text_of_picture(
                 page.render(scale=ocr.DPI / 72, grayscale=True).to_pil(), document
             )
-        return text, is_picture
+        return text, is_picture and document.options.ocr is None
     except pypdfium2.PdfiumError as wrong:
         raise _damage(document, f"page {index + 1:,} of {len(pdf):,} is broken") from wrong
     finally:
