@@ -8,10 +8,11 @@ show is text. Encrypted documents are read if they open without a password. Page
 but pictures are read by optical character recognition where the job asks for it (`ocr.py`); a
 document of such pages alone is else an error.
 
-By PDFium (pypdfium2; Apache-2.0 and BSD-3-Clause), which Chrome fuzzes: measured against pypdf
-and pdfplumber it is 3 to 30 times as fast and leaves least spaces out; LangChain's loader for it
-does the same without joining lines. PyMuPDF has the AGPL. PDFium is not safe for threads, so one
-document at a time is read in a process.
+By PDFium (pypdfium2; Apache-2.0 and BSD-3-Clause), which Chrome fuzzes, and for single characters
+of fonts that are nowhere, which it leaves out, by pypdf (BSD-3-Clause). LangChain's loaders for
+both have the lines as they stand; PyMuPDF has the AGPL. Compared in
+`docs/decisions/0023-reading-office-documents.md`. PDFium is not safe for threads, so one document
+at a time is read in a process.
 """
 
 import logging

@@ -5,10 +5,10 @@ formula its value when the workbook was saved last, or else the formula. What be
 headers and merged cells says `sheets.py`. Notes and comments on cells, and text of shapes, are
 passages of their own (`part` in the metadata). Charts and pictures are not read.
 
-By lxml alone: openpyxl makes an object of every cell between the first and the last one, and of
-every cell that is merged, which a file of some hundred bytes can make billions, and it has no text
-of numbers under their formats; LangChain's loader for Excel needs unstructured, which loses sheets'
-rows. Here only cells that are in the file cost anything.
+By lxml alone: openpyxl knows merged cells only where it makes an object of each covered one, which
+a file of 5 kB can make billions, and has no text of numbers under their formats; LangChain's loader
+for Excel needs unstructured, which loses sheets' rows. Here only cells that are in the file cost
+anything.
 """
 
 import re
