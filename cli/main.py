@@ -17,7 +17,7 @@ from cli.terminal.output import ClosedPipe, print_json, print_text, say, say_jso
 COMPLETE_VARIABLE = "_SLUICE_COMPLETE"
 SECTIONS: Mapping[str, Sequence[str]] = {
     "This machine": ("up", "down", "status", "doctor", "logs", "worker", "migrate"),
-    "Documents and answers": ("ingest", "ask", "search", "eval", "chat", "hf"),
+    "Documents and answers": ("ingest", "sync", "watch", "ask", "search", "eval", "chat", "hf"),
     "What is stored and queued": (
         "jobs", "submit", "batch", "collections", "documents", "conversations", "prompts", "models",
     ),
@@ -27,6 +27,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
 MODULES = {
     "up": "stack", "down": "stack", "status": "stack", "doctor": "stack", "migrate": "stack",
     "logs": "stack", "search": "ask", "submit": "jobs", "queues": "stack", "workers": "stack",
+    "watch": "sync",
 }  # fmt: skip
 """Where a command is not in the module of its name. A module is imported when it is needed."""
 

@@ -22,6 +22,8 @@ from sluice.sources import (
     LocalDocument,
     TextDocument,
     discover,
+    folder_documents,
+    is_folder_url,
     is_url,
     site_documents,
     url_documents,
@@ -132,11 +134,12 @@ def ingest(
     if not site and (max_pages, max_depth) != (None, None):
         raise InvalidInput("--max-pages and --max-depth go with --site.")
     discovery = discover(
-        (path for path in paths if path != "-" and not is_url(path)),
+        (path for path in paths if path != "-" and not is_url(path) and not is_folder_url(path)),
         root=root,
         suffixes=formats.suffixes(),
     )
     documents: list[LocalDocument] = list(discovery.documents)
+    documents += folder_documents(path for path in paths if is_folder_url(path))
     if site:
         documents += site_documents(urls, max_pages=max_pages, max_depth=max_depth)
     else:

@@ -68,6 +68,7 @@ from sluice.shapes import (
     StoredFile,
     Worker,
 )
+from sluice.sync import SyncReport
 from sluice.transport import Retries
 
 logging.getLogger("sluice").addHandler(logging.NullHandler())  # silent unless the program logs
@@ -131,6 +132,7 @@ __all__ = [
     "State",
     "StoredFile",
     "StreamItem",
+    "SyncReport",
     "TextPiece",
     "TooLarge",
     "TooManyRequests",

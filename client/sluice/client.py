@@ -16,7 +16,15 @@ import functools
 import inspect
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -47,11 +55,14 @@ from sluice.shapes import Answer, ChatAnswer, Embeddings, Hit, Job, SourceError
 from sluice.sources import (
     LocalDocument,
     discover,
+    folder_documents,
+    is_folder_url,
     is_url,
     site_documents,
     text_documents,
     url_documents,
 )
+from sluice.sync import MAX_ERASED_SHARE, SyncReport, sync_documents
 from sluice.transport import AsyncTransport, BlockingTransport, Retries, drive
 
 P = ParamSpec("P")
@@ -97,8 +108,12 @@ class Tasks(Calls[J], Generic[J]):
         `JobCancelled` or `WaitTimeout` for the job as a whole.
         """
         named = [str(path) for path in paths]
-        local = [path for path in named if not is_url(path)]
-        remote = [*url_documents(filter(is_url, named)), *site_documents(sites)]
+        local = [path for path in named if not (is_url(path) or is_folder_url(path))]
+        remote = [
+            *url_documents(filter(is_url, named)),
+            *folder_documents(filter(is_folder_url, named)),
+            *site_documents(sites),
+        ]
         discovery = await self.transport.in_thread(discover, local, root=root)
         options = IngestOptions(
             splitter=splitter,
@@ -147,6 +162,44 @@ class Tasks(Calls[J], Generic[J]):
             refused=refused,
             parallel_uploads=parallel_uploads,
             wait=wait,
+            timeout_s=timeout_s,
+            on_advance=on_advance or _ignore,
+            on_submit=on_submit or _ignore,
+        )
+
+    async def sync(
+        self,
+        collection: str,
+        paths: Sequence[str | Path],
+        *,
+        options: IngestOptions | None = None,
+        root: str | Path | None = None,
+        dry_run: bool = False,
+        max_erased_share: float = MAX_ERASED_SHARE,
+        suffixes: Collection[str] | None = None,
+        max_pages: int | None = None,
+        parallel_uploads: int = PARALLEL_UPLOADS,
+        timeout_s: float | None = None,
+        on_advance: Callable[[Advance], object] | None = None,
+        on_submit: Callable[[Job], object] | None = None,
+    ) -> SyncReport:
+        """Make the collection what folders and files are, or a site or a bucket: what is new is
+        added, what has changed is replaced, what has vanished is erased.
+
+        Raises `InvalidInput`, and erases nothing, where more than a share of the documents has
+        vanished. With `dry_run` nothing is changed.
+        """
+        return await sync_documents(
+            self,
+            collection,
+            [str(path) for path in paths],
+            options=options or IngestOptions(),
+            root=root,
+            is_dry_run=dry_run,
+            max_erased_share=max_erased_share,
+            suffixes=suffixes,
+            max_pages=max_pages,
+            parallel_uploads=parallel_uploads,
             timeout_s=timeout_s,
             on_advance=on_advance or _ignore,
             on_submit=on_submit or _ignore,
@@ -493,6 +546,7 @@ class Client:
 
     ingest = _blocking(Tasks.ingest)
     ingest_documents = _blocking(Tasks.ingest_documents)
+    sync = _blocking(Tasks.sync)
     search = _blocking(Tasks.search)
     search_vector = _blocking(Tasks.search_vector)
     search_many = _blocking(Tasks.search_many)

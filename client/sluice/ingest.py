@@ -75,21 +75,7 @@ async def send(
     files = [document for document in documents if isinstance(document, FileDocument)]
     ids: dict[str, str] = {}
 
-    hashes: dict[str, str] = {}
-    done = 0
-
-    async def hash_of(file: FileDocument) -> str | SourceError:
-        return await calls.transport.in_thread(_hash, file)
-
-    async with aclosing(calls.transport.parallel(hash_of, files, parallel)) as digests:
-        async for file, digest in digests:
-            if isinstance(digest, SourceError):
-                sent.errors.append(digest)
-            else:
-                hashes[file.name] = digest
-            done += 1
-            on_advance("check", done)
-
+    hashes = await hash_files(calls, files, sent.errors, parallel=parallel, on_advance=on_advance)
     stored = await _stored(calls, hashes.values(), parallel)
     others = {digest for digest, name in stored if name not in hashes}
     for name, digest in hashes.items():
@@ -124,6 +110,32 @@ async def send(
             sent.sources.append(dict(document.source))
         elif document.name in ids:
             sent.sources.append({"type": "file", "file_id": ids[document.name]})
+
+
+async def hash_files(
+    calls: Calls[Any],
+    files: Sequence[FileDocument],
+    errors: list[SourceError],
+    *,
+    parallel: int,
+    on_advance: Callable[[Phase, int], None],
+) -> dict[str, str]:
+    """The SHA-256 of each file by its name; those that cannot be read become errors."""
+    hashes: dict[str, str] = {}
+
+    async def hash_of(file: FileDocument) -> str | SourceError:
+        return await calls.transport.in_thread(_hash, file)
+
+    done = 0
+    async with aclosing(calls.transport.parallel(hash_of, files, parallel)) as digests:
+        async for file, digest in digests:
+            if isinstance(digest, SourceError):
+                errors.append(digest)
+            else:
+                hashes[file.name] = digest
+            done += 1
+            on_advance("check", done)
+    return hashes
 
 
 def _hash(file: FileDocument) -> str | SourceError:

@@ -1,8 +1,9 @@
 """Which documents a list of paths stands for, and what each is called.
 
-A document's name is its identity within a collection: for a file the path as given, for a file
-found in a folder the path from that folder on, the folder's own name first; with a root the path
-from there, however the file was named. Links to folders are followed, each folder is looked into
+A document's name is its identity within a collection: the path from the working directory on, or
+from another root, however the file was named. Of what lies outside of the working directory, and
+where no root is chosen, the path as given, and for a file in a folder the path from that folder on,
+the folder's own name first. Links to folders are followed, each folder is looked into
 once. Nothing here reads the files or talks to the network.
 """
 
@@ -139,11 +140,21 @@ class RemoteDocument:
 LocalDocument = FileDocument | TextDocument | RemoteDocument
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
+_FOLDER_URL = re.compile(r"(s3|gs|gcs|az|abfs|file|memory)://", re.IGNORECASE)
 
 
 def is_url(path: str) -> bool:
     """Whether it names a document of the web, and no file."""
     return _URL.match(path) is not None
+
+
+def is_folder_url(path: str) -> bool:
+    """Whether it names a folder of a bucket, or one that the workers of the server have."""
+    return _FOLDER_URL.match(path) is not None
+
+
+def folder_documents(urls: Iterable[str]) -> list[RemoteDocument]:
+    return [RemoteDocument(name=url, source={"type": "folder", "url": url}) for url in urls]
 
 
 def url_documents(urls: Iterable[str]) -> list[RemoteDocument]:
@@ -192,13 +203,14 @@ def discover(
 
     In folders, and for globs that name no suffix, files are looked for that end with `suffixes`.
 
-    With `root`, names are paths from that folder on, in which all files have to be.
+    With `root`, names are paths from that folder on, in which all files have to be; without, from
+    the working directory on, where they lie in it.
     """
     files: dict[str, _File] = {}
     search = _Search(suffixes=frozenset(suffixes))
     for path in paths:
         for named in _of_argument(path, search):
-            file = named if root is None else _below(Path(root), named)
+            file = _here(named) if root is None else _below(Path(root), named)
             name = document_name(file.written)
             other = files.setdefault(name, file)
             if other is file or _same(other.path, file.path):
@@ -351,6 +363,16 @@ def _if_readable(
         yield _File(written=name, path=Path(path))
     else:
         search.left_out[suffix or "no extension"] += 1
+
+
+def _here(file: _File) -> _File:
+    """The file by its path from the working directory on, if it lies there by that path."""
+    path, top = Path(os.path.abspath(file.path)), Path.cwd()  # noqa: PTH100
+    return (
+        _File(written=str(path.relative_to(top)), path=file.path)
+        if path.is_relative_to(top)
+        else file
+    )
 
 
 def _below(root: Path, file: _File) -> _File:

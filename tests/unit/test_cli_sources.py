@@ -39,15 +39,25 @@ def test_a_folder_has_one_name_however_it_is_spelled(spelling: str) -> None:
     assert "docs/guide.md" in names(spelling.format(here=Path.cwd().name))
 
 
-def test_the_folder_one_stands_in_has_a_name_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_paths_from_the_working_directory_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert names("docs/deep", "docs/guide.md") == ["docs/deep/er/page.html", "docs/guide.md"]
+    assert names("docs/deep/er") == ["docs/deep/er/page.html"]
     monkeypatch.chdir("docs")
-    assert "docs/guide.md" in names(".")
+    assert "guide.md" in names(".")
+    assert names("../notes.xyz") == ["../notes.xyz"]
+    assert names("../docs/deep") == ["deep/er/page.html"]
+
+
+def test_a_folder_elsewhere_has_its_own_name_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("docs/deep")
+    assert "docs/guide.md" in names("..")
 
 
 def test_named_files_are_always_sent_under_the_path_of_the_argument() -> None:
     assert names("notes.xyz", "./docs//photo.png") == ["docs/photo.png", "notes.xyz"]
-    absolute = str(Path("notes.xyz").absolute())
-    assert names(absolute) == [absolute]
+    assert names(str(Path("notes.xyz").absolute())) == ["notes.xyz"]
+    elsewhere = str(Path(__file__))
+    assert names(elsewhere) == [elsewhere]
 
 
 def test_globs_are_expanded_where_the_shell_did_not() -> None:
@@ -61,12 +71,16 @@ def test_a_file_given_twice_is_one_document() -> None:
     assert names("docs", "docs/guide.md", "docs/*.md") == names("docs")
 
 
-def test_two_files_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:
+def test_two_files_of_one_name_are_not_mixed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = tmp_path / "other" / "docs"
     other.mkdir(parents=True)
     (other / "guide.md").write_text("another")
+    assert names("docs", "other/docs")  # from here on they have two
+    monkeypatch.chdir("docs/deep")
     with pytest.raises(InvalidInput, match=r"docs/guide\.md would stand for both"):
-        discover(["docs", "other/docs"])
+        discover(["..", "../../other/docs"])
 
 
 @pytest.mark.parametrize("path", ["nowhere", "nowhere/*.md"])
@@ -147,7 +161,9 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
         "docs/TABLE.CSV", "docs/a link/deep/note.md", "docs/deep/er/page.html", "docs/guide.md",
     ]  # fmt: skip
     assert sources.circular_links == ["docs/all"]  # the others lead to what is there
-    assert names("docs/again") == ["deep/er/page.html"]  # one that is named is a folder like others
+    assert names("docs/again") == [
+        "docs/again/er/page.html"
+    ]  # one that is named is a folder like others
 
 
 def test_a_linked_file_is_read_under_its_own_name() -> None:

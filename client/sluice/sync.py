@@ -1,0 +1,288 @@
+"""Keeping a collection as files, a site or a bucket are: what is new is added, what has changed is
+replaced, what has vanished is erased.
+
+Nothing is noted between two runs: what is to be done is seen from the files and from the documents
+of the collection, so a run that was cut off is finished by the next one. Of files, those with the
+same hash as their document are not sent. Documents are erased last, so that a file with a new name
+is found all the time.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sluice.calls import Calls
+from sluice.errors import ApiError, InvalidInput
+from sluice.ingest import (
+    Advance,
+    IngestOptions,
+    IngestReport,
+    Phase,
+    hash_files,
+    ingest_documents,
+)
+from sluice.shapes import Document, Job, SourceError
+from sluice.sources import (
+    Discovery,
+    FileDocument,
+    LocalDocument,
+    RemoteDocument,
+    discover,
+    document_name,
+    folder_documents,
+    is_folder_url,
+    is_url,
+    site_documents,
+)
+
+MAX_ERASED_SHARE = 0.5
+_ERASED_AT_ONCE = 10_000
+_MEMBER = "!/"
+"""Between the name of an archive and that of a document in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncReport:
+    """What was done, or of a dry run what would be, by the names of documents."""
+
+    collection: str
+    added: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    erased: tuple[str, ...] = ()
+    unchanged: int = 0
+    is_dry_run: bool = False
+    ingest: IngestReport | None = None
+    """Of what was added and replaced; None where there was nothing. Of a site or a bucket, the
+    server says how many documents that were, and `added` and `replaced` are empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    report: SyncReport
+    documents: Sequence[LocalDocument]
+    errors: Sequence[SourceError]
+    erased_ids: Sequence[str]
+    scope_count: int
+    """How many documents the collection has of what is synchronized."""
+
+
+async def sync_documents(
+    calls: Calls[Any],
+    collection: str,
+    paths: Sequence[str],
+    *,
+    options: IngestOptions,
+    root: str | Path | None,
+    is_dry_run: bool,
+    max_erased_share: float,
+    suffixes: Iterable[str] | None,
+    max_pages: int | None,
+    parallel_uploads: int,
+    timeout_s: float | None,
+    on_advance: Callable[[Advance], object],
+    on_submit: Callable[[Job], object],
+) -> SyncReport:
+    """See `Client.sync`."""
+    if not paths:
+        raise InvalidInput("There is nothing to synchronize: give a folder, a file or a URL.")
+    remote = [path for path in paths if is_url(path) or is_folder_url(path)]
+    if remote and len(remote) < len(paths):
+        raise InvalidInput("Synchronize files and URLs one after the other.")
+    ingesting: dict[str, Any] = {
+        "options": options,
+        "parallel_uploads": parallel_uploads,
+        "timeout_s": timeout_s,
+        "on_advance": on_advance,
+        "on_submit": on_submit,
+    }
+    if remote:
+        if is_dry_run:
+            raise InvalidInput("A dry run looks at files; a site or a bucket has to be read.")
+        return await _sync_remote(calls, collection, remote, max_pages, max_erased_share, ingesting)
+    discovery = await calls.transport.in_thread(_discover, paths, root, suffixes)
+    plan = await _plan(calls, collection, paths, discovery, root, parallel_uploads, on_advance)
+    if is_dry_run:
+        return replace(plan.report, is_dry_run=True)
+    _brake(len(plan.erased_ids), plan.scope_count, max_erased_share)
+    report = plan.report
+    if plan.documents or (plan.errors and not plan.scope_count):
+        ingest = await ingest_documents(
+            calls, collection, plan.documents, refused=plan.errors, **ingesting
+        )
+        report = replace(report, ingest=ingest)
+    await _erase(calls, plan.erased_ids, timeout_s)
+    return report
+
+
+def _discover(
+    paths: Sequence[str], root: str | Path | None, suffixes: Iterable[str] | None
+) -> Discovery:
+    for path in paths:
+        if not Path(path).exists():
+            raise InvalidInput(
+                f"{path} does not exist. Nothing was changed; to erase what was read from it, use "
+                "`sluice documents delete`."
+            )
+    if suffixes is None:
+        return discover(paths, root=root)
+    return discover(paths, root=root, suffixes=frozenset(suffixes))
+
+
+async def _plan(
+    calls: Calls[Any],
+    collection: str,
+    paths: Sequence[str],
+    discovery: Discovery,
+    root: str | Path | None,
+    parallel: int,
+    on_advance: Callable[[Advance], object],
+) -> _Plan:
+    top = Path(os.path.abspath(root if root is not None else Path.cwd()))  # noqa: PTH100
+    scopes = [_scope(path, top) for path in paths]
+    stored = {
+        name: document
+        for name, document in (await _stored(calls, collection)).items()
+        if any(_is_in(name, scope) for scope in scopes)
+    }
+    files = [document for document in discovery.documents if isinstance(document, FileDocument)]
+    errors = list(discovery.errors)
+
+    def count(phase: Phase, done: int) -> None:
+        on_advance(Advance(phase=phase, done=done, total=len(files), unit="files"))
+
+    hashes = await hash_files(calls, files, errors, parallel=parallel, on_advance=count)
+    return make_plan(collection, files, hashes, stored, errors, exists=_exists_in(top))
+
+
+def make_plan(
+    collection: str,
+    files: Sequence[FileDocument],
+    hashes: Mapping[str, str],
+    stored: Mapping[str, Document],
+    errors: Sequence[SourceError],
+    *,
+    exists: Callable[[str], bool],
+) -> _Plan:
+    """What is to be done, from the files with their hashes, and the documents there are by their
+    names. `exists` is asked of documents that no file was found for."""
+    sent = [
+        file
+        for file in files
+        if file.name in hashes
+        and (file.name not in stored or stored[file.name].sha256 != hashes[file.name])
+    ]
+    names = {file.name for file in files}
+    vanished = [
+        name for name in stored if name not in names and not exists(name.partition(_MEMBER)[0])
+    ]
+    report = SyncReport(
+        collection=collection,
+        added=tuple(sorted(file.name for file in sent if file.name not in stored)),
+        replaced=tuple(sorted(file.name for file in sent if file.name in stored)),
+        erased=tuple(sorted(vanished)),
+        unchanged=len(hashes) - len(sent),
+    )
+    return _Plan(
+        report=report,
+        documents=sent,
+        errors=errors,
+        erased_ids=[stored[name].id for name in report.erased],
+        scope_count=len(stored),
+    )
+
+
+def _scope(path: str, top: Path) -> tuple[str, bool]:
+    """How the names of documents begin that are read from a path, or the name of the only one; and
+    whether it is a folder. Raises InvalidInput."""
+    whole = Path(os.path.abspath(path))  # noqa: PTH100
+    if not whole.is_relative_to(top):
+        raise InvalidInput(
+            f"{path} is not below {top}, from which on documents are named. Choose another folder "
+            "with --root."
+        )
+    relative = str(whole.relative_to(top))
+    if not whole.is_dir():
+        return document_name(relative), False
+    return ("" if relative == "." else f"{document_name(relative)}/"), True
+
+
+def _is_in(name: str, scope: tuple[str, bool]) -> bool:
+    """URLs are names of documents that were read from elsewhere."""
+    begins, is_folder = scope
+    if not is_folder:
+        return name.partition(_MEMBER)[0] == begins
+    return name.startswith(begins) and "://" not in name
+
+
+def _exists_in(top: Path) -> Callable[[str], bool]:
+    """Whether there is such a file, or may be: a folder that cannot be read hides what is in it."""
+
+    def exists(name: str) -> bool:
+        try:
+            (top / name).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except (OSError, ValueError):
+            return True
+        return True
+
+    return exists
+
+
+async def _stored(calls: Calls[Any], collection: str) -> dict[str, Document]:
+    stored: dict[str, Document] = {}
+    try:
+        async with aclosing(calls.documents(collection)) as documents:
+            async for document in documents:
+                stored[document.source] = document
+    except ApiError as error:
+        if error.status != 404:
+            raise
+    return stored
+
+
+async def _sync_remote(
+    calls: Calls[Any],
+    collection: str,
+    urls: Sequence[str],
+    max_pages: int | None,
+    max_erased_share: float,
+    ingesting: Mapping[str, Any],
+) -> SyncReport:
+    documents: list[RemoteDocument] = [
+        *site_documents(filter(is_url, urls), max_pages=max_pages),
+        *folder_documents(url for url in urls if not is_url(url)),
+    ]
+    ingest = await ingest_documents(calls, collection, documents, **ingesting)
+    vanished, counts = set(ingest.vanished), ingest.documents
+    stored = await _stored(calls, collection) if vanished else {}
+    ids = [document.id for name, document in stored.items() if name in vanished]
+    there = counts.added + counts.replaced + counts.skipped
+    _brake(len(ids), there + len(ids), max_erased_share)
+    await _erase(calls, ids, ingesting["timeout_s"])
+    return SyncReport(
+        collection=collection,
+        erased=tuple(sorted(vanished & stored.keys())),
+        unchanged=counts.skipped,
+        ingest=ingest,
+    )
+
+
+def _brake(erased_count: int, scope_count: int, max_share: float) -> None:
+    """Raises InvalidInput."""
+    if erased_count > max(1, max_share * scope_count):
+        raise InvalidInput(
+            f"{erased_count:,} of {scope_count:,} documents have vanished, which is more than a "
+            f"share of {max_share:g}: none of them was erased. If that is right, repeat it with "
+            "--yes (max_erased_share=1)."
+        )
+
+
+async def _erase(calls: Calls[Any], ids: Sequence[str], timeout_s: float | None) -> None:
+    for first in range(0, len(ids), _ERASED_AT_ONCE):
+        some = list(ids[first : first + _ERASED_AT_ONCE])
+        job = await calls.submit_untyped("erase", {"document_ids": some})
+        (await calls.wait(job.id, timeout_s=timeout_s)).require_success()
