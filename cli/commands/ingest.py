@@ -46,7 +46,7 @@ SHOWN_DUPLICATES = 3
 @click.option("--name", default="stdin", show_default=True, help="What `-` is called.")
 @click.option(
     "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
-    help="Name documents by their paths from here on, whatever folder is given.",
+    help="Where names of documents begin.  [default: .]",
 )  # fmt: skip
 @click.option("--splitter", type=click.Choice([s.value for s in SplitterType]))
 @click.option("--chunk-size", type=int,

@@ -246,10 +246,13 @@ def test_the_same_file_under_another_name_is_warned_of(state: State, capsys: Cap
     assert document(capsys)["duplicates"] == []
     live(state)
     assert run(["ingest", "company/web", "-c", "handbook", "--json"]) == 0
+    assert document(capsys)["duplicates"] == []  # it has the same name
+    other = ["ingest", "company/web", "--root", "company", "-c", "handbook"]
+    assert run([*other, "--json"]) == 0
     again = document(capsys)
     duplicate = {"source": "web/page.html", "other": "company/web/page.html"}
     assert again["duplicates"] == [duplicate]
-    assert run(["ingest", "company/web", "-c", "handbook"]) == 0
+    assert run(other) == 0
     error = capsys.readouterr().err
     assert "web/page.html is company/web/page.html" in error
     assert "--root" in error
