@@ -548,6 +548,15 @@ class Job(Base):
     progress_done: Mapped[int] = mapped_column(server_default=sql("0"))
     progress_total: Mapped[int | None]
     progress_unit: Mapped[str | None]
+    paced_at: Mapped[datetime | None]
+    """When the first of it was done: from then on its pace is measured."""
+    paced_done: Mapped[int | None]
+    """What of `progress_done` was done then."""
+    work_done: Mapped[int] = mapped_column(BigInteger, server_default=sql("0"))
+    """Parts that are smaller than a unit of progress, such as chunks."""
+    work_total: Mapped[int] = mapped_column(BigInteger, server_default=sql("0"))
+    """As far as is known."""
+    paced_work: Mapped[int | None] = mapped_column(BigInteger)
     open_steps: Mapped[int] = mapped_column(server_default=sql("0"))
     attempt: Mapped[int] = mapped_column(server_default=sql("0"))
     max_attempts: Mapped[int]

@@ -11,7 +11,7 @@ job, then queued steps (skipping locked ones), so that no two of these calls wai
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
@@ -432,6 +432,8 @@ def redrive(
     job.dead = False
     job.attempt = job.progress_done = 0
     job.progress_total = job.progress_unit = None
+    for name, value in _NO_PACE.items():
+        setattr(job, name, value)
     job.open_steps = 1
     due = {"run_after": turns.HELD} if held else {}
     session.execute(insert(Step), [first | due])
@@ -453,11 +455,16 @@ def news(job: Job) -> dict[str, Any]:
     }
 
 
+_NO_PACE: Final[dict[str, int | None]] = {
+    "paced_at": None, "paced_done": None, "paced_work": None, "work_done": 0, "work_total": 0,
+}  # fmt: skip
+
+
 def set_total(session: Transaction, job_id: UUID, total: int, unit: str) -> None:
     session.execute(
         update(Job)
         .where(Job.id == job_id)
-        .values(progress_done=0, progress_total=total, progress_unit=unit)
+        .values(progress_done=0, progress_total=total, progress_unit=unit, **_NO_PACE)
     )
     _publish_progress(session, job_id, 0, total, unit)
 
@@ -478,15 +485,29 @@ def total(session: Session, job_id: UUID) -> int:
     return session.scalar(select(Job.progress_total).where(Job.id == job_id)) or 0
 
 
-def advance(session: Transaction, job_id: UUID, done: int) -> None:
-    """Count `done` more units as done."""
+def advance(session: Transaction, job_id: UUID, done: int, *, work: int = 0) -> None:
+    """Count `done` more units as done, and so many parts of units."""
     row = session.execute(
         update(Job)
         .where(Job.id == job_id)
-        .values(progress_done=Job.progress_done + literal(done))
+        .values(
+            progress_done=Job.progress_done + literal(done),
+            work_done=Job.work_done + literal(work),
+            paced_at=func.coalesce(Job.paced_at, func.now()),
+            paced_done=func.coalesce(Job.paced_done, Job.progress_done + literal(done)),
+            paced_work=func.coalesce(Job.paced_work, Job.work_done + literal(work)),
+        )
         .returning(Job.progress_done, Job.progress_total, Job.progress_unit)
     ).one()
-    _publish_progress(session, job_id, row.progress_done, row.progress_total, row.progress_unit)
+    if done:
+        _publish_progress(session, job_id, row.progress_done, row.progress_total, row.progress_unit)
+
+
+def add_work(session: Session, job_id: UUID, work: int) -> None:
+    """There are so many more parts of units to do."""
+    session.execute(
+        update(Job).where(Job.id == job_id).values(work_total=Job.work_total + literal(work))
+    )
 
 
 def report(session: Transaction, claim: Claim, done: int, total: int, unit: str) -> None:

@@ -120,11 +120,20 @@ NEXT = text("""
 
 
 def _of_running(job: Job, now: datetime) -> Estimate:
-    """From the job's own progress so far, where it counts any."""
-    if not job.progress_done or job.progress_total is None or job.started_at is None:
+    """From the job's own pace since the first of it was done: what comes before, such as loading a
+    model, comes once. From parts of units where no unit is done, as of a single large document."""
+    if job.progress_total is None or job.started_at is None:
+        return Estimate()
+    left = job.progress_total - job.progress_done
+    if job.paced_at is not None:
+        paced_s = (now - job.paced_at).total_seconds()
+        if (done := job.progress_done - (job.paced_done or 0)) > 0:
+            return Estimate(eta_s=round(paced_s * left / done, 1))
+        if not job.progress_done and (done := job.work_done - (job.paced_work or 0)) > 0:
+            return Estimate(eta_s=round(paced_s * (job.work_total - job.work_done) / done, 1))
+    if not job.progress_done:
         return Estimate()
     elapsed_s = (now - job.started_at).total_seconds()
-    left = job.progress_total - job.progress_done
     return Estimate(eta_s=round(elapsed_s * left / job.progress_done, 1))
 
 

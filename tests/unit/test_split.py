@@ -1,5 +1,6 @@
 """Splitting: every piece is an exact slice, nothing is lost, and LangChain's pieces are kept."""
 
+import tracemalloc
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -636,3 +637,16 @@ def test_chunks_of_sentences_hold_whole_ones_and_overlap_by_whole_ones() -> None
     assert all(piece.text.startswith("문장") and piece.text.endswith(".") for piece in pieces)
     assert all(later.start < first.start + len(first.text) for first, later in pairwise(pieces))
     assert all(len(piece.text) <= 100 for piece in pieces)
+
+
+def test_the_least_number_of_pieces_is_known_in_little_memory() -> None:
+    text = "a word " * 500_000
+    passage = TextPassage(text=text, start=0, metadata={})
+    loaded = LoadedText(text=text, passages=(passage,), metadata={})
+    tracemalloc.start()
+    try:
+        assert least_pieces(loaded, Splitter(chunk_size=1000)) == 2500
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < len(text)

@@ -519,7 +519,13 @@ def least_pieces(loaded: LoadedText, splitter: Splitter) -> int:
     if splitter.type in (SplitterType.TOKEN, SplitterType.CHARACTER):
         return len(loaded.passages)
     size = splitter.size
-    return sum(max(1, len(_SPACES.sub("", p.text)) // size) for p in loaded.passages)
+    return sum(max(1, _letters(p.text) // size) for p in loaded.passages)
+
+
+def _letters(text: str) -> int:
+    """How many characters are no whitespace; block by block, for each match takes memory."""
+    blocks = (text[at : at + _BLOCK_CHARS] for at in range(0, len(text), _BLOCK_CHARS))
+    return sum(len(_SPACES.sub("", block)) for block in blocks)
 
 
 def _by_characters(

@@ -890,6 +890,7 @@ class Writer:
             versions.hold_contents(session, self._options.collection_id)
         # A source may have been taken out of the job meanwhile.
         wanted = ingest_items.hold(session, job_id, [ordinal for ordinal, _ in self._contents])
+        written = 0
         for ordinal, content in self._contents:
             if ordinal not in wanted:
                 continue
@@ -909,9 +910,13 @@ class Writer:
                 self._skipped.append(ordinal)
             else:
                 ingest_items.assign(session, job_id, ordinal, version_id)
+                if version_id not in self.chunk_counts:
+                    written += len(content.chunks)
                 self.chunk_counts[version_id] = len(content.chunks)
                 if content.copied_from is not None:
                     self.copies[version_id] = content.copied_from
+        if written:
+            jobs.add_work(session, job_id, written)
 
 
 # Sources that hold documents: their members lie in the storage, some together in one object, until
@@ -1245,6 +1250,9 @@ def embed(context: Context) -> Done:
         if encoded.postings is not None:
             outcomes = zip((part.version_id for part in parts), noted, strict=True)
             encoded.postings.write_whole(transaction, options.collection_id, outcomes)
+        jobs.advance(
+            transaction, claim.job_id, 0, work=sum(part.end - part.first for part in parts)
+        )
         transaction.after_commit(lambda: tidy(noted))
 
     def tidy(noted: Sequence[versions.Embedded]) -> None:
