@@ -308,6 +308,24 @@ def test_main_content(make: Make) -> None:
     assert_linear(loading(lambda size: f"<html><body>{make(size)}</body></html>", "a.html"))
 
 
+PLAIN_FORMATS: dict[str, Make] = {
+    "a.xml": lambda size: "<r>" + '<i a="1"><b>x</b></i>' * (size // 20) + "</r>",
+    "b.xml": lambda size: "<r>" + "<p>x <b>y</b></p>" * (size // 17) + "</r>",
+    "a.log": lines("2024-03-01 10:00:00 x\n"),
+    "b.log": lines("[ \x1b[\n"),
+    "a.srt": lines("1\n00:00:01,000 --> 00:00:02,000\na\n\n"),
+    "b.srt": lines("- a <v x\n1\n", first="00:00:01,000 --> 00:00:02,000\n"),
+    "a.yaml": lines("a: b\n"),
+    "a.toml": lines("[a]\n" + 3 * "'" + "\n"),
+    "a.md": lambda size: "---\n" + "a: b\n" * min(size // 5, 12_000) + "---\n# x",
+}
+
+
+@pytest.mark.parametrize("name", PLAIN_FORMATS)
+def test_plain_formats(name: str) -> None:
+    assert_linear(loading(PLAIN_FORMATS[name], name))
+
+
 # Splitters
 
 
@@ -432,6 +450,21 @@ def test_markdown(make: Make) -> None:
 def test_splitters(name: str, type_: SplitterType) -> None:
     small = Splitter(type=type_, chunk_size=16, chunk_overlap=8)
     assert_linear(splitting(TEXTS[name], lambda _: small))
+
+
+SENTENCES: dict[str, Make] = {
+    **{name: TEXTS[name] for name in ("letters", "words", "lines", "line ends", "numbers")},
+    "full stops": lines("."),
+    "sentences": lines("Dr. A b. "),
+    "asian sentences": lines("行く。」と"),
+    "abbreviations": lines("e.g. "),
+}
+
+
+@pytest.mark.parametrize("make", SENTENCES.values(), ids=SENTENCES)
+def test_sentences(make: Make) -> None:
+    splitter = Splitter(type=SplitterType.SENTENCE, chunk_size=100, chunk_overlap=50)
+    assert_linear(splitting(make, lambda _: splitter))
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -168,6 +168,14 @@ def test_restructured_text_is_split_at_its_headings() -> None:
     assert [heading for heading, _ in headed("A\n=\n\nx\n\nB\n=\n\ny\n", "a.rst")] == ["A", "B"]
 
 
+def test_restructured_text_that_has_no_text_or_too_long_lines() -> None:
+    fields = ":a: b\n:c: d\n"
+    assert read(fields.encode(), "a.rst").text == fields
+    for data in (b"a " * 6000, b"a\n" * 11_000):
+        assert "Put blank lines into it" in refusal(data, "a.rst")
+    assert "many attributes" not in refusal(b"<a", "a.xml")
+
+
 # XML
 
 

@@ -241,7 +241,7 @@ def parse(text: str, *, name: str) -> etree._Element | None:
         text = _ENTITY_OR_CDATA.sub(
             lambda match: escape(match[2], quote=False) if match[3] else match[0], text
         )
-    _check_attributes(text, name=name)
+    check_attributes(text, name=name)
     # Bytes with the encoding given to the parser: a string that carries an XML declaration would
     # be refused, and a <meta> that names the file's old encoding would be believed.
     parser = etree.HTMLParser(
@@ -259,9 +259,9 @@ def parse(text: str, *, name: str) -> etree._Element | None:
     return root
 
 
-def _check_attributes(text: str, *, name: str) -> None:
-    """Refuse elements of very many attributes, each of which the HTML parser compares with all
-    before it.
+def check_attributes(text: str, *, name: str) -> None:
+    """Refuse elements of very many attributes, each of which the parser compares with all before
+    it.
 
     Whatever may be the beginning of a tag is looked at, also within scripts, comments and other
     tags: what the parser takes for a tag is then among them. Tags within tags cost more than their
@@ -390,7 +390,7 @@ def _title(root: etree._Element) -> str | None:
     for node in root.iter("{*}title"):
         parent = node.getparent()
         is_page_title = parent is None or _local(parent.tag) in ("html", "head", "body")
-        if is_page_title and (title := " ".join("".join(node.itertext()).split())):
+        if is_page_title and (title := " ".join("".join(map(str, node.itertext())).split())):
             return title
     return _meta(root).get("og:title")
 

@@ -179,7 +179,7 @@ def _walk(
     skipped: etree._Element | None = None
     for event, node in walker:
         if event == "end":
-            if node is skipped:
+            if skipped is not None and node is skipped:
                 skipped = None
                 yield "skipped", node
             else:
@@ -351,7 +351,8 @@ def _article_text(root: etree._Element, left_out: set[etree._Element]) -> str:
         elif isinstance(copied.tag, str):
             copied.tag = _local(copied)
             for span in ("colspan", "rowspan"):  # each would become as many cells
-                copied.attrib.pop(span, None)
+                if span in copied.attrib:
+                    del copied.attrib[span]
     markup = etree.tostring(page, encoding="unicode", method="html")
     if len(markup) > _MARKUP_LIMIT:
         return ""
@@ -365,7 +366,7 @@ def _article_text(root: etree._Element, left_out: set[etree._Element]) -> str:
         return ""
     if article is None or isinstance(article, dict) or article.body is None:
         return ""
-    return _SPACE.sub("", "".join(article.body.itertext()))
+    return _SPACE.sub("", "".join(map(str, article.body.itertext())))
 
 
 def _remove(node: etree._Element) -> None:
@@ -462,4 +463,4 @@ def _heading_outside(
 
 
 def _dense(node: etree._Element) -> str:
-    return _SPACE.sub("", "".join(node.itertext())).lower()
+    return _SPACE.sub("", "".join(map(str, node.itertext()))).lower()

@@ -26,6 +26,10 @@ from workers.ingest.formats.loader import (
 )
 from workers.ingest.formats.text import storable, text_of
 
+_LINE_CHARS: Final = 10_000
+_BLOCK_CHARS: Final = 20_000
+"""Within a paragraph docutils takes more than linear time."""
+_BLANK_LINE: Final = re.compile(r"\n[ \t]*\n")
 _SETTINGS: Final = {
     "file_insertion_enabled": False,
     "raw_enabled": False,
@@ -36,7 +40,7 @@ _SETTINGS: Final = {
     "sectsubtitle_xform": False,
     "docinfo_xform": True,
     "smart_quotes": False,
-    "line_length_limit": 10_000,
+    "line_length_limit": _LINE_CHARS,
     "syntax_highlight": "none",
     "embed_stylesheet": False,
     "traceback": True,
@@ -58,6 +62,7 @@ _FIELD: Final = re.compile(r"[A-Za-z][\w -]{0,50}")
 
 def load(document: RawDocument) -> DocumentParts:
     text, metadata = text_of(document)
+    _check_lengths(text, name=document.name)
     errors = io.StringIO()
     try:
         tree = publish_doctree(text, settings_overrides={**_SETTINGS, "warning_stream": errors})
@@ -69,6 +74,8 @@ def load(document: RawDocument) -> DocumentParts:
     writer = _Writer()
     writer.blocks(tree, level=0, depth=0)
     rendered, headings = writer.text()
+    if not rendered.strip():
+        rendered = text  # such as nothing but fields or targets
     title = tree.get("title")
     own: Metadata = {DocumentKey.TITLE: title} if title else {}
     for node in tree.findall(nodes.docinfo):
@@ -82,6 +89,18 @@ RST = Loader(
     example=b"Hours\n=====\n\nFrom *nine* to five:\n\n* Monday\n* Friday\n",
     example_text="Hours\n\nFrom nine to five:\n\n- Monday\n- Friday",
 )
+
+
+def _check_lengths(text: str, *, name: str) -> None:
+    for block in _BLANK_LINE.split(text):
+        if len(block) <= _LINE_CHARS:
+            continue
+        if len(block) > _BLOCK_CHARS or max(map(len, block.split("\n"))) > _LINE_CHARS:
+            raise DocumentError(
+                f"{name}: has a line of more than {_LINE_CHARS:,} characters, or a paragraph of "
+                f"more than {_BLOCK_CHARS:,}, which is not read as reStructuredText. Put blank "
+                "lines into it, or give it a name that ends with .txt to ingest it as it is."
+            )
 
 
 def _field(node: nodes.Node) -> Metadata:

@@ -32,6 +32,7 @@ _DECLARED_WITHIN_BYTES: Final = 1024
 _DECLARATION: Final = re.compile(r"^\s*<\?xml[^>]*\?>")
 _DEPTH: Final = 200
 _LEAST_RECORDS: Final = 2
+_FEW_CHILDREN: Final = 3
 
 
 def load(document: RawDocument) -> DocumentParts:
@@ -59,6 +60,7 @@ XML = Loader(
 
 
 def _parse(text: str, *, name: str) -> etree._Element:
+    html.check_attributes(text, name=name)
     parser = etree.XMLParser(
         encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True,
         resolve_entities=False, load_dtd=False, no_network=True, strip_cdata=True,
@@ -85,13 +87,14 @@ def _local(node: etree._Element) -> str:
 
 
 def _words(node: etree._Element) -> str:
-    return " ".join("".join(node.itertext()).split())
+    return " ".join("".join(map(str, node.itertext())).split())
 
 
 def _holder(root: etree._Element) -> etree._Element | None:
     """The element whose children are records: the root, or the only one with many in it (as
     `channel` in RSS)."""
-    for node in (root, *(root if len(root) <= 3 else ())):
+    candidates: list[etree._Element] = [root, *(root if len(root) <= _FEW_CHILDREN else ())]
+    for node in candidates:
         names = Counter(map(_local, node))
         if not names:
             continue
