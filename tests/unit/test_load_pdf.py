@@ -139,6 +139,18 @@ def test_single_characters_of_a_font_that_is_not_embedded_are_not_lost(cells: li
     assert read(drawn(draw), "a.pdf").text.split() == cells
 
 
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_a_page_that_is_shown_turned_is_read_in_its_lines(turn: int) -> None:
+    def draw(canvas: Canvas) -> None:
+        canvas.setPageRotation(turn)
+        canvas.translate(300, 400)
+        canvas.rotate(turn)
+        canvas.drawString(0, 28, "We open at nine and close")
+        canvas.drawString(0, 14, "at six on every day.")
+
+    assert read(drawn(draw), "a.pdf").text == "We open at nine and close\nat six on every day."
+
+
 def test_a_form_is_read_with_what_is_filled_in() -> None:
     def draw(canvas: Canvas) -> None:
         canvas.drawString(60, 700, "Name:")

@@ -50,6 +50,8 @@ class PassageKey(StrEnum):
     """The title or else the name of a part of a book."""
     HEADING = "heading"
     """The path of headings above a passage, outermost first: `Guide > Install`."""
+    HIDDEN = "hidden"
+    """Of a sheet or slide that is not shown."""
     START_S = "start_s"
     """When it begins, in seconds from the beginning of a recording; may be a fraction."""
     END_S = "end_s"

@@ -39,7 +39,6 @@ from workers.ingest.formats.package import (
     local,
 )
 from workers.ingest.formats.sheets import (
-    HIDDEN,
     Merge,
     Sheet,
     SheetCell,
@@ -158,7 +157,7 @@ def _slides(document: RawDocument, reader: "_Reader", body: etree._Element) -> I
             own[PassageKey.HEADING] = heading_title(title)
         style = reader.properties.get(attribute(page, "style-name") or "")
         if style is not None and attribute(style, "visibility") == "hidden":
-            own[HIDDEN] = True
+            own[PassageKey.HIDDEN] = True
         outline = Outline(document)
         if title:
             outline.paragraph(title)

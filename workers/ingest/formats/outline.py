@@ -31,6 +31,12 @@ _LONG_ROW_CHARS: Final = 1000
 _LONG_CELL_CHARS: Final = 300
 """A merged cell with more text is in the first of its rows alone."""
 PATH_SIGN: Final = " > "
+SYMBOLS: Final = {
+    "\uf02d": "-", "\uf06c": "●", "\uf06e": "■", "\uf06f": "□", "\uf071": "❑", "\uf076": "❖",
+    "\uf0a7": "▪", "\uf0a8": "◻", "\uf0b7": "•", "\uf0d8": "➢", "\uf0e0": "→", "\uf0fc": "✓",
+}  # fmt: skip
+"""Bullets and the like of the fonts Symbol and Wingdings, whose characters are private ones."""
+_SYMBOLS: Final = str.maketrans(SYMBOLS)
 CELL_SIGN: Final = " | "
 _MAX_PATH_CHARS: Final = 1000
 """Each chunk below carries its headings."""
@@ -137,7 +143,7 @@ class Outline(Blocks):
         self._blocks.append(f"{label} {text.strip()}" if label else text.strip())
 
     def add(self, text: str, *, is_line: bool) -> None:
-        text = text.strip("\n")
+        text = text.strip("\n").translate(_SYMBOLS)
         if not text.strip():
             return
         self._chars += len(text)

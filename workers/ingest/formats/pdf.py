@@ -16,14 +16,16 @@ at a time is read in a process.
 """
 
 import logging
+import math
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from ctypes import byref, c_float, create_string_buffer
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from io import BytesIO
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final
 
 import pypdf
@@ -41,6 +43,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
+from workers.ingest.formats.outline import SYMBOLS
 
 _LOCK: Final = threading.Lock()
 _WORD: Final = re.compile("[^\\s\\x00\x02\ufffe\xad]+")
@@ -78,6 +81,11 @@ _SIZES: Final = 0.04
 _FULL: Final = 1.4
 """Room at the end of a line that is full, in characters: less than one and a space."""
 _NO_WIDTH: Final = 0.01
+_SAMPLE_WORDS: Final = 50
+_PLAIN: Final = str.maketrans(
+    SYMBOLS | dict(zip("ﬀﬁﬂﬃﬄﬅﬆ", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True))
+)
+_MAX_PIXELS: Final = 40_000_000
 _STANDARD_FONTS: Final = (b"Helvetica", b"Times", b"Courier", b"Arial", b"Symbol", b"Zapf")
 
 
@@ -226,13 +234,19 @@ def _page(document: RawDocument, pdf: pypdfium2.PdfDocument, index: int) -> tupl
         )
         if is_picture and document.options.ocr is not None:
             text = ocr.text_of_picture(
-                page.render(scale=ocr.DPI / 72, grayscale=True).to_pil(), document
+                page.render(scale=_scale(page), grayscale=True).to_pil(), document
             )
         return text, is_picture and document.options.ocr is None
     except pypdfium2.PdfiumError as wrong:
         raise _damage(document, f"page {index + 1:,} of {len(pdf):,} is broken") from wrong
     finally:
         page.close()
+
+
+def _scale(page: pypdfium2.PdfPage) -> float:
+    """At which a page is drawn to be read."""
+    width, height = page.get_size()
+    return min(ocr.DPI / 72, math.sqrt(_MAX_PIXELS / max(width * height, 1.0)))
 
 
 def _has_shown_annotations(page: pypdfium2.PdfPage) -> bool:
@@ -278,16 +292,28 @@ def _letters(text: str) -> int:
 def _text(page: pypdfium2.PdfPage) -> str:
     text_page = page.get_textpage()
     try:
-        lines = list(_lines(text_page))
+        text = _chars(text_page)
+        turns = _quarter_turns(text_page, text)
+        lines = list(_lines(text_page, text, turns))
     finally:
         text_page.close()
     blocks: list[str] = []
-    for column in _columns(lines, page.get_width()):
+    for column in _columns(lines, page.get_height() if turns % 2 else page.get_width()):
         if column.rows:
             blocks.append("\n".join(column.rows))
         else:
             blocks.extend(_paragraphs(block, column.width) for block in _blocks(column.lines))
-    return "\n\n".join(blocks)
+    return "\n\n".join(blocks).translate(_PLAIN)
+
+
+def _quarter_turns(text_page: pypdfium2.PdfTextPage, text: str) -> int:
+    """How most of the text is turned, against the clock, as it is on pages that are shown turned.
+    PDFium's angles go with the clock."""
+    places = [word.start() for word in islice(_WORD.finditer(text), _SAMPLE_WORDS)]
+    turns = Counter(
+        round(-pdfium.FPDFText_GetCharAngle(text_page, at) / (math.pi / 2)) % 4 for at in places
+    )
+    return max(turns, key=turns.__getitem__, default=0)
 
 
 def _chars(text_page: pypdfium2.PdfTextPage) -> str:
@@ -303,9 +329,10 @@ def _chars(text_page: pypdfium2.PdfTextPage) -> str:
 class _Line:
     """A line that is being gathered from characters of PDFium's."""
 
-    def __init__(self, text_page: pypdfium2.PdfTextPage, text: str) -> None:
+    def __init__(self, text_page: pypdfium2.PdfTextPage, text: str, turns: int) -> None:
         self._page = text_page
         self._text = text
+        self._turns = turns
         self.segments: list[_Segment] = []
         self._words: list[str] = []
         self._first = self._last = self._lead = _NO_BOX
@@ -372,21 +399,27 @@ class _Line:
         """By the font's height and the character's width, for glyphs may be missing."""
         box = pdfium.FS_RECTF()
         pdfium.FPDFText_GetLooseCharBox(self._page, at, byref(box))
+        left, right, bottom, top = box.left, box.right, box.bottom, box.top
+        if self._turns == 1:
+            box.left, box.right, box.bottom, box.top = bottom, top, -right, -left
+        elif self._turns == 2:
+            box.left, box.right, box.bottom, box.top = -right, -left, -top, -bottom
+        elif self._turns == 3:
+            box.left, box.right, box.bottom, box.top = -top, -bottom, left, right
         return box
 
 
-def _lines(text_page: pypdfium2.PdfTextPage) -> Iterator[list[_Segment]]:
+def _lines(text_page: pypdfium2.PdfTextPage, text: str, turns: int) -> Iterator[list[_Segment]]:
     """Each line's segments, from left to right, in the order of the page.
 
     By the places of words, for PDFium also ends a line within one, before single characters.
     """
-    text = _chars(text_page)
-    line = _Line(text_page, text)
+    line = _Line(text_page, text, turns)
     for word in _WORD.finditer(text):
         if not line.add(word):
             line.end_segment()
             yield line.segments
-            line = _Line(text_page, text)
+            line = _Line(text_page, text, turns)
             line.add(word)
     line.end_segment()
     if line.segments:

@@ -28,7 +28,6 @@ _HEAD_ROWS: Final = 64
 _TITLE_ROWS: Final = 20
 _HEADER_ROWS: Final = 5
 _LONG_CELL_CHARS: Final = 300
-HIDDEN: Final = "hidden"
 
 Value = str | int | float | bool
 
@@ -109,7 +108,7 @@ def _sheet(
     options = document.options.csv
     own: Metadata = {PassageKey.SHEET: sheet.name}
     if sheet.is_hidden:
-        own[HIDDEN] = True
+        own[PassageKey.HIDDEN] = True
     merges = sorted(sheet.merges())
     head: list[SheetRow] = []
     for row in _filled(sheet.rows(), merges):
@@ -190,10 +189,10 @@ def _filled(rows: Iterator[SheetRow], merges: Sequence[Merge]) -> Iterator[Sheet
             if column not in own:
                 cells[column] = cell
         for merge in starting:
-            cell = cells.get(merge.first_column)
-            is_short = cell is not None and len(cell.text) <= _LONG_CELL_CHARS
-            if merge.last_row > merge.first_row and cell is not None and is_short:
-                active[merge.first_column] = merge.last_row, cell
+            merged = cells.get(merge.first_column)
+            is_short = merged is not None and len(merged.text) <= _LONG_CELL_CHARS
+            if merge.last_row > merge.first_row and merged is not None and is_short:
+                active[merge.first_column] = merge.last_row, merged
         yield SheetRow(row.number, [cells[column] for column in sorted(cells)])
 
 

@@ -40,7 +40,6 @@ from workers.ingest.formats.package import (
     local,
     text_within,
 )
-from workers.ingest.formats.sheets import HIDDEN
 
 _TITLES: Final = frozenset({"title", "ctrTitle"})
 _LEFT_OUT: Final = frozenset({"sldNum", "dt"})
@@ -91,7 +90,7 @@ def _slide(package: Package, part: str, slide: etree._Element, number: int) -> I
     if title:
         own[PassageKey.HEADING] = heading_title(title)
     if slide.get("show") in ("0", "false"):
-        own[HIDDEN] = True
+        own[PassageKey.HIDDEN] = True
     parts = [title] if title else []
     for text, is_line in blocks.cell.blocks:
         parts.append(f"\n{text}" if is_line and parts else text)

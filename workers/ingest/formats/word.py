@@ -28,7 +28,7 @@ from workers.ingest.formats.loader import (
     RawPassage,
 )
 from workers.ingest.formats.numerals import LABEL_CHARS, numeral
-from workers.ingest.formats.outline import Blocks, Cell, CellBlocks, Outline
+from workers.ingest.formats.outline import SYMBOLS, Blocks, Cell, CellBlocks, Outline
 from workers.ingest.formats.package import (
     Package,
     Relation,
@@ -261,9 +261,7 @@ class _Reader:
             elif name == "commentReference":
                 self._note("comment", part)
             elif name == "sym":
-                code = int(attribute(part, "char") or "0", 16)
-                if code not in _PRIVATE and 0x20 <= code < 0x110000:
-                    parts.append(chr(code))
+                parts.append(_symbol(attribute(part, "char") or ""))
             elif name == "AlternateContent":
                 branch = alternative(part)
                 if branch is not None:
@@ -338,6 +336,15 @@ def _inside(parent: etree._Element, name: str) -> Iterator[etree._Element]:
             yield node
         elif tag in _CONTAINERS:
             yield from _inside(node, name)
+
+
+def _symbol(code: str) -> str:
+    """Of a font whose characters are its own; empty for one that nobody would know."""
+    try:
+        char = chr(int(code, 16))
+    except (ValueError, OverflowError):
+        return ""
+    return SYMBOLS.get(char, "" if ord(char) in _PRIVATE else char)
 
 
 def _is_hidden(run: etree._Element) -> bool:
