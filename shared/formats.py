@@ -24,6 +24,9 @@ class Format:
     is_text: bool = True
     """Whether its documents are text in some encoding. Bytes that are none are never read as it,
     and a text is never read as a format that is none."""
+    is_text_too: bool = False
+    """Of a format that is no text: whether programs also write texts under its suffix, which its
+    loader reads as what they are."""
     signatures: Sequence[bytes] = ()
     """How its documents begin, where no library knows it. Of texts, it counts only where neither
     name nor media type say what they are, and small letters are as good as capitals."""
@@ -245,6 +248,7 @@ FORMATS: dict[str, Format] = {
             ["application/vnd.ms-excel"],
             "workers.ingest.formats.xls:XLS",
             is_text=False,
+            is_text_too=True,
             ole_streams=["Workbook"],
             is_isolated=True,
         ),

@@ -276,6 +276,12 @@ def test_repeated_rows_that_are_empty_count_and_cost_nothing() -> None:
     assert passages(document, "a.ods")[0][1]["row"] == 3
 
 
+def test_what_web_sites_call_a_workbook_is_read_as_what_it_is() -> None:
+    page = "<meta charset=euc-kr><table><tr><th>이름<th>도시<tr><td>김하나<td>서울</table>"
+    assert texts(page.encode("cp949"), "a.xls") == ["이름 | 도시\n김하나 | 서울"]
+    assert texts("이름\t도시\n김하나\t서울\n".encode(), "a.xls") == ["이름: 김하나\n도시: 서울"]
+
+
 def test_an_old_workbook() -> None:
     book = xlwt.Workbook(encoding="utf-8")
     made = book.add_sheet("매출")

@@ -78,6 +78,8 @@ def format_of(name: str, content_type: str | None, data: bytes | str) -> Format:
         return by_name
     begins = _by_beginning(data)
     if by_name is not None:
+        if by_name.is_text_too:
+            return by_name
         if begins is None:
             raise DocumentError(
                 f"{name}: is plain text, and no {by_name.name}. If that is right, give it a name "

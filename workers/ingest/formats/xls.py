@@ -1,6 +1,7 @@
 """Excel workbooks of 97 to 2003 (.xls, BIFF) -> a passage for each row, as of `.xlsx`.
 
-By xlrd, which reads these and nothing else; LangChain's loader for Excel needs unstructured.
+By xlrd, which reads these and nothing else; LangChain's loader for Excel needs unstructured. What
+web sites call so is often a page with a table, or CSV: these are read as what they are.
 """
 
 import io
@@ -14,13 +15,19 @@ import xlrd
 from xlrd.sheet import Sheet as RawSheet
 
 from shared.errors import DocumentError
-from workers.ingest.formats import number_formats
+from workers.ingest.formats import number_formats, tables
+from workers.ingest.formats.html import page_within
 from workers.ingest.formats.loader import DocumentKey, DocumentParts, Loader, RawDocument
 from workers.ingest.formats.sheets import Merge, Sheet, SheetCell, SheetRow, passages
+from workers.ingest.formats.sniffing import is_binary
 from workers.ingest.formats.workbook import number_cell
+
+_HEAD_BYTES: Final = 65_536
 
 
 def load(document: RawDocument) -> DocumentParts:
+    if not is_binary(document.content):
+        return _load_text(document)
     try:
         book = xlrd.open_workbook(
             file_contents=document.content, formatting_info=True, ragged_rows=True,
@@ -50,6 +57,14 @@ def load(document: RawDocument) -> DocumentParts:
         passages=passages(document, sheets),
         metadata={DocumentKey.AUTHOR: author} if author else {},
     )
+
+
+def _load_text(document: RawDocument) -> DocumentParts:
+    head = document.content[:_HEAD_BYTES].lower()
+    if b"<table" not in head and b"<html" not in head:
+        return tables.load(document)
+    page = page_within(document.content, name=document.name)
+    return DocumentParts(passages=[(page.text, {})] if page is not None else [])
 
 
 def _rows(book: xlrd.Book, sheet: RawSheet) -> Iterator[SheetRow]:
