@@ -297,6 +297,8 @@ class Document(Base):
     collection_id: Mapped[UUID] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"))
     source: Mapped[str]
     live_version_id: Mapped[UUID | None]
+    source_id: Mapped[str | None]
+    """What the client calls it; it stays where `source` changes."""
     container: Mapped[str | None]
     """The name of the source that it was found in, such as an archive; None of a source itself."""
     erasing_at: Mapped[datetime | None]
@@ -306,6 +308,13 @@ class Document(Base):
     __table_args__ = (
         UniqueConstraint("collection_id", "source"),
         Index("ix_documents_collection_id_id", "collection_id", "id"),
+        Index(
+            "uq_documents_source_id",
+            "collection_id",
+            "source_id",
+            unique=True,
+            postgresql_where=sql("source_id IS NOT NULL"),
+        ),
         Index(
             "ix_documents_container",
             "collection_id",

@@ -81,6 +81,7 @@ class FileSource(TypedDict):
     type: Literal["file"]
     file_id: str
     name: NotRequired[str | None]
+    id: NotRequired[str | None]
 
 
 class TextSource(TypedDict):
@@ -94,6 +95,7 @@ class TextSource(TypedDict):
     type: Literal["text"]
     text: str
     name: NotRequired[str | None]
+    id: NotRequired[str | None]
 
 
 class ChunkSource(TypedDict):

@@ -149,6 +149,20 @@ def live_hashes(session: Session, collection_id: UUID, sources: Iterable[str]) -
     return dict(rows.all())
 
 
+def live_source_ids(session: Session, collection_id: UUID, ids: Sequence[str]) -> set[str]:
+    """Those of the ids of sources that are of live documents."""
+    if not ids:
+        return set()
+    rows = session.scalars(
+        select(Document.source_id).where(
+            Document.collection_id == collection_id,
+            Document.source_id.in_(ids),
+            Document.live_version_id.is_not(None),
+        )
+    )
+    return {id_ for id_ in rows if id_ is not None}
+
+
 def names(session: Session, collection_id: UUID, ids: Iterable[str]) -> dict[str, str]:
     """What those of the documents are called that are in the collection, by their ids."""
     parsed = [id_ for id_ in map(_parse_id, ids) if id_ is not None]

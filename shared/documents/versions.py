@@ -6,7 +6,7 @@ transaction. Retired and forsaken versions wait for the collector, which deletes
 and rows last. The document row is the lock that serializes all of this.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from shared.bounds import as_object
 from shared.documents import lexical
 from shared.documents.documents import chunk_id
-from shared.errors import Unavailable
+from shared.errors import DocumentError, Unavailable
 from shared.tables import Chunk, Collection, Document, Version, new_id
 
 _ROWS_AT_ONCE: Final = 1000
@@ -49,6 +49,8 @@ class Content:
     """The part of the metadata that came with the request."""
     copied_from: UUID | None = None
     """The version that has the same chunks, with the same vectors."""
+    source_id: str | None = None
+    """What the client calls the document, whatever `source` is."""
     container: str | None = None
     """The name of the source that the document was found in, such as an archive."""
 
@@ -98,6 +100,47 @@ def lock_documents(
     if len(documents) < len(names):
         raise Unavailable("A document was removed at this moment; it is ingested again after that.")
     return {document.source: document for document in documents}
+
+
+def rename(session: Session, collection_id: UUID, sources: Mapping[str, str]) -> dict[str, str]:
+    """Let the documents with these ids be called so; returns what is wrong with those that cannot
+    be, by their ids. Before `lock_documents`."""
+    documents = session.scalars(
+        select(Document)
+        .where(Document.collection_id == collection_id, Document.source_id.in_(sources))
+        .order_by(Document.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).all()
+    wrong: dict[str, str] = {}
+    for document in documents:
+        id_ = document.source_id or ""
+        if document.source == sources[id_]:
+            continue
+        taken = select(Document.id).where(
+            Document.collection_id == collection_id, Document.source == sources[id_]
+        )
+        if session.scalar(taken) is not None:
+            wrong[id_] = (
+                f"{sources[id_]}: the document with the id {id_} is called {document.source}, and "
+                "cannot be called so, for another one is. Choose another name, or erase that one."
+            )
+            continue
+        document.source = sources[id_]
+        session.flush()
+    return wrong
+
+
+def identify(document: Document, content: Content) -> None:
+    """Give a locked document the id of its content. Raises DocumentError where it has another."""
+    if content.source_id is None or document.source_id == content.source_id:
+        return
+    if document.source_id is not None:
+        raise DocumentError(
+            f"{content.source}: is the name of the document with the id {document.source_id}, not "
+            f"of {content.source_id}. Choose another name, or erase that one."
+        )
+    document.source_id = content.source_id
 
 
 def hold_contents(session: Session, collection_id: UUID) -> None:

@@ -181,18 +181,25 @@ class _Source(Shape):
         }
 
 
+SourceId = Annotated[FullLine, AfterValidator(nfc)]
+"""What a document is to its owner, whatever it is called: a source with the id of a document of the
+collection is that document, under a new name if it has one. Without it, the name is what counts."""
+
+
 class FileSource(_Source):
     """An upload; its document is called `name`, or as the upload."""
 
     type: Literal["file"]
     file_id: Annotated[Line, AfterValidator(_canonical_id)]
     name: SourceName | None = None
+    id: SourceId | None = None
 
 
 class TextSource(_Source):
     type: Literal["text"]
     text: DocumentText
     name: SourceName | None = None
+    id: SourceId | None = None
 
 
 class ChunkSource(Shape):

@@ -94,15 +94,15 @@ def test_attachments_are_documents_and_shown_images_are_none() -> None:
     message.add_attachment("note", filename="../../note.txt")
     message.add_attachment("other note", filename="note.txt")
     message.add_attachment(b"%PDF-1.7", "application", "pdf")
-    found = attachments(message.as_bytes())
-    assert [(m.name, m.error) for m in found] == [
+    listed = attachments(message.as_bytes())
+    assert [(m.name, m.error) for m in listed] == [
         ("m.eml!/표.csv", ""),
         ("m.eml!/note.txt", ""),
         ("m.eml!/note (2).txt", ""),
-        (found[3].name, ""),
+        (listed[3].name, ""),
     ]
-    assert found[0].data == b"a,b\n1,2\n"
-    assert found[3].data == b"%PDF-1.7"
+    assert listed[0].data == b"a,b\n1,2\n"
+    assert listed[3].data == b"%PDF-1.7"
     assert "see the files" in read(message.as_bytes(), "m.eml").text
 
 
@@ -113,12 +113,12 @@ def test_a_mail_within_a_mail_is_a_document_with_attachments_of_its_own() -> Non
     outer = mail(Subject="Fwd")
     outer.set_content("see below")
     outer.add_attachment(inner)
-    found = attachments(outer.as_bytes())
-    assert [m.name for m in found] == [
+    listed = attachments(outer.as_bytes())
+    assert [m.name for m in listed] == [
         "m.eml!/Re: plan-2026.eml", "m.eml!/Re: plan-2026.eml!/deep.txt",
     ]  # fmt: skip
-    assert KOREAN in read(found[0].data, found[0].name).text
-    assert found[1].data.strip() == b"deep"
+    assert KOREAN in read(listed[0].data, listed[0].name).text
+    assert listed[1].data.strip() == b"deep"
     assert KOREAN not in read(outer.as_bytes(), "m.eml").text
 
 
@@ -180,11 +180,11 @@ def test_an_outlook_message_is_read() -> None:
     )
     assert loaded.metadata["title"] == "회의 안내"
     assert read(data, "renamed.txt").text == loaded.text
-    found = attachments(data, "m.msg")
-    assert [(m.name, len(m.data)) for m in found] == [
+    listed = attachments(data, "m.msg")
+    assert [(m.name, len(m.data)) for m in listed] == [
         ("m.msg!/표.csv", 8), ("m.msg!/long.txt", 9000), ("m.msg!/gone.txt", 0),
     ]  # fmt: skip
-    assert "Save it as a file" in found[2].error
+    assert "Save it as a file" in listed[2].error
 
 
 def test_an_outlook_message_of_html_alone_is_rendered() -> None:

@@ -63,13 +63,13 @@ def unpacked(data: bytes, name: str = "a.zip", **settings: Any) -> list[Member]:
     )
 
 
-def contents(found: list[Member]) -> dict[str, bytes]:
-    assert not any(member.error for member in found), found
-    return {member.name: member.data for member in found}
+def contents(listed: list[Member]) -> dict[str, bytes]:
+    assert not any(member.error for member in listed), listed
+    return {member.name: member.data for member in listed}
 
 
-def errors(found: list[Member]) -> dict[str, str]:
-    return {member.name: member.error for member in found if member.error}
+def errors(listed: list[Member]) -> dict[str, str]:
+    return {member.name: member.error for member in listed if member.error}
 
 
 def refusal(data: bytes, name: str = "a.zip", **settings: Any) -> str:
@@ -105,8 +105,8 @@ def test_each_file_of_an_archive_is_a_document(name: str, pack: Callable[[Conten
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
 def test_a_packed_file_is_one_document(pack: Callable[[bytes], bytes]) -> None:
-    found = unpacked(pack(b"a log\n" * 1000), "logs/app.log.gz")
-    assert contents(found) == {"logs/app.log.gz!/app.log": b"a log\n" * 1000}
+    listed = unpacked(pack(b"a log\n" * 1000), "logs/app.log.gz")
+    assert contents(listed) == {"logs/app.log.gz!/app.log": b"a log\n" * 1000}
 
 
 def test_archives_and_mails_lie_in_each_other() -> None:
@@ -115,8 +115,8 @@ def test_archives_and_mails_lie_in_each_other() -> None:
         b"Subject: x\nMIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=B\n\n--B\n\nbody\n"
     )
     mail += b'--B\nContent-Disposition: attachment; filename="d.txt"\n\nattached\n--B--\n'
-    found = contents(unpacked(zipped({"in.tar.gz": inner, "mail.eml": mail, "a.txt": b"x"})))
-    assert found == {
+    listed = contents(unpacked(zipped({"in.tar.gz": inner, "mail.eml": mail, "a.txt": b"x"})))
+    assert listed == {
         "a.zip!/in.tar.gz!/b/c.txt": b"deep",
         "a.zip!/mail.eml": mail,
         "a.zip!/mail.eml!/d.txt": b"attached",
@@ -187,11 +187,11 @@ def test_a_tar_has_names_in_cp949_too() -> None:
 def test_a_name_that_leads_elsewhere_is_an_error_of_that_member(
     pack: Callable[[Content], bytes], name: str, message: str
 ) -> None:
-    found = unpacked(pack({name: b"evil", "good.txt": b"good"}), "a.tar")
-    (error,) = errors(found).values()
+    listed = unpacked(pack({name: b"evil", "good.txt": b"good"}), "a.tar")
+    (error,) = errors(listed).values()
     assert message in error
-    assert [m.data for m in found if not m.error] == [b"good"]
-    assert all(len(m.name) <= 1024 and m.name.startswith("a.tar!/") for m in found)
+    assert [m.data for m in listed if not m.error] == [b"good"]
+    assert all(len(m.name) <= 1024 and m.name.startswith("a.tar!/") for m in listed)
 
 
 def test_of_equal_names_the_first_is_read() -> None:
@@ -200,9 +200,9 @@ def test_of_equal_names_the_first_is_read() -> None:
         archive.writestr("a.txt", "first")
         with pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr("a.txt", "second")
-    found = unpacked(buffer.getvalue())
-    assert [(m.data, bool(m.error)) for m in found] == [(b"first", False), (b"", True)]
-    assert "comes twice" in found[1].error
+    listed = unpacked(buffer.getvalue())
+    assert [(m.data, bool(m.error)) for m in listed] == [(b"first", False), (b"", True)]
+    assert "comes twice" in listed[1].error
 
 
 # What is no file
@@ -216,9 +216,9 @@ def test_links_and_devices_are_errors_of_themselves() -> None:
             entry.type, entry.linkname = kind, "/etc/passwd"
             archive.addfile(entry)
         archive.addfile(tarfile.TarInfo("empty.txt"))
-    found = unpacked(buffer.getvalue(), "a.tar")
-    assert [m.name for m in found if not m.error] == ["a.tar!/empty.txt"]
-    assert [("link" in e, "device" in e) for e in errors(found).values()] == [
+    listed = unpacked(buffer.getvalue(), "a.tar")
+    assert [m.name for m in listed if not m.error] == ["a.tar!/empty.txt"]
+    assert [("link" in e, "device" in e) for e in errors(listed).values()] == [
         (True, False), (True, False), (False, True),
     ]  # fmt: skip
     entry_ = zipfile.ZipInfo("link")
@@ -233,20 +233,20 @@ def test_what_is_encrypted_says_so() -> None:
     data = bytearray(zipped({"a.txt": b"secret", "b.txt": b"open"}, store=True))
     for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.index(mark) + offset] |= 1
-    found = unpacked(bytes(data))
-    assert "encrypted" in errors(found)["a.zip!/a.txt"]
-    assert [m.data for m in found if not m.error] == [b"open"]
+    listed = unpacked(bytes(data))
+    assert "encrypted" in errors(listed)["a.zip!/a.txt"]
+    assert [m.data for m in listed if not m.error] == [b"open"]
     assert "encrypted" in refusal(sevenzipped(CONTENT, password="pw"), "a.7z")
 
 
 def test_a_damaged_member_is_an_error_and_the_others_are_read() -> None:
     data = zipped({"a.txt": b"first" * 9, "b.txt": b"second"}, store=True)
-    found = unpacked(data.replace(b"firstfirst", b"fristfrist"))
-    assert "damaged" in errors(found)["a.zip!/a.txt"]
-    assert [m.data for m in found if not m.error] == [b"second"]
-    found = unpacked(zipped({"in.zip": zipped(CONTENT)[:-30], "b.txt": b"second"}))
-    assert "a.zip!/in.zip" in errors(found)
-    assert [m.data for m in found if not m.error] == [b"second"]
+    listed = unpacked(data.replace(b"firstfirst", b"fristfrist"))
+    assert "damaged" in errors(listed)["a.zip!/a.txt"]
+    assert [m.data for m in listed if not m.error] == [b"second"]
+    listed = unpacked(zipped({"in.zip": zipped(CONTENT)[:-30], "b.txt": b"second"}))
+    assert "a.zip!/in.zip" in errors(listed)
+    assert [m.data for m in listed if not m.error] == [b"second"]
 
 
 @pytest.mark.parametrize("pack", [zipped, sevenzipped])
@@ -322,11 +322,11 @@ def test_only_so_deep_are_archives_opened() -> None:
     data = zipped({"a.txt": b"deep"})
     for _ in range(5):
         data = zipped({"in.zip": data})
-    (found,) = unpacked(data)
-    assert found.name == "a.zip!/in.zip!/in.zip!/in.zip!/in.zip"
-    assert "SLUICE_ARCHIVE_LIMIT_DEPTH" in found.error
-    (found,) = unpacked(data, archive_limit_depth=6)
-    assert found.data == b"deep"
+    (listed,) = unpacked(data)
+    assert listed.name == "a.zip!/in.zip!/in.zip!/in.zip!/in.zip"
+    assert "SLUICE_ARCHIVE_LIMIT_DEPTH" in listed.error
+    (listed,) = unpacked(data, archive_limit_depth=6)
+    assert listed.data == b"deep"
 
 
 def test_a_large_member_is_an_error_of_itself() -> None:
@@ -334,9 +334,9 @@ def test_a_large_member_is_an_error_of_itself() -> None:
     for name, data in {
         "a.zip": zipped(content), "a.tar": tarred(content), "a.7z": sevenzipped(content),
     }.items():  # fmt: skip
-        found = unpacked(data, name, archive_limit_member_bytes=1000)
-        assert "SLUICE_ARCHIVE_LIMIT_MEMBER_BYTES" in errors(found)[f"{name}!/large"]
-        assert [m.data for m in found if not m.error] == [b"x"]
+        listed = unpacked(data, name, archive_limit_member_bytes=1000)
+        assert "SLUICE_ARCHIVE_LIMIT_MEMBER_BYTES" in errors(listed)[f"{name}!/large"]
+        assert [m.data for m in listed if not m.error] == [b"x"]
 
 
 def test_a_sparse_member_of_a_tar_is_as_large_as_it_says() -> None:
@@ -350,8 +350,8 @@ def test_a_sparse_member_of_a_tar_is_as_large_as_it_says() -> None:
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     data = bytes(header) + bytes(512) + bytes(1024)
-    (found,) = unpacked(data, "a.tar")
-    assert "SLUICE_ARCHIVE_LIMIT_MEMBER_BYTES" in found.error
+    (listed,) = unpacked(data, "a.tar")
+    assert "SLUICE_ARCHIVE_LIMIT_MEMBER_BYTES" in listed.error
 
 
 def test_an_archive_without_files_has_no_members() -> None:

@@ -155,15 +155,15 @@ def _duplicate_warnings(session: Session, job_id: UUID) -> list[str]:
     return warnings
 
 
-def _documents(found: Duplicates) -> str:
-    count = found.document_count
+def _documents(duplicates: Duplicates) -> str:
+    count = duplicates.document_count
     return "1 document has" if count == 1 else f"{count:,} documents have"
 
 
-def _named(found: Duplicates) -> str:
-    left = found.document_count - len(found.documents)
+def _named(duplicates: Duplicates) -> str:
+    left = duplicates.document_count - len(duplicates.documents)
     more = f" and {left:,} more" if left else ""
-    return ", ".join(f"{name} (as {other})" for name, other in found.documents) + more
+    return ", ".join(f"{name} (as {other})" for name, other in duplicates.documents) + more
 
 
 def _cut_warning(cut: CutChunks, splitter: str | None, *, are_chunks: bool) -> str:
@@ -283,6 +283,8 @@ class Raw:
     """None where loading will say that there is none, and of a chunk."""
     is_chunk: bool = False
     """Whether it is a chunk as it is, which is neither read as a format nor split."""
+    source_id: str | None = None
+    """What the client calls it; its name is part of the hash then, for it may change."""
     container: str | None = None
     """The name of the source that it was found in."""
     file_name: str | None = None
@@ -364,8 +366,11 @@ def read_source(
         data=data,
         text=text,
         content_type=content_type,
-        content_hash=options.content_hash(data, form(format_, content_type, content)),
+        content_hash=options.content_hash(
+            data, (*form(format_, content_type, content), *([name] if source.get("id") else []))
+        ),
         format_=format_,
+        source_id=source.get("id"),
         container=source.get("container"),
     )
 
@@ -558,6 +563,7 @@ def content_of(
         metadata=metadata,
         chunks=chunks,
         attributes=options.metadata,
+        source_id=raw.source_id,
         container=raw.container,
     )
 
@@ -882,9 +888,11 @@ class Writer:
     def _write_contents(self, session: Transaction) -> None:
         if not self._contents:
             return
-        job_id = self._context.claim.job_id
+        job_id, collection_id = self._context.claim.job_id, self._options.collection_id
+        ids = {c.source_id: c.source for _, c in self._contents if c.source_id is not None}
+        wrong = versions.rename(session, collection_id, ids) if ids else {}
         documents = versions.lock_documents(
-            session, self._options.collection_id, [content.source for _, content in self._contents]
+            session, collection_id, [content.source for _, content in self._contents]
         )
         if self._options.skip_duplicates:
             versions.hold_contents(session, self._options.collection_id)
@@ -894,15 +902,26 @@ class Writer:
         for ordinal, content in self._contents:
             if ordinal not in wanted:
                 continue
-            if self._options.skip_duplicates:
-                document = documents[content.source]
-                if (other := versions.twin(session, document, content.sha256)) is not None:
-                    ingest_items.settle(session, job_id, [ordinal], Outcome.SKIPPED, other)
-                    versions.remove_empty(session, document)
-                    continue
+            document = documents[content.source]
+            try:
+                if content.source_id in wrong:
+                    raise DocumentError(wrong[content.source_id])
+                versions.identify(document, content)
+            except DocumentError as error:
+                self._failed.append((ordinal, error.message))
+                continue
+            other = (
+                versions.twin(session, document, content.sha256)
+                if self._options.skip_duplicates
+                else None
+            )
+            if other is not None:
+                ingest_items.settle(session, job_id, [ordinal], Outcome.SKIPPED, other)
+                versions.remove_empty(session, document)
+                continue
             version_id = versions.begin(
                 session,
-                documents[content.source],
+                document,
                 content,
                 skip_existing=self._options.skip_existing,
             )
@@ -1085,6 +1104,9 @@ def load(context: Context) -> Done:
         sources = [item.source for item in todo]
         names = _names(session, options.collection_id, sources, uploads)
         live = documents.live_hashes(session, options.collection_id, names)
+        ids = documents.live_source_ids(
+            session, options.collection_id, [id_ for one in sources if (id_ := one.get("id"))]
+        )
         members = ingest_items.open_members(session, claim.job_id, ordinals)
     if not todo:
         return Done(children=_member_steps(members))
@@ -1098,7 +1120,7 @@ def load(context: Context) -> Done:
         for item, name in zip(todo, names, strict=True):
             context.check()
             try:
-                if options.skip_existing and name in live:
+                if options.skip_existing and (name in live or item.source.get("id") in ids):
                     writer.add_skipped(item.ordinal)
                     continue
                 if item.source["type"] == "document":
@@ -1126,6 +1148,11 @@ def load(context: Context) -> Done:
                     and raw.format_.holds_documents
                     and item.source["type"] != "member"
                 ):
+                    if not raw.format_.is_document and raw.source_id is not None:
+                        raise DocumentError(
+                            f"{name}: is an archive, whose files are the documents: it has no id. "
+                            "Leave it out."
+                        )
                     if not raw.format_.is_document and len(ordinals) > 1:
                         archives.append(item.ordinal)  # each takes a step of its own
                         continue
