@@ -131,6 +131,8 @@ def test_all_that_is_seen_is_text_where_the_job_says_so() -> None:
         ("<ul class=breadcrumb><li><a href=x>a</a></ul><p>x", "x"),
         ("<div class=tags>dairy, fish</div><p>x", "dairy, fish\n\nx"),
         ("<article>one</article><article>two</article>", "one\n\ntwo"),
+        ("<h1>A<a class=headerlink href=#a>¶</a></h1><p>x", "A\n\nx"),
+        ("<h2>A<span class=mw-editsection>[<a href=e>edit</a>]</span></h2><p>x", "A\n\nx"),
     ],
 )
 def test_small_pages(body: str, text: str) -> None:
@@ -158,6 +160,19 @@ def test_pages_that_are_no_article_are_kept_whole() -> None:
         f"<html><body>{paragraphs(ENGLISH * 2)}<div><h2>References</h2><ol>{references}</ol></div>"
     )
     assert read(page.encode(), "a.html").text.count("Author ") == 9
+
+
+def test_the_heading_of_an_article_is_kept_where_the_page_has_no_title() -> None:
+    text = paragraphs(ENGLISH * 2)
+    around = f"<div><h1><a href=/>A site {AROUND}</a></h1></div>"
+    for body in (
+        f"{around}<main><article><header><h1>Budget</h1></header><div>{text}</div></article></main>",
+        f"{around}<div><h2>Budget</h2><div class=contents>{text}</div></div>",
+    ):
+        page = f"<html><body>{body}<div>{links('One', 'Two')}</div></body></html>"
+        loaded = read(page.encode(), "a.html")
+        assert loaded.text.startswith("Budget\n\nThe city council")
+        assert AROUND not in loaded.text
 
 
 # Classes, as in LangChain's tutorial

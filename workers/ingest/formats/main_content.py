@@ -32,13 +32,15 @@ _AROUND_ROLES: Final = frozenset(
 _NEVER_AROUND: Final = frozenset(
     {"html", "body", "table", "thead", "tbody", "tfoot", "tr", "td", "th", "pre", "code", "a"}
 )
+_ANCHORS: Final = ("¶", "#", "§")  # links of headings to themselves
 _CONTROLS: Final = frozenset({"a", "button", "input"})
 
 # Parts of the names of classes and ids. Sites of Korea call their menus gnb, lnb and snb.
 _AROUND_NAMES: Final = (
     "cookie cookies cookiebar cookiebanner cookieconsent gdpr consent onetrust sidebar breadcrumb "
     "breadcrumbs navbar navigation gnb lnb snb footer pagination paging newsletter skiplink "
-    "skiplinks skipnav advertisement adsbygoogle"
+    "skiplinks skipnav advertisement adsbygoogle sharedaddy addtoany sharethis navbox editsection "
+    "catlinks printfooter"
 )
 _AROUND_WORDS: Final = frozenset(_AROUND_NAMES.split())
 # These may as well be content: a menu of dishes, a list of related laws.
@@ -302,6 +304,8 @@ def _is_main(node: etree._Element) -> bool:
 def _is_around(node: etree._Element, part: _Part, page: _Part, *, in_main: bool) -> bool:
     tag = _local(node)
     is_most = part.chars - part.link_chars > _MOST * (page.chars - page.link_chars)
+    if tag == "a" and part.chars == 1 and (node.text or "").strip() in _ANCHORS:
+        return True
     if part.has_main or 0 < part.headings == page.headings or tag in _NEVER_AROUND:
         return False
     if node.get("role", "").strip().lower() in _AROUND_ROLES or tag == "nav":
@@ -398,6 +402,10 @@ def _smallest(body: etree._Element, parts: dict[etree._Element, _Part]) -> etree
         if left > _LEFT_CHARS or _has_contents(article, inner, parts):
             break
         article = inner
+    around = (node for node in article.iterancestors() if node in parts)
+    main = next((node for node in (article, *around) if _is_main(node)), None)
+    if main is not None:
+        return main  # with its heading, which trafilatura may leave out
     while _local(article) in ("tbody", "thead", "tr") and article is not body:
         article = article.getparent()  # type: ignore[assignment]  # it is below the body
     return article
@@ -447,18 +455,24 @@ def _is_contents(node: etree._Element) -> bool:
 def _heading_outside(
     root: etree._Element, article: etree._Element, parts: dict[etree._Element, _Part]
 ) -> etree._Element | None:
-    """The heading above the article that the title of the page repeats; of several the longest."""
+    """The heading above the article that the title of the page repeats, of several the longest; or
+    else the last one before it that is no link, if there is none in it."""
     title = root.find(".//{*}title")
     words = "" if title is None else _dense(title)
     around = {article, *article.iterancestors()}
     best: etree._Element | None = None
+    last: etree._Element | None = None
     for node in root.iter("{*}h1", "{*}h2", "{*}h3", article.tag):
         if node is article:
             break
-        if node not in parts or node in around or not (own := _dense(node)) or own not in words:
+        if node not in parts or node in around or not (own := _dense(node)):
             continue
-        if best is None or len(own) > len(_dense(best)):
+        if own in words and (best is None or len(own) > len(_dense(best))):
             best = node
+        if not parts[node].links and _local(node) in ("h1", "h2"):
+            last = node
+    if best is None and next(article.iter("{*}h1", "{*}h2"), None) is None:
+        best = last
     return best
 
 
