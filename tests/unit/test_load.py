@@ -56,6 +56,11 @@ def test_a_document_without_text_is_refused(data: bytes) -> None:
     assert "nothing to ingest" in refusal(data)
 
 
+@pytest.mark.parametrize("name", ["a.pdf", "b.docx", "c.hwp", "d.zip", "e.png"])
+def test_an_empty_file_is_empty_whatever_it_is_called(name: str) -> None:
+    assert "is empty" in refusal(b"", name)
+
+
 def test_too_many_characters_name_the_setting() -> None:
     assert read("가".encode() * 10, max_chars=10).text == "가" * 10
     assert "SLUICE_MAX_DOCUMENT_CHARS" in refusal("가".encode() * 11, max_chars=10)

@@ -128,10 +128,10 @@ def load(
     that is unknown or unsupported means plain text, since the name is only a label.
     `file_name` is whose suffix counts, where `name` is none of a file.
     """
-    with _renamed(name, file_name):
-        format_ = format_of(file_name or name, content_type, data)
     if not data.strip():
         raise DocumentError(f"{name}: is empty. There is nothing to ingest; leave it out.")
+    with _renamed(name, file_name):
+        format_ = format_of(file_name or name, content_type, data)
     document = RawDocument(
         name=name,
         data=data,

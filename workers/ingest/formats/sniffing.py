@@ -51,8 +51,8 @@ _MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 # What `zipfile` raises for archives that are damaged or encrypted.
 _ZIP_DAMAGE: Final = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError,
-    RuntimeError, ValueError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, NotImplementedError,
+    OSError, RuntimeError, ValueError,
 )  # fmt: skip
 _MEMBERS_LIMIT: Final = 4096
 """So many members of a ZIP archive are looked at, and members of documents come early in it."""
