@@ -470,7 +470,7 @@ class WebhookSettings(OutboundSettings):
 class IngestSettings(RoleSettings):
     """How documents are cut into steps, and how large they may be."""
 
-    max_sources_per_job: Annotated[int, Field(gt=0, le=SOURCES_LIMIT)] = 10_000
+    max_sources_per_job: Annotated[int, Field(gt=0, le=SOURCES_LIMIT)] = 20_000
     load_step_documents: PositiveInt = 16
     embed_step_chunks: PositiveInt = 128
     max_document_chars: PositiveInt = 20_000_000
@@ -479,7 +479,7 @@ class IngestSettings(RoleSettings):
     max_job_chunks: PositiveInt = 1_000_000
     archive_limit_bytes: Bytes = 2**30
     archive_limit_member_bytes: Bytes = 32 * 2**20
-    archive_limit_entries: PositiveInt = 20_000
+    archive_limit_entries: PositiveInt = 50_000
     archive_limit_ratio: PositiveInt = 200
     archive_limit_depth: Annotated[int, Field(ge=1, le=16)] = 4
     load_limit_s: PositiveFloat = 120

@@ -110,6 +110,7 @@ def outlook_message(
     subject: str,
     body: str | None = None,
     html: bytes | None = None,
+    rtf: bytes | None = None,
     sender: str = "kim@example.org",
     to: Sequence[tuple[str, str]] = (),
     sent: datetime = datetime(2026, 11, 2, tzinfo=UTC),
@@ -125,6 +126,8 @@ def outlook_message(
     if html is not None:
         values[0x1013] = html
         values[0x3FDE] = 65001
+    if rtf is not None:
+        values[0x1009] = rtf
     header = struct.pack("<8x4I8x", len(to), len(attachments), len(to), len(attachments))
     _put(tree, values, header)
     for n, (name, address) in enumerate(to):

@@ -1,5 +1,6 @@
 """Mail: what is read of headers and bodies, and which parts are documents of their own."""
 
+import contextlib
 from email.message import EmailMessage
 from email.policy import SMTP
 from typing import Any
@@ -190,6 +191,20 @@ def test_an_outlook_message_is_read() -> None:
 def test_an_outlook_message_of_html_alone_is_rendered() -> None:
     html = f"<html><body><p>{KOREAN}</p></body></html>".encode()
     assert read(outlook(html=html), "m.msg").text.endswith(KOREAN)
+
+
+def test_an_outlook_message_of_rtf_alone_is_read() -> None:
+    # The example of MS-OXRTFCP 4.1.1, and one whose references overlap what they write (4.1.2).
+    packed = bytes.fromhex(
+        "2d0000002b0000004c5a4675f1c5c7a703000a007263706731323542320af32068656c"
+        "090020627705b06c647d0a800fa0"
+    )
+    crossing = bytes.fromhex("1a0000001c0000004c5a4675e2d44b51410004205758595a0d6e7d010eb0")
+    assert read(outlook(rtf=packed), "m.msg").text.endswith("\n\nhello world")
+    assert read(outlook(rtf=crossing), "m.msg").text.endswith("\n\nWXYZWXYZWXYZWXYZWXYZ")
+    for cut in range(0, len(packed), 3):
+        with contextlib.suppress(DocumentError):
+            read(outlook(rtf=packed[:cut]), "m.msg")
 
 
 def test_a_damaged_outlook_message_is_an_error_of_the_document() -> None:

@@ -10,9 +10,11 @@ is blank. Images that a body shows are no attachments; a mail that is attached i
 import email
 import email.policy
 import re
+import struct
 import zlib
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from email.headerregistry import AddressHeader, DateHeader
 from email.message import EmailMessage
@@ -25,7 +27,8 @@ from shared.formats import FORMATS
 from workers.ingest.formats.container import Budget, Member, clean_name, encoding_of_names
 from workers.ingest.formats.html import HTML
 from workers.ingest.formats.loader import DocumentKey, DocumentParts, Loader, RawDocument
-from workers.ingest.formats.text import text_of
+from workers.ingest.formats.rtf import RTF
+from workers.ingest.formats.text import TEXT
 
 _HEADER_CHARS: Final = 2000
 """Of a header that is noted; some mails go to thousands."""
@@ -150,19 +153,15 @@ def _body(part: EmailMessage, document: RawDocument) -> str:
 
 
 def _rendered(data: bytes | str, charset: str | None, is_html: bool, document: RawDocument) -> str:
+    return _read_by(HTML if is_html else TEXT, data, charset, document)
+
+
+def _read_by(loader: Loader, data: bytes | str, charset: str | None, document: RawDocument) -> str:
     if not data.strip():
         return ""
-    body = RawDocument(
-        name=document.name,
-        data=data,
-        charset=charset,
-        options=document.options,
-        settings=document.settings,
-    )
-    if not is_html:
-        return text_of(body)[0].strip()
-    assert HTML.load is not None
-    return "\n\n".join(text for text, _ in HTML.load(body).passages).strip()
+    body = replace(document, data=data, charset=charset)
+    assert loader.load is not None
+    return "\n\n".join(text for text, _ in loader.load(body).passages).strip()
 
 
 def _attached_mail(part: EmailMessage, document: RawDocument, budget: Budget) -> Member:
@@ -227,11 +226,8 @@ def load_msg(document: RawDocument) -> DocumentParts:
     body = (message.body or "").strip()
     if not body and (html := _outlook_html(message)):
         body = _rendered(html, None, True, document)
-    if not body and message.properties.binary_prop_value(_RTF_BODY):
-        raise DocumentError(
-            f"{document.name}: has its text as RTF alone, which cannot be read. Save it as .eml, "
-            "or as an Outlook message in Unicode with a plain text or HTML body."
-        )
+    if not body and (rtf := message.properties.binary_prop_value(_RTF_BODY)):
+        body = _read_by(RTF, _unpacked_rtf(rtf, document), None, document)
     moment = message.sent_date
     return _parts(
         {name: " ".join(value.split()) for name, value in headers.items()},
@@ -279,6 +275,51 @@ def _outlook_html(message: Any) -> bytes | str | None:
     """As bytes where it is there as such: then the page says which encoding they have."""
     html: bytes | str | None = message.properties.binary_prop_value(_HTML_BODY) or message.html_body
     return html
+
+
+_RTF_HEADER: Final = struct.Struct("<IIII")
+_RTF_PACKED: Final = 0x75465A4C
+_RTF_PLAIN: Final = 0x414C454D
+_RTF_WINDOW: Final = 4096
+# What each packed body may refer to before it has said anything (MS-OXRTFCP 2.1.2.1).
+_RTF_BEFORE: Final = (
+    b"{\\rtf1\\ansi\\mac\\deff0\\deftab720{\\fonttbl;}"
+    b"{\\f0\\fnil \\froman \\fswiss \\fmodern \\fscript \\fdecor "
+    b"MS Sans SerifSymbolArialTimes New RomanCourier"
+    b"{\\colortbl\\red0\\green0\\blue0\r\n\\par \\pard\\plain\\f0\\fs20\\b\\i\\u\\tab\\tx"
+)
+
+
+def _unpacked_rtf(data: bytes, document: RawDocument) -> bytes:
+    """The RTF of a body, which Outlook packs (MS-OXRTFCP 2.2). Raises DocumentError."""
+    if len(data) < _RTF_HEADER.size:
+        raise DocumentError(f"{document.name}: its text is cut off. Save it again.")
+    _, size, kind, _ = _RTF_HEADER.unpack_from(data)
+    packed = data[_RTF_HEADER.size :]
+    if kind == _RTF_PLAIN:
+        return packed[:size]
+    if kind != _RTF_PACKED:
+        raise DocumentError(
+            f"{document.name}: its text is packed in an unknown way. Save it again."
+        )
+    out, begin, at = bytearray(_RTF_BEFORE), len(_RTF_BEFORE), 0
+    while at < len(packed) and len(out) - begin < size:
+        flags = packed[at]
+        at += 1
+        for bit in range(8):
+            if not flags >> bit & 1:
+                out += packed[at : at + 1]
+                at += 1
+            elif at + 2 <= len(packed):
+                reference = packed[at] << 8 | packed[at + 1]
+                at += 2
+                # An offset into a window that goes round; the end is where it is written next.
+                back = (len(out) - (reference >> 4)) % _RTF_WINDOW
+                if back == 0 or back > len(out):
+                    return bytes(out[begin:])
+                for _ in range((reference & 0xF) + 2):
+                    out.append(out[-back])
+    return bytes(out[begin : begin + size])
 
 
 def _receiver(recipient: Any) -> str:
