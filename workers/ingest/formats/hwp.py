@@ -275,7 +275,7 @@ class _Reader:
             self._outline.note(note, f"{mark} {self._inside(records, at, end).text()}")
         elif kind in _BESIDE:
             cell = self._inside(records, at, end)
-            text = "\n".join(text for text, _ in cell.blocks)
+            text = cell.lines()
             if text.strip():
                 self._beside[_BESIDE[kind]].append(text)
         elif kind == b"tcmt":

@@ -286,7 +286,7 @@ class _Reader:
             self._outline.note(kind, f"{mark} {self._inside(node).text()}")
         elif name in self._beside:
             cell = self._inside(node)
-            text = "\n".join(text for text, _ in cell.blocks)
+            text = cell.lines()
             if text.strip():
                 self._beside[name].append(text)
         elif name in ("hiddenComment", "fieldBegin"):

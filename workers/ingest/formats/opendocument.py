@@ -116,7 +116,7 @@ def _text_passages(
         for node in descendants(child(styles, "master-styles"), kind, f"{kind}-left"):
             blocks = CellBlocks()
             reader.blocks(node, blocks)
-            text = "\n".join(text for text, _ in blocks.cell.blocks)
+            text = blocks.cell.lines()
             if text not in texts:
                 texts.add(text)
                 yield text, {PassageKey.PART: kind}
@@ -166,7 +166,7 @@ def _slides(document: RawDocument, reader: "_Reader", body: etree._Element) -> I
         for text, _ in outline.passages():
             yield text, own
         for part, other in (("notes", notes), ("comment", comments)):
-            text = "\n".join(text for text, _ in other.cell.blocks)
+            text = other.cell.lines()
             yield text, {**own, PassageKey.PART: part}
 
 
@@ -206,7 +206,7 @@ def _sheet_passages(
                 else:
                     for shape in node:
                         reader.shape(shape, blocks)
-                texts.append("\n".join(text for text, _ in blocks.cell.blocks))
+                texts.append(blocks.cell.lines())
             yield (
                 "\n".join(texts),
                 {

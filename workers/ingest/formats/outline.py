@@ -53,6 +53,9 @@ class Cell:
     def text(self) -> str:
         return " ".join(" ".join(text for text, _ in self.blocks).split())
 
+    def lines(self) -> str:
+        return "\n".join(text for text, _ in self.blocks)
+
     def below(self) -> "Cell":
         """What a merged cell is in the rows below its first one."""
         is_long = sum(len(text) for text, _ in self.blocks) > _LONG_CELL_CHARS

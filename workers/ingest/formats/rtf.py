@@ -81,7 +81,6 @@ class _Target:
     """Of the cells of the row that is being defined: empty, or how the next one is merged."""
     above: dict[int, Cell] = field(default_factory=dict)
     pending: str = ""
-    in_table: bool = False
     has_rows: bool = False
 
 
@@ -203,7 +202,7 @@ class _Reader:
         blocks = target.out
         if not isinstance(blocks, CellBlocks):
             return
-        text = "\n".join(text for text, _ in blocks.cell.blocks).strip()
+        text = blocks.cell.lines().strip()
         if target.part in _INFO.values() and text:
             self.metadata.setdefault(target.part, " ".join(text.split()))
         elif target.part == "footnote":
@@ -284,9 +283,6 @@ class _Reader:
             target.cell = CellBlocks()
         elif name == "row":
             self._end_row(target)
-        elif name in ("chftn", "chatn"):
-            if target.part == "":
-                self._write("")
         elif name in _SIGNS:
             self._write(_SIGNS[name])
 

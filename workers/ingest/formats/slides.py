@@ -93,8 +93,9 @@ def _slide(package: Package, part: str, slide: etree._Element, number: int) -> I
         own[PassageKey.HIDDEN] = True
     parts = [title] if title else []
     for text, is_line in blocks.cell.blocks:
-        parts.append(f"\n{text}" if is_line and parts else text)
-    yield _joined(parts), own
+        gap = "\n" if is_line else "\n\n"
+        parts.append(gap + text if parts else text)
+    yield "".join(parts), own
     for relation in {relation.target: relation for relation in relations.values()}.values():
         if relation.type == "notesSlide":
             notes = CellBlocks()
@@ -102,25 +103,13 @@ def _slide(package: Package, part: str, slide: etree._Element, number: int) -> I
             for shape in children(tree, "sp"):
                 if (_placeholder(shape) or "") == "body":
                     _paragraphs(child(shape, "txBody"), notes)
-            yield notes_text(notes), {**own, PassageKey.PART: "notes"}
+            yield notes.cell.lines(), {**own, PassageKey.PART: "notes"}
         elif relation.type == "comments":
             comments = [
                 " ".join(text_within(text).split())
                 for text in descendants(package.xml(relation.target), "text", "txBody")
             ]
             yield "\n".join(filter(None, comments)), {**own, PassageKey.PART: "comment"}
-
-
-def notes_text(notes: CellBlocks) -> str:
-    return "\n".join(text for text, _ in notes.cell.blocks)
-
-
-def _joined(parts: list[str]) -> str:
-    text = ""
-    pieces: list[str] = []
-    for part in parts:
-        pieces.append(part if not pieces or part.startswith("\n") else "\n\n" + part)
-    return text.join(pieces)
 
 
 def _shapes(

@@ -142,7 +142,7 @@ def _passages(reader: "_Reader", outline: Outline, root: etree._Element) -> Iter
             parts.add(relation.target)
             blocks = CellBlocks()
             reader.part(relation.target, blocks)
-            text = "\n".join(text for text, _ in blocks.cell.blocks)
+            text = blocks.cell.lines()
             if text not in texts:
                 texts.add(text)
                 yield text, {PassageKey.PART: kind}

@@ -49,7 +49,6 @@ _MERGE: Final = re.compile(
 _ESCAPE: Final = re.compile(r"_x([0-9A-Fa-f]{4})_")
 _LAST_ROW: Final = 1_048_576
 _LAST_COLUMN: Final = 16_384
-_COMMENT_PARTS: Final = {"comments": "comment", "threadedComment": "comment"}
 
 
 class _Book(NamedTuple):
@@ -75,7 +74,7 @@ def load(document: RawDocument) -> DocumentParts:
         package=package,
         strings=list(_strings(package, targets.get("sharedStrings", ""))),
         formats=_formats(package.xml(targets.get("styles", ""))),
-        is_1904=(attribute_of(child(root, "workbookPr"), "date1904") or "0") in ("1", "true"),
+        is_1904=(_attribute_of(child(root, "workbookPr"), "date1904") or "0") in ("1", "true"),
     )
     sheets: list[Sheet] = []
     parts: set[str] = set()
@@ -103,7 +102,7 @@ def load(document: RawDocument) -> DocumentParts:
     )
 
 
-def attribute_of(node: etree._Element | None, name: str) -> str | None:
+def _attribute_of(node: etree._Element | None, name: str) -> str | None:
     return None if node is None else attribute(node, name)
 
 
