@@ -73,7 +73,7 @@ def test_rows_beyond_the_limit_fail_alone(
         drain(strict)
 
         assert counts(strict, job_id) == {"added": 1, "failed": 1}
-        assert "more than 10 rows or records" in errors(strict, job_id)["eleven.csv"]
+        assert "more than 10 sections, rows or records" in errors(strict, job_id)["eleven.csv"]
     finally:
         strict.close()
     stores_agree(process, collection)
