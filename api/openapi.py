@@ -34,6 +34,7 @@ the paths tagged {tags} answer as the API does that they stand for. A response o
 TAGS = {
     "jobs": "Submit, follow, cancel and redrive work of all kinds.",
     "batches": "Files of many requests, of which each line is a job.",
+    "schedules": "Jobs that are submitted again and again, as a cron expression says.",
     "conversations": "Stored turns with a model; `chat` and `rag` jobs go on with them.",
     "prompts": "Stored templates with variables, in versions; `rag` and `chat` jobs name them.",
     "collections": "Named sets of documents, each with one embedding model.",

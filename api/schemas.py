@@ -17,6 +17,7 @@ from shared.bounds import (
     LATEST,
     YEAR_S,
     FreeMetadata,
+    FullLine,
     ModelName,
     Natural,
     Paragraph,
@@ -38,7 +39,7 @@ from shared.kinds.registry import KINDS
 from shared.modelfiles.modelfile import Description, options_of, read_modelfile
 from shared.named_models import LICENSES_LIMIT, MESSAGES_LIMIT, PresetMessage
 from shared.prompts import Declared, TemplateText, VariableValues, Version
-from shared.tables import ConversationMessage, File, Job
+from shared.tables import ConversationMessage, File, Job, Schedule
 from shared.vocabulary import Lane, LaneRank, Queue, Shape, State
 
 # A type checker cannot see what is made of records.
@@ -370,6 +371,45 @@ class VariableView(BaseModel):
     default: Scalar | None
 
 
+class ScheduleView(BaseModel):
+    """A schedule. `next_at` is when its next job is due, `last_job_id` the job of the last run,
+    `error` why that could not be submitted."""
+
+    name: str
+    cron: str
+    timezone: str
+    kind: str
+    paused: bool
+    next_at: datetime | None
+    last_at: datetime | None
+    last_job_id: UUID | None
+    error: str | None
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, schedule: Schedule) -> "ScheduleView":
+        return cls(
+            name=schedule.name,
+            cron=schedule.cron,
+            timezone=schedule.timezone,
+            kind=schedule.kind,
+            paused=schedule.paused_at is not None,
+            next_at=schedule.next_at,
+            last_at=schedule.last_at,
+            last_job_id=schedule.last_job_id,
+            error=schedule.error,
+            created_at=schedule.created_at,
+            updated_at=schedule.updated_at,
+        )
+
+
+class ScheduledRun(BaseModel):
+    """The job that a schedule has submitted."""
+
+    job_id: UUID
+
+
 class PromptView(BaseModel):
     """A version of a prompt. `reference` is what jobs name it by; `current` is the version that the
     name alone stands for, `latest` the newest."""
@@ -551,6 +591,16 @@ class BatchRequest(Shape):
     jobs: Annotated[
         list[JobRequest], Field(fail_fast=True, min_length=1, max_length=BATCH_LIMIT_JOBS)
     ]
+
+
+class NewSchedule(Shape):
+    """`cron` has five fields (minute, hour, day of the month, month, day of the week), or is one
+    of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`; `timezone` one of the IANA database.
+    `job` is as for `POST /v1/jobs`, without `run_after` and without a conversation."""
+
+    cron: FullLine
+    timezone: FullLine = "UTC"
+    job: JobRequest
 
 
 class NewConversation(Shape):

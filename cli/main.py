@@ -19,7 +19,8 @@ SECTIONS: Mapping[str, Sequence[str]] = {
     "This machine": ("up", "down", "status", "doctor", "logs", "worker", "migrate"),
     "Documents and answers": ("ingest", "sync", "watch", "ask", "search", "eval", "chat", "hf"),
     "What is stored and queued": (
-        "jobs", "submit", "batch", "collections", "documents", "conversations", "prompts", "models",
+        "jobs", "submit", "batch", "schedules", "collections", "documents", "conversations",
+        "prompts", "models",
     ),
     "Queues and workers": ("queues", "workers"),
     "The command itself": ("completion", "help", "version"),

@@ -371,6 +371,36 @@ class Version(Base):
     )
 
 
+class Schedule(Base):
+    """A job that is submitted again and again: `shared/schedules.py` is its only writer."""
+
+    __tablename__ = "schedules"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    cron: Mapped[str]
+    timezone: Mapped[str]
+    """By its name in the IANA database."""
+    kind: Mapped[str]
+    input: Mapped[dict[str, Any]]
+    options: Mapped[dict[str, Any]]
+    """Lane, metadata, webhook, timeout and attempts of the jobs."""
+    fair_key: Mapped[str]
+    paused_at: Mapped[datetime | None]
+    next_at: Mapped[datetime | None]
+    """None where the expression names no moment any more."""
+    last_at: Mapped[datetime | None]
+    last_job_id: Mapped[UUID | None]
+    """Not a foreign key: retention forgets jobs."""
+    error: Mapped[str | None]
+    """Why the last job could not be submitted."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        Index("ix_schedules_next_at", "next_at", postgresql_where=sql("paused_at IS NULL")),
+    )
+
+
 class RemoteDocument(Base):
     """Where a document was read that lies elsewhere, and what its server said of it then."""
 

@@ -25,7 +25,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
-from shared import files
+from shared import files, schedules
 from shared.database.sqlstates import first_line, is_outage
 from shared.database.transaction import Transaction
 from shared.documents import attachments, collections, erasure
@@ -468,6 +468,7 @@ class Sweeper:
                 "overdue": end_overdue,
                 "unserved": fail_unserved,
                 "held turns": let_turns_go,
+                "schedules": fire_schedules,
             },
         )
         slow: list[Mapping[str, SweepPart]] = [
@@ -690,6 +691,16 @@ def let_turns_go(round_: Round) -> None:
     round_.handle_all(
         (Item(kind="conversation", id=id_) for id_ in ids),
         lambda session, item: turns.let_next_go(session, item.id),
+    )
+
+
+def fire_schedules(round_: Round) -> None:
+    """Submit the jobs of schedules that are due."""
+    with round_.process.ledger.read() as session:
+        names = schedules.due(session, limit=round_.limit_rows)
+    round_.handle_all(
+        (Item(kind="schedule", id=name) for name in names),
+        lambda session, item: schedules.fire(session, item.id),
     )
 
 

@@ -59,6 +59,7 @@ from sluice.shapes import (
     PromptDifference,
     Queue,
     Readiness,
+    Schedule,
     State,
     StoredFile,
     Wire,
@@ -729,6 +730,52 @@ class Calls(Generic[J]):
         await self.transport.request("DELETE", path, timeout_s=timeout_s)
 
     # Prompts
+
+    async def put_schedule(
+        self,
+        name: str,
+        cron: str,
+        job: Mapping[str, Any],
+        *,
+        timezone: str = "UTC",
+        timeout_s: float | None = None,
+    ) -> Schedule:
+        """Make or replace a schedule; `job` is a body of `POST /v1/jobs`: kind, input, …"""
+        body = {"cron": cron, "timezone": timezone, "job": dict(job)}
+        path = f"/v1/schedules/{part(name)}"
+        answer = await self.transport.json("PUT", path, body=body, timeout_s=timeout_s)
+        return Schedule.model_validate(answer)
+
+    async def schedule(self, name: str, *, timeout_s: float | None = None) -> Schedule:
+        return await self._get(Schedule, f"/v1/schedules/{part(name)}", timeout_s)
+
+    def schedules(
+        self, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
+    ) -> AsyncGenerator[Schedule, None]:
+        """By name, page by page."""
+        return self._pages(Schedule, "/v1/schedules", {}, page_items, timeout_s)
+
+    async def pause_schedule(self, name: str, *, timeout_s: float | None = None) -> Schedule:
+        """No job is submitted until it is resumed."""
+        path = f"/v1/schedules/{part(name)}/pause"
+        answer = await self.transport.json("POST", path, safe=True, timeout_s=timeout_s)
+        return Schedule.model_validate(answer)
+
+    async def resume_schedule(self, name: str, *, timeout_s: float | None = None) -> Schedule:
+        """Go on from now; what was due meanwhile is not made up for."""
+        path = f"/v1/schedules/{part(name)}/resume"
+        answer = await self.transport.json("POST", path, safe=True, timeout_s=timeout_s)
+        return Schedule.model_validate(answer)
+
+    async def run_schedule(self, name: str, *, timeout_s: float | None = None) -> str:
+        """Submit its job now; the id of the job. Not while the last one is open."""
+        path = f"/v1/schedules/{part(name)}/run"
+        answer = await self.transport.json("POST", path, safe=False, timeout_s=timeout_s)
+        return str(answer["job_id"])
+
+    async def delete_schedule(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Its jobs stay."""
+        await self.transport.request("DELETE", f"/v1/schedules/{part(name)}", timeout_s=timeout_s)
 
     async def put_prompt(
         self,

@@ -300,6 +300,20 @@ class IngestOutcome(Wire):
     vanished: list[str] = []
 
 
+class Schedule(Wire):
+    """A job that is submitted again and again. `error` is why the last one could not be."""
+
+    name: str
+    cron: str
+    timezone: str = "UTC"
+    kind: str
+    paused: bool = False
+    next_at: datetime | None = None
+    last_at: datetime | None = None
+    last_job_id: str | None = None
+    error: str | None = None
+
+
 class Queue(Wire):
     name: str
     queued: int = 0

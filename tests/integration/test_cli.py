@@ -244,8 +244,9 @@ def test_pipes_get_no_colours() -> None:
      "documents show", "documents delete", "chat", "conversations list", "conversations show",
      "conversations erase", "models list", "models show", "models pull", "models create",
      "models delete", "hf", "jobs result", "eval", "sync", "watch", "prompts list", "prompts put",
-     "prompts show", "prompts versions", "prompts diff", "prompts rollback", "prompts render",
-     "prompts delete"],
+     "schedules list", "schedules put", "schedules show", "schedules run", "schedules pause",
+     "schedules resume", "schedules delete", "prompts show", "prompts versions", "prompts diff",
+     "prompts rollback", "prompts render", "prompts delete"],
 )  # fmt: skip
 def test_every_command_has_json_and_help(command: str, capsys: Captured) -> None:
     assert run([*command.split(), "--help"]) == 0

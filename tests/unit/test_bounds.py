@@ -41,6 +41,7 @@ from api.schemas import (
     JobRequest,
     NewConversation,
     NewPrompt,
+    NewSchedule,
     RollBack,
     VariablesBody,
 )
@@ -64,7 +65,8 @@ from workers.generation.backends.interface import ToolCall
 from workers.generation.chat import storable
 
 MODELS: list[type[BaseModel]] = [
-    BatchRequest, NewConversation, CollectionSpec, NewPrompt, RollBack, VariablesBody, Variable,
+    BatchRequest, NewConversation, NewSchedule, CollectionSpec, NewPrompt, RollBack, VariablesBody,
+    Variable,
     NewVectorStore, NewVectorStoreFile, NewFileBatch, AttributeChange, VectorStoreChange,
     VectorStoreSearch, *(task.parameters for task in TASKS.values()),
 ]  # fmt: skip

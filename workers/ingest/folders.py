@@ -69,7 +69,8 @@ def file_system(url: str, settings: Settings) -> AbstractFileSystem:
             f"{url}: is not in a folder that sources may read. SLUICE_SOURCE_FOLDERS names those."
         )
     try:
-        return fsspec.filesystem(scheme)
+        # What was listed is not kept: others change it, and a worker lives long.
+        return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
         raise DocumentError(
             f"{url}: the workers lack a package ({error}). Install fsspec[{_EXTRAS[scheme]}] where "
@@ -80,6 +81,7 @@ def file_system(url: str, settings: Settings) -> AbstractFileSystem:
 def list_files(url: str, limit: int, settings: Settings, check: Callable[[], None]) -> Listing:
     """The files below a folder that can be read. Raises DocumentError, Unavailable."""
     system = file_system(url, settings)
+    system.invalidate_cache()
     entries: list[Entry] = []
     left_out: Counter[str] = Counter()
     readable = suffixes()

@@ -1,0 +1,97 @@
+"""Schedules: jobs that are submitted again and again."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Response
+
+from api.deps import Cursor, FairKey, PageLimit, PartsDep
+from api.http import answers
+from api.http.answers import answer
+from api.http.body import StrictRoute
+from api.jobs import submission
+from api.openapi import documented
+from api.schemas import NewSchedule, Page, ScheduledRun, ScheduleView
+from shared import schedules
+from shared.errors import InvalidInput
+from shared.schedules import SCHEDULE_NAME
+
+router = APIRouter(prefix="/v1/schedules", tags=["schedules"], route_class=StrictRoute)
+
+Name = Annotated[
+    str, Path(pattern=SCHEDULE_NAME, description="Up to 63 letters, digits, `.`, `_`, `-`.")
+]
+
+
+@router.put(
+    "/{name}",
+    responses=documented({200: ScheduleView, 201: ScheduleView}, 400, 404, 409, 413, 415, 422),
+)
+def put_schedule(parts: PartsDep, fair_key: FairKey, name: Name, spec: NewSchedule) -> Response:
+    """Make a schedule (201), or replace the one of this name (200). Its next moment is counted
+    from now on; one that is paused stays so."""
+    if spec.job.run_after is not None:
+        raise InvalidInput("job.run_after has no place in a schedule: `cron` says when.")
+    if getattr(spec.job.input, "conversation_id", None) is not None:
+        raise InvalidInput("job.input.conversation_id has no place in a schedule.")
+    new = submission.new_job(spec.job, parts.settings, fair_key=fair_key)
+    wished = schedules.ScheduleSpec(cron=spec.cron, timezone=spec.timezone, job=new)
+    with parts.ledger.begin() as session:
+        collection = new.input.get("collection")
+        if collection is not None:
+            new.kind.find_collection(session, collection)
+        schedule, is_new = schedules.put(session, name, wished)
+        view = ScheduleView.of(schedule)
+    headers = {"Location": f"/v1/schedules/{name}"}
+    return answer(view, 201 if is_new else 200, headers)
+
+
+@router.get("", responses=documented({200: Page[ScheduleView]}, 400, 422))
+def list_schedules(parts: PartsDep, limit: PageLimit = 50, cursor: Cursor = None) -> Response:
+    """Schedules by name."""
+    after = answers.decode("schedules", cursor)
+    with parts.ledger.read() as session:
+        rows = schedules.page(session, limit=limit + 1, after=after)
+        items = [ScheduleView.of(schedule) for schedule in rows[:limit]]
+    more = answers.encode("schedules", items[-1].name) if len(rows) > limit else None
+    return answer(Page[ScheduleView](items=items, next_cursor=more))
+
+
+@router.get("/{name}", responses=documented({200: ScheduleView}, 404, 422))
+def get_schedule(parts: PartsDep, name: Name) -> Response:
+    """A schedule: when its next job is due, and which was the last."""
+    with parts.ledger.read() as session:
+        view = ScheduleView.of(schedules.get(session, name))
+    return answer(view)
+
+
+@router.delete("/{name}", status_code=204, responses=documented({}, 404, 422))
+def delete_schedule(parts: PartsDep, name: Name) -> Response:
+    """Submit no more jobs of it. Those that there are stay."""
+    with parts.ledger.begin() as session:
+        schedules.remove(session, name)
+    return Response(status_code=204)
+
+
+@router.post("/{name}/pause", responses=documented({200: ScheduleView}, 404, 422))
+def pause_schedule(parts: PartsDep, name: Name) -> Response:
+    """Submit no jobs of it until it is resumed."""
+    with parts.ledger.begin() as session:
+        view = ScheduleView.of(schedules.pause(session, name))
+    return answer(view)
+
+
+@router.post("/{name}/resume", responses=documented({200: ScheduleView}, 404, 422))
+def resume_schedule(parts: PartsDep, name: Name) -> Response:
+    """Go on from now; what was due while it was paused is not made up for."""
+    with parts.ledger.begin() as session:
+        view = ScheduleView.of(schedules.resume(session, name))
+    return answer(view)
+
+
+@router.post("/{name}/run", responses=documented({200: ScheduledRun}, 404, 409, 422))
+def run_schedule(parts: PartsDep, name: Name) -> Response:
+    """Submit its job now; 409 while the last one is open. When the next is due does not change."""
+    with parts.ledger.begin() as session:
+        job_id = schedules.fire(session, name, is_due=False)
+    assert job_id is not None
+    return answer(ScheduledRun(job_id=job_id))

@@ -1,0 +1,174 @@
+"""`sluice schedules`: jobs that are submitted again and again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.options import ListByDefault, confirm, key_values, with_client
+from cli.terminal.output import print_fields, print_json, print_table, print_text, say
+from shared.vocabulary import Lane
+from sluice import Client, InvalidInput, Schedule
+
+
+@click.group(cls=ListByDefault)
+def schedules() -> None:
+    """Make, show, pause and delete schedules (alone: list)."""
+
+
+@schedules.command("list")
+@with_client
+def list_schedules(client: Client, *, as_json: bool) -> int:
+    """All schedules, and when each is due."""
+    items = list(client.schedules())
+    if as_json:
+        print_json({"items": items})
+        return 0
+    print_table(
+        ("name", "kind", "cron", "timezone", "next", "last"),
+        [
+            (one.name, one.kind, one.cron, one.timezone,
+             "paused" if one.paused else one.next_at, one.last_at)
+            for one in items
+        ],
+        flexible="cron",
+    )  # fmt: skip
+    if not items:
+        say("No schedules. `sluice schedules put NAME CRON KIND INPUT` makes one.")
+    return 0
+
+
+@schedules.command()
+@click.argument("name")
+@click.argument("cron")
+@click.argument("kind")
+@click.argument("source", metavar="INPUT")
+@click.option("--timezone", default="UTC", show_default=True, metavar="NAME",
+              help="Of the IANA database, such as Asia/Seoul.")  # fmt: skip
+@click.option("--lane", type=click.Choice([lane.value for lane in Lane]))
+@click.option(
+    "--metadata", multiple=True, metavar="KEY=VALUE", callback=key_values,
+    help="Noted with every job; may be repeated.",
+)  # fmt: skip
+@with_client
+def put(
+    client: Client,
+    *,
+    name: str,
+    cron: str,
+    kind: str,
+    source: str,
+    timezone: str,
+    lane: str | None,
+    metadata: dict[str, Any],
+    as_json: bool,
+) -> int:
+    """Make or replace a schedule of jobs of KIND with this input: a JSON file, or JSON itself.
+
+    CRON has five fields: minute, hour, day of the month, month, day of the week; or it is @hourly,
+    @daily, @weekly, @monthly or @yearly. While a job is open, no other one of its schedule begins.
+
+    \b
+    Examples:
+      sluice schedules put docs "0 6 * * MON-FRI" ingest docs.json --timezone Asia/Seoul
+      sluice schedules put clean @daily erase '{"collection": "scratch"}'
+    """
+    job: dict[str, Any] = {"kind": kind, "input": _input(source)}
+    if lane is not None:
+        job["lane"] = lane
+    if metadata:
+        job["metadata"] = metadata
+    _show(client.put_schedule(name, cron, job, timezone=timezone), as_json=as_json)
+    return 0
+
+
+@schedules.command()
+@click.argument("name")
+@with_client
+def show(client: Client, *, name: str, as_json: bool) -> int:
+    """A schedule: when it is due, and its last job."""
+    _show(client.schedule(name), as_json=as_json)
+    return 0
+
+
+@schedules.command()
+@click.argument("name")
+@with_client
+def pause(client: Client, *, name: str, as_json: bool) -> int:
+    """Submit no jobs until it is resumed."""
+    _show(client.pause_schedule(name), as_json=as_json)
+    return 0
+
+
+@schedules.command()
+@click.argument("name")
+@with_client
+def resume(client: Client, *, name: str, as_json: bool) -> int:
+    """Go on from now; what was due meanwhile is not made up for."""
+    _show(client.resume_schedule(name), as_json=as_json)
+    return 0
+
+
+@schedules.command()
+@click.argument("name")
+@with_client
+def run(client: Client, *, name: str, as_json: bool) -> int:
+    """Submit its job now, unless the last one is still open."""
+    job_id = client.run_schedule(name)
+    if as_json:
+        print_json({"job_id": job_id})
+    else:
+        print_text(job_id)
+        say(f"Submitted. Follow it with `sluice jobs watch {job_id}`.")
+    return 0
+
+
+@schedules.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@with_client
+def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
+    """Submit no more of its jobs; those that there are stay."""
+    confirm(f"Delete the schedule {name}?", yes=yes)
+    client.delete_schedule(name)
+    if as_json:
+        print_json({"name": name, "deleted": True})
+    else:
+        say(f"Deleted {name}.")
+    return 0
+
+
+def _input(source: str) -> dict[str, Any]:
+    text = source if source.lstrip().startswith("{") else _file(source)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"The input is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise InvalidInput('The input is a JSON object, such as {"collection": "docs"}.')
+    return value
+
+
+def _file(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"Cannot read {path}: {error}.") from error
+
+
+def _show(schedule: Schedule, *, as_json: bool) -> None:
+    if as_json:
+        print_json(schedule)
+        return
+    print_fields(
+        {
+            "name": schedule.name,
+            "kind": schedule.kind,
+            "cron": f"{schedule.cron} ({schedule.timezone})",
+            "next": "paused" if schedule.paused else schedule.next_at,
+            "last": schedule.last_at,
+            "last job": schedule.last_job_id,
+            "error": schedule.error,
+        }
+    )

@@ -1,0 +1,228 @@
+"""Schedules: jobs of any kind that are submitted again and again, as a cron expression says.
+
+A schedule that is due is fired by the sweeper (`workers/sweep.py`): in one transaction a job is
+submitted and the next moment is written, under the lock of the schedule, so that it is one job,
+however many sweepers there are. Runs do not overlap: while the job of the last run is open, the
+schedule stays due, and is fired once when that has ended. So all that was missed meanwhile, or
+while no sweeper ran, is one run. A job that cannot be submitted is an error of the schedule.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from cronsim import CronSim, CronSimError
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from shared.bounds import as_object
+from shared.database.transaction import Transaction
+from shared.errors import Conflict, InvalidInput, NotFound, SluiceError
+from shared.jobs import submission
+from shared.jobs.submission import NewJob
+from shared.kinds.registry import KINDS
+from shared.tables import Job, Schedule
+from shared.vocabulary import OPEN, Lane, State
+
+SCHEDULE_NAME: Final = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$"
+SCHEDULES_LIMIT: Final = 1000
+_MACROS: Final = {
+    "@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *", "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0", "@daily": "0 0 * * *", "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}  # fmt: skip
+
+
+def next_moment(cron: str, timezone: str, after: datetime) -> datetime | None:
+    """The first moment after `after` that the expression names in the time zone; None where there
+    is none. Raises InvalidInput.
+
+    As Debian's cron has it: a moment that the clock leaves out in spring is the next one that there
+    is, and of an hour that comes twice in autumn the first one counts.
+    """
+    expression = " ".join(_MACROS.get(cron.strip().lower(), cron).split())
+    if len(expression.split(" ")) != 5:
+        raise InvalidInput(
+            f"cron is {cron!r}, which has not five fields: minute, hour, day of the month, month, "
+            "day of the week, such as `0 6 * * MON-FRI`; or @hourly, @daily, @weekly, @monthly."
+        )
+    try:
+        zone = ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise InvalidInput(
+            f"timezone is {timezone!r}, which is none of the IANA database, such as Asia/Seoul."
+        ) from None
+    try:
+        moment: datetime = next(CronSim(expression, after.astimezone(zone)))
+    except CronSimError as error:
+        raise InvalidInput(f"cron is {cron!r}, which is no cron expression: {error}.") from None
+    except StopIteration:
+        return None
+    return moment.astimezone(UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSpec:
+    """A schedule as it is wished for; `job` is validated."""
+
+    cron: str
+    timezone: str
+    job: NewJob
+
+
+def put(session: Transaction, name: str, spec: ScheduleSpec) -> tuple[Schedule, bool]:
+    """Make or replace a schedule; True if it was made. What it was paused by stays. Raises
+    InvalidInput, Conflict where there are too many."""
+    now = session.scalars(select(func.now())).one()
+    next_at = next_moment(spec.cron, spec.timezone, now)
+    if next_at is None:
+        raise InvalidInput(f"cron is {spec.cron!r}, which names no moment in the years to come.")
+    job = spec.job
+    values = {
+        "cron": spec.cron,
+        "timezone": spec.timezone,
+        "kind": job.kind.name,
+        "input": job.input,
+        "options": {
+            "lane": job.lane.value,
+            "metadata": job.metadata,
+            "webhook": job.webhook,
+            "timeout_s": job.timeout_s,
+            "max_attempts": job.max_attempts,
+        },
+        "fair_key": job.fair_key,
+        "next_at": next_at,
+        "error": None,
+    }
+    is_new = session.get(Schedule, name) is None
+    if is_new and (session.scalar(select(func.count()).select_from(Schedule)) or 0) >= (
+        SCHEDULES_LIMIT
+    ):
+        raise Conflict(f"There are {SCHEDULES_LIMIT:,} schedules; delete some.")
+    statement = insert(Schedule).values(name=name, **values)
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=["name"], set_=values | {"updated_at": func.now()}
+        )
+    )
+    session.expire_all()
+    return get(session, name), is_new
+
+
+def get(session: Session, name: str) -> Schedule:
+    """Raises NotFound."""
+    schedule = session.get(Schedule, name)
+    if schedule is None:
+        raise NotFound(f"There is no schedule {name!r}.")
+    return schedule
+
+
+def page(session: Session, *, limit: int, after: str | None) -> Sequence[Schedule]:
+    """By name."""
+    query = select(Schedule).order_by(Schedule.name).limit(limit)
+    if after is not None:
+        query = query.where(Schedule.name > after)
+    return session.scalars(query).all()
+
+
+def remove(session: Session, name: str) -> None:
+    """Its jobs stay. Raises NotFound."""
+    gone = session.execute(
+        delete(Schedule).where(Schedule.name == name).returning(Schedule.name)
+    ).first()
+    if gone is None:
+        raise NotFound(f"There is no schedule {name!r}.")
+
+
+def pause(session: Session, name: str) -> Schedule:
+    """No job is submitted until it is resumed. Raises NotFound."""
+    schedule = get(session, name)
+    schedule.paused_at = schedule.paused_at or session.scalars(select(func.now())).one()
+    session.flush()
+    return schedule
+
+
+def resume(session: Session, name: str) -> Schedule:
+    """What was missed meanwhile was not meant to run. Raises NotFound."""
+    schedule = get(session, name)
+    if schedule.paused_at is not None:
+        now = session.scalars(select(func.now())).one()
+        schedule.paused_at = None
+        schedule.next_at = next_moment(schedule.cron, schedule.timezone, now)
+        session.flush()
+    return schedule
+
+
+def due(session: Session, *, limit: int) -> Sequence[str]:
+    """The names of those whose moment has come, and whose last job has ended."""
+    is_open = select(Job.id).where(Job.id == Schedule.last_job_id, Job.state.in_(OPEN)).exists()
+    query = (
+        select(Schedule.name)
+        .where(Schedule.paused_at.is_(None), Schedule.next_at <= func.now(), ~is_open)
+        .order_by(Schedule.next_at)
+        .limit(limit)
+    )
+    return session.scalars(query).all()
+
+
+def fire(session: Transaction, name: str, *, is_due: bool = True) -> UUID | None:
+    """Submit the job of a schedule, and write when the next one is due; None where another has
+    done so, its last job is open, or it cannot be submitted. Without `is_due`, at once. Raises
+    NotFound, Conflict for a last job that is open, and what submitting raises, where it is not due.
+    """
+    schedule = session.scalars(
+        select(Schedule).where(Schedule.name == name).with_for_update(skip_locked=is_due)
+    ).first()
+    now = session.scalars(select(func.now())).one()
+    if schedule is None:
+        if is_due:
+            return None
+        raise NotFound(f"There is no schedule {name!r}.")
+    last = session.get(Job, schedule.last_job_id) if schedule.last_job_id else None
+    is_running = last is not None and State(last.state) in OPEN
+    if is_due:
+        is_early = schedule.next_at is None or schedule.next_at > now
+        if schedule.paused_at is not None or is_early or is_running:
+            return None
+        schedule.next_at = next_moment(schedule.cron, schedule.timezone, now)
+    elif is_running:
+        raise Conflict(f"The last job of {name!r} is still open: {schedule.last_job_id}.")
+    try:
+        with session.begin_nested():
+            job_id = _submit(session, schedule)
+    except SluiceError as error:
+        if not is_due:
+            raise
+        schedule.error = error.message
+        return None
+    schedule.last_at, schedule.last_job_id, schedule.error = now, job_id, None
+    session.flush()
+    return job_id
+
+
+def _submit(session: Transaction, schedule: Schedule) -> UUID:
+    kind = KINDS.get(schedule.kind)
+    if kind is None:
+        raise InvalidInput(f"There is no kind {schedule.kind!r} any more; delete the schedule.")
+    # Submitting notes in it what its names stand for now, which is not the schedule's.
+    input_, options = deepcopy(as_object(schedule.input)), as_object(schedule.options)
+    collection = input_.get("collection")
+    if isinstance(collection, str):
+        kind.find_collection(session, collection)
+    kind.require(session, [input_])
+    new = NewJob(
+        kind=kind,
+        input=input_,
+        fair_key=schedule.fair_key,
+        lane=Lane(options["lane"]),
+        metadata={**options["metadata"], "schedule": schedule.name},
+        webhook=options["webhook"],
+        timeout_s=options["timeout_s"],
+        max_attempts=options["max_attempts"],
+    )
+    return submission.submit(session, new).id
