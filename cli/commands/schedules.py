@@ -130,7 +130,8 @@ def run(client: Client, *, name: str, as_json: bool) -> int:
 @with_client
 def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
     """Submit no more of its jobs; those that there are stay."""
-    confirm(f"Delete the schedule {name}?", yes=yes)
+    if not yes:
+        confirm(f"Delete the schedule {name}?")
     client.delete_schedule(name)
     if as_json:
         print_json({"name": name, "deleted": True})
@@ -162,13 +163,13 @@ def _show(schedule: Schedule, *, as_json: bool) -> None:
         print_json(schedule)
         return
     print_fields(
-        {
-            "name": schedule.name,
-            "kind": schedule.kind,
-            "cron": f"{schedule.cron} ({schedule.timezone})",
-            "next": "paused" if schedule.paused else schedule.next_at,
-            "last": schedule.last_at,
-            "last job": schedule.last_job_id,
-            "error": schedule.error,
-        }
+        [
+            ("name", schedule.name),
+            ("kind", schedule.kind),
+            ("cron", f"{schedule.cron} ({schedule.timezone})"),
+            ("next", "paused" if schedule.paused else schedule.next_at),
+            ("last", schedule.last_at),
+            ("last job", schedule.last_job_id),
+            ("error", schedule.error),
+        ]
     )

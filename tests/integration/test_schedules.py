@@ -1,5 +1,6 @@
 """Schedules over HTTP, and the jobs that the sweeper makes of them."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
@@ -9,7 +10,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from shared import schedules
+from cli.main import run
 from tests.integration.ingestion import new_collection
 from tests.integration.workbench import drain, handlers, job_of
 from workers.attempts.process import Process
@@ -157,4 +158,27 @@ def test_a_job_that_cannot_be_submitted_is_an_error_of_the_schedule(
     assert jobs_of(process) == []
     put(api)
     assert api.get("/v1/schedules/nightly").json()["error"] is None
-    assert schedules.SCHEDULES_LIMIT == 1000
+
+
+def test_the_command_line_and_the_client_have_them(
+    api: httpx.Client, process: Process, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = ["--url", str(api.base_url)]
+    arguments = ["nightly", "0 6 * * *", "embed", '{"texts": ["a"]}', "--timezone", "Asia/Seoul"]
+    assert run(["schedules", "put", *arguments, "--lane", "bulk", *url]) == 0
+    assert "0 6 * * * (Asia/Seoul)" in capsys.readouterr().out
+    assert run(["schedules", "pause", "nightly", *url]) == 0
+    assert run(["schedules", *url]) == 0
+    assert "paused" in capsys.readouterr().out
+    assert run(["schedules", "resume", "nightly", *url]) == 0
+    assert run(["schedules", "run", "nightly", *url]) == 0
+    assert capsys.readouterr().out.strip().endswith(str(jobs_of(process)[0]))
+    assert run(["schedules", "run", "nightly", *url]) != 0
+    assert "still open" in capsys.readouterr().err
+    assert run(["schedules", "show", "nightly", "--json", *url]) == 0
+    assert json.loads(capsys.readouterr().out)["last_job_id"] == str(jobs_of(process)[0])
+    assert run(["schedules", "put", "a", "* *", "embed", '{"texts": ["a"]}', *url]) == 2
+    assert run(["schedules", "delete", "nightly", *url]) == 2
+    assert run(["schedules", "delete", "nightly", "--yes", *url]) == 0
+    assert api.get("/v1/schedules").json()["items"] == []
+    drain(process)
