@@ -1,6 +1,6 @@
 """Lexical search and what its index costs, in PostgreSQL alone.
 
-    python -m bench.lexical [--chunks 10000 50000 200000] [--queries 200] [--explain]
+    python -m bench.retrieval.lexical [--chunks 10000 50000 200000] [--queries 200] [--explain]
 
 Writes chunks of 1,000 characters as ingestion does, in steps of 128, with every merge: words by
 Zipf's law from a vocabulary that grows (Heaps), and, for every other document, text of PostgreSQL's
@@ -51,7 +51,7 @@ from workers.retrieval.lexical import HEADS, PAGES, SNAPSHOT, Lexical, lexical_o
 from workers.retrieval.postings import Span, build
 from workers.retrieval.terms import morphemes_of, terms
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 CHUNK_CHARS = 1000
 STEP_CHUNKS = 128
 DOCUMENT_CHUNKS = 8
