@@ -13,7 +13,7 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import Any
 
-from fastapi import Response
+from fastapi import FastAPI, Response
 
 from api.schemas import ProblemView
 
@@ -53,12 +53,15 @@ class Dialect:
     """Of its operations in the OpenAPI document; `summary` describes it there."""
     prefixes: tuple[str, ...]
     """How its paths begin; each ends with a slash."""
-    router: str
-    """The `APIRouter` with its routes, as `module:name`; it may stand in the dialect's module."""
+    routers: tuple[str, ...]
+    """The `APIRouter`s with its routes, in the order in which they are tried, as `module:name`; one
+    may stand in the dialect's own module."""
     error: Callable[[Problem], Mapping[str, Any]]
     """The JSON body of an error."""
     error_schema: Mapping[str, Any]
     """JSON Schema of these bodies."""
+    route_prefix: str = ""
+    """What comes before the paths of all its routes."""
     media_type: str = "application/json"
     statuses: Mapping[int, int] = field(default_factory=dict)
     """Where this API has another status than ours for the same thing."""
@@ -74,6 +77,10 @@ class Dialect:
 
     def status(self, status: int) -> int:
         return self.statuses.get(status, status)
+
+    def include_routes(self, app: FastAPI) -> None:
+        for name in self.routers:
+            app.include_router(load(name), prefix=self.route_prefix, tags=[self.tag])
 
     def answer(self, problem: Problem) -> Response:
         """The error as this dialect writes it."""
@@ -131,7 +138,7 @@ NATIVE = Dialect(
     summary="Sluice's own API",
     tag="",
     prefixes=("/v1/",),
-    router="",
+    routers=(),
     error=_problem_json,
     error_schema={"$ref": f"{REF}{ProblemView.__name__}"},
     media_type="application/problem+json",

@@ -60,7 +60,7 @@ HUGGING_FACE = Dialect(
     summary="The inference API of Hugging Face, on its own paths",
     tag="compatible",
     prefixes=("/models/", "/pipeline/"),
-    router="api.compat.huggingface:router",
+    routers=("api.compat.huggingface:router",),
     error=_error,
     error_schema={
         "type": "object",
@@ -498,7 +498,7 @@ def _loading(loading: Loading, headers: dict[str, str]) -> Response:
     )
 
 
-router = APIRouter(tags=[HUGGING_FACE.tag])
+router = APIRouter()
 
 _TEXT = {"type": "string"}
 _TEXTS = {"type": "array", "items": _TEXT}

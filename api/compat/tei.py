@@ -44,7 +44,8 @@ TEI = Dialect(
     summary="The API of Text Embeddings Inference",
     tag="tei",
     prefixes=(f"{PREFIX}/",),
-    router="api.compat.tei:router",
+    route_prefix=PREFIX,
+    routers=("api.compat.tei:router",),
     error=_body,
     error_schema={
         "type": "object",
@@ -190,7 +191,7 @@ def _answer(outcome: Outcome, body: Any) -> Response:
     return JSONResponse(body, headers=dict(outcome.headers))
 
 
-router = APIRouter(prefix=PREFIX, tags=[TEI.tag], route_class=StrictRoute)
+router = APIRouter(route_class=StrictRoute)
 DOCUMENTED: dict[str, Any] = {
     "responses": TEI.documented(401, 404, 409, 413, 422, 424, 429, 503, 504)
     | {200: {"description": "As that API answers", "content": {"application/json": {"schema": {}}}}}

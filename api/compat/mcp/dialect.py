@@ -51,7 +51,7 @@ MCP = Dialect(
     summary="The Model Context Protocol, with tools for agents",
     tag="mcp",
     prefixes=("/mcp/",),
-    router="api.compat.mcp.dialect:router",
+    routers=("api.compat.mcp.dialect:router",),
     error=_error,
     error_schema=ERROR_SCHEMA,
     descriptions={
@@ -62,7 +62,7 @@ MCP = Dialect(
     },
 )
 
-router = APIRouter(tags=[MCP.tag], route_class=StrictRoute)
+router = APIRouter(route_class=StrictRoute)
 
 
 class Served(Response):

@@ -38,7 +38,10 @@ OLLAMA_API = Dialect(
     summary="The API of Ollama, for programs that know it",
     tag="ollama",
     prefixes=(f"{PREFIX}/",),
-    router="api.compat.ollama.router:router",
+    route_prefix=PREFIX,
+    routers=tuple(
+        f"api.compat.ollama.{module}:router" for module in ("models", "chat", "embeddings")
+    ),
     error=_body,
     error_schema={
         "type": "object",

@@ -87,6 +87,7 @@ def _documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return OLLAMA_API.documented(401, *statuses)
 
 
+@router.api_route("", methods=["GET", "HEAD"], include_in_schema=False, name="is_at_address")
 @router.api_route(
     "/", methods=["GET", "HEAD"], response_class=PlainTextResponse, include_in_schema=False
 )

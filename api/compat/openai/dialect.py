@@ -1,7 +1,7 @@
 """The API of OpenAI: its record, its errors, its ids, and the frames of its streams.
 
 After the published description, version 2.3.0 (github.com/openai/openai-openapi). Modules beside
-this one have the routes; `router.py` lists them.
+this one have the routes.
 """
 
 import json
@@ -75,12 +75,19 @@ def _body(problem: Problem) -> dict[str, Any]:
     return {"error": error_of(problem)}
 
 
+MODULES = (
+    "models", "chat", "completions", "embeddings", "audio", "rerank", "files", "batches",
+    "vector_stores", "responses", "conversations",
+)  # fmt: skip
+"""Those beside this one that have routes."""
+
 OPENAI = Dialect(
     name="openai",
     summary="The API of OpenAI, for programs that know it",
     tag="openai",
     prefixes=(f"{PREFIX}/",),
-    router="api.compat.openai.router:router",
+    route_prefix=PREFIX,
+    routers=tuple(f"api.compat.openai.{module}:router" for module in MODULES),
     error=_body,
     error_schema={
         "type": "object",
