@@ -475,6 +475,7 @@ class BatchSettings(RoleSettings):
     batch_open_lines: PositiveInt = 2000
     batch_interval_s: PositiveFloat = 1
     batch_finish_s: PositiveInt = 86_400
+    batch_replaced_s: PositiveInt = 600
 
 
 class LexicalSettings(RoleSettings):

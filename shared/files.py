@@ -92,6 +92,15 @@ class Storage:
             self.delete(path)
             raise
 
+    def paths(self, folder: str) -> list[str]:
+        """Of the files in a folder, which need not be there. Raises Unavailable."""
+        full = self._full(folder)
+        with _storage_errors(folder):
+            if not self._fs.exists(full):
+                return []
+            names = self._fs.ls(full, detail=False, refresh=True)
+        return [f"{folder}/{name.rstrip('/').rpartition('/')[2]}" for name in names]
+
     def delete_folder(self, path: str) -> None:
         """Deleting what is not there is no error."""
         full = self._full(path)
@@ -232,7 +241,7 @@ def begin(
             size_bytes=0,
             sha256=_NO_HASH,
             content_type=content_type,
-            path=f"{file_id.hex[-2:]}/{file_id}",
+            path=_parts_folder(file_id),
             parts=[],
             purpose=purpose.value,
             expires_at=expires_at,
@@ -250,7 +259,22 @@ def write_part(storage: Storage, file_id: UUID, data: bytes) -> Part:
 
 def new_part_path(file_id: UUID) -> str:
     """Where a part of the file may be written."""
-    return f"{file_id.hex[-2:]}/{file_id}/{new_id().hex}"
+    return f"{_parts_folder(file_id)}/{new_id().hex}"
+
+
+def part_paths(storage: Storage, file_id: UUID) -> list[str]:
+    """Of the parts that there are in the storage, also of those that do not count. Raises
+    Unavailable."""
+    return storage.paths(_parts_folder(file_id))
+
+
+def _parts_folder(file_id: UUID) -> str:
+    return f"{file_id.hex[-2:]}/{file_id}"
+
+
+def count_parts(session: Session, file_id: UUID) -> int:
+    """Of a file that grows; 0 where there is none."""
+    return session.scalar(select(func.cardinality(File.parts)).where(File.id == file_id)) or 0
 
 
 def append(session: Session, file_id: UUID, *parts: Part) -> None:
@@ -274,16 +298,14 @@ def append(session: Session, file_id: UUID, *parts: Part) -> None:
         raise TooLarge(f"File {file_id} has more than {PARTS_LIMIT:,} parts; write larger ones.")
 
 
-def replace_parts(session: Session, file_id: UUID, part: Part, *, sha256: str) -> list[Remains]:
-    """Let one part stand for all that there were: the file is whole, until it grows again. Returns
-    what to delete of the others once this is committed. Raises NotFound."""
+def replace_parts(session: Session, file_id: UUID, part: Part, *, sha256: str) -> None:
+    """Let one part stand for all that there were: the file is whole, until it grows again. The
+    others may be deleted once this is committed. Raises NotFound."""
     file = session.scalar(select(File).where(File.id == file_id).with_for_update())
     if file is None or file.parts is None:
         raise NotFound(f"There is no file {file_id} that grows.")
-    before = [Remains(path=path, is_folder=False) for path in file.parts]
     file.parts, file.size_bytes, file.sha256 = [part.path], part.size_bytes, sha256
     session.flush()
-    return before
 
 
 def blocks(storage: Storage, file: File) -> Iterator[bytes]:

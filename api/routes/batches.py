@@ -28,6 +28,7 @@ from api.schemas import REQUESTS, ErrorView, Page, ProgressView, Webhook
 from shared import batches, files
 from shared.batches import WITHOUT_RESULT, Status
 from shared.bounds import FreeMetadata, as_object
+from shared.errors import NotFound
 from shared.jobs import jobs
 from shared.jobs.queues import Estimate, estimate
 from shared.jobs.submission import NewJob, Submitted
@@ -220,7 +221,7 @@ def get_batch_results(parts: PartsDep, batch_id: BatchId) -> Response:
     """The answers so far: as lines ended while it runs, in the order of the file at last."""
     with parts.ledger.read() as session:
         _, batch = batches.get(session, batch_id)
-        return _content(parts, session, batch.output_file_id if batch else None)
+        return _content(parts, session, batch_id, batch.output_file_id if batch else None)
 
 
 @router.get("/{batch_id}/errors", response_class=Response, responses=LINES_RESPONSES)
@@ -228,13 +229,20 @@ def get_batch_errors(parts: PartsDep, batch_id: BatchId) -> Response:
     """The lines that have ended without an answer, and why."""
     with parts.ledger.read() as session:
         _, batch = batches.get(session, batch_id)
-        return _content(parts, session, batch.error_file_id if batch else None)
+        return _content(parts, session, batch_id, batch.error_file_id if batch else None)
 
 
-def _content(parts: Parts, session: Session, file_id: UUID | None) -> Response:
+def _content(parts: Parts, session: Session, batch_id: UUID, file_id: UUID | None) -> Response:
     if file_id is None:
         return Response(b"", media_type=OUTPUT_TYPE)
-    return content_response(parts, files.get(session, file_id))
+    try:
+        file = files.get(session, file_id)
+    except NotFound as error:
+        raise NotFound(
+            f"File {file_id} of this batch was deleted, or has expired. Lines have their results "
+            f"as jobs: `GET /v1/jobs?batch={batch_id}`."
+        ) from error
+    return content_response(parts, file)
 
 
 def view(parts: Parts, batch_id: UUID) -> BatchOut:

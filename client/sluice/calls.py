@@ -226,10 +226,12 @@ class Calls(Generic[J]):
         kind: str | None = None,
         collection: str | None = None,
         dead: bool | None = None,
+        batch: str | None = None,
         page_items: int = PAGE_ITEMS,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[J, None]:
         """Newest first, page by page. `dead=True`: those that have used up their attempts.
+        `batch`: the lines of the batch with this id, which are else left out.
 
         `timeout_s` is for each page.
         """
@@ -238,6 +240,7 @@ class Calls(Generic[J]):
             "kind": None if kind is None else str(kind),
             "collection": collection,
             "dead": None if dead is None else str(dead).lower(),
+            "batch": batch,
         }
         async with aclosing(self._pages(Job, "/v1/jobs", params, page_items, timeout_s)) as jobs:
             async for job in jobs:

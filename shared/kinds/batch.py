@@ -269,6 +269,13 @@ class ValidLine:
     job_input: dict[str, Any]
     """The input of its job, with the server's defaults."""
 
+    @property
+    def queue_model(self) -> str:
+        """What it waits for, as `BatchLine` has it."""
+        model = self.job_input.get("model")
+        queue = self.request.kind.first_step.queue.value
+        return f"{queue}.{model}" if isinstance(model, str) and model else queue
+
 
 @dataclass(frozen=True, kw_only=True)
 class LineError:

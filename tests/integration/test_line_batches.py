@@ -4,14 +4,16 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 from sqlalchemy import delete, func, select, update
 
+from shared import files
 from shared.config import Settings
 from shared.database.transaction import Ledger
-from shared.tables import Batch, BatchLine, Job, Step
+from shared.tables import Batch, BatchLine, File, Job, Step
 from shared.vocabulary import Queue
 from tests.integration.answers import problem
 from tests.integration.ingestion import CATS, TRAINS, new_collection, order
@@ -256,6 +258,80 @@ def test_batches_leave_half_of_a_queue_to_others(
     assert seen["position"] == 0
     drain(process)
     assert len(rows(api, made)) == 10
+
+
+def test_lines_of_a_model_that_nobody_serves_hold_up_no_others(
+    api: httpx.Client, worker: Callable[..., Process]
+) -> None:
+    process = worker(batch_open_lines=8)
+    body = {"model": "hf/nobody", "messages": [{"role": "user", "content": "x"}]}
+    chats = [
+        {"custom_id": f"chat-{n}", "url": "/v1/chat/completions", "body": body} for n in range(20)
+    ]
+    made = create(api, [*chats, *[embed(n) for n in range(11)]])
+    for _ in range(12):
+        control(process)
+        run_next(process, handlers(), Queue.EMBED.value)
+    seen = look(api, made)
+    assert seen["status"] == "in_progress"
+    assert seen["lines"]["succeeded"] == 11
+    assert "No living worker serves the model 'hf/nobody'" in seen["waiting_for"]
+    control(process, 2)
+    # They have all of the places, once nobody else wants one.
+    assert look(api, made)["lines"]["running"] == 8
+    assert sorted(ids(rows(api, made))) == sorted(f"embed-{n}" for n in range(11))
+
+
+def test_a_file_of_many_parts_is_made_one(
+    api: httpx.Client, worker: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.batches.MERGED_PARTS", 3)
+    process = worker(batch_open_lines=1)
+    made = create(api, [embed(n) for n in range(9)])
+    control(process, 2)
+    most = 0
+    for n in range(8):
+        run_next(process, handlers(), Queue.EMBED.value)
+        control(process)
+        assert ids(rows(api, made)) == [f"embed-{k}" for k in range(n + 1)]
+        with process.ledger.read() as session:
+            (file,) = session.scalars(select(File).where(File.parts.is_not(None)))
+            most = max(most, len(file.parts or []))
+    assert most == 3
+
+
+def test_the_file_of_an_ended_batch_is_all_that_is_left_of_its_parts(
+    api: httpx.Client, worker: Callable[..., Process]
+) -> None:
+    process = worker(batch_open_lines=2, batch_replaced_s=0)
+    made = create(api, [embed(n) for n in range(4)])
+    control(process, 3)
+    run_next(process, handlers(), Queue.EMBED.value)
+    control(process)
+    file_id = UUID(look(api, made)["output_file_id"])
+    # As of an attempt that died before it could say that it had written this.
+    files.write_part(process.storage, file_id, b"half of a li")
+    drain(process)
+    sweep(process)
+    assert len(files.part_paths(process.storage, file_id)) == 1
+    assert ids(rows(api, made)) == [f"embed-{n}" for n in range(4)]
+
+
+def test_a_file_that_its_user_deletes_is_written_again(
+    api: httpx.Client, worker: Callable[..., Process]
+) -> None:
+    process = worker(batch_open_lines=2)
+    made = create(api, [embed(n) for n in range(6)])
+    control(process, 3)
+    run_next(process, handlers(), Queue.EMBED.value)
+    control(process)
+    first = look(api, made)["output_file_id"]
+    assert api.delete(f"/v1/files/{first}").status_code == 204
+    gone = problem(api.get(f"/v1/batches/{made['id']}/results"), 404)
+    assert f"/v1/jobs?batch={made['id']}" in gone["detail"]
+    drain(process)
+    assert look(api, made)["output_file_id"] not in (None, first)
+    assert ids(rows(api, made)) == [f"embed-{n}" for n in range(6)]
 
 
 def test_answers_can_be_read_from_the_first_on(
