@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Body, Request, Response
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 from starlette.responses import JSONResponse
 
 from api.compat import calls
@@ -26,7 +26,7 @@ from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY, TEXT_RA
 from shared.hf.task import HfTask
 from shared.kinds.hf import HF, default_models
 from shared.openai.embeddings import EmbeddingRequest
-from shared.vocabulary import Shape
+from shared.vocabulary import WireShape
 
 PREFIX: Final = "/tei"
 TEXTS_LIMIT: Final = 10_000
@@ -64,17 +64,6 @@ TEI = Dialect(
 )
 
 
-class TeiShape(Shape):
-    """A null is a field that is left out."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nulls_are_left_out(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: item for name, item in value.items() if item is not None}
-        return value
-
-
 def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
@@ -92,7 +81,7 @@ Direction = Annotated[Literal["left", "right"], BeforeValidator(_lower)]
 FromTheRight = Annotated[Literal["right"], BeforeValidator(_lower)]
 
 
-class TeiEmbed(TeiShape):
+class TeiEmbed(WireShape):
     """`truncate` true is the default here; false makes a text that is too long an error."""
 
     inputs: Annotated[TeiTexts, BeforeValidator(_listed, json_schema_input_type=str | list[str])]
@@ -105,7 +94,7 @@ class TeiEmbed(TeiShape):
     """What `huggingface_hub` sends with `feature_extraction` to a model's own URL."""
 
 
-class TeiRerank(TeiShape):
+class TeiRerank(WireShape):
     query: TeiText
     texts: TeiTexts
     truncate: Literal[True] = True
@@ -115,7 +104,7 @@ class TeiRerank(TeiShape):
     model: Any = None
 
 
-class TeiPredict(TeiShape):
+class TeiPredict(WireShape):
     inputs: TeiText | Annotated[list[Any], Field(min_length=1, max_length=TEXTS_LIMIT)]
     truncate: Literal[True] = True
     truncation_direction: FromTheRight = "right"
@@ -138,18 +127,18 @@ class TeiPredict(TeiShape):
         return [row[0] for row in rows], is_batch
 
 
-class TeiPair(TeiShape):
+class TeiPair(WireShape):
     source_sentence: TeiText
     sentences: TeiTexts
 
 
-class TeiSimilarityParameters(TeiShape):
+class TeiSimilarityParameters(WireShape):
     truncate: Literal[True] = True
     truncation_direction: FromTheRight = "right"
     prompt_name: Literal[""] = ""
 
 
-class TeiSimilarity(TeiShape):
+class TeiSimilarity(WireShape):
     inputs: TeiPair
     parameters: TeiSimilarityParameters = TeiSimilarityParameters()
 
@@ -324,7 +313,7 @@ def _refusal(name: str) -> ProblemError:
     return ProblemError(Problem(status=422, detail=detail))
 
 
-SHAPES: Final[dict[str, tuple[type[TeiShape], Any]]] = {
+SHAPES: Final[dict[str, tuple[type[WireShape], Any]]] = {
     "embed": (TeiEmbed, _embed),
     "rerank": (TeiRerank, _rerank),
     "predict": (TeiPredict, _predict),
@@ -363,7 +352,7 @@ async def of_model_by_post(
     return response
 
 
-def _parsed(shape: type[TeiShape], values: dict[str, Any]) -> Any:
+def _parsed(shape: type[WireShape], values: dict[str, Any]) -> Any:
     with calls.naming_fields():
         return shape.model_validate(values)
 

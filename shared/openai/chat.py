@@ -26,7 +26,8 @@ from shared.openai.sampling import (
     StreamOptions,
     usage_of,
 )
-from shared.openai.wire import Taken, Unsupported, WireShape, id_of, without_stream
+from shared.openai.wire import Taken, Unsupported, id_of, without_stream
+from shared.vocabulary import WireShape
 
 # Messages. Their contents are texts, as strings or in parts.
 

@@ -19,7 +19,8 @@ from shared.kinds.chat import SEARCH_TOOL, ChatResult, ToolSearch
 from shared.kinds.rag import RagResult
 from shared.kinds.search import Hit
 from shared.openai.file_search import score_of, shown_attributes
-from shared.openai.wire import Taken, WireShape, id_of
+from shared.openai.wire import Taken, id_of
+from shared.vocabulary import WireShape
 
 # Parameters that several routes have.
 

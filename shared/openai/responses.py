@@ -42,8 +42,8 @@ from shared.openai.items import (
     tag_of,
 )
 from shared.openai.response_events import output_of
-from shared.openai.wire import Taken, Unsupported, WireShape, id_of, without_stream
-from shared.vocabulary import Lane
+from shared.openai.wire import Taken, Unsupported, id_of, without_stream
+from shared.vocabulary import Lane, WireShape
 
 PREFIX: Final = "resp_"
 CONVERSATION_PREFIX: Final = "conv_"

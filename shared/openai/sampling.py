@@ -6,7 +6,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from shared.kinds.chat import ALTERNATIVES_LIMIT, STOP_LIMIT
-from shared.openai.wire import Taken, Unsupported, WireShape
+from shared.openai.wire import Taken, Unsupported
+from shared.vocabulary import WireShape
 
 
 class StreamOptions(WireShape):

@@ -1,4 +1,4 @@
-"""What requests of OpenAI's API have in common: nulls, and parameters that are not supported.
+"""What requests of OpenAI's API have in common: ids, and parameters that are not supported.
 
 After the published description, version 2.3.0 (github.com/openai/openai-openapi).
 """
@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from pydantic import model_validator
-
 from shared.errors import InvalidInput
-from shared.vocabulary import Shape
 
 Taken = Any
 """Of a parameter that cannot change an answer: whatever it is, it is passed over."""
@@ -39,15 +36,3 @@ def without_stream(body: Any) -> None:
     """Raises InvalidInput for a body that is to be answered by a stream, where there is none."""
     if isinstance(body, Mapping) and body.get("stream"):
         raise InvalidInput("stream must be false in a batch: its answers are lines of a file.")
-
-
-class WireShape(Shape):
-    """Base of this dialect's requests: a null is a parameter that is left out, as all of its
-    clients may send it."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nulls_are_left_out(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: item for name, item in value.items() if item is not None}
-        return value

@@ -22,7 +22,6 @@ from api.compat.ollama.dialect import (
     OLLAMA_API,
     AnyTypeRoute,
     ModelRequest,
-    WireShape,
     check_keep_alive,
     is_zero,
     moment,
@@ -44,6 +43,7 @@ from shared.kinds.rag import RAG
 from shared.modelfiles import go_templates
 from shared.modelfiles.modelfile import checked_parameters
 from shared.providers import OLLAMA, OLLAMA_SERVER
+from shared.vocabulary import WireShape
 
 # What requests look like.
 

@@ -12,13 +12,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import Request, Response
-from pydantic import model_validator
 
 from api.compat.calls import StreamedAnswer
 from api.compat.dialect import Dialect, Problem
 from api.http.body import StrictRoute
 from shared.errors import InvalidInput
-from shared.vocabulary import Shape
+from shared.vocabulary import WireShape
 
 PREFIX = "/ollama"
 VERSION = "0.14.0"
@@ -74,17 +73,6 @@ class AnyTypeRoute(StrictRoute):
             return await handler(Request({**request.scope, "headers": headers}, request.receive))
 
         return typed
-
-
-class WireShape(Shape):
-    """Base of this dialect's requests: a null is a field that is left out."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nulls_are_left_out(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: item for name, item in value.items() if item is not None}
-        return value
 
 
 class ModelRequest(WireShape):

@@ -25,7 +25,6 @@ from api.compat.ollama.dialect import (
     VERSION,
     AnyTypeRoute,
     ModelRequest,
-    WireShape,
     moment,
     streamed,
     whole,
@@ -52,7 +51,7 @@ from shared.modelfiles import modelfile
 from shared.modelfiles.modelfile import Description, read_modelfile, spelled
 from shared.named_models import Definition
 from shared.providers import HF, LATEST, OLLAMA, is_reference, provider_of
-from shared.vocabulary import Lane
+from shared.vocabulary import Lane, WireShape
 
 LISTED_LIMIT: Final = 1000
 UNKNOWN_SINCE: Final = datetime(2026, 1, 1, tzinfo=UTC)

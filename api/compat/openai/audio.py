@@ -15,7 +15,7 @@ from starlette.datastructures import FormData, UploadFile
 from api.compat import calls
 from api.compat.calls import Caller, CallerDep, Outcome
 from api.compat.dialect import Problem, ProblemError
-from api.compat.openai.dialect import OPENAI, WireShape, answer_json
+from api.compat.openai.dialect import OPENAI, answer_json
 from api.compat.openai.models import outcome_for
 from api.deps import Parts, PartsDep
 from api.routes.files import forget, keep
@@ -26,6 +26,7 @@ from shared.hf.speech import SPEECH_RECOGNITION
 from shared.jobs.submission import Submitted
 from shared.kinds.hf import HF
 from shared.tables import File
+from shared.vocabulary import WireShape
 
 FIELDS_LIMIT = 64
 GRANULARITIES = "timestamp_granularities"

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from api.compat.openai.dialect import OPENAI, WireShape, id_of, uuid_of
+from api.compat.openai.dialect import OPENAI, uuid_of
 from api.deps import FairKey, IdempotencyKey, PartsDep
 from api.http.body import StrictRoute
 from api.jobs import submission
@@ -21,6 +21,8 @@ from shared.batches import Status
 from shared.bounds import Line
 from shared.jobs import jobs
 from shared.kinds.batch import EndpointName, Window
+from shared.openai.wire import id_of
+from shared.vocabulary import WireShape
 
 PREFIX = "batch_"
 FILE_PREFIX = "file-"

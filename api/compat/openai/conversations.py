@@ -20,8 +20,9 @@ from shared import conversations
 from shared.errors import InvalidInput, NotFound
 from shared.openai.items import InputItem, ItemWriter, Metadata, chat_messages, no_item
 from shared.openai.responses import CONVERSATION_PREFIX
-from shared.openai.wire import WireShape, id_of
+from shared.openai.wire import id_of
 from shared.tables import Conversation, ConversationMessage
+from shared.vocabulary import WireShape
 
 ITEMS_LIMIT = 20
 """Of one request."""

@@ -28,10 +28,6 @@ from shared.errors import (
 )
 from shared.kinds.batch import Ended
 from shared.kinds.kind import Kind
-from shared.openai.wire import Taken as Taken
-from shared.openai.wire import Unsupported as Unsupported
-from shared.openai.wire import WireShape as WireShape
-from shared.openai.wire import id_of as id_of
 from shared.vocabulary import Shape
 
 PREFIX = "/openai/v1"

@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 from api.compat import calls
 from api.compat.calls import NO_RETRY, CallerDep
 from api.compat.dialect import Problem, ProblemError
-from api.compat.openai.dialect import OPENAI, id_of, uuid_of
+from api.compat.openai.dialect import OPENAI, uuid_of
 from api.deps import Parts, PartsDep
 from api.http.body import StrictRoute
 from api.routes.files import clean_name, content_response, forget, keep
@@ -27,6 +27,7 @@ from shared.files import Purpose
 from shared.jobs import jobs
 from shared.kinds import registry as kinds
 from shared.kinds.erase import EraseInput
+from shared.openai.wire import id_of
 
 FILE_PREFIX = "file-"
 LIMIT_FILES = 10_000

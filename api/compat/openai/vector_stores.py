@@ -32,7 +32,7 @@ from starlette.responses import StreamingResponse
 
 from api.compat import calls
 from api.compat.calls import Caller, CallerDep
-from api.compat.openai.dialect import OPENAI, WireShape, id_of, uuid_of
+from api.compat.openai.dialect import OPENAI, uuid_of
 from api.compat.openai.files import (
     answer,
     erase,
@@ -83,8 +83,9 @@ from shared.openai.file_search import (
     shown_attributes,
     translate_filter,
 )
+from shared.openai.wire import id_of
 from shared.tables import Collection, File, IngestItem, Job
-from shared.vocabulary import ENDED, Lane, Queue, Shape, State
+from shared.vocabulary import ENDED, Lane, Queue, Shape, State, WireShape
 
 STORE_PREFIX = "vs_"
 BATCH_PREFIX = "vsfb_"
