@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from api.compat import calls
 from api.compat.dialect import Dialect, Problem
-from api.compat.openai.chat import create_chat_completion
+from api.compat.openai.completions import create_chat_completion
 from api.compat.openai.models import RAG_PREFIX
 from api.deps import FairKey, IdempotencyKey, Parts, PartsDep
 from api.http.answers import result_response

@@ -20,12 +20,19 @@ from shared.kinds.chat import (
     CHAT,
     SEARCH_TOOL,
     ChatResult,
-    FunctionSpec,
     Parameters,
 )
 from shared.kinds.rag import RAG
 from shared.kinds.search import COLLECTIONS_LIMIT
-from shared.openai.chat import RAG_PREFIX, RagModel, rag_of
+from shared.openai.chat import (
+    RAG_PREFIX,
+    TOOLS_LIMIT,
+    FunctionTool,
+    JsonObjectFormat,
+    RagModel,
+    TextFormat,
+    rag_of,
+)
 from shared.openai.file_search import RANKERS, SearchRanking, translate_filter
 from shared.openai.items import (
     ITEMS_LIMIT,
@@ -42,7 +49,7 @@ from shared.openai.items import (
     tag_of,
 )
 from shared.openai.response_events import output_of
-from shared.openai.wire import Taken, Unsupported, id_of, without_stream
+from shared.openai.wire import TEXT_CHARS, Taken, Unsupported, id_of, without_stream
 from shared.vocabulary import Lane, WireShape
 
 PREFIX: Final = "resp_"
@@ -50,8 +57,6 @@ CONVERSATION_PREFIX: Final = "conv_"
 
 # Requests. What is no field here is refused.
 
-TEXT_CHARS = 1_000_000
-TOOLS_LIMIT = 64
 RESULTS_LIMIT = 50
 MODES = ("none", "auto", "required")
 SPEAKERS = ("user", "system")
@@ -59,23 +64,12 @@ FORMATS = ("text", "json_object", "json_schema")
 TOOLS = ("function", "file_search")
 
 
-class ResponseFunctionTool(WireShape):
+class ResponseFunctionTool(FunctionTool):
     type: Literal["function"]
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", max_length=64)]
-    description: Paragraph = ""
-    parameters: JsonSchema = {"type": "object", "properties": {}}
     strict: bool = False
     output_schema: Taken = None
     defer_loading: Annotated[Any, AfterValidator(Unsupported("leave it out", False))] = None
     allowed_callers: Annotated[Any, AfterValidator(Unsupported("leave it out", ["direct"]))] = None
-
-    def ours(self) -> dict[str, Any]:
-        spec = FunctionSpec(
-            name=self.name,
-            description=self.description,
-            parameters=self.parameters or {"type": "object", "properties": {}},
-        )
-        return {"type": "function", "function": spec.model_dump()}
 
     def echo(self) -> dict[str, Any]:
         return {
@@ -170,20 +164,6 @@ ToolChoice = Annotated[
 ]
 
 
-class ResponseTextFormat(WireShape):
-    type: Literal["text"] = "text"
-
-    def ours(self) -> dict[str, Any]:
-        return {"type": "text"}
-
-
-class JsonObjectFormat(WireShape):
-    type: Literal["json_object"]
-
-    def ours(self) -> dict[str, Any]:
-        return {"type": "json"}
-
-
 class ResponseJsonSchema(WireShape):
     type: Literal["json_schema"]
     name: Line
@@ -197,11 +177,11 @@ class ResponseJsonSchema(WireShape):
 
 class TextOptions(WireShape):
     format: Annotated[
-        Annotated[ResponseTextFormat, Tag("<text>")]
+        Annotated[TextFormat, Tag("<text>")]
         | Annotated[JsonObjectFormat, Tag("<json_object>")]
         | Annotated[ResponseJsonSchema, Tag("<json_schema>")],
         Discriminator(tag_of, **none_of(FORMATS, "name one of these")),
-    ] = ResponseTextFormat()
+    ] = TextFormat(type="text")
     verbosity: Annotated[
         Any, AfterValidator(Unsupported("ask for it in the instructions", "medium"))
     ] = None
@@ -453,7 +433,7 @@ def _rag_values(
         values["model"] = rag.model
     if (rag.model or settings.generation_model) == EXTRACTIVE:
         # It quotes: there is nothing to sample, and what was said before changes nothing.
-        if not isinstance(request.text.format, ResponseTextFormat):
+        if not isinstance(request.text.format, TextFormat):
             raise wrong(
                 "text.format",
                 f"is for models that generate text; {request.model} quotes passages. Name a model "

@@ -72,7 +72,7 @@ def _body(problem: Problem) -> dict[str, Any]:
 
 
 MODULES = (
-    "models", "chat", "completions", "embeddings", "audio", "rerank", "files", "batches",
+    "models", "completions", "embeddings", "audio", "rerank", "files", "batches",
     "vector_stores", "responses", "conversations",
 )  # fmt: skip
 """Those beside this one that have routes."""
