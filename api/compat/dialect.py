@@ -69,6 +69,8 @@ class Dialect:
     """What a status means here, for the OpenAPI document; the native words by default."""
     takes_files: bool = False
     """Bodies may be files, as they are or in base64: of any content type, and as large as files."""
+    takes_any_type: bool = False
+    """Bodies are JSON whatever their content type says."""
     upload_paths: tuple[str, ...] = ()
     """Where forms with files are sent (`multipart/form-data`): bodies may be as large as files."""
 

@@ -582,6 +582,12 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 TaskName = Annotated[str, Path(json_schema_extra={"enum": [task.value for task in Task]})]
 
 
+class ChatOfModel(ChatRequest):
+    """The path names the model, and what the body says is passed over, as TGI does with `tgi`."""
+
+    model: str = "tgi"
+
+
 @router.post(
     "/models/{model_id:path}/v1/chat/completions",
     name="chat_with_model",
@@ -589,7 +595,7 @@ TaskName = Annotated[str, Path(json_schema_extra={"enum": [task.value for task i
     | {200: {"description": "The answer of OpenAI's API, or a stream of it"}},
 )
 async def chat_with_model(
-    parts: PartsDep, caller: calls.CallerDep, model_id: str, request: ChatRequest
+    parts: PartsDep, caller: calls.CallerDep, model_id: str, request: ChatOfModel
 ) -> Response:
     """`chat_completion` of huggingface_hub, on a model's URL: of a model that generation workers
     hold, by its name on the hub, or of any other by its reference."""

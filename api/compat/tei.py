@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Body, Request, Response
 from pydantic import BeforeValidator, Field
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from api.compat import calls
@@ -78,7 +79,6 @@ def _lower(value: Any) -> Any:
 
 
 Direction = Annotated[Literal["left", "right"], BeforeValidator(_lower)]
-FromTheRight = Annotated[Literal["right"], BeforeValidator(_lower)]
 
 
 class TeiEmbed(WireShape):
@@ -94,26 +94,53 @@ class TeiEmbed(WireShape):
     """What `huggingface_hub` sends with `feature_extraction` to a model's own URL."""
 
 
+def _cuts(value: Any) -> Any:
+    if value is not True:
+        raise ValueError(
+            "must be true or left out: the end of what is too long for the model is cut off here"
+        )
+    return value
+
+
+def _from_the_right(value: Any) -> Any:
+    if _lower(value) != "right":
+        raise ValueError('must be "right" or left out: the end of a text is cut off here')
+    return "right"
+
+
+Cuts = Annotated[Literal[True], BeforeValidator(_cuts)]
+FromTheRight = Annotated[Literal["right"], BeforeValidator(_from_the_right)]
+
+
 class TeiRerank(WireShape):
     query: TeiText
     texts: TeiTexts
-    truncate: Literal[True] = True
+    truncate: Cuts = True
     truncation_direction: FromTheRight = "right"
     raw_scores: bool = False
     return_text: bool = False
     model: Any = None
 
 
+def _one_text_listed(value: Any) -> Any:
+    if not isinstance(value, str | list):
+        raise ValueError("must be a text, or a list of lists with a text each")
+    return [value] if isinstance(value, str) else value
+
+
 class TeiPredict(WireShape):
-    inputs: TeiText | Annotated[list[Any], Field(min_length=1, max_length=TEXTS_LIMIT)]
-    truncate: Literal[True] = True
+    inputs: Annotated[
+        list[Any],
+        Field(min_length=1, max_length=TEXTS_LIMIT),
+        BeforeValidator(_one_text_listed, json_schema_input_type=str | list[Any]),
+    ]
+    """A text, a list with one, or a list of such lists."""
+    truncate: Cuts = True
     truncation_direction: FromTheRight = "right"
     raw_scores: bool = False
 
     def texts(self) -> tuple[list[str], bool]:
         """The texts, and whether they came as a batch. Raises InvalidInput."""
-        if isinstance(self.inputs, str):
-            return [self.inputs], False
         is_batch = isinstance(self.inputs[0], list)
         rows = self.inputs if is_batch else [self.inputs]
         for number, row in enumerate(rows):
@@ -133,7 +160,7 @@ class TeiPair(WireShape):
 
 
 class TeiSimilarityParameters(WireShape):
-    truncate: Literal[True] = True
+    truncate: Cuts = True
     truncation_direction: FromTheRight = "right"
     prompt_name: Literal[""] = ""
 
@@ -259,13 +286,27 @@ async def embed_as_openai(
     parts: PartsDep, caller: CallerDep, request: Annotated[dict[str, Any], Body()]
 ) -> Response:
     """Vectors of texts in the form of OpenAI; without a model, of the embedding model."""
+    return await _embed_as_openai(parts, caller, "", request)
+
+
+NO_MODEL: Final = "text-embeddings-inference"
+"""What the pages of that server name as model: the one that it has."""
+
+
+async def _embed_as_openai(
+    parts: Parts, caller: calls.Caller, model: str, request: dict[str, Any]
+) -> Response:
     sent = {name: value for name, value in request.items() if value is not None}
+    if model or sent.get("model", "") in ("", NO_MODEL):
+        sent["model"] = model_for(parts, FEATURE_EXTRACTION, model)
     with calls.naming_fields():
-        named = EmbeddingRequest.model_validate({"model": parts.settings.embedding_model, **sent})
+        named = EmbeddingRequest.model_validate(sent)
     return await create_embedding(parts, caller, named)
 
 
 REFUSED: Final = {
+    "invocations": "send texts to /embed, /rerank or /predict",
+    "vertex": "send texts to /embed, /rerank or /predict",
     "embed_all": "send texts to /embed, which has one vector for each",
     "embed_sparse": "search a collection with the type lexical or hybrid (POST /v1/jobs)",
     "tokenize": "tokenizers are with the workers; /embed cuts texts that are too long, and says so",
@@ -302,6 +343,9 @@ def _info(parts: Parts, model: str) -> Response:
     )
 
 
+@router.get("/ping", include_in_schema=False, name="ping_as_tei")
+@router.get("/", include_in_schema=False, name="check_root_as_tei")
+@router.get("", include_in_schema=False, name="check_address_as_tei")
 @router.get("/health", name="check_as_tei", responses=TEI.documented(401, 503))
 async def health() -> Response:
     """Whether the API is there."""
@@ -313,6 +357,7 @@ def _refusal(name: str) -> ProblemError:
     return ProblemError(Problem(status=422, detail=detail))
 
 
+OPENAI_PATH: Final = "/v1/embeddings"
 SHAPES: Final[dict[str, tuple[type[WireShape], Any]]] = {
     "embed": (TeiEmbed, _embed),
     "rerank": (TeiRerank, _rerank),
@@ -325,6 +370,8 @@ SHAPES: Final[dict[str, tuple[type[WireShape], Any]]] = {
 async def of_model(http: Request, model: str) -> Response:
     """`info` and `health` below a model's name."""
     name, _, last = model.rpartition("/")
+    if last in SHAPES or last in REFUSED:
+        raise HTTPException(405, headers={"Allow": "POST, OPTIONS"})
     if name and last == "info":
         return _info(http.app.state.parts, name)
     if name and last == "health":
@@ -341,6 +388,10 @@ async def of_model_by_post(
     name, _, last = model.rstrip("/").rpartition("/")
     if last in REFUSED:
         raise _refusal(last)
+    if model.endswith(OPENAI_PATH):
+        body = await http.json()
+        sent = body if isinstance(body, dict) else {"input": body}
+        return await _embed_as_openai(parts, caller, model.removesuffix(OPENAI_PATH), sent)
     if last not in SHAPES:
         name, last = model.rstrip("/"), "embed"
     if not name:

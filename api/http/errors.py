@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,8 +109,14 @@ def install(app: FastAPI) -> None:
     def handle(request: Request, error: Exception) -> Response:
         return _answer(request.url.path, problem_of(error, request))
 
-    for type_ in (*_TRANSLATE, Exception):
+    def handle_unexpected(request: Request, error: Exception) -> Response:
+        # The server drops the connection behind it; a client that does not know sends its next
+        # request there.
+        return _answer(request.url.path, problem_of(error, request), {"Connection": "close"})
+
+    for type_ in _TRANSLATE:
         app.add_exception_handler(type_, handle)
+    app.add_exception_handler(Exception, handle_unexpected)
 
 
 def _answer(path: str, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
@@ -131,6 +137,14 @@ REMEDIES = {
     "extra_forbidden": "there is no such field; check its name",
     "missing": "is required",
     "union_tag_not_found": "is required",
+    "model_attributes_type": "must be an object",
+    "model_type": "must be an object",
+    "dict_type": "must be an object",
+}
+OF_BODY = {
+    "missing": "a body is required: send a JSON object",
+    "model_attributes_type": "the body must be a JSON object",
+    "dict_type": "the body must be a JSON object",
 }
 PATTERNS = {
     COLLECTION_NAME: "use 3 to 63 letters (a-z), digits, '.', '_' and '-', a letter or digit first "
@@ -145,7 +159,8 @@ LOCATIONS = {"body", "query", "path", "header"}
 QUOTED = re.compile(r"'(\w+)'")
 UNION_TAG = "<"
 """How those are named that dialects have in places of their own."""
-KIND_TAGS = set(KINDS)
+JOBS_PATH = "/v1/jobs"
+"""Bodies there are a union of the kinds; elsewhere `model` is a field."""
 ITEM_TAGS = {
     *KINDS, "file", "text", "chunk", "document", "system", "user", "assistant", "tool"
 }  # fmt: skip
@@ -162,7 +177,8 @@ def _invalid(error: Exception, request: Request | None) -> Problem:
         other = _other_content_type(request)
         if other is not None:
             return other
-    entries = [{"field": _field(e), "message": _message(e)} for e in errors[:ERRORS_LIMIT]]
+    tags = KINDS if request.url.path.startswith(JOBS_PATH) else ()
+    entries = [{"field": _field(e, tags), "message": _message(e)} for e in errors[:ERRORS_LIMIT]]
     lines = [f"{entry['field']}: {entry['message']}" for entry in entries[:SHOWN]]
     more = f"; and {len(errors) - SHOWN:,} more" if len(errors) > SHOWN else ""
     if len(errors) > ERRORS_LIMIT:
@@ -175,6 +191,8 @@ def _invalid(error: Exception, request: Request | None) -> Problem:
 
 def _other_content_type(request: Request) -> Problem | None:
     """Of a body of another type, validation would only say that it is no object."""
+    if dialect_of(request.url.path).takes_any_type:
+        return None
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_upload = takes_uploads(request.url.path)
     expected = "multipart/form-data" if is_upload else "application/json"
@@ -187,7 +205,7 @@ def _other_content_type(request: Request) -> Problem | None:
     return Problem(status=415, detail=detail, headers={"Accept": expected})
 
 
-def _field(entry: Mapping[str, Any]) -> str:
+def _field(entry: Mapping[str, Any], tags: Collection[str]) -> str:
     parts: list[str] = []
     loc: Sequence[str | int] = entry["loc"]
     if entry["type"] in {"union_tag_invalid", "union_tag_not_found"}:
@@ -197,7 +215,7 @@ def _field(entry: Mapping[str, Any]) -> str:
             continue
         if isinstance(part, str) and part.startswith(UNION_TAG):
             continue
-        if (n == 1 and part in KIND_TAGS) or (isinstance(loc[n - 1], int) and part in ITEM_TAGS):
+        if (n == 1 and part in tags) or (isinstance(loc[n - 1], int) and part in ITEM_TAGS):
             continue
         if part in CHOICE_TAGS.get(str(loc[n - 1]), ()):
             continue
@@ -207,6 +225,8 @@ def _field(entry: Mapping[str, Any]) -> str:
 
 def _message(entry: Mapping[str, Any]) -> str:
     context = entry.get("ctx", {})
+    if tuple(entry["loc"]) == ("body",) and entry["type"] in OF_BODY:
+        return OF_BODY[entry["type"]]
     if entry["type"] == "union_tag_invalid":
         return (
             f"{shown(context['tag'])} is none of "

@@ -41,6 +41,7 @@ OLLAMA_API = Dialect(
     routers=tuple(
         f"api.compat.ollama.{module}:router" for module in ("models", "chat", "embeddings")
     ),
+    takes_any_type=True,
     error=_body,
     error_schema={
         "type": "object",
@@ -90,7 +91,7 @@ class ModelRequest(WireShape):
         return name
 
 
-DURATION = re.compile(r"[+-]?(?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+|[+-]?0")
+DURATION = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+|[+-]?0")
 
 
 def check_keep_alive(value: Any) -> float | str | None:

@@ -86,10 +86,8 @@ def _documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return OLLAMA_API.documented(401, *statuses)
 
 
-@router.api_route("", methods=["GET", "HEAD"], include_in_schema=False, name="is_at_address")
-@router.api_route(
-    "/", methods=["GET", "HEAD"], response_class=PlainTextResponse, include_in_schema=False
-)
+@router.get("", include_in_schema=False, name="is_at_address")
+@router.get("/", response_class=PlainTextResponse, include_in_schema=False)
 async def is_running() -> Response:
     return PlainTextResponse("Ollama is running")
 
@@ -100,9 +98,6 @@ async def version_as_ollama() -> Response:
     return JSONResponse({"version": VERSION})
 
 
-router.add_api_route("/api/version", version_as_ollama, methods=["HEAD"], include_in_schema=False)
-
-
 # What there is.
 
 
@@ -111,9 +106,6 @@ async def list_as_ollama(parts: PartsDep) -> Response:
     """All models: named ones, those of the Ollama server behind under its own names, those of other
     providers under Sluice's, collections as `rag/<collection>`, and embedding models."""
     return JSONResponse({"models": await listed(parts)})
-
-
-router.add_api_route("/api/tags", list_as_ollama, methods=["HEAD"], include_in_schema=False)
 
 
 async def listed(parts: Parts) -> list[dict[str, Any]]:
@@ -409,6 +401,7 @@ class OllamaCreate(ModelRequest):
             "parser": "leave it out",
             "remote_host": "set SLUICE_OLLAMA_URL to that server",
             "path": "send its lines in modelfile",
+            "info": "workers read what there is to know of a model from its files",
         }
         for name, remedy in refused.items():
             if getattr(self, name):
@@ -456,8 +449,9 @@ async def create_as_ollama(parts: PartsDep, request: OllamaCreate) -> Response:
     return _told(said, stream=request.stream)
 
 
-@router.head("/api/blobs/{digest}", include_in_schema=False)
+@router.get("/api/blobs/{digest}", include_in_schema=False)
 async def find_blob_as_ollama(digest: str) -> Response:
+    """What clients ask (by HEAD) before they upload one."""
     raise NotFound(f"blob {shown(digest)} not found")
 
 
