@@ -122,16 +122,16 @@ def new_job(
     )
 
 
-async def submit(parts: Parts, new: NewJob) -> Submitted:
+async def submit(parts: Parts, new: NewJob, *, is_waited: bool = False) -> Submitted:
     """Commit the job of somebody who is to wait for it. Raises what `submission.submit` does, and
     Unavailable where too many wait."""
     parts.followers.check_room()
-    return await run_in_threadpool(submit_now, parts, new)
+    return await run_in_threadpool(submit_now, parts, new, is_waited=is_waited)
 
 
-def submit_now(parts: Parts, new: NewJob) -> Submitted:
+def submit_now(parts: Parts, new: NewJob, *, is_waited: bool = False) -> Submitted:
     """The same without a look at how many wait. Blocks: call it in a thread."""
-    return submission.submit(parts.ledger, parts.admission, new)
+    return submission.submit(parts.ledger, parts.admission, new, is_waited=is_waited)
 
 
 def headers_of(made: Submitted) -> dict[str, str]:
@@ -226,7 +226,7 @@ def _header_safe(text: str) -> str:
 
 async def run(parts: Parts, caller: Caller, new: NewJob) -> Outcome:
     """Submit the job and wait for its end. Raises ProblemError for one that did not succeed."""
-    return await outcome(parts, caller, await submit(parts, new))
+    return await outcome(parts, caller, await submit(parts, new, is_waited=True))
 
 
 async def outcome(
@@ -251,6 +251,7 @@ async def outcome(
         if not has_ended and not goes_on:
             await cancel(parts, made.id)
     if not has_ended:
+        await run_in_threadpool(parts.ledger.flush)  # the error names the job
         raise ProblemError(_not_in_time(parts, made, headers, goes_on=goes_on))
     return await run_in_threadpool(_ended, parts, made.id, headers)
 

@@ -116,7 +116,10 @@ def _has_ended(parts: Parts, job_id: UUID) -> Literal[True] | None:
 async def answer_when_ended(
     parts: Parts, made: Submitted, fair_key: str, wait_s: float, headers: Mapping[str, str]
 ) -> Response:
-    """200 with the finished job if it ends in time, else 202 with the job as it is."""
+    """200 with the finished job if it ends in time, else 202 with the job as it is.
+
+    The job need not be on disk yet when this is called.
+    """
 
     def look() -> JobView | None:
         view = job_view(parts, made.id, fair_key)
@@ -125,6 +128,7 @@ async def answer_when_ended(
     ended = await _when_ended(parts, made.id, look, wait_s=wait_s, is_new=made.is_new)
     if ended is not None:
         return answer(ended, 200, headers)
+    await run_in_threadpool(parts.ledger.flush)
     return answer(await run_in_threadpool(job_view, parts, made.id, fair_key), 202, headers)
 
 

@@ -1,5 +1,6 @@
 """Jobs and their kinds: submit, find, cancel, redrive. Events are in `api/routes/events.py`."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -70,7 +71,8 @@ async def submit_job(
         idempotency_key=idempotency_key,
         body=await http.json() if idempotency_key else None,
     )
-    made = await run_in_threadpool(submission.submit, parts.ledger, parts.admission, new)
+    submit = partial(submission.submit, is_waited=bool(wait_s))
+    made = await run_in_threadpool(submit, parts.ledger, parts.admission, new)
     headers = {"Location": f"/v1/jobs/{made.id}"} | waiting.applied(wait_s)
     if not made.is_new:
         headers["Idempotent-Replayed"] = "true"

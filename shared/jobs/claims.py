@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.database.transaction import Transaction
+from shared.kinds.registry import step_types
 from shared.redis.events import EventType
 from shared.vocabulary import State
 
@@ -73,6 +74,10 @@ SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_k
     c.max_attempts, c.error, j.kind, j.state AS job_state,
     CAST(c.max_attempts AS bigint) - j.max_attempts AS free_attempts,
     CASE WHEN pg_column_size(j.input) < 2000 THEN j.input END AS input"""
+
+# The commit of a claim waits for the disk, but for steps that only compute.
+UNFLUSHED = """, set_config('synchronous_commit', CASE WHEN c.name = ANY(:unflushed) THEN 'off'
+        ELSE current_setting('synchronous_commit') END, true)"""
 
 # The best runnable step of a queue: lane, then fair share between keys (fewest running, then
 # longest unserved), then age. `present` is a loose index scan over (lane, key), and `heads` looks
@@ -145,7 +150,9 @@ WITH RECURSIVE present AS (
     ON CONFLICT DO NOTHING
 )"""
     + COLUMNS
-    + """, company.waits IS NOT NULL AS has_company
+    + """, company.waits IS NOT NULL AS has_company"""
+    + UNFLUSHED
+    + """
 FROM claimed c JOIN jobs j ON j.id = c.job_id LEFT JOIN LATERAL (
     SELECT true AS waits FROM steps o
     WHERE o.queue = c.queue AND o.batch_key = c.batch_key AND o.state = 'queued' AND o.id <> c.id
@@ -199,7 +206,10 @@ def claim(
 
     Steps that only some workers can run are taken by those that have their route.
     """
-    values = {"queue": queue, "worker": worker, "lease_s": lease_s, "routes": ["", *routes]}
+    values = {
+        "queue": queue, "worker": worker, "lease_s": lease_s, "routes": ["", *routes],
+        "unflushed": [step.name for step in step_types() if step.only_computes],
+    }  # fmt: skip
     row = session.execute(CLAIM, values).first()
     return None if row is None else _claimed(session, row)
 

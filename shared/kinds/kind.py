@@ -23,12 +23,16 @@ class StepType:
 
     Where the last failure of such a step `is_absorbed`, the handler books it in the job, which
     goes on; otherwise the job fails.
+
+    A step that `only_computes` writes nothing before its record. Its claim need not be on disk
+    before it runs: should the database lose it, two attempts may have one number, and do no harm.
     """
 
     name: str
     queue: Queue
     handler: str
     is_absorbed: bool = False
+    only_computes: bool = False
 
 
 def _nothing(_input: Any, _settings: Settings) -> None:

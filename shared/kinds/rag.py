@@ -157,7 +157,12 @@ RAG = Kind(
     input=RagInput,
     result=RagResult,
     steps=[
-        StepType(name="rag.find", queue=Queue.QUERY, handler="workers.retrieval.steps:RAG_FIND"),
+        StepType(
+            name="rag.find",
+            queue=Queue.QUERY,
+            handler="workers.retrieval.steps:RAG_FIND",
+            only_computes=True,
+        ),
         StepType(
             name=RERANK_STEPS["rag.find"], queue=Queue.HF, handler="workers.hf.rerank:RAG_RERANK"
         ),
