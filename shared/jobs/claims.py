@@ -76,7 +76,8 @@ SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_k
     CASE WHEN pg_column_size(j.input) < 2000 THEN j.input END AS input"""
 
 # The commit of a claim waits for the disk, but for steps that only compute.
-UNFLUSHED = """, set_config('synchronous_commit', CASE WHEN c.name = ANY(:unflushed) THEN 'off'
+_UNFLUSHED = ", ".join(f"'{step.name}'" for step in step_types() if step.only_computes)
+DURABILITY = f""", set_config('synchronous_commit', CASE WHEN c.name IN ({_UNFLUSHED}) THEN 'off'
         ELSE current_setting('synchronous_commit') END, true)"""
 
 # The best runnable step of a queue: lane, then fair share between keys (fewest running, then
@@ -151,7 +152,7 @@ WITH RECURSIVE present AS (
 )"""
     + COLUMNS
     + """, company.waits IS NOT NULL AS has_company"""
-    + UNFLUSHED
+    + DURABILITY
     + """
 FROM claimed c JOIN jobs j ON j.id = c.job_id LEFT JOIN LATERAL (
     SELECT true AS waits FROM steps o
@@ -206,10 +207,7 @@ def claim(
 
     Steps that only some workers can run are taken by those that have their route.
     """
-    values = {
-        "queue": queue, "worker": worker, "lease_s": lease_s, "routes": ["", *routes],
-        "unflushed": [step.name for step in step_types() if step.only_computes],
-    }  # fmt: skip
+    values = {"queue": queue, "worker": worker, "lease_s": lease_s, "routes": ["", *routes]}
     row = session.execute(CLAIM, values).first()
     return None if row is None else _claimed(session, row)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from shared import conversations
 from shared.vocabulary import Queue
 from tests.integration.talking import answered, chat, failed, say, say_all, user
 from tests.integration.workbench import (
@@ -17,10 +18,13 @@ from tests.integration.workbench import (
     lose_workers,
     steps_of,
 )
+from tests.waiting import until
 from tests.wire.behaviour import Wire
 from tests.wire.script import UNSTORABLE
+from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.attempts.runner import run
+from workers.generation.transcripts import GrowingTranscript, TranscriptWriter, write_rest
 
 CALCULATOR: dict[str, Any] = {"type": "calculator"}
 
@@ -56,6 +60,26 @@ def test_parameters_reach_the_model(process: Process, wire: Wire) -> None:
     assert options["num_predict"] == 3
     assert (options["temperature"], options["top_p"], options["top_k"]) == (0.5, 0.9, 7)
     assert (options["stop"], options["seed"], options["repeat_penalty"]) == (["x"], 11, 1.2)
+
+
+def test_what_a_text_begins_with_is_there_at_once(talker: Callable[..., Process]) -> None:
+    process = talker(generation_flush_s=3600)
+    job_id = say(process, "hello")
+    transcript = GrowingTranscript(Context(process, claimed(process, Queue.GENERATE)))
+    writer = TranscriptWriter(process.settings, process.ledger)
+
+    def shown() -> list[str]:
+        with process.ledger.read() as session:
+            return [part.text for part in conversations.shown_of_job(session, job_id, {})]
+
+    writer.open(transcript)
+    transcript.add("Hel", "Hel")
+    assert until(shown, "the first text") == ["Hel"]
+    transcript.add("lo", "lo")
+    writer.finish(transcript)
+    with process.ledger.begin() as session:
+        write_rest(session, transcript)
+    assert shown() == ["Hello"]
 
 
 def test_a_retried_step_draws_with_the_same_seed(process: Process, wire: Wire) -> None:
