@@ -1,5 +1,5 @@
 """Programs written for OpenAI's API run here with another base URL: every call of its own SDK, sync
-and async, langchain-openai and litellm, on the stack that users have.
+and async, langchain-openai, litellm and llama-index, on the stack that users have.
 
 Each answer is checked by the SDK's strict types, and by the published description where
 SLUICE_OPENAPI_DESCRIPTION names it (`tests/integration/description.py`). What each call can do is
@@ -12,9 +12,11 @@ import gc
 import inspect
 import json
 import math
+import os
 import re
 import shutil
 import struct
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -518,6 +520,14 @@ def test_litellm(url: str, model: str, museum: str, monkeypatch: pytest.MonkeyPa
     assert len(ranked.results) == 2
 
 
+def snippets(page: str, url: str, model: str) -> str:
+    """Those of a page of `docs/clients`, in their order, as one program for this stack."""
+    text = (ROOT / "docs/clients" / page).read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    assert "ollama/llama3.2" in code
+    return code.replace("http://127.0.0.1:8000/openai/v1", url).replace("ollama/llama3.2", model)
+
+
 @pytest.mark.usefixtures("kept_clients")
 @pytest.mark.parametrize("page", ["openai.md", "litellm.md"])
 def test_the_snippets_of_a_page_run(
@@ -526,10 +536,35 @@ def test_the_snippets_of_a_page_run(
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     with live_stack.client() as client:
         client.ingest("handbook", texts={"hours.md": "We open at nine."})
-    text = (ROOT / "docs/clients" / page).read_text(encoding="utf-8")
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
-    assert "ollama/llama3.2" in code
-    code = code.replace("http://127.0.0.1:8000/openai/v1", url).replace("ollama/llama3.2", model)
     scope: dict[str, Any] = {}
-    exec(compile(code, page, "exec"), scope)
+    exec(compile(snippets(page, url, model), page, "exec"), scope)
     assert scope["answer"].choices[0].message.content
+
+
+@pytest.fixture(scope="module")
+def llama_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the packages that want `openai` below 3, and run with the one that is pinned;
+    their own needs are in the extra `dev`."""
+    pytest.importorskip("llama_index.embeddings.openai_like", reason="pip install '.[dev]'")
+    folder = tmp_path_factory.mktemp("llama-index")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "0", "install"]
+    names = ["llama-index-llms-openai", "llama-index-llms-openai-like"]
+    pinned = ["--no-deps", "--target", str(folder), "-c", str(ROOT / "constraints.txt")]
+    done = subprocess.run([*pip, "-q", *pinned, *names], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip does not get llama-index-llms-openai-like: {done.stderr[-500:]}")
+    return folder
+
+
+def test_llama_index(llama_index: Path, url: str, model: str) -> None:
+    """The snippets of its page, as one program."""
+    code = snippets("llama-index.md", url, model)
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=code,
+        env={**os.environ, "PYTHONPATH": str(llama_index)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [SEOUL, f"{SEOUL}{TOOL_ANSWER}", "2"]
