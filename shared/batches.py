@@ -9,7 +9,7 @@ dies meanwhile. Nothing here commits.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -22,10 +22,10 @@ from shared import files
 from shared.bounds import as_object, to_json
 from shared.database.transaction import Transaction
 from shared.errors import BatchExpired, Conflict, NotFound
-from shared.files import Remains
+from shared.files import StoredPath
 from shared.jobs import jobs
 from shared.kinds.batch import BATCH, LineError
-from shared.tables import Batch, BatchLine, DoomedPath, Job
+from shared.tables import Batch, BatchLine, Job
 from shared.vocabulary import ENDED, OPEN, State
 
 WAITING = "waiting"
@@ -36,13 +36,13 @@ WITHOUT_RESULT = (State.FAILED.value, State.CANCELLED.value, EXPIRED)
 
 def get(session: Session, batch_id: UUID) -> tuple[Job, Batch | None]:
     """The job of a batch and its row, which there is once its step has begun. Raises NotFound."""
-    found = session.execute(_select().where(Job.id == batch_id)).first()
-    if found is None:
+    row = session.execute(_select().where(Job.id == batch_id)).first()
+    if row is None:
         raise NotFound(
             f"There is no batch {batch_id}; it may have been removed by retention. "
             "`GET /v1/batches` lists those that there are."
         )
-    return found[0], found[1]
+    return row[0], row[1]
 
 
 def page(session: Session, *, limit: int, before: UUID | None) -> list[tuple[Job, Batch | None]]:
@@ -656,19 +656,12 @@ def retry(session: Transaction, batch_id: UUID, *, states: Sequence[str], finish
 
 def forget_file(session: Session, file_id: UUID) -> None:
     """Forget a file of a batch, if it is still there; the sweeper deletes what is left of it."""
-    _doom(session, files.delete_all(session, [file_id]))
+    files.doom(session, files.delete_all(session, [file_id]))
 
 
 def doom(session: Session, paths: Sequence[str], *, after_s: float) -> None:
     """Let the sweeper delete files from the storage, once nobody reads them any more."""
-    _doom(session, [Remains(path=path, is_folder=False) for path in paths], after_s=after_s)
-
-
-def _doom(session: Session, remains: Sequence[Remains], *, after_s: float = 0) -> None:
-    if remains:
-        rows = [{"path": one.path, "is_folder": one.is_folder} for one in remains]
-        retry_at = func.now() + timedelta(seconds=after_s)
-        session.execute(insert(DoomedPath).values(retry_at=retry_at).on_conflict_do_nothing(), rows)
+    files.doom(session, [StoredPath(path=path, is_folder=False) for path in paths], after_s=after_s)
 
 
 # As people see them

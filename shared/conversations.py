@@ -226,9 +226,9 @@ def earlier(
             f"The chat job {gone}, which this one goes back to, is gone: it was erased, or removed "
             f"by retention, or there are more than {EARLIER_LIMIT_JOBS:,}. Send its messages anew."
         )
-    found: list[dict[str, Any]] = []
+    messages: list[dict[str, Any]] = []
     if chain[0].is_turn:
-        found += _up_to_turn(session, chain[0].id)
+        messages += _up_to_turn(session, chain[0].id)
         del chain[0]
     # One at a time: a row may be large.
     for row in chain:
@@ -237,14 +237,14 @@ def earlier(
         if job.result_path is not None:
             result = from_json(storage.read(job.result_path))
         result = as_object(result)
-        found += said_by_client(job)
+        messages += said_by_client(job)
         if job.kind == RAG.name:
-            found.append({"role": "assistant", "content": result.get("answer", "")})
+            messages.append({"role": "assistant", "content": result.get("answer", "")})
         else:
-            found += [*result.get("steps", ()), result.get("message", {})]
+            messages += [*result.get("steps", ()), result.get("message", {})]
         session.expunge(job)
     # A model may have said nothing.
-    return [message for message in found if message.get("content") or _has_part(message)]
+    return [message for message in messages if message.get("content") or _has_part(message)]
 
 
 def said_by_client(job: Job) -> list[dict[str, Any]]:

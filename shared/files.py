@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from io import BytesIO
 from typing import Any, Final, Protocol
@@ -18,11 +18,12 @@ from uuid import UUID
 from fsspec.core import url_to_fs
 from sqlalchemy import delete as delete_rows
 from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.config import ConnectionSettings
 from shared.errors import InvalidInput, NotFound, TooLarge, Unavailable
-from shared.tables import File, new_id
+from shared.tables import DoomedPath, File, new_id
 
 BLOCK_BYTES = 2**20
 PARTS_LIMIT = 10_000
@@ -201,7 +202,7 @@ def _add(session: Session, file: File) -> File:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remains:
+class StoredPath:
     """What to delete from the storage of a file whose row is gone."""
 
     path: str
@@ -368,22 +369,30 @@ def of_sources(session: Session, sources: Iterable[dict[str, Any]]) -> dict[str,
     return {str(file.id): file for file in rows}
 
 
-def delete(session: Session, file_id: UUID) -> Remains:
+def delete(session: Session, file_id: UUID) -> StoredPath:
     """Forget a file; returns what to delete once this is committed. Raises NotFound."""
-    remains = delete_all(session, [file_id])
-    if not remains:
+    paths = delete_all(session, [file_id])
+    if not paths:
         raise NotFound(f"There is no file {file_id}.")
-    return remains[0]
+    return paths[0]
 
 
-def delete_all(session: Session, file_ids: Sequence[UUID]) -> list[Remains]:
+def delete_all(session: Session, file_ids: Sequence[UUID]) -> list[StoredPath]:
     rows = session.execute(
         delete_rows(File)
         .where(File.id.in_(file_ids))
         .returning(File.path, File.parts.is_not(None))
         .execution_options(synchronize_session=False)
     )
-    return [Remains(path=path, is_folder=is_folder) for path, is_folder in rows]
+    return [StoredPath(path=path, is_folder=is_folder) for path, is_folder in rows]
+
+
+def doom(session: Session, stored: Sequence[StoredPath], *, after_s: float = 0) -> None:
+    """Let the sweeper delete from the storage what no row names any more, `after_s` from now."""
+    if stored:
+        rows = [{"path": one.path, "is_folder": one.is_folder} for one in stored]
+        retry_at = func.now() + timedelta(seconds=after_s)
+        session.execute(insert(DoomedPath).values(retry_at=retry_at).on_conflict_do_nothing(), rows)
 
 
 def _parse_id(value: object) -> UUID | None:

@@ -21,7 +21,6 @@ from starlette.requests import ClientDisconnect
 from api.compat import calls
 from api.compat.dialect import Dialect, Problem
 from api.compat.openai.completions import create_chat_completion
-from api.compat.openai.models import RAG_PREFIX
 from api.deps import FairKey, IdempotencyKey, Parts, PartsDep
 from api.http.answers import result_response
 from api.http.body import MalformedBody, check_structure, parse
@@ -36,6 +35,7 @@ from shared.errors import InvalidInput, ModelNotFound, NotFound, TooLarge
 from shared.jobs import jobs
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.hf import HF, TASKS, Task, takes_files
+from shared.kinds.rag import RAG_PREFIX
 from shared.openai.chat import ChatRequest
 from shared.providers import HF as HF_PROVIDER
 from shared.providers import is_reference
@@ -481,10 +481,10 @@ def _answer(
 def _forget(parts: Parts, upload: File) -> None:
     try:
         with parts.ledger.begin() as session:
-            remains = files.delete(session, upload.id)
+            stored = files.delete(session, upload.id)
     except NotFound:  # its owner was faster
         return
-    forget(parts, remains)
+    forget(parts, stored)
 
 
 def _loading(loading: Loading, headers: dict[str, str]) -> Response:

@@ -31,7 +31,7 @@ from shared.bounds import FreeMetadata, as_object
 from shared.errors import NotFound
 from shared.jobs import jobs
 from shared.jobs.queues import Estimate, estimate
-from shared.jobs.submission import NewJob, Submitted
+from shared.jobs.submission import Submitted
 from shared.kinds.batch import BATCH, BatchInput
 from shared.tables import Batch, Job
 from shared.vocabulary import OPEN, Lane, LaneRank, Shape, State
@@ -152,6 +152,18 @@ async def create_batch(
 def _create(
     parts: Parts, fair_key: str, new: BatchSpec, idempotency_key: str | None, body: Any
 ) -> Response:
+    made = submit(parts, fair_key, new, idempotency_key, body)
+    headers = {"Location": f"/v1/batches/{made.id}"}
+    if not made.is_new:
+        headers["Idempotent-Replayed"] = "true"
+    return answer(view(parts, made.id), 202, headers)
+
+
+def submit(
+    parts: Parts, fair_key: str, new: BatchSpec, idempotency_key: str | None, body: Any
+) -> Submitted:
+    """Commit the job of a batch; `body` is what its key stands for. Raises what
+    `submission.submit` does."""
     job = submission.new_job(
         new.request(),
         parts.settings,
@@ -159,15 +171,6 @@ def _create(
         idempotency_key=idempotency_key,
         body=body,
     )
-    made = submit(parts, job)
-    headers = {"Location": f"/v1/batches/{made.id}"}
-    if not made.is_new:
-        headers["Idempotent-Replayed"] = "true"
-    return answer(view(parts, made.id), 202, headers)
-
-
-def submit(parts: Parts, job: NewJob) -> Submitted:
-    """Commit the job of a batch. Raises what `submission.submit` does."""
     return submission.submit(parts.ledger, parts.admission, job)
 
 
@@ -280,7 +283,7 @@ def _view(
     own: Estimate,
     with_position: bool,
 ) -> BatchOut:
-    asked = as_object(job.input)
+    job_input = as_object(job.input)
     counts = batches.counts(session, batch)
     place = own
     if with_position and batch is not None and batch.open and job.state in OPEN:
@@ -300,8 +303,8 @@ def _view(
         id=job.id,
         state=State(job.state) if job.state in set(State) else job.state,
         status=batches.status_of(job, batch),
-        endpoint=str(asked.get("endpoint", "")),
-        file_id=asked["file_id"],
+        endpoint=str(job_input.get("endpoint", "")),
+        file_id=job_input["file_id"],
         lines=LineCounts(**vars(counts)),
         progress=ProgressView(done=done, total=counts.total, unit="lines"),
         position=place.position,
@@ -314,8 +317,8 @@ def _view(
         warnings=list(job.warnings),
         output_file_id=batch.output_file_id if batch else None,
         error_file_id=batch.error_file_id if batch else None,
-        finish_by=batch.finish_by if batch else asked["finish_by"],
-        completion_window=asked.get("completion_window"),
+        finish_by=batch.finish_by if batch else job_input["finish_by"],
+        completion_window=job_input.get("completion_window"),
         prompt_tokens=batch.prompt_tokens if batch else 0,
         completion_tokens=batch.completion_tokens if batch else 0,
         lane=LaneRank(job.lane).lane,

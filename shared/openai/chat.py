@@ -18,7 +18,7 @@ from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput
 from shared.kinds.batch import Ended, Endpoint, Request
 from shared.kinds.chat import CALLS_LIMIT, CHAT, CHOICES_LIMIT, FunctionSpec
-from shared.kinds.rag import RAG
+from shared.kinds.rag import RAG, RAG_PREFIX, RagModel, rag_of
 from shared.openai.completions import (
     FINISH_REASONS,
     Alternatives,
@@ -291,24 +291,6 @@ class ChatRequest(SamplingFields):
 
 
 # The request as a job.
-
-RAG_PREFIX = "rag/"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RagModel:
-    """A collection to answer from, and the model that answers: None is the server's default."""
-
-    collection: str
-    model: str | None = None
-
-
-def rag_of(model: str) -> RagModel | None:
-    """What a model `rag/<collection>` or `rag/<collection>/<model>` means; None for all others."""
-    if not model.startswith(RAG_PREFIX):
-        return None
-    collection, _, answering = model.removeprefix(RAG_PREFIX).partition("/")
-    return RagModel(collection=collection, model=answering or None)
 
 
 def chat_job(request: ChatRequest, settings: Settings, base_url: str = "") -> Request:

@@ -120,7 +120,7 @@ class ResponseEvents:
     ) -> Iterator[Event]:
         """What the job has added to the dialogue so far. The last calls may still be at work."""
         yield from self._runs(response)
-        found = {search.call_id: search for search in searches}
+        by_call = {search.call_id: search for search in searches}
         answered = {m["tool_call_id"] for m in messages if m["role"] == "tool"}
         for turn in settled_turns(messages)[self._turns :]:
             if not self._message_is_done:
@@ -130,7 +130,7 @@ class ResponseEvents:
                     yield from self._search_begins(call)
                 if call["id"] not in answered:
                     return
-                yield from self._search_ends(call, found.get(call["id"]))
+                yield from self._search_ends(call, by_call.get(call["id"]))
             if any(call["id"] not in answered for call in _all_calls(messages, self._turns)):
                 return
             self._turns += 1

@@ -22,16 +22,13 @@ from shared.kinds.chat import (
     ChatResult,
     Parameters,
 )
-from shared.kinds.rag import RAG
+from shared.kinds.rag import RAG, RAG_PREFIX, RagModel, rag_of
 from shared.kinds.search import COLLECTIONS_LIMIT
 from shared.openai.chat import (
-    RAG_PREFIX,
     TOOLS_LIMIT,
     FunctionTool,
     JsonObjectFormat,
-    RagModel,
     TextFormat,
-    rag_of,
 )
 from shared.openai.file_search import RANKERS, SearchRanking, translate_filter
 from shared.openai.items import (

@@ -662,9 +662,9 @@ class Writer:
             session, self._options.collection_id, [content.source for _, content in self._contents]
         )
         # A source may have been taken out of the job meanwhile.
-        wanted = ingest_items.hold(session, job_id, [ordinal for ordinal, _ in self._contents])
+        held = ingest_items.hold(session, job_id, [ordinal for ordinal, _ in self._contents])
         for ordinal, content in self._contents:
-            if ordinal not in wanted:
+            if ordinal not in held:
                 continue
             version_id = versions.begin(
                 session,

@@ -176,15 +176,15 @@ class Call:
     parts: Parts
     caller: Caller
     context: Context
-    told: float = -1.0
+    reported: float = -1.0
     """The last progress; each one has to be larger than the one before."""
-    told_at: float = field(default_factory=time.monotonic)
+    reported_at: float = field(default_factory=time.monotonic)
 
     async def tell(self, done: float, total: float | None, message: str) -> None:
         now = time.monotonic()
-        if done <= self.told or (self.told >= 0 and now - self.told_at < PROGRESS_S):
+        if done <= self.reported or (self.reported >= 0 and now - self.reported_at < PROGRESS_S):
             return
-        self.told, self.told_at = done, now
+        self.reported, self.reported_at = done, now
         await self.context.session.report_progress(done, total, message)
 
 
@@ -225,7 +225,7 @@ async def _finished(call: Call, made: Submitted) -> calls.Outcome | None:
         done, total = view.progress.done, view.progress.total
         if view.kind != kinds.INGEST.name:
             await call.tell(round(time.monotonic() - since, 1), None, _words(view))
-        elif total or call.told < 0:
+        elif total or call.reported < 0:
             await call.tell(done, total, _words(view))
 
     try:

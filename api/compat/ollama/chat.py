@@ -30,7 +30,7 @@ from api.compat.ollama.dialect import (
     streamed,
     whole,
 )
-from api.compat.ollama.names import RAG_PREFIX, Model, ask_behind, model_of
+from api.compat.ollama.names import Model, ask_behind, model_of
 from api.deps import Parts, PartsDep
 from api.jobs.texts import TextPiece
 from shared.bounds import JsonSchema, Line, Paragraph, ToolArguments, shown
@@ -40,7 +40,7 @@ from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.chat import ALTERNATIVES_LIMIT, CALLS_LIMIT, CHAT
 from shared.kinds.complete import COMPLETE
 from shared.kinds.kind import Kind
-from shared.kinds.rag import RAG
+from shared.kinds.rag import RAG, RAG_PREFIX, rag_of
 from shared.modelfiles import go_templates
 from shared.modelfiles.modelfile import checked_parameters
 from shared.providers import OLLAMA, OLLAMA_SERVER
@@ -370,17 +370,17 @@ def _rag_work(
     parts: Parts, model: Model, request: WritingRequest, messages: Sequence[Mapping[str, Any]]
 ) -> Work:
     """The last message is the question; those before it go to the model as far as there is room."""
-    collection, _, answering = model.reference.removeprefix(RAG_PREFIX).partition("/")
+    rag = rag_of(model.reference)
+    assert rag is not None
     *earlier, last = messages or [{"role": ""}]
     if last["role"] != "user":
         raise InvalidInput("messages must end with the question, a message of the user")
     if any(m["role"] == "tool" or m.get("tool_calls") for m in earlier):
         raise InvalidInput(f"messages must be without tools for models {RAG_PREFIX}<collection>")
-    values: dict[str, Any] = {"collection": collection, "question": last["content"]}
-    writer = answering or parts.settings.generation_model
-    if answering:
-        values["model"] = answering
-    if writer == EXTRACTIVE:
+    values: dict[str, Any] = {"collection": rag.collection, "question": last["content"]}
+    if rag.model is not None:
+        values["model"] = rag.model
+    if (rag.model or parts.settings.generation_model) == EXTRACTIVE:
         if request.format:
             raise InvalidInput(f"format is for models that generate text; {model.name} quotes")
         return Work(kind=RAG, values=values)
@@ -702,11 +702,11 @@ DOCUMENTED: dict[str, Any] = {
 async def chat_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaChat) -> Response:
     """An answer to a conversation, as a stream unless `stream` is false."""
     clock = Clock(time.time())
-    model = await model_of(parts, request.wanted)
+    model = await model_of(parts, request.model_name)
     check_thinking(model, request.think)
     stay = Stay(model=model, keep_alive=request.keep_alive)
     stay.check()
-    form = Form(model=request.wanted, is_chat=True, thinks=request.think is not False)
+    form = Form(model=request.model_name, is_chat=True, thinks=request.think is not False)
     if not request.messages:
         return await _without_words(parts, stay, form)
     made = await calls.submit(parts, _new_job(parts, caller, chat_work(parts, model, request)))
@@ -719,16 +719,16 @@ async def generate_as_ollama(
 ) -> Response:
     """How a prompt goes on, as a stream unless `stream` is false."""
     clock = Clock(time.time())
-    model = await model_of(parts, request.wanted)
+    model = await model_of(parts, request.model_name)
     check_thinking(model, request.think)
     stay = Stay(model=model, keep_alive=request.keep_alive)
     stay.check()
     thinks = request.think is not False
     if not request.prompt:
-        form = Form(model=request.wanted, is_chat=False, thinks=thinks)
+        form = Form(model=request.model_name, is_chat=False, thinks=thinks)
         return await _without_words(parts, stay, form)
     work = generate_work(parts, model, request)
-    form = Form(model=request.wanted, is_chat=False, thinks=thinks, said=work.said)
+    form = Form(model=request.model_name, is_chat=False, thinks=thinks, said=work.said)
     made = await calls.submit(parts, _new_job(parts, caller, work))
     return _answered_by(parts, caller, made, form, stay, clock, stream=request.stream)
 

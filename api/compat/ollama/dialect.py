@@ -83,7 +83,7 @@ class ModelRequest(WireShape):
     name: str = ""
 
     @property
-    def wanted(self) -> str:
+    def model_name(self) -> str:
         """Raises InvalidInput."""
         name = (self.model or self.name).strip()
         if not name:

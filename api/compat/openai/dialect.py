@@ -6,9 +6,9 @@ this one have the routes.
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 from fastapi import Response
@@ -16,7 +16,6 @@ from fastapi import Response
 from api.compat.calls import Outcome, Pause
 from api.compat.dialect import Dialect, Problem
 from shared.bounds import shown
-from shared.config import Settings
 from shared.errors import (
     InvalidInput,
     ModelNotFound,
@@ -27,8 +26,6 @@ from shared.errors import (
     WindowExceeded,
 )
 from shared.kinds.batch import Ended
-from shared.kinds.kind import Kind
-from shared.vocabulary import Shape
 
 PREFIX = "/openai/v1"
 
@@ -149,33 +146,6 @@ def remedied(problem: Problem) -> Problem:
     detail = detail[match.end("place") :]
     fields = {"param": match["param"], **problem.fields}
     return replace(problem, detail=detail, fields=fields)
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobOfCall:
-    """What a request is as a job."""
-
-    kind: Kind
-    input: Shape
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-RequestT = TypeVar("RequestT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint(Generic[RequestT]):
-    """An endpoint whose requests are one job each.
-
-    `request` is the shape of a body. `job` raises InvalidInput for what it cannot be. `body` makes
-    the answer's of the job's outcome; `base_url` is that of this server, for links.
-    """
-
-    path: str
-    """Behind the prefix of the dialect, with `/v1`, as batches name it."""
-    request: type[RequestT]
-    job: Callable[[RequestT, Settings], JobOfCall]
-    body: Callable[[RequestT, Outcome, str], dict[str, Any]]
 
 
 def answer_json(body: Any, headers: Mapping[str, str]) -> Response:

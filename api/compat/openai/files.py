@@ -319,12 +319,12 @@ def _delete(parts: Parts, id_: UUID, file_id: str) -> list[UUID]:
                 status=409,
             )
         try:
-            remains = files.delete(session, id_)
+            stored = files.delete(session, id_)
         except NotFound:
             raise invalid("file_id", f"There is no file {file_id}.", status=404) from None
         documents = attachments.documents_of_file(session, id_)
         attachments.remove(session, file_id=id_)
-    forget(parts, remains)
+    forget(parts, stored)
     return documents
 
 

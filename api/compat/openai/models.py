@@ -28,10 +28,7 @@ from shared.documents import collections
 from shared.errors import ModelNotFound, ModelNotServed, NotFound
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.chat import CHAT
-from shared.kinds.rag import RAG
-from shared.openai.chat import RAG_PREFIX as RAG_PREFIX
-from shared.openai.chat import RagModel as RagModel
-from shared.openai.chat import rag_of as rag_of
+from shared.kinds.rag import RAG, RAG_PREFIX, rag_of
 from shared.providers import is_model_name, is_reference, provider_of
 
 COLLECTIONS_SHOWN = 1000

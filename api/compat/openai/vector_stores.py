@@ -403,7 +403,7 @@ class VectorStoreFileContent(BaseModel):
     next_page: str | None = None
 
 
-class FoundFile(BaseModel):
+class VectorStoreHit(BaseModel):
     """A passage that a search has found, and the file that it is of."""
 
     file_id: str
@@ -416,7 +416,7 @@ class FoundFile(BaseModel):
 class VectorStoreHits(BaseModel):
     object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
     search_query: list[str]
-    data: list[FoundFile]
+    data: list[VectorStoreHit]
     has_more: bool = False
     next_page: str | None = None
 
@@ -1171,8 +1171,8 @@ async def search_vector_store(
     new = calls.new_job(parts, caller, kinds.SEARCH, job_input)
     outcome = await calls.run(parts, caller, new)
     hits = _best(outcome.result, request)
-    found = await run_in_threadpool(found_files, parts, hits)
-    return _whole(VectorStoreHits(search_query=queries, data=found), outcome.headers)
+    data = await run_in_threadpool(hits_with_files, parts, hits)
+    return _whole(VectorStoreHits(search_query=queries, data=data), outcome.headers)
 
 
 async def _rewritten(parts: Parts, caller: Caller, query: str) -> str:
@@ -1220,19 +1220,19 @@ def _best(result: Any, request: VectorStoreSearch) -> list[Hit]:
     return [hit for hit in ranked if score_of(hit) >= least][: request.max_num_results]
 
 
-def found_files(parts: Parts, hits: Sequence[Hit]) -> list[FoundFile]:
+def hits_with_files(parts: Parts, hits: Sequence[Hit]) -> list[VectorStoreHit]:
     """Hits with the files that they are of, less what was erased since."""
     ids = list({UUID(hit.document_id) for hit in hits})
     with parts.ledger.read() as session:
         owners = attachments.of_documents(session, ids) if ids else {}
-    found: list[FoundFile] = []
+    files: list[VectorStoreHit] = []
     for hit in hits:
         owner = owners.get(UUID(hit.document_id))
         if owner is None:
             continue
         file_id, name, attributes = owner
-        found.append(
-            FoundFile(
+        files.append(
+            VectorStoreHit(
                 file_id=file_id_of(file_id),
                 filename=name,
                 score=score_of(hit),
@@ -1240,4 +1240,4 @@ def found_files(parts: Parts, hits: Sequence[Hit]) -> list[FoundFile]:
                 content=[PassageText(text=hit.text)],
             )
         )
-    return found
+    return files
