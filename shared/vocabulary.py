@@ -24,6 +24,17 @@ class Queue(StrEnum):
     CONTROL = "control"
 
 
+class KeyScope(StrEnum):
+    """What an API key may do. Each may read; `admin` may do all."""
+
+    READ = "read"
+    ASK = "ask"
+    """Jobs that change no documents: search, rag, chat, tasks, embeddings, batches of these."""
+    WRITE = "write"
+    """Documents, collections, files: what ingests, changes and erases them."""
+    ADMIN = "admin"
+
+
 class Lane(StrEnum):
     """Priority inside a queue."""
 

@@ -120,7 +120,7 @@ def _problem_json(problem: Problem) -> dict[str, Any]:
 DESCRIPTIONS = {
     400: "Not HTTP/1.1 or not JSON, or a cursor of another list",
     401: "No valid API key",
-    403: "Sent by a web page of another origin",
+    403: "The key may not do this, or a web page of another origin sent it",
     404: "No such thing",
     408: "The body did not come in time",
     409: "Contradicts the present state",

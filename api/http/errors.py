@@ -24,6 +24,7 @@ from shared.bounds import COLLECTION_NAME, cut, shown
 from shared.database.sqlstates import Meaning, first_line, trouble_of
 from shared.errors import (
     Conflict,
+    Forbidden,
     InvalidInput,
     NotFound,
     QueueFull,
@@ -69,6 +70,7 @@ class Rule:
 RULES: dict[type[SluiceError], Rule] = {
     BadCursor: Rule(status=400),
     Conflict: Rule(status=409),
+    Forbidden: Rule(status=403),
     InvalidInput: Rule(status=422),
     NotFound: Rule(status=404),
     QueueFull: Rule(status=429, headers=_retry_after),

@@ -15,6 +15,7 @@ from uuid import UUID
 from pydantic import AnyHttpUrl
 from sqlalchemy.orm import Session
 
+from api.http.key_scopes import require_for_kind
 from api.schemas import JobRequest, JobView, ProgressView
 from shared import conversations
 from shared.addresses import is_allowed, literal
@@ -150,8 +151,9 @@ def new_job(
     body: Any = None,
 ) -> NewJob:
     """The job of a request; `lane` is where it goes unless the request or its kind says. Raises
-    InvalidInput for what this server cannot run."""
+    InvalidInput for what this server cannot run, Forbidden for what the key may not."""
     kind = KINDS[request.kind]
+    require_for_kind(settings, fair_key, kind.name)
     kind.check(request.input, settings)
     webhook = request.webhook
     if webhook is not None:

@@ -10,6 +10,7 @@ from api.deps import Cursor, FairKey, IdempotencyKey, JobId, PageLimit, PartsDep
 from api.http import answers
 from api.http.answers import answer, job_view, result_response
 from api.http.body import StrictRoute
+from api.http.key_scopes import require_for_job
 from api.jobs import submission, waiting
 from api.openapi import documented
 from api.routes.files import forget_folder
@@ -162,6 +163,7 @@ def erase_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     What it has made (documents, messages of a conversation) stays.
     """
     with parts.ledger.begin() as session:
+        require_for_job(session, parts.settings, fair_key, job_id)
         if jobs.hides_text(jobs.without_contents(session, job_id), fair_key):
             raise NotFound(f"There is no job {job_id} that this key may erase. {HIDDEN}")
         folder = jobs.erase(session, job_id)
@@ -187,6 +189,7 @@ def get_job_result(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Respons
 def cancel_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """Cancel a job: at once while it is queued, within 2 s while it runs."""
     with parts.ledger.begin() as session:
+        require_for_job(session, parts.settings, fair_key, job_id)
         jobs.cancel(session, job_id)
     return answer(job_view(parts, job_id, fair_key))
 
@@ -195,6 +198,7 @@ def cancel_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
 def retry_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """Run a failed or cancelled job again, from its start; of a batch, all lines without answer."""
     with parts.ledger.begin() as session:
+        require_for_job(session, parts.settings, fair_key, job_id)
         if jobs.without_contents(session, job_id).kind == BATCH.name:
             finish_s = parts.settings.batch_finish_s
             batches.retry(session, job_id, states=WITHOUT_RESULT, finish_s=finish_s)

@@ -31,7 +31,7 @@ from shared.bounds import (
 from shared.config import IngestSettings
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType
-from shared.vocabulary import Queue, Shape
+from shared.vocabulary import KeyScope, Queue, Shape
 
 
 def _canonical_id(value: str) -> str:
@@ -199,6 +199,7 @@ def _check(job_input: IngestInput, settings: IngestSettings) -> None:
 
 INGEST = Kind(
     name="ingest",
+    scope=KeyScope.WRITE,
     summary="put documents into a collection",
     input=IngestInput,
     result=IngestResult,

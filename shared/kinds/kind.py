@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from shared.config import Settings
 from shared.documents import collections
-from shared.vocabulary import Lane, Queue, Shape
+from shared.vocabulary import KeyScope, Lane, Queue, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,8 @@ class Kind:
     """Which workers can take the first step: those that serve a model, or any."""
     batch_key: Callable[[Mapping[str, Any]], str | None] = _no_batch
     """First steps of one key may run in one batch."""
+    scope: KeyScope = KeyScope.ASK
+    """What a key needs to submit such a job, or to change one."""
     lane: Lane | None = None
     """Where its jobs go unless the request says; None as the others, those that are waited for
     before those that are not."""

@@ -40,13 +40,14 @@ from api.deps import Parts
 from api.http import answers
 from api.http.answers import job_view
 from api.http.errors import problem_of
+from api.http.key_scopes import require
 from api.jobs import waiting
 from api.openapi import package_version
 from api.schemas import CollectionView, JobView
 from shared import prompts
 from shared.bounds import CollectionName, DocumentText, Metadata, SourceName, check_json, shown
 from shared.documents import collections
-from shared.errors import InvalidInput, NotFound, SluiceError
+from shared.errors import Forbidden, InvalidInput, NotFound, SluiceError
 from shared.jobs import jobs
 from shared.jobs.submission import Submitted
 from shared.kinds import registry as kinds
@@ -55,7 +56,7 @@ from shared.kinds.kind import Kind
 from shared.kinds.rag import Citation, RagResult
 from shared.kinds.search import Hit, PassageCount, Query, SearchType
 from shared.prompts import VariableValues
-from shared.vocabulary import OPEN, Shape, State
+from shared.vocabulary import OPEN, KeyScope, Shape, State
 
 log = logging.getLogger(__name__)
 
@@ -503,6 +504,8 @@ class ToolRecord:
     arguments: type[Shape]
     answer: type[BaseModel]
     run: Callable[[Call, Any], Awaitable[BaseModel]]
+    scope: KeyScope
+    """What the key needs."""
     is_read_only: bool = True
     input_schema: dict[str, Any] = field(default_factory=dict)
 
@@ -544,6 +547,7 @@ TOOLS = {
             arguments=SearchArguments,
             answer=SearchAnswer,
             run=_search,
+            scope=kinds.SEARCH.scope,
         ),
         ToolRecord(
             name="ask",
@@ -552,6 +556,7 @@ TOOLS = {
             arguments=AskArguments,
             answer=AskAnswer,
             run=_ask,
+            scope=kinds.RAG.scope,
         ),
         ToolRecord(
             name="ingest_text",
@@ -561,6 +566,7 @@ TOOLS = {
             arguments=IngestArguments,
             answer=IngestAnswer,
             run=_ingest_text,
+            scope=kinds.INGEST.scope,
             is_read_only=False,
         ),
         ToolRecord(
@@ -570,6 +576,7 @@ TOOLS = {
             arguments=ListArguments,
             answer=CollectionList,
             run=_list_collections,
+            scope=KeyScope.READ,
         ),
         ToolRecord(
             name="get_job",
@@ -579,15 +586,33 @@ TOOLS = {
             arguments=JobArguments,
             answer=JobView,
             run=_get_job,
+            scope=KeyScope.READ,
         ),
     )
 }
 
 
 async def _list_tools(
-    _context: Context, _params: types.PaginatedRequestParams | None
+    context: Context, _params: types.PaginatedRequestParams | None
 ) -> types.ListToolsResult:
-    return types.ListToolsResult(tools=_described(), ttl_ms=3_600_000, cache_scope="public")
+    """Those that the key may use."""
+    call = _call_of(context)
+    own = [tool for tool in _described() if _is_allowed(call, TOOLS[tool.name])]
+    return types.ListToolsResult(tools=own, ttl_ms=3_600_000, cache_scope="private")
+
+
+def _is_allowed(call: Call, tool: ToolRecord) -> bool:
+    try:
+        _require(call, tool)
+    except Forbidden:
+        return False
+    return True
+
+
+def _require(call: Call, tool: ToolRecord) -> None:
+    """Raises Forbidden."""
+    if tool.scope is not KeyScope.READ:
+        require(call.parts.settings, call.caller.fair_key, frozenset({tool.scope}))
 
 
 @cache
@@ -604,6 +629,7 @@ async def _call_tool(context: Context, params: types.CallToolRequestParams) -> t
         )
     call = _call_of(context)
     try:
+        _require(call, tool)
         arguments = _arguments(tool, params.arguments or {}, call)
         answer = await tool.run(call, arguments)
     except Exception as error:
