@@ -236,7 +236,7 @@ def write(
         else:
             transcript.add(text, shown_text, delta.token_ids, delta.logprobs)
 
-    with process.ledger.read() as session:
+    with process.ledger.read_single() as session:
         before = conversations.of_step(session, context.claim.step_id)
     if before is not None:
         request = replace(request, resume=_resume(before, request))
@@ -327,7 +327,7 @@ def _follow(
 
 def show_at_once(context: Context, text: str) -> Record:
     """What records a text that was not written bit by bit, so that streams have it, too."""
-    with context.process.ledger.read() as session:
+    with context.process.ledger.read_single() as session:
         before = conversations.of_step(session, context.claim.step_id)
     transcript = GrowingTranscript(context, offset=len(before.shown) if before else 0)
     transcript.add(text, text[transcript.offset :])
@@ -374,7 +374,7 @@ def prompt_budget(generator: TextGenerator, max_tokens: int) -> int:
 
 def deadline(context: Context) -> float | None:
     """The job's deadline as a moment of `time.monotonic()`; the database's clock decides of it."""
-    with context.process.ledger.read() as session:
+    with context.process.ledger.read_single() as session:
         left_s = jobs.seconds_left(session, context.claim.job_id)
     return None if left_s is None else time.monotonic() + left_s
 
