@@ -124,7 +124,11 @@ def new_job(
 
 async def submit(parts: Parts, new: NewJob, *, is_waited: bool = False) -> Submitted:
     """Commit the job of somebody who is to wait for it. Raises what `submission.submit` does, and
-    Unavailable where too many wait."""
+    Unavailable where too many wait.
+
+    Where `is_waited`, `outcome` or `follow` has to come behind it: they let no answer out that
+    names the job before it is on disk. The first text of a stream is there with it.
+    """
     parts.followers.check_room()
     return await run_in_threadpool(submit_now, parts, new, is_waited=is_waited)
 
@@ -397,6 +401,7 @@ async def _news(
                     yield await run_in_threadpool(outcome_of, parts, job, headers)
                     return
             if parts.stopping.is_set():
+                await run_in_threadpool(parts.ledger.flush)  # the error names the job
                 raise ProblemError(_not_in_time(parts, made, headers, goes_on=goes_on))
             update = await follower.next(poll_s)
             news: list[TextPiece | ToolNews | Progress] = []
@@ -453,6 +458,7 @@ def _job_if_ended(parts: Parts, job_id: UUID) -> Job | None:
 
 
 def _pause(parts: Parts, job_id: UUID, fair_key: str) -> Pause:
+    parts.ledger.flush()  # the head of the answer, which names the job, goes out with it
     view = job_view(parts, job_id, fair_key)
     return Pause(position=view.position, eta_s=view.eta_s)
 

@@ -709,7 +709,8 @@ async def chat_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaChat
     form = Form(model=request.model_name, is_chat=True, thinks=request.think is not False)
     if not request.messages:
         return await _without_words(parts, stay, form)
-    made = await calls.submit(parts, _new_job(parts, caller, chat_work(parts, model, request)))
+    new = _new_job(parts, caller, chat_work(parts, model, request))
+    made = await calls.submit(parts, new, is_waited=True)
     return _answered_by(parts, caller, made, form, stay, clock, stream=request.stream)
 
 
@@ -729,7 +730,7 @@ async def generate_as_ollama(
         return await _without_words(parts, stay, form)
     work = generate_work(parts, model, request)
     form = Form(model=request.model_name, is_chat=False, thinks=thinks, said=work.said)
-    made = await calls.submit(parts, _new_job(parts, caller, work))
+    made = await calls.submit(parts, _new_job(parts, caller, work), is_waited=True)
     return _answered_by(parts, caller, made, form, stay, clock, stream=request.stream)
 
 

@@ -143,7 +143,7 @@ async def unknown(
 async def submit_for(parts: Parts, new: NewJob, model: str) -> Submitted:
     """Raises ProblemError where there is no named model of that name, or no such collection."""
     try:
-        return await calls.submit(parts, new)
+        return await calls.submit(parts, new, is_waited=True)
     except NotFound as error:
         raise await unknown(parts, model, why=error.message) from error
 

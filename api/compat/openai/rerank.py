@@ -90,7 +90,7 @@ async def rerank_documents(parts: PartsDep, caller: CallerDep, request: RerankRe
         "parameters": {} if request.top_n is None else {"top_k": request.top_n},
     }
     new = calls.new_job(parts, caller, HF, calls.input_of(HF, values))
-    made = await calls.submit(parts, new)
+    made = await calls.submit(parts, new, is_waited=True)
     model = str(new.input["model"])
     outcome = await outcome_for(parts, caller, made, model, HF.name)
     results: list[dict[str, Any]] = []
