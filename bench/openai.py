@@ -221,7 +221,7 @@ def main() -> None:
         "--threads",
         type=int,
         default=torch.get_num_threads(),
-        help="of the engine; with one less than there are cores, one is left for all that is not it",
+        help="of the engine; one less than there are cores leaves one for the rest",
     )
     parser.add_argument("--only", choices=["streams", "embeddings"])
     options = parser.parse_args()
