@@ -12,7 +12,6 @@ which lines ended, get that of the lines.
 """
 
 import hashlib
-import json
 import logging
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from shared import batches, files
 from shared.batches import EXPIRED, WITHOUT_RESULT, LineOutcome, NewLine, Shares, WaitingLine
-from shared.bounds import as_object, from_json
+from shared.bounds import as_object, from_json, json_line
 from shared.database.transaction import Transaction
 from shared.errors import (
     BatchExpired,
@@ -714,7 +713,7 @@ def _line(
         "response": response,
         "error": error,
     }
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    return json_line(value).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _count(value: Any) -> int:

@@ -288,12 +288,14 @@ def _view(
     place = own
     if with_position and batch is not None and batch.open and job.state in OPEN:
         # Its own step waits until it is due, which is of no interest.
-        place = Estimate(eta_s=own.eta_s)
+        place = Estimate(eta_s=own.eta_s, waiting_for=own.waiting_for)
         line = batches.next_line(session, job.id)
         if line is not None:
             of_line = _estimates(parts, session, [line]).get(line.id, Estimate())
             place = Estimate(
-                position=of_line.position, eta_s=own.eta_s, waiting_for=of_line.waiting_for
+                position=of_line.position,
+                eta_s=own.eta_s,
+                waiting_for=" ".join(filter(None, (own.waiting_for, of_line.waiting_for))) or None,
             )
     elif batch is not None:
         place = Estimate(position=own.position, eta_s=own.eta_s)

@@ -5,11 +5,11 @@ that lie in the text, and what is done at the same time is told one thing after 
 reader that comes back goes on behind the number that it has (`starting_after`).
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shared.bounds import json_line
 from shared.kinds.chat import ChatResult, ToolSearch
 from shared.openai.items import (
     ItemWriter,
@@ -44,8 +44,8 @@ def cut(text: str, *, is_whole: bool) -> list[str]:
 
 
 def frame(event: Mapping[str, Any]) -> bytes:
-    data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-    return f"event: {event['type']}\ndata: {data}\n\n".encode("utf-8", "backslashreplace")
+    text = f"event: {event['type']}\ndata: {json_line(event)}\n\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,7 @@
 """Batches: the lines of a file as jobs, through the API, run on the workbench."""
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -56,14 +57,16 @@ def embed(n: int, **body: Any) -> Line:
     }  # fmt: skip
 
 
-def upload(api: httpx.Client, lines: Sequence[Line | str]) -> str:
-    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
-    answer = api.post("/v1/files", files={"file": ("lines.jsonl", text.encode())})
+def upload(api: httpx.Client, lines: Sequence[Line | str] | bytes) -> str:
+    if not isinstance(lines, bytes):
+        text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+        lines = text.encode()
+    answer = api.post("/v1/files", files={"file": ("lines.jsonl", lines)})
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 
 
-def create(api: httpx.Client, lines: Sequence[Line | str], **fields: Any) -> dict[str, Any]:
+def create(api: httpx.Client, lines: Sequence[Line | str] | bytes, **fields: Any) -> dict[str, Any]:
     answer = api.post("/v1/batches", json={"file_id": upload(api, lines)} | fields)
     assert answer.status_code == 202, answer.text
     made: dict[str, Any] = answer.json()
@@ -200,6 +203,44 @@ def test_a_bad_file_names_each_bad_line_and_runs_none(
     assert api.get("/v1/jobs", params={"batch": made["id"]}).json()["items"] == []
     assert rows(api, made) == []
     assert "Line 2" in ended["error"]["message"]
+
+
+def test_files_are_read_as_editors_and_programs_write_them(
+    api: httpx.Client, worker: Callable[..., Process]
+) -> None:
+    process = worker()
+    names = ["보고서.pdf", unicodedata.normalize("NFD", "보고서.pdf"), "a b\u2028c", "\x85", "1"]
+    lines = [json.dumps(embed(0) | {"custom_id": name}, ensure_ascii=False) for name in names]
+    text = "\ufeff" + "\r\n \r\n\r\n".join(lines)  # and no end of the last line
+    made = create(api, text.encode())
+    drain(process)
+    assert look(api, made)["status"] == "completed", look(api, made)["errors"]
+    assert ids(rows(api, made)) == names
+
+
+BAD_BYTES = [
+    (b'{"custom_id": "\xff", "url": "/v1/embed", "body": {"texts": ["a"]}}', "is no UTF-8"),
+    (b'{"custom_id": "a\x00", "url": "/v1/embed", "body": {"texts": ["a"]}}', "is no JSON"),
+    (b'{"custom_id": "b\\u0000", "url": "/v1/embed", "body": {"texts": ["a"]}}', "NUL"),
+    (b'{"custom_id": "c", "url": "/v1/embed", "body": {"texts": ["a\\u0000"]}}', "NUL"),
+    (b'{"custom_id": 1, "url": "/v1/embed", "body": {"texts": ["a"]}}', "string"),
+    (b'[{"custom_id": "d", "url": "/v1/embed", "body": {"texts": ["a"]}}]', "no JSON object"),
+    (b"[" * 100_000, "nested"),
+    (b'{"custom_id": "e", "url": "/v1/embed"}', "body is missing"),
+]
+
+
+def test_bytes_that_are_no_lines_are_named(
+    api: httpx.Client, worker: Callable[..., Process]
+) -> None:
+    process = worker(max_body_values=1_000_000)
+    made = create(api, b"\n".join(line for line, _ in BAD_BYTES))
+    drain(process)
+    ended = look(api, made)
+    assert ended["status"] == "failed"
+    assert [error["line"] for error in ended["errors"]] == [*range(1, len(BAD_BYTES) + 1)]
+    for error, (_, words) in zip(ended["errors"], BAD_BYTES, strict=True):
+        assert words in error["message"], error
 
 
 @pytest.mark.parametrize(

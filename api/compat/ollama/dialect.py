@@ -5,7 +5,6 @@ Clients take it by `OLLAMA_HOST=http://<host>:<port>/ollama`. Bodies are JSON wh
 type says (`curl -d`), streams are a line of JSON for each part, durations are nanoseconds.
 """
 
-import json
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from fastapi import Request, Response
 from api.compat.calls import StreamedAnswer
 from api.compat.dialect import Dialect, Problem
 from api.http.body import StrictRoute
+from shared.bounds import json_line
 from shared.errors import InvalidInput
 from shared.vocabulary import WireShape
 
@@ -123,8 +123,7 @@ def nanoseconds(seconds: float) -> int:
 
 def line(body: Mapping[str, Any]) -> bytes:
     """A part of a stream."""
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+    return json_line(body).encode("utf-8", "backslashreplace") + b"\n"
 
 
 Bodies = AsyncGenerator[Mapping[str, Any], None]

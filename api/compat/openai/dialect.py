@@ -15,7 +15,7 @@ from fastapi import Response
 
 from api.compat.calls import Outcome, Pause
 from api.compat.dialect import Dialect, Problem
-from shared.bounds import shown
+from shared.bounds import json_line, shown
 from shared.errors import (
     InvalidInput,
     ModelNotFound,
@@ -176,8 +176,7 @@ DONE_FRAME = b"data: [DONE]\n\n"
 
 def data_frame(body: Any) -> bytes:
     """A chunk of a stream."""
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return b"data: " + data.encode("utf-8", "backslashreplace") + b"\n\n"
+    return b"data: " + json_line(body).encode("utf-8", "backslashreplace") + b"\n\n"
 
 
 def error_frame(problem: Problem) -> bytes:
