@@ -359,8 +359,13 @@ class _Tick:
         interval_s = self._settings.batch_interval_s
         if has_moved or self._batch.settled_at is None:
             return interval_s
-        idle_s = (datetime.now(UTC) - self._batch.settled_at).total_seconds()
-        return min(max(interval_s, idle_s / IDLE_FACTOR), max(interval_s, IDLE_LIMIT_S))
+        now = datetime.now(UTC)
+        idle_s = (now - self._batch.settled_at).total_seconds()
+        pause_s = min(max(interval_s, idle_s / IDLE_FACTOR), max(interval_s, IDLE_LIMIT_S))
+        if self._batch.expired_at is not None:
+            return pause_s
+        # Its time may be up before.
+        return max(0.0, min(pause_s, (self._batch.finish_by - now).total_seconds()))
 
     def _end(self) -> Done:
         """Raises BatchExpired where not all lines are done."""

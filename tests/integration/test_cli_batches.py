@@ -94,7 +94,7 @@ def test_a_batch_from_its_file_to_its_answers(
     drain(process)
     assert run(["batch", "results", batch_id]) == 0
     assert names(capsys.readouterr().out) == ["하나", "none", "\x85"]
-    assert run(["batch", "retry-failed", batch_id]) == 4
+    assert run(["batch", "retry-failed", batch_id]) == 5
     assert "no lines that are failed" in capsys.readouterr().err
 
 
