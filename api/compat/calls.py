@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Annotated, Any
+from typing import IO, Annotated, Any, TypeVar
 from urllib.parse import quote
 from uuid import UUID
 
@@ -33,17 +33,21 @@ from api.http.middleware import release_body
 from api.jobs import submission, waiting
 from api.jobs.following import START, Update
 from api.jobs.texts import TextPiece, Unread
+from api.routes.files import forget, keep
 from api.schemas import REQUESTS
+from shared import files
 from shared.bounds import Unreadable, cut
-from shared.errors import InvalidInput, NotFound
+from shared.errors import InvalidInput, ModelNotFound, NotFound
 from shared.jobs import jobs
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.kind import Kind
 from shared.redis.events import EventType
-from shared.tables import Job
+from shared.tables import File, Job
 from shared.vocabulary import ENDED, OPEN, Lane, Shape, State
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 JOB_ID = "x-sluice-job-id"
 NO_RETRY = {"x-should-retry": "false"}
@@ -138,6 +142,38 @@ def submit_now(parts: Parts, new: NewJob, *, is_waited: bool = False) -> Submitt
     return submission.submit(parts.ledger, parts.admission, new, is_waited=is_waited)
 
 
+def submit_upload(
+    parts: Parts,
+    file: IO[bytes],
+    new: Callable[[File], NewJob],
+    *,
+    name: str,
+    content_type: str | None,
+) -> tuple[Submitted, File | None]:
+    """The job of a call whose input is a file, and the upload that was made for it: None where the
+    call came before. Blocks: call it in a thread."""
+    upload = keep(parts, file, name=name, content_type=content_type)
+    try:
+        made = submit_now(parts, new(upload))
+    except BaseException:
+        forget_upload(parts, upload)
+        raise
+    if not made.is_new:
+        forget_upload(parts, upload)
+        return made, None
+    return made, upload
+
+
+def forget_upload(parts: Parts, upload: File) -> None:
+    """Blocks: call it in a thread."""
+    try:
+        with parts.ledger.begin() as session:
+            stored = files.delete(session, upload.id)
+    except NotFound:  # its owner was faster
+        return
+    forget(parts, stored)
+
+
 def headers_of(made: Submitted) -> dict[str, str]:
     """Of every answer that stands for a job."""
     headers = {JOB_ID: str(made.id), "x-request-id": str(made.id)}
@@ -180,12 +216,25 @@ def outcome_of(parts: Parts, job: Job, headers: Mapping[str, str]) -> Outcome:
             started_at=job.started_at,
             finished_at=job.finished_at,
         )
+    raise failure_of(job, headers)
+
+
+def failure_of(job: Job, headers: Mapping[str, str]) -> ProblemError:
+    """Why a job that has ended did not succeed."""
     if job.state == State.CANCELLED:
         detail = f"Job {job.id} was cancelled. Send the request again."
         problem = Problem(status=503, detail=detail, code="Cancelled")
     else:
         problem = problem_of_job(job.error or {})
-    raise ProblemError(replace(problem, headers={**problem.headers, **headers, **NO_RETRY}))
+    return ProblemError(replace(problem, headers={**problem.headers, **headers, **NO_RETRY}))
+
+
+def naming_model(error: ProblemError, model: str) -> ProblemError:
+    """The same; where there is no such model, its name comes first."""
+    if error.problem.code != ModelNotFound.code:
+        return error
+    detail = f"Model {model} does not exist. {error.problem.detail}"
+    return ProblemError(replace(error.problem, detail=detail))
 
 
 def _result(parts: Parts, job: Job) -> Any:
@@ -234,14 +283,24 @@ async def run(parts: Parts, caller: Caller, new: NewJob) -> Outcome:
 
 
 async def outcome(
+    parts: Parts, caller: Caller, made: Submitted, *, keeps_on: bool | None = None
+) -> Outcome:
+    """Wait for the job's end (see `when_ended`). Raises ProblemError for one that did not succeed,
+    or not in time."""
+    return await when_ended(parts, caller, made, outcome_of, keeps_on=keeps_on)
+
+
+async def when_ended(
     parts: Parts,
     caller: Caller,
     made: Submitted,
+    read: Callable[[Parts, Job, Mapping[str, str]], T],
     *,
     meanwhile: Callable[[], Any] | None = None,
     keeps_on: bool | None = None,
-) -> Outcome:
-    """Wait for the job's end. Raises ProblemError for one that did not succeed, or not in time.
+) -> T:
+    """What `read`, called in a thread with the job and the headers of its answer, makes of a job
+    that has ended. Raises ProblemError for one that does not end in time.
 
     `meanwhile` is called at each update (see `waiting.until_end`). `keeps_on` says whether the job
     goes on where the client goes away or the time is up; by default, as the caller comes back.
@@ -257,7 +316,7 @@ async def outcome(
     if not has_ended:
         await run_in_threadpool(parts.ledger.flush)  # the error names the job
         raise ProblemError(_not_in_time(parts, made, headers, goes_on=goes_on))
-    return await run_in_threadpool(_ended, parts, made.id, headers)
+    return await run_in_threadpool(_read_ended, parts, made.id, headers, read)
 
 
 async def _until_end(
@@ -291,10 +350,15 @@ async def _until_gone(http: Request) -> None:
         pass
 
 
-def _ended(parts: Parts, job_id: UUID, headers: Mapping[str, str]) -> Outcome:
+def _read_ended(
+    parts: Parts,
+    job_id: UUID,
+    headers: Mapping[str, str],
+    read: Callable[[Parts, Job, Mapping[str, str]], T],
+) -> T:
     with parts.ledger.read() as session:
         job = jobs.get(session, job_id)
-    return outcome_of(parts, job, headers)
+    return read(parts, job, headers)
 
 
 def _not_in_time(

@@ -21,7 +21,7 @@ from api.deps import Parts, PartsDep
 from api.http.body import StrictRoute
 from api.openapi import package_version
 from shared.bounds import Line, shown
-from shared.errors import InvalidInput, ModelNotFound
+from shared.errors import InvalidInput
 from shared.hf.classification import TEXT_CLASSIFICATION
 from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY, TEXT_RANKING
 from shared.hf.task import HfTask
@@ -197,10 +197,7 @@ async def _run(
     except ProblemError as error:
         if error.problem.status == 500:
             raise ProblemError(replace(error.problem, status=424)) from error
-        if error.problem.code != ModelNotFound.code:
-            raise
-        detail = f"Model {values['model']} does not exist. {error.problem.detail}"
-        raise ProblemError(Problem(status=404, detail=detail, code=ModelNotFound.code)) from error
+        raise calls.naming_model(error, values["model"]) from error
 
 
 def _answer(outcome: Outcome, body: Any) -> Response:
