@@ -458,7 +458,8 @@ async def _news(
         may_have_ended = not made.is_new
         while True:
             if may_have_ended:
-                job = await run_in_threadpool(_job_if_ended, parts, made.id)
+                with waiting.losses(made.id, is_new=made.is_new):
+                    job = await run_in_threadpool(_job_if_ended, parts, made.id)
                 if job is not None:
                     for piece in await unread.of_database():
                         yield piece
