@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Response
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -43,6 +43,7 @@ from api.compat.openai.files import (
     texts_of,
     wire_uuid,
 )
+from api.compat.openai.lists import ListPart, ListPartDep
 from api.deps import Parts, PartsDep
 from api.http.body import StrictRoute
 from api.jobs import submission, waiting
@@ -578,40 +579,30 @@ def _make_store(
 @router.get("/vector_stores", response_model=VectorStoreList, responses=DOCUMENTED)
 def list_vector_stores(
     parts: PartsDep,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
-    after: Annotated[str | None, Query(max_length=64)] = None,
-    before: Annotated[str | None, Query(max_length=64)] = None,
+    part: ListPartDep,
 ) -> Response:
     """All collections by age, the newest first unless `order` says otherwise."""
     with parts.ledger.begin() as session:
         rows = collections.store_page(
             session,
-            limit=limit + 1,
-            newest_first=order == "desc",
-            behind=None if after is None else _cursor(after, "after"),
-            before=None if before is None else _cursor(before, "before"),
+            limit=part.limit + 1,
+            newest_first=part.newest_first,
+            behind=None if part.after is None else _cursor(part.after, "after"),
+            before=None if part.before is None else _cursor(part.before, "before"),
         )
-        has_more = len(rows) > limit
-        rows = _cut_page(rows, limit, is_backwards=before is not None and after is None)
-        views = _views(session, rows)
+        views = _views(session, part.cut(rows))
     return answer(
         VectorStoreList(
             data=views,
             first_id=views[0].id if views else "",
             last_id=views[-1].id if views else "",
-            has_more=has_more,
+            has_more=len(rows) > part.limit,
         )
     )
 
 
 def _cursor(store_id: str, param: str) -> UUID:
     return wire_uuid(STORE_PREFIX, store_id, "vector store", param)
-
-
-def _cut_page(rows: list[Any], limit: int, *, is_backwards: bool) -> list[Any]:
-    """Without the row that only says that there are more."""
-    return rows[-limit:] if is_backwards else rows[:limit]
 
 
 @router.get("/vector_stores/{vector_store_id}", response_model=VectorStore, responses=DOCUMENTED)
@@ -814,26 +805,20 @@ def create_vector_store_file(
 def list_vector_store_files(
     parts: PartsDep,
     vector_store_id: str,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
-    after: Annotated[str | None, Query(max_length=64)] = None,
-    before: Annotated[str | None, Query(max_length=64)] = None,
+    part: ListPartDep,
     filter: AttachmentState | None = None,
 ) -> Response:
     """The files of a vector store by age, the newest first unless `order` says otherwise."""
     with parts.ledger.begin() as session:
         collection = find_store(session, vector_store_id)
-        view = _file_page(session, collection, limit, order, after, before, filter)
+        view = _file_page(session, collection, part, filter)
     return _whole(view)
 
 
 def _file_page(
     session: Session,
     collection: Collection,
-    limit: int,
-    order: str,
-    after: str | None,
-    before: str | None,
+    part: ListPart,
     state: AttachmentState | None,
     job_id: UUID | None = None,
 ) -> VectorStoreFileList:
@@ -841,21 +826,19 @@ def _file_page(
     rows = attachments.page(
         session,
         collection.id,
-        limit=limit + 1,
-        newest_first=order == "desc",
-        behind=_key(session, collection, after, "after"),
-        before=_key(session, collection, before, "before"),
+        limit=part.limit + 1,
+        newest_first=part.newest_first,
+        behind=_key(session, collection, part.after, "after"),
+        before=_key(session, collection, part.before, "before"),
         state=state,
         job_id=job_id,
     )
-    has_more = len(rows) > limit
-    rows = _cut_page(rows, limit, is_backwards=before is not None and after is None)
-    views = [_file_view(collection.id, row) for row in rows]
+    views = [_file_view(collection.id, row) for row in part.cut(rows)]
     return VectorStoreFileList(
         data=views,
         first_id=views[0].id if views else "",
         last_id=views[-1].id if views else "",
-        has_more=has_more,
+        has_more=len(rows) > part.limit,
     )
 
 
@@ -1111,17 +1094,14 @@ def list_file_batch_files(
     parts: PartsDep,
     vector_store_id: str,
     batch_id: str,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
-    after: Annotated[str | None, Query(max_length=64)] = None,
-    before: Annotated[str | None, Query(max_length=64)] = None,
+    part: ListPartDep,
     filter: AttachmentState | None = None,
 ) -> Response:
     """The files of a batch, less those that a later one has put into the vector store again."""
     with parts.ledger.begin() as session:
         collection = find_store(session, vector_store_id)
         job = _find_batch(session, collection, batch_id)
-        view = _file_page(session, collection, limit, order, after, before, filter, job_id=job.id)
+        view = _file_page(session, collection, part, filter, job_id=job.id)
     return _whole(view)
 
 
