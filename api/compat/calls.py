@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 from api.compat.dialect import Problem, ProblemError, dialect_of
 from api.deps import FairKey, IdempotencyKey, Parts
 from api.http.answers import job_view
-from api.http.errors import problem_of, problem_of_job
+from api.http.errors import field_of, problem_of, problem_of_job
 from api.http.middleware import release_body
 from api.jobs import submission, waiting
 from api.jobs.following import START, Update
@@ -36,7 +36,7 @@ from api.jobs.texts import TextPiece, Unread
 from api.routes.files import forget, keep
 from api.schemas import REQUESTS
 from shared import files
-from shared.bounds import Unreadable, cut
+from shared.bounds import Unreadable
 from shared.errors import InvalidInput, ModelNotFound, NotFound
 from shared.jobs import jobs
 from shared.jobs.submission import NewJob, Submitted
@@ -96,7 +96,7 @@ def naming_fields() -> Iterator[None]:
         yield
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)[0]
-        field = cut(".".join(map(str, wrong["loc"])), 200)
+        field = field_of(wrong)
         message = wrong["msg"].removeprefix("Value error, ")
         raise InvalidInput(f"{field}: {message}" if field else message) from error
 
@@ -563,20 +563,20 @@ class StreamedAnswer(StreamingResponse):
             with anyio.CancelScope(shield=True):
                 await self._frames.aclose()
 
+    async def _begin(self, send: Send) -> None:
+        head = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **head})
+
     async def stream_response(self, send: Send) -> None:
         has_begun = False
         try:
             async for frame in self._frames:
                 if not has_begun:
-                    await send(
-                        {
-                            "type": "http.response.start",
-                            "status": self.status_code,
-                            "headers": self.raw_headers,
-                        }
-                    )
+                    await self._begin(send)
                     has_begun = True
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
+            if not has_begun:  # there is nothing to say, as to a reader who has had it all
+                await self._begin(send)
         except Exception as error:
             problem = problem_of(error)
             if not isinstance(error, ProblemError):

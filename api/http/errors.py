@@ -167,7 +167,11 @@ ITEM_TAGS = {
     *KINDS, "file", "text", "chunk", "document", "system", "user", "assistant", "tool"
 }  # fmt: skip
 # Of unions that are one parameter of OpenAI's API.
-CHOICE_TAGS = {"tool_choice": {"mode", "function", "allowed_tools"}}
+CHOICE_TAGS = {
+    "tool_choice": {"mode", "function", "allowed_tools"},
+    "response_format": {"text", "json_object", "json_schema"},
+    "chunking_strategy": {"auto", "static"},
+}
 
 
 def _invalid(error: Exception, request: Request | None) -> Problem:
@@ -180,7 +184,10 @@ def _invalid(error: Exception, request: Request | None) -> Problem:
         if other is not None:
             return other
     tags = KINDS if request.url.path.startswith(JOBS_PATH) else ()
-    entries = [{"field": _field(e, tags), "message": _message(e)} for e in errors[:ERRORS_LIMIT]]
+    entries = [
+        {"field": field_of(e, tags) or "body", "message": _message(e)}
+        for e in errors[:ERRORS_LIMIT]
+    ]
     lines = [f"{entry['field']}: {entry['message']}" for entry in entries[:SHOWN]]
     more = f"; and {len(errors) - SHOWN:,} more" if len(errors) > SHOWN else ""
     if len(errors) > ERRORS_LIMIT:
@@ -207,7 +214,9 @@ def _other_content_type(request: Request) -> Problem | None:
     return Problem(status=415, detail=detail, headers={"Accept": expected})
 
 
-def _field(entry: Mapping[str, Any], tags: Collection[str]) -> str:
+def field_of(entry: Mapping[str, Any], tags: Collection[str] = ()) -> str:
+    """Where the field is that is wrong, in what the user sent; empty for the whole of it. `tags`
+    are those of a union that the body is."""
     parts: list[str] = []
     loc: Sequence[str | int] = entry["loc"]
     if entry["type"] in {"union_tag_invalid", "union_tag_not_found"}:
@@ -217,12 +226,13 @@ def _field(entry: Mapping[str, Any], tags: Collection[str]) -> str:
             continue
         if isinstance(part, str) and part.startswith(UNION_TAG):
             continue
-        if (n == 1 and part in tags) or (isinstance(loc[n - 1], int) and part in ITEM_TAGS):
+        before = loc[n - 1] if n else None
+        if (n == 1 and part in tags) or (isinstance(before, int) and part in ITEM_TAGS):
             continue
-        if part in CHOICE_TAGS.get(str(loc[n - 1]), ()):
+        if part in CHOICE_TAGS.get(str(before), ()):
             continue
         parts.append(cut(str(part), PART_CHARS))
-    return cut(".".join(parts), FIELD_CHARS) or "body"
+    return cut(".".join(parts), FIELD_CHARS)
 
 
 def _message(entry: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from shared.bounds import JsonSchema, Line, ModelName, Paragraph, shown
+from shared.bounds import COLLECTION_NAME, JsonSchema, Line, ModelName, Paragraph, shown
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput
 from shared.kinds.batch import Ended, Endpoint, Request
@@ -225,8 +225,8 @@ class ChatRequest(SamplingFields):
     top_logprobs: Alternatives | None = None
     modalities: Annotated[Any, AfterValidator(Unsupported("answers are text", ["text"]))] = None
     audio: Annotated[Any, AfterValidator(Unsupported("answers are text"))] = None
-    functions: Annotated[Any, AfterValidator(Unsupported("send tools"))] = None
-    function_call: Annotated[Any, AfterValidator(Unsupported("send tool_choice"))] = None
+    functions: Annotated[Any, AfterValidator(Unsupported("send tools", []))] = None
+    function_call: Annotated[Any, AfterValidator(Unsupported("send tool_choice", "none"))] = None
     reasoning_effort: Annotated[
         Any, AfterValidator(Unsupported("say in a message how long to think", "none"))
     ] = None
@@ -293,6 +293,15 @@ class ChatRequest(SamplingFields):
 # The request as a job.
 
 
+def require_collection_name(rag: RagModel) -> None:
+    """Raises InvalidInput for a model `rag/<collection>` that can be the name of none."""
+    if re.fullmatch(COLLECTION_NAME, rag.collection) is None:
+        raise InvalidInput(
+            f"model: {shown(rag.collection)} is no name of a collection; name one as "
+            f"{RAG_PREFIX}handbook."
+        )
+
+
 def chat_job(request: ChatRequest, settings: Settings, base_url: str = "") -> Request:
     """A `chat`, or a `rag` of a model `rag/<collection>`. Raises InvalidInput or ValidationError.
 
@@ -304,12 +313,13 @@ def chat_job(request: ChatRequest, settings: Settings, base_url: str = "") -> Re
     }
     rag = rag_of(request.model)
     if rag is not None:
+        require_collection_name(rag)
         values = _rag_input(request, rag, settings)
         return Request(kind=RAG, input=RAG.input.model_validate(values), options=options)
     chosen = request.chosen_names
     values = {
         "model": request.model,
-        "messages": [message.ours() for message in request.messages],
+        "messages": [message.ours() for message in request.messages if _says(message)],
         "tools": [
             tool.function.ours()
             for tool in request.tools
@@ -338,7 +348,7 @@ def _rag_input(request: ChatRequest, rag: RagModel, settings: Settings) -> dict[
     if not isinstance(last, UserMessage):
         raise InvalidInput("messages must end with the question, a message of the user.")
     system = [message.content for message in earlier if isinstance(message, SystemMessage)]
-    spoken = [message for message in earlier if not isinstance(message, SystemMessage)]
+    spoken = [m for m in earlier if not isinstance(m, SystemMessage) and _says(m)]
     if any(isinstance(message, ToolMessage) or _calls(message) for message in spoken):
         raise InvalidInput("messages must be without tools for models rag/<collection>.")
     model = rag.model or settings.generation_model
@@ -363,6 +373,13 @@ def _rag_input(request: ChatRequest, rag: RagModel, settings: Settings) -> dict[
     if system:
         values["instructions"] = "\n\n".join(system)
     return values
+
+
+def _says(message: Any) -> bool:
+    """False of an empty answer, as programs keep of one that broke off: no model reads it."""
+    return not isinstance(message, AssistantMessage) or bool(
+        message.content or message.refusal or message.tool_calls
+    )
 
 
 def _calls(message: Any) -> bool:

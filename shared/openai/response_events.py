@@ -56,6 +56,33 @@ class _OpenMessage:
     waiting: str = ""
     """What is not written yet."""
     written_chars: int = 0
+    written_bytes: int = 0
+    scored: list[Mapping[str, Any]] = field(default_factory=list)
+    """Log-probabilities of its tokens that are known and not written yet."""
+    scored_count: int = 0
+    """How many are known."""
+    scored_bytes: int = 0
+    """Of the tokens whose log-probabilities are written."""
+
+    def know(self, logprobs: Sequence[Mapping[str, Any]], before: int) -> None:
+        """Of the tokens behind the first `before`; what comes behind a gap comes again later."""
+        if before <= self.scored_count:
+            new = logprobs[self.scored_count - before :]
+            self.scored += new
+            self.scored_count += len(new)
+
+    def write(self, piece: str) -> list[dict[str, Any]]:
+        """The log-probabilities that go with a piece of the text: those of the tokens that end in
+        it, as far as they are known."""
+        self.written_bytes += len(piece.encode(errors="surrogatepass"))
+        count = 0
+        for entry in self.scored:
+            end = self.scored_bytes + len(entry["bytes"])
+            if end > self.written_bytes:
+                break
+            self.scored_bytes, count = end, count + 1
+        written, self.scored = self.scored[:count], self.scored[count:]
+        return [_without_bytes(entry) for entry in written]
 
 
 @dataclass(kw_only=True)
@@ -99,8 +126,16 @@ class ResponseEvents:
             running = {**response, "status": "in_progress"}
             yield from self._event("response.in_progress", response=running)
 
-    def text(self, step_id: int, text: str, response: Mapping[str, Any]) -> Iterator[Event]:
-        """More text of a step; what lies before the step is settled."""
+    def text(
+        self,
+        step_id: int,
+        text: str,
+        response: Mapping[str, Any],
+        logprobs: Sequence[Mapping[str, Any]] = (),
+        logprobs_before: int = 0,
+    ) -> Iterator[Event]:
+        """More text of a step; what lies before the step is settled. `logprobs` are those of its
+        tokens behind the first `logprobs_before`."""
         yield from self._runs(response)
         self.step_id = step_id
         if self._message_is_done:  # an old step; nothing more of it is shown
@@ -110,6 +145,7 @@ class ResponseEvents:
             message = self._new_message()
             yield from self._begin(message)
         message.waiting += text
+        message.know(logprobs, logprobs_before)
         yield from self._deltas(message, is_whole=False)
 
     def settled(
@@ -191,7 +227,7 @@ class ResponseEvents:
                 "response.output_text.delta",
                 **self._part_of(message.item),
                 delta=piece,
-                logprobs=[],
+                logprobs=message.write(piece),
             )
 
     def _close_message(
@@ -206,6 +242,7 @@ class ResponseEvents:
             yield from self._begin(message)
         # The whole text is known now; what was written is its beginning.
         message.waiting = turn.text[message.written_chars :]
+        message.know(logprobs, 0)
         yield from self._deltas(message, is_whole=True)
         self._message = None
         annotations = self.writer.passages.citations(turn.text)

@@ -4,7 +4,7 @@ A response is a job of the kind `chat`, or `rag` where the model is `rag/<collec
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Protocol
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from shared.kinds.chat import (
     SEARCH_TOOL,
     ChatResult,
     Parameters,
+    TokenLogprob,
 )
 from shared.kinds.rag import RAG, RAG_PREFIX, RagModel, rag_of
 from shared.kinds.search import COLLECTIONS_LIMIT
@@ -29,6 +30,7 @@ from shared.openai.chat import (
     FunctionTool,
     JsonObjectFormat,
     TextFormat,
+    require_collection_name,
 )
 from shared.openai.file_search import RANKERS, SearchRanking, translate_filter
 from shared.openai.items import (
@@ -372,6 +374,7 @@ def response_job(request: ResponseRequest, settings: Settings, lookup: Lookup) -
         )
     rag = None if request.model is None else rag_of(request.model)
     if rag is not None:
+        require_collection_name(rag)
         kind, values = RAG, _rag_values(request, messages, rag, settings)
     else:
         kind, values = CHAT, _chat_values(request, messages, lookup)
@@ -593,12 +596,17 @@ def ended(begun: Mapping[str, Any], result: ChatResult, completed_s: float) -> d
 
 
 def logprobs_of(result: ChatResult) -> list[dict[str, Any]]:
+    return as_wire(result.logprobs or ())
+
+
+def as_wire(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
+    """Log-probabilities as an item has them."""
     return [
         {
             **_likely(one.token, one.logprob, one.bytes),
             "top_logprobs": [_likely(top.token, top.logprob, top.bytes) for top in one.top],
         }
-        for one in result.logprobs or ()
+        for one in logprobs
     ]
 
 

@@ -166,6 +166,12 @@ def test_an_upload_that_cannot_be_is_refused_with_its_field(
     assert param.split(".")[-1] in refusal(error, param)
 
 
+def test_two_files_in_one_form_are_refused(native: httpx.Client) -> None:
+    twice = [("file", ("a.txt", b"a")), ("file", ("b.txt", b"b"))]
+    answer = native.post("/openai/v1/files", files=twice, data={"purpose": "assistants"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
+
+
 def test_a_file_that_a_job_needs_is_not_deleted(client: OpenAI, at_work: threading.Event) -> None:
     store = client.vector_stores.create()
     at_work.clear()

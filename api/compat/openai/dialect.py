@@ -131,9 +131,11 @@ def uuid_of(prefix: str, id_: str, what: str) -> UUID:
 
 FIELD = re.compile(
     r"(?P<place>(?:input\.)?(?:parameters\.)?)"
-    r"(?P<param>[a-z_]+(?:\.[a-z_]+|\.\d+|\[\d+\])*)(?=:| is | has | must | names | goes | needs )"
+    r"(?P<param>[a-z_]+(?:\.[a-z_]+|\.\d+|\[\d+\])*)"
+    r"(?=:| (?:is|has|must|names|goes|needs|holds|comes|makes) )"
 )
 """How messages of ours begin that are about a field."""
+INDEX = re.compile(r"\[(\d+)\]")
 
 
 def remedied(problem: Problem) -> Problem:
@@ -144,7 +146,8 @@ def remedied(problem: Problem) -> Problem:
     if problem.code != InvalidInput.code or has_field or match is None:
         return problem
     detail = detail[match.end("place") :]
-    fields = {"param": match["param"], **problem.fields}
+    param = INDEX.sub(r".\1", match["param"])
+    fields = {"param": param, **problem.fields}
     return replace(problem, detail=detail, fields=fields)
 
 

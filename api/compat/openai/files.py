@@ -132,7 +132,11 @@ async def create_openai_file(
     lifetime_s: Annotated[str | None, Form(alias="expires_after[seconds]", max_length=32)] = None,
 ) -> Response:
     """Upload a file for a purpose: `assistants`, `batch`, `user_data`, `vision` or `fine-tune`."""
-    unknown = sorted((await http.form()).keys() - FIELDS)
+    form = await http.form()
+    for name in sorted(form.keys()):
+        if len(form.getlist(name)) > 1:
+            raise invalid(name, f"{name} comes more than once; send one file in each request.")
+    unknown = sorted(form.keys() - FIELDS)
     if unknown:
         raise invalid(
             unknown[0],

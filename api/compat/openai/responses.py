@@ -35,7 +35,7 @@ from api.compat.openai.models import outcome_for, submit_for, writes
 from api.compat.openai.vector_stores import usable_store
 from api.deps import FairKey, Parts, PartsDep
 from api.http.body import StrictRoute
-from api.http.errors import problem_of_job
+from api.http.errors import field_of, problem_of_job
 from api.jobs import waiting
 from api.jobs.texts import TextPiece
 from api.routes.files import forget_folder
@@ -46,7 +46,7 @@ from shared.errors import Conflict, InvalidInput, NotFound
 from shared.jobs import jobs
 from shared.jobs.submission import Submitted
 from shared.kinds.batch import Request
-from shared.kinds.chat import SEARCH_TOOL, ChatResult, ToolSearch
+from shared.kinds.chat import SEARCH_TOOL, ChatResult, TokenLogprob, ToolSearch
 from shared.kinds.search import Hit
 from shared.openai.file_search import shown_attributes
 from shared.openai.items import (
@@ -63,6 +63,7 @@ from shared.openai.response_events import Event, ResponseEvents, frame
 from shared.openai.responses import (
     PREFIX,
     ResponseRequest,
+    as_wire,
     ended,
     logprobs_of,
     response_job,
@@ -277,7 +278,9 @@ async def _of_news(
             new: list[Event] = []
             if item.step_id != events.step_id:
                 new += await _settled(parts, events, item.step_id, begun)
-            return [*new, *events.text(item.step_id, item.text, begun)]
+            scored = as_wire(map(TokenLogprob.model_validate, item.logprobs))
+            text = events.text(item.step_id, item.text, begun, scored, item.logprobs_before)
+            return [*new, *text]
         case ToolNews(data={"name": name, "step": int(step_id)}) if name == SEARCH_TOOL:
             return await _settled(parts, events, step_id, begun)
         case Outcome():
@@ -378,7 +381,7 @@ async def create_response(parts: PartsDep, caller: CallerDep, request: ResponseR
         work = await run_in_threadpool(read)
     except ValidationError as error:
         wrong_ = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, wrong_["loc"])) or "input"
+        where = field_of(wrong_) or "input"
         raise InvalidInput(f"{where}: {wrong_['msg'].removeprefix('Value error, ')}") from error
     identity = request.model_dump(mode="json", exclude_unset=True)
     new = calls.new_job(parts, caller, work.kind, work.input, identity=identity, lane=request.lane)
