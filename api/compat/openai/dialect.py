@@ -143,7 +143,8 @@ def remedied(problem: Problem) -> Problem:
     has_field = any(entry["field"] != "body" for entry in problem.errors)
     detail = problem.detail.removeprefix("body: ")
     match = FIELD.match(detail)
-    if problem.code != InvalidInput.code or has_field or match is None:
+    is_input = problem.code == InvalidInput.code or (not problem.code and problem.status == 422)
+    if not is_input or has_field or match is None:
         return problem
     detail = detail[match.end("place") :]
     param = INDEX.sub(r".\1", match["param"])
