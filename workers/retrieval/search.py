@@ -276,14 +276,14 @@ class CollectionSearch:
         rows = waiting.result()
         nearest_ids = set(_ids(rows))
         others = [id_ for result in results for id_ in result.chunk_ids if id_ not in nearest_ids]
-        compared = aside.submit(self._compared, vectors, list(dict.fromkeys(others)))
+        kept = aside.submit(self._vectors_if_there, list(dict.fromkeys(others)))
         try:
             self._live([*nearest_ids, *others])  # of both halves by one statement
         finally:
-            wait([compared])
+            wait([kept])
         halves = zip(self._nearest(vectors, rows, pool), self._matches(results, pool), strict=True)
         united = [_united(nearest, matches) for nearest, matches in halves]
-        cosines = self._cosines(vectors, united, compared.result())
+        cosines = self._cosines(vectors, united, kept.result())
         tuning = tuning_for_search(
             self._process, self._facts, embedder, results[0], check=self._check
         )
@@ -312,38 +312,27 @@ class CollectionSearch:
         return united
 
     def _cosines(
-        self,
-        vectors: Vectors,
-        rows: Sequence[Sequence[_ScoredId]],
-        compared: Sequence[Mapping[str, float]],
+        self, vectors: Vectors, rows: Sequence[Sequence[_ScoredId]], kept: Mapping[str, Vectors]
     ) -> list[Floats]:
-        """Of each row's candidates with its query; NaN for those without a vector. `compared` has
-        most of those that are not among the nearest, for each query."""
+        """Of each row's candidates with its query; NaN for those without a vector. `kept` has
+        vectors of most of those that the store did not compare with the query."""
         missing = dict.fromkeys(
-            one.id
-            for row, known in zip(rows, compared, strict=True)
-            for one in row
-            if one.similarity is None and one.id not in known
+            one.id for row in rows for one in row if one.similarity is None and one.id not in kept
         )
-        further = self._compared(vectors, list(missing))
-        cosines = []
-        for row, known, more in zip(rows, compared, further, strict=True):
-            all_ = {**more, **known} | {
-                one.id: one.similarity for one in row if one.similarity is not None
-            }
-            cosines.append(np.array([all_.get(one.id, math.nan) for one in row], dtype=np.float64))
-        return cosines
+        kept = {**kept, **self._vectors(list(missing))}
 
-    def _compared(self, vectors: Vectors, ids: Sequence[str]) -> list[dict[str, float]]:
-        """The cosine of each query with those of the passages that the store has; none where it
-        has no such collection any more: perhaps none of these is live."""
-        try:
-            rows = store_of(self._process).query(
-                self._name, vectors, limit=max(1, len(ids)), where=None, ids=ids
-            )
-        except Missing:
-            rows = [[] for _ in vectors]
-        return [{match.id: match.score for match in row} for row in rows]
+        def cosine(vector: Vectors, one: _ScoredId) -> float:
+            if one.similarity is not None:
+                return one.similarity
+            other = kept.get(one.id)
+            if other is None:
+                return math.nan
+            return float(vector @ other) / max(float(np.linalg.norm(other)), 1e-12)
+
+        return [
+            np.array([cosine(vector, one) for one in row], dtype=np.float64)
+            for vector, row in zip(vectors, rows, strict=True)
+        ]
 
     # The lexical half
 
@@ -505,6 +494,13 @@ class CollectionSearch:
 
     def _vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
         return store_of(self._process).vectors(self._name, ids) if ids else {}
+
+    def _vectors_if_there(self, ids: Sequence[str]) -> dict[str, Vectors]:
+        """None where the store has no such collection any more: perhaps none of these is live."""
+        try:
+            return self._vectors(ids)
+        except Missing:
+            return {}
 
     def _is_empty(self) -> bool:
         """Whether there is nothing to find. Raises NotFound where it was just erased."""
