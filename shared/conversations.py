@@ -362,7 +362,8 @@ def append_text(session: Transaction, additions: Sequence[Addition]) -> set[int]
     ]  # fmt: skip
     written = set(session.scalars(APPEND, {"rows": json.dumps(rows)}))
     for added, entries in zip(additions, logprobs, strict=True):
-        if added.claim.step_id in written and (added.shown or entries):
+        is_published = added.claim.step_id in written and not added.claim.is_line
+        if is_published and (added.shown or entries):
             session.publish(added.claim.job_id, EventType.TOKEN, _token(added, entries))
     return written
 

@@ -40,6 +40,9 @@ class Claim:
     """The job's input, where it is small; None where it has to be read from its row."""
     has_company: bool = False
     """Whether other steps of its batch key were queued."""
+    is_line: bool = False
+    """Whether the job is a line of a batch, of which no events are published: nobody follows
+    thousands, and each would take memory of Redis. Readers look into Postgres for it."""
 
     @property
     def counted_attempt(self) -> int:
@@ -71,7 +74,7 @@ TAKEN = """), claimed AS (
 )"""
 COLUMNS = """
 SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_key, c.attempt,
-    c.max_attempts, c.error, j.kind, j.state AS job_state,
+    c.max_attempts, c.error, j.kind, j.state AS job_state, j.batch_id IS NOT NULL AS is_line,
     CAST(c.max_attempts AS bigint) - j.max_attempts AS free_attempts,
     CASE WHEN pg_column_size(j.input) < 2000 THEN j.input END AS input"""
 
@@ -238,11 +241,12 @@ def claim_companions(
 
 
 def _claimed(session: Transaction, row: Any) -> Claim:
-    if row.job_state == State.QUEUED:
+    if row.job_state == State.QUEUED and not row.is_line:
         session.publish(row.job_id, EventType.STATE, {"state": State.RUNNING.value})
     return Claim(
         step_id=row.id, job_id=row.job_id, name=row.name, queue=row.queue, kind=row.kind,
         lane=row.lane, fair_key=row.fair_key, payload=row.payload, batch_key=row.batch_key,
         attempt=row.attempt, max_attempts=row.max_attempts, error_before=row.error,
         free_attempts=row.free_attempts, input=row.input, has_company=row.has_company,
+        is_line=row.is_line,
     )  # fmt: skip

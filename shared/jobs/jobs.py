@@ -346,9 +346,7 @@ STOP_LINES = text("""
 
 def stop_lines(session: Transaction, batch_id: UUID) -> None:
     """Cancel the lines of a batch that are open, by one statement. The batch is locked."""
-    for row in session.execute(STOP_LINES, {"id": batch_id}):
-        if row.steps == 0:
-            session.publish(row.id, EventType.END, {"state": row.state})
+    session.execute(STOP_LINES, {"id": batch_id})
 
 
 def _has_open_steps(session: Session, job_id: UUID) -> bool:
@@ -376,7 +374,8 @@ def end(session: Transaction, job: Job, result: Any) -> None:
         _add_closing_step(session, job)
     if job.conversation_id is not None:
         turns.let_next_go(session, job.conversation_id)
-    session.publish(job.id, EventType.END, {"state": job.state})
+    if job.batch_id is None:
+        session.publish(job.id, EventType.END, {"state": job.state})
 
 
 def _add_closing_step(session: Transaction, job: Job) -> None:
@@ -449,7 +448,8 @@ def redrive(
     session.execute(insert(Step), [first | due])
     if not held:
         session.ring(first_list(new))
-    session.publish(job_id, EventType.STATE, {"state": State.QUEUED.value})
+    if job.batch_id is None:
+        session.publish(job_id, EventType.STATE, {"state": State.QUEUED.value})
 
 
 def news(job: Job) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from uuid import UUID
 
 import httpx
 import pytest
+from redis import Redis
 from sqlalchemy import delete, func, select, update
 
 from shared import files
 from shared.config import Settings
 from shared.database.transaction import Ledger
+from shared.redis.events import stream_key
 from shared.tables import Batch, BatchLine, File, Job, Step
 from shared.vocabulary import Queue
 from tests.integration.answers import problem
@@ -141,6 +143,15 @@ def test_lines_of_several_endpoints_end_in_the_order_of_the_file(
     # The files are files as any other.
     content = api.get(f"/v1/files/{ended['output_file_id']}/content")
     assert content.content == api.get(f"/v1/batches/{made['id']}/results").content
+
+    # Events of a line would take memory of Redis, and be followed by nobody.
+    with Redis.from_url(process.settings.require_redis_url(), decode_responses=True) as redis:
+        keys = list(redis.scan_iter("sluice:events:*"))
+        assert stream_key(UUID(made["id"])) in keys
+        jobs = _jobs(api, made)
+        assert not {stream_key(UUID(job["id"])) for job in jobs} & set(keys)
+    (event,) = _events(api, jobs[0]["id"])
+    assert (event["event"], event["data"]["state"]) == ("end", "succeeded")
 
     # Lines are in no list of jobs but their own.
     listed = api.get("/v1/jobs").json()["items"]
@@ -514,6 +525,16 @@ def test_failed_lines_alone_are_retried(api: httpx.Client, worker: Callable[...,
     assert rows(api, made)[:3] == before
     assert ids(rows(api, made, "errors")) == ["never"]
     assert {job["id"] for job in _jobs(api, made) if job["state"] == "succeeded"} >= jobs_before
+
+
+def _events(api: httpx.Client, job_id: str) -> list[dict[str, Any]]:
+    text = api.get(f"/v1/jobs/{job_id}/events").text
+    fields = [
+        dict(one.split(": ", 1) for one in frame.split("\n"))
+        for frame in text.split("\n\n")
+        if frame
+    ]
+    return [{"event": one["event"], "data": json.loads(one["data"])} for one in fields]
 
 
 def _jobs(api: httpx.Client, batch: dict[str, Any]) -> list[dict[str, Any]]:
