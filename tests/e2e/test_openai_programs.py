@@ -321,6 +321,15 @@ class TestResponses:
         replayed = list(client.responses.retrieve(second.id, stream=True, starting_after=2))
         assert replayed == events[3:]
         assert client.responses.retrieve(second.id) == second
+        scored = list(
+            client.responses.create(
+                model=model, input=CAPITAL, stream=True, include=["message.output_text.logprobs"]
+            )
+        )
+        deltas = [event for event in scored if event.type == "response.output_text.delta"]
+        assert "".join(one.token for event in deltas for one in event.logprobs) == SEOUL
+        again = list(client.responses.retrieve(scored[-1].response.id, stream=True))
+        assert again == scored
         items = list(client.responses.input_items.list(second.id, order="asc"))
         assert [item.content[0].text for item in items] == [CAPITAL, SEOUL, "Say yes."]
         client.responses.delete(first.id)

@@ -82,6 +82,13 @@ def test_what_a_text_begins_with_is_there_at_once(talker: Callable[..., Process]
     assert shown() == ["Hello"]
 
 
+def test_log_probabilities_that_a_server_does_not_report_fail_with_a_remedy(
+    process: Process,
+) -> None:
+    error = failed(process, say(process, "hello", parameters={"logprobs": 1}))
+    assert "reports no log-probabilities. Leave out logprobs" in error["message"]
+
+
 def test_a_retried_step_draws_with_the_same_seed(process: Process, wire: Wire) -> None:
     wire.of("tiny").refuse_times = 1
     answered(process, say(process, "hello", parameters={"temperature": 1}))
