@@ -184,7 +184,7 @@ def headers_of(made: Submitted) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class JobOutcome:
     """A job that has succeeded; `result` is whole, wherever it was stored. `headers` are those of
     the answer."""
 
@@ -203,10 +203,10 @@ class Outcome:
         return int(self.created_at.timestamp())
 
 
-def outcome_of(parts: Parts, job: Job, headers: Mapping[str, str]) -> Outcome:
+def outcome_of(parts: Parts, job: Job, headers: Mapping[str, str]) -> JobOutcome:
     """Of a job that has ended. Blocks. Raises ProblemError for one that did not succeed."""
     if job.state == State.SUCCEEDED:
-        return Outcome(
+        return JobOutcome(
             id=job.id,
             input=job.input,
             result=_result(parts, job),
@@ -277,14 +277,14 @@ def _header_safe(text: str) -> str:
 # Waiting for a job's end.
 
 
-async def run(parts: Parts, caller: Caller, new: NewJob) -> Outcome:
+async def run(parts: Parts, caller: Caller, new: NewJob) -> JobOutcome:
     """Submit the job and wait for its end. Raises ProblemError for one that did not succeed."""
     return await outcome(parts, caller, await submit(parts, new, is_waited=True))
 
 
 async def outcome(
     parts: Parts, caller: Caller, made: Submitted, *, keeps_on: bool | None = None
-) -> Outcome:
+) -> JobOutcome:
     """Wait for the job's end (see `when_ended`). Raises ProblemError for one that did not succeed,
     or not in time."""
     return await when_ended(parts, caller, made, outcome_of, keeps_on=keeps_on)
@@ -419,7 +419,7 @@ class Pause:
     eta_s: float | None = None
 
 
-News = TextPiece | ToolNews | Progress | Pause | Outcome
+News = TextPiece | ToolNews | Progress | Pause | JobOutcome
 
 
 async def follow(
@@ -436,7 +436,7 @@ async def follow(
     try:
         async with aclosing(_news(parts, caller, made, goes_on=goes_on)) as news:
             async for item in news:
-                has_ended = isinstance(item, Outcome)
+                has_ended = isinstance(item, JobOutcome)
                 yield item
     finally:
         # Of a job that has ended otherwise this changes nothing.

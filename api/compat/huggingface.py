@@ -307,7 +307,7 @@ UPLOAD_NAME = "inputs"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class TaskCall:
     """A request, less its body."""
 
     model: str
@@ -322,7 +322,7 @@ class Call:
         return payload.waits is not False
 
 
-def call_of(model_id: str, task: str | None, wait_for_model: str | None = None) -> Call:
+def call_of(model_id: str, task: str | None, wait_for_model: str | None = None) -> TaskCall:
     """Raises NotFound without a model, InvalidInput for an unknown task."""
     model = model_id.rstrip("/")
     if not model:
@@ -332,10 +332,10 @@ def call_of(model_id: str, task: str | None, wait_for_model: str | None = None) 
     except ValueError:
         tasks = ", ".join(Task)
         raise InvalidInput(f"There is no task {shown(task)}; there are {tasks}.") from None
-    return Call(model=model, task=known, wait_for_model=wait_for_model)
+    return TaskCall(model=model, task=known, wait_for_model=wait_for_model)
 
 
-async def run(parts: Parts, caller: Caller, call: Call) -> Response:
+async def run(parts: Parts, caller: Caller, call: TaskCall) -> Response:
     """The answer of the model. Raises ProblemError where there is none."""
     parts.followers.check_room()
     content_type = caller.http.headers.get("content-type", "")
@@ -364,7 +364,7 @@ async def run(parts: Parts, caller: Caller, call: Call) -> Response:
 
 
 def _submit(
-    parts: Parts, caller: Caller, call: Call, payload: Payload, media_type: str | None
+    parts: Parts, caller: Caller, call: TaskCall, payload: Payload, media_type: str | None
 ) -> tuple[Submitted, File | None]:
     """The job, and the upload that was made for it."""
 

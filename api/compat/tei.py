@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from api.compat import calls
-from api.compat.calls import CallerDep, Outcome
+from api.compat.calls import CallerDep, JobOutcome
 from api.compat.dialect import Dialect, Problem, ProblemError
 from api.compat.openai.embeddings import create_embedding
 from api.deps import Parts, PartsDep
@@ -184,7 +184,7 @@ def model_for(parts: Parts, task: HfTask, model: str) -> str:
 
 async def _run(
     parts: Parts, caller: calls.Caller, task: HfTask, model: str, inputs: Any, **parameters: Any
-) -> Outcome:
+) -> JobOutcome:
     values = {
         "task": task.name,
         "model": model_for(parts, task, model),
@@ -200,7 +200,7 @@ async def _run(
         raise calls.naming_model(error, values["model"]) from error
 
 
-def _answer(outcome: Outcome, body: Any) -> Response:
+def _answer(outcome: JobOutcome, body: Any) -> Response:
     return JSONResponse(body, headers=dict(outcome.headers))
 
 

@@ -125,7 +125,7 @@ def _as_texts(prompt: Any) -> Any:
     return prompt
 
 
-Prompts = Annotated[
+PromptTexts = Annotated[
     list[Text],
     Field(fail_fast=True, min_length=1, max_length=CHOICES_LIMIT),
     BeforeValidator(_as_texts, json_schema_input_type=str | list[str]),
@@ -136,7 +136,7 @@ class CompletionRequest(SamplingFields):
     """A completion. What is no field here is refused."""
 
     model: ModelName
-    prompt: Prompts
+    prompt: PromptTexts
     max_tokens: Annotated[int, Field(ge=1)] = MAX_TOKENS
     n: Annotated[int, Field(ge=1, le=CHOICES_LIMIT)] = 1
     best_of: Annotated[int, Field(ge=0, le=CHOICES_LIMIT)] | None = None

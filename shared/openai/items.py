@@ -18,13 +18,17 @@ from shared.bounds import Line, shown
 from shared.kinds.chat import SEARCH_TOOL, ChatResult, ToolSearch
 from shared.kinds.rag import RagResult
 from shared.kinds.search import Hit
-from shared.openai.file_search import score_of, shown_attributes
+from shared.openai.file_search import (
+    LIMIT_KEY_CHARS,
+    LIMIT_PAIRS,
+    LIMIT_VALUE_CHARS,
+    score_of,
+    shown_attributes,
+)
 from shared.openai.wire import TEXT_CHARS, Arguments, Content, Taken, id_of
 from shared.vocabulary import WireShape
 
 # Parameters that several routes have.
-
-METADATA_LIMIT = 16
 
 Include = Literal[
     "file_search_call.results", "message.output_text.logprobs", "web_search_call.results",
@@ -37,9 +41,12 @@ WITH_RESULTS: Include = "file_search_call.results"
 WITH_LOGPROBS: Include = "message.output_text.logprobs"
 
 
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-    Field(max_length=METADATA_LIMIT),
+WireMetadata = Annotated[
+    dict[
+        Annotated[str, Field(max_length=LIMIT_KEY_CHARS)],
+        Annotated[str, Field(max_length=LIMIT_VALUE_CHARS)],
+    ],
+    Field(max_length=LIMIT_PAIRS),
 ]
 
 # What clients send.
@@ -392,7 +399,7 @@ class ItemWriter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
+class ModelAnswer:
     """One answer of the model: its text, and its calls of tools that are shown."""
 
     text: str
@@ -404,8 +411,8 @@ class Turn:
         return bool(self.text) or (self.is_last and not self.calls)
 
 
-def turns_of(result: ChatResult) -> list[Turn]:
-    last = Turn(
+def turns_of(result: ChatResult) -> list[ModelAnswer]:
+    last = ModelAnswer(
         text=result.message.get("content", ""),
         calls=result.message.get("tool_calls", ()),
         is_last=True,
@@ -413,10 +420,10 @@ def turns_of(result: ChatResult) -> list[Turn]:
     return [*settled_turns(result.steps), last]
 
 
-def settled_turns(steps: Sequence[Mapping[str, Any]]) -> list[Turn]:
+def settled_turns(steps: Sequence[Mapping[str, Any]]) -> list[ModelAnswer]:
     """Those whose calls were run: of the messages that a chat has added so far."""
     return [
-        Turn(
+        ModelAnswer(
             text=message.get("content", ""),
             calls=[
                 call

@@ -13,13 +13,13 @@ from shared.bounds import json_line
 from shared.kinds.chat import ChatResult, ToolSearch
 from shared.openai.items import (
     ItemWriter,
-    Turn,
+    ModelAnswer,
     output_text,
     settled_turns,
     turns_of,
 )
 
-Event = dict[str, Any]
+ResponseEvent = dict[str, Any]
 
 PIECE_CHARS = 16
 """The longest piece of a word that is written at once."""
@@ -110,7 +110,7 @@ class ResponseEvents:
     _message_is_done: bool = False
     _is_running: bool = False
 
-    def begin(self, response: Mapping[str, Any]) -> Iterator[Event]:
+    def begin(self, response: Mapping[str, Any]) -> Iterator[ResponseEvent]:
         """`response` is as it is before anything has come of it."""
         if not self.is_queued:
             yield from self._event("response.created", response=response)
@@ -120,7 +120,7 @@ class ResponseEvents:
         yield from self._event("response.created", response=queued)
         yield from self._event("response.queued", response=queued)
 
-    def _runs(self, response: Mapping[str, Any]) -> Iterator[Event]:
+    def _runs(self, response: Mapping[str, Any]) -> Iterator[ResponseEvent]:
         if not self._is_running:
             self._is_running = True
             running = {**response, "status": "in_progress"}
@@ -133,7 +133,7 @@ class ResponseEvents:
         response: Mapping[str, Any],
         logprobs: Sequence[Mapping[str, Any]] = (),
         logprobs_before: int = 0,
-    ) -> Iterator[Event]:
+    ) -> Iterator[ResponseEvent]:
         """More text of a step; what lies before the step is settled. `logprobs` are those of its
         tokens behind the first `logprobs_before`."""
         yield from self._runs(response)
@@ -153,7 +153,7 @@ class ResponseEvents:
         messages: Sequence[Mapping[str, Any]],
         searches: Sequence[ToolSearch],
         response: Mapping[str, Any],
-    ) -> Iterator[Event]:
+    ) -> Iterator[ResponseEvent]:
         """What the job has added to the dialogue so far. The last calls may still be at work."""
         yield from self._runs(response)
         by_call = {search.call_id: search for search in searches}
@@ -178,7 +178,7 @@ class ResponseEvents:
         result: ChatResult,
         response: Mapping[str, Any],
         logprobs: Sequence[Mapping[str, Any]] = (),
-    ) -> Iterator[Event]:
+    ) -> Iterator[ResponseEvent]:
         """Up to the last event. `response` is as it has ended, less its output."""
         yield from self.settled(result.steps, result.searches, response)
         last = turns_of(result)[-1]
@@ -189,11 +189,11 @@ class ResponseEvents:
         whole = {**response, "output": self.output}
         yield from self._event(f"response.{response['status']}", response=whole)
 
-    def fail(self, response: Mapping[str, Any]) -> Iterator[Event]:
+    def fail(self, response: Mapping[str, Any]) -> Iterator[ResponseEvent]:
         yield from self._runs({**response, "error": None})
         yield from self._event("response.failed", response=response)
 
-    def _event(self, type_: str, **fields: Any) -> Iterator[Event]:
+    def _event(self, type_: str, **fields: Any) -> Iterator[ResponseEvent]:
         self.number += 1
         if self.number > self.starting_after:
             yield {"type": type_, "sequence_number": self.number, **fields}
@@ -205,7 +205,7 @@ class ResponseEvents:
         self._message = _OpenMessage(item=item)
         return self._message
 
-    def _begin(self, message: _OpenMessage) -> Iterator[Event]:
+    def _begin(self, message: _OpenMessage) -> Iterator[ResponseEvent]:
         item = message.item
         yield from self._event(
             "response.output_item.added", output_index=len(self.output), item=item
@@ -217,7 +217,7 @@ class ResponseEvents:
     def _part_of(self, item: Mapping[str, Any]) -> dict[str, Any]:
         return {"item_id": item["id"], "output_index": len(self.output), "content_index": 0}
 
-    def _deltas(self, message: _OpenMessage, *, is_whole: bool) -> Iterator[Event]:
+    def _deltas(self, message: _OpenMessage, *, is_whole: bool) -> Iterator[ResponseEvent]:
         pieces = cut(message.waiting, is_whole=is_whole)
         chars = sum(map(len, pieces))
         message.waiting = message.waiting[chars:]
@@ -231,8 +231,8 @@ class ResponseEvents:
             )
 
     def _close_message(
-        self, turn: Turn, status: str, logprobs: Sequence[Mapping[str, Any]] = ()
-    ) -> Iterator[Event]:
+        self, turn: ModelAnswer, status: str, logprobs: Sequence[Mapping[str, Any]] = ()
+    ) -> Iterator[ResponseEvent]:
         self._message_is_done = True
         if not turn.has_message:
             return
@@ -267,7 +267,7 @@ class ResponseEvents:
 
     # Calls
 
-    def _search_begins(self, call: Mapping[str, Any]) -> Iterator[Event]:
+    def _search_begins(self, call: Mapping[str, Any]) -> Iterator[ResponseEvent]:
         self._is_searching = True
         item = self.writer.file_search_call(len(self.output), call, None)
         item = {**item, "status": "in_progress"}
@@ -278,7 +278,9 @@ class ResponseEvents:
         yield from self._event("response.file_search_call.in_progress", **place)
         yield from self._event("response.file_search_call.searching", **place)
 
-    def _search_ends(self, call: Mapping[str, Any], search: ToolSearch | None) -> Iterator[Event]:
+    def _search_ends(
+        self, call: Mapping[str, Any], search: ToolSearch | None
+    ) -> Iterator[ResponseEvent]:
         if search is not None:
             self.writer.passages.add(search)
         item = self.writer.file_search_call(len(self.output), call, search)
@@ -288,7 +290,7 @@ class ResponseEvents:
         self._calls += 1
         self._is_searching = False
 
-    def _function_call(self, call: Mapping[str, Any]) -> Iterator[Event]:
+    def _function_call(self, call: Mapping[str, Any]) -> Iterator[ResponseEvent]:
         item = self.writer.function_call(len(self.output), call)
         place = {"item_id": item["id"], "output_index": len(self.output)}
         begun = {**item, "arguments": "", "status": "in_progress"}
@@ -306,7 +308,7 @@ class ResponseEvents:
         )
         yield from self._done(item)
 
-    def _done(self, item: dict[str, Any]) -> Iterator[Event]:
+    def _done(self, item: dict[str, Any]) -> Iterator[ResponseEvent]:
         index = len(self.output)
         self.output.append(item)
         yield from self._event("response.output_item.done", output_index=index, item=item)

@@ -40,8 +40,8 @@ from shared.openai.items import (
     Include,
     InputItem,
     ItemWriter,
-    Metadata,
     Passages,
+    WireMetadata,
     chat_messages,
     none_of,
     read_result,
@@ -119,7 +119,7 @@ class FileSearchTool(WireShape):
         }
 
 
-Tool = Annotated[
+ResponseTool = Annotated[
     Annotated[ResponseFunctionTool, Tag("<function>")]
     | Annotated[FileSearchTool, Tag("<file_search>")],
     Discriminator(tag_of, **none_of(TOOLS, "describe it as a function, and run it yourself")),
@@ -152,7 +152,7 @@ def _choice_tag_of(value: Any) -> str:
     return "<mode>" if isinstance(value, str) else tag_of(value)
 
 
-ToolChoice = Annotated[
+ResponseToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
     | Annotated[FunctionChoice, Tag("<function>")]
     | Annotated[FileSearchChoice, Tag("<file_search>")]
@@ -278,8 +278,8 @@ class ResponseRequest(WireShape):
         ]
         | None
     ) = None
-    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=TOOLS_LIMIT)] = []
-    tool_choice: ToolChoice = "auto"
+    tools: Annotated[list[ResponseTool], Field(fail_fast=True, max_length=TOOLS_LIMIT)] = []
+    tool_choice: ResponseToolChoice = "auto"
     parallel_tool_calls: bool = True
     max_tool_calls: Annotated[int, Field(ge=0, le=CALLS_LIMIT)] | None = None
     text: TextOptions = TextOptions()
@@ -294,7 +294,7 @@ class ResponseRequest(WireShape):
     stream: bool = False
     stream_options: ResponseStreamOptions = ResponseStreamOptions()
     include: Annotated[list[Include], Field(fail_fast=True, max_length=32)] = []
-    metadata: Metadata = {}
+    metadata: WireMetadata = {}
     reasoning: Reasoning = Reasoning()
     # These cannot change an answer.
     user: Line | None = None

@@ -19,7 +19,7 @@ from shared.kinds.batch import Ended
 from shared.kinds.chat import ChatResult, ToolSearch, Usage
 from shared.kinds.search import Hit
 from shared.openai.items import ItemWriter
-from shared.openai.response_events import Event, ResponseEvents, cut
+from shared.openai.response_events import ResponseEvent, ResponseEvents, cut
 from shared.openai.responses import RESPONSES
 
 OWNER = UUID(int=7)
@@ -95,13 +95,13 @@ def events(starting_after: int = -1) -> ResponseEvents:
     return ResponseEvents(writer=writer, is_queued=True, starting_after=starting_after)
 
 
-def at_once(starting_after: int = -1) -> list[Event]:
+def at_once(starting_after: int = -1) -> list[ResponseEvent]:
     """As they are written for a reader who comes when all is done."""
     told = events(starting_after)
     return [*told.begin(RESPONSE), *told.end(RESULT, ENDED)]
 
 
-def bit_by_bit(cuts: Sequence[int]) -> Iterator[Event]:
+def bit_by_bit(cuts: Sequence[int]) -> Iterator[ResponseEvent]:
     """As they are written while the job runs; after some of its steps nothing is told."""
     told = events()
     yield from told.begin(RESPONSE)
@@ -137,7 +137,7 @@ def test_log_probabilities_come_with_the_text_of_their_tokens(text: str, data: A
         message=said(text), model="hf/tiny", usage=Usage(prompt_tokens=1, completion_tokens=1)
     )
 
-    def written(cuts: Sequence[int], *, known: bool) -> list[Event]:
+    def written(cuts: Sequence[int], *, known: bool) -> list[ResponseEvent]:
         told = events()
         all_ = list(told.begin(RESPONSE))
         at = count = 0

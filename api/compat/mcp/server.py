@@ -214,7 +214,7 @@ async def _submit(call: Call, kind: Kind, values: dict[str, Any]) -> Submitted:
     return made
 
 
-async def _finished(call: Call, made: Submitted) -> calls.Outcome | None:
+async def _finished(call: Call, made: Submitted) -> calls.JobOutcome | None:
     """How the job ended; None where it goes on, since it was waited for long enough. Raises
     ProblemError for one that did not succeed."""
     parts, since = call.parts, time.monotonic()
@@ -245,13 +245,13 @@ async def _finished(call: Call, made: Submitted) -> calls.Outcome | None:
     return await run_in_threadpool(_outcome, parts, made.id)
 
 
-def _outcome(parts: Parts, job_id: UUID) -> calls.Outcome:
+def _outcome(parts: Parts, job_id: UUID) -> calls.JobOutcome:
     with parts.ledger.read() as session:
         job = jobs.get(session, job_id)
     return calls.outcome_of(parts, job, {})
 
 
-async def _result(call: Call, kind: Kind, values: dict[str, Any]) -> calls.Outcome:
+async def _result(call: Call, kind: Kind, values: dict[str, Any]) -> calls.JobOutcome:
     """Of a job that is waited for. Raises ToolFailed where that takes too long."""
     made = await _submit(call, kind, values)
     outcome = await _finished(call, made)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.responses import JSONResponse
 
 from api.compat import calls
-from api.compat.calls import Caller, CallerDep, Outcome
+from api.compat.calls import Caller, CallerDep, JobOutcome
 from api.compat.ollama.dialect import (
     OLLAMA_API,
     AnyTypeRoute,
@@ -457,7 +457,7 @@ class Clock:
     began_at: float
     first_at: float | None = None
 
-    def durations(self, outcome: Outcome, tokens: int) -> dict[str, int]:
+    def durations(self, outcome: JobOutcome, tokens: int) -> dict[str, int]:
         """Loading is all before the job's step ran: its queue, and a model that was loaded. Of an
         answer of so many tokens that came in one piece, the prompt is one pass of the model of as
         many and one more: clients divide tokens by `eval_duration`."""
@@ -523,7 +523,7 @@ class Answer:
     logprobs: Sequence[Mapping[str, Any]] = ()
 
 
-def answer_of(outcome: Outcome) -> Answer:
+def answer_of(outcome: JobOutcome) -> Answer:
     result = outcome.result
     if "answer" in result:
         return Answer(text=result["answer"], finish_reason=result["finish_reason"])
@@ -543,7 +543,9 @@ def answer_of(outcome: Outcome) -> Answer:
     )
 
 
-def _end(form: Form, outcome: Outcome, clock: Clock, text: str, answer: Answer) -> dict[str, Any]:
+def _end(
+    form: Form, outcome: JobOutcome, clock: Clock, text: str, answer: Answer
+) -> dict[str, Any]:
     """The fields of the last part. `text` is the whole answer, without thoughts."""
     usage = outcome.result["usage"]
     fields: dict[str, Any] = {
@@ -589,7 +591,7 @@ async def parts_of(
                 logprobs_sent += len(entries)
                 if more or entries or (thought and form.thinks):
                     yield form.part(more, thought, entries)
-            elif isinstance(item, Outcome):
+            elif isinstance(item, JobOutcome):
                 answer = answer_of(item)
                 thought, more = filter_.close()
                 text += more
@@ -609,7 +611,7 @@ async def whole_of(
         async for item in news:
             if isinstance(item, TextPiece):
                 clock.first_at = clock.first_at or time.time()
-            elif isinstance(item, Outcome):
+            elif isinstance(item, JobOutcome):
                 answer = answer_of(item)
                 filter_ = ThoughtFilter()
                 thought, text = filter_.feed(answer.text)

@@ -147,7 +147,7 @@ def _nonempty(texts: Sequence[str]) -> list[str]:
 
 async def _vectors(
     parts: Parts, caller: calls.Caller, name: str, model: str, texts: Sequence[str]
-) -> calls.Outcome:
+) -> calls.JobOutcome:
     job_input = calls.input_of(EMBED, {"texts": list(texts), "model": model})
     try:
         return await calls.run(parts, caller, calls.new_job(parts, caller, EMBED, job_input))

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from api.compat import calls
-from api.compat.calls import Caller, CallerDep, Outcome
+from api.compat.calls import Caller, CallerDep, JobOutcome
 from api.compat.dialect import Problem, ProblemError
 from api.compat.ollama.chat import OllamaMessage
 from api.compat.ollama.dialect import (
@@ -512,7 +512,7 @@ async def _progress(
                     "total": item.total,
                     "completed": min(item.done, item.total),
                 }
-            elif isinstance(item, Outcome):
+            elif isinstance(item, JobOutcome):
                 for status in ("verifying sha256 digest", "writing manifest", "success"):
                     yield {"status": status}
 

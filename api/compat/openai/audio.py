@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from api.compat import calls
-from api.compat.calls import Caller, CallerDep, Outcome
+from api.compat.calls import Caller, CallerDep, JobOutcome
 from api.compat.dialect import Problem, ProblemError
 from api.compat.openai.dialect import OPENAI, answer_json
 from api.compat.openai.models import outcome_for
@@ -309,7 +309,7 @@ async def create_transcription(http: Request, parts: PartsDep, caller: CallerDep
     return _answer(fields, outcome, duration_s)
 
 
-def _answer(form: TranscriptionForm, outcome: Outcome, duration_s: float | None) -> Response:
+def _answer(form: TranscriptionForm, outcome: JobOutcome, duration_s: float | None) -> Response:
     result = outcome.result
     pieces = pieces_of(result)
     if duration_s is None:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
 
 from api.compat import calls
-from api.compat.calls import Caller, CallerDep, Outcome, Pause, StreamedAnswer
+from api.compat.calls import Caller, CallerDep, JobOutcome, Pause, StreamedAnswer
 from api.compat.openai.dialect import (
     DONE_FRAME,
     EVENT_STREAM,
@@ -43,7 +43,7 @@ Entries = Sequence[Mapping[str, Any]]
 """Log-probabilities of tokens, as jobs have them."""
 
 
-class Chunks(ABC, Generic[RequestT]):
+class ChunkWriter(ABC, Generic[RequestT]):
     """Writes the chunks of a stream: text as it comes, all else when the job has ended."""
 
     prefix: ClassVar[str]
@@ -71,7 +71,7 @@ class Chunks(ABC, Generic[RequestT]):
             return b""
         return self._begin(piece.choice) + self._text(piece.choice, piece.text, logprobs)
 
-    def of_outcome(self, outcome: Outcome) -> bytes:
+    def of_outcome(self, outcome: JobOutcome) -> bytes:
         frames = list(self._last(outcome))
         if self._request.stream_options.include_usage:
             usage = usage_of(outcome.result)
@@ -87,7 +87,7 @@ class Chunks(ABC, Generic[RequestT]):
         """A piece of the text of a choice."""
 
     @abstractmethod
-    def _last(self, outcome: Outcome) -> Iterator[bytes]:
+    def _last(self, outcome: JobOutcome) -> Iterator[bytes]:
         """What is still to be sent of each choice."""
 
     def _begin(self, index: int) -> bytes:
@@ -112,7 +112,7 @@ class Chunks(ABC, Generic[RequestT]):
         return data_frame(body)
 
 
-class ChatChunks(Chunks[ChatRequest]):
+class ChatChunkWriter(ChunkWriter[ChatRequest]):
     prefix = chat.ID_PREFIX
     object_ = "chat.completion.chunk"
 
@@ -122,7 +122,7 @@ class ChatChunks(Chunks[ChatRequest]):
     def _text(self, index: int, text: str, logprobs: Entries) -> bytes:
         return self._delta(index, {"content": text}, logprobs=logprobs)
 
-    def _last(self, outcome: Outcome) -> Iterator[bytes]:
+    def _last(self, outcome: JobOutcome) -> Iterator[bytes]:
         for index, choice in enumerate(choices_of(ended_of(outcome, self._options))):
             yield self._begin(index)
             last: dict[str, Any] = {}
@@ -155,7 +155,7 @@ class ChatChunks(Chunks[ChatRequest]):
         )
 
 
-class TextChunks(Chunks[CompletionRequest]):
+class TextChunkWriter(ChunkWriter[CompletionRequest]):
     prefix = completions.ID_PREFIX
     object_ = "text_completion"
 
@@ -187,7 +187,7 @@ class TextChunks(Chunks[CompletionRequest]):
             }
         )
 
-    def _last(self, outcome: Outcome) -> Iterator[bytes]:
+    def _last(self, outcome: JobOutcome) -> Iterator[bytes]:
         body = completion_body(ended_of(outcome, self._options))
         for index, choice in enumerate(outcome.result["choices"]):
             yield self._begin(index)
@@ -197,7 +197,7 @@ class TextChunks(Chunks[CompletionRequest]):
 
 
 async def frames_of(
-    news: AsyncGenerator[calls.News, None], chunks: Chunks[Any]
+    news: AsyncGenerator[calls.News, None], chunks: ChunkWriter[Any]
 ) -> AsyncGenerator[bytes, None]:
     """Frames of a stream, made of what a job gives as it runs."""
     async with aclosing(news):
@@ -207,7 +207,7 @@ async def frames_of(
             elif isinstance(item, TextPiece):
                 if frame := chunks.of_piece(item):
                     yield frame
-            elif isinstance(item, Outcome):
+            elif isinstance(item, JobOutcome):
                 yield chunks.of_outcome(item)
 
 
@@ -225,7 +225,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = OPENAI.documented(
 )
 
 
-class Completion(BaseModel):
+class OpenAICompletion(BaseModel):
     """As OpenAI's description has it."""
 
     model_config = ConfigDict(extra="allow")
@@ -240,7 +240,7 @@ class Completion(BaseModel):
 
 @router.post(
     "/chat/completions",
-    response_model=Completion,
+    response_model=OpenAICompletion,
     responses=RESPONSES
     | {200: {"description": "The answer, or a stream of it", "content": STREAM}},
 )
@@ -252,14 +252,14 @@ async def create_chat_completion(
         work = chat_job(request, parts.settings, str(caller.http.base_url))
     made = await _submit(parts, caller, work, request.model, metadata=request.metadata)
     if request.stream:
-        return _streamed(parts, caller, made, ChatChunks(request, made, work.options))
+        return _streamed(parts, caller, made, ChatChunkWriter(request, made, work.options))
     outcome = await outcome_for(parts, caller, made, request.model)
     return answer_json(chat_body(ended_of(outcome, work.options)), outcome.headers)
 
 
 @router.post(
     "/completions",
-    response_model=Completion,
+    response_model=OpenAICompletion,
     responses=RESPONSES
     | {200: {"description": "The texts, or a stream of them", "content": STREAM}},
 )
@@ -271,7 +271,7 @@ async def create_completion(
         work = completion_job(request, parts.settings)
     made = await _submit(parts, caller, work, request.model)
     if request.stream:
-        return _streamed(parts, caller, made, TextChunks(request, made, work.options))
+        return _streamed(parts, caller, made, TextChunkWriter(request, made, work.options))
     outcome = await outcome_for(parts, caller, made, request.model, work.kind.name)
     return answer_json(completion_body(ended_of(outcome, work.options)), outcome.headers)
 
@@ -297,7 +297,9 @@ async def _submit(
     return await submit_for(parts, new, model)
 
 
-def _streamed(parts: Parts, caller: Caller, made: Submitted, chunks: Chunks[Any]) -> StreamedAnswer:
+def _streamed(
+    parts: Parts, caller: Caller, made: Submitted, chunks: ChunkWriter[Any]
+) -> StreamedAnswer:
     """The answer as a stream, while the job runs."""
     news = news_for(parts, caller, made, chunks.model)
     return StreamedAnswer(

@@ -19,7 +19,7 @@ from api.http.body import StrictRoute
 from shared import conversations
 from shared.bounds import shown
 from shared.errors import InvalidInput, NotFound
-from shared.openai.items import InputItem, ItemWriter, Metadata, chat_messages, no_item
+from shared.openai.items import InputItem, ItemWriter, WireMetadata, chat_messages, no_item
 from shared.openai.responses import CONVERSATION_PREFIX
 from shared.openai.wire import id_of
 from shared.tables import Conversation, ConversationMessage
@@ -35,11 +35,11 @@ class ConversationRequest(WireShape):
     """A conversation to be started."""
 
     items: Items = []
-    metadata: Metadata = {}
+    metadata: WireMetadata = {}
 
 
 class ConversationChange(WireShape):
-    metadata: Metadata
+    metadata: WireMetadata
 
 
 class NewItems(WireShape):

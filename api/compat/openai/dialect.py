@@ -13,7 +13,7 @@ from uuid import UUID
 
 from fastapi import Response
 
-from api.compat.calls import Outcome, Pause
+from api.compat.calls import JobOutcome, Pause
 from api.compat.dialect import Dialect, Problem
 from shared.bounds import json_line, shown
 from shared.errors import (
@@ -162,7 +162,7 @@ def answer_json(body: Any, headers: Mapping[str, str]) -> Response:
     )
 
 
-def ended_of(outcome: Outcome, options: Mapping[str, Any]) -> Ended:
+def ended_of(outcome: JobOutcome, options: Mapping[str, Any]) -> Ended:
     """The outcome of a call's job, for what writes the answer; `options` are those of its `Request`
     (`shared/kinds/batch.py`)."""
     return Ended(

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from api.compat import calls
-from api.compat.calls import Caller, News, Outcome
+from api.compat.calls import Caller, JobOutcome, News
 from api.compat.dialect import Problem, ProblemError
 from api.compat.openai.dialect import OPENAI
 from api.deps import Parts, PartsDep
@@ -150,7 +150,7 @@ async def submit_for(parts: Parts, new: NewJob, model: str) -> Submitted:
 
 async def outcome_for(
     parts: Parts, caller: Caller, made: Submitted, model: str, kind: str = CHAT.name
-) -> Outcome:
+) -> JobOutcome:
     """Raises ProblemError for a job that did not succeed, or not in time."""
     try:
         return await calls.outcome(parts, caller, made)

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.compat import calls
-from api.compat.calls import Caller, CallerDep, Outcome, StreamedAnswer, ToolNews
+from api.compat.calls import Caller, CallerDep, JobOutcome, StreamedAnswer, ToolNews
 from api.compat.dialect import Problem, ProblemError
 from api.compat.openai.conversations import conversation_of
 from api.compat.openai.dialect import (
@@ -59,7 +59,7 @@ from shared.openai.items import (
     owner_of,
     read_result,
 )
-from shared.openai.response_events import Event, ResponseEvents, frame
+from shared.openai.response_events import ResponseEvent, ResponseEvents, frame
 from shared.openai.responses import (
     PREFIX,
     ResponseRequest,
@@ -198,7 +198,7 @@ def _hits(searches: Sequence[ToolSearch]) -> list[Hit]:
 
 
 def body_of(
-    parts: Parts, outcome: Outcome, echo: Mapping[str, Any], *, with_results: bool
+    parts: Parts, outcome: JobOutcome, echo: Mapping[str, Any], *, with_results: bool
 ) -> dict[str, Any]:
     """The response of a job that has succeeded. Blocks."""
     result, output = _written(parts, outcome.id, outcome.result, with_results=with_results)
@@ -272,10 +272,10 @@ async def _frames(
 
 async def _of_news(
     parts: Parts, events: ResponseEvents, item: calls.News, begun: Mapping[str, Any]
-) -> list[Event]:
+) -> list[ResponseEvent]:
     match item:
         case TextPiece():
-            new: list[Event] = []
+            new: list[ResponseEvent] = []
             if item.step_id != events.step_id:
                 new += await _settled(parts, events, item.step_id, begun)
             scored = as_wire(map(TokenLogprob.model_validate, item.logprobs))
@@ -283,17 +283,17 @@ async def _of_news(
             return [*new, *text]
         case ToolNews(data={"name": name, "step": int(step_id)}) if name == SEARCH_TOOL:
             return await _settled(parts, events, step_id, begun)
-        case Outcome():
+        case JobOutcome():
             return await run_in_threadpool(_of_outcome, parts, events, item, begun)
     return []
 
 
 async def _settled(
     parts: Parts, events: ResponseEvents, step_id: int, begun: Mapping[str, Any]
-) -> list[Event]:
+) -> list[ResponseEvent]:
     """What was written and called before a step."""
 
-    def read() -> list[Event]:
+    def read() -> list[ResponseEvent]:
         payload = _payload(parts, step_id)
         searches = [ToolSearch.model_validate(search) for search in payload.get("searches", ())]
         events.writer.passages.files |= cited_files(parts, _hits(searches))
@@ -303,8 +303,8 @@ async def _settled(
 
 
 def _of_outcome(
-    parts: Parts, events: ResponseEvents, outcome: Outcome, begun: Mapping[str, Any]
-) -> list[Event]:
+    parts: Parts, events: ResponseEvents, outcome: JobOutcome, begun: Mapping[str, Any]
+) -> list[ResponseEvent]:
     passages = events.writer.passages
     result = read_result(outcome.result, passages)
     passages.files |= _files(parts, result, passages)
