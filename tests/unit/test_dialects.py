@@ -157,7 +157,7 @@ def test_a_stored_error_has_its_type_and_its_rule(type_: type[SluiceError]) -> N
 def test_codes_are_what_stored_jobs_have() -> None:
     """Jobs of earlier versions have them, and programs compare them: they never change."""
     assert {type_.code for type_ in TYPES} == {
-        "BatchExpired", "Cancelled", "ConfigurationError", "Conflict", "DocumentError",
+        "BatchExpired", "Cancelled", "ConfigurationError", "Conflict", "DocumentError", "Forbidden",
         "InvalidInput",
         "ModelNotFound", "ModelNotServed", "NotFound", "NotJson", "Permanent", "QueueFull",
         "Retryable",
