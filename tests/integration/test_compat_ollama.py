@@ -221,17 +221,17 @@ class TestChat:
     def test_a_client_that_goes_away_cancels_its_job(
         self, http: httpx.Client, wire: Wire, ledger: Ledger
     ) -> None:
-        wire.of(MODEL).delay_s = 0.05
+        wire.of(MODEL).hang_after = 5
         body = {"model": MODEL, "messages": [user("count to 2000")], "options": {"num_ctx": 9999}}
         with http.stream("POST", "/api/chat", json=body) as stream:
             job_id = stream.headers["x-sluice-job-id"]
             next(stream.iter_lines())
-        wire.of(MODEL).delay_s = 0
         while True:
             with ledger.read() as session:
                 state = jobs.get(session, UUID(job_id)).state
             if state not in (State.QUEUED, State.RUNNING):
                 break
+        wire.of(MODEL).hang_after = None
         assert state == State.CANCELLED
 
     def test_documents_answer_under_a_name(

@@ -194,7 +194,8 @@ class TestChat:
         self, http: httpx.Client, model: str
     ) -> None:
         """As of one that broke off: it says nothing, and is no reason to refuse all later ones."""
-        for empty in ({"content": ""}, {"content": None}, {"tool_calls": []}):
+        empties: list[dict[str, Any]] = [{"content": ""}, {"content": None}, {"tool_calls": []}]
+        for empty in empties:
             messages = [user("Who are you?"), {"role": "assistant", **empty}, user(CAPITAL)]
             answer = chat(http, model, "", messages=messages)
             assert answer.choices[0].message.content == "The capital of Korea is Seoul."

@@ -444,7 +444,8 @@ class CollectionSearch:
 
         The store may know passages that are live no longer, and for a moment the other way round;
         and it may not know all of the filter. Where that leaves fewer than `count`, more are asked
-        for, and then those that Postgres has found.
+        for, and then those that Postgres has found. Where a filter leaves nothing, these are
+        compared here: an index of neighbours may not reach them, as among very many equal vectors.
         """
         nearest: list[list[_ScoredId]] = [[] for _ in vectors]
         left = list(range(len(vectors)))
@@ -460,14 +461,35 @@ class CollectionSearch:
                 if len(nearest[n]) < min(count, len(row))
             ]
             if not left:
-                return nearest
+                break
             limit *= WIDEN_FACTOR
         where = self._options.filter
-        if where is not None and not store_of(self._process).is_exact(where):
+        if where is None:
+            return nearest
+        if left and not store_of(self._process).is_exact(where):
             rows = self._query(vectors[left], count, ids=self._matching(where))
             for n, live in zip(left, self._live_nearest(rows, count), strict=True):
                 nearest[n] = live
+        empty = [n for n, row in enumerate(nearest) if not row]
+        if empty:
+            rows = self._compared(vectors[empty], self._matching(where), count)
+            for n, live in zip(empty, self._live_nearest(rows, count), strict=True):
+                nearest[n] = live
         return nearest
+
+    def _compared(self, vectors: Vectors, ids: Sequence[str], count: int) -> list[list[Match]]:
+        """The best of these passages for each query, by their cosines with it."""
+        kept = self._vectors(ids)
+        if not kept:
+            return [[] for _ in vectors]
+        passages = np.array(list(kept.values()))
+        lengths = np.maximum(np.linalg.norm(passages, axis=1), 1e-12)
+        rows = []
+        for cosines in vectors @ passages.T / lengths:
+            order = np.argsort(-cosines, kind="stable")[:count].tolist()
+            best = zip((list(kept)[n] for n in order), cosines[order].tolist(), strict=True)
+            rows.append([Match(id=id_, score=score) for id_, score in best])
+        return rows
 
     def _matching(self, where: MetadataFilter) -> list[str]:
         with self._process.ledger.read_single() as session:
