@@ -1,11 +1,11 @@
 """The HTTP application: a factory, so that importing this module does nothing."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pkgutil import iter_modules
 
 import anyio.to_thread
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from api import openapi, routes
@@ -42,8 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     errors.install(app)
-    for router in (*_routers(), openapi.router):
-        app.include_router(router)
+    _include_routes(app)
     app.mount(openapi.ASSETS, openapi.swagger_files(), name="docs-assets")
     openapi.install(app, has_keys=bool(settings.api_keys))
     # The last added comes first: who it is comes before how much it sends.
@@ -62,15 +61,14 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _routers() -> Iterator[APIRouter]:
-    """The `router` of each module of `api/routes/`, and that of each dialect."""
+def _include_routes(app: FastAPI) -> None:
+    """The `router` of each module of `api/routes/`, those of each dialect, and /docs."""
     # Routes are tried in this order at each request.
-    names = sorted((module.name for module in iter_modules(routes.__path__)), key=_rank)
-    modules = [f"{routes.__name__}.{name}:router" for name in names]
-    for name in (*modules, *(dialect.router for dialect in dialects())):
-        router = load(name)
-        assert isinstance(router, APIRouter), name
-        yield router
+    for name in sorted((module.name for module in iter_modules(routes.__path__)), key=_rank):
+        app.include_router(load(f"{routes.__name__}.{name}:router"))
+    for dialect in dialects():
+        dialect.include_routes(app)
+    app.include_router(openapi.router)
 
 
 def _rank(module: str) -> int:

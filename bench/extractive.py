@@ -284,11 +284,11 @@ def show_curve(sets: Sequence[Sequence[Outcome]]) -> None:
         f"with one: {'among six':>9}{'search':>8} | answer quoted: {'among six':>9}{'search':>8}"
     )
     for enough in THRESHOLDS:
-        among, found = rates(right, enough), rates(retrieved, enough)
+        among, top = rates(right, enough), rates(retrieved, enough)
         print(
             f"{'':<4}{enough:>10.2f} | {'':<26}{rates(at_random, enough).nothing:>8.1%}"
             f"{rates(nearest, enough).nothing:>9.1%} | {'':<10}{among.nothing:>9.1%}"
-            f"{found.nothing:>8.1%} | {'':<14}{among.contained:>10.1%}{found.contained:>8.1%}"
+            f"{top.nothing:>8.1%} | {'':<14}{among.contained:>10.1%}{top.contained:>8.1%}"
         )
 
 

@@ -1,6 +1,6 @@
 """OpenAI's API end to end, against what is behind it alone.
 
-    python -m bench.openai [--rounds 3] [--tokens 64] [--shape 90m] [--texts 1000]
+    python -m bench.openai [--rounds 3] [--tokens 128] [--threads 1] [--texts 1000] [--shape 90m]
 
 A local stack (real API and workers) and the openai client, in turns with the same engine in this
 process and no queue: 32 streams at once in tokens a second, the first token of a lone request, and
@@ -37,6 +37,8 @@ from workers.models.locate import locate
 
 STREAMS = 32
 LONE_REQUESTS = 9
+LONE_TOKENS = 24
+"""Of a lone request, so that its first token does not come with its end."""
 CALLS_AT_ONCE = 32
 
 
@@ -88,7 +90,7 @@ class Engine:
 
     def _first_ms(self, prompt: str) -> float:
         started = time.perf_counter()
-        generation = self._generator.start(_request(prompt, 2))
+        generation = self._generator.start(_request(prompt, LONE_TOKENS))
         generation.read()
         seconds = time.perf_counter() - started
         generation.result()
@@ -138,7 +140,7 @@ class Wire:
         chunks = self._client.chat.completions.create(
             model=self._model,
             messages=[{"role": "user", "content": prompt}],
-            max_tokens=2,
+            max_tokens=LONE_TOKENS,
             stream=True,
         )
         first = None
@@ -211,12 +213,20 @@ def _texts(chance: random.Random, count: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--shape", choices=list(SHAPES), default="90m")
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="of the engine; one less than there are cores leaves one for the rest",
+    )
+    parser.add_argument("--only", choices=["streams", "embeddings"])
     options = parser.parse_args()
     chance = random.Random(options.seed)
+    torch.set_num_threads(options.threads)
     with ExitStack() as entered:
         folder = Path(entered.enter_context(tempfile.TemporaryDirectory()))
         model = folder / "model"
@@ -231,6 +241,7 @@ def main() -> None:
                 SLUICE_GENERATION_MODEL=f"hf/{model}",
                 SLUICE_GENERATION_PRECISION="bfloat16",
                 SLUICE_GENERATION_BATCH_REQUESTS=str(STREAMS),
+                SLUICE_GENERATION_THREADS=str(options.threads),
             )
         )
         engine, wire, encoder = Engine(generator), Wire(stack.api_url, f"hf/{model}"), _encoder()
@@ -251,27 +262,30 @@ def main() -> None:
         for number in range(1, options.rounds + 1):
             for_streams, lone = prompts(STREAMS), prompts(LONE_REQUESTS)
             texts = _texts(chance, options.texts)
-            streams.measure(
-                partial(engine.tokens_per_s, for_streams, options.tokens),
-                partial(wire.tokens_per_s, for_streams, options.tokens),
-            )
-            first.measure(
-                partial(engine.first_token_ms, lone),
-                partial(wire.first_token_ms, lone),
-            )
-            once.measure(
-                partial(encoder.embed_once, texts),
-                partial(wire.embed_once, texts),
-            )
-            each.measure(
-                partial(encoder.embed_each, texts),
-                partial(wire.embed_each, texts),
-            )
+            if options.only != "embeddings":
+                streams.measure(
+                    partial(engine.tokens_per_s, for_streams, options.tokens),
+                    partial(wire.tokens_per_s, for_streams, options.tokens),
+                )
+                first.measure(
+                    partial(engine.first_token_ms, lone),
+                    partial(wire.first_token_ms, lone),
+                )
+            if options.only != "streams":
+                once.measure(
+                    partial(encoder.embed_once, texts),
+                    partial(wire.embed_once, texts),
+                )
+                each.measure(
+                    partial(encoder.embed_each, texts),
+                    partial(wire.embed_each, texts),
+                )
             print(f"round {number} of {options.rounds} done", flush=True)
         print(f"\n{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
         print(f"  {'':44}{'alone':>10}{'wire':>10} {'':9}{'ratio':>6}{'wire-alone':>11}")
         for pairs in (streams, first, once, each):
-            pairs.report()
+            if pairs.wire:
+                pairs.report()
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from shared import files
 from shared.bounds import as_object, to_json
 from shared.database.transaction import Transaction
 from shared.errors import BatchExpired, Conflict, NotFound
-from shared.files import Remains
+from shared.files import StoredPath
 from shared.jobs import jobs
 from shared.kinds.batch import BATCH, LineError
-from shared.tables import Batch, BatchLine, DoomedPath, Job
+from shared.tables import Batch, BatchLine, Job
 from shared.vocabulary import ENDED, OPEN, State
 
 WAITING = "waiting"
@@ -36,13 +36,13 @@ WITHOUT_RESULT = (State.FAILED.value, State.CANCELLED.value, EXPIRED)
 
 def get(session: Session, batch_id: UUID) -> tuple[Job, Batch | None]:
     """The job of a batch and its row, which there is once its step has begun. Raises NotFound."""
-    found = session.execute(_select().where(Job.id == batch_id)).first()
-    if found is None:
+    row = session.execute(_select().where(Job.id == batch_id)).first()
+    if row is None:
         raise NotFound(
             f"There is no batch {batch_id}; it may have been removed by retention. "
             "`GET /v1/batches` lists those that there are."
         )
-    return found[0], found[1]
+    return row[0], row[1]
 
 
 def page(session: Session, *, limit: int, before: UUID | None) -> list[tuple[Job, Batch | None]]:
@@ -83,17 +83,21 @@ class NewLine:
     start: int
     size_bytes: int
     url: str
+    queue_model: str
     options: Mapping[str, Any]
 
 
 ADD_LINES = text("""
-    INSERT INTO batch_lines (batch_id, number, custom_id, start, size_bytes, url, options, state)
-    SELECT :id, l.number, l.custom_id, l.start, l.size_bytes, l.url, l.options, 'waiting'
+    INSERT INTO batch_lines
+        (batch_id, number, custom_id, start, size_bytes, url, queue_model, options, state)
+    SELECT :id, l.number, l.custom_id, l.start, l.size_bytes, l.url, l.queue_model, l.options,
+        'waiting'
     FROM ROWS FROM (
         unnest(CAST(:numbers AS int[])), unnest(CAST(:custom_ids AS text[])),
         unnest(CAST(:starts AS bigint[])), unnest(CAST(:sizes AS int[])),
-        unnest(CAST(:urls AS text[])), unnest(CAST(:options AS jsonb[]))
-    ) l(number, custom_id, start, size_bytes, url, options)
+        unnest(CAST(:urls AS text[])), unnest(CAST(:queue_models AS text[])),
+        unnest(CAST(:options AS jsonb[]))
+    ) l(number, custom_id, start, size_bytes, url, queue_model, options)
     ORDER BY l.number
     ON CONFLICT DO NOTHING
     RETURNING number
@@ -116,6 +120,7 @@ def add_lines(session: Session, batch_id: UUID, lines: Sequence[NewLine]) -> lis
             "starts": [line.start for line in lines],
             "sizes": [line.size_bytes for line in lines],
             "urls": [line.url for line in lines],
+            "queue_models": [line.queue_model for line in lines],
             "options": [to_json(line.options) if line.options else None for line in lines],
         },
     ).all()
@@ -194,6 +199,47 @@ def drop_lines(session: Session, batch_id: UUID) -> None:
 # Opening lines: waiting ones become jobs.
 
 
+WAITING_FOR = text("""
+    WITH RECURSIVE waiting AS (
+        (SELECT queue_model FROM batch_lines WHERE batch_id = :id AND state = 'waiting'
+         ORDER BY queue_model LIMIT 1)
+        UNION ALL
+        SELECT (SELECT l.queue_model FROM batch_lines l
+                WHERE l.batch_id = :id AND l.state = 'waiting' AND l.queue_model > w.queue_model
+                ORDER BY l.queue_model LIMIT 1)
+        FROM waiting w WHERE w.queue_model IS NOT NULL
+    )
+    SELECT queue_model FROM waiting WHERE queue_model IS NOT NULL LIMIT :limit
+""")
+OPEN_AT = text("""
+    SELECT queue_model, count(*) AS lines FROM batch_lines
+    WHERE batch_id = :id AND state = 'open' GROUP BY queue_model
+""")
+QUEUE_MODELS_LIMIT = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """What lines wait for (`queue_model`), and how many of each are open."""
+
+    waiting: Sequence[str]
+    open: Mapping[str, int]
+
+    @property
+    def count(self) -> int:
+        return len({*self.waiting, *self.open})
+
+
+def shares(session: Session, batch_id: UUID) -> Shares:
+    """Of the lines that have not ended. The first `QUEUE_MODELS_LIMIT` that some wait for, which
+    takes as many looks into an index."""
+    values = {"id": batch_id, "limit": QUEUE_MODELS_LIMIT}
+    return Shares(
+        waiting=session.scalars(WAITING_FOR, values).all(),
+        open={row.queue_model: row.lines for row in session.execute(OPEN_AT, {"id": batch_id})},
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class WaitingLine:
     """`job_id` is that of the job that it was before, which failed."""
@@ -205,20 +251,26 @@ class WaitingLine:
     job_id: UUID | None
 
 
-def waiting(session: Session, batch_id: UUID, *, limit: int, limit_bytes: int) -> list[WaitingLine]:
-    """The first lines that wait; of all but one, no more bytes than the limit."""
-    rows = session.execute(
-        select(
-            BatchLine.number,
-            BatchLine.custom_id,
-            BatchLine.start,
-            BatchLine.size_bytes,
-            BatchLine.job_id,
-        )
-        .where(BatchLine.batch_id == batch_id, BatchLine.state == WAITING)
-        .order_by(BatchLine.number)
-        .limit(limit)
-    ).all()
+WAITING_LINES = text("""
+    SELECT l.number, l.custom_id, l.start, l.size_bytes, l.job_id
+    FROM ROWS FROM (
+        unnest(CAST(:queue_models AS text[])), unnest(CAST(:rooms AS int[]))
+    ) s(queue_model, room) CROSS JOIN LATERAL (
+        SELECT * FROM batch_lines b
+        WHERE b.batch_id = :id AND b.state = 'waiting' AND b.queue_model = s.queue_model
+        ORDER BY b.number LIMIT s.room
+    ) l
+    ORDER BY l.number LIMIT :limit
+""")
+
+
+def waiting(
+    session: Session, batch_id: UUID, rooms: Mapping[str, int], *, limit: int, limit_bytes: int
+) -> tuple[list[WaitingLine], bool]:
+    """The first lines that wait, of each `queue_model` as many as it has room for; of all but one,
+    no more bytes than the limit. And whether there may be more."""
+    values = {"id": batch_id, "queue_models": list(rooms), "rooms": list(rooms.values())}
+    rows = session.execute(WAITING_LINES, values | {"limit": limit}).all()
     lines: list[WaitingLine] = []
     size = 0
     for row in rows:
@@ -226,7 +278,7 @@ def waiting(session: Session, batch_id: UUID, *, limit: int, limit_bytes: int) -
         if lines and size > limit_bytes:
             break
         lines.append(WaitingLine(**row._mapping))
-    return lines
+    return lines, len(rows) == limit or len(lines) < len(rows)
 
 
 OPEN_LINES = text("""
@@ -281,7 +333,8 @@ def ended_numbers(
 
 
 LINES = text("""
-    SELECT l.number, l.custom_id, l.url, l.options, l.state AS line_state, l.error AS line_error,
+    SELECT l.number, l.custom_id, l.url, l.queue_model, l.options, l.state AS line_state,
+        l.error AS line_error,
         l.job_id, j.state, j.input, j.result, j.result_path, j.error, j.created_at
     FROM batch_lines l LEFT JOIN jobs j ON j.id = l.job_id
     WHERE l.batch_id = :id AND l.number = ANY(CAST(:numbers AS int[])) ORDER BY l.number
@@ -295,6 +348,7 @@ class LineOutcome:
     number: int
     custom_id: str
     url: str
+    queue_model: str
     options: Mapping[str, Any]
     state: str
     job_id: UUID | None
@@ -342,6 +396,7 @@ def _outcome(row: Any, state: str) -> LineOutcome:
         number=row.number,
         custom_id=row.custom_id,
         url=row.url,
+        queue_model=row.queue_model,
         options=as_object(row.options),
         state=state,
         job_id=row.job_id,
@@ -541,9 +596,9 @@ def note_file(session: Session, batch_id: UUID, *, is_output: bool, file_id: UUI
     session.execute(update(Batch).where(Batch.id == batch_id).values({column: file_id}))
 
 
-def note_closed(session: Session, batch_id: UUID) -> None:
-    """Nothing more comes into the files."""
-    session.execute(update(Batch).where(Batch.id == batch_id).values(closed_at=func.now()))
+def note_closed(session: Session, batch_id: UUID, **usage: int) -> None:
+    """Nothing more comes into the files. `usage` is that of all answers, where it is known."""
+    session.execute(update(Batch).where(Batch.id == batch_id).values(closed_at=func.now(), **usage))
 
 
 # Running lines again
@@ -601,13 +656,12 @@ def retry(session: Transaction, batch_id: UUID, *, states: Sequence[str], finish
 
 def forget_file(session: Session, file_id: UUID) -> None:
     """Forget a file of a batch, if it is still there; the sweeper deletes what is left of it."""
-    doom(session, files.delete_all(session, [file_id]))
+    files.doom(session, files.delete_all(session, [file_id]))
 
 
-def doom(session: Session, remains: Sequence[Remains]) -> None:
-    if remains:
-        rows = [{"path": one.path, "is_folder": one.is_folder} for one in remains]
-        session.execute(insert(DoomedPath).on_conflict_do_nothing(), rows)
+def doom(session: Session, paths: Sequence[str], *, after_s: float) -> None:
+    """Let the sweeper delete files from the storage, once nobody reads them any more."""
+    files.doom(session, [StoredPath(path=path, is_folder=False) for path in paths], after_s=after_s)
 
 
 # As people see them

@@ -499,6 +499,20 @@ LATEST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 _LONG_NUMBER: Final = re.compile(rb"\d{19}")
 
 
+_LINE_ENDS: Final = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
+def json_line(value: Any) -> str:
+    """A value as JSON on one line."""
+    return one_line(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def one_line(text: str) -> str:
+    """JSON of one line, also for readers that take other characters for the end of one, as Python's
+    `splitlines` and the `iter_lines` of httpx do."""
+    return text if text.isascii() else text.translate(_LINE_ENDS)
+
+
 def to_json(value: Any) -> str:
     """A value as JSON that JSONB takes. Raises Permanent for what is no JSON.
 

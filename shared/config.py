@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_settings import (
@@ -44,6 +45,7 @@ from shared.bounds import (
 )
 from shared.errors import ConfigurationError
 from shared.urls import folder_url
+from shared.vocabulary import KeyScope
 
 # Logging: one line an event on standard error, with time, level and origin.
 
@@ -140,6 +142,7 @@ class HttpSettings(RoleSettings):
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=1, le=65535)] = 8000
     api_keys: Annotated[dict[str, SecretStr | tuple[SecretStr, ...]], NoDecode] = {}
+    api_key_scopes: Annotated[dict[str, frozenset[KeyScope]], NoDecode] = {}
     api_allow_anonymous: bool = False
     api_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     api_cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
@@ -200,6 +203,34 @@ class HttpSettings(RoleSettings):
         if any(len(name.encode()) > FAIR_KEY_LIMIT_BYTES for name in keys):
             raise ValueError(f"a key's name has at most {FAIR_KEY_LIMIT_BYTES} bytes")
         return keys
+
+    @field_validator("api_key_scopes", mode="before")
+    @classmethod
+    def _split_scopes(cls, value: object) -> object:
+        """`name:ask,name:ask+write` -> a mapping."""
+        if not isinstance(value, str):
+            return value
+        rule = "must read 'name:read,name:ask+write'; scopes are " + ", ".join(KeyScope)
+        scopes: dict[str, frozenset[KeyScope]] = {}
+        for name, words in _pairs(value, ":", rule):
+            own = [word.strip() for word in words.split("+")]
+            if not set(own) <= set(KeyScope):
+                raise ValueError(rule)
+            if name in scopes:
+                raise ValueError(f"names {name!r} twice; write it once, as 'name:ask+write'")
+            scopes[name] = frozenset(map(KeyScope, own))
+        return scopes
+
+    @field_validator("api_key_scopes")
+    @classmethod
+    def _scopes_are_of_keys(
+        cls, scopes: dict[str, frozenset[KeyScope]], info: ValidationInfo
+    ) -> dict[str, frozenset[KeyScope]]:
+        """A key whose name is written wrongly here would have all scopes."""
+        unknown = [name for name in scopes if name not in info.data.get("api_keys", ())]
+        if unknown:
+            raise ValueError(f"names {unknown[0]!r}, which is no key of SLUICE_API_KEYS")
+        return scopes
 
     @field_validator("api_allowed_hosts", mode="before")
     @classmethod
@@ -544,6 +575,7 @@ class BatchSettings(RoleSettings):
     batch_open_lines: PositiveInt = 2000
     batch_interval_s: PositiveFloat = 1
     batch_finish_s: PositiveInt = 86_400
+    batch_replaced_s: PositiveInt = 600
 
 
 class LexicalSettings(RoleSettings):

@@ -226,9 +226,9 @@ def earlier(
             f"The chat job {gone}, which this one goes back to, is gone: it was erased, or removed "
             f"by retention, or there are more than {EARLIER_LIMIT_JOBS:,}. Send its messages anew."
         )
-    found: list[dict[str, Any]] = []
+    messages: list[dict[str, Any]] = []
     if chain[0].is_turn:
-        found += _up_to_turn(session, chain[0].id)
+        messages += _up_to_turn(session, chain[0].id)
         del chain[0]
     # One at a time: a row may be large.
     for row in chain:
@@ -237,14 +237,14 @@ def earlier(
         if job.result_path is not None:
             result = from_json(storage.read(job.result_path))
         result = as_object(result)
-        found += said_by_client(job)
+        messages += said_by_client(job)
         if job.kind == RAG.name:
-            found.append({"role": "assistant", "content": result.get("answer", "")})
+            messages.append({"role": "assistant", "content": result.get("answer", "")})
         else:
-            found += [*result.get("steps", ()), result.get("message", {})]
+            messages += [*result.get("steps", ()), result.get("message", {})]
         session.expunge(job)
     # A model may have said nothing.
-    return [message for message in found if message.get("content") or _has_part(message)]
+    return [message for message in messages if message.get("content") or _has_part(message)]
 
 
 def said_by_client(job: Job) -> list[dict[str, Any]]:
@@ -312,12 +312,15 @@ class Addition:
 @dataclass(frozen=True, kw_only=True)
 class Shown:
     """What one step of a job has shown, from an offset on; `choice` is the number of the answer
-    that the step writes, where its job has several."""
+    that the step writes, where its job has several. `logprobs` are those behind the first
+    `logprobs_before`, as `TokenLogprob` has them."""
 
     step_id: int
     choice: int
     offset: int
     text: str
+    logprobs: Sequence[Mapping[str, Any]]
+    logprobs_before: int
 
 
 # Rows are locked in the order of their ids, as by heartbeats.
@@ -359,7 +362,8 @@ def append_text(session: Transaction, additions: Sequence[Addition]) -> set[int]
     ]  # fmt: skip
     written = set(session.scalars(APPEND, {"rows": json.dumps(rows)}))
     for added, entries in zip(additions, logprobs, strict=True):
-        if added.claim.step_id in written and (added.shown or entries):
+        is_published = added.claim.step_id in written and not added.claim.is_line
+        if is_published and (added.shown or entries):
             session.publish(added.claim.job_id, EventType.TOKEN, _token(added, entries))
     return written
 
@@ -379,32 +383,58 @@ def of_step(session: Session, step_id: int) -> Transcript | None:
     return session.get(Transcript, step_id)
 
 
-def shown_of_job(session: Session, job_id: UUID, offsets: Mapping[int, int]) -> list[Shown]:
-    """What the job's steps have shown behind so many characters of each, in order; of steps before
-    the first of `offsets`, nothing."""
+def shown_of_job(
+    session: Session,
+    job_id: UUID,
+    offsets: Mapping[int, int],
+    logprobs: Mapping[int, int] | None = None,
+) -> list[Shown]:
+    """What the job's steps have shown behind so many characters, and so many log-probabilities, of
+    each, in order; of steps before the first of `offsets`, nothing."""
     rows = session.execute(
         SHOWN,
         {
             "job_id": job_id,
             "first": min(offsets, default=0),
-            "offsets": json.dumps({str(step_id): offset for step_id, offset in offsets.items()}),
+            "offsets": _by_step(offsets),
+            "logprobs": _by_step(logprobs or {}),
         },
     )
     return [
-        Shown(step_id=row.step_id, choice=row.choice or 0, offset=row.start, text=row.text)
+        Shown(
+            step_id=row.step_id,
+            choice=row.choice or 0,
+            offset=row.start,
+            text=row.text,
+            logprobs=row.logprobs or (),
+            logprobs_before=row.logprobs_before,
+        )
         for row in rows
     ]
+
+
+def _by_step(counts: Mapping[int, int]) -> str:
+    return json.dumps({str(step_id): count for step_id, count in counts.items()})
 
 
 # Characters of PostgreSQL are those of Python: code points.
 SHOWN = text("""
     SELECT t.step_id, o.start, substr(t.shown, o.start + 1) AS text,
-        CAST(s.payload ->> 'choice' AS int) AS choice
+        CAST(s.payload ->> 'choice' AS int) AS choice, o.logprobs_before,
+        (
+            SELECT jsonb_agg(a.entry ORDER BY a.number)
+            FROM jsonb_array_elements(t.logprobs) WITH ORDINALITY AS a(entry, number)
+            WHERE a.number > o.logprobs_before
+        ) AS logprobs
     FROM steps s
     JOIN transcripts t ON t.step_id = s.id
     CROSS JOIN LATERAL (
-        SELECT coalesce(CAST(CAST(:offsets AS jsonb) ->> CAST(s.id AS text) AS int), 0) AS start
+        SELECT coalesce(CAST(CAST(:offsets AS jsonb) ->> CAST(s.id AS text) AS int), 0) AS start,
+            coalesce(CAST(CAST(:logprobs AS jsonb) ->> CAST(s.id AS text) AS int), 0)
+                AS logprobs_before
     ) o
-    WHERE s.job_id = :job_id AND s.id >= :first AND length(t.shown) > o.start
+    WHERE s.job_id = :job_id AND s.id >= :first AND (
+        length(t.shown) > o.start OR jsonb_array_length(t.logprobs) > o.logprobs_before
+    )
     ORDER BY s.id
 """)

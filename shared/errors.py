@@ -85,6 +85,12 @@ class Unauthorized(SluiceError):
     code = "Unauthorized"
 
 
+class Forbidden(SluiceError):
+    """The key may not do this; SLUICE_API_KEY_SCOPES on the server says what it may."""
+
+    code = "Forbidden"
+
+
 class StepError(SluiceError):
     """A step did not succeed."""
 

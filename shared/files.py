@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from io import BytesIO
 from typing import Any, Final, Protocol
@@ -18,11 +18,12 @@ from uuid import UUID
 from fsspec.core import url_to_fs
 from sqlalchemy import delete as delete_rows
 from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.config import ConnectionSettings
 from shared.errors import InvalidInput, NotFound, TooLarge, Unavailable
-from shared.tables import File, new_id
+from shared.tables import DoomedPath, File, new_id
 
 BLOCK_BYTES = 2**20
 PARTS_LIMIT = 10_000
@@ -91,6 +92,15 @@ class Storage:
         except BaseException:
             self.delete(path)
             raise
+
+    def paths(self, folder: str) -> list[str]:
+        """Of the files in a folder, which need not be there. Raises Unavailable."""
+        full = self._full(folder)
+        with _storage_errors(folder):
+            if not self._fs.exists(full):
+                return []
+            names = self._fs.ls(full, detail=False, refresh=True)
+        return [f"{folder}/{name.rstrip('/').rpartition('/')[2]}" for name in names]
 
     def delete_folder(self, path: str) -> None:
         """Deleting what is not there is no error."""
@@ -192,7 +202,7 @@ def _add(session: Session, file: File) -> File:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remains:
+class StoredPath:
     """What to delete from the storage of a file whose row is gone."""
 
     path: str
@@ -232,7 +242,7 @@ def begin(
             size_bytes=0,
             sha256=_NO_HASH,
             content_type=content_type,
-            path=f"{file_id.hex[-2:]}/{file_id}",
+            path=_parts_folder(file_id),
             parts=[],
             purpose=purpose.value,
             expires_at=expires_at,
@@ -250,7 +260,22 @@ def write_part(storage: Storage, file_id: UUID, data: bytes) -> Part:
 
 def new_part_path(file_id: UUID) -> str:
     """Where a part of the file may be written."""
-    return f"{file_id.hex[-2:]}/{file_id}/{new_id().hex}"
+    return f"{_parts_folder(file_id)}/{new_id().hex}"
+
+
+def part_paths(storage: Storage, file_id: UUID) -> list[str]:
+    """Of the parts that there are in the storage, also of those that do not count. Raises
+    Unavailable."""
+    return storage.paths(_parts_folder(file_id))
+
+
+def _parts_folder(file_id: UUID) -> str:
+    return f"{file_id.hex[-2:]}/{file_id}"
+
+
+def count_parts(session: Session, file_id: UUID) -> int:
+    """Of a file that grows; 0 where there is none."""
+    return session.scalar(select(func.cardinality(File.parts)).where(File.id == file_id)) or 0
 
 
 def append(session: Session, file_id: UUID, *parts: Part) -> None:
@@ -274,16 +299,14 @@ def append(session: Session, file_id: UUID, *parts: Part) -> None:
         raise TooLarge(f"File {file_id} has more than {PARTS_LIMIT:,} parts; write larger ones.")
 
 
-def replace_parts(session: Session, file_id: UUID, part: Part, *, sha256: str) -> list[Remains]:
-    """Let one part stand for all that there were: the file is whole, until it grows again. Returns
-    what to delete of the others once this is committed. Raises NotFound."""
+def replace_parts(session: Session, file_id: UUID, part: Part, *, sha256: str) -> None:
+    """Let one part stand for all that there were: the file is whole, until it grows again. The
+    others may be deleted once this is committed. Raises NotFound."""
     file = session.scalar(select(File).where(File.id == file_id).with_for_update())
     if file is None or file.parts is None:
         raise NotFound(f"There is no file {file_id} that grows.")
-    before = [Remains(path=path, is_folder=False) for path in file.parts]
     file.parts, file.size_bytes, file.sha256 = [part.path], part.size_bytes, sha256
     session.flush()
-    return before
 
 
 def blocks(storage: Storage, file: File) -> Iterator[bytes]:
@@ -346,22 +369,30 @@ def of_sources(session: Session, sources: Iterable[dict[str, Any]]) -> dict[str,
     return {str(file.id): file for file in rows}
 
 
-def delete(session: Session, file_id: UUID) -> Remains:
+def delete(session: Session, file_id: UUID) -> StoredPath:
     """Forget a file; returns what to delete once this is committed. Raises NotFound."""
-    remains = delete_all(session, [file_id])
-    if not remains:
+    paths = delete_all(session, [file_id])
+    if not paths:
         raise NotFound(f"There is no file {file_id}.")
-    return remains[0]
+    return paths[0]
 
 
-def delete_all(session: Session, file_ids: Sequence[UUID]) -> list[Remains]:
+def delete_all(session: Session, file_ids: Sequence[UUID]) -> list[StoredPath]:
     rows = session.execute(
         delete_rows(File)
         .where(File.id.in_(file_ids))
         .returning(File.path, File.parts.is_not(None))
         .execution_options(synchronize_session=False)
     )
-    return [Remains(path=path, is_folder=is_folder) for path, is_folder in rows]
+    return [StoredPath(path=path, is_folder=is_folder) for path, is_folder in rows]
+
+
+def doom(session: Session, stored: Sequence[StoredPath], *, after_s: float = 0) -> None:
+    """Let the sweeper delete from the storage what no row names any more, `after_s` from now."""
+    if stored:
+        rows = [{"path": one.path, "is_folder": one.is_folder} for one in stored]
+        retry_at = func.now() + timedelta(seconds=after_s)
+        session.execute(insert(DoomedPath).values(retry_at=retry_at).on_conflict_do_nothing(), rows)
 
 
 def _parse_id(value: object) -> UUID | None:

@@ -894,6 +894,9 @@ class BatchLine(Base):
     state: Mapped[str]
     """`waiting` until it is a job, then `open`, then as the job ended, or `expired`."""
     url: Mapped[str]
+    queue_model: Mapped[str] = mapped_column(server_default=sql("''"))
+    """The queue of its first step and the model that it names, as `generate.hf/x`: lines that
+    wait for the same have a share of the open ones, so that others go on."""
     options: Mapped[dict[str, Any] | None]
     """What its answer needs of the body, beside the job's input."""
     job_id: Mapped[UUID | None]
@@ -904,11 +907,17 @@ class BatchLine(Base):
     __table_args__ = (
         UniqueConstraint("batch_id", "custom_id"),
         Index(
-            "ix_batch_lines_unsettled",
+            "ix_batch_lines_waiting",
             "batch_id",
-            "state",
+            "queue_model",
             "number",
-            postgresql_where=sql("state IN ('waiting', 'open')"),
+            postgresql_where=sql("state = 'waiting'"),
+        ),
+        Index(
+            "ix_batch_lines_open",
+            "batch_id",
+            "number",
+            postgresql_where=sql("state = 'open'"),
         ),
         Index(
             "ix_batch_lines_without_result",

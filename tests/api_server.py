@@ -81,6 +81,9 @@ def environment(settings: Settings) -> dict[str, str]:
                 f"{key}:{key_secret.get_secret_value()}" for key, key_secret in settings.api_secrets
             )
             variables["SLUICE_API_KEYS"] = ",".join(pairs)
+        elif name == "api_key_scopes":
+            pairs = (f"{key}:{'+'.join(scopes)}" for key, scopes in value.items())
+            variables["SLUICE_API_KEY_SCOPES"] = ",".join(pairs)
         elif isinstance(value, tuple):
             variables[f"SLUICE_{name.upper()}"] = ",".join(value)
         elif value is not None:

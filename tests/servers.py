@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
+
 READY_WITHIN_S = 120.0
 STOP_WITHIN_S = 60.0
 POSTGRES_USER = "pgserver"
@@ -93,10 +95,16 @@ class Server:
         self._process = None
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would."""
+        """SIGKILL, as a crash would.
+
+        PostgreSQL has a process for each connection, which serves until it notices.
+        """
         if self._process is not None:
+            own = psutil.Process(self._process.pid).children(recursive=True)
             self._process.kill()
             self._process.wait()
+            _, alive = psutil.wait_procs(own, timeout=STOP_WITHIN_S)
+            assert not alive, alive
             self._process = None
 
 

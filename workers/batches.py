@@ -3,17 +3,18 @@
 `batch.run` does a little and is put off until there is more to do: it reads a part of the file, or
 it settles the lines that have ended and makes jobs of as many more. At most SLUICE_BATCH_OPEN_LINES
 are open at once, and no more than half of what a queue takes are lines of batches; so 50,000 lines
-are no more in memory, in lists and in queues than that. Each run is one transaction, in which the
-attempt is fenced: a line becomes one job and is answered once.
+are no more in memory, in lists and in queues than that. Lines that wait for different queues or
+models share the open ones, so that a model that nobody serves holds up its own alone. Each run is
+one transaction, in which the attempt is fenced: a line becomes one job and is answered once.
 
 `batch.close` follows the end of the batch, however it ended. The files, which had the order in
 which lines ended, get that of the lines.
 """
 
 import hashlib
-import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -23,8 +24,8 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from shared import batches, files
-from shared.batches import EXPIRED, WITHOUT_RESULT, LineOutcome, NewLine, WaitingLine
-from shared.bounds import as_object, from_json
+from shared.batches import EXPIRED, WITHOUT_RESULT, LineOutcome, NewLine, Shares, WaitingLine
+from shared.bounds import as_object, from_json, json_line
 from shared.database.transaction import Transaction
 from shared.errors import (
     BatchExpired,
@@ -51,6 +52,7 @@ from shared.kinds.batch import (
     parse_line,
 )
 from shared.kinds.kind import Kind
+from shared.redis.bell import queue_of
 from shared.tables import Batch, File
 from shared.vocabulary import Lane, LaneRank, Queue, State
 from workers.attempts.context import Context, Done, Handler
@@ -68,8 +70,13 @@ GAP_BYTES = 4096
 """So far apart lines are read from the storage together."""
 SHARE_OF_LINES = 100
 """Ended lines are written once they are one in so many of those that are: files have few parts."""
-WRITE_AFTER_S = 30.0
-"""They are written after this time, however few."""
+WRITE_AFTER_S, SHARE_OF_TIME = 30.0, 200
+"""They are written after this time, however few; later after one part in so many of the time that
+the batch has run: one that runs for weeks has few parts, too."""
+MERGED_PARTS = 2000
+"""A file of so many parts is made one, of which a reader need not open each."""
+LEAST_SHARE = 32
+"""Lines that wait for one queue and model are at least one in so many of those that are open."""
 IDLE_FACTOR, IDLE_LIMIT_S = 4, 10.0
 """A batch of which nothing ends is looked at more and more seldom."""
 STOPPING_S = 1.0
@@ -231,7 +238,7 @@ class _Part:
         self.lines.append(
             NewLine(
                 number=self.number, custom_id=line.custom_id, start=start, size_bytes=len(raw),
-                url=line.url, options=line.request.options,
+                url=line.url, queue_model=line.queue_model, options=line.request.options,
             )
         )  # fmt: skip
 
@@ -295,10 +302,17 @@ class _Tick:
         is_late = datetime.now(UTC) >= batch.finish_by
         if is_late and batch.expired_at is None:
             return Done(record=lambda own: batches.expire(own, batch.id), again_in_s=0)
-        outcomes, more = self._ended()
+        with self._process.ledger.read() as session:
+            shares = batches.shares(session, batch.id)
+        share = self._share(shares)
+        outcomes, more = self._ended(share)
         opening = _Opening()
         if batch.expired_at is None and self._waiting:
-            opening = self._opening(self._settings.batch_open_lines - batch.open + len(outcomes))
+            room = self._settings.batch_open_lines - batch.open + len(outcomes)
+            ended = Counter(outcome.queue_model for outcome in outcomes)
+            opening = self._opening(room, {
+                name: share - shares.open.get(name, 0) + ended[name] for name in shares.waiting
+            })  # fmt: skip
         answers = _Answers()
         for n, outcome in enumerate(outcomes):
             context.check()
@@ -328,6 +342,11 @@ class _Tick:
         has_moved = bool(outcomes or opening.lines)
         return Done(record=record, again_in_s=0 if at_once else self._pause_s(has_moved))
 
+    def _share(self, shares: Shares) -> int:
+        """So many lines that wait for one queue and model may be open."""
+        parts = min(max(1, shares.count), LEAST_SHARE)
+        return max(1, self._settings.batch_open_lines // parts)
+
     def _is_over(self, outcomes: Sequence[LineOutcome], opening: _Opening) -> bool:
         return (
             self._batch.open == len(outcomes)
@@ -340,8 +359,13 @@ class _Tick:
         interval_s = self._settings.batch_interval_s
         if has_moved or self._batch.settled_at is None:
             return interval_s
-        idle_s = (datetime.now(UTC) - self._batch.settled_at).total_seconds()
-        return min(max(interval_s, idle_s / IDLE_FACTOR), max(interval_s, IDLE_LIMIT_S))
+        now = datetime.now(UTC)
+        idle_s = (now - self._batch.settled_at).total_seconds()
+        pause_s = min(max(interval_s, idle_s / IDLE_FACTOR), max(interval_s, IDLE_LIMIT_S))
+        if self._batch.expired_at is not None:
+            return pause_s
+        # Its time may be up before.
+        return max(0.0, min(pause_s, (self._batch.finish_by - now).total_seconds()))
 
     def _end(self) -> Done:
         """Raises BatchExpired where not all lines are done."""
@@ -370,25 +394,27 @@ class _Tick:
 
     # What has ended
 
-    def _ended(self) -> tuple[list[LineOutcome], bool]:
+    def _ended(self, share: int) -> tuple[list[LineOutcome], bool]:
         """Lines to settle, where it is time to, and whether there are more."""
         batch = self._batch
         with self._process.ledger.read() as session:
             numbers, more = batches.ended_numbers(
                 session, batch.id, limit=SETTLE_AT_ONCE, limit_bytes=SETTLE_BYTES
             )
-            if not numbers or not (more or self._is_time(len(numbers))):
+            if not numbers or not (more or self._is_time(len(numbers), share)):
                 return [], False
             has_expired = batch.expired_at is not None
             return batches.ended(session, batch.id, numbers, has_expired=has_expired), more
 
-    def _is_time(self, count: int) -> bool:
+    def _is_time(self, count: int, share: int) -> bool:
         batch = self._batch
-        if count == batch.open or batch.settled_at is None:
+        if count == batch.open or batch.settled_at is None or batch.validated_at is None:
             return True
-        least = min(self._settled // SHARE_OF_LINES, self._settings.batch_open_lines // 4)
-        idle_s = (datetime.now(UTC) - batch.settled_at).total_seconds()
-        return count >= least or idle_s >= WRITE_AFTER_S
+        now = datetime.now(UTC)
+        idle_s = (now - batch.settled_at).total_seconds()
+        age_s = (now - batch.validated_at).total_seconds()
+        least = min(self._settled // SHARE_OF_LINES, share // 4)
+        return count >= least or idle_s >= max(WRITE_AFTER_S, age_s / SHARE_OF_TIME)
 
     def _parts(self, answers: _Answers) -> Callable[[Transaction], None]:
         """Write parts of files; what is returned lets them count."""
@@ -407,15 +433,25 @@ class _Tick:
         if not lines:
             return lambda _transaction: None
         file_id = self._grown_file(is_output=is_output)
+        merge = self._merged(file_id)
         part = files.write_part(self._process.storage, file_id, b"".join(lines))
 
         def append(transaction: Transaction) -> None:
             try:
+                merge(transaction)
                 files.append(transaction, file_id, part)
             except NotFound:  # its user has deleted it, or the batch was retried
                 batches.note_file(transaction, self._batch.id, is_output=is_output, file_id=None)
 
         return append
+
+    def _merged(self, file_id: UUID) -> Callable[[Transaction], None]:
+        """Make one part of very many; what is returned lets that count."""
+        with self._process.ledger.read() as session:
+            if files.count_parts(session, file_id) < MERGED_PARTS:
+                return lambda _transaction: None
+            file = files.get(session, file_id)
+        return _rewritten(self._context, file_id, files.blocks(self._process.storage, file))
 
     def _grown_file(self, *, is_output: bool) -> UUID:
         """The file that answers go to, which is begun with the first of them."""
@@ -428,22 +464,28 @@ class _Tick:
 
     # What is to run
 
-    def _opening(self, room: int) -> _Opening:
-        """As many waiting lines as there is room for, read from the file anew."""
+    def _opening(self, room: int, room_of: Mapping[str, int]) -> _Opening:
+        """As many waiting lines as there is room for, in all and of each queue and model, read
+        from the file anew."""
         opening = _Opening()
         if room < 1:
             return opening
-        limit = min(room, OPEN_AT_ONCE)
         with self._process.ledger.read() as session:
-            lines = batches.waiting(session, self._batch.id, limit=limit, limit_bytes=OPEN_BYTES)
             rooms = _Rooms(session, self._context)
+            lines, more = batches.waiting(
+                session,
+                self._batch.id,
+                {name: rooms.at_most(name, own) for name, own in room_of.items()},
+                limit=min(room, OPEN_AT_ONCE),
+                limit_bytes=OPEN_BYTES,
+            )
             before = [line for line in lines if line.job_id is not None][:REDRIVEN_AT_ONCE]
             if before:
                 opening.lines = {line.number: line for line in before}
                 opening.redriven = {line.number: line.job_id for line in before if line.job_id}
                 opening.leaves_some = room > len(before)
                 return opening
-            opening.leaves_some = len(lines) < min(room, self._waiting)
+            opening.leaves_some = more and room > len(lines)
             for line, raw in self._texts(lines, opening):
                 self._context.check()
                 try:
@@ -459,7 +501,7 @@ class _Tick:
                     continue
                 if not rooms.takes(valid.request.kind):
                     opening.leaves_some = False
-                    break
+                    continue
                 opening.lines[line.number] = line
                 opening.new[line.number] = self._new_job(valid)
         return opening
@@ -511,11 +553,20 @@ class _Rooms:
         self._settings = context.process.settings
         self._left: dict[Queue, int] = {}
 
-    def takes(self, kind: Kind) -> bool:
-        queue = kind.first_step.queue
+    def at_most(self, queue_model: str, count: int) -> int:
+        """How many of so many lines that wait for this."""
+        # Lines of before the column have none, and are looked at when they are read.
+        left = self._of(queue_of(queue_model)) if queue_model else count
+        return max(0, min(count, left))
+
+    def _of(self, queue: Queue) -> int:
         if queue not in self._left:
             self._left[queue] = self._room(queue)
-        if self._left[queue] < 1:
+        return self._left[queue]
+
+    def takes(self, kind: Kind) -> bool:
+        queue = kind.first_step.queue
+        if self._of(queue) < 1:
             return False
         self._left[queue] -= 1
         return True
@@ -667,7 +718,7 @@ def _line(
         "response": response,
         "error": error,
     }
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    return json_line(value).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _count(value: Any) -> int:
@@ -728,14 +779,21 @@ def close(context: Context) -> Done:
         if steps.hold(session, context.claim):
             state = State.CANCELLED.value if batch.expired_at is None else EXPIRED
             batches.end_waiting(session, batch_id, state)
+    usage = _Answers()
     writes = [
-        _written(context, batch_id, is_output=True), _written(context, batch_id, is_output=False)
-    ]  # fmt: skip
+        _written(context, batch_id, usage, is_output=True),
+        _written(context, batch_id, usage, is_output=False),
+    ]
 
     def record(transaction: Transaction) -> None:
         for write in writes:
             write(transaction)
-        batches.note_closed(transaction, batch_id)
+        batches.note_closed(
+            transaction,
+            batch_id,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+        )
 
     return Done(record=record)
 
@@ -762,8 +820,11 @@ def _settle_rest(context: Context, batch: Batch) -> bool:
             time.sleep(0.1)
 
 
-def _written(context: Context, batch_id: UUID, *, is_output: bool) -> Callable[[Transaction], None]:
-    """Write a file to the storage; what is returned puts it in the place of what had grown."""
+def _written(
+    context: Context, batch_id: UUID, usage: _Answers, *, is_output: bool
+) -> Callable[[Transaction], None]:
+    """Write a file to the storage, and add up the usage of its answers; what is returned puts it in
+    the place of what had grown."""
     process = context.process
     states = (State.SUCCEEDED.value,) if is_output else WITHOUT_RESULT
     with process.ledger.read() as session:
@@ -778,24 +839,37 @@ def _written(context: Context, batch_id: UUID, *, is_output: bool) -> Callable[[
     if file_id is None:
         with process.ledger.begin() as session:
             file_id = _begin_file(session, context, batch_id, is_output=is_output)
-    stream = _Stream(_answers(context, batch_id, states))
+    return _rewritten(context, file_id, _answers(context, batch_id, states, usage))
+
+
+def _rewritten(
+    context: Context, file_id: UUID, blocks: Iterator[bytes]
+) -> Callable[[Transaction], None]:
+    """Write blocks to the storage; what is returned lets them be the file."""
+    storage = context.process.storage
+    stream = _Stream(blocks)
     path = files.new_part_path(file_id)
-    process.storage.write(path, stream)
-    context.on_lost.append(lambda: process.storage.delete(path))
+    storage.write(path, stream)
+    context.on_lost.append(lambda: storage.delete(path))
+    # Also those that never counted, of attempts that died.
+    others = [other for other in files.part_paths(storage, file_id) if other != path]
 
     def write(transaction: Transaction) -> None:
         part = files.Part(path=path, size_bytes=stream.size_bytes)
         try:
-            before = files.replace_parts(transaction, file_id, part, sha256=stream.sha256)
+            files.replace_parts(transaction, file_id, part, sha256=stream.sha256)
         except NotFound:  # its user has deleted it
-            before = [files.Remains(path=path, is_folder=False)]
-        batches.doom(transaction, before)
+            batches.doom(transaction, [path], after_s=0)
+            return
+        batches.doom(transaction, others, after_s=context.process.settings.batch_replaced_s)
 
     return write
 
 
-def _answers(context: Context, batch_id: UUID, states: Sequence[str]) -> Iterator[bytes]:
-    """The answers of the lines that ended so, in their order."""
+def _answers(
+    context: Context, batch_id: UUID, states: Sequence[str], usage: _Answers
+) -> Iterator[bytes]:
+    """The answers of the lines that ended so, in their order; their usage is added up."""
     after = 0
     while True:
         context.check()
@@ -814,6 +888,8 @@ def _answers(context: Context, batch_id: UUID, states: Sequence[str]) -> Iterato
         answers = _Answers()
         for outcome in outcomes:
             _add_answer(context, batch_id, outcome, answers)
+        usage.prompt_tokens += answers.prompt_tokens
+        usage.completion_tokens += answers.completion_tokens
         yield b"".join([*answers.output, *answers.errors])
         after = outcomes[-1].number
 

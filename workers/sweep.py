@@ -21,7 +21,6 @@ from uuid import UUID
 
 from redis.exceptions import RedisError
 from sqlalchemy import delete, exists, func, or_, select, text, tuple_, update
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
@@ -30,6 +29,7 @@ from shared.database.sqlstates import first_line, is_outage
 from shared.database.transaction import Transaction
 from shared.documents import attachments, collections, erasure
 from shared.errors import ModelNotServed, SluiceError, Timeout
+from shared.files import StoredPath
 from shared.jobs import jobs, steps, submission, sweeps, turns
 from shared.jobs.queues import lacks_worker
 from shared.jobs.submission import NewJob
@@ -428,20 +428,11 @@ def _forget_batches(round_: Round, kind: str, ids: Sequence[UUID], forget: Any) 
 
 def _forget_jobs(session: Session, ids: Sequence[UUID]) -> None:
     folders = [jobs.result_folder(id_) for id_ in jobs.forget(session, ids)]
-    _doom(session, folders, is_folder=True)
+    files.doom(session, [StoredPath(path=path, is_folder=True) for path in folders])
 
 
 def _forget_files(session: Session, ids: Sequence[UUID]) -> None:
-    remains = files.delete_all(session, ids)
-    for is_folder in (False, True):
-        paths = [one.path for one in remains if one.is_folder is is_folder]
-        _doom(session, paths, is_folder=is_folder)
-
-
-def _doom(session: Session, paths: Sequence[str], *, is_folder: bool) -> None:
-    if paths:
-        rows = [{"path": path, "is_folder": is_folder} for path in paths]
-        session.execute(insert(DoomedPath).on_conflict_do_nothing(), rows)
+    files.doom(session, files.delete_all(session, ids))
 
 
 class Sweeper:

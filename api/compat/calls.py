@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Annotated, Any
+from typing import IO, Annotated, Any, TypeVar
 from urllib.parse import quote
 from uuid import UUID
 
@@ -28,22 +28,26 @@ from starlette.types import Receive, Scope, Send
 from api.compat.dialect import Problem, ProblemError, dialect_of
 from api.deps import FairKey, IdempotencyKey, Parts
 from api.http.answers import job_view
-from api.http.errors import problem_of, problem_of_job
+from api.http.errors import field_of, problem_of, problem_of_job
 from api.http.middleware import release_body
 from api.jobs import submission, waiting
 from api.jobs.following import START, Update
 from api.jobs.texts import TextPiece, Unread
+from api.routes.files import forget, keep
 from api.schemas import REQUESTS
-from shared.bounds import Unreadable, cut
-from shared.errors import InvalidInput, NotFound
+from shared import files
+from shared.bounds import Unreadable
+from shared.errors import InvalidInput, ModelNotFound, NotFound
 from shared.jobs import jobs
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.kind import Kind
 from shared.redis.events import EventType
-from shared.tables import Job
+from shared.tables import File, Job
 from shared.vocabulary import ENDED, OPEN, Lane, Shape, State
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 JOB_ID = "x-sluice-job-id"
 NO_RETRY = {"x-should-retry": "false"}
@@ -92,7 +96,7 @@ def naming_fields() -> Iterator[None]:
         yield
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)[0]
-        field = cut(".".join(map(str, wrong["loc"])), 200)
+        field = field_of(wrong)
         message = wrong["msg"].removeprefix("Value error, ")
         raise InvalidInput(f"{field}: {message}" if field else message) from error
 
@@ -122,16 +126,52 @@ def new_job(
     )
 
 
-async def submit(parts: Parts, new: NewJob) -> Submitted:
+async def submit(parts: Parts, new: NewJob, *, is_waited: bool = False) -> Submitted:
     """Commit the job of somebody who is to wait for it. Raises what `submission.submit` does, and
-    Unavailable where too many wait."""
+    Unavailable where too many wait.
+
+    Where `is_waited`, `outcome` or `follow` has to come behind it: they let no answer out that
+    names the job before it is on disk. The first text of a stream is there with it.
+    """
     parts.followers.check_room()
-    return await run_in_threadpool(submit_now, parts, new)
+    return await run_in_threadpool(submit_now, parts, new, is_waited=is_waited)
 
 
-def submit_now(parts: Parts, new: NewJob) -> Submitted:
+def submit_now(parts: Parts, new: NewJob, *, is_waited: bool = False) -> Submitted:
     """The same without a look at how many wait. Blocks: call it in a thread."""
-    return submission.submit(parts.ledger, parts.admission, new)
+    return submission.submit(parts.ledger, parts.admission, new, is_waited=is_waited)
+
+
+def submit_upload(
+    parts: Parts,
+    file: IO[bytes],
+    new: Callable[[File], NewJob],
+    *,
+    name: str,
+    content_type: str | None,
+) -> tuple[Submitted, File | None]:
+    """The job of a call whose input is a file, and the upload that was made for it: None where the
+    call came before. Blocks: call it in a thread."""
+    upload = keep(parts, file, name=name, content_type=content_type)
+    try:
+        made = submit_now(parts, new(upload))
+    except BaseException:
+        forget_upload(parts, upload)
+        raise
+    if not made.is_new:
+        forget_upload(parts, upload)
+        return made, None
+    return made, upload
+
+
+def forget_upload(parts: Parts, upload: File) -> None:
+    """Blocks: call it in a thread."""
+    try:
+        with parts.ledger.begin() as session:
+            stored = files.delete(session, upload.id)
+    except NotFound:  # its owner was faster
+        return
+    forget(parts, stored)
 
 
 def headers_of(made: Submitted) -> dict[str, str]:
@@ -144,7 +184,7 @@ def headers_of(made: Submitted) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class JobOutcome:
     """A job that has succeeded; `result` is whole, wherever it was stored. `headers` are those of
     the answer."""
 
@@ -163,10 +203,10 @@ class Outcome:
         return int(self.created_at.timestamp())
 
 
-def outcome_of(parts: Parts, job: Job, headers: Mapping[str, str]) -> Outcome:
+def outcome_of(parts: Parts, job: Job, headers: Mapping[str, str]) -> JobOutcome:
     """Of a job that has ended. Blocks. Raises ProblemError for one that did not succeed."""
     if job.state == State.SUCCEEDED:
-        return Outcome(
+        return JobOutcome(
             id=job.id,
             input=job.input,
             result=_result(parts, job),
@@ -176,12 +216,25 @@ def outcome_of(parts: Parts, job: Job, headers: Mapping[str, str]) -> Outcome:
             started_at=job.started_at,
             finished_at=job.finished_at,
         )
+    raise failure_of(job, headers)
+
+
+def failure_of(job: Job, headers: Mapping[str, str]) -> ProblemError:
+    """Why a job that has ended did not succeed."""
     if job.state == State.CANCELLED:
         detail = f"Job {job.id} was cancelled. Send the request again."
         problem = Problem(status=503, detail=detail, code="Cancelled")
     else:
         problem = problem_of_job(job.error or {})
-    raise ProblemError(replace(problem, headers={**problem.headers, **headers, **NO_RETRY}))
+    return ProblemError(replace(problem, headers={**problem.headers, **headers, **NO_RETRY}))
+
+
+def naming_model(error: ProblemError, model: str) -> ProblemError:
+    """The same; where there is no such model, its name comes first."""
+    if error.problem.code != ModelNotFound.code:
+        return error
+    detail = f"Model {model} does not exist. {error.problem.detail}"
+    return ProblemError(replace(error.problem, detail=detail))
 
 
 def _result(parts: Parts, job: Job) -> Any:
@@ -224,20 +277,30 @@ def _header_safe(text: str) -> str:
 # Waiting for a job's end.
 
 
-async def run(parts: Parts, caller: Caller, new: NewJob) -> Outcome:
+async def run(parts: Parts, caller: Caller, new: NewJob) -> JobOutcome:
     """Submit the job and wait for its end. Raises ProblemError for one that did not succeed."""
-    return await outcome(parts, caller, await submit(parts, new))
+    return await outcome(parts, caller, await submit(parts, new, is_waited=True))
 
 
 async def outcome(
+    parts: Parts, caller: Caller, made: Submitted, *, keeps_on: bool | None = None
+) -> JobOutcome:
+    """Wait for the job's end (see `when_ended`). Raises ProblemError for one that did not succeed,
+    or not in time."""
+    return await when_ended(parts, caller, made, outcome_of, keeps_on=keeps_on)
+
+
+async def when_ended(
     parts: Parts,
     caller: Caller,
     made: Submitted,
+    read: Callable[[Parts, Job, Mapping[str, str]], T],
     *,
     meanwhile: Callable[[], Any] | None = None,
     keeps_on: bool | None = None,
-) -> Outcome:
-    """Wait for the job's end. Raises ProblemError for one that did not succeed, or not in time.
+) -> T:
+    """What `read`, called in a thread with the job and the headers of its answer, makes of a job
+    that has ended. Raises ProblemError for one that does not end in time.
 
     `meanwhile` is called at each update (see `waiting.until_end`). `keeps_on` says whether the job
     goes on where the client goes away or the time is up; by default, as the caller comes back.
@@ -251,8 +314,9 @@ async def outcome(
         if not has_ended and not goes_on:
             await cancel(parts, made.id)
     if not has_ended:
+        await run_in_threadpool(parts.ledger.flush)  # the error names the job
         raise ProblemError(_not_in_time(parts, made, headers, goes_on=goes_on))
-    return await run_in_threadpool(_ended, parts, made.id, headers)
+    return await run_in_threadpool(_read_ended, parts, made.id, headers, read)
 
 
 async def _until_end(
@@ -286,10 +350,15 @@ async def _until_gone(http: Request) -> None:
         pass
 
 
-def _ended(parts: Parts, job_id: UUID, headers: Mapping[str, str]) -> Outcome:
+def _read_ended(
+    parts: Parts,
+    job_id: UUID,
+    headers: Mapping[str, str],
+    read: Callable[[Parts, Job, Mapping[str, str]], T],
+) -> T:
     with parts.ledger.read() as session:
         job = jobs.get(session, job_id)
-    return outcome_of(parts, job, headers)
+    return read(parts, job, headers)
 
 
 def _not_in_time(
@@ -350,7 +419,7 @@ class Pause:
     eta_s: float | None = None
 
 
-News = TextPiece | ToolNews | Progress | Pause | Outcome
+News = TextPiece | ToolNews | Progress | Pause | JobOutcome
 
 
 async def follow(
@@ -367,7 +436,7 @@ async def follow(
     try:
         async with aclosing(_news(parts, caller, made, goes_on=goes_on)) as news:
             async for item in news:
-                has_ended = isinstance(item, Outcome)
+                has_ended = isinstance(item, JobOutcome)
                 yield item
     finally:
         # Of a job that has ended otherwise this changes nothing.
@@ -389,13 +458,15 @@ async def _news(
         may_have_ended = not made.is_new
         while True:
             if may_have_ended:
-                job = await run_in_threadpool(_job_if_ended, parts, made.id)
+                with waiting.losses(made.id, is_new=made.is_new):
+                    job = await run_in_threadpool(_job_if_ended, parts, made.id)
                 if job is not None:
                     for piece in await unread.of_database():
                         yield piece
                     yield await run_in_threadpool(outcome_of, parts, job, headers)
                     return
             if parts.stopping.is_set():
+                await run_in_threadpool(parts.ledger.flush)  # the error names the job
                 raise ProblemError(_not_in_time(parts, made, headers, goes_on=goes_on))
             update = await follower.next(poll_s)
             news: list[TextPiece | ToolNews | Progress] = []
@@ -452,6 +523,7 @@ def _job_if_ended(parts: Parts, job_id: UUID) -> Job | None:
 
 
 def _pause(parts: Parts, job_id: UUID, fair_key: str) -> Pause:
+    parts.ledger.flush()  # the head of the answer, which names the job, goes out with it
     view = job_view(parts, job_id, fair_key)
     return Pause(position=view.position, eta_s=view.eta_s)
 
@@ -491,20 +563,20 @@ class StreamedAnswer(StreamingResponse):
             with anyio.CancelScope(shield=True):
                 await self._frames.aclose()
 
+    async def _begin(self, send: Send) -> None:
+        head = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **head})
+
     async def stream_response(self, send: Send) -> None:
         has_begun = False
         try:
             async for frame in self._frames:
                 if not has_begun:
-                    await send(
-                        {
-                            "type": "http.response.start",
-                            "status": self.status_code,
-                            "headers": self.raw_headers,
-                        }
-                    )
+                    await self._begin(send)
                     has_begun = True
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
+            if not has_begun:  # there is nothing to say, as to a reader who has had it all
+                await self._begin(send)
         except Exception as error:
             problem = problem_of(error)
             if not isinstance(error, ProblemError):

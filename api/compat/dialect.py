@@ -13,7 +13,7 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import Any
 
-from fastapi import Response
+from fastapi import FastAPI, Response
 
 from api.schemas import ProblemView
 
@@ -53,12 +53,15 @@ class Dialect:
     """Of its operations in the OpenAPI document; `summary` describes it there."""
     prefixes: tuple[str, ...]
     """How its paths begin; each ends with a slash."""
-    router: str
-    """The `APIRouter` with its routes, as `module:name`; it may stand in the dialect's module."""
+    routers: tuple[str, ...]
+    """The `APIRouter`s with its routes, in the order in which they are tried, as `module:name`; one
+    may stand in the dialect's own module."""
     error: Callable[[Problem], Mapping[str, Any]]
     """The JSON body of an error."""
     error_schema: Mapping[str, Any]
     """JSON Schema of these bodies."""
+    route_prefix: str = ""
+    """What comes before the paths of all its routes."""
     media_type: str = "application/json"
     statuses: Mapping[int, int] = field(default_factory=dict)
     """Where this API has another status than ours for the same thing."""
@@ -66,6 +69,8 @@ class Dialect:
     """What a status means here, for the OpenAPI document; the native words by default."""
     takes_files: bool = False
     """Bodies may be files, as they are or in base64: of any content type, and as large as files."""
+    takes_any_type: bool = False
+    """Bodies are JSON whatever their content type says."""
     upload_paths: tuple[str, ...] = ()
     """Where forms with files are sent (`multipart/form-data`): bodies may be as large as files."""
 
@@ -74,6 +79,10 @@ class Dialect:
 
     def status(self, status: int) -> int:
         return self.statuses.get(status, status)
+
+    def include_routes(self, app: FastAPI) -> None:
+        for name in self.routers:
+            app.include_router(load(name), prefix=self.route_prefix, tags=[self.tag])
 
     def answer(self, problem: Problem) -> Response:
         """The error as this dialect writes it."""
@@ -111,7 +120,7 @@ def _problem_json(problem: Problem) -> dict[str, Any]:
 DESCRIPTIONS = {
     400: "Not HTTP/1.1 or not JSON, or a cursor of another list",
     401: "No valid API key",
-    403: "Sent by a web page of another origin",
+    403: "The key may not do this, or a web page of another origin sent it",
     404: "No such thing",
     408: "The body did not come in time",
     409: "Contradicts the present state",
@@ -131,7 +140,7 @@ NATIVE = Dialect(
     summary="Sluice's own API",
     tag="",
     prefixes=("/v1/",),
-    router="",
+    routers=(),
     error=_problem_json,
     error_schema={"$ref": f"{REF}{ProblemView.__name__}"},
     media_type="application/problem+json",

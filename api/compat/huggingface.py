@@ -7,42 +7,39 @@ goes away, or that SLUICE_COMPAT_WAIT_S is too short for, leaves its job running
 import io
 import math
 import re
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from tempfile import SpooledTemporaryFile
 from typing import IO, Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Request, Response
+from fastapi import APIRouter, Header, Path, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api.compat import calls
-from api.compat.dialect import Dialect, Problem
-from api.compat.openai.chat import create_chat_completion
-from api.compat.openai.models import RAG_PREFIX
-from api.deps import FairKey, IdempotencyKey, Parts, PartsDep
+from api.compat.calls import Caller, CallerDep
+from api.compat.dialect import Dialect, Problem, ProblemError
+from api.compat.openai.completions import create_chat_completion
+from api.deps import Parts, PartsDep
 from api.http.answers import result_response
 from api.http.body import MalformedBody, check_structure, parse
-from api.http.errors import problem_of_job
-from api.jobs import submission, waiting
-from api.routes.files import forget, keep
-from api.schemas import REQUESTS
-from shared import bounds, files, named_models
+from shared import bounds, named_models
 from shared.bounds import shown
 from shared.config import HttpSettings
-from shared.errors import InvalidInput, ModelNotFound, NotFound, TooLarge
-from shared.jobs import jobs
+from shared.errors import InvalidInput, NotFound, TooLarge
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.hf import HF, TASKS, Task, takes_files
+from shared.kinds.rag import RAG_PREFIX
 from shared.openai.chat import ChatRequest
 from shared.providers import HF as HF_PROVIDER
 from shared.providers import is_reference
 from shared.redis import events
-from shared.redis.events import Loading
 from shared.tables import File, Job
-from shared.vocabulary import OPEN, Lane, State
+from shared.vocabulary import State
 
 # The dialect: errors are `{"error": "..."}`.
 
@@ -60,7 +57,7 @@ HUGGING_FACE = Dialect(
     summary="The inference API of Hugging Face, on its own paths",
     tag="compatible",
     prefixes=("/models/", "/pipeline/"),
-    router="api.compat.huggingface:router",
+    routers=("api.compat.huggingface:router",),
     error=_error,
     error_schema={
         "type": "object",
@@ -300,45 +297,7 @@ def _decoded(data: bytes) -> str:
     return text
 
 
-# How a job ended, as the inference API answers: the bare result, or an error's status.
-#
-# What there is to know of a result, such as that a text was cut off, is in headers
-# `x-warning`.
-
-
-def answer_of(parts: Parts, job: Job, headers: dict[str, str]) -> Response:
-    """The answer that a job gives as it is now. Blocks: call it in a thread."""
-    if job.state == State.SUCCEEDED:
-        response = result_response(parts, job, headers)
-        for warning in calls.shown_warnings(job.warnings, str(job.id)):
-            response.headers.append(calls.WARNING, warning)
-        return response
-    if job.state == State.CANCELLED:
-        detail = f"Job {job.id} was cancelled. Send the request again."
-        return HUGGING_FACE.answer(Problem(status=503, detail=detail, headers=headers))
-    if job.state in OPEN:
-        return _still_running(parts, job, headers)
-    problem = replace(problem_of_job(job.error or {}), headers=headers)
-    if problem.code == ModelNotFound.code:
-        detail = f"Model {job.input['model']} does not exist. {problem.detail}"
-        problem = replace(problem, detail=detail)
-    return HUGGING_FACE.answer(problem)
-
-
-def _still_running(parts: Parts, job: Job, headers: dict[str, str]) -> Response:
-    where = f"The job {job.id} goes on: GET /v1/jobs/{job.id} tells of it."
-    if parts.stopping.is_set():
-        status, detail = 503, f"The server is being stopped. {where}"
-    else:
-        status, wait_s = 504, parts.settings.compat_wait_s
-        detail = (
-            f"Model {job.input['model']} did not answer within {wait_s:g} s "
-            f"(SLUICE_COMPAT_WAIT_S); it is still running. {where}"
-        )
-    return HUGGING_FACE.answer(Problem(status=status, detail=detail, headers=headers))
-
-
-# A call of the inference API as a job: submitted, waited for, answered.
+# A call of the inference API as a job: submitted, waited for, answered by the bare result.
 #
 # Bytes that came as the body are an upload until their job has succeeded. Those of jobs that
 # failed or run on stay, so that they can be retried, and go when retention takes them.
@@ -347,21 +306,14 @@ NO = {"0", "false", "no"}
 UPLOAD_NAME = "inputs"
 
 
-class ModelIsLoading(Exception):
-    """The caller asked not to wait for a model, and it is being loaded."""
-
-    def __init__(self, loading: Loading) -> None:
-        super().__init__(loading.model)
-        self.loading = loading
-
-
 @dataclass(frozen=True, kw_only=True)
-class Caller:
-    """Who calls, and what the headers ask for."""
+class TaskCall:
+    """A request, less its body."""
 
-    fair_key: str
-    idempotency_key: str | None
-    wait_for_model: str | None
+    model: str
+    task: Task | None
+    wait_for_model: str | None = None
+    """The header."""
 
     def waits(self, payload: Payload) -> bool:
         """The header goes before the body's option; without either, the model is waited for."""
@@ -370,16 +322,7 @@ class Caller:
         return payload.waits is not False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """A request, less its body."""
-
-    model: str
-    task: Task | None
-    caller: Caller
-
-
-def call_of(model_id: str, task: str | None, caller: Caller) -> Call:
+def call_of(model_id: str, task: str | None, wait_for_model: str | None = None) -> TaskCall:
     """Raises NotFound without a model, InvalidInput for an unknown task."""
     model = model_id.rstrip("/")
     if not model:
@@ -389,116 +332,91 @@ def call_of(model_id: str, task: str | None, caller: Caller) -> Call:
     except ValueError:
         tasks = ", ".join(Task)
         raise InvalidInput(f"There is no task {shown(task)}; there are {tasks}.") from None
-    return Call(model=model, task=known, caller=caller)
+    return TaskCall(model=model, task=known, wait_for_model=wait_for_model)
 
 
-async def run(parts: Parts, call: Call, http: Request) -> Response:
-    """The answer of the model, or why there is none."""
+async def run(parts: Parts, caller: Caller, call: TaskCall) -> Response:
+    """The answer of the model. Raises ProblemError where there is none."""
     parts.followers.check_room()
-    content_type = http.headers.get("content-type", "")
-    body = await receive(http)
+    content_type = caller.http.headers.get("content-type", "")
+    body = await receive(caller.http)
     try:
         payload = await run_in_threadpool(read, body, content_type, call.task, parts.settings)
-        waits = call.caller.waits(payload)
-        if not waits and (loading := await events.of(parts.redis, call.model)):
-            return _loading(loading, {})
-        media_type = media_type_of(content_type)
-        made, upload = await run_in_threadpool(_submit, parts, call, payload, media_type)
+        waits = call.waits(payload)
+        if not waits:
+            await _check_loaded(parts, call.model, {})
+        made, upload = await run_in_threadpool(
+            _submit, parts, caller, call, payload, media_type_of(content_type)
+        )
     finally:
         await body.close()
-
-    async def notice_loading() -> None:
-        loading = await events.of(parts.redis, call.model)
-        if loading is not None:
-            raise ModelIsLoading(loading)
-
-    headers = calls.headers_of(made)
-    try:
-        await waiting.until_end(
-            parts,
-            made.id,
-            wait_s=parts.settings.compat_wait_s,
-            meanwhile=None if waits else notice_loading,
-            is_new=made.is_new,
-        )
-    except ModelIsLoading as error:
-        # The job goes on: it is what the model is loaded for, to be there for the next call.
-        return _loading(error.loading, headers)
-    return await run_in_threadpool(_answer, parts, made, upload, headers)
+    # While the model is being loaded the job goes on: it is what the model is loaded for, to be
+    # there for the next call.
+    check_loaded = partial(_check_loaded, parts, call.model, calls.headers_of(made))
+    return await calls.when_ended(
+        parts,
+        caller,
+        made,
+        partial(_answer, upload=upload),
+        meanwhile=None if waits else check_loaded,
+        keeps_on=True,
+    )
 
 
 def _submit(
-    parts: Parts, call: Call, payload: Payload, media_type: str | None
+    parts: Parts, caller: Caller, call: TaskCall, payload: Payload, media_type: str | None
 ) -> tuple[Submitted, File | None]:
     """The job, and the upload that was made for it."""
+
+    def new(inputs: Any, identity: Any) -> NewJob:
+        values = {
+            "task": call.task,
+            "model": call.model,
+            "inputs": inputs,
+            "parameters": payload.parameters,
+        }
+        identity = [call.model, call.task, identity, payload.parameters]
+        return calls.new_job(parts, caller, HF, calls.input_of(HF, values), identity=identity)
+
     if payload.file is None:
-        new = _new_job(parts, call, payload, payload.inputs, identity=payload.inputs)
-        return submission.submit(parts.ledger, parts.admission, new), None
-    upload = keep(parts, payload.file, name=UPLOAD_NAME, content_type=media_type)
-    try:
-        inputs = {"file_id": str(upload.id)}
-        new = _new_job(parts, call, payload, inputs, identity={"sha256": upload.sha256})
-        made = submission.submit(parts.ledger, parts.admission, new)
-    except BaseException:
-        _forget(parts, upload)
-        raise
-    if not made.is_new:
-        _forget(parts, upload)
-        return made, None
-    return made, upload
-
-
-def _new_job(parts: Parts, call: Call, payload: Payload, inputs: Any, *, identity: Any) -> NewJob:
-    """`identity` is what differs where the inputs of two calls do."""
-    values = {
-        "task": call.task,
-        "model": call.model,
-        "inputs": inputs,
-        "parameters": payload.parameters,
-    }
-    request = REQUESTS[HF.name](kind=HF.name, input=calls.input_of(HF, values))
-    return submission.new_job(
-        request,
-        parts.settings,
-        fair_key=call.caller.fair_key,
-        lane=Lane.INTERACTIVE,
-        idempotency_key=call.caller.idempotency_key,
-        body=[call.model, call.task, identity, payload.parameters],
+        return calls.submit_now(parts, new(payload.inputs, payload.inputs)), None
+    return calls.submit_upload(
+        parts,
+        payload.file,
+        lambda upload: new({"file_id": str(upload.id)}, {"sha256": upload.sha256}),
+        name=UPLOAD_NAME,
+        content_type=media_type,
     )
 
 
-def _answer(
-    parts: Parts, made: Submitted, upload: File | None, headers: dict[str, str]
-) -> Response:
-    with parts.ledger.read() as session:
-        job = jobs.get(session, made.id)
-    answer = answer_of(parts, job, headers)
-    if upload is not None and job.state == State.SUCCEEDED:
-        _forget(parts, upload)
-    return answer
+def _answer(parts: Parts, job: Job, headers: Mapping[str, str], *, upload: File | None) -> Response:
+    """Of a job that has ended. What there is to know of a result, such as that a text was cut off,
+    is in headers `x-warning`. Raises ProblemError."""
+    if job.state != State.SUCCEEDED:
+        raise calls.naming_model(calls.failure_of(job, headers), job.input["model"])
+    response = result_response(parts, job, headers)
+    for warning in calls.shown_warnings(job.warnings, str(job.id)):
+        response.headers.append(calls.WARNING, warning)
+    if upload is not None:
+        calls.forget_upload(parts, upload)
+    return response
 
 
-def _forget(parts: Parts, upload: File) -> None:
-    try:
-        with parts.ledger.begin() as session:
-            remains = files.delete(session, upload.id)
-    except NotFound:  # its owner was faster
-        return
-    forget(parts, remains)
-
-
-def _loading(loading: Loading, headers: dict[str, str]) -> Response:
-    return HUGGING_FACE.answer(
-        Problem(
-            status=503,
-            detail=f"Model {loading.model} is currently loading",
-            headers={"Retry-After": str(math.ceil(loading.estimated_s)), **headers},
-            fields={"estimated_time": loading.estimated_s},
+async def _check_loaded(parts: Parts, model: str, headers: Mapping[str, str]) -> None:
+    """Raises ProblemError while the model is being loaded."""
+    loading = await events.of(parts.redis, model)
+    if loading is not None:
+        raise ProblemError(
+            Problem(
+                status=503,
+                detail=f"Model {loading.model} is currently loading",
+                headers={"Retry-After": str(math.ceil(loading.estimated_s)), **headers},
+                fields={"estimated_time": loading.estimated_s},
+            )
         )
-    )
 
 
-router = APIRouter(tags=[HUGGING_FACE.tag])
+router = APIRouter()
 
 _TEXT = {"type": "string"}
 _TEXTS = {"type": "array", "items": _TEXT}
@@ -561,25 +479,21 @@ DOCUMENTED: dict[str, Any] = {
 }
 
 
-async def _caller(
-    fair_key: FairKey,
-    idempotency_key: IdempotencyKey = None,
-    wait_for_model: Annotated[
-        str | None,
-        Header(
-            alias="x-wait-for-model",
-            description="`false`: while the model is being loaded, answer 503 and "
-            "`estimated_time`. Else the answer comes when it is loaded.",
-        ),
-    ] = None,
-) -> Caller:
-    return Caller(fair_key=fair_key, idempotency_key=idempotency_key, wait_for_model=wait_for_model)
-
-
-CallerDep = Annotated[Caller, Depends(_caller)]
-
-
+WaitForModel = Annotated[
+    str | None,
+    Header(
+        alias="x-wait-for-model",
+        description="`false`: while the model is being loaded, answer 503 and `estimated_time`. "
+        "Else the answer comes when it is loaded.",
+    ),
+]
 TaskName = Annotated[str, Path(json_schema_extra={"enum": [task.value for task in Task]})]
+
+
+class ChatOfModel(ChatRequest):
+    """The path names the model, and what the body says is passed over, as TGI does with `tgi`."""
+
+    model: str = "tgi"
 
 
 @router.post(
@@ -589,7 +503,7 @@ TaskName = Annotated[str, Path(json_schema_extra={"enum": [task.value for task i
     | {200: {"description": "The answer of OpenAI's API, or a stream of it"}},
 )
 async def chat_with_model(
-    parts: PartsDep, caller: calls.CallerDep, model_id: str, request: ChatRequest
+    parts: PartsDep, caller: CallerDep, model_id: str, request: ChatOfModel
 ) -> Response:
     """`chat_completion` of huggingface_hub, on a model's URL: of a model that generation workers
     hold, by its name on the hub, or of any other by its reference."""
@@ -610,13 +524,19 @@ def _is_named(parts: Parts, name: str) -> bool:
 @router.post("/models/{model_id:path}/pipeline/{task}", name="run_model_task", **DOCUMENTED)
 @router.post("/pipeline/{task}/{model_id:path}", name="run_task", **DOCUMENTED)
 async def run_task(
-    http: Request, parts: PartsDep, caller: CallerDep, model_id: str, task: TaskName
+    parts: PartsDep,
+    caller: CallerDep,
+    model_id: str,
+    task: TaskName,
+    wait_for_model: WaitForModel = None,
 ) -> Response:
     """Run a task of a model, as Hugging Face's inference API does."""
-    return await run(parts, call_of(model_id, task, caller), http)
+    return await run(parts, caller, call_of(model_id, task, wait_for_model))
 
 
 @router.post("/models/{model_id:path}", **DOCUMENTED)
-async def run_model(http: Request, parts: PartsDep, caller: CallerDep, model_id: str) -> Response:
+async def run_model(
+    parts: PartsDep, caller: CallerDep, model_id: str, wait_for_model: WaitForModel = None
+) -> Response:
     """Run a model's own task, as Hugging Face's inference API does."""
-    return await run(parts, call_of(model_id, None, caller), http)
+    return await run(parts, caller, call_of(model_id, None, wait_for_model))

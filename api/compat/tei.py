@@ -9,24 +9,25 @@ from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Body, Request, Response
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from api.compat import calls
-from api.compat.calls import CallerDep, Outcome
+from api.compat.calls import CallerDep, JobOutcome
 from api.compat.dialect import Dialect, Problem, ProblemError
 from api.compat.openai.embeddings import create_embedding
 from api.deps import Parts, PartsDep
 from api.http.body import StrictRoute
 from api.openapi import package_version
 from shared.bounds import Line, shown
-from shared.errors import InvalidInput, ModelNotFound
+from shared.errors import InvalidInput
 from shared.hf.classification import TEXT_CLASSIFICATION
 from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY, TEXT_RANKING
 from shared.hf.task import HfTask
 from shared.kinds.hf import HF, default_models
 from shared.openai.embeddings import EmbeddingRequest
-from shared.vocabulary import Shape
+from shared.vocabulary import WireShape
 
 PREFIX: Final = "/tei"
 TEXTS_LIMIT: Final = 10_000
@@ -44,7 +45,8 @@ TEI = Dialect(
     summary="The API of Text Embeddings Inference",
     tag="tei",
     prefixes=(f"{PREFIX}/",),
-    router="api.compat.tei:router",
+    route_prefix=PREFIX,
+    routers=("api.compat.tei:router",),
     error=_body,
     error_schema={
         "type": "object",
@@ -63,17 +65,6 @@ TEI = Dialect(
 )
 
 
-class TeiShape(Shape):
-    """A null is a field that is left out."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nulls_are_left_out(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: item for name, item in value.items() if item is not None}
-        return value
-
-
 def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
@@ -88,10 +79,9 @@ def _lower(value: Any) -> Any:
 
 
 Direction = Annotated[Literal["left", "right"], BeforeValidator(_lower)]
-FromTheRight = Annotated[Literal["right"], BeforeValidator(_lower)]
 
 
-class TeiEmbed(TeiShape):
+class TeiEmbed(WireShape):
     """`truncate` true is the default here; false makes a text that is too long an error."""
 
     inputs: Annotated[TeiTexts, BeforeValidator(_listed, json_schema_input_type=str | list[str])]
@@ -104,26 +94,53 @@ class TeiEmbed(TeiShape):
     """What `huggingface_hub` sends with `feature_extraction` to a model's own URL."""
 
 
-class TeiRerank(TeiShape):
+def _cuts(value: Any) -> Any:
+    if value is not True:
+        raise ValueError(
+            "must be true or left out: the end of what is too long for the model is cut off here"
+        )
+    return value
+
+
+def _from_the_right(value: Any) -> Any:
+    if _lower(value) != "right":
+        raise ValueError('must be "right" or left out: the end of a text is cut off here')
+    return "right"
+
+
+Cuts = Annotated[Literal[True], BeforeValidator(_cuts)]
+FromTheRight = Annotated[Literal["right"], BeforeValidator(_from_the_right)]
+
+
+class TeiRerank(WireShape):
     query: TeiText
     texts: TeiTexts
-    truncate: Literal[True] = True
+    truncate: Cuts = True
     truncation_direction: FromTheRight = "right"
     raw_scores: bool = False
     return_text: bool = False
     model: Any = None
 
 
-class TeiPredict(TeiShape):
-    inputs: TeiText | Annotated[list[Any], Field(min_length=1, max_length=TEXTS_LIMIT)]
-    truncate: Literal[True] = True
+def _one_text_listed(value: Any) -> Any:
+    if not isinstance(value, str | list):
+        raise ValueError("must be a text, or a list of lists with a text each")
+    return [value] if isinstance(value, str) else value
+
+
+class TeiPredict(WireShape):
+    inputs: Annotated[
+        list[Any],
+        Field(min_length=1, max_length=TEXTS_LIMIT),
+        BeforeValidator(_one_text_listed, json_schema_input_type=str | list[Any]),
+    ]
+    """A text, a list with one, or a list of such lists."""
+    truncate: Cuts = True
     truncation_direction: FromTheRight = "right"
     raw_scores: bool = False
 
     def texts(self) -> tuple[list[str], bool]:
         """The texts, and whether they came as a batch. Raises InvalidInput."""
-        if isinstance(self.inputs, str):
-            return [self.inputs], False
         is_batch = isinstance(self.inputs[0], list)
         rows = self.inputs if is_batch else [self.inputs]
         for number, row in enumerate(rows):
@@ -137,18 +154,18 @@ class TeiPredict(TeiShape):
         return [row[0] for row in rows], is_batch
 
 
-class TeiPair(TeiShape):
+class TeiPair(WireShape):
     source_sentence: TeiText
     sentences: TeiTexts
 
 
-class TeiSimilarityParameters(TeiShape):
-    truncate: Literal[True] = True
+class TeiSimilarityParameters(WireShape):
+    truncate: Cuts = True
     truncation_direction: FromTheRight = "right"
     prompt_name: Literal[""] = ""
 
 
-class TeiSimilarity(TeiShape):
+class TeiSimilarity(WireShape):
     inputs: TeiPair
     parameters: TeiSimilarityParameters = TeiSimilarityParameters()
 
@@ -167,7 +184,7 @@ def model_for(parts: Parts, task: HfTask, model: str) -> str:
 
 async def _run(
     parts: Parts, caller: calls.Caller, task: HfTask, model: str, inputs: Any, **parameters: Any
-) -> Outcome:
+) -> JobOutcome:
     values = {
         "task": task.name,
         "model": model_for(parts, task, model),
@@ -180,17 +197,14 @@ async def _run(
     except ProblemError as error:
         if error.problem.status == 500:
             raise ProblemError(replace(error.problem, status=424)) from error
-        if error.problem.code != ModelNotFound.code:
-            raise
-        detail = f"Model {values['model']} does not exist. {error.problem.detail}"
-        raise ProblemError(Problem(status=404, detail=detail, code=ModelNotFound.code)) from error
+        raise calls.naming_model(error, values["model"]) from error
 
 
-def _answer(outcome: Outcome, body: Any) -> Response:
+def _answer(outcome: JobOutcome, body: Any) -> Response:
     return JSONResponse(body, headers=dict(outcome.headers))
 
 
-router = APIRouter(prefix=PREFIX, tags=[TEI.tag], route_class=StrictRoute)
+router = APIRouter(route_class=StrictRoute)
 DOCUMENTED: dict[str, Any] = {
     "responses": TEI.documented(401, 404, 409, 413, 422, 424, 429, 503, 504)
     | {200: {"description": "As that API answers", "content": {"application/json": {"schema": {}}}}}
@@ -269,13 +283,27 @@ async def embed_as_openai(
     parts: PartsDep, caller: CallerDep, request: Annotated[dict[str, Any], Body()]
 ) -> Response:
     """Vectors of texts in the form of OpenAI; without a model, of the embedding model."""
+    return await _embed_as_openai(parts, caller, "", request)
+
+
+NO_MODEL: Final = "text-embeddings-inference"
+"""What the pages of that server name as model: the one that it has."""
+
+
+async def _embed_as_openai(
+    parts: Parts, caller: calls.Caller, model: str, request: dict[str, Any]
+) -> Response:
     sent = {name: value for name, value in request.items() if value is not None}
+    if model or sent.get("model", "") in ("", NO_MODEL):
+        sent["model"] = model_for(parts, FEATURE_EXTRACTION, model)
     with calls.naming_fields():
-        named = EmbeddingRequest.model_validate({"model": parts.settings.embedding_model, **sent})
+        named = EmbeddingRequest.model_validate(sent)
     return await create_embedding(parts, caller, named)
 
 
 REFUSED: Final = {
+    "invocations": "send texts to /embed, /rerank or /predict",
+    "vertex": "send texts to /embed, /rerank or /predict",
     "embed_all": "send texts to /embed, which has one vector for each",
     "embed_sparse": "search a collection with the type lexical or hybrid (POST /v1/jobs)",
     "tokenize": "tokenizers are with the workers; /embed cuts texts that are too long, and says so",
@@ -312,6 +340,9 @@ def _info(parts: Parts, model: str) -> Response:
     )
 
 
+@router.get("/ping", include_in_schema=False, name="ping_as_tei")
+@router.get("/", include_in_schema=False, name="check_root_as_tei")
+@router.get("", include_in_schema=False, name="check_address_as_tei")
 @router.get("/health", name="check_as_tei", responses=TEI.documented(401, 503))
 async def health() -> Response:
     """Whether the API is there."""
@@ -323,7 +354,8 @@ def _refusal(name: str) -> ProblemError:
     return ProblemError(Problem(status=422, detail=detail))
 
 
-SHAPES: Final[dict[str, tuple[type[TeiShape], Any]]] = {
+OPENAI_PATH: Final = "/v1/embeddings"
+SHAPES: Final[dict[str, tuple[type[WireShape], Any]]] = {
     "embed": (TeiEmbed, _embed),
     "rerank": (TeiRerank, _rerank),
     "predict": (TeiPredict, _predict),
@@ -335,6 +367,8 @@ SHAPES: Final[dict[str, tuple[type[TeiShape], Any]]] = {
 async def of_model(http: Request, model: str) -> Response:
     """`info` and `health` below a model's name."""
     name, _, last = model.rpartition("/")
+    if last in SHAPES or last in REFUSED:
+        raise HTTPException(405, headers={"Allow": "POST, OPTIONS"})
     if name and last == "info":
         return _info(http.app.state.parts, name)
     if name and last == "health":
@@ -351,6 +385,10 @@ async def of_model_by_post(
     name, _, last = model.rstrip("/").rpartition("/")
     if last in REFUSED:
         raise _refusal(last)
+    if model.endswith(OPENAI_PATH):
+        body = await http.json()
+        sent = body if isinstance(body, dict) else {"input": body}
+        return await _embed_as_openai(parts, caller, model.removesuffix(OPENAI_PATH), sent)
     if last not in SHAPES:
         name, last = model.rstrip("/"), "embed"
     if not name:
@@ -362,7 +400,7 @@ async def of_model_by_post(
     return response
 
 
-def _parsed(shape: type[TeiShape], values: dict[str, Any]) -> Any:
+def _parsed(shape: type[WireShape], values: dict[str, Any]) -> Any:
     with calls.naming_fields():
         return shape.model_validate(values)
 

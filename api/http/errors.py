@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from shared.bounds import COLLECTION_NAME, cut, shown
 from shared.database.sqlstates import Meaning, first_line, trouble_of
 from shared.errors import (
     Conflict,
+    Forbidden,
     InvalidInput,
     NotFound,
     QueueFull,
@@ -69,6 +70,7 @@ class Rule:
 RULES: dict[type[SluiceError], Rule] = {
     BadCursor: Rule(status=400),
     Conflict: Rule(status=409),
+    Forbidden: Rule(status=403),
     InvalidInput: Rule(status=422),
     NotFound: Rule(status=404),
     QueueFull: Rule(status=429, headers=_retry_after),
@@ -109,8 +111,14 @@ def install(app: FastAPI) -> None:
     def handle(request: Request, error: Exception) -> Response:
         return _answer(request.url.path, problem_of(error, request))
 
-    for type_ in (*_TRANSLATE, Exception):
+    def handle_unexpected(request: Request, error: Exception) -> Response:
+        # The server drops the connection behind it; a client that does not know sends its next
+        # request there.
+        return _answer(request.url.path, problem_of(error, request), {"Connection": "close"})
+
+    for type_ in _TRANSLATE:
         app.add_exception_handler(type_, handle)
+    app.add_exception_handler(Exception, handle_unexpected)
 
 
 def _answer(path: str, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
@@ -131,6 +139,14 @@ REMEDIES = {
     "extra_forbidden": "there is no such field; check its name",
     "missing": "is required",
     "union_tag_not_found": "is required",
+    "model_attributes_type": "must be an object",
+    "model_type": "must be an object",
+    "dict_type": "must be an object",
+}
+OF_BODY = {
+    "missing": "a body is required: send a JSON object",
+    "model_attributes_type": "the body must be a JSON object",
+    "dict_type": "the body must be a JSON object",
 }
 PATTERNS = {
     COLLECTION_NAME: "use up to 128 letters of any script, digits, '.', '_', '-' and spaces, a "
@@ -145,12 +161,17 @@ LOCATIONS = {"body", "query", "path", "header"}
 QUOTED = re.compile(r"'(\w+)'")
 UNION_TAG = "<"
 """How those are named that dialects have in places of their own."""
-KIND_TAGS = set(KINDS)
+JOBS_PATH = "/v1/jobs"
+"""Bodies there are a union of the kinds; elsewhere `model` is a field."""
 ITEM_TAGS = {
     *KINDS, "file", "text", "chunk", "document", "system", "user", "assistant", "tool"
 }  # fmt: skip
 # Of unions that are one parameter of OpenAI's API.
-CHOICE_TAGS = {"tool_choice": {"mode", "function", "allowed_tools"}}
+CHOICE_TAGS = {
+    "tool_choice": {"mode", "function", "allowed_tools"},
+    "response_format": {"text", "json_object", "json_schema"},
+    "chunking_strategy": {"auto", "static"},
+}
 
 
 def _invalid(error: Exception, request: Request | None) -> Problem:
@@ -162,7 +183,11 @@ def _invalid(error: Exception, request: Request | None) -> Problem:
         other = _other_content_type(request)
         if other is not None:
             return other
-    entries = [{"field": _field(e), "message": _message(e)} for e in errors[:ERRORS_LIMIT]]
+    tags = KINDS if request.url.path.startswith(JOBS_PATH) else ()
+    entries = [
+        {"field": field_of(e, tags) or "body", "message": _message(e)}
+        for e in errors[:ERRORS_LIMIT]
+    ]
     lines = [f"{entry['field']}: {entry['message']}" for entry in entries[:SHOWN]]
     more = f"; and {len(errors) - SHOWN:,} more" if len(errors) > SHOWN else ""
     if len(errors) > ERRORS_LIMIT:
@@ -175,6 +200,8 @@ def _invalid(error: Exception, request: Request | None) -> Problem:
 
 def _other_content_type(request: Request) -> Problem | None:
     """Of a body of another type, validation would only say that it is no object."""
+    if dialect_of(request.url.path).takes_any_type:
+        return None
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_upload = takes_uploads(request.url.path)
     expected = "multipart/form-data" if is_upload else "application/json"
@@ -187,7 +214,9 @@ def _other_content_type(request: Request) -> Problem | None:
     return Problem(status=415, detail=detail, headers={"Accept": expected})
 
 
-def _field(entry: Mapping[str, Any]) -> str:
+def field_of(entry: Mapping[str, Any], tags: Collection[str] = ()) -> str:
+    """Where the field is that is wrong, in what the user sent; empty for the whole of it. `tags`
+    are those of a union that the body is."""
     parts: list[str] = []
     loc: Sequence[str | int] = entry["loc"]
     if entry["type"] in {"union_tag_invalid", "union_tag_not_found"}:
@@ -197,16 +226,19 @@ def _field(entry: Mapping[str, Any]) -> str:
             continue
         if isinstance(part, str) and part.startswith(UNION_TAG):
             continue
-        if (n == 1 and part in KIND_TAGS) or (isinstance(loc[n - 1], int) and part in ITEM_TAGS):
+        before = loc[n - 1] if n else None
+        if (n == 1 and part in tags) or (isinstance(before, int) and part in ITEM_TAGS):
             continue
-        if part in CHOICE_TAGS.get(str(loc[n - 1]), ()):
+        if part in CHOICE_TAGS.get(str(before), ()):
             continue
         parts.append(cut(str(part), PART_CHARS))
-    return cut(".".join(parts), FIELD_CHARS) or "body"
+    return cut(".".join(parts), FIELD_CHARS)
 
 
 def _message(entry: Mapping[str, Any]) -> str:
     context = entry.get("ctx", {})
+    if tuple(entry["loc"]) == ("body",) and entry["type"] in OF_BODY:
+        return OF_BODY[entry["type"]]
     if entry["type"] == "union_tag_invalid":
         return (
             f"{shown(context['tag'])} is none of "

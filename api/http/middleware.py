@@ -37,8 +37,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.compat.dialect import dialect_of, requires_key, takes_uploads
 from api.http.body import MalformedBody, ValueCount, too_many
 from api.http.errors import refusal
+from api.http.key_scopes import require_for_request
 from shared.config import HttpSettings
-from shared.errors import TooLarge, Unauthorized, Unavailable
+from shared.errors import Forbidden, TooLarge, Unauthorized, Unavailable
 
 # Who may call an API that asks for no key: programs of this machine, and pages that it
 # serves.
@@ -456,6 +457,7 @@ class Keys:
 
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self._app = app
+        self._settings = settings
         # Looked up by digest, so that the time taken tells nothing about a key.
         self._names = {
             sha256(secret.get_secret_value().encode()).digest(): name
@@ -470,6 +472,10 @@ class Keys:
                     "Send a valid API key as `Authorization: Bearer <key>`; the server's "
                     "SLUICE_API_KEYS lists them."
                 )
+                return await refusal(scope["path"], error)(scope, receive, send)
+            try:
+                require_for_request(self._settings, name, scope["method"], scope["path"])
+            except Forbidden as error:
                 return await refusal(scope["path"], error)(scope, receive, send)
             scope.setdefault("state", {})["fair_key"] = name
         return await self._app(scope, receive, send)

@@ -15,6 +15,7 @@ from uuid import UUID
 from pydantic import AnyHttpUrl
 from sqlalchemy.orm import Session
 
+from api.http.key_scopes import require_for_kind
 from api.schemas import JobRequest, JobView, ProgressView
 from shared import conversations
 from shared.addresses import literal
@@ -150,8 +151,9 @@ def new_job(
     body: Any = None,
 ) -> NewJob:
     """The job of a request; `lane` is where it goes unless the request or its kind says. Raises
-    InvalidInput for what this server cannot run."""
+    InvalidInput for what this server cannot run, Forbidden for what the key may not."""
     kind = KINDS[request.kind]
+    require_for_kind(settings, fair_key, kind.name)
     kind.check(request.input, settings)
     webhook = request.webhook
     if webhook is not None:
@@ -172,8 +174,13 @@ def new_job(
     )
 
 
-def submit(ledger: Ledger, admission: Admission, new: NewJob) -> Submitted:
-    """Commit one job. Raises QueueFull, NotFound for its collection, Conflict for its key."""
+def submit(
+    ledger: Ledger, admission: Admission, new: NewJob, *, is_waited: bool = False
+) -> Submitted:
+    """Commit one job. Raises QueueFull, NotFound for its collection, Conflict for its key.
+
+    For `is_waited` see `shared/jobs/submission.py`.
+    """
     # A turn of a conversation takes a lock and several statements.
     single = new.conversation_id is None
     with ledger.begin_single() if single else ledger.begin() as session:
@@ -185,15 +192,15 @@ def submit(ledger: Ledger, admission: Admission, new: NewJob) -> Submitted:
             if replayed is None:
                 raise
             return replayed
-        return add(session, new)
+        return add(session, new, is_waited=is_waited)
 
 
-def add(session: Transaction, new: NewJob) -> Submitted:
+def add(session: Transaction, new: NewJob, *, is_waited: bool = False) -> Submitted:
     """Submit a job that its queue has admitted, in the caller's transaction. Raises what `submit`
     does besides."""
     _require_collection(session, new)
     _require(session, [new])
-    return submission.submit(session, new)
+    return submission.submit(session, new, is_waited=is_waited)
 
 
 def submit_batch(ledger: Ledger, admission: Admission, new: list[NewJob]) -> list[UUID]:

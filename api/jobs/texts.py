@@ -42,8 +42,7 @@ class TextPiece:
     text: str
     offsets: Mapping[int, int]
     logprobs: Sequence[Mapping[str, Any]] = ()
-    """Entries of `TokenLogprob` (`shared/kinds/chat.py`), where the stream had them: Postgres has
-    them in the job's result alone."""
+    """Entries of `TokenLogprob` (`shared/kinds/chat.py`) that are new, where the job has them."""
     logprobs_before: int = 0
 
     @property
@@ -76,6 +75,8 @@ class Unread:
         self._gone: set[int] = set()
         """Steps of which the stream has text, and Postgres has none."""
         self.offsets: Mapping[int, int] = dict(offsets or {})
+        self._logprobs: dict[int, int] = {}
+        """How many of each step the reader has had."""
 
     async def of_token(self, token: Mapping[str, Any]) -> list[TextPiece]:
         """What of a `token` of the stream is new to the reader, with what it missed before."""
@@ -86,7 +87,8 @@ class Unread:
         if step_id in self._gone:
             return []
         known = self.offsets.get(step_id, 0 if self._is_new else None)
-        if known is None or offset > known:
+        scored = self._logprobs.get(step_id, 0)
+        if known is None or offset > known or (token.get("logprobs_before") or 0) > scored:
             # A step that is new here, or a gap. Postgres knows whether there is such a step.
             pieces = await self.of_database()
             if step_id not in self.offsets:
@@ -96,7 +98,9 @@ class Unread:
 
     async def of_database(self) -> list[TextPiece]:
         """All that Postgres has and the reader does not."""
-        shown = await run_in_threadpool(_shown_text, self._parts, self._job_id, self.offsets)
+        shown = await run_in_threadpool(
+            _shown_text, self._parts, self._job_id, self.offsets, self._logprobs
+        )
         return [
             piece
             for part in shown
@@ -106,9 +110,12 @@ class Unread:
     def _advance(
         self, step_id: int, offset: int, text: str, data: Mapping[str, Any]
     ) -> list[TextPiece]:
-        logprobs = data.get("logprobs") or ()
+        logprobs, before = data.get("logprobs") or (), data.get("logprobs_before") or 0
+        known = self._logprobs.get(step_id, 0)
+        logprobs = logprobs[known - before :]
         if not text and not logprobs:
             return []
+        self._logprobs[step_id] = known + len(logprobs)
         self.offsets = {**self.offsets, step_id: offset + len(text)}
         piece = TextPiece(
             step_id=step_id,
@@ -117,11 +124,13 @@ class Unread:
             text=text,
             offsets=self.offsets,
             logprobs=logprobs,
-            logprobs_before=data.get("logprobs_before") or 0,
+            logprobs_before=known,
         )
         return [piece]
 
 
-def _shown_text(parts: Parts, job_id: UUID, offsets: Mapping[int, int]) -> list[Shown]:
+def _shown_text(
+    parts: Parts, job_id: UUID, offsets: Mapping[int, int], logprobs: Mapping[int, int]
+) -> list[Shown]:
     with parts.ledger.read() as session:
-        return conversations.shown_of_job(session, job_id, offsets)
+        return conversations.shown_of_job(session, job_id, offsets, logprobs)

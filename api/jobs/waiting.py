@@ -8,8 +8,8 @@ that happened between submitting and reading is missed.
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Literal, TypeVar
 from uuid import UUID
@@ -23,7 +23,7 @@ from api.http.answers import answer, job_view
 from api.http.middleware import release_body
 from api.jobs.following import START
 from api.schemas import JobView
-from shared.errors import NotFound
+from shared.errors import NotFound, Unavailable
 from shared.jobs import jobs, submission
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds import registry as kinds
@@ -51,6 +51,7 @@ def applied(seconds: float | None) -> dict[str, str]:
 
 
 T = TypeVar("T")
+LOST_RETRY_AFTER_S = 1
 
 
 async def until_end(
@@ -61,7 +62,8 @@ async def until_end(
     meanwhile: Callable[[], Awaitable[None]] | None = None,
     is_new: bool = False,
 ) -> bool:
-    """Wait for the job's end, for `wait_s` at most; whether it came. Raises NotFound.
+    """Wait for the job's end, for `wait_s` at most; whether it came. Raises NotFound, or
+    Unavailable for one that `is_new`.
 
     `meanwhile` is called at each update of the job, and every `sse_poll_s` without; it may raise.
     A job that `is_new` is not looked for before there is news of it.
@@ -91,7 +93,8 @@ async def _when_ended(
         may_have_ended = not is_new
         while True:
             if may_have_ended:
-                seen = await run_in_threadpool(look)
+                with losses(job_id, is_new=is_new):
+                    seen = await run_in_threadpool(look)
                 if seen is not None:
                     return seen
             if meanwhile is not None:
@@ -107,6 +110,22 @@ async def _when_ended(
             )
 
 
+@contextmanager
+def losses(job_id: UUID, *, is_new: bool) -> Iterator[None]:
+    """Raises Unavailable for NotFound where the job `is_new`: nothing has named it yet, and its
+    commit did not wait for the disk, so that the database may lose it in a crash."""
+    try:
+        yield
+    except NotFound as error:
+        if not is_new:
+            raise
+        raise Unavailable(
+            f"Job {job_id} is gone: the database has just lost it in a crash, or somebody has "
+            "erased it. Send the request again.",
+            retry_after_s=LOST_RETRY_AFTER_S,
+        ) from error
+
+
 def _has_ended(parts: Parts, job_id: UUID) -> Literal[True] | None:
     """Raises NotFound."""
     with parts.ledger.read_single() as session:
@@ -116,7 +135,10 @@ def _has_ended(parts: Parts, job_id: UUID) -> Literal[True] | None:
 async def answer_when_ended(
     parts: Parts, made: Submitted, fair_key: str, wait_s: float, headers: Mapping[str, str]
 ) -> Response:
-    """200 with the finished job if it ends in time, else 202 with the job as it is."""
+    """200 with the finished job if it ends in time, else 202 with the job as it is.
+
+    The job need not be on disk yet when this is called.
+    """
 
     def look() -> JobView | None:
         view = job_view(parts, made.id, fair_key)
@@ -125,6 +147,7 @@ async def answer_when_ended(
     ended = await _when_ended(parts, made.id, look, wait_s=wait_s, is_new=made.is_new)
     if ended is not None:
         return answer(ended, 200, headers)
+    await run_in_threadpool(parts.ledger.flush)
     return answer(await run_in_threadpool(job_view, parts, made.id, fair_key), 202, headers)
 
 

@@ -28,9 +28,10 @@ from api.schemas import REQUESTS, ErrorView, Page, ProgressView, Webhook
 from shared import batches, files
 from shared.batches import WITHOUT_RESULT, Status
 from shared.bounds import FreeMetadata, as_object
+from shared.errors import NotFound
 from shared.jobs import jobs
 from shared.jobs.queues import Estimate, estimate
-from shared.jobs.submission import NewJob, Submitted
+from shared.jobs.submission import Submitted
 from shared.kinds.batch import BATCH, BatchInput
 from shared.tables import Batch, Job
 from shared.vocabulary import OPEN, Lane, LaneRank, Shape, State
@@ -151,6 +152,18 @@ async def create_batch(
 def _create(
     parts: Parts, fair_key: str, new: BatchSpec, idempotency_key: str | None, body: Any
 ) -> Response:
+    made = submit(parts, fair_key, new, idempotency_key, body)
+    headers = {"Location": f"/v1/batches/{made.id}"}
+    if not made.is_new:
+        headers["Idempotent-Replayed"] = "true"
+    return answer(view(parts, made.id), 202, headers)
+
+
+def submit(
+    parts: Parts, fair_key: str, new: BatchSpec, idempotency_key: str | None, body: Any
+) -> Submitted:
+    """Commit the job of a batch; `body` is what its key stands for. Raises what
+    `submission.submit` does."""
     job = submission.new_job(
         new.request(),
         parts.settings,
@@ -158,15 +171,6 @@ def _create(
         idempotency_key=idempotency_key,
         body=body,
     )
-    made = submit(parts, job)
-    headers = {"Location": f"/v1/batches/{made.id}"}
-    if not made.is_new:
-        headers["Idempotent-Replayed"] = "true"
-    return answer(view(parts, made.id), 202, headers)
-
-
-def submit(parts: Parts, job: NewJob) -> Submitted:
-    """Commit the job of a batch. Raises what `submission.submit` does."""
     return submission.submit(parts.ledger, parts.admission, job)
 
 
@@ -220,7 +224,7 @@ def get_batch_results(parts: PartsDep, batch_id: BatchId) -> Response:
     """The answers so far: as lines ended while it runs, in the order of the file at last."""
     with parts.ledger.read() as session:
         _, batch = batches.get(session, batch_id)
-        return _content(parts, session, batch.output_file_id if batch else None)
+        return _content(parts, session, batch_id, batch.output_file_id if batch else None)
 
 
 @router.get("/{batch_id}/errors", response_class=Response, responses=LINES_RESPONSES)
@@ -228,13 +232,20 @@ def get_batch_errors(parts: PartsDep, batch_id: BatchId) -> Response:
     """The lines that have ended without an answer, and why."""
     with parts.ledger.read() as session:
         _, batch = batches.get(session, batch_id)
-        return _content(parts, session, batch.error_file_id if batch else None)
+        return _content(parts, session, batch_id, batch.error_file_id if batch else None)
 
 
-def _content(parts: Parts, session: Session, file_id: UUID | None) -> Response:
+def _content(parts: Parts, session: Session, batch_id: UUID, file_id: UUID | None) -> Response:
     if file_id is None:
         return Response(b"", media_type=OUTPUT_TYPE)
-    return content_response(parts, files.get(session, file_id))
+    try:
+        file = files.get(session, file_id)
+    except NotFound as error:
+        raise NotFound(
+            f"File {file_id} of this batch was deleted, or has expired. Lines have their results "
+            f"as jobs: `GET /v1/jobs?batch={batch_id}`."
+        ) from error
+    return content_response(parts, file)
 
 
 def view(parts: Parts, batch_id: UUID) -> BatchOut:
@@ -272,17 +283,19 @@ def _view(
     own: Estimate,
     with_position: bool,
 ) -> BatchOut:
-    asked = as_object(job.input)
+    job_input = as_object(job.input)
     counts = batches.counts(session, batch)
     place = own
     if with_position and batch is not None and batch.open and job.state in OPEN:
         # Its own step waits until it is due, which is of no interest.
-        place = Estimate(eta_s=own.eta_s)
+        place = Estimate(eta_s=own.eta_s, waiting_for=own.waiting_for)
         line = batches.next_line(session, job.id)
         if line is not None:
             of_line = _estimates(parts, session, [line]).get(line.id, Estimate())
             place = Estimate(
-                position=of_line.position, eta_s=own.eta_s, waiting_for=of_line.waiting_for
+                position=of_line.position,
+                eta_s=own.eta_s,
+                waiting_for=" ".join(filter(None, (own.waiting_for, of_line.waiting_for))) or None,
             )
     elif batch is not None:
         place = Estimate(position=own.position, eta_s=own.eta_s)
@@ -292,8 +305,8 @@ def _view(
         id=job.id,
         state=State(job.state) if job.state in set(State) else job.state,
         status=batches.status_of(job, batch),
-        endpoint=str(asked.get("endpoint", "")),
-        file_id=asked["file_id"],
+        endpoint=str(job_input.get("endpoint", "")),
+        file_id=job_input["file_id"],
         lines=LineCounts(**vars(counts)),
         progress=ProgressView(done=done, total=counts.total, unit="lines"),
         position=place.position,
@@ -306,8 +319,8 @@ def _view(
         warnings=list(job.warnings),
         output_file_id=batch.output_file_id if batch else None,
         error_file_id=batch.error_file_id if batch else None,
-        finish_by=batch.finish_by if batch else asked["finish_by"],
-        completion_window=asked.get("completion_window"),
+        finish_by=batch.finish_by if batch else job_input["finish_by"],
+        completion_window=job_input.get("completion_window"),
         prompt_tokens=batch.prompt_tokens if batch else 0,
         completion_tokens=batch.completion_tokens if batch else 0,
         lane=LaneRank(job.lane).lane,

@@ -20,6 +20,7 @@ from api.jobs.following import START, StreamEntry, Update
 from api.jobs.texts import TextPiece, Unread, entries
 from api.openapi import documented
 from api.schemas import JobView
+from shared.bounds import one_line
 from shared.errors import NotFound
 from shared.jobs import jobs
 from shared.kinds.registry import KINDS
@@ -257,8 +258,8 @@ def _json(data: dict[str, Any]) -> str:
 
 
 def encode(type_: str, data: str, id_: str) -> bytes:
-    """`data` is JSON, which has no line breaks."""
-    return f"id: {id_}\nevent: {type_}\ndata: {data}\n\n".encode()
+    """`data` is JSON."""
+    return f"id: {id_}\nevent: {type_}\ndata: {one_line(data)}\n\n".encode()
 
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])

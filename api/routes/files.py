@@ -21,7 +21,7 @@ from api.schemas import SHA256, FileView, Items
 from shared import files, tables
 from shared.bounds import NAME_LIMIT_BYTES, nfc
 from shared.errors import InvalidInput
-from shared.files import Purpose, Readable, Remains
+from shared.files import Purpose, Readable, StoredPath
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 CONTENT_TYPE = re.compile(
@@ -66,17 +66,17 @@ def keep(
                 expires_at=expires_at,
             )
     except BaseException:
-        forget(parts, Remains(path=stored.path, is_folder=False))
+        forget(parts, StoredPath(path=stored.path, is_folder=False))
         raise
 
 
-def forget(parts: Parts, remains: Remains) -> None:
+def forget(parts: Parts, stored: StoredPath) -> None:
     """Bytes without a row harm nobody; failing to remove them is no error of the request."""
-    if remains.is_folder:
-        forget_folder(parts, remains.path)
+    if stored.is_folder:
+        forget_folder(parts, stored.path)
         return
     with suppress(OSError):
-        parts.storage.delete(remains.path)
+        parts.storage.delete(stored.path)
 
 
 def forget_folder(parts: Parts, path: str) -> None:
@@ -164,6 +164,6 @@ def content_response(parts: Parts, file: tables.File) -> Response:
 def delete_file(parts: PartsDep, file_id: FileId) -> Response:
     """Forget a file. Documents that were made of it stay."""
     with parts.ledger.begin() as session:
-        remains = files.delete(session, file_id)
-    forget(parts, remains)
+        stored = files.delete(session, file_id)
+    forget(parts, stored)
     return Response(status_code=204)

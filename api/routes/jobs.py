@@ -1,5 +1,6 @@
 """Jobs and their kinds: submit, find, cancel, redrive. Events are in `api/routes/events.py`."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -9,6 +10,7 @@ from api.deps import Cursor, FairKey, IdempotencyKey, JobId, PageLimit, PartsDep
 from api.http import answers
 from api.http.answers import answer, job_view, result_response
 from api.http.body import StrictRoute
+from api.http.key_scopes import require_for_job
 from api.jobs import submission, waiting
 from api.openapi import documented
 from api.routes.files import forget_folder
@@ -70,7 +72,8 @@ async def submit_job(
         idempotency_key=idempotency_key,
         body=await http.json() if idempotency_key else None,
     )
-    made = await run_in_threadpool(submission.submit, parts.ledger, parts.admission, new)
+    submit = partial(submission.submit, is_waited=bool(wait_s))
+    made = await run_in_threadpool(submit, parts.ledger, parts.admission, new)
     headers = {"Location": f"/v1/jobs/{made.id}"} | waiting.applied(wait_s)
     if not made.is_new:
         headers["Idempotent-Replayed"] = "true"
@@ -160,6 +163,7 @@ def erase_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     What it has made (documents, messages of a conversation) stays.
     """
     with parts.ledger.begin() as session:
+        require_for_job(session, parts.settings, fair_key, job_id)
         if jobs.hides_text(jobs.without_contents(session, job_id), fair_key):
             raise NotFound(f"There is no job {job_id} that this key may erase. {HIDDEN}")
         folder = jobs.erase(session, job_id)
@@ -185,6 +189,7 @@ def get_job_result(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Respons
 def cancel_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """Cancel a job: at once while it is queued, within 2 s while it runs."""
     with parts.ledger.begin() as session:
+        require_for_job(session, parts.settings, fair_key, job_id)
         jobs.cancel(session, job_id)
     return answer(job_view(parts, job_id, fair_key))
 
@@ -193,6 +198,7 @@ def cancel_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
 def retry_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """Run a failed or cancelled job again, from its start; of a batch, all lines without answer."""
     with parts.ledger.begin() as session:
+        require_for_job(session, parts.settings, fair_key, job_id)
         if jobs.without_contents(session, job_id).kind == BATCH.name:
             finish_s = parts.settings.batch_finish_s
             batches.retry(session, job_id, states=WITHOUT_RESULT, finish_s=finish_s)

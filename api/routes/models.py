@@ -116,27 +116,27 @@ async def offered(parts: Parts) -> list[ModelView]:
     return [_embedding(settings), *_of_tasks(settings), *presets, *generating]
 
 
-@router.get("/{reference:path}", responses=documented({200: ModelDetails}, 404))
-async def get_model(parts: PartsDep, reference: str) -> Response:
+@router.get("/{name:path}", responses=documented({200: ModelDetails}, 404))
+async def get_model(parts: PartsDep, name: str) -> Response:
     """One model; of those of Ollama, what that server tells of it."""
     settings = parts.settings
-    is_short = len(reference.encode(errors="replace")) <= MODEL_LIMIT_BYTES
-    if not is_short or not is_storable_text(reference):
-        raise NotFound(f"There is no model {shown(reference)}; that is not a name of one.")
-    if reference == settings.embedding_model:
+    is_short = len(name.encode(errors="replace")) <= MODEL_LIMIT_BYTES
+    if not is_short or not is_storable_text(name):
+        raise NotFound(f"There is no model {shown(name)}; that is not a name of one.")
+    if name == settings.embedding_model:
         return answer(ModelDetails(**_embedding(settings).model_dump(), details={}))
     served = await asyncio.to_thread(_served, parts)
-    provider = provider_of(reference)
+    provider = provider_of(name)
     if provider is None:
-        definition = await asyncio.to_thread(_find_named, parts, reference)
+        definition = await asyncio.to_thread(_find_named, parts, name)
         if definition is not None:
             view = _named_view(definition, served)
             return answer(ModelDetails(**view.model_dump(), details=_named_details(definition)))
         raise NotFound(
-            f"There is no model {shown(reference)}; `GET /v1/models` lists those that there are."
+            f"There is no model {shown(name)}; `GET /v1/models` lists those that there are."
         )
-    details = await _details(settings, provider, reference)
-    view = _view(reference, settings.generation_model, served)
+    details = await _details(settings, provider, name)
+    view = _view(name, settings.generation_model, served)
     return answer(ModelDetails(**view.model_dump(), details=details))
 
 

@@ -104,8 +104,8 @@ def get_prompt_version(
 ) -> Response:
     """One version of a prompt."""
     with parts.ledger.read() as session:
-        found = prompts.get(session, Reference(name=name, version=version))
-    return answer(PromptView.of(found))
+        prompt = prompts.get(session, Reference(name=name, version=version))
+    return answer(PromptView.of(prompt))
 
 
 @router.get("/{name}/diff", responses=documented({200: PromptDifference}, 404, 422))

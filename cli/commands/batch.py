@@ -1,12 +1,14 @@
 """`sluice batch`: files of many requests, of which each line is a job."""
 
 import itertools
-import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from shutil import copyfileobj
+from tempfile import TemporaryDirectory
+from typing import Any, TextIO
 
 import click
 
@@ -18,6 +20,7 @@ from cli.terminal.output import (
     plural,
     print_fields,
     print_json,
+    print_json_line,
     print_table,
     print_text,
     say,
@@ -25,6 +28,7 @@ from cli.terminal.output import (
     write_text,
 )
 from cli.terminal.progress import watch_job
+from shared.bounds import json_line
 from shared.vocabulary import Lane
 from sluice import Batch, Client
 
@@ -90,16 +94,17 @@ def submit(
     """
     if timeout_s is not None and not wait:
         raise click.UsageError("--timeout is for --wait.")
-    made = client.create_batch(
-        _source(path),
-        endpoint=endpoint,
-        completion_window=window,
-        finish_by=finish_by,
-        metadata=metadata or None,
-        max_attempts=max_attempts,
-        lane=lane,
-        idempotency_key=idempotency_key,
-    )
+    with _source(path) as source:
+        made = client.create_batch(
+            source,
+            endpoint=endpoint,
+            completion_window=window,
+            finish_by=finish_by,
+            metadata=metadata or None,
+            max_attempts=max_attempts,
+            lane=lane,
+            idempotency_key=idempotency_key,
+        )
     if wait:
         return _followed(client, made.id, timeout_s=timeout_s, as_json=as_json)
     if as_json:
@@ -176,23 +181,47 @@ def results(
     """The answers so far, as JSON lines. While the batch runs they come as lines ended; in the
     end they have the order of its file."""
     lines = client.batch_results(_whole(client, batch_id), errors=errors)
-    if as_json:
-        print_json({"items": list(lines)})
-        return Exit.OK
-    count = 0
-    if output is None:
-        for text in _texts(lines):
-            write_text(text)
-            count += 1
-    else:
-        with output.open("w", encoding="utf-8") as stream:
-            for text in _texts(lines):
-                stream.write(text)
+    if output is not None:
+        with _whole_file(output) as stream:
+            count = 0
+            for line in lines:
+                stream.write(f"{json_line(line)}\n")
                 count += 1
         say(f"Wrote {plural(count, 'line')} to {output}.")
-    if not count and output is None:
-        say("No lines that failed." if errors else "No answers yet.")
+    elif as_json:
+        # Piece by piece: there may be more of them than memory.
+        write_text('{"items": [\n')
+        for number, line in enumerate(lines):
+            write_text("," if number else "")
+            print_json_line(line)
+        print_text("]}")
+    else:
+        count = 0
+        for line in lines:
+            print_json_line(line)
+            count += 1
+        if not count:
+            say("No lines that failed." if errors else "No answers yet.")
     return Exit.OK
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[TextIO]:
+    """The file at a path, which gets there when all of it is written."""
+    new = path.resolve().with_name(f".{path.name}.new")
+    is_special = path.exists() and not path.is_file()
+    # Half of a pair of surrogates is written as JSON escapes it.
+    with (path if is_special else new).open(
+        "w", encoding="utf-8", errors="backslashreplace"
+    ) as stream:
+        try:
+            yield stream
+        except BaseException:
+            if not is_special:
+                new.unlink(missing_ok=True)
+            raise
+    if not is_special:
+        new.replace(path.resolve())
 
 
 @batch.command("retry-failed")
@@ -223,14 +252,26 @@ def cancel(client: Client, *, batch_id: str, as_json: bool) -> int:
     return Exit.OK
 
 
-def _source(path: str) -> Path | bytes:
-    if path == "-":
-        if sys.stdin.isatty():
-            say("Reading lines from the terminal; end them with Ctrl-D.")
-        return sys.stdin.buffer.read()
-    if not Path(path).is_file():
+@contextmanager
+def _source(path: str) -> Iterator[Path]:
+    """A file with the lines. What is read from a pipe is put into one: it may be large, and is sent
+    again where a connection breaks."""
+    if path != "-" and Path(path).is_file():
+        yield Path(path)
+        return
+    if path != "-" and (not Path(path).exists() or Path(path).is_dir()):
         raise click.UsageError(f"There is no file {path}.")
-    return Path(path)
+    if path == "-" and sys.stdin.isatty():
+        say("Reading lines from the terminal; end them with Ctrl-D.")
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "batch.jsonl"
+        with copy.open("wb") as stream:
+            if path == "-":
+                copyfileobj(sys.stdin.buffer, stream)
+            else:
+                with Path(path).open("rb") as pipe:
+                    copyfileobj(pipe, stream)
+        yield copy
 
 
 def _whole(client: Client, batch_id: str) -> str:
@@ -240,8 +281,10 @@ def _whole(client: Client, batch_id: str) -> str:
 
 def _followed(client: Client, batch_id: str, *, timeout_s: float | None, as_json: bool) -> int:
     try:
-        if not as_json:
-            watch_job(client, client.job(batch_id), name="Lines", timeout_s=timeout_s)
+        one = client.batch(batch_id)  # a job of another kind is none
+        if not as_json and not one.ended:
+            job = client.job(batch_id).model_copy(update={"waiting_for": one.waiting_for})
+            watch_job(client, job, name="Lines", timeout_s=timeout_s)
         one = client.wait_batch(batch_id, timeout_s=timeout_s)
     except KeyboardInterrupt:
         raise Interrupted(
@@ -252,11 +295,6 @@ def _followed(client: Client, batch_id: str, *, timeout_s: float | None, as_json
     else:
         _show(one)
     return OF_STATE.get(one.state, Exit.OK)
-
-
-def _texts(lines: Iterator[dict[str, Any]]) -> Iterator[str]:
-    for line in lines:
-        yield f"{json.dumps(line, ensure_ascii=False)}\n"
 
 
 def _show(one: Batch) -> None:

@@ -11,7 +11,14 @@ from typing import Any
 import click
 
 from cli.errors import OF_STATE, Exit, Interrupted
-from cli.options import ListByDefault, complete_collections, complete_jobs, key_values, with_client
+from cli.options import (
+    ListByDefault,
+    complete_batches,
+    complete_collections,
+    complete_jobs,
+    key_values,
+    with_client,
+)
 from cli.terminal.output import (
     ago,
     duration,
@@ -49,6 +56,10 @@ def jobs() -> None:
 @click.option("--kind", type=click.Choice(list(KINDS)))
 @click.option("--collection", "-c", metavar="NAME", shell_complete=complete_collections)
 @click.option("--dead", is_flag=True, help="Only those that have used up their attempts.")
+@click.option(
+    "--batch", metavar="ID", shell_complete=complete_batches,
+    help="The lines of this batch, which are else left out.",
+)  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
 @with_client
 def list_jobs(
@@ -58,6 +69,7 @@ def list_jobs(
     kind: str | None,
     collection: str | None,
     dead: bool,
+    batch: str | None,
     limit: int,
     as_json: bool,
 ) -> int:
@@ -73,6 +85,7 @@ def list_jobs(
         kind=kind,
         collection=collection,
         dead=True if dead else None,
+        batch=None if batch is None else client.whole_id("job", batch.removeprefix("batch_")),
         page_items=min(limit, 100),
     )
     shown = list(itertools.islice(newest, limit))

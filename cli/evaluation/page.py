@@ -168,10 +168,10 @@ def _estimates_plot(
         for title, number, one in rows:
             y += ROW
             value = f"{one.value:+.3f}" if signed else f"{one.value:.3f}"
-            told = escape(f"{name}, {title}: {value} [{one.low:.3f}, {one.high:.3f}]")
+            title_text = escape(f"{name}, {title}: {value} [{one.low:.3f}, {one.high:.3f}]")
             middle = y - ROW / 2
             marks.append(
-                f'<g class="c{number % COLOURS}"><title>{told}</title>'
+                f'<g class="c{number % COLOURS}"><title>{title_text}</title>'
                 f"<line class=interval x1={at(one.low):.1f} x2={at(one.high):.1f} "
                 f"y1={middle} y2={middle} />"
                 f"<circle cx={at(one.value):.1f} cy={middle} r=5 /></g>"

@@ -258,6 +258,8 @@ def redis_part(home: Path, port: int, password: str) -> Part:
         "appendfsync": "everysec",
         "save": '""',
         "maxmemory-policy": "noeviction",
+        # Each job has a stream of few events, for which Redis would take 4 KB at once.
+        "stream-node-max-bytes": "512",
         "daemonize": "no",
     }
     configuration = run_folder(home) / "redis.conf"

@@ -22,6 +22,8 @@ from rich.text import Text
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # What ends a line or a field for some reader of a pipe, or would reach a terminal behind it.
 _UNPIPED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\\]")
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
+"""The same in JSON, where the others are escaped anyway."""
 _ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r", "\\": "\\\\"}
 _GAP = "  "
 _FLEXIBLE_CELLS = 10
@@ -76,11 +78,11 @@ def write_text(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """The one document of a `--json` run."""
-    _write(json.dumps(jsonable(value), ensure_ascii=_ascii_only(), indent=2))
+    _write(_json(value, indent=2))
 
 
 def print_json_line(value: Any) -> None:
-    _write(json.dumps(jsonable(value), ensure_ascii=_ascii_only()))
+    _write(_json(value))
 
 
 def print_table(
@@ -261,6 +263,12 @@ def _write(line: str, *, end: str = "\n") -> None:
         sys.stdout.flush()
     except BrokenPipeError as error:
         raise ClosedPipe from error
+
+
+def _json(value: Any, *, indent: int | None = None) -> str:
+    text = json.dumps(jsonable(value), ensure_ascii=_ascii_only(), indent=indent)
+    # Half of a pair of surrogates cannot be written but as JSON escapes it.
+    return text.translate(_JSON_ESCAPES).encode("utf-8", "backslashreplace").decode()
 
 
 def _ascii_only() -> bool:

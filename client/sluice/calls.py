@@ -227,10 +227,12 @@ class Calls(Generic[J]):
         kind: str | None = None,
         collection: str | None = None,
         dead: bool | None = None,
+        batch: str | None = None,
         page_items: int = PAGE_ITEMS,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[J, None]:
         """Newest first, page by page. `dead=True`: those that have used up their attempts.
+        `batch`: the lines of the batch with this id, which are else left out.
 
         `timeout_s` is for each page.
         """
@@ -239,6 +241,7 @@ class Calls(Generic[J]):
             "kind": None if kind is None else str(kind),
             "collection": collection,
             "dead": None if dead is None else str(dead).lower(),
+            "batch": batch,
         }
         async with aclosing(self._pages(Job, "/v1/jobs", params, page_items, timeout_s)) as jobs:
             async for job in jobs:
@@ -300,9 +303,14 @@ class Calls(Generic[J]):
         By `Client` in another thread. `known` is the reason that needs no call.
         """
 
-        async def read() -> Job:
+        async def read() -> Job | Batch:
             path = f"/v1/jobs/{part(job_id)}"
-            return Job.model_validate(await self.transport.json("GET", path, retry=False))
+            job = Job.model_validate(await self.transport.json("GET", path, retry=False))
+            if job.kind != "batch" or job.ended:
+                return job
+            # What its lines wait for.
+            path = f"/v1/batches/{part(job_id)}"
+            return Batch.model_validate(await self.transport.json("GET", path, retry=False))
 
         def work(background: Background) -> Coroutine[Any, Any, None]:
             return report_reasons(read, on_waiting, background, known=known)
@@ -397,14 +405,16 @@ class Calls(Generic[J]):
         `timeout_s` is how long the server may be silent.
         """
         path = f"/v1/batches/{part(batch_id)}/{'errors' if errors else 'results'}"
-        rest = b""
+        begun: list[bytes] = []
         try:
             silence_s = timeout_s or _SILENCE_S
             async with self.transport.stream(path, headers={}, silence_s=silence_s) as chunks:
                 async for chunk in chunks:
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    for line in lines:
-                        yield json.loads(line)
+                    *ends, rest = chunk.split(b"\n")
+                    for end in ends:
+                        yield json.loads(b"".join((*begun, end)))
+                        begun.clear()
+                    begun.append(rest)
         except httpx.TransportError as error:
             raise ConnectionBroken(f"The answers of batch {batch_id} broke off: {error}") from error
 

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from sluice.errors import ApiError, SluiceError, WaitTimeout
-from sluice.shapes import Event, Job, State
+from sluice.shapes import Batch, Event, Job, State
 from sluice.transport import Background, Transport
 
 SILENCE_S = 15.0
@@ -243,7 +243,7 @@ def by_line(say: Callable[[str], object]) -> OnReason:
 
 
 async def report_reasons(
-    read: Callable[[], Coroutine[Any, Any, Job]],
+    read: Callable[[], Coroutine[Any, Any, Job | Batch]],
     on_reason: OnReason,
     background: Background,
     *,

@@ -516,8 +516,10 @@ class _Pauses:
         self._breaks = 0
         started = time.monotonic()
         self._deadline = math.inf if timeout_s is None else started + timeout_s
-        away_until = started + (retries.retry_for_s if known else retries.connect_for_s)
-        self._away_until = min(self._deadline, away_until)
+        self._known_until = min(self._deadline, started + retries.retry_for_s)
+        self._away_until = (
+            self._known_until if known else min(self._deadline, started + retries.connect_for_s)
+        )
         self._busy_until = min(self._deadline, started + retries.busy_for_s)
 
     def left_s(self) -> float:
@@ -531,8 +533,9 @@ class _Pauses:
         return _within(self._away_until, max(at_least_s, pause_s * random.uniform(0.5, 1.0)))
 
     def broken(self) -> float | None:
-        """The connection was there, and broke."""
+        """The connection was there, and broke: so there is an API, which may be starting anew."""
         self._breaks += 1
+        self._away_until = self._known_until
         return None if self._breaks == self._tries else self.away()
 
     def busy(self, retry_after_s: float | None) -> float | None:

@@ -180,6 +180,12 @@ class Ledger:
         with self._singles() as session:
             yield session
 
+    def flush(self) -> None:
+        """Returns when all that was committed before is on disk, also what was committed without
+        waiting for that. The transaction has to write something, or it waits for nothing."""
+        with self.begin_single() as transaction:
+            transaction.execute(FLUSH)
+
     def complete(self, transaction: Transaction) -> None:
         """What follows the commit: rings, events, callbacks. `begin` has called it, unless the
         commit went unanswered."""
@@ -255,6 +261,7 @@ class Ledger:
         return bool(served)
 
 
+FLUSH = text("SELECT pg_logical_emit_message(true, 'sluice', 'flush')")
 SERVED = text("""
     SELECT EXISTS (SELECT FROM workers WHERE routes @> ARRAY[CAST(:route AS text)]
         AND last_seen_at > now() - make_interval(secs => :alive_s))

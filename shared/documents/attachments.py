@@ -210,14 +210,14 @@ def counts(session: Session, documents: Mapping[UUID, int]) -> dict[UUID, Counts
         """),
         {"ids": list(documents)},
     ).all()
-    found: dict[UUID, dict[str, int]] = {}
+    by_state: dict[UUID, dict[str, int]] = {}
     live: dict[UUID, int] = {}
     for row in rows:
-        found.setdefault(row.collection_id, {})[row.state] = row.files
+        by_state.setdefault(row.collection_id, {})[row.state] = row.files
         # Of a file that is ingested again, the document is there meanwhile.
         live[row.collection_id] = live.get(row.collection_id, 0) + row.live
     return {
-        id_: Counts(completed=max(0, count - live.get(id_, 0)), **found.get(id_, {}))
+        id_: Counts(completed=max(0, count - live.get(id_, 0)), **by_state.get(id_, {}))
         for id_, count in documents.items()
     }
 

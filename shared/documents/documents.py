@@ -251,8 +251,8 @@ def _among_those(make: Callable[[], Chosen], where: MetadataFilter | None) -> Ch
     )
     if where is not None:
         query = query.where(where.condition())
-    found = query.correlate(named).offset(0).lateral("found")
-    return select(*found.c).select_from(named.join(found, true()))
+    chunks = query.correlate(named).offset(0).lateral("found")
+    return select(*chunks.c).select_from(named.join(chunks, true()))
 
 
 def _keys() -> Chosen:

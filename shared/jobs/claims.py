@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.database.transaction import Transaction
+from shared.kinds.registry import step_types
 from shared.redis.events import EventType
 from shared.vocabulary import State
 
@@ -39,6 +40,9 @@ class Claim:
     """The job's input, where it is small; None where it has to be read from its row."""
     has_company: bool = False
     """Whether other steps of its batch key were queued."""
+    is_line: bool = False
+    """Whether the job is a line of a batch, of which no events are published: nobody follows
+    thousands, and each would take memory of Redis. Readers look into Postgres for it."""
 
     @property
     def counted_attempt(self) -> int:
@@ -70,9 +74,14 @@ TAKEN = """), claimed AS (
 )"""
 COLUMNS = """
 SELECT c.id, c.job_id, c.name, c.queue, c.lane, c.fair_key, c.payload, c.batch_key, c.attempt,
-    c.max_attempts, c.error, j.kind, j.state AS job_state,
+    c.max_attempts, c.error, j.kind, j.state AS job_state, j.batch_id IS NOT NULL AS is_line,
     CAST(c.max_attempts AS bigint) - j.max_attempts AS free_attempts,
     CASE WHEN pg_column_size(j.input) < 2000 THEN j.input END AS input"""
+
+# The commit of a claim waits for the disk, but for steps that only compute.
+_UNFLUSHED = ", ".join(f"'{step.name}'" for step in step_types() if step.only_computes)
+DURABILITY = f""", set_config('synchronous_commit', CASE WHEN c.name IN ({_UNFLUSHED}) THEN 'off'
+        ELSE current_setting('synchronous_commit') END, true)"""
 
 # The best runnable step of a queue: lane, then fair share between keys (fewest running, then
 # longest unserved), then age. `present` is a loose index scan over (lane, key), and `heads` looks
@@ -145,7 +154,9 @@ WITH RECURSIVE present AS (
     ON CONFLICT DO NOTHING
 )"""
     + COLUMNS
-    + """, company.waits IS NOT NULL AS has_company
+    + """, company.waits IS NOT NULL AS has_company"""
+    + DURABILITY
+    + """
 FROM claimed c JOIN jobs j ON j.id = c.job_id LEFT JOIN LATERAL (
     SELECT true AS waits FROM steps o
     WHERE o.queue = c.queue AND o.batch_key = c.batch_key AND o.state = 'queued' AND o.id <> c.id
@@ -230,11 +241,12 @@ def claim_companions(
 
 
 def _claimed(session: Transaction, row: Any) -> Claim:
-    if row.job_state == State.QUEUED:
+    if row.job_state == State.QUEUED and not row.is_line:
         session.publish(row.job_id, EventType.STATE, {"state": State.RUNNING.value})
     return Claim(
         step_id=row.id, job_id=row.job_id, name=row.name, queue=row.queue, kind=row.kind,
         lane=row.lane, fair_key=row.fair_key, payload=row.payload, batch_key=row.batch_key,
         attempt=row.attempt, max_attempts=row.max_attempts, error_before=row.error,
         free_attempts=row.free_attempts, input=row.input, has_company=row.has_company,
+        is_line=row.is_line,
     )  # fmt: skip

@@ -11,14 +11,17 @@ job, then queued steps (skipping locked ones), so that no two of these calls wai
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
+    Integer,
     Row,
     Select,
     Text,
+    bindparam,
     case,
     cast,
     delete,
@@ -145,7 +148,8 @@ def contents(
 
     PostgreSQL reads no large value for that: its stored size is looked at first.
     """
-    rows = session.execute(select(Job.id, *_small_contents(limit_bytes)).where(Job.id.in_(job_ids)))
+    statement = select(Job.id, *_small_contents()).where(Job.id.in_(job_ids))
+    rows = session.execute(statement, {"limit_bytes": limit_bytes})
     return {row.id: _contents(row) for row in rows}
 
 
@@ -153,27 +157,36 @@ def with_small_contents(
     session: Session, job_id: UUID, *, limit_bytes: int
 ) -> tuple[Job, Contents]:
     """The job and its `contents`, by one statement. Raises NotFound."""
-    row = session.execute(
-        select(Job, *_small_contents(limit_bytes))
-        .options(*_without_contents())
-        .where(Job.id == job_id)
-    ).first()
+    values = {"job_id": job_id, "limit_bytes": limit_bytes}
+    row = session.execute(_job_with_small_contents(), values).first()
     if row is None:
         raise _unknown(job_id)
     return row.Job, _contents(row)
 
 
+@cache
+def _job_with_small_contents() -> Select[Any]:
+    """Built once: every answer that waits looks so, and building it takes as long as running it."""
+    return (
+        select(Job, *_small_contents())
+        .options(*_without_contents())
+        .where(Job.id == bindparam("job_id"))
+    )
+
+
 _CONTENTS = {"input": Job.input, "result": Job.result, "metadata": Job.meta}
 
 
-def _small_contents(limit_bytes: int) -> list[ColumnElement[Any]]:
+def _small_contents() -> list[ColumnElement[Any]]:
+    """Its statement has the parameter `limit_bytes`."""
     return [
-        *(_small(column, limit_bytes).label(name) for name, column in _CONTENTS.items()),
+        *(_small(column).label(name) for name, column in _CONTENTS.items()),
         *(column.is_not(None).label(f"has_{name}") for name, column in _CONTENTS.items()),
     ]
 
 
-def _small(column: InstrumentedAttribute[Any], limit_bytes: int) -> ColumnElement[Any]:
+def _small(column: InstrumentedAttribute[Any]) -> ColumnElement[Any]:
+    limit_bytes = bindparam("limit_bytes", type_=Integer)
     return case(
         (func.pg_column_size(column) > limit_bytes, null()),
         (func.octet_length(cast(column, Text)) > limit_bytes, null()),
@@ -334,9 +347,7 @@ STOP_LINES = text("""
 
 def stop_lines(session: Transaction, batch_id: UUID) -> None:
     """Cancel the lines of a batch that are open, by one statement. The batch is locked."""
-    for row in session.execute(STOP_LINES, {"id": batch_id}):
-        if row.steps == 0:
-            session.publish(row.id, EventType.END, {"state": row.state})
+    session.execute(STOP_LINES, {"id": batch_id})
 
 
 def _has_open_steps(session: Session, job_id: UUID) -> bool:
@@ -364,7 +375,8 @@ def end(session: Transaction, job: Job, result: Any) -> None:
         _add_closing_step(session, job)
     if job.conversation_id is not None:
         turns.let_next_go(session, job.conversation_id)
-    session.publish(job.id, EventType.END, {"state": job.state})
+    if job.batch_id is None:
+        session.publish(job.id, EventType.END, {"state": job.state})
 
 
 def _add_closing_step(session: Transaction, job: Job) -> None:
@@ -439,7 +451,8 @@ def redrive(
     session.execute(insert(Step), [first | due])
     if not held:
         session.ring(first_list(new))
-    session.publish(job_id, EventType.STATE, {"state": State.QUEUED.value})
+    if job.batch_id is None:
+        session.publish(job_id, EventType.STATE, {"state": State.QUEUED.value})
 
 
 def news(job: Job) -> dict[str, Any]:

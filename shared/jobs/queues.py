@@ -154,7 +154,8 @@ def _reason(step: Any, job: Job, *, paused: str | None, lacking: str | None) -> 
     if step.failure is not None:
         again = "as soon as a worker is free" if step.due else in_s
         reasons.append(f"{step.failure} The next attempt begins {again}.")
-    elif not step.due:
+    elif not step.due and (job.state == State.QUEUED or job.run_after is not None):
+        # A step of a running job puts itself off between two looks, and waits for nothing.
         what = "run_after is" if job.run_after is not None else "the next attempt begins at"
         reasons.append(f"Its time has not come: {what} {step.due_at or 'infinity'}, {in_s}.")
     return " ".join(reasons) or None

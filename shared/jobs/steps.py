@@ -166,7 +166,8 @@ def end_jobs(session: Transaction, endings: Sequence[Ending]) -> set[int]:
     have other open steps or are ending otherwise, and those whose end has something follow.
     """
     for ending in endings:  # now, for the answer to a commit may be lost
-        session.publish(ending.claim.job_id, EventType.END, {"state": State.SUCCEEDED.value})
+        if not ending.claim.is_line:
+            session.publish(ending.claim.job_id, EventType.END, {"state": State.SUCCEEDED.value})
     rows = session.execute(
         END_JOBS,
         _tokens([ending.claim for ending in endings])

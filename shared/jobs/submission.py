@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Insert, Table, bindparam, func, insert, select
+from sqlalchemy import Boolean, ColumnElement, Insert, Table, bindparam, case, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -24,6 +24,7 @@ from shared.vocabulary import Lane, State
 # The bare tables: submitting is the hottest path, and needs nothing of the ORM.
 JOBS = cast(Table, Job.__table__)
 STEPS = cast(Table, Step.__table__)
+COMMIT = "synchronous_commit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +66,15 @@ class Submitted(NamedTuple):
     created_at: datetime
 
 
-def submit(session: Transaction, new: NewJob) -> Submitted:
+def submit(session: Transaction, new: NewJob, *, is_waited: bool = False) -> Submitted:
     """Add a job and its first step, in one statement.
 
     Raises Conflict where the idempotency key stands for another request. A turn of a conversation
     waits for the turns before it, and needs a transaction around. What its input names is resolved
     (`Kind.resolve`), in place.
+
+    With `is_waited` the commit does not wait for the disk. Whoever names the job to a client before
+    its end calls `Ledger.flush` first; the record of its end waits for the disk in any case.
     """
     new.kind.resolve(session, [new.input])
     job_id = new_id()
@@ -78,7 +82,8 @@ def submit(session: Transaction, new: NewJob) -> Submitted:
     due = turns.HELD if held else new.run_after
     values = {f"job_{name}": value for name, value in _job_row(job_id, new).items()}
     values |= {f"step_{name}": value for name, value in first_step(job_id, new).items()}
-    row = session.execute(_submit_statement(), values | {"step_run_after": due}).first()
+    values |= {"step_run_after": due, "is_waited": is_waited}
+    row = session.execute(_submit_statement(), values).first()
     if row is None:
         replayed = find_replayed(session, new)
         assert replayed is not None  # there was a conflict with it
@@ -110,11 +115,14 @@ def _submit_statement() -> Insert:
     step: dict[str, ColumnElement[Any]] = {
         name: _parameter("step", STEPS, name) for name in first_step(UUID(int=0), example)
     }
+    commit = case(
+        (bindparam("is_waited", type_=Boolean), "off"), else_=func.current_setting(COMMIT)
+    )
     step["run_after"] = func.coalesce(_parameter("step", STEPS, "run_after"), func.now())
     return (
         insert(STEPS)
         .from_select(list(step), select(*step.values()).select_from(job))
-        .returning(STEPS.c.created_at)
+        .returning(STEPS.c.created_at, func.set_config(COMMIT, commit, True))
     )
 
 

@@ -6,6 +6,7 @@ reads line by line, and whatever is wrong is an error that names the line and sa
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from shared import files
 from shared.bounds import Line as ShortText
-from shared.bounds import SourceName, check_json, cut, nfc, shown
+from shared.bounds import SourceName, check_json, cut, shown
 from shared.config import BatchSettings, HttpSettings, Settings
 from shared.errors import InvalidInput
 from shared.kinds.chat import CHAT
@@ -158,7 +159,18 @@ def _known(url: str) -> str:
 
 
 EndpointName = Annotated[ShortText, AfterValidator(_known)]
-Window = Annotated[str, Field(max_length=8, pattern=r"^[1-9][0-9]{0,6}[smhd]$")]
+WINDOW = r"^[1-9][0-9]{0,6}[smhd]$"
+
+
+def _window(text: str) -> str:
+    if re.fullmatch(WINDOW[1:-1], text) is None:
+        raise ValueError(f"{shown(text)} is no time such as 24h, 90m or 3d")
+    return text
+
+
+Window = Annotated[
+    str, Field(max_length=8, json_schema_extra={"pattern": WINDOW}), AfterValidator(_window)
+]
 """A time to finish in, as `24h`."""
 
 
@@ -255,7 +267,8 @@ BATCH = Kind(
 
 
 class LineShape(Shape):
-    custom_id: Annotated[SourceName, AfterValidator(nfc)]
+    custom_id: SourceName
+    """Given back as it was sent, in whatever form of Unicode: programs look answers up by it."""
     method: Literal["POST"] = "POST"
     url: ShortText
     body: Any
@@ -268,6 +281,13 @@ class ValidLine:
     request: Request
     job_input: dict[str, Any]
     """The input of its job, with the server's defaults."""
+
+    @property
+    def queue_model(self) -> str:
+        """What it waits for, as `BatchLine` has it."""
+        model = self.job_input.get("model")
+        queue = self.request.kind.first_step.queue.value
+        return f"{queue}.{model}" if isinstance(model, str) and model else queue
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,7 @@ class Parameters(Shape):
 def check_choices(choices: int, parameters: Parameters) -> None:
     """Raises ValueError for more choices than a job may have, or than it may tell of so much."""
     if choices > CHOICES_LIMIT:
-        raise ValueError(f"makes {choices:,} choices; a job takes {CHOICES_LIMIT}")
+        raise ValueError(f"n makes {choices:,} choices; a job takes {CHOICES_LIMIT}")
     if parameters.logprobs is not None and choices * (parameters.logprobs + 1) > LOGPROBS_LIMIT:
         raise ValueError(
             f"makes {choices} choices with {parameters.logprobs} logprobs at each place; a job "
@@ -308,7 +308,7 @@ class ChatInput(Shape):
             raise ValueError("messages is required, at least 1 message, or else prompt")
         spoken = [message for message in self.messages if message.role != "system"]
         if not spoken or spoken[-1].role == "assistant":
-            raise ValueError("the last message must be of the user or of a tool")
+            raise ValueError("messages must end with one of the user or of a tool")
         return self
 
     @model_validator(mode="after")

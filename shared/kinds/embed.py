@@ -52,7 +52,14 @@ EMBED = Kind(
     summary="vectors of texts",
     input=EmbedInput,
     result=EmbedResult,
-    steps=[StepType(name="embed", queue=Queue.EMBED, handler="workers.retrieval.steps:EMBED")],
+    steps=[
+        StepType(
+            name="embed",
+            queue=Queue.EMBED,
+            handler="workers.retrieval.steps:EMBED",
+            only_computes=True,
+        )
+    ],
     example={"texts": ["We open at nine.", "아홉 시에 엽니다."]},
     batch_key=batch_key_of,
 )

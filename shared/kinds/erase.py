@@ -10,7 +10,7 @@ from shared.config import Settings
 from shared.documents import erasure
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType
-from shared.vocabulary import Queue, Shape
+from shared.vocabulary import KeyScope, Queue, Shape
 
 
 class EraseInput(Shape):
@@ -45,6 +45,7 @@ def _check(job_input: EraseInput, _settings: Settings) -> None:
 
 ERASE = Kind(
     name="erase",
+    scope=KeyScope.WRITE,
     summary="remove documents or a whole collection, verified",
     input=EraseInput,
     result=EraseResult,

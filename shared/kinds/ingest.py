@@ -33,7 +33,7 @@ from shared.config import Settings
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType
 from shared.urls import TRACKING, URL_LIMIT_BYTES, check_literal, folder_url, normal_url
-from shared.vocabulary import Queue, Shape
+from shared.vocabulary import KeyScope, Queue, Shape
 
 
 def _canonical_id(value: str) -> str:
@@ -353,6 +353,7 @@ def _check(job_input: IngestInput, settings: Settings) -> None:
 
 INGEST = Kind(
     name="ingest",
+    scope=KeyScope.WRITE,
     summary="put documents into a collection",
     input=IngestInput,
     result=IngestResult,

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from shared.config import Settings
 from shared.documents import collections
-from shared.vocabulary import Lane, Queue, Shape
+from shared.vocabulary import KeyScope, Lane, Queue, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +23,16 @@ class StepType:
 
     Where the last failure of such a step `is_absorbed`, the handler books it in the job, which
     goes on; otherwise the job fails.
+
+    A step that `only_computes` writes nothing before its record. Its claim need not be on disk
+    before it runs: should the database lose it, two attempts may have one number, and do no harm.
     """
 
     name: str
     queue: Queue
     handler: str
     is_absorbed: bool = False
+    only_computes: bool = False
 
 
 def _nothing(_input: Any, _settings: Settings) -> None:
@@ -84,6 +88,8 @@ class Kind:
     """Which workers can take the first step: those that serve a model, or any."""
     batch_key: Callable[[Mapping[str, Any]], str | None] = _no_batch
     """First steps of one key may run in one batch."""
+    scope: KeyScope = KeyScope.ASK
+    """What a key needs to submit such a job, or to change one."""
     lane: Lane | None = None
     """Where its jobs go unless the request says; None as the others, those that are waited for
     before those that are not."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from shared.bounds import ModelName, Paragraph, ServerParameters
 from shared.kinds.kind import Kind, StepType
 from shared.providers import OLLAMA, ModelReference, route_of
-from shared.vocabulary import Queue, Shape
+from shared.vocabulary import KeyScope, Queue, Shape
 
 
 class ModelInput(Shape):
@@ -38,6 +38,7 @@ class ModelResult(Shape):
 
 MODEL = Kind(
     name="model",
+    scope=KeyScope.ADMIN,
     summary="pull, create or delete a model of Ollama",
     input=ModelInput,
     result=ModelResult,

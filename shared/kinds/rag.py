@@ -1,6 +1,7 @@
 """The kind `rag`: an answer from the passages of a collection, with citations."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 from uuid import UUID
 
@@ -157,7 +158,12 @@ RAG = Kind(
     input=RagInput,
     result=RagResult,
     steps=[
-        StepType(name="rag.find", queue=Queue.QUERY, handler="workers.retrieval.steps:RAG_FIND"),
+        StepType(
+            name="rag.find",
+            queue=Queue.QUERY,
+            handler="workers.retrieval.steps:RAG_FIND",
+            only_computes=True,
+        ),
         StepType(
             name=RERANK_STEPS["rag.find"], queue=Queue.HF, handler="workers.hf.rerank:RAG_RERANK"
         ),
@@ -172,3 +178,24 @@ RAG = Kind(
     batch_key=batch_key_of,
     is_generated=True,
 )
+
+
+# How APIs of others name a collection to answer from: as a model.
+
+RAG_PREFIX = "rag/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RagModel:
+    """A collection to answer from, and the model that answers: None is the server's default."""
+
+    collection: str
+    model: str | None = None
+
+
+def rag_of(model: str) -> RagModel | None:
+    """What a model `rag/<collection>` or `rag/<collection>/<model>` means; None for all others."""
+    if not model.startswith(RAG_PREFIX):
+        return None
+    collection, _, answering = model.removeprefix(RAG_PREFIX).partition("/")
+    return RagModel(collection=collection, model=answering or None)

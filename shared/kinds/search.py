@@ -237,7 +237,12 @@ SEARCH = Kind(
     input=SearchInput,
     result=SearchResult,
     steps=[
-        StepType(name="search", queue=Queue.QUERY, handler="workers.retrieval.steps:SEARCH"),
+        StepType(
+            name="search",
+            queue=Queue.QUERY,
+            handler="workers.retrieval.steps:SEARCH",
+            only_computes=True,
+        ),
         StepType(
             name=RERANK_STEPS["search"], queue=Queue.HF, handler="workers.hf.rerank:SEARCH_RERANK"
         ),

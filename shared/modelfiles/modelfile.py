@@ -17,6 +17,8 @@ line: what is left out silently would be missed later.
 The parameters are Ollama's own, also in `options` of its API; `parameters_of` makes ours of them.
 """
 
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -54,6 +56,10 @@ SEVERAL: Final = ("PARAMETER", "MESSAGE", "LICENSE")
 """Instructions that may stand there several times."""
 UNSUPPORTED: Final = ("DRAFT", "RENDERER", "PARSER", "CAPABILITY")
 _QUOTES: Final = ('"""', '"')
+LINE_END: Final = re.compile(r"\r\n|\r|\n")
+"""What else `str.splitlines` takes for the end of a line, such as U+2028, is text."""
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,40}")
+_DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _TRUTH: Final = {"true": True, "false": False}
 
 
@@ -158,7 +164,7 @@ def values_of(pairs: Sequence[tuple[str, str]]) -> dict[str, Value]:
 
 def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
     """The number of its first line, the instruction, its value without quotes."""
-    lines = iter(enumerate(text.removeprefix("\ufeff").splitlines(), start=1))
+    lines = iter(enumerate(LINE_END.split(text.removeprefix("\ufeff")), start=1))
     for number, line in lines:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -224,12 +230,9 @@ def _parameter(value: str, number: int) -> tuple[str, str]:
 def _scalar(text: str) -> Value:
     if text.lower() in _TRUTH:
         return _TRUTH[text.lower()]
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _DECIMAL.fullmatch(text) else text
 
 
 def _quote(text: str) -> str:
@@ -256,6 +259,8 @@ def _wrong(number: int, what: str) -> InvalidInput:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidInput(f"{name} must be a number, not {shown(value)}.")
+    if not math.isfinite(value):
+        raise InvalidInput(f"{name} must be a finite number, not {value}.")
     return value
 
 
@@ -298,6 +303,8 @@ OURS: Final[dict[str, tuple[str, Callable[[str, Any], Any]]]] = {
     "seed": ("seed", _seed),
     "repeat_penalty": ("repetition_penalty", _number),
     "num_ctx": ("window_tokens", _integer),
+    "presence_penalty": ("presence_penalty", _number),
+    "frequency_penalty": ("frequency_penalty", _number),
 }
 """Ollama's name -> ours, and what reads its value."""
 OF_MACHINES: Final = frozenset(
@@ -310,8 +317,7 @@ OF_MACHINES: Final = frozenset(
 )  # fmt: skip
 """How a machine runs a model, and what has no effect on its own or in any Ollama of today."""
 OFF: Final[dict[str, float]] = {
-    "min_p": 0, "typical_p": 1, "tfs_z": 1, "presence_penalty": 0, "frequency_penalty": 0,
-    "mirostat": 0,
+    "min_p": 0, "typical_p": 1, "tfs_z": 1, "mirostat": 0,
 }  # fmt: skip
 """What is not supported, and the value that turns it off."""
 
@@ -454,6 +460,12 @@ def _adapted(description: Description, reference: str) -> str:
         raise description.wrong("ADAPTER", f"{reference} has an adapter already.")
     if description.adapter is None or not is_storable_text(description.adapter):
         raise description.wrong("ADAPTER", "ADAPTER needs the name or folder of an adapter.")
+    if description.adapter.startswith((".", "~")) or description.adapter.lower().endswith(".gguf"):
+        raise description.wrong(
+            "ADAPTER",
+            f"ADAPTER {shown(description.adapter)} is no adapter that workers can load: name one "
+            "on the hub, or the whole path of its folder on their machine, in the form of PEFT.",
+        )
     adapted = reference + ADAPTER_MARK + description.adapter
     if len(adapted.encode()) > MODEL_LIMIT_BYTES:
         raise description.wrong("ADAPTER", "ADAPTER has too long a name.")

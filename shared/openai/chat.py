@@ -11,81 +11,37 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from shared.bounds import JsonSchema, Line, ModelName, Paragraph, ToolArguments, shown
+from shared.bounds import COLLECTION_NAME, JsonSchema, Line, ModelName, Paragraph, shown
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput
 from shared.kinds.batch import Ended, Endpoint, Request
 from shared.kinds.chat import CALLS_LIMIT, CHAT, CHOICES_LIMIT, FunctionSpec
-from shared.kinds.rag import RAG
-from shared.openai.sampling import (
+from shared.kinds.rag import RAG, RAG_PREFIX, RagModel, rag_of
+from shared.openai.completions import (
     FINISH_REASONS,
     Alternatives,
     SamplingFields,
     StreamOptions,
-    usage_of,
+    body_of,
 )
-from shared.openai.wire import Taken, Unsupported, WireShape, id_of, without_stream
+from shared.openai.wire import (
+    TEXT_CHARS,
+    Arguments,
+    Content,
+    Taken,
+    Unsupported,
+    without_stream,
+)
+from shared.vocabulary import WireShape
 
-# Messages. Their contents are texts, as strings or in parts.
-
-TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
-REFUSED_PARTS = {
-    "image_url": "images are not supported here: send text, or the text that the image shows",
-    "input_audio": "audio is not supported here: transcribe it first (audio/transcriptions)",
-    "file": "files are not supported here: ingest them, and name the model rag/<collection>",
-}
-MESSAGE_CHARS = 1_000_000
-
-
-def text_of(content: Any) -> str:
-    """The text of a content: a string, or a list of parts that are text. Raises ValueError."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise ValueError("must be a string, or a list of parts of the type text")
-    return "".join(_text_of_part(n, part) for n, part in enumerate(content))
-
-
-def _text_of_part(number: int, part: Any) -> str:
-    type_ = part.get("type") if isinstance(part, dict) else None
-    if isinstance(type_, str) and type_ in REFUSED_PARTS:
-        raise ValueError(f"part {number}: {REFUSED_PARTS[type_]}")
-    text = part.get("refusal" if type_ == "refusal" else "text") if isinstance(part, dict) else None
-    if type_ not in TEXT_TYPES or not isinstance(text, str):
-        raise ValueError(f'part {number} is no text; send {{"type": "text", "text": "..."}}')
-    return text
-
-
-class TextPart(WireShape):
-    type: Literal["text"]
-    text: str
-
-
-Content = Annotated[
-    str,
-    Field(max_length=MESSAGE_CHARS),
-    BeforeValidator(text_of, json_schema_input_type=str | list[TextPart]),
-]
-
-
-def _decoded(value: Any) -> Any:
-    """Arguments of a call, which the wire has as JSON in a string."""
-    if not isinstance(value, str):
-        return value
-    try:
-        arguments = json.loads(value or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise ValueError("must be a JSON object in a string, as the model wrote it")
-    return arguments
+# Messages.
 
 
 class FunctionOfCall(WireShape):
     name: Line
-    arguments: Annotated[ToolArguments, BeforeValidator(_decoded, json_schema_input_type=str)] = {}
+    arguments: Arguments = {}
 
 
 class ToolCall(WireShape):
@@ -117,7 +73,7 @@ class AssistantMessage(WireShape):
 
     role: Literal["assistant"]
     content: Content = ""
-    refusal: Annotated[str, Field(max_length=MESSAGE_CHARS)] = ""
+    refusal: Annotated[str, Field(max_length=TEXT_CHARS)] = ""
     name: Taken = None
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=CALLS_LIMIT)] = []
     annotations: Taken = None
@@ -157,18 +113,18 @@ class FunctionTool(WireShape):
     parameters: JsonSchema = {"type": "object", "properties": {}}
     strict: Taken = None
 
+    def ours(self) -> dict[str, Any]:
+        spec = FunctionSpec(
+            name=self.name,
+            description=self.description,
+            parameters=self.parameters or {"type": "object", "properties": {}},
+        )
+        return {"type": "function", "function": spec.model_dump()}
+
 
 class Tool(WireShape):
     type: Literal["function"]
     function: FunctionTool
-
-    def ours(self) -> dict[str, Any]:
-        spec = FunctionSpec(
-            name=self.function.name,
-            description=self.function.description,
-            parameters=self.function.parameters or {"type": "object", "properties": {}},
-        )
-        return {"type": "function", "function": spec.model_dump()}
 
 
 class JsonSchemaFormat(WireShape):
@@ -269,8 +225,8 @@ class ChatRequest(SamplingFields):
     top_logprobs: Alternatives | None = None
     modalities: Annotated[Any, AfterValidator(Unsupported("answers are text", ["text"]))] = None
     audio: Annotated[Any, AfterValidator(Unsupported("answers are text"))] = None
-    functions: Annotated[Any, AfterValidator(Unsupported("send tools"))] = None
-    function_call: Annotated[Any, AfterValidator(Unsupported("send tool_choice"))] = None
+    functions: Annotated[Any, AfterValidator(Unsupported("send tools", []))] = None
+    function_call: Annotated[Any, AfterValidator(Unsupported("send tool_choice", "none"))] = None
     reasoning_effort: Annotated[
         Any, AfterValidator(Unsupported("say in a message how long to think", "none"))
     ] = None
@@ -336,23 +292,14 @@ class ChatRequest(SamplingFields):
 
 # The request as a job.
 
-RAG_PREFIX = "rag/"
 
-
-@dataclass(frozen=True, kw_only=True)
-class RagModel:
-    """A collection to answer from, and the model that answers: None is the server's default."""
-
-    collection: str
-    model: str | None = None
-
-
-def rag_of(model: str) -> RagModel | None:
-    """What a model `rag/<collection>` or `rag/<collection>/<model>` means; None for all others."""
-    if not model.startswith(RAG_PREFIX):
-        return None
-    collection, _, answering = model.removeprefix(RAG_PREFIX).partition("/")
-    return RagModel(collection=collection, model=answering or None)
+def require_collection_name(rag: RagModel) -> None:
+    """Raises InvalidInput for a model `rag/<collection>` that can be the name of none."""
+    if re.fullmatch(COLLECTION_NAME, rag.collection) is None:
+        raise InvalidInput(
+            f"model: {shown(rag.collection)} is no name of a collection; name one as "
+            f"{RAG_PREFIX}handbook."
+        )
 
 
 def chat_job(request: ChatRequest, settings: Settings, base_url: str = "") -> Request:
@@ -366,14 +313,17 @@ def chat_job(request: ChatRequest, settings: Settings, base_url: str = "") -> Re
     }
     rag = rag_of(request.model)
     if rag is not None:
+        require_collection_name(rag)
         values = _rag_input(request, rag, settings)
         return Request(kind=RAG, input=RAG.input.model_validate(values), options=options)
     chosen = request.chosen_names
     values = {
         "model": request.model,
-        "messages": [message.ours() for message in request.messages],
+        "messages": [message.ours() for message in request.messages if _says(message)],
         "tools": [
-            tool.ours() for tool in request.tools if not chosen or tool.function.name in chosen
+            tool.function.ours()
+            for tool in request.tools
+            if not chosen or tool.function.name in chosen
         ],
         "tool_choice": request.mode,
         "parallel_tool_calls": request.parallel_tool_calls,
@@ -398,7 +348,7 @@ def _rag_input(request: ChatRequest, rag: RagModel, settings: Settings) -> dict[
     if not isinstance(last, UserMessage):
         raise InvalidInput("messages must end with the question, a message of the user.")
     system = [message.content for message in earlier if isinstance(message, SystemMessage)]
-    spoken = [message for message in earlier if not isinstance(message, SystemMessage)]
+    spoken = [m for m in earlier if not isinstance(m, SystemMessage) and _says(m)]
     if any(isinstance(message, ToolMessage) or _calls(message) for message in spoken):
         raise InvalidInput("messages must be without tools for models rag/<collection>.")
     model = rag.model or settings.generation_model
@@ -423,6 +373,13 @@ def _rag_input(request: ChatRequest, rag: RagModel, settings: Settings) -> dict[
     if system:
         values["instructions"] = "\n\n".join(system)
     return values
+
+
+def _says(message: Any) -> bool:
+    """False of an empty answer, as programs keep of one that broke off: no model reads it."""
+    return not isinstance(message, AssistantMessage) or bool(
+        message.content or message.refusal or message.tool_calls
+    )
 
 
 def _calls(message: Any) -> bool:
@@ -547,14 +504,7 @@ def chat_body(ended: Ended) -> dict[str, Any]:
                 "finish_reason": choice.finish_reason,
             }
         )
-    return {
-        "id": id_of(ID_PREFIX, ended.id),
-        "object": "chat.completion",
-        "created": int(ended.created_at.timestamp()),
-        "model": ended.options["model"],
-        "choices": choices,
-        "usage": usage_of(ended.result),
-    }
+    return body_of(ended, prefix=ID_PREFIX, object_="chat.completion", choices=choices)
 
 
 ID_PREFIX = "chatcmpl-"

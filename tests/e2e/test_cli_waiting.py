@@ -39,11 +39,3 @@ def test_a_paused_queue_is_named_where_one_waits_and_looks(
     finally:
         client.resume("query")
         client.delete_collection("paused")
-
-
-def test_a_server_that_is_missing_has_a_message_of_its_own(stack: LiveStack) -> None:
-    """There is no Ollama here: the API says so at once, and does not seem to be away itself."""
-    shown = stack.sluice("models", "show", "llama3.2")
-    assert shown.code == 3
-    assert "Ollama at http://127.0.0.1:11434 (SLUICE_OLLAMA_URL) does not answer" in shown.err
-    assert "The API at" not in shown.err

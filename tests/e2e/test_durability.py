@@ -9,6 +9,7 @@ from tests.e2e.stack import LiveStack
 
 JOBS = 200
 THREADS = 8
+WAIT_S = 10.0
 
 
 def test_submitting_through_crashes_of_postgres_and_of_the_api(
@@ -17,8 +18,12 @@ def test_submitting_through_crashes_of_postgres_and_of_the_api(
     prefix = f"durable-{uuid.uuid4()}"
 
     def submit(number: int) -> Job:
+        # Every other one waits for its end: its commit does not wait for the disk.
         return client.submit(
-            "embed", {"texts": [f"text {number}"]}, idempotency_key=f"{prefix}-{number}"
+            "embed",
+            {"texts": [f"text {number}"]},
+            idempotency_key=f"{prefix}-{number}",
+            wait_s=WAIT_S if number % 2 else None,
         )
 
     ids: dict[int, str] = {}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
@@ -36,14 +37,15 @@ def test_the_api_is_as_its_document_says(
     phases = "examples,fuzzing" if keys and not EXAMPLES else "examples,coverage,fuzzing"
     # One worker: two at once may parse Python source at once, which CPython 3.11 cannot ("AST
     # constructor recursion depth mismatch").
+    document = tmp_path / "openapi.json"
     with served(settings.model_copy(update=short | {"api_keys": keys})) as url:
+        # Read here: schemathesis waits ten seconds for it, and its making may take longer.
+        document.write_bytes(httpx.get(f"{url}/openapi.json", timeout=120).content)
         run = subprocess.run(
             [
-                SCHEMATHESIS, "--config-file", CONFIG, "run", f"{url}/openapi.json",
-                # The APIs of others are called by their own clients, in tests/integration. Of the
-                # other operations that are named here, rules have still to be written down.
-                "--exclude-path-regex", "^/(openai|ollama|tei|mcp)|^/v1/(models/|batches|prompts)|"
-                "/chunks$|/chat/completions$|^/v1/jobs/batch|^/models/.model_id.$",
+                SCHEMATHESIS, "--config-file", CONFIG, "run", document, "--url", url,
+                # The APIs of others are called by their own clients, in tests/integration.
+                "--exclude-path-regex", "^/(openai|ollama|tei|mcp)",
                 "--checks", "all", "--phases", phases, "--workers", "1",
                 "--request-timeout", "60", "--continue-on-failure", "--no-color",
                 *(["--header", f"Authorization: Bearer {KEY}"] if keys else []),

@@ -1,7 +1,5 @@
 """A process of a worker, streams of events, and the stand-in of the API for the CLI and clients."""
 
-import asyncio
-import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,6 @@ from tests.wire.ollama_server import served_ollama
 from workers.attempts.process import Process
 
 Finish = Callable[[str, dict[str, Any]], Claim]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Tests that are coroutines, as those of langchain-tests, run on a loop of their own."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    names = inspect.signature(pyfuncitem.obj).parameters
-    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
-    return True
 
 
 @pytest.fixture

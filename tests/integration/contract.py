@@ -42,7 +42,8 @@ def document() -> dict[str, Any]:
 def operation(method: str, path: str) -> dict[str, Any] | None:
     """What the document says of a request; a parameter may be several parts of the path."""
     for template, operations in _by_detail():
-        pattern = re.sub(r"\{[^}]*\}", "[^/]+" if "reference" not in template else ".+", template)
+        is_reference = template == "/v1/models/{name}"
+        pattern = re.sub(r"\{[^}]*\}", ".+" if is_reference else "[^/]+", template)
         if re.fullmatch(pattern, path) and method.lower() in operations:
             description: dict[str, Any] = operations[method.lower()]
             return description

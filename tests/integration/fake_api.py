@@ -277,12 +277,12 @@ def make_app(state: State) -> FastAPI:
         ]
         return JSONResponse({"items": models})
 
-    @app.get("/v1/models/{reference:path}")
-    def model(reference: str) -> Response:
-        if reference not in state.models:
-            return problem(404, "Not found", f"There is no model {reference}.")
-        view = make_model(reference, ["chat"])
-        return JSONResponse({**view, "details": state.models[reference]})
+    @app.get("/v1/models/{name:path}")
+    def model(name: str) -> Response:
+        if name not in state.models:
+            return problem(404, "Not found", f"There is no model {name}.")
+        view = make_model(name, ["chat"])
+        return JSONResponse({**view, "details": state.models[name]})
 
     @app.put("/v1/models/{name:path}")
     async def define(name: str, request: Request) -> Response:

@@ -52,7 +52,7 @@ def test_the_model_that_will_answer_is_in_the_job(api: httpx.Client) -> None:
         ({"messages": []}, "at least 1"),
         ({"messages": [{"role": "user", "content": ""}]}, "content"),
         ({"messages": [{"role": "wizard", "content": "a"}]}, "role"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "last message"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "must end with one"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "tool_call_id"),
         ({"parameters": {"max_tokens": 0}}, "max_tokens"),
         ({"parameters": {"max_tokens": 1001}}, "SLUICE_MAX_TOKENS_LIMIT"),

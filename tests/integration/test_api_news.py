@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -11,13 +12,14 @@ from uuid import uuid4
 import httpx
 import pytest
 from redis import Redis
-from sqlalchemy import event
+from sqlalchemy import delete, event, select
 from sqlalchemy.engine import Engine
 
 from api.deps import REDIS_CONNECTIONS, Parts, open_parts
-from shared.config import Settings
+from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.database.transaction import Ledger
 from shared.redis.events import stream_key
+from shared.tables import Job
 from tests.api_server import served
 from tests.integration.answers import EMBED, problem
 from tests.waiting import until
@@ -145,6 +147,38 @@ def test_waiting_is_no_polling_either(api_url: str, ledger: Ledger, statements: 
         assert {answer.json()["state"] for answer in answers} == {"cancelled"}
 
     asyncio.run(wait_all())
+
+
+def test_who_waits_for_a_job_that_the_database_has_lost_is_to_send_it_again(
+    api_url: str, ledger: Ledger
+) -> None:
+    """The commit of such a job does not wait for the disk: a crash may take it back."""
+    job = select(Job.id)
+
+    def lose() -> None:
+        def is_there() -> object:
+            with ledger.read() as session:
+                return session.scalar(job)
+
+        until(is_there, "the job")
+        with ledger.begin() as session:
+            session.execute(delete(Job))
+
+    calls = [
+        ("/v1/jobs", EMBED, {"Prefer": "wait=60"}),
+        ("/openai/v1/embeddings", {"model": DEFAULT_EMBEDDING_MODEL, "input": "one"}, {}),
+    ]
+    for path, body, headers in calls:
+        with (
+            httpx.Client(base_url=api_url, timeout=WAIT_S, trust_env=False) as client,
+            ThreadPoolExecutor(1) as aside,
+        ):
+            waiting = aside.submit(client.post, path, json=body, headers=headers)
+            lose()
+            answer = waiting.result()
+        assert answer.status_code == 503, answer.text
+        assert answer.headers["retry-after"] == "1"
+        assert "Send the request again" in answer.text
 
 
 def test_above_the_limit_it_is_503_until_a_client_has_gone(

@@ -14,8 +14,8 @@ from shared.database.transaction import Ledger, make_ledger
 from shared.jobs import claims, steps
 from tests.api_server import run_api, served
 from tests.integration.answers import EMBED, problem
-from tests.servers import Server, start_postgres, start_redis
-from tests.waiting import until
+from tests.servers import Server, free_port, start_postgres, start_redis
+from tests.waiting import PATIENCE_S, until
 
 URLS = {"SLUICE_DATABASE_URL": "postgresql://x/x", "SLUICE_REDIS_URL": "redis://x"}
 
@@ -111,7 +111,10 @@ class TestRedisDown:
                 "connect_timeout_s": 0.5,
             }
         )
-        with served(own) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        with (
+            served(own) as url,
+            httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False) as client,
+        ):
             client.post("/v1/jobs", json=EMBED)
             redis.signal(signal.SIGSTOP)
             try:
@@ -130,7 +133,10 @@ def test_postgres_down_is_503_and_names_it_until_it_is_back(
         update={"database_url": Settings(database_url=postgres.url).database_url}
     )
     try:
-        with served(own) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        with (
+            served(own) as url,
+            httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False) as client,
+        ):
             job = client.post("/v1/jobs", json=EMBED).json()
             postgres.kill()
 
@@ -156,6 +162,17 @@ def test_postgres_down_is_503_and_names_it_until_it_is_back(
             assert back.json()["state"] == "queued"
     finally:
         postgres.stop()
+
+
+def test_a_model_server_that_is_missing_is_named_at_once(settings: Settings) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    away = settings.model_copy(update={"ollama_url": nowhere})
+    with (
+        served(away) as url,
+        httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False) as client,
+    ):
+        detail = problem(client.get("/v1/models/ollama/llama3.2"), 503)["detail"]
+    assert f"Ollama at {nowhere} (SLUICE_OLLAMA_URL) does not answer" in detail
 
 
 def test_a_database_without_tables_says_what_to_do(

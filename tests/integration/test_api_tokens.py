@@ -14,9 +14,11 @@ from shared.conversations import Addition
 from shared.database.transaction import Ledger
 from shared.jobs import claims, jobs, steps
 from shared.jobs.claims import Claim
+from shared.kinds.chat import TokenLogprob
 from shared.redis.events import stream_key
 from shared.vocabulary import Queue
 from tests.integration.following import Reader
+from workers.generation.choices import choice_steps
 
 TEXT = "안녕하세요. This answer is told in pieces, and each of them once."
 CHAT = {
@@ -44,8 +46,13 @@ def claimed(ledger: Ledger) -> Claim:
     return claim
 
 
-def write(ledger: Ledger, claim: Claim, text: str, offset: int) -> bool:
-    addition = Addition(claim=claim, text=text, shown=text, token_ids=(1, 2), offset=offset)
+def write(ledger: Ledger, claim: Claim, text: str, offset: int, *, scored: bool = False) -> bool:
+    """Where it is scored, each character is a token with its log-probability."""
+    logprobs = [TokenLogprob(token=character, logprob=-1.0) for character in text if scored]
+    addition = Addition(
+        claim=claim, text=text, shown=text, token_ids=(1, 2), offset=offset,
+        logprobs=tuple(logprobs), logprobs_before=offset if scored else 0,
+    )  # fmt: skip
     with ledger.begin() as session:
         return claim.step_id in conversations.append_text(session, [addition])
 
@@ -117,6 +124,41 @@ def test_what_redis_lost_or_sends_twice_comes_once(
     write_all_from(ledger, claim, TEXT, 40, len(TEXT))
     succeed(ledger, claim)
     assert text_of(tokens(reader)) == TEXT
+
+
+def test_several_texts_at_once_are_resumed_at_any_token(
+    job_id: str, ledger: Ledger, follow: Callable[..., Reader], redis_url: str
+) -> None:
+    """With the log-probabilities of their tokens, each of them once, whatever Redis has lost."""
+    first = claimed(ledger)
+    with ledger.begin() as session:
+        steps.succeed(session, first, children=choice_steps("chat.choice", "hf/m", [{}] * 3))
+    claims_ = [claimed(ledger) for _ in range(3)]
+    for offset in range(0, len(TEXT), 20):
+        for claim in claims_:
+            assert write(ledger, claim, TEXT[offset : offset + 20], offset, scored=True)
+    for claim in claims_:
+        succeed(ledger, claim)
+
+    def read(pieces: list[tuple[str, dict[str, Any]]]) -> dict[int, tuple[str, str]]:
+        texts: dict[int, tuple[str, list[str]]] = {}
+        for _, data in pieces:
+            text, tokens_ = texts.get(data.get("choice", 0), ("", []))
+            before = data.get("logprobs_before", len(tokens_))
+            tokens_ = tokens_[:before] + [entry["token"] for entry in data.get("logprobs", ())]
+            assert len(text) == data["offset"]
+            texts[data.get("choice", 0)] = (text + data["text"], tokens_)
+        return {choice: (text, "".join(tokens_)) for choice, (text, tokens_) in texts.items()}
+
+    whole = dict.fromkeys(range(3), (TEXT, TEXT))
+    pieces = tokens(follow(job_id))
+    assert read(pieces) == whole
+    for n, (id_, _) in enumerate(pieces):
+        assert read([*pieces[: n + 1], *tokens(follow(job_id, id_))]) == whole
+    with Redis.from_url(redis_url) as redis:
+        redis.flushall()
+    assert read(tokens(follow(job_id))) == whole
+    assert read([*pieces[:1], *tokens(follow(job_id, pieces[0][0]))]) == whole
 
 
 def write_all_from(ledger: Ledger, claim: Claim, text: str, start: int, end: int) -> None:

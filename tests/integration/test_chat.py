@@ -3,9 +3,12 @@
 import json
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 
+from shared import conversations
+from shared.jobs.claims import Claim
 from shared.vocabulary import Queue
 from tests.integration.talking import answered, chat, failed, say, say_all, user
 from tests.integration.workbench import (
@@ -17,10 +20,14 @@ from tests.integration.workbench import (
     lose_workers,
     steps_of,
 )
+from tests.waiting import until
 from tests.wire.behaviour import Wire
 from tests.wire.script import UNSTORABLE
+from workers.app import failure_handlers
+from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.attempts.runner import run
+from workers.generation.transcripts import GrowingTranscript, TranscriptWriter, write_rest
 
 CALCULATOR: dict[str, Any] = {"type": "calculator"}
 
@@ -56,6 +63,33 @@ def test_parameters_reach_the_model(process: Process, wire: Wire) -> None:
     assert options["num_predict"] == 3
     assert (options["temperature"], options["top_p"], options["top_k"]) == (0.5, 0.9, 7)
     assert (options["stop"], options["seed"], options["repeat_penalty"]) == (["x"], 11, 1.2)
+
+
+def test_what_a_text_begins_with_is_there_at_once(talker: Callable[..., Process]) -> None:
+    process = talker(generation_flush_s=3600)
+    job_id = say(process, "hello")
+    transcript = GrowingTranscript(Context(process, claimed(process, Queue.GENERATE)))
+    writer = TranscriptWriter(process.settings, process.ledger)
+
+    def shown() -> list[str]:
+        with process.ledger.read() as session:
+            return [part.text for part in conversations.shown_of_job(session, job_id, {})]
+
+    writer.open(transcript)
+    transcript.add("Hel", "Hel")
+    assert until(shown, "the first text") == ["Hel"]
+    transcript.add("lo", "lo")
+    writer.finish(transcript)
+    with process.ledger.begin() as session:
+        write_rest(session, transcript)
+    assert shown() == ["Hello"]
+
+
+def test_log_probabilities_that_a_server_does_not_report_fail_with_a_remedy(
+    process: Process,
+) -> None:
+    error = failed(process, say(process, "hello", parameters={"logprobs": 1}))
+    assert "reports no log-probabilities. Leave out logprobs" in error["message"]
 
 
 def test_a_retried_step_draws_with_the_same_seed(process: Process, wire: Wire) -> None:
@@ -277,3 +311,32 @@ def test_of_a_tool_that_there_is_not_the_model_reads_that(process: Process) -> N
     job_id = say(process, 'call abacus {"beads": 3}', tools=[CALCULATOR])
     result = answered(process, job_id)
     assert "there is no tool 'abacus'" in result["message"]["content"]
+
+
+class TestSeveralAnswers:
+    def claimed_choices(self, process: Process, **fields: Any) -> tuple[UUID, list[Claim]]:
+        """A job of two answers whose steps are both claimed."""
+        job_id = say(process, "count to 3", n=2, **fields)
+        run(process, handlers(), claimed(process, Queue.GENERATE))
+        return job_id, [claimed(process, Queue.GENERATE) for _ in range(2)]
+
+    def test_an_answer_whose_worker_is_lost_is_written_again(self, process: Process) -> None:
+        job_id, (first, _) = self.claimed_choices(process)
+        run(process, handlers(), first)
+        lose_workers(process)
+
+        result = answered(process, job_id)
+
+        texts = [choice["message"]["content"] for choice in result["choices"]]
+        assert texts == ["1 2 3", "1 2 3"]
+        assert result["usage"]["completion_tokens"] == 6
+
+    def test_the_job_fails_with_an_answer_that_is_out_of_attempts(self, process: Process) -> None:
+        job_id, (first, _) = self.claimed_choices(process, max_attempts=1)
+        run(process, handlers(), first)
+        lose_workers(process, failure_handlers())
+
+        error = failed(process, job_id)
+
+        assert error["type"] == "WorkerLost"
+        assert {step.state for step in steps_of(process, job_id)} == {"succeeded", "failed"}

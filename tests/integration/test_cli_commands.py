@@ -5,7 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -395,26 +395,29 @@ def test_logs_are_followed_into_the_next_file(log_folder: Path) -> None:
 # Completion
 
 
-def completed(line: str, *, variables: dict[str, str] | None = None) -> list[str]:
-    """What bash would be offered for the last word of the line."""
-    words = line.split(" ")
-    environment = {
-        **os.environ,
-        **(variables or {}),
-        "PYTHONPATH": str(ROOT),
-        "_SLUICE_COMPLETE": "bash_complete",
-        "COMP_WORDS": line,
-        "COMP_CWORD": str(len(words) - 1),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", "from cli.main import main; main()"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.stderr == ""
-    return [line.partition(",")[2] for line in done.stdout.split()]
+Completed = Callable[[str], list[str]]
 
 
-def test_names_and_ids_of_the_api_are_completed(state: State) -> None:
+@pytest.fixture
+def completed(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> Completed:
+    """What bash would be offered for the last word of a line; in this process, as
+    `test_the_script_of_bash_completes_in_bash` has all of it."""
+    monkeypatch.setenv("_SLUICE_COMPLETE", "bash_complete")
+
+    def complete(line: str) -> list[str]:
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+        with pytest.raises(SystemExit) as ended:
+            run([])
+        assert ended.value.code == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return [line.partition(",")[2] for line in out.split()]
+
+    return complete
+
+
+def test_names_and_ids_of_the_api_are_completed(state: State, completed: Completed) -> None:
     state.collections |= {"handbook", "helpdesk", "other"}
     assert completed("sluice ask x -c h") == ["handbook", "helpdesk"]
     assert completed("sluice jobs show 01a21957-3c8") == [ONE]
@@ -426,12 +429,15 @@ def test_names_and_ids_of_the_api_are_completed(state: State) -> None:
     assert completed("sluice completion ") == ["bash", "zsh", "fish"]
 
 
-def test_completion_says_nothing_where_nothing_answers(url: str, state: State) -> None:
+def test_completion_says_nothing_where_nothing_answers(
+    url: str, state: State, completed: Completed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state.api_key = "s3cret"
     assert completed("sluice jobs show ") == []
-    for wrong in ("http://127.0.0.1:9", "nonsense", "http://[::1"):
-        assert completed("sluice ask x -c ", variables={"SLUICE_URL": wrong}) == []
     assert completed(f"sluice jobs --api-key s3cret --url {url} show ") == [OTHER, ONE]
+    for wrong in ("http://127.0.0.1:9", "nonsense", "http://[::1"):
+        monkeypatch.setenv("SLUICE_URL", wrong)
+        assert completed("sluice ask x -c ") == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -1,7 +1,9 @@
 """The Python client against a real HTTP server: calls, retries, events, errors."""
 
+import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,6 +54,27 @@ def test_a_submit_whose_answer_was_lost_is_repeated_without_a_second_job(
     job = client.submit("embed", INPUT)
     assert list(state.jobs) == [job.id]
     assert state.count("POST", "/v1/jobs") == 3
+
+
+def test_an_api_that_ends_during_the_first_call_is_waited_for() -> None:
+    """It has been there: nobody has to be told at once that there is none."""
+    patient = Retries(connect_for_s=0, retry_for_s=60, base_s=0.01, cap_s=0.05)
+    with socket.create_server(("127.0.0.1", 0)) as first, ThreadPoolExecutor(1) as aside:
+        port = first.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        with Client(url, retries=patient) as client:
+            shown = aside.submit(client.queues)
+            connection, _ = first.accept()
+            first.close()
+            connection.close()
+            with socket.create_server(("127.0.0.1", port)) as second:
+                connection, _ = second.accept()
+                with connection:
+                    connection.recv(65536)
+                    body = b'{"items": [], "next_cursor": null}'
+                    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
+                    connection.sendall(head.encode() + body)
+                    assert shown.result() == []
 
 
 def test_a_batch_whose_answer_was_lost_is_not_repeated(client: Client, state: State) -> None:

@@ -207,23 +207,31 @@ class TestChat:
     def test_no_messages_load_or_unload(self, client: ollama.Client, held: str) -> None:
         assert client.chat(held, []).done_reason == "load"
         assert client.chat(MODEL, [], keep_alive=0).done_reason == "unload"
-        with pytest.raises(ollama.ResponseError, match="keep_alive is 0"):
-            client.chat(held, [], keep_alive="0s")
+        for messages in ([], [user("Say yes.")]):
+            with pytest.raises(ollama.ResponseError, match="keep_alive is 0"):
+                client.chat(held, messages, keep_alive="0s")
+
+    def test_a_model_of_the_server_behind_stays_as_long_as_asked(
+        self, client: ollama.Client, wire: Wire
+    ) -> None:
+        assert client.chat(MODEL, [user("count to 2")], keep_alive="10m").done_reason == "stop"
+        sent = wire.bodies("/api/generate")[-1]
+        assert (sent["model"], sent["keep_alive"], sent.get("prompt")) == (MODEL, "10m", None)
 
     def test_a_client_that_goes_away_cancels_its_job(
         self, http: httpx.Client, wire: Wire, ledger: Ledger
     ) -> None:
-        wire.of(MODEL).delay_s = 0.05
+        wire.of(MODEL).hang_after = 5
         body = {"model": MODEL, "messages": [user("count to 2000")], "options": {"num_ctx": 9999}}
         with http.stream("POST", "/api/chat", json=body) as stream:
             job_id = stream.headers["x-sluice-job-id"]
             next(stream.iter_lines())
-        wire.of(MODEL).delay_s = 0
         while True:
             with ledger.read() as session:
                 state = jobs.get(session, UUID(job_id)).state
             if state not in (State.QUEUED, State.RUNNING):
                 break
+        wire.of(MODEL).hang_after = None
         assert state == State.CANCELLED
 
     def test_documents_answer_under_a_name(
@@ -399,6 +407,8 @@ GENERATE = {"model": MODEL, "prompt": "a"}
             400,
             "messages.0.images: is not supported here",
         ),
+        ("chat", {"model": MODEL, "messages": [user("")]}, 400, "messages.0.content is empty"),
+        ("chat", [], 400, "the body must be a JSON object"),
         ("chat", {**CHAT, "options": {"min_p": 1}}, 400, "options.min_p"),
         ("chat", {**CHAT, "options": {"x": 1}}, 400, "options.x is no"),
         ("chat", {**CHAT, "options": {"top_p": 7}}, 400, "top_p"),
@@ -427,6 +437,13 @@ GENERATE = {"model": MODEL, "prompt": "a"}
         ("create", {"model": "mine"}, 400, "neither 'from' or 'files'"),
         ("create", {"model": "mine", "from": "nosuch"}, 404, "not found"),
         ("create", {"model": "hf/mine", "from": MODEL}, 400, "no name for a model of your own"),
+        (
+            "create",
+            {"model": "mine", "modelfile": "FROM tiny\nPARAMETER num_ctx 1e400"},
+            400,
+            "line 2: PARAMETER num_ctx must be a finite number",
+        ),
+        ("create", {"model": "mine", "from": MODEL, "info": {"a": 1}}, 400, "info is not"),
         ("create", {"model": "mine", "from": MODEL, "quantize": "q4_0"}, 400, "quantize is not"),
         ("create", {"model": "mine", "modelfile": "FROM tiny\nFORM b"}, 400, "line 2"),
         ("create", {"model": "mine", "from": MODEL, "parameters": {"min_p": 1}}, 400, "min_p"),
@@ -449,9 +466,24 @@ def test_json_without_a_content_type_is_json(http: httpx.Client) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     answer = http.post("/api/chat", content=data, headers=headers)
     assert answer.headers["content-type"] == "application/x-ndjson"
+    nothing = http.post("/api/chat", content=b"")
+    assert (nothing.status_code, "a body is required" in nothing.text) == (400, True)
     lines = [json.loads(line) for line in answer.text.splitlines()]
     assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
     assert lines[0]["created_at"].endswith("Z")
+
+
+def test_an_answer_in_one_piece_has_a_plausible_speed(
+    client: ollama.Client, held: str, answerer: Answerer
+) -> None:
+    asked, _ = question(answerer)
+    said = client.chat(held, [user(asked)], options=GREEDY)
+    assert (said.eval_duration or 0) > 1000  # ns: clients divide eval_count by it
+    assert (said.prompt_eval_duration or 0) > 1000
+
+
+def test_nobody_has_blobs_here(http: httpx.Client) -> None:
+    assert http.head("/api/blobs/sha256:abc").status_code == 404
 
 
 def test_what_fails_in_a_stream_is_its_last_line(http: httpx.Client, wire: Wire) -> None:

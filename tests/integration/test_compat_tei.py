@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
+from api.compat.tei import NO_MODEL
 from shared.config import Settings
 from tests.integration.answering import answering
 from tests.tiny.manifest import checkpoint
@@ -72,6 +73,9 @@ def test_embed(http: httpx.Client, api_url: str) -> None:
     with InferenceClient(model=f"{api_url}/tei", timeout=60) as client:
         assert client.feature_extraction(TEXTS[0])[0].tolist() == pytest.approx(alone, abs=1e-4)
     (as_openai,) = post(http, "/v1/embeddings", {"input": TEXTS[0], "model": None})["data"]
+    for path, model in ((f"/{MINILM}/v1/embeddings", "x"), ("/v1/embeddings", NO_MODEL)):
+        (again,) = post(http, path, {"input": TEXTS[0], "model": model})["data"]
+        assert again["embedding"] == as_openai["embedding"]
     # The kind `embed` may compute in another precision.
     assert sum(a * b for a, b in zip(as_openai["embedding"], alone, strict=True)) > 0.999
 
@@ -97,7 +101,10 @@ def test_rerank_predict_and_similarity(http: httpx.Client) -> None:
 def test_info_and_health(http: httpx.Client) -> None:
     assert http.get("/info").json()["model_id"] == MINILM
     assert http.get("/BAAI/bge-m3/info").json()["model_id"] == "BAAI/bge-m3"
-    assert http.get("/health").status_code == 200
+    for path in ("/health", "/ping", ""):
+        assert http.get(path).status_code == 200
+    refused = http.get("/embed")
+    assert (refused.status_code, set(refused.json())) == (405, {"error", "error_type"})
 
 
 @pytest.mark.parametrize(
@@ -108,6 +115,10 @@ def test_info_and_health(http: httpx.Client) -> None:
         ("/embed", {"inputs": "a", "no_such": 1}, 422, "no_such"),
         ("/no/such/embed", {"inputs": "a"}, 404, "no/such does not exist"),
         ("/predict", {"inputs": ["a", "b"]}, 422, "pair of texts"),
+        ("/predict", {"inputs": 5}, 422, "inputs: must be a text, or a list of lists"),
+        ("/rerank", {"query": "a", "texts": ["b"], "truncate": False}, 422, "must be true or left"),
+        ("/vertex", {"instances": []}, 422, "vertex is not supported"),
+        ("/embed", [], 422, "the body must be a JSON object"),
         ("/embed_sparse", {"inputs": "a"}, 422, "embed_sparse is not supported"),
         ("/embed_all", {"inputs": "a"}, 422, "embed_all is not supported"),
         ("/tokenize", {"inputs": "a"}, 422, "tokenize is not supported"),
@@ -134,6 +145,10 @@ def test_a_chat_on_the_url_of_a_model(api_url: str, held: str, answerer: Answere
         stream = client.chat_completion(messages, max_tokens=48, temperature=0, stream=True)
         text = "".join(part.choices[0].delta.content or "" for part in stream if part.choices)
         assert text == answer
+    bare = httpx.post(f"{url}/v1/chat/completions", json={"messages": messages}, timeout=60)
+    assert bare.json()["choices"][0]["message"]["content"] == answer
+    wrong = httpx.post(f"{url}/v1/chat/completions", json={"messages": messages, "model": 5})
+    assert (wrong.status_code, wrong.json()["error"][:6]) == (400, "model:")
     with InferenceClient(model=f"{api_url}/models/no/such", timeout=60) as client:
         with pytest.raises(HfHubHTTPError) as refused:
             client.chat_completion(messages)

@@ -49,6 +49,20 @@ def test_a_claim_counts_the_attempt_and_starts_the_job(process: Process) -> None
     assert claim(process) is None
 
 
+def test_only_claims_of_steps_that_compute_and_no_more_do_not_wait_for_the_disk(
+    process: Process,
+) -> None:
+    submit(process)
+    submit(process, kinds.INGEST, dict(kinds.INGEST.example))
+    durability = {}
+    for queue in (Queue.EMBED, Queue.INGEST):
+        with process.ledger.begin() as session:
+            step = claims.claim(session, queue.value, worker=process.worker_name, lease_s=60)
+            assert step is not None
+            durability[step.name] = session.scalar(text("SHOW synchronous_commit"))
+    assert durability == {"embed": "off", "ingest.plan": "on"}
+
+
 def test_a_better_lane_goes_before_fair_share_and_age(process: Process) -> None:
     bulk = submit(process, lane=Lane.BULK, fair_key="never served")
     normal = submit(process, lane=Lane.NORMAL, fair_key="busy")

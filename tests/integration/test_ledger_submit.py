@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from redis import Redis
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from shared.config import Settings
 from shared.database.transaction import Ledger, Transaction
@@ -245,6 +245,28 @@ def test_after_losing_every_key_of_redis_all_jobs_are_rung_for_again(process: Pr
 
     assert process.ledger.bell.waiting("embed") == 4
     assert process.ledger.bell.waiting("query") == 1
+
+
+def test_what_is_waited_for_is_on_disk_with_its_end_or_before_it_is_named(
+    process: Process,
+) -> None:
+    durability = text("SHOW synchronous_commit")
+    with process.ledger.begin() as session:
+        submission.submit(session, new_job(), is_waited=True)
+        assert session.scalar(durability) == "off"
+    with process.ledger.begin() as session:
+        submission.submit(session, new_job())
+        assert session.scalar(durability) == "on"
+
+    with process.ledger.read() as session:
+        written = session.scalar(text("SELECT pg_current_wal_insert_lsn()"))
+    process.ledger.flush()
+    with process.ledger.read() as session:
+        is_flushed = session.scalar(
+            text("SELECT pg_current_wal_flush_lsn() >= CAST(:written AS pg_lsn)"),
+            {"written": written},
+        )
+    assert is_flushed is True
 
 
 def test_a_ring_is_a_message_that_celery_can_read(process: Process) -> None:

@@ -1,17 +1,22 @@
 """Batches: the lines of a file as jobs, through the API, run on the workbench."""
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
+from redis import Redis
 from sqlalchemy import delete, func, select, update
 
+from shared import files
 from shared.config import Settings
 from shared.database.transaction import Ledger
-from shared.tables import Batch, BatchLine, Job, Step
+from shared.redis.events import stream_key
+from shared.tables import Batch, BatchLine, File, Job, Step
 from shared.vocabulary import Queue
 from tests.integration.answers import problem
 from tests.integration.ingestion import CATS, TRAINS, new_collection, order
@@ -54,14 +59,16 @@ def embed(n: int, **body: Any) -> Line:
     }  # fmt: skip
 
 
-def upload(api: httpx.Client, lines: Sequence[Line | str]) -> str:
-    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
-    answer = api.post("/v1/files", files={"file": ("lines.jsonl", text.encode())})
+def upload(api: httpx.Client, lines: Sequence[Line | str] | bytes) -> str:
+    if not isinstance(lines, bytes):
+        text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+        lines = text.encode()
+    answer = api.post("/v1/files", files={"file": ("lines.jsonl", lines)})
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 
 
-def create(api: httpx.Client, lines: Sequence[Line | str], **fields: Any) -> dict[str, Any]:
+def create(api: httpx.Client, lines: Sequence[Line | str] | bytes, **fields: Any) -> dict[str, Any]:
     answer = api.post("/v1/batches", json={"file_id": upload(api, lines)} | fields)
     assert answer.status_code == 202, answer.text
     made: dict[str, Any] = answer.json()
@@ -137,6 +144,15 @@ def test_lines_of_several_endpoints_end_in_the_order_of_the_file(
     content = api.get(f"/v1/files/{ended['output_file_id']}/content")
     assert content.content == api.get(f"/v1/batches/{made['id']}/results").content
 
+    # Events of a line would take memory of Redis, and be followed by nobody.
+    with Redis.from_url(process.settings.require_redis_url(), decode_responses=True) as redis:
+        keys = list(redis.scan_iter("sluice:events:*"))
+        assert stream_key(UUID(made["id"])) in keys
+        jobs = _jobs(api, made)
+        assert not {stream_key(UUID(job["id"])) for job in jobs} & set(keys)
+    (event,) = _events(api, jobs[0]["id"])
+    assert (event["event"], event["data"]["state"]) == ("end", "succeeded")
+
     # Lines are in no list of jobs but their own.
     listed = api.get("/v1/jobs").json()["items"]
     assert {job["kind"] for job in listed} == {"batch", "ingest"}
@@ -200,6 +216,44 @@ def test_a_bad_file_names_each_bad_line_and_runs_none(
     assert "Line 2" in ended["error"]["message"]
 
 
+def test_files_are_read_as_editors_and_programs_write_them(
+    api: httpx.Client, worker: Callable[..., Process]
+) -> None:
+    process = worker()
+    names = ["보고서.pdf", unicodedata.normalize("NFD", "보고서.pdf"), "a b\u2028c", "\x85", "1"]
+    lines = [json.dumps(embed(0) | {"custom_id": name}, ensure_ascii=False) for name in names]
+    text = "\ufeff" + "\r\n \r\n\r\n".join(lines)  # and no end of the last line
+    made = create(api, text.encode())
+    drain(process)
+    assert look(api, made)["status"] == "completed", look(api, made)["errors"]
+    assert ids(rows(api, made)) == names
+
+
+BAD_BYTES = [
+    (b'{"custom_id": "\xff", "url": "/v1/embed", "body": {"texts": ["a"]}}', "is no UTF-8"),
+    (b'{"custom_id": "a\x00", "url": "/v1/embed", "body": {"texts": ["a"]}}', "is no JSON"),
+    (b'{"custom_id": "b\\u0000", "url": "/v1/embed", "body": {"texts": ["a"]}}', "NUL"),
+    (b'{"custom_id": "c", "url": "/v1/embed", "body": {"texts": ["a\\u0000"]}}', "NUL"),
+    (b'{"custom_id": 1, "url": "/v1/embed", "body": {"texts": ["a"]}}', "string"),
+    (b'[{"custom_id": "d", "url": "/v1/embed", "body": {"texts": ["a"]}}]', "no JSON object"),
+    (b"[" * 100_000, "nested"),
+    (b'{"custom_id": "e", "url": "/v1/embed"}', "body is missing"),
+]
+
+
+def test_bytes_that_are_no_lines_are_named(
+    api: httpx.Client, worker: Callable[..., Process]
+) -> None:
+    process = worker(max_body_values=1_000_000)
+    made = create(api, b"\n".join(line for line, _ in BAD_BYTES))
+    drain(process)
+    ended = look(api, made)
+    assert ended["status"] == "failed"
+    assert [error["line"] for error in ended["errors"]] == [*range(1, len(BAD_BYTES) + 1)]
+    for error, (_, words) in zip(ended["errors"], BAD_BYTES, strict=True):
+        assert words in error["message"], error
+
+
 @pytest.mark.parametrize(
     ("lines", "changes", "code"),
     [
@@ -256,6 +310,80 @@ def test_batches_leave_half_of_a_queue_to_others(
     assert seen["position"] == 0
     drain(process)
     assert len(rows(api, made)) == 10
+
+
+def test_lines_of_a_model_that_nobody_serves_hold_up_no_others(
+    api: httpx.Client, worker: Callable[..., Process]
+) -> None:
+    process = worker(batch_open_lines=8)
+    body = {"model": "hf/nobody", "messages": [{"role": "user", "content": "x"}]}
+    chats = [
+        {"custom_id": f"chat-{n}", "url": "/v1/chat/completions", "body": body} for n in range(20)
+    ]
+    made = create(api, [*chats, *[embed(n) for n in range(11)]])
+    for _ in range(12):
+        control(process)
+        run_next(process, handlers(), Queue.EMBED.value)
+    seen = look(api, made)
+    assert seen["status"] == "in_progress"
+    assert seen["lines"]["succeeded"] == 11
+    assert "No living worker serves the model 'hf/nobody'" in seen["waiting_for"]
+    control(process, 2)
+    # They have all of the places, once nobody else wants one.
+    assert look(api, made)["lines"]["running"] == 8
+    assert sorted(ids(rows(api, made))) == sorted(f"embed-{n}" for n in range(11))
+
+
+def test_a_file_of_many_parts_is_made_one(
+    api: httpx.Client, worker: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.batches.MERGED_PARTS", 3)
+    process = worker(batch_open_lines=1)
+    made = create(api, [embed(n) for n in range(9)])
+    control(process, 2)
+    most = 0
+    for n in range(8):
+        run_next(process, handlers(), Queue.EMBED.value)
+        control(process)
+        assert ids(rows(api, made)) == [f"embed-{k}" for k in range(n + 1)]
+        with process.ledger.read() as session:
+            (file,) = session.scalars(select(File).where(File.parts.is_not(None)))
+            most = max(most, len(file.parts or []))
+    assert most == 3
+
+
+def test_the_file_of_an_ended_batch_is_all_that_is_left_of_its_parts(
+    api: httpx.Client, worker: Callable[..., Process]
+) -> None:
+    process = worker(batch_open_lines=2, batch_replaced_s=0)
+    made = create(api, [embed(n) for n in range(4)])
+    control(process, 3)
+    run_next(process, handlers(), Queue.EMBED.value)
+    control(process)
+    file_id = UUID(look(api, made)["output_file_id"])
+    # As of an attempt that died before it could say that it had written this.
+    files.write_part(process.storage, file_id, b"half of a li")
+    drain(process)
+    sweep(process)
+    assert len(files.part_paths(process.storage, file_id)) == 1
+    assert ids(rows(api, made)) == [f"embed-{n}" for n in range(4)]
+
+
+def test_a_file_that_its_user_deletes_is_written_again(
+    api: httpx.Client, worker: Callable[..., Process]
+) -> None:
+    process = worker(batch_open_lines=2)
+    made = create(api, [embed(n) for n in range(6)])
+    control(process, 3)
+    run_next(process, handlers(), Queue.EMBED.value)
+    control(process)
+    first = look(api, made)["output_file_id"]
+    assert api.delete(f"/v1/files/{first}").status_code == 204
+    gone = problem(api.get(f"/v1/batches/{made['id']}/results"), 404)
+    assert f"/v1/jobs?batch={made['id']}" in gone["detail"]
+    drain(process)
+    assert look(api, made)["output_file_id"] not in (None, first)
+    assert ids(rows(api, made)) == [f"embed-{n}" for n in range(6)]
 
 
 def test_answers_can_be_read_from_the_first_on(
@@ -397,6 +525,16 @@ def test_failed_lines_alone_are_retried(api: httpx.Client, worker: Callable[...,
     assert rows(api, made)[:3] == before
     assert ids(rows(api, made, "errors")) == ["never"]
     assert {job["id"] for job in _jobs(api, made) if job["state"] == "succeeded"} >= jobs_before
+
+
+def _events(api: httpx.Client, job_id: str) -> list[dict[str, Any]]:
+    text = api.get(f"/v1/jobs/{job_id}/events").text
+    fields = [
+        dict(one.split(": ", 1) for one in frame.split("\n"))
+        for frame in text.split("\n\n")
+        if frame
+    ]
+    return [{"event": one["event"], "data": json.loads(one["data"])} for one in fields]
 
 
 def _jobs(api: httpx.Client, batch: dict[str, Any]) -> list[dict[str, Any]]:

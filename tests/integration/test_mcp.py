@@ -218,6 +218,7 @@ def test_what_is_wrong_with_a_call_the_model_reads_with_what_to_do(
         ("search", search | {"type": "exact"}, "hybrid"),
         ("search", search | {"score_threshold": 0.5}, "type"),
         ("ask", ask | {"model": "gpt"}, "model"),
+        ("ask", ask | {"model": "hf/no/such"}, "No worker serves the model 'hf/no/such'. There"),
         ("ask", ask | {"prompt": "none"}, "extractive"),
         ("ask", ask | {"prompt": "none", "model": "ollama/tiny"}, "no prompt 'none'"),
         ("ingest_text", there | {"text": ""}, "text"),

@@ -71,15 +71,17 @@ class TestContract(GeneratorContract):
 def test_sampling_has_ollamas_names(fresh: Remote, generator: RemoteGenerator) -> None:
     sampling = Sampling(
         max_tokens=9, temperature=0.5, top_p=0.9, top_k=7, stop=("END",), seed=3,
-        repetition_penalty=1.2,
+        repetition_penalty=1.2, frequency_penalty=-0.5, presence_penalty=1.5, logprobs=2,
     )  # fmt: skip
     ended(generator.start(Request(messages=said("hello"), sampling=sampling)))
     (body,) = fresh.wire.bodies("/api/chat")
     assert body["options"] == {
         "num_ctx": CONTEXT_LENGTH, "num_predict": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 7,
         "stop": ["END"], "seed": 3, "repeat_penalty": 1.2,
+        "frequency_penalty": -0.5, "presence_penalty": 1.5,
     }  # fmt: skip
     assert body["messages"] == [{"role": "user", "content": "hello"}]
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
 
 
 def test_ollamas_own_defaults_do_not_apply(fresh: Remote, generator: RemoteGenerator) -> None:

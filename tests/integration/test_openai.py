@@ -81,7 +81,7 @@ class TestContractPrefill(OpenAIContract):
 def test_sampling_has_openais_names(fresh: Remote, generator: RemoteGenerator) -> None:
     sampling = Sampling(
         max_tokens=9, temperature=0.5, top_p=0.9, top_k=7, stop=("END",), seed=3,
-        repetition_penalty=1.2,
+        repetition_penalty=1.2, frequency_penalty=-0.5, presence_penalty=1.5, logprobs=2,
     )  # fmt: skip
     ended(generator.start(Request(messages=said("hello"), sampling=sampling)))
     (body,) = fresh.wire.bodies(CHAT)
@@ -89,6 +89,7 @@ def test_sampling_has_openais_names(fresh: Remote, generator: RemoteGenerator) -
         "model": MODEL, "messages": [{"role": "user", "content": "hello"}], "stream": True,
         "stream_options": {"include_usage": True}, "max_tokens": 9, "temperature": 0.5,
         "top_p": 0.9, "stop": ["END"], "seed": 3, "top_k": 7, "repetition_penalty": 1.2,
+        "frequency_penalty": -0.5, "presence_penalty": 1.5, "logprobs": True, "top_logprobs": 2,
     }  # fmt: skip
 
 
@@ -97,7 +98,8 @@ def test_what_openai_does_not_know_is_left_out_by_default(
 ) -> None:
     ended(generator.start(Request(messages=said("hello"))))
     (body,) = fresh.wire.bodies(CHAT)
-    assert not {"top_k", "repetition_penalty", "continue_final_message", "tools"} & set(body)
+    own = {"top_k", "repetition_penalty", "continue_final_message", "tools"}
+    assert not (own | {"frequency_penalty", "presence_penalty", "logprobs"}) & set(body)
 
 
 def test_more_stop_strings_than_openai_takes_are_applied_here(

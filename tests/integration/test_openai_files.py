@@ -17,7 +17,7 @@ from openai import AsyncOpenAI, OpenAI
 from shared import files
 from shared.config import Settings
 from shared.files import Purpose
-from tests.integration.description import valid
+from tests.integration.description import check
 from tests.integration.sweeps import change
 from tests.integration.workbench import drain, make_process
 from workers.attempts.process import Process
@@ -55,39 +55,6 @@ def at_work(settings: Settings) -> Iterator[threading.Event]:
     over.set()
     thread.join()
     process.ledger.close()
-
-
-STORE, FILE, BATCH = "/vector_stores/[^/]+", "/files/[^/]+", "/file_batches/[^/]+"
-ANSWERS = {
-    "POST /files": "OpenAIFile",
-    "GET /files": "ListFilesResponse",
-    f"GET {FILE}": "OpenAIFile",
-    f"DELETE {FILE}": "DeleteFileResponse",
-    "POST /vector_stores": "VectorStoreObject",
-    "GET /vector_stores": "ListVectorStoresResponse",
-    f"(GET|POST) {STORE}": "VectorStoreObject",
-    f"DELETE {STORE}": "DeleteVectorStoreResponse",
-    f"POST {STORE}/search": "VectorStoreSearchResultsPage",
-    f"POST {STORE}/files": "VectorStoreFileObject",
-    f"GET {STORE}(/file_batches/[^/]+)?/files": "ListVectorStoreFilesResponse",
-    f"(GET|POST) {STORE}{FILE}": "VectorStoreFileObject",
-    f"DELETE {STORE}{FILE}": "DeleteVectorStoreFileResponse",
-    f"GET {STORE}{FILE}/content": "VectorStoreFileContentResponse",
-    f"POST {STORE}/file_batches": "VectorStoreFileBatchObject",
-    f"(GET|POST) {STORE}{BATCH}(/cancel)?": "VectorStoreFileBatchObject",
-}
-"""What the published description calls each answer."""
-
-
-def check(response: httpx2.Response) -> None:
-    """Whether an answer is what the published description says."""
-    call = f"{response.request.method} {response.request.url.path.removeprefix('/openai/v1')}"
-    if re.fullmatch(f"GET {FILE}/content", call):
-        return
-    names = [name for pattern, name in ANSWERS.items() if re.fullmatch(pattern, call)]
-    assert len(names) == 1, call
-    response.read()
-    valid(response.json(), names[0] if response.is_success else "ErrorResponse")
 
 
 @pytest.fixture
@@ -197,6 +164,12 @@ def test_an_upload_that_cannot_be_is_refused_with_its_field(
         client.files.create(file=("a.txt", b"text"), **fields)
 
     assert param.split(".")[-1] in refusal(error, param)
+
+
+def test_two_files_in_one_form_are_refused(native: httpx.Client) -> None:
+    twice = [("file", ("a.txt", b"a")), ("file", ("b.txt", b"b"))]
+    answer = native.post("/openai/v1/files", files=twice, data={"purpose": "assistants"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
 
 
 def test_a_file_that_a_job_needs_is_not_deleted(client: OpenAI, at_work: threading.Event) -> None:

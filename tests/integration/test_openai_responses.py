@@ -223,6 +223,9 @@ class TestStreams:
         assert again(raw, id_) == events
         for after in (0, 7, len(events) - 2):
             assert again(raw, id_, starting_after=after) == events[after + 1 :]
+        for after in (len(events) - 1, 10**6):
+            rest = raw.get(f"/responses/{id_}", params={"stream": True, "starting_after": after})
+            assert (rest.status_code, rest.text) == (200, ""), "there is nothing more"
 
     def test_in_the_middle_of_the_answer(self, raw: httpx.Client, ollama: Wire) -> None:
         ollama.behaviours["tiny"] = Behaviour(delay_s=0.02)
@@ -558,6 +561,8 @@ class TestConversations:
             client.conversations.items.retrieve("msg_1", conversation_id=talk.id)
 
     def test_it_is_changed_and_deleted(self, client: OpenAI) -> None:
+        with pytest.raises(openai.NotFoundError, match=r"'conv_0+'; start one with POST /openai"):
+            client.conversations.retrieve(f"conv_{'0' * 32}")
         talk = client.conversations.create()
         changed = client.conversations.update(talk.id, metadata={"topic": "b"})
         assert changed.metadata == {"topic": "b"}

@@ -190,6 +190,16 @@ class TestChat:
         job = job_of(worker, UUID(job_id))
         assert (job.kind, job.lane, job.meta) == ("chat", 0, {"team": "a"})
 
+    def test_an_empty_answer_that_a_program_has_kept_is_passed_over(
+        self, http: httpx.Client, model: str
+    ) -> None:
+        """As of one that broke off: it says nothing, and is no reason to refuse all later ones."""
+        empties: list[dict[str, Any]] = [{"content": ""}, {"content": None}, {"tool_calls": []}]
+        for empty in empties:
+            messages = [user("Who are you?"), {"role": "assistant", **empty}, user(CAPITAL)]
+            answer = chat(http, model, "", messages=messages)
+            assert answer.choices[0].message.content == "The capital of Korea is Seoul."
+
     def test_max_tokens_and_stop(self, http: httpx.Client, model: str) -> None:
         for name in ("max_tokens", "max_completion_tokens"):
             cut = chat(http, model, NUMBERS, **{name: 5})
@@ -614,7 +624,24 @@ class TestDocuments:
             {"messages": [user([{"type": "input_audio", "input_audio": {}}])]},  # type: ignore[arg-type]
             "messages.0.content",
         ),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, None),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "messages"),
+        ({"messages": [{"role": "system", "content": "a"}]}, "messages"),
+        ({"messages": [user("a\0b")]}, "messages.0.content"),
+        (
+            {"messages": [user("a"), {"role": "tool", "tool_call_id": "x", "content": "b"}]},
+            "messages.1",
+        ),
+        ({"model": ""}, "model"), ({"model": "rag/"}, "model"), ({"model": "rag//a"}, "model"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "schema": {"type": "wings"}},
+                }
+            },
+            "response_format",
+        ),
         ({"n": 0}, "n"), ({"n": 129}, "n"), ({"temperature": 3}, "temperature"),
         ({"logit_bias": {"1": 2}}, "logit_bias"), ({"modalities": ["audio"]}, "modalities"),
         ({"functions": [{"name": "a"}]}, "functions"),

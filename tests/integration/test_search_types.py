@@ -1,5 +1,7 @@
 """The types of a search, and what else it can be asked for."""
 
+from uuid import uuid4
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from tests.integration.ingestion import hits_of, ingest, ingest_files, new_colle
 from tests.integration.workbench import drain, job_of, submit
 from workers.attempts.process import Process
 from workers.retrieval.search import marginal_relevance
+from workers.retrieval.store import Entry, store_of
 
 TEXTS = {
     "cats": "Cats sleep for most of the day.",
@@ -189,3 +192,19 @@ def test_expanded_hits_are_whole_parts_of_their_document(process: Process) -> No
     for hit in hits:
         part = text[hit.start :]
         assert part.split()[: len(hit.text.split())] == hit.text.split()
+
+
+def test_a_filter_finds_what_an_index_of_neighbours_does_not_reach(process: Process) -> None:
+    """Among very many equal vectors Chroma's index loses others, also where it is asked by id."""
+    name = new_collection(process)
+    ingest(process, name, {"bread": TEXTS["bread"]}, metadata={"kind": "one"})
+    equal = np.zeros((600, 384), dtype=np.float32)
+    equal[:, 0] = 1
+    entries = [
+        Entry(id=f"{uuid4()}:{n}", text="the same", metadata={"n": n}) for n in range(len(equal))
+    ]
+    store_of(process).upsert(name, entries, equal)
+
+    for type_ in ("similarity", "mmr"):
+        hits = search(process, name, "cats", search={"type": type_, "filter": {"kind": "one"}})
+        assert [hit.source for hit in hits] == ["bread"]

@@ -32,14 +32,19 @@ PATIENCE_S = 120
 
 
 def python_part(
-    name: str, code: str, *, ready: Ready = lambda _pid: None, grace_s: float = 10
+    name: str,
+    code: str,
+    *,
+    ready: Ready = lambda _pid: None,
+    ready_timeout_s: float = 0.3,
+    grace_s: float = 10,
 ) -> Part:
     argv = (sys.executable, "-I", "-S", "-c", code)
     return Part(
         name=name,
         argv=argv,
         ready=ready,
-        ready_timeout_s=0.3,
+        ready_timeout_s=ready_timeout_s,
         stop_grace_s=grace_s,
         hint="look here",
     )
@@ -199,7 +204,12 @@ def test_a_part_that_never_becomes_ready_fails_with_its_last_lines(tmp_path: Pat
 
 
 def test_a_part_that_ends_at_once_fails_after_three_attempts(tmp_path: Path) -> None:
-    part = python_part("broken", "raise SystemExit('no such thing')", ready=lambda _pid: "no")
+    part = python_part(
+        "broken",
+        "raise SystemExit('no such thing')",
+        ready=lambda _pid: "no",
+        ready_timeout_s=PATIENCE_S,
+    )
 
     async def scenario(supervisor: Supervisor) -> None:
         await supervisor.start([part])

@@ -1,13 +1,13 @@
 """Hybrid search on questions of people: as good as the better half, whatever the other one sees.
 
-The data lie beside the checkout; `python -m bench.fusion` measures all of it.
+The data lie beside the checkout; `python -m bench.retrieval.fusion` measures all of it.
 """
 
 from functools import cache
 
 import pytest
 
-from bench.fusion import (
+from bench.retrieval.fusion import (
     DATA,
     EMBEDDINGS,
     TOLERANCE,

@@ -52,6 +52,7 @@ from shared.bounds import (
     Unreadable,
     check_json,
     from_json,
+    json_line,
     shown,
     storable_text,
     to_json,
@@ -498,3 +499,11 @@ def test_values_behind_the_first_names_are_counted(start: bytes, block: bytes) -
     for piece in (start, *[block * 1000] * 50):
         count.feed(piece)
     assert 50_000 <= count.values <= 100_001
+
+
+def test_json_on_one_line_is_one_line_for_every_reader() -> None:
+    text = "a\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029하나"
+    line = json_line({"text": text})
+    assert line.splitlines() == [line]
+    assert json.loads(line) == {"text": text}
+    assert "하나" in line

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from api.compat.huggingface import Caller, call_of
+from api.compat.huggingface import call_of
 from api.schemas import JobRequest
 from cli.commands.hf import NamedInputs, show_output
 from cli.options import complete_hf_tasks
@@ -54,12 +54,7 @@ def test_its_example_is_a_job_that_this_server_takes(task: HfTask) -> None:
 @every_task
 def test_it_can_be_named_wherever_tasks_are(task: HfTask) -> None:
     assert task.name in TypeAdapter(HfInput).json_schema()["$defs"]["Task"]["enum"]
-    assert (
-        call_of(
-            "own/model", task.name, Caller(fair_key="", idempotency_key=None, wait_for_model=None)
-        ).task
-        == task.name
-    )
+    assert call_of("own/model", task.name).task == task.name
     unused: Any = None  # of click, which calls it with the context and the parameter
     assert [item.value for item in complete_hf_tasks(unused, unused, task.name)] == [task.name]
     assert default_models(Settings(_env_file=None))[Task(task.name)] == task.default_model

@@ -6,6 +6,7 @@ import pytest
 
 from shared.config import RoleSettings, Settings, load_settings
 from shared.errors import ConfigurationError
+from shared.vocabulary import KeyScope
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +115,33 @@ def test_a_file_in_the_current_folder_gives_no_rights(
 def test_settings_made_in_code_read_no_file(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("SLUICE_HF_TRUST_REMOTE_CODE=true\n")
     assert Settings(_env_file=None).hf_trust_remote_code is False
+
+
+def test_keys_have_the_scopes_that_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_API_KEYS", "viewer:one,bot:two,owner:three")
+    monkeypatch.setenv("SLUICE_API_KEY_SCOPES", "viewer:read, bot:ask + write")
+    assert load_settings().api_key_scopes == {
+        "viewer": {KeyScope.READ},
+        "bot": {KeyScope.ASK, KeyScope.WRITE},
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("viwer:read", "names 'viwer', which is no key of SLUICE_API_KEYS"),
+        ("viewer:look", "scopes are read, ask, write, admin"),
+        ("viewer", "must read 'name:read,name:ask"),
+        ("viewer:read,viewer:ask", "names 'viewer' twice"),
+        ("viewer:", "must read"),
+    ],
+)
+def test_scopes_that_would_not_hold_are_refused(
+    value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLUICE_API_KEYS", "viewer:a-secret")
+    monkeypatch.setenv("SLUICE_API_KEY_SCOPES", value)
+    with pytest.raises(ConfigurationError, match=r"^SLUICE_API_KEY_SCOPES: ") as refused:
+        load_settings()
+    assert words in str(refused.value)
+    assert "a-secret" not in str(refused.value)

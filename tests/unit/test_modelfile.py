@@ -1,5 +1,7 @@
 """Descriptions of models: what is read, and which line is wrong."""
 
+import math
+
 import pytest
 
 from shared.config import Settings
@@ -155,11 +157,35 @@ def test_a_name_is_not_what_stands_for_something_else(name: str) -> None:
 def test_options_of_ollama_are_ours_or_are_refused_by_name() -> None:
     options = {
         "num_predict": -1, "seed": 7, "top_k": 40.0, "stop": "END", "num_ctx": 4096, "min_p": 0.0,
-        "num_thread": 8, "temperature": None,
+        "num_thread": 8, "temperature": None, "presence_penalty": 1.5, "frequency_penalty": 1.0,
     }  # fmt: skip
     assert parameters_of(options) == {
-        "seed": 7, "top_k": 40, "stop": ["END"], "window_tokens": 4096,
+        "seed": 7, "top_k": 40, "stop": ["END"], "window_tokens": 4096, "presence_penalty": 1.5,
+        "frequency_penalty": 1.0,
     }  # fmt: skip
-    for name, value in {"presence_penalty": 1.5, "top_p": "high", "num_predict": 0, "x": 1}.items():
+    for name, value in {
+        "typical_p": 0.7, "top_p": "high", "num_predict": 0, "x": 1, "num_ctx": math.inf,
+        "seed": math.nan,
+    }.items():  # fmt: skip
         with pytest.raises(InvalidInput, match=rf"^options\.{name} "):
             parameters_of({name: value})
+
+
+def test_only_what_ends_a_line_in_files_ends_one() -> None:
+    description = read_modelfile("FROM tiny\r\nSYSTEM one\x0ctwo\u2028three\rPARAMETER seed 5")
+    assert description.system == "one\x0ctwo\u2028three"
+    assert description.parameters == {"seed": 5}
+
+
+@pytest.mark.parametrize("value", ["1e400", "nan", "inf", "1" * 5000, "１０２４", "1_000"])
+def test_numbers_are_written_as_numbers(value: str) -> None:
+    description = read_modelfile(f"FROM hf/a/b\nPARAMETER num_ctx {value}")
+    with pytest.raises(InvalidInput, match="line 2: PARAMETER num_ctx "):
+        definition_of("mine", description, None, LIMIT_TOKENS)
+
+
+@pytest.mark.parametrize("adapter", ["./mine", "~/mine", "lora.gguf"])
+def test_an_adapter_that_workers_cannot_load_is_refused(adapter: str) -> None:
+    description = read_modelfile(f"FROM hf/a/b\nADAPTER {adapter}")
+    with pytest.raises(InvalidInput, match=r"line 2: ADAPTER .* that workers can load"):
+        definition_of("mine", description, None, LIMIT_TOKENS)

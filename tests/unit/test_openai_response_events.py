@@ -19,7 +19,7 @@ from shared.kinds.batch import Ended
 from shared.kinds.chat import ChatResult, ToolSearch, Usage
 from shared.kinds.search import Hit
 from shared.openai.items import ItemWriter
-from shared.openai.response_events import Event, ResponseEvents, cut
+from shared.openai.response_events import ResponseEvent, ResponseEvents, cut
 from shared.openai.responses import RESPONSES
 
 OWNER = UUID(int=7)
@@ -95,13 +95,13 @@ def events(starting_after: int = -1) -> ResponseEvents:
     return ResponseEvents(writer=writer, is_queued=True, starting_after=starting_after)
 
 
-def at_once(starting_after: int = -1) -> list[Event]:
+def at_once(starting_after: int = -1) -> list[ResponseEvent]:
     """As they are written for a reader who comes when all is done."""
     told = events(starting_after)
     return [*told.begin(RESPONSE), *told.end(RESULT, ENDED)]
 
 
-def bit_by_bit(cuts: Sequence[int]) -> Iterator[Event]:
+def bit_by_bit(cuts: Sequence[int]) -> Iterator[ResponseEvent]:
     """As they are written while the job runs; after some of its steps nothing is told."""
     told = events()
     yield from told.begin(RESPONSE)
@@ -122,6 +122,43 @@ def bit_by_bit(cuts: Sequence[int]) -> Iterator[Event]:
 @given(st.lists(st.integers(0, 40), max_size=6))
 def test_events_do_not_depend_on_when_they_are_read(cuts: list[int]) -> None:
     assert list(bit_by_bit(cuts)) == at_once()
+
+
+@hypothesis.settings(max_examples=30)
+@given(st.text(st.sampled_from("ab 한🙂"), min_size=1, max_size=40), st.data())
+def test_log_probabilities_come_with_the_text_of_their_tokens(text: str, data: Any) -> None:
+    """Tokens are bytes here, as those of byte-level models: several make a character."""
+    bytes_ = text.encode()
+    scored = [
+        {"token": f"<{n}>", "logprob": -1.0, "bytes": [byte], "top_logprobs": []}
+        for n, byte in enumerate(bytes_)
+    ]
+    result = ChatResult(
+        message=said(text), model="hf/tiny", usage=Usage(prompt_tokens=1, completion_tokens=1)
+    )
+
+    def written(cuts: Sequence[int], *, known: bool) -> list[ResponseEvent]:
+        told = events()
+        all_ = list(told.begin(RESPONSE))
+        at = count = 0
+        for place in [*sorted(cuts), len(text)]:
+            upto = len(text[:place].encode()) if known else 0
+            all_ += told.text(1, text[at:place], RESPONSE, scored[count:upto], count)
+            at, count = place, upto
+        return [*all_, *told.end(result, ENDED, scored)]
+
+    cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=6))
+    at_once_ = written([], known=True)
+    assert written(cuts, known=True) == at_once_
+    for all_ in (at_once_, written(cuts, known=False)):
+        done = next(event for event in all_ if event["type"] == "response.output_text.done")
+        assert len(done["logprobs"]) == len(scored)
+        for event in all_:
+            EVENTS.validate_python(event)
+    deltas = [event for event in at_once_ if event["type"] == "response.output_text.delta"]
+    for event in deltas:
+        places = [int(entry["token"][1:-1]) for entry in event["logprobs"]]
+        assert bytes(bytes_[place] for place in places).decode() == event["delta"]
 
 
 def test_all_events_are_valid_and_numbered_from_0_on() -> None:

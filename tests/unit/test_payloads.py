@@ -181,7 +181,7 @@ BAD: list[tuple[Kind, dict[str, Any], str]] = [
     (kinds.COMPLETE, {"prompts": ["a"] * 65, "n": 2}, "130 choices"),
     (kinds.COMPLETE, {"prompts": ["a"], "n": 20, "parameters": {"logprobs": 20}}, "logprobs"),
     (kinds.CHAT, {"messages": [{"role": "robot", "content": "a"}]}, "role"),
-    (kinds.CHAT, {"messages": [{"role": "system", "content": "a"}]}, "last message"),
+    (kinds.CHAT, {"messages": [{"role": "system", "content": "a"}]}, "must end with one"),
     (kinds.HF, {"inputs": "a"}, "name a task"),
     (kinds.HF, {"task": "guessing", "inputs": "a"}, "summarization"),
     (kinds.HF, {"model": "a/b", "inputs": "a", "backend": "hub"}, "the hub"),

@@ -148,7 +148,7 @@ class ModelOutput:
 def chat_answer(context: Context) -> Done:
     """The answer, or the steps of several answers."""
     process = context.process
-    with process.ledger.read() as session:
+    with process.ledger.read_single() as session:
         job = jobs.get(session, context.claim.job_id)
         input_ = ChatInput.model_validate(job.input)
         before = (

@@ -207,7 +207,7 @@ class ScoredChunk:
 
 
 def rag_answer(context: Context) -> Done:
-    with context.process.ledger.read() as session:
+    with context.process.ledger.read_single() as session:
         job = jobs.get(session, context.claim.job_id)
         input_ = RagInput.model_validate(job.input)
         hits = _live_hits(session, job.id, input_)
@@ -289,7 +289,7 @@ def _generate(
     chosen = sampling(input_.parameters, process.settings, step_id=context.claim.step_id)
     generator.learn(context.check)
     budget = prompt_budget(generator, chosen.max_tokens)
-    with process.ledger.read() as session:
+    with process.ledger.read_single() as session:
         before = (
             prompts.load(session, job.conversation_id)
             if input_.previous_job_id is None

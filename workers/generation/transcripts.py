@@ -39,18 +39,21 @@ from workers.generation.backends.interface import (
 # Writes down what is generated: to Postgres first, then to the clients' streams.
 #
 # One thread and one transaction every `generation_flush_s` for all texts that a process
-# generates. Where Postgres does not answer, text waits here; a step that has lost its lease
-# has to stop.
+# generates; what a text begins with is written as soon as it is there. Where Postgres does not
+# answer, text waits here; a step that has lost its lease has to stop.
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class GrowingTranscript:
     """The text of one step as it grows. `offset` counts the characters that are written down."""
 
     context: Context
     offset: int = 0
+    on_begin: Callable[[], None] = lambda: None
+    """Called when there is text to show for the first time."""
+    has_begun: bool = False
     _text: list[str] = field(default_factory=list)
     _shown: list[str] = field(default_factory=list)
     _token_ids: list[int] = field(default_factory=list)
@@ -72,6 +75,9 @@ class GrowingTranscript:
             self._shown.append(shown)
             self._token_ids.extend(token_ids)
             self._logprobs.extend(logprobs)
+        if shown and not self.has_begun:
+            self.has_begun = True
+            self.on_begin()
 
     def take(self) -> Addition | None:
         """What has come since; None if nothing has."""
@@ -113,8 +119,12 @@ class TranscriptWriter:
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._begun: list[GrowingTranscript] = []
+        """Those whose first text waits to be written."""
+        self._has_begun = threading.Event()
 
     def open(self, transcript: GrowingTranscript) -> None:
+        transcript.on_begin = partial(self._begin, transcript)
         with self._lock:
             self._transcripts.append(transcript)
             if self._thread is None:
@@ -128,9 +138,17 @@ class TranscriptWriter:
         with self._writing:  # a round that has taken from it has ended, or put it back
             pass
 
+    def _begin(self, transcript: GrowingTranscript) -> None:
+        with self._lock:
+            self._begun.append(transcript)
+        self._has_begun.set()
+
     def _run(self) -> None:
         while True:
-            time.sleep(self._settings.generation_flush_s)
+            flush_at = time.monotonic() + self._settings.generation_flush_s
+            while (left_s := flush_at - time.monotonic()) > 0:
+                if self._has_begun.wait(left_s):
+                    self._write_begun()
             with self._lock:
                 if not self._transcripts:
                     self._thread = None
@@ -139,6 +157,14 @@ class TranscriptWriter:
             with self._writing:
                 self._write(transcripts)
 
+    def _write_begun(self) -> None:
+        self._has_begun.clear()
+        with self._writing:
+            with self._lock:
+                begun, self._begun = self._begun, []
+                open_ = [transcript for transcript in begun if transcript in self._transcripts]
+            self._write(open_)
+
     def _write(self, transcripts: list[GrowingTranscript]) -> None:
         taken = [
             (transcript, addition) for transcript in transcripts if (addition := transcript.take())
@@ -146,7 +172,7 @@ class TranscriptWriter:
         if not taken:
             return
         try:
-            with self._ledger.begin() as session:
+            with self._ledger.begin_single() as session:
                 written = conversations.append_text(session, [addition for _, addition in taken])
         except SQLAlchemyError as error:
             log.warning("generated text not written yet: %s", error)
@@ -210,7 +236,7 @@ def write(
         else:
             transcript.add(text, shown_text, delta.token_ids, delta.logprobs)
 
-    with process.ledger.read() as session:
+    with process.ledger.read_single() as session:
         before = conversations.of_step(session, context.claim.step_id)
     if before is not None:
         request = replace(request, resume=_resume(before, request))
@@ -275,15 +301,21 @@ def write_quietly(context: Context, generator: TextGenerator, request: Request) 
 def _follow(
     context: Context, generator: TextGenerator, request: Request, take: Callable[[Delta], None]
 ) -> Completion:
-    # Dozens of threads that woke up for every token would take the model's own time.
+    # The first text is waited for. Dozens of threads that woke up for every other token would take
+    # the model's own time.
     pause_s = context.process.settings.generation_flush_s / 2
     generation = generator.start(request)
+    has_text = False
     try:
         while not generation.is_over:
-            generation.wait(pause_s)
-            while (delta := generation.read(timeout_s=0)) is not None:
+            if has_text:
+                generation.wait(pause_s)
+            timeout_s = 0 if has_text else pause_s
+            while (delta := generation.read(timeout_s=timeout_s)) is not None:
                 context.progress()
                 take(delta)
+                if delta.text:
+                    has_text, timeout_s = True, 0
             if context.stop.is_set() and not generation.is_cancelled:
                 generation.cancel()
     except BaseException:
@@ -295,7 +327,7 @@ def _follow(
 
 def show_at_once(context: Context, text: str) -> Record:
     """What records a text that was not written bit by bit, so that streams have it, too."""
-    with context.process.ledger.read() as session:
+    with context.process.ledger.read_single() as session:
         before = conversations.of_step(session, context.claim.step_id)
     transcript = GrowingTranscript(context, offset=len(before.shown) if before else 0)
     transcript.add(text, text[transcript.offset :])
@@ -342,7 +374,7 @@ def prompt_budget(generator: TextGenerator, max_tokens: int) -> int:
 
 def deadline(context: Context) -> float | None:
     """The job's deadline as a moment of `time.monotonic()`; the database's clock decides of it."""
-    with context.process.ledger.read() as session:
+    with context.process.ledger.read_single() as session:
         left_s = jobs.seconds_left(session, context.claim.job_id)
     return None if left_s is None else time.monotonic() + left_s
 

@@ -70,7 +70,7 @@ def _run(
     for context in contexts:
         try:
             input_ = context.input(shape)
-            with context.process.ledger.read() as session:
+            with context.process.ledger.read_single() as session:
                 recorded = steps.result_of(session, context.claim.job_id, before)
             rows = from_json(context.process, recorded["candidates"])
         except SluiceError as error:

@@ -169,7 +169,7 @@ class Work:
 def recorded_before(context: Context) -> tuple[dict[int, Any], list[str]]:
     """Outputs by input, and warnings, of the steps of the job that went before this one."""
     process, claim = context.process, context.claim
-    with process.ledger.read() as session:
+    with process.ledger.read_single() as session:
         results = session.scalars(
             select(Step.result)
             .where(
@@ -420,7 +420,7 @@ def _read_file(process: Process, value: Any) -> bytes:
 
 def _read_upload(process: Process, file_id: UUID) -> bytes:
     try:
-        with process.ledger.read() as session:
+        with process.ledger.read_single() as session:
             file = files.get(session, file_id)
         return files.read(process.storage, file)
     except NotFound as error:

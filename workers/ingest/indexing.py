@@ -387,11 +387,11 @@ def _add_batch(
     spans = [_span(run, terms_in) for run in _runs(chunks)]
     with process.ledger.begin() as session:
         versions.lock_documents_of(session, version_ids)
-        wanted = lexical.still_unindexed(session, version_ids, field)
-        spans = [span for span in spans if span.version_id in wanted]
+        unindexed = lexical.still_unindexed(session, version_ids, field)
+        spans = [span for span in spans if span.version_id in unindexed]
         if spans:
             lexical.write(session, collection_id, pack(field, build(spans)))
-        lexical.note_published(session, wanted, [field])
+        lexical.note_published(session, unindexed, [field])
 
 
 def _add_part(

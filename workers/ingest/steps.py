@@ -897,10 +897,10 @@ class Writer:
         if self._options.skip_duplicates:
             versions.hold_contents(session, self._options.collection_id)
         # A source may have been taken out of the job meanwhile.
-        wanted = ingest_items.hold(session, job_id, [ordinal for ordinal, _ in self._contents])
+        held = ingest_items.hold(session, job_id, [ordinal for ordinal, _ in self._contents])
         written = 0
         for ordinal, content in self._contents:
-            if ordinal not in wanted:
+            if ordinal not in held:
                 continue
             document = documents[content.source]
             try:

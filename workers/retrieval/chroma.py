@@ -159,9 +159,9 @@ class Chroma:
             return [
                 [
                     Match(id=id_, score=_similarity(space, distance))
-                    for id_, distance in zip(found, distances, strict=True)
+                    for id_, distance in zip(row, distances, strict=True)
                 ]
-                for found, distances in zip(result["ids"], result["distances"] or (), strict=True)
+                for row, distances in zip(result["ids"], result["distances"] or (), strict=True)
             ]
 
         return self._read(name, read)

@@ -235,13 +235,13 @@ def _timed(
     )
     count = process.settings.rerank_candidates if options.rerank else 0
     begin = time.perf_counter()
-    found = candidates(process, request, count=count, check=context.check)
-    row = found.rows[0]
+    result = candidates(process, request, count=count, check=context.check)
+    row = result.rows[0]
     if options.rerank and rank is not None:
         row = rank(context, options.rerank, query, row)
     hits = [passage.hit(request, query) for passage in passages(process, request, row)]
     elapsed_ms = 1000 * (time.perf_counter() - begin)
-    warnings.update(dict.fromkeys(found.warnings))
+    warnings.update(dict.fromkeys(result.warnings))
     return hits, round(elapsed_ms, 3)
 
 

@@ -268,8 +268,8 @@ class View:
         masks: dict[int, Bools | None] = {}
         for head in self.heads:
             mask = known.get(head.id)
-            wanted = new if head.id in known else dead
-            more = head.dead(wanted) if len(wanted) else None
+            ids_of_dead = new if head.id in known else dead
+            more = head.dead(ids_of_dead) if len(ids_of_dead) else None
             masks[head.id] = mask if more is None else more if mask is None else mask | more
         return masks
 
@@ -632,7 +632,7 @@ class Lexical:
     ) -> list[LexicalResult]:
         """Several queries at the same moment, which read the database together."""
         counted = [Counter(terms(query)) for query in queries]
-        wanted = [dict(list(counts.items())[:QUERY_TERMS]) for counts in counted]
+        term_counts = [dict(list(counts.items())[:QUERY_TERMS]) for counts in counted]
         korean: list[dict[str, int]] = [{} for _ in queries]
         if self._with_morphemes and any(map(has_hangul, queries)):
             analyser = morphemes_of(self._process)
@@ -641,23 +641,23 @@ class Lexical:
                 for query in queries
             ]
         if connection is not None:
-            fields, unindexed = self._fields(connection, collection_id, wanted, korean)
+            fields, unindexed = self._fields(connection, collection_id, term_counts, korean)
         else:
             try:
                 # One statement, which needs no transaction, where nothing else is to be read.
                 with self._single.connect() as single:
                     fields, unindexed = self._fields(
-                        single, collection_id, wanted, korean, only_kept=True
+                        single, collection_id, term_counts, korean, only_kept=True
                     )
             except _NotKept:
                 with self._transaction.connect() as opened:
-                    fields, unindexed = self._fields(opened, collection_id, wanted, korean)
+                    fields, unindexed = self._fields(opened, collection_id, term_counts, korean)
         return [
             LexicalResult(
                 [of_field[n] for of_field in fields],
                 limit=limit,
                 query_terms=len(counts),
-                terms_left_out=len(counts) - len(wanted[n]),
+                terms_left_out=len(counts) - len(term_counts[n]),
                 unindexed=unindexed,
             )
             for n, counts in enumerate(counted)
@@ -667,7 +667,7 @@ class Lexical:
         self,
         connection: Connection,
         collection_id: UUID,
-        wanted: Sequence[dict[str, int]],
+        term_counts: Sequence[dict[str, int]],
         korean: Sequence[dict[str, int]],
         *,
         only_kept: bool = False,
@@ -680,7 +680,7 @@ class Lexical:
         reader = _Reader(connection, self._cache, self._common, only_kept=only_kept)
         ids, deaths, korean_ids, korean_deaths, unindexed = row
         view = self._view(reader, collection_id, Field.TERMS, ids, deaths or b"")
-        fields = [reader.queries(view, wanted)]
+        fields = [reader.queries(view, term_counts)]
         if any(korean) and korean_ids:
             other = self._view(
                 reader, collection_id, Field.MORPHEMES, korean_ids, korean_deaths or b""
@@ -764,7 +764,7 @@ class _Reader:
 
     def _pieces(self, view: View, distinct: Longs) -> dict[int, list[Piece]]:
         """Of each of the terms, ascending, that some chunk has: its postings in each segment."""
-        wanted: list[tuple[int, tuple[int, int], Longs]] = []
+        lookups: list[tuple[int, tuple[int, int], Longs]] = []
         for segment, head in enumerate(view.heads):
             at = np.searchsorted(head.page_ends, distinct)
             inside = int(np.searchsorted(at, len(head.page_ends)))
@@ -773,10 +773,10 @@ class _Reader:
             cuts = np.flatnonzero(np.diff(at[:inside], prepend=-1)).tolist()
             for first, end in zip(cuts, [*cuts[1:], inside], strict=True):
                 key = head.id, int(head.page_ends[at[first]])
-                wanted.append((segment, key, distinct[first:end]))
-        pages = self._pages([key for _, key, _ in wanted])
+                lookups.append((segment, key, distinct[first:end]))
+        pages = self._pages([key for _, key, _ in lookups])
         pieces: dict[int, list[Piece]] = {}
-        for segment, key, own in wanted:
+        for segment, key, own in lookups:
             page = pages[key]
             at = np.searchsorted(page.terms, own)
             for place, value in zip(at.tolist(), own.tolist(), strict=True):

@@ -77,7 +77,7 @@ class Candidate:
 
 
 @dataclass(kw_only=True, slots=True)
-class _Found:
+class _ScoredId:
     """A live passage before its text is read: its id, its score, and how that came about."""
 
     id: str
@@ -263,7 +263,7 @@ class CollectionSearch:
 
     # Both halves
 
-    def _weighed(self, embedder: Embedder, vectors: Vectors, count: int) -> list[list[_Found]]:
+    def _weighed(self, embedder: Embedder, vectors: Vectors, count: int) -> list[list[_ScoredId]]:
         """The best by words and by meaning together: the best of each half, with both scores."""
         pool = max(count, HYBRID_POOL)
         # The store and Postgres look at the same time, the store before a thread of its own.
@@ -312,7 +312,7 @@ class CollectionSearch:
         return united
 
     def _cosines(
-        self, vectors: Vectors, rows: Sequence[Sequence[_Found]], kept: Mapping[str, Vectors]
+        self, vectors: Vectors, rows: Sequence[Sequence[_ScoredId]], kept: Mapping[str, Vectors]
     ) -> list[Floats]:
         """Of each row's candidates with its query; NaN for those without a vector. `kept` has
         vectors of most of those that the store did not compare with the query."""
@@ -321,7 +321,7 @@ class CollectionSearch:
         )
         kept = {**kept, **self._vectors(list(missing))}
 
-        def cosine(vector: Vectors, one: _Found) -> float:
+        def cosine(vector: Vectors, one: _ScoredId) -> float:
             if one.similarity is not None:
                 return one.similarity
             other = kept.get(one.id)
@@ -356,13 +356,13 @@ class CollectionSearch:
                 )
         return results
 
-    def _matches(self, results: Sequence[LexicalResult], count: int) -> list[list[_Found]]:
+    def _matches(self, results: Sequence[LexicalResult], count: int) -> list[list[_ScoredId]]:
         """The passages that have words of the queries, `count` for each.
 
         What was erased since, or does not match the filter, makes room for further ones; where
         that is most of them, those that Postgres has found are scored.
         """
-        matches: list[list[_Found]] = [[] for _ in results]
+        matches: list[list[_ScoredId]] = [[] for _ in results]
         left = dict(enumerate(results))
         limit = count
         for _ in range(WIDEN_TIMES):
@@ -385,7 +385,9 @@ class CollectionSearch:
                 matches[n] = row
         return matches
 
-    def _live_matches(self, results: Collection[LexicalResult], count: int) -> list[list[_Found]]:
+    def _live_matches(
+        self, results: Collection[LexicalResult], count: int
+    ) -> list[list[_ScoredId]]:
         live = self._live([id_ for result in results for id_ in result.chunk_ids])
         return [
             [
@@ -398,7 +400,7 @@ class CollectionSearch:
 
     def _scored(
         self, results: Collection[LexicalResult], ids: Sequence[str], count: int
-    ) -> list[list[_Found]]:
+    ) -> list[list[_ScoredId]]:
         """The best of those passages."""
         best: list[list[tuple[str, float]]] = []
         for result in results:
@@ -436,15 +438,16 @@ class CollectionSearch:
 
     def _nearest(
         self, vectors: Vectors, rows: Sequence[Sequence[Match]], count: int
-    ) -> list[list[_Found]]:
+    ) -> list[list[_ScoredId]]:
         """The passages whose vectors are nearest, `count` for each query: those of `rows`, which
         `_query` has of as many.
 
         The store may know passages that are live no longer, and for a moment the other way round;
         and it may not know all of the filter. Where that leaves fewer than `count`, more are asked
-        for, and then those that Postgres has found.
+        for, and then those that Postgres has found. Where a filter leaves nothing, these are
+        compared here: an index of neighbours may not reach them, as among very many equal vectors.
         """
-        nearest: list[list[_Found]] = [[] for _ in vectors]
+        nearest: list[list[_ScoredId]] = [[] for _ in vectors]
         left = list(range(len(vectors)))
         limit = count
         for _ in range(WIDEN_TIMES):
@@ -458,14 +461,35 @@ class CollectionSearch:
                 if len(nearest[n]) < min(count, len(row))
             ]
             if not left:
-                return nearest
+                break
             limit *= WIDEN_FACTOR
         where = self._options.filter
-        if where is not None and not store_of(self._process).is_exact(where):
+        if where is None:
+            return nearest
+        if left and not store_of(self._process).is_exact(where):
             rows = self._query(vectors[left], count, ids=self._matching(where))
             for n, live in zip(left, self._live_nearest(rows, count), strict=True):
                 nearest[n] = live
+        empty = [n for n, row in enumerate(nearest) if not row]
+        if empty:
+            rows = self._compared(vectors[empty], self._matching(where), count)
+            for n, live in zip(empty, self._live_nearest(rows, count), strict=True):
+                nearest[n] = live
         return nearest
+
+    def _compared(self, vectors: Vectors, ids: Sequence[str], count: int) -> list[list[Match]]:
+        """The best of these passages for each query, by their cosines with it."""
+        kept = self._vectors(ids)
+        if not kept:
+            return [[] for _ in vectors]
+        passages = np.array(list(kept.values()))
+        lengths = np.maximum(np.linalg.norm(passages, axis=1), 1e-12)
+        rows = []
+        for cosines in vectors @ passages.T / lengths:
+            order = np.argsort(-cosines, kind="stable")[:count].tolist()
+            best = zip((list(kept)[n] for n in order), cosines[order].tolist(), strict=True)
+            rows.append([Match(id=id_, score=score) for id_, score in best])
+        return rows
 
     def _matching(self, where: MetadataFilter) -> list[str]:
         with self._process.ledger.read_single() as session:
@@ -506,19 +530,19 @@ class CollectionSearch:
             collection = collections.get(session, self._name)
             return not documents.page(session, collection.id, limit=1, after=None)
 
-    def _live_nearest(self, rows: Sequence[Sequence[Match]], count: int) -> list[list[_Found]]:
+    def _live_nearest(self, rows: Sequence[Sequence[Match]], count: int) -> list[list[_ScoredId]]:
         """Of each row those that are live and match the filter, `count` at most."""
         live = self._live(_ids(rows))
         return [
             [
-                _Found(id=match.id, score=match.score, similarity=match.score, halves=("dense",))
+                _ScoredId(id=match.id, score=match.score, similarity=match.score, halves=("dense",))
                 for match in row
                 if match.id in live
             ][:count]
             for row in rows
         ]
 
-    def _diverse(self, vectors: Vectors, count: int) -> list[list[_Found]]:
+    def _diverse(self, vectors: Vectors, count: int) -> list[list[_ScoredId]]:
         fetch = max(self._options.fetch_k or DEFAULT_FETCH_K, count)
         share = self._options.lambda_mult
         nearest = self._nearest(vectors, self._query(vectors, fetch), fetch)
@@ -553,7 +577,7 @@ class CollectionSearch:
             self._is_live |= {id_: id_ in live for id_ in new}
         return {id_ for id_ in ids if self._is_live[id_]}
 
-    def _read(self, rows: Sequence[Sequence[_Found]], count: int) -> list[list[Candidate]]:
+    def _read(self, rows: Sequence[Sequence[_ScoredId]], count: int) -> list[list[Candidate]]:
         """The first `count` of each row with their texts. One that is erased just now makes room
         for the next."""
         first = [row[:count] for row in rows]
@@ -563,7 +587,7 @@ class CollectionSearch:
             [self._candidate(one) for one in row if one.id in self._chunks][:count] for row in rows
         ]
 
-    def _read_chunks(self, rows: Sequence[Sequence[_Found]]) -> bool:
+    def _read_chunks(self, rows: Sequence[Sequence[_ScoredId]]) -> bool:
         """Whether all of them are there."""
         ids = dict.fromkeys(one.id for row in rows for one in row)
         new = [id_ for id_ in ids if id_ not in self._chunks]
@@ -574,19 +598,19 @@ class CollectionSearch:
         self._chunks |= chunks
         return len(chunks) == len(new)
 
-    def _candidate(self, found: _Found) -> Candidate:
+    def _candidate(self, scored: _ScoredId) -> Candidate:
         debug = HitDebug(
-            similarity=found.similarity,
-            lexical=found.lexical,
-            dense_weight=found.dense_weight,
-            halves=list(found.halves),
+            similarity=scored.similarity,
+            lexical=scored.lexical,
+            dense_weight=scored.dense_weight,
+            halves=list(scored.halves),
         )
         return Candidate(
-            chunk=self._chunks[found.id],
+            chunk=self._chunks[scored.id],
             collection=self._name,
-            score=found.score,
+            score=scored.score,
             debug=debug,
-            weights=found.weights,
+            weights=scored.weights,
         )
 
 
@@ -599,13 +623,13 @@ def _ids(rows: Sequence[Sequence[Match]]) -> list[str]:
     return [match.id for row in rows for match in row]
 
 
-def _match(id_: str, score: float, weights: Mapping[str, float]) -> _Found:
-    return _Found(
+def _match(id_: str, score: float, weights: Mapping[str, float]) -> _ScoredId:
+    return _ScoredId(
         id=id_, score=score, lexical=round(score, 6), halves=("lexical",), weights=weights
     )
 
 
-def _united(nearest: Sequence[_Found], matches: Sequence[_Found]) -> list[_Found]:
+def _united(nearest: Sequence[_ScoredId], matches: Sequence[_ScoredId]) -> list[_ScoredId]:
     """Each passage once; one that both halves have says so."""
     united = {one.id: one for one in nearest}
     for one in matches:

@@ -134,7 +134,7 @@ def from_json(process: Process, rows: Any) -> list[list[Candidate | None]]:
         for one in row:
             ids.setdefault(one["collection"], []).append(one["id"])
     live: dict[str, ChunkView] = {}
-    with process.ledger.read() as session:
+    with process.ledger.read_single() as session:
         for name, of_collection in ids.items():
             collection = collections.get(session, name)
             live |= documents.live_chunks(session, collection.id, of_collection)

@@ -57,19 +57,19 @@ def terms(text: str) -> list[str]:
     A text in any normal form, width and case has the same ones.
     """
     text = _folded(text)
-    found: list[str] = []
+    result: list[str] = []
     for run, clusters, word in _pattern(text.isascii()).findall(text):
         if word:
-            found += _terms_of(word) if len(word) <= LONG_WORD_CHARS else _of_long(word)
+            result += _terms_of(word) if len(word) <= LONG_WORD_CHARS else _of_long(word)
         elif run:
-            found += _bigrams(run)
+            result += _bigrams(run)
             if len(run) > 1:
-                found += _HAN.findall(run)
+                result += _HAN.findall(run)
                 if _HANGUL.match(run):
-                    found.append(run[0])
+                    result.append(run[0])
         else:
-            found += _bigrams(_clusters().findall(clusters))
-    return found
+            result += _bigrams(_clusters().findall(clusters))
+    return result
 
 
 def _bigrams(run: str | list[str]) -> Iterator[str]:
@@ -175,23 +175,23 @@ def _terms_of(word: str) -> tuple[str, ...]:
         return (*_with_prefix(word), *_humps(word))
     if _GROUPED.fullmatch(word):
         word = word.replace(",", "")
-    found: list[str] = []
+    result: list[str] = []
     if word[-1] in "+#":  # C++, C#, F#; of other words it is no part
         stem = word.rstrip("+#")
         if len(stem) == 1:
-            found.append(_cased(word))
+            result.append(_cased(word))
         word = stem
     if not any(character.isalpha() for character in word):
         # 3.14, 10:30, 2024-03-01, 192.168.0.1: as written, and what stands between.
         parts = _split(word)
-        return (*found, *dict.fromkeys([word.strip("_"), *parts])) if parts else ()
+        return (*result, *dict.fromkeys([word.strip("_"), *parts])) if parts else ()
     # An apostrophe cuts off an article, a case or a possessive (l'eau, Ankara'da, model's); of
     # what is cut off, a single letter says nothing.
     between = re.split("[',/:]", word)
     pieces = [piece for piece in between if len(piece) > 1 or piece.isdigit()] or between
     for piece in pieces:
-        found += _of_piece(piece)
-    return tuple(found)
+        result += _of_piece(piece)
+    return tuple(result)
 
 
 def _of_piece(piece: str) -> Iterator[str]:
@@ -272,12 +272,12 @@ class Morphemes:
         has no Hangul, of which `terms` knows as much."""
         if not has_hangul(text):
             return []
-        found: list[str] = []
+        result: list[str] = []
         for part in _parts(_folded(text)):
             for token in self._kiwi.tokenize(part):
                 if token.tag.startswith(_TAGS):
-                    found.append(sys.intern(_cased(token.form)))
-        return found
+                    result.append(sys.intern(_cased(token.form)))
+        return result
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -95,11 +95,11 @@ def scripts(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Knowledge]:
     Takes time linear in the texts: some 4 µs a character, so give long ones in part. The
     tokenizer must not truncate.
     """
-    found: dict[str, Knowledge] = {}
+    by_script: dict[str, Knowledge] = {}
     unknown = _unknown_id(tokenizer)
     for text in texts:
-        _add(found, tokenizer, nfc(plain_letters(text)), unknown)
-    return found
+        _add(by_script, tokenizer, nfc(plain_letters(text)), unknown)
+    return by_script
 
 
 def script_name(script: str) -> str:
@@ -107,7 +107,9 @@ def script_name(script: str) -> str:
     return _NAMES.get(script, script.title())
 
 
-def _add(found: dict[str, Knowledge], tokenizer: Tokenizer, text: str, unknown: int | None) -> None:
+def _add(
+    by_script: dict[str, Knowledge], tokenizer: Tokenizer, text: str, unknown: int | None
+) -> None:
     encoding = tokenizer.encode(text, add_special_tokens=False)
     spans = encoding.offsets
     # Of each character: the token that holds it; -1 for none, -2 for an unknown piece or several.
@@ -123,7 +125,7 @@ def _add(found: dict[str, Knowledge], tokenizer: Tokenizer, text: str, unknown: 
                 letters_in[holder[at]] += 1
     for start, end, script in words:
         size = sum(map(str.isalpha, text[start:end]))
-        knowledge = found.setdefault(script, Knowledge())
+        knowledge = by_script.setdefault(script, Knowledge())
         if script not in WHOLE and size == 1 and holder[start] != -2:
             continue
         knowledge.letters += size

@@ -14,7 +14,7 @@ _BETWEEN: Final = "\n\n"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class ShownPassages:
     """Passages as a model reads them, and as they were found."""
 
     text: str
@@ -29,7 +29,7 @@ def search_collections(
     first: int,
     limit_chars: int,
     check: Callable[[], None],
-) -> Shown:
+) -> ShownPassages:
     """Passages with their sources, best first and numbered from `first` on, as many as find room;
     one alone is cut if it is too long. Raises NotFound without the collections.
     """
@@ -37,7 +37,7 @@ def search_collections(
     if least_score is not None:
         hits = [hit for hit in hits if hit.score >= least_score]
     if not hits:
-        return Shown(text=NOTHING, hits=())
+        return ShownPassages(text=NOTHING, hits=())
     code = code_for(text for hit in hits for text in (hit.text, hit.source))
     blocks: list[str] = []
     room = limit_chars
@@ -47,4 +47,4 @@ def search_collections(
             break
         blocks.append(passage)
         room -= len(passage) + len(_BETWEEN)
-    return Shown(text=_BETWEEN.join(blocks), hits=hits[: len(blocks)])
+    return ShownPassages(text=_BETWEEN.join(blocks), hits=hits[: len(blocks)])

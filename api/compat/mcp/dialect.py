@@ -51,7 +51,7 @@ MCP = Dialect(
     summary="The Model Context Protocol, with tools for agents",
     tag="mcp",
     prefixes=("/mcp/",),
-    router="api.compat.mcp.dialect:router",
+    routers=("api.compat.mcp.dialect:router",),
     error=_error,
     error_schema=ERROR_SCHEMA,
     descriptions={
@@ -62,7 +62,7 @@ MCP = Dialect(
     },
 )
 
-router = APIRouter(tags=[MCP.tag], route_class=StrictRoute)
+router = APIRouter(route_class=StrictRoute)
 
 
 class Served(Response):
@@ -77,6 +77,8 @@ class Served(Response):
         await serve(scope, receive, send, body=self._body, message=self._message)
 
 
+MEMBERS = ("method", "result", "error")
+"""One of them is in every message: in a request or notification, in a response."""
 MESSAGE = {
     "type": "object",
     "required": ["jsonrpc", "method"],
@@ -117,4 +119,8 @@ async def answer(http: Request) -> Response:
     message = await http.json()
     if not isinstance(message, dict):
         raise HTTPException(422, "Send one JSON-RPC message, which is an object.")
+    if message.get("jsonrpc") != "2.0" or not any(name in message for name in MEMBERS):
+        raise HTTPException(
+            422, 'Send a JSON-RPC message, as {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}.'
+        )
     return Served(await http.body(), message)

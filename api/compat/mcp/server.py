@@ -35,17 +35,19 @@ from starlette.types import Message, Receive, Scope, Send
 from api.compat import calls
 from api.compat.calls import Caller
 from api.compat.dialect import ProblemError
+from api.compat.openai.models import writes
 from api.deps import Parts
 from api.http import answers
 from api.http.answers import job_view
 from api.http.errors import problem_of
+from api.http.key_scopes import require
 from api.jobs import waiting
 from api.openapi import package_version
 from api.schemas import CollectionView, JobView
 from shared import prompts
 from shared.bounds import CollectionName, DocumentText, Metadata, SourceName, check_json, shown
 from shared.documents import collections
-from shared.errors import InvalidInput, NotFound, SluiceError
+from shared.errors import Forbidden, InvalidInput, NotFound, SluiceError
 from shared.jobs import jobs
 from shared.jobs.submission import Submitted
 from shared.kinds import registry as kinds
@@ -54,7 +56,7 @@ from shared.kinds.kind import Kind
 from shared.kinds.rag import Citation, RagResult
 from shared.kinds.search import Hit, PassageCount, Query, SearchType
 from shared.prompts import VariableValues
-from shared.vocabulary import OPEN, Shape, State
+from shared.vocabulary import OPEN, KeyScope, Shape, State
 
 log = logging.getLogger(__name__)
 
@@ -175,15 +177,15 @@ class Call:
     parts: Parts
     caller: Caller
     context: Context
-    told: float = -1.0
+    reported: float = -1.0
     """The last progress; each one has to be larger than the one before."""
-    told_at: float = field(default_factory=time.monotonic)
+    reported_at: float = field(default_factory=time.monotonic)
 
     async def tell(self, done: float, total: float | None, message: str) -> None:
         now = time.monotonic()
-        if done <= self.told or (self.told >= 0 and now - self.told_at < PROGRESS_S):
+        if done <= self.reported or (self.reported >= 0 and now - self.reported_at < PROGRESS_S):
             return
-        self.told, self.told_at = done, now
+        self.reported, self.reported_at = done, now
         await self.context.session.report_progress(done, total, message)
 
 
@@ -212,7 +214,7 @@ async def _submit(call: Call, kind: Kind, values: dict[str, Any]) -> Submitted:
     return made
 
 
-async def _finished(call: Call, made: Submitted) -> calls.Outcome | None:
+async def _finished(call: Call, made: Submitted) -> calls.JobOutcome | None:
     """How the job ended; None where it goes on, since it was waited for long enough. Raises
     ProblemError for one that did not succeed."""
     parts, since = call.parts, time.monotonic()
@@ -224,7 +226,7 @@ async def _finished(call: Call, made: Submitted) -> calls.Outcome | None:
         done, total = view.progress.done, view.progress.total
         if view.kind != kinds.INGEST.name:
             await call.tell(round(time.monotonic() - since, 1), None, _words(view))
-        elif total or call.told < 0:
+        elif total or call.reported < 0:
             await call.tell(done, total, _words(view))
 
     try:
@@ -243,13 +245,13 @@ async def _finished(call: Call, made: Submitted) -> calls.Outcome | None:
     return await run_in_threadpool(_outcome, parts, made.id)
 
 
-def _outcome(parts: Parts, job_id: UUID) -> calls.Outcome:
+def _outcome(parts: Parts, job_id: UUID) -> calls.JobOutcome:
     with parts.ledger.read() as session:
         job = jobs.get(session, job_id)
     return calls.outcome_of(parts, job, {})
 
 
-async def _result(call: Call, kind: Kind, values: dict[str, Any]) -> calls.Outcome:
+async def _result(call: Call, kind: Kind, values: dict[str, Any]) -> calls.JobOutcome:
     """Of a job that is waited for. Raises ToolFailed where that takes too long."""
     made = await _submit(call, kind, values)
     outcome = await _finished(call, made)
@@ -368,6 +370,8 @@ async def _ask(call: Call, arguments: AskArguments) -> AskAnswer:
     }
     if arguments.filter is not None:
         values["search"] = {"filter": arguments.filter}
+    if arguments.model is not None:
+        await writes(call.parts, arguments.model, kinds.RAG.name)
     if arguments.max_tokens is not None:
         values["parameters"] = {"max_tokens": arguments.max_tokens}
     outcome = await _result(call, kinds.RAG, values)
@@ -500,6 +504,8 @@ class ToolRecord:
     arguments: type[Shape]
     answer: type[BaseModel]
     run: Callable[[Call, Any], Awaitable[BaseModel]]
+    scope: KeyScope
+    """What the key needs."""
     is_read_only: bool = True
     input_schema: dict[str, Any] = field(default_factory=dict)
 
@@ -541,6 +547,7 @@ TOOLS = {
             arguments=SearchArguments,
             answer=SearchAnswer,
             run=_search,
+            scope=kinds.SEARCH.scope,
         ),
         ToolRecord(
             name="ask",
@@ -549,6 +556,7 @@ TOOLS = {
             arguments=AskArguments,
             answer=AskAnswer,
             run=_ask,
+            scope=kinds.RAG.scope,
         ),
         ToolRecord(
             name="ingest_text",
@@ -558,6 +566,7 @@ TOOLS = {
             arguments=IngestArguments,
             answer=IngestAnswer,
             run=_ingest_text,
+            scope=kinds.INGEST.scope,
             is_read_only=False,
         ),
         ToolRecord(
@@ -567,6 +576,7 @@ TOOLS = {
             arguments=ListArguments,
             answer=CollectionList,
             run=_list_collections,
+            scope=KeyScope.READ,
         ),
         ToolRecord(
             name="get_job",
@@ -576,15 +586,33 @@ TOOLS = {
             arguments=JobArguments,
             answer=JobView,
             run=_get_job,
+            scope=KeyScope.READ,
         ),
     )
 }
 
 
 async def _list_tools(
-    _context: Context, _params: types.PaginatedRequestParams | None
+    context: Context, _params: types.PaginatedRequestParams | None
 ) -> types.ListToolsResult:
-    return types.ListToolsResult(tools=_described(), ttl_ms=3_600_000, cache_scope="public")
+    """Those that the key may use."""
+    call = _call_of(context)
+    own = [tool for tool in _described() if _is_allowed(call, TOOLS[tool.name])]
+    return types.ListToolsResult(tools=own, ttl_ms=3_600_000, cache_scope="private")
+
+
+def _is_allowed(call: Call, tool: ToolRecord) -> bool:
+    try:
+        _require(call, tool)
+    except Forbidden:
+        return False
+    return True
+
+
+def _require(call: Call, tool: ToolRecord) -> None:
+    """Raises Forbidden."""
+    if tool.scope is not KeyScope.READ:
+        require(call.parts.settings, call.caller.fair_key, frozenset({tool.scope}))
 
 
 @cache
@@ -601,6 +629,7 @@ async def _call_tool(context: Context, params: types.CallToolRequestParams) -> t
         )
     call = _call_of(context)
     try:
+        _require(call, tool)
         arguments = _arguments(tool, params.arguments or {}, call)
         answer = await tool.run(call, arguments)
     except Exception as error:

@@ -17,12 +17,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.responses import JSONResponse
 
 from api.compat import calls
-from api.compat.calls import Caller, CallerDep, Outcome
+from api.compat.calls import Caller, CallerDep, JobOutcome
 from api.compat.ollama.dialect import (
     OLLAMA_API,
     AnyTypeRoute,
+    Bodies,
     ModelRequest,
-    WireShape,
     check_keep_alive,
     is_zero,
     moment,
@@ -30,7 +30,7 @@ from api.compat.ollama.dialect import (
     streamed,
     whole,
 )
-from api.compat.ollama.names import RAG_PREFIX, Model, ask_behind, model_of
+from api.compat.ollama.names import Model, ask_behind, model_of
 from api.deps import Parts, PartsDep
 from api.jobs.texts import TextPiece
 from shared.bounds import JsonSchema, Line, Paragraph, ToolArguments, shown
@@ -40,10 +40,11 @@ from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.chat import ALTERNATIVES_LIMIT, CALLS_LIMIT, CHAT
 from shared.kinds.complete import COMPLETE
 from shared.kinds.kind import Kind
-from shared.kinds.rag import RAG
+from shared.kinds.rag import RAG, RAG_PREFIX, rag_of
 from shared.modelfiles import go_templates
 from shared.modelfiles.modelfile import checked_parameters
 from shared.providers import OLLAMA, OLLAMA_SERVER
+from shared.vocabulary import WireShape
 
 # What requests look like.
 
@@ -60,7 +61,15 @@ def _no_images(images: Any) -> Any:
 
 NoImages = Annotated[Any, BeforeValidator(_no_images)]
 KeepAlive = Annotated[float | str | None, BeforeValidator(check_keep_alive)]
-Think = bool | Literal["low", "medium", "high", "max"]
+
+
+def _think(value: Any) -> Any:
+    if value is None or isinstance(value, bool) or value in ("low", "medium", "high", "max"):
+        return value
+    raise ValueError('must be true or false, or "low", "medium", "high" or "max"')
+
+
+Think = Annotated[bool | Literal["low", "medium", "high", "max"], BeforeValidator(_think)]
 
 
 class OllamaFunctionOfCall(WireShape):
@@ -202,8 +211,12 @@ def messages_of(wire: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
         if message.role == "tool":
             values["tool_call_id"] = _answered(number, message, waiting)
         elif not message.content and not message.tool_calls:
+            if message.role == "user":
+                raise InvalidInput(f"messages.{number}.content is empty; send a text")
             continue  # an answer that was empty, as clients send it back
         messages.append(values)
+    if not messages:
+        raise InvalidInput("messages hold no text; send one of the user")
     return messages
 
 
@@ -357,17 +370,17 @@ def _rag_work(
     parts: Parts, model: Model, request: WritingRequest, messages: Sequence[Mapping[str, Any]]
 ) -> Work:
     """The last message is the question; those before it go to the model as far as there is room."""
-    collection, _, answering = model.reference.removeprefix(RAG_PREFIX).partition("/")
+    rag = rag_of(model.reference)
+    assert rag is not None
     *earlier, last = messages or [{"role": ""}]
     if last["role"] != "user":
         raise InvalidInput("messages must end with the question, a message of the user")
     if any(m["role"] == "tool" or m.get("tool_calls") for m in earlier):
         raise InvalidInput(f"messages must be without tools for models {RAG_PREFIX}<collection>")
-    values: dict[str, Any] = {"collection": collection, "question": last["content"]}
-    writer = answering or parts.settings.generation_model
-    if answering:
-        values["model"] = answering
-    if writer == EXTRACTIVE:
+    values: dict[str, Any] = {"collection": rag.collection, "question": last["content"]}
+    if rag.model is not None:
+        values["model"] = rag.model
+    if (rag.model or parts.settings.generation_model) == EXTRACTIVE:
         if request.format:
             raise InvalidInput(f"format is for models that generate text; {model.name} quotes")
         return Work(kind=RAG, values=values)
@@ -444,12 +457,16 @@ class Clock:
     began_at: float
     first_at: float | None = None
 
-    def durations(self, outcome: Outcome) -> dict[str, int]:
-        """Loading is all before the job's step ran: its queue, and a model that was loaded."""
+    def durations(self, outcome: JobOutcome, tokens: int) -> dict[str, int]:
+        """Loading is all before the job's step ran: its queue, and a model that was loaded. Of an
+        answer of so many tokens that came in one piece, the prompt is one pass of the model of as
+        many and one more: clients divide tokens by `eval_duration`."""
         now = time.time()
         started = _seconds(outcome.started_at, self.began_at)
-        ended = _seconds(outcome.finished_at, now)
-        first = min(max(self.first_at or ended, started), max(ended, started))
+        ended = max(_seconds(outcome.finished_at, now), started)
+        first = max(self.first_at or ended, started)
+        if first >= ended:
+            first = started + (ended - started) / (tokens + 1)
         return {
             "total_duration": nanoseconds(now - self.began_at),
             "load_duration": nanoseconds(started - self.began_at),
@@ -506,7 +523,7 @@ class Answer:
     logprobs: Sequence[Mapping[str, Any]] = ()
 
 
-def answer_of(outcome: Outcome) -> Answer:
+def answer_of(outcome: JobOutcome) -> Answer:
     result = outcome.result
     if "answer" in result:
         return Answer(text=result["answer"], finish_reason=result["finish_reason"])
@@ -526,13 +543,15 @@ def answer_of(outcome: Outcome) -> Answer:
     )
 
 
-def _end(form: Form, outcome: Outcome, clock: Clock, text: str, answer: Answer) -> dict[str, Any]:
+def _end(
+    form: Form, outcome: JobOutcome, clock: Clock, text: str, answer: Answer
+) -> dict[str, Any]:
     """The fields of the last part. `text` is the whole answer, without thoughts."""
     usage = outcome.result["usage"]
     fields: dict[str, Any] = {
         "done": True,
         "done_reason": "length" if answer.finish_reason == "length" else "stop",
-        **clock.durations(outcome),
+        **clock.durations(outcome, usage["completion_tokens"]),
         "prompt_eval_count": usage["prompt_tokens"],
         "eval_count": usage["completion_tokens"],
     }
@@ -572,7 +591,7 @@ async def parts_of(
                 logprobs_sent += len(entries)
                 if more or entries or (thought and form.thinks):
                     yield form.part(more, thought, entries)
-            elif isinstance(item, Outcome):
+            elif isinstance(item, JobOutcome):
                 answer = answer_of(item)
                 thought, more = filter_.close()
                 text += more
@@ -592,7 +611,7 @@ async def whole_of(
         async for item in news:
             if isinstance(item, TextPiece):
                 clock.first_at = clock.first_at or time.time()
-            elif isinstance(item, Outcome):
+            elif isinstance(item, JobOutcome):
                 answer = answer_of(item)
                 filter_ = ThoughtFilter()
                 thought, text = filter_.feed(answer.text)
@@ -604,36 +623,60 @@ async def whole_of(
                 yield form.part(text, thought + late_thought, answer.logprobs, **extra, **end)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stay:
+    """How long a model stays loaded behind a request: `keep_alive`, where it says so."""
+
+    model: Model
+    keep_alive: float | str | None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the Ollama server behind has the model."""
+        return self.model.base.startswith(OLLAMA.prefix)
+
+    def check(self) -> None:
+        """Raises InvalidInput: models of workers are loaded while these live."""
+        if is_zero(self.keep_alive) and not self.is_behind:
+            raise InvalidInput(
+                f"keep_alive is 0, which would unload {shown(self.model.name)}: its workers hold "
+                "it as long as they run; leave it out. Only models of the Ollama server behind "
+                f"({OLLAMA_SERVER.setting}) are unloaded"
+            )
+
+    async def begin(self, parts: Parts) -> None:
+        """Have the server behind load the model, or unload it."""
+        if not self.is_behind:
+            return
+        body = {"model": self.model.base.removeprefix(OLLAMA.prefix), "stream": False}
+        kept = {} if self.keep_alive is None else {"keep_alive": self.keep_alive}
+        await ask_behind(parts.settings, "POST", "/api/generate", body | kept)
+
+    async def begun_behind(self, parts: Parts, frames: Bodies) -> Bodies:
+        """The parts of an answer; then the time begins in which the model stays."""
+        async with aclosing(frames):
+            async for frame in frames:
+                if frame["done"] and self.keep_alive is not None:
+                    await self.begin(parts)
+                yield frame
+
+
 def _answered_by(
-    parts: Parts, caller: Caller, made: Submitted, form: Form, clock: Clock, *, stream: bool
-) -> Response:
+    parts: Parts, caller: Caller, made: Submitted, form: Form, stay: Stay, clock: Clock, *,
+    stream: bool,
+) -> Response:  # fmt: skip
     news = calls.follow(parts, caller, made)
     headers = calls.headers_of(made)
     if stream:
-        return streamed(parts_of(news, form, clock), headers)
-    return whole(whole_of(news, form, clock), headers)
+        return streamed(stay.begun_behind(parts, parts_of(news, form, clock)), headers)
+    return whole(stay.begun_behind(parts, whole_of(news, form, clock)), headers)
 
 
-# Requests without words: a model is loaded, or unloaded.
-
-
-async def _without_words(
-    parts: Parts, request: WritingRequest, model: Model, form: Form
-) -> Response:
-    """Models of workers are loaded while these live; those of Ollama are loaded there."""
-    unloads = is_zero(request.keep_alive)
-    if model.base.startswith(OLLAMA.prefix):
-        body: dict[str, Any] = {"model": model.base.removeprefix(OLLAMA.prefix), "stream": False}
-        if request.keep_alive is not None:
-            body["keep_alive"] = request.keep_alive
-        await ask_behind(parts.settings, "POST", "/api/generate", body)
-    elif unloads:
-        raise InvalidInput(
-            f"keep_alive is 0, which would unload {shown(model.name)}: its workers hold it as long "
-            "as they run. Only models of the Ollama server behind "
-            f"({OLLAMA_SERVER.setting}) are unloaded"
-        )
-    return JSONResponse(form.part("", done=True, done_reason="unload" if unloads else "load"))
+async def _without_words(parts: Parts, stay: Stay, form: Form) -> Response:
+    """A request without words loads a model, or unloads it."""
+    await stay.begin(parts)
+    reason = "unload" if is_zero(stay.keep_alive) else "load"
+    return JSONResponse(form.part("", done=True, done_reason=reason))
 
 
 # The routes.
@@ -661,13 +704,16 @@ DOCUMENTED: dict[str, Any] = {
 async def chat_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaChat) -> Response:
     """An answer to a conversation, as a stream unless `stream` is false."""
     clock = Clock(time.time())
-    model = await model_of(parts, request.wanted)
+    model = await model_of(parts, request.model_name)
     check_thinking(model, request.think)
-    form = Form(model=request.wanted, is_chat=True, thinks=request.think is not False)
+    stay = Stay(model=model, keep_alive=request.keep_alive)
+    stay.check()
+    form = Form(model=request.model_name, is_chat=True, thinks=request.think is not False)
     if not request.messages:
-        return await _without_words(parts, request, model, form)
-    made = await calls.submit(parts, _new_job(parts, caller, chat_work(parts, model, request)))
-    return _answered_by(parts, caller, made, form, clock, stream=request.stream)
+        return await _without_words(parts, stay, form)
+    new = _new_job(parts, caller, chat_work(parts, model, request))
+    made = await calls.submit(parts, new, is_waited=True)
+    return _answered_by(parts, caller, made, form, stay, clock, stream=request.stream)
 
 
 @router.post("/api/generate", **DOCUMENTED)
@@ -676,16 +722,18 @@ async def generate_as_ollama(
 ) -> Response:
     """How a prompt goes on, as a stream unless `stream` is false."""
     clock = Clock(time.time())
-    model = await model_of(parts, request.wanted)
+    model = await model_of(parts, request.model_name)
     check_thinking(model, request.think)
+    stay = Stay(model=model, keep_alive=request.keep_alive)
+    stay.check()
     thinks = request.think is not False
     if not request.prompt:
-        form = Form(model=request.wanted, is_chat=False, thinks=thinks)
-        return await _without_words(parts, request, model, form)
+        form = Form(model=request.model_name, is_chat=False, thinks=thinks)
+        return await _without_words(parts, stay, form)
     work = generate_work(parts, model, request)
-    form = Form(model=request.wanted, is_chat=False, thinks=thinks, said=work.said)
-    made = await calls.submit(parts, _new_job(parts, caller, work))
-    return _answered_by(parts, caller, made, form, clock, stream=request.stream)
+    form = Form(model=request.model_name, is_chat=False, thinks=thinks, said=work.said)
+    made = await calls.submit(parts, _new_job(parts, caller, work), is_waited=True)
+    return _answered_by(parts, caller, made, form, stay, clock, stream=request.stream)
 
 
 def check_thinking(model: Model, think: bool | str | None) -> None:

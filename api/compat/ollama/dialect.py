@@ -5,20 +5,19 @@ Clients take it by `OLLAMA_HOST=http://<host>:<port>/ollama`. Bodies are JSON wh
 type says (`curl -d`), streams are a line of JSON for each part, durations are nanoseconds.
 """
 
-import json
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import Request, Response
-from pydantic import model_validator
 
 from api.compat.calls import StreamedAnswer
 from api.compat.dialect import Dialect, Problem
 from api.http.body import StrictRoute
+from shared.bounds import json_line
 from shared.errors import InvalidInput
-from shared.vocabulary import Shape
+from shared.vocabulary import WireShape
 
 PREFIX = "/ollama"
 VERSION = "0.14.0"
@@ -38,7 +37,11 @@ OLLAMA_API = Dialect(
     summary="The API of Ollama, for programs that know it",
     tag="ollama",
     prefixes=(f"{PREFIX}/",),
-    router="api.compat.ollama.router:router",
+    route_prefix=PREFIX,
+    routers=tuple(
+        f"api.compat.ollama.{module}:router" for module in ("models", "chat", "embeddings")
+    ),
+    takes_any_type=True,
     error=_body,
     error_schema={
         "type": "object",
@@ -73,17 +76,6 @@ class AnyTypeRoute(StrictRoute):
         return typed
 
 
-class WireShape(Shape):
-    """Base of this dialect's requests: a null is a field that is left out."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nulls_are_left_out(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: item for name, item in value.items() if item is not None}
-        return value
-
-
 class ModelRequest(WireShape):
     """A request that names a model, by `model` or, as old clients do, by `name`."""
 
@@ -91,7 +83,7 @@ class ModelRequest(WireShape):
     name: str = ""
 
     @property
-    def wanted(self) -> str:
+    def model_name(self) -> str:
         """Raises InvalidInput."""
         name = (self.model or self.name).strip()
         if not name:
@@ -99,7 +91,7 @@ class ModelRequest(WireShape):
         return name
 
 
-DURATION = re.compile(r"[+-]?(?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+|[+-]?0")
+DURATION = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+|[+-]?0")
 
 
 def check_keep_alive(value: Any) -> float | str | None:
@@ -131,8 +123,7 @@ def nanoseconds(seconds: float) -> int:
 
 def line(body: Mapping[str, Any]) -> bytes:
     """A part of a stream."""
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+    return json_line(body).encode("utf-8", "backslashreplace") + b"\n"
 
 
 Bodies = AsyncGenerator[Mapping[str, Any], None]

@@ -14,6 +14,7 @@ from api.compat.calls import CallerDep
 from api.compat.dialect import Problem, ProblemError
 from api.compat.ollama.chat import KeepAlive
 from api.compat.ollama.dialect import OLLAMA_API, AnyTypeRoute, ModelRequest, nanoseconds
+from api.compat.ollama.names import ALIASES
 from api.deps import Parts, PartsDep
 from shared.bounds import shown
 from shared.errors import InvalidInput, ModelNotFound
@@ -23,16 +24,6 @@ from shared.providers import HF, LATEST, is_reference, provider_of
 
 TEXTS_LIMIT: Final = 10_000
 TEXT_CHARS: Final = 1_000_000
-ALIASES: Final = {
-    "all-minilm": "sentence-transformers/all-MiniLM-L6-v2",
-    "all-minilm:22m": "sentence-transformers/all-MiniLM-L6-v2",
-    "all-minilm:l6-v2": "sentence-transformers/all-MiniLM-L6-v2",
-    "bge-m3": "BAAI/bge-m3",
-    "granite-embedding:278m": "ibm-granite/granite-embedding-278m-multilingual",
-    "nomic-embed-text": "nomic-ai/nomic-embed-text-v1.5",
-    "snowflake-arctic-embed2": "Snowflake/snowflake-arctic-embed-l-v2.0",
-}
-"""Models of Ollama's library, and the same ones on the hub."""
 
 
 def _texts(value: Any) -> Any:
@@ -107,7 +98,7 @@ async def embed_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaEmb
     """Vectors of texts, each of length 1."""
     began = time.time()
     parameters_of(request.options)
-    name = request.wanted
+    name = request.model_name
     model = embedding_model_of(parts, name)
     texts = _nonempty(request.input)
     if not texts:
@@ -137,7 +128,7 @@ async def embed_one_as_ollama(
 ) -> Response:
     """The vector of one text: an older form of `/api/embed`."""
     parameters_of(request.options)
-    name = request.wanted
+    name = request.model_name
     model = embedding_model_of(parts, name)
     if not request.prompt:
         return JSONResponse({"embedding": []})
@@ -156,7 +147,7 @@ def _nonempty(texts: Sequence[str]) -> list[str]:
 
 async def _vectors(
     parts: Parts, caller: calls.Caller, name: str, model: str, texts: Sequence[str]
-) -> calls.Outcome:
+) -> calls.JobOutcome:
     job_input = calls.input_of(EMBED, {"texts": list(texts), "model": model})
     try:
         return await calls.run(parts, caller, calls.new_job(parts, caller, EMBED, job_input))

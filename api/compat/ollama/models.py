@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from api.compat import calls
-from api.compat.calls import Caller, CallerDep, Outcome
+from api.compat.calls import Caller, CallerDep, JobOutcome
 from api.compat.dialect import Problem, ProblemError
 from api.compat.ollama.chat import OllamaMessage
 from api.compat.ollama.dialect import (
@@ -25,13 +25,12 @@ from api.compat.ollama.dialect import (
     VERSION,
     AnyTypeRoute,
     ModelRequest,
-    WireShape,
     moment,
     streamed,
     whole,
 )
-from api.compat.ollama.embeddings import ALIASES
 from api.compat.ollama.names import (
+    ALIASES,
     ask_behind,
     is_set,
     model_of,
@@ -52,7 +51,7 @@ from shared.modelfiles import modelfile
 from shared.modelfiles.modelfile import Description, read_modelfile, spelled
 from shared.named_models import Definition
 from shared.providers import HF, LATEST, OLLAMA, is_reference, provider_of
-from shared.vocabulary import Lane
+from shared.vocabulary import Lane, WireShape
 
 LISTED_LIMIT: Final = 1000
 UNKNOWN_SINCE: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -87,9 +86,8 @@ def _documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return OLLAMA_API.documented(401, *statuses)
 
 
-@router.api_route(
-    "/", methods=["GET", "HEAD"], response_class=PlainTextResponse, include_in_schema=False
-)
+@router.get("", include_in_schema=False, name="is_at_address")
+@router.get("/", response_class=PlainTextResponse, include_in_schema=False)
 async def is_running() -> Response:
     return PlainTextResponse("Ollama is running")
 
@@ -100,9 +98,6 @@ async def version_as_ollama() -> Response:
     return JSONResponse({"version": VERSION})
 
 
-router.add_api_route("/api/version", version_as_ollama, methods=["HEAD"], include_in_schema=False)
-
-
 # What there is.
 
 
@@ -111,9 +106,6 @@ async def list_as_ollama(parts: PartsDep) -> Response:
     """All models: named ones, those of the Ollama server behind under its own names, those of other
     providers under Sluice's, collections as `rag/<collection>`, and embedding models."""
     return JSONResponse({"models": await listed(parts)})
-
-
-router.add_api_route("/api/tags", list_as_ollama, methods=["HEAD"], include_in_schema=False)
 
 
 async def listed(parts: Parts) -> list[dict[str, Any]]:
@@ -244,7 +236,7 @@ class OllamaShow(ModelRequest):
 @router.post("/api/show", response_model=OllamaModel, responses=_documented(400, 404, 503))
 async def show_as_ollama(parts: PartsDep, request: OllamaShow) -> Response:
     """One model; of those of the Ollama server behind, what that says of it."""
-    name = request.wanted
+    name = request.model_name
     entries = {entry["name"]: entry for entry in await listed(parts)}
     short = name.removesuffix(LATEST)
     spellings = (name, _tagged(name), short, ALIASES.get(short))
@@ -312,11 +304,11 @@ CHANGES: dict[str, Any] = {
 async def pull_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaPull) -> Response:
     """Have the Ollama server behind fetch a model: a job of the kind `model`, as a stream of its
     progress. What is here already is there at once."""
-    name = request.wanted
+    name = request.model_name
     reference = name if is_reference(name) else OLLAMA.prefix + name.removesuffix(LATEST)
     if not reference.startswith(OLLAMA.prefix) or await _is_named(parts, name):
         await model_of(parts, name)
-        return _told(_said({"status": "success"}), stream=request.stream)
+        return _answer(_bodies({"status": "success"}), stream=request.stream)
     if not is_set(parts.settings):
         raise no_server(parts.settings)
     return await _changed(parts, caller, "pull", reference, stream=request.stream)
@@ -332,8 +324,8 @@ async def push_as_ollama(request: OllamaPush) -> Response:
     raise ProblemError(
         Problem(
             status=501,
-            detail=f"push is not supported: {shown(request.wanted)} is not published from here. "
-            "Use `ollama push` on the machine of the Ollama server",
+            detail=f"push is not supported: {shown(request.model_name)} is not published from "
+            "here. Use `ollama push` on the machine of the Ollama server",
         )
     )
 
@@ -345,7 +337,7 @@ class OllamaDelete(ModelRequest):
 @router.delete("/api/delete", status_code=200, responses=_documented(400, 404, 409, 500, 503, 504))
 async def delete_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaDelete) -> Response:
     """Delete a named model, or a model of the Ollama server behind."""
-    name = request.wanted
+    name = request.model_name
     if await _is_named(parts, name):
         await run_in_threadpool(_delete_named, parts, name)
         return Response(status_code=200)
@@ -409,6 +401,7 @@ class OllamaCreate(ModelRequest):
             "parser": "leave it out",
             "remote_host": "set SLUICE_OLLAMA_URL to that server",
             "path": "send its lines in modelfile",
+            "info": "workers read what there is to know of a model from its files",
         }
         for name, remedy in refused.items():
             if getattr(self, name):
@@ -443,7 +436,7 @@ def _adapter(adapters: Mapping[str, str]) -> str | None:
 @router.post("/api/create", **CHANGES)
 async def create_as_ollama(parts: PartsDep, request: OllamaCreate) -> Response:
     """Make or replace a named model: a preset over a model of any provider."""
-    name = request.wanted
+    name = request.model_name
     description = request.description()
     source = await model_of(parts, description.from_ or "")
     description = replace(description, from_=source.reference)
@@ -452,12 +445,13 @@ async def create_as_ollama(parts: PartsDep, request: OllamaCreate) -> Response:
     steps += ["creating system layer"] if description.system else []
     steps += ["creating template layer"] if description.template else []
     steps += ["creating parameters layer"] if description.parameters else []
-    said = _said(*({"status": step} for step in (*steps, "writing manifest", "success")))
-    return _told(said, stream=request.stream)
+    said = _bodies(*({"status": step} for step in (*steps, "writing manifest", "success")))
+    return _answer(said, stream=request.stream)
 
 
-@router.head("/api/blobs/{digest}", include_in_schema=False)
+@router.get("/api/blobs/{digest}", include_in_schema=False)
 async def find_blob_as_ollama(digest: str) -> Response:
+    """What clients ask (by HEAD) before they upload one."""
     raise NotFound(f"blob {shown(digest)} not found")
 
 
@@ -500,7 +494,7 @@ async def _changed(
     made = await calls.submit(parts, _job(parts, caller, {"action": action, "name": reference}))
     name = reference.removeprefix(OLLAMA.prefix)
     said = _progress(calls.follow(parts, caller, made), name)
-    return _told(said, stream=stream, headers=calls.headers_of(made))
+    return _answer(said, stream=stream, headers=calls.headers_of(made))
 
 
 async def _progress(
@@ -518,17 +512,17 @@ async def _progress(
                     "total": item.total,
                     "completed": min(item.done, item.total),
                 }
-            elif isinstance(item, Outcome):
+            elif isinstance(item, JobOutcome):
                 for status in ("verifying sha256 digest", "writing manifest", "success"):
                     yield {"status": status}
 
 
-async def _said(*bodies: Mapping[str, Any]) -> AsyncGenerator[Mapping[str, Any], None]:
+async def _bodies(*bodies: Mapping[str, Any]) -> AsyncGenerator[Mapping[str, Any], None]:
     for body in bodies:
         yield body
 
 
-def _told(
+def _answer(
     bodies: AsyncGenerator[Mapping[str, Any], None],
     *,
     stream: bool,

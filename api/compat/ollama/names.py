@@ -18,15 +18,27 @@ from shared import named_models
 from shared.bounds import MODEL_LIMIT_BYTES, cut, is_storable_text, shown
 from shared.config import Settings
 from shared.errors import InvalidInput, Unavailable
+from shared.kinds.rag import RAG_PREFIX
 from shared.modelfiles.modelfile import parameters_of, values_of
 from shared.named_models import Definition
 from shared.providers import LATEST, OLLAMA, OLLAMA_SERVER, is_reference, provider_of
 
-RAG_PREFIX = "rag/"
 NAMES_SHOWN = 20
 ASK_TIMEOUT_S = 5.0
 DEFAULTS: Mapping[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 """Of `DefaultOptions` in `api/types.go`, those that Sluice has other ones for."""
+
+
+ALIASES: Mapping[str, str] = {
+    "all-minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "all-minilm:22m": "sentence-transformers/all-MiniLM-L6-v2",
+    "all-minilm:l6-v2": "sentence-transformers/all-MiniLM-L6-v2",
+    "bge-m3": "BAAI/bge-m3",
+    "granite-embedding:278m": "ibm-granite/granite-embedding-278m-multilingual",
+    "nomic-embed-text": "nomic-ai/nomic-embed-text-v1.5",
+    "snowflake-arctic-embed2": "Snowflake/snowflake-arctic-embed-l-v2.0",
+}
+"""Models of Ollama's library, and the same ones on the hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +132,8 @@ def is_set(settings: Settings) -> bool:
 
 async def show_behind(settings: Settings, name: str) -> dict[str, Any] | None:
     """None where there is no such model, or no server that answers."""
-    wanted = {"model": name.removesuffix(LATEST)}
-    body = await ask_behind(settings, "POST", "/api/show", wanted)
+    query = {"model": name.removesuffix(LATEST)}
+    body = await ask_behind(settings, "POST", "/api/show", query)
     return body if isinstance(body, dict) else None
 
 

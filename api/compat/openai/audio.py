@@ -13,19 +13,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from api.compat import calls
-from api.compat.calls import Caller, CallerDep, Outcome
+from api.compat.calls import Caller, CallerDep, JobOutcome
 from api.compat.dialect import Problem, ProblemError
-from api.compat.openai.dialect import OPENAI, WireShape, answer_json
+from api.compat.openai.dialect import OPENAI, answer_json
 from api.compat.openai.models import outcome_for
 from api.deps import Parts, PartsDep
-from api.routes.files import forget, keep
-from shared import files
 from shared.bounds import Line, ModelName, cut, shown
-from shared.errors import NotFound
 from shared.hf.speech import SPEECH_RECOGNITION
-from shared.jobs.submission import Submitted
+from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.hf import HF
 from shared.tables import File
+from shared.vocabulary import WireShape
 
 FIELDS_LIMIT = 64
 GRANULARITIES = "timestamp_granularities"
@@ -307,11 +305,11 @@ async def create_transcription(http: Request, parts: PartsDep, caller: CallerDep
         made, upload = await run_in_threadpool(_submit, parts, caller, fields, file)
     outcome = await outcome_for(parts, caller, made, fields.model, HF.name)
     if upload is not None:
-        await run_in_threadpool(_forget, parts, upload)
+        await run_in_threadpool(calls.forget_upload, parts, upload)
     return _answer(fields, outcome, duration_s)
 
 
-def _answer(form: TranscriptionForm, outcome: Outcome, duration_s: float | None) -> Response:
+def _answer(form: TranscriptionForm, outcome: JobOutcome, duration_s: float | None) -> Response:
     result = outcome.result
     pieces = pieces_of(result)
     if duration_s is None:
@@ -333,29 +331,20 @@ def _submit(
     parts: Parts, caller: Caller, form: TranscriptionForm, file: UploadFile
 ) -> tuple[Submitted, File | None]:
     """The job, and the upload that was made for it."""
-    upload = keep(parts, file.file, name=UPLOAD_NAME, content_type=file.content_type)
-    try:
+
+    def new(upload: File) -> NewJob:
         values = {
             "task": SPEECH_RECOGNITION.name,
             "model": form.model,
             "inputs": {"file_id": str(upload.id)},
             "parameters": _parameters(form),
         }
-        new = calls.new_job(
-            parts,
-            caller,
-            HF,
-            calls.input_of(HF, values),
-            identity=[upload.sha256, form.model_dump(mode="json")],
-        )
-        made = calls.submit_now(parts, new)
-    except BaseException:
-        _forget(parts, upload)
-        raise
-    if not made.is_new:
-        _forget(parts, upload)
-        return made, None
-    return made, upload
+        identity = [upload.sha256, form.model_dump(mode="json")]
+        return calls.new_job(parts, caller, HF, calls.input_of(HF, values), identity=identity)
+
+    return calls.submit_upload(
+        parts, file.file, new, name=UPLOAD_NAME, content_type=file.content_type
+    )
 
 
 def _parameters(form: TranscriptionForm) -> dict[str, Any]:
@@ -368,12 +357,3 @@ def _parameters(form: TranscriptionForm) -> dict[str, Any]:
         sampling = {"do_sample": True, "temperature": form.temperature}
         parameters["generation_parameters"] = sampling
     return parameters
-
-
-def _forget(parts: Parts, upload: File) -> None:
-    try:
-        with parts.ledger.begin() as session:
-            path = files.delete(session, upload.id)
-    except NotFound:  # its owner was faster
-        return
-    forget(parts, path)

@@ -11,16 +11,17 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from api.compat.openai.dialect import OPENAI, WireShape, id_of, uuid_of
+from api.compat.openai.dialect import OPENAI, uuid_of
 from api.deps import FairKey, IdempotencyKey, PartsDep
 from api.http.body import StrictRoute
-from api.jobs import submission
 from api.routes.batches import BatchOut, BatchSpec, submit, view, views_of
 from shared import batches
 from shared.batches import Status
 from shared.bounds import Line
 from shared.jobs import jobs
 from shared.kinds.batch import EndpointName, Window
+from shared.openai.wire import id_of
+from shared.vocabulary import WireShape
 
 PREFIX = "batch_"
 FILE_PREFIX = "file-"
@@ -131,14 +132,8 @@ async def create_openai_batch(
             output_expires_after_s=expires.seconds if expires else None,
             metadata=request.metadata,
         )
-        job = submission.new_job(
-            new.request(),
-            parts.settings,
-            fair_key=fair_key,
-            idempotency_key=idempotency_key,
-            body=body,
-        )
-        return batch_of(view(parts, submit(parts, job).id))
+        made = submit(parts, fair_key, new, idempotency_key, body)
+        return batch_of(view(parts, made.id))
 
     return answer(await run_in_threadpool(create))
 

@@ -1,102 +1,231 @@
-"""Completions: jobs of the kind `complete`, as answers and as streams."""
+"""Completions and chat completions, as answers and as streams."""
 
-from collections.abc import Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, ClassVar, Generic, TypeVar
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
 
 from api.compat import calls
-from api.compat.calls import CallerDep, Outcome
-from api.compat.openai.chat import STREAM, streamed, submitted
-from api.compat.openai.dialect import DONE_FRAME, OPENAI, answer_json, data_frame, ended_of
-from api.compat.openai.models import outcome_for
-from api.deps import PartsDep
+from api.compat.calls import Caller, CallerDep, JobOutcome, Pause, StreamedAnswer
+from api.compat.openai.dialect import (
+    DONE_FRAME,
+    EVENT_STREAM,
+    OPENAI,
+    answer_json,
+    data_frame,
+    ended_of,
+    error_frame,
+    keep_alive,
+)
+from api.compat.openai.models import news_for, outcome_for, submit_for, writes
+from api.deps import Parts, PartsDep
 from api.http.body import StrictRoute
 from api.jobs.texts import TextPiece
 from shared.jobs.submission import Submitted
+from shared.kinds.batch import Request
+from shared.openai import chat, completions
+from shared.openai.chat import ChatRequest, chat_body, chat_job, choices_of
 from shared.openai.completions import (
-    ID_PREFIX,
     CompletionRequest,
     completion_body,
     completion_job,
-    logprobs_body,
+    usage_of,
 )
 from shared.openai.wire import id_of
 
+# The job as a stream of chunks.
 
-class TextChunks:
-    """Writes the chunks of a stream."""
+RequestT = TypeVar("RequestT", bound=ChatRequest | CompletionRequest)
+Entries = Sequence[Mapping[str, Any]]
+"""Log-probabilities of tokens, as jobs have them."""
 
-    def __init__(
-        self, request: CompletionRequest, made: Submitted, options: Mapping[str, Any]
-    ) -> None:
+
+class ChunkWriter(ABC, Generic[RequestT]):
+    """Writes the chunks of a stream: text as it comes, all else when the job has ended."""
+
+    prefix: ClassVar[str]
+    object_: ClassVar[str]
+
+    def __init__(self, request: RequestT, made: Submitted, options: Mapping[str, Any]) -> None:
         self._request = request
         self._options = options
         self._head = {
-            "id": id_of(ID_PREFIX, made.id),
-            "object": "text_completion",
+            "id": id_of(self.prefix, made.id),
+            "object": self.object_,
             "created": int(made.created_at.timestamp()),
             "model": request.model,
         }
         self._begun: set[int] = set()
-        self._sent: dict[int, int] = {}
-        self._offsets: dict[int, int] = {}
+        self._logprobs_sent: dict[int, int] = {}
+
+    @property
+    def model(self) -> str:
+        return self._request.model
 
     def of_piece(self, piece: TextPiece) -> bytes:
-        entries = self._unsent(piece.choice, piece.logprobs, piece.logprobs_before)
-        if not piece.text and not entries:
+        logprobs = self._unsent(piece.choice, piece.logprobs, piece.logprobs_before)
+        if not piece.text and not logprobs:
             return b""
-        return self._begin(piece.choice) + self._chunk(piece.choice, piece.text, entries)
+        return self._begin(piece.choice) + self._text(piece.choice, piece.text, logprobs)
 
-    def of_outcome(self, outcome: Outcome) -> bytes:
-        body = completion_body(ended_of(outcome, self._options))
-        frames = []
-        for index, choice in enumerate(outcome.result["choices"]):
-            frames.append(self._begin(index))
-            rest = self._unsent(index, choice["logprobs"] or (), 0)
-            reason = body["choices"][index]["finish_reason"]
-            frames.append(self._chunk(index, "", rest, finish_reason=reason))
+    def of_outcome(self, outcome: JobOutcome) -> bytes:
+        frames = list(self._last(outcome))
         if self._request.stream_options.include_usage:
-            frames.append(data_frame({**self._head, "choices": [], "usage": body["usage"]}))
+            usage = usage_of(outcome.result)
+            frames.append(data_frame({**self._head, "choices": [], "usage": usage}))
         return b"".join(frames) + DONE_FRAME
 
+    @abstractmethod
+    def _first(self, index: int) -> bytes:
+        """What comes before the text of a choice."""
+
+    @abstractmethod
+    def _text(self, index: int, text: str, logprobs: Entries) -> bytes:
+        """A piece of the text of a choice."""
+
+    @abstractmethod
+    def _last(self, outcome: JobOutcome) -> Iterator[bytes]:
+        """What is still to be sent of each choice."""
+
     def _begin(self, index: int) -> bytes:
-        """The prompt, where it is to be echoed."""
         if index in self._begun:
             return b""
         self._begun.add(index)
-        if not self._request.echo:
-            return b""
-        return self._chunk(index, self._request.prompt[index // self._request.n], ())
+        return self._first(index)
 
-    def _unsent(self, index: int, entries: Any, before: int) -> Any:
+    def _unsent(self, index: int, entries: Entries, before: int = 0) -> Entries:
         """Log-probabilities in their order: those that come out of it come with the outcome."""
-        sent = self._sent.get(index, 0)
+        sent = self._logprobs_sent.get(index, 0)
         if before > sent:
             return ()
         new = entries[sent - before :]
-        self._sent[index] = sent + len(new)
+        self._logprobs_sent[index] = sent + len(new)
         return new
 
-    def _chunk(
-        self, index: int, text: str, entries: Any, *, finish_reason: str | None = None
+    def _chunk(self, choice: Mapping[str, Any]) -> bytes:
+        body = {**self._head, "choices": [choice]}
+        if self._request.stream_options.include_usage:
+            body["usage"] = None
+        return data_frame(body)
+
+
+class ChatChunkWriter(ChunkWriter[ChatRequest]):
+    prefix = chat.ID_PREFIX
+    object_ = "chat.completion.chunk"
+
+    def _first(self, index: int) -> bytes:
+        return self._delta(index, {"role": "assistant", "content": "", "refusal": None})
+
+    def _text(self, index: int, text: str, logprobs: Entries) -> bytes:
+        return self._delta(index, {"content": text}, logprobs=logprobs)
+
+    def _last(self, outcome: JobOutcome) -> Iterator[bytes]:
+        for index, choice in enumerate(choices_of(ended_of(outcome, self._options))):
+            yield self._begin(index)
+            last: dict[str, Any] = {}
+            if choice.annotations:
+                last["annotations"] = list(choice.annotations)
+            if choice.tool_calls:
+                last["tool_calls"] = [
+                    {"index": number, **call} for number, call in enumerate(choice.tool_calls)
+                ]
+            logprobs = self._unsent(index, choice.logprobs or ())
+            if last or logprobs:
+                yield self._delta(index, last, logprobs=logprobs)
+            yield self._delta(index, {}, finish_reason=choice.finish_reason)
+
+    def _delta(
+        self,
+        index: int,
+        delta: Mapping[str, Any],
+        *,
+        logprobs: Entries = (),
+        finish_reason: str | None = None,
+    ) -> bytes:
+        return self._chunk(
+            {
+                "index": index,
+                "delta": delta,
+                "logprobs": chat.logprobs_body(logprobs) if logprobs else None,
+                "finish_reason": finish_reason,
+            }
+        )
+
+
+class TextChunkWriter(ChunkWriter[CompletionRequest]):
+    prefix = completions.ID_PREFIX
+    object_ = "text_completion"
+
+    def __init__(
+        self, request: CompletionRequest, made: Submitted, options: Mapping[str, Any]
+    ) -> None:
+        super().__init__(request, made, options)
+        self._offsets: dict[int, int] = {}
+
+    def _first(self, index: int) -> bytes:
+        """The prompt, where it is to be echoed."""
+        if not self._request.echo:
+            return b""
+        return self._text(index, self._request.prompt[index // self._request.n], ())
+
+    def _text(
+        self, index: int, text: str, logprobs: Entries, *, finish_reason: str | None = None
     ) -> bytes:
         offset = self._offsets.get(index, 0)
-        self._offsets[index] = offset + sum(len(entry["token"]) for entry in entries)
-        choice = {
-            "index": index,
-            "text": text,
-            "logprobs": logprobs_body(entries, offset=offset) if entries else None,
-            "finish_reason": finish_reason,
-        }
-        return data_frame({**self._head, "choices": [choice]})
+        self._offsets[index] = offset + sum(len(entry["token"]) for entry in logprobs)
+        return self._chunk(
+            {
+                "index": index,
+                "text": text,
+                "logprobs": (
+                    completions.logprobs_body(logprobs, offset=offset) if logprobs else None
+                ),
+                "finish_reason": finish_reason,
+            }
+        )
 
+    def _last(self, outcome: JobOutcome) -> Iterator[bytes]:
+        body = completion_body(ended_of(outcome, self._options))
+        for index, choice in enumerate(outcome.result["choices"]):
+            yield self._begin(index)
+            rest = self._unsent(index, choice["logprobs"] or ())
+            reason = body["choices"][index]["finish_reason"]
+            yield self._text(index, "", rest, finish_reason=reason)
+
+
+async def frames_of(
+    news: AsyncGenerator[calls.News, None], chunks: ChunkWriter[Any]
+) -> AsyncGenerator[bytes, None]:
+    """Frames of a stream, made of what a job gives as it runs."""
+    async with aclosing(news):
+        async for item in news:
+            if isinstance(item, Pause):
+                yield keep_alive(item)
+            elif isinstance(item, TextPiece):
+                if frame := chunks.of_piece(item):
+                    yield frame
+            elif isinstance(item, JobOutcome):
+                yield chunks.of_outcome(item)
+
+
+# The routes.
 
 router = APIRouter(route_class=StrictRoute)
 
+STREAM = {
+    EVENT_STREAM: {
+        "schema": {"description": "Chunks, where `stream` is true; `data: [DONE]` ends it."}
+    }
+}
+RESPONSES: dict[int | str, dict[str, Any]] = OPENAI.documented(
+    400, 401, 404, 409, 413, 429, 500, 503, 504
+)
 
-class TextCompletion(BaseModel):
+
+class OpenAICompletion(BaseModel):
     """As OpenAI's description has it."""
 
     model_config = ConfigDict(extra="allow")
@@ -110,9 +239,28 @@ class TextCompletion(BaseModel):
 
 
 @router.post(
+    "/chat/completions",
+    response_model=OpenAICompletion,
+    responses=RESPONSES
+    | {200: {"description": "The answer, or a stream of it", "content": STREAM}},
+)
+async def create_chat_completion(
+    parts: PartsDep, caller: CallerDep, request: ChatRequest
+) -> Response:
+    """An answer to a conversation; from a collection's passages by a model `rag/<collection>`."""
+    with calls.naming_fields():
+        work = chat_job(request, parts.settings, str(caller.http.base_url))
+    made = await _submit(parts, caller, work, request.model, metadata=request.metadata)
+    if request.stream:
+        return _streamed(parts, caller, made, ChatChunkWriter(request, made, work.options))
+    outcome = await outcome_for(parts, caller, made, request.model)
+    return answer_json(chat_body(ended_of(outcome, work.options)), outcome.headers)
+
+
+@router.post(
     "/completions",
-    response_model=TextCompletion,
-    responses=OPENAI.documented(400, 401, 404, 409, 413, 429, 500, 503, 504)
+    response_model=OpenAICompletion,
+    responses=RESPONSES
     | {200: {"description": "The texts, or a stream of them", "content": STREAM}},
 )
 async def create_completion(
@@ -121,9 +269,42 @@ async def create_completion(
     """How texts go on, as a model writes them without a chat template."""
     with calls.naming_fields():
         work = completion_job(request, parts.settings)
-    made = await submitted(parts, caller, work, request.model)
+    made = await _submit(parts, caller, work, request.model)
     if request.stream:
-        writer = TextChunks(request, made, work.options)
-        return streamed(parts, caller, made, request.model, writer)
+        return _streamed(parts, caller, made, TextChunkWriter(request, made, work.options))
     outcome = await outcome_for(parts, caller, made, request.model, work.kind.name)
     return answer_json(completion_body(ended_of(outcome, work.options)), outcome.headers)
+
+
+async def _submit(
+    parts: Parts,
+    caller: Caller,
+    work: Request,
+    model: str,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> Submitted:
+    """The job of a call that writes text. Raises ProblemError for a model that is not here."""
+    await writes(parts, model, work.kind.name)
+    new = calls.new_job(
+        parts,
+        caller,
+        work.kind,
+        work.input,
+        identity=[work.input.model_dump(mode="json"), dict(work.options)],
+        metadata=metadata,
+    )
+    return await submit_for(parts, new, model)
+
+
+def _streamed(
+    parts: Parts, caller: Caller, made: Submitted, chunks: ChunkWriter[Any]
+) -> StreamedAnswer:
+    """The answer as a stream, while the job runs."""
+    news = news_for(parts, caller, made, chunks.model)
+    return StreamedAnswer(
+        frames_of(news, chunks),
+        media_type=EVENT_STREAM,
+        failed=error_frame,
+        headers=calls.headers_of(made),
+    )

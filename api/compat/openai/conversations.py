@@ -17,11 +17,13 @@ from api.compat.openai.lists import Included, ListOrder, page_of
 from api.deps import FairKey, PartsDep
 from api.http.body import StrictRoute
 from shared import conversations
+from shared.bounds import shown
 from shared.errors import InvalidInput, NotFound
-from shared.openai.items import InputItem, ItemWriter, Metadata, chat_messages, no_item
+from shared.openai.items import InputItem, ItemWriter, WireMetadata, chat_messages, no_item
 from shared.openai.responses import CONVERSATION_PREFIX
-from shared.openai.wire import WireShape, id_of
+from shared.openai.wire import id_of
 from shared.tables import Conversation, ConversationMessage
+from shared.vocabulary import WireShape
 
 ITEMS_LIMIT = 20
 """Of one request."""
@@ -33,11 +35,11 @@ class ConversationRequest(WireShape):
     """A conversation to be started."""
 
     items: Items = []
-    metadata: Metadata = {}
+    metadata: WireMetadata = {}
 
 
 class ConversationChange(WireShape):
-    metadata: Metadata
+    metadata: WireMetadata
 
 
 class NewItems(WireShape):
@@ -46,7 +48,13 @@ class NewItems(WireShape):
 
 def conversation_of(session: Session, id_: str, fair_key: str) -> Conversation:
     """Raises NotFound, also where it is another key's."""
-    return conversations.get(session, uuid_of(CONVERSATION_PREFIX, id_, "conversation"), fair_key)
+    uuid = uuid_of(CONVERSATION_PREFIX, id_, "conversation")
+    try:
+        return conversations.get(session, uuid, fair_key)
+    except NotFound:
+        raise NotFound(
+            f"There is no conversation {shown(id_)}; start one with POST /openai/v1/conversations."
+        ) from None
 
 
 def _view(conversation: Conversation) -> dict[str, Any]:

@@ -1,22 +1,21 @@
 """The API of OpenAI: its record, its errors, its ids, and the frames of its streams.
 
 After the published description, version 2.3.0 (github.com/openai/openai-openapi). Modules beside
-this one have the routes; `router.py` lists them.
+this one have the routes.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 from fastapi import Response
 
-from api.compat.calls import Outcome, Pause
+from api.compat.calls import JobOutcome, Pause
 from api.compat.dialect import Dialect, Problem
-from shared.bounds import shown
-from shared.config import Settings
+from shared.bounds import json_line, shown
 from shared.errors import (
     InvalidInput,
     ModelNotFound,
@@ -27,12 +26,6 @@ from shared.errors import (
     WindowExceeded,
 )
 from shared.kinds.batch import Ended
-from shared.kinds.kind import Kind
-from shared.openai.wire import Taken as Taken
-from shared.openai.wire import Unsupported as Unsupported
-from shared.openai.wire import WireShape as WireShape
-from shared.openai.wire import id_of as id_of
-from shared.vocabulary import Shape
 
 PREFIX = "/openai/v1"
 
@@ -75,12 +68,19 @@ def _body(problem: Problem) -> dict[str, Any]:
     return {"error": error_of(problem)}
 
 
+MODULES = (
+    "models", "completions", "embeddings", "audio", "rerank", "files", "batches",
+    "vector_stores", "responses", "conversations",
+)  # fmt: skip
+"""Those beside this one that have routes."""
+
 OPENAI = Dialect(
     name="openai",
     summary="The API of OpenAI, for programs that know it",
     tag="openai",
     prefixes=(f"{PREFIX}/",),
-    router="api.compat.openai.router:router",
+    route_prefix=PREFIX,
+    routers=tuple(f"api.compat.openai.{module}:router" for module in MODULES),
     error=_body,
     error_schema={
         "type": "object",
@@ -131,9 +131,11 @@ def uuid_of(prefix: str, id_: str, what: str) -> UUID:
 
 FIELD = re.compile(
     r"(?P<place>(?:input\.)?(?:parameters\.)?)"
-    r"(?P<param>[a-z_]+(?:\.[a-z_]+|\.\d+|\[\d+\])*)(?=:| is | has | must | names | goes | needs )"
+    r"(?P<param>[a-z_]+(?:\.[a-z_]+|\.\d+|\[\d+\])*)"
+    r"(?=:| (?:is|has|must|names|goes|needs|holds|comes|makes) )"
 )
 """How messages of ours begin that are about a field."""
+INDEX = re.compile(r"\[(\d+)\]")
 
 
 def remedied(problem: Problem) -> Problem:
@@ -141,38 +143,13 @@ def remedied(problem: Problem) -> Problem:
     has_field = any(entry["field"] != "body" for entry in problem.errors)
     detail = problem.detail.removeprefix("body: ")
     match = FIELD.match(detail)
-    if problem.code != InvalidInput.code or has_field or match is None:
+    is_input = problem.code == InvalidInput.code or (not problem.code and problem.status == 422)
+    if not is_input or has_field or match is None:
         return problem
     detail = detail[match.end("place") :]
-    fields = {"param": match["param"], **problem.fields}
+    param = INDEX.sub(r".\1", match["param"])
+    fields = {"param": param, **problem.fields}
     return replace(problem, detail=detail, fields=fields)
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobOfCall:
-    """What a request is as a job."""
-
-    kind: Kind
-    input: Shape
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-RequestT = TypeVar("RequestT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint(Generic[RequestT]):
-    """An endpoint whose requests are one job each.
-
-    `request` is the shape of a body. `job` raises InvalidInput for what it cannot be. `body` makes
-    the answer's of the job's outcome; `base_url` is that of this server, for links.
-    """
-
-    path: str
-    """Behind the prefix of the dialect, with `/v1`, as batches name it."""
-    request: type[RequestT]
-    job: Callable[[RequestT, Settings], JobOfCall]
-    body: Callable[[RequestT, Outcome, str], dict[str, Any]]
 
 
 def answer_json(body: Any, headers: Mapping[str, str]) -> Response:
@@ -185,7 +162,7 @@ def answer_json(body: Any, headers: Mapping[str, str]) -> Response:
     )
 
 
-def ended_of(outcome: Outcome, options: Mapping[str, Any]) -> Ended:
+def ended_of(outcome: JobOutcome, options: Mapping[str, Any]) -> Ended:
     """The outcome of a call's job, for what writes the answer; `options` are those of its `Request`
     (`shared/kinds/batch.py`)."""
     return Ended(
@@ -203,8 +180,7 @@ DONE_FRAME = b"data: [DONE]\n\n"
 
 def data_frame(body: Any) -> bytes:
     """A chunk of a stream."""
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return b"data: " + data.encode("utf-8", "backslashreplace") + b"\n\n"
+    return b"data: " + json_line(body).encode("utf-8", "backslashreplace") + b"\n\n"
 
 
 def error_frame(problem: Problem) -> bytes:

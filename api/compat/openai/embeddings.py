@@ -44,7 +44,7 @@ async def create_embedding(
     with calls.naming_fields():
         work = embedding_job(request, parts.settings)
     new = calls.new_job(parts, caller, work.kind, work.input)
-    made = await calls.submit(parts, new)
+    made = await calls.submit(parts, new, is_waited=True)
     outcome = await outcome_for(parts, caller, made, request.model, work.kind.name)
     # Thousands of vectors take a while to be written.
     return await run_in_threadpool(

@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 from api.compat import calls
 from api.compat.calls import NO_RETRY, CallerDep
 from api.compat.dialect import Problem, ProblemError
-from api.compat.openai.dialect import OPENAI, id_of, uuid_of
+from api.compat.openai.dialect import OPENAI, uuid_of
 from api.deps import Parts, PartsDep
 from api.http.body import StrictRoute
 from api.routes.files import clean_name, content_response, forget, keep
@@ -27,6 +27,7 @@ from shared.files import Purpose
 from shared.jobs import jobs
 from shared.kinds import registry as kinds
 from shared.kinds.erase import EraseInput
+from shared.openai.wire import id_of
 
 FILE_PREFIX = "file-"
 LIMIT_FILES = 10_000
@@ -131,7 +132,11 @@ async def create_openai_file(
     lifetime_s: Annotated[str | None, Form(alias="expires_after[seconds]", max_length=32)] = None,
 ) -> Response:
     """Upload a file for a purpose: `assistants`, `batch`, `user_data`, `vision` or `fine-tune`."""
-    unknown = sorted((await http.form()).keys() - FIELDS)
+    form = await http.form()
+    for name in sorted(form.keys()):
+        if len(form.getlist(name)) > 1:
+            raise invalid(name, f"{name} comes more than once; send one file in each request.")
+    unknown = sorted(form.keys() - FIELDS)
     if unknown:
         raise invalid(
             unknown[0],
@@ -318,12 +323,12 @@ def _delete(parts: Parts, id_: UUID, file_id: str) -> list[UUID]:
                 status=409,
             )
         try:
-            remains = files.delete(session, id_)
+            stored = files.delete(session, id_)
         except NotFound:
             raise invalid("file_id", f"There is no file {file_id}.", status=404) from None
         documents = attachments.documents_of_file(session, id_)
         attachments.remove(session, file_id=id_)
-    forget(parts, remains)
+    forget(parts, stored)
     return documents
 
 

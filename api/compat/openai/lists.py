@@ -1,13 +1,17 @@
-"""Lists of items: what they may include, and their pages."""
+"""Lists: which part of them is to be shown, and what its items may include."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, Query
 
 from shared.bounds import shown
 from shared.errors import InvalidInput
 from shared.openai.items import Include
+
+ListOrder = Literal["asc", "desc"]
+RowT = TypeVar("RowT")
 
 
 async def _included(
@@ -20,9 +24,37 @@ async def _included(
 Included = Annotated[list[Include], Depends(_included)]
 
 
-# Pages of lists that are whole.
+# Parts of lists that the database cuts.
 
-ListOrder = Literal["asc", "desc"]
+
+@dataclass(frozen=True, kw_only=True)
+class ListPart:
+    """As many items as `limit` says, behind the item `after` or else before the item `before`."""
+
+    limit: int
+    newest_first: bool
+    after: str | None
+    before: str | None
+
+    def cut(self, rows: Sequence[RowT]) -> Sequence[RowT]:
+        """Without the row that only says that there are more: one more than `limit` was read."""
+        is_backwards = self.before is not None and self.after is None
+        return rows[-self.limit :] if is_backwards else rows[: self.limit]
+
+
+async def _list_part(
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: ListOrder = "desc",
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    before: Annotated[str | None, Query(max_length=64)] = None,
+) -> ListPart:
+    return ListPart(limit=limit, newest_first=order == "desc", after=after, before=before)
+
+
+ListPartDep = Annotated[ListPart, Depends(_list_part)]
+
+
+# Pages of lists that are whole.
 
 
 def page_of(

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from api.compat import calls
-from api.compat.calls import Caller, News, Outcome
+from api.compat.calls import Caller, JobOutcome, News
 from api.compat.dialect import Problem, ProblemError
 from api.compat.openai.dialect import OPENAI
 from api.deps import Parts, PartsDep
@@ -28,10 +28,7 @@ from shared.documents import collections
 from shared.errors import ModelNotFound, ModelNotServed, NotFound
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.chat import CHAT
-from shared.kinds.rag import RAG
-from shared.openai.chat import RAG_PREFIX as RAG_PREFIX
-from shared.openai.chat import RagModel as RagModel
-from shared.openai.chat import rag_of as rag_of
+from shared.kinds.rag import RAG, RAG_PREFIX, rag_of
 from shared.providers import is_model_name, is_reference, provider_of
 
 COLLECTIONS_SHOWN = 1000
@@ -146,14 +143,14 @@ async def unknown(
 async def submit_for(parts: Parts, new: NewJob, model: str) -> Submitted:
     """Raises ProblemError where there is no named model of that name, or no such collection."""
     try:
-        return await calls.submit(parts, new)
+        return await calls.submit(parts, new, is_waited=True)
     except NotFound as error:
         raise await unknown(parts, model, why=error.message) from error
 
 
 async def outcome_for(
     parts: Parts, caller: Caller, made: Submitted, model: str, kind: str = CHAT.name
-) -> Outcome:
+) -> JobOutcome:
     """Raises ProblemError for a job that did not succeed, or not in time."""
     try:
         return await calls.outcome(parts, caller, made)

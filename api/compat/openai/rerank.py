@@ -7,14 +7,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from api.compat import calls
 from api.compat.calls import CallerDep
-from api.compat.openai.dialect import OPENAI, WireShape, answer_json, id_of
+from api.compat.openai.dialect import OPENAI, answer_json
 from api.compat.openai.models import outcome_for
 from api.deps import PartsDep
 from api.http.body import StrictRoute
 from shared.bounds import ModelName, Text
 from shared.hf.sentences import TEXT_RANKING
 from shared.kinds.hf import HF
-from shared.openai.wire import Taken, Unsupported
+from shared.openai.wire import Taken, Unsupported, id_of
+from shared.vocabulary import WireShape
 
 DOCUMENTS_LIMIT = 10_000
 
@@ -89,7 +90,7 @@ async def rerank_documents(parts: PartsDep, caller: CallerDep, request: RerankRe
         "parameters": {} if request.top_n is None else {"top_k": request.top_n},
     }
     new = calls.new_job(parts, caller, HF, calls.input_of(HF, values))
-    made = await calls.submit(parts, new)
+    made = await calls.submit(parts, new, is_waited=True)
     model = str(new.input["model"])
     outcome = await outcome_for(parts, caller, made, model, HF.name)
     results: list[dict[str, Any]] = []

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.compat import calls
-from api.compat.calls import Caller, CallerDep, Outcome, StreamedAnswer, ToolNews
+from api.compat.calls import Caller, CallerDep, JobOutcome, StreamedAnswer, ToolNews
 from api.compat.dialect import Problem, ProblemError
 from api.compat.openai.conversations import conversation_of
 from api.compat.openai.dialect import (
@@ -35,7 +35,7 @@ from api.compat.openai.models import outcome_for, submit_for, writes
 from api.compat.openai.vector_stores import usable_store
 from api.deps import FairKey, Parts, PartsDep
 from api.http.body import StrictRoute
-from api.http.errors import problem_of_job
+from api.http.errors import field_of, problem_of_job
 from api.jobs import waiting
 from api.jobs.texts import TextPiece
 from api.routes.files import forget_folder
@@ -46,7 +46,7 @@ from shared.errors import Conflict, InvalidInput, NotFound
 from shared.jobs import jobs
 from shared.jobs.submission import Submitted
 from shared.kinds.batch import Request
-from shared.kinds.chat import SEARCH_TOOL, ChatResult, ToolSearch
+from shared.kinds.chat import SEARCH_TOOL, ChatResult, TokenLogprob, ToolSearch
 from shared.kinds.search import Hit
 from shared.openai.file_search import shown_attributes
 from shared.openai.items import (
@@ -59,10 +59,11 @@ from shared.openai.items import (
     owner_of,
     read_result,
 )
-from shared.openai.response_events import Event, ResponseEvents, frame
+from shared.openai.response_events import ResponseEvent, ResponseEvents, frame
 from shared.openai.responses import (
     PREFIX,
     ResponseRequest,
+    as_wire,
     ended,
     logprobs_of,
     response_job,
@@ -197,7 +198,7 @@ def _hits(searches: Sequence[ToolSearch]) -> list[Hit]:
 
 
 def body_of(
-    parts: Parts, outcome: Outcome, echo: Mapping[str, Any], *, with_results: bool
+    parts: Parts, outcome: JobOutcome, echo: Mapping[str, Any], *, with_results: bool
 ) -> dict[str, Any]:
     """The response of a job that has succeeded. Blocks."""
     result, output = _written(parts, outcome.id, outcome.result, with_results=with_results)
@@ -271,26 +272,28 @@ async def _frames(
 
 async def _of_news(
     parts: Parts, events: ResponseEvents, item: calls.News, begun: Mapping[str, Any]
-) -> list[Event]:
+) -> list[ResponseEvent]:
     match item:
         case TextPiece():
-            new: list[Event] = []
+            new: list[ResponseEvent] = []
             if item.step_id != events.step_id:
                 new += await _settled(parts, events, item.step_id, begun)
-            return [*new, *events.text(item.step_id, item.text, begun)]
+            scored = as_wire(map(TokenLogprob.model_validate, item.logprobs))
+            text = events.text(item.step_id, item.text, begun, scored, item.logprobs_before)
+            return [*new, *text]
         case ToolNews(data={"name": name, "step": int(step_id)}) if name == SEARCH_TOOL:
             return await _settled(parts, events, step_id, begun)
-        case Outcome():
+        case JobOutcome():
             return await run_in_threadpool(_of_outcome, parts, events, item, begun)
     return []
 
 
 async def _settled(
     parts: Parts, events: ResponseEvents, step_id: int, begun: Mapping[str, Any]
-) -> list[Event]:
+) -> list[ResponseEvent]:
     """What was written and called before a step."""
 
-    def read() -> list[Event]:
+    def read() -> list[ResponseEvent]:
         payload = _payload(parts, step_id)
         searches = [ToolSearch.model_validate(search) for search in payload.get("searches", ())]
         events.writer.passages.files |= cited_files(parts, _hits(searches))
@@ -300,8 +303,8 @@ async def _settled(
 
 
 def _of_outcome(
-    parts: Parts, events: ResponseEvents, outcome: Outcome, begun: Mapping[str, Any]
-) -> list[Event]:
+    parts: Parts, events: ResponseEvents, outcome: JobOutcome, begun: Mapping[str, Any]
+) -> list[ResponseEvent]:
     passages = events.writer.passages
     result = read_result(outcome.result, passages)
     passages.files |= _files(parts, result, passages)
@@ -378,7 +381,7 @@ async def create_response(parts: PartsDep, caller: CallerDep, request: ResponseR
         work = await run_in_threadpool(read)
     except ValidationError as error:
         wrong_ = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, wrong_["loc"])) or "input"
+        where = field_of(wrong_) or "input"
         raise InvalidInput(f"{where}: {wrong_['msg'].removeprefix('Value error, ')}") from error
     identity = request.model_dump(mode="json", exclude_unset=True)
     new = calls.new_job(parts, caller, work.kind, work.input, identity=identity, lane=request.lane)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Response
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -32,7 +32,7 @@ from starlette.responses import StreamingResponse
 
 from api.compat import calls
 from api.compat.calls import Caller, CallerDep
-from api.compat.openai.dialect import OPENAI, WireShape, id_of, uuid_of
+from api.compat.openai.dialect import OPENAI, uuid_of
 from api.compat.openai.files import (
     answer,
     erase,
@@ -43,6 +43,7 @@ from api.compat.openai.files import (
     texts_of,
     wire_uuid,
 )
+from api.compat.openai.lists import ListPart, ListPartDep
 from api.deps import Parts, PartsDep
 from api.http.body import StrictRoute
 from api.jobs import submission, waiting
@@ -83,8 +84,9 @@ from shared.openai.file_search import (
     shown_attributes,
     translate_filter,
 )
+from shared.openai.wire import id_of
 from shared.tables import Collection, File, IngestItem, Job
-from shared.vocabulary import ENDED, Lane, Queue, Shape, State
+from shared.vocabulary import ENDED, Lane, Queue, Shape, State, WireShape
 
 STORE_PREFIX = "vs_"
 BATCH_PREFIX = "vsfb_"
@@ -402,7 +404,7 @@ class VectorStoreFileContent(BaseModel):
     next_page: str | None = None
 
 
-class FoundFile(BaseModel):
+class VectorStoreHit(BaseModel):
     """A passage that a search has found, and the file that it is of."""
 
     file_id: str
@@ -415,7 +417,7 @@ class FoundFile(BaseModel):
 class VectorStoreHits(BaseModel):
     object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
     search_query: list[str]
-    data: list[FoundFile]
+    data: list[VectorStoreHit]
     has_more: bool = False
     next_page: str | None = None
 
@@ -577,40 +579,30 @@ def _make_store(
 @router.get("/vector_stores", response_model=VectorStoreList, responses=DOCUMENTED)
 def list_vector_stores(
     parts: PartsDep,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
-    after: Annotated[str | None, Query(max_length=64)] = None,
-    before: Annotated[str | None, Query(max_length=64)] = None,
+    part: ListPartDep,
 ) -> Response:
     """All collections by age, the newest first unless `order` says otherwise."""
     with parts.ledger.begin() as session:
         rows = collections.store_page(
             session,
-            limit=limit + 1,
-            newest_first=order == "desc",
-            behind=None if after is None else _cursor(after, "after"),
-            before=None if before is None else _cursor(before, "before"),
+            limit=part.limit + 1,
+            newest_first=part.newest_first,
+            behind=None if part.after is None else _cursor(part.after, "after"),
+            before=None if part.before is None else _cursor(part.before, "before"),
         )
-        has_more = len(rows) > limit
-        rows = _cut_page(rows, limit, is_backwards=before is not None and after is None)
-        views = _views(session, rows)
+        views = _views(session, part.cut(rows))
     return answer(
         VectorStoreList(
             data=views,
             first_id=views[0].id if views else "",
             last_id=views[-1].id if views else "",
-            has_more=has_more,
+            has_more=len(rows) > part.limit,
         )
     )
 
 
 def _cursor(store_id: str, param: str) -> UUID:
     return wire_uuid(STORE_PREFIX, store_id, "vector store", param)
-
-
-def _cut_page(rows: list[Any], limit: int, *, is_backwards: bool) -> list[Any]:
-    """Without the row that only says that there are more."""
-    return rows[-limit:] if is_backwards else rows[:limit]
 
 
 @router.get("/vector_stores/{vector_store_id}", response_model=VectorStore, responses=DOCUMENTED)
@@ -813,26 +805,20 @@ def create_vector_store_file(
 def list_vector_store_files(
     parts: PartsDep,
     vector_store_id: str,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
-    after: Annotated[str | None, Query(max_length=64)] = None,
-    before: Annotated[str | None, Query(max_length=64)] = None,
+    part: ListPartDep,
     filter: AttachmentState | None = None,
 ) -> Response:
     """The files of a vector store by age, the newest first unless `order` says otherwise."""
     with parts.ledger.begin() as session:
         collection = find_store(session, vector_store_id)
-        view = _file_page(session, collection, limit, order, after, before, filter)
+        view = _file_page(session, collection, part, filter)
     return _whole(view)
 
 
 def _file_page(
     session: Session,
     collection: Collection,
-    limit: int,
-    order: str,
-    after: str | None,
-    before: str | None,
+    part: ListPart,
     state: AttachmentState | None,
     job_id: UUID | None = None,
 ) -> VectorStoreFileList:
@@ -840,21 +826,19 @@ def _file_page(
     rows = attachments.page(
         session,
         collection.id,
-        limit=limit + 1,
-        newest_first=order == "desc",
-        behind=_key(session, collection, after, "after"),
-        before=_key(session, collection, before, "before"),
+        limit=part.limit + 1,
+        newest_first=part.newest_first,
+        behind=_key(session, collection, part.after, "after"),
+        before=_key(session, collection, part.before, "before"),
         state=state,
         job_id=job_id,
     )
-    has_more = len(rows) > limit
-    rows = _cut_page(rows, limit, is_backwards=before is not None and after is None)
-    views = [_file_view(collection.id, row) for row in rows]
+    views = [_file_view(collection.id, row) for row in part.cut(rows)]
     return VectorStoreFileList(
         data=views,
         first_id=views[0].id if views else "",
         last_id=views[-1].id if views else "",
-        has_more=has_more,
+        has_more=len(rows) > part.limit,
     )
 
 
@@ -1110,17 +1094,14 @@ def list_file_batch_files(
     parts: PartsDep,
     vector_store_id: str,
     batch_id: str,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
-    after: Annotated[str | None, Query(max_length=64)] = None,
-    before: Annotated[str | None, Query(max_length=64)] = None,
+    part: ListPartDep,
     filter: AttachmentState | None = None,
 ) -> Response:
     """The files of a batch, less those that a later one has put into the vector store again."""
     with parts.ledger.begin() as session:
         collection = find_store(session, vector_store_id)
         job = _find_batch(session, collection, batch_id)
-        view = _file_page(session, collection, limit, order, after, before, filter, job_id=job.id)
+        view = _file_page(session, collection, part, filter, job_id=job.id)
     return _whole(view)
 
 
@@ -1170,8 +1151,8 @@ async def search_vector_store(
     new = calls.new_job(parts, caller, kinds.SEARCH, job_input)
     outcome = await calls.run(parts, caller, new)
     hits = _best(outcome.result, request)
-    found = await run_in_threadpool(found_files, parts, hits)
-    return _whole(VectorStoreHits(search_query=queries, data=found), outcome.headers)
+    data = await run_in_threadpool(hits_with_files, parts, hits)
+    return _whole(VectorStoreHits(search_query=queries, data=data), outcome.headers)
 
 
 async def _rewritten(parts: Parts, caller: Caller, query: str) -> str:
@@ -1219,19 +1200,19 @@ def _best(result: Any, request: VectorStoreSearch) -> list[Hit]:
     return [hit for hit in ranked if score_of(hit) >= least][: request.max_num_results]
 
 
-def found_files(parts: Parts, hits: Sequence[Hit]) -> list[FoundFile]:
+def hits_with_files(parts: Parts, hits: Sequence[Hit]) -> list[VectorStoreHit]:
     """Hits with the files that they are of, less what was erased since."""
     ids = list({UUID(hit.document_id) for hit in hits})
     with parts.ledger.read() as session:
         owners = attachments.of_documents(session, ids) if ids else {}
-    found: list[FoundFile] = []
+    files: list[VectorStoreHit] = []
     for hit in hits:
         owner = owners.get(UUID(hit.document_id))
         if owner is None:
             continue
         file_id, name, attributes = owner
-        found.append(
-            FoundFile(
+        files.append(
+            VectorStoreHit(
                 file_id=file_id_of(file_id),
                 filename=name,
                 score=score_of(hit),
@@ -1239,4 +1220,4 @@ def found_files(parts: Parts, hits: Sequence[Hit]) -> list[FoundFile]:
                 content=[PassageText(text=hit.text)],
             )
         )
-    return found
+    return files

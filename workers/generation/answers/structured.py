@@ -88,14 +88,15 @@ class SchemaChecker:
             )
             if answer is None:
                 raise InvalidInput(
-                    f"The schema of response_format takes more than {self._limit_s:g} s to check "
+                    "response_format has a schema that takes more than "
+                    f"{self._limit_s:g} s to check "
                     "(SLUICE_SCHEMA_CHECK_S), or too much memory. Simplify its patterns and its "
                     "references."
                 )
             with self._lock:
                 self._idle.append(child)
         if "invalid" in answer:
-            raise InvalidInput(f"The schema of response_format {answer['invalid']}.")
+            raise InvalidInput(f"response_format has a schema that {answer['invalid']}.")
         return answer
 
 

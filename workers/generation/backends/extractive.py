@@ -168,10 +168,10 @@ def keywords_of(question: str) -> list[Keyword]:
 
 
 def _word(word: str, language: Language) -> Iterator[Keyword]:
-    found = terms(word)
-    if not found:
+    of_word = terms(word)
+    if not of_word:
         return
-    first, *parts = found
+    first, *parts = of_word
     same = {first}
     weight = 1.0
     if language is ENGLISH:

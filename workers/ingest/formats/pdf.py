@@ -11,7 +11,7 @@ document of such pages alone is else an error.
 By PDFium (pypdfium2; Apache-2.0 and BSD-3-Clause), which Chrome fuzzes, and for single characters
 of fonts that are nowhere, which it leaves out, by pypdf (BSD-3-Clause). LangChain's loaders for
 both have the lines as they stand; PyMuPDF has the AGPL. Compared in
-`docs/decisions/0023-reading-office-documents.md`. PDFium is not safe for threads, so one document
+`docs/decisions/0024-reading-office-documents.md`. PDFium is not safe for threads, so one document
 at a time is read in a process.
 """
 

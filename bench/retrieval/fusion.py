@@ -1,6 +1,7 @@
 """How well hybrid search joins its halves: against each of them, whatever the other one sees.
 
-    python -m bench.fusion [--chunks 30 100 300] [--more NAME=FILE ...] [--kiwi] [--keep FOLDER]
+    python -m bench.retrieval.fusion [--chunks 30 100 300] [--more NAME=FILE ...] [--kiwi]
+                                     [--keep FOLDER]
 
 Each data set of `../shared/data`, a collection of synonyms, the pages of PostgreSQL's documentation
 (with their titles as queries), and files in SQuAD's format that are named, is searched with four
@@ -41,7 +42,7 @@ from workers.retrieval.tuning import (
     pseudo_queries,
 )
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 DIMENSION = 384
 CANDIDATES = 50
 """Of each half; those of both are fused."""

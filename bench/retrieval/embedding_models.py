@@ -1,6 +1,6 @@
 """How fast the embedding models of docs/models.md are on one core, and what memory they take.
 
-    python -m bench.embedding_models [--rounds N] [--only NAME ...]
+    python -m bench.retrieval.embedding_models [--rounds N] [--only NAME ...]
 
 Models are built with random weights in their true shapes: time and memory depend on the shape
 alone, and no weights are fetched. Measured is the processor time of the forward pass over chunks of

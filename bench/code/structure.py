@@ -1,8 +1,8 @@
 """What the tree is made of: modules, who imports them, folders, cycles, lines.
 
-`python -m bench.structure`. A module is a file of the product that is no `__init__.py`. Imports are
-counted wherever they stand in a module, but for cycles only at its top: what is imported late
-breaks no import.
+`python -m bench.code.structure`. A module is a file of the product that is no `__init__.py`.
+Imports are counted wherever they stand in a module, but for cycles only at its top: what is
+imported late breaks no import.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PARTS = {
     "api": "api",
     "shared": "shared",

@@ -1,6 +1,6 @@
 """Lexical search and what its index costs, in PostgreSQL alone.
 
-    python -m bench.lexical [--chunks 10000 50000 200000] [--queries 200] [--explain]
+    python -m bench.retrieval.lexical [--chunks 10000 50000 200000] [--queries 200] [--explain]
 
 Writes chunks of 1,000 characters as ingestion does, in steps of 128, with every merge: words by
 Zipf's law from a vocabulary that grows (Heaps), and, for every other document, text of PostgreSQL's
@@ -50,7 +50,7 @@ from workers.retrieval.lexical import HEADS, PAGES, SNAPSHOT, Lexical, lexical_o
 from workers.retrieval.postings import Span, build
 from workers.retrieval.terms import morphemes_of, terms
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 CHUNK_CHARS = 1000
 STEP_CHUNKS = 128
 DOCUMENT_CHUNKS = 8
@@ -118,10 +118,10 @@ class Writer:
     def _write_step(self, documents: Sequence[Sequence[str]]) -> None:
         self.samples.append(documents[-1][-1] if len(self.samples) % 2 else documents[0][0])
         with self._timed("terms"):
-            found = [[terms(chunk) for chunk in document] for document in documents]
+            result = [[terms(chunk) for chunk in document] for document in documents]
         ids = [new_id() for _ in documents]
         with self._timed("packing"):
-            spans = [Span(version_id=i, first=0, terms=t) for i, t in zip(ids, found, strict=True)]
+            spans = [Span(version_id=i, first=0, terms=t) for i, t in zip(ids, result, strict=True)]
             packed = pack(Field.TERMS, build(spans))
         with self._process.ledger.begin() as session:
             rows = [
@@ -135,7 +135,7 @@ class Writer:
                 [
                     {"id": id_, "document_id": id_, "state": "live", "sha256": "",
                      "content_hash": "", "size_bytes": 0, "meta": {}, "chunk_count": len(t)}
-                    for id_, t in zip(ids, found, strict=True)
+                    for id_, t in zip(ids, result, strict=True)
                 ],
             )  # fmt: skip
             with self._timed("writing"):
@@ -146,7 +146,7 @@ class Writer:
                 groups = lexical.crowded(session, self._collection_id, limit=10)
             for group in groups:
                 merge_group(self._process, group)
-        self.chunks += sum(map(len, found))
+        self.chunks += sum(map(len, result))
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -221,11 +221,11 @@ def _time(process: Process, collection_id: UUID, writer: Writer, queries: int) -
         bytes_ = session.scalar(text("SELECT sum(length(data)) FROM lexical_pages"))
     print(f"  {count} segments, pages of {(bytes_ or 0) / 2**20:,.0f} MiB")
     random = Random(2)
-    asked = [_query(random, writer.samples) for _ in range(queries)]
+    sent = [_query(random, writer.samples) for _ in range(queries)]
     own = Lexical(process)
     for name in ("cold", "warm"):
         times: list[tuple[float, float]] = []
-        for query in asked:
+        for query in sent:
             began, cpu_began = time.perf_counter(), time.process_time()
             own.search(collection_id, query, limit=100)
             ended, cpu_ended = time.perf_counter(), time.process_time()
@@ -236,7 +236,7 @@ def _time(process: Process, collection_id: UUID, writer: Writer, queries: int) -
         )
         print(f"  {name}: ms a query {wall}; of its processor time {cpu}")
     cpu_began = time.process_time()
-    own.search_many(collection_id, asked[:32], limit=100)
+    own.search_many(collection_id, sent[:32], limit=100)
     print(f"  32 at once: processor ms a query {1000 * (time.process_time() - cpu_began) / 32:.1f}")
     sys.stdout.flush()
 
@@ -382,11 +382,11 @@ def recall(process: Process) -> None:
                 next((n for n, id_ in enumerate(r.chunk_ids, 1) if int(id_[33:]) == right), 0)
                 for r, (_, right) in zip(results, questions, strict=True)
             ]
-            found = np.array(ranks)
+            rank_of = np.array(ranks)
             print(
-                f"{name:24} morphemes {morphemes:5} recall@1 {(found == 1).mean():.3f} "
-                f"@6 {((found > 0) & (found <= 6)).mean():.3f} "
-                f"MRR@10 {np.where(found > 0, 1 / np.maximum(found, 1), 0).mean():.3f}",
+                f"{name:24} morphemes {morphemes:5} recall@1 {(rank_of == 1).mean():.3f} "
+                f"@6 {((rank_of > 0) & (rank_of <= 6)).mean():.3f} "
+                f"MRR@10 {np.where(rank_of > 0, 1 / np.maximum(rank_of, 1), 0).mean():.3f}",
                 flush=True,
             )
             reader.close()

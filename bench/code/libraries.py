@@ -1,6 +1,6 @@
 """Our code against libraries that could do its work.
 
-    python -m bench.libraries LIBRARY
+    python -m bench.code.libraries LIBRARY
 
 The library is to be installed by hand; Sluice does not depend on it.
 

@@ -1,9 +1,9 @@
 """How many modules and functions of Sluice three walks cross: a job, a document, a token.
 
 The walks are those of docs/architecture.md. Real servers are started here, the API and a worker
-run in this process, and every call of a function is noted: `python -m bench.hops`. What only runs
-in the background (heartbeats) is counted where it happens to run; so the figures may differ by one
-or two from run to run.
+run in this process, and every call of a function is noted: `python -m bench.code.hops`. What only
+runs in the background (heartbeats) is counted where it happens to run; so the figures may differ by
+one or two from run to run.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from workers.app import handlers_of
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("api", "shared", "workers")
 MODEL = f"hf/{ROOT / 'tests' / 'tiny' / 'checkpoints' / 'answerer'}"
 

@@ -1,0 +1,1 @@
+"""Parts of retrieval, each alone: the models, the lexical index, how two lists become one."""
