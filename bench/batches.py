@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 from openai import OpenAI
@@ -136,8 +136,12 @@ def _memory_kib(pid: int) -> tuple[int, int]:
     """Resident, and of that what is not shared with files or other processes."""
     status = Path(f"/proc/{pid}/status").read_text()
     values = dict(line.split(":", 1) for line in status.splitlines())
-    # A process that is ending has none any more.
-    return tuple(int(values.get(name, "0 kB").split()[0]) for name in ("VmRSS", "RssAnon"))  # type: ignore[return-value]
+
+    def kib(name: str) -> int:
+        # A process that is ending has none any more.
+        return int(values.get(name, "0 kB").split()[0])
+
+    return kib("VmRSS"), kib("RssAnon")
 
 
 class Lines:
@@ -156,7 +160,7 @@ class Lines:
         # The package has no name for lines of several endpoints.
         made = self._openai.batches.create(
             input_file_id=file.id,
-            endpoint="mixed",  # type: ignore[arg-type]
+            endpoint=cast(Any, "mixed"),
             completion_window="24h",
         )
         read: float | None = None

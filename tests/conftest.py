@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import hypothesis
@@ -231,3 +232,18 @@ def live_api(
     server = start_api(settings, tmp_path / "api")
     yield server
     server.stop()
+
+
+# What LangChain's own suites ask for.
+
+
+@pytest.fixture
+def benchmark() -> Callable[..., Any]:
+    """Runs once, and measures nothing."""
+    return lambda function, *arguments: function(*arguments)
+
+
+@pytest.fixture
+def vcr() -> SimpleNamespace:
+    """Nothing is recorded."""
+    return SimpleNamespace(responses=[])

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -371,18 +370,6 @@ def test_prompts_are_used_in_their_versions(client: Client, held: str, museum: s
 
 
 # LangChain
-
-
-@pytest.fixture
-def benchmark() -> Callable[..., Any]:
-    """Runs once, and measures nothing."""
-    return lambda function, *arguments: function(*arguments)
-
-
-@pytest.fixture
-def vcr() -> SimpleNamespace:
-    """Nothing is recorded."""
-    return SimpleNamespace(responses=[])
 
 
 @pytest.mark.usefixtures("url")

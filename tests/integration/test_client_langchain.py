@@ -5,9 +5,8 @@ The model is a server that speaks Ollama's protocol, and calls each tool that it
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -74,18 +73,6 @@ def handbook(client: Client) -> str:
     report = client.ingest(name, texts=texts, metadata={"team": "a"})
     assert report.documents.added == len(TEXTS)
     return name
-
-
-@pytest.fixture
-def benchmark() -> Callable[..., Any]:
-    """Runs once, and measures nothing."""
-    return lambda function, *arguments: function(*arguments)
-
-
-@pytest.fixture
-def vcr() -> SimpleNamespace:
-    """Nothing is recorded."""
-    return SimpleNamespace(responses=[])
 
 
 class TestChatUnit(ChatModelUnitTests):

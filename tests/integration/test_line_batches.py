@@ -369,14 +369,20 @@ def test_the_file_of_an_ended_batch_is_all_that_is_left_of_its_parts(
     assert ids(rows(api, made)) == [f"embed-{n}" for n in range(4)]
 
 
-def test_a_file_that_its_user_deletes_is_written_again(
-    api: httpx.Client, worker: Callable[..., Process]
-) -> None:
+def begun(api: httpx.Client, worker: Callable[..., Process]) -> tuple[Process, dict[str, Any]]:
+    """A batch of six lines of which the first have been answered, and their answers written."""
     process = worker(batch_open_lines=2)
     made = create(api, [embed(n) for n in range(6)])
     control(process, 3)
     run_next(process, handlers(), Queue.EMBED.value)
     control(process)
+    return process, made
+
+
+def test_a_file_that_its_user_deletes_is_written_again(
+    api: httpx.Client, worker: Callable[..., Process]
+) -> None:
+    process, made = begun(api, worker)
     first = look(api, made)["output_file_id"]
     assert api.delete(f"/v1/files/{first}").status_code == 204
     gone = problem(api.get(f"/v1/batches/{made['id']}/results"), 404)
@@ -389,11 +395,7 @@ def test_a_file_that_its_user_deletes_is_written_again(
 def test_answers_can_be_read_from_the_first_on(
     api: httpx.Client, worker: Callable[..., Process]
 ) -> None:
-    process = worker(batch_open_lines=2)
-    made = create(api, [embed(n) for n in range(6)])
-    control(process, 3)
-    run_next(process, handlers(), Queue.EMBED.value)
-    control(process)
+    process, made = begun(api, worker)
     seen = look(api, made)
     assert seen["status"] == "in_progress"
     first = rows(api, made)

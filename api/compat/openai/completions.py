@@ -48,6 +48,8 @@ class ChunkWriter(ABC, Generic[RequestT]):
 
     prefix: ClassVar[str]
     object_: ClassVar[str]
+    usage_is_nullable: ClassVar[bool]
+    """Whether the description lets the usage of a chunk be null; else it is left out."""
 
     def __init__(self, request: RequestT, made: Submitted, options: Mapping[str, Any]) -> None:
         self._request = request
@@ -107,7 +109,7 @@ class ChunkWriter(ABC, Generic[RequestT]):
 
     def _chunk(self, choice: Mapping[str, Any]) -> bytes:
         body = {**self._head, "choices": [choice]}
-        if self._request.stream_options.include_usage:
+        if self._request.stream_options.include_usage and self.usage_is_nullable:
             body["usage"] = None
         return data_frame(body)
 
@@ -115,6 +117,7 @@ class ChunkWriter(ABC, Generic[RequestT]):
 class ChatChunkWriter(ChunkWriter[ChatRequest]):
     prefix = chat.ID_PREFIX
     object_ = "chat.completion.chunk"
+    usage_is_nullable = True
 
     def _first(self, index: int) -> bytes:
         return self._delta(index, {"role": "assistant", "content": "", "refusal": None})
@@ -158,6 +161,7 @@ class ChatChunkWriter(ChunkWriter[ChatRequest]):
 class TextChunkWriter(ChunkWriter[CompletionRequest]):
     prefix = completions.ID_PREFIX
     object_ = "text_completion"
+    usage_is_nullable = False
 
     def __init__(
         self, request: CompletionRequest, made: Submitted, options: Mapping[str, Any]
