@@ -34,7 +34,7 @@ import pytest
 from bench.extractive import DATA, Case, klue, korean, measure, same_score, squad
 from shared.errors import DocumentError, InvalidInput, NotJson
 from workers.generation.answers.structured import parse
-from workers.ingest.formats import html, markdown, tables, text
+from workers.ingest.formats.texts import html, markdown, tables, text
 from workers.tools import calculator
 
 QUOTES = 3

@@ -1,7 +1,7 @@
 """A format as CONTRIBUTING.md has one added: `.toy`, cards divided by lines of `~`."""
 
 from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument
-from workers.ingest.formats.text import text_of
+from workers.ingest.formats.texts.text import text_of
 
 
 def load(document: RawDocument) -> DocumentParts:

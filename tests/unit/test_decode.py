@@ -12,7 +12,7 @@ from shared.bounds import nfc
 from shared.errors import DocumentError
 from shared.kinds.ingest import CsvOptions
 from tests.unit.loading import KOREAN, read, refusal
-from workers.ingest.formats.text import storable
+from workers.ingest.formats.texts.text import storable
 
 JAPANESE = "これは日本語の文書です。データベースを使います。検索もできます。"
 CHINESE = "这是一个中文文档。数据库支持事务，所以任务的状态不会丢失。我们可以搜索文件的内容。"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import DocumentError
-from workers.ingest.formats.html import render
+from workers.ingest.formats.texts.html import render
 
 
 def text_of(page: str, name: str = "page.html") -> str:

@@ -16,7 +16,7 @@ from shared.config import IngestSettings
 from shared.errors import DocumentError
 from shared.formats import FORMATS
 from tests.unit.loading import read, refusal
-from workers.ingest.formats.package import archive_of
+from workers.ingest.formats.office.package import archive_of
 from workers.ingest.load import loader_of
 
 BINARY = [name for name, format_ in FORMATS.items() if not format_.is_text]

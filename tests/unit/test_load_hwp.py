@@ -8,7 +8,7 @@ import pytest
 from hwpx import HwpxDocument
 
 from tests.unit.loading import read, refusal
-from workers.ingest.formats.package import archive_of
+from workers.ingest.formats.office.package import archive_of
 
 TABLE = [
     ["구분", "품목", "가격"],

@@ -17,7 +17,7 @@ from openpyxl.worksheet.worksheet import Worksheet
 
 from shared.kinds.ingest import CsvOptions, LoadOptions
 from tests.unit.loading import read, refusal
-from workers.ingest.formats.package import archive_of
+from workers.ingest.formats.office.package import archive_of
 
 
 def saved(book: openpyxl.Workbook) -> bytes:

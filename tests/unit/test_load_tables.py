@@ -5,7 +5,7 @@ import pytest
 
 from shared.kinds.ingest import CsvOptions
 from tests.unit.loading import read, refusal
-from workers.ingest.formats.tables import MAX_COLUMNS
+from workers.ingest.formats.texts.tables import MAX_COLUMNS
 
 
 def texts(data: bytes | str, name: str = "a.csv", csv: CsvOptions | None = None) -> list[str]:

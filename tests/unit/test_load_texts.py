@@ -13,7 +13,7 @@ from odf.style import Footer, Header, MasterPage, PageLayout
 from odf.table import CoveredTableCell, Table, TableCell, TableRow
 
 from tests.unit.loading import read, refusal
-from workers.ingest.formats.package import archive_of
+from workers.ingest.formats.office.package import archive_of
 
 
 def passages(data: bytes, name: str) -> list[tuple[str, dict[str, Any]]]:

@@ -5,7 +5,7 @@ import pytest
 from shared.errors import DocumentError
 from shared.kinds.ingest import HtmlOptions, LoadOptions
 from tests.unit.loading import read, refusal
-from workers.ingest.formats.html import render
+from workers.ingest.formats.texts.html import render
 
 ENGLISH = [
     "The city council approved a new budget for the library on Monday, after three hours.",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.ingest.formats import number_formats
+from workers.ingest.formats.office import number_formats
 
 SHOWN = [
     (1234.5, "#,##0", "1,235"),

@@ -10,7 +10,7 @@ from shared.formats import FORMATS, Format
 from tests.unit.compound_file import compound_file
 from workers.ingest.formats.sniffing import format_of
 
-ENTRY = "workers.ingest.formats.text:TEXT"
+ENTRY = "workers.ingest.formats.texts.text:TEXT"
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 ODT = "application/vnd.oasis.opendocument.text"
 PDF = b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n"

@@ -35,8 +35,8 @@ from shared.kinds.ingest import SiteSource
 from shared.urls import normal_url, origin_of, path_of
 from workers.attempts.context import Context, Done, Handler
 from workers.ingest import web
-from workers.ingest.formats.html import declared_charset, parse
-from workers.ingest.formats.text import decode
+from workers.ingest.formats.texts.html import declared_charset, parse
+from workers.ingest.formats.texts.text import decode
 from workers.ingest.steps import (
     SAMPLE_CHARS,
     FetchedSource,

@@ -33,8 +33,6 @@ from shared.config import IngestSettings
 from shared.errors import ConfigurationError, DocumentError, SluiceError
 from shared.formats import Format
 from shared.kinds.ingest import LoadOptions, Splitter, SplitterType
-from workers.ingest.formats import markdown
-from workers.ingest.formats.code import code_separators
 from workers.ingest.formats.loader import (
     DocumentKey,
     DocumentParts,
@@ -46,7 +44,9 @@ from workers.ingest.formats.loader import (
     too_many,
 )
 from workers.ingest.formats.sniffing import format_of, split_content_type
-from workers.ingest.formats.text import storable
+from workers.ingest.formats.texts import markdown
+from workers.ingest.formats.texts.code import code_separators
+from workers.ingest.formats.texts.text import storable
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from typing import Final
 from shared.config import Settings
 from shared.errors import DocumentError, InvalidInput
 from workers import outbound
-from workers.ingest.formats.html import declared_charset, render
-from workers.ingest.formats.text import decode
+from workers.ingest.formats.texts.html import declared_charset, render
+from workers.ingest.formats.texts.text import decode
 
 _HTML: Final = frozenset({"text/html", "application/xhtml+xml"})
 _HEADERS: Final = {

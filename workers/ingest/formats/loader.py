@@ -9,7 +9,7 @@ from shared.bounds import Metadata
 from shared.config import IngestSettings
 from shared.errors import DocumentError
 from shared.kinds.ingest import LoadOptions
-from workers.ingest.formats.container import Budget, Member
+from workers.ingest.formats.containers.container import Budget, Member
 
 
 class DocumentKey(StrEnum):
@@ -65,8 +65,8 @@ RawPassage = tuple[str, Metadata]
 
 @dataclass(frozen=True, kw_only=True)
 class RawDocument:
-    """A document as it came, and what the job says of it. `workers/ingest/formats/text.py` decodes
-    it for loaders of formats that are text."""
+    """A document as it came, and what the job says of it. For loaders of formats that are text,
+    `workers/ingest/formats/texts/text.py` decodes it."""
 
     name: str
     """For messages: every error names the document."""

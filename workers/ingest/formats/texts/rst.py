@@ -24,7 +24,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     heading_title,
 )
-from workers.ingest.formats.text import storable, text_of
+from workers.ingest.formats.texts.text import storable, text_of
 
 _LINE_CHARS: Final = 10_000
 _BLOCK_CHARS: Final = 20_000

@@ -41,8 +41,8 @@ from workers.ingest.formats.loader import (
     RawDocument,
     heading_title,
 )
-from workers.ingest.formats.main_content import find_main_content, is_page
-from workers.ingest.formats.text import decode, storable, text_of
+from workers.ingest.formats.texts.main_content import find_main_content, is_page
+from workers.ingest.formats.texts.text import decode, storable, text_of
 
 _CHARSET: Final = re.compile(rb"""<meta[^>]{0,500}?charset\s*=\s*["']?\s*([\w.:-]+)""", re.I)
 _XML_ENCODING: Final = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]+)""")

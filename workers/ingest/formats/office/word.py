@@ -18,7 +18,6 @@ from typing import Final
 
 from lxml import etree
 
-from workers.ingest.formats.html import page_within
 from workers.ingest.formats.loader import (
     DocumentKey,
     DocumentParts,
@@ -27,9 +26,9 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
-from workers.ingest.formats.numerals import LABEL_CHARS, numeral
-from workers.ingest.formats.outline import SYMBOLS, Blocks, Cell, CellBlocks, Outline
-from workers.ingest.formats.package import (
+from workers.ingest.formats.office.numerals import LABEL_CHARS, numeral
+from workers.ingest.formats.office.outline import SYMBOLS, Blocks, Cell, CellBlocks, Outline
+from workers.ingest.formats.office.package import (
     Package,
     Relation,
     alternative,
@@ -41,6 +40,7 @@ from workers.ingest.formats.package import (
     descendants,
     local,
 )
+from workers.ingest.formats.texts.html import page_within
 
 _LEVELS: Final = 9
 _CONTAINERS: Final = frozenset({"sdt", "sdtContent", "customXml", "ins", "moveTo", "smartTag"})

@@ -18,7 +18,6 @@ import olefile
 
 from shared.bounds import Metadata
 from shared.errors import DocumentError
-from workers.ingest.formats.hwpx import LEVELS, HeadNumbers, TableCell, write_table
 from workers.ingest.formats.loader import (
     DocumentKey,
     DocumentParts,
@@ -27,9 +26,10 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
-from workers.ingest.formats.numerals import LABEL_CHARS, numeral
-from workers.ingest.formats.outline import Blocks, Cell, CellBlocks, Outline
-from workers.ingest.formats.package import Unpacked
+from workers.ingest.formats.office.hwpx import LEVELS, HeadNumbers, TableCell, write_table
+from workers.ingest.formats.office.numerals import LABEL_CHARS, numeral
+from workers.ingest.formats.office.outline import Blocks, Cell, CellBlocks, Outline
+from workers.ingest.formats.office.package import Unpacked
 
 _SIGNATURE: Final = b"HWP Document File"
 _COMPRESSED, _ENCRYPTED, _DISTRIBUTED, _DRM = 1, 2, 4, 16

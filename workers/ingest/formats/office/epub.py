@@ -14,7 +14,6 @@ from typing import Final
 from lxml import etree
 
 from shared.errors import DocumentError
-from workers.ingest.formats.html import page_within
 from workers.ingest.formats.loader import (
     DocumentParts,
     Loader,
@@ -23,8 +22,8 @@ from workers.ingest.formats.loader import (
     RawPassage,
     heading_title,
 )
-from workers.ingest.formats.outline import Outline
-from workers.ingest.formats.package import (
+from workers.ingest.formats.office.outline import Outline
+from workers.ingest.formats.office.package import (
     Package,
     archive_of,
     attribute,
@@ -35,6 +34,7 @@ from workers.ingest.formats.package import (
     resolve,
     text_within,
 )
+from workers.ingest.formats.texts.html import page_within
 
 # What only makes fonts unreadable, which nobody reads here.
 _FONT_ALGORITHMS: Final = (

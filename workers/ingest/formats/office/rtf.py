@@ -25,7 +25,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
-from workers.ingest.formats.outline import Blocks, Cell, CellBlocks, Outline
+from workers.ingest.formats.office.outline import Blocks, Cell, CellBlocks, Outline
 
 _TOKEN: Final = re.compile(
     rb"\\([a-zA-Z]{1,64})(-?[0-9]{1,10})? ?|\\'([0-9a-fA-F]{2})|\\(.)|([{}])|([^\\{}\r\n]+)"

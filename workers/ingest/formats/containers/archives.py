@@ -26,7 +26,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any, Final, Protocol
 
 from shared.errors import DocumentError
-from workers.ingest.formats.container import (
+from workers.ingest.formats.containers.container import (
     Budget,
     Exceeded,
     Member,

@@ -15,12 +15,13 @@ import xlrd
 from xlrd.sheet import Sheet as RawSheet
 
 from shared.errors import DocumentError
-from workers.ingest.formats import number_formats, tables
-from workers.ingest.formats.html import page_within
 from workers.ingest.formats.loader import DocumentKey, DocumentParts, Loader, RawDocument
-from workers.ingest.formats.sheets import Merge, Sheet, SheetCell, SheetRow, passages
+from workers.ingest.formats.office import number_formats
+from workers.ingest.formats.office.sheets import Merge, Sheet, SheetCell, SheetRow, passages
+from workers.ingest.formats.office.workbook import number_cell
 from workers.ingest.formats.sniffing import is_binary
-from workers.ingest.formats.workbook import number_cell
+from workers.ingest.formats.texts import tables
+from workers.ingest.formats.texts.html import page_within
 
 _HEAD_BYTES: Final = 65_536
 

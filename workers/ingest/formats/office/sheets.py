@@ -21,8 +21,8 @@ from typing import Final, NamedTuple
 from shared.bounds import Metadata
 from shared.errors import DocumentError
 from workers.ingest.formats.loader import PassageKey, RawDocument, RawPassage, too_many
-from workers.ingest.formats.outline import CELL_SIGN
-from workers.ingest.formats.tables import column_names, looks_like_header, named_columns
+from workers.ingest.formats.office.outline import CELL_SIGN
+from workers.ingest.formats.texts.tables import column_names, looks_like_header, named_columns
 
 _HEAD_ROWS: Final = 64
 _TITLE_ROWS: Final = 20

@@ -29,7 +29,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     too_long,
 )
-from workers.ingest.formats.text import text_of
+from workers.ingest.formats.texts.text import text_of
 
 _TEXT_FIELDS: Final = ("text", "content")
 _DEPTH: Final = 200

@@ -26,8 +26,8 @@ from workers.ingest.formats.loader import (
     RawPassage,
     heading_title,
 )
-from workers.ingest.formats.outline import Blocks, Cell, CellBlocks
-from workers.ingest.formats.package import (
+from workers.ingest.formats.office.outline import Blocks, Cell, CellBlocks
+from workers.ingest.formats.office.package import (
     Package,
     Relation,
     alternative,

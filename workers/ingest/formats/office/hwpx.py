@@ -26,9 +26,9 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
-from workers.ingest.formats.numerals import LABEL_CHARS, numeral
-from workers.ingest.formats.outline import Blocks, Cell, CellBlocks, Outline
-from workers.ingest.formats.package import (
+from workers.ingest.formats.office.numerals import LABEL_CHARS, numeral
+from workers.ingest.formats.office.outline import Blocks, Cell, CellBlocks, Outline
+from workers.ingest.formats.office.package import (
     Package,
     archive_of,
     attribute,

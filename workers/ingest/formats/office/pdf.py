@@ -34,7 +34,6 @@ import pypdfium2.raw as pdfium
 
 from shared.bounds import Metadata
 from shared.errors import DocumentError
-from workers.ingest.formats import ocr
 from workers.ingest.formats.loader import (
     DocumentKey,
     DocumentParts,
@@ -43,7 +42,8 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
-from workers.ingest.formats.outline import SYMBOLS
+from workers.ingest.formats.office import ocr
+from workers.ingest.formats.office.outline import SYMBOLS
 
 _LOCK: Final = threading.Lock()
 _WORD: Final = re.compile("[^\\s\\x00\x02\ufffe\xad]+")

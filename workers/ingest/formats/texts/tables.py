@@ -33,7 +33,7 @@ from shared.bounds import Metadata
 from shared.errors import DocumentError
 from shared.kinds.ingest import CsvOptions
 from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument
-from workers.ingest.formats.text import text_of
+from workers.ingest.formats.texts.text import text_of
 
 MAX_COLUMNS: Final = 10_000
 _DELIMITERS: Final = (",", ";", "\t", "|")

@@ -24,11 +24,16 @@ from typing import Any, Final
 from shared.bounds import Metadata, cut
 from shared.errors import DocumentError
 from shared.formats import FORMATS
-from workers.ingest.formats.container import Budget, Member, clean_name, encoding_of_names
-from workers.ingest.formats.html import HTML
+from workers.ingest.formats.containers.container import (
+    Budget,
+    Member,
+    clean_name,
+    encoding_of_names,
+)
 from workers.ingest.formats.loader import DocumentKey, DocumentParts, Loader, RawDocument
-from workers.ingest.formats.rtf import RTF
-from workers.ingest.formats.text import TEXT
+from workers.ingest.formats.office.rtf import RTF
+from workers.ingest.formats.texts.html import HTML
+from workers.ingest.formats.texts.text import TEXT
 
 _HEADER_CHARS: Final = 2000
 """Of a header that is noted; some mails go to thousands."""

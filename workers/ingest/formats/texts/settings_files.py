@@ -18,7 +18,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     heading_title,
 )
-from workers.ingest.formats.text import text_of
+from workers.ingest.formats.texts.text import text_of
 
 _YAML_KEY: Final = re.compile(
     r"""("[^"\n]{1,200}"|'[^'\n]{1,200}'|[^\s#\-?:,\[\]{}&*!|>'"%@`][^\n:#]{0,200}?)"""

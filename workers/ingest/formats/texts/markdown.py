@@ -30,8 +30,8 @@ from workers.ingest.formats.loader import (
     RawDocument,
     heading_title,
 )
-from workers.ingest.formats.records import as_metadata
-from workers.ingest.formats.text import text_of
+from workers.ingest.formats.texts.records import as_metadata
+from workers.ingest.formats.texts.text import text_of
 
 _NESTED_ITEMS: Final = 64
 _RULE_CHARS: Final = 1000

@@ -19,9 +19,9 @@ from typing import Final, NamedTuple
 
 from lxml import etree
 
-from workers.ingest.formats import number_formats
 from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument, RawPassage
-from workers.ingest.formats.package import (
+from workers.ingest.formats.office import number_formats
+from workers.ingest.formats.office.package import (
     Package,
     Relation,
     archive_of,
@@ -32,7 +32,7 @@ from workers.ingest.formats.package import (
     descendants,
     local,
 )
-from workers.ingest.formats.sheets import (
+from workers.ingest.formats.office.sheets import (
     Merge,
     Sheet,
     SheetCell,

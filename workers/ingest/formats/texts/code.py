@@ -14,7 +14,7 @@ from typing import Final
 
 from shared.bounds import Metadata
 from workers.ingest.formats.loader import DocumentKey, DocumentParts, Loader, RawDocument
-from workers.ingest.formats.text import text_of
+from workers.ingest.formats.texts.text import text_of
 
 # Suffix -> the name of the language, and what LangChain calls the one whose separators it has.
 _LANGUAGES: Final[dict[str, tuple[str, str]]] = {

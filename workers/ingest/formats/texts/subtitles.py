@@ -20,7 +20,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
-from workers.ingest.formats.text import text_of
+from workers.ingest.formats.texts.text import text_of
 
 _TIME: Final = r"(?:([0-9]{1,4}):)?([0-9]{1,2}):([0-9]{1,2})(?:[,.:]([0-9]{1,3}))?"
 _TIMES: Final = re.compile(rf"[ \t]*{_TIME}[ \t]*-->[ \t]*{_TIME}(?=[ \t\n]|$)")

@@ -15,7 +15,6 @@ from typing import Final
 from lxml import etree
 
 from shared.errors import DocumentError
-from workers.ingest.formats import html
 from workers.ingest.formats.loader import (
     DocumentKey,
     DocumentParts,
@@ -25,7 +24,8 @@ from workers.ingest.formats.loader import (
     RawPassage,
     too_long,
 )
-from workers.ingest.formats.text import text_of
+from workers.ingest.formats.texts import html
+from workers.ingest.formats.texts.text import text_of
 
 _ENCODING: Final = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]+)""")
 _DECLARED_WITHIN_BYTES: Final = 1024

@@ -20,7 +20,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
-from workers.ingest.formats.text import text_of
+from workers.ingest.formats.texts.text import text_of
 
 _COLORS: Final = re.compile(r"\x1b\[[0-9;?]{0,20}[A-Za-z]")
 _ISO: Final = re.compile(
