@@ -224,6 +224,15 @@ class DocumentOut(BaseModel):
     size_bytes: int
     chunks: int
     metadata: dict[str, Any]
+    source_id: str | None = Field(description="The `id` of its source, if that had one.")
+    container: str | None = Field(description="The archive, or the mail, that it lies in.")
+    container_sha256: str | None = Field(
+        description="Of the bytes of that; null while not all of it has been read."
+    )
+    is_whole: bool = Field(
+        description="False while not all has been read of the archive that it lies in, or of its "
+        "attachments."
+    )
     created_at: datetime
     updated_at: datetime
 
@@ -371,9 +380,21 @@ class VariableView(BaseModel):
     default: Scalar | None
 
 
+class ScheduledJob(BaseModel):
+    """What a schedule submits. Of a webhook, its URL."""
+
+    kind: str
+    input: dict[str, Any]
+    lane: Lane
+    metadata: dict[str, Any]
+    webhook_url: str | None
+    timeout_s: float | None
+    max_attempts: int
+
+
 class ScheduleView(BaseModel):
     """A schedule. `next_at` is when its next job is due, `last_job_id` the job of the last run,
-    `error` why that could not be submitted."""
+    `error` why that could not be submitted. Lists have no `job`, which may be large."""
 
     name: str
     cron: str
@@ -384,12 +405,14 @@ class ScheduleView(BaseModel):
     last_at: datetime | None
     last_job_id: UUID | None
     error: str | None
+    job: ScheduledJob | None
     created_at: datetime
     updated_at: datetime
 
     @classmethod
-    def of(cls, schedule: Schedule) -> "ScheduleView":
+    def of(cls, schedule: Schedule, *, with_job: bool = False) -> "ScheduleView":
         return cls(
+            job=_scheduled_job(schedule) if with_job else None,
             name=schedule.name,
             cron=schedule.cron,
             timezone=schedule.timezone,
@@ -402,6 +425,19 @@ class ScheduleView(BaseModel):
             created_at=schedule.created_at,
             updated_at=schedule.updated_at,
         )
+
+
+def _scheduled_job(schedule: Schedule) -> ScheduledJob:
+    options = as_object(schedule.options)
+    return ScheduledJob(
+        kind=schedule.kind,
+        input=as_object(schedule.input),
+        lane=Lane(options["lane"]),
+        metadata=options["metadata"],
+        webhook_url=(options["webhook"] or {}).get("url"),
+        timeout_s=options["timeout_s"],
+        max_attempts=options["max_attempts"],
+    )
 
 
 class ScheduledRun(BaseModel):

@@ -8,7 +8,6 @@ while no sweeper ran, is one run. A job that cannot be submitted is an error of 
 """
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -16,11 +15,14 @@ from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
+from pydantic import ValidationError
 from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.bounds import as_object
+from shared.config import Settings
+from shared.database.sqlstates import first_line
 from shared.database.transaction import Transaction
 from shared.errors import Conflict, InvalidInput, NotFound, SluiceError
 from shared.jobs import submission
@@ -59,8 +61,9 @@ def next_moment(cron: str, timezone: str, after: datetime) -> datetime | None:
         ) from None
     try:
         moment: datetime = next(CronSim(expression, after.astimezone(zone)))
-    except CronSimError as error:
-        raise InvalidInput(f"cron is {cron!r}, which is no cron expression: {error}.") from None
+    except (CronSimError, ValueError, AssertionError, OverflowError) as error:
+        reason = str(error) or "it cannot be read"
+        raise InvalidInput(f"cron is {cron!r}, which is no cron expression: {reason}.") from None
     except StopIteration:
         return None
     return moment.astimezone(UTC)
@@ -68,7 +71,7 @@ def next_moment(cron: str, timezone: str, after: datetime) -> datetime | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSpec:
-    """A schedule as it is wished for; `job` is validated."""
+    """A schedule as it is wished for; `job` is validated, and its input has no defaults noted."""
 
     cron: str
     timezone: str
@@ -170,7 +173,9 @@ def due(session: Session, *, limit: int) -> Sequence[str]:
     return session.scalars(query).all()
 
 
-def fire(session: Transaction, name: str, *, is_due: bool = True) -> UUID | None:
+def fire(
+    session: Transaction, name: str, settings: Settings, *, is_due: bool = True
+) -> UUID | None:
     """Submit the job of a schedule, and write when the next one is due; None where another has
     done so, its last job is open, or it cannot be submitted. Without `is_due`, at once. Raises
     NotFound, Conflict for a last job that is open, and what submitting raises, where it is not due.
@@ -194,7 +199,7 @@ def fire(session: Transaction, name: str, *, is_due: bool = True) -> UUID | None
         raise Conflict(f"The last job of {name!r} is still open: {schedule.last_job_id}.")
     try:
         with session.begin_nested():
-            job_id = _submit(session, schedule)
+            job_id = _submit(session, schedule, settings)
     except SluiceError as error:
         if not is_due:
             raise
@@ -205,16 +210,21 @@ def fire(session: Transaction, name: str, *, is_due: bool = True) -> UUID | None
     return job_id
 
 
-def _submit(session: Transaction, schedule: Schedule) -> UUID:
+def _submit(session: Transaction, schedule: Schedule, settings: Settings) -> UUID:
     kind = KINDS.get(schedule.kind)
     if kind is None:
         raise InvalidInput(f"There is no kind {schedule.kind!r} any more; delete the schedule.")
-    # Submitting notes in it what its names stand for now, which is not the schedule's.
-    input_, options = deepcopy(as_object(schedule.input)), as_object(schedule.options)
-    collection = input_.get("collection")
-    if isinstance(collection, str):
-        kind.find_collection(session, collection)
-    kind.require(session, [input_])
+    try:
+        request = kind.input.model_validate(as_object(schedule.input))
+    except ValidationError as error:
+        raise InvalidInput(
+            f"The input is none that {kind.name} takes any more ({first_line(error)}); put the "
+            "schedule anew."
+        ) from error
+    kind.check(request, settings)
+    # Defaults are those of now: the model of the server, the time until a batch is to be finished.
+    input_ = request.model_dump(mode="json") | kind.defaults(request, settings)
+    options = as_object(schedule.options)
     new = NewJob(
         kind=kind,
         input=input_,
@@ -225,4 +235,13 @@ def _submit(session: Transaction, schedule: Schedule) -> UUID:
         timeout_s=options["timeout_s"],
         max_attempts=options["max_attempts"],
     )
+    require(session, new)
     return submission.submit(session, new).id
+
+
+def require(session: Session, new: NewJob) -> None:
+    """Raises NotFound where something is not there that the job's input names."""
+    collection = new.input.get("collection")
+    if isinstance(collection, str):
+        new.kind.find_collection(session, collection)
+    new.kind.require(session, [new.input])

@@ -434,6 +434,31 @@ class RemoteDocument(Base):
     )
 
 
+class Container(Base):
+    """A source that holds documents, such as an archive, or a mail with attachments: what was read
+    of it the last time. It is a document itself, or has none."""
+
+    __tablename__ = "containers"
+
+    collection_id: Mapped[UUID] = mapped_column(
+        ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True
+    )
+    source: Mapped[str] = mapped_column(primary_key=True)
+    """Its name, which `documents.container` has."""
+    sha256: Mapped[str]
+    """Of its bytes."""
+    content_hash: Mapped[str]
+    """Of its bytes, and of all else that decides what its documents are."""
+    job_id: Mapped[UUID | None]
+    """The job that is to read all of it; None once that is decided."""
+    is_whole: Mapped[bool]
+    """Whether all that is in it has been read, and nothing of it was erased since."""
+
+    __table_args__ = (
+        Index("ix_containers_job_id", "job_id", postgresql_where=sql("job_id IS NOT NULL")),
+    )
+
+
 class RemoteHost(Base):
     """A host that documents are read from: when it may be asked again."""
 

@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session, aliased
 from shared import files, schedules
 from shared.database.sqlstates import first_line, is_outage
 from shared.database.transaction import Transaction
-from shared.documents import attachments, collections, erasure
+from shared.documents import attachments, collections, containers, erasure, remote
 from shared.errors import ModelNotServed, SluiceError, Timeout
 from shared.files import StoredPath
 from shared.jobs import jobs, steps, submission, sweeps, turns
@@ -256,6 +256,8 @@ class Retention:
     def __init__(self) -> None:
         self._files_after: tuple[datetime, UUID] | None = None
         """Behind which of the old uploads the next round looks; those before it are in use."""
+        self._containers_after: tuple[UUID, str] | None = None
+        self._remote_after: tuple[UUID, str] | None = None
 
     @property
     def parts(self) -> Mapping[str, Any]:
@@ -265,6 +267,8 @@ class Retention:
             "retention of jobs": forget_jobs,
             "retention of uploads": self.forget_files,
             "retention of workers": forget_workers,
+            "containers": self.forget_containers,
+            "remote documents": self.forget_remote,
         }
 
     def forget_files(self, round_: Round) -> None:
@@ -289,6 +293,22 @@ class Retention:
         self._files_after = (old[-1].created_at, old[-1].id) if old else None
         unused = [row.id for row in old if str(row.id) not in in_use]
         _forget_batches(round_, "file", unused, _forget_files)
+
+    def forget_containers(self, round_: Round) -> None:
+        """Forget archives of which nothing is left. All rows are looked at, some each round."""
+        with round_.process.ledger.begin() as session:
+            self._containers_after = containers.forget_empty(
+                session, self._containers_after, limit=round_.limit_rows
+            )
+
+    def forget_remote(self, round_: Round) -> None:
+        """Forget what servers said of documents that are gone, and hosts that were left alone for
+        long enough."""
+        with round_.process.ledger.begin() as session:
+            self._remote_after = remote.forget_unused(
+                session, self._remote_after, limit=round_.limit_rows
+            )
+            remote.forget_hosts(session, limit=round_.limit_rows)
 
 
 def forget_jobs(round_: Round) -> None:
@@ -687,11 +707,12 @@ def let_turns_go(round_: Round) -> None:
 
 def fire_schedules(round_: Round) -> None:
     """Submit the jobs of schedules that are due."""
+    settings = round_.process.settings
     with round_.process.ledger.read() as session:
         names = schedules.due(session, limit=round_.limit_rows)
     round_.handle_all(
         (Item(kind="schedule", id=name) for name in names),
-        lambda session, item: schedules.fire(session, item.id),
+        lambda session, item: schedules.fire(session, item.id, settings),
     )
 
 

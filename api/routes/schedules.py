@@ -1,5 +1,6 @@
 """Schedules: jobs that are submitted again and again."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
@@ -21,6 +22,13 @@ Name = Annotated[
     str, Path(pattern=SCHEDULE_NAME, description="Up to 63 letters, digits, `.`, `_`, `-`.")
 ]
 
+_OUT_OF_PLACE = {
+    "conversation_id": "its jobs continue nothing",
+    "previous_job_id": "its jobs continue nothing",
+    "finish_by": "it is one moment; give completion_window",
+}
+"""Fields of inputs, and why they cannot be those of many jobs."""
+
 
 @router.put(
     "/{name}",
@@ -31,16 +39,17 @@ def put_schedule(parts: PartsDep, fair_key: FairKey, name: Name, spec: NewSchedu
     from now on; one that is paused stays so."""
     if spec.job.run_after is not None:
         raise InvalidInput("job.run_after has no place in a schedule: `cron` says when.")
-    if getattr(spec.job.input, "conversation_id", None) is not None:
-        raise InvalidInput("job.input.conversation_id has no place in a schedule.")
+    for field, reason in _OUT_OF_PLACE.items():
+        if getattr(spec.job.input, field, None) is not None:
+            raise InvalidInput(f"job.input.{field} has no place in a schedule: {reason}.")
     new = submission.new_job(spec.job, parts.settings, fair_key=fair_key)
-    wished = schedules.ScheduleSpec(cron=spec.cron, timezone=spec.timezone, job=new)
+    # As it was sent: the defaults are those of the moment when a job is submitted.
+    sent = replace(new, input=spec.job.input.model_dump(mode="json", exclude_unset=True))
+    wished = schedules.ScheduleSpec(cron=spec.cron, timezone=spec.timezone, job=sent)
     with parts.ledger.begin() as session:
-        collection = new.input.get("collection")
-        if collection is not None:
-            new.kind.find_collection(session, collection)
+        schedules.require(session, new)
         schedule, is_new = schedules.put(session, name, wished)
-        view = ScheduleView.of(schedule)
+        view = ScheduleView.of(schedule, with_job=True)
     headers = {"Location": f"/v1/schedules/{name}"}
     return answer(view, 201 if is_new else 200, headers)
 
@@ -58,9 +67,9 @@ def list_schedules(parts: PartsDep, limit: PageLimit = 50, cursor: Cursor = None
 
 @router.get("/{name}", responses=documented({200: ScheduleView}, 404, 422))
 def get_schedule(parts: PartsDep, name: Name) -> Response:
-    """A schedule: when its next job is due, and which was the last."""
+    """A schedule: its job, when the next one is due, and which was the last."""
     with parts.ledger.read() as session:
-        view = ScheduleView.of(schedules.get(session, name))
+        view = ScheduleView.of(schedules.get(session, name), with_job=True)
     return answer(view)
 
 
@@ -92,6 +101,6 @@ def resume_schedule(parts: PartsDep, name: Name) -> Response:
 def run_schedule(parts: PartsDep, name: Name) -> Response:
     """Submit its job now; 409 while the last one is open. When the next is due does not change."""
     with parts.ledger.begin() as session:
-        job_id = schedules.fire(session, name, is_due=False)
+        job_id = schedules.fire(session, name, parts.settings, is_due=False)
     assert job_id is not None
     return answer(ScheduledRun(job_id=job_id))

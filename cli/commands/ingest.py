@@ -15,7 +15,15 @@ from cli.terminal.progress import bars
 from shared import formats
 from shared.kinds.ingest import SplitterType
 from shared.vocabulary import Lane
-from sluice import Client, Duplicate, IngestOptions, IngestReport, InvalidInput, Job
+from sluice import (
+    Client,
+    Duplicate,
+    IngestOptions,
+    IngestReport,
+    InvalidInput,
+    Job,
+    SourceError,
+)
 from sluice.ingest import PARALLEL_UPLOADS
 from sluice.kinds import CsvOptions, HtmlOptions, Splitter
 from sluice.sources import (
@@ -53,12 +61,12 @@ SHOWN_DUPLICATES = 3
               help="In characters; in tokens for `token`. Else what the model reads.")  # fmt: skip
 @click.option("--chunk-overlap", type=int, help="In the same unit.")
 @click.option(
-    "--on-existing", type=click.Choice(["skip", "replace"]), default="replace",
-    show_default=True, help="What to do with documents that are there with other content.",
+    "--on-existing", type=click.Choice(["skip", "replace"]),
+    help="What to do with documents that are there with other content.  [default: replace]",
 )  # fmt: skip
 @click.option(
-    "--on-duplicate", type=click.Choice(["warn", "skip"]), default="warn", show_default=True,
-    help="What to do with contents that are there under another name.",
+    "--on-duplicate", type=click.Choice(["warn", "skip"]),
+    help="What to do with contents that are there under another name.  [default: warn]",
 )  # fmt: skip
 @click.option("--lane", type=click.Choice([lane.value for lane in Lane]))
 @click.option(
@@ -97,8 +105,8 @@ def ingest(
     splitter: str | None,
     chunk_size: int | None,
     chunk_overlap: int | None,
-    on_existing: Literal["skip", "replace"],
-    on_duplicate: Literal["warn", "skip"],
+    on_existing: Literal["skip", "replace"] | None,
+    on_duplicate: Literal["warn", "skip"] | None,
     lane: str | None,
     metadata: dict[str, Any],
     encoding: str | None,
@@ -146,13 +154,7 @@ def ingest(
         documents += url_documents(urls)
     if "-" in paths:
         documents.append(_standard_input(name))
-    left_out = sum(discovery.left_out.values())
-    if left_out:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in discovery.left_out.items())
-        say(f"Left out {plural(left_out, 'file')} of other types ({kinds}).")
-    if discovery.circular_links:
-        links = plural(len(discovery.circular_links), "link")
-        say(f"Left out {links} to folders around them ({', '.join(discovery.circular_links)}).")
+    say_left_out(discovery.left_out, discovery.circular_links)
     if not documents and not discovery.errors:
         raise InvalidInput(f"Nothing to ingest in {', '.join(paths)}.")
 
@@ -197,6 +199,25 @@ def ingest(
     else:
         _show(report)
     return Exit.FAILED if report.documents.failed else Exit.OK
+
+
+def say_left_out(left_out: Mapping[str, int], circular_links: Sequence[str]) -> None:
+    """What a search of folders has met and left."""
+    if left_out:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in left_out.items())
+        say(f"Left out {plural(sum(left_out.values()), 'file')} of other types ({kinds}).")
+    if circular_links:
+        links = plural(len(circular_links), "link")
+        say(f"Left out {links} to folders around them ({', '.join(circular_links)}).")
+
+
+def say_failures(errors: Sequence[SourceError]) -> None:
+    for error in errors[:SHOWN_ERRORS]:
+        # Most messages name the source already.
+        named = error.message.startswith(error.source)
+        say(f"Failed: {error.message if named else f'{error.source}: {error.message}'}")
+    if len(errors) > SHOWN_ERRORS:
+        say(f"… and {len(errors) - SHOWN_ERRORS:,} more; --json lists all.")
 
 
 def _standard_input(name: str) -> TextDocument:
@@ -277,12 +298,7 @@ def _document(report: IngestReport, left_out: Mapping[str, int]) -> dict[str, An
 
 
 def _show(report: IngestReport) -> None:
-    for error in report.errors[:SHOWN_ERRORS]:
-        # Most messages name the source already.
-        named = error.message.startswith(error.source)
-        say(f"Failed: {error.message if named else f'{error.source}: {error.message}'}")
-    if len(report.errors) > SHOWN_ERRORS:
-        say(f"… and {len(report.errors) - SHOWN_ERRORS:,} more; --json lists all.")
+    say_failures(report.errors)
     if report.duplicates:
         say(_duplicates(report.duplicates), style="yellow")
     if report.vanished:
@@ -298,8 +314,10 @@ def _show(report: IngestReport) -> None:
     counts = report.documents
     done = counts.added + counts.replaced + counts.skipped
     rate = done / report.elapsed_s if report.elapsed_s > 0 else 0.0
+    erased = f", {counts.erased:,} erased" if counts.erased else ""
+    chunks = plural(report.chunks, "chunk")
     print_text(
         f"{report.collection}: {counts.added:,} added, {counts.replaced:,} replaced, "
-        f"{counts.skipped:,} skipped, {counts.failed:,} failed; {plural(report.chunks, 'chunk')} "
-        f"in {duration(report.elapsed_s)} ({rate:,.1f} documents/s)"
+        f"{counts.skipped:,} skipped, {counts.failed:,} failed{erased}; "
+        f"{chunks} in {duration(report.elapsed_s)} ({rate:,.1f} documents/s)"
     )

@@ -11,6 +11,8 @@ from cli.terminal.output import print_fields, print_json, print_table, print_tex
 from shared.vocabulary import Lane
 from sluice import Client, InvalidInput, Schedule
 
+SHOWN_CHARS = 400
+
 
 @click.group(cls=ListByDefault)
 def schedules() -> None:
@@ -158,6 +160,11 @@ def _file(path: str) -> str:
         raise InvalidInput(f"Cannot read {path}: {error}.") from error
 
 
+def _compact(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}… (--json has all of it)"
+
+
 def _show(schedule: Schedule, *, as_json: bool) -> None:
     if as_json:
         print_json(schedule)
@@ -166,6 +173,7 @@ def _show(schedule: Schedule, *, as_json: bool) -> None:
         [
             ("name", schedule.name),
             ("kind", schedule.kind),
+            ("input", None if schedule.job is None else _compact(schedule.job.get("input"))),
             ("cron", f"{schedule.cron} ({schedule.timezone})"),
             ("next", "paused" if schedule.paused else schedule.next_at),
             ("last", schedule.last_at),

@@ -1,24 +1,41 @@
 """`sluice sync`: a collection becomes what folders or sites are; `sluice watch` goes on."""
 
-from collections.abc import Callable, Sequence
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cli.errors import Exit
+from cli.commands.ingest import say_failures, say_left_out
+from cli.errors import Exit, Interrupted
 from cli.options import complete_collections, key_values, with_client
-from cli.terminal.output import jsonable, plural, print_json, print_text, say
+from cli.terminal.output import jsonable, plural, print_json, print_json_line, print_text, say
 from cli.terminal.progress import bars
 from shared import formats
-from sluice import Client, IngestOptions, InvalidInput, SyncReport
+from sluice import (
+    ApiError,
+    Client,
+    ConnectionFailed,
+    IngestOptions,
+    InvalidInput,
+    Job,
+    JobEndedBadly,
+    SluiceError,
+    SyncReport,
+    WaitTimeout,
+)
 from sluice.sources import is_folder_url, is_url
 from sluice.sync import MAX_ERASED_SHARE
 
 SHOWN = 20
-PAUSE_MS = 1000
-"""Changes that come within this time of each other are synchronized together."""
+QUIET_MS, BURST_MS = 200, 2000
+"""What changes is synchronized when nothing has changed for the first of these times, but no later
+than after the second: programs save in bursts."""
+TICK_MS = 500
+RETRY_BASE_S, RETRY_CAP_S = 1.0, 30.0
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,14 +95,24 @@ def sync(
       sluice sync s3://team-docs/handbook -c handbook
     """
     share = 1.0 if yes else max_erased_share
-    report = _sync(
-        client, paths, collection, root, metadata, share, dry_run=dry_run, max_pages=max_pages
-    )
+    jobs: list[Job] = []
+    try:
+        report = _sync(
+            client, paths, collection, root, metadata, share, jobs,
+            dry_run=dry_run, max_pages=max_pages,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted(_interrupted(jobs)) from None
     if as_json:
         print_json(_document(report))
     else:
         _show(report)
-    return _exit(report)
+    return Exit.FAILED if report.errors else Exit.OK
+
+
+def _interrupted(jobs: Sequence[Job]) -> str:
+    going_on = f" The job {jobs[-1].id} goes on." if jobs else ""
+    return f"Interrupted.{going_on} Run the same command again to finish it."
 
 
 @click.command()
@@ -105,29 +132,129 @@ def watch(
     """Synchronize folders, and again whenever something in them changes; Ctrl-C ends it.
 
     Where more has vanished than --max-erased-share allows, nothing is done until it is back, or
-    until `sluice sync --yes` has confirmed it.
+    until `sluice sync --yes` has confirmed it. While the API is away, it is tried again.
     """
-    import watchfiles  # with a library in Rust, which no other command needs
-
     for path in paths:
         if is_url(path) or is_folder_url(path):
             raise InvalidInput(f"{path} cannot be watched; `sluice sync` reads it now and then.")
 
-    def once() -> None:
-        report = _sync(client, paths, collection, root, metadata, max_erased_share)
+    def once(*, is_first: bool) -> None:
+        report = _sync(client, paths, collection, root, metadata, max_erased_share, [])
         if as_json:
-            print_json(_document(report))
-        else:
+            print_json_line(_document(report))
+        elif is_first or report.added or report.replaced or report.erased or report.errors:
             _show(report)
+        if is_first:
+            say(f"Watching {', '.join(paths)}; Ctrl-C ends it.")
 
-    once()
-    say(f"Watching {', '.join(paths)}; Ctrl-C ends it.")
-    for _ in watchfiles.watch(*paths, debounce=PAUSE_MS, raise_interrupt=False):
-        try:
-            once()
-        except InvalidInput as error:
-            say(str(error), style="yellow")
+    try:
+        _again_and_again(once, paths)
+    except KeyboardInterrupt:
+        say("Ended. A job that was submitted goes on.")
     return Exit.OK
+
+
+def _again_and_again(once: Callable[..., None], paths: Sequence[str]) -> None:
+    """Until it is interrupted. Raises what the first time raises, and later what does not pass."""
+    is_first = is_due = True
+    pause_s, not_before, last_words = RETRY_BASE_S, 0.0, ""
+    for is_changed in _changes(paths):
+        is_due = is_due or is_changed
+        if not is_due or time.monotonic() < not_before:
+            continue
+        try:
+            once(is_first=is_first)
+        except InvalidInput as error:
+            if is_first:
+                raise
+            # What is there is as it is, until it changes.
+            is_due, words = False, error.message
+        except SluiceError as error:
+            if is_first or not _may_pass(error):
+                raise
+            not_before = time.monotonic() + pause_s
+            pause_s, words = min(2 * pause_s, RETRY_CAP_S), f"{error.message} Trying again."
+        else:
+            is_first = is_due = False
+            pause_s, words = RETRY_BASE_S, ""
+        if words and words != last_words:
+            say(words, style="yellow")
+        last_words = words
+
+
+def _may_pass(error: SluiceError) -> bool:
+    if isinstance(error, ApiError):
+        return error.status >= 500 or error.status in (409, 429)
+    return isinstance(error, ConnectionFailed | JobEndedBadly | WaitTimeout)
+
+
+def _changes(paths: Sequence[str]) -> Iterator[bool]:
+    """Again and again, at least every TICK_MS: whether something has changed since the last time;
+    for the first time as soon as changes are seen.
+
+    A path that becomes another file or folder, as with an editor that saves by renaming, is watched
+    anew: what the system watches is not the path, but what lay there.
+    """
+    import watchfiles  # with a library in Rust, which no other command needs
+
+    watched: _Identities | None = None
+    while True:
+        present = _identities(paths)
+        is_changed, watched = present != watched, present
+        there = [path for path in paths if present[path] is not None]
+        if not there:
+            yield is_changed
+            time.sleep(TICK_MS / 1000)
+            continue
+        try:
+            for changes in watchfiles.watch(
+                *there, watch_filter=_is_seen(paths), debounce=BURST_MS, step=QUIET_MS,
+                rust_timeout=TICK_MS, yield_on_timeout=True, ignore_permission_denied=True,
+            ):  # fmt: skip
+                yield is_changed or bool(changes)
+                is_changed = False
+                if _identities(paths) != watched:
+                    break
+        except FileNotFoundError:
+            watched = None  # it went at this moment
+        except OSError as error:
+            raise InvalidInput(
+                f"The system cannot watch {', '.join(there)}: {error}. Of many folders, raise "
+                "fs.inotify.max_user_watches; of what lies on the network, set "
+                "WATCHFILES_FORCE_POLLING=true."
+            ) from error
+
+
+_Identities = dict[str, tuple[int, int] | None]
+
+
+def _identities(paths: Sequence[str]) -> _Identities:
+    """What lies there, whatever it is called."""
+    identities: _Identities = {}
+    for path in paths:
+        try:
+            status = Path(path).stat()
+        except OSError:
+            identities[path] = None
+        else:
+            identities[path] = (status.st_dev, status.st_ino)
+    return identities
+
+
+def _is_seen(paths: Sequence[str]) -> Callable[[Any, str], bool]:
+    """Whether a changed file may be a document: hidden ones below the paths are none."""
+    tops = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
+
+    def is_seen(_change: Any, path: str) -> bool:
+        whole = Path(os.path.abspath(path))  # noqa: PTH100
+        below = [whole.relative_to(top).parts for top in tops if whole.is_relative_to(top)]
+        return not below or not all(any(map(_is_hidden, parts)) for parts in below)
+
+    return is_seen
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 def _sync(
@@ -137,6 +264,7 @@ def _sync(
     root: Path | None,
     metadata: dict[str, Any],
     max_erased_share: float,
+    jobs: list[Job],
     *,
     dry_run: bool = False,
     max_pages: int | None = None,
@@ -152,27 +280,23 @@ def _sync(
             suffixes=formats.suffixes(),
             max_pages=max_pages,
             on_advance=show,
+            on_submit=jobs.append,
         )
-
-
-def _exit(report: SyncReport) -> int:
-    failed = report.ingest is not None and report.ingest.documents.failed
-    return Exit.FAILED if failed else Exit.OK
 
 
 def _document(report: SyncReport) -> dict[str, Any]:
     values = asdict(report)
     ingest = report.ingest
+    values["errors"] = jsonable(report.errors)
     values["ingest"] = None if ingest is None else jsonable(ingest.documents)
-    values["errors"] = [] if ingest is None else jsonable(ingest.errors)
     values["warnings"] = [] if ingest is None else list(ingest.warnings)
     return values
 
 
 def _show(report: SyncReport) -> None:
     ingest = report.ingest
-    for error in () if ingest is None else ingest.errors[:SHOWN]:
-        say(f"Failed: {error.message}")
+    say_left_out(report.left_out, report.circular_links)
+    say_failures(report.errors)
     for warning in () if ingest is None else ingest.warnings[:SHOWN]:
         say(f"Warning: {warning}", style="yellow")
     if report.is_dry_run:
@@ -186,11 +310,11 @@ def _show(report: SyncReport) -> None:
                     f"{what} {plural(len(names) - SHOWN, 'document')} more; --json lists all"
                 )
     counts = None if ingest is None else ingest.documents
-    added = len(report.added) if counts is None or report.is_dry_run else counts.added
-    replaced = len(report.replaced) if counts is None or report.is_dry_run else counts.replaced
-    failed = 0 if counts is None else counts.failed
+    added = len(report.added) if counts is None else counts.added
+    replaced = len(report.replaced) if counts is None else counts.replaced
+    erased = len(report.erased) + (0 if counts is None else counts.erased)
     would = "would be " if report.is_dry_run else ""
     print_text(
         f"{report.collection}: {would}{added:,} added, {replaced:,} replaced, "
-        f"{len(report.erased):,} erased, {report.unchanged:,} unchanged, {failed:,} failed"
+        f"{erased:,} erased, {report.unchanged:,} unchanged, {len(report.errors):,} failed"
     )

@@ -196,8 +196,8 @@ class IngestOptions:
     json: JsonOptions | None = None
     ocr: OcrOptions | None = None
     """`{}` has pages that are pictures of text recognized."""
-    on_existing: Literal["skip", "replace"] = "replace"
-    on_duplicate: Literal["warn", "skip"] = "warn"
+    on_existing: Literal["skip", "replace"] | None = None
+    on_duplicate: Literal["warn", "skip"] | None = None
     metadata: Mapping[str, Any] | None = None
     lane: Lane | None = None
 
@@ -347,14 +347,10 @@ def _counting_from(
 async def _submit(
     calls: Calls[Any], collection: str, sources: Sequence[Mapping[str, Any]], options: IngestOptions
 ) -> Job:
-    job_input: dict[str, Any] = {
-        "collection": collection,
-        "sources": list(sources),
-        "on_existing": options.on_existing,
-        "on_duplicate": options.on_duplicate,
-    }
-    if options.encoding:
-        job_input["encoding"] = options.encoding
+    job_input: dict[str, Any] = {"collection": collection, "sources": list(sources)}
+    for name in ("encoding", "on_existing", "on_duplicate"):
+        if value := getattr(options, name):
+            job_input[name] = value
     if options.ocr is not None:
         job_input["ocr"] = dict(options.ocr)
     for name in ("splitter", "csv", "html", "json", "metadata"):

@@ -191,6 +191,14 @@ class Document(Wire):
     size_bytes: int | None = None
     chunks: int = 0
     metadata: dict[str, Any] = {}
+    source_id: str | None = None
+    """The `id` of its source, if that had one."""
+    container: str | None = None
+    """The archive, or the mail, that it lies in."""
+    container_sha256: str | None = None
+    """Of the bytes of that, where all of it has been read."""
+    is_whole: bool = True
+    """False while not all has been read of the archive that it lies in, or of its attachments."""
     created_at: datetime | None = None
     updated_at: datetime | None = None
 
@@ -283,6 +291,8 @@ class DocumentCounts(Wire):
     replaced: int = 0
     skipped: int = 0
     failed: int = 0
+    erased: int = 0
+    """They were in an archive, or the like, that was ingested again without them."""
 
     def __add__(self, other: "DocumentCounts") -> "DocumentCounts":
         return DocumentCounts(
@@ -290,6 +300,7 @@ class DocumentCounts(Wire):
             replaced=self.replaced + other.replaced,
             skipped=self.skipped + other.skipped,
             failed=self.failed + other.failed,
+            erased=self.erased + other.erased,
         )
 
 
@@ -301,7 +312,8 @@ class IngestOutcome(Wire):
 
 
 class Schedule(Wire):
-    """A job that is submitted again and again. `error` is why the last one could not be."""
+    """A job that is submitted again and again. `error` is why the last one could not be. `job` is
+    what is submitted; lists do not have it."""
 
     name: str
     cron: str
@@ -312,6 +324,7 @@ class Schedule(Wire):
     last_at: datetime | None = None
     last_job_id: str | None = None
     error: str | None = None
+    job: dict[str, Any] | None = None
 
 
 class Queue(Wire):

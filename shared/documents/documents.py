@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session
 from shared.bounds import INT32_MAX, as_object, nfc
 from shared.errors import Conflict, NotFound
 from shared.filters import MetadataFilter
-from shared.tables import Chunk, Collection, Document, Version
+from shared.tables import Chunk, Collection, Container, Document, Version
 
 Chosen = Select[*tuple[Any, ...]]
 
@@ -45,6 +45,14 @@ class DocumentView:
     size_bytes: int
     chunks: int
     metadata: dict[str, Any]
+    source_id: str | None
+    """What its owner calls it, whatever `source` is."""
+    container: str | None
+    """The name of the archive, or of the mail, that it lies in."""
+    container_sha256: str | None
+    """Of the bytes of that, where all of it has been read."""
+    is_whole: bool
+    """False while not all has been read of the archive that it lies in, or of its attachments."""
     created_at: datetime
     updated_at: datetime
 
@@ -335,11 +343,18 @@ def value_types(
     return types
 
 
-def _documents() -> Select[Document, Version, str]:
+def _documents() -> Select[Document, Version, str, str | None, bool | None]:
     return (
-        select(Document, Version, Collection.name)
+        select(Document, Version, Collection.name, Container.sha256, Container.is_whole)
         .join(Version, Version.id == Document.live_version_id)
         .join(Collection, Collection.id == Document.collection_id)
+        .outerjoin(
+            Container,
+            and_(
+                Container.collection_id == Document.collection_id,
+                Container.source == func.coalesce(Document.container, Document.source),
+            ),
+        )
         .where(Collection.erasing_at.is_(None))
     )
 
@@ -367,7 +382,13 @@ def _live(query: Chosen) -> Chosen:
     )
 
 
-def _document_view(document: Document, version: Version, collection: str) -> DocumentView:
+def _document_view(
+    document: Document,
+    version: Version,
+    collection: str,
+    container_sha256: str | None,
+    is_whole: bool | None,
+) -> DocumentView:
     return DocumentView(
         id=document.id,
         collection=collection,
@@ -377,6 +398,10 @@ def _document_view(document: Document, version: Version, collection: str) -> Doc
         size_bytes=version.size_bytes,
         chunks=version.chunk_count,
         metadata=as_object(version.meta),
+        source_id=document.source_id,
+        container=document.container,
+        container_sha256=container_sha256 if document.container and is_whole else None,
+        is_whole=is_whole is not False,
         created_at=document.created_at,
         updated_at=document.updated_at,
     )

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from shared.documents import lexical
+from shared.documents import containers, lexical
 from shared.documents.versions import GarbageVersion, VersionState, garbage_where, lock_documents_of
 from shared.errors import NotFound
 from shared.tables import Chunk, Collection, Document, IngestItem, Job, Version
@@ -145,6 +145,7 @@ def hide_documents(session: Session, document_ids: Sequence[UUID]) -> list[UUID]
             .with_for_update()
         )
     )
+    containers.reopen(session, existing_ids)
     live = select(Version.id).join(Document, Document.live_version_id == Version.id)
     lexical.bury(session, session.scalars(live.where(Document.id.in_(existing_ids))).all())
     session.execute(

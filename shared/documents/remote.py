@@ -6,14 +6,15 @@ With what was said, the next job fetches only what has changed.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from shared.tables import Document, RemoteDocument, RemoteHost
+from shared.documents.containers import next_page
+from shared.tables import RemoteDocument, RemoteHost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,25 +92,31 @@ def note(session: Session, collection_id: UUID, noted: Sequence[RemoteOrigin]) -
 class Known:
     document_id: UUID
     source: str
+    met: str
+    """What was met itself: the document, or the archive that it lies in."""
 
 
 def of_parent(session: Session, collection_id: UUID, parent: str) -> list[Known]:
-    """The documents that readers see and that were met in this site or folder, by their names."""
+    """The documents that readers see and that were met in this site or folder, or lie in what was
+    met there, by their names."""
     rows = session.execute(
-        select(Document.id, Document.source)
-        .join(
-            RemoteDocument,
-            (RemoteDocument.collection_id == Document.collection_id)
-            & (RemoteDocument.source == Document.source),
-        )
-        .where(
-            RemoteDocument.collection_id == collection_id,
-            RemoteDocument.parent == parent,
-            Document.live_version_id.is_not(None),
-        )
-        .order_by(Document.source)
+        text("""
+            WITH met AS (
+                SELECT source FROM remote_documents
+                WHERE collection_id = :collection_id AND parent = :parent
+            )
+            SELECT d.id, d.source, met.source AS met FROM met
+            JOIN documents d ON d.collection_id = :collection_id AND d.source = met.source
+            WHERE d.live_version_id IS NOT NULL
+            UNION ALL
+            SELECT d.id, d.source, met.source FROM met
+            JOIN documents d ON d.collection_id = :collection_id AND d.container = met.source
+            WHERE d.live_version_id IS NOT NULL
+            ORDER BY source
+        """),
+        {"collection_id": collection_id, "parent": parent},
     )
-    return [Known(document_id=id_, source=source) for id_, source in rows]
+    return [Known(document_id=id_, source=source, met=met) for id_, source, met in rows]
 
 
 def forget(session: Session, collection_id: UUID, sources: Sequence[str]) -> None:
@@ -121,7 +128,49 @@ def forget(session: Session, collection_id: UUID, sources: Sequence[str]) -> Non
     )
 
 
+_FORGET_UNUSED = text("""
+    WITH page AS (
+        SELECT collection_id, source FROM remote_documents
+        WHERE (collection_id, source) > (:collection_id, :source)
+        ORDER BY collection_id, source LIMIT :limit
+    ), gone AS (
+        DELETE FROM remote_documents r USING page p
+        WHERE r.collection_id = p.collection_id AND r.source = p.source
+          AND NOT EXISTS (
+              SELECT FROM documents d
+              WHERE d.collection_id = r.collection_id
+                AND (d.source = r.source OR d.container = r.source))
+          AND NOT EXISTS (
+              SELECT FROM containers c
+              WHERE c.collection_id = r.collection_id AND c.source = r.source)
+    )
+    SELECT collection_id, source FROM page ORDER BY collection_id DESC, source DESC LIMIT 1
+""")
+
+
+def forget_unused(
+    session: Session, after: tuple[UUID, str] | None, *, limit: int
+) -> tuple[UUID, str] | None:
+    """Delete those of the next ones behind `after` that no document came of, or whose document is
+    gone; returns the last one that was looked at, None where that is the end."""
+    return next_page(session, _FORGET_UNUSED, after, limit=limit)
+
+
 # Hosts
+
+HOST_KEPT: Final = timedelta(hours=1)
+"""After its last turn; then it is as one that was never met."""
+
+
+def forget_hosts(session: Session, *, limit: int) -> None:
+    """Delete those that may be asked, and have been for a while."""
+    idle = select(RemoteHost.origin).where(RemoteHost.next_at < func.now() - HOST_KEPT)
+    session.execute(
+        delete(RemoteHost)
+        .where(RemoteHost.origin.in_(idle.limit(limit).with_for_update(skip_locked=True)))
+        .execution_options(synchronize_session=False)
+    )
+
 
 TAKE_TURN = text("""
     INSERT INTO remote_hosts AS h (origin, next_at)

@@ -249,17 +249,20 @@ def forget(session: Session, job_ids: Sequence[UUID]) -> list[UUID]:
 
 # Paths of JSON are lax: an input of another shape has no such file, and is no error.
 _IN_USE = text("""
-    SELECT DISTINCT used.id FROM jobs j
+    SELECT DISTINCT used.id FROM (
+        SELECT kind, input FROM jobs WHERE state IN ('queued', 'running')
+        UNION ALL SELECT kind, input FROM schedules
+    ) j
     JOIN unnest(CAST(:kinds AS text[]), CAST(:paths AS jsonpath[])) kind (name, path)
         ON kind.name = j.kind
     CROSS JOIN LATERAL (SELECT jsonb_path_query(j.input, kind.path) #>> '{}' AS id) used
-    WHERE j.state IN ('queued', 'running') AND used.id = ANY(:ids)
+    WHERE used.id = ANY(:ids)
 """)
 
 
 def files_in_use(session: Session, ids: Sequence[UUID]) -> set[str]:
-    """Those of the files that an open job needs. The inputs of all open jobs of kinds that take
-    files are read for that."""
+    """Those of the files that an open job needs, or one that a schedule will submit. The inputs of
+    all of these, of kinds that take files, are read for that."""
     if not ids:
         return set()
     paths = {kind.name: kind.file_path for kind in KINDS.values() if kind.file_path is not None}

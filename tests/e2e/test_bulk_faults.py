@@ -40,7 +40,8 @@ def test_a_bulk_job_survives_the_loss_of_everything_but_postgres(stack: LiveStac
         done = run.finish()
     assert done.code == 0, done.err
     report = done.document
-    assert report["documents"] == {"added": DOCUMENTS, "replaced": 0, "skipped": 0, "failed": 0}
+    counts = {"added": DOCUMENTS, "replaced": 0, "skipped": 0, "failed": 0, "erased": 0}
+    assert report["documents"] == counts
     assert report["chunks"] == expected_chunks
     assert report["errors"] == []
     assert stack.state(job_id) == "succeeded"

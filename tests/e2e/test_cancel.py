@@ -59,6 +59,7 @@ def test_a_cancelled_ingest_job_leaves_whole_documents_only(
         "replaced": 0,
         "skipped": len(whole),
         "failed": 0,
+        "erased": 0,
     }
     stack.until_tidy(COLLECTION)
     stack.check_agreement(COLLECTION, chunks=sum(chunks.values()))

@@ -22,7 +22,8 @@ QUESTIONS = (
 def _ingested(live_stack: LiveStack) -> None:
     done = live_stack.sluice_json("ingest", "documents", "-c", COLLECTION, cwd=EXAMPLES)
     files = [path for path in (EXAMPLES / "documents").iterdir() if path.is_file()]
-    assert done["documents"] == {"added": len(files), "replaced": 0, "skipped": 0, "failed": 0}
+    counts = {"added": len(files), "replaced": 0, "skipped": 0, "failed": 0, "erased": 0}
+    assert done["documents"] == counts
     assert done["collection_created"]
     assert done["uploaded_files"] == len(files)
 
@@ -91,7 +92,8 @@ def test_changed_content_replaces_the_old(stack: LiveStack) -> None:
     stack.sluice_json("ingest", "edited", "-c", "edited", cwd=folder.parent)
     note.write_text("The harbour opens at nine, but only in winter.\n", encoding="utf-8")
     again = stack.sluice_json("ingest", "edited", "-c", "edited", cwd=folder.parent)
-    assert again["documents"] == {"added": 0, "replaced": 1, "skipped": 0, "failed": 0}
+    counts = {"added": 0, "replaced": 1, "skipped": 0, "failed": 0, "erased": 0}
+    assert again["documents"] == counts
     stack.until_tidy("edited")
     stack.check_agreement("edited", chunks=1)
     hits = stack.sluice_json("search", "When does the harbour open?", "-c", "edited")["hits"]

@@ -1,61 +1,37 @@
-"""`sluice sync` on a running system: what differs is touched, wherever it was killed before."""
+"""`sluice sync` on a running system: what differs is touched, wherever it was killed before.
+
+`python -m tests.e2e.sync_faults` does it with 2,000 files and three seeds, and kills servers, too.
+"""
+
+import random
 
 from tests.e2e.stack import LiveStack
+from tests.e2e.sync_faults import Folder, touched
 
-DOCUMENTS = 60
-COLLECTION = "synchronized"
+FILES = 40
 
 
 def test_a_folder_is_kept_wherever_the_command_was_killed(stack: LiveStack) -> None:
-    folder = stack.home.parent / COLLECTION
-    folder.mkdir()
-    for n in range(DOCUMENTS):
-        (folder / f"{n}.txt").write_text(f"Text {n} is about matter {n}.")
-    command = ("sync", COLLECTION, "-c", COLLECTION, "--json")
-    with stack.start(*command):
-        stack.until_job_of(COLLECTION)
-    done = stack.sluice(*command)
-    assert done.code == 0, done.err
-    assert done.document["added"] != [] or done.document["unchanged"] > 0
-    assert sources(stack) == {f"{COLLECTION}/{n}.txt" for n in range(DOCUMENTS)}
+    folder = Folder(stack=stack, name="synchronized", rng=random.Random(7))
+    folder.fill(FILES)
+    assert folder.killed(lambda: folder.count("uploads") >= 3, "three files have arrived")
+    report = folder.sync()
+    assert report.added
+    assert folder.faults() == []
+    before = folder.versions()
 
-    for n in range(3):
-        (folder / f"{n}.txt").write_text(f"Text {n} is another one.")
-    for n in range(10, 12):
-        (folder / f"{n}.txt").unlink()
-    (folder / "new.txt").write_text("A new text.")
-    would = stack.sluice(*command, "--dry-run")
-    assert would.document["is_dry_run"]
-    names = [f"{COLLECTION}/{n}.txt" for n in range(3)]
-    done = stack.sluice(*command)
-    assert done.code == 0, done.err
-    for document in (would.document, done.document):
-        assert document["added"] == [f"{COLLECTION}/new.txt"]
-        assert document["replaced"] == names
-        assert document["erased"] == [f"{COLLECTION}/10.txt", f"{COLLECTION}/11.txt"]
-        assert document["unchanged"] == DOCUMENTS - 5
-    assert done.document["ingest"] == {"added": 1, "replaced": 3, "skipped": 0, "failed": 0}
-    assert len(sources(stack)) == DOCUMENTS - 1
-    again = stack.sluice(*command)
-    assert (again.document["unchanged"], again.document["ingest"]) == (DOCUMENTS - 1, None)
-
-    # An empty folder is rather a disk that is not there.
-    for path in folder.iterdir():
-        path.unlink()
-    refused = stack.sluice(*command)
-    assert refused.code != 0
-    assert "--yes" in refused.err
-    assert len(sources(stack)) == DOCUMENTS - 1
-    assert stack.sluice(*command, "--yes").code == 0
-    assert sources(stack) == set()
-
-
-def sources(stack: LiveStack) -> set[str]:
-    return set(
-        stack.value(
-            "SELECT coalesce(array_agg(d.source), '{}') FROM documents d "
-            "JOIN collections c ON c.id = d.collection_id "
-            "WHERE c.name = %s AND d.live_version_id IS NOT NULL",
-            COLLECTION,
-        )
-    )
+    changes = folder.change(changed=3, removed=2, added=2)
+    would = folder.sync(is_dry_run=True)
+    assert (would.added, would.replaced, would.erased, would.unchanged) == (
+        changes.added, changes.replaced, changes.erased, FILES - 5,
+    )  # fmt: skip
+    assert folder.versions() == before
+    jobs = folder.count("jobs")
+    folder.killed(lambda: folder.count("jobs") > jobs, "the job is there")
+    folder.sync()
+    assert folder.faults() == []
+    assert touched(before, folder.versions()) == changes.names
+    again = folder.sync()
+    assert (again.unchanged, again.ingest, again.erased) == (FILES, None, ())
+    stack.until_tidy(folder.name)
+    stack.check_agreement(folder.name)

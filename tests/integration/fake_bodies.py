@@ -180,6 +180,10 @@ def make_document(collection: str, number: int) -> dict[str, Any]:
         "size_bytes": 10,
         "chunks": 2,
         "metadata": {},
+        "source_id": None,
+        "container": None,
+        "container_sha256": None,
+        "is_whole": True,
         "created_at": NOW,
         "updated_at": NOW,
     }

@@ -115,7 +115,8 @@ class TestDocuments:
         document = first["items"][0]
         assert set(document) == {
             "id", "collection", "source", "sha256", "content_hash", "size_bytes", "chunks",
-            "metadata", "created_at", "updated_at",
+            "metadata", "source_id", "container", "container_sha256", "is_whole", "created_at",
+            "updated_at",
         }  # fmt: skip
         assert api.get(f"/v1/documents/{document['id']}").json() == document
         path = f"/v1/documents/{document['id']}/chunks"

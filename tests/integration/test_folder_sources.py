@@ -1,15 +1,26 @@
 """Sources that are folders of buckets or of disks, through fsspec."""
 
+import io
+import os
+import unicodedata
+import zipfile
 from collections.abc import Iterator
+from email.message import EmailMessage
 from pathlib import Path
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from sqlalchemy import text
 
 from shared.config import Settings, load_settings
+from shared.database.transaction import Ledger
+from shared.documents import collections, remote
 from shared.errors import ConfigurationError, InvalidInput
+from shared.kinds import registry as kinds
 from shared.kinds.ingest import INGEST, IngestInput
 from shared.urls import folder_url
 from tests.integration.ingestion import (
@@ -19,9 +30,19 @@ from tests.integration.ingestion import (
     order_sources,
     stores_agree,
 )
-from tests.integration.workbench import drain, job_of, make_process
+from tests.integration.workbench import (
+    drain,
+    handlers,
+    job_of,
+    make_due,
+    make_process,
+    submit,
+)
 from workers.attempts.process import Process
+from workers.attempts.runner import run_next
 from workers.retrieval.embed import EMBEDDERS
+from workers.rounds import Round
+from workers.sweep import Retention
 
 
 @pytest.fixture
@@ -32,7 +53,11 @@ def bucket() -> str:
 
 @pytest.fixture
 def process(
-    settings: Settings, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    ledger: Ledger,  # noqa: ARG001 (empty tables)
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Process]:
     monkeypatch.setitem(EMBEDDERS, "toy", "tests.integration.toy_embedder:load")
     (tmp_path / "docs").mkdir()
@@ -89,6 +114,141 @@ def test_a_bucket_is_read_and_then_only_what_has_changed(process: Process, bucke
     done, job = run(process, collection, f"{bucket}docs", on_vanished="erase")
     assert "none of them was erased" in job.warnings[-1]
     assert len(live_texts(process, collection)) == 20
+
+
+def test_an_archive_in_a_bucket_is_read_once_and_goes_with_what_is_in_it(
+    process: Process, bucket: str
+) -> None:
+    collection = new_collection(process, embedding_model="toy/letters")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("one.txt", "First.")
+        archive.writestr("deep/two.txt", "Second.")
+    with fsspec.open(f"{bucket}docs/a.zip", "wb") as stream:
+        stream.write(buffer.getvalue())
+    message = EmailMessage()
+    message.set_content("The mail.")
+    message.add_attachment("The attachment.", filename="three.txt")
+    with fsspec.open(f"{bucket}docs/b.eml", "wb") as stream:
+        stream.write(message.as_bytes())
+    write(f"{bucket}docs/c.md", "Alone.")
+    write(f"{bucket}docs/d.md", "Alone, too.")
+    a, b = f"{bucket}docs/a.zip", f"{bucket}docs/b.eml"
+    assert run(process, collection, f"{bucket}docs")[0] == {"added": 6}
+    # One for the archive: it is not even read.
+    done, job = run(process, collection, f"{bucket}docs", on_vanished="erase")
+    assert (done, job.result["vanished"]) == ({"skipped": 4}, [])
+    assert job.progress_total == 4
+
+    with process.ledger.begin() as session:
+        session.execute(text("UPDATE containers SET is_whole = false"))
+    assert run(process, collection, f"{bucket}docs")[0] == {"skipped": 6}
+
+    system = fsspec.filesystem("memory")
+    for url in (a, b):
+        system.rm(url.removeprefix("memory://"))
+    gone = [f"{a}!/deep/two.txt", f"{a}!/one.txt", b, f"{b}!/three.txt"]
+    done, job = run(process, collection, f"{bucket}docs")
+    assert job.result["vanished"] == gone
+    done, job = run(process, collection, f"{bucket}docs", on_vanished="erase", max_erased_share=0.9)
+    assert (done, job.result["vanished"]) == ({"skipped": 2}, gone)
+    assert set(live_texts(process, collection)) == {f"{bucket}docs/c.md", f"{bucket}docs/d.md"}
+    assert run(process, collection, f"{bucket}docs")[1].result["vanished"] == []
+    stores_agree(process, collection)
+
+
+def test_what_may_not_be_listed_has_not_vanished(
+    process: Process, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = new_collection(process, embedding_model="toy/letters")
+    for name in ("a/1", "a/2", "b/3", "b/4", "b/5"):
+        write(f"{bucket}docs/{name}.md", f"Text {name}.")
+    assert run(process, collection, f"{bucket}docs")[0] == {"added": 5}
+    fsspec.filesystem("memory").rm(f"{bucket}docs/b/5.md".removeprefix("memory://"))
+    ls, error = MemoryFileSystem.ls, PermissionError(13, "refused", "a")
+
+    def refusing(self: MemoryFileSystem, path: str, detail: bool = True, **options: Any) -> Any:
+        if path.rstrip("/").endswith("/docs/a"):
+            raise error
+        return ls(self, path, detail=detail, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", refusing)
+    done, job = run(process, collection, f"{bucket}docs", on_vanished="erase")
+    assert (done, job.result["vanished"]) == ({"skipped": 2}, [])
+    assert "may not read 1 folder" in job.warnings[0]
+    assert len(live_texts(process, collection)) == 5
+    error = OSError("the network is down")
+    job_id = order_sources(
+        process, collection,
+        [{"type": "folder", "url": f"{bucket}docs", "on_vanished": "erase"}],
+        fields={"max_attempts": 1},
+    )  # fmt: skip
+    for _ in range(3):
+        make_due(process)
+        run_next(process, handlers(), "ingest")
+    assert job_of(process, job_id).result is None
+    monkeypatch.setattr(MemoryFileSystem, "ls", ls)
+    drain(process)
+    assert job_of(process, job_id).result["vanished"] == [f"{bucket}docs/b/5.md"]
+
+
+def test_names_that_look_alike_and_names_that_are_no_text(process: Process, tmp_path: Path) -> None:
+    collection = new_collection(process, embedding_model="toy/letters")
+    folder = tmp_path / "docs"
+    (folder / "한글.md").write_text("composed")
+    (folder / unicodedata.normalize("NFD", "한글.md")).write_text("decomposed")
+    (folder / unicodedata.normalize("NFD", "다른.md")).write_text("alone")
+    (folder / "two\nlines 100% #1?.md").write_text("lines")
+    (folder / os.fsdecode(b"\xb0\xa1.md")).write_text("CP949")
+    done, job = run(process, collection, f"file://{folder}")
+    assert done == {"added": 2, "failed": 2}
+    assert {error["source"] for error in job.result["errors"]} == {f"file://{folder}/한글.md"}
+    assert "names that are not UTF-8 1" in job.warnings[0]
+    assert set(live_texts(process, collection)) == {
+        f"file://{folder}/다른.md", f"file://{folder}/two\nlines 100% #1?.md",
+    }  # fmt: skip
+    assert run(process, collection, f"file://{folder}")[0] == {"skipped": 2, "failed": 2}
+
+
+def test_what_is_known_of_files_goes_with_their_documents(process: Process, bucket: str) -> None:
+    collection = new_collection(process, embedding_model="toy/letters")
+    write(f"{bucket}docs/a.md", "Text.")
+    write(f"{bucket}docs/b.md", "")  # which is no document
+    write(f"{bucket}docs/c.md", "More text.")
+    for name in ("d.zip", "e.zip"):
+        with (
+            fsspec.open(f"{bucket}docs/{name}", "wb") as stream,
+            zipfile.ZipFile(stream, "w") as archive,
+        ):
+            archive.writestr("one.txt", f"The text of {name}.")
+    run(process, collection, f"{bucket}docs")
+    with process.ledger.begin() as session:
+        remote.take_turn(session, "https://idle.example", delay_s=0, patience_s=1)
+        remote.take_turn(session, "https://busy.example", delay_s=60, patience_s=1)
+        idle = "UPDATE remote_hosts SET next_at = now() - interval '2 hours' WHERE origin = :o"
+        session.execute(text(idle), {"o": "https://idle.example"})
+        owner = collections.get(session, collection)
+        known = {one.source: one.document_id for one in remote.of_parent(
+            session, owner.id, f"{bucket}docs/"
+        )}  # fmt: skip
+    erased = [known[f"{bucket}docs/c.md"], known[f"{bucket}docs/e.zip!/one.txt"]]
+    submit(process, kinds.ERASE, {"document_ids": [str(id_) for id_ in erased]})
+    drain(process)
+    retention = Retention()
+    for _ in range(3):  # the table is gone through some rows at a time
+        for part in (retention.forget_containers, retention.forget_remote):
+            part(Round(process, handlers(), "retention", Event()))
+    assert rows(process, "remote_documents") == [f"{bucket}docs/a.md", f"{bucket}docs/d.zip"]
+    assert rows(process, "containers") == [f"{bucket}docs/d.zip"]
+    with process.ledger.read() as session:
+        hosts = session.scalars(text("SELECT origin FROM remote_hosts")).all()
+    assert "https://idle.example" not in hosts
+    assert "https://busy.example" in hosts
+
+
+def rows(process: Process, table: str) -> list[str]:
+    with process.ledger.read() as session:
+        return list(session.scalars(text(f"SELECT source FROM {table} ORDER BY source")))
 
 
 def test_a_folder_of_a_disk_is_left_by_no_link(process: Process, tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from cli.errors import Exit
 from cli.main import run
+from shared.kinds.registry import KINDS
 from tests.integration.ingestion import new_collection
 from tests.integration.workbench import drain, handlers, job_of
 from workers.attempts.process import Process
 from workers.rounds import Round
-from workers.sweep import fire_schedules
+from workers.sweep import Retention, fire_schedules
 
 JOB = {"kind": "embed", "input": {"texts": ["a"]}, "lane": "bulk", "metadata": {"team": "desk"}}
 
@@ -129,6 +131,12 @@ def test_pausing_resuming_running_deleting(api: httpx.Client, process: Process) 
         {"job": {"kind": "chat", "input": {
             "messages": [{"role": "user", "content": "a"}],
             "conversation_id": "0190a000-0000-7000-8000-000000000000"}}},
+        {"job": {"kind": "batch", "input": {
+            "file_id": "0190a000-0000-7000-8000-000000000000", "endpoint": "/v1/embed",
+            "finish_by": "2030-01-01T00:00:00Z"}}},
+        {"job": {"kind": "chat", "input": {
+            "messages": [{"role": "user", "content": "a"}],
+            "previous_job_id": "0190a000-0000-7000-8000-000000000000"}}},
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused(api: httpx.Client, changes: dict[str, Any]) -> None:
@@ -136,6 +144,59 @@ def test_what_cannot_run_is_refused(api: httpx.Client, changes: dict[str, Any]) 
     response = api.put("/v1/schedules/nightly", json=body)
     assert response.status_code in (400, 422), response.text
     assert api.get("/v1/schedules/nightly").status_code == 404
+
+
+def test_a_schedule_shows_its_job(api: httpx.Client) -> None:
+    view = put(api, job={**JOB, "webhook": {"url": "https://example.org/", "secret": "s" * 32}})
+    job = view["job"]
+    assert (job["kind"], job["input"]["texts"], job["lane"]) == ("embed", ["a"], "bulk")
+    assert (job["metadata"], job["webhook_url"]) == ({"team": "desk"}, "https://example.org/")
+    assert "secret" not in str(view)
+    assert api.get("/v1/schedules/nightly").json() == view
+    assert api.get("/v1/schedules").json()["items"] == [{**view, "job": None}]
+
+
+def test_every_kind_can_be_scheduled(api: httpx.Client, process: Process) -> None:
+    collection = new_collection(process)
+    line = {"custom_id": "a", "url": "/v1/embed", "body": {"texts": ["a"]}}
+    files = {"file": ("lines.jsonl", json.dumps(line).encode())}
+    file_id = api.post("/v1/files", files=files).json()["id"]
+    for kind in KINDS.values():
+        own = {"collection": collection, "file_id": file_id}
+        input_ = {key: own.get(key, value) for key, value in kind.example.items()}
+        name = f"of-{kind.name}"
+        body = {"cron": "@daily", "job": {"kind": kind.name, "input": input_}}
+        response = api.put(f"/v1/schedules/{name}", json=body)
+        assert response.status_code == 201, response.text
+        make_due(process, name)
+    fire(process)
+    for kind in KINDS.values():
+        name = f"of-{kind.name}"
+        assert len(jobs_of(process, name)) == 1, api.get(f"/v1/schedules/{name}").json()["error"]
+    # A batch has its time from its own beginning on, not from that of its schedule.
+    with process.ledger.read() as session:
+        finish_by = "SELECT input ->> 'finish_by' FROM schedules WHERE name = 'of-batch'"
+        assert session.scalar(text(finish_by)) is None
+    assert job_of(process, jobs_of(process, "of-batch")[0]).input["finish_by"] is not None
+
+
+def test_uploads_are_kept_as_long_as_a_schedule_names_them(
+    api: httpx.Client, process: Process
+) -> None:
+    file_id = api.post("/v1/files", files={"file": ("a.md", b"text")}).json()["id"]
+    source = {"type": "file", "file_id": file_id}
+    job = {"kind": "ingest", "input": {
+        "collection": new_collection(process), "sources": [source]}}  # fmt: skip
+    put(api, job=job)
+    with process.ledger.begin() as session:
+        session.execute(text("UPDATE files SET created_at = now() - interval '10 years'"))
+    forget = Retention().forget_files
+    forget(Round(process, handlers(), "retention of uploads", Event()))
+    assert api.get(f"/v1/files/{file_id}").status_code == 200
+    assert api.delete("/v1/schedules/nightly").status_code == 204
+    forget(Round(process, handlers(), "retention of uploads", Event()))
+    forget(Round(process, handlers(), "retention of uploads", Event()))
+    assert api.get(f"/v1/files/{file_id}").status_code == 404
 
 
 def test_a_job_that_cannot_be_submitted_is_an_error_of_the_schedule(
@@ -177,7 +238,8 @@ def test_the_command_line_and_the_client_have_them(
     assert "still open" in capsys.readouterr().err
     assert run(["schedules", "show", "nightly", "--json", *url]) == 0
     assert json.loads(capsys.readouterr().out)["last_job_id"] == str(jobs_of(process)[0])
-    assert run(["schedules", "put", "a", "* *", "embed", '{"texts": ["a"]}', *url]) == 2
+    assert run(["schedules", "put", "a", "* *", "embed", '{"texts": ["a"]}', *url]) == Exit.REFUSED
+    assert "five fields" in capsys.readouterr().err
     assert run(["schedules", "delete", "nightly", *url]) == 2
     assert run(["schedules", "delete", "nightly", "--yes", *url]) == 0
     assert api.get("/v1/schedules").json()["items"] == []

@@ -51,6 +51,19 @@ def sevenzipped(content: Content, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def test_members_of_one_name_in_a_7z_archive() -> None:
+    buffer = io.BytesIO()
+    with py7zr.SevenZipFile(buffer, "w") as archive:
+        for name, data in (("a", b"1"), ("a", b"22"), ("a_0", b"333"), ("b", b"4"), ("a", b"5")):
+            archive.writestr(data, name)
+    listed = unpacked(buffer.getvalue(), "x.7z")
+    assert {one.name: one.data for one in listed if not one.error} == {
+        "x.7z!/a": b"1", "x.7z!/b": b"4",
+    }  # fmt: skip
+    errors = sorted((one.name, one.error[:20]) for one in listed if one.error)
+    assert [name for name, _ in errors] == ["x.7z!/a", "x.7z!/a", "x.7z!/a_0"]
+
+
 def unpacked(data: bytes, name: str = "a.zip", **settings: Any) -> list[Member]:
     return list(
         members(

@@ -89,6 +89,10 @@ def test_an_hourly_schedule_is_due_each_hour_of_the_year(timezone: str) -> None:
         "1-0 * * * *",
         "* * * * 9",
         "\0 * * * *",
+        f"{'9' * 5000} * * * *",
+        "*/" + "9" * 5000 + " * * * *",
+        "0 0 * * 5L/2",
+        "0 0 * * 1#1/2",
         "١ * * * *",
     ],
 )

@@ -29,7 +29,7 @@ from shared.documents import documents, ingest_items, remote
 from shared.documents.ingest_items import OpenItem, Outcome, PartOfSource
 from shared.documents.remote import RemoteOrigin
 from shared.errors import DocumentError
-from shared.formats import suffixes
+from shared.formats import FORMATS
 from shared.jobs.claims import Claim
 from shared.kinds.ingest import SiteSource
 from shared.urls import normal_url, origin_of, path_of
@@ -77,6 +77,10 @@ _OTHER_SUFFIXES: Final = (
     ".xlsb .xlsm .xlsx .xz .zip .zst"
 )
 _OTHER_FILES: Final = frozenset(_OTHER_SUFFIXES.split())
+# Without those of archives, which are no documents, and are not unpacked here.
+_DOCUMENT_SUFFIXES: Final = frozenset(
+    suffix for format_ in FORMATS.values() if format_.is_document for suffix in format_.suffixes
+)
 _SHOWN: Final = 5
 
 
@@ -362,7 +366,7 @@ class _Crawl:
             if url in self._names or not self._is_wanted(url):
                 continue
             suffix = PurePosixPath(path_of(url)).suffix.lower()
-            if suffix in _OTHER_FILES and suffix not in suffixes():
+            if suffix in _OTHER_FILES and suffix not in _DOCUMENT_SUFFIXES:
                 if len(self._names) < self._most_names:
                     self._names.add(url)
                     self._files.append(PartOfSource(name=url, source={"type": "page", "url": url}))

@@ -41,6 +41,13 @@ class Listing:
     """Whether there are no more of them than there may be."""
     left_out: Counter[str]
     """Files that cannot be read, by their suffixes."""
+    closed: list[str]
+    """Folders that the workers may not read."""
+
+    @property
+    def has_all(self) -> bool:
+        """Whether what is not among the entries is not there."""
+        return self.is_whole and not self.closed
 
     def warnings(self, url: str, limit: int) -> list[str]:
         warnings = []
@@ -48,6 +55,14 @@ class Listing:
             warnings.append(
                 f"{url}: has more files than max_documents, which is {limit:,}; the others were "
                 "not read."
+            )
+        if self.closed:
+            count = len(self.closed)
+            folders = "1 folder in it" if count == 1 else f"{count:,} folders in it"
+            warnings.append(
+                f"{url}: the workers may not read {folders} ({', '.join(self.closed[:_SHOWN])}). "
+                "What is in there is left as it is here, and so is what has vanished elsewhere. "
+                "Give them the right to."
             )
         if self.left_out:
             most = self.left_out.most_common(_SHOWN)
@@ -84,17 +99,29 @@ def list_files(url: str, limit: int, settings: Settings, check: Callable[[], Non
     system.invalidate_cache()
     entries: list[Entry] = []
     left_out: Counter[str] = Counter()
+    closed: list[str] = []
     readable = suffixes()
+
+    def listing(*, is_whole: bool) -> Listing:
+        return Listing(
+            entries=sorted(entries, key=lambda entry: entry.url),
+            is_whole=is_whole,
+            left_out=left_out,
+            closed=closed,
+        )
+
     try:
-        for path, info in _files(system, url, check):
+        for path, info in _files(system, url, check, closed):
             suffix = PurePosixPath(path).suffix.lower()
             name = f"{url.partition('://')[0]}://{path}"
             if suffix not in readable:
                 left_out[suffix or "no suffix"] += 1
+            elif not _is_text(name):
+                left_out["names that are not UTF-8"] += 1
             elif len(name) > NAME_CHARS:
                 left_out["names of more than 1,024 characters"] += 1
             elif len(entries) == limit:
-                return Listing(entries=_sorted(entries), is_whole=False, left_out=left_out)
+                return listing(is_whole=False)
             else:
                 entries.append(Entry(url=name, validator=_validator(info)))
     except FileNotFoundError as error:
@@ -105,29 +132,48 @@ def list_files(url: str, limit: int, settings: Settings, check: Callable[[], Non
         ) from error
     except OSError as error:
         raise Unavailable(f"{url} does not answer: {error}.") from error
-    return Listing(entries=_sorted(entries), is_whole=True, left_out=left_out)
+    return listing(is_whole=True)
 
 
-def _sorted(entries: list[Entry]) -> list[Entry]:
-    return sorted(entries, key=lambda entry: entry.url)
+def _is_text(name: str) -> bool:
+    """Not so bytes of a file name that are none in UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
 
 
 def _files(
-    system: AbstractFileSystem, url: str, check: Callable[[], None]
+    system: AbstractFileSystem, url: str, check: Callable[[], None], closed: list[str]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The files below a folder; without hidden ones, and without links that leave the folder."""
+    """The files below a folder; without hidden ones, and without links that leave the folder. Adds
+    to `closed` the folders in it that may not be read."""
     top = system._strip_protocol(url)
     if not system.isdir(top):
         raise FileNotFoundError(url)
     is_local = url.startswith("file://")
-    for folder, folders, files in system.walk(top, detail=True):
+    # Not `system.walk`, which leaves out what it cannot list: that would look as if it were gone.
+    folders = [top]
+    while folders:
+        folder = folders.pop()
         check()
-        for name in [name for name in folders if name.startswith(".")]:
-            del folders[name]  # which is then not walked through
-        for name, info in sorted(files.items()):
-            path = f"{folder.rstrip('/')}/{name}"
-            is_file = _is_below(path, top) if is_local else info.get("type") == "file"
-            if is_file and not name.startswith("."):
+        try:
+            entries = system.ls(folder, detail=True)
+        except (FileNotFoundError, PermissionError) as error:
+            if folder == top:
+                raise
+            if isinstance(error, PermissionError):
+                closed.append(folder)
+            continue
+        for info in sorted(entries, key=lambda info: str(info["name"]), reverse=True):
+            path = str(info["name"]).rstrip("/")
+            name = path.rpartition("/")[2]
+            if name.startswith(".") or path == folder.rstrip("/"):  # which stands for itself
+                continue
+            if info.get("type") == "directory":
+                folders.append(path)
+            elif _is_below(path, top) if is_local else info.get("type") == "file":
                 yield path, info
 
 

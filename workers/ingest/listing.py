@@ -5,12 +5,14 @@ read again (`shared/documents/remote.py`). A step that was lost goes on with the
 written.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from shared.bounds import nfc
 from shared.database.transaction import Transaction
-from shared.documents import documents, ingest_items, remote
+from shared.documents import containers, documents, ingest_items, remote
 from shared.documents.ingest_items import Outcome, PartOfSource
 from shared.errors import Cancelled, DocumentError
 from shared.jobs import steps
@@ -103,7 +105,7 @@ def _write_items(
         for entry in listing.entries
     ]  # fmt: skip
     state = {
-        "is_whole": listing.is_whole,
+        "is_whole": listing.has_all,
         "warnings": listing.warnings(folder.url, folder.max_documents),
     }
     noted = source | {"state": state}
@@ -112,11 +114,26 @@ def _write_items(
             raise Cancelled
         ingest_items.note_source(session, claim.job_id, ordinal, noted)
         ordinals = ingest_items.expand(session, claim.job_id, ordinal, parts)
-        skipped = [
-            n for n, entry in zip(ordinals, listing.entries, strict=True) if entry.url in same
-        ]
+        numbered = list(zip(ordinals, listing.entries, strict=True))
+        twins = _twins(listing.entries)
+        ingest_items.settle_failed(
+            session, claim.job_id, {n: twins[e.url] for n, e in numbered if e.url in twins}
+        )
+        skipped = [n for n, entry in numbered if entry.url in same]
         ingest_items.settle(session, claim.job_id, skipped, Outcome.SKIPPED)
     return noted
+
+
+def _twins(entries: Sequence[Entry]) -> dict[str, str]:
+    """What is wrong with those whose documents would have one name."""
+    counts = Counter(nfc(entry.url) for entry in entries)
+    return {
+        entry.url: f"{nfc(entry.url)} stands for {counts[nfc(entry.url)]} files, whose names look "
+        "alike and differ in how Unicode writes their characters (NFC, NFD). None of them was "
+        "ingested; rename or delete one of them."
+        for entry in entries
+        if counts[nfc(entry.url)] > 1
+    }
 
 
 def _unchanged(context: Context, options: IngestRequest, entries: list[Entry]) -> set[str]:
@@ -129,15 +146,18 @@ def _unchanged(context: Context, options: IngestRequest, entries: list[Entry]) -
         with context.process.ledger.read() as session:
             known = remote.origins(session, options.collection_id, names)
             live = documents.live_hashes(session, options.collection_id, names)
+            read = containers.content_hashes(session, options.collection_id, names)
         for entry, name in zip(some, names, strict=True):
-            origin = known.get(name)
-            if name not in live:
-                continue
-            is_same = origin is not None and (
-                (origin.etag, origin.recipe, origin.content_hash)
-                == (entry.validator, recipe, live[name])
+            origin, current = known.get(name), read.get(name, live.get(name))
+            is_same = (
+                current is not None
+                and origin is not None
+                and (
+                    (origin.etag, origin.recipe, origin.content_hash)
+                    == (entry.validator, recipe, current)
+                )
             )
-            if is_same or options.skip_existing:
+            if is_same or (options.skip_existing and name in live):
                 same.add(entry.url)
     return same
 

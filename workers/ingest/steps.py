@@ -25,7 +25,8 @@ from sqlalchemy.orm import Session
 from shared import files
 from shared.bounds import Metadata, as_object, nfc
 from shared.database.transaction import Transaction
-from shared.documents import collections, documents, ingest_items, remote, versions
+from shared.documents import collections, containers, documents, ingest_items, remote, versions
+from shared.documents.containers import NewContainer
 from shared.documents.documents import chunk_id
 from shared.documents.ingest_items import (
     CutChunks,
@@ -83,11 +84,14 @@ from workers.retrieval.vocabulary import script_name, unknown_scripts
 def absorb_load(session: Transaction, claim: Claim, message: str) -> None:
     ordinals: list[int] = claim.payload["ordinals"]
     members = [ordinal for ordinal, _ in ingest_items.open_members(session, claim.job_id, ordinals)]
+    containers.spoil(session, claim.job_id, [*ordinals, *members])
     ingest_items.settle(session, claim.job_id, [*ordinals, *members], Outcome.FAILED, message)
 
 
 def absorb_embed(session: Transaction, claim: Claim, message: str) -> None:
-    for part in parts_of(claim):
+    parts = parts_of(claim)
+    containers.spoil_versions(session, claim.job_id, [part.version_id for part in parts])
+    for part in parts:
         ingest_items.settle_version(
             session, claim.job_id, part.version_id, Outcome.FAILED, message=message
         )
@@ -107,6 +111,7 @@ def finish(session: Session, job_id: UUID) -> dict[str, Any]:
     if warnings := _duplicate_warnings(session, job_id):
         jobs.warn(session, job_id, warnings)
     if ingest_items.has_members(session, job_id):
+        containers.end(session, job_id)
         jobs.doom_members(session, job_id)
     return ingest_items.result(session, job_id)
 
@@ -1027,6 +1032,7 @@ def expand(context: Context, options: IngestRequest, item: OpenItem, raw: Raw) -
         if not options.skip_existing:
             names = [part.name for part in bundles.parts]
             erased = versions.retire_missing(session, options.collection_id, raw.name, names)
+        _note_container(session, context, options, raw, has_parts=bool(bundles.parts))
         ordinals = ingest_items.expand(session, job_id, item.ordinal, bundles.parts)
         failed = {ordinals[n]: message for n, message in bundles.errors.items()}
         ingest_items.settle_failed(session, job_id, failed)
@@ -1034,6 +1040,22 @@ def expand(context: Context, options: IngestRequest, item: OpenItem, raw: Raw) -
         if not raw.format_.is_document:
             ingest_items.settle(session, job_id, [item.ordinal], Outcome.LEFT_OUT)
         session.after_commit(lambda: collect_replaced(process, list(erased.values())))
+
+
+def _note_container(
+    session: Transaction, context: Context, options: IngestRequest, raw: Raw, *, has_parts: bool
+) -> None:
+    if not has_parts:  # a mail
+        containers.empty(session, options.collection_id, raw.name)
+        return
+    new = NewContainer(
+        source=raw.name,
+        sha256=hashlib.sha256(raw.data).hexdigest(),
+        content_hash=raw.content_hash,
+    )
+    # With `skip`, what is there may be of another content.
+    job_id = None if options.skip_existing else context.claim.job_id
+    containers.begin(session, options.collection_id, new, job_id=job_id)
 
 
 def _member_steps(members: Iterable[tuple[int, str]]) -> list[NewStep]:
@@ -1104,6 +1126,7 @@ def load(context: Context) -> Done:
         sources = [item.source for item in todo]
         names = _names(session, options.collection_id, sources, uploads)
         live = documents.live_hashes(session, options.collection_id, names)
+        read = containers.content_hashes(session, options.collection_id, names)
         ids = documents.live_source_ids(
             session, options.collection_id, [id_ for one in sources if (id_ := one.get("id"))]
         )
@@ -1132,7 +1155,7 @@ def load(context: Context) -> Done:
                     continue
                 own = options.of_source(item.source)
                 if item.source["type"] == "url":
-                    source = pages.fetch(own, item, name, live.get(name))
+                    source = pages.fetch(own, item, name, read.get(name, live.get(name)))
                     if source is None:
                         continue  # at another time
                     writer.note_origin(source.origin)

@@ -29,14 +29,15 @@ def find_vanished(
     is_erased: bool,
     max_share: float,
 ) -> Vanished:
-    """The documents that were met in `parent`, less those that are there now.
+    """The documents that were met in `parent`, or lie in archives that were, less those of what is
+    there now.
 
     With `is_erased` readers no longer see them from here on; unless they are more than a share of
     all, for then something else is wrong.
     """
     with context.process.ledger.read() as session:
         known = remote.of_parent(session, collection_id, parent)
-    vanished = [one for one in known if one.source not in there]
+    vanished = [one for one in known if one.met not in there]
     names = [one.source for one in vanished]
     if not vanished or not is_erased:
         return Vanished(names=names, warnings=[], record=lambda _: None)
@@ -50,6 +51,6 @@ def find_vanished(
 
     def record(transaction: Transaction) -> None:
         removal.record(transaction)
-        remote.forget(transaction, collection_id, names)
+        remote.forget(transaction, collection_id, sorted({one.met for one in vanished}))
 
     return Vanished(names=names, warnings=[], record=record)

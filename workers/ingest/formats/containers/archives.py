@@ -20,6 +20,7 @@ import tempfile
 import zipfile
 import zlib
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import PurePosixPath
@@ -45,6 +46,9 @@ _ENCRYPTED: Final = "is encrypted. Unpack it with its password, and ingest it th
 _LINK: Final = "is a link, which is not followed. Pack the file itself."
 _SPECIAL: Final = "is no file, but a device or a pipe. Leave it out."
 _TWICE: Final = "comes twice in the archive; the first one was read. Rename one of them."
+_BESIDE_TWINS: Final = (
+    "cannot be told apart from a member whose name comes twice. Rename one of those."
+)
 _ZIP_ERRORS: Final = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, struct.error,
 )  # fmt: skip
@@ -333,6 +337,7 @@ def sevenzip_members(document: RawDocument, budget: Budget) -> Iterator[Member]:
                 raise PasswordRequired
             entries = archive.list()
             budget.declare(sum(entry.uncompressed for entry in entries))
+            renamed = _renamed([entry.filename for entry in entries])
             names: dict[str, str] = {}
             for entry in entries:
                 if entry.is_directory:
@@ -341,6 +346,8 @@ def sevenzip_members(document: RawDocument, budget: Budget) -> Iterator[Member]:
                 name = _named(document, budget, entry.filename)
                 if isinstance(name, Member):
                     yield name
+                elif name is not None and entry.filename in renamed:
+                    yield Member(name=name, error=_BESIDE_TWINS)
                 elif name is not None and not entry.is_file:
                     yield Member(name=name, error=_LINK if entry.is_symlink else _SPECIAL)
                 elif name is not None:
@@ -365,6 +372,11 @@ def sevenzip_members(document: RawDocument, budget: Budget) -> Iterator[Member]:
         raise DocumentError(
             f"{document.name}: is encrypted. Unpack it with its password, and ingest what is in it."
         ) from None
+
+
+def _renamed(names: Sequence[str]) -> set[str]:
+    """What py7zr calls members whose name came before: others may be called so, too."""
+    return {f"{name}_{n}" for name, count in Counter(names).items() for n in range(count - 1)}
 
 
 class _Unpacked:
