@@ -56,8 +56,8 @@ class Splitter(TypedDict):
     """How text becomes chunks; sizes in characters, or in tokens for `token`.
 
     Without `chunk_size`, chunks hold what the collection's embedding model reads, counted by its
-    own tokenizer, and at most 1,000. `chunk_overlap` is at most half of `chunk_size`; where it is
-    not given, it is 200 or, of sizes below 400, half of the size. In chunks that the model made
+    own tokenizer, and at most 1,000. `chunk_overlap` is less than half of `chunk_size`; where it
+    is not given, it is 200, or as much as may be of sizes up to 400. In chunks that the model made
     smaller, it is as much smaller.
     """
 

@@ -32,6 +32,7 @@ from shared.bounds import (
 from shared.config import Settings
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType
+from shared.text_encodings import codec_of
 from shared.urls import TRACKING, URL_LIMIT_BYTES, check_literal, folder_url, normal_url
 from shared.vocabulary import KeyScope, Queue, Shape
 
@@ -66,8 +67,8 @@ class Splitter(Shape):
     """How text becomes chunks; sizes in characters, or in tokens for `token`.
 
     Without `chunk_size`, chunks hold what the collection's embedding model reads, counted by its
-    own tokenizer, and at most 1,000. `chunk_overlap` is at most half of `chunk_size`; where it is
-    not given, it is 200 or, of sizes below 400, half of the size. In chunks that the model made
+    own tokenizer, and at most 1,000. `chunk_overlap` is less than half of `chunk_size`; where it
+    is not given, it is 200, or as much as may be of sizes up to 400. In chunks that the model made
     smaller, it is as much smaller.
     """
 
@@ -87,19 +88,24 @@ class Splitter(Shape):
             return value
         size = value.get("chunk_size")
         default: int = cls.model_fields["chunk_overlap"].default
-        if isinstance(size, int) and 0 < size < 2 * default:
-            return value | {"chunk_overlap": size // 2}
+        if isinstance(size, int) and 0 < size <= 2 * default:
+            return value | {"chunk_overlap": (size - 1) // 2}
         return value
 
     @model_validator(mode="after")
     def _overlap_is_smaller(self) -> "Splitter":
         # With more, a short text becomes any number of chunks: at 1000/999 one for each character.
+        # Half of it is in jobs of earlier releases; `_check` refuses it of new ones.
         if 2 * self.chunk_overlap > self.size:
-            raise ValueError(
-                "chunk_overlap must be smaller: at most half of chunk_size, which is "
-                f"{self.size // 2} of {self.size}"
-            )
+            raise ValueError(_overlap_message(self.size))
         return self
+
+
+def _overlap_message(size: int) -> str:
+    return (
+        "chunk_overlap must be smaller: less than half of chunk_size, which is at most "
+        f"{(size - 1) // 2} of {size}"
+    )
 
 
 Columns = Annotated[
@@ -332,8 +338,11 @@ def _check(job_input: IngestInput, settings: Settings) -> None:
             f"input.sources has {len(job_input.sources)} entries; a job takes "
             f"{settings.max_sources_per_job} (SLUICE_MAX_SOURCES_PER_JOB). Submit several jobs."
         )
+    _check_options(job_input, "input")
     guard = settings.guard()
     for n, source in enumerate(job_input.sources):
+        if isinstance(source, _Source):
+            _check_options(source, f"input.sources.{n}")
         if isinstance(source, SiteSource) and source.max_pages > settings.web_limit_pages:
             raise InvalidInput(
                 f"input.sources.{n}.max_pages is {source.max_pages:,}; a site may have "
@@ -349,6 +358,31 @@ def _check(job_input: IngestInput, settings: Settings) -> None:
                 check_literal(source.url, guard)
             except ValueError as error:
                 raise InvalidInput(f"input.sources.{n}.url {error}") from None
+
+
+def _check_options(options: "IngestInput | _Source", place: str) -> None:
+    """What each document would otherwise fail for."""
+    splitter = options.splitter
+    if splitter is not None and 2 * splitter.chunk_overlap == splitter.size:
+        raise InvalidInput(f"{place}.splitter: {_overlap_message(splitter.size)}.")
+    encodings = {"encoding": options.encoding}
+    if options.csv is not None:
+        encodings["csv.encoding"] = options.csv.encoding
+    for field, label in encodings.items():
+        if label is not None and codec_of(label) is None:
+            raise InvalidInput(
+                f"{place}.{field} is {label[:50]!r}, and there is no such text encoding. Names "
+                "are such as utf-8, cp949 and utf-16-le."
+            )
+    chosen = {
+        "csv.content_columns": options.csv.content_columns if options.csv else None,
+        "json.content_fields": options.json_.content_fields if options.json_ else None,
+    }
+    for field, names in chosen.items():
+        if names == []:
+            raise InvalidInput(
+                f"{place}.{field} is empty, and nothing would be text. Name some, or leave it out."
+            )
 
 
 INGEST = Kind(

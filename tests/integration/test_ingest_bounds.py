@@ -212,11 +212,11 @@ def test_columns_of_numbers_and_truth_values_are_found_by_filters(
     assert texts_where(year=1999) == []
 
 
-def test_an_overlap_is_half_of_small_chunks_unless_it_is_set(
+def test_an_overlap_is_less_than_half_of_small_chunks_unless_it_is_set(
     process: Process, collection: str
 ) -> None:
     outcome, job = ingest(
         process, collection, {"a": "word " * 100}, splitter={"type": "recursive", "chunk_size": 50}
     )
     assert outcome == {"added": 1}
-    assert job.input["splitter"]["chunk_overlap"] == 25
+    assert job.input["splitter"]["chunk_overlap"] == 24

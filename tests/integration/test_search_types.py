@@ -181,7 +181,7 @@ def test_rows_of_a_table_stay_hits_of_their_own(process: Process) -> None:
 
 def test_expanded_hits_are_whole_parts_of_their_document(process: Process) -> None:
     collection = new_collection(process)
-    splitter = {"type": "recursive", "chunk_size": 80, "chunk_overlap": 40}
+    splitter = {"type": "recursive", "chunk_size": 80, "chunk_overlap": 39}
     text = "\n".join(LINES * 3)
     ingest(process, collection, {"story": text}, splitter=splitter)
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from shared.bounds import nfc
 from shared.errors import DocumentError
-from shared.kinds.ingest import CsvOptions
+from shared.kinds.ingest import CsvOptions, LoadOptions
+from shared.text_encodings import codec_of
 from tests.unit.loading import KOREAN, read, refusal
 from workers.ingest.formats.texts.text import storable
 
@@ -95,10 +96,118 @@ def test_wide_csv_is_read_where_the_caller_names_the_encoding(named: str, encodi
 
 def test_a_mark_wins_over_every_label() -> None:
     marked = codecs.BOM_UTF16_LE + written(KOREAN, "a.csv").encode("utf-16-le")
-    for named in ("utf-16-be", "utf-8", "cp949"):
-        assert KOREAN in read(marked, "a.csv", csv=CsvOptions(encoding=named)).text
+    for label in ("utf-16be", "utf-8", "euc-kr"):
+        assert KOREAN in read(marked, "a.csv", content_type=f"text/csv; charset={label}").text
     marked = codecs.BOM_UTF8 + KOREAN.encode()
     assert read(marked, content_type="text/plain; charset=euc-kr").text == KOREAN
+
+
+# Encodings that the caller names
+
+FORCED_NAMES = (
+    "utf-8 utf-8-sig utf-16-le utf-16-be utf-32-le utf-32-be utf-7 cp949 johab iso2022_kr cp932 "
+    "euc_jp iso2022_jp gb18030 big5hkscs hz cp1252 cp1251 koi8-r iso8859-7 cp874 mac-roman cp437"
+)
+FORCED = FORCED_NAMES.split()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(FORCED),
+    st.one_of(
+        st.sampled_from(TEXTS),
+        st.text("가나다힣ABab一乙你好あアéÿяЯ .\n", min_size=1, max_size=12),
+    ),
+    st.booleans(),
+    st.sampled_from(["", "utf-8", "iso-8859-1", "euc-kr", "utf-16"]),
+)
+def test_an_encoding_that_is_named_wins(
+    encoding: str, text: str, is_marked: bool, label: str
+) -> None:
+    """Over a mark of UTF-8, over labels, over what the bytes look like."""
+    data = text.encode(encoding, "ignore")
+    expected = storable(data.decode(encoding))
+    if not expected.strip():
+        return
+    data = codecs.BOM_UTF8 * is_marked + data
+    content_type = f"text/plain; charset={label}" if label else None
+    loaded = read(data, content_type=content_type, options=LoadOptions(encoding=encoding))
+    assert loaded.text == expected
+
+
+@pytest.mark.parametrize("encoding", WIDE)
+def test_marks_of_wide_text_say_the_order_and_are_no_text(encoding: str) -> None:
+    mark = "\ufeff".encode(encoding)
+    for named in (encoding, encoding[:6]):
+        options = LoadOptions(encoding=named)
+        for text in ("나", "Hi", KOREAN):
+            assert read(mark + text.encode(encoding), options=options).text == text
+
+
+@pytest.mark.parametrize(
+    ("mark", "named"),
+    [("utf-16-le", "utf-16-be"), ("utf-16-be", "utf-16-le"), ("utf-32-le", "utf-16"),
+     ("utf-16-le", "utf-32"), ("utf-16-le", "utf-8"), ("utf-16-be", "cp949"),
+     ("utf-16-le", "cp1252")],
+)  # fmt: skip
+def test_an_encoding_against_the_mark_is_an_error_that_names_both(mark: str, named: str) -> None:
+    data = ("\ufeff" + ENGLISH).encode(mark)
+    message = refusal(data, options=LoadOptions(encoding=named))
+    assert mark in message
+    assert named in message
+
+
+def test_a_mark_of_utf_8_before_text_in_another_encoding_is_left_out() -> None:
+    """As programs write that put it before whatever they have, for Excel."""
+    data = codecs.BOM_UTF8 + written(KOREAN, "a.csv").encode("cp949")
+    assert read(data, "a.csv", csv=CsvOptions(encoding="euc-kr")).text == f"column: {KOREAN}"
+    message = refusal(codecs.BOM_UTF8 + "한글 문서".encode(), options=LoadOptions(encoding="cp949"))
+    assert "byte 0x" in message
+    assert "begins with the byte order mark of utf-8" in message
+
+
+@pytest.mark.parametrize(
+    ("data", "named", "text"),
+    [
+        (b"\x93a\x94", "latin-1", "“a”"),
+        (b"\x93a\x81", "latin-1", "\x93a\x81"),
+        (KOREAN.encode("cp949"), "iso-8859-1", KOREAN.encode("cp949").decode("cp1252")),
+        ("é".encode(), "cp1252", "Ã©"),
+        ("你好".encode("utf-16-le"), "utf-16-le", "你好"),
+        ("一".encode("utf-16-be"), "utf-16-be", "一"),
+    ],
+)
+def test_an_encoding_that_is_named_is_believed(data: bytes, named: str, text: str) -> None:
+    assert read(data, options=LoadOptions(encoding=named)).text == text
+
+
+@pytest.mark.parametrize(
+    ("data", "named", "words"),
+    [
+        ("é".encode(), "ascii", "byte 0xc3 at offset 0"),
+        (b"ab\xffcd", "utf-8", "byte 0xff at offset 2"),
+        (codecs.BOM_UTF8 + b"ab\xffcd", "cp949", "byte 0xff at offset 5"),
+        (KOREAN.encode(), "utf-16", "is UTF-8, not utf-16-le"),
+        (b"nothing but letters", "utf-16-be", "is UTF-8, not utf-16-be"),
+        (KOREAN.encode("utf-16-be"), "utf-16-le", "is utf-16-be, not utf-16-le"),
+        (b"a", "klingon", "no text encoding called 'klingon'"),
+        (b"6161", "hex", "no text encoding called 'hex'"),
+        (b"a", "unicode_escape", "no text encoding"),
+    ],
+)
+def test_an_encoding_that_does_not_fit_is_an_error(data: bytes, named: str, words: str) -> None:
+    assert words in refusal(data, options=LoadOptions(encoding=named))
+
+
+def test_names_of_encodings() -> None:
+    for label, codec in [
+        ("EUC-KR", "cp949"), (" ks_c_5601-1987 ", "cp949"), ("UTF8", "utf-8"),
+        ("latin1", "cp1252"), ("utf-16LE", "utf-16-le"), ("x-sjis", "cp932"),
+    ]:  # fmt: skip
+        assert codec_of(label) == codec
+    for label in ("한글", "", "base64", "a" * 5000, "os.path", "aliases", "punycode"):
+        assert codec_of(label) is None
+    assert codec_of("latin1", is_exact=True) == "iso8859-1"
 
 
 def test_a_page_in_ascii_that_says_utf16_is_utf8() -> None:
@@ -379,3 +488,16 @@ def test_the_byte_that_is_wrong_is_named(text: str, encoding: str, part: float) 
     assert (encoding if encoding != "utf-8" else "UTF-8") in message
     message = refusal(data, content_type=f"text/plain; charset={encoding}")
     assert f"offset {len(before):,}" in message
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("안녕하세요".encode("cp949") + b"\xff", "byte 0xff at offset 10 is damaged"),
+        ("이름,도시\n김".encode("cp949") + b"\xff\n", "byte 0xff at offset 12 is damaged"),
+        (b"caf\xe9 cr\xe8me br\xfbl\xe9e \x81", "byte 0x81 at offset 18 is damaged"),
+        ("これは".encode("cp932") + b"\xff", "byte 0xff at offset 6 is damaged"),
+    ],
+)
+def test_the_byte_that_is_wrong_is_named_in_short_texts_too(data: bytes, words: str) -> None:
+    assert words in refusal(data)

@@ -1,6 +1,8 @@
 """Formats that are plain text with a form: front matter, reStructuredText, XML, files of settings,
 logs, subtitles, chosen fields of JSON; and whatever comes, an error is one of the document."""
 
+import json
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -53,6 +55,31 @@ def headed(data: str, name: str) -> list[tuple[object, str]]:
             {"media_type (2)": "x/y", "encoding (2)": "z"},
         ),
         ("---\nn: 99999999999999999999\n---\n", {"n": "99999999999999999999"}),
+        (
+            "---\nbase: &b {a: 1, c: x}\none: *b\ntwo:\n  <<: *b\n  a: 2\n---\n",
+            {
+                "base": '{"a": 1, "c": "x"}',
+                "one": '{"a": 1, "c": "x"}',
+                "two": '{"a": 2, "c": "x"}',
+            },
+        ),
+        (
+            "---\ncountry: no\nat: 10:30\ncode: 007\nzip: 01234\nhex: 0x1F\nbig: 1_000\n---\n",
+            {
+                "country": "no",
+                "at": "10:30",
+                "code": "007",
+                "zip": "01234",
+                "hex": "0x1F",
+                "big": "1_000",
+            },
+        ),
+        (
+            "---\non: True\nn: -5\nf: 1e3\nv: 1.5\ng: ~\n---\n",
+            {"on": True, "n": -5, "f": 1000.0, "v": 1.5},
+        ),
+        ("---\ndate: 2024-02-30\n---\n", {"date": "2024-02-30"}),
+        ("---\n---\n", {}),
     ],
 )
 def test_front_matter_is_metadata(front: str, own: dict[str, object]) -> None:
@@ -65,7 +92,15 @@ def test_front_matter_is_metadata(front: str, own: dict[str, object]) -> None:
     [
         "---\n- a\n- b\n---\n",
         "---\na: [1\n---\n",
-        "---\na: &x [1]\nb: *x\n---\n",
+        "---\na: &x [*x]\n---\n",
+        "---\na: &a [x, x, x]\n"
+        + "".join(f"{n}: &{n} [{', '.join(['*' + chr(ord(n) - 1)] * 9)}]\n" for n in "bcdefghijk")
+        + "---\n",
+        "---\na: &a {x: 1}\n"
+        + "".join(
+            f"{n}: &{n}\n  <<: [{', '.join(['*' + chr(ord(n) - 1)] * 9)}]\n" for n in "bcdefghijk"
+        )
+        + "---\n",
         "---\na: !!python/object/apply:os.system ['x']\n---\n",
         "+++\nno toml\n+++\n",
         "---\n\nA rule, and text.\n\n---\n",
@@ -100,6 +135,8 @@ Run this::
       --quiet
 
 .. a comment
+
+.. contents:: In this guide
 
 .. note:: Mind the gap.
 
@@ -159,6 +196,7 @@ def test_restructured_text_is_rendered() -> None:
     assert "automodule:: sluice.jobs" in text
     assert "[1] The note." in text
     assert "a comment" not in text
+    assert "In this guide" not in text
     assert "root:" not in text
 
 
@@ -206,6 +244,41 @@ def test_running_text_of_xml_is_in_paragraphs() -> None:
     assert metadata(data, "a.xml") == {"title": "A title"}
 
 
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ('<config version="1"><db host="x" port="1"/><log level="info"/></config>',
+         "@version: 1\ndb.@host: x\ndb.@port: 1\nlog.@level: info"),
+        ("<note><to>Tove</to><body>Reminder!</body></note>", "to: Tove\nbody: Reminder!"),
+        ('<a:r xmlns:a="urn:a" a:k="v"><a:x><a:y>1</a:y></a:x><b xmlns="urn:b">2</b></a:r>',
+         "@k: v\nx.y: 1\nb: 2"),
+        ("<doc><title>T</title><p>One.</p><p>Two.</p></doc>", "T\n\nOne.\n\nTwo."),
+    ],
+)  # fmt: skip
+def test_values_of_xml_keep_their_names(data: str, expected: str) -> None:
+    (only,) = passages(data, "a.xml")
+    assert only[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("<d>H<sub>2</sub>O and <b>b</b>, <i>i</i>.</d>", "H2O and b, i."),
+        ("<d>Intro<list><li>a</li><li>b</li></list>end</d>", "Intro a b end"),
+        ("<d>one<br/>two</d>", "one two"),
+        ("<d>x <row><c>1</c><c>2</c></row></d>", "x 1 2"),
+    ],
+)
+def test_words_of_xml_are_never_glued(data: str, expected: str) -> None:
+    assert passages(data, "a.xml") == [(expected, {})]
+
+
+def test_what_a_document_of_xml_says_of_itself() -> None:
+    feed = """<rss xml:lang="ko"><channel><title>News</title><item><title>One</title></item>
+      <item><title>Two</title></item></channel></rss>"""
+    assert metadata(feed, "a.xml") == {"title": "News", "language": "ko"}
+
+
 @pytest.mark.parametrize("encoding", ["euc-kr", "utf-16", "utf-8"])
 def test_xml_in_the_encoding_that_it_declares(encoding: str) -> None:
     data = f'<?xml version="1.0" encoding="{encoding}"?><a><b>도서관의 새 예산</b></a>'
@@ -237,9 +310,9 @@ def test_settings_stay_as_they_are_and_have_sections() -> None:
     assert [heading for heading, _ in headed(yaml, "a.yml")] == [
         None, "server", "data base", "server",
     ]  # fmt: skip
-    toml = "a = 1\n[server]\nx = '''\n[no]\n'''\n[server.tls]\ny = 2\n[[list]]\nz = 3\n"
-    assert [heading for heading, _ in headed(toml, "a.toml")] == [
-        None, "server", "server > server.tls", "list",
+    toml = "a = 1\n[server]\nx = '''\n[no]\n'''\n[server.tls]\ny = 2\n[[list]]\nz = 3\n[a.b.c]\n"
+    assert [heading for heading, _ in headed(toml + "d = 4\n", "a.toml")] == [
+        None, "server", "server > server.tls", "list", "a.b.c",
     ]  # fmt: skip
     ini = "; top\n[one]\na=1\n[two] ; c\nb=2\n"
     assert headed(ini, "a.ini") == [
@@ -247,6 +320,11 @@ def test_settings_stay_as_they_are_and_have_sections() -> None:
         ("one", "[one]\na=1"),
         ("two", "[two] ; c\nb=2"),
     ]
+
+
+def test_escapes_of_properties_are_read() -> None:
+    data = "# \\uc548\\ub155\nname=\\uD83D\\uDE00 \\\\u0041\n"
+    assert passages(data, "a.properties") == [("# 안녕\nname=😀 \\\\u0041\n", {})]
 
 
 # Logs
@@ -276,12 +354,79 @@ def test_entries_of_logs_stay_together_with_what_follows_them() -> None:
         "[   12.345678] usb 1-1: new device",
         "1709251200.123 x",
         "10:00:00 x",
+        "3월  1 10:00:00 host x",
+        "24/03/01 10:00:00 INFO x",
+        "03-01 10:00:00.123  12 34 E tag: x",
+        "I0301 10:00:00.123456 1 x.cc:1] x",
+        "<13>Mar  1 10:00:00 host x",
+        "2024-13-01 10:00:00 x",
     ],
 )
 def test_times_of_logs(line: str) -> None:
-    own = passages(f"{line}\n" * 200, "a.log")
+    own = passages(f"{line}\n  and more\n" * 100, "a.log")
     assert len(own) > 1
     assert [o["line"] for _, o in own] == sorted({o["line"] for _, o in own})  # type: ignore[type-var]
+    assert all(text.startswith(line) for text, _ in own)
+
+
+@pytest.mark.parametrize(
+    ("line", "date"),
+    [
+        ("2024-03-01 10:00:00,123 INFO x", "2024-03-01T10:00:00.123"),
+        ("2024-03-01T10:00:00.123456789+09:00 x", "2024-03-01T10:00:00.123456789+09:00"),
+        ("2024-03-01T10:00:00+0900 host x", "2024-03-01T10:00:00+09:00"),
+        ("<34>1 2024-03-01T10:00:00.003Z host app - x", "2024-03-01T10:00:00.003Z"),
+        ("2024/03/01 10:00:00 [error] 1#1: x", "2024-03-01T10:00:00"),
+        ("2024-03-01 10:00 x", "2024-03-01T10:00:00"),
+        ("2024-03-01 배포", "2024-03-01"),
+        ("20240301 10:00:00 x", "2024-03-01T10:00:00"),
+        ("2024-03-01 10:00:00.5+09 x", "2024-03-01T10:00:00.5+09:00"),
+        ("Fri Mar  1 10:00:00 KST 2024 x", "2024-03-01T10:00:00"),
+        ("[2024-03-01 10:00:00] [경고] x", "2024-03-01T10:00:00"),
+        ("[오류] 2024-03-01 10:00:00 x", "2024-03-01T10:00:00"),
+        ("[ERROR] 2024-03-01 10:00:00 x", "2024-03-01T10:00:00"),
+        ("INFO  | 2024-03-01 10:00:00 | x", "2024-03-01T10:00:00"),
+        ("2024년 3월 1일 10:00:00 x", "2024-03-01T10:00:00"),
+        ("2024. 3. 1. 오후 2:00:00 x", "2024-03-01T14:00:00"),
+        ("2024-03-01 오전 12:05:00 x", "2024-03-01T00:05:00"),
+        ("2024-03-01 02:00:00 PM x", "2024-03-01T14:00:00"),
+        (
+            '1.2.3.4 - - [01/Mar/2024:10:00:00 +0900] "GET / HTTP/1.1" 200 1',
+            "2024-03-01T10:00:00+09:00",
+        ),
+        ("01-Mar-2024 10:00:00.123 SEVERE [main] x", "2024-03-01T10:00:00.123"),
+        ("[Fri Mar 01 10:00:00.5 2024] [core:error] x", "2024-03-01T10:00:00.5"),
+        ("Mar 01, 2024 10:00:00 AM org.x", "2024-03-01T10:00:00"),
+        ('{"level": "error", "time": "2024-03-01T10:00:00Z"}', "2024-03-01T10:00:00Z"),
+        ("level=info time=2024-03-01T10:00:00Z x", "2024-03-01T10:00:00Z"),
+        ("I, [2024-03-01T10:00:00.1 #1]  INFO -- : x", "2024-03-01T10:00:00.1"),
+    ],
+)
+def test_the_date_of_an_entry_is_one_that_filters_compare(line: str, date: str) -> None:
+    (only,) = passages(f"{line}\n  at f()\n", "a.log")
+    assert only[1]["date"] == date
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [
+        ("E0301 10:00:00.1 1 x.cc:1] x", "error"),
+        ("[2024-03-01 10:00:00] [경고] 디스크", "warning"),
+        ('{"ts": "2024-03-01", "level": "fatal"}', "critical"),
+        ("2024-03-01 10:00:00 INFO no error", "info"),
+    ],
+)
+def test_levels_of_entries(line: str, level: str) -> None:
+    assert passages(f"{line}\n", "a.log")[0][1]["level"] == level
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["  at foo(Bar.java:1)", "Caused by: x", "Traceback (most recent call last):", "1.2.3.4"],
+)
+def test_what_follows_an_entry_begins_none(line: str) -> None:
+    log = f"2024-03-01 10:00:00 x\n{line}\n" * 60
+    assert all(text.startswith("2024") for text, _ in passages(log, "a.log"))
 
 
 def test_a_log_without_times_is_one_passage_without_colors() -> None:
@@ -321,9 +466,33 @@ def test_many_cues_become_passages_that_end_with_sentences() -> None:
         assert o["end_s"] == pytest.approx(first + text.count("ends.") - 0.1)
 
 
+@pytest.mark.parametrize(
+    ("data", "text", "start_s", "end_s"),
+    [
+        ("1\r\n0:0:1,5 --> 0:0:2\r\na\r\n2\r\n0:0:3.0-->0:0:4\r\nb\r\n", "a b", 1.5, 4.0),
+        ("\ufeff00:00:01,000 --> 00:00:02,000\na\n\n00:00:03,000 --> 00:00:04,000\nb\n",
+         "a b", 1.0, 4.0),
+        ("1\n00:00:01,000 --> 00:00:02,000\na\n\nstill a\n\n2\n00:00:03,000 --> 00:00:04,000\nb",
+         "a still a b", 1.0, 4.0),
+        ("1\n00:00:01,000 --> 00:00:05,000\na\n\n2\n00:00:03,000 --> 00:00:04,000\nb\n",
+         "a b", 1.0, 5.0),
+        ("1\n00:00:01,000 --> 00:00:02,000\n42\n\n2\n00:00:03,000 --> 00:00:04,000\nb\n",
+         "42 b", 1.0, 4.0),
+        ("1\n00:00:05,000 --> 00:00:02,000\n5 < 6 <b>> 4</b>\\Nb {\\an8}\n",
+         "5 < 6 > 4 b", 5.0, 5.0),
+    ],
+)  # fmt: skip
+def test_untidy_cues_lose_nothing(data: str, text: str, start_s: float, end_s: float) -> None:
+    assert passages(data, "a.srt") == [(text, {"start_s": start_s, "end_s": end_s})]
+
+
+def test_the_language_of_webvtt_is_noted() -> None:
+    vtt = "WEBVTT - x\nKind: captions\nLanguage: ko\n\n00:01.000 --> 00:02.000\n안녕\n\nNOTE no\n"
+    assert metadata(vtt, "a.vtt") == {"language": "ko"}
+    assert [text for text, _ in passages(vtt, "a.vtt")] == ["안녕"]
+
+
 def test_untidy_subtitles() -> None:
-    srt = "1\r\n0:0:1,5 --> 0:0:2\r\na\r\n2\r\n0:0:3.0-->0:0:4\r\nb\r\n"
-    assert passages(srt, "a.srt")[0][1] == {"start_s": 1.5, "end_s": 2.0} or passages(srt, "a.srt")
     assert "no cues" in refusal(b"just text", "a.srt")
     twice = "00:01.000 --> 00:02.000\nsame\n\n00:02.000 --> 00:03.000\nsame\n"
     assert passages(twice, "a.vtt") == [("same", {"start_s": 1.0, "end_s": 3.0})]
@@ -366,6 +535,78 @@ def test_fields_of_json_are_chosen_by_paths(
         own = ["doc", "a.b"]
         expected = [(f"{expected[0][0]}", expected[0][1]), expected[1]]
     assert passages(ITEMS, "a.json", chosen(content, own)) == expected
+
+
+NESTED = (
+    '[{"a.b": {"c.d": 5}, "by": [{"name": "Kim", "of": ["x"]}, {"name": "Lee"}],'
+    ' "m": [[1, 2], [3]], "parts": [{"body": "One.\\nTwo."}, {"body": "Three."}]}]'
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("a.b.c.d", "5"),
+        ("/a.b/c.d", "5"),
+        ("$.by[2].name", "Lee"),
+        (".by[2].name", "Lee"),
+        ("by.name", "Kim, Lee"),
+        ("by[].name", "Kim, Lee"),
+        ("by[*].name", "Kim, Lee"),
+        ("by.of", "x"),
+        ("by.1.name", "Kim"),
+        ("/by/1/name", "Lee"),
+        ("m[1][2]", "2"),
+        ("m[1]", "1, 2"),
+        ("parts.body", "One.\nTwo.\n\nThree."),
+    ],
+)
+def test_paths_reach_every_field(path: str, text: str) -> None:
+    (only,) = passages(NESTED, "a.json", chosen([path]))
+    assert only[0] == text
+
+
+@pytest.mark.parametrize(
+    "path", ["by[0].name", "by[3]", "by.nope", "a.b.c", "m[1][2][3]", "[", "$"]
+)
+def test_paths_that_lead_nowhere_are_named(path: str) -> None:
+    assert repr(path) in refusal(NESTED.encode(), "a.json", options=chosen([path]))
+
+
+NAMES = st.text("ab.[1]/$ 가", min_size=1, max_size=4)
+VALUES: st.SearchStrategy[object] = st.recursive(
+    st.integers(0, 99) | st.sampled_from(["x", "y z", True]),
+    lambda inner: (
+        st.lists(inner, min_size=1, max_size=3)
+        | st.dictionaries(NAMES, inner, min_size=1, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.text("ab가", min_size=1, max_size=3), VALUES, min_size=1, max_size=4))
+def test_what_a_text_of_json_shows_can_be_chosen(value: dict[str, object]) -> None:
+    for line in passages(json.dumps(value), "a.json")[0][0].split("\n"):
+        path, _, shown = line.rpartition(": ")
+        (only,) = passages(json.dumps(value), "a.json", chosen([path]))
+        assert shown in only[0]
+
+
+def test_elements_without_a_text_are_named_in_a_warning() -> None:
+    lines = '{"t": "a", "k": 1}\n{"k": 2}\n{"t": "", "k": 3}\n{"k": 4}\n{"k": 5}\n{"t": "b"}\n'
+    loaded = read(lines.encode(), "a.jsonl", options=chosen(["t"], ["k"]))
+    assert [passage.metadata for passage in loaded.passages] == [{"line": 1, "k": 1}, {"line": 6}]
+    (warning,) = loaded.warnings
+    assert "line 2, 3, 4 and 1 more left out" in warning
+    assert read(lines.encode(), "a.jsonl", options=chosen(["t", "k"])).warnings == ()
+
+
+def test_numbers_that_are_too_exact_stay_as_they_are_written() -> None:
+    data = '{"text": "t", "p": 0.12345678901234567890, "z": 1e-400, "e": 1E5, "d": 0.1, "n": 1e999}'
+    assert passages(data, "a.json") == [
+        ("t", {"p": "0.12345678901234567890", "z": "1e-400", "e": 1e5, "d": 0.1, "n": "1e999"})
+    ]
 
 
 def test_fields_of_lines_are_chosen_too_and_missing_ones_are_named() -> None:

@@ -1,7 +1,12 @@
 """CSV and TSV as spreadsheets, databases and offices write them: which record is the header, how
 quotes are escaped, what values of a metadata column are, and what the errors name."""
 
+import csv
+import io
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shared.kinds.ingest import CsvOptions
 from tests.unit.loading import read, refusal
@@ -282,7 +287,12 @@ def test_a_column_of_one_type_is_stored_as_that(values: list[str], stored: list[
         ["1.", "2."],
         [".5"],
         ["١٢", "٣"],
-        ["2024-03-01", "2024-03-02"],
+        ["2024-03-01", "2024-02-30"],
+        ["2024.3.1", "2024.12.2"],
+        ["3/1/2024", "3/2/2024"],
+        ["2024-03-01T09:00:00Z", "2024-03-01T09:00:00+09:00"],
+        ["2024-03-01 24:00"],
+        ["2024-03", "2024-04"],
         ["NaN", "1"],
         ["Infinity"],
         ["0x10"],
@@ -291,6 +301,25 @@ def test_a_column_of_one_type_is_stored_as_that(values: list[str], stored: list[
 )
 def test_what_a_number_would_lose_is_text(values: list[str]) -> None:
     assert column(values) == values
+
+
+@pytest.mark.parametrize(
+    ("values", "stored"),
+    [
+        (["2024-3-1", "2024-12-02", ""], ["2024-03-01", "2024-12-02", None]),
+        (["2024/3/1", "2024/12/02"], ["2024-03-01", "2024-12-02"]),
+        (["2024.03.01", "2024.12.02."], ["2024-03-01", "2024-12-02"]),
+        (["2024. 3. 1.", "2024. 12. 2."], ["2024-03-01", "2024-12-02"]),
+        (["2024년 3월 1일", "2024년12월2일"], ["2024-03-01", "2024-12-02"]),
+        (["2024-03-01 9:05", "2024/03/02"], ["2024-03-01T09:05", "2024-03-02"]),
+        (["2024-03-01 09:00:05.25", "2024-03-01T08:00:00"],
+         ["2024-03-01T09:00:05.25", "2024-03-01T08:00:00"]),
+        (["2024-03-01 09:00:00+0900", "2024-03-01T08:00:00 +09:00"],
+         ["2024-03-01T09:00:00+0900"[:-2] + ":00", "2024-03-01T08:00:00+09:00"]),
+    ],
+)  # fmt: skip
+def test_dates_are_stored_as_filters_compare_them(values: list[str], stored: list[str]) -> None:
+    assert column(values) == stored
 
 
 def test_text_keeps_how_values_are_written() -> None:
@@ -358,3 +387,108 @@ def test_a_header_without_any_name(data: str, rows: list[str]) -> None:
 
 def test_the_end_of_a_dos_file_is_no_row() -> None:
     assert texts(b"a,b\r\n1,2\r\n\x1a") == ["a: 1\nb: 2"]
+
+
+# Several tables
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (
+            "name,age\nMina,41\n\ncity,mayor,area\nSeoul,Oh,600\nBusan,Park,700\n",
+            ["name: Mina\nage: 41", "city: Seoul\nmayor: Oh\narea: 600",
+             "city: Busan\nmayor: Park\narea: 700"],
+        ),
+        (
+            "name,age\nMina,41\nJoon,35\n\n\ncity,area\nSeoul,600\n",
+            ["name: Mina\nage: 41", "name: Joon\nage: 35", "city: Seoul\narea: 600"],
+        ),
+        (
+            "Sales\n\nname,amount,city\nLamp,12,Seoul\nFan,1,Busan\n\n"
+            "Costs\nitem,cost,date,of\nRent,500,2024,Mina\nTea,2,2024,Joon\n",
+            ["Sales", "name: Lamp\namount: 12\ncity: Seoul", "name: Fan\namount: 1\ncity: Busan",
+             "Costs", "item: Rent\ncost: 500\ndate: 2024\nof: Mina",
+             "item: Tea\ncost: 2\ndate: 2024\nof: Joon"],
+        ),
+        (
+            "name,age,,\nMina,41,,\n,,,\ncity,mayor,area,of\nSeoul,Oh,600,x\n",
+            ["name: Mina\nage: 41", "city: Seoul\nmayor: Oh\narea: 600\nof: x"],
+        ),
+        (
+            "name,age\nMina,41\n\nname,age\nJoon,35\n",
+            ["name: Mina\nage: 41", "name: Joon\nage: 35"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_further_table_has_its_own_header(data: str, expected: list[str], delimiter: str) -> None:
+    loaded = read(data.replace(",", delimiter), "a.csv")
+    assert [passage.text for passage in loaded.passages] == expected
+    rows = [p.metadata["row"] for p in loaded.passages if "row" in p.metadata]
+    assert rows == list(range(1, len(rows) + 1))
+
+
+@pytest.mark.parametrize(
+    ("data", "last"),
+    [
+        ("name,age\nMina,41\n\nJoon,35\n\n\nLee,3\n", "name: Lee\nage: 3"),
+        ("name,age\nMina,41\n\nJoon,unknown\nLee,3\n", "name: Lee\nage: 3"),
+        ("region,sales\nSeoul,5\n\nBusan,n/a\nKim,5\n", "region: Kim\nsales: 5"),
+        ("name,city\nMina,Seoul\n\nJoon,Busan\nLee,Jeju\n", "name: Lee\ncity: Jeju"),
+    ],
+)
+def test_rows_behind_a_blank_line_belong_to_the_table(data: str, last: str) -> None:
+    assert texts(data)[-1] == last
+
+
+def test_sentences_below_a_table_are_none_of_it() -> None:
+    table = "name,age,city\nMina,41,Seoul\nJoon,35,Busan\n"
+    notes = "\nNote: prices, without tax\nSee also, the annex\n"
+    assert "line 5 has 2 fields" in refusal(table + notes, "a.csv")
+
+
+def test_a_choice_of_columns_is_of_every_table() -> None:
+    data = "name,age\nMina,41\n\ncity,age,area\nSeoul,600,1\n"
+    assert texts(data, csv=CsvOptions(content_columns=["age"])) == ["age: 41", "age: 600"]
+    message = refusal(data, "a.csv", csv=CsvOptions(content_columns=["name"]))
+    assert "columns are 'city', 'age', 'area'" in message
+
+
+# Whatever programs write
+
+
+@st.composite
+def written_tables(draw: st.DrawFn) -> tuple[list[list[str]], str]:
+    """Records of a header and rows, and what `csv.writer` makes of them."""
+    letters = "abc가나 ,;\t|\"'\n\\-1"
+    cell = st.text(letters, max_size=8)
+    width = draw(st.integers(2, 5))
+    cells = st.lists(cell, min_size=width, max_size=width)
+    header = [f"{name}{at}" for at, name in enumerate(draw(cells))]
+    # Full rows below the header, so that there is no doubt which record it is.
+    rows = [[f"x{at}" for at in range(width)]]
+    rows += [[f"r{first}", *rest] for first, *rest in draw(st.lists(cells, max_size=6))]
+    made = io.StringIO()
+    writer = csv.writer(
+        made,
+        delimiter=draw(st.sampled_from([",", ";", "\t", "|"])),
+        quoting=draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])),
+        lineterminator=draw(st.sampled_from(["\n", "\r\n"])),
+    )
+    writer.writerows([header, *rows])
+    return [header, *rows], made.getvalue()
+
+
+@settings(max_examples=200, deadline=None)
+@given(written_tables())
+def test_what_a_program_writes_comes_back(made: tuple[list[list[str]], str]) -> None:
+    (header, *rows), data = made
+    names = [" ".join(cell.split()) for cell in header]
+    expected = [
+        "\n".join(
+            f"{name}: {cell.strip()}" for name, cell in zip(names, row, strict=True) if cell.strip()
+        )
+        for row in rows
+    ]
+    assert texts(data) == expected

@@ -13,7 +13,6 @@ JSON Lines (`records.py`) is a passage, with a blank line between two.
 
 import logging
 import re
-import unicodedata
 from array import array
 from bisect import bisect_left
 from collections import deque
@@ -25,6 +24,7 @@ from math import isfinite
 from pkgutil import resolve_name
 from typing import Any, Final, NamedTuple
 
+import regex
 from billiard.exceptions import SoftTimeLimitExceeded
 from tokenizers import Tokenizer
 
@@ -309,7 +309,7 @@ _SPACE: Final = re.compile(r"\s")
 class _Tokens:
     starts: "array[int]"  # where each token begins in the text
     fresh: bytearray  # whether a word begins with it
-    cuttable: bytearray  # whether a character begins with it
+    cuttable: bytearray  # whether a character, as people count them, begins with it
 
 
 @lru_cache(maxsize=4)  # a copy takes tens of milliseconds, and every document asks for one
@@ -369,11 +369,12 @@ def _encode(text: str, tokenizer: Tokenizer) -> _Tokens:
     reached = 0
     for at, block in _blocks(text):
         encoding = tokenizer.encode(block, add_special_tokens=False)
+        inner = _inner_offsets(block)
         word_before: int | None = -1
         for (start, end), word in zip(encoding.offsets, encoding.word_ids, strict=True):
             # Pieces of one character (its bytes, or Hangul's letters) share its offsets.
             starts.append(max(at + start, reached))
-            cuttable.append(at + start >= reached)
+            cuttable.append(at + start >= reached and start not in inner)
             fresh.append(cuttable[-1] and (word is None or word != word_before))
             reached, word_before = max(reached, at + end), word
     return _Tokens(starts=starts, fresh=fresh, cuttable=cuttable)
@@ -391,6 +392,58 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
         start = end
 
 
+# Characters as people count them (https://unicode.org/reports/tr29/): an emoji of several code
+# points, a letter with its marks, a flag.
+_CHARACTER: Final = regex.compile(r"\X")
+_INNER: Final = regex.compile(
+    r"[^\p{Grapheme_Cluster_Break=Other}\p{Grapheme_Cluster_Break=Control}"
+    r"\p{Grapheme_Cluster_Break=LF}\p{Grapheme_Cluster_Break=CR}"
+    r"\p{Grapheme_Cluster_Break=LV}\p{Grapheme_Cluster_Break=LVT}]"
+)
+_CHARACTER_CHARS: Final = 64
+"""A character of more code points may be cut."""
+
+
+def _inner_offsets(text: str) -> frozenset[int]:
+    """Where the text must not be cut, for it would be within a character."""
+    if text.isascii() or _INNER.search(text) is None:
+        return frozenset()
+    return frozenset(
+        at
+        for match in _CHARACTER.finditer(text)
+        if match.end() - match.start() > 1
+        for at in range(match.start() + 1, match.end())
+    )
+
+
+def _character_before(text: str, at: int, floor: int) -> int:
+    """The nearest place at or before `at`, and above `floor`, that is within no character; `at`
+    where there is none."""
+    return _character_edge(text, at, lambda edge: floor < edge <= at, max)
+
+
+def _character_after(text: str, at: int, limit: int) -> int:
+    """The nearest place at or behind `at`, and below `limit`, that is within no character."""
+    return _character_edge(text, at, lambda edge: at <= edge < limit, min)
+
+
+def _character_edge(
+    text: str, at: int, is_possible: Callable[[int], bool], nearest: Callable[[list[int]], int]
+) -> int:
+    if at >= len(text) or not _may_be_within(text, at):
+        return at
+    start, first = at, max(0, at - _CHARACTER_CHARS)
+    while start > first and _may_be_within(text, start):
+        start -= 1
+    characters = _CHARACTER.finditer(text, start, at + _CHARACTER_CHARS)
+    edges = [start, *(match.end() for match in characters)]
+    return nearest([edge for edge in edges if is_possible(edge)] or [at])
+
+
+def _may_be_within(text: str, at: int) -> bool:
+    return at > 0 and bool(_INNER.match(text, at) or _INNER.match(text, at - 1))
+
+
 Spans = Callable[[str], Iterator[tuple[int, int]]]
 """Text -> start and end of each piece of it; the pieces are stripped and never empty."""
 
@@ -402,10 +455,12 @@ _STRUCTURED_TYPES: Final = frozenset({"text/html", "text/x-rst"})
 """Of documents whose loader knows all headings."""
 
 # A full stop with what closes behind it, and white space; one of Chinese or Japanese, which needs
-# none; a blank line; a line that ends like a Korean sentence, or before an item of a list.
+# none; one behind a Korean verb, also without white space; a blank line; a line that ends like a
+# Korean sentence, or before an item of a list.
 _SENTENCE_BREAK: Final = re.compile(
-    r"([.!?…]){1,10}+[\"')\]”’»」』]{0,3}\s++"
-    r"|[。！？｡]{1,10}+(?:([」』”’）\])]{1,3})|)\s*+"
+    r"([.!?…।॥؟۔]){1,10}+[\"')\]”’»」』]{0,3}\s++"
+    r"|[。！？｡]{1,10}+(?:([」』”’）\])》】〉]{1,3})|)\s*+"
+    r"|(?<=[다요죠음함됨임까])[.!?]{1,3}+(?=[가-힣“‘「『])"
     r"|\n[ \t]*+\n\s*+"
     r"|(?<=[다요죠음함됨임까])\n\s*+"
     r"|\n(?=[ \t]*+(?:[-*•·▪◦]|[0-9]{1,3}[.)])[ \t])"
@@ -448,6 +503,10 @@ def split(
 ) -> Iterator[Piece]:
     """The pieces in order. `token` needs the embedding model's tokenizer. With a window each piece
     fits into it, whatever size the splitter names."""
+    is_counted = splitter.type is SplitterType.TOKEN and tokenizer is not None
+    if is_counted and (window is None or splitter.size < window.tokens):
+        # A piece may have more tokens than the same letters within the text.
+        window = _window_of(tokenizer, splitter.size)
     separators = code_separators(loaded.metadata.get(DocumentKey.PROGRAMMING_LANGUAGE))
     by_size = _spans_of(splitter, tokenizer, window, separators or _SEPARATORS)
     spans = _spans_of_document(loaded, splitter, by_size)
@@ -455,6 +514,16 @@ def split(
         spans = _fitting(spans, loaded.text, splitter, window)
     for span in spans:
         yield Piece(text=loaded.text[span.start : span.end], start=span.start, metadata=span.own)
+
+
+def _window_of(tokenizer: Tokenizer, size: int) -> Window:
+    counting = whole(tokenizer)
+
+    def overlong(texts: Sequence[str]) -> dict[int, int]:
+        counts = (len(counting.encode(text, add_special_tokens=False).ids) for text in texts)
+        return {n: count for n, count in enumerate(counts) if count > size}
+
+    return Window(tokens=size, tokenizer=tokenizer, overlong=overlong)
 
 
 class _Span(NamedTuple):
@@ -560,7 +629,7 @@ def _recursive(
     size, overlap = splitter.size, splitter.chunk_overlap
     at = next(at for at, sign in enumerate(separators) if text.find(sign, start, end) >= 0)
     if not separators[at]:
-        yield from _windows(start, end, size, overlap)
+        yield from _windows(text, start, end, size, overlap)
         return
     merger = _Merger(size=size, overlap=overlap)
     for part in _parts(text, start, end, separators[at], is_kept=True):
@@ -615,10 +684,11 @@ def _goes_on(text: str, dot: int, end: int) -> bool:
     return is_initial or is_number or word[0].lower() in _ABBREVIATIONS
 
 
-def _windows(start: int, end: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
+def _windows(text: str, start: int, end: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
     while start + size < end:
-        yield start, start + size
-        start += size - overlap
+        cut = _character_before(text, start + size, start + overlap)
+        yield start, cut
+        start = _character_after(text, cut - overlap, cut + 1) if overlap else cut
     yield start, end
 
 
@@ -685,7 +755,6 @@ _LINE_END: Final = re.compile(r"\n")
 _SENTENCE_END: Final = re.compile(r"[.!?…][\"')\]”’»]{0,3}\s|[。！？｡][\"')\]」』”’）]{0,3}")
 _CLAUSE_END: Final = re.compile(r"[,;:]\s|[、，；：]")
 _WORD_END: Final = re.compile(r"\s")
-_JOINER: Final = "\u200d"
 _UNEVEN: Final = 1.25
 """A piece may be so much longer than its even share, for a better place to end."""
 _ENDS: Final = (_PARAGRAPH_END, _LINE_END, _SENTENCE_END, _CLAUSE_END, _WORD_END)
@@ -813,18 +882,7 @@ def _best_end(text: str, start: int, end: int, least: float) -> int:
                 best = match.end()
         if best:
             return best
-    return _before_mark(text, end, max(floor, start + 1))
-
-
-def _before_mark(text: str, at: int, floor: int) -> int:
-    """A place at or before `at` where no character is taken from the marks on it."""
-    while floor < at < len(text) and (
-        text[at] == _JOINER
-        or text[at - 1] == _JOINER
-        or unicodedata.category(text[at]).startswith("M")
-    ):
-        at -= 1
-    return at
+    return _character_before(text, end, max(floor, start))
 
 
 def _resumption(text: str, start: int, end: int) -> int:
@@ -836,4 +894,6 @@ def _resumption(text: str, start: int, end: int) -> int:
         match = sign.search(text, max(0, start - 1), end)
         if match and start <= match.end() < end:
             return match.end()
-    return end if _WORD_END.search(text, start, end) else start
+    if _WORD_END.search(text, start, end):
+        return end
+    return _character_after(text, start, end + 1)

@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, time
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import yaml
 
@@ -101,12 +101,47 @@ MARKDOWN = Loader(
 
 
 class _FrontMatterLoader(yaml.SafeLoader):
-    """Refuses aliases, which may stand for any amount of text."""
+    """Scalars as YAML 1.2 has them (its core schema), and dates: `no` and `10:30` are texts, and so
+    are numbers with zeros before them. What merges is bounded."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not read")
-        return super().compose_node(parent, index)
+    yaml_implicit_resolvers: ClassVar = {
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag.rpartition(":")[2] in ("timestamp", "null", "merge")
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _FRONT_MATTER_FIELDS:
+            raise yaml.YAMLError("too many fields")
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+):
+    _FrontMatterLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first)
+    )
+
+
+def _moment(loader: _FrontMatterLoader, node: yaml.ScalarNode) -> Any:
+    try:
+        return loader.construct_yaml_timestamp(node)
+    except ValueError:  # a day that there is not
+        return loader.construct_scalar(node)
+
+
+_FrontMatterLoader.add_constructor("tag:yaml.org,2002:timestamp", _moment)
 
 
 def _front_matter(written: str) -> Metadata | None:
@@ -122,9 +157,15 @@ def _front_matter(written: str) -> Metadata | None:
             fields = yaml.load("\n".join(lines[1:-1]), _FrontMatterLoader)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError, AttributeError):
         return None
+    if fields is None:
+        return {}
     if not isinstance(fields, dict) or len(fields) > _FRONT_MATTER_FIELDS:
         return None
-    plain = {str(key): _plain(value) for key, value in fields.items()}
+    room = _Room()
+    try:
+        plain = {str(key): _plain(value, room) for key, value in fields.items()}
+    except OverflowError:
+        return None
     own: Metadata = {}
     for key, value in as_metadata(plain, name="front matter").items():
         is_reserved = key in (DocumentKey.MEDIA_TYPE, DocumentKey.ENCODING)
@@ -132,17 +173,39 @@ def _front_matter(written: str) -> Metadata | None:
     return own
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """What JSON can hold."""
+@dataclass
+class _Room:
+    """For what aliases repeat, which may be any number of times as long as it is written."""
+
+    chars: int = 4 * _FRONT_MATTER_CHARS
+
+    def take(self, chars: int) -> None:
+        self.chars -= chars
+        if self.chars < 0:
+            raise OverflowError
+
+
+def _plain(value: Any, room: _Room, depth: int = 0) -> Any:
+    """What JSON can hold. Raises `OverflowError` where that is too much."""
+    room.take(1)
     if isinstance(value, dict) and depth < _NESTED_ITEMS:
-        return {str(key): _plain(field, depth + 1) for key, field in value.items()}
+        return {_key(key, room): _plain(inner, room, depth + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple | set) and depth < _NESTED_ITEMS:
-        return [_plain(item, depth + 1) for item in value]
+        return [_plain(item, room, depth + 1) for item in value]
+    if isinstance(value, dict | list | tuple | set):
+        raise OverflowError
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+    plain = value if value is None or isinstance(value, str | int | float | bool) else str(value)
+    room.take(len(plain) if isinstance(plain, str) else 0)
+    return plain
+
+
+def _key(key: Any, room: _Room) -> str:
+    room.take(len(str(key)))
+    return str(key)
 
 
 @dataclass(frozen=True, kw_only=True)

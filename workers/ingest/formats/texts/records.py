@@ -7,16 +7,19 @@ scalars of several types become texts; anything deeper as JSON. Any other value 
 lines of JSON Lines, are passages of their own; `item` or `line` counts them from 1. Null and empty
 values are left out. A key that comes again in its object is kept as `key (2)`.
 
-A job may choose other fields, by paths such as `author.name`, `tags[1]` or `/author/name`; those
-that nothing in the document has are an error. Costs are linear in the text and in what becomes of
-it, which `max_chars` bounds.
+A job may choose other fields, by paths such as `author.name`, `tags[1]` (counted from 1), `tags[]`
+or `/author/name`; a name behind a list is that of each of its objects. Those that nothing in the
+document has are an error, and elements without any that is text are named in a warning. Costs are
+linear in the text and in what becomes of it, which `max_chars` bounds.
 """
 
 import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final
 
 from shared.bounds import Metadata, is_of_one_type
@@ -36,11 +39,20 @@ _DEPTH: Final = 200
 _NO_OPTIONS: Final = JsonOptions()
 _KEYS_NAMED: Final = 30
 _INDEX_DIGITS: Final = 10
+_EXACT_CHARS: Final = 15  # a double keeps so many digits, and zero and its exponent are short
+_PATH_STEPS: Final = 64
+_WARNED_ELEMENTS: Final = 3
+_PARAGRAPH_CHARS: Final = 80
 _LARGEST_INTEGER: Final = 2**63 - 1  # what Chroma's metadata can hold
 
 
 def elements(
-    text: str, *, name: str, max_chars: int, options: JsonOptions = _NO_OPTIONS
+    text: str,
+    *,
+    name: str,
+    max_chars: int,
+    warnings: list[str],
+    options: JsonOptions = _NO_OPTIONS,
 ) -> Iterator[tuple[str, Metadata]]:
     """The passages of a JSON document. Raises `DocumentError`."""
     value = _parse(text, name=name, line=None)
@@ -48,14 +60,22 @@ def elements(
     if isinstance(value, list):
         for number, element in enumerate(value, start=1):
             own: Metadata = {PassageKey.ITEM: number}
-            yield _passage(element, own, name=name, max_chars=max_chars, fields=fields)
+            passage = _passage(element, own, name=name, max_chars=max_chars, fields=fields)
+            if element and not passage[0].strip():
+                fields.note_empty(number)
+            yield passage
     else:
         yield _passage(value, {}, name=name, max_chars=max_chars, fields=fields)
-    fields.check()
+    fields.check(warnings, what="item")
 
 
 def lines(
-    text: str, *, name: str, max_chars: int, options: JsonOptions = _NO_OPTIONS
+    text: str,
+    *,
+    name: str,
+    max_chars: int,
+    warnings: list[str],
+    options: JsonOptions = _NO_OPTIONS,
 ) -> Iterator[tuple[str, Metadata]]:
     """The passages of a JSON Lines document. Raises `DocumentError`."""
     fields = _Fields(options, name=name)
@@ -74,22 +94,39 @@ def lines(
                     "each of its elements is read on its own."
                 )
             own: Metadata = {PassageKey.LINE: number}
-            yield _passage(value, own, name=name, max_chars=max_chars, fields=fields)
-    fields.check()
+            passage = _passage(value, own, name=name, max_chars=max_chars, fields=fields)
+            if value and not passage[0].strip():
+                fields.note_empty(number)
+            yield passage
+    fields.check(warnings, what="line")
 
 
 def load_json(document: RawDocument) -> DocumentParts:
     text, metadata = text_of(document)
     options = document.options.json_
-    passages = elements(text, name=document.name, max_chars=document.max_chars, options=options)
-    return DocumentParts(passages=passages, metadata=metadata)
+    warnings: list[str] = []
+    passages = elements(
+        text,
+        name=document.name,
+        max_chars=document.max_chars,
+        warnings=warnings,
+        options=options,
+    )
+    return DocumentParts(passages=passages, metadata=metadata, warnings=warnings)
 
 
 def load_lines(document: RawDocument) -> DocumentParts:
     text, metadata = text_of(document)
     options = document.options.json_
-    passages = lines(text, name=document.name, max_chars=document.max_chars, options=options)
-    return DocumentParts(passages=passages, metadata=metadata)
+    warnings: list[str] = []
+    passages = lines(
+        text,
+        name=document.name,
+        max_chars=document.max_chars,
+        warnings=warnings,
+        options=options,
+    )
+    return DocumentParts(passages=passages, metadata=metadata, warnings=warnings)
 
 
 JSON = Loader(
@@ -120,7 +157,7 @@ def _parse(text: str, *, name: str, line: int | None) -> Any:
         return json.loads(
             text,
             parse_constant=str,
-            parse_float=_finite,
+            parse_float=_exact,
             object_pairs_hook=_object,
             strict=False,
         )
@@ -167,10 +204,14 @@ def _too_deep(name: str, line: int | None = None) -> DocumentError:
     )
 
 
-def _finite(number: str) -> float | str:
-    """1e999 would become infinity, which neither store accepts; it stays as it is written."""
+def _exact(number: str) -> float | str:
+    """What a double cannot hold stays as it is written: 1e999, 0.12345678901234567890."""
     value = float(number)
-    return value if math.isfinite(value) else number
+    if not math.isfinite(value):
+        return number
+    if (len(number) > _EXACT_CHARS or not value) and Decimal(number) != Decimal(repr(value)):
+        return number
+    return value
 
 
 class _Fields:
@@ -182,6 +223,8 @@ class _Fields:
         self._name = name
         self._missing = dict.fromkeys([*(self.content or []), *(self.metadata or [])])
         self._keys: dict[str, None] = {}
+        self._empty: list[int] = []
+        self._empty_count = 0
 
     @property
     def are_chosen(self) -> bool:
@@ -197,7 +240,13 @@ class _Fields:
             self._missing.pop(path, None)
         return found
 
-    def check(self) -> None:
+    def note_empty(self, number: int) -> None:
+        """Of an element or line that has something, though no text under the chosen fields."""
+        self._empty_count += 1
+        if len(self._empty) < _WARNED_ELEMENTS:
+            self._empty.append(number)
+
+    def check(self, warnings: list[str], *, what: str) -> None:
         """Raises `DocumentError` for a field that is nowhere in the document."""
         if self._missing:
             named = ", ".join(map(repr, self._missing))
@@ -206,26 +255,72 @@ class _Fields:
                 f"{self._name}: json.content_fields and json.metadata_fields name {named}, which "
                 f"nothing in the document has. Its fields are {has}."
             )
+        if self._empty and self.content is not None:
+            first = ", ".join(f"{number:,}" for number in self._empty)
+            more = self._empty_count - len(self._empty)
+            warnings.append(
+                f"{self._name}: {what} {first}"
+                + (f" and {more:,} more" if more else "")
+                + " left out: no text under json.content_fields."
+            )
 
 
 def _at(value: Any, path: str) -> Any:
     if isinstance(value, dict) and path in value:
         return value[path]
     if path.startswith("/"):
-        parts = [part.replace("~1", "/").replace("~0", "~") for part in path[1:].split("/")]
-        first = 0
-    else:
-        parts = [part for part in re.split(r"\.|\[([0-9]+)\]", path) if part]
-        first = 1
-    for part in parts:
-        if isinstance(value, dict):
-            value = value.get(part)
-        elif isinstance(value, list) and part.isdecimal() and len(part) < _INDEX_DIGITS:
-            at = int(part) - first
-            value = value[at] if 0 <= at < len(value) else None
+        for part in path[1:].split("/"):
+            part = part.replace("~1", "/").replace("~0", "~")
+            value = value.get(part) if isinstance(value, dict) else _item(value, part, first=0)
+        return value
+    return _follow(value, _steps(path))
+
+
+@lru_cache(maxsize=1024)
+def _steps(path: str) -> tuple[str, ...]:
+    """Names, dots, and what is in brackets. Any may be part of a name."""
+    if path.startswith(("$.", "$[")):  # as JSONPath begins
+        path = path[1:]
+    return tuple(re.findall(r"[^.\[\]]+|\[(?:[0-9]*|\*)\]|[.\[\]]", path)[:_PATH_STEPS])
+
+
+def _follow(value: Any, steps: tuple[str, ...]) -> Any:
+    """What lies at the end of the steps; None for nothing. Names may have dots: the longest that an
+    object has, counts. Behind a list, the list of what lies there in each of its items."""
+    if len(steps) > 1 and steps[0] == ".":
+        steps = steps[1:]
+    if not steps:
+        return value
+    if isinstance(value, dict):
+        for count in range(len(steps), 0, -1):
+            name = "".join(steps[:count])
+            if name in value:
+                return _follow(value[name], steps[count:])
+        return None
+    if not isinstance(value, list):
+        return None
+    is_bracket = steps[0].startswith("[") and len(steps[0]) > 1
+    index = steps[0][1:-1] if is_bracket else steps[0]
+    if index.isdecimal():
+        return _follow(_item(value, index, first=1), steps[1:])
+    rest = steps[1:] if is_bracket else steps
+    items = [item for item in (_follow(item, rest) for item in value) if item is not None]
+    return list(_flat(items)) if items else None
+
+
+def _flat(items: Sequence[Any]) -> Iterator[Any]:
+    for item in items:
+        if isinstance(item, list):
+            yield from item
         else:
-            return None
-    return value
+            yield item
+
+
+def _item(value: Any, index: str, *, first: int) -> Any:
+    if not isinstance(value, list) or not index.isdecimal() or len(index) >= _INDEX_DIGITS:
+        return None
+    at = int(index) - first
+    return value[at] if 0 <= at < len(value) else None
 
 
 def _chosen(
@@ -244,9 +339,20 @@ def _chosen(
         part = fields.of(value, path)
         if isinstance(part, str):
             parts.append(part)
+        elif _are_paragraphs(part):
+            parts.append("\n\n".join(part))
         elif part is not None:
             parts.append("\n".join(_rendered(part, name=name, max_chars=max_chars)))
     return "\n\n".join(filter(str.strip, parts)), metadata | as_metadata(own, name=name)
+
+
+def _are_paragraphs(value: Any) -> bool:
+    """Texts in a list that are more than its words."""
+    return (
+        isinstance(value, list)
+        and all(isinstance(item, str) for item in value)
+        and any("\n" in item or len(item) > _PARAGRAPH_CHARS for item in value)
+    )
 
 
 def _passage(

@@ -55,6 +55,8 @@ _LEFT_OUT: Final = (
     nodes.meta,
     nodes.decoration,
 )
+_CONTENTS: Final = "contents"
+"""The class of a table of contents, which says what the headings say."""
 _INDENTED: Final = 2
 _DEPTH: Final = 100
 _FIELD: Final = re.compile(r"[A-Za-z][\w -]{0,50}")
@@ -150,7 +152,7 @@ class _Writer:
 
     def blocks(self, parent: nodes.Element, *, level: int, depth: int) -> None:
         for node in parent.children:
-            if not isinstance(node, _LEFT_OUT):
+            if not isinstance(node, _LEFT_OUT) and _CONTENTS not in node.get("classes", ()):
                 self._block(node, level=level, depth=depth + 1)
 
     def _block(self, node: nodes.Node, *, level: int, depth: int) -> None:

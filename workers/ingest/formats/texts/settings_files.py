@@ -1,6 +1,7 @@
 """YAML, TOML and INI -> their text as it stands, with its sections as headings.
 
-The text is not changed, for comments say what settings are for. Sections are the keys at the top of
+The text is not changed, for comments say what settings are for (but escapes of .properties are
+read). Sections are the keys at the top of
 YAML (below a line `---` those of the next document), the tables of TOML and the sections of INI;
 where the job splits at headings, each chunk carries the path of its section. Nothing is parsed
 further: no alias is expanded and no tag is followed.
@@ -18,13 +19,15 @@ from workers.ingest.formats.loader import (
     RawDocument,
     heading_title,
 )
-from workers.ingest.formats.texts.text import text_of
+from workers.ingest.formats.texts.text import storable, text_of
 
 _YAML_KEY: Final = re.compile(
     r"""("[^"\n]{1,200}"|'[^'\n]{1,200}'|[^\s#\-?:,\[\]{}&*!|>'"%@`][^\n:#]{0,200}?)"""
     r"[ \t]*:(?=\s|$)"
 )
 _TABLE: Final = re.compile(r"[ \t]{0,20}\[\[?[ \t]*([^\]\n]{1,500}?)[ \t]*\]\]?[ \t]*(?=[#;\n]|$)")
+_JAVA_ESCAPE: Final = re.compile(r"(?<!\\)\\u+([0-9A-Fa-f]{4})")
+"""How .properties of Java write what is not Latin (JLS 3.3)."""
 _TOML_STRINGS: Final = ('"""', "'''")
 
 
@@ -32,6 +35,8 @@ def load(
     document: RawDocument, *, headings_of: Callable[[str], Iterator[Heading]]
 ) -> DocumentParts:
     text, metadata = text_of(document)
+    if document.name.lower().endswith(".properties"):
+        text = storable(_JAVA_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text))
     return DocumentParts(
         passages=[(text, {})], metadata=metadata, headings=tuple(headings_of(text))
     )
@@ -53,6 +58,7 @@ def _yaml_headings(text: str) -> Iterator[Heading]:
 
 
 def _table_headings(text: str, *, has_strings: bool) -> Iterator[Heading]:
+    above: list[str] = []  # the tables that hold the next one
     within: str | None = None  # a string of several lines, in which a bracket is none
     for start, end in _lines(text):
         line = text[start:end]
@@ -61,8 +67,10 @@ def _table_headings(text: str, *, has_strings: bool) -> Iterator[Heading]:
             continue
         if match := _TABLE.match(text, start, end):
             title = heading_title(match[1])
-            level = 1 + title.count(".") if has_strings else 1
-            yield Heading(start=start, end=end, level=min(level, 6), title=title)
+            while above and not (has_strings and title.startswith(f"{above[-1]}.")):
+                above.pop()
+            above.append(title)
+            yield Heading(start=start, end=end, level=len(above), title=title)
         elif has_strings:
             within = next((sign for sign in _TOML_STRINGS if line.count(sign) % 2), None)
 

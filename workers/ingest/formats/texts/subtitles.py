@@ -2,18 +2,21 @@
 
 Cues that follow each other become one passage, up to a pause or the end of a sentence after some
 length; `start_s` and `end_s` are seconds from the beginning. Lines of a cue are joined, but for
-those of several speakers. Tags of style are left out, a voice (`<v Mina>`) is written before what
-it says. Formats: SubRip as players read it; WebVTT, https://www.w3.org/TR/webvtt1/.
+those of several speakers; a cue of SubRip goes on behind a blank line, up to the next one. Tags of
+style are left out, a voice (`<v Mina>`) is written before what it says. Formats: SubRip as players
+read it; WebVTT, https://www.w3.org/TR/webvtt1/.
 """
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from html import unescape
 from typing import Final, NamedTuple
 
 from shared.bounds import Metadata
 from shared.errors import DocumentError
 from workers.ingest.formats.loader import (
+    DocumentKey,
     DocumentParts,
     Loader,
     PassageKey,
@@ -26,6 +29,9 @@ _TIME: Final = r"(?:([0-9]{1,4}):)?([0-9]{1,2}):([0-9]{1,2})(?:[,.:]([0-9]{1,3})
 _TIMES: Final = re.compile(rf"[ \t]*{_TIME}[ \t]*-->[ \t]*{_TIME}(?=[ \t\n]|$)")
 _VOICE: Final = re.compile(r"<v(?:\.[^\s>]{1,50})?[ \t]+([^>\n]{1,200})>")
 _TAG: Final = re.compile(r"</?[A-Za-z0-9][^<>\n]{0,200}>|\{\\[^{}\n]{1,200}\}")
+_BREAK: Final = re.compile(r"\\[Nnh]")
+"""Of SubStation Alpha, whose cues programs copy."""
+_LANGUAGE: Final = re.compile(r"WEBVTT[^\n]*\n(?:[^\n]+\n)*?Language:[ \t]*([\w-]{2,35})[ \t]*\n")
 _SENTENCE_END: Final = re.compile(r"[.!?…。！？][\"')\]”’」』]{0,2}$")
 _SPEAKER: Final = re.compile(r"[-–—]\s?\S")
 _PASSAGE_CHARS: Final = 300
@@ -39,9 +45,11 @@ class _Cue(NamedTuple):
     text: str
 
 
-def load(document: RawDocument) -> DocumentParts:
+def load(document: RawDocument, *, ends_with_blank: bool = False) -> DocumentParts:
     text, metadata = text_of(document)
-    cues = list(_cues(text))
+    cues = list(_cues(text, ends_with_blank=ends_with_blank))
+    if language := _LANGUAGE.match(text):
+        metadata = metadata | {DocumentKey.LANGUAGE: language[1]}
     if not cues:
         raise DocumentError(
             f"{document.name}: has no cues such as `00:01:02,500 --> 00:01:04,000` with text "
@@ -56,13 +64,13 @@ SUBRIP = Loader(
     example_text="We open at nine.",
 )
 WEBVTT = Loader(
-    load=load,
+    load=partial(load, ends_with_blank=True),
     example=b"WEBVTT\n\n00:01.000 --> 00:02.500 align:start\n<v Mina>We open at nine.\n",
     example_text="Mina: We open at nine.",
 )
 
 
-def _cues(text: str) -> Iterator[_Cue]:
+def _cues(text: str, *, ends_with_blank: bool) -> Iterator[_Cue]:
     lines = text.split("\n")
     at = 0
     while at < len(lines):
@@ -71,12 +79,13 @@ def _cues(text: str) -> Iterator[_Cue]:
         if times is None:
             continue
         said: list[str] = []
-        # A blank line ends a cue; in files with blank lines in cues, the next times do.
-        while at < len(lines) and lines[at].strip() and not _TIMES.match(lines[at]):
+        while at < len(lines) and not _TIMES.match(lines[at]):
+            if ends_with_blank and not lines[at].strip():
+                break
             said.append(lines[at])
             at += 1
-        if at < len(lines) and lines[at].strip() and said and said[-1].strip().isdigit():
-            said.pop()  # the number of the next cue, without a blank line before it
+        if at < len(lines) and _TIMES.match(lines[at]) and said and said[-1].strip().isdigit():
+            said.pop()  # the number of the next cue
         words = _joined(said)
         start_s, end_s = _seconds(times.groups()[:4]), _seconds(times.groups()[4:])
         if words:
@@ -90,7 +99,7 @@ def _seconds(parts: tuple[str | None, ...]) -> float:
 
 
 def _joined(lines: list[str]) -> str:
-    plain = (unescape(_TAG.sub("", _VOICE.sub(r"\1: ", line))) for line in lines)
+    plain = (unescape(_TAG.sub("", _VOICE.sub(r"\1: ", _BREAK.sub(" ", line)))) for line in lines)
     return _together(" ".join(line.split()) for line in plain)
 
 

@@ -8,24 +8,28 @@ length is an error that names its line; nothing is padded or cut. Lines of one f
 header (titles) and, after a blank line, below the rows (notes) become passages of their own,
 where it is plain that they are such, and are else an error that says what to do. Lines that begin
 with `#` are comments, and a passage of their own, where the file is a table only without them, or
-where the first of them stands above what is plainly the header.
+where the first of them stands above what is plainly the header. A further table, behind a blank
+line and with a header of its own, is read under that header.
 
 A row reads "column: value" line by line; empty values, and `\\N`, which is how databases write
 NULL, are left out. A metadata column in which every value is an integer of at most 64 bits, a
 decimal number of at most 15 digits, or true/false is stored as that, if nothing of how the values
 are written is lost; with leading zeros, signs, exponents, separators, or anything else among them
-the whole column is text, and so are dates.
+the whole column is text. A column of dates with the year first is stored as those of ISO 8601,
+which filters compare; any other date may be one of two days, and stays as it is written.
 
 Costs are linear: the text is parsed a fixed number of times, row by row, and no table is held.
 """
 
 import csv
 import io
+import itertools
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -44,6 +48,26 @@ _HEAD_RECORDS: Final = 64
 _TITLE_RECORDS: Final = 20
 _RUNS: Final = 64  # with more changes of width this is no table under that delimiter
 _NULL: Final = "\\N"
+_TABLES: Final = 64  # with more blank lines than this they are none between tables
+_BLANK_LINE: Final = re.compile(r'^[,;|\t "]*+$', re.MULTILINE)
+_MISSING: Final = frozenset(
+    {
+        "-",
+        "--",
+        "—",
+        "?",
+        "n/a",
+        "na",
+        "nan",
+        "none",
+        "null",
+        "unknown",
+        "tbd",
+        "없음",
+        "미정",
+        "미상",
+    }
+)
 _FILE_END: Final = "\x1a"  # which DOS programs write
 _COMMENT: Final = "#"
 _COMMENT_LINE: Final = re.compile(rf"^{_COMMENT}", re.MULTILINE)
@@ -55,6 +79,18 @@ _BOOLEANS: Final = {"true": True, "false": False}
 _NUMBER: Final = re.compile(r"[-+(]?[$€£¥₩]?\s?[0-9][0-9.,' ]*\)?\s?[%원]?")
 _YEAR: Final = re.compile(r"(?:1[89]|20)[0-9]{2}")
 _DATE: Final = re.compile(r"[0-9]{2,4}[-./][0-9]{1,2}[-./][0-9]{1,4}\b.*")
+# With the year first, so that it can be one day only. Dots alone are those of versions, too
+# (2024.3.1), and are taken only with two digits each or as Korean writes them.
+_FULL_DATE: Final = re.compile(
+    r"(?P<year>[0-9]{4})(?:"
+    r"(?P<sign>[-/])(?P<month>[0-9]{1,2})(?P=sign)(?P<day>[0-9]{1,2})"
+    r"|\.(?P<month2>[0-9]{2})\.(?P<day2>[0-9]{2})\.?"
+    r"|\. ?(?P<month3>[0-9]{1,2})\. ?(?P<day3>[0-9]{1,2})\."
+    r"|[년年] ?(?P<month4>[0-9]{1,2})[월月] ?(?P<day4>[0-9]{1,2})[일日]"
+    r")"
+    r"(?:[T ](?P<time>[0-9]{1,2}:[0-9]{2})(?::(?P<second>[0-9]{2})(?P<fraction>\.[0-9]{1,6})?)?"
+    r" ?(?P<zone>Z|[-+][0-9]{2}:?[0-9]{2})?)?"
+)
 _SEP_LINE: Final = re.compile(r'"?sep=([^"\\\n\s]|\t)"?[ ]*(?=\n)', re.IGNORECASE)
 _SIGN_NAMES: Final = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 # A number with a decimal comma, or with commas between its thousands.
@@ -168,7 +204,8 @@ def rows(
     delimiter: str | None = None,
     max_rows: int = sys.maxsize,
 ) -> Iterator[tuple[str, Metadata]]:
-    """Each row's text and metadata (`row` counts from 1). Raises `DocumentError`.
+    """Each row's text and metadata (`row` counts from 1, through all tables). Raises
+    `DocumentError`.
 
     `delimiter` is tried before the others (a .tsv file). A table of more than `max_rows` records is
     refused as soon as these are counted. Columns named in `metadata_columns` are
@@ -176,27 +213,51 @@ def rows(
     """
     # Python refuses fields of more than 128 KiB by default; the document's own limit is enough.
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    table = _find(text, name=name, first=delimiter, max_rows=max_rows)
-    columns = column_names(table.header)
-    content = _indices(options.content_columns, columns, "csv.content_columns", name)
-    metadata = _indices(options.metadata_columns, columns, "csv.metadata_columns", name) or []
-    if content is None:
-        others = set(metadata)
-        content = [at for at in range(len(columns)) if at not in others]
-    if table.row_count == 0:
-        raise DocumentError(f"{name}: has a header and no rows. There is nothing to ingest.")
-    types = {at: _ColumnType() for at in metadata}
+    tables = _find_all(text, name=name, first=delimiter, max_rows=max_rows)
+    chosen = [_Columns.of(table, options, name) for table in tables]
+    count = 0
+    for table, columns in zip(tables, chosen, strict=True):
+        yield from _passages(table, columns, first=count + 1)
+        count += table.row_count
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Columns:
+    """Of a table."""
+
+    names: list[str]
+    content: list[int]
+    """Which of them are text."""
+    metadata: list[int]
+
+    @classmethod
+    def of(cls, table: _Table, options: CsvOptions, name: str) -> "_Columns":
+        """Raises `DocumentError` for columns that the table does not have."""
+        names = column_names(table.header)
+        content = _indices(options.content_columns, names, "csv.content_columns", name)
+        metadata = _indices(options.metadata_columns, names, "csv.metadata_columns", name) or []
+        if content is None:
+            others = set(metadata)
+            content = [at for at in range(len(names)) if at not in others]
+        if table.row_count == 0:
+            raise DocumentError(f"{name}: has a header and no rows. There is nothing to ingest.")
+        return cls(names=names, content=content, metadata=metadata)
+
+
+def _passages(table: _Table, columns: _Columns, *, first: int) -> Iterator[tuple[str, Metadata]]:
+    types = {at: _ColumnType() for at in columns.metadata}
     if types:
         for row in table.rows():
             for at, type_ in types.items():
                 if row[at]:
                     type_.see(row[at])
+    names = columns.names
     if titles := table.comments + table.titles:
         yield "\n".join(titles), {}
-    for number, row in enumerate(table.rows(), start=1):
-        lines = [f"{columns[at]}: {row[at]}" for at in content if row[at]]
+    for number, row in enumerate(table.rows(), start=first):
+        lines = [f"{names[at]}: {row[at]}" for at in columns.content if row[at]]
         own: Metadata = {"row": number}
-        own.update({columns[at]: types[at].value(row[at]) for at in metadata if row[at]})
+        own.update({names[at]: type_.value(row[at]) for at, type_ in types.items() if row[at]})
         yield "\n".join(lines), own
     if notes := table.notes():
         yield "\n".join(notes), {}
@@ -316,7 +377,8 @@ class _Reader:
             raise _BadQuote(line, is_open="unexpected end of data" in str(wrong)) from wrong
 
 
-def _find(text: str, *, name: str, first: str | None, max_rows: int) -> _Table:
+def _find_all(text: str, *, name: str, first: str | None, max_rows: int) -> list[_Table]:
+    """The only table of most files; those that are divided by blank lines, each with its header."""
     text, declared = _without_sep_line(text.rstrip(_FILE_END))
     present = [sign for sign in _DELIMITERS if sign in text]
     groups = [present]
@@ -324,6 +386,97 @@ def _find(text: str, *, name: str, first: str | None, max_rows: int) -> _Table:
         groups = [[declared]]
     elif first and first in text:
         groups = [[first], [sign for sign in present if sign != first]]
+    failure: DocumentError | None = None
+    table: _Table | None = None
+    try:
+        table = _find(text, groups, name=name, max_rows=max_rows)
+    except DocumentError as error:
+        failure = error
+    if _BLANK_LINE.search(text.strip()):
+        signs = [sign for group in groups for sign in group]
+        if table is not None and table.reader.dialect.delimiter in signs:
+            signs = [table.reader.dialect.delimiter]
+        for starts in filter(None, (_starts_of_tables(text, sign) for sign in signs)):
+            try:
+                return [
+                    _find(part, groups, name=name, max_rows=max_rows)
+                    for part in _parts_from_lines(text, starts)
+                ]
+            except DocumentError as error:
+                failure = failure or error
+    if table is None:
+        assert failure is not None
+        raise failure
+    return [table]
+
+
+def _parts_from_lines(text: str, starts: Sequence[int]) -> Iterator[str]:
+    """The text in parts that begin on these lines, each behind so many line ends as stood before
+    it, so that lines still count."""
+    lines = text.split("\n")
+    for start, end in itertools.pairwise([1, *starts, len(lines) + 1]):
+        yield "\n" * (start - 1) + "\n".join(lines[start - 1 : end - 1])
+
+
+def _starts_of_tables(text: str, delimiter: str) -> list[int]:
+    """The lines on which further tables begin: behind a blank line, with a header that is none of
+    the rows of the table before. None where that is in doubt."""
+    blocks: list[list[_Record]] = []
+    try:
+        for record in _Reader(text, _Dialect(delimiter=delimiter)).records():
+            if not blocks or record.after_blank:
+                if len(blocks) == _TABLES:
+                    return []
+                blocks.append([])
+            if len(blocks[-1]) < _HEAD_RECORDS:
+                blocks[-1].append(record)
+    except _BadQuote:
+        return []
+    starts: list[int] = []
+    table: Sequence[_Record] = ()
+    for block in blocks:
+        below = _without_titles(block)
+        if len(table) < 2:
+            table = below
+            if len(table) > 1 and not _looks_like_header(table[0]):
+                return []
+        elif _is_further_table(below, table, delimiter):
+            starts.append(block[0].line)
+            table = below
+    return starts
+
+
+def _without_titles(block: Sequence[_Record]) -> Sequence[_Record]:
+    """From the first record of several fields on."""
+    first = next((at for at, record in enumerate(block) if record.length > 1), len(block))
+    return block[first:] if first <= _TITLE_RECORDS else ()
+
+
+def _is_further_table(records: Sequence[_Record], above: Sequence[_Record], delimiter: str) -> bool:
+    if len(records) < 2 or not _looks_like_header(records[0]):
+        return False
+    if _is_spaced(records, delimiter) and not _is_spaced(above, delimiter):
+        return False  # sentences with commas
+    header, *rows = records
+    if any(row.length > header.length for row in rows):
+        return False
+    before = above[0]
+    if header.fields[: header.length] == before.fields[: before.length]:
+        return True  # as programs print it on each page
+    if any(cell.strip().lower() in _MISSING for cell in header.fields):
+        return False
+    is_as_wide = len(header.fields) == len(before.fields)
+    if not is_as_wide and header.length != before.length:
+        return True
+    if any(_is_value(cell) for cell in header.fields[: header.length]):
+        return False
+    return _has_types(
+        [record._replace(fields=record.fields[: header.length]) for record in records]
+    )
+
+
+def _find(text: str, groups: Sequence[Sequence[str]], *, name: str, max_rows: int) -> _Table:
+    """The table, under the first group of delimiters that makes one."""
     failure: DocumentError | None = None
     for signs in groups:
         scans: list[_Scan] = []
@@ -717,6 +870,9 @@ class _ColumnType:
     is_integer: bool = True
     is_decimal: bool = True
     is_boolean: bool = True
+    is_date: bool = True
+    zones: set[str] = field(default_factory=set)
+    """Of moments; dates are in none."""
     scales: set[int] = field(default_factory=set)
     """How many decimals the values have."""
     is_shortest: bool = True
@@ -724,6 +880,11 @@ class _ColumnType:
 
     def see(self, cell: str) -> None:
         self.is_boolean = self.is_boolean and cell.lower() in _BOOLEANS
+        if self.is_date:
+            date = _FULL_DATE.fullmatch(cell)
+            self.is_date = date is not None and _iso(date) is not None
+            if date is not None and date["time"]:
+                self.zones.add((date["zone"] or "").replace(":", ""))
         self.is_integer = (
             self.is_integer
             and _INTEGER.fullmatch(cell) is not None
@@ -744,7 +905,32 @@ class _ColumnType:
             return _BOOLEANS[cell.lower()]
         if self.is_integer:
             return int(cell)
+        # Texts of moments in several zones are not in the order of time.
+        if self.is_date and len(self.zones) <= 1 and (date := _FULL_DATE.fullmatch(cell)):
+            return _iso(date) or cell
         # 12.50 among prices of two decimals is a number; 1.10 among 1.1 and 1.2 is a version.
         if self.is_decimal and (self.is_shortest or len(self.scales) == 1):
             return float(cell)
         return cell
+
+
+def _iso(date: re.Match[str]) -> str | None:
+    """As ISO 8601 has it, as exactly as it is written; None for a day or time that there is not."""
+    parts = date.groupdict()
+    month, day = (
+        next(int(parts[key + n]) for n in ("", "2", "3", "4") if parts[key + n])
+        for key in ("month", "day")
+    )
+    hour, minute = map(int, (parts["time"] or "0:0").split(":"))
+    try:
+        datetime(int(parts["year"]), month, day, hour, minute, int(parts["second"] or 0))
+    except ValueError:
+        return None
+    iso = f"{parts['year']}-{month:02}-{day:02}"
+    if not parts["time"]:
+        return iso
+    seconds = f":{parts['second']}{parts['fraction'] or ''}" if parts["second"] else ""
+    zone = parts["zone"] or ""
+    if len(zone) == len("+0900"):
+        zone = f"{zone[:3]}:{zone[3:]}"
+    return f"{iso}T{hour:02}:{minute:02}{seconds}{zone}"

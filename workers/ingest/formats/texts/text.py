@@ -1,9 +1,9 @@
 """Plain text, and how the bytes of every format that is text are decoded.
 
 `decode` makes text of bytes, or raises a `DocumentError` that says what is wrong and what to do.
-The order: byte order mark, an encoding the caller names, the escapes of ISO-2022, HZ and UTF-7,
-strict UTF-8, the encodings that the document declares, Korean CP949 (a superset of EUC-KR) and
-Johab, Windows-1252, and last `charset-normalizer`. A label is not believed where the bytes are
+The order: an encoding that the caller names, byte order mark, the escapes of ISO-2022, HZ and
+UTF-7, strict UTF-8, the encodings that the document declares, Korean CP949 (a superset of EUC-KR)
+and Johab, Windows-1252, and last `charset-normalizer`. A label is not believed where the bytes are
 plainly Korean, Japanese or Chinese text in another encoding, for most encodings fit any bytes; and
 those that servers and `file` name when they do not know (iso-8859-1, us-ascii, windows-1252) only
 where the text that they give could be one. A guess is taken only when the result looks like real
@@ -25,6 +25,7 @@ from charset_normalizer import from_bytes
 from shared.bounds import UNSTORABLE, Metadata, nfc
 from shared.errors import DocumentError
 from shared.formats import FORMATS
+from shared.text_encodings import codec_of
 from workers.ingest.formats.loader import DocumentParts, Loader, RawDocument
 
 _BOMS = (
@@ -72,32 +73,6 @@ _MAGIC_WITH_NUL = (
     (b"fLaC", "a FLAC file"),
     (b"PAR1", "a Parquet file"),
 )
-
-# What people and pages call an encoding, and the codec that reads what they mean by it.
-_ALIASES = {
-    "euc-kr": "cp949",
-    "euc_kr": "cp949",
-    "ks_c_5601-1987": "cp949",
-    "ksc5601": "cp949",
-    "ks_c_5601": "cp949",
-    "windows-949": "cp949",
-    "x-windows-949": "cp949",
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "shift_jis": "cp932",
-    "shift-jis": "cp932",
-    "sjis": "cp932",
-    "x-sjis": "cp932",
-    "iso-8859-1": "cp1252",
-    "latin-1": "cp1252",
-    "latin1": "cp1252",
-    "us-ascii": "cp1252",
-    "ascii": "cp1252",
-    "hz-gb-2312": "hz",
-    "x-johab": "johab",
-    "ks_c_5601-1992": "johab",
-    "ksc5601-1992": "johab",
-}
 
 # They fit any bytes, and stand for "I do not know" at servers and in what `file` says.
 _CATCH_ALL: Final = frozenset(
@@ -266,13 +241,11 @@ def decode(
 
     `hint` ends the error's remedy.
     """
+    if encoding is not None:
+        return _forced(data, encoding, name=name, why=f"{option} is {encoding!r}")
     if (marked := _by_mark(data)) is not None:
         return _strict(data, marked, name=name, why="its byte order mark says so")
-    _refuse_known_binary(data, name, may_be_wide=encoding is not None and _is_wide(encoding))
-    if encoding is not None:
-        if not _is_wide(encoding):
-            _refuse_nul(data, name)
-        return _strict(data, encoding, name=name, why=f"{option} is {encoding!r}")
+    _refuse_known_binary(data, name, may_be_wide=False)
     labels = [label for label in declared if label]
     for label in labels:
         # A page whose bytes say "utf-16" in ASCII is not UTF-16 (the HTML standard says the same).
@@ -296,7 +269,7 @@ def decode(
     known = [
         (label, codec)
         for label in labels
-        if (codec := _codec(label)) and codec != "utf-8" and not _is_wide(label)
+        if (codec := codec_of(label)) and codec != "utf-8" and not _is_wide(label)
     ]
     decoded = _by_labels(data, known, name) or _guess(data)
     if decoded is None and not _is_damaged_utf8(data):
@@ -385,41 +358,114 @@ def _by_mark(data: bytes) -> str | None:
     return next((codec for mark, codec in _BOMS if data.startswith(mark)), None)
 
 
-def _codec(label: str | None) -> str | None:
-    """The codec for a declared encoding; None when there is none of that name."""
-    if not label:
-        return None
-    label = label.strip().lower()
+def _forced(data: bytes, encoding: str, *, name: str, why: str) -> Decoded:
+    """As the caller says, whatever the bytes look like: the text in that encoding, or an error.
+
+    The mark of UTF-8 is left out of a text in any encoding, for it is text in none; those of
+    UTF-16 and UTF-32 say the order of the bytes where `encoding` does not, and are an error where
+    it is another one.
+    """
+    codec = codec_of(encoding)
+    if codec is None:
+        raise _no_encoding(encoding, name, why)
+    marked = _by_mark(data)
+    mark = next((mark for mark, marked_codec in _BOMS if marked_codec == marked), b"")
+    if _is_wide(codec):
+        _refuse_known_binary(data, name, may_be_wide=True)
+        if marked is not None and not marked.startswith((codec, "utf-8")):
+            raise _contradicted(marked, name, why)
+        if marked is not None and marked.startswith(codec):
+            codec = marked
+        else:
+            mark = mark if marked == "utf-8" else b""
+            codec = _forced_wide(data[len(mark) :], codec, name=name, why=why)
+        return _whole(data, codec, start=len(mark), name=name, why=why)
+    if marked != "utf-8":
+        mark = b""
+        if marked is None:
+            _refuse_known_binary(data, name, may_be_wide=False)
+            _refuse_nul(data, name)
+        elif b"\x00" in data:
+            raise _contradicted(marked, name, why)
+    exact = codec_of(encoding, is_exact=True)
+    if exact == "ascii":
+        codec = exact
     try:
-        return codecs.lookup(_ALIASES.get(label, label)).name
-    except (LookupError, ValueError):
-        return None
+        return _whole(data, codec, start=len(mark), name=name, why=why)
+    except DocumentError as error:
+        if codec == "cp1252" and exact == "iso8859-1":  # which has all bytes
+            return _whole(data, exact, start=len(mark), name=name, why=why)
+        if marked is not None and not marked.startswith(codec):
+            raise DocumentError(
+                f"{error.message} It begins with the byte order mark of {marked}."
+            ) from error
+        raise
+
+
+def _forced_wide(data: bytes, codec: str, *, name: str, why: str) -> str:
+    """The codec with its order of bytes. Raises `DocumentError` where all is plainly text under
+    another one, and none under this."""
+    seen = _wide_without_mark(data)
+    if codec in ("utf-16", "utf-32"):
+        if seen is not None and seen.startswith(codec):
+            return seen
+        codec += "-le"
+    if seen == codec or _reads(data, codec):
+        return codec
+    other = seen if seen is not None and _reads(data, seen) else None
+    if len(data) >= 2 * _FEW_UNITS and b"\x00" not in data and _is_utf8(data):
+        other = "UTF-8"
+    if other is not None:
+        raise DocumentError(f"{name}: is {other}, not {codec} ({why}). Leave that out.")
+    return codec
+
+
+def _reads(data: bytes, codec: str) -> bool:
+    """Whether the bytes are text of some length that makes sense."""
+    try:
+        text = data.decode(codec)
+    except UnicodeDecodeError:
+        return False
+    return len(text) >= _FEW_UNITS and _is_plain(text)
+
+
+def _contradicted(marked: str, name: str, why: str) -> DocumentError:
+    return DocumentError(
+        f"{name}: begins with the byte order mark of {marked}, and {why}. Leave that out."
+    )
+
+
+def _no_encoding(encoding: str, name: str, why: str) -> DocumentError:
+    return DocumentError(
+        f"{name}: there is no text encoding called {encoding!r} ({why}). Names are such as "
+        "utf-8, cp949 and utf-16-le."
+    )
 
 
 def _strict(data: bytes, encoding: str, *, name: str, why: str) -> Decoded:
-    codec = _codec(encoding)
-    if codec is not None and _is_wide(codec) and _by_mark(data) is None:
+    codec = codec_of(encoding)
+    if codec is None:
+        raise _no_encoding(encoding, name, why)
+    if _is_wide(codec) and _by_mark(data) is None:
         # The order and width of the bytes are seen from them: labels are often wrong about these.
         if (wide := _wide_without_mark(data)) is not None:
             codec = wide
-        elif b"\x00" not in data and _is_utf8(data):
-            raise DocumentError(f"{name}: is UTF-8, not {encoding} ({why}). Leave that out.")
         elif codec in ("utf-16", "utf-32"):
             codec += "-le"
-    if codec is None:
-        raise DocumentError(f"{name}: there is no encoding called {encoding!r} ({why}).")
+    return _whole(data, codec, name=name, why=why)
+
+
+def _whole(data: bytes, codec: str, *, start: int = 0, name: str, why: str) -> Decoded:
+    """All of the data from `start` on, which is behind a mark."""
     try:
-        text = _text(data, codec)
+        text = _text(data[start:], codec)
     except UnicodeDecodeError as broken:
+        at = start + broken.start
         raise DocumentError(
-            f"{name}: cannot be read as {codec} ({why}): byte 0x{data[broken.start]:02x} at "
-            f"offset {broken.start:,} does not fit. Save the file as UTF-8."
+            f"{name}: cannot be read as {codec} ({why}): byte 0x{data[at]:02x} at offset {at:,} "
+            "does not fit. Save the file as UTF-8."
         ) from broken
-    except ValueError as wrong:  # codecs that are not text encodings, such as "hex"
-        raise DocumentError(f"{name}: {encoding!r} is not a text encoding ({why}).") from wrong
-    except LookupError as wrong:
-        raise DocumentError(f"{name}: {encoding!r} is not a text encoding ({why}).") from wrong
-    return Decoded(text=text.removeprefix("\ufeff"), encoding=codec)
+    return Decoded(text=text.removeprefix("\ufeff"), encoding=codec.removesuffix("-sig"))
 
 
 def _text(data: bytes, codec: str) -> str:
@@ -440,7 +486,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _is_wide(label: str) -> bool:
-    codec = _codec(label)
+    codec = codec_of(label)
     return codec is not None and codec.startswith(("utf-16", "utf-32"))
 
 
@@ -588,7 +634,7 @@ def _nearest(data: bytes) -> tuple[str, int] | None:
                 start = position + 1
         text = "".join(parts)
         is_rare = len(positions) <= min(_LIMIT_BAD, 1 + bad // 100)
-        if positions and is_rare and len(_HIGH.findall(text)) >= _SOME_CHARS and is_plausible(text):
+        if positions and is_rare and len(_HIGH.findall(text)) >= _FEW_CHARS and is_plausible(text):
             return codec, positions[0]
     return None
 

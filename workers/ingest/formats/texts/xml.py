@@ -2,7 +2,8 @@
 
 Where the elements below the root are records (the same element again and again, with values in it
 and no running text), each is a passage of lines "path: value", attributes among them as `@name`,
-and `item` counts them from 1. In any other document an element with text of its own is a paragraph,
+and `item` counts them from 1. Other documents of short values or attributes alone, such as
+settings, are such lines, too. In any other document an element with text of its own is a paragraph,
 with what is in it; white space is as in HTML. Comments and processing instructions are left out. No
 DTD is read, and no entity is expanded but the five of XML and numbers.
 """
@@ -33,6 +34,9 @@ _DECLARATION: Final = re.compile(r"^\s*<\?xml[^>]*\?>")
 _DEPTH: Final = 200
 _LEAST_RECORDS: Final = 2
 _FEW_CHILDREN: Final = 3
+_VALUE_CHARS: Final = 80
+_PROSE: Final = frozenset({"p", "para", "paragraph", "li", "item", "section", "sec", "chapter"})
+_TECHNICAL: Final = frozenset({"lang", "space", "id", "base", "schemaLocation", "version"})
 
 
 def load(document: RawDocument) -> DocumentParts:
@@ -44,11 +48,19 @@ def load(document: RawDocument) -> DocumentParts:
     root = _parse(text, name=document.name)
     if _local(root) == "html":
         return html.load(document)
-    title = next((_words(n) for n in root if _local(n) == "title" and _words(n)), None)
+    holder = _holder(root)
+    children = [*root, *(holder if holder is not None and holder is not root else ())]
+    title = next((_words(n) for n in children if _local(n) == "title" and _words(n)), None)
     if title:
         metadata = metadata | {DocumentKey.TITLE: title}
-    holder = _holder(root)
-    passages = _records(holder, document) if holder is not None else _paragraphs(root)
+    if language := root.get("{http://www.w3.org/XML/1998/namespace}lang"):
+        metadata = metadata | {DocumentKey.LANGUAGE: language}
+    if holder is not None:
+        passages = _records(holder, document)
+    elif _is_of_values(root):
+        passages = iter([("\n".join(_bounded_lines(root, document)), {})])
+    else:
+        passages = _paragraphs(root)
     return DocumentParts(passages=passages, metadata=metadata)
 
 
@@ -87,7 +99,22 @@ def _local(node: etree._Element) -> str:
 
 
 def _words(node: etree._Element) -> str:
-    return " ".join("".join(map(str, node.itertext())).split())
+    """The text in an element. Elements may stand within words, as in H<sub>2</sub>O; those that
+    stand side by side, hold others alone, or are empty, part words."""
+    parts: list[str] = []
+    has_ended = False
+    for event, inner in etree.iterwalk(node, events=("start", "end")):
+        is_start = event == "start"
+        text = (inner.text if is_start else inner.tail if inner is not node else "") or ""
+        if inner is not node and ((is_start and has_ended) or _parts_words(inner)):
+            parts.append(" ")
+        parts.append(text)
+        has_ended = not is_start and not text
+    return " ".join("".join(parts).split())
+
+
+def _parts_words(node: etree._Element) -> bool:
+    return not (node.text or "").strip()
 
 
 def _holder(root: etree._Element) -> etree._Element | None:
@@ -116,20 +143,39 @@ def _has_running_text(root: etree._Element) -> bool:
     return False
 
 
+def _is_of_values(root: etree._Element) -> bool:
+    """Whether what the elements are called says as much as what is in them."""
+    names: set[str] = set()
+    has_attributes = False
+    for node in root.iter("*"):
+        if _local(node).lower() in _PROSE:
+            return False
+        has_attributes = has_attributes or any(
+            str(name).rpartition("}")[2] not in _TECHNICAL for name in node.attrib
+        )
+        if not len(node) and (node.text or "").strip():
+            if len((node.text or "").strip()) > _VALUE_CHARS:
+                return False
+            names.add(_local(node))
+    return (has_attributes or len(names) > 1) and not _has_running_text(root)
+
+
+def _bounded_lines(root: etree._Element, document: RawDocument) -> Iterator[str]:
+    room = document.max_chars
+    for line in _lines(root, without=None, path=[]):
+        yield line
+        room -= len(line) + 1
+        if room < -1:  # each line repeats its path
+            raise too_long(document.name, document.max_chars)
+
+
 def _records(holder: etree._Element, document: RawDocument) -> Iterator[RawPassage]:
     root = holder.getroottree().getroot()
     if holder is not root or root.attrib:
         head = [*_lines(root, without=holder, path=[]), *_attributes(holder, [])]
         yield "\n".join(head), {}
     for number, child in enumerate(holder, start=1):
-        lines: list[str] = []
-        room = document.max_chars
-        for line in _lines(child, without=None, path=[]):
-            lines.append(line)
-            room -= len(line) + 1
-            if room < -1:  # each line repeats its path
-                raise too_long(document.name, document.max_chars)
-        yield "\n".join(lines), {PassageKey.ITEM: number}
+        yield "\n".join(_bounded_lines(child, document)), {PassageKey.ITEM: number}
 
 
 def _attributes(node: etree._Element, path: list[str]) -> Iterator[str]:
