@@ -1,10 +1,10 @@
-"""Batches in the ledger: their lines, their counts, and the files that their answers go to.
+"""Batches in the ledger: their lines, their counts, and their answer files.
 
-A batch is a job of the kind `batch` with a row in `batches`, and each of its lines a row in
-`batch_lines`. A line is `waiting` until the batch's step makes a job of it, then `open`, until the
-step finds that the job has ended and *settles* it: in one transaction its state, the counts and a
-part of a file with its answer are written. So a line is counted once and answered once, whatever
-dies meanwhile. Nothing here commits.
+A batch is a job of the kind `batch` with a row in `batches`; each of its lines is a row in
+`batch_lines`. A line is `waiting` until the batch's step makes a job of it, and then `open`. When
+the job has ended, the step *settles* the line: one transaction writes its state, the counts, and
+the part of a file that has its answer. So a line is counted once and answered once, even if a
+worker dies. Nothing here commits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ WITHOUT_RESULT = (State.FAILED.value, State.CANCELLED.value, EXPIRED)
 
 
 def get(session: Session, batch_id: UUID) -> tuple[Job, Batch | None]:
-    """The job of a batch and its row, which there is once its step has begun. Raises NotFound."""
+    """The job of a batch, and its row: None until its step has begun. Raises NotFound."""
     row = session.execute(_select().where(Job.id == batch_id)).first()
     if row is None:
         raise NotFound(
@@ -62,7 +62,7 @@ def _select() -> "Select[Job, Batch]":
 
 
 def begin(session: Session, batch_id: UUID, *, finish_by: datetime) -> Batch:
-    """The row of a batch whose step begins."""
+    """Make the row of a batch whose step begins, unless it exists."""
     session.execute(
         insert(Batch)
         .values(id=batch_id, finish_by=finish_by)
@@ -105,9 +105,10 @@ ADD_LINES = text("""
 
 
 def add_lines(session: Session, batch_id: UUID, lines: Sequence[NewLine]) -> list[LineError]:
-    """Note the lines of a part of the file; errors for those whose `custom_id` an earlier one has.
+    """Insert the lines of a part of the file. Returns an error for each line whose `custom_id` an
+    earlier line has.
 
-    The caller is the only one that adds to the batch.
+    Only one caller at a time may add lines to a batch.
     """
     if not lines:
         return []
@@ -139,7 +140,7 @@ def add_lines(session: Session, batch_id: UUID, lines: Sequence[NewLine]) -> lis
             line=line.number,
             code="duplicate_custom_id",
             message=f"custom_id {line.custom_id!r} is that of line {first.get(line.custom_id)}, "
-            "too; give each line one of its own.",
+            "too; give each line its own.",
             param="custom_id",
         )
         for line in lines
@@ -156,7 +157,7 @@ def note_read(
     lines: int,
     errors: Sequence[LineError],
 ) -> None:
-    """How far the file was read, how many more lines there are, and what was wrong."""
+    """Record how far the file was read, how many lines were added, and what was wrong."""
     session.execute(
         NOTE_READ,
         {
@@ -177,18 +178,18 @@ NOTE_READ = text("""
 
 
 def note_valid(session: Session, batch_id: UUID) -> None:
-    """All lines of the file can be run."""
+    """Record that all lines of the file can be run."""
     session.execute(update(Batch).where(Batch.id == batch_id).values(validated_at=func.now()))
 
 
-def forget_lines(session: Session, batch_id: UUID) -> None:
-    """Of a file that cannot be run."""
+def delete_lines(session: Session, batch_id: UUID) -> None:
+    """Delete the lines of a file that cannot be run."""
     session.execute(delete(BatchLine).where(BatchLine.batch_id == batch_id))
 
 
-def drop_lines(session: Session, batch_id: UUID) -> None:
-    """Let the file be read anew."""
-    forget_lines(session, batch_id)
+def _restart_reading(session: Session, batch_id: UUID) -> None:
+    """Delete the lines, so that the batch's step reads the file from its beginning."""
+    delete_lines(session, batch_id)
     session.execute(
         update(Batch)
         .where(Batch.id == batch_id)
@@ -220,7 +221,7 @@ QUEUE_MODELS_LIMIT = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """What lines wait for (`queue_model`), and how many of each are open."""
+    """Which `queue_model` lines wait for, and how many lines of each are open."""
 
     waiting: Sequence[str]
     open: Mapping[str, int]
@@ -231,8 +232,8 @@ class Shares:
 
 
 def shares(session: Session, batch_id: UUID) -> Shares:
-    """Of the lines that have not ended. The first `QUEUE_MODELS_LIMIT` that some wait for, which
-    takes as many looks into an index."""
+    """The lines that have not ended, by `queue_model`. At most `QUEUE_MODELS_LIMIT` waiting ones
+    are listed: each costs one look into an index, however many lines there are."""
     values = {"id": batch_id, "limit": QUEUE_MODELS_LIMIT}
     return Shares(
         waiting=session.scalars(WAITING_FOR, values).all(),
@@ -242,7 +243,7 @@ def shares(session: Session, batch_id: UUID) -> Shares:
 
 @dataclass(frozen=True, kw_only=True)
 class WaitingLine:
-    """`job_id` is that of the job that it was before, which failed."""
+    """`job_id` is its earlier job, which failed; None if it has had none."""
 
     number: int
     custom_id: str
@@ -267,8 +268,8 @@ WAITING_LINES = text("""
 def waiting(
     session: Session, batch_id: UUID, rooms: Mapping[str, int], *, limit: int, limit_bytes: int
 ) -> tuple[list[WaitingLine], bool]:
-    """The first lines that wait, of each `queue_model` as many as it has room for; of all but one,
-    no more bytes than the limit. And whether there may be more."""
+    """The first waiting lines: at most `rooms[queue_model]` of each `queue_model`, `limit` in all,
+    and no more than `limit_bytes`, or one line. And whether there may be more."""
     values = {"id": batch_id, "queue_models": list(rooms), "rooms": list(rooms.values())}
     rows = session.execute(WAITING_LINES, values | {"limit": limit}).all()
     lines: list[WaitingLine] = []
@@ -291,7 +292,7 @@ OPEN_LINES = text("""
 
 
 def note_open(session: Session, batch_id: UUID, job_ids: Mapping[int, UUID]) -> None:
-    """Which job each of these lines is."""
+    """Record that these lines are jobs now; `job_ids` is by the lines' numbers."""
     if not job_ids:
         return
     session.execute(
@@ -303,7 +304,7 @@ def note_open(session: Session, batch_id: UUID, job_ids: Mapping[int, UUID]) -> 
     )
 
 
-# Settling lines: what has ended is counted and answered.
+# Settling lines: lines whose jobs have ended are counted and answered.
 
 
 ENDED_SIZES = text("""
@@ -319,8 +320,8 @@ ENDED_SIZES = text("""
 def ended_numbers(
     session: Session, batch_id: UUID, *, limit: int, limit_bytes: int
 ) -> tuple[list[int], bool]:
-    """The first open lines whose jobs have ended; of all but one, no more stored bytes than the
-    limit. And whether there are more."""
+    """The numbers of the first open lines whose jobs have ended: at most `limit`, with no more than
+    `limit_bytes` of stored data, or one line. And whether there are more."""
     rows = session.execute(ENDED_SIZES, {"id": batch_id, "limit": limit}).all()
     numbers: list[int] = []
     size = 0
@@ -343,7 +344,7 @@ LINES = text("""
 
 @dataclass(frozen=True, kw_only=True)
 class LineOutcome:
-    """How a line ended, and what its answer is made of; `state` as `BatchLine` has it."""
+    """How a line ended, and what its answer is made of. `state` is that of `BatchLine`."""
 
     number: int
     custom_id: str
@@ -355,26 +356,27 @@ class LineOutcome:
     input: Mapping[str, Any]
     result: Any
     result_path: str | None
-    """Where in the storage the result lies instead."""
+    """Where the result lies in the storage, if it is not in `result`."""
     error: Mapping[str, Any]
     created_at: datetime | None
     has_own_error: bool = False
-    """Whether `error` is of the line alone: its job has none."""
+    """Whether `error` has to be stored with the line, because its job did not fail."""
 
 
 GONE = {"type": "NotFound", "message": "The job of this line is gone; retry the failed lines."}
 
 
-def ended(
+def ended_outcomes(
     session: Session, batch_id: UUID, numbers: Sequence[int], *, has_expired: bool
 ) -> list[LineOutcome]:
-    """Of open lines whose jobs have ended; what was stopped when the time was up has expired."""
+    """The outcomes of open lines whose jobs have ended. With `has_expired`, cancelled jobs count as
+    expired: the end of the batch's time stopped them."""
     return [
         _outcome(row, _state_of(row, has_expired)) for row in _lines(session, batch_id, numbers)
     ]
 
 
-def settled(session: Session, batch_id: UUID, numbers: Sequence[int]) -> list[LineOutcome]:
+def settled_outcomes(session: Session, batch_id: UUID, numbers: Sequence[int]) -> list[LineOutcome]:
     return [_outcome(row, row.line_state) for row in _lines(session, batch_id, numbers)]
 
 
@@ -442,20 +444,24 @@ def settle(
     prompt_tokens: int = 0,
     completion_tokens: int = 0,
 ) -> None:
-    """Note how open lines ended, and count them."""
+    """Record how open lines ended, and count them."""
     _settle(
         session,
         batch_id,
         before=OPENED,
         states={outcome.number: outcome.state for outcome in outcomes},
-        errors={one.number: one.error for one in outcomes if one.has_own_error or not one.job_id},
+        errors={
+            outcome.number: outcome.error
+            for outcome in outcomes
+            if outcome.has_own_error or not outcome.job_id
+        },
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
     )
 
 
 def refuse(session: Session, batch_id: UUID, errors: Mapping[int, Mapping[str, Any]]) -> None:
-    """Note that waiting lines cannot become jobs, and why."""
+    """Record that waiting lines cannot become jobs, and why."""
     states = dict.fromkeys(errors, State.FAILED.value)
     _settle(session, batch_id, before=WAITING, states=states, errors=errors)
 
@@ -515,7 +521,7 @@ SETTLE_NUMBERS = text("""
 def settle_numbers(
     session: Session, batch_id: UUID, numbers: Sequence[int], *, has_expired: bool
 ) -> None:
-    """As `settle`, of lines whose answers are written later."""
+    """As `settle`, for lines whose answers are written later."""
     if numbers:
         session.execute(
             SETTLE_NUMBERS,
@@ -523,13 +529,13 @@ def settle_numbers(
         )
 
 
-def open_lines(session: Session, batch_id: UUID) -> int:
+def count_open(session: Session, batch_id: UUID) -> int:
     count: int = session.execute(select(Batch.open).where(Batch.id == batch_id)).scalar_one()
     return count
 
 
 def forget_job(session: Session, batch_id: UUID, number: int) -> None:
-    """A waiting line is to become a new job."""
+    """Let a waiting line become a new job instead of running its earlier one again."""
     session.execute(
         update(BatchLine)
         .where(BatchLine.batch_id == batch_id, BatchLine.number == number)
@@ -538,7 +544,7 @@ def forget_job(session: Session, batch_id: UUID, number: int) -> None:
 
 
 def end_waiting(session: Session, batch_id: UUID, state: str) -> None:
-    """The lines that wait will not run: the batch is `cancelled`, or its time is up (`expired`)."""
+    """End the waiting lines in `state`: `cancelled` with the batch, or `expired`."""
     count = len(
         session.execute(
             update(BatchLine)
@@ -552,13 +558,14 @@ def end_waiting(session: Session, batch_id: UUID, state: str) -> None:
 
 
 def expire(session: Transaction, batch_id: UUID) -> None:
-    """The time is up: what runs is stopped, what waits does not run. The batch is locked."""
+    """The time is up: stop the lines that run, and end those that wait. The caller has locked the
+    batch."""
     jobs.stop_lines(session, batch_id)
     end_waiting(session, batch_id, EXPIRED)
     session.execute(update(Batch).where(Batch.id == batch_id).values(expired_at=func.now()))
 
 
-# The files: parts of answers while the batch runs, in the end all of them in the order of lines.
+# The answer files: parts are appended while the batch runs; its end writes them anew, in order.
 
 SETTLED_SIZES = text("""
     SELECT l.number, coalesce(pg_column_size(j.input), 0) + coalesce(pg_column_size(j.result), 0)
@@ -578,8 +585,8 @@ def settled_numbers(
     limit: int,
     limit_bytes: int,
 ) -> list[int]:
-    """The next lines behind a number that ended so; of all but one, no more stored bytes than the
-    limit."""
+    """The numbers after `after` of the next lines that ended in one of `states`: at most `limit`,
+    with no more than `limit_bytes` of stored data, or one line."""
     values = {"id": batch_id, "after": after, "states": list(states), "limit": limit}
     numbers: list[int] = []
     size = 0
@@ -597,7 +604,7 @@ def note_file(session: Session, batch_id: UUID, *, is_output: bool, file_id: UUI
 
 
 def note_closed(session: Session, batch_id: UUID, **usage: int) -> None:
-    """Nothing more comes into the files. `usage` is that of all answers, where it is known."""
+    """Record that the files are complete. `usage` has the token counts of all answers, if known."""
     session.execute(update(Batch).where(Batch.id == batch_id).values(closed_at=func.now(), **usage))
 
 
@@ -626,17 +633,17 @@ REOPEN_LINES = text("""
 
 
 def retry(session: Transaction, batch_id: UUID, *, states: Sequence[str], finish_s: float) -> None:
-    """Let the lines wait again that ended in one of `states`, and the batch run again where it has
-    ended; it then has `finish_s` seconds at least.
+    """Run the lines again that ended in one of `states`. A batch that has ended runs again, and has
+    at least `finish_s` seconds.
 
-    Raises NotFound, or Conflict where there are no such lines.
+    Raises NotFound, and Conflict if there are no such lines.
     """
     get(session, batch_id)
     job = jobs.lock(session, batch_id)
     batch = session.scalar(select(Batch).where(Batch.id == batch_id).with_for_update())
     if job is None or batch is None or batch.validated_at is None:
         if job is not None and batch is not None and batch.errors:
-            drop_lines(session, batch_id)
+            _restart_reading(session, batch_id)
         jobs.redrive(session, batch_id)
         return
     if job.state in ENDED and batch.closed_at is None:
@@ -647,28 +654,29 @@ def retry(session: Transaction, batch_id: UUID, *, states: Sequence[str], finish
     if not session.execute(REOPEN_LINES, values).scalar_one():
         raise Conflict(f"Batch {batch_id} has no lines that are {' or '.join(states)}.")
     if batch.error_file_id is not None:
-        # It is written anew: some of its lines are not true any more.
-        forget_file(session, batch.error_file_id)
+        # Some of its lines are wrong now; the batch writes a new one.
+        delete_file(session, batch.error_file_id)
         note_file(session, batch_id, is_output=False, file_id=None)
     if job.state in ENDED:
         jobs.redrive(session, batch_id, states=ENDED)
 
 
-def forget_file(session: Session, file_id: UUID) -> None:
-    """Forget a file of a batch, if it is still there; the sweeper deletes what is left of it."""
+def delete_file(session: Session, file_id: UUID) -> None:
+    """Delete the row of an answer file, if it exists; the sweeper deletes its bytes."""
     files.doom(session, files.delete_all(session, [file_id]))
 
 
 def doom(session: Session, paths: Sequence[str], *, after_s: float) -> None:
-    """Let the sweeper delete files from the storage, once nobody reads them any more."""
+    """Let the sweeper delete files from the storage, `after_s` seconds from now: until then
+    somebody may be reading them."""
     files.doom(session, [StoredPath(path=path, is_folder=False) for path in paths], after_s=after_s)
 
 
-# As people see them
+# What the API shows
 
 
 class Status(StrEnum):
-    """What a batch is at, in the words of OpenAI's API."""
+    """The status of a batch, in the words of OpenAI's API."""
 
     VALIDATING = "validating"
     FAILED = "failed"
@@ -681,7 +689,7 @@ class Status(StrEnum):
 
 
 def status_of(job: Job, batch: Batch | None) -> Status:
-    """`finalizing` and `cancelling` end when the files are written to their ends."""
+    """`finalizing` and `cancelling` last until the files are complete."""
     is_closed = batch is None or batch.closed_at is not None
     if job.state in OPEN:
         if job.ending == State.CANCELLED:
@@ -699,7 +707,7 @@ def status_of(job: Job, batch: Batch | None) -> Status:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Of lines, by what has become of them; `running` are jobs that have not ended."""
+    """How many lines are in which state; `running` counts those whose jobs have not ended."""
 
     total: int = 0
     waiting: int = 0
@@ -718,7 +726,7 @@ UNSETTLED = text("""
 
 
 def counts(session: Session, batch: Batch | None) -> Counts:
-    """As of this moment: with lines that have ended and are not settled yet."""
+    """The counts at this moment, which include lines that have ended and are not settled yet."""
     if batch is None:
         return Counts()
     ended_now = {}
@@ -737,8 +745,8 @@ def counts(session: Session, batch: Batch | None) -> Counts:
 
 
 def next_line(session: Session, batch_id: UUID) -> Job | None:
-    """The job of the first line that is queued, less what may be large: its place in the queue is
-    that of the batch."""
+    """The job of the first queued line, without input and result, which may be large. Its position
+    in the queue is that of the batch."""
     job_id = session.scalar(
         select(Job.id)
         .join(BatchLine, BatchLine.job_id == Job.id)

@@ -1,14 +1,14 @@
-"""The steps of a batch: reading its file, then letting its lines run; and closing its files.
+"""The steps of a batch: reads its file, runs its lines, and completes the answer files.
 
-`batch.run` does a little and is put off until there is more to do: it reads a part of the file, or
-it settles the lines that have ended and makes jobs of as many more. At most SLUICE_BATCH_OPEN_LINES
-are open at once, and no more than half of what a queue takes are lines of batches; so 50,000 lines
-are no more in memory, in lists and in queues than that. Lines that wait for different queues or
-models share the open ones, so that a model that nobody serves holds up its own alone. Each run is
-one transaction, in which the attempt is fenced: a line becomes one job and is answered once.
+`batch.run` does a little work and then puts itself off until there is more to do. It either reads
+the next part of the file, or settles the lines that have ended and makes jobs of as many others.
+At most SLUICE_BATCH_OPEN_LINES lines are open at once, and batches fill at most half of a queue, so
+memory and queues stay small even with 50,000 lines. The open lines are shared out between the
+queues and models that lines wait for: a model that nobody serves delays its own lines only. Each
+run is one fenced transaction, so a line becomes one job and is answered once.
 
-`batch.close` follows the end of the batch, however it ended. The files, which had the order in
-which lines ended, get that of the lines.
+`batch.close` runs after the batch has ended, however it ended. It rewrites the answer files, whose
+lines were in the order of their ends, in the order of the input.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ from shared.kinds.batch import (
     BadLine,
     BatchInput,
     BatchResult,
-    Ended,
+    EndedJob,
     LineError,
     ValidLine,
     endpoint_of,
@@ -62,36 +62,39 @@ log = logging.getLogger(__name__)
 
 UNIT = "lines"
 READ_BYTES = 2 * 2**20
-"""Of a file that one attempt reads, or one line, if that is longer."""
+"""How much of the file one run of the step reads; a longer line is read whole."""
 OPEN_AT_ONCE, OPEN_BYTES = 500, 4 * 2**20
 REDRIVEN_AT_ONCE = 200
 SETTLE_AT_ONCE, SETTLE_BYTES = 500, 8 * 2**20
 GAP_BYTES = 4096
-"""So far apart lines are read from the storage together."""
+"""Lines that lie at most this far apart are read from the storage by one call."""
 SHARE_OF_LINES = 100
-"""Ended lines are written once they are one in so many of those that are: files have few parts."""
+"""Ended lines wait until they are 1/100 of the lines settled so far; then they are written as one
+part, so that a file has few parts."""
 WRITE_AFTER_S, SHARE_OF_TIME = 30.0, 200
-"""They are written after this time, however few; later after one part in so many of the time that
-the batch has run: one that runs for weeks has few parts, too."""
+"""However few they are, ended lines are written after this time, or after 1/200 of the time that
+the batch has run if that is longer: a batch that runs for weeks has few parts, too."""
 MERGED_PARTS = 2000
-"""A file of so many parts is made one, of which a reader need not open each."""
+"""A file with this many parts is rewritten as one part, so that reading it opens few objects."""
 LEAST_SHARE = 32
-"""Lines that wait for one queue and model are at least one in so many of those that are open."""
+"""The lines of one queue and model may be at least 1/32 of the open lines."""
 IDLE_FACTOR, IDLE_LIMIT_S = 4, 10.0
-"""A batch of which nothing ends is looked at more and more seldom."""
+"""The pause between two runs grows to a quarter of the time in which no line ended, up to the
+limit."""
 STOPPING_S = 1.0
-"""So long the last lines of a batch that was cancelled are waited for at once."""
+"""How long `batch.close` waits in one run for the last lines of a cancelled batch."""
 CONTENT_TYPE = "application/jsonl"
 
 
 def run(context: Context) -> Done:
-    batch = _row(context)
+    batch = _batch_row(context)
     if batch.validated_at is None:
         return _read_some(context, batch)
-    return _Tick(context, batch).run()
+    return _Round(context, batch).run()
 
 
-def _row(context: Context) -> Batch:
+def _batch_row(context: Context) -> Batch:
+    """The row of the batch, which its first run makes."""
     batch_id = context.claim.job_id
     with context.process.ledger.read() as session:
         batch = session.get(Batch, batch_id)
@@ -109,14 +112,15 @@ def _row(context: Context) -> Batch:
 
 
 def _read_some(context: Context, batch: Batch) -> Done:
-    """Note the lines of the next part of the file. Raises InvalidInput where some are wrong."""
+    """Record the lines of the next part of the file. Raises InvalidInput once the file is read, or
+    has too many errors, and some lines are wrong."""
     settings, batch_id = context.process.settings, batch.id
     file = _file(context)
     if batch.errors and (
         batch.read_bytes >= file.size_bytes or len(batch.errors) >= settings.batch_limit_errors
     ):
         raise _invalid(context, batch.errors)
-    part = _Part(context, file, batch)
+    part = _LineReader(context, file, batch)
     part.read()
     at_end = part.end >= file.size_bytes
     if at_end and batch.total + len(part.lines) == 0 and not (batch.errors or part.errors):
@@ -158,10 +162,10 @@ def _path(file: File) -> str:
 
 
 def _invalid(context: Context, errors: Sequence[Mapping[str, Any]]) -> InvalidInput:
-    """The end of a batch whose file cannot be run; its lines go."""
+    """Delete the lines of a batch whose file has errors; returns the error that ends the batch."""
     with context.process.ledger.begin() as session:
         if steps.hold(session, context.claim):
-            batches.forget_lines(session, context.claim.job_id)
+            batches.delete_lines(session, context.claim.job_id)
     first = errors[0]
     where = f"Line {first['line']:,}" if first["line"] else "The file"
     limit = context.process.settings.batch_limit_errors
@@ -172,9 +176,12 @@ def _invalid(context: Context, errors: Sequence[Mapping[str, Any]]) -> InvalidIn
     )
 
 
-class _Part:
-    """The next lines of the file: `lines` and `errors` of those up to `end`, the last of which is
-    number `number`. With `is_over` nothing behind that is looked at."""
+class _LineReader:
+    """Reads the next lines of the input file.
+
+    `lines` and `errors` come from the bytes up to `end`, whose last line has the number `number`.
+    With `is_over` the rest of the file is not read.
+    """
 
     def __init__(self, context: Context, file: File, batch: Batch) -> None:
         self._context = context
@@ -197,7 +204,7 @@ class _Part:
                 self._fail(
                     "too_large",
                     f"is longer than {limit:,} bytes (SLUICE_MAX_BODY_BYTES). Make several lines "
-                    "of it. The lines behind it were not looked at.",
+                    "of it. The lines after it were not read.",
                 )
                 return
             size = min(2 * size, limit + 1)
@@ -249,8 +256,8 @@ class _Part:
 
 
 def _lines(data: bytes) -> Iterator[bytes]:
-    """Lines end with a line feed alone: what else `splitlines` takes for an end may stand in
-    a line."""
+    """Split at line feeds only: the other characters at which `splitlines` splits may occur inside
+    a line of JSON."""
     start = 0
     while start < len(data):
         end = data.find(b"\n", start) + 1 or len(data)
@@ -263,19 +270,21 @@ def _lines(data: bytes) -> Iterator[bytes]:
 
 @dataclass(kw_only=True)
 class _Opening:
-    """Waiting lines that are to become jobs, or cannot."""
+    """What becomes of waiting lines, by their numbers."""
 
     new: dict[int, NewJob] = field(default_factory=dict)
     redriven: dict[int, UUID] = field(default_factory=dict)
+    """Jobs of an earlier run that failed and run again."""
     refused: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Errors of lines that cannot become jobs."""
     lines: dict[int, WaitingLine] = field(default_factory=dict)
     leaves_some: bool = False
-    """Whether more could have been taken."""
+    """Whether there was room for more lines than were taken."""
 
 
 @dataclass(kw_only=True)
 class _Answers:
-    """Lines of the files, and what models read and wrote for them."""
+    """Lines for the two answer files, and how many tokens models read and wrote for them."""
 
     output: list[bytes] = field(default_factory=list)
     errors: list[bytes] = field(default_factory=list)
@@ -283,8 +292,8 @@ class _Answers:
     completion_tokens: int = 0
 
 
-class _Tick:
-    """One look at the lines of a batch."""
+class _Round:
+    """One run of `batch.run` after the file was read: settles lines, and opens others."""
 
     def __init__(self, context: Context, batch: Batch) -> None:
         self._context = context
@@ -305,7 +314,7 @@ class _Tick:
         with self._process.ledger.read() as session:
             shares = batches.shares(session, batch.id)
         share = self._share(shares)
-        outcomes, more = self._ended(share)
+        outcomes, more = self._outcomes(share)
         opening = _Opening()
         if batch.expired_at is None and self._waiting:
             room = self._settings.batch_open_lines - batch.open + len(outcomes)
@@ -343,7 +352,7 @@ class _Tick:
         return Done(record=record, again_in_s=0 if at_once else self._pause_s(has_moved))
 
     def _share(self, shares: Shares) -> int:
-        """So many lines that wait for one queue and model may be open."""
+        """How many lines of one queue and model may be open."""
         parts = min(max(1, shares.count), LEAST_SHARE)
         return max(1, self._settings.batch_open_lines // parts)
 
@@ -364,11 +373,11 @@ class _Tick:
         pause_s = min(max(interval_s, idle_s / IDLE_FACTOR), max(interval_s, IDLE_LIMIT_S))
         if self._batch.expired_at is not None:
             return pause_s
-        # Its time may be up before.
+        # The deadline of the batch may come earlier.
         return max(0.0, min(pause_s, (self._batch.finish_by - now).total_seconds()))
 
     def _end(self) -> Done:
-        """Raises BatchExpired where not all lines are done."""
+        """The result of the batch. Raises BatchExpired if lines were not done in time."""
         batch = self._batch
         if batch.expired_at is not None and batch.expired:
             raise BatchExpired(
@@ -392,10 +401,10 @@ class _Tick:
             )
         return Done(result=result.model_dump(mode="json"), warnings=warnings)
 
-    # What has ended
+    # Lines that have ended
 
-    def _ended(self, share: int) -> tuple[list[LineOutcome], bool]:
-        """Lines to settle, where it is time to, and whether there are more."""
+    def _outcomes(self, share: int) -> tuple[list[LineOutcome], bool]:
+        """The lines to settle in this run, none if it is too early, and whether there are more."""
         batch = self._batch
         with self._process.ledger.read() as session:
             numbers, more = batches.ended_numbers(
@@ -404,9 +413,10 @@ class _Tick:
             if not numbers or not (more or self._is_time(len(numbers), share)):
                 return [], False
             has_expired = batch.expired_at is not None
-            return batches.ended(session, batch.id, numbers, has_expired=has_expired), more
+            return batches.ended_outcomes(session, batch.id, numbers, has_expired=has_expired), more
 
     def _is_time(self, count: int, share: int) -> bool:
+        """Whether `count` ended lines are enough, or have waited long enough, to be written."""
         batch = self._batch
         if count == batch.open or batch.settled_at is None or batch.validated_at is None:
             return True
@@ -417,7 +427,7 @@ class _Tick:
         return count >= least or idle_s >= max(WRITE_AFTER_S, age_s / SHARE_OF_TIME)
 
     def _parts(self, answers: _Answers) -> Callable[[Transaction], None]:
-        """Write parts of files; what is returned lets them count."""
+        """Write a part of each answer file to the storage. The function returned records them."""
         writes = [
             self._part(answers.output, is_output=True),
             self._part(answers.errors, is_output=False),
@@ -433,7 +443,7 @@ class _Tick:
         if not lines:
             return lambda _transaction: None
         file_id = self._grown_file(is_output=is_output)
-        merge = self._merged(file_id)
+        merge = self._merge_parts(file_id)
         part = files.write_part(self._process.storage, file_id, b"".join(lines))
 
         def append(transaction: Transaction) -> None:
@@ -445,16 +455,16 @@ class _Tick:
 
         return append
 
-    def _merged(self, file_id: UUID) -> Callable[[Transaction], None]:
-        """Make one part of very many; what is returned lets that count."""
+    def _merge_parts(self, file_id: UUID) -> Callable[[Transaction], None]:
+        """Rewrite a file of very many parts as one. The function returned records it."""
         with self._process.ledger.read() as session:
             if files.count_parts(session, file_id) < MERGED_PARTS:
                 return lambda _transaction: None
             file = files.get(session, file_id)
-        return _rewritten(self._context, file_id, files.blocks(self._process.storage, file))
+        return _rewrite(self._context, file_id, files.blocks(self._process.storage, file))
 
     def _grown_file(self, *, is_output: bool) -> UUID:
-        """The file that answers go to, which is begun with the first of them."""
+        """The file that answers are appended to; the first answer makes it."""
         batch = self._batch
         known = batch.output_file_id if is_output else batch.error_file_id
         if known is not None:
@@ -462,16 +472,16 @@ class _Tick:
         with self._process.ledger.begin() as session:
             return _begin_file(session, self._context, batch.id, is_output=is_output)
 
-    # What is to run
+    # Lines that wait
 
     def _opening(self, room: int, room_of: Mapping[str, int]) -> _Opening:
-        """As many waiting lines as there is room for, in all and of each queue and model, read
-        from the file anew."""
+        """The next waiting lines, read from the file again: at most `room`, and of each queue and
+        model at most `room_of` it."""
         opening = _Opening()
         if room < 1:
             return opening
         with self._process.ledger.read() as session:
-            rooms = _Rooms(session, self._context)
+            rooms = _QueueRoom(session, self._context)
             lines, more = batches.waiting(
                 session,
                 self._batch.id,
@@ -509,7 +519,7 @@ class _Tick:
     def _texts(
         self, lines: Sequence[WaitingLine], opening: _Opening
     ) -> Iterator[tuple[WaitingLine, bytes]]:
-        """The bytes of the lines; what lies close together is read at once."""
+        """The bytes of the lines; lines that lie close together are read by one call."""
         try:
             file = _file(self._context)
         except NotFound as error:
@@ -544,8 +554,8 @@ def _lane(claim: Claim) -> Lane:
     return LaneRank(claim.lane).lane if claim.lane in set(LaneRank) else Lane.BULK
 
 
-class _Rooms:
-    """How many more lines each queue takes: of its room, batches leave a half to others."""
+class _QueueRoom:
+    """How many more lines each queue takes: batches fill at most half of a queue."""
 
     def __init__(self, session: Session, context: Context) -> None:
         self._session = session
@@ -554,8 +564,8 @@ class _Rooms:
         self._left: dict[Queue, int] = {}
 
     def at_most(self, queue_model: str, count: int) -> int:
-        """How many of so many lines that wait for this."""
-        # Lines of before the column have none, and are looked at when they are read.
+        """How many of `count` lines of this queue and model can be opened."""
+        # Lines older than this column have it empty; `takes` counts them once they are read.
         left = self._of(queue_of(queue_model)) if queue_model else count
         return max(0, min(count, left))
 
@@ -582,7 +592,7 @@ class _Rooms:
 
 
 def _require(session: Session, line: ValidLine) -> None:
-    """Raises NotFound for what the line names and is not there."""
+    """Raises NotFound if the line names a collection, a file or the like that does not exist."""
     kind, name = line.request.kind, line.job_input.get("collection")
     if name is not None:
         kind.find_collection(session, name)
@@ -601,7 +611,7 @@ def _groups(lines: Sequence[WaitingLine]) -> Iterator[list[WaitingLine]]:
 
 
 def _open(transaction: Transaction, batch_id: UUID, opening: _Opening) -> None:
-    """Make jobs of lines, or run their jobs again."""
+    """Submit the jobs of new lines, and redrive those of lines that failed before."""
     numbers = list(opening.new)
     ids = submission.submit_batch(transaction, list(opening.new.values())) if numbers else []
     opened = dict(zip(numbers, ids, strict=True))
@@ -609,7 +619,7 @@ def _open(transaction: Transaction, batch_id: UUID, opening: _Opening) -> None:
         try:
             jobs.redrive(transaction, job_id, batch_id=batch_id)
         except (Conflict, NotFound):
-            # It cannot be run as it is, and is read from the file at the next look.
+            # The job cannot run again: the next run of this step reads its line from the file.
             batches.forget_job(transaction, batch_id, number)
             continue
         opened[number] = job_id
@@ -622,8 +632,9 @@ def _open(transaction: Transaction, batch_id: UUID, opening: _Opening) -> None:
 def _add_answer(
     context: Context, batch_id: UUID, outcome: LineOutcome, answers: _Answers
 ) -> LineOutcome:
-    """Add what a file tells of a line. Returns the outcome: a line whose result cannot be written
-    has failed, and holds up no other. Raises Unavailable where the storage does not answer."""
+    """Add the answer of a line to `answers`. Returns its outcome, which is changed to `failed` if
+    the result cannot be written, so that one line holds up no other. Raises Unavailable if the
+    storage does not answer."""
     if outcome.state != State.SUCCEEDED:
         answers.errors.append(_error_line(batch_id, outcome))
         return outcome
@@ -653,7 +664,7 @@ def _add_answer(
 
 
 def _body(context: Context, outcome: LineOutcome) -> Any:
-    """The answer as the call alone would have had it."""
+    """The answer as the endpoint gives it to a single request."""
     result = outcome.result
     if result is None and outcome.result_path is not None:
         result = from_json(context.process.storage.read(outcome.result_path))
@@ -661,12 +672,12 @@ def _body(context: Context, outcome: LineOutcome) -> Any:
     if endpoint is None or outcome.job_id is None or outcome.created_at is None:
         raise NotFound(f"There is no endpoint {outcome.url}.")
     return endpoint.answer(
-        Ended(
+        EndedJob(
             id=outcome.job_id,
             input=outcome.input,
             result=result,
             created_at=outcome.created_at,
-            # Links are relative: nobody asks for this answer under an address.
+            # Links are relative: a batch does not know under which address it was sent.
             options={"base_url": ""} | dict(outcome.options),
         )
     )
@@ -693,7 +704,7 @@ def _refused_answer(
 
 
 def _failure(error: Mapping[str, Any], request_id: UUID) -> dict[str, Any]:
-    """A response of the status that the call alone would have had."""
+    """The error response that the endpoint gives to a single request."""
     code = str(error.get("type", ""))
     status = (type_of(code) or SluiceError).job_status
     type_ = "invalid_request_error" if status < 500 else "server_error"
@@ -729,7 +740,7 @@ def _count(value: Any) -> int:
 
 
 def _begin_file(session: Session, context: Context, batch_id: UUID, *, is_output: bool) -> UUID:
-    """An empty file of the batch, whose attempt is fenced. Raises Conflict where it has ended."""
+    """Make an empty answer file. Raises Conflict if this attempt no longer holds the step."""
     if not steps.hold(session, context.claim):
         raise Conflict(f"This attempt of the batch {batch_id} runs no longer.")
     kept_s = context.input(BatchInput).output_expires_after_s
@@ -746,7 +757,7 @@ def _begin_file(session: Session, context: Context, batch_id: UUID, *, is_output
 
 
 class _Stream:
-    """Blocks of bytes as a file to read, which counts and hashes what is read."""
+    """A readable file over blocks of bytes; counts and hashes what is read."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
@@ -765,7 +776,7 @@ class _Stream:
 
 
 def close(context: Context) -> Done:
-    """Settle what was stopped, and write the files in the order of the lines."""
+    """Settle the lines that were stopped, and write the files in the order of the lines."""
     process, batch_id = context.process, context.claim.job_id
     with process.ledger.read() as session:
         batch = session.get(Batch, batch_id)
@@ -781,8 +792,8 @@ def close(context: Context) -> Done:
             batches.end_waiting(session, batch_id, state)
     usage = _Answers()
     writes = [
-        _written(context, batch_id, usage, is_output=True),
-        _written(context, batch_id, usage, is_output=False),
+        _write_in_order(context, batch_id, usage, is_output=True),
+        _write_in_order(context, batch_id, usage, is_output=False),
     ]
 
     def record(transaction: Transaction) -> None:
@@ -799,7 +810,7 @@ def close(context: Context) -> Done:
 
 
 def _settle_rest(context: Context, batch: Batch) -> bool:
-    """Settle the lines that have ended since; whether these were the last."""
+    """Settle the lines that have ended since. Returns whether no line is left open."""
     deadline = time.monotonic() + STOPPING_S
     has_expired = batch.expired_at is not None
     while True:
@@ -811,7 +822,7 @@ def _settle_rest(context: Context, batch: Batch) -> bool:
                 session, batch.id, limit=SETTLE_AT_ONCE, limit_bytes=2**62
             )
             batches.settle_numbers(session, batch.id, numbers, has_expired=has_expired)
-            left = batches.open_lines(session, batch.id)
+            left = batches.count_open(session, batch.id)
         if not left:
             return True
         if not more and time.monotonic() > deadline:
@@ -820,11 +831,11 @@ def _settle_rest(context: Context, batch: Batch) -> bool:
             time.sleep(0.1)
 
 
-def _written(
+def _write_in_order(
     context: Context, batch_id: UUID, usage: _Answers, *, is_output: bool
 ) -> Callable[[Transaction], None]:
-    """Write a file to the storage, and add up the usage of its answers; what is returned puts it in
-    the place of what had grown."""
+    """Write an answer file to the storage in the order of the lines, and add up the usage of its
+    answers. The function returned puts it in the place of the parts written so far."""
     process = context.process
     states = (State.SUCCEEDED.value,) if is_output else WITHOUT_RESULT
     with process.ledger.read() as session:
@@ -839,19 +850,19 @@ def _written(
     if file_id is None:
         with process.ledger.begin() as session:
             file_id = _begin_file(session, context, batch_id, is_output=is_output)
-    return _rewritten(context, file_id, _answers(context, batch_id, states, usage))
+    return _rewrite(context, file_id, _answer_blocks(context, batch_id, states, usage))
 
 
-def _rewritten(
+def _rewrite(
     context: Context, file_id: UUID, blocks: Iterator[bytes]
 ) -> Callable[[Transaction], None]:
-    """Write blocks to the storage; what is returned lets them be the file."""
+    """Write blocks to the storage. The function returned makes them the contents of the file."""
     storage = context.process.storage
     stream = _Stream(blocks)
     path = files.new_part_path(file_id)
     storage.write(path, stream)
     context.on_lost.append(lambda: storage.delete(path))
-    # Also those that never counted, of attempts that died.
+    # Parts that an attempt wrote and did not record, because it died, go as well.
     others = [other for other in files.part_paths(storage, file_id) if other != path]
 
     def write(transaction: Transaction) -> None:
@@ -866,10 +877,10 @@ def _rewritten(
     return write
 
 
-def _answers(
+def _answer_blocks(
     context: Context, batch_id: UUID, states: Sequence[str], usage: _Answers
 ) -> Iterator[bytes]:
-    """The answers of the lines that ended so, in their order; their usage is added up."""
+    """The answers of the lines that ended in one of `states`, in their order. Adds to `usage`."""
     after = 0
     while True:
         context.check()
@@ -882,7 +893,7 @@ def _answers(
                 limit=SETTLE_AT_ONCE,
                 limit_bytes=SETTLE_BYTES,
             )
-            outcomes = batches.settled(session, batch_id, numbers)
+            outcomes = batches.settled_outcomes(session, batch_id, numbers)
         if not outcomes:
             return
         answers = _Answers()
@@ -895,7 +906,7 @@ def _answers(
 
 
 def absorb_close(session: Transaction, claim: Claim, _message: str) -> None:
-    """The files stay as they have grown."""
+    """A failed `batch.close` fails no batch: its files keep the order in which lines ended."""
     batches.note_closed(session, claim.job_id)
 
 

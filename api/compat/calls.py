@@ -1,8 +1,8 @@
-"""Calls of dialects as jobs: submitted, waited for or followed, cancelled where the client goes.
+"""Requests of dialects as jobs: submit, wait or follow, and cancel if the client disconnects.
 
-A call is a job like any other, in the lane `interactive`. One that nobody will come back for is
-cancelled when its client goes away, or when it is not waited for any longer; a client that sent an
-`Idempotency-Key` may come back, so its job goes on.
+The job of such a request is like any other, in the lane `interactive`. It is cancelled if the
+client disconnects, or if the time to wait is over. A client that sent an `Idempotency-Key` may come
+back, so its job goes on.
 """
 
 import asyncio
@@ -51,15 +51,15 @@ T = TypeVar("T")
 
 JOB_ID = "x-sluice-job-id"
 NO_RETRY = {"x-should-retry": "false"}
-"""Clients of OpenAI's family repeat what failed with 409 and 5xx unless this forbids it: a job has
-had its attempts."""
+"""OpenAI's clients repeat requests that failed with 409 or 5xx unless this header forbids it. The
+job has already used its attempts."""
 GONE = 499
-"""The client has closed the connection; nobody reads this."""
+"""The status of a request whose client has closed the connection; nobody reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caller:
-    """Who calls; `http` is the request, whose body has been read."""
+    """Who sent a request; `http` is the request, whose body has been read."""
 
     http: Request
     fair_key: str
@@ -67,7 +67,7 @@ class Caller:
 
     @property
     def comes_back(self) -> bool:
-        """Whether the job goes on without its client."""
+        """Whether the client may repeat the request later, so that its job must go on."""
         return self.idempotency_key is not None
 
 
@@ -80,18 +80,18 @@ async def _caller(
 CallerDep = Annotated[Caller, Depends(_caller)]
 
 
-# From a call to a committed job.
+# Submitting
 
 
 def input_of(kind: Kind, values: Mapping[str, Any]) -> Any:
-    """An input of the kind. Raises InvalidInput, which names the first wrong field by its path."""
+    """Validate the input of a kind. Raises InvalidInput with the path of the first wrong field."""
     with naming_fields():
         return kind.input.model_validate(values)
 
 
 @contextmanager
 def naming_fields() -> Iterator[None]:
-    """A ValidationError becomes an InvalidInput, which names the first wrong field by its path."""
+    """Turn a ValidationError into an InvalidInput with the path of the first wrong field."""
     try:
         yield
     except ValidationError as error:
@@ -111,8 +111,8 @@ def new_job(
     lane: Lane = Lane.INTERACTIVE,
     metadata: Mapping[str, Any] | None = None,
 ) -> NewJob:
-    """`identity` is what differs where two calls do, by default the input. Raises InvalidInput for
-    what this server cannot run."""
+    """The job of a request. With an Idempotency-Key, requests are the same if their `identity` is,
+    which by default is the input. Raises InvalidInput for input that this server cannot run."""
     request = REQUESTS[kind.name](kind=kind.name, input=job_input, metadata=dict(metadata or {}))
     path = caller.http.url.path
     body = [path, job_input.model_dump(mode="json") if identity is None else identity]
@@ -127,18 +127,18 @@ def new_job(
 
 
 async def submit(parts: Parts, new: NewJob, *, is_waited: bool = False) -> Submitted:
-    """Commit the job of somebody who is to wait for it. Raises what `submission.submit` does, and
-    Unavailable where too many wait.
+    """Commit the job of a client that will wait for it. Raises what `submission.submit` raises, and
+    Unavailable if too many clients wait.
 
-    Where `is_waited`, `outcome` or `follow` has to come behind it: they let no answer out that
-    names the job before it is on disk. The first text of a stream is there with it.
+    With `is_waited`, the commit may not be on disk yet; then `outcome` or `follow` must be called
+    next, which send no answer that names the job before it is.
     """
     parts.followers.check_room()
     return await run_in_threadpool(submit_now, parts, new, is_waited=is_waited)
 
 
 def submit_now(parts: Parts, new: NewJob, *, is_waited: bool = False) -> Submitted:
-    """The same without a look at how many wait. Blocks: call it in a thread."""
+    """As `submit`, without checking how many clients wait. Blocks: call it in a thread."""
     return submission.submit(parts.ledger, parts.admission, new, is_waited=is_waited)
 
 
@@ -150,8 +150,8 @@ def submit_upload(
     name: str,
     content_type: str | None,
 ) -> tuple[Submitted, File | None]:
-    """The job of a call whose input is a file, and the upload that was made for it: None where the
-    call came before. Blocks: call it in a thread."""
+    """Store a file and submit the job that `new` makes of it. Returns the job and the upload: None
+    if the request is a repeated one. Blocks: call it in a thread."""
     upload = keep(parts, file, name=name, content_type=content_type)
     try:
         made = submit_now(parts, new(upload))
@@ -165,28 +165,27 @@ def submit_upload(
 
 
 def forget_upload(parts: Parts, upload: File) -> None:
-    """Blocks: call it in a thread."""
+    """Delete an upload. Blocks: call it in a thread."""
     try:
         with parts.ledger.begin() as session:
             stored = files.delete(session, upload.id)
-    except NotFound:  # its owner was faster
+    except NotFound:  # somebody has deleted it already
         return
     forget(parts, stored)
 
 
 def headers_of(made: Submitted) -> dict[str, str]:
-    """Of every answer that stands for a job."""
+    """The headers of every answer that belongs to a job."""
     headers = {JOB_ID: str(made.id), "x-request-id": str(made.id)}
     return headers if made.is_new else headers | {"Idempotent-Replayed": "true"}
 
 
-# How a job ended.
+# Outcomes
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """A job that has succeeded; `result` is whole, wherever it was stored. `headers` are those of
-    the answer."""
+    """A job that has succeeded, with its whole result, and the `headers` of the answer."""
 
     id: UUID
     input: Mapping[str, Any]
@@ -199,12 +198,12 @@ class JobOutcome:
 
     @property
     def created_s(self) -> int:
-        """As dialects have it: seconds since 1970."""
+        """Seconds since 1970."""
         return int(self.created_at.timestamp())
 
 
 def outcome_of(parts: Parts, job: Job, headers: Mapping[str, str]) -> JobOutcome:
-    """Of a job that has ended. Blocks. Raises ProblemError for one that did not succeed."""
+    """The outcome of a job that has ended. Blocks. Raises ProblemError if it did not succeed."""
     if job.state == State.SUCCEEDED:
         return JobOutcome(
             id=job.id,
@@ -220,7 +219,7 @@ def outcome_of(parts: Parts, job: Job, headers: Mapping[str, str]) -> JobOutcome
 
 
 def failure_of(job: Job, headers: Mapping[str, str]) -> ProblemError:
-    """Why a job that has ended did not succeed."""
+    """The error of a job that has ended without success."""
     if job.state == State.CANCELLED:
         detail = f"Job {job.id} was cancelled. Send the request again."
         problem = Problem(status=503, detail=detail, code="Cancelled")
@@ -230,7 +229,7 @@ def failure_of(job: Job, headers: Mapping[str, str]) -> ProblemError:
 
 
 def naming_model(error: ProblemError, model: str) -> ProblemError:
-    """The same; where there is no such model, its name comes first."""
+    """The error; if the model does not exist, its message begins with the model's name."""
     if error.problem.code != ModelNotFound.code:
         return error
     detail = f"Model {model} does not exist. {error.problem.detail}"
@@ -246,26 +245,26 @@ def _result(parts: Parts, job: Job) -> Any:
     return job.result
 
 
-# What there is to know of a result, such as that a text was cut off, is in a header.
+# Warnings of a job, for example that a text was cut, are sent in a header.
 
 WARNING = "x-warning"
 WARNINGS_SHOWN = 8
-"""Clients take a hundred headers; the job has all warnings."""
+"""HTTP clients limit the size of headers; the job has all warnings."""
 WARNING_CHARS = 1000
 PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
 def shown_warnings(warnings: Sequence[str], job_id: str) -> list[str]:
-    """Values of headers; what ASCII does not have is percent-encoded."""
-    shown = [_header_safe(warning) for warning in warnings[:WARNINGS_SHOWN]]
+    """Warnings as values of headers: characters that are not ASCII are percent-encoded."""
+    values = [_header_safe(warning) for warning in warnings[:WARNINGS_SHOWN]]
     if len(warnings) > WARNINGS_SHOWN:
         more = len(warnings) - WARNINGS_SHOWN
-        shown.append(f"and {more} more: GET /v1/jobs/{job_id} has all")
-    return shown
+        values.append(f"and {more} more: GET /v1/jobs/{job_id} has all")
+    return values
 
 
 def warning_headers(warnings: Sequence[str], job_id: str) -> dict[str, str]:
-    """All of them in one header, as HTTP allows."""
+    """All warnings in one header, as HTTP allows."""
     return {WARNING: ", ".join(shown_warnings(warnings, job_id))} if warnings else {}
 
 
@@ -274,19 +273,19 @@ def _header_safe(text: str) -> str:
     return quote(short, safe=PRINTABLE)
 
 
-# Waiting for a job's end.
+# Waiting for the end
 
 
 async def run(parts: Parts, caller: Caller, new: NewJob) -> JobOutcome:
-    """Submit the job and wait for its end. Raises ProblemError for one that did not succeed."""
+    """Submit a job and wait for its end. Raises ProblemError if it does not succeed."""
     return await outcome(parts, caller, await submit(parts, new, is_waited=True))
 
 
 async def outcome(
     parts: Parts, caller: Caller, made: Submitted, *, keeps_on: bool | None = None
 ) -> JobOutcome:
-    """Wait for the job's end (see `when_ended`). Raises ProblemError for one that did not succeed,
-    or not in time."""
+    """Wait for the end of a job (see `when_ended`). Raises ProblemError if it does not succeed, or
+    not in time."""
     return await when_ended(parts, caller, made, outcome_of, keeps_on=keeps_on)
 
 
@@ -299,11 +298,11 @@ async def when_ended(
     meanwhile: Callable[[], Any] | None = None,
     keeps_on: bool | None = None,
 ) -> T:
-    """What `read`, called in a thread with the job and the headers of its answer, makes of a job
-    that has ended. Raises ProblemError for one that does not end in time.
+    """Wait for the end of a job, then call `read` in a thread, with the job and the headers of the
+    answer. Raises ProblemError if the job does not end in time.
 
-    `meanwhile` is called at each update (see `waiting.until_end`). `keeps_on` says whether the job
-    goes on where the client goes away or the time is up; by default, as the caller comes back.
+    `meanwhile` is called at each update (see `waiting.until_end`). With `keeps_on` the job goes on
+    if the client disconnects or the time is up; the default is `caller.comes_back`.
     """
     headers = headers_of(made)
     goes_on = caller.comes_back if keeps_on is None else keeps_on
@@ -314,17 +313,19 @@ async def when_ended(
         if not has_ended and not goes_on:
             await cancel(parts, made.id)
     if not has_ended:
-        await run_in_threadpool(parts.ledger.flush)  # the error names the job
+        await run_in_threadpool(
+            parts.ledger.flush
+        )  # the error names the job, so it must be on disk
         raise ProblemError(_not_in_time(parts, made, headers, goes_on=goes_on))
-    return await run_in_threadpool(_read_ended, parts, made.id, headers, read)
+    return await run_in_threadpool(_read_job, parts, made.id, headers, read)
 
 
 async def _until_end(
     parts: Parts, caller: Caller, made: Submitted, meanwhile: Callable[[], Any] | None
 ) -> bool:
-    """False where the time is up, or the server stops. Raises ProblemError where the client has
-    gone."""
-    waiter = asyncio.ensure_future(
+    """Returns False if the time is up or the server stops. Raises ProblemError if the client has
+    disconnected."""
+    end = asyncio.ensure_future(
         waiting.until_end(
             parts,
             made.id,
@@ -333,24 +334,24 @@ async def _until_end(
             is_new=made.is_new,
         )
     )
-    watcher = asyncio.ensure_future(_until_gone(caller.http))
+    disconnect = asyncio.ensure_future(_until_disconnect(caller.http))
     try:
-        await asyncio.wait({waiter, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not waiter.done():
+        await asyncio.wait({end, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not end.done():
             raise ProblemError(Problem(status=GONE, detail="The client has gone."))
-        return waiter.result()
+        return end.result()
     finally:
-        for task in (waiter, watcher):
+        for task in (end, disconnect):
             task.cancel()
-        await asyncio.gather(waiter, watcher, return_exceptions=True)
+        await asyncio.gather(end, disconnect, return_exceptions=True)
 
 
-async def _until_gone(http: Request) -> None:
+async def _until_disconnect(http: Request) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
 
 
-def _read_ended(
+def _read_job(
     parts: Parts,
     job_id: UUID,
     headers: Mapping[str, str],
@@ -380,7 +381,7 @@ def _not_in_time(
 
 
 async def cancel(parts: Parts, job_id: UUID) -> None:
-    """Cancel a job that nobody waits for any more, also while the request is being torn down."""
+    """Cancel a job that nobody waits for, also while the task of the request is being cancelled."""
     with anyio.CancelScope(shield=True):
         await run_in_threadpool(_cancel, parts, job_id)
 
@@ -393,19 +394,19 @@ def _cancel(parts: Parts, job_id: UUID) -> None:
         log.warning("job %s of a client that has gone was not cancelled: %s", job_id, error)
 
 
-# Following a job while it writes.
+# Following a job while it runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToolNews:
-    """A call of a tool that Sluice runs, and later its result (`shared/redis/events.py`)."""
+    """A tool call that Sluice runs, or its result (`shared/redis/events.py`)."""
 
     data: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a job is; `total` is None where nobody knows."""
+    """How far a job is; `total` is None if it is not known."""
 
     done: int
     total: int | None
@@ -413,7 +414,8 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Pause:
-    """Nothing has come for a while; where the job is in its queue, if it is."""
+    """Nothing has happened for a while. `position` and `eta_s` are set if the job is in its
+    queue."""
 
     position: int | None = None
     eta_s: float | None = None
@@ -425,11 +427,11 @@ News = TextPiece | ToolNews | Progress | Pause | JobOutcome
 async def follow(
     parts: Parts, caller: Caller, made: Submitted, *, keeps_on: bool | None = None
 ) -> AsyncGenerator[News, None]:
-    """What the job writes, as it comes, each character of each step once; at last its outcome.
+    """What a job writes while it runs, each character of each step once, and at last its outcome.
 
-    A `Pause` comes every `sse_heartbeat_s` in which nothing else does. Raises ProblemError where
-    the job does not succeed. Close it: a job that is not followed to its end is cancelled, unless
-    it `keeps_on`, as by default where the caller comes back.
+    A `Pause` comes after each `sse_heartbeat_s` without other news. Raises ProblemError if the job
+    does not succeed. The caller has to close the generator: a job that is not followed to its end
+    is cancelled unless `keeps_on`, whose default is `caller.comes_back`.
     """
     goes_on = caller.comes_back if keeps_on is None else keeps_on
     has_ended = False
@@ -439,7 +441,7 @@ async def follow(
                 has_ended = isinstance(item, JobOutcome)
                 yield item
     finally:
-        # Of a job that has ended otherwise this changes nothing.
+        # If the job has ended in another way, cancelling changes nothing.
         if not has_ended and not goes_on:
             await cancel(parts, made.id)
 
@@ -466,7 +468,7 @@ async def _news(
                     yield await run_in_threadpool(outcome_of, parts, job, headers)
                     return
             if parts.stopping.is_set():
-                await run_in_threadpool(parts.ledger.flush)  # the error names the job
+                await run_in_threadpool(parts.ledger.flush)  # see `when_ended`
                 raise ProblemError(_not_in_time(parts, made, headers, goes_on=goes_on))
             update = await follower.next(poll_s)
             news: list[TextPiece | ToolNews | Progress] = []
@@ -493,7 +495,7 @@ async def _of_update(unread: Unread, update: Update) -> list[TextPiece | ToolNew
             continue
         try:
             data = json.loads(entry.data)
-        except (ValueError, RecursionError):  # no part of Sluice has written it
+        except (ValueError, RecursionError):  # not written by Sluice
             continue
         if not isinstance(data, dict):
             continue
@@ -515,7 +517,8 @@ def _is_end(update: Update) -> bool:
 
 
 def _job_if_ended(parts: Parts, job_id: UUID) -> Job | None:
-    """Raises NotFound. A job that was redriven has an old `end` in its stream, and goes on."""
+    """The job if it has ended, else None: the stream of a job that was redriven has an old `end`.
+    Raises NotFound."""
     with parts.ledger.read() as session:
         if jobs.state_of(session, job_id) not in ENDED:
             return None
@@ -523,21 +526,21 @@ def _job_if_ended(parts: Parts, job_id: UUID) -> Job | None:
 
 
 def _pause(parts: Parts, job_id: UUID, fair_key: str) -> Pause:
-    parts.ledger.flush()  # the head of the answer, which names the job, goes out with it
+    parts.ledger.flush()  # the headers, which name the job, are sent with this
     view = job_view(parts, job_id, fair_key)
     return Pause(position=view.position, eta_s=view.eta_s)
 
 
-# Answers that are streams.
+# Streamed answers
 
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class StreamedAnswer(StreamingResponse):
-    """Frames as they come. The head of the answer is sent with the first of them: what goes wrong
-    before is an error with its status, and what goes wrong later is the last frame.
+    """An answer of frames. The status and the headers are sent with the first frame, so an error
+    before it has its own status; a later error becomes the last frame, which `failed` writes.
 
-    `failed` writes a problem as a frame. The client's going away closes `frames`.
+    If the client disconnects, `frames` is closed.
     """
 
     def __init__(
@@ -575,12 +578,12 @@ class StreamedAnswer(StreamingResponse):
                     await self._begin(send)
                     has_begun = True
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
-            if not has_begun:  # there is nothing to say, as to a reader who has had it all
+            if not has_begun:  # there are no frames, for example no new events
                 await self._begin(send)
         except Exception as error:
             problem = problem_of(error)
             if not isinstance(error, ProblemError):
-                log.exception("a stream broke off")
+                log.exception("a stream has failed")
             if not has_begun:
                 answer: Response = dialect_of(self._path).answer(problem)
                 await answer(self._scope, self._receive, send)

@@ -1,8 +1,8 @@
-"""What a dialect is: an API that others defined and that this server speaks, in one record.
+"""Dialects: APIs that others defined and that this server speaks, a record for each.
 
-`DIALECTS` lists them. How to add one: CONTRIBUTING.md. A dialect owns the paths below its
-prefixes: whatever goes wrong there is written as its programs expect it, also what is refused
-before a route is found (no key, too large a body, no such path, a method that is none).
+`DIALECTS` lists them. How to add one: CONTRIBUTING.md. A dialect owns the paths below its prefixes:
+all errors there have the form that its clients expect, also those before a route is found (no key,
+too large a body, unknown path, wrong method).
 """
 
 import json
@@ -22,21 +22,21 @@ REF = "#/components/schemas/"
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What went wrong with a request, before a dialect writes it."""
+    """An error of a request, in no particular dialect yet."""
 
     status: int
     detail: str
     code: str = ""
-    """That of the error (`shared/errors.py`); empty for what only HTTP knows, as 405."""
+    """The code of the error (`shared/errors.py`); empty for errors of HTTP itself, such as 405."""
     errors: Sequence[Mapping[str, str]] = ()
-    """Entries of `field` and `message`, where several fields are wrong."""
+    """Entries of `field` and `message` for each wrong field."""
     headers: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """What else a dialect has in such a body, as `estimated_time`."""
+    """Additional values for the body in a dialect, such as `estimated_time`."""
 
 
 class ProblemError(Exception):
-    """A problem, raised where it is met; it is written in the dialect of the request's path."""
+    """Raises a `Problem`, which is answered in the dialect of the request's path."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail)
@@ -45,34 +45,34 @@ class ProblemError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """An API that is spoken on paths of its own."""
+    """An API on paths of its own."""
 
     name: str
     summary: str
     tag: str
-    """Of its operations in the OpenAPI document; `summary` describes it there."""
+    """The tag of its operations in the OpenAPI document, with `summary` as its description."""
     prefixes: tuple[str, ...]
-    """How its paths begin; each ends with a slash."""
+    """The prefixes of its paths; each ends with a slash."""
     routers: tuple[str, ...]
-    """The `APIRouter`s with its routes, in the order in which they are tried, as `module:name`; one
-    may stand in the dialect's own module."""
+    """The `APIRouter`s with its routes, as `module:name`, in the order in which they are
+    matched."""
     error: Callable[[Problem], Mapping[str, Any]]
     """The JSON body of an error."""
     error_schema: Mapping[str, Any]
-    """JSON Schema of these bodies."""
+    """The JSON Schema of these bodies."""
     route_prefix: str = ""
-    """What comes before the paths of all its routes."""
+    """The common prefix of the paths of its routes."""
     media_type: str = "application/json"
     statuses: Mapping[int, int] = field(default_factory=dict)
-    """Where this API has another status than ours for the same thing."""
+    """Our status -> the status that this API has for the same error, if it is another one."""
     descriptions: Mapping[int, str] = field(default_factory=dict)
-    """What a status means here, for the OpenAPI document; the native words by default."""
+    """Status -> its description in the OpenAPI document, if it is not the native one."""
     takes_files: bool = False
-    """Bodies may be files, as they are or in base64: of any content type, and as large as files."""
+    """Bodies may be files, raw or in base64: of any content type, and as large as files."""
     takes_any_type: bool = False
-    """Bodies are JSON whatever their content type says."""
+    """Bodies are read as JSON whatever their content type is."""
     upload_paths: tuple[str, ...] = ()
-    """Where forms with files are sent (`multipart/form-data`): bodies may be as large as files."""
+    """Paths that take forms with files (`multipart/form-data`), as large as files may be."""
 
     def owns(self, path: str) -> bool:
         return path.startswith(self.prefixes) or f"{path}/" in self.prefixes
@@ -85,7 +85,7 @@ class Dialect:
             app.include_router(load(name), prefix=self.route_prefix, tags=[self.tag])
 
     def answer(self, problem: Problem) -> Response:
-        """The error as this dialect writes it."""
+        """The answer to an error in this dialect."""
         body = json.dumps(self.error(problem), ensure_ascii=False)
         return Response(
             body.encode("utf-8", "backslashreplace"),
@@ -95,7 +95,7 @@ class Dialect:
         )
 
     def documented(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
-        """Errors of a route in this dialect, for its entry in /docs."""
+        """The entries of a route's errors in the OpenAPI document."""
         return {
             status: {
                 "description": self.descriptions.get(status) or DESCRIPTIONS[status],
@@ -146,13 +146,11 @@ NATIVE = Dialect(
     media_type="application/problem+json",
     upload_paths=("/v1/files",),
 )
-"""RFC 9457: how errors are written wherever no other dialect owns the path."""
+"""Sluice's own API, whose errors are those of RFC 9457; also for paths that no dialect owns."""
 
 
-# All dialects, a line each. Whatever has to do with every one of them goes through here.
-#
-# Their modules have routes, which are built on modules that import this one; so they are
-# named, and loaded at the first call.
+# All dialects. Modules of routes import this module, so dialects are named here and imported at the
+# first call.
 
 DIALECTS = (
     "api.compat.huggingface:HUGGING_FACE",
@@ -171,21 +169,21 @@ def dialects() -> tuple[Dialect, ...]:
 
 
 def load(name: str) -> Any:
-    """What `module:name` names."""
+    """Import the object `module:name`."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 
 
 def dialect_of(path: str) -> Dialect:
-    """The dialect that owns a path: the native one where it is nobody's."""
+    """The dialect that owns a path; the native one if no other does."""
     return next((dialect for dialect in dialects() if dialect.owns(path)), NATIVE)
 
 
 def takes_uploads(path: str) -> bool:
-    """Whether forms with files are sent to a path."""
+    """Whether a path takes forms with files."""
     return path.rstrip("/") in (NATIVE if NATIVE.owns(path) else dialect_of(path)).upload_paths
 
 
 def requires_key(path: str) -> bool:
-    """Whether a path is served to those alone who have one of the keys, where keys are set."""
+    """Whether a path needs an API key, if keys are set."""
     return NATIVE.owns(path) or dialect_of(path) is not NATIVE

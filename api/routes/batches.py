@@ -48,7 +48,7 @@ class BatchSpec(BatchInput):
     max_attempts: Annotated[int, Field(ge=1, le=20)] | None = None
 
     def request(self) -> Any:
-        """The job that it asks for."""
+        """The request of the job that it asks for."""
         fields = set(BatchInput.model_fields)
         return REQUESTS[BATCH.name](
             kind=BATCH.name,
@@ -64,7 +64,8 @@ class RetriedLines(Shape):
 
 
 class LineCounts(BaseModel):
-    """By what has become of them; `waiting` are no jobs yet, `running` are queued or run."""
+    """How many lines are in which state. Those that are `waiting` have no job yet; the jobs of
+    those that are `running` are queued or running."""
 
     total: int
     waiting: int
@@ -76,7 +77,7 @@ class LineCounts(BaseModel):
 
 
 class LineErrorView(BaseModel):
-    """What is wrong with a line of the file; `line` counts from 1, null where it is the file."""
+    """What is wrong with a line of the file. `line` counts from 1; null means the whole file."""
 
     line: int | None
     code: str
@@ -85,8 +86,8 @@ class LineErrorView(BaseModel):
 
 
 class BatchOut(BaseModel):
-    """A batch, which is a job, too. `position` is that of its next line in the line's queue, and
-    `waiting_for` what that waits for. `errors` are those of a file that cannot be run."""
+    """A batch, which is a job as well. `position` is that of its next line in the line's queue, and
+    `waiting_for` says what that line waits for. `errors` are those of a file that cannot be run."""
 
     id: UUID
     state: State | str
@@ -162,8 +163,8 @@ def _create(
 def submit(
     parts: Parts, fair_key: str, new: BatchSpec, idempotency_key: str | None, body: Any
 ) -> Submitted:
-    """Commit the job of a batch; `body` is what its key stands for. Raises what
-    `submission.submit` does."""
+    """Commit the job of a batch. `body` is compared where the idempotency key was used before.
+    Raises what `submission.submit` raises."""
     job = submission.new_job(
         new.request(),
         parts.settings,
@@ -221,7 +222,8 @@ def retry_batch(
 
 @router.get("/{batch_id}/results", response_class=Response, responses=LINES_RESPONSES)
 def get_batch_results(parts: PartsDep, batch_id: BatchId) -> Response:
-    """The answers so far: as lines ended while it runs, in the order of the file at last."""
+    """The answers so far: while it runs in the order in which lines ended, at last in the order of
+    the file."""
     with parts.ledger.read() as session:
         _, batch = batches.get(session, batch_id)
         return _content(parts, session, batch_id, batch.output_file_id if batch else None)
@@ -249,7 +251,7 @@ def _content(parts: Parts, session: Session, batch_id: UUID, file_id: UUID | Non
 
 
 def view(parts: Parts, batch_id: UUID) -> BatchOut:
-    """One batch, with its place in the queue. Raises NotFound."""
+    """One batch, with its position in the queue. Raises NotFound."""
     with parts.ledger.read() as session:
         job, batch = batches.get(session, batch_id)
         return views_of(parts, session, [(job, batch)], with_position=True)[0]
@@ -269,9 +271,26 @@ def views_of(
     ]
 
 
-def _estimates(parts: Parts, session: Session, of: list[Job]) -> dict[UUID, Estimate]:
+def _estimates(parts: Parts, session: Session, rows: list[Job]) -> dict[UUID, Estimate]:
     return estimate(
-        session, of, worker_heartbeat_s=parts.settings.worker_heartbeat_s, depths=parts.depths
+        session, rows, worker_heartbeat_s=parts.settings.worker_heartbeat_s, depths=parts.depths
+    )
+
+
+def _next_line_estimate(
+    parts: Parts, session: Session, job: Job, job_estimate: Estimate
+) -> Estimate:
+    """The position of the next line: that of the batch's own step means nothing, because it is put
+    off again and again."""
+    line = batches.next_line(session, job.id)
+    if line is None:
+        return Estimate(eta_s=job_estimate.eta_s, waiting_for=job_estimate.waiting_for)
+    line_estimate = _estimates(parts, session, [line]).get(line.id, Estimate())
+    reasons = filter(None, (job_estimate.waiting_for, line_estimate.waiting_for))
+    return Estimate(
+        position=line_estimate.position,
+        eta_s=job_estimate.eta_s,
+        waiting_for=" ".join(reasons) or None,
     )
 
 
@@ -280,25 +299,16 @@ def _view(
     parts: Parts,
     job: Job,
     batch: Batch | None,
-    own: Estimate,
+    job_estimate: Estimate,
     with_position: bool,
 ) -> BatchOut:
     job_input = as_object(job.input)
     counts = batches.counts(session, batch)
-    place = own
+    place = job_estimate
     if with_position and batch is not None and batch.open and job.state in OPEN:
-        # Its own step waits until it is due, which is of no interest.
-        place = Estimate(eta_s=own.eta_s, waiting_for=own.waiting_for)
-        line = batches.next_line(session, job.id)
-        if line is not None:
-            of_line = _estimates(parts, session, [line]).get(line.id, Estimate())
-            place = Estimate(
-                position=of_line.position,
-                eta_s=own.eta_s,
-                waiting_for=" ".join(filter(None, (own.waiting_for, of_line.waiting_for))) or None,
-            )
+        place = _next_line_estimate(parts, session, job, job_estimate)
     elif batch is not None:
-        place = Estimate(position=own.position, eta_s=own.eta_s)
+        place = Estimate(position=job_estimate.position, eta_s=job_estimate.eta_s)
     done = counts.total - counts.waiting - counts.running
     error = as_object(job.error)
     return BatchOut(

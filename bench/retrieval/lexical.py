@@ -47,7 +47,7 @@ from workers.ingest import steps
 from workers.ingest.indexing import merge_group, pack
 from workers.ingest.load import load
 from workers.retrieval.lexical import HEADS, PAGES, SNAPSHOT, Lexical, lexical_of
-from workers.retrieval.postings import Span, build
+from workers.retrieval.postings import ChunkSpan, build
 from workers.retrieval.terms import morphemes_of, terms
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -121,7 +121,9 @@ class Writer:
             result = [[terms(chunk) for chunk in document] for document in documents]
         ids = [new_id() for _ in documents]
         with self._timed("packing"):
-            spans = [Span(version_id=i, first=0, terms=t) for i, t in zip(ids, result, strict=True)]
+            spans = [
+                ChunkSpan(version_id=i, first=0, terms=t) for i, t in zip(ids, result, strict=True)
+            ]
             packed = pack(Field.TERMS, build(spans))
         with self._process.ledger.begin() as session:
             rows = [
@@ -370,7 +372,9 @@ def recall(process: Process) -> None:
             for field, terms_in in (
                 (Field.TERMS, terms), (Field.MORPHEMES, morphemes_of(process).terms)
             ):  # fmt: skip
-                span = Span(version_id=version_id, first=0, terms=[terms_in(p) for p in passages])
+                span = ChunkSpan(
+                    version_id=version_id, first=0, terms=[terms_in(p) for p in passages]
+                )
                 lexical.write(session, collection_id, pack(field, build([span])))
             lexical.note_published(session, [version_id], list(Field))
         for morphemes in ("off", "kiwi"):

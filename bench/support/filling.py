@@ -33,8 +33,8 @@ from workers.ingest.indexing import merge_group, pack
 from workers.ingest.load import load
 from workers.models.devices import Vectors, unit
 from workers.retrieval.embed import embedders_of
-from workers.retrieval.postings import Span, build
-from workers.retrieval.store import Entry, store_of
+from workers.retrieval.postings import ChunkSpan, build
+from workers.retrieval.store import VectorEntry, store_of
 from workers.retrieval.terms import terms
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -186,7 +186,7 @@ class Filling:
 
     def _write_rows(self, documents: Sequence[_Document]) -> None:
         spans = [
-            Span(version_id=one.version_id, first=0, terms=[terms(text) for text in one.texts])
+            ChunkSpan(version_id=one.version_id, first=0, terms=[terms(text) for text in one.texts])
             for one in documents
         ]
         packed = pack(Field.TERMS, build(spans))
@@ -226,7 +226,7 @@ class Filling:
 
     def _write_vectors(self, documents: Sequence[_Document]) -> None:
         entries = [
-            Entry(
+            VectorEntry(
                 id=chunk_id(one.version_id, n),
                 text=text,
                 metadata={"page": n},

@@ -1,8 +1,8 @@
 """The kind `batch`: the lines of an uploaded JSONL file, each a job of its own in the lane `bulk`.
 
-A line names an *endpoint*: a path of the API, whose record knows how a body becomes a job and how
-the job's result becomes an answer. `ENDPOINTS` lists them, a line each. What this module reads it
-reads line by line, and whatever is wrong is an error that names the line and says what to do.
+A line names an *endpoint*: a path of the API. The endpoint's record says how a body becomes a job,
+and how the job's result becomes an answer; `ENDPOINTS` lists them. Lines are checked one by one,
+and each mistake is an error that names the line and says what to do.
 """
 
 import json
@@ -41,10 +41,10 @@ FINISH_AHEAD = timedelta(days=366)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a line asks for: an input of a kind, not yet with the server's defaults.
+class JobSpec:
+    """What a line asks for: the input of a kind, without the server's defaults yet.
 
-    `options` is JSON of what the answer needs of the body beyond the job's input.
+    `options` is JSON: what the answer needs from the body and the job's input does not have.
     """
 
     kind: Kind
@@ -53,9 +53,9 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """A job that has succeeded, for the answer; `options` as `Request` has them, with `base_url`,
-    that of this server or empty."""
+class EndedJob:
+    """A job that has succeeded, as endpoints make an answer of it. `options` are those of its
+    `JobSpec`, with `base_url`: the address of this server, or empty."""
 
     id: UUID
     input: Mapping[str, Any]
@@ -72,17 +72,17 @@ class Endpoint:
     """
 
     url: str
-    read: Callable[[Any, Settings], Request]
-    answer: Callable[[Ended], Any]
+    read: Callable[[Any, Settings], JobSpec]
+    answer: Callable[[EndedJob], Any]
 
 
-def _result(ended: Ended) -> Any:
-    return ended.result
+def _result(job: EndedJob) -> Any:
+    return job.result
 
 
 def _native(url: str, kind: Kind) -> Endpoint:
-    def read(body: Any, _settings: Settings) -> Request:
-        return Request(kind=kind, input=kind.input.model_validate(body))
+    def read(body: Any, _settings: Settings) -> JobSpec:
+        return JobSpec(kind=kind, input=kind.input.model_validate(body))
 
     return Endpoint(url=url, read=read, answer=_result)
 
@@ -104,7 +104,7 @@ ENDPOINTS: Mapping[str, str] = {
     "/v1/chat": "shared.kinds.batch:CHAT_ENDPOINT",
     "/v1/responses": "shared.openai.responses:RESPONSES",
 }
-"""Where the record of each stands, as `module:name`, but for `/v1/hf/<task>`."""
+"""Where the record of each stands, as `module:name`. `/v1/hf/<task>` is made by `_hf_endpoint`."""
 
 
 def endpoint_of(url: str) -> Endpoint | None:
@@ -115,7 +115,7 @@ def endpoint_of(url: str) -> Endpoint | None:
 
 
 def normal_url(url: str) -> str:
-    """The path as it is listed: programs of OpenAI's API may write it with our prefix."""
+    """The path as `ENDPOINTS` has it: programs for OpenAI's API may write it with our prefix."""
     return url.removeprefix("/openai")
 
 
@@ -131,12 +131,12 @@ def _hf_endpoint(task: str) -> Endpoint | None:
     if task not in TASKS:
         return None
 
-    def read(body: Any, _settings: Settings) -> Request:
+    def read(body: Any, _settings: Settings) -> JobSpec:
         if not isinstance(body, dict):
             raise InvalidInput('body is to be an object such as {"inputs": "..."}.')
         if body.get("task", task) != task:
             raise InvalidInput(f"body.task is {shown(body['task'])}, and url names {task}.")
-        return Request(kind=HF, input=HF.input.model_validate(body | {"task": task}))
+        return JobSpec(kind=HF, input=HF.input.model_validate(body | {"task": task}))
 
     return Endpoint(url=HF_URL + task, read=read, answer=_result)
 
@@ -175,26 +175,26 @@ Window = Annotated[
 
 
 def _storable(moment: datetime) -> datetime:
-    """Which dates it may be depends on today (`_check`); these can be stored at all."""
+    """Raises ValueError for dates that cannot be stored. `_check` compares them with today."""
     if not 2000 <= moment.year <= 2999:
         raise ValueError("must be a date between the years 2000 and 2999")
     return moment
 
 
 class BatchInput(Shape):
-    """The lines of an upload. What is not done by `finish_by`, or `completion_window` after the
-    submission, expires; the lines that are done stay."""
+    """The lines of an uploaded file. Lines that are not done by `finish_by`, or `completion_window`
+    after the submission, expire; the answers of the others stay."""
 
     file_id: UUID
     endpoint: EndpointName = MIXED
     completion_window: Window | None = None
     finish_by: Annotated[AwareDatetime, AfterValidator(_storable)] | None = None
     output_expires_after_s: Annotated[int, Field(ge=3600, le=366 * 86_400)] | None = None
-    """Its files are forgotten so long after they are made; retention may be earlier."""
+    """How long after they were made its answer files are deleted; retention may be earlier."""
 
 
 class BatchResult(Shape):
-    """How its lines ended. The files are written to their ends shortly after the job has ended."""
+    """How its lines ended. The files are complete shortly after the job has ended."""
 
     total: int
     succeeded: int
@@ -224,7 +224,7 @@ def _check(job_input: BatchInput, _settings: Settings) -> None:
 
 
 def _defaults(job_input: BatchInput, settings: BatchSettings) -> dict[str, Any]:
-    """The moment when it is to be finished."""
+    """`finish_by`, from the completion window or the setting."""
     if job_input.finish_by is not None:
         return {}
     window = job_input.completion_window
@@ -268,7 +268,7 @@ BATCH = Kind(
 
 class LineShape(Shape):
     custom_id: SourceName
-    """Given back as it was sent, in whatever form of Unicode: programs look answers up by it."""
+    """Returned exactly as it was sent, also if it is not in NFC: programs look answers up by it."""
     method: Literal["POST"] = "POST"
     url: ShortText
     body: Any
@@ -278,13 +278,13 @@ class LineShape(Shape):
 class ValidLine:
     custom_id: str
     url: str
-    request: Request
+    request: JobSpec
     job_input: dict[str, Any]
     """The input of its job, with the server's defaults."""
 
     @property
     def queue_model(self) -> str:
-        """What it waits for, as `BatchLine` has it."""
+        """What the line waits for: see `BatchLine.queue_model`."""
         model = self.job_input.get("model")
         queue = self.request.kind.first_step.queue.value
         return f"{queue}.{model}" if isinstance(model, str) and model else queue
@@ -292,7 +292,7 @@ class ValidLine:
 
 @dataclass(frozen=True, kw_only=True)
 class LineError:
-    """What is wrong with a line of the file; `line` counts from 1, None where it is the file."""
+    """What is wrong with a line of the file. `line` counts from 1; None means the whole file."""
 
     line: int | None
     code: str
@@ -326,7 +326,8 @@ FORM = (
 
 
 def parse_line(raw: bytes, *, endpoint: str, settings: Settings) -> ValidLine:
-    """A line of a batch whose endpoint is this one, or `MIXED`. Raises BadLine."""
+    """Check a line of a batch whose endpoint is `endpoint`, which may be `MIXED`. Raises
+    BadLine."""
     value = _value(raw, settings)
     if not isinstance(value, dict):
         raise BadLine("invalid_json_line", f"is no JSON object. A line reads {FORM}.")

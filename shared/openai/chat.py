@@ -1,7 +1,7 @@
-"""Chat completions of OpenAI's API: what is sent, as a job; and what comes of it, as is answered.
+"""Chat completions of OpenAI's API: request -> job, and the job's result -> answer.
 
-A model `rag/<collection>` answers from the passages of a collection, by the default model or by
-the one that follows: `rag/handbook/ollama/llama3.2`.
+A model `rag/<collection>` answers from the passages of a collection, by the default model or by the
+model that follows, as in `rag/handbook/ollama/llama3.2`.
 """
 
 import json
@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from shared.bounds import COLLECTION_NAME, JsonSchema, Line, ModelName, Paragraph, shown
 from shared.config import EXTRACTIVE, Settings
 from shared.errors import InvalidInput
-from shared.kinds.batch import Ended, Endpoint, Request
+from shared.kinds.batch import EndedJob, Endpoint, JobSpec
 from shared.kinds.chat import CALLS_LIMIT, CHAT, CHOICES_LIMIT, FunctionSpec
 from shared.kinds.rag import RAG, RAG_PREFIX, RagModel, rag_of
 from shared.openai.completions import (
@@ -28,20 +28,20 @@ from shared.openai.completions import (
 )
 from shared.openai.wire import (
     TEXT_CHARS,
-    Arguments,
-    Content,
-    Taken,
+    NoEffect,
     Unsupported,
+    WireArguments,
+    WireContent,
     without_stream,
 )
 from shared.vocabulary import WireShape
 
-# Messages.
+# Messages
 
 
 class FunctionOfCall(WireShape):
     name: Line
-    arguments: Arguments = {}
+    arguments: WireArguments = {}
 
 
 class ToolCall(WireShape):
@@ -52,37 +52,37 @@ class ToolCall(WireShape):
 
 class SystemMessage(WireShape):
     role: Literal["system", "developer"]
-    content: Content
-    name: Taken = None
+    content: WireContent
+    name: NoEffect = None
 
-    def ours(self) -> dict[str, Any]:
+    def to_input(self) -> dict[str, Any]:
         return {"role": "system", "content": self.content}
 
 
 class UserMessage(WireShape):
     role: Literal["user"]
-    content: Content
-    name: Taken = None
+    content: WireContent
+    name: NoEffect = None
 
-    def ours(self) -> dict[str, Any]:
+    def to_input(self) -> dict[str, Any]:
         return {"role": "user", "content": self.content}
 
 
 class AssistantMessage(WireShape):
-    """As answers have it, so that they can be sent back as they are."""
+    """An answer; it has all fields of our answers, so that clients can send them back unchanged."""
 
     role: Literal["assistant"]
-    content: Content = ""
+    content: WireContent = ""
     refusal: Annotated[str, Field(max_length=TEXT_CHARS)] = ""
-    name: Taken = None
+    name: NoEffect = None
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=CALLS_LIMIT)] = []
-    annotations: Taken = None
-    reasoning_content: Taken = None
-    """What a model thought before an earlier answer; models do not read it again."""
+    annotations: NoEffect = None
+    reasoning_content: NoEffect = None
+    """The reasoning of a model before an earlier answer; models do not read it again."""
     audio: Annotated[Any, AfterValidator(Unsupported("send the text of the answer"))] = None
     function_call: Annotated[Any, AfterValidator(Unsupported("send tool_calls"))] = None
 
-    def ours(self) -> dict[str, Any]:
+    def to_input(self) -> dict[str, Any]:
         values: dict[str, Any] = {"role": "assistant", "content": self.content or self.refusal}
         if self.tool_calls:
             values["tool_calls"] = [call.model_dump() for call in self.tool_calls]
@@ -91,11 +91,11 @@ class AssistantMessage(WireShape):
 
 class ToolMessage(WireShape):
     role: Literal["tool"]
-    content: Content
+    content: WireContent
     tool_call_id: Line
-    name: Taken = None
+    name: NoEffect = None
 
-    def ours(self) -> dict[str, Any]:
+    def to_input(self) -> dict[str, Any]:
         return {"role": "tool", "content": self.content, "tool_call_id": self.tool_call_id}
 
 
@@ -104,16 +104,16 @@ WireMessage = Annotated[
 ]
 
 
-# Tools and formats.
+# Tools and formats
 
 
 class FunctionTool(WireShape):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$", max_length=64)]
     description: Paragraph = ""
     parameters: JsonSchema = {"type": "object", "properties": {}}
-    strict: Taken = None
+    strict: NoEffect = None
 
-    def ours(self) -> dict[str, Any]:
+    def to_input(self) -> dict[str, Any]:
         spec = FunctionSpec(
             name=self.name,
             description=self.description,
@@ -131,20 +131,20 @@ class JsonSchemaFormat(WireShape):
     name: Line
     description: Paragraph = ""
     schema_: JsonSchema | None = Field(default=None, alias="schema")
-    strict: Taken = None
+    strict: NoEffect = None
 
 
 class TextFormat(WireShape):
     type: Literal["text"]
 
-    def ours(self) -> dict[str, Any]:
+    def to_input(self) -> dict[str, Any]:
         return {"type": "text"}
 
 
 class JsonObjectFormat(WireShape):
     type: Literal["json_object"]
 
-    def ours(self) -> dict[str, Any]:
+    def to_input(self) -> dict[str, Any]:
         return {"type": "json"}
 
 
@@ -152,7 +152,7 @@ class SchemaFormat(WireShape):
     type: Literal["json_schema"]
     json_schema: JsonSchemaFormat
 
-    def ours(self) -> dict[str, Any]:
+    def to_input(self) -> dict[str, Any]:
         schema = self.json_schema.schema_
         return {"type": "json"} if schema is None else {"type": "json", "schema": schema}
 
@@ -169,7 +169,7 @@ class NamedFunction(WireShape):
 
 
 class ChosenTool(WireShape):
-    """One tool, which the model has to call."""
+    """The one tool that the model has to call."""
 
     type: Literal["function"]
     function: NamedFunction
@@ -206,7 +206,7 @@ ToolChoice = Annotated[
 
 
 class ChatRequest(SamplingFields):
-    """A chat completion. What is no field here is refused."""
+    """A chat completion. Unknown fields are refused."""
 
     model: ModelName
     messages: Annotated[
@@ -237,16 +237,16 @@ class ChatRequest(SamplingFields):
         Any, AfterValidator(Unsupported("name a model rag/<collection> to search documents"))
     ] = None
     moderation: Annotated[Any, AfterValidator(Unsupported("leave it out"))] = None
-    # These cannot change an answer.
+    # The following cannot change an answer.
     metadata: Annotated[dict[Line, Line], Field(max_length=16)] = {}
-    user: Taken = None
-    store: Taken = None
-    service_tier: Taken = None
-    safety_identifier: Taken = None
-    prompt_cache_key: Taken = None
-    prompt_cache_retention: Taken = None
-    prompt_cache_options: Taken = None
-    prediction: Taken = None
+    user: NoEffect = None
+    store: NoEffect = None
+    service_tier: NoEffect = None
+    safety_identifier: NoEffect = None
+    prompt_cache_key: NoEffect = None
+    prompt_cache_retention: NoEffect = None
+    prompt_cache_options: NoEffect = None
+    prediction: NoEffect = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ChatRequest":
@@ -262,7 +262,7 @@ class ChatRequest(SamplingFields):
 
     @property
     def chosen_names(self) -> list[str]:
-        """The only tools that may be called; none where all may."""
+        """The names of the tools that may be called; empty if all may."""
         choice = self.tool_choice
         if isinstance(choice, ChosenTool):
             return [choice.function.name]
@@ -272,7 +272,7 @@ class ChatRequest(SamplingFields):
 
     @property
     def mode(self) -> str:
-        """Whether tools may, may not or have to be called."""
+        """Whether tools may be called (`auto`), must not (`none`), or must be (`required`)."""
         choice = self.tool_choice
         if isinstance(choice, ChosenTool):
             return "required"
@@ -282,7 +282,7 @@ class ChatRequest(SamplingFields):
 
     @property
     def alternatives(self) -> int | None:
-        """How many log-probabilities stand beside that of each token; None for none at all."""
+        """How many alternatives each token's log-probability comes with; None without any."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def sampling(self) -> dict[str, Any]:
@@ -290,11 +290,11 @@ class ChatRequest(SamplingFields):
         return self.parameters(max_tokens=limit, choices=self.n, logprobs=self.alternatives)
 
 
-# The request as a job.
+# Models `rag/<collection>`, also for responses
 
 
 def require_collection_name(rag: RagModel) -> None:
-    """Raises InvalidInput for a model `rag/<collection>` that can be the name of none."""
+    """Raises InvalidInput for a model `rag/<collection>` whose collection is no valid name."""
     if re.fullmatch(COLLECTION_NAME, rag.collection) is None:
         raise InvalidInput(
             f"model: {shown(rag.collection)} is no name of a collection; name one as "
@@ -302,10 +302,51 @@ def require_collection_name(rag: RagModel) -> None:
         )
 
 
-def chat_job(request: ChatRequest, settings: Settings, base_url: str = "") -> Request:
-    """A `chat`, or a `rag` of a model `rag/<collection>`. Raises InvalidInput or ValidationError.
+def quotes(rag: RagModel, settings: Settings) -> bool:
+    """Whether the answer consists of quoted passages: no token is generated."""
+    return (rag.model or settings.generation_model) == EXTRACTIVE
 
-    `base_url` is that of this server, for links; by default where it listens.
+
+def needs_generation(model: str | None, rag: RagModel) -> str:
+    """Why a parameter is refused if `quotes`, and what to do."""
+    return (
+        f"is for models that generate text; {model} quotes passages. Name a model behind the "
+        f"collection, as {RAG_PREFIX}{rag.collection}/ollama/llama3.2"
+    )
+
+
+def rag_values(
+    rag: RagModel,
+    settings: Settings,
+    *,
+    question: str,
+    earlier: Sequence[Mapping[str, Any]],
+    system: Sequence[str],
+    parameters: Mapping[str, Any],
+    response_format: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The input of a `rag` job. `earlier` are the messages before the question, `system` are the
+    texts of system messages. A model that quotes passages reads neither, and samples no token."""
+    values: dict[str, Any] = {"collection": rag.collection, "question": question}
+    if rag.model is not None:
+        values["model"] = rag.model
+    if quotes(rag, settings):
+        return values
+    return values | {
+        "parameters": parameters,
+        "response_format": response_format,
+        "earlier": earlier,
+        "instructions": "\n\n".join(system) or None,
+    }
+
+
+# Request -> job
+
+
+def chat_job(request: ChatRequest, settings: Settings, base_url: str = "") -> JobSpec:
+    """A `chat`, or a `rag` for a model `rag/<collection>`. Raises InvalidInput or ValidationError.
+
+    `base_url` is the address of this server, for links; by default the one it listens at.
     """
     options = {
         "model": request.model,
@@ -315,13 +356,13 @@ def chat_job(request: ChatRequest, settings: Settings, base_url: str = "") -> Re
     if rag is not None:
         require_collection_name(rag)
         values = _rag_input(request, rag, settings)
-        return Request(kind=RAG, input=RAG.input.model_validate(values), options=options)
+        return JobSpec(kind=RAG, input=RAG.input.model_validate(values), options=options)
     chosen = request.chosen_names
     values = {
         "model": request.model,
-        "messages": [message.ours() for message in request.messages if _says(message)],
+        "messages": [message.to_input() for message in request.messages if _says(message)],
         "tools": [
-            tool.function.ours()
+            tool.function.to_input()
             for tool in request.tools
             if not chosen or tool.function.name in chosen
         ],
@@ -329,20 +370,20 @@ def chat_job(request: ChatRequest, settings: Settings, base_url: str = "") -> Re
         "parallel_tool_calls": request.parallel_tool_calls,
         "n": request.n,
         "parameters": request.sampling(),
-        "response_format": request.response_format.ours(),
+        "response_format": request.response_format.to_input(),
     }
-    return Request(kind=CHAT, input=CHAT.input.model_validate(values), options=options)
+    return JobSpec(kind=CHAT, input=CHAT.input.model_validate(values), options=options)
 
 
 def _rag_input(request: ChatRequest, rag: RagModel, settings: Settings) -> dict[str, Any]:
-    """The last message is the question; what was said before goes to the model, too."""
+    """The last message is the question; the model reads the earlier ones, too."""
     refusals = {
         "tools": bool(request.tools),
         "n": request.n > 1,
         "logprobs": request.logprobs,
     }
-    for name, is_there in refusals.items():
-        if is_there:
+    for name, is_sent in refusals.items():
+        if is_sent:
             raise InvalidInput(f"{name} is not supported by models rag/<collection>; leave it out.")
     *earlier, last = request.messages
     if not isinstance(last, UserMessage):
@@ -351,32 +392,23 @@ def _rag_input(request: ChatRequest, rag: RagModel, settings: Settings) -> dict[
     spoken = [m for m in earlier if not isinstance(m, SystemMessage) and _says(m)]
     if any(isinstance(message, ToolMessage) or _calls(message) for message in spoken):
         raise InvalidInput("messages must be without tools for models rag/<collection>.")
-    model = rag.model or settings.generation_model
-    values: dict[str, Any] = {"collection": rag.collection, "question": last.content}
-    if rag.model is not None:
-        values["model"] = rag.model
-    if model == EXTRACTIVE:
-        # It quotes: there is nothing to sample, and no token is generated. What was said before
-        # changes nothing either.
-        if request.stop or request.response_format.type != "text":
-            name = "stop" if request.stop else "response_format"
-            raise InvalidInput(
-                f"{name} is for models that generate text; {request.model} quotes passages. Name a "
-                f"model behind the collection, as {RAG_PREFIX}{rag.collection}/ollama/llama3.2."
-            )
-        return values
-    values |= {
-        "parameters": request.sampling(),
-        "response_format": request.response_format.ours(),
-        "earlier": [message.ours() for message in spoken],
-    }
-    if system:
-        values["instructions"] = "\n\n".join(system)
-    return values
+    if quotes(rag, settings) and (request.stop or request.response_format.type != "text"):
+        name = "stop" if request.stop else "response_format"
+        raise InvalidInput(f"{name} {needs_generation(request.model, rag)}.")
+    return rag_values(
+        rag,
+        settings,
+        question=last.content,
+        earlier=[message.to_input() for message in spoken],
+        system=system,
+        parameters=request.sampling(),
+        response_format=request.response_format.to_input(),
+    )
 
 
 def _says(message: Any) -> bool:
-    """False of an empty answer, as programs keep of one that broke off: no model reads it."""
+    """False for an empty answer: programs keep one if an answer broke off, and no model reads
+    it."""
     return not isinstance(message, AssistantMessage) or bool(
         message.content or message.refusal or message.tool_calls
     )
@@ -386,12 +418,12 @@ def _calls(message: Any) -> bool:
     return isinstance(message, AssistantMessage) and bool(message.tool_calls)
 
 
-# The job's outcome as an answer.
+# Result of the job -> answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One answer, as the wire has it."""
+class ChatAnswer:
+    """One of the choices of an answer, in the shapes of OpenAI's API."""
 
     content: str
     finish_reason: str
@@ -400,15 +432,15 @@ class Choice:
     logprobs: Sequence[Mapping[str, Any]] | None = None
 
 
-def choices_of(ended: Ended) -> list[Choice]:
+def choices_of(job: EndedJob) -> list[ChatAnswer]:
     """The answers of a `chat` or `rag` job."""
-    result = ended.result
+    result = job.result
     if "answer" in result:
-        choice = Choice(
+        choice = ChatAnswer(
             content=result["answer"],
             finish_reason=FINISH_REASONS.get(result["finish_reason"], "stop"),
             annotations=list(
-                annotations(result["answer"], result["citations"], ended.options["base_url"])
+                annotations(result["answer"], result["citations"], job.options["base_url"])
             ),
         )
         return [choice]
@@ -416,11 +448,11 @@ def choices_of(ended: Ended) -> list[Choice]:
     return list(map(_choice, choices))
 
 
-def _choice(values: Mapping[str, Any]) -> Choice:
+def _choice(values: Mapping[str, Any]) -> ChatAnswer:
     message = values["message"]
     tool_calls = [wire_call(call) for call in message.get("tool_calls") or ()]
     reason = FINISH_REASONS.get(values["finish_reason"], "stop")
-    return Choice(
+    return ChatAnswer(
         content=message["content"],
         finish_reason="tool_calls" if tool_calls else reason,
         tool_calls=tool_calls,
@@ -429,7 +461,7 @@ def _choice(values: Mapping[str, Any]) -> Choice:
 
 
 def wire_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A call of a tool, with its arguments as JSON in a string."""
+    """A tool call, with its arguments as JSON in a string."""
     function = call["function"]
     arguments = json.dumps(function["arguments"], ensure_ascii=False)
     return {
@@ -442,7 +474,7 @@ def wire_call(call: Mapping[str, Any]) -> dict[str, Any]:
 def annotations(
     text: str, citations: Sequence[Mapping[str, Any]], base_url: str
 ) -> Iterator[dict[str, Any]]:
-    """A `url_citation` for each place where a passage is cited."""
+    """A `url_citation` for each marker in the text that cites a passage."""
     by_marker = {citation["marker"]: citation for citation in citations}
     for place in MARKER.finditer(text):
         citation = by_marker.get(place[0])
@@ -462,7 +494,7 @@ MARKER = re.compile(r"\[\d{1,9}\]")
 
 
 def url_of(hit: Mapping[str, Any], base_url: str) -> str:
-    """Where a passage can be read: its own address where it has one, else its document here."""
+    """Where a passage can be read: the address of its source, or its document on this server."""
     for value in (hit["source"], hit["metadata"].get("url")):
         if isinstance(value, str) and urlsplit(value).scheme in ("http", "https"):
             return value
@@ -484,10 +516,10 @@ def logprobs_body(entries: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]
     return {"content": content, "refusal": None}
 
 
-def chat_body(ended: Ended) -> dict[str, Any]:
+def chat_body(job: EndedJob) -> dict[str, Any]:
     """The answer to a request whose job has succeeded."""
     choices = []
-    for index, choice in enumerate(choices_of(ended)):
+    for index, choice in enumerate(choices_of(job)):
         message: dict[str, Any] = {
             "role": "assistant",
             "content": choice.content if choice.content or not choice.tool_calls else None,
@@ -504,13 +536,13 @@ def chat_body(ended: Ended) -> dict[str, Any]:
                 "finish_reason": choice.finish_reason,
             }
         )
-    return body_of(ended, prefix=ID_PREFIX, object_="chat.completion", choices=choices)
+    return body_of(job, prefix=ID_PREFIX, object_="chat.completion", choices=choices)
 
 
 ID_PREFIX = "chatcmpl-"
 
 
-def _read(body: Any, settings: Settings) -> Request:
+def _read(body: Any, settings: Settings) -> JobSpec:
     without_stream(body)
     return chat_job(ChatRequest.model_validate(body), settings)
 

@@ -1,6 +1,7 @@
-"""Completions of OpenAI's API: what is sent, as a job; and what comes of it, as is answered.
+"""Completions of OpenAI's API: request -> job, and the job's result -> answer.
 
-Chat completions (`shared/openai/chat.py`) share how tokens are chosen, and the frame of answers.
+Chat completions (`shared/openai/chat.py`) use the sampling parameters and the frame of answers,
+too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,18 +11,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shared.bounds import ModelName, Text
 from shared.config import Settings
-from shared.kinds.batch import Ended, Endpoint, Request
+from shared.kinds.batch import EndedJob, Endpoint, JobSpec
 from shared.kinds.chat import ALTERNATIVES_LIMIT, CHOICES_LIMIT, STOP_LIMIT
 from shared.kinds.complete import COMPLETE
-from shared.openai.wire import Taken, Unsupported, id_of, without_stream
+from shared.openai.wire import NoEffect, Unsupported, id_of, without_stream
 from shared.vocabulary import WireShape
 
-# How tokens are chosen, how answers are written: this is the same for chat completions.
+# Sampling parameters and the frame of answers, shared with chat completions
 
 
 class StreamOptions(WireShape):
     include_usage: bool = False
-    include_obfuscation: Taken = None
+    include_obfuscation: NoEffect = None
 
 
 def _as_list(value: Any) -> Any:
@@ -38,9 +39,9 @@ Alternatives = Annotated[int, Field(ge=0, le=ALTERNATIVES_LIMIT)]
 
 
 class SamplingFields(WireShape):
-    """What is not sent has Sluice's own default: the likeliest token at each place.
+    """How tokens are chosen. The default is Sluice's: always the most probable token.
 
-    `top_k` and `repetition_penalty` are no parameters of OpenAI; vLLM and others have them so.
+    `top_k` and `repetition_penalty` are not OpenAI's; vLLM and others have them under these names.
     """
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -56,9 +57,10 @@ class SamplingFields(WireShape):
     def parameters(
         self, *, max_tokens: int | None, choices: int, logprobs: int | None
     ) -> dict[str, Any]:
-        """As `Parameters` (`shared/kinds/chat.py`) has them; what was not sent is left out.
+        """The fields of `Parameters` (`shared/kinds/chat.py`) that were sent.
 
-        Several choices are to differ, so without a temperature theirs is that of the description.
+        Several choices would be equal with our default, so without a temperature they have OpenAI's
+        default, 1.
         """
         temperature = self.temperature
         if temperature is None and choices > 1:
@@ -66,10 +68,10 @@ class SamplingFields(WireShape):
         values: dict[str, Any] = {
             "max_tokens": max_tokens,
             "temperature": temperature,
-            # 0 leaves the likeliest token alone.
+            # `top_p` of 0 means the most probable token only, which is a `top_k` of 1 here.
             "top_p": self.top_p if self.top_p != 0 else None,
             "top_k": 1 if self.top_p == 0 else self.top_k,
-            # Any 64 bits are a seed there, and 63 are one here.
+            # OpenAI's seeds have 64 bits, ours have 63.
             "seed": None if self.seed is None else self.seed % 2**63,
             "stop": self.stop or None,
             "repetition_penalty": self.repetition_penalty,
@@ -81,11 +83,11 @@ class SamplingFields(WireShape):
 
 
 FINISH_REASONS = {"length": "length"}
-"""All others are `stop`: a stop string, or the model's own end."""
+"""All other reasons are `stop`: a stop string, or the model ended by itself."""
 
 
 def usage_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a job has cost, in tokens of its model."""
+    """How many tokens a job has read and written."""
     usage = result["usage"]
     prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
     return {
@@ -96,28 +98,28 @@ def usage_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def body_of(
-    ended: Ended, *, prefix: str, object_: str, choices: Sequence[Mapping[str, Any]]
+    job: EndedJob, *, prefix: str, object_: str, choices: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """An answer to a request whose job has succeeded."""
+    """The frame of an answer, from a job that has succeeded."""
     return {
-        "id": id_of(prefix, ended.id),
+        "id": id_of(prefix, job.id),
         "object": object_,
-        "created": int(ended.created_at.timestamp()),
-        "model": ended.options["model"],
+        "created": int(job.created_at.timestamp()),
+        "model": job.options["model"],
         "choices": choices,
-        "usage": usage_of(ended.result),
+        "usage": usage_of(job.result),
     }
 
 
-# Completions: how texts go on.
+# Completions: the continuation of texts
 
 MAX_TOKENS = 16
-"""As the description has it, where none are asked for."""
+"""OpenAI's default."""
 LOGPROBS_LIMIT = 5
 
 
 def _as_texts(prompt: Any) -> Any:
-    """Raises ValueError for tokens: they are those of another model."""
+    """Raises ValueError for token ids, which belong to the vocabulary of another model."""
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt, list) and any(isinstance(item, int | list) for item in prompt):
@@ -147,7 +149,7 @@ class CompletionRequest(SamplingFields):
     suffix: Annotated[
         Any, AfterValidator(Unsupported("models here write on from a prompt alone", ""))
     ] = None
-    user: Taken = None
+    user: NoEffect = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> "CompletionRequest":
@@ -161,7 +163,7 @@ class CompletionRequest(SamplingFields):
         return self
 
 
-def completion_job(request: CompletionRequest, _settings: Settings) -> Request:
+def completion_job(request: CompletionRequest, _settings: Settings) -> JobSpec:
     """Raises ValidationError."""
     values = {
         "model": request.model,
@@ -172,14 +174,14 @@ def completion_job(request: CompletionRequest, _settings: Settings) -> Request:
         ),
     }
     options = {"model": request.model, "echo": request.echo}
-    return Request(kind=COMPLETE, input=COMPLETE.input.model_validate(values), options=options)
+    return JobSpec(kind=COMPLETE, input=COMPLETE.input.model_validate(values), options=options)
 
 
 def logprobs_body(
     entries: Sequence[Mapping[str, Any]] | None, *, offset: int
 ) -> dict[str, Any] | None:
-    """In lists of equal length; `offset` is where the first token begins, in characters of the
-    choice's text."""
+    """Log-probabilities as lists of equal length. `offset` is the position of the first token in
+    the text of the choice, in characters."""
     if entries is None:
         return None
     offsets = []
@@ -196,32 +198,32 @@ def logprobs_body(
     }
 
 
-def echoed(ended: Ended, index: int) -> str:
-    """The prompt of a choice, where it is to stand in front of its text."""
-    if not ended.options["echo"]:
+def echoed_prompt(job: EndedJob, index: int) -> str:
+    """The prompt of a choice if the request has `echo`, otherwise ""."""
+    if not job.options["echo"]:
         return ""
-    prompt: str = ended.input["prompts"][index // ended.input["n"]]
+    prompt: str = job.input["prompts"][index // job.input["n"]]
     return prompt
 
 
-def completion_body(ended: Ended) -> dict[str, Any]:
+def completion_body(job: EndedJob) -> dict[str, Any]:
     """The answer to a request whose job has succeeded."""
     choices = [
         {
             "index": index,
-            "text": echoed(ended, index) + choice["text"],
+            "text": echoed_prompt(job, index) + choice["text"],
             "logprobs": logprobs_body(choice["logprobs"], offset=0),
             "finish_reason": FINISH_REASONS.get(choice["finish_reason"], "stop"),
         }
-        for index, choice in enumerate(ended.result["choices"])
+        for index, choice in enumerate(job.result["choices"])
     ]
-    return body_of(ended, prefix=ID_PREFIX, object_="text_completion", choices=choices)
+    return body_of(job, prefix=ID_PREFIX, object_="text_completion", choices=choices)
 
 
 ID_PREFIX = "cmpl-"
 
 
-def _read(body: Any, settings: Settings) -> Request:
+def _read(body: Any, settings: Settings) -> JobSpec:
     without_stream(body)
     return completion_job(CompletionRequest.model_validate(body), settings)
 

@@ -1,4 +1,4 @@
-"""Embeddings of OpenAI's API: what is sent, as a job; and what comes of it, as is answered."""
+"""Embeddings of OpenAI's API: request -> job, and the job's result -> answer."""
 
 import base64
 import struct
@@ -8,14 +8,14 @@ from pydantic import BeforeValidator, Field
 
 from shared.bounds import ModelName, Text
 from shared.config import Settings
-from shared.kinds.batch import Ended, Endpoint, Request
+from shared.kinds.batch import EndedJob, Endpoint, JobSpec
 from shared.kinds.embed import EMBED, TEXTS_LIMIT
-from shared.openai.wire import Taken
+from shared.openai.wire import NoEffect
 from shared.vocabulary import WireShape
 
 
 def _as_texts(value: Any) -> Any:
-    """Raises ValueError for tokens: they are those of another model."""
+    """Raises ValueError for token ids, which belong to the vocabulary of another model."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
@@ -27,8 +27,8 @@ def _as_texts(value: Any) -> Any:
 
 
 class EmbeddingRequest(WireShape):
-    """What is no field here is refused. `input_type` is not OpenAI's: models that tell queries
-    from passages need it."""
+    """Texts to embed. Unknown fields are refused. `input_type` is not OpenAI's: some models embed
+    queries and passages differently."""
 
     model: ModelName
     input: Annotated[
@@ -39,10 +39,10 @@ class EmbeddingRequest(WireShape):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1, le=2**16)] | None = None
     input_type: Literal["query", "passage"] = "passage"
-    user: Taken = None
+    user: NoEffect = None
 
 
-def embedding_job(request: EmbeddingRequest, _settings: Settings) -> Request:
+def embedding_job(request: EmbeddingRequest, _settings: Settings) -> JobSpec:
     """Raises ValidationError."""
     values = {
         "texts": request.input,
@@ -51,14 +51,14 @@ def embedding_job(request: EmbeddingRequest, _settings: Settings) -> Request:
         "dimensions": request.dimensions,
     }
     options = {"model": request.model, "encoding_format": request.encoding_format}
-    return Request(kind=EMBED, input=EMBED.input.model_validate(values), options=options)
+    return JobSpec(kind=EMBED, input=EMBED.input.model_validate(values), options=options)
 
 
-def embedding_body(ended: Ended) -> dict[str, Any]:
+def embedding_body(job: EndedJob) -> dict[str, Any]:
     """The answer to a request whose job has succeeded."""
-    vectors = ended.result["embeddings"]
-    as_base64 = ended.options["encoding_format"] == "base64"
-    tokens = ended.result["tokens"]
+    vectors = job.result["embeddings"]
+    as_base64 = job.options["encoding_format"] == "base64"
+    tokens = job.result["tokens"]
     return {
         "object": "list",
         "data": [
@@ -69,17 +69,17 @@ def embedding_body(ended: Ended) -> dict[str, Any]:
             }
             for index, vector in enumerate(vectors)
         ],
-        "model": ended.options["model"],
+        "model": job.options["model"],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
 
 
 def _packed(vector: list[float]) -> str:
-    """Float32, little endian, in base64."""
+    """The numbers as little-endian float32 in base64."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
-def _read(body: Any, settings: Settings) -> Request:
+def _read(body: Any, settings: Settings) -> JobSpec:
     return embedding_job(EmbeddingRequest.model_validate(body), settings)
 
 

@@ -1,12 +1,12 @@
-"""How OpenAI's API says what is searched for, and what was found: rankers, filters, attributes."""
+"""Searches in OpenAI's API: rankers, filters, attributes and scores."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator, WithJsonSchema
 
 from shared.bounds import shown
-from shared.filters import escaped
+from shared.filters import MetadataFilter, escaped
 from shared.kinds.search import Hit, SearchType
 from shared.vocabulary import WireShape
 
@@ -20,7 +20,7 @@ RANKERS: Mapping[str, SearchType] = {
     "default_2024_08_21": SearchType.HYBRID,
     "none": SearchType.SIMILARITY,
 }
-"""What a ranker is here: words and meaning together, or meaning alone."""
+"""Ranker -> our type of search."""
 
 
 class SearchRanking(WireShape):
@@ -28,11 +28,28 @@ class SearchRanking(WireShape):
     score_threshold: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = 0
 
 
-# Filters: comparisons by type, joined by and and or.
+# Filters: comparisons, and compound filters of the types `and` and `or`
 
 COMPARISONS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
 JOINTS = ("and", "or")
 LIMIT_DEPTH = 16
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {
+        "type": {"enum": [*COMPARISONS, *JOINTS]},
+        "key": {"type": "string", "minLength": 1},
+        "value": {
+            "anyOf": [
+                {"type": ["string", "number", "boolean"]},
+                {"type": "array", "items": {"type": ["string", "number"]}},
+            ]
+        },
+        "filters": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+    },
+    "additionalProperties": False,
+    "examples": [{"type": "eq", "key": "team", "value": "office"}],
+}
 
 
 def translate_filter(value: Any, depth: int = 1) -> dict[str, Any]:
@@ -65,18 +82,27 @@ def translate_filter(value: Any, depth: int = 1) -> dict[str, Any]:
     return {escaped(key): {f"${type_}": value["value"]}}
 
 
+def _checked(value: Any) -> Any:
+    MetadataFilter.read(translate_filter(value))
+    return value
+
+
+WireFilter = Annotated[dict[str, Any], PlainValidator(_checked), WithJsonSchema(_SCHEMA)]
+"""A filter as it was sent, which `translate_filter` takes."""
+
+
 def shown_attributes(metadata: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
-    """As much of any metadata as attributes may be."""
-    fitting = {
+    """The part of a document's metadata that OpenAI's limits of attributes allow."""
+    allowed = {
         key: value
         for key, value in metadata.items()
         if len(key) <= LIMIT_KEY_CHARS
         and isinstance(value, str | int | float | bool)
         and not (isinstance(value, str) and len(value) > LIMIT_VALUE_CHARS)
     }
-    return dict(list(fitting.items())[:LIMIT_PAIRS])
+    return dict(list(allowed.items())[:LIMIT_PAIRS])
 
 
 def score_of(hit: Hit) -> float:
-    """From 0 to 1, as this API has scores."""
+    """The score of a hit, limited to the range of this API, 0 to 1."""
     return min(1.0, max(0.0, hit.score))

@@ -1,7 +1,7 @@
-"""Items of responses and of conversations, and the messages of chats that they stand for.
+"""Items of responses and conversations, and the chat messages that correspond to them.
 
-The messages of a chat (`shared.kinds.chat.ChatMessage`) are what is stored. A message of the
-assistant with calls of tools is several items; its calls of `search_collection` are
+The messages of a chat (`shared.kinds.chat.ChatMessage`) are stored, items are not. An assistant's
+message with tool calls corresponds to several items; calls of `search_collection` are
 `file_search_call` items with the passages that were found.
 """
 
@@ -25,10 +25,10 @@ from shared.openai.file_search import (
     score_of,
     shown_attributes,
 )
-from shared.openai.wire import TEXT_CHARS, Arguments, Content, Taken, id_of
+from shared.openai.wire import TEXT_CHARS, NoEffect, WireArguments, WireContent, id_of
 from shared.vocabulary import WireShape
 
-# Parameters that several routes have.
+# Parameters of several routes
 
 Include = Literal[
     "file_search_call.results", "message.output_text.logprobs", "web_search_call.results",
@@ -36,7 +36,7 @@ Include = Literal[
     "computer_call_output.output.image_url", "message.input_image.image_url",
     "reasoning.encrypted_content",
 ]  # fmt: skip
-"""Only the first two are of items that there are here; the others change nothing."""
+"""Only the first two concern items that exist here; the others change nothing."""
 WITH_RESULTS: Include = "file_search_call.results"
 WITH_LOGPROBS: Include = "message.output_text.logprobs"
 
@@ -49,7 +49,7 @@ WireMetadata = Annotated[
     Field(max_length=LIMIT_PAIRS),
 ]
 
-# What clients send.
+# Items that clients send
 
 FILE_PREFIX = "file-"
 ITEMS_LIMIT = 1000
@@ -59,62 +59,62 @@ RESULTS_LIMIT = 1000
 class MessageItem(WireShape):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: Content
-    id: Taken = None
-    status: Taken = None
-    phase: Taken = None
+    content: WireContent
+    id: NoEffect = None
+    status: NoEffect = None
+    phase: NoEffect = None
 
 
 class FunctionCallItem(WireShape):
     type: Literal["function_call"]
     call_id: Line
     name: Line
-    arguments: Arguments
-    id: Taken = None
-    status: Taken = None
-    caller: Taken = None
-    created_by: Taken = None
+    arguments: WireArguments
+    id: NoEffect = None
+    status: NoEffect = None
+    caller: NoEffect = None
+    created_by: NoEffect = None
 
 
 class FunctionCallOutputItem(WireShape):
     type: Literal["function_call_output"]
     call_id: Line
-    output: Content
-    id: Taken = None
-    status: Taken = None
-    caller: Taken = None
-    name: Taken = None
-    created_by: Taken = None
+    output: WireContent
+    id: NoEffect = None
+    status: NoEffect = None
+    caller: NoEffect = None
+    name: NoEffect = None
+    created_by: NoEffect = None
 
 
 class FileSearchResult(WireShape):
-    file_id: Taken = None
+    file_id: NoEffect = None
     filename: Line = ""
     text: Annotated[str, Field(max_length=TEXT_CHARS)] = ""
-    score: Taken = None
-    attributes: Taken = None
+    score: NoEffect = None
+    attributes: NoEffect = None
 
 
 class FileSearchCallItem(WireShape):
-    """As a response had it. The model reads the passages again only where they are here
+    """A search of an earlier response. The model reads the passages again only if they are included
     (`include: ["file_search_call.results"]`)."""
 
     type: Literal["file_search_call"]
     id: Line
     queries: Annotated[tuple[Line, ...], Field(max_length=100)] = ()
     results: Annotated[tuple[FileSearchResult, ...], Field(max_length=RESULTS_LIMIT)] = ()
-    status: Taken = None
+    status: NoEffect = None
 
 
 class ReasoningItem(WireShape):
-    """What a model of another server thought; models here do not read it."""
+    """The reasoning of a model on another server; models here do not read it."""
 
     type: Literal["reasoning"]
-    id: Taken = None
-    summary: Taken = None
-    content: Taken = None
-    encrypted_content: Taken = None
-    status: Taken = None
+    id: NoEffect = None
+    summary: NoEffect = None
+    content: NoEffect = None
+    encrypted_content: NoEffect = None
+    status: NoEffect = None
 
 
 class ItemReference(WireShape):
@@ -131,13 +131,14 @@ ITEM_TYPES = (
 
 
 def tag_of(value: Any) -> str:
-    """The type of a member of a union, as its tag; no part of the path of an error."""
+    """The tag of a member of a union by type. The angle brackets mark it as no part of the path of
+    an error."""
     type_ = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
     return f"<{str(type_)[:100]}>"
 
 
 def _item_tag_of(value: Any) -> str:
-    """Messages and references come without a type, too."""
+    """As `tag_of`; messages and references may lack their type."""
     if isinstance(value, Mapping) and value.get("type") is None:
         if "role" in value:
             return "<message>"
@@ -146,7 +147,7 @@ def _item_tag_of(value: Any) -> str:
 
 
 def none_of(types: Sequence[str], remedy: str) -> Any:
-    """What a union says of a member of another type: keywords of its `Discriminator`."""
+    """Keyword arguments of a `Discriminator`: the error for a member of another type."""
     message = f"is of no type that is supported here ({', '.join(types)}); {remedy}"
     return {"custom_error_type": "unsupported_type", "custom_error_message": message}
 
@@ -166,10 +167,10 @@ Resolve = Callable[[str], InputItem]
 
 
 def chat_messages(items: Sequence[InputItem], resolve: Resolve) -> list[dict[str, Any]]:
-    """The messages of a chat that the items stand for."""
+    """The chat messages that correspond to items."""
     messages: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] | None = None
-    """Those of the last message, where it is the assistant's."""
+    """The tool calls of the last message, if that is the assistant's."""
     for item in items:
         if isinstance(item, ItemReference):
             item = resolve(item.id)
@@ -196,7 +197,7 @@ def chat_messages(items: Sequence[InputItem], resolve: Resolve) -> list[dict[str
                 messages.append(_tool(item.id, _passages(item.results)))
                 calls = None
             case _:
-                pass  # says nothing that a model here reads
+                pass  # models here do not read the other items
     return messages
 
 
@@ -216,26 +217,26 @@ def _passages(results: Sequence[FileSearchResult]) -> str:
     return "\n\n".join(f"{result.filename}:\n{result.text}" for result in results)[:TEXT_CHARS]
 
 
-# Ids of items are made of the job's, or of the conversation's, and of the item's place.
+# The id of an item consists of that of the job or conversation, and the item's place in it.
 
 ITEM_ID = re.compile(r"(?:msg|fc|fco|fs)_([0-9a-f]{32})_[iox0-9]{1,20}", re.ASCII)
 
 
 def owner_of(item_id: str) -> UUID | None:
-    """The job or conversation that an item's id was made of."""
+    """The id of the job or conversation of an item; None for what is no id of an item."""
     match = ITEM_ID.fullmatch(item_id)
     return None if match is None else UUID(hex=match[1])
 
 
-# What clients are shown.
+# Items that the server sends
 
 MARKER = re.compile(r"\[ *(\d+(?: *[,;] *\d+)*) *\]", re.ASCII)
-"""A citation, as `workers/generation/rag.py` has it."""
+"""A citation of one or more passages, as `workers/generation/rag.py` writes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CitedFile:
-    """The file that a passage is of."""
+    """The file of a passage."""
 
     file_id: str
     name: str
@@ -243,7 +244,7 @@ class CitedFile:
 
     @classmethod
     def of(cls, hit: Hit) -> "CitedFile":
-        """Where nothing more is known of the document."""
+        """The document of a hit as a file, if no uploaded file is known for it."""
         return cls(
             file_id=id_of(FILE_PREFIX, UUID(hit.document_id)),
             name=hit.source,
@@ -253,8 +254,8 @@ class CitedFile:
 
 @dataclass(kw_only=True)
 class Passages:
-    """What the searches of a job have found, by the numbers that it is cited by; and the files that
-    it is of, by document."""
+    """The passages that the searches of a job have found, by the numbers by which the answer cites
+    them; and their files, by document."""
 
     hits: dict[int, Hit] = field(default_factory=dict)
     files: dict[str, CitedFile] = field(default_factory=dict)
@@ -266,7 +267,7 @@ class Passages:
         return self.files.get(hit.document_id) or CitedFile.of(hit)
 
     def citations(self, text: str) -> list[dict[str, Any]]:
-        """The annotations of a text: one for each passage of each marker, at the marker's place."""
+        """The annotations of a text: one for each passage that a marker cites, at the marker."""
         if not self.hits:
             return []
         cited = [
@@ -311,12 +312,12 @@ def output_text(
 
 @dataclass(frozen=True, kw_only=True)
 class ItemWriter:
-    """Writes what an assistant said and called, as items of one job or conversation."""
+    """Makes the items of one job or conversation."""
 
     owner: UUID
     passages: Passages = field(default_factory=Passages)
     with_results: bool = False
-    """Whether searches show what they have found."""
+    """Whether items of searches include the passages that were found."""
 
     def message(
         self, place: int | str, content: Sequence[Mapping[str, Any]], status: str
@@ -345,7 +346,7 @@ class ItemWriter:
     def file_search_call(
         self, place: int | str, call: Mapping[str, Any], search: ToolSearch | None
     ) -> dict[str, Any]:
-        """`search` is None where it came to nothing: the arguments were wrong."""
+        """`search` is None if the call failed because of its arguments."""
         query = call["function"].get("arguments", {}).get("query")
         item: dict[str, Any] = {
             "id": f"fs_{self.owner.hex}_{place}",
@@ -360,8 +361,8 @@ class ItemWriter:
     def message_items(
         self, place: str, message: Mapping[str, Any], searches: set[str]
     ) -> Iterator[dict[str, Any]]:
-        """What a message consists of. `searches` are the ids of calls that searched; they are shown
-        by what they looked for, and what came of them is not."""
+        """The items of a message. `searches` collects the ids of search calls; their results, which
+        come in later messages, are not shown."""
         content, role = message.get("content", ""), message["role"]
         if role == "tool":
             if message["tool_call_id"] not in searches:
@@ -392,7 +393,7 @@ class ItemWriter:
                     yield self.function_call(at, call)
 
     def input_items(self, messages: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Messages that were sent, or said before, as they are listed."""
+        """The items of messages that were the input of a job."""
         searches: set[str] = set()
         for number, message in enumerate(messages):
             yield from self.message_items(f"i{number}", message, searches)
@@ -400,7 +401,7 @@ class ItemWriter:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelAnswer:
-    """One answer of the model: its text, and its calls of tools that are shown."""
+    """One answer of the model: its text, and those of its tool calls that clients see."""
 
     text: str
     calls: Sequence[Mapping[str, Any]]
@@ -421,7 +422,7 @@ def turns_of(result: ChatResult) -> list[ModelAnswer]:
 
 
 def settled_turns(steps: Sequence[Mapping[str, Any]]) -> list[ModelAnswer]:
-    """Those whose calls were run: of the messages that a chat has added so far."""
+    """The answers whose tool calls were run, from the messages that a chat has added so far."""
     return [
         ModelAnswer(
             text=message.get("content", ""),
@@ -437,17 +438,18 @@ def settled_turns(steps: Sequence[Mapping[str, Any]]) -> list[ModelAnswer]:
 
 
 def read_result(values: Mapping[str, Any], passages: Passages) -> ChatResult:
-    """The result of a `chat`, or that of a `rag` as one; the passages that it cites are added."""
+    """The result of a `chat`; that of a `rag` in the same shape, and its citations are added to
+    `passages`."""
     if "answer" not in values:
         return ChatResult.model_validate(values)
-    answered = RagResult.model_validate(values)
-    for citation in answered.citations:
+    result = RagResult.model_validate(values)
+    for citation in result.citations:
         passages.hits[int(citation.marker.strip("[]"))] = citation
     return ChatResult(
-        message={"role": "assistant", "content": answered.answer},
-        model=answered.model,
-        usage=answered.usage,
-        finish_reason=answered.finish_reason,
+        message={"role": "assistant", "content": result.answer},
+        model=result.model,
+        usage=result.usage,
+        finish_reason=result.finish_reason,
     )
 
 

@@ -1,8 +1,9 @@
-"""The events of a response, in an order and with numbers that are the same for each reader.
+"""The events of a response, with the same order and numbers for every reader.
 
-They depend on what the job has written alone, not on how it came in pieces: a text is cut at places
-that lie in the text, and what is done at the same time is told one thing after the other. So a
-reader that comes back goes on behind the number that it has (`starting_after`).
+They depend only on what the job has written, not on the pieces in which it arrived: a text is cut
+at places that the text itself determines, and things done in parallel are reported one after the
+other. So a reader that reconnects can continue after the last number it has seen
+(`starting_after`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,14 +23,15 @@ from shared.openai.items import (
 ResponseEvent = dict[str, Any]
 
 PIECE_CHARS = 16
-"""The longest piece of a word that is written at once."""
+"""Longer words are cut into pieces of this length."""
 FIRST_WIDE = "\u1100"
-"""From Hangul on, writing has words of few letters, and often no spaces between them."""
+"""From Hangul on, words have few letters, and many scripts have no spaces: each letter is a
+piece."""
 
 
 def cut(text: str, *, is_whole: bool) -> list[str]:
-    """The text in pieces: words, with the space before them. Where a piece ends depends on what
-    comes before it and on the next character; the last one is left out where none has come yet."""
+    """The text in pieces: words with the space before them. The end of a piece depends on the text
+    before it and on the next character, so the last piece is left out unless `is_whole`."""
     pieces: list[str] = []
     start = 0
     for at in range(1, len(text)):
@@ -54,26 +56,27 @@ class _OpenMessage:
 
     item: dict[str, Any]
     waiting: str = ""
-    """What is not written yet."""
+    """The text that is not written yet."""
     written_chars: int = 0
     written_bytes: int = 0
     scored: list[Mapping[str, Any]] = field(default_factory=list)
-    """Log-probabilities of its tokens that are known and not written yet."""
+    """The known log-probabilities of tokens that are not written yet."""
     scored_count: int = 0
-    """How many are known."""
+    """For how many tokens log-probabilities are known."""
     scored_bytes: int = 0
-    """Of the tokens whose log-probabilities are written."""
+    """How many bytes the tokens have whose log-probabilities are written."""
 
-    def know(self, logprobs: Sequence[Mapping[str, Any]], before: int) -> None:
-        """Of the tokens behind the first `before`; what comes behind a gap comes again later."""
+    def add_logprobs(self, logprobs: Sequence[Mapping[str, Any]], before: int) -> None:
+        """Add those of the tokens after the first `before`. If there is a gap, they are ignored:
+        they will be sent again."""
         if before <= self.scored_count:
             new = logprobs[self.scored_count - before :]
             self.scored += new
             self.scored_count += len(new)
 
     def write(self, piece: str) -> list[dict[str, Any]]:
-        """The log-probabilities that go with a piece of the text: those of the tokens that end in
-        it, as far as they are known."""
+        """Count a piece of the text as written. Returns the known log-probabilities of the tokens
+        that end in it."""
         self.written_bytes += len(piece.encode(errors="surrogatepass"))
         count = 0
         for entry in self.scored:
@@ -87,31 +90,33 @@ class _OpenMessage:
 
 @dataclass(kw_only=True)
 class ResponseEvents:
-    """Feed it `text` as it comes, and between two turns what was `settled`; then `end` it, or let
-    it fail. All of them give the events that are new to a reader who has had `starting_after`.
+    """Makes the events of one response: call `begin`, then `text` for each piece of text and
+    `settled` between two answers of the model, and at last `end` or `fail`. Each returns only
+    events with numbers above `starting_after`.
     """
 
     writer: ItemWriter
     is_queued: bool
-    """Whether it says when the response has begun to run: one in the background may wait long."""
+    """Whether events say that the response is queued and when it starts: one in the background may
+    wait long."""
     starting_after: int = -1
     step_id: int | None = None
     """The step whose text is being written."""
     number: int = -1
-    """Of the last event."""
+    """The number of the last event."""
     output: list[dict[str, Any]] = field(default_factory=list)
     _turns: int = 0
-    """How many turns are settled."""
+    """How many answers of the model are complete, with their tool calls."""
     _calls: int = 0
-    """How many calls of the turn behind these are done."""
+    """How many tool calls of the next answer are done."""
     _is_searching: bool = False
-    """Whether the call behind these has been told of."""
+    """Whether the beginning of the next tool call was reported."""
     _message: _OpenMessage | None = None
     _message_is_done: bool = False
     _is_running: bool = False
 
     def begin(self, response: Mapping[str, Any]) -> Iterator[ResponseEvent]:
-        """`response` is as it is before anything has come of it."""
+        """The first events. `response` is the new response, without output."""
         if not self.is_queued:
             yield from self._event("response.created", response=response)
             yield from self._runs(response)
@@ -134,18 +139,18 @@ class ResponseEvents:
         logprobs: Sequence[Mapping[str, Any]] = (),
         logprobs_before: int = 0,
     ) -> Iterator[ResponseEvent]:
-        """More text of a step; what lies before the step is settled. `logprobs` are those of its
-        tokens behind the first `logprobs_before`."""
+        """More text of a step; everything before this step is settled. `logprobs` are those of its
+        tokens after the first `logprobs_before`."""
         yield from self._runs(response)
         self.step_id = step_id
-        if self._message_is_done:  # an old step; nothing more of it is shown
+        if self._message_is_done:  # late text of a step whose message is complete
             return
         message = self._message
         if message is None:
             message = self._new_message()
             yield from self._begin(message)
         message.waiting += text
-        message.know(logprobs, logprobs_before)
+        message.add_logprobs(logprobs, logprobs_before)
         yield from self._deltas(message, is_whole=False)
 
     def settled(
@@ -154,7 +159,7 @@ class ResponseEvents:
         searches: Sequence[ToolSearch],
         response: Mapping[str, Any],
     ) -> Iterator[ResponseEvent]:
-        """What the job has added to the dialogue so far. The last calls may still be at work."""
+        """The messages that the job has added so far. The last tool calls may still run."""
         yield from self._runs(response)
         by_call = {search.call_id: search for search in searches}
         answered = {m["tool_call_id"] for m in messages if m["role"] == "tool"}
@@ -179,7 +184,7 @@ class ResponseEvents:
         response: Mapping[str, Any],
         logprobs: Sequence[Mapping[str, Any]] = (),
     ) -> Iterator[ResponseEvent]:
-        """Up to the last event. `response` is as it has ended, less its output."""
+        """All remaining events. `response` is the finished response, without its output."""
         yield from self.settled(result.steps, result.searches, response)
         last = turns_of(result)[-1]
         status = "incomplete" if response["status"] == "incomplete" else "completed"
@@ -240,9 +245,9 @@ class ResponseEvents:
         if message is None:
             message = self._new_message()
             yield from self._begin(message)
-        # The whole text is known now; what was written is its beginning.
+        # The whole text is known now, and what was written is its beginning.
         message.waiting = turn.text[message.written_chars :]
-        message.know(logprobs, 0)
+        message.add_logprobs(logprobs, 0)
         yield from self._deltas(message, is_whole=True)
         self._message = None
         annotations = self.writer.passages.citations(turn.text)
@@ -293,9 +298,9 @@ class ResponseEvents:
     def _function_call(self, call: Mapping[str, Any]) -> Iterator[ResponseEvent]:
         item = self.writer.function_call(len(self.output), call)
         place = {"item_id": item["id"], "output_index": len(self.output)}
-        begun = {**item, "arguments": "", "status": "in_progress"}
+        added = {**item, "arguments": "", "status": "in_progress"}
         yield from self._event(
-            "response.output_item.added", output_index=len(self.output), item=begun
+            "response.output_item.added", output_index=len(self.output), item=added
         )
         yield from self._event(
             "response.function_call_arguments.delta", **place, delta=item["arguments"]
@@ -315,9 +320,9 @@ class ResponseEvents:
 
 
 def _all_calls(messages: Sequence[Mapping[str, Any]], turn: int) -> Sequence[Mapping[str, Any]]:
-    """Also those that are not shown."""
-    said = [message for message in messages if message["role"] == "assistant"]
-    calls: Sequence[Mapping[str, Any]] = said[turn].get("tool_calls", ())
+    """The tool calls of an answer of the model, also those that clients do not see."""
+    answers = [message for message in messages if message["role"] == "assistant"]
+    calls: Sequence[Mapping[str, Any]] = answers[turn].get("tool_calls", ())
     return calls
 
 
@@ -333,7 +338,7 @@ def output_of(
     is_incomplete: bool,
     logprobs: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """The items of a response that has ended: those that its events add up to."""
+    """The items of a finished response, as its events add them up."""
     events = ResponseEvents(writer=writer, is_queued=False, starting_after=2**62)
     status = "incomplete" if is_incomplete else "completed"
     for _ in events.end(result, {"status": status}, logprobs):

@@ -1,6 +1,6 @@
-"""Responses of OpenAI's API: what is sent, as a job; and what comes of it, as is answered.
+"""Responses of OpenAI's API: request -> job, and the job's result -> answer.
 
-A response is a job of the kind `chat`, or `rag` where the model is `rag/<collection>`.
+A response is a job of the kind `chat`, or `rag` if the model is `rag/<collection>`.
 """
 
 import re
@@ -11,10 +11,9 @@ from uuid import UUID
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from shared.bounds import COLLECTION_NAME, JsonSchema, Line, ModelName, Paragraph, shown
-from shared.config import EXTRACTIVE, Settings
+from shared.config import Settings
 from shared.errors import InvalidInput
-from shared.filters import MetadataFilter
-from shared.kinds.batch import Ended, Endpoint, Request
+from shared.kinds.batch import EndedJob, Endpoint, JobSpec
 from shared.kinds.chat import (
     CALLS_LIMIT,
     CHAT,
@@ -23,16 +22,19 @@ from shared.kinds.chat import (
     Parameters,
     TokenLogprob,
 )
-from shared.kinds.rag import RAG, RAG_PREFIX, RagModel, rag_of
+from shared.kinds.rag import RAG, RagModel, rag_of
 from shared.kinds.search import COLLECTIONS_LIMIT
 from shared.openai.chat import (
     TOOLS_LIMIT,
     FunctionTool,
     JsonObjectFormat,
     TextFormat,
+    needs_generation,
+    quotes,
+    rag_values,
     require_collection_name,
 )
-from shared.openai.file_search import RANKERS, SearchRanking, translate_filter
+from shared.openai.file_search import RANKERS, SearchRanking, WireFilter, translate_filter
 from shared.openai.items import (
     ITEMS_LIMIT,
     WITH_LOGPROBS,
@@ -48,13 +50,13 @@ from shared.openai.items import (
     tag_of,
 )
 from shared.openai.response_events import output_of
-from shared.openai.wire import TEXT_CHARS, Taken, Unsupported, id_of, without_stream
+from shared.openai.wire import TEXT_CHARS, NoEffect, Unsupported, id_of, without_stream
 from shared.vocabulary import Lane, WireShape
 
 PREFIX: Final = "resp_"
 CONVERSATION_PREFIX: Final = "conv_"
 
-# Requests. What is no field here is refused.
+# Requests. Unknown fields are refused.
 
 RESULTS_LIMIT = 50
 MODES = ("none", "auto", "required")
@@ -66,7 +68,7 @@ TOOLS = ("function", "file_search")
 class ResponseFunctionTool(FunctionTool):
     type: Literal["function"]
     strict: bool = False
-    output_schema: Taken = None
+    output_schema: NoEffect = None
     defer_loading: Annotated[Any, AfterValidator(Unsupported("leave it out", False))] = None
     allowed_callers: Annotated[Any, AfterValidator(Unsupported("leave it out", ["direct"]))] = None
 
@@ -80,11 +82,6 @@ class ResponseFunctionTool(FunctionTool):
         }
 
 
-def _is_filter(value: Any) -> Any:
-    MetadataFilter.read(translate_filter(value))
-    return value
-
-
 class FileSearchTool(WireShape):
     type: Literal["file_search"]
     vector_store_ids: Annotated[
@@ -92,10 +89,10 @@ class FileSearchTool(WireShape):
     ]
     max_num_results: Annotated[int, Field(ge=1, le=RESULTS_LIMIT)] = 20
     ranking_options: SearchRanking = SearchRanking()
-    filters: Annotated[Any, AfterValidator(_is_filter)] = None
+    filters: WireFilter | None = None
 
-    def ours(self, names: Sequence[str]) -> dict[str, Any]:
-        """`names` are the collections'."""
+    def to_input(self, names: Sequence[str]) -> dict[str, Any]:
+        """The tool in the input of a `chat`; `names` are the names of the collections."""
         where = None if self.filters is None else translate_filter(self.filters)
         return {
             "type": SEARCH_TOOL,
@@ -170,7 +167,7 @@ class ResponseJsonSchema(WireShape):
     description: Paragraph | None = None
     strict: bool | None = None
 
-    def ours(self) -> dict[str, Any]:
+    def to_input(self) -> dict[str, Any]:
         return {"type": "json", "schema": self.schema_}
 
 
@@ -195,8 +192,8 @@ class Reasoning(WireShape):
     ] = None
     summary: Annotated[Any, AfterValidator(Unsupported("leave it out", "auto"))] = None
     generate_summary: Annotated[Any, AfterValidator(Unsupported("leave it out", "auto"))] = None
-    context: Taken = None
-    mode: Taken = None
+    context: NoEffect = None
+    mode: NoEffect = None
 
 
 class ConversationReference(WireShape):
@@ -224,8 +221,8 @@ def _as_text(value: Any) -> Any:
 
 
 class StoredPrompt(WireShape):
-    """A prompt of `/v1/prompts`, and what its variables stand for. Beside `input` it is a system
-    message, alone it is the user's."""
+    """A prompt of `/v1/prompts` with values for its variables. With `input` it is a system message,
+    without it is the message of the user."""
 
     id: Annotated[str, Field(max_length=80)]
     version: Annotated[str, Field(max_length=10)] | None = None
@@ -247,19 +244,19 @@ class StoredPrompt(WireShape):
 
 
 class ResponseStreamOptions(WireShape):
-    include_obfuscation: Taken = None
+    include_obfuscation: NoEffect = None
 
 
 class BackgroundOptions(WireShape):
     completion_window: Literal["soonest", "2h", "8h"] = "soonest"
-    continuation_id: Taken = None
+    continuation_id: NoEffect = None
 
 
 class ResponseRequest(WireShape):
-    """A response to be made. What is no field here is refused."""
+    """A response to be made. Unknown fields are refused."""
 
     model: ModelName | None = None
-    """The server's own where none is named."""
+    """By default the server's model."""
     input: (
         Annotated[
             list[InputItem],
@@ -296,13 +293,13 @@ class ResponseRequest(WireShape):
     include: Annotated[list[Include], Field(fail_fast=True, max_length=32)] = []
     metadata: WireMetadata = {}
     reasoning: Reasoning = Reasoning()
-    # These cannot change an answer.
+    # The following cannot change an answer.
     user: Line | None = None
     safety_identifier: Line | None = None
     prompt_cache_key: Line | None = None
-    prompt_cache_retention: Taken = None
-    prompt_cache_options: Taken = None
-    service_tier: Taken = None
+    prompt_cache_retention: NoEffect = None
+    prompt_cache_options: NoEffect = None
+    service_tier: NoEffect = None
     context_management: Annotated[
         Any, AfterValidator(Unsupported("send truncation: auto, which drops the oldest messages"))
     ] = None
@@ -326,7 +323,7 @@ class ResponseRequest(WireShape):
         return Lane.NORMAL if window == "soonest" else Lane.BULK
 
 
-# From a request to a job.
+# Request -> job
 
 
 def wrong(param: str, detail: str) -> InvalidInput:
@@ -335,24 +332,24 @@ def wrong(param: str, detail: str) -> InvalidInput:
 
 
 class Lookup(Protocol):
-    """What of a request is somewhere else."""
+    """Looks up what a request refers to. All methods raise for what does not exist."""
 
     def collections(self, ids: Sequence[str], param: str) -> list[str]:
-        """The names of vector stores."""
+        """Ids of vector stores -> names of collections."""
 
     def item(self, id_: str) -> InputItem:
-        """The item that a reference means."""
+        """The item with this id."""
 
     def previous(self, id_: str) -> str:
-        """The id of the job of a response that is continued."""
+        """Id of a response -> id of its job."""
 
     def conversation(self, id_: str) -> str:
-        """The id of a conversation of Sluice."""
+        """Id of a conversation -> its id in Sluice."""
 
 
-def response_job(request: ResponseRequest, settings: Settings, lookup: Lookup) -> Request:
-    """A `chat`, or a `rag` of a model `rag/<collection>`. Raises InvalidInput, ValidationError, and
-    what `lookup` does where something is not there that the request names."""
+def response_job(request: ResponseRequest, settings: Settings, lookup: Lookup) -> JobSpec:
+    """A `chat`, or a `rag` for a model `rag/<collection>`. Raises InvalidInput, ValidationError,
+    and what `lookup` raises."""
     if request.previous_response_id is not None and request.conversation is not None:
         raise wrong("conversation", "give either previous_response_id or conversation")
     if request.background and not request.store:
@@ -384,7 +381,7 @@ def response_job(request: ResponseRequest, settings: Settings, lookup: Lookup) -
         values["conversation_id"] = lookup.conversation(request.conversation.id)
     echo = echo_of(request, request.model or settings.generation_model)
     options = {"echo": echo, "with_results": request.with_results}
-    return Request(kind=kind, input=kind.input.model_validate(values), options=options)
+    return JobSpec(kind=kind, input=kind.input.model_validate(values), options=options)
 
 
 def _chat_values(
@@ -400,7 +397,7 @@ def _chat_values(
         "parallel_tool_calls": request.parallel_tool_calls,
         "tool_calls_limit": request.max_tool_calls,
         "history": "trim" if request.truncation == "auto" else "whole",
-        "response_format": request.text.format.ours(),
+        "response_format": request.text.format.to_input(),
         "parameters": _parameters(request),
     }
     if request.prompt is not None:
@@ -414,13 +411,13 @@ def _rag_values(
     rag: RagModel,
     settings: Settings,
 ) -> dict[str, Any]:
-    """The last message is the question; what was said before goes to the model, too."""
-    refused = {
+    """The last message is the question; the model reads the earlier ones, too."""
+    refusals = {
         "tools": request.tools,
         "prompt": request.prompt,
         "top_logprobs": request.top_logprobs,
     }
-    for name, value in refused.items():
+    for name, value in refusals.items():
         if value:
             raise wrong(name, "is not supported by models rag/<collection>; leave it out")
     system = [message["content"] for message in messages if message["role"] == "system"]
@@ -428,37 +425,29 @@ def _rag_values(
     has_tools = any(m["role"] == "tool" or m.get("tool_calls") for m in (*earlier, last))
     if has_tools or last["role"] != "user":
         raise wrong("input", "must be without calls of tools for models rag/<collection>")
-    values: dict[str, Any] = {"collection": rag.collection, "question": last["content"]}
-    if rag.model is not None:
-        values["model"] = rag.model
-    if (rag.model or settings.generation_model) == EXTRACTIVE:
-        # It quotes: there is nothing to sample, and what was said before changes nothing.
+    if quotes(rag, settings):
         if not isinstance(request.text.format, TextFormat):
-            raise wrong(
-                "text.format",
-                f"is for models that generate text; {request.model} quotes passages. Name a model "
-                f"behind the collection, as {RAG_PREFIX}{rag.collection}/ollama/llama3.2",
-            )
-        return values
-    if earlier and (request.conversation or request.previous_response_id):
+            raise wrong("text.format", needs_generation(request.model, rag))
+    elif earlier and (request.conversation or request.previous_response_id):
         raise wrong("input", "must be one message for models rag/<collection> that go on")
     if request.instructions:
         system.insert(0, request.instructions)
-    return values | {
-        "parameters": _parameters(request),
-        "response_format": request.text.format.ours(),
-        "instructions": "\n\n".join(system) or None,
-        "earlier": [
-            {"role": message["role"], "content": message["content"]} for message in earlier
-        ],
-    }
+    return rag_values(
+        rag,
+        settings,
+        question=last["content"],
+        earlier=[{"role": one["role"], "content": one["content"]} for one in earlier],
+        system=system,
+        parameters=_parameters(request),
+        response_format=request.text.format.to_input(),
+    )
 
 
 def _parameters(request: ResponseRequest) -> dict[str, Any]:
     values = {
         "max_tokens": request.max_output_tokens,
         "temperature": request.temperature,
-        # 0 leaves the likeliest token alone.
+        # `top_p` of 0 means the most probable token only, which is a `top_k` of 1 here.
         "top_p": request.top_p if request.top_p != 0 else None,
         "top_k": 1 if request.top_p == 0 else None,
         "logprobs": (request.top_logprobs or 0) if request.with_logprobs else None,
@@ -470,37 +459,37 @@ def _tools(
     request: ResponseRequest, lookup: Lookup
 ) -> tuple[list[dict[str, Any]], Literal["auto", "none", "required"]]:
     """The tools that the model may call, and whether it has to call one."""
-    ours: dict[str, dict[str, Any]] = {}
+    tools: dict[str, dict[str, Any]] = {}
     for number, tool in enumerate(request.tools):
         if isinstance(tool, FileSearchTool):
-            if SEARCH_TOOL in ours:
+            if SEARCH_TOOL in tools:
                 raise wrong(
                     f"tools.{number}",
                     "there is one file_search already; name all vector_store_ids there",
                 )
             param = f"tools.{number}.vector_store_ids"
-            ours[SEARCH_TOOL] = tool.ours(lookup.collections(tool.vector_store_ids, param))
-        elif tool.name in ours or tool.name == SEARCH_TOOL:
+            tools[SEARCH_TOOL] = tool.to_input(lookup.collections(tool.vector_store_ids, param))
+        elif tool.name in tools or tool.name == SEARCH_TOOL:
             raise wrong(f"tools.{number}.name", f"{tool.name} is taken; give another name")
         else:
-            ours[tool.name] = tool.ours()
+            tools[tool.name] = tool.to_input()
     choice = request.tool_choice
     if isinstance(choice, str):
-        if choice == "required" and not ours:
+        if choice == "required" and not tools:
             raise wrong("tool_choice", "is required, and there are no tools")
-        return list(ours.values()), choice
+        return list(tools.values()), choice
     chosen = choice.tools if isinstance(choice, ToolChoiceAllowed) else [choice]
     names = {tool.name if isinstance(tool, FunctionChoice) else SEARCH_TOOL for tool in chosen}
-    for name in sorted(names - ours.keys()):
-        known = "file_search" if name == SEARCH_TOOL else name
-        raise wrong("tool_choice", f"names the tool {shown(known)}, which is not in tools")
+    for name in sorted(names - tools.keys()):
+        wire_name = "file_search" if name == SEARCH_TOOL else name
+        raise wrong("tool_choice", f"names the tool {shown(wire_name)}, which is not in tools")
     mode = choice.mode if isinstance(choice, ToolChoiceAllowed) else "required"
-    return [tool for name, tool in ours.items() if name in names], mode
+    return [tool for name, tool in tools.items() if name in names], mode
 
 
 class NoLookup:
-    """For requests that are read where nothing stored can be looked up, as lines of a batch. What
-    they name is looked for when they are submitted."""
+    """A `Lookup` for the lines of a batch, which are checked without the database. It checks names
+    and ids; whether they exist is checked when the job is submitted."""
 
     def collections(self, ids: Sequence[str], param: str) -> list[str]:
         for id_ in ids:
@@ -525,11 +514,11 @@ def _uuid(prefix: str, id_: str, param: str) -> str:
     return str(UUID(hex=digits))
 
 
-# How a response is written.
+# Result of the job -> answer
 
 
 def echo_of(request: ResponseRequest, model: str) -> dict[str, Any]:
-    """What a response says of its request."""
+    """The fields of the request that its response repeats."""
     choice, prompt, default = request.tool_choice, request.prompt, Parameters()
     echo: dict[str, Any] = {
         "model": model,
@@ -561,8 +550,8 @@ def echo_of(request: ResponseRequest, model: str) -> dict[str, Any]:
     return echo
 
 
-def snapshot(job_id: UUID, created_s: float, echo: Mapping[str, Any]) -> dict[str, Any]:
-    """A response of which nothing has come yet."""
+def new_response(job_id: UUID, created_s: float, echo: Mapping[str, Any]) -> dict[str, Any]:
+    """A response in progress, without output."""
     return {
         "id": id_of(PREFIX, job_id),
         "object": "response",
@@ -576,12 +565,14 @@ def snapshot(job_id: UUID, created_s: float, echo: Mapping[str, Any]) -> dict[st
     }
 
 
-def ended(begun: Mapping[str, Any], result: ChatResult, completed_s: float) -> dict[str, Any]:
-    """A response that has been answered, less its output."""
+def finished_response(
+    new: Mapping[str, Any], result: ChatResult, completed_s: float
+) -> dict[str, Any]:
+    """A finished response, still without its output. `new` is what `new_response` returned."""
     is_cut = result.finish_reason == "length"
     usage = result.usage
     return {
-        **begun,
+        **new,
         "status": "incomplete" if is_cut else "completed",
         "completed_at": None if is_cut else int(completed_s),
         "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
@@ -600,7 +591,7 @@ def logprobs_of(result: ChatResult) -> list[dict[str, Any]]:
 
 
 def as_wire(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
-    """Log-probabilities as an item has them."""
+    """Log-probabilities in the shape that items have."""
     return [
         {
             **_likely(one.token, one.logprob, one.bytes),
@@ -615,11 +606,11 @@ def _likely(token: str, logprob: float, bytes_: list[int] | None) -> dict[str, A
     return {"token": token, "logprob": logprob, "bytes": known}
 
 
-def written(
+def result_items(
     owner: UUID, values: Mapping[str, Any], passages: Passages, *, with_results: bool
 ) -> tuple[ChatResult, list[dict[str, Any]]]:
-    """The result of a job, and the items that it is. `passages` have the files of what it found,
-    where these are known; else documents stand for them."""
+    """The result of a job, and its output items. `passages` has the files of what was found, if
+    they are known; otherwise documents stand for files."""
     result = read_result(values, passages)
     items = output_of(
         ItemWriter(owner=owner, passages=passages, with_results=with_results),
@@ -630,7 +621,7 @@ def written(
     return result, items
 
 
-def _read(body: Any, settings: Settings) -> Request:
+def _read(body: Any, settings: Settings) -> JobSpec:
     without_stream(body)
     request = ResponseRequest.model_validate(body)
     if request.background:
@@ -638,13 +629,13 @@ def _read(body: Any, settings: Settings) -> Request:
     return response_job(request, settings, NoLookup())
 
 
-def _answer(job: Ended) -> dict[str, Any]:
-    result, output = written(
+def _answer(job: EndedJob) -> dict[str, Any]:
+    result, output = result_items(
         job.id, job.result, Passages(), with_results=job.options["with_results"]
     )
     created_s = job.created_at.timestamp()
-    begun = snapshot(job.id, created_s, job.options["echo"])
-    return {**ended(begun, result, created_s), "output": output}
+    new = new_response(job.id, created_s, job.options["echo"])
+    return {**finished_response(new, result, created_s), "output": output}
 
 
 RESPONSES = Endpoint(url="/v1/responses", read=_read, answer=_answer)

@@ -1,6 +1,6 @@
-"""What requests of OpenAI's API share: ids, contents, and parameters that are not supported.
+"""What the requests of OpenAI's API share: ids, contents, and parameters that are not supported.
 
-After the published description, version 2.3.0 (github.com/openai/openai-openapi).
+Follows the published description, version 2.3.0 (github.com/openai/openai-openapi).
 """
 
 import json
@@ -14,13 +14,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from shared.bounds import ToolArguments
 from shared.errors import InvalidInput
 
-Taken = Any
-"""Of a parameter that cannot change an answer: whatever it is, it is passed over."""
+NoEffect = Any
+"""The type of a parameter that cannot change an answer: any value is accepted."""
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A validator of a parameter that is not supported: what changes nothing is let through."""
+    """A validator of a parameter that is not supported. It accepts null and the `neutral` value,
+    which change nothing; the error for others says what to do instead (`remedy`)."""
 
     remedy: str
     neutral: Any = None
@@ -32,21 +33,21 @@ class Unsupported:
 
 
 def id_of(prefix: str, id_: UUID) -> str:
-    """As `chatcmpl-<hex>`; the prefix ends with its own sign."""
+    """An id such as `chatcmpl-<hex>`, of a prefix that includes its separator."""
     return f"{prefix}{id_.hex}"
 
 
 def without_stream(body: Any) -> None:
-    """Raises InvalidInput for a body that is to be answered by a stream, where there is none."""
+    """Raises InvalidInput if the line of a batch asks for a stream."""
     if isinstance(body, Mapping) and body.get("stream"):
         raise InvalidInput("stream must be false in a batch: its answers are lines of a file.")
 
 
-# Contents are texts, as strings or in parts.
+# The content of a message is text: a string, or a list of parts.
 
 TEXT_CHARS = 1_000_000
 PART_TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
-"""The types of parts that are text, and where they have it."""
+"""Type of a part that is text -> the field with the text."""
 REFUSED_PARTS = {
     "image_url": "images are not supported here: send text, or the text that the image shows",
     "input_image": "images are not supported here: send text, or the text that the image shows",
@@ -78,7 +79,7 @@ def _text_of_part(number: int, part: Any) -> str:
 
 
 class TextPart(BaseModel):
-    """What else it has, as annotations of an answer, is passed over."""
+    """A part of a content. Other fields, such as the annotations of an answer, are accepted."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -93,7 +94,7 @@ class RefusalPart(BaseModel):
     refusal: str
 
 
-Content = Annotated[
+WireContent = Annotated[
     str,
     Field(max_length=TEXT_CHARS),
     BeforeValidator(_text_of, json_schema_input_type=str | list[TextPart | RefusalPart]),
@@ -111,8 +112,8 @@ def _arguments_of(value: Any) -> Any:
     return arguments
 
 
-Arguments = Annotated[
+WireArguments = Annotated[
     ToolArguments,
     BeforeValidator(_arguments_of, json_schema_input_type=str | dict[str, Any]),
 ]
-"""Of a call of a tool: JSON in a string; some programs send the object itself."""
+"""The arguments of a tool call: JSON in a string; some programs send the object itself."""

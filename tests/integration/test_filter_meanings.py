@@ -31,7 +31,7 @@ from shared.documents.documents import chunk_id
 from shared.filters import OWN_KEYS, MetadataFilter, escaped
 from shared.tables import Chunk, Document, Version
 from workers.retrieval.chroma import Chroma
-from workers.retrieval.store import Entry
+from workers.retrieval.store import VectorEntry
 
 EDGE = 2**53
 NUMBERS = [
@@ -99,7 +99,7 @@ class Library:
             for n, chunk in enumerate(stored)
         ]
         entries = [
-            Entry(id=id_, text="x", metadata=meta, own=own)
+            VectorEntry(id=id_, text="x", metadata=meta, own=own)
             for id_, (meta, own) in zip(self.ids, self.rows, strict=True)
         ]
         vectors = np.tile(np.eye(1, 2, dtype=np.float32), (len(entries), 1))

@@ -26,7 +26,7 @@ from workers.attempts.runner import run, run_next
 from workers.ingest import erasure as erasing
 from workers.ingest import steps as ingest_steps
 from workers.ingest.erasure import collect_forsaken
-from workers.retrieval.store import Entry, Missing, store_of
+from workers.retrieval.store import MissingCollection, VectorEntry, store_of
 
 
 def test_an_erasure_whose_worker_dies_is_finished_by_the_next_attempt(
@@ -175,7 +175,7 @@ def _write_vectors_again(process: Process, collection: str, claim: claims.Claim)
         for version, first, end in claim.payload["parts"]
         for n in range(first, end)
     ]
-    entries = [Entry(id=id_, text=SECRET, metadata={"source": "secret"}) for id_ in ids]
+    entries = [VectorEntry(id=id_, text=SECRET, metadata={"source": "secret"}) for id_ in ids]
     store_of(process).upsert(collection, entries, np.ones((len(ids), 384), dtype=np.float32))
 
 
@@ -216,7 +216,7 @@ def test_a_collection_that_is_erased_while_chroma_makes_it_leaves_nothing_there(
     run(process, handlers(), planned)
 
     assert store_of(process).id_page(collection, limit=1, offset=0) == []
-    with pytest.raises(Missing):
+    with pytest.raises(MissingCollection):
         store_of(process).upsert(collection, [], np.zeros((0, 384), dtype=np.float32))
     job = job_of(process, job_id)
     assert job.state == "failed"

@@ -28,7 +28,7 @@ from tests.integration.workbench import (
 from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 from workers.ingest.erasure import collect_forsaken
-from workers.retrieval.store import Entry, store_of
+from workers.retrieval.store import VectorEntry, store_of
 
 
 def test_a_document_that_kills_its_worker_fails_alone(process: Process, collection: str) -> None:
@@ -157,7 +157,7 @@ def test_a_collection_whose_chroma_data_was_lost_is_a_clear_error(
 def test_permanent_is_what_the_store_says_of_a_refusal(process: Process, collection: str) -> None:
 
     ingest(process, collection, {"a": "one"})
-    entry = Entry(id="x", text="x", metadata={"source": "x"})
+    entry = VectorEntry(id="x", text="x", metadata={"source": "x"})
 
     with pytest.raises(Permanent, match="dimension"):
         store_of(process).upsert(collection, [entry], np.ones((1, 3), dtype=np.float32))

@@ -37,7 +37,7 @@ from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 from workers.ingest import steps as ingest_steps
 from workers.ingest.erasure import collect_forsaken
-from workers.retrieval.store import Entry, store_of
+from workers.retrieval.store import VectorEntry, store_of
 
 LARGE = " ".join(f"word{n}" for n in range(100))
 
@@ -216,5 +216,5 @@ def _write_again(process: Process, collection: str, context: Context) -> None:
     ids = [
         f"{UUID(version).hex}-{n:06d}" for version, first, end in parts for n in range(first, end)
     ]
-    entries = [Entry(id=id_, text="zombie", metadata={"source": "large"}) for id_ in ids]
+    entries = [VectorEntry(id=id_, text="zombie", metadata={"source": "large"}) for id_ in ids]
     store_of(process).upsert(collection, entries, np.ones((len(ids), 384), dtype=np.float32))

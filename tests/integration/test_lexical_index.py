@@ -40,7 +40,7 @@ from workers.attempts.process import Process
 from workers.ingest import indexing
 from workers.ingest.indexing import NewPostings, add_missing, merge_group, purge
 from workers.retrieval.lexical import CONTEXT_SHARE, Lexical, LexicalResult, lexical_of
-from workers.retrieval.postings import Page, Span, build, hash_of
+from workers.retrieval.postings import ChunkSpan, TermPage, build, hash_of
 from workers.retrieval.terms import terms
 
 WORDS = [f"word{n}" for n in range(60)]
@@ -234,7 +234,7 @@ def stored_terms(process: Process, collection_id: UUID) -> set[int]:
             .where(LexicalSegment.collection_id == collection_id)
         )
         for data in rows:
-            hashes.update(Page.read(data).terms.tolist())
+            hashes.update(TermPage.read(data).terms.tolist())
     return hashes
 
 
@@ -422,7 +422,7 @@ def test_chunks_are_told_apart_beyond_those_of_one_segment(
     version_ids = [new_id() for _ in range(3)]
     for version_id in version_ids:
         texts = [["common"]] * 30_000 + [["common", "rare"]]
-        segment = build([Span(version_id=version_id, first=0, terms=texts)])
+        segment = build([ChunkSpan(version_id=version_id, first=0, terms=texts)])
         with process.ledger.begin() as session:
             lexical.write(session, collection_id, indexing.pack(Field.TERMS, segment))
     for _ in range(2):

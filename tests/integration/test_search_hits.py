@@ -23,7 +23,7 @@ from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.ingest import erasure as erasing
-from workers.retrieval.store import Entry, store_of
+from workers.retrieval.store import VectorEntry, store_of
 
 TEXTS = {
     "cats": "Cats sleep for most of the day.",
@@ -91,7 +91,7 @@ def test_vectors_without_live_text_do_not_take_the_place_of_hits(process: Proces
     ingest(process, collection, TEXTS)
     query = "When does the train leave?"
     vector = embedders().get().encode([query], between=lambda: None)
-    entries = [Entry(id=f"orphan-{n}", text="gone", metadata={"n": n}) for n in range(10)]
+    entries = [VectorEntry(id=f"orphan-{n}", text="gone", metadata={"n": n}) for n in range(10)]
     store_of(process).upsert(collection, entries, np.repeat(vector, 10, axis=0))
 
     hits = search(process, collection, query, k=2)

@@ -11,7 +11,7 @@ from tests.integration.ingestion import hits_of, ingest, ingest_files, new_colle
 from tests.integration.workbench import drain, job_of, submit
 from workers.attempts.process import Process
 from workers.retrieval.search import marginal_relevance
-from workers.retrieval.store import Entry, store_of
+from workers.retrieval.store import VectorEntry, store_of
 
 TEXTS = {
     "cats": "Cats sleep for most of the day.",
@@ -201,7 +201,8 @@ def test_a_filter_finds_what_an_index_of_neighbours_does_not_reach(process: Proc
     equal = np.zeros((600, 384), dtype=np.float32)
     equal[:, 0] = 1
     entries = [
-        Entry(id=f"{uuid4()}:{n}", text="the same", metadata={"n": n}) for n in range(len(equal))
+        VectorEntry(id=f"{uuid4()}:{n}", text="the same", metadata={"n": n})
+        for n in range(len(equal))
     ]
     store_of(process).upsert(name, entries, equal)
 

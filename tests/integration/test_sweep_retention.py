@@ -31,7 +31,7 @@ from tests.integration.workbench import cancel, claimed, job_of, lose_workers, m
 from workers.app import CPU_QUEUES, handlers_of
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.retrieval.store import Entry, store_of
+from workers.retrieval.store import VectorEntry, store_of
 from workers.sweep import Sweeper
 
 OLD = "now() - interval '40 days'"
@@ -325,7 +325,7 @@ def test_vectors_that_came_after_the_erasure_are_detected(process: Process) -> N
     own = "a-note-of-somebody-else"
     store_of(process).upsert(
         collection,
-        [Entry(id=id_, text="two", metadata={"source": "erased"}) for id_ in (*late, own)],
+        [VectorEntry(id=id_, text="two", metadata={"source": "erased"}) for id_ in (*late, own)],
         np.eye(3, 384, dtype=np.float32),
     )
     assert vector_ids(process, collection) == {*kept, *late, own}
@@ -344,7 +344,7 @@ def test_stray_vectors_are_detected_in_large_collections_round_by_round(
     late = [chunk_id(new_id(), 0) for _ in range(5)]
     store_of(process).upsert(
         collection,
-        [Entry(id=id_, text="late", metadata={"source": "late"}) for id_ in late],
+        [VectorEntry(id=id_, text="late", metadata={"source": "late"}) for id_ in late],
         np.eye(len(late), 384, dtype=np.float32),
     )
     small = make_process(settings, sweep_limit_rows=3)

@@ -8,19 +8,19 @@ from shared.bounds import Metadata, nfc, nfc_value
 from shared.config import Settings
 from shared.filters import MetadataFilter
 from workers.models.devices import Vectors
-from workers.retrieval.store import Entry, Match, Missing
+from workers.retrieval.store import Match, MissingCollection, VectorEntry
 
 
 class Memory:
     def __init__(self, settings: Settings) -> None:
         del settings
-        self._collections: dict[str, dict[str, tuple[Entry, Vectors]]] = {}
+        self._collections: dict[str, dict[str, tuple[VectorEntry, Vectors]]] = {}
 
     def make(self, name: str, distance: str) -> None:
         del distance
         self._collections.setdefault(name, {})
 
-    def upsert(self, name: str, entries: Sequence[Entry], vectors: Vectors) -> None:
+    def upsert(self, name: str, entries: Sequence[VectorEntry], vectors: Vectors) -> None:
         chunks = self._chunks(name)
         for entry, vector in zip(entries, vectors, strict=True):
             chunks[entry.id] = (entry, vector)
@@ -67,9 +67,9 @@ class Memory:
     def close(self) -> None:
         pass
 
-    def _chunks(self, name: str) -> dict[str, tuple[Entry, Vectors]]:
+    def _chunks(self, name: str) -> dict[str, tuple[VectorEntry, Vectors]]:
         if name not in self._collections:
-            raise Missing(f"There is no collection {name!r} in memory.")
+            raise MissingCollection(f"There is no collection {name!r} in memory.")
         return self._collections[name]
 
 

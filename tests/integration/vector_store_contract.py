@@ -10,12 +10,12 @@ import pytest
 from shared.bounds import Metadata
 from shared.filters import MetadataFilter
 from workers.models.devices import Vectors
-from workers.retrieval.store import Entry, Missing, VectorStore
+from workers.retrieval.store import MissingCollection, VectorEntry, VectorStore
 
 
-def entry(id_: str, metadata: Metadata | None = None) -> Entry:
+def entry(id_: str, metadata: Metadata | None = None) -> VectorEntry:
     own: Metadata = {"source": "file", "document_id": "d", "start_index": 0}
-    return Entry(id=id_, text=f"text of {id_}", metadata=metadata or {}, own=own)
+    return VectorEntry(id=id_, text=f"text of {id_}", metadata=metadata or {}, own=own)
 
 
 def reads(where: Metadata) -> MetadataFilter | None:
@@ -81,7 +81,7 @@ class VectorStoreContract:
         assert store.id_page(name, limit=9, offset=0) == ["a"]
         assert store.delete(name, ["a"]) == 1
         assert store.drop(name) == 0
-        with pytest.raises(Missing):
+        with pytest.raises(MissingCollection):
             self.ids(store, name)
 
     def test_writing_twice_is_writing_once_and_the_last_counts(
@@ -190,11 +190,11 @@ class VectorStoreContract:
 
     def test_a_collection_that_is_not_there(self, store: VectorStore) -> None:
         name = f"test-{uuid4().hex[:12]}"
-        with pytest.raises(Missing):
+        with pytest.raises(MissingCollection):
             store.upsert(name, [entry("a")], along(0))
-        with pytest.raises(Missing):
+        with pytest.raises(MissingCollection):
             store.query(name, along(0), limit=1, where=None)
-        with pytest.raises(Missing):
+        with pytest.raises(MissingCollection):
             store.vectors(name, ["a"])
         assert store.delete(name, ["a"]) == 0
         assert store.id_page(name, limit=1, offset=0) == []

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.retrieval.fusion import UNMEASURED, Fused, QueryFacts, Tuning, fuse
+from workers.retrieval.fusion import UNMEASURED, FusedScores, QueryFacts, Tuning, fuse
 
 BLIND = Tuning(
     mean=0.0, std=0.05, chance=1.0, dense=0.0, lexical=1.25, coverage=1.0, pairs=64, chunks=1000
@@ -24,7 +24,7 @@ def fused(
     best_possible: float = 20.0,
     coverage: float = 1.0,
     chunk_count: int = 1000,
-) -> Fused:
+) -> FusedScores:
     return fuse(
         cosines,
         lexical,
@@ -35,7 +35,7 @@ def fused(
     )
 
 
-def order(result: Fused) -> list[int]:
+def order(result: FusedScores) -> list[int]:
     return [int(n) for n in np.argsort(-result.scores, kind="stable")]
 
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from shared.config import Settings
 from shared.errors import InvalidInput
-from shared.kinds.batch import Ended
+from shared.kinds.batch import EndedJob
 from shared.kinds.chat import ChatResult, ToolSearch, Usage
 from shared.kinds.search import Hit
 from shared.openai.items import ItemWriter
@@ -204,7 +204,7 @@ def test_a_line_of_a_batch() -> None:
     body = {"model": "ollama/tiny", "input": "Hello", "tools": [tool], "metadata": {"a": "b"}}
     request = RESPONSES.read(body, settings)
     assert request.kind.name == "chat"
-    ended = Ended(
+    ended = EndedJob(
         id=OWNER,
         input=request.input.model_dump(mode="json"),
         result=RESULT.model_dump(mode="json"),

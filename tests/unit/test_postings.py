@@ -12,14 +12,22 @@ from hypothesis import strategies as st
 
 from shared.tables import new_id
 from workers.retrieval import postings
-from workers.retrieval.postings import Page, Part, Segment, Span, build, chunk_of, hash_of
+from workers.retrieval.postings import (
+    ChunkSpan,
+    MergePart,
+    Segment,
+    TermPage,
+    build,
+    chunk_of,
+    hash_of,
+)
 
 WORDS = [f"w{n}" for n in range(40)]
 Plain = dict[int, dict[tuple[UUID, int], int]]
 """Term -> chunk -> how often."""
 
 
-def plain(spans: list[Span]) -> Plain:
+def plain(spans: list[ChunkSpan]) -> Plain:
     stands: Plain = {}
     for span in spans:
         for ordinal, terms in zip(count(span.first), span.terms, strict=False):
@@ -28,7 +36,7 @@ def plain(spans: list[Span]) -> Plain:
     return stands
 
 
-def unpacked(members: np.ndarray, pages: list[Page]) -> Plain:
+def unpacked(members: np.ndarray, pages: list[TermPage]) -> Plain:
     chunks = [
         (version_id, ordinal)
         for member in members
@@ -51,20 +59,20 @@ def unpacked(members: np.ndarray, pages: list[Page]) -> Plain:
     return stands
 
 
-def part(segment: Segment, dead: list[UUID]) -> Part:
+def part(segment: Segment, dead: list[UUID]) -> MergePart:
     packed = [page.packed() for page in segment.pages]
-    return Part(
+    return MergePart(
         members=segment.members,
         lengths=segment.lengths,
         dead=postings.dead_chunks(segment.members, dead),
         page_ends=np.array([page.terms[-1] for page in segment.pages], np.int64),
-        read=lambda first, end: [Page.read(data) for data in packed[first:end]],
+        read=lambda first, end: [TermPage.read(data) for data in packed[first:end]],
     )
 
 
 texts = st.lists(st.sampled_from(WORDS), max_size=60)
 spans = st.builds(
-    lambda first, terms: Span(version_id=new_id(), first=first, terms=terms),
+    lambda first, terms: ChunkSpan(version_id=new_id(), first=first, terms=terms),
     st.integers(0, 1000),
     st.lists(texts, min_size=1, max_size=5),
 )
@@ -78,7 +86,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.lists(st.tuples(st.lists(spans, min_size=1, max_size=4), st.booleans()), min_size=1))
 def test_merged_segments_have_what_is_alive_of_each(
-    drawn: list[tuple[list[Span], bool]],
+    drawn: list[tuple[list[ChunkSpan], bool]],
 ) -> None:
     parts, alive, lengths = [], [], []
     for own, has_dead in drawn:
@@ -88,13 +96,15 @@ def test_merged_segments_have_what_is_alive_of_each(
         alive += left
         lengths += [len(terms) for span in left for terms in span.terms]
     members, merged_lengths = postings.merge_members(parts)
-    pages = [Page.read(page.packed()) for page in postings.merge(parts)]
+    pages = [TermPage.read(page.packed()) for page in postings.merge(parts)]
     assert unpacked(members, pages) == plain(alive)
     assert merged_lengths.tolist() == lengths
 
 
 @given(st.lists(spans, min_size=1, max_size=6))
-def test_a_page_without_the_dead_has_neither_their_chunks_nor_their_terms(own: list[Span]) -> None:
+def test_a_page_without_the_dead_has_neither_their_chunks_nor_their_terms(
+    own: list[ChunkSpan],
+) -> None:
     segment = build(own)
     assert unpacked(segment.members, list(segment.pages)) == plain(own)
     dead = postings.dead_chunks(segment.members, [own[0].version_id])
@@ -105,21 +115,24 @@ def test_a_page_without_the_dead_has_neither_their_chunks_nor_their_terms(own: l
 
 @pytest.mark.parametrize("times", [1, 255, 256, 65_535, 65_536])
 def test_counts_of_any_size_survive(times: int) -> None:
-    segment = build([Span(version_id=new_id(), first=0, terms=[["a"] * times, ["b"]])])
-    pages = [Page.read(page.packed()) for page in segment.pages]
+    segment = build([ChunkSpan(version_id=new_id(), first=0, terms=[["a"] * times, ["b"]])])
+    pages = [TermPage.read(page.packed()) for page in segment.pages]
     assert sorted(n for page in pages for n in page.counts.tolist()) == [1, times]
 
 
 def test_a_page_of_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="format 7"):
-        Page.read(b"\x07\0\x01\0\0\0\0\0")
+        TermPage.read(b"\x07\0\x01\0\0\0\0\0")
 
 
 def test_a_segment_has_no_more_chunks_than_a_number_can_tell() -> None:
     random = Random(1)
     half = postings.SEGMENT_CHUNKS // 2 + 1
     parts = [
-        part(build([Span(version_id=new_id(), first=0, terms=[[random.choice(WORDS)]] * half)]), [])
+        part(
+            build([ChunkSpan(version_id=new_id(), first=0, terms=[[random.choice(WORDS)]] * half)]),
+            [],
+        )
         for _ in range(2)
     ]
     with pytest.raises(ValueError, match="one segment"):

@@ -37,7 +37,7 @@ from workers.generation.transcripts import (
     write,
     write_quietly,
 )
-from workers.retrieval.search import joined
+from workers.retrieval.search import joined_text
 
 # Citation markers in an answer, checked while it streams.
 #
@@ -241,7 +241,7 @@ def _with_neighbours(session: Session, chunk: ChunkView, match: Mapping[str, Any
     if first == last or place is None:
         return chunk
     chunks = documents.chunk_range(session, place[0], first=first, last=last)
-    return replace(chunk, start=chunks[0].start, text=joined(chunks)) if chunks else chunk
+    return replace(chunk, start=chunks[0].start, text=joined_text(chunks)) if chunks else chunk
 
 
 def _quote(context: Context, job: Job, input_: RagInput, hits: Sequence[ScoredChunk]) -> Done:

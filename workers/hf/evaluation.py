@@ -14,14 +14,14 @@ from workers.attempts.context import Context, Done, Handler
 from workers.hf.steps import Budget, batches, run_rows
 from workers.hf.task import UNWATCHED, LocalTask, models_of
 from workers.models import checkpoints
-from workers.retrieval.evaluation import ask_some
+from workers.retrieval.evaluation import run_queries
 from workers.retrieval.search import Candidate
 
 TASK = TEXT_RANKING.name
 
 
 def run(context: Context) -> Done:
-    return ask_some(context, rank)
+    return run_queries(context, rank)
 
 
 def rank(

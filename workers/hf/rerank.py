@@ -17,7 +17,7 @@ from shared.kinds.search import SearchInput
 from workers.attempts.context import Context, Done, Handler, Settle
 from workers.hf.steps import StepInput, run_local
 from workers.retrieval.search import Candidate
-from workers.retrieval.steps import from_json, rag_found, request_of, search_done
+from workers.retrieval.steps import candidates_from_json, rag_find_done, request_of, search_done
 
 Recorded = tuple[SearchInput | RagInput, Sequence[Sequence[Candidate | None]]]
 """The input of a job, and the candidates of each of its queries."""
@@ -72,7 +72,7 @@ def _run(
             input_ = context.input(shape)
             with context.process.ledger.read_single() as session:
                 recorded = steps.result_of(session, context.claim.job_id, before)
-            rows = from_json(context.process, recorded["candidates"])
+            rows = candidates_from_json(context.process, recorded["candidates"])
         except SluiceError as error:
             settle(context, error)
             continue
@@ -106,7 +106,7 @@ def rerank_search(contexts: Sequence[Context], settle: Settle) -> None:
 
 
 def rerank_rag(contexts: Sequence[Context], settle: Settle) -> None:
-    _run(contexts, settle, shape=RagInput, before="rag.find", finish=rag_found)
+    _run(contexts, settle, shape=RagInput, before="rag.find", finish=rag_find_done)
 
 
 SEARCH_RERANK = Handler(run_batch=rerank_search)

@@ -24,7 +24,7 @@ from workers.attempts.process import Process
 from workers.hf.text import window_tokens
 from workers.models import locate
 from workers.models.checkpoints import MIB
-from workers.models.devices import Kept
+from workers.models.devices import RecentlyUsed
 from workers.models.load import LoadOptions
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class Models:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._folders: dict[str, Path] = {}
-        self._kept: Kept[tuple[str, str], LocalTask] = Kept(
+        self._kept: RecentlyUsed[tuple[str, str], LocalTask] = RecentlyUsed(
             settings.hf_cache_mib * MIB, lambda model: model.size_bytes
         )
 

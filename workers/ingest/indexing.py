@@ -29,10 +29,10 @@ from workers.retrieval.postings import (
     MEMBER,
     SEGMENT_CHUNKS,
     Array,
-    Page,
-    Part,
+    ChunkSpan,
+    MergePart,
     Segment,
-    Span,
+    TermPage,
     build,
     chunk_of,
     dead_chunks,
@@ -81,11 +81,11 @@ def pack(field: Field, segment: Segment) -> PackedSegment:
 @dataclass(frozen=True, kw_only=True)
 class _Postings:
     field: Field
-    spans: Sequence[Span]
+    spans: Sequence[ChunkSpan]
     packed: PackedSegment
 
     @classmethod
-    def of(cls, field: Field, spans: Sequence[Span]) -> "_Postings":
+    def of(cls, field: Field, spans: Sequence[ChunkSpan]) -> "_Postings":
         return cls(field=field, spans=spans, packed=pack(field, build(spans)))
 
 
@@ -157,8 +157,8 @@ def _runs(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
         yield run
 
 
-def _span(run: Sequence[Chunk], terms_in: Callable[[str], list[str]]) -> Span:
-    return Span(
+def _span(run: Sequence[Chunk], terms_in: Callable[[str], list[str]]) -> ChunkSpan:
+    return ChunkSpan(
         version_id=run[0].version_id,
         first=run[0].ordinal,
         terms=[terms_in(chunk.text) for chunk in run],
@@ -242,17 +242,17 @@ def _replace(
     lexical.settle_deaths(session, group.collection_id, group.field, _removed(parts))
 
 
-def _part(session: Session, stored: StoredSegment, dead: set[UUID]) -> Part:
+def _part(session: Session, stored: StoredSegment, dead: set[UUID]) -> MergePart:
     members: Array = np.frombuffer(stored.members, MEMBER)
     ends = np.frombuffer(stored.page_ends, "<i8")
 
-    def read(first: int, end: int) -> list[Page]:
+    def read(first: int, end: int) -> list[TermPage]:
         return [
-            Page.read(data)
+            TermPage.read(data)
             for _, data in lexical.pages(session, stored.id, ends[first:end].tolist())
         ]
 
-    return Part(
+    return MergePart(
         members=members,
         lengths=np.frombuffer(stored.lengths, "<u4"),
         dead=dead_chunks(members, dead),
@@ -261,7 +261,7 @@ def _part(session: Session, stored: StoredSegment, dead: set[UUID]) -> Part:
     )
 
 
-def _removed(parts: Sequence[Part]) -> Iterator[tuple[UUID, int]]:
+def _removed(parts: Sequence[MergePart]) -> Iterator[tuple[UUID, int]]:
     """The versions that were left out, with their chunks; one may come several times."""
     for part in parts:
         starts = np.cumsum(part.members["chunks"]) - part.members["chunks"]
@@ -328,7 +328,7 @@ def _purge_segments(
             for first in range(0, len(ends), PAGES_AT_ONCE):
                 some = ends[first : first + PAGES_AT_ONCE]
                 for end, data in lexical.pages(session, id_, some):
-                    page = Page.read(data).without(dead)
+                    page = TermPage.read(data).without(dead)
                     if page is not None:
                         lexical.rewrite_page(session, id_, end, page.packed())
                         written += 1

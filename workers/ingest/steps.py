@@ -71,7 +71,7 @@ from workers.ingest.reader import reader_of
 from workers.ingest.web import Fetcher, NotNow, Page
 from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder, embedders_of
-from workers.retrieval.store import Entry, store_of
+from workers.retrieval.store import VectorEntry, store_of
 from workers.retrieval.tuning import measure_ingested
 from workers.retrieval.vocabulary import script_name, unknown_scripts
 
@@ -787,8 +787,8 @@ def _id(chunk: Chunk) -> str:
     return chunk_id(chunk.version_id, chunk.ordinal)
 
 
-def _entry(chunk: Chunk, origin: Origin) -> Entry:
-    return Entry(
+def _entry(chunk: Chunk, origin: Origin) -> VectorEntry:
+    return VectorEntry(
         id=_id(chunk),
         text=chunk.text,
         metadata=chunk.meta,

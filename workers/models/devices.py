@@ -49,9 +49,9 @@ def unit(vectors: NDArray[FloatT]) -> NDArray[FloatT]:
     return scaled
 
 
-class Kept(Generic[K, M]):
-    """Models in memory, by what they were loaded for; the least recently used are dropped where
-    all together are larger than `limit`. For one thread at a time."""
+class RecentlyUsed(Generic[K, M]):
+    """Models in memory by a key. The least recently used are dropped while all together are larger
+    than `limit`. For one thread at a time."""
 
     def __init__(self, limit: int, size: Callable[[M], int] = lambda _: 1) -> None:
         self._limit = limit
@@ -68,12 +68,13 @@ class Kept(Generic[K, M]):
         return model
 
     def add(self, key: K, model: M) -> None:
-        """It stays, even if it is too large alone."""
+        """Keep a model, and drop others to make room; it is kept even if it is larger than
+        `limit`."""
         self._models[key] = model
         self._drop(self._limit, least=1)
 
     def make_room(self, size: int) -> None:
-        """For a model of that size, before it is loaded."""
+        """Drop models so that one of this size can be loaded."""
         self._drop(self._limit - size, least=0)
 
     def _drop(self, limit: int, *, least: int) -> None:

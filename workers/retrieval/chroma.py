@@ -1,11 +1,11 @@
 """The vector store Chroma.
 
-A Chroma collection has the name of the Sluice collection, or where Chroma does not take that, one
-made of it (`stored_name`); and it keeps text and metadata with each vector, so that any LangChain
-program can open it. There `source`, `document_id` and `start_index`
-are ours. A user's key of such a name, or of one that Chroma refuses, is kept with `sluice:` before
-it, and filters find it under its own name. A list is kept as Chroma's arrays are: of integers only
-where all of its numbers are integers. Empty lists are in PostgreSQL alone.
+A Chroma collection has the name of the Sluice collection, or a name made of it if Chroma does not
+accept that (`stored_name`). It has the text and the metadata of each vector, so that any LangChain
+program can open it. The keys `source`, `document_id` and `start_index` are ours: a user's key of
+one of these names, or of a name that Chroma refuses, is stored with the prefix `sluice:`, and
+filters know that. Chroma's arrays have one type: a list of numbers is stored as integers only if
+all are integers. Empty lists are in PostgreSQL only.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ from shared.filters import (
     decimal,
 )
 from workers.models.devices import Vectors
-from workers.retrieval.store import Entry, Match, Missing
+from workers.retrieval.store import Match, MissingCollection, VectorEntry
 
 T = TypeVar("T")
 
@@ -58,25 +58,28 @@ COLLECTIONS_KEPT = 256
 PREFIX = "sluice:"
 _PREFIXED = re.compile(rf"$|[$#]|chroma:|{PREFIX}")
 _SHADOWED = PREFIX + "shadowed:"
-"""Marks a chunk whose user has a key of this name too, which then counts in filters."""
+"""The prefix of a mark on a chunk whose user has a key with one of our names: filters then compare
+the user's value."""
 
 
-# Chroma's own rule, less what it refuses besides: two dots in a row, and addresses.
+# Chroma's rule for names, and its exceptions: two dots in a row, and IP addresses.
 _CHROMA_NAME = re.compile(
     r"(?!.*\.\.)(?![0-9]+\.[0-9]+\.[0-9]+\.[0-9]+$)[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]"
 )
 
 
 def stored_name(name: str) -> str:
-    """What Chroma calls a collection: as it is called, where that is a name in ASCII of 3 to 63
-    characters; otherwise `sluice-` and the SHA-256 of the name in UTF-8, which is longer than any
-    of those, so that no two are the same."""
+    """The name of a collection in Chroma: the same if Chroma accepts it (3 to 63 ASCII characters),
+    otherwise `sluice-` and the SHA-256 of the name in UTF-8. That has 71 characters, so it is never
+    the name of another collection."""
     if _CHROMA_NAME.fullmatch(name):
         return name
     return f"sluice-{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 class Chroma:
+    """A `VectorStore` on a Chroma server."""
+
     def __init__(self, settings: Settings) -> None:
         self._url = settings.require_chroma_url()
         self._timeout_s = settings.request_timeout_s
@@ -87,7 +90,7 @@ class Chroma:
     def _client(self) -> ClientAPI:
         url = urlsplit(self._url)
         secure = url.scheme == "https"
-        # What `chromadb.HttpClient` sets.
+        # The same settings as `chromadb.HttpClient` makes.
         settings = ChromaSettings(
             anonymized_telemetry=False,
             chroma_api_impl="chromadb.api.fastapi.FastAPI",
@@ -112,7 +115,7 @@ class Chroma:
         if client is not None:
             client.close_sessions()
 
-    def upsert(self, name: str, entries: Sequence[Entry], vectors: Vectors) -> None:
+    def upsert(self, name: str, entries: Sequence[VectorEntry], vectors: Vectors) -> None:
         with self._translated(name):
             collection = self._client.get_collection(stored_name(name), embedding_function=None)
             for first in range(0, len(entries), BATCH):
@@ -133,28 +136,28 @@ class Chroma:
         where: MetadataFilter | None,
         ids: Sequence[str] | None = None,
     ) -> list[list[Match]]:
-        kept = _ALL if where is None else _kept(where.root)
+        chroma_filter = _ALL if where is None else _translate(where.root)
 
         def read(collection: Collection) -> list[list[Match]]:
-            if kept.is_nothing or (ids is not None and not ids):
+            if chroma_filter.is_nothing or (ids is not None and not ids):
                 return [[] for _ in vectors]
             query = partial(
                 collection.query,
                 query_embeddings=vectors,
                 n_results=limit,
-                where=kept.where,
+                where=chroma_filter.where,
                 include=["distances"],
             )
             try:
                 result = query(ids=None if ids is None else list(ids))
             except ChromaError:
-                # It fails where one of the ids has gone.
-                there = [] if ids is None else collection.get(ids=list(ids), include=[])["ids"]
-                if ids is None or len(there) == len(ids):
+                # Chroma fails if one of the ids does not exist any more.
+                existing = [] if ids is None else collection.get(ids=list(ids), include=[])["ids"]
+                if ids is None or len(existing) == len(ids):
                     raise
-                if not there:
+                if not existing:
                     return [[] for _ in vectors]
-                result = query(ids=there)
+                result = query(ids=existing)
             space = str((collection.configuration_json or {}).get("hnsw", {}).get("space", "l2"))
             return [
                 [
@@ -180,13 +183,13 @@ class Chroma:
         return self._read(name, read)
 
     def _read(self, name: str, read: Callable[[Collection], T]) -> T:
-        """What `read` has of the collection. That is kept, so that it is not asked for each time;
-        if it was made anew since, its id is another one."""
+        """Call `read` with the collection, which is cached to save a request. If it was deleted and
+        made again, it has another id, and is asked for again."""
         with self._translated(name):
-            kept = self._collections.get(name)
-            if kept is not None:
+            cached = self._collections.get(name)
+            if cached is not None:
                 try:
-                    return read(kept)
+                    return read(cached)
                 except NotFoundError:
                     del self._collections[name]
             collection = self._client.get_collection(stored_name(name), embedding_function=None)
@@ -196,7 +199,7 @@ class Chroma:
             return read(collection)
 
     def is_exact(self, where: MetadataFilter) -> bool:
-        return _kept(where.root).is_exact
+        return _translate(where.root).is_exact
 
     def delete(self, name: str, ids: Sequence[str]) -> int:
         try:
@@ -211,7 +214,7 @@ class Chroma:
                     if left:
                         raise Unavailable(f"Chroma still has {len(left)} vectors of {name!r}.")
                 return before
-        except Missing:
+        except MissingCollection:
             return 0
 
     def drop(self, name: str) -> int:
@@ -221,7 +224,7 @@ class Chroma:
                     stored_name(name), embedding_function=None
                 ).count()
                 self._client.delete_collection(stored_name(name))
-        except Missing:
+        except MissingCollection:
             return 0
         return count
 
@@ -230,22 +233,23 @@ class Chroma:
             with self._translated(name):
                 collection = self._client.get_collection(stored_name(name), embedding_function=None)
                 return list(collection.get(include=[], limit=limit, offset=offset)["ids"])
-        except Missing:
+        except MissingCollection:
             return []
 
     @contextmanager
     def _translated(self, name: str) -> Iterator[None]:
+        """Turn the client's exceptions into ours."""
         try:
             yield
         except NotFoundError as error:
-            raise Missing(
+            raise MissingCollection(
                 f"Chroma has no collection {name!r}: its data was lost or belongs to another "
                 "server (SLUICE_CHROMA_URL). Delete the collection and ingest again."
             ) from error
         except (httpx.TransportError, httpx.HTTPStatusError, ConnectionError) as error:
             raise self._unavailable(error) from error
         except ValueError as error:
-            # The client says so when it cannot reach the server at its first use.
+            # The client raises ValueError if it cannot reach the server at its first use.
             if "connect" in str(error).lower():
                 raise self._unavailable(error) from error
             raise Permanent(f"Chroma refused: {error}") from error
@@ -259,7 +263,7 @@ class Chroma:
 
 
 class _Client(Client):
-    """Chroma's client with a time for each request; its own waits for ever."""
+    """Chroma's client with a timeout for each request; without one it would wait for ever."""
 
     def __init__(
         self, settings: ChromaSettings, timeout_s: float, connect_timeout_s: float
@@ -277,11 +281,11 @@ class _Client(Client):
         for session in self._sessions:
             session.close()
 
-    # Both are called before the first request of the servers that they give a time.
+    # The client calls these two before its first requests, so they are where timeouts can be set.
 
     def get_user_identity(self) -> UserIdentity:
         self._limit(self._server)
-        return self._server.get_user_identity()  # whose errors `super` makes alike
+        return self._server.get_user_identity()  # `super` would change the types of its errors
 
     def _validate_tenant_database(self, tenant: str, database: str) -> None:
         self._limit(cast(Any, self._admin_client)._server)
@@ -299,7 +303,8 @@ class _Client(Client):
 
 
 class _TimedTransport(httpx.HTTPTransport):
-    """Ends answers that come in drops: httpx has times for each read only, not for all of them."""
+    """A transport with a timeout for the whole answer: httpx has one for each read only, so an
+    answer that arrives byte by byte would never end."""
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__()
@@ -339,7 +344,7 @@ def _key(key: str) -> str:
     return PREFIX + key if key in OWN_KEYS or _PREFIXED.match(key) else key
 
 
-def _stored(entry: Entry) -> dict[str, Any]:
+def _stored(entry: VectorEntry) -> dict[str, Any]:
     return {
         **{_key(key): _value(value) for key, value in entry.metadata.items() if value != []},
         **{_SHADOWED + key: True for key in OWN_KEYS & entry.metadata.keys()},
@@ -348,7 +353,7 @@ def _stored(entry: Entry) -> dict[str, Any]:
 
 
 def _value(value: Any) -> Any:
-    """Chroma's arrays have one type, and integers are another one than decimal numbers."""
+    """A value as Chroma stores it, whose arrays have either integers or floats."""
     if isinstance(value, list) and any(isinstance(item, float) for item in value):
         return [float(item) for item in value]
     return nfc_value(value)
@@ -356,25 +361,26 @@ def _value(value: Any) -> Any:
 
 # Filters -> Chroma's conditions.
 #
-# Negations are moved to the comparisons, for Chroma has `$ne`, `$nin` and `$not_contains`, which
-# hold of missing keys as ours do, and no others. What Chroma cannot say is left out: orders of
-# texts, and opposites of orders. Its numbers are integers of 64 bits or doubles. Comparing one with
-# the other, it takes an integer for the nearest double, and a fraction for the integer that is left
-# when it is cut off. So that nothing is missed, and little too much kept:
+# Negations are moved down to the comparisons: Chroma has only `$ne`, `$nin` and `$not_contains`,
+# which match missing keys as ours do. Conditions that Chroma cannot express are left out: the order
+# of texts, and negated orders. Chroma's numbers are integers of 64 bits or doubles. To compare
+# both, it rounds an integer to the nearest double, and truncates a fraction to an integer. So that
+# no chunk is missed, and few are returned that do not match:
 #
-# - whole numbers are compared as integers; less strictly where doubles do not have them all, or
-#   where they are no integers of 64 bits;
-# - with a fraction, the integer that it is cut to is put right.
+# - whole numbers are compared as integers; less strictly if they are so large that doubles round
+#   them, or that they are no integers of 64 bits;
+# - comparisons with a fraction have another condition for the integer to which it is truncated.
 
 _DOUBLES_END = 2**53
-"""Below it doubles have every integer, and none that is rounded to it."""
+"""Below this, doubles represent every integer exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Kept:
-    """A condition that holds for all chunks that a filter matches; if exact, for no others.
+class _StoreFilter:
+    """A condition of Chroma that holds for all chunks that a filter matches, and if `is_exact` for
+    no others.
 
-    Without `where` it holds for all chunks, or for none.
+    If `where` is None, it holds for all chunks, or for none (`is_nothing`).
     """
 
     where: dict[str, Any] | None = None
@@ -382,126 +388,127 @@ class _Kept:
     is_exact: bool = True
 
 
-_ALL = _Kept()
-_NOTHING = _Kept(is_nothing=True)
-_UNKNOWN = _Kept(is_exact=False)
+_ALL = _StoreFilter()
+_NOTHING = _StoreFilter(is_nothing=True)
+_UNKNOWN = _StoreFilter(is_exact=False)
 
 
-def _kept(condition: Condition, *, negated: bool = False) -> _Kept:
+def _translate(condition: Condition, *, negated: bool = False) -> _StoreFilter:
     match condition:
         case Not():
-            return _kept(condition.condition, negated=not negated)
+            return _translate(condition.condition, negated=not negated)
         case AllOf() | AnyOf():
-            parts = (_kept(part, negated=negated) for part in condition.conditions)
+            parts = (_translate(part, negated=negated) for part in condition.conditions)
             return _all_of(parts) if isinstance(condition, AllOf) != negated else _any_of(parts)
         case Comparison():
-            return _kept_by(condition, negated=negated)
+            return _comparison(condition, negated=negated)
 
 
-def _all_of(parts: Iterable[_Kept]) -> _Kept:
+def _all_of(parts: Iterable[_StoreFilter]) -> _StoreFilter:
     parts = list(parts)
     if any(part.is_nothing for part in parts):
         return _NOTHING
-    return _joined("$and", [part for part in parts if part != _ALL]) or _ALL
+    return _join("$and", [part for part in parts if part != _ALL]) or _ALL
 
 
-def _any_of(parts: Iterable[_Kept]) -> _Kept:
+def _any_of(parts: Iterable[_StoreFilter]) -> _StoreFilter:
     parts = [part for part in parts if not part.is_nothing]
     if any(part == _ALL for part in parts):
         return _ALL
     if any(part.where is None for part in parts):
         return _UNKNOWN
-    return _joined("$or", parts) or _NOTHING
+    return _join("$or", parts) or _NOTHING
 
 
-def _joined(sign: str, parts: Sequence[_Kept]) -> _Kept | None:
+def _join(sign: str, parts: Sequence[_StoreFilter]) -> _StoreFilter | None:
     if not parts:
         return None
     conditions = [part.where for part in parts if part.where is not None]
     where: dict[str, Any] | None = {sign: conditions}
     if len(conditions) < 2:
         where = conditions[0] if conditions else None
-    return _Kept(where=where, is_exact=all(part.is_exact for part in parts))
+    return _StoreFilter(where=where, is_exact=all(part.is_exact for part in parts))
 
 
-def _kept_by(comparison: Comparison, *, negated: bool) -> _Kept:
-    users = _compared(comparison, _key(comparison.key), negated=negated)
+def _comparison(comparison: Comparison, *, negated: bool) -> _StoreFilter:
+    users = _compare(comparison, _key(comparison.key), negated=negated)
     if comparison.key not in OWN_KEYS:
         return users
-    ours = _compared(comparison, comparison.key, negated=negated)
+    ours = _compare(comparison, comparison.key, negated=negated)
     shadowed = _SHADOWED + comparison.key
-    # Where the user has no such key, a negated comparison with it holds.
+    # A negated comparison holds for a key that the user does not have, so both are needed.
     if negated:
-        return _all_of([users, _any_of([ours, _Kept(where={shadowed: True})])])
-    return _any_of([users, _all_of([ours, _Kept(where={shadowed: {"$ne": True}})])])
+        return _all_of([users, _any_of([ours, _StoreFilter(where={shadowed: True})])])
+    return _any_of([users, _all_of([ours, _StoreFilter(where={shadowed: {"$ne": True}})])])
 
 
-def _compared(comparison: Comparison, key: str, *, negated: bool) -> _Kept:
+def _compare(comparison: Comparison, key: str, *, negated: bool) -> _StoreFilter:
     if comparison.operator is Operator.CONTAINS:
-        return _contained(key, comparison.value, negated=negated)
+        return _contains(key, comparison.value, negated=negated)
     if comparison.operator is Operator.IN:
-        parts = list(_listed(key, comparison.values, negated=negated))
+        parts = list(_one_of(key, comparison.values, negated=negated))
         return _all_of(parts) if negated else _any_of(parts)
     value = comparison.value
     if negated or isinstance(value, str):
         return _UNKNOWN
     whole = _whole(value)
     if whole is None:
-        return _beside_fraction(key, comparison.operator, value)
+        return _compare_fraction(key, comparison.operator, value)
     if abs(whole) < _DOUBLES_END:
-        return _Kept(where={key: {comparison.operator.value: whole}})
+        return _StoreFilter(where={key: {comparison.operator.value: whole}})
     is_lower_bound = comparison.operator in (Operator.GT, Operator.GTE)
     loose = Operator.GTE if is_lower_bound else Operator.LTE
     operand = whole if _is_int64(whole) else float(value)
-    return _Kept(where={key: {loose.value: operand}}, is_exact=False)
+    return _StoreFilter(where={key: {loose.value: operand}}, is_exact=False)
 
 
-def _listed(key: str, values: Sequence[Scalar], *, negated: bool) -> Iterator[_Kept]:
-    """`$in`, or `$nin`: a condition for each type."""
+def _one_of(key: str, values: Sequence[Scalar], *, negated: bool) -> Iterator[_StoreFilter]:
+    """`$in` or `$nin`: a condition for each type of the values."""
     sign = "$nin" if negated else "$in"
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     fractions = [float(value) for value in numbers if _whole(value) is None]
     wholes = [(value, whole) for value in numbers if (whole := _whole(value)) is not None]
     for type_ in (str, bool):
         if same := [value for value in values if isinstance(value, type_)]:
-            yield _Kept(where={key: {sign: same}})
+            yield _StoreFilter(where={key: {sign: same}})
     if exact := [whole for _, whole in wholes if abs(whole) < _DOUBLES_END]:
-        yield _Kept(where={key: {sign: exact}})
+        yield _StoreFilter(where={key: {sign: exact}})
     large = [pair for pair in wholes if abs(pair[1]) >= _DOUBLES_END]
     if large and negated:
-        yield _UNKNOWN  # for Chroma would leave out their neighbours, too
+        yield _UNKNOWN  # because `$nin` would leave out the numbers that round to the same double
     elif large:
         integers = [whole for _, whole in large if _is_int64(whole)]
         doubles = [float(value) for value, whole in large if not _is_int64(whole)]
         for some in (integers, doubles):
             if some:
-                yield _Kept(where={key: {"$in": some}}, is_exact=False)
+                yield _StoreFilter(where={key: {"$in": some}}, is_exact=False)
     if fractions:
         cut = [math.trunc(fraction) for fraction in fractions]
         with_cut = {key: {sign: fractions}}
         if negated:
-            yield _Kept(where={"$or": [with_cut, {key: {"$in": cut}}]})
+            yield _StoreFilter(where={"$or": [with_cut, {key: {"$in": cut}}]})
         else:
-            yield _Kept(where={"$and": [with_cut, {key: {"$nin": cut}}]})
+            yield _StoreFilter(where={"$and": [with_cut, {key: {"$nin": cut}}]})
 
 
-def _beside_fraction(key: str, compared: Operator, fraction: float) -> _Kept:
+def _compare_fraction(key: str, comparator: Operator, fraction: float) -> _StoreFilter:
     cut = math.trunc(fraction)
-    holds = ORDER[compared](cut, fraction)
-    where = {key: {compared.value: fraction}}
-    # Chroma compares integers with `cut`, and of equal ones a strict comparison does not hold.
-    if holds and compared in (Operator.GT, Operator.LT):
-        return _Kept(where={"$or": [where, {key: cut}]})
-    if not holds and compared in (Operator.GTE, Operator.LTE):
-        return _Kept(where={"$and": [where, {key: {"$ne": cut}}]})
-    return _Kept(where=where)
+    holds = ORDER[comparator](cut, fraction)
+    where = {key: {comparator.value: fraction}}
+    # Chroma compares integers with `cut`, so it is wrong about the integer `cut` itself.
+    if holds and comparator in (Operator.GT, Operator.LT):
+        return _StoreFilter(where={"$or": [where, {key: cut}]})
+    if not holds and comparator in (Operator.GTE, Operator.LTE):
+        return _StoreFilter(where={"$and": [where, {key: {"$ne": cut}}]})
+    return _StoreFilter(where=where)
 
 
-def _contained(key: str, value: Scalar, *, negated: bool) -> _Kept:
-    """Arrays of integers have integers, and those of decimal numbers these."""
+def _contains(key: str, value: Scalar, *, negated: bool) -> _StoreFilter:
+    """`$contains` or `$not_contains`; a whole number is looked for as an integer and as a float,
+    because an array has either."""
     sign = "$not_contains" if negated else "$contains"
     if isinstance(value, str | bool):
-        return _Kept(where={key: {sign: value}})
+        return _StoreFilter(where={key: {sign: value}})
     whole = _whole(value)
     operands: list[int | float] = [float(value)]
     is_exact = whole is None or abs(whole) < _DOUBLES_END
@@ -509,12 +516,13 @@ def _contained(key: str, value: Scalar, *, negated: bool) -> _Kept:
         operands.append(whole)
     if negated and not is_exact:
         return _UNKNOWN
-    parts = [_Kept(where={key: {sign: operand}}, is_exact=is_exact) for operand in operands]
+    parts = [_StoreFilter(where={key: {sign: operand}}, is_exact=is_exact) for operand in operands]
     return _all_of(parts) if negated else _any_of(parts)
 
 
 def _whole(value: float) -> int | None:
-    """The integer that a number is, in the notation that it is stored in."""
+    """The number as an integer, None if it is no whole number; by its decimal notation, in which it
+    is stored."""
     number = decimal(value)
     return int(number) if number == number.to_integral_value() else None
 
@@ -524,9 +532,9 @@ def _is_int64(number: int) -> bool:
 
 
 def _similarity(space: str, distance: float) -> float:
-    """Cosine similarity of unit vectors, from Chroma's distance in the given space.
+    """The cosine similarity of vectors of length 1, from Chroma's distance in a space.
 
-    Chroma's distances: 1 - cos for `cosine`, 1 - dot for `ip`, the squared length of the
-    difference for `l2`, which for unit vectors is 2 - 2 cos.
+    Chroma's distances are 1 - cos for `cosine`, 1 - dot for `ip`, and for `l2` the squared length
+    of the difference, which is 2 - 2 cos for vectors of length 1.
     """
     return 1 - distance / 2 if space == "l2" else 1 - distance

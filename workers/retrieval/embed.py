@@ -1,6 +1,6 @@
-"""What an embedder is, which there are, and those that a process holds.
+"""Embedders: their protocol, the table of providers, and the models that a process has loaded.
 
-How to add one: CONTRIBUTING.md.
+How to add a provider: CONTRIBUTING.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,74 +11,75 @@ from tokenizers import Tokenizer
 
 from shared.config import Settings
 from workers.attempts.process import Process
-from workers.models.devices import Kept, Vectors
+from workers.models.devices import RecentlyUsed, Vectors
 
 MODELS_KEPT = 2
 
 
 @runtime_checkable
 class Embedder(Protocol):
-    """A model that makes vectors of texts; for one thread at a time.
+    """A model that turns texts into vectors; for one thread at a time.
 
-    `between` is called between units of work, and raises to stop. What has to be sent to a server
-    raises `Unavailable` where that does not answer.
+    `between` is called between units of work and may raise to stop them. An embedder that asks a
+    server raises `Unavailable` if the server does not answer.
     """
 
     name: str
-    """The model reference that it was made for."""
+    """The model reference that it was loaded for."""
 
     @property
     def dimension(self) -> int: ...
 
     @property
     def window(self) -> int | None:
-        """How many tokens of a text the model reads; None where it reads all."""
+        """How many tokens of a text the model reads; None if there is no limit."""
 
     @property
     def readable(self) -> int | None:
-        """How many tokens of a passage itself are read: `window` less those that the model adds,
-        its prompt among them."""
+        """How many tokens of a passage the model reads: `window` without the tokens that are added
+        to each passage, such as the prompt."""
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Without truncation or padding; None where there is none that tells what it makes of which
-        characters. Splitting takes it."""
+        """The tokenizer, without truncation and padding, for splitting texts; None if the model has
+        none that maps tokens to characters."""
 
     @property
     def passage_prompt(self) -> str:
-        """What stands before each passage; empty where there is nothing. With another one, passages
-        have other vectors."""
+        """What is put before each passage, or "". If it changes, the vectors of passages change."""
 
     @property
     def can_shorten(self) -> bool:
-        """Whether the beginnings of its vectors are vectors themselves (Matryoshka)."""
+        """Whether the first numbers of a vector can be used as a shorter vector (Matryoshka)."""
 
     def sizes(
         self, texts: Sequence[str], *, is_query: bool, between: Callable[[], None]
     ) -> list[int]:
-        """How many tokens each text has, with what the model adds, also beyond `window`."""
+        """The number of tokens of each text, with those that the model adds, also beyond
+        `window`."""
 
     def overlong(self, texts: Sequence[str], *, between: Callable[[], None]) -> dict[int, int]:
-        """The tokens of those passages that `window` cuts, with what the model adds, by index."""
+        """Index -> number of tokens, for the passages that are longer than `window`."""
 
     def overlong_queries(
         self, texts: Sequence[str], *, between: Callable[[], None]
     ) -> dict[int, int]:
-        """The same of queries."""
+        """The same for queries."""
 
     def encode(self, texts: Sequence[str], *, between: Callable[[], None]) -> Vectors:
         """Passages -> vectors of length 1, of the shape (len(texts), dimension), in float32.
 
-        A text has its vector whatever it is encoded with. Texts beyond `window` are cut.
+        The vector of a text does not depend on the other texts. Texts are cut at `window`.
         """
 
     def encode_queries(self, texts: Sequence[str], *, between: Callable[[], None]) -> Vectors:
-        """Queries -> vectors as of `encode`, for models that tell queries from passages."""
+        """Queries -> vectors as in `encode`; models may treat queries and passages differently."""
 
 
 LoadEmbedder = Callable[[str, Settings, Callable[[], None]], Embedder]
-"""Model reference, settings, check -> the embedder. What is not on this machine is fetched; `check`
-is called all the while, and may raise. Raises `Permanent` where the model cannot be loaded."""
+"""Model reference, settings, check -> the embedder. Files that are not on this machine are fetched;
+meanwhile `check` is called often, and may raise. Raises `Permanent` if the model cannot be
+loaded."""
 
 HUGGING_FACE = "hf"
 EMBEDDERS: dict[str, str] = {
@@ -88,14 +89,15 @@ EMBEDDERS: dict[str, str] = {
 
 
 def provider_of(reference: str) -> str:
-    """What stands before the first slash, if that is a provider; else the model is one of Hugging
-    Face, by the name that it has there, or a path."""
+    """The provider before the first slash; without one, the reference is a name on the Hugging Face
+    hub, or a path."""
     provider, slash, _ = reference.partition("/")
     return provider if slash and provider in EMBEDDERS else HUGGING_FACE
 
 
 def import_embedder(reference: str) -> LoadEmbedder:
-    """Imported with its libraries by the parent of workers, so that they share them."""
+    """The function that loads an embedder. The parent of worker processes calls this before it
+    forks, so that they share the memory of the libraries."""
     load: LoadEmbedder = resolve_name(EMBEDDERS[provider_of(reference)])
     return load
 
@@ -105,10 +107,11 @@ class Embedders:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._kept: Kept[str, Embedder] = Kept(MODELS_KEPT)
+        self._kept: RecentlyUsed[str, Embedder] = RecentlyUsed(MODELS_KEPT)
 
     def get(self, name: str | None = None, *, check: Callable[[], None] = lambda: None) -> Embedder:
-        """Raises what its `LoadEmbedder` raises."""
+        """The embedder of a model reference, by default that of the settings. Raises what its
+        `LoadEmbedder` raises."""
         name = name or self._settings.embedding_model
         embedder = self._kept.get(name)
         if embedder is None:

@@ -1,11 +1,11 @@
-"""The steps of an `eval` job: judged queries, each asked with each search of the job.
+"""The steps of an `eval` job: runs judged queries with each search of the job.
 
-A step asks some queries and goes on in a new one: after SLUICE_EVAL_STEP_S, or as soon as a step
-waits that goes before it, so that searches of users wait for one query at most. Each keeps what
-came of its queries as its result; the last one computes the measures of all.
+A step runs some of the queries and lets a new step continue: after SLUICE_EVAL_STEP_S, or as soon
+as a step of higher priority waits, so that searches of users wait for one query at most. The result
+of a step is the outcome of its queries; the last step computes the measures of all.
 
-A time is that of the search alone, within the worker. The searches take turns in who is asked a
-query first, and a process asks each one once beforehand, uncounted, which loads its models.
+Times are those of the search itself, inside the worker. For each query another search goes first,
+and each process runs each search once beforehand without counting it, which loads the models.
 """
 
 import time
@@ -38,7 +38,7 @@ from shared.tables import Step
 from shared.vocabulary import Queue, State
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
-from workers.models.devices import Kept
+from workers.models.devices import RecentlyUsed
 from workers.retrieval.measures import (
     JudgedHits,
     Means,
@@ -49,14 +49,14 @@ from workers.retrieval.measures import (
 from workers.retrieval.search import Candidate, SearchRequest, candidates, passages
 
 UNIT = "queries"
-NAMED = 10
-"""So many names or warnings are told; of the rest only the number is."""
+LISTED = 10
+"""How many names or warnings are listed; the number of the others is given."""
 NAMES_AT_ONCE = 5000
 
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """What a process holds of a job while it runs the job's steps."""
+    """The queries of a job, kept in a process while it runs the job's steps."""
 
     input: EvalInput
     queries: Sequence[JudgedQuery]
@@ -65,8 +65,8 @@ class Evaluation:
 
 @dataclass(kw_only=True)
 class Outcomes:
-    """What came of some queries in a row. Each list has one list for each search, and in that an
-    entry for each query; `values` have those of the measures."""
+    """The outcomes of consecutive queries. Each field has a list for each search, with an entry for
+    each query; an entry of `values` has the values of the measures."""
 
     places: list[list[list[int]]]
     times_ms: list[list[float]]
@@ -75,45 +75,49 @@ class Outcomes:
 
 
 Rank = Callable[[Context, str, str, Sequence[Candidate]], Sequence[Candidate]]
-"""Context, model, query, candidates -> the candidates by what the model thinks of them."""
+"""Context, model, query, candidates -> the candidates in the order of the model's scores."""
 
 
 def run(context: Context) -> Done:
-    """A search that reranks needs the model of a Hugging Face task, which other steps run."""
+    """The handler of `eval`. Searches that rerank need the model of a Hugging Face task, so such a
+    job continues in the queue `hf`."""
     if any(options.rerank for options in _evaluation(context).input.searches):
         return Done(children=[NewStep(name=RERANK_STEP, queue=Queue.HF)])
-    return ask_some(context, None)
+    return run_queries(context, None)
 
 
-def ask_some(context: Context, rank: Rank | None) -> Done:
-    """Ask queries until others are to go first. With `rank`, searches may rerank."""
+def run_queries(context: Context, rank: Rank | None) -> Done:
+    """Run queries until the time is up or a step of higher priority waits. Searches that rerank
+    need `rank`."""
     claim, settings = context.claim, context.process.settings
     evaluation = _evaluation(context)
     first = int(claim.payload.get("first", 0))
-    warnings = [] if first else _unknown(context, evaluation)
+    warnings = [] if first else _warn_of_names(context, evaluation)
     _report(context, evaluation, first)
     _warm_up(context, evaluation, rank)
     trials = _Trials(context, evaluation, rank)
     deadline = time.monotonic() + settings.eval_step_s
     end = first
     while end < len(evaluation.queries):
-        trials.ask_all(end)
+        trials.run(end)
         end += 1
-        if time.monotonic() > deadline or _is_waited_for(context):
+        if time.monotonic() > deadline or _is_behind(context):
             break
     _report(context, evaluation, end)
     outcomes = trials.outcomes()
     if end < len(evaluation.queries):
         following = NewStep(name=claim.name, queue=Queue(claim.queue), payload={"first": end})
         return Done(result=vars(outcomes), children=[following], warnings=warnings)
-    whole = _joined([*_recorded(context), outcomes])
-    result = _result(context, evaluation, whole)
-    return Done(result=result.model_dump(mode="json"), warnings=warnings + _few(whole.warnings))
+    total = _concatenate([*_earlier_outcomes(context), outcomes])
+    result = _result(context, evaluation, total)
+    warnings += _first_warnings(total.warnings)
+    return Done(result=result.model_dump(mode="json"), warnings=warnings)
 
 
 def _evaluation(context: Context) -> Evaluation:
-    """Read once in a process, for a job has many steps. Raises InvalidInput for a bad file."""
-    held: Kept[UUID, Evaluation] = context.process.held(_evaluations)
+    """The queries of the job, which are read once in each process, because a job has many steps.
+    Raises InvalidInput for a file that is none of queries."""
+    held: RecentlyUsed[UUID, Evaluation] = context.process.held(_evaluations)
     evaluation = held.get(context.claim.job_id)
     if evaluation is None:
         job_input = context.input(EvalInput)
@@ -126,8 +130,8 @@ def _evaluation(context: Context) -> Evaluation:
     return evaluation
 
 
-def _evaluations(_process: Process) -> Kept[UUID, Evaluation]:
-    return Kept(1)
+def _evaluations(_process: Process) -> RecentlyUsed[UUID, Evaluation]:
+    return RecentlyUsed(1)
 
 
 def _queries_of_file(process: Process, file_id: UUID) -> list[JudgedQuery]:
@@ -137,17 +141,17 @@ def _queries_of_file(process: Process, file_id: UUID) -> list[JudgedQuery]:
     return parse_queries(files.read(process.storage, file), name=file.name, limit=limit)
 
 
-def _unknown(context: Context, evaluation: Evaluation) -> list[str]:
-    """A warning of names that the collection does not have: what they name cannot be found."""
+def _warn_of_names(context: Context, evaluation: Evaluation) -> list[str]:
+    """A warning if judgements name documents or chunks that the collection does not have."""
     names = {
         judgement.id: None
         for query in evaluation.queries
         for judgement in query.judgements
         if judgement.id is not None and judgement.grade
     }
-    missing, listed = [], list(names)
-    for start in range(0, len(listed), NAMES_AT_ONCE):
-        some = listed[start : start + NAMES_AT_ONCE]
+    missing, all_names = [], list(names)
+    for start in range(0, len(all_names), NAMES_AT_ONCE):
+        some = all_names[start : start + NAMES_AT_ONCE]
         context.check()
         with context.process.ledger.read() as session:
             collection = collections.get(session, evaluation.input.collection)
@@ -155,11 +159,11 @@ def _unknown(context: Context, evaluation: Evaluation) -> list[str]:
         missing += [name for name in some if name not in known]
     if not missing:
         return []
-    named = ", ".join(shown(name) for name in missing[:NAMED])
-    more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
+    listed = ", ".join(shown(name) for name in missing[:LISTED])
+    more = f" and {len(missing) - LISTED:,} more" if len(missing) > LISTED else ""
     return [
         f"{len(missing):,} of {len(names):,} relevant names are no source, document or chunk of "
-        f"{evaluation.input.collection}: {named}{more}. They count as not found; ingest them, or "
+        f"{evaluation.input.collection}: {listed}{more}. They count as not found; ingest them, or "
         "correct the names."
     ]
 
@@ -173,7 +177,7 @@ def _warm_up(context: Context, evaluation: Evaluation, rank: Rank | None) -> Non
 
 
 class _Trials:
-    """The queries of one step, and what came of them."""
+    """Runs the queries of one step, and collects their outcomes."""
 
     def __init__(self, context: Context, evaluation: Evaluation, rank: Rank | None) -> None:
         self._context = context
@@ -184,8 +188,9 @@ class _Trials:
         self._times_ms: list[list[float]] = [[] for _ in range(count)]
         self._warnings: dict[str, None] = {}
 
-    def ask_all(self, n: int) -> None:
-        """Query number `n` with each of the searches, the first of which is another each time."""
+    def run(self, n: int) -> None:
+        """Run query number `n` with each search. The order rotates, so that none is always
+        first."""
         query, searches = self._evaluation.queries[n], self._evaluation.input.searches
         for turn in range(len(searches)):
             at = (n + turn) % len(searches)
@@ -224,7 +229,8 @@ def _timed(
     warnings: dict[str, None],
     rank: Rank | None,
 ) -> tuple[Sequence[Hit], float]:
-    """The hits of a search job of these options, and how many milliseconds the search took."""
+    """Run one search as a search job does. Returns its hits and its duration in milliseconds, and
+    adds to `warnings`."""
     context.check()
     process = context.process
     request = SearchRequest(
@@ -245,7 +251,8 @@ def _timed(
     return hits, round(elapsed_ms, 3)
 
 
-def _is_waited_for(context: Context) -> bool:
+def _is_behind(context: Context) -> bool:
+    """Whether a step of higher priority waits in this queue."""
     with context.process.ledger.read() as session:
         return claims.is_behind(session, context.claim)
 
@@ -255,8 +262,8 @@ def _report(context: Context, evaluation: Evaluation, done: int) -> None:
         jobs.report(session, context.claim, done, len(evaluation.queries), UNIT)
 
 
-def _recorded(context: Context) -> list[Outcomes]:
-    """What came of the queries of the job's earlier steps, in order."""
+def _earlier_outcomes(context: Context) -> list[Outcomes]:
+    """The results of the job's earlier steps, in order."""
     claim = context.claim
     with context.process.ledger.read() as session:
         results = session.scalars(
@@ -270,7 +277,7 @@ def _recorded(context: Context) -> list[Outcomes]:
     return [Outcomes(**result) for result in results]
 
 
-def _joined(parts: Sequence[Outcomes]) -> Outcomes:
+def _concatenate(parts: Sequence[Outcomes]) -> Outcomes:
     searches = range(len(parts[0].places))
     return Outcomes(
         places=[[one for part in parts for one in part.places[n]] for n in searches],
@@ -280,10 +287,10 @@ def _joined(parts: Sequence[Outcomes]) -> Outcomes:
     )
 
 
-def _few(warnings: Sequence[str]) -> list[str]:
-    left = len(warnings) - NAMED
+def _first_warnings(warnings: Sequence[str]) -> list[str]:
+    left = len(warnings) - LISTED
     more = [f"{left:,} more warnings of single queries."] if left > 0 else []
-    return [*warnings[:NAMED], *more]
+    return [*warnings[:LISTED], *more]
 
 
 def _result(context: Context, evaluation: Evaluation, outcomes: Outcomes) -> EvalResult:
@@ -318,7 +325,7 @@ def _result(context: Context, evaluation: Evaluation, outcomes: Outcomes) -> Eva
 
 
 def _estimates(means: Means, row: int, k: int) -> dict[str, Estimate]:
-    """Those of one search, without the measures that no query has a value of."""
+    """The estimates of one search, without measures for which no query has a value."""
     return {
         name: Estimate(
             value=round(float(means.value[row, n]), 6),

@@ -1,19 +1,20 @@
 """Hybrid search: one score of a chunk from its cosine similarity and its BM25 score.
 
-Both are turned into evidence, in nats: how much likelier such a score is of a chunk that answers
-than of another one. Evidence adds. So a half that sees nothing adds nothing, instead of outvoting
-the other one as ranks do (reciprocal rank fusion).
+Both scores are converted to evidence, in nats: the logarithm of how much more likely the score is
+for a chunk that answers the query than for another chunk. Evidence adds up. So a half without
+evidence adds nothing, while in reciprocal rank fusion its ranks would outvote the other half.
 
-The evidence of BM25 is linear in it: its term weights are log odds already (Robertson, Zaragoza:
-The probabilistic relevance framework, 2009, section 3), too large by a factor, as terms that occur
-together are counted as independent. The evidence of a cosine is linear in its distance from the
-mean of random pairs, as it is for two normal distributions of equal deviation; beyond all that
-chance gives, it is how rare such a cosine is of random directions. `workers.retrieval.tuning`
-measures these slopes for each collection.
+The evidence of BM25 is linear in the score: its term weights are log odds (Robertson, Zaragoza: The
+probabilistic relevance framework, 2009, section 3), but too large by a factor, because terms that
+occur together are counted as independent. The evidence of a cosine is linear in its distance from
+the mean of random pairs, as for two normal distributions of equal deviation; for cosines higher
+than chance explains, it is the rarity of such a cosine between random directions.
+`workers.retrieval.tuning` measures the slopes for each collection.
 
-Written as a convex combination: `weight` x dense + (1 - `weight`) x lexical, where lexical is BM25
-divided by the best that the query can have, dense the evidence divided by that of the list's best,
-and `weight` the dense half's share of both. No I/O in here, no model, no store.
+The result can be written as a convex combination: `weight` x dense + (1 - `weight`) x lexical. Here
+`lexical` is BM25 divided by the best score that the query can have, `dense` is the evidence divided
+by that of the best in the list, and `weight` is the dense half's share of both. Pure functions: no
+I/O, no model, no store.
 """
 
 import math
@@ -27,52 +28,57 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 LEXICAL_PRIOR = 1.25
-"""Nats for each unit of BM25, where nothing was measured."""
+"""Nats for each unit of BM25 if nothing was measured."""
 
 DENSE_LEAST = 0.001
-"""Nats for each standard deviation of cosines: orders chunks that are equal in all else."""
+"""Nats for each standard deviation of cosines: just enough to order chunks that are otherwise
+equal."""
 
 STD_LEAST = 1e-3
-"""Of cosines: a collection of equal chunks has no deviation at all."""
+"""The least standard deviation of cosines: in a collection of equal chunks it would be 0."""
 
 BEYOND_CHANCE = 1.0
-"""Standard deviations between the highest cosine of a random pair and one that is none."""
+"""How many standard deviations a cosine has to be above the highest of random pairs before it is
+taken for more than chance."""
 
 NEARNESS_MOST = 0.995
-"""Of what is nearer than this, nothing more is told: vectors of few dimensions may be as near, and
-so may texts of which a model can read nothing."""
+"""Higher cosines give no more evidence: vectors of few dimensions may be as near by chance, and so
+may texts that the model cannot read."""
 
 COVERAGE_LEAST = 0.1
-"""Added to both sides where coverages are compared, so that little and less are alike."""
+"""Added to both sides where two coverages are divided, so that small ones differ little."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What is measured of a collection; kept as JSON."""
+    """What was measured in a collection; stored as JSON."""
 
     mean: float
-    """Of the cosines of random pairs of a query and a chunk."""
+    """The mean cosine of random pairs of a query and a chunk."""
     std: float
+    """The standard deviation of these cosines."""
     chance: float
-    """How high the nearest of the wrong chunks is, divided by `highest_by_chance`."""
+    """How many deviations the nearest wrong chunk is above the mean, divided by
+    `highest_by_chance`."""
     dense: float
-    """Nats for each standard deviation of the cosine, of a query whose words the model knows as
+    """Nats for each standard deviation of the cosine, if the model knows the words of the query as
     well as `coverage`."""
     lexical: float
     """Nats for each unit of BM25."""
     coverage: float
-    """`QueryFacts.coverage` that nine of ten queries in the collection's words do not exceed."""
+    """The 90th percentile of `QueryFacts.coverage` of queries in the collection's words."""
     pairs: int
-    """Pseudo-queries that were measured."""
+    """How many pseudo-queries were measured."""
     chunks: int
-    """Of the collection, at that time."""
+    """How many chunks the collection had then."""
 
     def dump(self) -> dict[str, float | int]:
         return asdict(self)
 
     @classmethod
     def load(cls, stored: Any) -> Self | None:
-        """None where it is not what `dump` made: such a collection is measured again."""
+        """The opposite of `dump`; None for anything else, for example of an older version. Such a
+        collection is measured again."""
         names = {field.name for field in fields(cls)}
         if not isinstance(stored, Mapping) or set(stored) != names:
             return None
@@ -85,7 +91,7 @@ UNMEASURED = Tuning(
     mean=0.0, std=0.1, chance=1.0, dense=DENSE_LEAST, lexical=LEXICAL_PRIOR,
     coverage=1.0, pairs=0, chunks=0,
 )  # fmt: skip
-"""Of a collection too small to be measured."""
+"""The tuning of a collection that is too small to be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +101,14 @@ class QueryFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fused:
-    """Of n candidates, in their order."""
+class FusedScores:
+    """The scores of n candidates, in their order."""
 
     scores: Floats
     """Shape (n,); higher is better. 1 for a chunk that has all words of the query and is the
-    nearest one, 0 or a little less for one that is like any other."""
+    nearest one; 0 or a little less for an average chunk."""
     weight: float
-    """Of the dense half, from 0 to 1."""
+    """The weight of the dense half, from 0 to 1."""
 
 
 def fuse(
@@ -113,50 +119,48 @@ def fuse(
     facts: QueryFacts,
     tuning: Tuning,
     chunk_count: int,
-) -> Fused:
-    """The scores of candidates, of which each has both scores: `cosines` and `lexical` (BM25) have
-    the shape (n,). A cosine that is not a number is that of a chunk without a vector, of which the
-    dense half says nothing.
+) -> FusedScores:
+    """Combine the `cosines` and the BM25 scores (`lexical`) of n candidates, both of the shape
+    (n,). A chunk without a vector has the cosine NaN, and no evidence from the dense half.
 
-    `best_possible` bounds BM25 from above: what a chunk scores that has all those words of the
-    query which the index has, ever so often. Only chunks of one query and one collection compare.
+    `best_possible` is the upper bound of BM25: the score of a chunk that has every query term of
+    the index very often. Scores can be compared within one query and one collection only.
     """
     cosines = np.asarray(cosines, dtype=np.float64)
     matches = np.nan_to_num(np.asarray(lexical, dtype=np.float64))
     std = max(tuning.std, STD_LEAST)
     deviations = np.where(np.isnan(cosines), 0.0, (cosines - tuning.mean) / std)
     chance = BEYOND_CHANCE + max(tuning.chance, 1.0) * highest_by_chance(chunk_count)
-    slope = max(DENSE_LEAST, tuning.dense * covered(facts.coverage, tuning.coverage))
+    slope = max(DENSE_LEAST, tuning.dense * coverage_ratio(facts.coverage, tuning.coverage))
     highest = max(1.0 - tuning.mean, STD_LEAST) / std
     dense = slope * deviations + _beyond_chance(deviations, chance, highest)
-    # The nearest chunk's, or what chance may give where that is more: a list of which none stands
-    # out has no best.
+    # At least what chance explains: in a list where no chunk stands out, none has a high score.
     dense_best = max(dense.max(initial=0.0), slope * chance)
     lexical_best = tuning.lexical * max(best_possible, matches.max(initial=0.0))
     total = float(dense_best + lexical_best)
-    return Fused(
+    return FusedScores(
         scores=(dense + tuning.lexical * matches) / total, weight=float(dense_best) / total
     )
 
 
 def highest_by_chance(count: int) -> float:
-    """Of so many normal values, in standard deviations: about the highest."""
+    """About the highest of `count` values of a normal distribution, in standard deviations."""
     return math.sqrt(2 * math.log(max(count, 2)))
 
 
-def covered(query: float, collection: float) -> float:
-    """What is left of the dense half's evidence where a model knows a query's words less well than
-    those of the collection that it knows best. Never more than all: of how well it knows the
-    collection, a query of well-known words says nothing."""
+def coverage_ratio(query: float, collection: float) -> float:
+    """The share of the dense half's evidence that counts if the model knows the words of the query
+    less well (coverage `query`) than the collection's (coverage `collection`). At most 1: a query
+    of well-known words does not make the collection's words better known."""
     return min(1.0, (query + COVERAGE_LEAST) / (collection + COVERAGE_LEAST))
 
 
 def _beyond_chance(deviations: Floats, chance: float, highest: float) -> Floats:
-    """The evidence of cosines that chance does not give: 0 up to `chance` deviations.
+    """The evidence of cosines that are higher than chance explains; 0 up to `chance` deviations.
 
-    The cosine r of random directions in d dimensions has a density in proportion to
-    (1 - r^2)^((d - 3) / 2), which falls as the normal one at first, and to 0 at 1, which lies
-    `highest` deviations above the mean: a distance of 1 / `highest` is what a deviation is of it.
+    The cosine r of random directions in d dimensions has a density in proportion to (1 - r^2)^((d -
+    3) / 2). Near 0 it falls like a normal density; at r = 1, which is `highest` deviations above
+    the mean, it is 0. So one standard deviation is 1 / `highest` on the scale of r.
     """
     least = np.full_like(deviations, chance)
 

@@ -1,19 +1,19 @@
 """Lexical search: BM25 over the segments of a collection, exact at the moment of the search.
 
-The form is that of Lucene, as `bm25s` has it under "lucene" (Kamphuis et al., "Which BM25 do you
-mean?", ECIR 2020): a term that is f times in a chunk of l terms adds
+The formula is that of Lucene, in `bm25s` the method "lucene" (Kamphuis et al., "Which BM25 do you
+mean?", ECIR 2020). A term that occurs f times in a chunk of l terms adds to the chunk's score
 
     ln(1 + (N - n + 0.5) / (n + 0.5)) * f / (f + k1 * (1 - b + b * l / avg))
 
-for each time that it is in the query, where n of the N chunks have it. It is never negative, and a
-term adds less than its logarithm: the sum of these is what a query could reach at best. N, n and
-avg are those of the chunks that are live in the snapshot that the search reads; what is dead and
-still in its segment does not count.
+for each time that it occurs in the query, where n of the N chunks have it. This is never negative
+and less than the logarithm, the term's weight; the sum of the weights is the best possible score of
+a query. N, n and avg count the chunks that are live in the snapshot that the search reads; dead
+chunks that are still in their segments do not count.
 
-A process keeps pages and heads of segments, which do not change; so a search reads which segments
-count and what is dead, and then the pages of its terms that it does not have. Rare terms are scored
-first; once what the rest can add puts no other chunk among the best, the rest is looked up for the
-chunks at the top alone (MaxScore: Turtle and Flood, 1995).
+Pages and heads of segments never change, so a process caches them. A search reads from the database
+which segments there are and which versions are dead, and the pages of its terms that are not
+cached. Rare terms are scored first. Once the remaining terms cannot bring another chunk among the
+best, they are scored for the top chunks only (MaxScore: Turtle and Flood, 1995).
 """
 
 from collections import Counter, OrderedDict
@@ -32,33 +32,44 @@ from sqlalchemy import Connection
 from shared.documents.documents import chunk_id, parse_chunk_id
 from shared.documents.lexical import Field
 from workers.attempts.process import Process
-from workers.retrieval.postings import MEMBER, Array, Bools, Longs, Page, chunk_of, hash_of, key_of
+from workers.retrieval.postings import (
+    MEMBER,
+    Array,
+    Bools,
+    Longs,
+    TermPage,
+    chunk_of,
+    hash_of,
+    key_of,
+)
 from workers.retrieval.terms import has_hangul, morphemes_of, terms
 
 K1: Final = 1.5
 B: Final = 0.75
 CONTEXT_SHARE: Final = 1 / 3
-"""Of a score in context: what a chunk and its neighbours together count beside the chunk alone."""
+"""The share of a chunk together with its neighbours in a score in context; the rest is that of the
+chunk alone."""
 QUERY_TERMS: Final = 1024
-"""So many different terms of a query are looked for, the first ones."""
+"""How many different terms of a query are looked for; later ones are ignored with a warning."""
 UNINDEXED_LIMIT: Final = 1000
 VIEWS_KEPT: Final = 16
 WORTH_POSTINGS: Final = 4096
-"""Fewer are scored faster than it can be said whether they have to be."""
+"""Shorter posting lists are scored at once: that is faster than to decide whether they matter."""
 POSTING_BYTES: Final = 12
 COMMON_SHARE: Final = 0.25
-"""Of the cache, for what common terms add to each chunk: while nothing changes, that is the same
-for all queries."""
+"""The share of the cache for what common terms add to each chunk, which is the same for all queries
+until the index changes."""
 _MIB = 2**20
 
 Scores = NDArray[np.float64]
-Piece = tuple[int, NDArray[np.uint16], Array]
-"""Of a term: the place of a segment in its view, the chunks in it, the counts."""
+TermPiece = tuple[int, NDArray[np.uint16], Array]
+"""The postings of a term in one segment: the segment's number in the view, its chunks, the
+counts."""
 _views = count()
 
 
 class Cache:
-    """Heads and pages of segments, least recently used out; for several threads."""
+    """A cache of heads and pages of segments, which drops the least recently used; thread-safe."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -81,14 +92,14 @@ class Cache:
             self._values[key] = value, size
             self._bytes += size
             while self._bytes > self._limit_bytes and len(self._values) > 1:
-                _, (gone, size) = self._values.popitem(last=False)
+                _, (dropped, size) = self._values.popitem(last=False)
                 self._bytes -= size
-                if isinstance(gone, Postings):
-                    gone.forget()
+                if isinstance(dropped, Postings):
+                    dropped.drop_parts()
 
 
-class Head:
-    """What a segment says of its chunks, without its postings."""
+class SegmentHead:
+    """The chunks of a segment and their lengths, without the postings."""
 
     def __init__(self, id_: int, members: bytes, lengths: bytes, page_ends: bytes) -> None:
         self.id = id_
@@ -99,21 +110,21 @@ class Head:
 
     @cached_property
     def starts(self) -> Longs:
-        """(members,): the number of the first chunk of each."""
+        """(members,): the number of the first chunk of each member."""
         sizes: Longs = self.members["chunks"].astype(np.int64)
         return np.cumsum(sizes) - sizes
 
     @cached_property
     def by_key(self) -> tuple[Array, Longs]:
-        """The keys of the members, ascending, and the place of each."""
+        """The keys of the members, ascending, and the index of each."""
         keys = self.members["key"]
         order = np.argsort(keys, kind="stable")
         return keys[order], order
 
     @cached_property
     def followers(self) -> tuple[Longs, Longs, Longs]:
-        """The numbers of chunks behind which another one of the version comes, and of these;
-        and the members that begin within a version whose chunk before is not here."""
+        """The numbers of chunks that have a successor in their version, the numbers of these
+        successors, and the members whose first chunk has its predecessor in another segment."""
         is_first = np.zeros(len(self.lengths), np.bool_)
         is_first[self.starts] = True
         within = np.flatnonzero(~is_first)
@@ -130,17 +141,18 @@ class Head:
 
     @cached_property
     def contexts(self) -> NDArray[np.uint32]:
-        """(chunks,): the terms of each chunk and of those before and behind it in its version, as
-        far as they are here."""
+        """(chunks,): the number of terms of each chunk and of its neighbours in its version, as far
+        as they are in this segment."""
         contexts = self.lengths.copy()
         before, behind, _ = self.followers
-        # No chunk is before two others, nor behind two.
+        # `+=` with index arrays is right, because no number occurs twice in one of them.
         contexts[behind] += self.lengths[before]
         contexts[before] += self.lengths[behind]
         return contexts
 
     def dead(self, versions: Array) -> Bools | None:
-        """(chunks,): which belong to the versions, (n, 16) of bytes; None where none does."""
+        """(chunks,): whether each belongs to one of the versions, (n, 16) of bytes; None if none
+        does."""
         keys, order = self.by_key
         bounds = np.zeros((2, len(versions), 20), np.uint8)
         bounds[:, :, :16] = versions
@@ -157,7 +169,8 @@ class Head:
         return dead
 
     def locate(self, keys: Array) -> Longs:
-        """The numbers of chunks, (n,) of S20; -1 for those that it does not have."""
+        """The numbers of the chunks with these keys, (n,) of S20; -1 for chunks it does not
+        have."""
         known, order = self.by_key
         at = np.searchsorted(known, keys, "right") - 1
         numbers = np.full(len(keys), -1, np.int64)
@@ -183,24 +196,24 @@ def _split(keys: Array) -> tuple[NDArray[np.uint8], Longs]:
 
 
 def _keys(versions: NDArray[np.uint8], ordinals: Longs) -> Array:
-    """The other way round."""
+    """The opposite of `_split`."""
     raw = np.empty((len(ordinals), 20), np.uint8)
     raw[:, :16] = versions
     raw[:, 16:] = ordinals.astype(">u4").view(np.uint8).reshape(-1, 4)
     return raw.view("S20")[:, 0]
 
 
-class View:
-    """What counts of one field of a collection: segments one behind the other, and what is dead.
+class IndexView:
+    """One field of a collection at one moment: its segments in a row, and which chunks are dead.
 
-    Chunks have numbers through all segments, from 0.
+    Chunks are numbered through all segments, from 0.
     """
 
     def __init__(
-        self, heads: Sequence[Head], deaths: bytes, *, before: "View | None" = None
+        self, heads: Sequence[SegmentHead], deaths: bytes, *, before: "IndexView | None" = None
     ) -> None:
-        """`deaths` are the ids of versions, in bytes, one behind the other. What the view of a
-        moment `before` knows of the dead is not looked for again."""
+        """`deaths` are the concatenated bytes of the ids of dead versions. If the view of an
+        earlier moment is given as `before`, only versions that died since are looked up."""
         self.number = next(_views)
         self.heads = heads
         sizes = [len(head.lengths) for head in heads]
@@ -227,7 +240,7 @@ class View:
 
     @cached_property
     def norms(self) -> Scores:
-        """(size,): what is added to the count of a term below the line."""
+        """(size,): k1 * (1 - b + b * l / avg) of each chunk."""
         norms = self.lengths.astype(np.float64)
         norms *= K1 * B / self.average
         norms += K1 * (1 - B)
@@ -235,13 +248,13 @@ class View:
 
     @cached_property
     def context_average(self) -> float:
-        """The mean length of a chunk together with those before and behind it in its version."""
+        """The mean length of a chunk together with its neighbours in its version."""
         tokens = 0
         for head, base in zip(self.heads, self.bases.tolist(), strict=False):
             dead = self._dead_in[head.id]
             contexts = head.contexts if dead is None else head.contexts[~dead]
             tokens += int(contexts.sum(dtype=np.int64))
-            # Parts of a version that are not merged yet lie in several segments.
+            # Neighbours lie in different segments while the parts of a version are not merged.
             loose = head.followers[2]
             if len(loose):
                 versions, firsts = _split(head.members["key"][loose])
@@ -254,10 +267,10 @@ class View:
                 tokens += int(pairs[is_live].sum())
         return tokens / self.chunks if tokens else 1.0
 
-    def _dead_chunks(self, before: "View | None") -> dict[int, Bools | None]:
-        """(chunks,) of each segment, by its id; None where all are alive.
+    def _dead_chunks(self, before: "IndexView | None") -> dict[int, Bools | None]:
+        """Segment id -> (chunks,), whether each is dead; None where all are alive.
 
-        Deaths that are gone are those of versions of which no segment has chunks any more.
+        Deaths that `before` has and this view lacks need no care: their versions are in no segment.
         """
         dead = _versions(self.deaths)
         known = before._dead_in if before is not None else {}
@@ -274,7 +287,7 @@ class View:
         return masks
 
     def locate(self, chunk_ids: Sequence[str]) -> Longs:
-        """The numbers of chunks by their ids; -1 for what does not count."""
+        """The numbers of chunks by their ids; -1 for those that are dead or unknown."""
         parsed = [parse_chunk_id(id_) for id_ in chunk_ids]
         return self._locate(
             np.array([b"" if key is None else key_of(*key) for key in parsed], "S20")
@@ -308,17 +321,17 @@ class View:
 
 
 class Postings:
-    """Where a term stands in a view, for all queries that have it while the view lasts."""
+    """The postings of a term in a view, shared by all queries while the view lasts."""
 
-    def __init__(self, view: View, pieces: Sequence[Piece]) -> None:
-        """`pieces` has, of each segment that has the term, its place, the chunks, the counts."""
+    def __init__(self, view: IndexView, pieces: Sequence[TermPiece]) -> None:
+        """`pieces` has an entry for each segment that has the term."""
         self._view = view
         self._pieces = pieces
         self._keeps = True
-        self._kept: tuple[NDArray[np.int32], Scores] | None = None
+        self._parts: tuple[NDArray[np.int32], Scores] | None = None
         self.size = sum(len(chunks) for _, chunks, _ in pieces)
         self.chunks = 0
-        """How many live ones have it."""
+        """How many live chunks have the term."""
         for segment, chunks, _ in pieces:
             if view.alive is not None and view.has_dead[segment]:
                 base = int(view.bases[segment])
@@ -327,16 +340,17 @@ class Postings:
             else:
                 self.chunks += len(chunks)
 
-    def forget(self) -> None:
-        """Take no more memory than it does by itself, whatever results still hold it."""
-        self._keeps, self._kept = False, None
+    def drop_parts(self) -> None:
+        """Free the memory of `parts`, and do not keep them again: the cache has dropped this, but
+        results may still refer to it."""
+        self._keeps, self._parts = False, None
 
     def parts(self) -> tuple[NDArray[np.int32], Scores]:
-        """The numbers of the chunks, ascending, dead ones too, and what the term adds to each by a
-        weight of 1."""
-        kept = self._kept
-        if kept is not None:
-            return kept
+        """The numbers of the chunks that have the term, ascending, dead ones too; and what the term
+        adds to the score of each, divided by its weight."""
+        parts = self._parts
+        if parts is not None:
+            return parts
         numbers = np.empty(self.size, np.int32)
         shares = np.empty(self.size)
         end = 0
@@ -344,51 +358,52 @@ class Postings:
             first, end = end, end + len(chunks)
             base = int(self._view.bases[segment])
             np.add(chunks, np.int32(base), out=numbers[first:end])
-            own = shares[first:end]
-            np.take(self._view.norms[base:], chunks, out=own)
-            own += counts
-            np.divide(counts, own, out=own)
+            piece = shares[first:end]  # f / (f + norm), computed in place
+            np.take(self._view.norms[base:], chunks, out=piece)
+            piece += counts
+            np.divide(counts, piece, out=piece)
         if self._keeps:
-            self._kept = numbers, shares
+            self._parts = numbers, shares
         return numbers, shares
 
 
 class Term:
     """A term of a query: its weight, and its postings."""
 
-    def __init__(self, view: View, name: str, times: int, postings: Postings) -> None:
+    def __init__(self, view: IndexView, name: str, times: int, postings: Postings) -> None:
         self.name = name
         self._view = view
         self.postings = postings
-        total, own = view.chunks, postings.chunks
-        self.weight = times * log(1 + (total - own + 0.5) / (own + 0.5))
-        """More than it can add to a chunk."""
+        total, having = view.chunks, postings.chunks
+        self.weight = times * log(1 + (total - having + 0.5) / (having + 0.5))
+        """An upper bound of what it adds to the score of a chunk."""
 
     def scores_of(self, numbers: Longs) -> Scores:
-        """What it adds to these chunks: 0 where it does not stand."""
-        own, shares = self.postings.parts()
-        at = np.minimum(np.searchsorted(own, numbers.astype(np.int32)), len(own) - 1)
-        return np.where(own[at] == numbers, shares[at] * self.weight, 0.0)
+        """What it adds to the scores of these chunks: 0 where it does not occur."""
+        chunks, shares = self.postings.parts()
+        at = np.minimum(np.searchsorted(chunks, numbers.astype(np.int32)), len(chunks) - 1)
+        return np.where(chunks[at] == numbers, shares[at] * self.weight, 0.0)
 
     def counts_in(self, numbers: Longs) -> Scores:
-        """How often it stands in each of these chunks."""
-        own, shares = self.postings.parts()
-        at = np.minimum(np.searchsorted(own, numbers.astype(np.int32)), len(own) - 1)
-        # Of share = count / (count + norm), which holds a count of any length to the last digit.
+        """How often it occurs in each of these chunks."""
+        chunks, shares = self.postings.parts()
+        at = np.minimum(np.searchsorted(chunks, numbers.astype(np.int32)), len(chunks) - 1)
+        # The inverse of share = count / (count + norm); a float64 is exact enough for any count.
         counts = shares[at] * self._view.norms[numbers] / (1 - shares[at])
-        return np.where(own[at] == numbers, np.rint(counts), 0.0)
+        return np.where(chunks[at] == numbers, np.rint(counts), 0.0)
 
 
 class FieldQuery:
-    """A query in one field."""
+    """The terms of a query in one field of the index."""
 
-    def __init__(self, view: View, terms_: Sequence[Term]) -> None:
+    def __init__(self, view: IndexView, terms_: Sequence[Term]) -> None:
         self.view = view
         self.terms = sorted((t for t in terms_ if t.postings.chunks), key=lambda t: -t.weight)
         self.best_possible = sum(term.weight for term in self.terms)
 
     def best(self, limit: int) -> tuple[Longs, Scores]:
-        """The chunks with the highest scores, best first, and these: all above 0."""
+        """The numbers of the chunks with the highest scores, best first, and the scores, which are
+        all above 0."""
         scores = np.zeros(self.view.size)
         is_scored = np.zeros(self.view.size, np.bool_)
         rest = np.cumsum([0.0, *(term.weight for term in reversed(self.terms))])[::-1]
@@ -408,16 +423,16 @@ class FieldQuery:
                     at = len(numbers) - limit
                     threshold = float(np.partition(scores[numbers], at)[at])
         numbers = self._alive(np.flatnonzero(is_scored))
-        own = scores[numbers]
+        sums = scores[numbers]
         for n in range(scored, len(self.terms)):
-            is_near = own + rest[n] >= threshold
-            numbers, own = numbers[is_near], own[is_near]
-            own = own + self.terms[n].scores_of(numbers)
+            is_near = sums + rest[n] >= threshold
+            numbers, sums = numbers[is_near], sums[is_near]
+            sums = sums + self.terms[n].scores_of(numbers)
         if len(numbers) > limit:
-            top = np.argpartition(own, len(own) - limit)[len(own) - limit :]
-            numbers, own = numbers[top], own[top]
-        order = np.lexsort((numbers, -own))
-        return numbers[order], own[order]
+            top = np.argpartition(sums, len(sums) - limit)[len(sums) - limit :]
+            numbers, sums = numbers[top], sums[top]
+        order = np.lexsort((numbers, -sums))
+        return numbers[order], sums[order]
 
     def _postings_behind(self, n: int) -> int:
         return self.terms[n + 1].postings.size if n + 1 < len(self.terms) else 0
@@ -434,8 +449,8 @@ class FieldQuery:
         return scores
 
     def score_contexts(self, places: Sequence[tuple[UUID, int]]) -> Scores:
-        """BM25 of each chunk together with its neighbours, as if they were one chunk. Terms weigh
-        as they do in chunks, and lengths are measured by the mean of such contexts."""
+        """BM25 of each chunk together with its neighbours, as if they were one chunk. The weights
+        of terms are those for chunks, and avg is the mean length of such contexts."""
         numbers = self.view.locate(
             [
                 chunk_id(version_id, ordinal + step) if ordinal + step >= 0 else ""
@@ -446,8 +461,8 @@ class FieldQuery:
         known = np.flatnonzero(numbers >= 0)
         values = np.zeros(len(numbers))
 
-        def in_contexts(of_known: Scores) -> Scores:
-            values[known] = of_known
+        def in_contexts(known_values: Scores) -> Scores:
+            values[known] = known_values
             total: Scores = values.reshape(3, len(places)).sum(axis=0)
             return total
 
@@ -461,9 +476,9 @@ class FieldQuery:
 
 
 class LexicalResult:
-    """The chunks that have terms of a query, best first, all of one moment.
+    """The chunks that have terms of a query, best first, at one moment.
 
-    Scores are BM25; with morphemes, the sum of that in both fields. Shares are scores divided by
+    `scores` are BM25; with morphemes, the sum for both fields. `shares` are scores divided by
     `best_possible`.
     """
 
@@ -478,17 +493,17 @@ class LexicalResult:
     ) -> None:
         self._fields = fields
         self.query_terms = query_terms
-        """How many different ones the query has."""
+        """How many different terms the query has."""
         self.terms_left_out = terms_left_out
         """How many of them were not looked for (`QUERY_TERMS`)."""
         self.known_terms = len(fields[0].terms)
-        """How many of them some live chunk has."""
+        """How many of them occur in some live chunk."""
         self.weights = {term.name: term.weight for term in fields[0].terms}
-        """Of those: the most that each can add to a score."""
+        """The weights of those that occur."""
         self.live_chunks = fields[0].view.chunks
         self.unindexed = unindexed
-        """Live documents of the collection that lack postings, `UNINDEXED_LIMIT` at most: the
-        sweeper makes them, after an upgrade."""
+        """How many live documents of the collection have no postings yet, at most
+        `UNINDEXED_LIMIT`: after an upgrade the sweeper adds them."""
         self.best_possible = sum(field.best_possible for field in fields)
         self.chunk_ids: list[str]
         self.scores: Scores
@@ -500,7 +515,8 @@ class LexicalResult:
         if len(self._fields) == 1:
             numbers, scores = self._fields[0].best(limit)
             return self._fields[0].view.chunk_ids(numbers), scores
-        # The best by the sum are among the best of each, but for what is middling in both.
+        # Nearly all of the best by the sum are among the best of one field: only chunks that are
+        # mediocre in both may be missed.
         ids: dict[str, None] = {}
         for field in self._fields:
             ids |= dict.fromkeys(field.view.chunk_ids(field.best(2 * limit)[0]))
@@ -510,7 +526,7 @@ class LexicalResult:
         return [chunk_ids[n] for n in order], scores[order]
 
     def further(self, limit: int) -> "LexicalResult":
-        """The same with up to `limit` chunks, at the same moment; it reads nothing."""
+        """The result for another limit, at the same moment, without reading the database."""
         return LexicalResult(
             self._fields,
             limit=limit,
@@ -520,23 +536,23 @@ class LexicalResult:
         )
 
     def sample(self, count: int) -> list[str]:
-        """Live chunks at random, the same ones for the same index."""
+        """Random live chunks; the same ones while the index does not change."""
         view = self._fields[0].view
         numbers = np.arange(view.size) if view.alive is None else np.flatnonzero(view.alive)
         chosen = np.random.default_rng(len(numbers)).permutation(len(numbers))[:count]
         return view.chunk_ids(numbers[chosen])
 
     def score(self, chunk_ids: Sequence[str]) -> Scores:
-        """The exact scores of any chunks: 0 where no term stands, and where a chunk is not live."""
+        """The exact scores of any chunks: 0 for those without a term, and for those not live."""
         total: Scores = np.sum([field.score(chunk_ids) for field in self._fields], axis=0)
         return total
 
     def score_in_context(self, chunk_ids: Sequence[str]) -> Scores:
-        """The scores of live chunks, to which the words of their neighbours in the document add.
+        """The scores of live chunks, in which words of their neighbours in the document count, too.
 
-        What a passage is about is often said before it, or behind it, and not again: such words
-        of a query stand in the chunk that is cut off there. A chunk counts two thirds alone, and
-        one third with its neighbours (`CONTEXT_SHARE`); the best possible score is the same.
+        The subject of a passage is often named only before or after it, and so may be in the
+        neighbouring chunk. Two thirds of a score are those of the chunk alone, one third those of
+        the chunk with its neighbours (`CONTEXT_SHARE`); the best possible score does not change.
         """
         places = [place for place in map(parse_chunk_id, chunk_ids) if place is not None]
         assert len(places) == len(chunk_ids)
@@ -583,15 +599,15 @@ PAGES = """
         WHERE segment_id = w.segment_id AND last_term = w.last_term OFFSET 0
     ) p
 """
-"""By the index: OFFSET keeps the planner from reading all pages instead."""
+"""OFFSET 0 makes the planner use the index for each row instead of reading all pages."""
 
 
-class _NotKept(Exception):
-    """Something has to be read that the process does not keep."""
+class _NotCached(Exception):
+    """Something that is not in the cache has to be read."""
 
 
 class Lexical:
-    """The lexical index as a process reads it."""
+    """Reads the lexical index, for one process."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -603,7 +619,9 @@ class Lexical:
         engine = process.ledger.engine
         self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._transaction = engine.execution_options(isolation_level="REPEATABLE READ")
-        self._views: OrderedDict[tuple[UUID, Field], tuple[tuple[int, ...], View]] = OrderedDict()
+        self._views: OrderedDict[tuple[UUID, Field], tuple[tuple[int, ...], IndexView]] = (
+            OrderedDict()
+        )
         self._lock = RLock()
 
     def search(
@@ -614,11 +632,11 @@ class Lexical:
         limit: int,
         connection: Connection | None = None,
     ) -> LexicalResult:
-        """The chunks that have terms of the query, at most `limit`.
+        """The best chunks that have terms of the query, at most `limit`.
 
-        With a connection, it reads in its transaction, which must be REPEATABLE READ: so the moment
-        is that of what else is read there. Raises ConfigurationError where morphemes are on and
-        their package is missing.
+        If a connection is given, its transaction, which must be REPEATABLE READ, is used; then the
+        result fits what else is read there. Raises ConfigurationError if morphemes are switched on
+        and their package is missing.
         """
         return self.search_many(collection_id, [query], limit=limit, connection=connection)[0]
 
@@ -630,7 +648,7 @@ class Lexical:
         limit: int,
         connection: Connection | None = None,
     ) -> list[LexicalResult]:
-        """Several queries at the same moment, which read the database together."""
+        """As `search` for several queries, at the same moment, with the same statements."""
         counted = [Counter(terms(query)) for query in queries]
         term_counts = [dict(list(counts.items())[:QUERY_TERMS]) for counts in counted]
         korean: list[dict[str, int]] = [{} for _ in queries]
@@ -644,12 +662,12 @@ class Lexical:
             fields, unindexed = self._fields(connection, collection_id, term_counts, korean)
         else:
             try:
-                # One statement, which needs no transaction, where nothing else is to be read.
+                # If all pages are cached, one statement is enough, and that needs no transaction.
                 with self._single.connect() as single:
                     fields, unindexed = self._fields(
-                        single, collection_id, term_counts, korean, only_kept=True
+                        single, collection_id, term_counts, korean, only_cached=True
                     )
-            except _NotKept:
+            except _NotCached:
                 with self._transaction.connect() as opened:
                     fields, unindexed = self._fields(opened, collection_id, term_counts, korean)
         return [
@@ -670,14 +688,14 @@ class Lexical:
         term_counts: Sequence[dict[str, int]],
         korean: Sequence[dict[str, int]],
         *,
-        only_kept: bool = False,
+        only_cached: bool = False,
     ) -> tuple[list[list[FieldQuery]], int]:
-        """The queries in each field, and how many documents lack postings, of one moment.
+        """The queries in each field, and how many documents have no postings yet, at one moment.
 
-        With `only_kept` raises _NotKept where more than the first statement is needed.
+        With `only_cached` raises _NotCached if more than the first statement is needed.
         """
         row = _rows(connection, SNAPSHOT, id=collection_id, unindexed=UNINDEXED_LIMIT)[0]
-        reader = _Reader(connection, self._cache, self._common, only_kept=only_kept)
+        reader = _IndexReader(connection, self._cache, self._common, only_cached=only_cached)
         ids, deaths, korean_ids, korean_deaths, unindexed = row
         view = self._view(reader, collection_id, Field.TERMS, ids, deaths or b"")
         fields = [reader.queries(view, term_counts)]
@@ -685,20 +703,20 @@ class Lexical:
             other = self._view(
                 reader, collection_id, Field.MORPHEMES, korean_ids, korean_deaths or b""
             )
-            if other.chunks == view.chunks:  # else it is still being made
+            if other.chunks == view.chunks:  # else the sweeper is still building this field
                 fields.append(reader.queries(other, korean))
         return fields, unindexed
 
     def _view(
-        self, reader: "_Reader", collection_id: UUID, field: Field, ids: list[int], dead: bytes
-    ) -> View:
+        self, reader: "_IndexReader", collection_id: UUID, field: Field, ids: list[int], dead: bytes
+    ) -> IndexView:
         key = collection_id, field
         with self._lock:
             kept_ids, kept = self._views.get(key, ((), None))
             if kept is not None and kept_ids == tuple(ids) and kept.deaths == dead:
                 self._views.move_to_end(key)
                 return kept
-        view = View(reader.heads(ids), dead, before=kept)
+        view = IndexView(reader.heads(ids), dead, before=kept)
         with self._lock:
             self._views[key] = tuple(ids), view
             self._views.move_to_end(key)
@@ -707,32 +725,32 @@ class Lexical:
         return view
 
 
-class _Reader:
-    """Reads what a search needs and the process does not keep."""
+class _IndexReader:
+    """Reads what a search needs, from the cache or from the database."""
 
     def __init__(
-        self, connection: Connection, cache: Cache, common: Cache, *, only_kept: bool
+        self, connection: Connection, cache: Cache, common: Cache, *, only_cached: bool
     ) -> None:
         self._connection = connection
         self._common = common
         self._cache = cache
-        self._only_kept = only_kept
+        self._only_cached = only_cached
 
-    def _missing(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
-        if self._only_kept:
-            raise _NotKept
+    def _read(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
+        if self._only_cached:
+            raise _NotCached
         return _rows(self._connection, statement, **values)
 
-    def heads(self, ids: Sequence[int]) -> list[Head]:
+    def heads(self, ids: Sequence[int]) -> list[SegmentHead]:
         heads = {id_: self._cache.get(id_) for id_ in ids}
         missing = [id_ for id_, head in heads.items() if head is None]
         if missing:
-            for id_, members, lengths, page_ends in self._missing(HEADS, ids=missing):
-                head = heads[id_] = Head(id_, members, lengths, page_ends)
+            for id_, members, lengths, page_ends in self._read(HEADS, ids=missing):
+                head = heads[id_] = SegmentHead(id_, members, lengths, page_ends)
                 self._cache.add(id_, head, head.size)
         return [heads[id_] for id_ in ids]
 
-    def queries(self, view: View, queries: Sequence[dict[str, int]]) -> list[FieldQuery]:
+    def queries(self, view: IndexView, queries: Sequence[dict[str, int]]) -> list[FieldQuery]:
         hashes = {term: hash_of(term) for query in queries for term in query}
         distinct = np.unique(np.fromiter(hashes.values(), np.int64, len(hashes)))
         postings = {
@@ -751,8 +769,8 @@ class _Reader:
             for query in queries
         ]
 
-    def _postings(self, view: View, hash_: int, pieces: Sequence[Piece]) -> Postings:
-        """Of common terms, those of the query before where nothing has changed since."""
+    def _postings(self, view: IndexView, hash_: int, pieces: Sequence[TermPiece]) -> Postings:
+        """The postings of a term; those of common terms are cached while the view lasts."""
         key = "postings", view.number, hash_
         kept: Postings | None = self._common.get(key)
         if kept is not None:
@@ -762,8 +780,8 @@ class _Reader:
             self._common.add(key, postings, POSTING_BYTES * postings.size)
         return postings
 
-    def _pieces(self, view: View, distinct: Longs) -> dict[int, list[Piece]]:
-        """Of each of the terms, ascending, that some chunk has: its postings in each segment."""
+    def _pieces(self, view: IndexView, distinct: Longs) -> dict[int, list[TermPiece]]:
+        """Hash -> the postings in each segment, for those of the hashes (ascending) that occur."""
         lookups: list[tuple[int, tuple[int, int], Longs]] = []
         for segment, head in enumerate(view.heads):
             at = np.searchsorted(head.page_ends, distinct)
@@ -775,7 +793,7 @@ class _Reader:
                 key = head.id, int(head.page_ends[at[first]])
                 lookups.append((segment, key, distinct[first:end]))
         pages = self._pages([key for _, key, _ in lookups])
-        pieces: dict[int, list[Piece]] = {}
+        pieces: dict[int, list[TermPiece]] = {}
         for segment, key, own in lookups:
             page = pages[key]
             at = np.searchsorted(page.terms, own)
@@ -788,8 +806,8 @@ class _Reader:
                 pieces.setdefault(value, []).append(piece)
         return pieces
 
-    def _pages(self, keys: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Page]:
-        pages: dict[tuple[int, int], Page] = {}
+    def _pages(self, keys: Sequence[tuple[int, int]]) -> dict[tuple[int, int], TermPage]:
+        pages: dict[tuple[int, int], TermPage] = {}
         missing: list[tuple[int, int]] = []
         for key in keys:
             page = self._cache.get(key)
@@ -799,14 +817,15 @@ class _Reader:
                 pages[key] = page
         if missing:
             ids, ends = zip(*missing, strict=True)
-            for id_, end, data in self._missing(PAGES, ids=list(ids), ends=list(ends)):
-                page = pages[id_, end] = Page.read(data)
+            for id_, end, data in self._read(PAGES, ids=list(ids), ends=list(ends)):
+                page = pages[id_, end] = TermPage.read(data)
                 self._cache.add((id_, end), page, len(data))
         return pages
 
 
 def _rows(connection: Connection, statement: str, **values: Any) -> list[tuple[Any, ...]]:
-    """In PostgreSQL's binary format: as text, bytes come in twice as many."""
+    """Run a statement with results in PostgreSQL's binary format: as text, bytea has twice the
+    size."""
     driver = connection.connection.driver_connection
     assert driver is not None
     with driver.cursor(binary=True) as cursor:

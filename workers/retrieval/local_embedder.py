@@ -1,8 +1,8 @@
-"""The embedder of Hugging Face models: in this process, on the CPU, by sentence-transformers.
+"""The embedder of Hugging Face models: sentence-transformers in this process, on the CPU.
 
-Texts are batched by length under a token budget, which on texts of mixed length is worth three
-times the speed of batches in input order. Vectors are float32 and of length 1, so that their dot
-product is the cosine similarity. No database and no store in here.
+Texts are batched by length under a token budget, which for texts of mixed lengths is three times as
+fast as batches in input order. Vectors are float32 and of length 1, so their dot product is the
+cosine similarity. This module uses neither the database nor a store.
 """
 
 import json
@@ -39,7 +39,7 @@ CHARS_PER_TOKEN = 3  # of ASCII
 CARD_CHARS = 64 * 1024
 MATRYOSHKA_TAG = re.compile(r"^- *(?:loss:)?matryoshka(?:loss)? *$", re.IGNORECASE | re.MULTILINE)
 COUNTED_CHARS = 200_000
-"""Of texts that are counted together, so that their tokens take little memory."""
+"""How much text is tokenized by one call when tokens are counted, which bounds the memory."""
 
 
 class LocalEmbedder:
@@ -69,7 +69,7 @@ class LocalEmbedder:
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         backend = getattr(self._model.tokenizer, "backend_tokenizer", None)
-        if backend is None:  # one that is written in Python
+        if backend is None:  # a tokenizer that is written in Python
             return None
         tokenizer = Tokenizer.from_str(backend.to_str())
         tokenizer.no_truncation()
@@ -96,7 +96,7 @@ class LocalEmbedder:
         self, texts: Sequence[str], *, is_query: bool, between: Callable[[], None]
     ) -> list[int]:
         prompt = self._prompts.query if is_query else self._prompts.passage
-        return self._counted(texts, prompt, between)
+        return self._count_tokens(texts, prompt, between)
 
     def _overlong(
         self, texts: Sequence[str], prompt: str, between: Callable[[], None]
@@ -104,12 +104,13 @@ class LocalEmbedder:
         window = self.window
         if window is None:
             return {}
-        sizes = self._counted(texts, prompt, between)
+        sizes = self._count_tokens(texts, prompt, between)
         return {n: size for n, size in enumerate(sizes) if size > window}
 
-    def _counted(self, texts: Sequence[str], prompt: str, between: Callable[[], None]) -> list[int]:
-        """By the model's own tokenizer, which takes some two hundredths of the time that encoding
-        takes."""
+    def _count_tokens(
+        self, texts: Sequence[str], prompt: str, between: Callable[[], None]
+    ) -> list[int]:
+        """The number of tokens of each text. This takes about 2 % of the time of encoding."""
         sizes: list[int] = []
         first = 0
         while first < len(texts):
@@ -143,7 +144,7 @@ class LocalEmbedder:
     def _encode(
         self, texts: Sequence[str], prompt: str, task: str, between: Callable[[], None]
     ) -> Vectors:
-        """`task` is for models that have a part of their own for queries, and for passages."""
+        """`task` selects the part of a model, if it has different ones for queries and passages."""
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         for batch in self.batches(texts, prompt):
             between()
@@ -153,27 +154,29 @@ class LocalEmbedder:
 
     @torch.inference_mode()
     def _vectors(self, texts: list[str], prompt: str, task: str) -> Vectors:
-        """What `SentenceTransformer.encode` gives for one batch, less its preparations, which take
-        a third of the time of a short text. An empty prompt is one: else the default is taken."""
+        """The same as `SentenceTransformer.encode` for one batch, without its preparations, which
+        take a third of the time of a short text. The prompt is passed even if it is empty, because
+        the model's default prompt would be used otherwise."""
         features = self._model.preprocess(texts, prompt=prompt, task=task)
-        vectors = self._model(features, task=task)["sentence_embedding"]
-        found: Vectors = vectors[:, : self._model.truncate_dim].float().numpy()
-        return found
+        embedded = self._model(features, task=task)["sentence_embedding"]
+        vectors: Vectors = embedded[:, : self._model.truncate_dim].float().numpy()
+        return vectors
 
     def _plain(self, text: str) -> str:
         return text if self._reads_full_width else plain_letters(text)
 
     @cached_property
     def _reads_full_width(self) -> bool:
-        """Whether the tokenizer takes letters in full width for the plain ones. To others they are
-        unknown, so these models get the plain ones."""
+        """Whether the tokenizer treats full-width letters like plain ones. Other tokenizers do not
+        know them, so their models get plain letters."""
         tokenizer = self.tokenizer
         return (
             tokenizer is not None and tokenizer.encode("ｗａｙ").ids == tokenizer.encode("way").ids
         )
 
     def batches(self, texts: Sequence[str], prompt: str = "") -> Iterator[list[int]]:
-        """Indices by falling length, each batch under the token budget when padded."""
+        """Batches of indices, the longest texts first; each is within the token budget when
+        padded."""
         window = self._model.max_seq_length or self._batch_tokens
         more = _tokens(prompt) if prompt else 0
         tokens = [min(window, _tokens(text) + more) for text in texts]
@@ -181,14 +184,14 @@ class LocalEmbedder:
 
 
 def _tokens(text: str) -> int:
-    """A guess. Models of English spell other scripts out: a syllable of Hangul, three bytes in
-    UTF-8, takes up to three tokens."""
+    """An upper estimate of the tokens of a text. English models spell other scripts out: a Hangul
+    syllable, three bytes in UTF-8, takes up to three tokens."""
     return len(text) // CHARS_PER_TOKEN + len(text.encode()) - len(text) + 2
 
 
 def load(name: str, settings: Settings, check: Callable[[], None]) -> LocalEmbedder:
-    """Raises what `workers.models.locate.locate` does, and Permanent where the model cannot be
-    loaded: the rules of `workers.models.load` hold here, too."""
+    """Load a model by the rules of `workers.models.load`. Raises what
+    `workers.models.locate.locate` raises, and Permanent if the model cannot be loaded."""
     limit = SizeLimit(settings.embedding_model_limit_mib, "SLUICE_EMBEDDING_MODEL_LIMIT_MIB")
     task = FEATURE_EXTRACTION.name
     folder = locate.locate(name, settings, task=task, limit=limit, check=check)
@@ -219,8 +222,8 @@ def load(name: str, settings: Settings, check: Callable[[], None]) -> LocalEmbed
 
 
 def _is_matryoshka(folder: Path) -> bool:
-    """Whether the model's own files say that it was trained so: its configuration, or the tags of
-    its card."""
+    """Whether the model's configuration, or the tags of its card, say that its vectors can be cut
+    (Matryoshka training)."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -241,19 +244,19 @@ def _dtype(setting: str) -> torch.dtype:
     return torch.bfloat16 if setting == "bfloat16" else torch.float32
 
 
-# The prompts of embedding models: what a model wants to read before a query, and before a passage.
+# The prompts of embedding models: a text that has to stand before each query or each passage.
 #
-# Without them vectors of such a model are worse, and nothing says so. In this order:
+# Without its prompts the vectors of a model are worse, with no error. They are taken from the first
+# of these that has some:
 #
-# 1. what the deployer says (`SLUICE_EMBEDDING_PROMPTS`), for the model by the name that it is used
-#    under;
-# 2. what the model says itself, in `config_sentence_transformers.json`;
-# 3. `FAMILIES`, for models whose repositories say it in their README alone (E5, BGE), and for bare
-#    copies that lost that file. A family is known by the last part of a name that is in the model's
-#    files: the name it is used under, that of its snapshot, `_name_or_path` of `config.json`, or
-#    `base_model` of its card. A model that was trained further thus has the prompts of its base.
+# 1. the setting `SLUICE_EMBEDDING_PROMPTS`, by the name under which the model is used;
+# 2. the model's file `config_sentence_transformers.json`;
+# 3. `FAMILIES`, for models that describe their prompts only in the README (E5, BGE), and for copies
+#    without that file. A family is recognized by the last part of one of the model's names: the
+#    name under which it is used, that of its snapshot, `_name_or_path` in `config.json`, or
+#    `base_model` of its card. So a fine-tuned model has the prompts of its base.
 #
-# A copy that is named otherwise and has no such entry is taken for a model without prompts.
+# A copy with another name and without such an entry is treated as a model without prompts.
 
 _WEB_SEARCH: Final = "Given a web search query, retrieve relevant passages that answer the query"
 _INSTRUCT: Final = f"Instruct: {_WEB_SEARCH}\nQuery:"
@@ -262,11 +265,11 @@ _SENTENCE: Final = "Represent this sentence for searching relevant passages: "
 FAMILIES: Final[tuple[tuple[re.Pattern[str], EmbeddingPrompts], ...]] = tuple(
     (re.compile(pattern), EmbeddingPrompts(query=query, passage=passage))
     for pattern, query, passage in (
-        # intfloat: "each input text should start with query: or passage:"; instruct ones take an
-        # instruction before queries alone.
+        # intfloat: "each input text should start with query: or passage:"; the instruct models take
+        # an instruction before queries only.
         (r"(?:multilingual-)?e5-[a-z0-9-]+-instruct", f"{_INSTRUCT} ", ""),
         (r"(?:multilingual-|ko-?)?e5(?:-(?:small|base|large).*)?", "query: ", "passage: "),
-        # BAAI: an instruction before queries of retrieval; none for bge-m3.
+        # BAAI: an instruction before queries; bge-m3 has none.
         (r"bge-(?:small|base|large)-en(?:-v1\.5)?", _SENTENCE, ""),
         (r"bge-(?:small|base|large)-zh(?:-v1\.5)?", "为这个句子生成表示以用于检索相关文章：", ""),
         (r"snowflake-arctic-embed-(?:m|l)-v2\.0.*", "query: ", ""),
@@ -278,7 +281,7 @@ FAMILIES: Final[tuple[tuple[re.Pattern[str], EmbeddingPrompts], ...]] = tuple(
     )
 )
 
-# The names that models' own files give to these two prompts.
+# The names of the two prompts in the files of models.
 _QUERY_KEYS: Final = ("query", "Retrieval-query", "retrieval.query")
 _PASSAGE_KEYS: Final = (
     "document", "passage", "corpus", "Retrieval-document", "retrieval.passage",
@@ -286,14 +289,14 @@ _PASSAGE_KEYS: Final = (
 
 
 def prompts_of(reference: str, folder: Path, settings: Settings) -> EmbeddingPrompts:
-    """The prompts of the model that is used as `reference` and lies in `folder`; empty ones where
-    it has none. Raises Permanent where a file of it cannot be read."""
-    chosen = settings.embedding_prompts.get(reference)
-    if chosen is not None:
-        return chosen
+    """The prompts of the model that is used as `reference` and lies in `folder`; empty ones if it
+    has none. Raises Permanent if one of its files cannot be read."""
+    configured = settings.embedding_prompts.get(reference)
+    if configured is not None:
+        return configured
     saved = read_object(folder / "config_sentence_transformers.json").get("prompts")
-    if isinstance(saved, Mapping) and (own := _of_keys(saved)) != EmbeddingPrompts():
-        return own
+    if isinstance(saved, Mapping) and (prompts := _saved_prompts(saved)) != EmbeddingPrompts():
+        return prompts
     for name in _names(reference, folder):
         last = name.rstrip("/").rpartition("/")[2].lower()
         for pattern, prompts in FAMILIES:
@@ -302,9 +305,9 @@ def prompts_of(reference: str, folder: Path, settings: Settings) -> EmbeddingPro
     return EmbeddingPrompts()
 
 
-def _of_keys(saved: Mapping[str, Any]) -> EmbeddingPrompts:
-    """sentence-transformers saves empty prompts for models that have none, so the first that is
-    not empty counts."""
+def _saved_prompts(saved: Mapping[str, Any]) -> EmbeddingPrompts:
+    """The first prompts that are not empty: sentence-transformers saves empty ones for models that
+    have none."""
 
     def first(keys: tuple[str, ...]) -> str:
         return next((v for key in keys if isinstance(v := saved.get(key), str) and v), "")

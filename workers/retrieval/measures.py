@@ -1,8 +1,8 @@
-"""Measures of searches: what one query's hits are worth, and intervals of the means.
+"""Measures of searches: the value of one query's hits, and confidence intervals of the means.
 
-The values are those of `ir-measures`. A document stands where its first hit does, and its later
-hits keep their places: what counts is what a caller of `k` hits sees. What one hit answers at once
-(two quotations in one chunk) counts as one relevant thing.
+The values are computed by `ir-measures`. A document has the rank of its first hit, and its later
+hits keep their ranks, so that the measures describe the `k` hits that a caller sees. If one hit
+matches several judgements (two quotations in one chunk), they count as one relevant item.
 """
 
 import re
@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 import ir_measures
 import numpy as np
-import numpy.typing as npt
 
 from shared.bounds import comparable
 from shared.kinds.eval import DEPTH, FIRST, JudgedQuery
 from shared.kinds.search import Hit
-
-Floats = npt.NDArray[np.float64]
+from workers.retrieval.fusion import Floats
 
 CONFIDENCE = 0.95
 _MISS = "hit:"
@@ -26,11 +24,11 @@ _LATIN = re.compile(r"[0-9a-z]")
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedHits:
-    """One search's hits for one query. `grades` has the relevant things by a key, of those that
-    a hit answers together one; `keys` has for each hit the key of what it is the first to answer.
+    """The hits of one search for one query.
 
-    `has_answer` says whether one of the query's answers stands in the first hits; None where the
-    query has no answers.
+    `grades` has a key and a grade for each relevant item. `keys` has an entry for each hit: the key
+    of the item of which it is the first hit, or None. `has_answer` says whether one of the query's
+    answers is in the first hits; None if the query has no answers.
     """
 
     grades: dict[str, int]
@@ -39,12 +37,12 @@ class JudgedHits:
 
     @property
     def places(self) -> list[int]:
-        """Where relevant hits stand, from 1."""
+        """The ranks of relevant hits, from 1."""
         return [place for place, key in enumerate(self.keys, start=1) if key is not None]
 
 
 def judge(query: JudgedQuery, hits: Sequence[Hit]) -> JudgedHits:
-    """`hits` are the best first."""
+    """Compare hits, best first, with the judgements of their query."""
     left = {str(n): judgement for n, judgement in enumerate(query.judgements)}
     grades = {key: judgement.grade for key, judgement in left.items()}
     quotations = {
@@ -80,8 +78,9 @@ def _folded(text: str) -> str:
 
 
 def _quotation(text: str) -> re.Pattern[str]:
-    """Finds a text whatever its case, width and spaces are; Latin words and numbers as a whole, for
-    `308` does not stand in `13085`. Words of Korean carry particles, and Chinese has no spaces."""
+    """A pattern that finds a quotation in folded text. Latin words and numbers must match whole, so
+    that `308` is not found in `13085`; Korean words carry particles, and Chinese has no spaces, so
+    theirs need not."""
     folded = _folded(text)
     before = r"(?<![0-9a-z])" if _LATIN.match(folded[:1]) else ""
     after = r"(?![0-9a-z])" if _LATIN.match(folded[-1:]) else ""
@@ -89,9 +88,9 @@ def _quotation(text: str) -> re.Pattern[str]:
 
 
 def values_of(judged: Sequence[JudgedHits], k: int) -> Floats:
-    """One search's values, of the shape (len(judged), len(measure_names(k))).
+    """The values of one search, of the shape (len(judged), len(measure_names(k))).
 
-    NaN where a query has no answers to look for.
+    The last column is NaN for queries without answers.
     """
     deeper = [ir_measures.R @ k] if k > DEPTH else []
     columns = [
@@ -116,8 +115,8 @@ def values_of(judged: Sequence[JudgedHits], k: int) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class Means:
-    """Means and the ends of their intervals; NaN where no query has a value. The first axis of
-    each is that of the searches, the second that of the measures."""
+    """Means and the ends of their confidence intervals, of the shape (searches, measures); NaN
+    where no query has a value."""
 
     value: Floats
     low: Floats
@@ -125,10 +124,12 @@ class Means:
 
 
 def estimate(values: Floats, *, resamples: int, between: Callable[[], None]) -> tuple[Means, Means]:
-    """The means of `values`, of the shape (searches, queries, measures), and their differences to
-    those of the first search, with percentile bootstrap intervals (Efron and Tibshirani 1993, 13.3)
-    over the queries. All searches are resampled with the same queries, so that the differences are
-    paired. `between` is called now and then, and may raise. The same values give the same ends.
+    """The means of `values` over the queries, and their differences to those of the first search.
+
+    `values` has the shape (searches, queries, measures). The intervals are percentile bootstrap
+    intervals over the queries (Efron and Tibshirani 1993, 13.3). All searches are resampled with
+    the same queries, so the differences are paired. The random numbers are always the same ones.
+    `between` is called for each resample and may raise.
     """
     searches, queries, measures = values.shape
     table = np.moveaxis(values, 1, 0).reshape(queries, searches * measures)
@@ -151,7 +152,8 @@ def estimate(values: Floats, *, resamples: int, between: Callable[[], None]) -> 
 
 
 def _with_ends(mean: Floats, drawn: Floats) -> Means:
-    """Resamples without a value, which only measures of few queries have, are left out."""
+    """Intervals from the resampled means. Resamples without a value, which occur for measures that
+    few queries have, are left out."""
     out = (1 - CONFIDENCE) / 2
     low, high = mean.copy(), mean.copy()
     for at in zip(*np.nonzero(~np.isnan(mean)), strict=True):

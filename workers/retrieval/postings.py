@@ -1,9 +1,9 @@
-"""Postings, packed: which terms stand in which chunks, and how often, in immutable segments.
+"""Postings in immutable segments of packed bytes: which terms occur in which chunks, how often.
 
-A segment is what some chunks of one collection have of one field. It numbers its chunks from 0, at
-most `SEGMENT_CHUNKS` of them, so that a number takes two bytes. Its terms, as hashes of 64 bits in
-ascending order, lie in pages, so that a query reads those of its own terms alone. Everything here
-is numpy over bytes: nothing knows of the database.
+A segment has the postings of some chunks of one collection, for one field. It numbers its chunks
+from 0, and has at most `SEGMENT_CHUNKS`, so that a number takes two bytes. Its terms are hashes of
+64 bits in ascending order, and are divided into pages, so that a query reads the pages of its own
+terms only. This module is numpy over bytes and does not use the database.
 """
 
 import struct
@@ -25,39 +25,38 @@ Array: TypeAlias = NDArray[Any]
 
 SEGMENT_CHUNKS: Final = 2**16
 PAGE_BYTES: Final = 2**15
-"""Of a page, unless one term alone takes more."""
+"""The size of a page, unless a single term takes more."""
 KEPT_HASHES: Final = 2**15
 MEMBER: Final = np.dtype([("key", "S20"), ("chunks", "<u4")])
-"""The chunks of a version that lie in a segment one after the other: `key_of` the first, and their
-number."""
+"""A run of consecutive chunks of a version in a segment: `key_of` the first, and their number."""
 _HEAD: Final = struct.Struct("<HHI")
 """Version of the format, bytes of a count, number of terms."""
 _FORMAT: Final = 1
 
 
 def key_of(version_id: UUID, ordinal: int) -> bytes:
-    """Of a chunk: sorts as version and ordinal do."""
+    """The key of a chunk; keys sort by version and ordinal."""
     return version_id.bytes + ordinal.to_bytes(4, "big")
 
 
 def chunk_of(key: bytes) -> tuple[UUID, int]:
-    """The reverse of `key_of`; numpy drops zeros at the end."""
+    """The opposite of `key_of`. numpy has dropped zero bytes at the end of the key."""
     key = key.ljust(20, b"\0")
     return UUID(bytes=key[:16]), int.from_bytes(key[16:], "big")
 
 
 @lru_cache(KEPT_HASHES)
 def hash_of(term: str) -> int:
-    """64 bits, signed as PostgreSQL's bigint is. Of a million terms, two share one with a
-    probability of 3 in 10^8."""
+    """A hash of 64 bits, signed like PostgreSQL's bigint. Among a million terms, the probability
+    that two have the same hash is 3 in 10^8."""
     return int.from_bytes(blake2b(term.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 @dataclass(frozen=True)
-class Page:
-    """Terms of a segment, ascending, and where they stand.
+class TermPage:
+    """Some terms of a segment, ascending, with their postings.
 
-    Term n is in the chunks `chunks[ends[n - 1]:ends[n]]`, ascending, as often as `counts` says.
+    Term n occurs in the chunks `chunks[ends[n - 1]:ends[n]]`, ascending, `counts[...]` times each.
     """
 
     terms: Longs
@@ -67,11 +66,12 @@ class Page:
     chunks: NDArray[np.uint16]
     """(postings,)"""
     counts: Array
-    """(postings,), unsigned, of as many bytes as the highest needs"""
+    """(postings,), unsigned, with as many bytes as the highest count needs"""
 
     @classmethod
-    def read(cls, data: bytes) -> "Page":
-        """Shares the memory of `data`. Raises ValueError where it is of another format."""
+    def read(cls, data: bytes) -> "TermPage":
+        """The opposite of `packed`; shares the memory of `data`. Raises ValueError for another
+        version of the format."""
         format_, width, terms = _HEAD.unpack_from(data)
         if format_ != _FORMAT:
             raise ValueError(f"a page of postings has the format {format_}, not {_FORMAT}")
@@ -98,8 +98,8 @@ class Page:
             )
         )
 
-    def without(self, dead: Bools) -> "Page | None":
-        """The page less the chunks that `dead`, (chunks of the segment,), marks; None where it has
+    def without(self, dead: Bools) -> "TermPage | None":
+        """The page without the chunks that `dead`, (chunks of the segment,), marks; None if it has
         none of them."""
         kept = ~dead[self.chunks]
         if kept.all():
@@ -107,7 +107,7 @@ class Page:
         before = np.concatenate(([0], np.cumsum(kept)))
         ends = before[self.ends]
         is_left = np.diff(ends, prepend=0) > 0
-        return Page(
+        return TermPage(
             self.terms[is_left],
             ends[is_left].astype(np.uint32),
             self.chunks[kept],
@@ -115,8 +115,9 @@ class Page:
         )
 
 
-def _pages_of(terms: Longs, sizes: Longs, chunks: Array, counts: Array) -> Iterator[Page]:
-    """Cut into pages between terms; `sizes` has the number of postings of each."""
+def _pages_of(terms: Longs, sizes: Longs, chunks: Array, counts: Array) -> Iterator[TermPage]:
+    """Divide postings into pages, between terms; `sizes` has the number of postings of each
+    term."""
     ends = np.cumsum(sizes)
     cost = np.cumsum(12 + 3 * sizes) // PAGE_BYTES
     cuts = [0, *(np.flatnonzero(np.diff(cost)) + 1).tolist(), len(terms)]
@@ -125,7 +126,7 @@ def _pages_of(terms: Longs, sizes: Longs, chunks: Array, counts: Array) -> Itera
             continue
         base = int(ends[first - 1]) if first else 0
         last = int(ends[end - 1])
-        yield Page(
+        yield TermPage(
             terms[first:end],
             (ends[first:end] - base).astype(np.uint32),
             chunks[base:last],
@@ -134,8 +135,8 @@ def _pages_of(terms: Longs, sizes: Longs, chunks: Array, counts: Array) -> Itera
 
 
 @dataclass(frozen=True, kw_only=True)
-class Span:
-    """Chunks of a version with consecutive ordinals, and the terms of each."""
+class ChunkSpan:
+    """Consecutive chunks of a version, and the terms of each chunk."""
 
     version_id: UUID
     first: int
@@ -144,16 +145,16 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """`members` in the order of their chunks; `lengths` are the numbers of terms of each chunk."""
+    """A segment in memory. `lengths` has the number of terms of each chunk."""
 
     members: Array
-    """(n,) of MEMBER"""
+    """(n,) of MEMBER, in the order of their chunks"""
     lengths: NDArray[np.uint32]
     """(chunks,)"""
-    pages: Sequence[Page]
+    pages: Sequence[TermPage]
 
 
-def build(spans: Sequence[Span]) -> Segment:
+def build(spans: Sequence[ChunkSpan]) -> Segment:
     """A segment of at most `SEGMENT_CHUNKS` chunks."""
     members = np.array(
         [(key_of(span.version_id, span.first), len(span.terms)) for span in spans], MEMBER
@@ -182,27 +183,27 @@ def build(spans: Sequence[Span]) -> Segment:
     return Segment(members=members, lengths=lengths, pages=pages)
 
 
-# Merging: segments become one, without the chunks that are dead.
+# Merging: several segments become one, without their dead chunks.
 
 AT_ONCE_PAGES: Final = 32
-"""Of each segment, so that memory does not grow with them."""
+"""How many pages of each segment are in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """A segment to be merged. `read(n, m)` gives its pages n, n + 1, ... before m."""
+class MergePart:
+    """A segment to be merged. `read(n, m)` returns its pages n to m - 1."""
 
     members: Array
     lengths: NDArray[np.uint32]
     dead: Bools
     """(chunks,)"""
     page_ends: Longs
-    """(pages,): the last term of each, or one behind it that it had"""
-    read: Callable[[int, int], Sequence[Page]]
+    """(pages,): the last term of each page when it was written; it may have lost that since"""
+    read: Callable[[int, int], Sequence[TermPage]]
 
 
-def merge_members(parts: Sequence[Part]) -> tuple[Array, NDArray[np.uint32]]:
-    """The members and the lengths of what the parts become, in their order."""
+def merge_members(parts: Sequence[MergePart]) -> tuple[Array, NDArray[np.uint32]]:
+    """The members and the lengths of the merged segment."""
     members = np.concatenate([part.members for part in parts])
     starts = [np.cumsum(part.members["chunks"]) - part.members["chunks"] for part in parts]
     is_dead = np.concatenate([part.dead[start] for part, start in zip(parts, starts, strict=True)])
@@ -210,21 +211,21 @@ def merge_members(parts: Sequence[Part]) -> tuple[Array, NDArray[np.uint32]]:
     return members[~is_dead], lengths
 
 
-def merge(parts: Sequence[Part]) -> Iterator[Page]:
-    """The pages of what the parts become. A version is dead whole, or not at all."""
+def merge(parts: Sequence[MergePart]) -> Iterator[TermPage]:
+    """The pages of the merged segment. Either all chunks of a version are dead, or none."""
     readers = []
     base = 0
     for part in parts:
         numbers = np.cumsum(~part.dead) - 1 + base
         base += int((~part.dead).sum())
-        readers.append(_Reader(part, numbers))
+        readers.append(_PartReader(part, numbers))
     if base > SEGMENT_CHUNKS:
         raise ValueError(f"{base:,} chunks do not go into one segment")
     rest: list[tuple[Longs, Longs, Array, Array]] = []
     while full := [reader for reader in readers if reader.fill()]:
         upto = min(reader.last for reader in full)
         slices = [reader.take(upto) for reader in full]
-        rest.append(_joined([part for part in slices if len(part[0])]))
+        rest.append(_merged([part for part in slices if len(part[0])]))
         if sum(12 * len(terms) + 3 * len(chunks) for terms, _, chunks, _ in rest) > PAGE_BYTES:
             *whole, last = _pages_of(*_concatenated(rest))
             yield from whole
@@ -234,10 +235,10 @@ def merge(parts: Sequence[Part]) -> Iterator[Page]:
         yield from _pages_of(*_concatenated(rest))
 
 
-class _Reader:
-    """A part that is merged: its pages, some at a time, with the new numbers of its chunks."""
+class _PartReader:
+    """Reads the pages of a segment that is merged, some at a time, and renumbers its chunks."""
 
-    def __init__(self, part: Part, numbers: Array) -> None:
+    def __init__(self, part: MergePart, numbers: Array) -> None:
         self._part = part
         self._numbers = numbers
         self._next = 0
@@ -252,11 +253,11 @@ class _Reader:
 
     @property
     def last(self) -> int:
-        """The last of the terms that are read."""
+        """The last term that was read."""
         return int(self._terms[-1])
 
     def fill(self) -> bool:
-        """Read on where there is nothing left; False at the end."""
+        """Read the next pages if nothing is left. Returns False at the end."""
         while not self.has_terms and self._next < len(self._part.page_ends):
             end = min(self._next + AT_ONCE_PAGES, len(self._part.page_ends))
             pages = [self._alive(page) for page in self._part.read(self._next, end)]
@@ -265,12 +266,13 @@ class _Reader:
                 self._terms, self._sizes, self._chunks, self._counts = _concatenated(pages)
         return self.has_terms
 
-    def _alive(self, page: Page) -> tuple[Longs, Longs, Array, Array]:
+    def _alive(self, page: TermPage) -> tuple[Longs, Longs, Array, Array]:
         page = page.without(self._part.dead) or page
         sizes = np.diff(page.ends, prepend=np.uint32(0)).astype(np.int64)
         return page.terms, sizes, self._numbers[page.chunks], page.counts
 
     def take(self, upto: int) -> tuple[Longs, Longs, Array, Array]:
+        """Remove and return the terms up to `upto`: terms, sizes, chunks, counts."""
         n = int(np.searchsorted(self._terms, upto, "right"))
         postings = int(self._sizes[:n].sum())
         taken = self._terms[:n], self._sizes[:n], self._chunks[:postings], self._counts[:postings]
@@ -286,10 +288,11 @@ def _concatenated(
     return terms, sizes, chunks, counts
 
 
-def _joined(
+def _merged(
     parts: Sequence[tuple[Longs, Longs, Array, Array]],
 ) -> tuple[Longs, Longs, Array, Array]:
-    """Terms of several parts as one ascending list; of each term, the postings in their order."""
+    """The terms of several parts in one ascending list, each with its postings in ascending
+    order."""
     if len(parts) == 1:
         return parts[0]
     terms, places = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
@@ -312,7 +315,7 @@ def _joined(
 
 
 def dead_chunks(members: Array, versions: Iterable[UUID]) -> Bools:
-    """(chunks,): which belong to one of the versions."""
+    """(chunks,): whether each chunk belongs to one of the versions."""
     keys = np.array([version.bytes for version in versions], "S16")
     is_dead = np.isin(members["key"].astype("S16"), keys)
     return np.repeat(is_dead, members["chunks"])

@@ -1,7 +1,7 @@
 """Search: the passages of collections that answer queries.
 
-All queries of a request are embedded together, and a store is asked once for all of them. What
-comes back is looked up in Postgres: a passage that is not live there is no hit.
+All queries of a request are embedded in one batch, and one request to the store looks for all of
+them. The results are looked up in Postgres: only passages that are live there are hits.
 """
 
 import math
@@ -32,28 +32,28 @@ from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.fusion import Floats, QueryFacts, fuse
 from workers.retrieval.lexical import LexicalResult, lexical_of
-from workers.retrieval.store import Match, Missing, store_of
+from workers.retrieval.store import Match, MissingCollection, store_of
 from workers.retrieval.terms import terms
 from workers.retrieval.tuning import CollectionFacts, coverage_by, tuning_for_search
 
 HYBRID_POOL = 50
-"""So many of the best of each half are weighed, at least."""
+"""How many of the best chunks of each half are scored by both, at least."""
 JOINED_CHUNKS = 3
-"""At most so many chunks that follow each other are one hit."""
+"""At most this many consecutive chunks become one hit."""
 WIDEN_TIMES = 4
 WIDEN_FACTOR = 4
-"""A store that gives too few live passages is asked for so many times as many, so often."""
+"""If too few of a store's results are live, it is asked again for this many times as many."""
 TEXTS_AT_ONCE = 25
-"""Of so many passages the text is read when it is asked whether they are live. Of more, most are
-not among the best, and so theirs is read last."""
+"""Up to this many passages are read with their texts when they are checked to be live. Of more
+passages, most are not among the best, and the texts of the best are read at the end."""
 MATCHING_CHUNKS = 10_000
-"""So many chunks that a filter matches are compared with a query where it has to be found in
-Postgres which ones these are."""
+"""At most this many of the chunks that a filter matches are compared with a query, if Postgres has
+to find them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRequest:
-    """`noun` is what the user calls a query: the query, the question."""
+    """`noun` is how warnings call a query: query or question."""
 
     collections: Sequence[str]
     queries: Sequence[str]
@@ -61,24 +61,25 @@ class SearchRequest:
     options: SearchOptions = field(default_factory=SearchOptions)
     noun: str = "query"
     vector: Sequence[float] | None = None
-    """What stands for the one query, which is then empty."""
+    """The vector of the only query, whose text is then empty."""
 
 
 @dataclass(kw_only=True)
 class Candidate:
-    """A live passage that may become a hit. `debug` says how well it fits."""
+    """A live passage that may become a hit. `debug` has the parts of its score."""
 
     chunk: ChunkView
     collection: str
     score: float
     debug: HitDebug
     weights: Mapping[str, float] = field(default_factory=dict)
-    """What each term of the query is worth in the collection, where that is known."""
+    """The weight of each term of the query in the collection; empty if lexical search was not
+    asked."""
 
 
 @dataclass(kw_only=True, slots=True)
 class _ScoredId:
-    """A live passage before its text is read: its id, its score, and how that came about."""
+    """A live passage whose text is not read yet: its id, its score, and the parts of the score."""
 
     id: str
     score: float
@@ -91,7 +92,7 @@ class _ScoredId:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Those of each query, best first, and what the user has to know."""
+    """The candidates of each query, best first, and the warnings for the user."""
 
     rows: Sequence[Sequence[Candidate]]
     warnings: Sequence[str]
@@ -99,19 +100,19 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """A candidate that is a hit, and the chunks that make its text: its own, and neighbours."""
+    """A candidate that is a hit, and the chunks of its text: its own chunk, and neighbours."""
 
     candidate: Candidate
     chunks: Sequence[ChunkView]
 
     @property
     def ordinals(self) -> tuple[int, int]:
-        """Of the first and of the last of the chunks."""
+        """Those of the first and of the last chunk."""
         return self.chunks[0].ordinal, self.chunks[-1].ordinal
 
     def hit(self, request: SearchRequest, query: str) -> Hit:
         chunk = self.candidate.chunk
-        text = joined(self.chunks)
+        text = joined_text(self.chunks)
         return Hit(
             chunk_id=chunk.id,
             document_id=str(chunk.document_id),
@@ -128,7 +129,7 @@ class Passage:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchAnswer:
-    """The hits of each query, best first; fewer than k where there are fewer."""
+    """The hits of each query, best first; at most k."""
 
     hits: Sequence[Sequence[Hit]]
     warnings: Sequence[str]
@@ -137,13 +138,13 @@ class SearchAnswer:
 def search(
     process: Process, request: SearchRequest, *, check: Callable[[], None] = lambda: None
 ) -> SearchAnswer:
-    """What `candidates` and `passages` give, together; nothing is reranked."""
-    chosen = candidates(process, request, check=check)
+    """The hits of a request, without reranking. Raises what `candidates` raises."""
+    result = candidates(process, request, check=check)
     hits = [
-        [one.hit(request, query) for one in passages(process, request, row)]
-        for query, row in zip(request.queries, chosen.rows, strict=True)
+        [passage.hit(request, query) for passage in passages(process, request, row)]
+        for query, row in zip(request.queries, result.rows, strict=True)
     ]
-    return SearchAnswer(hits=hits, warnings=chosen.warnings)
+    return SearchAnswer(hits=hits, warnings=result.warnings)
 
 
 def candidates(
@@ -153,12 +154,12 @@ def candidates(
     count: int = 0,
     check: Callable[[], None] = lambda: None,
 ) -> Candidates:
-    """At least `count` for each query, and as many as hits need; fewer where there are fewer.
+    """The candidates of each query: `count`, or as many as k hits may need, if there are so many.
 
-    `check` is called while a model is waited for, and may raise. Raises NotFound where a
-    collection is not there.
+    `check` is called between units of work and may raise. Raises NotFound if a collection does not
+    exist.
     """
-    # Neighbours of better hits are no hits themselves.
+    # Some candidates become part of a better hit, so more than k are needed.
     options = request.options
     share = 1 + 2 * options.expand if options.expand else 1
     if options.joins and not options.expand and not options.rerank:
@@ -170,7 +171,7 @@ def candidates(
         for row, more in zip(rows, part.candidates(count), strict=True):
             row += more
     for row in rows:
-        row.sort(key=lambda candidate: -candidate.score)  # stable: equals stay in order
+        row.sort(key=lambda candidate: -candidate.score)
     if not any(rows):
         for part in parts:
             part.warn_of_filter()
@@ -191,7 +192,7 @@ class CollectionSearch:
         self._check = check
         self.warnings: list[str] = []
         self._is_live: dict[str, bool] = {}
-        """Whether passages, by their ids, were live and matched the filter when they were met."""
+        """Id -> whether the passage was live and matched the filter when it was looked up."""
         self._chunks: dict[str, ChunkView] = {}
         with process.ledger.read_single() as session:
             collection = collections.get(session, name)
@@ -202,9 +203,9 @@ class CollectionSearch:
             )
 
     def candidates(self, count: int) -> list[list[Candidate]]:
-        """Those of each query, best first."""
+        """The candidates of each query, best first."""
         if self._dimension is None:
-            return [[] for _ in self._request.queries]  # nothing has been ingested yet
+            return [[] for _ in self._request.queries]  # nothing was ingested yet
         type_ = self._options.type
         if type_ is SearchType.LEXICAL:
             return self._read(self._matches(self._lexical(count), count), count)
@@ -212,7 +213,7 @@ class CollectionSearch:
             embedder = self._embedder()
             vectors = embedder.encode_queries(self._request.queries, between=self._check)
             if type_ is SearchType.HYBRID:
-                return self._read(self._weighed(embedder, vectors, count), count)
+                return self._read(self._hybrid(embedder, vectors, count), count)
         else:
             vectors = self._unit_vector(self._request.vector)
         if type_ is SearchType.MMR:
@@ -224,7 +225,7 @@ class CollectionSearch:
         return self._read(nearest, count)
 
     def _unit_vector(self, vector: Sequence[float]) -> Vectors:
-        """The vector of a request, of length 1."""
+        """The vector of the request, scaled to length 1, as an array of one row."""
         if len(vector) != self._dimension:
             raise Permanent(
                 f"The vector has {len(vector):,} numbers, and those of {self._name} have "
@@ -234,7 +235,7 @@ class CollectionSearch:
         return numbers / max(float(np.linalg.norm(numbers)), 1e-12)
 
     def warn_of_filter(self) -> None:
-        """Say of keys that the filter names where no passage has them, or in another type."""
+        """Add a warning for each key of the filter that no passage has, or has in another type."""
         where = self._options.filter
         if where is None or self._dimension is None:
             return
@@ -256,34 +257,35 @@ class CollectionSearch:
                 )
             elif not types & stored[key]:
                 self.warnings.append(
-                    f"For the filter {shown(key)} has to be {_named(types)}, but in {self._name} "
-                    f"it is {_named(stored[key])}; values of different types never match."
+                    f"For the filter {shown(key)} has to be {_type_names(types)}, but in "
+                    f"{self._name} it is {_type_names(stored[key])}; values of different types "
+                    "never match."
                     + (" In lists look with $contains." if "array" in stored[key] else "")
                 )
 
     # Both halves
 
-    def _weighed(self, embedder: Embedder, vectors: Vectors, count: int) -> list[list[_ScoredId]]:
-        """The best by words and by meaning together: the best of each half, with both scores."""
+    def _hybrid(self, embedder: Embedder, vectors: Vectors, count: int) -> list[list[_ScoredId]]:
+        """The best of each half, scored by both."""
         pool = max(count, HYBRID_POOL)
-        # The store and Postgres look at the same time, the store before a thread of its own.
-        aside = self._process.held(_aside, ThreadPoolExecutor.shutdown)
-        waiting = aside.submit(self._query, vectors, pool)
+        # The store is asked in a second thread, so that it and Postgres work at the same time.
+        executor = self._process.held(_store_thread, ThreadPoolExecutor.shutdown)
+        store_rows = executor.submit(self._query, vectors, pool)
         try:
             results = self._lexical(pool)
         finally:
-            wait([waiting])
-        rows = waiting.result()
+            wait([store_rows])
+        rows = store_rows.result()
         nearest_ids = set(_ids(rows))
         others = [id_ for result in results for id_ in result.chunk_ids if id_ not in nearest_ids]
-        kept = aside.submit(self._vectors_if_there, list(dict.fromkeys(others)))
+        other_vectors = executor.submit(self._vectors_or_none, list(dict.fromkeys(others)))
         try:
-            self._live([*nearest_ids, *others])  # of both halves by one statement
+            self._live([*nearest_ids, *others])  # one statement for both halves
         finally:
-            wait([kept])
+            wait([other_vectors])
         halves = zip(self._nearest(vectors, rows, pool), self._matches(results, pool), strict=True)
-        united = [_united(nearest, matches) for nearest, matches in halves]
-        cosines = self._cosines(vectors, united, kept.result())
+        united = [_union(nearest, matches) for nearest, matches in halves]
+        cosines = self._cosines(vectors, united, other_vectors.result())
         tuning = tuning_for_search(
             self._process, self._facts, embedder, results[0], check=self._check
         )
@@ -312,25 +314,28 @@ class CollectionSearch:
         return united
 
     def _cosines(
-        self, vectors: Vectors, rows: Sequence[Sequence[_ScoredId]], kept: Mapping[str, Vectors]
+        self, vectors: Vectors, rows: Sequence[Sequence[_ScoredId]], known: Mapping[str, Vectors]
     ) -> list[Floats]:
-        """Of each row's candidates with its query; NaN for those without a vector. `kept` has
-        vectors of most of those that the store did not compare with the query."""
+        """The cosines of each row's candidates with the row's query; NaN for those without a
+        vector. `known` has vectors of candidates that the store did not compare with the query."""
         missing = dict.fromkeys(
-            one.id for row in rows for one in row if one.similarity is None and one.id not in kept
+            scored.id
+            for row in rows
+            for scored in row
+            if scored.similarity is None and scored.id not in known
         )
-        kept = {**kept, **self._vectors(list(missing))}
+        known = {**known, **self._vectors(list(missing))}
 
-        def cosine(vector: Vectors, one: _ScoredId) -> float:
-            if one.similarity is not None:
-                return one.similarity
-            other = kept.get(one.id)
+        def cosine(vector: Vectors, scored: _ScoredId) -> float:
+            if scored.similarity is not None:
+                return scored.similarity
+            other = known.get(scored.id)
             if other is None:
                 return math.nan
             return float(vector @ other) / max(float(np.linalg.norm(other)), 1e-12)
 
         return [
-            np.array([cosine(vector, one) for one in row], dtype=np.float64)
+            np.array([cosine(vector, scored) for scored in row], dtype=np.float64)
             for vector, row in zip(vectors, rows, strict=True)
         ]
 
@@ -357,10 +362,10 @@ class CollectionSearch:
         return results
 
     def _matches(self, results: Sequence[LexicalResult], count: int) -> list[list[_ScoredId]]:
-        """The passages that have words of the queries, `count` for each.
+        """The `count` best passages by words for each query, if there are so many.
 
-        What was erased since, or does not match the filter, makes room for further ones; where
-        that is most of them, those that Postgres has found are scored.
+        Results that were erased since, or that the filter excludes, are replaced by further ones.
+        If that leaves too few, the passages that the filter matches in Postgres are scored.
         """
         matches: list[list[_ScoredId]] = [[] for _ in results]
         left = dict(enumerate(results))
@@ -401,7 +406,7 @@ class CollectionSearch:
     def _scored(
         self, results: Collection[LexicalResult], ids: Sequence[str], count: int
     ) -> list[list[_ScoredId]]:
-        """The best of those passages."""
+        """The best of these passages for each query."""
         best: list[list[tuple[str, float]]] = []
         for result in results:
             scores = result.score(ids)
@@ -439,13 +444,14 @@ class CollectionSearch:
     def _nearest(
         self, vectors: Vectors, rows: Sequence[Sequence[Match]], count: int
     ) -> list[list[_ScoredId]]:
-        """The passages whose vectors are nearest, `count` for each query: those of `rows`, which
-        `_query` has of as many.
+        """The `count` live passages with the nearest vectors for each query, if there are so many.
+        `rows` is what `_query` returned for the same `count`.
 
-        The store may know passages that are live no longer, and for a moment the other way round;
-        and it may not know all of the filter. Where that leaves fewer than `count`, more are asked
-        for, and then those that Postgres has found. Where a filter leaves nothing, these are
-        compared here: an index of neighbours may not reach them, as among very many equal vectors.
+        The store may have passages that are not live any more, or lack live ones for a moment, and
+        it may apply a part of the filter only. If fewer than `count` are left, it is asked for
+        more, and then among the passages that the filter matches in Postgres. If still nothing is
+        left, those are compared here: the store's index of neighbours may not reach them, for
+        example among very many equal vectors.
         """
         nearest: list[list[_ScoredId]] = [[] for _ in vectors]
         left = list(range(len(vectors)))
@@ -472,22 +478,22 @@ class CollectionSearch:
                 nearest[n] = live
         empty = [n for n, row in enumerate(nearest) if not row]
         if empty:
-            rows = self._compared(vectors[empty], self._matching(where), count)
+            rows = self._compare(vectors[empty], self._matching(where), count)
             for n, live in zip(empty, self._live_nearest(rows, count), strict=True):
                 nearest[n] = live
         return nearest
 
-    def _compared(self, vectors: Vectors, ids: Sequence[str], count: int) -> list[list[Match]]:
+    def _compare(self, vectors: Vectors, ids: Sequence[str], count: int) -> list[list[Match]]:
         """The best of these passages for each query, by their cosines with it."""
-        kept = self._vectors(ids)
-        if not kept:
+        stored = self._vectors(ids)
+        if not stored:
             return [[] for _ in vectors]
-        passages = np.array(list(kept.values()))
+        stored_ids, passages = list(stored), np.array(list(stored.values()))
         lengths = np.maximum(np.linalg.norm(passages, axis=1), 1e-12)
         rows = []
         for cosines in vectors @ passages.T / lengths:
             order = np.argsort(-cosines, kind="stable")[:count].tolist()
-            best = zip((list(kept)[n] for n in order), cosines[order].tolist(), strict=True)
+            best = zip((stored_ids[n] for n in order), cosines[order].tolist(), strict=True)
             rows.append([Match(id=id_, score=score) for id_, score in best])
         return rows
 
@@ -509,7 +515,7 @@ class CollectionSearch:
             return store_of(self._process).query(
                 self._name, vectors, limit=limit, where=self._options.filter, ids=ids
             )
-        except Missing:
+        except MissingCollection:
             if self._is_empty():
                 return [[] for _ in vectors]
             raise
@@ -517,21 +523,22 @@ class CollectionSearch:
     def _vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
         return store_of(self._process).vectors(self._name, ids) if ids else {}
 
-    def _vectors_if_there(self, ids: Sequence[str]) -> dict[str, Vectors]:
-        """None where the store has no such collection any more: perhaps none of these is live."""
+    def _vectors_or_none(self, ids: Sequence[str]) -> dict[str, Vectors]:
+        """The vectors of chunks; empty if the store has no such collection any more, for then the
+        chunks may not be live either."""
         try:
             return self._vectors(ids)
-        except Missing:
+        except MissingCollection:
             return {}
 
     def _is_empty(self) -> bool:
-        """Whether there is nothing to find. Raises NotFound where it was just erased."""
+        """Whether the collection has no documents. Raises NotFound if it was just erased."""
         with self._process.ledger.read_single() as session:
             collection = collections.get(session, self._name)
             return not documents.page(session, collection.id, limit=1, after=None)
 
     def _live_nearest(self, rows: Sequence[Sequence[Match]], count: int) -> list[list[_ScoredId]]:
-        """Of each row those that are live and match the filter, `count` at most."""
+        """The first `count` of each row that are live and match the filter."""
         live = self._live(_ids(rows))
         return [
             [
@@ -546,11 +553,11 @@ class CollectionSearch:
         fetch = max(self._options.fetch_k or DEFAULT_FETCH_K, count)
         share = self._options.lambda_mult
         nearest = self._nearest(vectors, self._query(vectors, fetch), fetch)
-        kept = self._vectors(list(dict.fromkeys(one.id for row in nearest for one in row)))
+        stored = self._vectors(list(dict.fromkeys(scored.id for row in nearest for scored in row)))
         diverse = []
         for query, row in zip(vectors, nearest, strict=True):
-            row = [one for one in row if one.id in kept]
-            passages = np.array([kept[one.id] for one in row]).reshape(len(row), len(query))
+            row = [scored for scored in row if scored.id in stored]
+            passages = np.array([stored[one.id] for one in row]).reshape(len(row), len(query))
             order = marginal_relevance(
                 query,
                 passages / np.maximum(np.linalg.norm(passages, axis=1, keepdims=True), 1e-12),
@@ -560,10 +567,10 @@ class CollectionSearch:
             diverse.append([row[n] for n in order])
         return diverse
 
-    # What Postgres has of them
+    # Live passages, from Postgres
 
     def _live(self, ids: Sequence[str]) -> set[str]:
-        """Those of the passages that are live and match the filter. Each is looked up but once."""
+        """Those passages that are live and match the filter. Each id is looked up once only."""
         new = [id_ for id_ in dict.fromkeys(ids) if id_ not in self._is_live]
         if new:
             where = self._options.filter
@@ -578,8 +585,8 @@ class CollectionSearch:
         return {id_ for id_ in ids if self._is_live[id_]}
 
     def _read(self, rows: Sequence[Sequence[_ScoredId]], count: int) -> list[list[Candidate]]:
-        """The first `count` of each row with their texts. One that is erased just now makes room
-        for the next."""
+        """The first `count` candidates of each row, with their texts. If one was erased meanwhile,
+        the next one takes its place."""
         first = [row[:count] for row in rows]
         if not self._read_chunks(first):
             self._read_chunks(rows)
@@ -588,7 +595,7 @@ class CollectionSearch:
         ]
 
     def _read_chunks(self, rows: Sequence[Sequence[_ScoredId]]) -> bool:
-        """Whether all of them are there."""
+        """Read the chunks of the rows. Returns whether all of them are live."""
         ids = dict.fromkeys(one.id for row in rows for one in row)
         new = [id_ for id_ in ids if id_ not in self._chunks]
         if not new:
@@ -614,8 +621,8 @@ class CollectionSearch:
         )
 
 
-def _aside(_process: Process) -> ThreadPoolExecutor:
-    """A thread beside those that search, which waits for the store meanwhile."""
+def _store_thread(_process: Process) -> ThreadPoolExecutor:
+    """A thread that waits for the store while others ask Postgres."""
     return ThreadPoolExecutor(1, thread_name_prefix="store")
 
 
@@ -629,14 +636,14 @@ def _match(id_: str, score: float, weights: Mapping[str, float]) -> _ScoredId:
     )
 
 
-def _united(nearest: Sequence[_ScoredId], matches: Sequence[_ScoredId]) -> list[_ScoredId]:
-    """Each passage once; one that both halves have says so."""
-    united = {one.id: one for one in nearest}
-    for one in matches:
-        known = united.setdefault(one.id, one)
-        if known is not one:
-            known.halves += one.halves
-    return list(united.values())
+def _union(nearest: Sequence[_ScoredId], matches: Sequence[_ScoredId]) -> list[_ScoredId]:
+    """Each passage once. The `halves` of a passage that is in both lists has both."""
+    by_id = {scored.id: scored for scored in nearest}
+    for match in matches:
+        scored = by_id.setdefault(match.id, match)
+        if scored is not match:
+            scored.halves += match.halves
+    return list(by_id.values())
 
 
 _TYPES = {
@@ -644,17 +651,16 @@ _TYPES = {
 }  # fmt: skip
 
 
-def _named(types: Collection[str]) -> str:
+def _type_names(types: Collection[str]) -> str:
     return " or ".join(name for type_, name in _TYPES.items() if type_ in types) or "nothing"
 
 
 def marginal_relevance(query: Vectors, passages: Vectors, *, share: float, count: int) -> list[int]:
-    """Indices of `count` passages by maximal marginal relevance, of vectors of length 1.
+    """Indices of `count` passages by maximal marginal relevance. Vectors have length 1.
 
-    Carbonell and Goldstein 1998, with the meaning that LangChain documents: the first is the most
-    similar to the query; each next one has the largest `share` x (cosine with the query) less
-    (1 - `share`) x (largest cosine with those before). So a `share` of 1 is similarity alone, and 0
-    is diversity alone.
+    Carbonell and Goldstein 1998, as LangChain defines it: the first passage is the one most similar
+    to the query; each next one has the largest `share` x (cosine with the query) - (1 - `share`) x
+    (largest cosine with those before it). A `share` of 1 is similarity alone, 0 is diversity alone.
     """
     similar = passages @ query
     repeated = np.full(len(passages), -np.inf, dtype=np.float32)
@@ -673,55 +679,56 @@ def marginal_relevance(query: Vectors, passages: Vectors, *, share: float, count
 
 
 def passages(process: Process, request: SearchRequest, row: Sequence[Candidate]) -> list[Passage]:
-    """The first k candidates, with their neighbours; no chunk is in two of them."""
+    """The passages of the first k candidates, with their neighbours. No chunk is in two of them."""
     expand = request.options.expand
     if not expand:
-        return _joining(row, request.k, at_most=JOINED_CHUNKS if request.options.joins else 1)
-    shown: dict[UUID, set[int]] = {}
-    chosen: list[Passage] = []
+        return _join(row, request.k, at_most=JOINED_CHUNKS if request.options.joins else 1)
+    used_ordinals: dict[UUID, set[int]] = {}
+    result: list[Passage] = []
     with process.ledger.read_single() as session:
-        for one in row:
-            version_id, ordinal = _place(one.chunk)
-            before = shown.setdefault(version_id, set())
-            if ordinal in before:
+        for candidate in row:
+            version_id, ordinal = _place(candidate.chunk)
+            used = used_ordinals.setdefault(version_id, set())
+            if ordinal in used:
                 continue
             chunks = documents.chunk_range(
                 session, version_id, first=ordinal - expand, last=ordinal + expand
             )
-            around = list(_unbroken(chunks, ordinal, before)) or [one.chunk]
-            before |= {chunk.ordinal for chunk in around}
-            chosen.append(Passage(candidate=one, chunks=around))
-            if len(chosen) == request.k:
+            around = list(_unused_around(chunks, ordinal, used)) or [candidate.chunk]
+            used |= {chunk.ordinal for chunk in around}
+            result.append(Passage(candidate=candidate, chunks=around))
+            if len(result) == request.k:
                 break
-    return chosen
+    return result
 
 
-def _joining(row: Sequence[Candidate], k: int, *, at_most: int) -> list[Passage]:
-    """k passages of the best candidates. Of these, up to `at_most` that follow each other in a text
-    become one passage, which has the score of the best; the next candidate takes the free place.
-    Where there is none, those that were joined last are passages of their own again."""
+def _join(row: Sequence[Candidate], k: int, *, at_most: int) -> list[Passage]:
+    """k passages of the best candidates. Up to `at_most` candidates that follow each other in a
+    text become one passage, with the score of the best one; the place that gets free is for the
+    next candidate. If there is no next one, the candidates that were joined last are split off
+    again."""
     groups: list[list[Candidate]] = []
     places: dict[tuple[UUID, int], list[Candidate]] = {}
     joined: list[Candidate] = []
-    for one in row:
-        version_id, ordinal = _place(one.chunk)
+    for candidate in row:
+        version_id, ordinal = _place(candidate.chunk)
         group = next(
             (
                 near
                 for step in (-1, 1)
                 if (near := places.get((version_id, ordinal + step))) is not None
                 and len(near) < at_most
-                and any(_is_continued(one.chunk, other.chunk) for other in near)
+                and any(_are_continuous(candidate.chunk, other.chunk) for other in near)
             ),
             None,
         )
         if group is not None:
-            group.append(one)
-            joined.append(one)
+            group.append(candidate)
+            joined.append(candidate)
         elif len(groups) == k:
             break
         else:
-            group = [one]
+            group = [candidate]
             groups.append(group)
         places[version_id, ordinal] = group
     alone = joined[max(0, len(joined) + len(groups) - k) :]
@@ -739,9 +746,9 @@ def _joining(row: Sequence[Candidate], k: int, *, at_most: int) -> list[Passage]
     ]
 
 
-def _is_continued(one: ChunkView, other: ChunkView) -> bool:
-    """Whether one of these chunks of a version goes on where the other ends. Rows of a table, and
-    elements of a list, are texts of their own, with metadata of their own and a line between."""
+def _are_continuous(one: ChunkView, other: ChunkView) -> bool:
+    """Whether one of two chunks of a version continues the text of the other. Rows of a table and
+    elements of a list do not: they have metadata of their own, and a line between them."""
     before, after = sorted((one, other), key=lambda chunk: chunk.ordinal)
     if after.ordinal != before.ordinal + 1 or before.metadata != after.metadata:
         return False
@@ -754,23 +761,25 @@ def _place(chunk: ChunkView) -> tuple[UUID, int]:
     return place
 
 
-def _unbroken(chunks: Sequence[ChunkView], ordinal: int, shown: set[int]) -> Iterator[ChunkView]:
-    """The chunks around one of them, up to those that another hit has shown."""
+def _unused_around(
+    chunks: Sequence[ChunkView], ordinal: int, used: set[int]
+) -> Iterator[ChunkView]:
+    """The chunks around `ordinal`, up to the nearest that are `used` by another hit."""
     earlier = [chunk for chunk in chunks if chunk.ordinal < ordinal]
-    first = max((chunk.ordinal + 1 for chunk in earlier if chunk.ordinal in shown), default=0)
+    first = max((chunk.ordinal + 1 for chunk in earlier if chunk.ordinal in used), default=0)
     for chunk in chunks:
-        if chunk.ordinal > ordinal and chunk.ordinal in shown:
+        if chunk.ordinal > ordinal and chunk.ordinal in used:
             return
         if chunk.ordinal >= first:
             yield chunk
 
 
-def joined(chunks: Sequence[ChunkView]) -> str:
-    """The text of neighbours, what two of them share only once."""
+def joined_text(chunks: Sequence[ChunkView]) -> str:
+    """The text of consecutive chunks, without repeating what two of them share."""
     text, end = chunks[0].text, chunks[0].start + len(chunks[0].text)
     for chunk in chunks[1:]:
         gap = chunk.start - end
-        if gap > 0:  # white space that no chunk has: of a line or a paragraph
+        if gap > 0:  # the splitter dropped the white space: a line end or an empty line
             text += (" " if gap == 1 else "\n\n") + chunk.text
         else:
             text += chunk.text[-gap:]
@@ -782,7 +791,8 @@ _SENTENCE = re.compile(r"[^.!?…。！？؟۔।\n]+(?:[.!?…。！？؟۔।]
 
 
 def best_span(text: str, weights: Mapping[str, float]) -> Span | None:
-    """The sentence, or line, with the terms that are worth most; None where it has none of them."""
+    """The sentence or line whose terms have the largest total weight; None if no term has a
+    weight."""
     best: Span | None = None
     most = 0.0
     for match in _SENTENCE.finditer(text):

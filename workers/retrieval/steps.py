@@ -38,25 +38,24 @@ from workers.retrieval.search import Candidate, SearchRequest, passages
 from workers.retrieval.tuning import measure_due
 
 Rows = Sequence[Sequence[Candidate]]
-"""Of each query, best first."""
+"""The candidates of each query, best first."""
 
-# What a job warns of where texts are longer than the window of its embedding model.
-#
-# The vector of such a text stands for its beginning alone.
-
-NAMED = 10
-"""So many texts or documents are named; of the rest only the number is."""
+WARNED_TEXTS = 10
+"""How many texts a warning names; it says how many more there are."""
 
 
-def cut_texts(embedder: Embedder, cut: Mapping[int, int]) -> list[str]:
-    """Of an embed job, whose texts are counted from 1."""
+def _cut_warnings(embedder: Embedder, cut: Mapping[int, int]) -> list[str]:
+    """The warning of an embed job about texts that are longer than the model's window: their
+    vectors stand for their beginnings only. `cut` has their numbers of tokens by index; the warning
+    counts texts from 1."""
     if not cut:
         return []
-    named = [f"text {n + 1:,} has {tokens:,}" for n, tokens in list(cut.items())[:NAMED]]
-    more = f" and {len(cut) - NAMED:,} more are too long" if len(cut) > NAMED else ""
+    listed = [f"text {n + 1:,} has {tokens:,}" for n, tokens in list(cut.items())[:WARNED_TEXTS]]
+    left = len(cut) - WARNED_TEXTS
+    more = f" and {left:,} more are too long" if left > 0 else ""
     return [
         f"{embedder.name} reads the first {embedder.window:,} tokens of a text; "
-        f"{', '.join(named)}{more}. Their vectors stand for what was read: divide them, or choose "
+        f"{', '.join(listed)}{more}. Their vectors stand for what was read: divide them, or choose "
         "a model that reads more."
     ]
 
@@ -80,7 +79,7 @@ def request_of(input_: SearchInput | RagInput) -> SearchRequest:
 
 
 def search_done(context: Context, input_: SearchInput, rows: Rows) -> Done:
-    """The end of a search job, of the candidates of each query."""
+    """The result of a search job, from the candidates of each query."""
     request = request_of(input_)
     hits = [
         [passage.hit(request, query) for passage in passages(context.process, request, row)]
@@ -94,8 +93,9 @@ def search_done(context: Context, input_: SearchInput, rows: Rows) -> Done:
     return Done(result=result.model_dump(exclude_none=True))
 
 
-def rag_found(context: Context, input_: RagInput, rows: Rows) -> Done:
-    """Keeps ids and scores only: the text is read again when the answer is made, if it is there."""
+def rag_find_done(context: Context, input_: RagInput, rows: Rows) -> Done:
+    """The result of `rag.find`: ids and scores. `rag.answer` reads the text again, so that text
+    which was erased meanwhile is not in the answer."""
     matches = [
         {
             "id": passage.candidate.chunk.id,
@@ -109,11 +109,11 @@ def rag_found(context: Context, input_: RagInput, rows: Rows) -> Done:
     return Done(result={"found": matches}, children=[step])
 
 
-# Candidates between the step that looks for them and the one that ranks them again. What is kept
-# of each is what the other cannot read anew.
+# Candidates as JSON, from the step that finds them to the step that reranks them. The text is not
+# in it: the other step reads it again.
 
 
-def to_json(rows: Rows) -> list[list[dict[str, Any]]]:
+def candidates_to_json(rows: Rows) -> list[list[dict[str, Any]]]:
     return [
         [
             {
@@ -127,8 +127,9 @@ def to_json(rows: Rows) -> list[list[dict[str, Any]]]:
     ]
 
 
-def from_json(process: Process, rows: Any) -> list[list[Candidate | None]]:
-    """Without a score; None for those that are live no longer, so that all keep their places."""
+def candidates_from_json(process: Process, rows: Any) -> list[list[Candidate | None]]:
+    """The candidates, with a score of 0; None for those that are not live any more, so that the
+    others keep their places."""
     ids: dict[str, list[str]] = {}
     for row in rows:
         for one in row:
@@ -151,9 +152,9 @@ def from_json(process: Process, rows: Any) -> list[list[Candidate | None]]:
 
 # Steps that share a batch: small `embed` jobs of one model, short queries of one collection.
 #
-# They are run in rounds, each of one lane, and each is recorded before the next one begins: who
-# waits for an answer does not wait for what rides along. What has not begun by
-# SLUICE_EMBEDDING_BATCH_S goes back to the queue.
+# They run in rounds of one lane each, and a round is recorded before the next one begins, so that
+# interactive jobs do not wait for bulk ones. Steps that have not begun after
+# SLUICE_EMBEDDING_BATCH_S go back to the queue.
 
 ROUND_SEARCHES = 8
 BYTES_PER_TOKEN = 3
@@ -161,7 +162,7 @@ BYTES_PER_TOKEN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedWork:
-    """What a step `embed` has to do; `tokens` is about how many its texts have."""
+    """The work of a step `embed`; `tokens` is an estimate of the tokens of its texts."""
 
     context: Context
     input: EmbedInput
@@ -174,14 +175,14 @@ class EmbedWork:
         return cls(context=context, input=input_, tokens=tokens)
 
     @property
-    def likeness(self) -> tuple[Any, ...]:
-        """Works in which this is equal can be encoded together."""
+    def batch_key(self) -> tuple[Any, ...]:
+        """Works with the same key can be encoded together."""
         return self.context.claim.lane, self.input.model or "", self.input.input_type
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchWork:
-    """What a step `search` or `rag.find` has to look for."""
+    """The work of a step `search` or `rag.find`."""
 
     context: Context
     input: SearchInput | RagInput
@@ -194,8 +195,8 @@ class SearchWork:
         return cls(context=context, input=input_, request=request_of(input_))
 
     @property
-    def likeness(self) -> tuple[Any, ...]:
-        """Works in which this is equal can be one request."""
+    def batch_key(self) -> tuple[Any, ...]:
+        """Works with the same key can be searched by one request."""
         request = self.request
         options = request.options.model_dump_json()
         return self.context.claim.lane, *request.collections, request.k, options
@@ -207,9 +208,9 @@ class SearchWork:
             step = NewStep(
                 name=RERANK_STEPS[name], queue=Queue.HF, batch_key=rerank_key(name, model)
             )
-            return Done(result={"candidates": to_json(rows)}, children=[step])
+            return Done(result={"candidates": candidates_to_json(rows)}, children=[step])
         if isinstance(self.input, RagInput):
-            return rag_found(self.context, self.input, rows)
+            return rag_find_done(self.context, self.input, rows)
         return search_done(self.context, self.input, rows)
 
 
@@ -230,7 +231,7 @@ def search(contexts: Sequence[Context], settle: Settle) -> None:
     works = _works(contexts, SearchWork.of, settle)
     rounds = (
         group[first : first + ROUND_SEARCHES]
-        for group in _alike(works)
+        for group in _grouped(works)
         for first in range(0, len(group), ROUND_SEARCHES)
     )
     process = contexts[0].process
@@ -241,7 +242,7 @@ def search(contexts: Sequence[Context], settle: Settle) -> None:
 def _works(
     contexts: Sequence[Context], of: Callable[[Context], WorkT], settle: Settle
 ) -> list[WorkT]:
-    """What the steps have to do; those whose input cannot be used are settled."""
+    """The works of the steps. Steps whose input cannot be used are settled with the error."""
     fetch_inputs(contexts)
     works = []
     for context in contexts:
@@ -252,18 +253,18 @@ def _works(
     return works
 
 
-def _alike(works: Sequence[WorkT]) -> Iterator[list[WorkT]]:
-    """Works that can be run together, the better lanes first."""
-    likeness = attrgetter("likeness")
-    for _, group in groupby(sorted(works, key=likeness), likeness):
+def _grouped(works: Sequence[WorkT]) -> Iterator[list[WorkT]]:
+    """Works that can run together, the better lanes first."""
+    key = attrgetter("batch_key")
+    for _, group in groupby(sorted(works, key=key), key):
         yield list(group)
 
 
 def _run_rounds(
     rounds: Iterable[Sequence[WorkT]], run: RunRound[WorkT], settle: Settle, *, batch_s: float
 ) -> bool:
-    """Run and record one round after the other, until the time is up; at least one is run. Whether
-    the time was enough."""
+    """Run and record one round after the other, at least one, for about `batch_s` seconds. Returns
+    whether all of them were run."""
     deadline = time.monotonic() + batch_s
     for members in rounds:
         works = []
@@ -282,9 +283,9 @@ def _run_rounds(
 
 
 def _outcomes(works: Sequence[WorkT], run: RunRound[WorkT]) -> Sequence[Done | Exception]:
-    """What came of each. Where all fail together, each is run alone: none fails because of others.
-
-    Unless it is what would stop each: nobody waits, the time is up, a server does not answer.
+    """The outcome of each work. If a round fails, its works are run one by one, so that none fails
+    because of another; but not if the reason would stop every one: all are cancelled, the time is
+    up, or a server does not answer.
     """
     try:
         return run(works)
@@ -299,7 +300,7 @@ def _outcomes(works: Sequence[WorkT], run: RunRound[WorkT]) -> Sequence[Done | E
 
 
 def _check_all(works: Sequence[EmbedWork] | Sequence[SearchWork]) -> Callable[[], None]:
-    """To be called between units of work: it raises Cancelled once nobody waits for them."""
+    """A function to be called between units of work. It raises Cancelled once all are cancelled."""
 
     def check() -> None:
         for work in works:
@@ -311,8 +312,9 @@ def _check_all(works: Sequence[EmbedWork] | Sequence[SearchWork]) -> Callable[[]
 
 
 def _embed_rounds(works: Sequence[EmbedWork], budget: int) -> Iterator[list[EmbedWork]]:
-    """Works that are alike, the short ones first, of so many tokens together; or a long one."""
-    for group in _alike(works):
+    """Rounds of works that can be encoded together, of at most `budget` tokens or one work; the
+    shortest come first."""
+    for group in _grouped(works):
         members: list[EmbedWork] = []
         left = budget
         for work in sorted(group, key=attrgetter("tokens")):
@@ -347,7 +349,7 @@ def _embed_round(works: Sequence[EmbedWork]) -> list[Done | Exception]:
         try:
             shortened = _shortened(embedder, vectors[first:end], work.input.dimensions)
             result = _embeddings(embedder, shortened, tokens)
-            outcomes.append(Done(result=result, warnings=cut_texts(embedder, cut)))
+            outcomes.append(Done(result=result, warnings=_cut_warnings(embedder, cut)))
         except (Permanent, InvalidInput) as error:
             outcomes.append(error)
         first = end
@@ -355,8 +357,8 @@ def _embed_round(works: Sequence[EmbedWork]) -> list[Done | Exception]:
 
 
 def _shortened(embedder: Embedder, vectors: Vectors, dimensions: int | None) -> Vectors:
-    """The first numbers of each vector, of length 1 again. Raises InvalidInput where these alone
-    mean nothing."""
+    """The first `dimensions` numbers of each vector, scaled to length 1. Raises InvalidInput if the
+    model was not trained for that."""
     if dimensions is None or dimensions == embedder.dimension:
         return vectors
     if dimensions > embedder.dimension or not embedder.can_shorten:
@@ -370,13 +372,13 @@ def _shortened(embedder: Embedder, vectors: Vectors, dimensions: int | None) -> 
 
 
 def _embeddings(embedder: Embedder, vectors: Vectors, tokens: int) -> EncodedJson:
-    """An `EmbedResult`; numbers have as many digits as tell a float32 from all others.
+    """The JSON of an `EmbedResult`; numbers have as many digits as a float32 needs.
 
-    Raises Permanent for numbers that are none.
+    Raises Permanent for NaN and infinity.
     """
     if not np.isfinite(vectors).all():
         raise Permanent(
-            f"{embedder.name} gave numbers that are none (NaN or infinity). Set "
+            f"{embedder.name} returned NaN or infinity in a vector. Set "
             "SLUICE_EMBEDDING_DTYPE=float32, or use another model."
         )
     result = {
@@ -396,7 +398,9 @@ def _search_round(works: Sequence[SearchWork]) -> Sequence[Done | Exception]:
         count=process.settings.rerank_candidates if request.options.rerank else 0,
         check=_check_all(works),
     )
-    if candidates.warnings and len(works) > 1:  # they name queries by their place in the request
+    if candidates.warnings and len(works) > 1:
+        # Warnings name queries by their number in the request: each work needs a request of its
+        # own.
         return [outcome for work in works for outcome in _outcomes([work], _search_round)]
     rows = iter(candidates.rows)
     done = [work.done(list(islice(rows, len(work.request.queries)))) for work in works]

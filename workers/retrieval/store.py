@@ -1,8 +1,8 @@
-"""What a vector store is: an index of chunks that can be rebuilt from Postgres, never the truth.
+"""The protocol of vector stores: an index of chunks that can be rebuilt from Postgres.
 
-A store keeps one collection of vectors for each collection of Sluice, under its name, with the text
-and the metadata of each chunk, so that other programs can read it. `shared/vector_stores.py` lists
-the implementations.
+A store has one collection of vectors for each collection of Sluice, with the text and the metadata
+of each chunk, so that other programs can read it. `shared/vector_stores.py` lists the
+implementations.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ from workers.models.devices import Vectors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A chunk as it is written; the vector goes beside it.
+class VectorEntry:
+    """A chunk to be written, without its vector.
 
-    `metadata` is the user's, `own` has Sluice's values: `source`, `document_id`, `start_index`.
+    `metadata` is the user's; `own` has Sluice's values: `source`, `document_id`, `start_index`.
     """
 
     id: str
@@ -40,26 +40,26 @@ class Match:
     score: float
 
 
-class Missing(Permanent):
+class MissingCollection(Permanent):
     """The store has no such collection."""
 
 
 @runtime_checkable
 class VectorStore(Protocol):
-    """Vectors have the shape (n, dimension), are float32 and of length 1. All calls may be made
-    again: writing a chunk twice is writing it once, deleting what is gone deletes nothing.
+    """Vectors have the shape (n, dimension), are float32 and of length 1. All calls are idempotent:
+    a chunk that is written twice is there once, and deleting what is gone deletes nothing.
 
-    Every call raises `Unavailable` where the server does not answer within
-    SLUICE_REQUEST_TIMEOUT_S, `Permanent` where it refuses. Connections are made at first use,
-    and by one thread at a time.
+    Every call raises `Unavailable` if the server does not answer within SLUICE_REQUEST_TIMEOUT_S,
+    and `Permanent` if it refuses. Connections are made at first use, by one thread at a time.
     """
 
     def make(self, name: str, distance: str) -> None:
-        """Make the collection unless it exists. `distance` is `cosine`, `ip` or `l2`; a store
-        without one of them may take another, for the vectors have length 1."""
+        """Make the collection unless it exists. `distance` is `cosine`, `ip` or `l2`. A store that
+        lacks one may use another: for vectors of length 1 they all give the same order."""
 
-    def upsert(self, name: str, entries: Sequence[Entry], vectors: Vectors) -> None:
-        """Write chunks, of any number; `vectors[n]` is that of `entries[n]`. Raises `Missing`."""
+    def upsert(self, name: str, entries: Sequence[VectorEntry], vectors: Vectors) -> None:
+        """Write chunks, of any number; `vectors[n]` is that of `entries[n]`. Raises
+        `MissingCollection`."""
 
     def query(
         self,
@@ -70,45 +70,45 @@ class VectorStore(Protocol):
         where: MetadataFilter | None,
         ids: Sequence[str] | None = None,
     ) -> list[list[Match]]:
-        """The nearest chunks to each of some vectors, best first, at most `limit` each; of those
-        with these ids, where ids are named. Raises `Missing`.
+        """The `limit` nearest chunks to each vector, best first; with `ids`, of these chunks only.
+        Raises `MissingCollection`.
 
-        All chunks that `where` matches are candidates, going by `metadata` and `own` of their
-        entries. Others may be, too, where the store cannot say what the filter says (`is_exact`):
-        who asks has to look at the hits again.
+        `where` compares `metadata` and `own` of the entries. No chunk that it matches is left out.
+        If the store cannot express all of the filter (`is_exact`), chunks that do not match may be
+        returned as well; the caller has to check them.
         """
 
     def is_exact(self, where: MetadataFilter) -> bool:
-        """Whether all chunks that `query` finds with this filter match it."""
+        """Whether `query` with this filter returns only chunks that match it."""
 
     def vectors(self, name: str, ids: Sequence[str]) -> dict[str, Vectors]:
-        """The vectors of those of the chunks that are there, of the shape (dimension,). Raises
-        `Missing`."""
+        """Id -> vector, of the shape (dimension,), for those chunks that the store has. Raises
+        `MissingCollection`."""
 
     def delete(self, name: str, ids: Sequence[str]) -> int:
-        """Delete chunks and make sure that they are gone; returns how many there were, 0 where
-        there is no such collection. Raises `Unavailable` where some are still there."""
+        """Delete chunks and verify that they are gone. Returns how many there were, 0 if there is
+        no such collection. Raises `Unavailable` if some are still there."""
 
     def drop(self, name: str) -> int:
-        """Delete a whole collection; returns how many chunks it had, 0 where there is none."""
+        """Delete a whole collection. Returns how many chunks it had, 0 if there is none."""
 
     def id_page(self, name: str, *, limit: int, offset: int) -> list[str]:
-        """Some of the ids of a collection, in an order that lasts while nothing is written; none
-        behind the last one, and none where there is no such collection."""
+        """A page of the ids of a collection, in an order that is stable while nothing is written;
+        empty after the last one, and if there is no such collection."""
 
     def close(self) -> None:
-        """End its connections; it is not used again."""
+        """Close the connections; the store is not used again."""
 
 
 def import_store(settings: Settings) -> Callable[[Settings], VectorStore]:
-    """The class of the store that the settings name; imported with its library by the parent of
-    workers, so that they share it."""
+    """The class of the store that the settings name. The parent of worker processes calls this
+    before it forks, so that they share the memory of its library."""
     store: Callable[[Settings], VectorStore] = resolve_name(store_type(settings).store)
     return store
 
 
 def make_store(settings: Settings) -> VectorStore:
-    """The store that the settings name. Raises ConfigurationError where they name none."""
+    """The store that the settings name. Raises ConfigurationError if they name none."""
     return import_store(settings)(settings)
 
 

@@ -1,17 +1,16 @@
-"""Text -> terms, the units of lexical search; the same for passages and for queries.
+"""Text -> terms, the units of lexical search. Passages and queries are treated alike.
 
-Compatibility forms, case and other spellings of one character are folded (NFKC, full case folding).
-Scripts that put no spaces between words (Chinese, Japanese, Thai, ...), and Hangul, whose words
-carry their particles with them, give overlapping bigrams of each run, and besides them each Han
-character and the first syllable of Hangul, for words may be as short. Every other script gives
-words, and the first letters of each longer one, which most of its inflected forms share. Numbers
-and codes are terms whole and in parts. All of it is linear in the text.
+Compatibility forms, case and spelling variants of characters are folded (NFKC, full case folding).
+For scripts without spaces between words (Chinese, Japanese, Thai, ...) and for Hangul, whose words
+include particles, the terms are the overlapping bigrams of each run; in addition each Han character
+and the first Hangul syllable of a run, because words may be that short. For all other scripts, the
+terms are words, and the first letters of longer words, which most inflected forms share. Numbers
+and codes are terms, and so are their parts. The time is linear in the length of the text.
 
-A release in which a text gets other terms than before needs a migration that empties
-`lexical_segments` and `lexical_deaths` and sets `versions.lexical_fields` to 0: then the sweeper
-builds the index anew.
+A release that changes the terms of a text needs a migration that empties `lexical_segments` and
+`lexical_deaths` and sets `versions.lexical_fields` to 0; the sweeper then rebuilds the index.
 
-Optionally `Morphemes` makes terms of another kind, of Korean text alone; see there.
+`Morphemes` optionally makes other terms of Korean text, for a second field of the index.
 """
 
 import re
@@ -27,11 +26,11 @@ from workers.attempts.process import Process
 
 KEPT_WORDS = 2**15
 PREFIX_CHARS = 5
-"""Of longer words, so many letters are a term as well: in European languages this does nearly what
-a stemmer of each does (McNamee and Mayfield, "Character n-gram tokenization for European language
-text retrieval", 2004, who found 5 best)."""
+"""The first 5 letters of a longer word are a term as well. For European languages this is nearly as
+good as a stemmer for each language (McNamee and Mayfield, "Character n-gram tokenization for
+European language text retrieval", 2004, where 5 was the best length)."""
 LONG_WORD_CHARS = 64
-"""Longer words (hashes, encoded data) are a term, and not terms in parts."""
+"""Longer words (hashes, encoded data) are not divided further than at their joints."""
 
 _BIGRAMS = (
     "\u1100-\u11ff\u2e80-\u2fd5\u3005-\u3007\u3021-\u3029\u3038-\u303c"
@@ -39,28 +38,28 @@ _BIGRAMS = (
     "\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97c\uac00-\ud7fb\uf900-\ufaff"
     "\U00016fe0-\U00018dff\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
 )
-"""Han, Hangul, Kana and Bopomofo, with what Unicode puts beside them, as a class of `re`."""
+"""Han, Hangul, Kana, Bopomofo and related blocks, as a character class of `re`."""
 _HAN = re.compile("[\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _HANGUL = re.compile("[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")
 _CLUSTERS = (
     "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ecf\u1000-\u103f\u1050-\u108f\u109a-\u109f\u1780-\u17d3"
     "\u17d7\u17dc\u17dd\ua9e0-\ua9ef\ua9fa-\ua9fe\uaa60-\uaa7f"
 )
-"""Thai, Lao, Burmese and Khmer: no spaces either, and marks that belong to the letter before."""
+"""Thai, Lao, Burmese and Khmer: scripts without spaces, whose marks belong to the letter before."""
 _JOINTS = r"-./:@&',_"
-"""What holds the parts of a number, a code, an address or a compound together."""
+"""Characters that join the parts of a number, a code, an address or a compound."""
 
 
 def terms(text: str) -> list[str]:
     """The terms of a text, in their order, with repetitions.
 
-    A text in any normal form, width and case has the same ones.
+    They do not depend on the text's Unicode normal form, width and case.
     """
     text = _folded(text)
     result: list[str] = []
     for run, clusters, word in _pattern(text.isascii()).findall(text):
         if word:
-            result += _terms_of(word) if len(word) <= LONG_WORD_CHARS else _of_long(word)
+            result += _word_terms(word) if len(word) <= LONG_WORD_CHARS else _long_word_terms(word)
         elif run:
             result += _bigrams(run)
             if len(run) > 1:
@@ -73,7 +72,7 @@ def terms(text: str) -> list[str]:
 
 
 def _bigrams(run: str | list[str]) -> Iterator[str]:
-    """Of a single character, itself."""
+    """The overlapping bigrams of a run; a single character is a term itself."""
     if len(run) == 1:
         return iter(run)
     return (first + second for first, second in pairwise(run))
@@ -81,7 +80,7 @@ def _bigrams(run: str | list[str]) -> Iterator[str]:
 
 @cache
 def _pattern(only_ascii: bool) -> re.Pattern[str]:
-    """Groups: a run for bigrams, one of clusters, a word with its joints."""
+    """A pattern of three groups: a run for bigrams, a run of clusters, a word with its joints."""
     word = "0-9A-Za-z_" if only_ascii else _word_class()
     runs = "(?!)" if only_ascii else f"[{_BIGRAMS}]+"
     clusters = "(?!)" if only_ascii else f"[{_CLUSTERS}]+"
@@ -97,9 +96,10 @@ def _clusters() -> re.Pattern[str]:
 
 @cache
 def _word_class() -> str:
-    """Letters, marks and numbers of all scripts with words, and the underscore.
+    """Letters, marks and numbers of all scripts that separate words, and the underscore.
 
-    `\\w` of `re` has no marks, and so would break words of most scripts of India at every vowel.
+    `\\w` of `re` does not include marks, and so would split words of most Indian scripts at each
+    vowel.
     """
     other = re.compile(f"[{_BIGRAMS}{_CLUSTERS}]")
     return _ranges(
@@ -108,7 +108,7 @@ def _word_class() -> str:
 
 
 def _ranges(holds: Any, first: int, last: int) -> str:
-    """The characters of which a condition holds, as the inside of a class of `re`."""
+    """The characters for which a condition holds, as ranges for a character class of `re`."""
     ranges: list[str] = []
     start: int | None = None
     for code in range(first, last + 2):
@@ -121,12 +121,12 @@ def _ranges(holds: Any, first: int, last: int) -> str:
     return "".join(ranges)
 
 
-# Folding: what readers take for the same letters becomes the same letters.
+# Folding: characters that readers take for the same become the same.
 
 
 def _folded(text: str) -> str:
-    """NFKC, and one form of what people write in several: digits, hyphens, vowel signs of Arabic
-    and Hebrew that may be left out. The case is left: it divides names as in `getUserName`."""
+    """The text in NFKC, with one form for variants: digits, hyphens, and the vowel signs of Arabic
+    and Hebrew, which are optional. Case is kept, because it divides names such as `getUserName`."""
     if text.isascii():
         return text
     pattern, table = _variants()
@@ -135,8 +135,9 @@ def _folded(text: str) -> str:
 
 @cache
 def _variants() -> tuple[re.Pattern[str], dict[str, str]]:
-    """As Lucene's ArabicNormalizer, PersianNormalizer and DecimalDigitFilter do; and what Unicode
-    calls ignorable, but for the space without width, which divides words."""
+    """Variants and their folded forms: as in Lucene's ArabicNormalizer, PersianNormalizer and
+    DecimalDigitFilter; and the characters that Unicode calls default ignorable, except the
+    zero-width space, which separates words."""
     table = dict.fromkeys("\u00ad\u034f\u061c\u0640\u200c\u200d\u2060\ufeff", "")
     table |= {chr(code): "" for code in range(0xFE00, 0xFE10)}  # variation selectors
     table |= {chr(code): "" for code in [*range(0x64B, 0x653), 0x670]}  # harakat
@@ -161,41 +162,41 @@ _HUMPS = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])")
 _LETTERS_OR_DIGITS = re.compile(r"[0-9]+|[^0-9]+")
 
 
-def _of_long(word: str) -> list[str]:
-    """Whole, and what stands between its joints: an address, a path, encoded data."""
+def _long_word_terms(word: str) -> list[str]:
+    """An address, a path, encoded data: the whole word, and its parts between joints."""
     word = _cased(word)
     parts = [part for part in re.split(f"[{re.escape(_JOINTS)}]", word) if part]
     return parts if len(parts) == 1 else [word, *parts]
 
 
 @lru_cache(KEPT_WORDS)
-def _terms_of(word: str) -> tuple[str, ...]:
-    """The terms of a word with its joints, whose case is as it was written."""
+def _word_terms(word: str) -> tuple[str, ...]:
+    """The terms of a word with its joints, in the case in which it was written."""
     if word.isalpha():
         return (*_with_prefix(word), *_humps(word))
     if _GROUPED.fullmatch(word):
         word = word.replace(",", "")
     result: list[str] = []
-    if word[-1] in "+#":  # C++, C#, F#; of other words it is no part
+    if word[-1] in "+#":  # C++, C#, F#; other words lose the sign
         stem = word.rstrip("+#")
         if len(stem) == 1:
             result.append(_cased(word))
         word = stem
     if not any(character.isalpha() for character in word):
-        # 3.14, 10:30, 2024-03-01, 192.168.0.1: as written, and what stands between.
+        # 3.14, 10:30, 2024-03-01, 192.168.0.1: as written, and the parts.
         parts = _split(word)
         return (*result, *dict.fromkeys([word.strip("_"), *parts])) if parts else ()
-    # An apostrophe cuts off an article, a case or a possessive (l'eau, Ankara'da, model's); of
-    # what is cut off, a single letter says nothing.
+    # An apostrophe separates an article, a case ending or a possessive (l'eau, Ankara'da, model's);
+    # a single letter that is separated means nothing.
     between = re.split("[',/:]", word)
     pieces = [piece for piece in between if len(piece) > 1 or piece.isdigit()] or between
     for piece in pieces:
-        result += _of_piece(piece)
+        result += _code_terms(piece)
     return tuple(result)
 
 
-def _of_piece(piece: str) -> Iterator[str]:
-    """Of KX-2000b: kx2000b, kx, 2000b, 2000, b; so that KX2000B and KX 2000b have it, too."""
+def _code_terms(piece: str) -> Iterator[str]:
+    """For KX-2000b: kx2000b, kx, 2000b, 2000, b; so it shares terms with KX2000B and KX 2000b."""
     parts = _split(piece)
     if len(parts) > 1:
         yield _whole(piece, parts)
@@ -217,7 +218,8 @@ def _with_prefix(word: str) -> list[str]:
 
 
 def _whole(piece: str, parts: list[str]) -> str:
-    """A compound without its hyphens: e-mail and email, KX-2000 and KX2000, U.S.A. and USA."""
+    """A compound without its hyphens, so that e-mail and email, KX-2000 and KX2000, U.S.A. and USA
+    are the same term."""
     if all(len(part) == 1 for part in parts):
         return _cased("".join(parts))
     return _cased(re.sub("[-_]", "", piece))
@@ -228,7 +230,7 @@ def _split(word: str) -> list[str]:
 
 
 def _humps(word: str) -> list[str]:
-    """Of getUserName: get, user, name. Of a word in one case, or with a capital: nothing."""
+    """For getUserName: get, user, name. Nothing for a word in one case, or capitalized."""
     if word.islower() or word.isupper() or word[1:].islower():
         return []
     parts = _HUMPS.split(word)
@@ -236,15 +238,15 @@ def _humps(word: str) -> list[str]:
 
 
 def _cased(word: str) -> str:
-    """Without case. Folding may undo the normal form, which is made again."""
+    """The word without case, in NFKC again: case folding may leave that form."""
     folded = word.casefold()
     return folded if folded.isascii() else unicodedata.normalize("NFKC", folded)
 
 
-# Morphemes of Korean text: what stands before particles and endings, by the analyser Kiwi.
+# Morphemes of Korean text, without particles and endings, by the analyser Kiwi.
 
 _TAGS = ("N", "VV", "VA", "XR", "SL", "SH", "SN")
-"""Nouns, verbs, adjectives, roots, foreign words, Han, numbers; of the Sejong tag set."""
+"""Tags of the Sejong tag set: nouns, verbs, adjectives, roots, foreign words, Han, numbers."""
 _AT_ONCE_CHARS = 4096
 
 
@@ -253,10 +255,10 @@ def has_hangul(text: str) -> bool:
 
 
 class Morphemes:
-    """The Korean analyser, for one thread at a time; it takes some 150 MiB once it is loaded."""
+    """The Korean analyser, for one thread at a time; it takes about 150 MiB of memory."""
 
     def __init__(self) -> None:
-        """Raises ConfigurationError where the package is missing."""
+        """Raises ConfigurationError if the package is missing."""
         try:
             from kiwipiepy import Kiwi
         except ImportError as error:
@@ -268,8 +270,8 @@ class Morphemes:
         self._kiwi: Any = Kiwi(num_workers=1)
 
     def terms(self, text: str) -> list[str]:
-        """Nouns, stems of verbs, numbers and foreign words, in their order; none where the text
-        has no Hangul, of which `terms` knows as much."""
+        """Nouns, stems of verbs, numbers and foreign words, in their order. Nothing for a text
+        without Hangul, for which the function `terms` is as good."""
         if not has_hangul(text):
             return []
         result: list[str] = []
@@ -281,7 +283,7 @@ class Morphemes:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Parts that end at a space where one is near: what the analyser takes at once is bounded."""
+    """The text in parts of bounded length for the analyser, divided at spaces where possible."""
     start = 0
     while start < len(text):
         end = start + _AT_ONCE_CHARS
@@ -292,7 +294,7 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def morphemes_of(process: Process) -> Morphemes:
-    """Loaded at first use. Raises ConfigurationError."""
+    """The analyser of this process, loaded at first use. Raises ConfigurationError."""
     return process.held(_morphemes)
 
 

@@ -1,17 +1,18 @@
-"""How much each half of a hybrid search tells of a collection, measured without anyone's judgement.
+"""Tuning: how informative each half of a hybrid search is in a collection, without human
+judgements.
 
 A pseudo-query is a sentence (or heading, or line) of a chunk, and its answer is the rest of that
 chunk: the inverse cloze task (Lee, Chang, Toutanova: Latent retrieval for weakly supervised open
-domain question answering, 2019). The sentence itself is taken out, else every word of it would
-match and lexical search would always win. How steeply the chance to be the answer rises with each
-half's score is the maximum of the conditional likelihood of the answers among sampled chunks (a
-logistic regression of two slopes), with a prior where the pairs are few.
+domain question answering, 2019). The sentence is removed from the chunk; otherwise all its words
+would match and lexical search would always win. A logistic regression with two slopes fits how the
+probability of being the answer among sampled chunks rises with the score of each half; a prior
+helps where there are few pairs.
 
-`measure` is without I/O: it is given chunks, and functions that make terms and vectors.
-`tuning_of` draws the chunks of a collection, and keeps what was measured with the collection.
-Measuring takes the time of a hundred searches, so that none waits for it but the first of a
-collection of which nothing is known: the others go by what is kept, and it is measured behind them,
-or at the end of an ingest.
+`measure` does no I/O: its arguments are chunks, and functions that make terms and vectors.
+`tuning_of` samples the chunks of a collection and stores the result with the collection. Measuring
+takes as long as a hundred searches. Only the first search in a collection that was never measured
+waits for it; later ones use the stored tuning, and a new one is measured after a search or at the
+end of an ingest job.
 """
 
 import logging
@@ -41,7 +42,7 @@ from workers.retrieval.fusion import (
     UNMEASURED,
     Floats,
     Tuning,
-    covered,
+    coverage_ratio,
     highest_by_chance,
 )
 from workers.retrieval.lexical import LexicalResult, lexical_of
@@ -53,32 +54,33 @@ log = logging.getLogger(__name__)
 
 PSEUDO_QUERIES: Final = 64
 SAMPLED_CHUNKS: Final = 256
-"""Among which the answers are looked for; the pseudo-queries are of these, too."""
+"""The chunks among which answers are ranked, and of which the pseudo-queries are made."""
 CHUNKS_LEAST: Final = 2
 STALE_FACTOR: Final = 4
-"""How large a collection is beyond a sample matters little."""
+"""A tuning is stale if the collection has become so many times larger or smaller. The factor is
+large, because the size of a collection beyond the sample matters little."""
 INGESTED_CHUNKS_LEAST: Final = 16
-"""Smaller collections are measured so quickly that the first search does it."""
+"""An ingest job does not measure smaller collections: the first search does it quickly."""
 
 K1: Final = 1.5
 B: Final = 0.75
 
 QUERY_CHARS: Final = 200
 PIECE_LETTERS: Final = 8
-"""Shorter pieces are joined with the one behind."""
+"""Shorter pieces are joined with the next one."""
 HALVED_LETTERS: Final = 2 * PIECE_LETTERS
-"""A chunk of one piece gives every other word, if it has so many letters."""
+"""A chunk of one piece with at least this many letters is divided into its odd and even words."""
 HALVED_WEIGHT: Final = 0.25
-"""Such a pair counts for so many: halves of a sentence mean less than sentences do."""
+"""The weight of such a pair: half a sentence means less than a sentence."""
 
-SIGHT_PRIOR_PAIRS: Final = 4
-"""Pairs that the prior counts for where ranks are averaged."""
+RANK_PRIOR_PAIRS: Final = 4
+"""The weight of the prior, in pairs, in the mean of reciprocal ranks."""
 LEXICAL_OF_QUESTIONS: Final = 2.0
-"""Questions of people repeat more of the answer's words than the sentences around it do."""
+"""Questions of people repeat more words of the answer than the sentences around the answer do."""
 LEXICAL_SLOPE_LEAST: Final = 0.05
 
 CHUNK_CHARS: Final = 4_000
-"""Of longer chunks the beginning is taken."""
+"""Only the beginning of longer chunks is used."""
 COVERAGE_CHARS: Final = 2_000
 
 _PIECES = re.compile(r"(?<=[.!?…।؟۔])\s|(?<=[。！？])|\n")
@@ -93,16 +95,16 @@ class SampledChunk:
 @dataclass(frozen=True, kw_only=True)
 class PseudoQuery:
     chunk: int
-    """Its place in the sample."""
+    """The index of its chunk in the sample."""
     query: str
     answer: str
-    """The rest of that chunk."""
+    """The rest of the chunk."""
     weight: float = 1.0
 
 
 def is_stale(tuning: Tuning | None, chunk_count: int) -> bool:
-    """Whether a collection of so many live chunks has to be measured: never yet, or when it had
-    fewer or more by the factor `STALE_FACTOR`; where samples were the whole, by 2."""
+    """Whether a collection of `chunk_count` live chunks has to be measured: it never was, or it had
+    fewer or more chunks by `STALE_FACTOR`, or by 2 if the sample had all its chunks."""
     if chunk_count < CHUNKS_LEAST:
         return False
     if tuning is None:
@@ -112,8 +114,8 @@ def is_stale(tuning: Tuning | None, chunk_count: int) -> bool:
 
 
 def coverage_by(tokenizer: Tokenizer | None) -> Callable[[str], float]:
-    """How well an embedding model knows the words of a text, from 0 to 1; 1 where its tokenizer
-    cannot be asked."""
+    """A function: text -> how well an embedding model knows its words, from 0 to 1; always 1 if the
+    model's tokenizer is not known."""
     if tokenizer is None:
         return lambda _: 1.0
     return lambda text: script_coverage(tokenizer, text[:COVERAGE_CHARS])
@@ -122,7 +124,7 @@ def coverage_by(tokenizer: Tokenizer | None) -> Callable[[str], float]:
 def pseudo_queries(
     sample: Sequence[SampledChunk], limit: int = PSEUDO_QUERIES
 ) -> list[PseudoQuery]:
-    """At most one of each chunk; the same ones for the same chunks."""
+    """At most one pseudo-query of each chunk; always the same ones for the same chunks."""
     drawn: list[PseudoQuery] = []
     for n, chunk in enumerate(sample):
         if len(drawn) == limit:
@@ -143,11 +145,11 @@ def measure(
     encode_queries: Callable[[Sequence[str]], Vectors],
     coverage: Callable[[str], float],
 ) -> Tuning | None:
-    """Of a random sample of a collection's chunks, up to `SAMPLED_CHUNKS`, whose vectors have the
-    shape (len(sample), dimension) and length 1. None where no pseudo-query can be made of it.
+    """Measure a collection by a random sample of at most `SAMPLED_CHUNKS` of its chunks. `vectors`
+    has the shape (len(sample), dimension); they have length 1. None if no pseudo-query can be made.
 
-    `encode` is called once with as many texts as there are pseudo-queries (each no longer than a
-    chunk), and `encode_queries` once.
+    `encode` is called once, with one text for each pseudo-query (none longer than a chunk), and
+    `encode_queries` is called once.
     """
     pairs = pseudo_queries(sample)
     if not pairs or len(sample) < CHUNKS_LEAST:
@@ -175,13 +177,13 @@ def measure(
     weights = np.array([pair.weight for pair in pairs])
     coverages = [coverage(query) for query in queries]
     known = float(np.quantile(coverages, 0.9))
-    seen = np.array([covered(one, known) for one in coverages])
+    ratios = np.array([coverage_ratio(value, known) for value in coverages])
     alone = LEXICAL_PRIOR / LEXICAL_OF_QUESTIONS
     (lexical_slope,) = _slopes(
         [lexical], answers, weights, prior=[alone], precision=[(2 / alone) ** 2]
     )
     dense_slope, _ = _slopes(
-        [deviations * seen[:, None], lexical],
+        [deviations * ratios[:, None], lexical],
         answers,
         weights,
         prior=[known, lexical_slope],
@@ -191,7 +193,8 @@ def measure(
         mean=mean,
         std=std,
         chance=float(np.quantile(highest, 0.95)) / highest_by_chance(len(sample)),
-        dense=max(0.0, dense_slope) * _sight(deviations, answers, weights * seen, prior=known),
+        dense=max(0.0, dense_slope)
+        * _rank_quality(deviations, answers, weights * ratios, prior=known),
         lexical=float(
             np.sqrt(LEXICAL_PRIOR * LEXICAL_OF_QUESTIONS * max(lexical_slope, LEXICAL_SLOPE_LEAST))
         ),
@@ -206,7 +209,7 @@ def measure(
 
 @dataclass(frozen=True, kw_only=True)
 class CollectionFacts:
-    """`tuning` is what is stored of it."""
+    """What of a collection tuning needs; `tuning` is the stored JSON."""
 
     id: UUID
     name: str
@@ -221,27 +224,26 @@ def tuning_of(
     *,
     check: Callable[[], None],
 ) -> Tuning:
-    """The tuning that is kept with the collection, which is measured first where it is stale
-    (`is_stale`): about log(chunks) times in its life. That takes the time of embedding
-    `PSEUDO_QUERIES` chunks and as many sentences.
+    """The tuning of the collection. If it is stale (`is_stale`), it is measured and stored first,
+    which takes as long as embedding `PSEUDO_QUERIES` chunks and as many sentences.
 
-    `result` is of any query, and says which chunks are live. `check` is called between batches, and
-    may raise. While one thread of this process measures, others go on with what was measured
-    before, or wait where that is nothing. Raises what the store and the embedder raise.
+    `result`, of any query, says which chunks are live. `check` is called between batches and may
+    raise. While one thread of this process measures, others use the stored tuning, or wait if there
+    is none. Raises what the store and the embedder raise.
     """
-    kept = Tuning.load(collection.tuning)
-    if not is_stale(kept, result.live_chunks):
-        return kept or UNMEASURED
-    lock = process.held(_Measuring).lock
-    if not lock.acquire(blocking=kept is None):
-        assert kept is not None
-        return kept
+    stored = Tuning.load(collection.tuning)
+    if not is_stale(stored, result.live_chunks):
+        return stored or UNMEASURED
+    lock = process.held(_MeasuringLock).lock
+    if not lock.acquire(blocking=stored is None):
+        assert stored is not None
+        return stored
     try:
         with process.ledger.read() as session:
             latest = Tuning.load(collections.tuning(session, collection.id))
         if not is_stale(latest, result.live_chunks):
             return latest or UNMEASURED
-        tuning = _measured(process, collection, embedder, result, check)
+        tuning = _measure_collection(process, collection, embedder, result, check)
         with process.ledger.begin() as session:
             collections.note_tuning(session, collection.id, tuning.dump())
         return tuning
@@ -257,18 +259,17 @@ def tuning_for_search(
     *,
     check: Callable[[], None],
 ) -> Tuning:
-    """As `tuning_of`, but what is kept is taken if it is stale, too, and `measure_due` then knows
-    of it."""
-    kept = Tuning.load(collection.tuning)
-    if kept is None or not is_stale(kept, result.live_chunks):
+    """As `tuning_of`, but a stale tuning is used as it is, and `measure_due` will measure it."""
+    stored = Tuning.load(collection.tuning)
+    if stored is None or not is_stale(stored, result.live_chunks):
         return tuning_of(process, collection, embedder, result, check=check)
     process.held(_Due).names.add(collection.name)
-    return kept
+    return stored
 
 
 def measure_due(process: Process) -> None:
-    """Measure the collections that searches of this process have met as stale. Called behind these;
-    nothing comes of what fails, and the next search finds it stale again."""
+    """Measure the collections whose tunings searches of this process met stale; called after the
+    searches are answered. Failures are logged, and the next search tries again."""
     due = process.held(_Due).names
     while due:
         measure_ingested(process, due.pop(), chunks_least=CHUNKS_LEAST)
@@ -277,7 +278,8 @@ def measure_due(process: Process) -> None:
 def measure_ingested(
     process: Process, name: str, *, chunks_least: int = INGESTED_CHUNKS_LEAST
 ) -> None:
-    """Measure a collection where it is stale, and has so many chunks. Logs what fails."""
+    """Measure a collection if its tuning is stale and it has at least `chunks_least` chunks.
+    Failures are logged."""
     try:
         with process.ledger.read() as session:
             row = collections.get(session, name)
@@ -294,13 +296,13 @@ def measure_ingested(
 
 
 class _Due:
-    """The names of collections that are to be measured."""
+    """The names of collections that `measure_due` has to measure."""
 
     def __init__(self, _process: Process) -> None:
         self.names: set[str] = set()
 
 
-def _measured(
+def _measure_collection(
     process: Process,
     collection: CollectionFacts,
     embedder: Embedder,
@@ -326,8 +328,8 @@ def _measured(
     return tuning or replace(UNMEASURED, chunks=result.live_chunks)
 
 
-class _Measuring:
-    """Held by the thread that measures."""
+class _MeasuringLock:
+    """Held by the thread of this process that measures."""
 
     def __init__(self, _process: Process) -> None:
         self.lock = Lock()
@@ -355,7 +357,7 @@ def _pair(place: int, chunk: SampledChunk) -> PseudoQuery | None:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Sentences and lines, short ones with what is behind them, but for a short end."""
+    """Sentences and lines; a short one is joined with the next one, and dropped at the end."""
     piece = ""
     for part in _PIECES.split(text):
         piece = f"{piece} {part}".strip()
@@ -384,8 +386,9 @@ def _bm25(
     answer_terms: dict[int, Sequence[str]],
     answers: npt.NDArray[np.int64],
 ) -> Floats:
-    """BM25 of each query and chunk of the sample, as `workers.retrieval.lexical` has it; for each
-    query, the chunk of its answer is the answer alone. Shape (queries, chunks)."""
+    """BM25 of each query and each chunk of the sample, by the formula of
+    `workers.retrieval.lexical`; shape (queries, chunks). Instead of the chunk of a query's answer,
+    the answer alone is scored."""
     counts = [Counter(chunk) for chunk in chunks]
     average = max(1.0, sum(map(len, chunks)) / len(chunks))
     frequency = Counter(term for count in counts for term in count)
@@ -399,7 +402,7 @@ def _bm25(
 
     scores = np.zeros((len(queries), len(chunks)))
     for n, query in enumerate(queries):
-        own = Counter(answer_terms[n])
+        answer_counts = Counter(answer_terms[n])
         answer = int(answers[n])
         for term, repeated in Counter(query).items():
             if term not in frequency:
@@ -409,8 +412,8 @@ def _bm25(
             for chunk, times in postings[term]:
                 if chunk != answer:
                     scores[n, chunk] += weight * score(times, len(chunks[chunk]))
-            if own[term]:
-                scores[n, answer] += weight * score(own[term], len(answer_terms[n]))
+            if answer_counts[term]:
+                scores[n, answer] += weight * score(answer_counts[term], len(answer_terms[n]))
     return scores
 
 
@@ -422,9 +425,9 @@ def _slopes(
     prior: Sequence[float],
     precision: Sequence[float],
 ) -> list[float]:
-    """The slopes w that maximize the likelihood of the answers, under softmax over each row of the
-    sum of w x feature, and normal priors. `weights` are those of the rows. Newton's method
-    with halved steps: it is concave."""
+    """The slopes w that maximize the likelihood of the answers, where the probabilities of a row
+    are the softmax of the sum of w x feature, with normal priors. `weights` are those of the rows.
+    Newton's method with step halving, which converges because the likelihood is concave."""
     x = np.stack(features, axis=-1)
     rows = np.arange(len(answers))
     chosen = x[rows, answers]
@@ -460,15 +463,16 @@ def _slopes(
     return [float(slope) for slope in slopes]
 
 
-def _sight(
+def _rank_quality(
     scores: Floats, answers: npt.NDArray[np.int64], weights: Floats, *, prior: float
 ) -> float:
-    """How often scores alone put the answer first, nearly: its mean reciprocal rank, less the
-    standard error, between what chance gives (0) and 1. Equals count half."""
-    own = scores[np.arange(len(answers)), answers][:, None]
-    ranks = 1 + (scores > own).sum(axis=1) + ((scores == own).sum(axis=1) - 1) / 2
+    """How well the scores alone rank the answers: the mean reciprocal rank less its standard error,
+    scaled so that chance gives 0 and the best is 1. Chunks with equal scores share their ranks."""
+    answer_scores = scores[np.arange(len(answers)), answers][:, None]
+    higher, equal = scores > answer_scores, scores == answer_scores
+    ranks = 1 + higher.sum(axis=1) + (equal.sum(axis=1) - 1) / 2
     reciprocal = np.append(1 / ranks, prior)
-    weights = np.append(weights, SIGHT_PRIOR_PAIRS)
+    weights = np.append(weights, RANK_PRIOR_PAIRS)
     mean = np.average(reciprocal, weights=weights)
     error = np.sqrt(np.average((reciprocal - mean) ** 2, weights=weights) / weights.sum())
     chunks = scores.shape[1]

@@ -1,17 +1,16 @@
-"""How much of a text the vocabulary of a tokenizer knows, script by script.
+"""How much of a text the vocabulary of a tokenizer covers, script by script.
 
-A model has learned little of a script that its tokenizer spells out: in letters, in bytes, in the
-parts of syllables, or as pieces of which nothing but "unknown" is left. That is seen from the
-tokens of a text, whatever the model is called. What counts are letters; digits, signs and emoji
-are spelled out by models of every language.
+If a tokenizer spells a script out (in letters, in bytes, in parts of syllables, or as unknown
+tokens), the model has learned little of that script. The tokens of a text show this without knowing
+the model. Only letters count: all models spell out digits, signs and emoji.
 
 How well a letter is known, from 0 to 1:
 
 - an ideograph or a Hangul syllable is a unit of meaning: 1 if one token holds it whole, else 0;
-- a letter of an alphabet (kana and abugidas too) counts as much as its token says: 1 if the token
-  is the whole word or holds `SURE_LETTERS` of its letters, 0 if it holds that one letter alone,
-  and in proportion between. Words of a single letter say nothing, and are not counted;
-- a letter of which an unknown piece stands, or that several tokens share, counts 0.
+- a letter of an alphabet (also kana and abugidas) depends on its token: 1 if the token is the whole
+  word or holds `SURE_LETTERS` of its letters, 0 if it holds this letter alone, and in proportion
+  between these. Words of a single letter are not counted;
+- a letter in an unknown token, or one that is divided between several tokens, counts 0.
 """
 
 import json
@@ -26,32 +25,33 @@ from tokenizers import Tokenizer
 from shared.bounds import nfc, plain_letters
 
 SURE_LETTERS: Final = 4
-"""So many letters of a word in one token are a part with a meaning. Words of languages that models
-were trained in have between 3.5 and 5 letters a token."""
+"""A token with this many letters of a word has a meaning. In languages that a model was trained on,
+a token has between 3.5 and 5 letters."""
 WHOLE: Final = frozenset({"HANGUL", "CJK"})
-"""Scripts each of whose letters means something."""
+"""Scripts in which each letter has a meaning."""
 UNKNOWN_BELOW: Final = 0.3
 UNKNOWN_BELOW_OF_WHOLE: Final = 0.5
-"""Where the letters of a script are known by less, the vocabulary was not made for it. BERT's own,
-which is one of English, gives Korean 0.00, Thai 0.00, Arabic 0.00, Russian 0.04, Greek 0.06, kana
-0.00 and Chinese 0.29 (its 350 commonest characters); German 0.66, Finnish 0.58, English 0.97. One
-that was made for a script gives an alphabet 0.5 and more, and ideographs and syllables nearly 1."""
+"""Below this share the vocabulary was not made for the script; the second is for `WHOLE` scripts.
+BERT's English vocabulary has 0.00 for Korean, Thai, Arabic and kana, 0.04 for Russian, 0.06 for
+Greek, 0.29 for Chinese (the 350 commonest characters); 0.58 for Finnish, 0.66 for German, 0.97 for
+English. A vocabulary that was made for a script has at least 0.5 for an alphabet, and nearly 1 for
+ideographs and syllables."""
 LEAST_LETTERS: Final = 5
 LEAST_SHARE: Final = 0.2
-"""A text is written in scripts that its letters are so many of, and such a part of all."""
+"""Scripts that have fewer letters in a text, or a smaller share of its letters, are ignored."""
 _NAMES: Final = {"CJK": "Chinese characters", "HANGUL": "Hangul"}
 
 
 @dataclass(kw_only=True)
 class Knowledge:
-    """Of the letters of a script: how many there are, and the sum of how well each is known."""
+    """How many letters of a script a text has, and the sum of how well each is known."""
 
     letters: int = 0
     known: float = 0.0
 
     @property
     def share(self) -> float:
-        """From 0 (spelled out, unknown) to 1; 1 where there are no letters."""
+        """From 0 (spelled out or unknown) to 1; 1 if there are no letters."""
         return self.known / self.letters if self.letters else 1.0
 
 
@@ -62,10 +62,10 @@ def is_unknown(script: str, knowledge: Knowledge) -> bool:
 
 
 def unknown_scripts(tokenizer: Tokenizer, text: str) -> list[str]:
-    """The scripts that the vocabulary was not made for and that a good part of the text is written
-    in, the commonest first; their names as `scripts` has them.
+    """The scripts of a good part of the text for which the vocabulary was not made, the commonest
+    first; names as in `scripts`.
 
-    LATIN is never among them: codes, hashes and base64 are spelled out by all models.
+    LATIN is never among them, because all models spell out codes, hashes and base64.
     """
     measured = scripts(tokenizer, [text])
     all_letters = sum(knowledge.letters for knowledge in measured.values())
@@ -90,10 +90,10 @@ def script_coverage(tokenizer: Tokenizer, text: str) -> float:
 
 
 def scripts(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Knowledge]:
-    """Script, by the name that Unicode's characters have -> how well its letters are known.
+    """Script, named as in Unicode's names of characters -> how well its letters are known.
 
-    Takes time linear in the texts: some 4 µs a character, so give long ones in part. The
-    tokenizer must not truncate.
+    Takes about 4 µs for each character, so pass only a part of long texts. The tokenizer must not
+    truncate.
     """
     by_script: dict[str, Knowledge] = {}
     unknown = _unknown_id(tokenizer)
@@ -103,7 +103,7 @@ def scripts(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Knowledge]:
 
 
 def script_name(script: str) -> str:
-    """As users know it."""
+    """The name of a script for users."""
     return _NAMES.get(script, script.title())
 
 
@@ -112,7 +112,7 @@ def _add(
 ) -> None:
     encoding = tokenizer.encode(text, add_special_tokens=False)
     spans = encoding.offsets
-    # Of each character: the token that holds it; -1 for none, -2 for an unknown piece or several.
+    # For each character, its token; -1 for none, -2 if it is unknown or has several tokens.
     holder = [-1] * len(text)
     letters_in = [0] * len(spans)
     for n, ((start, end), id_) in enumerate(zip(spans, encoding.ids, strict=True)):
@@ -140,23 +140,24 @@ def _add(
 
 
 def _words(text: str) -> Iterable[tuple[int, int, str]]:
-    """Start, end and script of each run of letters of one script, with the marks on them."""
+    """Start, end and script of each run of letters of one script, including their marks."""
     first, script = 0, ""
     for at, char in enumerate(text):
-        own = _script(char)
-        if own == "INHERITED" and script:
+        char_script = _script(char)
+        if char_script == "INHERITED" and script:
             continue
-        if own != script:
+        if char_script != script:
             if script:
                 yield first, at, script
-            first, script = at, "" if own == "INHERITED" else own
+            first, script = at, "" if char_script == "INHERITED" else char_script
     if script:
         yield first, len(text), script
 
 
 @lru_cache(maxsize=8192)
 def _script(char: str) -> str:
-    """The first word of the letter's name, such as LATIN; empty for what is no letter."""
+    """The first word of the letter's Unicode name, such as LATIN; INHERITED for marks, and "" for
+    all other characters."""
     if unicodedata.category(char).startswith("M"):
         return "INHERITED"
     if not char.isalpha():
@@ -166,10 +167,10 @@ def _script(char: str) -> str:
 
 @lru_cache(maxsize=4)
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    """The id that stands for what the vocabulary does not have; None where there is no such id."""
+    """The id of the token for unknown text; None if there is no such token."""
     token = getattr(tokenizer.model, "unk_token", None)
     if token is not None:
         return tokenizer.token_to_id(token)
     model = json.loads(tokenizer.to_str())["model"]
-    unknown = model.get("unk_id")  # of Unigram models, which Python does not show
+    unknown = model.get("unk_id")  # Unigram models have it here, and in no attribute
     return unknown if isinstance(unknown, int) else None

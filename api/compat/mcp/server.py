@@ -35,7 +35,7 @@ from starlette.types import Message, Receive, Scope, Send
 from api.compat import calls
 from api.compat.calls import Caller
 from api.compat.dialect import ProblemError
-from api.compat.openai.models import writes
+from api.compat.openai.models import require_model
 from api.deps import Parts
 from api.http import answers
 from api.http.answers import job_view
@@ -371,7 +371,7 @@ async def _ask(call: Call, arguments: AskArguments) -> AskAnswer:
     if arguments.filter is not None:
         values["search"] = {"filter": arguments.filter}
     if arguments.model is not None:
-        await writes(call.parts, arguments.model, kinds.RAG.name)
+        await require_model(call.parts, arguments.model, kinds.RAG.name)
     if arguments.max_tokens is not None:
         values["parameters"] = {"max_tokens": arguments.max_tokens}
     outcome = await _result(call, kinds.RAG, values)

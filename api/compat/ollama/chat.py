@@ -107,7 +107,7 @@ class OllamaFunction(WireShape):
     parameters: JsonSchema = {"type": "object", "properties": {}}
     strict: Any = None
 
-    def ours(self) -> dict[str, Any]:
+    def to_input(self) -> dict[str, Any]:
         """In the shape of a declared tool of `chat`."""
         return {"type": "function", "function": self.model_dump(exclude={"strict"})}
 
@@ -293,7 +293,7 @@ def chat_work(parts: Parts, model: Model, request: OllamaChat) -> Work:
     values: dict[str, Any] = {
         "model": model.reference,
         "messages": messages,
-        "tools": [tool.function.ours() for tool in request.tools],
+        "tools": [tool.function.to_input() for tool in request.tools],
         "parameters": request.parameters(parts, model),
         "response_format": request.response_format(),
         "history": "trim" if request.truncate else "whole",

@@ -1,4 +1,4 @@
-"""Transcriptions: jobs of the kind `hf`, and their texts in each form that the wire has."""
+"""Transcriptions of OpenAI's API: jobs of the kind `hf`, and the formats of their answers."""
 
 import re
 import struct
@@ -37,11 +37,11 @@ UNSUPPORTED = {
     "known_speaker_names": "speakers are not told apart here",
     "known_speaker_references": "speakers are not told apart here",
 }
-"""Fields of the description, and what to do instead."""
+"""Fields that are not supported -> what to do instead."""
 
 
 class TranscriptionForm(WireShape):
-    """The fields beside the file."""
+    """The fields of the form, without the file."""
 
     model: ModelName
     language: Line | None = None
@@ -57,14 +57,14 @@ class TranscriptionForm(WireShape):
 
     @property
     def timestamps(self) -> bool | str:
-        """As the task has them."""
+        """The task's parameter `return_timestamps`."""
         if self.wants_words:
             return "word"
         return self.response_format in ("verbose_json", "srt", "vtt")
 
 
 def form_of(form: FormData) -> tuple[TranscriptionForm, UploadFile]:
-    """Raises ProblemError, which names the field."""
+    """The fields and the file of a form. Raises ProblemError, which names the field."""
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise _wrong("file", "is required: the recording, as a file of the form")
@@ -99,7 +99,7 @@ def _wrong(param: str, what: str) -> ProblemError:
     return ProblemError(Problem(status=422, detail=detail, fields={"param": param}))
 
 
-# Pieces of a transcript: words as the model times them, and segments made of them.
+# Timed pieces of a transcript: what the model gives, and segments
 
 PAUSE_S = 0.6
 SEGMENT_S = 7.0
@@ -109,40 +109,43 @@ SENTENCE_END = re.compile(r"[.!?…。！？]$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class TimedText:
+    """A word or a segment; `start` and `end` in seconds."""
+
     text: str
     start: float
     end: float
 
 
-def pieces_of(result: Mapping[str, Any]) -> list[Piece]:
-    """The timed pieces of a result. Where an end is open, the piece ends where it begins."""
+def pieces_of(result: Mapping[str, Any]) -> list[TimedText]:
+    """The timed pieces of a result. A piece without an end gets its start as its end."""
     pieces = []
     for chunk in result.get("chunks", ()):
         start, end = chunk["timestamp"]
         start = 0.0 if start is None else float(start)
         pieces.append(
-            Piece(text=chunk["text"], start=start, end=start if end is None else float(end))
+            TimedText(text=chunk["text"], start=start, end=start if end is None else float(end))
         )
     return pieces
 
 
-def segments_of(pieces: Sequence[Piece]) -> list[Piece]:
-    """Segments as models give them; words are put together, up to a pause or the end of a
-    sentence."""
-    segments: list[list[Piece]] = []
+def segments_of(pieces: Sequence[TimedText]) -> list[TimedText]:
+    """Segments: pieces of several words as they are, single words joined up to a pause, the end of
+    a sentence, or the longest segment."""
+    segments: list[list[TimedText]] = []
     for piece in pieces:
-        if segments and _goes_on(segments[-1], piece):
+        if segments and _continues(segments[-1], piece):
             segments[-1].append(piece)
         else:
             segments.append([piece])
     return [
-        Piece(text=_joined(group), start=group[0].start, end=group[-1].end) for group in segments
+        TimedText(text=_joined(group), start=group[0].start, end=group[-1].end)
+        for group in segments
     ]
 
 
-def _goes_on(group: Sequence[Piece], piece: Piece) -> bool:
-    """Whether a word belongs to the segment before it. What has several words is one itself."""
+def _continues(group: Sequence[TimedText], piece: TimedText) -> bool:
+    """Whether a word belongs to the segment before it. A piece of several words is a segment."""
     if any(" " in one.text.strip() for one in (group[-1], piece)):
         return False
     return (
@@ -153,22 +156,23 @@ def _goes_on(group: Sequence[Piece], piece: Piece) -> bool:
     )
 
 
-def _joined(pieces: Sequence[Piece]) -> str:
-    """Words of Whisper have the space before them; those of others have none."""
+def _joined(pieces: Sequence[TimedText]) -> str:
+    """The text of several pieces. Whisper's words begin with a space, those of other models do
+    not."""
     separator = "" if any(piece.text.startswith(" ") for piece in pieces) else " "
     return separator.join(piece.text for piece in pieces).strip()
 
 
-# The forms of an answer.
+# Formats of answers
 
 
-def subtitles(segments: Sequence[Piece], *, is_vtt: bool) -> str:
-    """SubRip, or WebVTT."""
+def subtitles(segments: Sequence[TimedText], *, is_vtt: bool) -> str:
+    """Segments as SubRip or WebVTT."""
     cues = ["WEBVTT\n"] if is_vtt else []
     for number, segment in enumerate(segments, start=1):
         first, last = (_clock(s, "." if is_vtt else ",") for s in (segment.start, segment.end))
         head = "" if is_vtt else f"{number}\n"
-        # A line that is empty, or an arrow, would end or begin a cue.
+        # An empty line would end the cue, and an arrow would begin another one.
         text = re.sub(r"\s*\n\s*", " ", segment.text).replace("-->", "->")
         cues.append(f"{head}{first} --> {last}\n{text}\n")
     return "\n".join(cues) + ("" if is_vtt or not cues else "\n")
@@ -182,9 +186,13 @@ def _clock(seconds: float, point: str) -> str:
 
 
 def verbose(
-    form: TranscriptionForm, result: Mapping[str, Any], pieces: Sequence[Piece], duration_s: float
+    form: TranscriptionForm,
+    result: Mapping[str, Any],
+    pieces: Sequence[TimedText],
+    duration_s: float,
 ) -> dict[str, Any]:
-    """What models here do not measure of a segment (`avg_logprob`, `no_speech_prob`) is 0."""
+    """The format `verbose_json`. `avg_logprob` and `no_speech_prob`, which models here do not
+    measure, are 0."""
     body: dict[str, Any] = {
         "task": "transcribe",
         "language": form.language or "unknown",
@@ -201,7 +209,7 @@ def verbose(
     return body
 
 
-def _segments(segments: Sequence[Piece], temperature: float) -> Iterator[dict[str, Any]]:
+def _segments(segments: Sequence[TimedText], temperature: float) -> Iterator[dict[str, Any]]:
     for number, segment in enumerate(segments):
         data = segment.text.encode()
         yield {
@@ -224,10 +232,10 @@ CHUNKS_LIMIT = 64
 
 
 def wave_seconds(file: IO[bytes]) -> float | None:
-    """How long a recording is; None for other files than WAV. The file is at its start again."""
+    """The length of a recording; None if it is not WAV. The file is rewound."""
     try:
         return _wave_seconds(file)
-    except struct.error:  # it ends too early
+    except struct.error:  # the file is truncated
         return None
     finally:
         file.seek(0)
@@ -253,7 +261,7 @@ router = APIRouter()
 
 
 class Transcription(BaseModel):
-    """As OpenAI's description has it; of `verbose_json` there is more."""
+    """A transcript as OpenAI describes it; `verbose_json` has more fields."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -293,7 +301,7 @@ FORM = {
     openapi_extra=FORM,
 )
 async def create_transcription(http: Request, parts: PartsDep, caller: CallerDep) -> Response:
-    """What is said in a recording."""
+    """Transcribe a recording."""
     parts.followers.check_room()
     content_type = http.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/form-data"):
@@ -330,7 +338,7 @@ def _answer(form: TranscriptionForm, outcome: JobOutcome, duration_s: float | No
 def _submit(
     parts: Parts, caller: Caller, form: TranscriptionForm, file: UploadFile
 ) -> tuple[Submitted, File | None]:
-    """The job, and the upload that was made for it."""
+    """Submit the job. Returns it with its upload: None if the request was repeated."""
 
     def new(upload: File) -> NewJob:
         values = {

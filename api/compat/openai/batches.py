@@ -1,6 +1,6 @@
 """Batches: a file of requests, of which each line is a job (`shared/kinds/batch.py`).
 
-What has no place in the published shape is there beside it: `position`, `eta_s` and `finish_by`.
+Beside the fields of OpenAI's API, a batch has ours: `position`, `eta_s` and `finish_by`.
 """
 
 from datetime import datetime
@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from api.compat.openai.dialect import OPENAI, uuid_of
+from api.compat.openai.files import answer, file_id_of, seconds
 from api.deps import FairKey, IdempotencyKey, PartsDep
 from api.http.body import StrictRoute
 from api.routes.batches import BatchOut, BatchSpec, submit, view, views_of
@@ -20,11 +21,11 @@ from shared.batches import Status
 from shared.bounds import Line
 from shared.jobs import jobs
 from shared.kinds.batch import EndpointName, Window
+from shared.openai.items import FILE_PREFIX
 from shared.openai.wire import id_of
 from shared.vocabulary import WireShape
 
 PREFIX = "batch_"
-FILE_PREFIX = "file-"
 LIMIT = 100
 
 router = APIRouter(route_class=StrictRoute)
@@ -36,8 +37,8 @@ class ExpiresAfter(WireShape):
 
 
 class OpenAINewBatch(WireShape):
-    """`completion_window` is `24h`, or any other time, as `90m` or `3d`; `endpoint` is one of those
-    of lines, or `mixed`. `finish_by`, a moment, is not of OpenAI's API."""
+    """`completion_window` is `24h` or another time such as `90m` or `3d`; `endpoint` is that of the
+    lines, or `mixed`. `finish_by`, a moment, is not part of OpenAI's API."""
 
     input_file_id: Line
     endpoint: EndpointName
@@ -60,7 +61,7 @@ class OpenAILineErrors(BaseModel):
 
 
 class OpenAIRequestCounts(BaseModel):
-    """Lines; what was cancelled or has expired is neither."""
+    """How many lines there are. Cancelled and expired ones are neither completed nor failed."""
 
     total: int
     completed: int
@@ -100,11 +101,6 @@ class OpenAIBatchList(BaseModel):
     first_id: str | None = None
     last_id: str | None = None
     has_more: bool
-
-
-def answer(value: BaseModel) -> Response:
-    """Without what is None: this API has few nulls."""
-    return Response(value.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 @router.post(
@@ -185,61 +181,63 @@ def cancel_openai_batch(parts: PartsDep, batch_id: str) -> Response:
     return answer(batch_of(view(parts, id_)))
 
 
-def batch_of(own: BatchOut) -> OpenAIBatch:
-    """A batch as this API has it."""
-    ended, closed = _seconds(own.finished_at), _seconds(own.closed_at)
+def batch_of(batch: BatchOut) -> OpenAIBatch:
+    """A batch in the shape of OpenAI's API."""
+    ended, closed = _seconds(batch.finished_at), _seconds(batch.closed_at)
     moments = {
         Status.COMPLETED: {"finalizing_at": ended, "completed_at": closed or ended},
         Status.FINALIZING: {"finalizing_at": ended},
         Status.FAILED: {"failed_at": ended},
-        Status.EXPIRED: {"expired_at": _seconds(own.expired_at) or ended},
+        Status.EXPIRED: {"expired_at": _seconds(batch.expired_at) or ended},
         Status.CANCELLING: {"cancelling_at": ended},
         Status.CANCELLED: {"cancelling_at": ended, "cancelled_at": closed or ended},
     }
-    errors = [OpenAILineError(**entry.model_dump()) for entry in own.errors]
-    if own.status == Status.FAILED and not errors and own.error is not None:
+    errors = [OpenAILineError(**entry.model_dump()) for entry in batch.errors]
+    if batch.status == Status.FAILED and not errors and batch.error is not None:
         errors = [
-            OpenAILineError(code=own.error.type, message=own.error.message, param=None, line=None)
+            OpenAILineError(
+                code=batch.error.type, message=batch.error.message, param=None, line=None
+            )
         ]
     return OpenAIBatch(
-        id=id_of(PREFIX, own.id),
-        endpoint=own.endpoint,
+        id=id_of(PREFIX, batch.id),
+        endpoint=batch.endpoint,
         errors=OpenAILineErrors(data=errors) if errors else None,
-        input_file_id=id_of(FILE_PREFIX, own.file_id),
-        completion_window=own.completion_window or "24h",
-        status=own.status,
-        output_file_id=_file(own.output_file_id),
-        error_file_id=_file(own.error_file_id),
-        created_at=int(own.created_at.timestamp()),
-        in_progress_at=_seconds(own.validated_at),
-        expires_at=_seconds(own.finish_by),
+        input_file_id=file_id_of(batch.file_id),
+        completion_window=batch.completion_window or "24h",
+        status=batch.status,
+        output_file_id=_file(batch.output_file_id),
+        error_file_id=_file(batch.error_file_id),
+        created_at=seconds(batch.created_at),
+        in_progress_at=_seconds(batch.validated_at),
+        expires_at=_seconds(batch.finish_by),
         request_counts=OpenAIRequestCounts(
-            total=own.lines.total, completed=own.lines.succeeded, failed=own.lines.failed
+            total=batch.lines.total, completed=batch.lines.succeeded, failed=batch.lines.failed
         ),
-        usage=_usage(own),
-        metadata=own.metadata,
-        position=own.position,
-        eta_s=own.eta_s,
-        finish_by=own.finish_by,
-        **moments.get(own.status, {}),
+        usage=_usage(batch),
+        metadata=batch.metadata,
+        position=batch.position,
+        eta_s=batch.eta_s,
+        finish_by=batch.finish_by,
+        **moments.get(batch.status, {}),
     )
 
 
 def _seconds(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp())
+    return None if moment is None else seconds(moment)
 
 
 def _file(file_id: UUID | None) -> str | None:
-    return None if file_id is None else id_of(FILE_PREFIX, file_id)
+    return None if file_id is None else file_id_of(file_id)
 
 
-def _usage(own: BatchOut) -> dict[str, Any] | None:
-    if not own.prompt_tokens:
+def _usage(batch: BatchOut) -> dict[str, Any] | None:
+    if not batch.prompt_tokens:
         return None
     return {
-        "input_tokens": own.prompt_tokens,
+        "input_tokens": batch.prompt_tokens,
         "input_tokens_details": {"cached_tokens": 0},
-        "output_tokens": own.completion_tokens,
+        "output_tokens": batch.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": own.prompt_tokens + own.completion_tokens,
+        "total_tokens": batch.prompt_tokens + batch.completion_tokens,
     }

@@ -16,16 +16,16 @@ from api.compat.openai.dialect import (
     OPENAI,
     answer_json,
     data_frame,
-    ended_of,
+    ended_job_of,
     error_frame,
     keep_alive,
 )
-from api.compat.openai.models import news_for, outcome_for, submit_for, writes
+from api.compat.openai.models import news_for, outcome_for, require_model, submit_for
 from api.deps import Parts, PartsDep
 from api.http.body import StrictRoute
 from api.jobs.texts import TextPiece
 from shared.jobs.submission import Submitted
-from shared.kinds.batch import Request
+from shared.kinds.batch import JobSpec
 from shared.openai import chat, completions
 from shared.openai.chat import ChatRequest, chat_body, chat_job, choices_of
 from shared.openai.completions import (
@@ -36,20 +36,21 @@ from shared.openai.completions import (
 )
 from shared.openai.wire import id_of
 
-# The job as a stream of chunks.
+# A job as a stream of chunks
 
 RequestT = TypeVar("RequestT", bound=ChatRequest | CompletionRequest)
 Entries = Sequence[Mapping[str, Any]]
-"""Log-probabilities of tokens, as jobs have them."""
+"""Log-probabilities of tokens, in the shape that results of jobs have."""
 
 
 class ChunkWriter(ABC, Generic[RequestT]):
-    """Writes the chunks of a stream: text as it comes, all else when the job has ended."""
+    """Writes the chunks of a stream: text while the job runs, everything else at its end."""
 
     prefix: ClassVar[str]
     object_: ClassVar[str]
     usage_is_nullable: ClassVar[bool]
-    """Whether the description lets the usage of a chunk be null; else it is left out."""
+    """Whether chunks have `usage: null`, as OpenAI's description allows; else they have no
+    usage."""
 
     def __init__(self, request: RequestT, made: Submitted, options: Mapping[str, Any]) -> None:
         self._request = request
@@ -60,7 +61,8 @@ class ChunkWriter(ABC, Generic[RequestT]):
             "created": int(made.created_at.timestamp()),
             "model": request.model,
         }
-        self._begun: set[int] = set()
+        self._started: set[int] = set()
+        """The choices of which something was sent."""
         self._logprobs_sent: dict[int, int] = {}
 
     @property
@@ -82,24 +84,25 @@ class ChunkWriter(ABC, Generic[RequestT]):
 
     @abstractmethod
     def _first(self, index: int) -> bytes:
-        """What comes before the text of a choice."""
+        """The chunk before the text of a choice, or b""."""
 
     @abstractmethod
     def _text(self, index: int, text: str, logprobs: Entries) -> bytes:
-        """A piece of the text of a choice."""
+        """A chunk with a piece of the text of a choice."""
 
     @abstractmethod
     def _last(self, outcome: JobOutcome) -> Iterator[bytes]:
-        """What is still to be sent of each choice."""
+        """The remaining chunks of all choices."""
 
     def _begin(self, index: int) -> bytes:
-        if index in self._begun:
+        if index in self._started:
             return b""
-        self._begun.add(index)
+        self._started.add(index)
         return self._first(index)
 
     def _unsent(self, index: int, entries: Entries, before: int = 0) -> Entries:
-        """Log-probabilities in their order: those that come out of it come with the outcome."""
+        """Those log-probabilities that were not sent yet. `before` is how many tokens came before
+        `entries`; entries after a gap are left for the end, where the outcome has all."""
         sent = self._logprobs_sent.get(index, 0)
         if before > sent:
             return ()
@@ -126,7 +129,7 @@ class ChatChunkWriter(ChunkWriter[ChatRequest]):
         return self._delta(index, {"content": text}, logprobs=logprobs)
 
     def _last(self, outcome: JobOutcome) -> Iterator[bytes]:
-        for index, choice in enumerate(choices_of(ended_of(outcome, self._options))):
+        for index, choice in enumerate(choices_of(ended_job_of(outcome, self._options))):
             yield self._begin(index)
             last: dict[str, Any] = {}
             if choice.annotations:
@@ -170,7 +173,7 @@ class TextChunkWriter(ChunkWriter[CompletionRequest]):
         self._offsets: dict[int, int] = {}
 
     def _first(self, index: int) -> bytes:
-        """The prompt, where it is to be echoed."""
+        """The prompt, if the request has `echo`."""
         if not self._request.echo:
             return b""
         return self._text(index, self._request.prompt[index // self._request.n], ())
@@ -192,7 +195,7 @@ class TextChunkWriter(ChunkWriter[CompletionRequest]):
         )
 
     def _last(self, outcome: JobOutcome) -> Iterator[bytes]:
-        body = completion_body(ended_of(outcome, self._options))
+        body = completion_body(ended_job_of(outcome, self._options))
         for index, choice in enumerate(outcome.result["choices"]):
             yield self._begin(index)
             rest = self._unsent(index, choice["logprobs"] or ())
@@ -203,7 +206,7 @@ class TextChunkWriter(ChunkWriter[CompletionRequest]):
 async def frames_of(
     news: AsyncGenerator[calls.News, None], chunks: ChunkWriter[Any]
 ) -> AsyncGenerator[bytes, None]:
-    """Frames of a stream, made of what a job gives as it runs."""
+    """The frames of a stream, from the news of a job."""
     async with aclosing(news):
         async for item in news:
             if isinstance(item, Pause):
@@ -215,13 +218,13 @@ async def frames_of(
                 yield chunks.of_outcome(item)
 
 
-# The routes.
+# Routes
 
 router = APIRouter(route_class=StrictRoute)
 
 STREAM = {
     EVENT_STREAM: {
-        "schema": {"description": "Chunks, where `stream` is true; `data: [DONE]` ends it."}
+        "schema": {"description": "Chunks, if `stream` is true; `data: [DONE]` ends the stream."}
     }
 }
 RESPONSES: dict[int | str, dict[str, Any]] = OPENAI.documented(
@@ -230,7 +233,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = OPENAI.documented(
 
 
 class OpenAICompletion(BaseModel):
-    """As OpenAI's description has it."""
+    """An answer as OpenAI describes it."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -251,14 +254,15 @@ class OpenAICompletion(BaseModel):
 async def create_chat_completion(
     parts: PartsDep, caller: CallerDep, request: ChatRequest
 ) -> Response:
-    """An answer to a conversation; from a collection's passages by a model `rag/<collection>`."""
+    """An answer to a conversation; a model `rag/<collection>` answers from a collection's
+    passages."""
     with calls.naming_fields():
-        work = chat_job(request, parts.settings, str(caller.http.base_url))
-    made = await _submit(parts, caller, work, request.model, metadata=request.metadata)
+        spec = chat_job(request, parts.settings, str(caller.http.base_url))
+    made = await _submit(parts, caller, spec, request.model, metadata=request.metadata)
     if request.stream:
-        return _streamed(parts, caller, made, ChatChunkWriter(request, made, work.options))
+        return _stream(parts, caller, made, ChatChunkWriter(request, made, spec.options))
     outcome = await outcome_for(parts, caller, made, request.model)
-    return answer_json(chat_body(ended_of(outcome, work.options)), outcome.headers)
+    return answer_json(chat_body(ended_job_of(outcome, spec.options)), outcome.headers)
 
 
 @router.post(
@@ -270,38 +274,38 @@ async def create_chat_completion(
 async def create_completion(
     parts: PartsDep, caller: CallerDep, request: CompletionRequest
 ) -> Response:
-    """How texts go on, as a model writes them without a chat template."""
+    """The continuation of texts, which a model require_model without a chat template."""
     with calls.naming_fields():
-        work = completion_job(request, parts.settings)
-    made = await _submit(parts, caller, work, request.model)
+        spec = completion_job(request, parts.settings)
+    made = await _submit(parts, caller, spec, request.model)
     if request.stream:
-        return _streamed(parts, caller, made, TextChunkWriter(request, made, work.options))
-    outcome = await outcome_for(parts, caller, made, request.model, work.kind.name)
-    return answer_json(completion_body(ended_of(outcome, work.options)), outcome.headers)
+        return _stream(parts, caller, made, TextChunkWriter(request, made, spec.options))
+    outcome = await outcome_for(parts, caller, made, request.model, spec.kind.name)
+    return answer_json(completion_body(ended_job_of(outcome, spec.options)), outcome.headers)
 
 
 async def _submit(
     parts: Parts,
     caller: Caller,
-    work: Request,
+    spec: JobSpec,
     model: str,
     *,
     metadata: Mapping[str, Any] | None = None,
 ) -> Submitted:
-    """The job of a call that writes text. Raises ProblemError for a model that is not here."""
-    await writes(parts, model, work.kind.name)
+    """Submit the job of a request that generates text. Raises ProblemError for an unknown model."""
+    await require_model(parts, model, spec.kind.name)
     new = calls.new_job(
         parts,
         caller,
-        work.kind,
-        work.input,
-        identity=[work.input.model_dump(mode="json"), dict(work.options)],
+        spec.kind,
+        spec.input,
+        identity=[spec.input.model_dump(mode="json"), dict(spec.options)],
         metadata=metadata,
     )
     return await submit_for(parts, new, model)
 
 
-def _streamed(
+def _stream(
     parts: Parts, caller: Caller, made: Submitted, chunks: ChunkWriter[Any]
 ) -> StreamedAnswer:
     """The answer as a stream, while the job runs."""

@@ -1,7 +1,7 @@
-"""Conversations of this dialect: those of Sluice, under ids of its own.
+"""Conversations of OpenAI's API: those of Sluice, with ids of this API.
 
-An item is a message of a conversation, or a part of one (`api/compat/openai/items.py`). A response
-that names a conversation is a turn of it: a job with its `conversation_id`.
+An item is a message of a conversation, or a part of one (`shared/openai/items.py`). A response that
+names a conversation is a turn of it: a job with its `conversation_id`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,16 +25,16 @@ from shared.openai.wire import id_of
 from shared.tables import Conversation, ConversationMessage
 from shared.vocabulary import WireShape
 
-ITEMS_LIMIT = 20
-"""Of one request."""
+NEW_ITEMS_LIMIT = 20
+"""How many items one request may add."""
 
-Items = Annotated[list[InputItem], Field(fail_fast=True, max_length=ITEMS_LIMIT)]
+NewItemList = Annotated[list[InputItem], Field(fail_fast=True, max_length=NEW_ITEMS_LIMIT)]
 
 
 class ConversationRequest(WireShape):
     """A conversation to be started."""
 
-    items: Items = []
+    items: NewItemList = []
     metadata: WireMetadata = {}
 
 
@@ -43,11 +43,11 @@ class ConversationChange(WireShape):
 
 
 class NewItems(WireShape):
-    items: Annotated[Items, Field(min_length=1)]
+    items: Annotated[NewItemList, Field(min_length=1)]
 
 
 def conversation_of(session: Session, id_: str, fair_key: str) -> Conversation:
-    """Raises NotFound, also where it is another key's."""
+    """The conversation with this id. Raises NotFound, also if it belongs to another key."""
     uuid = uuid_of(CONVERSATION_PREFIX, id_, "conversation")
     try:
         return conversations.get(session, uuid, fair_key)
@@ -76,7 +76,7 @@ def _messages(items: Sequence[InputItem]) -> list[dict[str, Any]]:
 def _items(
     conversation_id: UUID, rows: Sequence[ConversationMessage]
 ) -> Iterator[tuple[ConversationMessage, dict[str, Any]]]:
-    """Each item with the message that it is, or is a part of."""
+    """Each item, with its message."""
     writer, searches = ItemWriter(owner=conversation_id), set[str]()
     for row in rows:
         for item in writer.message_items(f"o{row.ordinal}", row.message, searches):
@@ -92,7 +92,7 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = OPENAI.documented(400, 401, 404)
 def create_openai_conversation(
     parts: PartsDep, fair_key: FairKey, request: ConversationRequest | None = None
 ) -> Response:
-    """Start a conversation, with items in it or without."""
+    """Start a conversation, with or without items."""
     request = request or ConversationRequest()
     with parts.ledger.begin() as session:
         id_ = conversations.make(
@@ -115,7 +115,7 @@ def get_openai_conversation(parts: PartsDep, fair_key: FairKey, conversation_id:
 def change_openai_conversation(
     parts: PartsDep, fair_key: FairKey, conversation_id: str, request: ConversationChange
 ) -> Response:
-    """Give a conversation other metadata."""
+    """Replace the metadata of a conversation."""
     with parts.ledger.begin() as session:
         conversation = conversation_of(session, conversation_id, fair_key)
         conversation.meta = dict(request.metadata)
@@ -144,7 +144,7 @@ def create_openai_conversation_items(
     request: NewItems,
     include: Included,  # noqa: ARG001  (there is nothing more to show)
 ) -> Response:
-    """Add items behind those of a conversation."""
+    """Add items at the end of a conversation."""
     with parts.ledger.begin() as session:
         uuid = conversation_of(session, conversation_id, fair_key).id
         rows = conversations.add(session, uuid, _messages(request.items))
@@ -162,7 +162,7 @@ def list_openai_conversation_items(
     order: ListOrder = "desc",
     after: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Response:
-    """The items of a conversation; those of a response when it has ended."""
+    """The items of a conversation. Those of a response are added at its end."""
     with parts.ledger.read() as session:
         uuid = conversation_of(session, conversation_id, fair_key).id
         rows = conversations.messages(session, uuid)
@@ -173,7 +173,7 @@ def list_openai_conversation_items(
 def _find(
     session: Session, conversation_id: UUID, item_id: str
 ) -> tuple[ConversationMessage, Mapping[str, Any]]:
-    """Raises NotFound."""
+    """An item by its id, with its message. Raises NotFound."""
     for row, item in _items(conversation_id, conversations.messages(session, conversation_id)):
         if item["id"] == item_id:
             return row, item
@@ -199,7 +199,7 @@ def get_openai_conversation_item(
 def delete_openai_conversation_item(
     parts: PartsDep, fair_key: FairKey, conversation_id: str, item_id: str
 ) -> Response:
-    """Remove an item from a conversation; a search with what it has found."""
+    """Remove an item from a conversation; a search is removed together with its results."""
     with parts.ledger.begin() as session:
         conversation = conversation_of(session, conversation_id, fair_key)
         row, item = _find(session, conversation.id, item_id)
@@ -211,7 +211,7 @@ def delete_openai_conversation_item(
 
 
 def _without(message: Mapping[str, Any], item: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The message less the item; None where nothing is left of it."""
+    """The message without the item; None if nothing is left of it."""
     left = dict(message)
     if item["type"] in ("function_call", "file_search_call"):
         left["tool_calls"] = [

@@ -1,7 +1,7 @@
-"""The API of OpenAI: its record, its errors, its ids, and the frames of its streams.
+"""The dialect of OpenAI: its record, errors, ids, and the frames of streams.
 
-After the published description, version 2.3.0 (github.com/openai/openai-openapi). Modules beside
-this one have the routes.
+Follows the published description, version 2.3.0 (github.com/openai/openai-openapi). The routes are
+in the other modules of this folder.
 """
 
 import json
@@ -25,7 +25,7 @@ from shared.errors import (
     Unauthorized,
     WindowExceeded,
 )
-from shared.kinds.batch import Ended
+from shared.kinds.batch import EndedJob
 
 PREFIX = "/openai/v1"
 
@@ -38,7 +38,7 @@ CODES = {
     Unauthorized.code: "invalid_api_key",
     WindowExceeded.code: "context_length_exceeded",
 }
-"""What OpenAI's own clients know by a code."""
+"""Our codes of errors -> codes that OpenAI's clients know."""
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -48,11 +48,11 @@ def type_of(status: int) -> str:
 
 
 def error_of(problem: Problem) -> dict[str, Any]:
-    """An error as it stands in answers, in streams, and in jobs that are shown.
+    """The error object for answers, streams and failed jobs.
 
-    `problem.fields` may name `param` and `code`.
+    `problem.fields` may have `param` and `code`.
     """
-    problem = remedied(problem)
+    problem = with_param(problem)
     param = problem.fields.get("param") or next(
         (entry["field"] for entry in problem.errors if entry.get("field") != "body"), None
     )
@@ -72,7 +72,7 @@ MODULES = (
     "models", "completions", "embeddings", "audio", "rerank", "files", "batches",
     "vector_stores", "responses", "conversations",
 )  # fmt: skip
-"""Those beside this one that have routes."""
+"""The modules of this folder that have routes."""
 
 OPENAI = Dialect(
     name="openai",
@@ -98,7 +98,7 @@ OPENAI = Dialect(
             }
         },
     },
-    # Whatever is wrong with the content of a request.
+    # OpenAI's API answers 400 to everything that is wrong with the content of a request.
     statuses={422: 400},
     descriptions={
         400: "A parameter is wrong or is not supported here; `param` names it",
@@ -111,11 +111,12 @@ OPENAI = Dialect(
 )
 
 
-# Ids are made from ours: a prefix and the 32 hexadecimal digits of a UUID.
+# Ids: a prefix and the 32 hexadecimal digits of our UUID
 
 
 def uuid_of(prefix: str, id_: str, what: str) -> UUID:
-    """The UUID behind an id of that prefix. Raises NotFound, naming `what` is sought."""
+    """The UUID of an id with this prefix. Raises NotFound, whose message calls the object
+    `what`."""
     digits = id_.removeprefix(prefix)
     try:
         if digits == id_ or len(digits) != 32:
@@ -127,19 +128,20 @@ def uuid_of(prefix: str, id_: str, what: str) -> UUID:
         ) from None
 
 
-# What its requests, answers and streams have in common.
+# Requests, answers and streams
 
 FIELD = re.compile(
     r"(?P<place>(?:input\.)?(?:parameters\.)?)"
     r"(?P<param>[a-z_]+(?:\.[a-z_]+|\.\d+|\[\d+\])*)"
     r"(?=:| (?:is|has|must|names|goes|needs|holds|comes|makes) )"
 )
-"""How messages of ours begin that are about a field."""
+"""The beginning of our messages about a field."""
 INDEX = re.compile(r"\[(\d+)\]")
 
 
-def remedied(problem: Problem) -> Problem:
-    """With the name of the parameter as this API has it: our inputs have it in another place."""
+def with_param(problem: Problem) -> Problem:
+    """Add the name of the wrong parameter, taken from the message. In our inputs parameters are
+    nested (`input.parameters.x`), here they are not."""
     has_field = any(entry["field"] != "body" for entry in problem.errors)
     detail = problem.detail.removeprefix("body: ")
     match = FIELD.match(detail)
@@ -153,7 +155,7 @@ def remedied(problem: Problem) -> Problem:
 
 
 def answer_json(body: Any, headers: Mapping[str, str]) -> Response:
-    """An answer, serialized once and validated nowhere: its writer is its test."""
+    """An answer that is serialized without being validated, which saves time."""
     data = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     return Response(
         data.encode("utf-8", "backslashreplace"),
@@ -162,10 +164,10 @@ def answer_json(body: Any, headers: Mapping[str, str]) -> Response:
     )
 
 
-def ended_of(outcome: JobOutcome, options: Mapping[str, Any]) -> Ended:
-    """The outcome of a call's job, for what writes the answer; `options` are those of its `Request`
-    (`shared/kinds/batch.py`)."""
-    return Ended(
+def ended_job_of(outcome: JobOutcome, options: Mapping[str, Any]) -> EndedJob:
+    """The outcome of a job as endpoints take it (`shared/kinds/batch.py`). `options` are those of
+    its `JobSpec`."""
+    return EndedJob(
         id=outcome.id,
         input=outcome.input,
         result=outcome.result,
@@ -179,17 +181,18 @@ DONE_FRAME = b"data: [DONE]\n\n"
 
 
 def data_frame(body: Any) -> bytes:
-    """A chunk of a stream."""
+    """The frame of a chunk."""
     return b"data: " + json_line(body).encode("utf-8", "backslashreplace") + b"\n\n"
 
 
 def error_frame(problem: Problem) -> bytes:
-    """An error in a stream; it is its end."""
+    """The frame of an error, which ends a stream."""
     return data_frame(_body(problem))
 
 
 def keep_alive(pause: Pause) -> bytes:
-    """A comment, which all clients pass over: the stream lives, and where its job is."""
+    """A comment, which clients ignore: it keeps the connection open and tells the queue
+    position."""
     if pause.position is None:
         return b": still here\n\n"
     eta = "" if pause.eta_s is None else f", about {pause.eta_s:.0f} s"

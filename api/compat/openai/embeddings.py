@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.compat import calls
 from api.compat.calls import CallerDep
-from api.compat.openai.dialect import OPENAI, answer_json, ended_of
+from api.compat.openai.dialect import OPENAI, answer_json, ended_job_of
 from api.compat.openai.models import outcome_for
 from api.deps import PartsDep
 from api.http.body import StrictRoute
@@ -24,7 +24,7 @@ class OpenAIEmbedding(BaseModel):
 
 
 class OpenAIEmbeddingList(BaseModel):
-    """As OpenAI's description has it; vectors are texts where base64 is asked for."""
+    """Vectors as OpenAI describes them: lists of numbers, or texts in base64."""
 
     object: str
     data: list[OpenAIEmbedding]
@@ -42,11 +42,11 @@ async def create_embedding(
 ) -> Response:
     """Vectors of texts."""
     with calls.naming_fields():
-        work = embedding_job(request, parts.settings)
-    new = calls.new_job(parts, caller, work.kind, work.input)
+        spec = embedding_job(request, parts.settings)
+    new = calls.new_job(parts, caller, spec.kind, spec.input)
     made = await calls.submit(parts, new, is_waited=True)
-    outcome = await outcome_for(parts, caller, made, request.model, work.kind.name)
-    # Thousands of vectors take a while to be written.
+    outcome = await outcome_for(parts, caller, made, request.model, spec.kind.name)
+    # In a thread, because thousands of vectors take long to serialize.
     return await run_in_threadpool(
-        lambda: answer_json(embedding_body(ended_of(outcome, work.options)), outcome.headers)
+        lambda: answer_json(embedding_body(ended_job_of(outcome, spec.options)), outcome.headers)
     )

@@ -1,4 +1,4 @@
-"""`/files`: uploads, and what batches write, as OpenAI's API has them."""
+"""`/files` of OpenAI's API: uploads, and the answer files of batches."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -27,22 +27,22 @@ from shared.files import Purpose
 from shared.jobs import jobs
 from shared.kinds import registry as kinds
 from shared.kinds.erase import EraseInput
+from shared.openai.items import FILE_PREFIX
 from shared.openai.wire import id_of
 
-FILE_PREFIX = "file-"
 LIMIT_FILES = 10_000
 LEAST_LIFETIME_S, LONGEST_LIFETIME_S = 3600, 2_592_000
 BATCH_LIFETIME = timedelta(days=30)
-"""Of files for batches, unless the request says another one."""
+"""The default for files of the purpose `batch`."""
 SENT = (Purpose.ASSISTANTS, Purpose.BATCH, Purpose.FINE_TUNE, Purpose.VISION, Purpose.USER_DATA)
-"""Purposes of uploads; the others are those of what Sluice writes."""
+"""The purposes of uploads; files that Sluice writes have others."""
 FIELDS = {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"}
 
 router = APIRouter(route_class=StrictRoute)
 
 
 class OpenAIFile(BaseModel):
-    """`expires_at` is there where the file does not stay until it is deleted."""
+    """A file; `expires_at` is missing if it stays until it is deleted."""
 
     id: str
     object: Literal["file"] = "file"
@@ -73,7 +73,7 @@ def file_id_of(id_: UUID) -> str:
 
 
 def file_uuid(file_id: str, param: str = "file_id") -> UUID:
-    """Raises ProblemError, which names the parameter."""
+    """The UUID of a file id. Raises ProblemError, which names the parameter."""
     return wire_uuid(FILE_PREFIX, file_id, "file", param)
 
 
@@ -86,19 +86,19 @@ def wire_uuid(prefix: str, id_: str, what: str, param: str) -> UUID:
 
 
 def invalid(param: str, message: str, status: int = 400) -> ProblemError:
-    """What is wrong with a parameter, and what to do."""
+    """An error about a parameter; clients do not repeat the request."""
     return ProblemError(
         Problem(status=status, detail=message, fields={"param": param}, headers=NO_RETRY)
     )
 
 
 def seconds(moment: datetime) -> int:
-    """As this API has dates: seconds since 1970."""
+    """A time in this API: seconds since 1970."""
     return int(moment.timestamp())
 
 
 def answer(view: BaseModel, headers: dict[str, str] | None = None) -> Response:
-    """Without what is None: this API has few nulls."""
+    """The value without its None fields: this API leaves most of them out."""
     return Response(
         view.model_dump_json(exclude_none=True), media_type="application/json", headers=headers
     )
@@ -193,7 +193,7 @@ def list_openai_files(
     order: Literal["asc", "desc"] = "desc",
     after: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
-    """Files by age, the newest first unless `order` says otherwise."""
+    """Files by age, newest first unless `order` says otherwise."""
     if purpose is not None and purpose not in set(Purpose):
         raise invalid("purpose", f"{shown(purpose)} is no purpose; there are {', '.join(Purpose)}.")
     with parts.ledger.read() as session:
@@ -219,7 +219,7 @@ def list_openai_files(
     "/files/{file_id}", response_model=OpenAIFile, responses=OPENAI.documented(401, 404, 503)
 )
 def get_openai_file(parts: PartsDep, file_id: str) -> Response:
-    """What is known of a file, or of a document that was made of no upload."""
+    """A file, or a document that was not made of an uploaded file."""
     file = _find(parts, file_id)
     if isinstance(file, DocumentView):
         return answer(
@@ -246,8 +246,8 @@ def get_openai_file(parts: PartsDep, file_id: str) -> Response:
     },
 )
 def get_openai_file_content(parts: PartsDep, file_id: str) -> Response:
-    """The bytes of a file; of one that a batch still writes, those that are there; of a document
-    that was made of no upload, its text."""
+    """The bytes of a file; if a batch is still writing it, the bytes so far. For a document that
+    was not made of an uploaded file, its text."""
     file = _find(parts, file_id)
     if isinstance(file, DocumentView):
         lines = (f"{text}\n".encode() for text in texts_of(parts, file.id))
@@ -256,12 +256,12 @@ def get_openai_file_content(parts: PartsDep, file_id: str) -> Response:
 
 
 def _find(parts: Parts, file_id: str) -> tables.File | DocumentView:
-    """The upload, or the document: answers cite documents by their own ids."""
+    """The upload or the document with this id: answers cite documents without an upload by their
+    own ids. Raises ProblemError."""
     id_ = file_uuid(file_id)
     with parts.ledger.read() as session:
-        upload_id = attachments.file_of_document(session, id_)
-        for of_upload in (id_, upload_id):
-            file = None if of_upload is None else session.get(tables.File, of_upload)
+        for upload_id in (id_, attachments.file_of_document(session, id_)):
+            file = None if upload_id is None else session.get(tables.File, upload_id)
             if file is not None:
                 return file
         try:
@@ -278,8 +278,8 @@ CONTENT_PAGE_CHUNKS = 500
 
 
 def texts_of(parts: Parts, document_id: UUID) -> Iterator[str]:
-    """The text of a document in the pieces that it was cut into, without what these have in
-    common. Raises Conflict where it is replaced meanwhile."""
+    """The texts of a document's chunks, without their overlaps. Raises Conflict if the document is
+    replaced meanwhile."""
     after: str | None = None
     end = 0
     while True:
@@ -312,7 +312,7 @@ async def delete_openai_file(parts: PartsDep, caller: CallerDep, file_id: str) -
 
 
 def _delete(parts: Parts, id_: UUID, file_id: str) -> list[UUID]:
-    """Forget the file; returns the documents that it has become."""
+    """Delete the file. Returns the ids of the documents that were made of it."""
     with parts.ledger.begin() as session:
         if str(id_) in jobs.files_in_use(session, [id_]):
             raise invalid(
@@ -333,7 +333,7 @@ def _delete(parts: Parts, id_: UUID, file_id: str) -> list[UUID]:
 
 
 async def erase(parts: Parts, caller: calls.Caller, documents: Sequence[UUID]) -> None:
-    """Erase documents, and wait until they are gone. Raises ProblemError where they are not."""
+    """Erase documents, and wait until they are gone. Raises ProblemError if that fails."""
     job_input = EraseInput(document_ids=[str(id_) for id_ in documents])
     new = calls.new_job(parts, caller, kinds.ERASE, job_input)
     made = await calls.submit(parts, new)

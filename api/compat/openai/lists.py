@@ -1,4 +1,4 @@
-"""Lists: which part of them is to be shown, and what its items may include."""
+"""Lists of OpenAI's API: parameters for a part of a list, and pages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ async def _included(
 Included = Annotated[list[Include], Depends(_included)]
 
 
-# Parts of lists that the database cuts.
+# Lists that are read from the database in parts
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListPart:
-    """As many items as `limit` says, behind the item `after` or else before the item `before`."""
+    """At most `limit` items, after the item `after`, or else before the item `before`."""
 
     limit: int
     newest_first: bool
@@ -37,7 +37,7 @@ class ListPart:
     before: str | None
 
     def cut(self, rows: Sequence[RowT]) -> Sequence[RowT]:
-        """Without the row that only says that there are more: one more than `limit` was read."""
+        """Drop the extra row: `limit + 1` rows are read to know whether there are more."""
         is_backwards = self.before is not None and self.after is None
         return rows[-self.limit :] if is_backwards else rows[: self.limit]
 
@@ -54,13 +54,14 @@ async def _list_part(
 ListPartDep = Annotated[ListPart, Depends(_list_part)]
 
 
-# Pages of lists that are whole.
+# Lists that are in memory
 
 
 def page_of(
     items: Sequence[Mapping[str, Any]], *, limit: int, order: ListOrder, after: str | None
 ) -> dict[str, Any]:
-    """`items` are in the order `asc`. Raises InvalidInput for an `after` that is none of them."""
+    """A page of `items`, which are in the order `asc`. Raises InvalidInput if `after` is not the id
+    of one of them."""
     rows = list(items) if order == "asc" else list(reversed(items))
     if after is not None:
         at = next((n for n, item in enumerate(rows) if item["id"] == after), None)

@@ -1,7 +1,7 @@
-"""The models that programs of OpenAI's API can name: ours, and `rag/<collection>`.
+"""The models of OpenAI's API: Sluice's model references, and `rag/<collection>`.
 
-Model references are those of Sluice. A model `rag/<collection>` answers from the passages of a
-collection, by the default model or by the one that follows: `rag/handbook/ollama/llama3.2`.
+A model `rag/<collection>` answers from the passages of a collection, by the default model or by the
+model that follows, as in `rag/handbook/ollama/llama3.2`.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -40,7 +40,7 @@ class OpenAIModel(BaseModel):
     id: str
     object: str = "model"
     created: int
-    """0 where nobody knows."""
+    """0 if it is not known."""
     owned_by: str = "sluice"
 
 
@@ -54,7 +54,7 @@ router = APIRouter(route_class=StrictRoute)
 
 @router.get("/models", response_model=OpenAIModelList, responses=OPENAI.documented(401, 503))
 async def list_openai_models(parts: PartsDep) -> Response:
-    """All models that can be named here, and `rag/<collection>` for each collection."""
+    """All models, and `rag/<collection>` for each collection."""
     return answer(OpenAIModelList(data=await entries(parts)))
 
 
@@ -71,7 +71,7 @@ async def get_openai_model(parts: PartsDep, model: str) -> Response:
 
 
 async def entries(parts: Parts, kind: str | None = None) -> list[OpenAIModel]:
-    """All models, or those that jobs of a kind can name; of `chat`, collections as well."""
+    """All models, or those for jobs of a kind; for `chat` and `rag` including collections."""
     views = [view for view in await offered(parts) if kind is None or kind in view.kinds]
     if kind not in (None, CHAT.name, RAG.name):
         return [_entry(view) for view in views]
@@ -94,25 +94,21 @@ def _collections(parts: Parts) -> Sequence[tuple[str, datetime]]:
 
 
 def unknown_model(model: str, known: Sequence[str], why: str = "") -> Problem:
-    """The error about a model that is not here, with those that are."""
+    """The error for a model that does not exist; it lists those that do."""
     fields: dict[str, Any] = {"code": "model_not_found", "param": "model"}
-    detail = f"{why or f'There is no model {shown(model)} here.'} {named(known)}"
+    more = f", and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
+    names = f"There are: {', '.join(known[:NAMES_SHOWN])}{more} (GET /openai/v1/models)."
+    detail = f"{why or f'There is no model {shown(model)} here.'} {names}"
     return Problem(status=404, detail=detail, fields=fields)
 
 
-def named(known: Sequence[str]) -> str:
-    """The models that there are, for an error."""
-    more = f", and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
-    return f"There are: {', '.join(known[:NAMES_SHOWN])}{more} (GET /openai/v1/models)."
+# The job of a request that names a model, and its outcome. Errors about the model list the models
+# that there are.
 
 
-# From a request that names a model to its job, and from there to its outcome. What goes wrong with
-# the model on the way is an error that names those that there are.
-
-
-async def writes(parts: Parts, model: str, kind: str = CHAT.name) -> None:
-    """Raises ProblemError for a model that cannot write text here: a name that is no reference, or
-    one that would have to be loaded and no worker has."""
+async def require_model(parts: Parts, model: str, kind: str = CHAT.name) -> None:
+    """Raises ProblemError for a model that cannot generate text: its name is no model reference, or
+    it has to be loaded by a worker and no worker has it."""
     rag = rag_of(model)
     reference = model if rag is None else rag.model
     if reference is None:
@@ -135,13 +131,13 @@ def _routes(parts: Parts) -> frozenset[str]:
 async def unknown(
     parts: Parts, model: str, kind: str = CHAT.name, *, why: str = ""
 ) -> ProblemError:
-    """The error about a model that jobs of the kind cannot name here."""
+    """The error for a model that jobs of this kind cannot use; it lists those that they can."""
     known = [entry.id for entry in await entries(parts, kind)]
     return ProblemError(unknown_model(model, known, why))
 
 
 async def submit_for(parts: Parts, new: NewJob, model: str) -> Submitted:
-    """Raises ProblemError where there is no named model of that name, or no such collection."""
+    """Submit the job. Raises ProblemError if the named model or the collection does not exist."""
     try:
         return await calls.submit(parts, new, is_waited=True)
     except NotFound as error:
@@ -151,27 +147,28 @@ async def submit_for(parts: Parts, new: NewJob, model: str) -> Submitted:
 async def outcome_for(
     parts: Parts, caller: Caller, made: Submitted, model: str, kind: str = CHAT.name
 ) -> JobOutcome:
-    """Raises ProblemError for a job that did not succeed, or not in time."""
+    """Wait for the job. Raises ProblemError if it does not succeed, or not in time."""
     try:
         return await calls.outcome(parts, caller, made)
     except ProblemError as error:
-        raise await _explained(parts, error, model, kind) from error
+        raise await _with_models(parts, error, model, kind) from error
 
 
 async def news_for(
     parts: Parts, caller: Caller, made: Submitted, model: str, kind: str = CHAT.name
 ) -> AsyncGenerator[News, None]:
-    """As `calls.follow`."""
+    """As `calls.follow`, with errors that list the models."""
     try:
         async with aclosing(calls.follow(parts, caller, made)) as news:
             async for item in news:
                 yield item
     except ProblemError as error:
-        raise await _explained(parts, error, model, kind) from error
+        raise await _with_models(parts, error, model, kind) from error
 
 
-async def _explained(parts: Parts, error: ProblemError, model: str, kind: str) -> ProblemError:
+async def _with_models(parts: Parts, error: ProblemError, model: str, kind: str) -> ProblemError:
+    """The error; if it is about the model, it lists the models that there are."""
     if error.problem.code not in (ModelNotFound.code, ModelNotServed.code):
         return error
-    explained = await unknown(parts, model, kind, why=error.problem.detail)
-    return ProblemError(replace(explained.problem, headers=error.problem.headers))
+    listing = await unknown(parts, model, kind, why=error.problem.detail)
+    return ProblemError(replace(listing.problem, headers=error.problem.headers))

@@ -1,4 +1,4 @@
-"""Reranking as Cohere and Jina have it: jobs of the kind `hf`."""
+"""Reranking in the shape of Cohere's and Jina's APIs: jobs of the kind `hf`."""
 
 from typing import Annotated, Any
 
@@ -14,29 +14,29 @@ from api.http.body import StrictRoute
 from shared.bounds import ModelName, Text
 from shared.hf.sentences import TEXT_RANKING
 from shared.kinds.hf import HF
-from shared.openai.wire import Taken, Unsupported, id_of
+from shared.openai.wire import NoEffect, Unsupported, id_of
 from shared.vocabulary import WireShape
 
 DOCUMENTS_LIMIT = 10_000
 
 
 def _text_of(document: Any) -> Any:
-    """A document is a text, or an object with one."""
+    """A document may be a text, or an object with a text."""
     if isinstance(document, dict) and "text" in document:
         return document["text"]
     return document
 
 
-Document = Annotated[Text, BeforeValidator(_text_of, json_schema_input_type=str | dict[str, Any])]
+RerankText = Annotated[Text, BeforeValidator(_text_of, json_schema_input_type=str | dict[str, Any])]
 
 
 class RerankRequest(WireShape):
-    """What is no field here is refused."""
+    """Documents to be ranked. Unknown fields are refused."""
 
     model: ModelName | None = None
     query: Text
     documents: Annotated[
-        list[Document], Field(fail_fast=True, min_length=1, max_length=DOCUMENTS_LIMIT)
+        list[RerankText], Field(fail_fast=True, min_length=1, max_length=DOCUMENTS_LIMIT)
     ]
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = False
@@ -52,7 +52,7 @@ class RerankRequest(WireShape):
     truncation: Annotated[
         Any, AfterValidator(Unsupported("documents are read up to the model's window", True))
     ] = None
-    user: Taken = None
+    user: NoEffect = None
 
 
 class RerankedDocument(BaseModel):
@@ -66,7 +66,7 @@ class RerankResult(BaseModel):
 
 
 class Reranking(BaseModel):
-    """Best first."""
+    """The results, best first."""
 
     id: str
     model: str
@@ -82,7 +82,7 @@ router = APIRouter(route_class=StrictRoute)
     responses=OPENAI.documented(400, 401, 404, 409, 413, 429, 500, 503, 504),
 )
 async def rerank_documents(parts: PartsDep, caller: CallerDep, request: RerankRequest) -> Response:
-    """Documents by how well they answer a query, as Cohere's and Jina's API has it."""
+    """Rank documents by how well they answer a query, in the shape of Cohere's and Jina's APIs."""
     values = {
         "task": TEXT_RANKING.name,
         "model": request.model,

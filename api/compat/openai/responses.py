@@ -31,7 +31,7 @@ from api.compat.openai.dialect import (
 )
 from api.compat.openai.files import file_id_of
 from api.compat.openai.lists import Included, ListOrder, page_of
-from api.compat.openai.models import outcome_for, submit_for, writes
+from api.compat.openai.models import outcome_for, require_model, submit_for
 from api.compat.openai.vector_stores import usable_store
 from api.deps import FairKey, Parts, PartsDep
 from api.http.body import StrictRoute
@@ -45,7 +45,7 @@ from shared.documents import attachments
 from shared.errors import Conflict, InvalidInput, NotFound
 from shared.jobs import jobs
 from shared.jobs.submission import Submitted
-from shared.kinds.batch import Request
+from shared.kinds.batch import JobSpec
 from shared.kinds.chat import SEARCH_TOOL, ChatResult, TokenLogprob, ToolSearch
 from shared.kinds.search import Hit
 from shared.openai.file_search import shown_attributes
@@ -64,11 +64,11 @@ from shared.openai.responses import (
     PREFIX,
     ResponseRequest,
     as_wire,
-    ended,
+    finished_response,
     logprobs_of,
+    new_response,
     response_job,
-    snapshot,
-    written,
+    result_items,
 )
 from shared.openai.wire import id_of
 from shared.prompts import reference_of
@@ -76,11 +76,11 @@ from shared.tables import Job, Step
 from shared.vocabulary import ENDED, State
 
 KEY: Final = "openai.response"
-"""Where a job's metadata has the request."""
+"""The key of a job's metadata under which the fields of the request are stored."""
 ITEM: Final[TypeAdapter[InputItem]] = TypeAdapter(InputItem)
 
 
-# What a request names that is stored.
+# Stored objects that a request refers to
 
 
 def wrong(param: str, detail: str, *, code: str | None = None, status: int = 400) -> ProblemError:
@@ -91,7 +91,7 @@ def wrong(param: str, detail: str, *, code: str | None = None, status: int = 400
 
 @dataclass(frozen=True, kw_only=True)
 class StoredLookup:
-    """What the key has stored. Raises ProblemError."""
+    """A `Lookup` for the objects of one API key. Its methods raise ProblemError."""
 
     parts: Parts
     session: Session
@@ -146,27 +146,28 @@ class StoredLookup:
             raise wrong("conversation", error.message, status=404) from error
 
 
-# How a response is written.
+# Jobs as responses
 
 
-def _begun(job: Job) -> dict[str, Any]:
-    return snapshot(job.id, job.created_at.timestamp(), _echo(job))
+def _new_response(job: Job) -> dict[str, Any]:
+    return new_response(job.id, job.created_at.timestamp(), _echo(job))
 
 
 def _echo(job: Job) -> Mapping[str, Any]:
     return as_object(as_object(job.meta).get(KEY))
 
 
-def _failed(begun: Mapping[str, Any], job: Job) -> dict[str, Any]:
+def _failed_response(new: Mapping[str, Any], job: Job) -> dict[str, Any]:
     if job.state == State.CANCELLED:
-        return {**begun, "status": "cancelled"}
+        return {**new, "status": "cancelled"}
     problem = problem_of_job(job.error or {})
     code = "invalid_prompt" if problem.status < 500 else "server_error"
-    return {**begun, "status": "failed", "error": {"code": code, "message": problem.detail}}
+    return {**new, "status": "failed", "error": {"code": code, "message": problem.detail}}
 
 
 def cited_files(parts: Parts, hits: Iterable[Hit]) -> dict[str, CitedFile]:
-    """The files that hits are of, by document; less what was erased since. Blocks."""
+    """Id of a document -> its file, for the documents of hits that were not erased since.
+    Blocks."""
     ids = list({UUID(hit.document_id) for hit in hits})
     if not ids:
         return {}
@@ -180,13 +181,13 @@ def cited_files(parts: Parts, hits: Iterable[Hit]) -> dict[str, CitedFile]:
     }
 
 
-def _written(
+def _result_items(
     parts: Parts, job_id: UUID, values: Mapping[str, Any], *, with_results: bool
 ) -> tuple[ChatResult, list[dict[str, Any]]]:
-    """The result of a job, and the items that it is. Blocks."""
+    """The result of a job, and its output items. Blocks."""
     passages = Passages()
     passages.files = _files(parts, read_result(values, passages), passages)
-    return written(job_id, values, passages, with_results=with_results)
+    return result_items(job_id, values, passages, with_results=with_results)
 
 
 def _files(parts: Parts, result: ChatResult, passages: Passages) -> dict[str, CitedFile]:
@@ -201,35 +202,36 @@ def body_of(
     parts: Parts, outcome: JobOutcome, echo: Mapping[str, Any], *, with_results: bool
 ) -> dict[str, Any]:
     """The response of a job that has succeeded. Blocks."""
-    result, output = _written(parts, outcome.id, outcome.result, with_results=with_results)
-    begun = snapshot(outcome.id, outcome.created_at.timestamp(), echo)
+    result, output = _result_items(parts, outcome.id, outcome.result, with_results=with_results)
+    new = new_response(outcome.id, outcome.created_at.timestamp(), echo)
     job = _job_now(parts, outcome.id)
     finished_s = outcome.created_at.timestamp() if job is None else _finished_s(job)
-    return {**ended(begun, result, finished_s), "output": output}
+    return {**finished_response(new, result, finished_s), "output": output}
 
 
 def response_of(parts: Parts, job: Job, *, with_results: bool) -> dict[str, Any]:
-    """The response as it is now. Blocks."""
-    begun = _begun(job)
+    """The response of a job in any state. Blocks."""
+    new = _new_response(job)
     if job.state == State.SUCCEEDED:
         values = calls.outcome_of(parts, job, {}).result
-        result, output = _written(parts, job.id, values, with_results=with_results)
-        return {**ended(begun, result, _finished_s(job)), "output": output}
+        result, output = _result_items(parts, job.id, values, with_results=with_results)
+        return {**finished_response(new, result, _finished_s(job)), "output": output}
     if job.state in ENDED:
-        return _failed(begun, job)
-    is_waiting = job.state == State.QUEUED and begun.get("background")
-    return {**begun, "status": "queued" if is_waiting else "in_progress"}
+        return _failed_response(new, job)
+    is_waiting = job.state == State.QUEUED and new.get("background")
+    return {**new, "status": "queued" if is_waiting else "in_progress"}
 
 
 def _finished_s(job: Job) -> float:
     return (job.finished_at or job.created_at).timestamp()
 
 
-# The stream of a response.
+# Streams
 
 
 def _failed_frame(problem: Problem) -> bytes:
-    """The end of a stream whose response goes on. It has no number of its own in the order."""
+    """The last frame of a stream that fails while the response goes on. It is no event of the
+    response and so has no number."""
     error = error_of(problem)
     event = {
         "type": "error", "code": error["code"], "message": error["message"],
@@ -242,23 +244,24 @@ async def _frames(
     parts: Parts,
     caller: Caller,
     made: Submitted,
-    begun: Mapping[str, Any],
+    new: Mapping[str, Any],
     *,
     with_results: bool,
     starting_after: int = -1,
     keeps_on: bool,
 ) -> AsyncGenerator[bytes, None]:
+    """The frames of a response's events. `new` is the response without output."""
     events = ResponseEvents(
         writer=ItemWriter(owner=made.id, with_results=with_results),
-        is_queued=bool(begun.get("background")),
+        is_queued=bool(new.get("background")),
         starting_after=starting_after,
     )
-    for event in events.begin(begun):
+    for event in events.begin(new):
         yield frame(event)
     try:
         async with aclosing(calls.follow(parts, caller, made, keeps_on=keeps_on)) as news:
             async for item in news:
-                for event in await _of_news(parts, events, item, begun):
+                for event in await _events_of_news(parts, events, item, new):
                     yield frame(event)
                 if isinstance(item, calls.Pause):
                     yield keep_alive(item)
@@ -266,51 +269,52 @@ async def _frames(
         job = await run_in_threadpool(_job_now, parts, made.id)
         if job is None or job.state not in (State.FAILED, State.CANCELLED):
             raise
-        for event in events.fail(_failed(begun, job)):
+        for event in events.fail(_failed_response(new, job)):
             yield frame(event)
 
 
-async def _of_news(
-    parts: Parts, events: ResponseEvents, item: calls.News, begun: Mapping[str, Any]
+async def _events_of_news(
+    parts: Parts, events: ResponseEvents, item: calls.News, new: Mapping[str, Any]
 ) -> list[ResponseEvent]:
     match item:
         case TextPiece():
-            new: list[ResponseEvent] = []
+            before: list[ResponseEvent] = []
             if item.step_id != events.step_id:
-                new += await _settled(parts, events, item.step_id, begun)
-            scored = as_wire(map(TokenLogprob.model_validate, item.logprobs))
-            text = events.text(item.step_id, item.text, begun, scored, item.logprobs_before)
-            return [*new, *text]
+                before = await _settled_events(parts, events, item.step_id, new)
+            logprobs = as_wire(map(TokenLogprob.model_validate, item.logprobs))
+            text = events.text(item.step_id, item.text, new, logprobs, item.logprobs_before)
+            return [*before, *text]
         case ToolNews(data={"name": name, "step": int(step_id)}) if name == SEARCH_TOOL:
-            return await _settled(parts, events, step_id, begun)
+            return await _settled_events(parts, events, step_id, new)
         case JobOutcome():
-            return await run_in_threadpool(_of_outcome, parts, events, item, begun)
+            return await run_in_threadpool(_last_events, parts, events, item, new)
     return []
 
 
-async def _settled(
-    parts: Parts, events: ResponseEvents, step_id: int, begun: Mapping[str, Any]
+async def _settled_events(
+    parts: Parts, events: ResponseEvents, step_id: int, new: Mapping[str, Any]
 ) -> list[ResponseEvent]:
-    """What was written and called before a step."""
+    """The events of everything before a step."""
 
     def read() -> list[ResponseEvent]:
         payload = _payload(parts, step_id)
         searches = [ToolSearch.model_validate(search) for search in payload.get("searches", ())]
         events.writer.passages.files |= cited_files(parts, _hits(searches))
-        return list(events.settled(payload.get("messages", ()), searches, begun))
+        return list(events.settled(payload.get("messages", ()), searches, new))
 
     return await run_in_threadpool(read)
 
 
-def _of_outcome(
-    parts: Parts, events: ResponseEvents, outcome: JobOutcome, begun: Mapping[str, Any]
+def _last_events(
+    parts: Parts, events: ResponseEvents, outcome: JobOutcome, new: Mapping[str, Any]
 ) -> list[ResponseEvent]:
     passages = events.writer.passages
     result = read_result(outcome.result, passages)
     passages.files |= _files(parts, result, passages)
     job = _job_now(parts, outcome.id)
     finished_s = outcome.created_at.timestamp() if job is None else _finished_s(job)
-    return list(events.end(result, ended(begun, result, finished_s), logprobs_of(result)))
+    response = finished_response(new, result, finished_s)
+    return list(events.end(result, response, logprobs_of(result)))
 
 
 def _payload(parts: Parts, step_id: int) -> Mapping[str, Any]:
@@ -325,22 +329,22 @@ def _job_now(parts: Parts, job_id: UUID) -> Job | None:
     return None
 
 
-def _streamed(
+def _stream(
     parts: Parts,
     caller: Caller,
     made: Submitted,
-    begun: Mapping[str, Any],
+    new: Mapping[str, Any],
     **options: Any,
 ) -> StreamedAnswer:
     return StreamedAnswer(
-        _frames(parts, caller, made, begun, **options),
+        _frames(parts, caller, made, new, **options),
         media_type=EVENT_STREAM,
         failed=_failed_frame,
         headers=calls.headers_of(made),
     )
 
 
-# Routes.
+# Routes
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -348,7 +352,7 @@ DOCUMENTED = OPENAI.documented(400, 401, 404, 429, 500, 503, 504)
 
 
 def _job(session: Session, id_: str, fair_key: str) -> Job:
-    """The job of a stored response. Raises NotFound, also where it is another key's."""
+    """The job of a stored response. Raises NotFound, also if it belongs to another key."""
     job_id = uuid_of(PREFIX, id_, "response")
     job = session.get(Job, job_id)
     if job is None or job.fair_key != fair_key or not _echo(job).get("store"):
@@ -359,43 +363,43 @@ def _job(session: Session, id_: str, fair_key: str) -> Job:
     return job
 
 
-def _stored(parts: Parts, id_: str, fair_key: str) -> Job:
+def _stored_job(parts: Parts, id_: str, fair_key: str) -> Job:
     with parts.ledger.read() as session:
         return _job(session, id_, fair_key)
 
 
 @router.post("/responses", responses=DOCUMENTED)
 async def create_response(parts: PartsDep, caller: CallerDep, request: ResponseRequest) -> Response:
-    """Make a response: its text, calls of functions, searches of vector stores."""
+    """Make a response: text, function calls, and searches of vector stores."""
     model = request.model or parts.settings.generation_model
     if request.model is not None:
-        await writes(parts, request.model)
+        await require_model(parts, request.model)
 
-    def read() -> Request:
+    def read() -> JobSpec:
         with parts.ledger.read() as session:
             lookup = StoredLookup(parts=parts, session=session, fair_key=caller.fair_key)
             lookup.require_prompt(request)
             return response_job(request, parts.settings, lookup)
 
     try:
-        work = await run_in_threadpool(read)
+        spec = await run_in_threadpool(read)
     except ValidationError as error:
         wrong_ = error.errors(include_url=False, include_input=False)[0]
         where = field_of(wrong_) or "input"
         raise InvalidInput(f"{where}: {wrong_['msg'].removeprefix('Value error, ')}") from error
     identity = request.model_dump(mode="json", exclude_unset=True)
-    new = calls.new_job(parts, caller, work.kind, work.input, identity=identity, lane=request.lane)
-    echo = work.options["echo"]
-    # Requests may be larger than what clients keep with their jobs.
-    new = replace(new, metadata={**request.metadata, KEY: echo})
-    made = await submit_for(parts, new, model)
-    begun = snapshot(made.id, made.created_at.timestamp(), echo)
+    job = calls.new_job(parts, caller, spec.kind, spec.input, identity=identity, lane=request.lane)
+    echo = spec.options["echo"]
+    # Not by `new_job`: the request may be larger than the metadata that clients may send.
+    job = replace(job, metadata={**request.metadata, KEY: echo})
+    made = await submit_for(parts, job, model)
+    new = new_response(made.id, made.created_at.timestamp(), echo)
     with_results = request.with_results
     if request.stream:
         keeps_on = request.background or caller.comes_back
-        return _streamed(parts, caller, made, begun, with_results=with_results, keeps_on=keeps_on)
+        return _stream(parts, caller, made, new, with_results=with_results, keeps_on=keeps_on)
     if request.background:
-        return answer_json({**begun, "status": "queued"}, calls.headers_of(made))
+        return answer_json({**new, "status": "queued"}, calls.headers_of(made))
     outcome = await outcome_for(parts, caller, made, model)
     body = await run_in_threadpool(body_of, parts, outcome, echo, with_results=with_results)
     return answer_json(body, outcome.headers)
@@ -411,9 +415,9 @@ async def get_response(
     starting_after: Annotated[int | None, Query(ge=-1, le=2**31)] = None,
     include_obfuscation: bool | None = None,  # noqa: ARG001  (nothing is added to deltas here)
 ) -> Response:
-    """A response as it is now; with `stream`, its events, those behind `starting_after`."""
+    """A response in its present state; with `stream`, its events after `starting_after`."""
     with_results = WITH_RESULTS in include
-    job = await run_in_threadpool(_stored, parts, response_id, caller.fair_key)
+    job = await run_in_threadpool(_stored_job, parts, response_id, caller.fair_key)
     if not stream:
         if starting_after is not None:
             raise wrong("starting_after", "goes with stream: true")
@@ -421,11 +425,11 @@ async def get_response(
         return answer_json(body, {})
     parts.followers.check_room()
     made = Submitted(job.id, False, job.created_at)
-    return _streamed(
+    return _stream(
         parts,
         caller,
         made,
-        _begun(job),
+        _new_response(job),
         with_results=with_results,
         starting_after=-1 if starting_after is None else starting_after,
         keeps_on=True,
@@ -438,7 +442,7 @@ CANCEL_WAIT_S = 5.0
 @router.post("/responses/{response_id}/cancel", responses=DOCUMENTED)
 async def cancel_response(parts: PartsDep, fair_key: FairKey, response_id: str) -> Response:
     """Cancel a response in the background."""
-    job = await run_in_threadpool(_stored, parts, response_id, fair_key)
+    job = await run_in_threadpool(_stored_job, parts, response_id, fair_key)
     if not _echo(job).get("background"):
         raise wrong(
             "response_id",
@@ -446,7 +450,7 @@ async def cancel_response(parts: PartsDep, fair_key: FairKey, response_id: str) 
             "when their client closes the connection",
         )
     await _cancel(parts, job.id)
-    job = await run_in_threadpool(_stored, parts, response_id, fair_key)
+    job = await run_in_threadpool(_stored_job, parts, response_id, fair_key)
     body = await run_in_threadpool(response_of, parts, job, with_results=False)
     if job.state not in ENDED:
         body["status"] = "cancelled"
@@ -454,7 +458,7 @@ async def cancel_response(parts: PartsDep, fair_key: FairKey, response_id: str) 
 
 
 async def _cancel(parts: Parts, job_id: UUID) -> None:
-    """End a job, and wait for its end."""
+    """Cancel a job, and wait for its end."""
     await calls.cancel(parts, job_id)
     with suppress(NotFound):
         await waiting.until_end(parts, job_id, wait_s=CANCEL_WAIT_S)
@@ -462,9 +466,9 @@ async def _cancel(parts: Parts, job_id: UUID) -> None:
 
 @router.delete("/responses/{response_id}", responses=DOCUMENTED)
 async def delete_response(parts: PartsDep, fair_key: FairKey, response_id: str) -> Response:
-    """Erase a response with its job; one that is at work is cancelled. What continues it cannot be
-    continued any more."""
-    job = await run_in_threadpool(_stored, parts, response_id, fair_key)
+    """Erase a response with its job, which is cancelled if it runs. Responses that continue it
+    cannot be continued any more."""
+    job = await run_in_threadpool(_stored_job, parts, response_id, fair_key)
     if job.state not in ENDED:
         await _cancel(parts, job.id)
     await run_in_threadpool(_erase, parts, job.id)
@@ -487,7 +491,7 @@ async def list_response_input_items(
     order: ListOrder = "desc",
     after: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Response:
-    """The items that a response was made from, also those of the responses that it continues."""
+    """The input items of a response, including those of the responses that it continues."""
 
     def read() -> dict[str, Any]:
         with parts.ledger.read() as session:
@@ -508,8 +512,7 @@ def _input_items(parts: Parts, session: Session, job: Job) -> list[dict[str, Any
 
 
 def _all_items(parts: Parts, session: Session, job: Job) -> list[dict[str, Any]]:
-    """Those that a response was made from, and those that it is. Raises ProblemError for one that
-    has not succeeded."""
+    """The input and output items of a response. Raises ProblemError if it has not succeeded."""
     values = calls.outcome_of(parts, job, {}).result
-    _, output = _written(parts, job.id, values, with_results=True)
+    _, output = _result_items(parts, job.id, values, with_results=True)
     return [*_input_items(parts, session, job), *output]

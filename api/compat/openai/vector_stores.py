@@ -1,10 +1,10 @@
 """`/vector_stores`: collections, their documents and searches, as OpenAI's API has them.
 
-A vector store is a collection, whoever made it: `vs_` and the digits of its id. It may be named by
-the name of the collection as well. Its files are uploads that were put into it, by the id of the
-upload, and documents that came in another way, by their own ids
-(`shared/documents/attachments.py`). Putting files into it is one `ingest` job, which is a file
-batch, too.
+Every collection is a vector store. Its id is `vs_` and the digits of the collection's id; the name
+of the collection is accepted as well. Its files are the uploads that were added to it, with the ids
+of the uploads, and documents that were ingested otherwise, with their own ids
+(`shared/documents/attachments.py`). Files are added by an `ingest` job, which is also the file
+batch.
 """
 
 import json
@@ -22,7 +22,6 @@ from pydantic import (
     Field,
     PlainValidator,
     StrictBool,
-    WithJsonSchema,
     model_validator,
 )
 from sqlalchemy import func, select
@@ -65,7 +64,6 @@ from shared.documents import attachments, collections, erasure, ingest_items
 from shared.documents.attachments import AttachedFile, AttachmentState, Counts, NewAttachment
 from shared.documents.ingest_items import Outcome
 from shared.errors import NotFound
-from shared.filters import MetadataFilter
 from shared.jobs import jobs
 from shared.kinds import registry as kinds
 from shared.kinds.chat import ChatInput
@@ -73,13 +71,12 @@ from shared.kinds.erase import EraseInput
 from shared.kinds.ingest import DocumentSource, FileSource, IngestInput, Splitter, SplitterType
 from shared.kinds.search import Hit, SearchInput, SearchOptions
 from shared.openai.file_search import (
-    COMPARISONS,
-    JOINTS,
     LIMIT_KEY_CHARS,
     LIMIT_PAIRS,
     LIMIT_VALUE_CHARS,
     RANKERS,
     SearchRanking,
+    WireFilter,
     score_of,
     shown_attributes,
     translate_filter,
@@ -93,7 +90,7 @@ BATCH_PREFIX = "vsfb_"
 LIMIT_STORE_FILES = 500
 LIMIT_BATCH_FILES = 2000
 POLL_AFTER_MS = {"openai-poll-after-ms": "250"}
-"""When clients that wait for a file are to look again."""
+"""How long clients that wait for a file should pause before they ask again."""
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -156,7 +153,7 @@ class StaticSizes(WireShape):
 
 
 class AutoChunking(WireShape):
-    """Chunks that the collection's model reads to their ends."""
+    """Chunks that fit the window of the collection's embedding model."""
 
     type: Literal["auto"]
 
@@ -173,7 +170,7 @@ FileIds = Annotated[list[FullLine], Field(fail_fast=True, max_length=LIMIT_STORE
 class NewVectorStore(WireShape):
     name: StoreName | None = None
     description: Line | None = None
-    """Taken, and not kept."""
+    """Accepted, and not stored."""
     file_ids: FileIds | None = None
     chunking_strategy: Chunking | None = None
     expires_after: StoreExpiry | None = None
@@ -181,8 +178,8 @@ class NewVectorStore(WireShape):
 
 
 class VectorStoreChange(Shape):
-    """What is null, or left out, stays as it is; but for `expires_after`, of which null means that
-    the vector store does not expire any more."""
+    """Fields that are null or left out stay as they are; but `expires_after: null` means that the
+    vector store does not expire any more."""
 
     name: StoreName | None = None
     expires_after: StoreExpiry | None = None
@@ -227,7 +224,7 @@ class NewFileBatch(WireShape):
 
     @property
     def entries(self) -> list[NewVectorStoreFile]:
-        """Each file with what goes with it."""
+        """The files, with the attributes and the chunking of each."""
         if self.files is not None:
             return list(self.files)
         return [
@@ -241,7 +238,7 @@ class NewFileBatch(WireShape):
 
 
 class AttributeChange(WireShape):
-    """`attributes` null takes all of them away."""
+    """New attributes; null removes all of them."""
 
     attributes: Attributes | None = None
 
@@ -249,37 +246,8 @@ class AttributeChange(WireShape):
     @classmethod
     def _is_there(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and "attributes" not in value:
-            raise ValueError("attributes is required; null takes all of them away")
+            raise ValueError("attributes is required; null removes all of them")
         return value
-
-
-_FILTER_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["type"],
-    "properties": {
-        "type": {"enum": [*COMPARISONS, *JOINTS]},
-        "key": {"type": "string", "minLength": 1},
-        "value": {
-            "anyOf": [
-                {"type": ["string", "number", "boolean"]},
-                {"type": "array", "items": {"type": ["string", "number"]}},
-            ]
-        },
-        "filters": {"type": "array", "items": {"type": "object"}, "minItems": 1},
-    },
-    "additionalProperties": False,
-    "examples": [{"type": "eq", "key": "team", "value": "office"}],
-}
-WireFilter = Annotated[
-    dict[str, Any], PlainValidator(lambda value: _filter(value)), WithJsonSchema(_FILTER_SCHEMA)
-]
-
-
-def _filter(value: Any) -> dict[str, Any]:
-    """A filter of this API as one of ours, read once to see that it can be."""
-    read = translate_filter(value)
-    MetadataFilter.read(read)
-    return read
 
 
 class VectorStoreSearch(WireShape):
@@ -321,7 +289,7 @@ class ExpiryView(BaseModel):
 
 
 class VectorStore(BaseModel):
-    """A collection; `name` is the collection's where it has no other."""
+    """A collection. `name` is the name of the collection unless another one was given."""
 
     id: str
     object: Literal["vector_store"] = "vector_store"
@@ -356,7 +324,8 @@ class LastError(BaseModel):
 
 
 class VectorStoreFile(BaseModel):
-    """`chunking_strategy` is `other` where the sizes were not fixed by the request."""
+    """A file of a vector store. `chunking_strategy` is `other` if the request did not fix the
+    sizes."""
 
     id: str
     object: Literal["vector_store.file"] = "vector_store.file"
@@ -405,7 +374,7 @@ class VectorStoreFileContent(BaseModel):
 
 
 class VectorStoreHit(BaseModel):
-    """A passage that a search has found, and the file that it is of."""
+    """A passage that a search has found, and its file."""
 
     file_id: str
     filename: str
@@ -423,7 +392,7 @@ class VectorStoreHits(BaseModel):
 
 
 def _whole(view: BaseModel, headers: Mapping[str, str] | None = None) -> Response:
-    """With what is None."""
+    """An answer with its null fields."""
     return Response(
         view.model_dump_json(),
         media_type="application/json",
@@ -445,7 +414,7 @@ def batch_id_of(job_id: UUID) -> str:
 def find_store(
     session: Session, vector_store_id: str, param: str = "vector_store_id"
 ) -> Collection:
-    """The collection behind an id, or of that name. Raises ProblemError."""
+    """The collection with this vector store id, or this name. Raises ProblemError."""
     collection = None
     try:
         id_ = uuid_of(STORE_PREFIX, vector_store_id, "vector store")
@@ -470,7 +439,7 @@ def find_store(
 def usable_store(
     session: Session, vector_store_id: str, param: str = "vector_store_id"
 ) -> Collection:
-    """The same, for what counts as a use of it. Raises ProblemError for one that has expired."""
+    """As `find_store`, for requests that count as use. Raises ProblemError if it has expired."""
     collection = find_store(session, vector_store_id, param)
     days = collection.expires_after_days
     if days is not None:
@@ -541,14 +510,15 @@ def create_vector_store(
     ]
     try:
         view = _make_store(parts, caller, request, entries)
-    except _MadeBefore as error:
+    except _AlreadyMade as error:
         with parts.ledger.begin() as session:
             (view,) = _views(session, [find_store(session, error.collection)])
     return answer(view)
 
 
-class _MadeBefore(Exception):
-    """The Idempotency-Key stands for the job that filled this collection; no other is made."""
+class _AlreadyMade(Exception):
+    """The Idempotency-Key was used before, by the request that made this collection. It rolls the
+    transaction back, so that no second collection is made."""
 
     def __init__(self, collection: str) -> None:
         super().__init__(collection)
@@ -571,7 +541,7 @@ def _make_store(
         if entries:
             job = _attach(parts, caller, session, collection, entries, param="file_ids")
             if job.collection != collection.name:
-                raise _MadeBefore(str(job.collection))
+                raise _AlreadyMade(str(job.collection))
         (view,) = _views(session, [collection])
     return view
 
@@ -581,7 +551,7 @@ def list_vector_stores(
     parts: PartsDep,
     part: ListPartDep,
 ) -> Response:
-    """All collections by age, the newest first unless `order` says otherwise."""
+    """All collections by age, newest first unless `order` says otherwise."""
     with parts.ledger.begin() as session:
         rows = collections.store_page(
             session,
@@ -617,7 +587,7 @@ def get_vector_store(parts: PartsDep, vector_store_id: str) -> Response:
 def change_vector_store(
     parts: PartsDep, vector_store_id: str, request: Annotated[VectorStoreChange, Body()]
 ) -> Response:
-    """Change what a vector store is called, its metadata, or when it expires."""
+    """Change the name, the metadata or the expiry of a vector store."""
     with parts.ledger.begin() as session:
         collection = find_store(session, vector_store_id)
         if request.name is not None:
@@ -639,7 +609,7 @@ def change_vector_store(
     "/vector_stores/{vector_store_id}", response_model=VectorStoreDeleted, responses=WITH_JOBS
 )
 async def delete_vector_store(parts: PartsDep, caller: CallerDep, vector_store_id: str) -> Response:
-    """Erase a collection with all its text and vectors. The files that it was made of stay."""
+    """Erase a collection with all its text and vectors. The uploaded files stay."""
 
     def find() -> tuple[UUID, str]:
         with parts.ledger.read() as session:
@@ -670,14 +640,14 @@ def _attach(
     *,
     param: str,
 ) -> Job:
-    """Submit the job that puts files into a collection, and note them. Their queue has admitted it
-    already. Raises ProblemError for a file that is not there."""
-    # Alone, so that of two files of one name at the same time each gets its own.
+    """Submit the job that adds files to a collection, and record the files. The caller has asked
+    the queue for admission. Raises ProblemError if a file does not exist."""
+    # An exclusive lock: two files of one name that are added at the same time need different names.
     collections.hold(session, collection.id, alone=True)
     uploads = _uploads(session, [entry.file_id for entry in entries], param)
     names = attachments.sources_of(session, collection.id, uploads)
     splitters = [_splitter(entry.chunking_strategy) for entry in entries]
-    # What all files have in common is noted once.
+    # A splitter that all files have in common is stored once.
     common = splitters[0] if all(splitter == splitters[0] for splitter in splitters) else None
     job_input = IngestInput(
         collection=collection.name,
@@ -706,7 +676,7 @@ def _attach(
                     file_id=upload.id,
                     source=names[upload.id],
                     attributes=entry.attributes or {},
-                    splitter=_noted(entry.chunking_strategy),
+                    splitter=_strategy(entry.chunking_strategy),
                 )
                 for entry, upload in zip(entries, uploads, strict=True)
             ],
@@ -715,7 +685,7 @@ def _attach(
 
 
 def _uploads(session: Session, file_ids: Sequence[str], param: str) -> list[File]:
-    """In their order. Raises ProblemError."""
+    """The uploads in the order of `file_ids`. Raises ProblemError."""
     if len(set(file_ids)) < len(file_ids):
         raise invalid(param, f"{param} names a file twice; send each once.")
     ids = [file_uuid(file_id, param) for file_id in file_ids]
@@ -742,8 +712,8 @@ def _splitter(chunking: AutoChunking | StaticChunking | None) -> Splitter:
     )
 
 
-def _noted(chunking: AutoChunking | StaticChunking | None) -> dict[str, Any]:
-    """The strategy as answers show it."""
+def _strategy(chunking: AutoChunking | StaticChunking | None) -> dict[str, Any]:
+    """The chunking strategy as answers show it."""
     if isinstance(chunking, StaticChunking):
         return chunking.model_dump(mode="json")
     return {"type": "other"}
@@ -772,7 +742,8 @@ _UNSUPPORTED = re.compile(r"(is|are) not supported|Supported are")
 def _error_code(
     file: AttachedFile, message: str
 ) -> Literal["server_error", "unsupported_file", "invalid_file"]:
-    """What is wrong with a document begins with its name; the rest is no fault of the file."""
+    """The error code for a message of an ingest job. Messages about a document begin with its name;
+    others are not about the file."""
     if _UNSUPPORTED.search(message):
         return "unsupported_file"
     of_file = message.startswith((file.source, file.name, "There is no file"))
@@ -788,7 +759,7 @@ def create_vector_store_file(
     vector_store_id: str,
     request: Annotated[NewVectorStoreFile, Body()],
 ) -> Response:
-    """Put an upload into a vector store: an `ingest` job, which goes on behind the answer."""
+    """Add an uploaded file to a vector store, by an `ingest` job that runs after the answer."""
     with parts.ledger.begin() as session:
         parts.admission.admit(session, Queue.INGEST, caller.fair_key)
         collection = usable_store(session, vector_store_id)
@@ -810,7 +781,7 @@ def list_vector_store_files(
     part: ListPartDep,
     filter: AttachmentState | None = None,
 ) -> Response:
-    """The files of a vector store by age, the newest first unless `order` says otherwise."""
+    """The files of a vector store by age, newest first unless `order` says otherwise."""
     with parts.ledger.begin() as session:
         collection = find_store(session, vector_store_id)
         view = _file_page(session, collection, part, filter)
@@ -845,7 +816,7 @@ def _file_page(
 
 
 def _key(session: Session, collection: Collection, file_id: str | None, param: str) -> UUID | None:
-    """What the list is sorted by, of the file that a cursor names. Raises ProblemError."""
+    """The sort key of the file that a cursor names. Raises ProblemError."""
     if file_id is None:
         return None
     file = attachments.get(session, collection.id, file_uuid(file_id, param))
@@ -873,7 +844,7 @@ def _find_file(session: Session, collection: Collection, file_id: str) -> Attach
     responses=DOCUMENTED,
 )
 def get_vector_store_file(parts: PartsDep, vector_store_id: str, file_id: str) -> Response:
-    """A file of a vector store, and whether it can be found yet."""
+    """A file of a vector store, and whether searches find it yet."""
     with parts.ledger.begin() as session:
         collection = find_store(session, vector_store_id)
         attachments.settle(session, [collection.id])
@@ -893,7 +864,7 @@ async def change_vector_store_file(
     file_id: str,
     request: Annotated[AttributeChange, Body()],
 ) -> Response:
-    """Change the attributes of a file: an `ingest` job, which is waited for."""
+    """Change the attributes of a file. This waits for an `ingest` job."""
     attributes = request.attributes or {}
 
     def find() -> tuple[str, AttachedFile]:
@@ -927,7 +898,7 @@ async def change_vector_store_file(
 async def delete_vector_store_file(
     parts: PartsDep, caller: CallerDep, vector_store_id: str, file_id: str
 ) -> Response:
-    """Take a file out of a vector store: its document is erased, the upload stays."""
+    """Remove a file from a vector store: its document is erased, the upload stays."""
     document_id = await run_in_threadpool(_detach, parts, vector_store_id, file_id)
     if document_id is not None:
         await erase(parts, caller, [document_id])
@@ -935,7 +906,8 @@ async def delete_vector_store_file(
 
 
 def _detach(parts: Parts, vector_store_id: str, file_id: str) -> UUID | None:
-    """Forget that a file is in a vector store, and stop its ingestion; returns its document."""
+    """Delete the record that a file is in a vector store, and stop its ingestion. Returns the id of
+    its document."""
     with parts.ledger.begin() as session:
         collection = find_store(session, vector_store_id)
         attachments.settle(session, [collection.id])
@@ -951,7 +923,7 @@ def _detach(parts: Parts, vector_store_id: str, file_id: str) -> UUID | None:
                         job.id,
                         [file.ordinal],
                         Outcome.FAILED,
-                        "It was taken out of the vector store meanwhile.",
+                        "It was removed from the vector store meanwhile.",
                     )
         attachments.remove(session, file_id=file.id, collection_id=collection.id)
         return attachments.document_of(session, collection.id, file.source)
@@ -963,8 +935,7 @@ def _detach(parts: Parts, vector_store_id: str, file_id: str) -> UUID | None:
     responses=DOCUMENTED,
 )
 def get_vector_store_file_content(parts: PartsDep, vector_store_id: str, file_id: str) -> Response:
-    """The text of a file as it was read, in the pieces that it was cut into, without what they have
-    in common."""
+    """The text of a file in the chunks into which it was split, without their overlaps."""
     with parts.ledger.begin() as session:
         collection = find_store(session, vector_store_id)
         attachments.settle(session, [collection.id])
@@ -979,7 +950,7 @@ def get_vector_store_file_content(parts: PartsDep, vector_store_id: str, file_id
 
 
 def _content(texts: Iterator[str]) -> Iterator[bytes]:
-    """The answer piece by piece: a document may have 100,000 of them."""
+    """The answer chunk by chunk, because a document may have 100,000 chunks."""
     yield b'{"object":"vector_store.file_content.page","data":['
     for number, text in enumerate(texts):
         part = json.dumps({"type": "text", "text": text}, ensure_ascii=False)
@@ -1001,7 +972,7 @@ def create_file_batch(
     vector_store_id: str,
     request: Annotated[NewFileBatch, Body()],
 ) -> Response:
-    """Put several uploads into a vector store with one `ingest` job."""
+    """Add several uploaded files to a vector store by one `ingest` job."""
     param = "file_ids" if request.files is None else "files"
     with parts.ledger.begin() as session:
         parts.admission.admit(session, Queue.INGEST, caller.fair_key)
@@ -1044,7 +1015,7 @@ def _batch_view(session: Session, collection: Collection, job: Job) -> VectorSto
     elif job.state == State.CANCELLED:
         status, counts["cancelled"] = "cancelled", left
     else:
-        counts["failed"] += left  # of a job that failed as a whole
+        counts["failed"] += left  # the job failed as a whole
         if job.state == State.FAILED or (total and counts["failed"] == total):
             status = "failed"
     return VectorStoreFileBatch(
@@ -1075,7 +1046,7 @@ def get_file_batch(parts: PartsDep, vector_store_id: str, batch_id: str) -> Resp
     responses=DOCUMENTED,
 )
 def cancel_file_batch(parts: PartsDep, vector_store_id: str, batch_id: str) -> Response:
-    """Cancel a batch of files: those that are completed stay."""
+    """Cancel a batch of files; completed files stay."""
     with parts.ledger.begin() as session:
         collection = find_store(session, vector_store_id)
         job = _find_batch(session, collection, batch_id)
@@ -1099,7 +1070,7 @@ def list_file_batch_files(
     part: ListPartDep,
     filter: AttachmentState | None = None,
 ) -> Response:
-    """The files of a batch, less those that a later one has put into the vector store again."""
+    """The files of a batch, without those that a later batch has added again."""
     with parts.ledger.begin() as session:
         collection = find_store(session, vector_store_id)
         job = _find_batch(session, collection, batch_id)
@@ -1125,7 +1096,7 @@ async def search_vector_store(
     vector_store_id: str,
     request: Annotated[VectorStoreSearch, Body()],
 ) -> Response:
-    """The passages of a vector store that answer a query: a `search` job, which is waited for."""
+    """The passages of a vector store that answer a query. This waits for a `search` job."""
 
     def find() -> str:
         with parts.ledger.read() as session:
@@ -1134,9 +1105,10 @@ async def search_vector_store(
     name = await run_in_threadpool(find)
     queries = request.queries
     if request.rewrite_query:
-        queries = [await _rewritten(parts, caller, query) for query in queries]
+        queries = [await _rewrite_query(parts, caller, query) for query in queries]
     options = SearchOptions(
-        type=RANKERS[request.ranking_options.ranker], filter=request.filters or None
+        type=RANKERS[request.ranking_options.ranker],
+        filter=None if request.filters is None else translate_filter(request.filters),
     )
     single = len(queries) == 1
     job_input = calls.input_of(
@@ -1157,8 +1129,9 @@ async def search_vector_store(
     return _whole(VectorStoreHits(search_query=queries, data=data), outcome.headers)
 
 
-async def _rewritten(parts: Parts, caller: Caller, query: str) -> str:
-    """The query as the server's model would put it to a search engine."""
+async def _rewrite_query(parts: Parts, caller: Caller, query: str) -> str:
+    """Let the server's model make a search query of a text. Raises ProblemError for
+    `extractive`."""
     model = parts.settings.generation_model
     if model == EXTRACTIVE:
         raise invalid(
@@ -1177,7 +1150,7 @@ async def _rewritten(parts: Parts, caller: Caller, query: str) -> str:
         },
     )
     assert isinstance(job_input, ChatInput)
-    # The key of the call is that of its search.
+    # Without the request's Idempotency-Key, which is for the search job.
     single = Caller(http=caller.http, fair_key=caller.fair_key)
     outcome = await calls.run(parts, single, calls.new_job(parts, single, kinds.CHAT, job_input))
     message = outcome.result.get("message", {}) if isinstance(outcome.result, dict) else {}
@@ -1186,7 +1159,7 @@ async def _rewritten(parts: Parts, caller: Caller, query: str) -> str:
 
 
 def _best(result: Any, request: VectorStoreSearch) -> list[Hit]:
-    """The best hits of all queries, each passage once."""
+    """The best hits of all queries; each passage once, with its best score."""
     lists = [result.get("hits")] if result.get("hits") is not None else [
         entry["hits"] for entry in result.get("results") or ()
     ]  # fmt: skip
@@ -1203,7 +1176,7 @@ def _best(result: Any, request: VectorStoreSearch) -> list[Hit]:
 
 
 def hits_with_files(parts: Parts, hits: Sequence[Hit]) -> list[VectorStoreHit]:
-    """Hits with the files that they are of, less what was erased since."""
+    """The hits with their files, without those that were erased since."""
     ids = list({UUID(hit.document_id) for hit in hits})
     with parts.ledger.read() as session:
         owners = attachments.of_documents(session, ids) if ids else {}
