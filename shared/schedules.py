@@ -102,7 +102,7 @@ def put(session: Transaction, name: str, spec: ScheduleSpec) -> tuple[Schedule, 
         "next_at": next_at,
         "error": None,
     }
-    is_new = session.get(Schedule, name) is None
+    is_new = find(session, name) is None
     if is_new and (session.scalar(select(func.count()).select_from(Schedule)) or 0) >= (
         SCHEDULES_LIMIT
     ):
@@ -117,9 +117,13 @@ def put(session: Transaction, name: str, spec: ScheduleSpec) -> tuple[Schedule, 
     return get(session, name), is_new
 
 
+def find(session: Session, name: str) -> Schedule | None:
+    return session.get(Schedule, name)
+
+
 def get(session: Session, name: str) -> Schedule:
     """Raises NotFound."""
-    schedule = session.get(Schedule, name)
+    schedule = find(session, name)
     if schedule is None:
         raise NotFound(f"There is no schedule {name!r}.")
     return schedule

@@ -6,6 +6,7 @@ the test is skipped with the reason on a desk and fails in CI (variable `CI` set
 """
 
 import asyncio
+import gc
 import inspect
 import os
 import shutil
@@ -36,6 +37,9 @@ _databases = count(1)
 # A shell starts what runs in its background with SIGINT ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Four processes share two cores: threads of theirs that wait for each other only take time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples each time, however slow the machine is; `make fuzz` looks for new ones.
 hypothesis.settings.register_profile(
     "same",
@@ -44,6 +48,13 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("same")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_heap() -> None:
+    """What modules and tests before have made is not looked at by each collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -25,7 +25,7 @@ _ADMIN: Final = frozenset({KeyScope.ADMIN})
 
 RULES: Final[tuple[tuple[str, str, frozenset[KeyScope]], ...]] = (
     # The kind of the job decides.
-    ("*", r"/v1/jobs(/.*)?", _NONE),
+    ("*", r"/v1/(jobs|schedules)(/.*)?", _NONE),
     ("*", r"/mcp/?", _NONE),
     # These read.
     ("POST", r"/v1/prompts/[^/]*/render", _NONE),

@@ -9,6 +9,7 @@ from api.deps import Cursor, FairKey, PageLimit, PartsDep
 from api.http import answers
 from api.http.answers import answer
 from api.http.body import StrictRoute
+from api.http.key_scopes import require_for_kind
 from api.jobs import submission
 from api.openapi import documented
 from api.schemas import NewSchedule, Page, ScheduledRun, ScheduleView
@@ -48,6 +49,8 @@ def put_schedule(parts: PartsDep, fair_key: FairKey, name: Name, spec: NewSchedu
     wished = schedules.ScheduleSpec(cron=spec.cron, timezone=spec.timezone, job=sent)
     with parts.ledger.begin() as session:
         schedules.require(session, new)
+        if (former := schedules.find(session, name)) is not None:
+            require_for_kind(parts.settings, fair_key, former.kind)
         schedule, is_new = schedules.put(session, name, wished)
         view = ScheduleView.of(schedule, with_job=True)
     headers = {"Location": f"/v1/schedules/{name}"}
@@ -74,33 +77,37 @@ def get_schedule(parts: PartsDep, name: Name) -> Response:
 
 
 @router.delete("/{name}", status_code=204, responses=documented({}, 404, 422))
-def delete_schedule(parts: PartsDep, name: Name) -> Response:
+def delete_schedule(parts: PartsDep, fair_key: FairKey, name: Name) -> Response:
     """Submit no more jobs of it. Those that there are stay."""
     with parts.ledger.begin() as session:
+        require_for_kind(parts.settings, fair_key, schedules.get(session, name).kind)
         schedules.remove(session, name)
     return Response(status_code=204)
 
 
 @router.post("/{name}/pause", responses=documented({200: ScheduleView}, 404, 422))
-def pause_schedule(parts: PartsDep, name: Name) -> Response:
+def pause_schedule(parts: PartsDep, fair_key: FairKey, name: Name) -> Response:
     """Submit no jobs of it until it is resumed."""
     with parts.ledger.begin() as session:
+        require_for_kind(parts.settings, fair_key, schedules.get(session, name).kind)
         view = ScheduleView.of(schedules.pause(session, name))
     return answer(view)
 
 
 @router.post("/{name}/resume", responses=documented({200: ScheduleView}, 404, 422))
-def resume_schedule(parts: PartsDep, name: Name) -> Response:
+def resume_schedule(parts: PartsDep, fair_key: FairKey, name: Name) -> Response:
     """Go on from now; what was due while it was paused is not made up for."""
     with parts.ledger.begin() as session:
+        require_for_kind(parts.settings, fair_key, schedules.get(session, name).kind)
         view = ScheduleView.of(schedules.resume(session, name))
     return answer(view)
 
 
 @router.post("/{name}/run", responses=documented({200: ScheduledRun}, 404, 409, 422))
-def run_schedule(parts: PartsDep, name: Name) -> Response:
+def run_schedule(parts: PartsDep, fair_key: FairKey, name: Name) -> Response:
     """Submit its job now; 409 while the last one is open. When the next is due does not change."""
     with parts.ledger.begin() as session:
+        require_for_kind(parts.settings, fair_key, schedules.get(session, name).kind)
         job_id = schedules.fire(session, name, parts.settings, is_due=False)
     assert job_id is not None
     return answer(ScheduledRun(job_id=job_id))

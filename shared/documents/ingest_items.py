@@ -400,11 +400,12 @@ def unread(session: Session, job_id: UUID, *, named: int = 5) -> UnreadDocuments
     """What the load steps noted of the scripts of what they read; None for nothing."""
     rows = session.execute(
         text("""
-            SELECT min(s.result ->> 'model') AS model, i.name, array_agg(script) AS scripts
+            SELECT min(s.result ->> 'model') AS model, i.name, array_agg(named.script) AS scripts
             FROM steps s
-            CROSS JOIN LATERAL jsonb_array_elements(s.result -> 'unread') source
-            CROSS JOIN LATERAL jsonb_array_elements_text(source -> 1) script
-            JOIN ingest_items i ON i.job_id = s.job_id AND i.ordinal = (source ->> 0)::int
+            CROSS JOIN LATERAL jsonb_array_elements(s.result -> 'unread') AS noted (entry)
+            CROSS JOIN LATERAL jsonb_array_elements_text(noted.entry -> 1) AS named (script)
+            JOIN ingest_items i
+                ON i.job_id = s.job_id AND i.ordinal = (noted.entry ->> 0)::int
             WHERE s.job_id = :job_id AND s.name IN ('ingest.load', 'ingest.crawl')
                   AND s.state = 'succeeded'
                   AND jsonb_typeof(s.result) = 'object' AND i.outcome IN ('added', 'replaced')

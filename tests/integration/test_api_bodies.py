@@ -22,7 +22,7 @@ from tests.integration.answers import EMBED, problem
         (EMBED | {"webhook": {"url": "ftp://x"}}, "webhook.url", "http"),
         ({"kind": "embed", "input": {"texts": []}}, "input.texts", "at least 1"),
         ({"kind": "embed", "input": {"texts": [3]}}, "input.texts.0", "valid string"),
-        ({"kind": "search", "input": {"collection": "a b", "query": "q"}}, "input.collection",
+        ({"kind": "search", "input": {"collection": "a/b", "query": "q"}}, "input.collection",
          "letters"),
         ({"kind": "ingest", "input": {"collection": "abc", "sources": [{"type": "text"}]}},
          "input.sources.0.text", "is required"),
@@ -50,7 +50,7 @@ def test_a_wrong_body_is_422_with_the_field_and_the_remedy(
          "SLUICE_OPENAI_BASE_URL"),
         ({"kind": "erase", "input": {"document_ids": ["x"]}}, "ids are UUIDs"),
         ({"kind": "ingest", "input": {"collection": "abc", "sources":
-         [{"type": "text", "text": "a"}] * 10_001}}, "SLUICE_MAX_SOURCES_PER_JOB"),
+         [{"type": "text", "text": "a"}] * 20_001}}, "SLUICE_MAX_SOURCES_PER_JOB"),
     ],
 )  # fmt: skip
 def test_what_this_server_cannot_run_is_422(

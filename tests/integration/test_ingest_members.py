@@ -6,6 +6,7 @@ import tarfile
 import zipfile
 from collections.abc import Mapping
 from email.message import EmailMessage
+from typing import Any
 from uuid import UUID
 
 import py7zr
@@ -35,7 +36,7 @@ def zipped(content: Mapping[str, str | bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def ingest(process: Process, collection: str, name: str, data: bytes, **options: object) -> Job:
+def ingest(process: Process, collection: str, name: str, data: bytes, **options: Any) -> Job:
     source = {"type": "file", "file_id": upload(process, name, data)}
     job_id = order_sources(process, collection, [source], **options)
     drain(process)

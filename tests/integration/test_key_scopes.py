@@ -108,6 +108,29 @@ def test_a_job_is_changed_with_the_scope_that_submits_it(keys: dict[str, httpx.C
     assert keys["loader"].post(f"/v1/jobs/{job_id}/retry").json()["state"] == "queued"
 
 
+def test_a_schedule_is_changed_with_the_scope_that_submits_its_job(
+    keys: dict[str, httpx.Client],
+) -> None:
+    def spec(kind: str, input_: dict[str, Any]) -> dict[str, Any]:
+        return {"cron": "0 3 * * *", "job": {"kind": kind, "input": input_}}
+
+    ingests = spec("ingest", {"collection": "notes", "sources": [TEXT]})
+    embeds = spec("embed", {"texts": ["a"]})
+    path = "/v1/schedules/nightly"
+    for name in ("viewer", "bot"):
+        assert keys[name].put(path, json=ingests).status_code == 403
+    assert keys["loader"].put(path, json=ingests).status_code == 201
+    assert keys["viewer"].get(path).status_code == 200
+    for name in ("viewer", "bot"):
+        assert keys[name].put(path, json=embeds).status_code == 403
+        assert keys[name].delete(path).status_code == 403
+        for action in ("pause", "resume", "run"):
+            assert keys[name].post(f"{path}/{action}").status_code == 403
+    assert keys["loader"].get(path).json()["kind"] == "ingest"
+    assert keys["loader"].post(f"{path}/pause").status_code == 200
+    assert keys["loader"].delete(path).status_code == 204
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "who"),
     [

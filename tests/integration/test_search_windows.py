@@ -129,13 +129,13 @@ def test_without_a_size_every_chunk_is_read_to_its_end(
 ) -> None:
     log = "".join(
         f"2026-11-{n % 28 + 1:02}T09:{n % 60:02}:12Z [pid {n * 7919}] GET /a/{n * 104729:x} 200\n"
-        for n in range(60)
+        for n in range(20)
     )
-    code = base64.b64encode(bytes(n * 37 % 251 for n in range(4000))).decode()
+    code = base64.b64encode(bytes(n * 37 % 251 for n in range(1300))).decode()
     texts = {
-        "ko.md": KOREAN * 3, "en.md": ENGLISH, "log.txt": log, "code.txt": code,
-        "ja.txt": "倉庫は朝八時に開き、夜七時に閉まります。" * 80,
-        "numbers.csv": "a,b\n" + "\n".join(f"{n / 7:.9f},{n / 11:.9f}" for n in range(100)),
+        "ko.md": KOREAN, "en.md": ENGLISH[: len(ENGLISH) // 2], "log.txt": log, "code.txt": code,
+        "ja.txt": "倉庫は朝八時に開き、夜七時に閉まります。" * 27,
+        "numbers.csv": "a,b\n" + "\n".join(f"{n / 7:.9f},{n / 11:.9f}" for n in range(30)),
     }  # fmt: skip
     collection = new_collection(process)
     outcome, job = ingest(process, collection, texts, splitter=splitter)

@@ -12,7 +12,7 @@ from shared.errors import DocumentError
 from shared.kinds.ingest import LoadOptions
 from tests.unit.compound_file import outlook_message
 from tests.unit.loading import read, refusal
-from workers.ingest.formats.containers.container import Member
+from workers.ingest.formats.container import Member
 from workers.ingest.members import members
 
 KOREAN = "회의는 아홉 시에 시작합니다."
@@ -90,7 +90,9 @@ def test_attachments_are_documents_and_shown_images_are_none() -> None:
     message = mail()
     message.set_content("see the files")
     message.add_alternative("<p>see <img src='cid:logo'></p>", subtype="html")
-    message.get_payload()[1].add_related(b"PNG", "image", "png", cid="<logo>")
+    rich = message.get_body(("html",))
+    assert isinstance(rich, EmailMessage)
+    rich.add_related(b"PNG", "image", "png", cid="<logo>")
     message.add_attachment("a,b\n1,2\n".encode("cp949"), "text", "csv", filename="표.csv")
     message.add_attachment("note", filename="../../note.txt")
     message.add_attachment("other note", filename="note.txt")

@@ -17,7 +17,7 @@ import zstandard
 from shared.config import IngestSettings
 from shared.errors import DocumentError
 from shared.kinds.ingest import LoadOptions
-from workers.ingest.formats.containers.container import Member
+from workers.ingest.formats.container import Member
 from workers.ingest.members import members
 
 Content = Mapping[str, bytes]

@@ -13,7 +13,7 @@ from shared.config import IngestSettings
 from shared.errors import DocumentError
 from shared.formats import Format
 from shared.kinds.ingest import LoadOptions
-from workers.ingest.formats.containers.container import Budget, Exceeded, Member, whole_name
+from workers.ingest.formats.container import Budget, Exceeded, Member, whole_name
 from workers.ingest.formats.loader import RawDocument
 from workers.ingest.formats.sniffing import format_of
 from workers.ingest.load import document_errors, loader_of

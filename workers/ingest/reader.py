@@ -24,7 +24,7 @@ from shared.errors import DocumentError, SluiceError
 from shared.kinds.ingest import LoadOptions
 from workers.attempts.process import Process
 from workers.ingest import reader_child
-from workers.ingest.formats.containers.container import Member
+from workers.ingest.formats.container import Member
 from workers.ingest.load import LoadedText
 from workers.ingest.reader_child import LENGTHS, Frame, packed
 

@@ -27,7 +27,7 @@ import orjson
 from shared.config import IngestSettings
 from shared.errors import SluiceError
 from shared.kinds.ingest import LoadOptions
-from workers.ingest.formats.containers.container import Member
+from workers.ingest.formats.container import Member
 from workers.ingest.load import load
 from workers.ingest.members import members
 

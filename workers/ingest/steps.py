@@ -52,7 +52,7 @@ from workers.attempts.process import Process
 from workers.ingest import web
 from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_in_ledger
 from workers.ingest.folders import read_object
-from workers.ingest.formats.containers.container import Member
+from workers.ingest.formats.container import Member
 from workers.ingest.formats.loader import DocumentKey, PassageKey
 from workers.ingest.formats.sniffing import format_of
 from workers.ingest.indexing import NewPostings, merge_soon

@@ -9,7 +9,7 @@ from shared.bounds import Metadata
 from shared.config import IngestSettings
 from shared.errors import DocumentError
 from shared.kinds.ingest import LoadOptions
-from workers.ingest.formats.containers.container import Budget, Member
+from workers.ingest.formats.container import Budget, Member
 
 
 class DocumentKey(StrEnum):

@@ -27,7 +27,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any, Final, Protocol
 
 from shared.errors import DocumentError
-from workers.ingest.formats.containers.container import (
+from workers.ingest.formats.container import (
     Budget,
     Exceeded,
     Member,

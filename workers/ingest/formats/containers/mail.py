@@ -24,7 +24,7 @@ from typing import Any, Final
 from shared.bounds import Metadata, cut
 from shared.errors import DocumentError
 from shared.formats import FORMATS
-from workers.ingest.formats.containers.container import (
+from workers.ingest.formats.container import (
     Budget,
     Member,
     clean_name,
