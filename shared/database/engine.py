@@ -2,13 +2,9 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from psycopg import DataError
 from psycopg.abc import Loader as LoaderType
 from psycopg.adapt import Buffer, Dumper, Loader
@@ -20,6 +16,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from shared.bounds import EARLIEST, LATEST, from_json, storable_text, to_json
 from shared.config import ConnectionSettings
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 PING_AFTER_S = 1.0
 USED_AT = "sluice.used_at"
@@ -128,7 +127,12 @@ def psycopg_url(url: str) -> str:
     return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
-def migration_config(url: str) -> Config:
+# Alembic is imported where it is used, for it takes long, and workers never need it.
+
+
+def migration_config(url: str) -> "Config":
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["url"] = psycopg_url(url)
@@ -137,11 +141,16 @@ def migration_config(url: str) -> Config:
 
 def upgrade(database_url: str) -> None:
     """Bring the database to the newest revision; concurrent calls wait for one another."""
+    from alembic import command
+
     command.upgrade(migration_config(database_url), "head")
 
 
 def is_current(engine: Engine) -> bool:
     """Whether the database is at the newest revision."""
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
     head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
     with engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision() == head
