@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from billiard.exceptions import SoftTimeLimitExceeded
-from sentence_transformers import SentenceTransformer
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -41,6 +40,9 @@ from shared.providers import ADAPTER_MARK
 from workers.models.checkpoints import check_task, modules_of, name_of, tasks_of, weight_files
 from workers.models.devices import cpu_is_fast_in_bfloat16
 from workers.models.locate import locate_generator
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 log = python_logging.getLogger(__name__)
 
@@ -159,9 +161,12 @@ def load_model(auto: Any, folder: Path, options: LoadOptions, *, task: str) -> P
 
 def load_sentence_transformer(
     folder: Path, options: LoadOptions, *, task: str = SENTENCE_SIMILARITY.name
-) -> SentenceTransformer:
+) -> "SentenceTransformer":
     """A model of the library sentence-transformers, in evaluation mode on the device. A bare
     encoder, without `modules.json`, gets mean pooling. Raises Permanent like `load_model`."""
+    # It takes seconds, and workers that generate never need it.
+    from sentence_transformers import SentenceTransformer
+
     check_task(folder, name_of(folder), task)
     _check_modules(folder, options)
     with load_errors("weights", folder):
@@ -236,7 +241,7 @@ def _check_modules(folder: Path, options: LoadOptions) -> None:
             _check_weights(folder / module.path)
 
 
-def _check_encoders(model: SentenceTransformer, folder: Path) -> None:
+def _check_encoders(model: "SentenceTransformer", folder: Path) -> None:
     """sentence-transformers does not tell which tensors were missing, so the names are read again,
     without the tensors."""
     folders = [folder / module.path for module in modules_of(folder)] or [folder]
